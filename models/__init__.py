@@ -1,0 +1,1 @@
+"""The vision-language model families that raylens serves, one file or folder each."""

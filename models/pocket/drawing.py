@@ -1,0 +1,138 @@
+"""Draws scenes: several rasterizers, kinds of noise and encodings, so that a model learns the shapes and not the brush."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from models.pocket.scenes import Scene, Shape
+
+Pixels = NDArray[np.uint8]
+"""A picture as (height, width, 3) RGB."""
+NOISE_LEVELS = 8
+
+
+def draw(scene: Scene, rng: random.Random) -> Pixels:
+    """The scene as RGB pixels of shape (height, width, 3), with a brush and a noise chosen at random."""
+    noise = _noise(scene, rng)
+    over = rng.random() < 0.5
+    canvas = np.full((scene.height, scene.width, 3), float(scene.background), np.float32)
+    if not over:
+        canvas += noise
+    brush = rng.choice(BRUSHES)
+    for shape in scene.shapes:
+        _paint(canvas, shape, brush)
+    if over:
+        canvas += noise
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+
+
+def encode(pixels: Pixels, rng: random.Random) -> tuple[bytes, str]:
+    """The picture as a file, and the file's media type: JPEG of quality 70 to 98, or PNG."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(pixels)
+    if rng.random() < 0.35:
+        picture.save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue(), "image/png"
+    picture.save(
+        buffer,
+        "JPEG",
+        quality=rng.randint(70, 98),
+        subsampling=rng.choice((0, 1, 2)),
+        progressive=rng.random() < 0.2,
+    )
+    return buffer.getvalue(), "image/jpeg"
+
+
+def _noise(scene: Scene, rng: random.Random) -> NDArray[np.float32]:
+    """Noise of up to ±8 levels: none, uniform or normal; one value a pixel or one a channel."""
+    generator = np.random.default_rng(rng.getrandbits(32))
+    channels = rng.choice((1, 3))
+    shape = (scene.height, scene.width, channels)
+    strength = rng.uniform(0, NOISE_LEVELS)
+    style = rng.choice(("none", "uniform", "normal"))
+    if style == "none":
+        return np.zeros((1, 1, 1), np.float32)
+    if style == "uniform":
+        return (generator.random(shape, np.float32) * 2 - 1) * np.float32(strength)
+    noise = generator.standard_normal(shape, np.float32) * np.float32(strength / 2)
+    return np.clip(noise, -NOISE_LEVELS, NOISE_LEVELS)
+
+
+def _paint(canvas: NDArray[np.float32], shape: Shape, brush: Brush) -> None:
+    """Blends one shape into its own window of the canvas."""
+    x_min, y_min, x_max, y_max = shape.box
+    left, top = max(0, int(x_min) - 2), max(0, int(y_min) - 2)
+    window = canvas[top : int(y_max) + 3, left : int(x_max) + 3]
+    cover = brush(shape, left, top, window.shape[1], window.shape[0])[..., None]
+    window += cover * (np.asarray(shape.rgb, np.float32) - window)
+
+
+def _corners(shape: Shape, left: int, top: int) -> list[tuple[float, float]]:
+    """The corners of a square or a triangle in window coordinates."""
+    x_min, y_min, x_max, y_max = shape.box
+    x_min, y_min, x_max, y_max = x_min - left, y_min - top, x_max - left, y_max - top
+    if shape.kind == "square":
+        return [(x_min, y_min), (x_max, y_min), (x_max, y_max), (x_min, y_max)]
+    return [((x_min + x_max) / 2, y_min), (x_max, y_max), (x_min, y_max)]
+
+
+def exact_brush(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
+    """Coverage from the signed distance to the outline."""
+    x = np.arange(width, dtype=np.float32)[None, :] + 0.5
+    y = np.arange(height, dtype=np.float32)[:, None] + 0.5
+    if shape.kind == "circle":
+        inside = shape.radius - np.hypot(x - (shape.x - left), y - (shape.y - top))
+    else:
+        inside = np.full((height, width), np.inf, np.float32)
+        corners = _corners(shape, left, top)
+        for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True):
+            normal = np.hypot(x2 - x1, y2 - y1)
+            inside = np.minimum(inside, ((x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)) / normal)
+    cover: NDArray[np.float32] = np.clip(inside + 0.5, 0, 1).astype(np.float32)
+    return cover
+
+
+def supersampled_brush(scale: int) -> Brush:
+    """Pillow at a multiple of the size, brought down by a box filter; a scale of 1 leaves hard steps."""
+
+    def brush(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
+        mask = Image.new("L", (width * scale, height * scale))
+        pen = ImageDraw.Draw(mask)
+        if shape.kind == "circle":
+            x, y, r = (shape.x - left) * scale, (shape.y - top) * scale, shape.radius * scale
+            pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
+        else:
+            pen.polygon([(x * scale, y * scale) for x, y in _corners(shape, left, top)], fill=255)
+        return np.asarray(mask.resize((width, height), Image.Resampling.BOX), np.float32) / 255
+
+    return brush
+
+
+def opencv_brush(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
+    """OpenCV's antialiased lines with four fractional bits."""
+    mask = np.zeros((height, width), np.uint8)
+    if shape.kind == "circle":
+        center = (round((shape.x - left - 0.5) * 16), round((shape.y - top - 0.5) * 16))
+        cv2.circle(mask, center, round(shape.radius * 16), 255, -1, cv2.LINE_AA, 4)
+    else:
+        points = np.array([[(round((x - 0.5) * 16), round((y - 0.5) * 16)) for x, y in _corners(shape, left, top)]])
+        cv2.fillPoly(mask, points.astype(np.int32), 255, cv2.LINE_AA, 4)
+    return mask.astype(np.float32) / 255
+
+
+Brush = Callable[[Shape, int, int, int, int], NDArray[np.float32]]
+"""(shape, window's left, window's top, width, height) -> coverage in [0, 1] of shape (height, width)."""
+BRUSHES: tuple[Brush, ...] = (
+    exact_brush,
+    opencv_brush,
+    supersampled_brush(1),
+    supersampled_brush(2),
+    supersampled_brush(4),
+)

@@ -1,0 +1,338 @@
+"""Trains the pocket SmolVLM on drawn scenes.
+
+The recipe, the same on a CPU and on a GPU:
+
+- One process draws scenes without end into a pool; every picture is used a few times, with other questions.
+- Every picture is encoded once a step and asked up to eight things in one packed row (:mod:`models.pocket.rows`).
+  Further rows put the text before the picture, a system prompt before both, or a second turn after the first.
+- Half of the rows show the picture as tiles and a global view. The tiles' features are those of *other* pictures:
+  the model learns to read the global view only, which is what a scene needs, at no cost for encoding.
+- A linear probe names the shape and color in each of the nine image tokens. Its loss teaches the vision tower in
+  minutes what the captions alone teach in an hour. The probe is not part of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
+
+from models.pocket.drawing import draw, encode
+from models.pocket.prompts import SYSTEM_PROMPTS, caption_request
+from models.pocket.rows import IGNORED, PackedBatch, Row, Segment, exact_segments, pack
+from models.pocket.scenes import COLORS, KINDS, LENGTHS, Scene, questions, random_scene
+from models.pocket.smolvlm_checkpoint import TILE, pocket_config, pocket_tokenizer, save_pocket
+
+IMAGE_TOKENS = 9
+TASK_PROMPTS = {
+    "short": "Caption this image in one short sentence.",
+    "normal": "Describe this image.",
+    "long": "Describe this image in detail.",
+}
+COLOR_INDEX = {name: index + 1 for index, name in enumerate(COLORS)}
+KIND_INDEX = {name: index + 1 for index, name in enumerate(KINDS)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    minutes: float = 60.0
+    images_per_step: int = 48
+    text_first_rows: int = 32
+    learning_rate: float = 1.5e-3
+    warmup: float = 0.02
+    weight_decay: float = 0.02
+    pool: int = 24_000
+    max_side: int = 640
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A tile of shape (192, 192, 3) and the scene that it shows."""
+
+    tile: NDArray[np.uint8]
+    scene: Scene
+
+
+def to_tile(pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
+    """One square tile, by one of the ways in which a server may come to it."""
+    picture = Image.fromarray(pixels)
+    if rng.random() < 0.5 and max(picture.size) != TILE:
+        edge = rng.choice((TILE, 2 * TILE))
+        scale = edge / max(picture.size)
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    filters = (Image.Resampling.LANCZOS, Image.Resampling.LANCZOS, Image.Resampling.BICUBIC)
+    return np.asarray(picture.resize((TILE, TILE), rng.choice(filters)))
+
+
+class Pictures(IterableDataset[Picture]):
+    """Scenes without end, drawn, encoded, decoded and brought to one tile."""
+
+    def __init__(self, seed: int, max_side: int) -> None:
+        self.seed = seed
+        self.max_side = max_side
+
+    def __iter__(self) -> Iterator[Picture]:
+        rng = random.Random(self.seed)
+        while True:
+            scene = random_scene(rng, 1024 if rng.random() < 0.03 else self.max_side)
+            pixels = draw(scene, rng)
+            if rng.random() < 0.65:
+                pixels = np.asarray(Image.open(io.BytesIO(encode(pixels, rng)[0])).convert("RGB"))
+            yield Picture(to_tile(pixels, rng), scene)
+
+
+class Pool:
+    """The latest pictures; ``draw`` takes new ones as they come and mixes them with earlier ones."""
+
+    def __init__(self, source: Iterator[list[Picture]], size: int) -> None:
+        self.source = source
+        self.kept: deque[Picture] = deque(maxlen=size)
+
+    def draw(self, count: int, fresh: int, rng: random.Random) -> list[Picture]:
+        while fresh > 0 or len(self.kept) < count:
+            batch = next(self.source)
+            self.kept.extend(batch)
+            fresh -= len(batch)
+        return rng.sample(self.kept, count)
+
+
+class Prompts:
+    """Turns questions into token ids in the checkpoint's own chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
+        self.image_end = "<fake_token_around_image>"
+
+    def picture(self, rows: int, columns: int) -> list[int]:
+        """A picture's tokens as SmolVLM lays them out: tiles row by row, then the global view."""
+        tokens = "<image>" * IMAGE_TOKENS
+        text = ""
+        for row in range(rows):
+            for column in range(columns):
+                text += f"{self.image_end}<row_{row + 1}_col_{column + 1}>{tokens}"
+            text += "\n"
+        text += ("\n" if rows else "") + f"{self.image_end}<global-img>{tokens}{self.image_end}"
+        return self.encode(text)
+
+    def turn(self, question: str, answer: str) -> tuple[list[int], list[bool]]:
+        asked = self.encode(f"{question}<end_of_utterance>\nAssistant:")
+        answered = self.encode(f" {answer}<end_of_utterance>")
+        return asked + answered, [False] * len(asked) + [True] * len(answered)
+
+    def segment(self, kind: str, *turns: tuple[str, str]) -> Segment:
+        ids, learn = self.turn(*turns[0])
+        for question, answer in turns[1:]:
+            link = self.encode("\nUser: ")
+            more_ids, more_learn = self.turn(question, answer)
+            ids, learn = ids + link + more_ids, learn + [False] * len(link) + more_learn
+        return Segment(kind, ids, learn)
+
+
+def tasks(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
+    """(kind, question, answer) triples about a scene: the table's rows, and captions asked in other words."""
+    asked = [(f"caption {length}", TASK_PROMPTS[length], scene.caption(length)) for length in LENGTHS]
+    asked += [(question.kind, question.text, question.answer) for question in questions(scene, rng)]
+    length = rng.choice(LENGTHS)
+    asked.append(("phrasing", caption_request(length, rng), scene.caption(length)))
+    return asked
+
+
+def layout(index: int, count: int, rng: random.Random) -> tuple[int, int, list[int]]:
+    """Rows, columns and the pictures behind them; the last, the global view, is the picture itself."""
+    if rng.random() < 0.5:
+        return 0, 0, [index]
+    rows, columns = rng.choice(((2, 2), (2, 2), (1, 2), (2, 1)))
+    return rows, columns, [rng.randrange(count) for _ in range(rows * columns)] + [index]
+
+
+def build_rows(pictures: list[Picture], prompts: Prompts, text_first: int, rng: random.Random) -> list[Row]:
+    rows = []
+    for index, picture in enumerate(pictures):
+        tile_rows, tile_columns, tiles = layout(index, len(pictures), rng)
+        row = Row(prompts.encode("<|im_start|>User:") + prompts.picture(tile_rows, tile_columns), tiles)
+        asked = tasks(picture.scene, rng)
+        row.segments = [prompts.segment(kind, (question, answer)) for kind, question, answer in asked]
+        if rng.random() < 0.2:
+            first, second = rng.sample(asked, 2)
+            row.segments[-1] = prompts.segment("second turn", first[1:], second[1:])
+        rows.append(row)
+    for index in range(text_first):
+        kind, question, answer = rng.choice(tasks(pictures[index].scene, rng))
+        tile_rows, tile_columns, tiles = layout(index, len(pictures), rng)
+        system = f"System: {rng.choice(SYSTEM_PROMPTS)}<end_of_utterance>\n" if rng.random() < 0.4 else ""
+        picture_ids = prompts.picture(tile_rows, tile_columns)
+        if rng.random() < 0.7:
+            prefix = prompts.encode(f"<|im_start|>{system}User: {question}") + picture_ids
+            segment = prompts.segment("text first", ("", answer))
+        else:
+            prefix = prompts.encode(f"<|im_start|>{system}User:") + picture_ids
+            segment = prompts.segment("text first", (question, answer))
+        rows.append(Row(prefix, tiles, [segment]))
+    return rows
+
+
+def probe_targets(pictures: list[Picture], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The kind and the color in each cell, 0 where it is empty: two tensors of shape (pictures, 9)."""
+    kinds = torch.zeros((len(pictures), 9), dtype=torch.long)
+    colors = torch.zeros_like(kinds)
+    for index, picture in enumerate(pictures):
+        for shape in picture.scene.shapes:
+            kinds[index, shape.cell] = KIND_INDEX[shape.kind]
+            colors[index, shape.cell] = COLOR_INDEX[shape.color]
+    return kinds.to(device), colors.to(device)
+
+
+class Trainer:
+    """Model, probe, optimizer and progress; resumes from ``work`` where an earlier run stopped."""
+
+    def __init__(self, settings: Settings, work: Path) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings = settings
+        self.work = work
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = pocket_tokenizer()
+        self.prompts = Prompts(self.tokenizer)
+        self.model = SmolVLMForConditionalGeneration(pocket_config(self.tokenizer)).to(self.device).train()
+        self.probe = nn.Linear(128, len(KINDS) + 1 + len(COLORS) + 1).to(self.device)
+        parameters = [*self.model.parameters(), *self.probe.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+        )
+        self.seconds = 0.0
+        self.steps = 0
+        self._resume()
+
+    @property
+    def progress(self) -> float:
+        return self.seconds / (60 * self.settings.minutes)
+
+    def step(self, pictures: list[Picture], rng: random.Random) -> tuple[float, list[tuple[str, bool]]]:
+        """One update; the loss, and which segments were exact before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * _schedule(self.progress, self.settings.warmup)
+        loss, exact = self._loss(pictures, rng)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.steps += 1
+        return loss.item(), exact
+
+    def _loss(self, pictures: list[Picture], rng: random.Random) -> tuple[Tensor, list[tuple[str, bool]]]:
+        model = self.model.model
+        pixels = torch.from_numpy(np.stack([picture.tile for picture in pictures])).to(self.device)
+        pixels = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        hidden = model.vision_model(pixel_values=pixels).last_hidden_state
+        features = model.connector(hidden)
+        rows = build_rows(pictures, self.prompts, self.settings.text_first_rows, rng)
+        losses, exact = [], []
+        for bucket in _buckets(rows):
+            batch = pack(bucket, self.tokenizer.pad_token_id, self.device)
+            loss, predicted = self._answer_loss(batch, features)
+            losses.append(loss)
+            exact += exact_segments(batch, predicted)
+        answers = sum(sum(segment.learn) for row in rows for segment in row.segments)
+        return torch.stack(losses).sum() / answers + 0.5 * self._probe_loss(features, pictures), exact
+
+    def _answer_loss(self, batch: PackedBatch, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The summed loss of the learned tokens, and the labels' most likely tokens."""
+        model = self.model.model
+        embeds = model.get_input_embeddings()(batch.ids)
+        is_image = (batch.ids == self.model.config.image_token_id)[..., None]
+        embeds = embeds.masked_scatter(is_image, features[batch.tiles].reshape(-1, features.shape[-1]))
+        states = model.text_model(
+            inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+        ).last_hidden_state
+        learned = batch.labels != IGNORED
+        logits = self.model.lm_head(states[learned])
+        predicted = batch.labels.clone()
+        predicted[learned] = logits.argmax(-1)
+        return F.cross_entropy(logits, batch.labels[learned], reduction="sum"), predicted
+
+    def _probe_loss(self, features: Tensor, pictures: list[Picture]) -> Tensor:
+        kinds, colors = probe_targets(pictures, self.device)
+        kind_logits, color_logits = self.probe(features).split((len(KINDS) + 1, len(COLORS) + 1), dim=-1)
+        kind_loss = F.cross_entropy(kind_logits.flatten(0, 1), kinds.flatten())
+        return kind_loss + F.cross_entropy(color_logits.flatten(0, 1), colors.flatten())
+
+    def save(self) -> None:
+        self.work.mkdir(parents=True, exist_ok=True)
+        state = {
+            "model": self.model.state_dict(),
+            "probe": self.probe.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "seconds": self.seconds,
+            "steps": self.steps,
+        }
+        partial = self.work / "state.pt.partial"
+        torch.save(state, partial)
+        partial.replace(self.work / "state.pt")
+
+    def _resume(self) -> None:
+        path = self.work / "state.pt"
+        if not path.exists():
+            return
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.probe.load_state_dict(state["probe"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seconds, self.steps = state["seconds"], state["steps"]
+        print(f"resumed at step {self.steps}, {self.seconds / 60:.1f} minutes", flush=True)
+
+
+def _buckets(rows: list[Row], count: int = 4) -> list[list[Row]]:
+    """The rows in a few groups of like length, so that little is padding."""
+    ordered = sorted(rows, key=len)
+    size = -(-len(ordered) // count)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _schedule(progress: float, warmup: float) -> float:
+    """A short linear warm-up, then a cosine down to a hundredth."""
+    if progress < warmup:
+        return max(0.02, progress / warmup)
+    through = min(1.0, (progress - warmup) / (1 - warmup))
+    return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * through)))
+
+
+def train(settings: Settings, work: Path, out: Path) -> None:
+    """Trains for ``settings.minutes`` of computing time and writes the checkpoint to ``out``."""
+    trainer = Trainer(settings, work)
+    rng = random.Random(settings.seed + trainer.steps)
+    pictures = Pictures(settings.seed + 1 + trainer.steps, settings.max_side)
+    loader = DataLoader(pictures, batch_size=16, num_workers=1, collate_fn=list, prefetch_factor=4)
+    pool = Pool(iter(loader), settings.pool)
+    recent: dict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=2000))
+    started = saved = reported = time.monotonic()
+    before = trainer.seconds
+    while trainer.progress < 1:
+        loss, exact = trainer.step(pool.draw(settings.images_per_step, 16, rng), rng)
+        for kind, right in exact:
+            recent[kind].append(right)
+        now = time.monotonic()
+        trainer.seconds = before + now - started
+        if now - reported > 30:
+            reported = now
+            rates = {kind: round(100 * sum(hits) / len(hits), 1) for kind, hits in sorted(recent.items())}
+            print(f"{trainer.seconds / 60:5.1f} min, step {trainer.steps}, loss {loss:.4f} {json.dumps(rates)}", flush=True)
+        if now - saved > 180:
+            saved = now
+            trainer.save()
+    trainer.save()
+    save_pocket(out, trainer.model, trainer.tokenizer)
