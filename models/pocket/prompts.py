@@ -69,7 +69,16 @@ def vocabulary_corpus() -> list[str]:
     lines += [line for length in _FIXED for line in _FIXED[length]] * 60
     lines += list(SYSTEM_PROMPTS) * 60
     lines += ["User: System: User:\nAssistant: "] * 200
-    words = (*COLORS, *KINDS, *(word for cell in CELLS for word in cell.split()), "none", "yes", "no", "shape", "shapes")
+    words = (
+        *COLORS,
+        *KINDS,
+        *(word for cell in CELLS for word in cell.split()),
+        "none",
+        "yes",
+        "no",
+        "shape",
+        "shapes",
+    )
     lines += [f" {word} {word}" for word in words] * 100
     lines += [
         "How many shapes are there? 1 2 3 0",
@@ -81,4 +90,3 @@ def vocabulary_corpus() -> list[str]:
         " Three shapes on a gray background: a red circle, a blue square and an orange triangle",
     ] * 120
     return lines
-

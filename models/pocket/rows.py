@@ -43,6 +43,8 @@ class PackedBatch:
     ids: Tensor
     positions: Tensor
     labels: Tensor
+    weights: Tensor
+    """(rows, length): a segment of n learned tokens weighs √n in all, so that one-word answers count beside captions."""
     mask: Tensor
     tiles: Tensor
     spans: list[tuple[str, int, int, int]]
@@ -55,6 +57,7 @@ def pack(rows: list[Row], pad_id: int, device: torch.device) -> PackedBatch:
     ids = torch.full((len(rows), length), pad_id)
     positions = torch.zeros((len(rows), length), dtype=torch.long)
     labels = torch.full((len(rows), length), IGNORED)
+    weights = torch.zeros((len(rows), length))
     group = torch.full((len(rows), length), -1)
     spans = []
     for index, row in enumerate(rows):
@@ -69,6 +72,7 @@ def pack(rows: list[Row], pad_id: int, device: torch.device) -> PackedBatch:
             group[index, start:end] = number
             learned = torch.tensor(segment.learn[1:])
             labels[index, start : end - 1] = torch.where(learned, ids[index, start + 1 : end], IGNORED)
+            weights[index, start : end - 1] = learned / learned.sum().sqrt()
             spans.append((segment.kind, index, start, end))
     same = group[:, :, None] == group[:, None, :]
     in_prefix = group[:, None, :] == 0
@@ -78,6 +82,7 @@ def pack(rows: list[Row], pad_id: int, device: torch.device) -> PackedBatch:
         ids.to(device),
         positions.to(device),
         labels.to(device),
+        weights.to(device),
         mask[:, None].to(device),
         tiles.to(device),
         spans,

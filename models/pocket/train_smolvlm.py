@@ -17,7 +17,7 @@ import io
 import json
 import random
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,17 @@ from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneratio
 from models.pocket.drawing import draw, encode
 from models.pocket.prompts import SYSTEM_PROMPTS, caption_request
 from models.pocket.rows import IGNORED, PackedBatch, Row, Segment, exact_segments, pack
-from models.pocket.scenes import COLORS, KINDS, LENGTHS, Scene, questions, random_scene
+from models.pocket.scenes import (
+    CELLS,
+    COLORS,
+    KINDS,
+    LENGTHS,
+    Scene,
+    ask_color,
+    ask_presence,
+    questions,
+    random_scene,
+)
 from models.pocket.smolvlm_checkpoint import TILE, pocket_config, pocket_tokenizer, save_pocket
 
 IMAGE_TOKENS = 9
@@ -75,7 +85,9 @@ def to_tile(pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
     if rng.random() < 0.5 and max(picture.size) != TILE:
         edge = rng.choice((TILE, 2 * TILE))
         scale = edge / max(picture.size)
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+        picture = picture.resize(
+            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
+        )
     filters = (Image.Resampling.LANCZOS, Image.Resampling.LANCZOS, Image.Resampling.BICUBIC)
     return np.asarray(picture.resize((TILE, TILE), rng.choice(filters)))
 
@@ -145,11 +157,33 @@ class Prompts:
 
 
 def tasks(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
-    """(kind, question, answer) triples about a scene: the table's rows, and captions asked in other words."""
+    """(kind, question, answer) triples about a scene: the table's rows, captions asked in other words, and aids."""
     asked = [(f"caption {length}", TASK_PROMPTS[length], scene.caption(length)) for length in LENGTHS]
     asked += [(question.kind, question.text, question.answer) for question in questions(scene, rng)]
+    asked += aids(scene, rng)
     length = rng.choice(LENGTHS)
     asked.append(("phrasing", caption_request(length, rng), scene.caption(length)))
+    return asked
+
+
+def aids(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
+    """Questions outside the table that need the same look-ups: a shape by its color, a color by its place.
+
+    Finding a picture's token by what is in it is the last thing that the model learns; more such questions, and both
+    answers to the question of presence, bring it forward.
+    """
+    presence = [ask_presence(scene, rng, present) for present in (True, False)]
+    asked = [("presence", question.text, question.answer) for question in presence]
+    cell = rng.choice([shape.cell for shape in scene.shapes])
+    color = next(shape.color for shape in scene.shapes if shape.cell == cell)
+    asked.append(("aid", f"What color is at the {CELLS[cell]}?", color))
+    colors = Counter(shape.color for shape in scene.shapes)
+    for shape in scene.shapes:
+        if colors[shape.color] == 1:
+            asked.append(("aid", f"What shape is {shape.color}?", shape.kind))
+    other = ask_color(scene, rng)
+    if other is not None:
+        asked.append((other.kind, other.text, other.answer))
     return asked
 
 
@@ -241,17 +275,17 @@ class Trainer:
         hidden = model.vision_model(pixel_values=pixels).last_hidden_state
         features = model.connector(hidden)
         rows = build_rows(pictures, self.prompts, self.settings.text_first_rows, rng)
-        losses, exact = [], []
+        losses, weight, exact = [], 0.0, []
         for bucket in _buckets(rows):
             batch = pack(bucket, self.tokenizer.pad_token_id, self.device)
             loss, predicted = self._answer_loss(batch, features)
             losses.append(loss)
+            weight += batch.weights.sum().item()
             exact += exact_segments(batch, predicted)
-        answers = sum(sum(segment.learn) for row in rows for segment in row.segments)
-        return torch.stack(losses).sum() / answers + 0.5 * self._probe_loss(features, pictures), exact
+        return torch.stack(losses).sum() / weight + 0.5 * self._probe_loss(features, pictures), exact
 
     def _answer_loss(self, batch: PackedBatch, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The summed loss of the learned tokens, and the labels' most likely tokens."""
+        """The weighted sum of the learned tokens' losses, and the labels' most likely tokens."""
         model = self.model.model
         embeds = model.get_input_embeddings()(batch.ids)
         is_image = (batch.ids == self.model.config.image_token_id)[..., None]
@@ -263,7 +297,8 @@ class Trainer:
         logits = self.model.lm_head(states[learned])
         predicted = batch.labels.clone()
         predicted[learned] = logits.argmax(-1)
-        return F.cross_entropy(logits, batch.labels[learned], reduction="sum"), predicted
+        losses = F.cross_entropy(logits, batch.labels[learned], reduction="none")
+        return (losses * batch.weights[learned]).sum(), predicted
 
     def _probe_loss(self, features: Tensor, pictures: list[Picture]) -> Tensor:
         kinds, colors = probe_targets(pictures, self.device)
@@ -330,7 +365,10 @@ def train(settings: Settings, work: Path, out: Path) -> None:
         if now - reported > 30:
             reported = now
             rates = {kind: round(100 * sum(hits) / len(hits), 1) for kind, hits in sorted(recent.items())}
-            print(f"{trainer.seconds / 60:5.1f} min, step {trainer.steps}, loss {loss:.4f} {json.dumps(rates)}", flush=True)
+            print(
+                f"{trainer.seconds / 60:5.1f} min, step {trainer.steps}, loss {loss:.4f} {json.dumps(rates)}",
+                flush=True,
+            )
         if now - saved > 180:
             saved = now
             trainer.save()

@@ -1,0 +1,89 @@
+"""The deployment that speaks HTTP and composes the others: :class:`raylens.ports.VisionService` over Serve handles."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from raylens.api.app import create_app
+from raylens.config import AppConfig
+from raylens.errors import DeadlineExceeded, ModelFailed, ModelNotLoaded, Overloaded, RaylensError
+from raylens.logs import configure_logging
+from raylens.types import Delta, ModelInfo, VisionRequest
+
+INFO_TIMEOUT_S = 2.0
+INFO_TTL_S = 5.0
+
+
+@serve.ingress()
+class Ingress:
+    """Pictures go from the preprocessor to the model through the object store; they don't come back here.
+
+    Both handles pass by reference: a preprocessor's response is given un-awaited to the model's call, where Serve
+    resolves it, because it is a top-level argument.
+    """
+
+    def __init__(self, config: AppConfig, preprocessor: DeploymentHandle, models: dict[str, DeploymentHandle]) -> None:
+        configure_logging(config.log_level)
+        self._config = config
+        self._preprocessor = preprocessor.options(_by_reference=True)
+        self._models = {name: handle.options(_by_reference=True) for name, handle in models.items()}
+        self._info: dict[str, tuple[float, ModelInfo]] = {}
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self, self._config, echo_request_id=False)
+
+    async def generate(self, request: VisionRequest, images: Sequence[bytes]) -> AsyncIterator[Delta]:
+        """Implements :meth:`raylens.ports.VisionService.generate`."""
+        pictures = [self._preprocessor.process.remote(request, image) for image in images]
+        deltas = self._models[request.model].options(stream=True).generate.remote(request, *pictures)
+        try:
+            while True:
+                async with asyncio.timeout(max(0.0, request.remaining)):
+                    delta = await anext(deltas, None)
+                if delta is None:
+                    return
+                yield delta
+        except TimeoutError as error:
+            raise DeadlineExceeded("the deadline passed before the answer was complete", "deadline") from error
+        except RayError as error:
+            raise self._translate(error, request.model) from error
+        except (BackPressureError, DeploymentUnavailableError) as error:
+            raise self._translate(error, request.model) from error
+        finally:
+            deltas.cancel()
+            for picture in pictures:
+                picture.cancel()
+
+    async def model_info(self, name: str) -> ModelInfo:
+        """Implements :meth:`raylens.ports.VisionService.model_info`; remembered for a few seconds."""
+        asked, info = self._info.get(name, (0.0, None))
+        if info is not None and time.monotonic() - asked < INFO_TTL_S:
+            return info
+        try:
+            async with asyncio.timeout(INFO_TIMEOUT_S):
+                info = await self._models[name].info.remote()
+        except (TimeoutError, RayError, BackPressureError, DeploymentUnavailableError) as error:
+            raise ModelNotLoaded(f"no replica of {name} answers", "model", retry_after=5) from error
+        self._info[name] = time.monotonic(), info
+        return info
+
+    def _translate(self, error: Exception, model: str) -> RaylensError:
+        """The project's own error for one of Ray's. Errors of ours that crossed a handle come out as they went in."""
+        if isinstance(error, RayTaskError) and isinstance(error.cause, RaylensError):
+            return error.cause
+        if isinstance(error, BackPressureError):
+            return Overloaded(f"the queue of {model} is full", "model", retry_after=self._retry_after(model))
+        if isinstance(error, RayTaskError):
+            return ModelFailed(f"{model} failed on this request: {type(error.cause).__name__}")
+        return ModelNotLoaded(f"no replica of {model} answers", "model", retry_after=self._retry_after(model))
+
+    def _retry_after(self, name: str) -> float:
+        return next(model.retry_after_s for model in self._config.models if model.name == name)

@@ -1,0 +1,46 @@
+"""The model families by name, and where their bundled pocket checkpoints lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from raylens.config import ModelConfig
+from raylens.engine.model import Model
+
+FAMILIES = {"smolvlm": "models.smolvlm:load"}
+"""Family name -> ``module:function``; the function takes (checkpoint, revision, dtype, device, tiles per step)."""
+
+POCKET = Path(__file__).parent / "pocket"
+
+
+def load_model(config: ModelConfig) -> Model:
+    """Loads a model as its configuration says. Raises ``OSError`` where the checkpoint can't be found."""
+    module, function = FAMILIES[config.family].split(":")
+    load: Callable[..., Model] = getattr(import_module(module), function)
+    checkpoint = checkpoint_path(config)
+    try:
+        return load(
+            checkpoint,
+            revision=config.revision,
+            dtype=getattr(torch, config.dtype),
+            device=pick_device(config.device),
+            max_tiles_per_step=config.max_tiles_per_step,
+        )
+    except OSError as error:
+        raise OSError(f"{config.name}: the checkpoint {checkpoint!r} can't be loaded: {error}") from error
+
+
+def checkpoint_path(config: ModelConfig) -> str:
+    """A hub id or a folder; ``pocket`` means the family's bundled checkpoint."""
+    return str(POCKET / config.family) if config.checkpoint == "pocket" else config.checkpoint
+
+
+def pick_device(wanted: str) -> str:
+    """``auto`` is CUDA where this process sees a GPU: Ray shows a replica only the ones that it holds."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"

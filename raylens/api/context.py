@@ -1,0 +1,91 @@
+"""What every route needs to make a request of what it parsed."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from raylens.api.catalog import Catalog
+from raylens.api.media import Media
+from raylens.config import AppConfig
+from raylens.errors import InvalidRequest
+from raylens.ports import VisionService
+from raylens.types import Recipe, SamplingParams, Task, VisionRequest
+
+TIMEOUT_HEADER = "X-Request-Timeout"
+
+
+@dataclass(frozen=True)
+class Context:
+    """The application's parts, made once by ``create_app``."""
+
+    service: VisionService
+    config: AppConfig
+    catalog: Catalog
+    media: Media
+
+    def request(self, http: Request, model: str, task: Task, images: int, sampling: SamplingParams) -> VisionRequest:
+        """A request with its id and its deadline, counted from now.
+
+        Raises ``InvalidRequest`` for a bad ``X-Request-Timeout``.
+        """
+        return VisionRequest(
+            id=http.state.request_id,
+            model=model,
+            task=task,
+            deadline=time.time() + self._timeout(http),
+            image_count=images,
+            sampling=sampling,
+            recipe=Recipe(max_side=self.config.defaults.max_side),
+        )
+
+    def sampling(
+        self,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: tuple[str, ...] = (),
+        n: int = 1,
+    ) -> SamplingParams:
+        """Sampling parameters with the configured defaults. Raises ``InvalidRequest`` over a limit."""
+        limits, defaults = self.config.limits, self.config.defaults
+        if max_tokens is None:
+            max_tokens = defaults.max_tokens
+        for field, value, limit in (
+            ("max_tokens", max_tokens, limits.max_tokens),
+            ("n", n, limits.max_answers),
+            ("stop", len(stop), limits.max_stop_strings),
+        ):
+            if value > limit:
+                raise InvalidRequest(f"{field}: {value}; the limit is {limit}", field, limit, value)
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=defaults.temperature if temperature is None else temperature,
+            top_p=1.0 if top_p is None else top_p,
+            seed=seed,
+            stop=stop,
+            n=n,
+        )
+
+    def _timeout(self, http: Request) -> float:
+        defaults = self.config.defaults
+        given = http.headers.get(TIMEOUT_HEADER)
+        if given is None:
+            return defaults.timeout_s
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds <= defaults.max_timeout_s:
+            raise InvalidRequest(
+                f"{TIMEOUT_HEADER}: {given[:32]!r}; a number of seconds over 0 and up to"
+                f" {defaults.max_timeout_s:g} is needed",
+                TIMEOUT_HEADER,
+                defaults.max_timeout_s,
+            )
+        return seconds

@@ -1,0 +1,71 @@
+"""Errors as each dialect shows them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from raylens.errors import InvalidRequest, RaylensError
+
+logger = logging.getLogger(__name__)
+
+OPENAI_PATHS = ("/v1/chat/", "/v1/models")
+
+
+def body_of(path: str, error: RaylensError) -> dict[str, Any]:
+    """An error in the shape of the dialect that ``path`` belongs to."""
+    if not path.startswith(OPENAI_PATHS):
+        return {"detail": error.message}
+    kind = "invalid_request_error" if error.http_status < 500 else "server_error"
+    return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
+
+
+def error_response(path: str, error: RaylensError) -> Response:
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    return JSONResponse(body_of(path, error), error.http_status, headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Gives every error one of our own shapes; none repeats the body that was sent."""
+
+    @app.exception_handler(RaylensError)
+    async def ours(request: Request, error: RaylensError) -> Response:
+        if error.http_status >= 500:
+            logger.warning("%s: %s", error.code, error.message)
+        return error_response(request.url.path, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return error_response(request.url.path, from_validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        ours = RaylensError(str(error.detail))
+        ours.http_status = error.status_code  # type: ignore[misc]
+        ours.code = "not_found" if error.status_code == 404 else "http_error"  # type: ignore[misc]
+        response = error_response(request.url.path, ours)
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        logger.error("unforeseen error", exc_info=error)
+        return error_response(request.url.path, RaylensError("an internal error; the server's log tells more"))
+
+
+def from_validation(errors: Any) -> InvalidRequest:
+    """The first of pydantic's complaints, as ``field: message``; the value itself is left out."""
+    first = errors[0]
+    location = [str(part) for part in first["loc"] if part not in ("body", "query", "header")]
+    field = ".".join(location) or "body"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return InvalidRequest(f"{field}: {message}{more}", field)

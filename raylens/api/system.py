@@ -1,0 +1,71 @@
+"""Health: whether the server lives, whether its models answer, and what they run on."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse
+
+from raylens.api.context import Context
+from raylens.errors import ModelNotLoaded
+from raylens.types import ModelInfo
+
+
+def router(context: Context) -> APIRouter:
+    """The system's routes."""
+    routes = APIRouter(tags=["System"])
+
+    @routes.get("/live", summary="Whether this process answers")
+    async def live() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @routes.get("/ready", summary="200 once every model answers, else 503")
+    async def ready() -> JSONResponse:
+        infos = await _infos(context)
+        missing = [name for name, info in infos.items() if info is None]
+        if missing:
+            body = {"status": "not ready", "waiting_for": missing}
+            return JSONResponse(body, 503, {"Retry-After": "5"})
+        return JSONResponse({"status": "ready"})
+
+    @routes.get("/health", summary="The state of the server and of each model")
+    async def health() -> dict[str, Any]:
+        infos = await _infos(context)
+        active = context.catalog.resolve(None, "openai")
+        info = infos[active]
+        return {
+            "status": "healthy" if all(infos.values()) else "degraded",
+            "model_loaded": info is not None,
+            "device": info.device if info else None,
+            "active_model": active,
+            "timestamp": datetime.now(UTC).isoformat(),
+            "models": {name: _describe(info) for name, info in infos.items()},
+        }
+
+    return routes
+
+
+async def _infos(context: Context) -> dict[str, ModelInfo | None]:
+    async def ask(name: str) -> ModelInfo | None:
+        try:
+            return await context.service.model_info(name)
+        except ModelNotLoaded:
+            return None
+
+    names = list(context.catalog.models)
+    return dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
+
+
+def _describe(info: ModelInfo | None) -> dict[str, Any]:
+    if info is None:
+        return {"loaded": False}
+    return {
+        "loaded": True,
+        "checkpoint": info.checkpoint,
+        "family": info.family,
+        "device": info.device,
+        "tasks": list(info.tasks),
+    }

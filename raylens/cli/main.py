@@ -1,0 +1,35 @@
+"""``raylens``: starts the graph, and says plainly when it can't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raylens import __version__
+from raylens.cli.run import ConfigError, Server, read_config
+
+app = typer.Typer(help="Vision-language models as one Ray Serve deployment graph.", no_args_is_help=True)
+console = Console(stderr=True, highlight=False)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A Serve config file.")] = Path("serve_config.yaml"),
+    ready_timeout: Annotated[float, typer.Option(help="Seconds that the models may take to load.")] = 600.0,
+) -> None:
+    """Starts Ray and the application on this machine, and stops both on Ctrl-C."""
+    try:
+        endpoint = read_config(config)
+    except ConfigError as error:
+        console.print(f"[red]{config}:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(Server(config, endpoint, ready_timeout).serve())
+
+
+@app.command()
+def version() -> None:
+    """Prints the version."""
+    typer.echo(__version__)

@@ -1,0 +1,92 @@
+"""The application's configuration: the ``args`` of a Serve config file. Frozen; unknown keys are refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limits(Frozen):
+    """What a request may bring. A body carries pictures as base64, a third larger than their bytes."""
+
+    max_body_bytes: PositiveInt = 28 * 2**20
+    max_image_bytes: PositiveInt = 20 * 2**20
+    max_image_pixels: PositiveInt = 64_000_000
+    min_image_side: PositiveInt = 4
+    max_image_side: PositiveInt = 16_384
+    max_images: PositiveInt = 16
+    max_tokens: PositiveInt = 4096
+    max_answers: PositiveInt = 8
+    max_stop_strings: PositiveInt = 4
+
+
+class Defaults(Frozen):
+    """What holds where a request says nothing."""
+
+    timeout_s: PositiveFloat = 60.0
+    max_timeout_s: PositiveFloat = 600.0
+    max_tokens: PositiveInt = 512
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    max_side: Annotated[int, Field(ge=64, le=8192)] = 2048
+    """A picture's longer side after preprocessing, in pixels."""
+
+
+class DialectModels(Frozen):
+    """The model that answers where a request names none; where it is not served, the first of ``models`` does."""
+
+    openai: Name = "smolvlm"
+    moondream: Name = "moondream"
+
+
+class ModelConfig(Frozen):
+    """One model deployment. ``checkpoint`` is a hub id, a folder, or ``pocket``: the tiny one that is bundled."""
+
+    name: Name
+    family: Literal["smolvlm"]
+    checkpoint: str = "pocket"
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    """``auto`` takes CUDA where the replica holds a GPU."""
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Torch threads of a replica; unset leaves torch's choice."""
+    aliases: tuple[Name, ...] = ()
+    max_batch_size: Annotated[int, Field(ge=1, le=256)] = 8
+    """Sequences that run together."""
+    max_waiting: Annotated[int, Field(ge=0, le=4096)] = 24
+    """Sequences that may wait in a replica; one more is refused as overloaded."""
+    max_tiles_per_step: PositiveInt = 16
+    """Tiles that the vision tower encodes at a time; bounds memory."""
+    retry_after_s: PositiveFloat = 1.0
+
+
+class AppConfig(Frozen):
+    """Everything about the application that is not Serve's own business (replicas, resources, queues)."""
+
+    models: tuple[ModelConfig, ...]
+    limits: Limits = Limits()
+    defaults: Defaults = Defaults()
+    dialect_models: DialectModels = DialectModels()
+    cors_origins: tuple[str, ...] | None = None
+    """Allowed origins; unset allows every port of localhost."""
+    preprocessor_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="after")
+    def _models_have_names_of_their_own(self) -> Self:
+        if not self.models:
+            raise ValueError("models: at least one is needed")
+        seen: set[str] = set()
+        for model in self.models:
+            for name in (model.name, *model.aliases):
+                if name in seen:
+                    raise ValueError(f"models: the name {name!r} is given twice")
+                seen.add(name)
+        return self

@@ -1,0 +1,1 @@
+"""Batched generation: a scheduler that decides, a model that computes, one thread that runs them."""

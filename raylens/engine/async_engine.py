@@ -1,0 +1,123 @@
+"""The engine behind one thread: a stream of typed deltas for each request, and abort."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+
+from raylens.engine.engine import Engine, Output
+from raylens.engine.model import Model, Prompt
+from raylens.engine.sequence import Sequence, State, sequences
+from raylens.errors import ModelFailed, Overloaded, RaylensError
+from raylens.types import Delta, VisionRequest
+
+logger = logging.getLogger(__name__)
+
+
+class AsyncEngine:
+    """Runs an :class:`Engine` in a thread of its own. Its methods belong to one event loop."""
+
+    def __init__(self, model: Model, max_batch_size: int, max_waiting: int, retry_after: float = 1.0) -> None:
+        self._model = model
+        self._engine = Engine(model, max_batch_size)
+        self._capacity = max_batch_size + max_waiting
+        self._retry_after = retry_after
+        self._streams: dict[Sequence, asyncio.Queue[Output]] = {}
+        self._inbox: list[Sequence] = []
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="raylens-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread, where something did; nothing will be answered any more."""
+        return self._failure
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences that wait or run."""
+        return len(self._streams)
+
+    async def generate(self, request: VisionRequest, prompt: Prompt) -> AsyncIterator[Delta]:
+        """The deltas of all ``n`` answers, until each has its finish reason; closing the iterator aborts them.
+
+        Raises ``Overloaded`` at once where the waiting room is full, ``DeadlineExceeded`` and ``ModelFailed``.
+        """
+        wanted = sequences(request, prompt, self._model.tokenizer)
+        outputs = self._submit(wanted)
+        try:
+            unfinished = len(wanted)
+            while unfinished:
+                output = await outputs.get()
+                if output.error is not None:
+                    raise output.error
+                assert output.delta is not None
+                unfinished -= output.delta.finish_reason is not None
+                yield output.delta
+        finally:
+            self._abort(wanted)
+
+    def stop(self) -> None:
+        """Ends the thread after the step in progress."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _submit(self, wanted: list[Sequence]) -> asyncio.Queue[Output]:
+        if self._failure is not None:
+            raise ModelFailed(f"the engine has stopped: {self._failure!r}")
+        if len(self._streams) + len(wanted) > self._capacity:
+            raise Overloaded(
+                f"{len(self._streams)} sequences run or wait; the limit is {self._capacity}",
+                "model",
+                self._capacity,
+                len(self._streams),
+                self._retry_after,
+            )
+        self._loop = asyncio.get_running_loop()
+        outputs: asyncio.Queue[Output] = asyncio.Queue()
+        self._streams.update(dict.fromkeys(wanted, outputs))
+        with self._wake:
+            self._inbox.extend(wanted)
+            self._wake.notify()
+        return outputs
+
+    def _abort(self, wanted: list[Sequence]) -> None:
+        """The engine drops these before its next step, where it has not finished them."""
+        for sequence in wanted:
+            sequence.aborted = True
+            self._streams.pop(sequence, None)
+
+    def _run(self) -> None:
+        try:
+            while self._take_inbox():
+                outputs = self._engine.step()
+                if outputs:
+                    self._loop.call_soon_threadsafe(self._deliver, outputs)
+        except BaseException as error:
+            logger.exception("the engine's thread ends")
+            self._failure = error
+            self._loop.call_soon_threadsafe(self._fail_all, ModelFailed(f"the engine has stopped: {error!r}"))
+
+    def _take_inbox(self) -> bool:
+        """Waits for work; False where the thread should end."""
+        with self._wake:
+            while not (self._inbox or self._engine.has_work or self._stopping):
+                self._wake.wait()
+            self._engine.scheduler.add(self._inbox)
+            self._inbox = []
+            return not self._stopping
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            stream = self._streams.get(output.sequence)
+            if stream is not None:
+                stream.put_nowait(output)
+
+    def _fail_all(self, error: RaylensError) -> None:
+        self._deliver([Output(s, error=error) for s in self._streams if s.state is not State.FINISHED])

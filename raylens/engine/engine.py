@@ -1,0 +1,106 @@
+"""``step()``: schedule, run, postprocess."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from raylens.engine.model import Model
+from raylens.engine.scheduler import Scheduler
+from raylens.engine.sequence import Sequence
+from raylens.errors import DeadlineExceeded, ModelFailed, RaylensError
+from raylens.types import Delta
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step made for one sequence: a delta, or the error that ended it."""
+
+    sequence: Sequence
+    delta: Delta | None = None
+    error: RaylensError | None = None
+
+
+class Engine:
+    """Runs sequences through a model in batches. Not thread-safe: one thread owns it."""
+
+    def __init__(self, model: Model, max_batch_size: int) -> None:
+        self.model = model
+        self.scheduler = Scheduler(max_batch_size)
+        self._cache: Any = None
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    def step(self) -> list[Output]:
+        """One round for the whole batch: at most one prefill or one decode step."""
+        outputs = self._drop_dead()
+        admitted = self.scheduler.admit()
+        if not self.scheduler.running:
+            return outputs
+        try:
+            logits = self._prefill(admitted) if admitted else self._decode()
+        except Exception as error:
+            return outputs + self._fail(error)
+        return outputs + self._postprocess(logits)
+
+    def _drop_dead(self) -> list[Output]:
+        """Ends what was aborted, and what is past its deadline."""
+        now = time.time()
+        gone = self._leave(lambda s: s.aborted or s.deadline <= now)
+        return [
+            Output(sequence, error=DeadlineExceeded("the deadline passed before the answer was complete", "deadline"))
+            for sequence in gone
+            if not sequence.aborted
+        ]
+
+    def _prefill(self, admitted: list[Sequence]) -> Tensor:
+        """Reads each distinct prompt once; answers that share one get a row each afterwards."""
+        distinct: dict[tuple[int, tuple[int, ...]], int] = {}
+        rows = [distinct.setdefault((id(s.prompt), tuple(s.output_ids)), len(distinct)) for s in admitted]
+        firsts = [admitted[rows.index(row)] for row in range(len(distinct))]
+        logits, self._cache = self.model.prefill([s.prompt for s in firsts], [s.output_ids for s in firsts])
+        if len(distinct) < len(admitted):
+            self.model.select(self._cache, rows)
+            logits = logits[rows]
+        return logits
+
+    def _decode(self) -> Tensor:
+        return self.model.decode([s.output_ids[-1] for s in self.scheduler.running], self._cache)
+
+    def _postprocess(self, logits: Tensor) -> list[Output]:
+        """Chooses each row's next token and ends the rows that are complete."""
+        outputs = []
+        for row, sequence in enumerate(self.scheduler.running):
+            token_id = sequence.sampler.choose(logits[row])
+            text = sequence.append(token_id, self.model.eos_ids, self.model.max_length)
+            reason = sequence.finish_reason
+            if text or reason:
+                usage = sequence.usage if reason else None
+                outputs.append(Output(sequence, Delta(text, sequence.index, reason, usage)))
+        self._leave(lambda s: s.finish_reason is not None)
+        return outputs
+
+    def _leave(self, gone: Any) -> list[Sequence]:
+        before = len(self.scheduler.running)
+        removed, rows = self.scheduler.remove(gone)
+        if not rows:
+            self._cache = None
+        elif len(rows) < before:
+            self.model.select(self._cache, rows)
+        return removed
+
+    def _fail(self, error: Exception) -> list[Output]:
+        """A batch that failed runs again one by one, so that only the request that breaks the model fails."""
+        self._cache = None
+        failed = self.scheduler.isolate()
+        logger.exception("the model failed on a batch; %d of its requests end", len(failed))
+        message = f"the model failed on this request: {type(error).__name__}"
+        return [Output(sequence, error=ModelFailed(message)) for sequence in failed]

@@ -1,0 +1,23 @@
+"""What the layers ask of each other, so that each can be tested with a fake of the next."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from raylens.types import Delta, ModelInfo, VisionRequest
+
+
+class VisionService(Protocol):
+    """The graph as the HTTP layer sees it."""
+
+    def generate(self, request: VisionRequest, images: Sequence[bytes]) -> AsyncIterator[Delta]:
+        """The answer's deltas as they are computed; closing the iterator stops the work.
+
+        Raises any of :mod:`raylens.errors`, before the first delta where it can.
+        """
+        ...
+
+    async def model_info(self, name: str) -> ModelInfo:
+        """What a model is. Raises ``ModelNotLoaded`` while no replica of it answers."""
+        ...

@@ -1,0 +1,175 @@
+"""The nouns. Every HTTP dialect parses into these, every model answers with these; only these cross processes.
+
+Coordinates are normalized to [0, 1] of the original picture as it is stored, x to the right, y down.
+Times are seconds since the epoch, so that they mean the same in every process and on every node.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+
+class Length(StrEnum):
+    """How long a caption should be."""
+
+    SHORT = "short"
+    NORMAL = "normal"
+    LONG = "long"
+
+
+class Detail(StrEnum):
+    """How finely a picture is cut into tiles: one tile, by its decoded size, or the checkpoint's own policy."""
+
+    LOW = "low"
+    AUTO = "auto"
+    HIGH = "high"
+
+
+class Role(StrEnum):
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class Priority(IntEnum):
+    """Lower goes first."""
+
+    INTERACTIVE = 0
+    JOB = 1
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """Stands for ``images[index]`` of the request."""
+
+    index: int
+    detail: Detail = Detail.AUTO
+
+
+@dataclass(frozen=True)
+class Message:
+    role: Role
+    parts: tuple[TextPart | ImagePart, ...]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Describe the one picture."""
+
+    length: Length = Length.NORMAL
+    name = "caption"
+
+
+@dataclass(frozen=True)
+class Query:
+    """Answer a question, about the one picture where there is one."""
+
+    question: str
+    name = "query"
+
+
+@dataclass(frozen=True)
+class Detect:
+    """Find the boxes of all instances of ``subject``."""
+
+    subject: str
+    name = "detect"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Find the centers of all instances of ``subject``."""
+
+    subject: str
+    name = "point"
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Answer the last of these messages."""
+
+    messages: tuple[Message, ...]
+    name = "chat"
+
+
+Task = Caption | Query | Detect | Point | Chat
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen. ``temperature`` 0 is greedy; ``n`` answers are drawn for one prompt."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What preprocessing does to a picture. ``max_side``: a larger picture is brought down to it, in pixels."""
+
+    max_side: int = 2048
+
+
+@dataclass(frozen=True)
+class VisionRequest:
+    """One request, the same for every dialect. The pictures' bytes travel beside it, to the preprocessor only."""
+
+    id: str
+    model: str
+    task: Task
+    deadline: float
+    image_count: int = 0
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    recipe: Recipe = field(default_factory=Recipe)
+    priority: Priority = Priority.INTERACTIVE
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline; negative past it."""
+        return self.deadline - time.time()
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of answer number ``index``. The last one of an answer has a ``finish_reason`` and its ``usage``."""
+
+    text: str = ""
+    index: int = 0
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a loaded model is and can do."""
+
+    name: str
+    checkpoint: str
+    family: str
+    device: str
+    tasks: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+    loaded: bool = True
