@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from fastapi import FastAPI
 from ray import serve
@@ -40,7 +40,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self, self._config, echo_request_id=False)
 
-    async def generate(self, request: VisionRequest, images: Sequence[bytes]) -> AsyncIterator[Delta]:
+    async def generate(self, request: VisionRequest, images: Sequence[bytes]) -> AsyncGenerator[Delta, None]:
         """Implements :meth:`raylens.ports.VisionService.generate`."""
         pictures = [self._preprocessor.process.remote(request, image) for image in images]
         deltas = self._models[request.model].options(stream=True).generate.remote(request, *pictures)

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import numpy as np
@@ -40,7 +40,7 @@ class VisionModel:
         self._engine = AsyncEngine(self._model, config.max_batch_size, config.max_waiting, config.retry_after_s)
         logger.info("%s is ready on %s after %.1f s", config.name, self._model.device, time.monotonic() - started)
 
-    async def generate(self, request: VisionRequest, *pictures: ProcessedImage) -> AsyncIterator[Delta]:
+    async def generate(self, request: VisionRequest, *pictures: ProcessedImage) -> AsyncGenerator[Delta, None]:
         """The answer's deltas; the first carries the pictures' warnings. Closing the stream ends the work."""
         request_id.set(request.id)
         prompt = await asyncio.to_thread(self._model.prepare, request, [picture.pixels for picture in pictures])

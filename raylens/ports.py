@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from raylens.types import Delta, ModelInfo, VisionRequest
@@ -11,7 +11,7 @@ from raylens.types import Delta, ModelInfo, VisionRequest
 class VisionService(Protocol):
     """The graph as the HTTP layer sees it."""
 
-    def generate(self, request: VisionRequest, images: Sequence[bytes]) -> AsyncIterator[Delta]:
+    def generate(self, request: VisionRequest, images: Sequence[bytes]) -> AsyncGenerator[Delta, None]:
         """The answer's deltas as they are computed; closing the iterator stops the work.
 
         Raises any of :mod:`raylens.errors`, before the first delta where it can.

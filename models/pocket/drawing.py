@@ -1,4 +1,4 @@
-"""Draws scenes: several rasterizers, kinds of noise and encodings, so that a model learns the shapes and not the brush."""
+"""Draws scenes with several rasterizers, noises and encodings: a model should learn the shapes and not the brush."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def supersampled_brush(scale: int) -> Brush:
             pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
         else:
             pen.polygon([(x * scale, y * scale) for x, y in _corners(shape, left, top)], fill=255)
-        return np.asarray(mask.resize((width, height), Image.Resampling.BOX), np.float32) / 255
+        return _coverage(np.asarray(mask.resize((width, height), Image.Resampling.BOX)))
 
     return brush
 
@@ -123,8 +123,12 @@ def opencv_brush(shape: Shape, left: int, top: int, width: int, height: int) -> 
         cv2.circle(mask, center, round(shape.radius * 16), 255, -1, cv2.LINE_AA, 4)
     else:
         points = np.array([[(round((x - 0.5) * 16), round((y - 0.5) * 16)) for x, y in _corners(shape, left, top)]])
-        cv2.fillPoly(mask, points.astype(np.int32), 255, cv2.LINE_AA, 4)
-    return mask.astype(np.float32) / 255
+        cv2.fillPoly(mask, points.astype(np.int32), (255,), cv2.LINE_AA, 4)  # type: ignore[call-overload]
+    return _coverage(mask)
+
+
+def _coverage(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return mask.astype(np.float32) / np.float32(255)
 
 
 Brush = Callable[[Shape, int, int, int, int], NDArray[np.float32]]

@@ -44,7 +44,7 @@ class PackedBatch:
     positions: Tensor
     labels: Tensor
     weights: Tensor
-    """(rows, length): a segment of n learned tokens weighs √n in all, so that one-word answers count beside captions."""
+    """(rows, length): a segment of n learned tokens weighs √n in all, so that short answers count beside captions."""
     mask: Tensor
     tiles: Tensor
     spans: list[tuple[str, int, int, int]]

@@ -131,7 +131,7 @@ def _random_size(rng: random.Random, max_side: int) -> tuple[int, int]:
         first = MIN_SIDE * (max_side / MIN_SIDE) ** rng.random()
         second = first * MAX_ASPECT ** rng.uniform(-1, 1)
         width, height = round(first), round(second)
-        if MIN_SIDE <= min(width, height) and max(width, height) <= max_side:
+        if min(width, height) >= MIN_SIDE and max(width, height) <= max_side:
             return width, height
 
 

@@ -207,7 +207,7 @@ def build_rows(pictures: list[Picture], prompts: Prompts, text_first: int, rng: 
             row.segments[-1] = prompts.segment("second turn", first[1:], second[1:])
         rows.append(row)
     for index in range(text_first):
-        kind, question, answer = rng.choice(tasks(pictures[index].scene, rng))
+        _, question, answer = rng.choice(tasks(pictures[index].scene, rng))
         tile_rows, tile_columns, tiles = layout(index, len(pictures), rng)
         system = f"System: {rng.choice(SYSTEM_PROMPTS)}<end_of_utterance>\n" if rng.random() < 0.4 else ""
         picture_ids = prompts.picture(tile_rows, tile_columns)

@@ -49,8 +49,8 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         ours = RaylensError(str(error.detail))
-        ours.http_status = error.status_code  # type: ignore[misc]
-        ours.code = "not_found" if error.status_code == 404 else "http_error"  # type: ignore[misc]
+        ours.http_status = error.status_code
+        ours.code = "not_found" if error.status_code == 404 else "http_error"
         response = error_response(request.url.path, ours)
         response.headers.update(error.headers or {})
         return response
@@ -64,8 +64,9 @@ def add_error_handlers(app: FastAPI) -> None:
 def from_validation(errors: Any) -> InvalidRequest:
     """The first of pydantic's complaints, as ``field: message``; the value itself is left out."""
     first = errors[0]
-    location = [str(part) for part in first["loc"] if part not in ("body", "query", "header")]
-    field = ".".join(location) or "body"
+    location = [str(part) for part in first["loc"] if part != "body"]
+    # A part of a tagged union stands twice: by its tag and by its name.
+    field = ".".join(part for part, before in zip(location, ["", *location], strict=False) if part != before) or "body"
     message = str(first["msg"]).removeprefix("Value error, ")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return InvalidRequest(f"{field}: {message}{more}", field)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, TypeVar
 
@@ -120,7 +120,7 @@ async def _answer(
         return await sse.stream(_events(deltas, http.url.path))
     texts: list[str] = []
     warnings: list[str] = []
-    async with aclosing(deltas):  # type: ignore[type-var]
+    async with aclosing(deltas):
         async for delta in deltas:
             texts.append(delta.text)
             warnings.extend(delta.warnings)
@@ -128,10 +128,10 @@ async def _answer(
     return {**answer, "warnings": warnings} if warnings else answer
 
 
-async def _events(deltas: AsyncIterator[Delta], path: str) -> AsyncIterator[str]:
+async def _events(deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenerator[str, None]:
     """The client can't show an error after the first chunk: the stream then ends without ``completed``."""
     begun = False
-    async with aclosing(deltas):  # type: ignore[type-var]
+    async with aclosing(deltas):
         try:
             async for delta in deltas:
                 if delta.text:

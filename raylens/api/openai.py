@@ -9,13 +9,12 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from starlette.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raylens.api import sse
 from raylens.api.context import Context
@@ -89,20 +88,18 @@ ChatPart = Annotated[ChatText | ChatImage, Field(discriminator="type")]
 
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[ChatPart], Field(min_length=1)]
+    content: Annotated[list[ChatPart], Field(min_length=1)]
     name: str | None = None
     refusal: None = None
 
     @field_validator("content", mode="before")
     @classmethod
-    def _say_what_content_is(cls, value: Any) -> Any:
-        if not isinstance(value, str | list):
+    def _accept_a_bare_string(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [{"type": "text", "text": value}]
+        if not isinstance(value, list):
             raise ValueError("Input should be a string or a list of parts")
         return value
-
-    @property
-    def parts(self) -> list[ChatText | ChatImage]:
-        return [ChatText(type="text", text=self.content)] if isinstance(self.content, str) else self.content
 
 
 class StreamOptions(Body):
@@ -133,15 +130,6 @@ class ChatRequest(Body):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    @model_validator(mode="after")
-    def _refuse_what_is_not_supported(self) -> ChatRequest:
-        for name, value in (self.model_extra or {}).items():
-            if name not in _NEUTRAL:
-                raise ValueError(f"{name[:64]}: no such parameter")
-            if value is not None and value not in _NEUTRAL[name]:
-                raise ValueError(f"{name}: not supported")
-        return self
-
 
 def router(context: Context) -> APIRouter:
     """The dialect's routes."""
@@ -149,6 +137,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.post(PATH, summary="Chat about pictures")
     async def chat_completions(body: ChatRequest, http: Request) -> Any:
+        _refuse_what_is_not_supported(body)
         model = context.catalog.resolve(body.model, "openai")
         task, images = await _parse_messages(body, context)
         request = context.request(http, model, task, len(images), _sampling(body, context))
@@ -180,13 +169,13 @@ class Reply:
         }
         self._include_usage = body.stream_options is not None and body.stream_options.include_usage
 
-    async def whole(self, deltas: AsyncIterator[Delta]) -> dict[str, Any]:
+    async def whole(self, deltas: AsyncGenerator[Delta, None]) -> dict[str, Any]:
         """A ``chat.completion``; the pictures' warnings stand in ``warnings``."""
         texts: list[list[str]] = [[] for _ in range(self._n)]
         reasons: list[str | None] = [None] * self._n
         usages: list[Usage] = []
         warnings: list[str] = []
-        async with aclosing(deltas):  # type: ignore[type-var]
+        async with aclosing(deltas):
             async for delta in deltas:
                 texts[delta.index].append(delta.text)
                 warnings.extend(delta.warnings)
@@ -208,11 +197,11 @@ class Reply:
         reply = {**self._head, "object": "chat.completion", "choices": choices, "usage": _usage(usages)}
         return {**reply, "warnings": warnings} if warnings else reply
 
-    async def events(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]:
+    async def events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[str, None]:
         """``chat.completion.chunk`` events; an error after the first one is an event of its own."""
         begun: set[int] = set()
         usages: list[Usage] = []
-        async with aclosing(deltas):  # type: ignore[type-var]
+        async with aclosing(deltas):
             try:
                 async for delta in deltas:
                     if delta.index not in begun:
@@ -246,12 +235,22 @@ class Reply:
         return sse.event(chunk)
 
 
+def _refuse_what_is_not_supported(body: ChatRequest) -> None:
+    """Raises ``InvalidRequest`` for a parameter that is unknown, or that asks for something that can't be had."""
+    for name, value in (body.model_extra or {}).items():
+        if name not in _NEUTRAL:
+            raise InvalidRequest(f"{name[:64]}: no such parameter", name[:64])
+        if value is not None and value not in _NEUTRAL[name]:
+            raise InvalidRequest(f"{name}: not supported", name)
+
+
 async def _parse_messages(body: ChatRequest, context: Context) -> tuple[Chat, list[bytes]]:
     """The chat, and its pictures' bytes in the order of their appearance."""
-    messages, waiting = [], []
+    messages: list[Message] = []
+    waiting: list[tuple[str, str]] = []
     for number, message in enumerate(body.messages):
         parts: list[TextPart | ImagePart] = []
-        for place, part in enumerate(message.parts):
+        for place, part in enumerate(message.content):
             if isinstance(part, ChatText):
                 parts.append(TextPart(part.text))
                 continue

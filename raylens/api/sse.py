@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -16,7 +16,7 @@ def event(data: Any) -> str:
     return f"data: {text}\n\n"
 
 
-async def stream(events: AsyncIterator[str]) -> StreamingResponse:
+async def stream(events: AsyncGenerator[str, None]) -> StreamingResponse:
     """Answers 200 only once the first event is there, so that an error before it keeps its own status."""
     first = await anext(events, None)
     return StreamingResponse(
@@ -26,8 +26,8 @@ async def stream(events: AsyncIterator[str]) -> StreamingResponse:
     )
 
 
-async def _with_first(first: str | None, rest: AsyncIterator[str]) -> AsyncIterator[str]:
-    async with aclosing(rest):  # type: ignore[type-var]
+async def _with_first(first: str | None, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    async with aclosing(rest):
         if first is not None:
             yield first
         async for text in rest:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from raylens.engine.engine import Engine, Output
 from raylens.engine.model import Model, Prompt
-from raylens.engine.sequence import Sequence, State, sequences
+from raylens.engine.sequence import Sequence, sequences
 from raylens.errors import ModelFailed, Overloaded, RaylensError
 from raylens.types import Delta, VisionRequest
 
@@ -42,7 +42,7 @@ class AsyncEngine:
         """Sequences that wait or run."""
         return len(self._streams)
 
-    async def generate(self, request: VisionRequest, prompt: Prompt) -> AsyncIterator[Delta]:
+    async def generate(self, request: VisionRequest, prompt: Prompt) -> AsyncGenerator[Delta, None]:
         """The deltas of all ``n`` answers, until each has its finish reason; closing the iterator aborts them.
 
         Raises ``Overloaded`` at once where the waiting room is full, ``DeadlineExceeded`` and ``ModelFailed``.
@@ -120,4 +120,4 @@ class AsyncEngine:
                 stream.put_nowait(output)
 
     def _fail_all(self, error: RaylensError) -> None:
-        self._deliver([Output(s, error=error) for s in self._streams if s.state is not State.FINISHED])
+        self._deliver([Output(sequence, error=error) for sequence in self._streams])

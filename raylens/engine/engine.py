@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class Engine:
         self.model = model
         self.scheduler = Scheduler(max_batch_size)
         self._cache: Any = None
+        self._rows: list[int] | None = None
+        """The cache's rows that still run, where some have left since the last step."""
 
     @property
     def has_work(self) -> bool:
@@ -66,6 +69,7 @@ class Engine:
         distinct: dict[tuple[int, tuple[int, ...]], int] = {}
         rows = [distinct.setdefault((id(s.prompt), tuple(s.output_ids)), len(distinct)) for s in admitted]
         firsts = [admitted[rows.index(row)] for row in range(len(distinct))]
+        self._rows = None
         logits, self._cache = self.model.prefill([s.prompt for s in firsts], [s.output_ids for s in firsts])
         if len(distinct) < len(admitted):
             self.model.select(self._cache, rows)
@@ -73,6 +77,9 @@ class Engine:
         return logits
 
     def _decode(self) -> Tensor:
+        if self._rows is not None:
+            self.model.select(self._cache, self._rows)
+            self._rows = None
         return self.model.decode([s.output_ids[-1] for s in self.scheduler.running], self._cache)
 
     def _postprocess(self, logits: Tensor) -> list[Output]:
@@ -88,18 +95,16 @@ class Engine:
         self._leave(lambda s: s.finish_reason is not None)
         return outputs
 
-    def _leave(self, gone: Any) -> list[Sequence]:
-        before = len(self.scheduler.running)
-        removed, rows = self.scheduler.remove(gone)
-        if not rows:
+    def _leave(self, gone: Callable[[Sequence], bool]) -> list[Sequence]:
+        """Takes sequences out; their rows leave the cache before the next decode step."""
+        removed, kept = self.scheduler.remove(gone)
+        self._rows = kept if self._rows is None else [self._rows[row] for row in kept]
+        if not kept:
             self._cache = None
-        elif len(rows) < before:
-            self.model.select(self._cache, rows)
         return removed
 
     def _fail(self, error: Exception) -> list[Output]:
         """A batch that failed runs again one by one, so that only the request that breaks the model fails."""
-        self._cache = None
         failed = self.scheduler.isolate()
         logger.exception("the model failed on a batch; %d of its requests end", len(failed))
         message = f"the model failed on this request: {type(error).__name__}"

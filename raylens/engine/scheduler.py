@@ -45,15 +45,13 @@ class Scheduler:
         return removed, rows
 
     def isolate(self) -> list[Sequence]:
-        """After a failed batch: its sequences run again one by one, but one that was alone already, which is returned."""
-        failed, again = [s for s in self.running if s.alone], [s for s in self.running if not s.alone]
-        if len(self.running) == 1:
-            failed, again = self.running, []
-        self.running = []
-        for sequence in failed:
-            sequence.move(State.FINISHED)
-        for sequence in again:
+        """After a failed batch: its sequences run again one by one; one that was alone has failed, and is returned."""
+        batch, self.running = self.running, []
+        state = State.WAITING if len(batch) > 1 else State.FINISHED
+        for sequence in batch:
             sequence.alone = True
-            sequence.move(State.WAITING)
-        self.waiting = again + self.waiting
-        return failed
+            sequence.move(state)
+        if state is State.FINISHED:
+            return batch
+        self.waiting = batch + self.waiting
+        return []

@@ -1,0 +1,124 @@
+"""How often a pocket model is exactly right, over HTTP through the whole graph.
+
+``python -m benchmarks.pocket --url http://127.0.0.1:8000 --scenes 1000`` draws fresh scenes over all sizes, aspect
+ratios and encodings, asks every kind of question about each, and prints the share of exact answers with its 95%
+Wilson interval. The baseline is what the most frequent answer to that kind of question would reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import random
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import httpx
+
+from models.pocket.drawing import draw, encode
+from models.pocket.scenes import LENGTHS, Scene, questions, random_scene
+
+TARGET = 0.98
+IN_FLIGHT = 12
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One request: its row in the table, path, body, and the exact answer."""
+
+    row: str
+    path: str
+    body: dict[str, Any]
+    answer: str
+
+
+def trials(scene: Scene, rng: random.Random, model: str, detail: str) -> Iterator[Trial]:
+    """Captions through Moondream's dialect; queries through Moondream's and OpenAI's by turns."""
+    data, media_type = encode(draw(scene, rng), rng)
+    url = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+    for length in LENGTHS:
+        body = {"model": model, "image_url": url, "length": length}
+        yield Trial(f"caption {length}", "/v1/caption", body, scene.caption(length))
+    for question in questions(scene, rng):
+        if rng.random() < 0.5:
+            body = {"model": model, "image_url": url, "question": question.text}
+            yield Trial(f"query {question.kind}", "/v1/query", body, question.answer)
+        else:
+            body = chat_body(model, question.text, url, detail, text_first=rng.random() < 0.5)
+            yield Trial(f"query {question.kind}", "/v1/chat/completions", body, question.answer)
+    body = chat_body(model, "Describe this image.", url, detail, text_first=True)
+    yield Trial("chat: text before picture", "/v1/chat/completions", body, scene.caption("normal"))
+
+
+def chat_body(model: str, text: str, url: str, detail: str, text_first: bool) -> dict[str, Any]:
+    parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url, "detail": detail}}]
+    content = parts if text_first else parts[::-1]
+    return {"model": model, "messages": [{"role": "user", "content": content}]}
+
+
+def text_of(reply: dict[str, Any]) -> str:
+    if "choices" in reply:
+        return str(reply["choices"][0]["message"]["content"])
+    return str(reply.get("caption", reply.get("answer")))
+
+
+def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson 1927)."""
+    share = right / total
+    middle = share + z * z / (2 * total)
+    spread = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return (middle - spread) / scale, (middle + spread) / scale
+
+
+async def measure(url: str, scenes: int, seed: int, model: str) -> int:
+    """Prints the table; the exit status is 0 where every row reaches the target."""
+    right: Counter[str] = Counter()
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    wrong: list[str] = []
+    places = asyncio.Semaphore(IN_FLIGHT)
+
+    async def ask(client: httpx.AsyncClient, trial: Trial, scene: Scene) -> None:
+        async with places:
+            response = await client.post(trial.path, json=trial.body)
+        said = text_of(response.raise_for_status().json())
+        answers[trial.row][trial.answer] += 1
+        right[trial.row] += said == trial.answer
+        if said != trial.answer:
+            wrong.append(f"{scene.width}×{scene.height} {trial.row}: {said!r} is not {trial.answer!r}")
+
+    rng = random.Random(seed)
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        for _ in range(scenes):
+            scene = random_scene(rng)
+            asked = trials(scene, rng, model, rng.choice(("auto", "low", "high")))
+            await asyncio.gather(*(ask(client, trial, scene) for trial in asked))
+    for line in wrong[:20]:
+        print(line, file=sys.stderr)
+    print("| row | exact | 95% interval | asked | most frequent answer |")
+    print("| --- | --- | --- | --- | --- |")
+    for row, given in answers.items():
+        total = given.total()
+        low, high = wilson(right[row], total)
+        baseline = given.most_common(1)[0][1] / total
+        print(f"| {row} | {right[row] / total:.1%} | {low:.1%} to {high:.1%} | {total} | {baseline:.1%} |")
+    return 0 if all(right[row] / given.total() >= TARGET for row, given in answers.items()) else 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=20_000)
+    parser.add_argument("--model", default="smolvlm")
+    arguments = parser.parse_args()
+    raise SystemExit(asyncio.run(measure(arguments.url, arguments.scenes, arguments.seed, arguments.model)))
+
+
+if __name__ == "__main__":
+    main()

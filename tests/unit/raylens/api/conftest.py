@@ -1,0 +1,86 @@
+"""The HTTP layer over a service that needs no graph."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from raylens.api.app import create_app
+from raylens.config import AppConfig
+from raylens.errors import RaylensError
+from raylens.types import Delta, FinishReason, ModelInfo, Usage, VisionRequest
+from tests.pictures import encoded, gradient
+
+PICTURE = encoded(gradient(16, 12))
+DATA_URL = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
+CONFIG = AppConfig.model_validate(
+    {
+        "models": [
+            {"name": "smolvlm", "family": "smolvlm", "aliases": ["small"]},
+            {"name": "other", "family": "smolvlm", "checkpoint": "org/other"},
+        ],
+        "limits": {"max_body_bytes": 40_000, "max_image_bytes": 20_000, "max_images": 3, "max_tokens": 100},
+        "defaults": {"timeout_s": 20, "max_timeout_s": 30, "max_tokens": 50},
+    }
+)
+
+
+@dataclass
+class FakeService:
+    """Answers with ``words``, or raises ``error`` after ``before_error`` of them; remembers what it was asked."""
+
+    words: tuple[str, ...] = ("two ", "red ", "circles")
+    error: RaylensError | None = None
+    before_error: int = 0
+    warnings: tuple[str, ...] = ()
+    requests: list[VisionRequest] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
+    closed: int = 0
+    loaded: frozenset[str] = frozenset({"smolvlm", "other"})
+
+    async def generate(self, request: VisionRequest, images: Sequence[bytes]) -> AsyncGenerator[Delta, None]:
+        self.requests.append(request)
+        self.images.extend(images)
+        try:
+            for number, word in enumerate(self.words):
+                if self.error is not None and number == self.before_error:
+                    raise self.error
+                for index in range(request.sampling.n):
+                    yield Delta(word, index, warnings=self.warnings if number == index == 0 else ())
+            for index in range(request.sampling.n):
+                yield Delta("", index, FinishReason.STOP, Usage(7, len(self.words)))
+        finally:
+            self.closed += 1
+
+    async def model_info(self, name: str) -> ModelInfo:
+        if name not in self.loaded:
+            from raylens.errors import ModelNotLoaded
+
+            raise ModelNotLoaded(name)
+        return ModelInfo(name, "pocket", "smolvlm", "cpu", ("caption", "chat", "query"))
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+async def client(service: FakeService) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_app(service, CONFIG), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as made:
+        yield made
+
+
+def chat(*content: Any, **more: Any) -> dict[str, Any]:
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    return {"messages": [{"role": "user", "content": parts}], **more}
+
+
+def image(url: str = DATA_URL, **more: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, **more}}

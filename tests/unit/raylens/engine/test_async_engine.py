@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from raylens.engine.async_engine import AsyncEngine
+from raylens.engine.model import Prompt
+from raylens.errors import ModelFailed, Overloaded
+from tests.unit.raylens.engine.fakes import FakeModel, answer, request
+
+LATER = time.time() + 3600
+
+
+class GatedModel(FakeModel):
+    """Decodes one step each time the gate is opened."""
+
+    def __init__(self) -> None:
+        super().__init__(max_length=10**6)
+        self.eos_ids = frozenset()
+        self.gate = threading.Semaphore(0)
+
+    def decode(self, token_ids: Sequence[int], cache: Any) -> Any:
+        self.gate.acquire(timeout=10)
+        return super().decode(token_ids, cache)
+
+
+@pytest.fixture
+async def gated() -> AsyncIterator[tuple[GatedModel, AsyncEngine]]:
+    model = GatedModel()
+    engine = AsyncEngine(model, max_batch_size=2, max_waiting=1, retry_after=3)
+    yield model, engine
+    model.gate.release(10**6)
+    engine.stop()
+
+
+async def test_answers_stream_side_by_side() -> None:
+    engine = AsyncEngine(FakeModel(), max_batch_size=4, max_waiting=60)
+
+    async def ask(letter: int) -> str:
+        deltas = engine.generate(request(LATER, max_tokens=9), Prompt((letter,)))
+        return "".join([delta.text async for delta in deltas])
+
+    letters = [97 + n % 26 for n in range(60)]
+    assert await asyncio.gather(*map(ask, letters)) == [answer([letter], 9) for letter in letters]
+    assert engine.in_flight == 0
+    engine.stop()
+
+
+async def test_the_first_token_arrives_before_the_second_is_computed(gated) -> None:
+    model, engine = gated
+    async with aclosing(engine.generate(request(LATER, max_tokens=50), Prompt((99,)))) as deltas:
+        first = await asyncio.wait_for(anext(deltas), 5)
+        assert first.text
+        second = asyncio.ensure_future(anext(deltas))
+        done, _ = await asyncio.wait([second], timeout=0.2)
+        assert not done
+        model.gate.release()
+        assert (await asyncio.wait_for(second, 5)).text
+
+
+async def test_a_full_waiting_room_refuses_at_once(gated) -> None:
+    _, engine = gated
+    streams = [engine.generate(request(LATER, max_tokens=50), Prompt((99,))) for _ in range(3)]
+    taken = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    await asyncio.wait_for(taken[0], 5)
+    with pytest.raises(Overloaded) as caught:
+        await anext(engine.generate(request(LATER), Prompt((99,))))
+    assert caught.value.retry_after == 3
+    assert caught.value.limit == 3
+    for place in taken:
+        place.cancel()
+
+
+async def test_closing_a_stream_frees_its_place(gated) -> None:
+    model, engine = gated
+    stream = engine.generate(request(LATER, max_tokens=50, n=2), Prompt((99,)))
+    await asyncio.wait_for(anext(stream), 5)
+    assert engine.in_flight == 2
+    await stream.aclose()
+    assert engine.in_flight == 0
+    model.gate.release()
+    for _ in range(100):
+        if not engine._engine.has_work:
+            break
+        await asyncio.sleep(0.02)
+    assert not engine._engine.has_work
+
+
+async def test_a_thread_that_dies_fails_everyone_and_says_so() -> None:
+    class Broken(FakeModel):
+        @property
+        def eos_ids(self) -> frozenset[int]:  # read outside of what a failing batch is caught by
+            raise RuntimeError("broken")
+
+        @eos_ids.setter
+        def eos_ids(self, value: frozenset[int]) -> None:
+            pass
+
+    model = Broken()
+    engine = AsyncEngine(model, max_batch_size=4, max_waiting=4)
+
+    async def ask(length: int) -> None:
+        async for _ in engine.generate(request(LATER, max_tokens=length), Prompt((101, length))):
+            pass
+
+    results = await asyncio.wait_for(asyncio.gather(ask(1), ask(9), return_exceptions=True), 10)
+    assert any(isinstance(result, ModelFailed) for result in results)
+    assert engine.failure is not None
+    with pytest.raises(ModelFailed, match="has stopped"):
+        await anext(engine.generate(request(LATER), Prompt((99,))))
