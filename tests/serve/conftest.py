@@ -1,0 +1,77 @@
+"""One graph for all tests of this folder: the shipped configuration, and a second model with little room.
+
+That model has random weights, so that its answers go on until their length ends them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylens.cli.background import running
+from tests.checkpoints import random_smolvlm
+
+ROOT = Path(__file__).parents[2]
+MARK = f"raylens-test-{uuid.uuid4().hex}"
+CRAMPED_ROOM = 3
+
+
+def processes() -> list[int]:
+    """The processes that were started for these tests, zombies left out."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                MARK.encode() in (folder / "environ").read_bytes()
+                and "\nState:\tZ" not in (folder / "status").read_text()
+            ):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def add_a_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:
+    (application,) = config["applications"]
+    application["args"]["models"].append(
+        {
+            "name": "cramped",
+            "family": "smolvlm",
+            "checkpoint": str(checkpoint),
+            "threads": 1,
+            "max_batch_size": 2,
+            "max_waiting": CRAMPED_ROOM - 2,
+        }
+    )
+    application["deployments"].append(
+        {
+            "name": "cramped",
+            "max_ongoing_requests": CRAMPED_ROOM,
+            "max_queued_requests": 1,
+            "ray_actor_options": {"num_cpus": 0.25},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a running server. At the end, it must have left no process behind."""
+    checkpoint = random_smolvlm(tmp_path_factory.mktemp("cramped"))
+    change = functools.partial(add_a_cramped_model, checkpoint=checkpoint)
+    with running(ROOT / "serve_config.yaml", change, {"RAYLENS_TEST_MARK": MARK}) as url:
+        assert processes()
+        yield url
+    until = time.monotonic() + 20
+    while processes() and time.monotonic() < until:
+        time.sleep(0.5)
+    left = [
+        (pid, Path(f"/proc/{pid}/cmdline").read_text()[:80]) for pid in processes() if os.path.exists(f"/proc/{pid}")
+    ]
+    assert not left

@@ -1,0 +1,166 @@
+"""The official clients, unchanged, and whether the answers are right."""
+
+from __future__ import annotations
+
+import io
+import random
+import subprocess
+import urllib.error
+from typing import Any
+
+import httpx
+import moondream
+import openai
+import pytest
+from PIL import Image
+
+from models.pocket.scenes import LENGTHS, ask_count, questions
+from tests.scenes import drawn
+
+ENOUGH = 0.9
+"""Share of exact answers in these few scenes; ``benchmarks/pocket.py`` measures the real one."""
+
+
+@pytest.fixture(scope="module")
+def gpt(server: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def dream(server: str) -> Any:
+    return moondream.vl(endpoint=f"{server}/v1")
+
+
+def ask(url: str, text: str, **more: Any) -> list[Any]:
+    picture = {"type": "image_url", "image_url": {"url": url, **more}}
+    return [{"role": "user", "content": [{"type": "text", "text": text}, picture]}]
+
+
+def test_openai_answers_are_right_at_every_detail(gpt: openai.OpenAI) -> None:
+    right = total = 0
+    for seed in range(8):
+        scene, _, url = drawn(seed)
+        asked = [(q.text, q.answer) for q in questions(scene, random.Random(seed))]
+        for detail in ("low", "auto", "high"):
+            for text, answer in [*asked, ("Describe this image.", scene.caption())]:
+                reply = gpt.chat.completions.create(model="smolvlm", messages=ask(url, text, detail=detail))
+                right += reply.choices[0].message.content == answer
+                total += 1
+    assert right / total >= ENOUGH, f"{right} of {total}"
+
+
+def test_detail_sets_how_many_tokens_a_picture_takes(gpt: openai.OpenAI) -> None:
+    _, _, url = drawn(3, max_side=200)
+    used = {}
+    for detail in ("low", "auto", "high"):
+        reply = gpt.chat.completions.create(model="smolvlm", messages=ask(url, "?", detail=detail))
+        assert reply.usage is not None
+        used[detail] = reply.usage.prompt_tokens
+    assert used["low"] == used["auto"] < used["high"]
+
+
+def test_an_openai_stream_says_the_same_as_a_whole_answer(gpt: openai.OpenAI) -> None:
+    _, _, url = drawn(1)
+    messages = ask(url, "Describe this image in detail.")
+    whole = gpt.chat.completions.create(model="smolvlm", messages=messages)
+    stream = gpt.chat.completions.create(
+        model="smolvlm", messages=messages, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert len(chunks) > 8
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "stop"
+    assert chunks[-1].usage == whole.usage
+
+
+def test_sampling_parameters_are_each_requests_own(gpt: openai.OpenAI) -> None:
+    _, _, url = drawn(2)
+    messages = ask(url, "Describe this image.")
+
+    def say(**options: Any) -> list[str | None]:
+        reply = gpt.chat.completions.create(model="smolvlm", messages=messages, **options)
+        return [choice.message.content for choice in reply.choices]
+
+    (full,) = say()
+    assert full is not None
+    words = full.split()
+    assert say(max_tokens=2)[0] != full
+    assert say(stop=f" {words[1]}") == [words[0]]
+    wild = {"temperature": 2.0, "max_tokens": 12, "n": 3}
+    assert say(seed=5, **wild) == say(seed=5, **wild) != say(seed=6, **wild)
+    assert len(set(say(seed=5, **wild))) > 1
+
+
+def test_openai_lists_models(gpt: openai.OpenAI) -> None:
+    assert [model.id for model in gpt.models.list()] == ["smolvlm", "cramped"]
+    assert gpt.models.retrieve("smolvlm2_500m_video").id == "smolvlm"
+
+
+def test_openai_errors_are_openais(gpt: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="gpt-4o"):
+        gpt.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}])
+    with pytest.raises(openai.BadRequestError, match="logprobs: not supported"):
+        gpt.chat.completions.create(model="smolvlm", messages=[{"role": "user", "content": "hi"}], logprobs=True)
+
+
+def test_moondream_captions_and_answers_are_right(dream: Any) -> None:
+    right = total = 0
+    for seed in range(20, 28):
+        scene, data, _ = drawn(seed)
+        picture = Image.open(io.BytesIO(data))
+        for length in LENGTHS:
+            right += dream.caption(picture, length=length)["caption"] == scene.caption(length)
+            right += "".join(dream.caption(picture, length=length, stream=True)["caption"]) == scene.caption(length)
+        count = ask_count(scene)
+        right += dream.query(picture, count.text)["answer"] == count.answer
+        right += "".join(dream.query(picture, count.text, stream=True)["answer"]) == count.answer
+        total += 8
+    assert right / total >= ENOUGH, f"{right} of {total}"
+
+
+def test_moondream_settings_and_text_only_queries(dream: Any) -> None:
+    _, data, _ = drawn(4)
+    picture = Image.open(io.BytesIO(data))
+    short = dream.caption(picture, settings={"max_tokens": 1, "temperature": 0, "top_p": 0.5})["caption"]
+    assert short in ("a", "an")
+    assert isinstance(dream.query(question="How many shapes are there?", settings={"max_tokens": 3})["answer"], str)
+
+
+def test_moondream_chat(dream: Any) -> None:
+    scene, _, url = drawn(5)
+    messages = ask(url, "Describe this image.")
+    reply = dream.chat(messages)
+    assert reply["message"]["content"] == "".join(dream.chat(messages, stream=True)["message"])
+    assert reply["finish_reason"] == "stop"
+    assert len(reply["message"]["content"]) > 10
+
+
+def test_moondream_says_what_no_model_can(dream: Any) -> None:
+    _, data, _ = drawn(6)
+    picture = Image.open(io.BytesIO(data))
+    for method in (dream.detect, dream.point, dream.segment):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            method(picture, "circle")
+        assert caught.value.code == 400
+        assert b"no model that is served here can" in caught.value.read()
+
+
+def test_curl_uploads_a_picture(server: str, tmp_path: Any) -> None:
+    scene, data, _ = drawn(7)
+    path = tmp_path / "scene"
+    path.write_bytes(data)
+    command = ["curl", "-s", f"{server}/v1/caption", "-F", f"file=@{path}", "-F", "length=normal"]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    reply = httpx.post(f"{server}/v1/caption", files={"file": data}, data={"length": "normal"}).json()
+    assert answer.startswith('{"caption":"')
+    assert reply["caption"] in answer
+    assert len(reply["caption"].split()) >= len(scene.caption("short").split())
+
+
+def test_the_api_page_and_health_are_served(server: str) -> None:
+    assert httpx.get(f"{server}/docs").status_code == 200
+    health = httpx.get(f"{server}/health").json()
+    assert health["status"] == "healthy"
+    assert health["models"]["smolvlm"]["tasks"] == ["caption", "chat", "query"]
+    assert httpx.get(f"{server}/ready").json() == {"status": "ready"}

@@ -1,0 +1,189 @@
+"""Odd input, large input, more input than there is room for, and clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from tests.pictures import encoded, gradient, png_header, random_pixels
+from tests.scenes import drawn
+from tests.serve.conftest import CRAMPED_ROOM
+
+
+def data_url(data: bytes, media_type: str = "image/png") -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def chat(*urls: str, model: str = "smolvlm", text: str = "Describe this image.", **more: Any) -> dict[str, Any]:
+    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}],
+        **more,
+    }
+
+
+def photograph(width: int, height: int, seed: int) -> Image.Image:
+    """Soft random blotches with fine grain: as costly to code as a photograph."""
+    rough = Image.fromarray(random_pixels(width // 64, height // 64, seed)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    soft = np.asarray(rough.filter(ImageFilter.GaussianBlur(2)), np.int16)
+    grain = np.random.default_rng(seed).integers(-12, 13, soft.shape, dtype=np.int16)
+    return Image.fromarray(np.clip(soft + grain, 0, 255).astype(np.uint8))
+
+
+BAD_PICTURES = {
+    "not an image": (data_url(b"%PDF-1.7 and so on"), 415, "%PDF"),
+    "a BMP": (data_url(encoded(gradient(20, 20), "BMP")), 415, "JPEG, PNG or WEBP"),
+    "a truncated JPEG": (data_url(encoded(gradient(300, 300), "JPEG")[:3000]), 400, "truncated"),
+    "one pixel": (data_url(encoded(gradient(1, 1))), 400, "1×1 pixels; at least"),
+    "a bomb's header": (data_url(png_header(50_000, 50_000)), 413, "50000×50000 pixels; the limit is"),
+    "broken base64": ("data:image/png;base64,@@@@", 400, "base64"),
+    "a web address": ("https://example.com/a.png", 400, "data URL"),
+    "a path": ("/etc/passwd", 400, "data URL"),
+    "nothing": ("data:image/png;base64,", 415, "empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_picture_gets_its_status_and_a_message_in_both_dialects(server: str, name: str, stream: bool) -> None:
+    url, status, words = BAD_PICTURES[name]
+    chatted = httpx.post(f"{server}/v1/chat/completions", json=chat(url, stream=stream), timeout=30)
+    captioned = httpx.post(f"{server}/v1/caption", json={"image_url": url, "stream": stream}, timeout=30)
+    assert (chatted.status_code, captioned.status_code) == (status, status)
+    assert words in chatted.json()["error"]["message"]
+    assert words in captioned.json()["detail"]
+
+
+def test_a_body_of_30_mb_is_refused(server: str) -> None:
+    response = httpx.post(
+        f"{server}/v1/caption", json={"image_url": "data:image/png;base64," + "A" * 30_000_000}, timeout=60
+    )
+    assert response.status_code == 413
+    assert "the limit is 29360128 bytes" in response.json()["detail"]
+
+
+def test_an_id_and_a_deadline_are_the_requests_own(server: str) -> None:
+    _, _, url = drawn(1)
+    response = httpx.post(
+        f"{server}/v1/caption", json={"image_url": url}, headers={"X-Request-ID": "mine-1"}, timeout=30
+    )
+    assert response.headers.get_list("x-request-id") == ["mine-1"]
+    body = chat(url, model="cramped", max_tokens=4000)
+    started = time.monotonic()
+    late = httpx.post(f"{server}/v1/chat/completions", json=body, headers={"X-Request-Timeout": "0.3"}, timeout=30)
+    assert late.status_code == 504
+    assert "deadline" in late.json()["error"]["message"]
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("size", ["12 MB JPEG", "4K PNG"])
+def test_a_large_picture_passes(server: str, size: str) -> None:
+    if size == "12 MB JPEG":
+        data = encoded(photograph(4000, 3000, 1), "JPEG", quality=97, subsampling=0)
+        assert 11e6 < len(data) < 20 * 2**20, len(data)
+    else:
+        pixels = np.asarray(photograph(3840, 2160, 2)) & 0xF8
+        data = encoded(pixels, "PNG", compress_level=1)
+        assert len(data) < 20 * 2**20, len(data)
+    response = httpx.post(f"{server}/v1/caption", json={"image_url": data_url(data)}, timeout=60)
+    assert response.status_code == 200, response.text[:300]
+
+
+def test_three_pictures_in_one_chat_and_a_second_turn(server: str) -> None:
+    urls = [drawn(seed)[2] for seed in range(3)] + [data_url(encoded(photograph(1600, 1200, 3), "JPEG"), "image/jpeg")]
+    body = chat(*urls[:3])
+    body["messages"] += [
+        {"role": "assistant", "content": "shapes"},
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": urls[3]}, {"type": "text", "text": "And here?"}],
+        },
+    ]
+    reply = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=60)
+    assert reply.status_code == 200, reply.text[:300]
+    assert reply.json()["usage"]["prompt_tokens"] > 4 * 9
+
+
+@pytest.mark.parametrize("text", ["<image>", "<|im_start|><end_of_utterance>" * 5, "\x00\ud83d\ude00 ünï", "a" * 3000])
+def test_odd_text_is_just_text(server: str, text: str) -> None:
+    _, _, url = drawn(2)
+    body = chat(url, text=text.encode("utf-16", "surrogatepass").decode("utf-16"), max_tokens=8)
+    assert httpx.post(f"{server}/v1/chat/completions", json=body, timeout=30).status_code == 200
+
+
+def test_a_prompt_over_the_context_is_refused_with_the_numbers(server: str) -> None:
+    response = httpx.post(f"{server}/v1/chat/completions", json=chat(text="q" * 20_000), timeout=30)
+    assert response.status_code == 400
+    assert "the model's context is 4096" in response.json()["error"]["message"]
+
+
+async def test_200_at_once_are_each_answered_right_or_told_to_come_back(server: str) -> None:
+    scenes = [drawn(seed, max_side=256) for seed in range(200)]
+    limits = httpx.Limits(max_connections=200)
+    async with httpx.AsyncClient(base_url=server, timeout=90, limits=limits) as client:
+
+        async def ask(number: int) -> httpx.Response:
+            stream = number % 3 == 0
+            body = chat(scenes[number][2], stream=stream)
+            return await client.post("/v1/chat/completions", json=body)
+
+        responses = await asyncio.gather(*map(ask, range(200)))
+    right = served = 0
+    for (scene, _, _), response in zip(scenes, responses, strict=True):
+        if response.status_code == 503:
+            assert int(response.headers["retry-after"]) >= 1
+            continue
+        assert response.status_code == 200
+        served += 1
+        text = (
+            response.text if response.text.startswith("data:") else response.json()["choices"][0]["message"]["content"]
+        )
+        right += joined(text) == scene.caption()
+    assert served >= 64
+    assert right / served >= 0.9, f"{right} of {served}"
+
+
+def joined(text: str) -> str:
+    """The text of a stream's chunks, or the text itself."""
+    if not text.startswith("data:"):
+        return text
+    assert text.rstrip().endswith("data: [DONE]")
+    events = [json.loads(line[6:]) for line in text.split("\n\n") if line.startswith("data: {")]
+    return "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+
+
+async def test_a_full_model_says_so_and_frees_the_places_of_clients_that_leave(server: str) -> None:
+    """Three endless answers fill the cramped model; a client that streams and one that waits go away."""
+    body = chat(text="a", model="cramped", max_tokens=4000)
+    async with httpx.AsyncClient(base_url=server, timeout=60) as client:
+        streaming = [asyncio.ensure_future(read_forever(client, {**body, "stream": True})) for _ in range(2)]
+        waiting = [asyncio.ensure_future(client.post("/v1/chat/completions", json=body)) for _ in range(CRAMPED_ROOM)]
+        await asyncio.sleep(1.0)
+        refused = await client.post("/v1/chat/completions", json=body)
+        assert refused.status_code == 503, refused.text[:300]
+        assert int(refused.headers["retry-after"]) >= 1
+        for task in (*streaming, *waiting):
+            task.cancel()
+        await asyncio.gather(*streaming, *waiting, return_exceptions=True)
+        await asyncio.sleep(1.0)
+        started = time.monotonic()
+        freed = await client.post("/v1/chat/completions", json=chat(text="a", model="cramped", max_tokens=1))
+        assert freed.status_code == 200, freed.text[:300]
+        assert time.monotonic() - started < 1.0
+
+
+async def read_forever(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        async for _ in response.aiter_lines():
+            pass

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import copy
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from raylens.cli.main import app
+from raylens.cli.run import ConfigError, Endpoint, read_config
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+
+
+def written(folder: Path, config: Any) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))], ids=lambda p: p.name
+)
+def test_the_shipped_configs_are_valid_and_stay_on_loopback(path: Path) -> None:
+    assert read_config(path) == Endpoint("127.0.0.1", 8000)
+    for application in yaml.safe_load(path.read_text())["applications"]:
+        names = {model["name"] for model in application["args"]["models"]}
+        assert {deployment["name"] for deployment in application["deployments"]} == {"Ingress", "Preprocessor", *names}
+        for model in application["args"]["models"]:
+            (sized,) = (d for d in application["deployments"] if d["name"] == model["name"])
+            assert sized["max_ongoing_requests"] == model["max_batch_size"] + model["max_waiting"]
+
+
+def misspell(config: dict[str, Any], *path: str | int) -> dict[str, Any]:
+    changed = copy.deepcopy(config)
+    place = changed
+    for key in path[:-1]:
+        place = place[key]  # type: ignore[index]
+    place[f"{path[-1]}x"] = 1  # type: ignore[index]
+    return changed
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("applications", 0, "args", "limits"),
+        ("applications", 0, "args", "models", 0, "threads"),
+        ("applications", 0, "deployments", 1, "num_replicas"),
+        ("applications", 0, "deployments", 2, "autoscaling_config", "max_replicas"),
+        ("applications", 0, "route_prefix"),
+        ("http_options", "host"),
+        ("proxy_location",),
+    ],
+    ids=lambda path: str(path[-1]),
+)
+def test_a_misspelled_key_is_named_and_the_exit_status_is_not_zero(tmp_path: Path, path) -> None:
+    file = written(tmp_path, misspell(SHIPPED, *path))
+    result = CliRunner().invoke(app, ["run", str(file)])
+    assert result.exit_code == 2
+    assert f"{path[-1]}x" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("a: [", "not YAML"), ("- 1", "mapping"), ("", "mapping"), ("{}", "applications")]
+)
+def test_what_is_no_config_is_refused(tmp_path: Path, text, words) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_config(path)
+    with pytest.raises(ConfigError, match="No such file"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = copy.deepcopy(SHIPPED)
+        config["http_options"]["port"] = port
+        result = CliRunner().invoke(app, ["run", str(written(tmp_path, config))])
+    assert result.exit_code == 1
+    assert f"port {port} of 127.0.0.1 is in use" in result.stderr
+
+
+def test_the_cluster_file_passes_rays_own_validation() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text())))

@@ -1,0 +1,71 @@
+"""The bundled checkpoint: small, stock, and right about what it was trained on."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, SmolVLMForConditionalGeneration
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from models.pocket.drawing import draw
+from models.pocket.scenes import random_scene
+from models.registry import POCKET, load_model
+from raylens.config import ModelConfig
+from raylens.engine.engine import Engine
+from raylens.engine.sequence import Sequence, sequences
+from raylens.types import Caption, VisionRequest
+
+FOLDER = POCKET / "smolvlm"
+
+
+def test_it_is_at_most_5_mb_and_has_a_model_card() -> None:
+    files = [path for path in FOLDER.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 5 * 10**6
+    assert (FOLDER / "README.md").is_file()
+
+
+def test_plain_transformers_loads_it_and_it_sees() -> None:
+    """No code of ours between the checkpoint and its answer but the prompt's text."""
+    model = SmolVLMForConditionalGeneration.from_pretrained(FOLDER).eval()
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    processor = SmolVLMImageProcessorPil.from_pretrained(FOLDER)
+    rng = random.Random(11)
+    right = 0
+    for _ in range(10):
+        scene = random_scene(rng, 400)
+        pixels = processor(draw(scene, rng), do_image_splitting=False, return_tensors="pt")["pixel_values"]
+        picture = "<fake_token_around_image><global-img>" + "<image>" * 9 + "<fake_token_around_image>"
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe this image."}]}],
+            tokenize=False,
+            add_generation_prompt=True,
+        ).replace("<image>", picture)
+        ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+        output = model.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=60, do_sample=False)
+        said = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        right += said.strip() == scene.caption()
+    assert right >= 9
+
+
+def test_captions_through_the_engine_are_right() -> None:
+    model = load_model(ModelConfig(name="smolvlm", family="smolvlm"))
+    engine = Engine(model, max_batch_size=16)
+    rng = random.Random(12)
+    wanted: dict[Sequence, str] = {}
+    for _ in range(40):
+        scene = random_scene(rng, 400)
+        request = VisionRequest("r", "smolvlm", Caption(), time.time() + 600, 1)
+        prompt = model.prepare(request, [np.ascontiguousarray(draw(scene, rng))])
+        (sequence,) = sequences(request, prompt, model.tokenizer)
+        wanted[sequence] = scene.caption()
+    engine.scheduler.add(wanted)
+    said = dict.fromkeys(wanted, "")
+    while engine.has_work:
+        for output in engine.step():
+            assert output.delta is not None
+            said[output.sequence] += output.delta.text
+    right = sum(said[sequence] == answer for sequence, answer in wanted.items())
+    assert right >= 37, f"{right} of {len(wanted)}"
