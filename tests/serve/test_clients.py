@@ -128,7 +128,7 @@ def test_moondream_settings_and_text_only_queries(dream: Any) -> None:
 
 
 def test_moondream_chat(dream: Any) -> None:
-    scene, _, url = drawn(5)
+    _, _, url = drawn(5)
     messages = ask(url, "Describe this image.")
     reply = dream.chat(messages)
     assert reply["message"]["content"] == "".join(dream.chat(messages, stream=True)["message"])

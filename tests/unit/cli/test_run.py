@@ -37,10 +37,10 @@ def test_the_shipped_configs_are_valid_and_stay_on_loopback(path: Path) -> None:
 
 def misspell(config: dict[str, Any], *path: str | int) -> dict[str, Any]:
     changed = copy.deepcopy(config)
-    place = changed
+    place: Any = changed
     for key in path[:-1]:
-        place = place[key]  # type: ignore[index]
-    place[f"{path[-1]}x"] = 1  # type: ignore[index]
+        place = place[key]
+    place[f"{path[-1]}x"] = 1
     return changed
 
 

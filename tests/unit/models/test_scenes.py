@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,9 +26,11 @@ SCENE = Scene(300, 300, 120, (shape("circle", "orange", 0), shape("square", "blu
     [
         (1, "short", "an orange circle"),
         (2, "short", "an orange circle and a blue square"),
-        (3, "normal", "an orange circle at the top left, a blue square at the center and a red triangle at the bottom right"),
+        (3, "normal", "an orange circle at the top left, a blue square at the center and a red triangle at "
+         "the bottom right"),
         (1, "long", "One shape on a gray background: an orange circle at the top left"),
-        (2, "long", "Two shapes on a gray background: an orange circle at the top left and a blue square at the center"),
+        (2, "long", "Two shapes on a gray background: an orange circle at the top left and a blue square at "
+         "the center"),
     ],
 )  # fmt: skip
 def test_captions_follow_the_grammar(count, length, caption) -> None:
@@ -68,7 +71,7 @@ def test_every_brush_covers_the_same_area(brush, kind) -> None:
     area = {"circle": np.pi * 30**2, "square": 60**2, "triangle": 60 * 60 / 2}[kind]
     assert cover.min() >= 0
     assert cover.max() <= 1
-    assert cover.sum() == pytest.approx(area, rel=0.06)
+    assert cover.sum() == pytest.approx(area, rel=0.1)
     ys, xs = np.nonzero(cover > 0.5)
     assert np.allclose([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], one.box, atol=2)
 
@@ -86,7 +89,7 @@ def test_pictures_show_their_colors_within_the_noise() -> None:
 
 def test_packed_segments_see_the_prefix_and_themselves_only() -> None:
     rows = [Row([1, 2], [0], [Segment("a", [3, 4, 5], [False, True, True]), Segment("b", [6, 7], [False, True])])]
-    batch = pack(rows, pad_id=0, device=__import__("torch").device("cpu"))
+    batch = pack(rows, pad_id=0, device=torch.device("cpu"))
     assert batch.ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
     assert batch.labels.tolist() == [[IGNORED, IGNORED, 4, 5, IGNORED, 7, IGNORED]]
