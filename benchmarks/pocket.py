@@ -1,6 +1,6 @@
 """How often a pocket model is exactly right, over HTTP through the whole graph.
 
-``python -m benchmarks.pocket --url http://127.0.0.1:8000 --scenes 1000`` draws fresh scenes over all sizes, aspect
+``python -m benchmarks.pocket`` draws fresh scenes over all sizes, aspect
 ratios and encodings, asks every kind of question about each, and prints the share of exact answers with its 95%
 Wilson interval. The baseline is what the most frequent answer to that kind of question would reach.
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.target import target
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import LENGTHS, Scene, questions, random_scene
 
@@ -112,12 +113,14 @@ async def measure(url: str, scenes: int, seed: int, model: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", default=None, help="a server that runs already")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=20_000)
     parser.add_argument("--model", default="smolvlm")
     arguments = parser.parse_args()
-    raise SystemExit(asyncio.run(measure(arguments.url, arguments.scenes, arguments.seed, arguments.model)))
+    with target(arguments.url) as url:
+        status = asyncio.run(measure(url, arguments.scenes, arguments.seed, arguments.model))
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

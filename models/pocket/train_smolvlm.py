@@ -60,9 +60,14 @@ KIND_INDEX = {name: index + 1 for index, name in enumerate(KINDS)}
 
 @dataclass(frozen=True)
 class Settings:
-    minutes: float = 60.0
+    minutes: float = 75.0
     images_per_step: int = 48
-    text_first_rows: int = 32
+    """Every picture is encoded in every step; the two mixes say how many of them are asked what."""
+    first_mix: tuple[int, int] = (48, 32)
+    """Packed rows, with the picture first, and rows with other orders of text and picture: to learn to see."""
+    last_mix: tuple[int, int] = (16, 128)
+    """The same for the last part: other orders share no work, and come once the rest is known."""
+    last_part: float = 0.73
     learning_rate: float = 1.5e-3
     warmup: float = 0.02
     weight_decay: float = 0.02
@@ -195,30 +200,34 @@ def layout(index: int, count: int, rng: random.Random) -> tuple[int, int, list[i
     return rows, columns, [rng.randrange(count) for _ in range(rows * columns)] + [index]
 
 
-def build_rows(pictures: list[Picture], prompts: Prompts, text_first: int, rng: random.Random) -> list[Row]:
-    rows = []
-    for index, picture in enumerate(pictures):
-        tile_rows, tile_columns, tiles = layout(index, len(pictures), rng)
-        row = Row(prompts.encode("<|im_start|>User:") + prompts.picture(tile_rows, tile_columns), tiles)
-        asked = tasks(picture.scene, rng)
-        row.segments = [prompts.segment(kind, (question, answer)) for kind, question, answer in asked]
-        if rng.random() < 0.2:
-            first, second = rng.sample(asked, 2)
-            row.segments[-1] = prompts.segment("second turn", first[1:], second[1:])
-        rows.append(row)
-    for index in range(text_first):
-        _, question, answer = rng.choice(tasks(pictures[index].scene, rng))
-        tile_rows, tile_columns, tiles = layout(index, len(pictures), rng)
-        system = f"System: {rng.choice(SYSTEM_PROMPTS)}<end_of_utterance>\n" if rng.random() < 0.4 else ""
-        picture_ids = prompts.picture(tile_rows, tile_columns)
-        if rng.random() < 0.7:
-            prefix = prompts.encode(f"<|im_start|>{system}User: {question}") + picture_ids
-            segment = prompts.segment("text first", ("", answer))
-        else:
-            prefix = prompts.encode(f"<|im_start|>{system}User:") + picture_ids
-            segment = prompts.segment("text first", (question, answer))
-        rows.append(Row(prefix, tiles, [segment]))
-    return rows
+def build_rows(pictures: list[Picture], prompts: Prompts, mix: tuple[int, int], rng: random.Random) -> list[Row]:
+    packed, other_orders = mix
+    rows = [_packed_row(index, pictures, prompts, rng) for index in range(packed)]
+    return rows + [_other_order(number % len(pictures), pictures, prompts, rng) for number in range(other_orders)]
+
+
+def _packed_row(index: int, pictures: list[Picture], prompts: Prompts, rng: random.Random) -> Row:
+    """The picture, and everything that is asked about it; sometimes one more question in a second turn."""
+    tile_rows, tile_columns, tiles = layout(index, len(pictures), rng)
+    asked = tasks(pictures[index].scene, rng)
+    segments = [prompts.segment(kind, (question, answer)) for kind, question, answer in asked]
+    if rng.random() < 0.2:
+        first, second = rng.sample(asked, 2)
+        segments[-1] = prompts.segment("second turn", first[1:], second[1:])
+    return Row(prompts.encode("<|im_start|>User:") + prompts.picture(tile_rows, tile_columns), tiles, segments)
+
+
+def _other_order(index: int, pictures: list[Picture], prompts: Prompts, rng: random.Random) -> Row:
+    """One question before the picture, or behind a system prompt."""
+    _, question, answer = rng.choice(tasks(pictures[index].scene, rng))
+    tile_rows, tile_columns, tiles = layout(index, len(pictures), rng)
+    picture = prompts.picture(tile_rows, tile_columns)
+    system = f"System: {rng.choice(SYSTEM_PROMPTS)}<end_of_utterance>\n" if rng.random() < 0.4 else ""
+    if rng.random() < 0.7:
+        prefix = prompts.encode(f"<|im_start|>{system}User: {question}") + picture
+        return Row(prefix, tiles, [prompts.segment("text first", ("", answer))])
+    prefix = prompts.encode(f"<|im_start|>{system}User:") + picture
+    return Row(prefix, tiles, [prompts.segment("system prompt", (question, answer))])
 
 
 def probe_targets(pictures: list[Picture], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -274,7 +283,9 @@ class Trainer:
         pixels = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)
         hidden = model.vision_model(pixel_values=pixels).last_hidden_state
         features = model.connector(hidden)
-        rows = build_rows(pictures, self.prompts, self.settings.text_first_rows, rng)
+        settings = self.settings
+        mix = settings.first_mix if self.progress < settings.last_part else settings.last_mix
+        rows = build_rows(pictures, self.prompts, mix, rng)
         losses, weight, exact = [], 0.0, []
         for bucket in _buckets(rows):
             batch = pack(bucket, self.tokenizer.pad_token_id, self.device)
