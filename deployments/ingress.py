@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from raylens.api.app import create_app
 from raylens.config import AppConfig
@@ -42,25 +44,28 @@ class Ingress:
 
     async def generate(self, request: VisionRequest, images: Sequence[bytes]) -> AsyncGenerator[Delta, None]:
         """Implements :meth:`raylens.ports.VisionService.generate`."""
-        pictures = [self._preprocessor.process.remote(request, image) for image in images]
-        deltas = self._models[request.model].options(stream=True).generate.remote(request, *pictures)
+        calls: list[DeploymentResponse[Any] | DeploymentResponseGenerator[Any]] = []
         try:
+            for image in images:
+                calls.append(self._preprocessor.process.remote(request, image))
+            deltas = self._models[request.model].options(stream=True).generate.remote(request, *calls)
+            calls.append(deltas)
             while True:
                 async with asyncio.timeout(max(0.0, request.remaining)):
                     delta = await anext(deltas, None)
                 if delta is None:
+                    calls.clear()
                     return
                 yield delta
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed before the answer was complete", "deadline") from error
-        except RayError as error:
-            raise self._translate(error, request.model) from error
-        except (BackPressureError, DeploymentUnavailableError) as error:
+        except (RayError, RayServeException) as error:
             raise self._translate(error, request.model) from error
         finally:
-            deltas.cancel()
-            for picture in pictures:
-                picture.cancel()
+            for call in calls:
+                # Cancelling a call that has failed raises its failure again.
+                with suppress(RayError, RayServeException):
+                    call.cancel()
 
     async def model_info(self, name: str) -> ModelInfo:
         """Implements :meth:`raylens.ports.VisionService.model_info`; remembered for a few seconds."""
@@ -70,7 +75,7 @@ class Ingress:
         try:
             async with asyncio.timeout(INFO_TIMEOUT_S):
                 info = await self._models[name].info.remote()
-        except (TimeoutError, RayError, BackPressureError, DeploymentUnavailableError) as error:
+        except (TimeoutError, RayError, RayServeException) as error:
             raise ModelNotLoaded(f"no replica of {name} answers", "model", retry_after=5) from error
         self._info[name] = time.monotonic(), info
         return info

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import SmolVLMForConditionalGeneration
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from models.pocket.smolvlm_checkpoint import pocket_config, pocket_tokenizer, save_pocket
+from models.pocket.smolvlm_checkpoint import pocket_config, pocket_image_processor, pocket_tokenizer, save_pocket
 
 
 def random_smolvlm(folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
@@ -23,4 +24,29 @@ def random_smolvlm(folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
             if parameter.dim() > 1:
                 parameter.mul_(scale)
     save_pocket(folder, model, tokenizer)
+    return folder
+
+
+def random_first_generation(folder: Path) -> Path:
+    """The same as the first SmolVLM checkpoints are published: as transformers' Idefics3."""
+    tokenizer = pocket_tokenizer()
+    config = pocket_config(tokenizer)
+    model = Idefics3ForConditionalGeneration(
+        Idefics3Config(
+            image_token_id=config.image_token_id,
+            scale_factor=config.scale_factor,
+            tie_word_embeddings=True,
+            vision_config={**config.vision_config.to_dict(), "model_type": "idefics3_vision"},
+            text_config=config.text_config.to_dict(),
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    stock = pocket_image_processor()
+    Idefics3ImageProcessorPil(
+        size={"longest_edge": stock.size["longest_edge"]},
+        max_image_size={"longest_edge": stock.max_image_size["longest_edge"]},
+        image_mean=stock.image_mean,
+        image_std=stock.image_std,
+    ).save_pretrained(folder)
     return folder

@@ -172,7 +172,7 @@ async def test_a_full_model_says_so_and_frees_the_places_of_clients_that_leave(s
             await asyncio.sleep(0.1)
             refused = [task.result() for task in waiting if task.done()]
         assert refused[0].status_code == 503, refused[0].text[:300]
-        assert int(refused[0].headers["retry-after"]) >= 1
+        assert "retry-after" in refused[0].headers, refused[0].text[:300]
         tasks: list[asyncio.Future[Any]] = [*streaming, *waiting]
         for task in tasks:
             task.cancel()

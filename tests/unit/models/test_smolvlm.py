@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import SmolVLMForConditionalGeneration
+from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
@@ -31,7 +31,7 @@ from raylens.types import (
     TextPart,
     VisionRequest,
 )
-from tests.checkpoints import random_smolvlm
+from tests.checkpoints import random_first_generation, random_smolvlm
 from tests.pictures import random_pixels
 
 LATER = time.time() + 3600
@@ -163,3 +163,18 @@ def test_batched_greedy_answers_equal_generate_alone(model: SmolVLM, folder: Pat
                 assert best[0] - best[1] < 1e-4
                 break
     assert len({tuple(sequence.output_ids) for sequence in made}) > 20
+
+
+def test_first_generation_checkpoints_are_read_as_well(tmp_path: Path) -> None:
+    folder = random_first_generation(tmp_path)
+    model = load(str(folder))
+    reference = Idefics3ForConditionalGeneration.from_pretrained(folder)
+    for detail in Detail:
+        prompt = model.prepare(request(user(ImagePart(0, detail), TextPart("Hi"))), [random_pixels(500, 300)])
+        logits, _ = model.prefill([prompt], [[]])
+        assert prompt.tiles is not None
+        with torch.no_grad():
+            expected = reference(
+                input_ids=torch.tensor([prompt.token_ids]), pixel_values=torch.from_numpy(prompt.tiles)[None]
+            ).logits[0, -1]
+        torch.testing.assert_close(logits[0], expected, atol=1e-5, rtol=0)
