@@ -22,7 +22,7 @@ $(VENV)/bin/pip:
 
 # torch first, and by itself: an index of its own (TORCH_INDEX) decides between a CPU and a CUDA build.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(PIP_INSTALL) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP_INSTALL) torch $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX))
 	$(PIP_INSTALL) --editable .
 	@touch $@
 

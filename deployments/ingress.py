@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
+from ray.serve.schema import ReplicaState
 
 from raylens.api.app import create_app
 from raylens.config import AppConfig
@@ -21,7 +23,7 @@ from raylens.logs import configure_logging
 from raylens.types import Delta, ModelInfo, VisionRequest
 
 INFO_TIMEOUT_S = 2.0
-INFO_TTL_S = 5.0
+STATUS_TTL_S = 1.0
 
 
 @serve.ingress()
@@ -37,7 +39,11 @@ class Ingress:
         self._config = config
         self._preprocessor = preprocessor.options(_by_reference=True)
         self._models = {name: handle.options(_by_reference=True) for name, handle in models.items()}
-        self._info: dict[str, tuple[float, ModelInfo]] = {}
+        self._infos: dict[str, ModelInfo] = {}
+        self._application = serve.get_replica_context().app_name
+        self._status: dict[str, bool] = {}
+        self._status_at = -math.inf
+        self._status_lock = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self, self._config, echo_request_id=False)
@@ -47,7 +53,7 @@ class Ingress:
         calls: list[DeploymentResponse[Any] | DeploymentResponseGenerator[Any]] = []
         try:
             for image in images:
-                calls.append(self._preprocessor.process.remote(request, image))
+                calls.append(self._preprocessor.process.remote(image, request.recipe, request.deadline, request.id))
             deltas = self._models[request.model].options(stream=True).generate.remote(request, *calls)
             calls.append(deltas)
             while True:
@@ -68,17 +74,33 @@ class Ingress:
                     call.cancel()
 
     async def model_info(self, name: str) -> ModelInfo:
-        """Implements :meth:`raylens.ports.VisionService.model_info`; remembered for a few seconds."""
-        asked, info = self._info.get(name, (0.0, None))
-        if info is not None and time.monotonic() - asked < INFO_TTL_S:
-            return info
-        try:
-            async with asyncio.timeout(INFO_TIMEOUT_S):
-                info = await self._models[name].info.remote()
-        except (TimeoutError, RayError, RayServeException) as error:
-            raise ModelNotLoaded(f"no replica of {name} answers", "model", retry_after=5) from error
-        self._info[name] = time.monotonic(), info
-        return info
+        """Implements :meth:`raylens.ports.VisionService.model_info`.
+
+        Whether a replica runs, Serve's controller tells: a call to a busy model would wait behind others. What the
+        model is never changes, and is asked once.
+        """
+        if not (await self._running()).get(name):
+            raise ModelNotLoaded(f"no replica of {name} runs", "model", retry_after=STATUS_TTL_S)
+        if name not in self._infos:
+            try:
+                async with asyncio.timeout(INFO_TIMEOUT_S):
+                    self._infos[name] = await self._models[name].info.remote()
+            except (TimeoutError, RayError, RayServeException) as error:
+                raise ModelNotLoaded(f"no replica of {name} answers", "model", retry_after=STATUS_TTL_S) from error
+        return self._infos[name]
+
+    async def _running(self) -> dict[str, bool]:
+        """Which deployments have a running replica, as of a second ago at most."""
+        async with self._status_lock:
+            if time.monotonic() - self._status_at > STATUS_TTL_S:
+                status = await asyncio.to_thread(serve.status)
+                deployments = status.applications[self._application].deployments
+                self._status = {
+                    name: deployment.replica_states.get(ReplicaState.RUNNING, 0) > 0
+                    for name, deployment in deployments.items()
+                }
+                self._status_at = time.monotonic()
+            return self._status
 
     def _translate(self, error: Exception, model: str) -> RaylensError:
         """The project's own error for one of Ray's. Errors of ours that crossed a handle come out as they went in."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from preprocessing.decode import DecodeLimits
 from preprocessing.pipeline import ProcessedImage, run
 from raylens.config import AppConfig
 from raylens.errors import DeadlineExceeded
-from raylens.logs import configure_logging
-from raylens.types import VisionRequest
+from raylens.logs import configure_logging, request_id
+from raylens.types import Recipe
 
 
 class Preprocessor:
@@ -27,12 +28,13 @@ class Preprocessor:
         )
         self._threads = ThreadPoolExecutor(config.preprocessor_threads, thread_name_prefix="preprocess")
 
-    async def process(self, request: VisionRequest, image: bytes) -> ProcessedImage:
-        """Raises what :func:`preprocessing.pipeline.run` raises, and ``DeadlineExceeded`` before it starts too late."""
+    async def process(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedImage:
+        """Raises what :func:`preprocessing.pipeline.run` raises, and ``DeadlineExceeded`` where it would start late."""
+        request_id.set(identity)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._process, request, image)
+        return await loop.run_in_executor(self._threads, self._process, image, recipe, deadline)
 
-    def _process(self, request: VisionRequest, image: bytes) -> ProcessedImage:
-        if request.remaining <= 0:
+    def _process(self, image: bytes, recipe: Recipe, deadline: float) -> ProcessedImage:
+        if time.time() >= deadline:
             raise DeadlineExceeded("the deadline passed before the picture was processed", "deadline")
-        return run(image, request.recipe, self._limits)
+        return run(image, recipe, self._limits)

@@ -19,7 +19,7 @@ from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.engine import Engine
 from raylens.engine.model import Model
 from raylens.engine.sequence import sequences
-from raylens.errors import ModelFailed
+from raylens.errors import DeadlineExceeded, ModelFailed
 from raylens.logs import configure_logging, request_id
 from raylens.types import Caption, Delta, ModelInfo, SamplingParams, VisionRequest
 
@@ -43,6 +43,9 @@ class VisionModel:
     async def generate(self, request: VisionRequest, *pictures: ProcessedImage) -> AsyncGenerator[Delta, None]:
         """The answer's deltas; the first carries the pictures' warnings. Closing the stream ends the work."""
         request_id.set(request.id)
+        self._engine.check_room(request.sampling.n)
+        if request.remaining <= 0:
+            raise DeadlineExceeded("the deadline passed before the model saw the request", "deadline")
         prompt = await asyncio.to_thread(self._model.prepare, request, [picture.pixels for picture in pictures])
         warnings = tuple(warning for picture in pictures for warning in picture.warnings)
         async with aclosing(self._engine.generate(request, prompt)) as deltas:
@@ -58,10 +61,6 @@ class VisionModel:
             device=self._model.device,
             tasks=tuple(sorted(self._model.tasks)),
         )
-
-    async def in_flight(self) -> int:
-        """Sequences that wait or run in this replica."""
-        return self._engine.in_flight
 
     def check_health(self) -> None:
         """Called by Serve, which replaces a replica whose engine has stopped."""

@@ -68,17 +68,14 @@ def load(
 
 
 def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: int) -> Grid:
-    """How many tiles a picture of this size is cut into.
+    """How many tiles a picture of this size is cut into at ``low`` (one) and ``auto``.
 
-    ``low``: one. ``high``: the checkpoint's own policy, which enlarges every picture to ``longest_edge``.
-    ``auto``: as many as the picture fills without being enlarged, within ``longest_edge``.
+    ``auto`` takes as many as the picture fills without being enlarged, within ``longest_edge``. ``high`` is the
+    checkpoint's own policy, which enlarges every picture to ``longest_edge``; its image processor knows it.
     """
     if detail is Detail.LOW:
         return 1, 1
-    scale = longest_edge / max(width, height)
-    if detail is Detail.HIGH:
-        return max(1, -(-round(height * scale) // tile)), max(1, -(-round(width * scale) // tile))
-    scale = min(1.0, scale)
+    scale = min(1.0, longest_edge / max(width, height))
     return max(1, int(height * scale) // tile), max(1, int(width * scale) // tile)
 
 
@@ -208,18 +205,18 @@ class SmolVLM:
 
     def _cut(self, picture: Pixels, detail: Detail) -> tuple[NDArray[np.float32], Grid]:
         """A picture's tiles, the global view last, as (tiles, channels, side, side) floats."""
-        height, width = picture.shape[:2]
-        rows, columns = tile_grid(width, height, detail, self._tile, self._longest_edge)
         if detail is Detail.HIGH:
-            cut = self._image_processor(picture, return_row_col_info=True)
-            return np.asarray(cut["pixel_values"][0], np.float32), (
-                max(1, cut["rows"][0][0]),
-                max(1, cut["cols"][0][0]),
+            cut = self._image_processor(picture, return_row_col_info=True, input_data_format="channels_last")
+            grid = max(1, cut["rows"][0][0]), max(1, cut["cols"][0][0])
+        else:
+            height, width = picture.shape[:2]
+            grid = tile_grid(width, height, detail, self._tile, self._longest_edge)
+            size = (grid[1] * self._tile, grid[0] * self._tile)
+            resized = np.asarray(Image.fromarray(picture).resize(size, self._image_processor.resample))
+            cut = self._image_processor(
+                resized, do_resize=False, do_image_splitting=grid != (1, 1), input_data_format="channels_last"
             )
-        size = (columns * self._tile, rows * self._tile)
-        resized = np.asarray(Image.fromarray(picture).resize(size, self._image_processor.resample))
-        cut = self._image_processor(resized, do_resize=False, do_image_splitting=rows * columns > 1)
-        return np.asarray(cut["pixel_values"][0], np.float32), (rows, columns)
+        return np.asarray(cut["pixel_values"][0], np.float32), grid
 
     def _token_ids(self, messages: Sequence[Message], grids: Sequence[Grid]) -> tuple[int, ...]:
         """The chat template's text as ids, each ``<image>`` as its tiles' tokens."""

@@ -8,12 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from preprocessing.geometry import ORIENTATIONS, Geometry
 from raylens.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a stored picture upright, by EXIF orientation."""
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 # Pillow's own guard would refuse without saying our limit; ``_check_size`` is stricter and runs before any decoding.
@@ -44,17 +54,15 @@ def decode(data: bytes, limits: DecodeLimits) -> tuple[NDArray[np.uint8], Geomet
         _check_size(picture.width, picture.height, limits)
         try:
             picture.load()
-            # Asked for after loading: PNG may carry its EXIF block behind the pixels.
-            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-            upright = ImageOps.exif_transpose(picture)
-            pixels = np.asarray(_onto_white(upright))
+            orientation = _orientation(picture)
+            pixels = np.asarray(_upright(_to_rgb(picture), orientation))
         except _BROKEN as error:
             raise InvalidRequest(
                 f"image: the {picture.format} file of {len(data)} bytes is truncated or damaged ({error})", "image"
             ) from error
         geometry = Geometry(picture.size, picture.size)
     size = (pixels.shape[1], pixels.shape[0])
-    return pixels, geometry.then(size, ORIENTATIONS.get(orientation, ORIENTATIONS[1]))
+    return pixels, geometry.then(size, ORIENTATIONS[orientation])
 
 
 def _open(data: bytes) -> Image.Image:
@@ -90,7 +98,28 @@ def _check_size(width: int, height: int, limits: DecodeLimits) -> None:
         )
 
 
-def _onto_white(picture: Image.Image) -> Image.Image:
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none that can be read.
+
+    Asked for after loading: PNG may carry its EXIF block behind the pixels.
+    """
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # the tags are the sender's: whatever is wrong with them, the picture is still there
+        return 1
+    return orientation if orientation in ORIENTATIONS else 1
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """RGB, with 16-bit gray scaled to 8 bits and transparency laid onto white."""
+    if picture.mode.startswith("I"):
+        gray = np.asarray(picture).astype(np.int64) // 257
+        picture = Image.fromarray(np.clip(gray, 0, 255).astype(np.uint8))
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     layer = picture.convert("RGBA")

@@ -22,6 +22,7 @@ class Limits(Frozen):
     min_image_side: PositiveInt = 4
     max_image_side: PositiveInt = 16_384
     max_images: PositiveInt = 16
+    max_text_chars: PositiveInt = 100_000
     max_tokens: PositiveInt = 4096
     max_answers: PositiveInt = 8
     max_stop_strings: PositiveInt = 4

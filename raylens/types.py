@@ -171,5 +171,3 @@ class ModelInfo:
     family: str
     device: str
     tasks: tuple[str, ...]
-    aliases: tuple[str, ...] = ()
-    loaded: bool = True

@@ -42,6 +42,12 @@ class Context:
             recipe=Recipe(max_side=self.config.defaults.max_side),
         )
 
+    def check_text(self, length: int, field: str) -> None:
+        """Raises ``InvalidRequest`` for more text than any context holds: reading it would cost seconds."""
+        limit = self.config.limits.max_text_chars
+        if length > limit:
+            raise InvalidRequest(f"{field}: {length} characters; the limit is {limit}", field, limit, length)
+
     def sampling(
         self,
         *,

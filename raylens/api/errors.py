@@ -15,15 +15,19 @@ from raylens.errors import InvalidRequest, RaylensError
 
 logger = logging.getLogger(__name__)
 
+_LONGEST = 160
+"""Characters of a name in an error: names may be the sender's own."""
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 OPENAI_PATHS = ("/v1/chat/", "/v1/models")
 
 
 def body_of(path: str, error: RaylensError) -> dict[str, Any]:
     """An error in the shape of the dialect that ``path`` belongs to."""
+    message = error.message.encode("utf-8", "replace").decode()
     if not path.startswith(OPENAI_PATHS):
-        return {"detail": error.message}
+        return {"detail": message}
     kind = "invalid_request_error" if error.http_status < 500 else "server_error"
-    return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
+    return {"error": {"message": message, "type": kind, "param": error.field, "code": error.code}}
 
 
 def error_response(path: str, error: RaylensError) -> Response:
@@ -50,7 +54,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         ours = RaylensError(str(error.detail))
         ours.http_status = error.status_code
-        ours.code = "not_found" if error.status_code == 404 else "http_error"
+        ours.code = _CODES.get(error.status_code, "http_error")
         response = error_response(request.url.path, ours)
         response.headers.update(error.headers or {})
         return response
@@ -67,6 +71,7 @@ def from_validation(errors: Any) -> InvalidRequest:
     location = [str(part) for part in first["loc"] if part != "body"]
     # A part of a tagged union stands twice: by its tag and by its name.
     field = ".".join(part for part, before in zip(location, ["", *location], strict=False) if part != before) or "body"
-    message = str(first["msg"]).removeprefix("Value error, ")
+    field = field[:_LONGEST]
+    message = str(first["msg"]).removeprefix("Value error, ")[: 2 * _LONGEST]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return InvalidRequest(f"{field}: {message}{more}", field)

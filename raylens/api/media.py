@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from urllib.parse import unquote_to_bytes
 
 from raylens.config import Limits
 from raylens.errors import InvalidRequest, PayloadTooLarge
@@ -45,9 +44,9 @@ class Media:
             )
         if not comma:
             raise InvalidRequest(f"{field}: the data URL has no comma before its data", field)
-        if head.lower().endswith(";base64"):
-            return await self.from_base64(payload, field)
-        return self._checked(unquote_to_bytes(payload), field)
+        if not head.lower().endswith(";base64"):
+            raise InvalidRequest(f"{field}: a data URL with base64 is needed, data:image/jpeg;base64,…", field)
+        return await self.from_base64(payload, field)
 
     async def from_base64(self, text: str, field: str) -> bytes:
         """The bytes of raw base64, white space ignored. Raises as :meth:`from_url` does."""

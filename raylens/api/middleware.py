@@ -6,6 +6,7 @@ import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.errors import error_response
@@ -68,7 +69,7 @@ class BodyLimitMiddleware:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._limit:
-                raise self._error(f"over {self._limit}")
+                raise HTTPException(413, self._error(f"over {self._limit}").message)
             return message
 
         await self._app(scope, limited, send)

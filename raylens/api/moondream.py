@@ -13,11 +13,12 @@ from contextlib import aclosing
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from raylens.api import sse
+from raylens.api.body import Body, Text
 from raylens.api.context import Context
 from raylens.api.errors import body_of, from_validation
 from raylens.errors import InvalidRequest, RaylensError, UnsupportedTask
@@ -27,10 +28,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_FORM_FIELD = 64 * 2**20
 """Bytes of one form field that is not a file; the limit on the whole body is the one that counts."""
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class Settings(Body):
@@ -43,7 +40,7 @@ class Settings(Body):
 class PictureRequest(Body):
     """What all of the dialect's requests share."""
 
-    image_url: str | None = None
+    image_url: Text | None = None
     model: str | None = None
     settings: Settings = Settings()
     stream: bool = False
@@ -54,7 +51,7 @@ class CaptionRequest(PictureRequest):
 
 
 class QueryRequest(PictureRequest):
-    question: Annotated[str, Field(min_length=1)]
+    question: Annotated[Text, Field(min_length=1)]
     reasoning: bool = False
     spatial_refs: list[list[float]] | None = None
 
@@ -62,7 +59,7 @@ class QueryRequest(PictureRequest):
 class ObjectRequest(PictureRequest):
     """The request of detect, point and segment."""
 
-    object: Annotated[str, Field(min_length=1)]
+    object: Annotated[Text, Field(min_length=1)]
     spatial_refs: list[list[float]] | None = None
 
 
@@ -84,6 +81,7 @@ def router(context: Context) -> APIRouter:
         for field in ("reasoning", "spatial_refs"):
             if getattr(body, field):
                 raise InvalidRequest(f"{field}: not supported by the models that are served here", field)
+        context.check_text(len(body.question), "question")
         images = [] if image is None else [image]
         return await _answer(context, http, body, Query(body.question), images, "answer")
 
@@ -187,12 +185,14 @@ async def _read(http: Request, shape: type[Shape], context: Context) -> tuple[Sh
 async def _json(http: Request) -> Any:
     try:
         return await http.json()
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"body: not JSON ({error})", "body") from None
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(f"body: not JSON ({error.msg} at character {error.pos})", "body") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"body: not JSON that can be read ({type(error).__name__})", "body") from None
 
 
 async def _form(http: Request) -> tuple[dict[str, Any], bytes | None]:
-    """A form's fields, ``settings`` as JSON or as its own fields, and the file's bytes."""
+    """A form's fields, those of ``settings`` beside the others, and the file's bytes."""
     try:
         form = await http.form(max_files=1, max_fields=32, max_part_size=_MAX_FORM_FIELD)
     except HTTPException as error:

@@ -14,9 +14,10 @@ from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from raylens.api import sse
+from raylens.api.body import Body, Text
 from raylens.api.context import Context
 from raylens.api.errors import body_of
 from raylens.errors import InvalidRequest, ModelFailed, RaylensError
@@ -59,18 +60,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _ROLES = {"system": Role.SYSTEM, "developer": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT}
 
 
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
 class ImageUrl(Body):
-    url: str
+    url: Text
     detail: Detail = Detail.AUTO
 
 
 class ChatText(Body):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatImage(Body):
@@ -119,7 +116,7 @@ class ChatRequest(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
-    stop: str | list[Annotated[str, Field(min_length=1)]] | None = None
+    stop: list[Text] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -129,6 +126,11 @@ class ChatRequest(Body):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _accept_one_stop_string(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 def router(context: Context) -> APIRouter:
@@ -261,18 +263,19 @@ async def _parse_messages(body: ChatRequest, context: Context) -> tuple[Chat, li
     if messages[-1].role is not Role.USER:
         raise InvalidRequest("messages: the last one should be the user's", "messages")
     context.media.check_count(len(waiting), "messages")
+    texts = (part.text for message in messages for part in message.parts if isinstance(part, TextPart))
+    context.check_text(sum(map(len, texts)), "messages")
     images = await asyncio.gather(*(context.media.from_url(url, field) for url, field in waiting))
     return Chat(tuple(messages)), list(images)
 
 
 def _sampling(body: ChatRequest, context: Context) -> SamplingParams:
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return context.sampling(
         max_tokens=body.max_completion_tokens or body.max_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
         seed=body.seed,
-        stop=tuple(text for text in stop if text),
+        stop=tuple(text for text in body.stop or () if text),
         n=body.n or 1,
     )
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from raylens.engine.engine import Engine, Output
 from raylens.engine.model import Model, Prompt
 from raylens.engine.sequence import Sequence, sequences
-from raylens.errors import ModelFailed, Overloaded, RaylensError
+from raylens.errors import InvalidRequest, ModelFailed, Overloaded, RaylensError
 from raylens.types import Delta, VisionRequest
 
 logger = logging.getLogger(__name__)
@@ -68,10 +68,15 @@ class AsyncEngine:
             self._wake.notify()
         self._thread.join()
 
-    def _submit(self, wanted: list[Sequence]) -> asyncio.Queue[Output]:
+    def check_room(self, answers: int) -> None:
+        """Raises what ``generate`` would raise at once: ``InvalidRequest`` where so many never fit, ``Overloaded``."""
         if self._failure is not None:
             raise ModelFailed(f"the engine has stopped: {self._failure!r}")
-        if len(self._streams) + len(wanted) > self._capacity:
+        if answers > self._capacity:
+            raise InvalidRequest(
+                f"n: {answers} answers; this model has room for {self._capacity}", "n", self._capacity, answers
+            )
+        if len(self._streams) + answers > self._capacity:
             raise Overloaded(
                 f"{len(self._streams)} sequences run or wait; the limit is {self._capacity}",
                 "model",
@@ -79,6 +84,9 @@ class AsyncEngine:
                 len(self._streams),
                 self._retry_after,
             )
+
+    def _submit(self, wanted: list[Sequence]) -> asyncio.Queue[Output]:
+        self.check_room(len(wanted))
         self._loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[Output] = asyncio.Queue()
         self._streams.update(dict.fromkeys(wanted, outputs))

@@ -83,29 +83,41 @@ class Engine:
         return self.model.decode([s.output_ids[-1] for s in self.scheduler.running], self._cache)
 
     def _postprocess(self, logits: Tensor) -> list[Output]:
-        """Chooses each row's next token and ends the rows that are complete."""
-        outputs = []
-        for row, sequence in enumerate(self.scheduler.running):
-            token_id = sequence.sampler.choose(logits[row])
+        """Chooses each row's next token and ends the rows that are complete, or that can't go on."""
+        outputs = [self._advance(sequence, logits[row]) for row, sequence in enumerate(self.scheduler.running)]
+        failed = {output.sequence for output in outputs if output.error is not None}
+        self._leave(lambda s: s.finish_reason is not None or s in failed)
+        return [output for output in outputs if output.error is not None or _says_something(output.delta)]
+
+    def _advance(self, sequence: Sequence, logits: Tensor) -> Output:
+        try:
+            token_id = sequence.sampler.choose(logits)
             text = sequence.append(token_id, self.model.eos_ids, self.model.max_length)
-            reason = sequence.finish_reason
-            if text or reason:
-                usage = sequence.usage if reason else None
-                outputs.append(Output(sequence, Delta(text, sequence.index, reason, usage)))
-        self._leave(lambda s: s.finish_reason is not None)
-        return outputs
+        except Exception as error:
+            return self._failed(sequence, error)
+        reason = sequence.finish_reason
+        return Output(sequence, Delta(text, sequence.index, reason, sequence.usage if reason else None))
 
     def _leave(self, gone: Callable[[Sequence], bool]) -> list[Sequence]:
         """Takes sequences out; their rows leave the cache before the next decode step."""
+        before = len(self.scheduler.running)
         removed, kept = self.scheduler.remove(gone)
-        self._rows = kept if self._rows is None else [self._rows[row] for row in kept]
         if not kept:
-            self._cache = None
+            self._cache = self._rows = None
+        elif len(kept) < before:
+            self._rows = kept if self._rows is None else [self._rows[row] for row in kept]
         return removed
 
     def _fail(self, error: Exception) -> list[Output]:
         """A batch that failed runs again one by one, so that only the request that breaks the model fails."""
-        failed = self.scheduler.isolate()
-        logger.exception("the model failed on a batch; %d of its requests end", len(failed))
-        message = f"the model failed on this request: {type(error).__name__}"
-        return [Output(sequence, error=ModelFailed(message)) for sequence in failed]
+        self._cache = self._rows = None
+        logger.warning("a batch of %d failed: %r", len(self.scheduler.running), error)
+        return [self._failed(sequence, error) for sequence in self.scheduler.isolate()]
+
+    def _failed(self, sequence: Sequence, error: Exception) -> Output:
+        logger.error("the model failed on request %s", sequence.request_id, exc_info=error)
+        return Output(sequence, error=ModelFailed(f"the model failed on this request: {type(error).__name__}"))
+
+
+def _says_something(delta: Delta | None) -> bool:
+    return delta is not None and bool(delta.text or delta.finish_reason)

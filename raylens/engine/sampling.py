@@ -21,10 +21,14 @@ class Sampler:
             self._generator.manual_seed((params.seed + offset) % 2**63)
 
     def choose(self, logits: Tensor) -> int:
-        """A token id from float32 logits of shape (vocabulary,)."""
+        """A token id from float32 logits of shape (vocabulary,). Raises ``ValueError`` where they are not finite."""
+        best = logits.max()
+        if not torch.isfinite(best):
+            raise ValueError("the logits are not finite")
         if self._temperature == 0:
             return int(logits.argmax())
-        probabilities = torch.softmax(logits.double().cpu() / self._temperature, dim=-1)
+        # From the best one down, so that a temperature near 0 overflows to -inf only.
+        probabilities = torch.softmax((logits - best).double().cpu() / self._temperature, dim=-1)
         if self._top_p < 1:
             probabilities = self._nucleus(probabilities)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))

@@ -39,6 +39,7 @@ class Sequence:
     sampler: Sampler
     text: TextStream
     deadline: float
+    request_id: str = ""
     priority: Priority = Priority.INTERACTIVE
     index: int = 0
     state: State = State.WAITING
@@ -83,6 +84,7 @@ def sequences(request: VisionRequest, prompt: Prompt, tokenizer: Tokenizer) -> l
             sampler=Sampler(params, offset=index),
             text=TextStream(tokenizer, params.stop),
             deadline=request.deadline,
+            request_id=request.id,
             priority=request.priority,
             index=index,
         )

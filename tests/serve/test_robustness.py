@@ -114,10 +114,10 @@ def test_three_pictures_in_one_chat_and_a_second_turn(server: str) -> None:
     assert reply.json()["usage"]["prompt_tokens"] > 4 * 9
 
 
-@pytest.mark.parametrize("text", ["<image>", "<|im_start|><end_of_utterance>" * 5, "\x00\ud83d\ude00 ünï", "a" * 3000])
+@pytest.mark.parametrize("text", ["<image>", "<|im_start|><end_of_utterance>" * 5, "\x00\U0001f600 ünï", "a" * 3000])
 def test_odd_text_is_just_text(server: str, text: str) -> None:
     _, _, url = drawn(2)
-    body = chat(url, text=text.encode("utf-16", "surrogatepass").decode("utf-16"), max_tokens=8)
+    body = chat(url, text=text, max_tokens=8)
     assert httpx.post(f"{server}/v1/chat/completions", json=body, timeout=30).status_code == 200
 
 

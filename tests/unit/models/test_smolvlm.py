@@ -66,19 +66,19 @@ def user(*parts: TextPart | ImagePart) -> Chat:
         ((1100, 1600), Detail.AUTO, (3, 2)),
         ((4000, 3000), Detail.AUTO, (3, 4)),
         ((10_000, 20), Detail.AUTO, (1, 4)),
-        ((512, 512), Detail.HIGH, (4, 4)),
-        ((100, 50), Detail.HIGH, (2, 4)),
     ],
 )
 def test_detail_sets_the_tiles(size, detail, grid) -> None:
     assert tile_grid(size[0], size[1], detail, tile=512, longest_edge=2048) == grid
 
 
-@pytest.mark.parametrize("size", [(192, 192), (100, 100), (400, 180), (180, 400), (700, 650), (1000, 20)])
+@pytest.mark.parametrize("size", [(192, 192), (100, 100), (400, 180), (180, 400), (700, 650), (1000, 20), (400, 4)])
 def test_high_detail_is_what_the_stock_processor_makes(model: SmolVLM, folder: Path, size) -> None:
     picture = random_pixels(*size)
     prompt = model.prepare(request(user(ImagePart(0, Detail.HIGH), TextPart("Hi"))), [picture])
-    stock = SmolVLMImageProcessorPil.from_pretrained(folder)(picture, return_row_col_info=True, return_tensors="np")
+    stock = SmolVLMImageProcessorPil.from_pretrained(folder)(
+        picture, return_row_col_info=True, return_tensors="np", input_data_format="channels_last"
+    )
     assert prompt.tiles is not None
     np.testing.assert_array_equal(prompt.tiles, stock["pixel_values"][0])
     layout = get_image_prompt_string(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from preprocessing.decode import DecodeLimits, decode
 from raylens.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
@@ -37,6 +39,29 @@ def test_other_color_modes_become_rgb(mode) -> None:
     decoded, _ = decode(encoded(Image.new("RGB", (9, 7), "white").convert(mode), kind), LIMITS)
     assert decoded.shape == (7, 9, 3)
     assert (decoded >= 250).all()
+
+
+def test_sixteen_bit_gray_keeps_its_levels() -> None:
+    levels = np.linspace(0, 65535, 40).astype(np.uint16)[None].repeat(8, 0)
+    decoded, _ = decode(encoded(Image.fromarray(levels)), LIMITS)
+    assert np.abs(decoded[0, :, 0].astype(int) - levels[0] // 257).max() <= 1
+
+
+def test_an_exif_block_that_cannot_be_written_again_is_no_reason_to_fail() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    data = encoded(gradient(40, 20), "JPEG", exif=exif).replace(b"maker\0", b"\xff\xfe\xff\xfe\xff\0")
+    decoded, _ = decode(data, LIMITS)
+    assert decoded.shape == (40, 20, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_what_pillow_makes_of_it(orientation) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(gradient(30, 20), exif=exif)
+    decoded, _ = decode(data, LIMITS)
+    assert np.array_equal(decoded, np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
 
 
 def test_an_exif_orientation_turns_the_picture_upright() -> None:

@@ -24,7 +24,13 @@ CONFIG = AppConfig.model_validate(
             {"name": "smolvlm", "family": "smolvlm", "aliases": ["small"]},
             {"name": "other", "family": "smolvlm", "checkpoint": "org/other"},
         ],
-        "limits": {"max_body_bytes": 40_000, "max_image_bytes": 20_000, "max_images": 3, "max_tokens": 100},
+        "limits": {
+            "max_body_bytes": 40_000,
+            "max_image_bytes": 20_000,
+            "max_images": 3,
+            "max_tokens": 100,
+            "max_text_chars": 2000,
+        },
         "defaults": {"timeout_s": 20, "max_timeout_s": 30, "max_tokens": 50},
     }
 )

@@ -25,12 +25,13 @@ async def test_a_body_over_the_limit_is_refused(client) -> None:
     assert "the limit is 40000 bytes" in response.json()["detail"]
 
 
-async def test_a_body_without_a_length_is_counted_as_it_comes(client) -> None:
+@pytest.mark.parametrize("path", ["/v1/caption", "/v1/chat/completions"])
+async def test_a_body_without_a_length_is_counted_as_it_comes(client, path) -> None:
     async def pieces():
         for _ in range(50):
             yield b"x" * 1000
 
-    response = await client.post("/v1/caption", content=pieces(), headers={"content-type": "application/json"})
+    response = await client.post(path, content=pieces(), headers={"content-type": "application/json"})
     assert response.status_code == 413
 
 

@@ -86,9 +86,11 @@ async def test_bad_input_is_explained(client, service: FakeService, path, body, 
     assert service.requests == []
 
 
-async def test_a_body_that_is_not_json_is_refused(client) -> None:
-    response = await client.post("/v1/caption", content=b"{", headers={"content-type": "application/json"})
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 20_000, b'{"settings": ' + b"9" * 5000 + b"}"])
+async def test_a_body_that_is_not_json_is_refused(client, content) -> None:
+    response = await client.post("/v1/caption", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 400
+    assert len(response.text) < 300
     assert "not JSON" in response.json()["detail"]
 
 

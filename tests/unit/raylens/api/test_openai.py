@@ -124,10 +124,18 @@ async def test_an_error_in_a_stream_is_an_event(client, service: FakeService) ->
         (chat("x", image("data:image/png;base64,@@@")), 400, "messages.0.content.1.image_url.url", "base64"),
         (chat("x", image("data:image/png;base64," + "A" * 30_000)), 413, "messages.0.content.1.image_url.url", "20000"),
         (chat("x", *[image()] * 4), 400, "messages", "the limit is 3"),
+        (chat("x" * 2001), 400, "messages", "2001 characters; the limit is 2000"),
+        (chat("\ud800"), 400, "messages.0.content.0.text", "surrogate"),
+        (chat("x", image("\ud800:x")), 400, "messages.0.content.1.image_url.url", "surrogate"),
+        (chat("x", stop="\ud800"), 400, "stop.0", "surrogate"),
+        (chat("x", image("data:image/png,abc")), 400, "messages.0.content.1.image_url.url", "base64"),
+        ({"messages": [{"role": "user", "content": [{"type": "q" * 3000}]}]}, 400, "messages.0.content.0", "tag"),
+        ({"messages": [{"role": "user", "content": "x", "k" * 3000: 1}]}, 400, "messages.0." + "k" * 149, "permitted"),
     ],
 )  # fmt: skip
 async def test_bad_input_names_the_field_and_the_limit(client, service, body, status, param, words) -> None:
-    response = await client.post(PATH, json=body)
+    content = json.dumps(body).encode()
+    response = await client.post(PATH, content=content, headers={"content-type": "application/json"})
     assert response.status_code == status
     error = response.json()["error"]
     assert error["param"] == param

@@ -55,7 +55,7 @@ def answer(prompt: Sequence[int], max_tokens: int) -> str:
 
 @dataclass
 class FakeModel:
-    """Fails while it reads the prompt token 666, in prefill, and 667, in its third decode step."""
+    """Fails in prefill of the token 666, and in the third decode step of 667; what it says to 668 is not a number."""
 
     max_length: int = 64
     tasks: frozenset[str] = frozenset({"chat"})
@@ -64,6 +64,7 @@ class FakeModel:
     eos_ids: frozenset[int] = frozenset({EOS})
     batches: list[int] = field(default_factory=list)
     prefilled: int = 0
+    selected: int = 0
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         return Prompt(tuple(request.id.encode()))
@@ -86,12 +87,13 @@ class FakeModel:
         return self._logits(cache["rows"])
 
     def select(self, cache: Any, rows: Sequence[int]) -> None:
+        self.selected += 1
         cache["rows"] = [list(cache["rows"][row]) for row in rows]
 
     def _logits(self, rows: list[list[int]]) -> Tensor:
         logits = torch.zeros(len(rows), 257)
         for row, history in enumerate(rows):
-            logits[row, next_token(history)] = 5.0
+            logits[row, next_token(history)] = torch.nan if history[0] == 668 else 5.0
         return logits
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.model import Prompt
-from raylens.errors import ModelFailed, Overloaded
+from raylens.errors import InvalidRequest, ModelFailed, Overloaded
 from tests.unit.raylens.engine.fakes import FakeModel, answer, request
 
 LATER = time.time() + 3600
@@ -77,6 +77,12 @@ async def test_a_full_waiting_room_refuses_at_once(gated) -> None:
         place.cancel()
 
 
+async def test_more_answers_than_ever_fit_are_refused_for_good(gated) -> None:
+    _, engine = gated
+    with pytest.raises(InvalidRequest, match="n: 4 answers; this model has room for 3"):
+        await anext(engine.generate(request(LATER, n=4), Prompt((99,))))
+
+
 async def test_closing_a_stream_frees_its_place(gated) -> None:
     model, engine = gated
     stream = engine.generate(request(LATER, max_tokens=50, n=2), Prompt((99,)))
@@ -94,13 +100,8 @@ async def test_closing_a_stream_frees_its_place(gated) -> None:
 
 async def test_a_thread_that_dies_fails_everyone_and_says_so() -> None:
     class Broken(FakeModel):
-        @property
-        def eos_ids(self) -> frozenset[int]:  # read outside of what a failing batch is caught by
-            raise RuntimeError("broken")
-
-        @eos_ids.setter
-        def eos_ids(self, value: frozenset[int]) -> None:
-            pass
+        def decode(self, token_ids: Sequence[int], cache: Any) -> Any:
+            raise SystemExit("not one request's failure")
 
     model = Broken()
     engine = AsyncEngine(model, max_batch_size=4, max_waiting=4)

@@ -103,6 +103,25 @@ def test_a_request_that_breaks_prefill_fails_alone() -> None:
     assert "RuntimeError" in error.message
 
 
+def test_a_row_that_cannot_be_sampled_fails_alone() -> None:
+    engine = Engine(FakeModel(), max_batch_size=8)
+    good = [submit(engine, [letter], max_tokens=8)[0] for letter in (100, 101)]
+    bad = submit(engine, [668])[0]
+    said = texts(run(engine))
+    assert said.pop(bad) == "<ModelFailed>"
+    assert said == {s: answer(s.prompt.token_ids, 8) for s in good}
+
+
+def test_the_cache_is_touched_only_when_rows_leave() -> None:
+    model = FakeModel()
+    model.eos_ids = frozenset()
+    engine = Engine(model, max_batch_size=3)
+    for length in (4, 4, 12):
+        submit(engine, [99], max_tokens=length)
+    run(engine)
+    assert model.selected == 1
+
+
 def test_a_request_that_breaks_decode_fails_alone_and_the_others_lose_nothing() -> None:
     engine = Engine(FakeModel(), max_batch_size=8)
     good = [submit(engine, [letter], max_tokens=12)[0] for letter in (100, 103, 104)]

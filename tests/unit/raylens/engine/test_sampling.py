@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from raylens.engine.sampling import Sampler
@@ -41,3 +42,14 @@ def test_a_seed_repeats_and_its_answers_differ() -> None:
 def test_negative_and_huge_seeds_work() -> None:
     for seed in (-1, 2**63 - 1, -(2**63)):
         Sampler(SamplingParams(temperature=1.0, seed=seed), offset=3).choose(LOGITS)
+
+
+def test_a_temperature_next_to_nothing_is_greedy() -> None:
+    for temperature in (1e-310, 1e-20, 1e-4):
+        assert set(draw(5, temperature=temperature, seed=1)) == {0}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_an_error(temperature) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        Sampler(SamplingParams(temperature=temperature)).choose(torch.full((4,), torch.nan))
