@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 FAMILY ?= smolvlm
-MINUTES ?= 75
+MINUTES ?= 88
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: install install-dev run check format test soak bench train-pocket

@@ -5,8 +5,8 @@ The recipe, the same on a CPU and on a GPU:
 - One process draws scenes without end into a pool; every picture is used a few times, with other questions.
 - Every picture is encoded once a step and asked up to eight things in one packed row (:mod:`models.pocket.rows`).
   Further rows put the text before the picture, a system prompt before both, or a second turn after the first.
-- Half of the rows show the picture as tiles and a global view. The tiles' features are those of *other* pictures:
-  the model learns to read the global view only, which is what a scene needs, at no cost for encoding.
+- Half of the rows show the picture as tiles and a global view. Most tiles' features are those of *other* pictures,
+  at no cost for encoding, and some are the picture's own parts: the model learns to read the global view only.
 - A linear probe names the shape and color in each of the nine image tokens. Its loss teaches the vision tower in
   minutes what the captions alone teach in an hour. The probe is not part of the checkpoint.
 """
@@ -60,14 +60,16 @@ KIND_INDEX = {name: index + 1 for index, name in enumerate(KINDS)}
 
 @dataclass(frozen=True)
 class Settings:
-    minutes: float = 75.0
+    minutes: float = 88.0
     images_per_step: int = 48
     """Every picture is encoded in every step; the two mixes say how many of them are asked what."""
     first_mix: tuple[int, int] = (48, 32)
     """Packed rows, with the picture first, and rows with other orders of text and picture: to learn to see."""
     last_mix: tuple[int, int] = (16, 128)
     """The same for the last part: other orders share no work, and come once the rest is known."""
-    last_part: float = 0.73
+    last_part: float = 0.65
+    own_tiles: int = 16
+    """Pictures of a step whose tiles are their own quarters or halves, enlarged; the others' are other pictures."""
     learning_rate: float = 1.5e-3
     warmup: float = 0.02
     weight_decay: float = 0.02
@@ -192,24 +194,53 @@ def aids(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
     return asked
 
 
-def layout(index: int, count: int, rng: random.Random) -> tuple[int, int, list[int]]:
-    """Rows, columns and the pictures behind them; the last, the global view, is the picture itself."""
+GRIDS = ((2, 2), (1, 2), (2, 1))
+
+
+def layout(index: int, settings: Settings, rng: random.Random) -> tuple[int, int, list[int]]:
+    """Rows, columns and the features behind them; the last, the global view, is the picture itself."""
     if rng.random() < 0.5:
         return 0, 0, [index]
-    rows, columns = rng.choice(((2, 2), (2, 2), (1, 2), (2, 1)))
-    return rows, columns, [rng.randrange(count) for _ in range(rows * columns)] + [index]
+    rows, columns = GRIDS[index % len(GRIDS)] if index < settings.own_tiles else rng.choice(GRIDS)
+    count = rows * columns
+    if index < settings.own_tiles:
+        first = settings.images_per_step + sum(_tile_count(earlier) for earlier in range(index))
+        return rows, columns, [*range(first, first + count), index]
+    return rows, columns, [rng.randrange(settings.images_per_step) for _ in range(count)] + [index]
 
 
-def build_rows(pictures: list[Picture], prompts: Prompts, mix: tuple[int, int], rng: random.Random) -> list[Row]:
+def _tile_count(index: int) -> int:
+    rows, columns = GRIDS[index % len(GRIDS)]
+    return rows * columns
+
+
+def own_tiles(pixels: Tensor, count: int) -> Tensor:
+    """The parts of the first ``count`` pictures (pictures, 3, side, side), each enlarged to a tile of its own."""
+    tiles = []
+    for index in range(count):
+        rows, columns = GRIDS[index % len(GRIDS)]
+        for band in pixels[index].chunk(rows, dim=1):
+            tiles += list(band.chunk(columns, dim=2))
+    return torch.cat([F.interpolate(tile[None], size=TILE, mode="bicubic") for tile in tiles])
+
+
+def build_rows(
+    pictures: list[Picture], prompts: Prompts, settings: Settings, mix: tuple[int, int], rng: random.Random
+) -> list[Row]:
     packed, other_orders = mix
-    rows = [_packed_row(index, pictures, prompts, rng) for index in range(packed)]
-    return rows + [_other_order(number % len(pictures), pictures, prompts, rng) for number in range(other_orders)]
+    rows = []
+    for index in range(packed):
+        rows.append(_packed_row(pictures[index].scene, layout(index, settings, rng), prompts, rng))
+    for number in range(other_orders):
+        index = number % len(pictures)
+        rows.append(_other_order(pictures[index].scene, layout(index, settings, rng), prompts, rng))
+    return rows
 
 
-def _packed_row(index: int, pictures: list[Picture], prompts: Prompts, rng: random.Random) -> Row:
+def _packed_row(scene: Scene, laid_out: tuple[int, int, list[int]], prompts: Prompts, rng: random.Random) -> Row:
     """The picture, and everything that is asked about it; sometimes one more question in a second turn."""
-    tile_rows, tile_columns, tiles = layout(index, len(pictures), rng)
-    asked = tasks(pictures[index].scene, rng)
+    tile_rows, tile_columns, tiles = laid_out
+    asked = tasks(scene, rng)
     segments = [prompts.segment(kind, (question, answer)) for kind, question, answer in asked]
     if rng.random() < 0.2:
         first, second = rng.sample(asked, 2)
@@ -217,10 +248,10 @@ def _packed_row(index: int, pictures: list[Picture], prompts: Prompts, rng: rand
     return Row(prompts.encode("<|im_start|>User:") + prompts.picture(tile_rows, tile_columns), tiles, segments)
 
 
-def _other_order(index: int, pictures: list[Picture], prompts: Prompts, rng: random.Random) -> Row:
+def _other_order(scene: Scene, laid_out: tuple[int, int, list[int]], prompts: Prompts, rng: random.Random) -> Row:
     """One question before the picture, or behind a system prompt."""
-    _, question, answer = rng.choice(tasks(pictures[index].scene, rng))
-    tile_rows, tile_columns, tiles = layout(index, len(pictures), rng)
+    _, question, answer = rng.choice(tasks(scene, rng))
+    tile_rows, tile_columns, tiles = laid_out
     picture = prompts.picture(tile_rows, tile_columns)
     system = f"System: {rng.choice(SYSTEM_PROMPTS)}<end_of_utterance>\n" if rng.random() < 0.4 else ""
     if rng.random() < 0.7:
@@ -281,11 +312,14 @@ class Trainer:
         model = self.model.model
         pixels = torch.from_numpy(np.stack([picture.tile for picture in pictures])).to(self.device)
         pixels = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)
-        hidden = model.vision_model(pixel_values=pixels).last_hidden_state
-        features = model.connector(hidden)
         settings = self.settings
+        views = model.connector(model.vision_model(pixel_values=pixels).last_hidden_state)
+        with torch.no_grad():
+            parts = own_tiles(pixels, settings.own_tiles)
+            part_features = model.connector(model.vision_model(pixel_values=parts).last_hidden_state)
+        features = torch.cat([views, part_features])
         mix = settings.first_mix if self.progress < settings.last_part else settings.last_mix
-        rows = build_rows(pictures, self.prompts, mix, rng)
+        rows = build_rows(pictures, self.prompts, settings, mix, rng)
         losses, weight, exact = [], 0.0, []
         for bucket in _buckets(rows):
             batch = pack(bucket, self.tokenizer.pad_token_id, self.device)
@@ -293,7 +327,7 @@ class Trainer:
             losses.append(loss)
             weight += batch.weights.sum().item()
             exact += exact_segments(batch, predicted)
-        return torch.stack(losses).sum() / weight + 0.5 * self._probe_loss(features, pictures), exact
+        return torch.stack(losses).sum() / weight + 0.5 * self._probe_loss(views, pictures), exact
 
     def _answer_loss(self, batch: PackedBatch, features: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted sum of the learned tokens' losses, and the labels' most likely tokens."""
@@ -350,11 +384,10 @@ def _buckets(rows: list[Row], count: int = 4) -> list[list[Row]]:
 
 
 def _schedule(progress: float, warmup: float) -> float:
-    """A short linear warm-up, then a cosine down to a hundredth."""
+    """A short linear warm-up, then linear down to nothing."""
     if progress < warmup:
         return max(0.02, progress / warmup)
-    through = min(1.0, (progress - warmup) / (1 - warmup))
-    return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * through)))
+    return max(0.005, (1 - progress) / (1 - warmup))
 
 
 def train(settings: Settings, work: Path, out: Path) -> None:

@@ -194,17 +194,20 @@ async def _json(http: Request) -> Any:
 async def _form(http: Request) -> tuple[dict[str, Any], bytes | None]:
     """A form's fields, those of ``settings`` beside the others, and the file's bytes."""
     try:
-        form = await http.form(max_files=1, max_fields=32, max_part_size=_MAX_FORM_FIELD)
+        async with http.form(max_files=1, max_fields=32, max_part_size=_MAX_FORM_FIELD) as form:
+            upload = form.get("file")
+            if upload is not None and not isinstance(upload, UploadFile):
+                raise InvalidRequest("file: an uploaded file is needed", "file")
+            fields: dict[str, Any] = {name: value for name, value in form.items() if name != "file"}
+            data = None if upload is None else await upload.read()
     except HTTPException as error:
+        if error.status_code != 400:
+            raise
         raise InvalidRequest(f"body: {error.detail}", "body") from None
-    upload = form.get("file")
-    if upload is not None and not isinstance(upload, UploadFile):
-        raise InvalidRequest("file: an uploaded file is needed", "file")
-    fields: dict[str, Any] = {name: value for name, value in form.items() if name != "file"}
     settings = {name: fields.pop(name) for name in Settings.model_fields if name in fields}
     if settings:
         fields["settings"] = settings
-    return fields, None if upload is None else await upload.read()
+    return fields, data
 
 
 def _schema(shape: type[BaseModel]) -> dict[str, Any]:

@@ -36,10 +36,11 @@ class Scheduler:
 
     def remove(self, gone: Callable[[Sequence], bool]) -> tuple[list[Sequence], list[int]]:
         """Takes out the sequences that are ``gone``: these, and the rows of the cache that stay."""
+        # Asked once for each: another thread may abort a sequence meanwhile.
         removed = [s for s in (*self.waiting, *self.running) if gone(s)]
-        rows = [row for row, s in enumerate(self.running) if not gone(s)]
         for sequence in removed:
             sequence.move(State.FINISHED)
+        rows = [row for row, s in enumerate(self.running) if s.state is State.RUNNING]
         self.waiting = [s for s in self.waiting if s.state is State.WAITING]
         self.running = [self.running[row] for row in rows]
         return removed, rows
