@@ -37,22 +37,27 @@ def running(
     with tempfile.TemporaryDirectory(prefix="raylens-") as folder:
         path = Path(folder) / "serve_config.yaml"
         path.write_text(yaml.safe_dump(settings))
-        process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("raylens")), "run", str(path)],
-            env={**os.environ, **(environment or {})},
-            stdout=subprocess.PIPE,
-            stderr=(Path(folder) / "log").open("w"),
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            yield _wait_until_ready(process, Path(folder) / "log")
-        finally:
-            process.send_signal(signal.SIGINT)
+        log = Path(folder) / "log"
+        with log.open("w") as stderr, _started(path, environment or {}, stderr) as process:
             try:
-                process.wait(STOP_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                yield _wait_until_ready(process, log)
+            finally:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(STOP_PATIENCE_S)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _started(config: Path, environment: dict[str, str], stderr: IO[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("raylens")), "run", str(config)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def _wait_until_ready(process: subprocess.Popen[str], log: Path) -> str:
