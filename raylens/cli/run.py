@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,6 +22,7 @@ import httpx
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from raylens.cli.processes import await_end
 from raylens.config import AppConfig
 
 # Read when Ray starts. gRPC between replicas and user code on the replica's own event loop took a no-op graph from
@@ -30,7 +33,10 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+MARK = "RAYLENS_RUN"
+"""A variable that everything started here inherits, by which it is found again."""
 STOP_PATIENCE_S = 30.0
+LEFTOVER_PATIENCE_S = 15.0
 _DASHBOARD = re.compile(r"dashboard at .*?(\d+\.\d+\.\d+\.\d+:\d+)")
 
 
@@ -125,6 +131,7 @@ class Server:
         self._ready_timeout = ready_timeout
         self._dashboard: str | None = None
         self._stop = threading.Event()
+        self._mark = uuid.uuid4().hex
 
     def serve(self) -> int:
         """Runs until a signal or until the process ends; the exit status. What went wrong is the last line said."""
@@ -169,7 +176,7 @@ class Server:
         serve = Path(sys.executable).with_name("serve")
         process = subprocess.Popen(
             [str(serve), "run", "--address", "local", str(self._config)],
-            env={**ENVIRONMENT, **os.environ},
+            env={**ENVIRONMENT, **os.environ, MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -235,14 +242,13 @@ class Server:
         )
 
     def _shut_down(self) -> None:
-        """Ctrl-C for ``serve run``, which ends Serve and Ray; by force where that takes too long."""
+        """Ctrl-C for ``serve run``, which ends Serve and Ray; then all that is left of what they started."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
+        await_end(MARK, self._mark, LEFTOVER_PATIENCE_S)
+        self._process.wait()
 
 
 def _token_header() -> dict[str, str]:

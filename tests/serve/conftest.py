@@ -6,7 +6,6 @@ That model has random weights, so that its answers go on until their length ends
 from __future__ import annotations
 
 import functools
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from raylens.cli.background import running
+from raylens.cli.processes import marked
 from tests.checkpoints import random_smolvlm
 
 ROOT = Path(__file__).parents[2]
@@ -24,15 +24,7 @@ CRAMPED_ROOM = 3
 
 def processes() -> list[int]:
     """The processes that were started for these tests, zombies left out."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            is_ours = MARK.encode() in (folder / "environ").read_bytes()
-            if is_ours and "\nState:\tZ" not in (folder / "status").read_text():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
+    return marked("RAYLENS_TEST", MARK)
 
 
 def add_a_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:
@@ -62,10 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a running server. At the end, it must have left no process behind."""
     checkpoint = random_smolvlm(tmp_path_factory.mktemp("cramped"))
     change = functools.partial(add_a_cramped_model, checkpoint=checkpoint)
-    with running(ROOT / "serve_config.yaml", change, {"RAYLENS_TEST_MARK": MARK}) as url:
+    with running(ROOT / "serve_config.yaml", change, {"RAYLENS_TEST": MARK}) as url:
         assert processes()
         yield url
-    until = time.monotonic() + 20
-    while processes() and time.monotonic() < until:
-        time.sleep(0.5)
     assert not processes()
