@@ -14,6 +14,8 @@ from preprocessing.geometry import ORIENTATIONS, Geometry
 from raylens.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
+"""How files of ``FORMATS`` begin."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,9 +59,7 @@ def decode(data: bytes, limits: DecodeLimits) -> tuple[NDArray[np.uint8], Geomet
             orientation = _orientation(picture)
             pixels = np.asarray(_upright(_to_rgb(picture), orientation))
         except _BROKEN as error:
-            raise InvalidRequest(
-                f"image: the {picture.format} file of {len(data)} bytes is truncated or damaged ({error})", "image"
-            ) from error
+            raise _damaged(data, error) from error
         geometry = Geometry(picture.size, picture.size)
     size = (pixels.shape[1], pixels.shape[0])
     return pixels, geometry.then(size, ORIENTATIONS[orientation])
@@ -72,11 +72,17 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except _BROKEN as error:
+        if data.startswith(_MAGIC):
+            raise _damaged(data, error) from error
         raise UnsupportedMedia(
             f"image: not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture; {len(data)} bytes"
             f" that begin with {data[:8]!r}",
             "image",
         ) from error
+
+
+def _damaged(data: bytes, error: Exception) -> InvalidRequest:
+    return InvalidRequest(f"image: the file of {len(data)} bytes is truncated or damaged ({error})"[:300], "image")
 
 
 def _check_size(width: int, height: int, limits: DecodeLimits) -> None:

@@ -17,6 +17,10 @@ class Limits(Frozen):
     """What a request may bring. A body carries pictures as base64, a third larger than their bytes."""
 
     max_body_bytes: PositiveInt = 28 * 2**20
+    body_patience_s: PositiveFloat = 10.0
+    """A body of which nothing comes for so long is given up."""
+    max_in_flight: PositiveInt = 192
+    """POST requests in one replica of the ingress, their bodies included; one more is refused as overloaded."""
     max_image_bytes: PositiveInt = 20 * 2**20
     max_image_pixels: PositiveInt = 64_000_000
     min_image_side: PositiveInt = 4

@@ -10,22 +10,14 @@ from fastapi.middleware.cors import CORSMiddleware
 from raylens import __version__
 from raylens.api import moondream, openai, system
 from raylens.api.catalog import Catalog
-from raylens.api.context import TIMEOUT_HEADER, Context
+from raylens.api.context import Context
 from raylens.api.errors import add_error_handlers
 from raylens.api.media import Media
-from raylens.api.middleware import REQUEST_ID_HEADER, BodyLimitMiddleware, RequestIdMiddleware
+from raylens.api.middleware import REQUEST_ID_HEADER, BodyMiddleware, RequestIdMiddleware, RoomMiddleware
 from raylens.config import AppConfig
 from raylens.ports import VisionService
 
 LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
-ALLOWED_HEADERS = [
-    "Authorization",
-    "Content-Type",
-    "Idempotency-Key",
-    "X-Moondream-Auth",
-    REQUEST_ID_HEADER,
-    TIMEOUT_HEADER,
-]
 
 
 def create_app(service: VisionService, config: AppConfig, *, echo_request_id: bool = True) -> FastAPI:
@@ -34,14 +26,17 @@ def create_app(service: VisionService, config: AppConfig, *, echo_request_id: bo
         title="raylens",
         version=__version__,
         description="Vision-language models behind the APIs that clients already speak.",
+        redirect_slashes=False,  # no POST is ever answered by a redirect
     )
     context = Context(service, config, Catalog(config), Media(config.limits))
     for dialect in (openai, moondream, system):
         app.include_router(dialect.router(context))
     add_error_handlers(app)
-    app.add_middleware(BodyLimitMiddleware, limit=config.limits.max_body_bytes)
-    app.add_middleware(CORSMiddleware, **_cors(config))
+    # The last one added is the first that a request meets.
+    app.add_middleware(BodyMiddleware, limit=config.limits.max_body_bytes, patience=config.limits.body_patience_s)
+    app.add_middleware(RoomMiddleware, room=config.limits.max_in_flight)
     app.add_middleware(RequestIdMiddleware, echo=echo_request_id)
+    app.add_middleware(CORSMiddleware, **_cors(config))
     return app
 
 
@@ -52,6 +47,6 @@ def _cors(config: AppConfig) -> dict[str, Any]:
     return {
         **origins,
         "allow_methods": ["GET", "POST", "PUT", "DELETE"],
-        "allow_headers": ALLOWED_HEADERS,
+        "allow_headers": ["*"],  # clients send many of their own; no cookie is ever honoured
         "expose_headers": [REQUEST_ID_HEADER, "Retry-After"],
     }

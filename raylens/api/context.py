@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
+import re
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -16,6 +16,7 @@ from raylens.ports import VisionService
 from raylens.types import Recipe, SamplingParams, Task, VisionRequest
 
 TIMEOUT_HEADER = "X-Request-Timeout"
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Context:
     media: Media
 
     def request(self, http: Request, model: str, task: Task, images: int, sampling: SamplingParams) -> VisionRequest:
-        """A request with its id and its deadline, counted from now.
+        """A request with its id and its deadline, counted from its first line.
 
         Raises ``InvalidRequest`` for a bad ``X-Request-Timeout``.
         """
@@ -36,7 +37,7 @@ class Context:
             id=http.state.request_id,
             model=model,
             task=task,
-            deadline=time.time() + self._timeout(http),
+            deadline=http.state.received_at + self._timeout(http),
             image_count=images,
             sampling=sampling,
             recipe=Recipe(max_side=self.config.defaults.max_side),
@@ -83,10 +84,7 @@ class Context:
         given = http.headers.get(TIMEOUT_HEADER)
         if given is None:
             return defaults.timeout_s
-        try:
-            seconds = float(given)
-        except ValueError:
-            seconds = math.nan
+        seconds = float(given) if _NUMBER.fullmatch(given) else math.nan
         if not 0 < seconds <= defaults.max_timeout_s:
             raise InvalidRequest(
                 f"{TIMEOUT_HEADER}: {given[:32]!r}; a number of seconds over 0 and up to"

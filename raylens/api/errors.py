@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 
 _LONGEST = 160
 """Characters of a name in an error: names may be the sender's own."""
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
-OPENAI_PATHS = ("/v1/chat/", "/v1/models")
+_NOT_AN_OBJECT = ("model_type", "model_attributes_type")
+_CODES = {408: "request_timeout", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+OPENAI_PATHS = ("/v1/chat", "/v1/models")
 
 
 def body_of(path: str, error: RaylensError) -> dict[str, Any]:
@@ -68,6 +69,11 @@ def add_error_handlers(app: FastAPI) -> None:
 def from_validation(errors: Any) -> InvalidRequest:
     """The first of pydantic's complaints, as ``field: message``; the value itself is left out."""
     first = errors[0]
+    if first["type"] in _NOT_AN_OBJECT and len(first["loc"]) <= 1:
+        return InvalidRequest("body: a JSON object is needed, with Content-Type: application/json", "body")
+    if first["type"] == "json_invalid":
+        where = f"{first['ctx']['error']} at character {first['loc'][-1]}"
+        return InvalidRequest(f"body: not JSON ({where})", "body")
     location = [str(part) for part in first["loc"] if part != "body"]
     # A part of a tagged union stands twice: by its tag and by its name.
     field = ".".join(part for part, before in zip(location, ["", *location], strict=False) if part != before) or "body"

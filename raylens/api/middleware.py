@@ -1,8 +1,10 @@
-"""What every request passes: its id, and the limit on its body."""
+"""What every request passes: its id, the room that there is, and the limits on its body."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -10,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.errors import error_response
-from raylens.errors import InvalidRequest, PayloadTooLarge
+from raylens.errors import InvalidRequest, Overloaded, PayloadTooLarge
 from raylens.logs import request_id
 
 REQUEST_ID_HEADER = "X-Request-ID"
@@ -19,7 +21,7 @@ _BAD_ID = InvalidRequest(f"{REQUEST_ID_HEADER}: 1 to 128 visible ASCII character
 
 
 class RequestIdMiddleware:
-    """Takes the request's id from ``X-Request-ID``, or makes one, for the answer and every log line.
+    """Takes the request's id from ``X-Request-ID``, or makes one, for the answer and every log line; notes the time.
 
     ``echo`` off leaves the answer's header to the server in front: Serve's proxy sets it on every answer.
     """
@@ -37,7 +39,7 @@ class RequestIdMiddleware:
             await error_response(scope["path"], _BAD_ID)(scope, receive, send)
             return
         request_id.set(identity)
-        scope.setdefault("state", {})["request_id"] = identity
+        scope.setdefault("state", {}).update(request_id=identity, received_at=time.time())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -47,12 +49,41 @@ class RequestIdMiddleware:
         await self._app(scope, receive, send_with_id if self._echo else send)
 
 
-class BodyLimitMiddleware:
-    """Refuses a body over ``limit`` bytes with 413, by its announced length or as it arrives."""
+class RoomMiddleware:
+    """Refuses a POST while ``room`` of them are in flight, and leaves every other request be.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    Serve's own limit on the ingress answers in plain text, and shuts out health checks too: it stays far above this.
+    """
+
+    def __init__(self, app: ASGIApp, room: int) -> None:
+        self._app = app
+        self._room = room
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        if self._in_flight >= self._room:
+            error = Overloaded(
+                f"{self._in_flight} requests are in flight; the limit is {self._room}", None, self._room, None, 1
+            )
+            await error_response(scope["path"], error)(scope, receive, send)
+            return
+        self._in_flight += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._in_flight -= 1
+
+
+class BodyMiddleware:
+    """Refuses a body over ``limit`` bytes with 413, and with 408 one that stops coming for ``patience`` seconds."""
+
+    def __init__(self, app: ASGIApp, limit: int, patience: float) -> None:
         self._app = app
         self._limit = limit
+        self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,19 +91,29 @@ class BodyLimitMiddleware:
             return
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self._limit:
-            await error_response(scope["path"], self._error(announced))(scope, receive, send)
+            await error_response(scope["path"], self._too_large(announced[:32]))(scope, receive, send)
             return
-        received = 0
+        received, complete = 0, False
 
         async def limited() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, complete
+            if complete:  # what comes now is the client's going away, and may take its time
+                return await receive()
+            message = await self._next(receive)
             received += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
             if received > self._limit:
-                raise HTTPException(413, self._error(f"over {self._limit}").message)
+                raise HTTPException(413, self._too_large(f"over {self._limit}").message)
             return message
 
         await self._app(scope, limited, send)
 
-    def _error(self, actual: str) -> PayloadTooLarge:
+    async def _next(self, receive: Receive) -> Message:
+        try:
+            async with asyncio.timeout(self._patience):
+                return await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"body: nothing of it came for {self._patience:g} seconds") from None
+
+    def _too_large(self, actual: str) -> PayloadTooLarge:
         return PayloadTooLarge(f"body: {actual} bytes; the limit is {self._limit} bytes", "body", self._limit, actual)

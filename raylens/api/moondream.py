@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -44,6 +44,11 @@ class PictureRequest(Body):
     model: str | None = None
     settings: Settings = Settings()
     stream: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 class CaptionRequest(PictureRequest):
@@ -165,8 +170,10 @@ def _required(image: bytes | None) -> list[bytes]:
 
 async def _read(http: Request, shape: type[Shape], context: Context) -> tuple[Shape, bytes | None]:
     """The body, from JSON or from a multipart form, and its picture."""
-    is_form = http.headers.get("content-type", "").startswith(
-        ("multipart/form-data", "application/x-www-form-urlencoded")
+    is_form = (
+        http.headers.get("content-type", "")
+        .lower()
+        .startswith(("multipart/form-data", "application/x-www-form-urlencoded"))
     )
     fields, upload = await _form(http) if is_form else (await _json(http), None)
     try:
@@ -200,6 +207,8 @@ async def _form(http: Request) -> tuple[dict[str, Any], bytes | None]:
                 raise InvalidRequest("file: an uploaded file is needed", "file")
             fields: dict[str, Any] = {name: value for name, value in form.items() if name != "file"}
             data = None if upload is None else await upload.read()
+    except (UnicodeError, LookupError) as error:
+        raise InvalidRequest(f"body: a field that can't be decoded ({type(error).__name__})", "body") from None
     except HTTPException as error:
         if error.status_code != 400:
             raise

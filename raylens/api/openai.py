@@ -111,13 +111,13 @@ class ChatRequest(Body):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: str | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, strict=True)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    n: Annotated[int, Field(ge=1, strict=True)] | None = None
     stop: list[Text] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -154,6 +154,8 @@ def router(context: Context) -> APIRouter:
 
     @routes.get("/v1/models/{name:path}", summary="One model, by name or alias")
     async def get_model(name: str) -> dict[str, Any]:
+        if not name:
+            return await list_models()
         return _model(context, context.catalog.resolve(name, "openai"))
 
     return routes

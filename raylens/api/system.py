@@ -18,10 +18,12 @@ def router(context: Context) -> APIRouter:
     """The system's routes."""
     routes = APIRouter(tags=["System"])
 
+    @routes.head("/live", include_in_schema=False)
     @routes.get("/live", summary="Whether this process answers")
     async def live() -> dict[str, str]:
         return {"status": "alive"}
 
+    @routes.head("/ready", include_in_schema=False)
     @routes.get("/ready", summary="200 once every model answers, else 503")
     async def ready() -> JSONResponse:
         infos = await _infos(context)
@@ -31,6 +33,7 @@ def router(context: Context) -> APIRouter:
             return JSONResponse(body, 503, {"Retry-After": "5"})
         return JSONResponse({"status": "ready"})
 
+    @routes.head("/health", include_in_schema=False)
     @routes.get("/health", summary="The state of the server and of each model")
     async def health() -> dict[str, Any]:
         infos = await _infos(context)

@@ -68,9 +68,13 @@ def read_config(path: Path) -> Endpoint:
     _check_serve(config)
     for application in config["applications"]:
         try:
-            AppConfig.model_validate(application.get("args", {}))
+            app = AppConfig.model_validate(application.get("args", {}))
         except ValidationError as error:
             raise ConfigError(_explain(error, "args")) from None
+        known = {"Ingress", "Preprocessor", *(model.name for model in app.models)}
+        for deployment in application.get("deployments") or ():
+            if deployment["name"] not in known:
+                raise ConfigError(f"deployments: {deployment['name']!r} is none of {', '.join(sorted(known))}")
     options = config.get("http_options") or {}
     return Endpoint(str(options.get("host", "127.0.0.1")), int(options.get("port", 8000)))
 

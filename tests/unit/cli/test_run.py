@@ -76,6 +76,13 @@ def test_what_is_no_config_is_refused(tmp_path: Path, text, words) -> None:
         read_config(tmp_path / "none.yaml")
 
 
+def test_a_misspelled_deployment_is_named(tmp_path: Path) -> None:
+    config = copy.deepcopy(SHIPPED)
+    config["applications"][0]["deployments"][1]["name"] = "Preprocesor"
+    with pytest.raises(ConfigError, match="'Preprocesor' is none of Ingress, Preprocessor, smolvlm"):
+        read_config(written(tmp_path, config))
+
+
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -26,6 +26,8 @@ CONFIG = AppConfig.model_validate(
         ],
         "limits": {
             "max_body_bytes": 40_000,
+            "body_patience_s": 0.2,
+            "max_in_flight": 6,
             "max_image_bytes": 20_000,
             "max_images": 3,
             "max_tokens": 100,

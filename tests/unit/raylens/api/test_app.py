@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from raylens.types import Delta, FinishReason, Usage
 from tests.unit.raylens.api.conftest import DATA_URL, FakeService, chat
 
 
@@ -35,13 +38,46 @@ async def test_a_body_without_a_length_is_counted_as_it_comes(client, path) -> N
     assert response.status_code == 413
 
 
+@pytest.mark.parametrize("path", ["/v1/caption", "/v1/chat/completions"])
+async def test_a_body_that_stops_coming_is_given_up(client, path) -> None:
+    async def stalled():
+        yield b"{"
+        await asyncio.sleep(5)
+
+    response = await client.post(path, content=stalled(), headers={"content-type": "application/json"})
+    assert response.status_code == 408
+    assert "nothing of it came" in response.text
+
+
+async def test_a_full_server_says_so_and_still_tells_its_health(client, service: FakeService) -> None:
+    held = asyncio.Event()
+
+    async def hold(request, images):
+        await held.wait()
+        yield Delta("x", 0, FinishReason.STOP, Usage(1, 1))
+
+    service.generate = hold  # type: ignore[method-assign]
+    taken = [asyncio.ensure_future(client.post("/v1/chat/completions", json=chat("hi"))) for _ in range(6)]
+    await asyncio.sleep(0.1)
+    refused = await client.post("/v1/caption", json={"image_url": DATA_URL})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.json() == {"detail": "6 requests are in flight; the limit is 6"}
+    assert (await client.get("/health")).status_code == 200
+    held.set()
+    assert [response.status_code for response in await asyncio.gather(*taken)] == [200] * 6
+
+
+async def test_no_post_is_redirected(client) -> None:
+    assert (await client.post("/v1/caption/", json={})).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("origin", "allowed"),
     [("http://localhost:3000", True), ("http://127.0.0.1", True), ("http://evil.example", False),
      ("http://localhost.evil.example", False)],
 )  # fmt: skip
 async def test_browsers_of_this_machine_may_call(client, origin, allowed) -> None:
-    wanted = "authorization, x-moondream-auth, idempotency-key, content-type"
+    wanted = "authorization, x-moondream-auth, idempotency-key, content-type, x-stainless-os"
     headers = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": wanted}
     response = await client.options("/v1/chat/completions", headers=headers)
     assert (response.headers.get("access-control-allow-origin") == origin) is allowed

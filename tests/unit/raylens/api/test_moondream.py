@@ -30,6 +30,18 @@ async def test_a_caption_of_an_upload(client, service: FakeService) -> None:
 
 
 @pytest.mark.parametrize("image", [{}, {"image_url": DATA_URL}])
+async def test_null_is_absent_and_media_types_have_no_case(client, image, service: FakeService) -> None:
+    body = {"question": "?", "settings": None, "stream": None, "image_url": None, **image}
+    assert (await client.post("/v1/query", json=body)).status_code == 200
+    files, data = {"file": PICTURE}, {"question": "?"}
+    sent = client.build_request("POST", "/v1/query", files=files, data=data)
+    sent.headers["content-type"] = sent.headers["content-type"].replace("multipart/form", "Multipart/Form")
+    assert (await client.send(sent)).status_code == 200
+    sent.headers["content-type"] += "; charset=undefined"
+    assert (await client.send(sent)).status_code in (200, 400)
+
+
+@pytest.mark.parametrize("image", [{}, {"image_url": DATA_URL}])
 async def test_a_query_with_and_without_a_picture(client, service: FakeService, image) -> None:
     response = await client.post("/v1/query", json={"question": "how many?", **image})
     assert response.json() == {"answer": "two red circles"}

@@ -124,6 +124,8 @@ async def test_an_error_in_a_stream_is_an_event(client, service: FakeService) ->
         (chat("x", image("data:image/png;base64,@@@")), 400, "messages.0.content.1.image_url.url", "base64"),
         (chat("x", image("data:image/png;base64," + "A" * 30_000)), 413, "messages.0.content.1.image_url.url", "20000"),
         (chat("x", *[image()] * 4), 400, "messages", "the limit is 3"),
+        (chat("x", n=True), 400, "n", "valid integer"),
+        ([], 400, "body", "a JSON object is needed"),
         (chat("x" * 2001), 400, "messages", "2001 characters; the limit is 2000"),
         (chat("\ud800"), 400, "messages.0.content.0.text", "surrogate"),
         (chat("x", image("\ud800:x")), 400, "messages.0.content.1.image_url.url", "surrogate"),
@@ -145,7 +147,7 @@ async def test_bad_input_names_the_field_and_the_limit(client, service, body, st
     assert service.requests == []
 
 
-@pytest.mark.parametrize("value", ["soon", "0", "-1", "31", "nan", "inf"])
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "31", "nan", "inf", "1_0", "1e1"])
 async def test_a_bad_timeout_is_refused(client, value) -> None:
     response = await client.post(PATH, json=chat("hi"), headers={"X-Request-Timeout": value})
     assert response.status_code == 400
