@@ -13,26 +13,22 @@ The recipe, the same on a CPU and on a GPU:
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
-from models.pocket.drawing import draw, encode
+from models.pocket.pictures import Picture, Pictures, Pool
 from models.pocket.prompts import SYSTEM_PROMPTS, caption_request
 from models.pocket.rows import IGNORED, PackedBatch, Row, Segment, exact_segments, pack
 from models.pocket.scenes import (
@@ -44,7 +40,6 @@ from models.pocket.scenes import (
     ask_color,
     ask_presence,
     questions,
-    random_scene,
 )
 from models.pocket.smolvlm_checkpoint import TILE, pocket_config, pocket_tokenizer, save_pocket
 
@@ -76,59 +71,6 @@ class Settings:
     pool: int = 24_000
     max_side: int = 640
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A tile of shape (192, 192, 3) and the scene that it shows."""
-
-    tile: NDArray[np.uint8]
-    scene: Scene
-
-
-def to_tile(pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
-    """One square tile, by one of the ways in which a server may come to it."""
-    picture = Image.fromarray(pixels)
-    if rng.random() < 0.5 and max(picture.size) != TILE:
-        edge = rng.choice((TILE, 2 * TILE))
-        scale = edge / max(picture.size)
-        picture = picture.resize(
-            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
-        )
-    filters = (Image.Resampling.LANCZOS, Image.Resampling.LANCZOS, Image.Resampling.BICUBIC)
-    return np.asarray(picture.resize((TILE, TILE), rng.choice(filters)))
-
-
-class Pictures(IterableDataset[Picture]):
-    """Scenes without end, drawn, encoded, decoded and brought to one tile."""
-
-    def __init__(self, seed: int, max_side: int) -> None:
-        self.seed = seed
-        self.max_side = max_side
-
-    def __iter__(self) -> Iterator[Picture]:
-        rng = random.Random(self.seed)
-        while True:
-            scene = random_scene(rng, 1024 if rng.random() < 0.03 else self.max_side)
-            pixels = draw(scene, rng)
-            if rng.random() < 0.65:
-                pixels = np.asarray(Image.open(io.BytesIO(encode(pixels, rng)[0])).convert("RGB"))
-            yield Picture(to_tile(pixels, rng), scene)
-
-
-class Pool:
-    """The latest pictures; ``draw`` takes new ones as they come and mixes them with earlier ones."""
-
-    def __init__(self, source: Iterator[list[Picture]], size: int) -> None:
-        self.source = source
-        self.kept: deque[Picture] = deque(maxlen=size)
-
-    def draw(self, count: int, fresh: int, rng: random.Random) -> list[Picture]:
-        while fresh > 0 or len(self.kept) < count:
-            batch = next(self.source)
-            self.kept.extend(batch)
-            fresh -= len(batch)
-        return rng.sample(self.kept, count)
 
 
 class Prompts:
