@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -233,10 +234,15 @@ class SmolVLM:
         return tuple(self._chat.encode(whole, add_special_tokens=False))
 
     def _content(self, message: Message) -> list[dict[str, str]]:
-        return [
-            {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": self._plain(part.text)}
-            for part in message.parts
-        ]
+        """The template's parts. Texts that stand together are one: a control token could be spread over several."""
+        content: list[dict[str, str]] = []
+        for is_image, parts in groupby(message.parts, key=lambda part: isinstance(part, ImagePart)):
+            if is_image:
+                content += [{"type": "image"} for _ in parts]
+            else:
+                text = "".join(part.text for part in parts if isinstance(part, TextPart))
+                content.append({"type": "text", "text": self._plain(text)})
+        return content
 
     def _plain(self, text: str) -> str:
         """A user's text with no control token in it: a space goes behind the first character of each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from preprocessing.geometry import ORIENTATIONS, Geometry
 from raylens.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
+_MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 """How files of ``FORMATS`` begin."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,7 +73,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except _BROKEN as error:
-        if data.startswith(_MAGIC):
+        if _MAGIC.match(data):
             raise _damaged(data, error) from error
         raise UnsupportedMedia(
             f"image: not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture; {len(data)} bytes"

@@ -80,6 +80,7 @@ def test_an_exif_orientation_turns_the_picture_upright() -> None:
         (b"", UnsupportedMedia, "empty"),
         (encoded(gradient(300, 300), "JPEG")[:300], InvalidRequest, "truncated or damaged"),
         (encoded(gradient(300, 300), "WEBP")[:14], InvalidRequest, "truncated or damaged"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", UnsupportedMedia, "RIFF"),
         (b"%PDF-1.7 something", UnsupportedMedia, "%PDF-1.7"),
         (encoded(gradient(10, 10), "BMP"), UnsupportedMedia, "JPEG, PNG or WEBP"),
         (encoded(gradient(300, 300), "JPEG")[:2000], InvalidRequest, "truncated"),
