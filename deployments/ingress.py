@@ -20,10 +20,12 @@ from raylens.api.app import create_app
 from raylens.config import AppConfig
 from raylens.errors import DeadlineExceeded, ModelFailed, ModelNotLoaded, Overloaded, RaylensError
 from raylens.logs import configure_logging
-from raylens.types import Delta, ModelInfo, VisionRequest
+from raylens.recipe import Recipe
+from raylens.types import Delta, ModelInfo, ProcessedPicture, VisionRequest
 
 INFO_TIMEOUT_S = 2.0
 STATUS_TTL_S = 1.0
+PREPROCESSOR = "Preprocessor"
 
 
 @serve.ingress()
@@ -73,6 +75,18 @@ class Ingress:
                 with suppress(RayError, RayServeException):
                     call.cancel()
 
+    async def preprocess(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedPicture:
+        """Implements :meth:`raylens.ports.VisionService.preprocess`."""
+        call = self._preprocessor.preview.remote(image, recipe, deadline, identity)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.time())):
+                picture: ProcessedPicture = await call
+        except TimeoutError as error:
+            raise DeadlineExceeded("the deadline passed before the picture was processed", "deadline") from error
+        except (RayError, RayServeException) as error:
+            raise self._translate(error, PREPROCESSOR) from error
+        return picture
+
     async def model_info(self, name: str) -> ModelInfo:
         """Implements :meth:`raylens.ports.VisionService.model_info`.
 
@@ -113,4 +127,4 @@ class Ingress:
         return ModelNotLoaded(f"no replica of {model} answers", "model", retry_after=self._retry_after(model))
 
     def _retry_after(self, name: str) -> float:
-        return next(model.retry_after_s for model in self._config.models if model.name == name)
+        return next((model.retry_after_s for model in self._config.models if model.name == name), STATUS_TTL_S)

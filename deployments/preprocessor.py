@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import cv2
+from ray.serve import metrics
 
 from preprocessing.decode import DecodeLimits
+from preprocessing.encode import to_jpeg
 from preprocessing.pipeline import ProcessedImage, run
 from raylens.config import AppConfig
-from raylens.errors import DeadlineExceeded
+from raylens.errors import DeadlineExceeded, RaylensError
 from raylens.logs import configure_logging, request_id
-from raylens.types import Recipe
+from raylens.recipe import Recipe
+from raylens.types import ProcessedPicture, Step
 
 
 class Preprocessor:
@@ -26,15 +32,82 @@ class Preprocessor:
             min_side=limits.min_image_side,
             max_side=limits.max_image_side,
         )
-        self._threads = ThreadPoolExecutor(config.preprocessor_threads, thread_name_prefix="preprocess")
+        # Several pictures at a time use the cores better than several threads on one picture.
+        cv2.setNumThreads(1)
+        self._pool = ThreadPoolExecutor(config.preprocessor_threads, thread_name_prefix="preprocess")
+        self._pool_size = config.preprocessor_threads
+        self._in_pool = 0
+        self._metrics = Metrics()
 
     async def process(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedImage:
-        """Raises what :func:`preprocessing.pipeline.run` raises, and ``DeadlineExceeded`` where it would start late."""
+        """Raises as :func:`preprocessing.pipeline.run` does; a call that is canceled while it waits never starts."""
         request_id.set(identity)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._process, image, recipe, deadline)
+        try:
+            processed, waited = await self._in_thread(image, recipe, deadline)
+        except Exception as error:
+            self._metrics.pictures.inc(tags={"outcome": getattr(error, "code", RaylensError.code)})
+            raise
+        self._metrics.observe(waited, processed.steps)
+        return processed
 
-    def _process(self, image: bytes, recipe: Recipe, deadline: float) -> ProcessedImage:
-        if time.time() >= deadline:
-            raise DeadlineExceeded("the deadline passed before the picture was processed", "deadline")
-        return run(image, recipe, self._limits)
+    async def preview(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedPicture:
+        """The processed picture as a file, for people to look at. Raises as :meth:`process` does."""
+        processed = await self.process(image, recipe, deadline, identity)
+        started, geometry = time.perf_counter(), processed.geometry
+        jpeg = await asyncio.to_thread(to_jpeg, processed.pixels, recipe.jpeg_quality, recipe.optimize)
+        encoded = Step("encode", f"JPEG, quality {recipe.jpeg_quality}", time.perf_counter() - started)
+        return ProcessedPicture(
+            jpeg,
+            geometry.original,
+            geometry.processed,
+            geometry.to_original,
+            (*processed.steps, encoded),
+            processed.warnings,
+        )
+
+    async def _in_thread(self, image: bytes, recipe: Recipe, deadline: float) -> tuple[ProcessedImage, float]:
+        """The processed picture, and the seconds that it waited for a thread."""
+        queued, loop = time.perf_counter(), asyncio.get_running_loop()
+
+        def work() -> tuple[ProcessedImage, float]:
+            waited = time.perf_counter() - queued
+            if time.time() >= deadline:
+                raise DeadlineExceeded("the deadline passed before the picture was processed", "deadline")
+            return run(image, recipe, self._limits, deadline), waited
+
+        def left(_: Future[tuple[ProcessedImage, float]]) -> None:
+            loop.call_soon_threadsafe(self._count, -1)
+
+        self._count(+1)
+        future = self._pool.submit(work)
+        future.add_done_callback(left)
+        return await asyncio.wrap_future(future)
+
+    def _count(self, change: int) -> None:
+        self._in_pool += change
+        self._metrics.queue_depth.set(max(0, self._in_pool - self._pool_size))
+
+
+class Metrics:
+    """What Prometheus sees of a replica; Ray puts ``ray_`` before the names, and Serve its tags beside ours."""
+
+    def __init__(self) -> None:
+        self.queue_depth = metrics.Gauge(
+            "raylens_preprocessor_queue_depth", "Pictures in this replica that wait for a thread."
+        )
+        self.pictures = metrics.Counter(
+            "raylens_preprocessor_pictures", "Pictures by outcome: ok, or the error's code.", ("outcome",)
+        )
+        boundaries = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
+        self._wait = metrics.Histogram(
+            "raylens_preprocessor_wait_seconds", "Seconds that a picture waited for a thread.", boundaries
+        )
+        self._step = metrics.Histogram(
+            "raylens_preprocessor_step_seconds", "Seconds of a step of preprocessing.", boundaries, ("step",)
+        )
+
+    def observe(self, waited: float, steps: Sequence[Step]) -> None:
+        self.pictures.inc(tags={"outcome": "ok"})
+        self._wait.observe(waited)
+        for step in steps:
+            self._step.observe(step.seconds, tags={"step": step.name})

@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import io
-import re
-import struct
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
+import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
+from preprocessing.formats import DECODED, sniff
 from preprocessing.geometry import ORIENTATIONS, Geometry
-from raylens.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
+from preprocessing.profile import picture_to_srgb
+from preprocessing.resize import Size
+from raylens.errors import InvalidRequest, PayloadTooLarge, RaylensError, UnsupportedMedia
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-_MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
-"""How files of ``FORMATS`` begin."""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+Pixels = NDArray[np.uint8]
+"""A picture as (height, width, 3) RGB."""
+
+_PLUGINS = tuple(name.upper() for name in DECODED)
+_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"})
+_TURNS: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 """What turns a stored picture upright, by EXIF orientation."""
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+_TIFF_PHOTOMETRIC, _TIFF_BITS, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 262, 258, 322, 323
+_SCANS = 16
+"""A JPEG whose every scan covers the largest allowed picture may have this many; smaller pictures more."""
+_HARMLESS = "extraneous bytes before marker 0xd9"
+"""Cameras pad the end of a JPEG; every pixel has been decoded by then."""
 
 # Pillow's own guard would refuse without saying our limit; ``_check_size`` is stricter and runs before any decoding.
 Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files, which are the senders' business
 
 
 @dataclass(frozen=True)
@@ -43,27 +56,36 @@ class DecodeLimits:
     max_side: int
 
 
-def decode(data: bytes, limits: DecodeLimits) -> tuple[NDArray[np.uint8], Geometry]:
-    """RGB pixels of shape (height, width, 3), turned upright by the EXIF orientation, and the way back.
+@dataclass(frozen=True)
+class Decoded:
+    """``pixels`` upright, in the color space of ``profile`` (an ICC profile; None is sRGB); ``found``: what it was."""
 
-    Transparent pixels are laid onto white. Raises ``PayloadTooLarge``, ``UnsupportedMedia`` where the bytes are not
-    one of ``FORMATS``, and ``InvalidRequest`` where the file is damaged or too small.
+    pixels: Pixels
+    geometry: Geometry
+    profile: bytes | None
+    found: str
+    warnings: tuple[str, ...] = ()
+
+
+def decode(data: bytes, limits: DecodeLimits, enough: Callable[[Size], Size] | None = None) -> Decoded:
+    """The first frame of a picture file. Transparent pixels are laid onto white, 16 bits brought down to 8.
+
+    ``enough`` tells from the upright size which size suffices: a JPEG may then be decoded at a half, a quarter or an
+    eighth of its own. Raises ``PayloadTooLarge``, ``UnsupportedMedia`` where the bytes are none of ``DECODED``, and
+    ``InvalidRequest`` where the file is damaged or too small.
     """
     if len(data) > limits.max_bytes:
         raise PayloadTooLarge(
             f"image: {len(data)} bytes; the limit is {limits.max_bytes} bytes", "image", limits.max_bytes, len(data)
         )
     with _open(data) as picture:
-        _check_size(picture.width, picture.height, limits)
+        _check_size(picture, data, limits)
         try:
-            picture.load()
-            orientation = _orientation(picture)
-            pixels = np.asarray(_upright(_to_rgb(picture), orientation))
-        except _BROKEN as error:
+            return _read(picture, data, enough or (lambda size: size))
+        except RaylensError:
+            raise
+        except Exception as error:  # a broken file can break its reader in any way
             raise _damaged(data, error) from error
-        geometry = Geometry(picture.size, picture.size)
-    size = (pixels.shape[1], pixels.shape[0])
-    return pixels, geometry.then(size, ORIENTATIONS[orientation])
 
 
 def _open(data: bytes) -> Image.Image:
@@ -71,22 +93,28 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise UnsupportedMedia("image: it is empty (0 bytes)", "image")
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except _BROKEN as error:
-        if _MAGIC.match(data):
+        return Image.open(io.BytesIO(data), formats=_PLUGINS)
+    except Exception as error:  # as above
+        kind = sniff(data)
+        if kind in DECODED:
             raise _damaged(data, error) from error
+        found = f"this is {kind}" if kind else "this is no picture that is known here"
         raise UnsupportedMedia(
-            f"image: not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture; {len(data)} bytes"
-            f" that begin with {data[:8]!r}",
+            f"image: {found}, {len(data)} bytes that begin with {data[:8]!r};"
+            f" {', '.join(DECODED[:-1])} or {DECODED[-1]} is needed",
             "image",
         ) from error
 
 
 def _damaged(data: bytes, error: Exception) -> InvalidRequest:
-    return InvalidRequest(f"image: the file of {len(data)} bytes is truncated or damaged ({error})"[:300], "image")
+    reason = "" if "BytesIO" in str(error) else f" ({error})"
+    return InvalidRequest(
+        f"image: the {_name(data)} of {len(data)} bytes is truncated or damaged{reason}"[:300], "image"
+    )
 
 
-def _check_size(width: int, height: int, limits: DecodeLimits) -> None:
+def _check_size(picture: Image.Image, data: bytes, limits: DecodeLimits) -> None:
+    width, height = picture.size
     shape = f"image: {width}×{height} pixels"
     if width * height > limits.max_pixels:
         raise PayloadTooLarge(
@@ -103,13 +131,85 @@ def _check_size(width: int, height: int, limits: DecodeLimits) -> None:
             limits.min_side,
             min(width, height),
         )
+    scans = data.count(b"\xff\xda") if picture.format in ("JPEG", "MPO") else 1
+    if scans * width * height > _SCANS * limits.max_pixels:
+        allowed = _SCANS * limits.max_pixels // (width * height)
+        raise PayloadTooLarge(f"{shape} in {scans} scans; the limit is {allowed} scans", "image", allowed, scans)
+    tags = getattr(picture, "tag_v2", {})
+    tile = tags.get(_TIFF_TILE_WIDTH, 1) * tags.get(_TIFF_TILE_LENGTH, 1)
+    if tile > limits.max_pixels:
+        raise PayloadTooLarge(
+            f"image: tiles of {tile} pixels; the limit is {limits.max_pixels}", "image", limits.max_pixels, tile
+        )
+
+
+def _read(picture: Image.Image, data: bytes, enough: Callable[[Size], Size]) -> Decoded:
+    stored, mode, profile = picture.size, picture.mode, picture.info.get("icc_profile") or None
+    if picture.format in ("JPEG", "MPO") and (mode == "RGB" or (mode == "L" and profile is None)):
+        orientation = _orientation(picture)
+        read = _read_jpeg(data, picture.size, orientation, enough)
+        if read is not None:
+            pixels, reach, warnings = read
+            return _upright(pixels, orientation, stored, reach, profile, f"{_name(data)}, {mode}", warnings)
+    is_tiff = picture.format == "TIFF"
+    # Pillow turns a TIFF upright as it loads it; PNG may carry its EXIF block behind the pixels.
+    orientation = _orientation(picture) if is_tiff else 1
+    picture.load()
+    rgb, profile, warnings = _to_rgb(picture, profile)
+    pixels, found = np.asarray(rgb), f"{_name(data)}, {mode}"
+    if is_tiff:
+        stored = stored if orientation < 5 else stored[::-1]
+        geometry = Geometry(stored, rgb.size, ORIENTATIONS[orientation])
+        return Decoded(pixels, geometry, profile, f"{found}, orientation {orientation}", warnings)
+    return _upright(pixels, _orientation(picture), stored, (1.0, 1.0), profile, found, warnings)
+
+
+def _upright(
+    pixels: Pixels,
+    orientation: int,
+    stored: Size,
+    reach: tuple[float, float],
+    profile: bytes | None,
+    found: str,
+    warnings: tuple[str, ...],
+) -> Decoded:
+    """Turns stored pixels, which reach over the picture's own right and lower edge by these factors."""
+    geometry = Geometry(stored, stored, (reach[0], 0, 0, 0, reach[1], 0))
+    if orientation in _TURNS:
+        pixels = np.asarray(_TURNS[orientation](pixels), np.uint8)
+    geometry = geometry.then((pixels.shape[1], pixels.shape[0]), ORIENTATIONS[orientation])
+    return Decoded(pixels, geometry, profile, f"{found}, orientation {orientation}", warnings)
+
+
+def _name(data: bytes) -> str:
+    return sniff(data) or "picture"
+
+
+def _read_jpeg(
+    data: bytes, size: Size, orientation: int, enough: Callable[[Size], Size]
+) -> tuple[Pixels, tuple[float, float], tuple[str, ...]] | None:
+    """Stored pixels, how far they reach over the picture's own edge as factors, and warnings.
+
+    None where the decoder does not know this kind of JPEG. Raises ``ValueError`` where the data is damaged.
+    """
+    needed = enough(size) if orientation < 5 else enough(size[::-1])[::-1]
+    eighths = next((n for n in (1, 2, 4) if size[0] * n >= 8 * needed[0] and size[1] * n >= 8 * needed[1]), 8)
+    least = {"min_width": ceil(size[0] * eighths / 8), "min_height": ceil(size[1] * eighths / 8)}
+    warnings: tuple[str, ...] = ()
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", **least)
+    except ValueError as error:
+        if _HARMLESS in str(error):
+            pixels, warnings = simplejpeg.decode_jpeg(data, "RGB", strict=False, **least), (f"decode: {error}",)
+        elif "Corrupt JPEG" in str(error) or "Premature end" in str(error):
+            raise
+        else:
+            return None
+    return pixels, (pixels.shape[1] * 8 / eighths / size[0], pixels.shape[0] * 8 / eighths / size[1]), warnings
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none that can be read.
-
-    Asked for after loading: PNG may carry its EXIF block behind the pixels.
-    """
+    """The EXIF orientation, 1 to 8; 1 where there is none that can be read."""
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # the tags are the sender's: whatever is wrong with them, the picture is still there
@@ -117,18 +217,30 @@ def _orientation(picture: Image.Image) -> int:
     return orientation if orientation in ORIENTATIONS else 1
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
-    turn = _TURNS.get(orientation)
-    return picture if turn is None else picture.transpose(turn)
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """RGB, with 16-bit gray scaled to 8 bits and transparency laid onto white."""
-    if picture.mode.startswith("I"):
-        gray = np.asarray(picture).astype(np.int64) // 257
-        picture = Image.fromarray(np.clip(gray, 0, 255).astype(np.uint8))
+def _to_rgb(picture: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None, tuple[str, ...]]:
+    """The picture in RGB, the profile that is still to be applied, and warnings."""
+    if picture.mode.startswith("I;16"):
+        picture = _to_eight_bits(picture)
+    if picture.mode not in _MODES:
+        raise UnsupportedMedia(f"image: pixels of kind {picture.mode!r} can't be shown; at most 16 bits are", "image")
+    warnings: tuple[str, ...] = ()
+    if profile is not None and picture.mode in ("1", "L", "CMYK"):
+        try:
+            return picture_to_srgb(picture if picture.mode != "1" else picture.convert("L"), profile), None, ()
+        except (ImageCms.PyCMSError, OSError) as error:
+            profile, warnings = None, (f"color_profile: skipped ({error})"[:200],)
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture.convert("RGB"), profile, warnings
     layer = picture.convert("RGBA")
     white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
+    return Image.alpha_composite(white, layer).convert("RGB"), profile, warnings
+
+
+def _to_eight_bits(picture: Image.Image) -> Image.Image:
+    """Gray of 9 to 16 bits; a TIFF says how many, and whether 0 is white."""
+    tags = getattr(picture, "tag_v2", {})
+    highest = 2 ** int(tags.get(_TIFF_BITS, (16,))[0]) - 1
+    levels = np.asarray(picture).astype(np.float32) * (255 / highest)
+    if tags.get(_TIFF_PHOTOMETRIC) == 0:
+        levels = 255 - levels
+    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))

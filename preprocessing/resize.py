@@ -1,4 +1,4 @@
-"""Bringing a picture down to a longest side."""
+"""The size that a recipe gives a picture, and bringing the picture to it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,26 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from raylens.recipe import Recipe
 
-def fit(pixels: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
-    """The picture, (height, width, 3), with no side over ``max_side``; never enlarged, and the aspect ratio kept."""
-    height, width = pixels.shape[:2]
-    longest = max(height, width)
-    if longest <= max_side:
-        return pixels
-    size = (max(1, round(width * max_side / longest)), max(1, round(height * max_side / longest)))
-    resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+
+def target_size(size: Size, recipe: Recipe) -> Size:
+    """What ``recipe`` makes of a picture of ``size``."""
+    if not recipe.preserve_aspect_ratio:
+        return recipe.size
+    width, height = size
+    fitting = min(recipe.size[0] / width, recipe.size[1] / height)
+    scale = min(fitting, 1.0)
+    if min(width, height) * scale < recipe.min_size:
+        scale = min(fitting, recipe.min_size / min(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def resize(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """The picture, (height, width, 3), at ``size``: by area where it shrinks, bicubic where it grows."""
+    shrinks = size[0] <= pixels.shape[1] and size[1] <= pixels.shape[0]
+    resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     return np.asarray(resized, np.uint8)

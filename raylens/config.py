@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from raylens.errors import InvalidRequest
+from raylens.recipe import BUNDLED, PLAIN, Recipe, choose
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+
+RecipeChoice = str | dict[str, Any]
+"""A recipe's name, or its fields as :class:`raylens.recipe.Recipe` has them; ``name`` gives the one they change."""
 
 
 class Frozen(BaseModel):
@@ -39,8 +45,8 @@ class Defaults(Frozen):
     max_timeout_s: PositiveFloat = 600.0
     max_tokens: PositiveInt = 512
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    max_side: Annotated[int, Field(ge=64, le=8192)] = 2048
-    """A picture's longer side after preprocessing, in pixels."""
+    recipe: RecipeChoice = "plain"
+    """How pictures are prepared, for models that have no recipe of their own."""
 
 
 class DialectModels(Frozen):
@@ -63,8 +69,16 @@ class ModelConfig(Frozen):
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """Torch threads of a replica; unset leaves torch's choice."""
     aliases: tuple[Name, ...] = ()
-    max_batch_size: Annotated[int, Field(ge=1, le=256)] = 8
-    """Sequences that run together."""
+    recipe: RecipeChoice | None = None
+    """How pictures are prepared for this model; unset takes ``defaults.recipe``."""
+    max_image_size: Annotated[int, Field(ge=16, le=4096)] | None = None
+    """A picture's longer side after preprocessing, in pixels, whatever the recipe says."""
+    expected_response_time: PositiveFloat | None = None
+    """Seconds until the deadline of a request that names none; unset takes ``defaults.timeout_s``."""
+    max_batch_size: Annotated[
+        int, Field(ge=1, le=256, validation_alias=AliasChoices("max_batch_size", "batch_size"))
+    ] = 8
+    """Sequences that run together; ``batch_size`` is another name for it."""
     max_waiting: Annotated[int, Field(ge=0, le=4096)] = 24
     """Sequences that may wait in a replica; one more is refused as overloaded."""
     max_tiles_per_step: PositiveInt = 16
@@ -76,6 +90,8 @@ class AppConfig(Frozen):
     """Everything about the application that is not Serve's own business (replicas, resources, queues)."""
 
     models: tuple[ModelConfig, ...]
+    recipes: dict[Name, RecipeChoice] = {}
+    """Recipes by name, beside and over the bundled ``plain``, ``auto`` and ``enhanced``."""
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
     dialect_models: DialectModels = DialectModels()
@@ -95,3 +111,29 @@ class AppConfig(Frozen):
                     raise ValueError(f"models: the name {name!r} is given twice")
                 seen.add(name)
         return self
+
+    @model_validator(mode="after")
+    def _recipes_are_whole(self) -> Self:
+        for model in self.models:
+            self.recipe_of(model)
+        return self
+
+    def named_recipes(self) -> dict[str, Recipe]:
+        """All recipes that a request may name."""
+        named = dict(BUNDLED)
+        for name, recipe in self.recipes.items():
+            named[name] = _chosen(f"recipes.{name}", recipe, PLAIN, named)
+        return named
+
+    def recipe_of(self, model: ModelConfig) -> Recipe:
+        """What holds for a model where a request says nothing."""
+        named = self.named_recipes()
+        default = _chosen("defaults.recipe", self.defaults.recipe, PLAIN, named)
+        return _chosen(f"models: {model.name}", model.recipe, default, named)
+
+
+def _chosen(where: str, recipe: RecipeChoice | None, base: Recipe, named: dict[str, Recipe]) -> Recipe:
+    try:
+        return choose(recipe, base, named)
+    except InvalidRequest as error:
+        raise ValueError(f"{where}: {error.message}") from None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from raylens.types import Delta, ModelInfo, VisionRequest
+from raylens.recipe import Recipe
+from raylens.types import Delta, ModelInfo, ProcessedPicture, VisionRequest
 
 
 class VisionService(Protocol):
@@ -16,6 +17,10 @@ class VisionService(Protocol):
 
         Raises any of :mod:`raylens.errors`, before the first delta where it can.
         """
+        ...
+
+    async def preprocess(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedPicture:
+        """The picture that a model would see. ``identity`` is the request's id. Raises as :meth:`generate` does."""
         ...
 
     async def model_info(self, name: str) -> ModelInfo:

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from raylens.recipe import Recipe
+
 
 class Length(StrEnum):
     """How long a caption should be."""
@@ -120,13 +122,6 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What preprocessing does to a picture. ``max_side``: a larger picture is brought down to it, in pixels."""
-
-    max_side: int = 2048
-
-
-@dataclass(frozen=True)
 class VisionRequest:
     """One request, the same for every dialect. The pictures' bytes travel beside it, to the preprocessor only."""
 
@@ -160,6 +155,31 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of preprocessing, what it did in words, and the seconds that it took."""
+
+    name: str
+    did: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ProcessedPicture:
+    """A picture as a model would see it: a JPEG file, and the map from its coordinates back to the original's.
+
+    ``original`` and ``processed`` are (width, height) in pixels. A point (x, y) of the processed picture is
+    (a·x + b·y + c, d·x + e·y + f) in the original, for ``to_original`` = (a, b, c, d, e, f), all normalized to [0, 1].
+    """
+
+    jpeg: bytes
+    original: tuple[int, int]
+    processed: tuple[int, int]
+    to_original: tuple[float, float, float, float, float, float]
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)

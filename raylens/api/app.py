@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from raylens import __version__
-from raylens.api import moondream, openai, system
+from raylens.api import moondream, openai, preprocess, system
 from raylens.api.catalog import Catalog
 from raylens.api.context import Context
 from raylens.api.errors import add_error_handlers
@@ -29,7 +29,7 @@ def create_app(service: VisionService, config: AppConfig, *, echo_request_id: bo
         redirect_slashes=False,  # no POST is ever answered by a redirect
     )
     context = Context(service, config, Catalog(config), Media(config.limits))
-    for dialect in (openai, moondream, system):
+    for dialect in (openai, moondream, preprocess, system):
         app.include_router(dialect.router(context))
     add_error_handlers(app)
     # The last one added is the first that a request meets.

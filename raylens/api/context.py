@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from fastapi import Request
 
@@ -13,7 +14,8 @@ from raylens.api.media import Media
 from raylens.config import AppConfig
 from raylens.errors import InvalidRequest
 from raylens.ports import VisionService
-from raylens.types import Recipe, SamplingParams, Task, VisionRequest
+from raylens.recipe import Choice, Recipe, choose
+from raylens.types import SamplingParams, Task, VisionRequest
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -28,20 +30,45 @@ class Context:
     catalog: Catalog
     media: Media
 
-    def request(self, http: Request, model: str, task: Task, images: int, sampling: SamplingParams) -> VisionRequest:
+    def request(
+        self, http: Request, model: str, task: Task, images: int, sampling: SamplingParams, recipe: Choice
+    ) -> VisionRequest:
         """A request with its id and its deadline, counted from its first line.
 
-        Raises ``InvalidRequest`` for a bad ``X-Request-Timeout``.
+        Raises ``InvalidRequest`` for a bad ``X-Request-Timeout`` or recipe.
         """
         return VisionRequest(
             id=http.state.request_id,
             model=model,
             task=task,
-            deadline=http.state.received_at + self._timeout(http),
+            deadline=self.deadline(http, model),
             image_count=images,
             sampling=sampling,
-            recipe=Recipe(max_side=self.config.defaults.max_side),
+            recipe=self.recipe(model, recipe),
         )
+
+    def recipe(self, model: str, choice: Choice) -> Recipe:
+        """The model's recipe, with what the request chose. Raises ``InvalidRequest``, which names the field."""
+        recipe = choose(choice, self._recipes[model], self._named_recipes)
+        return recipe.within(self.catalog.models[model].max_image_size)
+
+    @cached_property
+    def _named_recipes(self) -> dict[str, Recipe]:
+        return self.config.named_recipes()
+
+    @cached_property
+    def _recipes(self) -> dict[str, Recipe]:
+        return {name: self.config.recipe_of(model) for name, model in self.catalog.models.items()}
+
+    def deadline(self, http: Request, model: str) -> float:
+        """Seconds since the epoch. Raises ``InvalidRequest`` for a bad ``X-Request-Timeout``."""
+        given = http.headers.get(TIMEOUT_HEADER)
+        if given is not None:
+            seconds = self._seconds(given)
+        else:
+            seconds = self.catalog.models[model].expected_response_time or self.config.defaults.timeout_s
+        received_at: float = http.state.received_at
+        return received_at + seconds
 
     def check_text(self, length: int, field: str) -> None:
         """Raises ``InvalidRequest`` for more text than any context holds: reading it would cost seconds."""
@@ -79,17 +106,13 @@ class Context:
             n=n,
         )
 
-    def _timeout(self, http: Request) -> float:
-        defaults = self.config.defaults
-        given = http.headers.get(TIMEOUT_HEADER)
-        if given is None:
-            return defaults.timeout_s
+    def _seconds(self, given: str) -> float:
+        longest = self.config.defaults.max_timeout_s
         seconds = float(given) if _NUMBER.fullmatch(given) else math.nan
-        if not 0 < seconds <= defaults.max_timeout_s:
+        if not 0 < seconds <= longest:
             raise InvalidRequest(
-                f"{TIMEOUT_HEADER}: {given[:32]!r}; a number of seconds over 0 and up to"
-                f" {defaults.max_timeout_s:g} is needed",
+                f"{TIMEOUT_HEADER}: {given[:32]!r}; a number of seconds over 0 and up to {longest:g} is needed",
                 TIMEOUT_HEADER,
-                defaults.max_timeout_s,
+                longest,
             )
         return seconds

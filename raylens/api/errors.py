@@ -19,6 +19,8 @@ _LONGEST = 160
 """Characters of a name in an error: names may be the sender's own."""
 _NOT_AN_OBJECT = ("model_type", "model_attributes_type")
 _CODES = {408: "request_timeout", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+UNPROCESSABLE_PATHS = ("/v1/preprocess",)
+"""Dialects that answer bad input with 422 and not 400."""
 OPENAI_PATHS = ("/v1/chat", "/v1/models")
 
 
@@ -35,7 +37,10 @@ def error_response(path: str, error: RaylensError) -> Response:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    return JSONResponse(body_of(path, error), error.http_status, headers)
+    status = error.http_status
+    if status == 400 and path.startswith(UNPROCESSABLE_PATHS):
+        status = 422
+    return JSONResponse(body_of(path, error), status, headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, field_validator
 
 from raylens.api import sse
-from raylens.api.body import Body, Text
+from raylens.api.body import Body, RecipeField, Text
 from raylens.api.context import Context
 from raylens.api.errors import body_of
 from raylens.errors import InvalidRequest, ModelFailed, RaylensError
@@ -120,6 +120,7 @@ class ChatRequest(Body):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    recipe: RecipeField = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -142,7 +143,7 @@ def router(context: Context) -> APIRouter:
         _refuse_what_is_not_supported(body)
         model = context.catalog.resolve(body.model, "openai")
         task, images = await _parse_messages(body, context)
-        request = context.request(http, model, task, len(images), _sampling(body, context))
+        request = context.request(http, model, task, len(images), _sampling(body, context), body.recipe)
         reply = Reply(request, body)
         if body.stream:
             return await sse.stream(reply.events(context.service.generate(request, images)))

@@ -1,0 +1,40 @@
+"""What a file is, by how it begins: for telling a sender what was found where a picture was expected."""
+
+from __future__ import annotations
+
+import re
+
+DECODED = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+"""The kinds of picture that are decoded."""
+
+_MAGIC: tuple[tuple[str, bytes], ...] = (
+    ("JPEG", rb"\xff\xd8\xff"),
+    ("PNG", rb"\x89PNG\r\n\x1a\n"),
+    ("WebP", rb"RIFF....WEBP"),
+    ("GIF", rb"GIF8[79]a"),
+    ("BMP", rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"),
+    ("TIFF", rb"II\*\0|MM\0\*|II\+\0|MM\0\+"),
+    ("AVIF", rb"....ftypavi[fs]"),
+    ("a HEIC picture", rb"....ftyp(hei[cmsx]|hev[cx]|mif1|msf1)"),
+    ("a JPEG XL picture", rb"\xff\x0a|\0\0\0\x0cJXL "),
+    ("a JPEG 2000 picture", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+    ("a Photoshop file", rb"8BPS"),
+    ("an icon", rb"\0\0[\1\2]\0"),
+    ("a PDF document", rb"%PDF-"),
+    ("an SVG drawing", rb"\s*(<\?xml.{0,400})?(<!--.{0,400})?<svg[\s>]"),
+    ("an HTML page", rb"\s*<(!doctype html|html)"),
+    ("a WAVE sound", rb"RIFF....WAVE"),
+    ("an AVI video", rb"RIFF....AVI "),
+    ("an MP4 or QuickTime video", rb"....ftyp"),
+    ("a Matroska or WebM video", rb"\x1a\x45\xdf\xa3"),
+    ("a ZIP archive or an Office document", rb"PK\x03\x04"),
+    ("gzip data", rb"\x1f\x8b"),
+    ("JSON", rb"\s*[\[{]\s*[\"\[{]"),
+)
+_PATTERNS = [(kind, re.compile(pattern, re.DOTALL | re.IGNORECASE)) for kind, pattern in _MAGIC]
+
+
+def sniff(data: bytes) -> str | None:
+    """One of ``DECODED``, another kind of file in words, or None for what is not known."""
+    head = data[:1024]
+    return next((kind for kind, pattern in _PATTERNS if pattern.match(head)), None)
