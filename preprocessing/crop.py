@@ -77,7 +77,8 @@ def salient_window(pixels: Pixels, size: Size) -> Window:
     """
     height, width = pixels.shape[:2]
     scale = min(width / size[0], height / size[1])
-    window_width, window_height = min(width, round(size[0] * scale)), min(height, round(size[1] * scale))
+    window_width = min(width, max(1, round(size[0] * scale)))
+    window_height = min(height, max(1, round(size[1] * scale)))
     shrink = min(1.0, _THUMBNAIL / max(width, height))
     small = (max(1, round(width * shrink)), max(1, round(height * shrink)))
     lab = cv2.cvtColor(cv2.resize(pixels, small, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2LAB).astype(np.float32)

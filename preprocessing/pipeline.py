@@ -87,7 +87,7 @@ class _Work:
         if (left, top, right, bottom) == (0, 0, width, height):
             self._note(name, "nothing to cut", started)
             return
-        self.pixels = self.pixels[top:bottom, left:right]
+        self.pixels = self.pixels[top:bottom, left:right].copy()  # a view would keep the whole in memory
         back: Matrix = ((right - left) / width, 0, left / width, 0, (bottom - top) / height, top / height)
         self.geometry = self.geometry.then(self._size, back)
         self._note(name, f"{width}×{height} cut to {right - left}×{bottom - top} at {left}, {top}", started)
@@ -96,8 +96,6 @@ class _Work:
         started, before = self._start(), self._size
         size = target_size(before, recipe)
         if size == before:
-            # A cut picture must not keep the whole one in memory.
-            self.pixels = np.ascontiguousarray(self.pixels)
             self._note("resize", "nothing to do", started)
             return
         self.pixels = resize(self.pixels, size)

@@ -1,7 +1,12 @@
+"""Every format against a second decoder: OpenCV's own, or the formulas where it has none."""
+
 from __future__ import annotations
 
 import io
+import struct
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,67 +16,204 @@ from PIL import Image, ImageOps
 from preprocessing.decode import DecodeLimits, decode
 from raylens.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from tests.pictures import encoded, gradient, png_header, random_pixels
+from tests.profiles import DISPLAY_P3, INKS, cmyk_profile, gray_profile, lab_to_srgb, matrix_profile
 
 LIMITS = DecodeLimits(max_bytes=10**6, max_pixels=10**6, min_side=4, max_side=2000)
+FORMATS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "PNG": ("PNG", {}, 0),
+    "JPEG": ("JPEG", {"quality": 92}, 3),
+    "progressive JPEG": ("JPEG", {"quality": 92, "progressive": True, "subsampling": 2}, 3),
+    "4:4:4 JPEG": ("JPEG", {"quality": 98, "subsampling": 0}, 3),
+    "lossless WebP": ("WEBP", {"lossless": True}, 0),
+    "WebP": ("WEBP", {"quality": 90}, 3),
+    "GIF": ("GIF", {}, 0),
+    "BMP": ("BMP", {}, 0),
+    "TIFF": ("TIFF", {}, 0),
+    "LZW TIFF": ("TIFF", {"compression": "tiff_lzw"}, 0),
+    "deflated TIFF": ("TIFF", {"compression": "tiff_adobe_deflate"}, 0),
+    "AVIF": ("AVIF", {"quality": 90}, 3),
+}
+"""Pillow's name, its options, and the levels by which two decoders of it may differ."""
 
 
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("JPEG", {"quality": 98})])
-def test_each_format_gives_its_pixels(kind, options) -> None:
-    pixels = gradient(40, 30)
-    decoded, geometry = decode(encoded(pixels, kind, **options), LIMITS)
-    assert decoded.shape == (30, 40, 3)
-    assert np.abs(decoded.astype(int) - pixels).max() <= (6 if kind == "JPEG" else 0)
-    assert geometry.original == (40, 30)
+def picture() -> Image.Image:
+    """Smooth, with a sharp corner."""
+    pixels = gradient(60, 44)
+    pixels[:10, :14] = (200, 30, 90)
+    return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_is_laid_onto_white(mode) -> None:
-    picture = Image.new("RGBA", (8, 8), (10, 10, 10, 0))
-    picture.paste((10, 10, 10, 255), (0, 0, 4, 8))
-    decoded, _ = decode(encoded(picture.convert(mode)), LIMITS)
-    assert (decoded[:, :4] == 10).all()
-    assert (decoded[:, 4:] == 255).all()
+def second_decoder(data: bytes) -> np.ndarray[Any, Any]:
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return decoded[..., ::-1]
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK"])
-def test_other_color_modes_become_rgb(mode) -> None:
-    kind = "JPEG" if mode == "CMYK" else "PNG"
-    decoded, _ = decode(encoded(Image.new("RGB", (9, 7), "white").convert(mode), kind), LIMITS)
-    assert decoded.shape == (7, 9, 3)
-    assert (decoded >= 250).all()
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
-def test_sixteen_bit_gray_keeps_its_levels() -> None:
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_is_what_a_second_decoder_makes_of_it(name) -> None:
+    kind, options, tolerance = FORMATS[name]
+    data = encoded(picture(), kind, **options)
+    decoded = decode(data, LIMITS)
+    assert np.abs(decoded.pixels.astype(int) - second_decoder(data)).max() <= tolerance
+    assert np.abs(decoded.pixels.astype(int) - np.asarray(picture())).mean() <= (8 if kind == "GIF" else 3)
+    assert (decoded.geometry.original, decoded.profile, decoded.warnings) == ((60, 44), None, ())
+    assert decoded.found.startswith(kind.replace("WEBP", "WebP"))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_grayscale_is_what_a_second_decoder_makes_of_it(kind) -> None:
+    data = encoded(picture().convert("L"), kind)
+    assert np.abs(decode(data, LIMITS).pixels.astype(int) - second_decoder(data)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF"])
+def test_palettes_and_single_bits_are_what_a_second_decoder_makes_of_them(kind) -> None:
+    for mode in ("P", "1"):
+        data = encoded(picture().convert(mode), kind)
+        assert np.array_equal(decode(data, LIMITS).pixels, second_decoder(data)), mode
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "AVIF", "TIFF", "PNG"])
+def test_the_first_frame_counts(kind) -> None:
+    first, second = Image.new("RGB", (20, 12), (250, 10, 10)), Image.new("RGB", (20, 12), (10, 10, 250))
+    decoded = decode(encoded(first, kind, save_all=True, append_images=[second]), LIMITS)
+    assert decoded.pixels.shape == (12, 20, 3)
+    assert np.abs(decoded.pixels.astype(int) - (250, 10, 10)).max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "P"), ("WEBP", "RGBA"), ("TIFF", "RGBA"), ("TIFF", "LA"),
+     ("AVIF", "RGBA"), ("GIF", "RGBA")],
+)  # fmt: skip
+def test_transparency_is_laid_onto_white(kind, mode) -> None:
+    layer = Image.new("RGBA", (16, 16), (10, 10, 10, 0))
+    layer.paste((10, 10, 10, 255), (0, 0, 8, 16))
+    pixels = decode(encoded(layer.convert(mode), kind), LIMITS).pixels
+    assert np.abs(pixels[:, :6].astype(int) - 10).max() <= 4
+    assert pixels[:, 10:].min() >= 250
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_of_gray_keep_their_levels(kind) -> None:
     levels = np.linspace(0, 65535, 40).astype(np.uint16)[None].repeat(8, 0)
-    decoded, _ = decode(encoded(Image.fromarray(levels)), LIMITS)
-    assert np.abs(decoded[0, :, 0].astype(int) - levels[0] // 257).max() <= 1
+    data = encoded(Image.fromarray(levels), kind)
+    assert np.abs(decode(data, LIMITS).pixels[0, :, 0] - levels[0] / 257).max() <= 0.51
+
+
+@pytest.mark.parametrize("extension", [".png", ".tiff"])
+def test_sixteen_bits_a_color_are_what_opencv_wrote(extension) -> None:
+    levels = np.random.default_rng(1).integers(0, 65536, (12, 16, 3), dtype=np.uint16)
+    data = cv2.imencode(extension, levels)[1].tobytes()
+    assert np.abs(decode(data, LIMITS).pixels[..., ::-1] - levels / 257).max() <= 1
+
+
+def test_a_tiff_says_whether_zero_is_white() -> None:
+    levels = np.linspace(0, 65535, 40).astype(np.uint16)[None].repeat(8, 0)
+    pixels = decode(encoded(Image.fromarray(levels), "TIFF", tiffinfo={262: 0}), LIMITS).pixels
+    assert pixels[0, 0, 0] > pixels[0, -1, 0]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_of_32_bits_are_refused_by_name(mode) -> None:
+    with pytest.raises(UnsupportedMedia, match=f"kind '{mode}'"):
+        decode(encoded(Image.new(mode, (20, 20)), "TIFF"), LIMITS)
+
+
+def test_cmyk_is_what_a_second_decoder_makes_of_it() -> None:
+    data = encoded(picture().convert("CMYK"), "JPEG", quality=95)
+    assert np.abs(decode(data, LIMITS).pixels.astype(int) - second_decoder(data)).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("ink", "levels"), [("white", (0, 0, 0, 0)), ("cyan", (255, 0, 0, 0)), ("yellow", (0, 0, 255, 0))]
+)
+def test_cmyk_with_a_profile_has_the_colors_of_its_inks(ink, levels) -> None:
+    profile = cmyk_profile()
+    for kind in ("TIFF", "JPEG"):
+        decoded = decode(encoded(Image.new("CMYK", (16, 16), levels), kind, icc_profile=profile), LIMITS)
+        assert np.abs(decoded.pixels[8, 8] - lab_to_srgb(INKS[ink])).max() <= 3
+        assert decoded.profile is None
+
+
+def test_gray_with_a_profile_is_shown_by_its_curve() -> None:
+    data = encoded(Image.new("L", (16, 16), 128), "PNG", icc_profile=gray_profile(1.0))
+    assert np.abs(decode(data, LIMITS).pixels.astype(int) - 188).max() <= 2  # half of the light
+
+
+def test_a_profile_of_the_wrong_kind_is_skipped_with_a_warning() -> None:
+    data = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "TIFF", icc_profile=b"not a profile at all")
+    decoded = decode(data, LIMITS)
+    assert decoded.warnings[0].startswith("color_profile: skipped")
+    assert np.abs(decoded.pixels.astype(int) - (255, 0, 0)).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_an_rgb_profile_is_handed_on(kind) -> None:
+    profile = matrix_profile(DISPLAY_P3, "Display P3")
+    assert decode(encoded(picture(), kind, icc_profile=profile), LIMITS).profile == profile
 
 
 def test_an_exif_block_that_cannot_be_written_again_is_no_reason_to_fail() -> None:
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 6, "maker"
+    exif = with_orientation(6)
+    exif[0x010F] = "maker"
     data = encoded(gradient(40, 20), "JPEG", exif=exif).replace(b"maker\0", b"\xff\xfe\xff\xfe\xff\0")
-    decoded, _ = decode(data, LIMITS)
-    assert decoded.shape == (40, 20, 3)
+    assert decode(data, LIMITS).pixels.shape == (40, 20, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_upright(kind, orientation) -> None:
+    """By the standard's own words: which corner of the stored picture is the upright one's top left."""
+    pixels = np.full((24, 36, 3), 120, np.uint8)
+    corners = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (-1, 0), 7: (-1, -1), 8: (0, -1)}
+    row, column = corners[orientation]
+    pixels[slice(0, 8) if row == 0 else slice(-8, None), slice(0, 8) if column == 0 else slice(-8, None)] = 255
+    data = encoded(pixels, kind, exif=with_orientation(orientation), **({"quality": 95} if kind == "AVIF" else {}))
+    decoded = decode(data, LIMITS)
+    assert decoded.pixels.shape == ((24, 36, 3) if orientation < 5 else (36, 24, 3))
+    assert decoded.pixels[1:7, 1:7].min() > 220
+    assert decoded.pixels[10:, 10:].max() < 150
+    assert decoded.geometry.original == (36, 24)
+    x, y = decoded.geometry.point(0.05, 0.05)
+    assert (x < 0.5, y < 0.5) == (column == 0, row == 0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_what_pillow_makes_of_it(orientation) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(gradient(30, 20), exif=exif)
-    decoded, _ = decode(data, LIMITS)
-    assert np.array_equal(decoded, np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
+def test_every_orientation_is_what_pillow_and_opencv_make_of_it(orientation) -> None:
+    data = encoded(gradient(30, 20), "PNG", exif=with_orientation(orientation))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(decode(data, LIMITS).pixels, expected)
+    data = encoded(gradient(32, 16), "JPEG", exif=with_orientation(orientation), quality=95)
+    assert np.abs(decode(data, LIMITS).pixels.astype(int) - second_decoder(data)).max() <= 3
 
 
-def test_an_exif_orientation_turns_the_picture_upright() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its left side: turned clockwise to stand
-    decoded, geometry = decode(encoded(gradient(40, 20), exif=exif), LIMITS)
-    assert decoded.shape == (40, 20, 3)
-    assert np.array_equal(decoded, np.rot90(gradient(40, 20), -1))
-    assert geometry.original == (40, 20)
-    assert geometry.processed == (20, 40)
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("size", [(640, 480), (643, 485), (999, 70)])
+def test_a_jpeg_may_be_decoded_smaller_and_still_leads_back(size, orientation) -> None:
+    data = encoded(gradient(*size), "JPEG", quality=95, exif=with_orientation(orientation))
+    for share, part in ((0.5, 2), (0.3, 2), (0.25, 4), (0.1, 8), (0.01, 8), (0.9, 1)):
+        decoded = decode(data, LIMITS, lambda size, share=share: (round(size[0] * share), round(size[1] * share)))
+        height, width = decoded.pixels.shape[:2]
+        stored = (width, height) if orientation < 5 else (height, width)
+        assert stored == (-(-size[0] // part), -(-size[1] // part))
+        # Red tells the original's x and green its y.
+        for row, column in ((0, 0), (height // 2, width // 3), (height - 1, width // 2)):
+            x, y = decoded.geometry.point((column + 0.5) / width, (row + 0.5) / height)
+            assert np.abs(decoded.pixels[row, column, :2] - np.array([x, y]) * 255).max() <= 255 * part / min(size) + 3
+
+
+def test_a_padded_end_of_a_jpeg_is_accepted_with_a_warning() -> None:
+    data = encoded(gradient(64, 64), "JPEG")
+    padded = decode(data[:-2] + bytes(8) + data[-2:], LIMITS)
+    assert np.array_equal(padded.pixels, decode(data, LIMITS).pixels)
+    assert "extraneous bytes" in padded.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -80,11 +222,13 @@ def test_an_exif_orientation_turns_the_picture_upright() -> None:
         (b"", UnsupportedMedia, "empty"),
         (encoded(gradient(300, 300), "JPEG")[:300], InvalidRequest, "truncated or damaged"),
         (encoded(gradient(300, 300), "WEBP")[:14], InvalidRequest, "truncated or damaged"),
-        (b"RIFF\x24\0\0\0WAVEfmt ", UnsupportedMedia, "RIFF"),
-        (b"%PDF-1.7 something", UnsupportedMedia, "%PDF-1.7"),
-        (encoded(gradient(10, 10), "BMP"), UnsupportedMedia, "JPEG, PNG or WEBP"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", UnsupportedMedia, "this is a WAVE sound"),
+        (b"%PDF-1.7 something", UnsupportedMedia, "this is a PDF document, 18 bytes that begin with b'%PDF-1.7'"),
+        (b"<?xml version='1.0'?>\n<svg xmlns=''/>", UnsupportedMedia, "an SVG drawing"),
+        (b"\0\0\0\x1cftypheic\0\0\0\0mif1", UnsupportedMedia, "a HEIC picture"),
+        (b"hello", UnsupportedMedia, "no picture that is known here.*JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"),
         (encoded(gradient(300, 300), "JPEG")[:2000], InvalidRequest, "truncated"),
-        (encoded(random_pixels(60, 60))[:4000], InvalidRequest, "truncated"),
+        (encoded(random_pixels(60, 60))[:4000], InvalidRequest, "the PNG of 4000 bytes is truncated"),
         (encoded(gradient(1, 1)), InvalidRequest, "1×1 pixels; at least 4"),
         (encoded(gradient(3, 100)), InvalidRequest, "3×100"),
         (png_header(50_000, 50_000), PayloadTooLarge, "50000×50000 pixels; the limit is 1000000"),
@@ -98,15 +242,40 @@ def test_what_cannot_be_decoded_is_refused_with_what_was_found(data, error, word
     assert caught.value.field == "image"
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_half_of_a_file_is_refused(kind) -> None:
+    data = encoded(random_pixels(80, 60), kind)
+    for share in (0.3, 0.5, 0.9):
+        with pytest.raises(InvalidRequest, match="truncated or damaged"):
+            decode(data[: int(len(data) * share)], LIMITS)
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
+    data = encoded(gradient(900, 900), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    bomb = data[:-2] + scan * 50 + data[-2:]
+    with pytest.raises(PayloadTooLarge, match=r"900×900 pixels in \d+ scans; the limit is 19 scans"):
+        decode(bomb, LIMITS)
+
+
+def test_a_tiff_of_vast_tiles_is_refused_before_it_is_decoded() -> None:
+    tags = [(256, 100), (257, 100), (258, 8), (259, 5), (262, 1), (277, 1), (322, 40_000), (323, 40_000),
+            (324, 8), (325, 64)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + bytes(80)
+    with pytest.raises(PayloadTooLarge, match="tiles of 1600000000 pixels"):
+        decode(data, LIMITS)
+
+
 @given(st.data())
 def test_a_damaged_file_is_refused_or_decoded_but_never_breaks(data) -> None:
-    kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP"]))
+    kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]))
     damaged = bytearray(encoded(random_pixels(24, 24), kind))
     for _ in range(data.draw(st.integers(1, 8))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(damaged)))
     try:
-        pixels, _ = decode(bytes(damaged[:cut]), LIMITS)
+        pixels = decode(bytes(damaged[:cut]), LIMITS).pixels
     except (InvalidRequest, PayloadTooLarge, UnsupportedMedia):
         pass
     else:

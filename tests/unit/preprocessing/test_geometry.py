@@ -1,19 +1,26 @@
+"""Points and boxes lead back to the original, whatever EXIF, crops and sizes did."""
+
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from preprocessing.decode import DecodeLimits
 from preprocessing.geometry import Geometry, compose
 from preprocessing.pipeline import run
-from raylens.types import Recipe
+from raylens.recipe import Recipe
 from tests.pictures import encoded
 
 LIMITS = DecodeLimits(max_bytes=10**7, max_pixels=10**7, min_side=4, max_side=4000)
 matrices = st.tuples(*[st.floats(-2, 2)] * 6)
+orientations = st.integers(1, 8)
+sides = st.integers(64, 300)
+places = st.floats(0.1, 0.9)
 
 
 @given(matrices, matrices, st.floats(0, 1), st.floats(0, 1))
@@ -29,27 +36,91 @@ def test_boxes_stay_ordered_and_inside() -> None:
     assert mirrored.box(-0.5, 0.25, 0.5, 1.5) == (0.5, 0.25, 1.0, 1.0)
 
 
-@given(
-    orientation=st.integers(1, 8),
-    width=st.integers(20, 200),
-    height=st.integers(20, 200),
-    max_side=st.integers(64, 256),
-    x=st.floats(0.1, 0.9),
-    y=st.floats(0.1, 0.9),
-)
-def test_a_spot_is_found_again_in_the_stored_picture(orientation, width, height, max_side, x, y) -> None:
-    """A bright spot drawn into the stored pixels leads back to itself, whatever EXIF and resizing did."""
-    stored = np.zeros((height, width, 3), np.uint8)
-    column, row = int(x * width), int(y * height)
-    stored[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = 255
+def photograph(width: int, height: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Dark and busy, so that bars beside it are bars, with no flat line of its own."""
+    return np.random.default_rng(5).integers(60, 130, (height, width, 3), dtype=np.uint8)
+
+
+def oriented(stored: np.ndarray[Any, Any], orientation: int, kind: str = "PNG", **options: Any) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    processed = run(encoded(stored, "PNG", exif=exif), Recipe(max_side=max_side), LIMITS)
-    brightness = processed.pixels.astype(float).sum(-1)
+    return encoded(stored, kind, exif=exif, **options)
+
+
+def middle(pixels: np.ndarray[Any, Any], background: int) -> tuple[float, float]:
+    """The middle of the bright spot, normalized: of the light over the background's."""
+    brightness = pixels.astype(float).mean(-1) - background
+    brightness[np.abs(brightness) < 4] = 0
     rows, columns = np.indices(brightness.shape)
-    seen_x = (brightness * (columns + 0.5)).sum() / brightness.sum() / brightness.shape[1]
-    seen_y = (brightness * (rows + 0.5)).sum() / brightness.sum() / brightness.shape[0]
-    back_x, back_y = processed.geometry.point(seen_x, seen_y)
+    total = brightness.sum()
+    x = (brightness * (columns + 0.5)).sum() / total / brightness.shape[1]
+    return x, (brightness * (rows + 0.5)).sum() / total / brightness.shape[0]
+
+
+@settings(deadline=None)
+@given(
+    orientation=orientations,
+    width=sides,
+    height=sides,
+    size=st.tuples(st.integers(40, 200), st.integers(40, 200)),
+    min_size=st.sampled_from([0, 60, 150]),
+    preserve=st.booleans(),
+    kind=st.sampled_from(["PNG", "JPEG", "TIFF"]),
+    x=places,
+    y=places,
+)
+def test_a_point_leads_back_within_one_pixel(orientation, width, height, size, min_size, preserve, kind, x, y) -> None:
+    """A bright spot in the stored pixels is seen in the processed picture, and leads back to itself."""
+    stored = np.full((height, width, 3), 40, np.uint8)
+    column, row = int(x * width), int(y * height)
+    stored[row - 4 : row + 5, column - 4 : column + 5] = 255
+    options = {"quality": 98, "subsampling": 0} if kind == "JPEG" else {}
+    recipe = Recipe(size=size, min_size=min_size, preserve_aspect_ratio=preserve)
+    processed = run(oriented(stored, orientation, kind, **options), recipe, LIMITS)
+    back_x, back_y = processed.geometry.point(*middle(processed.pixels, 40))
     assert abs(back_x * width - (column + 0.5)) <= 1.0
     assert abs(back_y * height - (row + 0.5)) <= 1.0
     assert processed.geometry.original == (width, height)
+    assert processed.geometry.processed == processed.pixels.shape[1::-1]
+
+
+@settings(deadline=None)
+@given(
+    orientation=orientations,
+    width=sides,
+    height=sides,
+    bar=st.integers(6, 30),
+    across=st.booleans(),
+    size=st.sampled_from([(400, 400), (100, 100), (120, 60)]),
+    preserve=st.booleans(),
+    x=places,
+    y=places,
+)
+def test_a_point_of_a_cropped_picture_leads_back(orientation, width, height, bar, across, size, preserve, x, y) -> None:
+    stored = photograph(width, height)
+    column, row = int(x * width), int(y * height)
+    stored[row - 4 : row + 5, column - 4 : column + 5] = 255
+    bars = ((0, 0), (bar, bar)) if across else ((bar, bar), (0, 0))
+    barred = np.pad(stored, (*bars, (0, 0)))
+    recipe = Recipe(smart_crop=True, size=size, preserve_aspect_ratio=preserve)
+    processed = run(oriented(barred, orientation), recipe, LIMITS)
+    assert any("cut" in step.did for step in processed.steps)
+    spot = (column + bars[1][0] + 0.5) / barred.shape[1], (row + bars[0][0] + 0.5) / barred.shape[0]
+    x_min, y_min, x_max, y_max = processed.geometry.box(0, 0, 1, 1)
+    margin = 6 / min(barred.shape[:2])
+    if not (x_min + margin < spot[0] < x_max - margin and y_min + margin < spot[1] < y_max - margin):
+        return  # the most salient window cuts the spot off
+    back_x, back_y = processed.geometry.point(*middle(np.where(processed.pixels > 150, processed.pixels, 0), 0))
+    assert abs(back_x - spot[0]) * barred.shape[1] <= 1.0
+    assert abs(back_y - spot[1]) * barred.shape[0] <= 1.0
+
+
+@settings(deadline=None)
+@given(orientation=orientations, width=sides, height=sides, bar=st.integers(6, 30), size=st.integers(40, 400))
+def test_the_whole_of_a_cropped_picture_is_the_box_inside_its_bars(orientation, width, height, bar, size) -> None:
+    barred = np.pad(photograph(width, height), ((bar, bar), (0, 0), (0, 0)))
+    processed = run(oriented(barred, orientation), Recipe(smart_crop=True, size=(size, size)), LIMITS)
+    x_min, y_min, x_max, y_max = processed.geometry.box(0, 0, 1, 1)
+    assert (x_min, x_max) == pytest.approx((0, 1))
+    assert abs(y_min * barred.shape[0] - bar) <= 1.0
+    assert abs(y_max * barred.shape[0] - (bar + height)) <= 1.0

@@ -1,20 +1,35 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from preprocessing.resize import fit
+from preprocessing.resize import resize, target_size
+from raylens.recipe import Recipe
 from tests.pictures import gradient
 
 
 @pytest.mark.parametrize(
-    ("size", "max_side", "expected"),
+    ("size", "changes", "expected"),
     [
-        ((40, 30), 64, (40, 30)),
-        ((400, 300), 200, (200, 150)),
-        ((300, 400), 200, (150, 200)),
-        ((2000, 2), 100, (100, 1)),
+        ((40, 30), {}, (40, 30)),
+        ((400, 300), {"size": (200, 200)}, (200, 150)),
+        ((300, 400), {"size": (200, 200)}, (150, 200)),
+        ((400, 300), {"size": (500, 100)}, (133, 100)),
+        ((2000, 2), {"size": (100, 100)}, (100, 1)),
+        ((400, 300), {"size": (1024, 1024), "min_size": 512}, (683, 512)),
+        ((400, 30), {"size": (1024, 1024), "min_size": 512}, (1024, 77)),
+        ((4000, 1000), {"size": (1024, 1024), "min_size": 512}, (1024, 256)),
+        ((700, 600), {"size": (1024, 1024), "min_size": 512}, (700, 600)),
+        ((40, 30), {"size": (200, 100), "preserve_aspect_ratio": False}, (200, 100)),
     ],
 )
-def test_a_picture_is_brought_down_and_never_enlarged(size, max_side, expected) -> None:
-    height, width = fit(gradient(*size), max_side).shape[:2]
-    assert (width, height) == expected
+def test_the_size_is_the_recipes(size, changes, expected) -> None:
+    assert target_size(size, Recipe(**changes)) == expected
+
+
+@pytest.mark.parametrize("size", [(20, 15), (80, 60), (80, 15)])
+def test_a_picture_keeps_its_places_at_any_size(size) -> None:
+    pixels = resize(gradient(40, 30), size)
+    assert pixels.shape == (size[1], size[0], 3)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels[size[1] // 2, size[0] // 2, :2].astype(int) - 128).max() <= 12

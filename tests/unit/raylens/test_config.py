@@ -27,3 +27,43 @@ def test_a_configuration_cannot_be_changed() -> None:
     config = AppConfig.model_validate({"models": [MODEL]})
     with pytest.raises(ValidationError, match="frozen"):
         config.log_level = "DEBUG"  # type: ignore[misc]
+
+
+def test_a_model_takes_the_settings_of_other_servers() -> None:
+    settings = {"batch_size": 3, "expected_response_time": 10.0, "max_image_size": 1024}
+    config = AppConfig.model_validate({"models": [{"name": "a", "family": "smolvlm", **settings}]})
+    (model,) = config.models
+    assert (model.max_batch_size, model.expected_response_time, model.max_image_size) == (3, 10.0, 1024)
+
+
+def test_recipes_build_on_each_other_and_a_model_on_the_default() -> None:
+    config = AppConfig.model_validate(
+        {
+            "models": [
+                {"name": "a", "family": "smolvlm"},
+                {"name": "b", "family": "smolvlm", "recipe": {"size": [300, 200]}},
+                {"name": "c", "family": "smolvlm", "recipe": "twice"},
+            ],
+            "recipes": {"once": {"name": "auto", "jpeg_quality": 50}, "twice": {"name": "once", "min_size": 64}},
+            "defaults": {"recipe": "once"},
+        }
+    )
+    a, b, c = [config.recipe_of(model) for model in config.models]
+    assert (a.jpeg_quality, a.denoise.enabled) == (50, "auto")
+    assert (b.size, b.jpeg_quality) == ((300, 200), 50)
+    assert (c.min_size, c.jpeg_quality) == (64, 50)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"defaults": {"recipe": "nope"}}, "defaults.recipe: recipe: 'nope' is no recipe"),
+        ({"recipes": {"mine": {"sise": 3}}}, "recipes.mine: recipe.sise: no such field"),
+        ({"models": [{"name": "a", "family": "smolvlm", "recipe": {"min_size": -1}}]}, "models: a: recipe.min_size"),
+        ({"models": [{"name": "a", "family": "smolvlm", "batch_size": 0}]}, "batch_size"),
+        ({"models": [{"name": "a", "family": "smolvlm", "batch_size": 2, "max_batch_size": 3}]}, "batch_size"),
+    ],
+)
+def test_a_bad_recipe_or_setting_is_named(changes, words) -> None:
+    with pytest.raises(ValidationError, match=words):
+        AppConfig.model_validate({"models": [{"name": "a", "family": "smolvlm"}], **changes})

@@ -13,7 +13,8 @@ import pytest
 from raylens.api.app import create_app
 from raylens.config import AppConfig
 from raylens.errors import RaylensError
-from raylens.types import Delta, FinishReason, ModelInfo, Usage, VisionRequest
+from raylens.recipe import Recipe
+from raylens.types import Delta, FinishReason, ModelInfo, ProcessedPicture, Step, Usage, VisionRequest
 from tests.pictures import encoded, gradient
 
 PICTURE = encoded(gradient(16, 12))
@@ -22,8 +23,16 @@ CONFIG = AppConfig.model_validate(
     {
         "models": [
             {"name": "smolvlm", "family": "smolvlm", "aliases": ["small"]},
-            {"name": "other", "family": "smolvlm", "checkpoint": "org/other"},
+            {
+                "name": "other",
+                "family": "smolvlm",
+                "checkpoint": "org/other",
+                "recipe": "mine",
+                "max_image_size": 640,
+                "expected_response_time": 7,
+            },
         ],
+        "recipes": {"mine": {"name": "enhanced", "denoise": {"method": "nlm"}}},
         "limits": {
             "max_body_bytes": 40_000,
             "body_patience_s": 0.2,
@@ -48,6 +57,8 @@ class FakeService:
     warnings: tuple[str, ...] = ()
     requests: list[VisionRequest] = field(default_factory=list)
     images: list[bytes] = field(default_factory=list)
+    recipes: list[Recipe] = field(default_factory=list)
+    deadlines: list[float] = field(default_factory=list)
     closed: int = 0
     loaded: frozenset[str] = frozenset({"smolvlm", "other"})
 
@@ -64,6 +75,15 @@ class FakeService:
                 yield Delta("", index, FinishReason.STOP, Usage(7, len(self.words)))
         finally:
             self.closed += 1
+
+    async def preprocess(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedPicture:
+        if self.error is not None:
+            raise self.error
+        self.images.append(image)
+        self.recipes.append(recipe)
+        self.deadlines.append(deadline)
+        steps = (Step("decode", "PNG", 0.0125),)
+        return ProcessedPicture(b"jpeg", (16, 12), (8, 6), (1, 0, 0, 0, 1, 0), steps, self.warnings)
 
     async def model_info(self, name: str) -> ModelInfo:
         if name not in self.loaded:

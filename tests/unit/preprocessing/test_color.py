@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import io
+import random
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.pocket.drawing import draw, encode
+from models.pocket.scenes import random_scene
+from preprocessing.color import balance
+from raylens.recipe import ColorBalance
+from tests.unit.preprocessing.test_crop import document, landscape
+from tests.unit.preprocessing.test_denoise import error
+
+AUTO = ColorBalance("auto")
+FAULTS = {
+    "warm": lambda pixels: pixels * np.array((1.25, 1.0, 0.7)),
+    "cold": lambda pixels: pixels * np.array((0.75, 0.95, 1.3)),
+    "dark": lambda pixels: pixels * 0.3,
+    "low contrast": lambda pixels: 128 + (pixels - 128.0) * 0.2,
+}
+
+
+def broken(pixels, fault: str):
+    return np.clip(FAULTS[fault](pixels), 0, 255).astype(np.uint8)
+
+
+def scenes(count: int):
+    for seed in range(count):
+        rng = random.Random(seed)
+        data, _ = encode(draw(random_scene(rng, 400), rng), rng)
+        yield np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_auto_leaves_what_is_well_alone() -> None:
+    for pixels in (*scenes(60), landscape(), np.asarray(document()), np.full((60, 60, 3), 128, np.uint8)):
+        assert balance(pixels, AUTO) is None
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_auto_mends_what_is_wrong_and_says_what(fault) -> None:
+    mended = found = 0
+    for pixels in scenes(40):
+        done = balance(broken(pixels, fault), AUTO)
+        found += done is not None
+        if done is not None:
+            mended += error(done[0], pixels) < error(broken(pixels, fault), pixels)
+            assert ("cast" in done[1]) == (fault in ("warm", "cold"))
+    assert found >= 28
+    assert mended >= 0.85 * found
+
+
+def test_a_brown_plank_and_a_blue_wall_beside_something_gray_are_left_alone() -> None:
+    grain = np.random.default_rng(0).normal(0, 6, (80, 90, 1))
+    plank = np.clip(np.array((150, 110, 70)) * (1 + grain / 60), 0, 255).astype(np.uint8)
+    wall = np.full((100, 100, 3), (90, 120, 160), np.uint8)
+    wall[40:60, 40:60], wall[70:90, 10:30] = (128, 128, 128), (200, 40, 40)
+    for pixels in (plank, wall):
+        assert balance(pixels, AUTO) is None
+
+
+def test_lab_boosts_lightness_and_color_around_gray() -> None:
+    pixels = np.full((8, 8, 3), 100, np.uint8)
+    done = balance(pixels, ColorBalance(True, "lab", 1.2, 2.0))
+    assert done is not None
+    assert np.ptp(done[0][0, 0]) <= 2  # gray stays gray
+    lightness = [cv2.cvtColor(p, cv2.COLOR_RGB2LAB)[0, 0, 0] for p in (pixels, done[0])]
+    assert lightness[1] == pytest.approx(1.2 * lightness[0], abs=2)
+    red = np.full((8, 8, 3), (150, 110, 110), np.uint8)
+    done = balance(red, ColorBalance(True, "lab", 1.0, 1.5))
+    assert done is not None
+    assert np.ptp(done[0][0, 0].astype(int)) > 50
+
+
+def test_gray_world_makes_the_mean_gray() -> None:
+    done = balance(broken(landscape(), "warm"), ColorBalance(True, "gray_world"))
+    assert done is not None
+    assert np.ptp(done[0].mean((0, 1))) < 4
+
+
+def test_clahe_spreads_a_narrow_range() -> None:
+    narrow = (110 + landscape().astype(float) * 0.1).astype(np.uint8)
+    done = balance(narrow, ColorBalance(True, "clahe"))
+    assert done is not None
+    assert done[0].std() > 1.3 * narrow.std()
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+@pytest.mark.parametrize("method", ["lab", "gray_world", "clahe"])
+def test_flat_pictures_pass(value, method) -> None:
+    pixels = np.full((5, 4, 3), value, np.uint8)
+    done = balance(pixels, ColorBalance(True, method))
+    assert done is not None
+    assert done[0].shape == pixels.shape
+    assert balance(pixels, AUTO) is None
