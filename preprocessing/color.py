@@ -24,7 +24,7 @@ _MID_GRAY = 118
 """18% reflectance in sRGB: where photographers put the middle of a picture."""
 _DARK = 85
 """A picture whose lightest level is under this is dark."""
-_FLAT = 45
+_FLAT = 60
 """A picture whose levels span less than this is low in contrast; under ``_EMPTY``, there is nothing in it."""
 _EMPTY = 6
 _LIGHTEST = 235

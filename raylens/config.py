@@ -45,8 +45,8 @@ class Defaults(Frozen):
     max_timeout_s: PositiveFloat = 600.0
     max_tokens: PositiveInt = 512
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    recipe: RecipeChoice = "plain"
-    """How pictures are prepared, for models that have no recipe of their own."""
+    recipe: RecipeChoice = "auto"
+    """How pictures are prepared, for models that have no recipe of their own; docs/preprocessing.md tells why so."""
 
 
 class DialectModels(Frozen):

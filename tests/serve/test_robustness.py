@@ -42,7 +42,7 @@ def photograph(width: int, height: int, seed: int) -> Image.Image:
 
 BAD_PICTURES = {
     "not an image": (data_url(b"%PDF-1.7 and so on"), 415, "%PDF"),
-    "a BMP": (data_url(encoded(gradient(20, 20), "BMP")), 415, "JPEG, PNG or WEBP"),
+    "a sound": (data_url(b"RIFF\x24\0\0\0WAVEfmt "), 415, "a WAVE sound"),
     "a truncated JPEG": (data_url(encoded(gradient(300, 300), "JPEG")[:3000]), 400, "truncated"),
     "one pixel": (data_url(encoded(gradient(1, 1))), 400, "1×1 pixels; at least"),
     "a bomb's header": (data_url(png_header(50_000, 50_000)), 413, "50000×50000 pixels; the limit is"),

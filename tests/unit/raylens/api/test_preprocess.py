@@ -6,7 +6,7 @@ import time
 import pytest
 
 from raylens.errors import UnsupportedMedia
-from raylens.recipe import ENHANCED, PLAIN
+from raylens.recipe import AUTO, ENHANCED
 from tests.unit.raylens.api.conftest import DATA_URL, PICTURE, FakeService, chat, image
 
 
@@ -43,7 +43,7 @@ async def test_a_models_own_settings_hold_until_a_request_changes_them(client, s
     own, named, first = service.recipes
     assert (own.denoise.method, own.smart_crop, own.size) == ("nlm", True, (640, 640))
     assert (named.smart_crop, named.size) == (False, (640, 640))
-    assert first == PLAIN
+    assert first == AUTO
     waits = [deadline - before for deadline in service.deadlines]
     assert waits == [pytest.approx(seconds, abs=1) for seconds in (7, 7, 3)]
 
@@ -67,7 +67,7 @@ async def test_without_one_the_models_holds_and_so_does_its_deadline(client, ser
     for model in ("smolvlm", "other"):
         await client.post("/v1/chat/completions", json=chat("?", image(), model=model, recipe=None))
     first, second = service.requests
-    assert first.recipe == PLAIN
+    assert first.recipe == AUTO
     assert second.recipe.smart_crop
     assert (first.deadline - before, second.deadline - before) == (pytest.approx(20, abs=1), pytest.approx(7, abs=1))
 
