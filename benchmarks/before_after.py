@@ -44,7 +44,7 @@ def panel(pixels: Pixels, label: str, side: int) -> Image.Image:
 
 def row(pixels: Pixels, recipes: dict[str, Any], title: str, side: int = SIDE) -> Image.Image:
     data = to_jpeg(pixels, 95, optimize=False)
-    panels = []
+    panels: list[Image.Image] = []
     for name, choice in recipes.items():
         done = run(data, choose(choice, PLAIN, BUNDLED), LIMITS)
         print(f"{title}, {name}: " + "; ".join(f"{step.name}: {step.did}" for step in done.steps[1:]))

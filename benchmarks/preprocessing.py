@@ -19,6 +19,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -74,13 +75,13 @@ def photograph(width: int, height: int, seed: int) -> bytes:
 
 def with_pillow(data: bytes, recipe: Recipe) -> Pixels:
     """The same steps in plain Pillow, as well as it can: decoded at a part of its size, as ``thumbnail`` does."""
-    picture: Image.Image = Image.open(io.BytesIO(data))
+    opened = Image.open(io.BytesIO(data))
     if not recipe.smart_crop:
-        picture.draft("RGB", recipe.size)
-    picture = ImageOps.exif_transpose(picture).convert("RGB")
+        opened.draft("RGB", recipe.size)
+    picture = ImageOps.exif_transpose(opened).convert("RGB")
     if recipe.smart_crop:
         corner = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
-        picture = picture.crop(ImageChops.difference(picture, corner).point(lambda v: 255 * (v > 14)).getbbox())
+        picture = picture.crop(ImageChops.difference(picture, corner).point(_OVER_14).getbbox())
     picture.thumbnail(recipe.size, Image.Resampling.BOX)
     if recipe.denoise.enabled:
         picture = picture.filter(ImageFilter.MedianFilter(3))
@@ -88,12 +89,19 @@ def with_pillow(data: bytes, recipe: Recipe) -> Pixels:
         balance = recipe.color_balance
         lightness = [min(255, round(v * balance.l_channel_boost)) for v in range(256)]
         color = [min(255, max(0, round(128 + (v - 128) * balance.ab_channel_boost))) for v in range(256)]
-        lab = ImageCms.applyTransform(picture, _TO_LAB)
-        bands = [band.point(table) for band, table in zip(lab.split(), (lightness, color, color), strict=True)]
-        picture = ImageCms.applyTransform(Image.merge("LAB", bands), _FROM_LAB)
+        lab = _transformed(picture, _TO_LAB).split()
+        bands = [band.point(table) for band, table in zip(lab, (lightness, color, color), strict=True)]
+        picture = _transformed(Image.merge("LAB", bands), _FROM_LAB)
     return np.asarray(picture)
 
 
+def _transformed(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    done = ImageCms.applyTransform(picture, transform)
+    assert done is not None
+    return done
+
+
+_OVER_14 = [255 * (level > 14) for level in range(256)] * 3
 _SRGB, _LAB = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
 _TO_LAB = ImageCms.buildTransform(_SRGB, _LAB, "RGB", "LAB")
 _FROM_LAB = ImageCms.buildTransform(_LAB, _SRGB, "LAB", "RGB")
@@ -117,12 +125,12 @@ def measure_speed() -> None:
     for name, recipe in RECIPES.items():
         for width, height in SIZES:
             data = photograph(width, height, 1)
-            ours = seconds(lambda data=data, recipe=recipe: run(data, recipe, LIMITS))
+            ours = seconds(partial(run, data, recipe, LIMITS))
             row = f"| {name} | {width}×{height} JPEG | {1000 * ours:.1f} | {1 / ours:.1f} |"
             if recipe is AUTO or recipe is ENHANCED:
                 print(row, "Pillow has no such filter | |")
                 continue
-            theirs = seconds(lambda data=data, recipe=recipe: with_pillow(data, recipe))
+            theirs = seconds(partial(with_pillow, data, recipe))
             print(row, f"{1 / theirs:.1f} | {theirs / ours:.1f} |")
 
 
@@ -138,7 +146,7 @@ async def measure_share(url: str) -> None:
             for recipe in ("plain", "auto", "enhanced"):
                 whole, part = [], []
                 for _ in range(15):
-                    form = {"files": {"file": data}, "data": {"recipe": recipe}}
+                    form: dict[str, Any] = {"files": {"file": data}, "data": {"recipe": recipe}}
                     started = time.perf_counter()
                     (await client.post("/v1/caption", **form)).raise_for_status()
                     whole.append(1000 * (time.perf_counter() - started))
@@ -156,7 +164,8 @@ def noisy(pixels: Pixels, rng: np.random.Generator, sigma: float = 25) -> Pixels
 
 
 def _levels(values: NDArray[Any]) -> Pixels:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    levels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return levels
 
 
 DEGRADATIONS: dict[str, Callable[[Pixels, np.random.Generator], Pixels]] = {

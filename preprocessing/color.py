@@ -127,9 +127,9 @@ def _distance(colors: NDArray[np.float32], color: NDArray[np.float32]) -> NDArra
 def _levels(pixels: Pixels) -> tuple[float, float] | None:
     """Gain and offset against darkness or low contrast; the middle of the picture stays near middle gray."""
     rows, columns = (max(1, side // _GRID) for side in pixels.shape[:2])
-    seen = pixels[::rows, ::columns]
-    darkest, lightest = np.percentile(seen, _EXTREMES)
-    middle, span = float(np.median(seen @ _LUMA)), float(lightest - darkest)
+    seen = np.ascontiguousarray(pixels[::rows, ::columns])
+    darkest, lightest = (_percentile(seen.reshape(-1), share) for share in _EXTREMES)
+    middle, span = _percentile(cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY).reshape(-1), 50), lightest - darkest
     if span < _EMPTY:
         return None
     if lightest < _DARK:
@@ -141,6 +141,12 @@ def _levels(pixels: Pixels) -> tuple[float, float] | None:
         place = min(max(middle, (middle - darkest) * gain), 255 - (lightest - middle) * gain)
         return gain, place - middle * gain
     return None
+
+
+def _percentile(levels: Pixels, percent: float) -> int:
+    """The level under which so much of (count,) levels lies: a histogram of bytes is far quicker than sorting."""
+    counts = cv2.calcHist([levels], [0], None, [256], [0, 256]).cumsum()
+    return int(np.searchsorted(counts, counts[-1] * percent / 100))
 
 
 def _gray_world(pixels: Pixels) -> Triple:

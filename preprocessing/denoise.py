@@ -26,7 +26,7 @@ _CLIPPED = 6
 """Levels from black and white within which noise is cut off, and can't be seen."""
 _NORMAL = 1.2533
 """Standard deviation of a normal variable over its mean absolute value."""
-_MAX_SAMPLES = 1_500_000
+_MAX_SAMPLES = 750_000
 
 
 def denoise(pixels: Pixels, settings: Denoise) -> tuple[Pixels, str] | None:

@@ -25,7 +25,10 @@ def target_size(size: Size, recipe: Recipe) -> Size:
 
 
 def resize(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """The picture, (height, width, 3), at ``size``: by area where it shrinks, bicubic where it grows."""
-    shrinks = size[0] <= pixels.shape[1] and size[1] <= pixels.shape[0]
-    resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    return np.asarray(resized, np.uint8)
+    """The picture, (height, width, 3), at ``size``: by area where it shrinks, then bicubic where it grows."""
+    least = min(size[0], pixels.shape[1]), min(size[1], pixels.shape[0])
+    if least != (pixels.shape[1], pixels.shape[0]):
+        pixels = np.asarray(cv2.resize(pixels, least, interpolation=cv2.INTER_AREA), np.uint8)
+    if least != size:
+        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC), np.uint8)
+    return pixels

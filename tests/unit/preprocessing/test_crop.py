@@ -56,7 +56,8 @@ def document() -> Image.Image:
 )
 @pytest.mark.parametrize("quality", [None, 75])
 def test_bars_are_trimmed_to_the_line(color, bars, quality) -> None:
-    framed = barred(landscape(), *bars, color)
+    left, top, right, bottom = bars
+    framed = barred(landscape(), left, top, right, bottom, color)
     if quality is not None:
         framed = jpeg(framed, quality)
     slack = 0 if quality is None else 8

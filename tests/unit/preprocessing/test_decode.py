@@ -46,7 +46,7 @@ def picture() -> Image.Image:
 def second_decoder(data: bytes) -> np.ndarray[Any, Any]:
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert decoded is not None
-    return decoded[..., ::-1]
+    return np.asarray(decoded[..., ::-1])
 
 
 def with_orientation(orientation: int) -> Image.Exif:
@@ -199,7 +199,11 @@ def test_every_orientation_is_what_pillow_and_opencv_make_of_it(orientation) -> 
 def test_a_jpeg_may_be_decoded_smaller_and_still_leads_back(size, orientation) -> None:
     data = encoded(gradient(*size), "JPEG", quality=95, exif=with_orientation(orientation))
     for share, part in ((0.5, 2), (0.3, 2), (0.25, 4), (0.1, 8), (0.01, 8), (0.9, 1)):
-        decoded = decode(data, LIMITS, lambda size, share=share: (round(size[0] * share), round(size[1] * share)))
+
+        def enough(size: tuple[int, int], share: float = share) -> tuple[int, int]:
+            return round(size[0] * share), round(size[1] * share)
+
+        decoded = decode(data, LIMITS, enough)
         height, width = decoded.pixels.shape[:2]
         stored = (width, height) if orientation < 5 else (height, width)
         assert stored == (-(-size[0] // part), -(-size[1] // part))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from preprocessing.denoise import NOISY, denoise, noise_level
 from raylens.recipe import Denoise
 from tests.unit.preprocessing.test_crop import document, landscape
 
-METHODS = ("bilateral", "nlm", "median")
+METHODS: tuple[Any, ...] = ("bilateral", "nlm", "median")
 
 
 def noisy(pixels, sigma: float, seed: int = 0):
