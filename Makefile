@@ -52,6 +52,7 @@ soak: install-dev
 bench: install-dev
 	$(BIN)/python -m benchmarks.pocket
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.preprocessing
 
 train-pocket: install
 	$(BIN)/python -m models.pocket.train $(FAMILY) --minutes $(MINUTES)
