@@ -81,13 +81,18 @@ def decode(data: bytes, limits: DecodeLimits, enough: Callable[[Size], Size] | N
             f"image: {len(data)} bytes; the limit is {limits.max_bytes} bytes", "image", limits.max_bytes, len(data)
         )
     with _open(data) as picture:
-        _check_size(picture, data, limits)
         try:
-            return _read(picture, data, enough or (lambda size: size))
+            _check_size(picture, data, limits)
+            found = f"{_name(data)}, {picture.mode}"
+            return _upright(_read_jpeg(picture, data, enough or _whole) or _read(picture, data), found)
         except RaylensError:
             raise
         except Exception as error:  # a broken file can break its reader in any way
             raise _damaged(data, error) from error
+
+
+def _whole(size: Size) -> Size:
+    return size
 
 
 def _open(data: bytes) -> Image.Image:
@@ -145,27 +150,49 @@ def _check_size(picture: Image.Image, data: bytes, limits: DecodeLimits) -> None
         )
 
 
-def _read(picture: Image.Image, data: bytes, enough: Callable[[Size], Size]) -> Decoded:
-    stored, mode, profile = picture.size, picture.mode, picture.info.get("icc_profile") or None
-    if picture.format in ("JPEG", "MPO") and (mode == "RGB" or (mode == "L" and profile is None)):
-        orientation = _orientation(picture)
-        read = _read_jpeg(data, picture.size, orientation, enough)
-        if read is not None:
-            pixels, reach, warnings = read
-            return _upright(pixels, orientation, stored, reach, profile, f"{_name(data)}, {mode}", warnings)
-    is_tiff = picture.format == "TIFF"
-    # Pillow turns a TIFF upright as it loads it; PNG may carry its EXIF block behind the pixels.
-    orientation = _orientation(picture) if is_tiff else 1
+@dataclass(frozen=True)
+class _Stored:
+    """``pixels`` of a picture of ``size`` as the file has them.
+
+    ``reach``: the factors by which they reach over the picture's own right and lower edge. ``is_turned``: the reader
+    has turned them upright.
+    """
+
+    pixels: Pixels
+    size: Size
+    orientation: int
+    profile: bytes | None
+    warnings: tuple[str, ...] = ()
+    reach: tuple[float, float] = (1.0, 1.0)
+    is_turned: bool = False
+
+
+def _upright(stored: _Stored, found: str) -> Decoded:
+    pixels, orientation = stored.pixels, stored.orientation
+    if orientation in _TURNS and not stored.is_turned:
+        pixels = np.asarray(_TURNS[orientation](pixels), np.uint8)
+    geometry = Geometry(stored.size, stored.size, (stored.reach[0], 0, 0, 0, stored.reach[1], 0))
+    geometry = geometry.then((pixels.shape[1], pixels.shape[0]), ORIENTATIONS[orientation])
+    return Decoded(pixels, geometry, stored.profile, f"{found}, orientation {orientation}", stored.warnings)
+
+
+def _read(picture: Image.Image, data: bytes) -> _Stored:
+    """By Pillow, which turns a TIFF upright as it loads it, and may find a PNG's EXIF block only behind the pixels."""
+    is_tiff, size = picture.format == "TIFF", picture.size
+    before = _orientation(picture) if is_tiff else 1
     picture.load()
     if picture.format == "PNG":
         _check_png(data)
-    rgb, profile, warnings = _to_rgb(picture, profile)
-    pixels, found = np.asarray(rgb), f"{_name(data)}, {mode}"
+    rgb, profile, warnings = _to_rgb(picture, _profile(picture))
     if is_tiff:
-        stored = stored if orientation < 5 else stored[::-1]
-        geometry = Geometry(stored, rgb.size, ORIENTATIONS[orientation])
-        return Decoded(pixels, geometry, profile, f"{found}, orientation {orientation}", warnings)
-    return _upright(pixels, _orientation(picture), stored, (1.0, 1.0), profile, found, warnings)
+        size = size if before < 5 else size[::-1]
+        return _Stored(np.asarray(rgb), size, before, profile, warnings, is_turned=True)
+    return _Stored(np.asarray(rgb), size, _orientation(picture), profile, warnings)
+
+
+def _profile(picture: Image.Image) -> bytes | None:
+    profile: bytes | None = picture.info.get("icc_profile") or None
+    return profile
 
 
 def _check_png(data: bytes) -> None:
@@ -173,43 +200,28 @@ def _check_png(data: bytes) -> None:
 
     Pillow looks at the checksums of headers only. Format: PNG specification, third edition, section 5.
     """
-    place, kind = 8, b""
+    place, kind, view = 8, b"", memoryview(data)
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, place)
-        content, (checksum,) = data[place + 4 : place + 8 + length], struct.unpack_from(">I", data, place + 8 + length)
+        content, (checksum,) = view[place + 4 : place + 8 + length], struct.unpack_from(">I", data, place + 8 + length)
         if kind[:1].isupper() and zlib.crc32(content) != checksum:
             raise ValueError(f"the checksum of {kind.decode('latin-1')} is wrong")
         place += 12 + length
-
-
-def _upright(
-    pixels: Pixels,
-    orientation: int,
-    stored: Size,
-    reach: tuple[float, float],
-    profile: bytes | None,
-    found: str,
-    warnings: tuple[str, ...],
-) -> Decoded:
-    """Turns stored pixels, which reach over the picture's own right and lower edge by these factors."""
-    geometry = Geometry(stored, stored, (reach[0], 0, 0, 0, reach[1], 0))
-    if orientation in _TURNS:
-        pixels = np.asarray(_TURNS[orientation](pixels), np.uint8)
-    geometry = geometry.then((pixels.shape[1], pixels.shape[0]), ORIENTATIONS[orientation])
-    return Decoded(pixels, geometry, profile, f"{found}, orientation {orientation}", warnings)
 
 
 def _name(data: bytes) -> str:
     return sniff(data) or "picture"
 
 
-def _read_jpeg(
-    data: bytes, size: Size, orientation: int, enough: Callable[[Size], Size]
-) -> tuple[Pixels, tuple[float, float], tuple[str, ...]] | None:
-    """Stored pixels, how far they reach over the picture's own edge as factors, and warnings.
+def _read_jpeg(picture: Image.Image, data: bytes, enough: Callable[[Size], Size]) -> _Stored | None:
+    """A JPEG, at a part of its size where that is ``enough``; None for other files and for unusual kinds of JPEG.
 
-    None where the decoder does not know this kind of JPEG. Raises ``ValueError`` where the data is damaged.
+    Raises ``ValueError`` where the data is damaged.
     """
+    profile = _profile(picture)
+    if picture.format not in ("JPEG", "MPO") or not (picture.mode == "RGB" or (picture.mode == "L" and not profile)):
+        return None
+    size, orientation = picture.size, _orientation(picture)
     needed = enough(size) if orientation < 5 else enough(size[::-1])[::-1]
     # Halves are as cheap as it gets; what lies between them takes longer than the whole picture.
     eighths = next((n for n in (1, 2, 4) if all(ceil(s * n / 8) >= t for s, t in zip(size, needed, strict=True))), 8)
@@ -224,7 +236,8 @@ def _read_jpeg(
             raise
         else:
             return None
-    return pixels, (pixels.shape[1] * 8 / eighths / size[0], pixels.shape[0] * 8 / eighths / size[1]), warnings
+    reach = (pixels.shape[1] * 8 / eighths / size[0], pixels.shape[0] * 8 / eighths / size[1])
+    return _Stored(pixels, size, orientation, profile, warnings, reach)
 
 
 def _orientation(picture: Image.Image) -> int:
