@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
-from ray.serve import metrics
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from preprocessing.decode import DecodeLimits
 from preprocessing.encode import to_jpeg
@@ -23,7 +23,7 @@ from raylens.types import ProcessedPicture, Step
 class Preprocessor:
     """Decodes and processes one picture a call, in a small pool of threads; the event loop stays free."""
 
-    def __init__(self, config: AppConfig) -> None:
+    def __init__(self, config: AppConfig, metrics: Metrics | None = None) -> None:
         configure_logging(config.log_level)
         limits = config.limits
         self._limits = DecodeLimits(
@@ -37,7 +37,7 @@ class Preprocessor:
         self._pool = ThreadPoolExecutor(config.preprocessor_threads, thread_name_prefix="preprocess")
         self._pool_size = config.preprocessor_threads
         self._in_pool = 0
-        self._metrics = Metrics()
+        self._metrics = metrics or Metrics()
 
     async def process(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedImage:
         """Raises as :func:`preprocessing.pipeline.run` does; a call that is canceled while it waits never starts."""
@@ -92,17 +92,15 @@ class Metrics:
     """What Prometheus sees of a replica; Ray puts ``ray_`` before the names, and Serve its tags beside ours."""
 
     def __init__(self) -> None:
-        self.queue_depth = metrics.Gauge(
-            "raylens_preprocessor_queue_depth", "Pictures in this replica that wait for a thread."
-        )
-        self.pictures = metrics.Counter(
+        self.queue_depth = Gauge("raylens_preprocessor_queue_depth", "Pictures in this replica that wait for a thread.")
+        self.pictures = Counter(
             "raylens_preprocessor_pictures", "Pictures by outcome: ok, or the error's code.", ("outcome",)
         )
         boundaries = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
-        self._wait = metrics.Histogram(
+        self._wait = Histogram(
             "raylens_preprocessor_wait_seconds", "Seconds that a picture waited for a thread.", boundaries
         )
-        self._step = metrics.Histogram(
+        self._step = Histogram(
             "raylens_preprocessor_step_seconds", "Seconds of a step of preprocessing.", boundaries, ("step",)
         )
 
