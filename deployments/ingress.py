@@ -21,7 +21,7 @@ from raylens.config import AppConfig
 from raylens.errors import DeadlineExceeded, ModelFailed, ModelNotLoaded, Overloaded, RaylensError
 from raylens.logs import configure_logging
 from raylens.recipe import Recipe
-from raylens.types import Delta, ModelInfo, ProcessedPicture, VisionRequest
+from raylens.types import Delta, ModelInfo, PictureFile, ProcessedPicture, VisionRequest
 
 INFO_TIMEOUT_S = 2.0
 STATUS_TTL_S = 1.0
@@ -50,12 +50,12 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self, self._config, echo_request_id=False)
 
-    async def generate(self, request: VisionRequest, images: Sequence[bytes]) -> AsyncGenerator[Delta, None]:
+    async def generate(self, request: VisionRequest, pictures: Sequence[PictureFile]) -> AsyncGenerator[Delta, None]:
         """Implements :meth:`raylens.ports.VisionService.generate`."""
         calls: list[DeploymentResponse[Any] | DeploymentResponseGenerator[Any]] = []
         try:
-            for image in images:
-                calls.append(self._preprocessor.process.remote(image, request.recipe, request.deadline, request.id))
+            for picture in pictures:
+                calls.append(self._preprocessor.process.remote(picture, request.recipe, request.deadline, request.id))
             deltas = self._models[request.model].options(stream=True).generate.remote(request, *calls)
             calls.append(deltas)
             while True:
@@ -75,17 +75,19 @@ class Ingress:
                 with suppress(RayError, RayServeException):
                     call.cancel()
 
-    async def preprocess(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedPicture:
+    async def preprocess(
+        self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
+    ) -> ProcessedPicture:
         """Implements :meth:`raylens.ports.VisionService.preprocess`."""
-        call = self._preprocessor.preview.remote(image, recipe, deadline, identity)
+        call = self._preprocessor.preview.remote(picture, recipe, deadline, identity)
         try:
             async with asyncio.timeout(max(0.0, deadline - time.time())):
-                picture: ProcessedPicture = await call
+                shown: ProcessedPicture = await call
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed before the picture was processed", "deadline") from error
         except (RayError, RayServeException) as error:
             raise self._translate(error, PREPROCESSOR) from error
-        return picture
+        return shown
 
     async def model_info(self, name: str) -> ModelInfo:
         """Implements :meth:`raylens.ports.VisionService.model_info`.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import cv2
 from ray.serve.metrics import Counter, Gauge, Histogram
@@ -17,7 +19,9 @@ from raylens.config import AppConfig
 from raylens.errors import DeadlineExceeded, RaylensError
 from raylens.logs import configure_logging, request_id
 from raylens.recipe import Recipe
-from raylens.types import ProcessedPicture, Step
+from raylens.types import PictureFile, ProcessedPicture, Step
+
+Result = TypeVar("Result")
 
 
 class Preprocessor:
@@ -39,53 +43,72 @@ class Preprocessor:
         self._in_pool = 0
         self._metrics = metrics or Metrics()
 
-    async def process(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedImage:
-        """Raises as :func:`preprocessing.pipeline.run` does; a call that is canceled while it waits never starts."""
+    async def process(self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str) -> ProcessedImage:
+        """Raises as :func:`preprocessing.pipeline.run` does, with the picture's own name in messages.
+
+        A call that is canceled, or whose deadline passes, ends at the next step, or never starts.
+        """
         request_id.set(identity)
-        try:
-            processed, waited = await self._in_thread(image, recipe, deadline)
-        except Exception as error:
-            self._metrics.pictures.inc(tags={"outcome": getattr(error, "code", RaylensError.code)})
-            raise
-        self._metrics.observe(waited, processed.steps)
+        processed = await self._in_thread(
+            lambda check: run(picture.data, recipe, self._limits, check), picture, deadline
+        )
+        self._metrics.observe(processed.steps)
         return processed
 
-    async def preview(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedPicture:
+    async def preview(self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str) -> ProcessedPicture:
         """The processed picture as a file, for people to look at. Raises as :meth:`process` does."""
-        processed = await self.process(image, recipe, deadline, identity)
-        started, geometry = time.perf_counter(), processed.geometry
-        jpeg = await asyncio.to_thread(to_jpeg, processed.pixels, recipe.jpeg_quality, recipe.optimize)
-        encoded = Step("encode", f"JPEG, quality {recipe.jpeg_quality}", time.perf_counter() - started)
-        return ProcessedPicture(
-            jpeg,
-            geometry.original,
-            geometry.processed,
-            geometry.to_original,
-            (*processed.steps, encoded),
-            processed.warnings,
+        request_id.set(identity)
+        shown = await self._in_thread(
+            lambda check: _preview(run(picture.data, recipe, self._limits, check), recipe), picture, deadline
         )
+        self._metrics.observe(shown.steps)
+        return shown
 
-    async def _in_thread(self, image: bytes, recipe: Recipe, deadline: float) -> tuple[ProcessedImage, float]:
-        """The processed picture, and the seconds that it waited for a thread."""
-        queued, loop = time.perf_counter(), asyncio.get_running_loop()
+    async def _in_thread(
+        self, work: Callable[[Callable[[], None]], Result], picture: PictureFile, deadline: float
+    ) -> Result:
+        """``work`` in the pool, with a function that ends it by raising where its result is of no use any more."""
+        queued, loop, left = time.perf_counter(), asyncio.get_running_loop(), threading.Event()
 
-        def work() -> tuple[ProcessedImage, float]:
-            waited = time.perf_counter() - queued
-            if time.time() >= deadline:
+        def check() -> None:
+            if left.is_set() or time.time() >= deadline:
                 raise DeadlineExceeded("the deadline passed before the picture was processed", "deadline")
-            return run(image, recipe, self._limits, deadline), waited
 
-        def left(_: Future[tuple[ProcessedImage, float]]) -> None:
-            loop.call_soon_threadsafe(self._count, -1)
+        def start() -> Result:
+            loop.call_soon_threadsafe(self._metrics.wait.observe, time.perf_counter() - queued)
+            check()
+            return work(check)
 
         self._count(+1)
-        future = self._pool.submit(work)
-        future.add_done_callback(left)
-        return await asyncio.wrap_future(future)
+        future = self._pool.submit(start)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count, -1))
+        try:
+            return await asyncio.wrap_future(future)
+        except RaylensError as error:
+            self._metrics.pictures.inc(tags={"outcome": error.code})
+            if error.field == "image":
+                raise error.about(picture.field) from None
+            raise
+        finally:
+            left.set()
 
     def _count(self, change: int) -> None:
         self._in_pool += change
         self._metrics.queue_depth.set(max(0, self._in_pool - self._pool_size))
+
+
+def _preview(processed: ProcessedImage, recipe: Recipe) -> ProcessedPicture:
+    started, geometry = time.perf_counter(), processed.geometry
+    jpeg = to_jpeg(processed.pixels, recipe.jpeg_quality, recipe.optimize)
+    encoded = Step("encode", f"JPEG, quality {recipe.jpeg_quality}", time.perf_counter() - started)
+    return ProcessedPicture(
+        jpeg,
+        geometry.original,
+        geometry.processed,
+        geometry.to_original,
+        (*processed.steps, encoded),
+        processed.warnings,
+    )
 
 
 class Metrics:
@@ -97,15 +120,14 @@ class Metrics:
             "raylens_preprocessor_pictures", "Pictures by outcome: ok, or the error's code.", ("outcome",)
         )
         boundaries = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
-        self._wait = Histogram(
+        self.wait = Histogram(
             "raylens_preprocessor_wait_seconds", "Seconds that a picture waited for a thread.", boundaries
         )
         self._step = Histogram(
             "raylens_preprocessor_step_seconds", "Seconds of a step of preprocessing.", boundaries, ("step",)
         )
 
-    def observe(self, waited: float, steps: Sequence[Step]) -> None:
+    def observe(self, steps: Sequence[Step]) -> None:
         self.pictures.inc(tags={"outcome": "ok"})
-        self._wait.observe(waited)
         for step in steps:
             self._step.observe(step.seconds, tags={"step": step.name})

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import numpy as np
@@ -47,7 +47,7 @@ class VisionModel:
         if request.remaining <= 0:
             raise DeadlineExceeded("the deadline passed before the model saw the request", "deadline")
         prompt = await asyncio.to_thread(self._model.prepare, request, [picture.pixels for picture in pictures])
-        warnings = tuple(warning for picture in pictures for warning in picture.warnings)
+        warnings = _warnings(pictures)
         async with aclosing(self._engine.generate(request, prompt)) as deltas:
             async for delta in deltas:
                 yield dataclasses.replace(delta, warnings=warnings) if warnings else delta
@@ -68,6 +68,13 @@ class VisionModel:
             raise RuntimeError(f"the engine has stopped: {self._engine.failure!r}")
 
 
+def _warnings(pictures: Sequence[ProcessedImage]) -> tuple[str, ...]:
+    """Those of all pictures, by number where there are several."""
+    if len(pictures) == 1:
+        return pictures[0].warnings
+    return tuple(f"picture {n}: {warning}" for n, picture in enumerate(pictures, 1) for warning in picture.warnings)
+
+
 def warm_up(model: Model) -> None:
     """One short caption of a gray picture. Raises ``ModelFailed`` where the model can't make it."""
     request = VisionRequest(
@@ -75,7 +82,6 @@ def warm_up(model: Model) -> None:
         model="",
         task=Caption(),
         deadline=time.time() + 600,
-        image_count=1,
         sampling=SamplingParams(max_tokens=4),
     )
     prompt = model.prepare(request, [np.full((64, 64, 3), 128, np.uint8)])

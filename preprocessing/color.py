@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocessing.resize import thumbnail
 from raylens.recipe import ColorBalance
 
 Pixels = NDArray[np.uint8]
@@ -93,8 +94,7 @@ def _cast(pixels: Pixels) -> Triple | None:
     It is where most of the picture has one slight tint, something has another color, and nothing is gray: light tints
     everything, and a colored wall or a sky has something gray beside it.
     """
-    scale = min(1.0, _THUMBNAIL / max(pixels.shape[:2]))
-    small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).reshape(-1, 3)
+    small = thumbnail(pixels, _THUMBNAIL).reshape(-1, 3)
     lab = cv2.cvtColor(small[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
     lit = lab[:, 0] > _LIGHT_ENOUGH
     if lit.mean() < _MODE_SHARE or (np.hypot(*lab[lit, 1:].T) < _NEUTRAL_CHROMA).mean() > _NEUTRAL_SHARE:

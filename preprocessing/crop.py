@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.resize import Size
+from preprocessing.resize import Size, thumbnail
 
 Pixels = NDArray[np.uint8]
 Window = tuple[int, int, int, int]
@@ -79,9 +79,7 @@ def salient_window(pixels: Pixels, size: Size) -> Window:
     scale = min(width / size[0], height / size[1])
     window_width = min(width, max(1, round(size[0] * scale)))
     window_height = min(height, max(1, round(size[1] * scale)))
-    shrink = min(1.0, _THUMBNAIL / max(width, height))
-    small = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    lab = cv2.cvtColor(cv2.resize(pixels, small, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2LAB).astype(np.float32)
+    lab = cv2.cvtColor(thumbnail(pixels, _THUMBNAIL), cv2.COLOR_RGB2LAB).astype(np.float32)
     saliency = np.linalg.norm(cv2.GaussianBlur(lab, (5, 5), 0) - lab.mean((0, 1)), axis=-1)
     left = _best_start(saliency.sum(0), width, window_width)
     top = _best_start(saliency.sum(1), height, window_height)

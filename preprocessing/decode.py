@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -18,7 +19,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from preprocessing.formats import DECODED, sniff
 from preprocessing.geometry import ORIENTATIONS, Geometry
-from preprocessing.profile import picture_to_srgb
+from preprocessing.profile import is_gray, picture_to_srgb
 from preprocessing.resize import Size
 from raylens.errors import InvalidRequest, PayloadTooLarge, RaylensError, UnsupportedMedia
 
@@ -26,7 +27,10 @@ Pixels = NDArray[np.uint8]
 """A picture as (height, width, 3) RGB."""
 
 _PLUGINS = tuple(name.upper() for name in DECODED)
-_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"})
+_MODES = frozenset(
+    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L", "I;16N"}
+)
+_SHOWN = "gray of 1 to 16 bits, palettes, RGB, YCbCr, CMYK and alpha"
 _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
@@ -40,10 +44,13 @@ _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
 _TIFF_PHOTOMETRIC, _TIFF_BITS, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 262, 258, 322, 323
 _SCANS = 16
 """A JPEG whose every scan covers the largest allowed picture may have this many; smaller pictures more."""
-_HARMLESS = "extraneous bytes before marker 0xd9"
-"""Cameras pad the end of a JPEG; every pixel has been decoded by then."""
+_JPEGS = ("JPEG", "MPO")
+_PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+"""Cameras pad the end of a JPEG; where that is all, every pixel has been decoded by then."""
+_STRIP = 1_000_000
+"""Pixels that are converted at a time."""
 
-# Pillow's own guard would refuse without saying our limit; ``_check_size`` is stricter and runs before any decoding.
+# Pillow's own guard would refuse without saying our limit; ``_check_header`` is stricter and runs before any decoding.
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files, which are the senders' business
 
@@ -82,7 +89,7 @@ def decode(data: bytes, limits: DecodeLimits, enough: Callable[[Size], Size] | N
         )
     with _open(data) as picture:
         try:
-            _check_size(picture, data, limits)
+            _check_header(picture, data, limits)
             found = f"{_name(data)}, {picture.mode}"
             return _upright(_read_jpeg(picture, data, enough or _whole) or _read(picture, data), found)
         except RaylensError:
@@ -120,7 +127,7 @@ def _damaged(data: bytes, error: Exception) -> InvalidRequest:
     )
 
 
-def _check_size(picture: Image.Image, data: bytes, limits: DecodeLimits) -> None:
+def _check_header(picture: Image.Image, data: bytes, limits: DecodeLimits) -> None:
     width, height = picture.size
     shape = f"image: {width}×{height} pixels"
     if width * height > limits.max_pixels:
@@ -138,10 +145,12 @@ def _check_size(picture: Image.Image, data: bytes, limits: DecodeLimits) -> None
             limits.min_side,
             min(width, height),
         )
-    scans = data.count(b"\xff\xda") if picture.format in ("JPEG", "MPO") else 1
+    scans = data.count(b"\xff\xda") if picture.format in _JPEGS else 1
     if scans * width * height > _SCANS * limits.max_pixels:
         allowed = _SCANS * limits.max_pixels // (width * height)
         raise PayloadTooLarge(f"{shape} in {scans} scans; the limit is {allowed} scans", "image", allowed, scans)
+    if picture.mode not in _MODES:
+        raise UnsupportedMedia(f"image: pixels of mode {picture.mode!r}; {_SHOWN} can be decoded", "image")
     tags = getattr(picture, "tag_v2", {})
     tile = tags.get(_TIFF_TILE_WIDTH, 1) * tags.get(_TIFF_TILE_LENGTH, 1)
     if tile > limits.max_pixels:
@@ -183,11 +192,13 @@ def _read(picture: Image.Image, data: bytes) -> _Stored:
     picture.load()
     if picture.format == "PNG":
         _check_png(data)
-    rgb, profile, warnings = _to_rgb(picture, _profile(picture))
+    if picture.format in _JPEGS:
+        _strictly(data, "CMYK" if picture.mode == "CMYK" else "GRAY")
+    pixels, profile, warnings = _to_rgb(picture)
     if is_tiff:
         size = size if before < 5 else size[::-1]
-        return _Stored(np.asarray(rgb), size, before, profile, warnings, is_turned=True)
-    return _Stored(np.asarray(rgb), size, _orientation(picture), profile, warnings)
+        return _Stored(pixels, size, before, profile, warnings, is_turned=True)
+    return _Stored(pixels, size, _orientation(picture), profile, warnings)
 
 
 def _profile(picture: Image.Image) -> bytes | None:
@@ -219,25 +230,37 @@ def _read_jpeg(picture: Image.Image, data: bytes, enough: Callable[[Size], Size]
     Raises ``ValueError`` where the data is damaged.
     """
     profile = _profile(picture)
-    if picture.format not in ("JPEG", "MPO") or not (picture.mode == "RGB" or (picture.mode == "L" and not profile)):
+    if picture.format not in _JPEGS or not (picture.mode == "RGB" or (picture.mode == "L" and not profile)):
         return None
     size, orientation = picture.size, _orientation(picture)
     needed = enough(size) if orientation < 5 else enough(size[::-1])[::-1]
     # Halves are as cheap as it gets; what lies between them takes longer than the whole picture.
     eighths = next((n for n in (1, 2, 4) if all(ceil(s * n / 8) >= t for s, t in zip(size, needed, strict=True))), 8)
-    least = {"min_width": ceil(size[0] * eighths / 8), "min_height": ceil(size[1] * eighths / 8)}
-    warnings: tuple[str, ...] = ()
-    try:
-        pixels = simplejpeg.decode_jpeg(data, "RGB", **least)
-    except ValueError as error:
-        if _HARMLESS in str(error):
-            pixels, warnings = simplejpeg.decode_jpeg(data, "RGB", strict=False, **least), (f"decode: {error}",)
-        elif "Corrupt JPEG" in str(error) or "Premature end" in str(error):
-            raise
-        else:
-            return None
+    read = _strictly(data, "RGB", min_width=ceil(size[0] * eighths / 8), min_height=ceil(size[1] * eighths / 8))
+    if read is None:
+        return None
+    pixels, warnings = read
     reach = (pixels.shape[1] * 8 / eighths / size[0], pixels.shape[0] * 8 / eighths / size[1])
     return _Stored(pixels, size, orientation, profile, warnings, reach)
+
+
+def _strictly(data: bytes, space: str, **least: int) -> tuple[Pixels, tuple[str, ...]] | None:
+    """A JPEG's stored pixels, and warnings; None where the decoder does not know this kind of JPEG.
+
+    Raises ``ValueError`` where it stumbles over the data.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, space, **least), ()
+    except ValueError as error:
+        padding = _PADDING.search(str(error))
+        if padding:
+            end = data.rfind(b"\xff\xd9")
+            if data[end - int(padding[1]) : end].strip(b"\0") and data[end - int(padding[1]) : end].strip(b"\xff"):
+                raise
+            return simplejpeg.decode_jpeg(data, space, strict=False, **least), (f"decode: {error}",)
+        if "Corrupt JPEG" in str(error) or "Premature end" in str(error):
+            raise
+        return None
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -249,30 +272,50 @@ def _orientation(picture: Image.Image) -> int:
     return orientation if orientation in ORIENTATIONS else 1
 
 
-def _to_rgb(picture: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None, tuple[str, ...]]:
-    """The picture in RGB, the profile that is still to be applied, and warnings."""
-    if picture.mode.startswith("I;16"):
-        picture = _to_eight_bits(picture)
-    if picture.mode not in _MODES:
-        raise UnsupportedMedia(f"image: pixels of kind {picture.mode!r} can't be shown; at most 16 bits are", "image")
-    warnings: tuple[str, ...] = ()
-    if profile is not None and picture.mode in ("1", "L", "CMYK"):
-        try:
-            return picture_to_srgb(picture if picture.mode != "1" else picture.convert("L"), profile), None, ()
-        except (ImageCms.PyCMSError, OSError) as error:
-            profile, warnings = None, (f"color_profile: skipped ({error})"[:200],)
-    if not picture.has_transparency_data:
-        return picture.convert("RGB"), profile, warnings
-    layer = picture.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB"), profile, warnings
+def _to_rgb(picture: Image.Image) -> tuple[Pixels, bytes | None, tuple[str, ...]]:
+    """Pixels in RGB, the profile that is still to be applied, and warnings."""
+    flat, profile = _flattener(picture), _profile(picture)
+    is_gray_picture = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I;16")
+    if profile is None or not (picture.mode == "CMYK" or (is_gray_picture and is_gray(profile))):
+        return _in_strips(picture, flat), profile, ()
+
+    def convert(strip: Image.Image) -> Image.Image:
+        return picture_to_srgb(strip if strip.mode == "CMYK" else flat(strip).convert("L"), profile)
+
+    try:
+        return _in_strips(picture, convert), None, ()
+    except (ImageCms.PyCMSError, OSError) as error:
+        return _in_strips(picture, flat), None, (f"color_profile: skipped ({error})"[:200],)
 
 
-def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    """Gray of 9 to 16 bits; a TIFF says how many, and whether 0 is white."""
+def _in_strips(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Pixels:
+    """The picture by ``convert``, a strip at a time: the copies on the way would take more memory than the picture."""
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    height = max(1, _STRIP // picture.width)
+    for top in range(0, picture.height, height):
+        bottom = min(picture.height, top + height)
+        pixels[top:bottom] = np.asarray(convert(picture.crop((0, top, picture.width, bottom))))
+    return pixels
+
+
+def _flattener(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What brings strips of the picture to RGB, transparent pixels laid onto white and 9 to 16 bits made 8."""
+    if not picture.mode.startswith("I;16"):
+        return _flat
+    table = _eight_bits(picture)
+    return lambda strip: Image.fromarray(table[np.asarray(strip)]).convert("RGB")
+
+
+def _flat(strip: Image.Image) -> Image.Image:
+    if not strip.has_transparency_data:
+        return strip.convert("RGB")
+    layer = strip.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
+    """The level of 8 bits for each of 65,536; a TIFF says how many bits it has, and whether 0 is white."""
     tags = getattr(picture, "tag_v2", {})
     highest = 2 ** int(tags.get(_TIFF_BITS, (16,))[0]) - 1
-    levels = np.asarray(picture).astype(np.float32) * (255 / highest)
-    if tags.get(_TIFF_PHOTOMETRIC) == 0:
-        levels = 255 - levels
-    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+    levels = np.clip(np.rint(np.arange(65536) * (255 / highest)), 0, 255).astype(np.uint8)
+    return np.asarray(255 - levels if tags.get(_TIFF_PHOTOMETRIC) == 0 else levels)

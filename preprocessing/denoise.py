@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -27,11 +28,16 @@ _CLIPPED = 6
 _NORMAL = 1.2533
 """Standard deviation of a normal variable over its mean absolute value."""
 _MAX_SAMPLES = 750_000
+_TEMPLATE, _SEARCH = 7, 15
+"""Sides of the patches that non-local means compares, and of the window in which it looks for like ones."""
+_STRIP = 250_000
+"""Pixels that are filtered at a time: a quarter of a second for the slowest filter."""
 
 
-def denoise(pixels: Pixels, settings: Denoise) -> tuple[Pixels, str] | None:
+def denoise(pixels: Pixels, settings: Denoise, check: Callable[[], None] = lambda: None) -> tuple[Pixels, str] | None:
     """(height, width, 3) pixels with less noise, and what was done; None under ``auto`` where there is hardly any.
 
+    ``check`` is called every few tenths of a second at most, and may raise to end the work.
     Under ``auto`` a bilateral filter takes four times the noise that was measured as its ``sigma_color``, up to the
     one that is set: the less noise, the less it touches.
     """
@@ -42,16 +48,38 @@ def denoise(pixels: Pixels, settings: Denoise) -> tuple[Pixels, str] | None:
     match settings.method:
         case "bilateral":
             sigma_color = min(settings.sigma_color, 4 * noise) if settings.enabled == "auto" else settings.sigma_color
-            filtered = cv2.bilateralFilter(pixels, settings.diameter, sigma_color, settings.sigma_space)
+            filtered = _in_strips(
+                lambda strip: cv2.bilateralFilter(strip, settings.diameter, sigma_color, settings.sigma_space),
+                pixels,
+                settings.diameter // 2 + 1,
+                check,
+            )
             done = f"bilateral, diameter {settings.diameter}, sigma_color {sigma_color:.0f}"
         case "nlm":
             strength = max(3.0, 0.8 * noise)
-            filtered = cv2.fastNlMeansDenoisingColored(pixels, None, strength, strength, 7, 15)
+            filtered = _in_strips(
+                lambda strip: cv2.fastNlMeansDenoisingColored(strip, None, strength, strength, _TEMPLATE, _SEARCH),
+                pixels,
+                (_TEMPLATE + _SEARCH) // 2,
+                check,
+            )
             done = f"nlm, strength {strength:.0f}"
         case "median":
-            filtered = cv2.medianBlur(pixels, 3)
+            filtered = np.asarray(cv2.medianBlur(pixels, 3), np.uint8)
             done = "median, 3 × 3"
-    return np.asarray(filtered, np.uint8), measured + done
+    return filtered, measured + done
+
+
+def _in_strips(filtered: Callable[[Pixels], Pixels], pixels: Pixels, reach: int, check: Callable[[], None]) -> Pixels:
+    """A filter that looks ``reach`` pixels far, applied to one strip of the picture after another."""
+    height = max(4 * reach, _STRIP // pixels.shape[1])
+    result = np.empty_like(pixels)
+    for top in range(0, len(pixels), height):
+        check()
+        above = min(reach, top)
+        strip = filtered(pixels[top - above : top + height + reach])
+        result[top : top + height] = strip[above : above + height]
+    return result
 
 
 def noise_level(pixels: Pixels) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,9 +16,11 @@ from preprocessing import denoise as noise
 from preprocessing.decode import DecodeLimits, decode
 from preprocessing.geometry import Geometry, Matrix
 from preprocessing.resize import Size, resize, target_size
-from raylens.errors import DeadlineExceeded
+from raylens.errors import RaylensError
 from raylens.recipe import Recipe
 from raylens.types import Step
+
+logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 Enhancement = Callable[[Pixels], tuple[Pixels, str] | None]
@@ -34,13 +37,14 @@ class ProcessedImage:
     warnings: tuple[str, ...] = ()
 
 
-def run(data: bytes, recipe: Recipe, limits: DecodeLimits, deadline: float = math.inf) -> ProcessedImage:
-    """Decodes a picture file and applies ``recipe``. ``deadline`` is in seconds since the epoch.
+def run(data: bytes, recipe: Recipe, limits: DecodeLimits, check: Callable[[], None] = lambda: None) -> ProcessedImage:
+    """Decodes a picture file and applies ``recipe``.
 
-    Raises what :func:`preprocessing.decode.decode` raises, and ``DeadlineExceeded`` between steps. An enhancement that
-    fails is skipped and named in the warnings.
+    ``check`` is called between steps, and often during slow ones; it may raise a ``RaylensError`` to end the work.
+    Raises that, and what :func:`preprocessing.decode.decode` raises. An enhancement that fails is skipped and named
+    in the warnings; the log tells why.
     """
-    work = _Work(deadline)
+    work = _Work(check)
     work.decode(data, recipe, limits)
     if recipe.smart_crop:
         work.crop("smart_crop", crop.without_bars)
@@ -50,7 +54,7 @@ def run(data: bytes, recipe: Recipe, limits: DecodeLimits, deadline: float = mat
     if work.profile is not None:
         work.enhance("color_profile", work.convert)
     if recipe.denoise.enabled:
-        work.enhance("denoise", lambda pixels: noise.denoise(pixels, recipe.denoise))
+        work.enhance("denoise", lambda pixels: noise.denoise(pixels, recipe.denoise, check))
     if recipe.color_balance.enabled:
         work.enhance("color_balance", lambda pixels: color.balance(pixels, recipe.color_balance))
     return ProcessedImage(work.pixels, work.geometry, tuple(work.steps), tuple(work.warnings))
@@ -60,7 +64,7 @@ def run(data: bytes, recipe: Recipe, limits: DecodeLimits, deadline: float = mat
 class _Work:
     """One picture on its way."""
 
-    deadline: float
+    check: Callable[[], None]
     pixels: Pixels = field(init=False)
     geometry: Geometry = field(init=False)
     profile: bytes | None = None
@@ -81,8 +85,8 @@ class _Work:
         started, (width, height) = self._start(), self._size
         try:
             left, top, right, bottom = find(self.pixels)
-        except Exception as error:  # whatever is wrong with an enhancement, the picture is still there
-            self._skip(name, error, started)
+        except Exception:  # whatever is wrong with an enhancement, the picture is still there
+            self._skip(name, started)
             return
         if (left, top, right, bottom) == (0, 0, width, height):
             self._note(name, "nothing to cut", started)
@@ -112,8 +116,10 @@ class _Work:
         started = self._start()
         try:
             done = step(self.pixels)
-        except Exception as error:  # whatever is wrong with an enhancement, the picture is still there
-            self._skip(name, error, started)
+        except RaylensError:
+            raise
+        except Exception:  # as above
+            self._skip(name, started)
             return
         if done is not None:
             self.pixels = done[0]
@@ -124,13 +130,14 @@ class _Work:
         return self.pixels.shape[1], self.pixels.shape[0]
 
     def _start(self) -> float:
-        if time.time() >= self.deadline:
-            raise DeadlineExceeded("the deadline passed while the picture was processed", "deadline")
+        self.check()
         return time.perf_counter()
 
     def _note(self, name: str, did: str, started: float) -> None:
         self.steps.append(Step(name, did, time.perf_counter() - started))
 
-    def _skip(self, name: str, error: Exception, started: float) -> None:
-        self.warnings.append(f"{name}: skipped ({type(error).__name__}: {error})"[:200])
+    def _skip(self, name: str, started: float) -> None:
+        error = sys.exc_info()[0]
+        logger.warning("%s was skipped", name, exc_info=True)
+        self.warnings.append(f"{name}: skipped ({error.__name__ if error else 'unknown'})")
         self._note(name, "skipped", started)

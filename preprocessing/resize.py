@@ -32,3 +32,9 @@ def resize(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     if least != size:
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC), np.uint8)
     return pixels
+
+
+def thumbnail(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The picture with no side over ``side``, for looking at it as a whole."""
+    scale = min(1.0, side / max(pixels.shape[:2]))
+    return resize(pixels, (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))))

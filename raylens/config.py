@@ -7,12 +7,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from raylens.errors import InvalidRequest
-from raylens.recipe import BUNDLED, PLAIN, Recipe, choose
+from raylens.recipe import BUNDLED, DEFAULT, Recipe, choose
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 
 RecipeChoice = str | dict[str, Any]
-"""A recipe's name, or its fields as :class:`raylens.recipe.Recipe` has them; ``name`` gives the one they change."""
+"""A recipe's name, or its fields as :class:`raylens.recipe.Recipe` has them; ``name`` gives the one they change.
+
+Without a name they change what would hold anyway: a model's recipe changes the default, all others ``auto``.
+"""
 
 
 class Frozen(BaseModel):
@@ -91,7 +94,7 @@ class AppConfig(Frozen):
 
     models: tuple[ModelConfig, ...]
     recipes: dict[Name, RecipeChoice] = {}
-    """Recipes by name, beside and over the bundled ``plain``, ``auto`` and ``enhanced``."""
+    """Recipes by name, beside the bundled ``plain``, ``auto`` and ``enhanced``; each may build on those above it."""
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
     dialect_models: DialectModels = DialectModels()
@@ -118,17 +121,27 @@ class AppConfig(Frozen):
             self.recipe_of(model)
         return self
 
+    @model_validator(mode="after")
+    def _deadlines_are_within_bounds(self) -> Self:
+        longest = self.defaults.max_timeout_s
+        for model in self.models:
+            if (model.expected_response_time or 0) > longest:
+                raise ValueError(
+                    f"models: {model.name}: expected_response_time: the limit is defaults.max_timeout_s, {longest:g}"
+                )
+        return self
+
     def named_recipes(self) -> dict[str, Recipe]:
         """All recipes that a request may name."""
         named = dict(BUNDLED)
         for name, recipe in self.recipes.items():
-            named[name] = _chosen(f"recipes.{name}", recipe, PLAIN, named)
+            named[name] = _chosen(f"recipes.{name}", recipe, DEFAULT, named)
         return named
 
     def recipe_of(self, model: ModelConfig) -> Recipe:
         """What holds for a model where a request says nothing."""
         named = self.named_recipes()
-        default = _chosen("defaults.recipe", self.defaults.recipe, PLAIN, named)
+        default = _chosen("defaults.recipe", self.defaults.recipe, DEFAULT, named)
         return _chosen(f"models: {model.name}", model.recipe, default, named)
 
 

@@ -3,7 +3,7 @@
 ::
 
     RaylensError
-      InvalidRequest      400  (422 in the caption and jobs dialects)
+      InvalidRequest      400  (422 in dialects of our own)
         UnsupportedTask   400
       UnknownModel        404
       PayloadTooLarge     413
@@ -43,6 +43,13 @@ class RaylensError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def about(self, field: str) -> RaylensError:
+        """The same error where the field that it names goes by another name."""
+        message = self.message
+        if self.field is not None and message.startswith(f"{self.field}:"):
+            message = field + message.removeprefix(self.field)
+        return type(self)(message, field, self.limit, self.actual, self.retry_after)
 
 
 class InvalidRequest(RaylensError):

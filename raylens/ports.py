@@ -6,20 +6,22 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from raylens.recipe import Recipe
-from raylens.types import Delta, ModelInfo, ProcessedPicture, VisionRequest
+from raylens.types import Delta, ModelInfo, PictureFile, ProcessedPicture, VisionRequest
 
 
 class VisionService(Protocol):
     """The graph as the HTTP layer sees it."""
 
-    def generate(self, request: VisionRequest, images: Sequence[bytes]) -> AsyncGenerator[Delta, None]:
+    def generate(self, request: VisionRequest, pictures: Sequence[PictureFile]) -> AsyncGenerator[Delta, None]:
         """The answer's deltas as they are computed; closing the iterator stops the work.
 
         Raises any of :mod:`raylens.errors`, before the first delta where it can.
         """
         ...
 
-    async def preprocess(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedPicture:
+    async def preprocess(
+        self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
+    ) -> ProcessedPicture:
         """The picture that a model would see. ``identity`` is the request's id. Raises as :meth:`generate` does."""
         ...
 

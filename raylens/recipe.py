@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from raylens.errors import InvalidRequest
 
+Flag = Annotated[bool, Field(strict=True)]
 Switch = Literal[True, False, "auto"]
 """``auto`` measures the picture, and acts only where that shows a fault."""
 Side = Annotated[int, Field(ge=16, le=4096)]
@@ -65,21 +66,24 @@ class Recipe:
 
     __pydantic_config__ = _KNOWN_KEYS_ONLY
 
-    smart_crop: bool = False
+    smart_crop: Flag = False
     size: tuple[Side, Side] = (2048, 2048)
     min_size: Annotated[int, Field(ge=0, le=4096)] = 0
-    preserve_aspect_ratio: bool = True
+    preserve_aspect_ratio: Flag = True
     denoise: Denoise = field(default_factory=Denoise)
     color_balance: ColorBalance = field(default_factory=ColorBalance)
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
-    optimize: bool = True
+    optimize: Flag = True
 
     def within(self, max_side: int | None) -> Self:
-        """The recipe with no side of ``size`` over ``max_side``."""
-        if max_side is None:
-            return self
+        """The recipe with no side of ``size`` over ``max_side``; where it gives a shape, that shape stays."""
         width, height = self.size
-        return replace(self, size=(min(width, max_side), min(height, max_side)))
+        if max_side is None or max(width, height) <= max_side:
+            return self
+        if self.preserve_aspect_ratio:
+            return replace(self, size=(min(width, max_side), min(height, max_side)))
+        scale = max_side / max(width, height)
+        return replace(self, size=(max(1, round(width * scale)), max(1, round(height * scale))))
 
 
 RECIPE = TypeAdapter(Recipe)
@@ -92,12 +96,17 @@ ENHANCED = Recipe(
     denoise=Denoise(enabled=True),
     color_balance=ColorBalance(enabled=True),
 )
+DEFAULT = AUTO
+"""What holds where nobody says anything; docs/preprocessing.md has the measurements behind the choice."""
 BUNDLED: Mapping[str, Recipe] = MappingProxyType({"plain": PLAIN, "auto": AUTO, "enhanced": ENHANCED})
 
 _SAYINGS = {
     "unexpected_keyword_argument": "no such field",
     "dataclass_type": "an object of its fields is needed",
     "tuple_type": "a list of two numbers, width and height, is needed",
+    "too_long": "a list of two numbers, width and height, is needed",
+    "missing": "a list of two numbers, width and height, is needed",
+    "literal_error": "{expected} is needed",
 }
 """What pydantic says of Python, said of JSON."""
 
@@ -115,14 +124,20 @@ def choose(choice: Choice, base: Recipe, named: Mapping[str, Recipe]) -> Recipe:
     if isinstance(choice, str):
         choice = {"name": choice}
     changes = dict(choice)
-    if "name" in changes:
-        base = _by_name(changes.pop("name"), named)
+    name = changes.pop("name", None)
+    if name is not None:
+        base = _by_name(name, named)
     try:
         return RECIPE.validate_python(_merge(asdict(base), changes))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(["recipe", *map(str, first["loc"])])[:160]
-        raise InvalidRequest(f"{where}: {_SAYINGS.get(first['type'], first['msg'])}", where) from None
+        raise InvalidRequest(f"{where}: {_say(first)}", where) from None
+
+
+def _say(error: Any) -> str:
+    expected = str(error.get("ctx", {}).get("expected", "")).replace("True", "true").replace("False", "false")
+    return _SAYINGS.get(error["type"], str(error["msg"])).format(expected=expected)
 
 
 def _by_name(name: object, named: Mapping[str, Recipe]) -> Recipe:

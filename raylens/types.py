@@ -122,14 +122,21 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class PictureFile:
+    """A picture as it was sent, and what the sender calls it: the request's field, for messages."""
+
+    data: bytes
+    field: str
+
+
+@dataclass(frozen=True)
 class VisionRequest:
-    """One request, the same for every dialect. The pictures' bytes travel beside it, to the preprocessor only."""
+    """One request, the same for every dialect. Its :class:`PictureFile` travel beside it, to the preprocessor only."""
 
     id: str
     model: str
     task: Task
     deadline: float
-    image_count: int = 0
     sampling: SamplingParams = field(default_factory=SamplingParams)
     recipe: Recipe = field(default_factory=Recipe)
     priority: Priority = Priority.INTERACTIVE

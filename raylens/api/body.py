@@ -29,7 +29,9 @@ Text = Annotated[str, AfterValidator(_well_formed)]
 
 
 def _name_or_changes(value: Any) -> Any:
-    """A form can hold the object as text only."""
+    """A form can hold the object, and that there is none, as text only."""
+    if isinstance(value, str) and value.strip() in ("", "null"):
+        return None
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)

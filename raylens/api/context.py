@@ -31,7 +31,12 @@ class Context:
     media: Media
 
     def request(
-        self, http: Request, model: str, task: Task, images: int, sampling: SamplingParams, recipe: Choice
+        self,
+        http: Request,
+        model: str,
+        task: Task,
+        sampling: SamplingParams,
+        recipe: Choice,
     ) -> VisionRequest:
         """A request with its id and its deadline, counted from its first line.
 
@@ -42,7 +47,6 @@ class Context:
             model=model,
             task=task,
             deadline=self.deadline(http, model),
-            image_count=images,
             sampling=sampling,
             recipe=self.recipe(model, recipe),
         )

@@ -8,13 +8,14 @@ import binascii
 
 from raylens.config import Limits
 from raylens.errors import InvalidRequest, PayloadTooLarge
+from raylens.types import PictureFile
 
 _LARGE = 256 * 1024
 """Text over this many characters is decoded in a thread, to keep the event loop free."""
 
 
 class Media:
-    """Reads the pictures of one request. ``field`` names the place in the request for error messages."""
+    """Reads the pictures of requests. ``field`` names the place in the request for error messages."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -29,8 +30,8 @@ class Media:
                 count,
             )
 
-    async def from_url(self, url: str, field: str) -> bytes:
-        """The bytes of a data URL.
+    async def from_url(self, url: str, field: str) -> PictureFile:
+        """The picture of a data URL.
 
         Raises ``InvalidRequest`` for any other URL or a path, and for broken base64, and ``PayloadTooLarge``.
         """
@@ -48,19 +49,19 @@ class Media:
             raise InvalidRequest(f"{field}: a data URL with base64 is needed, data:image/jpeg;base64,…", field)
         return await self.from_base64(payload, field)
 
-    async def from_base64(self, text: str, field: str) -> bytes:
-        """The bytes of raw base64, white space ignored. Raises as :meth:`from_url` does."""
+    async def from_base64(self, text: str, field: str) -> PictureFile:
+        """The picture of raw base64, white space ignored. Raises as :meth:`from_url` does."""
         self._check_size(len(text) * 3 // 4, field)
         if len(text) < _LARGE:
             return self._checked(_decode_base64(text, field), field)
         return self._checked(await asyncio.to_thread(_decode_base64, text, field), field)
 
-    def from_upload(self, data: bytes, field: str) -> bytes:
+    def from_upload(self, data: bytes, field: str) -> PictureFile:
         return self._checked(data, field)
 
-    def _checked(self, data: bytes, field: str) -> bytes:
+    def _checked(self, data: bytes, field: str) -> PictureFile:
         self._check_size(len(data), field)
-        return data
+        return PictureFile(data, field)
 
     def _check_size(self, size: int, field: str) -> None:
         limit = self._limits.max_image_bytes

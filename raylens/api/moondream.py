@@ -20,7 +20,7 @@ from raylens.api.context import Context
 from raylens.api.errors import body_of
 from raylens.api.picture_body import PictureBody, describe, read, required
 from raylens.errors import InvalidRequest, RaylensError, UnsupportedTask
-from raylens.types import Caption, Delta, Detect, Length, Point, Query, Task
+from raylens.types import Caption, Delta, Detect, Length, PictureFile, Point, Query, Task
 
 logger = logging.getLogger(__name__)
 
@@ -62,28 +62,28 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/caption", summary="Caption a picture", openapi_extra=describe(CaptionRequest))
     async def caption(http: Request) -> Any:
-        body, image = await read(http, CaptionRequest, context)
-        return await _answer(context, http, body, Caption(body.length), [required(image)], "caption")
+        body, picture = await read(http, CaptionRequest, context)
+        return await _answer(context, http, body, Caption(body.length), [required(picture)], "caption")
 
     @routes.post("/query", summary="Ask about a picture", openapi_extra=describe(QueryRequest))
     async def query(http: Request) -> Any:
-        body, image = await read(http, QueryRequest, context)
+        body, picture = await read(http, QueryRequest, context)
         for field in ("reasoning", "spatial_refs"):
             if getattr(body, field):
                 raise InvalidRequest(f"{field}: not supported by the models that are served here", field)
         context.check_text(len(body.question), "question")
-        images = [] if image is None else [image]
-        return await _answer(context, http, body, Query(body.question), images, "answer")
+        pictures = [] if picture is None else [picture]
+        return await _answer(context, http, body, Query(body.question), pictures, "answer")
 
     @routes.post("/detect", summary="Find boxes", openapi_extra=describe(ObjectRequest))
     async def detect(http: Request) -> Any:
-        body, image = await read(http, ObjectRequest, context)
-        return await _locate(context, body, Detect(body.object), image)
+        body, picture = await read(http, ObjectRequest, context)
+        return await _locate(context, body, Detect(body.object), picture)
 
     @routes.post("/point", summary="Find centers", openapi_extra=describe(ObjectRequest))
     async def point(http: Request) -> Any:
-        body, image = await read(http, ObjectRequest, context)
-        return await _locate(context, body, Point(body.object), image)
+        body, picture = await read(http, ObjectRequest, context)
+        return await _locate(context, body, Point(body.object), picture)
 
     @routes.post("/segment", summary="Not served: always 400", openapi_extra=describe(ObjectRequest))
     async def segment(http: Request) -> Any:
@@ -93,7 +93,7 @@ def router(context: Context) -> APIRouter:
 
 
 async def _answer(
-    context: Context, http: Request, body: PictureRequest, task: Task, images: list[bytes], key: str
+    context: Context, http: Request, body: PictureRequest, task: Task, pictures: list[PictureFile], key: str
 ) -> Any:
     """The text of an answer as ``{key: text}``, or as a stream of chunks."""
     model = context.catalog.resolve(body.model, "moondream")
@@ -102,8 +102,8 @@ async def _answer(
         temperature=body.settings.temperature,
         top_p=body.settings.top_p,
     )
-    request = context.request(http, model, task, len(images), sampling, body.recipe)
-    deltas = context.service.generate(request, images)
+    request = context.request(http, model, task, sampling, body.recipe)
+    deltas = context.service.generate(request, pictures)
     if body.stream:
         return await sse.stream(_events(deltas, http.url.path))
     texts: list[str] = []
@@ -119,9 +119,11 @@ async def _answer(
 async def _events(deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenerator[str, None]:
     """The client can't show an error after the first chunk: the stream then ends without ``completed``."""
     begun = False
+    warnings: list[str] = []
     async with aclosing(deltas):
         try:
             async for delta in deltas:
+                warnings.extend(delta.warnings)
                 if delta.text:
                     yield sse.event({"chunk": delta.text})
                     begun = True
@@ -131,12 +133,12 @@ async def _events(deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenera
             logger.warning("%s, after the stream began: %s", error.code, error.message)
             yield sse.event(body_of(path, error))
             return
-    yield sse.event({"completed": True})
+    yield sse.event({"completed": True, "warnings": warnings} if warnings else {"completed": True})
 
 
-async def _locate(context: Context, body: ObjectRequest, task: Task, image: bytes | None) -> Any:
+async def _locate(context: Context, body: ObjectRequest, task: Task, picture: PictureFile | None) -> Any:
     """No served family can detect or point; the answer says so, by the models' own list of tasks."""
-    required(image)
+    required(picture)
     name = context.catalog.resolve(body.model, "moondream")
     able = [
         info.name

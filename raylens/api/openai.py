@@ -27,6 +27,7 @@ from raylens.types import (
     Detail,
     ImagePart,
     Message,
+    PictureFile,
     Role,
     SamplingParams,
     TextPart,
@@ -142,12 +143,12 @@ def router(context: Context) -> APIRouter:
     async def chat_completions(body: ChatRequest, http: Request) -> Any:
         _refuse_what_is_not_supported(body)
         model = context.catalog.resolve(body.model, "openai")
-        task, images = await _parse_messages(body, context)
-        request = context.request(http, model, task, len(images), _sampling(body, context), body.recipe)
+        task, pictures = await _parse_messages(body, context)
+        request = context.request(http, model, task, _sampling(body, context), body.recipe)
         reply = Reply(request, body)
         if body.stream:
-            return await sse.stream(reply.events(context.service.generate(request, images)))
-        return await reply.whole(context.service.generate(request, images))
+            return await sse.stream(reply.events(context.service.generate(request, pictures)))
+        return await reply.whole(context.service.generate(request, pictures))
 
     @routes.get("/v1/models", summary="The models that are served")
     async def list_models() -> dict[str, Any]:
@@ -249,8 +250,8 @@ def _refuse_what_is_not_supported(body: ChatRequest) -> None:
             raise InvalidRequest(f"{name}: not supported", name)
 
 
-async def _parse_messages(body: ChatRequest, context: Context) -> tuple[Chat, list[bytes]]:
-    """The chat, and its pictures' bytes in the order of their appearance."""
+async def _parse_messages(body: ChatRequest, context: Context) -> tuple[Chat, list[PictureFile]]:
+    """The chat, and its pictures in the order of their appearance."""
     messages: list[Message] = []
     waiting: list[tuple[str, str]] = []
     for number, message in enumerate(body.messages):
@@ -268,8 +269,8 @@ async def _parse_messages(body: ChatRequest, context: Context) -> tuple[Chat, li
     context.media.check_count(len(waiting), "messages")
     texts = (part.text for message in messages for part in message.parts if isinstance(part, TextPart))
     context.check_text(sum(map(len, texts)), "messages")
-    images = await asyncio.gather(*(context.media.from_url(url, field) for url, field in waiting))
-    return Chat(tuple(messages)), list(images)
+    pictures = await asyncio.gather(*(context.media.from_url(url, field) for url, field in waiting))
+    return Chat(tuple(messages)), list(pictures)
 
 
 def _sampling(body: ChatRequest, context: Context) -> SamplingParams:

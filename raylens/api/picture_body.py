@@ -14,6 +14,7 @@ from raylens.api.body import Body, RecipeField, Text
 from raylens.api.context import Context
 from raylens.api.errors import from_validation
 from raylens.errors import InvalidRequest
+from raylens.types import PictureFile
 
 _MAX_FORM_FIELD = 64 * 2**20
 """Bytes of one form field that is not a file; the limit on the whole body is the one that counts."""
@@ -35,7 +36,7 @@ class PictureBody(Body):
 Shape = TypeVar("Shape", bound=PictureBody)
 
 
-async def read(http: Request, shape: type[Shape], context: Context) -> tuple[Shape, bytes | None]:
+async def read(http: Request, shape: type[Shape], context: Context) -> tuple[Shape, PictureFile | None]:
     """The body and its picture. Raises ``InvalidRequest`` and ``PayloadTooLarge``."""
     is_form = (
         http.headers.get("content-type", "")
@@ -56,10 +57,10 @@ async def read(http: Request, shape: type[Shape], context: Context) -> tuple[Sha
     return body, await context.media.from_url(body.image_url, "image_url")
 
 
-def required(image: bytes | None) -> bytes:
-    if image is None:
+def required(picture: PictureFile | None) -> PictureFile:
+    if picture is None:
         raise InvalidRequest("image_url: a picture is needed", "image_url")
-    return image
+    return picture
 
 
 async def _json(http: Request) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import Any
 
@@ -30,17 +31,21 @@ def router(context: Context) -> APIRouter:
         openapi_extra=describe(PreprocessRequest),
     )
     async def preprocess(http: Request) -> Response:
-        body, image = await read(http, PreprocessRequest, context)
+        body, picture = await read(http, PreprocessRequest, context)
         model = context.catalog.resolve(body.model, "openai")
-        recipe = context.recipe(model, body.recipe)
-        picture = await context.service.preprocess(
-            required(image), recipe, context.deadline(http, model), http.state.request_id
-        )
-        if http.headers.get("accept", "").startswith(JPEG):
-            return Response(picture.jpeg, media_type=JPEG)
-        return JSONResponse({"model": model, **_encode(picture)})
+        recipe, deadline = context.recipe(model, body.recipe), context.deadline(http, model)
+        shown = await context.service.preprocess(required(picture), recipe, deadline, http.state.request_id)
+        if _wants_jpeg(http):
+            return Response(shown.jpeg, media_type=JPEG)
+        # Megabytes of base64 take their time.
+        return await asyncio.to_thread(lambda: JSONResponse({"model": model, **_encode(shown)}))
 
     return routes
+
+
+def _wants_jpeg(http: Request) -> bool:
+    accepted = http.headers.get("accept", "")
+    return JPEG in accepted and "application/json" not in accepted
 
 
 def _encode(picture: ProcessedPicture) -> dict[str, Any]:

@@ -132,6 +132,46 @@ def test_preprocess_shows_the_picture_and_leads_back(server: str) -> None:
     assert all(step["ms"] >= 0 and step["did"] for step in shown["steps"])
 
 
+def test_an_answer_of_many_megabytes_passes(server: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+    recipe = {"name": "plain", "min_size": 2048, "jpeg_quality": 100}
+    form = {"files": {"file": encoded(noise)}, "data": {"recipe": json.dumps(recipe)}}
+    shown = httpx.post(f"{server}/v1/preprocess", timeout=60, **form)
+    assert shown.status_code == 200, shown.text[:200]
+    assert len(shown.content) > 5 * 2**20
+    alone = httpx.post(f"{server}/v1/preprocess", timeout=60, headers={"Accept": "image/jpeg"}, **form)
+    assert alone.content == base64.b64decode(shown.json()["image_url"].split(",")[1])
+
+
+def test_a_broken_picture_of_several_goes_by_its_own_name(server: str) -> None:
+    _, pixels = scene_pixels(8)
+    parts = [picture_part(encoded(pixels)), picture_part(encoded(pixels, "JPEG")[:600])]
+    body = {"messages": [{"role": "user", "content": parts}]}
+    error = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=30).json()["error"]
+    assert error["param"] == "messages.0.content.1.image_url.url"
+    assert error["message"].startswith("messages.0.content.1.image_url.url: the JPEG of 600 bytes")
+
+
+def test_warnings_of_several_pictures_say_which(server: str) -> None:
+    _, pixels = scene_pixels(8)
+    parts = [picture_part(encoded(pixels)), picture_part(encoded(pixels, icc_profile=b"no profile"))]
+    body = {"messages": [{"role": "user", "content": parts}]}
+    reply = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=30).json()
+    assert reply["warnings"][0].startswith("picture 2: color_profile: skipped")
+
+
+def test_slow_work_that_nobody_waits_for_does_not_hold_others_up(server: str) -> None:
+    slow = {"size": [4096, 4096], "preserve_aspect_ratio": False, "denoise": {"enabled": True, "method": "nlm"}}
+    body = {"image_url": data_url(encoded(Image.new("RGB", (4, 4)))), "recipe": slow}
+    for _ in range(5):
+        late = httpx.post(f"{server}/v1/preprocess", json=body, headers={"X-Request-Timeout": "0.5"}, timeout=30)
+        assert late.status_code == 504
+    started = time.monotonic()
+    _, pixels = scene_pixels(1)
+    caption(server, encoded(pixels))
+    assert time.monotonic() - started < 6
+
+
 def replicas() -> dict[int, str]:
     """The title of each replica's process by its id."""
     titles = {}
@@ -168,7 +208,8 @@ async def test_200_broken_pictures_are_each_refused_and_leave_nothing_behind(ser
                         response = await client.post("/v1/chat/completions", json=body)
                         message = response.json()["error"]["message"]
                 assert response.status_code in (400, 413, 415), (name, response.status_code, message)
-                assert message.startswith("image: "), (name, message)
+                field = "file: " if number % 2 else "messages.0.content.0.image_url.url: "
+                assert message.startswith(field), (name, message)
                 assert len(message) < 400
 
             await asyncio.gather(*map(send, range(200)))

@@ -15,12 +15,13 @@ from deployments.preprocessor import Preprocessor
 from preprocessing.pipeline import ProcessedImage
 from raylens.config import AppConfig
 from raylens.errors import DeadlineExceeded, InvalidRequest
-from raylens.recipe import ENHANCED, PLAIN
-from raylens.types import Step
+from raylens.recipe import ENHANCED, PLAIN, Denoise, Recipe
+from raylens.types import PictureFile, Step
 from tests.pictures import encoded, gradient, random_pixels
 
 CONFIG = AppConfig.model_validate({"models": [{"name": "a", "family": "smolvlm"}], "preprocessor_threads": 1})
 LATE = time.time() + 600
+SMALL = PictureFile(encoded(gradient(20, 20)), "file")
 
 
 class Gauge:
@@ -39,17 +40,26 @@ class Outcomes:
         self.counts[tags["outcome"]] += 1
 
 
+class Histogram:
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def observe(self, value: float) -> None:
+        self.values.append(value)
+
+
 class FakeMetrics:
     """Remembers what it is told."""
 
     def __init__(self) -> None:
         self.queue_depth = Gauge()
         self.pictures = Outcomes()
-        self.observed: list[tuple[float, list[str]]] = []
+        self.wait = Histogram()
+        self.steps: list[list[str]] = []
 
-    def observe(self, waited: float, steps: Sequence[Step]) -> None:
+    def observe(self, steps: Sequence[Step]) -> None:
         self.pictures.inc({"outcome": "ok"})
-        self.observed.append((waited, [step.name for step in steps]))
+        self.steps.append([step.name for step in steps])
 
 
 @pytest.fixture
@@ -65,7 +75,7 @@ def preprocessor(metrics: FakeMetrics) -> Preprocessor:
 
 async def test_the_event_loop_goes_on_while_pictures_are_processed(preprocessor: Preprocessor) -> None:
     data = encoded(random_pixels(1500, 1200), "JPEG", quality=90)
-    work = asyncio.gather(*(preprocessor.process(data, ENHANCED, LATE, "id") for _ in range(3)))
+    work = asyncio.gather(*(preprocessor.process(PictureFile(data, "file"), ENHANCED, LATE, "id") for _ in range(3)))
     ticks = 0
     while not work.done():
         await asyncio.sleep(0.001)
@@ -76,14 +86,14 @@ async def test_the_event_loop_goes_on_while_pictures_are_processed(preprocessor:
 
 async def test_what_waits_counts_as_queue_depth(preprocessor: Preprocessor, metrics: FakeMetrics) -> None:
     data = encoded(random_pixels(600, 400))
-    await asyncio.gather(*(preprocessor.process(data, PLAIN, LATE, "id") for _ in range(4)))
+    await asyncio.gather(*(preprocessor.process(PictureFile(data, "file"), PLAIN, LATE, "id") for _ in range(4)))
     await asyncio.sleep(0.05)
     assert max(metrics.queue_depth.values) == 3
     assert metrics.queue_depth.values[-1] == 0
     assert metrics.pictures.counts == {"ok": 4}
-    waits = [waited for waited, _ in metrics.observed]
-    assert waits == sorted(waits)
-    assert metrics.observed[0][1] == ["decode", "resize"]
+    assert len(metrics.wait.values) == 4
+    assert metrics.wait.values == sorted(metrics.wait.values)
+    assert metrics.steps[0] == ["decode", "resize"]
 
 
 async def test_a_call_that_is_canceled_while_it_waits_never_starts(
@@ -91,28 +101,52 @@ async def test_a_call_that_is_canceled_while_it_waits_never_starts(
 ) -> None:
     held = threading.Event()
     preprocessor._pool.submit(held.wait)  # the pool has one thread
-    waiting = asyncio.ensure_future(preprocessor.process(encoded(gradient(20, 20)), PLAIN, LATE, "id"))
+    waiting = asyncio.ensure_future(preprocessor.process(SMALL, PLAIN, LATE, "id"))
     await asyncio.sleep(0.02)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     held.set()
-    assert isinstance(await preprocessor.process(encoded(gradient(20, 20)), PLAIN, LATE, "id"), ProcessedImage)
+    assert isinstance(await preprocessor.process(SMALL, PLAIN, LATE, "id"), ProcessedImage)
     await asyncio.sleep(0.05)
     assert metrics.pictures.counts == {"ok": 1}
     assert metrics.queue_depth.values[-1] == 0
 
 
+SLOW = Recipe(size=(4096, 4096), preserve_aspect_ratio=False, denoise=Denoise(True, "nlm"))
+"""Ten seconds of work."""
+
+
+async def test_a_deadline_ends_the_work_and_frees_its_thread(preprocessor: Preprocessor) -> None:
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        await preprocessor.process(SMALL, SLOW, time.time() + 1, "id")
+    await preprocessor.process(SMALL, PLAIN, LATE, "id")
+    assert time.monotonic() - started < 4
+
+
+async def test_a_client_that_leaves_frees_its_thread(preprocessor: Preprocessor) -> None:
+    work = asyncio.ensure_future(preprocessor.process(SMALL, SLOW, LATE, "id"))
+    await asyncio.sleep(0.8)
+    work.cancel()
+    started = time.monotonic()
+    await preprocessor.process(SMALL, PLAIN, LATE, "id")
+    assert time.monotonic() - started < 3
+
+
 async def test_errors_are_raised_and_counted_by_their_code(preprocessor: Preprocessor, metrics: FakeMetrics) -> None:
-    with pytest.raises(InvalidRequest):
-        await preprocessor.process(encoded(gradient(300, 300), "JPEG")[:1500], PLAIN, LATE, "id")
+    with pytest.raises(InvalidRequest, match=r"^messages\.0: the JPEG") as caught:
+        await preprocessor.process(
+            PictureFile(encoded(gradient(300, 300), "JPEG")[:1500], "messages.0"), PLAIN, LATE, "id"
+        )
+    assert caught.value.field == "messages.0"
     with pytest.raises(DeadlineExceeded, match="before the picture was processed"):
-        await preprocessor.process(encoded(gradient(20, 20)), PLAIN, time.time() - 1, "id")
+        await preprocessor.process(SMALL, PLAIN, time.time() - 1, "id")
     assert metrics.pictures.counts == {"invalid_request": 1, "deadline_exceeded": 1}
 
 
 async def test_a_preview_is_a_file_with_its_steps(preprocessor: Preprocessor) -> None:
-    shown = await preprocessor.preview(encoded(gradient(64, 48)), PLAIN, LATE, "id")
+    shown = await preprocessor.preview(PictureFile(encoded(gradient(64, 48)), "file"), PLAIN, LATE, "id")
     assert shown.jpeg.startswith(b"\xff\xd8\xff")
     assert (shown.original, shown.processed) == ((64, 48), (64, 48))
     assert [step.name for step in shown.steps] == ["decode", "resize", "encode"]

@@ -57,7 +57,7 @@ def test_captions_through_the_engine_are_right() -> None:
     wanted: dict[Sequence, str] = {}
     for _ in range(40):
         scene = random_scene(rng, 400)
-        request = VisionRequest("r", "smolvlm", Caption(), time.time() + 600, 1)
+        request = VisionRequest("r", "smolvlm", Caption(), time.time() + 600)
         prompt = model.prepare(request, [np.ascontiguousarray(draw(scene, rng))])
         (sequence,) = sequences(request, prompt, model.tokenizer)
         wanted[sequence] = scene.caption()

@@ -47,8 +47,8 @@ def model(folder: Path) -> SmolVLM:
     return load(str(folder))
 
 
-def request(task, images: int = 0, **sampling) -> VisionRequest:
-    return VisionRequest("r", "m", task, LATER, images, SamplingParams(**sampling))
+def request(task, **sampling) -> VisionRequest:
+    return VisionRequest("r", "m", task, LATER, SamplingParams(**sampling))
 
 
 def user(*parts: TextPart | ImagePart) -> Chat:
@@ -100,12 +100,12 @@ def test_every_picture_has_a_global_view_and_as_many_tokens_as_features(model: S
 def test_tasks_become_chats(model: SmolVLM) -> None:
     picture = random_pixels(100, 100)
     for length in Length:
-        decoded = model.tokenizer.decode(list(model.prepare(request(Caption(length), 1), [picture]).token_ids))
+        decoded = model.tokenizer.decode(list(model.prepare(request(Caption(length)), [picture]).token_ids))
         assert "image" in decoded
     text = model.tokenizer.decode(list(model.prepare(request(Query("How many?")), []).token_ids))
     assert text == "User: How many?\nAssistant:"
     with pytest.raises(UnsupportedTask, match="can't detect; it can caption, chat, query"):
-        model.prepare(request(Detect("cat"), 1), [picture])
+        model.prepare(request(Detect("cat")), [picture])
 
 
 def test_a_users_control_tokens_are_plain_text(model: SmolVLM) -> None:
@@ -130,7 +130,7 @@ def random_request(rng: random.Random) -> tuple[VisionRequest, list[np.ndarray]]
     pictures = [random_pixels(rng.randint(20, 500), rng.randint(20, 500), rng.randrange(999)) for _ in range(count)]
     parts: list[TextPart | ImagePart] = [ImagePart(i, rng.choice(list(Detail))) for i in range(len(pictures))]
     parts.insert(rng.randint(0, len(parts)), TextPart("red blue " * rng.randint(1, 12)))
-    return request(user(*parts), len(pictures), max_tokens=rng.randint(1, 12)), pictures
+    return request(user(*parts), max_tokens=rng.randint(1, 12)), pictures
 
 
 def test_batched_greedy_answers_equal_generate_alone(model: SmolVLM, folder: Path) -> None:

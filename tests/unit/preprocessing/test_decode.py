@@ -120,9 +120,9 @@ def test_a_tiff_says_whether_zero_is_white() -> None:
     assert pixels[0, 0, 0] > pixels[0, -1, 0]
 
 
-@pytest.mark.parametrize("mode", ["F", "I"])
-def test_pixels_of_32_bits_are_refused_by_name(mode) -> None:
-    with pytest.raises(UnsupportedMedia, match=f"kind '{mode}'"):
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
+def test_pixels_of_other_kinds_are_refused_by_name(mode) -> None:
+    with pytest.raises(UnsupportedMedia, match=f"mode '{mode}'; gray of 1 to 16 bits"):
         decode(encoded(Image.new(mode, (20, 20)), "TIFF"), LIMITS)
 
 
@@ -142,9 +142,18 @@ def test_cmyk_with_a_profile_has_the_colors_of_its_inks(ink, levels) -> None:
         assert decoded.profile is None
 
 
-def test_gray_with_a_profile_is_shown_by_its_curve() -> None:
-    data = encoded(Image.new("L", (16, 16), 128), "PNG", icc_profile=gray_profile(1.0))
+@pytest.mark.parametrize(("mode", "level"), [("L", 128), ("LA", (128, 255)), ("I;16", 128 * 257)])
+def test_gray_with_a_profile_is_shown_by_its_curve(mode, level) -> None:
+    data = encoded(Image.new(mode, (16, 16), level), "PNG", icc_profile=gray_profile(1.0))
     assert np.abs(decode(data, LIMITS).pixels.astype(int) - 188).max() <= 2  # half of the light
+
+
+def test_a_gray_jpeg_with_a_profile_of_either_kind() -> None:
+    gray, color = gray_profile(1.0), matrix_profile(DISPLAY_P3, "P3")
+    shown = decode(encoded(Image.new("L", (16, 16), 128), "JPEG", icc_profile=gray), LIMITS)
+    assert (np.abs(shown.pixels.astype(int) - 188).max() <= 2, shown.profile) == (True, None)
+    shown = decode(encoded(Image.new("L", (16, 16), 128), "JPEG", icc_profile=color), LIMITS)
+    assert (np.abs(shown.pixels.astype(int) - 128).max() <= 1, shown.profile, shown.warnings) == (True, color, ())
 
 
 def test_a_profile_of_the_wrong_kind_is_skipped_with_a_warning() -> None:
@@ -218,6 +227,17 @@ def test_a_padded_end_of_a_jpeg_is_accepted_with_a_warning() -> None:
     padded = decode(data[:-2] + bytes(8) + data[-2:], LIMITS)
     assert np.array_equal(padded.pixels, decode(data, LIMITS).pixels)
     assert "extraneous bytes" in padded.warnings[0]
+    with pytest.raises(InvalidRequest, match="extraneous bytes"):
+        decode(data[:-2] + b"\x13\x57\x9b\xdf" + data[-2:], LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "CMYK", "L with a profile"])
+def test_a_jpeg_of_any_kind_whose_data_breaks_off_inside_is_refused(kind) -> None:
+    options = {"icc_profile": gray_profile(2.2)} if "profile" in kind else {}
+    data = encoded(Image.fromarray(random_pixels(200, 200)).convert(kind.split()[0]), "JPEG", **options)
+    start = data.rindex(b"\xff\xda") + 2000
+    with pytest.raises(InvalidRequest, match="truncated or damaged"):
+        decode(data[:start] + data[start + 3000 :], LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +289,22 @@ def test_a_tiff_of_vast_tiles_is_refused_before_it_is_decoded() -> None:
     data = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + bytes(80)
     with pytest.raises(PayloadTooLarge, match="tiles of 1600000000 pixels"):
         decode(data, LIMITS)
+
+
+def test_a_tiff_with_a_tag_of_the_wrong_type_is_refused() -> None:
+    tags = [(256, 4, 20), (257, 4, 20), (258, 4, 8), (259, 4, 1), (262, 4, 1), (273, 4, 200), (277, 4, 1),
+            (278, 4, 20), (279, 4, 400), (322, 2, 0x35)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, kind, kind // 2, value) for tag, kind, value in tags)
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(600)
+    with pytest.raises(InvalidRequest, match=r"the TIFF of .* is truncated or damaged"):
+        decode(data, LIMITS)
+
+
+def test_a_vast_profile_is_skipped() -> None:
+    profile = cmyk_profile() + bytes(5 * 2**20)
+    limits = DecodeLimits(10**8, 10**6, 4, 2000)
+    decoded = decode(encoded(Image.new("CMYK", (16, 16)), "TIFF", icc_profile=profile), limits)
+    assert "the limit is 4194304" in decoded.warnings[0]
 
 
 @given(st.data())

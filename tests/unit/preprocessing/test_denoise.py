@@ -4,6 +4,7 @@ import io
 import random
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,3 +79,16 @@ def test_the_smallest_pictures_pass(size) -> None:
         for enabled in (True, "auto"):
             done = denoise(pixels, Denoise(enabled, method))
             assert done is None or done[0].shape == pixels.shape
+
+
+@pytest.mark.parametrize("method", ["bilateral", "nlm"])
+def test_strips_make_no_difference(method) -> None:
+    pixels = noisy(landscape(700, 900), 20)
+    done = denoise(pixels, Denoise(True, method))
+    assert done is not None
+    if method == "bilateral":
+        whole = cv2.bilateralFilter(pixels, 9, 75, 75)
+    else:
+        strength = 0.8 * noise_level(pixels)
+        whole = cv2.fastNlMeansDenoisingColored(pixels, None, strength, strength, 7, 15)
+    assert np.abs(done[0].astype(int) - whole).max() <= 1

@@ -61,6 +61,7 @@ def test_recipes_build_on_each_other_and_a_model_on_the_default() -> None:
         ({"recipes": {"mine": {"sise": 3}}}, "recipes.mine: recipe.sise: no such field"),
         ({"models": [{"name": "a", "family": "smolvlm", "recipe": {"min_size": -1}}]}, "models: a: recipe.min_size"),
         ({"models": [{"name": "a", "family": "smolvlm", "batch_size": 0}]}, "batch_size"),
+        ({"models": [{"name": "a", "family": "smolvlm", "expected_response_time": 9999}]}, "max_timeout_s, 600"),
         ({"models": [{"name": "a", "family": "smolvlm", "batch_size": 2, "max_batch_size": 3}]}, "batch_size"),
     ],
 )

@@ -31,6 +31,7 @@ def test_enhanced_has_the_settings_of_the_configurations_that_people_have() -> N
 def test_a_choice_changes_what_it_names_and_nothing_else() -> None:
     assert choose(None, AUTO, BUNDLED) is AUTO
     assert choose("enhanced", AUTO, BUNDLED) == ENHANCED
+    assert choose({"name": None}, AUTO, BUNDLED) == AUTO
     assert choose({"denoise": {"method": "nlm"}}, AUTO, BUNDLED).denoise.enabled == "auto"
     changed = choose({"name": "enhanced", "size": [640, 480], "color_balance": {"enabled": "auto"}}, AUTO, BUNDLED)
     assert (changed.size, changed.smart_crop, changed.color_balance.enabled) == ((640, 480), True, "auto")
@@ -40,6 +41,7 @@ def test_a_choice_changes_what_it_names_and_nothing_else() -> None:
 def test_a_model_may_bound_the_size() -> None:
     assert ENHANCED.within(640).size == (640, 640)
     assert Recipe(size=(100, 2000)).within(1024).size == (100, 1024)
+    assert Recipe(size=(2048, 1024), preserve_aspect_ratio=False).within(1024).size == (1024, 512)
     assert ENHANCED.within(None) is ENHANCED
 
 
@@ -52,11 +54,17 @@ def test_a_model_may_bound_the_size() -> None:
         ({"sise": [1, 2]}, "recipe.sise: no such field"),
         ({"denoise": {"strength": 2}}, "recipe.denoise.strength: no such field"),
         ({"denoise": True}, "recipe.denoise: an object of its fields is needed"),
-        ({"denoise": {"enabled": "yes"}}, "recipe.denoise.enabled: Input should be True, False or 'auto'"),
+        ({"denoise": {"enabled": "yes"}}, "recipe.denoise.enabled: true, false or 'auto' is needed"),
         ({"denoise": {"diameter": 99}}, "recipe.denoise.diameter: Input should be less than or equal to 15"),
-        ({"color_balance": {"method": "magic"}}, "recipe.color_balance.method: Input should be 'lab', 'gray_world'"),
+        (
+            {"color_balance": {"method": "magic"}},
+            "recipe.color_balance.method: 'lab', 'gray_world' or 'clahe' is needed",
+        ),
         ({"color_balance": {"l_channel_boost": float("nan")}}, "recipe.color_balance.l_channel_boost"),
         ({"size": 1024}, "recipe.size: a list of two numbers"),
+        ({"size": [64, 64, 64]}, "recipe.size: a list of two numbers"),
+        ({"size": [64]}, "recipe.size.1: a list of two numbers"),
+        ({"smart_crop": "yes"}, "recipe.smart_crop"),
         ({"size": [1, 9999]}, "recipe.size.0: Input should be greater than or equal to 16"),
         ({"jpeg_quality": 101}, "recipe.jpeg_quality: Input should be less than or equal to 100"),
         ({"x" * 5000: 1}, "recipe.xxx"),

@@ -14,7 +14,7 @@ from raylens.api.app import create_app
 from raylens.config import AppConfig
 from raylens.errors import RaylensError
 from raylens.recipe import Recipe
-from raylens.types import Delta, FinishReason, ModelInfo, ProcessedPicture, Step, Usage, VisionRequest
+from raylens.types import Delta, FinishReason, ModelInfo, PictureFile, ProcessedPicture, Step, Usage, VisionRequest
 from tests.pictures import encoded, gradient
 
 PICTURE = encoded(gradient(16, 12))
@@ -57,14 +57,16 @@ class FakeService:
     warnings: tuple[str, ...] = ()
     requests: list[VisionRequest] = field(default_factory=list)
     images: list[bytes] = field(default_factory=list)
+    fields: list[str] = field(default_factory=list)
     recipes: list[Recipe] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
     closed: int = 0
     loaded: frozenset[str] = frozenset({"smolvlm", "other"})
 
-    async def generate(self, request: VisionRequest, images: Sequence[bytes]) -> AsyncGenerator[Delta, None]:
+    async def generate(self, request: VisionRequest, pictures: Sequence[PictureFile]) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
-        self.images.extend(images)
+        self.images.extend(picture.data for picture in pictures)
+        self.fields.extend(picture.field for picture in pictures)
         try:
             for number, word in enumerate(self.words):
                 if self.error is not None and number == self.before_error:
@@ -76,10 +78,12 @@ class FakeService:
         finally:
             self.closed += 1
 
-    async def preprocess(self, image: bytes, recipe: Recipe, deadline: float, identity: str) -> ProcessedPicture:
+    async def preprocess(
+        self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
+    ) -> ProcessedPicture:
         if self.error is not None:
             raise self.error
-        self.images.append(image)
+        self.images.append(picture.data)
         self.recipes.append(recipe)
         self.deadlines.append(deadline)
         steps = (Step("decode", "PNG", 0.0125),)

@@ -71,6 +71,8 @@ async def test_a_broken_stream_is_never_completed(client, service: FakeService) 
 async def test_warnings_of_preprocessing_are_passed_on(client, service: FakeService) -> None:
     service.warnings = ("a", "b")
     assert (await client.post("/v1/caption", json={"image_url": DATA_URL})).json()["warnings"] == ["a", "b"]
+    text = (await client.post("/v1/caption", json={"image_url": DATA_URL, "stream": True})).text
+    assert text.endswith('data: {"completed":true,"warnings":["a","b"]}\n\n')
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ async def test_a_chat_becomes_a_request(client, service: FakeService) -> None:
     assert response.status_code == 200
     assert response.headers["x-request-id"] == "abc"
     (request,) = service.requests
-    assert (request.id, request.model, request.image_count) == ("abc", "smolvlm", 2)
+    assert (request.id, request.model, len(service.images)) == ("abc", "smolvlm", 2)
     assert before + 12.5 <= request.deadline <= time.time() + 12.5
     sampling = request.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (9, 0.5, 0.9)

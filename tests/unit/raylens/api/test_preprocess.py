@@ -62,6 +62,21 @@ async def test_every_dialect_takes_a_recipe(client, service: FakeService, choice
     assert [request.recipe for request in service.requests] == [ENHANCED] * 4
 
 
+@pytest.mark.parametrize("nothing", ["", "null"])
+async def test_a_forms_empty_recipe_is_none(client, service: FakeService, nothing) -> None:
+    response = await client.post("/v1/caption", files={"file": PICTURE}, data={"recipe": nothing})
+    assert response.status_code == 200
+    assert service.requests[0].recipe == AUTO
+
+
+async def test_pictures_go_by_the_names_of_their_fields(client, service: FakeService) -> None:
+    await client.post("/v1/chat/completions", json=chat(image(), "and", image()))
+    await client.post("/v1/caption", json={"image_url": DATA_URL})
+    await client.post("/v1/caption", files={"file": PICTURE})
+    url = "messages.0.content.{}.image_url.url".format
+    assert service.fields == [url(0), url(2), "image_url", "file"]
+
+
 async def test_without_one_the_models_holds_and_so_does_its_deadline(client, service: FakeService) -> None:
     before = time.time()
     for model in ("smolvlm", "other"):
@@ -77,7 +92,7 @@ async def test_without_one_the_models_holds_and_so_does_its_deadline(client, ser
     ("recipe", "field", "words"),
     [
         ("nope", "recipe", "there are: plain, auto, enhanced, mine"),
-        ({"denoise": {"enabled": "maybe"}}, "recipe.denoise.enabled", "'auto'"),
+        ({"denoise": {"enabled": "maybe"}}, "recipe.denoise.enabled", "true, false or 'auto' is needed"),
         ({"size": [8, 8]}, "recipe.size.0", "16"),
         ([1], "recipe", "a recipe's name, or an object"),
         (5, "recipe", "a recipe's name, or an object"),
