@@ -135,7 +135,7 @@ def test_preprocess_shows_the_picture_and_leads_back(server: str) -> None:
 def test_an_answer_of_many_megabytes_passes(server: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
     recipe = {"name": "plain", "min_size": 2048, "jpeg_quality": 100}
-    form = {"files": {"file": encoded(noise)}, "data": {"recipe": json.dumps(recipe)}}
+    form: dict[str, Any] = {"files": {"file": encoded(noise)}, "data": {"recipe": json.dumps(recipe)}}
     shown = httpx.post(f"{server}/v1/preprocess", timeout=60, **form)
     assert shown.status_code == 200, shown.text[:200]
     assert len(shown.content) > 5 * 2**20
