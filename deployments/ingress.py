@@ -71,22 +71,25 @@ class Ingress:
             raise self._translate(error, request.model) from error
         finally:
             for call in calls:
-                # Cancelling a call that has failed raises its failure again.
-                with suppress(RayError, RayServeException):
-                    call.cancel()
+                _cancel(call)
 
     async def preprocess(
         self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
     ) -> ProcessedPicture:
         """Implements :meth:`raylens.ports.VisionService.preprocess`."""
         call = self._preprocessor.preview.remote(picture, recipe, deadline, identity)
+        unfinished = True
         try:
             async with asyncio.timeout(max(0.0, deadline - time.time())):
                 shown: ProcessedPicture = await call
+            unfinished = False
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed before the picture was processed", "deadline") from error
         except (RayError, RayServeException) as error:
             raise self._translate(error, PREPROCESSOR) from error
+        finally:
+            if unfinished:
+                _cancel(call)
         return shown
 
     async def model_info(self, name: str) -> ModelInfo:
@@ -130,3 +133,9 @@ class Ingress:
 
     def _retry_after(self, name: str) -> float:
         return next((model.retry_after_s for model in self._config.models if model.name == name), STATUS_TTL_S)
+
+
+def _cancel(call: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> None:
+    """Cancelling a call that has failed raises its failure again."""
+    with suppress(RayError, RayServeException):
+        call.cancel()

@@ -84,9 +84,12 @@ class Preprocessor:
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count, -1))
         try:
             return await asyncio.wrap_future(future)
-        except RaylensError as error:
-            self._metrics.pictures.inc(tags={"outcome": error.code})
-            if error.field == "image":
+        except asyncio.CancelledError:
+            self._metrics.pictures.inc(tags={"outcome": "canceled"})
+            raise
+        except Exception as error:
+            self._metrics.pictures.inc(tags={"outcome": getattr(error, "code", RaylensError.code)})
+            if isinstance(error, RaylensError) and error.field == "image":
                 raise error.about(picture.field) from None
             raise
         finally:

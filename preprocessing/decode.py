@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
+from preprocessing import jpeg
 from preprocessing.formats import DECODED, sniff
 from preprocessing.geometry import ORIENTATIONS, Geometry
 from preprocessing.profile import is_gray, picture_to_srgb
@@ -45,8 +43,6 @@ _TIFF_PHOTOMETRIC, _TIFF_BITS, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 262, 258, 3
 _SCANS = 16
 """A JPEG whose every scan covers the largest allowed picture may have this many; smaller pictures more."""
 _JPEGS = ("JPEG", "MPO")
-_PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-"""Cameras pad the end of a JPEG; where that is all, every pixel has been decoded by then."""
 _STRIP = 1_000_000
 """Pixels that are converted at a time."""
 
@@ -121,7 +117,8 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _damaged(data: bytes, error: Exception) -> InvalidRequest:
-    reason = "" if "BytesIO" in str(error) else f" ({error})"
+    is_unknown = isinstance(error, UnidentifiedImageError)
+    reason = ", or of a kind that can't be decoded" if is_unknown else f" ({error})"
     return InvalidRequest(
         f"image: the {_name(data)} of {len(data)} bytes is truncated or damaged{reason}"[:300], "image"
     )
@@ -145,7 +142,7 @@ def _check_header(picture: Image.Image, data: bytes, limits: DecodeLimits) -> No
             limits.min_side,
             min(width, height),
         )
-    scans = data.count(b"\xff\xda") if picture.format in _JPEGS else 1
+    scans = jpeg.layout(data).scans if picture.format in _JPEGS else 1
     if scans * width * height > _SCANS * limits.max_pixels:
         allowed = _SCANS * limits.max_pixels // (width * height)
         raise PayloadTooLarge(f"{shape} in {scans} scans; the limit is {allowed} scans", "image", allowed, scans)
@@ -157,6 +154,13 @@ def _check_header(picture: Image.Image, data: bytes, limits: DecodeLimits) -> No
         raise PayloadTooLarge(
             f"image: tiles of {tile} pixels; the limit is {limits.max_pixels}", "image", limits.max_pixels, tile
         )
+
+
+def _scale_transparency(picture: Image.Image, data: bytes) -> None:
+    """Pillow spreads gray of 2 and 4 bits over 8, but not the level that is transparent."""
+    level, bits = picture.info.get("transparency"), data[24]
+    if picture.mode == "L" and isinstance(level, int) and bits in (2, 4):
+        picture.info["transparency"] = level * 255 // (2**bits - 1)
 
 
 @dataclass(frozen=True)
@@ -192,8 +196,9 @@ def _read(picture: Image.Image, data: bytes) -> _Stored:
     picture.load()
     if picture.format == "PNG":
         _check_png(data)
+        _scale_transparency(picture, data)
     if picture.format in _JPEGS:
-        _strictly(data, "CMYK" if picture.mode == "CMYK" else "GRAY")
+        jpeg.read(data, size, size, "CMYK" if picture.mode == "CMYK" else "GRAY")  # raises where it is damaged
     pixels, profile, warnings = _to_rgb(picture)
     if is_tiff:
         size = size if before < 5 else size[::-1]
@@ -213,6 +218,8 @@ def _check_png(data: bytes) -> None:
     """
     place, kind, view = 8, b"", memoryview(data)
     while kind != b"IEND":
+        if place + 12 > len(data):
+            raise ValueError("the end is missing")
         length, kind = struct.unpack_from(">I4s", data, place)
         content, (checksum,) = view[place + 4 : place + 8 + length], struct.unpack_from(">I", data, place + 8 + length)
         if kind[:1].isupper() and zlib.crc32(content) != checksum:
@@ -234,33 +241,8 @@ def _read_jpeg(picture: Image.Image, data: bytes, enough: Callable[[Size], Size]
         return None
     size, orientation = picture.size, _orientation(picture)
     needed = enough(size) if orientation < 5 else enough(size[::-1])[::-1]
-    # Halves are as cheap as it gets; what lies between them takes longer than the whole picture.
-    eighths = next((n for n in (1, 2, 4) if all(ceil(s * n / 8) >= t for s, t in zip(size, needed, strict=True))), 8)
-    read = _strictly(data, "RGB", min_width=ceil(size[0] * eighths / 8), min_height=ceil(size[1] * eighths / 8))
-    if read is None:
-        return None
-    pixels, warnings = read
-    reach = (pixels.shape[1] * 8 / eighths / size[0], pixels.shape[0] * 8 / eighths / size[1])
-    return _Stored(pixels, size, orientation, profile, warnings, reach)
-
-
-def _strictly(data: bytes, space: str, **least: int) -> tuple[Pixels, tuple[str, ...]] | None:
-    """A JPEG's stored pixels, and warnings; None where the decoder does not know this kind of JPEG.
-
-    Raises ``ValueError`` where it stumbles over the data.
-    """
-    try:
-        return simplejpeg.decode_jpeg(data, space, **least), ()
-    except ValueError as error:
-        padding = _PADDING.search(str(error))
-        if padding:
-            end = data.rfind(b"\xff\xd9")
-            if data[end - int(padding[1]) : end].strip(b"\0") and data[end - int(padding[1]) : end].strip(b"\xff"):
-                raise
-            return simplejpeg.decode_jpeg(data, space, strict=False, **least), (f"decode: {error}",)
-        if "Corrupt JPEG" in str(error) or "Premature end" in str(error):
-            raise
-        return None
+    read = jpeg.read(data, size, needed)
+    return None if read is None else _Stored(read.pixels, size, orientation, profile, read.warnings, read.reach)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -314,8 +296,16 @@ def _flat(strip: Image.Image) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
-    """The level of 8 bits for each of 65,536; a TIFF says how many bits it has, and whether 0 is white."""
+    """The level of 8 bits for each of 65,536; a TIFF says how many bits it has, and whether 0 is white.
+
+    The one that a PNG says is transparent becomes white.
+    """
     tags = getattr(picture, "tag_v2", {})
     highest = 2 ** int(tags.get(_TIFF_BITS, (16,))[0]) - 1
-    levels = np.clip(np.rint(np.arange(65536) * (255 / highest)), 0, 255).astype(np.uint8)
-    return np.asarray(255 - levels if tags.get(_TIFF_PHOTOMETRIC) == 0 else levels)
+    levels: NDArray[np.uint8] = np.clip(np.rint(np.arange(65536) * (255 / highest)), 0, 255).astype(np.uint8)
+    if tags.get(_TIFF_PHOTOMETRIC) == 0:
+        levels = 255 - levels
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int) and transparent < len(levels):
+        levels[transparent] = 255
+    return levels

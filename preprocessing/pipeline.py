@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageCms
 
 from preprocessing import color, crop, profile
 from preprocessing import denoise as noise
@@ -21,6 +21,9 @@ from raylens.recipe import Recipe
 from raylens.types import Step
 
 logger = logging.getLogger(__name__)
+
+_SENDERS = (OSError, ImageCms.PyCMSError)
+"""What goes wrong by the sender's data; anything else is for the log."""
 
 Pixels = NDArray[np.uint8]
 Enhancement = Callable[[Pixels], tuple[Pixels, str] | None]
@@ -85,8 +88,8 @@ class _Work:
         started, (width, height) = self._start(), self._size
         try:
             left, top, right, bottom = find(self.pixels)
-        except Exception:  # whatever is wrong with an enhancement, the picture is still there
-            self._skip(name, started)
+        except Exception as error:  # whatever is wrong with an enhancement, the picture is still there
+            self._skip(name, error, started)
             return
         if (left, top, right, bottom) == (0, 0, width, height):
             self._note(name, "nothing to cut", started)
@@ -118,8 +121,8 @@ class _Work:
             done = step(self.pixels)
         except RaylensError:
             raise
-        except Exception:  # as above
-            self._skip(name, started)
+        except Exception as error:  # as above
+            self._skip(name, error, started)
             return
         if done is not None:
             self.pixels = done[0]
@@ -136,8 +139,10 @@ class _Work:
     def _note(self, name: str, did: str, started: float) -> None:
         self.steps.append(Step(name, did, time.perf_counter() - started))
 
-    def _skip(self, name: str, started: float) -> None:
-        error = sys.exc_info()[0]
-        logger.warning("%s was skipped", name, exc_info=True)
-        self.warnings.append(f"{name}: skipped ({error.__name__ if error else 'unknown'})")
+    def _skip(self, name: str, error: Exception, started: float) -> None:
         self._note(name, "skipped", started)
+        if isinstance(error, _SENDERS):
+            self.warnings.append(f"{name}: skipped ({error})"[:200])
+            return
+        logger.warning("%s was skipped", name, exc_info=error)
+        self.warnings.append(f"{name}: skipped ({type(error).__name__})")

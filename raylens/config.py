@@ -135,6 +135,8 @@ class AppConfig(Frozen):
         """All recipes that a request may name."""
         named = dict(BUNDLED)
         for name, recipe in self.recipes.items():
+            if name in BUNDLED:
+                raise ValueError(f"recipes.{name}: a bundled recipe has this name")
             named[name] = _chosen(f"recipes.{name}", recipe, DEFAULT, named)
         return named
 

@@ -10,14 +10,22 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from raylens.errors import InvalidRequest
 
 Flag = Annotated[bool, Field(strict=True)]
-Switch = Literal[True, False, "auto"]
+
+
+def _no_number(value: Any) -> Any:
+    """1 equals True."""
+    return value if isinstance(value, bool) else str(value)
+
+
+Switch = Annotated[Literal[True, False, "auto"], BeforeValidator(_no_number)]
 """``auto`` measures the picture, and acts only where that shows a fault."""
-Side = Annotated[int, Field(ge=16, le=4096)]
+_LEAST = 16
+Side = Annotated[int, Field(ge=_LEAST, le=4096, strict=True)]
 _KNOWN_KEYS_ONLY = ConfigDict(extra="forbid")
 
 
@@ -32,9 +40,9 @@ class Denoise:
 
     enabled: Switch = False
     method: Literal["bilateral", "nlm", "median"] = "bilateral"
-    diameter: Annotated[int, Field(ge=1, le=15)] = 9
-    sigma_color: Annotated[float, Field(gt=0, le=255)] = 75
-    sigma_space: Annotated[float, Field(gt=0, le=255)] = 75
+    diameter: Annotated[int, Field(ge=1, le=15, strict=True)] = 9
+    sigma_color: Annotated[float, Field(gt=0, le=255, strict=True)] = 75
+    sigma_space: Annotated[float, Field(gt=0, le=255, strict=True)] = 75
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,8 @@ class ColorBalance:
 
     enabled: Switch = False
     method: Literal["lab", "gray_world", "clahe"] = "lab"
-    l_channel_boost: Annotated[float, Field(gt=0, le=4)] = 1.2
-    ab_channel_boost: Annotated[float, Field(ge=0, le=4)] = 1.1
+    l_channel_boost: Annotated[float, Field(gt=0, le=4, strict=True)] = 1.2
+    ab_channel_boost: Annotated[float, Field(ge=0, le=4, strict=True)] = 1.1
 
 
 @dataclass(frozen=True)
@@ -68,11 +76,11 @@ class Recipe:
 
     smart_crop: Flag = False
     size: tuple[Side, Side] = (2048, 2048)
-    min_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    min_size: Annotated[int, Field(ge=0, le=4096, strict=True)] = 0
     preserve_aspect_ratio: Flag = True
     denoise: Denoise = field(default_factory=Denoise)
     color_balance: ColorBalance = field(default_factory=ColorBalance)
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    jpeg_quality: Annotated[int, Field(ge=1, le=100, strict=True)] = 95
     optimize: Flag = True
 
     def within(self, max_side: int | None) -> Self:
@@ -83,7 +91,7 @@ class Recipe:
         if self.preserve_aspect_ratio:
             return replace(self, size=(min(width, max_side), min(height, max_side)))
         scale = max_side / max(width, height)
-        return replace(self, size=(max(1, round(width * scale)), max(1, round(height * scale))))
+        return replace(self, size=(max(_LEAST, round(width * scale)), max(_LEAST, round(height * scale))))
 
 
 RECIPE = TypeAdapter(Recipe)

@@ -32,11 +32,11 @@ def _name_or_changes(value: Any) -> Any:
     """A form can hold the object, and that there is none, as text only."""
     if isinstance(value, str) and value.strip() in ("", "null"):
         return None
-    if isinstance(value, str) and value.lstrip().startswith("{"):
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise ValueError("an object that is not JSON") from None
+            raise ValueError("an object is needed, and this is not JSON") from None
     if value is not None and not isinstance(value, (str, dict)):
         raise ValueError("a recipe's name, or an object of its fields, is needed")
     return value

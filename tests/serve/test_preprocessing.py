@@ -166,6 +166,10 @@ def test_slow_work_that_nobody_waits_for_does_not_hold_others_up(server: str) ->
     for _ in range(5):
         late = httpx.post(f"{server}/v1/preprocess", json=body, headers={"X-Request-Timeout": "0.5"}, timeout=30)
         assert late.status_code == 504
+    for path in ("/v1/preprocess", "/v1/caption"):
+        for _ in range(3):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{server}{path}", json=body, timeout=0.7)  # a client that goes away
     started = time.monotonic()
     _, pixels = scene_pixels(1)
     caption(server, encoded(pixels))

@@ -109,7 +109,7 @@ async def test_a_call_that_is_canceled_while_it_waits_never_starts(
     held.set()
     assert isinstance(await preprocessor.process(SMALL, PLAIN, LATE, "id"), ProcessedImage)
     await asyncio.sleep(0.05)
-    assert metrics.pictures.counts == {"ok": 1}
+    assert metrics.pictures.counts == {"canceled": 1, "ok": 1}
     assert metrics.queue_depth.values[-1] == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import Any
 
 import cv2
@@ -105,6 +106,21 @@ def test_sixteen_bits_of_gray_keep_their_levels(kind) -> None:
     levels = np.linspace(0, 65535, 40).astype(np.uint16)[None].repeat(8, 0)
     data = encoded(Image.fromarray(levels), kind)
     assert np.abs(decode(data, LIMITS).pixels[0, :, 0] - levels[0] / 257).max() <= 0.51
+
+
+@pytest.mark.parametrize(("bits", "level"), [(1, 1), (2, 2), (4, 8), (8, 77), (16, 40_000)])
+def test_the_transparent_level_of_a_gray_png_is_white_at_any_depth(bits, level) -> None:
+    row = b"\0" + (level << max(0, 8 - bits)).to_bytes(2 if bits == 16 else 1, "big") * 4
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 4, bits, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", level)),
+        (b"IDAT", zlib.compress(row[: 1 + max(1, 4 * bits // 8)] * 4)),
+        (b"IEND", b""),
+    )
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    assert (decode(data, LIMITS).pixels[:, 0] == 255).all()
 
 
 @pytest.mark.parametrize("extension", [".png", ".tiff"])
@@ -222,13 +238,27 @@ def test_a_jpeg_may_be_decoded_smaller_and_still_leads_back(size, orientation) -
             assert np.abs(decoded.pixels[row, column, :2] - np.array([x, y]) * 255).max() <= 255 * part / min(size) + 3
 
 
-def test_a_padded_end_of_a_jpeg_is_accepted_with_a_warning() -> None:
+@pytest.mark.parametrize("behind", [b"", b"SEFT\xff\xd9 and more", encoded(gradient(9, 9), "JPEG")])
+def test_a_padded_end_of_a_jpeg_is_accepted_with_a_warning(behind) -> None:
     data = encoded(gradient(64, 64), "JPEG")
-    padded = decode(data[:-2] + bytes(8) + data[-2:], LIMITS)
+    padded = decode(data[:-2] + bytes(37) + data[-2:] + behind, LIMITS)
     assert np.array_equal(padded.pixels, decode(data, LIMITS).pixels)
     assert "extraneous bytes" in padded.warnings[0]
+
+
+def test_what_stands_where_pixels_should_be_is_no_padding() -> None:
+    data = encoded(gradient(64, 64), "JPEG")
     with pytest.raises(InvalidRequest, match="extraneous bytes"):
         decode(data[:-2] + b"\x13\x57\x9b\xdf" + data[-2:], LIMITS)
+    noise = encoded(random_pixels(200, 200), "JPEG")
+    with pytest.raises(InvalidRequest, match="truncated or damaged"):
+        decode(noise[: len(noise) // 2] + bytes(len(noise) // 2) + b"\xff\xd9", LIMITS)
+
+
+def test_what_follows_a_jpeg_does_not_count() -> None:
+    data = encoded(gradient(900, 900), "JPEG", progressive=True)
+    behind = np.random.default_rng(0).integers(0, 256, 900_000, dtype=np.uint8).tobytes() + b"\xff\xda" * 40
+    assert np.array_equal(decode(data + behind, LIMITS).pixels, decode(data, LIMITS).pixels)
 
 
 @pytest.mark.parametrize("kind", ["RGB", "L", "CMYK", "L with a profile"])
@@ -298,6 +328,14 @@ def test_a_tiff_with_a_tag_of_the_wrong_type_is_refused() -> None:
     data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(600)
     with pytest.raises(InvalidRequest, match=r"the TIFF of .* is truncated or damaged"):
         decode(data, LIMITS)
+
+
+def test_a_tiff_of_an_unusual_kind_and_a_png_without_its_end_say_so() -> None:
+    floats = cv2.imencode(".tiff", np.zeros((20, 20, 3), np.float32))[1].tobytes()
+    with pytest.raises(InvalidRequest, match="or of a kind that can't be decoded"):
+        decode(floats, LIMITS)
+    with pytest.raises(InvalidRequest, match="the end is missing"):
+        decode(encoded(gradient(20, 20))[:-12], LIMITS)
 
 
 def test_a_vast_profile_is_skipped() -> None:

@@ -60,7 +60,7 @@ def test_a_profile_is_applied_after_resizing() -> None:
 def test_a_profile_that_cannot_be_used_is_skipped_and_named() -> None:
     processed = run(encoded(landscape(), icc_profile=b"nonsense"), PLAIN, LIMITS)
     assert np.array_equal(processed.pixels, landscape())
-    assert processed.warnings[0] in ("color_profile: skipped (PyCMSError)", "color_profile: skipped (OSError)")
+    assert processed.warnings[0].startswith("color_profile: skipped (")
     assert processed.steps[-1].did == "skipped"
 
 

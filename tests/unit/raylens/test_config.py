@@ -58,6 +58,7 @@ def test_recipes_build_on_each_other_and_a_model_on_the_default() -> None:
     ("changes", "words"),
     [
         ({"defaults": {"recipe": "nope"}}, "defaults.recipe: recipe: 'nope' is no recipe"),
+        ({"recipes": {"auto": "plain"}}, "recipes.auto: a bundled recipe has this name"),
         ({"recipes": {"mine": {"sise": 3}}}, "recipes.mine: recipe.sise: no such field"),
         ({"models": [{"name": "a", "family": "smolvlm", "recipe": {"min_size": -1}}]}, "models: a: recipe.min_size"),
         ({"models": [{"name": "a", "family": "smolvlm", "batch_size": 0}]}, "batch_size"),

@@ -42,6 +42,7 @@ def test_a_model_may_bound_the_size() -> None:
     assert ENHANCED.within(640).size == (640, 640)
     assert Recipe(size=(100, 2000)).within(1024).size == (100, 1024)
     assert Recipe(size=(2048, 1024), preserve_aspect_ratio=False).within(1024).size == (1024, 512)
+    assert Recipe(size=(4096, 16), preserve_aspect_ratio=False).within(64).size == (64, 16)
     assert ENHANCED.within(None) is ENHANCED
 
 
@@ -65,6 +66,9 @@ def test_a_model_may_bound_the_size() -> None:
         ({"size": [64, 64, 64]}, "recipe.size: a list of two numbers"),
         ({"size": [64]}, "recipe.size.1: a list of two numbers"),
         ({"smart_crop": "yes"}, "recipe.smart_crop"),
+        ({"jpeg_quality": True}, "recipe.jpeg_quality"),
+        ({"denoise": {"enabled": 1}}, "recipe.denoise.enabled: true, false or 'auto' is needed"),
+        ({"denoise": {"sigma_color": "75"}}, "recipe.denoise.sigma_color"),
         ({"size": [1, 9999]}, "recipe.size.0: Input should be greater than or equal to 16"),
         ({"jpeg_quality": 101}, "recipe.jpeg_quality: Input should be less than or equal to 100"),
         ({"x" * 5000: 1}, "recipe.xxx"),

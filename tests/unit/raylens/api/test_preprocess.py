@@ -97,6 +97,7 @@ async def test_without_one_the_models_holds_and_so_does_its_deadline(client, ser
         ([1], "recipe", "a recipe's name, or an object"),
         (5, "recipe", "a recipe's name, or an object"),
         ("{not json", "recipe", "not JSON"),
+        ("[1]", "recipe", "a recipe's name, or an object"),
     ],
 )
 async def test_a_bad_recipe_is_refused_in_every_dialect(client, service: FakeService, recipe, field, words) -> None:
