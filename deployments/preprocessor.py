@@ -120,7 +120,7 @@ class Metrics:
     def __init__(self) -> None:
         self.queue_depth = Gauge("raylens_preprocessor_queue_depth", "Pictures in this replica that wait for a thread.")
         self.pictures = Counter(
-            "raylens_preprocessor_pictures", "Pictures by outcome: ok, or the error's code.", ("outcome",)
+            "raylens_preprocessor_pictures", "Pictures by outcome: ok, canceled, or the error's code.", ("outcome",)
         )
         boundaries = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
         self.wait = Histogram(

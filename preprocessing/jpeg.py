@@ -33,7 +33,7 @@ class Layout:
 
 
 def layout(data: bytes) -> Layout:
-    """Walks the markers of a JPEG, a sane number of them; what follows the picture (a second one, a video) does not count."""
+    """Walks the markers of a JPEG, a sane number of them; what follows the first picture does not count."""
     place, scans = 2, 0
     for _ in range(_MAX_MARKERS):
         found = _NEXT_MARKER.search(data, place)
