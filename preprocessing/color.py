@@ -101,8 +101,10 @@ def _cast(pixels: Pixels) -> Triple | None:
         return None
     small, colors = small[lit], lab[lit, 1:]
     near = _distance(colors, _mode(colors)) < _MODE_RADIUS
+    if near.mean() < _MODE_SHARE:
+        return None
     tint = colors[near].mean(0)
-    if near.mean() < _MODE_SHARE or not _CAST_CHROMA[0] < np.hypot(*tint) < _CAST_CHROMA[1]:
+    if not _CAST_CHROMA[0] < np.hypot(*tint) < _CAST_CHROMA[1]:
         return None
     if (_distance(colors, tint) > _OTHER_DISTANCE).mean() < _OTHER_SHARE:
         return None

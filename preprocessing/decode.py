@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from preprocessing import jpeg
+from preprocessing.flatten import profile_of, to_rgb
 from preprocessing.formats import DECODED, sniff
 from preprocessing.geometry import ORIENTATIONS, Geometry
-from preprocessing.profile import is_gray, picture_to_srgb
 from preprocessing.resize import Size
 from raylens.errors import InvalidRequest, PayloadTooLarge, RaylensError, UnsupportedMedia
 
@@ -39,12 +39,10 @@ _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 """What turns a stored picture upright, by EXIF orientation."""
-_TIFF_PHOTOMETRIC, _TIFF_BITS, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 262, 258, 322, 323
+_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 _SCANS = 16
 """A JPEG whose every scan covers the largest allowed picture may have this many; smaller pictures more."""
 _JPEGS = ("JPEG", "MPO")
-_STRIP = 1_000_000
-"""Pixels that are converted at a time."""
 
 # Pillow's own guard would refuse without saying our limit; ``_check_header`` is stricter and runs before any decoding.
 Image.MAX_IMAGE_PIXELS = None
@@ -156,13 +154,6 @@ def _check_header(picture: Image.Image, data: bytes, limits: DecodeLimits) -> No
         )
 
 
-def _scale_transparency(picture: Image.Image, data: bytes) -> None:
-    """Pillow spreads gray of 2 and 4 bits over 8, but not the level that is transparent."""
-    level, bits = picture.info.get("transparency"), data[24]
-    if picture.mode == "L" and isinstance(level, int) and bits in (2, 4):
-        picture.info["transparency"] = level * 255 // (2**bits - 1)
-
-
 @dataclass(frozen=True)
 class _Stored:
     """``pixels`` of a picture of ``size`` as the file has them.
@@ -199,16 +190,11 @@ def _read(picture: Image.Image, data: bytes) -> _Stored:
         _scale_transparency(picture, data)
     if picture.format in _JPEGS:
         jpeg.read(data, size, size, "CMYK" if picture.mode == "CMYK" else "GRAY")  # raises where it is damaged
-    pixels, profile, warnings = _to_rgb(picture)
+    pixels, profile, warnings = to_rgb(picture)
     if is_tiff:
         size = size if before < 5 else size[::-1]
         return _Stored(pixels, size, before, profile, warnings, is_turned=True)
     return _Stored(pixels, size, _orientation(picture), profile, warnings)
-
-
-def _profile(picture: Image.Image) -> bytes | None:
-    profile: bytes | None = picture.info.get("icc_profile") or None
-    return profile
 
 
 def _check_png(data: bytes) -> None:
@@ -227,6 +213,13 @@ def _check_png(data: bytes) -> None:
         place += 12 + length
 
 
+def _scale_transparency(picture: Image.Image, data: bytes) -> None:
+    """Pillow spreads gray of 2 and 4 bits over 8, but not the level that is transparent."""
+    level, bits = picture.info.get("transparency"), data[24]
+    if picture.mode == "L" and isinstance(level, int) and bits in (2, 4):
+        picture.info["transparency"] = level * 255 // (2**bits - 1)
+
+
 def _name(data: bytes) -> str:
     return sniff(data) or "picture"
 
@@ -236,7 +229,7 @@ def _read_jpeg(picture: Image.Image, data: bytes, enough: Callable[[Size], Size]
 
     Raises ``ValueError`` where the data is damaged.
     """
-    profile = _profile(picture)
+    profile = profile_of(picture)
     if picture.format not in _JPEGS or not (picture.mode == "RGB" or (picture.mode == "L" and not profile)):
         return None
     size, orientation = picture.size, _orientation(picture)
@@ -252,60 +245,3 @@ def _orientation(picture: Image.Image) -> int:
     except Exception:  # the tags are the sender's: whatever is wrong with them, the picture is still there
         return 1
     return orientation if orientation in ORIENTATIONS else 1
-
-
-def _to_rgb(picture: Image.Image) -> tuple[Pixels, bytes | None, tuple[str, ...]]:
-    """Pixels in RGB, the profile that is still to be applied, and warnings."""
-    flat, profile = _flattener(picture), _profile(picture)
-    is_gray_picture = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I;16")
-    if profile is None or not (picture.mode == "CMYK" or (is_gray_picture and is_gray(profile))):
-        return _in_strips(picture, flat), profile, ()
-
-    def convert(strip: Image.Image) -> Image.Image:
-        return picture_to_srgb(strip if strip.mode == "CMYK" else flat(strip).convert("L"), profile)
-
-    try:
-        return _in_strips(picture, convert), None, ()
-    except (ImageCms.PyCMSError, OSError) as error:
-        return _in_strips(picture, flat), None, (f"color_profile: skipped ({error})"[:200],)
-
-
-def _in_strips(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Pixels:
-    """The picture by ``convert``, a strip at a time: the copies on the way would take more memory than the picture."""
-    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
-    height = max(1, _STRIP // picture.width)
-    for top in range(0, picture.height, height):
-        bottom = min(picture.height, top + height)
-        pixels[top:bottom] = np.asarray(convert(picture.crop((0, top, picture.width, bottom))))
-    return pixels
-
-
-def _flattener(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """What brings strips of the picture to RGB, transparent pixels laid onto white and 9 to 16 bits made 8."""
-    if not picture.mode.startswith("I;16"):
-        return _flat
-    table = _eight_bits(picture)
-    return lambda strip: Image.fromarray(table[np.asarray(strip)]).convert("RGB")
-
-
-def _flat(strip: Image.Image) -> Image.Image:
-    if not strip.has_transparency_data:
-        return strip.convert("RGB")
-    layer = strip.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-
-
-def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
-    """The level of 8 bits for each of 65,536; a TIFF says how many bits it has, and whether 0 is white.
-
-    The one that a PNG says is transparent becomes white.
-    """
-    tags = getattr(picture, "tag_v2", {})
-    highest = 2 ** int(tags.get(_TIFF_BITS, (16,))[0]) - 1
-    levels: NDArray[np.uint8] = np.clip(np.rint(np.arange(65536) * (255 / highest)), 0, 255).astype(np.uint8)
-    if tags.get(_TIFF_PHOTOMETRIC) == 0:
-        levels = 255 - levels
-    transparent = picture.info.get("transparency")
-    if isinstance(transparent, int) and transparent < len(levels):
-        levels[transparent] = 255
-    return levels

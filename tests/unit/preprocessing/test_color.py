@@ -58,7 +58,7 @@ def test_a_brown_plank_and_a_blue_wall_beside_something_gray_are_left_alone() ->
     plank = np.clip(np.array((150, 110, 70)) * (1 + grain / 60), 0, 255).astype(np.uint8)
     wall = np.full((100, 100, 3), (90, 120, 160), np.uint8)
     wall[40:60, 40:60], wall[70:90, 10:30] = (128, 128, 128), (200, 40, 40)
-    for pixels in (plank, wall):
+    for pixels in (plank, wall, np.full((50, 50, 3), (0, 0, 255), np.uint8)):
         assert balance(pixels, AUTO) is None
 
 
