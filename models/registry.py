@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from models.options import LoadOptions
 from raylens.config import ModelConfig
 from raylens.engine.model import Model
 
-FAMILIES = {"smolvlm": "models.smolvlm:load"}
-"""Family name -> ``module:function``; the function takes (checkpoint, revision, dtype, device, tiles per step)."""
+FAMILIES = {"smolvlm": "models.smolvlm:load", "qwen2_5_vl": "models.qwen2_5_vl:load"}
+"""Family name -> ``module:function``; the function takes a checkpoint and :class:`models.options.LoadOptions`."""
 
 POCKET = Path(__file__).parent / "pocket"
 
@@ -22,14 +23,17 @@ def load_model(config: ModelConfig) -> Model:
     module, function = FAMILIES[config.family].split(":")
     load: Callable[..., Model] = getattr(import_module(module), function)
     checkpoint = checkpoint_path(config)
+    options = LoadOptions(
+        revision=config.revision,
+        dtype=getattr(torch, config.dtype),
+        device=pick_device(config.device),
+        tiles_per_step=config.max_tiles_per_step,
+        quantize=config.quantize,
+        min_pixels=config.min_pixels,
+        max_pixels=config.max_pixels,
+    )
     try:
-        return load(
-            checkpoint,
-            revision=config.revision,
-            dtype=getattr(torch, config.dtype),
-            device=pick_device(config.device),
-            max_tiles_per_step=config.max_tiles_per_step,
-        )
+        return load(checkpoint, options)
     except OSError as error:
         raise OSError(f"{config.name}: the checkpoint {checkpoint!r} can't be loaded: {error}") from error
 

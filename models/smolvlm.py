@@ -1,4 +1,4 @@
-"""SmolVLM and SmolVLM2 (256M, 500M, 2.2B): prompts, picture tiles, and batched prefill and decode.
+"""SmolVLM and SmolVLM2 (256M, 500M, 2.2B): prompts, picture tiles, the vision tower and the text model.
 
 Weights, tokenizer and image processor are those of transformers; the prompt's layout follows
 ``processing_smolvlm.py`` there: a picture is its tiles row by row, each behind ``<row_r_col_c>``, then a global view.
@@ -6,9 +6,7 @@ Weights, tokenizer and image processor are those of transformers; the prompt's l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,55 +15,35 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoTokenizer,
-    DynamicCache,
-    GenerationConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
-from raylens.engine.model import Pixels, Prompt
-from raylens.errors import InvalidRequest, UnsupportedTask
-from raylens.types import (
-    Caption,
-    Chat,
-    Detail,
-    ImagePart,
-    Length,
-    Message,
-    Query,
-    Role,
-    Task,
-    TextPart,
-    VisionRequest,
-)
+from models.attention import attention
+from models.chat import ChatText, check_length, eos_ids, image_parts, messages_of, picture_key, picture_part
+from models.decoder import Decoder
+from models.linear import Quantize, from_weight, linear
+from models.options import DEFAULTS, LoadOptions
+from raylens.engine.model import KVRows, PictureInput, Pixels, Prompt
+from raylens.types import Caption, Chat, Detail, Location, Query, Region, Task, VisionRequest
 
 TASKS = frozenset({Caption.name, Query.name, Chat.name})
-CAPTION_PROMPTS = {
-    Length.SHORT: "Caption this image in one short sentence.",
-    Length.NORMAL: "Describe this image.",
-    Length.LONG: "Describe this image in detail.",
-}
 Grid = tuple[int, int]
 """Rows and columns of tiles; (1, 1) is a single view."""
 
 
-def load(
-    checkpoint: str,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    max_tiles_per_step: int = 16,
-) -> SmolVLM:
+def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> SmolVLM:
     """Loads a checkpoint by hub id or from a folder. Raises ``OSError`` where it can't be found."""
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, revision=revision, dtype=dtype)
+    revision = options.revision
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, revision=revision, dtype=options.dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
     image_processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision, backend="pil")
-    return SmolVLM(model.to(device).eval(), tokenizer, image_processor, max_tiles_per_step)
+    return SmolVLM(model.to(options.device).eval(), tokenizer, image_processor, options)
 
 
 def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: int) -> Grid:
@@ -80,16 +58,8 @@ def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: 
     return max(1, int(height * scale) // tile), max(1, int(width * scale) // tile)
 
 
-@dataclass
-class Cache:
-    """Keys and values of the running rows; ``mask`` is (rows, positions), 1 where a position holds a token."""
-
-    keys_values: DynamicCache
-    mask: Tensor
-
-
 class SmolVLM:
-    """A loaded checkpoint; implements :class:`raylens.engine.model.Model`."""
+    """Implements :class:`raylens.engine.model.Model`. Public methods that run the model are not thread-safe."""
 
     tasks = TASKS
 
@@ -98,114 +68,72 @@ class SmolVLM:
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
         image_processor: Any,
-        max_tiles_per_step: int = 16,
+        options: LoadOptions = DEFAULTS,
     ) -> None:
-        self._model = model
-        self._text_model = model.model.text_model
-        self._chat = tokenizer
-        self._image_processor = image_processor
-        self._max_tiles_per_step = max_tiles_per_step
         config = model.config
+        self._chat = ChatText(tokenizer, DEFAULT_CHAT_TEMPLATE)
+        self._image_processor = image_processor
+        self._tiles_per_step = options.tiles_per_step
         side = config.vision_config.image_size // config.vision_config.patch_size
         self._tokens_per_tile = (side // config.scale_factor) ** 2
         self._tile = int(image_processor.max_image_size["longest_edge"])
         self._longest_edge = int(image_processor.size["longest_edge"])
         self._image_id = int(config.image_token_id)
-        self._pad_id = int(config.text_config.pad_token_id or 0)
-        self._control_tokens = tuple(tokenizer.get_added_vocab())
         self.tokenizer: Tokenizer = tokenizer._tokenizer
         self.device = str(model.device)
-        self.eos_ids = _eos_ids(tokenizer, model.generation_config)
+        self.eos_ids = eos_ids(tokenizer, model.generation_config)
         self.max_length = int(config.text_config.max_position_embeddings)
+        self._tower = Tower(model.model, options.quantize)
+        self._decoder = Decoder(model.model.text_model, model.lm_head, options.quantize)
+        self.vocabulary = self._decoder.vocabulary
+        self.kv_shape = self._decoder.kv_shape
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         """Implements :meth:`raylens.engine.model.Model.prepare`."""
-        messages = self._messages(request.task, len(pictures))
-        details = [part.detail for message in messages for part in message.parts if isinstance(part, ImagePart)]
-        indices = [part.index for message in messages for part in message.parts if isinstance(part, ImagePart)]
-        cut = [self._cut(pictures[index], detail) for index, detail in zip(indices, details, strict=True)]
-        token_ids = self._token_ids(messages, [grid for _, grid in cut])
-        room = self.max_length - len(token_ids)
-        if room < 1:
-            raise InvalidRequest(
-                f"messages: the prompt takes {len(token_ids)} tokens, pictures included;"
-                f" the model's context is {self.max_length}",
-                "messages",
-                self.max_length,
-                len(token_ids),
-            )
-        return Prompt(token_ids, np.concatenate([tiles for tiles, _ in cut]) if cut else None)
+        messages = messages_of(request.task, len(pictures), self.tasks, {})
+        parts = image_parts(messages)
+        cut = [self._cut(pictures[part.index], part.detail) for part in parts]
+        text = self._chat.render(messages).split("<image>")
+        layouts = [self._layout(grid) for _, grid in cut]
+        whole = text[0] + "".join(layout + piece for layout, piece in zip(layouts, text[1:], strict=True))
+        token_ids = self._chat.encode(whole)
+        check_length(len(token_ids), self.max_length)
+        starts = np.flatnonzero(np.array(token_ids) == self._image_id)[:: self._tokens_per_tile]
+        inputs = [tile for tiles, _ in cut for tile in tiles]
+        return Prompt(tuple(token_ids), tuple(inputs), tuple(map(int, starts)))
+
+    def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
+        """Implements :meth:`raylens.engine.model.Model.encode`; a picture here is a tile."""
+        features: list[Tensor] = []
+        for start in range(0, len(pictures), self._tiles_per_step):
+            if start:
+                yield
+            tiles = np.stack([picture.data for picture in pictures[start : start + self._tiles_per_step]])
+            features += self._tower(torch.from_numpy(tiles).to(self.device, self.kv_shape.dtype))
+        return features
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Prompt], outputs: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
-        """Implements :meth:`raylens.engine.model.Model.prefill`; shorter rows are padded on the left."""
-        rows = [[*prompt.token_ids, *output] for prompt, output in zip(prompts, outputs, strict=True)]
-        length = max(map(len, rows))
-        ids = torch.tensor([[self._pad_id] * (length - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        embeds = self._text_model.get_input_embeddings()(ids)
-        tiles = [prompt.tiles for prompt in prompts if prompt.tiles is not None]
-        if tiles:
-            # Only a prompt's image tokens take a picture's features: one that the model has generated stays a token.
-            answered = torch.tensor([length - len(output) for output in outputs], device=self.device)
-            asked = torch.arange(length, device=self.device) < answered[:, None]
-            places = (ids == self._image_id) & asked
-            embeds = embeds.masked_scatter(places[..., None], self._encode(np.concatenate(tiles)).to(embeds.dtype))
-        cache = Cache(DynamicCache(config=self._model.config), mask)
-        return self._forward(embeds, cache), cache
+    def prefill(
+        self,
+        token_ids: Sequence[int],
+        features: Sequence[tuple[int, Tensor]],
+        positions: NDArray[np.int64],
+        row: KVRows,
+    ) -> Tensor:
+        """Implements :meth:`raylens.engine.model.Model.prefill`."""
+        return self._decoder.prefill(token_ids, features, positions, row)
 
     @torch.inference_mode()
-    def decode(self, token_ids: Sequence[int], cache: Cache) -> Tensor:
+    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
         """Implements :meth:`raylens.engine.model.Model.decode`."""
-        ids = torch.tensor(token_ids, device=self.device)[:, None]
-        cache.mask = torch.cat([cache.mask, cache.mask.new_ones(len(ids), 1)], dim=1)
-        return self._forward(self._text_model.get_input_embeddings()(ids), cache)
+        return self._decoder.decode(token_ids, positions, groups)
 
-    def select(self, cache: Cache, rows: Sequence[int]) -> None:
-        """Implements :meth:`raylens.engine.model.Model.select`."""
-        index = torch.tensor(rows, device=self.device)
-        cache.keys_values.batch_select_indices(index)
-        cache.mask = cache.mask[index]
+    def locate(self, task: Task, text: str, prompt: Prompt) -> tuple[tuple[Region, ...], tuple[Location, ...]]:
+        """Implements :meth:`raylens.engine.model.Model.locate`: this family has nothing to tell."""
+        return (), ()
 
-    def _forward(self, embeds: Tensor, cache: Cache) -> Tensor:
-        """Runs the text model on (rows, new positions, hidden) and gives the last position's logits."""
-        positions = (cache.mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
-        hidden = self._text_model(
-            inputs_embeds=embeds,
-            attention_mask=cache.mask,
-            position_ids=positions,
-            past_key_values=cache.keys_values,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        logits: Tensor = self._model.lm_head(hidden).float()
-        return logits
-
-    def _encode(self, tiles: NDArray[np.float32]) -> Tensor:
-        """Image tokens of tiles (tiles, channels, side, side): (tiles, tokens per tile, hidden)."""
-        pixels = torch.from_numpy(tiles).to(self.device, self._model.dtype)
-        model = self._model.model
-        return torch.cat(
-            [
-                model.connector(model.vision_model(pixel_values=part).last_hidden_state)
-                for part in pixels.split(self._max_tiles_per_step)
-            ]
-        )
-
-    def _messages(self, task: Task, image_count: int) -> tuple[Message, ...]:
-        match task:
-            case Chat(messages):
-                return messages
-            case Caption(length):
-                text = CAPTION_PROMPTS[length]
-            case Query(question):
-                text = question
-            case _:
-                raise UnsupportedTask(f"this model can't {task.name}; it can {', '.join(sorted(self.tasks))}", "model")
-        pictures = tuple(ImagePart(index) for index in range(image_count))
-        return (Message(Role.USER, (*pictures, TextPart(text))),)
-
-    def _cut(self, picture: Pixels, detail: Detail) -> tuple[NDArray[np.float32], Grid]:
-        """A picture's tiles, the global view last, as (tiles, channels, side, side) floats."""
+    def _cut(self, picture: Pixels, detail: Detail) -> tuple[list[PictureInput], Grid]:
+        """A picture's tiles, the global view last, each (channels, side, side) floats."""
         if detail is Detail.HIGH:
             cut = self._image_processor(picture, return_row_col_info=True, input_data_format="channels_last")
             grid = max(1, cut["rows"][0][0]), max(1, cut["cols"][0][0])
@@ -217,38 +145,12 @@ class SmolVLM:
             cut = self._image_processor(
                 resized, do_resize=False, do_image_splitting=grid != (1, 1), input_data_format="channels_last"
             )
-        return np.asarray(cut["pixel_values"][0], np.float32), grid
-
-    def _token_ids(self, messages: Sequence[Message], grids: Sequence[Grid]) -> tuple[int, ...]:
-        """The chat template's text as ids, each ``<image>`` as its tiles' tokens."""
-        turns = [{"role": message.role.value, "content": self._content(message)} for message in messages]
-        text: str = self._chat.apply_chat_template(
-            turns,
-            chat_template=self._chat.chat_template or DEFAULT_CHAT_TEMPLATE,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        pieces = text.split("<image>")
-        layouts = [self._layout(grid) for grid in grids]
-        whole = pieces[0] + "".join(layout + piece for layout, piece in zip(layouts, pieces[1:], strict=True))
-        return tuple(self._chat.encode(whole, add_special_tokens=False))
-
-    def _content(self, message: Message) -> list[dict[str, str]]:
-        """The template's parts. Texts that stand together are one: a control token could be spread over several."""
-        content: list[dict[str, str]] = []
-        for is_image, parts in groupby(message.parts, key=lambda part: isinstance(part, ImagePart)):
-            if is_image:
-                content += [{"type": "image"} for _ in parts]
-            else:
-                text = "".join(part.text for part in parts if isinstance(part, TextPart))
-                content.append({"type": "text", "text": self._plain(text)})
-        return content
-
-    def _plain(self, text: str) -> str:
-        """A user's text with no control token in it: a space goes behind the first character of each."""
-        for token in self._control_tokens:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
+        key = picture_key(picture, detail is Detail.HIGH, grid)
+        tiles = [
+            PictureInput(picture_part(key, number), self._tokens_per_tile, np.asarray(tile, np.float32))
+            for number, tile in enumerate(cut["pixel_values"][0])
+        ]
+        return tiles, grid
 
     def _layout(self, grid: Grid) -> str:
         rows, columns = grid
@@ -263,7 +165,43 @@ class SmolVLM:
         return f"{text}<fake_token_around_image><global-img>{tile}<fake_token_around_image>"
 
 
-def _eos_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> frozenset[int]:
-    listed = generation.eos_token_id
-    ids = listed if isinstance(listed, list) else [listed]
-    return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
+class Tower:
+    """The vision tower (SigLIP's kind, ``modeling_smolvlm.py`` in transformers) and the connector behind it."""
+
+    def __init__(self, model: Any, quantize: Quantize | None) -> None:
+        vision, self._shuffle = model.vision_model, int(model.connector.scale_factor)
+        config = vision.config
+        self._patch = int(config.patch_size)
+        self._heads = int(config.num_attention_heads)
+        patches = vision.embeddings.patch_embedding
+        self._patches = from_weight(patches.weight.detach().flatten(1), patches.bias.detach())
+        self._places: Tensor = vision.embeddings.position_embedding.weight.detach()
+        self._layers = [
+            (
+                layer.layer_norm1,
+                linear(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, quantize=quantize),
+                linear(layer.self_attn.out_proj, quantize=quantize),
+                layer.layer_norm2,
+                linear(layer.mlp.fc1, quantize=quantize, activation="gelu"),
+                linear(layer.mlp.fc2, quantize=quantize),
+            )
+            for layer in vision.encoder.layers
+        ]
+        self._norm = vision.post_layernorm
+        self._project = linear(model.connector.modality_projection.proj)
+
+    @torch.inference_mode()
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Image tokens of tiles (tiles, channels, side, side): (tiles, tokens, hidden)."""
+        count, side = len(tiles), tiles.shape[-1] // self._patch
+        patches = F.unfold(tiles, self._patch, stride=self._patch).transpose(1, 2)
+        states = self._patches(patches) + self._places
+        for norm1, qkv, out, norm2, expand, contract in self._layers:
+            mixed = attention(*qkv(norm1(states)).unflatten(-1, (3, self._heads, -1)).unbind(2))
+            states = states + out(mixed)
+            states = states + contract(expand(norm2(states)))
+        states = self._norm(states)
+        # Pixel shuffle: a square of neighboring patches becomes one token.
+        edge = side // self._shuffle
+        grid = states.view(count, edge, self._shuffle, edge, self._shuffle, -1).transpose(2, 3)
+        return self._project(grid.reshape(count, edge * edge, -1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AliasChoices, BaseModel, ByteSize, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from raylens.errors import InvalidRequest
 from raylens.recipe import BUNDLED, DEFAULT, Recipe, choose
@@ -39,6 +39,8 @@ class Limits(Frozen):
     max_tokens: PositiveInt = 4096
     max_answers: PositiveInt = 8
     max_stop_strings: PositiveInt = 4
+    max_schema_bytes: PositiveInt = 64 * 2**10
+    """Of the JSON schema that an answer should follow, as compact JSON."""
 
 
 class Defaults(Frozen):
@@ -63,7 +65,7 @@ class ModelConfig(Frozen):
     """One model deployment. ``checkpoint`` is a hub id, a folder, or ``pocket``: the tiny one that is bundled."""
 
     name: Name
-    family: Literal["smolvlm"]
+    family: Literal["smolvlm", "qwen2_5_vl"]
     checkpoint: str = "pocket"
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -84,9 +86,34 @@ class ModelConfig(Frozen):
     """Sequences that run together; ``batch_size`` is another name for it."""
     max_waiting: Annotated[int, Field(ge=0, le=4096)] = 24
     """Sequences that may wait in a replica; one more is refused as overloaded."""
-    max_tiles_per_step: PositiveInt = 16
-    """Tiles that the vision tower encodes at a time; bounds memory."""
+    max_tiles_per_step: PositiveInt = 4
+    """Tiles that the vision tower encodes at a time: running answers wait for so many where a new one enters."""
+    max_prefill_tokens: Annotated[int, Field(ge=16, le=65_536)] = 256
+    """Tokens of a prompt that are read at a time."""
+    max_stall_s: Annotated[float, Field(ge=0, le=10)] = 0.03
+    """How long running answers may wait while small pieces of new ones are read; one piece is always read."""
+    kv_cache: ByteSize | None = None
+    """Memory for the keys and values of running sequences, such as ``2GiB``. Unset takes 1 GiB on a CPU, and on CUDA
+    what is left of the replica's share of the card."""
+    feature_cache: ByteSize = ByteSize(128 * 2**20)
+    """Memory for the features of pictures that were seen before."""
+    prefix_cache: ByteSize = ByteSize(256 * 2**20)
+    """Memory for the keys and values of prompts that were read before."""
+    quantize: Literal["int8"] | None = None
+    """``int8`` keeps weights as bytes, which on a CPU makes decoding faster and answers a little less exact."""
+    min_pixels: PositiveInt | None = None
+    max_pixels: PositiveInt | None = None
+    """Bounds of a picture's area where the family has dynamic resolution; unset takes the checkpoint's."""
     retry_after_s: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _pixels_are_bounds(self) -> Self:
+        given = self.min_pixels is not None or self.max_pixels is not None
+        if given and self.family != "qwen2_5_vl":
+            raise ValueError(f"{self.name}: min_pixels, max_pixels: {self.family} has no dynamic resolution")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"{self.name}: min_pixels: {self.min_pixels}; max_pixels is {self.max_pixels}")
+        return self
 
 
 class AppConfig(Frozen):

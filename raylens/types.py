@@ -45,6 +45,8 @@ class Priority(IntEnum):
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    ABORT = "abort"
+    """Nobody waits for the rest: the client has gone, or the deadline has passed."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,17 @@ class ImagePart:
 
 
 @dataclass(frozen=True)
+class VideoPart:
+    """Stands for these of the request's images, in order: frames of a video, evenly spaced in time."""
+
+    indices: tuple[int, ...]
+    frames_per_second: float = 2.0
+
+
+@dataclass(frozen=True)
 class Message:
     role: Role
-    parts: tuple[TextPart | ImagePart, ...]
+    parts: tuple[TextPart | ImagePart | VideoPart, ...]
 
 
 @dataclass(frozen=True)
@@ -116,9 +126,23 @@ class SamplingParams:
     max_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    """The most likely tokens to choose from; 0 means all."""
+    min_p: float = 0.0
+    """The least probability to choose from, as a share of the most likely token's."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits, and multiplies the negative ones, of what the prompt and the answer hold."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that the answer holds."""
+    frequency_penalty: float = 0.0
+    """The same, times how often the answer holds them."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
     n: int = 1
+    logprobs: int | None = None
+    """How many of the most likely tokens are told beside each chosen one; None tells nothing."""
+    json_schema: str | None = None
+    """A JSON schema, as JSON, that the answer follows."""
 
 
 @dataclass(frozen=True)
@@ -154,14 +178,49 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token of an answer, the logarithm of its probability, and the most likely ones in its place (no alternatives
+    of their own). ``text`` may hold U+FFFD where the token is a part of a character; ``data`` is exact."""
+
+    text: str
+    data: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box, normalized to [0, 1]."""
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+
+@dataclass(frozen=True)
+class Location:
+    """A point, normalized to [0, 1]."""
+
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
 class Delta:
-    """A piece of answer number ``index``. The last one of an answer has a ``finish_reason`` and its ``usage``."""
+    """A piece of answer number ``index``. The last one of an answer has a ``finish_reason`` and its ``usage``.
+
+    The last one of a detect has ``regions``, that of a point ``locations``.
+    """
 
     text: str = ""
     index: int = 0
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     warnings: tuple[str, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    regions: tuple[Region, ...] | None = None
+    locations: tuple[Location, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import Idefics3Config, Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
+    SmolVLMForConditionalGeneration,
+)
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
+from models.pocket import qwen2_5_vl_checkpoint
 from models.pocket.smolvlm_checkpoint import pocket_config, pocket_image_processor, pocket_tokenizer, save_pocket
 
 
@@ -19,10 +25,7 @@ def random_smolvlm(folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
     torch.manual_seed(seed)
     tokenizer = pocket_tokenizer()
     model = SmolVLMForConditionalGeneration(pocket_config(tokenizer))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(scale)
+    _widen(model, scale)
     save_pocket(folder, model, tokenizer)
     return folder
 
@@ -50,3 +53,20 @@ def random_first_generation(folder: Path) -> Path:
         image_std=stock.image_std,
     ).save_pretrained(folder)
     return folder
+
+
+def random_qwen2_5_vl(folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
+    """A pocket-sized Qwen2.5-VL that has learned nothing; see :func:`random_smolvlm`."""
+    torch.manual_seed(seed)
+    tokenizer = qwen2_5_vl_checkpoint.pocket_tokenizer()
+    model = Qwen2_5_VLForConditionalGeneration(qwen2_5_vl_checkpoint.pocket_config(tokenizer))
+    _widen(model, scale)
+    qwen2_5_vl_checkpoint.save_pocket(folder, model, tokenizer)
+    return folder
+
+
+def _widen(model: torch.nn.Module, scale: float) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(scale)

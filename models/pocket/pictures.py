@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from torch.utils.data import IterableDataset
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import Scene, random_scene
 from models.pocket.smolvlm_checkpoint import TILE
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,18 @@ def to_tile(pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
     return np.asarray(picture.resize((TILE, TILE), rng.choice(filters)))
 
 
+def drawn_scenes(rng: random.Random, max_side: int) -> Iterator[tuple[Scene, NDArray[np.uint8]]]:
+    """Scenes without end and their pixels, most of them encoded and decoded again."""
+    while True:
+        scene = random_scene(rng, 1024 if rng.random() < 0.03 else max_side)
+        pixels = draw(scene, rng)
+        if rng.random() < 0.65:
+            pixels = np.asarray(Image.open(io.BytesIO(encode(pixels, rng)[0])).convert("RGB"))
+        yield scene, pixels
+
+
 class Pictures(IterableDataset[Picture]):
-    """Scenes without end, drawn, encoded, decoded and brought to one tile."""
+    """Scenes without end, brought to one tile."""
 
     def __init__(self, seed: int, max_side: int) -> None:
         self.seed = seed
@@ -48,22 +61,18 @@ class Pictures(IterableDataset[Picture]):
 
     def __iter__(self) -> Iterator[Picture]:
         rng = random.Random(self.seed)
-        while True:
-            scene = random_scene(rng, 1024 if rng.random() < 0.03 else self.max_side)
-            pixels = draw(scene, rng)
-            if rng.random() < 0.65:
-                pixels = np.asarray(Image.open(io.BytesIO(encode(pixels, rng)[0])).convert("RGB"))
+        for scene, pixels in drawn_scenes(rng, self.max_side):
             yield Picture(to_tile(pixels, rng), scene)
 
 
-class Pool:
+class Pool(Generic[P]):
     """The latest pictures; ``draw`` takes new ones as they come and mixes them with earlier ones."""
 
-    def __init__(self, source: Iterator[list[Picture]], size: int) -> None:
+    def __init__(self, source: Iterator[list[P]], size: int) -> None:
         self.source = source
-        self.kept: deque[Picture] = deque(maxlen=size)
+        self.kept: deque[P] = deque(maxlen=size)
 
-    def draw(self, count: int, fresh: int, rng: random.Random) -> list[Picture]:
+    def draw(self, count: int, fresh: int, rng: random.Random) -> list[P]:
         while fresh > 0 or len(self.kept) < count:
             batch = next(self.source)
             self.kept.extend(batch)

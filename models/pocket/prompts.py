@@ -40,6 +40,9 @@ _FIXED = {
         "Give a detailed description of the picture.",
     ),
 }
+DETECT_PROMPT = "Outline the position of each {} and output all the bbox coordinates in JSON format."
+POINT_PROMPT = "Point to each {} and output all the point coordinates in JSON format."
+"""How Qwen2.5-VL is asked for boxes and points, after its cookbook on spatial understanding."""
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are a helpful assistant that describes images.",
@@ -90,3 +93,13 @@ def vocabulary_corpus() -> list[str]:
         " Three shapes on a gray background: a red circle, a blue square and an orange triangle",
     ] * 120
     return lines
+
+
+def grounding_corpus(max_number: int) -> list[str]:
+    """The same for JSON of boxes and points, with numbers up to ``max_number`` as one token each."""
+    corpus = [f"[{number}, {number}]" for number in range(max_number + 1)] * 12
+    corpus += ['[{"bbox_2d": [1, 2, 3, 4], "label": "red circle"}, {"point_2d": [1, 2], "label": "shape"}]', "[]"] * 60
+    corpus += [DETECT_PROMPT.format("circle"), POINT_PROMPT.format("circle")] * 60
+    corpus += [f'"{word}"' for word in (*COLORS, *KINDS, "shape")] * 60
+    corpus += ["system\n", "user\n", "assistant\n"] * 60
+    return corpus

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 IGNORED = -100
@@ -31,6 +33,12 @@ class Row:
     prefix: list[int]
     tiles: list[int]
     segments: list[Segment] = field(default_factory=list)
+    positions: NDArray[np.int64] | None = None
+    """The prefix's rotary positions, (axes, length), where they don't just count."""
+
+    @property
+    def prefix_positions(self) -> NDArray[np.int64]:
+        return np.arange(len(self.prefix))[None] if self.positions is None else self.positions
 
     def __len__(self) -> int:
         return len(self.prefix) + sum(len(segment.ids) for segment in self.segments)
@@ -38,7 +46,10 @@ class Row:
 
 @dataclass
 class PackedBatch:
-    """``ids``, ``positions``, ``labels``: (rows, length); ``mask``: (rows, 1, length, length), True where attended."""
+    """``ids``, ``labels``: (rows, length); ``mask``: (rows, 1, length, length), True where attended.
+
+    ``positions``: (axes, rows, length).
+    """
 
     ids: Tensor
     positions: Tensor
@@ -55,7 +66,8 @@ def pack(rows: list[Row], pad_id: int, device: torch.device) -> PackedBatch:
     """Lays rows out as tensors; a label stands at the position that predicts it."""
     length = max(len(row) for row in rows)
     ids = torch.full((len(rows), length), pad_id)
-    positions = torch.zeros((len(rows), length), dtype=torch.long)
+    axes = len(rows[0].prefix_positions)
+    positions = torch.zeros((axes, len(rows), length), dtype=torch.long)
     labels = torch.full((len(rows), length), IGNORED)
     weights = torch.zeros((len(rows), length))
     group = torch.full((len(rows), length), -1)
@@ -63,12 +75,13 @@ def pack(rows: list[Row], pad_id: int, device: torch.device) -> PackedBatch:
     for index, row in enumerate(rows):
         end = len(row.prefix)
         ids[index, :end] = torch.tensor(row.prefix)
-        positions[index, :end] = torch.arange(end)
+        positions[:, index, :end] = torch.from_numpy(row.prefix_positions)
+        following = int(row.prefix_positions.max()) + 1
         group[index, :end] = 0
         for number, segment in enumerate(row.segments, start=1):
             start, end = end, end + len(segment.ids)
             ids[index, start:end] = torch.tensor(segment.ids)
-            positions[index, start:end] = len(row.prefix) + torch.arange(end - start)
+            positions[:, index, start:end] = following + torch.arange(end - start)
             group[index, start:end] = number
             learned = torch.tensor(segment.learn[1:])
             labels[index, start : end - 1] = torch.where(learned, ids[index, start + 1 : end], IGNORED)

@@ -1,25 +1,16 @@
-"""Trains the pocket SmolVLM on drawn scenes.
+"""Trains the pocket SmolVLM on drawn scenes; :mod:`models.pocket.training` has what all families share.
 
-The recipe, the same on a CPU and on a GPU:
-
-- One process draws scenes without end into a pool; every picture is used a few times, with other questions.
-- Every picture is encoded once a step and asked up to eight things in one packed row (:mod:`models.pocket.rows`).
-  Further rows put the text before the picture, a system prompt before both, or a second turn after the first.
-- Half of the rows show the picture as tiles and a global view. Most tiles' features are those of *other* pictures,
-  at no cost for encoding, and some are the picture's own parts: the model learns to read the global view only.
-- A linear probe names the shape and color in each of the nine image tokens. Its loss teaches the vision tower in
-  minutes what the captions alone teach in an hour. The probe is not part of the checkpoint.
+Half of the rows show the picture as tiles and a global view. Most tiles' features are those of *other* pictures, at no
+cost for encoding, and some are the picture's own parts: the model learns to read the global view only. The probe names
+the shape and color in each of the nine image tokens.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import time
-from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,49 +19,23 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
-from models.pocket.pictures import Picture, Pictures, Pool
-from models.pocket.prompts import SYSTEM_PROMPTS, caption_request
+from models.pocket import training
+from models.pocket.pictures import Picture, Pictures
+from models.pocket.prompts import SYSTEM_PROMPTS
 from models.pocket.rows import IGNORED, PackedBatch, Row, Segment, exact_segments, pack
-from models.pocket.scenes import (
-    CELLS,
-    COLORS,
-    KINDS,
-    LENGTHS,
-    Scene,
-    ask_color,
-    ask_presence,
-    questions,
-)
+from models.pocket.scenes import COLORS, KINDS, Scene
 from models.pocket.smolvlm_checkpoint import TILE, pocket_config, pocket_tokenizer, save_pocket
+from models.pocket.training import buckets, tasks
 
 IMAGE_TOKENS = 9
-TASK_PROMPTS = {
-    "short": "Caption this image in one short sentence.",
-    "normal": "Describe this image.",
-    "long": "Describe this image in detail.",
-}
 COLOR_INDEX = {name: index + 1 for index, name in enumerate(COLORS)}
 KIND_INDEX = {name: index + 1 for index, name in enumerate(KINDS)}
 
 
 @dataclass(frozen=True)
-class Settings:
-    minutes: float = 88.0
-    images_per_step: int = 48
-    """Every picture is encoded in every step; the two mixes say how many of them are asked what."""
-    first_mix: tuple[int, int] = (48, 32)
-    """Packed rows, with the picture first, and rows with other orders of text and picture: to learn to see."""
-    last_mix: tuple[int, int] = (16, 128)
-    """The same for the last part: other orders share no work, and come once the rest is known."""
-    last_part: float = 0.65
+class Settings(training.Settings):
     own_tiles: int = 16
     """Pictures of a step whose tiles are their own quarters or halves, enlarged; the others' are other pictures."""
-    learning_rate: float = 1.5e-3
-    warmup: float = 0.02
-    weight_decay: float = 0.02
-    pool: int = 24_000
-    max_side: int = 640
-    seed: int = 0
 
 
 class Prompts:
@@ -103,37 +68,6 @@ class Prompts:
             more_ids, more_learn = self.turn(question, answer)
             ids, learn = ids + link + more_ids, learn + [False] * len(link) + more_learn
         return Segment(kind, ids, learn)
-
-
-def tasks(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
-    """(kind, question, answer) triples about a scene: the table's rows, captions asked in other words, and aids."""
-    asked = [(f"caption {length}", TASK_PROMPTS[length], scene.caption(length)) for length in LENGTHS]
-    asked += [(question.kind, question.text, question.answer) for question in questions(scene, rng)]
-    asked += aids(scene, rng)
-    length = rng.choice(LENGTHS)
-    asked.append(("phrasing", caption_request(length, rng), scene.caption(length)))
-    return asked
-
-
-def aids(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
-    """Questions outside the table that need the same look-ups: a shape by its color, a color by its place.
-
-    Finding a picture's token by what is in it is the last thing that the model learns; more such questions, and both
-    answers to the question of presence, bring it forward.
-    """
-    presence = [ask_presence(scene, rng, present) for present in (True, False)]
-    asked = [("presence", question.text, question.answer) for question in presence]
-    cell = rng.choice([shape.cell for shape in scene.shapes])
-    color = next(shape.color for shape in scene.shapes if shape.cell == cell)
-    asked.append(("aid", f"What color is at the {CELLS[cell]}?", color))
-    colors = Counter(shape.color for shape in scene.shapes)
-    for shape in scene.shapes:
-        if colors[shape.color] == 1:
-            asked.append(("aid", f"What shape is {shape.color}?", shape.kind))
-    other = ask_color(scene, rng)
-    if other is not None:
-        asked.append((other.kind, other.text, other.answer))
-    return asked
 
 
 GRIDS = ((2, 2), (1, 2), (2, 1))
@@ -214,62 +148,47 @@ def probe_targets(pictures: list[Picture], device: torch.device) -> tuple[Tensor
     return kinds.to(device), colors.to(device)
 
 
-class Trainer:
-    """Model, probe, optimizer and progress; resumes from ``work`` where an earlier run stopped."""
+class Trainer(training.Trainer[Picture]):
+    """The pocket SmolVLM in the making."""
+
+    settings: Settings
+    model: SmolVLMForConditionalGeneration
 
     def __init__(self, settings: Settings, work: Path) -> None:
         torch.manual_seed(settings.seed)
-        self.settings = settings
-        self.work = work
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = pocket_tokenizer()
         self.prompts = Prompts(self.tokenizer)
-        self.model = SmolVLMForConditionalGeneration(pocket_config(self.tokenizer)).to(self.device).train()
-        self.probe = nn.Linear(128, len(KINDS) + 1 + len(COLORS) + 1).to(self.device)
-        parameters = [*self.model.parameters(), *self.probe.parameters()]
-        self.optimizer = torch.optim.AdamW(
-            parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
-        )
-        self.seconds = 0.0
-        self.steps = 0
-        self._resume()
+        probe = nn.Linear(128, len(KINDS) + 1 + len(COLORS) + 1)
+        super().__init__(SmolVLMForConditionalGeneration(pocket_config(self.tokenizer)), probe, settings, work)
 
-    @property
-    def progress(self) -> float:
-        return self.seconds / (60 * self.settings.minutes)
+    def pictures(self) -> Iterator[list[Picture]]:
+        """Implements :meth:`models.pocket.training.Trainer.pictures`."""
+        source = Pictures(self.settings.seed + 1 + self.steps, self.settings.max_side)
+        return iter(DataLoader(source, batch_size=16, num_workers=1, collate_fn=list, prefetch_factor=4))
 
-    def step(self, pictures: list[Picture], rng: random.Random) -> tuple[float, list[tuple[str, bool]]]:
-        """One update; the loss, and which segments were exact before it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * _schedule(self.progress, self.settings.warmup)
-        loss, exact = self._loss(pictures, rng)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.steps += 1
-        return loss.item(), exact
-
-    def _loss(self, pictures: list[Picture], rng: random.Random) -> tuple[Tensor, list[tuple[str, bool]]]:
+    def loss(self, pictures: list[Picture], rng: random.Random) -> tuple[Tensor, list[tuple[str, bool]]]:
+        """Implements :meth:`models.pocket.training.Trainer.loss`."""
         model = self.model.model
         pixels = torch.from_numpy(np.stack([picture.tile for picture in pictures])).to(self.device)
         pixels = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)
-        settings = self.settings
         views = model.connector(model.vision_model(pixel_values=pixels).last_hidden_state)
         with torch.no_grad():
-            parts = own_tiles(pixels, settings.own_tiles)
+            parts = own_tiles(pixels, self.settings.own_tiles)
             part_features = model.connector(model.vision_model(pixel_values=parts).last_hidden_state)
         features = torch.cat([views, part_features])
-        mix = settings.first_mix if self.progress < settings.last_part else settings.last_mix
-        rows = build_rows(pictures, self.prompts, settings, mix, rng)
+        rows = build_rows(pictures, self.prompts, self.settings, self.mix, rng)
         losses, weight, exact = [], 0.0, []
-        for bucket in _buckets(rows):
+        for bucket in buckets(rows):
             batch = pack(bucket, self.tokenizer.pad_token_id, self.device)
             loss, predicted = self._answer_loss(batch, features)
             losses.append(loss)
             weight += batch.weights.sum().item()
             exact += exact_segments(batch, predicted)
         return torch.stack(losses).sum() / weight + 0.5 * self._probe_loss(views, pictures), exact
+
+    def write(self, out: Path) -> None:
+        """Implements :meth:`models.pocket.training.Trainer.write`."""
+        save_pocket(out, self.model, self.tokenizer)
 
     def _answer_loss(self, batch: PackedBatch, features: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted sum of the learned tokens' losses, and the labels' most likely tokens."""
@@ -278,7 +197,7 @@ class Trainer:
         is_image = (batch.ids == self.model.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(is_image, features[batch.tiles].reshape(-1, features.shape[-1]))
         states = model.text_model(
-            inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+            inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions[0], use_cache=False
         ).last_hidden_state
         learned = batch.labels != IGNORED
         logits = self.model.lm_head(states[learned])
@@ -292,71 +211,3 @@ class Trainer:
         kind_logits, color_logits = self.probe(features).split((len(KINDS) + 1, len(COLORS) + 1), dim=-1)
         kind_loss = F.cross_entropy(kind_logits.flatten(0, 1), kinds.flatten())
         return kind_loss + F.cross_entropy(color_logits.flatten(0, 1), colors.flatten())
-
-    def save(self) -> None:
-        self.work.mkdir(parents=True, exist_ok=True)
-        state = {
-            "model": self.model.state_dict(),
-            "probe": self.probe.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "seconds": self.seconds,
-            "steps": self.steps,
-        }
-        partial = self.work / "state.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.work / "state.pt")
-
-    def _resume(self) -> None:
-        path = self.work / "state.pt"
-        if not path.exists():
-            return
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.probe.load_state_dict(state["probe"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.seconds, self.steps = state["seconds"], state["steps"]
-        print(f"resumed at step {self.steps}, {self.seconds / 60:.1f} minutes", flush=True)
-
-
-def _buckets(rows: list[Row], count: int = 4) -> list[list[Row]]:
-    """The rows in a few groups of like length, so that little is padding."""
-    ordered = sorted(rows, key=len)
-    size = -(-len(ordered) // count)
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
-
-
-def _schedule(progress: float, warmup: float) -> float:
-    """A short linear warm-up, then linear down to nothing."""
-    if progress < warmup:
-        return max(0.02, progress / warmup)
-    return max(0.005, (1 - progress) / (1 - warmup))
-
-
-def train(settings: Settings, work: Path, out: Path) -> None:
-    """Trains for ``settings.minutes`` of computing time and writes the checkpoint to ``out``."""
-    trainer = Trainer(settings, work)
-    rng = random.Random(settings.seed + trainer.steps)
-    pictures = Pictures(settings.seed + 1 + trainer.steps, settings.max_side)
-    loader = DataLoader(pictures, batch_size=16, num_workers=1, collate_fn=list, prefetch_factor=4)
-    pool = Pool(iter(loader), settings.pool)
-    recent: dict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=2000))
-    started = saved = reported = time.monotonic()
-    before = trainer.seconds
-    while trainer.progress < 1:
-        loss, exact = trainer.step(pool.draw(settings.images_per_step, 16, rng), rng)
-        for kind, right in exact:
-            recent[kind].append(right)
-        now = time.monotonic()
-        trainer.seconds = before + now - started
-        if now - reported > 30:
-            reported = now
-            rates = {kind: round(100 * sum(hits) / len(hits), 1) for kind, hits in sorted(recent.items())}
-            print(
-                f"{trainer.seconds / 60:5.1f} min, step {trainer.steps}, loss {loss:.4f} {json.dumps(rates)}",
-                flush=True,
-            )
-        if now - saved > 180:
-            saved = now
-            trainer.save()
-    trainer.save()
-    save_pocket(out, trainer.model, trainer.tokenizer)

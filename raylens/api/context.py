@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,10 +14,10 @@ from fastapi import Request
 from raylens.api.catalog import Catalog
 from raylens.api.media import Media
 from raylens.config import AppConfig
-from raylens.errors import InvalidRequest
+from raylens.errors import InvalidRequest, ModelNotLoaded
 from raylens.ports import VisionService
 from raylens.recipe import Choice, Recipe, choose
-from raylens.types import SamplingParams, Task, VisionRequest
+from raylens.types import ModelInfo, SamplingParams, Task, VisionRequest
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -76,9 +78,19 @@ class Context:
 
     def check_text(self, length: int, field: str) -> None:
         """Raises ``InvalidRequest`` for more text than any context holds: reading it would cost seconds."""
-        limit = self.config.limits.max_text_chars
-        if length > limit:
-            raise InvalidRequest(f"{field}: {length} characters; the limit is {limit}", field, limit, length)
+        _check_limit(field, length, self.config.limits.max_text_chars, " characters")
+
+    async def model_infos(self, names: Iterable[str]) -> dict[str, ModelInfo | ModelNotLoaded]:
+        """What each of these models is, or why that can't be told: one that is down hides no other."""
+
+        async def ask(name: str) -> ModelInfo | ModelNotLoaded:
+            try:
+                return await self.service.model_info(name)
+            except ModelNotLoaded as error:
+                return error
+
+        names = list(names)
+        return dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
 
     def sampling(
         self,
@@ -86,28 +98,39 @@ class Context:
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         seed: int | None = None,
         stop: tuple[str, ...] = (),
         n: int = 1,
+        logprobs: int | None = None,
+        json_schema: str | None = None,
     ) -> SamplingParams:
         """Sampling parameters with the configured defaults. Raises ``InvalidRequest`` over a limit."""
         limits, defaults = self.config.limits, self.config.defaults
         if max_tokens is None:
             max_tokens = defaults.max_tokens
-        for field, value, limit in (
-            ("max_tokens", max_tokens, limits.max_tokens),
-            ("n", n, limits.max_answers),
-            ("stop", len(stop), limits.max_stop_strings),
-        ):
-            if value > limit:
-                raise InvalidRequest(f"{field}: {value}; the limit is {limit}", field, limit, value)
+        _check_limit("max_tokens", max_tokens, limits.max_tokens)
+        _check_limit("n", n, limits.max_answers)
+        _check_limit("stop", len(stop), limits.max_stop_strings)
+        _check_limit("response_format", len((json_schema or "").encode()), limits.max_schema_bytes, " bytes of schema")
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=defaults.temperature if temperature is None else temperature,
             top_p=1.0 if top_p is None else top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
             seed=seed,
             stop=stop,
             n=n,
+            logprobs=logprobs,
+            json_schema=json_schema,
         )
 
     def _seconds(self, given: str) -> float:
@@ -120,3 +143,8 @@ class Context:
                 longest,
             )
         return seconds
+
+
+def _check_limit(field: str, actual: int, limit: int, unit: str = "") -> None:
+    if actual > limit:
+        raise InvalidRequest(f"{field}: {actual}{unit}; the limit is {limit}", field, limit, actual)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +9,6 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
 from raylens.api.context import Context
-from raylens.errors import ModelNotLoaded
 from raylens.types import ModelInfo
 
 
@@ -52,14 +50,8 @@ def router(context: Context) -> APIRouter:
 
 
 async def _infos(context: Context) -> dict[str, ModelInfo | None]:
-    async def ask(name: str) -> ModelInfo | None:
-        try:
-            return await context.service.model_info(name)
-        except ModelNotLoaded:
-            return None
-
-    names = list(context.catalog.models)
-    return dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
+    infos = await context.model_infos(context.catalog.models)
+    return {name: info if isinstance(info, ModelInfo) else None for name, info in infos.items()}
 
 
 def _describe(info: ModelInfo | None) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import threading
 from collections.abc import AsyncGenerator
 
-from raylens.engine.engine import Engine, Output
+from raylens.engine.engine import Engine, Limits, Output
+from raylens.engine.metrics import Gauges, Metrics
 from raylens.engine.model import Model, Prompt
 from raylens.engine.sequence import Sequence, sequences
+from raylens.engine.structured import Grammar, Grammars
 from raylens.errors import InvalidRequest, ModelFailed, Overloaded, RaylensError
 from raylens.types import Delta, VisionRequest
 
@@ -19,10 +22,18 @@ logger = logging.getLogger(__name__)
 class AsyncEngine:
     """Runs an :class:`Engine` in a thread of its own. Its methods belong to one event loop."""
 
-    def __init__(self, model: Model, max_batch_size: int, max_waiting: int, retry_after: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        limits: Limits,
+        max_waiting: int,
+        retry_after: float = 1.0,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._model = model
-        self._engine = Engine(model, max_batch_size)
-        self._capacity = max_batch_size + max_waiting
+        self._engine = Engine(model, limits, metrics)
+        self._grammars = Grammars(model.tokenizer, model.eos_ids, model.vocabulary)
+        self._capacity = limits.max_batch_size + max_waiting
         self._retry_after = retry_after
         self._streams: dict[Sequence, asyncio.Queue[Output]] = {}
         self._inbox: list[Sequence] = []
@@ -38,6 +49,12 @@ class AsyncEngine:
         return self._failure
 
     @property
+    def gauges(self) -> Gauges:
+        """How the engine stands now; sequences that it has not taken yet count as waiting."""
+        gauges = self._engine.gauges
+        return dataclasses.replace(gauges, waiting=gauges.waiting + len(self._inbox))
+
+    @property
     def in_flight(self) -> int:
         """Sequences that wait or run."""
         return len(self._streams)
@@ -45,9 +62,12 @@ class AsyncEngine:
     async def generate(self, request: VisionRequest, prompt: Prompt) -> AsyncGenerator[Delta, None]:
         """The deltas of all ``n`` answers, until each has its finish reason; closing the iterator aborts them.
 
-        Raises ``Overloaded`` at once where the waiting room is full, ``DeadlineExceeded`` and ``ModelFailed``.
+        Raises ``Overloaded`` at once where the waiting room is full, ``InvalidRequest`` for what can't ever fit in the
+        cache and for a JSON schema that can't be followed, ``DeadlineExceeded`` and ``ModelFailed``.
         """
-        wanted = sequences(request, prompt, self._model.tokenizer)
+        self._engine.check_fit(prompt, request.sampling.max_tokens)
+        grammar = await self._grammar(request.sampling.json_schema)
+        wanted = sequences(request, prompt, self._model.tokenizer, grammar)
         outputs = self._submit(wanted)
         try:
             unfinished = len(wanted)
@@ -60,6 +80,9 @@ class AsyncEngine:
                 yield output.delta
         finally:
             self._abort(wanted)
+
+    async def _grammar(self, schema: str | None) -> Grammar | None:
+        return None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
 
     def stop(self) -> None:
         """Ends the thread after the step in progress."""

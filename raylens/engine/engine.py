@@ -1,22 +1,50 @@
-"""``step()``: schedule, run, postprocess."""
+"""``step()``: schedule, run, postprocess.
+
+A step decodes one token for every running sequence, and then does a slice of what a newcomer needs: a tile through the
+vision tower, or a part of its prompt. So sequences join and leave between decode steps, and none that runs waits longer
+than for a slice.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from raylens.engine.model import Model
+from raylens.engine.kv_cache import KVCache
+from raylens.engine.logprobs import logprobs_of
+from raylens.engine.metrics import Gauges, Metrics
+from raylens.engine.model import Model, Prompt
+from raylens.engine.reuse import ByteLRU, PrefixCache
+from raylens.engine.sampling import choose_all
 from raylens.engine.scheduler import Scheduler
-from raylens.engine.sequence import Sequence
-from raylens.errors import DeadlineExceeded, ModelFailed, RaylensError
-from raylens.types import Delta
+from raylens.engine.sequence import Sequence, State
+from raylens.errors import DeadlineExceeded, InvalidRequest, ModelFailed, RaylensError
+from raylens.types import Delta, FinishReason
 
 logger = logging.getLogger(__name__)
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine may take of the machine."""
+
+    max_batch_size: int = 8
+    kv_bytes: int = 1024 * MIB
+    feature_bytes: int = 128 * MIB
+    prefix_bytes: int = 256 * MIB
+    prefill_tokens: int = 256
+    """Tokens of a prompt that are read at a time."""
+    stall_s: float = 0.03
+    """Slices are done one after another for so long before running sequences go on; one is always done."""
 
 
 @dataclass(frozen=True)
@@ -29,95 +57,242 @@ class Output:
 
 
 class Engine:
-    """Runs sequences through a model in batches. Not thread-safe: one thread owns it."""
+    """Runs sequences through a model. Not thread-safe: one thread owns it."""
 
-    def __init__(self, model: Model, max_batch_size: int) -> None:
+    def __init__(self, model: Model, limits: Limits, metrics: Metrics | None = None) -> None:
         self.model = model
-        self.scheduler = Scheduler(max_batch_size)
-        self._cache: Any = None
-        self._rows: list[int] | None = None
-        """The cache's rows that still run, where some have left since the last step."""
+        self.limits = limits
+        self.scheduler = Scheduler(limits.max_batch_size)
+        self.cache: KVCache[Sequence] = KVCache(model.kv_shape, limits.kv_bytes, limits.max_batch_size)
+        self.features: ByteLRU[bytes, Tensor] = ByteLRU(limits.feature_bytes)
+        self.prefixes = PrefixCache(limits.prefix_bytes)
+        self._metrics = metrics or Metrics()
+        self._slices: Generator[None, None, Tensor] | None = None
+        """The work of the sequence that enters."""
+        self._decoded_at: float | None = None
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.waiting or self.scheduler.running)
+        return self.scheduler.has_work
+
+    @property
+    def gauges(self) -> Gauges:
+        scheduler = self.scheduler
+        return Gauges(
+            len(scheduler.waiting),
+            len(scheduler.running) + (scheduler.entering is not None),
+            self.cache.used_bytes,
+            self.features.bytes,
+            self.prefixes.bytes,
+        )
+
+    def check_fit(self, prompt: Prompt, max_tokens: int) -> None:
+        """Raises ``InvalidRequest`` for a sequence that has no room in the whole cache."""
+        tokens = min(self.model.max_length, len(prompt.token_ids) + max_tokens)
+        cost = self.cache.cost(tokens)
+        if cost > self.cache.budget:
+            raise InvalidRequest(
+                f"max_tokens: the prompt's {len(prompt.token_ids)} tokens, pictures included, and {max_tokens} of the"
+                f" answer take {cost / MIB:.1f} MiB of key-value cache; this model has {self.cache.budget / MIB:.1f} MiB",
+                "max_tokens",
+                self.cache.budget,
+                cost,
+            )
 
     def step(self) -> list[Output]:
-        """One round for the whole batch: at most one prefill or one decode step."""
+        """A decode step for all that run, then slices of what enters."""
         outputs = self._drop_dead()
-        admitted = self.scheduler.admit()
-        if not self.scheduler.running:
-            return outputs
-        try:
-            logits = self._prefill(admitted) if admitted else self._decode()
-        except Exception as error:
-            return outputs + self._fail(error)
-        return outputs + self._postprocess(logits)
+        if self.scheduler.running:
+            outputs += self._decode()
+        else:
+            self._decoded_at = None
+        return outputs + self._enter()
 
     def _drop_dead(self) -> list[Output]:
         """Ends what was aborted, and what is past its deadline."""
         now = time.time()
         gone = self._leave(lambda s: s.aborted or s.deadline <= now)
+        for sequence in gone:
+            sequence.finish_reason = FinishReason.ABORT
+            self._metrics.ended("abort" if sequence.aborted else "deadline", sequence.usage)
         return [
             Output(sequence, error=DeadlineExceeded("the deadline passed before the answer was complete", "deadline"))
             for sequence in gone
             if not sequence.aborted
         ]
 
-    def _prefill(self, admitted: list[Sequence]) -> Tensor:
-        """Reads each distinct prompt once; answers that share one get a row each afterwards."""
-        distinct: dict[tuple[int, tuple[int, ...]], int] = {}
-        rows = [distinct.setdefault((id(s.prompt), tuple(s.output_ids)), len(distinct)) for s in admitted]
-        firsts = [admitted[rows.index(row)] for row in range(len(distinct))]
-        self._rows = None
-        logits, self._cache = self.model.prefill([s.prompt for s in firsts], [s.output_ids for s in firsts])
-        if len(distinct) < len(admitted):
-            self.model.select(self._cache, rows)
-            logits = logits[rows]
-        return logits
+    def _decode(self) -> list[Output]:
+        """One more token for every running sequence."""
+        groups = [group for group in self.cache.groups() if any(s.state is State.RUNNING for s in group[0])]
+        order = [sequence for holders, _ in groups for sequence in holders]
+        # The one that enters may stand among them. It is decoded along, to no effect: what that writes lies behind
+        # what its row holds, and is overwritten.
+        running = [row for row, sequence in enumerate(order) if sequence.state is State.RUNNING]
+        tokens = [s.output_ids[-1] if s.state is State.RUNNING else 0 for s in order]
+        positions = [s.next_position if s.state is State.RUNNING else 0 for s in order]
+        try:
+            logits = self.model.decode(tokens, positions, [rows for _, rows in groups])
+        except Exception as error:
+            return self._decode_each(error)
+        if len(running) < len(order):
+            logits = logits[running]
+        return self._decoded([order[row] for row in running], logits)
 
-    def _decode(self) -> Tensor:
-        if self._rows is not None:
-            self.model.select(self._cache, self._rows)
-            self._rows = None
-        return self.model.decode([s.output_ids[-1] for s in self.scheduler.running], self._cache)
+    def _decode_each(self, error: Exception) -> list[Output]:
+        """A step that failed is done again row by row, so that only the sequence that breaks the model fails."""
+        logger.warning("a batch of %d failed: %r", len(self.scheduler.running), error)
+        outputs = []
+        for sequence in list(self.scheduler.running):
+            try:
+                row = [self.cache.row(sequence)]
+                logits = self.model.decode([sequence.output_ids[-1]], [sequence.next_position], row)
+            except Exception as own:
+                outputs.append(self._failed(sequence, own))
+            else:
+                outputs += self._decoded([sequence], logits)
+        return outputs
 
-    def _postprocess(self, logits: Tensor) -> list[Output]:
+    def _decoded(self, sequences: list[Sequence], logits: Tensor) -> list[Output]:
         """Chooses each row's next token and ends the rows that are complete, or that can't go on."""
-        outputs = [self._advance(sequence, logits[row]) for row, sequence in enumerate(self.scheduler.running)]
-        failed = {output.sequence for output in outputs if output.error is not None}
-        self._leave(lambda s: s.finish_reason is not None or s in failed)
+        now = time.monotonic()
+        self._metrics.step(len(sequences), None if self._decoded_at is None else now - self._decoded_at)
+        self._decoded_at = now
+        for sequence in sequences:
+            self.cache.advance(sequence)
+        return self._postprocess(sequences, logits)
+
+    def _postprocess(self, sequences: list[Sequence], logits: Tensor) -> list[Output]:
+        chosen = choose_all(logits, [sequence.sampler for sequence in sequences])
+        outputs = [
+            self._advance(sequence, logits[row], token)
+            for row, (sequence, token) in enumerate(zip(sequences, chosen, strict=True))
+        ]
+        ended = {output.sequence for output in outputs if output.error or output.sequence.finish_reason}
+        if ended:
+            self._leave(lambda s: s in ended)
         return [output for output in outputs if output.error is not None or _says_something(output.delta)]
 
-    def _advance(self, sequence: Sequence, logits: Tensor) -> Output:
-        try:
-            token_id = sequence.sampler.choose(logits)
-            text = sequence.append(token_id, self.model.eos_ids, self.model.max_length)
-        except Exception as error:
-            return self._failed(sequence, error)
+    def _advance(self, sequence: Sequence, logits: Tensor, token: int | Exception) -> Output:
+        if isinstance(token, Exception):
+            return self._failed(sequence, token)
+        text = sequence.append(token, self.model.eos_ids, self.model.max_length)
         reason = sequence.finish_reason
-        return Output(sequence, Delta(text, sequence.index, reason, sequence.usage if reason else None))
+        wanted = sequence.params.logprobs
+        told = () if wanted is None else (logprobs_of(logits, token, wanted, self.model.tokenizer),)
+        if reason:
+            self._metrics.ended(reason.value, sequence.usage)
+        return Output(sequence, Delta(text, sequence.index, reason, sequence.usage if reason else None, logprobs=told))
+
+    def _enter(self) -> list[Output]:
+        """Slices of what enters, one after another for a while."""
+        outputs: list[Output] = []
+        until = time.monotonic() + self.limits.stall_s
+        while (sequence := self.scheduler.admit(self._reserve)) is not None:
+            try:
+                logits = self._slice(sequence)
+            except Exception as error:
+                outputs.append(self._failed(sequence, error))
+            else:
+                if logits is not None:
+                    self.scheduler.entered()
+                    self._metrics.first_token(time.monotonic() - sequence.arrived_at)
+                    outputs += self._postprocess([sequence], logits[None])
+            if time.monotonic() >= until:
+                break
+        return outputs
+
+    def _reserve(self, sequence: Sequence) -> bool:
+        return self.cache.reserve(sequence, sequence.room(self.model.max_length))
+
+    def _slice(self, sequence: Sequence) -> Tensor | None:
+        """Goes on reading the prompt; the next token's logits once it is read."""
+        if self._slices is None:
+            self._slices = self._read(sequence)
+        try:
+            next(self._slices)
+        except StopIteration as done:
+            self._slices = None
+            logits: Tensor = done.value
+            return logits
+        return None
+
+    def _read(self, sequence: Sequence) -> Generator[None, None, Tensor]:
+        """Encodes the pictures and reads the prompt, but for what is known from earlier; yields between slices."""
+        prompt = sequence.prompt
+        known = self.prefixes.find(prompt)
+        self._metrics.reuse("prefix", known is not None)
+        start = 0
+        if known is not None:
+            self.cache.write(sequence, known)
+            start = known.shape[3]
+        features = yield from self._features(prompt, start)
+        positions = prompt.positions if prompt.positions is not None else np.arange(len(prompt.token_ids))[None]
+        logits = torch.empty(0)
+        while start < len(prompt.token_ids):
+            end = min(start + self.limits.prefill_tokens, len(prompt.token_ids))
+            logits = self._prefill(sequence, start, end, features, positions)
+            start = end
+            if start < len(prompt.token_ids):
+                yield
+        if self.prefixes.wants(prompt, self.model.kv_shape.bytes_per_token):
+            self.prefixes.keep(prompt, self.cache.read(sequence, len(prompt.token_ids)))
+        return logits
+
+    def _features(self, prompt: Prompt, start: int) -> Generator[None, None, list[tuple[int, Tensor]]]:
+        """(place, features) of the pictures that end behind ``start``, from the cache or from the vision tower."""
+        shown = [
+            (at, picture)
+            for at, picture in zip(prompt.image_at, prompt.pictures, strict=True)
+            if at + picture.tokens > start
+        ]
+        known = {picture.key: self.features.get(picture.key) for _, picture in shown}
+        missing = list({picture.key: picture for _, picture in shown if known[picture.key] is None}.values())
+        if shown:
+            self._metrics.reuse("features", not missing)
+        if missing:
+            encoded = yield from self.model.encode(missing)
+            yield
+            for picture, features in zip(missing, encoded, strict=True):
+                known[picture.key] = features
+                self.features.put(picture.key, features, features.nbytes)
+        return [(at, features) for at, picture in shown if (features := known[picture.key]) is not None]
+
+    def _prefill(
+        self,
+        sequence: Sequence,
+        start: int,
+        end: int,
+        features: Iterable[tuple[int, Tensor]],
+        positions: NDArray[np.int64],
+    ) -> Tensor:
+        """Reads the prompt's tokens from ``start`` to ``end``; the next one's logits."""
+        parts = []
+        for at, shown in features:
+            first, last = max(at, start), min(at + len(shown), end)
+            if first < last:
+                parts.append((first - start, shown[first - at : last - at]))
+        tokens = sequence.prompt.token_ids[start:end]
+        logits = self.model.prefill(tokens, parts, positions[:, start:end], self.cache.row(sequence))
+        self.cache.advance(sequence, end - start)
+        return logits
 
     def _leave(self, gone: Callable[[Sequence], bool]) -> list[Sequence]:
-        """Takes sequences out; their rows leave the cache before the next decode step."""
-        before = len(self.scheduler.running)
-        removed, kept = self.scheduler.remove(gone)
-        if not kept:
-            self._cache = self._rows = None
-        elif len(kept) < before:
-            self._rows = kept if self._rows is None else [self._rows[row] for row in kept]
+        """Takes sequences out, and frees their rows."""
+        removed = self.scheduler.remove(gone)
+        for sequence in removed:
+            self.cache.release(sequence)
+        if self.scheduler.entering is None:
+            self._slices = None
         return removed
-
-    def _fail(self, error: Exception) -> list[Output]:
-        """A batch that failed runs again one by one, so that only the request that breaks the model fails."""
-        self._cache = self._rows = None
-        logger.warning("a batch of %d failed: %r", len(self.scheduler.running), error)
-        return [self._failed(sequence, error) for sequence in self.scheduler.isolate()]
 
     def _failed(self, sequence: Sequence, error: Exception) -> Output:
         logger.error("the model failed on request %s", sequence.request_id, exc_info=error)
+        self._leave(lambda s: s is sequence)
+        self._metrics.ended("error", sequence.usage)
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
         return Output(sequence, error=ModelFailed(f"the model failed on this request: {type(error).__name__}"))
 
 
 def _says_something(delta: Delta | None) -> bool:
-    return delta is not None and bool(delta.text or delta.finish_reason)
+    return delta is not None and bool(delta.text or delta.finish_reason or delta.logprobs)

@@ -1,41 +1,205 @@
-"""The choice of the next token, one row at a time: rows of a batch never share parameters or random numbers."""
+"""The choice of the next token. Rows of a batch never share parameters or random numbers.
+
+Rows are weighed with numpy on the host, by one thread: at these sizes torch's threads cost more than they bring, and
+where other processes want the same cores, each small operation waits milliseconds for the last of them.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from raylens.engine.structured import Grammar
 from raylens.types import SamplingParams
+
+HEAD = 256
+"""Most nuclei lie within this many of the best tokens; only where one doesn't is the whole vocabulary sorted."""
+
+Row = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Weights = NDArray[np.float64]
 
 
 class Sampler:
-    """Draws by temperature and top-p (nucleus sampling, Holtzman et al. 2019); greedy at temperature 0."""
+    """Chooses one answer's tokens, and remembers them as far as penalties and the grammar need.
 
-    def __init__(self, params: SamplingParams, offset: int = 0) -> None:
-        self._temperature = params.temperature
-        self._top_p = params.top_p
+    In this order: grammar, penalties, temperature, top-k, top-p, min-p, draw. That of top-k to min-p, each over what
+    the one before has left, is transformers' (``GenerationMixin._get_logits_processor``); penalties come before the
+    temperature as they do there and in vLLM (``vllm/v1/sample/sampler.py``). Greedy at temperature 0.
+
+    ``offset`` is added to the seed: the number of the answer where one request wants several.
+    """
+
+    def __init__(
+        self, params: SamplingParams, prompt_ids: Sequence[int] = (), offset: int = 0, grammar: Grammar | None = None
+    ) -> None:
+        self._params = params
+        self._grammar = grammar
+        self._prompt_ids = np.unique(np.array(prompt_ids, dtype=np.int64))
+        self._counts: Counter[int] = Counter()
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed((params.seed + offset) % 2**63)
 
-    def choose(self, logits: Tensor) -> int:
-        """A token id from float32 logits of shape (vocabulary,). Raises ``ValueError`` where they are not finite."""
-        best = logits.max()
-        if not torch.isfinite(best):
-            raise ValueError("the logits are not finite")
-        if self._temperature == 0:
-            return int(logits.argmax())
-        # From the best one down, so that a temperature near 0 overflows to -inf only.
-        probabilities = torch.softmax((logits - best).double().cpu() / self._temperature, dim=-1)
-        if self._top_p < 1:
-            probabilities = self._nucleus(probabilities)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+    @property
+    def plain(self) -> bool:
+        """Needs no more than the best token: greedy, without grammar and penalties."""
+        return self._params.temperature == 0 and self._grammar is None and not self._penalizes
 
-    def _nucleus(self, probabilities: Tensor) -> Tensor:
-        """Keeps the fewest most likely tokens whose probabilities reach ``top_p``; at least one."""
-        ordered, ids = probabilities.sort(descending=True)
-        outside = ordered.cumsum(-1) - ordered >= self._top_p
-        outside[0] = False
-        return probabilities.index_fill(-1, ids[outside], 0)
+    def choose(self, logits: Tensor) -> int:
+        """The next token's id from float32 logits (vocabulary,) on any device; counted as part of the answer.
+
+        Raises ``ValueError`` where the logits are not finite, or the grammar can't go on.
+        """
+        logits = logits.cpu()
+        _check(logits.numpy().max())
+        if self._grammar is not None:
+            logits = self._grammar.allow(logits)
+        row = logits.numpy()
+        if self._penalizes:
+            row = self._penalize(row)
+        best = int(row.argmax())
+        _check(row[best])  # again: the grammar may have left none that is
+        token_id = best if self._params.temperature == 0 else self._draw(row, row[best])
+        self._record(token_id)
+        return token_id
+
+    def _record(self, token_id: int) -> None:
+        if self._grammar is not None:
+            self._grammar.accept(token_id)
+        if self._penalizes:
+            self._counts[token_id] += 1
+
+    @property
+    def _penalizes(self) -> bool:
+        params = self._params
+        return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+
+    def _penalize(self, row: Row) -> Row:
+        """A copy of a row, lower where the prompt or the answer has been.
+
+        Repetition: Keskar et al. 2019, as transformers' ``RepetitionPenaltyLogitsProcessor`` has it. Presence and
+        frequency: https://platform.openai.com/docs/guides/text-generation, ``logits[j] -= count[j] * frequency +
+        (count[j] > 0) * presence``, after repetition as in vLLM.
+        """
+        params, row = self._params, row.copy()
+        answer = np.fromiter(self._counts.keys(), dtype=np.int64)
+        if params.repetition_penalty != 1:
+            ids = np.concatenate((self._prompt_ids, answer))
+            ids = ids[ids < len(row)]  # a prompt may hold ids that are never said, such as a picture's
+            scores = row[ids]
+            # An id that both hold is written twice, with the same value.
+            row[ids] = np.where(scores < 0, scores * params.repetition_penalty, scores / params.repetition_penalty)
+        counts = np.fromiter(self._counts.values(), dtype=np.float32)
+        row[answer] -= counts * params.frequency_penalty + params.presence_penalty
+        return row
+
+    def _draw(self, row: Row, best: np.float32) -> int:
+        """Inverse of the cumulated weights, at one uniform number, over tokens in the order of their ids: noise in
+        the logits moves the bounds between tokens by as little, where an order by weight would swap them."""
+        ids, weights = self._candidates(row, best)
+        bounds = weights.cumsum()
+        at = torch.rand((), dtype=torch.float64, generator=self._generator).item() * bounds[-1]
+        place = int(bounds.searchsorted(at, side="right"))
+        return place if ids is None else int(ids[place])
+
+    def _candidates(self, row: Row, best: np.float32) -> tuple[Ids | None, Weights]:
+        """Ids (ascending; None for all) and weights of the tokens to draw from; the best one's weight is 1."""
+        params = self._params
+        if 0 < params.top_k < len(row):
+            ids = _descending(row, params.top_k)
+            weights = _weights(row[ids], best, params.temperature)
+            inside = _nucleus(weights, params.top_p, weights.sum())
+        elif params.top_p < 1:
+            everything = _weights(row, best, params.temperature)
+            mass = everything.sum()
+            ids = _descending(row, HEAD)
+            if everything[ids].sum() < params.top_p * mass:
+                ids = _descending(row, len(row))
+            weights = everything[ids]
+            inside = _nucleus(weights, params.top_p, mass)
+        else:
+            weights = _weights(row, best, params.temperature)
+            weights[weights < params.min_p] = 0
+            return None, weights
+        inside &= weights >= params.min_p  # a share of the best token's probability: Nguyen et al. 2024
+        ids, weights = ids[inside], weights[inside]
+        order = ids.argsort()
+        return ids[order], weights[order]
+
+
+def choose_all(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | Exception]:
+    """Each row's next token, from float32 logits (rows, vocabulary) on any device; the error where a row fails.
+
+    All plain rows are chosen at once and brought to the host in one transfer, all others in another.
+    """
+    plain = [row for row, sampler in enumerate(samplers) if sampler.plain]
+    others = [row for row, sampler in enumerate(samplers) if not sampler.plain]
+    chosen = dict(zip(plain, _best(_rows(logits, plain)), strict=True)) if plain else {}
+    if others:
+        for row, scores in zip(others, _rows(logits, others).cpu(), strict=True):
+            chosen[row] = _attempt(samplers[row], scores)
+    return [chosen[row] for row in range(len(samplers))]
+
+
+def _rows(logits: Tensor, rows: list[int]) -> Tensor:
+    return logits if len(rows) == len(logits) else logits[rows]
+
+
+def _attempt(sampler: Sampler, logits: Tensor) -> int | Exception:
+    try:
+        return sampler.choose(logits)
+    except Exception as error:
+        return error
+
+
+def _best(logits: Tensor) -> list[int | Exception]:
+    """The first of the best tokens of each row, or an error where that is not finite."""
+    # On the host numpy's argmax takes a twentieth of torch's, beside taking one thread.
+    ids = torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
+    scores = logits.gather(-1, ids[:, None])
+    found = torch.cat((ids[:, None].double(), scores.double()), -1).tolist()
+    return [int(token_id) if abs(score) < np.inf else _not_finite() for token_id, score in found]
+
+
+def _descending(row: Row, count: int) -> Ids:
+    """The ids of the ``count`` best tokens, from the best one down."""
+    if count >= len(row):
+        return (-row).argsort()
+    ids = row.argpartition(-count)[-count:]
+    return ids[(-row[ids]).argsort()]
+
+
+def _weights(row: Row, best: np.float32, temperature: float) -> Weights:
+    """Probabilities up to a factor. From the best one down, so that a temperature near 0 overflows to -inf only."""
+    with np.errstate(over="ignore"):
+        scaled = (row.astype(np.float64) - best) / temperature
+    return np.exp(scaled, out=scaled)
+
+
+def _nucleus(weights: Weights, top_p: float, mass: np.float64) -> NDArray[np.bool_]:
+    """Which weights, from the best one down, are the fewest that reach ``top_p`` of ``mass``; at least one.
+
+    Nucleus sampling: Holtzman et al. 2019.
+    """
+    if top_p >= 1:
+        return np.ones(len(weights), dtype=np.bool_)
+    inside = weights.cumsum() - weights < top_p * mass
+    inside[0] = True
+    return inside
+
+
+def _check(best: np.float32) -> None:
+    if not np.isfinite(best):
+        raise _not_finite()
+
+
+def _not_finite() -> ValueError:
+    return ValueError("the logits are not finite")

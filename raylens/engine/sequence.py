@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -12,22 +13,26 @@ from tokenizers import Tokenizer
 from raylens.engine.detokenizer import TextStream
 from raylens.engine.model import Prompt
 from raylens.engine.sampling import Sampler
+from raylens.engine.structured import Grammar
 from raylens.types import FinishReason, Priority, SamplingParams, Usage, VisionRequest
 
 
 class State(Enum):
     WAITING = auto()
+    ENTERING = auto()
+    """Has its place in the cache; its pictures and its prompt are read in slices."""
     RUNNING = auto()
     FINISHED = auto()
 
 
 MOVES = {
-    State.WAITING: {State.RUNNING, State.FINISHED},
-    State.RUNNING: {State.WAITING, State.FINISHED},
+    State.WAITING: {State.ENTERING, State.FINISHED},
+    State.ENTERING: {State.RUNNING, State.FINISHED},
+    State.RUNNING: {State.FINISHED},
     State.FINISHED: set[State](),
 }
 
-_arrivals = count()
+_numbers = count()
 
 
 @dataclass(eq=False)
@@ -43,16 +48,24 @@ class Sequence:
     priority: Priority = Priority.INTERACTIVE
     index: int = 0
     state: State = State.WAITING
-    alone: bool = False
-    """Runs in a batch of its own, because a batch with it has failed."""
     aborted: bool = False
     output_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    arrival: int = field(default_factory=lambda: next(_arrivals))
+    arrived_at: float = field(default_factory=time.monotonic)
+    number: int = field(default_factory=lambda: next(_numbers))
 
     @property
     def usage(self) -> Usage:
         return Usage(len(self.prompt.token_ids), len(self.output_ids))
+
+    @property
+    def next_position(self) -> int:
+        """The rotary position of the newest token, which the next step reads."""
+        return self.prompt.next_position + len(self.output_ids) - 1
+
+    def room(self, max_length: int) -> int:
+        """Tokens that it may come to hold, prompt and answer together."""
+        return min(max_length, len(self.prompt.token_ids) + self.params.max_tokens)
 
     def move(self, state: State) -> None:
         assert state in MOVES[self.state], f"{self.state} -> {state}"
@@ -65,23 +78,24 @@ class Sequence:
             self.finish_reason = FinishReason.STOP
             return self.text.finish()
         piece = self.text.push(token_id)
-        length = len(self.output_ids)
         if self.text.stopped:
             self.finish_reason = FinishReason.STOP
-        elif length >= self.params.max_tokens or len(self.prompt.token_ids) + length >= max_length:
+        elif len(self.prompt.token_ids) + len(self.output_ids) >= self.room(max_length):
             self.finish_reason = FinishReason.LENGTH
             piece += self.text.finish()
         return piece
 
 
-def sequences(request: VisionRequest, prompt: Prompt, tokenizer: Tokenizer) -> list[Sequence]:
+def sequences(
+    request: VisionRequest, prompt: Prompt, tokenizer: Tokenizer, grammar: Grammar | None = None
+) -> list[Sequence]:
     """The ``n`` answers that a request wants; answer i of a seeded request has the seed plus i."""
     params = request.sampling
     return [
         Sequence(
             prompt=prompt,
             params=params,
-            sampler=Sampler(params, offset=index),
+            sampler=Sampler(params, prompt.token_ids, index, grammar and grammar.copy()),
             text=TextStream(tokenizer, params.stop),
             deadline=request.deadline,
             request_id=request.id,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +12,24 @@ from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditional
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
+from models.registry import POCKET
 from models.smolvlm import SmolVLM, load, tile_grid
-from raylens.engine.engine import Engine
-from raylens.engine.sequence import Sequence, sequences
+from raylens.engine.engine import Engine, Limits
+from raylens.engine.model import Prompt
+from raylens.engine.sequence import sequences
 from raylens.errors import InvalidRequest, UnsupportedTask
 from raylens.types import (
     Caption,
-    Chat,
     Detail,
     Detect,
     ImagePart,
     Length,
-    Message,
     Query,
-    Role,
-    SamplingParams,
     TextPart,
-    VisionRequest,
 )
 from tests.checkpoints import random_first_generation, random_smolvlm
 from tests.pictures import random_pixels
-
-LATER = time.time() + 3600
+from tests.unit.models.exactness import assert_as_alone, request, run_in_company, user
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +40,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> SmolVLM:
     return load(str(folder))
-
-
-def request(task, **sampling) -> VisionRequest:
-    return VisionRequest("r", "m", task, LATER, SamplingParams(**sampling))
-
-
-def user(*parts: TextPart | ImagePart) -> Chat:
-    return Chat((Message(Role.USER, parts),))
 
 
 @pytest.mark.parametrize(
@@ -79,22 +66,20 @@ def test_high_detail_is_what_the_stock_processor_makes(model: SmolVLM, folder: P
     stock = SmolVLMImageProcessorPil.from_pretrained(folder)(
         picture, return_row_col_info=True, return_tensors="np", input_data_format="channels_last"
     )
-    assert prompt.tiles is not None
-    np.testing.assert_array_equal(prompt.tiles, stock["pixel_values"][0])
+    np.testing.assert_array_equal(np.stack([tile.data for tile in prompt.pictures]), stock["pixel_values"][0])
     layout = get_image_prompt_string(
         stock["rows"][0][0], stock["cols"][0][0], 9, "<fake_token_around_image>", "<image>", "<global-img>"
     )
     text = f"<|im_start|>User:{layout}Hi<end_of_utterance>\nAssistant:"
-    assert list(prompt.token_ids) == model._chat.encode(text, add_special_tokens=False)
+    assert list(prompt.token_ids) == model._chat.encode(text)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (400, 300), (2000, 900), (700, 5)])
 def test_every_picture_has_a_global_view_and_as_many_tokens_as_features(model: SmolVLM, size) -> None:
     for detail in Detail:
         prompt = model.prepare(request(user(ImagePart(0, detail))), [random_pixels(*size)])
-        assert prompt.tiles is not None
-        assert prompt.tiles.shape[1:] == (3, 192, 192)
-        assert prompt.token_ids.count(model._image_id) == 9 * len(prompt.tiles)
+        assert {tile.data.shape for tile in prompt.pictures} == {(3, 192, 192)}
+        assert prompt.token_ids.count(model._image_id) == 9 * len(prompt.pictures)
 
 
 def test_tasks_become_chats(model: SmolVLM) -> None:
@@ -114,8 +99,8 @@ def test_a_users_control_tokens_are_plain_text(model: SmolVLM) -> None:
         parts = (TextPart(evil[:cut]), TextPart(evil[cut:]))
         prompt = model.prepare(request(user(*parts)), [])
         assert prompt.token_ids.count(model._image_id) == 0
-        assert prompt.token_ids.count(model._chat.convert_tokens_to_ids("<end_of_utterance>")) == 1
-        assert prompt.tiles is None
+        assert prompt.token_ids.count(model.tokenizer.token_to_id("<end_of_utterance>")) == 1
+        assert not prompt.pictures
 
 
 def test_a_prompt_over_the_context_is_refused(model: SmolVLM) -> None:
@@ -124,47 +109,33 @@ def test_a_prompt_over_the_context_is_refused(model: SmolVLM) -> None:
     assert caught.value.limit == 4096
 
 
-def random_request(rng: random.Random) -> tuple[VisionRequest, list[np.ndarray]]:
-    """Text only, one picture or several, at every detail, with texts and answers of many lengths."""
-    count = rng.choice((0, 1, 1, 2, 3))
-    pictures = [random_pixels(rng.randint(20, 500), rng.randint(20, 500), rng.randrange(999)) for _ in range(count)]
-    parts: list[TextPart | ImagePart] = [ImagePart(i, rng.choice(list(Detail))) for i in range(len(pictures))]
-    parts.insert(rng.randint(0, len(parts)), TextPart("red blue " * rng.randint(1, 12)))
-    return request(user(*parts), max_tokens=rng.randint(1, 12)), pictures
+def reference_inputs(prompt: Prompt) -> dict[str, torch.Tensor]:
+    tiles = [picture.data for picture in prompt.pictures]
+    return {"pixel_values": torch.from_numpy(np.stack(tiles))[None]} if tiles else {}
 
 
-def test_batched_greedy_answers_equal_generate_alone(model: SmolVLM, folder: Path) -> None:
-    """Where a first difference appears, the reference's two best logits there are a tie but for rounding."""
-    rng = random.Random(4)
-    reference = SmolVLMForConditionalGeneration.from_pretrained(folder)
-    engine = Engine(model, max_batch_size=6)
-    made: list[Sequence] = []
-    for _ in range(30):
-        wanted, pictures = random_request(rng)
-        made += sequences(wanted, model.prepare(wanted, pictures), model.tokenizer)
-    engine.scheduler.add(made)
-    while engine.has_work:
-        assert not [output.error for output in engine.step() if output.error]
-    for sequence in made:
-        ids = torch.tensor([sequence.prompt.token_ids])
-        tiles = sequence.prompt.tiles
-        generated = reference.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            **({} if tiles is None else {"pixel_values": torch.from_numpy(tiles)[None]}),
-            max_new_tokens=sequence.params.max_tokens,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        expected = generated.sequences[0, ids.shape[1] :].tolist()
-        assert len(expected) == len(sequence.output_ids)
-        for step, (ours, theirs) in enumerate(zip(sequence.output_ids, expected, strict=True)):
-            if ours != theirs:
-                best = generated.logits[step][0].topk(2).values
-                assert best[0] - best[1] < 1e-4
-                break
-    assert len({tuple(sequence.output_ids) for sequence in made}) > 20
+@pytest.mark.parametrize("weights", ["pocket", "random"])
+def test_answers_in_changing_company_equal_generate_alone(folder: Path, weights: str) -> None:
+    checkpoint = POCKET / "smolvlm" if weights == "pocket" else folder
+    made = run_in_company(load(str(checkpoint)), random.Random(4), 200)
+    assert_as_alone(made, SmolVLMForConditionalGeneration.from_pretrained(checkpoint), reference_inputs)
+
+
+def test_seeded_answers_do_not_depend_on_their_company(model: SmolVLM) -> None:
+    picture = random_pixels(200, 200)
+    asked = [request(user(ImagePart(0), TextPart("Hi " * n)), temperature=1.0, seed=n, max_tokens=16) for n in range(6)]
+
+    def run(together: int) -> list[list[int]]:
+        engine = Engine(model, Limits(max_batch_size=together, stall_s=0.0))
+        made = [s for r in asked for s in sequences(r, model.prepare(r, [picture]), model.tokenizer)]
+        engine.scheduler.add(made)
+        while engine.has_work:
+            engine.step()
+        return [s.output_ids for s in made]
+
+    alone = run(1)
+    assert run(6) == alone
+    assert len({tuple(ids) for ids in alone}) == 6
 
 
 def test_first_generation_checkpoints_are_read_as_well(tmp_path: Path) -> None:
@@ -173,10 +144,11 @@ def test_first_generation_checkpoints_are_read_as_well(tmp_path: Path) -> None:
     reference = Idefics3ForConditionalGeneration.from_pretrained(folder)
     for detail in Detail:
         prompt = model.prepare(request(user(ImagePart(0, detail), TextPart("Hi"))), [random_pixels(500, 300)])
-        logits, _ = model.prefill([prompt], [[]])
-        assert prompt.tiles is not None
+        engine = Engine(model, Limits())
+        made = sequences(request(user(), logprobs=5, max_tokens=1), prompt, model.tokenizer)
+        engine.scheduler.add(made)
+        told = next(o.delta.logprobs for o in engine.step() if o.delta)
         with torch.no_grad():
-            expected = reference(
-                input_ids=torch.tensor([prompt.token_ids]), pixel_values=torch.from_numpy(prompt.tiles)[None]
-            ).logits[0, -1]
-        torch.testing.assert_close(logits[0], expected, atol=1e-5, rtol=0)
+            expected = reference(input_ids=torch.tensor([prompt.token_ids]), **reference_inputs(prompt)).logits[0, -1]
+        best = expected.log_softmax(-1).topk(5).values.tolist()
+        assert [t.logprob for t in told[0].top] == pytest.approx(best, abs=1e-5)

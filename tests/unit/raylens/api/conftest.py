@@ -12,13 +12,28 @@ import pytest
 
 from raylens.api.app import create_app
 from raylens.config import AppConfig
-from raylens.errors import RaylensError
+from raylens.errors import ModelNotLoaded, RaylensError
 from raylens.recipe import Recipe
-from raylens.types import Delta, FinishReason, ModelInfo, PictureFile, ProcessedPicture, Step, Usage, VisionRequest
+from raylens.types import (
+    Delta,
+    Detect,
+    FinishReason,
+    Location,
+    ModelInfo,
+    PictureFile,
+    Point,
+    ProcessedPicture,
+    Region,
+    Step,
+    TokenLogprob,
+    Usage,
+    VisionRequest,
+)
 from tests.pictures import encoded, gradient
 
 PICTURE = encoded(gradient(16, 12))
 DATA_URL = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
+TALKS = ("caption", "chat", "query")
 CONFIG = AppConfig.model_validate(
     {
         "models": [
@@ -41,6 +56,7 @@ CONFIG = AppConfig.model_validate(
             "max_images": 3,
             "max_tokens": 100,
             "max_text_chars": 2000,
+            "max_schema_bytes": 200,
         },
         "defaults": {"timeout_s": 20, "max_timeout_s": 30, "max_tokens": 50},
     }
@@ -49,12 +65,18 @@ CONFIG = AppConfig.model_validate(
 
 @dataclass
 class FakeService:
-    """Answers with ``words``, or raises ``error`` after ``before_error`` of them; remembers what it was asked."""
+    """Answers with ``words``, or raises ``error`` after ``before_error`` of them; remembers what it was asked.
+
+    An empty word is the first byte of a character.
+    """
 
     words: tuple[str, ...] = ("two ", "red ", "circles")
     error: RaylensError | None = None
     before_error: int = 0
     warnings: tuple[str, ...] = ()
+    regions: tuple[Region, ...] | None = (Region(0.1, 0.2, 0.3, 0.4), Region(0.5, 0.5, 1.0, 1.0))
+    locations: tuple[Location, ...] | None = (Location(0.2, 0.3), Location(0.75, 0.75))
+    likelihood: float = -0.5
     requests: list[VisionRequest] = field(default_factory=list)
     images: list[bytes] = field(default_factory=list)
     fields: list[str] = field(default_factory=list)
@@ -62,6 +84,7 @@ class FakeService:
     deadlines: list[float] = field(default_factory=list)
     closed: int = 0
     loaded: frozenset[str] = frozenset({"smolvlm", "other"})
+    tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     async def generate(self, request: VisionRequest, pictures: Sequence[PictureFile]) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
@@ -72,11 +95,26 @@ class FakeService:
                 if self.error is not None and number == self.before_error:
                     raise self.error
                 for index in range(request.sampling.n):
-                    yield Delta(word, index, warnings=self.warnings if number == index == 0 else ())
+                    warnings = self.warnings if number == index == 0 else ()
+                    yield Delta(word, index, warnings=warnings, logprobs=self._logprobs(word, request))
             for index in range(request.sampling.n):
-                yield Delta("", index, FinishReason.STOP, Usage(7, len(self.words)))
+                yield self._last(index, request)
         finally:
             self.closed += 1
+
+    def _last(self, index: int, request: VisionRequest) -> Delta:
+        regions = self.regions if isinstance(request.task, Detect) else None
+        locations = self.locations if isinstance(request.task, Point) else None
+        usage = Usage(7, len(self.words))
+        return Delta("", index, FinishReason.STOP, usage, regions=regions, locations=locations)
+
+    def _logprobs(self, word: str, request: VisionRequest) -> tuple[TokenLogprob, ...]:
+        count = request.sampling.logprobs
+        if count is None:
+            return ()
+        text, data = (word, word.encode()) if word else ("\ufffd", b"\xc3")
+        others = tuple(TokenLogprob(f"{rank}", b"%d" % rank, self.likelihood - rank) for rank in range(count))
+        return (TokenLogprob(text, data, self.likelihood, others),)
 
     async def preprocess(
         self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
@@ -91,10 +129,8 @@ class FakeService:
 
     async def model_info(self, name: str) -> ModelInfo:
         if name not in self.loaded:
-            from raylens.errors import ModelNotLoaded
-
-            raise ModelNotLoaded(name)
-        return ModelInfo(name, "pocket", "smolvlm", "cpu", ("caption", "chat", "query"))
+            raise ModelNotLoaded(f"{name} is down", "model", retry_after=2)
+        return ModelInfo(name, "pocket", "smolvlm", "cpu", self.tasks.get(name, TALKS))
 
 
 @pytest.fixture

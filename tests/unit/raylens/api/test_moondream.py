@@ -5,8 +5,11 @@ import json
 import pytest
 
 from raylens.errors import ModelFailed, UnsupportedMedia
-from raylens.types import Caption, Length, Query
-from tests.unit.raylens.api.conftest import DATA_URL, PICTURE, FakeService
+from raylens.types import Caption, Detect, Length, Point, Query, SamplingParams
+from tests.unit.raylens.api.conftest import DATA_URL, PICTURE, TALKS, FakeService
+
+CAT = {"image_url": DATA_URL, "object": "cat"}
+FINDS = (*TALKS, "detect", "point")
 
 
 async def test_a_caption(client, service: FakeService) -> None:
@@ -87,9 +90,18 @@ async def test_warnings_of_preprocessing_are_passed_on(client, service: FakeServ
         ("caption", [], 400, "body"),
         ("query", {"image_url": DATA_URL}, 400, "question: Field required"),
         ("query", {"question": "?", "reasoning": True}, 400, "reasoning: not supported"),
-        ("detect", {"image_url": DATA_URL, "object": "cat"}, 400, "smolvlm can't detect; no model that"),
-        ("point", {"image_url": DATA_URL, "object": "cat"}, 400, "can't point"),
-        ("segment", {"image_url": DATA_URL, "object": "cat"}, 400, "segment"),
+        ("detect", CAT, 400, "smolvlm can't detect; no model that is served here can"),
+        ("point", CAT, 400, "can't point"),
+        ("point", {**CAT, "stream": True}, 400, "stream: not supported"),
+        ("detect", {**CAT, "stream": True}, 400, "stream: not supported"),
+        ("point", {**CAT, "spatial_refs": [[0.5, 0.5]]}, 400, "spatial_refs: not supported"),
+        ("detect", {**CAT, "spatial_refs": [[0.5, 0.5]]}, 400, "spatial_refs: not supported"),
+        ("detect", {**CAT, "object": ""}, 400, "object: Value should have at least 1"),
+        ("point", {**CAT, "object": "x" * 2001}, 400, "object: 2001 characters; the limit is 2000"),
+        ("detect", {**CAT, "settings": {"max_objects": 0}}, 400, "settings.max_objects"),
+        ("detect", {**CAT, "model": "nope"}, 404, "not served here"),
+        ("detect", {"object": "cat"}, 400, "image_url: a picture is needed"),
+        ("segment", CAT, 400, "segment"),
     ],
 )  # fmt: skip
 async def test_bad_input_is_explained(client, service: FakeService, path, body, status, words) -> None:
@@ -118,3 +130,83 @@ async def test_an_error_of_the_graph_keeps_its_status(client, service: FakeServi
     service.error = UnsupportedMedia("image: not a picture")
     response = await client.post("/v1/caption", json={"image_url": DATA_URL})
     assert (response.status_code, response.json()) == (415, {"detail": "image: not a picture"})
+
+
+async def test_boxes_are_detected(client, service: FakeService) -> None:
+    service.tasks = {"smolvlm": FINDS}
+    body = {**CAT, "spatial_refs": [], "stream": False, "settings": {"temperature": 0.3, "max_tokens": 9}}
+    boxes = [
+        {"x_min": 0.1, "y_min": 0.2, "x_max": 0.3, "y_max": 0.4},
+        {"x_min": 0.5, "y_min": 0.5, "x_max": 1.0, "y_max": 1.0},
+    ]
+    assert (await client.post("/v1/detect", json=body)).json() == {"objects": boxes}
+    (request,) = service.requests
+    assert request.task == Detect("cat")
+    assert request.sampling == SamplingParams(max_tokens=9, temperature=0.3)
+    assert service.images == [PICTURE]
+    assert service.closed == 1
+
+
+async def test_points_are_found_in_an_upload(client, service: FakeService) -> None:
+    service.tasks, service.warnings = {"smolvlm": FINDS}, ("denoise was skipped",)
+    response = await client.post("/v1/point", files={"file": PICTURE}, data={"object": "cat", "max_objects": "1"})
+    assert response.json() == {"points": [{"x": 0.2, "y": 0.3}], "warnings": ["denoise was skipped"]}
+    assert service.requests[0].task == Point("cat")
+    assert service.requests[0].sampling == SamplingParams(max_tokens=50)
+
+
+@pytest.mark.parametrize(("path", "key"), [("detect", "objects"), ("point", "points")])
+async def test_nothing_found_is_an_answer_and_no_answer_is_an_error(client, service: FakeService, path, key) -> None:
+    service.tasks, service.regions, service.locations = {"smolvlm": FINDS}, (), ()
+    assert (await client.post(f"/v1/{path}", json=CAT)).json() == {key: []}
+    service.regions = service.locations = None
+    assert (await client.post(f"/v1/{path}", json=CAT)).status_code == 500
+
+
+@pytest.mark.parametrize(
+    ("able", "down", "named", "answers"),
+    [
+        ("smolvlm other", "", None, "smolvlm"),
+        ("smolvlm other", "", "org/other", "other"),
+        ("other", "", None, "other"),
+        ("other", "", "", "other"),
+        ("other", "smolvlm", None, "other"),
+        ("smolvlm", "other", None, "smolvlm"),
+        ("other", "smolvlm", "other", "other"),
+        ("smolvlm", "other", "small", "smolvlm"),
+    ],
+)
+async def test_where_none_is_named_a_model_that_can_answers(client, service, able, down, named, answers) -> None:
+    service.tasks = dict.fromkeys(able.split(), FINDS)
+    service.loaded -= {down}
+    assert (await client.post("/v1/detect", json={**CAT, "model": named})).status_code == 200
+    assert service.requests[0].model == answers
+
+
+@pytest.mark.parametrize(
+    ("able", "down", "named", "status", "words"),
+    [
+        ("other", "", "smolvlm", 400, "model: smolvlm can't point; these can: other"),
+        ("", "", "small", 400, "model: smolvlm can't point; no model that is served here can"),
+        ("", "other", "smolvlm", 400, "model: smolvlm can't point; no model that is up can"),
+        ("smolvlm", "other", "other", 503, "other is down"),
+        ("", "other", None, 503, "other is down"),
+        ("", "smolvlm", None, 503, "smolvlm is down"),
+        ("", "smolvlm other", None, 503, "smolvlm is down"),
+    ],
+)
+async def test_a_model_that_cant_says_which_can(client, service, able, down, named, status, words) -> None:
+    service.tasks = dict.fromkeys(able.split(), FINDS)
+    service.loaded -= set(down.split())
+    response = await client.post("/v1/point", json={**CAT, "model": named})
+    assert (response.status_code, response.json()["detail"]) == (status, words)
+    assert response.headers.get("retry-after") == ("2" if status == 503 else None)
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("path", ["detect", "point"])
+async def test_an_error_while_finding_keeps_its_status(client, service: FakeService, path) -> None:
+    service.tasks, service.error = {"smolvlm": FINDS}, UnsupportedMedia("image: not a picture")
+    response = await client.post(f"/v1/{path}", json=CAT)
+    assert (response.status_code, response.json()) == (415, {"detail": "image: not a picture"})
+    assert service.closed == 1

@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import json
-import time
+import math
 from typing import Any
 
 import httpx
 import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 
+from raylens.api.openai import PATH
 from raylens.errors import DeadlineExceeded, Overloaded
-from raylens.types import Chat, Detail, ImagePart, Role, TextPart
-from tests.unit.raylens.api.conftest import PICTURE, FakeService, chat, image
-
-PATH = "/v1/chat/completions"
+from tests.unit.raylens.api.conftest import FakeService, chat, image
 
 
 def events(response: httpx.Response) -> list[Any]:
@@ -21,27 +21,55 @@ def events(response: httpx.Response) -> list[Any]:
     return [json.loads(line[6:]) for line in lines[:-1]]
 
 
-async def test_a_chat_becomes_a_request(client, service: FakeService) -> None:
-    body = chat(
-        "look", image(detail="high"), image(), "well", model="small", max_tokens=9, temperature=0.5, top_p=0.9,
-        seed=4, stop=["a", "b"], n=2, user="me",
-    )  # fmt: skip
-    body["messages"].insert(0, {"role": "developer", "content": "be brief"})
-    before = time.time()
-    response = await client.post(PATH, json=body, headers={"X-Request-ID": "abc", "X-Request-Timeout": "12.5"})
+async def test_logprobs_stand_in_a_whole_answer(client, service: FakeService) -> None:
+    service.words = ("", "two ")
+    answer = (await client.post(PATH, json=chat("hi", logprobs=True, top_logprobs=1, n=2))).json()
+    other = {"token": "0", "logprob": -0.5, "bytes": [48]}
+    content = [
+        {"token": "\ufffd", "logprob": -0.5, "bytes": [0xC3], "top_logprobs": [other]},
+        {"token": "two ", "logprob": -0.5, "bytes": list(b"two "), "top_logprobs": [other]},
+    ]
+    assert [choice["logprobs"] for choice in answer["choices"]] == [{"content": content, "refusal": None}] * 2
+
+
+async def test_logprobs_stand_with_the_text_that_they_are_of(client, service: FakeService) -> None:
+    service.words = ("two ", "", "circles")
+    body = chat("hi", logprobs=True, stream=True, stream_options={"include_usage": True})
+    *chunks, last = events(await client.post(PATH, json=body))
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [choice["delta"].get("content") for choice in choices] == ["", "two ", "", "circles", None]
+    told = [choice["logprobs"] and [token["token"] for token in choice["logprobs"]["content"]] for choice in choices]
+    assert told == [None, ["two "], ["\ufffd"], ["circles"], None]
+    assert choices[1]["logprobs"]["content"][0]["top_logprobs"] == []
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert (last["choices"], last["usage"]["total_tokens"]) == ([], 10)
+
+
+@pytest.mark.parametrize("likelihood", [-math.inf, math.nan, -1e9])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_is_next_to_impossible_has_a_logprob_that_json_can_hold(client, service, likelihood, stream) -> None:
+    service.likelihood = likelihood
+    response = await client.post(PATH, json=chat("hi", logprobs=True, stream=stream))
     assert response.status_code == 200
-    assert response.headers["x-request-id"] == "abc"
-    (request,) = service.requests
-    assert (request.id, request.model, len(service.images)) == ("abc", "smolvlm", 2)
-    assert before + 12.5 <= request.deadline <= time.time() + 12.5
-    sampling = request.sampling
-    assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (9, 0.5, 0.9)
-    assert (sampling.seed, sampling.stop, sampling.n) == (4, ("a", "b"), 2)
-    assert isinstance(request.task, Chat)
-    system, user = request.task.messages
-    assert (system.role, system.parts) == (Role.SYSTEM, (TextPart("be brief"),))
-    assert user.parts == (TextPart("look"), ImagePart(0, Detail.HIGH), ImagePart(1, Detail.AUTO), TextPart("well"))
-    assert service.images == [PICTURE, PICTURE]
+    assert '"logprob":-9999.0' in response.text
+    assert not {"NaN", "Infinity"} & set(response.text.replace(":", ",").split(","))
+
+
+@pytest.mark.parametrize("options", [{}, {"logprobs": True, "top_logprobs": 2}, {"n": 2, "logprobs": True}])
+async def test_openais_own_types_take_the_answers(client, options) -> None:
+    answer = (await client.post(PATH, json=chat("hi", **options))).json()
+    completion = ChatCompletion.model_validate(answer, strict=True)
+    assert [choice.message.content for choice in completion.choices] == ["two red circles"] * options.get("n", 1)
+    assert no_extras(completion)
+    body = chat("hi", stream=True, stream_options={"include_usage": True}, **options)
+    for event in events(await client.post(PATH, json=body)):
+        assert no_extras(ChatCompletionChunk.model_validate(event, strict=True))
+
+
+def no_extras(model: BaseModel) -> bool:
+    """Whether each field that was sent is one of the type's own."""
+    values = [value for item in model.__dict__.values() for value in (item if isinstance(item, list) else [item])]
+    return not model.model_extra and all(no_extras(value) for value in values if isinstance(value, BaseModel))
 
 
 async def test_an_answer_has_openais_shape(client, service: FakeService) -> None:
@@ -95,74 +123,6 @@ async def test_an_error_in_a_stream_is_an_event(client, service: FakeService) ->
     assert last["error"]["code"] == "deadline_exceeded"
     assert "[DONE]" not in response.text
     assert service.closed == 1
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "param", "words"),
-    [
-        ({"messages": []}, 400, "messages", "at least 1 item"),
-        ({}, 400, "messages", "required"),
-        ({"messages": [{"role": "user", "content": []}]}, 400, "messages.0.content", "at least 1"),
-        ({"messages": [{"role": "user", "content": None}]}, 400, "messages.0.content", "string or a list"),
-        ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "messages.0.role", "'user'"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "messages", "user"),
-        (chat("x", model="gpt-9"), 404, "model", "smolvlm"),
-        (chat("x", temperature=3), 400, "temperature", "less than or equal to 2"),
-        (chat("x", top_p=0), 400, "top_p", "greater than 0"),
-        (chat("x", max_tokens=101), 400, "max_tokens", "the limit is 100"),
-        (chat("x", max_tokens=0), 400, "max_tokens", "greater than or equal to 1"),
-        (chat("x", n=99), 400, "n", "the limit is 8"),
-        (chat("x", stop=list("abcde")), 400, "stop", "the limit is 4"),
-        (chat("x", logprobs=True), 400, "logprobs", "logprobs: not supported"),
-        (chat("x", tools=[{"type": "function"}]), 400, "tools", "tools: not supported"),
-        (chat("x", response_format={"type": "json_object"}), 400, "response_format", "response_format: not supported"),
-        (chat("x", frobnicate=1), 400, "frobnicate", "frobnicate: no such parameter"),
-        (chat("x", image(detail="ultra")), 400, "messages.0.content.1.image_url.detail", "'low'"),
-        (chat("x", {"type": "input_audio", "input_audio": {}}), 400, "messages.0.content.1", "image_url"),
-        (chat("x", image("https://example.com/a.png")), 400, "messages.0.content.1.image_url.url", "data URL"),
-        (chat("x", image("/etc/passwd")), 400, "messages.0.content.1.image_url.url", "data URL"),
-        (chat("x", image("data:image/png;base64,@@@")), 400, "messages.0.content.1.image_url.url", "base64"),
-        (chat("x", image("data:image/png;base64," + "A" * 30_000)), 413, "messages.0.content.1.image_url.url", "20000"),
-        (chat("x", *[image()] * 4), 400, "messages", "the limit is 3"),
-        (chat("x", n=True), 400, "n", "valid integer"),
-        ([], 400, "body", "a JSON object is needed"),
-        (chat("x" * 2001), 400, "messages", "2001 characters; the limit is 2000"),
-        (chat("\ud800"), 400, "messages.0.content.0.text", "surrogate"),
-        (chat("x", image("\ud800:x")), 400, "messages.0.content.1.image_url.url", "surrogate"),
-        (chat("x", stop="\ud800"), 400, "stop.0", "surrogate"),
-        (chat("x", image("data:image/png,abc")), 400, "messages.0.content.1.image_url.url", "base64"),
-        ({"messages": [{"role": "user", "content": [{"type": "q" * 3000}]}]}, 400, "messages.0.content.0", "tag"),
-        ({"messages": [{"role": "user", "content": "x", "k" * 3000: 1}]}, 400, "messages.0." + "k" * 149, "permitted"),
-    ],
-)  # fmt: skip
-async def test_bad_input_names_the_field_and_the_limit(client, service, body, status, param, words) -> None:
-    content = json.dumps(body).encode()
-    response = await client.post(PATH, content=content, headers={"content-type": "application/json"})
-    assert response.status_code == status
-    error = response.json()["error"]
-    assert error["param"] == param
-    assert words in error["message"]
-    assert len(error["message"]) < 500
-    assert error["type"] == "invalid_request_error"
-    assert service.requests == []
-
-
-@pytest.mark.parametrize("value", ["soon", "0", "-1", "31", "nan", "inf", "1_0", "1e1"])
-async def test_a_bad_timeout_is_refused(client, value) -> None:
-    response = await client.post(PATH, json=chat("hi"), headers={"X-Request-Timeout": value})
-    assert response.status_code == 400
-    assert "X-Request-Timeout" in response.json()["error"]["message"]
-
-
-async def test_what_asks_for_nothing_is_accepted(client) -> None:
-    body = chat("hi", frequency_penalty=0, logprobs=False, tools=[], response_format={"type": "text"}, seed=None)
-    assert (await client.post(PATH, json=body)).status_code == 200
-
-
-async def test_a_bare_string_is_an_image_url(client, service: FakeService) -> None:
-    part = {"type": "image_url", "image_url": image()["image_url"]["url"]}
-    assert (await client.post(PATH, json=chat("hi", part))).status_code == 200
-    assert service.images == [PICTURE]
 
 
 async def test_models_are_listed_and_found_by_alias(client) -> None:

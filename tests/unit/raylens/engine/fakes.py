@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from raylens.engine.model import Pixels, Prompt
-from raylens.types import SamplingParams, VisionRequest
+from raylens.engine.model import KVRows, KVShape, PictureInput, Pixels, Prompt
+from raylens.types import Location, Region, SamplingParams, Task, VisionRequest
 
 EOS = 256
 
@@ -41,59 +43,92 @@ def next_token(history: Sequence[int]) -> int:
     return EOS if mixed % 23 == 0 else 97 + mixed % 26
 
 
-def answer(prompt: Sequence[int], max_tokens: int) -> str:
-    """What the model says to a prompt that it reads alone."""
+def answer(prompt: Sequence[int], max_tokens: int, end: bool = True) -> str:
+    """What the model says to a prompt that it reads alone; ``end``: whether it ever ends by itself."""
     history, text = list(prompt), ""
     for _ in range(max_tokens):
         token = next_token(history)
-        if token == EOS:
+        if token == EOS and end:
             break
-        text += chr(token)
+        text += chr(token) if token != EOS else ""
         history.append(token)
     return text
 
 
 @dataclass
 class FakeModel:
-    """Fails in prefill of the token 666, and in the third decode step of 667; what it says to 668 is not a number."""
+    """Keeps what it reads in the engine's cache, and nowhere else.
+
+    Fails in prefill of the token 666, and in the third decode step of 667; what it says to 668 is not a number. A
+    picture's features are its bytes; encoding takes one slice for each.
+    """
 
     max_length: int = 64
     tasks: frozenset[str] = frozenset({"chat"})
     device: str = "cpu"
     tokenizer: Tokenizer = field(default_factory=byte_tokenizer)
     eos_ids: frozenset[int] = frozenset({EOS})
+    vocabulary: int = 257
+    kv_shape: KVShape = KVShape(1, 1, 1, torch.float32, "cpu")
     batches: list[int] = field(default_factory=list)
+    """Rows of each decode step."""
     prefilled: int = 0
-    selected: int = 0
+    """Tokens of prompts that were read."""
+    encoded: int = 0
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         return Prompt(tuple(request.id.encode()))
 
-    def prefill(self, prompts: Sequence[Prompt], outputs: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
-        rows = [[*prompt.token_ids, *output] for prompt, output in zip(prompts, outputs, strict=True)]
-        if any(666 in row for row in rows):
+    def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
+        features = []
+        for picture in pictures:
+            yield
+            self.encoded += 1
+            features.append(torch.tensor([float(byte) for byte in picture.data])[:, None])
+        return features
+
+    def prefill(
+        self,
+        token_ids: Sequence[int],
+        features: Sequence[tuple[int, Tensor]],
+        positions: NDArray[np.int64],
+        row: KVRows,
+    ) -> Tensor:
+        if 666 in token_ids:
             raise RuntimeError("666")
-        self.batches.append(len(rows))
-        self.prefilled += len(rows)
-        cache = {"rows": rows}
-        return self._logits(rows), cache
+        start = row.lengths[0]
+        assert positions[0].tolist() == list(range(start, start + len(token_ids)))
+        read = torch.tensor([float(token) for token in token_ids])
+        for at, shown in features:
+            read[at : at + len(shown)] = shown[:, 0]
+        row.keys[0][0, 0, start : start + len(read), 0] = read
+        row.values[0][0, 0, start : start + len(read), 0] = read + 1
+        self.prefilled += len(read)
+        return self._logits(row, 0, start + len(read))
 
-    def decode(self, token_ids: Sequence[int], cache: Any) -> Tensor:
-        for row, token in zip(cache["rows"], token_ids, strict=True):
-            row.append(token)
-            if row[0] == 667 and len(row) > 4:
-                raise RuntimeError("667")
+    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
+        tokens = iter(token_ids)
+        logits = []
+        for group in groups:
+            for row, length in enumerate(group.lengths):
+                token = next(tokens)
+                group.keys[0][row, 0, length, 0] = token
+                group.values[0][row, 0, length, 0] = token + 1
+                if group.keys[0][row, 0, 0, 0] == 667 and length >= 4:
+                    raise RuntimeError("667")
+                logits.append(self._logits(group, row, length + 1))
+        assert next(tokens, None) is None
         self.batches.append(len(token_ids))
-        return self._logits(cache["rows"])
+        return torch.stack(logits)
 
-    def select(self, cache: Any, rows: Sequence[int]) -> None:
-        self.selected += 1
-        cache["rows"] = [list(cache["rows"][row]) for row in rows]
+    def locate(self, task: Task, text: str, prompt: Prompt) -> tuple[tuple[Region, ...], tuple[Location, ...]]:
+        return (), ()
 
-    def _logits(self, rows: list[list[int]]) -> Tensor:
-        logits = torch.zeros(len(rows), 257)
-        for row, history in enumerate(rows):
-            logits[row, next_token(history)] = torch.nan if history[0] == 668 else 5.0
+    def _logits(self, rows: KVRows, row: int, length: int) -> Tensor:
+        history = [int(token) for token in rows.keys[0][row, 0, :length, 0].tolist()]
+        assert [int(token) for token in rows.values[0][row, 0, :length, 0].tolist()] == [t + 1 for t in history]
+        logits = torch.zeros(self.vocabulary)
+        logits[next_token(history)] = torch.nan if history[0] == 668 else 5.0
         return logits
 
 

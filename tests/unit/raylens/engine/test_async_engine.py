@@ -3,13 +3,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from raylens.engine.async_engine import AsyncEngine
+from raylens.engine.engine import Limits
 from raylens.engine.model import Prompt
 from raylens.errors import InvalidRequest, ModelFailed, Overloaded
 from tests.unit.raylens.engine.fakes import FakeModel, answer, request
@@ -22,25 +23,25 @@ class GatedModel(FakeModel):
 
     def __init__(self) -> None:
         super().__init__(max_length=10**6)
-        self.eos_ids = frozenset()
+        self.eos_ids = frozenset({257})
         self.gate = threading.Semaphore(0)
 
-    def decode(self, token_ids: Sequence[int], cache: Any) -> Any:
+    def decode(self, *arguments: Any) -> Any:
         self.gate.acquire(timeout=10)
-        return super().decode(token_ids, cache)
+        return super().decode(*arguments)
 
 
 @pytest.fixture
 async def gated() -> AsyncIterator[tuple[GatedModel, AsyncEngine]]:
     model = GatedModel()
-    engine = AsyncEngine(model, max_batch_size=2, max_waiting=1, retry_after=3)
+    engine = AsyncEngine(model, Limits(max_batch_size=2), max_waiting=1, retry_after=3)
     yield model, engine
     model.gate.release(10**6)
     engine.stop()
 
 
 async def test_answers_stream_side_by_side() -> None:
-    engine = AsyncEngine(FakeModel(), max_batch_size=4, max_waiting=60)
+    engine = AsyncEngine(FakeModel(), Limits(max_batch_size=4), max_waiting=60)
 
     async def ask(letter: int) -> str:
         deltas = engine.generate(request(LATER, max_tokens=9), Prompt((letter,)))
@@ -100,11 +101,11 @@ async def test_closing_a_stream_frees_its_place(gated) -> None:
 
 async def test_a_thread_that_dies_fails_everyone_and_says_so() -> None:
     class Broken(FakeModel):
-        def decode(self, token_ids: Sequence[int], cache: Any) -> Any:
+        def decode(self, *arguments: Any) -> Any:
             raise SystemExit("not one request's failure")
 
     model = Broken()
-    engine = AsyncEngine(model, max_batch_size=4, max_waiting=4)
+    engine = AsyncEngine(model, Limits(max_batch_size=4), max_waiting=4)
 
     async def ask(length: int) -> None:
         async for _ in engine.generate(request(LATER, max_tokens=length), Prompt((101, length))):

@@ -1,21 +1,39 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import time
 from collections import defaultdict
 
-from raylens.engine.engine import Engine, Output
-from raylens.engine.model import Prompt
-from raylens.engine.sequence import Sequence, sequences
-from raylens.errors import DeadlineExceeded, ModelFailed
-from raylens.types import FinishReason, Priority
+import pytest
+
+from raylens.engine.engine import Engine, Limits, Output
+from raylens.engine.metrics import Metrics
+from raylens.engine.model import PictureInput, Prompt
+from raylens.engine.scheduler import JOB_PATIENCE_S
+from raylens.engine.sequence import Sequence, State, sequences
+from raylens.engine.structured import Grammars
+from raylens.errors import DeadlineExceeded, InvalidRequest, ModelFailed
+from raylens.types import FinishReason, Priority, Usage
 from tests.unit.raylens.engine.fakes import FakeModel, answer, request
 
 LATER = time.time() + 3600
+NEVER = frozenset({300})
+"""An end that the fake model never says."""
 
 
-def submit(engine: Engine, prompt: list[int], deadline: float = LATER, **sampling: object) -> list[Sequence]:
-    made = sequences(request(deadline, **sampling), Prompt(tuple(prompt)), engine.model.tokenizer)
+def make_engine(max_batch_size: int, model: FakeModel | None = None, **limits: object) -> Engine:
+    return Engine(model or FakeModel(), Limits(max_batch_size, **limits))  # type: ignore[arg-type]
+
+
+def submit(
+    engine: Engine, prompt: list[int], deadline: float = LATER, pictures: dict[int, bytes] | None = None, **sampling
+) -> list[Sequence]:
+    """``pictures``: what stands at a place of the prompt; their tokens there are 0."""
+    shown = pictures or {}
+    inputs = tuple(PictureInput(hashlib.sha256(data).digest(), len(data), data) for data in shown.values())
+    made = sequences(request(deadline, **sampling), Prompt(tuple(prompt), inputs, tuple(shown)), engine.model.tokenizer)
     engine.scheduler.add(made)
     return made
 
@@ -36,7 +54,7 @@ def texts(outputs: list[Output]) -> dict[Sequence, str]:
 
 def test_every_answer_is_what_the_model_says_to_it_alone() -> None:
     rng = random.Random(1)
-    engine = Engine(FakeModel(), max_batch_size=5)
+    engine = make_engine(5)
     wanted = {}
     for _ in range(40):
         prompt = [rng.randrange(97, 120) for _ in range(rng.randint(1, 20))]
@@ -46,7 +64,7 @@ def test_every_answer_is_what_the_model_says_to_it_alone() -> None:
 
 
 def test_each_answer_ends_once_with_its_reason_and_usage() -> None:
-    engine = Engine(FakeModel(), max_batch_size=8)
+    engine = make_engine(8)
     for letter in range(97, 117):
         submit(engine, [letter], max_tokens=6)
     ends = [output.delta for output in run(engine) if output.delta and output.delta.finish_reason]
@@ -57,7 +75,7 @@ def test_each_answer_ends_once_with_its_reason_and_usage() -> None:
 
 def test_rows_leave_a_running_batch_as_they_finish() -> None:
     model = FakeModel()
-    engine = Engine(model, max_batch_size=4)
+    engine = make_engine(4, model)
     for length in (1, 2, 3, 5):
         submit(engine, [101], max_tokens=length)
     run(engine)
@@ -66,7 +84,7 @@ def test_rows_leave_a_running_batch_as_they_finish() -> None:
 
 
 def test_the_context_ends_an_answer() -> None:
-    engine = Engine(FakeModel(max_length=10), max_batch_size=1)
+    engine = make_engine(1, FakeModel(max_length=10))
     made = submit(engine, [98] * 7, max_tokens=100)[0]
     run(engine)
     assert len(made.output_ids) <= 3
@@ -74,24 +92,200 @@ def test_the_context_ends_an_answer() -> None:
 
 def test_answers_to_one_prompt_share_its_prefill() -> None:
     model = FakeModel()
-    engine = Engine(model, max_batch_size=8)
-    made = submit(engine, [100, 101], n=3, max_tokens=8)
+    engine = make_engine(8, model)
+    prompt = list(range(97, 117))
+    made = submit(engine, prompt, n=3, max_tokens=8)
     said = texts(run(engine))
-    assert model.prefilled == 1
-    assert {said[s] for s in made} == {answer([100, 101], 8)}
+    assert model.prefilled == 20 + 1 + 1
+    assert {said[s] for s in made} == {answer(prompt, 8)}
     assert [s.index for s in made] == [0, 1, 2]
 
 
 def test_interactive_requests_go_before_jobs_and_each_in_order_of_arrival() -> None:
-    engine = Engine(FakeModel(), max_batch_size=1)
+    engine = make_engine(1)
     job, first, second = (submit(engine, [letter], max_tokens=2)[0] for letter in (100, 101, 102))
     job.priority = Priority.JOB
     order = list(dict.fromkeys(output.sequence for output in run(engine)))
     assert order == [first, second, job]
 
 
+def test_a_job_that_has_waited_long_enough_goes_before_newcomers() -> None:
+    engine = make_engine(1)
+    job, newcomer = (submit(engine, [letter], max_tokens=2)[0] for letter in (100, 101))
+    job.priority = Priority.JOB
+    job.arrived_at -= JOB_PATIENCE_S + 1
+    order = list(dict.fromkeys(output.sequence for output in run(engine)))
+    assert order == [job, newcomer]
+
+
+def test_a_newcomer_joins_and_the_others_go_on_between_its_slices() -> None:
+    model = FakeModel(max_length=512)
+    model.eos_ids = NEVER
+    engine = make_engine(4, model, stall_s=0.0, prefill_tokens=16)
+    first = submit(engine, [99], max_tokens=100)[0]
+    engine.step()
+    newcomer = submit(engine, [0] * 64, pictures={10 * n: bytes([n + 65] * 5) for n in range(6)}, max_tokens=3)[0]
+    steps = 0
+    while newcomer.state is not State.FINISHED:
+        before = len(first.output_ids)
+        engine.step()
+        steps += 1
+        assert len(first.output_ids) == before + 1
+    assert steps >= 6 + 64 // 16
+    said = texts(run(engine))
+    assert said[first] == answer([99], 100, end=False)[-len(said[first]) :]
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_random_joins_leaves_and_aborts_change_no_answer(small: bool) -> None:
+    rng = random.Random(7)
+    limits = {"kv_bytes": 6 * 128 * 8, "prefix_bytes": 400, "feature_bytes": 30} if small else {}
+    engine = make_engine(6, FakeModel(max_length=512), stall_s=0.0, prefill_tokens=16, **limits)
+    made: dict[Sequence, tuple[list[int], int]] = {}
+    outputs = []
+    shared = [rng.randrange(97, 120) for _ in range(40)]
+    for _ in range(150):
+        for _ in range(rng.choice((0, 0, 1, 3))):
+            prompt = shared[: rng.randint(0, 40)] + [rng.randrange(97, 120) for _ in range(rng.randint(1, 30))]
+            picture = bytes(rng.choices(range(97, 105), k=4))
+            length = rng.randint(1, 40)
+            at = rng.randrange(len(prompt))
+            shown = {at: picture} if at + 4 <= len(prompt) and rng.random() < 0.6 else {}
+            sequence = submit(engine, prompt, pictures=shown, max_tokens=length)[0]
+            read = prompt if not shown else prompt[:at] + list(picture) + prompt[at + 4 :]
+            made[sequence] = read, length
+        outputs += engine.step()
+        if rng.random() < 0.15 and engine.scheduler.has_work:
+            scheduler = engine.scheduler
+            entering = [scheduler.entering] if scheduler.entering else []
+            rng.choice([*scheduler.waiting, *entering, *scheduler.running]).aborted = True
+    outputs += run(engine)
+    said = texts(outputs)
+    complete = {s: said[s] for s in made if not s.aborted}
+    assert len(complete) > 100
+    assert complete == {s: answer(*made[s]) for s in complete}
+    assert all(answer(*made[s]).startswith(said[s]) for s in made)
+    assert engine.cache.used_bytes == 0
+    assert engine.cache.allocated_bytes <= engine.cache.budget
+    assert engine.gauges.feature_bytes <= engine.limits.feature_bytes
+
+
+def test_what_has_no_room_in_the_cache_waits_for_it() -> None:
+    engine = make_engine(8, kv_bytes=2 * 128 * 8)
+    engine.model.eos_ids = NEVER
+    three = [submit(engine, [letter], max_tokens=20)[0] for letter in (100, 102, 104)]
+    outputs = engine.step()
+    assert engine.gauges.running == 2
+    assert engine.gauges.waiting == 1
+    said = texts(outputs + run(engine))
+    assert said == {s: answer(s.prompt.token_ids, 20, end=False) for s in three}
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
+    engine = make_engine(8, FakeModel(max_length=10_000), kv_bytes=4096)
+    with pytest.raises(InvalidRequest, match=r"the prompt's 300 tokens.* and 300 of the answer.* 0\.0 MiB") as caught:
+        engine.check_fit(Prompt((97,) * 300), 300)
+    assert (caught.value.limit, caught.value.actual) == (4096, 8 * 1024)
+    engine.check_fit(Prompt((97,) * 300), 200)
+
+
+def test_a_small_request_does_not_overtake_a_large_one_that_waits() -> None:
+    engine = make_engine(8, FakeModel(max_length=512), kv_bytes=(256 + 128) * 8)
+    submit(engine, [100], max_tokens=100)
+    submit(engine, [101], max_tokens=100)
+    large = submit(engine, [102], max_tokens=200)[0]
+    small = submit(engine, [103], max_tokens=2)[0]
+    order = list(dict.fromkeys(output.sequence for output in run(engine)))
+    assert order.index(large) < order.index(small)
+
+
+def test_a_second_question_about_a_picture_neither_encodes_nor_reads_it_again() -> None:
+    model = FakeModel(max_length=512)
+    engine = make_engine(2, model)
+    picture = {3: bytes(range(65, 95))}
+    submit(engine, [97] * 40 + [98] * 4, pictures=picture, max_tokens=2)
+    run(engine)
+    assert (model.encoded, model.prefilled) == (1, 44)
+    prompt = [97] * 40 + [99] * 6
+    second = submit(engine, prompt, pictures=picture, max_tokens=9)[0]
+    said = texts(run(engine))
+    assert (model.encoded, model.prefilled) == (1, 44 + 6)
+    read = prompt[:3] + list(range(65, 95)) + prompt[33:]
+    assert said[second] == answer(read, 9)
+
+
+def test_another_picture_in_the_same_place_is_read() -> None:
+    model = FakeModel(max_length=512)
+    engine = make_engine(2, model)
+    for number in range(2):
+        pictures = {3: bytes(range(65 + number, 95 + number))}
+        made = submit(engine, [97] * 40, pictures=pictures, max_tokens=9)[0]
+        read = [97] * 3 + list(pictures[3]) + [97] * 7
+        assert texts(run(engine))[made] == answer(read, 9)
+    assert model.encoded == 2
+
+
+def test_logprobs_come_with_every_token_and_stay_with_their_row() -> None:
+    engine = make_engine(4)
+    plain = submit(engine, [100], max_tokens=5)[0]
+    told = submit(engine, [101], max_tokens=5, logprobs=2)[0]
+    outputs = run(engine)
+    logprobs = [t for o in outputs if o.sequence is told and o.delta for t in o.delta.logprobs]
+    assert len(logprobs) == len(told.output_ids)
+    assert "".join(t.text for t in logprobs).startswith(answer([101], 5))
+    assert all(len(t.top) == 2 and t.top[0].data == t.data for t in logprobs)
+    assert not any(o.delta.logprobs for o in outputs if o.sequence is plain and o.delta)
+
+
+def test_a_schema_holds_in_a_batch_with_free_answers() -> None:
+    engine = make_engine(4, FakeModel(max_length=256))
+    grammars = Grammars(engine.model.tokenizer, engine.model.eos_ids, engine.model.vocabulary)
+    schema = (
+        '{"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": false}'
+    )
+    free = submit(engine, [100], max_tokens=30)[0]
+    bound = sequences(request(LATER, max_tokens=200), Prompt((101,)), engine.model.tokenizer, grammars.compile(schema))
+    engine.scheduler.add(bound)
+    said = texts(run(engine))
+    assert json.loads(said[bound[0]])["a"] in (1, 2)
+    assert said[free] == answer([100], 30)
+
+
+def test_every_answer_that_begins_is_measured_to_its_end() -> None:
+    class Counting(Metrics):
+        def __init__(self) -> None:
+            self.first = 0
+            self.reasons: list[str] = []
+            self.rows: list[int] = []
+
+        def first_token(self, seconds: float) -> None:
+            assert seconds >= 0
+            self.first += 1
+
+        def step(self, batch: int, seconds: float | None) -> None:
+            self.rows.append(batch)
+
+        def ended(self, reason: str, usage: Usage) -> None:
+            self.reasons.append(reason)
+
+    metrics = Counting()
+    engine = Engine(FakeModel(), Limits(max_batch_size=4), metrics)
+    engine.model.eos_ids = NEVER
+    for letter in (100, 101, 666):
+        submit(engine, [letter], max_tokens=4)
+    aborted = submit(engine, [102], max_tokens=40)[0]
+    submit(engine, [103], deadline=time.time() - 1)
+    engine.step()
+    engine.step()
+    aborted.aborted = True
+    run(engine)
+    assert sorted(metrics.reasons) == ["abort", "deadline", "error", "length", "length"]
+    assert metrics.first == 3
+    assert max(metrics.rows) == 3
+
+
 def test_a_request_that_breaks_prefill_fails_alone() -> None:
-    engine = Engine(FakeModel(), max_batch_size=8)
+    engine = make_engine(8)
     good = [submit(engine, [letter], max_tokens=8)[0] for letter in (100, 101, 102)]
     bad = submit(engine, [666])[0]
     outputs = run(engine)
@@ -104,7 +298,7 @@ def test_a_request_that_breaks_prefill_fails_alone() -> None:
 
 
 def test_a_row_that_cannot_be_sampled_fails_alone() -> None:
-    engine = Engine(FakeModel(), max_batch_size=8)
+    engine = make_engine(8)
     good = [submit(engine, [letter], max_tokens=8)[0] for letter in (100, 101)]
     bad = submit(engine, [668])[0]
     said = texts(run(engine))
@@ -112,18 +306,8 @@ def test_a_row_that_cannot_be_sampled_fails_alone() -> None:
     assert said == {s: answer(s.prompt.token_ids, 8) for s in good}
 
 
-def test_the_cache_is_touched_only_when_rows_leave() -> None:
-    model = FakeModel()
-    model.eos_ids = frozenset()
-    engine = Engine(model, max_batch_size=3)
-    for length in (4, 4, 12):
-        submit(engine, [99], max_tokens=length)
-    run(engine)
-    assert model.selected == 1
-
-
 def test_a_request_that_breaks_decode_fails_alone_and_the_others_lose_nothing() -> None:
-    engine = Engine(FakeModel(), max_batch_size=8)
+    engine = make_engine(8)
     good = [submit(engine, [letter], max_tokens=12)[0] for letter in (100, 103, 104)]
     bad = submit(engine, [667, 98], max_tokens=12)[0]
     said = texts(run(engine))
@@ -132,9 +316,9 @@ def test_a_request_that_breaks_decode_fails_alone_and_the_others_lose_nothing() 
 
 
 def test_a_deadline_ends_what_waits_and_what_runs() -> None:
-    engine = Engine(FakeModel(max_length=10**6), max_batch_size=1)
+    engine = make_engine(1, FakeModel(max_length=10**6))
     running = submit(engine, [99], deadline=time.time() + 0.2, max_tokens=10**6, stop=("never",))[0]
-    engine.model.eos_ids = frozenset()
+    engine.model.eos_ids = NEVER
     waiting = submit(engine, [100], deadline=time.time() + 0.1, max_tokens=5)[0]
     errors = {output.sequence: output.error for output in run(engine) if output.error}
     assert set(errors) == {running, waiting}
@@ -142,8 +326,8 @@ def test_a_deadline_ends_what_waits_and_what_runs() -> None:
 
 
 def test_an_aborted_sequence_is_gone_by_the_next_step() -> None:
-    engine = Engine(FakeModel(), max_batch_size=4)
-    engine.model.eos_ids = frozenset()
+    engine = make_engine(4)
+    engine.model.eos_ids = NEVER
     kept, dropped = (submit(engine, [letter], max_tokens=20)[0] for letter in (100, 101))
     waiting = [submit(engine, [102], max_tokens=20)[0] for _ in range(5)][-1]
     engine.step()

@@ -1,0 +1,75 @@
+"""The engine's measurements as Serve's metrics, which Ray shows on its Prometheus endpoint as ``ray_raylens_…``."""
+
+from __future__ import annotations
+
+from ray.serve import metrics
+
+from raylens.engine.metrics import Gauges, Metrics
+from raylens.types import Usage
+
+_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
+_ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+
+
+class EngineMetrics(Metrics):
+    """Serve adds the deployment, the replica and the application to each as tags."""
+
+    def __init__(self, model: str) -> None:
+        tags = {"model": model}
+
+        def gauge(name: str, description: str) -> metrics.Gauge:
+            made = metrics.Gauge(f"raylens_engine_{name}", description=description, tag_keys=("model",))
+            made.set_default_tags(tags)
+            return made
+
+        def counter(name: str, description: str, *keys: str) -> metrics.Counter:
+            made = metrics.Counter(f"raylens_engine_{name}", description=description, tag_keys=("model", *keys))
+            made.set_default_tags(tags)
+            return made
+
+        def histogram(name: str, description: str, boundaries: list[float]) -> metrics.Histogram:
+            made = metrics.Histogram(
+                f"raylens_engine_{name}", description=description, boundaries=boundaries, tag_keys=("model",)
+            )
+            made.set_default_tags(tags)
+            return made
+
+        self._waiting = gauge("waiting", "Sequences that wait for a place")
+        self._running = gauge("running", "Sequences that are read or answered")
+        self._kv_bytes = gauge("kv_cache_bytes", "Bytes of the key-value cache that sequences hold")
+        self._feature_bytes = gauge("feature_cache_bytes", "Bytes of pictures' features that are kept")
+        self._prefix_bytes = gauge("prefix_cache_bytes", "Bytes of prompts' keys and values that are kept")
+        self._first = histogram(
+            "time_to_first_token_seconds", "From arrival in the engine to the first token", _SECONDS
+        )
+        self._inter = histogram("inter_token_seconds", "Between two decode steps of running answers", _SECONDS)
+        self._batch = histogram("batch_size", "Rows of a decode step", [float(rows) for rows in _ROWS])
+        self._lookups = counter("cache_lookups", "Look-ups of features and prefixes, by result", "cache", "result")
+        self._ended = counter("answers", "Answers that ended, by reason", "reason")
+        self._prompt = counter("prompt_tokens", "Tokens of prompts, pictures included, of answers that ended")
+        self._generated = counter("generated_tokens", "Tokens of answers that ended")
+
+    def gauges(self, now: Gauges) -> None:
+        """Shows how the engine stands."""
+        self._waiting.set(now.waiting)
+        self._running.set(now.running)
+        self._kv_bytes.set(now.kv_bytes)
+        self._feature_bytes.set(now.feature_bytes)
+        self._prefix_bytes.set(now.prefix_bytes)
+
+    def first_token(self, seconds: float) -> None:
+        self._first.observe(seconds)
+
+    def step(self, batch: int, seconds: float | None) -> None:
+        self._batch.observe(batch)
+        if seconds is not None:
+            self._inter.observe(seconds)
+
+    def reuse(self, what: str, hit: bool) -> None:
+        self._lookups.inc(tags={"cache": what, "result": "hit" if hit else "miss"})
+
+    def ended(self, reason: str, usage: Usage) -> None:
+        self._ended.inc(tags={"reason": reason})
+        self._prompt.inc(usage.prompt_tokens)
+        if usage.completion_tokens:
+            self._generated.inc(usage.completion_tokens)

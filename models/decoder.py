@@ -1,0 +1,174 @@
+"""The text model of Llama's and Qwen2's kind, over its weights in transformers' modules: a lean path to the same logits.
+
+A layer is: root mean square norm, grouped-query attention with rotary positions, norm, gated MLP (``modeling_llama.py``
+and ``modeling_qwen2_5_vl.py`` in transformers). Query, key and value are one product here, gate and up another; keys
+and values go straight to their rows of the engine's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.attention import turn
+from models.linear import Linear, Quantize, from_weight, linear
+from raylens.engine.model import KVRows, KVShape
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, query, key, value), each (tokens, heads, head size) -> (tokens, heads · head size)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    attention_norm: Tensor
+    qkv: Linear
+    out: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Decoder:
+    """Reads tokens' embeddings behind what rows of the cache hold."""
+
+    def __init__(self, text_model: nn.Module, head: nn.Linear, quantize: Quantize | None = None) -> None:
+        model: Any = text_model
+        config = model.config
+        self._heads = int(config.num_attention_heads)
+        self._kv_heads = int(config.num_key_value_heads)
+        self._head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // self._heads)
+        self._eps = float(config.rms_norm_eps)
+        self._embeddings: Tensor = model.get_input_embeddings().weight.detach()
+        self._inverse_frequencies: Tensor = model.rotary_emb.inv_freq.float()
+        self._rope_scale = float(model.rotary_emb.attention_scaling)
+        sections = (config.rope_parameters or {}).get("mrope_section")
+        self._axes = _axes(sections, self._head_dim, self._embeddings.device)
+        self._layers = [_layer(layer, quantize) for layer in model.layers]
+        self._norm: Tensor = model.norm.weight.detach()
+        self._head = from_weight(head.weight.detach(), quantize=quantize)
+        self.vocabulary = int(head.weight.shape[0])
+        self.kv_shape = KVShape(
+            len(self._layers), self._kv_heads, self._head_dim, self._embeddings.dtype, str(self._embeddings.device)
+        )
+
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        """(tokens, hidden)."""
+        return self._embeddings[torch.tensor(token_ids, device=self._embeddings.device)]
+
+    def prefill(
+        self,
+        token_ids: Sequence[int],
+        features: Sequence[tuple[int, Tensor]],
+        positions: NDArray[np.int64],
+        row: KVRows,
+    ) -> Tensor:
+        """Implements :meth:`raylens.engine.model.Model.prefill`."""
+        states = self.embed(token_ids)
+        for at, shown in features:
+            states[at : at + len(shown)] = shown
+        start, new = row.lengths[0], len(states)
+        end = start + new
+        mask = None
+        if start:
+            mask = torch.ones((new, end), dtype=torch.bool, device=states.device).tril(start)
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = row.keys[layer][:, :, :end], row.values[layer][:, :, :end]
+            keys[0, :, start:] = key.transpose(0, 1)
+            values[0, :, start:] = value.transpose(0, 1)
+            mixed = F.scaled_dot_product_attention(
+                query.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            )
+            return mixed[0].transpose(0, 1).flatten(1)
+
+        return self._logits(self._run(states, torch.from_numpy(positions), attend)[-1:])[0]
+
+    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
+        """Implements :meth:`raylens.engine.model.Model.decode`."""
+        places = [_Place(group, self._embeddings.device) for group in groups]
+        shape = (self._kv_heads, self._heads // self._kv_heads, self._head_dim)
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            # The heads that share a key stand in the place of query positions: each key is read once.
+            query = query.unflatten(1, shape[:2])
+            mixed, first = [], 0
+            for place in places:
+                last = first + place.rows
+                keys, values = place.append(layer, key[first:last], value[first:last])
+                mixed.append(F.scaled_dot_product_attention(query[first:last], keys, values, attn_mask=place.mask))
+                first = last
+            return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(1)
+
+        return self._logits(self._run(self.embed(token_ids), torch.tensor([positions]), attend))
+
+    def _run(self, states: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        cos, sin = self._turns(positions, states.dtype)
+        turned = self._heads + self._kv_heads
+        for index, layer in enumerate(self._layers):
+            qkv = layer.qkv(self._normed(states, layer.attention_norm)).unflatten(-1, (-1, self._head_dim))
+            query_key = turn(qkv[:, :turned], cos, sin)
+            mixed = attend(index, query_key[:, : self._heads], query_key[:, self._heads :], qkv[:, turned:])
+            states = states + layer.out(mixed)
+            gate, up = layer.gate_up(self._normed(states, layer.mlp_norm)).chunk(2, -1)
+            states = states + layer.down(F.silu(gate) * up)
+        return states
+
+    def _logits(self, states: Tensor) -> Tensor:
+        return self._head(self._normed(states, self._norm)).float()
+
+    def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(states, weight.shape, weight, self._eps)
+
+    def _turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines (tokens, 1, head size) of rotary positions (axes, tokens)."""
+        angles = positions.to(self._axes.device)[..., None].float() * self._inverse_frequencies
+        angles = angles[0] if len(positions) == 1 else angles.gather(0, self._axes.expand(1, angles.shape[1], -1))[0]
+        cos, sin = angles.cos() * self._rope_scale, angles.sin() * self._rope_scale
+        return torch.cat([cos, cos], -1).to(dtype)[:, None], torch.cat([-sin, sin], -1).to(dtype)[:, None]
+
+
+class _Place:
+    """Where a group's newest tokens are written, and what each of its rows attends to."""
+
+    def __init__(self, group: KVRows, device: torch.device) -> None:
+        self._group = group
+        self.rows = len(group.lengths)
+        self._end = max(group.lengths) + 1
+        self._at = torch.tensor(group.lengths, device=device)
+        self._index = torch.arange(self.rows, device=device)
+        self.mask: Tensor | None = None
+        if min(group.lengths) + 1 < self._end:
+            self.mask = (torch.arange(self._end, device=device) <= self._at[:, None])[:, None, None]
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes (rows, heads, head size) of each; all keys and values (rows, heads, tokens, head size)."""
+        keys, values = self._group.keys[layer], self._group.values[layer]
+        keys[self._index, :, self._at] = key
+        values[self._index, :, self._at] = value
+        return keys[:, :, : self._end], values[:, :, : self._end]
+
+
+def _layer(layer: Any, quantize: Quantize | None) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return Layer(
+        attention_norm=layer.input_layernorm.weight.detach(),
+        qkv=linear(attention.q_proj, attention.k_proj, attention.v_proj, quantize=quantize),
+        out=linear(attention.o_proj, quantize=quantize),
+        mlp_norm=layer.post_attention_layernorm.weight.detach(),
+        gate_up=linear(mlp.gate_proj, mlp.up_proj, quantize=quantize),
+        down=linear(mlp.down_proj, quantize=quantize),
+    )
+
+
+def _axes(sections: Sequence[int] | None, head_dim: int, device: torch.device) -> Tensor:
+    """Which axis of the positions each frequency turns with: (1, 1, frequencies). Sections take the axes by turns."""
+    sections = sections or [head_dim // 2]
+    axes = [index % 3 for index, width in enumerate(sections) for _ in range(width)]
+    return torch.tensor(axes, device=device)[None, None]

@@ -1,0 +1,25 @@
+"""How a checkpoint is loaded, whatever its family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from models.linear import Quantize
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    revision: str | None = None
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    tiles_per_step: int = 4
+    """Tiles that the vision tower encodes at a time."""
+    quantize: Quantize | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    """Bounds of a picture's area after resizing, for families with dynamic resolution; None is the checkpoint's."""
+
+
+DEFAULTS = LoadOptions()

@@ -1,0 +1,160 @@
+"""Keys and values of running sequences: rows of arenas, under one budget of bytes.
+
+An arena holds rows of one capacity, a power of two; a sequence takes a row of the smallest arena in which its prompt
+and all that it may answer have room. Rows of like length are so read together, with little padding, and a short answer
+never holds a long one's memory. An arena's rows stand together: where one leaves, the last one takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from raylens.engine.model import KVRows, KVShape
+
+SMALLEST = 128
+Holder = TypeVar("Holder")
+"""What holds a row: a sequence."""
+
+
+class Arena(Generic[Holder]):
+    """Rows of one capacity. ``holders`` stand in the order of the rows."""
+
+    def __init__(self, shape: KVShape, capacity: int) -> None:
+        self.capacity = capacity
+        self.row_bytes = shape.bytes_per_token * capacity
+        self.holders: list[Holder] = []
+        self.lengths: list[int] = []
+        empty = torch.empty((2, 0, shape.heads, capacity, shape.head_dim), dtype=shape.dtype, device=shape.device)
+        self._layers: list[Tensor] = [empty] * shape.layers
+
+    @property
+    def rows(self) -> int:
+        """Rows that there is room for; where a resize broke off for want of memory, those of every layer."""
+        return min(layer.shape[1] for layer in self._layers)
+
+    def resize(self, rows: int) -> None:
+        """Makes room for so many rows, a layer at a time: what is held twice meanwhile is one layer."""
+        held = len(self.holders)
+        for index, layer in enumerate(self._layers):
+            # Zeros: attention multiplies what it masks by nothing, and nothing times a stray NaN is NaN.
+            resized = layer.new_zeros((2, rows, *layer.shape[2:]))
+            resized[:, :held] = layer[:, :held]
+            self._layers[index] = resized
+
+    def append(self, holder: Holder) -> None:
+        self.holders.append(holder)
+        self.lengths.append(0)
+
+    def remove(self, holder: Holder) -> None:
+        row, last = self.holders.index(holder), len(self.holders) - 1
+        if row != last:
+            used = self.lengths[last]
+            for layer in self._layers:
+                layer[:, row, :, :used] = layer[:, last, :, :used]
+            self.holders[row], self.lengths[row] = self.holders[last], used
+        self.holders.pop()
+        self.lengths.pop()
+
+    def view(self, start: int, end: int) -> KVRows:
+        keys = [layer[0, start:end] for layer in self._layers]
+        values = [layer[1, start:end] for layer in self._layers]
+        return KVRows(keys, values, self.lengths[start:end])
+
+
+class KVCache(Generic[Holder]):
+    """Arenas by capacity, under ``budget`` bytes in all."""
+
+    def __init__(self, shape: KVShape, budget: int, max_rows: int) -> None:
+        self.shape = shape
+        self.budget = budget
+        self._max_rows = max_rows
+        self._arenas: dict[int, Arena[Holder]] = {}
+        self._home: dict[Holder, Arena[Holder]] = {}
+
+    @property
+    def allocated_bytes(self) -> int:
+        return sum(arena.rows * arena.row_bytes for arena in self._arenas.values())
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(len(arena.holders) * arena.row_bytes for arena in self._arenas.values())
+
+    def cost(self, tokens: int) -> int:
+        """Bytes that a sequence of so many tokens takes."""
+        return self.shape.bytes_per_token * _capacity(tokens)
+
+    def reserve(self, holder: Holder, tokens: int) -> bool:
+        """Takes a row for a sequence of so many tokens; False where the budget has no room for it now."""
+        cost = self.cost(tokens)
+        if self.used_bytes + cost > self.budget:
+            return False
+        capacity = _capacity(tokens)
+        arena = self._arenas.setdefault(capacity, Arena(self.shape, capacity))
+        if len(arena.holders) == arena.rows:
+            self._grow(arena)
+        arena.append(holder)
+        self._home[holder] = arena
+        return True
+
+    def release(self, holder: Holder) -> None:
+        """Frees the row, where the sequence has one."""
+        arena = self._home.pop(holder, None)
+        if arena is not None:
+            arena.remove(holder)
+
+    def length(self, holder: Holder) -> int:
+        """Tokens that the row holds."""
+        arena = self._home[holder]
+        return arena.lengths[arena.holders.index(holder)]
+
+    def advance(self, holder: Holder, tokens: int = 1) -> None:
+        """So many more have been written to the row."""
+        arena = self._home[holder]
+        arena.lengths[arena.holders.index(holder)] += tokens
+
+    def row(self, holder: Holder) -> KVRows:
+        """The one row of a sequence."""
+        arena = self._home[holder]
+        index = arena.holders.index(holder)
+        return arena.view(index, index + 1)
+
+    def groups(self) -> Iterator[tuple[list[Holder], KVRows]]:
+        """All rows, an arena at a time."""
+        for arena in self._arenas.values():
+            if arena.holders:
+                yield list(arena.holders), arena.view(0, len(arena.holders))
+
+    def read(self, holder: Holder, tokens: int) -> Tensor:
+        """A copy of the row's first tokens: (layers, 2, heads, tokens, head size)."""
+        row = self.row(holder)
+        return torch.stack(
+            [torch.stack([k[0, :, :tokens], v[0, :, :tokens]]) for k, v in zip(row.keys, row.values, strict=True)]
+        )
+
+    def write(self, holder: Holder, kept: Tensor) -> None:
+        """Fills an empty row with what ``read`` gave."""
+        row = self.row(holder)
+        tokens = kept.shape[3]
+        for layer, (keys, values) in enumerate(zip(row.keys, row.values, strict=True)):
+            keys[0, :, :tokens], values[0, :, :tokens] = kept[layer, 0], kept[layer, 1]
+        self.advance(holder, tokens)
+
+    def _grow(self, arena: Arena[Holder]) -> None:
+        """Twice as many rows where the budget allows it, else one more; other arenas give up what they don't use."""
+        held = arena.rows
+        wanted = max(1, min(2 * held, self._max_rows))
+        if self.allocated_bytes + (wanted - held) * arena.row_bytes > self.budget:
+            for other in self._arenas.values():
+                if other.rows > len(other.holders):
+                    other.resize(len(other.holders))
+            room = (self.budget - self.allocated_bytes) // arena.row_bytes
+            wanted = min(wanted, held + room)
+        arena.resize(wanted)
+
+
+def _capacity(tokens: int) -> int:
+    return max(SMALLEST, 1 << (tokens - 1).bit_length())
