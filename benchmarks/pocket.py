@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.pocket`` draws fresh scenes over all sizes, aspect
 ratios and encodings, asks every kind of question about each, and prints the share of exact answers with its 95%
-Wilson interval. The baseline is what the most frequent answer to that kind of question would reach.
+Wilson interval. The baseline is what the most frequent answer to that kind of question would reach. Models that can
+detect and point are asked for places as well: :mod:`benchmarks.pocket_grounding`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import random
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
 
 import httpx
 
+from benchmarks.pocket_grounding import Places, Search, searches
 from benchmarks.target import target
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import LENGTHS, Scene, questions, random_scene
@@ -77,38 +79,77 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - spread) / scale, (middle + spread) / scale
 
 
-async def measure(url: str, scenes: int, seed: int, model: str) -> int:
-    """Prints the table; the exit status is 0 where every row reaches the target."""
-    right: Counter[str] = Counter()
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
-    wrong: list[str] = []
-    places = asyncio.Semaphore(IN_FLIGHT)
+@dataclass
+class Texts:
+    """How often each row's answers are exact, and examples of what was wrong."""
 
-    async def ask(client: httpx.AsyncClient, trial: Trial, scene: Scene) -> None:
-        async with places:
-            response = await client.post(trial.path, json=trial.body)
-        said = text_of(response.raise_for_status().json())
-        answers[trial.row][trial.answer] += 1
-        right[trial.row] += said == trial.answer
+    right: Counter[str] = field(default_factory=Counter)
+    answers: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    wrong: list[str] = field(default_factory=list)
+
+    def add(self, trial: Trial, reply: dict[str, Any]) -> None:
+        said = text_of(reply)
+        self.answers[trial.row][trial.answer] += 1
+        self.right[trial.row] += said == trial.answer
         if said != trial.answer:
-            wrong.append(f"{scene.width}×{scene.height} {trial.row}: {said!r} is not {trial.answer!r}")
+            self.wrong.append(f"{trial.row}: {said!r} is not {trial.answer!r}")
+
+    def table(self) -> Iterator[str]:
+        yield "| row | exact | 95% interval | asked | most frequent answer |"
+        yield "| --- | --- | --- | --- | --- |"
+        for row, given in self.answers.items():
+            total = given.total()
+            low, high = wilson(self.right[row], total)
+            baseline = given.most_common(1)[0][1] / total
+            yield f"| {row} | {self.right[row] / total:.1%} | {low:.1%} to {high:.1%} | {total} | {baseline:.1%} |"
+
+    @property
+    def reached(self) -> bool:
+        return all(self.right[row] / given.total() >= TARGET for row, given in self.answers.items())
+
+
+async def measure(client: httpx.AsyncClient, model: str, scenes: int, seed: int, *, grounds: bool) -> bool:
+    """Prints a model's tables; whether every row reaches its target."""
+    texts, places = Texts(), Places()
+    in_flight = asyncio.Semaphore(IN_FLIGHT)
+
+    async def ask(asked: Trial | Search) -> None:
+        async with in_flight:
+            response = await client.post(asked.path, json=asked.body)
+        reply = response.raise_for_status().json()
+        if isinstance(asked, Trial):
+            texts.add(asked, reply)
+        else:
+            places.add(asked, reply)
 
     rng = random.Random(seed)
-    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
-        for _ in range(scenes):
-            scene = random_scene(rng)
-            asked = trials(scene, rng, model, rng.choice(("auto", "low", "high")))
-            await asyncio.gather(*(ask(client, trial, scene) for trial in asked))
-    for line in wrong[:20]:
+    for _ in range(scenes):
+        scene = random_scene(rng)
+        asked: list[Trial | Search] = [*trials(scene, rng, model, rng.choice(("auto", "low", "high")))]
+        if grounds:
+            asked += searches(scene, random_scene(rng), rng, model)
+        await asyncio.gather(*map(ask, asked))
+    for line in texts.wrong[:20] + places.wrong[:20]:
         print(line, file=sys.stderr)
-    print("| row | exact | 95% interval | asked | most frequent answer |")
-    print("| --- | --- | --- | --- | --- |")
-    for row, given in answers.items():
-        total = given.total()
-        low, high = wilson(right[row], total)
-        baseline = given.most_common(1)[0][1] / total
-        print(f"| {row} | {right[row] / total:.1%} | {low:.1%} to {high:.1%} | {total} | {baseline:.1%} |")
-    return 0 if all(right[row] / given.total() >= TARGET for row, given in answers.items()) else 1
+    print(f"\n{model}, {scenes} scenes\n", *texts.table(), sep="\n")
+    if grounds:
+        print("", *places.table(), sep="\n")
+    return texts.reached and places.reached
+
+
+async def run(url: str, model: str | None, scenes: int, seed: int) -> int:
+    """Measures one model, or all where none is named; the exit status is 0 where every row reaches its target."""
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        served = (await client.get("/health")).raise_for_status().json()["models"]
+        chosen = list(served)
+        if model is not None:
+            found = await client.get(f"/v1/models/{model}")
+            chosen = [found.raise_for_status().json()["id"]]
+        reached = []
+        for name in chosen:
+            grounds = {"detect", "point"} <= set(served[name]["tasks"])
+            reached.append(await measure(client, name, scenes, seed, grounds=grounds))
+    return 0 if all(reached) else 1
 
 
 def main() -> None:
@@ -116,10 +157,13 @@ def main() -> None:
     parser.add_argument("--url", default=None, help="a server that runs already")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=20_000)
-    parser.add_argument("--model", default="smolvlm")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", default="smolvlm")
+    which.add_argument("--all", action="store_true", help="every model that is served")
     arguments = parser.parse_args()
+    model = None if arguments.all else arguments.model
     with target(arguments.url) as url:
-        status = asyncio.run(measure(url, arguments.scenes, arguments.seed, arguments.model))
+        status = asyncio.run(run(url, model, arguments.scenes, arguments.seed))
     raise SystemExit(status)
 
 

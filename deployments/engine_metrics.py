@@ -19,19 +19,19 @@ class EngineMetrics(Metrics):
 
         def gauge(name: str, description: str) -> metrics.Gauge:
             made = metrics.Gauge(f"raylens_engine_{name}", description=description, tag_keys=("model",))
-            made.set_default_tags(tags)
+            made.set_default_tags(dict(tags))  # Serve adds its own to what it is given
             return made
 
         def counter(name: str, description: str, *keys: str) -> metrics.Counter:
             made = metrics.Counter(f"raylens_engine_{name}", description=description, tag_keys=("model", *keys))
-            made.set_default_tags(tags)
+            made.set_default_tags(dict(tags))  # Serve adds its own to what it is given
             return made
 
         def histogram(name: str, description: str, boundaries: list[float]) -> metrics.Histogram:
             made = metrics.Histogram(
                 f"raylens_engine_{name}", description=description, boundaries=boundaries, tag_keys=("model",)
             )
-            made.set_default_tags(tags)
+            made.set_default_tags(dict(tags))  # Serve adds its own to what it is given
             return made
 
         self._waiting = gauge("waiting", "Sequences that wait for a place")

@@ -121,7 +121,7 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) ->
 def picture_key(pixels: NDArray[np.uint8], *policy: object) -> bytes:
     """Digest of a picture and of how it is cut."""
     digest = hashlib.blake2b(repr((pixels.shape, policy)).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()
 
 

@@ -1,4 +1,4 @@
-"""The text model of Llama's and Qwen2's kind, over its weights in transformers' modules: a lean path to the same logits.
+"""The text model of Llama's and Qwen2's kind, over its weights in transformers' modules: a lean path to its logits.
 
 A layer is: root mean square norm, grouped-query attention with rotary positions, norm, gated MLP (``modeling_llama.py``
 and ``modeling_qwen2_5_vl.py`` in transformers). Query, key and value are one product here, gate and up another; keys
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attention import turn
 from models.linear import Linear, Quantize, from_weight, linear
+from models.operations import turn
 from raylens.engine.model import KVRows, KVShape
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]

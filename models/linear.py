@@ -1,6 +1,7 @@
 """Linear layers in the form in which this machine multiplies fastest.
 
 On a CPU, oneDNN reorders a plain bfloat16 weight at every call. Here it is reordered once, when the model is loaded.
+Which form is the fastest is measured in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _ROWS = 8
 def linear(*layers: nn.Linear, quantize: Quantize | None = None, activation: str = "none") -> Linear:
     """One layer out of several that read the same input, their outputs side by side.
 
-    ``activation``: ``none``, or ``gelu`` (its tanh approximation).
+    ``activation``: ``none``, or ``gelu`` (its tanh approximation). Raises ``ValueError`` where this machine can't
+    ``quantize`` so.
     """
     weight = torch.cat([layer.weight.detach() for layer in layers])
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
@@ -61,6 +63,37 @@ class _Packed:
             states, self._weight, self._bias, self._activation, [], self._algorithm
         )
         return out
+
+
+class _Int8:
+    """Weights as int8 with a scale for each output; inputs are rounded to int8 with a scale for each row, so that a row
+    never depends on its company (dynamic quantization, absolute maximum)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
+        if weight.device.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
+            raise ValueError("quantize: int8 needs a CPU with oneDNN; leave it out on this device")
+        scale, rounded = _to_int8(weight.float())
+        self._weight = torch.ops.onednn.qlinear_prepack(rounded, [_ROWS, weight.shape[1]])
+        self._scale, self._zero = scale.flatten(), torch.zeros(len(weight), dtype=torch.int32)
+        self._bias, self._gelu = bias, activation == "gelu"
+
+    def __call__(self, states: Tensor) -> Tensor:
+        rows = states.flatten(0, -2)
+        scale, rounded = _to_int8(rows)
+        out = torch.ops.onednn.qlinear_pointwise(
+            rounded, 1.0, 0, self._weight, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
+        ).mul_(scale)
+        if self._bias is not None:
+            out += self._bias
+        if self._gelu:
+            out = F.gelu(out, approximate="tanh")
+        return out.to(states.dtype).unflatten(0, states.shape[:-1])
+
+
+def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales (rows, 1), float32, and the rows divided by them as int8."""
+    scale = rows.abs().amax(-1, keepdim=True).float().clamp_(min=1e-8).div_(127)
+    return scale, (rows / scale).round_().to(torch.int8)
 
 
 def _has_bfloat16() -> bool:

@@ -26,10 +26,10 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from models.attention import attention, turn
 from models.chat import ChatText, check_length, eos_ids, messages_of, picture_key, picture_part, visual_parts
 from models.decoder import Decoder
 from models.linear import Quantize, from_weight, linear
+from models.operations import add_by_rows, attention, turn
 from models.options import DEFAULTS, LoadOptions
 from raylens.engine.model import KVRows, PictureInput, Pixels, Prompt
 from raylens.errors import InvalidRequest
@@ -328,9 +328,14 @@ class Tower:
             window = [part[first:last].unflatten(0, (count, size)) for part in (query, key, value)]
             parts.append(attention(*window).flatten(0, 1))
             first = last
-        states = states + out(torch.cat(parts) if len(parts) > 1 else parts[0])
-        gate, up = gate_up(F.rms_norm(states, norm2.shape, norm2, 1e-6)).chunk(2, -1)
-        return states + down(F.silu(gate) * up)
+        add_by_rows(states, out, torch.cat(parts) if len(parts) > 1 else parts[0])
+
+        def mlp(rows: Tensor) -> Tensor:
+            gate, up = gate_up(F.rms_norm(rows, norm2.shape, norm2, 1e-6)).chunk(2, -1)
+            return down(F.silu(gate) * up)
+
+        add_by_rows(states, mlp, states)
+        return states
 
 
 def window_order(frames: int, rows: int, columns: int, window: int) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:

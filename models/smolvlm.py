@@ -24,10 +24,10 @@ from transformers import (
 )
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
-from models.attention import attention
 from models.chat import ChatText, check_length, eos_ids, image_parts, messages_of, picture_key, picture_part
 from models.decoder import Decoder
 from models.linear import Quantize, from_weight, linear
+from models.operations import add_by_rows, attention
 from models.options import DEFAULTS, LoadOptions
 from raylens.engine.model import KVRows, PictureInput, Pixels, Prompt
 from raylens.types import Caption, Chat, Detail, Location, Query, Region, Task, VisionRequest
@@ -195,11 +195,11 @@ class Tower:
         """Image tokens of tiles (tiles, channels, side, side): (tiles, tokens, hidden)."""
         count, side = len(tiles), tiles.shape[-1] // self._patch
         patches = F.unfold(tiles, self._patch, stride=self._patch).transpose(1, 2)
-        states = self._patches(patches) + self._places
+        states = (self._patches(patches) + self._places).flatten(0, 1)
         for norm1, qkv, out, norm2, expand, contract in self._layers:
-            mixed = attention(*qkv(norm1(states)).unflatten(-1, (3, self._heads, -1)).unbind(2))
-            states = states + out(mixed)
-            states = states + contract(expand(norm2(states)))
+            mixed = qkv(norm1(states)).view(count, side * side, 3, self._heads, -1)
+            add_by_rows(states, out, attention(*mixed.unbind(2)).flatten(0, 1))
+            add_by_rows(states, lambda rows: contract(expand(norm2(rows))), states)  # noqa: B023 - called at once
         states = self._norm(states)
         # Pixel shuffle: a square of neighboring patches becomes one token.
         edge = side // self._shuffle

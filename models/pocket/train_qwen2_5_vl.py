@@ -134,13 +134,9 @@ def localizations(picture: Picture, rng: random.Random) -> list[tuple[str, str, 
         if rng.random() < 0.2:
             subject = f"{rng.choice(list(COLORS))} {rng.choice(KINDS)}"
         found = [shape for shape in picture.scene.shapes if shape.matches(subject)]
-        if number < 2:
-            places = [("bbox_2d", picture.box(shape)) for shape in found]
-            kind, prompt = "detect", DETECT_PROMPT
-        else:
-            places = [("point_2d", picture.place(shape.x, shape.y)) for shape in found]
-            kind, prompt = "point", POINT_PROMPT
-        parts = [f'{{"{key}": [{", ".join(map(str, at))}], "label": "{subject}"}}' for key, at in places]
+        kind, prompt, key = ("detect", DETECT_PROMPT, "bbox_2d") if number < 2 else ("point", POINT_PROMPT, "point_2d")
+        places = [picture.box(shape) if number < 2 else picture.place(shape.x, shape.y) for shape in found]
+        parts = [f'{{"{key}": [{", ".join(map(str, at))}], "label": "{subject}"}}' for at in places]
         asked.append((kind, prompt.format(subject), f"[{', '.join(parts)}]"))
     return asked
 
@@ -252,11 +248,23 @@ def patches(pictures: list[Picture], head_dim: int, window: int, theta: float) -
     )
 
 
+class Probe(nn.Module):
+    """What is linearly read in an image token: classes, and vectors to look up numbers with."""
+
+    sizes = (len(KINDS) + 1, len(COLORS) + 1, 10, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes = nn.Linear(128, sum(self.sizes))
+        self.edges = nn.Linear(128, 6 * 128)
+
+
 class Trainer(training.Trainer[Picture]):
     """The pocket Qwen2.5-VL in the making."""
 
     settings: Settings
     model: Qwen2_5_VLForConditionalGeneration
+    probe: Probe
 
     def __init__(self, settings: Settings, work: Path) -> None:
         torch.manual_seed(settings.seed)
@@ -265,10 +273,7 @@ class Trainer(training.Trainer[Picture]):
         model = Qwen2_5_VLForConditionalGeneration(pocket_config(self.tokenizer))
         self.numbers = torch.tensor(number_ids(self.tokenizer))
         _number_line(model.get_input_embeddings().weight, self.numbers)
-        probe = nn.ModuleDict(
-            {"classes": nn.Linear(128, len(KINDS) + 1 + len(COLORS) + 1 + 10 + 2), "edges": nn.Linear(128, 6 * 128)}
-        )
-        super().__init__(model, probe, settings, work)
+        super().__init__(model, Probe(), settings, work)
         value_of = torch.full((model.config.text_config.vocab_size,), -1)
         value_of[self.numbers] = torch.arange(len(self.numbers))
         self.value_of = value_of.to(self.device)
@@ -360,12 +365,11 @@ class Trainer(training.Trainer[Picture]):
 
     def _probe_loss(self, features: Tensor, pictures: list[Picture]) -> Tensor:
         classes, edges, has_edge = (part.to(self.device) for part in probe_targets(pictures))
-        sizes = (len(KINDS) + 1, len(COLORS) + 1, 10, 2)
         loss = torch.zeros((), device=self.device)
-        for logits, target in zip(self.probe["classes"](features).split(sizes, -1), classes.unbind(1), strict=True):
+        for logits, target in zip(self.probe.classes(features).split(Probe.sizes, -1), classes.unbind(1), strict=True):
             loss = loss + F.cross_entropy(logits, target)
         numbers = self.model.get_input_embeddings().weight[self.numbers]
-        read = self.probe["edges"](features).unflatten(-1, (6, -1))[has_edge]
+        read = self.probe.edges(features).unflatten(-1, (6, -1))[has_edge]
         near = (read @ numbers.T).log_softmax(-1)
         return loss - (self._targets(edges[has_edge]) * near).sum(-1).mean()
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.logprobs import logprobs_of
 from raylens.engine.metrics import Gauges, Metrics
-from raylens.engine.model import Model, Prompt
+from raylens.engine.model import Model, PictureInput, Prompt
 from raylens.engine.reuse import ByteLRU, PrefixCache
 from raylens.engine.sampling import choose_all
 from raylens.engine.scheduler import Scheduler
@@ -92,8 +92,9 @@ class Engine:
         cost = self.cache.cost(tokens)
         if cost > self.cache.budget:
             raise InvalidRequest(
-                f"max_tokens: the prompt's {len(prompt.token_ids)} tokens, pictures included, and {max_tokens} of the"
-                f" answer take {cost / MIB:.1f} MiB of key-value cache; this model has {self.cache.budget / MIB:.1f} MiB",
+                f"max_tokens: the prompt's {len(prompt.token_ids)} tokens, pictures included, and {max_tokens} of"
+                f" the answer take {cost / MIB:.1f} MiB of key-value cache; the limit is"
+                f" {self.cache.budget / MIB:.1f} MiB",
                 "max_tokens",
                 self.cache.budget,
                 cost,
@@ -202,7 +203,12 @@ class Engine:
         return outputs
 
     def _reserve(self, sequence: Sequence) -> bool:
-        return self.cache.reserve(sequence, sequence.room(self.model.max_length))
+        try:
+            return self.cache.reserve(sequence, sequence.room(self.model.max_length))
+        except torch.OutOfMemoryError:
+            # Others share the device, and take more of it now than when the budget was made.
+            logger.warning("no memory for a sequence of request %s; it waits", sequence.request_id)
+            return False
 
     def _slice(self, sequence: Sequence) -> Tensor | None:
         """Goes on reading the prompt; the next token's logits once it is read."""
@@ -245,17 +251,23 @@ class Engine:
             for at, picture in zip(prompt.image_at, prompt.pictures, strict=True)
             if at + picture.tokens > start
         ]
-        known = {picture.key: self.features.get(picture.key) for _, picture in shown}
-        missing = list({picture.key: picture for _, picture in shown if known[picture.key] is None}.values())
+        known: dict[bytes, Tensor] = {}
+        missing: dict[bytes, PictureInput] = {}
+        for _, picture in shown:
+            features = self.features.get(picture.key)
+            if features is None:
+                missing[picture.key] = picture
+            else:
+                known[picture.key] = features
         if shown:
             self._metrics.reuse("features", not missing)
         if missing:
-            encoded = yield from self.model.encode(missing)
+            encoded = yield from self.model.encode(list(missing.values()))
+            known.update(zip(missing, encoded, strict=True))
+            for key in missing:
+                self.features.put(key, known[key], known[key].nbytes)
             yield
-            for picture, features in zip(missing, encoded, strict=True):
-                known[picture.key] = features
-                self.features.put(picture.key, features, features.nbytes)
-        return [(at, features) for at, picture in shown if (features := known[picture.key]) is not None]
+        return [(at, known[picture.key]) for at, picture in shown]
 
     def _prefill(
         self,

@@ -130,15 +130,15 @@ class KVCache(Generic[Holder]):
 
     def read(self, holder: Holder, tokens: int) -> Tensor:
         """A copy of the row's first tokens: (layers, 2, heads, tokens, head size)."""
-        row = self.row(holder)
-        return torch.stack(
-            [torch.stack([k[0, :, :tokens], v[0, :, :tokens]]) for k, v in zip(row.keys, row.values, strict=True)]
-        )
+        row, shape = self.row(holder), self.shape
+        kept = row.keys[0].new_empty((shape.layers, 2, shape.heads, tokens, shape.head_dim))
+        for layer, (keys, values) in enumerate(zip(row.keys, row.values, strict=True)):
+            kept[layer, 0], kept[layer, 1] = keys[0, :, :tokens], values[0, :, :tokens]
+        return kept
 
     def write(self, holder: Holder, kept: Tensor) -> None:
-        """Fills an empty row with what ``read`` gave."""
-        row = self.row(holder)
-        tokens = kept.shape[3]
+        """Fills an empty row with what ``read`` gave, or with its first tokens."""
+        row, tokens = self.row(holder), kept.shape[3]
         for layer, (keys, values) in enumerate(zip(row.keys, row.values, strict=True)):
             keys[0, :, :tokens], values[0, :, :tokens] = kept[layer, 0], kept[layer, 1]
         self.advance(holder, tokens)

@@ -21,9 +21,9 @@ def logprobs_of(logits: Tensor, token_id: int, count: int, tokenizer: Tokenizer)
     ``logits``, (vocabulary,) of any type and on any device, are the model's own, before masks, penalties and
     temperature, as in vLLM (``logprobs_mode="raw_logprobs"``).
     """
-    row = logits.double().cpu().numpy()
+    row = logits.float().cpu().numpy()  # numpy, for the reason in sampling.py
     best = row.max()
-    norm = best + np.log(np.exp(row - best).sum())
+    norm = best + np.log(np.exp(row.astype(np.float64) - best).sum())
     count = min(count, len(row))
     ids = row.argpartition(-count)[-count:] if count else np.empty(0, dtype=np.int64)
     ids = ids[(-row[ids]).argsort(kind="stable")]

@@ -105,8 +105,8 @@ class Model(Protocol):
     ) -> Tensor:
         """Reads ``token_ids`` behind what the one ``row`` holds, and writes their keys and values there.
 
-        ``features``: (place in ``token_ids``, (tokens, hidden)) of the pictures' parts among them. ``positions``: (axes,
-        tokens). Returns the next token's logits, float32 (vocabulary,).
+        ``features``: (place in ``token_ids``, (tokens, hidden)) of the pictures' parts among them. ``positions``:
+        (axes, tokens). Returns the next token's logits, float32 (vocabulary,).
         """
         ...
 

@@ -75,16 +75,12 @@ class PrefixCache:
     def find(self, prompt: Prompt) -> Tensor | None:
         """Keys and values of the longest known beginning, without the last token: its logits are wanted."""
         content = _content(prompt)
-        best, found = 0, None
-        for key, prefix in self._prefixes.items():
-            common = _common(content[:-1], prefix.content)
-            if common > best:
-                best, found = common, key
-        if found is None or best < SHORTEST_PREFIX:
-            return None
-        prefix = self._prefixes.get(found)
-        assert prefix is not None
-        return prefix.kept[:, :, :, :best]
+        tokens, key = max(
+            ((_common(content[:-1], prefix.content), key) for key, prefix in self._prefixes.items()),
+            default=(0, b""),
+        )
+        found = self._prefixes.get(key) if tokens >= SHORTEST_PREFIX else None
+        return None if found is None else found.kept[:, :, :, :tokens]
 
     def wants(self, prompt: Prompt, bytes_per_token: int) -> bool:
         """Whether it would keep this prompt: no entry holds it yet, and it is neither tiny nor too large."""

@@ -110,18 +110,20 @@ class Grammars:
         return self._compiled(json_schema).copy()
 
     def _compile(self, json_schema: str) -> Grammar:
-        schema = _parse(json_schema)
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
-        except ValueError as error:  # half a surrogate pair
-            raise _invalid(_line(str(error))) from None
-        error = _try(grammar)
-        if not error:
-            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
-            error = matcher.get_error()
-        if error:
-            raise _invalid(_line(error))
+        grammar = _grammar(_parse(json_schema))
+        if wrong := _try(grammar):
+            raise _invalid(_line(wrong))
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
+        if matcher.is_error():
+            raise _invalid(_line(matcher.get_error()))
         return Grammar(matcher, self._vocabulary)
+
+
+def _grammar(schema: dict[str, Any]) -> str:
+    try:
+        return LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
+    except ValueError as error:  # half a surrogate pair
+        raise _invalid(_line(str(error))) from None
 
 
 def _parse(json_schema: str) -> dict[str, Any]:

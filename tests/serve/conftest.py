@@ -6,11 +6,14 @@ That model has random weights, so that its answers go on until their length ends
 from __future__ import annotations
 
 import functools
+import json
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from raylens.cli.background import running
@@ -25,6 +28,24 @@ CRAMPED_ROOM = 3
 def processes() -> list[int]:
     """The processes that were started for these tests, zombies left out."""
     return marked("RAYLENS_TEST", MARK)
+
+
+def measured(metric: str, **labels: str) -> float:
+    """What Ray's Prometheus endpoints tell of a metric, summed over all that have these labels; 0 where none has.
+
+    They are some 10 seconds behind, and at first their list is that of the cluster before.
+    """
+    total = 0.0
+    targets = json.loads(Path("/tmp/ray/prom_metrics_service_discovery.json").read_text())[0]["targets"]
+    for address in targets:
+        try:
+            text = httpx.get(f"http://{address}/metrics", timeout=10).text
+        except httpx.TransportError:
+            continue
+        for found, value in re.findall(rf"^{metric}{{(.*)}} (\S+)", text, re.MULTILINE):
+            if labels.items() <= dict(re.findall(r'(\w+)="([^"]*)"', found)).items():
+                total += float(value)
+    return total
 
 
 def add_a_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:

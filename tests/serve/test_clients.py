@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import subprocess
 import urllib.error
@@ -78,7 +79,7 @@ def test_sampling_parameters_are_each_requests_own(gpt: openai.OpenAI) -> None:
     _, _, url = drawn(2)
     messages = ask(url, "Describe this image.")
 
-    def say(**options: Any) -> list[str | None]:
+    def say(messages: Any = messages, **options: Any) -> list[str | None]:
         reply = gpt.chat.completions.create(model="smolvlm", messages=messages, **options)
         return [choice.message.content for choice in reply.choices]
 
@@ -87,21 +88,84 @@ def test_sampling_parameters_are_each_requests_own(gpt: openai.OpenAI) -> None:
     words = full.split()
     assert say(max_tokens=2)[0] != full
     assert say(stop=f" {words[1]}") == [words[0]]
-    wild = {"temperature": 2.0, "max_tokens": 12, "n": 3}
+    # Without a picture the model knows no answer, and draws from many.
+    unsure = [{"role": "user", "content": "hi"}]
+    wild: dict[str, Any] = {"messages": unsure, "temperature": 2.0, "max_tokens": 12, "n": 3}
     assert say(seed=5, **wild) == say(seed=5, **wild) != say(seed=6, **wild)
     assert len(set(say(seed=5, **wild))) > 1
 
 
+def test_log_probabilities_are_those_of_the_answers_tokens(gpt: openai.OpenAI) -> None:
+    _, _, url = drawn(2)
+    messages = ask(url, "Describe this image.")
+    plain = gpt.chat.completions.create(model="smolvlm", messages=messages)
+    told = gpt.chat.completions.create(model="smolvlm", messages=messages, logprobs=True, top_logprobs=3)
+    choice = told.choices[0]
+    assert choice.message.content == plain.choices[0].message.content
+    assert plain.choices[0].logprobs is None
+    assert choice.logprobs is not None
+    assert choice.logprobs.content
+    *tokens, end = choice.logprobs.content
+    assert b"".join(bytes(token.bytes or ()) for token in tokens).decode().strip() == choice.message.content
+    assert end.token == "<end_of_utterance>"
+    for token in choice.logprobs.content:
+        assert token.token == token.top_logprobs[0].token  # greedy
+        assert 0 >= token.logprob == token.top_logprobs[0].logprob >= token.top_logprobs[2].logprob
+
+
+@pytest.mark.parametrize("model", ["smolvlm", "qwen2.5-vl", "cramped"])
+def test_answers_follow_a_json_schema(gpt: openai.OpenAI, model: str) -> None:
+    """Whatever the model would rather say: one of these has learned nothing."""
+    color = {"enum": ["red", "green", "blue"]}
+    schema = {"type": "object", "properties": {"color": color}, "required": ["color"], "additionalProperties": False}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "shape", "schema": schema, "strict": True}}
+    _, _, url = drawn(3)
+    messages = ask(url, "What color is the circle?")
+    reply = gpt.chat.completions.create(
+        model=model, messages=messages, response_format=wanted, n=2, temperature=1, seed=1
+    )
+    assert len(reply.choices) == 2
+    for choice in reply.choices:
+        assert choice.finish_reason == "stop"
+        answer = json.loads(choice.message.content or "")
+        assert list(answer) == ["color"]
+        assert answer["color"] in color["enum"]
+    wanted["json_schema"]["schema"] = {"type": "no such type"}
+    with pytest.raises(openai.BadRequestError, match="response_format"):
+        gpt.chat.completions.create(model=model, messages=messages, response_format=wanted)
+
+
+def test_a_penalty_keeps_tokens_from_coming_again(gpt: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "a"}]
+
+    def tokens(**options: Any) -> list[str]:
+        reply = gpt.chat.completions.create(model="cramped", messages=messages, max_tokens=40, logprobs=True, **options)
+        logprobs = reply.choices[0].logprobs
+        assert logprobs is not None
+        return [token.token for token in logprobs.content or ()]
+
+    free = tokens()
+    for options in ({"frequency_penalty": 2.0}, {"presence_penalty": 2.0}, {"extra_body": {"repetition_penalty": 5.0}}):
+        held = tokens(**options)
+        assert len(free) == len(held) == 40
+        assert len(set(held)) > len(set(free)), options
+
+
 def test_openai_lists_models(gpt: openai.OpenAI) -> None:
-    assert [model.id for model in gpt.models.list()] == ["smolvlm", "cramped"]
-    assert gpt.models.retrieve("smolvlm2_500m_video").id == "smolvlm"
+    assert [model.id for model in gpt.models.list()] == ["smolvlm", "qwen2.5-vl", "cramped"]
+    for alias in ("smolvlm2_500m_video", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "moondream3-preview"):
+        assert gpt.models.retrieve(alias).id == "smolvlm"
+    assert gpt.models.retrieve("Qwen/Qwen2.5-VL-3B-Instruct").id == "qwen2.5-vl"
 
 
 def test_openai_errors_are_openais(gpt: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "hi"}]
     with pytest.raises(openai.NotFoundError, match="gpt-4o"):
-        gpt.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}])
-    with pytest.raises(openai.BadRequestError, match="logprobs: not supported"):
-        gpt.chat.completions.create(model="smolvlm", messages=[{"role": "user", "content": "hi"}], logprobs=True)
+        gpt.chat.completions.create(model="gpt-4o", messages=messages)
+    with pytest.raises(openai.BadRequestError, match="logit_bias: not supported"):
+        gpt.chat.completions.create(model="smolvlm", messages=messages, logit_bias={"5": 10})
+    with pytest.raises(openai.BadRequestError, match="top_logprobs: logprobs should be true"):
+        gpt.chat.completions.create(model="smolvlm", messages=messages, top_logprobs=2)
 
 
 def test_moondream_captions_and_answers_are_right(dream: Any) -> None:
@@ -136,14 +200,40 @@ def test_moondream_chat(dream: Any) -> None:
     assert len(reply["message"]["content"]) > 10
 
 
-def test_moondream_says_what_no_model_can(dream: Any) -> None:
+def test_moondream_finds_boxes_and_points_where_no_model_is_named(dream: Any) -> None:
+    """The dialect's default model can't, so that one answers which can."""
+    found = 0
+    for seed in range(6):
+        scene, data, _ = drawn(seed)
+        picture = Image.open(io.BytesIO(data))
+        for box in dream.detect(picture, "shape")["objects"]:
+            assert set(box) == {"x_min", "y_min", "x_max", "y_max"}
+            assert 0 <= box["x_min"] < box["x_max"] <= 1
+            assert 0 <= box["y_min"] < box["y_max"] <= 1
+            found += 1
+        for point in dream.point(picture, scene.shapes[0].kind)["points"]:
+            assert set(point) == {"x", "y"}
+            assert 0 <= point["x"] <= 1
+            assert 0 <= point["y"] <= 1
+            found += 1
+        assert len(dream.detect(picture, "shape", settings={"max_objects": 1})["objects"]) <= 1
+    assert found > 6
+
+
+def test_moondream_says_what_a_model_cant(server: str, dream: Any) -> None:
     _, data, _ = drawn(6)
     picture = Image.open(io.BytesIO(data))
-    for method in (dream.detect, dream.point, dream.segment):
+    small = moondream.vl(endpoint=f"{server}/v1", model="smolvlm")
+    calls = (
+        (small.detect, "these can: qwen2.5-vl"),
+        (small.point, "these can: qwen2.5-vl"),
+        (dream.segment, "segment"),
+    )
+    for method, words in calls:
         with pytest.raises(urllib.error.HTTPError) as caught:
             method(picture, "circle")
         assert caught.value.code == 400
-        assert b"no model that is served here can" in caught.value.read()
+        assert words.encode() in caught.value.read()
 
 
 def test_curl_uploads_a_picture(server: str, tmp_path: Any) -> None:
@@ -163,4 +253,5 @@ def test_the_api_page_and_health_are_served(server: str) -> None:
     health = httpx.get(f"{server}/health").json()
     assert health["status"] == "healthy"
     assert health["models"]["smolvlm"]["tasks"] == ["caption", "chat", "query"]
+    assert health["models"]["qwen2.5-vl"]["tasks"] == ["caption", "chat", "detect", "point", "query"]
     assert httpx.get(f"{server}/ready").json() == {"status": "ready"}

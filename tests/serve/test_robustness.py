@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -15,6 +16,9 @@ from PIL import Image, ImageFilter
 
 from tests.pictures import encoded, gradient, png_header, random_pixels
 from tests.scenes import drawn
+from tests.serve.conftest import measured
+
+RUNNING, ENDED = "ray_raylens_engine_running", "ray_raylens_engine_answers_total"
 
 
 def data_url(data: bytes, media_type: str = "image/png") -> str:
@@ -182,6 +186,39 @@ async def test_a_full_model_says_so_and_frees_the_places_of_clients_that_leave(s
         freed = await client.post("/v1/chat/completions", json=chat(text="a", model="cramped", max_tokens=1))
         assert freed.status_code == 200, freed.text[:300]
         assert time.monotonic() - started < 1.0
+
+
+async def test_a_client_that_leaves_frees_its_slot_as_prometheus_sees(server: str) -> None:
+    """One streams and one waits; the cramped model has room for these two, whose answers go on until they leave."""
+    endless = chat(text="a", model="cramped", max_tokens=4000)
+    async with httpx.AsyncClient(base_url=server, timeout=60) as client:
+
+        async def again_and_again(*, stream: bool) -> None:
+            while True:
+                if stream:
+                    await read_forever(client, {**endless, "stream": True})
+                else:
+                    (await client.post("/v1/chat/completions", json=endless)).raise_for_status()
+
+        clients = [asyncio.ensure_future(again_and_again(stream=stream)) for stream in (True, False)]
+        assert await comes_true(lambda: measured(RUNNING, model="cramped") == 2)
+        # All that went before is told with it.
+        aborts = await asyncio.to_thread(measured, ENDED, model="cramped", reason="abort")
+        assert not any(task.done() for task in clients)
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+        assert await comes_true(lambda: measured(RUNNING, model="cramped") == 0)
+        assert await comes_true(lambda: measured(ENDED, model="cramped", reason="abort") == aborts + 2)
+
+
+async def comes_true(condition: Callable[[], bool], patience_s: float = 40.0) -> bool:
+    until = time.monotonic() + patience_s
+    while not await asyncio.to_thread(condition):
+        if time.monotonic() > until:
+            return False
+        await asyncio.sleep(0.5)
+    return True
 
 
 async def read_forever(client: httpx.AsyncClient, body: dict[str, Any]) -> None:

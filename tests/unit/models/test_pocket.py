@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoTokenizer, SmolVLMForConditionalGeneration
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from models.pocket.drawing import draw
 from models.pocket.scenes import random_scene
-from models.registry import POCKET, load_model
+from models.registry import FAMILIES, POCKET, load_model
 from raylens.config import ModelConfig
-from raylens.engine.engine import Engine
+from raylens.engine.engine import Engine, Limits
 from raylens.engine.sequence import Sequence, sequences
 from raylens.types import Caption, VisionRequest
 
 FOLDER = POCKET / "smolvlm"
 
 
-def test_it_is_at_most_5_mb_and_has_a_model_card() -> None:
-    files = [path for path in FOLDER.iterdir() if path.is_file()]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_at_most_5_mb_and_has_a_model_card(family: str) -> None:
+    files = [path for path in (POCKET / family).iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 5 * 10**6
-    assert (FOLDER / "README.md").is_file()
+    assert (POCKET / family / "README.md").is_file()
 
 
 def test_plain_transformers_loads_it_and_it_sees() -> None:
@@ -50,14 +53,15 @@ def test_plain_transformers_loads_it_and_it_sees() -> None:
     assert right >= 9
 
 
-def test_captions_through_the_engine_are_right() -> None:
-    model = load_model(ModelConfig(name="smolvlm", family="smolvlm"))
-    engine = Engine(model, max_batch_size=16)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captions_through_the_engine_are_right(family: Any) -> None:
+    model = load_model(ModelConfig(name="m", family=family))
+    engine = Engine(model, Limits(max_batch_size=16))
     rng = random.Random(12)
     wanted: dict[Sequence, str] = {}
     for _ in range(40):
         scene = random_scene(rng, 400)
-        request = VisionRequest("r", "smolvlm", Caption(), time.time() + 600)
+        request = VisionRequest("r", "m", Caption(), time.time() + 600)
         prompt = model.prepare(request, [np.ascontiguousarray(draw(scene, rng))])
         (sequence,) = sequences(request, prompt, model.tokenizer)
         wanted[sequence] = scene.caption()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,13 @@ def model(folder: Path) -> Qwen2_5_VL:
 
 
 def encode(model: Qwen2_5_VL, prompt: Prompt) -> list[torch.Tensor]:
-    work = model.encode(prompt.pictures)
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            return done.value
+    def whole() -> Generator[None, None, None]:
+        found.extend((yield from model.encode(prompt.pictures)))
+
+    found: list[torch.Tensor] = []
+    for _ in whole():
+        pass
+    return found
 
 
 def grid_thw(prompt: Prompt, video: bool) -> tuple[list[np.ndarray], list[list[int]], list[float]]:

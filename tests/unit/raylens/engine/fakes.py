@@ -55,6 +55,9 @@ def answer(prompt: Sequence[int], max_tokens: int, end: bool = True) -> str:
     return text
 
 
+ONE_NUMBER = KVShape(layers=1, heads=1, head_dim=1, dtype=torch.float32, device="cpu")
+
+
 @dataclass
 class FakeModel:
     """Keeps what it reads in the engine's cache, and nowhere else.
@@ -69,7 +72,7 @@ class FakeModel:
     tokenizer: Tokenizer = field(default_factory=byte_tokenizer)
     eos_ids: frozenset[int] = frozenset({EOS})
     vocabulary: int = 257
-    kv_shape: KVShape = KVShape(1, 1, 1, torch.float32, "cpu")
+    kv_shape: KVShape = ONE_NUMBER
     batches: list[int] = field(default_factory=list)
     """Rows of each decode step."""
     prefilled: int = 0

@@ -54,5 +54,6 @@ def test_bytes_of_a_text_are_the_text() -> None:
 
 def test_special_tokens_give_their_text_and_unknown_ids_nothing() -> None:
     eos = POCKET.token_to_id("<end_of_utterance>")
+    assert eos is not None
     assert token_bytes(eos, POCKET) == b"<end_of_utterance>"
     assert token_bytes(10_000, POCKET) == b""

@@ -86,7 +86,7 @@ def test_frequencies_follow_the_probabilities() -> None:
         {"top_p": 0.8},
         {"top_p": 0.999},
         {"min_p": 0.2},
-        {"repetition_penalty": 2},
+        {"repetition_penalty": 2.0},
     ],
     ids=str,
 )
@@ -123,8 +123,6 @@ def test_what_is_drawn_from_equals_transformers(seed) -> None:
     )
     logits = noise(either(60, 1000), seed=seed) * either(0.2, 1.0, 4.0)
     prompt = (1, 5, 5, 9, 50)
-    if params.top_k > len(logits):
-        assert torch.equal(probabilities(logits, params, prompt) > 0, theirs(logits, params, prompt) > 0)
     torch.testing.assert_close(
         probabilities(logits, params, prompt), theirs(logits, params, prompt), atol=1e-6, rtol=1e-5
     )
@@ -213,7 +211,7 @@ def test_seeded_draws_depend_neither_on_batch_mates_nor_on_rounding(params) -> N
         assert choose_all(rounded, samplers)[at] == alone.choose(logits[at])
 
 
-def test_each_draw_takes_one_number(monkeypatch) -> None:
+def test_each_draw_takes_one_number() -> None:
     """So that answers that differ in their parameters alone stay in step."""
     one, other = (Sampler(SamplingParams(temperature=1.0, seed=5, top_p=top_p)) for top_p in (1.0, 0.1))
     for _ in range(7):

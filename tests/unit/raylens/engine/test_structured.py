@@ -55,7 +55,13 @@ SCHEMAS: list[Any] = [
 
 def pocket() -> tuple[Tokenizer, frozenset[int], int]:
     tokenizer = Tokenizer.from_file(str(POCKET))
-    return tokenizer, frozenset({tokenizer.token_to_id("<end_of_utterance>"), 0}), 600
+    return tokenizer, frozenset({known(tokenizer, "<end_of_utterance>"), 0}), 600
+
+
+def known(tokenizer: Tokenizer, token: str) -> int:
+    token_id = tokenizer.token_to_id(token)
+    assert token_id is not None
+    return token_id
 
 
 def by_bytes() -> tuple[Tokenizer, frozenset[int], int]:
@@ -141,7 +147,7 @@ def test_all_ends_of_a_model_are_allowed_and_accepted() -> None:
     assert len(eos_ids) == 2
     grammar = Grammars(tokenizer, eos_ids, vocabulary).compile('{"const": 1}')
     assert not allowed(grammar, vocabulary) & eos_ids
-    grammar.accept(tokenizer.token_to_id("1"))
+    grammar.accept(known(tokenizer, "1"))
     assert allowed(grammar, vocabulary) == eos_ids
     for eos in eos_ids:
         ended = grammar.copy()
@@ -153,7 +159,7 @@ def test_ids_beyond_the_tokenizer_and_special_tokens_are_never_allowed() -> None
     tokenizer, eos_ids, vocabulary = pocket()
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     grammar = Grammars(tokenizer, eos_ids, vocabulary).compile('{"type": "string"}')
-    grammar.accept(tokenizer.token_to_id('"'))
+    grammar.accept(known(tokenizer, '"'))
     inside = allowed(grammar, vocabulary)
     assert len(inside) > 100
     assert not inside & (special | set(range(tokenizer.get_vocab_size(), vocabulary)))

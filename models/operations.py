@@ -1,10 +1,14 @@
-"""What attention takes in every family: rotary positions, and the patches of a picture."""
+"""Operations that several families' layers are made of."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_ROWS = 256
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -18,3 +22,10 @@ def turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     negative for the first half."""
     halves = states.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
     return torch.addcmul(states * cos, halves, sin)
+
+
+def add_by_rows(states: Tensor, layers: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
+    """``states += layers(inputs)`` for (rows, …) of both, some rows at a time: what lies between several layers stays
+    in the cores' caches, and oneDNN, which leaves cores idle on some taller products, keeps all at work."""
+    for part, given in zip(states.split(_ROWS), inputs.split(_ROWS), strict=True):
+        part += layers(given)

@@ -1,0 +1,167 @@
+"""Random weights in the shapes of published checkpoints, with the pocket tokenizers; nothing is downloaded.
+
+An answer never ends by itself: the embeddings of control tokens are zero, and the head is tied to them, so their
+logits are zero, below the best of many thousands of random ones.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
+
+from models.options import LoadOptions
+from models.pocket import qwen2_5_vl_checkpoint, smolvlm_checkpoint
+from models.qwen2_5_vl import Qwen2_5_VL
+from models.smolvlm import SmolVLM
+from raylens.engine.model import Model
+
+REFERENCES = {"smolvlm": SmolVLMForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+"""transformers' own classes, for the baselines."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is larger than in the pocket checkpoint of the same family."""
+
+    tile: int
+    """Side, in pixels, of the picture that makes one tile (a family without tiles: at ``detail: low``)."""
+    vocabulary: int
+    vision: dict[str, Any]
+    text: dict[str, Any]
+    processor: dict[str, Any]
+    tiles_per_side: int = 1
+
+
+SMOLVLM2_500M = Shape(
+    tile=512,
+    tiles_per_side=4,
+    vocabulary=49280,
+    vision={
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 512,
+        "patch_size": 16,
+    },
+    text={
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "head_dim": 64,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+    },
+    processor={"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}},
+)
+QWEN2_5_VL_3B = Shape(
+    tile=448,
+    vocabulary=151_936,
+    vision={
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 2048,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    },
+    text={
+        "hidden_size": 2048,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "max_position_embeddings": 128_000,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]},
+    },
+    processor={"size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16_384}},
+)
+SHAPES = {
+    ("smolvlm", "full"): SMOLVLM2_500M,
+    ("qwen2_5_vl", "full"): QWEN2_5_VL_3B,
+    ("smolvlm", "tiny"): Shape(192, 2048, {}, {}, {}, tiles_per_side=2),
+    ("qwen2_5_vl", "tiny"): Shape(168, 2048, {}, {}, {}),
+}
+"""By family and scale; ``tiny`` only shows that everything runs."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in transformers' own modules, and what reads and writes for it."""
+
+    family: str
+    shape: Shape
+    model: Any
+    tokenizer: PreTrainedTokenizerFast
+    image_processor: Any
+
+    def load(self, options: LoadOptions) -> Model:
+        """The family's own form of the same weights."""
+        kind = SmolVLM if self.family == "smolvlm" else Qwen2_5_VL
+        return kind(self.model, self.tokenizer, self.image_processor, options)
+
+    def save(self, folder: Path) -> None:
+        for part in (self.model, self.tokenizer, self.image_processor):
+            part.save_pretrained(folder)
+
+
+def build(family: str, scale: str, dtype: torch.dtype, device: str) -> Checkpoint:
+    """The same weights at every call."""
+    shape = SHAPES[family, scale]
+    if family == "smolvlm":
+        pocket: Any = smolvlm_checkpoint
+        sides = range(1, shape.tiles_per_side + 1)
+        tile_tokens = [f"<row_{row}_col_{column}>" for row in sides for column in sides]
+    else:
+        pocket, tile_tokens = qwen2_5_vl_checkpoint, []
+    tokenizer = _widened(pocket.pocket_tokenizer(), shape.vocabulary, tile_tokens)
+    fields = pocket.pocket_config(tokenizer).to_dict()
+    fields["vision_config"] |= shape.vision
+    fields["text_config"] |= shape.text
+    config = (SmolVLMConfig if family == "smolvlm" else Qwen2_5_VLConfig)(**fields)
+    image_processor = pocket.pocket_image_processor()
+    for name, value in shape.processor.items():
+        setattr(image_processor, name, value)
+    model = _random_model(REFERENCES[family], config, dtype).to(device)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[list(tokenizer.get_added_vocab().values())] = 0
+    return Checkpoint(family, shape, model, tokenizer, image_processor)
+
+
+def _random_model(kind: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Made in ``dtype`` at once: float32 weights never exist."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return kind(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _widened(tokenizer: PreTrainedTokenizerFast, size: int, control_tokens: list[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer with these control tokens too, and filled up to ``size`` with words that only a model says."""
+    missing = [token for token in control_tokens if token not in tokenizer.get_vocab()]
+    state = json.loads(tokenizer._tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    for number in range(len(vocabulary), size - len(missing)):
+        vocabulary[f"Ġword{number}"] = number
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.add_special_tokens({"additional_special_tokens": missing})
+    assert len(tokenizer) == size
+    return tokenizer
