@@ -96,7 +96,7 @@ class Bench:
 
     @cached_property
     def text(self) -> Text:
-        return Text.of(self.checkpoint.model.config, self._itemsize, self.model.kv_shape.bytes_per_token)
+        return Text.of(self.checkpoint.model.config, self._itemsize, self.model.kv_shape)
 
     @cached_property
     def machine(self) -> Machine:

@@ -133,6 +133,7 @@ def build(family: str, scale: str, dtype: torch.dtype, device: str) -> Checkpoin
     fields = pocket.pocket_config(tokenizer).to_dict()
     fields["vision_config"] |= shape.vision
     fields["text_config"] |= shape.text
+    fields["text_config"].pop("layer_types", None)  # one for each of the pocket's layers
     config = (SmolVLMConfig if family == "smolvlm" else Qwen2_5_VLConfig)(**fields)
     image_processor = pocket.pocket_image_processor()
     for name, value in shape.processor.items():

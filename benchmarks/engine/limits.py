@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from models.linear import Quantize, from_weight
+from raylens.engine.model import KVShape
 
 BUFFER_BYTES = 2 * 2**30
 """Far larger than any cache."""
@@ -121,13 +122,13 @@ class Text:
     """That a token takes in the cache."""
 
     @classmethod
-    def of(cls, config: Any, itemsize: int, kv_bytes: int) -> Text:
+    def of(cls, config: Any, itemsize: int, kv: KVShape) -> Text:
         text = config.text_config
-        size, heads, kv_heads = text.head_dim, text.num_attention_heads, text.num_key_value_heads
-        attention = text.hidden_size * size * (2 * heads + 2 * kv_heads)
+        width = text.num_attention_heads * kv.head_dim
+        attention = 2 * text.hidden_size * (width + kv.heads * kv.head_dim)
         layer = attention + 3 * text.hidden_size * text.intermediate_size
-        layers = text.num_hidden_layers
-        return cls(layers, heads * size, layers * layer, text.vocab_size * text.hidden_size, itemsize, kv_bytes)
+        head = text.vocab_size * text.hidden_size
+        return cls(kv.layers, width, kv.layers * layer, head, itemsize, kv.bytes_per_token)
 
     def prefill(self, tokens: int) -> Work:
         attention = self.layers * tokens * tokens * self.heads_width

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, field_validator
 from raylens.api.body import Body, RecipeField, Text
 from raylens.api.context import Context
 from raylens.errors import InvalidRequest
-from raylens.types import Chat, Detail, ImagePart, Message, PictureFile, Role, SamplingParams, TextPart
+from raylens.types import Chat, Detail, ImagePart, Message, PictureFile, Role, SamplingParams, TextPart, VideoPart
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -54,7 +54,15 @@ class ChatImage(Body):
         return {"url": value} if isinstance(value, str) else value
 
 
-ChatPart = Annotated[ChatText | ChatImage, Field(discriminator="type")]
+class ChatVideo(Body):
+    """A video as its frames, as Qwen's clients send it."""
+
+    type: Literal["video"]
+    video: Annotated[list[Text], Field(min_length=2)]
+    fps: Annotated[float, Field(ge=0.01, le=240, strict=True)] = 2.0
+
+
+ChatPart = Annotated[ChatText | ChatImage | ChatVideo, Field(discriminator="type")]
 
 
 class ChatMessage(Body):
@@ -159,14 +167,18 @@ async def parse_messages(body: ChatRequest, context: Context) -> tuple[Chat, lis
     messages: list[Message] = []
     waiting: list[tuple[str, str]] = []
     for number, message in enumerate(body.messages):
-        parts: list[TextPart | ImagePart] = []
+        parts: list[TextPart | ImagePart | VideoPart] = []
         for place, part in enumerate(message.content):
-            if isinstance(part, ChatText):
-                parts.append(TextPart(part.text))
-                continue
-            field = f"messages.{number}.content.{place}.image_url.url"
-            parts.append(ImagePart(len(waiting), part.image_url.detail))
-            waiting.append((part.image_url.url, field))
+            field, first = f"messages.{number}.content.{place}", len(waiting)
+            match part:
+                case ChatText():
+                    parts.append(TextPart(part.text))
+                case ChatImage():
+                    waiting.append((part.image_url.url, f"{field}.image_url.url"))
+                    parts.append(ImagePart(first, part.image_url.detail))
+                case ChatVideo():
+                    waiting += [(url, f"{field}.video.{frame}") for frame, url in enumerate(part.video)]
+                    parts.append(VideoPart(tuple(range(first, len(waiting))), part.fps))
         messages.append(Message(_ROLES[message.role], tuple(parts)))
     if messages[-1].role is not Role.USER:
         raise InvalidRequest("messages: the last one should be the user's", "messages")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raylens.api.openai import PATH
-from raylens.types import Chat, Detail, ImagePart, Role, SamplingParams, TextPart
+from raylens.types import Chat, Detail, ImagePart, Role, SamplingParams, TextPart, VideoPart
 from tests.unit.raylens.api.conftest import PICTURE, FakeService, chat, image
 
 SCHEMA = {"type": "object", "properties": {"z": {"const": "é"}, "a": {"type": "integer"}}}
@@ -39,6 +39,16 @@ async def test_a_chat_becomes_a_request(client, service: FakeService) -> None:
     assert (system.role, system.parts) == (Role.SYSTEM, (TextPart("be brief"),))
     assert user.parts == (TextPart("look"), ImagePart(0, Detail.HIGH), ImagePart(1, Detail.AUTO), TextPart("well"))
     assert service.images == [PICTURE, PICTURE]
+
+
+async def test_a_video_is_its_frames(client, service: FakeService) -> None:
+    url = image()["image_url"]["url"]
+    video = {"type": "video", "video": [url, url], "fps": 1.5}
+    assert (await client.post(PATH, json=chat("look", image(), video))).status_code == 200
+    (request,) = service.requests
+    (message,) = request.task.messages
+    assert message.parts == (TextPart("look"), ImagePart(0, Detail.AUTO), VideoPart((1, 2), 1.5))
+    assert service.images == [PICTURE] * 3
 
 
 async def test_what_vllms_clients_send_becomes_sampling_parameters(client, service: FakeService) -> None:
@@ -141,6 +151,9 @@ async def test_a_schema_nested_beyond_reason_is_refused(client) -> None:
         (chat("x", image(detail="ultra")), 400, "messages.0.content.1.image_url.detail", "'low'"),
         (chat("x", {"type": "input_audio", "input_audio": {}}), 400, "messages.0.content.1", "image_url"),
         (chat("x", image("https://example.com/a.png")), 400, "messages.0.content.1.image_url.url", "data URL"),
+        (chat("x", {"type": "video", "video": ["a"]}), 400, "messages.0.content.1.video", "at least 2"),
+        (chat("x", {"type": "video", "video": ["a"] * 3}), 400, "messages.0.content.1.video.0", "data URL"),
+        (chat("x", {"type": "video", "video": ["a"] * 3, "fps": 0}), 400, "messages.0.content.1.video.fps", "0.01"),
         (chat("x", image("/etc/passwd")), 400, "messages.0.content.1.image_url.url", "data URL"),
         (chat("x", image("data:image/png;base64,@@@")), 400, "messages.0.content.1.image_url.url", "base64"),
         (chat("x", image("data:image/png;base64," + "A" * 30_000)), 413, "messages.0.content.1.image_url.url", "20000"),
