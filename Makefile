@@ -1,7 +1,7 @@
 # raylens: `make run` and `make test` do all of their set-up themselves.
 #
 #   make run [CONFIG=configs/cpu.yaml] [TORCH_INDEX=https://download.pytorch.org/whl/cpu]
-#   make test | check | soak | bench | train-pocket [FAMILY=smolvlm]
+#   make test | check | soak | bench | train-pocket [FAMILY=smolvlm|qwen2_5_vl]
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,7 +50,8 @@ soak: install-dev
 	$(BIN)/python -m pytest -m soak tests/soak
 
 bench: install-dev
-	$(BIN)/python -m benchmarks.pocket
+	$(BIN)/python -m benchmarks.pocket --all
+	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.preprocessing
 

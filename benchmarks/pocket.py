@@ -76,7 +76,7 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     middle = share + z * z / (2 * total)
     spread = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return (middle - spread) / scale, (middle + spread) / scale
+    return max(0.0, middle - spread) / scale, (middle + spread) / scale
 
 
 @dataclass

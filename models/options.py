@@ -8,13 +8,17 @@ import torch
 
 from models.linear import Quantize
 
+SLICE = 6144
+"""Patches times layers of a vision tower that are worked out between two decode steps, for each of ``tiles_per_step``:
+half of a tile of SmolVLM2's."""
+
 
 @dataclass(frozen=True)
 class LoadOptions:
     revision: str | None = None
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
-    tiles_per_step: int = 4
+    tiles_per_step: int = 1
     """Tiles that the vision tower encodes at a time."""
     quantize: Quantize | None = None
     min_pixels: int | None = None

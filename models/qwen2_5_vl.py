@@ -30,7 +30,7 @@ from models.chat import ChatText, check_length, eos_ids, messages_of, picture_ke
 from models.decoder import Decoder
 from models.linear import Quantize, from_weight, linear
 from models.operations import add_by_rows, attention, turn
-from models.options import DEFAULTS, LoadOptions
+from models.options import DEFAULTS, SLICE, LoadOptions
 from raylens.engine.model import KVRows, PictureInput, Pixels, Prompt
 from raylens.errors import InvalidRequest
 from raylens.types import (
@@ -57,8 +57,6 @@ GROUNDING_PROMPTS = {
 LOW_DETAIL_PIXELS = 448 * 448
 MAX_ASPECT = 200
 """Longer pictures can't be brought to whole patches (``smart_resize``)."""
-_SLICE = 8192
-"""Patches times layers of the vision tower that are worked out at a time."""
 _NUMBER = r"\s*(-?\d{1,5}(?:\.\d{1,9})?)\s*"
 _BOX = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
 _POINT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER}[\])]|x\d*=\"{_NUMBER}\"\s+y\d*=\"{_NUMBER}\"")
@@ -120,6 +118,7 @@ class Qwen2_5_VL:
         self.device = str(model.device)
         self.eos_ids = eos_ids(tokenizer, model.generation_config)
         self.max_length = int(config.text_config.max_position_embeddings)
+        self._work = SLICE * options.tiles_per_step
         self._tower = Tower(model.model.visual, options.quantize)
         self._decoder = Decoder(model.model.language_model, model.lm_head, options.quantize)
         self.vocabulary = self._decoder.vocabulary
@@ -149,7 +148,7 @@ class Qwen2_5_VL:
             if features:
                 yield
             pixels = torch.from_numpy(picture.data.values).to(self.device, self.kv_shape.dtype)
-            features.append((yield from self._tower.slices(pixels, picture.data.grid)))
+            features.append((yield from self._tower.slices(pixels, picture.data.grid, self._work)))
         return features
 
     @torch.inference_mode()
@@ -279,14 +278,14 @@ class Tower:
         self._norm: Tensor = tower.merger.ln_q.weight.detach()
         self._expand, self._contract = (linear(tower.merger.mlp[place]) for place in (0, 2))
 
-    def slices(self, pixels: Tensor, grid: Grid) -> Generator[None, None, Tensor]:
-        """Image tokens (tokens, hidden) of patches (patches, values), some layers at a time."""
+    def slices(self, pixels: Tensor, grid: Grid, work: int) -> Generator[None, None, Tensor]:
+        """Image tokens (tokens, hidden) of patches (patches, values), ``work`` patches times layers at a time."""
         order, sizes = window_order(grid.frames, grid.rows // self._merge, grid.columns // self._merge, self._window)
         windows = [(count, size * self._merge**2) for count, size in sizes]
         with torch.inference_mode():
             states = self._in_order(self._patches(pixels), order)
             cos, sin = self._turns(grid, order, states)
-        layers = max(1, _SLICE // grid.patches)
+        layers = max(1, work // grid.patches)
         for first in range(0, len(self._blocks), layers):
             if first:
                 yield

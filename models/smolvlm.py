@@ -7,6 +7,7 @@ Weights, tokenizer and image processor are those of transformers; the prompt's l
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
 from models.chat import ChatText, check_length, eos_ids, image_parts, messages_of, picture_key, picture_part
 from models.decoder import Decoder
-from models.linear import Quantize, from_weight, linear
+from models.linear import Linear, Quantize, from_weight, linear
 from models.operations import add_by_rows, attention
-from models.options import DEFAULTS, LoadOptions
+from models.options import DEFAULTS, SLICE, LoadOptions
 from raylens.engine.model import KVRows, PictureInput, Pixels, Prompt
 from raylens.types import Caption, Chat, Detail, Location, Query, Region, Task, VisionRequest
 
@@ -109,7 +110,8 @@ class SmolVLM:
             if start:
                 yield
             tiles = np.stack([picture.data for picture in pictures[start : start + self._tiles_per_step]])
-            features += self._tower(torch.from_numpy(tiles).to(self.device, self.kv_shape.dtype))
+            pixels = torch.from_numpy(tiles).to(self.device, self.kv_shape.dtype)
+            features += yield from self._tower.slices(pixels, SLICE * self._tiles_per_step)
         return features
 
     @torch.inference_mode()
@@ -165,6 +167,28 @@ class SmolVLM:
         return f"{text}<fake_token_around_image><global-img>{tile}<fake_token_around_image>"
 
 
+@dataclass(frozen=True)
+class TowerLayer:
+    norm1: Linear
+    qkv: Linear
+    out: Linear
+    norm2: Linear
+    expand: Linear
+    contract: Linear
+
+
+def _tower_layer(layer: Any, quantize: Quantize | None) -> TowerLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return TowerLayer(
+        norm1=layer.layer_norm1,
+        qkv=linear(attention.q_proj, attention.k_proj, attention.v_proj, quantize=quantize),
+        out=linear(attention.out_proj, quantize=quantize),
+        norm2=layer.layer_norm2,
+        expand=linear(mlp.fc1, quantize=quantize, activation="gelu"),
+        contract=linear(mlp.fc2, quantize=quantize),
+    )
+
+
 class Tower:
     """The vision tower (SigLIP's kind, ``modeling_smolvlm.py`` in transformers) and the connector behind it."""
 
@@ -173,35 +197,37 @@ class Tower:
         config = vision.config
         self._patch = int(config.patch_size)
         self._heads = int(config.num_attention_heads)
+        self._head_dim = int(config.hidden_size) // self._heads
         patches = vision.embeddings.patch_embedding
         self._patches = from_weight(patches.weight.detach().flatten(1), patches.bias.detach())
         self._places: Tensor = vision.embeddings.position_embedding.weight.detach()
-        self._layers = [
-            (
-                layer.layer_norm1,
-                linear(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, quantize=quantize),
-                linear(layer.self_attn.out_proj, quantize=quantize),
-                layer.layer_norm2,
-                linear(layer.mlp.fc1, quantize=quantize, activation="gelu"),
-                linear(layer.mlp.fc2, quantize=quantize),
-            )
-            for layer in vision.encoder.layers
-        ]
+        self._layers = [_tower_layer(layer, quantize) for layer in vision.encoder.layers]
         self._norm = vision.post_layernorm
         self._project = linear(model.connector.modality_projection.proj)
 
-    @torch.inference_mode()
-    def __call__(self, tiles: Tensor) -> Tensor:
-        """Image tokens of tiles (tiles, channels, side, side): (tiles, tokens, hidden)."""
+    def slices(self, tiles: Tensor, work: int) -> Generator[None, None, Tensor]:
+        """Image tokens (tiles, tokens, hidden) of tiles (tiles, channels, side, side), ``work`` patches times layers at
+        a time."""
         count, side = len(tiles), tiles.shape[-1] // self._patch
-        patches = F.unfold(tiles, self._patch, stride=self._patch).transpose(1, 2)
-        states = (self._patches(patches) + self._places).flatten(0, 1)
-        for norm1, qkv, out, norm2, expand, contract in self._layers:
-            mixed = qkv(norm1(states)).view(count, side * side, 3, self._heads, -1)
-            add_by_rows(states, out, attention(*mixed.unbind(2)).flatten(0, 1))
-            add_by_rows(states, lambda rows: contract(expand(norm2(rows))), states)  # noqa: B023 - called at once
-        states = self._norm(states)
-        # Pixel shuffle: a square of neighboring patches becomes one token.
-        edge = side // self._shuffle
-        grid = states.view(count, edge, self._shuffle, edge, self._shuffle, -1).transpose(2, 3)
-        return self._project(grid.reshape(count, edge * edge, -1))
+        with torch.inference_mode():
+            patches = F.unfold(tiles, self._patch, stride=self._patch).transpose(1, 2)
+            states = (self._patches(patches) + self._places).flatten(0, 1)
+        layers = max(1, work // len(states))
+        for first in range(0, len(self._layers), layers):
+            if first:
+                yield
+            with torch.inference_mode():
+                for layer in self._layers[first : first + layers]:
+                    self._apply(layer, states, count)
+        with torch.inference_mode():
+            states = self._norm(states)
+            # Pixel shuffle: a square of neighboring patches becomes one token.
+            edge = side // self._shuffle
+            grid = states.view(count, edge, self._shuffle, edge, self._shuffle, -1).transpose(2, 3)
+            return self._project(grid.reshape(count, edge * edge, -1))
+
+    def _apply(self, layer: TowerLayer, states: Tensor, tiles: int) -> None:
+        """Runs states (tiles · patches, hidden) through a layer, in place."""
+        mixed = layer.qkv(layer.norm1(states)).view(tiles, -1, 3, self._heads, self._head_dim)
+        add_by_rows(states, layer.out, attention(*mixed.unbind(2)).flatten(0, 1))
+        add_by_rows(states, lambda rows: layer.contract(layer.expand(layer.norm2(rows))), states)

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -55,17 +56,21 @@ def main() -> None:
     sys.exit(0 if all(check.ok for row in rows for check in row.checks) else 1)
 
 
-def run(bench: Bench, names: list[str] | tuple[str, ...]) -> list[Row]:
-    """Prints each row as it is measured."""
+def run(bench: Bench, names: Iterable[str]) -> list[Row]:
+    """Tells each row on standard error as it is measured, where Ray talks too, and prints the table at the end."""
     options, machine = bench.options, bench.machine
     precision = options.quantize or options.dtype
-    print(f"{options.family} ({options.scale}), {precision}, {options.device}, {options.threads} threads")
-    print(f"limits: {machine.gflops:.0f} GFLOP/s, {machine.gigabytes:.1f} GB/s\n\n{HEADER}", flush=True)
+    limits = (
+        f"{options.family} ({options.scale}), {precision}, {options.device}, {options.threads} threads;"
+        f" the limits: {machine.gflops:.0f} GFLOP/s, {machine.gigabytes:.1f} GB/s"
+    )
+    print(limits, file=sys.stderr, flush=True)
     rows = []
     for name in names:
         for row in ROWS[name](bench):
-            print(row, flush=True)
+            print(row, file=sys.stderr, flush=True)
             rows.append(row)
+    print("\n".join([limits, "", HEADER, *map(str, rows)]), flush=True)
     return rows
 
 

@@ -8,6 +8,8 @@ import logging
 import threading
 from collections.abc import AsyncGenerator
 
+import torch
+
 from raylens.engine.engine import Engine, Limits, Output
 from raylens.engine.metrics import Gauges, Metrics
 from raylens.engine.model import Model, Prompt
@@ -125,6 +127,8 @@ class AsyncEngine:
             self._streams.pop(sequence, None)
 
     def _run(self) -> None:
+        # OpenMP counts threads for each thread by itself: what the process has set holds here only once it is set here.
+        torch.set_num_threads(torch.get_num_threads())
         try:
             while self._take_inbox():
                 outputs = self._engine.step()

@@ -41,7 +41,7 @@ class Limits:
     kv_bytes: int = 1024 * MIB
     feature_bytes: int = 128 * MIB
     prefix_bytes: int = 256 * MIB
-    prefill_tokens: int = 256
+    prefill_tokens: int = 128
     """Tokens of a prompt that are read at a time."""
     stall_s: float = 0.03
     """Slices are done one after another for so long before running sequences go on; one is always done."""
@@ -179,7 +179,9 @@ class Engine:
         text = sequence.append(token, self.model.eos_ids, self.model.max_length)
         reason = sequence.finish_reason
         wanted = sequence.params.logprobs
-        told = () if wanted is None else (logprobs_of(logits, token, wanted, self.model.tokenizer),)
+        # The end is no part of the answer: with its token, the tokens would not join to the text.
+        is_told = wanted is not None and token not in self.model.eos_ids
+        told = (logprobs_of(logits, token, wanted or 0, self.model.tokenizer),) if is_told else ()
         if reason:
             self._metrics.ended(reason.value, sequence.usage)
         return Output(sequence, Delta(text, sequence.index, reason, sequence.usage if reason else None, logprobs=told))

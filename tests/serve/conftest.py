@@ -58,6 +58,9 @@ def add_a_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:
             "threads": 1,
             "max_batch_size": 2,
             "max_waiting": CRAMPED_ROOM - 2,
+            "kv_cache": "64MiB",
+            "feature_cache": "8MiB",
+            "prefix_cache": "16MiB",
         }
     )
     application["deployments"].append(

@@ -217,6 +217,7 @@ async def test_mixed_traffic(server: str) -> None:
     assert {outcome for _, outcome in outcomes} <= ACCOUNTED
     for model, count in sent.items():
         assert count == sum(times for (asked, _), times in outcomes.items() if asked == model)
-        assert outcomes[model, "wrong"] <= WRONG * outcomes[model, "right"], model
     assert sizes[-1] - sizes[0] < GROWTH_MB
     assert await idle()
+    for model in sent:
+        assert outcomes[model, "wrong"] <= WRONG * outcomes[model, "right"], model

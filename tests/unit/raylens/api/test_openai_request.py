@@ -46,6 +46,7 @@ async def test_a_video_is_its_frames(client, service: FakeService) -> None:
     video = {"type": "video", "video": [url, url], "fps": 1.5}
     assert (await client.post(PATH, json=chat("look", image(), video))).status_code == 200
     (request,) = service.requests
+    assert isinstance(request.task, Chat)
     (message,) = request.task.messages
     assert message.parts == (TextPart("look"), ImagePart(0, Detail.AUTO), VideoPart((1, 2), 1.5))
     assert service.images == [PICTURE] * 3
