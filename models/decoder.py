@@ -21,8 +21,9 @@ from models.linear import Linear, Quantize, from_weight, linear
 from models.operations import turn
 from raylens.engine.model import KVRows, KVShape
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, query, key, value), each (tokens, heads, head size) -> (tokens, heads · head size)."""
+Attend = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, queries (tokens, heads, head size), keys and values (tokens, 2, heads, head size)) -> (tokens, heads · head
+size)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Decoder:
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """(tokens, hidden)."""
-        return self._embeddings[torch.tensor(token_ids, device=self._embeddings.device)]
+        return F.embedding(torch.tensor(token_ids, device=self._embeddings.device), self._embeddings)
 
     def prefill(
         self,
@@ -79,12 +80,11 @@ class Decoder:
         if start:
             mask = torch.ones((new, end), dtype=torch.bool, device=states.device).tril(start)
 
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = row.keys[layer][:, :, :end], row.values[layer][:, :, :end]
-            keys[0, :, start:] = key.transpose(0, 1)
-            values[0, :, start:] = value.transpose(0, 1)
+        def attend(layer: int, query: Tensor, new_pairs: Tensor) -> Tensor:
+            pairs = row.layers[layer][:, :, :, :end]
+            pairs[:, 0, :, start:] = new_pairs.permute(1, 2, 0, 3)
             mixed = F.scaled_dot_product_attention(
-                query.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+                query.transpose(0, 1)[None], pairs[0], pairs[1], attn_mask=mask, is_causal=mask is None, enable_gqa=True
             )
             return mixed[0].transpose(0, 1).flatten(1)
 
@@ -93,31 +93,31 @@ class Decoder:
     def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
         """Implements :meth:`raylens.engine.model.Model.decode`."""
         places = [_Place(group, self._embeddings.device) for group in groups]
-        shape = (self._kv_heads, self._heads // self._kv_heads, self._head_dim)
+        shared = (self._kv_heads, self._heads // self._kv_heads)
 
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        def attend(layer: int, query: Tensor, new_pairs: Tensor) -> Tensor:
             # The heads that share a key stand in the place of query positions: each key is read once.
-            query = query.unflatten(1, shape[:2])
+            query = query.unflatten(1, shared)
             mixed, first = [], 0
             for place in places:
-                last = first + place.rows
-                keys, values = place.append(layer, key[first:last], value[first:last])
-                mixed.append(F.scaled_dot_product_attention(query[first:last], keys, values, attn_mask=place.mask))
-                first = last
+                rows = slice(first, first + place.rows)
+                pairs = place.append(layer, new_pairs[rows])
+                mixed.append(F.scaled_dot_product_attention(query[rows], pairs[0], pairs[1], attn_mask=place.mask))
+                first += place.rows
             return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(1)
 
         return self._logits(self._run(self.embed(token_ids), torch.tensor([positions]), attend))
 
     def _run(self, states: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         cos, sin = self._turns(positions, states.dtype)
-        turned = self._heads + self._kv_heads
+        heads = (-1, self._head_dim)
         for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._normed(states, layer.attention_norm)).unflatten(-1, (-1, self._head_dim))
-            query_key = turn(qkv[:, :turned], cos, sin)
-            mixed = attend(index, query_key[:, : self._heads], query_key[:, self._heads :], qkv[:, turned:])
-            states = states + layer.out(mixed)
+            qkv = layer.qkv(self._normed(states, layer.attention_norm)).unflatten(-1, heads)
+            qkv = turn(qkv, cos, sin)
+            pairs = qkv[:, self._heads :].unflatten(1, (2, self._kv_heads))
+            states = layer.out(attend(index, qkv[:, : self._heads], pairs), states)
             gate, up = layer.gate_up(self._normed(states, layer.mlp_norm)).chunk(2, -1)
-            states = states + layer.down(F.silu(gate) * up)
+            states = layer.down(F.silu(gate) * up, states)
         return states
 
     def _logits(self, states: Tensor) -> Tensor:
@@ -127,11 +127,19 @@ class Decoder:
         return F.rms_norm(states, weight.shape, weight, self._eps)
 
     def _turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines (tokens, 1, head size) of rotary positions (axes, tokens)."""
+        """Cosines and signed sines (tokens, all heads, head size) of rotary positions (axes, tokens); values' heads,
+        which stand last, stay as they are."""
         angles = positions.to(self._axes.device)[..., None].float() * self._inverse_frequencies
         angles = angles[0] if len(positions) == 1 else angles.gather(0, self._axes.expand(1, angles.shape[1], -1))[0]
         cos, sin = angles.cos() * self._rope_scale, angles.sin() * self._rope_scale
-        return torch.cat([cos, cos], -1).to(dtype)[:, None], torch.cat([-sin, sin], -1).to(dtype)[:, None]
+        turned = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        still = torch.ones_like(turned[0]), torch.zeros_like(turned[1])
+        heads = self._heads + self._kv_heads
+        made = (
+            torch.cat([t[:, None].expand(-1, heads, -1), s[:, None].expand(-1, self._kv_heads, -1)], 1).to(dtype)
+            for t, s in zip(turned, still, strict=True)
+        )
+        return next(made), next(made)
 
 
 class _Place:
@@ -147,12 +155,11 @@ class _Place:
         if min(group.lengths) + 1 < self._end:
             self.mask = (torch.arange(self._end, device=device) <= self._at[:, None])[:, None, None]
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes (rows, heads, head size) of each; all keys and values (rows, heads, tokens, head size)."""
-        keys, values = self._group.keys[layer], self._group.values[layer]
-        keys[self._index, :, self._at] = key
-        values[self._index, :, self._at] = value
-        return keys[:, :, : self._end], values[:, :, : self._end]
+    def append(self, layer: int, pairs: Tensor) -> Tensor:
+        """Writes (rows, 2, heads, head size); all keys and values (2, rows, heads, tokens, head size)."""
+        held = self._group.layers[layer]
+        held[:, self._index, :, self._at] = pairs
+        return held[:, :, :, : self._end]
 
 
 def _layer(layer: Any, quantize: Quantize | None) -> Layer:

@@ -6,18 +6,23 @@ Which form is the fastest is measured in docs/performance.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Quantize = Literal["int8"]
-Linear = Callable[[Tensor], Tensor]
-"""(…, inputs) -> (…, outputs)."""
 _ROWS = 8
 """Rows for which a packed weight's layout is chosen: a decode step's. Larger batches run as fast with it."""
+
+
+class Linear(Protocol):
+    """A linear layer, whatever its form."""
+
+    def __call__(self, states: Tensor, plus: Tensor | None = None) -> Tensor:
+        """(…, inputs) -> (…, outputs), and ``plus`` added, where it is given."""
+        ...
 
 
 def linear(*layers: nn.Linear, quantize: Quantize | None = None, activation: str = "none") -> Linear:
@@ -47,9 +52,11 @@ class _Plain:
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
         self._weight, self._bias, self._gelu = weight, bias, activation == "gelu"
 
-    def __call__(self, states: Tensor) -> Tensor:
+    def __call__(self, states: Tensor, plus: Tensor | None = None) -> Tensor:
         out = F.linear(states, self._weight, self._bias)
-        return F.gelu(out, approximate="tanh") if self._gelu else out
+        if self._gelu:
+            out = F.gelu(out, approximate="tanh")
+        return out if plus is None else plus + out
 
 
 class _Packed:
@@ -58,11 +65,14 @@ class _Packed:
         self._bias = bias
         self._activation, self._algorithm = activation, "tanh" if activation == "gelu" else ""
 
-    def __call__(self, states: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, self._weight, self._bias, self._activation, [], self._algorithm
-        )
-        return out
+    def __call__(self, states: Tensor, plus: Tensor | None = None) -> Tensor:
+        product = torch.ops.mkldnn._linear_pointwise
+        out: Tensor
+        if plus is not None and self._activation == "none":
+            out = product.binary(states, plus, self._weight, self._bias, "add")
+            return out
+        out = product(states, self._weight, self._bias, self._activation, [], self._algorithm)
+        return out if plus is None else plus + out
 
 
 class _Int8:
@@ -77,7 +87,7 @@ class _Int8:
         self._scale, self._zero = scale.flatten(), torch.zeros(len(weight), dtype=torch.int32)
         self._bias, self._gelu = bias, activation == "gelu"
 
-    def __call__(self, states: Tensor) -> Tensor:
+    def __call__(self, states: Tensor, plus: Tensor | None = None) -> Tensor:
         rows = states.flatten(0, -2)
         scale, rounded = _to_int8(rows)
         out = torch.ops.onednn.qlinear_pointwise(
@@ -87,7 +97,8 @@ class _Int8:
             out += self._bias
         if self._gelu:
             out = F.gelu(out, approximate="tanh")
-        return out.to(states.dtype).unflatten(0, states.shape[:-1])
+        out = out.to(states.dtype).unflatten(0, states.shape[:-1])
+        return out if plus is None else plus + out
 
 
 def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,8 @@ def turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(states * cos, halves, sin)
 
 
-def add_by_rows(states: Tensor, layers: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
-    """``states += layers(inputs)`` for (rows, …) of both, some rows at a time: what lies between several layers stays
-    in the cores' caches, and oneDNN, which leaves cores idle on some taller products, keeps all at work."""
-    for part, given in zip(states.split(_ROWS), inputs.split(_ROWS), strict=True):
-        part += layers(given)
+def by_rows(layers: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, states: Tensor) -> None:
+    """``states = layers(inputs, states)`` for (rows, …) of both, some rows at a time: what lies between several layers
+    stays in the cores' caches, and oneDNN, which leaves cores idle on some taller products, keeps all at work."""
+    for given, part in zip(inputs.split(_ROWS), states.split(_ROWS), strict=True):
+        part.copy_(layers(given, part))

@@ -29,7 +29,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from models.chat import ChatText, check_length, eos_ids, messages_of, picture_key, picture_part, visual_parts
 from models.decoder import Decoder
 from models.linear import Quantize, from_weight, linear
-from models.operations import add_by_rows, attention, turn
+from models.operations import attention, by_rows, turn
 from models.options import DEFAULTS, SLICE, LoadOptions
 from raylens.engine.model import KVRows, PictureInput, Pixels, Prompt
 from raylens.errors import InvalidRequest
@@ -327,13 +327,13 @@ class Tower:
             window = [part[first:last].unflatten(0, (count, size)) for part in (query, key, value)]
             parts.append(attention(*window).flatten(0, 1))
             first = last
-        add_by_rows(states, out, torch.cat(parts) if len(parts) > 1 else parts[0])
+        by_rows(out, torch.cat(parts) if len(parts) > 1 else parts[0], states)
 
-        def mlp(rows: Tensor) -> Tensor:
+        def mlp(rows: Tensor, plus: Tensor) -> Tensor:
             gate, up = gate_up(F.rms_norm(rows, norm2.shape, norm2, 1e-6)).chunk(2, -1)
-            return down(F.silu(gate) * up)
+            return down(F.silu(gate) * up, plus)
 
-        add_by_rows(states, mlp, states)
+        by_rows(mlp, states, states)
         return states
 
 

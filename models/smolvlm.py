@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoImageProcessor,
@@ -28,7 +28,7 @@ from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 from models.chat import ChatText, check_length, eos_ids, image_parts, messages_of, picture_key, picture_part
 from models.decoder import Decoder
 from models.linear import Linear, Quantize, from_weight, linear
-from models.operations import add_by_rows, attention
+from models.operations import attention, by_rows
 from models.options import DEFAULTS, SLICE, LoadOptions
 from raylens.engine.model import KVRows, PictureInput, Pixels, Prompt
 from raylens.types import Caption, Chat, Detail, Location, Query, Region, Task, VisionRequest
@@ -169,10 +169,10 @@ class SmolVLM:
 
 @dataclass(frozen=True)
 class TowerLayer:
-    norm1: Linear
+    norm1: nn.Module
     qkv: Linear
     out: Linear
-    norm2: Linear
+    norm2: nn.Module
     expand: Linear
     contract: Linear
 
@@ -229,5 +229,5 @@ class Tower:
     def _apply(self, layer: TowerLayer, states: Tensor, tiles: int) -> None:
         """Runs states (tiles · patches, hidden) through a layer, in place."""
         mixed = layer.qkv(layer.norm1(states)).view(tiles, -1, 3, self._heads, self._head_dim)
-        add_by_rows(states, layer.out, attention(*mixed.unbind(2)).flatten(0, 1))
-        add_by_rows(states, lambda rows: layer.contract(layer.expand(layer.norm2(rows))), states)
+        by_rows(layer.out, attention(*mixed.unbind(2)).flatten(0, 1), states)
+        by_rows(lambda rows, plus: layer.contract(layer.expand(layer.norm2(rows)), plus), states, states)

@@ -60,9 +60,7 @@ class Arena(Generic[Holder]):
         self.lengths.pop()
 
     def view(self, start: int, end: int) -> KVRows:
-        keys = [layer[0, start:end] for layer in self._layers]
-        values = [layer[1, start:end] for layer in self._layers]
-        return KVRows(keys, values, self.lengths[start:end])
+        return KVRows([layer[:, start:end] for layer in self._layers], self.lengths[start:end])
 
 
 class KVCache(Generic[Holder]):
@@ -130,17 +128,13 @@ class KVCache(Generic[Holder]):
 
     def read(self, holder: Holder, tokens: int) -> Tensor:
         """A copy of the row's first tokens: (layers, 2, heads, tokens, head size)."""
-        row, shape = self.row(holder), self.shape
-        kept = row.keys[0].new_empty((shape.layers, 2, shape.heads, tokens, shape.head_dim))
-        for layer, (keys, values) in enumerate(zip(row.keys, row.values, strict=True)):
-            kept[layer, 0], kept[layer, 1] = keys[0, :, :tokens], values[0, :, :tokens]
-        return kept
+        return torch.stack([layer[:, 0, :, :tokens] for layer in self.row(holder).layers])
 
     def write(self, holder: Holder, kept: Tensor) -> None:
         """Fills an empty row with what ``read`` gave, or with its first tokens."""
-        row, tokens = self.row(holder), kept.shape[3]
-        for layer, (keys, values) in enumerate(zip(row.keys, row.values, strict=True)):
-            keys[0, :, :tokens], values[0, :, :tokens] = kept[layer, 0], kept[layer, 1]
+        tokens = kept.shape[3]
+        for layer, read in zip(self.row(holder).layers, kept, strict=True):
+            layer[:, 0, :, :tokens] = read
         self.advance(holder, tokens)
 
     def _grow(self, arena: Arena[Holder]) -> None:

@@ -64,11 +64,10 @@ class KVShape:
 
 @dataclass(frozen=True)
 class KVRows:
-    """Rows of the cache that are read and written together: one pair of tensors (rows, heads, capacity, head size) a
-    layer, and how many tokens each row holds."""
+    """Rows of the cache that are read and written together: for each layer a tensor (2, rows, heads, capacity, head
+    size), keys and then values, and how many tokens each row holds."""
 
-    keys: Sequence[Tensor]
-    values: Sequence[Tensor]
+    layers: Sequence[Tensor]
     lengths: Sequence[int]
 
 

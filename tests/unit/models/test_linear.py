@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.linear import from_weight, linear
-from models.operations import add_by_rows, attention, turn
+from models.operations import attention, by_rows, turn
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -24,9 +24,11 @@ def test_layers_that_read_the_same_input_are_one_product(
         expected = torch.cat([layer(states) for layer in layers], -1)
         if activation == "gelu":
             expected = nn.functional.gelu(expected, approximate="tanh")
-        made = linear(*layers, activation=activation)(states)
+        layer = linear(*layers, activation=activation)
+        made, more = layer(states), layer(states, expected)
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     torch.testing.assert_close(made, expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(more, 2 * expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -53,14 +55,14 @@ def test_int8_is_refused_where_there_is_no_such_product() -> None:
 def test_adding_by_rows_is_adding(rows: int) -> None:
     states, inputs = torch.randn(rows, 8), torch.randn(rows, 8)
     expected = states + inputs * 2
-    add_by_rows(states, lambda part: part * 2, inputs)
+    by_rows(lambda given, part: part + given * 2, inputs, states)
     torch.testing.assert_close(states, expected)
 
 
 def test_adding_to_what_is_read_reads_it_before() -> None:
     states = torch.randn(600, 8)
     expected = states + states.square()
-    add_by_rows(states, torch.square, states)
+    by_rows(lambda given, part: part + given.square(), states, states)
     torch.testing.assert_close(states, expected)
 
 

@@ -104,8 +104,7 @@ class FakeModel:
         read = torch.tensor([float(token) for token in token_ids])
         for at, shown in features:
             read[at : at + len(shown)] = shown[:, 0]
-        row.keys[0][0, 0, start : start + len(read), 0] = read
-        row.values[0][0, 0, start : start + len(read), 0] = read + 1
+        row.layers[0][:, 0, 0, start : start + len(read), 0] = torch.stack([read, read + 1])
         self.prefilled += len(read)
         return self._logits(row, 0, start + len(read))
 
@@ -115,9 +114,8 @@ class FakeModel:
         for group in groups:
             for row, length in enumerate(group.lengths):
                 token = next(tokens)
-                group.keys[0][row, 0, length, 0] = token
-                group.values[0][row, 0, length, 0] = token + 1
-                if group.keys[0][row, 0, 0, 0] == 667 and length >= 4:
+                group.layers[0][:, row, 0, length, 0] = torch.tensor([token, token + 1])
+                if group.layers[0][0, row, 0, 0, 0] == 667 and length >= 4:
                     raise RuntimeError("667")
                 logits.append(self._logits(group, row, length + 1))
         assert next(tokens, None) is None
@@ -128,8 +126,9 @@ class FakeModel:
         return (), ()
 
     def _logits(self, rows: KVRows, row: int, length: int) -> Tensor:
-        history = [int(token) for token in rows.keys[0][row, 0, :length, 0].tolist()]
-        assert [int(token) for token in rows.values[0][row, 0, :length, 0].tolist()] == [t + 1 for t in history]
+        keys, values = rows.layers[0][:, row, 0, :length, 0].tolist()
+        history = [int(key) for key in keys]
+        assert values == [key + 1 for key in keys]
         logits = torch.zeros(self.vocabulary)
         logits[next_token(history)] = torch.nan if history[0] == 668 else 5.0
         return logits

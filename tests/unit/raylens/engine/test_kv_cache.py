@@ -15,17 +15,17 @@ ROW = SMALLEST * TOKEN
 
 def fill(cache: KVCache[str], name: str, value: float, tokens: int) -> None:
     row = cache.row(name)
-    for layer, (keys, values) in enumerate(zip(row.keys, row.values, strict=True)):
-        keys[0, :, :tokens] = value + layer
-        values[0, :, :tokens] = -value - layer
+    for number, layer in enumerate(row.layers):
+        layer[0, 0, :, :tokens] = value + number
+        layer[1, 0, :, :tokens] = -value - number
     cache.advance(name, tokens)
 
 
 def holds(cache: KVCache[str], name: str, value: float, tokens: int) -> bool:
     row = cache.row(name)
     return row.lengths == [tokens] and all(
-        bool((keys[0, :, :tokens] == value + layer).all() and (values[0, :, :tokens] == -value - layer).all())
-        for layer, (keys, values) in enumerate(zip(row.keys, row.values, strict=True))
+        bool((layer[0, 0, :, :tokens] == value + number).all() and (layer[1, 0, :, :tokens] == -value - number).all())
+        for number, layer in enumerate(row.layers)
     )
 
 
@@ -62,7 +62,7 @@ def test_rows_of_one_capacity_stand_together() -> None:
         fill(cache, name, 1, 3)
     groups = {tuple(names): rows for names, rows in cache.groups()}
     assert set(groups) == {("a", "c"), ("b", "d")}
-    assert [tuple(rows.keys[0].shape) for rows in groups.values()] == [(2, 3, 128, 4), (2, 3, 256, 4)]
+    assert [tuple(rows.layers[0].shape) for rows in groups.values()] == [(2, 2, 3, 128, 4), (2, 2, 3, 256, 4)]
 
 
 def test_the_budget_holds_and_unused_rows_of_others_are_given_up() -> None:
@@ -92,7 +92,7 @@ def test_what_was_read_can_be_written_elsewhere() -> None:
 def test_fresh_rows_hold_nothing_that_could_spoil_a_sum() -> None:
     cache: KVCache[str] = KVCache(SHAPE, 40 * ROW, 8)
     cache.reserve("a", 100)
-    assert all(bool(torch.isfinite(layer).all()) for layer in (*cache.row("a").keys, *cache.row("a").values))
+    assert all(bool(torch.isfinite(layer).all()) for layer in cache.row("a").layers)
 
 
 def test_releasing_what_holds_no_row_does_nothing() -> None:
