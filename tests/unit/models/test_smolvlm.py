@@ -145,9 +145,8 @@ def test_first_generation_checkpoints_are_read_as_well(tmp_path: Path) -> None:
     reference = Idefics3ForConditionalGeneration.from_pretrained(folder)
     for detail in Detail:
         prompt = model.prepare(request(user(ImagePart(0, detail), TextPart("Hi"))), [random_pixels(500, 300)])
-        engine = Engine(model, Limits())
-        made = sequences(request(user(), logprobs=5, max_tokens=1), prompt, model.tokenizer)
-        engine.scheduler.add(made)
+        engine = Engine(model, Limits(stall_s=60))
+        engine.scheduler.add(sequences(request(user(), logprobs=5, max_tokens=1), prompt, model.tokenizer))
         told = next(o.delta.logprobs for o in engine.step() if o.delta)
         with torch.no_grad():
             expected = reference(input_ids=torch.tensor([prompt.token_ids]), **reference_inputs(prompt)).logits[0, -1]

@@ -24,7 +24,8 @@ NEVER = frozenset({300})
 
 
 def make_engine(max_batch_size: int, model: FakeModel | None = None, **limits: object) -> Engine:
-    return Engine(model or FakeModel(), Limits(max_batch_size, **limits))  # type: ignore[arg-type]
+    """By default a step reads all that enters, however slow the machine is."""
+    return Engine(model or FakeModel(), Limits(max_batch_size, **{"stall_s": 60.0, **limits}))  # type: ignore[arg-type]
 
 
 def submit(
@@ -268,7 +269,7 @@ def test_every_answer_that_begins_is_measured_to_its_end() -> None:
             self.reasons.append(reason)
 
     metrics = Counting()
-    engine = Engine(FakeModel(), Limits(max_batch_size=4), metrics)
+    engine = Engine(FakeModel(), Limits(max_batch_size=4, stall_s=60), metrics)
     engine.model.eos_ids = NEVER
     for letter in (100, 101, 666):
         submit(engine, [letter], max_tokens=4)
