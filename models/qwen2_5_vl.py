@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -26,12 +25,12 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from models.chat import ChatText, check_length, eos_ids, messages_of, picture_key, picture_part, visual_parts
-from models.decoder import Decoder
+from models.chat import check_length, messages_of, picture_key, picture_part, visual_parts
+from models.chat_model import ChatModel
 from models.linear import Quantize, from_weight, linear
 from models.operations import attention, by_rows, turn
 from models.options import DEFAULTS, SLICE, LoadOptions
-from raylens.engine.model import KVRows, PictureInput, Pixels, Prompt
+from raylens.engine.model import PictureInput, Pixels, Prompt
 from raylens.errors import InvalidRequest
 from raylens.types import (
     Caption,
@@ -94,7 +93,7 @@ class Patches:
     """Between pairs of frames, for a video."""
 
 
-class Qwen2_5_VL:
+class Qwen2_5_VL(ChatModel):
     """Implements :class:`raylens.engine.model.Model`. Public methods that run the model are not thread-safe."""
 
     tasks = TASKS
@@ -106,23 +105,16 @@ class Qwen2_5_VL:
         image_processor: Any,
         options: LoadOptions = DEFAULTS,
     ) -> None:
+        super().__init__(model, model.model.language_model, tokenizer, options)
         config = model.config
-        self._chat = ChatText(tokenizer)
         self._image_processor = image_processor
         self._patch, self._merge = int(image_processor.patch_size), int(image_processor.merge_size)
         self._min_pixels = options.min_pixels or int(image_processor.size["shortest_edge"])
         self._max_pixels = options.max_pixels or int(image_processor.size["longest_edge"])
         self._image_id, self._video_id = int(config.image_token_id), int(config.video_token_id)
         self._positions_per_second = int(config.vision_config.tokens_per_second)
-        self.tokenizer: Tokenizer = tokenizer._tokenizer
-        self.device = str(model.device)
-        self.eos_ids = eos_ids(tokenizer, model.generation_config)
-        self.max_length = int(config.text_config.max_position_embeddings)
         self._work = SLICE * options.tiles_per_step
         self._tower = Tower(model.model.visual, options.quantize)
-        self._decoder = Decoder(model.model.language_model, model.lm_head, options.quantize)
-        self.vocabulary = self._decoder.vocabulary
-        self.kv_shape = self._decoder.kv_shape
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         """Implements :meth:`raylens.engine.model.Model.prepare`."""
@@ -150,22 +142,6 @@ class Qwen2_5_VL:
             pixels = torch.from_numpy(picture.data.values).to(self.device, self.kv_shape.dtype)
             features.append((yield from self._tower.slices(pixels, picture.data.grid, self._work)))
         return features
-
-    @torch.inference_mode()
-    def prefill(
-        self,
-        token_ids: Sequence[int],
-        features: Sequence[tuple[int, Tensor]],
-        positions: NDArray[np.int64],
-        row: KVRows,
-    ) -> Tensor:
-        """Implements :meth:`raylens.engine.model.Model.prefill`."""
-        return self._decoder.prefill(token_ids, features, positions, row)
-
-    @torch.inference_mode()
-    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
-        """Implements :meth:`raylens.engine.model.Model.decode`."""
-        return self._decoder.decode(token_ids, positions, groups)
 
     def locate(self, task: Task, text: str, prompt: Prompt) -> tuple[tuple[Region, ...], tuple[Location, ...]]:
         """Implements :meth:`raylens.engine.model.Model.locate`."""

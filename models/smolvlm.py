@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -25,13 +23,13 @@ from transformers import (
 )
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
-from models.chat import ChatText, check_length, eos_ids, image_parts, messages_of, picture_key, picture_part
-from models.decoder import Decoder
+from models.chat import check_length, image_parts, messages_of, picture_key, picture_part
+from models.chat_model import ChatModel
 from models.linear import Linear, Quantize, from_weight, linear
 from models.operations import attention, by_rows
 from models.options import DEFAULTS, SLICE, LoadOptions
-from raylens.engine.model import KVRows, PictureInput, Pixels, Prompt
-from raylens.types import Caption, Chat, Detail, Location, Query, Region, Task, VisionRequest
+from raylens.engine.model import PictureInput, Pixels, Prompt
+from raylens.types import Caption, Chat, Detail, Query, VisionRequest
 
 TASKS = frozenset({Caption.name, Query.name, Chat.name})
 Grid = tuple[int, int]
@@ -59,7 +57,7 @@ def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: 
     return max(1, int(height * scale) // tile), max(1, int(width * scale) // tile)
 
 
-class SmolVLM:
+class SmolVLM(ChatModel):
     """Implements :class:`raylens.engine.model.Model`. Public methods that run the model are not thread-safe."""
 
     tasks = TASKS
@@ -71,8 +69,8 @@ class SmolVLM:
         image_processor: Any,
         options: LoadOptions = DEFAULTS,
     ) -> None:
+        super().__init__(model, model.model.text_model, tokenizer, options, DEFAULT_CHAT_TEMPLATE)
         config = model.config
-        self._chat = ChatText(tokenizer, DEFAULT_CHAT_TEMPLATE)
         self._image_processor = image_processor
         self._tiles_per_step = options.tiles_per_step
         side = config.vision_config.image_size // config.vision_config.patch_size
@@ -80,14 +78,7 @@ class SmolVLM:
         self._tile = int(image_processor.max_image_size["longest_edge"])
         self._longest_edge = int(image_processor.size["longest_edge"])
         self._image_id = int(config.image_token_id)
-        self.tokenizer: Tokenizer = tokenizer._tokenizer
-        self.device = str(model.device)
-        self.eos_ids = eos_ids(tokenizer, model.generation_config)
-        self.max_length = int(config.text_config.max_position_embeddings)
         self._tower = Tower(model.model, options.quantize)
-        self._decoder = Decoder(model.model.text_model, model.lm_head, options.quantize)
-        self.vocabulary = self._decoder.vocabulary
-        self.kv_shape = self._decoder.kv_shape
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         """Implements :meth:`raylens.engine.model.Model.prepare`."""
@@ -113,26 +104,6 @@ class SmolVLM:
             pixels = torch.from_numpy(tiles).to(self.device, self.kv_shape.dtype)
             features += yield from self._tower.slices(pixels, SLICE * self._tiles_per_step)
         return features
-
-    @torch.inference_mode()
-    def prefill(
-        self,
-        token_ids: Sequence[int],
-        features: Sequence[tuple[int, Tensor]],
-        positions: NDArray[np.int64],
-        row: KVRows,
-    ) -> Tensor:
-        """Implements :meth:`raylens.engine.model.Model.prefill`."""
-        return self._decoder.prefill(token_ids, features, positions, row)
-
-    @torch.inference_mode()
-    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
-        """Implements :meth:`raylens.engine.model.Model.decode`."""
-        return self._decoder.decode(token_ids, positions, groups)
-
-    def locate(self, task: Task, text: str, prompt: Prompt) -> tuple[tuple[Region, ...], tuple[Location, ...]]:
-        """Implements :meth:`raylens.engine.model.Model.locate`: this family has nothing to tell."""
-        return (), ()
 
     def _cut(self, picture: Pixels, detail: Detail) -> tuple[list[PictureInput], Grid]:
         """A picture's tiles, the global view last, each (channels, side, side) floats."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from models.pocket.checkpoint import save
 from models.pocket.prompts import grounding_corpus
 from models.pocket.tokenizer import build_tokenizer
 
@@ -124,8 +124,5 @@ def pocket_image_processor() -> Qwen2VLImageProcessorPil:
 
 
 def save_pocket(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Writes a checkpoint that plain transformers loads; weights are kept in float16 and computed in float32."""
-    half = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    model.save_pretrained(folder, state_dict=half)
-    tokenizer.save_pretrained(folder)
-    pocket_image_processor().save_pretrained(folder)
+    """Writes the checkpoint."""
+    save(folder, model, tokenizer, pocket_image_processor())

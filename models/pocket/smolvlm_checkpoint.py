@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -18,6 +17,7 @@ from transformers import (
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from models.pocket.checkpoint import save
 from models.pocket.tokenizer import build_tokenizer
 
 TILE = 192
@@ -96,8 +96,5 @@ def pocket_image_processor() -> SmolVLMImageProcessorPil:
 
 
 def save_pocket(folder: Path, model: SmolVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Writes a checkpoint that plain transformers loads; weights are kept in float16 and computed in float32."""
-    half = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    model.save_pretrained(folder, state_dict=half)
-    tokenizer.save_pretrained(folder)
-    pocket_image_processor().save_pretrained(folder)
+    """Writes the checkpoint."""
+    save(folder, model, tokenizer, pocket_image_processor())

@@ -1,0 +1,60 @@
+"""What families share that read a chat template with a decoder: all of the protocol but pictures and places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from models.chat import ChatText, eos_ids
+from models.decoder import Decoder
+from models.options import LoadOptions
+from raylens.engine.model import KVRows, Prompt
+from raylens.types import Location, Region, Task
+
+
+class ChatModel:
+    """Implements :class:`raylens.engine.model.Model` but for ``tasks``, ``prepare`` and ``encode``."""
+
+    def __init__(
+        self,
+        model: Any,
+        text_model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        options: LoadOptions,
+        default_template: str | None = None,
+    ) -> None:
+        self._chat = ChatText(tokenizer, default_template)
+        self._decoder = Decoder(text_model, model.lm_head, options.quantize)
+        self.tokenizer: Tokenizer = tokenizer._tokenizer
+        self.device = str(model.device)
+        self.eos_ids = eos_ids(tokenizer, model.generation_config)
+        self.max_length = int(model.config.text_config.max_position_embeddings)
+        self.vocabulary = self._decoder.vocabulary
+        self.kv_shape = self._decoder.kv_shape
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        token_ids: Sequence[int],
+        features: Sequence[tuple[int, Tensor]],
+        positions: NDArray[np.int64],
+        row: KVRows,
+    ) -> Tensor:
+        """Implements :meth:`raylens.engine.model.Model.prefill`."""
+        return self._decoder.prefill(token_ids, features, positions, row)
+
+    @torch.inference_mode()
+    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
+        """Implements :meth:`raylens.engine.model.Model.decode`."""
+        return self._decoder.decode(token_ids, positions, groups)
+
+    def locate(self, task: Task, text: str, prompt: Prompt) -> tuple[tuple[Region, ...], tuple[Location, ...]]:
+        """Implements :meth:`raylens.engine.model.Model.locate` for a family that has nothing to tell."""
+        return (), ()
