@@ -19,7 +19,8 @@ from models.registry import load_model, pick_device
 from preprocessing.pipeline import ProcessedImage
 from raylens.config import ModelConfig
 from raylens.engine.async_engine import AsyncEngine
-from raylens.engine.engine import Engine, Limits
+from raylens.engine.engine import Engine
+from raylens.engine.limits import Limits
 from raylens.engine.model import Model, Prompt
 from raylens.engine.sequence import sequences
 from raylens.errors import DeadlineExceeded, ModelFailed

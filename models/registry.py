@@ -12,7 +12,7 @@ from models.options import LoadOptions
 from raylens.config import ModelConfig
 from raylens.engine.model import Model
 
-FAMILIES = {"smolvlm": "models.smolvlm:load", "qwen2_5_vl": "models.qwen2_5_vl:load"}
+FAMILIES = {"smolvlm": "models.smolvlm:load", "qwen2_5_vl": "models.qwen2_5_vl.model:load"}
 """Family name -> ``module:function``; the function takes a checkpoint and :class:`models.options.LoadOptions`."""
 
 POCKET = Path(__file__).parent / "pocket"

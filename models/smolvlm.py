@@ -102,7 +102,9 @@ class SmolVLM(ChatModel):
                 yield
             tiles = np.stack([picture.data for picture in pictures[start : start + self._tiles_per_step]])
             pixels = torch.from_numpy(tiles).to(self.device, self.kv_shape.dtype)
-            features += yield from self._tower.slices(pixels, SLICE * self._tiles_per_step)
+            encoded = yield from self._tower.slices(pixels, SLICE * self._tiles_per_step)
+            # Copies: a part of a tensor would keep the whole of it alive, for as long as one tile is kept.
+            features += [tile.clone() for tile in encoded]
         return features
 
     def _cut(self, picture: Pixels, detail: Detail) -> tuple[list[PictureInput], Grid]:

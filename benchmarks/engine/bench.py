@@ -25,7 +25,7 @@ from benchmarks.preprocessing import photograph
 from models.linear import Quantize
 from models.options import DEFAULTS, LoadOptions
 from raylens.engine.async_engine import AsyncEngine
-from raylens.engine.engine import Limits
+from raylens.engine.limits import Limits
 from raylens.engine.model import Model, Prompt
 from raylens.types import Chat, Detail, ImagePart, Message, Role, SamplingParams, TextPart, VisionRequest
 

@@ -23,7 +23,7 @@ from transformers import (
 
 from models.options import LoadOptions
 from models.pocket import qwen2_5_vl_checkpoint, smolvlm_checkpoint
-from models.qwen2_5_vl import Qwen2_5_VL
+from models.qwen2_5_vl.model import Qwen2_5_VL
 from models.smolvlm import SmolVLM
 from raylens.engine.model import Model
 

@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator
 
 import torch
 
-from raylens.engine.engine import Engine, Limits, Output
+from raylens.engine.engine import Engine, Output
+from raylens.engine.limits import Limits
 from raylens.engine.metrics import Gauges, Metrics
 from raylens.engine.model import Model, Prompt
 from raylens.engine.sequence import Sequence, sequences

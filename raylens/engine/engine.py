@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from raylens.engine.kv_cache import KVCache
+from raylens.engine.limits import MIB, Limits
 from raylens.engine.logprobs import logprobs_of
 from raylens.engine.metrics import Gauges, Metrics
-from raylens.engine.model import Model, PictureInput, Prompt
-from raylens.engine.reuse import ByteLRU, PrefixCache
+from raylens.engine.model import Model, Prompt
+from raylens.engine.reader import Reader
 from raylens.engine.sampling import choose_all
 from raylens.engine.scheduler import Scheduler
 from raylens.engine.sequence import Sequence, State
@@ -29,22 +28,6 @@ from raylens.errors import DeadlineExceeded, InvalidRequest, ModelFailed, Raylen
 from raylens.types import Delta, FinishReason
 
 logger = logging.getLogger(__name__)
-
-MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an engine may take of the machine."""
-
-    max_batch_size: int = 8
-    kv_bytes: int = 1024 * MIB
-    feature_bytes: int = 128 * MIB
-    prefix_bytes: int = 256 * MIB
-    prefill_tokens: int = 128
-    """Tokens of a prompt that are read at a time."""
-    stall_s: float = 0.03
-    """Slices are done one after another for so long before running sequences go on; one is always done."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +47,8 @@ class Engine:
         self.limits = limits
         self.scheduler = Scheduler(limits.max_batch_size)
         self.cache: KVCache[Sequence] = KVCache(model.kv_shape, limits.kv_bytes, limits.max_batch_size)
-        self.features: ByteLRU[bytes, Tensor] = ByteLRU(limits.feature_bytes)
-        self.prefixes = PrefixCache(limits.prefix_bytes)
         self._metrics = metrics or Metrics()
+        self._reader = Reader(model, self.cache, limits, self._metrics)
         self._slices: Generator[None, None, Tensor] | None = None
         """The work of the sequence that enters."""
         self._decoded_at: float | None = None
@@ -82,8 +64,8 @@ class Engine:
             len(scheduler.waiting),
             len(scheduler.running) + (scheduler.entering is not None),
             self.cache.used_bytes,
-            self.features.bytes,
-            self.prefixes.bytes,
+            self._reader.features.bytes,
+            self._reader.prefixes.bytes,
         )
 
     def check_fit(self, prompt: Prompt, max_tokens: int) -> None:
@@ -215,7 +197,7 @@ class Engine:
     def _slice(self, sequence: Sequence) -> Tensor | None:
         """Goes on reading the prompt; the next token's logits once it is read."""
         if self._slices is None:
-            self._slices = self._read(sequence)
+            self._slices = self._reader.read(sequence)
         try:
             next(self._slices)
         except StopIteration as done:
@@ -223,72 +205,6 @@ class Engine:
             logits: Tensor = done.value
             return logits
         return None
-
-    def _read(self, sequence: Sequence) -> Generator[None, None, Tensor]:
-        """Encodes the pictures and reads the prompt, but for what is known from earlier; yields between slices."""
-        prompt = sequence.prompt
-        known = self.prefixes.find(prompt)
-        self._metrics.reuse("prefix", known is not None)
-        start = 0
-        if known is not None:
-            self.cache.write(sequence, known)
-            start = known.shape[3]
-        features = yield from self._features(prompt, start)
-        positions = prompt.positions if prompt.positions is not None else np.arange(len(prompt.token_ids))[None]
-        logits = torch.empty(0)
-        while start < len(prompt.token_ids):
-            end = min(start + self.limits.prefill_tokens, len(prompt.token_ids))
-            logits = self._prefill(sequence, start, end, features, positions)
-            start = end
-            if start < len(prompt.token_ids):
-                yield
-        if self.prefixes.wants(prompt, self.model.kv_shape.bytes_per_token):
-            self.prefixes.keep(prompt, self.cache.read(sequence, len(prompt.token_ids)))
-        return logits
-
-    def _features(self, prompt: Prompt, start: int) -> Generator[None, None, list[tuple[int, Tensor]]]:
-        """(place, features) of the pictures that end behind ``start``, from the cache or from the vision tower."""
-        shown = [
-            (at, picture)
-            for at, picture in zip(prompt.image_at, prompt.pictures, strict=True)
-            if at + picture.tokens > start
-        ]
-        known: dict[bytes, Tensor] = {}
-        missing: dict[bytes, PictureInput] = {}
-        for _, picture in shown:
-            features = self.features.get(picture.key)
-            if features is None:
-                missing[picture.key] = picture
-            else:
-                known[picture.key] = features
-        if shown:
-            self._metrics.reuse("features", not missing)
-        if missing:
-            encoded = yield from self.model.encode(list(missing.values()))
-            known.update(zip(missing, encoded, strict=True))
-            for key in missing:
-                self.features.put(key, known[key], known[key].nbytes)
-            yield
-        return [(at, known[picture.key]) for at, picture in shown]
-
-    def _prefill(
-        self,
-        sequence: Sequence,
-        start: int,
-        end: int,
-        features: Iterable[tuple[int, Tensor]],
-        positions: NDArray[np.int64],
-    ) -> Tensor:
-        """Reads the prompt's tokens from ``start`` to ``end``; the next one's logits."""
-        parts = []
-        for at, shown in features:
-            first, last = max(at, start), min(at + len(shown), end)
-            if first < last:
-                parts.append((first - start, shown[first - at : last - at]))
-        tokens = sequence.prompt.token_ids[start:end]
-        logits = self.model.prefill(tokens, parts, positions[:, start:end], self.cache.row(sequence))
-        self.cache.advance(sequence, end - start)
-        return logits
 
     def _leave(self, gone: Callable[[Sequence], bool]) -> list[Sequence]:
         """Takes sequences out, and frees their rows."""

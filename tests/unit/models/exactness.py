@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from transformers import GenerationMixin
 
-from raylens.engine.engine import Engine, Limits
+from raylens.engine.engine import Engine
+from raylens.engine.limits import Limits
 from raylens.engine.model import Model, Prompt
 from raylens.engine.sequence import Sequence, sequences
 from raylens.types import (

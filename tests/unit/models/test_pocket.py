@@ -16,7 +16,8 @@ from models.pocket.drawing import draw
 from models.pocket.scenes import random_scene
 from models.registry import FAMILIES, POCKET, load_model
 from raylens.config import ModelConfig
-from raylens.engine.engine import Engine, Limits
+from raylens.engine.engine import Engine
+from raylens.engine.limits import Limits
 from raylens.engine.sequence import Sequence, sequences
 from raylens.types import Caption, VisionRequest
 

@@ -14,7 +14,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from models.options import SLICE, LoadOptions
-from models.qwen2_5_vl import Grid, Qwen2_5_VL, load, locations, regions, window_order
+from models.qwen2_5_vl.grounding import locations, regions
+from models.qwen2_5_vl.model import Qwen2_5_VL, load
+from models.qwen2_5_vl.tower import Grid, window_order
 from models.registry import POCKET
 from raylens.engine.model import Prompt
 from raylens.errors import InvalidRequest

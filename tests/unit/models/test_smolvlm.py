@@ -14,7 +14,8 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from models.registry import POCKET
 from models.smolvlm import SmolVLM, load, tile_grid
-from raylens.engine.engine import Engine, Limits
+from raylens.engine.engine import Engine
+from raylens.engine.limits import Limits
 from raylens.engine.model import Prompt
 from raylens.engine.sequence import sequences
 from raylens.errors import InvalidRequest, UnsupportedTask

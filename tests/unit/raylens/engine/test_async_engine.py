@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raylens.engine.async_engine import AsyncEngine
-from raylens.engine.engine import Limits
+from raylens.engine.limits import Limits
 from raylens.engine.model import Prompt
 from raylens.errors import InvalidRequest, ModelFailed, Overloaded
 from tests.unit.raylens.engine.fakes import FakeModel, answer, request

@@ -8,7 +8,8 @@ from collections import defaultdict
 
 import pytest
 
-from raylens.engine.engine import Engine, Limits, Output
+from raylens.engine.engine import Engine, Output
+from raylens.engine.limits import Limits
 from raylens.engine.metrics import Metrics
 from raylens.engine.model import PictureInput, Prompt
 from raylens.engine.scheduler import JOB_PATIENCE_S

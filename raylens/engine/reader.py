@@ -1,0 +1,96 @@
+"""Reads prompts into their rows of the cache, in slices, and keeps what later ones may begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raylens.engine.kv_cache import KVCache
+from raylens.engine.limits import Limits
+from raylens.engine.metrics import Metrics
+from raylens.engine.model import Model, PictureInput, Prompt
+from raylens.engine.reuse import ByteLRU, PrefixCache
+from raylens.engine.sequence import Sequence
+
+
+class Reader:
+    """``features`` of pictures and ``prefixes`` of prompts outlive the requests that made them."""
+
+    def __init__(self, model: Model, cache: KVCache[Sequence], limits: Limits, metrics: Metrics) -> None:
+        self.features: ByteLRU[bytes, Tensor] = ByteLRU(limits.feature_bytes)
+        self.prefixes = PrefixCache(limits.prefix_bytes)
+        self._model = model
+        self._cache = cache
+        self._limits = limits
+        self._metrics = metrics
+
+    def read(self, sequence: Sequence) -> Generator[None, None, Tensor]:
+        """Encodes the pictures and reads the prompt, but for what is known from earlier; yields between slices, and
+        returns the next token's logits, float32 (vocabulary,)."""
+        prompt = sequence.prompt
+        known = self.prefixes.find(prompt)
+        self._metrics.reuse("prefix", known is not None)
+        start = 0
+        if known is not None:
+            self._cache.write(sequence, known)
+            start = known.shape[3]
+        features = yield from self._features(prompt, start)
+        positions = prompt.positions if prompt.positions is not None else np.arange(len(prompt.token_ids))[None]
+        logits = torch.empty(0)
+        while start < len(prompt.token_ids):
+            end = min(start + self._limits.prefill_tokens, len(prompt.token_ids))
+            logits = self._prefill(sequence, start, end, features, positions)
+            start = end
+            if start < len(prompt.token_ids):
+                yield
+        if self.prefixes.wants(prompt, self._model.kv_shape.bytes_per_token):
+            self.prefixes.keep(prompt, self._cache.read(sequence, len(prompt.token_ids)))
+        return logits
+
+    def _features(self, prompt: Prompt, start: int) -> Generator[None, None, list[tuple[int, Tensor]]]:
+        """(place, features) of the pictures that end behind ``start``, from the cache or from the vision tower."""
+        shown = [
+            (at, picture)
+            for at, picture in zip(prompt.image_at, prompt.pictures, strict=True)
+            if at + picture.tokens > start
+        ]
+        known: dict[bytes, Tensor] = {}
+        missing: dict[bytes, PictureInput] = {}
+        for _, picture in shown:
+            features = self.features.get(picture.key)
+            if features is None:
+                missing[picture.key] = picture
+            else:
+                known[picture.key] = features
+        if shown:
+            self._metrics.reuse("features", not missing)
+        if missing:
+            encoded = yield from self._model.encode(list(missing.values()))
+            known.update(zip(missing, encoded, strict=True))
+            for key in missing:
+                self.features.put(key, known[key], known[key].nbytes)
+            yield
+        return [(at, known[picture.key]) for at, picture in shown]
+
+    def _prefill(
+        self,
+        sequence: Sequence,
+        start: int,
+        end: int,
+        features: Iterable[tuple[int, Tensor]],
+        positions: NDArray[np.int64],
+    ) -> Tensor:
+        """Reads the prompt's tokens from ``start`` to ``end``; the next one's logits."""
+        parts = []
+        for at, shown in features:
+            first, last = max(at, start), min(at + len(shown), end)
+            if first < last:
+                parts.append((first - start, shown[first - at : last - at]))
+        tokens = sequence.prompt.token_ids[start:end]
+        logits = self._model.prefill(tokens, parts, positions[:, start:end], self._cache.row(sequence))
+        self._cache.advance(sequence, end - start)
+        return logits
