@@ -44,7 +44,8 @@ class EngineMetrics(Metrics):
         )
         self._inter = histogram("inter_token_seconds", "Between two decode steps of running answers", _SECONDS)
         self._batch = histogram("batch_size", "Rows of a decode step", [float(rows) for rows in _ROWS])
-        self._lookups = counter("cache_lookups", "Look-ups of features and prefixes, by result", "cache", "result")
+        self._found = counter("cache_hits", "Pictures of features, and tokens of prefixes, that were known", "cache")
+        self._missed = counter("cache_misses", "Pictures and tokens that were not", "cache")
         self._ended = counter("answers", "Answers that ended, by reason", "reason")
         self._prompt = counter("prompt_tokens", "Tokens of prompts, pictures included, of answers that ended")
         self._generated = counter("generated_tokens", "Tokens of answers that ended")
@@ -65,11 +66,14 @@ class EngineMetrics(Metrics):
         if seconds is not None:
             self._inter.observe(seconds)
 
-    def reuse(self, what: str, hit: bool) -> None:
-        self._lookups.inc(tags={"cache": what, "result": "hit" if hit else "miss"})
+    def reuse(self, what: str, found: int, missed: int) -> None:
+        for counter, count in ((self._found, found), (self._missed, missed)):
+            if count:
+                counter.inc(count, tags={"cache": what})
 
-    def ended(self, reason: str, usage: Usage) -> None:
+    def ended(self, reason: str, usage: Usage, index: int) -> None:
         self._ended.inc(tags={"reason": reason})
-        self._prompt.inc(usage.prompt_tokens)
+        if index == 0:
+            self._prompt.inc(usage.prompt_tokens)
         if usage.completion_tokens:
             self._generated.inc(usage.completion_tokens)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from models.chat import ChatText, eos_ids
 from models.decoder import Decoder
+from models.linear import Packer
 from models.options import LoadOptions
 from raylens.engine.model import KVRows, Prompt
 from raylens.types import Location, Region, Task
@@ -31,9 +32,10 @@ class ChatModel:
         default_template: str | None = None,
     ) -> None:
         self._chat = ChatText(tokenizer, default_template)
-        self._decoder = Decoder(text_model, model.lm_head, options.quantize)
+        self._packer = Packer(options.device, options.quantize)
+        self._decoder = Decoder(text_model, model.lm_head, self._packer)
         self.tokenizer: Tokenizer = tokenizer._tokenizer
-        self.device = str(model.device)
+        self.device = options.device
         self.eos_ids = eos_ids(tokenizer, model.generation_config)
         self.max_length = int(model.config.text_config.max_position_embeddings)
         self.vocabulary = self._decoder.vocabulary

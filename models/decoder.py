@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.linear import Linear, Quantize, from_weight, linear
+from models.linear import Linear, Packer
 from models.operations import turn
 from raylens.engine.model import KVRows, KVShape
 
@@ -39,21 +39,21 @@ class Layer:
 class Decoder:
     """Reads tokens' embeddings behind what rows of the cache hold."""
 
-    def __init__(self, text_model: nn.Module, head: nn.Linear, quantize: Quantize | None = None) -> None:
+    def __init__(self, text_model: nn.Module, head: nn.Linear, packer: Packer) -> None:
         model: Any = text_model
         config = model.config
         self._heads = int(config.num_attention_heads)
         self._kv_heads = int(config.num_key_value_heads)
         self._head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // self._heads)
         self._eps = float(config.rms_norm_eps)
-        self._embeddings: Tensor = model.get_input_embeddings().weight.detach()
-        self._inverse_frequencies: Tensor = model.rotary_emb.inv_freq.float()
+        self._embeddings = packer.tensor(model.get_input_embeddings().weight)
+        self._inverse_frequencies = packer.tensor(model.rotary_emb.inv_freq).float()
         self._rope_scale = float(model.rotary_emb.attention_scaling)
         sections = (config.rope_parameters or {}).get("mrope_section")
         self._axes = _axes(sections, self._head_dim, self._embeddings.device)
-        self._layers = [_layer(layer, quantize) for layer in model.layers]
-        self._norm: Tensor = model.norm.weight.detach()
-        self._head = from_weight(head.weight.detach(), quantize=quantize)
+        self._layers = [_layer(layer, packer) for layer in model.layers]
+        self._norm = packer.tensor(model.norm.weight)
+        self._head = packer.linear(head)
         self.vocabulary = int(head.weight.shape[0])
         self.kv_shape = KVShape(
             len(self._layers), self._kv_heads, self._head_dim, self._embeddings.dtype, str(self._embeddings.device)
@@ -83,6 +83,9 @@ class Decoder:
         def attend(layer: int, query: Tensor, new_pairs: Tensor) -> Tensor:
             pairs = row.layers[layer][:, :, :, :end]
             pairs[:, 0, :, start:] = new_pairs.permute(1, 2, 0, 3)
+            if pairs.is_cuda and mask is not None:
+                # CUDA's fused kernels take a mask, or heads that share keys, but not both.
+                pairs = pairs.repeat_interleave(self._heads // self._kv_heads, 2)
             mixed = F.scaled_dot_product_attention(
                 query.transpose(0, 1)[None], pairs[0], pairs[1], attn_mask=mask, is_causal=mask is None, enable_gqa=True
             )
@@ -162,15 +165,15 @@ class _Place:
         return held[:, :, :, : self._end]
 
 
-def _layer(layer: Any, quantize: Quantize | None) -> Layer:
+def _layer(layer: Any, packer: Packer) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return Layer(
-        attention_norm=layer.input_layernorm.weight.detach(),
-        qkv=linear(attention.q_proj, attention.k_proj, attention.v_proj, quantize=quantize),
-        out=linear(attention.o_proj, quantize=quantize),
-        mlp_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=linear(mlp.gate_proj, mlp.up_proj, quantize=quantize),
-        down=linear(mlp.down_proj, quantize=quantize),
+        attention_norm=packer.tensor(layer.input_layernorm.weight),
+        qkv=packer.linear(attention.q_proj, attention.k_proj, attention.v_proj),
+        out=packer.linear(attention.o_proj),
+        mlp_norm=packer.tensor(layer.post_attention_layernorm.weight),
+        gate_up=packer.linear(mlp.gate_proj, mlp.up_proj),
+        down=packer.linear(mlp.down_proj),
     )
 
 

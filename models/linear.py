@@ -6,6 +6,8 @@ Which form is the fastest is measured in docs/performance.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -25,27 +27,40 @@ class Linear(Protocol):
         ...
 
 
-def linear(*layers: nn.Linear, quantize: Quantize | None = None, activation: str = "none") -> Linear:
-    """One layer out of several that read the same input, their outputs side by side.
+@dataclass(frozen=True)
+class Packer:
+    """Brings weights to the device that they are used on, and to the form in which they are used there: one layer
+    after another, so that a device never holds them twice."""
 
-    ``activation``: ``none``, or ``gelu`` (its tanh approximation). Raises ``ValueError`` where this machine can't
-    ``quantize`` so.
-    """
-    weight = torch.cat([layer.weight.detach() for layer in layers])
-    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-    assert len(biases) in (0, len(layers))
-    return from_weight(weight, torch.cat(biases) if biases else None, quantize, activation)
+    device: str = "cpu"
+    quantize: Quantize | None = None
+
+    def tensor(self, weight: Tensor) -> Tensor:
+        return weight.detach().to(self.device)
+
+    def linear(self, *layers: nn.Linear, activation: str = "none") -> Linear:
+        """One layer out of several that read the same input, their outputs side by side.
+
+        ``activation``: ``none``, or ``gelu`` (its tanh approximation). Raises ``ValueError`` where this machine can't
+        ``quantize`` so.
+        """
+        weights = [layer.weight.detach() for layer in layers]
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        assert len(biases) in (0, len(layers))
+        return self.weight(_side_by_side(weights), _side_by_side(biases) if biases else None, activation)
+
+    def weight(self, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Linear:
+        """A layer of a weight (outputs, inputs) and a bias (outputs,)."""
+        weight, bias = self.tensor(weight), None if bias is None else self.tensor(bias)
+        if self.quantize == "int8":
+            return _Int8(weight, bias, activation)
+        if weight.device.type == "cpu" and weight.dtype is torch.bfloat16 and _packs_bfloat16():
+            return _Packed(weight, bias, activation)
+        return _Plain(weight, bias, activation)
 
 
-def from_weight(
-    weight: Tensor, bias: Tensor | None = None, quantize: Quantize | None = None, activation: str = "none"
-) -> Linear:
-    """A layer of a weight (outputs, inputs) and a bias (outputs,)."""
-    if quantize == "int8":
-        return _Int8(weight, bias, activation)
-    if weight.device.type == "cpu" and weight.dtype is torch.bfloat16 and _has_bfloat16():
-        return _Packed(weight, bias, activation)
-    return _Plain(weight, bias, activation)
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class _Plain:
@@ -80,8 +95,8 @@ class _Int8:
     never depends on its company (dynamic quantization, absolute maximum)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
-        if weight.device.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
-            raise ValueError("quantize: int8 needs a CPU with oneDNN; leave it out on this device")
+        if weight.device.type != "cpu" or not torch.cpu._is_vnni_supported():
+            raise ValueError("quantize: int8 needs a CPU that multiplies bytes (VNNI); leave it out here")
         scale, rounded = _to_int8(weight.float())
         self._weight = torch.ops.onednn.qlinear_prepack(rounded, [_ROWS, weight.shape[1]])
         self._scale, self._zero = scale.flatten(), torch.zeros(len(weight), dtype=torch.int32)
@@ -107,6 +122,6 @@ def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
     return scale, (rows / scale).round_().to(torch.int8)
 
 
-def _has_bfloat16() -> bool:
-    """Whether oneDNN multiplies bfloat16 in hardware here; elsewhere a plain layer is as good."""
+def _packs_bfloat16() -> bool:
+    """Whether oneDNN can multiply bfloat16 here; elsewhere a plain layer does."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

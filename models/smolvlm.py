@@ -25,8 +25,8 @@ from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
 from models.chat import check_length, image_parts, messages_of, picture_key, picture_part
 from models.chat_model import ChatModel
-from models.linear import Linear, Quantize, from_weight, linear
-from models.operations import attention, by_rows
+from models.linear import Linear, Packer
+from models.operations import attention, by_rows, normalized
 from models.options import DEFAULTS, SLICE, LoadOptions
 from raylens.engine.model import PictureInput, Pixels, Prompt
 from raylens.types import Caption, Chat, Detail, Query, VisionRequest
@@ -42,7 +42,7 @@ def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> SmolVLM:
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, revision=revision, dtype=options.dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
     image_processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision, backend="pil")
-    return SmolVLM(model.to(options.device).eval(), tokenizer, image_processor, options)
+    return SmolVLM(model.eval(), tokenizer, image_processor, options)
 
 
 def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: int) -> Grid:
@@ -78,7 +78,12 @@ class SmolVLM(ChatModel):
         self._tile = int(image_processor.max_image_size["longest_edge"])
         self._longest_edge = int(image_processor.size["longest_edge"])
         self._image_id = int(config.image_token_id)
-        self._tower = Tower(model.model, options.quantize)
+        self._normal = (
+            float(image_processor.rescale_factor),
+            tuple(image_processor.image_mean),
+            tuple(image_processor.image_std),
+        )
+        self._tower = Tower(model.model, self._packer)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         """Implements :meth:`raylens.engine.model.Model.prepare`."""
@@ -101,28 +106,27 @@ class SmolVLM(ChatModel):
             if start:
                 yield
             tiles = np.stack([picture.data for picture in pictures[start : start + self._tiles_per_step]])
-            pixels = torch.from_numpy(tiles).to(self.device, self.kv_shape.dtype)
+            pixels = normalized(torch.from_numpy(tiles).to(self.device), *self._normal).to(self.kv_shape.dtype)
             encoded = yield from self._tower.slices(pixels, SLICE * self._tiles_per_step)
             # Copies: a part of a tensor would keep the whole of it alive, for as long as one tile is kept.
             features += [tile.clone() for tile in encoded]
         return features
 
     def _cut(self, picture: Pixels, detail: Detail) -> tuple[list[PictureInput], Grid]:
-        """A picture's tiles, the global view last, each (channels, side, side) floats."""
+        """A picture's tiles, the global view last, each (channels, side, side) of 0 to 255."""
+        plain = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_last"}
         if detail is Detail.HIGH:
-            cut = self._image_processor(picture, return_row_col_info=True, input_data_format="channels_last")
+            cut = self._image_processor(picture, return_row_col_info=True, **plain)
             grid = max(1, cut["rows"][0][0]), max(1, cut["cols"][0][0])
         else:
             height, width = picture.shape[:2]
             grid = tile_grid(width, height, detail, self._tile, self._longest_edge)
             size = (grid[1] * self._tile, grid[0] * self._tile)
             resized = np.asarray(Image.fromarray(picture).resize(size, self._image_processor.resample))
-            cut = self._image_processor(
-                resized, do_resize=False, do_image_splitting=grid != (1, 1), input_data_format="channels_last"
-            )
+            cut = self._image_processor(resized, do_resize=False, do_image_splitting=grid != (1, 1), **plain)
         key = picture_key(picture, detail is Detail.HIGH, grid)
         tiles = [
-            PictureInput(picture_part(key, number), self._tokens_per_tile, np.asarray(tile, np.float32))
+            PictureInput(picture_part(key, number), self._tokens_per_tile, np.asarray(tile, np.uint8))
             for number, tile in enumerate(cut["pixel_values"][0])
         ]
         return tiles, grid
@@ -150,33 +154,33 @@ class TowerLayer:
     contract: Linear
 
 
-def _tower_layer(layer: Any, quantize: Quantize | None) -> TowerLayer:
+def _tower_layer(layer: Any, packer: Packer) -> TowerLayer:
     attention, mlp = layer.self_attn, layer.mlp
     return TowerLayer(
-        norm1=layer.layer_norm1,
-        qkv=linear(attention.q_proj, attention.k_proj, attention.v_proj, quantize=quantize),
-        out=linear(attention.out_proj, quantize=quantize),
-        norm2=layer.layer_norm2,
-        expand=linear(mlp.fc1, quantize=quantize, activation="gelu"),
-        contract=linear(mlp.fc2, quantize=quantize),
+        norm1=layer.layer_norm1.to(packer.device),
+        qkv=packer.linear(attention.q_proj, attention.k_proj, attention.v_proj),
+        out=packer.linear(attention.out_proj),
+        norm2=layer.layer_norm2.to(packer.device),
+        expand=packer.linear(mlp.fc1, activation="gelu"),
+        contract=packer.linear(mlp.fc2),
     )
 
 
 class Tower:
     """The vision tower (SigLIP's kind, ``modeling_smolvlm.py`` in transformers) and the connector behind it."""
 
-    def __init__(self, model: Any, quantize: Quantize | None) -> None:
+    def __init__(self, model: Any, packer: Packer) -> None:
         vision, self._shuffle = model.vision_model, int(model.connector.scale_factor)
         config = vision.config
         self._patch = int(config.patch_size)
         self._heads = int(config.num_attention_heads)
         self._head_dim = int(config.hidden_size) // self._heads
         patches = vision.embeddings.patch_embedding
-        self._patches = from_weight(patches.weight.detach().flatten(1), patches.bias.detach())
-        self._places: Tensor = vision.embeddings.position_embedding.weight.detach()
-        self._layers = [_tower_layer(layer, quantize) for layer in vision.encoder.layers]
-        self._norm = vision.post_layernorm
-        self._project = linear(model.connector.modality_projection.proj)
+        self._patches = packer.weight(patches.weight.flatten(1), patches.bias)
+        self._places = packer.tensor(vision.embeddings.position_embedding.weight)
+        self._layers = [_tower_layer(layer, packer) for layer in vision.encoder.layers]
+        self._norm = vision.post_layernorm.to(packer.device)
+        self._project = packer.linear(model.connector.modality_projection.proj)
 
     def slices(self, tiles: Tensor, work: int) -> Generator[None, None, Tensor]:
         """Image tokens (tiles, tokens, hidden) of tiles (tiles, channels, side, side), ``work`` patches times layers at

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from models.linear import Quantize, from_weight
+from models.linear import Packer, Quantize
 from raylens.engine.model import KVShape
 
 BUFFER_BYTES = 2 * 2**30
@@ -149,7 +149,8 @@ def measure_machine(
     tower: Tower, patches: Sequence[int], dtype: torch.dtype, device: str, quantize: Quantize | None
 ) -> Machine:
     """The best of several; ``patches`` are the numbers of rows to multiply."""
-    layers = [from_weight(torch.randn(shape, dtype=dtype, device=device), quantize=quantize) for shape in tower.linears]
+    packer = Packer(device, quantize)
+    layers = [packer.weight(torch.randn(shape, dtype=dtype)) for shape in tower.linears]
     rates = []
     for rows in patches:
         inputs = [torch.randn((rows, shape[1]), dtype=dtype, device=device) for shape in tower.linears]

@@ -25,6 +25,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from models.chat import check_length, messages_of, picture_key, picture_part, visual_parts
 from models.chat_model import ChatModel
+from models.operations import normalized
 from models.options import DEFAULTS, SLICE, LoadOptions
 from models.qwen2_5_vl.grounding import locations, regions
 from models.qwen2_5_vl.tower import Grid, Tower
@@ -62,14 +63,14 @@ def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Qwen2_5_VL:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, revision=revision, dtype=options.dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
     image_processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision, backend="pil")
-    return Qwen2_5_VL(model.to(options.device).eval(), tokenizer, image_processor, options)
+    return Qwen2_5_VL(model.eval(), tokenizer, image_processor, options)
 
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """Pixels (patches, channels · 2 · 14 · 14), 2 × 2 neighbors after one another, normalized."""
+    """Pixels (patches, channels · 2 · 14 · 14) of 0 to 255, 2 × 2 neighbors after one another."""
 
-    values: NDArray[np.float32]
+    values: NDArray[np.uint8]
     grid: Grid
     seconds_per_frame: float = 0.0
     """Between pairs of frames, for a video."""
@@ -96,7 +97,7 @@ class Qwen2_5_VL(ChatModel):
         self._image_id, self._video_id = int(config.image_token_id), int(config.video_token_id)
         self._positions_per_second = int(config.vision_config.tokens_per_second)
         self._work = SLICE * options.tiles_per_step
-        self._tower = Tower(model.model.visual, options.quantize)
+        self._tower = Tower(model.model.visual, self._packer)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         """Implements :meth:`raylens.engine.model.Model.prepare`."""
@@ -121,9 +122,16 @@ class Qwen2_5_VL(ChatModel):
         for picture in pictures:
             if features:
                 yield
-            pixels = torch.from_numpy(picture.data.values).to(self.device, self.kv_shape.dtype)
+            pixels = self.normalized(picture.data).to(self.kv_shape.dtype)
             features.append((yield from self._tower.slices(pixels, picture.data.grid, self._work)))
         return features
+
+    def normalized(self, patches: Patches) -> Tensor:
+        """Patches as the stock processor gives them: float32 (patches, values), on the model's device."""
+        processor = self._image_processor
+        values = torch.from_numpy(patches.values).to(self.device).view(len(patches.values), 3, -1, 1)
+        scale = float(processor.rescale_factor)
+        return normalized(values, scale, processor.image_mean, processor.image_std).flatten(1)
 
     def locate(self, task: Task, text: str, prompt: Prompt) -> tuple[tuple[Region, ...], tuple[Location, ...]]:
         """Implements :meth:`raylens.engine.model.Model.locate`."""
@@ -146,18 +154,15 @@ class Qwen2_5_VL(ChatModel):
 
     def _image(self, picture: Pixels, detail: Detail) -> Patches:
         limit = min(self._max_pixels, LOW_DETAIL_PIXELS) if detail is Detail.LOW else self._max_pixels
-        rows, columns, frame = self._frame(picture, self._size(picture, limit))
-        return Patches(self._patches([frame, frame]), Grid(1, rows, columns))
+        frame = self._frame(picture, self._size(picture, limit))
+        return self._patches([frame, frame])
 
     def _video(self, frames: Sequence[Pixels], frames_per_second: float) -> Patches:
         """Frames in pairs; they share ``max_pixels``, and the first one's size holds for all."""
-        limit = max(self._min_pixels, self._max_pixels * 2 // len(frames))
+        limit = max(self._min_pixels, self._max_pixels // -(-len(frames) // 2))
         size = self._size(frames[0], limit)
         shown = [self._frame(frame, size) for frame in frames]
-        rows, columns, _ = shown[0]
-        pairs = [frame for _, _, frame in shown]
-        pairs += pairs[-1:] * (len(pairs) % 2)
-        return Patches(self._patches(pairs), Grid(len(pairs) // 2, rows, columns), 2 / frames_per_second)
+        return self._patches(shown + shown[-1:] * (len(shown) % 2), 2 / frames_per_second)
 
     def _size(self, picture: Pixels, limit: int) -> tuple[int, int]:
         """(height, width) in whole image tokens."""
@@ -170,25 +175,18 @@ class Qwen2_5_VL(ChatModel):
         resized: tuple[int, int] = smart_resize(height, width, self._patch * self._merge, smallest, limit)
         return resized
 
-    def _frame(self, picture: Pixels, size: tuple[int, int]) -> tuple[int, int, NDArray[np.float32]]:
-        """Rows and columns of patches, and the normalized picture (channels, height, width)."""
+    def _frame(self, picture: Pixels, size: tuple[int, int]) -> Pixels:
         height, width = size
-        processor = self._image_processor
-        resized = np.asarray(Image.fromarray(picture).resize((width, height), processor.resample))
-        scaled = resized.astype(np.float32).transpose(2, 0, 1) * np.float32(processor.rescale_factor)
-        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (processor.image_mean, processor.image_std))
-        return height // self._patch, width // self._patch, (scaled - mean) / std
+        return np.asarray(Image.fromarray(picture).resize((width, height), self._image_processor.resample))
 
-    def _patches(self, frames: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Frames (channels, height, width), two of which make a patch, in the layout of the stock processors."""
+    def _patches(self, frames: Sequence[Pixels], seconds_per_frame: float = 0.0) -> Patches:
+        """Frames, two of which make a patch, in the layout of the stock processors."""
         stacked = np.stack(frames)
-        _, channels, height, width = stacked.shape
         patch, merge = self._patch, self._merge
-        split = stacked.reshape(
-            len(frames) // 2, 2, channels, height // patch // merge, merge, patch, width // patch // merge, merge, patch
-        )
-        ordered = split.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
-        return np.ascontiguousarray(ordered).reshape(-1, channels * 2 * patch * patch)
+        pairs, rows, columns = len(frames) // 2, stacked.shape[1] // patch, stacked.shape[2] // patch
+        split = stacked.reshape(pairs, 2, rows // merge, merge, patch, columns // merge, merge, patch, 3)
+        values = split.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(pairs * rows * columns, -1)
+        return Patches(np.ascontiguousarray(values), Grid(pairs, rows, columns), seconds_per_frame)
 
     def _positions(self, length: int, starts: Sequence[int], inputs: Sequence[PictureInput]) -> NDArray[np.int64]:
         """Multimodal rotary positions (3, tokens): text counts; a picture's tokens stand at its beginning plus their

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.linear import Quantize, from_weight, linear
+from models.decoder import Layer
+from models.linear import Packer
 from models.operations import attention, by_rows, turn
 
 
@@ -32,28 +33,18 @@ class Grid:
 class Tower:
     """The vision tower: windows in most layers, the whole picture in a few, and 2 × 2 patches merged to a token."""
 
-    def __init__(self, tower: Any, quantize: Quantize | None) -> None:
+    def __init__(self, tower: Any, packer: Packer) -> None:
         config = tower.config
         self._heads = int(config.num_heads)
         self._head_dim = int(config.hidden_size) // self._heads
         self._merge = int(config.spatial_merge_size)
         self._window = int(config.window_size) // self._merge // int(config.patch_size)
         self._whole = frozenset(config.fullatt_block_indexes)
-        self._frequencies: Tensor = tower.rotary_pos_emb.inv_freq.float()
-        self._patches = from_weight(tower.patch_embed.proj.weight.detach().flatten(1))
-        self._blocks = [
-            (
-                block.norm1.weight.detach(),
-                linear(block.attn.qkv, quantize=quantize),
-                linear(block.attn.proj, quantize=quantize),
-                block.norm2.weight.detach(),
-                linear(block.mlp.gate_proj, block.mlp.up_proj, quantize=quantize),
-                linear(block.mlp.down_proj, quantize=quantize),
-            )
-            for block in tower.blocks
-        ]
-        self._norm: Tensor = tower.merger.ln_q.weight.detach()
-        self._expand, self._contract = (linear(tower.merger.mlp[place]) for place in (0, 2))
+        self._frequencies = packer.tensor(tower.rotary_pos_emb.inv_freq).float()
+        self._patches = packer.weight(tower.patch_embed.proj.weight.flatten(1))
+        self._layers = [_layer(block, packer) for block in tower.blocks]
+        self._norm = packer.tensor(tower.merger.ln_q.weight)
+        self._expand, self._contract = (packer.linear(tower.merger.mlp[place]) for place in (0, 2))
 
     def slices(self, pixels: Tensor, grid: Grid, work: int) -> Generator[None, None, Tensor]:
         """Image tokens (tokens, hidden) of patches (patches, values), ``work`` patches times layers at a time."""
@@ -63,15 +54,15 @@ class Tower:
             states = self._in_order(self._patches(pixels), order)
             cos, sin = self._turns(grid, order, states)
         layers = max(1, work // grid.patches)
-        for first in range(0, len(self._blocks), layers):
+        for first in range(0, len(self._layers), layers):
             if first:
                 yield
             with torch.inference_mode():
-                for index in range(first, min(first + layers, len(self._blocks))):
+                for index in range(first, min(first + layers, len(self._layers))):
                     spans = [(grid.frames, grid.rows * grid.columns)] if index in self._whole else windows
                     states = self._block(index, states, cos, sin, spans)
         with torch.inference_mode():
-            merged = F.rms_norm(states, self._norm.shape, self._norm, 1e-6).view(len(order), -1)
+            merged = _normed(states, self._norm).view(len(order), -1)
             tokens = self._contract(F.gelu(self._expand(merged)))
             return tokens[torch.from_numpy(np.argsort(order)).to(tokens.device)]
 
@@ -93,8 +84,8 @@ class Tower:
         return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
 
     def _block(self, index: int, states: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-        norm1, qkv, out, norm2, gate_up, down = self._blocks[index]
-        mixed = qkv(F.rms_norm(states, norm1.shape, norm1, 1e-6)).unflatten(-1, (3, self._heads, self._head_dim))
+        layer = self._layers[index]
+        mixed = layer.qkv(_normed(states, layer.attention_norm)).unflatten(-1, (3, self._heads, self._head_dim))
         query, key, value = mixed.unbind(1)
         # Turned in float32, as in the stock tower.
         query, key = (turn(part.float(), cos, sin).to(value.dtype) for part in (query, key))
@@ -104,14 +95,29 @@ class Tower:
             window = [part[first:last].unflatten(0, (count, size)) for part in (query, key, value)]
             parts.append(attention(*window).flatten(0, 1))
             first = last
-        by_rows(out, torch.cat(parts) if len(parts) > 1 else parts[0], states)
+        by_rows(layer.out, torch.cat(parts) if len(parts) > 1 else parts[0], states)
 
         def mlp(rows: Tensor, plus: Tensor) -> Tensor:
-            gate, up = gate_up(F.rms_norm(rows, norm2.shape, norm2, 1e-6)).chunk(2, -1)
-            return down(F.silu(gate) * up, plus)
+            gate, up = layer.gate_up(_normed(rows, layer.mlp_norm)).chunk(2, -1)
+            return layer.down(F.silu(gate) * up, plus)
 
         by_rows(mlp, states, states)
         return states
+
+
+def _layer(block: Any, packer: Packer) -> Layer:
+    return Layer(
+        attention_norm=packer.tensor(block.norm1.weight),
+        qkv=packer.linear(block.attn.qkv),
+        out=packer.linear(block.attn.proj),
+        mlp_norm=packer.tensor(block.norm2.weight),
+        gate_up=packer.linear(block.mlp.gate_proj, block.mlp.up_proj),
+        down=packer.linear(block.mlp.down_proj),
+    )
+
+
+def _normed(states: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(states, weight.shape, weight, 1e-6)
 
 
 def window_order(frames: int, rows: int, columns: int, window: int) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -36,6 +37,8 @@ class AsyncEngine:
         self._model = model
         self._engine = Engine(model, limits, metrics)
         self._grammars = Grammars(model.tokenizer, model.eos_ids, model.vocabulary)
+        # One schema at a time: a bad one takes a processor for seconds, and other requests have pictures to prepare.
+        self._compiler = ThreadPoolExecutor(1, "raylens-grammar")
         self._capacity = limits.max_batch_size + max_waiting
         self._retry_after = retry_after
         self._streams: dict[Sequence, asyncio.Queue[Output]] = {}
@@ -68,6 +71,7 @@ class AsyncEngine:
         Raises ``Overloaded`` at once where the waiting room is full, ``InvalidRequest`` for what can't ever fit in the
         cache and for a JSON schema that can't be followed, ``DeadlineExceeded`` and ``ModelFailed``.
         """
+        self.check_room(request.sampling.n)
         self._engine.check_fit(prompt, request.sampling.max_tokens)
         grammar = await self._grammar(request.sampling.json_schema)
         wanted = sequences(request, prompt, self._model.tokenizer, grammar)
@@ -85,14 +89,19 @@ class AsyncEngine:
             self._abort(wanted)
 
     async def _grammar(self, schema: str | None) -> Grammar | None:
-        return None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
+        if schema is None:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._compiler, self._grammars.compile, schema)
 
     def stop(self) -> None:
-        """Ends the thread after the step in progress."""
+        """Ends the thread after the step in progress; what is unfinished fails."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         self._thread.join()
+        self._compiler.shutdown(wait=False)
+        self._failure = self._failure or RuntimeError("it was told to")
+        self._fail_all(ModelFailed("the engine has stopped"))
 
     def check_room(self, answers: int) -> None:
         """Raises what ``generate`` would raise at once: ``InvalidRequest`` where so many never fit, ``Overloaded``."""

@@ -11,6 +11,8 @@ import logging
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from raylens.errors import DeadlineExceeded, InvalidRequest, ModelFailed, Raylen
 from raylens.types import Delta, FinishReason
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,6 @@ class Engine:
         outputs = self._drop_dead()
         if self.scheduler.running:
             outputs += self._decode()
-        else:
-            self._decoded_at = None
         return outputs + self._enter()
 
     def _drop_dead(self) -> list[Output]:
@@ -97,7 +98,7 @@ class Engine:
         gone = self._leave(lambda s: s.aborted or s.deadline <= now)
         for sequence in gone:
             sequence.finish_reason = FinishReason.ABORT
-            self._metrics.ended("abort" if sequence.aborted else "deadline", sequence.usage)
+            self._metrics.ended("abort" if sequence.aborted else "deadline", sequence.usage, sequence.index)
         return [
             Output(sequence, error=DeadlineExceeded("the deadline passed before the answer was complete", "deadline"))
             for sequence in gone
@@ -113,51 +114,47 @@ class Engine:
         running = [row for row, sequence in enumerate(order) if sequence.state is State.RUNNING]
         tokens = [s.output_ids[-1] if s.state is State.RUNNING else 0 for s in order]
         positions = [s.next_position if s.state is State.RUNNING else 0 for s in order]
-        try:
-            logits = self.model.decode(tokens, positions, [rows for _, rows in groups])
-        except Exception as error:
-            return self._decode_each(error)
-        if len(running) < len(order):
-            logits = logits[running]
+        logits = _attempt(lambda: self.model.decode(tokens, positions, [rows for _, rows in groups])[running])
+        self._measure_step(len(running))
+        if isinstance(logits, Exception):
+            logger.warning("a batch of %d failed and is done again row by row: %r", len(running), logits)
+            self._reader.forget()
+            return [output for row in running for output in self._decode_alone(order[row])]
         return self._decoded([order[row] for row in running], logits)
 
-    def _decode_each(self, error: Exception) -> list[Output]:
-        """A step that failed is done again row by row, so that only the sequence that breaks the model fails."""
-        logger.warning("a batch of %d failed: %r", len(self.scheduler.running), error)
-        outputs = []
-        for sequence in list(self.scheduler.running):
-            try:
-                row = [self.cache.row(sequence)]
-                logits = self.model.decode([sequence.output_ids[-1]], [sequence.next_position], row)
-            except Exception as own:
-                outputs.append(self._failed(sequence, own))
-            else:
-                outputs += self._decoded([sequence], logits)
-        return outputs
+    def _decode_alone(self, sequence: Sequence) -> list[Output]:
+        """So that only the sequence that breaks the model fails; its row still holds what it held."""
+        row, token, position = [self.cache.row(sequence)], sequence.output_ids[-1], sequence.next_position
+        logits = _attempt(lambda: self.model.decode([token], [position], row))
+        if isinstance(logits, Exception):
+            return [self._failed(sequence, logits)]
+        return self._decoded([sequence], logits)
+
+    def _measure_step(self, rows: int) -> None:
+        now = time.monotonic()
+        self._metrics.step(rows, None if self._decoded_at is None else now - self._decoded_at)
+        self._decoded_at = now
 
     def _decoded(self, sequences: list[Sequence], logits: Tensor) -> list[Output]:
-        """Chooses each row's next token and ends the rows that are complete, or that can't go on."""
-        now = time.monotonic()
-        self._metrics.step(len(sequences), None if self._decoded_at is None else now - self._decoded_at)
-        self._decoded_at = now
+        """Chooses each row's next token, and ends the rows that are complete."""
         for sequence in sequences:
             self.cache.advance(sequence)
         return self._postprocess(sequences, logits)
 
     def _postprocess(self, sequences: list[Sequence], logits: Tensor) -> list[Output]:
         chosen = choose_all(logits, [sequence.sampler for sequence in sequences])
-        outputs = [
-            self._advance(sequence, logits[row], token)
-            for row, (sequence, token) in enumerate(zip(sequences, chosen, strict=True))
-        ]
-        ended = {output.sequence for output in outputs if output.error or output.sequence.finish_reason}
-        if ended:
-            self._leave(lambda s: s in ended)
-        return [output for output in outputs if output.error is not None or _says_something(output.delta)]
+        outputs = []
+        for sequence, row, token in zip(sequences, logits, chosen, strict=True):
+            delta = token if isinstance(token, Exception) else _attempt(partial(self._advance, sequence, row, token))
+            if isinstance(delta, Exception):
+                outputs.append(self._failed(sequence, delta))
+            elif delta.text or delta.finish_reason or delta.logprobs:
+                outputs.append(Output(sequence, delta))
+        if any(sequence.finish_reason for sequence in sequences):
+            self._leave(lambda s: s.finish_reason is not None)
+        return outputs
 
-    def _advance(self, sequence: Sequence, logits: Tensor, token: int | Exception) -> Output:
-        if isinstance(token, Exception):
-            return self._failed(sequence, token)
+    def _advance(self, sequence: Sequence, logits: Tensor, token: int) -> Delta:
         text = sequence.append(token, self.model.eos_ids, self.model.max_length)
         reason = sequence.finish_reason
         wanted = sequence.params.logprobs
@@ -165,34 +162,40 @@ class Engine:
         is_told = wanted is not None and token not in self.model.eos_ids
         told = (logprobs_of(logits, token, wanted or 0, self.model.tokenizer),) if is_told else ()
         if reason:
-            self._metrics.ended(reason.value, sequence.usage)
-        return Output(sequence, Delta(text, sequence.index, reason, sequence.usage if reason else None, logprobs=told))
+            self._metrics.ended(reason.value, sequence.usage, sequence.index)
+        return Delta(text, sequence.index, reason, sequence.usage if reason else None, logprobs=told)
 
     def _enter(self) -> list[Output]:
         """Slices of what enters, one after another for a while."""
         outputs: list[Output] = []
         until = time.monotonic() + self.limits.stall_s
-        while (sequence := self.scheduler.admit(self._reserve)) is not None:
-            try:
-                logits = self._slice(sequence)
-            except Exception as error:
-                outputs.append(self._failed(sequence, error))
-            else:
-                if logits is not None:
-                    self.scheduler.entered()
-                    self._metrics.first_token(time.monotonic() - sequence.arrived_at)
-                    outputs += self._postprocess([sequence], logits[None])
+        while (sequence := self._admit(outputs)) is not None:
+            logits = _attempt(partial(self._slice, sequence))
+            if isinstance(logits, Exception):
+                outputs.append(self._failed(sequence, logits))
+            elif logits is not None:
+                self.scheduler.entered()
+                self._metrics.first_token(time.monotonic() - sequence.arrived_at)
+                outputs += self._postprocess([sequence], logits[None])
             if time.monotonic() >= until:
                 break
         return outputs
 
-    def _reserve(self, sequence: Sequence) -> bool:
-        try:
+    def _admit(self, outputs: list[Output]) -> Sequence | None:
+        """The sequence that enters. One for which there is no memory, though the budget has room, fails."""
+
+        def reserve(sequence: Sequence) -> bool:
             return self.cache.reserve(sequence, sequence.room(self.model.max_length))
-        except torch.OutOfMemoryError:
+
+        admitted = _attempt(lambda: self.scheduler.admit(reserve))
+        if isinstance(admitted, Exception):
             # Others share the device, and take more of it now than when the budget was made.
-            logger.warning("no memory for a sequence of request %s; it waits", sequence.request_id)
-            return False
+            self._reader.forget()
+            admitted = _attempt(lambda: self.scheduler.admit(reserve))
+        if isinstance(admitted, Exception):
+            outputs.append(self._failed(self.scheduler.first, admitted))
+            return None
+        return admitted
 
     def _slice(self, sequence: Sequence) -> Tensor | None:
         """Goes on reading the prompt; the next token's logits once it is read."""
@@ -213,16 +216,27 @@ class Engine:
             self.cache.release(sequence)
         if self.scheduler.entering is None:
             self._slices = None
+        if not self.scheduler.running:
+            self._decoded_at = None
         return removed
 
     def _failed(self, sequence: Sequence, error: Exception) -> Output:
-        logger.error("the model failed on request %s", sequence.request_id, exc_info=error)
+        logger.error("the model failed on request %s: %r", sequence.request_id, error)
+        self.cache.clear(sequence)
         self._leave(lambda s: s is sequence)
-        self._metrics.ended("error", sequence.usage)
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
+        self._metrics.ended("error", sequence.usage, sequence.index)
         return Output(sequence, error=ModelFailed(f"the model failed on this request: {type(error).__name__}"))
 
 
-def _says_something(delta: Delta | None) -> bool:
-    return delta is not None and bool(delta.text or delta.finish_reason or delta.logprobs)
+def _attempt(work: Callable[[], T]) -> T | Exception:
+    """What the work gives, or how it failed. A device that is lost ends the engine instead: its replica is replaced.
+
+    Without its traceback an error holds none of the tensors that were being made.
+    """
+    try:
+        return work()
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        logger.debug("a failure in the engine", exc_info=True)
+        return error.with_traceback(None)

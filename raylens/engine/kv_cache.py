@@ -75,11 +75,12 @@ class KVCache(Generic[Holder]):
 
     @property
     def allocated_bytes(self) -> int:
-        return sum(arena.rows * arena.row_bytes for arena in self._arenas.values())
+        return sum(arena.rows * arena.row_bytes for arena in list(self._arenas.values()))
 
     @property
     def used_bytes(self) -> int:
-        return sum(len(arena.holders) * arena.row_bytes for arena in self._arenas.values())
+        """May be asked from any thread."""
+        return sum(len(arena.holders) * arena.row_bytes for arena in list(self._arenas.values()))
 
     def cost(self, tokens: int) -> int:
         """Bytes that a sequence of so many tokens takes."""
@@ -104,10 +105,11 @@ class KVCache(Generic[Holder]):
         if arena is not None:
             arena.remove(holder)
 
-    def length(self, holder: Holder) -> int:
-        """Tokens that the row holds."""
-        arena = self._home[holder]
-        return arena.lengths[arena.holders.index(holder)]
+    def clear(self, holder: Holder) -> None:
+        """Wipes the row, where the sequence has one: numbers that are none would spoil its next holder's sums."""
+        if holder in self._home:
+            for layer in self.row(holder).layers:
+                layer.zero_()
 
     def advance(self, holder: Holder, tokens: int = 1) -> None:
         """So many more have been written to the row."""
@@ -142,11 +144,10 @@ class KVCache(Generic[Holder]):
         held = arena.rows
         wanted = max(1, min(2 * held, self._max_rows))
         if self.allocated_bytes + (wanted - held) * arena.row_bytes > self.budget:
-            for other in self._arenas.values():
-                if other.rows > len(other.holders):
-                    other.resize(len(other.holders))
-            room = (self.budget - self.allocated_bytes) // arena.row_bytes
-            wanted = min(wanted, held + room)
+            wanted = held + 1
+        for other in self._arenas.values():
+            if self.allocated_bytes + (wanted - held) * arena.row_bytes > self.budget:
+                other.resize(len(other.holders))
         arena.resize(wanted)
 
 

@@ -9,6 +9,8 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Limits:
+    """Sequences, bytes of each cache, and how long a step may be."""
+
     max_batch_size: int = 8
     kv_bytes: int = 1024 * MIB
     feature_bytes: int = 128 * MIB

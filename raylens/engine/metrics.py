@@ -27,8 +27,8 @@ class Metrics:
     def step(self, batch: int, seconds: float | None) -> None:
         """A decode step of so many rows; seconds since the one before, where answers went on from it."""
 
-    def reuse(self, what: str, hit: bool) -> None:
-        """A look-up of ``features`` or of a ``prefix``."""
+    def reuse(self, what: str, found: int, missed: int) -> None:
+        """A look-up: pictures of ``features``, or tokens of a ``prefix``."""
 
-    def ended(self, reason: str, usage: Usage) -> None:
-        """An answer's end: ``stop``, ``length``, ``abort``, ``deadline`` or ``error``."""
+    def ended(self, reason: str, usage: Usage, index: int) -> None:
+        """The end of answer number ``index`` of a request: ``stop``, ``length``, ``abort``, ``deadline``, ``error``."""

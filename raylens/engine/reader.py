@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -33,11 +34,10 @@ class Reader:
         returns the next token's logits, float32 (vocabulary,)."""
         prompt = sequence.prompt
         known = self.prefixes.find(prompt)
-        self._metrics.reuse("prefix", known is not None)
-        start = 0
+        start = 0 if known is None else known.shape[3]
+        self._metrics.reuse("prefix", start, len(prompt.token_ids) - start)
         if known is not None:
             self._cache.write(sequence, known)
-            start = known.shape[3]
         features = yield from self._features(prompt, start)
         positions = prompt.positions if prompt.positions is not None else np.arange(len(prompt.token_ids))[None]
         logits = torch.empty(0)
@@ -47,9 +47,25 @@ class Reader:
             start = end
             if start < len(prompt.token_ids):
                 yield
-        if self.prefixes.wants(prompt, self._model.kv_shape.bytes_per_token):
-            self.prefixes.keep(prompt, self._cache.read(sequence, len(prompt.token_ids)))
+        self._keep(sequence, logits)
         return logits
+
+    def forget(self) -> None:
+        """Gives up what is kept, where memory is short."""
+        self.features.clear()
+        self.prefixes.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _keep(self, sequence: Sequence, logits: Tensor) -> None:
+        """Keeps what was read for others that begin alike; a copy for which there is no memory is done without."""
+        prompt = sequence.prompt
+        if not torch.isfinite(logits).all():
+            for picture in prompt.pictures:
+                self.features.drop(picture.key)
+        elif self.prefixes.wants(prompt, self._model.kv_shape.bytes_per_token):
+            with suppress(torch.OutOfMemoryError):
+                self.prefixes.keep(prompt, self._cache.read(sequence, len(prompt.token_ids)))
 
     def _features(self, prompt: Prompt, start: int) -> Generator[None, None, list[tuple[int, Tensor]]]:
         """(place, features) of the pictures that end behind ``start``, from the cache or from the vision tower."""
@@ -66,8 +82,7 @@ class Reader:
                 missing[picture.key] = picture
             else:
                 known[picture.key] = features
-        if shown:
-            self._metrics.reuse("features", not missing)
+        self._metrics.reuse("features", len(known), len(missing))
         if missing:
             encoded = yield from self._model.encode(list(missing.values()))
             known.update(zip(missing, encoded, strict=True))

@@ -49,6 +49,10 @@ class ByteLRU(Generic[K, V]):
         if entry is not None:
             self.bytes -= entry[1]
 
+    def clear(self) -> None:
+        self._entries.clear()
+        self.bytes = 0
+
     def items(self) -> list[tuple[K, V]]:
         return [(key, value) for key, (value, _) in self._entries.items()]
 
@@ -71,6 +75,9 @@ class PrefixCache:
     @property
     def bytes(self) -> int:
         return self._prefixes.bytes
+
+    def clear(self) -> None:
+        self._prefixes.clear()
 
     def find(self, prompt: Prompt) -> Tensor | None:
         """Keys and values of the longest known beginning, without the last token: its logits are wanted."""

@@ -27,6 +27,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.entering or self.running)
 
+    @property
+    def first(self) -> Sequence:
+        """The next that is to enter, of those that wait."""
+        return min(self.waiting, key=_rank)
+
     def add(self, sequences: Iterable[Sequence]) -> None:
         self.waiting.extend(sequences)
 
@@ -34,7 +39,7 @@ class Scheduler:
         """The sequence that is to enter: the one that does, or the next for which there is a place in the batch and,
         says ``reserve``, in the cache."""
         if self.entering is None and self.waiting and len(self.running) < self.max_batch_size:
-            first = min(self.waiting, key=_rank)
+            first = self.first
             if reserve(first):
                 first.move(State.ENTERING)
                 self.waiting.remove(first)

@@ -107,10 +107,20 @@ class Grammars:
         Raises ``InvalidRequest`` about "response_format" where it is no schema, asks for what llguidance doesn't do,
         is satisfied by nothing, or takes more than 2 s or 1 GiB to compile.
         """
-        return self._compiled(json_schema).copy()
+        compiled = self._compiled(json_schema)
+        if isinstance(compiled, InvalidRequest):
+            raise compiled
+        return compiled.copy()
 
-    def _compile(self, json_schema: str) -> Grammar:
-        grammar = _grammar(_parse(json_schema))
+    def _compile(self, json_schema: str) -> Grammar | InvalidRequest:
+        """Refusals are kept as well: they take as long."""
+        try:
+            return self._follow(_parse(json_schema))
+        except InvalidRequest as error:
+            return error
+
+    def _follow(self, schema: dict[str, Any]) -> Grammar:
+        grammar = _grammar(schema)
         if wrong := _try(grammar):
             raise _invalid(_line(wrong))
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))

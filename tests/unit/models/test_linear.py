@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.linear import from_weight, linear
+from models.linear import Packer
 from models.operations import attention, by_rows, turn
 
 
@@ -24,7 +24,7 @@ def test_layers_that_read_the_same_input_are_one_product(
         expected = torch.cat([layer(states) for layer in layers], -1)
         if activation == "gelu":
             expected = nn.functional.gelu(expected, approximate="tanh")
-        layer = linear(*layers, activation=activation)
+        layer = Packer().linear(*layers, activation=activation)
         made, more = layer(states), layer(states, expected)
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     torch.testing.assert_close(made, expected, atol=tolerance, rtol=tolerance)
@@ -36,7 +36,7 @@ def test_int8_is_within_a_percent_and_a_row_does_not_depend_on_its_company(dtype
     torch.manual_seed(0)
     weight, bias = torch.randn(64, 256, dtype=dtype), torch.randn(64, dtype=dtype)
     states = torch.randn(8, 256, dtype=dtype) * torch.tensor([0.01, 1, 100, 1, 1, 1, 1, 1], dtype=dtype)[:, None]
-    made = from_weight(weight, bias, "int8")
+    made = Packer(quantize="int8").weight(weight, bias)
     with torch.inference_mode():
         together = made(states)
         expected = nn.functional.linear(states.float(), weight.float(), bias.float())
@@ -48,7 +48,7 @@ def test_int8_is_within_a_percent_and_a_row_does_not_depend_on_its_company(dtype
 
 def test_int8_is_refused_where_there_is_no_such_product() -> None:
     with pytest.raises(ValueError, match="quantize: int8 needs a CPU"):
-        from_weight(torch.empty(8, 8, device="meta"), None, "int8")
+        Packer("meta", "int8").weight(torch.empty(8, 8))
 
 
 @pytest.mark.parametrize("rows", [1, 255, 256, 700])

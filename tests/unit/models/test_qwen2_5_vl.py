@@ -61,10 +61,10 @@ def encode(model: Qwen2_5_VL, prompt: Prompt) -> list[torch.Tensor]:
     return found
 
 
-def grid_thw(prompt: Prompt, video: bool) -> tuple[list[np.ndarray], list[list[int]], list[float]]:
+def grid_thw(model: Qwen2_5_VL, prompt: Prompt, video: bool) -> tuple[list[np.ndarray], list[list[int]], list[float]]:
     chosen = [p.data for p in prompt.pictures if bool(p.data.seconds_per_frame) is video]
     grids = [[p.grid.frames, p.grid.rows, p.grid.columns] for p in chosen]
-    return [p.values for p in chosen], grids, [p.seconds_per_frame for p in chosen]
+    return [model.normalized(p).numpy() for p in chosen], grids, [p.seconds_per_frame for p in chosen]
 
 
 def reference_inputs(model: Qwen2_5_VL):
@@ -72,10 +72,10 @@ def reference_inputs(model: Qwen2_5_VL):
         ids = torch.tensor([prompt.token_ids])
         kinds = (ids == model._image_id).int() + 2 * (ids == model._video_id).int()
         given = {"mm_token_type_ids": kinds}
-        pixels, grids, _ = grid_thw(prompt, video=False)
+        pixels, grids, _ = grid_thw(model, prompt, video=False)
         if pixels:
             given |= {"pixel_values": torch.from_numpy(np.concatenate(pixels)), "image_grid_thw": torch.tensor(grids)}
-        frames, video_grids, seconds = grid_thw(prompt, video=True)
+        frames, video_grids, seconds = grid_thw(model, prompt, video=True)
         if frames:
             given |= {
                 "pixel_values_videos": torch.from_numpy(np.concatenate(frames)),
@@ -95,7 +95,7 @@ def test_patches_are_what_the_stock_processor_makes(model: Qwen2_5_VL, folder: P
         picture, return_tensors="np", input_data_format="channels_last"
     )
     patches = prompt.pictures[0].data
-    np.testing.assert_allclose(patches.values, stock["pixel_values"], atol=1e-6)
+    np.testing.assert_allclose(model.normalized(patches), stock["pixel_values"], atol=1e-6)
     assert [[patches.grid.frames, patches.grid.rows, patches.grid.columns]] == stock["image_grid_thw"].tolist()
 
 
@@ -108,7 +108,7 @@ def test_features_equal_the_stock_tower(model: Qwen2_5_VL, folder: Path, size: t
         patches = prompt.pictures[0].data
         with torch.no_grad():
             expected = reference.model.visual(
-                torch.from_numpy(patches.values),
+                model.normalized(patches),
                 grid_thw=torch.tensor([[patches.grid.frames, patches.grid.rows, patches.grid.columns]]),
             ).pooler_output
         torch.testing.assert_close(encode(model, prompt)[0], expected, atol=2e-5, rtol=1e-4)

@@ -12,6 +12,7 @@ from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditional
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
+from models.operations import normalized
 from models.registry import POCKET
 from models.smolvlm import SmolVLM, load, tile_grid
 from raylens.engine.engine import Engine
@@ -67,7 +68,7 @@ def test_high_detail_is_what_the_stock_processor_makes(model: SmolVLM, folder: P
     stock = SmolVLMImageProcessorPil.from_pretrained(folder)(
         picture, return_row_col_info=True, return_tensors="np", input_data_format="channels_last"
     )
-    np.testing.assert_array_equal(np.stack([tile.data for tile in prompt.pictures]), stock["pixel_values"][0])
+    np.testing.assert_allclose(reference_inputs(prompt)["pixel_values"], stock["pixel_values"], atol=1e-6)
     layout = get_image_prompt_string(
         stock["rows"][0][0], stock["cols"][0][0], 9, "<fake_token_around_image>", "<image>", "<global-img>"
     )
@@ -111,8 +112,8 @@ def test_a_prompt_over_the_context_is_refused(model: SmolVLM) -> None:
 
 
 def reference_inputs(prompt: Prompt) -> dict[str, torch.Tensor]:
-    tiles = [picture.data for picture in prompt.pictures]
-    return {"pixel_values": torch.from_numpy(np.stack(tiles))[None]} if tiles else {}
+    tiles = [torch.from_numpy(picture.data) for picture in prompt.pictures]
+    return {"pixel_values": normalized(torch.stack(tiles)[None], 1 / 255, [0.5] * 3, [0.5] * 3)} if tiles else {}
 
 
 @pytest.mark.parametrize("weights", ["pocket", "random"])

@@ -266,7 +266,7 @@ def test_every_answer_that_begins_is_measured_to_its_end() -> None:
         def step(self, batch: int, seconds: float | None) -> None:
             self.rows.append(batch)
 
-        def ended(self, reason: str, usage: Usage) -> None:
+        def ended(self, reason: str, usage: Usage, index: int) -> None:
             self.reasons.append(reason)
 
     metrics = Counting()
