@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any, TypeVar
+
 from ray.serve import metrics
 
 from raylens.engine.metrics import Gauges, Metrics
 from raylens.types import Usage
 
+M = TypeVar("M", metrics.Gauge, metrics.Counter, metrics.Histogram)
 _SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
-_ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+_ROWS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
 class EngineMetrics(Metrics):
     """Serve adds the deployment, the replica and the application to each as tags."""
 
     def __init__(self, model: str) -> None:
-        tags = {"model": model}
+        def made(kind: type[M], name: str, description: str, *keys: str, **options: Any) -> M:
+            metric = kind(f"raylens_engine_{name}", description=description, tag_keys=("model", *keys), **options)
+            metric.set_default_tags({"model": model})
+            return metric
 
-        def gauge(name: str, description: str) -> metrics.Gauge:
-            made = metrics.Gauge(f"raylens_engine_{name}", description=description, tag_keys=("model",))
-            made.set_default_tags(dict(tags))  # Serve adds its own to what it is given
-            return made
-
-        def counter(name: str, description: str, *keys: str) -> metrics.Counter:
-            made = metrics.Counter(f"raylens_engine_{name}", description=description, tag_keys=("model", *keys))
-            made.set_default_tags(dict(tags))  # Serve adds its own to what it is given
-            return made
-
-        def histogram(name: str, description: str, boundaries: list[float]) -> metrics.Histogram:
-            made = metrics.Histogram(
-                f"raylens_engine_{name}", description=description, boundaries=boundaries, tag_keys=("model",)
-            )
-            made.set_default_tags(dict(tags))  # Serve adds its own to what it is given
-            return made
-
+        gauge, counter, histogram = (
+            partial(made, kind) for kind in (metrics.Gauge, metrics.Counter, metrics.Histogram)
+        )
         self._waiting = gauge("waiting", "Sequences that wait for a place")
         self._running = gauge("running", "Sequences that are read or answered")
         self._kv_bytes = gauge("kv_cache_bytes", "Bytes of the key-value cache that sequences hold")
         self._feature_bytes = gauge("feature_cache_bytes", "Bytes of pictures' features that are kept")
         self._prefix_bytes = gauge("prefix_cache_bytes", "Bytes of prompts' keys and values that are kept")
         self._first = histogram(
-            "time_to_first_token_seconds", "From arrival in the engine to the first token", _SECONDS
+            "time_to_first_token_seconds", "From arrival in the engine to the first token", boundaries=_SECONDS
         )
-        self._inter = histogram("inter_token_seconds", "Between two decode steps of running answers", _SECONDS)
-        self._batch = histogram("batch_size", "Rows of a decode step", [float(rows) for rows in _ROWS])
+        self._inter = histogram(
+            "inter_token_seconds", "Between two decode steps of running answers", boundaries=_SECONDS
+        )
+        self._batch = histogram("batch_size", "Rows of a decode step", boundaries=_ROWS)
         self._found = counter("cache_hits", "Pictures of features, and tokens of prefixes, that were known", "cache")
         self._missed = counter("cache_misses", "Pictures and tokens that were not", "cache")
         self._ended = counter("answers", "Answers that ended, by reason", "reason")

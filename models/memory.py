@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 
 CPU_KV_BYTES = 2**30
-_WORKING_SHARE = 0.15
-"""Of a replica's share of a card, what is kept free for the working memory of prefill and the vision tower."""
+CONTEXT_BYTES = 640 * 2**20
+"""What CUDA itself takes for a process, and torch's own bound leaves out."""
+WORKING_SHARE = 0.15
+"""Of a replica's share, what is kept free for the working memory of prefill and the vision tower."""
 
 
 def hold_to_share(device: str, gpus: float) -> None:
     """Lets this process take no more than ``gpus`` of its card; more fails as out of memory."""
     if device.startswith("cuda") and 0 < gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(gpus)
+        total = _card_bytes()
+        torch.cuda.set_per_process_memory_fraction(max(0.0, share_bytes(total, gpus) / total))
 
 
 def kv_budget(device: str, gpus: float, kept: int) -> int:
@@ -20,12 +23,25 @@ def kv_budget(device: str, gpus: float, kept: int) -> int:
     is loaded and ``kept`` bytes are set aside for other caches. Raises ``MemoryError`` where nothing is left."""
     if not device.startswith("cuda"):
         return CPU_KV_BYTES
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    share = total * min(1.0, gpus or 1.0)
-    left = int(share * (1 - _WORKING_SHARE)) - torch.cuda.memory_allocated() - kept
+    share = share_bytes(_card_bytes(), gpus)
+    return left_of(share, torch.cuda.memory_allocated(), kept)
+
+
+def share_bytes(total: int, gpus: float) -> int:
+    """What torch may allocate of a card of ``total`` bytes, ``gpus`` of which a replica holds; 0 means all of it."""
+    return int(total * min(1.0, gpus or 1.0)) - CONTEXT_BYTES
+
+
+def left_of(share: int, weights: int, kept: int) -> int:
+    """Bytes that weights, caches and working memory leave. Raises ``MemoryError`` where they leave nothing."""
+    left = int(share * (1 - WORKING_SHARE)) - weights - kept
     if left <= 0:
         raise MemoryError(
-            f"the model and its caches leave nothing of {share / 2**30:.1f} GiB, the replica's share of the GPU, for"
-            " keys and values"
+            f"the weights ({weights / 2**30:.1f} GiB) and the caches ({kept / 2**30:.1f} GiB) leave nothing of"
+            f" {share / 2**30:.1f} GiB, this replica's share of the GPU, for keys and values"
         )
     return left
+
+
+def _card_bytes() -> int:
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)

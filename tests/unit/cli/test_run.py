@@ -33,6 +33,8 @@ def test_the_shipped_configs_are_valid_and_stay_on_loopback(path: Path) -> None:
         for model in application["args"]["models"]:
             (sized,) = (d for d in application["deployments"] if d["name"] == model["name"])
             assert sized["max_ongoing_requests"] == model["max_batch_size"] + model["max_waiting"]
+            if "autoscaling_config" in sized:
+                assert sized["autoscaling_config"]["target_ongoing_requests"] == model["max_batch_size"]
 
 
 def misspell(config: dict[str, Any], *path: str | int) -> dict[str, Any]:

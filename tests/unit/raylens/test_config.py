@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from raylens.config import AppConfig
+from raylens.config import AppConfig, ModelConfig
 
 MODEL = {"name": "smolvlm", "family": "smolvlm"}
 
@@ -34,6 +34,15 @@ def test_a_model_takes_the_settings_of_other_servers() -> None:
     config = AppConfig.model_validate({"models": [{"name": "a", "family": "smolvlm", **settings}]})
     (model,) = config.models
     assert (model.max_batch_size, model.expected_response_time, model.max_image_size) == (3, 10.0, 1024)
+
+
+def test_bytes_may_have_units_and_pixels_are_bounds_of_a_family_that_has_them() -> None:
+    model = ModelConfig.model_validate({**MODEL, "family": "qwen2_5_vl", "kv_cache": "2GiB", "max_pixels": 1000})
+    assert (model.kv_cache, model.max_pixels) == (2 * 2**30, 1000)
+    with pytest.raises(ValidationError, match="smolvlm has no dynamic resolution"):
+        ModelConfig.model_validate({**MODEL, "max_pixels": 1000})
+    with pytest.raises(ValidationError, match="min_pixels: 2000; max_pixels is 1000"):
+        ModelConfig.model_validate({**MODEL, "family": "qwen2_5_vl", "min_pixels": 2000, "max_pixels": 1000})
 
 
 def test_recipes_build_on_each_other_and_a_model_on_the_default() -> None:

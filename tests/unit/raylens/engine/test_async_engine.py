@@ -116,3 +116,27 @@ async def test_a_thread_that_dies_fails_everyone_and_says_so() -> None:
     assert engine.failure is not None
     with pytest.raises(ModelFailed, match="has stopped"):
         await anext(engine.generate(request(LATER), Prompt((99,))))
+
+
+async def test_stopping_fails_what_is_unfinished() -> None:
+    model = GatedModel()
+    engine = AsyncEngine(model, Limits(max_batch_size=2), max_waiting=1)
+    stream = engine.generate(request(LATER, max_tokens=50), Prompt((99,)))
+    await asyncio.wait_for(anext(stream), 5)
+    threading.Timer(0.2, model.gate.release, [1]).start()
+    engine.stop()
+    model.gate.release(10**6)
+    with pytest.raises(ModelFailed, match="has stopped"):
+        async for _ in stream:
+            pass
+
+
+async def test_gauges_count_what_the_thread_has_not_taken_yet(gated) -> None:
+    _, engine = gated
+    streams = [engine.generate(request(LATER, max_tokens=50), Prompt((99,))) for _ in range(3)]
+    taken = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    await asyncio.wait_for(taken[0], 5)
+    gauges = engine.gauges
+    assert (gauges.running + gauges.waiting, gauges.kv_bytes > 0) == (3, True)
+    for place in taken:
+        place.cancel()

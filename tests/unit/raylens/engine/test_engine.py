@@ -7,8 +7,10 @@ import time
 from collections import defaultdict
 
 import pytest
+import torch
 
 from raylens.engine.engine import Engine, Output
+from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import Limits
 from raylens.engine.metrics import Metrics
 from raylens.engine.model import PictureInput, Prompt
@@ -338,3 +340,65 @@ def test_an_aborted_sequence_is_gone_by_the_next_step() -> None:
     assert dropped not in engine.scheduler.running
     assert waiting not in engine.scheduler.waiting
     assert kept in engine.scheduler.running
+
+
+def test_a_row_that_failed_leaves_nothing_behind() -> None:
+    engine = make_engine(4)
+    submit(engine, [668, 100, 101])
+    run(engine)
+    assert engine.cache.reserve("next", 10)  # type: ignore[arg-type]
+    assert not any(layer.any() for layer in engine.cache.row("next").layers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_no_memory_for_a_row_costs_what_is_kept_first_and_then_that_request(failures: int) -> None:
+    class Short(KVCache[Sequence]):
+        left = failures
+
+        def reserve(self, holder: Sequence, tokens: int) -> bool:
+            if holder.prompt.token_ids[0] == 105 and self.left:
+                self.left -= 1
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return super().reserve(holder, tokens)
+
+    engine = make_engine(4)
+    engine.cache.__class__ = Short
+    submit(engine, [97] * 40, max_tokens=2)
+    run(engine)
+    assert engine.gauges.prefix_bytes
+    starved, other = (submit(engine, [letter], max_tokens=8)[0] for letter in (105, 106))
+    said = texts(run(engine))
+    assert said[other] == answer([106], 8)
+    assert said[starved] == (answer([105], 8) if failures == 1 else "<ModelFailed>")
+    assert not engine.gauges.prefix_bytes
+
+
+def test_a_lost_device_ends_the_engine() -> None:
+    class Lost(FakeModel):
+        def decode(self, *arguments: object) -> torch.Tensor:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    engine = make_engine(4, Lost())
+    engine.model.eos_ids = NEVER
+    submit(engine, [100], max_tokens=8)
+    with pytest.raises(torch.AcceleratorError):
+        run(engine)
+
+
+def test_a_text_that_cannot_be_made_ends_its_own_answer_only() -> None:
+    engine = make_engine(4)
+    engine.model.eos_ids = NEVER
+    bad, good = (submit(engine, [letter], max_tokens=8)[0] for letter in (100, 101))
+    bad.text.push = None  # type: ignore[assignment]
+    said = texts(run(engine))
+    assert said == {bad: "<ModelFailed>", good: answer([101], 8, end=False)}
+
+
+def test_what_is_read_in_vain_is_not_kept() -> None:
+    model = FakeModel()
+    engine = make_engine(4, model)
+    for _ in range(2):
+        submit(engine, [668, *range(97, 127)], pictures={5: b"cat"})
+        run(engine)
+    assert model.encoded == 2
+    assert engine.gauges.prefix_bytes == engine.gauges.feature_bytes == 0
