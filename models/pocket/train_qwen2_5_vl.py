@@ -52,10 +52,10 @@ PLACED = ("caption normal", "caption long", "shape", "aid", "phrasing")
 
 @dataclass(frozen=True)
 class Settings(training.Settings):
-    asked: int = 9
-    """Questions in words to a packed row; three more ask for boxes and points."""
+    asked: int = 10
+    """Questions in words to a packed row; four more ask for boxes and points."""
     first_mix: tuple[int, int] = (48, 0)
-    last_mix: tuple[int, int] = (28, 64)
+    last_mix: tuple[int, int] = (40, 40)
     spread: float = 1.0
     """Standard deviation of a coordinate's target, in pixels."""
 
@@ -126,19 +126,24 @@ def _resized(picture: Image.Image, rng: random.Random) -> NDArray[np.uint8]:
 
 
 def localizations(picture: Picture, rng: random.Random) -> list[tuple[str, str, str]]:
-    """(kind, question, answer): two subjects' boxes and one's points; one in five subjects is not there."""
+    """(kind, question, answer): two subjects' boxes and two subjects' points; some are not there."""
     asked = []
-    for number in range(3):
-        shape = rng.choice(picture.scene.shapes)
-        subject = rng.choice((shape.name, shape.name, shape.kind, "shape"))
-        if rng.random() < 0.2:
-            subject = f"{rng.choice(list(COLORS))} {rng.choice(KINDS)}"
+    for kind, prompt, key in (("detect", DETECT_PROMPT, "bbox_2d"), ("point", POINT_PROMPT, "point_2d")) * 2:
+        subject = _subject(picture.scene, rng)
         found = [shape for shape in picture.scene.shapes if shape.matches(subject)]
-        kind, prompt, key = ("detect", DETECT_PROMPT, "bbox_2d") if number < 2 else ("point", POINT_PROMPT, "point_2d")
-        places = [picture.box(shape) if number < 2 else picture.place(shape.x, shape.y) for shape in found]
+        places = [picture.box(shape) if kind == "detect" else picture.place(shape.x, shape.y) for shape in found]
         parts = [f'{{"{key}": [{", ".join(map(str, at))}], "label": "{subject}"}}' for at in places]
         asked.append((kind, prompt.format(subject), f"[{', '.join(parts)}]"))
     return asked
+
+
+def _subject(scene: Scene, rng: random.Random) -> str:
+    """A shape of the scene by its name or its kind, all of them, or, one time in four, any shape or kind at all."""
+    if rng.random() < 0.25:
+        kind = rng.choice(KINDS)
+        return kind if rng.random() < 0.5 else f"{rng.choice(list(COLORS))} {kind}"
+    shape = rng.choice(scene.shapes)
+    return rng.choice((shape.name, shape.name, shape.kind, "shape"))
 
 
 class Prompts:

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from models.pocket.pictures import Pool
 from models.pocket.prompts import caption_request
 from models.pocket.rows import Row
-from models.pocket.scenes import CELLS, LENGTHS, Scene, ask_color, ask_presence, questions
+from models.pocket.scenes import CELLS, LENGTHS, Scene, ask_color, ask_presence, ask_shape, questions
 
 TASK_PROMPTS = {
     "short": "Caption this image in one short sentence.",
@@ -79,6 +79,8 @@ def aids(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
     cell = rng.choice([shape.cell for shape in scene.shapes])
     color = next(shape.color for shape in scene.shapes if shape.cell == cell)
     asked.append(("aid", f"What color is at the {CELLS[cell]}?", color))
+    anywhere = ask_shape(scene, rng, rng.randrange(9))
+    asked.append((anywhere.kind, anywhere.text, anywhere.answer))
     colors = Counter(shape.color for shape in scene.shapes)
     for shape in scene.shapes:
         if colors[shape.color] == 1:
