@@ -62,7 +62,7 @@ class Generate:
             pixels = np.concatenate([patches.values for patches in shown])
         else:
             pixels = np.stack([[tile.data for tile in prompt.pictures] for prompt in prompts])
-        given["pixel_values"] = torch.from_numpy(pixels).to(dtype)
+        given["pixel_values"] = (torch.from_numpy(pixels) / 127.5 - 1).to(dtype)
         return {name: tensor.to(device) for name, tensor in given.items()}
 
 
