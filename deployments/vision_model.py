@@ -38,8 +38,8 @@ class VisionModel:
     def __init__(self, config: ModelConfig, log_level: str) -> None:
         configure_logging(log_level)
         self._config = config
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        threads = config.threads or torch.get_num_threads()
+        torch.set_num_threads(1)  # only the engine's thread computes with more; AsyncEngine tells why
         started = time.monotonic()
         gpus = float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
         hold_to_share(pick_device(config.device), gpus)
@@ -47,7 +47,9 @@ class VisionModel:
         limits = engine_limits(config, self._model, gpus)
         warm_up(self._model, limits)
         self._metrics = EngineMetrics(config.name)
-        self._engine = AsyncEngine(self._model, limits, config.max_waiting, config.retry_after_s, self._metrics)
+        self._engine = AsyncEngine(
+            self._model, limits, config.max_waiting, config.retry_after_s, self._metrics, threads
+        )
         self._gauges: asyncio.Task[None] | None = None
         logger.info(
             "%s is ready on %s after %.1f s, with %.0f MiB for keys and values",

@@ -45,7 +45,7 @@ def main() -> None:
         tiles_per_step=given.tiles_per_step,
         short=given.short,
     )
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # whatever is measured says itself with how many
     with tempfile.TemporaryDirectory(prefix="raylens-engine-") as folder:
         bench = Bench(options, Path(folder))
         rows = run(bench, given.only or OF_FAMILY[options.family])

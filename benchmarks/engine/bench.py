@@ -6,11 +6,12 @@ import io
 import itertools
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from PIL import Image
 
 from benchmarks.engine.baselines import Generate, Question
 from benchmarks.engine.checkpoint import Checkpoint, build
-from benchmarks.engine.limits import Machine, Text, Tower, Work, measure_machine
+from benchmarks.engine.limits import Machine, Text, Tower, Work, in_a_thread, measure_machine
 from benchmarks.engine.load import Answer, Ask, Load
 from benchmarks.preprocessing import photograph
 from models.linear import Quantize
@@ -29,6 +30,7 @@ from raylens.engine.limits import Limits
 from raylens.engine.model import Model, Prompt
 from raylens.types import Chat, Detail, ImagePart, Message, Role, SamplingParams, TextPart, VisionRequest
 
+T = TypeVar("T")
 QUESTION = "Describe this image."
 KV_BYTES = 3 * 2**30
 HOUR = 3600.0
@@ -103,11 +105,24 @@ class Bench:
         options = self.options
         patches = self.question(1).prompt.pictures[0].tokens * self.tower.merged
         many = patches * options.tiles_per_step
-        return measure_machine(self.tower, (patches, many), options.torch_dtype, options.device, options.quantize)
+        return self.compute(
+            partial(
+                measure_machine,
+                self.tower,
+                (patches, many),
+                options.torch_dtype,
+                options.device,
+                options.quantize,
+            )
+        )
 
     @property
     def _itemsize(self) -> int:
         return 1 if self.options.quantize == "int8" else self.options.torch_dtype.itemsize
+
+    def compute(self, work: Callable[[], T]) -> T:
+        """What is measured outside an engine, with all of the threads."""
+        return in_a_thread(work, self.options.threads)
 
     def count(self, requests: int) -> int:
         return min(requests, 2) if self.options.short else requests
@@ -154,7 +169,9 @@ class Bench:
     @contextmanager
     def engine(self, batch: int) -> Iterator[EngineClient]:
         """An engine of its own, warmed up; its thread ends with the context."""
-        engine = AsyncEngine(self.model, Limits(max_batch_size=batch, kv_bytes=KV_BYTES), max_waiting=64)
+        engine = AsyncEngine(
+            self.model, Limits(max_batch_size=batch, kv_bytes=KV_BYTES), max_waiting=64, threads=self.options.threads
+        )
         try:
             yield EngineClient(engine)
         finally:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from models.linear import Packer, Quantize
 from raylens.engine.model import KVShape
 
+T = TypeVar("T")
 BUFFER_BYTES = 2 * 2**30
 """Far larger than any cache."""
 GEMM_SECONDS = 1.0
@@ -51,6 +53,17 @@ def timed(work: Callable[[], object], device: str) -> float:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def in_a_thread(work: Callable[[], T], threads: int) -> T:
+    """Computes in a thread that then ends, and its OpenMP team with it: a second team slows an engine's thread."""
+
+    def run() -> T:
+        torch.set_num_threads(threads)
+        return work()
+
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(run).result()
 
 
 @dataclass(frozen=True)

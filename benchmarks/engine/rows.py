@@ -99,7 +99,7 @@ def many_tiles(bench: Bench) -> Iterator[Row]:
 def decode(bench: Bench) -> Iterator[Row]:
     """The model's decode steps without an engine around them."""
     for rows, target in ((1, 0.60), (BATCH, 0.45)):
-        seconds = _decode_step(bench, rows)
+        seconds = bench.compute(partial(_decode_step, bench, rows))
         share = bench.text.decode(rows, CONTEXT + STEPS / 2).seconds(bench.machine) / seconds
         note, checks = f"{1000 * seconds:.1f} ms a step", (Check("the memory's limit", share, target),)
         name = f"decode alone, batch {rows}"
@@ -146,10 +146,13 @@ def _faster(load: Load, baseline: Load, name: str, target: float) -> Check:
 
 
 def _alone(bench: Bench, questions: Sequence[Question]) -> Load:
-    bench.generate([Question(questions[0].prompt, WARM_UP)])
     answers: list[Answer] = []
-    seconds = timed(lambda: answers.extend(alone(bench.generate, question) for question in questions), "cpu")
-    return Load(seconds, tuple(answers))
+
+    def ask_all() -> float:
+        bench.generate([Question(questions[0].prompt, WARM_UP)])
+        return timed(lambda: answers.extend(alone(bench.generate, question) for question in questions), "cpu")
+
+    return Load(bench.compute(ask_all), tuple(answers))
 
 
 def _static(bench: Bench, questions: Sequence[Question], in_flight: int, gaps: Sequence[float] = ()) -> Load:
@@ -189,7 +192,9 @@ def _one_tile_limit(bench: Bench) -> float:
 
 def _encoding_time(bench: Bench, pictures: Sequence[PictureInput]) -> float:
     """Seconds that the vision tower takes for pictures, the median of several."""
-    times = [timed(lambda: list(bench.model.encode(pictures)), bench.options.device) for _ in range(4)]
+    times = bench.compute(
+        lambda: [timed(lambda: list(bench.model.encode(pictures)), bench.options.device) for _ in range(4)]
+    )
     return median(times[1:])
 
 
