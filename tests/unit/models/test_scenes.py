@@ -91,7 +91,7 @@ def test_packed_segments_see_the_prefix_and_themselves_only() -> None:
     rows = [Row([1, 2], [0], [Segment("a", [3, 4, 5], [False, True, True]), Segment("b", [6, 7], [False, True])])]
     batch = pack(rows, pad_id=0, device=torch.device("cpu"))
     assert batch.ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
+    assert batch.positions.tolist() == [[[0, 1, 2, 3, 4, 2, 3]]]
     assert batch.labels.tolist() == [[IGNORED, IGNORED, 4, 5, IGNORED, 7, IGNORED]]
     seen = batch.mask[0, 0].int().tolist()
     assert seen[4] == [1, 1, 1, 1, 1, 0, 0]
