@@ -19,7 +19,7 @@ class LoadOptions:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     tiles_per_step: int = 1
-    """Tiles that the vision tower encodes at a time."""
+    """Tiles that a vision tower of tiles encodes together; for every tower, how large a slice is."""
     quantize: Quantize | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None

@@ -146,7 +146,8 @@ class KVCache(Generic[Holder]):
         if self.allocated_bytes + (wanted - held) * arena.row_bytes > self.budget:
             wanted = held + 1
         for other in self._arenas.values():
-            if self.allocated_bytes + (wanted - held) * arena.row_bytes > self.budget:
+            short = self.allocated_bytes + (wanted - held) * arena.row_bytes > self.budget
+            if short and other.rows > len(other.holders):
                 other.resize(len(other.holders))
         arena.resize(wanted)
 
