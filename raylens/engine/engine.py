@@ -1,8 +1,8 @@
 """``step()``: schedule, run, postprocess.
 
 A step decodes one token for every running sequence, and then does a slice of what a newcomer needs: a tile through the
-vision tower, or a part of its prompt. So sequences join and leave between decode steps, and what runs waits for one slice
-at a time, or for a few small ones.
+vision tower, or a part of its prompt. So sequences join and leave between decode steps, and what runs waits for one
+slice at a time, or for a few small ones.
 """
 
 from __future__ import annotations
