@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.linear import Linear, Packer
-from models.operations import turn
+from models.operations import attention, turn
 from raylens.engine.model import KVRows, KVShape
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, queries (tokens, heads, head size), keys and values (tokens, 2, heads, head size)) -> (tokens, heads · head
 size)."""
+
+_SPAN = 32
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,18 @@ class Decoder:
             states[at : at + len(shown)] = shown
         start, new = row.lengths[0], len(states)
         end = start + new
-        mask = None
-        if start:
-            mask = torch.ones((new, end), dtype=torch.bool, device=states.device).tril(start)
+        span = _span(end, row)
+        shared = self._heads // self._kv_heads
+        # The heads that share a key stand one behind another in the place of query positions.
+        later = torch.ones((new, span), dtype=torch.bool, device=states.device).triu(start + 1)
+        bias = _shutting(later, states.dtype).repeat(shared, 1)
 
         def attend(layer: int, query: Tensor, new_pairs: Tensor) -> Tensor:
-            pairs = row.layers[layer][:, :, :, :end]
-            pairs[:, 0, :, start:] = new_pairs.permute(1, 2, 0, 3)
-            if pairs.is_cuda and mask is not None:
-                # CUDA's fused kernels take a mask, or heads that share keys, but not both.
-                pairs = pairs.repeat_interleave(self._heads // self._kv_heads, 2)
-            mixed = F.scaled_dot_product_attention(
-                query.transpose(0, 1)[None], pairs[0], pairs[1], attn_mask=mask, is_causal=mask is None, enable_gqa=True
-            )
-            return mixed[0].transpose(0, 1).flatten(1)
+            pairs = row.layers[layer][:, :, :, :span]
+            pairs[:, 0, :, start:end] = new_pairs.permute(1, 2, 0, 3)
+            queries = query.unflatten(1, (-1, shared)).permute(1, 2, 0, 3).flatten(1, 2)
+            mixed = attention(queries[None], pairs[0], pairs[1], bias)[0]
+            return mixed.unflatten(1, (shared, new)).permute(2, 0, 1, 3).flatten(1)
 
         return self._logits(self._run(states, torch.from_numpy(positions), attend)[-1:])[0]
 
@@ -99,13 +99,12 @@ class Decoder:
         shared = (self._kv_heads, self._heads // self._kv_heads)
 
         def attend(layer: int, query: Tensor, new_pairs: Tensor) -> Tensor:
-            # The heads that share a key stand in the place of query positions: each key is read once.
             query = query.unflatten(1, shared)
             mixed, first = [], 0
             for place in places:
                 rows = slice(first, first + place.rows)
                 pairs = place.append(layer, new_pairs[rows])
-                mixed.append(F.scaled_dot_product_attention(query[rows], pairs[0], pairs[1], attn_mask=place.mask))
+                mixed.append(attention(query[rows], pairs[0], pairs[1], place.bias))
                 first += place.rows
             return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(1)
 
@@ -151,18 +150,27 @@ class _Place:
     def __init__(self, group: KVRows, device: torch.device) -> None:
         self._group = group
         self.rows = len(group.lengths)
-        self._end = max(group.lengths) + 1
+        self._span = _span(max(group.lengths) + 1, group)
         self._at = torch.tensor(group.lengths, device=device)
         self._index = torch.arange(self.rows, device=device)
-        self.mask: Tensor | None = None
-        if min(group.lengths) + 1 < self._end:
-            self.mask = (torch.arange(self._end, device=device) <= self._at[:, None])[:, None, None]
+        later = torch.arange(self._span, device=device) > self._at[:, None]
+        self.bias = _shutting(later, group.layers[0].dtype)[:, None, None]
 
     def append(self, layer: int, pairs: Tensor) -> Tensor:
         """Writes (rows, 2, heads, head size); all keys and values (2, rows, heads, tokens, head size)."""
         held = self._group.layers[layer]
         held[:, self._index, :, self._at] = pairs
-        return held[:, :, :, : self._end]
+        return held[:, :, :, : self._span]
+
+
+def _span(end: int, rows: KVRows) -> int:
+    """Tokens to read where ``end`` are held: whole steps, so that products are prepared for few shapes."""
+    return min(-(-end // _SPAN) * _SPAN, rows.layers[0].shape[3])
+
+
+def _shutting(out: Tensor, dtype: torch.dtype) -> Tensor:
+    """What shuts out the keys where this is true, as a bias of attention's scores."""
+    return torch.zeros(out.shape, dtype=dtype, device=out.device).masked_fill_(out, -torch.inf)
 
 
 def _layer(layer: Any, packer: Packer) -> Layer:

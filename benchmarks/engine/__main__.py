@@ -50,27 +50,24 @@ def main() -> None:
         bench = Bench(options, Path(folder))
         rows = run(bench, given.only or OF_FAMILY[options.family])
     if given.json:
-        write_json(given.json, options, bench.machine, rows)
+        write_json(given.json, options, bench.machines, rows)
     if given.plot:
-        write_svg(given.plot, bench.machine, rows)
+        write_svg(given.plot, bench.limits, rows)
     sys.exit(0 if all(check.ok for row in rows for check in row.checks) else 1)
 
 
 def run(bench: Bench, names: Iterable[str]) -> list[Row]:
     """Tells each row on standard error as it is measured, where Ray talks too, and prints the table at the end."""
-    options, machine = bench.options, bench.machine
+    options = bench.options
     precision = options.quantize or options.dtype
-    limits = (
-        f"{options.family} ({options.scale}), {precision}, {options.device}, {options.threads} threads;"
-        f" the limits: {machine.gflops:.0f} GFLOP/s, {machine.gigabytes:.1f} GB/s"
-    )
-    print(limits, file=sys.stderr, flush=True)
+    title = f"{options.family} ({options.scale}), {precision}, {options.device}, {options.threads} threads"
     rows = []
     for name in names:
+        print(f"{title}; {bench.measure()}", file=sys.stderr, flush=True)
         for row in ROWS[name](bench):
             print(row, file=sys.stderr, flush=True)
             rows.append(row)
-    print("\n".join([limits, "", HEADER, *map(str, rows)]), flush=True)
+    print("\n".join([f"{title}; {bench.limits}", "", HEADER, *map(str, rows)]), flush=True)
     return rows
 
 

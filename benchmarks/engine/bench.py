@@ -63,6 +63,7 @@ class Bench:
         self._folder = folder
         self._seeds = itertools.count()
         self._rng = random.Random(5)
+        self.machines: list[Machine] = []
         self.engine_alone: Load | None = None
         """One tile through the engine, for the rows that compare with it."""
 
@@ -100,21 +101,31 @@ class Bench:
     def text(self) -> Text:
         return Text.of(self.checkpoint.model.config, self._itemsize, self.model.kv_shape)
 
-    @cached_property
+    @property
     def machine(self) -> Machine:
+        """As it was last measured."""
+        return self.machines[-1]
+
+    @property
+    def limits(self) -> str:
+        """From the least to the most that was measured of the machine's memory."""
+        least, most = (end(self.machines, key=lambda machine: machine.gigabytes) for end in (min, max))
+        return f"{least} to {most}"
+
+    def measure(self) -> Machine:
+        """What the machine can do now: others' work on it changes that from one minute to the next."""
         options = self.options
         patches = self.question(1).prompt.pictures[0].tokens * self.tower.merged
-        many = patches * options.tiles_per_step
-        return self.compute(
-            partial(
-                measure_machine,
-                self.tower,
-                (patches, many),
-                options.torch_dtype,
-                options.device,
-                options.quantize,
-            )
+        work = partial(
+            measure_machine,
+            self.tower,
+            (patches, patches * options.tiles_per_step),
+            options.torch_dtype,
+            options.device,
+            options.quantize,
         )
+        self.machines.append(self.compute(work))
+        return self.machine
 
     @property
     def _itemsize(self) -> int:

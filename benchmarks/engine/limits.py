@@ -26,6 +26,9 @@ class Machine:
     gigabytes: float
     """Read from memory, 10⁹ bytes a second."""
 
+    def __str__(self) -> str:
+        return f"{self.gflops:.0f} GFLOP/s, {self.gigabytes:.1f} GB/s"
+
 
 @dataclass(frozen=True)
 class Work:

@@ -83,12 +83,12 @@ def _pair(pair: Percentiles | None) -> str:
     return "" if pair is None else f"{pair[0]:.0f} / {pair[1]:.0f}"
 
 
-def write_json(path: Path, options: Any, machine: Machine, rows: Sequence[Row]) -> None:
+def write_json(path: Path, options: Any, machines: Sequence[Machine], rows: Sequence[Row]) -> None:
     told = [
         dataclasses.asdict(row) | {"checks": [dataclasses.asdict(check) | {"ok": check.ok} for check in row.checks]}
         for row in rows
     ]
-    whole = {"options": dataclasses.asdict(options), "machine": dataclasses.asdict(machine), "rows": told}
+    whole = {"options": dataclasses.asdict(options), "machines": list(map(dataclasses.asdict, machines)), "rows": told}
     path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -97,11 +97,11 @@ COLORS = {"engine": "#2f6fb3", "engine over HTTP": "#79a9d8"}
 BASELINE_COLOR = "#b0b0b0"
 
 
-def write_svg(path: Path, machine: Machine, rows: Sequence[Row]) -> None:
+def write_svg(path: Path, limits: str, rows: Sequence[Row]) -> None:
     """A bar for each row that has a limit: its share of it."""
     shown = [row for row in rows if row.of_limit is not None]
     height = 50 + len(shown) * (BAR + GAP) + 10
-    title = f"Share of the machine's limit ({machine.gflops:.0f} GFLOP/s, {machine.gigabytes:.1f} GB/s)"
+    title = f"Share of the machine's limit ({limits})"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LABEL + WIDTH + 60} {height}"'
         ' font-family="sans-serif" font-size="12">',

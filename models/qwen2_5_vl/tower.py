@@ -92,8 +92,8 @@ class Tower:
         parts, first = [], 0
         for count, size in spans:
             last = first + count * size
-            window = [part[first:last].unflatten(0, (count, size)) for part in (query, key, value)]
-            parts.append(attention(*window).flatten(0, 1))
+            window = (part[first:last].unflatten(0, (count, size)).transpose(1, 2) for part in (query, key, value))
+            parts.append(attention(*window).transpose(1, 2).flatten(0, 1).flatten(1))
             first = last
         by_rows(layer.out, torch.cat(parts) if len(parts) > 1 else parts[0], states)
 

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import operations
+from models.operations import attention, by_rows, turn
+
+
+@pytest.mark.parametrize("rows", [1, 255, 256, 700])
+def test_adding_by_rows_is_adding(rows: int) -> None:
+    states, inputs = torch.randn(rows, 8), torch.randn(rows, 8)
+    expected = states + inputs * 2
+    by_rows(lambda given, part: part + given * 2, inputs, states)
+    torch.testing.assert_close(states, expected)
+
+
+def test_adding_to_what_is_read_reads_it_before() -> None:
+    states = torch.randn(600, 8)
+    expected = states + states.square()
+    by_rows(lambda given, part: part + given.square(), states, states)
+    torch.testing.assert_close(states, expected)
+
+
+def test_turning_by_a_right_angle_swaps_the_halves() -> None:
+    states = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+    cos, sin = torch.zeros(1, 1, 4), torch.tensor([[[-1.0, -1.0, 1.0, 1.0]]])
+    torch.testing.assert_close(turn(states, cos, sin), torch.tensor([[[-3.0, -4.0, 1.0, 2.0]]]))
+
+
+@pytest.mark.parametrize("products", [True, False], ids=["products", "fused"])
+@pytest.mark.parametrize(
+    ("pictures", "heads", "queries", "keys"),
+    [(2, 3, 5, 5), (1, 5, 3, 40), (8, 5, 3, 1100), (3, 4, 300, 300), (1, 2, 1500, 1500)],
+)
+def test_attention_is_its_formula_in_whatever_way_it_is_worked_out(
+    monkeypatch: pytest.MonkeyPatch, products: bool, pictures: int, heads: int, queries: int, keys: int
+) -> None:
+    monkeypatch.setattr(operations, "_by_products", lambda device, dtype: products)
+    torch.manual_seed(0)
+    query = torch.randn(pictures, heads, queries, 16)
+    key, value = torch.randn(2, pictures, heads, keys, 16)
+    bias = torch.zeros(pictures, 1, 1, keys)
+    bias[0, ..., keys // 2 :] = -torch.inf
+    for given in (None, bias):
+        torch.testing.assert_close(
+            attention(query, key, value, given), _by_formula(query, key, value, given), atol=1e-5, rtol=1e-4
+        )
+
+
+def test_what_is_shut_out_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "_by_products", lambda device, dtype: True)
+    query, (key, value) = torch.randn(2, 8, 4, 16), torch.randn(2, 2, 8, 512, 16)
+    bias = torch.zeros(512).masked_fill_(torch.arange(512) >= 300, -torch.inf)
+    short = attention(query, key[:, :, :300], value[:, :, :300])
+    torch.testing.assert_close(attention(query, key, value, bias), short, atol=1e-6, rtol=1e-5)
+
+
+def test_attention_in_bfloat16_stays_as_close_as_its_numbers_are() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 12, 300, 64)
+    made = attention(*(part.bfloat16() for part in (query, key, value)))
+    torch.testing.assert_close(made.float(), _by_formula(query, key, value, None), atol=1e-2, rtol=5e-2)
+
+
+def _by_formula(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Vaswani et al. 2017, equation 1."""
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    return torch.softmax(scores if bias is None else scores + bias, -1) @ value
