@@ -14,7 +14,7 @@ _SCORES = 1 << 21
 """Attention's scores that are worked out at a time: few enough to stay in the cores' caches."""
 _FEW = 16
 """Queries that stand to the right of the keys in their product: so it is twice as fast."""
-_WORTHWHILE = 1 << 14
+_WORTHWHILE = 1 << 16
 """Scores from which on products are faster than the fused kernel."""
 
 
