@@ -38,6 +38,7 @@ def test_attention_is_its_formula_in_whatever_way_it_is_worked_out(
     monkeypatch: pytest.MonkeyPatch, products: bool, pictures: int, heads: int, queries: int, keys: int
 ) -> None:
     monkeypatch.setattr(operations, "_by_products", lambda device, dtype: products)
+    monkeypatch.setattr(operations, "_WORTHWHILE", 0)
     torch.manual_seed(0)
     query = torch.randn(pictures, heads, queries, 16)
     key, value = torch.randn(2, pictures, heads, keys, 16)
@@ -51,6 +52,7 @@ def test_attention_is_its_formula_in_whatever_way_it_is_worked_out(
 
 def test_what_is_shut_out_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "_by_products", lambda device, dtype: True)
+    monkeypatch.setattr(operations, "_WORTHWHILE", 0)
     query, (key, value) = torch.randn(2, 8, 4, 16), torch.randn(2, 2, 8, 512, 16)
     bias = torch.zeros(512).masked_fill_(torch.arange(512) >= 300, -torch.inf)
     short = attention(query, key[:, :, :300], value[:, :, :300])
