@@ -32,7 +32,7 @@ class ChatModel:
         default_template: str | None = None,
     ) -> None:
         self._chat = ChatText(tokenizer, default_template)
-        self._packer = Packer(options.device, options.quantize)
+        self._packer = Packer(options.device, options.quantize, options.consume)
         self._decoder = Decoder(text_model, model.lm_head, self._packer)
         self.tokenizer: Tokenizer = tokenizer._tokenizer
         self.device = options.device

@@ -55,8 +55,8 @@ class Decoder:
         self._axes = _axes(sections, self._head_dim, self._embeddings.device)
         self._layers = [_layer(layer, packer) for layer in model.layers]
         self._norm = packer.tensor(model.norm.weight)
-        self._head = packer.linear(head)
         self.vocabulary = int(head.weight.shape[0])
+        self._head = packer.linear(head)
         self.kv_shape = KVShape(
             len(self._layers), self._kv_heads, self._head_dim, self._embeddings.dtype, str(self._embeddings.device)
         )

@@ -34,6 +34,8 @@ class Packer:
 
     device: str = "cpu"
     quantize: Quantize | None = None
+    consume: bool = False
+    """Layers give up their own weights once these are packed."""
 
     def tensor(self, weight: Tensor) -> Tensor:
         return weight.detach().to(self.device)
@@ -47,7 +49,11 @@ class Packer:
         weights = [layer.weight.detach() for layer in layers]
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         assert len(biases) in (0, len(layers))
-        return self.weight(_side_by_side(weights), _side_by_side(biases) if biases else None, activation)
+        packed = self.weight(_side_by_side(weights), _side_by_side(biases) if biases else None, activation)
+        if self.consume:
+            for layer in layers:
+                layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+        return packed
 
     def weight(self, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Linear:
         """A layer of a weight (outputs, inputs) and a bias (outputs,)."""

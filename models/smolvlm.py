@@ -7,7 +7,7 @@ Weights, tokenizer and image processor are those of transformers; the prompt's l
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> SmolVLM:
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, revision=revision, dtype=options.dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
     image_processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision, backend="pil")
-    return SmolVLM(model.eval(), tokenizer, image_processor, options)
+    return SmolVLM(model.eval(), tokenizer, image_processor, replace(options, consume=True))
 
 
 def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: int) -> Grid:

@@ -164,6 +164,8 @@ class VisionRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     recipe: Recipe = field(default_factory=Recipe)
     priority: Priority = Priority.INTERACTIVE
+    stream: bool = True
+    """Whether pieces of an answer are wanted as they come; else each answer is one delta, at its end."""
 
     @property
     def remaining(self) -> float:

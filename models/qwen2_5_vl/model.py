@@ -7,7 +7,7 @@ the checkpoints were trained to write them, JSON in pixels of the resized pictur
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Qwen2_5_VL:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, revision=revision, dtype=options.dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
     image_processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision, backend="pil")
-    return Qwen2_5_VL(model.eval(), tokenizer, image_processor, options)
+    return Qwen2_5_VL(model.eval(), tokenizer, image_processor, replace(options, consume=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,6 +39,7 @@ class Context:
         task: Task,
         sampling: SamplingParams,
         recipe: Choice,
+        stream: bool = False,
     ) -> VisionRequest:
         """A request with its id and its deadline, counted from its first line.
 
@@ -51,6 +52,7 @@ class Context:
             deadline=self.deadline(http, model),
             sampling=sampling,
             recipe=self.recipe(model, recipe),
+            stream=stream,
         )
 
     def recipe(self, model: str, choice: Choice) -> Recipe:

@@ -166,7 +166,7 @@ def _request(
 ) -> VisionRequest:
     settings = body.settings
     sampling = context.sampling(max_tokens=settings.max_tokens, temperature=temperature, top_p=settings.top_p)
-    return context.request(http, model, task, sampling, body.recipe)
+    return context.request(http, model, task, sampling, body.recipe, body.stream)
 
 
 async def _whole(deltas: AsyncGenerator[Delta, None]) -> list[Delta]:

@@ -39,7 +39,7 @@ def router(context: Context) -> APIRouter:
         refuse_what_is_not_supported(body)
         model = context.catalog.resolve(body.model, "openai")
         task, pictures = await parse_messages(body, context)
-        request = context.request(http, model, task, sampling(body, context), body.recipe)
+        request = context.request(http, model, task, sampling(body, context), body.recipe, bool(body.stream))
         reply = Reply(request, body)
         if body.stream:
             return await sse.stream(reply.events(context.service.generate(request, pictures)))

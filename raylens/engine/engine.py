@@ -148,8 +148,8 @@ class Engine:
             delta = token if isinstance(token, Exception) else _attempt(partial(self._advance, sequence, row, token))
             if isinstance(delta, Exception):
                 outputs.append(self._failed(sequence, delta))
-            elif delta.text or delta.finish_reason or delta.logprobs:
-                outputs.append(Output(sequence, delta))
+            elif (released := sequence.release(delta)) is not None:
+                outputs.append(Output(sequence, released))
         if any(sequence.finish_reason for sequence in sequences):
             self._leave(lambda s: s.finish_reason is not None)
         return outputs

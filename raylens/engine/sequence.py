@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from itertools import count
 
@@ -14,7 +14,7 @@ from raylens.engine.detokenizer import TextStream
 from raylens.engine.model import Prompt
 from raylens.engine.sampling import Sampler
 from raylens.engine.structured import Grammar
-from raylens.types import FinishReason, Priority, SamplingParams, Usage, VisionRequest
+from raylens.types import Delta, FinishReason, Priority, SamplingParams, Usage, VisionRequest
 
 
 class State(Enum):
@@ -47,12 +47,14 @@ class Sequence:
     request_id: str = ""
     priority: Priority = Priority.INTERACTIVE
     index: int = 0
+    stream: bool = True
     state: State = State.WAITING
     aborted: bool = False
     output_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     arrived_at: float = field(default_factory=time.monotonic)
     number: int = field(default_factory=lambda: next(_numbers))
+    _held: list[Delta] = field(default_factory=list)
 
     @property
     def usage(self) -> Usage:
@@ -85,6 +87,16 @@ class Sequence:
             piece += self.text.finish()
         return piece
 
+    def release(self, delta: Delta) -> Delta | None:
+        """What is to be told now: a piece that says something, or, where none are wanted, all of them at the end."""
+        if self.stream:
+            return delta if delta.text or delta.finish_reason or delta.logprobs else None
+        self._held.append(delta)
+        if delta.finish_reason is None:
+            return None
+        text = "".join(held.text for held in self._held)
+        return replace(delta, text=text, logprobs=tuple(token for held in self._held for token in held.logprobs))
+
 
 def sequences(
     request: VisionRequest, prompt: Prompt, tokenizer: Tokenizer, grammar: Grammar | None = None
@@ -101,6 +113,7 @@ def sequences(
             request_id=request.id,
             priority=request.priority,
             index=index,
+            stream=request.stream,
         )
         for index in range(params.n)
     ]

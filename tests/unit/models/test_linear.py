@@ -48,3 +48,15 @@ def test_int8_is_within_a_percent_and_a_row_does_not_depend_on_its_company(dtype
 def test_int8_is_refused_where_there_is_no_such_product() -> None:
     with pytest.raises(ValueError, match="quantize: int8 needs a CPU"):
         Packer("meta", "int8").weight(torch.empty(8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_consumed_layer_gives_up_its_weight_and_its_form_works_on(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(96, 64, dtype=dtype) for _ in range(2)]
+    states = torch.randn(3, 96, dtype=dtype)
+    with torch.inference_mode():
+        expected = Packer().linear(*layers)(states)
+        made = Packer(consume=True).linear(*layers)(states)
+    assert torch.equal(made, expected)
+    assert [layer.weight.nbytes for layer in layers] == [0, 0]

@@ -240,6 +240,20 @@ def test_logprobs_come_with_every_token_and_stay_with_their_row() -> None:
     assert not any(o.delta.logprobs for o in outputs if o.sequence is plain and o.delta)
 
 
+def test_an_answer_that_is_wanted_whole_is_one_delta_with_all_that_its_pieces_hold() -> None:
+    engine = make_engine(4)
+    pieces, whole = (submit(engine, [100], max_tokens=5, logprobs=1)[0] for _ in range(2))
+    whole.stream = False
+    outputs = run(engine)
+    told = [o.delta for o in outputs if o.sequence is pieces and o.delta]
+    (joined,) = (o.delta for o in outputs if o.sequence is whole)
+    assert joined is not None
+    assert len(told) > 1
+    assert joined.text == "".join(delta.text for delta in told) == answer([100], 5)
+    assert joined.logprobs == tuple(token for delta in told for token in delta.logprobs)
+    assert (joined.finish_reason, joined.usage) == (told[-1].finish_reason, told[-1].usage)
+
+
 def test_a_schema_holds_in_a_batch_with_free_answers() -> None:
     engine = make_engine(4, FakeModel(max_length=256))
     grammars = Grammars(engine.model.tokenizer, engine.model.eos_ids, engine.model.vocabulary)
