@@ -63,7 +63,7 @@ class VisionModel:
         """The answer's deltas; the first carries the pictures' warnings. Closing the stream ends the work."""
         request_id.set(request.id)
         self._show_gauges()
-        self._engine.check_room(request.sampling.n)
+        self._engine.check_room(request)
         if request.remaining <= 0:
             raise DeadlineExceeded("the deadline passed before the model saw the request", "deadline")
         prompt = await asyncio.to_thread(self._model.prepare, request, [picture.pixels for picture in pictures])
@@ -86,8 +86,9 @@ class VisionModel:
             tasks=tuple(sorted(self._model.tasks)),
         )
 
-    def check_health(self) -> None:
-        """Called by Serve, which replaces a replica whose engine has stopped."""
+    async def check_health(self) -> None:
+        """Called by Serve from time to time; it replaces a replica whose engine has stopped."""
+        self._show_gauges()
         if self._engine.failure is not None:
             raise RuntimeError(f"the engine has stopped: {self._engine.failure!r}")
 
@@ -103,7 +104,7 @@ class VisionModel:
         return dataclasses.replace(delta, locations=tuple(Location(*point) for point in points))
 
     def _show_gauges(self) -> None:
-        """From the first request on, for as long as the replica lives."""
+        """From the first request or check on, for as long as the replica lives."""
         if self._gauges is None:
             self._gauges = asyncio.create_task(self._keep_gauges())
 

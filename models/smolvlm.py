@@ -206,6 +206,6 @@ class Tower:
     def _apply(self, layer: TowerLayer, states: Tensor, tiles: int) -> None:
         """Runs states (tiles · patches, hidden) through a layer, in place."""
         mixed = layer.qkv(layer.norm1(states)).view(tiles, -1, 3, self._heads, self._head_dim)
-        query, key, value = mixed.transpose(1, 3).unbind(2)
+        query, key, value = mixed.permute(2, 0, 3, 1, 4).contiguous()
         by_rows(layer.out, attention(query, key, value).transpose(1, 2).flatten(0, 1).flatten(1), states)
         by_rows(lambda rows, plus: layer.contract(layer.expand(layer.norm2(rows)), plus), states, states)

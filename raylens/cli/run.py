@@ -27,10 +27,12 @@ from raylens.config import AppConfig
 
 # Read when Ray starts. gRPC between replicas and user code on the replica's own event loop took a no-op graph from
 # 79 to 127 requests/s on 2 cores. Token authentication guards Ray's own ports, which listen on every interface.
+# Serve's controller looks around ten times a second otherwise; on 2 cores that alone slowed a model by a seventh.
 ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),  # an answer may hold a picture
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

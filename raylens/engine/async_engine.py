@@ -18,7 +18,7 @@ from raylens.engine.model import Model, Prompt
 from raylens.engine.sequence import Sequence, sequences
 from raylens.engine.structured import Grammar, Grammars
 from raylens.errors import InvalidRequest, ModelFailed, Overloaded, RaylensError
-from raylens.types import Delta, VisionRequest
+from raylens.types import Delta, Priority, VisionRequest
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class AsyncEngine:
         self._compiler = ThreadPoolExecutor(1, "raylens-grammar")
         self._threads = threads or torch.get_num_threads()
         self._capacity = limits.max_batch_size + max_waiting
+        # Jobs leave half of the waiting room to interactive requests, which could else find it full for minutes.
+        self._job_capacity = limits.max_batch_size + max_waiting // 2
         self._retry_after = retry_after
         self._streams: dict[Sequence, asyncio.Queue[Output]] = {}
         self._inbox: list[Sequence] = []
@@ -78,11 +80,11 @@ class AsyncEngine:
         Raises ``Overloaded`` at once where the waiting room is full, ``InvalidRequest`` for what can't ever fit in the
         cache and for a JSON schema that can't be followed, ``DeadlineExceeded`` and ``ModelFailed``.
         """
-        self.check_room(request.sampling.n)
+        self.check_room(request)
         self._engine.check_fit(prompt, request.sampling.max_tokens)
         grammar = await self._grammar(request.sampling.json_schema)
         wanted = sequences(request, prompt, self._model.tokenizer, grammar)
-        outputs = self._submit(wanted)
+        outputs = self._submit(request, wanted)
         try:
             unfinished = len(wanted)
             while unfinished:
@@ -110,25 +112,25 @@ class AsyncEngine:
         self._failure = self._failure or RuntimeError("it was told to")
         self._fail_all(ModelFailed("the engine has stopped"))
 
-    def check_room(self, answers: int) -> None:
+    def check_room(self, request: VisionRequest) -> None:
         """Raises what ``generate`` would raise at once: ``InvalidRequest`` where so many never fit, ``Overloaded``."""
         if self._failure is not None:
             raise ModelFailed(f"the engine has stopped: {self._failure!r}")
-        if answers > self._capacity:
-            raise InvalidRequest(
-                f"n: {answers} answers; this model has room for {self._capacity}", "n", self._capacity, answers
-            )
-        if len(self._streams) + answers > self._capacity:
+        self._check_room(request.sampling.n, len(self._streams), self._capacity)
+        if request.priority is Priority.JOB:
+            jobs = sum(sequence.priority is Priority.JOB for sequence in self._streams)
+            self._check_room(request.sampling.n, jobs, self._job_capacity)
+
+    def _check_room(self, answers: int, taken: int, capacity: int) -> None:
+        if answers > capacity:
+            raise InvalidRequest(f"n: {answers} answers; this model has room for {capacity}", "n", capacity, answers)
+        if taken + answers > capacity:
             raise Overloaded(
-                f"{len(self._streams)} sequences run or wait; the limit is {self._capacity}",
-                "model",
-                self._capacity,
-                len(self._streams),
-                self._retry_after,
+                f"{taken} sequences run or wait; the limit is {capacity}", "model", capacity, taken, self._retry_after
             )
 
-    def _submit(self, wanted: list[Sequence]) -> asyncio.Queue[Output]:
-        self.check_room(len(wanted))
+    def _submit(self, request: VisionRequest, wanted: list[Sequence]) -> asyncio.Queue[Output]:
+        self.check_room(request)
         self._loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[Output] = asyncio.Queue()
         self._streams.update(dict.fromkeys(wanted, outputs))

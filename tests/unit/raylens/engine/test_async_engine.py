@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import Limits
 from raylens.engine.model import Prompt
 from raylens.errors import InvalidRequest, ModelFailed, Overloaded
+from raylens.types import Priority
 from tests.unit.raylens.engine.fakes import FakeModel, answer, request
 
 LATER = time.time() + 3600
@@ -76,6 +78,26 @@ async def test_a_full_waiting_room_refuses_at_once(gated) -> None:
     assert caught.value.limit == 3
     for place in taken:
         place.cancel()
+
+
+async def test_jobs_leave_half_of_the_waiting_room_to_interactive_requests() -> None:
+    model = GatedModel()
+    engine = AsyncEngine(model, Limits(max_batch_size=1), max_waiting=4)
+
+    def ask(priority: Priority, n: int = 1) -> asyncio.Future[Any]:
+        wanted = dataclasses.replace(request(LATER, max_tokens=50, n=n), priority=priority)
+        return asyncio.ensure_future(anext(engine.generate(wanted, Prompt((99,)))))
+
+    taken = [ask(Priority.JOB, n=3)]
+    with pytest.raises(Overloaded, match="3 sequences run or wait; the limit is 3"):
+        await ask(Priority.JOB)
+    taken += [ask(Priority.INTERACTIVE) for _ in range(2)]
+    with pytest.raises(Overloaded, match="5 sequences run or wait; the limit is 5"):
+        await ask(Priority.INTERACTIVE)
+    for place in taken:
+        place.cancel()
+    model.gate.release(10**6)
+    engine.stop()
 
 
 async def test_more_answers_than_ever_fit_are_refused_for_good(gated) -> None:
