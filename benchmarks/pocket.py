@@ -160,9 +160,17 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", default="smolvlm")
     which.add_argument("--all", action="store_true", help="every model that is served")
+    parser.add_argument("--quantize", choices=("int8",), help="how a server of its own keeps the weights")
     arguments = parser.parse_args()
+    if arguments.url and arguments.quantize:
+        parser.error("--quantize: the server at --url has its own configuration")
+
+    def quantize(config: dict[str, Any]) -> None:
+        for served in config["applications"][0]["args"]["models"]:
+            served["quantize"] = arguments.quantize
+
     model = None if arguments.all else arguments.model
-    with target(arguments.url) as url:
+    with target(arguments.url, quantize) as url:
         status = asyncio.run(run(url, model, arguments.scenes, arguments.seed))
     raise SystemExit(status)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from raylens.cli.background import running
 
 
 @contextmanager
-def target(url: str | None) -> Iterator[str]:
+def target(url: str | None, change: Callable[[dict[str, Any]], None] = lambda config: None) -> Iterator[str]:
+    """Its URL; ``change`` alters the configuration of a server of its own."""
     if url is not None:
         yield url
         return
-    with running() as started:
+    with running(change=change) as started:
         yield started

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from models.chat import ChatText, eos_ids
 from models.decoder import Decoder
+from models.graphs import Graphs
 from models.linear import Packer
 from models.options import LoadOptions
 from raylens.engine.model import KVRows, Prompt
@@ -33,7 +34,8 @@ class ChatModel:
     ) -> None:
         self._chat = ChatText(tokenizer, default_template)
         self._packer = Packer(options.device, options.quantize, options.consume)
-        self._decoder = Decoder(text_model, model.lm_head, self._packer)
+        graphs = Graphs() if options.cuda_graphs and options.device.startswith("cuda") else None
+        self._decoder = Decoder(text_model, model.lm_head, self._packer, graphs)
         self.tokenizer: Tokenizer = tokenizer._tokenizer
         self.device = options.device
         self.eos_ids = eos_ids(tokenizer, model.generation_config)

@@ -7,8 +7,9 @@ and values go straight to their rows of the engine's cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.graphs import Graphs
 from models.linear import Linear, Packer
 from models.operations import attention, turn
 from raylens.engine.model import KVRows, KVShape
@@ -26,6 +28,8 @@ Attend = Callable[[int, Tensor, Tensor], Tensor]
 size)."""
 
 _SPAN = 32
+_SPANS = 8
+"""Into so many parts a row of the cache is cut where each length that is read costs a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,9 @@ class Layer:
 class Decoder:
     """Reads tokens' embeddings behind what rows of the cache hold."""
 
-    def __init__(self, text_model: nn.Module, head: nn.Linear, packer: Packer) -> None:
+    def __init__(self, text_model: nn.Module, head: nn.Linear, packer: Packer, graphs: Graphs | None = None) -> None:
         model: Any = text_model
+        self._graphs = graphs
         config = model.config
         self._heads = int(config.num_attention_heads)
         self._kv_heads = int(config.num_key_value_heads)
@@ -61,10 +66,6 @@ class Decoder:
             len(self._layers), self._kv_heads, self._head_dim, self._embeddings.dtype, str(self._embeddings.device)
         )
 
-    def embed(self, token_ids: Sequence[int]) -> Tensor:
-        """(tokens, hidden)."""
-        return F.embedding(torch.tensor(token_ids, device=self._embeddings.device), self._embeddings)
-
     def prefill(
         self,
         token_ids: Sequence[int],
@@ -73,7 +74,7 @@ class Decoder:
         row: KVRows,
     ) -> Tensor:
         """Implements :meth:`raylens.engine.model.Model.prefill`."""
-        states = self.embed(token_ids)
+        states = F.embedding(self._numbers(token_ids), self._embeddings)
         for at, shown in features:
             states[at : at + len(shown)] = shown
         start, new = row.lengths[0], len(states)
@@ -95,7 +96,34 @@ class Decoder:
 
     def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
         """Implements :meth:`raylens.engine.model.Model.decode`."""
-        places = [_Place(group, self._embeddings.device) for group in groups]
+        lengths = [length for group in groups for length in group.lengths]
+        numbers = token_ids, positions, lengths
+        layers = [group.layers for group in groups]
+        if self._graphs is None:
+            shapes = [(len(group.lengths), _span(max(group.lengths) + 1, group)) for group in groups]
+            return self._step(layers, shapes, *map(self._numbers, numbers))
+        # Few sizes of batch, so that graphs serve again: rows that nobody holds fill up each group.
+        shapes = [(_filled(group), _span(max(group.lengths) + 1, group, _SPANS)) for group in groups]
+        sizes = [(len(group.lengths), rows) for group, (rows, _) in zip(groups, shapes, strict=True)]
+        given = [self._numbers(_spread(row, sizes)) for row in numbers]
+        logits = self._graphs.run(_addresses(layers, shapes), partial(self._step, layers, shapes), given)
+        return logits[np.flatnonzero(_spread([1] * len(lengths), sizes))]
+
+    def _numbers(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, device=self._embeddings.device)
+
+    def _step(
+        self,
+        layers: Sequence[Sequence[Tensor]],
+        shapes: Sequence[tuple[int, int]],
+        token_ids: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+    ) -> Tensor:
+        """``shapes``: the rows of each group, and the tokens of each row that are read. Else it asks nothing but its
+        tensors: a CUDA graph does it again without this code."""
+        held = lengths.split([rows for rows, _ in shapes])
+        places = [_Place(*place) for place in zip(layers, [span for _, span in shapes], held, strict=True)]
         shared = (self._kv_heads, self._heads // self._kv_heads)
 
         def attend(layer: int, query: Tensor, new_pairs: Tensor) -> Tensor:
@@ -108,7 +136,8 @@ class Decoder:
                 first += place.rows
             return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(1)
 
-        return self._logits(self._run(self.embed(token_ids), torch.tensor([positions]), attend))
+        states = F.embedding(token_ids, self._embeddings)
+        return self._logits(self._run(states, positions[None], attend))
 
     def _run(self, states: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         cos, sin = self._turns(positions, states.dtype)
@@ -147,25 +176,47 @@ class Decoder:
 class _Place:
     """Where a group's newest tokens are written, and what each of its rows attends to."""
 
-    def __init__(self, group: KVRows, device: torch.device) -> None:
-        self._group = group
-        self.rows = len(group.lengths)
-        self._span = _span(max(group.lengths) + 1, group)
-        self._at = torch.tensor(group.lengths, device=device)
-        self._index = torch.arange(self.rows, device=device)
-        later = torch.arange(self._span, device=device) > self._at[:, None]
-        self.bias = _shutting(later, group.layers[0].dtype)[:, None, None]
+    def __init__(self, layers: Sequence[Tensor], span: int, lengths: Tensor) -> None:
+        self._layers = layers
+        self.rows = len(lengths)
+        self._span = span
+        self._at = lengths
+        self._index = torch.arange(self.rows, device=lengths.device)
+        later = torch.arange(span, device=lengths.device) > lengths[:, None]
+        self.bias = _shutting(later, layers[0].dtype)[:, None, None]
 
     def append(self, layer: int, pairs: Tensor) -> Tensor:
         """Writes (rows, 2, heads, head size); all keys and values (2, rows, heads, tokens, head size)."""
-        held = self._group.layers[layer]
+        held = self._layers[layer]
         held[:, self._index, :, self._at] = pairs
-        return held[:, :, :, : self._span]
+        return held[:, : self.rows, :, : self._span]
 
 
-def _span(end: int, rows: KVRows) -> int:
-    """Tokens to read where ``end`` are held: whole steps, so that products are prepared for few shapes."""
-    return min(-(-end // _SPAN) * _SPAN, rows.layers[0].shape[3])
+def _span(end: int, rows: KVRows, pieces: int = 1) -> int:
+    """Tokens to read where ``end`` are held: whole steps, so that products are prepared for few shapes. Where there are
+    ``pieces``, whole parts of the row's capacity."""
+    capacity = rows.layers[0].shape[3]
+    step = _SPAN if pieces == 1 else max(_SPAN, capacity // pieces)
+    return min(-(-end // step) * step, capacity)
+
+
+def _filled(group: KVRows) -> int:
+    """The next power of two of its rows, as far as there are so many."""
+    return min(1 << (len(group.lengths) - 1).bit_length(), group.layers[0].shape[1])
+
+
+def _spread(numbers: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """The numbers of several groups, (how many, how many there should be) each, filled up with zeros."""
+    waiting = iter(numbers)
+    return [next(waiting) if place < count else 0 for count, size in sizes for place in range(size)]
+
+
+def _addresses(layers: Sequence[Sequence[Tensor]], shapes: Sequence[tuple[int, int]]) -> Hashable:
+    """Where a step reads and writes keys and values, and in what shape."""
+    return tuple(
+        (shape, held[0].shape, *(layer.data_ptr() for layer in held))
+        for held, shape in zip(layers, shapes, strict=True)
+    )
 
 
 def _shutting(out: Tensor, dtype: torch.dtype) -> Tensor:

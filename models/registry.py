@@ -31,6 +31,7 @@ def load_model(config: ModelConfig) -> Model:
         quantize=config.quantize,
         min_pixels=config.min_pixels,
         max_pixels=config.max_pixels,
+        cuda_graphs=config.cuda_graphs,
     )
     try:
         return load(checkpoint, options)

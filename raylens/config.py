@@ -102,6 +102,8 @@ class ModelConfig(Frozen):
     """Memory for the keys and values of prompts that were read before."""
     quantize: Literal["int8"] | None = None
     """``int8`` keeps weights as bytes, which on a CPU makes decoding faster and answers a little less exact."""
+    cuda_graphs: bool = True
+    """Replays decode steps as CUDA graphs, where the device is CUDA. They take some of the share's working memory."""
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
     """Bounds of a picture's area where the family has dynamic resolution; unset takes the checkpoint's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,19 +71,16 @@ class StaticBatches:
     """The deployment of (b)."""
 
     def __init__(self, folder: str, family: str, dtype: torch.dtype, device: str, threads: int) -> None:
-        self._threads = threads
+        # One thread computes, as in the engine: OpenMP's teams of several would slow each other. Ray gives its workers
+        # one core; the setting belongs to the thread.
+        self._computing = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self._generate = Generate(REFERENCES[family].from_pretrained(folder, dtype=dtype).to(device).eval())
 
     @_batched
     async def caption(self, questions: list[Question]) -> list[int]:
         """A caller sends one question; so many tokens were answered."""
-        await asyncio.to_thread(self._answer, questions)
+        await asyncio.get_running_loop().run_in_executor(self._computing, self._generate, questions)
         return [question.tokens for question in questions]
-
-    def _answer(self, questions: list[Question]) -> None:
-        # Ray gives its workers one thread; the setting belongs to the thread that computes.
-        torch.set_num_threads(self._threads)
-        self._generate(questions)
 
 
 @contextmanager

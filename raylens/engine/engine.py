@@ -169,6 +169,8 @@ class Engine:
         """Slices of what enters, one after another for a while."""
         outputs: list[Output] = []
         until = time.monotonic() + self.limits.stall_s
+        # A decode step for a few rows takes nearly as long as one for many: while few run, they wait for two slices.
+        least = 2 if 4 * len(self.scheduler.running) <= self.limits.max_batch_size else 1
         while (sequence := self._admit(outputs)) is not None:
             logits = _attempt(partial(self._slice, sequence))
             if isinstance(logits, Exception):
@@ -177,7 +179,8 @@ class Engine:
                 self.scheduler.entered()
                 self._metrics.first_token(time.monotonic() - sequence.arrived_at)
                 outputs += self._postprocess([sequence], logits[None])
-            if time.monotonic() >= until:
+            least -= 1
+            if least <= 0 and time.monotonic() >= until:
                 break
         return outputs
 

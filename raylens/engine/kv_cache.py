@@ -59,8 +59,12 @@ class Arena(Generic[Holder]):
         self.holders.pop()
         self.lengths.pop()
 
-    def view(self, start: int, end: int) -> KVRows:
-        return KVRows([layer[:, start:end] for layer in self._layers], self.lengths[start:end])
+    def row(self, holder: Holder) -> KVRows:
+        index = self.holders.index(holder)
+        return KVRows([layer[:, index : index + 1] for layer in self._layers], self.lengths[index : index + 1])
+
+    def all_rows(self) -> KVRows:
+        return KVRows(list(self._layers), list(self.lengths))
 
 
 class KVCache(Generic[Holder]):
@@ -118,15 +122,13 @@ class KVCache(Generic[Holder]):
 
     def row(self, holder: Holder) -> KVRows:
         """The one row of a sequence."""
-        arena = self._home[holder]
-        index = arena.holders.index(holder)
-        return arena.view(index, index + 1)
+        return self._home[holder].row(holder)
 
     def groups(self) -> Iterator[tuple[list[Holder], KVRows]]:
         """All rows, an arena at a time."""
         for arena in self._arenas.values():
             if arena.holders:
-                yield list(arena.holders), arena.view(0, len(arena.holders))
+                yield list(arena.holders), arena.all_rows()
 
     def read(self, holder: Holder, tokens: int) -> Tensor:
         """A copy of the row's first tokens: (layers, 2, heads, tokens, head size)."""

@@ -65,7 +65,8 @@ class KVShape:
 @dataclass(frozen=True)
 class KVRows:
     """Rows of the cache that are read and written together: for each layer a tensor (2, rows, heads, capacity, head
-    size), keys and then values, and how many tokens each row holds."""
+    size), keys and then values, and how many tokens each row holds. Rows behind these nobody holds: there is room to
+    compute with, for who wants batches of certain sizes."""
 
     layers: Sequence[Tensor]
     lengths: Sequence[int]

@@ -125,7 +125,7 @@ def test_a_job_that_has_waited_long_enough_goes_before_newcomers() -> None:
 def test_a_newcomer_joins_and_the_others_go_on_between_its_slices() -> None:
     model = FakeModel(max_length=512)
     model.eos_ids = NEVER
-    engine = make_engine(4, model, stall_s=0.0, prefill_tokens=16)
+    engine = make_engine(2, model, stall_s=0.0, prefill_tokens=16)
     first = submit(engine, [99], max_tokens=100)[0]
     engine.step()
     newcomer = submit(engine, [0] * 64, pictures={10 * n: bytes([n + 65] * 5) for n in range(6)}, max_tokens=3)[0]
@@ -138,6 +138,20 @@ def test_a_newcomer_joins_and_the_others_go_on_between_its_slices() -> None:
     assert steps >= 6 + 64 // 16
     said = texts(run(engine))
     assert said[first] == answer([99], 100, end=False)[-len(said[first]) :]
+
+
+@pytest.mark.parametrize(("running", "slices"), [(1, 2), (2, 2), (3, 1)])
+def test_a_few_answers_wait_for_two_slices_and_many_for_one(running: int, slices: int) -> None:
+    model = FakeModel(max_length=512)
+    model.eos_ids = NEVER
+    engine = make_engine(8, model, stall_s=0.0, prefill_tokens=16)
+    submit(engine, [99], max_tokens=100, n=running)
+    while len(engine.scheduler.running) < running:
+        engine.step()
+    submit(engine, list(range(1, 65)), max_tokens=3)
+    before = model.prefilled
+    engine.step()
+    assert model.prefilled - before == slices * 16
 
 
 @pytest.mark.parametrize("small", [True, False])

@@ -1,0 +1,111 @@
+"""Capture and replay, by a stand-in for CUDA's graphs that holds fast to the tensors it was made with, as they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import smolvlm
+from models.graphs import Captured, Graphs, Step
+from models.qwen2_5_vl import model as qwen2_5_vl
+from raylens.engine.kv_cache import KVCache
+from tests.checkpoints import random_qwen2_5_vl, random_smolvlm
+
+
+class Recorder:
+    """Counts captures. A replay asks only what the graph holds."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+        self.replays = 0
+
+    def __call__(self, step: Step, given: Sequence[Tensor]) -> Captured:
+        self.captures += 1
+        output = torch.full_like(step(*given), torch.nan)  # capturing computes nothing
+
+        def replay() -> None:
+            self.replays += 1
+            output.copy_(step(*given))
+
+        return Captured(given, output, replay)
+
+
+def test_a_step_is_captured_when_its_key_comes_again_and_then_replayed() -> None:
+    recorder = Recorder()
+    graphs = Graphs(recorder)
+    answers = [graphs.run("key", torch.square, [torch.tensor([float(n)])]) for n in range(5)]
+    assert [answer.item() for answer in answers] == [0, 1, 4, 9, 16]  # each its own memory
+    assert (recorder.captures, recorder.replays) == (1, 4)
+
+
+def test_what_was_replayed_longest_ago_is_given_up_first() -> None:
+    recorder = Recorder()
+    graphs = Graphs(recorder, kept=2)
+    for key in "aabbab":
+        graphs.run(key, torch.square, [torch.ones(1)])
+    assert recorder.captures == 2
+    for key in "ccb":
+        graphs.run(key, torch.square, [torch.ones(1)])
+    assert recorder.captures == 3
+    for key in "aa":
+        graphs.run(key, torch.square, [torch.ones(1)])
+    assert recorder.captures == 4
+
+
+def test_a_step_that_cannot_be_captured_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(step: Step, given: Sequence[Tensor]) -> Captured:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs = Graphs(refuse)
+    answers = [graphs.run("key", torch.square, [torch.tensor([3.0])]).item() for _ in range(4)]
+    assert answers == [9, 9, 9, 9]
+    assert caplog.text.count("go on without CUDA graphs") == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "load"),
+    [(random_smolvlm, smolvlm.load), (random_qwen2_5_vl, qwen2_5_vl.load)],
+    ids=["smolvlm", "qwen2_5_vl"],
+)
+def test_replayed_steps_answer_as_plain_ones_while_rows_grow_join_and_leave(make, load, tmp_path: Path) -> None:
+    checkpoint = str(make(tmp_path, scale=3.0))
+    plain, replayed = load(checkpoint), load(checkpoint)
+    recorder = Recorder()
+    replayed._decoder._graphs = Graphs(recorder)
+    models = (plain, replayed)
+    caches: list[KVCache[str]] = [KVCache(model.kv_shape, 2**28, 8) for model in models]
+
+    def join(name: str, room: int, length: int) -> None:
+        kept = torch.randn(plain.kv_shape.layers, 2, plain.kv_shape.heads, length, plain.kv_shape.head_dim)
+        for cache in caches:
+            cache.reserve(name, room)
+            cache.write(name, kept)
+
+    def step(number: int) -> None:
+        logits = []
+        for model, cache in zip(models, caches, strict=True):
+            groups = list(cache.groups())
+            names = [name for held, _ in groups for name in held]
+            lengths = [length for _, rows in groups for length in rows.lengths]
+            tokens = [(number + ord(name)) % 300 for name in names]
+            logits.append(model.decode(tokens, lengths, [rows for _, rows in groups]))
+            for name in names:
+                cache.advance(name)
+        torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
+
+    torch.manual_seed(0)
+    join("a", 128, 20)
+    join("b", 500, 200)
+    for number in range(40):
+        if number == 12:
+            join("c", 128, 3)
+        if number == 30:
+            for cache in caches:
+                cache.release("a")
+        step(number)
+    assert recorder.replays > 30
+    assert recorder.captures < 8
