@@ -39,10 +39,14 @@ class EngineMetrics(Metrics):
             "inter_token_seconds", "Between two decode steps of running answers", boundaries=_SECONDS
         )
         self._batch = histogram("batch_size", "Rows of a decode step", boundaries=_ROWS)
-        self._found = counter("cache_hits", "Pictures of features, and tokens of prefixes, that were known", "cache")
-        self._missed = counter("cache_misses", "Pictures and tokens that were not", "cache")
+        self._found = counter(
+            "cache_hits", "Pictures (or tiles) of features, and tokens of prefixes, that were known", "cache"
+        )
+        self._missed = counter("cache_misses", "Pictures (or tiles) and tokens that were not", "cache")
         self._ended = counter("answers", "Answers that ended, by reason", "reason")
-        self._prompt = counter("prompt_tokens", "Tokens of prompts, pictures included, of answers that ended")
+        self._prompt = counter(
+            "prompt_tokens", "Tokens of prompts, pictures included, of requests that ended, read or not"
+        )
         self._generated = counter("generated_tokens", "Tokens of answers that ended")
 
     def gauges(self, now: Gauges) -> None:

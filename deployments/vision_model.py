@@ -119,7 +119,7 @@ def engine_limits(config: ModelConfig, model: Model, gpus: float) -> Limits:
     kept = config.feature_cache + config.prefix_cache
     return Limits(
         max_batch_size=config.max_batch_size,
-        kv_bytes=config.kv_cache if config.kv_cache is not None else kv_budget(model.device, gpus, kept),
+        kv_bytes=kv_budget(model.device, gpus, kept, config.kv_cache),
         feature_bytes=config.feature_cache,
         prefix_bytes=config.prefix_cache,
         prefill_tokens=config.max_prefill_tokens,

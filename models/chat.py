@@ -105,7 +105,8 @@ def check_length(tokens: int, max_length: int) -> None:
     """Raises ``InvalidRequest`` where a prompt leaves no room for an answer."""
     if tokens >= max_length:
         raise InvalidRequest(
-            f"messages: the prompt takes {tokens} tokens, pictures included; the model's context is {max_length}",
+            f"messages: the prompt takes {tokens} tokens or more, pictures included; the model's context is"
+            f" {max_length}",
             "messages",
             max_length,
             tokens,

@@ -202,7 +202,8 @@ def _span(end: int, rows: KVRows, pieces: int = 1) -> int:
 
 def _filled(group: KVRows) -> int:
     """The next power of two of its rows, as far as there are so many."""
-    return min(1 << (len(group.lengths) - 1).bit_length(), group.layers[0].shape[1])
+    # Where a resize of the cache broke off, layers differ.
+    return min(1 << (len(group.lengths) - 1).bit_length(), *(layer.shape[1] for layer in group.layers))
 
 
 def _spread(numbers: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[int]:

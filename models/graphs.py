@@ -62,9 +62,7 @@ class Graphs:
         if captured is None and key in self._known:
             try:
                 captured = self._capture(step, [tensor.clone() for tensor in given])
-            except torch.AcceleratorError:
-                raise
-            except RuntimeError as error:
+            except RuntimeError as error:  # a device that is lost says so again in the plain step
                 logger.warning("decode steps go on without CUDA graphs: %s", error)
                 self._works = False
                 self._known.clear()

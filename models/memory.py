@@ -18,13 +18,24 @@ def hold_to_share(device: str, gpus: float) -> None:
         torch.cuda.set_per_process_memory_fraction(max(0.0, share_bytes(total, gpus) / total))
 
 
-def kv_budget(device: str, gpus: float, kept: int) -> int:
-    """Bytes for keys and values where the configuration names none: on CUDA what is left of the share, once the model
-    is loaded and ``kept`` bytes are set aside for other caches. Raises ``MemoryError`` where nothing is left."""
+def kv_budget(device: str, gpus: float, kept: int, wanted: int | None = None) -> int:
+    """Bytes for keys and values: ``wanted``, or, where the configuration names none, on CUDA what is left of the share,
+    once the model is loaded and ``kept`` bytes are set aside for other caches. Raises ``MemoryError`` where nothing is
+    left, or less than is wanted."""
     if not device.startswith("cuda"):
-        return CPU_KV_BYTES
+        return CPU_KV_BYTES if wanted is None else wanted
     share = share_bytes(_card_bytes(), gpus)
-    return left_of(share, torch.cuda.memory_allocated(), kept)
+    return within(left_of(share, torch.cuda.memory_allocated(), kept), wanted)
+
+
+def within(left: int, wanted: int | None) -> int:
+    """What is ``wanted``, or all that is left. Raises ``MemoryError`` where that is too little."""
+    if wanted is not None and wanted > left:
+        raise MemoryError(
+            f"kv_cache: {wanted / 2**30:.1f} GiB; the weights and the other caches leave {left / 2**30:.1f} GiB of this"
+            " replica's share of the GPU"
+        )
+    return left if wanted is None else wanted
 
 
 def share_bytes(total: int, gpus: float) -> int:

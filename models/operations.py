@@ -16,13 +16,16 @@ _FEW = 16
 """Queries that stand to the right of the keys in their product: so it is twice as fast."""
 _WORTHWHILE = 1 << 16
 """Scores from which on products are faster than the fused kernel."""
+_LARGEST = 1 << 24
+"""Scores of one head that products take memory for; the fused kernel takes none."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """Softmax attention of queries (batch, heads, queries, head size) to keys and values (batch, heads, keys, head
     size); ``bias`` (…, queries or 1, keys) is added to the scores, of which −∞ shuts one out."""
     scores = query.shape[0] * query.shape[2] * key.shape[2]
-    if scores * query.shape[1] < _WORTHWHILE or not _by_products(query.device, query.dtype):
+    is_worthwhile = scores * query.shape[1] >= _WORTHWHILE and scores <= _LARGEST
+    if not is_worthwhile or not _by_products(query.device, query.dtype):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     count = max(1, _SCORES // scores)
     parts = [

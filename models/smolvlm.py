@@ -89,7 +89,11 @@ class SmolVLM(ChatModel):
         """Implements :meth:`raylens.engine.model.Model.prepare`."""
         messages = messages_of(request.task, len(pictures), self.tasks, {})
         parts = image_parts(messages)
-        cut = [self._cut(pictures[part.index], part.detail) for part in parts]
+        cut: list[tuple[list[PictureInput], Grid]] = []
+        for part in parts:
+            cut.append(self._cut(pictures[part.index], part.detail))
+            # Before the next: tiles take far more memory than their picture.
+            check_length(sum(self._tokens_per_tile * len(tiles) for tiles, _ in cut), self.max_length)
         text = self._chat.render(messages).split("<image>")
         layouts = [self._layout(grid) for _, grid in cut]
         whole = text[0] + "".join(layout + piece for layout, piece in zip(layouts, text[1:], strict=True))

@@ -102,7 +102,10 @@ class Qwen2_5_VL(ChatModel):
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         """Implements :meth:`raylens.engine.model.Model.prepare`."""
         messages = messages_of(request.task, len(pictures), self.tasks, GROUNDING_PROMPTS)
-        inputs = [self._input(part, pictures) for part in visual_parts(messages)]
+        inputs: list[PictureInput] = []
+        for part in visual_parts(messages):
+            inputs.append(self._input(part, pictures))
+            check_length(sum(shown.tokens for shown in inputs), self.max_length)  # before the next takes its memory
         token_ids: list[int] = []
         starts: list[int] = []
         waiting = iter(inputs)

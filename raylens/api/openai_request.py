@@ -16,6 +16,9 @@ from raylens.api.context import Context
 from raylens.errors import InvalidRequest
 from raylens.types import Chat, Detail, ImagePart, Message, PictureFile, Role, SamplingParams, TextPart, VideoPart
 
+MAX_MESSAGES, MAX_PARTS = 1024, 1024
+"""Of a chat, and of a message: each costs time even where it is empty."""
+
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "function_call": ("none", "auto"),
@@ -58,7 +61,7 @@ class ChatVideo(Body):
     """A video as its frames, as Qwen's clients send it."""
 
     type: Literal["video"]
-    video: Annotated[list[Text], Field(min_length=2)]
+    video: Annotated[list[Text], Field(min_length=2, max_length=MAX_PARTS)]
     fps: Annotated[float, Field(ge=0.01, le=240, strict=True)] = 2.0
 
 
@@ -67,7 +70,7 @@ ChatPart = Annotated[ChatText | ChatImage | ChatVideo, Field(discriminator="type
 
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[ChatPart], Field(min_length=1)]
+    content: Annotated[list[ChatPart], Field(min_length=1, max_length=MAX_PARTS)]
     name: str | None = None
     refusal: None = None
 
@@ -119,7 +122,7 @@ class ChatRequest(Body):
 
     model_config = ConfigDict(extra="allow")
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
@@ -128,7 +131,7 @@ class ChatRequest(Body):
     top_k: Annotated[int, Field(ge=-1, lt=2**31, strict=True)] | None = None
     """-1 and 0 mean all."""
     min_p: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10, strict=True)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10, strict=True)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     n: Annotated[int, Field(ge=1, strict=True)] | None = None

@@ -16,13 +16,23 @@ class TextStream:
         self._held = ""
         self._begun = False
         self.stopped = False
+        self.seen = 0
+        """Characters of all tokens so far."""
+        self.said = 0
+        """Characters of them that were told."""
 
     def push(self, token_id: int) -> str:
         """The text that is certain after one more token; sets ``stopped`` once a stop string is complete."""
+        certain = self._push(token_id)
+        self.said += len(certain)
+        return certain
+
+    def _push(self, token_id: int) -> str:
         piece = self._stream.step(self._tokenizer, token_id) or ""
         if not self._begun:
             piece = piece.lstrip()
             self._begun = bool(piece)
+        self.seen += len(piece)
         text = self._held + piece
         ends = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if ends:
@@ -36,6 +46,7 @@ class TextStream:
     def finish(self) -> str:
         """What was held back as the possible beginning of a stop string."""
         held, self._held = self._held, ""
+        self.said += len(held)
         return held
 
 

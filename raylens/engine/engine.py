@@ -98,7 +98,7 @@ class Engine:
         gone = self._leave(lambda s: s.aborted or s.deadline <= now)
         for sequence in gone:
             sequence.finish_reason = FinishReason.ABORT
-            self._metrics.ended("abort" if sequence.aborted else "deadline", sequence.usage, sequence.index)
+            self._metrics.ended("deadline" if sequence.deadline <= now else "abort", sequence.usage, sequence.index)
         return [
             Output(sequence, error=DeadlineExceeded("the deadline passed before the answer was complete", "deadline"))
             for sequence in gone
@@ -155,15 +155,17 @@ class Engine:
         return outputs
 
     def _advance(self, sequence: Sequence, logits: Tensor, token: int) -> Delta:
+        start = sequence.text.seen
         text = sequence.append(token, self.model.eos_ids, self.model.max_length)
         reason = sequence.finish_reason
         wanted = sequence.params.logprobs
         # The end is no part of the answer: with its token, the tokens would not join to the text.
         is_told = wanted is not None and token not in self.model.eos_ids
-        told = (logprobs_of(logits, token, wanted or 0, self.model.tokenizer),) if is_told else ()
+        if is_told:
+            sequence.hold(start, logprobs_of(logits, token, wanted or 0, self.model.tokenizer))
         if reason:
             self._metrics.ended(reason.value, sequence.usage, sequence.index)
-        return Delta(text, sequence.index, reason, sequence.usage if reason else None, logprobs=told)
+        return Delta(text, sequence.index, reason, sequence.usage if reason else None, logprobs=sequence.told())
 
     def _enter(self) -> list[Output]:
         """Slices of what enters, one after another for a while."""
@@ -214,8 +216,11 @@ class Engine:
 
     def _leave(self, gone: Callable[[Sequence], bool]) -> list[Sequence]:
         """Takes sequences out, and frees their rows."""
+        entering = self.scheduler.entering
         removed = self.scheduler.remove(gone)
         for sequence in removed:
+            if sequence is entering:  # nobody has looked at what was read so far
+                self.cache.clear(sequence)
             self.cache.release(sequence)
         if self.scheduler.entering is None:
             self._slices = None
@@ -224,10 +229,13 @@ class Engine:
         return removed
 
     def _failed(self, sequence: Sequence, error: Exception) -> Output:
-        logger.error("the model failed on request %s: %r", sequence.request_id, error)
+        """Ends a sequence by an error: its own, or what the model did."""
         self.cache.clear(sequence)
         self._leave(lambda s: s is sequence)
         self._metrics.ended("error", sequence.usage, sequence.index)
+        if isinstance(error, RaylensError):
+            return Output(sequence, error=error)
+        logger.error("the model failed on request %s: %r", sequence.request_id, error)
         return Output(sequence, error=ModelFailed(f"the model failed on this request: {type(error).__name__}"))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterable
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from raylens.engine.metrics import Metrics
 from raylens.engine.model import Model, PictureInput, Prompt
 from raylens.engine.reuse import ByteLRU, PrefixCache
 from raylens.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 
 class Reader:
@@ -64,8 +66,12 @@ class Reader:
             for picture in prompt.pictures:
                 self.features.drop(picture.key)
         elif self.prefixes.wants(prompt, self._model.kv_shape.bytes_per_token):
-            with suppress(torch.OutOfMemoryError):
+            try:
                 self.prefixes.keep(prompt, self._cache.read(sequence, len(prompt.token_ids)))
+            except torch.AcceleratorError:
+                raise
+            except RuntimeError:  # no memory, which on a CPU has no class of its own
+                logger.warning("there is no memory to keep a prompt of %d tokens", len(prompt.token_ids))
 
     def _features(self, prompt: Prompt, start: int) -> Generator[None, None, list[tuple[int, Tensor]]]:
         """(place, features) of the pictures that end behind ``start``, from the cache or from the vision tower."""

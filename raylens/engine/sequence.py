@@ -14,7 +14,7 @@ from raylens.engine.detokenizer import TextStream
 from raylens.engine.model import Prompt
 from raylens.engine.sampling import Sampler
 from raylens.engine.structured import Grammar
-from raylens.types import Delta, FinishReason, Priority, SamplingParams, Usage, VisionRequest
+from raylens.types import Delta, FinishReason, Priority, SamplingParams, TokenLogprob, Usage, VisionRequest
 
 
 class State(Enum):
@@ -55,6 +55,8 @@ class Sequence:
     arrived_at: float = field(default_factory=time.monotonic)
     number: int = field(default_factory=lambda: next(_numbers))
     _held: list[Delta] = field(default_factory=list)
+    _logprobs: list[tuple[int, int, TokenLogprob]] = field(default_factory=list)
+    """Of tokens whose text is held back, with where it begins and ends."""
 
     @property
     def usage(self) -> Usage:
@@ -86,6 +88,17 @@ class Sequence:
             self.finish_reason = FinishReason.LENGTH
             piece += self.text.finish()
         return piece
+
+    def hold(self, start: int, logprob: TokenLogprob) -> None:
+        """Takes the newest token's logprob; its text begins at ``start``."""
+        self._logprobs.append((start, self.text.seen, logprob))
+
+    def told(self) -> tuple[TokenLogprob, ...]:
+        """The logprobs of the text that is told now: none of a stop string, but for a token that it cuts."""
+        said, stopped = self.text.said, self.text.stopped
+        told = tuple(held for start, end, held in self._logprobs if end <= said or (stopped and start < said))
+        self._logprobs = [held for held in self._logprobs if held[1] > said]
+        return told
 
     def release(self, delta: Delta) -> Delta | None:
         """What is to be told now: a piece that says something, or, where none are wanted, all of them at the end."""

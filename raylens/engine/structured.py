@@ -24,7 +24,7 @@ MAX_SCHEMA = 65_536
 """Characters of a schema. Matchers grow with it: 64 KiB of properties make about 25 MB."""
 
 KEPT = 16
-"""Compiled schemas that are kept."""
+"""Schemas that were tried, and are remembered."""
 
 # One space, or one line break and an indent. llguidance's own default is any length of white space, in which a small
 # model that has lost its thread goes on until max_tokens; none at all would force it off what it has learned.
@@ -73,10 +73,10 @@ class Grammar:
 
     def allow(self, logits: Tensor) -> Tensor:
         """A copy of float32 logits (vocabulary,), which lie on the host, with -inf where the token is forbidden.
-        Raises ``ValueError`` where the schema has become too much to follow."""
+        Raises ``InvalidRequest`` where the schema has become too much to follow."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise ValueError(f"the schema can't be followed: {_line(self._matcher.get_error())}")
+            raise _invalid(f"the schema can't be followed: {_line(self._matcher.get_error())}")
         allowed = np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
         return torch.from_numpy(np.where(allowed, logits.numpy(), np.float32(-np.inf)))
 
@@ -99,7 +99,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, eos_ids: frozenset[int], vocabulary: int) -> None:
         self._tokenizer = _native(tokenizer, eos_ids, vocabulary)
         self._vocabulary = vocabulary
-        self._compiled = lru_cache(KEPT)(self._compile)
+        self._tried = lru_cache(KEPT)(_tried)
 
     def compile(self, json_schema: str) -> Grammar:
         """The beginning of an answer that follows this schema; the first time takes a process, and about 0.1 s.
@@ -107,26 +107,24 @@ class Grammars:
         Raises ``InvalidRequest`` about "response_format" where it is no schema, asks for what llguidance doesn't do,
         is satisfied by nothing, or takes more than 2 s or 1 GiB to compile.
         """
-        compiled = self._compiled(json_schema)
-        if isinstance(compiled, InvalidRequest):
-            raise compiled
-        return compiled.copy()
-
-    def _compile(self, json_schema: str) -> Grammar | InvalidRequest:
-        """Refusals are kept as well: they take as long."""
-        try:
-            return self._follow(_parse(json_schema))
-        except InvalidRequest as error:
-            return error
-
-    def _follow(self, schema: dict[str, Any]) -> Grammar:
-        grammar = _grammar(schema)
-        if wrong := _try(grammar):
-            raise _invalid(_line(wrong))
+        grammar = self._tried(json_schema)
+        if isinstance(grammar, InvalidRequest):
+            raise grammar
+        # Made anew each time: copies of a matcher share the states of its lexer, which are counted against its limit.
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
         if matcher.is_error():
             raise _invalid(_line(matcher.get_error()))
         return Grammar(matcher, self._vocabulary)
+
+
+def _tried(json_schema: str) -> str | InvalidRequest:
+    """llguidance's form of a schema that it can follow. Refusals are kept as well: they take as long."""
+    try:
+        grammar = _grammar(_parse(json_schema))
+    except InvalidRequest as error:
+        return error
+    wrong = _try(grammar)
+    return _invalid(_line(wrong)) if wrong else grammar
 
 
 def _grammar(schema: dict[str, Any]) -> str:

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from models.memory import CONTEXT_BYTES, CPU_KV_BYTES, WORKING_SHARE, hold_to_share, kv_budget, left_of, share_bytes
+from models.memory import (
+    CONTEXT_BYTES,
+    CPU_KV_BYTES,
+    WORKING_SHARE,
+    hold_to_share,
+    kv_budget,
+    left_of,
+    share_bytes,
+    within,
+)
 
 GIB = 2**30
 
@@ -21,6 +30,12 @@ def test_a_share_holds_cudas_own_memory_too() -> None:
 def test_keys_and_values_get_what_is_left() -> None:
     left = left_of(20 * GIB, 5 * GIB, GIB)
     assert left + 6 * GIB == int(20 * GIB * (1 - WORKING_SHARE))
+
+
+def test_what_is_configured_holds_where_it_fits() -> None:
+    assert (kv_budget("cpu", 0, 0, 5), within(10, None), within(10, 9)) == (5, 10, 9)
+    with pytest.raises(MemoryError, match=r"kv_cache: 10\.0 GiB; .* leave 4\.0 GiB of this replica's share"):
+        within(4 * GIB, 10 * GIB)
 
 
 def test_a_share_that_is_too_small_is_named() -> None:

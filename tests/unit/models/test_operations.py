@@ -59,6 +59,14 @@ def test_what_is_shut_out_does_not_count(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(attention(query, key, value, bias), short, atol=1e-6, rtol=1e-5)
 
 
+def test_scores_that_would_take_too_much_memory_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "_by_products", lambda device, dtype: True)
+    monkeypatch.setattr(operations, "_LARGEST", 300 * 299)
+    monkeypatch.setattr(operations, "_attend", None)  # what makes them
+    query = torch.randn(1, 2, 300, 16)
+    torch.testing.assert_close(attention(query, query, query), _by_formula(query, query, query, None))
+
+
 def test_attention_in_bfloat16_stays_as_close_as_its_numbers_are() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 12, 300, 64)

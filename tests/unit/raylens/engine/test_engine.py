@@ -254,6 +254,19 @@ def test_logprobs_come_with_every_token_and_stay_with_their_row() -> None:
     assert not any(o.delta.logprobs for o in outputs if o.sequence is plain and o.delta)
 
 
+@pytest.mark.parametrize(("max_tokens", "said"), [(8, slice(3)), (5, slice(5))], ids=["stopped", "cut short"])
+def test_logprobs_wait_with_the_text_that_is_held_back_and_go_with_the_stop_string(
+    max_tokens: int, said: slice
+) -> None:
+    whole = answer([101], 8, end=False)
+    engine = make_engine(4)
+    engine.model.eos_ids = NEVER
+    submit(engine, [101], max_tokens=max_tokens, logprobs=1, stop=(whole[3:6],))
+    deltas = [output.delta for output in run(engine) if output.delta]
+    assert "".join(delta.text for delta in deltas) == whole[said]
+    assert all("".join(token.text for token in delta.logprobs) == delta.text for delta in deltas)
+
+
 def test_an_answer_that_is_wanted_whole_is_one_delta_with_all_that_its_pieces_hold() -> None:
     engine = make_engine(4)
     pieces, whole = (submit(engine, [100], max_tokens=5, logprobs=1)[0] for _ in range(2))
@@ -375,6 +388,17 @@ def test_a_row_that_failed_leaves_nothing_behind() -> None:
     submit(engine, [668, 100, 101])
     run(engine)
     assert engine.cache.reserve("next", 10)  # type: ignore[arg-type]
+    assert not any(layer.any() for layer in engine.cache.row("next").layers)  # type: ignore[arg-type]
+
+
+def test_what_left_while_it_entered_leaves_nothing_behind() -> None:
+    engine = make_engine(4, stall_s=0.0, prefill_tokens=16)
+    entering = submit(engine, list(range(1, 100)))[0]
+    engine.step()
+    assert any(layer.any() for layer in engine.cache.row(entering).layers)
+    entering.aborted = True
+    engine.step()
+    assert engine.cache.reserve("next", 99)  # type: ignore[arg-type]
     assert not any(layer.any() for layer in engine.cache.row("next").layers)  # type: ignore[arg-type]
 
 

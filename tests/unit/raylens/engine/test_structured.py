@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -291,6 +292,17 @@ def test_a_schema_is_compiled_once(grammars) -> None:
     for _ in range(20):
         grammars.compile(schema)
     assert time.monotonic() - began < 0.5
+
+
+def test_a_schema_serves_however_many_answers_have_followed_it(grammars) -> None:
+    """This pattern's automaton grows with what is said: answers that shared its states would use up their number."""
+    schema = json.dumps({"type": "string", "pattern": "^(a|b)*a(a|b){40}$"})
+    rng = random.Random(0)
+    for _ in range(400):
+        grammar = say(grammars.compile(schema), '"')
+        for _ in range(60):
+            assert allowed(grammar)
+            say(grammar, rng.choice("ab"))
 
 
 def test_any_thread_may_compile(grammars) -> None:
