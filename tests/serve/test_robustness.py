@@ -18,6 +18,8 @@ from tests.pictures import encoded, gradient, png_header, random_pixels
 from tests.scenes import drawn
 from tests.serve.conftest import measured
 
+TOLD_S = 12.0
+"""By then Prometheus' endpoint has told all that happened."""
 RUNNING, ENDED = "ray_raylens_engine_running", "ray_raylens_engine_answers_total"
 
 
@@ -191,6 +193,7 @@ async def test_a_full_model_says_so_and_frees_the_places_of_clients_that_leave(s
 async def test_a_client_that_leaves_frees_its_slot_as_prometheus_sees(server: str) -> None:
     """One streams and one waits; the cramped model has room for these two, whose answers go on until they leave."""
     endless = chat(text="a", model="cramped", max_tokens=4000)
+    await asyncio.sleep(TOLD_S)
     async with httpx.AsyncClient(base_url=server, timeout=60) as client:
 
         async def again_and_again(*, stream: bool) -> None:
@@ -202,7 +205,6 @@ async def test_a_client_that_leaves_frees_its_slot_as_prometheus_sees(server: st
 
         clients = [asyncio.ensure_future(again_and_again(stream=stream)) for stream in (True, False)]
         assert await comes_true(lambda: measured(RUNNING, model="cramped") == 2)
-        # All that went before is told with it.
         aborts = await asyncio.to_thread(measured, ENDED, model="cramped", reason="abort")
         assert not any(task.done() for task in clients)
         for task in clients:
