@@ -5,11 +5,11 @@ That model has random weights, so that its answers go on until their length ends
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,22 @@ def add_a_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:
     )
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a running server. At the end, it must have left no process behind."""
-    checkpoint = random_smolvlm(tmp_path_factory.mktemp("cramped"))
-    change = functools.partial(add_a_cramped_model, checkpoint=checkpoint)
-    with running(ROOT / "serve_config.yaml", change, {"RAYLENS_TEST": MARK}) as url:
+@contextmanager
+def serving(checkpoint: Path, change: Callable[[dict[str, Any]], None] = lambda config: None) -> Iterator[str]:
+    """The URL of a running server; ``checkpoint`` is the cramped model's. At the end, it must have left no process
+    behind."""
+
+    def changed(config: dict[str, Any]) -> None:
+        add_a_cramped_model(config, checkpoint)
+        change(config)
+
+    with running(ROOT / "serve_config.yaml", changed, {"RAYLENS_TEST": MARK}) as url:
         assert processes()
         yield url
     assert not processes()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(random_smolvlm(tmp_path_factory.mktemp("cramped"))) as url:
+        yield url

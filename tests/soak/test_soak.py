@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ import httpx
 import pytest
 
 from models.pocket.scenes import LENGTHS, Scene
+from tests.checkpoints import random_smolvlm
 from tests.scenes import drawn
-from tests.serve.conftest import measured, processes, server
-
-__all__ = ["server"]
+from tests.serve.conftest import measured, processes, serving
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
 IN_FLIGHT = 16
@@ -202,6 +201,18 @@ async def idle() -> bool:
             return True
         await asyncio.sleep(1)
     return False
+
+
+def with_small_caches(config: dict[str, Any]) -> None:
+    """They are full before the first count: what grows then is no cache."""
+    for model in config["applications"][0]["args"]["models"]:
+        model.update(feature_cache="4MiB", prefix_cache="8MiB")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    with serving(random_smolvlm(tmp_path), with_small_caches) as url:
+        yield url
 
 
 @pytest.mark.soak
