@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 import ray
@@ -16,16 +16,28 @@ import torch
 from deployments.engine_metrics import EngineMetrics
 from models.memory import hold_to_share, kv_budget
 from models.registry import load_model, pick_device
+from preprocessing.geometry import Geometry
 from preprocessing.pipeline import ProcessedImage
 from raylens.config import ModelConfig
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.engine import Engine
 from raylens.engine.limits import Limits
-from raylens.engine.model import Model, Prompt
+from raylens.engine.model import Model
 from raylens.engine.sequence import sequences
 from raylens.errors import DeadlineExceeded, ModelFailed
 from raylens.logs import configure_logging, request_id
-from raylens.types import Caption, Delta, Detect, Location, ModelInfo, Point, Region, SamplingParams, VisionRequest
+from raylens.types import (
+    Caption,
+    Delta,
+    Found,
+    Location,
+    ModelInfo,
+    Query,
+    Region,
+    SamplingParams,
+    Task,
+    VisionRequest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +78,15 @@ class VisionModel:
         self._engine.check_room(request)
         if request.remaining <= 0:
             raise DeadlineExceeded("the deadline passed before the model saw the request", "deadline")
+        if pictures:
+            request = replace(request, task=in_processed(request.task, pictures[0].geometry))
         prompt = await asyncio.to_thread(self._model.prepare, request, [picture.pixels for picture in pictures])
         warnings = _warnings(pictures)
-        said: list[str] = []
         async with aclosing(self._engine.generate(request, prompt)) as deltas:
             async for delta in deltas:
-                said.append(delta.text)
-                if delta.finish_reason is not None and isinstance(request.task, Detect | Point):
-                    delta = self._located(delta, request, "".join(said), prompt, pictures[0])
-                yield dataclasses.replace(delta, warnings=warnings) if warnings else delta
+                if delta.found is not None and pictures:
+                    delta = replace(delta, found=in_original(delta.found, pictures[0].geometry))
+                yield replace(delta, warnings=warnings) if warnings else delta
                 warnings = ()
 
     async def info(self) -> ModelInfo:
@@ -91,17 +103,6 @@ class VisionModel:
         self._show_gauges()
         if self._engine.failure is not None:
             raise RuntimeError(f"the engine has stopped: {self._engine.failure!r}")
-
-    def _located(
-        self, delta: Delta, request: VisionRequest, text: str, prompt: Prompt, picture: ProcessedImage
-    ) -> Delta:
-        """The answer's last delta with what it found, in the original picture's coordinates."""
-        regions, locations = self._model.locate(request.task, text, prompt)
-        if isinstance(request.task, Detect):
-            boxes = (picture.geometry.box(r.x_min, r.y_min, r.x_max, r.y_max) for r in regions)
-            return dataclasses.replace(delta, regions=tuple(Region(*box) for box in boxes))
-        points = (picture.geometry.point(location.x, location.y) for location in locations)
-        return dataclasses.replace(delta, locations=tuple(Location(*point) for point in points))
 
     def _show_gauges(self) -> None:
         """From the first request or check on, for as long as the replica lives."""
@@ -125,6 +126,39 @@ def engine_limits(config: ModelConfig, model: Model, gpus: float) -> Limits:
         prefill_tokens=config.max_prefill_tokens,
         stall_s=config.max_stall_s,
     )
+
+
+def in_original(found: Found, geometry: Geometry) -> Found:
+    """What was found in a processed picture, in the coordinates of the original."""
+    regions, locations, reasoning = found.regions, found.locations, found.reasoning
+    if regions is not None:
+        regions = tuple(_region(region, geometry) for region in regions)
+    if locations is not None:
+        locations = _locations(locations, geometry)
+    if reasoning is not None:
+        groundings = (replace(part, points=_locations(part.points, geometry)) for part in reasoning.groundings)
+        reasoning = replace(reasoning, groundings=tuple(groundings))
+    return Found(regions, locations, reasoning)
+
+
+def in_processed(task: Task, geometry: Geometry) -> Task:
+    """A task about places in the original picture, in the coordinates of the processed one."""
+    if not isinstance(task, Query) or not task.places:
+        return task
+    back = geometry.inverse()
+    places = (
+        _region(place, back) if isinstance(place, Region) else Location(*back.point(place.x, place.y))
+        for place in task.places
+    )
+    return replace(task, places=tuple(places))
+
+
+def _region(region: Region, geometry: Geometry) -> Region:
+    return Region(*geometry.box(region.x_min, region.y_min, region.x_max, region.y_max))
+
+
+def _locations(points: Sequence[Location], geometry: Geometry) -> tuple[Location, ...]:
+    return tuple(Location(*geometry.point(point.x, point.y)) for point in points)
 
 
 def _warnings(pictures: Sequence[ProcessedImage]) -> tuple[str, ...]:

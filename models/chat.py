@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -38,12 +38,16 @@ def messages_of(task: Task, image_count: int, can: frozenset[str], prompts: dict
     if task.name not in can:
         raise UnsupportedTask(f"this model can't {task.name}; it can {', '.join(sorted(can))}", "model")
     match task:
-        case Chat(messages):
+        case Chat(messages, reasoning=False):
             return messages
+        case Chat() | Query(reasoning=True):
+            raise UnsupportedTask("reasoning: this model has learned no such thing", "reasoning")
         case Caption(length):
             text = CAPTION_PROMPTS[length]
-        case Query(question):
+        case Query(question, places=()):
             text = question
+        case Query():
+            raise UnsupportedTask("spatial_refs: this model has learned no such thing", "spatial_refs")
         case Detect(subject) | Point(subject):
             text = prompts[task.name].format(subject)
     pictures = tuple(ImagePart(index) for index in range(image_count))
@@ -89,25 +93,31 @@ class ChatText:
         for kind, parts in groupby(message.parts, key=type):
             if kind is TextPart:
                 text = "".join(part.text for part in parts if isinstance(part, TextPart))
-                content.append({"type": "text", "text": self._plain(text)})
+                content.append({"type": "text", "text": no_control_tokens(text, self._control_tokens)})
             else:
                 content += [{"type": "video" if kind is VideoPart else "image"} for _ in parts]
         return content
 
-    def _plain(self, text: str) -> str:
-        """A user's text with no control token in it: a space goes behind the first character of each."""
-        for token in self._control_tokens:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
+
+def no_control_tokens(text: str, control_tokens: Iterable[str]) -> str:
+    """A user's text in which none is spoken: a space goes behind the first character of each."""
+    for token in control_tokens:
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
 
 
-def check_length(tokens: int, max_length: int) -> None:
+_PROMPT_FIELDS = {Chat.name: "messages", Query.name: "question", Caption.name: "image_url"}
+"""What a request calls most of its prompt; a detect or point, its ``object``."""
+
+
+def check_length(task: Task, tokens: int, max_length: int) -> None:
     """Raises ``InvalidRequest`` where a prompt leaves no room for an answer."""
     if tokens >= max_length:
+        field = _PROMPT_FIELDS.get(task.name, "object")
         raise InvalidRequest(
-            f"messages: the prompt takes {tokens} tokens or more, pictures included; the model's context is"
+            f"{field}: the prompt takes {tokens} tokens or more, pictures included; the model's context is"
             f" {max_length}",
-            "messages",
+            field,
             max_length,
             tokens,
         )

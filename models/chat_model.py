@@ -12,17 +12,20 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from models import llama
 from models.chat import ChatText, eos_ids
 from models.decoder import Decoder
 from models.graphs import Graphs
 from models.linear import Packer
 from models.options import LoadOptions
-from raylens.engine.model import KVRows, Prompt
-from raylens.types import Location, Region, Task
+from raylens.engine.model import Course, KVRows, Prompt, Scores
+from raylens.types import Found
 
 
 class ChatModel:
     """Implements :class:`raylens.engine.model.Model` but for ``tasks``, ``prepare`` and ``encode``."""
+
+    course: Course | None = None
 
     def __init__(
         self,
@@ -35,12 +38,12 @@ class ChatModel:
         self._chat = ChatText(tokenizer, default_template)
         self._packer = Packer(options.device, options.quantize, options.consume)
         graphs = Graphs() if options.cuda_graphs and options.device.startswith("cuda") else None
-        self._decoder = Decoder(text_model, model.lm_head, self._packer, graphs)
+        self._decoder = Decoder(llama.parts(text_model, model.lm_head, self._packer), graphs)
         self.tokenizer: Tokenizer = tokenizer._tokenizer
         self.device = options.device
         self.eos_ids = eos_ids(tokenizer, model.generation_config)
         self.max_length = int(model.config.text_config.max_position_embeddings)
-        self.vocabulary = self._decoder.vocabulary
+        self.vocabulary = int(model.lm_head.weight.shape[0])
         self.kv_shape = self._decoder.kv_shape
 
     @torch.inference_mode()
@@ -50,15 +53,16 @@ class ChatModel:
         features: Sequence[tuple[int, Tensor]],
         positions: NDArray[np.int64],
         row: KVRows,
-    ) -> Tensor:
+        whole: int = 0,
+    ) -> Scores:
         """Implements :meth:`raylens.engine.model.Model.prefill`."""
-        return self._decoder.prefill(token_ids, features, positions, row)
+        return self._decoder.prefill(token_ids, features, positions, row, whole)
 
     @torch.inference_mode()
-    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
+    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
         """Implements :meth:`raylens.engine.model.Model.decode`."""
         return self._decoder.decode(token_ids, positions, groups)
 
-    def locate(self, task: Task, text: str, prompt: Prompt) -> tuple[tuple[Region, ...], tuple[Location, ...]]:
-        """Implements :meth:`raylens.engine.model.Model.locate` for a family that has nothing to tell."""
-        return (), ()
+    def find(self, prompt: Prompt, output_ids: Sequence[int]) -> Found:
+        """Implements :meth:`raylens.engine.model.Model.find` for a family that has nothing to tell."""
+        return Found()

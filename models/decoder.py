@@ -1,29 +1,26 @@
-"""The text model of Llama's and Qwen2's kind, over its weights in transformers' modules: a lean path to its logits.
-
-A layer is: root mean square norm, grouped-query attention with rotary positions, norm, gated MLP (``modeling_llama.py``
-and ``modeling_qwen2_5_vl.py`` in transformers). Query, key and value are one product here, gate and up another; keys
-and values go straight to their rows of the engine's cache.
-"""
+"""A text model's way from tokens to logits: attention with rotary positions, whose keys and values go straight to
+their rows of the engine's cache. What lies between, a family says as :class:`Parts`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from models.graphs import Graphs
-from models.linear import Linear, Packer
+from models.linear import Linear
 from models.operations import attention, turn
-from raylens.engine.model import KVRows, KVShape
+from raylens.engine.model import KVRows, KVShape, Scores
 
-Attend = Callable[[int, Tensor, Tensor], Tensor]
+Attend = Callable[[Tensor], Tensor]
+"""Queries, keys and values of a layer, side by side (tokens, (heads + 2 · key heads) · head size), to what attention
+makes of them (tokens, heads · head size)."""
+Mix = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, queries (tokens, heads, head size), keys and values (tokens, 2, heads, head size)) -> (tokens, heads · head
 size)."""
 
@@ -33,38 +30,40 @@ _SPANS = 8
 
 
 @dataclass(frozen=True)
-class Layer:
-    attention_norm: Tensor
-    qkv: Linear
-    out: Linear
-    mlp_norm: Tensor
-    gate_up: Linear
-    down: Linear
+class Rotary:
+    """``frequencies`` (head size / 2,), float32: a head's halves are the pairs that turn, and 0 lets one stand still.
+    ``sections``: how many of them follow each axis of the positions by turns, where there are several axes."""
+
+    frequencies: Tensor
+    scale: float = 1.0
+    sections: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a decoder is made of."""
+
+    embed: Callable[[Tensor], Tensor]
+    """Ids (tokens,) to (tokens, hidden)."""
+    layers: Sequence[Callable[[Tensor, Attend], Tensor]]
+    """Each takes states (tokens, hidden) to the next layer's."""
+    norm: Callable[[Tensor], Tensor]
+    head: Linear
+    rotary: Rotary
+    heads: int
+    kv_shape: KVShape
 
 
 class Decoder:
-    """Reads tokens' embeddings behind what rows of the cache hold."""
+    """Reads tokens behind what rows of the cache hold."""
 
-    def __init__(self, text_model: nn.Module, head: nn.Linear, packer: Packer, graphs: Graphs | None = None) -> None:
-        model: Any = text_model
+    def __init__(self, parts: Parts, graphs: Graphs | None = None) -> None:
+        self.kv_shape = parts.kv_shape
+        self._parts = parts
         self._graphs = graphs
-        config = model.config
-        self._heads = int(config.num_attention_heads)
-        self._kv_heads = int(config.num_key_value_heads)
-        self._head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // self._heads)
-        self._eps = float(config.rms_norm_eps)
-        self._embeddings = packer.tensor(model.get_input_embeddings().weight)
-        self._inverse_frequencies = packer.tensor(model.rotary_emb.inv_freq).float()
-        self._rope_scale = float(model.rotary_emb.attention_scaling)
-        sections = (config.rope_parameters or {}).get("mrope_section")
-        self._axes = _axes(sections, self._head_dim, self._embeddings.device)
-        self._layers = [_layer(layer, packer) for layer in model.layers]
-        self._norm = packer.tensor(model.norm.weight)
-        self.vocabulary = int(head.weight.shape[0])
-        self._head = packer.linear(head)
-        self.kv_shape = KVShape(
-            len(self._layers), self._kv_heads, self._head_dim, self._embeddings.dtype, str(self._embeddings.device)
-        )
+        self._heads, self._kv_heads = parts.heads, parts.kv_shape.heads
+        rotary = parts.rotary
+        self._axes = _axes(rotary.sections, len(rotary.frequencies), rotary.frequencies.device)
 
     def prefill(
         self,
@@ -72,9 +71,10 @@ class Decoder:
         features: Sequence[tuple[int, Tensor]],
         positions: NDArray[np.int64],
         row: KVRows,
-    ) -> Tensor:
+        whole: int = 0,
+    ) -> Scores:
         """Implements :meth:`raylens.engine.model.Model.prefill`."""
-        states = F.embedding(self._numbers(token_ids), self._embeddings)
+        states = self._parts.embed(self._numbers(token_ids))
         for at, shown in features:
             states[at : at + len(shown)] = shown
         start, new = row.lengths[0], len(states)
@@ -83,34 +83,35 @@ class Decoder:
         shared = self._heads // self._kv_heads
         # The heads that share a key stand one behind another in the place of query positions.
         later = torch.ones((new, span), dtype=torch.bool, device=states.device).triu(start + 1)
+        later[: max(0, whole - start), :whole] = False
         bias = _shutting(later, states.dtype).repeat(shared, 1)
 
-        def attend(layer: int, query: Tensor, new_pairs: Tensor) -> Tensor:
+        def mix(layer: int, query: Tensor, new_pairs: Tensor) -> Tensor:
             pairs = row.layers[layer][:, :, :, :span]
             pairs[:, 0, :, start:end] = new_pairs.permute(1, 2, 0, 3)
             queries = query.unflatten(1, (-1, shared)).permute(1, 2, 0, 3).flatten(1, 2)
             mixed = attention(queries[None], pairs[0], pairs[1], bias)[0]
             return mixed.unflatten(1, (shared, new)).permute(2, 0, 1, 3).flatten(1)
 
-        return self._logits(self._run(states, torch.from_numpy(positions), attend)[-1:])[0]
+        return self._scores(self._run(states, torch.from_numpy(positions), mix)[-1:])
 
-    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
+    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
         """Implements :meth:`raylens.engine.model.Model.decode`."""
         lengths = [length for group in groups for length in group.lengths]
         numbers = token_ids, positions, lengths
         layers = [group.layers for group in groups]
         if self._graphs is None:
             shapes = [(len(group.lengths), _span(max(group.lengths) + 1, group)) for group in groups]
-            return self._step(layers, shapes, *map(self._numbers, numbers))
+            return self._scores(self._step(layers, shapes, *map(self._numbers, numbers)))
         # Few sizes of batch, so that graphs serve again: rows that nobody holds fill up each group.
         shapes = [(_filled(group), _span(max(group.lengths) + 1, group, _SPANS)) for group in groups]
         sizes = [(len(group.lengths), rows) for group, (rows, _) in zip(groups, shapes, strict=True)]
         given = [self._numbers(_spread(row, sizes)) for row in numbers]
-        logits = self._graphs.run(_addresses(layers, shapes), partial(self._step, layers, shapes), given)
-        return logits[np.flatnonzero(_spread([1] * len(lengths), sizes))]
+        states = self._graphs.run(_addresses(layers, shapes), partial(self._step, layers, shapes), given)
+        return self._scores(states[np.flatnonzero(_spread([1] * len(lengths), sizes))])
 
     def _numbers(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, device=self._embeddings.device)
+        return torch.tensor(numbers, device=self.kv_shape.device)
 
     def _step(
         self,
@@ -126,7 +127,7 @@ class Decoder:
         places = [_Place(*place) for place in zip(layers, [span for _, span in shapes], held, strict=True)]
         shared = (self._kv_heads, self._heads // self._kv_heads)
 
-        def attend(layer: int, query: Tensor, new_pairs: Tensor) -> Tensor:
+        def mix(layer: int, query: Tensor, new_pairs: Tensor) -> Tensor:
             query = query.unflatten(1, shared)
             mixed, first = [], 0
             for place in places:
@@ -136,33 +137,30 @@ class Decoder:
                 first += place.rows
             return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(1)
 
-        states = F.embedding(token_ids, self._embeddings)
-        return self._logits(self._run(states, positions[None], attend))
+        return self._run(self._parts.embed(token_ids), positions[None], mix)
 
-    def _run(self, states: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def _run(self, states: Tensor, positions: Tensor, mix: Mix) -> Tensor:
         cos, sin = self._turns(positions, states.dtype)
-        heads = (-1, self._head_dim)
-        for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._normed(states, layer.attention_norm)).unflatten(-1, heads)
-            qkv = turn(qkv, cos, sin)
-            pairs = qkv[:, self._heads :].unflatten(1, (2, self._kv_heads))
-            states = layer.out(attend(index, qkv[:, : self._heads], pairs), states)
-            gate, up = layer.gate_up(self._normed(states, layer.mlp_norm)).chunk(2, -1)
-            states = layer.down(F.silu(gate) * up, states)
+        heads = (-1, self.kv_shape.head_dim)
+
+        def attend(layer: int, mixed: Tensor) -> Tensor:
+            qkv = turn(mixed.unflatten(-1, heads), cos, sin)
+            return mix(layer, qkv[:, : self._heads], qkv[:, self._heads :].unflatten(1, (2, self._kv_heads)))
+
+        for index, layer in enumerate(self._parts.layers):
+            states = layer(states, partial(attend, index))
         return states
 
-    def _logits(self, states: Tensor) -> Tensor:
-        return self._head(self._normed(states, self._norm)).float()
-
-    def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(states, weight.shape, weight, self._eps)
+    def _scores(self, states: Tensor) -> Scores:
+        return Scores(self._parts.head(self._parts.norm(states)).float(), states)
 
     def _turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines (tokens, all heads, head size) of rotary positions (axes, tokens); values' heads,
         which stand last, stay as they are."""
-        angles = positions.to(self._axes.device)[..., None].float() * self._inverse_frequencies
+        rotary = self._parts.rotary
+        angles = positions.to(self._axes.device)[..., None].float() * rotary.frequencies
         angles = angles[0] if len(positions) == 1 else angles.gather(0, self._axes.expand(1, angles.shape[1], -1))[0]
-        cos, sin = angles.cos() * self._rope_scale, angles.sin() * self._rope_scale
+        cos, sin = angles.cos() * rotary.scale, angles.sin() * rotary.scale
         turned = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         still = torch.ones_like(turned[0]), torch.zeros_like(turned[1])
         heads = self._heads + self._kv_heads
@@ -225,20 +223,8 @@ def _shutting(out: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(out.shape, dtype=dtype, device=out.device).masked_fill_(out, -torch.inf)
 
 
-def _layer(layer: Any, packer: Packer) -> Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    return Layer(
-        attention_norm=packer.tensor(layer.input_layernorm.weight),
-        qkv=packer.linear(attention.q_proj, attention.k_proj, attention.v_proj),
-        out=packer.linear(attention.o_proj),
-        mlp_norm=packer.tensor(layer.post_attention_layernorm.weight),
-        gate_up=packer.linear(mlp.gate_proj, mlp.up_proj),
-        down=packer.linear(mlp.down_proj),
-    )
-
-
-def _axes(sections: Sequence[int] | None, head_dim: int, device: torch.device) -> Tensor:
+def _axes(sections: Sequence[int] | None, frequencies: int, device: torch.device) -> Tensor:
     """Which axis of the positions each frequency turns with: (1, 1, frequencies). Sections take the axes by turns."""
-    sections = sections or [head_dim // 2]
+    sections = sections or [frequencies]
     axes = [index % 3 for index, width in enumerate(sections) for _ in range(width)]
     return torch.tensor(axes, device=device)[None, None]

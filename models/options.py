@@ -16,6 +16,8 @@ half of a tile of SmolVLM2's."""
 @dataclass(frozen=True)
 class LoadOptions:
     revision: str | None = None
+    tokenizer_revision: str | None = None
+    """Of the tokenizer, where a family's lies in a repository of its own."""
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     tiles_per_step: int = 1

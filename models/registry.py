@@ -12,7 +12,11 @@ from models.options import LoadOptions
 from raylens.config import ModelConfig
 from raylens.engine.model import Model
 
-FAMILIES = {"smolvlm": "models.smolvlm:load", "qwen2_5_vl": "models.qwen2_5_vl.model:load"}
+FAMILIES = {
+    "moondream": "models.moondream.model:load",
+    "smolvlm": "models.smolvlm:load",
+    "qwen2_5_vl": "models.qwen2_5_vl.model:load",
+}
 """Family name -> ``module:function``; the function takes a checkpoint and :class:`models.options.LoadOptions`."""
 
 POCKET = Path(__file__).parent / "pocket"
@@ -25,6 +29,7 @@ def load_model(config: ModelConfig) -> Model:
     checkpoint = checkpoint_path(config)
     options = LoadOptions(
         revision=config.revision,
+        tokenizer_revision=config.tokenizer_revision,
         dtype=getattr(torch, config.dtype),
         device=pick_device(config.device),
         tiles_per_step=config.max_tiles_per_step,

@@ -7,14 +7,14 @@ Weights, tokenizer and image processor are those of transformers; the prompt's l
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from math import isqrt
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
@@ -25,9 +25,10 @@ from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
 from models.chat import check_length, image_parts, messages_of, picture_key, picture_part
 from models.chat_model import ChatModel
-from models.linear import Linear, Packer
-from models.operations import attention, by_rows, normalized
+from models.linear import Packer
+from models.operations import normalized
 from models.options import DEFAULTS, SLICE, LoadOptions
+from models.siglip import Encoder, Layer
 from raylens.engine.model import PictureInput, Pixels, Prompt
 from raylens.types import Caption, Chat, Detail, Query, VisionRequest
 
@@ -93,12 +94,12 @@ class SmolVLM(ChatModel):
         for part in parts:
             cut.append(self._cut(pictures[part.index], part.detail))
             # Before the next: tiles take far more memory than their picture.
-            check_length(sum(self._tokens_per_tile * len(tiles) for tiles, _ in cut), self.max_length)
+            check_length(request.task, sum(self._tokens_per_tile * len(tiles) for tiles, _ in cut), self.max_length)
         text = self._chat.render(messages).split("<image>")
         layouts = [self._layout(grid) for _, grid in cut]
         whole = text[0] + "".join(layout + piece for layout, piece in zip(layouts, text[1:], strict=True))
         token_ids = self._chat.encode(whole)
-        check_length(len(token_ids), self.max_length)
+        check_length(request.task, len(token_ids), self.max_length)
         starts = np.flatnonzero(np.array(token_ids) == self._image_id)[:: self._tokens_per_tile]
         inputs = [tile for tiles, _ in cut for tile in tiles]
         return Prompt(tuple(token_ids), tuple(inputs), tuple(map(int, starts)))
@@ -148,19 +149,36 @@ class SmolVLM(ChatModel):
         return f"{text}<fake_token_around_image><global-img>{tile}<fake_token_around_image>"
 
 
-@dataclass(frozen=True)
-class TowerLayer:
-    norm1: nn.Module
-    qkv: Linear
-    out: Linear
-    norm2: nn.Module
-    expand: Linear
-    contract: Linear
+class Tower:
+    """The vision tower (``modeling_smolvlm.py`` in transformers) and the connector behind it."""
+
+    def __init__(self, model: Any, packer: Packer) -> None:
+        vision, self._shuffle = model.vision_model, int(model.connector.scale_factor)
+        config, patches = vision.config, vision.embeddings.patch_embedding
+        self._encoder = Encoder(
+            patch=int(config.patch_size),
+            heads=int(config.num_attention_heads),
+            embed=packer.weight(patches.weight.flatten(1), patches.bias),
+            places=packer.tensor(vision.embeddings.position_embedding.weight),
+            layers=[_layer(layer, packer) for layer in vision.encoder.layers],
+            norm=vision.post_layernorm.to(packer.device),
+        )
+        self._project = packer.linear(model.connector.modality_projection.proj)
+
+    def slices(self, tiles: Tensor, work: int) -> Generator[None, None, Tensor]:
+        """Image tokens (tiles, tokens, hidden) of tiles (tiles, channels, side, side), ``work`` patches times layers at
+        a time."""
+        states = yield from self._encoder.slices(tiles, work)
+        with torch.inference_mode():
+            # Pixel shuffle: a square of neighboring patches becomes one token.
+            count, edge = len(tiles), isqrt(states.shape[1]) // self._shuffle
+            grid = states.view(count, edge, self._shuffle, edge, self._shuffle, -1).transpose(2, 3)
+            return self._project(grid.reshape(count, edge * edge, -1))
 
 
-def _tower_layer(layer: Any, packer: Packer) -> TowerLayer:
+def _layer(layer: Any, packer: Packer) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    return TowerLayer(
+    return Layer(
         norm1=layer.layer_norm1.to(packer.device),
         qkv=packer.linear(attention.q_proj, attention.k_proj, attention.v_proj),
         out=packer.linear(attention.out_proj),
@@ -168,48 +186,3 @@ def _tower_layer(layer: Any, packer: Packer) -> TowerLayer:
         expand=packer.linear(mlp.fc1, activation="gelu"),
         contract=packer.linear(mlp.fc2),
     )
-
-
-class Tower:
-    """The vision tower (SigLIP's kind, ``modeling_smolvlm.py`` in transformers) and the connector behind it."""
-
-    def __init__(self, model: Any, packer: Packer) -> None:
-        vision, self._shuffle = model.vision_model, int(model.connector.scale_factor)
-        config = vision.config
-        self._patch = int(config.patch_size)
-        self._heads = int(config.num_attention_heads)
-        self._head_dim = int(config.hidden_size) // self._heads
-        patches = vision.embeddings.patch_embedding
-        self._patches = packer.weight(patches.weight.flatten(1), patches.bias)
-        self._places = packer.tensor(vision.embeddings.position_embedding.weight)
-        self._layers = [_tower_layer(layer, packer) for layer in vision.encoder.layers]
-        self._norm = vision.post_layernorm.to(packer.device)
-        self._project = packer.linear(model.connector.modality_projection.proj)
-
-    def slices(self, tiles: Tensor, work: int) -> Generator[None, None, Tensor]:
-        """Image tokens (tiles, tokens, hidden) of tiles (tiles, channels, side, side), ``work`` patches times layers at
-        a time."""
-        count, side = len(tiles), tiles.shape[-1] // self._patch
-        with torch.inference_mode():
-            patches = F.unfold(tiles, self._patch, stride=self._patch).transpose(1, 2)
-            states = (self._patches(patches) + self._places).flatten(0, 1)
-        layers = max(1, work // len(states))
-        for first in range(0, len(self._layers), layers):
-            if first:
-                yield
-            with torch.inference_mode():
-                for layer in self._layers[first : first + layers]:
-                    self._apply(layer, states, count)
-        with torch.inference_mode():
-            states = self._norm(states)
-            # Pixel shuffle: a square of neighboring patches becomes one token.
-            edge = side // self._shuffle
-            grid = states.view(count, edge, self._shuffle, edge, self._shuffle, -1).transpose(2, 3)
-            return self._project(grid.reshape(count, edge * edge, -1))
-
-    def _apply(self, layer: TowerLayer, states: Tensor, tiles: int) -> None:
-        """Runs states (tiles · patches, hidden) through a layer, in place."""
-        mixed = layer.qkv(layer.norm1(states)).view(tiles, -1, 3, self._heads, self._head_dim)
-        query, key, value = mixed.permute(2, 0, 3, 1, 4).contiguous()
-        by_rows(layer.out, attention(query, key, value).transpose(1, 2).flatten(0, 1).flatten(1), states)
-        by_rows(lambda rows, plus: layer.contract(layer.expand(layer.norm2(rows)), plus), states, states)

@@ -50,6 +50,14 @@ class Geometry:
         a, b, c, d, e, f = self.to_original
         return _clip(a * x + b * y + c), _clip(d * x + e * y + f)
 
+    def inverse(self) -> Geometry:
+        """The map from the original's coordinates to the processed picture's."""
+        a, b, c, d, e, f = self.to_original
+        scale = a * e - b * d
+        g, h, j, k = e / scale, -b / scale, -d / scale, a / scale
+        back = (g, h, -(g * c + h * f), j, k, -(j * c + k * f))
+        return Geometry(self.processed, self.original, back)
+
     def box(self, x_min: float, y_min: float, x_max: float, y_max: float) -> tuple[float, float, float, float]:
         """A box of the processed picture as (x_min, y_min, x_max, y_max) in the original's coordinates."""
         (x1, y1), (x2, y2) = self.point(x_min, y_min), self.point(x_max, y_max)

@@ -65,9 +65,11 @@ class ModelConfig(Frozen):
     """One model deployment. ``checkpoint`` is a hub id, a folder, or ``pocket``: the tiny one that is bundled."""
 
     name: Name
-    family: Literal["smolvlm", "qwen2_5_vl"]
+    family: Literal["moondream", "smolvlm", "qwen2_5_vl"]
     checkpoint: str = "pocket"
     revision: str | None = None
+    tokenizer_revision: str | None = None
+    """Of moondream/starmie-v1, Moondream's tokenizer, which lies beside no checkpoint on the hub."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     """``auto`` takes CUDA where the replica holds a GPU."""

@@ -12,6 +12,9 @@ from enum import IntEnum, StrEnum
 
 from raylens.recipe import Recipe
 
+MAX_OBJECTS = 50
+"""Where a detect or point says nothing else."""
+
 
 class Length(StrEnum):
     """How long a caption should be."""
@@ -77,6 +80,24 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A box, normalized to [0, 1]."""
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+
+@dataclass(frozen=True)
+class Location:
+    """A point, normalized to [0, 1]."""
+
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
 class Caption:
     """Describe the one picture."""
 
@@ -86,33 +107,41 @@ class Caption:
 
 @dataclass(frozen=True)
 class Query:
-    """Answer a question, about the one picture where there is one."""
+    """Answer a question, about the one picture where there is one.
+
+    ``reasoning``: think first, and tell the thoughts. ``places``: what in the picture the question is about.
+    """
 
     question: str
+    reasoning: bool = False
+    places: tuple[Location | Region, ...] = ()
     name = "query"
 
 
 @dataclass(frozen=True)
 class Detect:
-    """Find the boxes of all instances of ``subject``."""
+    """Find the boxes of all instances of ``subject``, up to ``max_objects``."""
 
     subject: str
+    max_objects: int = MAX_OBJECTS
     name = "detect"
 
 
 @dataclass(frozen=True)
 class Point:
-    """Find the centers of all instances of ``subject``."""
+    """Find the centers of all instances of ``subject``, up to ``max_objects``."""
 
     subject: str
+    max_objects: int = MAX_OBJECTS
     name = "point"
 
 
 @dataclass(frozen=True)
 class Chat:
-    """Answer the last of these messages."""
+    """Answer the last of these messages. ``reasoning``: as in :class:`Query`."""
 
     messages: tuple[Message, ...]
+    reasoning: bool = False
     name = "chat"
 
 
@@ -191,28 +220,36 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
-class Region:
-    """A box, normalized to [0, 1]."""
+class Grounding:
+    """The points that a part of the thoughts speaks of: characters ``start`` to ``end`` of their text."""
 
-    x_min: float
-    y_min: float
-    x_max: float
-    y_max: float
+    start: int
+    end: int
+    points: tuple[Location, ...]
 
 
 @dataclass(frozen=True)
-class Location:
-    """A point, normalized to [0, 1]."""
+class Reasoning:
+    """What was thought before an answer."""
 
-    x: float
-    y: float
+    text: str
+    groundings: tuple[Grounding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a finished answer says beside its text: the boxes of a detect, the points of a point, and thoughts."""
+
+    regions: tuple[Region, ...] | None = None
+    locations: tuple[Location, ...] | None = None
+    reasoning: Reasoning | None = None
 
 
 @dataclass(frozen=True)
 class Delta:
     """A piece of answer number ``index``. The last one of an answer has a ``finish_reason`` and its ``usage``.
 
-    The last one of a detect has ``regions``, that of a point ``locations``.
+    The last one also has what was ``found``, where the answer says more than its text.
     """
 
     text: str = ""
@@ -221,8 +258,7 @@ class Delta:
     usage: Usage | None = None
     warnings: tuple[str, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
-    regions: tuple[Region, ...] | None = None
-    locations: tuple[Location, ...] | None = None
+    found: Found | None = None
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,9 @@ class PackedBatch:
     """(kind, row, start, end) of every segment."""
 
 
-def pack(rows: list[Row], pad_id: int, device: torch.device) -> PackedBatch:
-    """Lays rows out as tensors; a label stands at the position that predicts it."""
+def pack(rows: list[Row], pad_id: int, device: torch.device, whole_prefix: bool = False) -> PackedBatch:
+    """Lays rows out as tensors; a label stands at the position that predicts it. ``whole_prefix``: its tokens attend to
+    each other, not only to those before."""
     length = max(len(row) for row in rows)
     ids = torch.full((len(rows), length), pad_id)
     axes = len(rows[0].prefix_positions)
@@ -90,6 +91,8 @@ def pack(rows: list[Row], pad_id: int, device: torch.device) -> PackedBatch:
     same = group[:, :, None] == group[:, None, :]
     in_prefix = group[:, None, :] == 0
     mask = (same | in_prefix) & torch.ones(length, length, dtype=torch.bool).tril()
+    if whole_prefix:
+        mask |= (group == 0)[:, :, None] & in_prefix
     tiles = torch.tensor([tile for row in rows for tile in row.tiles])
     return PackedBatch(
         ids.to(device),

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from models.pocket import train_qwen2_5_vl, train_smolvlm
+from models.pocket import train_moondream, train_qwen2_5_vl, train_smolvlm
 from models.pocket.training import Settings, train
 
 HERE = Path(__file__).parent
-FAMILIES = {"smolvlm": train_smolvlm, "qwen2_5_vl": train_qwen2_5_vl}
+FAMILIES = {"moondream": train_moondream, "smolvlm": train_smolvlm, "qwen2_5_vl": train_qwen2_5_vl}
 
 
 def main() -> None:

@@ -42,12 +42,9 @@ from models.pocket.qwen2_5_vl_checkpoint import (
 from models.pocket.rows import IGNORED, PackedBatch, Row, Segment, exact_segments, pack
 from models.pocket.scenes import COLORS, KINDS, Scene, Shape
 from models.pocket.training import buckets, tasks
+from models.pocket.windows import COLOR_INDEX, KIND_INDEX, PLACED, random_window, subject
 
 TOKEN = PATCH * MERGE
-KIND_INDEX = {name: index + 1 for index, name in enumerate(KINDS)}
-COLOR_INDEX = {name: index + 1 for index, name in enumerate(COLORS)}
-PLACED = ("caption normal", "caption long", "shape", "aid", "phrasing")
-"""Kinds of questions whose answers name places in the grid, which a cut picture no longer has."""
 
 
 @dataclass(frozen=True)
@@ -97,22 +94,8 @@ class Pictures(IterableDataset[Picture]):
         rng = random.Random(self.seed)
         for scene, pixels in drawn_scenes(rng, self.max_side):
             cut = rng.random() < 0.25
-            window = _random_window(scene, rng) if cut else (0, 0, scene.width, scene.height)
+            window = random_window(scene, rng) if cut else (0, 0, scene.width, scene.height)
             yield Picture(_resized(Image.fromarray(pixels).crop(window), rng), scene, window, cut)
-
-
-def _random_window(scene: Scene, rng: random.Random) -> tuple[int, int, int, int]:
-    """A window with every shape whole in it, at most 2.2 times as long as it is wide."""
-    boxes = [shape.box for shape in scene.shapes]
-    inner = min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes)
-    for _ in range(20):
-        left, top = int(inner[0] * rng.random()), int(inner[1] * rng.random())
-        right = scene.width - int((scene.width - inner[2]) * rng.random())
-        bottom = scene.height - int((scene.height - inner[3]) * rng.random())
-        width, height = right - left, bottom - top
-        if max(width, height) <= 2.2 * min(width, height) and min(width, height) >= 32:
-            return left, top, right, bottom
-    return 0, 0, scene.width, scene.height
 
 
 def _resized(picture: Image.Image, rng: random.Random) -> NDArray[np.uint8]:
@@ -129,21 +112,12 @@ def localizations(picture: Picture, rng: random.Random) -> list[tuple[str, str, 
     """(kind, question, answer): two subjects' boxes and two subjects' points; some are not there."""
     asked = []
     for kind, prompt, key in (("detect", DETECT_PROMPT, "bbox_2d"), ("point", POINT_PROMPT, "point_2d")) * 2:
-        subject = _subject(picture.scene, rng)
-        found = [shape for shape in picture.scene.shapes if shape.matches(subject)]
+        name = subject(picture.scene, rng)
+        found = [shape for shape in picture.scene.shapes if shape.matches(name)]
         places = [picture.box(shape) if kind == "detect" else picture.place(shape.x, shape.y) for shape in found]
-        parts = [f'{{"{key}": [{", ".join(map(str, at))}], "label": "{subject}"}}' for at in places]
-        asked.append((kind, prompt.format(subject), f"[{', '.join(parts)}]"))
+        parts = [f'{{"{key}": [{", ".join(map(str, at))}], "label": "{name}"}}' for at in places]
+        asked.append((kind, prompt.format(name), f"[{', '.join(parts)}]"))
     return asked
-
-
-def _subject(scene: Scene, rng: random.Random) -> str:
-    """A shape of the scene by its name or its kind, all of them, or, one time in four, any shape or kind at all."""
-    if rng.random() < 0.25:
-        kind = rng.choice(KINDS)
-        return kind if rng.random() < 0.5 else f"{rng.choice(list(COLORS))} {kind}"
-    shape = rng.choice(scene.shapes)
-    return rng.choice((shape.name, shape.name, shape.kind, "shape"))
 
 
 class Prompts:

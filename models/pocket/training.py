@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from models.pocket.pictures import Pool
 from models.pocket.prompts import caption_request
@@ -101,10 +101,10 @@ def buckets(rows: list[Row], count: int = 4) -> list[list[Row]]:
 class Trainer(ABC, Generic[P]):
     """Model, probe, optimizer and progress; resumes from ``work`` where an earlier run stopped."""
 
-    model: PreTrainedModel
+    model: nn.Module
     tokenizer: PreTrainedTokenizerFast
 
-    def __init__(self, model: PreTrainedModel, probe: nn.Module, settings: Settings, work: Path) -> None:
+    def __init__(self, model: nn.Module, probe: nn.Module, settings: Settings, work: Path) -> None:
         self.settings = settings
         self.work = work
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -36,12 +36,10 @@ from raylens.types import (
     Chat,
     Detail,
     Detect,
+    Found,
     ImagePart,
-    Location,
     Point,
     Query,
-    Region,
-    Task,
     VideoPart,
     VisionRequest,
 )
@@ -105,7 +103,9 @@ class Qwen2_5_VL(ChatModel):
         inputs: list[PictureInput] = []
         for part in visual_parts(messages):
             inputs.append(self._input(part, pictures))
-            check_length(sum(shown.tokens for shown in inputs), self.max_length)  # before the next takes its memory
+            check_length(
+                request.task, sum(shown.tokens for shown in inputs), self.max_length
+            )  # before the next takes its memory
         token_ids: list[int] = []
         starts: list[int] = []
         waiting = iter(inputs)
@@ -115,9 +115,9 @@ class Qwen2_5_VL(ChatModel):
                 token_ids += [token] * next(waiting).tokens
             else:
                 token_ids.append(token)
-        check_length(len(token_ids), self.max_length)
+        check_length(request.task, len(token_ids), self.max_length)
         positions = self._positions(len(token_ids), starts, inputs)
-        return Prompt(tuple(token_ids), tuple(inputs), tuple(starts), positions)
+        return Prompt(tuple(token_ids), tuple(inputs), tuple(starts), positions, plan=request.task)
 
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
         """Implements :meth:`raylens.engine.model.Model.encode`."""
@@ -136,13 +136,16 @@ class Qwen2_5_VL(ChatModel):
         scale = float(processor.rescale_factor)
         return normalized(values, scale, processor.image_mean, processor.image_std).flatten(1)
 
-    def locate(self, task: Task, text: str, prompt: Prompt) -> tuple[tuple[Region, ...], tuple[Location, ...]]:
-        """Implements :meth:`raylens.engine.model.Model.locate`."""
+    def find(self, prompt: Prompt, output_ids: Sequence[int]) -> Found:
+        """Implements :meth:`raylens.engine.model.Model.find`."""
+        if not isinstance(prompt.plan, Detect | Point):
+            return Found()
         grid: Grid = prompt.pictures[0].data.grid
         width, height = grid.columns * self._patch, grid.rows * self._patch
-        if isinstance(task, Detect):
-            return regions(text, width, height), ()
-        return (), locations(text, width, height)
+        text, limit = self.tokenizer.decode(list(output_ids)), prompt.plan.max_objects
+        if isinstance(prompt.plan, Detect):
+            return Found(regions=regions(text, width, height)[:limit])
+        return Found(locations=locations(text, width, height)[:limit])
 
     def _input(self, part: ImagePart | VideoPart, pictures: Sequence[Pixels]) -> PictureInput:
         if isinstance(part, VideoPart):

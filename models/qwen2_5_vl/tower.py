@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.decoder import Layer
 from models.linear import Packer
+from models.llama import Layer, RMSNorm
 from models.operations import attention, by_rows, turn
+
+EPS = 1e-6
+"""Of the norms."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Tower:
         self._frequencies = packer.tensor(tower.rotary_pos_emb.inv_freq).float()
         self._patches = packer.weight(tower.patch_embed.proj.weight.flatten(1))
         self._layers = [_layer(block, packer) for block in tower.blocks]
-        self._norm = packer.tensor(tower.merger.ln_q.weight)
+        self._norm = RMSNorm(packer.tensor(tower.merger.ln_q.weight), EPS)
         self._expand, self._contract = (packer.linear(tower.merger.mlp[place]) for place in (0, 2))
 
     def slices(self, pixels: Tensor, grid: Grid, work: int) -> Generator[None, None, Tensor]:
@@ -62,7 +65,7 @@ class Tower:
                     spans = [(grid.frames, grid.rows * grid.columns)] if index in self._whole else windows
                     states = self._block(index, states, cos, sin, spans)
         with torch.inference_mode():
-            merged = _normed(states, self._norm).view(len(order), -1)
+            merged = self._norm(states).view(len(order), -1)
             tokens = self._contract(F.gelu(self._expand(merged)))
             return tokens[torch.from_numpy(np.argsort(order)).to(tokens.device)]
 
@@ -85,7 +88,7 @@ class Tower:
 
     def _block(self, index: int, states: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
         layer = self._layers[index]
-        mixed = layer.qkv(_normed(states, layer.attention_norm)).unflatten(-1, (3, self._heads, self._head_dim))
+        mixed = layer.qkv(layer.attention_norm(states)).unflatten(-1, (3, self._heads, self._head_dim))
         query, key, value = mixed.unbind(1)
         # Turned in float32, as in the stock tower.
         query, key = (turn(part.float(), cos, sin).to(value.dtype) for part in (query, key))
@@ -96,28 +99,19 @@ class Tower:
             parts.append(attention(*window).transpose(1, 2).flatten(0, 1).flatten(1))
             first = last
         by_rows(layer.out, torch.cat(parts) if len(parts) > 1 else parts[0], states)
-
-        def mlp(rows: Tensor, plus: Tensor) -> Tensor:
-            gate, up = layer.gate_up(_normed(rows, layer.mlp_norm)).chunk(2, -1)
-            return layer.down(F.silu(gate) * up, plus)
-
-        by_rows(mlp, states, states)
+        by_rows(layer.mlp, states, states)
         return states
 
 
 def _layer(block: Any, packer: Packer) -> Layer:
     return Layer(
-        attention_norm=packer.tensor(block.norm1.weight),
+        attention_norm=RMSNorm(packer.tensor(block.norm1.weight), EPS),
         qkv=packer.linear(block.attn.qkv),
         out=packer.linear(block.attn.proj),
-        mlp_norm=packer.tensor(block.norm2.weight),
+        mlp_norm=RMSNorm(packer.tensor(block.norm2.weight), EPS),
         gate_up=packer.linear(block.mlp.gate_proj, block.mlp.up_proj),
         down=packer.linear(block.mlp.down_proj),
     )
-
-
-def _normed(states: Tensor, weight: Tensor) -> Tensor:
-    return F.rms_norm(states, weight.shape, weight, 1e-6)
 
 
 def window_order(frames: int, rows: int, columns: int, window: int) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:

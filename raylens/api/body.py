@@ -25,6 +25,8 @@ def _well_formed(text: str) -> str:
     return text
 
 
+MAX_OBJECTS_ASKED = 1000
+"""Of a detect or point."""
 Text = Annotated[str, AfterValidator(_well_formed)]
 
 

@@ -10,7 +10,10 @@ from raylens.errors import UnknownModel
 
 Dialect = Literal["openai", "moondream"]
 
-FAMILY_ALIASES = {"smolvlm": ("smolvlm2_500m_video",)}
+FAMILY_ALIASES = {
+    "moondream": ("moondream2", "moondream3-preview", "moondream:1.8b"),
+    "smolvlm": ("smolvlm2_500m_video",),
+}
 """Names by which clients of other servers ask for a family."""
 
 

@@ -9,28 +9,47 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import Field
 
 from raylens.api import sse
-from raylens.api.body import Body, Text
+from raylens.api.ability import able_model
+from raylens.api.body import MAX_OBJECTS_ASKED, Body, Text
 from raylens.api.context import Context
 from raylens.api.errors import body_of
+from raylens.api.found import places_as_json, reasoning_as_json
 from raylens.api.picture_body import PictureBody, describe, read, required
-from raylens.errors import InvalidRequest, ModelFailed, ModelNotLoaded, RaylensError, UnsupportedTask
-from raylens.types import Caption, Delta, Detect, Length, ModelInfo, PictureFile, Point, Query, Task, VisionRequest
+from raylens.errors import InvalidRequest, RaylensError, UnsupportedTask
+from raylens.types import (
+    MAX_OBJECTS,
+    Caption,
+    Delta,
+    Detect,
+    Length,
+    Location,
+    PictureFile,
+    Point,
+    Query,
+    Region,
+    Task,
+    VisionRequest,
+)
 
 logger = logging.getLogger(__name__)
+
+
+MAX_PLACES = 64
+Share = Annotated[float, Field(ge=0, le=1)]
+"""Of the picture's width or height."""
 
 
 class Settings(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_objects: Annotated[int, Field(ge=1)] | None = None
+    max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_ASKED)] = MAX_OBJECTS
 
 
 class PictureRequest(PictureBody):
@@ -47,7 +66,8 @@ class CaptionRequest(PictureRequest):
 class QueryRequest(PictureRequest):
     question: Annotated[Text, Field(min_length=1)]
     reasoning: bool = False
-    spatial_refs: list[list[float]] | None = None
+    spatial_refs: Annotated[list[list[Share]], Field(max_length=MAX_PLACES)] | None = None
+    """Points [x, y] and boxes [x_min, y_min, x_max, y_max] that the question is about."""
 
 
 class ObjectRequest(PictureRequest):
@@ -69,26 +89,44 @@ def router(context: Context) -> APIRouter:
     @routes.post("/query", summary="Ask about a picture", openapi_extra=describe(QueryRequest))
     async def query(http: Request) -> Any:
         body, picture = await read(http, QueryRequest, context)
-        _refuse(body, "reasoning", "spatial_refs")
         context.check_text(len(body.question), "question")
         pictures = [] if picture is None else [picture]
-        return await _answer(context, http, body, Query(body.question), pictures, "answer")
+        task = Query(body.question, body.reasoning, _places(body.spatial_refs or [], has_picture=bool(pictures)))
+        return await _answer(context, http, body, task, pictures, "answer")
 
     @routes.post("/detect", summary="Find boxes", openapi_extra=describe(ObjectRequest))
     async def detect(http: Request) -> Any:
         body, picture = await read(http, ObjectRequest, context)
-        return await _locate(context, http, body, Detect(body.object), required(picture), "objects")
+        return await _locate(context, http, body, Detect(body.object, body.settings.max_objects), required(picture))
 
     @routes.post("/point", summary="Find centers", openapi_extra=describe(ObjectRequest))
     async def point(http: Request) -> Any:
         body, picture = await read(http, ObjectRequest, context)
-        return await _locate(context, http, body, Point(body.object), required(picture), "points")
+        return await _locate(context, http, body, Point(body.object, body.settings.max_objects), required(picture))
 
     @routes.post("/segment", summary="Not served: always 400", openapi_extra=describe(ObjectRequest))
     async def segment(http: Request) -> Any:
         raise UnsupportedTask("segment: no model that is served here can segment", "model")
 
     return routes
+
+
+def _places(refs: list[list[float]], *, has_picture: bool) -> tuple[Location | Region, ...]:
+    """Raises ``InvalidRequest`` for what is neither a point nor a box, and where there is no picture."""
+    if refs and not has_picture:
+        raise InvalidRequest("spatial_refs: there is no picture that they could lie in", "spatial_refs")
+    places: list[Location | Region] = []
+    for number, ref in enumerate(refs):
+        field = f"spatial_refs.{number}"
+        if len(ref) not in (2, 4):
+            raise InvalidRequest(f"{field}: {len(ref)} numbers; a point has 2, and a box 4", field)
+        if len(ref) == 2:
+            places.append(Location(*ref))
+        elif ref[0] < ref[2] and ref[1] < ref[3]:
+            places.append(Region(*ref))
+        else:
+            raise InvalidRequest(f"{field}: a box is x_min, y_min, x_max, y_max, and has some area", field)
+    return tuple(places)
 
 
 def _refuse(body: PictureRequest, *fields: str) -> None:
@@ -108,57 +146,21 @@ async def _answer(
     if body.stream:
         return await sse.stream(_events(deltas, http.url.path))
     whole = await _whole(deltas)
-    return _with_warnings({key: "".join(delta.text for delta in whole)}, whole)
+    answer = {key: "".join(delta.text for delta in whole)}
+    return _with_warnings({**_thoughts(whole), **answer}, whole)
 
 
 async def _locate(
-    context: Context, http: Request, body: ObjectRequest, task: Detect | Point, picture: PictureFile, key: str
+    context: Context, http: Request, body: ObjectRequest, task: Detect | Point, picture: PictureFile
 ) -> dict[str, Any]:
-    """The boxes or points as ``{key: [...]}``."""
+    """The boxes or points."""
     _refuse(body, "stream", "spatial_refs")
     context.check_text(len(body.object), "object")
-    model = await _able(context, body.model, task)
+    model = await able_model(context, body.model, "moondream", task)
     request = _request(context, http, body, model, task, body.settings.temperature or 0.0)
     whole = await _whole(context.service.generate(request, [picture]))
-    last = whole[-1] if whole else Delta()
-    places = last.regions if isinstance(task, Detect) else last.locations
-    if places is None:
-        raise ModelFailed("the answer ended early")
-    return _with_warnings({key: [asdict(place) for place in places[: body.settings.max_objects]]}, whole)
-
-
-async def _able(context: Context, name: str | None, task: Task) -> str:
-    """The model that is named, or the default; where none is named and that can't do the task, the first that can.
-
-    Raises ``UnsupportedTask``, which names the models that can, and ``ModelNotLoaded`` where one that is down might.
-    """
-    wanted = context.catalog.resolve(name, "moondream")
-    # Only where it must: a model that hangs would keep all others waiting.
-    infos = await context.model_infos([wanted])
-    if not _can(infos[wanted], task):
-        infos = await context.model_infos(context.catalog.models)
-    able = [model for model, info in infos.items() if _can(info, task)]
-    if wanted in able:
-        return wanted
-    if able and not name:
-        return able[0]
-    raise _unable(wanted, task, able, infos, is_named=bool(name))
-
-
-def _unable(
-    wanted: str, task: Task, able: list[str], infos: dict[str, ModelInfo | ModelNotLoaded], *, is_named: bool
-) -> RaylensError:
-    down = {model: info for model, info in infos.items() if isinstance(info, ModelNotLoaded)}
-    for model, error in down.items():
-        if model == wanted or not is_named:
-            return error
-    nobody = f"no model that is {'up' if down else 'served here'} can"
-    others = f"these can: {', '.join(able)}" if able else nobody
-    return UnsupportedTask(f"model: {wanted} can't {task.name}; {others}", "model")
-
-
-def _can(info: ModelInfo | ModelNotLoaded, task: Task) -> bool:
-    return isinstance(info, ModelInfo) and task.name in info.tasks
+    found = whole[-1].found if whole else None
+    return _with_warnings(places_as_json(found), whole)
 
 
 def _request(
@@ -174,19 +176,28 @@ async def _whole(deltas: AsyncGenerator[Delta, None]) -> list[Delta]:
         return [delta async for delta in deltas]
 
 
+def _thoughts(deltas: list[Delta]) -> dict[str, Any]:
+    """What was thought before the answer, where the request wanted to know."""
+    reasoning = deltas[-1].found and deltas[-1].found.reasoning if deltas else None
+    return {"reasoning": reasoning_as_json(reasoning)} if reasoning else {}
+
+
 def _with_warnings(answer: dict[str, Any], deltas: list[Delta]) -> dict[str, Any]:
     warnings = [warning for delta in deltas for warning in delta.warnings]
     return {**answer, "warnings": warnings} if warnings else answer
 
 
 async def _events(deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenerator[str, None]:
-    """The client can't show an error after the first chunk: the stream then ends without ``completed``."""
+    """The client can't show an error after the first chunk: the stream then ends without ``completed``. What was
+    thought comes with that."""
     begun = False
     warnings: list[str] = []
+    last: list[Delta] = []
     async with aclosing(deltas):
         try:
             async for delta in deltas:
                 warnings.extend(delta.warnings)
+                last = [delta]
                 if delta.text:
                     yield sse.event({"chunk": delta.text})
                     begun = True
@@ -196,4 +207,5 @@ async def _events(deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenera
             logger.warning("%s, after the stream began: %s", error.code, error.message)
             yield sse.event(body_of(path, error))
             return
-    yield sse.event({"completed": True, "warnings": warnings} if warnings else {"completed": True})
+    end = {"completed": True, **_thoughts(last)}
+    yield sse.event({**end, "warnings": warnings} if warnings else end)

@@ -5,6 +5,7 @@ Format: OpenAI's API reference, "Chat" and "Models"; :mod:`raylens.api.openai_re
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import uuid
@@ -17,11 +18,19 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
 from raylens.api import sse
+from raylens.api.ability import able_model
 from raylens.api.context import Context
 from raylens.api.errors import body_of
-from raylens.api.openai_request import ChatRequest, parse_messages, refuse_what_is_not_supported, sampling
+from raylens.api.found import places_as_json, reasoning_as_json
+from raylens.api.openai_request import (
+    ChatRequest,
+    parse_messages,
+    places_wanted,
+    refuse_what_is_not_supported,
+    sampling,
+)
 from raylens.errors import ModelFailed, RaylensError
-from raylens.types import Delta, TokenLogprob, Usage, VisionRequest
+from raylens.types import Delta, Detect, Found, Point, Task, TokenLogprob, Usage, VisionRequest
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +46,13 @@ def router(context: Context) -> APIRouter:
     @routes.post(PATH, summary="Chat about pictures")
     async def chat_completions(body: ChatRequest, http: Request) -> Any:
         refuse_what_is_not_supported(body)
-        model = context.catalog.resolve(body.model, "openai")
-        task, pictures = await parse_messages(body, context)
+        chat, pictures = await parse_messages(body, context)
+        located = places_wanted(body, chat, context)
+        if located is None:
+            model = context.catalog.resolve(body.model, "openai")
+        else:
+            model = await able_model(context, body.model, "openai", located)
+        task = located or chat
         request = context.request(http, model, task, sampling(body, context), body.recipe, bool(body.stream))
         reply = Reply(request, body)
         if body.stream:
@@ -66,19 +80,23 @@ class _Answer:
     texts: list[str] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     reason: str | None = None
+    found: Found | None = None
 
     def add(self, delta: Delta) -> None:
         self.texts.append(delta.text)
         self.logprobs.extend(map(_logprob, delta.logprobs))
         if delta.finish_reason is not None:
-            self.reason = delta.finish_reason.value
+            self.reason, self.found = delta.finish_reason.value, delta.found
 
-    def choice(self, with_logprobs: bool) -> dict[str, Any]:
+    def choice(self, task: Task, with_logprobs: bool) -> dict[str, Any]:
         return {
-            "message": {"role": "assistant", "content": "".join(self.texts), "refusal": None},
+            "message": {"role": "assistant", "content": self._content(task), "refusal": None, **_thoughts(self.found)},
             "logprobs": {"content": self.logprobs, "refusal": None} if with_logprobs else None,
             "finish_reason": self.reason,
         }
+
+    def _content(self, task: Task) -> str:
+        return _places(self.found) if isinstance(task, Detect | Point) else "".join(self.texts)
 
 
 class Reply:
@@ -86,6 +104,7 @@ class Reply:
 
     def __init__(self, request: VisionRequest, body: ChatRequest) -> None:
         self._n = request.sampling.n
+        self._task = request.task
         self._logprobs = request.sampling.logprobs is not None
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -107,7 +126,9 @@ class Reply:
                     usages.append(delta.usage)
         if any(answer.reason is None for answer in answers):
             raise ModelFailed("the answer ended early")
-        choices = [{"index": index, **answer.choice(self._logprobs)} for index, answer in enumerate(answers)]
+        choices = [
+            {"index": index, **answer.choice(self._task, self._logprobs)} for index, answer in enumerate(answers)
+        ]
         reply = {**self._head, "object": "chat.completion", "choices": choices, "usage": _usage(usages)}
         return {**reply, "warnings": warnings} if warnings else reply
 
@@ -121,10 +142,10 @@ class Reply:
                     if delta.index not in begun:
                         yield self._chunk(delta.index, {"role": "assistant", "content": ""}, warnings=delta.warnings)
                         begun.add(delta.index)
-                    if delta.text or delta.logprobs:
-                        yield self._chunk(delta.index, {"content": delta.text}, logprobs=delta.logprobs)
+                    if content := self._content(delta):
+                        yield self._chunk(delta.index, content, logprobs=delta.logprobs)
                     if delta.finish_reason is not None:
-                        yield self._chunk(delta.index, {}, delta.finish_reason.value)
+                        yield self._chunk(delta.index, _thoughts(delta.found), delta.finish_reason.value)
                     if delta.usage is not None:
                         usages.append(delta.usage)
             except RaylensError as error:
@@ -137,10 +158,16 @@ class Reply:
             yield sse.event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(usages)})
         yield sse.event("[DONE]")
 
+    def _content(self, delta: Delta) -> dict[str, Any]:
+        """What a chunk says of an answer: its text, or, once it is complete, the places that it found."""
+        if isinstance(self._task, Detect | Point):
+            return {"content": _places(delta.found)} if delta.finish_reason else {}
+        return {"content": delta.text} if delta.text or delta.logprobs else {}
+
     def _chunk(
         self,
         index: int,
-        delta: dict[str, str],
+        delta: dict[str, Any],
         reason: str | None = None,
         warnings: tuple[str, ...] = (),
         logprobs: tuple[TokenLogprob, ...] = (),
@@ -153,6 +180,18 @@ class Reply:
         if warnings:
             chunk["warnings"] = warnings
         return sse.event(chunk)
+
+
+def _places(found: Found | None) -> str:
+    return json.dumps(places_as_json(found), separators=(",", ":"))
+
+
+def _thoughts(found: Found | None) -> dict[str, Any]:
+    """As Moondream's client reads them from a message."""
+    if found is None or found.reasoning is None:
+        return {}
+    reasoning = reasoning_as_json(found.reasoning)
+    return {"reasoning": reasoning["text"], "reasoning_details": {"grounding": reasoning["grounding"]}}
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:

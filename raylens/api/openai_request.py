@@ -11,10 +11,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from raylens.api.body import Body, RecipeField, Text
+from raylens.api.body import MAX_OBJECTS_ASKED, Body, RecipeField, Text
 from raylens.api.context import Context
 from raylens.errors import InvalidRequest
-from raylens.types import Chat, Detail, ImagePart, Message, PictureFile, Role, SamplingParams, TextPart, VideoPart
+from raylens.types import (
+    MAX_OBJECTS,
+    Chat,
+    Detail,
+    Detect,
+    ImagePart,
+    Message,
+    PictureFile,
+    Point,
+    Role,
+    SamplingParams,
+    TextPart,
+    VideoPart,
+)
 
 MAX_MESSAGES, MAX_PARTS = 1024, 1024
 """Of a chat, and of a message: each costs time even where it is empty."""
@@ -27,7 +40,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "reasoning": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "verbosity": ("medium",),
@@ -109,6 +121,15 @@ ResponseFormat = Annotated[PlainText | JsonObject | JsonSchema, Field(discrimina
 Penalty = Annotated[float, Field(ge=-2, le=2, strict=True)]
 
 
+class Locate(Body):
+    """Our own extension: boxes or points instead of words."""
+
+    task: Literal["detect", "point"]
+    object: Annotated[Text, Field(min_length=1)] | None = None
+    """Unset takes the last message's text."""
+    max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_ASKED, strict=True)] = MAX_OBJECTS
+
+
 class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: bool = False
@@ -117,7 +138,8 @@ class StreamOptions(Body):
 class ChatRequest(Body):
     """The request of ``POST /v1/chat/completions``.
 
-    ``top_k``, ``min_p`` and ``repetition_penalty`` are not OpenAI's: vLLM's clients send them.
+    ``top_k``, ``min_p`` and ``repetition_penalty`` are not OpenAI's: vLLM's clients send them. ``reasoning`` is what
+    Moondream's client sends, ``recipe`` and ``raylens`` are our own.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -143,6 +165,8 @@ class ChatRequest(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     recipe: RecipeField = None
+    reasoning: Annotated[bool, Field(strict=True)] | None = None
+    raylens: Locate | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -189,13 +213,41 @@ async def parse_messages(body: ChatRequest, context: Context) -> tuple[Chat, lis
     texts = (part.text for message in messages for part in message.parts if isinstance(part, TextPart))
     context.check_text(sum(map(len, texts)), "messages")
     pictures = await asyncio.gather(*(context.media.from_url(url, field) for url, field in waiting))
-    return Chat(tuple(messages)), list(pictures)
+    return Chat(tuple(messages), bool(body.reasoning)), list(pictures)
+
+
+def places_wanted(body: ChatRequest, chat: Chat, context: Context) -> Detect | Point | None:
+    """The boxes or points that the request wants of its one picture, where it wants any. Raises ``InvalidRequest``."""
+    wanted = body.raylens
+    if wanted is None:
+        return None
+    too_much = {
+        "n": (body.n or 1) > 1,
+        "response_format": _json_schema(body) is not None,
+        "logprobs": body.logprobs,
+        "reasoning": body.reasoning,
+    }
+    for field, is_wanted in too_much.items():
+        if is_wanted:
+            raise InvalidRequest(f"{field}: not supported where places are wanted", field)
+    parts = [part for message in chat.messages for part in message.parts]
+    if sum(not isinstance(part, TextPart) for part in parts) != 1 or any(isinstance(part, VideoPart) for part in parts):
+        raise InvalidRequest("messages: one picture is needed, to find places in", "messages")
+    texts = (part.text for part in chat.messages[-1].parts if isinstance(part, TextPart))
+    subject = wanted.object or " ".join(texts).strip()
+    if not subject:
+        raise InvalidRequest("raylens.object: what should be found?", "raylens.object")
+    context.check_text(len(subject), "raylens.object")
+    kind = Detect if wanted.task == "detect" else Point
+    return kind(subject, wanted.max_objects)
 
 
 def sampling(body: ChatRequest, context: Context) -> SamplingParams:
     """How the request wants its tokens chosen. Raises ``InvalidRequest`` over a limit."""
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs: logprobs should be true beside it", "top_logprobs")
+    if body.reasoning and _json_schema(body):
+        raise InvalidRequest("response_format: thoughts follow no schema; leave out reasoning", "response_format")
     return context.sampling(
         max_tokens=body.max_completion_tokens or body.max_tokens,
         temperature=body.temperature,

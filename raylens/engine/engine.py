@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -21,7 +21,7 @@ from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import MIB, Limits
 from raylens.engine.logprobs import logprobs_of
 from raylens.engine.metrics import Gauges, Metrics
-from raylens.engine.model import Model, Prompt
+from raylens.engine.model import Model, Prompt, Scores
 from raylens.engine.reader import Reader
 from raylens.engine.sampling import choose_all
 from raylens.engine.scheduler import Scheduler
@@ -52,7 +52,7 @@ class Engine:
         self.cache: KVCache[Sequence] = KVCache(model.kv_shape, limits.kv_bytes, limits.max_batch_size)
         self._metrics = metrics or Metrics()
         self._reader = Reader(model, self.cache, limits, self._metrics)
-        self._slices: Generator[None, None, Tensor] | None = None
+        self._slices: Generator[None, None, Scores] | None = None
         """The work of the sequence that enters."""
         self._decoded_at: float | None = None
 
@@ -73,8 +73,7 @@ class Engine:
 
     def check_fit(self, prompt: Prompt, max_tokens: int) -> None:
         """Raises ``InvalidRequest`` for a sequence that has no room in the whole cache."""
-        tokens = min(self.model.max_length, len(prompt.token_ids) + max_tokens)
-        cost = self.cache.cost(tokens)
+        cost = self.cache.cost(prompt.places(max_tokens, self.model.max_length))
         if cost > self.cache.budget:
             raise InvalidRequest(
                 f"max_tokens: the prompt's {len(prompt.token_ids)} tokens, pictures included, and {max_tokens} of"
@@ -114,37 +113,36 @@ class Engine:
         running = [row for row, sequence in enumerate(order) if sequence.state is State.RUNNING]
         tokens = [s.output_ids[-1] if s.state is State.RUNNING else 0 for s in order]
         positions = [s.next_position if s.state is State.RUNNING else 0 for s in order]
-        logits = _attempt(lambda: self.model.decode(tokens, positions, [rows for _, rows in groups])[running])
+        scores = _attempt(lambda: self.model.decode(tokens, positions, [rows for _, rows in groups]).rows(running))
         self._measure_step(len(running))
-        if isinstance(logits, Exception):
-            logger.warning("a batch of %d failed and is done again row by row: %r", len(running), logits)
+        if isinstance(scores, Exception):
+            logger.warning("a batch of %d failed and is done again row by row: %r", len(running), scores)
             self._reader.forget()
             return [output for row in running for output in self._decode_alone(order[row])]
-        return self._decoded([order[row] for row in running], logits)
+        return self._decoded([order[row] for row in running], scores)
 
     def _decode_alone(self, sequence: Sequence) -> list[Output]:
         """So that only the sequence that breaks the model fails; its row still holds what it held."""
         row, token, position = [self.cache.row(sequence)], sequence.output_ids[-1], sequence.next_position
-        logits = _attempt(lambda: self.model.decode([token], [position], row))
-        if isinstance(logits, Exception):
-            return [self._failed(sequence, logits)]
-        return self._decoded([sequence], logits)
+        scores = _attempt(lambda: self.model.decode([token], [position], row))
+        if isinstance(scores, Exception):
+            return [self._failed(sequence, scores)]
+        return self._decoded([sequence], scores)
 
     def _measure_step(self, rows: int) -> None:
         now = time.monotonic()
         self._metrics.step(rows, None if self._decoded_at is None else now - self._decoded_at)
         self._decoded_at = now
 
-    def _decoded(self, sequences: list[Sequence], logits: Tensor) -> list[Output]:
+    def _decoded(self, sequences: list[Sequence], scores: Scores) -> list[Output]:
         """Chooses each row's next token, and ends the rows that are complete."""
         for sequence in sequences:
             self.cache.advance(sequence)
-        return self._postprocess(sequences, logits)
+        return self._postprocess(sequences, scores)
 
-    def _postprocess(self, sequences: list[Sequence], logits: Tensor) -> list[Output]:
-        chosen = choose_all(logits, [sequence.sampler for sequence in sequences])
+    def _postprocess(self, sequences: list[Sequence], scores: Scores) -> list[Output]:
         outputs = []
-        for sequence, row, token in zip(sequences, logits, chosen, strict=True):
+        for sequence, row, token in zip(sequences, scores.logits, self._choose(sequences, scores), strict=True):
             delta = token if isinstance(token, Exception) else _attempt(partial(self._advance, sequence, row, token))
             if isinstance(delta, Exception):
                 outputs.append(self._failed(sequence, delta))
@@ -154,18 +152,28 @@ class Engine:
             self._leave(lambda s: s.finish_reason is not None)
         return outputs
 
+    def _choose(self, sequences: list[Sequence], scores: Scores) -> Iterable[int | Exception]:
+        """What is next in each answer, or how its choice failed."""
+        samplers, course = [sequence.sampler for sequence in sequences], self.model.course
+        if course is None:
+            return choose_all(scores.logits, samplers)
+        course.forbid(scores.logits, sequences)
+        return course.settle(choose_all(scores.logits, samplers), scores, sequences)
+
     def _advance(self, sequence: Sequence, logits: Tensor, token: int) -> Delta:
         start = sequence.text.seen
         text = sequence.append(token, self.model.eos_ids, self.model.max_length)
         reason = sequence.finish_reason
         wanted = sequence.params.logprobs
         # The end is no part of the answer: with its token, the tokens would not join to the text.
-        is_told = wanted is not None and token not in self.model.eos_ids
+        is_told = wanted is not None and token >= 0 and token not in self.model.eos_ids
         if is_told:
             sequence.hold(start, logprobs_of(logits, token, wanted or 0, self.model.tokenizer))
-        if reason:
-            self._metrics.ended(reason.value, sequence.usage, sequence.index)
-        return Delta(text, sequence.index, reason, sequence.usage if reason else None, logprobs=sequence.told())
+        if reason is None:
+            return Delta(text, sequence.index, logprobs=sequence.told())
+        self._metrics.ended(reason.value, sequence.usage, sequence.index)
+        found = self.model.find(sequence.prompt, sequence.output_ids)
+        return Delta(text, sequence.index, reason, sequence.usage, logprobs=sequence.told(), found=found)
 
     def _enter(self) -> list[Output]:
         """Slices of what enters, one after another for a while."""
@@ -174,13 +182,13 @@ class Engine:
         # A decode step for a few rows takes nearly as long as one for many: while few run, they wait for two slices.
         least = 2 if 4 * len(self.scheduler.running) <= self.limits.max_batch_size else 1
         while (sequence := self._admit(outputs)) is not None:
-            logits = _attempt(partial(self._slice, sequence))
-            if isinstance(logits, Exception):
-                outputs.append(self._failed(sequence, logits))
-            elif logits is not None:
+            scores = _attempt(partial(self._slice, sequence))
+            if isinstance(scores, Exception):
+                outputs.append(self._failed(sequence, scores))
+            elif scores is not None:
                 self.scheduler.entered()
                 self._metrics.first_token(time.monotonic() - sequence.arrived_at)
-                outputs += self._postprocess([sequence], logits[None])
+                outputs += self._postprocess([sequence], scores)
             least -= 1
             if least <= 0 and time.monotonic() >= until:
                 break
@@ -202,16 +210,16 @@ class Engine:
             return None
         return admitted
 
-    def _slice(self, sequence: Sequence) -> Tensor | None:
-        """Goes on reading the prompt; the next token's logits once it is read."""
+    def _slice(self, sequence: Sequence) -> Scores | None:
+        """Goes on reading the prompt; the first token's scores once it is read."""
         if self._slices is None:
             self._slices = self._reader.read(sequence)
         try:
             next(self._slices)
         except StopIteration as done:
             self._slices = None
-            logits: Tensor = done.value
-            return logits
+            scores: Scores = done.value
+            return scores
         return None
 
     def _leave(self, gone: Callable[[Sequence], bool]) -> list[Sequence]:

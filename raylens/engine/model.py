@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from raylens.types import Location, Region, Task, VisionRequest
+from raylens.types import Found, VisionRequest
 
 Pixels = NDArray[np.uint8]
 """A picture as (height, width, 3) RGB."""
@@ -20,7 +20,8 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class PictureInput:
-    """A picture as the vision tower reads it. ``data`` is the family's own."""
+    """A picture as the vision tower reads it, or whatever else stands in a prompt by its features. ``data`` is the
+    family's own."""
 
     key: bytes
     """Digest of the pixels and of how they were cut: what has the same key has the same features."""
@@ -39,6 +40,16 @@ class Prompt:
     """Where each picture's first token stands."""
     positions: NDArray[np.int64] | None = None
     """Rotary positions (axes, tokens), where they don't just count."""
+    whole: int = 0
+    """So many of the first tokens attend to each other, not only to those before: they are read in one slice."""
+    room: int | None = None
+    """Places that the answer may take, where these aren't the request's ``max_tokens``."""
+    plan: Any = None
+    """What the answer is to be, in the family's own terms."""
+
+    def places(self, max_tokens: int, max_length: int) -> int:
+        """How many the prompt and an answer of up to ``max_tokens`` take together."""
+        return min(max_length, len(self.token_ids) + (max_tokens if self.room is None else self.room))
 
     @property
     def next_position(self) -> int:
@@ -72,8 +83,43 @@ class KVRows:
     lengths: Sequence[int]
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What the model says behind the last token of each row."""
+
+    logits: Tensor
+    """float32 (rows, vocabulary)."""
+    states: Tensor
+    """The last layer's (rows, hidden), for a :class:`Course`."""
+
+    def rows(self, rows: Sequence[int]) -> Scores:
+        return Scores(self.logits[rows], self.states[rows])
+
+
+class Progress(Protocol):
+    """An answer so far."""
+
+    prompt: Prompt
+    output_ids: list[int]
+
+
+class Course(Protocol):
+    """How a family's answers go, where they are more than text. What an answer says beside text, such as a place in the
+    picture, are numbers below 0 among its ``output_ids``: the family's own, which ``decode`` reads like tokens."""
+
+    def forbid(self, logits: Tensor, answers: Sequence[Progress]) -> None:
+        """Sets the logits of what can't come next to −∞, in place: float32 (answers, vocabulary)."""
+        ...
+
+    def settle(
+        self, chosen: Sequence[int | Exception], scores: Scores, answers: Sequence[Progress]
+    ) -> list[int | Exception]:
+        """What is next in each answer, where a sampler has chosen these tokens."""
+        ...
+
+
 class Model(Protocol):
-    """One loaded checkpoint. All but ``prepare`` and ``locate`` is called from the engine's thread only."""
+    """One loaded checkpoint. All but ``prepare`` is called from the engine's thread only."""
 
     tasks: frozenset[str]
     device: str
@@ -84,6 +130,8 @@ class Model(Protocol):
     max_length: int
     """Positions that a sequence may take, prompt and answer together."""
     kv_shape: KVShape
+    course: Course | None
+    """None where every answer is text."""
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         """The request's prompt; may be called from any thread.
@@ -102,19 +150,20 @@ class Model(Protocol):
         features: Sequence[tuple[int, Tensor]],
         positions: NDArray[np.int64],
         row: KVRows,
-    ) -> Tensor:
+        whole: int = 0,
+    ) -> Scores:
         """Reads ``token_ids`` behind what the one ``row`` holds, and writes their keys and values there.
 
         ``features``: (place in ``token_ids``, (tokens, hidden)) of the pictures' parts among them. ``positions``:
-        (axes, tokens). Returns the next token's logits, float32 (vocabulary,).
+        (axes, tokens). ``whole``: the prompt's. Scores of one row, the last token's.
         """
         ...
 
-    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
-        """Reads one more token in every row of ``groups``, in order; the next tokens' logits, float32 (rows,
-        vocabulary). Doing it again changes nothing: each row's token is written behind what the row holds."""
+    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
+        """Reads one more token in every row of ``groups``, in order. Doing it again changes nothing: each row's token
+        is written behind what the row holds."""
         ...
 
-    def locate(self, task: Task, text: str, prompt: Prompt) -> tuple[tuple[Region, ...], tuple[Location, ...]]:
-        """What a finished answer to a detect or point says, normalized to the processed picture, parsed tolerantly."""
+    def find(self, prompt: Prompt, output_ids: Sequence[int]) -> Found:
+        """What a finished answer says beside its text, normalized to the processed picture, read tolerantly."""
         ...

@@ -13,7 +13,7 @@ from torch import Tensor
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import Limits
 from raylens.engine.metrics import Metrics
-from raylens.engine.model import Model, PictureInput, Prompt
+from raylens.engine.model import Model, PictureInput, Prompt, Scores
 from raylens.engine.reuse import ByteLRU, PrefixCache
 from raylens.engine.sequence import Sequence
 
@@ -31,9 +31,9 @@ class Reader:
         self._limits = limits
         self._metrics = metrics
 
-    def read(self, sequence: Sequence) -> Generator[None, None, Tensor]:
+    def read(self, sequence: Sequence) -> Generator[None, None, Scores]:
         """Encodes the pictures and reads the prompt, but for what is known from earlier; yields between slices, and
-        returns the next token's logits, float32 (vocabulary,)."""
+        returns the first token's scores."""
         prompt = sequence.prompt
         known = self.prefixes.find(prompt)
         start = 0 if known is None else known.shape[3]
@@ -42,15 +42,15 @@ class Reader:
             self._cache.write(sequence, known)
         features = yield from self._features(prompt, start)
         positions = prompt.positions if prompt.positions is not None else np.arange(len(prompt.token_ids))[None]
-        logits = torch.empty(0)
-        while start < len(prompt.token_ids):
-            end = min(start + self._limits.prefill_tokens, len(prompt.token_ids))
-            logits = self._prefill(sequence, start, end, features, positions)
+        while True:
+            end = min(max(start + self._limits.prefill_tokens, prompt.whole), len(prompt.token_ids))
+            scores = self._prefill(sequence, start, end, features, positions)
             start = end
-            if start < len(prompt.token_ids):
-                yield
-        self._keep(sequence, logits)
-        return logits
+            if start == len(prompt.token_ids):
+                break
+            yield
+        self._keep(sequence, scores.logits)
+        return scores
 
     def forget(self) -> None:
         """Gives up what is kept, where memory is short."""
@@ -104,14 +104,15 @@ class Reader:
         end: int,
         features: Iterable[tuple[int, Tensor]],
         positions: NDArray[np.int64],
-    ) -> Tensor:
-        """Reads the prompt's tokens from ``start`` to ``end``; the next one's logits."""
+    ) -> Scores:
+        """Reads the prompt's tokens from ``start`` to ``end``; the next one's scores."""
         parts = []
         for at, shown in features:
             first, last = max(at, start), min(at + len(shown), end)
             if first < last:
                 parts.append((first - start, shown[first - at : last - at]))
-        tokens = sequence.prompt.token_ids[start:end]
-        logits = self._model.prefill(tokens, parts, positions[:, start:end], self._cache.row(sequence))
+        prompt, row = sequence.prompt, self._cache.row(sequence)
+        tokens = prompt.token_ids[start:end]
+        scores = self._model.prefill(tokens, parts, positions[:, start:end], row, prompt.whole)
         self._cache.advance(sequence, end - start)
-        return logits
+        return scores

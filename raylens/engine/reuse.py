@@ -13,10 +13,13 @@ from torch import Tensor
 
 from raylens.engine.model import Prompt
 
+Key = bytes
 K = TypeVar("K")
 V = TypeVar("V")
 SHORTEST_PREFIX = 16
 """Tokens below which reading again costs as little as looking up."""
+NEW_SHARE = 1 / 8
+"""Of a prompt, below which what it adds to a known one isn't kept."""
 
 
 class ByteLRU(Generic[K, V]):
@@ -34,15 +37,18 @@ class ByteLRU(Generic[K, V]):
         self._entries.move_to_end(key)
         return entry[0]
 
-    def put(self, key: K, value: V, size: int) -> None:
-        """Keeps a value of ``size`` bytes, unless it is larger than the whole budget."""
+    def put(self, key: K, value: V, size: int) -> list[K]:
+        """Keeps a value of ``size`` bytes, unless it is larger than the whole budget; the keys that went for it."""
         self.drop(key)
         if size > self.budget:
-            return
+            return []
+        gone = []
         while self.bytes + size > self.budget:
-            self.drop(next(iter(self._entries)))
+            gone.append(next(iter(self._entries)))
+            self.drop(gone[-1])
         self._entries[key] = value, size
         self.bytes += size
+        return gone
 
     def drop(self, key: K) -> None:
         entry = self._entries.pop(key, None)
@@ -52,9 +58,6 @@ class ByteLRU(Generic[K, V]):
     def clear(self) -> None:
         self._entries.clear()
         self.bytes = 0
-
-    def items(self) -> list[tuple[K, V]]:
-        return [(key, value) for key, (value, _) in self._entries.items()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +74,8 @@ class PrefixCache:
 
     def __init__(self, budget: int) -> None:
         self._prefixes: ByteLRU[bytes, Prefix] = ByteLRU(budget)
+        self._by_head: dict[bytes, dict[bytes, Prefix]] = {}
+        """The same by their first tokens: only those that share them are compared."""
 
     @property
     def bytes(self) -> int:
@@ -78,27 +83,47 @@ class PrefixCache:
 
     def clear(self) -> None:
         self._prefixes.clear()
+        self._by_head.clear()
 
     def find(self, prompt: Prompt) -> Tensor | None:
-        """Keys and values of the longest known beginning, without the last token: its logits are wanted."""
-        content = _content(prompt)
-        tokens, key = max(
-            ((_common(content[:-1], prefix.content), key) for key, prefix in self._prefixes.items()),
-            default=(0, b""),
-        )
-        found = self._prefixes.get(key) if tokens >= SHORTEST_PREFIX else None
+        """Keys and values of the longest known beginning, without the last token: its scores are wanted."""
+        key, tokens = self._longest(_content(prompt)[:-1])
+        if tokens < max(SHORTEST_PREFIX, prompt.whole):
+            return None
+        found = self._prefixes.get(key)
         return None if found is None else found.kept[:, :, :, :tokens]
 
     def wants(self, prompt: Prompt, bytes_per_token: int) -> bool:
-        """Whether it would keep this prompt: no entry holds it yet, and it is neither tiny nor too large."""
+        """Whether it would keep this prompt: it is neither tiny nor too large, and so much of it is new that it is
+        worth the memory of all."""
         tokens = len(prompt.token_ids)
         if tokens < SHORTEST_PREFIX or tokens * bytes_per_token > self._prefixes.budget:
             return False
-        return self._prefixes.get(_content(prompt).tobytes()) is None
+        _, known = self._longest(_content(prompt))
+        return tokens - known >= max(SHORTEST_PREFIX, int(NEW_SHARE * tokens))
 
     def keep(self, prompt: Prompt, kept: Tensor) -> None:
         content = _content(prompt)
-        self._prefixes.put(content.tobytes(), Prefix(content, kept), kept.nbytes)
+        key, prefix = content.tobytes(), Prefix(content, kept)
+        for gone in self._prefixes.put(key, prefix, kept.nbytes):
+            self._forget(gone)
+        self._by_head.setdefault(_head(key), {})[key] = prefix
+
+    def _longest(self, content: NDArray[np.int64]) -> tuple[Key, int]:
+        """The kept prompt that has the longest beginning in common, and how many tokens that is."""
+        alike = self._by_head.get(_head(content.tobytes()), {})
+        lengths = ((key, _common(content, prefix.content)) for key, prefix in alike.items())
+        return max(lengths, key=lambda found: found[1], default=(b"", 0))
+
+    def _forget(self, key: Key) -> None:
+        alike = self._by_head[_head(key)]
+        del alike[key]
+        if not alike:
+            del self._by_head[_head(key)]
+
+
+def _head(key: bytes) -> bytes:
+    return key[: 8 * SHORTEST_PREFIX]
 
 
 def _content(prompt: Prompt) -> NDArray[np.int64]:

@@ -69,19 +69,20 @@ class Sequence:
 
     def room(self, max_length: int) -> int:
         """Tokens that it may come to hold, prompt and answer together."""
-        return min(max_length, len(self.prompt.token_ids) + self.params.max_tokens)
+        return self.prompt.places(self.params.max_tokens, max_length)
 
     def move(self, state: State) -> None:
         assert state in MOVES[self.state], f"{self.state} -> {state}"
         self.state = state
 
     def append(self, token_id: int, eos_ids: Iterable[int], max_length: int) -> str:
-        """Takes the next token; the text that it completes. Sets ``finish_reason`` where the answer ends."""
+        """Takes the next token, or what a family says beside text; the text that it completes. Sets ``finish_reason``
+        where the answer ends."""
         self.output_ids.append(token_id)
         if token_id in eos_ids:
             self.finish_reason = FinishReason.STOP
             return self.text.finish()
-        piece = self.text.push(token_id)
+        piece = self.text.push(token_id) if token_id >= 0 else ""
         if self.text.stopped:
             self.finish_reason = FinishReason.STOP
         elif len(self.prompt.token_ids) + len(self.output_ids) >= self.room(max_length):

@@ -24,6 +24,7 @@ from raylens.types import (
     Caption,
     Detail,
     Detect,
+    Found,
     ImagePart,
     Location,
     Message,
@@ -253,4 +254,4 @@ def test_places_are_shares_of_the_picture_that_the_model_saw(model: Qwen2_5_VL) 
     prompt = model.prepare(request(Detect("x")), [random_pixels(1000, 500)])
     grid = prompt.pictures[0].data.grid
     text = f'[{{"bbox_2d": [0, 0, {grid.columns * 7}, {grid.rows * 14}]}}]'
-    assert model.locate(Detect("x"), text, prompt) == ((Region(0, 0, 0.5, 1),), ())
+    assert model.find(prompt, model.tokenizer.encode(text).ids) == Found(regions=(Region(0, 0, 0.5, 1),))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from preprocessing.decode import DecodeLimits
-from preprocessing.geometry import Geometry, compose
+from preprocessing.geometry import ORIENTATIONS, Geometry, compose
 from preprocessing.pipeline import run
 from raylens.recipe import Recipe
 from tests.pictures import encoded
@@ -29,6 +29,14 @@ def test_compose_applies_the_inner_map_first(outer, inner, x, y) -> None:
         return m[0] * x + m[1] * y + m[2], m[3] * x + m[4] * y + m[5]
 
     assert apply(compose(outer, inner), x, y) == pytest.approx(apply(outer, *apply(inner, x, y)), abs=1e-9)
+
+
+@given(orientations, places, places)
+def test_the_inverse_leads_back(orientation, x, y) -> None:
+    geometry = Geometry((40, 30), (30, 40), compose(ORIENTATIONS[orientation], (0.5, 0, 0.2, 0, 0.8, 0.1)))
+    inverse = geometry.inverse()
+    assert inverse.point(*geometry.point(x, y)) == pytest.approx((x, y))
+    assert (inverse.original, inverse.processed) == (geometry.processed, geometry.original)
 
 
 def test_boxes_stay_ordered_and_inside() -> None:

@@ -18,11 +18,13 @@ from raylens.types import (
     Delta,
     Detect,
     FinishReason,
+    Found,
     Location,
     ModelInfo,
     PictureFile,
     Point,
     ProcessedPicture,
+    Reasoning,
     Region,
     Step,
     TokenLogprob,
@@ -76,6 +78,7 @@ class FakeService:
     warnings: tuple[str, ...] = ()
     regions: tuple[Region, ...] | None = (Region(0.1, 0.2, 0.3, 0.4), Region(0.5, 0.5, 1.0, 1.0))
     locations: tuple[Location, ...] | None = (Location(0.2, 0.3), Location(0.75, 0.75))
+    reasoning: Reasoning | None = None
     likelihood: float = -0.5
     requests: list[VisionRequest] = field(default_factory=list)
     images: list[bytes] = field(default_factory=list)
@@ -106,7 +109,8 @@ class FakeService:
         regions = self.regions if isinstance(request.task, Detect) else None
         locations = self.locations if isinstance(request.task, Point) else None
         usage = Usage(7, len(self.words))
-        return Delta("", index, FinishReason.STOP, usage, regions=regions, locations=locations)
+        reasoning = self.reasoning if getattr(request.task, "reasoning", False) else None
+        return Delta("", index, FinishReason.STOP, usage, found=Found(regions, locations, reasoning))
 
     def _logprobs(self, word: str, request: VisionRequest) -> tuple[TokenLogprob, ...]:
         count = request.sampling.logprobs

@@ -5,10 +5,27 @@ import json
 import pytest
 
 from raylens.errors import ModelFailed, UnsupportedMedia
-from raylens.types import Caption, Detect, Length, Point, Query, SamplingParams
+from raylens.types import (
+    Caption,
+    Detect,
+    Grounding,
+    Length,
+    Location,
+    Point,
+    Query,
+    Reasoning,
+    Region,
+    SamplingParams,
+)
 from tests.unit.raylens.api.conftest import DATA_URL, PICTURE, TALKS, FakeService
 
+ASK = {"image_url": DATA_URL, "question": "?"}
 CAT = {"image_url": DATA_URL, "object": "cat"}
+THOUGHTS = Reasoning("I see it", (Grounding(2, 5, (Location(0.25, 0.5),)),))
+THOUGHTS_AS_JSON = {
+    "text": "I see it",
+    "grounding": [{"start_idx": 2, "end_idx": 5, "points": [[0.25, 0.5]]}],
+}
 FINDS = (*TALKS, "detect", "point")
 
 
@@ -89,7 +106,12 @@ async def test_warnings_of_preprocessing_are_passed_on(client, service: FakeServ
         ("caption", {"image_url": "http://a/b.png"}, 400, "http: URLs are not fetched"),
         ("caption", [], 400, "body"),
         ("query", {"image_url": DATA_URL}, 400, "question: Field required"),
-        ("query", {"question": "?", "reasoning": True}, 400, "reasoning: not supported"),
+        ("query", {"question": "?", "spatial_refs": [[0.5, 0.5]]}, 400, "spatial_refs: there is no picture"),
+        ("query", {**ASK, "spatial_refs": [[0.5]]}, 400, "spatial_refs.0: 1 numbers; a point has 2, and a box 4"),
+        ("query", {**ASK, "spatial_refs": [[0, 0], [0.5, 0, 0.5, 1]]}, 400, "spatial_refs.1: a box is x_min"),
+        ("query", {**ASK, "spatial_refs": [[0.5, 1.5]]}, 400, "spatial_refs.0.1: Input should be less than"),
+        ("query", {**ASK, "spatial_refs": [[0, 0]] * 65}, 400, "spatial_refs: List should have at most 64"),
+        ("detect", {**CAT, "settings": {"max_objects": 1001}}, 400, "settings.max_objects"),
         ("detect", CAT, 400, "smolvlm can't detect; no model that is served here can"),
         ("point", CAT, 400, "can't point"),
         ("point", {**CAT, "stream": True}, 400, "stream: not supported"),
@@ -150,9 +172,22 @@ async def test_boxes_are_detected(client, service: FakeService) -> None:
 async def test_points_are_found_in_an_upload(client, service: FakeService) -> None:
     service.tasks, service.warnings = {"smolvlm": FINDS}, ("denoise was skipped",)
     response = await client.post("/v1/point", files={"file": PICTURE}, data={"object": "cat", "max_objects": "1"})
-    assert response.json() == {"points": [{"x": 0.2, "y": 0.3}], "warnings": ["denoise was skipped"]}
-    assert service.requests[0].task == Point("cat")
+    points = [{"x": 0.2, "y": 0.3}, {"x": 0.75, "y": 0.75}]
+    assert response.json() == {"points": points, "warnings": ["denoise was skipped"]}
+    assert service.requests[0].task == Point("cat", max_objects=1)
     assert service.requests[0].sampling == SamplingParams(max_tokens=50)
+
+
+async def test_thoughts_are_told_beside_the_answer(client, service: FakeService) -> None:
+    service.reasoning = THOUGHTS
+    body = {**ASK, "reasoning": True, "spatial_refs": [[0.1, 0.2], [0.1, 0.2, 0.3, 0.4]]}
+    answer = (await client.post("/v1/query", json=body)).json()
+    assert answer == {"reasoning": THOUGHTS_AS_JSON, "answer": "two red circles"}
+    places = (Location(0.1, 0.2), Region(0.1, 0.2, 0.3, 0.4))
+    assert service.requests[0].task == Query("?", reasoning=True, places=places)
+    streamed = (await client.post("/v1/query", json={**body, "stream": True})).text
+    end = json.loads(streamed.splitlines()[-2].removeprefix("data: "))
+    assert end == {"completed": True, "reasoning": THOUGHTS_AS_JSON}
 
 
 @pytest.mark.parametrize(("path", "key"), [("detect", "objects"), ("point", "points")])

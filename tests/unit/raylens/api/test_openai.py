@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from raylens.api.openai import PATH
 from raylens.errors import DeadlineExceeded, Overloaded
-from tests.unit.raylens.api.conftest import FakeService, chat, image
+from raylens.types import Detect, Grounding, Location, Point, Reasoning
+from tests.unit.raylens.api.conftest import TALKS, FakeService, chat, image
 
 
 def events(response: httpx.Response) -> list[Any]:
@@ -132,3 +133,70 @@ async def test_models_are_listed_and_found_by_alias(client) -> None:
         assert (await client.get(f"/v1/models/{name}")).json()["id"] == "smolvlm"
     assert (await client.get("/v1/models/org/other")).json()["id"] == "other"
     assert (await client.get("/v1/models/nothing")).status_code == 404
+
+
+def wanting(task: str, *, text: str = "cat", **more: Any) -> dict[str, Any]:
+    return chat(image(), {"type": "text", "text": text}, raylens={"task": task, **more})
+
+
+@pytest.mark.parametrize(
+    ("task", "wanted", "content"),
+    [
+        (
+            "detect",
+            Detect("cat"),
+            '{"objects":[{"x_min":0.1,"y_min":0.2,"x_max":0.3,"y_max":0.4},'
+            '{"x_min":0.5,"y_min":0.5,"x_max":1.0,"y_max":1.0}]}',
+        ),
+        ("point", Point("cat"), '{"points":[{"x":0.2,"y":0.3},{"x":0.75,"y":0.75}]}'),
+    ],
+)
+async def test_places_are_told_as_json(client, service: FakeService, task, wanted, content) -> None:
+    service.tasks = {"smolvlm": (*TALKS, "detect", "point")}
+    answer = (await client.post(PATH, json=wanting(task))).json()
+    assert answer["choices"][0]["message"]["content"] == content
+    assert service.requests[0].task == wanted
+    *chunks, last = events(await client.post(PATH, json={**wanting(task), "stream": True}))
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == content
+    assert last["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_what_is_looked_for_may_be_named_apart(client, service: FakeService) -> None:
+    service.tasks = {"other": (*TALKS, "detect", "point")}
+    await client.post(PATH, json=wanting("detect", text="look!", object="dog", max_objects=3))
+    assert service.requests[0].task == Detect("dog", 3)
+    assert service.requests[0].model == "other"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (chat("cat", raylens={"task": "detect"}), "messages: one picture is needed"),
+        (chat(image(), image(), raylens={"task": "detect", "object": "cat"}), "messages: one picture is needed"),
+        (chat(image(), raylens={"task": "detect"}), "raylens.object: what should be found?"),
+        (wanting("segment"), "raylens.task"),
+        ({**wanting("detect"), "n": 2}, "n: not supported where places are wanted"),
+        ({**wanting("point"), "logprobs": True}, "logprobs: not supported where places are wanted"),
+        ({**wanting("point"), "response_format": {"type": "json_object"}}, "response_format: not supported where"),
+        (wanting("detect"), "smolvlm can't detect"),
+        (chat("hi", reasoning=True, response_format={"type": "json_object"}), "response_format: thoughts follow no"),
+    ],
+)
+async def test_places_that_cannot_be_had_are_refused(client, service: FakeService, body, words) -> None:
+    response = await client.post(PATH, json=body)
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+    assert service.requests == []
+
+
+async def test_thoughts_stand_in_the_message(client, service: FakeService) -> None:
+    service.reasoning = Reasoning("I see it", (Grounding(2, 5, (Location(0.25, 0.5),)),))
+    thoughts = {
+        "reasoning": "I see it",
+        "reasoning_details": {"grounding": [{"start_idx": 2, "end_idx": 5, "points": [[0.25, 0.5]]}]},
+    }
+    message = (await client.post(PATH, json=chat("hi", reasoning=True))).json()["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "two red circles", "refusal": None, **thoughts}
+    assert service.requests[0].task.reasoning  # type: ignore[union-attr]
+    chunks = events(await client.post(PATH, json=chat("hi", reasoning=True, stream=True)))
+    assert chunks[-1]["choices"][0]["delta"] == thoughts

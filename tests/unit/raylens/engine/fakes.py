@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from raylens.engine.model import KVRows, KVShape, PictureInput, Pixels, Prompt
-from raylens.types import Location, Region, SamplingParams, Task, VisionRequest
+from raylens.engine.model import Course, KVRows, KVShape, PictureInput, Pixels, Prompt, Scores
+from raylens.types import Found, SamplingParams, VisionRequest
 
 EOS = 256
 
@@ -73,6 +73,7 @@ class FakeModel:
     eos_ids: frozenset[int] = frozenset({EOS})
     vocabulary: int = 257
     kv_shape: KVShape = ONE_NUMBER
+    course: Course | None = None
     batches: list[int] = field(default_factory=list)
     """Rows of each decode step."""
     prefilled: int = 0
@@ -96,7 +97,8 @@ class FakeModel:
         features: Sequence[tuple[int, Tensor]],
         positions: NDArray[np.int64],
         row: KVRows,
-    ) -> Tensor:
+        whole: int = 0,
+    ) -> Scores:
         if 666 in token_ids:
             raise RuntimeError("666")
         start = row.lengths[0]
@@ -106,9 +108,9 @@ class FakeModel:
             read[at : at + len(shown)] = shown[:, 0]
         row.layers[0][:, 0, 0, start : start + len(read), 0] = torch.stack([read, read + 1])
         self.prefilled += len(read)
-        return self._logits(row, 0, start + len(read))
+        return _scores([self._logits(row, 0, start + len(read))])
 
-    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Tensor:
+    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
         tokens = iter(token_ids)
         logits = []
         for group in groups:
@@ -120,10 +122,10 @@ class FakeModel:
                 logits.append(self._logits(group, row, length + 1))
         assert next(tokens, None) is None
         self.batches.append(len(token_ids))
-        return torch.stack(logits)
+        return _scores(logits)
 
-    def locate(self, task: Task, text: str, prompt: Prompt) -> tuple[tuple[Region, ...], tuple[Location, ...]]:
-        return (), ()
+    def find(self, prompt: Prompt, output_ids: Sequence[int]) -> Found:
+        return Found()
 
     def _logits(self, rows: KVRows, row: int, length: int) -> Tensor:
         keys, values = rows.layers[0][:, row, 0, :length, 0].tolist()
@@ -132,6 +134,12 @@ class FakeModel:
         logits = torch.zeros(self.vocabulary)
         logits[next_token(history)] = torch.nan if history[0] == 668 else 5.0
         return logits
+
+
+def _scores(logits: Sequence[Tensor]) -> Scores:
+    """The state of a row is its best token."""
+    stacked = torch.stack(list(logits))
+    return Scores(stacked, stacked.argmax(-1, keepdim=True).float())
 
 
 def request(deadline: float, **sampling: Any) -> VisionRequest:

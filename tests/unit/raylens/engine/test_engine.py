@@ -13,7 +13,7 @@ from raylens.engine.engine import Engine, Output
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import Limits
 from raylens.engine.metrics import Metrics
-from raylens.engine.model import PictureInput, Prompt
+from raylens.engine.model import PictureInput, Prompt, Scores
 from raylens.engine.scheduler import JOB_PATIENCE_S
 from raylens.engine.sequence import Sequence, State, sequences
 from raylens.engine.structured import Grammars
@@ -427,7 +427,7 @@ def test_no_memory_for_a_row_costs_what_is_kept_first_and_then_that_request(fail
 
 def test_a_lost_device_ends_the_engine() -> None:
     class Lost(FakeModel):
-        def decode(self, *arguments: object) -> torch.Tensor:
+        def decode(self, *arguments: object) -> Scores:
             raise torch.AcceleratorError("an illegal memory access was encountered")
 
     engine = make_engine(4, Lost())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from raylens.engine.model import PictureInput, Prompt
@@ -84,3 +86,29 @@ def test_it_wants_what_it_has_not_and_what_fits() -> None:
     cache.keep(prompt(*range(40)), kept(40))
     assert not cache.wants(prompt(*range(40)), 8)
     assert cache.bytes == 320
+
+
+def test_tokens_that_see_each_other_are_known_together_or_not_at_all() -> None:
+    cache = PrefixCache(10**6)
+    cache.keep(prompt(*range(40)), kept(40))
+    beginning = Prompt((*range(30), *range(50, 60)), whole=30)
+    assert cache.find(beginning) is not None
+    assert cache.find(dataclasses.replace(beginning, whole=31)) is None
+
+
+def test_what_adds_little_to_a_known_prompt_is_not_kept() -> None:
+    cache = PrefixCache(10**6)
+    cache.keep(prompt(*range(400)), kept(400))
+    assert not cache.wants(prompt(*range(400), *range(1000, 1049)), 8)
+    assert cache.wants(prompt(*range(400), *range(1000, 1060)), 8)
+
+
+def test_a_prompt_that_had_to_go_is_not_found() -> None:
+    cache = PrefixCache(700)
+    for first in (0, 100, 200):
+        cache.keep(prompt(*range(first, first + 40)), kept(40))
+    found = [cache.find(prompt(*range(first, first + 45))) is not None for first in (0, 100, 200)]
+    assert found == [False, True, True]
+    assert cache.bytes == 640
+    cache.clear()
+    assert cache.find(prompt(*range(200, 245))) is None

@@ -1,0 +1,284 @@
+"""Moondream 2 as the engine's model: prompts, pictures, and what its answers say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from torch import Tensor
+
+from models.chat import check_length, no_control_tokens, picture_key
+from models.decoder import Decoder
+from models.graphs import Graphs
+from models.linear import Packer
+from models.moondream.config import MoondreamConfig, read_config
+from models.moondream.course import Embedding, Ids, Kind, MoondreamCourse, Plan
+from models.moondream.crops import Crops, crop
+from models.moondream.region import RegionHead
+from models.moondream.text import parts
+from models.moondream.vision import Vision
+from models.moondream.weights import Wanted, Weights
+from models.options import DEFAULTS, SLICE, LoadOptions
+from raylens.engine.model import Course, KVRows, PictureInput, Pixels, Prompt, Scores
+from raylens.errors import UnsupportedTask
+from raylens.types import (
+    Caption,
+    Chat,
+    Detect,
+    Found,
+    Grounding,
+    ImagePart,
+    Location,
+    Message,
+    Point,
+    Query,
+    Reasoning,
+    Region,
+    Task,
+    TextPart,
+    VideoPart,
+    VisionRequest,
+)
+
+TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name})
+TOKENIZER = "moondream/starmie-v1"
+
+
+def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Moondream:
+    """Loads a checkpoint by hub id or from a folder. Raises ``OSError`` where it can't be found, or where a tensor is
+    missing or left over."""
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    else:
+        named = [(checkpoint, "config.json", options.revision), (checkpoint, "model.safetensors", options.revision)]
+        named.append((TOKENIZER, "tokenizer.json", options.tokenizer_revision))
+        files = [Path(hf_hub_download(repo, name, revision=revision)) for repo, name, revision in named]
+    config, tokenizer = read_config(files[0]), Tokenizer.from_file(str(files[2]))
+    return Moondream(config, Weights.of_file(files[1], _packer(options), options.dtype), tokenizer, options)
+
+
+def tensor_shapes(config: MoondreamConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint of this configuration."""
+    wanted = Wanted()
+    Moondream(config, wanted, Tokenizer(BPE()), LoadOptions(device="meta"))
+    return wanted.shapes
+
+
+def _packer(options: LoadOptions) -> Packer:
+    return Packer(options.device, options.quantize)
+
+
+class Moondream:
+    """Implements :class:`raylens.engine.model.Model`. Public methods that run the model are not thread-safe."""
+
+    tasks = TASKS
+
+    def __init__(
+        self, config: MoondreamConfig, weights: Weights, tokenizer: Tokenizer, options: LoadOptions = DEFAULTS
+    ) -> None:
+        self.config = config
+        self.device = options.device
+        self.tokenizer = tokenizer
+        self._control_tokens = tuple(token.content for token in tokenizer.get_added_tokens_decoder().values())
+        self.eos_ids = frozenset({config.tokenizer.eos_id})
+        self.vocabulary = config.text.vocab_size
+        self.max_length = config.text.max_context
+        self._ids = Ids(config.region)
+        self._work = SLICE * options.tiles_per_step
+        self._vision = Vision(config.vision, weights, options.tiles_per_step)
+        self._regions = RegionHead(config.region, weights)
+        self.course: Course | None = MoondreamCourse(config.tokenizer, self._ids, self._regions)
+        tokens = weights.tensor("text.wte", config.text.vocab_size, config.text.dim)
+        embed = Embedding(tokens, self._ids, self._regions, config.region)
+        graphs = Graphs() if options.cuda_graphs and options.device.startswith("cuda") else None
+        self._decoder = Decoder(parts(config.text, weights, embed, tokens), graphs)
+        self.kv_shape = self._decoder.kv_shape
+        weights.end()
+
+    def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
+        """Implements :meth:`raylens.engine.model.Model.prepare`."""
+        task, shown = _single(request.task, pictures)
+        ids = self.config.tokenizer
+        inputs = [self._input(picture) for picture in shown]
+        token_ids = [ids.bos_id] + [ids.bos_id] * sum(picture.tokens for picture in inputs)
+        whole, starts = len(token_ids) if inputs else 0, [1] * len(inputs)
+        if isinstance(task, Query) and task.places:
+            refs = self._references(task.places)
+            inputs.append(refs)
+            starts.append(len(token_ids) + len(ids.query.prefix))
+        token_ids += self._words(task)
+        check_length(request.task, len(token_ids), self.max_length)
+        plan = _plan(task, request.sampling.max_tokens)
+        return Prompt(tuple(token_ids), tuple(inputs), tuple(starts), whole=whole, room=_room(plan), plan=plan)
+
+    def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
+        """Implements :meth:`raylens.engine.model.Model.encode`."""
+        features: list[Tensor] = []
+        for picture in pictures:
+            if features:
+                yield
+            if isinstance(picture.data, Crops):
+                features.append((yield from self._vision.slices(picture.data, self._work)))
+            else:
+                with torch.inference_mode():
+                    features.append(self._regions.place_states(picture.data))
+        return features
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        token_ids: Sequence[int],
+        features: Sequence[tuple[int, Tensor]],
+        positions: NDArray[np.int64],
+        row: KVRows,
+        whole: int = 0,
+    ) -> Scores:
+        """Implements :meth:`raylens.engine.model.Model.prefill`."""
+        return self._decoder.prefill(token_ids, features, positions, row, whole)
+
+    @torch.inference_mode()
+    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
+        """Implements :meth:`raylens.engine.model.Model.decode`."""
+        return self._decoder.decode(token_ids, positions, groups)
+
+    def find(self, prompt: Prompt, output_ids: Sequence[int]) -> Found:
+        """Implements :meth:`raylens.engine.model.Model.find`."""
+        match prompt.plan.kind:
+            case Kind.BOXES:
+                return Found(regions=self._boxes(output_ids))
+            case Kind.POINTS:
+                return Found(locations=self._points(output_ids))
+            case Kind.THOUGHTS:
+                return Found(reasoning=self._reasoning(output_ids))
+        return Found()
+
+    def _input(self, picture: Pixels) -> PictureInput:
+        key = picture_key(picture, "moondream", self.config.vision)
+        return PictureInput(key, self.config.vision.grid**2, crop(picture, self.config.vision))
+
+    def _references(self, places: Sequence[Location | Region]) -> PictureInput:
+        key = hashlib.blake2b(repr(places).encode(), digest_size=16).digest()
+        return PictureInput(key, len(self._placeholders(places)), tuple(places))
+
+    def _placeholders(self, places: Sequence[Location | Region]) -> list[int]:
+        """The tokens in whose place a question's places are read."""
+        coord, size = self.config.tokenizer.coord_id, self.config.tokenizer.size_id
+        of_point, of_box = (coord, coord), (coord, coord, size)
+        return [token for place in places for token in (of_box if isinstance(place, Region) else of_point)]
+
+    def _words(self, task: Task) -> list[int]:
+        """The prompt behind the picture."""
+        ids = self.config.tokenizer
+        match task:
+            case Caption(length):
+                if length not in ids.caption:
+                    raise UnsupportedTask(f"length: this checkpoint knows {', '.join(ids.caption)}", "length")
+                return list(ids.caption[length])
+            case Query(question, reasoning, places):
+                # Upstream says the suffix twice where nothing is thought between.
+                last = [ids.thinking_id] if reasoning else ids.query.suffix
+                asked = [*self._placeholders(places), *self._encoded(question)]
+                return [*ids.query.prefix, *asked, *ids.query.suffix, *last]
+            case Detect(subject) | Point(subject):
+                template = ids.detect if isinstance(task, Detect) else ids.point
+                return [*template.prefix, *self._encoded(f" {subject}"), *template.suffix]
+        raise AssertionError(task)
+
+    def _encoded(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(no_control_tokens(text, self._control_tokens)).ids
+        return ids
+
+    def _boxes(self, output_ids: Sequence[int]) -> tuple[Region, ...]:
+        objects = list(zip(*(output_ids[place::3] for place in range(3)), strict=False))
+        middles = self._coordinates([object[:2] for object in objects])
+        bins = torch.tensor([self._ids.bins_of(size) for _, _, size in objects], dtype=torch.float32).view(-1, 2)
+        halves = (self._regions.sizes_of(bins) / 2).tolist()
+        return tuple(
+            Region(x - width, y - height, x + width, y + height)
+            for (x, y), (width, height) in zip(middles, halves, strict=True)
+        )
+
+    def _points(self, output_ids: Sequence[int]) -> tuple[Location, ...]:
+        pairs = zip(output_ids[::2], output_ids[1::2], strict=False)
+        return tuple(Location(x, y) for x, y in self._coordinates(list(pairs)))
+
+    def _coordinates(self, pairs: Sequence[tuple[int, int]]) -> list[list[float]]:
+        bins = [[self._ids.bin_of(x), self._ids.bin_of(y)] for x, y in pairs]
+        coordinates: list[list[float]] = self._regions.coordinates_of(torch.tensor(bins, dtype=torch.float32)).tolist()
+        return coordinates
+
+    def _reasoning(self, output_ids: Sequence[int]) -> Reasoning:
+        """The thoughts in parts, each of which begins where points begin or end: its text, and the points in it."""
+        ids = self.config.tokenizer
+        parts: list[tuple[list[int], list[int]]] = [([], [])]
+        for number in output_ids:
+            bin = self._ids.bin_of(number)
+            token = ids.coord_id if bin is not None else self._ids.token_of(number)
+            if token is None or token == ids.answer_id:
+                break
+            if token in (ids.start_ground_points_id, ids.end_ground_id):
+                parts.append(([], []))
+            parts[-1][0].append(token)
+            if bin is not None:
+                parts[-1][1].append(number)
+        text, groundings = "", []
+        for tokens, coordinates in parts:
+            start, text = len(text), text + self.tokenizer.decode(tokens)
+            if points := self._points(coordinates):
+                groundings.append(Grounding(start, len(text), points))
+        return Reasoning(text, tuple(groundings))
+
+
+def _single(task: Task, pictures: Sequence[Pixels]) -> tuple[Task, Sequence[Pixels]]:
+    """The task as one of those that the checkpoint was trained on, and the picture that it is about, where there is
+    one. Raises ``UnsupportedTask``."""
+    if not isinstance(task, Chat):
+        return task, pictures
+    parts = [part for message in task.messages for part in message.parts]
+    if any(isinstance(part, VideoPart) for part in parts):
+        raise UnsupportedTask("messages: this model reads pictures, but no videos", "messages")
+    indices = [part.index for part in parts if isinstance(part, ImagePart)]
+    if len(indices) > 1:
+        raise UnsupportedTask(f"messages: {len(indices)} pictures; this model reads one at a time", "messages")
+    return Query(_transcript(task), task.reasoning), [pictures[index] for index in indices]
+
+
+def _transcript(chat: Chat) -> str:
+    """A conversation as one question: what was said before stands in front of the last message."""
+    *before, last = ((message.role, _text(message)) for message in chat.messages)
+    return "\n".join([*(f"{role}: {text}" for role, text in before), last[1]])
+
+
+def _text(message: Message) -> str:
+    return "".join(part.text for part in message.parts if isinstance(part, TextPart))
+
+
+def _plan(task: Task, max_tokens: int) -> Plan:
+    match task:
+        case Detect(_, most):
+            return Plan(Kind.BOXES, most)
+        case Point(_, most):
+            return Plan(Kind.POINTS, most)
+        case Query(reasoning=True):
+            return Plan(Kind.THOUGHTS, max_tokens)
+    return Plan(Kind.TEXT)
+
+
+def _room(plan: Plan) -> int | None:
+    """Places that an answer takes at most, with its end."""
+    match plan.kind:
+        case Kind.BOXES:
+            return 3 * plan.most + 1
+        case Kind.POINTS:
+            return 2 * plan.most + 1
+        case Kind.THOUGHTS:
+            return 2 * plan.most + 2
+    return None

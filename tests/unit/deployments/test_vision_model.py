@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from deployments.vision_model import in_original, in_processed
+from preprocessing.geometry import Geometry
+from raylens.types import Caption, Found, Grounding, Location, Query, Reasoning, Region
+
+CROPPED = Geometry((100, 100), (50, 50), (0.5, 0, 0.25, 0, 0.5, 0.25))
+"""The middle of a picture."""
+
+
+def test_what_was_found_is_told_in_the_original_s_coordinates() -> None:
+    found = Found(
+        regions=(Region(0, 0, 1, 0.5),),
+        locations=(Location(0.5, 1),),
+        reasoning=Reasoning("it", (Grounding(0, 2, (Location(0, 0.5),)),)),
+    )
+    assert in_original(found, CROPPED) == Found(
+        regions=(Region(0.25, 0.25, 0.75, 0.5),),
+        locations=(Location(0.5, 0.75),),
+        reasoning=Reasoning("it", (Grounding(0, 2, (Location(0.25, 0.5),)),)),
+    )
+    assert in_original(Found(), CROPPED) == Found()
+
+
+def test_places_that_are_asked_about_are_moved_into_the_processed_picture() -> None:
+    asked = Query("?", places=(Location(0.5, 0.75), Region(0, 0.25, 0.5, 1)))
+    assert in_processed(asked, CROPPED) == Query("?", places=(Location(0.5, 1), Region(0, 0, 0.5, 1)))
+    assert in_processed(Caption(), CROPPED) == Caption()
