@@ -177,8 +177,8 @@ def _native(tokenizer: Tokenizer, eos_ids: frozenset[int], vocabulary: int) -> L
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.no_padding()
     copy.no_truncation()
-    while (size := copy.get_vocab_size()) <= max(eos_ids):
-        copy.add_special_tokens([f"<|unnamed {size}|>"])
+    size = max(copy.get_vocab_size(), max(eos_ids) + 1)
+    copy.add_special_tokens([f"<|unnamed {number}|>" for number in range(copy.get_vocab_size(), size)])
     return LLTokenizer(copy.to_str(), n_vocab=max(vocabulary, size), eos_token=sorted(eos_ids))
 
 
