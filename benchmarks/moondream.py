@@ -216,7 +216,8 @@ def reference(options: Options, weights: dict[str, Tensor]) -> Callable[[NDArray
     class NoTokenizer:
         @staticmethod
         def from_pretrained(name: str) -> Tokenizer:
-            return pocket_tokenizer().backend_tokenizer
+            tokenizer: Tokenizer = pocket_tokenizer().backend_tokenizer
+            return tokenizer
 
     upstream.Tokenizer = NoTokenizer
     given: dict[str, Any] = options.config.to_dict()

@@ -61,12 +61,27 @@ class DialectModels(Frozen):
     moondream: Name = "moondream"
 
 
+class RemoteConfig(Frozen):
+    """Where a runtime that isn't our own engine finds its model."""
+
+    base_url: str | None = None
+    """Of the server; unset is Moondream Cloud for ``cloud``."""
+    model: str | None = None
+    """What the server calls the model; unset is the model's ``checkpoint``, or, for ``cloud``, the server's choice."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key; unset is ``MOONDREAM_API_KEY`` or ``OPENAI_API_KEY``. Keys stand in
+    no configuration."""
+
+
 class ModelConfig(Frozen):
     """One model deployment. ``checkpoint`` is a hub id, a folder, or ``pocket``: the tiny one that is bundled."""
 
     name: Name
     family: Literal["moondream", "smolvlm", "qwen2_5_vl"]
     checkpoint: str = "pocket"
+    runtime: Literal["engine", "photon", "cloud", "openai"] = "engine"
+    """What answers: our engine, Moondream's own on a GPU, Moondream's service, or a server that speaks OpenAI's API."""
+    remote: RemoteConfig = RemoteConfig()
     revision: str | None = None
     tokenizer_revision: str | None = None
     """Of moondream/starmie-v1, Moondream's tokenizer, which lies beside no checkpoint on the hub."""
@@ -110,6 +125,16 @@ class ModelConfig(Frozen):
     max_pixels: PositiveInt | None = None
     """Bounds of a picture's area where the family has dynamic resolution; unset takes the checkpoint's."""
     retry_after_s: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _runtimes_fit(self) -> Self:
+        if self.runtime in ("photon", "cloud") and self.family != "moondream":
+            raise ValueError(f"{self.name}: runtime: {self.runtime} is for the family moondream")
+        if self.runtime == "openai" and not self.remote.base_url:
+            raise ValueError(f"{self.name}: remote.base_url: the runtime openai needs the server's")
+        if self.runtime == "engine" and self.remote != RemoteConfig():
+            raise ValueError(f"{self.name}: remote: the runtime engine has its model here")
+        return self
 
     @model_validator(mode="after")
     def _pixels_are_bounds(self) -> Self:

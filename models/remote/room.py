@@ -1,0 +1,59 @@
+"""Places for requests that something else answers: so many at a time, and so many that wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from raylens.config import ModelConfig
+from raylens.engine.metrics import Gauges
+from raylens.errors import DeadlineExceeded, Overloaded
+from raylens.types import VisionRequest
+
+
+class Room:
+    """``max_batch_size`` at a time, and ``max_waiting`` more in line; first come, first served."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._places = asyncio.Semaphore(config.max_batch_size)
+        self._size = config.max_batch_size
+        self._capacity = config.max_batch_size + config.max_waiting
+        self._retry_after = config.retry_after_s
+        self._taken = 0
+
+    @property
+    def gauges(self) -> Gauges:
+        running = min(self._taken, self._size)
+        return Gauges(waiting=self._taken - running, running=running)
+
+    def check(self) -> None:
+        """Raises ``Overloaded`` where nobody may wait any more."""
+        if self._taken >= self._capacity:
+            raise Overloaded(
+                f"{self._taken} requests run or wait; the limit is {self._capacity}",
+                "model",
+                self._capacity,
+                self._taken,
+                self._retry_after,
+            )
+
+    @asynccontextmanager
+    async def place(self, request: VisionRequest) -> AsyncGenerator[None, None]:
+        """A place, once there is one. Raises ``Overloaded``, and ``DeadlineExceeded`` where none comes in time."""
+        self.check()
+        self._taken += 1
+        try:
+            async with asyncio.timeout(max(0.0, request.remaining)):
+                await self._places.acquire()
+        except TimeoutError:
+            self._taken -= 1
+            raise DeadlineExceeded("the deadline passed before there was a place", "deadline") from None
+        except BaseException:
+            self._taken -= 1
+            raise
+        try:
+            yield
+        finally:
+            self._places.release()
+            self._taken -= 1

@@ -1,0 +1,155 @@
+"""Through the official client, against our own server in the place of Moondream's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from models.remote.moondream import MoondreamRuntime, cloud
+from raylens.config import ModelConfig
+from raylens.errors import DeadlineExceeded, InvalidRequest, ModelFailed, ModelNotLoaded, Overloaded, UnsupportedTask
+from raylens.types import (
+    Caption,
+    Chat,
+    Delta,
+    Detect,
+    FinishReason,
+    Found,
+    Grounding,
+    ImagePart,
+    Length,
+    Location,
+    Message,
+    Point,
+    Query,
+    Reasoning,
+    Region,
+    Role,
+    TextPart,
+    VideoPart,
+)
+from tests.unit.models.remote.conftest import PICTURE, ask, request
+from tests.unit.raylens.api.conftest import TALKS, FakeService
+
+LOOK = Chat((Message(Role.USER, (ImagePart(0), TextPart("what?"))),))
+
+
+def config(**more: Any) -> ModelConfig:
+    return ModelConfig.model_validate({"name": "far", "family": "moondream", "runtime": "cloud", **more})
+
+
+@pytest.fixture
+def make(url: str, service: FakeService) -> Callable[..., MoondreamRuntime]:
+    service.tasks = {"smolvlm": (*TALKS, "detect", "point")}
+
+    def make(base_url: str = url, **more: Any) -> MoondreamRuntime:
+        made = config(remote={"base_url": base_url, "model": "smolvlm"}, **more)
+        return cloud(made, made.remote)
+
+    return make
+
+
+@pytest.mark.parametrize("task", [Caption(Length.LONG), Query("?"), LOOK])
+async def test_answers_come_in_pieces_or_whole(make, service: FakeService, task) -> None:
+    deltas = await ask(make(), request(task, max_tokens=7, temperature=0.5, top_p=0.5))
+    assert [delta.text for delta in deltas] == ["two ", "red ", "circles", ""]
+    assert deltas[-1].finish_reason is FinishReason.STOP
+    whole = await ask(make(), request(task, stream=False))
+    assert [delta.text for delta in whole] == ["two red circles"]
+    assert service.requests[0].task == task
+    sampling = service.requests[0].sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0.5, 0.5)
+    assert len(service.images) == 2
+
+
+async def test_a_question_without_a_picture(make, service: FakeService) -> None:
+    await ask(make(), request(Query("?")), pictures=0)
+    assert service.images == []
+
+
+async def test_places_are_found(make, service: FakeService) -> None:
+    (boxes,) = await ask(make(), request(Detect("cat", 1)))
+    assert boxes.found == Found(regions=(Region(0.1, 0.2, 0.3, 0.4),))
+    (points,) = await ask(make(), request(Point("cat", 9)))
+    assert points.found == Found(locations=(Location(0.2, 0.3), Location(0.75, 0.75)))
+    assert [sent.task for sent in service.requests] == [Detect("cat", 1), Point("cat", 9)]
+
+
+async def test_thoughts_and_places_that_are_asked_about(make, service: FakeService) -> None:
+    service.reasoning = Reasoning("I see it", (Grounding(2, 5, (Location(0.25, 0.5),)),))
+    task = Query("?", reasoning=True, places=(Location(0.1, 0.2), Region(0.1, 0.2, 0.3, 0.4)))
+    (whole,) = await ask(make(), request(task))
+    assert (whole.text, whole.found) == ("two red circles", Found(reasoning=service.reasoning))
+    assert service.requests[0].task == task
+
+
+@pytest.mark.parametrize(
+    ("task", "sampling", "words"),
+    [
+        (Caption(), {"n": 2}, "n: this model's runtime has no such parameter"),
+        (Caption(), {"json_schema": "{}"}, "response_format: this model's runtime has no such"),
+        (Chat(LOOK.messages, reasoning=True), {}, "reasoning: this model's runtime thinks in a query only"),
+        (Chat((Message(Role.USER, (VideoPart((0,)),)),)), {}, "no videos"),
+    ],
+)
+async def test_what_the_client_has_no_words_for_is_refused(make, service: FakeService, task, sampling, words) -> None:
+    with pytest.raises(UnsupportedTask, match=words):
+        await ask(make(), request(task, **sampling))
+    assert service.requests == []
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Overloaded("full", "model", retry_after=7), Overloaded),
+        (ModelFailed("broken"), ModelFailed),
+        (InvalidRequest("object: too odd"), InvalidRequest),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_error_of_the_server_is_one_of_ours(make, service: FakeService, error, kind, stream) -> None:
+    service.error = error
+    with pytest.raises(kind) as raised:
+        await ask(make(), request(Caption(), stream=stream))
+    assert type(raised.value) is kind
+    assert raised.value.retry_after == error.retry_after
+
+
+async def test_a_server_that_is_not_there_and_one_that_is_silent(make, closed_url: str, silent_url: str) -> None:
+    with pytest.raises(ModelNotLoaded):
+        await ask(make(base_url=closed_url), request(Caption(), stream=False))
+    for stream in (True, False):
+        with pytest.raises(DeadlineExceeded):
+            await ask(make(base_url=silent_url), request(Caption(), seconds=0.3, stream=stream))
+
+
+class Endless:
+    """A client whose captions never end."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+
+    def caption(self, *_: Any) -> dict[str, Iterator[str]]:
+        def pieces() -> Iterator[str]:
+            try:
+                while True:
+                    yield "more "
+            finally:
+                self.loop.call_soon_threadsafe(self.closed.set)
+
+        return {"caption": pieces()}
+
+
+async def test_a_client_that_goes_away_closes_the_stream_and_frees_its_place() -> None:
+    client = Endless()
+    runtime = MoondreamRuntime(config(max_batch_size=1), client, "cuda")  # type: ignore[arg-type]
+    deltas = runtime.generate(request(Caption()), [PICTURE])
+    assert await anext(deltas) == Delta("more ")
+    assert runtime.gauges.running == 1
+    await deltas.aclose()
+    await asyncio.wait_for(client.closed.wait(), 5)
+    assert runtime.gauges.running == 0
