@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.pocket_grounding import Places, Search, searches
+from benchmarks.pocket_grounding import GOALS, Goal, Places, Search, searches
 from benchmarks.target import target
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import LENGTHS, Scene, questions, random_scene
@@ -108,9 +108,9 @@ class Texts:
         return all(self.right[row] / given.total() >= TARGET for row, given in self.answers.items())
 
 
-async def measure(client: httpx.AsyncClient, model: str, scenes: int, seed: int, *, grounds: bool) -> bool:
-    """Prints a model's tables; whether every row reaches its target."""
-    texts, places = Texts(), Places()
+async def measure(client: httpx.AsyncClient, model: str, scenes: int, seed: int, goal: Goal | None) -> bool:
+    """Prints a model's tables; whether every row reaches its target. ``goal``: for boxes and points, where it can."""
+    texts, places = Texts(), None if goal is None else Places(goal)
     in_flight = asyncio.Semaphore(IN_FLIGHT)
 
     async def ask(asked: Trial | Search) -> None:
@@ -119,21 +119,22 @@ async def measure(client: httpx.AsyncClient, model: str, scenes: int, seed: int,
         reply = response.raise_for_status().json()
         if isinstance(asked, Trial):
             texts.add(asked, reply)
-        else:
+        elif places is not None:
             places.add(asked, reply)
 
     rng = random.Random(seed)
     for _ in range(scenes):
         scene = random_scene(rng)
         asked: list[Trial | Search] = [*trials(scene, rng, model, rng.choice(("auto", "low", "high")))]
-        if grounds:
+        if places is not None:
             asked += searches(scene, random_scene(rng), rng, model)
         await asyncio.gather(*map(ask, asked))
-    for line in texts.wrong[:20] + places.wrong[:20]:
+    for line in texts.wrong[:20] + (places.wrong[:20] if places else []):
         print(line, file=sys.stderr)
     print(f"\n{model}, {scenes} scenes\n", *texts.table(), sep="\n")
-    if grounds:
-        print("", *places.table(), sep="\n")
+    if places is None:
+        return texts.reached
+    print("", *places.table(), sep="\n")
     return texts.reached and places.reached
 
 
@@ -147,8 +148,7 @@ async def run(url: str, model: str | None, scenes: int, seed: int) -> int:
             chosen = [found.raise_for_status().json()["id"]]
         reached = []
         for name in chosen:
-            grounds = {"detect", "point"} <= set(served[name]["tasks"])
-            reached.append(await measure(client, name, scenes, seed, grounds=grounds))
+            reached.append(await measure(client, name, scenes, seed, GOALS.get(served[name]["family"])))
     return 0 if all(reached) else 1
 
 

@@ -79,7 +79,7 @@ class SmolVLM(ChatModel):
         self._tile = int(image_processor.max_image_size["longest_edge"])
         self._longest_edge = int(image_processor.size["longest_edge"])
         self._image_id = int(config.image_token_id)
-        self._normal = (
+        self.normal = (
             float(image_processor.rescale_factor),
             tuple(image_processor.image_mean),
             tuple(image_processor.image_std),
@@ -111,7 +111,7 @@ class SmolVLM(ChatModel):
             if start:
                 yield
             tiles = np.stack([picture.data for picture in pictures[start : start + self._tiles_per_step]])
-            pixels = normalized(torch.from_numpy(tiles).to(self.device), *self._normal).to(self.kv_shape.dtype)
+            pixels = normalized(torch.from_numpy(tiles).to(self.device), *self.normal).to(self.kv_shape.dtype)
             encoded = yield from self._tower.slices(pixels, SLICE * self._tiles_per_step)
             # Copies: a part of a tensor would keep the whole of it alive, for as long as one tile is kept.
             features += [tile.clone() for tile in encoded]

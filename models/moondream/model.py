@@ -54,15 +54,23 @@ TOKENIZER = "moondream/starmie-v1"
 def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Moondream:
     """Loads a checkpoint by hub id or from a folder. Raises ``OSError`` where it can't be found, or where a tensor is
     missing or left over."""
+    config, weights, tokenizer = files_of(checkpoint, options)
+    packer = Packer(options.device, options.quantize)
+    taken = Weights.of_file(weights, packer, options.dtype)
+    return Moondream(read_config(config), taken, Tokenizer.from_file(str(tokenizer)), options)
+
+
+def files_of(checkpoint: str, options: LoadOptions) -> tuple[Path, Path, Path]:
+    """Configuration, weights and tokenizer, downloaded where the checkpoint is a hub id. The hub has the tokenizer in a
+    repository of its own."""
     folder = Path(checkpoint)
     if folder.is_dir():
-        files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
-    else:
-        named = [(checkpoint, "config.json", options.revision), (checkpoint, "model.safetensors", options.revision)]
-        named.append((TOKENIZER, "tokenizer.json", options.tokenizer_revision))
-        files = [Path(hf_hub_download(repo, name, revision=revision)) for repo, name, revision in named]
-    config, tokenizer = read_config(files[0]), Tokenizer.from_file(str(files[2]))
-    return Moondream(config, Weights.of_file(files[1], _packer(options), options.dtype), tokenizer, options)
+        return folder / "config.json", folder / "model.safetensors", folder / "tokenizer.json"
+    config, weights = (
+        Path(hf_hub_download(checkpoint, name, revision=options.revision))
+        for name in ("config.json", "model.safetensors")
+    )
+    return config, weights, Path(hf_hub_download(TOKENIZER, "tokenizer.json", revision=options.tokenizer_revision))
 
 
 def tensor_shapes(config: MoondreamConfig) -> dict[str, tuple[int, ...]]:
@@ -70,10 +78,6 @@ def tensor_shapes(config: MoondreamConfig) -> dict[str, tuple[int, ...]]:
     wanted = Wanted()
     Moondream(config, wanted, Tokenizer(BPE()), LoadOptions(device="meta"))
     return wanted.shapes
-
-
-def _packer(options: LoadOptions) -> Packer:
-    return Packer(options.device, options.quantize)
 
 
 class Moondream:

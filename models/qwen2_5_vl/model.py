@@ -92,7 +92,7 @@ class Qwen2_5_VL(ChatModel):
         self._patch, self._merge = int(image_processor.patch_size), int(image_processor.merge_size)
         self._min_pixels = options.min_pixels or int(image_processor.size["shortest_edge"])
         self._max_pixels = options.max_pixels or int(image_processor.size["longest_edge"])
-        self._image_id, self._video_id = int(config.image_token_id), int(config.video_token_id)
+        self.image_id, self._video_id = int(config.image_token_id), int(config.video_token_id)
         self._positions_per_second = int(config.vision_config.tokens_per_second)
         self._work = SLICE * options.tiles_per_step
         self._tower = Tower(model.model.visual, self._packer)
@@ -110,7 +110,7 @@ class Qwen2_5_VL(ChatModel):
         starts: list[int] = []
         waiting = iter(inputs)
         for token in self._chat.encode(self._chat.render(messages)):
-            if token in (self._image_id, self._video_id):
+            if token in (self.image_id, self._video_id):
                 starts.append(len(token_ids))
                 token_ids += [token] * next(waiting).tokens
             else:

@@ -30,6 +30,30 @@ def run(
 
 
 @app.command()
+def verify(
+    checkpoint: Annotated[str, typer.Argument(help="A hub id, which is downloaded, or a folder.")],
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of the hub's.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, in which answers can be compared exactly, or bfloat16.")
+    ] = "float32",
+    device: Annotated[str, typer.Option()] = "cpu",
+    reference: Annotated[
+        Path | None, typer.Option(help="For Moondream: a checkout of github.com/vikhyat/moondream to compare with.")
+    ] = None,
+) -> None:
+    """Loads a real checkpoint strictly, asks it fixed questions, and compares its answers with plain transformers'."""
+    from raylens.cli.verify import Unverifiable, show, verify  # takes seconds to import
+
+    try:
+        report = verify(checkpoint, revision, dtype, device, reference)
+    except (OSError, ValueError, Unverifiable) as error:
+        console.print(f"[red]{checkpoint}:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    show(report)
+    raise typer.Exit(0 if report.verified else 1)
+
+
+@app.command()
 def version() -> None:
     """Prints the version."""
     typer.echo(__version__)
