@@ -1,7 +1,7 @@
 # raylens: `make run` and `make test` do all of their set-up themselves.
 #
 #   make run [CONFIG=configs/cpu.yaml] [TORCH_INDEX=https://download.pytorch.org/whl/cpu]
-#   make test | check | soak | bench | train-pocket [FAMILY=smolvlm|qwen2_5_vl]
+#   make test | check | soak | bench | train-pocket [FAMILY=smolvlm|qwen2_5_vl|moondream]
 
 PYTHON ?= python3
 VENV := .venv
