@@ -15,6 +15,7 @@ import openai
 import pytest
 from PIL import Image
 
+from benchmarks.pocket_grounding import matched_boxes, matched_points
 from models.pocket.scenes import LENGTHS, ask_count, questions
 from tests.scenes import drawn
 
@@ -112,7 +113,7 @@ def test_log_probabilities_are_those_of_the_answers_tokens(gpt: openai.OpenAI) -
         assert 0 >= token.logprob == token.top_logprobs[0].logprob >= token.top_logprobs[2].logprob
 
 
-@pytest.mark.parametrize("model", ["smolvlm", "qwen2.5-vl", "cramped"])
+@pytest.mark.parametrize("model", ["moondream", "smolvlm", "qwen2.5-vl", "cramped"])
 def test_answers_follow_a_json_schema(gpt: openai.OpenAI, model: str) -> None:
     """Whatever the model would rather say: one of these has learned nothing."""
     color = {"enum": ["red", "green", "blue"]}
@@ -151,9 +152,11 @@ def test_a_penalty_keeps_tokens_from_coming_again(gpt: openai.OpenAI) -> None:
 
 
 def test_openai_lists_models(gpt: openai.OpenAI) -> None:
-    assert [model.id for model in gpt.models.list()] == ["smolvlm", "qwen2.5-vl", "cramped"]
-    for alias in ("smolvlm2_500m_video", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "moondream3-preview"):
+    assert [model.id for model in gpt.models.list()] == ["moondream", "smolvlm", "qwen2.5-vl", "cramped"]
+    for alias in ("smolvlm2_500m_video", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"):
         assert gpt.models.retrieve(alias).id == "smolvlm"
+    for alias in ("vikhyatk/moondream2", "moondream2", "moondream3-preview", "moondream:1.8b"):
+        assert gpt.models.retrieve(alias).id == "moondream"
     assert gpt.models.retrieve("Qwen/Qwen2.5-VL-3B-Instruct").id == "qwen2.5-vl"
 
 
@@ -199,24 +202,49 @@ def test_moondream_chat(dream: Any) -> None:
     assert len(reply["message"]["content"]) > 10
 
 
-def test_moondream_finds_boxes_and_points_where_no_model_is_named(dream: Any) -> None:
-    """The dialect's default model can't, so that one answers which can."""
-    found = 0
+@pytest.mark.parametrize("model", [None, "qwen2.5-vl"])
+def test_moondream_finds_boxes_and_points(server: str, model: str | None) -> None:
+    dream: Any = moondream.vl(endpoint=f"{server}/v1", model=model)
+    found = right = 0
     for seed in range(6):
         scene, data, _ = drawn(seed)
         picture = Image.open(io.BytesIO(data))
-        for box in dream.detect(picture, "shape")["objects"]:
-            assert set(box) == {"x_min", "y_min", "x_max", "y_max"}
-            assert 0 <= box["x_min"] < box["x_max"] <= 1
-            assert 0 <= box["y_min"] < box["y_max"] <= 1
-            found += 1
-        for point in dream.point(picture, scene.shapes[0].kind)["points"]:
-            assert set(point) == {"x", "y"}
-            assert 0 <= point["x"] <= 1
-            assert 0 <= point["y"] <= 1
-            found += 1
-        assert len(dream.detect(picture, "shape", settings={"max_objects": 1})["objects"]) <= 1
-    assert found > 6
+        boxes = [tuple(box.values()) for box in dream.detect(picture, "shape")["objects"]]
+        points = [tuple(point.values()) for point in dream.point(picture, "shape")["points"]]
+        assert all(0 <= side <= 1 for place in (*boxes, *points) for side in place)
+        right += matched_boxes(scene.boxes("shape"), boxes, 0.6) + matched_points(scene.boxes("shape"), points)
+        found += 2 * len(scene.shapes)
+        assert len(dream.detect(picture, "shape", settings={"max_objects": 1})["objects"]) == 1
+    assert right / found >= ENOUGH, f"{right} of {found}"
+
+
+def test_moondream_thinks_about_what_it_sees_and_about_places(dream: Any) -> None:
+    right = total = 0
+    for seed in range(40, 48):
+        scene, data, _ = drawn(seed)
+        picture = Image.open(io.BytesIO(data))
+        answer = dream.query(picture, "How many shapes are there?", reasoning=True)
+        points = [tuple(point) for part in answer["reasoning"]["grounding"] for point in part["points"]]
+        right += answer["answer"] == str(len(scene.shapes))
+        right += matched_points(scene.boxes("shape"), points) == len(points) == len(scene.shapes)
+        for shape, box in zip(scene.shapes, scene.boxes("shape"), strict=True):
+            said = dream.query(picture, "What color is this?", spatial_refs=[list(box)])["answer"]
+            right += said == shape.color
+        total += 2 + len(scene.shapes)
+    assert right / total >= 0.8, f"{right} of {total}"
+
+
+def test_an_openai_client_gets_boxes_and_thoughts(gpt: openai.OpenAI) -> None:
+    scene, _, url = drawn(3)
+    wanted = {"raylens": {"task": "detect", "object": "shape"}}
+    reply = gpt.chat.completions.create(model="moondream", messages=ask(url, "find them"), extra_body=wanted)
+    boxes = [tuple(box.values()) for box in json.loads(reply.choices[0].message.content or "")["objects"]]
+    assert matched_boxes(scene.boxes("shape"), boxes, 0.6) == len(scene.shapes)
+    thoughtful = gpt.chat.completions.create(
+        model="moondream", messages=ask(url, "How many shapes are there?"), extra_body={"reasoning": True}
+    )
+    assert thoughtful.choices[0].message.content == str(len(scene.shapes))
+    assert thoughtful.choices[0].message.reasoning  # type: ignore[attr-defined]
 
 
 def test_moondream_says_what_a_model_cant(server: str, dream: Any) -> None:
@@ -224,8 +252,8 @@ def test_moondream_says_what_a_model_cant(server: str, dream: Any) -> None:
     picture = Image.open(io.BytesIO(data))
     small = moondream.vl(endpoint=f"{server}/v1", model="smolvlm")
     calls = (
-        (small.detect, "these can: qwen2.5-vl"),
-        (small.point, "these can: qwen2.5-vl"),
+        (small.detect, "these can: moondream, qwen2.5-vl"),
+        (small.point, "these can: moondream, qwen2.5-vl"),
         (dream.segment, "segment"),
     )
     for method, words in calls:
@@ -252,5 +280,6 @@ def test_the_api_page_and_health_are_served(server: str) -> None:
     health = httpx.get(f"{server}/health").json()
     assert health["status"] == "healthy"
     assert health["models"]["smolvlm"]["tasks"] == ["caption", "chat", "query"]
-    assert health["models"]["qwen2.5-vl"]["tasks"] == ["caption", "chat", "detect", "point", "query"]
+    for name in ("moondream", "qwen2.5-vl"):
+        assert health["models"][name]["tasks"] == ["caption", "chat", "detect", "point", "query"]
     assert httpx.get(f"{server}/ready").json() == {"status": "ready"}
