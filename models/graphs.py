@@ -13,11 +13,11 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 KEPT = 32
-"""Graphs that are kept, and shapes that are remembered to have been seen once. A graph holds its logits, and shares
+"""Graphs that are kept, and shapes that are remembered to have been seen once. A graph holds its output, and shares
 all other memory with the rest."""
 
 Step = Callable[..., Tensor]
-"""Tensors to logits. Whatever else it reads or writes stays where it is from one call to the next."""
+"""Tensors to states. Whatever else it reads or writes stays where it is from one call to the next."""
 
 
 @dataclass(frozen=True)

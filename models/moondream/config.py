@@ -136,6 +136,8 @@ def config_of(given: Mapping[str, Any]) -> MoondreamConfig:
     for name in ("query", "detect", "point"):
         if name in templates:
             template = templates.pop(name)
+            if template is None:
+                raise ValueError(f"tokenizer.templates.{name}: none; such checkpoints are not supported")
             tokenizer[name] = Template(tuple(template["prefix"]), tuple(template["suffix"]))
     text.setdefault("n_kv_heads", text.get("n_heads", TextConfig.n_heads))
     if given or templates:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,30 +95,37 @@ class Embedding:
 
 
 class MoondreamCourse:
-    """Implements :class:`raylens.engine.model.Course`. The greedy choice of places is part of the model."""
+    """Implements :class:`raylens.engine.model.Course`. Places are the most likely ones, and so is the end of their
+    list: prompts for them are greedy."""
 
     def __init__(self, config: TokenizerConfig, ids: Ids, head: RegionHead) -> None:
         self._config = config
         self._ids = ids
         self._head = head
 
-    def forbid(self, logits: Tensor, answers: Sequence[Progress]) -> None:
+    def forbid(self, logits: Tensor, answers: Sequence[Progress]) -> Tensor:
         """Implements :meth:`raylens.engine.model.Course.forbid`: an answer's first token is free, as it is upstream."""
-        for row, answer in zip(logits, answers, strict=True):
-            plan: Plan = answer.prompt.plan
-            if plan.kind is Kind.THOUGHTS and self._thinks(answer):
-                if answer.output_ids:
-                    row[[self._config.eos_id, self._config.size_id]] = -torch.inf
-            elif plan.kind in (Kind.TEXT, Kind.THOUGHTS) and self._spoken(answer):
-                row[self._config.answer_id] = -torch.inf
+        shut = [(row, token) for row, answer in enumerate(answers) for token in self._shut(answer)]
+        if not shut:
+            return logits
+        rows, tokens = torch.tensor(shut, device=logits.device).T
+        return logits.index_put((rows, tokens), logits.new_tensor(-torch.inf))
+
+    def _shut(self, answer: Progress) -> tuple[int, ...]:
+        plan: Plan = answer.prompt.plan
+        if plan.kind not in (Kind.TEXT, Kind.THOUGHTS) or not answer.output_ids:
+            return ()
+        if plan.kind is Kind.THOUGHTS and self._thinks(answer):
+            return self._config.eos_id, self._config.size_id
+        return (self._config.answer_id,) if self._spoken(answer) else ()
 
     def settle(
         self, chosen: Sequence[int | Exception], scores: Scores, answers: Sequence[Progress]
-    ) -> list[int | Exception]:
+    ) -> list[int | Exception | None]:
         """Implements :meth:`raylens.engine.model.Course.settle`."""
-        settled = [
-            token if isinstance(token, Exception) else self._next(token, row, answer)
-            for token, row, answer in zip(chosen, scores.logits, answers, strict=True)
+        settled: list[Any] = [
+            token if isinstance(token, Exception) else self._next(token, answer)
+            for token, answer in zip(chosen, answers, strict=True)
         ]
         coordinates = [row for row, number in enumerate(settled) if number is _COORDINATE]
         sizes = [row for row, number in enumerate(settled) if number is _SIZE]
@@ -128,9 +136,9 @@ class MoondreamCourse:
             if sizes:
                 for row, bins in zip(sizes, self._head.sizes(scores.states[sizes]), strict=True):
                     settled[row] = self._ids.size(bins)
-        return settled  # type: ignore[return-value]
+        return settled
 
-    def _next(self, token: int, logits: Tensor, answer: Progress) -> int | _Place:
+    def _next(self, token: int, answer: Progress) -> int | _Place | None:
         plan: Plan = answer.prompt.plan
         if plan.kind is Kind.THOUGHTS:
             return self._next_thought(token, answer, plan)
@@ -140,12 +148,13 @@ class MoondreamCourse:
         told, within = divmod(len(answer.output_ids), numbers)
         if within == 2:
             return _SIZE
-        ends = within == 0 and (told == plan.most or int(logits.argmax()) == self._config.eos_id)
+        ends = within == 0 and (told == plan.most or token == self._config.eos_id)
         return self._config.eos_id if ends else _COORDINATE
 
-    def _next_thought(self, token: int, answer: Progress, plan: Plan) -> int | _Place:
+    def _next_thought(self, token: int, answer: Progress, plan: Plan) -> int | _Place | None:
         if not self._thinks(answer):
-            return self._config.eos_id if self._spoken(answer) == plan.most else token
+            full = self._spoken(answer) == plan.most and token != self._config.eos_id
+            return None if full else token
         if len(answer.output_ids) == plan.most:
             token = self._config.answer_id
         return _COORDINATE if token == self._config.coord_id else self._ids.thought(token)

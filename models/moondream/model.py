@@ -119,9 +119,19 @@ class Moondream:
             inputs.append(refs)
             starts.append(len(token_ids) + len(ids.query.prefix))
         token_ids += self._words(task)
-        check_length(request.task, len(token_ids), self.max_length)
-        plan = _plan(task, request.sampling.max_tokens)
-        return Prompt(tuple(token_ids), tuple(inputs), tuple(starts), whole=whole, room=_room(plan), plan=plan)
+        check_length(request.task, len(token_ids) + _least(task), self.max_length)
+        plan = _plan(task, min(request.sampling.max_tokens, max(1, (self.max_length - len(token_ids) - 2) // 2)))
+        finds = plan.kind in (Kind.BOXES, Kind.POINTS)
+        return Prompt(
+            tuple(token_ids),
+            tuple(inputs),
+            tuple(starts),
+            whole=whole,
+            room=_room(plan),
+            room_field="max_objects" if finds else "max_tokens",
+            greedy=finds,
+            plan=plan,
+        )
 
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
         """Implements :meth:`raylens.engine.model.Model.encode`."""
@@ -245,6 +255,8 @@ def _single(task: Task, pictures: Sequence[Pixels]) -> tuple[Task, Sequence[Pixe
     """The task as one of those that the checkpoint was trained on, and the picture that it is about, where there is
     one. Raises ``UnsupportedTask``."""
     if not isinstance(task, Chat):
+        if len(pictures) > 1:
+            raise UnsupportedTask(f"{len(pictures)} pictures; this model reads one at a time", "model")
         return task, pictures
     parts = [part for message in task.messages for part in message.parts]
     if any(isinstance(part, VideoPart) for part in parts):
@@ -274,6 +286,11 @@ def _plan(task: Task, max_tokens: int) -> Plan:
         case Query(reasoning=True):
             return Plan(Kind.THOUGHTS, max_tokens)
     return Plan(Kind.TEXT)
+
+
+def _least(task: Task) -> int:
+    """Places that an answer needs beside its first: those of one object, and of its end."""
+    return 3 if isinstance(task, Detect | Point) else 0
 
 
 def _room(plan: Plan) -> int | None:

@@ -73,13 +73,14 @@ class Engine:
 
     def check_fit(self, prompt: Prompt, max_tokens: int) -> None:
         """Raises ``InvalidRequest`` for a sequence that has no room in the whole cache."""
-        cost = self.cache.cost(prompt.places(max_tokens, self.model.max_length))
+        places = prompt.places(max_tokens, self.model.max_length)
+        cost, field = self.cache.cost(places), prompt.room_field
         if cost > self.cache.budget:
             raise InvalidRequest(
-                f"max_tokens: the prompt's {len(prompt.token_ids)} tokens, pictures included, and {max_tokens} of"
-                f" the answer take {cost / MIB:.1f} MiB of key-value cache; the limit is"
-                f" {self.cache.budget / MIB:.1f} MiB",
-                "max_tokens",
+                f"{field}: the prompt's {len(prompt.token_ids)} tokens, pictures included, and"
+                f" {places - len(prompt.token_ids)} of the answer take {cost / MIB:.1f} MiB of key-value cache; the"
+                f" limit is {self.cache.budget / MIB:.1f} MiB",
+                field,
                 self.cache.budget,
                 cost,
             )
@@ -141,8 +142,11 @@ class Engine:
         return self._postprocess(sequences, scores)
 
     def _postprocess(self, sequences: list[Sequence], scores: Scores) -> list[Output]:
+        chosen = _attempt(partial(self._choose, sequences, scores))
+        if isinstance(chosen, Exception):
+            chosen = [chosen] * len(sequences)
         outputs = []
-        for sequence, row, token in zip(sequences, scores.logits, self._choose(sequences, scores), strict=True):
+        for sequence, row, token in zip(sequences, scores.logits, chosen, strict=True):
             delta = token if isinstance(token, Exception) else _attempt(partial(self._advance, sequence, row, token))
             if isinstance(delta, Exception):
                 outputs.append(self._failed(sequence, delta))
@@ -152,27 +156,31 @@ class Engine:
             self._leave(lambda s: s.finish_reason is not None)
         return outputs
 
-    def _choose(self, sequences: list[Sequence], scores: Scores) -> Iterable[int | Exception]:
-        """What is next in each answer, or how its choice failed."""
+    def _choose(self, sequences: list[Sequence], scores: Scores) -> Iterable[int | Exception | None]:
+        """What is next in each answer, None where it has no room for more, or how its choice failed."""
         samplers, course = [sequence.sampler for sequence in sequences], self.model.course
         if course is None:
             return choose_all(scores.logits, samplers)
-        course.forbid(scores.logits, sequences)
-        return course.settle(choose_all(scores.logits, samplers), scores, sequences)
+        chosen = choose_all(course.forbid(scores.logits, sequences), samplers)
+        settled = _attempt(lambda: course.settle(chosen, scores, sequences))
+        if not isinstance(settled, Exception):
+            return settled
+        self._reader.forget()  # and row by row, so that only the one that breaks it fails
+        rows = zip(chosen, sequences, range(len(sequences)), strict=True)
+        return [_first(_attempt(partial(course.settle, [token], scores.rows([n]), [s]))) for token, s, n in rows]
 
-    def _advance(self, sequence: Sequence, logits: Tensor, token: int) -> Delta:
+    def _advance(self, sequence: Sequence, logits: Tensor, token: int | None) -> Delta:
         start = sequence.text.seen
         text = sequence.append(token, self.model.eos_ids, self.model.max_length)
         reason = sequence.finish_reason
         wanted = sequence.params.logprobs
         # The end is no part of the answer: with its token, the tokens would not join to the text.
-        is_told = wanted is not None and token >= 0 and token not in self.model.eos_ids
-        if is_told:
-            sequence.hold(start, logprobs_of(logits, token, wanted or 0, self.model.tokenizer))
+        if wanted is not None and token is not None and token >= 0 and token not in self.model.eos_ids:
+            sequence.hold(start, logprobs_of(logits, token, wanted, self.model.tokenizer))
         if reason is None:
             return Delta(text, sequence.index, logprobs=sequence.told())
-        self._metrics.ended(reason.value, sequence.usage, sequence.index)
         found = self.model.find(sequence.prompt, sequence.output_ids)
+        self._metrics.ended(reason.value, sequence.usage, sequence.index)
         return Delta(text, sequence.index, reason, sequence.usage, logprobs=sequence.told(), found=found)
 
     def _enter(self) -> list[Output]:
@@ -245,6 +253,10 @@ class Engine:
             return Output(sequence, error=error)
         logger.error("the model failed on request %s: %r", sequence.request_id, error)
         return Output(sequence, error=ModelFailed(f"the model failed on this request: {type(error).__name__}"))
+
+
+def _first(results: list[int | Exception | None] | Exception) -> int | Exception | None:
+    return results if isinstance(results, Exception) else results[0]
 
 
 def _attempt(work: Callable[[], T]) -> T | Exception:

@@ -44,6 +44,10 @@ class Prompt:
     """So many of the first tokens attend to each other, not only to those before: they are read in one slice."""
     room: int | None = None
     """Places that the answer may take, where these aren't the request's ``max_tokens``."""
+    room_field: str = "max_tokens"
+    """What of the request sets these."""
+    greedy: bool = False
+    """The answer is the most likely one, whatever the request says of sampling."""
     plan: Any = None
     """What the answer is to be, in the family's own terms."""
 
@@ -93,7 +97,8 @@ class Scores:
     """The last layer's (rows, hidden), for a :class:`Course`."""
 
     def rows(self, rows: Sequence[int]) -> Scores:
-        return Scores(self.logits[rows], self.states[rows])
+        """Those of some rows, in order; the same object where these are all."""
+        return self if len(rows) == len(self.logits) else Scores(self.logits[rows], self.states[rows])
 
 
 class Progress(Protocol):
@@ -107,14 +112,16 @@ class Course(Protocol):
     """How a family's answers go, where they are more than text. What an answer says beside text, such as a place in the
     picture, are numbers below 0 among its ``output_ids``: the family's own, which ``decode`` reads like tokens."""
 
-    def forbid(self, logits: Tensor, answers: Sequence[Progress]) -> None:
-        """Sets the logits of what can't come next to −∞, in place: float32 (answers, vocabulary)."""
+    def forbid(self, logits: Tensor, answers: Sequence[Progress]) -> Tensor:
+        """Logits, float32 (answers, vocabulary), with −∞ for what can't come next; those that are given stay as they
+        are."""
         ...
 
     def settle(
         self, chosen: Sequence[int | Exception], scores: Scores, answers: Sequence[Progress]
-    ) -> list[int | Exception]:
-        """What is next in each answer, where a sampler has chosen these tokens."""
+    ) -> list[int | Exception | None]:
+        """What is next in each answer, where a sampler has chosen these tokens; None where the answer has no room for
+        more."""
         ...
 
 

@@ -75,9 +75,12 @@ class Sequence:
         assert state in MOVES[self.state], f"{self.state} -> {state}"
         self.state = state
 
-    def append(self, token_id: int, eos_ids: Iterable[int], max_length: int) -> str:
-        """Takes the next token, or what a family says beside text; the text that it completes. Sets ``finish_reason``
-        where the answer ends."""
+    def append(self, token_id: int | None, eos_ids: Iterable[int], max_length: int) -> str:
+        """Takes the next token, or what a family says beside text, or None where there is no room for more; the text
+        that is certain now. Sets ``finish_reason`` where the answer ends."""
+        if token_id is None:
+            self.finish_reason = FinishReason.LENGTH
+            return self.text.finish()
         self.output_ids.append(token_id)
         if token_id in eos_ids:
             self.finish_reason = FinishReason.STOP
@@ -117,6 +120,8 @@ def sequences(
 ) -> list[Sequence]:
     """The ``n`` answers that a request wants; answer i of a seeded request has the seed plus i."""
     params = request.sampling
+    if prompt.greedy:
+        params = SamplingParams(max_tokens=params.max_tokens, n=params.n)
     return [
         Sequence(
             prompt=prompt,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from models import smolvlm
 from models.graphs import Captured, Graphs, Step
+from models.moondream import model as moondream
 from models.qwen2_5_vl import model as qwen2_5_vl
 from raylens.engine.kv_cache import KVCache
-from tests.checkpoints import random_qwen2_5_vl, random_smolvlm
+from tests.checkpoints import random_moondream, random_qwen2_5_vl, random_smolvlm
 
 
 class Recorder:
@@ -68,11 +70,15 @@ def test_a_step_that_cannot_be_captured_goes_on_without(caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize(
     ("make", "load"),
-    [(random_smolvlm, smolvlm.load), (random_qwen2_5_vl, qwen2_5_vl.load)],
-    ids=["smolvlm", "qwen2_5_vl"],
+    [
+        (partial(random_smolvlm, scale=3.0), smolvlm.load),
+        (partial(random_qwen2_5_vl, scale=3.0), qwen2_5_vl.load),
+        (random_moondream, moondream.load),
+    ],
+    ids=["smolvlm", "qwen2_5_vl", "moondream"],
 )
 def test_replayed_steps_answer_as_plain_ones_while_rows_grow_join_and_leave(make, load, tmp_path: Path) -> None:
-    checkpoint = str(make(tmp_path, scale=3.0))
+    checkpoint = str(make(tmp_path))
     plain, replayed = load(checkpoint), load(checkpoint)
     recorder = Recorder()
     replayed._decoder._graphs = Graphs(recorder)

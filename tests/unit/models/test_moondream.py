@@ -33,6 +33,7 @@ from raylens.types import (
     Caption,
     Chat,
     Detect,
+    FinishReason,
     ImagePart,
     Length,
     Location,
@@ -197,10 +198,67 @@ def test_thoughts_and_answer_may_take_max_tokens_each(load) -> None:
     model = load("0.5b")
     asked = [ask(model, {"kind": "reasoning", "question": f"{n}?", "max_tokens": 5}) for n in range(12)]
     run(model, asked)
+    ends = []
     for (sequence,) in asked:
-        texts = [number for number in sequence.output_ids if number > 0]
-        assert len(texts) <= 5
-        assert len(sequence.output_ids) - len(texts) <= 7
+        texts = [number for number in sequence.output_ids if number >= 0]
+        thoughts = len(sequence.output_ids) - len(texts)
+        assert 1 <= thoughts <= 6  # the last of them ends the thoughts
+        ends.append((len([number for number in texts if number]), sequence.finish_reason))
+    assert (5, FinishReason.LENGTH) in ends
+    assert all(said == 5 for said, reason in ends if reason is FinishReason.LENGTH)
+
+
+def test_thoughts_leave_room_for_an_answer(load) -> None:
+    model = load("2b")
+    wanted = request(Query("why?", reasoning=True), max_tokens=4000)
+    prompt = model.prepare(wanted, [random_pixels(60, 60)])
+    assert prompt.plan.most * 2 < model.max_length - len(prompt.token_ids)
+
+
+def test_places_are_the_same_at_any_temperature(load) -> None:
+    model = load("2b")
+    said = []
+    for temperature in (0.0, 2.0):
+        wanted = request(Detect("x", 3), temperature=temperature, seed=1)
+        (sequence,) = sequences(wanted, model.prepare(wanted, [random_pixels(60, 60)]), model.tokenizer)
+        run(model, [[sequence]])
+        said.append(sequence.output_ids)
+    assert said[0] == said[1]
+    assert len(said[0]) > 3
+
+
+def test_several_answers_think_each_their_own_thoughts(load) -> None:
+    model = load("2b")
+    wanted = request(Query("why?", reasoning=True), max_tokens=8, n=3, temperature=1.0, seed=5)
+    made = sequences(wanted, model.prepare(wanted, [random_pixels(60, 60)]), model.tokenizer)
+    run(model, [made])
+    thoughts = [model.find(sequence.prompt, sequence.output_ids).reasoning for sequence in made]
+    assert all(thoughts)
+    assert len({tuple(sequence.output_ids) for sequence in made}) > 1
+
+
+def test_a_batch_that_fails_goes_on_row_by_row(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures of the model and of the course that no row has alone."""
+    model, recorded = load("2b"), RECORDED["2b"]["answers"][:7]
+    alone = [ask(model, each) for each in recorded]
+    run(model, alone, batch=1)
+    failures = []
+
+    def flaky(work: Callable[..., Any], rows: int) -> Callable[..., Any]:
+        def attempt(first: Any, *rest: Any) -> Any:
+            if len(first) >= rows:
+                failures.append(work)
+                raise RuntimeError("out of memory")
+            return work(first, *rest)
+
+        return attempt
+
+    monkeypatch.setattr(model, "decode", flaky(model.decode, 4))
+    monkeypatch.setattr(model.course, "settle", flaky(model.course.settle, 3))
+    together = [ask(model, each) for each in recorded]
+    run(model, together)
+    assert len(set(failures)) == 2
+    assert [s.output_ids for (s,) in together] == [s.output_ids for (s,) in alone]
 
 
 def test_ids_of_places_and_thoughts_are_below_zero_and_tell_them_apart() -> None:
@@ -263,6 +321,7 @@ def test_a_configuration_that_says_nothing_is_moondream_2() -> None:
         ({"vision": {"dim": 8}}, "vision.dim: not known"),
         ({"audio": {}}, "audio: not known"),
         ({"tokenizer": {"templates": {"segment": {}}}}, "segment: not known"),
+        ({"tokenizer": {"templates": {"detect": None}}}, "tokenizer.templates.detect: none"),
         ({"text": {"prefix_attn": 100}}, "text.prefix_attn: 100"),
     ],
 )
