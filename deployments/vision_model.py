@@ -96,14 +96,18 @@ def make_runtime(config: ModelConfig, metrics: Metrics) -> Runtime:
         from deployments.engine_runtime import EngineRuntime
 
         return EngineRuntime(config, metrics)
-    if config.runtime == "openai":
-        from models.remote.openai import OpenAIRuntime
+    try:
+        if config.runtime == "openai":
+            from models.remote.openai import OpenAIRuntime
 
-        return OpenAIRuntime(config, config.remote)
-    from models.remote import moondream
+            return OpenAIRuntime(config, config.remote)
+        from models.remote import moondream
 
-    make = moondream.cloud if config.runtime == "cloud" else moondream.photon
-    return make(config, config.remote)
+        make = moondream.cloud if config.runtime == "cloud" else moondream.photon
+        return make(config, config.remote)
+    except ImportError as error:
+        extra = "openai" if config.runtime == "openai" else "photon"
+        raise ImportError(f"the runtime {config.runtime} needs pip install 'raylens[{extra}]': {error}") from error
 
 
 def in_original(found: Found, geometry: Geometry) -> Found:

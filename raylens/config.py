@@ -73,6 +73,25 @@ class RemoteConfig(Frozen):
     no configuration."""
 
 
+_OF_THE_ENGINE = frozenset(
+    {
+        "revision",
+        "tokenizer_revision",
+        "dtype",
+        "device",
+        "threads",
+        "max_tiles_per_step",
+        "max_prefill_tokens",
+        "max_stall_s",
+        "kv_cache",
+        "feature_cache",
+        "prefix_cache",
+        "quantize",
+        "cuda_graphs",
+    }
+)
+
+
 class ModelConfig(Frozen):
     """One model deployment. ``checkpoint`` is a hub id, a folder, or ``pocket``: the tiny one that is bundled."""
 
@@ -132,8 +151,13 @@ class ModelConfig(Frozen):
             raise ValueError(f"{self.name}: runtime: {self.runtime} is for the family moondream")
         if self.runtime == "openai" and not self.remote.base_url:
             raise ValueError(f"{self.name}: remote.base_url: the runtime openai needs the server's")
+        if self.runtime in ("photon", "openai") and not self.remote.model and self.checkpoint == "pocket":
+            raise ValueError(f"{self.name}: remote.model: the runtime {self.runtime} needs to know which")
         if self.runtime == "engine" and self.remote != RemoteConfig():
             raise ValueError(f"{self.name}: remote: the runtime engine has its model here")
+        idle = _OF_THE_ENGINE & self.model_fields_set
+        if self.runtime != "engine" and idle:
+            raise ValueError(f"{self.name}: {min(idle)}: only the runtime engine knows this setting")
         return self
 
     @model_validator(mode="after")

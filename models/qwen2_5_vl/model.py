@@ -64,6 +64,18 @@ def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Qwen2_5_VL:
     return Qwen2_5_VL(model.eval(), tokenizer, image_processor, replace(options, consume=True))
 
 
+def resized_size(picture: Pixels, side: int, least: int, most: int) -> tuple[int, int]:
+    """(height, width) in whole image tokens of ``side`` pixels, of an area between ``least`` and ``most``. Raises
+    ``InvalidRequest``."""
+    height, width = picture.shape[:2]
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise InvalidRequest(
+            f"image: {width} × {height} pixels; one side may be {MAX_ASPECT} times the other at most", "image"
+        )
+    resized: tuple[int, int] = smart_resize(height, width, side, least, most)
+    return resized
+
+
 @dataclass(frozen=True, eq=False)
 class Patches:
     """Pixels (patches, channels · 2 · 14 · 14) of 0 to 255, 2 × 2 neighbors after one another."""
@@ -172,14 +184,7 @@ class Qwen2_5_VL(ChatModel):
 
     def _size(self, picture: Pixels, limit: int) -> tuple[int, int]:
         """(height, width) in whole image tokens."""
-        height, width = picture.shape[:2]
-        if max(height, width) > MAX_ASPECT * min(height, width):
-            raise InvalidRequest(
-                f"image: {width} × {height} pixels; one side may be {MAX_ASPECT} times the other at most", "image"
-            )
-        smallest = min(self._min_pixels, limit)
-        resized: tuple[int, int] = smart_resize(height, width, self._patch * self._merge, smallest, limit)
-        return resized
+        return resized_size(picture, self._patch * self._merge, min(self._min_pixels, limit), limit)
 
     def _frame(self, picture: Pixels, size: tuple[int, int]) -> Pixels:
         height, width = size

@@ -4,32 +4,28 @@ that the ``moondream`` package has for either."""
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from contextvars import ContextVar, copy_context
+from dataclasses import replace
+from threading import Event
 from typing import Any, Protocol
 
+import moondream
 from PIL import Image
 
 from models.chat import visual_parts
+from models.remote.errors import SHOWN, key_of, late, of_status, unreachable
 from models.remote.pictures import chat_messages
 from models.remote.room import Room
 from raylens.config import ModelConfig, RemoteConfig
 from raylens.engine.metrics import Gauges
 from raylens.engine.model import Pixels
-from raylens.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    ModelFailed,
-    ModelNotLoaded,
-    Overloaded,
-    RaylensError,
-    UnsupportedTask,
-)
+from raylens.errors import ModelFailed, RaylensError, UnsupportedTask
 from raylens.types import (
     Caption,
     Chat,
@@ -51,7 +47,7 @@ from raylens.types import (
 
 TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name})
 KEY = "MOONDREAM_API_KEY"
-_deadline: ContextVar[float] = ContextVar("deadline")
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 _PLAIN = SamplingParams()
 _NOT_TAKEN = {
     "top_k": "top_k",
@@ -66,6 +62,10 @@ _NOT_TAKEN = {
     "json_schema": "response_format",
 }
 """Sampling parameters that the client has no words for, and what requests call them."""
+
+
+Tell = Callable[[Delta | Exception | None], None]
+"""Takes what comes of a request: its deltas, and then nothing more, or an error."""
 
 
 class Client(Protocol):
@@ -87,47 +87,51 @@ class Client(Protocol):
 
     def point(self, image: Image.Image, object: str, settings: Any) -> Any: ...
 
-    def chat(self, messages: list[Any], stream: bool, settings: Any) -> Any: ...
+    def chat(self, messages: list[Any], stream: bool, settings: Any, reasoning: bool | None) -> Any: ...
 
 
 def cloud(config: ModelConfig, remote: RemoteConfig) -> MoondreamRuntime:
-    """Moondream Cloud, or another server that speaks its dialect. Raises ``ImportError`` without the package."""
-    import moondream
-
+    """Moondream Cloud, or another server that speaks its dialect."""
     urllib.request.install_opener(urllib.request.build_opener(Patience))
+    key = key_of(remote, KEY, is_its_maker=remote.base_url is None)
     endpoint = remote.base_url or moondream.DEFAULT_ENDPOINT
-    key = os.environ.get(remote.api_key_env or KEY)
     return MoondreamRuntime(config, moondream.vl(api_key=key, endpoint=endpoint, model=remote.model), "remote")
 
 
 def photon(config: ModelConfig, remote: RemoteConfig) -> MoondreamRuntime:
-    """Photon in this process, on the replica's GPU. Raises ``ImportError`` without the extra ``photon``."""
-    import moondream
-
-    key = os.environ.get(remote.api_key_env or KEY)
-    return MoondreamRuntime(config, moondream.photon(remote.model or config.checkpoint, api_key=key), "cuda")
+    """Photon in this process, on the replica's GPU."""
+    key = key_of(remote, KEY, is_its_maker=True)
+    client = moondream.photon(remote.model or config.checkpoint, api_key=key)
+    return MoondreamRuntime(config, client, "cuda", TASKS & set(client.tasks))
 
 
 class Patience(urllib.request.BaseHandler):
     """The client would wait for ever for a server that says nothing: here each of its requests has a deadline."""
 
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
-        request.timeout = max(0.001, _deadline.get() - time.time())
+        deadline = _deadline.get()
+        if deadline is not None:
+            request.timeout = max(0.001, deadline - time.time())
         return request
 
     https_request = http_request
 
 
 class MoondreamRuntime:
-    """Implements :class:`models.runtime.Runtime`. The client blocks, so each request has a thread."""
+    """Implements :class:`models.runtime.Runtime`. The client blocks, so each request that runs has a thread, and its
+    place until that thread is free again."""
 
-    tasks = TASKS
-    failure: BaseException | None = None
-
-    def __init__(self, config: ModelConfig, client: Client, device: str) -> None:
-        self.device = device
+    def __init__(self, config: ModelConfig, client: Client, device: str, tasks: frozenset[str] = TASKS) -> None:
+        self.tasks, self.device = tasks, device
         self._client = client
         self._room = Room(config)
+        self._threads = ThreadPoolExecutor(self._room.size, "raylens-runtime")
+        self._stuck = 0
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Implements :attr:`models.runtime.Runtime.failure`: every thread is past its request's deadline."""
+        return RuntimeError("the client hangs") if self._stuck >= self._room.size else None
 
     @property
     def gauges(self) -> Gauges:
@@ -140,25 +144,78 @@ class MoondreamRuntime:
 
     async def generate(self, request: VisionRequest, pictures: Sequence[Pixels]) -> AsyncGenerator[Delta, None]:
         """Implements :meth:`models.runtime.Runtime.generate`."""
-        _refuse(request)
-        _deadline.set(request.deadline)  # the threads take it along
-        images = [Image.fromarray(picture) for picture in pictures]
-        async with self._room.place(request):
-            try:
+        self._refuse(request)
+        await self._room.enter(request)
+        deltas: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+        gone = Event()
+        loop = asyncio.get_running_loop()
+        _deadline.set(request.deadline)
+
+        def tell(delta: Delta | Exception | None) -> None:
+            loop.call_soon_threadsafe(deltas.put_nowait, delta)
+
+        context = copy_context()  # the thread takes the deadline along
+        work = self._threads.submit(context.run, self._work, request, pictures, tell, gone)
+        try:
+            while True:
                 async with asyncio.timeout(max(0.0, request.remaining)):
-                    said = await asyncio.to_thread(_translating, self._ask, request, images, pictures)
-            except TimeoutError:
-                raise DeadlineExceeded("the deadline passed before the answer was complete", "deadline") from None
+                    delta = await deltas.get()
+                if delta is None:
+                    return
+                if isinstance(delta, Exception):
+                    raise delta
+                yield delta
+        except TimeoutError:
+            raise late() from None
+        finally:
+            gone.set()
+            if work.cancel() or work.done():
+                self._room.leave()
+            else:
+                self._stuck += 1
+                work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free))
+
+    def _free(self) -> None:
+        self._stuck -= 1
+        self._room.leave()
+
+    def _work(
+        self,
+        request: VisionRequest,
+        pictures: Sequence[Pixels],
+        tell: Callable[[Delta | Exception | None], None],
+        gone: Event,
+    ) -> None:
+        """In a thread: tells the answer as it comes, until nobody waits for more."""
+        try:
+            said = self._ask(request, [Image.fromarray(picture) for picture in pictures], pictures)
             if isinstance(said, Delta):
-                yield said
-                return
-            async for text in _pieces(said, request):
-                yield Delta(text)
-            yield Delta(finish_reason=FinishReason.STOP, usage=Usage(0, 0), found=Found())
+                tell(said)
+            else:
+                with closing(said):
+                    for text in said:
+                        if gone.is_set():
+                            return
+                        tell(Delta(text))
+                tell(_end())
+            tell(None)
+        except Exception as error:
+            tell(_translated(error))
+
+    def _refuse(self, request: VisionRequest) -> None:
+        """Raises ``UnsupportedTask`` for what the client can't ask for."""
+        task = request.task
+        if task.name not in self.tasks:
+            raise UnsupportedTask(f"this model can't {task.name}; it can {', '.join(sorted(self.tasks))}", "model")
+        for name, field in _NOT_TAKEN.items():
+            if getattr(request.sampling, name) != getattr(_PLAIN, name):
+                raise UnsupportedTask(f"{field}: this model's runtime has no such parameter", field)
+        if isinstance(task, Chat) and any(isinstance(part, VideoPart) for part in visual_parts(task.messages)):
+            raise UnsupportedTask("messages: this model's runtime takes pictures, but no videos", "messages")
 
     def _ask(
         self, request: VisionRequest, images: Sequence[Image.Image], pictures: Sequence[Pixels]
-    ) -> Delta | Iterator[str]:
+    ) -> Delta | Generator[str, None, None]:
         """The whole answer, or its pieces as they come."""
         task, settings, stream = request.task, _settings(request), request.stream
         match task:
@@ -176,31 +233,29 @@ class MoondreamRuntime:
             case Point(subject, most):
                 points = self._client.point(images[0], subject, settings)["points"]
                 return _end(found=Found(locations=tuple(Location(each["x"], each["y"]) for each in points[:most])))
-            case Chat(messages):
-                message = self._client.chat(chat_messages(messages, pictures), stream, settings)["message"]
-                return _text(message["content"] if isinstance(message, dict) else message)
+            case Chat(messages, reasoning):
+                stream, asked = stream and not reasoning, chat_messages(messages, pictures)
+                answer = self._client.chat(asked, stream, settings, reasoning or None)
+                return _said(answer)
 
 
-async def _pieces(pieces: Iterator[str], request: VisionRequest) -> AsyncGenerator[str, None]:
-    """An iterator that blocks, read in a thread, and closed once nobody waits any more."""
-    try:
-        while True:
-            async with asyncio.timeout(max(0.0, request.remaining)):
-                piece = await asyncio.to_thread(_translating, next, pieces, None)
-            if piece is None:
-                return
-            yield piece
-    except TimeoutError:
-        raise DeadlineExceeded("the deadline passed before the answer was complete", "deadline") from None
-    finally:
-        close = getattr(pieces, "close", None)
-        if close is not None:
-            with suppress(ValueError):  # a thread reads it just now, and finds the end by itself
-                close()
+def _text(
+    said: str | Generator[str, None, None], reasoning: Reasoning | None = None
+) -> Delta | Generator[str, None, None]:
+    return _end(said, Found(reasoning=reasoning)) if isinstance(said, str) else said
 
 
-def _text(said: str | Iterable[str], reasoning: Reasoning | None = None) -> Delta | Iterator[str]:
-    return _end(said, Found(reasoning=reasoning)) if isinstance(said, str) else iter(said)
+def _said(answer: dict[str, Any]) -> Delta | Generator[str, None, None]:
+    """A chat's message, whole or in pieces."""
+    message = answer["message"]
+    if not isinstance(message, dict):
+        pieces: Generator[str, None, None] = message
+        return pieces
+    thoughts = message.get("reasoning")
+    details = message.get("reasoning_details") or {}
+    reasoning = None if thoughts is None else _reasoning({"reasoning": {"text": thoughts, **details}})
+    reason = FinishReason.LENGTH if answer.get("finish_reason") == "length" else FinishReason.STOP
+    return replace(_end(message["content"], Found(reasoning=reasoning)), finish_reason=reason)
 
 
 def _end(text: str = "", found: Found | None = None) -> Delta:
@@ -220,45 +275,20 @@ def _settings(request: VisionRequest) -> dict[str, Any]:
     return settings
 
 
-def _refuse(request: VisionRequest) -> None:
-    """Raises ``UnsupportedTask`` for what the client can't ask for."""
-    for name, field in _NOT_TAKEN.items():
-        if getattr(request.sampling, name) != getattr(_PLAIN, name):
-            raise UnsupportedTask(f"{field}: this model's runtime has no such parameter", field)
-    task = request.task
-    if isinstance(task, Chat):
-        if task.reasoning:
-            raise UnsupportedTask("reasoning: this model's runtime thinks in a query only", "reasoning")
-        if any(isinstance(part, VideoPart) for part in visual_parts(task.messages)):
-            raise UnsupportedTask("messages: this model's runtime takes pictures, but no videos", "messages")
-
-
-def _translating(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Does the work; what goes wrong in the client comes out as an error of the project's own."""
-    try:
-        return work(*arguments)
-    except RaylensError:
-        raise
-    except urllib.error.HTTPError as error:
-        with error:
-            raise _of_status(error) from error
-    except TimeoutError as error:
-        raise DeadlineExceeded("the deadline passed before the answer was complete", "deadline") from error
-    except (urllib.error.URLError, ConnectionError) as error:
-        raise ModelNotLoaded("the runtime's server can't be reached", "model", retry_after=1.0) from error
-    except Exception as error:
-        raise ModelFailed(f"the model's runtime failed on this request: {type(error).__name__}") from error
-
-
-def _of_status(error: urllib.error.HTTPError) -> RaylensError:
-    if error.code in (429, 503):
-        wait = error.headers.get("Retry-After") or "1"
-        seconds = float(wait) if wait.isdigit() else 1.0
-        return Overloaded("the runtime's server is overloaded", "model", retry_after=seconds)
-    if error.code in (400, 413, 422):
-        said = error.read(2000).decode(errors="replace")[:500]
-        return InvalidRequest(f"model: the runtime's server refused the request: {said}", "model")
-    return ModelFailed(f"the runtime's server answered with status {error.code}")
+def _translated(error: Exception) -> RaylensError:
+    """The project's own error for what goes wrong in the client."""
+    match error:
+        case RaylensError():
+            return error
+        case urllib.error.HTTPError():
+            with error:
+                said = error.read(4 * SHOWN).decode(errors="replace")
+                return of_status(error.code, error.headers.get("Retry-After"), said)
+        case TimeoutError() | urllib.error.URLError(reason=TimeoutError()):
+            return late()
+        case urllib.error.URLError() | ConnectionError():
+            return unreachable()
+    return ModelFailed(f"the model's runtime failed on this request: {type(error).__name__}")
 
 
 def _ref(place: Location | Region) -> list[float]:

@@ -3,8 +3,8 @@ itself, through OpenAI's own client."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,24 +15,17 @@ from openai.types.chat import ChatCompletionChunk
 from openai.types.chat.chat_completion_chunk import Choice
 from openai.types.completion_usage import CompletionUsage
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from models.chat import messages_of
 from models.qwen2_5_vl.grounding import locations, regions
-from models.qwen2_5_vl.model import GROUNDING_PROMPTS
+from models.qwen2_5_vl.model import GROUNDING_PROMPTS, resized_size
+from models.remote.errors import key_of, late, of_status, unreachable
 from models.remote.pictures import chat_messages
 from models.remote.room import Room
 from raylens.config import ModelConfig, RemoteConfig
 from raylens.engine.metrics import Gauges
 from raylens.engine.model import Pixels
-from raylens.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    ModelFailed,
-    ModelNotLoaded,
-    Overloaded,
-    RaylensError,
-)
+from raylens.errors import ModelFailed, RaylensError
 from raylens.types import (
     Caption,
     Chat,
@@ -51,8 +44,8 @@ from raylens.types import (
 TALKS = frozenset({Caption.name, Query.name, Chat.name})
 KEY = "OPENAI_API_KEY"
 SIDE, LEAST, MOST = 28, 4 * 28 * 28, 1280 * 28 * 28
-"""A picture for Qwen2.5-VL is brought to whole image tokens and to an area that servers don't change any more: the
-boxes and points that come back are pixels of it."""
+"""A picture for Qwen2.5-VL is brought to whole image tokens and to an area that servers don't change any more, within
+``min_pixels`` and ``max_pixels`` where these are given: the boxes and points that come back are pixels of it."""
 
 
 class OpenAIRuntime:
@@ -67,8 +60,8 @@ class OpenAIRuntime:
         self.tasks = TALKS | ({Detect.name, Point.name} if self._finds else frozenset())
         self._model = remote.model or config.checkpoint
         self._room = Room(config)
-        key = os.environ.get(remote.api_key_env or KEY) or "none"  # the client insists on some key
-        self._client = client or openai.AsyncOpenAI(api_key=key, base_url=remote.base_url, max_retries=0)
+        self._bounds = config.min_pixels or LEAST, config.max_pixels or MOST
+        self._client = client or _client(remote)
 
     @property
     def gauges(self) -> Gauges:
@@ -81,19 +74,29 @@ class OpenAIRuntime:
 
     async def generate(self, request: VisionRequest, pictures: Sequence[Pixels]) -> AsyncGenerator[Delta, None]:
         """Implements :meth:`models.runtime.Runtime.generate`."""
-        seen = [_whole_tokens(picture) for picture in pictures] if self._finds else pictures
-        messages = chat_messages(messages_of(request.task, len(seen), self.tasks, GROUNDING_PROMPTS), seen)
-        ends = _Ends(request.sampling.n)
-        async with self._room.place(request), self._asked(request, messages) as chunks:
-            async for chunk in chunks:
-                if chunk.usage is not None:
-                    ends.usage = chunk.usage
-                for choice in chunk.choices:
-                    delta = ends.take(choice)
-                    if delta is not None:
+        await self._room.enter(request)
+        try:
+            seen, messages = await asyncio.to_thread(self._prepare, request, pictures)
+            ends = _Ends(request.sampling.n)
+            async with self._asked(request, messages) as chunks:
+                async for chunk in chunks:
+                    for delta in ends.take(chunk):
                         yield delta
-        for delta in ends.deltas(request, seen):
-            yield delta
+            for delta in ends.deltas(request, seen):
+                yield delta
+        finally:
+            self._room.leave()
+
+    def _prepare(
+        self, request: VisionRequest, pictures: Sequence[Pixels]
+    ) -> tuple[Sequence[Pixels], list[dict[str, Any]]]:
+        """The pictures as they are sent, and the messages."""
+        seen = [self._whole_tokens(picture) for picture in pictures] if self._finds else pictures
+        return seen, chat_messages(messages_of(request.task, len(seen), self.tasks, GROUNDING_PROMPTS), seen)
+
+    def _whole_tokens(self, picture: Pixels) -> Pixels:
+        height, width = resized_size(picture, SIDE, *self._bounds)
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
     @asynccontextmanager
     async def _asked(
@@ -116,6 +119,12 @@ class OpenAIRuntime:
             raise _translated(error) from error
 
 
+def _client(remote: RemoteConfig) -> openai.AsyncOpenAI:
+    is_its_maker = (remote.base_url or "").startswith("https://api.openai.com/")
+    key = key_of(remote, KEY, is_its_maker=is_its_maker)
+    return openai.AsyncOpenAI(api_key=key or "none", base_url=remote.base_url, max_retries=0)  # it insists on some key
+
+
 class _Ends:
     """The answers' ends: usage comes behind them, and belongs to them here."""
 
@@ -124,8 +133,14 @@ class _Ends:
         self._texts: list[list[str]] = [[] for _ in range(answers)]
         self.usage: CompletionUsage | None = None
 
-    def take(self, choice: Choice) -> Delta | None:
-        """What a chunk says of an answer, where that is something."""
+    def take(self, chunk: ChatCompletionChunk) -> list[Delta]:
+        """What a chunk says of the answers."""
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        deltas = (self._take(choice) for choice in chunk.choices)
+        return [delta for delta in deltas if delta is not None]
+
+    def _take(self, choice: Choice) -> Delta | None:
         if choice.index >= len(self._reasons):
             raise ModelFailed("the runtime's server sent an answer too many")
         text = choice.delta.content or ""
@@ -161,11 +176,6 @@ def _found(request: VisionRequest, text: str, pictures: Sequence[Pixels]) -> Fou
     if isinstance(task, Detect):
         return Found(regions=regions(text, width, height)[: task.max_objects])
     return Found(locations=locations(text, width, height)[: task.max_objects])
-
-
-def _whole_tokens(picture: Pixels) -> Pixels:
-    height, width = smart_resize(*picture.shape[:2], SIDE, LEAST, MOST)
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _parameters(sampling: SamplingParams) -> dict[str, Any]:
@@ -211,15 +221,9 @@ def _translated(error: openai.OpenAIError) -> RaylensError:
     """The project's own error for one of the client's."""
     match error:
         case openai.APITimeoutError():
-            return DeadlineExceeded("the deadline passed before the answer was complete", "deadline")
+            return late()
         case openai.APIConnectionError():
-            return ModelNotLoaded("the runtime's server can't be reached", "model", retry_after=1.0)
-        case openai.APIStatusError(status_code=429 | 503):
-            wait = error.response.headers.get("retry-after", "1")
-            seconds = float(wait) if wait.isdigit() else 1.0
-            return Overloaded("the runtime's server is overloaded", "model", retry_after=seconds)
-        case openai.APIStatusError(status_code=400 | 413 | 422):
-            return InvalidRequest(f"model: the runtime's server refused the request: {error.message[:500]}", "model")
+            return unreachable()
         case openai.APIStatusError():
-            return ModelFailed(f"the runtime's server answered with status {error.status_code}")
+            return of_status(error.status_code, error.response.headers.get("retry-after"), error.message)
     return ModelFailed(f"the runtime's server failed: {type(error).__name__}")

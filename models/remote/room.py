@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 
+from models.remote.errors import late
 from raylens.config import ModelConfig
 from raylens.engine.metrics import Gauges
-from raylens.errors import DeadlineExceeded, Overloaded
+from raylens.errors import Overloaded
 from raylens.types import VisionRequest
 
 
@@ -17,14 +16,14 @@ class Room:
 
     def __init__(self, config: ModelConfig) -> None:
         self._places = asyncio.Semaphore(config.max_batch_size)
-        self._size = config.max_batch_size
+        self.size = config.max_batch_size
         self._capacity = config.max_batch_size + config.max_waiting
         self._retry_after = config.retry_after_s
         self._taken = 0
 
     @property
     def gauges(self) -> Gauges:
-        running = min(self._taken, self._size)
+        running = min(self._taken, self.size)
         return Gauges(waiting=self._taken - running, running=running)
 
     def check(self) -> None:
@@ -38,22 +37,20 @@ class Room:
                 self._retry_after,
             )
 
-    @asynccontextmanager
-    async def place(self, request: VisionRequest) -> AsyncGenerator[None, None]:
-        """A place, once there is one. Raises ``Overloaded``, and ``DeadlineExceeded`` where none comes in time."""
+    async def enter(self, request: VisionRequest) -> None:
+        """Takes a place, once there is one. Raises ``Overloaded``, or ``DeadlineExceeded`` where none comes in time."""
         self.check()
         self._taken += 1
         try:
             async with asyncio.timeout(max(0.0, request.remaining)):
                 await self._places.acquire()
-        except TimeoutError:
+        except BaseException as error:
             self._taken -= 1
-            raise DeadlineExceeded("the deadline passed before there was a place", "deadline") from None
-        except BaseException:
-            self._taken -= 1
+            if isinstance(error, TimeoutError):
+                raise late() from None
             raise
-        try:
-            yield
-        finally:
-            self._places.release()
-            self._taken -= 1
+
+    def leave(self) -> None:
+        """Gives a place back."""
+        self._places.release()
+        self._taken -= 1

@@ -23,6 +23,24 @@ def test_a_model_is_needed() -> None:
         AppConfig.model_validate({"models": []})
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"runtime": "cloud"}, "runtime: cloud is for the family moondream"),
+        ({"runtime": "openai"}, "remote.base_url: the runtime openai needs the server's"),
+        ({"runtime": "openai", "remote": {"base_url": "http://a"}}, "remote.model: the runtime openai needs to know"),
+        ({"remote": {"model": "b"}}, "remote: the runtime engine has its model here"),
+        (
+            {"runtime": "openai", "remote": {"base_url": "http://a", "model": "b"}, "quantize": "int8"},
+            "quantize: only the runtime engine knows",
+        ),
+    ],
+)
+def test_a_runtime_that_cannot_work_is_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        ModelConfig.model_validate({"name": "a", "family": "smolvlm", **settings})
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     config = AppConfig.model_validate({"models": [MODEL]})
     with pytest.raises(ValidationError, match="frozen"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,7 +93,6 @@ async def test_thoughts_and_places_that_are_asked_about(make, service: FakeServi
     [
         (Caption(), {"n": 2}, "n: this model's runtime has no such parameter"),
         (Caption(), {"json_schema": "{}"}, "response_format: this model's runtime has no such"),
-        (Chat(LOOK.messages, reasoning=True), {}, "reasoning: this model's runtime thinks in a query only"),
         (Chat((Message(Role.USER, (VideoPart((0,)),)),)), {}, "no videos"),
     ],
 )
@@ -126,6 +127,80 @@ async def test_a_server_that_is_not_there_and_one_that_is_silent(make, closed_ur
             await ask(make(base_url=silent_url), request(Caption(), seconds=0.3, stream=stream))
 
 
+async def test_a_chat_thinks_too(make, service: FakeService) -> None:
+    service.reasoning = Reasoning("I see it", (Grounding(2, 5, (Location(0.25, 0.5),)),))
+    (whole,) = await ask(make(), request(Chat(LOOK.messages, reasoning=True)))
+    assert (whole.text, whole.found) == ("two red circles", Found(reasoning=service.reasoning))
+    assert service.requests[0].task == Chat(LOOK.messages, reasoning=True)
+
+
+async def test_others_may_still_open_urls(make, url: str) -> None:
+    make()
+    response = await asyncio.to_thread(urllib.request.urlopen, f"{url}/models")
+    with response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    ("remote", "environment", "sent"),
+    [
+        ({}, {"MOONDREAM_API_KEY": "usual"}, None),
+        ({"api_key_env": "MINE"}, {"MOONDREAM_API_KEY": "usual", "MINE": "own"}, "own"),
+    ],
+)
+async def test_a_key_goes_to_its_maker_or_where_it_is_told(
+    url, service, monkeypatch, remote, environment, sent
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    made = config(remote={"base_url": url, "model": "smolvlm", **remote})
+    client = cloud(made, made.remote)._client
+    assert client.api_key == sent  # type: ignore[attr-defined]
+
+
+class Stuck:
+    """A client whose captions take until they are let go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.calls = 0
+
+    def caption(self, *_: Any) -> dict[str, str]:
+        self.calls += 1
+        self.go.wait(10)
+        return {"caption": "late"}
+
+
+async def test_more_requests_run_together_than_there_are_cores() -> None:
+    client = Stuck()
+    runtime = MoondreamRuntime(config(max_batch_size=48), client, "cuda")  # type: ignore[arg-type]
+    asked = [asyncio.create_task(ask(runtime, request(Caption()))) for _ in range(48)]
+    async with asyncio.timeout(10):
+        while client.calls < 48:
+            await asyncio.sleep(0.01)
+    client.go.set()
+    assert {deltas[0].text for deltas in await asyncio.gather(*asked)} == {"late"}
+
+
+async def test_a_client_that_hangs_keeps_its_place_and_tells_when_none_is_left() -> None:
+    client = Stuck()
+    runtime = MoondreamRuntime(config(max_batch_size=2, max_waiting=0), client, "cuda")  # type: ignore[arg-type]
+    for late in range(1, 3):
+        assert runtime.failure is None
+        with pytest.raises(DeadlineExceeded):
+            await ask(runtime, request(Caption(), seconds=0.1))
+        assert runtime.gauges.running == late
+    assert runtime.failure is not None
+    with pytest.raises(Overloaded):
+        runtime.check_room(request(Caption()))
+    client.go.set()
+    async with asyncio.timeout(5):
+        while runtime.gauges.running:
+            await asyncio.sleep(0.01)
+    assert runtime.failure is None
+    assert [delta.text for delta in await ask(runtime, request(Caption()))] == ["late"]
+
+
 class Endless:
     """A client whose captions never end."""
 
@@ -151,5 +226,7 @@ async def test_a_client_that_goes_away_closes_the_stream_and_frees_its_place() -
     assert await anext(deltas) == Delta("more ")
     assert runtime.gauges.running == 1
     await deltas.aclose()
-    await asyncio.wait_for(client.closed.wait(), 5)
-    assert runtime.gauges.running == 0
+    async with asyncio.timeout(5):
+        await client.closed.wait()
+        while runtime.gauges.running:
+            await asyncio.sleep(0.01)

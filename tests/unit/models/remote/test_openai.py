@@ -42,6 +42,7 @@ from raylens.types import (
     VideoPart,
     VisionRequest,
 )
+from tests.pictures import random_pixels
 from tests.unit.models.remote.conftest import PICTURE, ask, request
 from tests.unit.raylens.api.conftest import FakeService
 
@@ -122,6 +123,12 @@ async def test_places_are_read_from_qwen_s_words(make, service: FakeService, tas
     service.words = (words,)
     deltas = await ask(make("qwen2_5_vl"), request(task))
     assert deltas[-1].found == found
+
+
+async def test_a_picture_that_cannot_be_brought_to_whole_tokens_is_refused(make) -> None:
+    thin = make("qwen2_5_vl").generate(request(Caption()), [random_pixels(4, 1000)])
+    with pytest.raises(InvalidRequest, match="one side may be 200 times the other"):
+        await anext(thin)
 
 
 async def test_other_families_have_no_words_for_places(make) -> None:
