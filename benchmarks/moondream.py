@@ -1,9 +1,9 @@
 """Moondream on the engine against the machine's limits and against the reference implementation, in one run.
 
 ``python -m benchmarks.moondream --reference FOLDER`` builds random weights in the shape of Moondream 0.5B, bfloat16,
-and captions pictures of 378 and 1024 pixels in 50 tokens: by the engine, one at a time and eight in flight, and by the
-reference implementation, one by one. FOLDER is a checkout of https://github.com/vikhyat/moondream, which is not part of
-this repository; without it the reference's rows are left out.
+and captions pictures of 378 and 1024 pixels in 50 tokens, from pixels to the last token: by the engine, one at a time and
+eight in flight, and by the reference implementation, one by one. FOLDER is a checkout of
+https://github.com/vikhyat/moondream, which is not part of this repository; without it its rows are left out.
 
 Of a picture of 378 pixels the whole and its one crop show the same, and the engine encodes it once.
 """
@@ -22,9 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -32,7 +30,7 @@ from torch import Tensor
 from benchmarks.engine.baselines import Question
 from benchmarks.engine.bench import HOUR, EngineClient, pixels_of
 from benchmarks.engine.limits import Machine, Text, Tower, Work, in_a_thread, measure_machine
-from benchmarks.engine.load import Answer, Load, drive
+from benchmarks.engine.load import Answer, Ask, Load, drive
 from benchmarks.engine.report import HEADER, Check, Row, write_json
 from benchmarks.preprocessing import photograph
 from models.linear import Packer, Quantize
@@ -44,6 +42,7 @@ from models.options import LoadOptions
 from models.pocket.moondream_checkpoint import pocket_tokenizer
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import Limits
+from raylens.engine.model import Pixels
 from raylens.types import Caption, VisionRequest
 
 TOKENS, IN_FLIGHT, CAPTIONS, ALONE = 50, 8, 24, 4
@@ -142,7 +141,10 @@ class Bench:
     def _captions(self, side: int) -> Iterator[Row]:
         name = f"{side} pixels, {TOKENS} tokens"
         print(f"{name}; {self.measure()}", file=sys.stderr, flush=True)
-        limits = [self._limit(self._question(side), batch).seconds(self.machines[-1]) for batch in (1, IN_FLIGHT)]
+        limits = [
+            self._limit(self._question(self._picture(side)), batch).seconds(self.machines[-1])
+            for batch in (1, IN_FLIGHT)
+        ]
         count, alone = (2, 1) if self.options.short else (CAPTIONS, ALONE)
         one, many = (self._engine(side, *run) for run in ((alone, 1), (count, IN_FLIGHT)))
         checks = []
@@ -160,9 +162,17 @@ class Bench:
         engine = AsyncEngine(self.model, limits, max_waiting=64, threads=self.options.threads)
         client = EngineClient(engine)
 
+        def asking(picture: Pixels) -> Ask:
+            async def ask() -> Answer:
+                answer = Answer(TOKENS)
+                await client.follow(await asyncio.to_thread(self._question, picture), answer)
+                return answer
+
+            return ask
+
         async def load() -> Load:
-            await client.asking(self._question(side))()
-            return await drive([client.asking(self._question(side)) for _ in range(count)], in_flight)
+            await asking(self._picture(side))()
+            return await drive([asking(self._picture(side)) for _ in range(count)], in_flight)
 
         try:
             return asyncio.run(load())
@@ -170,30 +180,29 @@ class Bench:
             engine.stop()
 
     def _one_by_one(self, side: int, count: int) -> Load:
+        caption, pictures = self.reference, [self._picture(side) for _ in range(count + 1)]
+        assert caption is not None
         answers: list[Answer] = []
-        assert self.reference is not None
-        caption = self.reference
 
         def ask() -> float:
-            caption(self._picture(side))
+            caption(pictures[0])
             started = time.perf_counter()
-            for _ in range(count):
-                answer = Answer(TOKENS)
-                caption(self._picture(side))
-                answer.arrived()
-                answers.append(answer)
+            for picture in pictures[1:]:
+                answers.append(Answer(TOKENS))
+                caption(picture)
+                answers[-1].arrived()
             return time.perf_counter() - started
 
         return Load(in_a_thread(ask, self.options.threads), tuple(answers))
 
-    def _picture(self, side: int) -> NDArray[np.uint8]:
+    def _picture(self, side: int) -> Pixels:
         """One that was not shown before."""
         self._seed += 1
         return pixels_of(photograph(side, side, self._seed))
 
-    def _question(self, side: int) -> Question:
+    def _question(self, picture: Pixels) -> Question:
         request = VisionRequest("", "", Caption(), time.time() + HOUR)
-        return Question(self.model.prepare(request, [self._picture(side)]), TOKENS)
+        return Question(self.model.prepare(request, [picture]), TOKENS)
 
     def _limit(self, question: Question, batch: int) -> Work:
         """The least that a caption takes, where decode steps have ``batch`` rows."""
@@ -207,7 +216,7 @@ class Bench:
         return seen + projected + self._text.prefill(tokens) + self._text.answer(tokens, TOKENS, batch)
 
 
-def reference(options: Options, weights: dict[str, Tensor]) -> Callable[[NDArray[np.uint8]], object]:
+def reference(options: Options, weights: dict[str, Tensor]) -> Callable[[Pixels], object]:
     """Captions a picture by the reference implementation."""
     sys.path.insert(0, str(options.reference))
     from moondream.torch import config as upstream_config
@@ -227,7 +236,7 @@ def reference(options: Options, weights: dict[str, Tensor]) -> Callable[[NDArray
     model.load_state_dict(weights, strict=False)
     settings = {"temperature": 0, "max_tokens": TOKENS}
 
-    def caption(picture: NDArray[np.uint8]) -> object:
+    def caption(picture: Pixels) -> object:
         encoded = model.encode_image(Image.fromarray(picture))
         return model.caption(encoded, settings=settings)["caption"]
 

@@ -15,7 +15,7 @@ from preprocessing.geometry import Geometry
 from preprocessing.pipeline import ProcessedImage
 from raylens.config import ModelConfig
 from raylens.engine.metrics import Metrics
-from raylens.errors import DeadlineExceeded
+from raylens.errors import DeadlineExceeded, InvalidRequest
 from raylens.logs import configure_logging, request_id
 from raylens.types import (
     Delta,
@@ -31,6 +31,8 @@ from raylens.types import (
 logger = logging.getLogger(__name__)
 
 GAUGE_PERIOD_S = 0.5
+NEAR = 0.01
+"""How far a point may lie outside of what is left of a picture, as a share of its side."""
 
 
 class VisionModel:
@@ -128,11 +130,23 @@ def in_processed(task: Task, geometry: Geometry) -> Task:
     if not isinstance(task, Query) or not task.places:
         return task
     back = geometry.inverse()
-    places = (
-        _region(place, back) if isinstance(place, Region) else Location(*back.point(place.x, place.y))
-        for place in task.places
-    )
+    places = []
+    for number, place in enumerate(task.places):
+        moved = _region(place, back) if isinstance(place, Region) else Location(*back.point(place.x, place.y))
+        if _is_cut_off(place, moved, geometry):
+            field = f"spatial_refs.{number}"
+            raise InvalidRequest(f"{field}: lies in a part of the picture that preprocessing has cut off", field)
+        places.append(moved)
     return replace(task, places=tuple(places))
+
+
+def _is_cut_off(place: Location | Region, moved: Location | Region, geometry: Geometry) -> bool:
+    """A box of which nothing is left, or a point that is another one in the processed picture."""
+    if isinstance(moved, Region):
+        return moved.x_min >= moved.x_max or moved.y_min >= moved.y_max
+    assert isinstance(place, Location)
+    x, y = geometry.point(moved.x, moved.y)
+    return abs(x - place.x) > NEAR or abs(y - place.y) > NEAR
 
 
 def _region(region: Region, geometry: Geometry) -> Region:

@@ -12,6 +12,8 @@ from enum import IntEnum, StrEnum
 
 from raylens.recipe import Recipe
 
+REASON = "reason"
+"""What a model can, beside tasks, that thinks before it answers."""
 MAX_OBJECTS = 50
 """Where a detect or point says nothing else."""
 

@@ -42,7 +42,8 @@ def crop(picture: NDArray[np.uint8], config: VisionConfig) -> Crops:
 
 
 def tiling(height: int, width: int, step: int, most: int) -> tuple[int, int]:
-    """Rows and columns of crops, each of which shows ``step`` pixels of its own, ``most`` in all."""
+    """Rows and columns of crops, each of which shows ``step`` pixels of its own: about ``most`` in all, and more of a
+    picture that is one crop wide, as it is upstream."""
     if height <= step or width <= step:
         return 1, 1
     least_rows, least_columns = math.ceil(height / step), math.ceil(width / step)

@@ -29,6 +29,7 @@ from models.options import DEFAULTS, SLICE, LoadOptions
 from raylens.engine.model import Course, KVRows, PictureInput, Pixels, Prompt, Scores
 from raylens.errors import UnsupportedTask
 from raylens.types import (
+    REASON,
     Caption,
     Chat,
     Detect,
@@ -47,7 +48,7 @@ from raylens.types import (
     VisionRequest,
 )
 
-TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name})
+TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name, REASON})
 TOKENIZER = "moondream/starmie-v1"
 
 

@@ -27,6 +27,7 @@ from raylens.engine.metrics import Gauges
 from raylens.engine.model import Pixels
 from raylens.errors import ModelFailed, RaylensError, UnsupportedTask
 from raylens.types import (
+    REASON,
     Caption,
     Chat,
     Delta,
@@ -45,7 +46,7 @@ from raylens.types import (
     VisionRequest,
 )
 
-TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name})
+TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name, REASON})
 KEY = "MOONDREAM_API_KEY"
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 _PLAIN = SamplingParams()
@@ -102,7 +103,7 @@ def photon(config: ModelConfig, remote: RemoteConfig) -> MoondreamRuntime:
     """Photon in this process, on the replica's GPU."""
     key = key_of(remote, KEY, is_its_maker=True)
     client = moondream.photon(remote.model or config.checkpoint, api_key=key)
-    return MoondreamRuntime(config, client, "cuda", TASKS & set(client.tasks))
+    return MoondreamRuntime(config, client, "cuda", (TASKS & set(client.tasks)) | {REASON})
 
 
 class Patience(urllib.request.BaseHandler):

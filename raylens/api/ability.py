@@ -5,7 +5,12 @@ from __future__ import annotations
 from raylens.api.catalog import Dialect
 from raylens.api.context import Context
 from raylens.errors import ModelNotLoaded, RaylensError, UnsupportedTask
-from raylens.types import ModelInfo, Task
+from raylens.types import REASON, ModelInfo, Task
+
+
+def ability(task: Task) -> str:
+    """What a model must be able to: the task, or to reason about it."""
+    return REASON if getattr(task, "reasoning", False) else task.name
 
 
 async def able_model(context: Context, name: str | None, dialect: Dialect, task: Task) -> str:
@@ -35,8 +40,8 @@ def _unable(
             return error
     nobody = f"no model that is {'up' if down else 'served here'} can"
     others = f"these can: {', '.join(able)}" if able else nobody
-    return UnsupportedTask(f"model: {wanted} can't {task.name}; {others}", "model")
+    return UnsupportedTask(f"model: {wanted} can't {ability(task)}; {others}", "model")
 
 
 def _can(info: ModelInfo | ModelNotLoaded, task: Task) -> bool:
-    return isinstance(info, ModelInfo) and task.name in info.tasks
+    return isinstance(info, ModelInfo) and ability(task) in info.tasks

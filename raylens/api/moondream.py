@@ -6,16 +6,17 @@ multipart field ``file``, with the other fields beside it.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from raylens.api import sse
-from raylens.api.ability import able_model
+from raylens.api.ability import ability, able_model
 from raylens.api.body import MAX_OBJECTS_ASKED, Body, Text
 from raylens.api.context import Context
 from raylens.api.errors import body_of
@@ -24,6 +25,7 @@ from raylens.api.picture_body import PictureBody, describe, read, required
 from raylens.errors import InvalidRequest, RaylensError, UnsupportedTask
 from raylens.types import (
     MAX_OBJECTS,
+    REASON,
     Caption,
     Delta,
     Detect,
@@ -43,6 +45,23 @@ logger = logging.getLogger(__name__)
 MAX_PLACES = 64
 Share = Annotated[float, Field(ge=0, le=1)]
 """Of the picture's width or height."""
+
+
+def _json_text(value: Any) -> Any:
+    """A form can hold the list as text only."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError):
+        raise ValueError("a list of points and boxes is needed, and this is not JSON") from None
+
+
+Refs = Annotated[
+    Annotated[list[list[Share]], Field(max_length=MAX_PLACES)] | None,
+    BeforeValidator(_json_text),
+]
+"""Points [x, y] and boxes [x_min, y_min, x_max, y_max] that a question is about."""
 
 
 class Settings(Body):
@@ -66,15 +85,14 @@ class CaptionRequest(PictureRequest):
 class QueryRequest(PictureRequest):
     question: Annotated[Text, Field(min_length=1)]
     reasoning: bool = False
-    spatial_refs: Annotated[list[list[Share]], Field(max_length=MAX_PLACES)] | None = None
-    """Points [x, y] and boxes [x_min, y_min, x_max, y_max] that the question is about."""
+    spatial_refs: Refs = None
 
 
 class ObjectRequest(PictureRequest):
     """The request of detect, point and segment."""
 
     object: Annotated[Text, Field(min_length=1)]
-    spatial_refs: list[list[float]] | None = None
+    spatial_refs: Refs = None
 
 
 def router(context: Context) -> APIRouter:
@@ -140,7 +158,10 @@ async def _answer(
     context: Context, http: Request, body: PictureRequest, task: Task, pictures: list[PictureFile], key: str
 ) -> Any:
     """The text of an answer as ``{key: text}``, or as a stream of chunks."""
-    model = context.catalog.resolve(body.model, "moondream")
+    if ability(task) == REASON:
+        model = await able_model(context, body.model, "moondream", task)
+    else:
+        model = context.catalog.resolve(body.model, "moondream")
     request = _request(context, http, body, model, task, body.settings.temperature)
     deltas = context.service.generate(request, pictures)
     if body.stream:

@@ -48,12 +48,12 @@ def router(context: Context) -> APIRouter:
         refuse_what_is_not_supported(body)
         chat, pictures = await parse_messages(body, context)
         located = places_wanted(body, chat, context)
-        if located is None:
-            model = context.catalog.resolve(body.model, "openai")
+        task, chosen = located or chat, sampling(body, context)
+        if located is not None or chat.reasoning:
+            model = await able_model(context, body.model, "openai", task)
         else:
-            model = await able_model(context, body.model, "openai", located)
-        task = located or chat
-        request = context.request(http, model, task, sampling(body, context), body.recipe, bool(body.stream))
+            model = context.catalog.resolve(body.model, "openai")
+        request = context.request(http, model, task, chosen, body.recipe, bool(body.stream))
         reply = Reply(request, body)
         if body.stream:
             return await sse.stream(reply.events(context.service.generate(request, pictures)))

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from raylens import __version__
 from raylens.cli.run import ConfigError, Server, read_config
+from raylens.errors import RaylensError
 
 app = typer.Typer(help="Vision-language models as one Ray Serve deployment graph.", no_args_is_help=True)
 console = Console(stderr=True, highlight=False)
@@ -46,7 +47,7 @@ def verify(
 
     try:
         report = verify(checkpoint, revision, dtype, device, reference)
-    except (OSError, ValueError, Unverifiable) as error:
+    except (OSError, ValueError, RaylensError, Unverifiable) as error:
         console.print(f"[red]{checkpoint}:[/red] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
     show(report)

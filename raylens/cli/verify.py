@@ -22,7 +22,13 @@ from rich.markup import escape
 from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, GenerationMixin
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    GenerationMixin,
+)
 
 from models.moondream import model as moondream
 from models.operations import normalized
@@ -53,7 +59,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TIES = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 """Where the reference's two best logits lie so close, rounding chooses; bfloat16 has 8 bits."""
 IOU = 0.5
-MOONDREAM_REVISION = "2025-06-21"
+REVISIONS = {"vikhyatk/moondream2": "2025-06-21"}
+"""Where the newest revision isn't what is meant; what was loaded is always told by its commit."""
 FAMILIES = {
     "moondream1": "moondream",
     "smolvlm": "smolvlm",
@@ -157,8 +164,7 @@ def verify(
 
     Raises ``Unverifiable``, and ``OSError`` where there is no such checkpoint.
     """
-    if not Path(checkpoint).is_dir() and revision is None and checkpoint.lower().startswith("vikhyatk/moondream"):
-        revision = MOONDREAM_REVISION
+    revision = revision or REVISIONS.get(checkpoint)
     commit = None if Path(checkpoint).is_dir() else HfApi().model_info(checkpoint, revision=revision).sha
     if dtype not in DTYPES:
         raise Unverifiable(f"dtype: {dtype!r}; one of {', '.join(DTYPES)} is needed")
@@ -286,8 +292,8 @@ def _generated(answer: Answer, stock: GenerationMixin, inputs: dict[str, Tensor]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         **inputs,
-        max_new_tokens=len(answer.output_ids),
-        do_sample=False,
+        # The checkpoint's own defaults may hold penalties, which our answers are made without.
+        generation_config=_greedy(stock, len(answer.output_ids)),
         output_logits=True,
         return_dict_in_generate=True,
     )
@@ -298,6 +304,19 @@ def _generated(answer: Answer, stock: GenerationMixin, inputs: dict[str, Tensor]
             best = made.logits[step][0].float().topk(2).values
             return text, bool(best[0] - best[1] < TIES.get(model.kv_shape.dtype, 0.0))
     return text, len(expected) == len(answer.output_ids)
+
+
+def _greedy(stock: GenerationMixin, tokens: int) -> GenerationConfig:
+    own = stock.generation_config
+    # What is left out here is taken from the checkpoint's.
+    return GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=False,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=own.pad_token_id,
+    )
 
 
 def _tiles(model: Any, prompt: Prompt) -> dict[str, Tensor]:
@@ -321,20 +340,27 @@ class _Upstream:
 
     def __init__(self, folder: Path, checkpoint: str, options: LoadOptions, model: moondream.Moondream) -> None:
         sys.path.insert(0, str(folder))
-        from moondream.torch import config as upstream_config
-        from moondream.torch import moondream as upstream
+        try:
+            from moondream.torch import config as upstream_config
+            from moondream.torch import image_crops
+            from moondream.torch import moondream as upstream
+        except ImportError as error:
+            raise Unverifiable(f"{folder}: no checkout of vikhyat/moondream: {error}") from error
 
         class OurTokenizer:
             @staticmethod
             def from_pretrained(name: str) -> object:
                 return model.tokenizer
 
-        def crops(*arguments: Any, **more: Any) -> tuple[Tensor, tuple[int, int]]:
-            pixels, tiling = bfloat16_crops(*arguments, **more)
-            return pixels.float(), tiling
+        def float_crops(image: Image.Image, config: Any, device: Any) -> tuple[Tensor, tuple[int, int]]:
+            """As upstream's, which rounds to bfloat16 before it normalizes."""
+            made = image_crops.overlap_crop_image(
+                np.asarray(image.convert("RGB")), max_crops=config.max_crops, overlap_margin=config.overlap_margin
+            )
+            pixels = torch.from_numpy(made["crops"]).permute(0, 3, 1, 2)
+            return normalized(pixels, 1 / 255, (0.5,) * 3, (0.5,) * 3), made["tiling"]
 
-        bfloat16_crops = upstream.prepare_crops
-        upstream.Tokenizer, upstream.prepare_crops = OurTokenizer, crops
+        upstream.Tokenizer, upstream.prepare_crops = OurTokenizer, float_crops
         config: dict[str, Any] = model.config.to_dict()
         config["tokenizer"]["templates"] = {
             name: {part: list(ids) for part, ids in template.items()}

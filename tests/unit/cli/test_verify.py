@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,20 @@ def test_without_a_reference_a_model_that_sees_nothing_is_not_verified(tmp_path:
     report = verify(str(random_moondream(tmp_path)))
     assert {line.same for line in report.lines} == {None}
     assert not report.verified
+
+
+def test_a_penalty_among_the_checkpoint_s_defaults_is_no_difference(tmp_path: Path) -> None:
+    shutil.copytree(POCKET / "smolvlm", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 5.0}))
+    assert verify(str(tmp_path)).verified
+
+
+def test_a_reference_that_is_none_is_named(tmp_path: Path) -> None:
+    random_moondream(tmp_path / "checkpoint")
+    result = CliRunner().invoke(app, ["verify", str(tmp_path / "checkpoint"), "--reference", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "no checkout of vikhyat/moondream" in result.stderr
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def config(**more: Any) -> ModelConfig:
 
 @pytest.fixture
 def make(url: str, service: FakeService) -> Callable[..., MoondreamRuntime]:
-    service.tasks = {"smolvlm": (*TALKS, "detect", "point")}
+    service.tasks = {"smolvlm": (*TALKS, "detect", "point", "reason")}
 
     def make(base_url: str = url, **more: Any) -> MoondreamRuntime:
         made = config(remote={"base_url": base_url, "model": "smolvlm"}, **more)

@@ -179,7 +179,7 @@ async def test_points_are_found_in_an_upload(client, service: FakeService) -> No
 
 
 async def test_thoughts_are_told_beside_the_answer(client, service: FakeService) -> None:
-    service.reasoning = THOUGHTS
+    service.reasoning, service.tasks = THOUGHTS, {"smolvlm": (*TALKS, "reason")}
     body = {**ASK, "reasoning": True, "spatial_refs": [[0.1, 0.2], [0.1, 0.2, 0.3, 0.4]]}
     answer = (await client.post("/v1/query", json=body)).json()
     assert answer == {"reasoning": THOUGHTS_AS_JSON, "answer": "two red circles"}
@@ -188,6 +188,24 @@ async def test_thoughts_are_told_beside_the_answer(client, service: FakeService)
     streamed = (await client.post("/v1/query", json={**body, "stream": True})).text
     end = json.loads(streamed.splitlines()[-2].removeprefix("data: "))
     assert end == {"completed": True, "reasoning": THOUGHTS_AS_JSON}
+
+
+async def test_reasoning_goes_to_a_model_that_can(client, service: FakeService) -> None:
+    refused = await client.post("/v1/query", json={**ASK, "reasoning": True})
+    assert (refused.status_code, service.requests) == (400, [])
+    assert "smolvlm can't reason; no model that is served here can" in refused.json()["detail"]
+    service.tasks = {"other": (*TALKS, "reason")}
+    await client.post("/v1/query", json={**ASK, "reasoning": True})
+    assert service.requests[0].model == "other"
+
+
+async def test_a_form_holds_places_as_json(client, service: FakeService) -> None:
+    form = {"question": "?", "spatial_refs": "[[0.1, 0.2], [0.1, 0.2, 0.3, 0.4]]"}
+    assert (await client.post("/v1/query", files={"file": PICTURE}, data=form)).status_code == 200
+    places = (Location(0.1, 0.2), Region(0.1, 0.2, 0.3, 0.4))
+    assert service.requests[0].task == Query("?", places=places)
+    response = await client.post("/v1/query", files={"file": PICTURE}, data={**form, "spatial_refs": "here"})
+    assert "spatial_refs: a list of points and boxes is needed" in response.json()["detail"]
 
 
 @pytest.mark.parametrize(("path", "key"), [("detect", "objects"), ("point", "points")])

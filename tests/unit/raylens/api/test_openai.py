@@ -191,6 +191,7 @@ async def test_places_that_cannot_be_had_are_refused(client, service: FakeServic
 
 async def test_thoughts_stand_in_the_message(client, service: FakeService) -> None:
     service.reasoning = Reasoning("I see it", (Grounding(2, 5, (Location(0.25, 0.5),)),))
+    service.tasks = {"smolvlm": (*TALKS, "reason")}
     thoughts = {
         "reasoning": "I see it",
         "reasoning_details": {"grounding": [{"start_idx": 2, "end_idx": 5, "points": [[0.25, 0.5]]}]},
