@@ -1,8 +1,8 @@
 """Moondream on the engine against the machine's limits and against the reference implementation, in one run.
 
 ``python -m benchmarks.moondream --reference FOLDER`` builds random weights in the shape of Moondream 0.5B, bfloat16,
-and captions pictures of 378 and 1024 pixels in 50 tokens, from pixels to the last token: by the engine, one at a time and
-eight in flight, and by the reference implementation, one by one. FOLDER is a checkout of
+and captions pictures of 378 and 1024 pixels in 50 tokens, from pixels to the last token: by the engine, one at a time
+and eight in flight, and by the reference implementation, one by one. FOLDER is a checkout of
 https://github.com/vikhyat/moondream, which is not part of this repository; without it its rows are left out.
 
 Of a picture of 378 pixels the whole and its one crop show the same, and the engine encodes it once.
