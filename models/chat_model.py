@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from models import llama
@@ -18,7 +15,7 @@ from models.decoder import Decoder
 from models.graphs import Graphs
 from models.linear import Packer
 from models.options import LoadOptions
-from raylens.engine.model import Course, KVRows, Prompt, Scores
+from raylens.engine.model import Course, KVRows, Part, Prompt, Scores
 from raylens.types import Found
 
 
@@ -46,17 +43,9 @@ class ChatModel:
         self.vocabulary = int(model.lm_head.weight.shape[0])
         self.kv_shape = self._decoder.kv_shape
 
-    @torch.inference_mode()
-    def prefill(
-        self,
-        token_ids: Sequence[int],
-        features: Sequence[tuple[int, Tensor]],
-        positions: NDArray[np.int64],
-        row: KVRows,
-        whole: int = 0,
-    ) -> Scores:
+    def prefill(self, part: Part, row: Callable[[], KVRows], tokens: int) -> Generator[None, None, Scores]:
         """Implements :meth:`raylens.engine.model.Model.prefill`."""
-        return self._decoder.prefill(token_ids, features, positions, row, whole)
+        return self._decoder.prefill(part, row, tokens)
 
     @torch.inference_mode()
     def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:

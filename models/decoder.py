@@ -3,19 +3,18 @@ their rows of the engine's cache. What lies between, a family says as :class:`Pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from models.graphs import Graphs
 from models.linear import Linear
 from models.operations import attention, turn
-from raylens.engine.model import KVRows, KVShape, Scores
+from raylens.engine.model import KVRows, KVShape, Part, Scores
 
 Attend = Callable[[Tensor], Tensor]
 """Queries, keys and values of a layer, side by side (tokens, (heads + 2 · key heads) · head size), to what attention
@@ -65,35 +64,46 @@ class Decoder:
         rotary = parts.rotary
         self._axes = _axes(rotary.sections, len(rotary.frequencies), rotary.frequencies.device)
 
-    def prefill(
-        self,
-        token_ids: Sequence[int],
-        features: Sequence[tuple[int, Tensor]],
-        positions: NDArray[np.int64],
-        row: KVRows,
-        whole: int = 0,
-    ) -> Scores:
-        """Implements :meth:`raylens.engine.model.Model.prefill`."""
-        states = self._parts.embed(self._numbers(token_ids))
-        for at, shown in features:
-            states[at : at + len(shown)] = shown
-        start, new = row.lengths[0], len(states)
-        end = start + new
-        span = _span(end, row)
-        shared = self._heads // self._kv_heads
-        # The heads that share a key stand one behind another in the place of query positions.
-        later = torch.ones((new, span), dtype=torch.bool, device=states.device).triu(start + 1)
-        later[: max(0, whole - start), :whole] = False
-        bias = _shutting(later, states.dtype).repeat(shared, 1)
+    def prefill(self, part: Part, row: Callable[[], KVRows], tokens: int) -> Generator[None, None, Scores]:
+        """Implements :meth:`raylens.engine.model.Model.prefill`. Where tokens see each other, no slice can cut between
+        them: it cuts between layers."""
+        with torch.inference_mode():
+            states = self._parts.embed(self._numbers(part.token_ids))
+            for at, shown in part.features:
+                states[at : at + len(shown)] = shown
+            new, bias = len(states), self._part_bias(part, row())
+            turns = self._turns(torch.from_numpy(part.positions), states.dtype)
+        count = len(self._parts.layers)
+        layers = max(1, tokens * count // new)
+        for first in range(0, count, layers):
+            if first:
+                yield
+            with torch.inference_mode():
+                mix = self._part_mix(part.start, new, row(), bias)
+                states = self._run(states, turns, mix, first, min(first + layers, count))
+        with torch.inference_mode():
+            return self._scores(states[-1:])
+
+    def _part_bias(self, part: Part, row: KVRows) -> Tensor:
+        """What shuts out the keys behind each of a part's tokens, for all heads that share a key one behind another."""
+        new = len(part.token_ids)
+        span, shared = _span(part.start + new, row), self._heads // self._kv_heads
+        later = torch.ones((new, span), dtype=torch.bool, device=self.kv_shape.device).triu(part.start + 1)
+        later[: max(0, part.whole - part.start), : part.whole] = False
+        return _shutting(later, self.kv_shape.dtype).repeat(shared, 1)
+
+    def _part_mix(self, start: int, new: int, row: KVRows, bias: Tensor) -> Mix:
+        span, shared = bias.shape[1], self._heads // self._kv_heads
 
         def mix(layer: int, query: Tensor, new_pairs: Tensor) -> Tensor:
             pairs = row.layers[layer][:, :, :, :span]
-            pairs[:, 0, :, start:end] = new_pairs.permute(1, 2, 0, 3)
+            pairs[:, 0, :, start : start + new] = new_pairs.permute(1, 2, 0, 3)
+            # The heads that share a key stand one behind another in the place of query positions.
             queries = query.unflatten(1, (-1, shared)).permute(1, 2, 0, 3).flatten(1, 2)
             mixed = attention(queries[None], pairs[0], pairs[1], bias)[0]
             return mixed.unflatten(1, (shared, new)).permute(2, 0, 1, 3).flatten(1)
 
-        return self._scores(self._run(states, torch.from_numpy(positions), mix)[-1:])
+        return mix
 
     def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
         """Implements :meth:`raylens.engine.model.Model.decode`."""
@@ -137,18 +147,21 @@ class Decoder:
                 first += place.rows
             return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(1)
 
-        return self._run(self._parts.embed(token_ids), positions[None], mix)
+        states = self._parts.embed(token_ids)
+        turns = self._turns(positions[None], states.dtype)
+        return self._run(states, turns, mix, 0, len(self._parts.layers))
 
-    def _run(self, states: Tensor, positions: Tensor, mix: Mix) -> Tensor:
-        cos, sin = self._turns(positions, states.dtype)
+    def _run(self, states: Tensor, turns: tuple[Tensor, Tensor], mix: Mix, first: int, end: int) -> Tensor:
+        """Through the layers from ``first`` to ``end``."""
+        cos, sin = turns
         heads = (-1, self.kv_shape.head_dim)
 
         def attend(layer: int, mixed: Tensor) -> Tensor:
             qkv = turn(mixed.unflatten(-1, heads), cos, sin)
             return mix(layer, qkv[:, : self._heads], qkv[:, self._heads :].unflatten(1, (2, self._kv_heads)))
 
-        for index, layer in enumerate(self._parts.layers):
-            states = layer(states, partial(attend, index))
+        for index in range(first, end):
+            states = self._parts.layers[index](states, partial(attend, index))
         return states
 
     def _scores(self, states: Tensor) -> Scores:

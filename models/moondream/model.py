@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from torch import Tensor
@@ -26,7 +24,7 @@ from models.moondream.text import parts
 from models.moondream.vision import Vision
 from models.moondream.weights import Wanted, Weights
 from models.options import DEFAULTS, SLICE, LoadOptions
-from raylens.engine.model import Course, KVRows, PictureInput, Pixels, Prompt, Scores
+from raylens.engine.model import Course, KVRows, Part, PictureInput, Pixels, Prompt, Scores
 from raylens.errors import UnsupportedTask
 from raylens.types import (
     REASON,
@@ -147,17 +145,9 @@ class Moondream:
                     features.append(self._regions.place_states(picture.data))
         return features
 
-    @torch.inference_mode()
-    def prefill(
-        self,
-        token_ids: Sequence[int],
-        features: Sequence[tuple[int, Tensor]],
-        positions: NDArray[np.int64],
-        row: KVRows,
-        whole: int = 0,
-    ) -> Scores:
+    def prefill(self, part: Part, row: Callable[[], KVRows], tokens: int) -> Generator[None, None, Scores]:
         """Implements :meth:`raylens.engine.model.Model.prefill`."""
-        return self._decoder.prefill(token_ids, features, positions, row, whole)
+        return self._decoder.prefill(part, row, tokens)
 
     @torch.inference_mode()
     def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -101,6 +101,21 @@ class Scores:
         return self if len(rows) == len(self.logits) else Scores(self.logits[rows], self.states[rows])
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of a prompt."""
+
+    start: int
+    """The first token's place in the prompt."""
+    token_ids: Sequence[int]
+    features: Sequence[tuple[int, Tensor]]
+    """(Place in ``token_ids``, (tokens, hidden)) of the pictures' parts among them."""
+    positions: NDArray[np.int64]
+    """(axes, tokens)."""
+    whole: int = 0
+    """The prompt's."""
+
+
 class Progress(Protocol):
     """An answer so far."""
 
@@ -151,18 +166,10 @@ class Model(Protocol):
         """The pictures' features, each (tokens, hidden), worked out in slices; yields between them."""
         ...
 
-    def prefill(
-        self,
-        token_ids: Sequence[int],
-        features: Sequence[tuple[int, Tensor]],
-        positions: NDArray[np.int64],
-        row: KVRows,
-        whole: int = 0,
-    ) -> Scores:
-        """Reads ``token_ids`` behind what the one ``row`` holds, and writes their keys and values there.
-
-        ``features``: (place in ``token_ids``, (tokens, hidden)) of the pictures' parts among them. ``positions``:
-        (axes, tokens). ``whole``: the prompt's. Scores of one row, the last token's.
+    def prefill(self, part: Part, row: Callable[[], KVRows], tokens: int) -> Generator[None, None, Scores]:
+        """Reads a part of a prompt, and writes its keys and values to the one row that ``row`` gives, behind its first
+        ``part.start`` tokens; yields between slices of as much work as ``tokens`` tokens are. The row is asked for
+        anew in each slice: the cache moves it. Scores of one row, the last token's.
         """
         ...
 

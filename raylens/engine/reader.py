@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import Limits
 from raylens.engine.metrics import Metrics
-from raylens.engine.model import Model, PictureInput, Prompt, Scores
+from raylens.engine.model import Model, Part, PictureInput, Prompt, Scores
 from raylens.engine.reuse import ByteLRU, PrefixCache
 from raylens.engine.sequence import Sequence
 
@@ -44,7 +45,12 @@ class Reader:
         positions = prompt.positions if prompt.positions is not None else np.arange(len(prompt.token_ids))[None]
         while True:
             end = min(max(start + self._limits.prefill_tokens, prompt.whole), len(prompt.token_ids))
-            scores = self._prefill(sequence, start, end, features, positions)
+            part = _part(prompt, start, end, features, positions)
+            # Told before it is true: what is decoded along meanwhile is written behind what this part will fill.
+            self._cache.advance(sequence, end - start)
+            scores = yield from self._model.prefill(
+                part, partial(self._cache.row, sequence), self._limits.prefill_tokens
+            )
             start = end
             if start == len(prompt.token_ids):
                 break
@@ -97,22 +103,18 @@ class Reader:
             yield
         return [(at, known[picture.key]) for at, picture in shown]
 
-    def _prefill(
-        self,
-        sequence: Sequence,
-        start: int,
-        end: int,
-        features: Iterable[tuple[int, Tensor]],
-        positions: NDArray[np.int64],
-    ) -> Scores:
-        """Reads the prompt's tokens from ``start`` to ``end``; the next one's scores."""
-        parts = []
-        for at, shown in features:
-            first, last = max(at, start), min(at + len(shown), end)
-            if first < last:
-                parts.append((first - start, shown[first - at : last - at]))
-        prompt, row = sequence.prompt, self._cache.row(sequence)
-        tokens = prompt.token_ids[start:end]
-        scores = self._model.prefill(tokens, parts, positions[:, start:end], row, prompt.whole)
-        self._cache.advance(sequence, end - start)
-        return scores
+
+def _part(
+    prompt: Prompt,
+    start: int,
+    end: int,
+    features: Iterable[tuple[int, Tensor]],
+    positions: NDArray[np.int64],
+) -> Part:
+    """The prompt's tokens from ``start`` to ``end``."""
+    parts = []
+    for at, shown in features:
+        first, last = max(at, start), min(at + len(shown), end)
+        if first < last:
+            parts.append((first - start, shown[first - at : last - at]))
+    return Part(start, prompt.token_ids[start:end], parts, positions[:, start:end], prompt.whole)

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from raylens.engine.engine import Engine
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import Limits
 from raylens.engine.metrics import Metrics
+from raylens.engine.model import Part
 from raylens.engine.sequence import Sequence, sequences
 from raylens.errors import InvalidRequest, RaylensError, UnsupportedTask
 from raylens.types import (
@@ -54,6 +55,7 @@ DATA = Path(__file__).parent / "data"
 RECORDED: dict[str, Any] = json.loads((DATA / "moondream.json").read_text())
 TENSORS: dict[str, Any] = json.loads((DATA / "moondream_tensors.json").read_text())
 NAMES = list(MOONDREAMS)
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +125,17 @@ def run(model: Moondream, waiting: list[list[Sequence]], seed: int = 0, batch: i
 
 
 def encoded(model: Moondream, picture: NDArray[np.uint8]) -> torch.Tensor:
-    slices = model._vision.slices(crop(picture, model.config.vision), 100)
+    return drained(model._vision.slices(crop(picture, model.config.vision), 100))
+
+
+def drained(slices: Generator[None, None, T]) -> T:
+    """What comes of work that is done in slices."""
     while True:
         try:
             next(slices)
         except StopIteration as done:
-            features: torch.Tensor = done.value
-            return features
+            value: T = done.value
+            return value
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,8 +152,9 @@ def test_logits_are_the_reference_s(load, name: str) -> None:
     prompt = model.prepare(request(Caption()), [picture])
     cache: KVCache[str] = KVCache(model.kv_shape, 2**28, 1)
     cache.reserve("row", 128)
-    features, positions = encoded(model, picture), np.arange(len(prompt.token_ids))[None]
-    scores = model.prefill(prompt.token_ids, [(1, features)], positions, cache.row("row"), prompt.whole)
+    positions = np.arange(len(prompt.token_ids))[None]
+    part = Part(0, prompt.token_ids, [(1, encoded(model, picture))], positions, prompt.whole)
+    scores = drained(model.prefill(part, lambda: cache.row("row"), 20))
     np.testing.assert_allclose(scores.logits[0][::7].numpy(), recorded["values"], atol=2e-3)
 
 
@@ -186,6 +193,27 @@ def test_one_picture_is_encoded_once_for_caption_query_and_detect(load) -> None:
         ("prefix", prefix + 1, 6),
         ("features", 0, 0),
     ]
+
+
+def test_streams_go_on_while_a_picture_s_prefix_is_read(load) -> None:
+    model = load("2b")
+    engine = Engine(model, Limits(max_batch_size=1 + 1, prefill_tokens=16, stall_s=0.0))
+    wanted = request(Query("?"), max_tokens=60)
+    (running,) = sequences(wanted, model.prepare(wanted, []), model.tokenizer)
+    engine.model.eos_ids = frozenset()
+    try:
+        engine.scheduler.add([running])
+        while engine.scheduler.entering or engine.scheduler.waiting or len(running.output_ids) < 2:
+            engine.step()
+        (entering,) = ask(model, {"kind": "query", "question": "?", "picture": [60, 60, 0], "max_tokens": 2})
+        engine.scheduler.add([entering])
+        before = len(running.output_ids)
+        while not entering.output_ids:
+            engine.step()
+        # One slice for the picture, one for each layer of the prefix, and one for the words.
+        assert len(running.output_ids) - before >= model.config.text.n_layers
+    finally:
+        model.eos_ids = frozenset({model.config.tokenizer.eos_id})
 
 
 def test_an_answer_of_places_takes_room_for_its_objects_only(load) -> None:

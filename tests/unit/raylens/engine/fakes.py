@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from raylens.engine.model import Course, KVRows, KVShape, PictureInput, Pixels, Prompt, Scores
+from raylens.engine.model import Course, KVRows, KVShape, Part, PictureInput, Pixels, Prompt, Scores
 from raylens.types import Found, SamplingParams, VisionRequest
 
 EOS = 256
@@ -91,24 +89,19 @@ class FakeModel:
             features.append(torch.tensor([float(byte) for byte in picture.data])[:, None])
         return features
 
-    def prefill(
-        self,
-        token_ids: Sequence[int],
-        features: Sequence[tuple[int, Tensor]],
-        positions: NDArray[np.int64],
-        row: KVRows,
-        whole: int = 0,
-    ) -> Scores:
-        if 666 in token_ids:
+    def prefill(self, part: Part, row: Callable[[], KVRows], tokens: int) -> Generator[None, None, Scores]:
+        if 666 in part.token_ids:
             raise RuntimeError("666")
-        start = row.lengths[0]
-        assert positions[0].tolist() == list(range(start, start + len(token_ids)))
-        read = torch.tensor([float(token) for token in token_ids])
-        for at, shown in features:
+        end = part.start + len(part.token_ids)
+        assert part.positions[0].tolist() == list(range(part.start, end))
+        read = torch.tensor([float(token) for token in part.token_ids])
+        for at, shown in part.features:
             read[at : at + len(shown)] = shown[:, 0]
-        row.layers[0][:, 0, 0, start : start + len(read), 0] = torch.stack([read, read + 1])
+        if len(read) > tokens:  # all that can't be cut: half of its work in a slice of its own
+            yield
+        row().layers[0][:, 0, 0, part.start : end, 0] = torch.stack([read, read + 1])
         self.prefilled += len(read)
-        return _scores([self._logits(row, 0, start + len(read))])
+        return _scores([self._logits(row(), 0, end)])
 
     def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
         tokens = iter(token_ids)
