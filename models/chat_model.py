@@ -35,12 +35,12 @@ class ChatModel:
         self._chat = ChatText(tokenizer, default_template)
         self._packer = Packer(options.device, options.quantize, options.consume)
         graphs = Graphs() if options.cuda_graphs and options.device.startswith("cuda") else None
+        self.vocabulary = int(model.lm_head.weight.shape[0])  # before the packer takes it
         self._decoder = Decoder(llama.parts(text_model, model.lm_head, self._packer), graphs)
         self.tokenizer: Tokenizer = tokenizer._tokenizer
         self.device = options.device
         self.eos_ids = eos_ids(tokenizer, model.generation_config)
         self.max_length = int(model.config.text_config.max_position_embeddings)
-        self.vocabulary = int(model.lm_head.weight.shape[0])
         self.kv_shape = self._decoder.kv_shape
 
     def prefill(self, part: Part, row: Callable[[], KVRows], tokens: int) -> Generator[None, None, Scores]:

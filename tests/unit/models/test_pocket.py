@@ -55,6 +55,12 @@ def test_plain_transformers_loads_it_and_it_sees() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_its_vocabulary_is_the_width_of_its_logits(family: Any) -> None:
+    model = load_model(ModelConfig(name="m", family=family))
+    assert model.vocabulary >= model.tokenizer.get_vocab_size()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_captions_through_the_engine_are_right(family: Any) -> None:
     model = load_model(ModelConfig(name="m", family=family))
     engine = Engine(model, Limits(max_batch_size=16))
