@@ -73,8 +73,8 @@ def test_a_recipe_makes_a_bad_picture_readable(server: str, fault: str) -> None:
     for seed in range(12):
         scene, pixels = scene_pixels(seed)
         data = encoded(spoil(pixels), "PNG")
-        before += caption(server, data, recipe="plain")["caption"] == scene.caption()
-        after += caption(server, data, recipe=recipe)["caption"] == scene.caption()
+        before += caption(server, data, model="smolvlm", recipe="plain")["caption"] == scene.caption()
+        after += caption(server, data, model="smolvlm", recipe=recipe)["caption"] == scene.caption()
     assert after >= 12 * ENOUGH
     assert after > before
 
