@@ -127,12 +127,15 @@ class MoondreamRuntime:
         self._client = client
         self._room = Room(config)
         self._threads = ThreadPoolExecutor(self._room.size, "raylens-runtime")
-        self._stuck = 0
+        self._abandoned: list[float] = []
+        """The deadlines of requests whose threads go on, though nobody waits for them."""
 
     @property
     def failure(self) -> BaseException | None:
         """Implements :attr:`models.runtime.Runtime.failure`: every thread is past its request's deadline."""
-        return RuntimeError("the client hangs") if self._stuck >= self._room.size else None
+        now = time.time()
+        overdue = sum(deadline <= now for deadline in self._abandoned)
+        return RuntimeError("the client hangs") if overdue >= self._room.size else None
 
     @property
     def gauges(self) -> Gauges:
@@ -173,11 +176,11 @@ class MoondreamRuntime:
             if work.cancel() or work.done():
                 self._room.leave()
             else:
-                self._stuck += 1
-                work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free))
+                self._abandoned.append(request.deadline)
+                work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free, request.deadline))
 
-    def _free(self) -> None:
-        self._stuck -= 1
+    def _free(self, deadline: float) -> None:
+        self._abandoned.remove(deadline)
         self._room.leave()
 
     def _work(
