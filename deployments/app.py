@@ -1,24 +1,35 @@
 """``build_app``: the whole graph. ``bind`` and ``options`` stand only here."""
 
+import os
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import DeploymentActorConfig
 
 from deployments.ingress import Ingress
+from deployments.job_client import NAME
+from deployments.job_queue import JobQueueActor
 from deployments.preprocessor import Preprocessor
 from deployments.vision_model import VisionModel
 from raylens.config import AppConfig
+from raylens.environment import with_environment
+
+HEAD = "node:__internal_head__"
+"""The resource that Ray gives to its head node, and to no other."""
+MAX_CALLS = 4096
+"""Of the queue at a time: each event stream that is watched is one."""
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """Ingress → Preprocessor → one VisionModel for each of ``models``.
+    """Ingress → Preprocessor → one VisionModel for each of ``models``, and the job queue's actor beside the ingress.
 
-    ``args`` is an :class:`raylens.config.AppConfig`; pydantic's ``ValidationError`` names what is wrong with it. The
-    ``deployments`` section of a Serve config file sizes each deployment by its name: ``Ingress``, ``Preprocessor``,
-    and each model's own.
+    ``args`` is an :class:`raylens.config.AppConfig`, to which :mod:`raylens.environment` may add; pydantic's
+    ``ValidationError`` names what is wrong with it. The ``deployments`` section of a Serve config file sizes each
+    deployment by its name: ``Ingress``, ``Preprocessor``, and each model's own.
     """
-    config = AppConfig.model_validate(args)
+    settings, _ = with_environment(args, os.environ)
+    config = AppConfig.model_validate(settings)
     preprocessor = serve.deployment(Preprocessor).options(name="Preprocessor").bind(config)
     models = {
         model.name: serve.deployment(VisionModel)
@@ -26,4 +37,17 @@ def build_app(args: dict[str, Any]) -> Application:
         .bind(model, config.log_level)
         for model in config.models
     }
-    return serve.deployment(Ingress).options(name="Ingress").bind(config, preprocessor, models)
+    actors = [job_queue(config)] if config.jobs.enabled else []
+    ingress = serve.deployment(Ingress).options(name="Ingress", deployment_actors=actors)
+    return ingress.bind(config, preprocessor, models)
+
+
+def job_queue(config: AppConfig) -> DeploymentActorConfig:
+    """The queue's actor. Files tie it to the head node, the one that outlives the others."""
+    tied = {"resources": {HEAD: 0.001}} if config.jobs.is_tied_to_a_node else {}
+    return DeploymentActorConfig(
+        name=NAME,
+        actor_class=JobQueueActor,
+        init_kwargs={"config": config},
+        actor_options={"num_cpus": 0, "max_concurrency": MAX_CALLS, **tied},
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ByteSize, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -59,6 +61,8 @@ class DialectModels(Frozen):
 
     openai: Name = "smolvlm"
     moondream: Name = "moondream"
+    caption: Name = "moondream"
+    jobs: Name = "moondream"
 
 
 class RemoteConfig(Frozen):
@@ -170,6 +174,107 @@ class ModelConfig(Frozen):
         return self
 
 
+class WebhooksConfig(Frozen):
+    """How callers are told that a job has ended."""
+
+    secrets_env: str = "RAYLENS_WEBHOOK_SECRETS"
+    """The environment variable with the secret that signs where a job brings none of its own: ``whsec_`` and base64;
+    two of them, with a space between, while one replaces the other."""
+    public_url: str = ""
+    """Where callers reach this server, such as ``https://vlm.example.com``: for the address of a result that is too
+    large for a webhook."""
+    allow: tuple[str, ...] = ()
+    """Networks (``10.1.0.0/16``), addresses and names of hosts that may be called though they are not public."""
+    started: bool = False
+    """Whether ``job.started`` is told too."""
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 15.0
+    max_per_host: Annotated[int, Field(ge=1, le=64)] = 4
+    """Deliveries to one host at a time."""
+    max_at_once: Annotated[int, Field(ge=1, le=256)] = 32
+    client_id: str = ""
+    """Stands in the User-Agent of deliveries."""
+
+    @model_validator(mode="after")
+    def _entries_are_addresses_or_names(self) -> Self:
+        for entry in self.allow:
+            if not _ADDRESS_OR_NAME.fullmatch(entry):
+                raise ValueError(f"allow: {entry!r} is no address, no network and no host's name")
+        return self
+
+
+class LlmConfig(Frozen):
+    """The language model that reads what a job has found, and words it: one of the graph's own, or a server's."""
+
+    model: str
+    base_url: str | None = None
+    """Of a server that speaks OpenAI's API, such as Ollama's ``http://127.0.0.1:11434/v1``; unset means that ``model``
+    is one of ``models``."""
+    api_key_env: str | None = None
+    """The environment variable that holds the server's key; unset sends none."""
+
+    @model_validator(mode="after")
+    def _the_key_is_a_servers(self) -> Self:
+        if self.api_key_env is not None and self.base_url is None:
+            raise ValueError("api_key_env: only a server, at base_url, takes a key")
+        return self
+
+
+class JobsConfig(Frozen):
+    """The durable queue of background jobs. docs/jobs.md tells what it promises."""
+
+    enabled: bool = True
+    store: str = "sqlite"
+    """``sqlite``, a file in ``data_dir``, for one head node; or ``postgresql://…``, for any number of nodes."""
+    data_dir: Path = Path("~/.local/share/raylens")
+    blobs: str | None = None
+    """Where pictures of jobs are kept: a folder, or a URL of fsspec's (``s3://…``); unset is ``data_dir/blobs``."""
+    workers: Annotated[int, Field(ge=1, le=1024)] = 2
+    """Jobs that run at once."""
+    capacity: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    """Jobs that may wait; one more is refused with 429."""
+    max_images: Annotated[int, Field(ge=1, le=10_000)] = 256
+    """Pictures in one job; ``limits.max_body_bytes`` bounds them too."""
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    backoff_s: PositiveFloat = 1.0
+    """Of the first retry; each further one waits up to twice as long."""
+    max_backoff_s: PositiveFloat = 60.0
+    attempt_timeout_s: PositiveFloat = 600.0
+    timeout_s: PositiveFloat = 86_400.0
+    """From submission to the end, where a job says nothing; past it the job has failed."""
+    lease_s: Annotated[float, Field(ge=1, le=600)] = 15.0
+    """A job whose process has died is taken over after so long."""
+    result_ttl_s: PositiveFloat = 7 * 86_400.0
+    """How long a job is kept after its end."""
+    batch_concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+    """Pictures of one job that are asked about at a time."""
+    image_batch_size: Annotated[int, Field(ge=1, le=64)] = 5
+    """Frames of a ``task_timing_v1`` job that are looked at together."""
+    llm: LlmConfig | None = None
+    webhooks: WebhooksConfig = WebhooksConfig()
+
+    @model_validator(mode="after")
+    def _store_is_known(self) -> Self:
+        if self.store != "sqlite" and not self.store.startswith(("postgresql://", "postgres://")):
+            raise ValueError("store: sqlite, or a postgresql:// URL, is needed")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return self.data_dir.expanduser().absolute()
+
+    @property
+    def blobs_url(self) -> str:
+        return self.blobs or str(self.folder / "blobs")
+
+    @property
+    def is_tied_to_a_node(self) -> bool:
+        """Whether something of it is a file, which only one node has."""
+        return self.store == "sqlite" or "://" not in self.blobs_url
+
+
+_ADDRESS_OR_NAME = re.compile(r"[0-9a-fA-F.:]+(/[0-9]{1,3})?|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+
+
 class AppConfig(Frozen):
     """Everything about the application that is not Serve's own business (replicas, resources, queues)."""
 
@@ -179,6 +284,7 @@ class AppConfig(Frozen):
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
     dialect_models: DialectModels = DialectModels()
+    jobs: JobsConfig = JobsConfig()
     cors_origins: tuple[str, ...] | None = None
     """Allowed origins; unset allows every port of localhost."""
     preprocessor_threads: Annotated[int, Field(ge=1, le=64)] = 2
@@ -200,6 +306,14 @@ class AppConfig(Frozen):
     def _recipes_are_whole(self) -> Self:
         for model in self.models:
             self.recipe_of(model)
+        return self
+
+    @model_validator(mode="after")
+    def _llm_is_served(self) -> Self:
+        llm = self.jobs.llm
+        names = {name for model in self.models for name in (model.name, *model.aliases)}
+        if llm is not None and llm.base_url is None and llm.model not in names:
+            raise ValueError(f"jobs.llm.model: {llm.model!r} is none of models, and there is no jobs.llm.base_url")
         return self
 
     @model_validator(mode="after")

@@ -6,8 +6,11 @@
       InvalidRequest      400  (422 in dialects of our own)
         UnsupportedTask   400
       UnknownModel        404
+      UnknownJob          404
+      Conflict            409
       PayloadTooLarge     413
       UnsupportedMedia    415
+      QueueFull           429  retryable
       Overloaded          503  retryable
       ModelNotLoaded      503  retryable
       DeadlineExceeded    504  retryable
@@ -68,6 +71,18 @@ class UnknownModel(RaylensError):
     http_status = 404
 
 
+class UnknownJob(RaylensError):
+    code = "job_not_found"
+    http_status = 404
+
+
+class Conflict(RaylensError):
+    """What is asked for doesn't go with how things stand."""
+
+    code = "conflict"
+    http_status = 409
+
+
 class PayloadTooLarge(RaylensError):
     code = "payload_too_large"
     http_status = 413
@@ -78,6 +93,14 @@ class UnsupportedMedia(RaylensError):
 
     code = "unsupported_media"
     http_status = 415
+
+
+class QueueFull(RaylensError):
+    """As many jobs wait as may."""
+
+    code = "queue_full"
+    http_status = 429
+    retryable = True
 
 
 class Overloaded(RaylensError):

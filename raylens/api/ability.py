@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from raylens.api.catalog import Dialect
 from raylens.api.context import Context
+from raylens.catalog import Dialect
 from raylens.errors import ModelNotLoaded, RaylensError, UnsupportedTask
 from raylens.types import REASON, ModelInfo, Task
 

@@ -8,20 +8,27 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from raylens import __version__
-from raylens.api import moondream, openai, preprocess, system
-from raylens.api.catalog import Catalog
+from raylens.api import captions, moondream, openai, preprocess, system
+from raylens.api import jobs as job_routes
 from raylens.api.context import Context
 from raylens.api.errors import add_error_handlers
 from raylens.api.media import Media
 from raylens.api.middleware import REQUEST_ID_HEADER, BodyMiddleware, RequestIdMiddleware, RoomMiddleware
+from raylens.catalog import Catalog
 from raylens.config import AppConfig
+from raylens.jobs.ports import JobService
 from raylens.ports import VisionService
 
 LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
-def create_app(service: VisionService, config: AppConfig, *, echo_request_id: bool = True) -> FastAPI:
-    """An ASGI application; ``service`` does the work. ``echo_request_id`` is off behind a proxy that does it."""
+def create_app(
+    service: VisionService, config: AppConfig, jobs: JobService | None = None, *, echo_request_id: bool = True
+) -> FastAPI:
+    """An ASGI application; ``service`` does the work, and ``jobs`` what can wait.
+
+    ``echo_request_id`` is off behind a proxy that does it.
+    """
     app = FastAPI(
         title="raylens",
         version=__version__,
@@ -31,6 +38,9 @@ def create_app(service: VisionService, config: AppConfig, *, echo_request_id: bo
     context = Context(service, config, Catalog(config), Media(config.limits))
     for dialect in (openai, moondream, preprocess, system):
         app.include_router(dialect.router(context))
+    if jobs is not None:
+        for queued in (job_routes, captions):
+            app.include_router(queued.router(context, jobs))
     add_error_handlers(app)
     # The last one added is the first that a request meets.
     app.add_middleware(BodyMiddleware, limit=config.limits.max_body_bytes, patience=config.limits.body_patience_s)

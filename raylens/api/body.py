@@ -1,33 +1,13 @@
-"""What request bodies share."""
+"""What request bodies share, beside :mod:`raylens.wire`."""
 
 from __future__ import annotations
 
 import json
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+from pydantic import BeforeValidator, WithJsonSchema
 
 from raylens.recipe import RECIPE
-
-
-class Body(BaseModel):
-    """A part of a request's body; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-def _well_formed(text: str) -> str:
-    """JSON can spell half of a surrogate pair, which is no character and no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"half a surrogate pair at character {error.start}") from None
-    return text
-
-
-MAX_OBJECTS_ASKED = 1000
-"""Of a detect or point."""
-Text = Annotated[str, AfterValidator(_well_formed)]
 
 
 def _name_or_changes(value: Any) -> Any:

@@ -11,8 +11,8 @@ from functools import cached_property
 
 from fastapi import Request
 
-from raylens.api.catalog import Catalog
 from raylens.api.media import Media
+from raylens.catalog import Catalog
 from raylens.config import AppConfig
 from raylens.errors import InvalidRequest, ModelNotLoaded
 from raylens.ports import VisionService

@@ -19,7 +19,7 @@ _LONGEST = 160
 """Characters of a name in an error: names may be the sender's own."""
 _NOT_AN_OBJECT = ("model_type", "model_attributes_type")
 _CODES = {408: "request_timeout", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
-UNPROCESSABLE_PATHS = ("/v1/preprocess",)
+UNPROCESSABLE_PATHS = ("/v1/preprocess", "/api/v1/jobs", "/caption/")
 """Dialects that answer bad input with 422 and not 400."""
 OPENAI_PATHS = ("/v1/chat", "/v1/models")
 

@@ -17,7 +17,6 @@ from pydantic import BeforeValidator, Field
 
 from raylens.api import sse
 from raylens.api.ability import ability, able_model
-from raylens.api.body import MAX_OBJECTS_ASKED, Body, Text
 from raylens.api.context import Context
 from raylens.api.errors import body_of
 from raylens.api.found import places_as_json, reasoning_as_json
@@ -38,6 +37,7 @@ from raylens.types import (
     Task,
     VisionRequest,
 )
+from raylens.wire import MAX_OBJECTS_ASKED, Body, Text
 
 logger = logging.getLogger(__name__)
 

@@ -11,26 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from raylens.api.body import MAX_OBJECTS_ASKED, Body, RecipeField, Text
+from raylens.api.body import RecipeField
 from raylens.api.context import Context
 from raylens.errors import InvalidRequest
-from raylens.types import (
-    MAX_OBJECTS,
-    Chat,
-    Detail,
-    Detect,
-    ImagePart,
-    Message,
-    PictureFile,
-    Point,
-    Role,
-    SamplingParams,
-    TextPart,
-    VideoPart,
-)
-
-MAX_MESSAGES, MAX_PARTS = 1024, 1024
-"""Of a chat, and of a message: each costs time even where it is empty."""
+from raylens.types import MAX_OBJECTS, Chat, Detect, PictureFile, Point, Role, SamplingParams, TextPart, VideoPart
+from raylens.wire import MAX_OBJECTS_ASKED, Body, Messages, Text, read_messages
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -46,54 +31,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 """Parameters that are not supported, with the values that ask for nothing; null always does."""
-_ROLES = {"system": Role.SYSTEM, "developer": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT}
-
-
-class ImageUrl(Body):
-    url: Text
-    detail: Detail = Detail.AUTO
-
-
-class ChatText(Body):
-    type: Literal["text"]
-    text: Text
-
-
-class ChatImage(Body):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-    @field_validator("image_url", mode="before")
-    @classmethod
-    def _accept_a_bare_string(cls, value: Any) -> Any:
-        return {"url": value} if isinstance(value, str) else value
-
-
-class ChatVideo(Body):
-    """A video as its frames, as Qwen's clients send it."""
-
-    type: Literal["video"]
-    video: Annotated[list[Text], Field(min_length=2, max_length=MAX_PARTS)]
-    fps: Annotated[float, Field(ge=0.01, le=240, strict=True)] = 2.0
-
-
-ChatPart = Annotated[ChatText | ChatImage | ChatVideo, Field(discriminator="type")]
-
-
-class ChatMessage(Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[ChatPart], Field(min_length=1, max_length=MAX_PARTS)]
-    name: str | None = None
-    refusal: None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _accept_a_bare_string(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return [{"type": "text", "text": value}]
-        if not isinstance(value, list):
-            raise ValueError("Input should be a string or a list of parts")
-        return value
 
 
 class PlainText(Body):
@@ -144,7 +81,7 @@ class ChatRequest(Body):
 
     model_config = ConfigDict(extra="allow")
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Messages
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
@@ -191,29 +128,14 @@ def refuse_what_is_not_supported(body: ChatRequest) -> None:
 
 async def parse_messages(body: ChatRequest, context: Context) -> tuple[Chat, list[PictureFile]]:
     """The chat, and its pictures in the order of their appearance."""
-    messages: list[Message] = []
-    waiting: list[tuple[str, str]] = []
-    for number, message in enumerate(body.messages):
-        parts: list[TextPart | ImagePart | VideoPart] = []
-        for place, part in enumerate(message.content):
-            field, first = f"messages.{number}.content.{place}", len(waiting)
-            match part:
-                case ChatText():
-                    parts.append(TextPart(part.text))
-                case ChatImage():
-                    waiting.append((part.image_url.url, f"{field}.image_url.url"))
-                    parts.append(ImagePart(first, part.image_url.detail))
-                case ChatVideo():
-                    waiting += [(url, f"{field}.video.{frame}") for frame, url in enumerate(part.video)]
-                    parts.append(VideoPart(tuple(range(first, len(waiting))), part.fps))
-        messages.append(Message(_ROLES[message.role], tuple(parts)))
+    messages, waiting = read_messages(body.messages, "messages")
     if messages[-1].role is not Role.USER:
         raise InvalidRequest("messages: the last one should be the user's", "messages")
     context.media.check_count(len(waiting), "messages")
     texts = (part.text for message in messages for part in message.parts if isinstance(part, TextPart))
     context.check_text(sum(map(len, texts)), "messages")
     pictures = await asyncio.gather(*(context.media.from_url(url, field) for url, field in waiting))
-    return Chat(tuple(messages), bool(body.reasoning)), list(pictures)
+    return Chat(messages, bool(body.reasoning)), list(pictures)
 
 
 def places_wanted(body: ChatRequest, chat: Chat, context: Context) -> Detect | Point | None:

@@ -10,11 +10,12 @@ from pydantic import BaseModel, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from raylens.api.body import Body, RecipeField, Text
+from raylens.api.body import RecipeField
 from raylens.api.context import Context
 from raylens.api.errors import from_validation
 from raylens.errors import InvalidRequest
 from raylens.types import PictureFile
+from raylens.wire import Body, Text
 
 _MAX_FORM_FIELD = 64 * 2**20
 """Bytes of one form field that is not a file; the limit on the whole body is the one that counts."""

@@ -35,6 +35,9 @@ def running(
     settings.setdefault("http_options", {})["port"] = _free_port()
     change(settings)
     with tempfile.TemporaryDirectory(prefix="raylens-") as folder:
+        for application in settings["applications"]:
+            jobs = application.setdefault("args", {}).setdefault("jobs", {})
+            jobs.setdefault("data_dir", str(Path(folder) / "data"))  # its own queue, not this user's
         path = Path(folder) / "serve_config.yaml"
         path.write_text(yaml.safe_dump(settings))
         log = Path(folder) / "log"

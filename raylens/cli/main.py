@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from raylens import __version__
+from raylens.cli import jobs
+from raylens.cli.client import DEFAULT_SERVER, Client
 from raylens.cli.run import ConfigError, Server, read_config
 from raylens.errors import RaylensError
 
 app = typer.Typer(help="Vision-language models as one Ray Serve deployment graph.", no_args_is_help=True)
+app.add_typer(jobs.app, name="jobs")
 console = Console(stderr=True, highlight=False)
 
 
@@ -52,6 +55,46 @@ def verify(
         raise typer.Exit(2) from None
     show(report)
     raise typer.Exit(0 if report.verified else 1)
+
+
+@app.command()
+def caption(
+    context: typer.Context,
+    places: Annotated[list[Path], typer.Argument(metavar="FOLDER_OR_FILE", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Gets a line for each picture; what has its line is done.", show_default=False)
+    ] = None,
+    form: Annotated[
+        Literal["jsonl", "txt", "csv"] | None,
+        typer.Option("--format", help="txt is a file beside each picture; unset is as --out ends, else jsonl."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What is asked, in place of a caption.")] = None,
+    length: Annotated[Literal["short", "normal", "long"] | None, typer.Option()] = None,
+    model: Annotated[str | None, typer.Option(help="A model's name; unset is the server's choice.")] = None,
+    in_flight: Annotated[int, typer.Option(min=1, max=256, help="Jobs that are under way at a time.")] = 32,
+    recursive: Annotated[bool, typer.Option(help="Folders within folders too.")] = True,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Tries again what failed before.")] = False,
+    server: jobs.Server = DEFAULT_SERVER,
+    patience: jobs.Patience = 60.0,
+) -> None:
+    """Captions pictures by the thousand through the server's job queue; after an interruption it goes on where it was.
+
+    The exit status is 1 where a picture failed, 2 where nothing could be done as it was asked for, 130 after Ctrl-C.
+    """
+    from raylens.cli import caption as captions
+
+    order = captions.Order(prompt or None, length, model or None)
+    plan = captions.Plan(tuple(places), order, out, form and captions.Format(form), recursive, in_flight, retry_failed)
+    try:
+        status = captions.caption(
+            plan,
+            lambda say: Client(server, patience, waits_for_room=True, say=say, transport=context.obj),
+            jobs.errors,
+        )
+    except captions.Unusable as error:
+        jobs.errors.print(str(error))
+        raise typer.Exit(2) from None
+    raise typer.Exit(status)
 
 
 @app.command()

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from raylens.cli.processes import await_end
 from raylens.config import AppConfig
+from raylens.environment import with_environment
 
 # Read when Ray starts. gRPC between replicas and user code on the replica's own event loop took a no-op graph from
 # 79 to 127 requests/s on 2 cores. Token authentication guards Ray's own ports, which listen on every interface.
@@ -71,9 +72,12 @@ def read_config(path: Path) -> Endpoint:
     _check_serve(config)
     for application in config["applications"]:
         try:
-            app = AppConfig.model_validate(application.get("args", {}))
+            settings, notes = with_environment(application.get("args", {}), os.environ)
+            app = AppConfig.model_validate(settings)
         except ValidationError as error:
             raise ConfigError(_explain(error, "args")) from None
+        for note in notes:
+            print(f"raylens: {note}", file=sys.stderr)
         known = {"Ingress", "Preprocessor", *(model.name for model in app.models)}
         for deployment in application.get("deployments") or ():
             if deployment["name"] not in known:

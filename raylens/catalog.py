@@ -8,7 +8,7 @@ from typing import Literal
 from raylens.config import AppConfig, ModelConfig
 from raylens.errors import UnknownModel
 
-Dialect = Literal["openai", "moondream"]
+Dialect = Literal["openai", "moondream", "caption", "jobs"]
 
 FAMILY_ALIASES = {
     "moondream": ("moondream2", "moondream3-preview", "moondream:1.8b"),

@@ -1,0 +1,85 @@
+"""The actor that owns the job queue. Serve starts it before the ingress's replicas, and again when it has died.
+
+Serve pickles this module by value: it is thin, and the queue itself is in :mod:`raylens.jobs.queue`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray import serve
+
+from raylens.config import AppConfig
+from raylens.errors import Overloaded
+from raylens.jobs.store import StoreUnreachable
+
+logger = logging.getLogger("raylens.jobs.actor")
+
+RETRY_S = 5.0
+"""Until a store that couldn't be reached is tried again."""
+METHODS = frozenset({"submit", "get", "page", "cancel", "retry", "stats", "watch", "deliveries", "redeliver"})
+"""Of :class:`raylens.jobs.ports.JobService`."""
+
+
+@ray.remote
+class JobQueueActor:
+    """Runs one :class:`raylens.jobs.queue.JobQueue` against the graph's own handles.
+
+    During an update an old and a new one live side by side for seconds, and the old one is killed without notice: the
+    store's leases and fences keep them apart.
+    """
+
+    def __init__(self, config: AppConfig) -> None:
+        from deployments.graph import Graph
+        from deployments.job_metrics import PrometheusJobMetrics
+        from raylens.jobs.make import make_queue
+        from raylens.logs import configure_logging
+
+        configure_logging(config.log_level)
+        application = serve.get_deployment_actor_context().app_name
+
+        def handle(name: str) -> Any:
+            return serve.get_deployment_handle(name, app_name=application)
+
+        graph = Graph(config, application, handle("Preprocessor"), {m.name: handle(m.name) for m in config.models})
+        self._queue = make_queue(config, graph, PrometheusJobMetrics())
+        self._trouble: str | None = "it is not open yet"
+        if self._open():
+            self._serving = asyncio.ensure_future(self._queue.serve())
+        else:
+            self._serving = asyncio.ensure_future(self._open_and_serve())
+
+    def _open(self) -> bool:
+        """Whether the store could be opened. Raises ``StoreUnusable`` where it never can: then no deployment starts."""
+        # In a loop of its own: this constructor runs in the actor's, and blocks it until the store is open.
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                thread.submit(asyncio.run, self._queue.open()).result()
+            except StoreUnreachable as error:
+                logger.error("%s", error)
+                self._trouble = str(error)
+                return False
+        self._trouble = None
+        logger.info("the job queue is open")
+        return True
+
+    async def _open_and_serve(self) -> None:
+        while not await asyncio.to_thread(self._open):
+            await asyncio.sleep(RETRY_S)
+        await self._queue.serve()
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """One of the queue's methods. Raises ``Overloaded`` while the store can't be reached."""
+        if method not in METHODS:
+            raise ValueError(f"no method {method!r}")
+        if self._trouble is not None:
+            raise Overloaded(f"the job queue is not open: {self._trouble}", retry_after=RETRY_S)
+        if self._serving.done():
+            logger.critical("the queue has stopped working; this process ends, and Serve starts another")
+            os._exit(1)
+        return await getattr(self._queue, method)(*arguments)

@@ -1,0 +1,35 @@
+"""The types of jobs by name: those that are built in, and those that installed packages add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+
+from raylens.errors import InvalidRequest
+from raylens.jobs.kinds.base import JobType
+from raylens.jobs.kinds.batch import BatchJob
+from raylens.jobs.kinds.chat import ChatJob
+from raylens.jobs.kinds.picture import CaptionJob, DetectJob, PointJob, QueryJob
+from raylens.jobs.kinds.timing import TaskTimingJob
+
+GROUP = "raylens.job_types"
+"""The entry point group: each entry is a class without arguments that is a :class:`raylens.jobs.kinds.base.JobType`."""
+
+
+@cache
+def job_types() -> Mapping[str, JobType]:
+    built_in: list[JobType] = [
+        CaptionJob(), QueryJob(), DetectJob(), PointJob(), ChatJob(), BatchJob(), TaskTimingJob()
+    ]  # fmt: skip
+    added: list[JobType] = [entry.load()() for entry in entry_points(group=GROUP)]
+    return {kind.name: kind for kind in (*added, *built_in)}
+
+
+def job_type(name: str) -> JobType:
+    """Raises ``InvalidRequest``, which names the types that there are."""
+    types = job_types()
+    if name not in types:
+        known = ", ".join(types)
+        raise InvalidRequest(f"job_type: {name[:64]!r} is not known; there are: {known}", "job_type")
+    return types[name]

@@ -1,0 +1,1 @@
+"""Outbound HTTP to addresses that others name, with checks on where they lead."""
