@@ -48,6 +48,6 @@ def job_queue(config: AppConfig) -> DeploymentActorConfig:
     return DeploymentActorConfig(
         name=NAME,
         actor_class=JobQueueActor,
-        init_kwargs={"config": config},
+        init_kwargs={"settings": config.model_dump(mode="json", exclude_unset=True)},
         actor_options={"num_cpus": 0, "max_concurrency": MAX_CALLS, **tied},
     )

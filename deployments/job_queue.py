@@ -34,12 +34,14 @@ class JobQueueActor:
     store's leases and fences keep them apart.
     """
 
-    def __init__(self, config: AppConfig) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """``settings`` are an :class:`AppConfig` as JSON: Serve brings no other objects here."""
         from deployments.graph import Graph
         from deployments.job_metrics import PrometheusJobMetrics
         from raylens.jobs.make import make_queue
         from raylens.logs import configure_logging
 
+        config = AppConfig.model_validate(settings)
         configure_logging(config.log_level)
         application = serve.get_deployment_actor_context().app_name
 

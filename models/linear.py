@@ -18,6 +18,9 @@ Quantize = Literal["int8"]
 _ROWS = 8
 """Rows for which a packed weight's layout is chosen: a decode step's. Larger batches run as fast with it."""
 
+_SIGN = 128
+"""Added to a signed byte, its sign bit turned over: the zero point of the unsigned one."""
+
 
 class Linear(Protocol):
     """A linear layer, whatever its form."""
@@ -111,8 +114,10 @@ class _Int8:
     def __call__(self, states: Tensor, plus: Tensor | None = None) -> Tensor:
         rows = states.flatten(0, -2)
         scale, rounded = _to_int8(rows)
+        # Inputs go as unsigned bytes: without AMX, oneDNN has nothing but a reference loop for two signed factors.
+        shifted = rounded.view(torch.uint8).bitwise_xor_(_SIGN)
         out = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, 0, self._weight, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
+            shifted, 1.0, _SIGN, self._weight, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
         ).mul_(scale)
         if self._bias is not None:
             out += self._bias
