@@ -13,9 +13,8 @@ from raylens.config import AppConfig
 from raylens.logs import configure_logging
 
 
-@serve.ingress()
-class Ingress:
-    """The HTTP surface over the graph and the job queue."""
+class Surface:
+    """The HTTP surface over the graph and the job queue, before Serve makes a deployment of it."""
 
     def __init__(self, config: AppConfig, preprocessor: DeploymentHandle, models: dict[str, DeploymentHandle]) -> None:
         configure_logging(config.log_level)
@@ -25,3 +24,8 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._graph, self._config, self._jobs, echo_request_id=False)
+
+
+@serve.ingress()
+class Ingress(Surface):
+    """The surface, behind Serve's proxy."""
