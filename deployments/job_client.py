@@ -11,6 +11,7 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from raylens.errors import ModelFailed, Overloaded, RaylensError
+from raylens.jobs.batcher import Batcher
 from raylens.jobs.job import Delivery, Job, JobState, Stats
 
 NAME = "jobs"
@@ -18,6 +19,10 @@ NAME = "jobs"
 PATIENCE_S = 20.0
 """A queue that has died is back within seconds: a call waits for it, and is made again."""
 PAUSE_S = 0.25
+SMALL = 64 * 1024
+"""Bytes of pictures of a job that may share a call with others."""
+MAX_TOGETHER = 32
+Submission = tuple[Job, Mapping[str, bytes]]
 
 
 class RemoteJobs:
@@ -25,10 +30,20 @@ class RemoteJobs:
 
     def __init__(self) -> None:
         self._actor: Any = None
+        # A call costs more than a small job: those that come together go together.
+        self._small: Batcher[Submission, Job | RaylensError] = Batcher(self._submit_all, MAX_TOGETHER)
+
+    async def _submit_all(self, submissions: list[Submission]) -> list[Job | RaylensError]:
+        return await self._call("submit_all", submissions)
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         """Implements :meth:`raylens.jobs.ports.JobService.submit`."""
-        return await self._call("submit", job, dict(pictures))
+        if sum(map(len, pictures.values())) > SMALL:
+            return await self._call("submit", job, dict(pictures))
+        result = await self._small((job, pictures))
+        if isinstance(result, RaylensError):
+            raise result
+        return result
 
     async def get(self, job_id: str) -> Job:
         """Implements :meth:`raylens.jobs.ports.JobService.get`."""

@@ -22,7 +22,9 @@ logger = logging.getLogger("raylens.jobs.actor")
 
 RETRY_S = 5.0
 """Until a store that couldn't be reached is tried again."""
-METHODS = frozenset({"submit", "get", "page", "cancel", "retry", "stats", "watch", "deliveries", "redeliver"})
+METHODS = frozenset(
+    {"submit", "submit_all", "get", "page", "cancel", "retry", "stats", "watch", "deliveries", "redeliver"}
+)
 """Of :class:`raylens.jobs.ports.JobService`."""
 
 

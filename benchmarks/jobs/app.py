@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,13 +13,17 @@ from ray.serve import Application
 from deployments.app import job_queue
 from deployments.ingress import Surface
 from raylens.config import AppConfig
-from raylens.types import Delta, FinishReason, ModelInfo, Usage, VisionRequest
+from raylens.types import Delta, FinishReason, ModelInfo, Query, Usage, VisionRequest
 
 MODEL = "stub"
+BLOCK = "wait"
+"""The question that isn't answered."""
 
 
 class StubModel:
     async def generate(self, request: VisionRequest, *pictures: Any) -> AsyncGenerator[Delta, None]:
+        if isinstance(request.task, Query) and request.task.question == BLOCK:
+            await asyncio.sleep(request.remaining)
         yield Delta("nothing", 0, FinishReason.STOP, Usage(1, 1))
 
     async def info(self) -> ModelInfo:

@@ -106,6 +106,17 @@ class JobQueue:
         self._dispatcher.wake()
         return added
 
+    async def submit_all(self, submissions: Sequence[tuple[Job, Mapping[str, bytes]]]) -> list[Job | RaylensError]:
+        """The same for several; each one's own result, or its own error."""
+
+        async def one(job: Job, pictures: Mapping[str, bytes]) -> Job | RaylensError:
+            try:
+                return await self.submit(job, pictures)
+            except RaylensError as error:
+                return error
+
+        return list(await asyncio.gather(*(one(*submission) for submission in submissions)))
+
     async def get(self, job_id: str) -> Job:
         """Implements :meth:`raylens.jobs.ports.JobService.get`."""
         return _known(await self._store.get(job_id), job_id)

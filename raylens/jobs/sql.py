@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from raylens.errors import RaylensError
 from raylens.jobs.job import TERMINAL, Delivery, DeliveryState, Job, JobState
@@ -172,14 +172,15 @@ class SqlStore:
         return results
 
     def _claim(self, db: sa.Connection, count: int, now: float, apply: Apply) -> list[Job]:
-        # Two queries, since each can follow an index.
         lost = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until <= now)
         due = (jobs.c.state == JobState.QUEUED) & (jobs.c.run_after <= now)
-        found: list[Job] = []
-        for condition in (lost, due):
-            query = sa.select(jobs).where(condition).order_by(jobs.c.rank, jobs.c.id).limit(count)
-            found += _jobs(db, query.with_for_update(skip_locked=True))
-        chosen = sorted(found, key=lambda job: (job.rank, job.id))[:count]
+        # Two subqueries, since each can follow an index.
+        order = (jobs.c.rank, jobs.c.id)
+        first = (sa.select(jobs.c.id).where(wanted).order_by(*order).limit(count).subquery() for wanted in (lost, due))
+        ids = sa.union_all(*(sa.select(few.c.id) for few in first))
+        # Rows that another has claimed since they were found are locked, or no longer so.
+        query = sa.select(jobs).where(jobs.c.id.in_(ids), lost | due).order_by(*order).limit(count)
+        chosen = _jobs(db, query.with_for_update(skip_locked=True))
         moved = [apply(job) for job in chosen]
         _store(db, moved)
         return [change.job for change in moved]
@@ -259,7 +260,7 @@ def postgres_store(url: str) -> SqlStore:
     """``postgresql://user:password@host/database``, for any number of machines."""
     try:
         parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
-        return SqlStore(sa.create_engine(parsed, pool_size=READERS + 1, pool_pre_ping=True))
+        return SqlStore(sa.create_engine(parsed, pool_size=READERS + 1))
     except ImportError as error:
         raise StoreUnusable(f"jobs.store: PostgreSQL needs pip install 'raylens[postgres]': {error}") from error
     except SQLAlchemyError as error:
@@ -282,6 +283,14 @@ def filesystem(folder: Path) -> str:
 
 
 def _in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], Result]) -> Result:
+    """Once more where the connection turns out to be dead: the server has been restarted, say. Every ``work`` may be
+    done twice."""
+    try:
+        with engine.begin() as connection:
+            return work(connection)
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
     with engine.begin() as connection:
         return work(connection)
 

@@ -176,7 +176,7 @@ class TestClaiming:
     async def test_the_lowest_rank_goes_first_and_the_oldest_among_equals(self, store: JobStore) -> None:
         jobs = [job(rank=T + rank) for rank in (3, 1, 2, 1)]
         await added(store, *jobs)
-        expected = [jobs[1], jobs[3], jobs[2], jobs[0]]
+        expected = sorted(jobs, key=lambda made: (made.rank, made.id))
         taken = [(await store.claim(1, T, starting()))[0].id for _ in jobs]
         assert taken == [made.id for made in expected]
 

@@ -54,9 +54,8 @@ def test_every_task_runs_as_a_job(server: str) -> None:
 
 def test_a_canceled_jobs_place_in_the_engine_is_free(server: str) -> None:
     """The model has two places, and answers that go on until their length ends them."""
-    endless = job_of(
-        "chat", messages=[{"role": "user", "content": "x"}], model="cramped", settings={"max_tokens": 4000}
-    )
+    words = [{"role": "user", "content": "x"}]
+    endless = job_of("chat", messages=words, model="cramped", settings={"max_tokens": 4000})
     with httpx.Client(base_url=server, timeout=60) as client:
         ids = [client.post("/api/v1/jobs", json=endless).json()["id"] for _ in range(2)]
         until = time.monotonic() + 30
@@ -78,7 +77,7 @@ def overlap(found: list[dict[str, Any]], known: list[tuple[float, float]]) -> fl
     """Mean intersection over union of intervals that should be the same, in order."""
     if len(found) != len(known):
         return 0.0
-    shares = []
+    shares: list[float] = []
     for interval, (start, end) in zip(found, known, strict=True):
         both = min(interval["end"], end) - max(interval["start"], start)
         shares.append(max(0.0, both) / (max(interval["end"], end) - min(interval["start"], start)))
