@@ -53,6 +53,7 @@ bench: install-dev
 	$(BIN)/python -m benchmarks.pocket --all
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.jobs
 	$(BIN)/python -m benchmarks.preprocessing
 
 train-pocket: install

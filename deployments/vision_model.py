@@ -8,8 +8,10 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import count
 
 from deployments.engine_metrics import EngineMetrics
+from models.heap import give_back_unused
 from models.runtime import Runtime
 from preprocessing.geometry import Geometry
 from preprocessing.pipeline import ProcessedImage
@@ -31,6 +33,8 @@ from raylens.types import (
 logger = logging.getLogger(__name__)
 
 GAUGE_PERIOD_S = 0.5
+TRIM_ROUNDS = 40
+"""Of the gauges, between two times that unused memory is given back."""
 NEAR = 0.01
 """How far a point may lie outside of what is left of a picture, as a share of its side."""
 
@@ -86,8 +90,10 @@ class VisionModel:
             self._gauges = asyncio.create_task(self._keep_gauges())
 
     async def _keep_gauges(self) -> None:
-        while True:
+        for round in count(1):
             self._metrics.gauges(self._runtime.gauges)
+            if round % TRIM_ROUNDS == 0:
+                await asyncio.to_thread(give_back_unused)
             await asyncio.sleep(GAUGE_PERIOD_S)
 
 

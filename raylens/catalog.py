@@ -42,6 +42,10 @@ class Catalog:
             known = ", ".join(self.models)
             raise UnknownModel(f"model: {name[:128]!r} is not served here; there are: {known}", "model") from None
 
+    def knows(self, name: str) -> bool:
+        """Whether some model here goes by this name."""
+        return name in self._names
+
     def aliases(self, name: str) -> list[str]:
         return [alias for alias, model in self._names.items() if model == name and alias != name]
 

@@ -22,6 +22,7 @@ import httpx
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from raylens.catalog import Catalog
 from raylens.cli.processes import await_end
 from raylens.config import AppConfig
 from raylens.environment import with_environment
@@ -76,6 +77,9 @@ def read_config(path: Path) -> Endpoint:
             app = AppConfig.model_validate(settings)
         except ValidationError as error:
             raise ConfigError(_explain(error, "args")) from None
+        wanted = os.environ.get("VLM_MODEL")
+        if wanted and not Catalog(app).knows(wanted):
+            notes.append(f"VLM_MODEL: {wanted!r} is not served here; jobs go to {Catalog(app).resolve(None, 'jobs')}")
         for note in notes:
             print(f"raylens: {note}", file=sys.stderr)
         known = {"Ingress", "Preprocessor", *(model.name for model in app.models)}

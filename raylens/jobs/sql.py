@@ -230,11 +230,11 @@ class SqlStore:
 _is_pending = deliveries.c.state == DeliveryState.PENDING
 
 
-def sqlite_store(path: Path) -> SqlStore:
+def sqlite_store(path: Path, kind_of: Callable[[Path], str] | None = None) -> SqlStore:
     """A file, in WAL mode, for the processes of one machine. Raises ``StoreUnusable`` on a network's file system, where
     WAL loses data (https://www.sqlite.org/wal.html)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = filesystem(path.parent)
+    kind = (kind_of or filesystem)(path.parent)
     if kind in NETWORK_FILESYSTEMS:
         raise StoreUnusable(
             f"jobs.data_dir: {path.parent} is on {kind}, and SQLite needs a local disk; "
@@ -267,9 +267,8 @@ def postgres_store(url: str) -> SqlStore:
         raise StoreUnusable(f"jobs.store: not a URL that can be read: {error}") from error
 
 
-def filesystem(folder: Path) -> str:
+def filesystem(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
     """The type of the file system that a folder lies on, as Linux names it; empty where it doesn't tell."""
-    mounts = Path("/proc/self/mounts")
     if not mounts.exists():
         return ""
     best, kind = "", ""
