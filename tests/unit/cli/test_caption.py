@@ -21,9 +21,11 @@ from starlette.routing import Route
 from typer.testing import CliRunner
 from typer.testing import Result as Ran
 
-from raylens.cli.caption import Format, Lines, Meter, Order, Result, Tally, find, request
+from raylens.cli.caption import Order, find, request
 from raylens.cli.client import ENDED
 from raylens.cli.main import app
+from raylens.cli.meter import Meter, Tally
+from raylens.cli.records import Format, Lines, Result
 
 TIMES = {"created_at": "2026-03-01T10:00:00Z", "started_at": None, "finished_at": None, "deadline": None}
 NEW = {"status": "queued", "attempts": 0, "max_attempts": 5, "progress": None, "output": None, "error": None}
