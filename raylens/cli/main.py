@@ -82,16 +82,17 @@ def caption(
     The exit status is 1 where a picture failed, 2 where nothing could be done as it was asked for, 130 after Ctrl-C.
     """
     from raylens.cli import caption as captions
+    from raylens.cli.records import Format, Unusable
 
     order = captions.Order(prompt or None, length, model or None)
-    plan = captions.Plan(tuple(places), order, out, form and captions.Format(form), recursive, in_flight, retry_failed)
+    plan = captions.Plan(tuple(places), order, out, form and Format(form), recursive, in_flight, retry_failed)
     try:
         status = captions.caption(
             plan,
             lambda say: Client(server, patience, waits_for_room=True, say=say, transport=context.obj),
             jobs.errors,
         )
-    except captions.Unusable as error:
+    except Unusable as error:
         jobs.errors.print(str(error))
         raise typer.Exit(2) from None
     raise typer.Exit(status)
