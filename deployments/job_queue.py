@@ -57,6 +57,7 @@ class JobQueueActor:
             self._serving = asyncio.ensure_future(self._queue.serve())
         else:
             self._serving = asyncio.ensure_future(self._open_and_serve())
+        self._serving.add_done_callback(_die)
 
     def _open(self) -> bool:
         """Whether the store could be opened. Raises ``StoreUnusable`` where it never can: then no deployment starts."""
@@ -83,7 +84,11 @@ class JobQueueActor:
             raise ValueError(f"no method {method!r}")
         if self._trouble is not None:
             raise Overloaded(f"the job queue is not open: {self._trouble}", retry_after=RETRY_S)
-        if self._serving.done():
-            logger.critical("the queue has stopped working; this process ends, and Serve starts another")
-            os._exit(1)
         return await getattr(self._queue, method)(*arguments)
+
+
+def _die(serving: asyncio.Future[None]) -> None:
+    """Serve starts another: better than to take jobs that nobody runs."""
+    if not serving.cancelled():
+        logger.critical("the queue has stopped working, and this process ends", exc_info=serving.exception())
+        os._exit(1)
