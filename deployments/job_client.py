@@ -19,6 +19,7 @@ NAME = "jobs"
 PATIENCE_S = 20.0
 """A queue that has died is back within seconds: a call waits for it, and is made again."""
 PAUSE_S = 0.25
+CALL_S = 60.0
 SMALL = 64 * 1024
 """Bytes of pictures of a job that may share a call with others."""
 MAX_TOGETHER = 32
@@ -83,7 +84,10 @@ class RemoteJobs:
             try:
                 if self._actor is None:
                     self._actor = await asyncio.to_thread(serve.get_deployment_actor, NAME)
-                return await self._actor.call.remote(method, *arguments)
+                async with asyncio.timeout(CALL_S):
+                    return await self._actor.call.remote(method, *arguments)
+            except TimeoutError as error:
+                raise Overloaded(f"the job queue didn't answer within {CALL_S:g} s", retry_after=5) from error
             except RayTaskError as error:
                 raise _ours(error) from error
             except (RayActorError, ValueError) as error:  # it has died, or isn't there yet

@@ -52,7 +52,7 @@ class JobQueueActor:
 
         graph = Graph(config, application, handle("Preprocessor"), {m.name: handle(m.name) for m in config.models})
         self._queue = make_queue(config, graph, PrometheusJobMetrics())
-        self._trouble: str | None = "it is not open yet"
+        self._is_open = False
         if self._open():
             self._serving = asyncio.ensure_future(self._queue.serve())
         else:
@@ -67,9 +67,8 @@ class JobQueueActor:
                 thread.submit(asyncio.run, self._queue.open()).result()
             except StoreUnreachable as error:
                 logger.error("%s", error)
-                self._trouble = str(error)
                 return False
-        self._trouble = None
+        self._is_open = True
         logger.info("the job queue is open")
         return True
 
@@ -82,8 +81,8 @@ class JobQueueActor:
         """One of the queue's methods. Raises ``Overloaded`` while the store can't be reached."""
         if method not in METHODS:
             raise ValueError(f"no method {method!r}")
-        if self._trouble is not None:
-            raise Overloaded(f"the job queue is not open: {self._trouble}", retry_after=RETRY_S)
+        if not self._is_open:
+            raise Overloaded("the job queue's store can't be reached; the server's log tells more", retry_after=RETRY_S)
         return await getattr(self._queue, method)(*arguments)
 
 

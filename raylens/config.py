@@ -174,6 +174,9 @@ class ModelConfig(Frozen):
         return self
 
 
+Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86_400)]
+
+
 class WebhooksConfig(Frozen):
     """How callers are told that a job has ended."""
 
@@ -235,15 +238,15 @@ class JobsConfig(Frozen):
     max_images: Annotated[int, Field(ge=1, le=10_000)] = 256
     """Pictures in one job; ``limits.max_body_bytes`` bounds them too."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
-    backoff_s: PositiveFloat = 1.0
+    backoff_s: Seconds = 1.0
     """Of the first retry; each further one waits up to twice as long."""
-    max_backoff_s: PositiveFloat = 60.0
-    attempt_timeout_s: PositiveFloat = 600.0
-    timeout_s: PositiveFloat = 86_400.0
+    max_backoff_s: Seconds = 60.0
+    attempt_timeout_s: Seconds = 600.0
+    timeout_s: Seconds = 86_400.0
     """From submission to the end, where a job says nothing; past it the job has failed."""
     lease_s: Annotated[float, Field(ge=1, le=600)] = 15.0
     """A job whose process has died is taken over after so long."""
-    result_ttl_s: PositiveFloat = 7 * 86_400.0
+    result_ttl_s: Seconds = 7 * 86_400.0
     """How long a job is kept after its end."""
     batch_concurrency: Annotated[int, Field(ge=1, le=64)] = 4
     """Pictures of one job that are asked about at a time."""
@@ -256,6 +259,8 @@ class JobsConfig(Frozen):
     def _store_is_known(self) -> Self:
         if self.store != "sqlite" and not self.store.startswith(("postgresql://", "postgres://")):
             raise ValueError("store: sqlite, or a postgresql:// URL, is needed")
+        if self.blobs_url.startswith("memory://"):
+            raise ValueError("blobs: a memory:// URL forgets pictures that were promised to be kept")
         return self
 
     @property
@@ -269,7 +274,8 @@ class JobsConfig(Frozen):
     @property
     def is_tied_to_a_node(self) -> bool:
         """Whether something of it is a file, which only one node has."""
-        return self.store == "sqlite" or "://" not in self.blobs_url
+        protocol = self.blobs_url.partition("://")[0] if "://" in self.blobs_url else "file"
+        return self.store == "sqlite" or protocol in ("file", "local")
 
 
 _ADDRESS_OR_NAME = re.compile(r"[0-9a-fA-F.:]+(/[0-9]{1,3})?|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")

@@ -45,13 +45,19 @@ def _find_llm(settings: dict[str, Any], environment: Mapping[str, str], notes: l
         if host:
             notes.append("OLLAMA_HOST is ignored: LLM_MODEL names no model")
         return
-    names = {name for model in settings.get("models", ()) for name in (model.get("name"), *model.get("aliases", ()))}
-    if settings["jobs"]["llm"]["model"] in names:
+    if settings["jobs"]["llm"]["model"] in _names(settings):
         return
     host = host or OLLAMA
     base = host if "://" in host else f"http://{host}"
     if _set(settings, "jobs.llm.base_url", f"{base.rstrip('/')}/v1"):
         notes.append(f"jobs.llm.base_url is {base.rstrip('/')}/v1")
+
+
+def _names(settings: Mapping[str, Any]) -> set[str]:
+    """Of the models; what isn't as it should be is for the configuration's own check to tell."""
+    models = settings.get("models")
+    named = [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
+    return {str(name) for model in named for name in (model.get("name"), *(model.get("aliases") or ()))}
 
 
 def _set(settings: dict[str, Any], setting: str, value: str) -> bool:
@@ -61,6 +67,8 @@ def _set(settings: dict[str, Any], setting: str, value: str) -> bool:
         if settings.get(key) is None:
             settings[key] = {}
         settings = settings[key]
+        if not isinstance(settings, dict):
+            return False
     if last in settings:
         return False
     settings[last] = value

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from raylens.api.context import Context
 from raylens.api.job_request import JobReader, JobRequest
+from raylens.api.jobs import known_form
 from raylens.errors import RaylensError
 from raylens.jobs.job import Job, JobState
 from raylens.jobs.ports import JobService
@@ -49,7 +50,7 @@ def router(context: Context, jobs: JobService) -> APIRouter:
 
     @routes.get("/job/{job_id}", summary="How a caption's job stands")
     async def job(job_id: str) -> dict[str, Any]:
-        return _job_as_json(await jobs.get(job_id))
+        return _job_as_json(await jobs.get(known_form(job_id)))
 
     @routes.get("/stats", summary="How the queue stands")
     async def stats() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Request
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from raylens.api.context import Context
 from raylens.api.errors import from_validation
@@ -32,6 +32,8 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 PRIORITY_S = 60.0
 """What a step of priority is worth, in seconds of waiting: so no job waits for ever."""
 MAX_PRIORITY = 100
+MAX_EXTRA = 16 * 2**10
+"""Bytes of JSON that is only given back."""
 MAX_DEPTH = 16
 """Of nested lists and objects in an input."""
 _PICTURES = frozenset({"image", "images", "image_data", "image_url", "video"})
@@ -42,14 +44,29 @@ def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
+def _plain(value: Any) -> Any:
+    """What is given back as it came must be such that it can be: JSON of well-formed text and finite numbers."""
+    try:
+        _copied(value, "query", [], is_picture=False, depth=0)
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
+    except (ValueError, RecursionError, InvalidRequest):
+        raise ValueError(
+            "JSON of well-formed text and finite numbers is needed, nested no deeper than is read"
+        ) from None
+    if size > MAX_EXTRA:
+        raise ValueError(f"{size} bytes as JSON; the limit is {MAX_EXTRA}")
+    return value
+
+
 class JobRequest(Body):
     """The request of ``POST /api/v1/jobs``. ``query`` and ``domain_id`` come back as they are."""
 
     job_type: Annotated[Text, Field(max_length=64)]
     input: Annotated[dict[str, Any], Field(default_factory=dict)]
-    query: dict[str, Any] | None = None
+    query: Annotated[dict[str, Any] | None, AfterValidator(_plain)] = None
     domain_id: Annotated[Text | None, BeforeValidator(_none_if_empty)] = None
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY, strict=True)] = 0
 
 
 class _Common(Body):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from starlette.responses import JSONResponse
 from raylens.api import sse
 from raylens.api.context import Context
 from raylens.api.job_request import JobReader, JobRequest
-from raylens.errors import InvalidRequest, RaylensError
+from raylens.errors import InvalidRequest, RaylensError, UnknownJob
 from raylens.jobs.job import Delivery, Job, JobState
 from raylens.jobs.ports import JobService
 from raylens.jobs.webhooks import iso
@@ -19,6 +20,7 @@ from raylens.jobs.webhooks import iso
 PATH = "/api/v1/jobs"
 MAX_PAGE = 1000
 KEEPALIVE_S = 15.0
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def router(context: Context, jobs: JobService) -> APIRouter:
@@ -30,7 +32,7 @@ def router(context: Context, jobs: JobService) -> APIRouter:
     async def list_jobs(
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100, status: str = "", cursor: str = ""
     ) -> dict[str, Any]:
-        page = await jobs.page(_states(status), limit + 1, cursor or None)
+        page = await jobs.page(_states(status), limit + 1, _cursor(cursor))
         more = len(page) > limit
         shown = page[:limit]
         return {"jobs": [job_as_json(job) for job in shown], "next_cursor": shown[-1].id if more else None}
@@ -43,27 +45,27 @@ def router(context: Context, jobs: JobService) -> APIRouter:
 
     @routes.get("/{job_id}", summary="One job")
     async def get(job_id: str) -> dict[str, Any]:
-        return job_as_json(await jobs.get(job_id))
+        return job_as_json(await jobs.get(known_form(job_id)))
 
     @routes.put("/{job_id}", summary="Queue a failed or canceled job again")
     async def retry(job_id: str) -> dict[str, Any]:
-        return job_as_json(await jobs.retry(job_id))
+        return job_as_json(await jobs.retry(known_form(job_id)))
 
     @routes.delete("/{job_id}", summary="Cancel a job")
     async def cancel(job_id: str) -> dict[str, Any]:
-        return job_as_json(await jobs.cancel(job_id))
+        return job_as_json(await jobs.cancel(known_form(job_id)))
 
     @routes.get("/{job_id}/events", summary="State and progress, as server-sent events until the end")
     async def events(job_id: str) -> Any:
-        return await sse.stream(_events(jobs, job_id))
+        return await sse.stream(_events(jobs, known_form(job_id)))
 
     @routes.get("/{job_id}/deliveries", summary="The deliveries of a job's webhooks")
     async def deliveries(job_id: str) -> dict[str, Any]:
-        return {"deliveries": [_delivery_as_json(delivery) for delivery in await jobs.deliveries(job_id)]}
+        return {"deliveries": [_delivery_as_json(delivery) for delivery in await jobs.deliveries(known_form(job_id))]}
 
     @routes.post("/{job_id}/deliveries/{number}/redeliver", status_code=202, summary="Send one again")
     async def redeliver(job_id: str, number: Annotated[int, Path(ge=1)]) -> dict[str, Any]:
-        return _delivery_as_json(await jobs.redeliver(job_id, number))
+        return _delivery_as_json(await jobs.redeliver(known_form(job_id), number))
 
     return routes
 
@@ -110,6 +112,19 @@ def _delivery_as_json(delivery: Delivery) -> dict[str, Any]:
         "next_attempt_at": iso(delivery.next_at) if delivery.state == "pending" else None,
         "delivered_at": iso(delivery.delivered_at),
     }
+
+
+def known_form(job_id: str) -> str:
+    """An id as this server gives them: others need not be looked for. Raises ``UnknownJob``."""
+    if not _ID.fullmatch(job_id):
+        raise UnknownJob(f"job_id: {job_id[:64]!r} is not here", "job_id")
+    return job_id
+
+
+def _cursor(cursor: str) -> str | None:
+    if cursor and not _ID.fullmatch(cursor):
+        raise InvalidRequest("cursor: not one that a page ended with", "cursor")
+    return cursor or None
 
 
 def _states(status: str) -> frozenset[JobState]:

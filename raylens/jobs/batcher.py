@@ -43,10 +43,16 @@ class Batcher(Generic[Item, Result]):
         try:
             results = await self._write([item for item, _ in batch])
         except Exception as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            if len(batch) > 1:  # one of them may be to blame, and none of the others shall pay for it
+                for each in batch:
+                    await self._write_batch([each])
+            elif not batch[0][1].done():
+                batch[0][1].set_exception(error)
             return
+        except BaseException:
+            for _, future in batch:
+                future.cancel()
+            raise
         for (_, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)

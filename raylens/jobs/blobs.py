@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import re
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 PREFIX = "blob:"
+THREADS = 4
 _REFERENCE = re.compile(r"blob:[0-9a-f]{64}")
 
 
@@ -34,7 +37,8 @@ def is_reference(value: object) -> bool:
 
 
 class Blobs:
-    """All methods block: call them in a thread. ``url`` is a path, or a URL of fsspec's such as ``s3://bucket/folder``.
+    """``put``, ``get`` and ``remove`` block; ``store`` and ``load`` are the first two in threads of their own, which
+    nothing else keeps busy. ``url`` is a path, or a URL of fsspec's such as ``s3://bucket/folder``.
 
     Raises ``ImportError``, which names the package, for a protocol whose driver isn't installed.
     """
@@ -42,14 +46,21 @@ class Blobs:
     def __init__(self, url: str) -> None:
         self._files: Any
         self._files, self._root = fsspec.core.url_to_fs(url)
-        self.is_local = isinstance(self._files, LocalFileSystem)
+        self._is_local = isinstance(self._files, LocalFileSystem)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
+
+    async def store(self, digest: str, data: bytes) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, self.put, digest, data)
+
+    async def load(self, digest: str) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.get, digest)
 
     def put(self, digest: str, data: bytes) -> None:
         """Durable once it returns."""
         path = self._path(digest)
         if self._files.exists(path):
             return
-        if self.is_local:
+        if self._is_local:
             _write_durably(Path(path), data)
         else:
             self._files.pipe_file(path, data)

@@ -134,6 +134,9 @@ class Courier:
             return None, Verdict(Outcome.AGAIN), f"no answer within {self._config.timeout_s:g} s"
         except (OSError, httpx.HTTPError) as error:
             return None, Verdict(Outcome.AGAIN), f"{type(error).__name__}: {error}"[:500]
+        except Exception as error:  # whatever it is, the attempt counts: else it would be made again for ever
+            logger.exception("webhook %s: unforeseen error", delivery.id)
+            return None, Verdict(Outcome.AGAIN), type(error).__name__
         status = response.status_code
         verdict = judge(status, response.headers.get("retry-after"), time.time())
         return status, verdict, None if verdict.outcome is Outcome.DELIVERED else f"the endpoint answered {status}"

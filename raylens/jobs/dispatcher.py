@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raylens.config import JobsConfig
-from raylens.errors import DeadlineExceeded, RaylensError
+from raylens.errors import DeadlineExceeded, Overloaded, RaylensError
 from raylens.jobs.batcher import Batcher
 from raylens.jobs.job import Job, JobState, Progress
 from raylens.jobs.metrics import JobMetrics
@@ -117,10 +117,12 @@ class Dispatcher:
         until = now + self._config.lease_s
         jobs = await self._store.claim(free, now, lambda job: self._announce(start(job, now, self._owner, until)))
         for job in jobs:
-            if job.state is JobState.RUNNING:
-                self._begin(job, until)
-            else:
+            if job.state is not JobState.RUNNING:
                 self._tell(job)
+            elif until - self._clock() > self._config.lease_s / 2:
+                self._begin(job, until)
+            else:  # the claim took so long that another may have it before this one can renew
+                logger.warning("job %s: the store was slow, and its lease is nearly over", job.id)
         return len(jobs) == free
 
     def _begin(self, job: Job, until: float) -> None:
@@ -163,6 +165,9 @@ class Dispatcher:
             error: RaylensError = DeadlineExceeded(f"the attempt took longer than {seconds:.0f} s")
         except RaylensError as raised:
             error = raised
+        except OSError as raised:
+            logger.exception("job %s: a file or a connection failed", job.id)
+            error = Overloaded(f"a file or a connection failed ({type(raised).__name__}); the server's log tells more")
         except Exception as raised:
             logger.exception("job %s: unforeseen error", job.id)
             error = RaylensError(f"an internal error ({type(raised).__name__}); the server's log tells more")
@@ -197,7 +202,12 @@ class Dispatcher:
             def apply(stored: Job) -> Moved:
                 return Moved(replace(stored, progress=progress, output=stored.output if partial is None else partial))
 
-            saved = await self._changes(Change(job.id, apply, job.fence))
+            try:
+                saved = await self._changes(Change(job.id, apply, job.fence))
+            except Exception:
+                # The next report tells it as well; a job isn't worth less for it.
+                logger.exception("job %s: its progress can't be stored", job.id)
+                return
             if isinstance(saved, Job):
                 self._changed(saved)
 

@@ -19,6 +19,8 @@ def upgrade(connection: sa.Connection) -> None:
     Raises ``StoreUnusable`` for a schema that a newer version has made.
     """
     if connection.dialect.name == "postgresql":
+        for limit in ("statement_timeout", "lock_timeout"):  # a step may take its time
+            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", "raylens.jobs:migrations")

@@ -26,6 +26,18 @@ class RetryPolicy:
         return (retry_after or 0.0) + random.uniform(0, bound)
 
 
+def arrived(job: Job, now: float) -> Job:
+    """A new job by the store's clock, which may be another than that of whoever made it."""
+    late = now - job.created_at
+    return replace(
+        job,
+        created_at=now,
+        rank=job.rank + late,
+        deadline=job.deadline + late,
+        run_after=job.run_after + late if job.run_after else now,
+    )
+
+
 def start(job: Job, now: float, owner: str, lease_until: float) -> Job:
     """A job that is due, claimed; or failed, where its time or its attempts are used up."""
     if now >= job.deadline:
@@ -51,8 +63,11 @@ def fail(job: Job, problem: Problem, now: float) -> Job:
 
 
 def cancel(job: Job, now: float) -> Job:
-    """Takes effect at once: what a running attempt still brings has the wrong fence. Raises ``Conflict``."""
-    return replace(_ended(job, JobState.CANCELED, now), fence=job.fence + 1)
+    """Takes effect at once: what a running attempt still brings has the wrong fence. Raises ``Conflict``.
+
+    The lease stays known: until it ends, the attempt may go on in a process that hasn't heard of it.
+    """
+    return replace(_ended(job, JobState.CANCELED, now), fence=job.fence + 1, lease_until=job.lease_until)
 
 
 def again(job: Job, error: RaylensError, policy: RetryPolicy, now: float) -> Job:
@@ -68,12 +83,15 @@ def again(job: Job, error: RaylensError, policy: RetryPolicy, now: float) -> Job
 
 def retry(job: Job, now: float, attempts: int, timeout: float) -> Job:
     """By hand, from the end: with as many attempts and as much time as a new job has. Raises ``Conflict``."""
+    if not job.state.is_terminal:
+        raise Conflict(f"job_id: the job is {job.state}, and goes on by itself", "job_id")
     return replace(
         _moved(job, JobState.QUEUED),
         max_attempts=job.attempts + attempts,
         deadline=now + timeout,
-        run_after=now,
+        run_after=max(now, job.lease_until or now),
         rank=job.rank + now - job.created_at,
+        **_NO_LEASE,
         finished_at=None,
         started_at=None,
         problem=None,

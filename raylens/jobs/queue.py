@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from raylens.config import JobsConfig
-from raylens.errors import Overloaded, QueueFull, RaylensError, UnknownJob
+from raylens.errors import Conflict, Overloaded, QueueFull, RaylensError, UnknownJob
 from raylens.jobs.asking import Asker
 from raylens.jobs.batcher import Batcher
 from raylens.jobs.blobs import Blobs
@@ -25,7 +25,7 @@ from raylens.jobs.job import Delivery, Job, JobState, Stats
 from raylens.jobs.kinds.base import JobType, Run
 from raylens.jobs.llm import make_llm
 from raylens.jobs.metrics import JobMetrics
-from raylens.jobs.moves import cancel, retry
+from raylens.jobs.moves import arrived, cancel, retry
 from raylens.jobs.store import Change, JobStore, Moved
 from raylens.jobs.webhooks import STARTED, delivery
 
@@ -34,7 +34,9 @@ logger = logging.getLogger(__name__)
 JANITOR_PERIOD_S = 60.0
 GAUGE_PERIOD_S = 1.0
 SWEEP = 200
-"""Jobs or blobs that are removed in one transaction."""
+"""Jobs that are removed in one transaction."""
+FEW = 10
+"""The same of blobs: each may be a call to another server, and the store waits for it."""
 BLOB_GRACE_S = 3600.0
 """A blob whose job hasn't come so long after it won't."""
 WATCH_POLL_S = 1.0
@@ -42,6 +44,8 @@ WATCH_POLL_S = 1.0
 SAMPLE = 1000
 """Jobs that the statistics' seconds are taken from."""
 LONGEST_RETRY_AFTER_S = 60.0
+TROUBLE_S = 5.0
+"""Until a job that couldn't be stored is worth sending again."""
 
 
 class JobQueue:
@@ -96,10 +100,11 @@ class JobQueue:
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         """Implements :meth:`raylens.jobs.ports.JobService.submit`."""
+        job = arrived(job, self.now())
         if pictures:
             await self._check_room(job)
             await self._store.touch_blobs(pictures, self.now())
-            await asyncio.gather(*(asyncio.to_thread(self._blobs.put, *picture) for picture in pictures.items()))
+            await asyncio.gather(*(self._blobs.store(*picture) for picture in pictures.items()))
         added = await self._adds(job)
         if isinstance(added, RaylensError):
             raise self._with_patience(added)
@@ -114,6 +119,9 @@ class JobQueue:
                 return await self.submit(job, pictures)
             except RaylensError as error:
                 return error
+            except Exception:
+                logger.exception("job %s can't be stored", job.id)
+                return Overloaded("the job can't be stored; the server's log tells more", retry_after=TROUBLE_S)
 
         return list(await asyncio.gather(*(one(*submission) for submission in submissions)))
 
@@ -227,6 +235,8 @@ class JobQueue:
         if await self._store.waiting(capacity) < capacity:
             return
         known = job and (await self._store.add([job], 0))[0]
+        if isinstance(known, Conflict):
+            raise known
         if not isinstance(known, Job):
             raise self._with_patience(QueueFull(f"{capacity} jobs wait; the limit is {capacity}", "jobs.capacity"))
 
@@ -244,9 +254,17 @@ class JobQueue:
                 while await self._store.purge(self.now() - self._config.result_ttl_s, SWEEP) == SWEEP:
                     await asyncio.sleep(0)
                 before = self.now() - BLOB_GRACE_S
-                while await self._store.collect_blobs(before, SWEEP, self._blobs.remove) == SWEEP:
+                while await self._store.collect_blobs(before, FEW, self._remove) == FEW:
                     await asyncio.sleep(0)
+                self._skew = await self._store.skew()
             await asyncio.sleep(JANITOR_PERIOD_S)
+
+    def _remove(self, digest: str) -> None:
+        """A blob that can't be removed is left behind, and in the log: others shall not wait for it."""
+        try:
+            self._blobs.remove(digest)
+        except Exception:
+            logger.exception("blob %s can't be removed, and is left behind", digest)
 
     async def _keep_gauges(self) -> None:
         while True:

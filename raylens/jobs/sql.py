@@ -38,12 +38,16 @@ from raylens.jobs.tables import (
 Result = TypeVar("Result")
 
 READERS = 4
-BUSY_S = 30.0
+BUSY_S = 5.0
 """How long SQLite waits for another process's write."""
 NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.s3fs"}
 )
 ADD_ATTEMPTS = 3
+STATEMENT_S = 20.0
+"""A server that takes longer over a statement, or a lock, is given up."""
+PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 20_000}
+"""libpq's, where the URL says nothing: a server that has vanished is noticed."""
 
 
 class SqlStore:
@@ -260,11 +264,20 @@ def postgres_store(url: str) -> SqlStore:
     """``postgresql://user:password@host/database``, for any number of machines."""
     try:
         parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
-        return SqlStore(sa.create_engine(parsed, pool_size=READERS + 1))
+        patience = {name: value for name, value in PATIENCE.items() if name not in parsed.query}
+        engine = sa.create_engine(parsed, pool_size=READERS + 1, connect_args=patience)
     except ImportError as error:
         raise StoreUnusable(f"jobs.store: PostgreSQL needs pip install 'raylens[postgres]': {error}") from error
     except SQLAlchemyError as error:
         raise StoreUnusable(f"jobs.store: not a URL that can be read: {error}") from error
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: Any, record: Any) -> None:
+        for limit in ("statement_timeout", "lock_timeout"):
+            connection.execute(f"SET {limit} = '{STATEMENT_S:g}s'")
+        connection.commit()
+
+    return SqlStore(engine)
 
 
 def filesystem(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
@@ -380,7 +393,10 @@ def _claim_deliveries(
 
 def _redeliver(db: sa.Connection, job_id: str, number: int, now: float) -> Delivery | None:
     here = (deliveries.c.job_id == job_id) & (deliveries.c.number == number)
-    fresh = {"state": DeliveryState.PENDING, "attempts": 0, "next_at": now, "lease_until": None}
+    fresh = {
+        **{"state": DeliveryState.PENDING, "attempts": 0, "next_at": now, "lease_until": None},
+        **{"status": None, "problem": None, "delivered_at": None},
+    }
     db.execute(sa.update(deliveries).where(here).values(**fresh, fence=deliveries.c.fence + 1))
     found = _deliveries(db, sa.select(deliveries).where(here))
     if not found:

@@ -144,10 +144,10 @@ def _seconds(retry_after: str | None, now: float) -> float | None:
     if re.fullmatch(r"[0-9]{1,9}", retry_after.strip()):
         return min(float(retry_after), LONGEST_RETRY_AFTER)
     try:
-        date = parsedate_to_datetime(retry_after)
-    except ValueError:
+        wait = parsedate_to_datetime(retry_after).timestamp() - now
+    except (ValueError, OverflowError, TypeError):
         return None
-    return min(max(0.0, date.timestamp() - now), LONGEST_RETRY_AFTER)
+    return min(max(0.0, wait), LONGEST_RETRY_AFTER)
 
 
 def iso(moment: float | None) -> str | None:

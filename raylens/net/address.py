@@ -26,7 +26,12 @@ _ALSO_REFUSED: tuple[Network, ...] = (
     ip_network("2001::/32"),
     ip_network("2002::/16"),
     ip_network("::/96"),
+    ip_network("::ffff:0:0:0/96"),
     ip_network("fec0::/10"),  # site-local, of old
+    # Registered as special since Python's own table was made.
+    ip_network("100:0:0:1::/64"),
+    ip_network("3fff::/20"),
+    ip_network("5f00::/16"),
 )
 
 
@@ -82,7 +87,7 @@ def check(host: str, addresses: Sequence[Address], allowed: AllowList, field: st
 def check_literal(host: str, allowed: AllowList, field: str) -> None:
     """Raises as :func:`check` does where ``host`` is an address, in whatever notation; a name passes, unresolved."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        found = socket.getaddrinfo(host.partition("%")[0], None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (socket.gaierror, UnicodeError):
         return
     check(host, [_address(entry) for entry in found], allowed, field)

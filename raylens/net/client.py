@@ -77,9 +77,10 @@ def parse_url(url: str, field: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
         parsed.netloc.decode("ascii")
+        host = parsed.host
     except (httpx.InvalidURL, UnicodeError) as error:
         raise InvalidRequest(f"{field}: not a URL ({error})", field) from None
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not host:
         raise InvalidRequest(f"{field}: an http:// or https:// URL is needed", field)
     if parsed.port is not None and not 0 < parsed.port < 65_536:
         raise InvalidRequest(f"{field}: there is no such port, {parsed.port}", field, 65_535, parsed.port)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -46,7 +45,7 @@ class Run:
     async def picture(self, reference: str, field: str) -> PictureFile:
         """A picture of the job's; ``field`` is where it stood in the input."""
         try:
-            data = await asyncio.to_thread(self.blobs.get, reference.removeprefix(PREFIX))
+            data = await self.blobs.load(reference.removeprefix(PREFIX))
         except BlobMissing as error:
             raise InvalidRequest(f"{field}: the stored picture is gone: {error}", field) from None
         except OSError as error:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from raylens.config import AppConfig
 from raylens.environment import SETTINGS, WITHOUT_MEANING, with_environment
@@ -66,6 +67,15 @@ def test_what_has_no_meaning_is_named() -> None:
         "OLLAMA_HOST is ignored: LLM_MODEL names no model",
         *(f"{name} has no meaning here" for name in WITHOUT_MEANING),
     ]
+
+
+@pytest.mark.parametrize(
+    "broken", [{"models": None}, {"models": [5]}, {**ARGS, "jobs": "x"}, {"models": [{"name": 1}]}]
+)
+def test_settings_that_are_broken_are_left_to_the_configurations_own_check(broken: dict[str, Any]) -> None:
+    settings, _ = with_environment(broken, {"LLM_MODEL": "llama3", "QUEUE_SIZE": "9"})
+    with pytest.raises(ValidationError):
+        AppConfig.model_validate(settings)
 
 
 def test_an_environment_without_them_changes_nothing() -> None:

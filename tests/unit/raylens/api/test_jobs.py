@@ -154,6 +154,9 @@ class TestSubmitting:
             ({"input": {}}, 422, "job_type"),
             ({"job_type": "caption", "inputs": {}}, 422, "inputs"),
             ({"job_type": "caption", "priority": 1000}, 422, "priority"),
+            ({"job_type": "caption", "priority": True}, 422, "priority"),
+            ({**caption(), "query": {"x": "y" * 20_000}}, 422, "query: 20009 bytes as JSON; the limit is 16384"),
+            (caption(webhook_url="http://xn--/"), 422, "input.webhook_url: not a URL"),
             ({"job_type": "caption"}, 422, "input.image: Field required"),
             (caption(colour="red"), 422, "input.colour: Extra inputs"),
             (caption(length="huge"), 422, "input.length"),
@@ -195,6 +198,13 @@ class TestSubmitting:
         assert said in response.json()["detail"]
         assert response.status_code == status
         assert len(response.text) < 1000
+        assert (await http.get(PATH)).json()["jobs"] == []
+
+    @pytest.mark.parametrize("odd", ['"\\ud800"', "NaN", "1e400", "[" * 900 + "]" * 900, '{"\\udfff": 1}'])
+    async def test_what_could_not_be_given_back_is_not_taken(self, http: httpx.AsyncClient, odd: str) -> None:
+        body = '{"job_type": "query", "input": {"question": "x"}, "query": {"x": ODD}}'.replace("ODD", odd)
+        response = await http.post(PATH, content=body, headers={"Content-Type": "application/json"})
+        assert response.status_code == 422, response.text
         assert (await http.get(PATH)).json()["jobs"] == []
 
     async def test_a_full_queue_is_a_429_with_retry_after(self, http: httpx.AsyncClient) -> None:
@@ -247,7 +257,13 @@ class TestReading:
 
     @pytest.mark.parametrize(
         ("query", "field"),
-        [("limit=0", "limit"), ("limit=1001", "limit"), ("status=done", "status: 'done' is none of")],
+        [
+            ("limit=0", "limit"),
+            ("limit=1001", "limit"),
+            ("status=done", "status: 'done' is none of"),
+            ("cursor=zzz", "cursor"),
+            ("cursor=%00", "cursor"),
+        ],
     )
     async def test_a_list_that_cannot_be_is_a_422(self, http: httpx.AsyncClient, query: str, field: str) -> None:
         response = await http.get(f"{PATH}?{query}")
@@ -257,6 +273,8 @@ class TestReading:
     async def test_what_is_not_there_is_a_404(self, http: httpx.AsyncClient) -> None:
         calls = [
             http.get(f"{PATH}/x"),
+            http.delete(f"{PATH}/%00"),
+            http.get(f"{PATH}/01a20e72-9167-72a4-85ae-09206c53dc66"),
             http.put(f"{PATH}/x"),
             http.delete(f"{PATH}/x"),
             http.get(f"{PATH}/x/events"),
@@ -266,7 +284,7 @@ class TestReading:
         ]
         for response in await asyncio.gather(*calls):
             assert response.status_code == 404
-            assert "'x' is not here" in response.json()["detail"]
+            assert "is not here" in response.json()["detail"]
 
     async def test_cancel_and_retry(self, http: httpx.AsyncClient) -> None:
         job_id = (await posted(http, caption()))["id"]

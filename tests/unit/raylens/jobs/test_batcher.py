@@ -32,7 +32,7 @@ async def test_a_failure_is_its_batchs_own() -> None:
             raise OSError("the disk is full")
         return items
 
-    batcher = Batcher(write, limit=1)
+    batcher = Batcher(write)
     results = await asyncio.gather(*(batcher(number) for number in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [int, OSError, int]
     assert await batcher(7) == 7

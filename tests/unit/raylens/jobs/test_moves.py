@@ -46,7 +46,8 @@ def test_no_function_makes_a_move_that_is_not_written_down(state: JobState) -> N
         JobState.QUEUED: lambda: retry(before, T, 3, 100),
     }
     for target, move in moves.items():
-        if target in MOVES[state]:
+        by_hand = target is JobState.QUEUED
+        if target in MOVES[state] and not (by_hand and state is JobState.RUNNING):
             assert move().state is target
         else:
             with pytest.raises(Conflict, match=f"the job is {state}"):

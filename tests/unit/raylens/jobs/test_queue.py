@@ -307,6 +307,87 @@ class TestFaults:
             done = await ended(queue, sent.id)
         assert (done.state, done.attempts, len(parts.service.requests)) == (JobState.SUCCEEDED, 1, 1)
 
+    async def test_progress_that_cannot_be_stored_costs_the_job_nothing(self, parts: Parts) -> None:
+        store = Flaky()
+        parts.store = store
+
+        def answer(request: Any, pictures: Any) -> str:
+            if pictures[0].data == b"2":
+                store.broken.add("change")
+                asyncio.get_running_loop().call_later(0.3, store.broken.clear)
+            return "x"
+
+        parts.service.answer = answer
+        queue = parts.queue(batch_concurrency=1)
+        async with serving(queue):
+            done = await ended(queue, (await queue.submit(job("batch", BATCH), SIX)).id)
+        assert (done.state, done.attempts) == (JobState.SUCCEEDED, 1)
+
+    async def test_a_job_is_not_retried_while_it_runs_or_may_still_run(self, parts: Parts) -> None:
+        parts.service.seconds = 30
+        queue, other = parts.queue(lease_s=2), parts.queue()
+        async with serving(queue):
+            sent = await queue.submit(job(), {})
+            await until(lambda: parts.service.running)
+            with pytest.raises(Conflict, match="the job is running, and goes on by itself"):
+                await queue.retry(sent.id)
+            running = await queue.get(sent.id)
+            assert (running.state, running.max_attempts) == (JobState.RUNNING, 3)
+            # Another process cancels it, and queues it again: the attempt here doesn't know yet.
+            await other.cancel(sent.id)
+            again = await other.retry(sent.id)
+            assert again.run_after == running.lease_until
+            await until(lambda: not parts.service.running)
+            parts.service.seconds = 0
+            assert (await ended(queue, sent.id)).state is JobState.SUCCEEDED
+        assert parts.service.most_at_once == 1
+
+    async def test_a_claim_that_took_longer_than_its_lease_starts_nothing(self, parts: Parts) -> None:
+        class Slow(MemoryStore):
+            slow = True
+
+            async def claim(self, count: int, now: float, apply: Apply) -> list[Job]:
+                claimed = await super().claim(count, now, apply)
+                if claimed and self.slow:
+                    self.slow = False
+                    await asyncio.sleep(0.7)
+                return claimed
+
+        parts.store = Slow()
+        queue = parts.queue()
+        async with serving(queue):
+            done = await ended(queue, (await queue.submit(job(), {})).id)
+        assert (done.state, done.attempts, len(parts.service.requests)) == (JobState.SUCCEEDED, 2, 1)
+
+    async def test_a_disk_that_fails_is_tried_again(self, parts: Parts) -> None:
+        parts.service.errors = [OSError("I/O error")]
+        queue = parts.queue()
+        async with serving(queue):
+            done = await ended(queue, (await queue.submit(job(), {})).id)
+        assert (done.state, done.attempts) == (JobState.SUCCEEDED, 2)
+
+    async def test_one_submission_that_cannot_be_stored_hurts_no_other(self, parts: Parts) -> None:
+        put = parts.blobs.put
+
+        def full(digest: str, data: bytes) -> None:
+            if data == b"3":
+                raise OSError("no space left on device")
+            put(digest, data)
+
+        parts.blobs.put = full  # type: ignore[method-assign]
+        queue = parts.queue()
+        sent = [(job(blobs=(digest,)), {digest: data}) for digest, data in SIX.items()]
+        results = await queue.submit_all(sent)
+        assert [type(result) for result in results] == [Job, Job, Job, Overloaded, Job, Job]
+
+    async def test_a_job_counts_by_the_stores_clock(self, parts: Parts) -> None:
+        early = time.time() - 100
+        made = job(created_at=early, rank=early - 60, deadline=early + 50)
+        sent = await parts.queue().submit(made, {})
+        assert sent.created_at == pytest.approx(time.time(), abs=5)
+        assert sent.deadline - sent.created_at == pytest.approx(50)
+        assert sent.created_at - sent.rank == pytest.approx(60)
+
     async def test_a_result_that_comes_too_late_is_dropped(self, parts: Parts) -> None:
         parts.service.seconds = 0.2
         queue = parts.queue()
@@ -521,6 +602,17 @@ class TestWebhooks:
             await asyncio.sleep(0.05)
             (delivery,) = await lives.deliveries(sent.id)
         assert delivery.state is DeliveryState.DELIVERED
+
+    async def test_an_attempt_that_breaks_in_an_unforeseen_way_counts(self, parts: Parts) -> None:
+        parts.sender = FakeSender([ZeroDivisionError("a bug")])
+        queue = parts.queue()
+        async with serving(queue):
+            sent = await queue.submit(job(**told()), {})
+            await until(lambda: parts.sender.sent)
+            await asyncio.sleep(0.05)
+            (delivery,) = await queue.deliveries(sent.id)
+        assert (delivery.attempts, delivery.problem) == (1, "ZeroDivisionError")
+        assert delivery.next_at > time.time() + 4
 
     async def test_a_slow_answer_is_given_up(self, parts: Parts) -> None:
         parts.sender = FakeSender(seconds=30)

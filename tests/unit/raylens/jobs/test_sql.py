@@ -79,4 +79,7 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path) -> None:
 def test_files_tie_the_queue_to_a_node_and_services_do_not() -> None:
     assert JobsConfig().is_tied_to_a_node
     assert JobsConfig(store="postgresql://db/jobs").is_tied_to_a_node
+    assert JobsConfig(store="postgresql://db/jobs", blobs="file:///data").is_tied_to_a_node
     assert not JobsConfig(store="postgresql://db/jobs", blobs="s3://bucket/raylens").is_tied_to_a_node
+    with pytest.raises(ValueError, match="forgets pictures"):
+        JobsConfig(blobs="memory://x")

@@ -31,7 +31,7 @@ def _digest(name: str) -> str:
 class FakeBlobs:
     """A picture's bytes are its name; one named ``gone`` isn't there."""
 
-    def get(self, digest: str) -> bytes:
+    async def load(self, digest: str) -> bytes:
         data = bytes.fromhex(digest).lstrip(b"\0")
         if data == b"gone":
             raise BlobMissing("it is not here")

@@ -157,6 +157,8 @@ class TestAnswers:
         assert judge(503, "9" * 9, T).retry_after_s == 86_400
         assert judge(500, "soon", T).retry_after_s is None
         assert judge(500, "-5", T).retry_after_s is None
+        for odd in ("1 Jan 99999999999999999999 00:00:00 GMT", "1 Jan 2030 00:00:00 +99999999999999", "\x00", ""):
+            assert judge(500, odd, T).retry_after_s is None
 
     def test_the_schedule_has_ten_attempts_and_jitter(self) -> None:
         for attempt, wait in enumerate(SCHEDULE, 1):

@@ -124,6 +124,7 @@ async def test_nobody_listening_is_httpx_own_error() -> None:
         ("http://example.com:0/", "no such port"),
         ("http://" + "a" * 2100, "the limit is 2048"),
         ("http://[::1", "not a URL"),
+        ("http://xn--/", "not a URL"),
         ("http://exa mple.com\n/", "not a URL"),
     ],
 )
