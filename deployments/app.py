@@ -1,5 +1,6 @@
 """``build_app``: the whole graph. ``bind`` and ``options`` stand only here."""
 
+import logging
 import os
 from typing import Any
 
@@ -15,6 +16,8 @@ from deployments.vision_model import VisionModel
 from raylens.config import AppConfig
 from raylens.environment import with_environment
 
+logger = logging.getLogger(__name__)
+
 HEAD = "node:__internal_head__"
 """The resource that Ray gives to its head node, and to no other."""
 MAX_CALLS = 4096
@@ -28,7 +31,9 @@ def build_app(args: dict[str, Any]) -> Application:
     ``ValidationError`` names what is wrong with it. The ``deployments`` section of a Serve config file sizes each
     deployment by its name: ``Ingress``, ``Preprocessor``, and each model's own.
     """
-    settings, _ = with_environment(args, os.environ)
+    settings, notes = with_environment(args, os.environ)
+    for note in notes:
+        logger.warning(note)
     config = AppConfig.model_validate(settings)
     preprocessor = serve.deployment(Preprocessor).options(name="Preprocessor").bind(config)
     models = {

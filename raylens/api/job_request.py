@@ -19,7 +19,7 @@ from raylens.api.errors import from_validation
 from raylens.errors import InvalidRequest, RaylensError
 from raylens.jobs.asking import Asker
 from raylens.jobs.blobs import digest_of, reference
-from raylens.jobs.job import Job, Webhook, new_id
+from raylens.jobs.job import Job, Webhook, new_id, rank_of
 from raylens.jobs.registry import job_type
 from raylens.jobs.webhooks import check_secret
 from raylens.net.address import AllowList
@@ -29,8 +29,6 @@ from raylens.wire import Body, Text
 
 KEY_HEADER = "Idempotency-Key"
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-PRIORITY_S = 60.0
-"""What a step of priority is worth, in seconds of waiting: so no job waits for ever."""
 MAX_PRIORITY = 100
 MAX_EXTRA = 16 * 2**10
 """Bytes of JSON that is only given back."""
@@ -51,9 +49,8 @@ def _plain(value: Any) -> Any:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         size = len(text.encode())
     except (ValueError, RecursionError, InvalidRequest):
-        raise ValueError(
-            "JSON of well-formed text and finite numbers is needed, nested no deeper than is read"
-        ) from None
+        needed = "JSON of well-formed text and finite numbers is needed"
+        raise ValueError(f"{needed}, nested at most {MAX_DEPTH} deep") from None
     if size > MAX_EXTRA:
         raise ValueError(f"{size} bytes as JSON; the limit is {MAX_EXTRA}")
     return value
@@ -120,7 +117,7 @@ class JobReader:
             created_at=now,
             deadline=now + (common.timeout_s or self._config.timeout_s),
             max_attempts=self._config.max_attempts,
-            rank=now - body.priority * PRIORITY_S,
+            rank=rank_of(body.priority, now),
             priority=body.priority,
             extra={name: value for name, value in extra.items() if value is not None},
             blobs=tuple(pictures),

@@ -17,8 +17,9 @@ from raylens.cli.client import DEFAULT_SERVER, SUCCEEDED, Client, ClientError, J
 
 app = typer.Typer(help="Looks into the server's job queue, and changes what is in it.", no_args_is_help=True)
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-LEAST_WIDTH, PIPED_WIDTH = 110, 200
-"""Of a table: a terminal that is narrower breaks its lines, so that ids, which are copied, stay whole."""
+WIDTH, SHOWN_ERROR = 300, 100
+"""Of a table, and of what it shows of an error: a narrower terminal breaks the lines, so that ids, which are copied,
+stay whole."""
 T = TypeVar("T")
 
 
@@ -51,9 +52,7 @@ def list_jobs(
     if as_json:
         _print_json(jobs)
     else:
-        terminal = Console()
-        least = LEAST_WIDTH if terminal.is_terminal else PIPED_WIDTH
-        Console(width=max(terminal.width, least), highlight=False).print(_table(jobs), crop=False)
+        Console(width=WIDTH, highlight=False).print(_table(jobs), crop=False)
 
 
 @app.command()
@@ -136,7 +135,7 @@ def _table(jobs: list[Job]) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("attempts", "created", "seconds"):
         table.add_column(name, no_wrap=True, justify="right")
-    table.add_column("error", no_wrap=True, overflow="ellipsis")
+    table.add_column("error", no_wrap=True)
     for job in jobs:
         table.add_row(*map(Text, _cells(job)))
     return table
@@ -146,6 +145,7 @@ def _cells(job: Job) -> tuple[str, ...]:
     created = datetime.fromisoformat(job["created_at"]).astimezone()
     attempts = f"{job['attempts']}/{job['max_attempts']}"
     error = " ".join(job["error"]["message"].split()) if job["error"] else ""
+    error = error if len(error) <= SHOWN_ERROR else f"{error[: SHOWN_ERROR - 1]}…"
     return job["id"], job["job_type"], job["status"], attempts, f"{created:%Y-%m-%d %H:%M:%S}", _seconds(job), error
 
 

@@ -16,13 +16,11 @@ from raylens.config import WebhooksConfig
 from raylens.errors import InvalidRequest
 from raylens.jobs.job import Delivery, DeliveryState
 from raylens.jobs.metrics import JobMetrics
+from raylens.jobs.rounds import Rounds
 from raylens.jobs.store import JobStore
 from raylens.jobs.webhooks import Outcome, Verdict, headers, judge, next_attempt
 
 logger = logging.getLogger(__name__)
-
-POLL_S = 1.0
-TROUBLE_S = 1.0
 
 
 class Sender(Protocol):
@@ -49,32 +47,19 @@ class Courier:
         self._config = config
         self._clock = clock
         self._metrics = metrics
-        self._wake = asyncio.Event()
+        self._rounds = Rounds(self._claim, "deliveries")
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: Counter[str] = Counter()
         self._room: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(config.max_per_host))
 
     def wake(self) -> None:
         """Something may be due."""
-        self._wake.set()
+        self._rounds.wake()
 
     async def serve(self) -> None:
         """Until it is canceled; what is under way is then sent again by whoever comes next."""
         try:
-            while True:
-                self._wake.clear()
-                pause = POLL_S
-                try:
-                    if await self._claim():
-                        continue
-                except Exception:
-                    logger.exception("the store can't be asked for deliveries")
-                    pause = TROUBLE_S
-                try:
-                    async with asyncio.timeout(pause):
-                        await self._wake.wait()
-                except TimeoutError:
-                    continue
+            await self._rounds.serve()
         finally:
             for task in self._tasks:
                 task.cancel()

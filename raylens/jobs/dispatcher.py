@@ -15,15 +15,14 @@ from raylens.jobs.batcher import Batcher
 from raylens.jobs.job import Job, JobState, Progress
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.moves import RetryPolicy, again, start, succeed
+from raylens.jobs.rounds import Rounds
 from raylens.jobs.store import Change, JobStore, Moved
 from raylens.logs import request_id
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 1.0
-"""How often the store is asked without a reason: for retries that fall due, and for what other processes add."""
 TROUBLE_S = 1.0
-"""Before the store is asked again after it has failed."""
+"""Before the store is given a result again after it has failed."""
 REPORT_PERIOD_S = 0.5
 """Progress is stored no more often than this."""
 
@@ -70,11 +69,11 @@ class Dispatcher:
         self._metrics = metrics
         self._retries = RetryPolicy(config.backoff_s, config.max_backoff_s)
         self._running: dict[str, _Attempt] = {}
-        self._wake = asyncio.Event()
+        self._rounds = Rounds(self._claim, "jobs")
 
     def wake(self) -> None:
         """There may be something to do."""
-        self._wake.set()
+        self._rounds.wake()
 
     def drop(self, job_id: str) -> None:
         """Stops the attempt at a job that is this process's no more."""
@@ -86,27 +85,11 @@ class Dispatcher:
         """Until it is canceled; then the attempts that run are stopped, and their leases left to end."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._keep_claiming())
+                group.create_task(self._rounds.serve())
                 group.create_task(self._keep_renewing())
         finally:
             for attempt in self._running.values():
                 attempt.task.cancel()
-
-    async def _keep_claiming(self) -> None:
-        while True:
-            self._wake.clear()
-            pause = POLL_S
-            try:
-                if await self._claim():
-                    continue
-            except Exception:
-                logger.exception("the store can't be asked for jobs")
-                pause = TROUBLE_S
-            try:
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
 
     async def _claim(self) -> bool:
         """Starts what is due, as far as workers are free; whether there may be more."""

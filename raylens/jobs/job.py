@@ -15,6 +15,9 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+PRIORITY_S = 60.0
+"""What a step of priority is worth, in seconds of waiting: so no job waits for ever."""
+
 
 class JobState(StrEnum):
     QUEUED = "queued"
@@ -82,7 +85,7 @@ class Job:
     deadline: float
     max_attempts: int
     rank: float
-    """Who goes first: the time of creation, moved by the priority. So a low one waits longer, and not for ever."""
+    """Who goes first, by :func:`rank_of`."""
     state: JobState = JobState.QUEUED
     priority: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -155,6 +158,11 @@ class Stats:
     workers: int
     mean_s: float | None
     p95_s: float | None
+
+
+def rank_of(priority: int, since: float) -> float:
+    """Of a job that has waited since then."""
+    return since - priority * PRIORITY_S
 
 
 def new_id() -> str:

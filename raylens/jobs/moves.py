@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raylens.errors import Conflict, RaylensError
-from raylens.jobs.job import MOVES, Job, JobState, Problem
+from raylens.jobs.job import MOVES, Job, JobState, Problem, rank_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def retry(job: Job, now: float, attempts: int, timeout: float) -> Job:
         max_attempts=job.attempts + attempts,
         deadline=now + timeout,
         run_after=max(now, job.lease_until or now),
-        rank=job.rank + now - job.created_at,
+        rank=rank_of(job.priority, now),
         **_NO_LEASE,
         finished_at=None,
         started_at=None,

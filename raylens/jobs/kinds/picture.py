@@ -86,8 +86,7 @@ class DetectJob:
     shape = LocateInput
 
     async def run(self, given: LocateInput, run: Run) -> dict[str, Any]:
-        task = Detect(given.subject, given.max_objects)
-        answer = await run.ask(greedy(run.asker.plan(given)), task, [await run.picture(given.image, "input.image")])
+        answer = await _located(Detect(given.subject, given.max_objects), given, run)
         return told({"objects": [asdict(region) for region in answer.found.regions or ()]}, answer)
 
 
@@ -98,9 +97,12 @@ class PointJob:
     shape = LocateInput
 
     async def run(self, given: LocateInput, run: Run) -> dict[str, Any]:
-        task = Point(given.subject, given.max_objects)
-        answer = await run.ask(greedy(run.asker.plan(given)), task, [await run.picture(given.image, "input.image")])
+        answer = await _located(Point(given.subject, given.max_objects), given, run)
         return told({"points": [asdict(location) for location in answer.found.locations or ()]}, answer)
+
+
+async def _located(task: Detect | Point, given: LocateInput, run: Run) -> Answer:
+    return await run.ask(greedy(run.asker.plan(given)), task, [await run.picture(given.image, "input.image")])
 
 
 class Captionable(JobInput):

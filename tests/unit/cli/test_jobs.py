@@ -36,6 +36,14 @@ def test_list_shows_a_table_of_whole_ids(server: FakeServer) -> None:
     assert second.split()[:4] == ["other", "caption", "queued", "0/5"]
 
 
+def test_list_cuts_a_long_error_and_nothing_else(server: FakeServer) -> None:
+    job_id = "0195f0b1-1111-7222-8333-944444444444"
+    server.add(job_id, status="failed", error={**BLURRED, "message": "blurred, " * 100}, **ENDED)
+    _, row = run(server, "list").stdout.splitlines()
+    assert row.split()[:3] == [job_id, "caption", "failed"]
+    assert row.endswith("…")
+
+
 def test_list_takes_states_and_a_limit_and_prints_json(server: FakeServer) -> None:
     for number in range(5):
         server.add(str(number), status="running" if number % 2 else "queued")

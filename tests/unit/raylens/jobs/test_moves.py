@@ -105,6 +105,8 @@ def test_a_retry_by_hand_begins_anew_behind_those_that_wait() -> None:
     assert (fresh.state, fresh.attempts, fresh.max_attempts) == (JobState.QUEUED, 3, 6)
     assert (fresh.deadline, fresh.rank, fresh.problem, fresh.finished_at) == (T + 700, T + 200, None, None)
     assert start(fresh, T + 201, "me", T + 216).started_at == T + 201
+    again = retry(fail(replace(fresh, priority=2), Problem("c", "m"), T + 300), T + 400, 3, 500)
+    assert again.rank == T + 400 - 120
 
 
 def test_what_a_canceled_attempt_still_brings_has_the_wrong_fence() -> None:
