@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 HEAD = "node:__internal_head__"
 """The resource that Ray gives to its head node, and to no other."""
+STARTS = 3
+"""Of the ingress and its queue, before the application has failed: Serve lets a minute pass between two."""
 MAX_CALLS = 4096
 """Of the queue at a time: each event stream that is watched is one."""
 
@@ -42,17 +44,22 @@ def build_app(args: dict[str, Any]) -> Application:
         .bind(model, config.log_level)
         for model in config.models
     }
-    actors = [job_queue(config)] if config.jobs.enabled else []
-    ingress = serve.deployment(Ingress).options(name="Ingress", deployment_actors=actors)
+    actors = [job_queue(config, args)] if config.jobs.enabled else []
+    ingress = serve.deployment(Ingress).options(
+        name="Ingress", deployment_actors=actors, max_constructor_retry_count=STARTS
+    )
     return ingress.bind(config, preprocessor, models)
 
 
-def job_queue(config: AppConfig) -> DeploymentActorConfig:
-    """The queue's actor. Files tie it to the head node, the one that outlives the others."""
+def job_queue(config: AppConfig, args: dict[str, Any]) -> DeploymentActorConfig:
+    """The queue's actor. Files tie it to the head node, the one that outlives the others.
+
+    It reads ``args`` and the environment itself: what stands here can be seen in Ray's dashboard.
+    """
     tied = {"resources": {HEAD: 0.001}} if config.jobs.is_tied_to_a_node else {}
     return DeploymentActorConfig(
         name=NAME,
         actor_class=JobQueueActor,
-        init_kwargs={"settings": config.model_dump(mode="json", exclude_unset=True)},
+        init_kwargs={"args": args},
         actor_options={"num_cpus": 0, "max_concurrency": MAX_CALLS, **tied},
     )

@@ -15,11 +15,13 @@ import ray
 from ray import serve
 
 from raylens.config import AppConfig
+from raylens.environment import with_environment
 from raylens.errors import Overloaded
 from raylens.jobs.store import StoreUnreachable
 
 logger = logging.getLogger("raylens.jobs.actor")
 
+THREADS = 64
 RETRY_S = 5.0
 """Until a store that couldn't be reached is tried again."""
 METHODS = frozenset(
@@ -36,15 +38,18 @@ class JobQueueActor:
     store's leases and fences keep them apart.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        """``settings`` are an :class:`AppConfig` as JSON: Serve brings no other objects here."""
+    def __init__(self, args: dict[str, Any]) -> None:
+        """``args`` are those of :func:`deployments.app.build_app`."""
         from deployments.graph import Graph
         from deployments.job_metrics import PrometheusJobMetrics
         from raylens.jobs.make import make_queue
         from raylens.logs import configure_logging
 
+        settings, _ = with_environment(args, os.environ)
         config = AppConfig.model_validate(settings)
         configure_logging(config.log_level)
+        # Names of webhooks' hosts may be slow to resolve, and each holds a thread meanwhile.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         application = serve.get_deployment_actor_context().app_name
 
         def handle(name: str) -> Any:

@@ -50,12 +50,13 @@ class SlowModel(StubModel):
 
 def build(folder: Path, workers: int) -> Application:
     jobs = {"data_dir": str(folder), "workers": workers, "capacity": JOBS, "lease_s": 3, "max_attempts": 20}
-    config = AppConfig.model_validate({"models": [{"name": MODEL, "family": "smolvlm"}], "jobs": jobs})
+    args = {"models": [{"name": MODEL, "family": "smolvlm"}], "jobs": jobs}
+    config = AppConfig.model_validate(args)
     few = {"num_cpus": 0.1}
     model = serve.deployment(SlowModel).options(name=MODEL, max_ongoing_requests=64, ray_actor_options=few)
     preprocessor = serve.deployment(StubPreprocessor).options(name="Preprocessor", ray_actor_options=few)
     ingress = serve.deployment(BenchIngress).options(
-        name="Ingress", ray_actor_options=few, deployment_actors=[job_queue(config)]
+        name="Ingress", ray_actor_options=few, deployment_actors=[job_queue(config, args)]
     )
     return ingress.bind(config, preprocessor.bind(), {MODEL: model.bind(str(folder))})
 

@@ -50,7 +50,8 @@ class BenchIngress(Surface):
 
 def build_app(args: dict[str, Any]) -> Application:
     """As :func:`deployments.app.build_app`, with stubs."""
-    config = AppConfig.model_validate({"models": [{"name": MODEL, "family": "smolvlm"}], **args})
+    args = {"models": [{"name": MODEL, "family": "smolvlm"}], **args}
+    config = AppConfig.model_validate(args)
     model = serve.deployment(StubModel).options(
         name=MODEL, max_ongoing_requests=256, ray_actor_options={"num_cpus": 0.1}
     )
@@ -59,6 +60,6 @@ def build_app(args: dict[str, Any]) -> Application:
         name="Ingress",
         max_ongoing_requests=512,
         ray_actor_options={"num_cpus": 0.1},
-        deployment_actors=[job_queue(config)],
+        deployment_actors=[job_queue(config, args)],
     )
     return ingress.bind(config, preprocessor.bind(), {MODEL: model.bind()})

@@ -11,7 +11,7 @@ from rich.console import Console
 from raylens import __version__
 from raylens.cli import jobs
 from raylens.cli.client import DEFAULT_SERVER, Client
-from raylens.cli.run import ConfigError, Server, read_config
+from raylens.cli.run import ConfigError, Server, check_jobs, read_config
 from raylens.errors import RaylensError
 
 app = typer.Typer(help="Vision-language models as one Ray Serve deployment graph.", no_args_is_help=True)
@@ -26,7 +26,7 @@ def run(
 ) -> None:
     """Starts Ray and the application on this machine, and stops both on Ctrl-C."""
     try:
-        endpoint = read_config(config)
+        endpoint = read_config(config, check_jobs)
     except ConfigError as error:
         console.print(f"[red]{config}:[/red] {error}", soft_wrap=True)
         raise typer.Exit(2) from None

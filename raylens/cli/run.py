@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +62,9 @@ class Endpoint:
         return f"http://{host}:{self.port}"
 
 
-def read_config(path: Path) -> Endpoint:
-    """Checks a Serve config file before Ray starts. Raises ``ConfigError``, which names the key at fault."""
+def read_config(path: Path, also: Callable[[AppConfig], None] = lambda app: None) -> Endpoint:
+    """Checks a Serve config file before Ray starts, and ``also`` its applications. Raises ``ConfigError``, which names
+    the key at fault."""
     try:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -80,6 +81,7 @@ def read_config(path: Path) -> Endpoint:
         wanted = os.environ.get("VLM_MODEL")
         if wanted and not Catalog(app).knows(wanted):
             notes.append(f"VLM_MODEL: {wanted!r} is not served here; jobs go to {Catalog(app).resolve(None, 'jobs')}")
+        also(app)
         for note in notes:
             print(f"raylens: {note}", file=sys.stderr)
         known = {"Ingress", "Preprocessor", *(model.name for model in app.models)}
@@ -88,6 +90,18 @@ def read_config(path: Path) -> Endpoint:
                 raise ConfigError(f"deployments: {deployment['name']!r} is none of {', '.join(sorted(known))}")
     options = config.get("http_options") or {}
     return Endpoint(str(options.get("host", "127.0.0.1")), int(options.get("port", 8000)))
+
+
+def check_jobs(app: AppConfig) -> None:
+    """Raises ``ConfigError`` where the queue can't keep anything: Serve would try for minutes to start it."""
+    from raylens.jobs.make import check
+    from raylens.jobs.store import StoreUnusable
+
+    try:
+        if app.jobs.enabled:
+            check(app.jobs)
+    except StoreUnusable as error:
+        raise ConfigError(f"args.{error}") from None
 
 
 def _check_serve(config: Any) -> None:

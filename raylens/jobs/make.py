@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 
@@ -40,6 +41,20 @@ def make_queue(
         jobs,
         metrics,
     )
+
+
+def check(jobs: JobsConfig, environment: Mapping[str, str] = os.environ) -> None:
+    """What can be known on this machine before anything is started. Raises ``StoreUnusable``, naming the setting."""
+    webhook_secrets(jobs, environment)
+    make_blobs(jobs)
+    store = make_store(jobs)
+
+    async def open_and_close() -> None:
+        if jobs.store == "sqlite":
+            await store.open()
+        await store.close()
+
+    asyncio.run(open_and_close())
 
 
 def make_store(config: JobsConfig) -> JobStore:
