@@ -27,12 +27,12 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from benchmarks.engine.baselines import Question
 from benchmarks.engine.bench import HOUR, EngineClient, pixels_of
+from benchmarks.engine.generate import Question
 from benchmarks.engine.limits import Machine, Text, Tower, Work, in_a_thread, measure_machine
 from benchmarks.engine.load import Answer, Ask, Load, drive
 from benchmarks.engine.report import HEADER, Check, Row, write_json
-from benchmarks.preprocessing import photograph
+from benchmarks.photograph import photograph
 from models.linear import Packer, Quantize
 from models.moondream.config import MoondreamConfig, RegionConfig, TextConfig, VisionConfig
 from models.moondream.crops import Crops
@@ -77,16 +77,16 @@ class Options:
         return CONFIGS[self.scale]
 
 
-def random_weights(config: MoondreamConfig) -> dict[str, Tensor]:
-    """The same at every call."""
-    return {name: _noise(name, shape) for name, shape in tensor_shapes(config).items()}
+def random_weights(config: MoondreamConfig, device: str = "cpu") -> dict[str, Tensor]:
+    """The same at every call, on one kind of device."""
+    return {name: _noise(name, shape, device) for name, shape in tensor_shapes(config).items()}
 
 
-def _noise(name: str, shape: tuple[int, ...]) -> Tensor:
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    values = torch.randn(shape, generator=generator)
+def _noise(name: str, shape: tuple[int, ...], device: str) -> Tensor:
     if name.endswith(("ln.weight", "ln1.weight", "ln2.weight")):
-        return torch.ones(shape, dtype=torch.bfloat16)
+        return torch.ones(shape, dtype=torch.bfloat16, device=device)
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    values = torch.randn(shape, generator=generator, device=device)
     return (values * (shape[-1] ** -0.5 if len(shape) > 1 else 0.02)).to(torch.bfloat16)
 
 

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageCms, ImageFilter, ImageOps
 
 from benchmarks.documents import document
+from benchmarks.photograph import photograph
 from benchmarks.pocket import wilson
 from benchmarks.target import target
 from models.pocket.drawing import draw, encode
@@ -62,15 +63,6 @@ RECIPES = {
     "auto": AUTO,
     "enhanced (bilateral)": ENHANCED,
 }
-
-
-def photograph(width: int, height: int, seed: int) -> bytes:
-    """A JPEG of soft random blotches with fine grain: as costly to decode as a photograph."""
-    rng = np.random.default_rng(seed)
-    rough = Image.fromarray(rng.integers(0, 256, (height // 64, width // 64, 3), dtype=np.uint8))
-    soft = np.asarray(rough.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-    grain = rng.integers(-6, 7, soft.shape, dtype=np.int16)
-    return to_jpeg(_levels(soft + grain), 89, optimize=False)
 
 
 def with_pillow(data: bytes, recipe: Recipe) -> Pixels:

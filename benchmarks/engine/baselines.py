@@ -4,67 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray import serve
 
 from benchmarks.engine.checkpoint import REFERENCES
+from benchmarks.engine.generate import Generate, Question
 from benchmarks.engine.load import Answer, Ask
-from raylens.engine.model import Prompt
 
 BATCH = 8
 _batched: Callable[[Any], Any] = serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.05)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt, and how many tokens its answer takes."""
-
-    prompt: Prompt
-    tokens: int
-
-
-class Generate:
-    """Greedy ``generate`` of transformers; short prompts are padded on the left."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def __call__(self, questions: Sequence[Question]) -> None:
-        """Answers all in one batch, which goes on until the longest answer is complete."""
-        tokens = max(question.tokens for question in questions)
-        given = self._inputs([question.prompt for question in questions])
-        with torch.inference_mode():
-            ids = self._model.generate(**given, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens)
-        made = ids.shape[1] - given["input_ids"].shape[1]
-        assert made == tokens, f"{made} tokens instead of {tokens}"
-
-    def _inputs(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
-        config, device, dtype = self._model.config, self._model.device, self._model.dtype
-        width = max(len(prompt.token_ids) for prompt in prompts)
-        pad = config.text_config.pad_token_id
-        ids = torch.tensor([(pad,) * (width - len(prompt.token_ids)) + prompt.token_ids for prompt in prompts])
-        lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts])
-        mask = (torch.arange(width) >= width - lengths[:, None]).long()
-        given = {"input_ids": ids, "attention_mask": mask}
-        if config.model_type == "qwen2_5_vl":
-            shown = [picture.data for prompt in prompts for picture in prompt.pictures]
-            grids = [[patches.grid.frames, patches.grid.rows, patches.grid.columns] for patches in shown]
-            given["mm_token_type_ids"] = (ids == config.image_token_id).int()
-            given["image_grid_thw"] = torch.tensor(grids)
-            pixels = np.concatenate([patches.values for patches in shown])
-        else:
-            pixels = np.stack([[tile.data for tile in prompt.pictures] for prompt in prompts])
-        given["pixel_values"] = (torch.from_numpy(pixels) / 127.5 - 1).to(dtype)
-        return {name: tensor.to(device) for name, tensor in given.items()}
 
 
 class StaticBatches:

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.engine.baselines import Generate, Question
 from benchmarks.engine.checkpoint import Checkpoint, build
+from benchmarks.engine.generate import Generate, Question
 from benchmarks.engine.limits import Machine, Text, Tower, Work, in_a_thread, measure_machine
 from benchmarks.engine.load import Answer, Ask, Load
-from benchmarks.preprocessing import photograph
+from benchmarks.photograph import photograph
 from models.linear import Quantize
 from models.options import DEFAULTS, LoadOptions
 from raylens.engine.async_engine import AsyncEngine

@@ -1,13 +1,14 @@
 """Random weights in the shapes of published checkpoints, with the pocket tokenizers; nothing is downloaded.
 
-An answer never ends by itself: the embeddings of control tokens are zero, and the head is tied to them, so their
-logits are zero, below the best of many thousands of random ones.
+An answer never ends by itself: what control tokens have in the embeddings and in the head is zero, and so are their
+logits, below the best of many thousands of random ones.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class Shape:
     text: dict[str, Any]
     processor: dict[str, Any]
     tiles_per_side: int = 1
+    whole: dict[str, Any] = field(default_factory=dict)
+    """Of the configuration itself."""
 
 
 SMOLVLM2_500M = Shape(
@@ -91,6 +94,47 @@ QWEN2_5_VL_3B = Shape(
     },
     processor={"size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16_384}},
 )
+SMOLVLM2_2B = Shape(
+    tile=384,
+    tiles_per_side=4,
+    vocabulary=49280,
+    vision={
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    },
+    text={
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 64,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 130_000.0},
+        "tie_word_embeddings": False,
+    },
+    processor={"size": {"longest_edge": 4 * 384}, "max_image_size": {"longest_edge": 384}},
+    whole={"scale_factor": 3, "tie_word_embeddings": False},
+)
+QWEN2_5_VL_7B = replace(
+    QWEN2_5_VL_3B,
+    vocabulary=152_064,
+    vision=QWEN2_5_VL_3B.vision | {"out_hidden_size": 3584},
+    text=QWEN2_5_VL_3B.text
+    | {
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+    whole={"tie_word_embeddings": False},
+)
 SHAPES = {
     ("smolvlm", "full"): SMOLVLM2_500M,
     ("qwen2_5_vl", "full"): QWEN2_5_VL_3B,
@@ -121,16 +165,21 @@ class Checkpoint:
 
 
 def build(family: str, scale: str, dtype: torch.dtype, device: str) -> Checkpoint:
-    """The same weights at every call."""
-    shape = SHAPES[family, scale]
+    """The same weights at every call, on one kind of device."""
+    return assemble(family, SHAPES[family, scale], dtype, device)
+
+
+def assemble(family: str, shape: Shape, dtype: torch.dtype, device: str) -> Checkpoint:
+    """The same weights at every call, on one kind of device, where they are drawn."""
     if family == "smolvlm":
         pocket: Any = smolvlm_checkpoint
         sides = range(1, shape.tiles_per_side + 1)
         tile_tokens = [f"<row_{row}_col_{column}>" for row in sides for column in sides]
     else:
         pocket, tile_tokens = qwen2_5_vl_checkpoint, []
-    tokenizer = _widened(pocket.pocket_tokenizer(), shape.vocabulary, tile_tokens)
+    tokenizer = widened(pocket.pocket_tokenizer(), shape.vocabulary, tile_tokens)
     fields = pocket.pocket_config(tokenizer).to_dict()
+    fields |= shape.whole
     fields["vision_config"] |= shape.vision
     fields["text_config"] |= shape.text
     fields["text_config"].pop("layer_types", None)  # one for each of the pocket's layers
@@ -138,24 +187,28 @@ def build(family: str, scale: str, dtype: torch.dtype, device: str) -> Checkpoin
     image_processor = pocket.pocket_image_processor()
     for name, value in shape.processor.items():
         setattr(image_processor, name, value)
-    model = _random_model(REFERENCES[family], config, dtype).to(device)
+    model = _random_model(REFERENCES[family], config, dtype, device)
     with torch.no_grad():
-        model.get_input_embeddings().weight[list(tokenizer.get_added_vocab().values())] = 0
+        for table in (model.get_input_embeddings(), model.lm_head):
+            table.weight[list(tokenizer.get_added_vocab().values())] = 0
     return Checkpoint(family, shape, model, tokenizer, image_processor)
 
 
-def _random_model(kind: Any, config: Any, dtype: torch.dtype) -> Any:
-    """Made in ``dtype`` at once: float32 weights never exist."""
+def _random_model(kind: Any, config: Any, dtype: torch.dtype, device: str) -> Any:
+    """Made in ``dtype`` and on its device at once: float32 weights never exist."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return kind(config).eval()
+        with torch.device(device):
+            return kind(config).eval()
     finally:
         torch.set_default_dtype(before)
 
 
-def _widened(tokenizer: PreTrainedTokenizerFast, size: int, control_tokens: list[str]) -> PreTrainedTokenizerFast:
+def widened(
+    tokenizer: PreTrainedTokenizerFast, size: int, control_tokens: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """The tokenizer with these control tokens too, and filled up to ``size`` with words that only a model says."""
     missing = [token for token in control_tokens if token not in tokenizer.get_vocab()]
     state = json.loads(tokenizer._tokenizer.to_str())

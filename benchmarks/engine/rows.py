@@ -9,8 +9,9 @@ from statistics import median
 
 import httpx
 
-from benchmarks.engine.baselines import BATCH, Question, alone, static_batches
+from benchmarks.engine.baselines import BATCH, alone, static_batches
 from benchmarks.engine.bench import Bench, EngineClient, pixels_of
+from benchmarks.engine.generate import Question
 from benchmarks.engine.limits import timed
 from benchmarks.engine.load import Answer, Ask, Load, drive
 from benchmarks.engine.over_http import asking, server

@@ -65,7 +65,7 @@ def encode(model: Qwen2_5_VL, prompt: Prompt) -> list[torch.Tensor]:
 def grid_thw(model: Qwen2_5_VL, prompt: Prompt, video: bool) -> tuple[list[np.ndarray], list[list[int]], list[float]]:
     chosen = [p.data for p in prompt.pictures if bool(p.data.seconds_per_frame) is video]
     grids = [[p.grid.frames, p.grid.rows, p.grid.columns] for p in chosen]
-    return [model.normalized(p).numpy() for p in chosen], grids, [p.seconds_per_frame for p in chosen]
+    return [model.normalized(p).cpu().numpy() for p in chosen], grids, [p.seconds_per_frame for p in chosen]
 
 
 def reference_inputs(model: Qwen2_5_VL):

@@ -1,0 +1,157 @@
+"""Stage *fast*: requests a second, beside the card's limits, transformers' static batches and published figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from statistics import median
+
+from benchmarks.engine.generate import Generate
+from benchmarks.engine.limits import timed
+from benchmarks.engine.load import Percentiles
+from benchmarks.gpu.loads import Front, Measured, Workload, measure
+from benchmarks.gpu.results import Line, Part, goal
+from benchmarks.gpu.setup import Setup
+from benchmarks.gpu.subjects import FAMILIES
+from raylens.engine.kv_cache import KVCache
+from raylens.engine.model import Model
+from raylens.types import Caption, Query
+
+VGA = (640, 480)
+SHORT = Query("What is in this picture?")
+WORKLOADS = {
+    "moondream2": (
+        Workload(Caption(), (378, 378), 30),
+        Workload(Caption(), VGA, 30),
+        Workload(SHORT, (378, 378), 3),
+        Workload(SHORT, VGA, 3),
+        Workload(SHORT, (378, 378), 3, same=True),
+    ),
+    "qwen2.5-vl-7b": (Workload(Caption(), VGA, 128),),
+    "qwen2.5-vl-3b": (Workload(Caption(), VGA, 128),),
+    "smolvlm2-2.2b": (Workload(Caption(), VGA, 128),),
+}
+PUBLISHED = {
+    ("moondream2", 3, 1): "its own engine, cached prefix: 41.9",
+    ("moondream2", 3, 64): "its own engine, cached prefix: 57.0",
+    ("moondream2", 30, 1): "its own engine: 16.2",
+    ("moondream2", 30, 64): "its own engine: 48.8",
+    ("qwen2.5-vl-3b", 128, 64): "vLLM, bound by its front end: 4.3",
+    ("qwen2.5-vl-7b", 128, 64): "vLLM, bound by its front end: 3.1",
+}
+"""Requests a second on an H100, by model, tokens and requests in flight."""
+GOALS = {("moondream2", 30, 64): 50.0, ("moondream2", 30, 16): 50.0, ("qwen2.5-vl-7b", 128, 64): 10.0}
+"""The same, as wanted here."""
+DECODE_GOAL = 0.6
+"""Of the memory's limit, Qwen2.5-VL-7B's steps of one row."""
+CONTEXT, STEPS = 500, 32
+
+
+def parts(setup: Setup) -> Iterator[Part]:
+    batches = (4, 1) if setup.is_tiny else (64, 16, 1)
+    yield Part("limits", partial(_limits, setup))
+    for name in setup.models:
+        yield Part(f"{name}, decode", partial(_decode, setup, name, batches[::-1]))
+        for workload in WORKLOADS[name]:
+            given = replace(workload, tokens=min(workload.tokens, 6)) if setup.is_tiny else workload
+            for in_flight in batches:
+                title = f"{name}, {given}, {in_flight} in flight"
+                yield Part(title, partial(_load, setup, name, given, in_flight))
+        if FAMILIES[name] != "moondream":  # transformers has no Moondream
+            for batch in batches[::-1]:
+                yield Part(f"{name}, generate, batch {batch}", partial(_static, setup, name, given, batch))
+
+
+def _limits(setup: Setup) -> Iterator[Line]:
+    yield Line(str(setup.card), asdict(setup.card))
+
+
+def _load(setup: Setup, name: str, workload: Workload, in_flight: int) -> Iterator[Line]:
+    """The engine, from a JPEG's bytes to the last token."""
+    subject = setup.subject(name, reference=FAMILIES[name] != "moondream")
+    measured = measure(setup, subject, workload, in_flight)
+    rate = measured.load.captions_per_s
+    least = subject.least(measured.prompt, workload.tokens, in_flight).seconds(setup.card.machine)
+    share = None if workload.same else least * rate
+    yield _line(measured, share, PUBLISHED.get((name, workload.tokens, in_flight)))
+    wanted = None if setup.is_tiny else GOALS.get((name, workload.tokens, in_flight))
+    if wanted is not None:
+        yield goal(f"{workload}, {in_flight} in flight, requests/s", rate, wanted)
+
+
+def _line(measured: Measured, share: float | None, published: str | None) -> Line:
+    load, front_ms = measured.load, 1000 * measured.front_s
+    words = [
+        f"{load.captions_per_s:.2f} requests/s, {load.tokens_per_s:.0f} tokens/s",
+        f"first {_pair(load.first)} ms",
+        f"gaps {_pair(load.between)} ms",
+        *([] if share is None else [f"{share:.0%} of the limit"]),
+        f"front {front_ms:.0f} ms",
+        f"{len(load.answers)} in {load.seconds:.1f} s",
+    ]
+    figures = {
+        "requests_per_s": load.captions_per_s,
+        "tokens_per_s": load.tokens_per_s,
+        "first_ms": load.first,
+        "gap_ms": load.between,
+        "of_limit": share,
+        "front_ms": front_ms,
+        "requests": len(load.answers),
+        "seconds": load.seconds,
+        "prompt_tokens": len(measured.prompt.token_ids),
+        "published": published,
+    }
+    return Line("; ".join(words) + (f" [{published}]" if published else ""), figures)
+
+
+def _pair(pair: Percentiles | None) -> str:
+    return "–" if pair is None else f"{pair[0]:.0f}/{pair[1]:.0f}"
+
+
+def _static(setup: Setup, name: str, workload: Workload, batch: int) -> Iterator[Line]:
+    """transformers' ``generate`` on a batch whose pixels are ready: it has no front end."""
+    subject = setup.subject(name, reference=True)
+    front = Front(subject.model, workload.task, setup.threads)
+    try:
+        prompts = front.prepare_all(setup.jpegs(workload.size, batch))
+    finally:
+        front.close()
+    generate = Generate(subject.reference)
+    given = generate.inputs(prompts)
+    generate.answer(generate.inputs(prompts[:1]), 2)
+    seconds = timed(partial(generate.answer, given, workload.tokens), setup.device)
+    rate = batch / seconds
+    least = subject.least(prompts[0], workload.tokens, batch).seconds(setup.card.machine)
+    text = (
+        f"{rate:.2f} requests/s, {rate * workload.tokens:.0f} tokens/s; {least * rate:.0%} of the limit; no front end"
+    )
+    yield Line(text, {"requests_per_s": rate, "of_limit": least * rate, "seconds": seconds})
+
+
+def _decode(setup: Setup, name: str, batches: tuple[int, ...]) -> Iterator[Line]:
+    """Decode steps without an engine around them."""
+    subject = setup.subject(name, reference=FAMILIES[name] != "moondream")
+    context, steps = (60, 8) if setup.is_tiny else (CONTEXT, STEPS)
+    for rows in batches:
+        seconds = decode_step(subject.model, rows, context, steps)
+        share = subject.text.decode(rows, context + steps / 2).seconds(setup.card.machine) / seconds
+        figures = {"rows": rows, "ms": 1000 * seconds, "of_limit": share}
+        yield Line(f"{rows} rows: {1000 * seconds:.2f} ms a step, {share:.0%} of the memory's limit", figures)
+        if name == "qwen2.5-vl-7b" and rows == 1 and not setup.is_tiny:
+            yield goal("a step of one row, share of the memory's limit", share, DECODE_GOAL)
+
+
+def decode_step(model: Model, rows: int, context: int, steps: int) -> float:
+    """Seconds of a step, the median of many; each row goes on behind ``context`` tokens."""
+    cache: KVCache[int] = KVCache(model.kv_shape, 24 * 2**30, rows)
+    for row in range(rows):
+        cache.reserve(row, context + steps)
+        cache.advance(row, context)
+    times = []
+    for step in range(steps):
+        groups = [held for _, held in cache.groups()]
+        times.append(timed(partial(model.decode, [1] * rows, [context + step] * rows, groups), model.device))
+        for row in range(rows):
+            cache.advance(row)
+    return median(times)

@@ -1,0 +1,161 @@
+"""Stage *right*: in float32, answers are those of transformers, of recorded numbers, and of the CPU's engine."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.engine.checkpoint import REFERENCES
+from benchmarks.gpu.answers import SEEDED, agree, ask_all, captions, mixed
+from benchmarks.gpu.drift import drift
+from benchmarks.gpu.results import Line, Part
+from benchmarks.gpu.setup import Setup
+from models import smolvlm
+from models.moondream import model as moondream
+from models.options import LoadOptions
+from models.qwen2_5_vl import model as qwen2_5_vl
+from models.registry import POCKET
+from raylens.engine.model import Model
+from raylens.types import Caption, SamplingParams
+from tests.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm
+from tests.pictures import random_pixels
+from tests.unit.models import test_moondream as recorded
+from tests.unit.models import test_qwen2_5_vl, test_smolvlm
+from tests.unit.models.exactness import assert_as_alone, request, run_in_company
+
+LOADS: dict[str, Callable[[str, LoadOptions], Model]] = {
+    "moondream": moondream.load,
+    "qwen2_5_vl": qwen2_5_vl.load,
+    "smolvlm": smolvlm.load,
+}
+RANDOM: dict[str, Callable[..., Path]] = {"qwen2_5_vl": random_qwen2_5_vl, "smolvlm": random_smolvlm}
+BATCH, OTHER_BATCH = 16, 5
+"""Answers on the device run in one company, and those that they are compared with in another."""
+MOST_UNLIKE = 20
+"""One in so many seeded answers may differ: a draw falls close to a bound between two tokens."""
+MOST_KL = 0.05
+FEATURES_NEAR = 5e-4
+"""Of features' recorded values."""
+
+
+def parts(setup: Setup) -> Iterator[Part]:
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # transformers' convolutions, too
+    for family in setup.families:
+        if family == "moondream":
+            for name in MOONDREAMS:
+                yield Part(f"{family} {name}, recorded", partial(_recorded, setup, name))
+        else:
+            for weights in ("pocket", "random"):
+                yield Part(f"{family} {weights}, in company", partial(_company, setup, family, weights))
+        yield Part(f"{family}, every kind of answer", partial(_kinds, setup, family))
+        yield Part(f"{family}, CUDA graphs", partial(_graphs, setup, family))
+        yield Part(f"{family}, bfloat16", partial(_bfloat16, setup, family))
+
+
+def pocket(family: str, device: str, **options: Any) -> Model:
+    return LOADS[family](str(POCKET / family), LoadOptions(device=device, **options))
+
+
+def _checkpoint(setup: Setup, family: str, weights: str) -> Path:
+    """Folder of the ``pocket`` checkpoint, or of one of ``random`` weights, whose answers vary more."""
+    folder = setup.folder / family
+    if weights == "random" and not folder.exists():
+        RANDOM[family](folder, scale=3.0)
+    return folder if weights == "random" else POCKET / family
+
+
+def _company(setup: Setup, family: str, weights: str) -> Iterator[Line]:
+    """Requests that come, go and are aborted, token for token what ``generate`` says to each alone."""
+    folder = _checkpoint(setup, family, weights)
+    model = LOADS[family](str(folder), LoadOptions(device=setup.device))
+    count = 12 if setup.is_tiny else 60
+    made = run_in_company(model, random.Random(4), count, videos=family == "qwen2_5_vl")
+    reference = REFERENCES[family].from_pretrained(folder, dtype=torch.float32).to(setup.device).eval()
+    inputs = test_smolvlm.reference_inputs
+    if isinstance(model, qwen2_5_vl.Qwen2_5_VL):
+        inputs = test_qwen2_5_vl.reference_inputs(model)
+    ties = assert_as_alone(made, reference, inputs)
+    tokens, aborted = sum(len(each.output_ids) for each in made), sum(each.aborted for each in made)
+    yield Line(
+        f"{len(made)} requests, {tokens} tokens, {aborted} aborted: as generate alone, {ties} ties",
+        {"requests": len(made), "tokens": tokens, "ties": ties},
+    )
+
+
+def _recorded(setup: Setup, name: str) -> Iterator[Line]:
+    """Features and answers that the reference implementation gave for the same noise as weights."""
+    folder = random_moondream(setup.folder / name, MOONDREAMS[name])
+    model = moondream.load(str(folder), LoadOptions(device=setup.device))
+    farthest = 0.0
+    for each in recorded.RECORDED[name]["features"]:
+        prompt = model.prepare(request(Caption()), [random_pixels(*each["picture"])])
+        (features,) = recorded.drained(model.encode(prompt.pictures))
+        shown = features[::5, ::31].flatten()[:40].cpu().numpy()
+        farthest = max(farthest, float(np.abs(shown - np.array(each["values"])).max()))
+    yield Line(f"features at most {farthest:.1e} off", {"features_off": farthest})
+    assert farthest <= FEATURES_NEAR
+    told = recorded.RECORDED[name]["answers"]
+    asked = [recorded.ask(model, each) for each in told]
+    recorded.run(model, asked)
+    pairs = zip(asked, told, strict=True)
+    unlike = [each["kind"] for (said,), each in pairs if recorded.answer(model, said) != recorded.expected(each)]
+    yield Line(f"{len(told) - len(unlike)} of {len(told)} answers as recorded", {"unlike": unlike})
+    assert not unlike, f"differ: {', '.join(unlike)}"
+
+
+def _kinds(setup: Setup, family: str) -> Iterator[Line]:
+    """Places, thoughts, schemas, penalties, seeds and logprobs, as the CPU's engine answers."""
+    asked = mixed(family, 2 if setup.is_tiny else 8)
+    said, expected = (
+        ask_all(pocket(family, device), asked, batch, setup.threads)
+        for device, batch in ((setup.device, BATCH), ("cpu", OTHER_BATCH))
+    )
+    total: Counter[str] = Counter()
+    same: Counter[str] = Counter()
+    for each, ours, theirs in zip(asked, said, expected, strict=True):
+        total[each.kind] += len(ours)
+        same[each.kind] += sum(map(agree, ours, theirs))
+    counts = ", ".join(f"{kind} {same[kind]}/{total[kind]}" for kind in total)
+    yield Line(f"as on the CPU: {counts}", {"same": dict(same), "asked": dict(total)})
+    least = {kind: count - (count // MOST_UNLIKE if kind == SEEDED else 0) for kind, count in total.items()}
+    short = [kind for kind in total if same[kind] < least[kind]]
+    assert not short, f"differ: {', '.join(short)}"
+
+
+def _graphs(setup: Setup, family: str) -> Iterator[Line]:
+    """Replayed decode steps say what plain ones do."""
+    asked = captions(6 if setup.is_tiny else 24, SamplingParams(40, logprobs=0))
+    said = [
+        ask_all(pocket(family, setup.device, cuda_graphs=graphs), asked, BATCH, setup.threads)
+        for graphs in (True, False)
+    ]
+    same = sum(agree(ours[0], theirs[0]) for ours, theirs in zip(*said, strict=True))
+    note = "" if setup.is_cuda else " (the CPU has none)"
+    yield Line(f"{same} of {len(asked)} answers as without{note}", {"same": same, "asked": len(asked)})
+    assert same == len(asked)
+
+
+def _bfloat16(setup: Setup, family: str) -> Iterator[Line]:
+    """How far answers in bfloat16 drift from those in float32. The pocket's, which is sure of what it says, must stay
+    near."""
+    drifts = {}
+    for weights in ("pocket", "random") if family in RANDOM else ("pocket",):
+        checkpoint = str(_checkpoint(setup, family, weights))
+        exact, rough = (
+            LOADS[family](checkpoint, LoadOptions(device=setup.device, dtype=dtype))
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        asked = captions(4 if setup.is_tiny else 24, SamplingParams(40, logprobs=exact.vocabulary))
+        pairs = zip(*(ask_all(model, asked, BATCH, setup.threads) for model in (exact, rough)), strict=True)
+        drifts[weights] = found = drift([(ours[0], theirs[0]) for ours, theirs in pairs])
+        yield Line(f"{weights}: {found}", {"weights": weights, **asdict(found)})
+    assert drifts["pocket"].kl < MOST_KL, f"the mean KL divergence is over {MOST_KL}"

@@ -1,0 +1,17 @@
+"""Pictures without end that cost what photographs cost."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from preprocessing.encode import to_jpeg
+
+
+def photograph(width: int, height: int, seed: int) -> bytes:
+    """A JPEG of soft random blotches with fine grain: as costly to decode as a photograph."""
+    rng = np.random.default_rng(seed)
+    rough = Image.fromarray(rng.integers(0, 256, (height // 64, width // 64, 3), dtype=np.uint8))
+    soft = np.asarray(rough.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    grain = rng.integers(-6, 7, soft.shape, dtype=np.int16)
+    return to_jpeg(np.clip(soft + grain, 0, 255).astype(np.uint8), 89, optimize=False)
