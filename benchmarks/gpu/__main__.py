@@ -48,7 +48,9 @@ def main() -> int:
     results = Results(given.out, given.minutes, about)
     print(f"{about['device']}, transformers {about['transformers']}", flush=True)
     with tempfile.TemporaryDirectory(prefix="raylens-gpu-") as folder:
-        setup = Setup(given.device, given.scale, given.models, os.cpu_count() or 1, Path(folder))
+        # Where others want the same cores, small operations in several threads wait for each other.
+        threads = 1 if given.scale == "tiny" else os.cpu_count() or 1
+        setup = Setup(given.device, given.scale, given.models, threads, Path(folder))
         for stage in given.stages:
             for part in _parts(stage)(setup):
                 results.run(stage, part)

@@ -8,7 +8,7 @@ from functools import partial
 from statistics import median
 
 from benchmarks.engine.generate import Generate
-from benchmarks.engine.limits import timed
+from benchmarks.engine.limits import in_a_thread, timed
 from benchmarks.engine.load import Percentiles
 from benchmarks.gpu.loads import Front, Measured, Workload, measure
 from benchmarks.gpu.results import Line, Part, goal
@@ -119,8 +119,12 @@ def _static(setup: Setup, name: str, workload: Workload, batch: int) -> Iterator
         front.close()
     generate = Generate(subject.reference)
     given = generate.inputs(prompts)
-    generate.answer(generate.inputs(prompts[:1]), 2)
-    seconds = timed(partial(generate.answer, given, workload.tokens), setup.device)
+
+    def answer() -> float:
+        generate.answer(generate.inputs(prompts[:1]), 2)
+        return timed(partial(generate.answer, given, workload.tokens), setup.device)
+
+    seconds = in_a_thread(answer, setup.threads)
     rate = batch / seconds
     least = subject.least(prompts[0], workload.tokens, batch).seconds(setup.card.machine)
     text = (
@@ -134,7 +138,7 @@ def _decode(setup: Setup, name: str, batches: tuple[int, ...]) -> Iterator[Line]
     subject = setup.subject(name, reference=FAMILIES[name] != "moondream")
     context, steps = (60, 8) if setup.is_tiny else (CONTEXT, STEPS)
     for rows in batches:
-        seconds = decode_step(subject.model, rows, context, steps)
+        seconds = in_a_thread(partial(decode_step, subject.model, rows, context, steps), setup.threads)
         share = subject.text.decode(rows, context + steps / 2).seconds(setup.card.machine) / seconds
         figures = {"rows": rows, "ms": 1000 * seconds, "of_limit": share}
         yield Line(f"{rows} rows: {1000 * seconds:.2f} ms a step, {share:.0%} of the memory's limit", figures)
