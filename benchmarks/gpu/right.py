@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +15,13 @@ import torch
 from benchmarks.engine.checkpoint import REFERENCES
 from benchmarks.gpu.answers import SEEDED, agree, ask_all, captions, mixed
 from benchmarks.gpu.drift import drift
+from benchmarks.gpu.pockets import load, pocket
 from benchmarks.gpu.results import Line, Part
 from benchmarks.gpu.setup import Setup
-from models import smolvlm
-from models.moondream import model as moondream
+from models.moondream.model import Moondream
 from models.options import LoadOptions
-from models.qwen2_5_vl import model as qwen2_5_vl
+from models.qwen2_5_vl.model import Qwen2_5_VL
 from models.registry import POCKET
-from raylens.engine.model import Model
 from raylens.types import Caption, SamplingParams
 from tests.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm
 from tests.pictures import random_pixels
@@ -31,11 +29,6 @@ from tests.unit.models import test_moondream as recorded
 from tests.unit.models import test_qwen2_5_vl, test_smolvlm
 from tests.unit.models.exactness import assert_as_alone, request, run_in_company
 
-LOADS: dict[str, Callable[[str, LoadOptions], Model]] = {
-    "moondream": moondream.load,
-    "qwen2_5_vl": qwen2_5_vl.load,
-    "smolvlm": smolvlm.load,
-}
 RANDOM: dict[str, Callable[..., Path]] = {"qwen2_5_vl": random_qwen2_5_vl, "smolvlm": random_smolvlm}
 BATCH, OTHER_BATCH = 16, 5
 """Answers on the device run in one company, and those that they are compared with in another."""
@@ -61,10 +54,6 @@ def parts(setup: Setup) -> Iterator[Part]:
         yield Part(f"{family}, bfloat16", partial(_bfloat16, setup, family))
 
 
-def pocket(family: str, device: str, **options: Any) -> Model:
-    return LOADS[family](str(POCKET / family), LoadOptions(device=device, **options))
-
-
 def _checkpoint(setup: Setup, family: str, weights: str) -> Path:
     """Folder of the ``pocket`` checkpoint, or of one of ``random`` weights, whose answers vary more."""
     folder = setup.folder / family
@@ -76,12 +65,12 @@ def _checkpoint(setup: Setup, family: str, weights: str) -> Path:
 def _company(setup: Setup, family: str, weights: str) -> Iterator[Line]:
     """Requests that come, go and are aborted, token for token what ``generate`` says to each alone."""
     folder = _checkpoint(setup, family, weights)
-    model = LOADS[family](str(folder), LoadOptions(device=setup.device))
+    model = load(family, folder, LoadOptions(device=setup.device))
     count = 12 if setup.is_tiny else 60
     made = run_in_company(model, random.Random(4), count, videos=family == "qwen2_5_vl")
     reference = REFERENCES[family].from_pretrained(folder, dtype=torch.float32).to(setup.device).eval()
     inputs = test_smolvlm.reference_inputs
-    if isinstance(model, qwen2_5_vl.Qwen2_5_VL):
+    if isinstance(model, Qwen2_5_VL):
         inputs = test_qwen2_5_vl.reference_inputs(model)
     ties = assert_as_alone(made, reference, inputs)
     tokens, aborted = sum(len(each.output_ids) for each in made), sum(each.aborted for each in made)
@@ -94,7 +83,8 @@ def _company(setup: Setup, family: str, weights: str) -> Iterator[Line]:
 def _recorded(setup: Setup, name: str) -> Iterator[Line]:
     """Features and answers that the reference implementation gave for the same noise as weights."""
     folder = random_moondream(setup.folder / name, MOONDREAMS[name])
-    model = moondream.load(str(folder), LoadOptions(device=setup.device))
+    model = load("moondream", folder, LoadOptions(device=setup.device))
+    assert isinstance(model, Moondream)
     farthest = 0.0
     for each in recorded.RECORDED[name]["features"]:
         prompt = model.prepare(request(Caption()), [random_pixels(*each["picture"])])
@@ -116,7 +106,7 @@ def _kinds(setup: Setup, family: str) -> Iterator[Line]:
     """Places, thoughts, schemas, penalties, seeds and logprobs, as the CPU's engine answers."""
     asked = mixed(family, 2 if setup.is_tiny else 8)
     said, expected = (
-        ask_all(pocket(family, device), asked, batch, setup.threads)
+        ask_all(pocket(family, device=device), asked, batch, setup.threads)
         for device, batch in ((setup.device, BATCH), ("cpu", OTHER_BATCH))
     )
     total: Counter[str] = Counter()
@@ -135,7 +125,7 @@ def _graphs(setup: Setup, family: str) -> Iterator[Line]:
     """Replayed decode steps say what plain ones do."""
     asked = captions(6 if setup.is_tiny else 24, SamplingParams(40, logprobs=0))
     said = [
-        ask_all(pocket(family, setup.device, cuda_graphs=graphs), asked, BATCH, setup.threads)
+        ask_all(pocket(family, device=setup.device, cuda_graphs=graphs), asked, BATCH, setup.threads)
         for graphs in (True, False)
     ]
     same = sum(agree(ours[0], theirs[0]) for ours, theirs in zip(*said, strict=True))
@@ -149,9 +139,9 @@ def _bfloat16(setup: Setup, family: str) -> Iterator[Line]:
     near."""
     drifts = {}
     for weights in ("pocket", "random") if family in RANDOM else ("pocket",):
-        checkpoint = str(_checkpoint(setup, family, weights))
+        folder = _checkpoint(setup, family, weights)
         exact, rough = (
-            LOADS[family](checkpoint, LoadOptions(device=setup.device, dtype=dtype))
+            load(family, folder, LoadOptions(device=setup.device, dtype=dtype))
             for dtype in (torch.float32, torch.bfloat16)
         )
         asked = captions(4 if setup.is_tiny else 24, SamplingParams(40, logprobs=exact.vocabulary))

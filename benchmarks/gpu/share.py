@@ -19,13 +19,11 @@ from benchmarks.engine.generate import Question
 from benchmarks.engine.load import drive
 from benchmarks.gpu.answers import agree, ask_all, mixed
 from benchmarks.gpu.loads import LIMITS
+from benchmarks.gpu.pockets import pocket
 from benchmarks.gpu.results import free
 from benchmarks.gpu.subjects import FAMILIES, Subject, build
 from benchmarks.photograph import photograph
 from models.memory import hold_to_share, kv_budget, share_bytes
-from models.options import LoadOptions
-from models.registry import POCKET
-from models.smolvlm import load
 from preprocessing.pipeline import run
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import Limits
@@ -117,10 +115,7 @@ def _compare(device: str, scale: str, report: Report) -> None:
     """Answers of a pocket model in the same share, and those of the CPU's engine."""
     asked = mixed("smolvlm", 1 if scale == "tiny" else 4)
     asked = [each for each in asked if each.sampling.temperature == 0]
-    ours, theirs = (
-        ask_all(load(str(POCKET / "smolvlm"), LoadOptions(device=where)), asked, 8, threads=1)
-        for where in (device, "cpu")
-    )
+    ours, theirs = (ask_all(pocket("smolvlm", device=where), asked, 8, threads=1) for where in (device, "cpu"))
     report.asked = len(asked)
     report.right = sum(agree(one, other) for (one,), (other,) in zip(ours, theirs, strict=True))
 
