@@ -36,6 +36,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=8.0, help="nothing begins once these have passed")
     parser.add_argument("--out", type=Path, default=Path("out"), help="the folder for results.json")
     given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU; --device cpu --scale tiny shows that everything runs")
     transformers.utils.logging.disable_progress_bar()
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(1)  # whoever computes with more says so

@@ -27,7 +27,7 @@ from raylens.types import Task, VisionRequest
 
 LIMITS = DecodeLimits(max_bytes=20 * 2**20, max_pixels=64_000_000, min_side=4, max_side=16_384)
 """The server's."""
-SECONDS, MOST_SECONDS = 6.0, 120.0
+SECONDS, MOST_SECONDS = 5.0, 120.0
 """That a load should take, and may take."""
 MOST = 640
 """Requests of a load."""

@@ -82,8 +82,10 @@ class Results:
             told.state = "done"
         except Exception as error:  # one failing check must not hide the others
             told.state, told.error = "failed", traceback.format_exc()
-            self._tell(told, f"FAILED: {type(error).__name__}: {_first_line(error)}")
+            self._tell(told, f"FAILED: {_in_short(error)}")
             print("\n".join(told.error.rstrip().splitlines()[-SHOWN:]), flush=True)
+        if told.state == "failed":
+            free()  # what the traceback has held
         told.seconds = time.monotonic() - started
         self._write()
 
@@ -129,5 +131,8 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:200]
+def _in_short(error: Exception) -> str:
+    """What is behind a group of errors, in a line."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

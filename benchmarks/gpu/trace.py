@@ -19,6 +19,7 @@ ATTENTION = {
     "math (softmax)": ("softmax",),
 }
 """Backends by what their kernels' names hold; the first that fits counts."""
+ON_CARD = ("kernel", "gpu_memcpy", "gpu_memset")
 WAITS = ("Synchronize", "cudaMemcpy")
 """Calls in which the host waits for the card: a copy from pageable memory does as well."""
 LAUNCHES = ("LaunchKernel", "GraphLaunch")
@@ -46,6 +47,11 @@ class Trace:
         told = json.loads(path.read_text(errors="replace"))["traceEvents"]
         return cls([_event(each) for each in told if each.get("ph") == "X" and "cat" in each])
 
+    def first(self, seconds: float) -> Trace:
+        """What began so soon: the profiler goes on for a while until it has stopped."""
+        until = min((event.start for event in self.events if event.kind in ON_CARD), default=0.0) + seconds
+        return Trace([event for event in self.events if event.start < until])
+
     def of(self, *kinds: str) -> list[Event]:
         return [event for event in self.events if event.kind in kinds]
 
@@ -55,7 +61,7 @@ class Trace:
 
     def busy(self) -> tuple[float, NDArray[np.float64]]:
         """How long the card worked, kernels and copies that overlap counted once, and the gaps between."""
-        work = sorted(self.of("kernel", "gpu_memcpy", "gpu_memset"), key=lambda event: event.start)
+        work = sorted(self.of(*ON_CARD), key=lambda event: event.start)
         if not work:
             return 0.0, np.zeros(0)
         starts = np.array([event.start for event in work])
