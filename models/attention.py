@@ -6,7 +6,7 @@ heads, head size) and new keys and values (tokens, 2, key heads, head size); it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -39,6 +39,9 @@ class Prefill:
         ends = list(accumulate(len(part.token_ids) for part in parts))
         self.places = [slice(end - len(part.token_ids), end) for part, end in zip(parts, ends, strict=True)]
         self.rows: Sequence[KVRows] = ()
+
+    def _each(self) -> Iterator[tuple[Part, slice]]:
+        return zip(self.parts, self.places, strict=True)
 
     def over(self, rows: Sequence[KVRows]) -> CacheAttention:
         """The same with rows where they are now: the cache moves them between slices."""
@@ -132,7 +135,7 @@ class PackedPrefill(Prefill):
         if any(part.whole for part in parts):
             # A part without such tokens is all tail: what the first call makes of it is overwritten.
             self._whole = upload([max(1, part.whole) for part in parts], shape.device).int()
-            tails = [range(place.start + part.whole, place.stop) for part, place in zip(parts, self.places, strict=True)]
+            tails = [range(place.start + part.whole, place.stop) for part, place in self._each()]
             self._tail = _Tail(
                 upload([token for tail in tails for token in tail], shape.device),
                 Spans.of([len(tail) for tail in tails], shape.device),
@@ -169,7 +172,7 @@ class Batch:
 
 
 class Decode:
-    """One new token in each of some rows. Asks nothing but its tensors: a CUDA graph does it again without this code."""
+    """One new token in each of some rows. Asks nothing but its tensors: a CUDA graph does it again without the code."""
 
     def __init__(self, shape: KVShape, heads: int, batches: Sequence[Batch], lengths: Tensor) -> None:
         self._kv_heads, self._shared = shape.heads, heads // shape.heads

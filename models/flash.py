@@ -43,8 +43,9 @@ def flash(
     """Attention of queries (tokens, heads, head size) to keys and values (tokens, key heads, head size) of the same
     sequence. ``used``, int32 (sequences,): how many of a sequence's keys count. ``causal``: the last query sees all of
     these, and each before it one less."""
+    lengths = queries.longest, keys.longest
     out: Tensor = torch.ops.aten._flash_attention_forward(
-        query, key, value, queries.starts, keys.starts, queries.longest, keys.longest, 0.0, causal, False, seqused_k=used
+        query, key, value, queries.starts, keys.starts, *lengths, 0.0, causal, False, seqused_k=used
     )[0]
     return out
 

@@ -130,7 +130,7 @@ class ModelConfig(Frozen):
     """Tiles that the vision tower encodes at a time; running answers wait for about half of their time where a new one
     enters. Unset takes 1 on a CPU, and 64 on a GPU."""
     max_prefill_tokens: Annotated[int, Field(ge=16, le=65_536)] | None = None
-    """Tokens of prompts that are read at a time. Unset takes 128 on a CPU; on a GPU 4096, of several prompts together."""
+    """Tokens of prompts that are read at a time. Unset takes 128 on a CPU, and 4096 on a GPU, of several prompts."""
     max_stall_s: Annotated[float, Field(ge=0, le=10)] = 0.03
     """How long running answers may wait while small pieces of new ones are read; one piece is always read."""
     kv_cache: ByteSize | None = None

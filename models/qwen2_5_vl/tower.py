@@ -79,7 +79,8 @@ class Tower:
         windows: list[tuple[int, int]] = []
         for grid in grids:
             first = sum(map(len, orders))
-            order, sizes = window_order(grid.frames, grid.rows // self._merge, grid.columns // self._merge, self._window)
+            rows, columns = grid.rows // self._merge, grid.columns // self._merge
+            order, sizes = window_order(grid.frames, rows, columns, self._window)
             orders.append(first + order)
             windows += [(count, size * self._merge**2) for count, size in sizes]
         frames = [(grid.frames, grid.rows * grid.columns) for grid in grids]

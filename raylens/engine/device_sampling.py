@@ -97,9 +97,9 @@ class DeviceChooser:
         places = upload([slots[row] for row in penalized], self._device)
         params = [samplers[row].params for row in penalized]
         repetition, presence, frequency = upload(
-            np.array(
-                [[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params], np.float32
-            ).T[:, :, None],
+            np.array([[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params], np.float32).T[
+                :, :, None
+            ],
             self._device,
         )
         counts, taken = self._seen.counts[places], scores[rows]
@@ -127,8 +127,8 @@ class DeviceChooser:
 def _draw(scores: Tensor, samplers: Sequence[Sampler], best: Tensor) -> Tensor:
     """Draws a token for every row, (rows,): the inverse of the cumulated weights, in the order of the ids, at one
     uniform number each. ``best``: the rows' most likely tokens, (rows,)."""
-    numbers = upload(np.array([_numbers(sampler, scores.shape[1]) for sampler in samplers]).T[:, :, None], scores.device)
-    temperature, top_k, top_p, min_p, uniform = numbers
+    numbers = np.array([_numbers(sampler, scores.shape[1]) for sampler in samplers])
+    temperature, top_k, top_p, min_p, uniform = upload(numbers.T[:, :, None], scores.device)
     weights = ((scores.double() - scores.gather(1, best[:, None])) / temperature).exp()
     cuts = [row for row, s in enumerate(samplers) if s.params.top_p < 1 or s.params.top_k > 0]
     if cuts:
@@ -148,9 +148,9 @@ def _numbers(sampler: Sampler, vocabulary: int) -> tuple[float, float, float, fl
 
 
 def _cut(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """The weights (rows, vocabulary) with zeros for all but the ``top_k`` largest of a row, and of these the fewest that
-    reach ``top_p`` of their sum; at least one."""
-    ordered, ids = weights.sort(-1, descending=True, stable=True)
+    """The weights (rows, vocabulary) with zeros for all but the ``top_k`` largest of a row, and of these the fewest
+    that reach ``top_p`` of their sum; at least one."""
+    ordered, ids = weights.sort(stable=True, descending=True)
     rank = torch.arange(weights.shape[1], device=weights.device)
     ordered = torch.where(rank < top_k, ordered, 0)
     before = ordered.cumsum(-1) - ordered

@@ -20,9 +20,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from raylens.engine.device_sampling import DeviceChooser
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import MIB, Limits
-from raylens.engine.device_sampling import DeviceChooser
 from raylens.engine.logprobs import measure, told
 from raylens.engine.metrics import Gauges, Metrics
 from raylens.engine.model import NOTHING, Course, Model, Prompt, Scores
@@ -96,9 +96,9 @@ class Engine:
         self._decoded_at: float | None = None
         self._tokens = torch.zeros(limits.max_batch_size + 1, dtype=torch.int64, device=model.device)
         """Each slot's newest token; the last slot is nobody's."""
-        on_gpu = self._tokens.is_cuda
+        on_host = self._tokens.device.type == "cpu"
         self._chooser = (
-            DeviceChooser(limits.max_batch_size, model.vocabulary, model.device) if on_gpu else HostChooser()
+            HostChooser() if on_host else DeviceChooser(limits.max_batch_size, model.vocabulary, model.device)
         )
         self._unseen: list[Chosen] = []
         """What was launched, and the host has not looked at."""
@@ -132,6 +132,7 @@ class Engine:
                 cost,
             )
 
+    @torch.inference_mode()
     def step(self) -> list[Output]:
         """A decode step for all that run, then slices of what enters."""
         outputs = self._drop_dead()
@@ -177,9 +178,7 @@ class Engine:
         slots = [s.slot if self._goes_on(s) else self.limits.max_batch_size for s in order]
         positions = [s.next_position if self._goes_on(s) else 0 for s in order]
         rows = [rows for _, rows in groups]
-        scores = _attempt(
-            lambda: self.model.decode(self._tokens[self._upload(slots)], positions, rows).rows(running)
-        )
+        scores = _attempt(lambda: self.model.decode(self._tokens[self._upload(slots)], positions, rows).rows(running))
         if isinstance(scores, Exception):
             logger.warning("a batch of %d failed and is done again row by row: %r", len(running), scores)
             self._reader.forget()

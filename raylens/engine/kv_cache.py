@@ -45,8 +45,8 @@ class Arena(Generic[Holder]):
             self._layers[index] = resized
 
     def _zeros(self, rows: int) -> Tensor:
-        """(2, rows, heads, capacity, head size). Zeros: attention multiplies what it masks by nothing, and nothing times
-        a stray NaN is NaN. On a GPU the heads of a token lie together, as flash attention reads them."""
+        """(2, rows, heads, capacity, head size). Zeros: attention multiplies what it masks by nothing, and nothing
+        times a stray NaN is NaN. On a GPU the heads of a token lie together, as flash attention reads them."""
         shape, device = self._shape, torch.device(self._shape.device)
         if device.type == "cuda":
             size = (2, rows, self.capacity, shape.heads, shape.head_dim)

@@ -47,9 +47,7 @@ def measure(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor,
     return torch.from_numpy(chosen[:, 0]), torch.from_numpy(best_ones), torch.from_numpy(found)
 
 
-def told(
-    token_id: int, logprob: float, top: Sequence[float], ids: Sequence[int], tokenizer: Tokenizer
-) -> TokenLogprob:
+def told(token_id: int, logprob: float, top: Sequence[float], ids: Sequence[int], tokenizer: Tokenizer) -> TokenLogprob:
     """What ``measure`` found, as it is told."""
     alternatives = tuple(_told(i, value, tokenizer) for i, value in zip(ids, top, strict=True))
     return _told(token_id, logprob, tokenizer, alternatives)

@@ -27,9 +27,9 @@ class Fetch:
 
     def __init__(self, *tensors: Tensor) -> None:
         self._copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-        self._arrived: torch.cuda.Event | None = None
+        self._arrived: torch.Event | None = None
         if any(tensor.is_cuda for tensor in tensors):
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.Event("cuda")
             self._arrived.record()
 
     def wait(self) -> list[Tensor]:

@@ -293,7 +293,7 @@ def test_a_batch_that_fails_goes_on_row_by_row(load, monkeypatch: pytest.MonkeyP
 def test_ids_of_places_and_thoughts_are_below_zero_and_tell_them_apart() -> None:
     region = MOONDREAMS["2b"].region
     ids = Ids(region)
-    coordinates = [ids.coordinate(bin) for bin in (0, 63)]
+    coordinates = ids.coordinate(torch.tensor([0, 63])).tolist()
     sizes = ids.size(torch.tensor([(0, 0), (63, 63), (5, 60)])).tolist()
     thoughts = [ids.thought(token) for token in (0, 299)]
     numbers = torch.tensor([7, *coordinates, *sizes, *thoughts])
