@@ -40,8 +40,10 @@ class Transfers(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (kwargs or {})
-        name, tensor = func._schema.name.removeprefix("aten::"), given.get("self")
+        names = [argument.name for argument in func._schema.arguments]
+        given: dict[str, Any] = dict(zip(names, args, strict=False)) | (kwargs or {})
+        name = func._schema.name.removeprefix("aten::")
+        tensor: Any = given.get("self")
         if name in ASKS and tensor.is_meta:
             self.waits.append(name)
         if name in ("to", "_to_copy") and tensor.is_meta and given.get("device") == torch.device("cpu"):
