@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from models import llama
@@ -43,12 +44,14 @@ class ChatModel:
         self.max_length = int(model.config.text_config.max_position_embeddings)
         self.kv_shape = self._decoder.kv_shape
 
-    def prefill(self, part: Part, row: Callable[[], KVRows], tokens: int) -> Generator[None, None, Scores]:
+    def prefill(
+        self, parts: Sequence[Part], rows: Callable[[], Sequence[KVRows]], tokens: int
+    ) -> Generator[None, None, Scores]:
         """Implements :meth:`raylens.engine.model.Model.prefill`."""
-        return self._decoder.prefill(part, row, tokens)
+        return self._decoder.prefill(parts, rows, tokens)
 
     @torch.inference_mode()
-    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
+    def decode(self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
         """Implements :meth:`raylens.engine.model.Model.decode`."""
         return self._decoder.decode(token_ids, positions, groups)
 

@@ -79,10 +79,18 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
 
     def __call__(self, step: Step, given: Sequence[Tensor]) -> Captured:
+        # torch.cuda.graph would first empty the allocator's cache, which running requests then fill anew.
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile; that is no error of this one's.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = step(*given)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            # Other threads may allocate meanwhile; that is no error of this one's.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                output = step(*given)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self._stream)
         return Captured(given, output, graph.replay)

@@ -67,9 +67,15 @@ def turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def normalized(pixels: Tensor, scale: float, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Pixels (…, channels, height, width) of 0 to 255 as the image processors of transformers give them, float32."""
-    shape = (-1, 1, 1)
-    average, spread = (torch.tensor(values, device=pixels.device).view(shape) for values in (mean, std))
+    average, spread = _normal(pixels.device, tuple(mean), tuple(std))
     return (pixels.float() * scale - average) / spread
+
+
+@cache
+def _normal(device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Of each channel (channels, 1, 1)."""
+    average, spread = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+    return average, spread
 
 
 def by_rows(layers: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, states: Tensor) -> None:

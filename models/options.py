@@ -12,6 +12,8 @@ SLICE = 6144
 """Patches times layers of a vision tower that are worked out between two decode steps, for each of ``tiles_per_step``:
 half of a tile of SmolVLM2's."""
 
+GPU_TILES = 64
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -20,8 +22,9 @@ class LoadOptions:
     """Of the tokenizer, where a family's lies in a repository of its own."""
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
-    tiles_per_step: int = 1
-    """Tiles that a vision tower of tiles encodes together; for every tower, how large a slice is."""
+    tiles_per_step: int | None = None
+    """Tiles that a vision tower of tiles encodes together; for every tower, how large a slice is. None is set by the
+    device."""
     quantize: Quantize | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -30,6 +33,17 @@ class LoadOptions:
     """Replays decode steps as CUDA graphs, where the device is CUDA."""
     consume: bool = False
     """Gives up the modules' own weights as they are packed; else a model is held twice while it is loaded."""
+
+    @property
+    def tiles(self) -> int:
+        """``tiles_per_step``, on this device."""
+        by_device = GPU_TILES if self.device.startswith("cuda") else 1
+        return self.tiles_per_step or by_device
+
+    @property
+    def slice(self) -> int:
+        """Patches times layers of a vision tower that are worked out between two decode steps."""
+        return SLICE * self.tiles
 
 
 DEFAULTS = LoadOptions()

@@ -27,9 +27,10 @@ from models.chat import check_length, image_parts, messages_of, picture_key, pic
 from models.chat_model import ChatModel
 from models.linear import Packer
 from models.operations import normalized
-from models.options import DEFAULTS, SLICE, LoadOptions
+from models.options import DEFAULTS, LoadOptions
 from models.siglip import Encoder, Layer
 from raylens.engine.model import PictureInput, Pixels, Prompt
+from raylens.engine.transfer import upload
 from raylens.types import Caption, Chat, Detail, Query, VisionRequest
 
 TASKS = frozenset({Caption.name, Query.name, Chat.name})
@@ -73,7 +74,7 @@ class SmolVLM(ChatModel):
         super().__init__(model, model.model.text_model, tokenizer, options, DEFAULT_CHAT_TEMPLATE)
         config = model.config
         self._image_processor = image_processor
-        self._tiles_per_step = options.tiles_per_step
+        self._tiles_per_step, self._work = options.tiles, options.slice
         side = config.vision_config.image_size // config.vision_config.patch_size
         self._tokens_per_tile = (side // config.scale_factor) ** 2
         self._tile = int(image_processor.max_image_size["longest_edge"])
@@ -111,8 +112,8 @@ class SmolVLM(ChatModel):
             if start:
                 yield
             tiles = np.stack([picture.data for picture in pictures[start : start + self._tiles_per_step]])
-            pixels = normalized(torch.from_numpy(tiles).to(self.device), *self.normal).to(self.kv_shape.dtype)
-            encoded = yield from self._tower.slices(pixels, SLICE * self._tiles_per_step)
+            pixels = normalized(upload(tiles, self.device), *self.normal).to(self.kv_shape.dtype)
+            encoded = yield from self._tower.slices(pixels, self._work)
             # Copies: a part of a tensor would keep the whole of it alive, for as long as one tile is kept.
             features += [tile.clone() for tile in encoded]
         return features

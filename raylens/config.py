@@ -126,11 +126,11 @@ class ModelConfig(Frozen):
     """Sequences that run together; ``batch_size`` is another name for it."""
     max_waiting: Annotated[int, Field(ge=0, le=4096)] = 24
     """Sequences that may wait in a replica; one more is refused as overloaded."""
-    max_tiles_per_step: PositiveInt = 1
+    max_tiles_per_step: PositiveInt | None = None
     """Tiles that the vision tower encodes at a time; running answers wait for about half of their time where a new one
-    enters. 1 suits a CPU, a GPU wants more."""
-    max_prefill_tokens: Annotated[int, Field(ge=16, le=65_536)] = 128
-    """Tokens of a prompt that are read at a time."""
+    enters. Unset takes 1 on a CPU, and 64 on a GPU."""
+    max_prefill_tokens: Annotated[int, Field(ge=16, le=65_536)] | None = None
+    """Tokens of prompts that are read at a time. Unset takes 128 on a CPU, and 4096 on a GPU, of several prompts."""
     max_stall_s: Annotated[float, Field(ge=0, le=10)] = 0.03
     """How long running answers may wait while small pieces of new ones are read; one piece is always read."""
     kv_cache: ByteSize | None = None

@@ -34,7 +34,7 @@ T = TypeVar("T")
 QUESTION = "Describe this image."
 KV_BYTES = 3 * 2**30
 HOUR = 3600.0
-DEFAULT_TILES_PER_STEP = DEFAULTS.tiles_per_step
+DEFAULT_TILES_PER_STEP = DEFAULTS.tiles
 
 
 @dataclass(frozen=True)

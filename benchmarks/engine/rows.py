@@ -8,6 +8,7 @@ from functools import partial
 from statistics import median
 
 import httpx
+import torch
 
 from benchmarks.engine.baselines import BATCH, alone, static_batches
 from benchmarks.engine.bench import Bench, EngineClient, pixels_of
@@ -210,7 +211,8 @@ def _decode_step(bench: Bench, rows: int) -> float:
     times = []
     for step in range(STEPS):
         groups = [held for _, held in cache.groups()]
-        times.append(timed(partial(model.decode, [1] * rows, [CONTEXT + step] * rows, groups), bench.options.device))
+        tokens = torch.ones(rows, dtype=torch.int64, device=model.device)
+        times.append(timed(partial(model.decode, tokens, [CONTEXT + step] * rows, groups), bench.options.device))
         for row in range(rows):
             cache.advance(row)
     return median(times)

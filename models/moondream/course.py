@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.moondream.config import RegionConfig, TokenizerConfig
 from models.moondream.region import RegionHead
-from raylens.engine.model import Progress, Scores
+from raylens.engine.model import NOTHING, Progress, Scores
+from raylens.engine.transfer import upload
 
 
 class Kind(Enum):
@@ -44,11 +45,12 @@ class Ids:
         self._coordinates, self._bins = config.coord_out_dim, config.size_bins
         self._thoughts = self._coordinates + self._bins**2
 
-    def coordinate(self, bin: int) -> int:
-        return -1 - bin
+    def coordinate(self, bins: Tensor) -> Tensor:
+        return -1 - bins
 
-    def size(self, bins: tuple[int, int]) -> int:
-        width, height = bins
+    def size(self, bins: Tensor) -> Tensor:
+        """Of the bins of width and height (sizes, 2)."""
+        width, height = bins.unbind(-1)
         return -1 - (self._coordinates + width * self._bins + height)
 
     def thought(self, token: int) -> int:
@@ -108,56 +110,68 @@ class MoondreamCourse:
         shut = [(row, token) for row, answer in enumerate(answers) for token in self._shut(answer)]
         if not shut:
             return logits
-        rows, tokens = torch.tensor(shut, device=logits.device).T
-        return logits.index_put((rows, tokens), logits.new_tensor(-torch.inf))
+        rows, tokens = upload(np.array(shut).T, logits.device)
+        return logits.index_put((rows, tokens), logits.new_full((), -torch.inf))
 
     def _shut(self, answer: Progress) -> tuple[int, ...]:
         plan: Plan = answer.prompt.plan
-        if plan.kind not in (Kind.TEXT, Kind.THOUGHTS) or not answer.output_ids:
+        if plan.kind not in (Kind.TEXT, Kind.THOUGHTS) or not answer.chosen:
             return ()
         if plan.kind is Kind.THOUGHTS and self._thinks(answer):
             return self._config.eos_id, self._config.size_id
         return (self._config.answer_id,) if self._spoken(answer) else ()
 
-    def settle(
-        self, chosen: Sequence[int | Exception], scores: Scores, answers: Sequence[Progress]
-    ) -> list[int | Exception | None]:
+    @torch.inference_mode()
+    def settle(self, chosen: Tensor, scores: Scores, answers: Sequence[Progress]) -> Tensor:
         """Implements :meth:`raylens.engine.model.Course.settle`."""
-        settled: list[Any] = [
-            token if isinstance(token, Exception) else self._next(token, answer)
-            for token, answer in zip(chosen, answers, strict=True)
-        ]
-        coordinates = [row for row, number in enumerate(settled) if number is _COORDINATE]
-        sizes = [row for row, number in enumerate(settled) if number is _SIZE]
-        with torch.inference_mode():
-            if coordinates:
-                for row, bin in zip(coordinates, self._head.coordinates(scores.states[coordinates]), strict=True):
-                    settled[row] = self._ids.coordinate(bin)
-            if sizes:
-                for row, bins in zip(sizes, self._head.sizes(scores.states[sizes]), strict=True):
-                    settled[row] = self._ids.size(bins)
+        kinds = [answer.prompt.plan.kind for answer in answers]
+        if all(kind is Kind.TEXT for kind in kinds):
+            return chosen
+        settled, places = chosen.clone(), [self._place(answer) for answer in answers]
+        if any(kind is Kind.THOUGHTS for kind in kinds):
+            tokens = chosen.tolist()
+            thoughts = [row for row, kind in enumerate(kinds) if kind is Kind.THOUGHTS]
+            told = [self._next_thought(tokens[row], answers[row]) for row in thoughts]
+            for row, number in zip(thoughts, told, strict=True):
+                places[row] = _Place.COORDINATE if number is None else None
+            settled[upload(thoughts, chosen.device)] = upload([number or 0 for number in told], chosen.device)
+        self._read_places(settled, places, scores.states)
         return settled
 
-    def _next(self, token: int, answer: Progress) -> int | _Place | None:
+    def _place(self, answer: Progress) -> _Place | None:
+        """What is to be read from the row's state, if the answer is a list of objects."""
         plan: Plan = answer.prompt.plan
-        if plan.kind is Kind.THOUGHTS:
-            return self._next_thought(token, answer, plan)
-        if plan.kind is Kind.TEXT:
-            return token
-        numbers = 3 if plan.kind is Kind.BOXES else 2
-        told, within = divmod(len(answer.output_ids), numbers)
-        if within == 2:
-            return _SIZE
-        ends = within == 0 and (told == plan.most or token == self._config.eos_id)
-        return self._config.eos_id if ends else _COORDINATE
+        if plan.kind not in (Kind.BOXES, Kind.POINTS):
+            return None
+        told, within = divmod(answer.chosen, 3 if plan.kind is Kind.BOXES else 2)
+        if within:
+            return _Place.SIZE if within == 2 else _Place.COORDINATE
+        return _Place.END if told == plan.most else _Place.COORDINATE_OR_END
 
-    def _next_thought(self, token: int, answer: Progress, plan: Plan) -> int | _Place | None:
+    def _read_places(self, settled: Tensor, places: Sequence[_Place | None], states: Tensor) -> None:
+        """Puts coordinates, sizes and ends in the place of the tokens that were chosen."""
+        end = self._config.eos_id
+        rows = {place: [row for row, each in enumerate(places) if each is place] for place in _Place}
+        if rows[_Place.END]:
+            settled[upload(rows[_Place.END], settled.device)] = end
+        if either := rows[_Place.COORDINATE] + rows[_Place.COORDINATE_OR_END]:
+            index = upload(either, settled.device)
+            may_end = upload([int(places[row] is _Place.COORDINATE_OR_END) for row in either], settled.device).bool()
+            numbers = self._ids.coordinate(self._head.coordinates(states[index]))
+            settled[index] = torch.where(may_end & (settled[index] == end), end, numbers)
+        if rows[_Place.SIZE]:
+            index = upload(rows[_Place.SIZE], settled.device)
+            settled[index] = self._ids.size(self._head.sizes(states[index]))
+
+    def _next_thought(self, token: int, answer: Progress) -> int | None:
+        """The number that follows, if a sampler has chosen this token; None if it is a coordinate."""
+        plan: Plan = answer.prompt.plan
         if not self._thinks(answer):
             full = self._spoken(answer) == plan.most and token != self._config.eos_id
-            return None if full else token
-        if len(answer.output_ids) == plan.most:
+            return NOTHING if full else token
+        if answer.chosen == plan.most:
             token = self._config.answer_id
-        return _COORDINATE if token == self._config.coord_id else self._ids.thought(token)
+        return None if token == self._config.coord_id else self._ids.thought(token)
 
     def _thinks(self, answer: Progress) -> bool:
         return self._ids.thought(self._config.answer_id) not in answer.output_ids
@@ -165,15 +179,15 @@ class MoondreamCourse:
     def _spoken(self, answer: Progress) -> int:
         """Tokens of text so far."""
         if answer.prompt.plan.kind is Kind.TEXT:
-            return len(answer.output_ids)
+            return answer.chosen
         return len(answer.output_ids) - 1 - answer.output_ids.index(self._ids.thought(self._config.answer_id))
 
 
 class _Place(Enum):
-    """What is yet to be read from the row's state."""
+    """What is yet to be read from a row's state."""
 
     COORDINATE = auto()
+    COORDINATE_OR_END = auto()
+    """The end of the list, if that is the token that was chosen."""
     SIZE = auto()
-
-
-_COORDINATE, _SIZE = _Place.COORDINATE, _Place.SIZE
+    END = auto()

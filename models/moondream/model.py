@@ -23,7 +23,7 @@ from models.moondream.region import RegionHead
 from models.moondream.text import parts
 from models.moondream.vision import Vision
 from models.moondream.weights import Wanted, Weights
-from models.options import DEFAULTS, SLICE, LoadOptions
+from models.options import DEFAULTS, LoadOptions
 from raylens.engine.model import Course, KVRows, Part, PictureInput, Pixels, Prompt, Scores
 from raylens.errors import UnsupportedTask
 from raylens.types import (
@@ -95,8 +95,8 @@ class Moondream:
         self.vocabulary = config.text.vocab_size
         self.max_length = config.text.max_context
         self._ids = Ids(config.region)
-        self._work = SLICE * options.tiles_per_step
-        self._vision = Vision(config.vision, weights, options.tiles_per_step)
+        self._work = options.slice
+        self._vision = Vision(config.vision, weights, options.tiles)
         self._regions = RegionHead(config.region, weights)
         self.course: Course | None = MoondreamCourse(config.tokenizer, self._ids, self._regions)
         tokens = weights.tensor("text.wte", config.text.vocab_size, config.text.dim)
@@ -130,27 +130,27 @@ class Moondream:
             room_field="max_objects" if finds else "max_tokens",
             greedy=finds,
             plan=plan,
+            depends_on_tokens=plan.kind is Kind.THOUGHTS,
         )
 
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
         """Implements :meth:`raylens.engine.model.Model.encode`."""
-        features: list[Tensor] = []
-        for picture in pictures:
-            if features:
-                yield
-            if isinstance(picture.data, Crops):
-                features.append((yield from self._vision.slices(picture.data, self._work)))
-            else:
-                with torch.inference_mode():
-                    features.append(self._regions.place_states(picture.data))
-        return features
+        crops = [picture.data for picture in pictures if isinstance(picture.data, Crops)]
+        seen = iter((yield from self._vision.slices(crops, self._work)) if crops else ())
+        with torch.inference_mode():
+            return [
+                next(seen) if isinstance(picture.data, Crops) else self._regions.place_states(picture.data)
+                for picture in pictures
+            ]
 
-    def prefill(self, part: Part, row: Callable[[], KVRows], tokens: int) -> Generator[None, None, Scores]:
+    def prefill(
+        self, parts: Sequence[Part], rows: Callable[[], Sequence[KVRows]], tokens: int
+    ) -> Generator[None, None, Scores]:
         """Implements :meth:`raylens.engine.model.Model.prefill`."""
-        return self._decoder.prefill(part, row, tokens)
+        return self._decoder.prefill(parts, rows, tokens)
 
     @torch.inference_mode()
-    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
+    def decode(self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
         """Implements :meth:`raylens.engine.model.Model.decode`."""
         return self._decoder.decode(token_ids, positions, groups)
 

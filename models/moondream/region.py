@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.linear import Linear
 from models.moondream.config import RegionConfig
 from models.moondream.weights import Weights
+from raylens.engine.transfer import upload
 from raylens.types import Location, Region
 
 OCTAVES = 10.0
@@ -45,27 +47,25 @@ class RegionHead:
 
     def place_states(self, places: Sequence[Location | Region]) -> Tensor:
         """Each place as the text model reads it: its middle's coordinates, and a region's size (states, hidden)."""
-        device = self._coordinate_waves.device
+        waves = self._coordinate_waves
         states = []
         for place in places:
             if isinstance(place, Location):
-                states.append(self.coordinate_states(torch.tensor([place.x, place.y], device=device)))
+                states.append(self.coordinate_states(_values([place.x, place.y], waves)))
             else:
                 middle = [(place.x_min + place.x_max) / 2, (place.y_min + place.y_max) / 2]
                 size = [[place.x_max - place.x_min, place.y_max - place.y_min]]
-                states.append(self.coordinate_states(torch.tensor(middle, device=device)))
-                states.append(self.size_states(torch.tensor(size, device=device)))
+                states.append(self.coordinate_states(_values(middle, waves)))
+                states.append(self.size_states(_values(size, waves)))
         return torch.cat(states)
 
-    def coordinates(self, states: Tensor) -> list[int]:
-        """The bins that states (rows, hidden) of the text model say."""
-        bins: list[int] = self._said(self._coordinate_decoder, states).argmax(-1).tolist()
-        return bins
+    def coordinates(self, states: Tensor) -> Tensor:
+        """The bins (rows,) that states (rows, hidden) of the text model say."""
+        return self._said(self._coordinate_decoder, states).argmax(-1)
 
-    def sizes(self, states: Tensor) -> list[tuple[int, int]]:
-        """The bins of width and height that states (rows, hidden) of the text model say."""
-        bins = self._said(self._size_decoder, states).unflatten(-1, (2, -1)).argmax(-1)
-        return [(int(width), int(height)) for width, height in bins.tolist()]
+    def sizes(self, states: Tensor) -> Tensor:
+        """The bins of width and height (rows, 2) that states (rows, hidden) of the text model say."""
+        return self._said(self._size_decoder, states).unflatten(-1, (2, -1)).argmax(-1)
 
     def coordinates_of(self, bins: Tensor) -> Tensor:
         return bins / self._config.coord_out_dim
@@ -83,6 +83,10 @@ def _decoder(name: str, dim: int, inner: int, outputs: int, weights: Weights) ->
         weights.linear(f"{name}.fc1", dim, inner, "gelu"),
         weights.linear(f"{name}.fc2", inner, outputs),
     )
+
+
+def _values(values: Sequence[float] | Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    return upload(np.array(values, np.float32), like.device)
 
 
 def _waves(values: Tensor, waves: Tensor) -> Tensor:

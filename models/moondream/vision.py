@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,6 +15,7 @@ from models.moondream.crops import Crops, stitch
 from models.moondream.weights import Weights
 from models.operations import normalized
 from models.siglip import Encoder, Layer
+from raylens.engine.transfer import upload
 
 
 class Vision:
@@ -34,21 +37,24 @@ class Vision:
         self._expand = weights.linear("vision.proj_mlp.fc1", 2 * dim, config.proj_inner_dim, "gelu")
         self._contract = weights.linear("vision.proj_mlp.fc2", config.proj_inner_dim, config.proj_out_dim)
 
-    def slices(self, crops: Crops, work: int) -> Generator[None, None, Tensor]:
-        """Image tokens (tokens, hidden), ``work`` patches times layers at a time."""
+    def slices(self, pictures: Sequence[Crops], work: int) -> Generator[None, None, list[Tensor]]:
+        """Image tokens (tokens, hidden) of each picture, ``work`` patches times layers at a time. Crops of several
+        pictures are encoded together."""
+        crops = np.concatenate([picture.pixels for picture in pictures])
         parts = []
-        for start in range(0, len(crops.pixels), self._crops_per_step):
+        for start in range(0, len(crops), self._crops_per_step):
             if start:
                 yield
-            pixels = crops.pixels[start : start + self._crops_per_step]
-            parts.append((yield from self._encoder.slices(self._pixels(torch.from_numpy(pixels)), work)))
+            pixels = self._pixels(crops[start : start + self._crops_per_step])
+            parts.append((yield from self._encoder.slices(pixels, work)))
         with torch.inference_mode():
-            return self._projected(torch.cat(parts), crops.tiling)
+            states = torch.cat(parts).split([len(picture.pixels) for picture in pictures])
+            return [self._projected(*picture) for picture in zip(states, [p.tiling for p in pictures], strict=True)]
 
-    def _pixels(self, pixels: Tensor) -> Tensor:
+    def _pixels(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Of 0 to 255, as the encoder reads them: (crops, channels, side, side) of −1 to 1."""
         places = self._encoder.places
-        channels_first = pixels.to(places.device).permute(0, 3, 1, 2)
+        channels_first = upload(pixels, places.device).permute(0, 3, 1, 2)
         return normalized(channels_first, 1 / 255, (0.5,) * 3, (0.5,) * 3).to(places.dtype)
 
     def _projected(self, states: Tensor, tiling: tuple[int, int]) -> Tensor:

@@ -6,12 +6,11 @@ the checkpoints were trained to write them, JSON in pixels of the resized pictur
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -26,10 +25,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from models.chat import check_length, messages_of, picture_key, picture_part, visual_parts
 from models.chat_model import ChatModel
 from models.operations import normalized
-from models.options import DEFAULTS, SLICE, LoadOptions
+from models.options import DEFAULTS, LoadOptions
 from models.qwen2_5_vl.grounding import locations, regions
 from models.qwen2_5_vl.tower import Grid, Tower
 from raylens.engine.model import PictureInput, Pixels, Prompt
+from raylens.engine.transfer import upload
 from raylens.errors import InvalidRequest
 from raylens.types import (
     Caption,
@@ -106,7 +106,8 @@ class Qwen2_5_VL(ChatModel):
         self._max_pixels = options.max_pixels or int(image_processor.size["longest_edge"])
         self.image_id, self._video_id = int(config.image_token_id), int(config.video_token_id)
         self._positions_per_second = int(config.vision_config.tokens_per_second)
-        self._work = SLICE * options.tiles_per_step
+        self._work = options.slice
+        self._most_patches = self._work // 8 if options.device.startswith("cuda") else 0
         self._tower = Tower(model.model.visual, self._packer)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
@@ -134,17 +135,33 @@ class Qwen2_5_VL(ChatModel):
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
         """Implements :meth:`raylens.engine.model.Model.encode`."""
         features: list[Tensor] = []
-        for picture in pictures:
+        for together in self._batches(pictures):
             if features:
                 yield
-            pixels = self.normalized(picture.data).to(self.kv_shape.dtype)
-            features.append((yield from self._tower.slices(pixels, picture.data.grid, self._work)))
+            values = np.concatenate([picture.data.values for picture in together])
+            pixels = self._normalized(values).to(self.kv_shape.dtype)
+            features += yield from self._tower.slices(pixels, [picture.data.grid for picture in together], self._work)
         return features
+
+    def _batches(self, pictures: Sequence[PictureInput]) -> Iterator[list[PictureInput]]:
+        """Pictures that are encoded together: on a CPU one, elsewhere as many as make a slice of some layers."""
+        batch: list[PictureInput] = []
+        patches = 0
+        for picture in pictures:
+            patches += picture.data.grid.patches
+            if batch and patches > self._most_patches:
+                yield batch
+                batch, patches = [], picture.data.grid.patches
+            batch.append(picture)
+        yield batch
 
     def normalized(self, patches: Patches) -> Tensor:
         """Patches as the stock processor gives them: float32 (patches, values), on the model's device."""
+        return self._normalized(patches.values)
+
+    def _normalized(self, patches: NDArray[np.uint8]) -> Tensor:
         processor = self._image_processor
-        values = torch.from_numpy(patches.values).to(self.device).view(len(patches.values), 3, -1, 1)
+        values = upload(patches, self.device).view(len(patches), 3, -1, 1)
         scale = float(processor.rescale_factor)
         return normalized(values, scale, processor.image_mean, processor.image_std).flatten(1)
 

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from models.linear import Packer
 from models.llama import Layer, RMSNorm
-from models.operations import attention, by_rows, turn
+from models.operations import by_rows, turn
+from models.spans import SpanAttention
+from raylens.engine.transfer import upload
 
 EPS = 1e-6
 """Of the norms."""
@@ -49,56 +51,69 @@ class Tower:
         self._norm = RMSNorm(packer.tensor(tower.merger.ln_q.weight), EPS)
         self._expand, self._contract = (packer.linear(tower.merger.mlp[place]) for place in (0, 2))
 
-    def slices(self, pixels: Tensor, grid: Grid, work: int) -> Generator[None, None, Tensor]:
-        """Image tokens (tokens, hidden) of patches (patches, values), ``work`` patches times layers at a time."""
-        order, sizes = window_order(grid.frames, grid.rows // self._merge, grid.columns // self._merge, self._window)
-        windows = [(count, size * self._merge**2) for count, size in sizes]
+    def slices(self, pixels: Tensor, grids: Sequence[Grid], work: int) -> Generator[None, None, list[Tensor]]:
+        """Image tokens (tokens, hidden) of each picture, from the patches (patches, values) of all of them, ``work``
+        patches times layers at a time."""
+        order, windows, wholes = self._layout(grids, pixels)
         with torch.inference_mode():
-            states = self._in_order(self._patches(pixels), order)
-            cos, sin = self._turns(grid, order, states)
-        layers = max(1, work // grid.patches)
+            index = upload(order, pixels.device)
+            states = self._in_order(self._patches(pixels), index)
+            cos, sin = self._turns(grids, index)
+        layers = max(1, work // len(states))
         for first in range(0, len(self._layers), layers):
             if first:
                 yield
             with torch.inference_mode():
-                for index in range(first, min(first + layers, len(self._layers))):
-                    spans = [(grid.frames, grid.rows * grid.columns)] if index in self._whole else windows
-                    states = self._block(index, states, cos, sin, spans)
+                for number in range(first, min(first + layers, len(self._layers))):
+                    states = self._block(number, states, cos, sin, wholes if number in self._whole else windows)
         with torch.inference_mode():
             merged = self._norm(states).view(len(order), -1)
-            tokens = self._contract(F.gelu(self._expand(merged)))
-            return tokens[torch.from_numpy(np.argsort(order)).to(tokens.device)]
+            tokens = self._contract(F.gelu(self._expand(merged)))[upload(np.argsort(order), pixels.device)]
+            # Copies: a part of a tensor would keep the whole of it alive, for as long as one picture is kept.
+            parts = tokens.split([grid.patches // self._merge**2 for grid in grids])
+            return [part.clone() for part in parts] if len(parts) > 1 else [tokens]
 
-    def _in_order(self, states: Tensor, order: NDArray[np.int64]) -> Tensor:
+    def _layout(self, grids: Sequence[Grid], pixels: Tensor) -> tuple[NDArray[np.int64], SpanAttention, SpanAttention]:
+        """The image tokens' order, and attention within windows and within frames."""
+        orders: list[NDArray[np.int64]] = []
+        windows: list[tuple[int, int]] = []
+        for grid in grids:
+            first = sum(map(len, orders))
+            rows, columns = grid.rows // self._merge, grid.columns // self._merge
+            order, sizes = window_order(grid.frames, rows, columns, self._window)
+            orders.append(first + order)
+            windows += [(count, size * self._merge**2) for count, size in sizes]
+        frames = [(grid.frames, grid.rows * grid.columns) for grid in grids]
+        dtype = self._norm.weight.dtype
+        within = [SpanAttention(spans, pixels.device, dtype, self._head_dim) for spans in (windows, frames)]
+        return np.concatenate(orders), within[0], within[1]
+
+    def _in_order(self, states: Tensor, index: Tensor) -> Tensor:
         """Rows that belong to image tokens, ``merge`` × ``merge`` each, in the tokens' new order."""
-        index = torch.from_numpy(order).to(states.device)
-        return states.view(len(order), self._merge**2, -1)[index].flatten(0, 1)
+        return states.view(len(index), self._merge**2, -1)[index].flatten(0, 1)
 
-    def _turns(self, grid: Grid, order: NDArray[np.int64], like: Tensor) -> tuple[Tensor, Tensor]:
+    def _turns(self, grids: Sequence[Grid], index: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines (patches, 1, head size), float32: half of the frequencies turn with the row."""
+        places = upload(np.concatenate([self._places(grid) for grid in grids]), index.device)
+        angles = self._in_order((places[:, :, None] * self._frequencies).flatten(1), index)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+
+    def _places(self, grid: Grid) -> NDArray[np.float32]:
+        """Row and column of each patch (patches, 2)."""
         rows, columns, merge = grid.rows // self._merge, grid.columns // self._merge, self._merge
         _, row, column, inner_row, inner_column = np.unravel_index(
             np.arange(grid.patches), (grid.frames, rows, columns, merge, merge)
         )
-        places = np.stack([row * merge + inner_row, column * merge + inner_column], -1).astype(np.float32)
-        angles = torch.from_numpy(places).to(like.device)[:, :, None] * self._frequencies.to(like.device)
-        angles = self._in_order(angles.flatten(1), order)
-        cos, sin = angles.cos(), angles.sin()
-        return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+        return np.stack([row * merge + inner_row, column * merge + inner_column], -1).astype(np.float32)
 
-    def _block(self, index: int, states: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    def _block(self, index: int, states: Tensor, cos: Tensor, sin: Tensor, attend: SpanAttention) -> Tensor:
         layer = self._layers[index]
         mixed = layer.qkv(layer.attention_norm(states)).unflatten(-1, (3, self._heads, self._head_dim))
         query, key, value = mixed.unbind(1)
         # Turned in float32, as in the stock tower.
         query, key = (turn(part.float(), cos, sin).to(value.dtype) for part in (query, key))
-        parts, first = [], 0
-        for count, size in spans:
-            last = first + count * size
-            window = (part[first:last].unflatten(0, (count, size)).transpose(1, 2) for part in (query, key, value))
-            parts.append(attention(*window).transpose(1, 2).flatten(0, 1).flatten(1))
-            first = last
-        by_rows(layer.out, torch.cat(parts) if len(parts) > 1 else parts[0], states)
+        by_rows(layer.out, attend(query, key, value).flatten(1), states)
         by_rows(layer.mlp, states, states)
         return states
 

@@ -1,15 +1,18 @@
 """``step()``: schedule, run, postprocess.
 
-A step decodes one token for every running sequence, and then does a slice of what a newcomer needs: a tile through the
-vision tower, or a part of its prompt. So sequences join and leave between decode steps, and what runs waits for one
+A step decodes one token for every running sequence, and then does a slice of what newcomers need: a tile through the
+vision tower, or a part of their prompts. So sequences join and leave between decode steps, and what runs waits for one
 slice at a time, or for a few small ones.
+
+Tokens are chosen on the device, and the next step takes them from there. On a GPU the host launches a step before it
+has seen the tokens of the one before (``Limits.look_ahead``), and looks at these while the GPU is at work.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -17,15 +20,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from raylens.engine.device_sampling import DeviceChooser
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import MIB, Limits
-from raylens.engine.logprobs import logprobs_of
+from raylens.engine.logprobs import measure, told
 from raylens.engine.metrics import Gauges, Metrics
-from raylens.engine.model import Model, Prompt, Scores
+from raylens.engine.model import NOTHING, Course, Model, Prompt, Scores
 from raylens.engine.reader import Reader
-from raylens.engine.sampling import choose_all
+from raylens.engine.sampling import HostChooser, not_finite
 from raylens.engine.scheduler import Scheduler
 from raylens.engine.sequence import Sequence, State
+from raylens.engine.transfer import Fetch, upload
 from raylens.errors import DeadlineExceeded, InvalidRequest, ModelFailed, RaylensError
 from raylens.types import Delta, FinishReason
 
@@ -42,19 +47,61 @@ class Output:
     error: RaylensError | None = None
 
 
+Logprob = tuple[float, list[float], list[int]]
+"""Of a token, and of the most likely ones with their ids."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The next tokens of some sequences, on their way to the host."""
+
+    sequences: list[Sequence]
+    fetch: Fetch
+    """int64 (sequences,), what the rows' ``finite`` is, and what was measured of ``logprob_rows``."""
+    failures: dict[int, Exception]
+    logprob_rows: list[int]
+    decoded: bool
+    """By a decode step; else these are first tokens."""
+
+    def wait(self) -> list[int | Exception | None]:
+        """Each sequence's token, None where it has no room for more, or how it failed."""
+        ids, finite, *_ = self.fetch.wait()
+        tokens: list[int | Exception | None] = [None if token == NOTHING else token for token in ids.tolist()]
+        for row in torch.nonzero(~finite).flatten().tolist():
+            tokens[row] = not_finite()
+        for row, error in self.failures.items():
+            tokens[row] = error
+        return tokens
+
+    def logprobs(self) -> dict[int, Logprob]:
+        """By row, of those that want them."""
+        _, _, *measured = self.fetch.wait()
+        return dict(zip(self.logprob_rows, zip(*(part.tolist() for part in measured), strict=True), strict=False))
+
+
 class Engine:
     """Runs sequences through a model. Not thread-safe: one thread owns it."""
 
     def __init__(self, model: Model, limits: Limits, metrics: Metrics | None = None) -> None:
         self.model = model
-        self.limits = limits
-        self.scheduler = Scheduler(limits.max_batch_size)
+        self.limits = limits = limits.on(model.device)
+        assert limits.prefill_batch is not None
+        assert limits.prefill_tokens is not None
+        self.scheduler = Scheduler(limits.max_batch_size, limits.prefill_batch, limits.prefill_tokens)
         self.cache: KVCache[Sequence] = KVCache(model.kv_shape, limits.kv_bytes, limits.max_batch_size)
         self._metrics = metrics or Metrics()
         self._reader = Reader(model, self.cache, limits, self._metrics)
         self._slices: Generator[None, None, Scores] | None = None
-        """The work of the sequence that enters."""
+        """The work of the sequences that enter."""
         self._decoded_at: float | None = None
+        self._tokens = torch.zeros(limits.max_batch_size + 1, dtype=torch.int64, device=model.device)
+        """Each slot's newest token; the last slot is nobody's."""
+        on_host = self._tokens.device.type == "cpu"
+        self._chooser = (
+            HostChooser() if on_host else DeviceChooser(limits.max_batch_size, model.vocabulary, model.device)
+        )
+        self._unseen: list[Chosen] = []
+        """What was launched, and the host has not looked at."""
 
     @property
     def has_work(self) -> bool:
@@ -65,7 +112,7 @@ class Engine:
         scheduler = self.scheduler
         return Gauges(
             len(scheduler.waiting),
-            len(scheduler.running) + (scheduler.entering is not None),
+            len(scheduler.running) + len(scheduler.entering),
             self.cache.used_bytes,
             self._reader.features.bytes,
             self._reader.prefixes.bytes,
@@ -85,12 +132,26 @@ class Engine:
                 cost,
             )
 
+    @torch.inference_mode()
     def step(self) -> list[Output]:
         """A decode step for all that run, then slices of what enters."""
         outputs = self._drop_dead()
-        if self.scheduler.running:
-            outputs += self._decode()
+        if not self._looks_ahead:
+            outputs += self._collect()
+        unseen, self._unseen = self._unseen, []
+        outputs += self._decode()
+        for chosen in unseen:
+            outputs += self._postprocess(chosen)
         return outputs + self._enter()
+
+    @property
+    def _looks_ahead(self) -> bool:
+        return bool(self.limits.look_ahead) and not any(s.prompt.depends_on_tokens for s in self.scheduler.running)
+
+    def _collect(self) -> list[Output]:
+        """Looks at all that was launched."""
+        unseen, self._unseen = self._unseen, []
+        return [output for chosen in unseen for output in self._postprocess(chosen)]
 
     def _drop_dead(self) -> list[Output]:
         """Ends what was aborted, and what is past its deadline."""
@@ -106,77 +167,141 @@ class Engine:
         ]
 
     def _decode(self) -> list[Output]:
-        """One more token for every running sequence."""
-        groups = [group for group in self.cache.groups() if any(s.state is State.RUNNING for s in group[0])]
+        """One more token for every running sequence that has room for it."""
+        groups = [group for group in self.cache.groups() if any(self._goes_on(s) for s in group[0])]
         order = [sequence for holders, _ in groups for sequence in holders]
-        # The one that enters may stand among them. It is decoded along, to no effect: what that writes lies behind
-        # what its row holds, and is overwritten.
-        running = [row for row, sequence in enumerate(order) if sequence.state is State.RUNNING]
-        tokens = [s.output_ids[-1] if s.state is State.RUNNING else 0 for s in order]
-        positions = [s.next_position if s.state is State.RUNNING else 0 for s in order]
-        scores = _attempt(lambda: self.model.decode(tokens, positions, [rows for _, rows in groups]).rows(running))
-        self._measure_step(len(running))
+        # Others may stand among them, such as those that enter. They are decoded along, to no effect: what that writes
+        # lies behind what their rows hold, and is overwritten.
+        running = [row for row, sequence in enumerate(order) if self._goes_on(sequence)]
+        if not running:
+            return []
+        slots = [s.slot if self._goes_on(s) else self.limits.max_batch_size for s in order]
+        positions = [s.next_position if self._goes_on(s) else 0 for s in order]
+        rows = [rows for _, rows in groups]
+        scores = _attempt(lambda: self.model.decode(self._tokens[self._upload(slots)], positions, rows).rows(running))
         if isinstance(scores, Exception):
             logger.warning("a batch of %d failed and is done again row by row: %r", len(running), scores)
             self._reader.forget()
             return [output for row in running for output in self._decode_alone(order[row])]
         return self._decoded([order[row] for row in running], scores)
 
+    def _goes_on(self, sequence: Sequence) -> bool:
+        return sequence.state is State.RUNNING and not sequence.is_full(self.model.max_length)
+
     def _decode_alone(self, sequence: Sequence) -> list[Output]:
         """So that only the sequence that breaks the model fails; its row still holds what it held."""
-        row, token, position = [self.cache.row(sequence)], sequence.output_ids[-1], sequence.next_position
-        scores = _attempt(lambda: self.model.decode([token], [position], row))
+        row, position = [self.cache.row(sequence)], sequence.next_position
+        token = self._tokens[sequence.slot : sequence.slot + 1]
+        scores = _attempt(lambda: self.model.decode(token, [position], row))
         if isinstance(scores, Exception):
             return [self._failed(sequence, scores)]
         return self._decoded([sequence], scores)
+
+    def _decoded(self, sequences: list[Sequence], scores: Scores) -> list[Output]:
+        for sequence in sequences:
+            self.cache.advance(sequence)
+        return self._choose(sequences, scores, decoded=True)
+
+    def _choose(self, sequences: list[Sequence], scores: Scores, decoded: bool) -> list[Output]:
+        """Chooses each row's next token, and looks at it now, or after the next launch."""
+        chosen = _attempt(partial(self._chosen, sequences, scores, decoded))
+        if isinstance(chosen, Exception):
+            return [self._failed(sequence, chosen) for sequence in sequences]
+        for sequence in sequences:
+            sequence.chosen += 1
+        if self.limits.look_ahead:
+            self._unseen.append(chosen)
+            return []
+        return self._postprocess(chosen)
+
+    def _chosen(self, sequences: list[Sequence], scores: Scores, decoded: bool) -> Chosen:
+        course, slots = self.model.course, [sequence.slot for sequence in sequences]
+        logits = scores.logits if course is None else course.forbid(scores.logits, sequences)
+        choice = self._chooser.choose(logits, [sequence.sampler for sequence in sequences], slots)
+        tokens, failures = choice.tokens, dict(choice.failures)
+        if course is not None:
+            tokens = self._settle(course, tokens, failures, scores, sequences)
+        self._tokens[self._upload(slots)] = tokens
+        wanted = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
+        measured: tuple[Tensor, ...] = ()
+        if wanted:
+            most = max(sequences[row].params.logprobs or 0 for row in wanted)
+            index = self._upload(wanted)
+            measured = measure(scores.logits[index], tokens[index].clamp(0, self.model.vocabulary - 1), most)
+        finite = torch.ones_like(tokens, dtype=torch.bool) if choice.finite is None else choice.finite
+        return Chosen(sequences, Fetch(tokens, finite, *measured), failures, wanted, decoded)
+
+    def _settle(
+        self,
+        course: Course,
+        tokens: Tensor,
+        failures: dict[int, Exception],
+        scores: Scores,
+        sequences: list[Sequence],
+    ) -> Tensor:
+        """What is next in each answer; adds to ``failures`` the rows of which the course can't tell."""
+        settled = _attempt(partial(course.settle, tokens, scores, sequences))
+        if not isinstance(settled, Exception):
+            return settled
+        self._reader.forget()  # and row by row, so that only the one that breaks it fails
+        alone = []
+        for row, sequence in enumerate(sequences):
+            token = tokens[row : row + 1]
+            one = _attempt(partial(course.settle, token, scores.rows([row]), [sequence]))
+            if isinstance(one, Exception):
+                failures.setdefault(row, one)
+            alone.append(token if isinstance(one, Exception) else one)
+        return torch.cat(alone)
+
+    def _upload(self, numbers: list[int]) -> Tensor:
+        return upload(numbers, self.model.device)
+
+    def _postprocess(self, chosen: Chosen) -> list[Output]:
+        """Looks at tokens once they are there, and ends the answers that are complete."""
+        tokens, logprobs = chosen.wait(), chosen.logprobs()
+        if chosen.decoded:
+            self._measure_step(len(tokens))
+        outputs = []
+        for row, (sequence, token) in enumerate(zip(chosen.sequences, tokens, strict=True)):
+            if sequence.state is State.FINISHED:  # by the token before, or from outside, while this one was made
+                continue
+            if not chosen.decoded:
+                self._entered(sequence, token)
+            delta = (
+                token
+                if isinstance(token, Exception)
+                else _attempt(partial(self._advance, sequence, token, logprobs.get(row)))
+            )
+            if isinstance(delta, Exception):
+                outputs.append(self._failed(sequence, delta))
+            elif (released := sequence.release(delta)) is not None:
+                outputs.append(Output(sequence, released))
+        if any(sequence.finish_reason for sequence in chosen.sequences):
+            self._leave(lambda s: s.finish_reason is not None)
+        return outputs
 
     def _measure_step(self, rows: int) -> None:
         now = time.monotonic()
         self._metrics.step(rows, None if self._decoded_at is None else now - self._decoded_at)
         self._decoded_at = now
 
-    def _decoded(self, sequences: list[Sequence], scores: Scores) -> list[Output]:
-        """Chooses each row's next token, and ends the rows that are complete."""
-        for sequence in sequences:
-            self.cache.advance(sequence)
-        return self._postprocess(sequences, scores)
+    def _entered(self, sequence: Sequence, token: int | Exception | None) -> None:
+        """Its first token is there: what was read to choose it was sound, or not."""
+        self._metrics.first_token(time.monotonic() - sequence.arrived_at)
+        if isinstance(token, Exception):
+            self._reader.drop(sequence)
+        else:
+            self._reader.keep(sequence)
 
-    def _postprocess(self, sequences: list[Sequence], scores: Scores) -> list[Output]:
-        chosen = _attempt(partial(self._choose, sequences, scores))
-        if isinstance(chosen, Exception):
-            chosen = [chosen] * len(sequences)
-        outputs = []
-        for sequence, row, token in zip(sequences, scores.logits, chosen, strict=True):
-            delta = token if isinstance(token, Exception) else _attempt(partial(self._advance, sequence, row, token))
-            if isinstance(delta, Exception):
-                outputs.append(self._failed(sequence, delta))
-            elif (released := sequence.release(delta)) is not None:
-                outputs.append(Output(sequence, released))
-        if any(sequence.finish_reason for sequence in sequences):
-            self._leave(lambda s: s.finish_reason is not None)
-        return outputs
-
-    def _choose(self, sequences: list[Sequence], scores: Scores) -> Iterable[int | Exception | None]:
-        """What is next in each answer, None where it has no room for more, or how its choice failed."""
-        samplers, course = [sequence.sampler for sequence in sequences], self.model.course
-        if course is None:
-            return choose_all(scores.logits, samplers)
-        chosen = choose_all(course.forbid(scores.logits, sequences), samplers)
-        settled = _attempt(lambda: course.settle(chosen, scores, sequences))
-        if not isinstance(settled, Exception):
-            return settled
-        self._reader.forget()  # and row by row, so that only the one that breaks it fails
-        rows = zip(chosen, sequences, range(len(sequences)), strict=True)
-        return [_first(_attempt(partial(course.settle, [token], scores.rows([n]), [s]))) for token, s, n in rows]
-
-    def _advance(self, sequence: Sequence, logits: Tensor, token: int | None) -> Delta:
+    def _advance(self, sequence: Sequence, token: int | None, logprob: Logprob | None) -> Delta:
         start = sequence.text.seen
         text = sequence.append(token, self.model.eos_ids, self.model.max_length)
         reason = sequence.finish_reason
-        wanted = sequence.params.logprobs
         # The end is no part of the answer: with its token, the tokens would not join to the text.
-        if wanted is not None and token is not None and token >= 0 and token not in self.model.eos_ids:
-            sequence.hold(start, logprobs_of(logits, token, wanted, self.model.tokenizer))
+        if logprob is not None and token is not None and token >= 0 and token not in self.model.eos_ids:
+            value, top, ids = logprob
+            count = sequence.params.logprobs
+            sequence.hold(start, told(token, value, top[:count], ids[:count], self.model.tokenizer))
         if reason is None:
             return Delta(text, sequence.index, logprobs=sequence.told())
         found = self.model.find(sequence.prompt, sequence.output_ids)
@@ -189,21 +314,21 @@ class Engine:
         until = time.monotonic() + self.limits.stall_s
         # A decode step for a few rows takes nearly as long as one for many: while few run, they wait for two slices.
         least = 2 if 4 * len(self.scheduler.running) <= self.limits.max_batch_size else 1
-        while (sequence := self._admit(outputs)) is not None:
-            scores = _attempt(partial(self._slice, sequence))
+        while group := self._admit(outputs):
+            scores = _attempt(partial(self._slice, group))
             if isinstance(scores, Exception):
-                outputs.append(self._failed(sequence, scores))
+                outputs += self._read_alone(group, scores)
             elif scores is not None:
-                self.scheduler.entered()
-                self._metrics.first_token(time.monotonic() - sequence.arrived_at)
-                outputs += self._postprocess([sequence], scores)
+                self.scheduler.entered(group)
+                outputs += self._choose(group, scores, decoded=False)
             least -= 1
-            if least <= 0 and time.monotonic() >= until:
+            # The host's clock says nothing of a GPU's: what is launched there takes its time later.
+            if self.limits.look_ahead or (least <= 0 and time.monotonic() >= until):
                 break
         return outputs
 
-    def _admit(self, outputs: list[Output]) -> Sequence | None:
-        """The sequence that enters. One for which there is no memory, though the budget has room, fails."""
+    def _admit(self, outputs: list[Output]) -> list[Sequence]:
+        """The sequences that enter. One for which there is no memory, though the budget has room, fails."""
 
         def reserve(sequence: Sequence) -> bool:
             return self.cache.reserve(sequence, sequence.room(self.model.max_length))
@@ -215,13 +340,15 @@ class Engine:
             admitted = _attempt(lambda: self.scheduler.admit(reserve))
         if isinstance(admitted, Exception):
             outputs.append(self._failed(self.scheduler.first, admitted))
-            return None
-        return admitted
+            return list(self.scheduler.entering)
+        return list(admitted)
 
-    def _slice(self, sequence: Sequence) -> Scores | None:
-        """Goes on reading the prompt; the first token's scores once it is read."""
+    def _slice(self, group: list[Sequence]) -> Scores | None:
+        """Goes on reading the prompts; the first tokens' scores once they are read."""
         if self._slices is None:
-            self._slices = self._reader.read(sequence)
+            for sequence in group:
+                self._chooser.begin(sequence.slot, sequence.sampler)
+            self._slices = self._reader.read(group)
         try:
             next(self._slices)
         except StopIteration as done:
@@ -230,16 +357,36 @@ class Engine:
             return scores
         return None
 
+    def _read_alone(self, group: list[Sequence], error: Exception) -> list[Output]:
+        """Each of a group that failed by itself, so that only the one that breaks the model fails."""
+        self._slices = None
+        if len(group) == 1:
+            return [self._failed(group[0], error)]
+        logger.warning("a group of %d prompts failed and is read one by one: %r", len(group), error)
+        outputs = []
+        for sequence in group:
+            self.cache.rewind(sequence)
+        for sequence in group:
+            scores = _attempt(partial(_drained, self._reader.read([sequence])))
+            if isinstance(scores, Exception):
+                outputs.append(self._failed(sequence, scores))
+            else:
+                self.scheduler.entered([sequence])
+                outputs += self._choose([sequence], scores, decoded=False)
+        return outputs
+
     def _leave(self, gone: Callable[[Sequence], bool]) -> list[Sequence]:
         """Takes sequences out, and frees their rows."""
-        entering = self.scheduler.entering
+        entering = list(self.scheduler.entering)
         removed = self.scheduler.remove(gone)
         for sequence in removed:
-            if sequence is entering:  # nobody has looked at what was read so far
+            if sequence in entering:  # nobody has looked at what was read so far
                 self.cache.clear(sequence)
             self.cache.release(sequence)
-        if self.scheduler.entering is None:
+        if len(self.scheduler.entering) < len(entering):  # those that are left begin again
             self._slices = None
+            for sequence in self.scheduler.entering:
+                self.cache.rewind(sequence)
         if not self.scheduler.running:
             self._decoded_at = None
         return removed
@@ -255,8 +402,14 @@ class Engine:
         return Output(sequence, error=ModelFailed(f"the model failed on this request: {type(error).__name__}"))
 
 
-def _first(results: list[int | Exception | None] | Exception) -> int | Exception | None:
-    return results if isinstance(results, Exception) else results[0]
+def _drained(slices: Generator[None, None, Scores]) -> Scores:
+    """What slices come to, one after another."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            scores: Scores = done.value
+            return scores
 
 
 def _attempt(work: Callable[[], T]) -> T | Exception:

@@ -28,8 +28,8 @@ class Arena(Generic[Holder]):
         self.row_bytes = shape.bytes_per_token * capacity
         self.holders: list[Holder] = []
         self.lengths: list[int] = []
-        empty = torch.empty((2, 0, shape.heads, capacity, shape.head_dim), dtype=shape.dtype, device=shape.device)
-        self._layers: list[Tensor] = [empty] * shape.layers
+        self._shape = shape
+        self._layers: list[Tensor] = [self._zeros(0)] * shape.layers
 
     @property
     def rows(self) -> int:
@@ -40,10 +40,18 @@ class Arena(Generic[Holder]):
         """Makes room for so many rows, a layer at a time: what is held twice meanwhile is one layer."""
         held = len(self.holders)
         for index, layer in enumerate(self._layers):
-            # Zeros: attention multiplies what it masks by nothing, and nothing times a stray NaN is NaN.
-            resized = layer.new_zeros((2, rows, *layer.shape[2:]))
+            resized = self._zeros(rows)
             resized[:, :held] = layer[:, :held]
             self._layers[index] = resized
+
+    def _zeros(self, rows: int) -> Tensor:
+        """(2, rows, heads, capacity, head size). Zeros: attention multiplies what it masks by nothing, and nothing
+        times a stray NaN is NaN. On a GPU the heads of a token lie together, as flash attention reads them."""
+        shape, device = self._shape, torch.device(self._shape.device)
+        if device.type == "cuda":
+            size = (2, rows, self.capacity, shape.heads, shape.head_dim)
+            return torch.zeros(size, dtype=shape.dtype, device=device).transpose(2, 3)
+        return torch.zeros((2, rows, shape.heads, self.capacity, shape.head_dim), dtype=shape.dtype, device=device)
 
     def append(self, holder: Holder) -> None:
         self.holders.append(holder)
@@ -114,6 +122,12 @@ class KVCache(Generic[Holder]):
         if holder in self._home:
             for layer in self.row(holder).layers:
                 layer.zero_()
+
+    def rewind(self, holder: Holder) -> None:
+        """Empties the row."""
+        self.clear(holder)
+        arena = self._home[holder]
+        arena.lengths[arena.holders.index(holder)] = 0
 
     def advance(self, holder: Holder, tokens: int = 1) -> None:
         """So many more have been written to the row."""

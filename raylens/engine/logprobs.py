@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from torch import Tensor
@@ -21,14 +23,34 @@ def logprobs_of(logits: Tensor, token_id: int, count: int, tokenizer: Tokenizer)
     ``logits``, (vocabulary,) of any type and on any device, are the model's own, before masks, penalties and
     temperature, as in vLLM (``logprobs_mode="raw_logprobs"``).
     """
-    row = logits.float().cpu().numpy()  # numpy, for the reason in sampling.py
-    best = row.max()
-    norm = best + np.log(np.exp(row.astype(np.float64) - best).sum())
-    count = min(count, len(row))
-    ids = row.argpartition(-count)[-count:] if count else np.empty(0, dtype=np.int64)
-    ids = ids[(-row[ids]).argsort(kind="stable")]
-    top = tuple(_told(int(i), row[i] - norm, tokenizer) for i in ids)
-    return _told(token_id, row[token_id] - norm, tokenizer, top)
+    chosen, top, ids = measure(logits[None], torch.tensor([token_id], device=logits.device), count)
+    return told(token_id, float(chosen[0]), top[0].tolist(), ids[0].tolist(), tokenizer)
+
+
+def measure(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logprobs of the tokens (rows,), and of each row's ``count`` most likely ones, from the best one down: theirs and
+    their ids, (rows, count) both. On the device of ``logits``, (rows, vocabulary)."""
+    count = min(count, logits.shape[1])
+    if logits.device.type != "cpu":
+        logits = logits.double()
+        norm = logits.logsumexp(-1, keepdim=True)
+        top, ids = logits.topk(count)
+        return (logits.gather(1, tokens[:, None]) - norm)[:, 0], top - norm, ids
+    rows = logits.float().numpy()  # numpy, for the reason in sampling.py
+    best = rows.max(-1, keepdims=True)
+    norm_ = best + np.log(np.exp(rows.astype(np.float64) - best).sum(-1, keepdims=True))
+    found = rows.argpartition(-count, -1)[:, -count:] if count else np.empty((len(rows), 0), dtype=np.int64)
+    order = (-np.take_along_axis(rows, found, 1)).argsort(-1, kind="stable")
+    found = np.take_along_axis(found, order, 1)
+    chosen = np.take_along_axis(rows, tokens.numpy()[:, None], 1) - norm_
+    best_ones = np.take_along_axis(rows, found, 1) - norm_
+    return torch.from_numpy(chosen[:, 0]), torch.from_numpy(best_ones), torch.from_numpy(found)
+
+
+def told(token_id: int, logprob: float, top: Sequence[float], ids: Sequence[int], tokenizer: Tokenizer) -> TokenLogprob:
+    """What ``measure`` found, as it is told."""
+    alternatives = tuple(_told(i, value, tokenizer) for i, value in zip(ids, top, strict=True))
+    return _told(token_id, logprob, tokenizer, alternatives)
 
 
 def token_bytes(token_id: int, tokenizer: Tokenizer) -> bytes:

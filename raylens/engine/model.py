@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from raylens.engine.transfer import upload
 from raylens.types import Found, VisionRequest
 
 Pixels = NDArray[np.uint8]
@@ -50,6 +51,9 @@ class Prompt:
     """The answer is the most likely one, whatever the request says of sampling."""
     plan: Any = None
     """What the answer is to be, in the family's own terms."""
+    depends_on_tokens: bool = False
+    """The :class:`Course` of the answer asks which tokens came, not only how many: each must be known before the next
+    step begins."""
 
     def places(self, max_tokens: int, max_length: int) -> int:
         """How many the prompt and an answer of up to ``max_tokens`` take together."""
@@ -98,7 +102,10 @@ class Scores:
 
     def rows(self, rows: Sequence[int]) -> Scores:
         """Those of some rows, in order; the same object where these are all."""
-        return self if len(rows) == len(self.logits) else Scores(self.logits[rows], self.states[rows])
+        if len(rows) == len(self.logits):
+            return self
+        index = upload(rows, self.logits.device)
+        return Scores(self.logits[index], self.states[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +128,13 @@ class Progress(Protocol):
 
     prompt: Prompt
     output_ids: list[int]
+    """As far as the host knows them: all of them where the prompt ``depends_on_tokens``, else perhaps one less."""
+    chosen: int
+    """Tokens so far, with one that the host doesn't know yet."""
+
+
+NOTHING = -(2**62)
+"""Stands for the next token of an answer that has no room for more."""
 
 
 class Course(Protocol):
@@ -132,11 +146,10 @@ class Course(Protocol):
         are."""
         ...
 
-    def settle(
-        self, chosen: Sequence[int | Exception], scores: Scores, answers: Sequence[Progress]
-    ) -> list[int | Exception | None]:
-        """What is next in each answer, where a sampler has chosen these tokens; None where the answer has no room for
-        more."""
+    def settle(self, chosen: Tensor, scores: Scores, answers: Sequence[Progress]) -> Tensor:
+        """What is next in each answer, int64 (answers,), if a sampler has chosen these tokens, int64 (answers,), all on
+        the model's device; ``NOTHING`` if the answer has no room for more. Asks the device for values only if an
+        answer's prompt ``depends_on_tokens``."""
         ...
 
 
@@ -166,16 +179,19 @@ class Model(Protocol):
         """The pictures' features, each (tokens, hidden), worked out in slices; yields between them."""
         ...
 
-    def prefill(self, part: Part, row: Callable[[], KVRows], tokens: int) -> Generator[None, None, Scores]:
-        """Reads a part of a prompt, and writes its keys and values to the one row that ``row`` gives, behind its first
-        ``part.start`` tokens; yields between slices of as much work as ``tokens`` tokens are. The row is asked for
-        anew in each slice: the cache moves it. Scores of one row, the last token's.
+    def prefill(
+        self, parts: Sequence[Part], rows: Callable[[], Sequence[KVRows]], tokens: int
+    ) -> Generator[None, None, Scores]:
+        """Reads parts of several prompts together, and writes the keys and values of each to its one row, behind the
+        first ``part.start`` tokens; yields between slices of as much work as ``tokens`` tokens are. ``rows`` gives a
+        row for each part, and is asked anew in each slice: the cache moves them. Scores of one row a part, the last
+        token's.
         """
         ...
 
-    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
-        """Reads one more token in every row of ``groups``, in order. Doing it again changes nothing: each row's token
-        is written behind what the row holds."""
+    def decode(self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
+        """Reads one more token, int64 (rows,) on the model's device, in every row of ``groups``, in order. Doing it
+        again changes nothing: each row's token is written behind what the row holds. Asks the device for no values."""
         ...
 
     def find(self, prompt: Prompt, output_ids: Sequence[int]) -> Found:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterable
-from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from raylens.engine.kv_cache import KVCache
@@ -25,38 +24,51 @@ class Reader:
     """``features`` of pictures and ``prefixes`` of prompts outlive the requests that made them."""
 
     def __init__(self, model: Model, cache: KVCache[Sequence], limits: Limits, metrics: Metrics) -> None:
+        assert limits.prefill_tokens is not None
         self.features: ByteLRU[bytes, Tensor] = ByteLRU(limits.feature_bytes)
         self.prefixes = PrefixCache(limits.prefix_bytes)
         self._model = model
         self._cache = cache
-        self._limits = limits
+        self._tokens = limits.prefill_tokens
         self._metrics = metrics
 
-    def read(self, sequence: Sequence) -> Generator[None, None, Scores]:
-        """Encodes the pictures and reads the prompt, but for what is known from earlier; yields between slices, and
-        returns the first token's scores."""
-        prompt = sequence.prompt
-        known = self.prefixes.find(prompt)
-        start = 0 if known is None else known.shape[3]
-        self._metrics.reuse("prefix", start, len(prompt.token_ids) - start)
-        if known is not None:
-            self._cache.write(sequence, known)
-        features = yield from self._features(prompt, start)
-        positions = prompt.positions if prompt.positions is not None else np.arange(len(prompt.token_ids))[None]
+    def read(self, group: list[Sequence]) -> Generator[None, None, Scores]:
+        """Encodes the pictures and reads the prompts of a group together, but for what is known from earlier; yields
+        between slices, and returns the scores of the first tokens. Prompts that take more than a slice stand alone."""
+        starts = [self._begin(sequence) for sequence in group]
+        features = yield from self._features([s.prompt for s in group], starts)
         while True:
-            end = min(max(start + self._limits.prefill_tokens, prompt.whole), len(prompt.token_ids))
-            part = _part(prompt, start, end, features, positions)
-            # Told before it is true: what is decoded along meanwhile is written behind what this part will fill.
-            self._cache.advance(sequence, end - start)
-            scores = yield from self._model.prefill(
-                part, partial(self._cache.row, sequence), self._limits.prefill_tokens
-            )
-            start = end
-            if start == len(prompt.token_ids):
-                break
+            prompts = [sequence.prompt for sequence in group]
+            ends = [self._end(prompt, start, len(group)) for prompt, start in zip(prompts, starts, strict=True)]
+            parts = [
+                _part(prompt, start, end, shown)
+                for prompt, start, end, shown in zip(prompts, starts, ends, features, strict=True)
+            ]
+            for sequence, start, end in zip(group, starts, ends, strict=True):
+                # Told before it is true: what is decoded along meanwhile is written behind what this part will fill.
+                self._cache.advance(sequence, end - start)
+            scores = yield from self._model.prefill(parts, lambda: [self._cache.row(s) for s in group], self._tokens)
+            starts = ends
+            if all(end == len(prompt.token_ids) for end, prompt in zip(ends, prompts, strict=True)):
+                return scores
             yield
-        self._keep(sequence, scores.logits)
-        return scores
+
+    def keep(self, sequence: Sequence) -> None:
+        """Keeps what was read of a prompt for others that begin alike; a copy for which there is no memory is done
+        without."""
+        prompt = sequence.prompt
+        if self.prefixes.wants(prompt, self._model.kv_shape.bytes_per_token):
+            try:
+                self.prefixes.keep(prompt, self._cache.read(sequence, len(prompt.token_ids)))
+            except torch.AcceleratorError:
+                raise
+            except RuntimeError:  # no memory, which on a CPU has no class of its own
+                logger.warning("there is no memory to keep a prompt of %d tokens", len(prompt.token_ids))
+
+    def drop(self, sequence: Sequence) -> None:
+        """Gives up the features of a prompt's pictures: they may have spoilt what was made of them."""
+        for picture in sequence.prompt.pictures:
+            self.features.drop(picture.key)
 
     def forget(self) -> None:
         """Gives up what is kept, where memory is short."""
@@ -65,30 +77,37 @@ class Reader:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _keep(self, sequence: Sequence, logits: Tensor) -> None:
-        """Keeps what was read for others that begin alike; a copy for which there is no memory is done without."""
-        prompt = sequence.prompt
-        if not torch.isfinite(logits).all():
-            for picture in prompt.pictures:
-                self.features.drop(picture.key)
-        elif self.prefixes.wants(prompt, self._model.kv_shape.bytes_per_token):
-            try:
-                self.prefixes.keep(prompt, self._cache.read(sequence, len(prompt.token_ids)))
-            except torch.AcceleratorError:
-                raise
-            except RuntimeError:  # no memory, which on a CPU has no class of its own
-                logger.warning("there is no memory to keep a prompt of %d tokens", len(prompt.token_ids))
+    def _begin(self, sequence: Sequence) -> int:
+        """Takes over the known beginning of a prompt; its tokens."""
+        known = self.prefixes.find(sequence.prompt)
+        start = 0 if known is None else known.shape[3]
+        self._metrics.reuse("prefix", start, len(sequence.prompt.token_ids) - start)
+        if known is not None:
+            self._cache.write(sequence, known)
+        return start
 
-    def _features(self, prompt: Prompt, start: int) -> Generator[None, None, list[tuple[int, Tensor]]]:
-        """(place, features) of the pictures that end behind ``start``, from the cache or from the vision tower."""
+    def _end(self, prompt: Prompt, start: int, prompts: int) -> int:
+        """Where the part ends that begins at ``start``."""
+        if prompts > 1:
+            return len(prompt.token_ids)
+        return min(max(start + self._tokens, prompt.whole), len(prompt.token_ids))
+
+    def _features(
+        self, prompts: list[Prompt], starts: list[int]
+    ) -> Generator[None, None, list[list[tuple[int, Tensor]]]]:
+        """For each prompt (place, features) of the pictures that end behind its start, from the cache or from the
+        vision tower."""
         shown = [
-            (at, picture)
-            for at, picture in zip(prompt.image_at, prompt.pictures, strict=True)
-            if at + picture.tokens > start
+            [
+                (at, picture)
+                for at, picture in zip(prompt.image_at, prompt.pictures, strict=True)
+                if at + picture.tokens > start
+            ]
+            for prompt, start in zip(prompts, starts, strict=True)
         ]
         known: dict[bytes, Tensor] = {}
         missing: dict[bytes, PictureInput] = {}
-        for _, picture in shown:
+        for _, picture in chain.from_iterable(shown):
             features = self.features.get(picture.key)
             if features is None:
                 missing[picture.key] = picture
@@ -101,20 +120,15 @@ class Reader:
             for key in missing:
                 self.features.put(key, known[key], known[key].nbytes)
             yield
-        return [(at, known[picture.key]) for at, picture in shown]
+        return [[(at, known[picture.key]) for at, picture in pictures] for pictures in shown]
 
 
-def _part(
-    prompt: Prompt,
-    start: int,
-    end: int,
-    features: Iterable[tuple[int, Tensor]],
-    positions: NDArray[np.int64],
-) -> Part:
+def _part(prompt: Prompt, start: int, end: int, features: Iterable[tuple[int, Tensor]]) -> Part:
     """The prompt's tokens from ``start`` to ``end``."""
     parts = []
     for at, shown in features:
         first, last = max(at, start), min(at + len(shown), end)
         if first < last:
             parts.append((first - start, shown[first - at : last - at]))
-    return Part(start, prompt.token_ids[start:end], parts, positions[:, start:end], prompt.whole)
+    positions = np.arange(start, end)[None] if prompt.positions is None else prompt.positions[:, start:end]
+    return Part(start, prompt.token_ids[start:end], parts, positions, prompt.whole)

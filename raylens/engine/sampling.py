@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from raylens.types import SamplingParams
 
 HEAD = 256
 """Most nuclei lie within this many of the best tokens; only where one doesn't is the whole vocabulary sorted."""
+
+_DRAWS = 32
+"""Random numbers that are drawn at a time: the same as one after another."""
 
 Row = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -38,9 +42,10 @@ class Sampler:
     def __init__(
         self, params: SamplingParams, prompt_ids: Sequence[int] = (), offset: int = 0, grammar: Grammar | None = None
     ) -> None:
-        self._params = params
-        self._grammar = grammar
-        self._prompt_ids = np.unique(np.array(prompt_ids, dtype=np.int64))
+        self.params = params
+        self.grammar = grammar
+        self.prompt_ids = np.unique(np.array(prompt_ids, dtype=np.int64))
+        self._draws: list[float] = []
         self._counts: Counter[int] = Counter()
         self._generator = torch.Generator()
         if params.seed is None:
@@ -51,7 +56,14 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """Needs no more than the best token: greedy, without grammar and penalties."""
-        return self._params.temperature == 0 and self._grammar is None and not self._penalizes
+        return self.params.temperature == 0 and self.grammar is None and not self.penalizes
+
+    def draw(self) -> float:
+        """The next of the answer's random numbers, uniform in [0, 1)."""
+        if not self._draws:
+            numbers = torch.rand(_DRAWS, dtype=torch.float64, generator=self._generator)
+            self._draws = numbers.flip(0).tolist()
+        return self._draws.pop()
 
     def choose(self, logits: Tensor) -> int:
         """The next token's id from float32 logits (vocabulary,) on any device; counted as part of the answer.
@@ -60,26 +72,26 @@ class Sampler:
         """
         logits = logits.cpu()
         _check(logits.numpy().max())
-        if self._grammar is not None:
-            logits = self._grammar.allow(logits)
+        if self.grammar is not None:
+            logits = self.grammar.allow(logits)
         row = logits.numpy()
-        if self._penalizes:
+        if self.penalizes:
             row = self._penalize(row)
         best = int(row.argmax())
         _check(row[best])  # again: the grammar may have left none that is
-        token_id = best if self._params.temperature == 0 else self._draw(row, row[best])
+        token_id = best if self.params.temperature == 0 else self._draw(row, row[best])
         self._record(token_id)
         return token_id
 
     def _record(self, token_id: int) -> None:
-        if self._grammar is not None:
-            self._grammar.accept(token_id)
-        if self._penalizes:
+        if self.grammar is not None:
+            self.grammar.accept(token_id)
+        if self.penalizes:
             self._counts[token_id] += 1
 
     @property
-    def _penalizes(self) -> bool:
-        params = self._params
+    def penalizes(self) -> bool:
+        params = self.params
         return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
     def _penalize(self, row: Row) -> Row:
@@ -89,10 +101,10 @@ class Sampler:
         frequency: https://platform.openai.com/docs/guides/text-generation, ``logits[j] -= count[j] * frequency +
         (count[j] > 0) * presence``, after repetition as in vLLM.
         """
-        params, row = self._params, row.copy()
+        params, row = self.params, row.copy()
         answer = np.fromiter(self._counts.keys(), dtype=np.int64)
         if params.repetition_penalty != 1:
-            ids = np.concatenate((self._prompt_ids, answer))
+            ids = np.concatenate((self.prompt_ids, answer))
             ids = ids[ids < len(row)]  # a prompt may hold ids that are never said, such as a picture's
             scores = row[ids]
             # An id that both hold is written twice, with the same value.
@@ -106,13 +118,13 @@ class Sampler:
         the logits moves the bounds between tokens by as little, where an order by weight would swap them."""
         ids, weights = self._candidates(row, best)
         bounds = weights.cumsum()
-        at = torch.rand((), dtype=torch.float64, generator=self._generator).item() * bounds[-1]
+        at = self.draw() * bounds[-1]
         place = int(bounds.searchsorted(at, side="right"))
         return place if ids is None else int(ids[place])
 
     def _candidates(self, row: Row, best: np.float32) -> tuple[Ids | None, Weights]:
         """Ids (ascending; None for all) and weights of the tokens to draw from; the best one's weight is 1."""
-        params = self._params
+        params = self.params
         if 0 < params.top_k < len(row):
             ids = _descending(row, params.top_k)
             weights = _weights(row[ids], best, params.temperature)
@@ -135,17 +147,39 @@ class Sampler:
         return ids[order], weights[order]
 
 
-def choose_all(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | Exception]:
-    """Each row's next token, from float32 logits (rows, vocabulary) on any device; the error where a row fails.
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Each row's next token, int64 (rows,), on the device of the logits."""
 
-    All plain rows are chosen at once and brought to the host in one transfer, all others in another.
-    """
+    tokens: Tensor
+    failures: dict[int, Exception]
+    """Of rows that failed; their tokens mean nothing."""
+    finite: Tensor | None = None
+    """bool (rows,): rows with a best logit that is finite. None where the others are among ``failures``."""
+
+
+class HostChooser:
+    """Chooses on the host, by each answer's own sampler."""
+
+    def begin(self, slot: int, sampler: Sampler) -> None:
+        """Samplers remember by themselves what they need."""
+
+    def choose(self, logits: Tensor, samplers: Sequence[Sampler], slots: Sequence[int]) -> Choice:
+        """Each row's next token, from float32 logits (rows, vocabulary)."""
+        chosen = choose_all(logits.cpu(), samplers)
+        failures = {row: token for row, token in enumerate(chosen) if isinstance(token, Exception)}
+        tokens = [0 if isinstance(token, Exception) else token for token in chosen]
+        return Choice(torch.tensor(tokens, device=logits.device), failures)
+
+
+def choose_all(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | Exception]:
+    """Each row's next token, from float32 logits (rows, vocabulary) on the host; the error where a row fails. All plain
+    rows are chosen at once."""
     plain = [row for row, sampler in enumerate(samplers) if sampler.plain]
-    others = [row for row, sampler in enumerate(samplers) if not sampler.plain]
     chosen = dict(zip(plain, _best(_rows(logits, plain)), strict=True)) if plain else {}
-    if others:
-        for row, scores in zip(others, _rows(logits, others).cpu(), strict=True):
-            chosen[row] = _attempt(samplers[row], scores)
+    for row, sampler in enumerate(samplers):
+        if row not in chosen:
+            chosen[row] = _attempt(sampler, logits[row])
     return [chosen[row] for row in range(len(samplers))]
 
 
@@ -162,11 +196,11 @@ def _attempt(sampler: Sampler, logits: Tensor) -> int | Exception:
 
 def _best(logits: Tensor) -> list[int | Exception]:
     """The first of the best tokens of each row, or an error where that is not finite."""
-    # On the host numpy's argmax takes a twentieth of torch's, beside taking one thread.
-    ids = torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
+    # numpy's argmax takes a twentieth of torch's, beside taking one thread.
+    ids = torch.from_numpy(logits.numpy().argmax(-1))
     scores = logits.gather(-1, ids[:, None])
     found = torch.cat((ids[:, None].double(), scores.double()), -1).tolist()
-    return [int(token_id) if abs(score) < np.inf else _not_finite() for token_id, score in found]
+    return [int(token_id) if abs(score) < np.inf else not_finite() for token_id, score in found]
 
 
 def _descending(row: Row, count: int) -> Ids:
@@ -198,8 +232,8 @@ def _nucleus(weights: Weights, top_p: float, mass: np.float64) -> NDArray[np.boo
 
 def _check(best: np.float32) -> None:
     if not np.isfinite(best):
-        raise _not_finite()
+        raise not_finite()
 
 
-def _not_finite() -> ValueError:
+def not_finite() -> ValueError:
     return ValueError("the logits are not finite")

@@ -15,13 +15,17 @@ JOB_PATIENCE_S = 10.0
 
 
 class Scheduler:
-    """Sequences that wait, the one that enters, and those that run."""
+    """Sequences that wait, those that enter, and those that run."""
 
-    def __init__(self, max_batch_size: int) -> None:
+    def __init__(self, max_batch_size: int, prefill_batch: int = 1, prefill_tokens: int = 0) -> None:
         self.max_batch_size = max_batch_size
         self.waiting: list[Sequence] = []
-        self.entering: Sequence | None = None
+        self.entering: list[Sequence] = []
+        """Their prompts are read together."""
         self.running: list[Sequence] = []
+        self._prefill_batch = prefill_batch
+        self._prefill_tokens = prefill_tokens
+        self._slots = list(range(max_batch_size))
 
     @property
     def has_work(self) -> bool:
@@ -35,37 +39,50 @@ class Scheduler:
     def add(self, sequences: Iterable[Sequence]) -> None:
         self.waiting.extend(sequences)
 
-    def admit(self, reserve: Callable[[Sequence], bool]) -> Sequence | None:
-        """The sequence that is to enter: the one that does, or the next for which there is a place in the batch and,
+    def admit(self, reserve: Callable[[Sequence], bool]) -> list[Sequence]:
+        """The sequences that are to enter: those that do, or the next for which there is a place in the batch and,
         says ``reserve``, in the cache."""
-        if self.entering is None and self.waiting and len(self.running) < self.max_batch_size:
-            first = self.first
-            if reserve(first):
-                first.move(State.ENTERING)
-                self.waiting.remove(first)
-                self.entering = first
+        if not self.entering:
+            while self._takes_another() and reserve(self.first):
+                self._admit(self.first)
         return self.entering
 
-    def entered(self) -> None:
-        """The prompt is read: the sequence runs."""
-        assert self.entering is not None
-        self.entering.move(State.RUNNING)
-        self.running.append(self.entering)
-        self.entering = None
+    def entered(self, sequences: Iterable[Sequence]) -> None:
+        """The prompts of these are read: they run."""
+        for sequence in sequences:
+            sequence.move(State.RUNNING)
+            self.running.append(sequence)
+            self.entering.remove(sequence)
 
     def remove(self, gone: Callable[[Sequence], bool]) -> list[Sequence]:
         """Takes out the sequences that are ``gone``."""
-        entering = [] if self.entering is None else [self.entering]
         # Asked once for each: another thread may abort a sequence meanwhile.
-        removed = [s for s in (*self.waiting, *entering, *self.running) if gone(s)]
+        removed = [s for s in (*self.waiting, *self.entering, *self.running) if gone(s)]
         for sequence in removed:
+            if sequence.state is not State.WAITING:
+                self._slots.append(sequence.slot)
             sequence.move(State.FINISHED)
         if removed:
             self.waiting = [s for s in self.waiting if s.state is State.WAITING]
+            self.entering = [s for s in self.entering if s.state is State.ENTERING]
             self.running = [s for s in self.running if s.state is State.RUNNING]
-            if self.entering in removed:
-                self.entering = None
         return removed
+
+    def _takes_another(self) -> bool:
+        """Whether the next that waits may enter with those that do. The answers to one prompt enter one after another:
+        all but the first find it read."""
+        if not self.waiting or not self._slots or len(self.entering) >= self._prefill_batch:
+            return False
+        first = self.first
+        together = [s.prompt for s in (*self.entering, first)]
+        fits = sum(len(prompt.token_ids) for prompt in together) <= self._prefill_tokens
+        return not self.entering or (fits and all(prompt is not first.prompt for prompt in together[:-1]))
+
+    def _admit(self, sequence: Sequence) -> None:
+        sequence.move(State.ENTERING)
+        sequence.slot = self._slots.pop()
+        self.waiting.remove(sequence)
+        self.entering.append(sequence)
 
 
 def _rank(sequence: Sequence) -> tuple[float, int]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -74,11 +75,15 @@ class Grammar:
     def allow(self, logits: Tensor) -> Tensor:
         """A copy of float32 logits (vocabulary,), which lie on the host, with -inf where the token is forbidden.
         Raises ``InvalidRequest`` where the schema has become too much to follow."""
+        allowed = np.unpackbits(self.allowed(), count=self._vocabulary, bitorder="little").view(np.bool_)
+        return torch.from_numpy(np.where(allowed, logits.numpy(), np.float32(-np.inf)))
+
+    def allowed(self) -> NDArray[np.uint8]:
+        """The tokens that may come next, a bit each, the lowest bit of a byte first. Raises as ``allow`` does."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
             raise _invalid(f"the schema can't be followed: {_line(self._matcher.get_error())}")
-        allowed = np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
-        return torch.from_numpy(np.where(allowed, logits.numpy(), np.float32(-np.inf)))
+        return bits[: -(-self._vocabulary // 8)]
 
     def accept(self, token_id: int) -> None:
         """Goes on past this token. Raises ``ValueError`` where it is forbidden; the grammar is then of no more use."""

@@ -98,7 +98,8 @@ def test_replayed_steps_answer_as_plain_ones_while_rows_grow_join_and_leave(make
             names = [name for held, _ in groups for name in held]
             lengths = [length for _, rows in groups for length in rows.lengths]
             tokens = [(number + ord(name)) % 300 for name in names]
-            logits.append(model.decode(tokens, lengths, [rows for _, rows in groups]).logits)
+            rows = [rows for _, rows in groups]
+            logits.append(model.decode(torch.tensor(tokens), lengths, rows).logits)
             for name in names:
                 cache.advance(name)
         torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)

@@ -125,7 +125,8 @@ def run(model: Moondream, waiting: list[list[Sequence]], seed: int = 0, batch: i
 
 
 def encoded(model: Moondream, picture: NDArray[np.uint8]) -> torch.Tensor:
-    return drained(model._vision.slices(crop(picture, model.config.vision), 100))
+    (features,) = drained(model._vision.slices([crop(picture, model.config.vision)], 100))
+    return features
 
 
 def drained(slices: Generator[None, None, T]) -> T:
@@ -154,7 +155,7 @@ def test_logits_are_the_reference_s(load, name: str) -> None:
     cache.reserve("row", 128)
     positions = np.arange(len(prompt.token_ids))[None]
     part = Part(0, prompt.token_ids, [(1, encoded(model, picture))], positions, prompt.whole)
-    scores = drained(model.prefill(part, lambda: cache.row("row"), 20))
+    scores = drained(model.prefill([part], lambda: [cache.row("row")], 20))
     np.testing.assert_allclose(scores.logits[0][::7].numpy(), recorded["values"], atol=2e-3)
 
 
@@ -292,8 +293,8 @@ def test_a_batch_that_fails_goes_on_row_by_row(load, monkeypatch: pytest.MonkeyP
 def test_ids_of_places_and_thoughts_are_below_zero_and_tell_them_apart() -> None:
     region = MOONDREAMS["2b"].region
     ids = Ids(region)
-    coordinates = [ids.coordinate(bin) for bin in (0, 63)]
-    sizes = [ids.size(bins) for bins in ((0, 0), (63, 63), (5, 60))]
+    coordinates = ids.coordinate(torch.tensor([0, 63])).tolist()
+    sizes = ids.size(torch.tensor([(0, 0), (63, 63), (5, 60)])).tolist()
     thoughts = [ids.thought(token) for token in (0, 299)]
     numbers = torch.tensor([7, *coordinates, *sizes, *thoughts])
     places, is_size, bins = ids.read(numbers, 300)

@@ -76,6 +76,8 @@ class FakeModel:
     """Rows of each decode step."""
     prefilled: int = 0
     """Tokens of prompts that were read."""
+    groups: list[int] = field(default_factory=list)
+    """Prompts of each prefill."""
     encoded: int = 0
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
@@ -89,22 +91,29 @@ class FakeModel:
             features.append(torch.tensor([float(byte) for byte in picture.data])[:, None])
         return features
 
-    def prefill(self, part: Part, row: Callable[[], KVRows], tokens: int) -> Generator[None, None, Scores]:
-        if 666 in part.token_ids:
+    def prefill(
+        self, parts: Sequence[Part], rows: Callable[[], Sequence[KVRows]], tokens: int
+    ) -> Generator[None, None, Scores]:
+        if any(666 in part.token_ids for part in parts):
             raise RuntimeError("666")
+        self.groups.append(len(parts))
+        whole = sum(len(part.token_ids) for part in parts)
+        if whole > tokens:  # all that can't be cut: half of its work in a slice of its own
+            yield
+        self.prefilled += whole
+        return _scores([self._read(part, row) for part, row in zip(parts, rows(), strict=True)])
+
+    def _read(self, part: Part, row: KVRows) -> Tensor:
         end = part.start + len(part.token_ids)
         assert part.positions[0].tolist() == list(range(part.start, end))
         read = torch.tensor([float(token) for token in part.token_ids])
         for at, shown in part.features:
             read[at : at + len(shown)] = shown[:, 0]
-        if len(read) > tokens:  # all that can't be cut: half of its work in a slice of its own
-            yield
-        row().layers[0][:, 0, 0, part.start : end, 0] = torch.stack([read, read + 1])
-        self.prefilled += len(read)
-        return _scores([self._logits(row(), 0, end)])
+        row.layers[0][:, 0, 0, part.start : end, 0] = torch.stack([read, read + 1])
+        return self._logits(row, 0, end)
 
-    def decode(self, token_ids: Sequence[int], positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
-        tokens = iter(token_ids)
+    def decode(self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
+        tokens = iter(token_ids.tolist())
         logits = []
         for group in groups:
             for row, length in enumerate(group.lengths):

@@ -5,6 +5,8 @@ import json
 import random
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +28,23 @@ NEVER = frozenset({300})
 """An end that the fake model never says."""
 
 
-def make_engine(max_batch_size: int, model: FakeModel | None = None, **limits: object) -> Engine:
-    """By default a step reads all that enters, however slow the machine is."""
-    return Engine(model or FakeModel(), Limits(max_batch_size, **{"stall_s": 60.0, **limits}))  # type: ignore[arg-type]
+Make = Callable[..., Engine]
+MODES: dict[str, dict[str, Any]] = {
+    "one after another": {},
+    "together and ahead": {"look_ahead": True, "prefill_batch": 8},
+}
+
+
+@pytest.fixture(params=MODES)
+def make_engine(request: pytest.FixtureRequest) -> Make:
+    """Engines as they are on a CPU, and as they are on a GPU. By default a step reads all that enters, however slow the
+    machine is."""
+    mode = MODES[request.param]
+
+    def make(max_batch_size: int, model: FakeModel | None = None, **limits: Any) -> Engine:
+        return Engine(model or FakeModel(), Limits(max_batch_size, **{"stall_s": 60.0, **mode, **limits}))
+
+    return make
 
 
 def submit(
@@ -56,7 +72,7 @@ def texts(outputs: list[Output]) -> dict[Sequence, str]:
     return joined
 
 
-def test_every_answer_is_what_the_model_says_to_it_alone() -> None:
+def test_every_answer_is_what_the_model_says_to_it_alone(make_engine: Make) -> None:
     rng = random.Random(1)
     engine = make_engine(5)
     wanted = {}
@@ -67,7 +83,7 @@ def test_every_answer_is_what_the_model_says_to_it_alone() -> None:
     assert texts(run(engine)) == wanted
 
 
-def test_each_answer_ends_once_with_its_reason_and_usage() -> None:
+def test_each_answer_ends_once_with_its_reason_and_usage(make_engine: Make) -> None:
     engine = make_engine(8)
     for letter in range(97, 117):
         submit(engine, [letter], max_tokens=6)
@@ -77,7 +93,7 @@ def test_each_answer_ends_once_with_its_reason_and_usage() -> None:
     assert all(end.usage and end.usage.prompt_tokens == 1 and end.usage.completion_tokens <= 6 for end in ends)
 
 
-def test_rows_leave_a_running_batch_as_they_finish() -> None:
+def test_rows_leave_a_running_batch_as_they_finish(make_engine: Make) -> None:
     model = FakeModel()
     engine = make_engine(4, model)
     for length in (1, 2, 3, 5):
@@ -87,14 +103,14 @@ def test_rows_leave_a_running_batch_as_they_finish() -> None:
     assert model.batches[0] > model.batches[-1]
 
 
-def test_the_context_ends_an_answer() -> None:
+def test_the_context_ends_an_answer(make_engine: Make) -> None:
     engine = make_engine(1, FakeModel(max_length=10))
     made = submit(engine, [98] * 7, max_tokens=100)[0]
     run(engine)
     assert len(made.output_ids) <= 3
 
 
-def test_answers_to_one_prompt_share_its_prefill() -> None:
+def test_answers_to_one_prompt_share_its_prefill(make_engine: Make) -> None:
     model = FakeModel()
     engine = make_engine(8, model)
     prompt = list(range(97, 117))
@@ -105,7 +121,7 @@ def test_answers_to_one_prompt_share_its_prefill() -> None:
     assert [s.index for s in made] == [0, 1, 2]
 
 
-def test_interactive_requests_go_before_jobs_and_each_in_order_of_arrival() -> None:
+def test_interactive_requests_go_before_jobs_and_each_in_order_of_arrival(make_engine: Make) -> None:
     engine = make_engine(1)
     job, first, second = (submit(engine, [letter], max_tokens=2)[0] for letter in (100, 101, 102))
     job.priority = Priority.JOB
@@ -113,7 +129,7 @@ def test_interactive_requests_go_before_jobs_and_each_in_order_of_arrival() -> N
     assert order == [first, second, job]
 
 
-def test_a_job_that_has_waited_long_enough_goes_before_newcomers() -> None:
+def test_a_job_that_has_waited_long_enough_goes_before_newcomers(make_engine: Make) -> None:
     engine = make_engine(1)
     job, newcomer = (submit(engine, [letter], max_tokens=2)[0] for letter in (100, 101))
     job.priority = Priority.JOB
@@ -122,7 +138,7 @@ def test_a_job_that_has_waited_long_enough_goes_before_newcomers() -> None:
     assert order == [job, newcomer]
 
 
-def test_a_newcomer_joins_and_the_others_go_on_between_its_slices() -> None:
+def test_a_newcomer_joins_and_the_others_go_on_between_its_slices(make_engine: Make) -> None:
     model = FakeModel(max_length=512)
     model.eos_ids = NEVER
     engine = make_engine(2, model, stall_s=0.0, prefill_tokens=16)
@@ -141,10 +157,10 @@ def test_a_newcomer_joins_and_the_others_go_on_between_its_slices() -> None:
 
 
 @pytest.mark.parametrize(("running", "slices"), [(1, 2), (2, 2), (3, 1)])
-def test_a_few_answers_wait_for_two_slices_and_many_for_one(running: int, slices: int) -> None:
+def test_a_few_answers_wait_for_two_slices_and_many_for_one(make_engine: Make, running: int, slices: int) -> None:
     model = FakeModel(max_length=512)
     model.eos_ids = NEVER
-    engine = make_engine(8, model, stall_s=0.0, prefill_tokens=16)
+    engine = make_engine(8, model, stall_s=0.0, prefill_tokens=16, look_ahead=False)
     submit(engine, [99], max_tokens=100, n=running)
     while len(engine.scheduler.running) < running:
         engine.step()
@@ -154,8 +170,38 @@ def test_a_few_answers_wait_for_two_slices_and_many_for_one(running: int, slices
     assert model.prefilled - before == slices * 16
 
 
+def test_prompts_that_wait_are_read_together_as_far_as_they_fit_into_a_slice() -> None:
+    model = FakeModel()
+    engine = Engine(model, Limits(8, prefill_batch=3, prefill_tokens=20, stall_s=60.0))
+    lengths = (30, 10, 8, 4, 2, 2, 2, 2)
+    wanted = [submit(engine, [97 + n] * length, max_tokens=5)[0] for n, length in enumerate(lengths)]
+    said = texts(run(engine))
+    assert model.groups == [1, 1, 2, 3, 2]  # 20 of 30, the other 10; 10 and 8; 4, 2 and 2; 2 and 2
+    assert said == {s: answer(s.prompt.token_ids, 5) for s in wanted}
+
+
+def test_answers_to_one_prompt_are_not_read_together() -> None:
+    model = FakeModel()
+    engine = Engine(model, Limits(8, prefill_batch=8, prefill_tokens=200, look_ahead=True))
+    submit(engine, list(range(97, 117)), n=3, max_tokens=8)
+    run(engine)
+    assert model.prefilled == 20 + 1 + 1
+
+
+def test_a_step_is_launched_before_the_tokens_of_the_one_before_are_looked_at() -> None:
+    model = FakeModel()
+    model.eos_ids = NEVER
+    engine = Engine(model, Limits(4, look_ahead=True))
+    (sequence,) = submit(engine, [99], max_tokens=6)
+    seen = []
+    while engine.has_work:
+        engine.step()
+        seen.append((len(model.batches), len(sequence.output_ids)))
+    assert seen == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (5, 6)]
+
+
 @pytest.mark.parametrize("small", [True, False])
-def test_random_joins_leaves_and_aborts_change_no_answer(small: bool) -> None:
+def test_random_joins_leaves_and_aborts_change_no_answer(make_engine: Make, small: bool) -> None:
     rng = random.Random(7)
     limits = {"kv_bytes": 6 * 128 * 8, "prefix_bytes": 400, "feature_bytes": 30} if small else {}
     engine = make_engine(6, FakeModel(max_length=512), stall_s=0.0, prefill_tokens=16, **limits)
@@ -175,8 +221,7 @@ def test_random_joins_leaves_and_aborts_change_no_answer(small: bool) -> None:
         outputs += engine.step()
         if rng.random() < 0.15 and engine.scheduler.has_work:
             scheduler = engine.scheduler
-            entering = [scheduler.entering] if scheduler.entering else []
-            rng.choice([*scheduler.waiting, *entering, *scheduler.running]).aborted = True
+            rng.choice([*scheduler.waiting, *scheduler.entering, *scheduler.running]).aborted = True
     outputs += run(engine)
     said = texts(outputs)
     complete = {s: said[s] for s in made if not s.aborted}
@@ -188,7 +233,7 @@ def test_random_joins_leaves_and_aborts_change_no_answer(small: bool) -> None:
     assert engine.gauges.feature_bytes <= engine.limits.feature_bytes
 
 
-def test_what_has_no_room_in_the_cache_waits_for_it() -> None:
+def test_what_has_no_room_in_the_cache_waits_for_it(make_engine: Make) -> None:
     engine = make_engine(8, kv_bytes=2 * 128 * 8)
     engine.model.eos_ids = NEVER
     three = [submit(engine, [letter], max_tokens=20)[0] for letter in (100, 102, 104)]
@@ -199,7 +244,7 @@ def test_what_has_no_room_in_the_cache_waits_for_it() -> None:
     assert said == {s: answer(s.prompt.token_ids, 20, end=False) for s in three}
 
 
-def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
+def test_what_can_never_fit_is_refused_with_the_numbers(make_engine: Make) -> None:
     engine = make_engine(8, FakeModel(max_length=10_000), kv_bytes=4096)
     with pytest.raises(InvalidRequest, match=r"the prompt's 300 tokens.* and 300 of the answer.* 0\.0 MiB") as caught:
         engine.check_fit(Prompt((97,) * 300), 300)
@@ -207,7 +252,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
     engine.check_fit(Prompt((97,) * 300), 200)
 
 
-def test_a_small_request_does_not_overtake_a_large_one_that_waits() -> None:
+def test_a_small_request_does_not_overtake_a_large_one_that_waits(make_engine: Make) -> None:
     engine = make_engine(8, FakeModel(max_length=512), kv_bytes=(256 + 128) * 8)
     submit(engine, [100], max_tokens=100)
     submit(engine, [101], max_tokens=100)
@@ -217,7 +262,7 @@ def test_a_small_request_does_not_overtake_a_large_one_that_waits() -> None:
     assert order.index(large) < order.index(small)
 
 
-def test_a_second_question_about_a_picture_neither_encodes_nor_reads_it_again() -> None:
+def test_a_second_question_about_a_picture_neither_encodes_nor_reads_it_again(make_engine: Make) -> None:
     model = FakeModel(max_length=512)
     engine = make_engine(2, model)
     picture = {3: bytes(range(65, 95))}
@@ -232,7 +277,7 @@ def test_a_second_question_about_a_picture_neither_encodes_nor_reads_it_again() 
     assert said[second] == answer(read, 9)
 
 
-def test_another_picture_in_the_same_place_is_read() -> None:
+def test_another_picture_in_the_same_place_is_read(make_engine: Make) -> None:
     model = FakeModel(max_length=512)
     engine = make_engine(2, model)
     for number in range(2):
@@ -243,7 +288,7 @@ def test_another_picture_in_the_same_place_is_read() -> None:
     assert model.encoded == 2
 
 
-def test_logprobs_come_with_every_token_and_stay_with_their_row() -> None:
+def test_logprobs_come_with_every_token_and_stay_with_their_row(make_engine: Make) -> None:
     engine = make_engine(4)
     plain = submit(engine, [100], max_tokens=5)[0]
     told = submit(engine, [101], max_tokens=5, logprobs=2)[0]
@@ -256,7 +301,7 @@ def test_logprobs_come_with_every_token_and_stay_with_their_row() -> None:
 
 @pytest.mark.parametrize(("max_tokens", "said"), [(8, slice(3)), (5, slice(5))], ids=["stopped", "cut short"])
 def test_logprobs_wait_with_the_text_that_is_held_back_and_go_with_the_stop_string(
-    max_tokens: int, said: slice
+    make_engine: Make, max_tokens: int, said: slice
 ) -> None:
     whole = answer([101], 8, end=False)
     engine = make_engine(4)
@@ -267,7 +312,7 @@ def test_logprobs_wait_with_the_text_that_is_held_back_and_go_with_the_stop_stri
     assert all("".join(token.text for token in delta.logprobs) == delta.text for delta in deltas)
 
 
-def test_an_answer_that_is_wanted_whole_is_one_delta_with_all_that_its_pieces_hold() -> None:
+def test_an_answer_that_is_wanted_whole_is_one_delta_with_all_that_its_pieces_hold(make_engine: Make) -> None:
     engine = make_engine(4)
     pieces, whole = (submit(engine, [100], max_tokens=5, logprobs=1)[0] for _ in range(2))
     whole.stream = False
@@ -281,7 +326,7 @@ def test_an_answer_that_is_wanted_whole_is_one_delta_with_all_that_its_pieces_ho
     assert (joined.finish_reason, joined.usage) == (told[-1].finish_reason, told[-1].usage)
 
 
-def test_a_schema_holds_in_a_batch_with_free_answers() -> None:
+def test_a_schema_holds_in_a_batch_with_free_answers(make_engine: Make) -> None:
     engine = make_engine(4, FakeModel(max_length=256))
     grammars = Grammars(engine.model.tokenizer, engine.model.eos_ids, engine.model.vocabulary)
     schema = (
@@ -328,7 +373,7 @@ def test_every_answer_that_begins_is_measured_to_its_end() -> None:
     assert max(metrics.rows) == 3
 
 
-def test_a_request_that_breaks_prefill_fails_alone() -> None:
+def test_a_request_that_breaks_prefill_fails_alone(make_engine: Make) -> None:
     engine = make_engine(8)
     good = [submit(engine, [letter], max_tokens=8)[0] for letter in (100, 101, 102)]
     bad = submit(engine, [666])[0]
@@ -341,7 +386,7 @@ def test_a_request_that_breaks_prefill_fails_alone() -> None:
     assert "RuntimeError" in error.message
 
 
-def test_a_row_that_cannot_be_sampled_fails_alone() -> None:
+def test_a_row_that_cannot_be_sampled_fails_alone(make_engine: Make) -> None:
     engine = make_engine(8)
     good = [submit(engine, [letter], max_tokens=8)[0] for letter in (100, 101)]
     bad = submit(engine, [668])[0]
@@ -350,7 +395,7 @@ def test_a_row_that_cannot_be_sampled_fails_alone() -> None:
     assert said == {s: answer(s.prompt.token_ids, 8) for s in good}
 
 
-def test_a_request_that_breaks_decode_fails_alone_and_the_others_lose_nothing() -> None:
+def test_a_request_that_breaks_decode_fails_alone_and_the_others_lose_nothing(make_engine: Make) -> None:
     engine = make_engine(8)
     good = [submit(engine, [letter], max_tokens=12)[0] for letter in (100, 103, 104)]
     bad = submit(engine, [667, 98], max_tokens=12)[0]
@@ -359,7 +404,7 @@ def test_a_request_that_breaks_decode_fails_alone_and_the_others_lose_nothing() 
     assert said == {s: answer(s.prompt.token_ids, 12) for s in good}
 
 
-def test_a_deadline_ends_what_waits_and_what_runs() -> None:
+def test_a_deadline_ends_what_waits_and_what_runs(make_engine: Make) -> None:
     engine = make_engine(1, FakeModel(max_length=10**6))
     running = submit(engine, [99], deadline=time.time() + 0.2, max_tokens=10**6, stop=("never",))[0]
     engine.model.eos_ids = NEVER
@@ -369,7 +414,7 @@ def test_a_deadline_ends_what_waits_and_what_runs() -> None:
     assert all(isinstance(error, DeadlineExceeded) for error in errors.values())
 
 
-def test_an_aborted_sequence_is_gone_by_the_next_step() -> None:
+def test_an_aborted_sequence_is_gone_by_the_next_step(make_engine: Make) -> None:
     engine = make_engine(4)
     engine.model.eos_ids = NEVER
     kept, dropped = (submit(engine, [letter], max_tokens=20)[0] for letter in (100, 101))
@@ -383,7 +428,7 @@ def test_an_aborted_sequence_is_gone_by_the_next_step() -> None:
     assert kept in engine.scheduler.running
 
 
-def test_a_row_that_failed_leaves_nothing_behind() -> None:
+def test_a_row_that_failed_leaves_nothing_behind(make_engine: Make) -> None:
     engine = make_engine(4)
     submit(engine, [668, 100, 101])
     run(engine)
@@ -391,7 +436,7 @@ def test_a_row_that_failed_leaves_nothing_behind() -> None:
     assert not any(layer.any() for layer in engine.cache.row("next").layers)  # type: ignore[arg-type]
 
 
-def test_what_left_while_it_entered_leaves_nothing_behind() -> None:
+def test_what_left_while_it_entered_leaves_nothing_behind(make_engine: Make) -> None:
     engine = make_engine(4, stall_s=0.0, prefill_tokens=16)
     entering = submit(engine, list(range(1, 100)))[0]
     engine.step()
@@ -403,7 +448,7 @@ def test_what_left_while_it_entered_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_no_memory_for_a_row_costs_what_is_kept_first_and_then_that_request(failures: int) -> None:
+def test_no_memory_for_a_row_costs_what_is_kept_first_and_then_that_request(make_engine: Make, failures: int) -> None:
     class Short(KVCache[Sequence]):
         left = failures
 
@@ -425,7 +470,7 @@ def test_no_memory_for_a_row_costs_what_is_kept_first_and_then_that_request(fail
     assert not engine.gauges.prefix_bytes
 
 
-def test_a_lost_device_ends_the_engine() -> None:
+def test_a_lost_device_ends_the_engine(make_engine: Make) -> None:
     class Lost(FakeModel):
         def decode(self, *arguments: object) -> Scores:
             raise torch.AcceleratorError("an illegal memory access was encountered")
@@ -437,7 +482,7 @@ def test_a_lost_device_ends_the_engine() -> None:
         run(engine)
 
 
-def test_a_text_that_cannot_be_made_ends_its_own_answer_only() -> None:
+def test_a_text_that_cannot_be_made_ends_its_own_answer_only(make_engine: Make) -> None:
     engine = make_engine(4)
     engine.model.eos_ids = NEVER
     bad, good = (submit(engine, [letter], max_tokens=8)[0] for letter in (100, 101))
@@ -446,7 +491,7 @@ def test_a_text_that_cannot_be_made_ends_its_own_answer_only() -> None:
     assert said == {bad: "<ModelFailed>", good: answer([101], 8, end=False)}
 
 
-def test_what_is_read_in_vain_is_not_kept() -> None:
+def test_what_is_read_in_vain_is_not_kept(make_engine: Make) -> None:
     model = FakeModel()
     engine = make_engine(4, model)
     for _ in range(2):
