@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from statistics import median
 
+import torch
+
 from benchmarks.engine.generate import Generate
 from benchmarks.engine.limits import in_a_thread, timed
 from benchmarks.engine.load import Percentiles
@@ -165,7 +167,8 @@ def decode_step(model: Model, rows: int, context: int, steps: int) -> float:
     times = []
     for step in range(steps):
         groups = [held for _, held in cache.groups()]
-        times.append(timed(partial(model.decode, [1] * rows, [context + step] * rows, groups), model.device))
+        tokens = torch.ones(rows, dtype=torch.int64, device=model.device)
+        times.append(timed(partial(model.decode, tokens, [context + step] * rows, groups), model.device))
         for row in range(rows):
             cache.advance(row)
     return median(times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -22,7 +23,10 @@ from models.moondream.model import Moondream
 from models.options import LoadOptions
 from models.qwen2_5_vl.model import Qwen2_5_VL
 from models.registry import POCKET
-from raylens.types import Caption, SamplingParams
+from raylens.engine.engine import Engine
+from raylens.engine.limits import Limits
+from raylens.engine.sequence import sequences
+from raylens.types import Caption, Detect, Point, Query, SamplingParams
 from tests.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm
 from tests.pictures import random_pixels
 from tests.unit.models import test_moondream as recorded
@@ -52,6 +56,7 @@ def parts(setup: Setup) -> Iterator[Part]:
         yield Part(f"{family}, every kind of answer", partial(_kinds, setup, family))
         yield Part(f"{family}, CUDA graphs", partial(_graphs, setup, family))
         yield Part(f"{family}, bfloat16", partial(_bfloat16, setup, family))
+        yield Part(f"{family}, waits", partial(_waits, setup, family))
 
 
 def _checkpoint(setup: Setup, family: str, weights: str) -> Path:
@@ -132,6 +137,37 @@ def _graphs(setup: Setup, family: str) -> Iterator[Line]:
     note = "" if setup.is_cuda else " (the CPU has none)"
     yield Line(f"{same} of {len(asked)} answers as without{note}", {"same": same, "asked": len(asked)})
     assert same == len(asked)
+
+
+def _waits(setup: Setup, family: str) -> Iterator[Line]:
+    """What a decode step waits for beside its tokens: nothing."""
+    model = pocket(family, device=setup.device, dtype=torch.bfloat16)
+    # All enter together, so that none has ended before the last has begun.
+    engine = Engine(model, Limits(max_batch_size=8, look_ahead=True, prefill_batch=8, prefill_tokens=16_384))
+    tasks = [task for task in (Caption(), Query("?"), Detect("circle"), Point("circle")) if task.name in model.tasks]
+    asked = [request(task, max_tokens=64) for task in tasks]
+    asked.append(request(Caption(), max_tokens=64, temperature=1.0, top_p=0.9, presence_penalty=1.0, logprobs=2))
+    for each in asked:
+        engine.scheduler.add(sequences(each, model.prepare(each, [random_pixels(300, 200, 1)]), model.tokenizer))
+    while engine.scheduler.waiting or engine.scheduler.entering:
+        engine.step()
+    engine.step()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if setup.is_cuda:
+            torch.cuda.set_sync_debug_mode("warn")
+        steps = 0
+        while engine.scheduler.running and steps < 4:
+            assert not [output.error for output in engine.step() if output.error]
+            steps += 1
+        if setup.is_cuda:
+            torch.cuda.set_sync_debug_mode("default")
+    places = sorted(
+        {f"{Path(each.filename).name}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)}
+    )
+    note = "" if setup.is_cuda else " (a CPU never waits)"
+    yield Line(f"{len(places)} places wait in {steps} steps of {len(asked)} answers{note}", {"places": places})
+    assert not places, ", ".join(places)
 
 
 def _bfloat16(setup: Setup, family: str) -> Iterator[Line]:
