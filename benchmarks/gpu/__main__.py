@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 
@@ -52,11 +53,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="raylens-gpu-") as folder:
         # Where others want the same cores, small operations in several threads wait for each other.
         threads = 1 if given.scale == "tiny" else os.cpu_count() or 1
-        setup = Setup(given.device, given.scale, given.models, threads, Path(folder))
-        for stage in given.stages:
-            for part in _parts(stage)(setup):
-                results.run(stage, part)
-            setup.free()
+        with closing(Setup(given.device, given.scale, given.models, threads, Path(folder))) as setup:
+            for stage in given.stages:
+                for part in _parts(stage)(setup):
+                    results.run(stage, part)
+                setup.free()
     results.summary()
     return int(results.failed)
 

@@ -10,24 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 
-import cv2
-
 from benchmarks.engine.bench import HOUR, EngineClient
 from benchmarks.engine.generate import Question
 from benchmarks.engine.load import Answer, Ask, Load, drive
+from benchmarks.gpu.pixels import preprocess
 from benchmarks.gpu.setup import Setup, Size
 from benchmarks.gpu.subjects import Subject
-from preprocessing.decode import DecodeLimits
-from preprocessing.pipeline import run
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import Limits
-from raylens.engine.model import Model, Prompt
-from raylens.recipe import DEFAULT
+from raylens.engine.model import Model, Pixels, Prompt
 from raylens.types import Task, VisionRequest
 
-LIMITS = DecodeLimits(max_bytes=20 * 2**20, max_pixels=64_000_000, min_side=4, max_side=16_384)
-"""The server's."""
-SECONDS, MOST_SECONDS = 5.0, 120.0
+SECONDS, MOST_SECONDS = 3.5, 120.0
 """That a load should take, and may take."""
 MOST = 640
 """Requests of a load."""
@@ -51,42 +45,52 @@ class Workload:
 @dataclass(frozen=True)
 class Measured:
     load: Load
-    front_s: float
-    """Preprocessing and preparation of a picture, the mean."""
+    preprocess_s: float
+    """Of a picture, the mean."""
+    prepare_s: float
+    """Of a prompt, the mean."""
     prompt: Prompt
     """One of them."""
 
 
 class Front:
-    """From a JPEG to a prompt, in threads, as the server does it; ``seconds`` are those of each picture."""
+    """From a JPEG to a prompt, as the server does it: other processes preprocess, and a prompt is prepared in a thread
+    beside the engine's. ``preprocess_s`` and ``prepare_s`` are the seconds that each took."""
 
-    def __init__(self, model: Model, task: Task, threads: int) -> None:
-        cv2.setNumThreads(1)  # several pictures at a time use the cores better
-        self.seconds: list[float] = []
+    def __init__(self, setup: Setup, model: Model, task: Task) -> None:
+        self.preprocess_s: list[float] = []
+        self.prepare_s: list[float] = []
         self._model, self._task = model, task
-        self._pool = ThreadPoolExecutor(threads, "front")
+        self._processes = setup.processes
+        self._threads = ThreadPoolExecutor(setup.threads, "front")
 
-    def prepare(self, jpeg: bytes) -> Prompt:
-        started = time.perf_counter()
-        pixels = run(jpeg, DEFAULT, LIMITS).pixels
-        prompt = self._model.prepare(VisionRequest("", "", self._task, time.time() + HOUR), [pixels])
-        self.seconds.append(time.perf_counter() - started)
-        return prompt
-
-    def prepare_all(self, jpegs: Sequence[bytes]) -> list[Prompt]:
-        return list(self._pool.map(self.prepare, jpegs))
+    def prompts(self, jpegs: Sequence[bytes]) -> list[Prompt]:
+        return [self._prepare(*made) for made in self._processes.map(preprocess, jpegs)]
 
     def asking(self, client: EngineClient, jpeg: bytes, tokens: int) -> Ask:
         async def ask() -> Answer:
-            answer = Answer(tokens)
-            prompt = await asyncio.get_running_loop().run_in_executor(self._pool, self.prepare, jpeg)
+            answer, loop = Answer(tokens), asyncio.get_running_loop()
+            made = await loop.run_in_executor(self._processes, preprocess, jpeg)
+            prompt = await loop.run_in_executor(self._threads, self._prepare, *made)
             await client.follow(Question(prompt, tokens), answer)
             return answer
 
         return ask
 
+    def forget(self) -> None:
+        """What was measured so far."""
+        self.preprocess_s.clear()
+        self.prepare_s.clear()
+
     def close(self) -> None:
-        self._pool.shutdown()
+        self._threads.shutdown()
+
+    def _prepare(self, pixels: Pixels, preprocess_s: float) -> Prompt:
+        started = time.perf_counter()
+        prompt = self._model.prepare(VisionRequest("", "", self._task, time.time() + HOUR), [pixels])
+        self.preprocess_s.append(preprocess_s)
+        self.prepare_s.append(time.perf_counter() - started)
+        return prompt
 
 
 @contextmanager
@@ -103,7 +107,7 @@ def running(setup: Setup, model: Model, in_flight: int) -> Iterator[AsyncEngine]
 def measure(setup: Setup, subject: Subject, workload: Workload, in_flight: int) -> Measured:
     """A load, after a whole batch that captures what is replayed, and says how many requests take a few seconds. No
     picture comes twice."""
-    front = Front(subject.model, workload.task, setup.threads)
+    front = Front(setup, subject.model, workload.task)
     pictures = setup.jpegs(workload.size, in_flight)
 
     async def load(client: EngineClient, jpegs: Sequence[bytes]) -> Load:
@@ -119,9 +123,10 @@ def measure(setup: Setup, subject: Subject, workload: Workload, in_flight: int) 
             warm = asyncio.run(load(client, shown(0, in_flight)))
             count = _requests(setup, warm.captions_per_s, in_flight)
             jpegs = shown(in_flight, count)
-            front.seconds.clear()
+            front.forget()
             measured = asyncio.run(load(client, jpegs))
-        return Measured(measured, fmean(front.seconds), front.prepare(pictures[0]))
+        means = fmean(front.preprocess_s), fmean(front.prepare_s)
+        return Measured(measured, *means, front.prompts(pictures[:1])[0])
     finally:
         front.close()
 

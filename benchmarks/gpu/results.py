@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-SHOWN = 6
-"""Lines of a traceback."""
+SHOWN, WIDTH = 6, 300
+"""Lines of a traceback, and their characters."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,11 @@ class Results:
             told.state = "done"
         except Exception as error:  # one failing check must not hide the others
             told.state, told.error = "failed", traceback.format_exc()
-            self._tell(told, f"FAILED: {_in_short(error)}")
-            print("\n".join(told.error.rstrip().splitlines()[-SHOWN:]), flush=True)
+            behind = _behind(error)
+            words = " ".join(str(behind).split())[:200]
+            self._tell(told, f"FAILED: {type(behind).__name__}: {words}")
+            lines = "".join(traceback.format_exception(behind)).splitlines()
+            print("\n".join(line[:WIDTH] for line in lines[-SHOWN:]), flush=True)
         if told.state == "failed":
             free()  # what the traceback has held
         told.seconds = time.monotonic() - started
@@ -131,8 +134,8 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def _in_short(error: Exception) -> str:
-    """What is behind a group of errors, in a line."""
+def _behind(error: Exception) -> Exception:
+    """A group's first."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return error

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from benchmarks.gpu.card import Card, measure
+from benchmarks.gpu.pixels import processes
 from benchmarks.gpu.results import free
 from benchmarks.gpu.subjects import FAMILIES, Subject, build
 from benchmarks.photograph import photograph
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
+MOST_PROCESSES = 8
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Setup:
     folder: Path
     """For files that nobody needs afterwards."""
     _subject: Subject | None = None
+    _processes: ProcessPoolExecutor | None = None
     _jpegs: dict[Size, list[bytes]] = field(default_factory=dict)
 
     @property
@@ -45,10 +48,18 @@ class Setup:
     def card(self) -> Card:
         return measure(self.device)
 
+    @property
+    def processes(self) -> ProcessPoolExecutor:
+        """That preprocess pictures, the same ones until the end."""
+        if self._processes is None:
+            self._processes = processes(min(MOST_PROCESSES, self.threads), self.jpegs((640, 480), 1)[0])
+        return self._processes
+
     def subject(self, name: str, reference: bool = False) -> Subject:
-        """The model of this name; one is held at a time. ``reference``: with transformers' modules beside it."""
+        """The model of this name; one is held at a time. ``reference``: with transformers' modules beside it, which
+        take memory from keys and values; to build it anew is cheap."""
         held = self._subject
-        if held is None or held.name != name or (reference and held.reference is None):
+        if held is None or held.name != name or reference != (held.reference is not None):
             del held
             self.free()
             self._subject = build(name, self.scale, self.device, reference)
@@ -59,6 +70,10 @@ class Setup:
         """Lets go of the model that is held."""
         self._subject = None
         free()
+
+    def close(self) -> None:
+        if self._processes is not None:
+            self._processes.shutdown()
 
     def jpegs(self, size: Size, count: int) -> list[bytes]:
         """So many different pictures, the same at every call."""

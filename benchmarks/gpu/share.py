@@ -18,16 +18,14 @@ from benchmarks.engine.bench import EngineClient
 from benchmarks.engine.generate import Question
 from benchmarks.engine.load import drive
 from benchmarks.gpu.answers import agree, ask_all, mixed
-from benchmarks.gpu.loads import LIMITS
+from benchmarks.gpu.pixels import preprocess
 from benchmarks.gpu.pockets import pocket
 from benchmarks.gpu.results import free
 from benchmarks.gpu.subjects import FAMILIES, Subject, build
 from benchmarks.photograph import photograph
 from models.memory import hold_to_share, kv_budget, share_bytes
-from preprocessing.pipeline import run
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import Limits
-from raylens.recipe import DEFAULT
 from raylens.types import Chat, Detail, ImagePart, Message, Role, TextPart, VisionRequest
 
 SECONDS = 150.0
@@ -99,7 +97,7 @@ async def _load(engine: AsyncEngine, subject: Subject, scale: str, requests: int
     client, model = EngineClient(engine), subject.model
 
     def prepared(number: int) -> Question:
-        pixels = run(photograph(*size, number), DEFAULT, LIMITS).pixels
+        pixels, _ = preprocess(photograph(*size, number))
         chat = Chat((Message(Role.USER, (ImagePart(0, Detail.HIGH), TextPart("Describe it at length."))),))
         return Question(model.prepare(VisionRequest("", "", chat, time.time() + 600), [pixels]), longest)
 

@@ -31,8 +31,8 @@ from raylens.engine.model import Model, PictureInput, Prompt
 
 DTYPE = torch.bfloat16
 FAMILIES = {
-    "moondream2": "moondream",
     "qwen2.5-vl-7b": "qwen2_5_vl",
+    "moondream2": "moondream",
     "qwen2.5-vl-3b": "qwen2_5_vl",
     "smolvlm2-2.2b": "smolvlm",
 }

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,13 +27,29 @@ from raylens.engine.async_engine import AsyncEngine
 SHOWN = 10
 PICTURES = 160
 """Shown in turns: more than the engine keeps."""
+LAG = 2
+"""So many steps later at the latest, the host of a card that looks ahead has waited for what a step launched."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """From when to when, by ``time.perf_counter``."""
+
+    start: float
+    end: float
+    reads: bool
+    """Prompts or pictures."""
+
+    @property
+    def ms(self) -> float:
+        return 1000 * (self.end - self.start)
 
 
 @dataclass
 class Steps:
-    """The engine's steps, each from when to when by ``time.perf_counter``, and the thread that does them."""
+    """The engine's steps, and the thread that does them."""
 
-    times: list[tuple[float, float]] = field(default_factory=list)
+    taken: list[Step] = field(default_factory=list)
     thread: int = 0
 
     def watch(self, engine: AsyncEngine) -> None:
@@ -44,17 +61,20 @@ class Steps:
 
         def timed() -> Any:
             self.thread = threading.get_native_id()
+            scheduler = inner.scheduler
+            entering, waiting = len(scheduler.entering), len(scheduler.waiting)
             started = time.perf_counter()
             try:
                 return step()
             finally:
-                self.times.append((started, time.perf_counter()))
+                reads = entering > 0 or len(scheduler.waiting) < waiting
+                self.taken.append(Step(started, time.perf_counter(), reads))
 
         inner.step = timed
 
-    def within(self, start: float, end: float) -> list[float]:
-        """Seconds of those that began in this time."""
-        return [last - first for first, last in self.times if start <= first < end]
+    def within(self, start: float, end: float) -> list[Step]:
+        """Those that began and ended in this time: while the profiler stops, a step takes as long as that does."""
+        return [step for step in self.taken if start <= step.start and step.end <= end]
 
 
 def parts(setup: Setup) -> Iterator[Part]:
@@ -63,11 +83,13 @@ def parts(setup: Setup) -> Iterator[Part]:
 
 
 def _why(setup: Setup, name: str) -> Iterator[Line]:
+    # The first of two profilers watches nothing; its events may go.
+    warnings.filterwarnings("ignore", ".*Profiler clears events at the end of each cycle")
     workload, in_flight, seconds = WORKLOADS[name][0], 16, 1.0
     if setup.is_tiny:
         workload, in_flight, seconds = replace(workload, tokens=12), 4, 0.1
     model, steps = setup.subject(name).model, Steps()
-    front = Front(model, workload.task, setup.threads)
+    front = Front(setup, model, workload.task)
     jpegs = setup.jpegs(workload.size, 8 if setup.is_tiny else PICTURES)
     watched = profiler(setup.is_cuda)
     with profiler(setup.is_cuda):
@@ -80,9 +102,7 @@ def _why(setup: Setup, name: str) -> Iterator[Line]:
     finally:
         front.close()
     taken = steps.within(start, end)
-    yield Line(
-        f"{workload}, {in_flight} in flight: {len(taken)} steps in {end - start:.2f} s, {_spread(taken)} ms each"
-    )
+    yield _told(f"{workload}, {in_flight} in flight", taken, end - start, LAG if setup.is_cuda else 0)
     if not setup.is_cuda:
         yield from _operators(watched)
         return
@@ -165,8 +185,18 @@ def _of_card(trace: Trace, wall: float, steps: int, thread: int) -> Iterator[Lin
         yield Line(f"{1000 * total:8.1f} ms {total / busy:4.0%} {count:6} × {name}", figures)
 
 
-def _spread(seconds: Sequence[float]) -> str:
-    if not seconds:
-        return "–"
-    mean, p90 = 1000 * np.mean(seconds), 1000 * np.quantile(seconds, 0.9)
-    return f"{mean:.2f} (p90 {p90:.2f})"
+def _told(what: str, steps: Sequence[Step], seconds: float, lag: int) -> Line:
+    """``lag``: steps after one that reads count as reading, because they wait for it."""
+    reads = [any(step.reads for step in steps[max(0, place - lag) : place + 1]) for place in range(len(steps))]
+    plain = [step.ms for step, read in zip(steps, reads, strict=True) if not read]
+    reading = [step.ms for step, read in zip(steps, reads, strict=True) if read]
+    median, p90 = (float(value) for value in np.quantile(plain, (0.5, 0.9))) if plain else (None, None)
+    mean = float(np.mean(reading)) if reading else None
+    waits = " or wait for it" if lag else ""
+    words = [
+        f"{what}: {len(steps)} steps in {seconds:.2f} s",
+        f"{len(plain)} that only decode" + (f", {median:.2f} ms (p90 {p90:.2f})" if plain else ""),
+        f"{len(reading)} that read{waits}" + (f", {mean:.2f} ms on the average" if reading else ""),
+    ]
+    figures = {"steps": len(steps), "decode_ms": median, "decode_p90_ms": p90, "reading": len(reading)}
+    return Line("; ".join(words), {**figures, "reading_ms": mean})

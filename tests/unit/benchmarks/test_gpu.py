@@ -32,3 +32,9 @@ def test_every_stage_passes_where_only_torch_and_transformers_are(tmp_path: Path
     assert {part["stage"] for part in parts} == {"right", "shares", "fast", "why"}
     assert {part["state"] for part in parts} == {"done"}
     assert all(part["lines"] for part in parts)
+
+
+def test_processes_that_preprocess_load_neither_torch_nor_models() -> None:
+    told = "import benchmarks.gpu.pixels, sys; print([name for name in ('torch', 'models') if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "[]\n", ended.stderr
