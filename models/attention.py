@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from models.flash import Spans, flash, flashes
+from models.flash import Bounds, flash, flashes
 from models.operations import attention
 from raylens.engine.model import KVRows, KVShape, Part
 from raylens.engine.transfer import upload
@@ -121,7 +121,7 @@ class _Tail:
     """What lies behind the tokens that see each other, of all parts."""
 
     index: Tensor
-    spans: Spans
+    spans: Bounds
 
 
 class PackedPrefill(Prefill):
@@ -130,7 +130,7 @@ class PackedPrefill(Prefill):
     def __init__(self, shape: KVShape, heads: int, parts: Sequence[Part]) -> None:
         super().__init__(shape, heads, parts)
         lengths = [len(part.token_ids) for part in parts]
-        self._spans = Spans.of(lengths, shape.device)
+        self._spans = Bounds.of(lengths, shape.device)
         self._whole: Tensor | None = None
         if any(part.whole for part in parts):
             # A part without such tokens is all tail: what the first call makes of it is overwritten.
@@ -138,7 +138,7 @@ class PackedPrefill(Prefill):
             tails = [range(place.start + part.whole, place.stop) for part, place in self._each()]
             self._tail = _Tail(
                 upload([token for tail in tails for token in tail], shape.device),
-                Spans.of([len(tail) for tail in tails], shape.device),
+                Bounds.of([len(tail) for tail in tails], shape.device),
             )
 
     def mixed(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ class _FlashRows(_Rows):
         super().__init__(batch, lengths)
         capacity = batch.layers[0].shape[3]
         ends = torch.arange(batch.rows + 1, dtype=torch.int32, device=lengths.device)
-        self._queries, self._keys = Spans(ends, 1), Spans(ends * capacity, capacity)
+        self._queries, self._keys = Bounds(ends, 1), Bounds(ends * capacity, capacity)
         self._used = (lengths + 1).int()
 
     def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.attention import STEP, Batch, CacheAttention, Decode, make_prefill
 from models.flash import flashes
+from models.fused import fuses, turn_in_place
 from models.graphs import Graphs
 from models.linear import Linear
 from models.operations import turn
@@ -63,6 +64,7 @@ class Decoder:
         rotary = parts.rotary
         self._axes = _axes(rotary.sections, len(rotary.frequencies), rotary.frequencies.device)
         self._flashes = flashes(torch.device(shape.device), shape.dtype, shape.head_dim)
+        self._fuses = fuses(torch.device(shape.device), shape.dtype)
 
     def prefill(
         self, parts: Sequence[Part], rows: Callable[[], Sequence[KVRows]], tokens: int
@@ -125,7 +127,11 @@ class Decoder:
         heads = (-1, self.kv_shape.head_dim)
 
         def attend(layer: int, mixed: Tensor) -> Tensor:
-            qkv = turn(mixed.unflatten(-1, heads), cos, sin)
+            qkv = mixed.unflatten(-1, heads)
+            if self._fuses:
+                turn_in_place(qkv, cos, sin, self._heads + self._kv_heads)
+            else:
+                qkv = turn(qkv, cos, sin)
             return attention(layer, qkv[:, : self._heads], qkv[:, self._heads :].unflatten(1, (2, self._kv_heads)))
 
         for index in range(first, end):
@@ -137,11 +143,13 @@ class Decoder:
 
     def _turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines (tokens, all heads, head size) of rotary positions (axes, tokens); values' heads,
-        which stand last, stay as they are."""
+        which stand last, stay as they are. For the fused kernel, which knows as much, (tokens, head size / 2)."""
         rotary = self._parts.rotary
         angles = positions[..., None].float() * rotary.frequencies
         angles = angles[0] if len(positions) == 1 else angles.gather(0, self._axes.expand(1, angles.shape[1], -1))[0]
         cos, sin = angles.cos() * rotary.scale, angles.sin() * rotary.scale
+        if self._fuses:
+            return cos, sin
         turned = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         still = torch.ones_like(turned[0]), torch.zeros_like(turned[1])
         heads = self._heads + self._kv_heads

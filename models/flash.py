@@ -18,7 +18,7 @@ from raylens.engine.transfer import upload
 
 
 @dataclass(frozen=True)
-class Spans:
+class Bounds:
     """Sequences that lie one behind another: where each begins, and the end of the last."""
 
     starts: Tensor
@@ -26,7 +26,7 @@ class Spans:
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: str | torch.device) -> Spans:
+    def of(cls, lengths: Sequence[int], device: str | torch.device) -> Bounds:
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         return cls(upload(starts, device), max(lengths))
 
@@ -35,8 +35,8 @@ def flash(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    queries: Spans,
-    keys: Spans,
+    queries: Bounds,
+    keys: Bounds,
     causal: bool = False,
     used: Tensor | None = None,
 ) -> Tensor:
@@ -56,7 +56,7 @@ def flashes(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or head_dim % 8 or head_dim > 256:
         return False
     states = torch.ones(2, 1, head_dim, dtype=dtype, device=device)
-    spans = Spans.of([1, 1], device)
+    spans = Bounds.of([1, 1], device)
     try:
         flash(states, states, states, spans, spans, used=torch.ones(2, dtype=torch.int32, device=device))
     except (RuntimeError, TypeError):

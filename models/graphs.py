@@ -1,4 +1,5 @@
-"""Decode steps as CUDA graphs. A step is hundreds of small kernels, which a GPU ends sooner than Python starts them."""
+"""Decode steps and vision encoders as CUDA graphs. Each is hundreds of kernels, which a GPU ends sooner than Python
+starts them."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ class Graphs:
     the tensors that it is given.
     """
 
-    def __init__(self, capture: Capture | None = None, kept: int = KEPT) -> None:
-        self._capture = capture or CudaCapture()
+    def __init__(self, capture: Capture, kept: int = KEPT) -> None:
+        self._capture = capture
         self._kept = kept
         self._known: OrderedDict[Hashable, Captured | None] = OrderedDict()
         self._works = True
@@ -63,7 +64,7 @@ class Graphs:
             try:
                 captured = self._capture(step, [tensor.clone() for tensor in given])
             except RuntimeError as error:  # a device that is lost says so again in the plain step
-                logger.warning("decode steps go on without CUDA graphs: %s", error)
+                logger.warning("the model goes on without CUDA graphs: %s", error)
                 self._works = False
                 self._known.clear()
                 return None
@@ -72,6 +73,14 @@ class Graphs:
         while len(self._known) > self._kept:
             self._known.popitem(last=False)
         return captured
+
+
+def make_graphs(device: str, wanted: bool = True) -> tuple[Graphs | None, Graphs | None]:
+    """Those of decode steps and those of a vision encoder, which share a pool of memory; None for other devices."""
+    if not (wanted and device.startswith("cuda")):
+        return None, None
+    capture = CudaCapture()
+    return Graphs(capture), Graphs(capture)
 
 
 class CudaCapture:

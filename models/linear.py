@@ -26,7 +26,7 @@ class Linear(Protocol):
     """A linear layer, whatever its form."""
 
     def __call__(self, states: Tensor, plus: Tensor | None = None) -> Tensor:
-        """(…, inputs) -> (…, outputs), and ``plus`` added, where it is given."""
+        """(…, inputs) -> (…, outputs), with ``plus`` added, if it is given; what was in ``plus`` may be lost."""
         ...
 
 
@@ -77,9 +77,15 @@ class _Plain:
         self._weight, self._bias, self._gelu = weight, bias, activation == "gelu"
 
     def __call__(self, states: Tensor, plus: Tensor | None = None) -> Tensor:
-        out = F.linear(states, self._weight, self._bias)
-        if self._gelu:
-            out = F.gelu(out, approximate="tanh")
+        if plus is not None and states.is_cuda and self._bias is None and not self._gelu:
+            plus.flatten(0, -2).addmm_(states.flatten(0, -2), self._weight.T)  # the product adds on its way out
+            return plus
+        if self._gelu and states.is_cuda and self._bias is not None:
+            product = torch._addmm_activation(self._bias, states.flatten(0, -2), self._weight.T, use_gelu=True)
+            out = product.unflatten(0, states.shape[:-1])
+        else:
+            out = F.linear(states, self._weight, self._bias)
+            out = F.gelu(out, approximate="tanh") if self._gelu else out
         return out if plus is None else plus + out
 
 

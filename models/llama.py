@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from models.decoder import Attend, Parts, Rotary
 from models.linear import Linear, Packer
+from models.operations import swiglu
 from raylens.engine.model import KVShape
 
 
@@ -41,8 +42,7 @@ class Layer:
 
     def mlp(self, states: Tensor, plus: Tensor) -> Tensor:
         """What the MLP makes of the states, added to ``plus``."""
-        gate, up = self.gate_up(self.mlp_norm(states)).chunk(2, -1)
-        return self.down(F.silu(gate) * up, plus)
+        return self.down(swiglu(self.gate_up(self.mlp_norm(states))), plus)
 
 
 def parts(text_model: nn.Module, head: nn.Linear, packer: Packer) -> Parts:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.fused import fuses, silu_times
+
 _ROWS = 256
 _SCORES = 1 << 21
 """Attention's scores that are worked out at a time: few enough to stay in the cores' caches."""
@@ -65,6 +67,14 @@ def turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(states * cos, halves, sin)
 
 
+def swiglu(gate_up: Tensor) -> Tensor:
+    """``silu(gate) · up`` of (rows, 2 · width), the gates first: (rows, width) (Shazeer 2020)."""
+    if fuses(gate_up.device, gate_up.dtype):
+        return silu_times(gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
 def normalized(pixels: Tensor, scale: float, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Pixels (…, channels, height, width) of 0 to 255 as the image processors of transformers give them, float32."""
     average, spread = _normal(pixels.device, tuple(mean), tuple(std))
@@ -78,10 +88,12 @@ def _normal(device: torch.device, mean: tuple[float, ...], std: tuple[float, ...
     return average, spread
 
 
-def by_rows(layers: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, states: Tensor) -> None:
-    """``states = layers(inputs, states)`` for (rows, …) of both, some rows at a time: what lies between several layers
-    stays in the cores' caches, and oneDNN, which leaves cores idle on some taller products, keeps all at work. A GPU
-    takes all at once."""
-    rows = _ROWS if states.device.type == "cpu" else len(states)
-    for given, part in zip(inputs.split(rows), states.split(rows), strict=True):
+def by_rows(layers: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, states: Tensor) -> Tensor:
+    """``layers(inputs, states)`` for (rows, …) of both. A CPU does some rows at a time, in place: what lies between
+    several layers stays in the cores' caches, and oneDNN, which leaves cores idle on some taller products, keeps all at
+    work."""
+    if states.device.type != "cpu":
+        return layers(inputs, states)
+    for given, part in zip(inputs.split(_ROWS), states.split(_ROWS), strict=True):
         part.copy_(layers(given, part))
+    return states

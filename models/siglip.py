@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.graphs import Graphs
 from models.linear import Linear
 from models.operations import attention, by_rows
 
 Norm = Callable[[Tensor], Tensor]
+_MOST_TILES = 16
+"""Of a graph: enough to keep a data center's GPU busy."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +45,58 @@ class Encoder:
     """What is added to the state of each patch of a tile (patches, hidden)."""
     layers: Sequence[Layer]
     norm: Norm
+    graphs: Graphs | None = None
 
     def slices(self, tiles: Tensor, work: int) -> Generator[None, None, Tensor]:
         """States (tiles, patches, hidden) of tiles (tiles, channels, side, side), ``work`` patches times layers at a
         time."""
-        count = len(tiles)
+        if self.graphs is not None:
+            return (yield from self._replayed(self.graphs, tiles))
         with torch.inference_mode():
-            patches = F.unfold(tiles, self.patch, stride=self.patch).transpose(1, 2)
-            states = (self.embed(patches) + self.places).flatten(0, 1)
+            states = self._embedded(tiles)
         layers = max(1, work // len(states))
         for first in range(0, len(self.layers), layers):
             if first:
                 yield
             with torch.inference_mode():
-                for layer in self.layers[first : first + layers]:
-                    self._apply(layer, states, count)
+                states = self._through(self.layers[first : first + layers], states, len(tiles))
         with torch.inference_mode():
-            return self.norm(states).unflatten(0, (count, -1))
+            return self._ended(states, len(tiles))
 
-    def _apply(self, layer: Layer, states: Tensor, tiles: int) -> None:
-        """Runs states (tiles · patches, hidden) through a layer, in place."""
+    def _replayed(self, graphs: Graphs, tiles: Tensor) -> Generator[None, None, Tensor]:
+        """The same by graphs, of which each takes a power of two of tiles: few sizes, so that they serve again."""
+        parts: list[Tensor] = []
+        first = 0
+        while first < len(tiles):
+            if parts:
+                yield
+            count = min(_MOST_TILES, 1 << (len(tiles) - first).bit_length() - 1)
+            with torch.inference_mode():
+                parts.append(graphs.run((Encoder, count), self._whole, [tiles[first : first + count]]))
+            first += count
+        with torch.inference_mode():
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _whole(self, tiles: Tensor) -> Tensor:
+        return self._ended(self._through(self.layers, self._embedded(tiles), len(tiles)), len(tiles))
+
+    def _embedded(self, tiles: Tensor) -> Tensor:
+        """(tiles · patches, hidden)."""
+        patches = F.unfold(tiles, self.patch, stride=self.patch).transpose(1, 2)
+        return (self.embed(patches) + self.places).flatten(0, 1)
+
+    def _through(self, layers: Sequence[Layer], states: Tensor, tiles: int) -> Tensor:
+        for layer in layers:
+            states = self._apply(layer, states, tiles)
+        return states
+
+    def _ended(self, states: Tensor, tiles: int) -> Tensor:
+        return self.norm(states).unflatten(0, (tiles, -1))
+
+    def _apply(self, layer: Layer, states: Tensor, tiles: int) -> Tensor:
+        """Runs states (tiles · patches, hidden) through a layer."""
         mixed = layer.qkv(layer.norm1(states)).unflatten(-1, (3, self.heads, -1)).unflatten(0, (tiles, -1))
-        query, key, value = mixed.permute(2, 0, 3, 1, 4).contiguous()
-        by_rows(layer.out, attention(query, key, value).transpose(1, 2).flatten(0, 1).flatten(1), states)
-        by_rows(layer.mlp, states, states)
+        heads_first = mixed.permute(2, 0, 3, 1, 4)
+        query, key, value = heads_first if states.is_cuda else heads_first.contiguous()
+        states = by_rows(layer.out, attention(query, key, value).transpose(1, 2).flatten(0, 1).flatten(1), states)
+        return by_rows(layer.mlp, states, states)

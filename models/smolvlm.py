@@ -25,6 +25,7 @@ from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
 from models.chat import check_length, image_parts, messages_of, picture_key, picture_part
 from models.chat_model import ChatModel
+from models.graphs import Graphs
 from models.linear import Packer
 from models.operations import normalized
 from models.options import DEFAULTS, LoadOptions
@@ -85,7 +86,7 @@ class SmolVLM(ChatModel):
             tuple(image_processor.image_mean),
             tuple(image_processor.image_std),
         )
-        self._tower = Tower(model.model, self._packer)
+        self._tower = Tower(model.model, self._packer, self._vision_graphs)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         """Implements :meth:`raylens.engine.model.Model.prepare`."""
@@ -153,7 +154,7 @@ class SmolVLM(ChatModel):
 class Tower:
     """The vision tower (``modeling_smolvlm.py`` in transformers) and the connector behind it."""
 
-    def __init__(self, model: Any, packer: Packer) -> None:
+    def __init__(self, model: Any, packer: Packer, graphs: Graphs | None = None) -> None:
         vision, self._shuffle = model.vision_model, int(model.connector.scale_factor)
         config, patches = vision.config, vision.embeddings.patch_embedding
         self._encoder = Encoder(
@@ -163,6 +164,7 @@ class Tower:
             places=packer.tensor(vision.embeddings.position_embedding.weight),
             layers=[_layer(layer, packer) for layer in vision.encoder.layers],
             norm=vision.post_layernorm.to(packer.device),
+            graphs=graphs,
         )
         self._project = packer.linear(model.connector.modality_projection.proj)
 

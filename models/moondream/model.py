@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.chat import check_length, no_control_tokens, picture_key
 from models.decoder import Decoder
-from models.graphs import Graphs
+from models.graphs import make_graphs
 from models.linear import Packer
 from models.moondream.config import MoondreamConfig, read_config
 from models.moondream.course import Embedding, Ids, Kind, MoondreamCourse, Plan
@@ -96,12 +96,12 @@ class Moondream:
         self.max_length = config.text.max_context
         self._ids = Ids(config.region)
         self._work = options.slice
-        self._vision = Vision(config.vision, weights, options.tiles)
+        graphs, vision_graphs = make_graphs(options.device, options.cuda_graphs)
+        self._vision = Vision(config.vision, weights, options.tiles, vision_graphs)
         self._regions = RegionHead(config.region, weights)
         self.course: Course | None = MoondreamCourse(config.tokenizer, self._ids, self._regions)
         tokens = weights.tensor("text.wte", config.text.vocab_size, config.text.dim)
         embed = Embedding(tokens, self._ids, self._regions, config.region)
-        graphs = Graphs() if options.cuda_graphs and options.device.startswith("cuda") else None
         self._decoder = Decoder(parts(config.text, weights, embed, tokens), graphs)
         self.kv_shape = self._decoder.kv_shape
         weights.end()

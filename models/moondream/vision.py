@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.graphs import Graphs
 from models.moondream.config import VisionConfig
 from models.moondream.crops import Crops, stitch
 from models.moondream.weights import Weights
@@ -21,7 +22,9 @@ from raylens.engine.transfer import upload
 class Vision:
     """Encodes each crop, stitches the local ones, pools them to the whole one's grid, and projects both together."""
 
-    def __init__(self, config: VisionConfig, weights: Weights, crops_per_step: int) -> None:
+    def __init__(
+        self, config: VisionConfig, weights: Weights, crops_per_step: int, graphs: Graphs | None = None
+    ) -> None:
         self._config = config
         self._crops_per_step = crops_per_step
         dim, patch = config.enc_dim, config.enc_patch_size
@@ -33,6 +36,7 @@ class Vision:
             places=places[0],
             layers=[_layer(f"vision.blocks.{index}", config, weights) for index in range(config.enc_n_layers)],
             norm=weights.norm("vision.post_ln", dim),
+            graphs=graphs,
         )
         self._expand = weights.linear("vision.proj_mlp.fc1", 2 * dim, config.proj_inner_dim, "gelu")
         self._contract = weights.linear("vision.proj_mlp.fc2", config.proj_inner_dim, config.proj_out_dim)

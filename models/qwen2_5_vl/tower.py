@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.fused import fuses, turn_in_place
+from models.graphs import Graphs
 from models.linear import Packer
 from models.llama import Layer, RMSNorm
 from models.operations import by_rows, turn
-from models.spans import SpanAttention
+from models.spans import Spans, attend_within
 from raylens.engine.transfer import upload
 
 EPS = 1e-6
 """Of the norms."""
+_KEPT = 32
+"""Layouts that are kept: pictures of one size come again."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,26 @@ class Grid:
         return self.frames * self.rows * self.columns
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the patches of some pictures are read."""
+
+    order: Tensor
+    """The image tokens window by window (tokens,): each one's place in the pictures."""
+    back: Tensor
+    """The same the other way round."""
+    cos: Tensor
+    """Of rotary positions, float32, in the new order."""
+    sin: Tensor
+    windows: Spans
+    """In patches."""
+    frames: Spans
+
+
 class Tower:
     """The vision tower: windows in most layers, the whole picture in a few, and 2 × 2 patches merged to a token."""
 
-    def __init__(self, tower: Any, packer: Packer) -> None:
+    def __init__(self, tower: Any, packer: Packer, graphs: Graphs | None = None) -> None:
         config = tower.config
         self._heads = int(config.num_heads)
         self._head_dim = int(config.hidden_size) // self._heads
@@ -50,31 +71,55 @@ class Tower:
         self._layers = [_layer(block, packer) for block in tower.blocks]
         self._norm = RMSNorm(packer.tensor(tower.merger.ln_q.weight), EPS)
         self._expand, self._contract = (packer.linear(tower.merger.mlp[place]) for place in (0, 2))
+        self._fuses = fuses(self._frequencies.device, self._norm.weight.dtype)
+        self._graphs = graphs
+        self._layout = lru_cache(_KEPT)(self._made_layout)
 
     def slices(self, pixels: Tensor, grids: Sequence[Grid], work: int) -> Generator[None, None, list[Tensor]]:
         """Image tokens (tokens, hidden) of each picture, from the patches (patches, values) of all of them, ``work``
         patches times layers at a time."""
-        order, windows, wholes = self._layout(grids, pixels)
         with torch.inference_mode():
-            index = upload(order, pixels.device)
-            states = self._in_order(self._patches(pixels), index)
-            cos, sin = self._turns(grids, index)
+            layout = self._layout(tuple(grids))
+        if self._graphs is not None:
+            with torch.inference_mode():
+                tokens = self._graphs.run((Tower, *grids), partial(self._encoded, layout), _given(pixels, layout))
+        else:
+            tokens = yield from self._sliced(pixels, layout, work)
+        with torch.inference_mode():
+            # Copies: a part of a tensor would keep the whole of it alive, for as long as one picture is kept.
+            parts = tokens.split([grid.patches // self._merge**2 for grid in grids])
+            return [part.clone() for part in parts] if len(parts) > 1 else [tokens]
+
+    def _sliced(self, pixels: Tensor, layout: Layout, work: int) -> Generator[None, None, Tensor]:
+        with torch.inference_mode():
+            states = self._in_order(self._patches(pixels), layout.order)
         layers = max(1, work // len(states))
         for first in range(0, len(self._layers), layers):
             if first:
                 yield
             with torch.inference_mode():
-                for number in range(first, min(first + layers, len(self._layers))):
-                    states = self._block(number, states, cos, sin, wholes if number in self._whole else windows)
+                states = self._through(range(first, min(first + layers, len(self._layers))), states, layout)
         with torch.inference_mode():
-            merged = self._norm(states).view(len(order), -1)
-            tokens = self._contract(F.gelu(self._expand(merged)))[upload(np.argsort(order), pixels.device)]
-            # Copies: a part of a tensor would keep the whole of it alive, for as long as one picture is kept.
-            parts = tokens.split([grid.patches // self._merge**2 for grid in grids])
-            return [part.clone() for part in parts] if len(parts) > 1 else [tokens]
+            return self._merged(states, layout)
 
-    def _layout(self, grids: Sequence[Grid], pixels: Tensor) -> tuple[NDArray[np.int64], SpanAttention, SpanAttention]:
-        """The image tokens' order, and attention within windows and within frames."""
+    def _encoded(self, layout: Layout, pixels: Tensor, *given: Tensor) -> Tensor:
+        """All at once; ``given`` stand for the layout's tensors, of which a CUDA graph keeps its own."""
+        order, back, cos, sin, windows, frames = given
+        held = Layout(order, back, cos, sin, Spans(windows, layout.windows.sizes), Spans(frames, layout.frames.sizes))
+        states = self._in_order(self._patches(pixels), held.order)
+        return self._merged(self._through(range(len(self._layers)), states, held), held)
+
+    def _through(self, layers: range, states: Tensor, layout: Layout) -> Tensor:
+        for number in layers:
+            spans = layout.frames if number in self._whole else layout.windows
+            states = self._block(number, states, layout, spans)
+        return states
+
+    def _merged(self, states: Tensor, layout: Layout) -> Tensor:
+        merged = self._norm(states).view(len(layout.order), -1)
+        return self._contract(F.gelu(self._expand(merged)))[layout.back]
+
+    def _made_layout(self, grids: tuple[Grid, ...]) -> Layout:
         orders: list[NDArray[np.int64]] = []
         windows: list[tuple[int, int]] = []
         for grid in grids:
@@ -84,19 +129,24 @@ class Tower:
             orders.append(first + order)
             windows += [(count, size * self._merge**2) for count, size in sizes]
         frames = [(grid.frames, grid.rows * grid.columns) for grid in grids]
-        dtype = self._norm.weight.dtype
-        within = [SpanAttention(spans, pixels.device, dtype, self._head_dim) for spans in (windows, frames)]
-        return np.concatenate(orders), within[0], within[1]
+        device, order = self._frequencies.device, np.concatenate(orders)
+        index = upload(order, device)
+        cos, sin = self._turns(grids, index)
+        back = upload(np.argsort(order), device)
+        return Layout(index, back, cos, sin, Spans.of(windows, device), Spans.of(frames, device))
 
     def _in_order(self, states: Tensor, index: Tensor) -> Tensor:
         """Rows that belong to image tokens, ``merge`` × ``merge`` each, in the tokens' new order."""
         return states.view(len(index), self._merge**2, -1)[index].flatten(0, 1)
 
     def _turns(self, grids: Sequence[Grid], index: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines (patches, 1, head size), float32: half of the frequencies turn with the row."""
+        """Cosines and signed sines (patches, 1, head size), float32: half of the frequencies turn with the row. For the
+        fused kernel (patches, head size / 2)."""
         places = upload(np.concatenate([self._places(grid) for grid in grids]), index.device)
         angles = self._in_order((places[:, :, None] * self._frequencies).flatten(1), index)
         cos, sin = angles.cos(), angles.sin()
+        if self._fuses:
+            return cos, sin
         return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
 
     def _places(self, grid: Grid) -> NDArray[np.float32]:
@@ -107,15 +157,28 @@ class Tower:
         )
         return np.stack([row * merge + inner_row, column * merge + inner_column], -1).astype(np.float32)
 
-    def _block(self, index: int, states: Tensor, cos: Tensor, sin: Tensor, attend: SpanAttention) -> Tensor:
+    def _block(self, index: int, states: Tensor, layout: Layout, spans: Spans) -> Tensor:
         layer = self._layers[index]
         mixed = layer.qkv(layer.attention_norm(states)).unflatten(-1, (3, self._heads, self._head_dim))
+        if self._fuses:
+            turn_in_place(mixed.flatten(1, 2), layout.cos, layout.sin, 2 * self._heads)
         query, key, value = mixed.unbind(1)
-        # Turned in float32, as in the stock tower.
-        query, key = (turn(part.float(), cos, sin).to(value.dtype) for part in (query, key))
-        by_rows(layer.out, attend(query, key, value).flatten(1), states)
-        by_rows(layer.mlp, states, states)
-        return states
+        if not self._fuses:  # turned in float32, as in the stock tower
+            query, key = (turn(part.float(), layout.cos, layout.sin).to(value.dtype) for part in (query, key))
+        states = by_rows(layer.out, attend_within(spans, query, key, value).flatten(1), states)
+        return by_rows(layer.mlp, states, states)
+
+
+def _given(pixels: Tensor, layout: Layout) -> list[Tensor]:
+    return [
+        pixels,
+        layout.order,
+        layout.back,
+        layout.cos,
+        layout.sin,
+        layout.windows.starts,
+        layout.frames.starts,
+    ]
 
 
 def _layer(block: Any, packer: Packer) -> Layer:

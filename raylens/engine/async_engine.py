@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import sys
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +24,8 @@ from raylens.errors import InvalidRequest, ModelFailed, Overloaded, RaylensError
 from raylens.types import Delta, Priority, VisionRequest
 
 logger = logging.getLogger(__name__)
+SWITCH_INTERVAL_S = 0.0005
+T = TypeVar("T")
 
 
 class AsyncEngine:
@@ -148,15 +153,24 @@ class AsyncEngine:
     def _run(self) -> None:
         # OpenMP counts threads for each thread by itself: what the process has set holds here only once it is set here.
         torch.set_num_threads(self._threads)
+        if self._engine.limits.look_ahead:
+            # Each launch gives up the interpreter's lock for a moment, and a thread that prepares pictures may then
+            # keep it for the whole interval, 5 ms by default, while the GPU has nothing to do.
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
             while self._take_inbox():
                 outputs = self._engine.step()
                 if outputs:
-                    self._loop.call_soon_threadsafe(self._deliver, outputs)
+                    self._call(self._deliver, outputs)
         except BaseException as error:
             logger.exception("the engine's thread ends")
             self._failure = error
-            self._loop.call_soon_threadsafe(self._fail_all, ModelFailed(f"the engine has stopped: {error!r}"))
+            self._call(self._fail_all, ModelFailed(f"the engine has stopped: {error!r}"))
+
+    def _call(self, callback: Callable[[T], None], argument: T) -> None:
+        """Calls back in the event loop; once that is closed, nobody listens."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, argument)
 
     def _take_inbox(self) -> bool:
         """Waits for work; False where the thread should end."""

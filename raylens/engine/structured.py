@@ -44,6 +44,7 @@ _LIMITS: dict[str, Any] = {
 # and gigabytes, and a thread in it can't be ended. So a schema that is new is tried in a process that can.
 _TRIAL = """
 import contextlib, json, resource, sys
+sys.path[:] = json.loads(sys.argv[1])
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 for limit, most in (resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, 2), (resource.RLIMIT_AS, 2**30):
     with contextlib.suppress(ValueError, OSError):
@@ -163,7 +164,7 @@ def _try(grammar: str) -> str:
     """What is wrong with it, compiled over an alphabet of bytes; empty where nothing is."""
     try:
         trial = subprocess.run(
-            [sys.executable, "-I", "-c", _TRIAL],
+            [sys.executable, "-I", "-c", _TRIAL, json.dumps([path for path in sys.path if path])],
             input=json.dumps((grammar, _LIMITS)),
             capture_output=True,
             text=True,

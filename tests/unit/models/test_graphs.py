@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from models.graphs import Captured, Graphs, Step
 from models.moondream import model as moondream
 from models.qwen2_5_vl import model as qwen2_5_vl
 from raylens.engine.kv_cache import KVCache
+from raylens.types import ImagePart, TextPart
 from tests.checkpoints import random_moondream, random_qwen2_5_vl, random_smolvlm
+from tests.pictures import random_pixels
+from tests.unit.models.exactness import request, user
+from tests.unit.models.test_moondream import drained
+
+ABOUT = user(ImagePart(0), TextPart("What is this?"))
 
 
 class Recorder:
@@ -65,7 +72,7 @@ def test_a_step_that_cannot_be_captured_goes_on_without(caplog: pytest.LogCaptur
     graphs = Graphs(refuse)
     answers = [graphs.run("key", torch.square, [torch.tensor([3.0])]).item() for _ in range(4)]
     assert answers == [9, 9, 9, 9]
-    assert caplog.text.count("go on without CUDA graphs") == 1
+    assert caplog.text.count("goes on without CUDA graphs") == 1
 
 
 @pytest.mark.parametrize(
@@ -116,3 +123,39 @@ def test_replayed_steps_answer_as_plain_ones_while_rows_grow_join_and_leave(make
         step(number)
     assert recorder.replays > 30
     assert recorder.captures < 8
+
+
+@pytest.mark.parametrize(
+    ("make", "load"),
+    [
+        (random_smolvlm, smolvlm.load),
+        (random_qwen2_5_vl, qwen2_5_vl.load),
+        (random_moondream, moondream.load),
+    ],
+    ids=["smolvlm", "qwen2_5_vl", "moondream"],
+)
+def test_replayed_encoders_see_pictures_as_plain_ones_do(make, load, tmp_path: Path) -> None:
+    """One picture and several, of one size and of several, the first time and again."""
+    model = load(str(make(tmp_path)))
+    recorder = Recorder()
+    sizes = [[(200, 150)], [(200, 150), (90, 400)], [(200, 150)] * 3, [(300, 300)]]
+    prompts = [
+        [model.prepare(request(ABOUT), [random_pixels(*size, seed)]) for seed, size in enumerate(shapes)]
+        for shapes in sizes
+    ]
+    pictures = [[picture for prompt in each for picture in prompt.pictures] for each in prompts]
+    plain = [drained(model.encode(each)) for each in pictures]
+    if isinstance(model, qwen2_5_vl.Qwen2_5_VL):
+        model._most_patches = 10**6  # all together, as on a GPU
+        model._tower._graphs = Graphs(recorder)
+    elif isinstance(model, smolvlm.SmolVLM):
+        model._tiles_per_step = 64
+        model._tower._encoder = replace(model._tower._encoder, graphs=Graphs(recorder))
+    else:
+        model._vision._crops_per_step = 64
+        model._vision._encoder = replace(model._vision._encoder, graphs=Graphs(recorder))
+    for _ in range(3):
+        for each, expected in zip(pictures, plain, strict=True):
+            for ours, theirs in zip(drained(model.encode(each)), expected, strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert recorder.replays >= recorder.captures > 2
