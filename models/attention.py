@@ -18,8 +18,8 @@ from torch.nn.attention.bias import causal_lower_right
 
 from models.flash import Bounds, flash, flashes
 from models.operations import attention
+from models.packed import Packed, are_whole
 from raylens.engine.model import KVRows, KVShape, Part
-from raylens.engine.transfer import upload
 
 STEP = 32
 """Keys are read in whole steps, so that products are prepared for few shapes."""
@@ -116,47 +116,35 @@ class CausalPrefill(Prefill):
         mixed[place] = out[0].transpose(0, 1)
 
 
-@dataclass(frozen=True)
-class _Tail:
-    """What lies behind the tokens that see each other, of all parts."""
-
-    index: Tensor
-    spans: Bounds
-
-
 class PackedPrefill(Prefill):
     """Several whole prompts in one call of flash attention, by the keys and values that they have just made."""
 
     def __init__(self, shape: KVShape, heads: int, parts: Sequence[Part]) -> None:
         super().__init__(shape, heads, parts)
-        lengths = [len(part.token_ids) for part in parts]
-        self._spans = Bounds.of(lengths, shape.device)
-        self._whole: Tensor | None = None
-        if any(part.whole for part in parts):
-            # A part without such tokens is all tail: what the first call makes of it is overwritten.
-            self._whole = upload([max(1, part.whole) for part in parts], shape.device).int()
-            tails = [range(place.start + part.whole, place.stop) for part, place in self._each()]
-            self._tail = _Tail(
-                upload([token for tail in tails for token in tail], shape.device),
-                Bounds.of([len(tail) for tail in tails], shape.device),
-            )
+        self._packed = Packed.of(parts, shape.device)
 
     def mixed(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        keys, values = pairs.unbind(1)
-        if self._whole is None:
-            return flash(query, keys, values, self._spans, self._spans, causal=True).flatten(1)
-        mixed = flash(query, keys, values, self._spans, self._spans, used=self._whole)
-        tail = self._tail
-        mixed[tail.index] = flash(query[tail.index], keys, values, tail.spans, self._spans, causal=True)
-        return mixed.flatten(1)
+        return self._packed.attend(query, pairs)
+
+
+class ReplayedPrefill:
+    """The same for rows of one arena. Asks nothing but its tensors: a CUDA graph does it again without the code."""
+
+    def __init__(self, layers: Sequence[Tensor], packed: Packed, rows: Tensor, places: Tensor) -> None:
+        self._layers = layers
+        self._packed = packed
+        self._rows, self._places = rows, places
+
+    def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
+        self._layers[layer][:, self._rows, :, self._places] = pairs
+        return self._packed.attend(query, pairs)
 
 
 def make_prefill(shape: KVShape, heads: int, parts: Sequence[Part]) -> Prefill:
     """The fastest way that fits the device and the parts."""
     if torch.device(shape.device).type != "cuda":
         return BiasedPrefill(shape, heads, parts)
-    fresh = all(part.start == 0 and len(part.token_ids) > part.whole for part in parts)
-    if len(parts) > 1 and fresh and flashes(torch.device(shape.device), shape.dtype, shape.head_dim):
+    if are_whole(parts) and flashes(torch.device(shape.device), shape.dtype, shape.head_dim):
         return PackedPrefill(shape, heads, parts)
     return CausalPrefill(shape, heads, parts)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from models import llama
 from models.chat import ChatText, eos_ids
 from models.decoder import Decoder
-from models.graphs import make_graphs
+from models.graphs import ModelGraphs
 from models.linear import Packer
 from models.options import LoadOptions
 from raylens.engine.model import Course, KVRows, Part, Prompt, Scores
@@ -35,9 +35,9 @@ class ChatModel:
     ) -> None:
         self._chat = ChatText(tokenizer, default_template)
         self._packer = Packer(options.device, options.quantize, options.consume)
-        graphs, self._vision_graphs = make_graphs(options.device, options.cuda_graphs)
+        self._graphs = ModelGraphs.on(options.device, options.cuda_graphs)
         self.vocabulary = int(model.lm_head.weight.shape[0])  # before the packer takes it
-        self._decoder = Decoder(llama.parts(text_model, model.lm_head, self._packer), graphs)
+        self._decoder = Decoder(llama.parts(text_model, model.lm_head, self._packer), self._graphs)
         self.tokenizer: Tokenizer = tokenizer._tokenizer
         self.device = options.device
         self.eos_ids = eos_ids(tokenizer, model.generation_config)

@@ -9,14 +9,16 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from models.attention import STEP, Batch, CacheAttention, Decode, make_prefill
+from models.attention import STEP, Batch, CacheAttention, Decode, ReplayedPrefill, make_prefill
 from models.flash import flashes
 from models.fused import fuses, turn_in_place
-from models.graphs import Graphs
+from models.graphs import ModelGraphs
 from models.linear import Linear
 from models.operations import turn
+from models.packed import Packed, Sizes, address, are_whole, destinations, filled, share_an_arena
 from raylens.engine.model import KVRows, KVShape, Part, Scores
 from raylens.engine.transfer import upload
 
@@ -56,10 +58,10 @@ class Parts:
 class Decoder:
     """Reads tokens behind what rows of the cache hold."""
 
-    def __init__(self, parts: Parts, graphs: Graphs | None = None) -> None:
+    def __init__(self, parts: Parts, graphs: ModelGraphs | None = None) -> None:
         self.kv_shape = shape = parts.kv_shape
         self._parts = parts
-        self._graphs = graphs
+        self._graphs = graphs or ModelGraphs()
         self._heads, self._kv_heads = parts.heads, shape.heads
         rotary = parts.rotary
         self._axes = _axes(rotary.sections, len(rotary.frequencies), rotary.frequencies.device)
@@ -72,13 +74,13 @@ class Decoder:
         """Implements :meth:`raylens.engine.model.Model.prefill`. Where tokens see each other, no slice can cut between
         them: it cuts between layers."""
         with torch.inference_mode():
-            states = self._parts.embed(self._numbers([token for part in parts for token in part.token_ids]))
+            ends = np.cumsum([len(part.token_ids) for part in parts])
+            states, turns = self._begin(parts, ends)
+            last = self._numbers((ends - 1).tolist())
+            replayed = self._replayed(parts, rows(), states, turns) if len(states) <= tokens else None
+            if replayed is not None:
+                return self._scores(replayed[last])
             prefill = make_prefill(self.kv_shape, self._heads, parts)
-            for part, place in zip(parts, prefill.places, strict=True):
-                for at, shown in part.features:
-                    states[place.start + at : place.start + at + len(shown)] = shown
-            positions = upload(np.concatenate([part.positions for part in parts], 1), self.kv_shape.device)
-            turns = self._turns(positions, states.dtype)
         count = len(self._parts.layers)
         layers = max(1, tokens * count // len(states))
         for first in range(0, count, layers):
@@ -87,13 +89,39 @@ class Decoder:
             with torch.inference_mode():
                 states = self._run(states, turns, prefill.over(rows()), first, min(first + layers, count))
         with torch.inference_mode():
-            last = [place.stop - 1 for place in prefill.places]
-            return self._scores(states[self._numbers(last)])
+            return self._scores(states[last])
+
+    def _begin(self, parts: Sequence[Part], ends: NDArray[np.int64]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """What stands at each place of the parts (tokens, hidden), and the cosines and sines of its positions."""
+        states = self._parts.embed(self._numbers([token for part in parts for token in part.token_ids]))
+        for part, end in zip(parts, ends.tolist(), strict=True):
+            start = end - len(part.token_ids)
+            for at, shown in part.features:
+                states[start + at : start + at + len(shown)] = shown
+        positions = upload(np.concatenate([part.positions for part in parts], 1), self.kv_shape.device)
+        return states, self._turns(positions, states.dtype)
+
+    def _replayed(
+        self, parts: Sequence[Part], rows: Sequence[KVRows], states: Tensor, turns: tuple[Tensor, Tensor]
+    ) -> Tensor | None:
+        """The last layer's states, by a CUDA graph; None if these parts are for none."""
+        if self._graphs.prefill is None or not (self._flashes and are_whole(parts) and share_an_arena(rows)):
+            return None
+        sizes, layers = Sizes.of(parts), rows[0].arena
+        packed = Packed.of(parts, self.kv_shape.device, sizes)
+
+        def step(states: Tensor, cos: Tensor, sin: Tensor, where: Tensor, *tensors: Tensor) -> Tensor:
+            attention = ReplayedPrefill(layers, packed.of_tensors(*tensors), *where)
+            return self._run(states, (cos, sin), attention, 0, len(self._parts.layers))
+
+        where = destinations(parts, rows, sizes.tokens, self.kv_shape.device)
+        given = [*(filled(tensor, sizes.tokens) for tensor in (states, *turns)), where, *packed.tensors]
+        return self._graphs.prefill.run((sizes, address(rows)), step, given)
 
     def decode(self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
         """Implements :meth:`raylens.engine.model.Model.decode`."""
         lengths = [length for group in groups for length in group.lengths]
-        if self._graphs is None:
+        if self._graphs.decode is None:
             batches = [Batch(group.layers, len(group.lengths), self._span(group)) for group in groups]
             return self._scores(self._step(batches, token_ids, self._numbers(positions), self._numbers(lengths)))
         # Few sizes of batch, so that graphs serve again: rows that nobody holds fill up each group.
@@ -102,7 +130,7 @@ class Decoder:
         given = torch.zeros(3, sum(batch.rows for batch in batches), dtype=torch.int64, device=token_ids.device)
         given[0, places] = token_ids
         given[1:, places] = upload(np.array([positions, lengths]), token_ids.device)
-        states = self._graphs.run(_addresses(batches), partial(self._step, batches), list(given))
+        states = self._graphs.decode.run(_addresses(batches), partial(self._step, batches), list(given))
         return self._scores(states[places])
 
     def _span(self, group: KVRows, pieces: int = 1) -> int:

@@ -1,5 +1,5 @@
-"""Decode steps and vision encoders as CUDA graphs. Each is hundreds of kernels, which a GPU ends sooner than Python
-starts them."""
+"""Decode steps, prompts and vision encoders as CUDA graphs. Each is hundreds of kernels, which a GPU ends sooner than
+Python starts them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 KEPT = 32
 """Graphs that are kept, and shapes that are remembered to have been seen once. A graph holds its output, and shares
 all other memory with the rest."""
+
+FEW = 12
 
 Step = Callable[..., Tensor]
 """Tensors to states. Whatever else it reads or writes stays where it is from one call to the next."""
@@ -75,12 +77,21 @@ class Graphs:
         return captured
 
 
-def make_graphs(device: str, wanted: bool = True) -> tuple[Graphs | None, Graphs | None]:
-    """Those of decode steps and those of a vision encoder, which share a pool of memory; None for other devices."""
-    if not (wanted and device.startswith("cuda")):
-        return None, None
-    capture = CudaCapture()
-    return Graphs(capture), Graphs(capture)
+@dataclass(frozen=True)
+class ModelGraphs:
+    """A model's; None of them where its device is none of CUDA's."""
+
+    decode: Graphs | None = None
+    prefill: Graphs | None = None
+    vision: Graphs | None = None
+
+    @classmethod
+    def on(cls, device: str, wanted: bool = True) -> ModelGraphs:
+        """They share a pool of memory. What large ones are given and give is their own, so that few are kept."""
+        if not (wanted and device.startswith("cuda")):
+            return cls()
+        capture = CudaCapture()
+        return cls(Graphs(capture), Graphs(capture, FEW), Graphs(capture, FEW))
 
 
 class CudaCapture:

@@ -86,7 +86,7 @@ class SmolVLM(ChatModel):
             tuple(image_processor.image_mean),
             tuple(image_processor.image_std),
         )
-        self._tower = Tower(model.model, self._packer, self._vision_graphs)
+        self._tower = Tower(model.model, self._packer, self._graphs.vision)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         """Implements :meth:`raylens.engine.model.Model.prepare`."""

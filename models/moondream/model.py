@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.chat import check_length, no_control_tokens, picture_key
 from models.decoder import Decoder
-from models.graphs import make_graphs
+from models.graphs import ModelGraphs
 from models.linear import Packer
 from models.moondream.config import MoondreamConfig, read_config
 from models.moondream.course import Embedding, Ids, Kind, MoondreamCourse, Plan
@@ -96,8 +96,8 @@ class Moondream:
         self.max_length = config.text.max_context
         self._ids = Ids(config.region)
         self._work = options.slice
-        graphs, vision_graphs = make_graphs(options.device, options.cuda_graphs)
-        self._vision = Vision(config.vision, weights, options.tiles, vision_graphs)
+        graphs = ModelGraphs.on(options.device, options.cuda_graphs)
+        self._vision = Vision(config.vision, weights, options.tiles, graphs.vision)
         self._regions = RegionHead(config.region, weights)
         self.course: Course | None = MoondreamCourse(config.tokenizer, self._ids, self._regions)
         tokens = weights.tensor("text.wte", config.text.vocab_size, config.text.dim)

@@ -108,7 +108,7 @@ class Qwen2_5_VL(ChatModel):
         self._positions_per_second = int(config.vision_config.tokens_per_second)
         self._work = options.slice
         self._most_patches = self._work // 8 if options.device.startswith("cuda") else 0
-        self._tower = Tower(model.model.visual, self._packer, self._vision_graphs)
+        self._tower = Tower(model.model.visual, self._packer, self._graphs.vision)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         """Implements :meth:`raylens.engine.model.Model.prepare`."""

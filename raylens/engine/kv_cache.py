@@ -69,7 +69,8 @@ class Arena(Generic[Holder]):
 
     def row(self, holder: Holder) -> KVRows:
         index = self.holders.index(holder)
-        return KVRows([layer[:, index : index + 1] for layer in self._layers], self.lengths[index : index + 1])
+        layers = [layer[:, index : index + 1] for layer in self._layers]
+        return KVRows(layers, self.lengths[index : index + 1], self._layers, index)
 
     def all_rows(self) -> KVRows:
         return KVRows(list(self._layers), list(self.lengths))

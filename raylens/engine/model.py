@@ -89,6 +89,10 @@ class KVRows:
 
     layers: Sequence[Tensor]
     lengths: Sequence[int]
+    arena: Sequence[Tensor] = ()
+    """The layers with all rows that lie beside these, if these are some of them."""
+    first: int = 0
+    """Where the first of these stands among them."""
 
 
 @dataclass(frozen=True, eq=False)

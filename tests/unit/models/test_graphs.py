@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models import smolvlm
-from models.graphs import Captured, Graphs, Step
+from models.graphs import Captured, Graphs, ModelGraphs, Step
 from models.moondream import model as moondream
 from models.qwen2_5_vl import model as qwen2_5_vl
 from raylens.engine.kv_cache import KVCache
@@ -88,7 +88,7 @@ def test_replayed_steps_answer_as_plain_ones_while_rows_grow_join_and_leave(make
     checkpoint = str(make(tmp_path))
     plain, replayed = load(checkpoint), load(checkpoint)
     recorder = Recorder()
-    replayed._decoder._graphs = Graphs(recorder)
+    replayed._decoder._graphs = ModelGraphs(decode=Graphs(recorder))
     models = (plain, replayed)
     caches: list[KVCache[str]] = [KVCache(model.kv_shape, 2**28, 8) for model in models]
 
