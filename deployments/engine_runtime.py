@@ -12,7 +12,7 @@ import numpy as np
 import ray
 import torch
 
-from models.memory import hold_to_share, kv_budget
+from models.memory import hold_to_share, kv_budget, loading
 from models.registry import load_model, pick_device
 from raylens.config import ModelConfig
 from raylens.engine.async_engine import AsyncEngine
@@ -35,7 +35,8 @@ class EngineRuntime:
         torch.set_num_threads(1)  # only the engine's thread computes with more; AsyncEngine tells why
         gpus = float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
         hold_to_share(pick_device(config.device), gpus)
-        self._model = load_model(config)
+        with loading(pick_device(config.device), gpus):
+            self._model = load_model(config)
         self.tasks, self.device = self._model.tasks, self._model.device
         limits = engine_limits(config, self._model, gpus)
         warm_up(self._model, limits)

@@ -17,7 +17,7 @@ KEPT = 32
 """Graphs that are kept, and shapes that are remembered to have been seen once. A graph holds its output, and shares
 all other memory with the rest."""
 
-FEW = 12
+FEW = 16
 
 Step = Callable[..., Tensor]
 """Tensors to states. Whatever else it reads or writes stays where it is from one call to the next."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 CPU_KV_BYTES = 2**30
@@ -17,6 +20,18 @@ def hold_to_share(device: str, gpus: float) -> None:
     if device.startswith("cuda") and 0 < gpus < 1:
         total = _card_bytes()
         torch.cuda.set_per_process_memory_fraction(max(0.0, share_bytes(total, gpus) / total))
+
+
+@contextmanager
+def loading(device: str, gpus: float) -> Iterator[None]:
+    """Around the loading of a model. Raises ``MemoryError`` with the share's figures if the weights don't fit."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        share = share_bytes(_card_bytes(), gpus) / 2**30
+        raise MemoryError(
+            f"the weights don't fit into {share:.1f} GiB, this replica's share of the GPU (num_gpus: {gpus:g})"
+        ) from error
 
 
 def kv_budget(device: str, gpus: float, kept: int, wanted: int | None = None) -> int:

@@ -74,16 +74,13 @@ class Encoder:
             return self._ended(states, len(tiles))
 
     def _replayed(self, graphs: Graphs, tiles: Tensor) -> Generator[None, None, Tensor]:
-        """The same by graphs, of which each takes a power of two of tiles: few sizes, so that they serve again."""
+        """The same by graphs, in equal parts: few sizes, so that graphs serve again."""
         parts: list[Tensor] = []
-        first = 0
-        while first < len(tiles):
+        for part in tiles.chunk(-(-len(tiles) // _MOST_TILES)):
             if parts:
                 yield
-            count = min(_MOST_TILES, 1 << (len(tiles) - first).bit_length() - 1)
             with torch.inference_mode():
-                parts.append(graphs.run((Encoder, count), self._whole, [tiles[first : first + count]]))
-            first += count
+                parts.append(graphs.run((Encoder, len(part)), self._whole, [part]))
         with torch.inference_mode():
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -23,7 +23,7 @@ from benchmarks.gpu.pockets import pocket
 from benchmarks.gpu.results import free
 from benchmarks.gpu.subjects import FAMILIES, Subject, build
 from benchmarks.photograph import photograph
-from models.memory import hold_to_share, kv_budget, share_bytes
+from models.memory import hold_to_share, kv_budget, loading, share_bytes
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import Limits
 from raylens.types import Chat, Detail, ImagePart, Message, Role, TextPart, VisionRequest
@@ -63,7 +63,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     hold_to_share(given.device, given.share)
-    subject = build(given.model, given.scale, given.device)
+    with loading(given.device, given.share):
+        subject = build(given.model, given.scale, given.device)
     free()
     report = _budget(given.device, given.share)
     print("ready", flush=True)

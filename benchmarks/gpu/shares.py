@@ -28,9 +28,9 @@ LARGE_BYTES = 16.6e9
 
 def parts(setup: Setup) -> Iterator[Part]:
     requests = (3, 2) if setup.is_tiny else (64, 32)
+    yield Part("engines in 0.3 and 0.35", partial(_held, setup, (0.3, 0.35), requests[1]))
     yield Part("an engine in 0.3", partial(_held, setup, (0.3,), requests[0]))
     yield Part("a model that doesn't fit", partial(_misfits, setup))
-    yield Part("engines in 0.3 and 0.35", partial(_held, setup, (0.3, 0.35), requests[1]))
 
 
 def _held(setup: Setup, shares: Sequence[float], requests: int) -> Iterator[Line]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from models import memory
 from models.memory import (
     CONTEXT_BYTES,
     CPU_KV_BYTES,
@@ -9,6 +11,7 @@ from models.memory import (
     hold_to_share,
     kv_budget,
     left_of,
+    loading,
     share_bytes,
     within,
 )
@@ -41,3 +44,9 @@ def test_what_is_configured_holds_where_it_fits() -> None:
 def test_a_share_that_is_too_small_is_named() -> None:
     with pytest.raises(MemoryError, match=r"weights \(9\.0 GiB\).* leave nothing of 8\.0 GiB, this replica's share"):
         left_of(8 * GIB, 9 * GIB, 0)
+
+
+def test_weights_that_do_not_fit_are_told_in_the_share_s_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_card_bytes", lambda: 80 * GIB)
+    with pytest.raises(MemoryError, match=r"don't fit into 7\.0 GiB, .* \(num_gpus: 0\.1\)"), loading("cuda", 0.1):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 130.00 MiB.")
