@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from models.flash import Bounds, flash, flashes
+from models.flash import Bounds, flash
 from models.operations import attention
 from models.packed import Packed, are_whole
 from raylens.engine.model import KVRows, KVShape, Part
@@ -140,11 +140,11 @@ class ReplayedPrefill:
         return self._packed.attend(query, pairs)
 
 
-def make_prefill(shape: KVShape, heads: int, parts: Sequence[Part]) -> Prefill:
-    """The fastest way that fits the device and the parts."""
-    if torch.device(shape.device).type != "cuda":
+def make_prefill(shape: KVShape, heads: int, parts: Sequence[Part], on_gpu: bool, flashes: bool) -> Prefill:
+    """The fastest way that fits the device and the parts; ``flashes``: whether it runs flash attention."""
+    if not on_gpu:
         return BiasedPrefill(shape, heads, parts)
-    if are_whole(parts) and flashes(torch.device(shape.device), shape.dtype, shape.head_dim):
+    if flashes and are_whole(parts):
         return PackedPrefill(shape, heads, parts)
     return CausalPrefill(shape, heads, parts)
 

@@ -65,8 +65,10 @@ class Decoder:
         self._heads, self._kv_heads = parts.heads, shape.heads
         rotary = parts.rotary
         self._axes = _axes(rotary.sections, len(rotary.frequencies), rotary.frequencies.device)
-        self._flashes = flashes(torch.device(shape.device), shape.dtype, shape.head_dim)
-        self._fuses = fuses(torch.device(shape.device), shape.dtype)
+        device = torch.device(shape.device)
+        self._on_gpu = device.type == "cuda"
+        self._flashes = flashes(device, shape.dtype, shape.head_dim)
+        self._fuses = fuses(device, shape.dtype)
 
     def prefill(
         self, parts: Sequence[Part], rows: Callable[[], Sequence[KVRows]], tokens: int
@@ -80,7 +82,7 @@ class Decoder:
             replayed = self._replayed(parts, rows(), states, turns) if len(states) <= tokens else None
             if replayed is not None:
                 return self._scores(replayed[last])
-            prefill = make_prefill(self.kv_shape, self._heads, parts)
+            prefill = make_prefill(self.kv_shape, self._heads, parts, self._on_gpu, self._flashes)
         count = len(self._parts.layers)
         layers = max(1, tokens * count // len(states))
         for first in range(0, count, layers):

@@ -4,20 +4,23 @@ Python starts them."""
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from raylens.engine.reuse import ByteLRU
+
 logger = logging.getLogger(__name__)
 
 KEPT = 32
-"""Graphs that are kept, and shapes that are remembered to have been seen once. A graph holds its output, and shares
-all other memory with the rest."""
-
-FEW = 16
+"""Graphs that are kept at most."""
+SEEN = 256
+"""Shapes that are remembered to have come."""
+SHARE = 1 / 50
+"""Of the process's share of the card, what the graphs of prompts may hold, and those of vision encoders: a graph holds
+its inputs and its output, and shares all other memory with the rest."""
 
 Step = Callable[..., Tensor]
 """Tensors to states. Whatever else it reads or writes stays where it is from one call to the next."""
@@ -43,10 +46,12 @@ class Graphs:
     the tensors that it is given.
     """
 
-    def __init__(self, capture: Capture, kept: int = KEPT) -> None:
+    def __init__(self, capture: Capture, kept: int = KEPT, budget: int = 2**28) -> None:
+        """``budget``: bytes of inputs and outputs that ``kept`` graphs at most may hold."""
         self._capture = capture
-        self._kept = kept
-        self._known: OrderedDict[Hashable, Captured | None] = OrderedDict()
+        self._least = budget // kept
+        self._graphs: ByteLRU[Hashable, Captured] = ByteLRU(budget)
+        self._seen: ByteLRU[Hashable, None] = ByteLRU(SEEN)
         self._works = True
 
     def run(self, key: Hashable, step: Step, given: Sequence[Tensor]) -> Tensor:
@@ -60,20 +65,20 @@ class Graphs:
         return captured.output.clone()
 
     def _captured(self, key: Hashable, step: Step, given: Sequence[Tensor]) -> Captured | None:
-        """None where the key comes for the first time, or the step can't be captured."""
-        captured = self._known.get(key)
-        if captured is None and key in self._known:
+        """None if the key comes for the first time, or the step can't be captured."""
+        captured = self._graphs.get(key)
+        fits = sum(tensor.nbytes for tensor in given) <= self._graphs.budget
+        if captured is None and fits and self._seen.has(key):
             try:
                 captured = self._capture(step, [tensor.clone() for tensor in given])
             except RuntimeError as error:  # a device that is lost says so again in the plain step
                 logger.warning("the model goes on without CUDA graphs: %s", error)
                 self._works = False
-                self._known.clear()
+                self._graphs.clear()
                 return None
-        self._known[key] = captured
-        self._known.move_to_end(key)
-        while len(self._known) > self._kept:
-            self._known.popitem(last=False)
+            size = sum(tensor.nbytes for tensor in (*captured.given, captured.output))
+            self._graphs.put(key, captured, max(size, self._least))
+        self._seen.put(key, None, 1)
         return captured
 
 
@@ -87,11 +92,13 @@ class ModelGraphs:
 
     @classmethod
     def on(cls, device: str, wanted: bool = True) -> ModelGraphs:
-        """They share a pool of memory. What large ones are given and give is their own, so that few are kept."""
+        """They share a pool of memory."""
         if not (wanted and device.startswith("cuda")):
             return cls()
         capture = CudaCapture()
-        return cls(Graphs(capture), Graphs(capture, FEW), Graphs(capture, FEW))
+        card = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        budget = int(card * torch.cuda.get_per_process_memory_fraction() * SHARE)
+        return cls(Graphs(capture), Graphs(capture, budget=budget), Graphs(capture, budget=budget))
 
 
 class CudaCapture:

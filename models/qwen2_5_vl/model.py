@@ -107,7 +107,8 @@ class Qwen2_5_VL(ChatModel):
         self.image_id, self._video_id = int(config.image_token_id), int(config.video_token_id)
         self._positions_per_second = int(config.vision_config.tokens_per_second)
         self._work = options.slice
-        self._most_patches = self._work // 8 if options.device.startswith("cuda") else 0
+        depth = int(config.vision_config.depth)
+        self._most_patches = self._work // depth if options.device.startswith("cuda") else 0
         self._tower = Tower(model.model.visual, self._packer, self._graphs.vision)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
@@ -144,7 +145,7 @@ class Qwen2_5_VL(ChatModel):
         return features
 
     def _batches(self, pictures: Sequence[PictureInput]) -> Iterator[list[PictureInput]]:
-        """Pictures that are encoded together: on a CPU one, elsewhere as many as make a slice of some layers."""
+        """Pictures that are encoded together: on a CPU one, on a GPU as many as a slice takes through all layers."""
         batch: list[PictureInput] = []
         patches = 0
         for picture in pictures:

@@ -60,9 +60,14 @@ def random_request(
     return request(user(*parts), max_tokens=rng.randint(1, 24)), shown
 
 
-def run_in_company(model: Model, rng: random.Random, count: int, videos: bool = False) -> list[Sequence]:
+SLICES = Limits(max_batch_size=6, prefill_tokens=48, stall_s=0.0)
+
+
+def run_in_company(
+    model: Model, rng: random.Random, count: int, videos: bool = False, limits: Limits = SLICES
+) -> list[Sequence]:
     """``count`` requests that come and go at random, some of them aborted, in small slices, with reuse."""
-    engine = Engine(model, Limits(max_batch_size=6, prefill_tokens=48, stall_s=0.0))
+    engine = Engine(model, limits)
     pictures = [random_pixels(rng.randint(20, 500), rng.randint(20, 500), seed) for seed in range(12)]
     made: list[Sequence] = []
     while len(made) < count or engine.has_work:

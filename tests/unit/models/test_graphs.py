@@ -65,6 +65,20 @@ def test_what_was_replayed_longest_ago_is_given_up_first() -> None:
     assert recorder.captures == 4
 
 
+def test_graphs_hold_no_more_bytes_than_their_budget() -> None:
+    recorder = Recorder()
+    graphs = Graphs(recorder, budget=100)
+    for key in "aabb":  # 32 bytes given, 32 made
+        graphs.run(key, torch.square, [torch.ones(8)])
+    assert recorder.captures == 2
+    graphs.run("b", torch.square, [torch.ones(8)])
+    graphs.run("a", torch.square, [torch.ones(8)])
+    assert (recorder.captures, recorder.replays) == (3, 4)
+    for _ in range(3):
+        graphs.run("large", torch.square, [torch.ones(1000)])
+    assert recorder.captures == 3
+
+
 def test_a_step_that_cannot_be_captured_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
     def refuse(step: Step, given: Sequence[Tensor]) -> Captured:
         raise RuntimeError("operation not permitted when stream is capturing")

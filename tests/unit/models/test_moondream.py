@@ -112,10 +112,12 @@ def expected(recorded: dict[str, Any]) -> Any:
     return said
 
 
-def run(model: Moondream, waiting: list[list[Sequence]], seed: int = 0, batch: int = 6) -> None:
+def run(
+    model: Moondream, waiting: list[list[Sequence]], seed: int = 0, batch: int = 6, limits: Limits | None = None
+) -> None:
     """Requests that come at random, in small slices, with reuse of pictures and prefixes."""
     rng = random.Random(seed)
-    engine = Engine(model, Limits(max_batch_size=batch, prefill_tokens=16, stall_s=0.0))
+    engine = Engine(model, limits or Limits(max_batch_size=batch, prefill_tokens=16, stall_s=0.0))
     waiting = list(waiting)
     while waiting or engine.has_work:
         for _ in range(rng.choice((0, 1, 2))):

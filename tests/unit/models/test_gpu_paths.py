@@ -1,0 +1,138 @@
+"""The ways of a GPU on a CPU, by stand-ins for flash attention and for CUDA's graphs: answers stay exact."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Qwen2_5_VLForConditionalGeneration, SmolVLMForConditionalGeneration
+
+from models import attention, packed, smolvlm
+from models.flash import Bounds
+from models.graphs import Graphs, ModelGraphs
+from models.moondream import model as moondream
+from models.packed import Packed, Sizes
+from models.qwen2_5_vl import model as qwen2_5_vl
+from raylens.engine.limits import Limits
+from raylens.engine.model import Part
+from tests.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm
+from tests.unit.models import test_moondream, test_qwen2_5_vl, test_smolvlm
+from tests.unit.models.exactness import assert_as_alone, run_in_company
+from tests.unit.models.test_graphs import Recorder
+
+LIMITS = Limits(max_batch_size=6, prefill_tokens=1200, prefill_batch=6, look_ahead=True)
+
+
+def plain_flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Bounds,
+    keys: Bounds,
+    causal: bool = False,
+    used: Tensor | None = None,
+) -> Tensor:
+    """Sequence by sequence; not a number where no sequence is."""
+    out = torch.full_like(query, torch.nan)
+    starts, key_starts = queries.starts.tolist(), keys.starts.tolist()
+    for row, (first, last) in enumerate(pairwise(starts)):
+        begin, end = key_starts[row], key_starts[row + 1]
+        end = end if used is None else begin + int(used[row])
+        assert last - first <= queries.longest
+        assert end - begin <= keys.longest
+        if first == last:
+            continue
+        mask = torch.ones(last - first, end - begin, dtype=torch.bool)
+        mask = mask.tril(end - begin - (last - first)) if causal else mask
+        shared = query.shape[1] // key.shape[1]
+        ours = query[first:last].transpose(0, 1)
+        theirs, read = (part[begin:end].repeat_interleave(shared, 1).transpose(0, 1) for part in (key, value))
+        mixed = F.scaled_dot_product_attention(ours, theirs, read, attn_mask=mask)
+        out[first:last] = mixed.transpose(0, 1)
+    return out
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorder]:
+    """Has a model go a GPU's ways, and counts its graphs of prompts; ``flashes``: as in half precision."""
+    monkeypatch.setattr(attention, "flash", plain_flash)
+    monkeypatch.setattr(packed, "flash", plain_flash)
+
+    def change(model: Any, flashes: bool) -> Recorder:
+        recorder = Recorder()
+        model._decoder._on_gpu, model._decoder._flashes = True, flashes
+        model._decoder._graphs = ModelGraphs(Graphs(Recorder()), Graphs(recorder))
+        return recorder
+
+    return change
+
+
+@pytest.mark.parametrize("flashes", [True, False], ids=["flash", "causal"])
+def test_smolvlm_answers_as_generate_alone(as_on_a_gpu, tmp_path: Path, flashes: bool) -> None:
+    model = smolvlm.load(str(random_smolvlm(tmp_path, scale=3.0)))
+    recorder = as_on_a_gpu(model, flashes)
+    made = run_in_company(model, random.Random(4), 60, limits=LIMITS)
+    assert_as_alone(made, SmolVLMForConditionalGeneration.from_pretrained(tmp_path), test_smolvlm.reference_inputs)
+    assert (recorder.replays > 0) is flashes
+
+
+@pytest.mark.parametrize("flashes", [True, False], ids=["flash", "causal"])
+def test_qwen2_5_vl_answers_as_generate_alone(as_on_a_gpu, tmp_path: Path, flashes: bool) -> None:
+    model = qwen2_5_vl.load(str(random_qwen2_5_vl(tmp_path, scale=3.0)))
+    as_on_a_gpu(model, flashes)
+    model._most_patches = 10**6
+    made = run_in_company(model, random.Random(5), 60, videos=True, limits=LIMITS)
+    reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path)
+    assert_as_alone(made, reference, test_qwen2_5_vl.reference_inputs(model))
+
+
+@pytest.mark.parametrize("flashes", [True, False], ids=["flash", "causal"])
+@pytest.mark.parametrize("name", list(MOONDREAMS))
+def test_moondream_answers_as_the_reference(as_on_a_gpu, tmp_path: Path, name: str, flashes: bool) -> None:
+    model = moondream.load(str(random_moondream(tmp_path, MOONDREAMS[name])))
+    as_on_a_gpu(model, flashes)
+    recorded = test_moondream.RECORDED[name]["answers"]
+    asked = [test_moondream.ask(model, each) for each in recorded]
+    test_moondream.run(model, asked, limits=LIMITS)
+    for (sequence,), each in zip(asked, recorded, strict=True):
+        assert test_moondream.answer(model, sequence) == test_moondream.expected(each), each["kind"]
+
+
+@pytest.mark.parametrize("wholes", [(0, 0, 0), (5, 0, 7), (5, 5, 5)])
+@pytest.mark.parametrize("fill", [True, False])
+def test_packed_prompts_attend_as_each_does_alone(
+    monkeypatch: pytest.MonkeyPatch, wholes: tuple[int, ...], fill: bool
+) -> None:
+    """``wholes``: how many of each prompt's first tokens see each other."""
+    monkeypatch.setattr(packed, "flash", plain_flash)
+    lengths = (9, 1, 12)
+    wholes = tuple(min(whole, length - 1) for whole, length in zip(wholes, lengths, strict=True))
+    parts = [
+        Part(0, range(length), [], np.arange(length)[None], whole)
+        for length, whole in zip(lengths, wholes, strict=True)
+    ]
+    sizes = Sizes.of(parts)
+    assert (sizes.tokens, sizes.prompts) == (64, 4)
+    torch.manual_seed(0)
+    query, pairs = torch.randn(64, 4, 8), torch.randn(64, 2, 2, 8)
+    if not fill:
+        query, pairs = query[:22], pairs[:22]
+    made = Packed.of(parts, "cpu", sizes if fill else None)
+    mixed = made.of_tensors(*made.tensors).attend(query, pairs)
+    first = 0
+    for length, whole in zip(lengths, wholes, strict=True):
+        place = slice(first, first + length)
+        later = torch.ones(length, length, dtype=torch.bool).tril()
+        later[:whole, :whole] = True
+        keys, values = pairs[place].repeat_interleave(2, 2).permute(1, 2, 0, 3)
+        alone = F.scaled_dot_product_attention(query[place].transpose(0, 1), keys, values, attn_mask=later)
+        torch.testing.assert_close(mixed[place], alone.transpose(0, 1).flatten(1))
+        first += length
