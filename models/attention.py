@@ -6,7 +6,7 @@ heads, head size) and new keys and values (tokens, 2, key heads, head size); it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -39,9 +39,6 @@ class Prefill:
         ends = list(accumulate(len(part.token_ids) for part in parts))
         self.places = [slice(end - len(part.token_ids), end) for part, end in zip(parts, ends, strict=True)]
         self.rows: Sequence[KVRows] = ()
-
-    def _each(self) -> Iterator[tuple[Part, slice]]:
-        return zip(self.parts, self.places, strict=True)
 
     def over(self, rows: Sequence[KVRows]) -> CacheAttention:
         """The same with rows where they are now: the cache moves them between slices."""

@@ -18,7 +18,7 @@ from models.fused import fuses, turn_in_place
 from models.graphs import ModelGraphs
 from models.linear import Linear
 from models.operations import turn
-from models.packed import Packed, Sizes, address, are_whole, destinations, filled, share_an_arena
+from models.packed import Packed, Sizes, address, are_whole, destinations, padded, share_an_arena
 from raylens.engine.model import KVRows, KVShape, Part, Scores
 from raylens.engine.transfer import upload
 
@@ -117,7 +117,7 @@ class Decoder:
             return self._run(states, (cos, sin), attention, 0, len(self._parts.layers))
 
         where = destinations(parts, rows, sizes.tokens, self.kv_shape.device)
-        given = [*(filled(tensor, sizes.tokens) for tensor in (states, *turns)), where, *packed.tensors]
+        given = [*(padded(tensor, sizes.tokens) for tensor in (states, *turns)), where, *packed.tensors]
         return self._graphs.prefill.run((sizes, address(rows)), step, given)
 
     def decode(self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
@@ -212,10 +212,8 @@ def _places(counts: Sequence[int], sizes: Sequence[int]) -> list[int]:
 
 def _addresses(batches: Sequence[Batch]) -> Hashable:
     """Where a step reads and writes keys and values, and in what shape."""
-    return tuple(
-        (batch.rows, batch.span, batch.layers[0].shape, *(layer.data_ptr() for layer in batch.layers))
-        for batch in batches
-    )
+    shapes = [(batch.rows, batch.span, batch.layers[0].shape, batch.layers[0].stride()) for batch in batches]
+    return (*shapes, *(layer.data_ptr() for batch in batches for layer in batch.layers))
 
 
 def _axes(sections: Sequence[int] | None, frequencies: int, device: torch.device) -> Tensor:

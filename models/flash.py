@@ -26,9 +26,13 @@ class Bounds:
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: str | torch.device) -> Bounds:
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return cls(upload(starts, device), max(lengths))
+    def of(
+        cls, lengths: Sequence[int], device: str | torch.device, count: int | None = None, longest: int | None = None
+    ) -> Bounds:
+        """``count``: filled up to so many by sequences without tokens; ``longest``: a bound of their lengths."""
+        starts = np.full((count or len(lengths)) + 1, sum(lengths), np.int32)
+        starts[: len(lengths) + 1] = np.cumsum([0, *lengths])
+        return cls(upload(starts, device), longest or max(lengths))
 
 
 def flash(

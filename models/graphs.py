@@ -4,6 +4,7 @@ Python starts them."""
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ SEEN = 256
 """Shapes that are remembered to have come."""
 SHARE = 1 / 50
 """Of the process's share of the card, what the graphs of prompts may hold, and those of vision encoders: a graph holds
-its inputs and its output, and shares all other memory with the rest."""
+its inputs and its output. All other memory is shared among graphs, but not with operations outside of them."""
 
 Step = Callable[..., Tensor]
 """Tensors to states. Whatever else it reads or writes stays where it is from one call to the next."""
@@ -51,12 +52,13 @@ class Graphs:
         self._capture = capture
         self._least = budget // kept
         self._graphs: ByteLRU[Hashable, Captured] = ByteLRU(budget)
-        self._seen: ByteLRU[Hashable, None] = ByteLRU(SEEN)
-        self._works = True
+        self._seen: OrderedDict[Hashable, bool] = OrderedDict()
+        """Keys that have come, and whether what they stand for can be kept."""
+        self.works = True
 
     def run(self, key: Hashable, step: Step, given: Sequence[Tensor]) -> Tensor:
         """What ``step(*given)`` gives."""
-        captured = self._captured(key, step, given) if self._works else None
+        captured = self._graphs.get(key) or self._new(key, step, given)
         if captured is None:
             return step(*given)
         for held, new in zip(captured.given, given, strict=True):
@@ -64,22 +66,35 @@ class Graphs:
         captured.replay()
         return captured.output.clone()
 
-    def _captured(self, key: Hashable, step: Step, given: Sequence[Tensor]) -> Captured | None:
-        """None if the key comes for the first time, or the step can't be captured."""
-        captured = self._graphs.get(key)
-        fits = sum(tensor.nbytes for tensor in given) <= self._graphs.budget
-        if captured is None and fits and self._seen.has(key):
-            try:
-                captured = self._capture(step, [tensor.clone() for tensor in given])
-            except RuntimeError as error:  # a device that is lost says so again in the plain step
-                logger.warning("the model goes on without CUDA graphs: %s", error)
-                self._works = False
-                self._graphs.clear()
-                return None
-            size = sum(tensor.nbytes for tensor in (*captured.given, captured.output))
-            self._graphs.put(key, captured, max(size, self._least))
-        self._seen.put(key, None, 1)
+    def _new(self, key: Hashable, step: Step, given: Sequence[Tensor]) -> Captured | None:
+        """None if the key comes for the first time, or the step can't be captured or kept."""
+        wanted = self.works and self._seen.get(key, False)
+        self._remember(key, self._seen.get(key, True))
+        if not wanted:
+            return None
+        try:
+            captured = self._capture(step, [tensor.clone() for tensor in given])
+        except torch.OutOfMemoryError:
+            # What the allocator keeps for later isn't given to a capture: free it, and try when the key has come twice.
+            self._graphs.clear()
+            self._seen.clear()
+            torch.cuda.empty_cache()
+            return None
+        except RuntimeError as error:  # a device that is lost says so again in the plain step
+            logger.warning("the model goes on without CUDA graphs: %s", error)
+            self.works = False
+            self._graphs.clear()
+            return None
+        size = sum(tensor.nbytes for tensor in (*captured.given, captured.output))
+        self._graphs.put(key, captured, max(size, self._least))
+        self._remember(key, size <= self._graphs.budget)
         return captured
+
+    def _remember(self, key: Hashable, can_be_kept: bool) -> None:
+        self._seen[key] = can_be_kept
+        self._seen.move_to_end(key)
+        if len(self._seen) > SEEN:
+            self._seen.popitem(last=False)
 
 
 @dataclass(frozen=True)

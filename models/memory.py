@@ -11,8 +11,9 @@ CPU_KV_BYTES = 2**30
 CONTEXT_BYTES = 2**30
 """What CUDA itself takes for a process, its kernels and graphs included, and torch's own bound leaves out: 0.7 GiB on
 an H100."""
-WORKING_SHARE = 0.15
-"""Of a replica's share, what is kept free for the working memory of prefill and the vision tower."""
+WORKING_SHARE = 0.2
+"""Of a replica's share, what is kept free for the working memory of prefill and the vision tower, once for plain
+operations and once for CUDA graphs, and for what graphs hold."""
 
 
 def hold_to_share(device: str, gpus: float) -> None:

@@ -30,7 +30,7 @@ class LoadOptions:
     max_pixels: int | None = None
     """Bounds of a picture's area after resizing, for families with dynamic resolution; None is the checkpoint's."""
     cuda_graphs: bool = True
-    """Replays decode steps as CUDA graphs, where the device is CUDA."""
+    """On CUDA, replays decode steps, prompts and vision encoders as CUDA graphs."""
     consume: bool = False
     """Gives up the modules' own weights as they are packed; else a model is held twice while it is loaded."""
 

@@ -24,77 +24,80 @@ class Sizes:
     tail: int
     """Tokens behind those that see each other, of all prompts; 0 if there are none that do."""
     longest: int
-    longest_tail: int
+    """Tokens of a prompt."""
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Sizes:
         lengths = [len(part.token_ids) for part in parts]
-        tails = _tails(parts) if any(part.whole for part in parts) else []
         tokens = sum(lengths) + 1
         return cls(
             tokens=_up(tokens, 64 if tokens <= 1024 else 256),
             prompts=_power(len(parts)),
-            tail=_up(sum(tails), 32),
+            tail=_up(sum(_tails(parts)), 32) if any(part.whole for part in parts) else 0,
             longest=_power(max(lengths)),
-            longest_tail=_power(max(tails, default=1)),
         )
 
 
 @dataclass(frozen=True)
+class Tail:
+    """What follows the tokens that see each other."""
+
+    whole: Tensor
+    """How many these are, int32 (prompts,); a prompt without such tokens has 1, and is all tail."""
+    places: Tensor
+    """Where the tokens that follow stand (tokens,), of all prompts."""
+    bounds: Bounds
+
+
+@dataclass(frozen=True)
 class Packed:
-    """The bounds of the prompts; if some of a prompt's first tokens see each other, how many, and what follows them."""
+    """The bounds of the prompts, and their tails, if some of their tokens see each other."""
 
     bounds: Bounds
-    whole: Tensor | None = None
-    """int32 (prompts,); a prompt without such tokens has 1, and is all tail."""
-    tail: Tensor | None = None
-    """Places of the tokens that follow, of all prompts."""
-    tail_bounds: Bounds | None = None
+    tail: Tail | None = None
 
     @classmethod
     def of(cls, parts: Sequence[Part], device: str, sizes: Sizes | None = None) -> Packed:
         """``sizes``: filled up by prompts without tokens, and by the tokens of none."""
         lengths = [len(part.token_ids) for part in parts]
         prompts = sizes.prompts if sizes else len(parts)
-        bounds = _bounds(lengths, prompts, sizes.longest if sizes else max(lengths), device)
+        longest = sizes.longest if sizes else max(lengths)
+        bounds = Bounds.of(lengths, device, prompts, longest)
         if not any(part.whole for part in parts):
             return cls(bounds)
-        starts = np.cumsum([0, *lengths])
         tails = _tails(parts)
-        places = [int(end) - tail + n for end, tail in zip(starts[1:], tails, strict=True) for n in range(tail)]
+        ends = np.cumsum(lengths)
+        places = [np.arange(end - tail, end) for end, tail in zip(ends, tails, strict=True)]
         if sizes is not None:
-            places += [sizes.tokens - 1] * (sizes.tail - len(places))
-        whole = [max(1, part.whole) for part in parts] + [1] * (prompts - len(parts))
-        return cls(
-            bounds,
-            upload(np.array(whole, np.int32), device),
-            upload(places, device),
-            _bounds(tails, prompts, sizes.longest_tail if sizes else max(tails), device),
-        )
+            places.append(np.full(sizes.tail - sum(tails), sizes.tokens - 1))
+        whole = np.ones(prompts, np.int32)
+        whole[: len(parts)] = [max(1, part.whole) for part in parts]
+        tail_bounds = Bounds.of(tails, device, prompts, longest)
+        return cls(bounds, Tail(upload(whole, device), upload(np.concatenate(places), device), tail_bounds))
 
     @property
     def tensors(self) -> list[Tensor]:
         """All that is asked when it is used."""
-        if self.whole is None or self.tail is None or self.tail_bounds is None:
-            return [self.bounds.starts]
-        return [self.bounds.starts, self.whole, self.tail, self.tail_bounds.starts]
+        tail = self.tail
+        return [self.bounds.starts, *([] if tail is None else (tail.whole, tail.places, tail.bounds.starts))]
 
-    def of_tensors(self, starts: Tensor, *more: Tensor) -> Packed:
+    def of_tensors(self, starts: Tensor, *tail: Tensor) -> Packed:
         """The same with other ``tensors``."""
         bounds = Bounds(starts, self.bounds.longest)
-        if not more or self.tail_bounds is None:
+        if not tail:
             return Packed(bounds)
-        whole, tail, tail_starts = more
-        return Packed(bounds, whole, tail, Bounds(tail_starts, self.tail_bounds.longest))
+        whole, places, tail_starts = tail
+        return Packed(bounds, Tail(whole, places, Bounds(tail_starts, bounds.longest)))
 
     def attend(self, query: Tensor, pairs: Tensor) -> Tensor:
         """Of queries (tokens, heads, head size) to keys and values (tokens, 2, key heads, head size) of their prompt:
         (tokens, heads · head size)."""
         keys, values = pairs.unbind(1)
-        if self.whole is None or self.tail is None or self.tail_bounds is None:
+        tail = self.tail
+        if tail is None:
             return flash(query, keys, values, self.bounds, self.bounds, causal=True).flatten(1)
-        mixed = flash(query, keys, values, self.bounds, self.bounds, used=self.whole)
-        mixed[self.tail] = flash(query[self.tail], keys, values, self.tail_bounds, self.bounds, causal=True)
+        mixed = flash(query, keys, values, self.bounds, self.bounds, used=tail.whole)
+        mixed[tail.places] = flash(query[tail.places], keys, values, tail.bounds, self.bounds, causal=True)
         return mixed.flatten(1)
 
 
@@ -110,9 +113,11 @@ def share_an_arena(rows: Sequence[KVRows]) -> bool:
 def destinations(parts: Sequence[Part], rows: Sequence[KVRows], tokens: int, device: str) -> Tensor:
     """Row and place of each token's keys and values (2, tokens). Those of no prompt go where the first prompt's next
     token will be written."""
-    spare = [rows[0].first, len(parts[0].token_ids)]
-    index = [[row.first, place] for part, row in zip(parts, rows, strict=True) for place in range(len(part.token_ids))]
-    return upload(np.array(index + [spare] * (tokens - len(index))).T, device)
+    lengths = [len(part.token_ids) for part in parts]
+    spare = tokens - sum(lengths)
+    index = np.repeat([row.first for row in rows] + [rows[0].first], [*lengths, spare])
+    places = np.concatenate([*(np.arange(length) for length in lengths), np.full(spare, lengths[0])])
+    return upload(np.stack([index, places]), device)
 
 
 def address(rows: Sequence[KVRows]) -> Hashable:
@@ -124,12 +129,6 @@ def _tails(parts: Sequence[Part]) -> list[int]:
     return [len(part.token_ids) - part.whole for part in parts]
 
 
-def _bounds(lengths: Sequence[int], count: int, longest: int, device: str) -> Bounds:
-    """Of so many sequences, the last of which have no tokens."""
-    starts = np.cumsum([0, *lengths, *[0] * (count - len(lengths))]).astype(np.int32)
-    return Bounds(upload(starts, device), longest)
-
-
 def _up(count: int, step: int) -> int:
     return -(-count // step) * step
 
@@ -138,8 +137,8 @@ def _power(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def filled(states: Tensor, tokens: int) -> Tensor:
+def padded(states: Tensor, tokens: int) -> Tensor:
     """(tokens, …), with zeros behind what there is."""
-    padded = torch.zeros((tokens, *states.shape[1:]), dtype=states.dtype, device=states.device)
-    padded[: len(states)] = states
-    return padded
+    out = torch.zeros((tokens, *states.shape[1:]), dtype=states.dtype, device=states.device)
+    out[: len(states)] = states
+    return out

@@ -128,11 +128,12 @@ class ModelConfig(Frozen):
     """Sequences that may wait in a replica; one more is refused as overloaded."""
     max_tiles_per_step: PositiveInt | None = None
     """Tiles that the vision tower encodes at a time; running answers wait for about half of their time where a new one
-    enters. Unset takes 1 on a CPU, and 64 on a GPU."""
+    enters. Unset takes 1 on a CPU, and 64 on a GPU, whose graphs take 16 at a time."""
     max_prefill_tokens: Annotated[int, Field(ge=16, le=65_536)] | None = None
     """Tokens of prompts that are read at a time. Unset takes 128 on a CPU, and 4096 on a GPU, of several prompts."""
     max_stall_s: Annotated[float, Field(ge=0, le=10)] = 0.03
-    """How long running answers may wait while small pieces of new ones are read; one piece is always read."""
+    """How long running answers may wait while small pieces of new ones are read; one piece is always read. A GPU reads
+    one at a time."""
     kv_cache: ByteSize | None = None
     """Memory for the keys and values of running sequences, such as ``2GiB``. Unset takes 1 GiB on a CPU, and on CUDA
     what is left of the replica's share of the card."""
@@ -143,7 +144,8 @@ class ModelConfig(Frozen):
     quantize: Literal["int8"] | None = None
     """``int8`` keeps weights as bytes, which on a CPU makes decoding faster and answers a little less exact."""
     cuda_graphs: bool = True
-    """Replays decode steps as CUDA graphs, where the device is CUDA. They take some of the share's working memory."""
+    """On CUDA, replays decode steps, prompts and vision encoders as CUDA graphs. They take some of the share's working
+    memory."""
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
     """Bounds of a picture's area where the family has dynamic resolution; unset takes the checkpoint's."""

@@ -115,7 +115,7 @@ class MoondreamCourse:
 
     def _shut(self, answer: Progress) -> tuple[int, ...]:
         plan: Plan = answer.prompt.plan
-        if plan.kind not in (Kind.TEXT, Kind.THOUGHTS) or not answer.chosen:
+        if plan.kind not in (Kind.TEXT, Kind.THOUGHTS) or not answer.tokens_chosen:
             return ()
         if plan.kind is Kind.THOUGHTS and self._thinks(answer):
             return self._config.eos_id, self._config.size_id
@@ -143,7 +143,7 @@ class MoondreamCourse:
         plan: Plan = answer.prompt.plan
         if plan.kind not in (Kind.BOXES, Kind.POINTS):
             return None
-        told, within = divmod(answer.chosen, 3 if plan.kind is Kind.BOXES else 2)
+        told, within = divmod(answer.tokens_chosen, 3 if plan.kind is Kind.BOXES else 2)
         if within:
             return _Place.SIZE if within == 2 else _Place.COORDINATE
         return _Place.END if told == plan.most else _Place.COORDINATE_OR_END
@@ -169,7 +169,7 @@ class MoondreamCourse:
         if not self._thinks(answer):
             full = self._spoken(answer) == plan.most and token != self._config.eos_id
             return NOTHING if full else token
-        if answer.chosen == plan.most:
+        if answer.tokens_chosen == plan.most:
             token = self._config.answer_id
         return None if token == self._config.coord_id else self._ids.thought(token)
 
@@ -179,7 +179,7 @@ class MoondreamCourse:
     def _spoken(self, answer: Progress) -> int:
         """Tokens of text so far."""
         if answer.prompt.plan.kind is Kind.TEXT:
-            return answer.chosen
+            return answer.tokens_chosen
         return len(answer.output_ids) - 1 - answer.output_ids.index(self._ids.thought(self._config.answer_id))
 
 

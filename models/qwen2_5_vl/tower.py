@@ -80,7 +80,9 @@ class Tower:
         patches times layers at a time."""
         with torch.inference_mode():
             layout = self._layout(tuple(grids))
-        if self._graphs is not None:
+        # All layers of a huge picture would be a long wait for running answers.
+        fits = len(pixels) * len(self._layers) <= work
+        if self._graphs is not None and fits:
             with torch.inference_mode():
                 tokens = self._graphs.run((Tower, *grids), partial(self._encoded, layout), _given(pixels, layout))
         else:
@@ -105,7 +107,7 @@ class Tower:
     def _encoded(self, layout: Layout, pixels: Tensor, *given: Tensor) -> Tensor:
         """All at once; ``given`` stand for the layout's tensors, of which a CUDA graph keeps its own."""
         order, back, cos, sin, windows, frames = given
-        held = Layout(order, back, cos, sin, Spans(windows, layout.windows.sizes), Spans(frames, layout.frames.sizes))
+        held = Layout(order, back, cos, sin, layout.windows.at(windows), layout.frames.at(frames))
         states = self._in_order(self._patches(pixels), held.order)
         return self._merged(self._through(range(len(self._layers)), states, held), held)
 
@@ -176,8 +178,8 @@ def _given(pixels: Tensor, layout: Layout) -> list[Tensor]:
         layout.back,
         layout.cos,
         layout.sin,
-        layout.windows.starts,
-        layout.frames.starts,
+        layout.windows.bounds.starts,
+        layout.frames.bounds.starts,
     ]
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from raylens.engine.sampling import Choice, Sampler
 from raylens.engine.transfer import upload
 
+_ROWS = 16
+
 
 @dataclass(frozen=True)
 class _Seen:
@@ -63,9 +65,12 @@ class DeviceChooser:
         drawn = [row for row, sampler in enumerate(samplers) if sampler.params.temperature > 0]
         if drawn:
             rows = upload(drawn, self._device)
-            tokens[rows] = _draw(scores[rows], [samplers[row] for row in drawn], tokens[rows])
+            # Some rows at a time: each takes a dozen float64 copies of its logits.
+            for first in range(0, len(drawn), _ROWS):
+                part = rows[first : first + _ROWS]
+                tokens[part] = _draw(scores[part], [samplers[row] for row in drawn[first:][:_ROWS]], tokens[part])
         self._record(tokens, samplers, slots, failures)
-        return Choice(tokens, failures, best.isfinite())
+        return Choice(tokens, failures, best.isfinite() & logits.amax(-1).isfinite())
 
     def _follow_grammars(self, scores: Tensor, samplers: Sequence[Sampler]) -> dict[int, Exception]:
         """Puts −∞ where a row's grammar forbids the token; what failed, by row."""

@@ -27,7 +27,7 @@ from raylens.engine.logprobs import measure, told
 from raylens.engine.metrics import Gauges, Metrics
 from raylens.engine.model import NOTHING, Course, Model, Prompt, Scores
 from raylens.engine.reader import Reader
-from raylens.engine.sampling import HostChooser, not_finite
+from raylens.engine.sampling import HostChooser, NotFinite
 from raylens.engine.scheduler import Scheduler
 from raylens.engine.sequence import Sequence, State
 from raylens.engine.transfer import Fetch, upload
@@ -52,7 +52,7 @@ Logprob = tuple[float, list[float], list[int]]
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class PendingTokens:
     """The next tokens of some sequences, on their way to the host."""
 
     sequences: list[Sequence]
@@ -68,7 +68,7 @@ class Chosen:
         ids, finite, *_ = self.fetch.wait()
         tokens: list[int | Exception | None] = [None if token == NOTHING else token for token in ids.tolist()]
         for row in torch.nonzero(~finite).flatten().tolist():
-            tokens[row] = not_finite()
+            tokens[row] = NotFinite()
         for row, error in self.failures.items():
             tokens[row] = error
         return tokens
@@ -76,7 +76,9 @@ class Chosen:
     def logprobs(self) -> dict[int, Logprob]:
         """By row, of those that want them."""
         _, _, *measured = self.fetch.wait()
-        return dict(zip(self.logprob_rows, zip(*(part.tolist() for part in measured), strict=True), strict=False))
+        if not self.logprob_rows:
+            return {}
+        return dict(zip(self.logprob_rows, zip(*(part.tolist() for part in measured), strict=True), strict=True))
 
 
 class Engine:
@@ -93,6 +95,8 @@ class Engine:
         self._reader = Reader(model, self.cache, limits, self._metrics)
         self._slices: Generator[None, None, Scores] | None = None
         """The work of the sequences that enter."""
+        self._one_by_one = False
+        """Those that enter have failed together, and are read each alone."""
         self._decoded_at: float | None = None
         self._tokens = torch.zeros(limits.max_batch_size + 1, dtype=torch.int64, device=model.device)
         """Each slot's newest token; the last slot is nobody's."""
@@ -100,7 +104,7 @@ class Engine:
         self._chooser = (
             HostChooser() if on_host else DeviceChooser(limits.max_batch_size, model.vocabulary, model.device)
         )
-        self._unseen: list[Chosen] = []
+        self._pending: list[PendingTokens] = []
         """What was launched, and the host has not looked at."""
 
     @property
@@ -138,11 +142,14 @@ class Engine:
         outputs = self._drop_dead()
         if not self._looks_ahead:
             outputs += self._collect()
-        unseen, self._unseen = self._unseen, []
+        pending, self._pending = self._pending, []
         outputs += self._decode()
-        for chosen in unseen:
-            outputs += self._postprocess(chosen)
-        return outputs + self._enter()
+        for tokens in pending:
+            outputs += self._postprocess(tokens)
+        outputs += self._enter()
+        if not self.has_work:  # what is pending is nobody's any more
+            self._pending.clear()
+        return outputs
 
     @property
     def _looks_ahead(self) -> bool:
@@ -150,8 +157,8 @@ class Engine:
 
     def _collect(self) -> list[Output]:
         """Looks at all that was launched."""
-        unseen, self._unseen = self._unseen, []
-        return [output for chosen in unseen for output in self._postprocess(chosen)]
+        pending, self._pending = self._pending, []
+        return [output for tokens in pending for output in self._postprocess(tokens)]
 
     def _drop_dead(self) -> list[Output]:
         """Ends what was aborted, and what is past its deadline."""
@@ -168,15 +175,16 @@ class Engine:
 
     def _decode(self) -> list[Output]:
         """One more token for every running sequence that has room for it."""
-        groups = [group for group in self.cache.groups() if any(self._goes_on(s) for s in group[0])]
+        going = {sequence for sequence in self.scheduler.running if not sequence.is_full(self.model.max_length)}
+        if not going:
+            return []
+        groups = [group for group in self.cache.groups() if not going.isdisjoint(group[0])]
         order = [sequence for holders, _ in groups for sequence in holders]
         # Others may stand among them, such as those that enter. They are decoded along, to no effect: what that writes
         # lies behind what their rows hold, and is overwritten.
-        running = [row for row, sequence in enumerate(order) if self._goes_on(sequence)]
-        if not running:
-            return []
-        slots = [s.slot if self._goes_on(s) else self.limits.max_batch_size for s in order]
-        positions = [s.next_position if self._goes_on(s) else 0 for s in order]
+        running = [row for row, sequence in enumerate(order) if sequence in going]
+        slots = [s.slot if s in going else self.limits.max_batch_size for s in order]
+        positions = [s.next_position if s in going else 0 for s in order]
         rows = [rows for _, rows in groups]
         scores = _attempt(lambda: self.model.decode(self._tokens[self._upload(slots)], positions, rows).rows(running))
         if isinstance(scores, Exception):
@@ -184,9 +192,6 @@ class Engine:
             self._reader.forget()
             return [output for row in running for output in self._decode_alone(order[row])]
         return self._decoded([order[row] for row in running], scores)
-
-    def _goes_on(self, sequence: Sequence) -> bool:
-        return sequence.state is State.RUNNING and not sequence.is_full(self.model.max_length)
 
     def _decode_alone(self, sequence: Sequence) -> list[Output]:
         """So that only the sequence that breaks the model fails; its row still holds what it held."""
@@ -200,21 +205,22 @@ class Engine:
     def _decoded(self, sequences: list[Sequence], scores: Scores) -> list[Output]:
         for sequence in sequences:
             self.cache.advance(sequence)
-        return self._choose(sequences, scores, decoded=True)
+        return self._choose_next(sequences, scores, decoded=True)
 
-    def _choose(self, sequences: list[Sequence], scores: Scores, decoded: bool) -> list[Output]:
+    def _choose_next(self, sequences: list[Sequence], scores: Scores, decoded: bool) -> list[Output]:
         """Chooses each row's next token, and looks at it now, or after the next launch."""
-        chosen = _attempt(partial(self._chosen, sequences, scores, decoded))
-        if isinstance(chosen, Exception):
-            return [self._failed(sequence, chosen) for sequence in sequences]
+        tokens = _attempt(partial(self._launch_choice, sequences, scores, decoded))
+        if isinstance(tokens, Exception):  # samplers have moved: it can't be tried again
+            self._reader.forget()
+            return [self._failed(sequence, tokens) for sequence in sequences]
         for sequence in sequences:
-            sequence.chosen += 1
+            sequence.tokens_chosen += 1
         if self.limits.look_ahead:
-            self._unseen.append(chosen)
+            self._pending.append(tokens)
             return []
-        return self._postprocess(chosen)
+        return self._postprocess(tokens)
 
-    def _chosen(self, sequences: list[Sequence], scores: Scores, decoded: bool) -> Chosen:
+    def _launch_choice(self, sequences: list[Sequence], scores: Scores, decoded: bool) -> PendingTokens:
         course, slots = self.model.course, [sequence.slot for sequence in sequences]
         logits = scores.logits if course is None else course.forbid(scores.logits, sequences)
         choice = self._chooser.choose(logits, [sequence.sampler for sequence in sequences], slots)
@@ -229,7 +235,7 @@ class Engine:
             index = self._upload(wanted)
             measured = measure(scores.logits[index], tokens[index].clamp(0, self.model.vocabulary - 1), most)
         finite = torch.ones_like(tokens, dtype=torch.bool) if choice.finite is None else choice.finite
-        return Chosen(sequences, Fetch(tokens, finite, *measured), failures, wanted, decoded)
+        return PendingTokens(sequences, Fetch(tokens, finite, *measured), failures, wanted, decoded)
 
     def _settle(
         self,
@@ -256,16 +262,18 @@ class Engine:
     def _upload(self, numbers: list[int]) -> Tensor:
         return upload(numbers, self.model.device)
 
-    def _postprocess(self, chosen: Chosen) -> list[Output]:
+    def _postprocess(self, pending: PendingTokens) -> list[Output]:
         """Looks at tokens once they are there, and ends the answers that are complete."""
-        tokens, logprobs = chosen.wait(), chosen.logprobs()
-        if chosen.decoded:
-            self._measure_step(len(tokens))
+        tokens, logprobs = pending.wait(), pending.logprobs()
+        # Others have ended by the token before, or from outside, while this one was made.
+        alive = sum(sequence.state is not State.FINISHED for sequence in pending.sequences)
+        if pending.decoded and alive:
+            self._measure_step(alive)
         outputs = []
-        for row, (sequence, token) in enumerate(zip(chosen.sequences, tokens, strict=True)):
-            if sequence.state is State.FINISHED:  # by the token before, or from outside, while this one was made
+        for row, (sequence, token) in enumerate(zip(pending.sequences, tokens, strict=True)):
+            if sequence.state is State.FINISHED:
                 continue
-            if not chosen.decoded:
+            if not pending.decoded:
                 self._entered(sequence, token)
             delta = (
                 token
@@ -276,7 +284,7 @@ class Engine:
                 outputs.append(self._failed(sequence, delta))
             elif (released := sequence.release(delta)) is not None:
                 outputs.append(Output(sequence, released))
-        if any(sequence.finish_reason for sequence in chosen.sequences):
+        if any(sequence.finish_reason for sequence in pending.sequences):
             self._leave(lambda s: s.finish_reason is not None)
         return outputs
 
@@ -288,7 +296,7 @@ class Engine:
     def _entered(self, sequence: Sequence, token: int | Exception | None) -> None:
         """Its first token is there: what was read to choose it was sound, or not."""
         self._metrics.first_token(time.monotonic() - sequence.arrived_at)
-        if isinstance(token, Exception):
+        if isinstance(token, NotFinite):
             self._reader.drop(sequence)
         else:
             self._reader.keep(sequence)
@@ -313,22 +321,43 @@ class Engine:
         outputs: list[Output] = []
         until = time.monotonic() + self.limits.stall_s
         # A decode step for a few rows takes nearly as long as one for many: while few run, they wait for two slices.
-        least = 2 if 4 * len(self.scheduler.running) <= self.limits.max_batch_size else 1
+        # The host's clock says nothing of what a GPU does later: there it is one.
+        few = not self.limits.look_ahead and 4 * len(self.scheduler.running) <= self.limits.max_batch_size
+        least = 2 if few else 1
         while group := self._admit(outputs):
-            scores = _attempt(partial(self._slice, group))
-            if isinstance(scores, Exception):
-                outputs += self._read_alone(group, scores)
-            elif scores is not None:
-                self.scheduler.entered(group)
-                outputs += self._choose(group, scores, decoded=False)
+            outputs += self._read(group)
             least -= 1
-            # The host's clock says nothing of a GPU's: what is launched there takes its time later.
-            if self.limits.look_ahead or (least <= 0 and time.monotonic() >= until):
+            if least <= 0 and (self.limits.look_ahead or time.monotonic() >= until):
                 break
         return outputs
 
+    def _read(self, group: list[Sequence]) -> list[Output]:
+        """A slice of a group's prompts. What fails is read again, each prompt alone and with empty caches, so that only
+        the one that breaks the model fails."""
+        scores = _attempt(partial(self._slice, group))
+        if isinstance(scores, Exception) and not self._one_by_one:
+            logger.warning("what was read of %d prompts failed, and is read one by one: %r", len(group), scores)
+            self._reader.forget()
+            self._read_again()
+            self._one_by_one = True
+            return []
+        if isinstance(scores, Exception):
+            self._slices = None
+            return [self._failed(sequence, scores) for sequence in group]
+        if scores is None:
+            return []
+        self.scheduler.entered(group)
+        return self._choose_next(group, scores, decoded=False)
+
+    def _read_again(self) -> None:
+        """Has those that enter begin anew."""
+        self._slices = None
+        for sequence in self.scheduler.entering:
+            self.cache.rewind(sequence)
+
     def _admit(self, outputs: list[Output]) -> list[Sequence]:
         """The sequences that enter. One for which there is no memory, though the budget has room, fails."""
+        self._one_by_one = self._one_by_one and bool(self.scheduler.entering)
 
         def reserve(sequence: Sequence) -> bool:
             return self.cache.reserve(sequence, sequence.room(self.model.max_length))
@@ -340,8 +369,8 @@ class Engine:
             admitted = _attempt(lambda: self.scheduler.admit(reserve))
         if isinstance(admitted, Exception):
             outputs.append(self._failed(self.scheduler.first, admitted))
-            return list(self.scheduler.entering)
-        return list(admitted)
+            admitted = self.scheduler.entering
+        return admitted[:1] if self._one_by_one else list(admitted)
 
     def _slice(self, group: list[Sequence]) -> Scores | None:
         """Goes on reading the prompts; the first tokens' scores once they are read."""
@@ -357,24 +386,6 @@ class Engine:
             return scores
         return None
 
-    def _read_alone(self, group: list[Sequence], error: Exception) -> list[Output]:
-        """Each of a group that failed by itself, so that only the one that breaks the model fails."""
-        self._slices = None
-        if len(group) == 1:
-            return [self._failed(group[0], error)]
-        logger.warning("a group of %d prompts failed and is read one by one: %r", len(group), error)
-        outputs = []
-        for sequence in group:
-            self.cache.rewind(sequence)
-        for sequence in group:
-            scores = _attempt(partial(_drained, self._reader.read([sequence])))
-            if isinstance(scores, Exception):
-                outputs.append(self._failed(sequence, scores))
-            else:
-                self.scheduler.entered([sequence])
-                outputs += self._choose([sequence], scores, decoded=False)
-        return outputs
-
     def _leave(self, gone: Callable[[Sequence], bool]) -> list[Sequence]:
         """Takes sequences out, and frees their rows."""
         entering = list(self.scheduler.entering)
@@ -383,10 +394,8 @@ class Engine:
             if sequence in entering:  # nobody has looked at what was read so far
                 self.cache.clear(sequence)
             self.cache.release(sequence)
-        if len(self.scheduler.entering) < len(entering):  # those that are left begin again
-            self._slices = None
-            for sequence in self.scheduler.entering:
-                self.cache.rewind(sequence)
+        if len(self.scheduler.entering) < len(entering):
+            self._read_again()
         if not self.scheduler.running:
             self._decoded_at = None
         return removed
@@ -400,16 +409,6 @@ class Engine:
             return Output(sequence, error=error)
         logger.error("the model failed on request %s: %r", sequence.request_id, error)
         return Output(sequence, error=ModelFailed(f"the model failed on this request: {type(error).__name__}"))
-
-
-def _drained(slices: Generator[None, None, Scores]) -> Scores:
-    """What slices come to, one after another."""
-    while True:
-        try:
-            next(slices)
-        except StopIteration as done:
-            scores: Scores = done.value
-            return scores
 
 
 def _attempt(work: Callable[[], T]) -> T | Exception:

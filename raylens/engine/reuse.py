@@ -37,9 +37,6 @@ class ByteLRU(Generic[K, V]):
         self._entries.move_to_end(key)
         return entry[0]
 
-    def has(self, key: K) -> bool:
-        return key in self._entries
-
     def put(self, key: K, value: V, size: int) -> list[K]:
         """Keeps a value of ``size`` bytes, unless it is larger than the whole budget; the keys that went for it."""
         self.drop(key)

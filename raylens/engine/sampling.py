@@ -29,6 +29,13 @@ Ids = NDArray[np.int64]
 Weights = NDArray[np.float64]
 
 
+class NotFinite(ValueError):
+    """A row's best logit is no number, or infinite."""
+
+    def __init__(self) -> None:
+        super().__init__("the logits are not finite")
+
+
 class Sampler:
     """Chooses one answer's tokens, and remembers them as far as penalties and the grammar need.
 
@@ -200,7 +207,7 @@ def _best(logits: Tensor) -> list[int | Exception]:
     ids = torch.from_numpy(logits.numpy().argmax(-1))
     scores = logits.gather(-1, ids[:, None])
     found = torch.cat((ids[:, None].double(), scores.double()), -1).tolist()
-    return [int(token_id) if abs(score) < np.inf else not_finite() for token_id, score in found]
+    return [int(token_id) if abs(score) < np.inf else NotFinite() for token_id, score in found]
 
 
 def _descending(row: Row, count: int) -> Ids:
@@ -232,8 +239,4 @@ def _nucleus(weights: Weights, top_p: float, mass: np.float64) -> NDArray[np.boo
 
 def _check(best: np.float32) -> None:
     if not np.isfinite(best):
-        raise not_finite()
-
-
-def not_finite() -> ValueError:
-    return ValueError("the logits are not finite")
+        raise NotFinite

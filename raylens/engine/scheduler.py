@@ -69,14 +69,20 @@ class Scheduler:
         return removed
 
     def _takes_another(self) -> bool:
-        """Whether the next that waits may enter with those that do. The answers to one prompt enter one after another:
-        all but the first find it read."""
+        """Whether the next that waits may enter with those that do. Answers to one prompt, and questions about one
+        picture, enter one after another: all but the first find most of it read."""
         if not self.waiting or not self._slots or len(self.entering) >= self._prefill_batch:
             return False
-        first = self.first
-        together = [s.prompt for s in (*self.entering, first)]
-        fits = sum(len(prompt.token_ids) for prompt in together) <= self._prefill_tokens
-        return not self.entering or (fits and all(prompt is not first.prompt for prompt in together[:-1]))
+        if not self.entering:
+            return True
+        prompt, others = self.first.prompt, [sequence.prompt for sequence in self.entering]
+        tokens = sum(len(each.token_ids) for each in (*others, prompt))
+        shown = {picture.key for each in others for picture in each.pictures}
+        return (
+            tokens <= self._prefill_tokens
+            and all(each is not prompt for each in others)
+            and not any(picture.key in shown for picture in prompt.pictures)
+        )
 
     def _admit(self, sequence: Sequence) -> None:
         sequence.move(State.ENTERING)

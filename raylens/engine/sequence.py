@@ -51,7 +51,7 @@ class Sequence:
     state: State = State.WAITING
     slot: int = -1
     """Where the engine keeps its newest token on the device; its own from admission to its end."""
-    chosen: int = 0
+    tokens_chosen: int = 0
     """Tokens of the answer so far, with those that the host has not seen yet."""
     aborted: bool = False
     output_ids: list[int] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Sequence:
     @property
     def next_position(self) -> int:
         """The rotary position of the newest token, which the next step reads."""
-        return self.prompt.next_position + self.chosen - 1
+        return self.prompt.next_position + self.tokens_chosen - 1
 
     def room(self, max_length: int) -> int:
         """Tokens that it may come to hold, prompt and answer together."""
@@ -77,7 +77,7 @@ class Sequence:
 
     def is_full(self, max_length: int) -> bool:
         """Whether all tokens have been chosen that there is room for."""
-        return len(self.prompt.token_ids) + self.chosen >= self.room(max_length)
+        return len(self.prompt.token_ids) + self.tokens_chosen >= self.room(max_length)
 
     def move(self, state: State) -> None:
         assert state in MOVES[self.state], f"{self.state} -> {state}"

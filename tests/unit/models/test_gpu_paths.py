@@ -87,23 +87,25 @@ def test_smolvlm_answers_as_generate_alone(as_on_a_gpu, tmp_path: Path, flashes:
 @pytest.mark.parametrize("flashes", [True, False], ids=["flash", "causal"])
 def test_qwen2_5_vl_answers_as_generate_alone(as_on_a_gpu, tmp_path: Path, flashes: bool) -> None:
     model = qwen2_5_vl.load(str(random_qwen2_5_vl(tmp_path, scale=3.0)))
-    as_on_a_gpu(model, flashes)
+    recorder = as_on_a_gpu(model, flashes)
     model._most_patches = 10**6
     made = run_in_company(model, random.Random(5), 60, videos=True, limits=LIMITS)
     reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path)
     assert_as_alone(made, reference, test_qwen2_5_vl.reference_inputs(model))
+    assert (recorder.replays > 0) is flashes
 
 
 @pytest.mark.parametrize("flashes", [True, False], ids=["flash", "causal"])
 @pytest.mark.parametrize("name", list(MOONDREAMS))
 def test_moondream_answers_as_the_reference(as_on_a_gpu, tmp_path: Path, name: str, flashes: bool) -> None:
     model = moondream.load(str(random_moondream(tmp_path, MOONDREAMS[name])))
-    as_on_a_gpu(model, flashes)
+    recorder = as_on_a_gpu(model, flashes)
     recorded = test_moondream.RECORDED[name]["answers"]
     asked = [test_moondream.ask(model, each) for each in recorded]
     test_moondream.run(model, asked, limits=LIMITS)
     for (sequence,), each in zip(asked, recorded, strict=True):
         assert test_moondream.answer(model, sequence) == test_moondream.expected(each), each["kind"]
+    assert (recorder.replays > 0) is flashes
 
 
 @pytest.mark.parametrize("wholes", [(0, 0, 0), (5, 0, 7), (5, 5, 5)])

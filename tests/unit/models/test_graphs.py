@@ -74,9 +74,24 @@ def test_graphs_hold_no_more_bytes_than_their_budget() -> None:
     graphs.run("b", torch.square, [torch.ones(8)])
     graphs.run("a", torch.square, [torch.ones(8)])
     assert (recorder.captures, recorder.replays) == (3, 4)
-    for _ in range(3):
+    for _ in range(4):
         graphs.run("large", torch.square, [torch.ones(1000)])
-    assert recorder.captures == 3
+    assert recorder.captures == 4  # and then it is known to be too large
+
+
+def test_a_shortage_of_memory_costs_the_graphs_that_are_held_and_no_more() -> None:
+    recorder, short = Recorder(), [True]
+
+    def capture(step: Step, given: Sequence[Tensor]) -> Captured:
+        if short.pop() if short else False:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return recorder(step, given)
+
+    graphs = Graphs(capture)
+    answers = [graphs.run("key", torch.square, [torch.tensor([float(n)])]).item() for n in range(6)]
+    assert answers == [0, 1, 4, 9, 16, 25]
+    assert graphs.works
+    assert (recorder.captures, recorder.replays) == (1, 3)
 
 
 def test_a_step_that_cannot_be_captured_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
@@ -160,7 +175,7 @@ def test_replayed_encoders_see_pictures_as_plain_ones_do(make, load, tmp_path: P
     pictures = [[picture for prompt in each for picture in prompt.pictures] for each in prompts]
     plain = [drained(model.encode(each)) for each in pictures]
     if isinstance(model, qwen2_5_vl.Qwen2_5_VL):
-        model._most_patches = 10**6  # all together, as on a GPU
+        model._most_patches = model._work = 10**6  # all together, as on a GPU
         model._tower._graphs = Graphs(recorder)
     elif isinstance(model, smolvlm.SmolVLM):
         model._tiles_per_step = 64
