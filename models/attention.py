@@ -118,14 +118,15 @@ class PackedPrefill(Prefill):
 
     def __init__(self, shape: KVShape, heads: int, parts: Sequence[Part]) -> None:
         super().__init__(shape, heads, parts)
-        self._packed = Packed.of(parts, shape.device)
+        self._packed = Packed.whole(parts, shape.device)
 
     def mixed(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        return self._packed.attend(query, pairs)
+        return self._packed.attend(query, *pairs.unbind(1))
 
 
-class ReplayedPrefill:
-    """The same for rows of one arena. Asks nothing but its tensors: a CUDA graph does it again without the code."""
+class CachedPrefill:
+    """Several parts of prompts in one call of flash attention, by rows of one arena. Asks nothing but its tensors: a
+    CUDA graph does it again without the code."""
 
     def __init__(self, layers: Sequence[Tensor], packed: Packed, rows: Tensor, places: Tensor) -> None:
         self._layers = layers
@@ -133,8 +134,9 @@ class ReplayedPrefill:
         self._rows, self._places = rows, places
 
     def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        self._layers[layer][:, self._rows, :, self._places] = pairs
-        return self._packed.attend(query, pairs)
+        held = self._layers[layer]
+        held[:, self._rows, :, self._places] = pairs
+        return self._packed.attend(query, *_tokens_first(held))
 
 
 def make_prefill(shape: KVShape, heads: int, parts: Sequence[Part], on_gpu: bool, flashes: bool) -> Prefill:
@@ -216,9 +218,13 @@ class _FlashRows(_Rows):
         self._used = (lengths + 1).int()
 
     def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        # (rows · capacity, heads, head size), as the cache lays it out on a GPU.
-        keys, values = self.append(layer, pairs).transpose(2, 3).flatten(1, 2)
+        keys, values = _tokens_first(self.append(layer, pairs))
         return flash(query, keys, values, self._queries, self._keys, used=self._used).flatten(1)
+
+
+def _tokens_first(held: Tensor) -> Tensor:
+    """Rows (2, rows, heads, capacity, head size) as (2, rows · capacity, heads, head size), as they lie on a GPU."""
+    return held.transpose(2, 3).flatten(1, 2)
 
 
 def shut_out(out: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.attention import STEP, Batch, CacheAttention, Decode, ReplayedPrefill, make_prefill
+from models.attention import STEP, Batch, CacheAttention, CachedPrefill, Decode, make_prefill
 from models.flash import flashes
 from models.fused import fuses, turn_in_place
 from models.graphs import ModelGraphs
 from models.linear import Linear
 from models.operations import turn
-from models.packed import Packed, Sizes, address, are_whole, destinations, padded, share_an_arena
+from models.packed import Packed, Sizes, address, can_be_packed, destinations, padded, share_an_arena
 from raylens.engine.model import KVRows, KVShape, Part, Scores
 from raylens.engine.transfer import upload
 
@@ -107,13 +107,13 @@ class Decoder:
         self, parts: Sequence[Part], rows: Sequence[KVRows], states: Tensor, turns: tuple[Tensor, Tensor]
     ) -> Tensor | None:
         """The last layer's states, by a CUDA graph; None if these parts are for none."""
-        if self._graphs.prefill is None or not (self._flashes and are_whole(parts) and share_an_arena(rows)):
+        if self._graphs.prefill is None or not (self._flashes and can_be_packed(parts) and share_an_arena(rows)):
             return None
         sizes, layers = Sizes.of(parts), rows[0].arena
-        packed = Packed.of(parts, self.kv_shape.device, sizes)
+        packed = Packed.cached(parts, rows, sizes, self.kv_shape.device)
 
         def step(states: Tensor, cos: Tensor, sin: Tensor, where: Tensor, *tensors: Tensor) -> Tensor:
-            attention = ReplayedPrefill(layers, packed.of_tensors(*tensors), *where)
+            attention = CachedPrefill(layers, packed.of_tensors(*tensors), *where)
             return self._run(states, (cos, sin), attention, 0, len(self._parts.layers))
 
         where = destinations(parts, rows, sizes.tokens, self.kv_shape.device)

@@ -1,4 +1,4 @@
-"""Whole prompts one behind another, for one call of flash attention."""
+"""Prompts, or what is left of them, one behind another, for one call of flash attention."""
 
 from __future__ import annotations
 
@@ -33,16 +33,25 @@ class Sizes:
         return cls(
             tokens=_up(tokens, 64 if tokens <= 1024 else 256),
             prompts=_power(len(parts)),
-            tail=_up(sum(_tails(parts)), 32) if any(part.whole for part in parts) else 0,
+            tail=_up(sum(_tails(parts)), 32) if any(map(_mutual, parts)) else 0,
             longest=_power(max(lengths)),
         )
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where the prompts' keys and values lie in an arena, whose rows lie one behind another."""
+
+    bounds: Bounds
+    used: Tensor
+    """Tokens of each that count, int32 (prompts,)."""
 
 
 @dataclass(frozen=True)
 class Tail:
     """What follows the tokens that see each other."""
 
-    whole: Tensor
+    mutual: Tensor
     """How many these are, int32 (prompts,); a prompt without such tokens has 1, and is all tail."""
     places: Tensor
     """Where the tokens that follow stand (tokens,), of all prompts."""
@@ -51,59 +60,70 @@ class Tail:
 
 @dataclass(frozen=True)
 class Packed:
-    """The bounds of the prompts, and their tails, if some of their tokens see each other."""
+    """The bounds of the prompts' tokens; ``keys``, if they attend to a cache and not only to each other; ``tail``, if
+    some of the tokens see each other."""
 
     bounds: Bounds
+    keys: Keys | None = None
     tail: Tail | None = None
 
     @classmethod
-    def of(cls, parts: Sequence[Part], device: str, sizes: Sizes | None = None) -> Packed:
-        """``sizes``: filled up by prompts without tokens, and by the tokens of none."""
+    def whole(cls, parts: Sequence[Part], device: str) -> Packed:
+        """Of prompts that begin here."""
         lengths = [len(part.token_ids) for part in parts]
-        prompts = sizes.prompts if sizes else len(parts)
-        longest = sizes.longest if sizes else max(lengths)
-        bounds = Bounds.of(lengths, device, prompts, longest)
-        if not any(part.whole for part in parts):
-            return cls(bounds)
-        tails = _tails(parts)
-        ends = np.cumsum(lengths)
-        places = [np.arange(end - tail, end) for end, tail in zip(ends, tails, strict=True)]
-        if sizes is not None:
-            places.append(np.full(sizes.tail - sum(tails), sizes.tokens - 1))
-        whole = np.ones(prompts, np.int32)
-        whole[: len(parts)] = [max(1, part.whole) for part in parts]
-        tail_bounds = Bounds.of(tails, device, prompts, longest)
-        return cls(bounds, Tail(upload(whole, device), upload(np.concatenate(places), device), tail_bounds))
+        return cls(Bounds.of(lengths, device), tail=_tail(parts, len(parts), max(lengths), device))
+
+    @classmethod
+    def cached(cls, parts: Sequence[Part], rows: Sequence[KVRows], sizes: Sizes, device: str) -> Packed:
+        """Of parts whose rows lie in one arena, filled up by prompts without tokens, and by the tokens of none."""
+        capacity = rows[0].arena[0].shape[3]
+        starts, used = np.zeros(sizes.prompts + 1, np.int32), np.ones(sizes.prompts, np.int32)
+        starts[: len(rows)] = [row.first * capacity for row in rows]
+        used[: len(parts)] = [part.start + len(part.token_ids) for part in parts]
+        return cls(
+            Bounds.of([len(part.token_ids) for part in parts], device, sizes.prompts, sizes.longest),
+            Keys(Bounds(upload(starts, device), capacity), upload(used, device)),
+            _tail(parts, sizes.prompts, sizes.longest, device, sizes),
+        )
 
     @property
     def tensors(self) -> list[Tensor]:
         """All that is asked when it is used."""
-        tail = self.tail
-        return [self.bounds.starts, *([] if tail is None else (tail.whole, tail.places, tail.bounds.starts))]
+        keys, tail = self.keys, self.tail
+        return [
+            self.bounds.starts,
+            *([] if keys is None else (keys.bounds.starts, keys.used)),
+            *([] if tail is None else (tail.mutual, tail.places, tail.bounds.starts)),
+        ]
 
-    def of_tensors(self, starts: Tensor, *tail: Tensor) -> Packed:
+    def of_tensors(self, *tensors: Tensor) -> Packed:
         """The same with other ``tensors``."""
-        bounds = Bounds(starts, self.bounds.longest)
-        if not tail:
-            return Packed(bounds)
-        whole, places, tail_starts = tail
-        return Packed(bounds, Tail(whole, places, Bounds(tail_starts, bounds.longest)))
+        left = iter(tensors)
+        bounds = Bounds(next(left), self.bounds.longest)
+        keys = self.keys and Keys(Bounds(next(left), self.keys.bounds.longest), next(left))
+        tail = self.tail and Tail(next(left), next(left), Bounds(next(left), self.tail.bounds.longest))
+        return Packed(bounds, keys, tail)
 
-    def attend(self, query: Tensor, pairs: Tensor) -> Tensor:
-        """Of queries (tokens, heads, head size) to keys and values (tokens, 2, key heads, head size) of their prompt:
-        (tokens, heads · head size)."""
-        keys, values = pairs.unbind(1)
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Of queries (tokens, heads, head size) to the keys and values (tokens, key heads, head size) of their prompt,
+        or, with ``keys``, of an arena: (tokens, heads · head size)."""
+        bounds, used = (self.bounds, None) if self.keys is None else (self.keys.bounds, self.keys.used)
         tail = self.tail
         if tail is None:
-            return flash(query, keys, values, self.bounds, self.bounds, causal=True).flatten(1)
-        mixed = flash(query, keys, values, self.bounds, self.bounds, used=tail.whole)
-        mixed[tail.places] = flash(query[tail.places], keys, values, tail.bounds, self.bounds, causal=True)
+            return flash(query, keys, values, self.bounds, bounds, causal=True, used=used).flatten(1)
+        mixed = flash(query, keys, values, self.bounds, bounds, used=tail.mutual)
+        mixed[tail.places] = flash(query[tail.places], keys, values, tail.bounds, bounds, causal=True, used=used)
         return mixed.flatten(1)
 
 
 def are_whole(parts: Sequence[Part]) -> bool:
     """Whether these are prompts from their beginning to beyond the tokens that see each other."""
-    return all(part.start == 0 and len(part.token_ids) > part.whole for part in parts)
+    return all(part.start == 0 for part in parts) and can_be_packed(parts)
+
+
+def can_be_packed(parts: Sequence[Part]) -> bool:
+    """Whether each goes beyond the tokens that see each other, and holds all of these or none."""
+    return all(part.start >= part.whole or (part.start == 0 and len(part.token_ids) > part.whole) for part in parts)
 
 
 def share_an_arena(rows: Sequence[KVRows]) -> bool:
@@ -113,11 +133,12 @@ def share_an_arena(rows: Sequence[KVRows]) -> bool:
 def destinations(parts: Sequence[Part], rows: Sequence[KVRows], tokens: int, device: str) -> Tensor:
     """Row and place of each token's keys and values (2, tokens). Those of no prompt go where the first prompt's next
     token will be written."""
-    lengths = [len(part.token_ids) for part in parts]
-    spare = tokens - sum(lengths)
-    index = np.repeat([row.first for row in rows] + [rows[0].first], [*lengths, spare])
-    places = np.concatenate([*(np.arange(length) for length in lengths), np.full(spare, lengths[0])])
-    return upload(np.stack([index, places]), device)
+    spare = tokens - sum(len(part.token_ids) for part in parts)
+    index = [np.full(len(part.token_ids), row.first) for part, row in zip(parts, rows, strict=True)]
+    places = [part.start + np.arange(len(part.token_ids)) for part in parts]
+    index.append(np.full(spare, rows[0].first))
+    places.append(np.full(spare, parts[0].start + len(parts[0].token_ids)))
+    return upload(np.stack([np.concatenate(index), np.concatenate(places)]), device)
 
 
 def address(rows: Sequence[KVRows]) -> Hashable:
@@ -125,8 +146,28 @@ def address(rows: Sequence[KVRows]) -> Hashable:
     return (rows[0].arena[0].shape, *(layer.data_ptr() for layer in rows[0].arena))
 
 
+def _mutual(part: Part) -> int:
+    """How many of a part's tokens see each other."""
+    return part.whole if part.start < part.whole else 0
+
+
 def _tails(parts: Sequence[Part]) -> list[int]:
-    return [len(part.token_ids) - part.whole for part in parts]
+    """Tokens of each part that follow those that see each other."""
+    return [len(part.token_ids) - _mutual(part) for part in parts]
+
+
+def _tail(parts: Sequence[Part], prompts: int, longest: int, device: str, sizes: Sizes | None = None) -> Tail | None:
+    if not any(map(_mutual, parts)):
+        return None
+    tails = _tails(parts)
+    ends = np.cumsum([len(part.token_ids) for part in parts])
+    places = [np.arange(end - tail, end) for end, tail in zip(ends, tails, strict=True)]
+    if sizes is not None:
+        places.append(np.full(sizes.tail - sum(tails), sizes.tokens - 1))
+    mutual = np.ones(prompts, np.int32)
+    mutual[: len(parts)] = [max(1, _mutual(part)) for part in parts]
+    bounds = Bounds.of(tails, device, prompts, longest)
+    return Tail(upload(mutual, device), upload(np.concatenate(places), device), bounds)
 
 
 def _up(count: int, step: int) -> int:

@@ -51,7 +51,7 @@ Logprob = tuple[float, list[float], list[int]]
 """Of a token, and of the most likely ones with their ids."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PendingTokens:
     """The next tokens of some sequences, on their way to the host."""
 
@@ -62,6 +62,8 @@ class PendingTokens:
     logprob_rows: list[int]
     decoded: bool
     """By a decode step; else these are first tokens."""
+    left: bool = False
+    """They weren't there when the host looked, and are waited for the next time."""
 
     def wait(self) -> list[int | Exception | None]:
         """Each sequence's token, None where it has no room for more, or how it failed."""
@@ -144,11 +146,21 @@ class Engine:
             outputs += self._collect()
         pending, self._pending = self._pending, []
         outputs += self._decode()
-        for tokens in pending:
-            outputs += self._postprocess(tokens)
-        outputs += self._enter()
+        outputs += self._look_at(pending) + self._enter()
         if not self.has_work:  # what is pending is nobody's any more
             self._pending.clear()
+        return outputs
+
+    def _look_at(self, pending: list[PendingTokens]) -> list[Output]:
+        """Tokens that were launched before this step. First tokens that aren't there yet, those of the last step's
+        prompts, are left for the next one, so that what has been decoded before them needn't wait for them."""
+        outputs: list[Output] = []
+        for number, tokens in enumerate(pending):
+            if not (tokens.decoded or tokens.left or tokens.fetch.ready):
+                tokens.left = True
+                self._pending[:0] = pending[number:]
+                break
+            outputs += self._postprocess(tokens)
         return outputs
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from raylens.engine.model import Prompt
 from raylens.engine.sequence import Sequence, State
 from raylens.types import Priority
 
@@ -69,20 +70,19 @@ class Scheduler:
         return removed
 
     def _takes_another(self) -> bool:
-        """Whether the next that waits may enter with those that do. Answers to one prompt, and questions about one
-        picture, enter one after another: all but the first find most of it read."""
+        """Whether the next that waits may enter with those that do."""
         if not self.waiting or not self._slots or len(self.entering) >= self._prefill_batch:
             return False
-        if not self.entering:
-            return True
-        prompt, others = self.first.prompt, [sequence.prompt for sequence in self.entering]
-        tokens = sum(len(each.token_ids) for each in (*others, prompt))
-        shown = {picture.key for each in others for picture in each.pictures}
-        return (
-            tokens <= self._prefill_tokens
-            and all(each is not prompt for each in others)
-            and not any(picture.key in shown for picture in prompt.pictures)
-        )
+        prompt = self.first.prompt
+        tokens = sum(len(each.token_ids) for each in (prompt, *(sequence.prompt for sequence in self.entering)))
+        return not self._will_be_kept(prompt) and (not self.entering or tokens <= self._prefill_tokens)
+
+    def _will_be_kept(self, prompt: Prompt) -> bool:
+        """Whether most of a prompt is being read, for another answer to it or a question about its picture. Once the
+        first token is seen, what was read is kept for those that come after."""
+        unseen = [s.prompt for s in (*self.entering, *self.running) if not s.output_ids]
+        shown = {picture.key for each in unseen for picture in each.pictures}
+        return any(each is prompt for each in unseen) or any(picture.key in shown for picture in prompt.pictures)
 
     def _admit(self, sequence: Sequence) -> None:
         sequence.move(State.ENTERING)

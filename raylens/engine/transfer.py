@@ -32,6 +32,11 @@ class Fetch:
             self._arrived = torch.Event("cuda")
             self._arrived.record()
 
+    @property
+    def ready(self) -> bool:
+        """Whether ``wait`` would return at once."""
+        return self._arrived is None or self._arrived.query()
+
     def wait(self) -> list[Tensor]:
         """The tensors on the host, in order."""
         if self._arrived is not None:

@@ -19,10 +19,10 @@ from models import attention, packed, smolvlm
 from models.flash import Bounds
 from models.graphs import Graphs, ModelGraphs
 from models.moondream import model as moondream
-from models.packed import Packed, Sizes
+from models.packed import Packed, Sizes, are_whole, can_be_packed, destinations
 from models.qwen2_5_vl import model as qwen2_5_vl
 from raylens.engine.limits import Limits
-from raylens.engine.model import Part
+from raylens.engine.model import KVRows, Part
 from tests.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm
 from tests.unit.models import test_moondream, test_qwen2_5_vl, test_smolvlm
 from tests.unit.models.exactness import assert_as_alone, run_in_company
@@ -108,33 +108,43 @@ def test_moondream_answers_as_the_reference(as_on_a_gpu, tmp_path: Path, name: s
     assert (recorder.replays > 0) is flashes
 
 
-@pytest.mark.parametrize("wholes", [(0, 0, 0), (5, 0, 7), (5, 5, 5)])
-@pytest.mark.parametrize("fill", [True, False])
-def test_packed_prompts_attend_as_each_does_alone(
-    monkeypatch: pytest.MonkeyPatch, wholes: tuple[int, ...], fill: bool
+@pytest.mark.parametrize("starts", [(0, 0, 0), (0, 6, 3), (8, 6, 3)])
+@pytest.mark.parametrize("wholes", [(0, 0, 0), (5, 0, 3), (5, 6, 3)])
+def test_parts_attend_to_their_rows_as_each_does_alone(
+    monkeypatch: pytest.MonkeyPatch, starts: tuple[int, ...], wholes: tuple[int, ...]
 ) -> None:
-    """``wholes``: how many of each prompt's first tokens see each other."""
+    """``wholes``: how many of each prompt's first tokens see each other; ``starts``: how many are in the cache."""
     monkeypatch.setattr(packed, "flash", plain_flash)
-    lengths = (9, 1, 12)
-    wholes = tuple(min(whole, length - 1) for whole, length in zip(wholes, lengths, strict=True))
+    lengths, places, capacity = (9, 1, 12), (2, 0, 1), 32
+    wholes = tuple(  # a part that holds some of these tokens holds more than all of them
+        whole if start >= whole or whole < length else 0
+        for start, whole, length in zip(starts, wholes, lengths, strict=True)
+    )
     parts = [
-        Part(0, range(length), [], np.arange(length)[None], whole)
-        for length, whole in zip(lengths, wholes, strict=True)
+        Part(start, range(length), [], np.arange(start, start + length)[None], whole)
+        for start, length, whole in zip(starts, lengths, wholes, strict=True)
     ]
+    assert can_be_packed(parts)
+    torch.manual_seed(0)
+    arena = torch.randn(2, 4, 2, capacity, 8)
+    rows = [KVRows([arena[:, place : place + 1]], [0], [arena], place) for place in places]
     sizes = Sizes.of(parts)
     assert (sizes.tokens, sizes.prompts) == (64, 4)
-    torch.manual_seed(0)
     query, pairs = torch.randn(64, 4, 8), torch.randn(64, 2, 2, 8)
-    if not fill:
-        query, pairs = query[:22], pairs[:22]
-    made = Packed.of(parts, "cpu", sizes if fill else None)
-    mixed = made.of_tensors(*made.tensors).attend(query, pairs)
+    made = Packed.cached(parts, rows, sizes, "cpu")
+    where = destinations(parts, rows, 64, "cpu")
+    mixed = attention.CachedPrefill([arena], made.of_tensors(*made.tensors), *where)(0, query, pairs)
+    whole = Packed.whole(parts, "cpu").attend(query[:22], *pairs[:22].unbind(1)) if are_whole(parts) else None
     first = 0
-    for length, whole in zip(lengths, wholes, strict=True):
-        place = slice(first, first + length)
-        later = torch.ones(length, length, dtype=torch.bool).tril()
-        later[:whole, :whole] = True
-        keys, values = pairs[place].repeat_interleave(2, 2).permute(1, 2, 0, 3)
-        alone = F.scaled_dot_product_attention(query[place].transpose(0, 1), keys, values, attn_mask=later)
-        torch.testing.assert_close(mixed[place], alone.transpose(0, 1).flatten(1))
+    for part, length, place in zip(parts, lengths, places, strict=True):
+        end, here = part.start + length, slice(first, first + length)
+        torch.testing.assert_close(arena[:, place, :, part.start : end], pairs[here].permute(1, 2, 0, 3))
+        seen = torch.ones(end, end, dtype=torch.bool).tril()
+        seen[: part.whole, : part.whole] = True
+        keys, values = arena[:, place, :, :end].repeat_interleave(2, 1)
+        ours = query[here].transpose(0, 1)
+        alone = F.scaled_dot_product_attention(ours, keys, values, attn_mask=seen[part.start :]).transpose(0, 1)
+        torch.testing.assert_close(mixed[here], alone.flatten(1))
+        if whole is not None:
+            torch.testing.assert_close(whole[here], alone.flatten(1))
         first += length

@@ -19,6 +19,7 @@ from raylens.engine.model import PictureInput, Prompt, Scores
 from raylens.engine.scheduler import JOB_PATIENCE_S
 from raylens.engine.sequence import Sequence, State, sequences
 from raylens.engine.structured import Grammars
+from raylens.engine.transfer import Fetch
 from raylens.errors import DeadlineExceeded, InvalidRequest, ModelFailed
 from raylens.types import FinishReason, Priority, Usage
 from tests.unit.raylens.engine.fakes import FakeModel, answer, request
@@ -32,14 +33,23 @@ Make = Callable[..., Engine]
 MODES: dict[str, dict[str, Any]] = {
     "one after another": {},
     "together and ahead": {"look_ahead": True, "prefill_batch": 8},
+    "and first tokens come late": {"look_ahead": True, "prefill_batch": 8},
 }
 
 
+class SlowFetch(Fetch):
+    """Is never there by itself."""
+
+    ready = False
+
+
 @pytest.fixture(params=MODES)
-def make_engine(request: pytest.FixtureRequest) -> Make:
+def make_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Engines as they are on a CPU, and as they are on a GPU. By default a step reads all that enters, however slow the
     machine is."""
     mode = MODES[request.param]
+    if "late" in request.param:
+        monkeypatch.setattr("raylens.engine.engine.Fetch", SlowFetch)
 
     def make(max_batch_size: int, model: FakeModel | None = None, **limits: Any) -> Engine:
         return Engine(model or FakeModel(), Limits(max_batch_size, **{"stall_s": 60.0, **mode, **limits}))
@@ -143,7 +153,8 @@ def test_a_newcomer_joins_and_the_others_go_on_between_its_slices(make_engine: M
     model.eos_ids = NEVER
     engine = make_engine(2, model, stall_s=0.0, prefill_tokens=16)
     first = submit(engine, [99], max_tokens=100)[0]
-    engine.step()
+    while not first.output_ids:
+        engine.step()
     newcomer = submit(engine, [0] * 64, pictures={10 * n: bytes([n + 65] * 5) for n in range(6)}, max_tokens=3)[0]
     steps = 0
     while newcomer.state is not State.FINISHED:
@@ -198,6 +209,25 @@ def test_a_step_is_launched_before_the_tokens_of_the_one_before_are_looked_at() 
         engine.step()
         seen.append((len(model.batches), len(sequence.output_ids)))
     assert seen == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (5, 6)]
+
+
+def test_decoded_tokens_do_not_wait_for_a_prompt_that_was_launched_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FakeModel()
+    model.eos_ids = NEVER
+    engine = Engine(model, Limits(4, look_ahead=True))
+    (first,) = submit(engine, [99], max_tokens=20)
+    for _ in range(4):
+        engine.step()
+    monkeypatch.setattr("raylens.engine.engine.Fetch", SlowFetch)
+    (second,) = submit(engine, [101], max_tokens=20)
+    seen = []
+    for _ in range(4):
+        engine.step()
+        seen.append((len(first.output_ids), len(second.output_ids)))
+    assert seen == [(4, 0), (5, 0), (6, 2), (7, 3)]
+    run(engine)
+    assert first.output_ids == [ord(letter) for letter in answer([99], 20, end=False)]
+    assert second.output_ids == [ord(letter) for letter in answer([101], 20, end=False)]
 
 
 @pytest.mark.parametrize("small", [True, False])
