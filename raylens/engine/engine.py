@@ -15,27 +15,24 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from raylens.engine.device_sampling import DeviceChooser
+from raylens.engine.attempt import attempt
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import MIB, Limits
-from raylens.engine.logprobs import measure, told
+from raylens.engine.logprobs import told
 from raylens.engine.metrics import Gauges, Metrics
-from raylens.engine.model import NOTHING, Course, Model, Prompt, Scores
+from raylens.engine.model import Model, Prompt, Scores
+from raylens.engine.next_tokens import Logprob, NextTokens, PendingTokens
 from raylens.engine.reader import Reader
-from raylens.engine.sampling import HostChooser, NotFinite
+from raylens.engine.sampling import NotFinite
 from raylens.engine.scheduler import Scheduler
 from raylens.engine.sequence import Sequence, State
-from raylens.engine.transfer import Fetch, upload
 from raylens.errors import DeadlineExceeded, InvalidRequest, ModelFailed, RaylensError
 from raylens.types import Delta, FinishReason
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,42 +42,6 @@ class Output:
     sequence: Sequence
     delta: Delta | None = None
     error: RaylensError | None = None
-
-
-Logprob = tuple[float, list[float], list[int]]
-"""Of a token, and of the most likely ones with their ids."""
-
-
-@dataclass(eq=False)
-class PendingTokens:
-    """The next tokens of some sequences, on their way to the host."""
-
-    sequences: list[Sequence]
-    fetch: Fetch
-    """int64 (sequences,), what the rows' ``finite`` is, and what was measured of ``logprob_rows``."""
-    failures: dict[int, Exception]
-    logprob_rows: list[int]
-    decoded: bool
-    """By a decode step; else these are first tokens."""
-    left: bool = False
-    """They weren't there when the host looked, and are waited for the next time."""
-
-    def wait(self) -> list[int | Exception | None]:
-        """Each sequence's token, None where it has no room for more, or how it failed."""
-        ids, finite, *_ = self.fetch.wait()
-        tokens: list[int | Exception | None] = [None if token == NOTHING else token for token in ids.tolist()]
-        for row in torch.nonzero(~finite).flatten().tolist():
-            tokens[row] = NotFinite()
-        for row, error in self.failures.items():
-            tokens[row] = error
-        return tokens
-
-    def logprobs(self) -> dict[int, Logprob]:
-        """By row, of those that want them."""
-        _, _, *measured = self.fetch.wait()
-        if not self.logprob_rows:
-            return {}
-        return dict(zip(self.logprob_rows, zip(*(part.tolist() for part in measured), strict=True), strict=True))
 
 
 class Engine:
@@ -100,12 +61,7 @@ class Engine:
         self._one_by_one = False
         """Those that enter have failed together, and are read each alone."""
         self._decoded_at: float | None = None
-        self._tokens = torch.zeros(limits.max_batch_size + 1, dtype=torch.int64, device=model.device)
-        """Each slot's newest token; the last slot is nobody's."""
-        on_host = self._tokens.device.type == "cpu"
-        self._chooser = (
-            HostChooser() if on_host else DeviceChooser(limits.max_batch_size, model.vocabulary, model.device)
-        )
+        self._next = NextTokens(model, limits.max_batch_size, self._reader.forget)
         self._pending: list[PendingTokens] = []
         """What was launched, and the host has not looked at."""
 
@@ -195,10 +151,13 @@ class Engine:
         # Others may stand among them, such as those that enter. They are decoded along, to no effect: what that writes
         # lies behind what their rows hold, and is overwritten.
         running = [row for row, sequence in enumerate(order) if sequence in going]
-        slots = [s.slot if s in going else self.limits.max_batch_size for s in order]
         positions = [s.next_position if s in going else 0 for s in order]
         rows = [rows for _, rows in groups]
-        scores = _attempt(lambda: self.model.decode(self._tokens[self._upload(slots)], positions, rows).rows(running))
+        scores = attempt(
+            lambda: self.model.decode(
+                self._next.newest([s if s in going else None for s in order]), positions, rows
+            ).rows(running)
+        )
         if isinstance(scores, Exception):
             logger.warning("a batch of %d failed and is done again row by row: %r", len(running), scores)
             self._reader.forget()
@@ -208,8 +167,7 @@ class Engine:
     def _decode_alone(self, sequence: Sequence) -> list[Output]:
         """So that only the sequence that breaks the model fails; its row still holds what it held."""
         row, position = [self.cache.row(sequence)], sequence.next_position
-        token = self._tokens[sequence.slot : sequence.slot + 1]
-        scores = _attempt(lambda: self.model.decode(token, [position], row))
+        scores = attempt(lambda: self.model.decode(self._next.newest([sequence]), [position], row))
         if isinstance(scores, Exception):
             return [self._failed(sequence, scores)]
         return self._decoded([sequence], scores)
@@ -221,7 +179,7 @@ class Engine:
 
     def _choose_next(self, sequences: list[Sequence], scores: Scores, decoded: bool) -> list[Output]:
         """Chooses each row's next token, and looks at it now, or after the next launch."""
-        tokens = _attempt(partial(self._launch_choice, sequences, scores, decoded))
+        tokens = attempt(partial(self._next.choose, sequences, scores, decoded))
         if isinstance(tokens, Exception):  # samplers have moved: it can't be tried again
             self._reader.forget()
             return [self._failed(sequence, tokens) for sequence in sequences]
@@ -231,48 +189,6 @@ class Engine:
             self._pending.append(tokens)
             return []
         return self._postprocess(tokens)
-
-    def _launch_choice(self, sequences: list[Sequence], scores: Scores, decoded: bool) -> PendingTokens:
-        course, slots = self.model.course, [sequence.slot for sequence in sequences]
-        logits = scores.logits if course is None else course.forbid(scores.logits, sequences)
-        choice = self._chooser.choose(logits, [sequence.sampler for sequence in sequences], slots)
-        tokens, failures = choice.tokens, dict(choice.failures)
-        if course is not None:
-            tokens = self._settle(course, tokens, failures, scores, sequences)
-        self._tokens[self._upload(slots)] = tokens
-        wanted = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
-        measured: tuple[Tensor, ...] = ()
-        if wanted:
-            most = max(sequences[row].params.logprobs or 0 for row in wanted)
-            index = self._upload(wanted)
-            measured = measure(scores.logits[index], tokens[index].clamp(0, self.model.vocabulary - 1), most)
-        finite = torch.ones_like(tokens, dtype=torch.bool) if choice.finite is None else choice.finite
-        return PendingTokens(sequences, Fetch(tokens, finite, *measured), failures, wanted, decoded)
-
-    def _settle(
-        self,
-        course: Course,
-        tokens: Tensor,
-        failures: dict[int, Exception],
-        scores: Scores,
-        sequences: list[Sequence],
-    ) -> Tensor:
-        """What is next in each answer; adds to ``failures`` the rows of which the course can't tell."""
-        settled = _attempt(partial(course.settle, tokens, scores, sequences))
-        if not isinstance(settled, Exception):
-            return settled
-        self._reader.forget()  # and row by row, so that only the one that breaks it fails
-        alone = []
-        for row, sequence in enumerate(sequences):
-            token = tokens[row : row + 1]
-            one = _attempt(partial(course.settle, token, scores.rows([row]), [sequence]))
-            if isinstance(one, Exception):
-                failures.setdefault(row, one)
-            alone.append(token if isinstance(one, Exception) else one)
-        return torch.cat(alone)
-
-    def _upload(self, numbers: list[int]) -> Tensor:
-        return upload(numbers, self.model.device)
 
     def _postprocess(self, pending: PendingTokens) -> list[Output]:
         """Looks at tokens once they are there, and ends the answers that are complete."""
@@ -290,7 +206,7 @@ class Engine:
             delta = (
                 token
                 if isinstance(token, Exception)
-                else _attempt(partial(self._advance, sequence, token, logprobs.get(row)))
+                else attempt(partial(self._advance, sequence, token, logprobs.get(row)))
             )
             if isinstance(delta, Exception):
                 outputs.append(self._failed(sequence, delta))
@@ -346,7 +262,7 @@ class Engine:
     def _read(self, group: list[Sequence]) -> list[Output]:
         """A slice of a group's prompts. What fails is read again, each prompt alone and with empty caches, so that only
         the one that breaks the model fails."""
-        scores = _attempt(partial(self._slice, group))
+        scores = attempt(partial(self._slice, group))
         if isinstance(scores, Exception) and not self._one_by_one:
             logger.warning("what was read of %d prompts failed, and is read one by one: %r", len(group), scores)
             self._reader.forget()
@@ -374,11 +290,11 @@ class Engine:
         def reserve(sequence: Sequence) -> bool:
             return self.cache.reserve(sequence, sequence.room(self.model.max_length))
 
-        admitted = _attempt(lambda: self.scheduler.admit(reserve))
+        admitted = attempt(lambda: self.scheduler.admit(reserve))
         if isinstance(admitted, Exception):
             # Others share the device, and take more of it now than when the budget was made.
             self._reader.forget()
-            admitted = _attempt(lambda: self.scheduler.admit(reserve))
+            admitted = attempt(lambda: self.scheduler.admit(reserve))
         if isinstance(admitted, Exception):
             outputs.append(self._failed(self.scheduler.first, admitted))
             admitted = self.scheduler.entering
@@ -388,7 +304,7 @@ class Engine:
         """Goes on reading the prompts; the first tokens' scores once they are read."""
         if self._slices is None:
             for sequence in group:
-                self._chooser.begin(sequence.slot, sequence.sampler)
+                self._next.begin(sequence)
             self._slices = self._reader.read(group)
         try:
             next(self._slices)
@@ -421,17 +337,3 @@ class Engine:
             return Output(sequence, error=error)
         logger.error("the model failed on request %s: %r", sequence.request_id, error)
         return Output(sequence, error=ModelFailed(f"the model failed on this request: {type(error).__name__}"))
-
-
-def _attempt(work: Callable[[], T]) -> T | Exception:
-    """What the work gives, or how it failed. A device that is lost ends the engine instead: its replica is replaced.
-
-    Without its traceback an error holds none of the tensors that were being made.
-    """
-    try:
-        return work()
-    except torch.AcceleratorError:
-        raise
-    except Exception as error:
-        logger.debug("a failure in the engine", exc_info=True)
-        return error.with_traceback(None)

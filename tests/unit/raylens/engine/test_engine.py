@@ -49,7 +49,7 @@ def make_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     machine is."""
     mode = MODES[request.param]
     if "late" in request.param:
-        monkeypatch.setattr("raylens.engine.engine.Fetch", SlowFetch)
+        monkeypatch.setattr("raylens.engine.next_tokens.Fetch", SlowFetch)
 
     def make(max_batch_size: int, model: FakeModel | None = None, **limits: Any) -> Engine:
         return Engine(model or FakeModel(), Limits(max_batch_size, **{"stall_s": 60.0, **mode, **limits}))
@@ -218,7 +218,7 @@ def test_decoded_tokens_do_not_wait_for_a_prompt_that_was_launched_after_them(mo
     (first,) = submit(engine, [99], max_tokens=20)
     for _ in range(4):
         engine.step()
-    monkeypatch.setattr("raylens.engine.engine.Fetch", SlowFetch)
+    monkeypatch.setattr("raylens.engine.next_tokens.Fetch", SlowFetch)
     (second,) = submit(engine, [101], max_tokens=20)
     seen = []
     for _ in range(4):
