@@ -8,16 +8,15 @@ from functools import partial
 from statistics import median
 
 import httpx
-import torch
 
 from benchmarks.engine.baselines import BATCH, alone, static_batches
 from benchmarks.engine.bench import Bench, EngineClient, pixels_of
+from benchmarks.engine.decode import decode_step
 from benchmarks.engine.generate import Question
 from benchmarks.engine.limits import timed
 from benchmarks.engine.load import Answer, Ask, Load, drive
 from benchmarks.engine.over_http import asking, server
 from benchmarks.engine.report import Check, Row
-from raylens.engine.kv_cache import KVCache
 from raylens.engine.model import PictureInput
 from raylens.types import Detail
 
@@ -102,7 +101,7 @@ def decode(bench: Bench) -> Iterator[Row]:
     """The model's decode steps without an engine around them."""
     for rows, target in ((1, 0.60), (BATCH, 0.45)):
         bench.measure()  # close to the steps: memory's speed changes most
-        seconds = bench.compute(partial(_decode_step, bench, rows))
+        seconds = bench.compute(partial(decode_step, bench.model, rows, CONTEXT, STEPS))
         share = bench.text.decode(rows, CONTEXT + STEPS / 2).seconds(bench.machine) / seconds
         note, checks = f"{1000 * seconds:.1f} ms a step", (Check("the memory's limit", share, target),)
         name = f"decode alone, batch {rows}"
@@ -199,23 +198,6 @@ def _encoding_time(bench: Bench, pictures: Sequence[PictureInput]) -> float:
         lambda: [timed(lambda: list(bench.model.encode(pictures)), bench.options.device) for _ in range(4)]
     )
     return median(times[1:])
-
-
-def _decode_step(bench: Bench, rows: int) -> float:
-    """Seconds of a step, the median of many."""
-    model = bench.model
-    cache: KVCache[int] = KVCache(model.kv_shape, 2**30, rows)
-    for row in range(rows):
-        cache.reserve(row, CONTEXT + STEPS)
-        cache.advance(row, CONTEXT)
-    times = []
-    for step in range(STEPS):
-        groups = [held for _, held in cache.groups()]
-        tokens = torch.ones(rows, dtype=torch.int64, device=model.device)
-        times.append(timed(partial(model.decode, tokens, [CONTEXT + step] * rows, groups), bench.options.device))
-        for row in range(rows):
-            cache.advance(row)
-    return median(times)
 
 
 async def _longest_gap(bench: Bench, client: EngineClient, running: Sequence[Question], big: Question) -> float:

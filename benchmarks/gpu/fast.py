@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from statistics import median
 
-import torch
-
+from benchmarks.engine.decode import decode_step
 from benchmarks.engine.generate import Generate
 from benchmarks.engine.limits import in_a_thread, timed
 from benchmarks.engine.load import Percentiles
@@ -16,8 +14,6 @@ from benchmarks.gpu.loads import Front, Measured, Workload, measure
 from benchmarks.gpu.results import Line, Part, goal
 from benchmarks.gpu.setup import Setup
 from benchmarks.gpu.subjects import FAMILIES
-from raylens.engine.kv_cache import KVCache
-from raylens.engine.model import Model
 from raylens.types import Caption, Query
 
 VGA = (640, 480)
@@ -169,19 +165,3 @@ def _decode(setup: Setup, name: str, batches: tuple[int, ...]) -> Iterator[Line]
         yield Line(f"{rows} rows: {1000 * seconds:.2f} ms a step, {share:.0%} of the memory's limit", figures)
         if name == "qwen2.5-vl-7b" and rows == 1 and not setup.is_tiny:
             yield goal("a step of one row, share of the memory's limit", share, DECODE_GOAL)
-
-
-def decode_step(model: Model, rows: int, context: int, steps: int) -> float:
-    """Seconds of a step, the median of many; each row goes on behind ``context`` tokens."""
-    cache: KVCache[int] = KVCache(model.kv_shape, 24 * 2**30, rows)
-    for row in range(rows):
-        cache.reserve(row, context + steps)
-        cache.advance(row, context)
-    times = []
-    for step in range(steps):
-        groups = [held for _, held in cache.groups()]
-        tokens = torch.ones(rows, dtype=torch.int64, device=model.device)
-        times.append(timed(partial(model.decode, tokens, [context + step] * rows, groups), model.device))
-        for row in range(rows):
-            cache.advance(row)
-    return median(times)
