@@ -22,7 +22,7 @@ from raylens.engine.structured import Grammars
 from raylens.engine.transfer import Fetch
 from raylens.errors import DeadlineExceeded, InvalidRequest, ModelFailed
 from raylens.types import FinishReason, Priority, Usage
-from tests.unit.raylens.engine.fakes import FakeModel, answer, request
+from tests.unit.raylens.engine.fakes import EOS, FakeModel, answer, request
 
 LATER = time.time() + 3600
 NEVER = frozenset({300})
@@ -228,6 +228,27 @@ def test_decoded_tokens_do_not_wait_for_a_prompt_that_was_launched_after_them(mo
     run(engine)
     assert first.output_ids == [ord(letter) for letter in answer([99], 20, end=False)]
     assert second.output_ids == [ord(letter) for letter in answer([101], 20, end=False)]
+
+
+class Steps(Metrics):
+    """Notes the rows of each step."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def step(self, batch: int, seconds: float | None) -> None:
+        self.rows.append(batch)
+
+
+def test_a_step_that_was_launched_in_vain_is_not_measured_and_not_left_behind() -> None:
+    """An answer that ends by a token has been decoded once too often."""
+    steps = Steps()
+    engine = Engine(FakeModel(), Limits(4, look_ahead=True), steps)
+    made = [submit(engine, [letter], max_tokens=40)[0] for letter in (100, 107, 122)]
+    run(engine)
+    assert all(sequence.output_ids[-1] == EOS for sequence in made)
+    assert sum(steps.rows) == sum(len(sequence.output_ids) - 1 for sequence in made)
+    assert engine._pending == []
 
 
 @pytest.mark.parametrize("small", [True, False])
