@@ -6,6 +6,7 @@ heads, head size) and new keys and values (tokens, 2, key heads, head size); it 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from models.flash import Bounds, flash
+from models.flash import SequenceBounds, flash
 from models.operations import attention
 from models.packed import Packed, are_whole
 from raylens.engine.model import KVRows, KVShape, Part
@@ -26,10 +27,12 @@ STEP = 32
 
 
 class CacheAttention(Protocol):
+    """Attention of one layer's queries, once the layer's new keys and values are written to the cache."""
+
     def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor: ...
 
 
-class Prefill:
+class Prefill(ABC):
     """Parts of prompts, whose tokens stand one behind another; each attends to its own row. ``make_prefill`` chooses
     which."""
 
@@ -51,9 +54,9 @@ class Prefill:
             row.layers[layer][:, 0, :, part.start : end] = pairs[place].permute(1, 2, 0, 3)
         return self.mixed(layer, query, pairs)
 
+    @abstractmethod
     def mixed(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
         """What attention makes of the queries, once keys and values are written."""
-        raise NotImplementedError
 
 
 class BiasedPrefill(Prefill):
@@ -69,7 +72,7 @@ class BiasedPrefill(Prefill):
         span = -(-(part.start + new) // STEP) * STEP
         later = torch.ones((new, span), dtype=torch.bool, device=shape.device).triu(part.start + 1)
         later[: max(0, part.whole - part.start), : part.whole] = False
-        return shut_out(later, shape.dtype).repeat(self.shared, 1)
+        return attention_bias(later, shape.dtype).repeat(self.shared, 1)
 
     def mixed(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
         parts = []
@@ -139,11 +142,11 @@ class CachedPrefill:
         return self._packed.attend(query, *_tokens_first(held))
 
 
-def make_prefill(shape: KVShape, heads: int, parts: Sequence[Part], on_gpu: bool, flashes: bool) -> Prefill:
-    """The fastest way that fits the device and the parts; ``flashes``: whether it runs flash attention."""
+def make_prefill(shape: KVShape, heads: int, parts: Sequence[Part], on_gpu: bool, has_flash: bool) -> Prefill:
+    """The fastest way that fits the device and the parts; ``has_flash``: whether it runs flash attention."""
     if not on_gpu:
         return BiasedPrefill(shape, heads, parts)
-    if flashes and are_whole(parts):
+    if has_flash and are_whole(parts):
         return PackedPrefill(shape, heads, parts)
     return CausalPrefill(shape, heads, parts)
 
@@ -151,7 +154,7 @@ def make_prefill(shape: KVShape, heads: int, parts: Sequence[Part], on_gpu: bool
 @dataclass(frozen=True)
 class Batch:
     """Rows of one arena that are decoded together: its layers, how many rows, and the tokens of each that are read, for
-    which 0 stands where every row is read as far as it goes."""
+    which 0 stands if every row is read as far as it goes."""
 
     layers: Sequence[Tensor]
     rows: int
@@ -199,7 +202,7 @@ class _BiasedRows(_Rows):
         super().__init__(batch, lengths)
         self._span = batch.span
         later = torch.arange(batch.span, device=lengths.device) > lengths[:, None]
-        self._bias = shut_out(later, batch.layers[0].dtype)[:, None, None]
+        self._bias = attention_bias(later, batch.layers[0].dtype)[:, None, None]
 
     def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
         keys, values = self.append(layer, pairs)[:, :, :, : self._span]
@@ -214,12 +217,12 @@ class _FlashRows(_Rows):
         super().__init__(batch, lengths)
         capacity = batch.layers[0].shape[3]
         ends = torch.arange(batch.rows + 1, dtype=torch.int32, device=lengths.device)
-        self._queries, self._keys = Bounds(ends, 1), Bounds(ends * capacity, capacity)
-        self._used = (lengths + 1).int()
+        self._queries, self._keys = SequenceBounds(ends, 1), SequenceBounds(ends * capacity, capacity)
+        self._seqused = (lengths + 1).int()
 
     def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
         keys, values = _tokens_first(self.append(layer, pairs))
-        return flash(query, keys, values, self._queries, self._keys, used=self._used).flatten(1)
+        return flash(query, keys, values, self._queries, self._keys, seqused=self._seqused).flatten(1)
 
 
 def _tokens_first(held: Tensor) -> Tensor:
@@ -227,6 +230,6 @@ def _tokens_first(held: Tensor) -> Tensor:
     return held.transpose(2, 3).flatten(1, 2)
 
 
-def shut_out(out: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bias of attention's scores that shuts out the keys where this is true."""
-    return torch.zeros(out.shape, dtype=dtype, device=out.device).masked_fill_(out, -torch.inf)
+def attention_bias(masked: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention's scores: −∞ for keys that are masked, and 0 for the others."""
+    return torch.zeros(masked.shape, dtype=dtype, device=masked.device).masked_fill_(masked, -torch.inf)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.attention import STEP, Batch, CacheAttention, CachedPrefill, Decode, make_prefill
-from models.flash import flashes
-from models.fused import fuses, turn_in_place
+from models.flash import has_flash_attention
+from models.fused import apply_rope_, has_fused_kernels
 from models.graphs import ModelGraphs
 from models.linear import Linear
 from models.operations import turn
@@ -67,8 +67,8 @@ class Decoder:
         self._axes = _axes(rotary.sections, len(rotary.frequencies), rotary.frequencies.device)
         device = torch.device(shape.device)
         self._on_gpu = device.type == "cuda"
-        self._flashes = flashes(device, shape.dtype, shape.head_dim)
-        self._fuses = fuses(device, shape.dtype)
+        self._has_flash = has_flash_attention(device, shape.dtype, shape.head_dim)
+        self._has_fused = has_fused_kernels(device, shape.dtype)
 
     def prefill(
         self, parts: Sequence[Part], rows: Callable[[], Sequence[KVRows]], tokens: int
@@ -82,7 +82,7 @@ class Decoder:
             replayed = self._replayed(parts, rows(), states, turns) if len(states) <= tokens else None
             if replayed is not None:
                 return self._scores(replayed[last])
-            prefill = make_prefill(self.kv_shape, self._heads, parts, self._on_gpu, self._flashes)
+            prefill = make_prefill(self.kv_shape, self._heads, parts, self._on_gpu, self._has_flash)
         count = len(self._parts.layers)
         layers = max(1, tokens * count // len(states))
         for first in range(0, count, layers):
@@ -107,17 +107,17 @@ class Decoder:
         self, parts: Sequence[Part], rows: Sequence[KVRows], states: Tensor, turns: tuple[Tensor, Tensor]
     ) -> Tensor | None:
         """The last layer's states, by a CUDA graph; None if these parts are for none."""
-        if self._graphs.prefill is None or not (self._flashes and can_be_packed(parts) and share_an_arena(rows)):
+        if self._graphs.prefill is None or not (self._has_flash and can_be_packed(parts) and share_an_arena(rows)):
             return None
         sizes, layers = Sizes.of(parts), rows[0].arena
         packed = Packed.cached(parts, rows, sizes, self.kv_shape.device)
 
-        def step(states: Tensor, cos: Tensor, sin: Tensor, where: Tensor, *tensors: Tensor) -> Tensor:
-            attention = CachedPrefill(layers, packed.of_tensors(*tensors), *where)
+        def step(states: Tensor, cos: Tensor, sin: Tensor, destination: Tensor, *tensors: Tensor) -> Tensor:
+            attention = CachedPrefill(layers, packed.of_tensors(*tensors), *destination)
             return self._run(states, (cos, sin), attention, 0, len(self._parts.layers))
 
-        where = destinations(parts, rows, sizes.tokens, self.kv_shape.device)
-        given = [*(padded(tensor, sizes.tokens) for tensor in (states, *turns)), where, *packed.tensors]
+        destination = destinations(parts, rows, sizes.tokens, self.kv_shape.device)
+        given = [*(padded(tensor, sizes.tokens) for tensor in (states, *turns)), destination, *packed.tensors]
         return self._graphs.prefill.run((sizes, address(rows)), step, given)
 
     def decode(self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
@@ -136,8 +136,8 @@ class Decoder:
         return self._scores(states[places])
 
     def _span(self, group: KVRows, pieces: int = 1) -> int:
-        """Tokens to read of each row; 0 where flash attention reads each as far as it goes."""
-        return 0 if self._flashes else _span(max(group.lengths) + 1, group, pieces)
+        """Tokens to read of each row; 0 if flash attention reads each as far as it goes."""
+        return 0 if self._has_flash else _span(max(group.lengths) + 1, group, pieces)
 
     def _numbers(self, numbers: Sequence[int]) -> Tensor:
         return upload(numbers, self.kv_shape.device)
@@ -158,8 +158,8 @@ class Decoder:
 
         def attend(layer: int, mixed: Tensor) -> Tensor:
             qkv = mixed.unflatten(-1, heads)
-            if self._fuses:
-                turn_in_place(qkv, cos, sin, self._heads + self._kv_heads)
+            if self._has_fused:
+                apply_rope_(qkv, cos, sin, self._heads + self._kv_heads)
             else:
                 qkv = turn(qkv, cos, sin)
             return attention(layer, qkv[:, : self._heads], qkv[:, self._heads :].unflatten(1, (2, self._kv_heads)))
@@ -178,7 +178,7 @@ class Decoder:
         angles = positions[..., None].float() * rotary.frequencies
         angles = angles[0] if len(positions) == 1 else angles.gather(0, self._axes.expand(1, angles.shape[1], -1))[0]
         cos, sin = angles.cos() * rotary.scale, angles.sin() * rotary.scale
-        if self._fuses:
+        if self._has_fused:
             return cos, sin
         turned = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         still = torch.ones_like(turned[0]), torch.zeros_like(turned[1])

@@ -5,6 +5,7 @@ Between the products of a decode step lie a dozen operations that each take long
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import Any
 
@@ -17,27 +18,30 @@ try:
 except ImportError:  # a build for CPUs
     triton = None
 
+logger = logging.getLogger(__name__)
+
 _HEADS = 8
 """Heads of a token that one program turns."""
 _BLOCK = 1024
 
 
 @cache
-def fuses(device: torch.device, dtype: torch.dtype) -> bool:
+def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether these kernels run here; they are compiled when they are first called, which needs a C compiler."""
     if triton is None or device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     try:
         states = torch.ones(1, 2, 8, dtype=dtype, device=device)
-        turn_in_place(states, torch.ones(1, 4, device=device), torch.ones(1, 4, device=device), 1)
-        silu_times(torch.ones(1, 8, dtype=dtype, device=device))
+        apply_rope_(states, torch.ones(1, 4, device=device), torch.ones(1, 4, device=device), 1)
+        silu_and_mul(torch.ones(1, 8, dtype=dtype, device=device))
         torch.cuda.synchronize()
-    except Exception:  # whatever a toolchain that isn't there raises
+    except Exception as error:  # whatever a toolchain that isn't there raises
+        logger.warning("Triton's kernels don't run here, and plain operations take their place: %s", error)
         return False
     return True
 
 
-def turn_in_place(states: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+def apply_rope_(states: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """Rotary positions (Su et al. 2021) of the first ``heads`` of contiguous (tokens, all heads, head size), whose
     halves are the pairs that turn; ``cos`` and ``sin``, float32 (tokens, head size / 2). Returns ``states``."""
     tokens, every, size = states.shape
@@ -46,11 +50,11 @@ def turn_in_place(states: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tenso
     return states
 
 
-def silu_times(gate_up: Tensor) -> Tensor:
+def silu_and_mul(gate_up: Tensor) -> Tensor:
     """``silu(gate) · up`` of contiguous (rows, 2 · width), the gates first: (rows, width)."""
     rows, both = gate_up.shape
     out = gate_up.new_empty(rows, both // 2)
-    _silu_times[(rows, triton.cdiv(both // 2, _BLOCK))](gate_up, out, both // 2, _BLOCK)
+    _silu_and_mul[(rows, triton.cdiv(both // 2, _BLOCK))](gate_up, out, both // 2, _BLOCK)
     return out
 
 
@@ -77,7 +81,7 @@ def _turn(  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _silu_times(gate_up, out, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _silu_and_mul(gate_up, out, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = place < width

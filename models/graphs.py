@@ -99,7 +99,7 @@ class Graphs:
 
 @dataclass(frozen=True)
 class ModelGraphs:
-    """A model's; None of them where its device is none of CUDA's."""
+    """A model's; all None on a device that isn't CUDA's."""
 
     decode: Graphs | None = None
     prefill: Graphs | None = None

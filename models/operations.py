@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.fused import fuses, silu_times
+from models.fused import has_fused_kernels, silu_and_mul
 
 _ROWS = 256
 _SCORES = 1 << 21
@@ -69,8 +69,8 @@ def turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """``silu(gate) · up`` of (rows, 2 · width), the gates first: (rows, width) (Shazeer 2020)."""
-    if fuses(gate_up.device, gate_up.dtype):
-        return silu_times(gate_up)
+    if has_fused_kernels(gate_up.device, gate_up.dtype):
+        return silu_and_mul(gate_up)
     gate, up = gate_up.chunk(2, -1)
     return F.silu(gate) * up
 

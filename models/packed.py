@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.flash import Bounds, flash
+from models.flash import SequenceBounds, flash
 from raylens.engine.model import KVRows, Part
 from raylens.engine.transfer import upload
 
@@ -33,7 +33,7 @@ class Sizes:
         return cls(
             tokens=_up(tokens, 64 if tokens <= 1024 else 256),
             prompts=_power(len(parts)),
-            tail=_up(sum(_tails(parts)), 32) if any(map(_mutual, parts)) else 0,
+            tail=_up(sum(_tails(parts)), 32) if any(map(_bidirectional, parts)) else 0,
             longest=_power(max(lengths)),
         )
 
@@ -42,8 +42,8 @@ class Sizes:
 class Keys:
     """Where the prompts' keys and values lie in an arena, whose rows lie one behind another."""
 
-    bounds: Bounds
-    used: Tensor
+    bounds: SequenceBounds
+    seqused: Tensor
     """Tokens of each that count, int32 (prompts,)."""
 
 
@@ -51,11 +51,11 @@ class Keys:
 class Tail:
     """What follows the tokens that see each other."""
 
-    mutual: Tensor
+    prefix_lens: Tensor
     """How many these are, int32 (prompts,); a prompt without such tokens has 1, and is all tail."""
     places: Tensor
     """Where the tokens that follow stand (tokens,), of all prompts."""
-    bounds: Bounds
+    bounds: SequenceBounds
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Packed:
     """The bounds of the prompts' tokens; ``keys``, if they attend to a cache and not only to each other; ``tail``, if
     some of the tokens see each other."""
 
-    bounds: Bounds
+    bounds: SequenceBounds
     keys: Keys | None = None
     tail: Tail | None = None
 
@@ -71,18 +71,18 @@ class Packed:
     def whole(cls, parts: Sequence[Part], device: str) -> Packed:
         """Of prompts that begin here."""
         lengths = [len(part.token_ids) for part in parts]
-        return cls(Bounds.of(lengths, device), tail=_tail(parts, len(parts), max(lengths), device))
+        return cls(SequenceBounds.of(lengths, device), tail=_tail(parts, len(parts), max(lengths), device))
 
     @classmethod
     def cached(cls, parts: Sequence[Part], rows: Sequence[KVRows], sizes: Sizes, device: str) -> Packed:
         """Of parts whose rows lie in one arena, filled up by prompts without tokens, and by the tokens of none."""
         capacity = rows[0].arena[0].shape[3]
-        starts, used = np.zeros(sizes.prompts + 1, np.int32), np.ones(sizes.prompts, np.int32)
+        starts, seqused = np.zeros(sizes.prompts + 1, np.int32), np.ones(sizes.prompts, np.int32)
         starts[: len(rows)] = [row.first * capacity for row in rows]
-        used[: len(parts)] = [part.start + len(part.token_ids) for part in parts]
+        seqused[: len(parts)] = [part.start + len(part.token_ids) for part in parts]
         return cls(
-            Bounds.of([len(part.token_ids) for part in parts], device, sizes.prompts, sizes.longest),
-            Keys(Bounds(upload(starts, device), capacity), upload(used, device)),
+            SequenceBounds.of([len(part.token_ids) for part in parts], device, sizes.prompts, sizes.longest),
+            Keys(SequenceBounds(upload(starts, device), capacity), upload(seqused, device)),
             _tail(parts, sizes.prompts, sizes.longest, device, sizes),
         )
 
@@ -91,28 +91,28 @@ class Packed:
         """All that is asked when it is used."""
         keys, tail = self.keys, self.tail
         return [
-            self.bounds.starts,
-            *([] if keys is None else (keys.bounds.starts, keys.used)),
-            *([] if tail is None else (tail.mutual, tail.places, tail.bounds.starts)),
+            self.bounds.cu_seqlens,
+            *([] if keys is None else (keys.bounds.cu_seqlens, keys.seqused)),
+            *([] if tail is None else (tail.prefix_lens, tail.places, tail.bounds.cu_seqlens)),
         ]
 
     def of_tensors(self, *tensors: Tensor) -> Packed:
         """The same with other ``tensors``."""
         left = iter(tensors)
-        bounds = Bounds(next(left), self.bounds.longest)
-        keys = self.keys and Keys(Bounds(next(left), self.keys.bounds.longest), next(left))
-        tail = self.tail and Tail(next(left), next(left), Bounds(next(left), self.tail.bounds.longest))
+        bounds = SequenceBounds(next(left), self.bounds.max_seqlen)
+        keys = self.keys and Keys(SequenceBounds(next(left), self.keys.bounds.max_seqlen), next(left))
+        tail = self.tail and Tail(next(left), next(left), SequenceBounds(next(left), self.tail.bounds.max_seqlen))
         return Packed(bounds, keys, tail)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Of queries (tokens, heads, head size) to the keys and values (tokens, key heads, head size) of their prompt,
         or, with ``keys``, of an arena: (tokens, heads · head size)."""
-        bounds, used = (self.bounds, None) if self.keys is None else (self.keys.bounds, self.keys.used)
+        bounds, seqused = (self.bounds, None) if self.keys is None else (self.keys.bounds, self.keys.seqused)
         tail = self.tail
         if tail is None:
-            return flash(query, keys, values, self.bounds, bounds, causal=True, used=used).flatten(1)
-        mixed = flash(query, keys, values, self.bounds, bounds, used=tail.mutual)
-        mixed[tail.places] = flash(query[tail.places], keys, values, tail.bounds, bounds, causal=True, used=used)
+            return flash(query, keys, values, self.bounds, bounds, causal=True, seqused=seqused).flatten(1)
+        mixed = flash(query, keys, values, self.bounds, bounds, seqused=tail.prefix_lens)
+        mixed[tail.places] = flash(query[tail.places], keys, values, tail.bounds, bounds, causal=True, seqused=seqused)
         return mixed.flatten(1)
 
 
@@ -146,28 +146,28 @@ def address(rows: Sequence[KVRows]) -> Hashable:
     return (rows[0].arena[0].shape, *(layer.data_ptr() for layer in rows[0].arena))
 
 
-def _mutual(part: Part) -> int:
+def _bidirectional(part: Part) -> int:
     """How many of a part's tokens see each other."""
     return part.whole if part.start < part.whole else 0
 
 
 def _tails(parts: Sequence[Part]) -> list[int]:
     """Tokens of each part that follow those that see each other."""
-    return [len(part.token_ids) - _mutual(part) for part in parts]
+    return [len(part.token_ids) - _bidirectional(part) for part in parts]
 
 
 def _tail(parts: Sequence[Part], prompts: int, longest: int, device: str, sizes: Sizes | None = None) -> Tail | None:
-    if not any(map(_mutual, parts)):
+    if not any(map(_bidirectional, parts)):
         return None
     tails = _tails(parts)
     ends = np.cumsum([len(part.token_ids) for part in parts])
     places = [np.arange(end - tail, end) for end, tail in zip(ends, tails, strict=True)]
     if sizes is not None:
         places.append(np.full(sizes.tail - sum(tails), sizes.tokens - 1))
-    mutual = np.ones(prompts, np.int32)
-    mutual[: len(parts)] = [max(1, _mutual(part)) for part in parts]
-    bounds = Bounds.of(tails, device, prompts, longest)
-    return Tail(upload(mutual, device), upload(np.concatenate(places), device), bounds)
+    prefix_lens = np.ones(prompts, np.int32)
+    prefix_lens[: len(parts)] = [max(1, _bidirectional(part)) for part in parts]
+    bounds = SequenceBounds.of(tails, device, prompts, longest)
+    return Tail(upload(prefix_lens, device), upload(np.concatenate(places), device), bounds)
 
 
 def _up(count: int, step: int) -> int:

@@ -8,28 +8,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.flash import Bounds, flash, flashes
+from models.flash import SequenceBounds, flash, has_flash_attention
 from models.operations import attention
 
 
 @dataclass(frozen=True)
 class Spans:
-    bounds: Bounds
+    bounds: SequenceBounds
     sizes: Sequence[tuple[int, int]]
     """(How many, tokens of each), one after another."""
 
     @classmethod
     def of(cls, sizes: Sequence[tuple[int, int]], device: torch.device) -> Spans:
-        return cls(Bounds.of([size for count, size in sizes for _ in range(count)], device), sizes)
+        return cls(SequenceBounds.of([size for count, size in sizes for _ in range(count)], device), sizes)
 
     def at(self, starts: Tensor) -> Spans:
         """The same with the tensor of where each begins."""
-        return Spans(Bounds(starts, self.bounds.longest), self.sizes)
+        return Spans(SequenceBounds(starts, self.bounds.max_seqlen), self.sizes)
 
 
 def attend_within(spans: Spans, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of (tokens, heads, head size) within each span."""
-    if flashes(query.device, query.dtype, query.shape[-1]):
+    if has_flash_attention(query.device, query.dtype, query.shape[-1]):
         return flash(query, key, value, spans.bounds, spans.bounds)
     parts, first = [], 0
     for count, size in spans.sizes:

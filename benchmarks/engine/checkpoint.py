@@ -170,7 +170,7 @@ def build(family: str, scale: str, dtype: torch.dtype, device: str) -> Checkpoin
 
 
 def assemble(family: str, shape: Shape, dtype: torch.dtype, device: str) -> Checkpoint:
-    """The same weights at every call, on one kind of device, where they are drawn."""
+    """The same weights at every call, for one kind of device: they are drawn on it."""
     if family == "smolvlm":
         pocket: Any = smolvlm_checkpoint
         sides = range(1, shape.tiles_per_side + 1)

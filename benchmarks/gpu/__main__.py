@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu``: prints each result as it comes; the exit status is 0 where nothing failed."""
+"""``python -m benchmarks.gpu``: prints each result as it comes; the exit status is 0 if nothing failed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def main() -> int:
     results = Results(given.out, given.minutes, about)
     print(f"{about['device']}, transformers {about['transformers']}", flush=True)
     with tempfile.TemporaryDirectory(prefix="raylens-gpu-") as folder:
-        # Where others want the same cores, small operations in several threads wait for each other.
+        # If others want the same cores, small operations in several threads wait for each other.
         threads = 1 if given.scale == "tiny" else os.cpu_count() or 1
         with closing(Setup(given.device, given.scale, given.models, threads, Path(folder))) as setup:
             for stage in given.stages:

@@ -21,8 +21,8 @@ class Drift:
     """Where such answers differ first, on the average."""
 
     def __str__(self) -> str:
-        where = "" if self.first is None else f", first at token {self.first:.1f}"
-        return f"KL {self.kl:.2e} from float32; {self.unlike:.0%} of the answers differ{where}"
+        suffix = "" if self.first is None else f", first at token {self.first:.1f}"
+        return f"KL {self.kl:.2e} from float32; {self.unlike:.0%} of the answers differ{suffix}"
 
 
 def drift(pairs: Sequence[tuple[Said, Said]]) -> Drift:

@@ -136,7 +136,7 @@ def _static(setup: Setup, name: str, workload: Workload, batch: int) -> Iterator
     tokens = max(2, workload.tokens // SHORTENED) if batch == 1 else workload.tokens
 
     def answer() -> float:
-        """Seconds of the whole answer, by those of its first token where not all were said."""
+        """Seconds of the whole answer, by those of its first token if not all were said."""
         generate.answer(generate.inputs(prompts[:1]), 2)
         first, said = (timed(partial(generate.answer, given, count), setup.device) for count in (1, tokens))
         return said if tokens == workload.tokens else first + (said - first) * (workload.tokens - 1) / (tokens - 1)

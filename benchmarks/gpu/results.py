@@ -37,7 +37,7 @@ class Part:
 
 @dataclass
 class Told:
-    """What became of a part: ``done``, ``failed``, ``skipped``, or ``running`` where the run was cut off."""
+    """What became of a part: ``done``, ``failed``, ``skipped``, or ``running`` if the run was cut off."""
 
     stage: str
     name: str

@@ -22,8 +22,8 @@ from benchmarks.gpu.drift import drift
 from benchmarks.gpu.pockets import load, pocket
 from benchmarks.gpu.results import Line, Part
 from benchmarks.gpu.setup import Setup
-from models.flash import Bounds, flash, flashes
-from models.fused import fuses, silu_times, turn_in_place
+from models.flash import SequenceBounds, flash, has_flash_attention
+from models.fused import apply_rope_, has_fused_kernels, silu_and_mul
 from models.moondream import model as moondream
 from models.moondream.model import Moondream
 from models.options import LoadOptions
@@ -142,7 +142,7 @@ def _recorded_answers(model: Moondream, name: str) -> list[Any]:
 def _kernels(setup: Setup) -> Iterator[Line]:
     """Our kernels, and torch's flash attention over rows of the cache, beside float64."""
     device = torch.device(setup.device, 0) if setup.is_cuda else torch.device("cpu")
-    if not (fuses(device, torch.bfloat16) and flashes(device, torch.bfloat16, 128)):
+    if not (has_fused_kernels(device, torch.bfloat16) and has_flash_attention(device, torch.bfloat16, 128)):
         yield Line("none run here", {"run": False})
         assert not setup.is_cuda, "neither Triton's nor flash attention's kernels run"
         return
@@ -154,17 +154,19 @@ def _kernels(setup: Setup) -> Iterator[Line]:
         left, right = states.double().chunk(2, -1)
         expected = torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
         expected[:, turned:] = states[:, turned:]
-        ours = turn_in_place(states, angles.cos(), angles.sin(), turned)
+        ours = apply_rope_(states, angles.cos(), angles.sin(), turned)
         off[f"rope {size}"] = float(((ours - expected).abs() / (1 + expected.abs())).max())
     gate, up = (gate_up := noise(70, 2 * 18_944).bfloat16()).double().chunk(2, -1)
     expected = gate * gate.sigmoid() * up
-    off["swiglu"] = float(((silu_times(gate_up) - expected).abs() / (1 + expected.abs())).max())
+    off["swiglu"] = float(((silu_and_mul(gate_up) - expected).abs() / (1 + expected.abs())).max())
     lengths, capacity = [5, 300, 17], 512
     query, cache = noise(3, 28, 128).bfloat16(), noise(2, 3, capacity, 4, 128).bfloat16()
     ends = torch.arange(4, dtype=torch.int32, device=device)
-    used = torch.tensor(lengths, dtype=torch.int32, device=device)
+    seqused = torch.tensor(lengths, dtype=torch.int32, device=device)
     keys, values = cache.flatten(1, 2)
-    ours = flash(query, keys, values, Bounds(ends, 1), Bounds(ends * capacity, capacity), used=used)
+    ours = flash(
+        query, keys, values, SequenceBounds(ends, 1), SequenceBounds(ends * capacity, capacity), seqused=seqused
+    )
     for row, length in enumerate(lengths):
         keys, values = cache[:, row, :length].double().repeat_interleave(7, 2).transpose(1, 2)
         expected = F.scaled_dot_product_attention(query[row].double()[:, None], keys, values)[:, 0]

@@ -38,7 +38,7 @@ class Report:
 
     share: float
     bound: int = 0
-    """What torch may allocate; 0 where nothing bounds it."""
+    """What torch may allocate; 0 if nothing bounds it."""
     weights: int = 0
     kv: int = 0
     peak: int = 0
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _budget(device: str, share: float) -> Report:
-    """As a replica works it out. Raises ``MemoryError`` where the weights leave nothing."""
+    """As a replica works it out. Raises ``MemoryError`` if the weights leave nothing."""
     limits = Limits()
     report = Report(share, kv=kv_budget(device, share, limits.feature_bytes + limits.prefix_bytes))
     if device.startswith("cuda"):
@@ -114,7 +114,7 @@ def _compare(device: str, scale: str, report: Report) -> None:
     """Answers of a pocket model in the same share, and those of the CPU's engine."""
     asked = mixed("smolvlm", 1 if scale == "tiny" else 4)
     asked = [each for each in asked if each.sampling.temperature == 0]
-    ours, theirs = (ask_all(pocket("smolvlm", device=where), asked, 8, threads=1) for where in (device, "cpu"))
+    ours, theirs = (ask_all(pocket("smolvlm", device=each), asked, 8, threads=1) for each in (device, "cpu"))
     report.asked = len(asked)
     report.right = sum(agree(one, other) for (one,), (other,) in zip(ours, theirs, strict=True))
 

@@ -117,7 +117,7 @@ class Worker:
         self._process.communicate()
 
     def read(self, beginning: str) -> str:
-        """The next line that begins so. Raises ``RuntimeError`` with the process's last words where it ends before."""
+        """The next line that begins so. Raises ``RuntimeError`` with the process's last words if it ends before."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(beginning):

@@ -80,7 +80,7 @@ class Subject:
     seen: Callable[[Sequence[PictureInput]], Work]
     """The least that pictures take up to their features."""
     reference: Any = None
-    """The same weights in transformers' modules, where they are kept."""
+    """The same weights in transformers' modules, if they are kept."""
 
     def least(self, prompt: Prompt, tokens: int, batch: int) -> Work:
         """The least that an answer of so many tokens takes, where decode steps have ``batch`` rows."""

@@ -98,7 +98,7 @@ class Trace:
         return found
 
     def calls(self, marks: Sequence[str], thread: int) -> list[Event]:
-        """A thread's calls of CUDA whose names hold one of these; all threads' where the trace has other numbers."""
+        """A thread's calls of CUDA whose names hold one of these; all threads' if the trace has other numbers."""
         calls = self.of("cuda_runtime", "cuda_driver")
         mine = [event for event in calls if event.thread == thread] or calls
         return [event for event in mine if any(mark in event.name for mark in marks)]

@@ -53,7 +53,7 @@ class Steps:
     thread: int = 0
 
     def watch(self, engine: AsyncEngine) -> None:
-        """Does nothing where the engine has no steps under this name: they are its own affair."""
+        """Does nothing if the engine has no steps under this name: they are its own affair."""
         inner: Any = getattr(engine, "_engine", None)
         step = getattr(inner, "step", None)
         if step is None:
@@ -112,7 +112,7 @@ def _why(setup: Setup, name: str) -> Iterator[Line]:
 
 
 def profiler(is_cuda: bool) -> profile:
-    """The CPU's operators are watched in all threads, but not beside a card, where they would slow what is watched."""
+    """The CPU's operators are watched in all threads, but not beside a card: they would slow what is watched."""
     if not is_cuda:
         whole = _ExperimentalConfig(profile_all_threads=True)
         return profile(activities=[ProfilerActivity.CPU], experimental_config=whole)

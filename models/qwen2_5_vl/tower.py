@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.fused import fuses, turn_in_place
+from models.fused import apply_rope_, has_fused_kernels
 from models.graphs import Graphs
 from models.linear import Packer
 from models.llama import Layer, RMSNorm
@@ -71,7 +71,7 @@ class Tower:
         self._layers = [_layer(block, packer) for block in tower.blocks]
         self._norm = RMSNorm(packer.tensor(tower.merger.ln_q.weight), EPS)
         self._expand, self._contract = (packer.linear(tower.merger.mlp[place]) for place in (0, 2))
-        self._fuses = fuses(self._frequencies.device, self._norm.weight.dtype)
+        self._has_fused = has_fused_kernels(self._frequencies.device, self._norm.weight.dtype)
         self._graphs = graphs
         self._layout = lru_cache(_KEPT)(self._made_layout)
 
@@ -147,7 +147,7 @@ class Tower:
         places = upload(np.concatenate([self._places(grid) for grid in grids]), index.device)
         angles = self._in_order((places[:, :, None] * self._frequencies).flatten(1), index)
         cos, sin = angles.cos(), angles.sin()
-        if self._fuses:
+        if self._has_fused:
             return cos, sin
         return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
 
@@ -162,10 +162,10 @@ class Tower:
     def _block(self, index: int, states: Tensor, layout: Layout, spans: Spans) -> Tensor:
         layer = self._layers[index]
         mixed = layer.qkv(layer.attention_norm(states)).unflatten(-1, (3, self._heads, self._head_dim))
-        if self._fuses:
-            turn_in_place(mixed.flatten(1, 2), layout.cos, layout.sin, 2 * self._heads)
+        if self._has_fused:
+            apply_rope_(mixed.flatten(1, 2), layout.cos, layout.sin, 2 * self._heads)
         query, key, value = mixed.unbind(1)
-        if not self._fuses:  # turned in float32, as in the stock tower
+        if not self._has_fused:  # turned in float32, as in the stock tower
             query, key = (turn(part.float(), layout.cos, layout.sin).to(value.dtype) for part in (query, key))
         states = by_rows(layer.out, attend_within(spans, query, key, value).flatten(1), states)
         return by_rows(layer.mlp, states, states)
@@ -178,8 +178,8 @@ def _given(pixels: Tensor, layout: Layout) -> list[Tensor]:
         layout.back,
         layout.cos,
         layout.sin,
-        layout.windows.bounds.starts,
-        layout.frames.bounds.starts,
+        layout.windows.bounds.cu_seqlens,
+        layout.frames.bounds.cu_seqlens,
     ]
 
 

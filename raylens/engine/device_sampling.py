@@ -73,7 +73,7 @@ class DeviceChooser:
         return Choice(tokens, failures, best.isfinite() & logits.amax(-1).isfinite())
 
     def _follow_grammars(self, scores: Tensor, samplers: Sequence[Sampler]) -> dict[int, Exception]:
-        """Puts −∞ where a row's grammar forbids the token; what failed, by row."""
+        """Puts −∞ in the place of the tokens that a row's grammar forbids; what failed, by row."""
         failures: dict[int, Exception] = {}
         rows, masks = [], []
         for row, sampler in enumerate(samplers):

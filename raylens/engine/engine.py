@@ -112,8 +112,8 @@ class Engine:
         prompts, are left for the next one, so that what has been decoded before them needn't wait for them."""
         outputs: list[Output] = []
         for number, tokens in enumerate(pending):
-            if not (tokens.decoded or tokens.left or tokens.fetch.ready):
-                tokens.left = True
+            if not (tokens.decoded or tokens.deferred or tokens.fetch.ready):
+                tokens.deferred = True
                 self._pending[:0] = pending[number:]
                 break
             outputs += self._postprocess(tokens)
@@ -143,19 +143,19 @@ class Engine:
 
     def _decode(self) -> list[Output]:
         """One more token for every running sequence that has room for it."""
-        going = {sequence for sequence in self.scheduler.running if not sequence.is_full(self.model.max_length)}
-        if not going:
+        decoding = {sequence for sequence in self.scheduler.running if not sequence.is_full(self.model.max_length)}
+        if not decoding:
             return []
-        groups = [group for group in self.cache.groups() if not going.isdisjoint(group[0])]
+        groups = [group for group in self.cache.groups() if not decoding.isdisjoint(group[0])]
         order = [sequence for holders, _ in groups for sequence in holders]
         # Others may stand among them, such as those that enter. They are decoded along, to no effect: what that writes
         # lies behind what their rows hold, and is overwritten.
-        running = [row for row, sequence in enumerate(order) if sequence in going]
-        positions = [s.next_position if s in going else 0 for s in order]
+        running = [row for row, sequence in enumerate(order) if sequence in decoding]
+        positions = [s.next_position if s in decoding else 0 for s in order]
         rows = [rows for _, rows in groups]
         scores = attempt(
             lambda: self.model.decode(
-                self._next.newest([s if s in going else None for s in order]), positions, rows
+                self._next.newest([s if s in decoding else None for s in order]), positions, rows
             ).rows(running)
         )
         if isinstance(scores, Exception):

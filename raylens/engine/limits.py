@@ -24,7 +24,7 @@ class Limits:
     """Prompts that are read together, as far as they fit into ``prefill_tokens``. On a CPU one after another is as
     fast, and the first has its answer sooner."""
     stall_s: float = 0.03
-    """Slices are done one after another for so long before running sequences go on; one is always done. Where the
+    """Slices are done one after another for so long before running sequences go on; one is always done. If the
     engine looks ahead, it is one at a time."""
     look_ahead: bool | None = None
     """Launches a decode step before the host knows the tokens of the one before it, so that a GPU never waits for the

@@ -17,19 +17,13 @@ LEAST = -9999.0
 """Stands for -inf, which JSON has no word for; OpenAI's and vLLM's servers say the same."""
 
 
-def logprobs_of(logits: Tensor, token_id: int, count: int, tokenizer: Tokenizer) -> TokenLogprob:
-    """A token's logprob, with those of the ``count`` most likely tokens (the chosen one may be among them).
-
-    ``logits``, (vocabulary,) of any type and on any device, are the model's own, before masks, penalties and
-    temperature, as in vLLM (``logprobs_mode="raw_logprobs"``).
-    """
-    chosen, top, ids = measure(logits[None], torch.tensor([token_id], device=logits.device), count)
-    return told(token_id, float(chosen[0]), top[0].tolist(), ids[0].tolist(), tokenizer)
-
-
 def measure(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logprobs of the tokens (rows,), and of each row's ``count`` most likely ones, from the best one down: theirs and
-    their ids, (rows, count) both. On the device of ``logits``, (rows, vocabulary)."""
+    """Logprobs of the tokens (rows,), and of each row's ``count`` most likely ones, from the best one down, among which
+    the token may be: theirs and their ids, (rows, count) both. All on the device of ``logits``.
+
+    ``logits``, (rows, vocabulary) of any type, are the model's own, before masks, penalties and temperature, as in vLLM
+    (``logprobs_mode="raw_logprobs"``).
+    """
     count = min(count, logits.shape[1])
     if logits.device.type != "cpu":
         logits = logits.double()
@@ -38,13 +32,13 @@ def measure(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor,
         return (logits.gather(1, tokens[:, None]) - norm)[:, 0], top - norm, ids
     rows = logits.float().numpy()  # numpy, for the reason in sampling.py
     best = rows.max(-1, keepdims=True)
-    norm_ = best + np.log(np.exp(rows.astype(np.float64) - best).sum(-1, keepdims=True))
+    norm = best + np.log(np.exp(rows.astype(np.float64) - best).sum(-1, keepdims=True))
     found = rows.argpartition(-count, -1)[:, -count:] if count else np.empty((len(rows), 0), dtype=np.int64)
     order = (-np.take_along_axis(rows, found, 1)).argsort(-1, kind="stable")
     found = np.take_along_axis(found, order, 1)
-    chosen = np.take_along_axis(rows, tokens.numpy()[:, None], 1) - norm_
-    best_ones = np.take_along_axis(rows, found, 1) - norm_
-    return torch.from_numpy(chosen[:, 0]), torch.from_numpy(best_ones), torch.from_numpy(found)
+    chosen = np.take_along_axis(rows, tokens.numpy()[:, None], 1) - norm
+    best_found = np.take_along_axis(rows, found, 1) - norm
+    return torch.from_numpy(chosen[:, 0]), torch.from_numpy(best_found), torch.from_numpy(found)
 
 
 def told(token_id: int, logprob: float, top: Sequence[float], ids: Sequence[int], tokenizer: Tokenizer) -> TokenLogprob:

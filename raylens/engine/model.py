@@ -132,7 +132,7 @@ class Progress(Protocol):
 
     prompt: Prompt
     output_ids: list[int]
-    """As far as the host knows them: all of them where the prompt ``depends_on_tokens``, else perhaps one less."""
+    """As far as the host knows them: all of them if the prompt ``depends_on_tokens``, else perhaps one less."""
     tokens_chosen: int
     """Tokens so far, with one that the host doesn't know yet."""
 

@@ -32,11 +32,11 @@ class PendingTokens:
     logprob_rows: list[int]
     decoded: bool
     """By a decode step; else these are first tokens."""
-    left: bool = False
-    """They weren't there when the host looked, and are waited for the next time."""
+    deferred: bool = False
+    """They weren't there when the host looked, and are waited for in the next step."""
 
     def wait(self) -> list[int | Exception | None]:
-        """Each sequence's token, None where it has no room for more, or how it failed."""
+        """Each sequence's token, None if it has no room for more, or how it failed."""
         ids, finite, *_ = self.fetch.wait()
         tokens: list[int | Exception | None] = [None if token == NOTHING else token for token in ids.tolist()]
         for row in torch.nonzero(~finite).flatten().tolist():

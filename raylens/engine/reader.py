@@ -71,7 +71,7 @@ class Reader:
             self.features.drop(picture.key)
 
     def forget(self) -> None:
-        """Gives up what is kept, where memory is short."""
+        """Gives up what is kept, if memory is short."""
         self.features.clear()
         self.prefixes.clear()
         if torch.cuda.is_available():

@@ -162,7 +162,7 @@ class Choice:
     failures: dict[int, Exception]
     """Of rows that failed; their tokens mean nothing."""
     finite: Tensor | None = None
-    """bool (rows,): rows with a best logit that is finite. None where the others are among ``failures``."""
+    """bool (rows,): rows with a best logit that is finite. None if the others are among ``failures``."""
 
 
 class HostChooser:
@@ -180,7 +180,7 @@ class HostChooser:
 
 
 def choose_all(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | Exception]:
-    """Each row's next token, from float32 logits (rows, vocabulary) on the host; the error where a row fails. All plain
+    """Each row's next token, from float32 logits (rows, vocabulary) on the host; the error if a row fails. All plain
     rows are chosen at once."""
     plain = [row for row, sampler in enumerate(samplers) if sampler.plain]
     chosen = dict(zip(plain, _best(_rows(logits, plain)), strict=True)) if plain else {}

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLForConditionalGeneration, SmolVLMForConditionalGeneration
 
 from models import attention, packed, smolvlm
-from models.flash import Bounds
+from models.flash import SequenceBounds
 from models.graphs import Graphs, ModelGraphs
 from models.moondream import model as moondream
 from models.packed import Packed, Sizes, are_whole, can_be_packed, destinations
@@ -35,19 +35,19 @@ def plain_flash(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    queries: Bounds,
-    keys: Bounds,
+    queries: SequenceBounds,
+    keys: SequenceBounds,
     causal: bool = False,
-    used: Tensor | None = None,
+    seqused: Tensor | None = None,
 ) -> Tensor:
-    """Sequence by sequence; not a number where no sequence is."""
+    """Sequence by sequence; NaN in the places of no sequence."""
     out = torch.full_like(query, torch.nan)
-    starts, key_starts = queries.starts.tolist(), keys.starts.tolist()
+    starts, key_starts = queries.cu_seqlens.tolist(), keys.cu_seqlens.tolist()
     for row, (first, last) in enumerate(pairwise(starts)):
         begin, end = key_starts[row], key_starts[row + 1]
-        end = end if used is None else begin + int(used[row])
-        assert last - first <= queries.longest
-        assert end - begin <= keys.longest
+        end = end if seqused is None else begin + int(seqused[row])
+        assert last - first <= queries.max_seqlen
+        assert end - begin <= keys.max_seqlen
         if first == last:
             continue
         mask = torch.ones(last - first, end - begin, dtype=torch.bool)
@@ -68,7 +68,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorder]:
 
     def change(model: Any, flashes: bool) -> Recorder:
         recorder = Recorder()
-        model._decoder._on_gpu, model._decoder._flashes = True, flashes
+        model._decoder._on_gpu, model._decoder._has_flash = True, flashes
         model._decoder._graphs = ModelGraphs(Graphs(Recorder()), Graphs(recorder))
         return recorder
 
@@ -132,8 +132,8 @@ def test_parts_attend_to_their_rows_as_each_does_alone(
     assert (sizes.tokens, sizes.prompts) == (64, 4)
     query, pairs = torch.randn(64, 4, 8), torch.randn(64, 2, 2, 8)
     made = Packed.cached(parts, rows, sizes, "cpu")
-    where = destinations(parts, rows, 64, "cpu")
-    mixed = attention.CachedPrefill([arena], made.of_tensors(*made.tensors), *where)(0, query, pairs)
+    destination = destinations(parts, rows, 64, "cpu")
+    mixed = attention.CachedPrefill([arena], made.of_tensors(*made.tensors), *destination)(0, query, pairs)
     whole = Packed.whole(parts, "cpu").attend(query[:22], *pairs[:22].unbind(1)) if are_whole(parts) else None
     first = 0
     for part, length, place in zip(parts, lengths, places, strict=True):

@@ -20,6 +20,7 @@ from raylens.types import ImagePart, TextPart
 from tests.checkpoints import random_moondream, random_qwen2_5_vl, random_smolvlm
 from tests.pictures import random_pixels
 from tests.unit.models.exactness import request, user
+from tests.unit.models.families import every_family
 from tests.unit.models.test_moondream import drained
 
 ABOUT = user(ImagePart(0), TextPart("What is this?"))
@@ -154,15 +155,7 @@ def test_replayed_steps_answer_as_plain_ones_while_rows_grow_join_and_leave(make
     assert recorder.captures < 8
 
 
-@pytest.mark.parametrize(
-    ("make", "load"),
-    [
-        (random_smolvlm, smolvlm.load),
-        (random_qwen2_5_vl, qwen2_5_vl.load),
-        (random_moondream, moondream.load),
-    ],
-    ids=["smolvlm", "qwen2_5_vl", "moondream"],
-)
+@every_family
 def test_replayed_encoders_see_pictures_as_plain_ones_do(make, load, tmp_path: Path) -> None:
     """One picture and several, of one size and of several, the first time and again."""
     model = load(str(make(tmp_path)))

@@ -8,22 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import smolvlm
-from models.moondream import model as moondream
 from models.options import LoadOptions
-from models.qwen2_5_vl import model as qwen2_5_vl
 from raylens.engine.engine import Engine
 from raylens.engine.limits import Limits
 from raylens.engine.model import Model
 from raylens.engine.sequence import sequences
 from raylens.types import Caption, Detect, ImagePart, Point, Query, TextPart
-from tests.checkpoints import random_moondream, random_qwen2_5_vl, random_smolvlm
 from tests.pictures import random_pixels
 from tests.unit.models.exactness import request, user
+from tests.unit.models.families import every_family
 
 ASKS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "unique_consecutive", "masked_select"}
 Load = Callable[[str, LoadOptions], Model]
@@ -53,15 +49,7 @@ class Transfers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    ("make", "load"),
-    [
-        (random_smolvlm, smolvlm.load),
-        (random_qwen2_5_vl, qwen2_5_vl.load),
-        (random_moondream, moondream.load),
-    ],
-    ids=["smolvlm", "qwen2_5_vl", "moondream"],
-)
+@every_family
 def test_a_decode_step_waits_for_nothing_and_fetches_its_tokens_once(
     make: Callable[[Path], Path], load: Load, tmp_path: Path
 ) -> None:

@@ -6,22 +6,29 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from raylens.engine.logprobs import LEAST, logprobs_of, token_bytes
+from raylens.engine.logprobs import LEAST, measure, token_bytes, told
+from raylens.types import TokenLogprob
 from tests.unit.raylens.engine.fakes import byte_tokenizer
 
 POCKET = Tokenizer.from_file(str(Path(__file__).parents[4] / "models" / "pocket" / "smolvlm" / "tokenizer.json"))
 
 
+def logprobs_of(logits: torch.Tensor, token_id: int, count: int, tokenizer: Tokenizer) -> TokenLogprob:
+    """What is told of a token that was chosen by one row of logits."""
+    chosen, top, ids = measure(logits[None], torch.tensor([token_id]), count)
+    return told(token_id, float(chosen[0]), top[0].tolist(), ids[0].tolist(), tokenizer)
+
+
 def test_logprobs_are_those_of_the_models_own_logits() -> None:
     logits = torch.randn(600, generator=torch.Generator().manual_seed(1)) * 3
     expected = torch.log_softmax(logits, -1)
-    told = logprobs_of(logits, 300, 5, POCKET)
-    assert told.logprob == pytest.approx(float(expected[300]), abs=1e-5)
-    assert told.data == token_bytes(300, POCKET)
+    said = logprobs_of(logits, 300, 5, POCKET)
+    assert said.logprob == pytest.approx(float(expected[300]), abs=1e-5)
+    assert said.data == token_bytes(300, POCKET)
     best = expected.topk(5)
-    assert [other.logprob for other in told.top] == pytest.approx(best.values.tolist(), abs=1e-5)
-    assert [other.data for other in told.top] == [token_bytes(i, POCKET) for i in best.indices.tolist()]
-    assert all(other.top == () for other in told.top)
+    assert [other.logprob for other in said.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert [other.data for other in said.top] == [token_bytes(i, POCKET) for i in best.indices.tolist()]
+    assert all(other.top == () for other in said.top)
 
 
 def test_as_many_alternatives_as_asked_for() -> None:
@@ -34,16 +41,16 @@ def test_as_many_alternatives_as_asked_for() -> None:
 def test_what_a_model_rules_out_has_a_number_that_json_can_say() -> None:
     logits = torch.full((257,), -torch.inf)
     logits[97] = 0.0
-    told = logprobs_of(logits, 98, 2, byte_tokenizer())
-    assert told.logprob == LEAST
-    assert told.top[0].logprob == 0.0
+    said = logprobs_of(logits, 98, 2, byte_tokenizer())
+    assert said.logprob == LEAST
+    assert said.top[0].logprob == 0.0
 
 
 def test_bytes_are_exact_where_a_token_is_half_a_character() -> None:
     tokenizer = byte_tokenizer()
     assert [token_bytes(i, tokenizer) for i in range(256)] == [bytes([i]) for i in range(256)]
-    told = logprobs_of(torch.zeros(256), "é".encode()[0], 0, tokenizer)
-    assert (told.text, told.data) == ("\ufffd", b"\xc3")
+    said = logprobs_of(torch.zeros(256), "é".encode()[0], 0, tokenizer)
+    assert (said.text, said.data) == ("\ufffd", b"\xc3")
 
 
 def test_bytes_of_a_text_are_the_text() -> None:

@@ -1,0 +1,20 @@
+"""Every family's random checkpoint, and what loads it."""
+
+from __future__ import annotations
+
+import pytest
+
+from models import smolvlm
+from models.moondream import model as moondream
+from models.qwen2_5_vl import model as qwen2_5_vl
+from tests.checkpoints import random_moondream, random_qwen2_5_vl, random_smolvlm
+
+every_family = pytest.mark.parametrize(
+    ("make", "load"),
+    [
+        (random_smolvlm, smolvlm.load),
+        (random_qwen2_5_vl, qwen2_5_vl.load),
+        (random_moondream, moondream.load),
+    ],
+    ids=["smolvlm", "qwen2_5_vl", "moondream"],
+)
