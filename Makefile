@@ -57,4 +57,4 @@ bench: install-dev
 	$(BIN)/python -m benchmarks.preprocessing
 
 train-pocket: install
-	$(BIN)/python -m models.pocket.train $(FAMILY) --minutes $(MINUTES)
+	$(BIN)/python -m training $(FAMILY) --minutes $(MINUTES)

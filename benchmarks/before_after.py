@@ -1,7 +1,7 @@
 """The before-and-after pictures of docs/preprocessing.md.
 
-``python -m benchmarks.before_after docs/preprocessing --photograph FILE`` draws one row a fault: what came, what each
-recipe makes of it, side by side.
+``python -m benchmarks.before_after docs/preprocessing --photograph FILE`` draws one row a fault:
+what came, what each recipe makes of it, side by side.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.pocket.drawing import draw
 from models.pocket.scenes import random_scene
 from preprocessing.encode import to_jpeg
 from preprocessing.pipeline import run
-from raylens.recipe import BUNDLED, PLAIN, choose
+from raylens.core.recipe import BUNDLED, PLAIN, choose
 
 Pixels = NDArray[np.uint8]
 SIDE, GAP, LABEL = 240, 8, 18
@@ -47,16 +47,22 @@ def row(pixels: Pixels, recipes: dict[str, Any], title: str, side: int = SIDE) -
     panels: list[Image.Image] = []
     for name, choice in recipes.items():
         done = run(data, choose(choice, PLAIN, BUNDLED), LIMITS)
-        print(f"{title}, {name}: " + "; ".join(f"{step.name}: {step.did}" for step in done.steps[1:]))
+        print(
+            f"{title}, {name}: " + "; ".join(f"{step.name}: {step.did}" for step in done.steps[1:])
+        )
         panels.append(panel(done.pixels, f"{title}: {name}" if not panels else name, side))
-    strip = Image.new("RGB", (len(panels) * (side + GAP) - GAP, max(made.height for made in panels)), "white")
+    strip = Image.new(
+        "RGB", (len(panels) * (side + GAP) - GAP, max(made.height for made in panels)), "white"
+    )
     for number, made in enumerate(panels):
         strip.paste(made, (number * (side + GAP), 0))
     return strip
 
 
 def sheet(rows: list[Image.Image], path: Path) -> None:
-    whole = Image.new("RGB", (max(r.width for r in rows), sum(r.height + GAP for r in rows) - GAP), "white")
+    whole = Image.new(
+        "RGB", (max(r.width for r in rows), sum(r.height + GAP for r in rows) - GAP), "white"
+    )
     y = 0
     for made in rows:
         whole.paste(made, (0, y))
@@ -70,7 +76,9 @@ def letterboxed(pixels: Pixels) -> Pixels:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--photograph", type=Path, required=True)
     arguments = parser.parse_args()
@@ -80,11 +88,15 @@ def main() -> None:
     scene = draw(random_scene(rng, 300), rng)
     for subject, pixels in (("scenes", scene), ("photographs", photograph)):
         rows = [
-            row(f(pixels, np.random.default_rng(0)), RECIPES, name.split(" (")[0]) for name, f in DEGRADATIONS.items()
+            row(f(pixels, np.random.default_rng(0)), RECIPES, name.split(" (")[0])
+            for name, f in DEGRADATIONS.items()
         ]
         sheet(rows, arguments.folder / f"{subject}.jpg")
     crops = {"off": "plain", "smart_crop": {"smart_crop": True}}
-    shapes = {**crops, "to 512 by 512": {"smart_crop": True, "size": [512, 512], "preserve_aspect_ratio": False}}
+    shapes = {
+        **crops,
+        "to 512 by 512": {"smart_crop": True, "size": [512, 512], "preserve_aspect_ratio": False},
+    }
     cropped = [row(letterboxed(photograph), shapes, "letterboxed"), row(scene, crops, "a scene")]
     sheet(cropped, arguments.folder / "crop.jpg")
     page = document(random.Random(2))[:420, :420]

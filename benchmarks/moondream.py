@@ -1,9 +1,11 @@
-"""Moondream on the engine against the machine's limits and against the reference implementation, in one run.
+"""Moondream on the engine against the machine's limits and against the reference implementation, in
+one run.
 
-``python -m benchmarks.moondream --reference FOLDER`` builds random weights in the shape of Moondream 0.5B, bfloat16,
-and captions pictures of 378 and 1024 pixels in 50 tokens, from pixels to the last token: by the engine, one at a time
-and eight in flight, and by the reference implementation, one by one. FOLDER is a checkout of
-https://github.com/vikhyat/moondream, which is not part of this repository; without it its rows are left out.
+``python -m benchmarks.moondream --reference FOLDER`` builds random weights in the shape of
+Moondream 0.5B, bfloat16, and captions pictures of 378 and 1024 pixels in 50 tokens, from pixels to
+the last token: by the engine, one at a time and eight in flight, and by the reference
+implementation, one by one. FOLDER is a checkout of https://github.com/vikhyat/moondream, which is
+not part of this repository; without it its rows are left out.
 
 Of a picture of 378 pixels the whole and its one crop show the same, and the engine encodes it once.
 """
@@ -39,11 +41,11 @@ from models.moondream.crops import Crops
 from models.moondream.model import Moondream, tensor_shapes
 from models.moondream.weights import Weights
 from models.options import LoadOptions
-from models.pocket.moondream_checkpoint import pocket_tokenizer
+from raylens.core.types import Caption, VisionRequest
 from raylens.engine.async_engine import AsyncEngine
-from raylens.engine.limits import Limits
+from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Pixels
-from raylens.types import Caption, VisionRequest
+from training.moondream_checkpoint import pocket_tokenizer
 
 TOKENS, IN_FLIGHT, CAPTIONS, ALONE = 50, 8, 24, 4
 SIDES = (378, 1024)
@@ -60,8 +62,8 @@ CONFIGS = {
         RegionConfig(dim=128, inner_dim=64),
     ),
 }
-"""``full``: upstream's ``config_md05.json``, with the tokens of today's checkpoints; ``tiny`` only shows that
-everything runs."""
+"""``full``: upstream's ``config_md05.json``, with the tokens of today's checkpoints; ``tiny`` only
+shows that everything runs."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def build(options: Options, weights: dict[str, Tensor]) -> Moondream:
     load = LoadOptions(dtype=torch.bfloat16, quantize=options.quantize)
     taken = Weights(weights, weights.__getitem__, Packer("cpu", options.quantize), load.dtype)
     model = Moondream(options.config, taken, pocket_tokenizer().backend_tokenizer, load)
-    model.eos_ids = frozenset({model.vocabulary - 1})  # hardly ever said: every caption has the same number of tokens
+    model.eos_ids = frozenset(
+        {model.vocabulary - 1}
+    )  # hardly ever said: every caption has the same number of tokens
     return model
 
 
@@ -111,8 +115,12 @@ def shapes_of(config: MoondreamConfig, itemsize: int, kv_bytes: int) -> tuple[To
         merged=1,
     )
     width = text.n_heads * text.head_dim
-    layer = text.dim * (2 * width + 2 * text.n_kv_heads * text.head_dim) + 2 * text.dim * text.ff_dim
-    return tower, Text(text.n_layers, width, text.n_layers * layer, text.vocab_size * text.dim, itemsize, kv_bytes)
+    layer = (
+        text.dim * (2 * width + 2 * text.n_kv_heads * text.head_dim) + 2 * text.dim * text.ff_dim
+    )
+    return tower, Text(
+        text.n_layers, width, text.n_layers * layer, text.vocab_size * text.dim, itemsize, kv_bytes
+    )
 
 
 class Bench:
@@ -124,7 +132,9 @@ class Bench:
         self.reference = reference(options, weights) if options.reference else None
         self.model = build(options, weights)
         self._itemsize = 1 if options.quantize == "int8" else 2
-        self._tower, self._text = shapes_of(options.config, self._itemsize, self.model.kv_shape.bytes_per_token)
+        self._tower, self._text = shapes_of(
+            options.config, self._itemsize, self.model.kv_shape.bytes_per_token
+        )
         self.machines: list[Machine] = []
         self._seed = 0
 
@@ -151,14 +161,19 @@ class Bench:
         if self.reference is not None:
             one_by_one = self._one_by_one(side, alone)
             yield Row.of(name, "reference, one by one", one_by_one, limits[0])
-            checks.append(Check("the reference", many.captions_per_s / one_by_one.captions_per_s, 3))
+            checks.append(
+                Check("the reference", many.captions_per_s / one_by_one.captions_per_s, 3)
+            )
         seconds = 1 / one.captions_per_s
         quick = [Check("a second", seconds, 2, at_most=True)] if side == SIDES[0] else []
-        yield replace(Row.of(name, "engine, 1 in flight", one, limits[0], quick), note=f"{seconds:.2f} s a caption")
+        yield replace(
+            Row.of(name, "engine, 1 in flight", one, limits[0], quick),
+            note=f"{seconds:.2f} s a caption",
+        )
         yield Row.of(name, f"engine, {IN_FLIGHT} in flight", many, limits[1], checks)
 
     def _engine(self, side: int, count: int, in_flight: int) -> Load:
-        limits = Limits(max_batch_size=in_flight, kv_bytes=KV_BYTES)
+        limits = EngineLimits(max_batch_size=in_flight, kv_bytes=KV_BYTES)
         engine = AsyncEngine(self.model, limits, max_waiting=64, threads=self.options.threads)
         client = EngineClient(engine)
 
@@ -213,7 +228,9 @@ class Bench:
         projection = vision.proj_inner_dim * (2 * vision.enc_dim + vision.proj_out_dim)
         seen = Work(crops.bytes, crops.operations * len(picture.data.pixels))
         projected = Work(projection * self._itemsize, 2.0 * picture.tokens * projection)
-        return seen + projected + self._text.prefill(tokens) + self._text.answer(tokens, TOKENS, batch)
+        return (
+            seen + projected + self._text.prefill(tokens) + self._text.answer(tokens, TOKENS, batch)
+        )
 
 
 def reference(options: Options, weights: dict[str, Tensor]) -> Callable[[Pixels], object]:
@@ -245,13 +262,17 @@ def reference(options: Options, weights: dict[str, Tensor]) -> Callable[[Pixels]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.moondream", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.moondream",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--reference", type=Path, help="a checkout of vikhyat/moondream")
     parser.add_argument("--scale", choices=CONFIGS, default="full")
     parser.add_argument("--quantize", choices=("int8",), default=None)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--short", action="store_true", help="few requests: shows that everything runs")
+    parser.add_argument(
+        "--short", action="store_true", help="few requests: shows that everything runs"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args(arguments)
     options = Options(given.scale, given.quantize, given.threads, given.short, given.reference)
@@ -261,8 +282,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in bench.run():
         print(row, file=sys.stderr, flush=True)
         rows.append(row)
-    title = f"moondream ({options.scale}), {options.quantize or 'bfloat16'}, {options.threads} threads"
-    print("\n".join([f"{title}; {'; '.join(map(str, bench.machines))}", "", HEADER, *map(str, rows)]))
+    title = (
+        f"moondream ({options.scale}), {options.quantize or 'bfloat16'}, {options.threads} threads"
+    )
+    print(
+        "\n".join([f"{title}; {'; '.join(map(str, bench.machines))}", "", HEADER, *map(str, rows)])
+    )
     if given.json:
         write_json(given.json, replace(options, reference=None), bench.machines, rows)
     return 0 if all(check.ok for row in rows for check in row.checks) else 1

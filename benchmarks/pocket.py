@@ -1,9 +1,9 @@
 """How often a pocket model is exactly right, over HTTP through the whole graph.
 
-``python -m benchmarks.pocket`` draws fresh scenes over all sizes, aspect
-ratios and encodings, asks every kind of question about each, and prints the share of exact answers with its 95%
-Wilson interval. The baseline is what the most frequent answer to that kind of question would reach. Models that can
-detect and point are asked for places as well: :mod:`benchmarks.pocket_grounding`.
+``python -m benchmarks.pocket`` draws fresh scenes over all sizes, aspect ratios and encodings, asks
+every kind of question about each, and prints the share of exact answers with its 95% Wilson
+interval. The baseline is what the most frequent answer to that kind of question would reach. Models
+that can detect and point are asked for places as well: :mod:`benchmarks.pocket_grounding`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ def trials(scene: Scene, rng: random.Random, model: str, detail: str) -> Iterato
 
 
 def chat_body(model: str, text: str, url: str, detail: str, text_first: bool) -> dict[str, Any]:
-    parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url, "detail": detail}}]
+    parts = [
+        {"type": "text", "text": text},
+        {"type": "image_url", "image_url": {"url": url, "detail": detail}},
+    ]
     content = parts if text_first else parts[::-1]
     return {"model": model, "messages": [{"role": "user", "content": content}]}
 
@@ -108,8 +111,11 @@ class Texts:
         return all(self.right[row] / given.total() >= TARGET for row, given in self.answers.items())
 
 
-async def measure(client: httpx.AsyncClient, model: str, scenes: int, seed: int, goal: Goal | None) -> bool:
-    """Prints a model's tables; whether every row reaches its target. ``goal``: for boxes and points, where it can."""
+async def measure(
+    client: httpx.AsyncClient, model: str, scenes: int, seed: int, goal: Goal | None
+) -> bool:
+    """Prints a model's tables; whether every row reaches its target. ``goal``: for boxes and
+    points, where it can."""
     texts, places = Texts(), None if goal is None else Places(goal)
     in_flight = asyncio.Semaphore(IN_FLIGHT)
 
@@ -125,7 +131,9 @@ async def measure(client: httpx.AsyncClient, model: str, scenes: int, seed: int,
     rng = random.Random(seed)
     for _ in range(scenes):
         scene = random_scene(rng)
-        asked: list[Trial | Search] = [*trials(scene, rng, model, rng.choice(("auto", "low", "high")))]
+        asked: list[Trial | Search] = [
+            *trials(scene, rng, model, rng.choice(("auto", "low", "high")))
+        ]
         if places is not None:
             asked += searches(scene, random_scene(rng), rng, model)
         await asyncio.gather(*map(ask, asked))
@@ -139,7 +147,8 @@ async def measure(client: httpx.AsyncClient, model: str, scenes: int, seed: int,
 
 
 async def run(url: str, model: str | None, scenes: int, seed: int) -> int:
-    """Measures one model, or all where none is named; the exit status is 0 where every row reaches its target."""
+    """Measures one model, or all where none is named; the exit status is 0 where every row reaches
+    its target."""
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         served = (await client.get("/health")).raise_for_status().json()["models"]
         chosen = list(served)
@@ -148,19 +157,25 @@ async def run(url: str, model: str | None, scenes: int, seed: int) -> int:
             chosen = [found.raise_for_status().json()["id"]]
         reached = []
         for name in chosen:
-            reached.append(await measure(client, name, scenes, seed, GOALS.get(served[name]["family"])))
+            reached.append(
+                await measure(client, name, scenes, seed, GOALS.get(served[name]["family"]))
+            )
     return 0 if all(reached) else 1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default=None, help="a server that runs already")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=20_000)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", default="smolvlm")
     which.add_argument("--all", action="store_true", help="every model that is served")
-    parser.add_argument("--quantize", choices=("int8",), help="how a server of its own keeps the weights")
+    parser.add_argument(
+        "--quantize", choices=("int8",), help="how a server of its own keeps the weights"
+    )
     arguments = parser.parse_args()
     if arguments.url and arguments.quantize:
         parser.error("--quantize: the server at --url has its own configuration")

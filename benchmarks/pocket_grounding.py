@@ -1,8 +1,9 @@
-"""Boxes and points of the pocket models: what is asked about a scene, and how right the answers are.
+"""Boxes and points of the pocket models: what is asked about a scene, and how right the answers
+are.
 
-Each question comes about a plain picture, about one that EXIF turns, about one with letterbox bars that smart crop
-takes off, and about one that preprocessing brings to another size or shape. Answers are in the coordinates of the
-picture as it is stored, and so is what they are compared with.
+Each question comes about a plain picture, about one that EXIF turns, about one with letterbox bars
+that smart crop takes off, and about one that preprocessing brings to another size or shape. Answers
+are in the coordinates of the picture as it is stored, and so is what they are compared with.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ TURNED: dict[int, tuple[Turn, Callable[[float, float], Point]]] = {
     7: (Turn.TRANSVERSE, lambda x, y: (1 - y, 1 - x)),
     8: (Turn.ROTATE_270, lambda x, y: (1 - y, x)),
 }
-"""How an upright picture is stored so that the orientation (EXIF 2.32, tag 0x0112) brings it back, and where its points
-then lie. Said apart from the server's own table, so that a mistake there shows."""
+"""How an upright picture is stored so that the orientation (EXIF 2.32, tag 0x0112) brings it back,
+and where its points then lie. Said apart from the server's own table, so that a mistake there
+shows."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,16 @@ class Goal:
     """The share of searches for points in which none is missed and none invented."""
 
 
-GOALS = {"moondream": Goal(iou=0.7, f1=0.95, inside=0.98, whole=0.95), "qwen2_5_vl": Goal(0.6, 0.90, 0.95)}
+GOALS = {
+    "moondream": Goal(iou=0.7, f1=0.95, inside=0.98, whole=0.95),
+    "qwen2_5_vl": Goal(0.6, 0.90, 0.95),
+}
 
 
 @dataclass(frozen=True)
 class Search:
-    """One request: its row in the table, path and body, what there is to find, and that of a scene at random."""
+    """One request: its row in the table, path and body, what there is to find, and that of a scene
+    at random."""
 
     row: str
     path: str
@@ -72,7 +78,8 @@ class Search:
 
 @dataclass(frozen=True)
 class Stored:
-    """A picture file as a data URL, what a request says beside it, and where the scene's points lie in it."""
+    """A picture file as a data URL, what a request says beside it, and where the scene's points lie
+    in it."""
 
     url: str
     more: dict[str, Any]
@@ -84,7 +91,8 @@ class Stored:
 
 
 def searches(scene: Scene, other: Scene, rng: random.Random, model: str) -> Iterator[Search]:
-    """A detect and a point about each kind of picture; ``other`` is what someone blind would guess to see."""
+    """A detect and a point about each kind of picture; ``other`` is what someone blind would guess
+    to see."""
     pixels = draw(scene, rng)
     for name, store in (
         ("plain", plain),
@@ -136,7 +144,9 @@ def letterboxed(pixels: Pixels, rng: random.Random) -> Stored:
     barred = np.pad(pixels, ((down, down), (across, across), (0, 0)), constant_values=level)
 
     def place(x: float, y: float) -> Point:
-        return (x * width + across) / (width + 2 * across), (y * height + down) / (height + 2 * down)
+        return (x * width + across) / (width + 2 * across), (y * height + down) / (
+            height + 2 * down
+        )
 
     return Stored(_data_url(Image.fromarray(barred), rng), {"recipe": {"smart_crop": True}}, place)
 
@@ -145,7 +155,11 @@ def resized(pixels: Pixels, rng: random.Random) -> Stored:
     """Brought down to fit, or stretched to another shape."""
     side = rng.choice((128, 256, 512))
     size = [side, side] if rng.random() < 0.5 else [side, rng.choice((128, 256, 512))]
-    recipe = {"size": size, "preserve_aspect_ratio": rng.random() < 0.5, "min_size": rng.choice((0, 256))}
+    recipe = {
+        "size": size,
+        "preserve_aspect_ratio": rng.random() < 0.5,
+        "min_size": rng.choice((0, 256)),
+    }
     return Stored(_data_url(Image.fromarray(pixels), rng), {"recipe": recipe}, lambda x, y: (x, y))
 
 
@@ -179,7 +193,11 @@ class Score:
     """Searches in which nothing was missed and nothing invented."""
 
     def add(self, expected: int, said: int, right: int) -> None:
-        self.expected, self.said, self.right = self.expected + expected, self.said + said, self.right + right
+        self.expected, self.said, self.right = (
+            self.expected + expected,
+            self.said + said,
+            self.right + right,
+        )
         self.asked += 1
         self.whole += expected == said == right
 
@@ -220,7 +238,9 @@ class Places:
         guessed = matches(search.boxes, guess)
         self.blind.setdefault(search.row, Score()).add(len(search.boxes), len(guess), guessed)
         if not right == len(said) == len(search.boxes):
-            self.wrong.append(f"{search.row}: {search.body['object']}: {said} is not {search.boxes}")
+            self.wrong.append(
+                f"{search.row}: {search.body['object']}: {said} is not {search.boxes}"
+            )
 
     def table(self) -> Iterator[str]:
         yield f"Boxes are right from an IoU of {self.goal.iou:g} on, points inside their shape.\n"
@@ -242,7 +262,8 @@ def center(box: Box) -> Point:
 
 
 def matched_boxes(expected: Sequence[Box], said: Sequence[Any], least: float) -> int:
-    """How many pairs there are at an IoU of ``least`` or more, the best first, each box in one pair."""
+    """How many pairs there are at an IoU of ``least`` or more, the best first, each box in one
+    pair."""
     pairs = [(iou(e, s), n, m) for n, e in enumerate(expected) for m, s in enumerate(said)]
     taken: set[int] = set()
     found: set[int] = set()
@@ -254,7 +275,8 @@ def matched_boxes(expected: Sequence[Box], said: Sequence[Any], least: float) ->
 
 
 def matched_points(expected: Sequence[Box], said: Sequence[Any]) -> int:
-    """How many boxes hold a point. Boxes of a scene don't overlap; a second point in one is one too many."""
+    """How many boxes hold a point. Boxes of a scene don't overlap; a second point in one is one too
+    many."""
     return sum(any(x1 <= x <= x2 and y1 <= y <= y2 for x, y in said) for x1, y1, x2, y2 in expected)
 
 

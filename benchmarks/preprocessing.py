@@ -39,7 +39,7 @@ from models.pocket.scenes import Scene, random_scene
 from preprocessing.decode import DecodeLimits
 from preprocessing.encode import to_jpeg
 from preprocessing.pipeline import run
-from raylens.recipe import AUTO, ENHANCED, PLAIN, ColorBalance, Denoise, Recipe
+from raylens.core.recipe import AUTO, ENHANCED, PLAIN, ColorBalance, Denoise, Recipe
 
 Pixels = NDArray[np.uint8]
 LIMITS = DecodeLimits(max_bytes=10**8, max_pixels=10**8, min_side=1, max_side=20_000)
@@ -66,7 +66,8 @@ RECIPES = {
 
 
 def with_pillow(data: bytes, recipe: Recipe) -> Pixels:
-    """The same steps in plain Pillow, as well as it can: decoded at a part of its size, as ``thumbnail`` does."""
+    """The same steps in plain Pillow, as well as it can: decoded at a part of its size, as
+    ``thumbnail`` does."""
     opened = Image.open(io.BytesIO(data))
     if not recipe.smart_crop:
         opened.draft("RGB", recipe.size)
@@ -80,9 +81,13 @@ def with_pillow(data: bytes, recipe: Recipe) -> Pixels:
     if recipe.color_balance.enabled:
         balance = recipe.color_balance
         lightness = [min(255, round(v * balance.l_channel_boost)) for v in range(256)]
-        color = [min(255, max(0, round(128 + (v - 128) * balance.ab_channel_boost))) for v in range(256)]
+        color = [
+            min(255, max(0, round(128 + (v - 128) * balance.ab_channel_boost))) for v in range(256)
+        ]
         lab = _transformed(picture, _TO_LAB).split()
-        bands = [band.point(table) for band, table in zip(lab, (lightness, color, color), strict=True)]
+        bands = [
+            band.point(table) for band, table in zip(lab, (lightness, color, color), strict=True)
+        ]
         picture = _transformed(Image.merge("LAB", bands), _FROM_LAB)
     return np.asarray(picture)
 
@@ -143,9 +148,13 @@ async def measure_share(url: str) -> None:
                     (await client.post("/v1/caption", **form)).raise_for_status()
                     whole.append(1000 * (time.perf_counter() - started))
                     shown = (await client.post("/v1/preprocess", **form)).raise_for_status().json()
-                    part.append(sum(step["ms"] for step in shown["steps"] if step["name"] != "encode"))
+                    part.append(
+                        sum(step["ms"] for step in shown["steps"] if step["name"] != "encode")
+                    )
                 share = median(part) / median(whole)
-                print(f"| {name} | {recipe} | {median(whole):.0f} | {median(part):.1f} | {share:.0%} |")
+                print(
+                    f"| {name} | {recipe} | {median(whole):.0f} | {median(part):.1f} | {share:.0%} |"
+                )
 
 
 # --- accuracy
@@ -164,7 +173,9 @@ DEGRADATIONS: dict[str, Callable[[Pixels, np.random.Generator], Pixels]] = {
     "clean": lambda pixels, rng: pixels,
     "noisy (σ = 25)": noisy,
     "warm cast (× 1.25, 1, 0.7)": lambda pixels, rng: _levels(pixels * np.array((1.25, 1.0, 0.7))),
-    "cold cast (× 0.75, 0.95, 1.3)": lambda pixels, rng: _levels(pixels * np.array((0.75, 0.95, 1.3))),
+    "cold cast (× 0.75, 0.95, 1.3)": lambda pixels, rng: _levels(
+        pixels * np.array((0.75, 0.95, 1.3))
+    ),
     "dark (× 0.3)": lambda pixels, rng: _levels(pixels * 0.3),
     "low contrast (× 0.2 around 128)": lambda pixels, rng: _levels(128 + (pixels - 128.0) * 0.2),
 }
@@ -188,7 +199,9 @@ async def measure_accuracy(url: str, scenes: int, seed: int) -> None:
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
     places = asyncio.Semaphore(IN_FLIGHT)
 
-    async def ask(client: httpx.AsyncClient, data: bytes, media_type: str, recipe: Any, scene: Scene) -> bool:
+    async def ask(
+        client: httpx.AsyncClient, data: bytes, media_type: str, recipe: Any, scene: Scene
+    ) -> bool:
         picture = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
         async with places:
             body = {"image_url": picture, "model": "smolvlm", "recipe": recipe}
@@ -205,7 +218,9 @@ async def measure_accuracy(url: str, scenes: int, seed: int) -> None:
             for degradation, degrade in DEGRADATIONS.items():
                 file = save(degrade(drawn, np.random.default_rng(seed + number)), rng)
                 asked += [(degradation, name, file, recipe) for name, recipe in SWITCHES.items()]
-            answers = await asyncio.gather(*(ask(client, *file, recipe, scene) for _, _, file, recipe in asked))
+            answers = await asyncio.gather(
+                *(ask(client, *file, recipe, scene) for _, _, file, recipe in asked)
+            )
             for (degradation, name, _, _), answer in zip(asked, answers, strict=True):
                 right[degradation, name].append(answer)
     print(f"\n| {scenes} scenes | off | on | auto | auto mends / spoils |")
@@ -217,22 +232,30 @@ async def measure_accuracy(url: str, scenes: int, seed: int) -> None:
             low, high = wilson(hits, scenes)
             cells.append(f"{hits / scenes:.1%} ({low:.1%} to {high:.1%})")
         pairs = list(zip(right[degradation, "off"], right[degradation, "auto"], strict=True))
-        print(f"| {degradation} | {' | '.join(cells)} | {pairs.count((False, True))} / {pairs.count((True, False))} |")
+        print(
+            f"| {degradation} | {' | '.join(cells)} | {pairs.count((False, True))} / {pairs.count((True, False))} |"
+        )
 
 
 # --- harm
 
 
 def measure_harm(photographs: Path | None, seed: int) -> None:
-    print("\n| pictures that need nothing | count | changed by auto | by auto, levels | by on, levels |")
+    print(
+        "\n| pictures that need nothing | count | changed by auto | by auto, levels | by on, levels |"
+    )
     print("| --- | --- | --- | --- | --- |")
     for name, pictures in _good_pictures(photographs, seed):
         changes: list[tuple[float, float]] = []
         for data in pictures:
             plain = run(data, PLAIN, LIMITS).pixels.astype(np.int16)
-            changes.append(tuple(float(np.abs(run(data, r, LIMITS).pixels - plain).mean()) for r in (AUTO, ON)))  # type: ignore[arg-type]
+            automatic = np.abs(run(data, AUTO, LIMITS).pixels - plain)
+            always = np.abs(run(data, ON, LIMITS).pixels - plain)
+            changes.append((float(automatic.mean()), float(always.mean())))
         auto, on = np.array(changes).T
-        print(f"| {name} | {len(changes)} | {np.count_nonzero(auto)} | {auto.mean():.2f} | {on.mean():.2f} |")
+        print(
+            f"| {name} | {len(changes)} | {np.count_nonzero(auto)} | {auto.mean():.2f} | {on.mean():.2f} |"
+        )
 
 
 def _good_pictures(photographs: Path | None, seed: int) -> Iterator[tuple[str, Iterator[bytes]]]:
@@ -244,7 +267,9 @@ def _good_pictures(photographs: Path | None, seed: int) -> Iterator[tuple[str, I
     yield "drawn documents with small text, PNG and JPEG", files(200, document)
     yield "drawn scenes, PNG and JPEG", files(500, lambda rng: draw(random_scene(rng), rng))
     if photographs is not None:
-        paths = sorted(path for path in photographs.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+        paths = sorted(
+            path for path in photographs.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")
+        )
         yield "photographs", (_small(path.read_bytes()) for path in paths)
 
 
@@ -253,7 +278,9 @@ def _small(data: bytes) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tables", nargs="*", default=["speed", "accuracy", "harm"])
     parser.add_argument("--url", default=None, help="a server that runs already")
     parser.add_argument("--scenes", type=int, default=300)

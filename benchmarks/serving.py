@@ -1,7 +1,8 @@
 """How fast the graph answers over HTTP.
 
-``python -m benchmarks.serving`` sends the same drawn scene, as one caption after another and many at a time. The
-baseline is ``GET /live`` in the same run: proxy and ingress without preprocessor and model.
+``python -m benchmarks.serving`` sends the same drawn scene, as one caption after another and many
+at a time. The baseline is ``GET /live`` in the same run: proxy and ingress without preprocessor and
+model.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def caption(url: str) -> Ask:
     return ask
 
 
-async def measure(name: str, ask: Ask, client: httpx.AsyncClient, count: int, in_flight: int) -> str:
+async def measure(
+    name: str, ask: Ask, client: httpx.AsyncClient, count: int, in_flight: int
+) -> str:
     """One row of the table."""
     places = asyncio.Semaphore(in_flight)
 
@@ -68,7 +71,9 @@ async def run(url: str, count: int) -> None:
     rng = random.Random(7)
     data, media_type = encode(draw(random_scene(rng, 512), rng), rng)
     ask = caption(f"data:{media_type};base64,{base64.b64encode(data).decode()}")
-    print("| request | in flight | per second | first p50 ms | first p99 ms | whole p50 ms | whole p99 ms |")
+    print(
+        "| request | in flight | per second | first p50 ms | first p99 ms | whole p50 ms | whole p99 ms |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         for in_flight in (1, 16):
@@ -77,7 +82,9 @@ async def run(url: str, count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default=None, help="a server that runs already")
     parser.add_argument("--count", type=int, default=200)
     arguments = parser.parse_args()

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from raylens.cli.background import running
+from testing.server import running
 
 
 @contextmanager
-def target(url: str | None, change: Callable[[dict[str, Any]], None] = lambda config: None) -> Iterator[str]:
+def target(
+    url: str | None, change: Callable[[dict[str, Any]], None] = lambda config: None
+) -> Iterator[str]:
     """Its URL; ``change`` alters the configuration of a server of its own."""
     if url is not None:
         yield url

@@ -13,25 +13,28 @@ from deployments.job_client import NAME
 from deployments.job_queue import JobQueueActor
 from deployments.preprocessor import Preprocessor
 from deployments.vision_model import VisionModel
-from raylens.config import AppConfig
-from raylens.environment import with_environment
+from raylens.core.config import AppConfig
+from raylens.core.environment import with_environment
 
 logger = logging.getLogger(__name__)
 
 HEAD = "node:__internal_head__"
 """The resource that Ray gives to its head node, and to no other."""
 STARTS = 3
-"""Of the ingress and its queue, before the application has failed: Serve lets a minute pass between two."""
+"""Of the ingress and its queue, before the application has failed: Serve lets a minute pass between
+two."""
 MAX_CALLS = 4096
 """Of the queue at a time: each event stream that is watched is one."""
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """Ingress → Preprocessor → one VisionModel for each of ``models``, and the job queue's actor beside the ingress.
+    """Ingress → Preprocessor → one VisionModel for each of ``models``, and the job queue's actor
+    beside the ingress.
 
-    ``args`` is an :class:`raylens.config.AppConfig`, to which :mod:`raylens.environment` may add; pydantic's
-    ``ValidationError`` names what is wrong with it. The ``deployments`` section of a Serve config file sizes each
-    deployment by its name: ``Ingress``, ``Preprocessor``, and each model's own.
+    ``args`` is an :class:`raylens.core.config.AppConfig`, to which :mod:`raylens.core.environment`
+    may add; pydantic's ``ValidationError`` names what is wrong with it. The ``deployments`` section
+    of a Serve config file sizes each deployment by its name: ``Ingress``, ``Preprocessor``, and
+    each model's own.
     """
     settings, notes = with_environment(args, os.environ)
     for note in notes:

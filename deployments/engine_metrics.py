@@ -1,4 +1,5 @@
-"""The engine's measurements as Serve's metrics, which Ray shows on its Prometheus endpoint as ``ray_raylens_…``."""
+"""The engine's measurements as Serve's metrics, which Ray shows on its Prometheus endpoint as
+``ray_raylens_…``."""
 
 from __future__ import annotations
 
@@ -7,20 +8,25 @@ from typing import Any, TypeVar
 
 from ray.serve import metrics
 
-from raylens.engine.metrics import Gauges, Metrics
-from raylens.types import Usage
+from raylens.core.types import Usage
+from raylens.engine.metrics import EngineMetrics, Gauges
 
 M = TypeVar("M", metrics.Gauge, metrics.Counter, metrics.Histogram)
 _SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
 _ROWS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
-class EngineMetrics(Metrics):
+class PrometheusEngineMetrics(EngineMetrics):
     """Serve adds the deployment, the replica and the application to each as tags."""
 
     def __init__(self, model: str) -> None:
         def made(kind: type[M], name: str, description: str, *keys: str, **options: Any) -> M:
-            metric = kind(f"raylens_engine_{name}", description=description, tag_keys=("model", *keys), **options)
+            metric = kind(
+                f"raylens_engine_{name}",
+                description=description,
+                tag_keys=("model", *keys),
+                **options,
+            )
             metric.set_default_tags({"model": model})
             return metric
 
@@ -30,22 +36,35 @@ class EngineMetrics(Metrics):
         self._waiting = gauge("waiting", "Sequences that wait for a place")
         self._running = gauge("running", "Sequences that are read or answered")
         self._kv_bytes = gauge("kv_cache_bytes", "Bytes of the key-value cache that sequences hold")
-        self._feature_bytes = gauge("feature_cache_bytes", "Bytes of pictures' features that are kept")
-        self._prefix_bytes = gauge("prefix_cache_bytes", "Bytes of prompts' keys and values that are kept")
+        self._feature_bytes = gauge(
+            "feature_cache_bytes", "Bytes of pictures' features that are kept"
+        )
+        self._prefix_bytes = gauge(
+            "prefix_cache_bytes", "Bytes of prompts' keys and values that are kept"
+        )
         self._first = histogram(
-            "time_to_first_token_seconds", "From arrival in the engine to the first token", boundaries=_SECONDS
+            "time_to_first_token_seconds",
+            "From arrival in the engine to the first token",
+            boundaries=_SECONDS,
         )
         self._inter = histogram(
-            "inter_token_seconds", "Between two decode steps of running answers", boundaries=_SECONDS
+            "inter_token_seconds",
+            "Between two decode steps of running answers",
+            boundaries=_SECONDS,
         )
         self._batch = histogram("batch_size", "Rows of a decode step", boundaries=_ROWS)
         self._found = counter(
-            "cache_hits", "Pictures (or tiles) of features, and tokens of prefixes, that were known", "cache"
+            "cache_hits",
+            "Pictures (or tiles) of features, and tokens of prefixes, that were known",
+            "cache",
         )
-        self._missed = counter("cache_misses", "Pictures (or tiles) and tokens that were not", "cache")
+        self._missed = counter(
+            "cache_misses", "Pictures (or tiles) and tokens that were not", "cache"
+        )
         self._ended = counter("answers", "Answers that ended, by reason", "reason")
         self._prompt = counter(
-            "prompt_tokens", "Tokens of prompts, pictures included, of requests that ended, read or not"
+            "prompt_tokens",
+            "Tokens of prompts, pictures included, of requests that ended, read or not",
         )
         self._generated = counter("generated_tokens", "Tokens of answers that ended")
 

@@ -14,15 +14,15 @@ import torch
 
 from models.memory import hold_to_share, kv_budget, loading
 from models.registry import load_model, pick_device
-from raylens.config import ModelConfig
+from raylens.core.config import ModelConfig
+from raylens.core.errors import ModelFailed
+from raylens.core.types import Caption, Delta, SamplingParams, VisionRequest
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.engine import Engine
-from raylens.engine.limits import Limits
-from raylens.engine.metrics import Gauges, Metrics
+from raylens.engine.limits import EngineLimits
+from raylens.engine.metrics import EngineMetrics, Gauges
 from raylens.engine.model import Model, Pixels
 from raylens.engine.sequence import sequences
-from raylens.errors import ModelFailed
-from raylens.types import Caption, Delta, SamplingParams, VisionRequest
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +30,11 @@ logger = logging.getLogger(__name__)
 class EngineRuntime:
     """Implements :class:`models.runtime.Runtime`. Loads its model and warms it up."""
 
-    def __init__(self, config: ModelConfig, metrics: Metrics) -> None:
+    def __init__(self, config: ModelConfig, metrics: EngineMetrics) -> None:
         threads = config.threads or torch.get_num_threads()
-        torch.set_num_threads(1)  # only the engine's thread computes with more; AsyncEngine tells why
+        torch.set_num_threads(
+            1
+        )  # only the engine's thread computes with more; AsyncEngine tells why
         gpus = float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
         hold_to_share(pick_device(config.device), gpus)
         with loading(pick_device(config.device), gpus):
@@ -40,7 +42,9 @@ class EngineRuntime:
         self.tasks, self.device = self._model.tasks, self._model.device
         limits = engine_limits(config, self._model, gpus)
         warm_up(self._model, limits)
-        self._engine = AsyncEngine(self._model, limits, config.max_waiting, config.retry_after_s, metrics, threads)
+        self._engine = AsyncEngine(
+            self._model, limits, config.max_waiting, config.retry_after_s, metrics, threads
+        )
         logger.info("%.0f MiB for keys and values", limits.kv_bytes / 2**20)
 
     @property
@@ -53,11 +57,13 @@ class EngineRuntime:
         """Implements :attr:`models.runtime.Runtime.gauges`."""
         return self._engine.gauges
 
-    def check_room(self, request: VisionRequest) -> None:
-        """Implements :meth:`models.runtime.Runtime.check_room`."""
-        self._engine.check_room(request)
+    def check_capacity(self, request: VisionRequest) -> None:
+        """Implements :meth:`models.runtime.Runtime.check_capacity`."""
+        self._engine.check_capacity(request)
 
-    async def generate(self, request: VisionRequest, pictures: Sequence[Pixels]) -> AsyncGenerator[Delta, None]:
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[Pixels]
+    ) -> AsyncGenerator[Delta, None]:
         """Implements :meth:`models.runtime.Runtime.generate`."""
         prompt = await asyncio.to_thread(self._model.prepare, request, pictures)
         async with aclosing(self._engine.generate(request, prompt)) as deltas:
@@ -65,20 +71,21 @@ class EngineRuntime:
                 yield delta
 
 
-def engine_limits(config: ModelConfig, model: Model, gpus: float) -> Limits:
-    """What the engine may take. Raises ``MemoryError`` where the replica's share of a GPU is too small."""
+def engine_limits(config: ModelConfig, model: Model, gpus: float) -> EngineLimits:
+    """What the engine may take. Raises ``MemoryError`` where the replica's share of a GPU is too
+    small."""
     kept = config.feature_cache + config.prefix_cache
-    return Limits(
+    return EngineLimits(
         max_batch_size=config.max_batch_size,
         kv_bytes=kv_budget(model.device, gpus, kept, config.kv_cache),
         feature_bytes=config.feature_cache,
         prefix_bytes=config.prefix_cache,
         prefill_tokens=config.max_prefill_tokens,
-        stall_s=config.max_stall_s,
+        max_prefill_slice_s=config.max_prefill_slice_s,
     )
 
 
-def warm_up(model: Model, limits: Limits) -> None:
+def warm_up(model: Model, limits: EngineLimits) -> None:
     """One short caption of a gray picture. Raises ``ModelFailed`` where the model can't make it."""
     request = VisionRequest(
         id="warm-up",

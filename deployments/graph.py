@@ -1,4 +1,4 @@
-"""The graph as one service: :class:`raylens.ports.VisionService` over Serve handles."""
+"""The graph as one service: :class:`raylens.core.ports.VisionService` over Serve handles."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 from ray.serve.schema import ReplicaState
 
-from raylens.config import AppConfig
-from raylens.errors import DeadlineExceeded, ModelFailed, ModelNotLoaded, Overloaded, RaylensError
-from raylens.recipe import Recipe
-from raylens.types import Delta, ModelInfo, PictureFile, ProcessedPicture, VisionRequest
+from raylens.core.config import AppConfig
+from raylens.core.errors import (
+    DeadlineExceeded,
+    ModelFailed,
+    ModelNotLoaded,
+    Overloaded,
+    RaylensError,
+)
+from raylens.core.recipe import Recipe
+from raylens.core.types import Delta, ModelInfo, PictureFile, ProcessedPicture, VisionRequest
 
 INFO_TIMEOUT_S = 2.0
 STATUS_TTL_S = 1.0
@@ -26,15 +32,20 @@ PREPROCESSOR = "Preprocessor"
 
 
 class Graph:
-    """Implements :class:`raylens.ports.VisionService` with the deployments' handles, for whoever composes them.
+    """Implements :class:`raylens.core.ports.VisionService` with the deployments' handles, for
+    whoever composes them.
 
-    Pictures go from the preprocessor to the model through the object store; they don't come back here. Both handles
-    pass by reference: a preprocessor's response is given un-awaited to the model's call, where Serve resolves it,
-    because it is a top-level argument.
+    Pictures go from the preprocessor to the model through the object store; they don't come back
+    here. Both handles pass by reference: a preprocessor's response is given un-awaited to the
+    model's call, where Serve resolves it, because it is a top-level argument.
     """
 
     def __init__(
-        self, config: AppConfig, application: str, preprocessor: DeploymentHandle, models: dict[str, DeploymentHandle]
+        self,
+        config: AppConfig,
+        application: str,
+        preprocessor: DeploymentHandle,
+        models: dict[str, DeploymentHandle],
     ) -> None:
         self._config = config
         self._application = application
@@ -45,13 +56,21 @@ class Graph:
         self._status_at = -math.inf
         self._status_lock = asyncio.Lock()
 
-    async def generate(self, request: VisionRequest, pictures: Sequence[PictureFile]) -> AsyncGenerator[Delta, None]:
-        """Implements :meth:`raylens.ports.VisionService.generate`."""
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[PictureFile]
+    ) -> AsyncGenerator[Delta, None]:
+        """Implements :meth:`raylens.core.ports.VisionService.generate`."""
         calls: list[DeploymentResponse[Any] | DeploymentResponseGenerator[Any]] = []
         try:
             for picture in pictures:
-                calls.append(self._preprocessor.process.remote(picture, request.recipe, request.deadline, request.id))
-            deltas = self._models[request.model].options(stream=True).generate.remote(request, *calls)
+                calls.append(
+                    self._preprocessor.process.remote(
+                        picture, request.recipe, request.deadline, request.id
+                    )
+                )
+            deltas = (
+                self._models[request.model].options(stream=True).generate.remote(request, *calls)
+            )
             calls.append(deltas)
             while True:
                 async with asyncio.timeout(max(0.0, request.remaining)):
@@ -61,7 +80,9 @@ class Graph:
                     return
                 yield delta
         except TimeoutError as error:
-            raise DeadlineExceeded("the deadline passed before the answer was complete", "deadline") from error
+            raise DeadlineExceeded(
+                "the deadline passed before the answer was complete", "deadline"
+            ) from error
         except (RayError, RayServeException) as error:
             raise self._translate(error, request.model) from error
         finally:
@@ -71,7 +92,7 @@ class Graph:
     async def preprocess(
         self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
     ) -> ProcessedPicture:
-        """Implements :meth:`raylens.ports.VisionService.preprocess`."""
+        """Implements :meth:`raylens.core.ports.VisionService.preprocess`."""
         call = self._preprocessor.preview.remote(picture, recipe, deadline, identity)
         unfinished = True
         try:
@@ -79,7 +100,9 @@ class Graph:
                 shown: ProcessedPicture = await call
             unfinished = False
         except TimeoutError as error:
-            raise DeadlineExceeded("the deadline passed before the picture was processed", "deadline") from error
+            raise DeadlineExceeded(
+                "the deadline passed before the picture was processed", "deadline"
+            ) from error
         except (RayError, RayServeException) as error:
             raise self._translate(error, PREPROCESSOR) from error
         finally:
@@ -88,10 +111,10 @@ class Graph:
         return shown
 
     async def model_info(self, name: str) -> ModelInfo:
-        """Implements :meth:`raylens.ports.VisionService.model_info`.
+        """Implements :meth:`raylens.core.ports.VisionService.model_info`.
 
-        Whether a replica runs, Serve's controller tells: a call to a busy model would wait behind others. What the
-        model is never changes, and is asked once.
+        Whether a replica runs, Serve's controller tells: a call to a busy model would wait behind
+        others. What the model is never changes, and is asked once.
         """
         if not (await self._running()).get(name):
             raise ModelNotLoaded(f"no replica of {name} runs", "model", retry_after=STATUS_TTL_S)
@@ -100,7 +123,9 @@ class Graph:
                 async with asyncio.timeout(INFO_TIMEOUT_S):
                     self._infos[name] = await self._models[name].info.remote()
             except (TimeoutError, RayError, RayServeException) as error:
-                raise ModelNotLoaded(f"no replica of {name} answers", "model", retry_after=STATUS_TTL_S) from error
+                raise ModelNotLoaded(
+                    f"no replica of {name} answers", "model", retry_after=STATUS_TTL_S
+                ) from error
         return self._infos[name]
 
     async def _running(self) -> dict[str, bool]:
@@ -117,17 +142,25 @@ class Graph:
             return self._status
 
     def _translate(self, error: Exception, model: str) -> RaylensError:
-        """The project's own error for one of Ray's. Errors of ours that crossed a handle come out as they went in."""
+        """The project's own error for one of Ray's. Errors of ours that crossed a handle come out
+        as they went in."""
         if isinstance(error, RayTaskError) and isinstance(error.cause, RaylensError):
             return error.cause
         if isinstance(error, BackPressureError):
-            return Overloaded(f"the queue of {model} is full", "model", retry_after=self._retry_after(model))
+            return Overloaded(
+                f"the queue of {model} is full", "model", retry_after=self._retry_after(model)
+            )
         if isinstance(error, RayTaskError):
             return ModelFailed(f"{model} failed on this request: {type(error.cause).__name__}")
-        return ModelNotLoaded(f"no replica of {model} answers", "model", retry_after=self._retry_after(model))
+        return ModelNotLoaded(
+            f"no replica of {model} answers", "model", retry_after=self._retry_after(model)
+        )
 
     def _retry_after(self, name: str) -> float:
-        return next((model.retry_after_s for model in self._config.models if model.name == name), STATUS_TTL_S)
+        return next(
+            (model.retry_after_s for model in self._config.models if model.name == name),
+            STATUS_TTL_S,
+        )
 
 
 def _cancel(call: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> None:

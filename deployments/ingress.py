@@ -9,14 +9,16 @@ from ray.serve.handle import DeploymentHandle
 from deployments.graph import Graph
 from deployments.job_client import RemoteJobs
 from raylens.api.app import create_app
-from raylens.config import AppConfig
-from raylens.logs import configure_logging
+from raylens.core.config import AppConfig
+from raylens.core.logs import configure_logging
 
 
 class Surface:
     """The HTTP surface over the graph and the job queue, before Serve makes a deployment of it."""
 
-    def __init__(self, config: AppConfig, preprocessor: DeploymentHandle, models: dict[str, DeploymentHandle]) -> None:
+    def __init__(
+        self, config: AppConfig, preprocessor: DeploymentHandle, models: dict[str, DeploymentHandle]
+    ) -> None:
         configure_logging(config.log_level)
         self._config = config
         self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)

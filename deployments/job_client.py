@@ -1,4 +1,5 @@
-"""The job queue, called from another process: :class:`raylens.jobs.ports.JobService` over the queue's actor."""
+"""The job queue, called from another process: :class:`raylens.jobs.ports.JobService` over the
+queue's actor."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from raylens.errors import ModelFailed, Overloaded, RaylensError
-from raylens.jobs.batcher import Batcher
+from raylens.core.errors import ModelFailed, Overloaded, RaylensError
+from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.job import Delivery, Job, JobState, Stats
 
 NAME = "jobs"
@@ -27,12 +28,15 @@ Submission = tuple[Job, Mapping[str, bytes]]
 
 
 class RemoteJobs:
-    """Every method of the queue may be called twice, so a call that an actor's death has cut off is made again."""
+    """Every method of the queue may be called twice, so a call that an actor's death has cut off is
+    made again."""
 
     def __init__(self) -> None:
         self._actor: Any = None
         # A call costs more than a small job: those that come together go together.
-        self._small: Batcher[Submission, Job | RaylensError] = Batcher(self._submit_all, MAX_TOGETHER)
+        self._small: GroupCommit[Submission, Job | RaylensError] = GroupCommit(
+            self._submit_all, MAX_TOGETHER
+        )
 
     async def _submit_all(self, submissions: list[Submission]) -> list[Job | RaylensError]:
         return await self._call("submit_all", submissions)
@@ -87,7 +91,9 @@ class RemoteJobs:
                 async with asyncio.timeout(CALL_S):
                     return await self._actor.call.remote(method, *arguments)
             except TimeoutError as error:
-                raise Overloaded(f"the job queue didn't answer within {CALL_S:g} s", retry_after=5) from error
+                raise Overloaded(
+                    f"the job queue didn't answer within {CALL_S:g} s", retry_after=5
+                ) from error
             except RayTaskError as error:
                 raise _ours(error) from error
             except (RayActorError, ValueError) as error:  # it has died, or isn't there yet
@@ -95,7 +101,9 @@ class RemoteJobs:
                 if time.monotonic() >= until:
                     raise Overloaded("the job queue can't be reached", retry_after=5) from error
             except RayError as error:
-                raise Overloaded(f"the job queue can't be reached ({type(error).__name__})", retry_after=5) from error
+                raise Overloaded(
+                    f"the job queue can't be reached ({type(error).__name__})", retry_after=5
+                ) from error
             await asyncio.sleep(PAUSE_S)
 
 

@@ -15,10 +15,18 @@ _SECONDS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800]
 class PrometheusJobMetrics(JobMetrics):
     def __init__(self) -> None:
         self._counts = Gauge("raylens_jobs", "Jobs by state.", ("state",))
-        self._ended = Counter("raylens_jobs_ended", "Jobs that ended, by type and state.", ("type", "state"))
-        self._seconds = Histogram("raylens_jobs_seconds", "From a job's first attempt to its end.", _SECONDS, ("type",))
-        self._attempts = Counter("raylens_jobs_attempts", "Attempts by type and outcome.", ("type", "outcome"))
-        self._deliveries = Counter("raylens_jobs_webhooks", "Attempts to deliver a webhook, by outcome.", ("outcome",))
+        self._ended = Counter(
+            "raylens_jobs_ended", "Jobs that ended, by type and state.", ("type", "state")
+        )
+        self._seconds = Histogram(
+            "raylens_jobs_seconds", "From a job's first attempt to its end.", _SECONDS, ("type",)
+        )
+        self._attempts = Counter(
+            "raylens_jobs_attempts", "Attempts by type and outcome.", ("type", "outcome")
+        )
+        self._deliveries = Counter(
+            "raylens_jobs_webhooks", "Attempts to deliver a webhook, by outcome.", ("outcome",)
+        )
         self._delivery_seconds = Histogram(
             "raylens_jobs_webhook_seconds", "Seconds of an attempt to deliver a webhook.", _SECONDS
         )

@@ -15,19 +15,20 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from preprocessing.decode import DecodeLimits
 from preprocessing.encode import to_jpeg
 from preprocessing.pipeline import ProcessedImage, run
-from raylens.config import AppConfig
-from raylens.errors import DeadlineExceeded, RaylensError
-from raylens.logs import configure_logging, request_id
-from raylens.recipe import Recipe
-from raylens.types import PictureFile, ProcessedPicture, Step
+from raylens.core.config import AppConfig
+from raylens.core.errors import DeadlineExceeded, RaylensError
+from raylens.core.logs import configure_logging, request_id
+from raylens.core.recipe import Recipe
+from raylens.core.types import PictureFile, ProcessedPicture, Step
 
 Result = TypeVar("Result")
 
 
 class Preprocessor:
-    """Decodes and processes one picture a call, in a small pool of threads; the event loop stays free."""
+    """Decodes and processes one picture a call, in a small pool of threads; the event loop stays
+    free."""
 
-    def __init__(self, config: AppConfig, metrics: Metrics | None = None) -> None:
+    def __init__(self, config: AppConfig, metrics: PreprocessorMetrics | None = None) -> None:
         configure_logging(config.log_level)
         limits = config.limits
         self._limits = DecodeLimits(
@@ -38,13 +39,18 @@ class Preprocessor:
         )
         # Several pictures at a time use the cores better than several threads on one picture.
         cv2.setNumThreads(1)
-        self._pool = ThreadPoolExecutor(config.preprocessor_threads, thread_name_prefix="preprocess")
+        self._pool = ThreadPoolExecutor(
+            config.preprocessor_threads, thread_name_prefix="preprocess"
+        )
         self._pool_size = config.preprocessor_threads
         self._in_pool = 0
-        self._metrics = metrics or Metrics()
+        self._metrics = metrics or PreprocessorMetrics()
 
-    async def process(self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str) -> ProcessedImage:
-        """Raises as :func:`preprocessing.pipeline.run` does, with the picture's own name in messages.
+    async def process(
+        self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
+    ) -> ProcessedImage:
+        """Raises as :func:`preprocessing.pipeline.run` does, with the picture's own name in
+        messages.
 
         A call that is canceled, or whose deadline passes, ends at the next step, or never starts.
         """
@@ -55,11 +61,15 @@ class Preprocessor:
         self._metrics.observe(processed.steps)
         return processed
 
-    async def preview(self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str) -> ProcessedPicture:
+    async def preview(
+        self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
+    ) -> ProcessedPicture:
         """The processed picture as a file, for people to look at. Raises as :meth:`process` does."""
         request_id.set(identity)
         shown = await self._in_thread(
-            lambda check: _preview(run(picture.data, recipe, self._limits, check), recipe), picture, deadline
+            lambda check: _preview(run(picture.data, recipe, self._limits, check), recipe),
+            picture,
+            deadline,
         )
         self._metrics.observe(shown.steps)
         return shown
@@ -67,12 +77,15 @@ class Preprocessor:
     async def _in_thread(
         self, work: Callable[[Callable[[], None]], Result], picture: PictureFile, deadline: float
     ) -> Result:
-        """``work`` in the pool, with a function that ends it by raising where its result is of no use any more."""
+        """``work`` in the pool, with a function that ends it by raising where its result is of no
+        use any more."""
         queued, loop, left = time.perf_counter(), asyncio.get_running_loop(), threading.Event()
 
         def check() -> None:
             if left.is_set() or time.time() >= deadline:
-                raise DeadlineExceeded("the deadline passed before the picture was processed", "deadline")
+                raise DeadlineExceeded(
+                    "the deadline passed before the picture was processed", "deadline"
+                )
 
         def start() -> Result:
             loop.call_soon_threadsafe(self._metrics.wait.observe, time.perf_counter() - queued)
@@ -114,20 +127,30 @@ def _preview(processed: ProcessedImage, recipe: Recipe) -> ProcessedPicture:
     )
 
 
-class Metrics:
-    """What Prometheus sees of a replica; Ray puts ``ray_`` before the names, and Serve its tags beside ours."""
+class PreprocessorMetrics:
+    """What Prometheus sees of a replica; Ray puts ``ray_`` before the names, and Serve its tags
+    beside ours."""
 
     def __init__(self) -> None:
-        self.queue_depth = Gauge("raylens_preprocessor_queue_depth", "Pictures in this replica that wait for a thread.")
+        self.queue_depth = Gauge(
+            "raylens_preprocessor_queue_depth", "Pictures in this replica that wait for a thread."
+        )
         self.pictures = Counter(
-            "raylens_preprocessor_pictures", "Pictures by outcome: ok, canceled, or the error's code.", ("outcome",)
+            "raylens_preprocessor_pictures",
+            "Pictures by outcome: ok, canceled, or the error's code.",
+            ("outcome",),
         )
         boundaries = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
         self.wait = Histogram(
-            "raylens_preprocessor_wait_seconds", "Seconds that a picture waited for a thread.", boundaries
+            "raylens_preprocessor_wait_seconds",
+            "Seconds that a picture waited for a thread.",
+            boundaries,
         )
         self._step = Histogram(
-            "raylens_preprocessor_step_seconds", "Seconds of a step of preprocessing.", boundaries, ("step",)
+            "raylens_preprocessor_step_seconds",
+            "Seconds of a step of preprocessing.",
+            boundaries,
+            ("step",),
         )
 
     def observe(self, steps: Sequence[Step]) -> None:

@@ -1,4 +1,5 @@
-"""The deployment that holds one vision-language model; the configuration names as many of it as there are models."""
+"""The deployment that holds one vision-language model; the configuration names as many of it as
+there are models."""
 
 from __future__ import annotations
 
@@ -10,18 +11,17 @@ from contextlib import aclosing
 from dataclasses import replace
 from itertools import count
 
-from deployments.engine_metrics import EngineMetrics
-from models.heap import give_back_unused
+from deployments.engine_metrics import PrometheusEngineMetrics
+from models.malloc_trim import malloc_trim
 from models.runtime import Runtime
 from preprocessing.geometry import Geometry
 from preprocessing.pipeline import ProcessedImage
-from raylens.config import ModelConfig
-from raylens.engine.metrics import Metrics
-from raylens.errors import DeadlineExceeded, InvalidRequest
-from raylens.logs import configure_logging, request_id
-from raylens.types import (
+from raylens.core.config import ModelConfig
+from raylens.core.errors import DeadlineExceeded, InvalidRequest
+from raylens.core.logs import configure_logging, request_id
+from raylens.core.types import (
     Delta,
-    Found,
+    Findings,
     Location,
     ModelInfo,
     Query,
@@ -29,6 +29,7 @@ from raylens.types import (
     Task,
     VisionRequest,
 )
+from raylens.engine.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -46,26 +47,33 @@ class VisionModel:
         configure_logging(log_level)
         self._config = config
         started = time.monotonic()
-        self._metrics = EngineMetrics(config.name)
+        self._metrics = PrometheusEngineMetrics(config.name)
         self._runtime = make_runtime(config, self._metrics)
         self._gauges: asyncio.Task[None] | None = None
         seconds = time.monotonic() - started
         logger.info("%s is ready on %s after %.1f s", config.name, self._runtime.device, seconds)
 
-    async def generate(self, request: VisionRequest, *pictures: ProcessedImage) -> AsyncGenerator[Delta, None]:
-        """The answer's deltas; the first carries the pictures' warnings. Closing the stream ends the work."""
+    async def generate(
+        self, request: VisionRequest, *pictures: ProcessedImage
+    ) -> AsyncGenerator[Delta, None]:
+        """The answer's deltas; the first carries the pictures' warnings. Closing the stream ends
+        the work."""
         request_id.set(request.id)
         self._show_gauges()
-        self._runtime.check_room(request)
+        self._runtime.check_capacity(request)
         if request.remaining <= 0:
-            raise DeadlineExceeded("the deadline passed before the model saw the request", "deadline")
+            raise DeadlineExceeded(
+                "the deadline passed before the model saw the request", "deadline"
+            )
         if pictures:
             request = replace(request, task=in_processed(request.task, pictures[0].geometry))
         pixels, warnings = [picture.pixels for picture in pictures], _warnings(pictures)
         async with aclosing(self._runtime.generate(request, pixels)) as deltas:
             async for delta in deltas:
-                if delta.found is not None and pictures:
-                    delta = replace(delta, found=in_original(delta.found, pictures[0].geometry))
+                if delta.findings is not None and pictures:
+                    delta = replace(
+                        delta, findings=in_original(delta.findings, pictures[0].geometry)
+                    )
                 yield replace(delta, warnings=warnings) if warnings else delta
                 warnings = ()
 
@@ -93,12 +101,13 @@ class VisionModel:
         for round in count(1):
             self._metrics.gauges(self._runtime.gauges)
             if round % TRIM_ROUNDS == 0:
-                await asyncio.to_thread(give_back_unused)
+                await asyncio.to_thread(malloc_trim)
             await asyncio.sleep(GAUGE_PERIOD_S)
 
 
-def make_runtime(config: ModelConfig, metrics: Metrics) -> Runtime:
-    """What the configuration asks for. Raises ``ImportError``, which names the extra, where its library isn't here."""
+def make_runtime(config: ModelConfig, metrics: EngineMetrics) -> Runtime:
+    """What the configuration asks for. Raises ``ImportError``, which names the extra, where its
+    library isn't here."""
     # A runtime's own libraries are heavy or extras: only the one that is wanted is imported.
     if config.runtime == "engine":
         from deployments.engine_runtime import EngineRuntime
@@ -115,35 +124,45 @@ def make_runtime(config: ModelConfig, metrics: Metrics) -> Runtime:
         return make(config, config.remote)
     except ImportError as error:
         extra = "openai" if config.runtime == "openai" else "photon"
-        raise ImportError(f"the runtime {config.runtime} needs pip install 'raylens[{extra}]': {error}") from error
+        raise ImportError(
+            f"the runtime {config.runtime} needs pip install 'raylens[{extra}]': {error}"
+        ) from error
 
 
-def in_original(found: Found, geometry: Geometry) -> Found:
+def in_original(findings: Findings, geometry: Geometry) -> Findings:
     """What was found in a processed picture, in the coordinates of the original."""
-    regions, locations, reasoning = found.regions, found.locations, found.reasoning
+    regions, locations, reasoning = findings.regions, findings.locations, findings.reasoning
     if regions is not None:
         regions = tuple(_region(region, geometry) for region in regions)
     if locations is not None:
         locations = _locations(locations, geometry)
     if reasoning is not None:
-        groundings = (replace(part, points=_locations(part.points, geometry)) for part in reasoning.groundings)
+        groundings = (
+            replace(part, points=_locations(part.points, geometry)) for part in reasoning.groundings
+        )
         reasoning = replace(reasoning, groundings=tuple(groundings))
-    return Found(regions, locations, reasoning)
+    return Findings(regions, locations, reasoning)
 
 
 def in_processed(task: Task, geometry: Geometry) -> Task:
     """A task about places in the original picture, in the coordinates of the processed one."""
-    if not isinstance(task, Query) or not task.places:
+    if not isinstance(task, Query) or not task.spatial_refs:
         return task
     back = geometry.inverse()
     places = []
-    for number, place in enumerate(task.places):
-        moved = _region(place, back) if isinstance(place, Region) else Location(*back.point(place.x, place.y))
+    for number, place in enumerate(task.spatial_refs):
+        moved = (
+            _region(place, back)
+            if isinstance(place, Region)
+            else Location(*back.point(place.x, place.y))
+        )
         if _is_cut_off(place, moved, geometry):
             field = f"spatial_refs.{number}"
-            raise InvalidRequest(f"{field}: lies in a part of the picture that preprocessing has cut off", field)
+            raise InvalidRequest(
+                f"{field}: lies in a part of the picture that preprocessing has cut off", field
+            )
         places.append(moved)
-    return replace(task, places=tuple(places))
+    return replace(task, spatial_refs=tuple(places))
 
 
 def _is_cut_off(place: Location | Region, moved: Location | Region, geometry: Geometry) -> bool:
@@ -167,4 +186,8 @@ def _warnings(pictures: Sequence[ProcessedImage]) -> tuple[str, ...]:
     """Those of all pictures, by number where there are several."""
     if len(pictures) == 1:
         return pictures[0].warnings
-    return tuple(f"picture {n}: {warning}" for n, picture in enumerate(pictures, 1) for warning in picture.warnings)
+    return tuple(
+        f"picture {n}: {warning}"
+        for n, picture in enumerate(pictures, 1)
+        for warning in picture.warnings
+    )

@@ -1,4 +1,5 @@
-"""What families that are asked in chat templates share: tasks as messages, and users' text that stays text."""
+"""What families that are asked in chat templates share: tasks as messages, and users' text that
+stays text."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from raylens.errors import InvalidRequest, UnsupportedTask
-from raylens.types import (
+from raylens.core.errors import InvalidRequest, UnsupportedTask
+from raylens.core.types import (
     Caption,
     Chat,
     Detect,
@@ -33,10 +34,15 @@ CAPTION_PROMPTS = {
 }
 
 
-def messages_of(task: Task, image_count: int, can: frozenset[str], prompts: dict[str, str]) -> tuple[Message, ...]:
-    """A task as a conversation; ``prompts`` has the words for detect and point. Raises ``UnsupportedTask``."""
+def messages_of(
+    task: Task, image_count: int, can: frozenset[str], prompts: dict[str, str]
+) -> tuple[Message, ...]:
+    """A task as a conversation; ``prompts`` has the words for detect and point. Raises
+    ``UnsupportedTask``."""
     if task.name not in can:
-        raise UnsupportedTask(f"this model can't {task.name}; it can {', '.join(sorted(can))}", "model")
+        raise UnsupportedTask(
+            f"this model can't {task.name}; it can {', '.join(sorted(can))}", "model"
+        )
     match task:
         case Chat(messages, reasoning=False):
             return messages
@@ -44,10 +50,12 @@ def messages_of(task: Task, image_count: int, can: frozenset[str], prompts: dict
             raise UnsupportedTask("reasoning: this model has learned no such thing", "reasoning")
         case Caption(length):
             text = CAPTION_PROMPTS[length]
-        case Query(question, places=()):
+        case Query(question, spatial_refs=()):
             text = question
         case Query():
-            raise UnsupportedTask("spatial_refs: this model has learned no such thing", "spatial_refs")
+            raise UnsupportedTask(
+                "spatial_refs: this model has learned no such thing", "spatial_refs"
+            )
         case Detect(subject) | Point(subject):
             text = prompts[task.name].format(subject)
     pictures = tuple(ImagePart(index) for index in range(image_count))
@@ -55,7 +63,8 @@ def messages_of(task: Task, image_count: int, can: frozenset[str], prompts: dict
 
 
 def image_parts(messages: Sequence[Message]) -> list[ImagePart]:
-    """The pictures in the order in which the messages show them. Raises ``UnsupportedTask`` for a video."""
+    """The pictures in the order in which the messages show them. Raises ``UnsupportedTask`` for a
+    video."""
     shown = visual_parts(messages)
     if any(isinstance(part, VideoPart) for part in shown):
         raise UnsupportedTask("messages: this model reads pictures, but no videos", "messages")
@@ -64,20 +73,26 @@ def image_parts(messages: Sequence[Message]) -> list[ImagePart]:
 
 def visual_parts(messages: Sequence[Message]) -> list[ImagePart | VideoPart]:
     """Pictures and videos in the order in which the messages show them."""
-    return [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
+    return [
+        part for message in messages for part in message.parts if not isinstance(part, TextPart)
+    ]
 
 
 class ChatText:
     """A checkpoint's chat template, and its control tokens, which a user's text can't speak."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, default_template: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, default_template: str | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._template = tokenizer.chat_template or default_template
         self._control_tokens = tuple(tokenizer.get_added_vocab())
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as text, up to where the model's answer begins."""
-        turns = [{"role": message.role.value, "content": self._content(message)} for message in messages]
+        turns = [
+            {"role": message.role.value, "content": self._content(message)} for message in messages
+        ]
         text: str = self._tokenizer.apply_chat_template(
             turns, chat_template=self._template, add_generation_prompt=True, tokenize=False
         )
@@ -88,12 +103,15 @@ class ChatText:
         return ids
 
     def _content(self, message: Message) -> list[dict[str, str]]:
-        """The template's parts. Texts that stand together are one: a control token could be spread over several."""
+        """The template's parts. Texts that stand together are one: a control token could be spread
+        over several."""
         content: list[dict[str, str]] = []
         for kind, parts in groupby(message.parts, key=type):
             if kind is TextPart:
                 text = "".join(part.text for part in parts if isinstance(part, TextPart))
-                content.append({"type": "text", "text": no_control_tokens(text, self._control_tokens)})
+                content.append(
+                    {"type": "text", "text": no_control_tokens(text, self._control_tokens)}
+                )
             else:
                 content += [{"type": "video" if kind is VideoPart else "image"} for _ in parts]
         return content

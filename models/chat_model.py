@@ -1,4 +1,5 @@
-"""What families share that read a chat template with a decoder: all of the protocol but pictures and places."""
+"""What families share that read a chat template with a decoder: all of the protocol but pictures
+and places."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from models.decoder import Decoder
 from models.graphs import ModelGraphs
 from models.linear import Packer
 from models.options import LoadOptions
-from raylens.engine.model import Course, KVRows, Part, Prompt, Scores
-from raylens.types import Found
+from raylens.core.types import Findings
+from raylens.engine.model import KVRows, ModelOutput, PrefillChunk, Prompt, TokenPolicy
 
 
 class ChatModel:
     """Implements :class:`raylens.engine.model.Model` but for ``tasks``, ``prepare`` and ``encode``."""
 
-    course: Course | None = None
+    token_policy: TokenPolicy | None = None
 
     def __init__(
         self,
@@ -37,7 +38,9 @@ class ChatModel:
         self._packer = Packer(options.device, options.quantize, options.consume)
         self._graphs = ModelGraphs.on(options.device, options.cuda_graphs)
         self.vocabulary = int(model.lm_head.weight.shape[0])  # before the packer takes it
-        self._decoder = Decoder(llama.parts(text_model, model.lm_head, self._packer), self._graphs)
+        self._decoder = Decoder(
+            llama.decoder_spec(text_model, model.lm_head, self._packer), self._graphs
+        )
         self.tokenizer: Tokenizer = tokenizer._tokenizer
         self.device = options.device
         self.eos_ids = eos_ids(tokenizer, model.generation_config)
@@ -45,16 +48,19 @@ class ChatModel:
         self.kv_shape = self._decoder.kv_shape
 
     def prefill(
-        self, parts: Sequence[Part], rows: Callable[[], Sequence[KVRows]], tokens: int
-    ) -> Generator[None, None, Scores]:
+        self, parts: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
+    ) -> Generator[None, None, ModelOutput]:
         """Implements :meth:`raylens.engine.model.Model.prefill`."""
         return self._decoder.prefill(parts, rows, tokens)
 
     @torch.inference_mode()
-    def decode(self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
+    def decode(
+        self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]
+    ) -> ModelOutput:
         """Implements :meth:`raylens.engine.model.Model.decode`."""
         return self._decoder.decode(token_ids, positions, groups)
 
-    def find(self, prompt: Prompt, output_ids: Sequence[int]) -> Found:
-        """Implements :meth:`raylens.engine.model.Model.find` for a family that has nothing to tell."""
-        return Found()
+    def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
+        """Implements :meth:`raylens.engine.model.Model.parse_findings` for a family that has
+        nothing to tell."""
+        return Findings()

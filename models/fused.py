@@ -1,6 +1,8 @@
-"""Small operations of a layer as one kernel each, by Triton, which comes with torch's builds for CUDA.
+"""Small operations of a layer as one kernel each, by Triton, which comes with torch's builds for
+CUDA.
 
-Between the products of a decode step lie a dozen operations that each take longer to start than to do.
+Between the products of a decode step lie a dozen operations that each take longer to start than to
+do.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _BLOCK = 1024
 
 @cache
 def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether these kernels run here; they are compiled when they are first called, which needs a C compiler."""
+    """Whether these kernels run here; they are compiled when they are first called, which needs a C
+    compiler."""
     if triton is None or device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     try:
@@ -36,17 +39,22 @@ def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
         silu_and_mul(torch.ones(1, 8, dtype=dtype, device=device))
         torch.cuda.synchronize()
     except Exception as error:  # whatever a toolchain that isn't there raises
-        logger.warning("Triton's kernels don't run here, and plain operations take their place: %s", error)
+        logger.warning(
+            "Triton's kernels don't run here, and plain operations take their place: %s", error
+        )
         return False
     return True
 
 
 def apply_rope_(states: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """Rotary positions (Su et al. 2021) of the first ``heads`` of contiguous (tokens, all heads, head size), whose
-    halves are the pairs that turn; ``cos`` and ``sin``, float32 (tokens, head size / 2). Returns ``states``."""
+    """Rotary positions (Su et al. 2021) of the first ``heads`` of contiguous (tokens, all heads,
+    head size), whose halves are the pairs that turn; ``cos`` and ``sin``, float32 (tokens, head
+    size / 2). Returns ``states``."""
     tokens, every, size = states.shape
     grid = (tokens, triton.cdiv(heads, _HEADS))
-    _turn[grid](states, cos, sin, every * size, heads, size // 2, _HEADS, triton.next_power_of_2(size // 2))
+    _apply_rope_kernel[grid](
+        states, cos, sin, every * size, heads, size // 2, _HEADS, triton.next_power_of_2(size // 2)
+    )
     return states
 
 
@@ -63,7 +71,7 @@ def _jit(kernel: Any) -> Any:
 
 
 @_jit
-def _turn(  # type: ignore[no-untyped-def]
+def _apply_rope_kernel(  # type: ignore[no-untyped-def]
     states, cos, sin, stride, heads, half, HEADS: tl.constexpr, HALF: tl.constexpr
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -87,4 +95,6 @@ def _silu_and_mul(gate_up, out, width, BLOCK: tl.constexpr):  # type: ignore[no-
     inside = place < width
     gate = tl.load(gate_up + row * 2 * width + place, inside).to(tl.float32)
     up = tl.load(gate_up + row * 2 * width + width + place, inside).to(tl.float32)
-    tl.store(out + row * width + place, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), inside)
+    tl.store(
+        out + row * width + place, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), inside
+    )

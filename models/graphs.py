@@ -1,5 +1,5 @@
-"""Decode steps, prompts and vision encoders as CUDA graphs. Each is hundreds of kernels, which a GPU ends sooner than
-Python starts them."""
+"""Decode steps, prompts and vision encoders as CUDA graphs. Each is hundreds of kernels, which a
+GPU ends sooner than Python starts them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ KEPT = 32
 SEEN = 256
 """Shapes that are remembered to have come."""
 SHARE = 1 / 50
-"""Of the process's share of the card, what the graphs of prompts may hold, and those of vision encoders: a graph holds
-its inputs and its output. All other memory is shared among graphs, but not with operations outside of them."""
+"""Of the process's share of the card, what the graphs of prompts may hold, and those of vision
+encoders: a graph holds its inputs and its output. All other memory is shared among graphs, but not
+with operations outside of them."""
 
 Step = Callable[..., Tensor]
 """Tensors to states. Whatever else it reads or writes stays where it is from one call to the next."""
@@ -40,11 +41,11 @@ Capture = Callable[[Step, Sequence[Tensor]], Captured]
 
 
 class Graphs:
-    """Captures a step the second time that its key comes, and replays it from then on: most shapes of batch come again
-    at once, and what passes by only once isn't worth the capture.
+    """Captures a step the second time that its key comes, and replays it from then on: most shapes
+    of batch come again at once, and what passes by only once isn't worth the capture.
 
-    A key stands for all that a captured step holds fast: the addresses and shapes of what it reads and writes beside
-    the tensors that it is given.
+    A key stands for all that a captured step holds fast: the addresses and shapes of what it reads
+    and writes beside the tensors that it is given.
     """
 
     def __init__(self, capture: Capture, kept: int = KEPT, budget: int = 2**28) -> None:
@@ -75,7 +76,8 @@ class Graphs:
         try:
             captured = self._capture(step, [tensor.clone() for tensor in given])
         except torch.OutOfMemoryError:
-            # What the allocator keeps for later isn't given to a capture: free it, and try when the key has come twice.
+            # What the allocator keeps for later isn't given to a capture: free it, and try when the
+            # key has come twice.
             self._graphs.clear()
             self._seen.clear()
             torch.cuda.empty_cache()
@@ -117,14 +119,16 @@ class ModelGraphs:
 
 
 class CudaCapture:
-    """Graphs that take what they need in between from one pool of memory: they are replayed one at a time."""
+    """Graphs that take what they need in between from one pool of memory: they are replayed one at
+    a time."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
     def __call__(self, step: Step, given: Sequence[Tensor]) -> Captured:
-        # torch.cuda.graph would first empty the allocator's cache, which running requests then fill anew.
+        # torch.cuda.graph would first empty the allocator's cache, which running requests then fill
+        # anew.
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):

@@ -1,7 +1,8 @@
 """The text model of Llama's and Qwen2's kind, over its weights in transformers' modules.
 
-A layer is: root mean square norm, grouped-query attention with rotary positions, norm, gated MLP (``modeling_llama.py``
-and ``modeling_qwen2_5_vl.py`` in transformers). Query, key and value are one product here, gate and up another.
+A layer is: root mean square norm, grouped-query attention with rotary positions, norm, gated MLP
+(``modeling_llama.py`` and ``modeling_qwen2_5_vl.py`` in transformers). Query, key and value are one
+product here, gate and up another.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.decoder import Attend, Parts, Rotary
+from models.decoder import Attend, DecoderSpec, Rotary
 from models.linear import Linear, Packer
 from models.operations import swiglu
 from raylens.engine.model import KVShape
@@ -28,7 +29,7 @@ class RMSNorm:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LlamaLayer:
     attention_norm: RMSNorm
     qkv: Linear
     out: Linear
@@ -40,12 +41,12 @@ class Layer:
         states = self.out(attend(self.qkv(self.attention_norm(states))), states)
         return self.mlp(states, states)
 
-    def mlp(self, states: Tensor, plus: Tensor) -> Tensor:
-        """What the MLP makes of the states, added to ``plus``."""
-        return self.down(swiglu(self.gate_up(self.mlp_norm(states))), plus)
+    def mlp(self, states: Tensor, residual: Tensor) -> Tensor:
+        """What the MLP makes of the states, added to ``residual``."""
+        return self.down(swiglu(self.gate_up(self.mlp_norm(states))), residual)
 
 
-def parts(text_model: nn.Module, head: nn.Linear, packer: Packer) -> Parts:
+def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: Packer) -> DecoderSpec:
     """What a decoder of these weights is made of."""
     model: Any = text_model
     config = model.config
@@ -58,7 +59,7 @@ def parts(text_model: nn.Module, head: nn.Linear, packer: Packer) -> Parts:
         dtype=embeddings.dtype,
         device=str(embeddings.device),
     )
-    return Parts(
+    return DecoderSpec(
         embed=lambda ids: F.embedding(ids, embeddings),
         layers=[_layer(layer, eps, packer) for layer in model.layers],
         norm=RMSNorm(packer.tensor(model.norm.weight), eps),
@@ -73,9 +74,9 @@ def parts(text_model: nn.Module, head: nn.Linear, packer: Packer) -> Parts:
     )
 
 
-def _layer(layer: Any, eps: float, packer: Packer) -> Layer:
+def _layer(layer: Any, eps: float, packer: Packer) -> LlamaLayer:
     attention, mlp = layer.self_attn, layer.mlp
-    return Layer(
+    return LlamaLayer(
         attention_norm=RMSNorm(packer.tensor(layer.input_layernorm.weight), eps),
         qkv=packer.linear(attention.q_proj, attention.k_proj, attention.v_proj),
         out=packer.linear(attention.o_proj),

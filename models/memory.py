@@ -1,4 +1,5 @@
-"""How much memory a replica may take: its share of a GPU is enforced here, since Ray only counts it."""
+"""How much memory a replica may take: its share of a GPU is enforced here, since Ray only counts
+it."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ import torch
 
 CPU_KV_BYTES = 2**30
 CONTEXT_BYTES = 2**30
-"""What CUDA itself takes for a process, its kernels and graphs included, and torch's own bound leaves out: 0.7 GiB on
-an H100."""
+"""What CUDA itself takes for a process, its kernels and graphs included, and torch's own bound
+leaves out: 0.7 GiB on an H100."""
 WORKING_SHARE = 0.2
-"""Of a replica's share, what is kept free for the working memory of prefill and the vision tower, once for plain
-operations and once for CUDA graphs, and for what graphs hold."""
+"""Of a replica's share, what is kept free for the working memory of prefill and the vision tower,
+once for plain operations and once for CUDA graphs, and for what graphs hold."""
 
 
 def hold_to_share(device: str, gpus: float) -> None:
@@ -25,7 +26,8 @@ def hold_to_share(device: str, gpus: float) -> None:
 
 @contextmanager
 def loading(device: str, gpus: float) -> Iterator[None]:
-    """Around the loading of a model. Raises ``MemoryError`` with the share's figures if the weights don't fit."""
+    """Around the loading of a model. Raises ``MemoryError`` with the share's figures if the weights
+    don't fit."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -36,9 +38,9 @@ def loading(device: str, gpus: float) -> Iterator[None]:
 
 
 def kv_budget(device: str, gpus: float, kept: int, wanted: int | None = None) -> int:
-    """Bytes for keys and values: ``wanted``, or, where the configuration names none, on CUDA what is left of the share,
-    once the model is loaded and ``kept`` bytes are set aside for other caches. Raises ``MemoryError`` where nothing is
-    left, or less than is wanted."""
+    """Bytes for keys and values: ``wanted``, or, where the configuration names none, on CUDA what
+    is left of the share, once the model is loaded and ``kept`` bytes are set aside for other
+    caches. Raises ``MemoryError`` where nothing is left, or less than is wanted."""
     if not device.startswith("cuda"):
         return CPU_KV_BYTES if wanted is None else wanted
     share = share_bytes(_card_bytes(), gpus)
@@ -56,12 +58,14 @@ def within(left: int, wanted: int | None) -> int:
 
 
 def share_bytes(total: int, gpus: float) -> int:
-    """What torch may allocate of a card of ``total`` bytes, ``gpus`` of which a replica holds; 0 means all of it."""
+    """What torch may allocate of a card of ``total`` bytes, ``gpus`` of which a replica holds; 0
+    means all of it."""
     return int(total * min(1.0, gpus or 1.0)) - CONTEXT_BYTES
 
 
 def left_of(share: int, weights: int, kept: int) -> int:
-    """Bytes that weights, caches and working memory leave. Raises ``MemoryError`` where they leave nothing."""
+    """Bytes that weights, caches and working memory leave. Raises ``MemoryError`` where they leave
+    nothing."""
     left = int(share * (1 - WORKING_SHARE)) - weights - kept
     if left <= 0:
         raise MemoryError(

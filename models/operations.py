@@ -17,14 +17,15 @@ _SCORES = 1 << 21
 _FEW = 16
 """Queries that stand to the right of the keys in their product: so it is twice as fast."""
 _WORTHWHILE = 1 << 16
-"""Scores from which on products are faster than the fused kernel."""
+"""ModelOutput from which on products are faster than the fused kernel."""
 _LARGEST = 1 << 24
-"""Scores of one head that products take memory for; the fused kernel takes none."""
+"""ModelOutput of one head that products take memory for; the fused kernel takes none."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention of queries (batch, heads, queries, head size) to keys and values (batch, heads, keys, head
-    size); ``bias`` (…, queries or 1, keys) is added to the scores, of which −∞ shuts one out."""
+    """Softmax attention of queries (batch, heads, queries, head size) to keys and values (batch,
+    heads, keys, head size); ``bias`` (…, queries or 1, keys) is added to the scores, of which −∞
+    shuts one out."""
     scores = query.shape[0] * query.shape[2] * key.shape[2]
     is_worthwhile = scores * query.shape[1] >= _WORTHWHILE and scores <= _LARGEST
     if not is_worthwhile or not _by_products(query.device, query.dtype):
@@ -32,7 +33,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = N
     count = max(1, _SCORES // scores)
     parts = [
         _attend(*part, bias)
-        for part in zip(query.split(count, 1), key.split(count, 1), value.split(count, 1), strict=True)
+        for part in zip(
+            query.split(count, 1), key.split(count, 1), value.split(count, 1), strict=True
+        )
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
@@ -50,8 +53,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> T
 
 @cache
 def _by_products(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether plain products outrun the fused kernel: on CPUs that multiply bfloat16, but not in tiles (AMX), which is
-    what that kernel was made for."""
+    """Whether plain products outrun the fused kernel: on CPUs that multiply bfloat16, but not in
+    tiles (AMX), which is what that kernel was made for."""
     return (
         device.type == "cpu"
         and dtype is torch.bfloat16
@@ -60,9 +63,9 @@ def _by_products(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021) of (tokens, heads, head size): a head's halves are the pairs, and ``sin`` is
-    negative for the first half."""
+def apply_rope(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021) of (tokens, heads, head size): a head's halves are the
+    pairs, and ``sin`` is negative for the first half."""
     halves = states.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
     return torch.addcmul(states * cos, halves, sin)
 
@@ -76,22 +79,25 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def normalized(pixels: Tensor, scale: float, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pixels (…, channels, height, width) of 0 to 255 as the image processors of transformers give them, float32."""
+    """Pixels (…, channels, height, width) of 0 to 255 as the image processors of transformers give
+    them, float32."""
     average, spread = _normal(pixels.device, tuple(mean), tuple(std))
     return (pixels.float() * scale - average) / spread
 
 
 @cache
-def _normal(device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def _normal(
+    device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
     """Of each channel (channels, 1, 1)."""
     average, spread = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
     return average, spread
 
 
 def by_rows(layers: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, states: Tensor) -> Tensor:
-    """``layers(inputs, states)`` for (rows, …) of both. A CPU does some rows at a time, in place: what lies between
-    several layers stays in the cores' caches, and oneDNN, which leaves cores idle on some taller products, keeps all at
-    work."""
+    """``layers(inputs, states)`` for (rows, …) of both. A CPU does some rows at a time, in place:
+    what lies between several layers stays in the cores' caches, and oneDNN, which leaves cores idle
+    on some taller products, keeps all at work."""
     if states.device.type != "cpu":
         return layers(inputs, states)
     for given, part in zip(inputs.split(_ROWS), states.split(_ROWS), strict=True):

@@ -9,8 +9,8 @@ import torch
 from models.linear import Quantize
 
 SLICE = 6144
-"""Patches times layers of a vision tower that are worked out between two decode steps, for each of ``tiles_per_step``:
-half of a tile of SmolVLM2's."""
+"""Patches times layers of a vision tower that are worked out between two decode steps, for each of
+``tiles_per_step``: half of a tile of SmolVLM2's."""
 
 GPU_TILES = 64
 
@@ -23,16 +23,18 @@ class LoadOptions:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     tiles_per_step: int | None = None
-    """Tiles that a vision tower of tiles encodes together; for every tower, how large a slice is. None is set by the
-    device."""
+    """Tiles that a vision tower of tiles encodes together; for every tower, how large a slice is.
+    None is set by the device."""
     quantize: Quantize | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
-    """Bounds of a picture's area after resizing, for families with dynamic resolution; None is the checkpoint's."""
+    """Bounds of a picture's area after resizing, for families with dynamic resolution; None is the
+    checkpoint's."""
     cuda_graphs: bool = True
     """On CUDA, replays decode steps, prompts and vision encoders as CUDA graphs."""
     consume: bool = False
-    """Gives up the modules' own weights as they are packed; else a model is held twice while it is loaded."""
+    """Gives up the modules' own weights as they are packed; else a model is held twice while it is
+    loaded."""
 
     @property
     def tiles(self) -> int:

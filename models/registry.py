@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from models.options import LoadOptions
-from raylens.config import ModelConfig
+from raylens.core.config import ModelConfig
 from raylens.engine.model import Model
 
 FAMILIES = {
@@ -17,13 +17,15 @@ FAMILIES = {
     "smolvlm": "models.smolvlm:load",
     "qwen2_5_vl": "models.qwen2_5_vl.model:load",
 }
-"""Family name -> ``module:function``; the function takes a checkpoint and :class:`models.options.LoadOptions`."""
+"""Family name -> ``module:function``; the function takes a checkpoint and
+:class:`models.options.LoadOptions`."""
 
 POCKET = Path(__file__).parent / "pocket"
 
 
 def load_model(config: ModelConfig) -> Model:
-    """Loads a model as its configuration says. Raises ``OSError`` where the checkpoint can't be found."""
+    """Loads a model as its configuration says. Raises ``OSError`` where the checkpoint can't be
+    found."""
     module, function = FAMILIES[config.family].split(":")
     load: Callable[..., Model] = getattr(import_module(module), function)
     checkpoint = checkpoint_path(config)
@@ -41,7 +43,9 @@ def load_model(config: ModelConfig) -> Model:
     try:
         return load(checkpoint, options)
     except OSError as error:
-        raise OSError(f"{config.name}: the checkpoint {checkpoint!r} can't be loaded: {error}") from error
+        raise OSError(
+            f"{config.name}: the checkpoint {checkpoint!r} can't be loaded: {error}"
+        ) from error
 
 
 def checkpoint_path(config: ModelConfig) -> str:
@@ -50,7 +54,8 @@ def checkpoint_path(config: ModelConfig) -> str:
 
 
 def pick_device(wanted: str) -> str:
-    """``auto`` is CUDA where this process sees a GPU: Ray shows a replica only the ones that it holds."""
+    """``auto`` is CUDA where this process sees a GPU: Ray shows a replica only the ones that it
+    holds."""
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"

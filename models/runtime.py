@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
+from raylens.core.types import Delta, VisionRequest
 from raylens.engine.metrics import Gauges
 from raylens.engine.model import Pixels
-from raylens.types import Delta, VisionRequest
 
 
 class Runtime(Protocol):
@@ -26,13 +26,17 @@ class Runtime(Protocol):
         """How it stands now."""
         ...
 
-    def check_room(self, request: VisionRequest) -> None:
-        """Raises ``Overloaded`` where there is no place for a request's answers, and what else can be told at once."""
+    def check_capacity(self, request: VisionRequest) -> None:
+        """Raises ``Overloaded`` where there is no place for a request's answers, and what else can
+        be told at once."""
         ...
 
-    def generate(self, request: VisionRequest, pictures: Sequence[Pixels]) -> AsyncGenerator[Delta, None]:
-        """The deltas of all ``n`` answers, until each has its finish reason; closing the iterator ends the work.
+    def generate(
+        self, request: VisionRequest, pictures: Sequence[Pixels]
+    ) -> AsyncGenerator[Delta, None]:
+        """The deltas of all ``n`` answers, until each has its finish reason; closing the iterator
+        ends the work.
 
-        Raises any of :mod:`raylens.errors`, before the first delta where it can.
+        Raises any of :mod:`raylens.core.errors`, before the first delta where it can.
         """
         ...

@@ -1,5 +1,5 @@
-"""A vision transformer of SigLIP's kind (Zhai et al. 2023), over any family's weights: linear patches, learned places,
-and layers of norm, attention, norm and a GELU MLP."""
+"""A vision transformer of SigLIP's kind (Zhai et al. 2023), over any family's weights: linear
+patches, learned places, and layers of norm, attention, norm and a GELU MLP."""
 
 from __future__ import annotations
 
@@ -22,15 +22,21 @@ _MOST_TILES = 16
 
 
 def _backends(is_cuda: bool) -> AbstractContextManager[None]:
-    """Heads of 72 numbers take torch's flash attention half as long again as cuDNN's (docs/performance.md)."""
+    """Heads of 72 numbers take torch's flash attention half as long again as cuDNN's
+    (docs/performance.md)."""
     if not is_cuda:
         return nullcontext()
-    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    order = [
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ]
     return sdpa_kernel(order, set_priority=True)
 
 
 @dataclass(frozen=True)
-class Layer:
+class SiglipLayer:
     norm1: Norm
     qkv: Linear
     out: Linear
@@ -39,13 +45,13 @@ class Layer:
     """GELU (its tanh approximation) included."""
     contract: Linear
 
-    def mlp(self, states: Tensor, plus: Tensor) -> Tensor:
-        """What the MLP makes of the states, added to ``plus``."""
-        return self.contract(self.expand(self.norm2(states)), plus)
+    def mlp(self, states: Tensor, residual: Tensor) -> Tensor:
+        """What the MLP makes of the states, added to ``residual``."""
+        return self.contract(self.expand(self.norm2(states)), residual)
 
 
 @dataclass(frozen=True)
-class Encoder:
+class SiglipEncoder:
     patch: int
     """Side of a patch in pixels."""
     heads: int
@@ -53,13 +59,13 @@ class Encoder:
     """A patch's values, channel by channel, to its state."""
     places: Tensor
     """What is added to the state of each patch of a tile (patches, hidden)."""
-    layers: Sequence[Layer]
+    layers: Sequence[SiglipLayer]
     norm: Norm
     graphs: Graphs | None = None
 
     def slices(self, tiles: Tensor, work: int) -> Generator[None, None, Tensor]:
-        """States (tiles, patches, hidden) of tiles (tiles, channels, side, side), ``work`` patches times layers at a
-        time."""
+        """States (tiles, patches, hidden) of tiles (tiles, channels, side, side), ``work`` patches
+        times layers at a time."""
         if self.graphs is not None:
             return (yield from self._replayed(self.graphs, tiles))
         with torch.inference_mode():
@@ -80,19 +86,21 @@ class Encoder:
             if parts:
                 yield
             with torch.inference_mode():
-                parts.append(graphs.run((Encoder, len(part)), self._whole, [part]))
+                parts.append(graphs.run((SiglipEncoder, len(part)), self._whole, [part]))
         with torch.inference_mode():
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _whole(self, tiles: Tensor) -> Tensor:
-        return self._ended(self._through(self.layers, self._embedded(tiles), len(tiles)), len(tiles))
+        return self._ended(
+            self._through(self.layers, self._embedded(tiles), len(tiles)), len(tiles)
+        )
 
     def _embedded(self, tiles: Tensor) -> Tensor:
         """(tiles · patches, hidden)."""
         patches = F.unfold(tiles, self.patch, stride=self.patch).transpose(1, 2)
         return (self.embed(patches) + self.places).flatten(0, 1)
 
-    def _through(self, layers: Sequence[Layer], states: Tensor, tiles: int) -> Tensor:
+    def _through(self, layers: Sequence[SiglipLayer], states: Tensor, tiles: int) -> Tensor:
         for layer in layers:
             states = self._apply(layer, states, tiles)
         return states
@@ -100,9 +108,13 @@ class Encoder:
     def _ended(self, states: Tensor, tiles: int) -> Tensor:
         return self.norm(states).unflatten(0, (tiles, -1))
 
-    def _apply(self, layer: Layer, states: Tensor, tiles: int) -> Tensor:
+    def _apply(self, layer: SiglipLayer, states: Tensor, tiles: int) -> Tensor:
         """Runs states (tiles · patches, hidden) through a layer."""
-        mixed = layer.qkv(layer.norm1(states)).unflatten(-1, (3, self.heads, -1)).unflatten(0, (tiles, -1))
+        mixed = (
+            layer.qkv(layer.norm1(states))
+            .unflatten(-1, (3, self.heads, -1))
+            .unflatten(0, (tiles, -1))
+        )
         heads_first = mixed.permute(2, 0, 3, 1, 4)
         query, key, value = heads_first if states.is_cuda else heads_first.contiguous()
         with _backends(states.is_cuda):

@@ -1,7 +1,9 @@
-"""SmolVLM and SmolVLM2 (256M, 500M, 2.2B): prompts, picture tiles, the vision tower and the text model.
+"""SmolVLM and SmolVLM2 (256M, 500M, 2.2B): prompts, picture tiles, the vision tower and the text
+model.
 
 Weights, tokenizer and image processor are those of transformers; the prompt's layout follows
-``processing_smolvlm.py`` there: a picture is its tiles row by row, each behind ``<row_r_col_c>``, then a global view.
+``processing_smolvlm.py`` there: a picture is its tiles row by row, each behind ``<row_r_col_c>``,
+then a global view.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ from models.graphs import Graphs
 from models.linear import Packer
 from models.operations import normalized
 from models.options import DEFAULTS, LoadOptions
-from models.siglip import Encoder, Layer
+from models.siglip import SiglipEncoder, SiglipLayer
+from raylens.core.types import Caption, Chat, Detail, Query, VisionRequest
 from raylens.engine.model import PictureInput, Pixels, Prompt
 from raylens.engine.transfer import upload
-from raylens.types import Caption, Chat, Detail, Query, VisionRequest
 
 TASKS = frozenset({Caption.name, Query.name, Chat.name})
 Grid = tuple[int, int]
@@ -42,17 +44,22 @@ Grid = tuple[int, int]
 def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> SmolVLM:
     """Loads a checkpoint by hub id or from a folder. Raises ``OSError`` where it can't be found."""
     revision = options.revision
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, revision=revision, dtype=options.dtype)
+    model = AutoModelForImageTextToText.from_pretrained(
+        checkpoint, revision=revision, dtype=options.dtype
+    )
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
-    image_processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision, backend="pil")
+    image_processor = AutoImageProcessor.from_pretrained(
+        checkpoint, revision=revision, backend="pil"
+    )
     return SmolVLM(model.eval(), tokenizer, image_processor, replace(options, consume=True))
 
 
 def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: int) -> Grid:
     """How many tiles a picture of this size is cut into at ``low`` (one) and ``auto``.
 
-    ``auto`` takes as many as the picture fills without being enlarged, within ``longest_edge``. ``high`` is the
-    checkpoint's own policy, which enlarges every picture to ``longest_edge``; its image processor knows it.
+    ``auto`` takes as many as the picture fills without being enlarged, within ``longest_edge``.
+    ``high`` is the checkpoint's own policy, which enlarges every picture to ``longest_edge``; its
+    image processor knows it.
     """
     if detail is Detail.LOW:
         return 1, 1
@@ -61,7 +68,8 @@ def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: 
 
 
 class SmolVLM(ChatModel):
-    """Implements :class:`raylens.engine.model.Model`. Public methods that run the model are not thread-safe."""
+    """Implements :class:`raylens.engine.model.Model`. Public methods that run the model are not
+    thread-safe."""
 
     tasks = TASKS
 
@@ -86,7 +94,7 @@ class SmolVLM(ChatModel):
             tuple(image_processor.image_mean),
             tuple(image_processor.image_std),
         )
-        self._tower = Tower(model.model, self._packer, self._graphs.vision)
+        self._vision_encoder = VisionEncoder(model.model, self._packer, self._graphs.vision)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         """Implements :meth:`raylens.engine.model.Model.prepare`."""
@@ -96,10 +104,16 @@ class SmolVLM(ChatModel):
         for part in parts:
             cut.append(self._cut(pictures[part.index], part.detail))
             # Before the next: tiles take far more memory than their picture.
-            check_length(request.task, sum(self._tokens_per_tile * len(tiles) for tiles, _ in cut), self.max_length)
+            check_length(
+                request.task,
+                sum(self._tokens_per_tile * len(tiles) for tiles, _ in cut),
+                self.max_length,
+            )
         text = self._chat.render(messages).split("<image>")
         layouts = [self._layout(grid) for _, grid in cut]
-        whole = text[0] + "".join(layout + piece for layout, piece in zip(layouts, text[1:], strict=True))
+        whole = text[0] + "".join(
+            layout + piece for layout, piece in zip(layouts, text[1:], strict=True)
+        )
         token_ids = self._chat.encode(whole)
         check_length(request.task, len(token_ids), self.max_length)
         starts = np.flatnonzero(np.array(token_ids) == self._image_id)[:: self._tokens_per_tile]
@@ -112,10 +126,13 @@ class SmolVLM(ChatModel):
         for start in range(0, len(pictures), self._tiles_per_step):
             if start:
                 yield
-            tiles = np.stack([picture.data for picture in pictures[start : start + self._tiles_per_step]])
+            tiles = np.stack(
+                [picture.data for picture in pictures[start : start + self._tiles_per_step]]
+            )
             pixels = normalized(upload(tiles, self.device), *self.normal).to(self.kv_shape.dtype)
-            encoded = yield from self._tower.slices(pixels, self._work)
-            # Copies: a part of a tensor would keep the whole of it alive, for as long as one tile is kept.
+            encoded = yield from self._vision_encoder.slices(pixels, self._work)
+            # Copies: a part of a tensor would keep the whole of it alive, for as long as one tile
+            # is kept.
             features += [tile.clone() for tile in encoded]
         return features
 
@@ -129,11 +146,17 @@ class SmolVLM(ChatModel):
             height, width = picture.shape[:2]
             grid = tile_grid(width, height, detail, self._tile, self._longest_edge)
             size = (grid[1] * self._tile, grid[0] * self._tile)
-            resized = np.asarray(Image.fromarray(picture).resize(size, self._image_processor.resample))
-            cut = self._image_processor(resized, do_resize=False, do_image_splitting=grid != (1, 1), **plain)
+            resized = np.asarray(
+                Image.fromarray(picture).resize(size, self._image_processor.resample)
+            )
+            cut = self._image_processor(
+                resized, do_resize=False, do_image_splitting=grid != (1, 1), **plain
+            )
         key = picture_key(picture, detail is Detail.HIGH, grid)
         tiles = [
-            PictureInput(picture_part(key, number), self._tokens_per_tile, np.asarray(tile, np.uint8))
+            PictureInput(
+                picture_part(key, number), self._tokens_per_tile, np.asarray(tile, np.uint8)
+            )
             for number, tile in enumerate(cut["pixel_values"][0])
         ]
         return tiles, grid
@@ -151,13 +174,13 @@ class SmolVLM(ChatModel):
         return f"{text}<fake_token_around_image><global-img>{tile}<fake_token_around_image>"
 
 
-class Tower:
+class VisionEncoder:
     """The vision tower (``modeling_smolvlm.py`` in transformers) and the connector behind it."""
 
     def __init__(self, model: Any, packer: Packer, graphs: Graphs | None = None) -> None:
         vision, self._shuffle = model.vision_model, int(model.connector.scale_factor)
         config, patches = vision.config, vision.embeddings.patch_embedding
-        self._encoder = Encoder(
+        self._encoder = SiglipEncoder(
             patch=int(config.patch_size),
             heads=int(config.num_attention_heads),
             embed=packer.weight(patches.weight.flatten(1), patches.bias),
@@ -169,8 +192,8 @@ class Tower:
         self._project = packer.linear(model.connector.modality_projection.proj)
 
     def slices(self, tiles: Tensor, work: int) -> Generator[None, None, Tensor]:
-        """Image tokens (tiles, tokens, hidden) of tiles (tiles, channels, side, side), ``work`` patches times layers at
-        a time."""
+        """Image tokens (tiles, tokens, hidden) of tiles (tiles, channels, side, side), ``work``
+        patches times layers at a time."""
         states = yield from self._encoder.slices(tiles, work)
         with torch.inference_mode():
             # Pixel shuffle: a square of neighboring patches becomes one token.
@@ -179,9 +202,9 @@ class Tower:
             return self._project(grid.reshape(count, edge * edge, -1))
 
 
-def _layer(layer: Any, packer: Packer) -> Layer:
+def _layer(layer: Any, packer: Packer) -> SiglipLayer:
     attention, mlp = layer.self_attn, layer.mlp
-    return Layer(
+    return SiglipLayer(
         norm1=layer.layer_norm1.to(packer.device),
         qkv=packer.linear(attention.q_proj, attention.k_proj, attention.v_proj),
         out=packer.linear(attention.out_proj),

@@ -20,7 +20,9 @@ class Spans:
 
     @classmethod
     def of(cls, sizes: Sequence[tuple[int, int]], device: torch.device) -> Spans:
-        return cls(SequenceBounds.of([size for count, size in sizes for _ in range(count)], device), sizes)
+        return cls(
+            SequenceBounds.of([size for count, size in sizes for _ in range(count)], device), sizes
+        )
 
     def at(self, starts: Tensor) -> Spans:
         """The same with the tensor of where each begins."""
@@ -34,7 +36,10 @@ def attend_within(spans: Spans, query: Tensor, key: Tensor, value: Tensor) -> Te
     parts, first = [], 0
     for count, size in spans.sizes:
         last = first + count * size
-        window = (part[first:last].unflatten(0, (count, size)).transpose(1, 2) for part in (query, key, value))
+        window = (
+            part[first:last].unflatten(0, (count, size)).transpose(1, 2)
+            for part in (query, key, value)
+        )
         parts.append(attention(*window).transpose(1, 2).flatten(0, 1))
         first = last
     return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -9,16 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.resize import thumbnail
-from raylens.recipe import ColorBalance
+from raylens.core.recipe import ColorBalance
 
 Pixels = NDArray[np.uint8]
 Triple = NDArray[np.float32]
 """One number a channel, red, green, blue."""
 
 _THUMBNAIL = 128
-"""Longest side, in pixels, of the picture in which a cast is looked for: noise and text are averaged away."""
+"""Longest side, in pixels, of the picture in which a cast is looked for: noise and text are
+averaged away."""
 _GRID = 512
-"""Pixels a side, at most, that are looked at for the range of levels; single ones, so that thin lines keep theirs."""
+"""Pixels a side, at most, that are looked at for the range of levels; single ones, so that thin
+lines keep theirs."""
 _EXTREMES = (0.1, 99.9)
 """Percentiles that count as darkest and lightest."""
 _MID_GRAY = 118
@@ -26,7 +28,8 @@ _MID_GRAY = 118
 _DARK = 85
 """A picture whose lightest level is under this is dark."""
 _FLAT = 60
-"""A picture whose levels span less than this is low in contrast; under ``_EMPTY``, there is nothing in it."""
+"""A picture whose levels span less than this is low in contrast; under ``_EMPTY``, there is nothing
+in it."""
 _EMPTY = 6
 _LIGHTEST = 235
 _MAX_GAIN, _MAX_CAST_GAIN = 5.0, 2.0
@@ -35,7 +38,8 @@ _NEUTRAL_CHROMA, _NEUTRAL_SHARE = 5.0, 0.01
 _MODE_RADIUS, _MODE_SHARE = 4.0, 0.5
 """A cast shows as one tint that this share of the picture has, within so much in a and b."""
 _OTHER_DISTANCE, _OTHER_SHARE = 15.0, 0.003
-"""How far off, and how much of the picture, another color must be: a plank is brown all over in any light."""
+"""How far off, and how much of the picture, another color must be: a plank is brown all over in any
+light."""
 _CAST_CHROMA = (8.0, 45.0)
 """Less is no fault, and more is a color."""
 _LIGHT_ENOUGH = 20.0
@@ -46,7 +50,8 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Faults:
-    """What is wrong: ``gains`` undo a color cast, ``gain`` and ``offset`` darkness or low contrast; None is well."""
+    """What is wrong: ``gains`` undo a color cast, ``gain`` and ``offset`` darkness or low contrast;
+    None is well."""
 
     gains: Triple | None = None
     levels: tuple[float, float] | None = None
@@ -54,14 +59,17 @@ class Faults:
 
 
 def balance(pixels: Pixels, settings: ColorBalance) -> tuple[Pixels, str] | None:
-    """(height, width, 3) pixels corrected, and what was done; None under ``auto`` where nothing is wrong."""
+    """(height, width, 3) pixels corrected, and what was done; None under ``auto`` where nothing is
+    wrong."""
     if settings.enabled == "auto":
         faults = find_faults(pixels)
         return None if not faults.names else (_correct(pixels, faults), ", ".join(faults.names))
     match settings.method:
         case "lab":
             boosts = f"L × {settings.l_channel_boost:g}, a and b × {settings.ab_channel_boost:g}"
-            return _boost(pixels, settings.l_channel_boost, settings.ab_channel_boost), f"lab, {boosts}"
+            return _boost(
+                pixels, settings.l_channel_boost, settings.ab_channel_boost
+            ), f"lab, {boosts}"
         case "gray_world":
             gains = _gray_world(pixels)
             return _apply(pixels, gains, 0.0), f"gray_world, gains {_say(gains)}"
@@ -70,7 +78,8 @@ def balance(pixels: Pixels, settings: ColorBalance) -> tuple[Pixels, str] | None
 
 
 def find_faults(pixels: Pixels) -> Faults:
-    """A color cast, darkness and low contrast of (height, width, 3) pixels, where there is no doubt about them."""
+    """A color cast, darkness and low contrast of (height, width, 3) pixels, where there is no doubt
+    about them."""
     names: list[str] = []
     gains = _cast(pixels)
     if gains is not None:
@@ -91,13 +100,16 @@ def _correct(pixels: Pixels, faults: Faults) -> Pixels:
 def _cast(pixels: Pixels) -> Triple | None:
     """The gains that turn a picture's prevailing tint to gray, where that tint must be the light's.
 
-    It is where most of the picture has one slight tint, something has another color, and nothing is gray: light tints
-    everything, and a colored wall or a sky has something gray beside it.
+    It is where most of the picture has one slight tint, something has another color, and nothing is
+    gray: light tints everything, and a colored wall or a sky has something gray beside it.
     """
     small = thumbnail(pixels, _THUMBNAIL).reshape(-1, 3)
     lab = cv2.cvtColor(small[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
     lit = lab[:, 0] > _LIGHT_ENOUGH
-    if lit.mean() < _MODE_SHARE or (np.hypot(*lab[lit, 1:].T) < _NEUTRAL_CHROMA).mean() > _NEUTRAL_SHARE:
+    if (
+        lit.mean() < _MODE_SHARE
+        or (np.hypot(*lab[lit, 1:].T) < _NEUTRAL_CHROMA).mean() > _NEUTRAL_SHARE
+    ):
         return None
     small, colors = small[lit], lab[lit, 1:]
     near = _distance(colors, _mode(colors)) < _MODE_RADIUS
@@ -118,7 +130,9 @@ def _mode(colors: NDArray[np.float32]) -> NDArray[np.float32]:
     span = np.array([-64.0, 64.0])
     histogram, *edges = np.histogram2d(colors[:, 0], colors[:, 1], bins=64, range=[span, span])
     places = np.unravel_index(histogram.argmax(), histogram.shape)
-    return np.array([edge[place] + 1 for edge, place in zip(edges, places, strict=True)], np.float32)
+    return np.array(
+        [edge[place] + 1 for edge, place in zip(edges, places, strict=True)], np.float32
+    )
 
 
 def _distance(colors: NDArray[np.float32], color: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -127,11 +141,15 @@ def _distance(colors: NDArray[np.float32], color: NDArray[np.float32]) -> NDArra
 
 
 def _levels(pixels: Pixels) -> tuple[float, float] | None:
-    """Gain and offset against darkness or low contrast; the middle of the picture stays near middle gray."""
+    """Gain and offset against darkness or low contrast; the middle of the picture stays near middle
+    gray."""
     rows, columns = (max(1, side // _GRID) for side in pixels.shape[:2])
     seen = np.ascontiguousarray(pixels[::rows, ::columns])
     darkest, lightest = (_percentile(seen.reshape(-1), share) for share in _EXTREMES)
-    middle, span = _percentile(cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY).reshape(-1), 50), lightest - darkest
+    middle, span = (
+        _percentile(cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY).reshape(-1), 50),
+        lightest - darkest,
+    )
     if span < _EMPTY:
         return None
     if lightest < _DARK:
@@ -146,7 +164,8 @@ def _levels(pixels: Pixels) -> tuple[float, float] | None:
 
 
 def _percentile(levels: Pixels, percent: float) -> int:
-    """The level under which so much of (count,) levels lies: a histogram of bytes is far quicker than sorting."""
+    """The level under which so much of (count,) levels lies: a histogram of bytes is far quicker
+    than sorting."""
     counts = cv2.calcHist([levels], [0], None, [256], [0, 256]).cumsum()
     return int(np.searchsorted(counts, counts[-1] * percent / 100))
 
@@ -169,7 +188,9 @@ def _boost(pixels: Pixels, lightness: float, color: float) -> Pixels:
     """Lightness scaled from black, and a and b from gray, which 8-bit Lab puts at 128."""
     levels = np.arange(256, dtype=np.float32)
     around_gray = 128 + (levels - 128) * color
-    table = np.clip(np.rint(np.stack([levels * lightness, around_gray, around_gray], -1)), 0, 255).astype(np.uint8)
+    table = np.clip(
+        np.rint(np.stack([levels * lightness, around_gray, around_gray], -1)), 0, 255
+    ).astype(np.uint8)
     lab = cv2.LUT(cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB), table[None])
     return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), np.uint8)
 

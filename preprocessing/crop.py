@@ -1,7 +1,8 @@
-"""Smart crop: letterbox and scanner bars off, and, where a picture must change its shape, its most salient window.
+"""Smart crop: letterbox and scanner bars off, and, where a picture must change its shape, its most
+salient window.
 
-A bar is a band of one flat color along a whole side that ends in a straight edge. A picture's own background is none:
-its edge is ragged (a drawn shape, lines of text), or its color goes on inside.
+A bar is a band of one flat color along a whole side that ends in a straight edge. A picture's own
+background is none: its edge is ragged (a drawn shape, lines of text), or its color goes on inside.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _THINNEST = 2
 _CLOSEST = 5
 """Levels from the bar's color at which something else begins, where the bar is perfectly flat."""
 _EDGE_SHARE, _INSIDE_SHARE = 0.93, 0.85
-"""How much differs from the bar, of the line behind it and of a strip. Drawn shapes fill 84% of a line at most."""
+"""How much differs from the bar, of the line behind it and of a strip. Drawn shapes fill 84% of a
+line at most."""
 _BLUR = 8
 """Lines within which an edge may be softened, as by the blocks of a JPEG."""
 _OWN_BACKGROUND = 0.25
@@ -41,7 +43,8 @@ _THUMBNAIL = 128
 
 @dataclass(frozen=True)
 class _Bar:
-    """A flat band of ``thickness`` lines along a side; ``spread``: how far its levels stray from its color."""
+    """A flat band of ``thickness`` lines along a side; ``spread``: how far its levels stray from
+    its color."""
 
     thickness: int
     color: NDArray[np.int16]
@@ -54,11 +57,14 @@ class _Bar:
 
 
 def without_bars(pixels: Pixels) -> Window:
-    """The window of (height, width, 3) pixels that is left without its bars; the whole picture where it has none."""
+    """The window of (height, width, 3) pixels that is left without its bars; the whole picture
+    where it has none."""
     height, width = pixels.shape[:2]
     bars = {side: bar for side in range(4) if (bar := _bar(_lines(pixels, side))) is not None}
     while bars:
-        left, top, right, bottom = window = _trim((0, 0, width, height), {s: b.thickness for s, b in bars.items()})
+        left, top, right, bottom = window = _trim(
+            (0, 0, width, height), {s: b.thickness for s, b in bars.items()}
+        )
         if not _is_enough(right - left, bottom - top, width, height):
             break
         inside = pixels[top:bottom, left:right]
@@ -72,8 +78,8 @@ def without_bars(pixels: Pixels) -> Window:
 def salient_window(pixels: Pixels, size: Size) -> Window:
     """The largest window of the shape of ``size`` with most saliency in it.
 
-    Saliency is a color's distance from the mean color (Achanta et al. 2009, "Frequency-tuned salient region
-    detection"), looked at in a thumbnail; the middle wins where nothing stands out.
+    Saliency is a color's distance from the mean color (Achanta et al. 2009, "Frequency-tuned
+    salient region detection"), looked at in a thumbnail; the middle wins where nothing stands out.
     """
     height, width = pixels.shape[:2]
     scale = min(width / size[0], height / size[1])
@@ -87,7 +93,8 @@ def salient_window(pixels: Pixels, size: Size) -> Window:
 
 
 def _best_start(profile: NDArray[np.float32], side: int, window: int) -> int:
-    """Where a window of ``window`` of ``side`` pixels catches most of ``profile``, which covers the side evenly."""
+    """Where a window of ``window`` of ``side`` pixels catches most of ``profile``, which covers the
+    side evenly."""
     edges = np.concatenate([[0.0], np.cumsum(profile, dtype=np.float64)])
     starts = np.arange(side - window + 1)
     places = np.linspace(0, side, len(edges))
@@ -124,11 +131,16 @@ def _bar(lines: Pixels) -> _Bar | None:
     if not _THINNEST <= thickness < len(lines):
         return None
     outer = lines[: max(_THINNEST, thickness - _BLUR)]
-    return _Bar(thickness, color, float(np.percentile(_distance(outer[:: max(1, len(outer) // 64)], color), 99)))
+    return _Bar(
+        thickness,
+        color,
+        float(np.percentile(_distance(outer[:: max(1, len(outer) // 64)], color), 99)),
+    )
 
 
 def _edge(lines: Pixels, bar: _Bar) -> int | None:
-    """How many lines of the inside the edge is blurred over; None where this is no straight edge, or no picture."""
+    """How many lines of the inside the edge is blurred over; None where this is no straight edge,
+    or no picture."""
     differs = bar.differs(lines[: _BLUR + max(_BLUR, len(lines) // 25)])
     begins = np.flatnonzero(differs[: _BLUR + 1].mean(1) >= _EDGE_SHARE)
     if not len(begins) or differs[begins[0] :].mean() < _INSIDE_SHARE:
@@ -142,7 +154,12 @@ def _edge(lines: Pixels, bar: _Bar) -> int | None:
 
 def _trim(window: Window, by: dict[int, int]) -> Window:
     left, top, right, bottom = window
-    return left + by.get(LEFT, 0), top + by.get(TOP, 0), right - by.get(RIGHT, 0), bottom - by.get(BOTTOM, 0)
+    return (
+        left + by.get(LEFT, 0),
+        top + by.get(TOP, 0),
+        right - by.get(RIGHT, 0),
+        bottom - by.get(BOTTOM, 0),
+    )
 
 
 def _is_enough(inner_width: int, inner_height: int, width: int, height: int) -> bool:

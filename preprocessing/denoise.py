@@ -9,14 +9,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from raylens.recipe import Denoise
+from raylens.core.recipe import Denoise
 
 Pixels = NDArray[np.uint8]
 Plane = NDArray[np.floating[Any]]
 """One number a place, (height, width)."""
 
 NOISY = 8.0
-"""Standard deviation in levels from which ``auto`` acts: clean photographs and drawings stay under 5."""
+"""Standard deviation in levels from which ``auto`` acts: clean photographs and drawings stay under
+5."""
 _BLOCK = 8
 """Side of the blocks over which noise is averaged, in the finest wavelet coefficients: 16 pixels."""
 _SMOOTHEST = 0.1
@@ -29,17 +30,21 @@ _NORMAL = 1.2533
 """Standard deviation of a normal variable over its mean absolute value."""
 _MAX_SAMPLES = 750_000
 _TEMPLATE, _SEARCH = 7, 15
-"""Sides of the patches that non-local means compares, and of the window in which it looks for like ones."""
+"""Sides of the patches that non-local means compares, and of the window in which it looks for like
+ones."""
 _STRIP = 250_000
 """Pixels that are filtered at a time: a quarter of a second for the slowest filter."""
 
 
-def denoise(pixels: Pixels, settings: Denoise, check: Callable[[], None] = lambda: None) -> tuple[Pixels, str] | None:
-    """(height, width, 3) pixels with less noise, and what was done; None under ``auto`` where there is hardly any.
+def denoise(
+    pixels: Pixels, settings: Denoise, check: Callable[[], None] = lambda: None
+) -> tuple[Pixels, str] | None:
+    """(height, width, 3) pixels with less noise, and what was done; None under ``auto`` where there
+    is hardly any.
 
-    ``check`` is called every few tenths of a second at most, and may raise to end the work.
-    Under ``auto`` a bilateral filter takes four times the noise that was measured as its ``sigma_color``, up to the
-    one that is set: the less noise, the less it touches.
+    ``check`` is called every few tenths of a second at most, and may raise to end the work. Under
+    ``auto`` a bilateral filter takes four times the noise that was measured as its ``sigma_color``,
+    up to the one that is set: the less noise, the less it touches.
     """
     noise = noise_level(pixels) if settings.enabled == "auto" or settings.method == "nlm" else 0.0
     if settings.enabled == "auto" and noise < NOISY:
@@ -47,9 +52,15 @@ def denoise(pixels: Pixels, settings: Denoise, check: Callable[[], None] = lambd
     measured = f"noise {noise:.1f}, " if noise else ""
     match settings.method:
         case "bilateral":
-            sigma_color = min(settings.sigma_color, 4 * noise) if settings.enabled == "auto" else settings.sigma_color
+            sigma_color = (
+                min(settings.sigma_color, 4 * noise)
+                if settings.enabled == "auto"
+                else settings.sigma_color
+            )
             filtered = _in_strips(
-                lambda strip: cv2.bilateralFilter(strip, settings.diameter, sigma_color, settings.sigma_space),
+                lambda strip: cv2.bilateralFilter(
+                    strip, settings.diameter, sigma_color, settings.sigma_space
+                ),
                 pixels,
                 settings.diameter // 2 + 1,
                 check,
@@ -58,7 +69,9 @@ def denoise(pixels: Pixels, settings: Denoise, check: Callable[[], None] = lambd
         case "nlm":
             strength = max(3.0, 0.8 * noise)
             filtered = _in_strips(
-                lambda strip: cv2.fastNlMeansDenoisingColored(strip, None, strength, strength, _TEMPLATE, _SEARCH),
+                lambda strip: cv2.fastNlMeansDenoisingColored(
+                    strip, None, strength, strength, _TEMPLATE, _SEARCH
+                ),
                 pixels,
                 (_TEMPLATE + _SEARCH) // 2,
                 check,
@@ -70,7 +83,9 @@ def denoise(pixels: Pixels, settings: Denoise, check: Callable[[], None] = lambd
     return filtered, measured + done
 
 
-def _in_strips(filtered: Callable[[Pixels], Pixels], pixels: Pixels, reach: int, check: Callable[[], None]) -> Pixels:
+def _in_strips(
+    filtered: Callable[[Pixels], Pixels], pixels: Pixels, reach: int, check: Callable[[], None]
+) -> Pixels:
     """A filter that looks ``reach`` pixels far, applied to one strip of the picture after another."""
     height = max(4 * reach, _STRIP // pixels.shape[1])
     result = np.empty_like(pixels)
@@ -85,16 +100,21 @@ def _in_strips(filtered: Callable[[Pixels], Pixels], pixels: Pixels, reach: int,
 def noise_level(pixels: Pixels) -> float:
     """The standard deviation of white noise in (height, width, 3) pixels, in levels of 255.
 
-    After Donoho & Johnstone 1994: the diagonal coefficients of a Haar wavelet hold noise and little else. They are
-    looked at in the smoothest blocks of the green channel. Where these are stronger at the next coarser scale, it is
-    texture that they hold: then there is no telling its noise, and the answer is 0.
+    After Donoho & Johnstone 1994: the diagonal coefficients of a Haar wavelet hold noise and little
+    else. They are looked at in the smoothest blocks of the green channel. Where these are stronger
+    at the next coarser scale, it is texture that they hold: then there is no telling its noise, and
+    the answer is 0.
     """
     green = pixels[..., 1]
     rows = max(8 * _BLOCK, _MAX_SAMPLES // green.shape[1])
     start = max(0, (green.shape[0] - rows) // 2)
     coarse, fine = _haar(green[start : start + rows].astype(np.float32))
     _, coarser = _haar(coarse)
-    fine, light, coarser = _block_means(np.abs(fine), _BLOCK), _block_means(coarse / 2, _BLOCK), np.abs(coarser)
+    fine, light, coarser = (
+        _block_means(np.abs(fine), _BLOCK),
+        _block_means(coarse / 2, _BLOCK),
+        np.abs(coarser),
+    )
     coarser = _block_means(coarser, _BLOCK // 2)[: fine.shape[0], : fine.shape[1]]
     seen = (light > _CLIPPED) & (light < 255 - _CLIPPED)
     if not seen.size or seen.mean() < 2 * _SMOOTHEST:
@@ -105,7 +125,8 @@ def noise_level(pixels: Pixels) -> float:
 
 
 def _haar(plane: Plane) -> tuple[Plane, Plane]:
-    """The averages, doubled, and the diagonal details of one orthonormal step, each (height / 2, width / 2)."""
+    """The averages, doubled, and the diagonal details of one orthonormal step, each (height / 2,
+    width / 2)."""
     height, width = plane.shape[0] // 2 * 2, plane.shape[1] // 2 * 2
     a, b = plane[0:height:2, 0:width:2], plane[0:height:2, 1:width:2]
     c, d = plane[1:height:2, 0:width:2], plane[1:height:2, 1:width:2]

@@ -1,4 +1,5 @@
-"""Loaded pictures of any mode to 8-bit RGB: gray of up to 16 bits, palettes, CMYK, transparency onto white."""
+"""Loaded pictures of any mode to 8-bit RGB: gray of up to 16 bits, palettes, CMYK, transparency
+onto white."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def to_rgb(picture: Image.Image) -> tuple[Pixels, bytes | None, tuple[str, ...]]
 
 
 def _in_strips(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Pixels:
-    """The picture by ``convert``, a strip at a time: the copies on the way would take more memory than the picture."""
+    """The picture by ``convert``, a strip at a time: the copies on the way would take more memory
+    than the picture."""
     pixels = np.empty((picture.height, picture.width, 3), np.uint8)
     height = max(1, _STRIP // picture.width)
     for top in range(0, picture.height, height):
@@ -50,7 +52,8 @@ def _in_strips(picture: Image.Image, convert: Callable[[Image.Image], Image.Imag
 
 
 def _flattener(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """What brings strips of the picture to RGB, transparent pixels laid onto white and 9 to 16 bits made 8."""
+    """What brings strips of the picture to RGB, transparent pixels laid onto white and 9 to 16 bits
+    made 8."""
     if not picture.mode.startswith("I;16"):
         return _flat
     table = _eight_bits(picture)
@@ -65,13 +68,16 @@ def _flat(strip: Image.Image) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
-    """The level of 8 bits for each of 65,536; a TIFF says how many bits it has, and whether 0 is white.
+    """The level of 8 bits for each of 65,536; a TIFF says how many bits it has, and whether 0 is
+    white.
 
     The one that a PNG says is transparent becomes white.
     """
     tags = getattr(picture, "tag_v2", {})
     highest = 2 ** int(tags.get(_TIFF_BITS, (16,))[0]) - 1
-    levels: NDArray[np.uint8] = np.clip(np.rint(np.arange(65536) * (255 / highest)), 0, 255).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.clip(np.rint(np.arange(65536) * (255 / highest)), 0, 255).astype(
+        np.uint8
+    )
     if tags.get(_TIFF_PHOTOMETRIC) == 0:
         levels = 255 - levels
     transparent = picture.info.get("transparency")

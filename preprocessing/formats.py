@@ -1,4 +1,5 @@
-"""What a file is, by how it begins: for telling a sender what was found where a picture was expected."""
+"""What a file is, by how it begins: for telling a sender what was found where a picture was
+expected."""
 
 from __future__ import annotations
 

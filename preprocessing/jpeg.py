@@ -1,4 +1,5 @@
-"""JPEG straight to pixels with libjpeg-turbo: strict about damage, and at a part of the size where that is enough.
+"""JPEG straight to pixels with libjpeg-turbo: strict about damage, and at a part of the size where
+that is enough.
 
 Format: ITU-T T.81, annex B.
 """
@@ -21,19 +22,22 @@ _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _MAX_MARKERS = 20_000
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _MAX_PADDING = 256
-"""Bytes of padding that are accepted before the end: cameras leave some. More of it stands where pixels should be."""
+"""Bytes of padding that are accepted before the end: cameras leave some. More of it stands where
+pixels should be."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many scans the first picture of a file has, and where its end marker stands (the file's end without one)."""
+    """How many scans the first picture of a file has, and where its end marker stands (the file's
+    end without one)."""
 
     scans: int
     end: int
 
 
 def layout(data: bytes) -> Layout:
-    """Walks the markers of a JPEG, a sane number of them; what follows the first picture does not count."""
+    """Walks the markers of a JPEG, a sane number of them; what follows the first picture does not
+    count."""
     place, scans = 2, 0
     for _ in range(_MAX_MARKERS):
         found = _NEXT_MARKER.search(data, place)
@@ -49,7 +53,8 @@ def layout(data: bytes) -> Layout:
 
 @dataclass(frozen=True)
 class Read:
-    """``pixels`` as stored, and the factors by which they reach over the picture's own right and lower edge."""
+    """``pixels`` as stored, and the factors by which they reach over the picture's own right and
+    lower edge."""
 
     pixels: NDArray[np.uint8]
     reach: tuple[float, float]
@@ -57,20 +62,31 @@ class Read:
 
 
 def read(data: bytes, size: Size, enough: Size, space: str = "RGB") -> Read | None:
-    """The pixels of a JPEG of ``size`` (width, height), at the least part of it that covers ``enough``.
+    """The pixels of a JPEG of ``size`` (width, height), at the least part of it that covers
+    ``enough``.
 
-    ``space`` is RGB, GRAY or CMYK. None where the decoder does not know this kind of JPEG. Raises ``ValueError`` where
-    it stumbles over the data.
+    ``space`` is RGB, GRAY or CMYK. None where the decoder does not know this kind of JPEG. Raises
+    ``ValueError`` where it stumbles over the data.
     """
     # Halves are as cheap as it gets; what lies between them takes longer than the whole picture.
-    eighths = next((n for n in (1, 2, 4) if all(ceil(s * n / 8) >= e for s, e in zip(size, enough, strict=True))), 8)
+    eighths = next(
+        (
+            n
+            for n in (1, 2, 4)
+            if all(ceil(s * n / 8) >= e for s, e in zip(size, enough, strict=True))
+        ),
+        8,
+    )
     least = {"min_width": ceil(size[0] * eighths / 8), "min_height": ceil(size[1] * eighths / 8)}
     warnings: tuple[str, ...] = ()
     try:
         pixels = simplejpeg.decode_jpeg(data, space, **least)
     except ValueError as error:
         if _is_padding(data, str(error)):
-            pixels, warnings = simplejpeg.decode_jpeg(data, space, strict=False, **least), (f"decode: {error}",)
+            pixels, warnings = (
+                simplejpeg.decode_jpeg(data, space, strict=False, **least),
+                (f"decode: {error}",),
+            )
         elif "Corrupt JPEG" in str(error) or "Premature end" in str(error):
             raise
         else:

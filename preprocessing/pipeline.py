@@ -1,4 +1,5 @@
-"""The picture that the model should see: ``run`` applies a recipe, step by step, and keeps the way back."""
+"""The picture that the model should see: ``run`` applies a recipe, step by step, and keeps the way
+back."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from preprocessing import denoise as noise
 from preprocessing.decode import DecodeLimits, decode
 from preprocessing.geometry import Geometry, Matrix
 from preprocessing.resize import Size, resize, target_size
-from raylens.errors import RaylensError
-from raylens.recipe import Recipe
-from raylens.types import Step
+from raylens.core.errors import RaylensError
+from raylens.core.recipe import Recipe
+from raylens.core.types import Step
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ Enhancement = Callable[[Pixels], tuple[Pixels, str] | None]
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """RGB ``pixels`` of shape (height, width, 3), the map back to the original, what was done and what was skipped."""
+    """RGB ``pixels`` of shape (height, width, 3), the map back to the original, what was done and
+    what was skipped."""
 
     pixels: Pixels
     geometry: Geometry
@@ -40,12 +42,14 @@ class ProcessedImage:
     warnings: tuple[str, ...] = ()
 
 
-def run(data: bytes, recipe: Recipe, limits: DecodeLimits, check: Callable[[], None] = lambda: None) -> ProcessedImage:
+def run(
+    data: bytes, recipe: Recipe, limits: DecodeLimits, check: Callable[[], None] = lambda: None
+) -> ProcessedImage:
     """Decodes a picture file and applies ``recipe``.
 
-    ``check`` is called between steps, and often during slow ones; it may raise a ``RaylensError`` to end the work.
-    Raises that, and what :func:`preprocessing.decode.decode` raises. An enhancement that fails is skipped and named
-    in the warnings; the log tells why.
+    ``check`` is called between steps, and often during slow ones; it may raise a ``RaylensError``
+    to end the work. Raises that, and what :func:`preprocessing.decode.decode` raises. An
+    enhancement that fails is skipped and named in the warnings; the log tells why.
     """
     work = _Work(check)
     work.decode(data, recipe, limits)
@@ -88,16 +92,29 @@ class _Work:
         started, (width, height) = self._start(), self._size
         try:
             left, top, right, bottom = find(self.pixels)
-        except Exception as error:  # whatever is wrong with an enhancement, the picture is still there
+        except (
+            Exception
+        ) as error:  # whatever is wrong with an enhancement, the picture is still there
             self._skip(name, error, started)
             return
         if (left, top, right, bottom) == (0, 0, width, height):
             self._note(name, "nothing to cut", started)
             return
-        self.pixels = self.pixels[top:bottom, left:right].copy()  # a view would keep the whole in memory
-        back: Matrix = ((right - left) / width, 0, left / width, 0, (bottom - top) / height, top / height)
+        self.pixels = self.pixels[
+            top:bottom, left:right
+        ].copy()  # a view would keep the whole in memory
+        back: Matrix = (
+            (right - left) / width,
+            0,
+            left / width,
+            0,
+            (bottom - top) / height,
+            top / height,
+        )
         self.geometry = self.geometry.then(self._size, back)
-        self._note(name, f"{width}×{height} cut to {right - left}×{bottom - top} at {left}, {top}", started)
+        self._note(
+            name, f"{width}×{height} cut to {right - left}×{bottom - top} at {left}, {top}", started
+        )
 
     def resize(self, recipe: Recipe) -> None:
         started, before = self._start(), self._size
@@ -113,7 +130,9 @@ class _Work:
         """By the color profile; None where that is sRGB."""
         assert self.profile is not None
         converted = profile.to_srgb(pixels, self.profile)
-        return None if converted is None else (converted, f"{profile.name_of(self.profile)} to sRGB")
+        return (
+            None if converted is None else (converted, f"{profile.name_of(self.profile)} to sRGB")
+        )
 
     def enhance(self, name: str, step: Enhancement) -> None:
         started = self._start()

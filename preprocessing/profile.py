@@ -28,7 +28,8 @@ def name_of(profile: bytes) -> str:
 
 
 def is_gray(profile: bytes) -> bool:
-    """Whether a profile is for gray pictures; some have one for RGB. Format: ICC.1:2022, section 7.2.6."""
+    """Whether a profile is for gray pictures; some have one for RGB. Format: ICC.1:2022, section
+    7.2.6."""
     return profile[16:20] == b"GRAY"
 
 
@@ -63,7 +64,9 @@ def _visible_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
 
 @lru_cache(maxsize=_KEPT)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
-    return ImageCms.buildTransform(_open(profile), ImageCms.createProfile("sRGB"), mode, "RGB", _INTENT, _FLAGS)
+    return ImageCms.buildTransform(
+        _open(profile), ImageCms.createProfile("sRGB"), mode, "RGB", _INTENT, _FLAGS
+    )
 
 
 def _open(profile: bytes) -> ImageCms.ImageCmsProfile:

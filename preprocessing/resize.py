@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from raylens.recipe import Recipe
+from raylens.core.recipe import Recipe
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -25,7 +25,8 @@ def target_size(size: Size, recipe: Recipe) -> Size:
 
 
 def resize(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """The picture, (height, width, 3), at ``size``: by area where it shrinks, then bicubic where it grows."""
+    """The picture, (height, width, 3), at ``size``: by area where it shrinks, then bicubic where it
+    grows."""
     least = min(size[0], pixels.shape[1]), min(size[1], pixels.shape[0])
     if least != (pixels.shape[1], pixels.shape[0]):
         pixels = np.asarray(cv2.resize(pixels, least, interpolation=cv2.INTER_AREA), np.uint8)
@@ -37,4 +38,6 @@ def resize(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
 def thumbnail(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """The picture with no side over ``side``, for looking at it as a whole."""
     scale = min(1.0, side / max(pixels.shape[:2]))
-    return resize(pixels, (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))))
+    return resize(
+        pixels, (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    )

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from tests.pictures import encoded, gradient, png_header, random_pixels
+from testing.pictures import encoded, gradient, png_header, random_pixels
 
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -23,13 +23,16 @@ def malformed(seed: int) -> tuple[str, bytes]:
 
 def truncated(rng: random.Random) -> tuple[str, bytes]:
     kind = rng.choice(KINDS)
-    data = encoded(random_pixels(rng.randint(40, 200), rng.randint(40, 200), rng.randrange(99)), kind)
+    data = encoded(
+        random_pixels(rng.randint(40, 200), rng.randint(40, 200), rng.randrange(99)), kind
+    )
     share = rng.uniform(0.02, 0.95)
     return f"{kind} cut at {share:.0%}", data[: int(len(data) * share)]
 
 
 def flipped(rng: random.Random) -> tuple[str, bytes]:
-    """Flips bits until Pillow finds the file broken: most formats have no checksum, and hide a flip among the pixels.
+    """Flips bits until Pillow finds the file broken: most formats have no checksum, and hide a flip
+    among the pixels.
 
     A PNG has checksums, and every flip breaks it.
     """
@@ -84,14 +87,23 @@ def bomb(rng: random.Random) -> tuple[str, bytes]:
     kinds = {
         "PNG's header": png,
         "PNG of 144 million pixels in 18 kB": whole.getvalue(),
-        "BMP's header": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0),
-        "GIF's header": b"GIF89a" + struct.pack("<HHBBB", side, side, 0, 0, 0) + b"," + bytes(9) + b"\x08\1\0\0;",
+        "BMP's header": b"BM"
+        + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0),
+        "GIF's header": b"GIF89a"
+        + struct.pack("<HHBBB", side, side, 0, 0, 0)
+        + b","
+        + bytes(9)
+        + b"\x08\1\0\0;",
         "TIFF's header": _tiff_header(side),
         "WebP's header": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0"
         + (16_383).to_bytes(3, "little") * 2
         + b"VP8 \0\0\0\0",
-        "JPEG's header": b"\xff\xd8\xff\xc0\0\x0b\x08" + struct.pack(">HH", side, side) + b"\1\1\x11\0\xff\xd9",
-        "PNG with 200 MB of text": _with_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2 * 10**8), 1)),
+        "JPEG's header": b"\xff\xd8\xff\xc0\0\x0b\x08"
+        + struct.pack(">HH", side, side)
+        + b"\1\1\x11\0\xff\xd9",
+        "PNG with 200 MB of text": _with_chunk(
+            b"zTXt", b"a\0\0" + zlib.compress(bytes(2 * 10**8), 1)
+        ),
         "progressive JPEG of endless scans": _scans(),
     }
     name = rng.choice(list(kinds))
@@ -99,7 +111,17 @@ def bomb(rng: random.Random) -> tuple[str, bytes]:
 
 
 def _tiff_header(side: int) -> bytes:
-    tags = [(256, side), (257, side), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, side), (279, 9)]
+    tags = [
+        (256, side),
+        (257, side),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, side),
+        (279, 9),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 

@@ -1,4 +1,5 @@
-"""Small ICC profiles made from scratch (ICC.1:2001-04, version 2), and what they mean in sRGB, by the formulas."""
+"""Small ICC profiles made from scratch (ICC.1:2001-04, version 2), and what they mean in sRGB, by
+the formulas."""
 
 from __future__ import annotations
 
@@ -11,12 +12,21 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 # Colorants adapted to D50, as columns: published by the makers of these spaces.
-SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
-DISPLAY_P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
+SRGB = np.array(
+    [[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]]
+)
+DISPLAY_P3 = np.array(
+    [[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]]
+)
 D50 = np.array([0.9642, 1.0, 0.8249])
 GAMMA = 563 / 256
 
-INKS = {"white": (100, 0, 0), "cyan": (55, -30, -30), "magenta": (48, 50, 0), "yellow": (89, -5, 60)}
+INKS = {
+    "white": (100, 0, 0),
+    "cyan": (55, -30, -30),
+    "magenta": (48, 50, 0),
+    "yellow": (89, -5, 60),
+}
 """CIE Lab of the inks of ``cmyk_profile``; any two together, and black, are (0, 0, 0)."""
 
 
@@ -32,7 +42,12 @@ def matrix_profile(colorants: Array, name: str) -> bytes:
 
 def gray_profile(gamma: float) -> bytes:
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
-    tags = {b"desc": _text("gray"), b"cprt": b"text" + bytes(4) + b"none\0", b"wtpt": _xyz(D50), b"kTRC": curve}
+    tags = {
+        b"desc": _text("gray"),
+        b"cprt": b"text" + bytes(4) + b"none\0",
+        b"wtpt": _xyz(D50),
+        b"kTRC": curve,
+    }
     return _profile(b"mntr", b"GRAY", b"XYZ ", tags)
 
 
@@ -40,9 +55,16 @@ def cmyk_profile() -> bytes:
     """A printer's profile with a table of 2 × 2 × 2 × 2 entries."""
     ramp = bytes(range(256))
     table = b"".join(_lab8(_printed(inks)) for inks in itertools.product((0, 1), repeat=4))
-    identity = struct.pack(">9i", *(65536 * int(row == column) for row in range(3) for column in range(3)))
+    identity = struct.pack(
+        ">9i", *(65536 * int(row == column) for row in range(3) for column in range(3))
+    )
     lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + 4 * ramp + table + 3 * ramp
-    tags = {b"desc": _text("press"), b"cprt": b"text" + bytes(4) + b"none\0", b"wtpt": _xyz(D50), b"A2B0": lut}
+    tags = {
+        b"desc": _text("press"),
+        b"cprt": b"text" + bytes(4) + b"none\0",
+        b"wtpt": _xyz(D50),
+        b"A2B0": lut,
+    }
     return _profile(b"prtr", b"CMYK", b"Lab ", tags)
 
 

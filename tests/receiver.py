@@ -15,7 +15,8 @@ from standardwebhooks.webhooks import Webhook
 
 @dataclass
 class Receiver:
-    """What came, by job: the bodies of verified deliveries by their ``webhook-id``, and how often each came."""
+    """What came, by job: the bodies of verified deliveries by their ``webhook-id``, and how often
+    each came."""
 
     secret: str
     url: str = ""
@@ -41,7 +42,9 @@ def receiving(secret: str) -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(receiver.take(body, {key.lower(): value for key, value in self.headers.items()}))
+            self.send_response(
+                receiver.take(body, {key.lower(): value for key, value in self.headers.items()})
+            )
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None: ...

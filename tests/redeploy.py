@@ -23,8 +23,8 @@ from ray.serve import Application
 
 from benchmarks.jobs.app import MODEL, BenchIngress, StubModel, StubPreprocessor
 from deployments.app import job_queue
-from raylens.config import AppConfig
-from raylens.types import Delta, VisionRequest
+from raylens.core.config import AppConfig
+from raylens.core.types import Delta, VisionRequest
 
 JOBS = 120
 SECONDS = 0.3
@@ -49,12 +49,22 @@ class SlowModel(StubModel):
 
 
 def build(folder: Path, workers: int) -> Application:
-    jobs = {"data_dir": str(folder), "workers": workers, "capacity": JOBS, "lease_s": 3, "max_attempts": 20}
+    jobs = {
+        "data_dir": str(folder),
+        "workers": workers,
+        "capacity": JOBS,
+        "lease_s": 3,
+        "max_attempts": 20,
+    }
     args = {"models": [{"name": MODEL, "family": "smolvlm"}], "jobs": jobs}
     config = AppConfig.model_validate(args)
     few = {"num_cpus": 0.1}
-    model = serve.deployment(SlowModel).options(name=MODEL, max_ongoing_requests=64, ray_actor_options=few)
-    preprocessor = serve.deployment(StubPreprocessor).options(name="Preprocessor", ray_actor_options=few)
+    model = serve.deployment(SlowModel).options(
+        name=MODEL, max_ongoing_requests=64, ray_actor_options=few
+    )
+    preprocessor = serve.deployment(StubPreprocessor).options(
+        name="Preprocessor", ray_actor_options=few
+    )
     ingress = serve.deployment(BenchIngress).options(
         name="Ingress", ray_actor_options=few, deployment_actors=[job_queue(config, args)]
     )
@@ -76,11 +86,20 @@ async def run(folder: Path, url: str) -> dict[str, Any]:
     seen: set[str] = set()
     most = 0
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        sent = {(await client.post("/api/v1/jobs", json=body)).raise_for_status().json()["id"] for _ in range(JOBS)}
-        redeploy = asyncio.create_task(asyncio.to_thread(serve.run, build(folder, 5), name="raylens"))
+        sent = {
+            (await client.post("/api/v1/jobs", json=body)).raise_for_status().json()["id"]
+            for _ in range(JOBS)
+        }
+        redeploy = asyncio.create_task(
+            asyncio.to_thread(serve.run, build(folder, 5), name="raylens")
+        )
         jobs: list[dict[str, Any]] = []
         async with asyncio.timeout(120):
-            while not redeploy.done() or len(jobs) < JOBS or any(job["status"] not in ENDED for job in jobs):
+            while (
+                not redeploy.done()
+                or len(jobs) < JOBS
+                or any(job["status"] not in ENDED for job in jobs)
+            ):
                 alive = await asyncio.to_thread(actors)
                 seen |= alive
                 most = max(most, len(alive))

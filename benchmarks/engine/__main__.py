@@ -1,4 +1,5 @@
-"""``python -m benchmarks.engine``: prints the table; the exit status is 0 where every target is met."""
+"""``python -m benchmarks.engine``: prints the table; the exit status is 0 where every target is
+met."""
 
 from __future__ import annotations
 
@@ -23,10 +24,16 @@ def main() -> None:
         description=benchmarks.engine.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", choices=ROWS, action="append", help="this workload; may be given several times")
+    parser.add_argument(
+        "--only", choices=ROWS, action="append", help="this workload; may be given several times"
+    )
     parser.add_argument("--family", choices=OF_FAMILY, default="smolvlm")
-    parser.add_argument("--scale", choices=("full", "tiny"), default="full", help="tiny: the pocket model's shape")
-    parser.add_argument("--short", action="store_true", help="few requests and tokens: shows that everything runs")
+    parser.add_argument(
+        "--scale", choices=("full", "tiny"), default="full", help="tiny: the pocket model's shape"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="few requests and tokens: shows that everything runs"
+    )
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16")
     parser.add_argument("--quantize", choices=("int8",), default=None)
     parser.add_argument("--device", default="cpu")
@@ -57,7 +64,8 @@ def main() -> None:
 
 
 def run(bench: Bench, names: Iterable[str]) -> list[Row]:
-    """Tells each row on standard error as it is measured, where Ray talks too, and prints the table at the end."""
+    """Tells each row on standard error as it is measured, where Ray talks too, and prints the table
+    at the end."""
     options = bench.options
     precision = options.quantize or options.dtype
     title = f"{options.family} ({options.scale}), {precision}, {options.device}, {options.threads} threads"

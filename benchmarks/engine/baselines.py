@@ -1,4 +1,5 @@
-"""What the engine is measured against: plain ``generate``, alone and in static batches behind ``@serve.batch``."""
+"""What the engine is measured against: plain ``generate``, alone and in static batches behind
+``@serve.batch``."""
 
 from __future__ import annotations
 
@@ -25,11 +26,17 @@ _batched: Callable[[Any], Any] = serve.batch(max_batch_size=BATCH, batch_wait_ti
 class StaticBatches:
     """The deployment of (b)."""
 
-    def __init__(self, folder: str, family: str, dtype: torch.dtype, device: str, threads: int) -> None:
-        # One thread computes, as in the engine: OpenMP's teams of several would slow each other. Ray gives its workers
-        # one core; the setting belongs to the thread.
-        self._computing = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self._generate = Generate(REFERENCES[family].from_pretrained(folder, dtype=dtype).to(device).eval())
+    def __init__(
+        self, folder: str, family: str, dtype: torch.dtype, device: str, threads: int
+    ) -> None:
+        # One thread computes, as in the engine: OpenMP's teams of several would slow each other.
+        # Ray gives its workers one core; the setting belongs to the thread.
+        self._computing = ThreadPoolExecutor(
+            1, initializer=torch.set_num_threads, initargs=(threads,)
+        )
+        self._generate = Generate(
+            REFERENCES[family].from_pretrained(folder, dtype=dtype).to(device).eval()
+        )
 
     @_batched
     async def caption(self, questions: list[Question]) -> list[int]:
@@ -42,7 +49,8 @@ class StaticBatches:
 def static_batches(
     folder: Path, family: str, dtype: torch.dtype, device: str, threads: int
 ) -> Iterator[Callable[[Question], Ask]]:
-    """A Serve application in a Ray of its own; gone at the end, so that it shares the cores with nothing else."""
+    """A Serve application in a Ray of its own; gone at the end, so that it shares the cores with
+    nothing else."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(address="local", include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:

@@ -1,4 +1,5 @@
-"""What all rows share: the options, the weights in their two forms, the machine's limits, and requests."""
+"""What all rows share: the options, the weights in their two forms, the machine's limits, and
+requests."""
 
 from __future__ import annotations
 
@@ -25,10 +26,19 @@ from benchmarks.engine.load import Answer, Ask, Load
 from benchmarks.photograph import photograph
 from models.linear import Quantize
 from models.options import DEFAULTS, LoadOptions
+from raylens.core.types import (
+    Chat,
+    Detail,
+    ImagePart,
+    Message,
+    Role,
+    SamplingParams,
+    TextPart,
+    VisionRequest,
+)
 from raylens.engine.async_engine import AsyncEngine
-from raylens.engine.limits import Limits
+from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Model, Prompt
-from raylens.types import Chat, Detail, ImagePart, Message, Role, SamplingParams, TextPart, VisionRequest
 
 T = TypeVar("T")
 QUESTION = "Describe this image."
@@ -69,7 +79,9 @@ class Bench:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        return build(self.options.family, self.options.scale, self.options.torch_dtype, self.options.device)
+        return build(
+            self.options.family, self.options.scale, self.options.torch_dtype, self.options.device
+        )
 
     @cached_property
     def folder(self) -> Path:
@@ -109,7 +121,9 @@ class Bench:
     @property
     def limits(self) -> str:
         """From the least to the most that was measured of the machine's memory."""
-        least, most = (end(self.machines, key=lambda machine: machine.gigabytes) for end in (min, max))
+        least, most = (
+            end(self.machines, key=lambda machine: machine.gigabytes) for end in (min, max)
+        )
         return f"{least} to {most}"
 
     def measure(self) -> Machine:
@@ -159,7 +173,9 @@ class Bench:
         return [self.question(tokens, detail) for _ in range(count)]
 
     def random_lengths(self, count: int, shortest: int, longest: int) -> list[int]:
-        return [self._rng.randint(self.length(shortest), self.length(longest)) for _ in range(count)]
+        return [
+            self._rng.randint(self.length(shortest), self.length(longest)) for _ in range(count)
+        ]
 
     def random_gaps(self, count: int, mean: float) -> list[float]:
         """Seconds between arrivals at random (a Poisson process)."""
@@ -181,7 +197,10 @@ class Bench:
     def engine(self, batch: int) -> Iterator[EngineClient]:
         """An engine of its own, warmed up; its thread ends with the context."""
         engine = AsyncEngine(
-            self.model, Limits(max_batch_size=batch, kv_bytes=KV_BYTES), max_waiting=64, threads=self.options.threads
+            self.model,
+            EngineLimits(max_batch_size=batch, kv_bytes=KV_BYTES),
+            max_waiting=64,
+            threads=self.options.threads,
         )
         try:
             yield EngineClient(engine)

@@ -1,7 +1,8 @@
-"""Random weights in the shapes of published checkpoints, with the pocket tokenizers; nothing is downloaded.
+"""Random weights in the shapes of published checkpoints, with the pocket tokenizers; nothing is
+downloaded.
 
-An answer never ends by itself: what control tokens have in the embeddings and in the head is zero, and so are their
-logits, below the best of many thousands of random ones.
+An answer never ends by itself: what control tokens have in the embeddings and in the head is zero,
+and so are their logits, below the best of many thousands of random ones.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from transformers import (
 )
 
 from models.options import LoadOptions
-from models.pocket import qwen2_5_vl_checkpoint, smolvlm_checkpoint
 from models.qwen2_5_vl.model import Qwen2_5_VL
 from models.smolvlm import SmolVLM
 from raylens.engine.model import Model
+from training import qwen2_5_vl_checkpoint, smolvlm_checkpoint
 
-REFERENCES = {"smolvlm": SmolVLMForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+REFERENCES = {
+    "smolvlm": SmolVLMForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+}
 """transformers' own classes, for the baselines."""
 
 
@@ -37,7 +41,8 @@ class Shape:
     """What is larger than in the pocket checkpoint of the same family."""
 
     tile: int
-    """Side, in pixels, of the picture that makes one tile (a family without tiles: at ``detail: low``)."""
+    """Side, in pixels, of the picture that makes one tile (a family without tiles: at ``detail:
+    low``)."""
     vocabulary: int
     vision: dict[str, Any]
     text: dict[str, Any]
@@ -90,7 +95,11 @@ QWEN2_5_VL_3B = Shape(
         "num_key_value_heads": 2,
         "head_dim": 128,
         "max_position_embeddings": 128_000,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1_000_000.0,
+            "mrope_section": [16, 24, 24],
+        },
     },
     processor={"size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16_384}},
 )
@@ -209,7 +218,8 @@ def _random_model(kind: Any, config: Any, dtype: torch.dtype, device: str) -> An
 def widened(
     tokenizer: PreTrainedTokenizerFast, size: int, control_tokens: Sequence[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer with these control tokens too, and filled up to ``size`` with words that only a model says."""
+    """The tokenizer with these control tokens too, and filled up to ``size`` with words that only a
+    model says."""
     missing = [token for token in control_tokens if token not in tokenizer.get_vocab()]
     state = json.loads(tokenizer._tokenizer.to_str())
     vocabulary = state["model"]["vocab"]

@@ -25,7 +25,9 @@ def decode_step(model: Model, rows: int, context: int, steps: int) -> float:
     for step in range(steps):
         groups = [held for _, held in cache.groups()]
         tokens = torch.ones(rows, dtype=torch.int64, device=model.device)
-        times.append(timed(partial(model.decode, tokens, [context + step] * rows, groups), model.device))
+        times.append(
+            timed(partial(model.decode, tokens, [context + step] * rows, groups), model.device)
+        )
         for row in range(rows):
             cache.advance(row)
     return median(times)

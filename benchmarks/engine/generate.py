@@ -34,7 +34,9 @@ class Generate:
     def answer(self, given: dict[str, torch.Tensor], tokens: int) -> None:
         """Says exactly so many tokens to each of the prompts in ``given``."""
         with torch.inference_mode():
-            ids = self._model.generate(**given, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens)
+            ids = self._model.generate(
+                **given, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens
+            )
         made = ids.shape[1] - given["input_ids"].shape[1]
         assert made == tokens, f"{made} tokens instead of {tokens}"
 
@@ -43,13 +45,17 @@ class Generate:
         config, device, dtype = self._model.config, self._model.device, self._model.dtype
         width = max(len(prompt.token_ids) for prompt in prompts)
         pad = config.text_config.pad_token_id
-        ids = torch.tensor([(pad,) * (width - len(prompt.token_ids)) + prompt.token_ids for prompt in prompts])
+        ids = torch.tensor(
+            [(pad,) * (width - len(prompt.token_ids)) + prompt.token_ids for prompt in prompts]
+        )
         lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts])
         mask = (torch.arange(width) >= width - lengths[:, None]).long()
         given = {"input_ids": ids, "attention_mask": mask}
         if config.model_type == "qwen2_5_vl":
             shown = [picture.data for prompt in prompts for picture in prompt.pictures]
-            grids = [[patches.grid.frames, patches.grid.rows, patches.grid.columns] for patches in shown]
+            grids = [
+                [patches.grid.frames, patches.grid.rows, patches.grid.columns] for patches in shown
+            ]
             given["mm_token_type_ids"] = (ids == config.image_token_id).int()
             given["image_grid_thw"] = torch.tensor(grids)
             pixels = np.concatenate([patches.values for patches in shown])

@@ -59,7 +59,8 @@ def timed(work: Callable[[], object], device: str) -> float:
 
 
 def in_a_thread(work: Callable[[], T], threads: int) -> T:
-    """Computes in a thread that then ends, and its OpenMP team with it: a second team slows an engine's thread."""
+    """Computes in a thread that then ends, and its OpenMP team with it: a second team slows an
+    engine's thread."""
 
     def run() -> T:
         torch.set_num_threads(threads)
@@ -117,8 +118,12 @@ class Tower:
         layers = len(self.spans) * sum(outputs * inputs for outputs, inputs in self.linears)
         linears = patches * (layers + self.per_patch) + tokens * self.per_token
         # Products of queries with keys, and of weights with values.
-        attention = sum(2 * patches * self.hidden * min(span or patches, patches) for span in self.spans)
-        return Work((layers + self.per_patch + self.per_token) * itemsize, 2.0 * (linears + attention))
+        attention = sum(
+            2 * patches * self.hidden * min(span or patches, patches) for span in self.spans
+        )
+        return Work(
+            (layers + self.per_patch + self.per_token) * itemsize, 2.0 * (linears + attention)
+        )
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,12 @@ class Text:
         return Work((self.weights + self.head) * self.itemsize + rows * context * self.kv_bytes)
 
     def answer(self, prompt: int, tokens: int, batch: int) -> Work:
-        """An answer's decode steps, where every step is shared by ``batch`` rows; prefill gives the first token."""
-        step = Work((self.weights + self.head) * self.itemsize / batch + (prompt + tokens / 2) * self.kv_bytes)
+        """An answer's decode steps, where every step is shared by ``batch`` rows; prefill gives the
+        first token."""
+        step = Work(
+            (self.weights + self.head) * self.itemsize / batch
+            + (prompt + tokens / 2) * self.kv_bytes
+        )
         return step * (tokens - 1)
 
 
@@ -169,7 +178,9 @@ def measure_machine(
     layers = [packer.weight(torch.randn(shape, dtype=dtype)) for shape in tower.linears]
     rates = []
     for rows in patches:
-        inputs = [torch.randn((rows, shape[1]), dtype=dtype, device=device) for shape in tower.linears]
+        inputs = [
+            torch.randn((rows, shape[1]), dtype=dtype, device=device) for shape in tower.linears
+        ]
         operations = sum(2.0 * rows * outputs * width for outputs, width in tower.linears)
 
         def multiply(inputs: list[torch.Tensor] = inputs) -> None:

@@ -71,7 +71,8 @@ def percentiles(seconds: Sequence[float]) -> Percentiles:
 
 
 async def drive(asks: Sequence[Ask], in_flight: int, gaps: Sequence[float] = ()) -> Load:
-    """Sends all, ``in_flight`` at most at a time, with these seconds between one and the next where there are any."""
+    """Sends all, ``in_flight`` at most at a time, with these seconds between one and the next where
+    there are any."""
     places = asyncio.Semaphore(in_flight)
 
     async def one(ask: Ask) -> Answer:

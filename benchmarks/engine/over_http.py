@@ -14,7 +14,7 @@ import httpx
 from benchmarks.engine.bench import HOUR, QUESTION, Options
 from benchmarks.engine.load import Answer, Ask
 from benchmarks.pocket import chat_body
-from raylens.cli.background import running
+from testing.server import running
 
 MODEL = "random"
 
@@ -38,7 +38,11 @@ def server(options: Options, folder: Path, batch: int) -> Iterator[str]:
         }
         application["args"]["models"] = [model]
         application["args"].setdefault("defaults", {}).update(timeout_s=HOUR, max_timeout_s=HOUR)
-        kept = [part for part in application["deployments"] if part["name"] in ("Ingress", "Preprocessor")]
+        kept = [
+            part
+            for part in application["deployments"]
+            if part["name"] in ("Ingress", "Preprocessor")
+        ]
         resources = {"num_cpus": 0.5, "num_gpus": int(options.device.startswith("cuda"))}
         own = {"name": MODEL, "num_replicas": 1, "ray_actor_options": resources}
         application["deployments"] = [*kept, own]
@@ -50,7 +54,10 @@ def server(options: Options, folder: Path, batch: int) -> Iterator[str]:
 def asking(client: httpx.AsyncClient, jpeg: bytes, tokens: int) -> Ask:
     """A streamed chat about a picture at ``detail: low``."""
     url = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    body = chat_body(MODEL, QUESTION, url, "low", text_first=False) | {"stream": True, "max_tokens": tokens}
+    body = chat_body(MODEL, QUESTION, url, "low", text_first=False) | {
+        "stream": True,
+        "max_tokens": tokens,
+    }
 
     async def ask() -> Answer:
         answer, reason = Answer(tokens), None

@@ -51,7 +51,9 @@ class Row:
     note: str = ""
 
     @classmethod
-    def of(cls, workload: str, system: str, load: Load, limit_s: float, checks: Sequence[Check] = ()) -> Row:
+    def of(
+        cls, workload: str, system: str, load: Load, limit_s: float, checks: Sequence[Check] = ()
+    ) -> Row:
         """``limit_s``: the least seconds that a caption of this workload takes."""
         share = limit_s * load.captions_per_s
         return cls(
@@ -85,10 +87,15 @@ def _pair(pair: Percentiles | None) -> str:
 
 def write_json(path: Path, options: Any, machines: Sequence[Machine], rows: Sequence[Row]) -> None:
     told = [
-        dataclasses.asdict(row) | {"checks": [dataclasses.asdict(check) | {"ok": check.ok} for check in row.checks]}
+        dataclasses.asdict(row)
+        | {"checks": [dataclasses.asdict(check) | {"ok": check.ok} for check in row.checks]}
         for row in rows
     ]
-    whole = {"options": dataclasses.asdict(options), "machines": list(map(dataclasses.asdict, machines)), "rows": told}
+    whole = {
+        "options": dataclasses.asdict(options),
+        "machines": list(map(dataclasses.asdict, machines)),
+        "rows": told,
+    }
     path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -110,11 +117,17 @@ def write_svg(path: Path, limits: str, rows: Sequence[Row]) -> None:
     for quarter in range(5):
         x = LABEL + WIDTH * quarter // 4
         parts.append(f'<line x1="{x}" x2="{x}" y1="42" y2="{height - 10}" stroke="#dddddd"/>')
-        parts.append(f'<text x="{x}" y="38" text-anchor="middle" fill="#666666">{25 * quarter}%</text>')
+        parts.append(
+            f'<text x="{x}" y="38" text-anchor="middle" fill="#666666">{25 * quarter}%</text>'
+        )
     for number, row in enumerate(shown):
         y, share = 50 + number * (BAR + GAP), row.of_limit or 0.0
         color, wide = COLORS.get(row.system, BASELINE_COLOR), min(share, 1.1) * WIDTH
-        parts.append(f'<text x="{LABEL - 8}" y="{y + 12}" text-anchor="end">{row.workload}: {row.system}</text>')
-        parts.append(f'<rect x="{LABEL}" y="{y}" width="{wide:.1f}" height="{BAR}" fill="{color}"/>')
+        parts.append(
+            f'<text x="{LABEL - 8}" y="{y + 12}" text-anchor="end">{row.workload}: {row.system}</text>'
+        )
+        parts.append(
+            f'<rect x="{LABEL}" y="{y}" width="{wide:.1f}" height="{BAR}" fill="{color}"/>'
+        )
         parts.append(f'<text x="{LABEL + wide + 5:.1f}" y="{y + 12}">{share:.0%}</text>')
     path.write_text("\n".join([*parts, "</svg>"]) + "\n")

@@ -17,10 +17,15 @@ from benchmarks.engine.limits import timed
 from benchmarks.engine.load import Answer, Ask, Load, drive
 from benchmarks.engine.over_http import asking, server
 from benchmarks.engine.report import Check, Row
+from raylens.core.types import Detail
 from raylens.engine.model import PictureInput
-from raylens.types import Detail
 
-ALONE, STATIC, ENGINE, HTTP = "(a) generate, one at a time", "(b) static batches of 8", "engine", "engine over HTTP"
+ALONE, STATIC, ENGINE, HTTP = (
+    "(a) generate, one at a time",
+    "(b) static batches of 8",
+    "engine",
+    "engine over HTTP",
+)
 ONE, MANY, MIXED = "one tile, 128 tokens", "many tiles, 48 tokens", "one tile, 16 to 256 tokens"
 WARM_UP = 4
 """Tokens of the requests that go before each measurement."""
@@ -58,12 +63,17 @@ def http(bench: Bench) -> Iterator[Row]:
     with server(bench.options, bench.folder, BATCH) as url:
         load = asyncio.run(run(url))
     yield Row.of(
-        ONE, HTTP, load, _one_tile_limit(bench), [_faster(load, _one_tile_load(bench), "the engine alone", 0.9)]
+        ONE,
+        HTTP,
+        load,
+        _one_tile_limit(bench),
+        [_faster(load, _one_tile_load(bench), "the engine alone", 0.9)],
     )
 
 
 def mixed(bench: Bench) -> Iterator[Row]:
-    """Answers of random lengths that are asked for at random, 16 in flight; the same list for (b) and the engine."""
+    """Answers of random lengths that are asked for at random, 16 in flight; the same list for (b)
+    and the engine."""
     batch = 2 * BATCH
     lengths = bench.random_lengths(bench.count(2 * batch), 16, 256)
     gaps = bench.random_gaps(len(lengths), 0.2)
@@ -103,13 +113,19 @@ def decode(bench: Bench) -> Iterator[Row]:
         bench.measure()  # close to the steps: memory's speed changes most
         seconds = bench.compute(partial(decode_step, bench.model, rows, CONTEXT, STEPS))
         share = bench.text.decode(rows, CONTEXT + STEPS / 2).seconds(bench.machine) / seconds
-        note, checks = f"{1000 * seconds:.1f} ms a step", (Check("the memory's limit", share, target),)
+        note, checks = (
+            f"{1000 * seconds:.1f} ms a step",
+            (Check("the memory's limit", share, target),),
+        )
         name = f"decode alone, batch {rows}"
-        yield Row(name, ENGINE, tokens_per_s=rows / seconds, of_limit=share, checks=checks, note=note)
+        yield Row(
+            name, ENGINE, tokens_per_s=rows / seconds, of_limit=share, checks=checks, note=note
+        )
 
 
 def gap(bench: Bench) -> Iterator[Row]:
-    """A picture of many tiles enters while 4 answers run: the longest that one of them stands still."""
+    """A picture of many tiles enters while 4 answers run: the longest that one of them stands
+    still."""
     one = bench.question(1).prompt.pictures
     encoding = _encoding_time(bench, one)
     running, big = bench.questions(4, 160), bench.question(WARM_UP, Detail.HIGH)
@@ -124,7 +140,9 @@ def again(bench: Bench) -> Iterator[Row]:
     """A second question about the same picture."""
     for name, detail, pictures in (("one tile", Detail.LOW, 5), ("many tiles", Detail.HIGH, 2)):
         with bench.engine(BATCH) as client:
-            firsts, seconds = asyncio.run(_asked_twice(bench, client, detail, bench.count(pictures)))
+            firsts, seconds = asyncio.run(
+                _asked_twice(bench, client, detail, bench.count(pictures))
+            )
         note = f"{1000 * firsts:.0f} ms, then {1000 * seconds:.0f} ms to the first token"
         checks = (Check("the first's first token", seconds / firsts, 0.2, at_most=True),)
         yield Row(f"the same picture again, {name}", ENGINE, checks=checks, note=note)
@@ -152,19 +170,27 @@ def _alone(bench: Bench, questions: Sequence[Question]) -> Load:
 
     def ask_all() -> float:
         bench.generate([Question(questions[0].prompt, WARM_UP)])
-        return timed(lambda: answers.extend(alone(bench.generate, question) for question in questions), "cpu")
+        return timed(
+            lambda: answers.extend(alone(bench.generate, question) for question in questions), "cpu"
+        )
 
     return Load(bench.compute(ask_all), tuple(answers))
 
 
-def _static(bench: Bench, questions: Sequence[Question], in_flight: int, gaps: Sequence[float] = ()) -> Load:
+def _static(
+    bench: Bench, questions: Sequence[Question], in_flight: int, gaps: Sequence[float] = ()
+) -> Load:
     options = bench.options
-    serving = static_batches(bench.folder, options.family, options.torch_dtype, options.device, options.threads)
+    serving = static_batches(
+        bench.folder, options.family, options.torch_dtype, options.device, options.threads
+    )
     with serving as ask:
         return asyncio.run(_warm_then(bench, ask, questions, in_flight, gaps))
 
 
-def _engine(bench: Bench, questions: Sequence[Question], in_flight: int, gaps: Sequence[float] = ()) -> Load:
+def _engine(
+    bench: Bench, questions: Sequence[Question], in_flight: int, gaps: Sequence[float] = ()
+) -> Load:
     with bench.engine(in_flight) as client:
         return asyncio.run(_warm_then(bench, client.asking, questions, in_flight, gaps))
 
@@ -184,7 +210,9 @@ async def _warm_then(
 def _one_tile_load(bench: Bench) -> Load:
     """The engine alone, measured once for the two rows that need it."""
     if bench.engine_alone is None:
-        bench.engine_alone = _engine(bench, bench.questions(bench.count(3 * BATCH), bench.length(128)), BATCH)
+        bench.engine_alone = _engine(
+            bench, bench.questions(bench.count(3 * BATCH), bench.length(128)), BATCH
+        )
     return bench.engine_alone
 
 
@@ -195,12 +223,17 @@ def _one_tile_limit(bench: Bench) -> float:
 def _encoding_time(bench: Bench, pictures: Sequence[PictureInput]) -> float:
     """Seconds that the vision tower takes for pictures, the median of several."""
     times = bench.compute(
-        lambda: [timed(lambda: list(bench.model.encode(pictures)), bench.options.device) for _ in range(4)]
+        lambda: [
+            timed(lambda: list(bench.model.encode(pictures)), bench.options.device)
+            for _ in range(4)
+        ]
     )
     return median(times[1:])
 
 
-async def _longest_gap(bench: Bench, client: EngineClient, running: Sequence[Question], big: Question) -> float:
+async def _longest_gap(
+    bench: Bench, client: EngineClient, running: Sequence[Question], big: Question
+) -> float:
     """Seconds between two pieces of a running answer, while the big one enters."""
     await client.asking(bench.question(WARM_UP, Detail.HIGH))()
     streams = [Answer(question.tokens) for question in running]
@@ -212,7 +245,9 @@ async def _longest_gap(bench: Bench, client: EngineClient, running: Sequence[Que
             await asyncio.sleep(0.005)
         entering = await client.asking(big)()
     entered = entering.arrivals[0]
-    assert min(answer.arrivals[-1] for answer in streams) > entered, "the streams ended before the picture was read"
+    assert min(answer.arrivals[-1] for answer in streams) > entered, (
+        "the streams ended before the picture was read"
+    )
     return max(
         gap
         for answer in streams
@@ -221,7 +256,9 @@ async def _longest_gap(bench: Bench, client: EngineClient, running: Sequence[Que
     )
 
 
-async def _asked_twice(bench: Bench, client: EngineClient, detail: Detail, pictures: int) -> tuple[float, float]:
+async def _asked_twice(
+    bench: Bench, client: EngineClient, detail: Detail, pictures: int
+) -> tuple[float, float]:
     """Median seconds to the first token, of the first question about a picture and of the second."""
     await client.asking(bench.question(WARM_UP, detail))()
     times: list[list[float]] = [[], []]

@@ -1,4 +1,5 @@
-"""Whether everything is right on a GPU, and how fast, in one command for a card that is at hand for minutes.
+"""Whether everything is right on a GPU, and how fast, in one command for a card that is at hand for
+minutes.
 
 ``python -m benchmarks.gpu --out out`` runs four stages:
 

@@ -1,4 +1,5 @@
-"""``python -m benchmarks.gpu``: prints each result as it comes; the exit status is 0 if nothing failed."""
+"""``python -m benchmarks.gpu``: prints each result as it comes; the exit status is 0 if nothing
+failed."""
 
 from __future__ import annotations
 
@@ -31,10 +32,21 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--scale", choices=("full", "tiny"), default="full", help="tiny: shows that everything runs")
-    parser.add_argument("--stages", type=_some_of(STAGES), default=STAGES, help=f"of {','.join(STAGES)}")
-    parser.add_argument("--models", type=_some_of(FAMILIES), default=tuple(FAMILIES), help=f"of {','.join(FAMILIES)}")
-    parser.add_argument("--minutes", type=float, default=8.0, help="nothing begins once these have passed")
+    parser.add_argument(
+        "--scale", choices=("full", "tiny"), default="full", help="tiny: shows that everything runs"
+    )
+    parser.add_argument(
+        "--stages", type=_some_of(STAGES), default=STAGES, help=f"of {','.join(STAGES)}"
+    )
+    parser.add_argument(
+        "--models",
+        type=_some_of(FAMILIES),
+        default=tuple(FAMILIES),
+        help=f"of {','.join(FAMILIES)}",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="nothing begins once these have passed"
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="the folder for results.json")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -53,7 +65,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="raylens-gpu-") as folder:
         # If others want the same cores, small operations in several threads wait for each other.
         threads = 1 if given.scale == "tiny" else os.cpu_count() or 1
-        with closing(Setup(given.device, given.scale, given.models, threads, Path(folder))) as setup:
+        with closing(
+            Setup(given.device, given.scale, given.models, threads, Path(folder))
+        ) as setup:
             for stage in given.stages:
                 for part in _parts(stage)(setup):
                     results.run(stage, part)

@@ -1,4 +1,5 @@
-"""Requests of every kind to the pocket checkpoints, in one batch through the engine, and whether two engines agree."""
+"""Requests of every kind to the pocket checkpoints, in one batch through the engine, and whether
+two engines agree."""
 
 from __future__ import annotations
 
@@ -15,14 +16,11 @@ import numpy as np
 
 from models.pocket.drawing import draw
 from models.pocket.scenes import random_scene
-from raylens.engine.async_engine import AsyncEngine
-from raylens.engine.limits import Limits
-from raylens.engine.model import Model, Pixels
-from raylens.types import (
+from raylens.core.types import (
     Caption,
     Detect,
+    Findings,
     FinishReason,
-    Found,
     Length,
     Point,
     Query,
@@ -31,6 +29,9 @@ from raylens.types import (
     TokenLogprob,
     VisionRequest,
 )
+from raylens.engine.async_engine import AsyncEngine
+from raylens.engine.limits import EngineLimits
+from raylens.engine.model import Model, Pixels
 
 SECONDS = 240.0
 """In which a batch must be answered."""
@@ -40,7 +41,10 @@ NEAR = 1e-3
 SCHEMA = json.dumps(
     {
         "type": "object",
-        "properties": {"color": {"type": "string", "maxLength": 12}, "count": {"type": "integer", "maximum": 99}},
+        "properties": {
+            "color": {"type": "string", "maxLength": 12},
+            "count": {"type": "integer", "maximum": 99},
+        },
         "required": ["color", "count"],
         "additionalProperties": False,
     }
@@ -48,7 +52,9 @@ SCHEMA = json.dumps(
 SEEDED = "seeds"
 SAMPLINGS: dict[str, Sequence[SamplingParams]] = {
     "logprobs": [SamplingParams(TOKENS, logprobs=5)],
-    "penalties": [SamplingParams(TOKENS, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.3)],
+    "penalties": [
+        SamplingParams(TOKENS, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.3)
+    ],
     "schema": [SamplingParams(TOKENS, json_schema=SCHEMA)],
     SEEDED: [
         SamplingParams(TOKENS, temperature=1.0, top_p=0.9, n=2),
@@ -73,13 +79,16 @@ class Said:
     text: str = ""
     tokens: int = 0
     reason: FinishReason | None = None
-    found: Found | None = None
+    findings: Findings | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 def captions(count: int, sampling: SamplingParams, seed: int = 3) -> list[Asked]:
     """Greedy captions of scenes that the pocket models know."""
-    return [Asked("caption", Caption(Length.LONG), pixels, sampling) for _, pixels in _scenes(count, seed)]
+    return [
+        Asked("caption", Caption(Length.LONG), pixels, sampling)
+        for _, pixels in _scenes(count, seed)
+    ]
 
 
 def mixed(family: str, rounds: int) -> list[Asked]:
@@ -96,14 +105,19 @@ def mixed(family: str, rounds: int) -> list[Asked]:
             asked.append(Asked("detect", Detect("shape"), pixels, plain))
             asked.append(Asked("point", Point(subject), pixels, plain))
         if family == "moondream":
-            asked.append(Asked("reasoning", Query("How many shapes are there?", reasoning=True), pixels, plain))
+            asked.append(
+                Asked(
+                    "reasoning", Query("How many shapes are there?", reasoning=True), pixels, plain
+                )
+            )
     random.Random(1).shuffle(asked)
     return asked
 
 
 def ask_all(model: Model, asked: Sequence[Asked], batch: int, threads: int) -> list[list[Said]]:
-    """The answers to each request, which come to the engine all at once; ``batch`` of them run together."""
-    limits = Limits(max_batch_size=batch, kv_bytes=2**30)
+    """The answers to each request, which come to the engine all at once; ``batch`` of them run
+    together."""
+    limits = EngineLimits(max_batch_size=batch, kv_bytes=2**30)
     engine = AsyncEngine(model, limits, max_waiting=4 * len(asked), threads=threads)
 
     async def together() -> list[list[Said]]:
@@ -126,10 +140,10 @@ async def _answers(engine: AsyncEngine, model: Model, asked: Asked) -> list[Said
             answer.logprobs += delta.logprobs
             if delta.finish_reason is not None:
                 assert delta.usage is not None
-                answer.tokens, answer.reason, answer.found = (
+                answer.tokens, answer.reason, answer.findings = (
                     delta.usage.completion_tokens,
                     delta.finish_reason,
-                    delta.found,
+                    delta.findings,
                 )
     return said
 
@@ -138,14 +152,21 @@ def agree(one: Said, other: Said) -> bool:
     """Whether two answers say the same, but for rounding in their numbers."""
     if (one.text, one.tokens, one.reason) != (other.text, other.tokens, other.reason):
         return False
-    words, numbers = zip(*(_flat([said.found and astuple(said.found)]) for said in (one, other)), strict=True)
+    words, numbers = zip(
+        *(_flat([said.findings and astuple(said.findings)]) for said in (one, other)), strict=True
+    )
     data, likely = zip(*(_logprobs(said) for said in (one, other)), strict=True)
     return words[0] == words[1] and data[0] == data[1] and _near(*numbers) and _near(*likely)
 
 
 def _logprobs(said: Said) -> tuple[list[bytes], list[float]]:
-    """The chosen tokens, and all logprobs; which of two equally likely tokens stands first may differ."""
-    numbers = [number for token in said.logprobs for number in (token.logprob, *sorted(t.logprob for t in token.top))]
+    """The chosen tokens, and all logprobs; which of two equally likely tokens stands first may
+    differ."""
+    numbers = [
+        number
+        for token in said.logprobs
+        for number in (token.logprob, *sorted(t.logprob for t in token.top))
+    ]
     return [token.data for token in said.logprobs], numbers
 
 

@@ -8,7 +8,7 @@ from math import exp
 from statistics import fmean
 
 from benchmarks.gpu.answers import Said
-from raylens.types import TokenLogprob
+from raylens.core.types import TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Drift:
 
 
 def drift(pairs: Sequence[tuple[Said, Said]]) -> Drift:
-    """Of pairs of greedy answers, exact and rough, to the same request. Behind the first token that differs, the two
-    answer different questions: positions up to there count."""
+    """Of pairs of greedy answers, exact and rough, to the same request. Behind the first token that
+    differs, the two answer different questions: positions up to there count."""
     divergences: list[float] = []
     firsts: list[int] = []
     for exact, rough in pairs:

@@ -1,4 +1,5 @@
-"""Stage *fast*: requests a second, beside the card's limits, transformers' static batches and published figures."""
+"""Stage *fast*: requests a second, beside the card's limits, transformers' static batches and
+published figures."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from benchmarks.gpu.loads import Front, Measured, Workload, measure
 from benchmarks.gpu.results import Line, Part, goal
 from benchmarks.gpu.setup import Setup
 from benchmarks.gpu.subjects import FAMILIES
-from raylens.types import Caption, Query
+from raylens.core.types import Caption, Query
 
 VGA = (640, 480)
 SHORT = Query("What is in this picture?")
@@ -39,7 +40,11 @@ PUBLISHED = {
     ("qwen2.5-vl-7b", 128, 64): "vLLM, bound by its front end: 3.1",
 }
 """Requests a second on an H100, by model, tokens and requests in flight."""
-GOALS = {("moondream2", 30, 64): 50.0, ("moondream2", 30, 16): 50.0, ("qwen2.5-vl-7b", 128, 64): 10.0}
+GOALS = {
+    ("moondream2", 30, 64): 50.0,
+    ("moondream2", 30, 16): 50.0,
+    ("qwen2.5-vl-7b", 128, 64): 10.0,
+}
 """The same, as wanted here."""
 DECODE_GOAL = 0.6
 """Of the memory's limit, Qwen2.5-VL-7B's steps of one row."""
@@ -59,16 +64,24 @@ def parts(setup: Setup) -> Iterator[Part]:
             if FAMILIES[name] != "moondream":  # transformers has no Moondream
                 workload = _given(setup, WORKLOADS[name][0])
                 for batch in some:
-                    yield Part(f"{name}, generate, batch {batch}", partial(_static, setup, name, workload, batch))
+                    yield Part(
+                        f"{name}, generate, batch {batch}",
+                        partial(_static, setup, name, workload, batch),
+                    )
     for name in setup.models:
         yield from _loads(setup, name, EXTRAS.get(name, ()), batches)
 
 
-def _loads(setup: Setup, name: str, workloads: Sequence[Workload], batches: Sequence[int]) -> Iterator[Part]:
+def _loads(
+    setup: Setup, name: str, workloads: Sequence[Workload], batches: Sequence[int]
+) -> Iterator[Part]:
     for workload in workloads:
         given = _given(setup, workload)
         for in_flight in batches:
-            yield Part(f"{name}, {given}, {in_flight} in flight", partial(_load, setup, name, given, in_flight))
+            yield Part(
+                f"{name}, {given}, {in_flight} in flight",
+                partial(_load, setup, name, given, in_flight),
+            )
 
 
 def _given(setup: Setup, workload: Workload) -> Workload:
@@ -93,7 +106,11 @@ def _load(setup: Setup, name: str, workload: Workload, in_flight: int) -> Iterat
 
 
 def _line(measured: Measured, share: float | None, published: str | None) -> Line:
-    load, preprocess_ms, prepare_ms = measured.load, 1000 * measured.preprocess_s, 1000 * measured.prepare_s
+    load, preprocess_ms, prepare_ms = (
+        measured.load,
+        1000 * measured.preprocess_s,
+        1000 * measured.prepare_s,
+    )
     words = [
         f"{load.captions_per_s:.2f} requests/s, {load.tokens_per_s:.0f} tokens/s",
         f"first {_pair(load.first)} ms",
@@ -138,8 +155,14 @@ def _static(setup: Setup, name: str, workload: Workload, batch: int) -> Iterator
     def answer() -> float:
         """Seconds of the whole answer, by those of its first token if not all were said."""
         generate.answer(generate.inputs(prompts[:1]), 2)
-        first, said = (timed(partial(generate.answer, given, count), setup.device) for count in (1, tokens))
-        return said if tokens == workload.tokens else first + (said - first) * (workload.tokens - 1) / (tokens - 1)
+        first, said = (
+            timed(partial(generate.answer, given, count), setup.device) for count in (1, tokens)
+        )
+        return (
+            said
+            if tokens == workload.tokens
+            else first + (said - first) * (workload.tokens - 1) / (tokens - 1)
+        )
 
     seconds = in_a_thread(answer, setup.threads)
     rate = batch / seconds
@@ -150,7 +173,12 @@ def _static(setup: Setup, name: str, workload: Workload, batch: int) -> Iterator
         "no front end",
         *([f"{tokens} of {workload.tokens} tokens, scaled"] if tokens < workload.tokens else []),
     ]
-    figures = {"requests_per_s": rate, "of_limit": least * rate, "seconds": seconds, "said_tokens": tokens}
+    figures = {
+        "requests_per_s": rate,
+        "of_limit": least * rate,
+        "seconds": seconds,
+        "said_tokens": tokens,
+    }
     yield Line("; ".join(words), figures)
 
 
@@ -159,9 +187,14 @@ def _decode(setup: Setup, name: str, batches: tuple[int, ...]) -> Iterator[Line]
     subject = setup.subject(name)
     context, steps = (60, 8) if setup.is_tiny else (CONTEXT, STEPS)
     for rows in batches:
-        seconds = in_a_thread(partial(decode_step, subject.model, rows, context, steps), setup.threads)
+        seconds = in_a_thread(
+            partial(decode_step, subject.model, rows, context, steps), setup.threads
+        )
         share = subject.text.decode(rows, context + steps / 2).seconds(setup.card.machine) / seconds
         figures = {"rows": rows, "ms": 1000 * seconds, "of_limit": share}
-        yield Line(f"{rows} rows: {1000 * seconds:.2f} ms a step, {share:.0%} of the memory's limit", figures)
+        yield Line(
+            f"{rows} rows: {1000 * seconds:.2f} ms a step, {share:.0%} of the memory's limit",
+            figures,
+        )
         if name == "qwen2.5-vl-7b" and rows == 1 and not setup.is_tiny:
             yield goal("a step of one row, share of the memory's limit", share, DECODE_GOAL)

@@ -16,10 +16,10 @@ from benchmarks.engine.load import Answer, Ask, Load, drive
 from benchmarks.gpu.pixels import preprocess
 from benchmarks.gpu.setup import Setup, Size
 from benchmarks.gpu.subjects import Subject
+from raylens.core.types import Task, VisionRequest
 from raylens.engine.async_engine import AsyncEngine
-from raylens.engine.limits import Limits
+from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Model, Pixels, Prompt
-from raylens.types import Task, VisionRequest
 
 SECONDS, MOST_SECONDS = 3.5, 120.0
 """That a load should take, and may take."""
@@ -54,8 +54,9 @@ class Measured:
 
 
 class Front:
-    """From a JPEG to a prompt, as the server does it: other processes preprocess, and a prompt is prepared in a thread
-    beside the engine's. ``preprocess_s`` and ``prepare_s`` are the seconds that each took."""
+    """From a JPEG to a prompt, as the server does it: other processes preprocess, and a prompt is
+    prepared in a thread beside the engine's. ``preprocess_s`` and ``prepare_s`` are the seconds
+    that each took."""
 
     def __init__(self, setup: Setup, model: Model, task: Task) -> None:
         self.preprocess_s: list[float] = []
@@ -87,7 +88,9 @@ class Front:
 
     def _prepare(self, pixels: Pixels, preprocess_s: float) -> Prompt:
         started = time.perf_counter()
-        prompt = self._model.prepare(VisionRequest("", "", self._task, time.time() + HOUR), [pixels])
+        prompt = self._model.prepare(
+            VisionRequest("", "", self._task, time.time() + HOUR), [pixels]
+        )
         self.preprocess_s.append(preprocess_s)
         self.prepare_s.append(time.perf_counter() - started)
         return prompt
@@ -96,7 +99,7 @@ class Front:
 @contextmanager
 def running(setup: Setup, model: Model, in_flight: int) -> Iterator[AsyncEngine]:
     """An engine of its own, for so many requests at a time; its thread ends with the context."""
-    limits = Limits(max_batch_size=in_flight, kv_bytes=(1 if setup.is_tiny else 24) * 2**30)
+    limits = EngineLimits(max_batch_size=in_flight, kv_bytes=(1 if setup.is_tiny else 24) * 2**30)
     engine = AsyncEngine(model, limits, max_waiting=in_flight, threads=setup.threads)
     try:
         yield engine
@@ -105,17 +108,23 @@ def running(setup: Setup, model: Model, in_flight: int) -> Iterator[AsyncEngine]
 
 
 def measure(setup: Setup, subject: Subject, workload: Workload, in_flight: int) -> Measured:
-    """A load, after a whole batch that captures what is replayed, and says how many requests take a few seconds. No
-    picture comes twice."""
+    """A load, after a whole batch that captures what is replayed, and says how many requests take a
+    few seconds. No picture comes twice."""
     front = Front(setup, subject.model, workload.task)
     pictures = setup.jpegs(workload.size, in_flight)
 
     async def load(client: EngineClient, jpegs: Sequence[bytes]) -> Load:
         async with asyncio.timeout(MOST_SECONDS):
-            return await drive([front.asking(client, jpeg, workload.tokens) for jpeg in jpegs], in_flight)
+            return await drive(
+                [front.asking(client, jpeg, workload.tokens) for jpeg in jpegs], in_flight
+            )
 
     def shown(first: int, count: int) -> list[bytes]:
-        return pictures[:1] * count if workload.same else setup.jpegs(workload.size, first + count)[first:]
+        return (
+            pictures[:1] * count
+            if workload.same
+            else setup.jpegs(workload.size, first + count)[first:]
+        )
 
     try:
         with running(setup, subject.model, in_flight) as engine:
@@ -132,8 +141,8 @@ def measure(setup: Setup, subject: Subject, workload: Workload, in_flight: int) 
 
 
 def _requests(setup: Setup, rate: float, in_flight: int) -> int:
-    """As many as take ``SECONDS`` at this rate, and some batches at least: all begin at once, and the last ones end
-    with few beside them."""
+    """As many as take ``SECONDS`` at this rate, and some batches at least: all begin at once, and
+    the last ones end with few beside them."""
     if setup.is_tiny:
         return in_flight + 1
     return int(min(MOST, max(4, 2.5 * in_flight, SECONDS * rate)))

@@ -1,5 +1,6 @@
-"""Preprocessing in processes of its own, as in the server: nothing of it waits for the interpreter's lock that the
-engine's thread holds. The processes import this module, so it imports neither torch nor models."""
+"""Preprocessing in processes of its own, as in the server: nothing of it waits for the
+interpreter's lock that the engine's thread holds. The processes import this module, so it imports
+neither torch nor models."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import cv2
 
 from preprocessing.decode import DecodeLimits
 from preprocessing.pipeline import Pixels, run
-from raylens.recipe import DEFAULT
+from raylens.core.recipe import DEFAULT
 
 LIMITS = DecodeLimits(max_bytes=20 * 2**20, max_pixels=64_000_000, min_side=4, max_side=16_384)
 """The server's."""
@@ -45,7 +46,8 @@ def _begin(all_there: Barrier) -> None:
 
 
 def _end_with_parent() -> None:
-    """One that is killed tells its pool nothing, and whoever reads its output would wait for these processes."""
+    """One that is killed tells its pool nothing, and whoever reads its output would wait for these
+    processes."""
     parent = parent_process()
     assert parent is not None
     parent.join()

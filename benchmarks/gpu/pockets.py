@@ -1,7 +1,8 @@
 """The pocket checkpoints, and others of their size, from their folders.
 
-Families load their image processors by ``AutoImageProcessor``, which before transformers 5.20 asks for torchvision
-whatever the backend; here the classes are named, so that a machine with an older one will do.
+Families load their image processors by ``AutoImageProcessor``, which before transformers 5.20 asks
+for torchvision whatever the backend; here the classes are named, so that a machine with an older
+one will do.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _CHATS: dict[str, tuple[Any, Any]] = {
 
 
 def pocket(family: str, **options: Any) -> Model:
-    """The family's bundled checkpoint; ``options`` are those of :class:`models.options.LoadOptions`."""
+    """The family's bundled checkpoint; ``options`` are those of
+    :class:`models.options.LoadOptions`."""
     return load(family, POCKET / family, LoadOptions(**options))
 
 
@@ -37,5 +39,7 @@ def load(family: str, folder: Path, options: LoadOptions) -> Model:
         return moondream.load(str(folder), options)
     kind, processor = _CHATS[family]
     model = REFERENCES[family].from_pretrained(folder, dtype=options.dtype).eval()
-    loaded: Model = kind(model, AutoTokenizer.from_pretrained(folder), processor.from_pretrained(folder), options)
+    loaded: Model = kind(
+        model, AutoTokenizer.from_pretrained(folder), processor.from_pretrained(folder), options
+    )
     return loaded

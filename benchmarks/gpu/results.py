@@ -1,4 +1,5 @@
-"""What is known so far: printed line by line, and written anew after each, so that a run cut off still tells."""
+"""What is known so far: printed line by line, and written anew after each, so that a run cut off
+still tells."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 SHOWN, WIDTH = 6, 300
-"""Lines of a traceback, and their characters."""
+"""ResultFile of a traceback, and their characters."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Part:
 
 @dataclass
 class Told:
-    """What became of a part: ``done``, ``failed``, ``skipped``, or ``running`` if the run was cut off."""
+    """What became of a part: ``done``, ``failed``, ``skipped``, or ``running`` if the run was cut
+    off."""
 
     stage: str
     name: str
@@ -99,7 +101,9 @@ class Results:
             parts = [told for told in self.parts if told.stage == stage]
             states = Counter(told.state for told in parts)
             seconds = sum(told.seconds for told in parts)
-            print(f"| {stage} | {len(parts)} | {states['failed']} | {states['skipped']} | {seconds:.0f} |")
+            print(
+                f"| {stage} | {len(parts)} | {states['failed']} | {states['skipped']} | {seconds:.0f} |"
+            )
         for told in self.parts:
             for line in told.lines:
                 if "goal" in line.figures:
@@ -124,7 +128,9 @@ def goal(text: str, value: float, least: float) -> Line:
     """Whether a goal is met; one that is missed fails nothing."""
     met = value >= least
     figures = {"goal": text, "value": value, "least": least, "met": met}
-    return Line(f"goal {'met' if met else 'MISSED'}: {text}: {value:.3g} (at least {least:g})", figures)
+    return Line(
+        f"goal {'met' if met else 'MISSED'}: {text}: {value:.3g} (at least {least:g})", figures
+    )
 
 
 def free() -> None:

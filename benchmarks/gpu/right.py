@@ -1,4 +1,5 @@
-"""Stage *right*: in float32, answers are those of transformers, of recorded numbers, and of the CPU's engine."""
+"""Stage *right*: in float32, answers are those of transformers, of recorded numbers, and of the
+CPU's engine."""
 
 from __future__ import annotations
 
@@ -29,17 +30,20 @@ from models.moondream.model import Moondream
 from models.options import LoadOptions
 from models.qwen2_5_vl.model import Qwen2_5_VL
 from models.registry import POCKET
+from raylens.core.types import Caption, Detect, Point, Query, SamplingParams
 from raylens.engine.engine import Engine
-from raylens.engine.limits import Limits
+from raylens.engine.limits import EngineLimits
 from raylens.engine.sequence import sequences
-from raylens.types import Caption, Detect, Point, Query, SamplingParams
-from tests.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm
-from tests.pictures import random_pixels
+from testing.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm
+from testing.exactness import assert_as_alone, request, run_in_company
+from testing.pictures import random_pixels
 from tests.unit.models import test_moondream as recorded
 from tests.unit.models import test_qwen2_5_vl, test_smolvlm
-from tests.unit.models.exactness import assert_as_alone, request, run_in_company
 
-RANDOM: dict[str, Callable[..., Path]] = {"qwen2_5_vl": random_qwen2_5_vl, "smolvlm": random_smolvlm}
+RANDOM: dict[str, Callable[..., Path]] = {
+    "qwen2_5_vl": random_qwen2_5_vl,
+    "smolvlm": random_smolvlm,
+}
 BATCH, OTHER_BATCH = 16, 5
 """Answers on the device run in one company, and those that they are compared with in another."""
 MOST_UNLIKE = 20
@@ -63,7 +67,9 @@ def parts(setup: Setup) -> Iterator[Part]:
                 yield Part(f"{family} {name}, recorded", partial(_recorded, setup, name))
         else:
             for weights in ("pocket", "random"):
-                yield Part(f"{family} {weights}, in company", partial(_company, setup, family, weights))
+                yield Part(
+                    f"{family} {weights}, in company", partial(_company, setup, family, weights)
+                )
         yield Part(f"{family}, every kind of answer", partial(_kinds, setup, family))
         yield Part(f"{family}, CUDA graphs", partial(_graphs, setup, family))
         yield Part(f"{family}, bfloat16", partial(_bfloat16, setup, family))
@@ -71,7 +77,8 @@ def parts(setup: Setup) -> Iterator[Part]:
 
 
 def _checkpoint(setup: Setup, family: str, weights: str) -> Path:
-    """Folder of the ``pocket`` checkpoint, or of one of ``random`` weights, whose answers vary more."""
+    """Folder of the ``pocket`` checkpoint, or of one of ``random`` weights, whose answers vary
+    more."""
     folder = setup.folder / family
     if weights == "random" and not folder.exists():
         RANDOM[family](folder, scale=3.0)
@@ -84,7 +91,9 @@ def _company(setup: Setup, family: str, weights: str) -> Iterator[Line]:
     model = load(family, folder, LoadOptions(device=setup.device))
     count = 12 if setup.is_tiny else 60
     made = run_in_company(model, random.Random(4), count, videos=family == "qwen2_5_vl")
-    reference = REFERENCES[family].from_pretrained(folder, dtype=torch.float32).to(setup.device).eval()
+    reference = (
+        REFERENCES[family].from_pretrained(folder, dtype=torch.float32).to(setup.device).eval()
+    )
     inputs = test_smolvlm.reference_inputs
     if isinstance(model, Qwen2_5_VL):
         inputs = test_qwen2_5_vl.reference_inputs(model)
@@ -97,17 +106,29 @@ def _company(setup: Setup, family: str, weights: str) -> Iterator[Line]:
 
 
 def _recorded(setup: Setup, name: str) -> Iterator[Line]:
-    """Features and answers that the reference implementation gave for the same noise as weights. What the CPU of this
-    machine says otherwise as well isn't counted: releases of Pillow resize some pictures differently."""
+    """Features and answers that the reference implementation gave for the same noise as weights.
+    What the CPU of this machine says otherwise as well isn't counted: releases of Pillow resize
+    some pictures differently."""
     folder = random_moondream(setup.folder / name, MOONDREAMS[name])
-    here, ours = (moondream.load(str(folder), LoadOptions(device=device)) for device in ("cpu", setup.device))
+    here, ours = (
+        moondream.load(str(folder), LoadOptions(device=device)) for device in ("cpu", setup.device)
+    )
     told = recorded.RECORDED[name]
-    pictures = {"{}×{}".format(*each["picture"]): np.array(each["values"]) for each in told["features"]}
+    pictures = {
+        "{}×{}".format(*each["picture"]): np.array(each["values"]) for each in told["features"]
+    }
     seen = [_features(model, name) for model in (here, ours)]
-    alike = [size for size, values in pictures.items() if np.abs(seen[0][size] - values).max() <= FEATURES_NEAR]
+    alike = [
+        size
+        for size, values in pictures.items()
+        if np.abs(seen[0][size] - values).max() <= FEATURES_NEAR
+    ]
     off = {size: float(np.abs(seen[1][size] - seen[0][size]).max()) for size in pictures}
     worst = max(off.values())
-    yield Line(f"features {worst:.1e} from the CPU's, of which {len(alike)} of {len(pictures)} are as recorded", off)
+    yield Line(
+        f"features {worst:.1e} from the CPU's, of which {len(alike)} of {len(pictures)} are as recorded",
+        off,
+    )
     assert worst <= FEATURES_NEAR, f"{worst:.1e} off"
     said = [_recorded_answers(model, name) for model in (here, ours)]
     expected = [recorded.expected(each) for each in told["answers"]]
@@ -142,7 +163,10 @@ def _recorded_answers(model: Moondream, name: str) -> list[Any]:
 def _kernels(setup: Setup) -> Iterator[Line]:
     """Our kernels, and torch's flash attention over rows of the cache, beside float64."""
     device = torch.device(setup.device, 0) if setup.is_cuda else torch.device("cpu")
-    if not (has_fused_kernels(device, torch.bfloat16) and has_flash_attention(device, torch.bfloat16, 128)):
+    if not (
+        has_fused_kernels(device, torch.bfloat16)
+        and has_flash_attention(device, torch.bfloat16, 128)
+    ):
         yield Line("none run here", {"run": False})
         assert not setup.is_cuda, "neither Triton's nor flash attention's kernels run"
         return
@@ -165,7 +189,12 @@ def _kernels(setup: Setup) -> Iterator[Line]:
     seqused = torch.tensor(lengths, dtype=torch.int32, device=device)
     keys, values = cache.flatten(1, 2)
     ours = flash(
-        query, keys, values, SequenceBounds(ends, 1), SequenceBounds(ends * capacity, capacity), seqused=seqused
+        query,
+        keys,
+        values,
+        SequenceBounds(ends, 1),
+        SequenceBounds(ends * capacity, capacity),
+        seqused=seqused,
     )
     for row, length in enumerate(lengths):
         keys, values = cache[:, row, :length].double().repeat_interleave(7, 2).transpose(1, 2)
@@ -189,26 +218,37 @@ def _kinds(setup: Setup, family: str) -> Iterator[Line]:
         same[each.kind] += sum(map(agree, ours, theirs))
     counts = ", ".join(f"{kind} {same[kind]}/{total[kind]}" for kind in total)
     yield Line(f"as on the CPU: {counts}", {"same": dict(same), "asked": dict(total)})
-    least = {kind: count - (count // MOST_UNLIKE if kind == SEEDED else 0) for kind, count in total.items()}
+    least = {
+        kind: count - (count // MOST_UNLIKE if kind == SEEDED else 0)
+        for kind, count in total.items()
+    }
     short = [kind for kind in total if same[kind] < least[kind]]
     assert not short, f"differ: {', '.join(short)}"
 
 
 def _graphs(setup: Setup, family: str) -> Iterator[Line]:
-    """What is replayed says what plain steps do: exactly in float32, and, in bfloat16, where prompts are replayed too
-    and batches are filled up, but for a few answers."""
+    """What is replayed says what plain steps do: exactly in float32, and, in bfloat16, where
+    prompts are replayed too and batches are filled up, but for a few answers."""
     asked = captions(6 if setup.is_tiny else 48, SamplingParams(40, logprobs=0))
     note = "" if setup.is_cuda else " (the CPU has none)"
     for dtype in (torch.float32, torch.bfloat16):
         said = [
-            ask_all(pocket(family, device=setup.device, dtype=dtype, cuda_graphs=graphs), asked, BATCH, setup.threads)
+            ask_all(
+                pocket(family, device=setup.device, dtype=dtype, cuda_graphs=graphs),
+                asked,
+                BATCH,
+                setup.threads,
+            )
             for graphs in (True, False)
         ]
         pairs = [(ours[0], theirs[0]) for ours, theirs in zip(*said, strict=True)]
         exact = dtype is torch.float32
         same = sum(agree(*pair) if exact else pair[0].text == pair[1].text for pair in pairs)
         name = str(dtype).removeprefix("torch.")
-        yield Line(f"{name}: {same} of {len(asked)} answers as without{note}", {"same": same, "asked": len(asked)})
+        yield Line(
+            f"{name}: {same} of {len(asked)} answers as without{note}",
+            {"same": same, "asked": len(asked)},
+        )
         assert same >= (1.0 if exact else 0.9) * len(asked)
 
 
@@ -216,13 +256,26 @@ def _waits(setup: Setup, family: str) -> Iterator[Line]:
     """What a decode step waits for beside its tokens: nothing."""
     model = pocket(family, device=setup.device, dtype=torch.bfloat16)
     # All enter together, so that none has ended before the last has begun.
-    engine = Engine(model, Limits(max_batch_size=8, look_ahead=True, prefill_batch=8, prefill_tokens=16_384))
-    tasks = [task for task in (Caption(), Query("?"), Detect("circle"), Point("circle")) if task.name in model.tasks]
+    engine = Engine(
+        model,
+        EngineLimits(max_batch_size=8, look_ahead=True, prefill_batch=8, prefill_tokens=16_384),
+    )
+    tasks = [
+        task
+        for task in (Caption(), Query("?"), Detect("circle"), Point("circle"))
+        if task.name in model.tasks
+    ]
     asked = [request(task, max_tokens=64) for task in tasks]
-    asked.append(request(Caption(), max_tokens=64, temperature=1.0, top_p=0.9, presence_penalty=1.0, logprobs=2))
+    asked.append(
+        request(
+            Caption(), max_tokens=64, temperature=1.0, top_p=0.9, presence_penalty=1.0, logprobs=2
+        )
+    )
     for each in asked:
-        engine.scheduler.add(sequences(each, model.prepare(each, [random_pixels(300, 200, 1)]), model.tokenizer))
-    while engine.scheduler.waiting or engine.scheduler.entering:
+        engine.scheduler.add(
+            sequences(each, model.prepare(each, [random_pixels(300, 200, 1)]), model.tokenizer)
+        )
+    while engine.scheduler.waiting or engine.scheduler.prefilling:
         engine.step()
     engine.step()
     with warnings.catch_warnings(record=True) as caught:
@@ -236,16 +289,23 @@ def _waits(setup: Setup, family: str) -> Iterator[Line]:
         if setup.is_cuda:
             torch.cuda.set_sync_debug_mode("default")
     places = sorted(
-        {f"{Path(each.filename).name}:{each.lineno}" for each in caught if SYNCHRONIZES in str(each.message)}
+        {
+            f"{Path(each.filename).name}:{each.lineno}"
+            for each in caught
+            if SYNCHRONIZES in str(each.message)
+        }
     )
     note = "" if setup.is_cuda else " (a CPU never waits)"
-    yield Line(f"{len(places)} places wait in {steps} steps of {len(asked)} answers{note}", {"places": places})
+    yield Line(
+        f"{len(places)} places wait in {steps} steps of {len(asked)} answers{note}",
+        {"places": places},
+    )
     assert not places, ", ".join(places)
 
 
 def _bfloat16(setup: Setup, family: str) -> Iterator[Line]:
-    """How far answers in bfloat16 drift from those in float32. The pocket's, which is sure of what it says, must stay
-    near."""
+    """How far answers in bfloat16 drift from those in float32. The pocket's, which is sure of what
+    it says, must stay near."""
     drifts = {}
     for weights in ("pocket", "random") if family in RANDOM else ("pocket",):
         folder = _checkpoint(setup, family, weights)
@@ -254,7 +314,9 @@ def _bfloat16(setup: Setup, family: str) -> Iterator[Line]:
             for dtype in (torch.float32, torch.bfloat16)
         )
         asked = captions(4 if setup.is_tiny else 8, SamplingParams(40, logprobs=exact.vocabulary))
-        pairs = zip(*(ask_all(model, asked, BATCH, setup.threads) for model in (exact, rough)), strict=True)
+        pairs = zip(
+            *(ask_all(model, asked, BATCH, setup.threads) for model in (exact, rough)), strict=True
+        )
         drifts[weights] = found = drift([(ours[0], theirs[0]) for ours, theirs in pairs])
         yield Line(f"{weights}: {found}", {"weights": weights, **asdict(found)})
     assert drifts["pocket"].kl < MOST_KL, f"the mean KL divergence is over {MOST_KL}"

@@ -52,12 +52,14 @@ class Setup:
     def processes(self) -> ProcessPoolExecutor:
         """That preprocess pictures, the same ones until the end."""
         if self._processes is None:
-            self._processes = processes(min(MOST_PROCESSES, self.threads), self.jpegs((640, 480), 1)[0])
+            self._processes = processes(
+                min(MOST_PROCESSES, self.threads), self.jpegs((640, 480), 1)[0]
+            )
         return self._processes
 
     def subject(self, name: str, reference: bool = False) -> Subject:
-        """The model of this name; one is held at a time. ``reference``: with transformers' modules beside it, which
-        take memory from keys and values; to build it anew is cheap."""
+        """The model of this name; one is held at a time. ``reference``: with transformers' modules
+        beside it, which take memory from keys and values; to build it anew is cheap."""
         held = self._subject
         if held is None or held.name != name or reference != (held.reference is not None):
             del held
@@ -81,5 +83,7 @@ class Setup:
         if len(made) < count:
             with ThreadPoolExecutor(self.threads) as pool:
                 seeds = range(len(made), count)
-                made += pool.map(photograph, itertools.repeat(size[0]), itertools.repeat(size[1]), seeds)
+                made += pool.map(
+                    photograph, itertools.repeat(size[0]), itertools.repeat(size[1]), seeds
+                )
         return made[:count]

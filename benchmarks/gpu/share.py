@@ -1,6 +1,8 @@
-"""One process with a share of the card: ``python -m benchmarks.gpu.share``, for :mod:`benchmarks.gpu.shares`.
+"""One process with a share of the card: ``python -m benchmarks.gpu.share``, for
+:mod:`benchmarks.gpu.shares`.
 
-It says ``ready`` once its model is loaded, begins when it is told a line, and ends with a line of JSON.
+It says ``ready`` once its model is loaded, begins when it is told a line, and ends with a line of
+JSON.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from benchmarks.gpu.results import free
 from benchmarks.gpu.subjects import FAMILIES, Subject, build
 from benchmarks.photograph import photograph
 from models.memory import hold_to_share, kv_budget, loading, share_bytes
+from raylens.core.types import Chat, Detail, ImagePart, Message, Role, TextPart, VisionRequest
 from raylens.engine.async_engine import AsyncEngine
-from raylens.engine.limits import Limits
-from raylens.types import Chat, Detail, ImagePart, Message, Role, TextPart, VisionRequest
+from raylens.engine.limits import EngineLimits
 
 SECONDS = 150.0
 """In which everything must be answered."""
@@ -70,7 +72,11 @@ def main() -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     started = time.monotonic()
-    engine = AsyncEngine(subject.model, Limits(max_batch_size=given.requests, kv_bytes=report.kv), max_waiting=64)
+    engine = AsyncEngine(
+        subject.model,
+        EngineLimits(max_batch_size=given.requests, kv_bytes=report.kv),
+        max_waiting=64,
+    )
     try:
         asyncio.run(_load(engine, subject, given.scale, given.requests, report))
     finally:
@@ -84,7 +90,7 @@ def main() -> None:
 
 def _budget(device: str, share: float) -> Report:
     """As a replica works it out. Raises ``MemoryError`` if the weights leave nothing."""
-    limits = Limits()
+    limits = EngineLimits()
     report = Report(share, kv=kv_budget(device, share, limits.feature_bytes + limits.prefix_bytes))
     if device.startswith("cuda"):
         total = torch.cuda.get_device_properties(0).total_memory
@@ -92,18 +98,26 @@ def _budget(device: str, share: float) -> Report:
     return report
 
 
-async def _load(engine: AsyncEngine, subject: Subject, scale: str, requests: int, report: Report) -> None:
+async def _load(
+    engine: AsyncEngine, subject: Subject, scale: str, requests: int, report: Report
+) -> None:
     """Large pictures and long answers, all at once."""
     size, longest = ((1600, 1200), 400) if scale == "full" else ((200, 200), 24)
     client, model = EngineClient(engine), subject.model
 
     def prepared(number: int) -> Question:
         pixels, _ = preprocess(photograph(*size, number))
-        chat = Chat((Message(Role.USER, (ImagePart(0, Detail.HIGH), TextPart("Describe it at length."))),))
-        return Question(model.prepare(VisionRequest("", "", chat, time.time() + 600), [pixels]), longest)
+        chat = Chat(
+            (Message(Role.USER, (ImagePart(0, Detail.HIGH), TextPart("Describe it at length."))),)
+        )
+        return Question(
+            model.prepare(VisionRequest("", "", chat, time.time() + 600), [pixels]), longest
+        )
 
-    questions = await asyncio.gather(*(asyncio.to_thread(prepared, number) for number in range(requests)))
-    places = (question.prompt.places(longest, model.max_length) for question in questions)
+    questions = await asyncio.gather(
+        *(asyncio.to_thread(prepared, number) for number in range(requests))
+    )
+    places = (question.prompt.max_total_tokens(longest, model.max_length) for question in questions)
     report.wanted = sum(places) * model.kv_shape.bytes_per_token
     async with asyncio.timeout(SECONDS):
         load = await drive([client.asking(question) for question in questions], requests)
@@ -114,7 +128,9 @@ def _compare(device: str, scale: str, report: Report) -> None:
     """Answers of a pocket model in the same share, and those of the CPU's engine."""
     asked = mixed("smolvlm", 1 if scale == "tiny" else 4)
     asked = [each for each in asked if each.sampling.temperature == 0]
-    ours, theirs = (ask_all(pocket("smolvlm", device=each), asked, 8, threads=1) for each in (device, "cpu"))
+    ours, theirs = (
+        ask_all(pocket("smolvlm", device=each), asked, 8, threads=1) for each in (device, "cpu")
+    )
     report.asked = len(asked)
     report.right = sum(agree(one, other) for (one,), (other,) in zip(ours, theirs, strict=True))
 

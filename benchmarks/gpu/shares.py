@@ -1,4 +1,5 @@
-"""Stage *shares*: an engine that holds a part of the card stays inside it, alone and beside another."""
+"""Stage *shares*: an engine that holds a part of the card stays inside it, alone and beside
+another."""
 
 from __future__ import annotations
 
@@ -51,10 +52,16 @@ def _held(setup: Setup, shares: Sequence[float], requests: int) -> Iterator[Line
         yield Line(text, {"taken": watch.taken, "allowed": allowed})
         assert watch.taken <= allowed, text
     for report in reports:
-        assert report["answered"] == requests, f"{report['answered']} of {requests} requests were answered"
+        assert report["answered"] == requests, (
+            f"{report['answered']} of {requests} requests were answered"
+        )
         assert report["right"] == report["asked"], "answers differ from the CPU's"
-        assert not setup.is_cuda or report["peak"] <= report["bound"], "torch took more than its bound"
-        assert not setup.is_cuda or len(shares) > 1 or report["wanted"] > report["kv"], "the load was too small"
+        assert not setup.is_cuda or report["peak"] <= report["bound"], (
+            "torch took more than its bound"
+        )
+        assert not setup.is_cuda or len(shares) > 1 or report["wanted"] > report["kv"], (
+            "the load was too small"
+        )
 
 
 def _told(report: dict[str, Any], requests: int, is_cuda: bool) -> Line:
@@ -85,7 +92,9 @@ def _misfits(setup: Setup) -> Iterator[Line]:
                 worker.read("ready")
             except RuntimeError as error:
                 said = str(error)
-        yield Line(f"{LARGE} in {share:.2f}: {said[:300] or 'was loaded'}", {"share": share, "error": said})
+        yield Line(
+            f"{LARGE} in {share:.2f}: {said[:300] or 'was loaded'}", {"share": share, "error": said}
+        )
         assert "Memory" in said, "no lack of memory"
         assert "GiB" in said, "the error gives no figures"
 
@@ -95,7 +104,13 @@ class Worker:
 
     def __init__(self, setup: Setup, share: float, model: str, requests: int) -> None:
         self._errors = Path(setup.folder) / f"share-{share}.log"
-        options = {"device": setup.device, "scale": setup.scale, "share": share, "model": model, "requests": requests}
+        options = {
+            "device": setup.device,
+            "scale": setup.scale,
+            "share": share,
+            "model": model,
+            "requests": requests,
+        }
         given = [f"--{name}={value}" for name, value in options.items()]
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(
@@ -117,7 +132,8 @@ class Worker:
         self._process.communicate()
 
     def read(self, beginning: str) -> str:
-        """The next line that begins so. Raises ``RuntimeError`` with the process's last words if it ends before."""
+        """The next line that begins so. Raises ``RuntimeError`` with the process's last words if it
+        ends before."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(beginning):

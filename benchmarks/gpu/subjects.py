@@ -1,4 +1,5 @@
-"""The models that are measured: random weights in the shapes of published checkpoints, or small ones."""
+"""The models that are measured: random weights in the shapes of published checkpoints, or small
+ones."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ from models.moondream.crops import Crops
 from models.moondream.model import Moondream
 from models.moondream.weights import Weights
 from models.options import LoadOptions
-from models.pocket import moondream_checkpoint
 from raylens.engine.model import Model, PictureInput, Prompt
+from training import moondream_checkpoint
 
 DTYPE = torch.bfloat16
 FAMILIES = {
@@ -65,7 +66,8 @@ MOONDREAMS = {
 }
 """``full`` is Moondream 2."""
 UNTIED = {"tie_word_embeddings": False}
-"""A random model whose head is its embeddings says its prompt's last token for ever. The work is the same."""
+"""A random model whose head is its embeddings says its prompt's last token for ever. The work is
+the same."""
 NEVER = -100.0
 """A logit that is never the best."""
 
@@ -85,12 +87,16 @@ class Subject:
     def least(self, prompt: Prompt, tokens: int, batch: int) -> Work:
         """The least that an answer of so many tokens takes, where decode steps have ``batch`` rows."""
         length = len(prompt.token_ids)
-        return self.seen(prompt.pictures) + self.text.prefill(length) + self.text.answer(length, tokens, batch)
+        return (
+            self.seen(prompt.pictures)
+            + self.text.prefill(length)
+            + self.text.answer(length, tokens, batch)
+        )
 
 
 def build(name: str, scale: str, device: str, reference: bool = False) -> Subject:
-    """A model whose answers never end by themselves, and whose every token has text of its own, so that its arrival
-    shows; ``reference``: transformers' modules are kept beside it."""
+    """A model whose answers never end by themselves, and whose every token has text of its own, so
+    that its arrival shows; ``reference``: transformers' modules are kept beside it."""
     if FAMILIES[name] == "moondream":
         return _moondream(name, MOONDREAMS[scale], device)
     shape = CHATS[name, scale]
@@ -114,7 +120,9 @@ def build(name: str, scale: str, device: str, reference: bool = False) -> Subjec
 
 def _unsaid(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """All tokens but the words that ``widened`` adds."""
-    return [number for token, number in tokenizer.get_vocab().items() if not token.startswith("Ġword")]
+    return [
+        number for token, number in tokenizer.get_vocab().items() if not token.startswith("Ġword")
+    ]
 
 
 def _moondream(name: str, config: MoondreamConfig, device: str) -> Subject:
@@ -123,7 +131,9 @@ def _moondream(name: str, config: MoondreamConfig, device: str) -> Subject:
     unsaid = _unsaid(tokenizer)
     weights["text.lm_head.weight"][unsaid], weights["text.lm_head.bias"][unsaid] = 0.0, NEVER
     taken = Weights(weights, weights.__getitem__, Packer(device), DTYPE)
-    model = Moondream(config, taken, tokenizer.backend_tokenizer, LoadOptions(dtype=DTYPE, device=device))
+    model = Moondream(
+        config, taken, tokenizer.backend_tokenizer, LoadOptions(dtype=DTYPE, device=device)
+    )
     tower, text = shapes_of(config, DTYPE.itemsize, model.kv_shape.bytes_per_token)
     vision = config.vision
     projection = vision.proj_inner_dim * (2 * vision.enc_dim + vision.proj_out_dim)

@@ -49,7 +49,10 @@ class Trace:
 
     def first(self, seconds: float) -> Trace:
         """What began so soon: the profiler goes on for a while until it has stopped."""
-        until = min((event.start for event in self.events if event.kind in ON_CARD), default=0.0) + seconds
+        until = (
+            min((event.start for event in self.events if event.kind in ON_CARD), default=0.0)
+            + seconds
+        )
         return Trace([event for event in self.events if event.start < until])
 
     def of(self, *kinds: str) -> list[Event]:
@@ -60,7 +63,8 @@ class Trace:
         return self.of("kernel")
 
     def busy(self) -> tuple[float, NDArray[np.float64]]:
-        """How long the card worked, kernels and copies that overlap counted once, and the gaps between."""
+        """How long the card worked, kernels and copies that overlap counted once, and the gaps
+        between."""
         work = sorted(self.of(*ON_CARD), key=lambda event: event.start)
         if not work:
             return 0.0, np.zeros(0)
@@ -83,7 +87,10 @@ class Trace:
         seconds = dict.fromkeys(ATTENTION, 0.0)
         for event in self.kernels:
             name = event.name.lower()
-            backend = next((each for each, marks in ATTENTION.items() if any(mark in name for mark in marks)), None)
+            backend = next(
+                (each for each, marks in ATTENTION.items() if any(mark in name for mark in marks)),
+                None,
+            )
             if backend is not None:
                 seconds[backend] += event.seconds
         return {backend: each for backend, each in seconds.items() if each}
@@ -92,13 +99,16 @@ class Trace:
         """How many copies of each direction, and their bytes."""
         found: dict[str, tuple[int, int]] = {}
         for event in self.of("gpu_memcpy"):
-            direction = next((each for each in ("HtoD", "DtoH", "DtoD") if each in event.name), "other")
+            direction = next(
+                (each for each in ("HtoD", "DtoH", "DtoD") if each in event.name), "other"
+            )
             number, size = found.get(direction, (0, 0))
             found[direction] = number + 1, size + event.bytes
         return found
 
     def calls(self, marks: Sequence[str], thread: int) -> list[Event]:
-        """A thread's calls of CUDA whose names hold one of these; all threads' if the trace has other numbers."""
+        """A thread's calls of CUDA whose names hold one of these; all threads' if the trace has
+        other numbers."""
         calls = self.of("cuda_runtime", "cuda_driver")
         mine = [event for event in calls if event.thread == thread] or calls
         return [event for event in mine if any(mark in event.name for mark in marks)]

@@ -28,7 +28,8 @@ SHOWN = 10
 PICTURES = 160
 """Shown in turns: more than the engine keeps."""
 LAG = 2
-"""So many steps later at the latest, the host of a card that looks ahead has waited for what a step launched."""
+"""So many steps later at the latest, the host of a card that looks ahead has waited for what a step
+launched."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,19 @@ class Steps:
         def timed() -> Any:
             self.thread = threading.get_native_id()
             scheduler = inner.scheduler
-            entering, waiting = len(scheduler.entering), len(scheduler.waiting)
+            prefilling, waiting = len(scheduler.prefilling), len(scheduler.waiting)
             started = time.perf_counter()
             try:
                 return step()
             finally:
-                reads = entering > 0 or len(scheduler.waiting) < waiting
+                reads = prefilling > 0 or len(scheduler.waiting) < waiting
                 self.taken.append(Step(started, time.perf_counter(), reads))
 
         inner.step = timed
 
     def within(self, start: float, end: float) -> list[Step]:
-        """Those that began and ended in this time: while the profiler stops, a step takes as long as that does."""
+        """Those that began and ended in this time: while the profiler stops, a step takes as long
+        as that does."""
         return [step for step in self.taken if start <= step.start and step.end <= end]
 
 
@@ -97,12 +99,16 @@ def _why(setup: Setup, name: str) -> Iterator[Line]:
     try:
         with running(setup, model, in_flight) as engine:
             steps.watch(engine)
-            work = _profiled(EngineClient(engine), front, jpegs, workload, in_flight, watched, seconds)
+            work = _profiled(
+                EngineClient(engine), front, jpegs, workload, in_flight, watched, seconds
+            )
             start, end = asyncio.run(work)
     finally:
         front.close()
     taken = steps.within(start, end)
-    yield _told(f"{workload}, {in_flight} in flight", taken, end - start, LAG if setup.is_cuda else 0)
+    yield _told(
+        f"{workload}, {in_flight} in flight", taken, end - start, LAG if setup.is_cuda else 0
+    )
     if not setup.is_cuda:
         yield from _operators(watched)
         return
@@ -112,15 +118,20 @@ def _why(setup: Setup, name: str) -> Iterator[Line]:
 
 
 def profiler(is_cuda: bool) -> profile:
-    """The CPU's operators are watched in all threads, but not beside a card: they would slow what is watched."""
+    """The CPU's operators are watched in all threads, but not beside a card: they would slow what
+    is watched."""
     if not is_cuda:
         whole = _ExperimentalConfig(profile_all_threads=True)
         return profile(activities=[ProfilerActivity.CPU], experimental_config=whole)
     try:
-        config = _ExperimentalConfig(trace_only=True)  # else making objects of the events takes seconds
+        config = _ExperimentalConfig(
+            trace_only=True
+        )  # else making objects of the events takes seconds
     except TypeError:  # an older torch
         config = None
-    return profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], experimental_config=config)
+    return profile(
+        activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], experimental_config=config
+    )
 
 
 async def _profiled(
@@ -160,22 +171,37 @@ def _operators(watched: profile) -> Iterator[Line]:
     events = sorted(watched.key_averages(), key=lambda event: -event.self_cpu_time_total)
     for event in events[:SHOWN]:
         ms = event.self_cpu_time_total / 1000
-        yield Line(f"{ms:8.1f} ms {event.count:6} × {event.key}", {"name": event.key, "ms": ms, "count": event.count})
+        yield Line(
+            f"{ms:8.1f} ms {event.count:6} × {event.key}",
+            {"name": event.key, "ms": ms, "count": event.count},
+        )
 
 
 def _of_card(trace: Trace, wall: float, steps: int, thread: int) -> Iterator[Line]:
     busy, gaps = trace.busy()
     between = 1e6 * np.array((gaps.mean(), np.quantile(gaps, 0.9))) if len(gaps) else np.zeros(2)
-    figures = {"busy": busy / wall, "gap_us": between[0], "gap_p90_us": between[1], "gaps": len(gaps)}
+    figures = {
+        "busy": busy / wall,
+        "gap_us": between[0],
+        "gap_p90_us": between[1],
+        "gaps": len(gaps),
+    }
     idle = f"{len(gaps)} gaps of {between[0]:.0f} µs, p90 {between[1]:.0f} µs"
     yield Line(f"the card is busy {busy / wall:.0%} of the time; {idle}", figures)
     launches, waits = (trace.calls(marks, thread) for marks in (LAUNCHES, WAITS))
     each = max(1, steps)
-    waited, launched = (1000 * sum(call.seconds for call in calls) / each for calls in (waits, launches))
+    waited, launched = (
+        1000 * sum(call.seconds for call in calls) / each for calls in (waits, launches)
+    )
     figures = {"launches": len(launches) / each, "launch_ms": launched, "wait_ms": waited}
-    yield Line(f"a step: {figures['launches']:.0f} launches in {launched:.2f} ms, {waited:.2f} ms of waiting", figures)
+    yield Line(
+        f"a step: {figures['launches']:.0f} launches in {launched:.2f} ms, {waited:.2f} ms of waiting",
+        figures,
+    )
     copies = trace.copies()
-    told = ", ".join(f"{count} {way} of {size / 1e6:.2f} MB" for way, (count, size) in copies.items())
+    told = ", ".join(
+        f"{count} {way} of {size / 1e6:.2f} MB" for way, (count, size) in copies.items()
+    )
     yield Line(f"copies: {told or 'none'}", {"copies": copies})
     attention = trace.attention()
     told = ", ".join(f"{backend} {each / wall:.1%}" for backend, each in attention.items())
@@ -187,10 +213,15 @@ def _of_card(trace: Trace, wall: float, steps: int, thread: int) -> Iterator[Lin
 
 def _told(what: str, steps: Sequence[Step], seconds: float, lag: int) -> Line:
     """``lag``: steps after one that reads count as reading, because they wait for it."""
-    reads = [any(step.reads for step in steps[max(0, place - lag) : place + 1]) for place in range(len(steps))]
+    reads = [
+        any(step.reads for step in steps[max(0, place - lag) : place + 1])
+        for place in range(len(steps))
+    ]
     plain = [step.ms for step, read in zip(steps, reads, strict=True) if not read]
     reading = [step.ms for step, read in zip(steps, reads, strict=True) if read]
-    median, p90 = (float(value) for value in np.quantile(plain, (0.5, 0.9))) if plain else (None, None)
+    median, p90 = (
+        (float(value) for value in np.quantile(plain, (0.5, 0.9))) if plain else (None, None)
+    )
     mean = float(np.mean(reading)) if reading else None
     waits = " or wait for it" if lag else ""
     words = [
@@ -198,5 +229,10 @@ def _told(what: str, steps: Sequence[Step], seconds: float, lag: int) -> Line:
         f"{len(plain)} that only decode" + (f", {median:.2f} ms (p90 {p90:.2f})" if plain else ""),
         f"{len(reading)} that read{waits}" + (f", {mean:.2f} ms on the average" if reading else ""),
     ]
-    figures = {"steps": len(steps), "decode_ms": median, "decode_p90_ms": p90, "reading": len(reading)}
+    figures = {
+        "steps": len(steps),
+        "decode_ms": median,
+        "decode_p90_ms": p90,
+        "reading": len(reading),
+    }
     return Line("; ".join(words), {**figures, "reading_ms": mean})

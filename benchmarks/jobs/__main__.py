@@ -1,7 +1,9 @@
-"""``python -m benchmarks.jobs``: submissions, jobs, reads and restarts, on SQLite and on PostgreSQL, in one run.
+"""``python -m benchmarks.jobs``: submissions, jobs, reads and restarts, on SQLite and on
+PostgreSQL, in one run.
 
-The model takes no time, so every figure is the queue's, the transport's and the load generator's own, which shares the
-machine. Baselines of the same run: a route that does nothing, and the disk's durable writes a second.
+The model takes no time, so every figure is the queue's, the transport's and the load generator's
+own, which shares the machine. Baselines of the same run: a route that does nothing, and the disk's
+durable writes a second.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from ray import serve
 
 from benchmarks.jobs.app import BLOCK, MODEL, build_app
 from deployments.graph import Graph
-from raylens.config import AppConfig, JobsConfig
-from raylens.jobs.asking import Asker, Options
+from raylens.core.config import AppConfig, JobsConfig
+from raylens.core.types import Query
+from raylens.jobs.factory import make_store
+from raylens.jobs.inference import InferenceClient, Options
 from raylens.jobs.job import Job, JobState, new_id
-from raylens.jobs.make import make_store
-from raylens.types import Query
-from tests.postgres import new_schema, postgres
+from testing.postgres import new_schema, postgres
 
 WORKERS = 32
 IN_FLIGHT = 64
@@ -39,7 +41,9 @@ MIB = 2**20
 def job(question: str = "what is it?") -> Job:
     now = time.time()
     given = {"question": question}
-    return Job(new_id(), "query", given, created_at=now, deadline=now + 3600, max_attempts=5, rank=now)
+    return Job(
+        new_id(), "query", given, created_at=now, deadline=now + 3600, max_attempts=5, rank=now
+    )
 
 
 class Actor:
@@ -122,7 +126,13 @@ async def measure(store: str, url: str, count: int) -> list[tuple[str, str, str]
     await until_done(actor, before + count)
     ended = time.perf_counter() - started
     rows.append(("submissions through the actor", f"{count / accepted:.0f} a second", "≥ 300"))
-    rows.append((f"jobs from submission to end, {WORKERS} workers", f"{count / ended:.0f} a second", "≥ 150"))
+    rows.append(
+        (
+            f"jobs from submission to end, {WORKERS} workers",
+            f"{count / ended:.0f} a second",
+            "≥ 150",
+        )
+    )
 
     body = {"job_type": "query", "input": {"question": "what is it?", "model": MODEL}}
     limits = httpx.Limits(max_connections=IN_FLIGHT)
@@ -154,7 +164,9 @@ async def measure(store: str, url: str, count: int) -> list[tuple[str, str, str]
         while not load.done():
             reads += await at_once(1, 1, lambda: client.get(f"/api/v1/jobs/{known}"))
         nothing = rates["nothing"]
-        rows.append(("a route that does nothing, over HTTP", f"{nothing:.0f} a second", "the baseline"))
+        rows.append(
+            ("a route that does nothing, over HTTP", f"{nothing:.0f} a second", "the baseline")
+        )
         for name, what in (("waiting", "all workers busy"), ("running", "jobs running meanwhile")):
             share = f"{rates[name]:.0f} a second, {100 * rates[name] / nothing:.0f} %"
             rows.append((f"submissions over HTTP, {what}", share, "≥ 60 % of the baseline"))
@@ -168,9 +180,11 @@ async def directly(count: int) -> float:
     config = AppConfig.model_validate({"models": [{"name": MODEL, "family": "smolvlm"}]})
     names = ("Preprocessor", MODEL)
     preprocessor, model = (serve.get_deployment_handle(name, app_name="raylens") for name in names)
-    asker = Asker(Graph(config, "raylens", preprocessor, {MODEL: model}), config)
-    plan = asker.plan(Options())
-    times = await at_once(count, 1, lambda: asker.ask("x", time.time() + 60, plan, Query("what is it?"), ()))
+    inference = InferenceClient(Graph(config, "raylens", preprocessor, {MODEL: model}), config)
+    options = inference.resolve(Options())
+    times = await at_once(
+        count, 1, lambda: inference.ask("x", time.time() + 60, options, Query("what is it?"), ())
+    )
     return median(times)
 
 
@@ -183,7 +197,8 @@ async def fill(config: JobsConfig) -> None:
 
 
 async def backlog(url: str, started: float) -> list[tuple[str, str, str]]:
-    """A start over ``BACKLOG`` waiting jobs: the memory, a list of all of them, and until the last has ended."""
+    """A start over ``BACKLOG`` waiting jobs: the memory, a list of all of them, and until the last
+    has ended."""
     actor = Actor()
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         listing, cursor, listed, most = time.perf_counter(), "", 0, 0.0
@@ -202,7 +217,11 @@ async def backlog(url: str, started: float) -> list[tuple[str, str, str]]:
     return [
         (f"{BACKLOG} jobs listed over HTTP, 1,000 a page, while they run", f"{took:.1f} s", ""),
         (f"a start over {BACKLOG} waiting jobs, until all have ended", f"{drained:.0f} s", ""),
-        ("memory of the queue's actor: at the start, at most", f"{sizes[0]:.0f} / {most:.0f} MB", "flat"),
+        (
+            "memory of the queue's actor: at the start, at most",
+            f"{sizes[0]:.0f} / {most:.0f} MB",
+            "flat",
+        ),
     ]
 
 
@@ -211,7 +230,11 @@ def memory() -> float:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if b"JobQueueActor" in (folder / "cmdline").read_bytes():
-                return int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
+                return (
+                    int((folder / "statm").read_text().split()[1])
+                    * os.sysconf("SC_PAGE_SIZE")
+                    / MIB
+                )
         except OSError:
             continue
     return 0.0
@@ -247,14 +270,20 @@ def run(name: str, store: str, folder: Path, count: int) -> None:
         _run(backlog(url, started), show)
 
 
-def _run(work: Coroutine[Any, Any, list[tuple[str, str, str]]], show: Callable[[Any], None]) -> None:
+def _run(
+    work: Coroutine[Any, Any, list[tuple[str, str, str]]], show: Callable[[Any], None]
+) -> None:
     show(asyncio.run(work))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=2000, help="jobs of a measurement")
-    parser.add_argument("--store", choices=("sqlite", "postgres"), action="append", help="this one; both by default")
+    parser.add_argument(
+        "--store", choices=("sqlite", "postgres"), action="append", help="this one; both by default"
+    )
     options = parser.parse_args()
     stores = options.store or ["sqlite", "postgres"]
     with tempfile.TemporaryDirectory(prefix="raylens-bench-") as name:

@@ -1,4 +1,5 @@
-"""The graph with a model that answers at once, and a route that does nothing: what is left is the queue."""
+"""The graph with a model that answers at once, and a route that does nothing: what is left is the
+queue."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from ray.serve import Application
 
 from deployments.app import job_queue
 from deployments.ingress import Surface
-from raylens.config import AppConfig
-from raylens.types import Delta, FinishReason, ModelInfo, Query, Usage, VisionRequest
+from raylens.core.config import AppConfig
+from raylens.core.types import Delta, FinishReason, ModelInfo, Query, Usage, VisionRequest
 
 MODEL = "stub"
 BLOCK = "wait"
@@ -36,7 +37,8 @@ class StubPreprocessor:
 
 @serve.ingress()
 class BenchIngress(Surface):
-    """The real one, and ``POST /noop``, which reads its body as JSON and answers with a fixed object."""
+    """The real one, and ``POST /noop``, which reads its body as JSON and answers with a fixed
+    object."""
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = super().__serve_build_asgi_app__()
@@ -55,7 +57,9 @@ def build_app(args: dict[str, Any]) -> Application:
     model = serve.deployment(StubModel).options(
         name=MODEL, max_ongoing_requests=256, ray_actor_options={"num_cpus": 0.1}
     )
-    preprocessor = serve.deployment(StubPreprocessor).options(name="Preprocessor", ray_actor_options={"num_cpus": 0.1})
+    preprocessor = serve.deployment(StubPreprocessor).options(
+        name="Preprocessor", ray_actor_options={"num_cpus": 0.1}
+    )
     ingress = serve.deployment(BenchIngress).options(
         name="Ingress",
         max_ongoing_requests=512,

@@ -1,5 +1,5 @@
-"""The configuration of a checkpoint. What a ``config.json`` leaves out are Moondream 2's own figures (``config.py``
-upstream), as those on the hub leave out everything."""
+"""The configuration of a checkpoint. What a ``config.json`` leaves out are Moondream 2's own
+figures (``config.py`` upstream), as those on the hub leave out everything."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class Template:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Token ids of ``moondream/starmie-v1``, and the prompts that are made of them. ``caption`` has one whole prompt
-    for each length."""
+    """Token ids of ``moondream/starmie-v1``, and the prompts that are made of them. ``caption`` has
+    one whole prompt for each length."""
 
     bos_id: int = 0
     eos_id: int = 0
@@ -122,22 +122,30 @@ def read_config(path: Path) -> MoondreamConfig:
 def config_of(given: Mapping[str, Any]) -> MoondreamConfig:
     """Upstream's dictionary of sections. Raises ``ValueError`` for what this code doesn't know."""
     given = dict(given)
-    text, region, tokenizer = (dict(given.pop(name, {})) for name in ("text", "region", "tokenizer"))
+    text, region, tokenizer = (
+        dict(given.pop(name, {})) for name in ("text", "region", "tokenizer")
+    )
     vision = VisionConfig(**_known(VisionConfig, given.pop("vision", {}), "vision"))
     for name, section in (("text", text), ("region", region)):
         if section.pop("group_size", None) is not None:
             raise ValueError(f"{name}.group_size: checkpoints of 4-bit weights are not supported")
     prefix = text.pop("prefix_attn", 1 + vision.grid**2)
     if prefix != 1 + vision.grid**2:
-        raise ValueError(f"text.prefix_attn: {prefix}; a picture takes {vision.grid**2} tokens, and one is before it")
+        raise ValueError(
+            f"text.prefix_attn: {prefix}; a picture takes {vision.grid**2} tokens, and one is before it"
+        )
     templates = dict(tokenizer.pop("templates", {}))
     if "caption" in templates:
-        tokenizer["caption"] = {length: tuple(ids) for length, ids in templates.pop("caption").items()}
+        tokenizer["caption"] = {
+            length: tuple(ids) for length, ids in templates.pop("caption").items()
+        }
     for name in ("query", "detect", "point"):
         if name in templates:
             template = templates.pop(name)
             if template is None:
-                raise ValueError(f"tokenizer.templates.{name}: none; such checkpoints are not supported")
+                raise ValueError(
+                    f"tokenizer.templates.{name}: none; such checkpoints are not supported"
+                )
             tokenizer[name] = Template(tuple(template["prefix"]), tuple(template["suffix"]))
     text.setdefault("n_kv_heads", text.get("n_heads", TextConfig.n_heads))
     if given or templates:

@@ -1,4 +1,5 @@
-"""A picture as the vision encoder sees it: whole, and in overlapping crops (``image_crops.py`` upstream)."""
+"""A picture as the vision encoder sees it: whole, and in overlapping crops (``image_crops.py``
+upstream)."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from models.moondream.config import VisionConfig
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """``pixels`` (crops, side, side, 3) of 0 to 255: the whole picture, and then ``tiling`` (rows, columns) of crops,
-    row by row. Where there would be one, it shows the same as the whole, and is left out."""
+    """``pixels`` (crops, side, side, 3) of 0 to 255: the whole picture, and then ``tiling`` (rows,
+    columns) of crops, row by row. Where there would be one, it shows the same as the whole, and is
+    left out."""
 
     pixels: NDArray[np.uint8]
     tiling: tuple[int, int]
@@ -42,8 +44,8 @@ def crop(picture: NDArray[np.uint8], config: VisionConfig) -> Crops:
 
 
 def tiling(height: int, width: int, step: int, most: int) -> tuple[int, int]:
-    """Rows and columns of crops, each of which shows ``step`` pixels of its own: about ``most`` in all, and more of a
-    picture that is one crop wide, as it is upstream."""
+    """Rows and columns of crops, each of which shows ``step`` pixels of its own: about ``most`` in
+    all, and more of a picture that is one crop wide, as it is upstream."""
     if height <= step or width <= step:
         return 1, 1
     least_rows, least_columns = math.ceil(height / step), math.ceil(width / step)
@@ -61,8 +63,8 @@ def tiling(height: int, width: int, step: int, most: int) -> tuple[int, int]:
 
 
 def stitch(crops: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
-    """States of crops (rows · columns, side, side, hidden) as those of one picture (height, width, hidden): of the
-    ``margin`` at which two overlap, each keeps its own side's."""
+    """States of crops (rows · columns, side, side, hidden) as those of one picture (height, width,
+    hidden): of the ``margin`` at which two overlap, each keeps its own side's."""
     rows, columns = tiling
     side = crops.shape[1]
 
@@ -71,7 +73,11 @@ def stitch(crops: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
 
     lines = [
         torch.cat(
-            [crops[row * columns + column, kept(row, rows), kept(column, columns)] for column in range(columns)], 1
+            [
+                crops[row * columns + column, kept(row, rows), kept(column, columns)]
+                for column in range(columns)
+            ],
+            1,
         )
         for row in range(rows)
     ]

@@ -1,7 +1,7 @@
 """Places in a picture as the text model reads and says them (``region.py`` upstream).
 
-Both are bins. A coordinate is its bin over their number; a width or height is a power of two, 2^(10 · bin / last − 10).
-What is read goes through Fourier features (Tancik et al. 2020).
+Both are bins. A coordinate is its bin over their number; a width or height is a power of two, 2^(10
+· bin / last − 10). What is read goes through Fourier features (Tancik et al. 2020).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from models.linear import Linear
 from models.moondream.config import RegionConfig
 from models.moondream.weights import Weights
+from raylens.core.types import Location, Region
 from raylens.engine.transfer import upload
-from raylens.types import Location, Region
 
 OCTAVES = 10.0
 
@@ -28,12 +28,20 @@ class RegionHead:
     def __init__(self, config: RegionConfig, weights: Weights) -> None:
         self._config = config
         dim, inner = config.dim, config.inner_dim
-        self._coordinate_waves = weights.tensor("region.coord_features", 1, config.coord_feat_dim // 2)
+        self._coordinate_waves = weights.tensor(
+            "region.coord_features", 1, config.coord_feat_dim // 2
+        )
         self._size_waves = weights.tensor("region.size_features", 2, config.size_feat_dim // 2)
-        self._coordinate_encoder = weights.linear("region.coord_encoder", config.coord_feat_dim, dim)
+        self._coordinate_encoder = weights.linear(
+            "region.coord_encoder", config.coord_feat_dim, dim
+        )
         self._size_encoder = weights.linear("region.size_encoder", config.size_feat_dim, dim)
-        self._coordinate_decoder = _decoder("region.coord_decoder", dim, inner, config.coord_out_dim, weights)
-        self._size_decoder = _decoder("region.size_decoder", dim, inner, config.size_out_dim, weights)
+        self._coordinate_decoder = _decoder(
+            "region.coord_decoder", dim, inner, config.coord_out_dim, weights
+        )
+        self._size_decoder = _decoder(
+            "region.size_decoder", dim, inner, config.size_out_dim, weights
+        )
 
     def coordinate_states(self, values: Tensor) -> Tensor:
         """Coordinates (count,) as the text model reads them (count, hidden)."""
@@ -46,7 +54,8 @@ class RegionHead:
         return self._size_encoder(_waves(sizes, self._size_waves))
 
     def place_states(self, places: Sequence[Location | Region]) -> Tensor:
-        """Each place as the text model reads it: its middle's coordinates, and a region's size (states, hidden)."""
+        """Each place as the text model reads it: its middle's coordinates, and a region's size
+        (states, hidden)."""
         waves = self._coordinate_waves
         states = []
         for place in places:
@@ -78,7 +87,9 @@ class RegionHead:
         return contract(expand(states))
 
 
-def _decoder(name: str, dim: int, inner: int, outputs: int, weights: Weights) -> tuple[Linear, Linear]:
+def _decoder(
+    name: str, dim: int, inner: int, outputs: int, weights: Weights
+) -> tuple[Linear, Linear]:
     return (
         weights.linear(f"{name}.fc1", dim, inner, "gelu"),
         weights.linear(f"{name}.fc2", inner, outputs),

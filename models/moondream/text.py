@@ -1,4 +1,5 @@
-"""The text model (``text.py`` and ``rope.py`` upstream): attention and MLP side by side behind one norm."""
+"""The text model (``text.py`` and ``rope.py`` upstream): attention and MLP side by side behind one
+norm."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.decoder import Attend, Parts, Rotary
+from models.decoder import Attend, DecoderSpec, Rotary
 from models.linear import Linear
 from models.moondream.config import TextConfig
 from models.moondream.weights import Weights
@@ -19,7 +20,7 @@ THETA = 10_000.0
 
 
 @dataclass(frozen=True)
-class Layer:
+class MoondreamLayer:
     norm: Norm
     qkv: Linear
     out: Linear
@@ -33,23 +34,29 @@ class Layer:
         return self.contract(self.expand(normed), states)
 
 
-def parts(config: TextConfig, weights: Weights, embed: Callable[[Tensor], Tensor], like: Tensor) -> Parts:
+def decoder_spec(
+    config: TextConfig, weights: Weights, embed: Callable[[Tensor], Tensor], like: Tensor
+) -> DecoderSpec:
     """What a decoder of these weights is made of; ``like``: a tensor of its type on its device."""
-    return Parts(
+    return DecoderSpec(
         embed=embed,
-        layers=[_layer(f"text.blocks.{index}", config, weights) for index in range(config.n_layers)],
+        layers=[
+            _layer(f"text.blocks.{index}", config, weights) for index in range(config.n_layers)
+        ],
         norm=weights.norm("text.post_ln", config.dim),
         head=weights.linear("text.lm_head", config.dim, config.vocab_size),
         rotary=Rotary(frequencies(config.head_dim).to(like.device)),
         heads=config.n_heads,
-        kv_shape=KVShape(config.n_layers, config.n_kv_heads, config.head_dim, like.dtype, str(like.device)),
+        kv_shape=KVShape(
+            config.n_layers, config.n_kv_heads, config.head_dim, like.dtype, str(like.device)
+        ),
     )
 
 
-def _layer(name: str, config: TextConfig, weights: Weights) -> Layer:
+def _layer(name: str, config: TextConfig, weights: Weights) -> MoondreamLayer:
     dim, inner = config.dim, config.ff_dim
     outputs = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-    return Layer(
+    return MoondreamLayer(
         norm=weights.norm(f"{name}.ln", dim),
         qkv=weights.linear(f"{name}.attn.qkv", dim, outputs, rows=pairs_apart(config)),
         out=weights.linear(f"{name}.attn.proj", dim, dim),
@@ -66,12 +73,15 @@ def frequencies(head_dim: int) -> Tensor:
 
 
 def pairs_apart(config: TextConfig) -> Tensor:
-    """The order of ``qkv``'s outputs in which a head's halves are the pairs that turn together, as the decoder turns
-    them. Upstream only a head's first half turns, and its halves again are the pairs. Queries and keys are put in order
-    alike, so that their products stay the same; values stay as they are."""
+    """The order of ``qkv``'s outputs in which a head's halves are the pairs that turn together, as
+    the decoder turns them. Upstream only a head's first half turns, and its halves again are the
+    pairs. Queries and keys are put in order alike, so that their products stay the same; values
+    stay as they are."""
     size, turning = config.head_dim, config.head_dim // 4
     still = torch.arange(2 * turning, size).chunk(2)
-    head = torch.cat([torch.arange(turning), still[0], torch.arange(turning, 2 * turning), still[1]])
+    head = torch.cat(
+        [torch.arange(turning), still[0], torch.arange(turning, 2 * turning), still[1]]
+    )
     turned = config.n_heads + config.n_kv_heads
     keys = (torch.arange(turned)[:, None] * size + head).flatten()
     return torch.cat([keys, torch.arange(turned * size, (turned + config.n_kv_heads) * size)])

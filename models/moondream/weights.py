@@ -14,14 +14,21 @@ from models.linear import Linear, Packer
 SHOWN = 5
 
 
-class WrongCheckpoint(OSError):
+class CheckpointMismatch(OSError):
     """A tensor is missing, is left over, or has another shape than the configuration says."""
 
 
 class Weights:
-    """Tensors by their names in ``vikhyatk/moondream2``, without the ``model.`` that stands before them there."""
+    """Tensors by their names in ``vikhyatk/moondream2``, without the ``model.`` that stands before
+    them there."""
 
-    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor], packer: Packer, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        read: Callable[[str], Tensor],
+        packer: Packer,
+        dtype: torch.dtype,
+    ) -> None:
         self._names = {name.removeprefix("model."): name for name in names}
         self._read = read
         self._packer = packer
@@ -34,14 +41,22 @@ class Weights:
         return cls(file.keys(), file.get_tensor, packer, dtype)
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        """On its device. Raises ``WrongCheckpoint``."""
+        """On its device. Raises ``CheckpointMismatch``."""
         return self._packer.tensor(self._take(name, shape).to(self._dtype))
 
     def linear(
-        self, name: str, inputs: int, outputs: int, activation: str = "none", rows: Tensor | None = None
+        self,
+        name: str,
+        inputs: int,
+        outputs: int,
+        activation: str = "none",
+        rows: Tensor | None = None,
     ) -> Linear:
         """A layer with a bias; ``rows``: its outputs in another order."""
-        weight, bias = self.tensor(f"{name}.weight", outputs, inputs), self.tensor(f"{name}.bias", outputs)
+        weight, bias = (
+            self.tensor(f"{name}.weight", outputs, inputs),
+            self.tensor(f"{name}.bias", outputs),
+        )
         if rows is not None:
             weight, bias = weight[rows], bias[rows]
         return self._packer.weight(weight, bias, activation)
@@ -54,21 +69,23 @@ class Weights:
 
     def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in self._names:
-            raise WrongCheckpoint(f"the tensor {name} is missing")
+            raise CheckpointMismatch(f"the tensor {name} is missing")
         tensor = self._read(self._names.pop(name))
         if tensor.shape != shape:
-            raise WrongCheckpoint(f"the tensor {name} has the shape {list(tensor.shape)}; {list(shape)} is needed")
+            raise CheckpointMismatch(
+                f"the tensor {name} has the shape {list(tensor.shape)}; {list(shape)} is needed"
+            )
         return tensor
 
-    def end(self) -> None:
-        """Raises ``WrongCheckpoint`` where tensors are left."""
+    def check_all_used(self) -> None:
+        """Raises ``CheckpointMismatch`` where tensors are left."""
         if self._names:
             left = sorted(self._names)
             more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-            raise WrongCheckpoint(f"no such tensor is known: {', '.join(left[:SHOWN])}{more}")
+            raise CheckpointMismatch(f"no such tensor is known: {', '.join(left[:SHOWN])}{more}")
 
 
-class Wanted(Weights):
+class ShapeRecorder(Weights):
     """Has no tensors, and takes note of those that a model asks for: ``shapes`` by name."""
 
     def __init__(self) -> None:

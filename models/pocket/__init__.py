@@ -1,1 +1,2 @@
-"""Tiny checkpoints of the real architectures, the drawn scenes that they know, and how they were trained."""
+"""Tiny checkpoints of the real architectures, the drawn scenes that they know, and how they were
+trained."""

@@ -1,4 +1,5 @@
-"""Draws scenes with several rasterizers, noises and encodings: a model should learn the shapes and not the brush."""
+"""Draws scenes with several rasterizers, noises and encodings: a model should learn the shapes and
+not the brush."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ NOISE_LEVELS = 8
 
 
 def draw(scene: Scene, rng: random.Random) -> Pixels:
-    """The scene as RGB pixels of shape (height, width, 3), with a brush and a noise chosen at random."""
+    """The scene as RGB pixels of shape (height, width, 3), with a brush and a noise chosen at
+    random."""
     noise = _noise(scene, rng)
     over = rng.random() < 0.5
     canvas = np.full((scene.height, scene.width, 3), float(scene.background), np.float32)
@@ -100,7 +102,8 @@ def exact_brush(shape: Shape, left: int, top: int, width: int, height: int) -> N
 
 
 def supersampled_brush(scale: int) -> Brush:
-    """Pillow at a multiple of the size, brought down by a box filter; a scale of 1 leaves hard steps."""
+    """Pillow at a multiple of the size, brought down by a box filter; a scale of 1 leaves hard
+    steps."""
 
     def brush(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
         mask = Image.new("L", (width * scale, height * scale))
@@ -122,7 +125,14 @@ def opencv_brush(shape: Shape, left: int, top: int, width: int, height: int) -> 
         center = (round((shape.x - left - 0.5) * 16), round((shape.y - top - 0.5) * 16))
         cv2.circle(mask, center, round(shape.radius * 16), 255, -1, cv2.LINE_AA, 4)
     else:
-        points = np.array([[(round((x - 0.5) * 16), round((y - 0.5) * 16)) for x, y in _corners(shape, left, top)]])
+        points = np.array(
+            [
+                [
+                    (round((x - 0.5) * 16), round((y - 0.5) * 16))
+                    for x, y in _corners(shape, left, top)
+                ]
+            ]
+        )
         cv2.fillPoly(mask, points.astype(np.int32), (255,), cv2.LINE_AA, 4)  # type: ignore[call-overload]
     return _coverage(mask)
 
@@ -132,7 +142,8 @@ def _coverage(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 Brush = Callable[[Shape, int, int, int, int], NDArray[np.float32]]
-"""(shape, window's left, window's top, width, height) -> coverage in [0, 1] of shape (height, width)."""
+"""(shape, window's left, window's top, width, height) -> coverage in [0, 1] of shape (height,
+width)."""
 BRUSHES: tuple[Brush, ...] = (
     exact_brush,
     opencv_brush,

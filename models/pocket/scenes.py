@@ -1,9 +1,10 @@
 """Scenes: what the pocket models know, and the exact answers about them.
 
-A scene is a gray canvas with one to three flat shapes, each in its own cell of a 3 × 3 grid. This file
-holds the nouns and the language; :mod:`models.pocket.drawing` turns a scene into pixels.
+A scene is a gray canvas with one to three flat shapes, each in its own cell of a 3 × 3 grid. This
+file holds the nouns and the language; :mod:`models.pocket.drawing` turns a scene into pixels.
 
-Coordinates here are pixels of the drawn picture, x to the right, y down. Boxes and points are normalized to [0, 1].
+Coordinates here are pixels of the drawn picture, x to the right, y down. Boxes and points are
+normalized to [0, 1].
 """
 
 from __future__ import annotations
@@ -64,8 +65,18 @@ class Shape:
         """The bounding box (x_min, y_min, x_max, y_max) in pixels."""
         if self.kind == "triangle":
             half = self.radius * self.triangle_base
-            return self.x - half, self.y - self.radius, self.x + half, self.y + self.radius * self.triangle_drop
-        return self.x - self.radius, self.y - self.radius, self.x + self.radius, self.y + self.radius
+            return (
+                self.x - half,
+                self.y - self.radius,
+                self.x + half,
+                self.y + self.radius * self.triangle_drop,
+            )
+        return (
+            self.x - self.radius,
+            self.y - self.radius,
+            self.x + self.radius,
+            self.y + self.radius,
+        )
 
     def matches(self, subject: str) -> bool:
         """Whether a subject such as ``red circle``, ``circle`` or ``shape`` means this shape."""
@@ -82,20 +93,25 @@ class Scene:
     shapes: tuple[Shape, ...]
 
     def caption(self, length: str = "normal") -> str:
-        """The exact caption: ``short`` names the shapes, ``normal`` adds where, ``long`` adds how many."""
+        """The exact caption: ``short`` names the shapes, ``normal`` adds where, ``long`` adds how
+        many."""
         where = length != "short"
         phrases = [
-            f"{article(shape.color)} {shape.name}" + (f" at the {CELLS[shape.cell]}" if where else "")
+            f"{article(shape.color)} {shape.name}"
+            + (f" at the {CELLS[shape.cell]}" if where else "")
             for shape in self.shapes
         ]
-        listing = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
+        listing = (
+            phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
+        )
         if length != "long":
             return listing
         noun = "shape" if len(self.shapes) == 1 else "shapes"
         return f"{NUMBERS[len(self.shapes)]} {noun} on a gray background: {listing}"
 
     def boxes(self, subject: str) -> list[tuple[float, float, float, float]]:
-        """Normalized boxes (x_min, y_min, x_max, y_max) of what the subject names, in reading order."""
+        """Normalized boxes (x_min, y_min, x_max, y_max) of what the subject names, in reading
+        order."""
         scale = (self.width, self.height, self.width, self.height)
         found = (shape.box for shape in self.shapes if shape.matches(subject))
         return [(b[0] / scale[0], b[1] / scale[1], b[2] / scale[2], b[3] / scale[3]) for b in found]
@@ -119,7 +135,8 @@ def article(word: str) -> str:
 
 
 def random_scene(rng: random.Random, max_side: int = MAX_SIDE) -> Scene:
-    """A scene drawn at random from everything that is allowed; sides are log-uniform up to ``max_side``."""
+    """A scene drawn at random from everything that is allowed; sides are log-uniform up to
+    ``max_side``."""
     width, height = _random_size(rng, max_side)
     cells = sorted(rng.sample(range(9), rng.randint(1, 3)))
     shapes = tuple(_random_shape(rng, cell, width, height) for cell in cells)
@@ -179,7 +196,8 @@ def ask_shape(scene: Scene, rng: random.Random, cell: int) -> Question:
 
 
 def ask_presence(scene: Scene, rng: random.Random, present: bool) -> Question:
-    """Asks for a shape that is there, or for one that differs from one that is there in color, kind or both."""
+    """Asks for a shape that is there, or for one that differs from one that is there in color, kind
+    or both."""
     shape = rng.choice(scene.shapes)
     name, names = shape.name, {s.name for s in scene.shapes}
     while not present and name in names:

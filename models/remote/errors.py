@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from raylens.config import RemoteConfig
-from raylens.errors import (
+from raylens.core.config import RemoteConfig
+from raylens.core.errors import (
     DeadlineExceeded,
     InvalidRequest,
     ModelFailed,
@@ -23,7 +23,9 @@ def of_status(status: int, retry_after: str | None, said: str) -> RaylensError:
         seconds = float(retry_after) if retry_after and retry_after.isdigit() else 1.0
         return Overloaded("the runtime's server is overloaded", "model", retry_after=seconds)
     if status in (400, 413, 415, 422):
-        return InvalidRequest(f"model: the runtime's server refused the request: {said[:SHOWN]}", "model")
+        return InvalidRequest(
+            f"model: the runtime's server refused the request: {said[:SHOWN]}", "model"
+        )
     if status in (408, 504):
         return late()
     return ModelFailed(f"the runtime's server answered with status {status}")
@@ -38,7 +40,7 @@ def unreachable() -> RaylensError:
 
 
 def key_of(remote: RemoteConfig, usual: str, *, is_its_maker: bool) -> str | None:
-    """The key from its environment variable. The ``usual`` one is for its maker's own server only: no other gets it
-    without being told."""
+    """The key from its environment variable. The ``usual`` one is for its maker's own server only:
+    no other gets it without being told."""
     name = remote.api_key_env or (usual if is_its_maker else None)
     return os.environ.get(name) if name else None

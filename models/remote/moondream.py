@@ -1,5 +1,5 @@
-"""``runtime: cloud`` and ``runtime: photon``: Moondream's own service, or its own engine on a GPU, through the client
-that the ``moondream`` package has for either."""
+"""``runtime: cloud`` and ``runtime: photon``: Moondream's own service, or its own engine on a GPU,
+through the client that the ``moondream`` package has for either."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ import moondream
 from PIL import Image
 
 from models.chat import visual_parts
+from models.remote.concurrency import ConcurrencyLimiter
 from models.remote.errors import SHOWN, key_of, late, of_status, unreachable
 from models.remote.pictures import chat_messages
-from models.remote.room import Room
-from raylens.config import ModelConfig, RemoteConfig
-from raylens.engine.metrics import Gauges
-from raylens.engine.model import Pixels
-from raylens.errors import ModelFailed, RaylensError, UnsupportedTask
-from raylens.types import (
-    REASON,
+from raylens.core.config import ModelConfig, RemoteConfig
+from raylens.core.errors import ModelFailed, RaylensError, UnsupportedTask
+from raylens.core.types import (
+    REASONING,
     Caption,
     Chat,
     Delta,
     Detect,
+    Findings,
     FinishReason,
-    Found,
     Grounding,
     Location,
     Point,
@@ -45,8 +43,10 @@ from raylens.types import (
     VideoPart,
     VisionRequest,
 )
+from raylens.engine.metrics import Gauges
+from raylens.engine.model import Pixels
 
-TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name, REASON})
+TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name, REASONING})
 KEY = "MOONDREAM_API_KEY"
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 _PLAIN = SamplingParams()
@@ -88,26 +88,31 @@ class Client(Protocol):
 
     def point(self, image: Image.Image, object: str, settings: Any) -> Any: ...
 
-    def chat(self, messages: list[Any], stream: bool, settings: Any, reasoning: bool | None) -> Any: ...
+    def chat(
+        self, messages: list[Any], stream: bool, settings: Any, reasoning: bool | None
+    ) -> Any: ...
 
 
 def cloud(config: ModelConfig, remote: RemoteConfig) -> MoondreamRuntime:
     """Moondream Cloud, or another server that speaks its dialect."""
-    urllib.request.install_opener(urllib.request.build_opener(Patience))
+    urllib.request.install_opener(urllib.request.build_opener(DeadlineHandler))
     key = key_of(remote, KEY, is_its_maker=remote.base_url is None)
     endpoint = remote.base_url or moondream.DEFAULT_ENDPOINT
-    return MoondreamRuntime(config, moondream.vl(api_key=key, endpoint=endpoint, model=remote.model), "remote")
+    return MoondreamRuntime(
+        config, moondream.vl(api_key=key, endpoint=endpoint, model=remote.model), "remote"
+    )
 
 
 def photon(config: ModelConfig, remote: RemoteConfig) -> MoondreamRuntime:
     """Photon in this process, on the replica's GPU."""
     key = key_of(remote, KEY, is_its_maker=True)
     client = moondream.photon(remote.model or config.checkpoint, api_key=key)
-    return MoondreamRuntime(config, client, "cuda", (TASKS & set(client.tasks)) | {REASON})
+    return MoondreamRuntime(config, client, "cuda", (TASKS & set(client.tasks)) | {REASONING})
 
 
-class Patience(urllib.request.BaseHandler):
-    """The client would wait for ever for a server that says nothing: here each of its requests has a deadline."""
+class DeadlineHandler(urllib.request.BaseHandler):
+    """The client would wait for ever for a server that says nothing: here each of its requests has
+    a deadline."""
 
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
         deadline = _deadline.get()
@@ -119,37 +124,42 @@ class Patience(urllib.request.BaseHandler):
 
 
 class MoondreamRuntime:
-    """Implements :class:`models.runtime.Runtime`. The client blocks, so each request that runs has a thread, and its
-    place until that thread is free again."""
+    """Implements :class:`models.runtime.Runtime`. The client blocks, so each request that runs has
+    a thread, and its place until that thread is free again."""
 
-    def __init__(self, config: ModelConfig, client: Client, device: str, tasks: frozenset[str] = TASKS) -> None:
+    def __init__(
+        self, config: ModelConfig, client: Client, device: str, tasks: frozenset[str] = TASKS
+    ) -> None:
         self.tasks, self.device = tasks, device
         self._client = client
-        self._room = Room(config)
-        self._threads = ThreadPoolExecutor(self._room.size, "raylens-runtime")
+        self._limiter = ConcurrencyLimiter(config)
+        self._threads = ThreadPoolExecutor(self._limiter.size, "raylens-runtime")
         self._abandoned: list[float] = []
         """The deadlines of requests whose threads go on, though nobody waits for them."""
 
     @property
     def failure(self) -> BaseException | None:
-        """Implements :attr:`models.runtime.Runtime.failure`: every thread is past its request's deadline."""
+        """Implements :attr:`models.runtime.Runtime.failure`: every thread is past its request's
+        deadline."""
         now = time.time()
         overdue = sum(deadline <= now for deadline in self._abandoned)
-        return RuntimeError("the client hangs") if overdue >= self._room.size else None
+        return RuntimeError("the client hangs") if overdue >= self._limiter.size else None
 
     @property
     def gauges(self) -> Gauges:
         """Implements :attr:`models.runtime.Runtime.gauges`."""
-        return self._room.gauges
+        return self._limiter.gauges
 
-    def check_room(self, request: VisionRequest) -> None:
-        """Implements :meth:`models.runtime.Runtime.check_room`."""
-        self._room.check()
+    def check_capacity(self, request: VisionRequest) -> None:
+        """Implements :meth:`models.runtime.Runtime.check_capacity`."""
+        self._limiter.check()
 
-    async def generate(self, request: VisionRequest, pictures: Sequence[Pixels]) -> AsyncGenerator[Delta, None]:
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[Pixels]
+    ) -> AsyncGenerator[Delta, None]:
         """Implements :meth:`models.runtime.Runtime.generate`."""
         self._refuse(request)
-        await self._room.enter(request)
+        await self._limiter.enter(request)
         deltas: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
         gone = Event()
         loop = asyncio.get_running_loop()
@@ -174,14 +184,16 @@ class MoondreamRuntime:
         finally:
             gone.set()
             if work.cancel() or work.done():
-                self._room.leave()
+                self._limiter.leave()
             else:
                 self._abandoned.append(request.deadline)
-                work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free, request.deadline))
+                work.add_done_callback(
+                    lambda _: loop.call_soon_threadsafe(self._free, request.deadline)
+                )
 
     def _free(self, deadline: float) -> None:
         self._abandoned.remove(deadline)
-        self._room.leave()
+        self._limiter.leave()
 
     def _work(
         self,
@@ -210,12 +222,18 @@ class MoondreamRuntime:
         """Raises ``UnsupportedTask`` for what the client can't ask for."""
         task = request.task
         if task.name not in self.tasks:
-            raise UnsupportedTask(f"this model can't {task.name}; it can {', '.join(sorted(self.tasks))}", "model")
+            raise UnsupportedTask(
+                f"this model can't {task.name}; it can {', '.join(sorted(self.tasks))}", "model"
+            )
         for name, field in _NOT_TAKEN.items():
             if getattr(request.sampling, name) != getattr(_PLAIN, name):
                 raise UnsupportedTask(f"{field}: this model's runtime has no such parameter", field)
-        if isinstance(task, Chat) and any(isinstance(part, VideoPart) for part in visual_parts(task.messages)):
-            raise UnsupportedTask("messages: this model's runtime takes pictures, but no videos", "messages")
+        if isinstance(task, Chat) and any(
+            isinstance(part, VideoPart) for part in visual_parts(task.messages)
+        ):
+            raise UnsupportedTask(
+                "messages: this model's runtime takes pictures, but no videos", "messages"
+            )
 
     def _ask(
         self, request: VisionRequest, images: Sequence[Image.Image], pictures: Sequence[Pixels]
@@ -224,7 +242,9 @@ class MoondreamRuntime:
         task, settings, stream = request.task, _settings(request), request.stream
         match task:
             case Caption(length):
-                return _text(self._client.caption(images[0], length.value, stream, settings)["caption"])
+                return _text(
+                    self._client.caption(images[0], length.value, stream, settings)["caption"]
+                )
             case Query(question, reasoning, places):
                 # Thoughts come with a whole answer only.
                 refs = [_ref(place) for place in places] or None
@@ -233,10 +253,16 @@ class MoondreamRuntime:
                 return _text(answer["answer"], _reasoning(answer))
             case Detect(subject, most):
                 objects = self._client.detect(images[0], subject, settings)["objects"]
-                return _end(found=Found(regions=tuple(_region(each) for each in objects[:most])))
+                return _end(
+                    findings=Findings(regions=tuple(_region(each) for each in objects[:most]))
+                )
             case Point(subject, most):
                 points = self._client.point(images[0], subject, settings)["points"]
-                return _end(found=Found(locations=tuple(Location(each["x"], each["y"]) for each in points[:most])))
+                return _end(
+                    findings=Findings(
+                        locations=tuple(Location(each["x"], each["y"]) for each in points[:most])
+                    )
+                )
             case Chat(messages, reasoning):
                 stream, asked = stream and not reasoning, chat_messages(messages, pictures)
                 answer = self._client.chat(asked, stream, settings, reasoning or None)
@@ -246,7 +272,7 @@ class MoondreamRuntime:
 def _text(
     said: str | Generator[str, None, None], reasoning: Reasoning | None = None
 ) -> Delta | Generator[str, None, None]:
-    return _end(said, Found(reasoning=reasoning)) if isinstance(said, str) else said
+    return _end(said, Findings(reasoning=reasoning)) if isinstance(said, str) else said
 
 
 def _said(answer: dict[str, Any]) -> Delta | Generator[str, None, None]:
@@ -257,14 +283,18 @@ def _said(answer: dict[str, Any]) -> Delta | Generator[str, None, None]:
         return pieces
     thoughts = message.get("reasoning")
     details = message.get("reasoning_details") or {}
-    reasoning = None if thoughts is None else _reasoning({"reasoning": {"text": thoughts, **details}})
+    reasoning = (
+        None if thoughts is None else _reasoning({"reasoning": {"text": thoughts, **details}})
+    )
     reason = FinishReason.LENGTH if answer.get("finish_reason") == "length" else FinishReason.STOP
-    return replace(_end(message["content"], Found(reasoning=reasoning)), finish_reason=reason)
+    return replace(_end(message["content"], Findings(reasoning=reasoning)), finish_reason=reason)
 
 
-def _end(text: str = "", found: Found | None = None) -> Delta:
+def _end(text: str = "", findings: Findings | None = None) -> Delta:
     """A whole answer. The client doesn't say how many tokens it has."""
-    return Delta(text, finish_reason=FinishReason.STOP, usage=Usage(0, 0), found=found or Found())
+    return Delta(
+        text, finish_reason=FinishReason.STOP, usage=Usage(0, 0), findings=findings or Findings()
+    )
 
 
 def _settings(request: VisionRequest) -> dict[str, Any]:
@@ -310,7 +340,9 @@ def _reasoning(answer: dict[str, Any]) -> Reasoning | None:
     if told is None:
         return None
     groundings = (
-        Grounding(part["start_idx"], part["end_idx"], tuple(Location(*point) for point in part["points"]))
+        Grounding(
+            part["start_idx"], part["end_idx"], tuple(Location(*point) for point in part["points"])
+        )
         for part in told.get("grounding") or ()
     )
     return Reasoning(told["text"], tuple(groundings))

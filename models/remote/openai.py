@@ -1,5 +1,5 @@
-"""``runtime: openai``: a server that speaks OpenAI's chat completions, such as vLLM, Ollama, llama.cpp or raylens
-itself, through OpenAI's own client."""
+"""``runtime: openai``: a server that speaks OpenAI's chat completions, such as vLLM, Ollama,
+llama.cpp or raylens itself, through OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -19,20 +19,18 @@ from PIL import Image
 from models.chat import messages_of
 from models.qwen2_5_vl.grounding import locations, regions
 from models.qwen2_5_vl.model import GROUNDING_PROMPTS, resized_size
+from models.remote.concurrency import ConcurrencyLimiter
 from models.remote.errors import key_of, late, of_status, unreachable
 from models.remote.pictures import chat_messages
-from models.remote.room import Room
-from raylens.config import ModelConfig, RemoteConfig
-from raylens.engine.metrics import Gauges
-from raylens.engine.model import Pixels
-from raylens.errors import ModelFailed, RaylensError
-from raylens.types import (
+from raylens.core.config import ModelConfig, RemoteConfig
+from raylens.core.errors import ModelFailed, RaylensError
+from raylens.core.types import (
     Caption,
     Chat,
     Delta,
     Detect,
+    Findings,
     FinishReason,
-    Found,
     Point,
     Query,
     SamplingParams,
@@ -40,12 +38,15 @@ from raylens.types import (
     Usage,
     VisionRequest,
 )
+from raylens.engine.metrics import Gauges
+from raylens.engine.model import Pixels
 
 TALKS = frozenset({Caption.name, Query.name, Chat.name})
 KEY = "OPENAI_API_KEY"
 SIDE, LEAST, MOST = 28, 4 * 28 * 28, 1280 * 28 * 28
-"""A picture for Qwen2.5-VL is brought to whole image tokens and to an area that servers don't change any more, within
-``min_pixels`` and ``max_pixels`` where these are given: the boxes and points that come back are pixels of it."""
+"""A picture for Qwen2.5-VL is brought to whole image tokens and to an area that servers don't
+change any more, within ``min_pixels`` and ``max_pixels`` where these are given: the boxes and
+points that come back are pixels of it."""
 
 
 class OpenAIRuntime:
@@ -54,27 +55,31 @@ class OpenAIRuntime:
     device = "remote"
     failure: BaseException | None = None
 
-    def __init__(self, config: ModelConfig, remote: RemoteConfig, client: openai.AsyncOpenAI | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, remote: RemoteConfig, client: openai.AsyncOpenAI | None = None
+    ) -> None:
         # Other families have no words for places that every server understands.
         self._finds = config.family == "qwen2_5_vl"
         self.tasks = TALKS | ({Detect.name, Point.name} if self._finds else frozenset())
         self._model = remote.model or config.checkpoint
-        self._room = Room(config)
+        self._limiter = ConcurrencyLimiter(config)
         self._bounds = config.min_pixels or LEAST, config.max_pixels or MOST
         self._client = client or _client(remote)
 
     @property
     def gauges(self) -> Gauges:
         """Implements :attr:`models.runtime.Runtime.gauges`."""
-        return self._room.gauges
+        return self._limiter.gauges
 
-    def check_room(self, request: VisionRequest) -> None:
-        """Implements :meth:`models.runtime.Runtime.check_room`."""
-        self._room.check()
+    def check_capacity(self, request: VisionRequest) -> None:
+        """Implements :meth:`models.runtime.Runtime.check_capacity`."""
+        self._limiter.check()
 
-    async def generate(self, request: VisionRequest, pictures: Sequence[Pixels]) -> AsyncGenerator[Delta, None]:
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[Pixels]
+    ) -> AsyncGenerator[Delta, None]:
         """Implements :meth:`models.runtime.Runtime.generate`."""
-        await self._room.enter(request)
+        await self._limiter.enter(request)
         try:
             seen, messages = await asyncio.to_thread(self._prepare, request, pictures)
             ends = _Ends(request.sampling.n)
@@ -85,24 +90,29 @@ class OpenAIRuntime:
             for delta in ends.deltas(request, seen):
                 yield delta
         finally:
-            self._room.leave()
+            self._limiter.leave()
 
     def _prepare(
         self, request: VisionRequest, pictures: Sequence[Pixels]
     ) -> tuple[Sequence[Pixels], list[dict[str, Any]]]:
         """The pictures as they are sent, and the messages."""
         seen = [self._whole_tokens(picture) for picture in pictures] if self._finds else pictures
-        return seen, chat_messages(messages_of(request.task, len(seen), self.tasks, GROUNDING_PROMPTS), seen)
+        return seen, chat_messages(
+            messages_of(request.task, len(seen), self.tasks, GROUNDING_PROMPTS), seen
+        )
 
     def _whole_tokens(self, picture: Pixels) -> Pixels:
         height, width = resized_size(picture, SIDE, *self._bounds)
-        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+        return np.asarray(
+            Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+        )
 
     @asynccontextmanager
     async def _asked(
         self, request: VisionRequest, messages: list[dict[str, Any]]
     ) -> AsyncGenerator[openai.AsyncStream[ChatCompletionChunk], None]:
-        """The chunks; leaving closes the connection, which tells the server that nobody waits any more."""
+        """The chunks; leaving closes the connection, which tells the server that nobody waits any
+        more."""
         create: Any = self._client.chat.completions.create
         try:
             stream = await create(
@@ -122,7 +132,9 @@ class OpenAIRuntime:
 def _client(remote: RemoteConfig) -> openai.AsyncOpenAI:
     is_its_maker = (remote.base_url or "").startswith("https://api.openai.com/")
     key = key_of(remote, KEY, is_its_maker=is_its_maker)
-    return openai.AsyncOpenAI(api_key=key or "none", base_url=remote.base_url, max_retries=0)  # it insists on some key
+    return openai.AsyncOpenAI(
+        api_key=key or "none", base_url=remote.base_url, max_retries=0
+    )  # it insists on some key
 
 
 class _Ends:
@@ -156,30 +168,33 @@ class _Ends:
         """The last of each answer. Raises ``ModelFailed`` where one has no end."""
         if None in self._reasons:
             raise ModelFailed("the runtime's server ended an answer early")
-        prompt, said = (self.usage.prompt_tokens, self.usage.completion_tokens) if self.usage else (0, 0)
+        prompt, said = (
+            (self.usage.prompt_tokens, self.usage.completion_tokens) if self.usage else (0, 0)
+        )
         return [
             Delta(
                 index=index,
                 finish_reason=reason,
                 usage=Usage(prompt, 0 if index else said),
-                found=_found(request, "".join(self._texts[index]), pictures),
+                findings=_found(request, "".join(self._texts[index]), pictures),
             )
             for index, reason in enumerate(self._reasons)
         ]
 
 
-def _found(request: VisionRequest, text: str, pictures: Sequence[Pixels]) -> Found:
+def _found(request: VisionRequest, text: str, pictures: Sequence[Pixels]) -> Findings:
     task = request.task
     if not isinstance(task, Detect | Point):
-        return Found()
+        return Findings()
     height, width = pictures[0].shape[:2]
     if isinstance(task, Detect):
-        return Found(regions=regions(text, width, height)[: task.max_objects])
-    return Found(locations=locations(text, width, height)[: task.max_objects])
+        return Findings(regions=regions(text, width, height)[: task.max_objects])
+    return Findings(locations=locations(text, width, height)[: task.max_objects])
 
 
 def _parameters(sampling: SamplingParams) -> dict[str, Any]:
-    """What the request asks for; what it leaves alone isn't sent, so that a server need not know it."""
+    """What the request asks for; what it leaves alone isn't sent, so that a server need not know
+    it."""
     wanted = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
@@ -208,7 +223,10 @@ def _parameters(sampling: SamplingParams) -> dict[str, Any]:
 def _response_format(schema: str | None) -> dict[str, Any] | None:
     if schema is None:
         return None
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": json.loads(schema), "strict": True}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": json.loads(schema), "strict": True},
+    }
 
 
 def _logprob(token: Any) -> TokenLogprob:
@@ -225,5 +243,7 @@ def _translated(error: openai.OpenAIError) -> RaylensError:
         case openai.APIConnectionError():
             return unreachable()
         case openai.APIStatusError():
-            return of_status(error.status_code, error.response.headers.get("retry-after"), error.message)
+            return of_status(
+                error.status_code, error.response.headers.get("retry-after"), error.message
+            )
     return ModelFailed(f"the runtime's server failed: {type(error).__name__}")

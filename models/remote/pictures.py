@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from raylens.core.errors import UnsupportedTask
+from raylens.core.types import ImagePart, Message, TextPart, VideoPart
 from raylens.engine.model import Pixels
-from raylens.errors import UnsupportedTask
-from raylens.types import ImagePart, Message, TextPart, VideoPart
 
 QUALITY = 95
 
@@ -36,6 +36,11 @@ def chat_messages(messages: Sequence[Message], pictures: Sequence[Pixels]) -> li
                     "image_url": {"url": data_url(pictures[index]), "detail": detail.value},
                 }
             case VideoPart():
-                raise UnsupportedTask("messages: this model's runtime takes pictures, but no videos", "messages")
+                raise UnsupportedTask(
+                    "messages: this model's runtime takes pictures, but no videos", "messages"
+                )
 
-    return [{"role": message.role.value, "content": [part(each) for each in message.parts]} for message in messages]
+    return [
+        {"role": message.role.value, "content": [part(each) for each in message.parts]}
+        for message in messages
+    ]

@@ -1,1 +1,1 @@
-"""HTTP to and from :mod:`raylens.types`: one file a dialect, and what they share."""
+"""HTTP to and from :mod:`raylens.core.types`: one file a dialect, and what they share."""

@@ -1,4 +1,4 @@
-"""What request bodies share, beside :mod:`raylens.wire`."""
+"""What request bodies share, beside :mod:`raylens.core.wire`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from raylens.recipe import RECIPE
+from raylens.core.recipe import RECIPE
 
 
 def _name_or_changes(value: Any) -> Any:
@@ -30,11 +30,15 @@ def _recipe_schema() -> dict[str, Any]:
     for name, value in schema["properties"].items():
         if "$ref" in value:
             schema["properties"][name] = definitions[value["$ref"].rsplit("/", 1)[-1]]
-    schema["properties"]["name"] = {"type": "string", "description": "the recipe that the other fields change"}
+    schema["properties"]["name"] = {
+        "type": "string",
+        "description": "the recipe that the other fields change",
+    }
     return {"anyOf": [{"type": "string"}, schema, {"type": "null"}], "default": None}
 
 
 RecipeField = Annotated[
     str | dict[str, Any] | None, BeforeValidator(_name_or_changes), WithJsonSchema(_recipe_schema())
 ]
-"""Our own extension of every dialect: how the request's pictures are prepared (:mod:`raylens.recipe`)."""
+"""Our own extension of every dialect: how the request's pictures are prepared
+(:mod:`raylens.core.recipe`)."""

@@ -12,12 +12,12 @@ from functools import cached_property
 from fastapi import Request
 
 from raylens.api.media import Media
-from raylens.catalog import Catalog
-from raylens.config import AppConfig
-from raylens.errors import InvalidRequest, ModelNotLoaded
-from raylens.ports import VisionService
-from raylens.recipe import Choice, Recipe, choose
-from raylens.types import ModelInfo, SamplingParams, Task, VisionRequest
+from raylens.core.catalog import Catalog
+from raylens.core.config import AppConfig
+from raylens.core.errors import InvalidRequest, ModelNotLoaded
+from raylens.core.ports import VisionService
+from raylens.core.recipe import Choice, Recipe, choose
+from raylens.core.types import ModelInfo, SamplingParams, Task, VisionRequest
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -56,7 +56,8 @@ class Context:
         )
 
     def recipe(self, model: str, choice: Choice) -> Recipe:
-        """The model's recipe, with what the request chose. Raises ``InvalidRequest``, which names the field."""
+        """The model's recipe, with what the request chose. Raises ``InvalidRequest``, which names
+        the field."""
         recipe = choose(choice, self._recipes[model], self._named_recipes)
         return recipe.within(self.catalog.models[model].max_image_size)
 
@@ -74,12 +75,15 @@ class Context:
         if given is not None:
             seconds = self._seconds(given)
         else:
-            seconds = self.catalog.models[model].expected_response_time or self.config.defaults.timeout_s
+            seconds = (
+                self.catalog.models[model].expected_response_time or self.config.defaults.timeout_s
+            )
         received_at: float = http.state.received_at
         return received_at + seconds
 
     def check_text(self, length: int, field: str) -> None:
-        """Raises ``InvalidRequest`` for more text than any context holds: reading it would cost seconds."""
+        """Raises ``InvalidRequest`` for more text than any context holds: reading it would cost
+        seconds."""
         _check_limit(field, length, self.config.limits.max_text_chars, " characters")
 
     async def model_infos(self, names: Iterable[str]) -> dict[str, ModelInfo | ModelNotLoaded]:
@@ -118,7 +122,12 @@ class Context:
         _check_limit("max_tokens", max_tokens, limits.max_tokens)
         _check_limit("n", n, limits.max_answers)
         _check_limit("stop", len(stop), limits.max_stop_strings)
-        _check_limit("response_format", len((json_schema or "").encode()), limits.max_schema_bytes, " bytes of schema")
+        _check_limit(
+            "response_format",
+            len((json_schema or "").encode()),
+            limits.max_schema_bytes,
+            " bytes of schema",
+        )
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=defaults.temperature if temperature is None else temperature,

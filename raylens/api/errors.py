@@ -11,14 +11,19 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from raylens.errors import InvalidRequest, RaylensError
+from raylens.core.errors import InvalidRequest, RaylensError
 
 logger = logging.getLogger(__name__)
 
 _LONGEST = 160
 """Characters of a name in an error: names may be the sender's own."""
 _NOT_AN_OBJECT = ("model_type", "model_attributes_type")
-_CODES = {408: "request_timeout", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+_CODES = {
+    408: "request_timeout",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+}
 UNPROCESSABLE_PATHS = ("/v1/preprocess", "/api/v1/jobs", "/caption/")
 """Dialects that answer bad input with 422 and not 400."""
 OPENAI_PATHS = ("/v1/chat", "/v1/models")
@@ -68,20 +73,29 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
         logger.error("unforeseen error", exc_info=error)
-        return error_response(request.url.path, RaylensError("an internal error; the server's log tells more"))
+        return error_response(
+            request.url.path, RaylensError("an internal error; the server's log tells more")
+        )
 
 
 def from_validation(errors: Any) -> InvalidRequest:
     """The first of pydantic's complaints, as ``field: message``; the value itself is left out."""
     first = errors[0]
     if first["type"] in _NOT_AN_OBJECT and len(first["loc"]) <= 1:
-        return InvalidRequest("body: a JSON object is needed, with Content-Type: application/json", "body")
+        return InvalidRequest(
+            "body: a JSON object is needed, with Content-Type: application/json", "body"
+        )
     if first["type"] == "json_invalid":
         where = f"{first['ctx']['error']} at character {first['loc'][-1]}"
         return InvalidRequest(f"body: not JSON ({where})", "body")
     location = [str(part) for part in first["loc"] if part != "body"]
     # A part of a tagged union stands twice: by its tag and by its name.
-    field = ".".join(part for part, before in zip(location, ["", *location], strict=False) if part != before) or "body"
+    field = (
+        ".".join(
+            part for part, before in zip(location, ["", *location], strict=False) if part != before
+        )
+        or "body"
+    )
     field = field[:_LONGEST]
     message = str(first["msg"]).removeprefix("Value error, ")[: 2 * _LONGEST]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -16,16 +16,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from raylens.api.context import Context
 from raylens.api.errors import from_validation
-from raylens.errors import InvalidRequest, RaylensError
-from raylens.jobs.asking import Asker
+from raylens.core.errors import InvalidRequest, RaylensError
+from raylens.core.types import PictureFile
+from raylens.core.wire import Body, Text
 from raylens.jobs.blobs import digest_of, reference
+from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Webhook, new_id, rank_of
 from raylens.jobs.registry import job_type
 from raylens.jobs.webhooks import check_secret
 from raylens.net.address import AllowList
 from raylens.net.client import check_url
-from raylens.types import PictureFile
-from raylens.wire import Body, Text
 
 KEY_HEADER = "Idempotency-Key"
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -35,7 +35,8 @@ MAX_EXTRA = 16 * 2**10
 MAX_DEPTH = 16
 """Of nested lists and objects in an input."""
 _PICTURES = frozenset({"image", "images", "image_data", "image_url", "video"})
-"""Under these keys of an input stand pictures, by themselves or in lists; an object among them holds its own."""
+"""Under these keys of an input stand pictures, by themselves or in lists; an object among them
+holds its own."""
 
 
 def _none_if_empty(value: Any) -> Any:
@@ -43,7 +44,8 @@ def _none_if_empty(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What is given back as it came must be such that it can be: JSON of well-formed text and finite numbers."""
+    """What is given back as it came must be such that it can be: JSON of well-formed text and
+    finite numbers."""
     try:
         _copied(value, "query", [], is_picture=False, depth=0)
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
@@ -89,26 +91,38 @@ class JobReader:
         self._context = context
         self._config = context.config.jobs
         self._allowed = AllowList.parse(self._config.webhooks.allow)
-        self._asker = Asker(context.service, context.config)
+        self._inference = InferenceClient(context.service, context.config)
 
     async def read(self, http: Request, body: JobRequest) -> Submission:
-        """Raises ``InvalidRequest``, ``UnknownModel`` and ``PayloadTooLarge``, which name the field."""
+        """Raises ``InvalidRequest``, ``UnknownModel`` and ``PayloadTooLarge``, which name the
+        field."""
         kind = job_type(body.job_type)
         if body.query and body.query.get("ids"):
             raise InvalidRequest(
-                "query.ids: no source of pictures is configured; send them in input.images", "query.ids"
+                "query.ids: no source of pictures is configured; send them in input.images",
+                "query.ids",
             )
-        given = {name: value for name, value in body.input.items() if value != "" and value is not None}
-        common = _validated(_Common, {name: given.pop(name) for name in _Common.model_fields if name in given})
+        given = {
+            name: value for name, value in body.input.items() if value != "" and value is not None
+        }
+        common = _validated(
+            _Common, {name: given.pop(name) for name in _Common.model_fields if name in given}
+        )
         webhook = self._webhook(common)
         without, pictures = await self._take_pictures(given)
-        stored = _validated(kind.shape, without)
+        stored = _validated(kind.input_model, without)
         try:
-            self._asker.plan(stored)
+            self._inference.resolve(stored)
         except RaylensError as error:
             raise error.about(f"input.{error.field}") from None
         extra = {"query": body.query, "domain_id": body.domain_id}
-        whole = {"input": without, **extra, "type": kind.name, "priority": body.priority, **common.model_dump()}
+        whole = {
+            "input": without,
+            **extra,
+            "type": kind.name,
+            "priority": body.priority,
+            **common.model_dump(),
+        }
         now = time.time()
         job = Job(
             id=new_id(),
@@ -131,23 +145,31 @@ class JobReader:
     def _webhook(self, common: _Common) -> Webhook | None:
         if common.webhook_url is None:
             if common.webhook_secret is not None:
-                raise InvalidRequest("input.webhook_secret: there is no webhook_url", "input.webhook_secret")
+                raise InvalidRequest(
+                    "input.webhook_secret: there is no webhook_url", "input.webhook_secret"
+                )
             return None
         check_url(common.webhook_url, self._allowed, "input.webhook_url")
         if common.webhook_secret is not None:
             try:
                 check_secret(common.webhook_secret)
             except ValueError as error:
-                raise InvalidRequest(f"input.webhook_secret: {error}", "input.webhook_secret") from None
+                raise InvalidRequest(
+                    f"input.webhook_secret: {error}", "input.webhook_secret"
+                ) from None
         return Webhook(common.webhook_url, common.webhook_secret)
 
-    async def _take_pictures(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    async def _take_pictures(
+        self, given: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The input with references where its pictures stood, and these by digest."""
         places: list[tuple[Any, Any, str]] = []
         copy = _copied(given, "input", places, is_picture=False, depth=0)
         limit = self._config.max_images
         if len(places) > limit:
-            raise InvalidRequest(f"input: {len(places)} pictures; the limit is {limit}", "input", limit, len(places))
+            raise InvalidRequest(
+                f"input: {len(places)} pictures; the limit is {limit}", "input", limit, len(places)
+            )
         pictures: dict[str, bytes] = {}
         for holder, key, field in places:
             picture = await self._picture(holder[key], field)
@@ -164,10 +186,15 @@ class JobReader:
         return await media.from_base64(text, field)
 
 
-def _copied(value: Any, field: str, places: list[tuple[Any, Any, str]], *, is_picture: bool, depth: int) -> Any:
-    """A copy of an input. ``places`` are where in it pictures stand: a list or an object, index or key, and name."""
+def _copied(
+    value: Any, field: str, places: list[tuple[Any, Any, str]], *, is_picture: bool, depth: int
+) -> Any:
+    """A copy of an input. ``places`` are where in it pictures stand: a list or an object, index or
+    key, and name."""
     if depth > MAX_DEPTH:
-        raise InvalidRequest(f"{field[:160]}: nested too deep; the limit is {MAX_DEPTH}", field[:160], MAX_DEPTH)
+        raise InvalidRequest(
+            f"{field[:160]}: nested too deep; the limit is {MAX_DEPTH}", field[:160], MAX_DEPTH
+        )
     items: list[tuple[Any, Any]]
     copy: Any
     if isinstance(value, list):
@@ -178,7 +205,11 @@ def _copied(value: Any, field: str, places: list[tuple[Any, Any, str]], *, is_pi
         return value
     for key, item in items:
         where = f"{field}.{key}"
-        within = is_picture if isinstance(value, list) else key in _PICTURES or (is_picture and key == "url")
+        within = (
+            is_picture
+            if isinstance(value, list)
+            else key in _PICTURES or (is_picture and key == "url")
+        )
         copy[key] = _copied(item, where, places, is_picture=within, depth=depth + 1)
         if within and isinstance(item, str):
             places.append((copy, key, where[:160]))
@@ -196,5 +227,7 @@ def _validated(shape: Any, given: dict[str, Any]) -> Any:
 def _key(http: Request) -> str | None:
     key = http.headers.get(KEY_HEADER)
     if key is not None and not _KEY.fullmatch(key):
-        raise InvalidRequest(f"{KEY_HEADER}: 1 to 255 visible ASCII characters are needed", KEY_HEADER, 255)
+        raise InvalidRequest(
+            f"{KEY_HEADER}: 1 to 255 visible ASCII characters are needed", KEY_HEADER, 255
+        )
     return key

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from raylens.api import sse
 from raylens.api.context import Context
 from raylens.api.job_request import JobReader, JobRequest
-from raylens.errors import InvalidRequest, RaylensError, UnknownJob
+from raylens.core.errors import InvalidRequest, RaylensError, UnknownJob
 from raylens.jobs.job import Delivery, Job, JobState
 from raylens.jobs.ports import JobService
 from raylens.jobs.webhooks import iso
@@ -35,7 +35,10 @@ def router(context: Context, jobs: JobService) -> APIRouter:
         page = await jobs.page(_states(status), limit + 1, _cursor(cursor))
         more = len(page) > limit
         shown = page[:limit]
-        return {"jobs": [job_as_json(job) for job in shown], "next_cursor": shown[-1].id if more else None}
+        return {
+            "jobs": [job_as_json(job) for job in shown],
+            "next_cursor": shown[-1].id if more else None,
+        }
 
     @routes.post("", status_code=202, summary="Submit a job")
     async def submit(body: JobRequest, http: Request) -> JSONResponse:
@@ -55,15 +58,24 @@ def router(context: Context, jobs: JobService) -> APIRouter:
     async def cancel(job_id: str) -> dict[str, Any]:
         return job_as_json(await jobs.cancel(known_form(job_id)))
 
-    @routes.get("/{job_id}/events", summary="State and progress, as server-sent events until the end")
+    @routes.get(
+        "/{job_id}/events", summary="State and progress, as server-sent events until the end"
+    )
     async def events(job_id: str) -> Any:
         return await sse.stream(_events(jobs, known_form(job_id)))
 
     @routes.get("/{job_id}/deliveries", summary="The deliveries of a job's webhooks")
     async def deliveries(job_id: str) -> dict[str, Any]:
-        return {"deliveries": [_delivery_as_json(delivery) for delivery in await jobs.deliveries(known_form(job_id))]}
+        return {
+            "deliveries": [
+                _delivery_as_json(delivery)
+                for delivery in await jobs.deliveries(known_form(job_id))
+            ]
+        }
 
-    @routes.post("/{job_id}/deliveries/{number}/redeliver", status_code=202, summary="Send one again")
+    @routes.post(
+        "/{job_id}/deliveries/{number}/redeliver", status_code=202, summary="Send one again"
+    )
     async def redeliver(job_id: str, number: Annotated[int, Path(ge=1)]) -> dict[str, Any]:
         return _delivery_as_json(await jobs.redeliver(known_form(job_id), number))
 
@@ -85,12 +97,15 @@ def job_as_json(job: Job, *, with_input: bool = True) -> dict[str, Any]:
         "query": job.extra.get("query"),
         "domain_id": job.extra.get("domain_id"),
         "output": job.output if job.state is JobState.SUCCEEDED else None,
-        "error": problem and {"code": problem.code, "message": problem.message, "field": problem.field},
+        "error": problem
+        and {"code": problem.code, "message": problem.message, "field": problem.field},
         "webhook_url": job.webhook and job.webhook.url,
         "created_at": iso(job.created_at),
         "started_at": iso(job.started_at),
         "finished_at": iso(job.finished_at),
-        "next_attempt_at": iso(job.run_after) if job.state is JobState.QUEUED and job.attempts else None,
+        "next_attempt_at": iso(job.run_after)
+        if job.state is JobState.QUEUED and job.attempts
+        else None,
         "deadline": iso(job.deadline),
     }
     if not with_input:
@@ -137,7 +152,8 @@ def _states(status: str) -> frozenset[JobState]:
 
 
 async def _events(jobs: JobService, job_id: str) -> AsyncGenerator[str, None]:
-    """``state`` at first and whenever it changes, ``progress`` between; comments keep the connection alive."""
+    """``state`` at first and whenever it changes, ``progress`` between; comments keep the
+    connection alive."""
     seen: Job | None = None
     while seen is None or not seen.state.is_terminal:
         try:

@@ -1,4 +1,5 @@
-"""Pictures in requests: data URLs, raw base64 and uploads to bytes, with the limits on them in one place."""
+"""Pictures in requests: data URLs, raw base64 and uploads to bytes, with the limits on them in one
+place."""
 
 from __future__ import annotations
 
@@ -6,9 +7,9 @@ import asyncio
 import base64
 import binascii
 
-from raylens.config import Limits
-from raylens.errors import InvalidRequest, PayloadTooLarge
-from raylens.types import PictureFile
+from raylens.core.config import RequestLimits
+from raylens.core.errors import InvalidRequest, PayloadTooLarge
+from raylens.core.types import PictureFile
 
 _LARGE = 256 * 1024
 """Text over this many characters is decoded in a thread, to keep the event loop free."""
@@ -17,7 +18,7 @@ _LARGE = 256 * 1024
 class Media:
     """Reads the pictures of requests. ``field`` names the place in the request for error messages."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits
 
     def check_count(self, count: int, field: str) -> None:
@@ -33,7 +34,8 @@ class Media:
     async def from_url(self, url: str, field: str) -> PictureFile:
         """The picture of a data URL.
 
-        Raises ``InvalidRequest`` for any other URL or a path, and for broken base64, and ``PayloadTooLarge``.
+        Raises ``InvalidRequest`` for any other URL or a path, and for broken base64, and
+        ``PayloadTooLarge``.
         """
         head, comma, payload = url.partition(",")
         scheme = head.partition(":")[0].lower() if ":" in head[:16] else ""
@@ -46,7 +48,9 @@ class Media:
         if not comma:
             raise InvalidRequest(f"{field}: the data URL has no comma before its data", field)
         if not head.lower().endswith(";base64"):
-            raise InvalidRequest(f"{field}: a data URL with base64 is needed, data:image/jpeg;base64,…", field)
+            raise InvalidRequest(
+                f"{field}: a data URL with base64 is needed, data:image/jpeg;base64,…", field
+            )
         return await self.from_base64(payload, field)
 
     async def from_base64(self, text: str, field: str) -> PictureFile:
@@ -66,7 +70,12 @@ class Media:
     def _check_size(self, size: int, field: str) -> None:
         limit = self._limits.max_image_bytes
         if size > limit + 3:
-            raise PayloadTooLarge(f"{field}: a picture of {size} bytes; the limit is {limit} bytes", field, limit, size)
+            raise PayloadTooLarge(
+                f"{field}: a picture of {size} bytes; the limit is {limit} bytes",
+                field,
+                limit,
+                size,
+            )
 
 
 def _decode_base64(text: str, field: str) -> bytes:

@@ -12,18 +12,22 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.errors import error_response
-from raylens.errors import InvalidRequest, Overloaded, PayloadTooLarge
-from raylens.logs import request_id
+from raylens.core.errors import InvalidRequest, Overloaded, PayloadTooLarge
+from raylens.core.logs import request_id
 
 REQUEST_ID_HEADER = "X-Request-ID"
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_BAD_ID = InvalidRequest(f"{REQUEST_ID_HEADER}: 1 to 128 visible ASCII characters are needed", REQUEST_ID_HEADER, 128)
+_BAD_ID = InvalidRequest(
+    f"{REQUEST_ID_HEADER}: 1 to 128 visible ASCII characters are needed", REQUEST_ID_HEADER, 128
+)
 
 
 class RequestIdMiddleware:
-    """Takes the request's id from ``X-Request-ID``, or makes one, for the answer and every log line; notes the time.
+    """Takes the request's id from ``X-Request-ID``, or makes one, for the answer and every log
+    line; notes the time.
 
-    ``echo`` off leaves the answer's header to the server in front: Serve's proxy sets it on every answer.
+    ``echo`` off leaves the answer's header to the server in front: Serve's proxy sets it on every
+    answer.
     """
 
     def __init__(self, app: ASGIApp, echo: bool = True) -> None:
@@ -49,10 +53,11 @@ class RequestIdMiddleware:
         await self._app(scope, receive, send_with_id if self._echo else send)
 
 
-class RoomMiddleware:
+class ConcurrencyLimitMiddleware:
     """Refuses a POST while ``room`` of them are in flight, and leaves every other request be.
 
-    Serve's own limit on the ingress answers in plain text, and shuts out health checks too: it stays far above this.
+    Serve's own limit on the ingress answers in plain text, and shuts out health checks too: it
+    stays far above this.
     """
 
     def __init__(self, app: ASGIApp, room: int) -> None:
@@ -66,7 +71,11 @@ class RoomMiddleware:
             return
         if self._in_flight >= self._room:
             error = Overloaded(
-                f"{self._in_flight} requests are in flight; the limit is {self._room}", None, self._room, None, 1
+                f"{self._in_flight} requests are in flight; the limit is {self._room}",
+                None,
+                self._room,
+                None,
+                1,
             )
             await error_response(scope["path"], error)(scope, receive, send)
             return
@@ -78,7 +87,8 @@ class RoomMiddleware:
 
 
 class BodyMiddleware:
-    """Refuses a body over ``limit`` bytes with 413, and with 408 one that stops coming for ``patience`` seconds."""
+    """Refuses a body over ``limit`` bytes with 413, and with 408 one that stops coming for
+    ``patience`` seconds."""
 
     def __init__(self, app: ASGIApp, limit: int, patience: float) -> None:
         self._app = app
@@ -91,7 +101,9 @@ class BodyMiddleware:
             return
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self._limit:
-            await error_response(scope["path"], self._too_large(announced[:32]))(scope, receive, send)
+            await error_response(scope["path"], self._too_large(announced[:32]))(
+                scope, receive, send
+            )
             return
         received, complete = 0, False
 
@@ -113,7 +125,11 @@ class BodyMiddleware:
             async with asyncio.timeout(self._patience):
                 return await receive()
         except TimeoutError:
-            raise HTTPException(408, f"body: nothing of it came for {self._patience:g} seconds") from None
+            raise HTTPException(
+                408, f"body: nothing of it came for {self._patience:g} seconds"
+            ) from None
 
     def _too_large(self, actual: str) -> PayloadTooLarge:
-        return PayloadTooLarge(f"body: {actual} bytes; the limit is {self._limit} bytes", "body", self._limit, actual)
+        return PayloadTooLarge(
+            f"body: {actual} bytes; the limit is {self._limit} bytes", "body", self._limit, actual
+        )

@@ -1,6 +1,7 @@
 """The OpenAI dialect: chat completions and models.
 
-Format: OpenAI's API reference, "Chat" and "Models"; :mod:`raylens.api.openai_request` reads what is sent.
+Format: OpenAI's API reference, "Chat" and "Models"; :mod:`raylens.api.openai_request` reads what is
+sent.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
 from raylens.api import sse
-from raylens.api.ability import able_model
 from raylens.api.context import Context
 from raylens.api.errors import body_of
-from raylens.api.found import places_as_json, reasoning_as_json
+from raylens.api.grounding_json import findings_as_json, reasoning_as_json
+from raylens.api.model_selection import select_model
 from raylens.api.openai_request import (
     ChatRequest,
     parse_messages,
@@ -29,8 +30,17 @@ from raylens.api.openai_request import (
     refuse_what_is_not_supported,
     sampling,
 )
-from raylens.errors import ModelFailed, RaylensError
-from raylens.types import Delta, Detect, Found, Point, Task, TokenLogprob, Usage, VisionRequest
+from raylens.core.errors import ModelFailed, RaylensError
+from raylens.core.types import (
+    Delta,
+    Detect,
+    Findings,
+    Point,
+    Task,
+    TokenLogprob,
+    Usage,
+    VisionRequest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +60,23 @@ def router(context: Context) -> APIRouter:
         located = places_wanted(body, chat, context)
         task, chosen = located or chat, sampling(body, context)
         if located is not None or chat.reasoning:
-            model = await able_model(context, body.model, "openai", task)
+            model = await select_model(context, body.model, "openai", task)
         else:
             model = context.catalog.resolve(body.model, "openai")
         request = context.request(http, model, task, chosen, body.recipe, bool(body.stream))
         reply = Reply(request, body)
         if body.stream:
             return await sse.stream(reply.events(context.service.generate(request, pictures)))
-        # Not through FastAPI's encoder: it takes too long over the log probabilities of a long answer.
+        # Not through FastAPI's encoder: it takes too long over the log probabilities of a long
+        # answer.
         return JSONResponse(await reply.whole(context.service.generate(request, pictures)))
 
     @routes.get("/v1/models", summary="The models that are served")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(context, name) for name in context.catalog.models]}
+        return {
+            "object": "list",
+            "data": [_model(context, name) for name in context.catalog.models],
+        }
 
     @routes.get("/v1/models/{name:path}", summary="One model, by name or alias")
     async def get_model(name: str) -> dict[str, Any]:
@@ -80,23 +94,28 @@ class _Answer:
     texts: list[str] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     reason: str | None = None
-    found: Found | None = None
+    findings: Findings | None = None
 
     def add(self, delta: Delta) -> None:
         self.texts.append(delta.text)
         self.logprobs.extend(map(_logprob, delta.logprobs))
         if delta.finish_reason is not None:
-            self.reason, self.found = delta.finish_reason.value, delta.found
+            self.reason, self.findings = delta.finish_reason.value, delta.findings
 
     def choice(self, task: Task, with_logprobs: bool) -> dict[str, Any]:
         return {
-            "message": {"role": "assistant", "content": self._content(task), "refusal": None, **_thoughts(self.found)},
+            "message": {
+                "role": "assistant",
+                "content": self._content(task),
+                "refusal": None,
+                **_thoughts(self.findings),
+            },
             "logprobs": {"content": self.logprobs, "refusal": None} if with_logprobs else None,
             "finish_reason": self.reason,
         }
 
     def _content(self, task: Task) -> str:
-        return _places(self.found) if isinstance(task, Detect | Point) else "".join(self.texts)
+        return _places(self.findings) if isinstance(task, Detect | Point) else "".join(self.texts)
 
 
 class Reply:
@@ -127,9 +146,15 @@ class Reply:
         if any(answer.reason is None for answer in answers):
             raise ModelFailed("the answer ended early")
         choices = [
-            {"index": index, **answer.choice(self._task, self._logprobs)} for index, answer in enumerate(answers)
+            {"index": index, **answer.choice(self._task, self._logprobs)}
+            for index, answer in enumerate(answers)
         ]
-        reply = {**self._head, "object": "chat.completion", "choices": choices, "usage": _usage(usages)}
+        reply = {
+            **self._head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": _usage(usages),
+        }
         return {**reply, "warnings": warnings} if warnings else reply
 
     async def events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[str, None]:
@@ -140,12 +165,18 @@ class Reply:
             try:
                 async for delta in deltas:
                     if delta.index not in begun:
-                        yield self._chunk(delta.index, {"role": "assistant", "content": ""}, warnings=delta.warnings)
+                        yield self._chunk(
+                            delta.index,
+                            {"role": "assistant", "content": ""},
+                            warnings=delta.warnings,
+                        )
                         begun.add(delta.index)
                     if content := self._content(delta):
                         yield self._chunk(delta.index, content, logprobs=delta.logprobs)
                     if delta.finish_reason is not None:
-                        yield self._chunk(delta.index, _thoughts(delta.found), delta.finish_reason.value)
+                        yield self._chunk(
+                            delta.index, _thoughts(delta.findings), delta.finish_reason.value
+                        )
                     if delta.usage is not None:
                         usages.append(delta.usage)
             except RaylensError as error:
@@ -155,13 +186,21 @@ class Reply:
                 yield sse.event(body_of(PATH, error))
                 return
         if self._include_usage:
-            yield sse.event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(usages)})
+            yield sse.event(
+                {
+                    **self._head,
+                    "object": "chat.completion.chunk",
+                    "choices": [],
+                    "usage": _usage(usages),
+                }
+            )
         yield sse.event("[DONE]")
 
     def _content(self, delta: Delta) -> dict[str, Any]:
-        """What a chunk says of an answer: its text, or, once it is complete, the places that it found."""
+        """What a chunk says of an answer: its text, or, once it is complete, the places that it
+        found."""
         if isinstance(self._task, Detect | Point):
-            return {"content": _places(delta.found)} if delta.finish_reason else {}
+            return {"content": _places(delta.findings)} if delta.finish_reason else {}
         return {"content": delta.text} if delta.text or delta.logprobs else {}
 
     def _chunk(
@@ -172,9 +211,17 @@ class Reply:
         warnings: tuple[str, ...] = (),
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> str:
-        told = {"content": [_logprob(token) for token in logprobs], "refusal": None} if logprobs else None
+        told = (
+            {"content": [_logprob(token) for token in logprobs], "refusal": None}
+            if logprobs
+            else None
+        )
         choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}
-        chunk: dict[str, Any] = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        chunk: dict[str, Any] = {
+            **self._head,
+            "object": "chat.completion.chunk",
+            "choices": [choice],
+        }
         if self._include_usage:
             chunk["usage"] = None
         if warnings:
@@ -182,16 +229,19 @@ class Reply:
         return sse.event(chunk)
 
 
-def _places(found: Found | None) -> str:
-    return json.dumps(places_as_json(found), separators=(",", ":"))
+def _places(findings: Findings | None) -> str:
+    return json.dumps(findings_as_json(findings), separators=(",", ":"))
 
 
-def _thoughts(found: Found | None) -> dict[str, Any]:
+def _thoughts(findings: Findings | None) -> dict[str, Any]:
     """As Moondream's client reads them from a message."""
-    if found is None or found.reasoning is None:
+    if findings is None or findings.reasoning is None:
         return {}
-    reasoning = reasoning_as_json(found.reasoning)
-    return {"reasoning": reasoning["text"], "reasoning_details": {"grounding": reasoning["grounding"]}}
+    reasoning = reasoning_as_json(findings.reasoning)
+    return {
+        "reasoning": reasoning["text"],
+        "reasoning_details": {"grounding": reasoning["grounding"]},
+    }
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:
@@ -199,14 +249,22 @@ def _logprob(token: TokenLogprob) -> dict[str, Any]:
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": token.text, "logprob": max(_UNLIKELY, token.logprob), "bytes": list(token.data)}
+    return {
+        "token": token.text,
+        "logprob": max(_UNLIKELY, token.logprob),
+        "bytes": list(token.data),
+    }
 
 
 def _usage(usages: list[Usage]) -> dict[str, int]:
     """The prompt counts once for all of its answers."""
     prompt = max((usage.prompt_tokens for usage in usages), default=0)
     completion = sum(usage.completion_tokens for usage in usages)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
 def _model(context: Context, name: str) -> dict[str, Any]:

@@ -13,9 +13,19 @@ from pydantic import ConfigDict, Field, field_validator
 
 from raylens.api.body import RecipeField
 from raylens.api.context import Context
-from raylens.errors import InvalidRequest
-from raylens.types import MAX_OBJECTS, Chat, Detect, PictureFile, Point, Role, SamplingParams, TextPart, VideoPart
-from raylens.wire import MAX_OBJECTS_ASKED, Body, Messages, Text, read_messages
+from raylens.core.errors import InvalidRequest
+from raylens.core.types import (
+    MAX_OBJECTS,
+    Chat,
+    Detect,
+    PictureFile,
+    Point,
+    Role,
+    SamplingParams,
+    TextPart,
+    VideoPart,
+)
+from raylens.core.wire import MAX_OBJECTS_ASKED, Body, Messages, Text, read_messages
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -75,8 +85,8 @@ class StreamOptions(Body):
 class ChatRequest(Body):
     """The request of ``POST /v1/chat/completions``.
 
-    ``top_k``, ``min_p`` and ``repetition_penalty`` are not OpenAI's: vLLM's clients send them. ``reasoning`` is what
-    Moondream's client sends, ``recipe`` and ``raylens`` are our own.
+    ``top_k``, ``min_p`` and ``repetition_penalty`` are not OpenAI's: vLLM's clients send them.
+    ``reasoning`` is what Moondream's client sends, ``recipe`` and ``raylens`` are our own.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -118,7 +128,8 @@ class ChatRequest(Body):
 
 
 def refuse_what_is_not_supported(body: ChatRequest) -> None:
-    """Raises ``InvalidRequest`` for a parameter that is unknown, or that asks for something that can't be had."""
+    """Raises ``InvalidRequest`` for a parameter that is unknown, or that asks for something that
+    can't be had."""
     for name, value in (body.model_extra or {}).items():
         if name not in _NEUTRAL:
             raise InvalidRequest(f"{name[:64]}: no such parameter", name[:64])
@@ -132,14 +143,17 @@ async def parse_messages(body: ChatRequest, context: Context) -> tuple[Chat, lis
     if messages[-1].role is not Role.USER:
         raise InvalidRequest("messages: the last one should be the user's", "messages")
     context.media.check_count(len(waiting), "messages")
-    texts = (part.text for message in messages for part in message.parts if isinstance(part, TextPart))
+    texts = (
+        part.text for message in messages for part in message.parts if isinstance(part, TextPart)
+    )
     context.check_text(sum(map(len, texts)), "messages")
     pictures = await asyncio.gather(*(context.media.from_url(url, field) for url, field in waiting))
     return Chat(messages, bool(body.reasoning)), list(pictures)
 
 
 def places_wanted(body: ChatRequest, chat: Chat, context: Context) -> Detect | Point | None:
-    """The boxes or points that the request wants of its one picture, where it wants any. Raises ``InvalidRequest``."""
+    """The boxes or points that the request wants of its one picture, where it wants any. Raises
+    ``InvalidRequest``."""
     wanted = body.raylens
     if wanted is None:
         return None
@@ -153,7 +167,9 @@ def places_wanted(body: ChatRequest, chat: Chat, context: Context) -> Detect | P
         if is_wanted:
             raise InvalidRequest(f"{field}: not supported where places are wanted", field)
     parts = [part for message in chat.messages for part in message.parts]
-    if sum(not isinstance(part, TextPart) for part in parts) != 1 or any(isinstance(part, VideoPart) for part in parts):
+    if sum(not isinstance(part, TextPart) for part in parts) != 1 or any(
+        isinstance(part, VideoPart) for part in parts
+    ):
         raise InvalidRequest("messages: one picture is needed, to find places in", "messages")
     texts = (part.text for part in chat.messages[-1].parts if isinstance(part, TextPart))
     subject = wanted.object or " ".join(texts).strip()
@@ -169,7 +185,9 @@ def sampling(body: ChatRequest, context: Context) -> SamplingParams:
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs: logprobs should be true beside it", "top_logprobs")
     if body.reasoning and _json_schema(body):
-        raise InvalidRequest("response_format: thoughts follow no schema; leave out reasoning", "response_format")
+        raise InvalidRequest(
+            "response_format: thoughts follow no schema; leave out reasoning", "response_format"
+        )
     return context.sampling(
         max_tokens=body.max_completion_tokens or body.max_tokens,
         temperature=body.temperature,
@@ -188,7 +206,8 @@ def sampling(body: ChatRequest, context: Context) -> SamplingParams:
 
 
 def _json_schema(body: ChatRequest) -> str | None:
-    """The schema that the answer follows, as compact JSON. Its keys keep their order: the answer's take it over."""
+    """The schema that the answer follows, as compact JSON. Its keys keep their order: the answer's
+    take it over."""
     wanted = body.response_format
     if wanted is None or isinstance(wanted, PlainText):
         return None
@@ -198,5 +217,7 @@ def _json_schema(body: ChatRequest) -> str | None:
         text.encode()
     except (ValueError, RecursionError) as error:
         why = type(error).__name__
-        raise InvalidRequest(f"response_format: not a schema that can be read ({why})", "response_format") from None
+        raise InvalidRequest(
+            f"response_format: not a schema that can be read ({why})", "response_format"
+        ) from None
     return text

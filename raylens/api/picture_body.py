@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 from raylens.api.body import RecipeField
 from raylens.api.context import Context
 from raylens.api.errors import from_validation
-from raylens.errors import InvalidRequest
-from raylens.types import PictureFile
-from raylens.wire import Body, Text
+from raylens.core.errors import InvalidRequest
+from raylens.core.types import PictureFile
+from raylens.core.wire import Body, Text
 
 _MAX_FORM_FIELD = 64 * 2**20
 """Bytes of one form field that is not a file; the limit on the whole body is the one that counts."""
@@ -31,13 +31,17 @@ class PictureBody(Body):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, value: Any) -> Any:
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        return (
+            {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        )
 
 
 Shape = TypeVar("Shape", bound=PictureBody)
 
 
-async def read(http: Request, shape: type[Shape], context: Context) -> tuple[Shape, PictureFile | None]:
+async def read(
+    http: Request, shape: type[Shape], context: Context
+) -> tuple[Shape, PictureFile | None]:
     """The body and its picture. Raises ``InvalidRequest`` and ``PayloadTooLarge``."""
     is_form = (
         http.headers.get("content-type", "")
@@ -68,9 +72,13 @@ async def _json(http: Request) -> Any:
     try:
         return await http.json()
     except json.JSONDecodeError as error:
-        raise InvalidRequest(f"body: not JSON ({error.msg} at character {error.pos})", "body") from None
+        raise InvalidRequest(
+            f"body: not JSON ({error.msg} at character {error.pos})", "body"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"body: not JSON that can be read ({type(error).__name__})", "body") from None
+        raise InvalidRequest(
+            f"body: not JSON that can be read ({type(error).__name__})", "body"
+        ) from None
 
 
 async def _form(http: Request, shape: type[PictureBody]) -> tuple[dict[str, Any], bytes | None]:
@@ -83,14 +91,22 @@ async def _form(http: Request, shape: type[PictureBody]) -> tuple[dict[str, Any]
             fields: dict[str, Any] = {name: value for name, value in form.items() if name != "file"}
             data = None if upload is None else await upload.read()
     except (UnicodeError, LookupError) as error:
-        raise InvalidRequest(f"body: a field that can't be decoded ({type(error).__name__})", "body") from None
+        raise InvalidRequest(
+            f"body: a field that can't be decoded ({type(error).__name__})", "body"
+        ) from None
     except HTTPException as error:
         if error.status_code != 400:
             raise
         raise InvalidRequest(f"body: {error.detail}", "body") from None
     nested = shape.model_fields.get("settings")
-    if nested is not None and isinstance(nested.annotation, type) and issubclass(nested.annotation, BaseModel):
-        settings = {name: fields.pop(name) for name in nested.annotation.model_fields if name in fields}
+    if (
+        nested is not None
+        and isinstance(nested.annotation, type)
+        and issubclass(nested.annotation, BaseModel)
+    ):
+        settings = {
+            name: fields.pop(name) for name in nested.annotation.model_fields if name in fields
+        }
         fields |= {"settings": settings} if settings else {}
     return fields, data
 
@@ -100,11 +116,17 @@ def describe(shape: type[BaseModel]) -> dict[str, Any]:
     schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
     for definition in schema.pop("$defs", {}).values():
         _inline(schema, definition)
-    form = {**schema, "properties": {**schema["properties"], "file": {"type": "string", "format": "binary"}}}
+    form = {
+        **schema,
+        "properties": {**schema["properties"], "file": {"type": "string", "format": "binary"}},
+    }
     return {
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}},
+            "content": {
+                "application/json": {"schema": schema},
+                "multipart/form-data": {"schema": form},
+            },
         }
     }
 
@@ -114,4 +136,7 @@ def _inline(schema: dict[str, Any], definition: dict[str, Any]) -> None:
     reference = f"#/components/schemas/{definition['title']}"
     for name, value in schema["properties"].items():
         if value.get("$ref") == reference:
-            schema["properties"][name] = {**definition, **{k: v for k, v in value.items() if k != "$ref"}}
+            schema["properties"][name] = {
+                **definition,
+                **{k: v for k, v in value.items() if k != "$ref"},
+            }

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from raylens.api.context import Context
 from raylens.api.picture_body import PictureBody, describe, read, required
-from raylens.types import ProcessedPicture
+from raylens.core.types import ProcessedPicture
 
 JPEG = "image/jpeg"
 
@@ -34,7 +34,9 @@ def router(context: Context) -> APIRouter:
         body, picture = await read(http, PreprocessRequest, context)
         model = context.catalog.resolve(body.model, "openai")
         recipe, deadline = context.recipe(model, body.recipe), context.deadline(http, model)
-        shown = await context.service.preprocess(required(picture), recipe, deadline, http.state.request_id)
+        shown = await context.service.preprocess(
+            required(picture), recipe, deadline, http.state.request_id
+        )
         if _wants_jpeg(http):
             return Response(shown.jpeg, media_type=JPEG)
         # Megabytes of base64 take their time.
@@ -56,6 +58,9 @@ def _encode(picture: ProcessedPicture) -> dict[str, Any]:
             "processed": picture.processed,
             "to_original": picture.to_original,
         },
-        "steps": [{"name": step.name, "did": step.did, "ms": round(1000 * step.seconds, 2)} for step in picture.steps],
+        "steps": [
+            {"name": step.name, "did": step.did, "ms": round(1000 * step.seconds, 2)}
+            for step in picture.steps
+        ],
         "warnings": picture.warnings,
     }

@@ -1,4 +1,5 @@
-"""Server-sent events (WHATWG HTML, section 9.2): the ``data:`` lines that every streaming dialect here uses."""
+"""Server-sent events (WHATWG HTML, section 9.2): the ``data:`` lines that every streaming dialect
+here uses."""
 
 from __future__ import annotations
 
@@ -12,12 +13,17 @@ from starlette.responses import StreamingResponse
 
 def event(data: Any) -> str:
     """One event; ``data`` is a string as it is, or anything that JSON can hold."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = (
+        data
+        if isinstance(data, str)
+        else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    )
     return f"data: {text}\n\n"
 
 
 async def stream(events: AsyncGenerator[str, None]) -> StreamingResponse:
-    """Answers 200 only once the first event is there, so that an error before it keeps its own status."""
+    """Answers 200 only once the first event is there, so that an error before it keeps its own
+    status."""
     first = await anext(events, None)
     return StreamingResponse(
         _with_first(first, events),
@@ -26,7 +32,9 @@ async def stream(events: AsyncGenerator[str, None]) -> StreamingResponse:
     )
 
 
-async def _with_first(first: str | None, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+async def _with_first(
+    first: str | None, rest: AsyncGenerator[str, None]
+) -> AsyncGenerator[str, None]:
     async with aclosing(rest):
         if first is not None:
             yield first

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
 from raylens.api.context import Context
-from raylens.types import ModelInfo
+from raylens.core.types import ModelInfo
 
 
 def router(context: Context) -> APIRouter:

@@ -1,7 +1,8 @@
 """``raylens caption``: a folder's pictures to captions, through the server's job queue.
 
-A run may be cut off anywhere. What has its line, or its text file, is done; the rest is submitted again, each picture
-under the key that it had before, so that the server gives the same job back, done or not.
+A run may be cut off anywhere. What has its line, or its text file, is done; the rest is submitted
+again, each picture under the key that it had before, so that the server gives the same job back,
+done or not.
 """
 
 from __future__ import annotations
@@ -20,9 +21,19 @@ from typing import Any
 
 from rich.console import Console
 
-from raylens.cli.client import CANCELED, ENDED, FAILED, SUCCEEDED, Client, ClientError, Job, Refused, Unreachable
-from raylens.cli.meter import Meter, Tally
-from raylens.cli.records import Format, Lines, Record, Result, TextFiles, Unusable
+from raylens.cli.client import (
+    CANCELED,
+    ENDED,
+    FAILED,
+    SUCCEEDED,
+    Client,
+    ClientError,
+    Job,
+    Refused,
+    Unreachable,
+)
+from raylens.cli.progress import ProgressDisplay, Tally
+from raylens.cli.results import Format, Result, ResultFile, ResultStore, TextFiles, UsageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 LARGEST = 256 * 2**20
@@ -37,7 +48,7 @@ _OF_ONE = frozenset({409, 413, 415, 422, 500})
 
 
 @dataclass(frozen=True)
-class Order:
+class CaptionOptions:
     """What is asked about every picture; what is None is the server's choice."""
 
     prompt: str | None = None
@@ -48,12 +59,13 @@ class Order:
 def find(places: Iterable[Path], recursive: bool = True) -> list[Path]:
     """The pictures among files and in folders, each once, sorted as a person would.
 
-    Names in a folder that begin with a dot are passed over. Raises ``Unusable`` for a place that isn't there.
+    Names in a folder that begin with a dot are passed over. Raises ``UsageError`` for a place that
+    isn't there.
     """
     found: dict[str, Path] = {}
     for place in places:
         if not os.path.lexists(place):
-            raise Unusable(f"{place}: no such file or folder")
+            raise UsageError(f"{place}: no such file or folder")
         for path in _within(place, recursive) if os.path.isdir(place) else [place]:
             if path.suffix.lower() in SUFFIXES or os.path.isdir(path):
                 found.setdefault(os.path.abspath(path), path)
@@ -61,7 +73,8 @@ def find(places: Iterable[Path], recursive: bool = True) -> list[Path]:
 
 
 def _within(folder: Path, recursive: bool) -> Iterator[Path]:
-    """Files, and folders that can't be looked into: the pictures in them are missing, which should be seen."""
+    """Files, and folders that can't be looked into: the pictures in them are missing, which should
+    be seen."""
     unseen: list[OSError] = []
     for place, folders, files in os.walk(folder, onerror=unseen.append):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
@@ -72,7 +85,9 @@ def _within(folder: Path, recursive: bool) -> Iterator[Path]:
 def _natural(path: Path) -> tuple[list[list[str | int]], str]:
     """``2.png`` before ``10.png``."""
     parts = [re.split("([0-9]+)", part.casefold()) for part in path.parts]
-    return [[int(text) if number % 2 else text for number, text in enumerate(part)] for part in parts], str(path)
+    return [
+        [int(text) if number % 2 else text for number, text in enumerate(part)] for part in parts
+    ], str(path)
 
 
 class Unsendable(Exception):
@@ -83,13 +98,16 @@ class Unsendable(Exception):
         self.code = code
 
 
-def request(picture: Path, order: Order) -> tuple[bytes, str]:
-    """The body of a picture's job, and its idempotency key: the same in every run. Raises ``Unsendable``."""
+def request(picture: Path, options: CaptionOptions) -> tuple[bytes, str]:
+    """The body of a picture's job, and its idempotency key: the same in every run. Raises
+    ``Unsendable``."""
     data = _read(picture)
-    asked = {name: value for name, value in vars(order).items() if value is not None}
+    asked = {name: value for name, value in vars(options).items() if value is not None}
     frame = json.dumps({"job_type": "caption", "input": {**asked, "image": ""}}).encode()
-    body = b"".join((frame[:-3], base64.b64encode(data), frame[-3:]))  # before the `"}}` that the frame ends with
-    identity = [hashlib.sha256(data).hexdigest(), order.prompt, order.length, order.model]
+    body = b"".join(
+        (frame[:-3], base64.b64encode(data), frame[-3:])
+    )  # before the `"}}` that the frame ends with
+    identity = [hashlib.sha256(data).hexdigest(), options.prompt, options.length, options.model]
     return body, "raylens-caption-" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
@@ -108,16 +126,23 @@ def _read(picture: Path) -> bytes:
 class Captioner:
     """Keeps jobs in flight, one to a picture, and hands each result on as soon as it is there."""
 
-    def __init__(self, client: Client, order: Order, retries_failed: bool, keep: Callable[[Result], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        options: CaptionOptions,
+        retries_failed: bool,
+        keep: Callable[[Result], None],
+    ) -> None:
         self._client = client
-        self._order = order
+        self._options = options
         self._retries_failed = retries_failed
         self._keep = keep
         self._uploads = asyncio.Semaphore(UPLOADS)
         self._retried: set[str] = set()
 
     async def caption_all(self, pictures: Iterable[Path], in_flight: int) -> None:
-        """Raises ``ClientError`` for what no picture alone is to blame for, and what ``keep`` raises."""
+        """Raises ``ClientError`` for what no picture alone is to blame for, and what ``keep``
+        raises."""
         waiting = iter(pictures)
         try:
             async with asyncio.TaskGroup() as group:
@@ -157,11 +182,18 @@ class Captioner:
 
     async def _submitted(self, picture: Path) -> Job:
         async with self._uploads:
-            return await self._client.submit(*await asyncio.to_thread(request, picture, self._order))
+            return await self._client.submit(
+                *await asyncio.to_thread(request, picture, self._options)
+            )
 
     async def _end_of(self, job: Job) -> Job:
-        """Waits for it; one that an earlier run saw fail gets one more chance, where that is wanted."""
-        if self._retries_failed and job["status"] in (FAILED, CANCELED) and job["id"] not in self._retried:
+        """Waits for it; one that an earlier run saw fail gets one more chance, where that is
+        wanted."""
+        if (
+            self._retries_failed
+            and job["status"] in (FAILED, CANCELED)
+            and job["id"] not in self._retried
+        ):
             self._retried.add(job["id"])
             try:
                 job = await self._client.retry(job["id"])
@@ -182,11 +214,11 @@ def _result(file: str, job: Job) -> Result:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CaptionRun:
     """A run: what is captioned, how, and where to."""
 
     places: tuple[Path, ...]
-    order: Order = Order()
+    options: CaptionOptions = CaptionOptions()
     out: Path | None = None
     form: Format | None = None
     recursive: bool = True
@@ -194,29 +226,38 @@ class Plan:
     retries_failed: bool = False
 
 
-def caption(plan: Plan, connect: Callable[[Callable[[str], None]], Client], console: Console) -> int:
-    """Captions, and tells of it on ``console``; the exit status. ``connect`` makes a client that tells its waits so.
+def caption(
+    run: CaptionRun, connect: Callable[[Callable[[str], None]], Client], console: Console
+) -> int:
+    """Captions, and tells of it on ``console``; the exit status. ``connect`` makes a client that
+    tells its waits so.
 
-    Raises ``Unusable`` before anything is sent.
+    Raises ``UsageError`` before anything is sent.
     """
-    form = plan.form or (Format.CSV if plan.out and plan.out.suffix.lower() == ".csv" else Format.JSONL)
-    if form is Format.TXT and plan.out is not None:
-        raise Unusable("--out: with --format txt each caption goes beside its picture; leave it out")
-    if form is not Format.TXT and plan.out is None:
-        raise Unusable(f"--out: the file for the captions is needed with --format {form.value}")
-    pictures = find(plan.places, plan.recursive)
+    form = run.form or (
+        Format.CSV if run.out and run.out.suffix.lower() == ".csv" else Format.JSONL
+    )
+    if form is Format.TXT and run.out is not None:
+        raise UsageError(
+            "--out: with --format txt each caption goes beside its picture; leave it out"
+        )
+    if form is not Format.TXT and run.out is None:
+        raise UsageError(f"--out: the file for the captions is needed with --format {form.value}")
+    pictures = find(run.places, run.recursive)
     if not pictures:
-        raise Unusable(f"no pictures in {', '.join(map(str, plan.places))} ({' '.join(sorted(SUFFIXES))})")
-    if plan.out is None:
-        return _run(plan, pictures, TextFiles(pictures), connect, console)
-    with Lines(plan.out, form, set(map(str, pictures)) if plan.retries_failed else ()) as lines:
-        return _run(plan, pictures, lines, connect, console)
+        raise UsageError(
+            f"no pictures in {', '.join(map(str, run.places))} ({' '.join(sorted(SUFFIXES))})"
+        )
+    if run.out is None:
+        return _run(run, pictures, TextFiles(pictures), connect, console)
+    with ResultFile(run.out, form, set(map(str, pictures)) if run.retries_failed else ()) as lines:
+        return _run(run, pictures, lines, connect, console)
 
 
 def _run(
-    plan: Plan,
+    run: CaptionRun,
     pictures: Sequence[Path],
-    record: Record,
+    record: ResultStore,
     connect: Callable[[Callable[[str], None]], Client],
     console: Console,
 ) -> int:
@@ -225,10 +266,10 @@ def _run(
 
     async def work() -> None:
         async with connect(console.print) as client:
-            captioner = Captioner(client, plan.order, plan.retries_failed, keep)
-            await captioner.caption_all(waiting, min(plan.in_flight, len(waiting)))
+            captioner = Captioner(client, run.options, run.retries_failed, keep)
+            await captioner.caption_all(waiting, min(run.in_flight, len(waiting)))
 
-    with Meter(tally, console) as meter:
+    with ProgressDisplay(tally, console) as meter:
 
         def keep(result: Result) -> None:
             record.write(result)
@@ -239,7 +280,7 @@ def _run(
     return _report(tally, status, problem, console)
 
 
-def _is_settled(file: str, record: Record, tally: Tally) -> bool:
+def _is_settled(file: str, record: ResultStore, tally: Tally) -> bool:
     """Whether an earlier run has left nothing to do; the tally counts it."""
     earlier = record.earlier(file)
     if earlier == "":

@@ -70,11 +70,12 @@ def check_server(server: str) -> str:
 
 
 class Client:
-    """Asks again where that may help, so a server may be busy, or start anew, in the middle of a long run.
+    """Asks again where that may help, so a server may be busy, or start anew, in the middle of a
+    long run.
 
-    ``patience_s``: how long a connection that fails is tried again. ``waits_for_room``: a server that is only busy
-    (429, 503) is waited for without end. ``say`` is told, once, of whatever is waited for. All methods raise
-    ``ClientError``.
+    ``patience_s``: how long a connection that fails is tried again. ``waits_for_room``: a server
+    that is only busy (429, 503) is waited for without end. ``say`` is told, once, of whatever is
+    waited for. All methods raise ``ClientError``.
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class Client:
         self._say = say
         self._told: set[str] = set()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self._http = httpx.AsyncClient(base_url=server, timeout=TIMEOUT, limits=limits, transport=transport)
+        self._http = httpx.AsyncClient(
+            base_url=server, timeout=TIMEOUT, limits=limits, transport=transport
+        )
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -103,7 +106,8 @@ class Client:
         await self._http.__aexit__(*raised)
 
     async def submit(self, body: bytes, key: str) -> Job:
-        """Sends a job as JSON. The same ``key`` with the same body gives the job that it gave before."""
+        """Sends a job as JSON. The same ``key`` with the same body gives the job that it gave
+        before."""
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         return await self._call("POST", PATH, content=body, headers=headers)
 
@@ -118,11 +122,14 @@ class Client:
         return await self._call("DELETE", _path(job_id))
 
     async def newest(self, limit: int, status: str = "") -> list[Job]:
-        """At most so many jobs, the newest first; ``status`` is one or more states with commas between."""
+        """At most so many jobs, the newest first; ``status`` is one or more states with commas
+        between."""
         jobs: list[Job] = []
         where = {"status": status} if status else {}
         while len(jobs) < limit:
-            page = await self._call("GET", PATH, params={"limit": min(PAGE, limit - len(jobs)), **where})
+            page = await self._call(
+                "GET", PATH, params={"limit": min(PAGE, limit - len(jobs)), **where}
+            )
             jobs += page["jobs"]
             if not page["next_cursor"]:
                 break
@@ -130,8 +137,9 @@ class Client:
         return jobs
 
     async def follow(self, job_id: str) -> AsyncGenerator[Job, None]:
-        """The job now and at each change of it, without its input, until its end; connects anew where it must."""
-        patience = _Patience(self)
+        """The job now and at each change of it, without its input, until its end; connects anew
+        where it must."""
+        patience = _RetryPolicy(self)
         while True:
             try:
                 async with self._http.stream("GET", f"{_path(job_id)}/events") as response:
@@ -162,7 +170,7 @@ class Client:
             self._say(text)
 
     async def _call(self, method: str, path: str, **given: Any) -> Job:
-        patience = _Patience(self)
+        patience = _RetryPolicy(self)
         while True:
             try:
                 response = await self._http.request(method, path, **given)
@@ -180,10 +188,10 @@ class Client:
 
     def _hear(self) -> None:
         self.heard_at = time.monotonic()
-        self._told.discard(_Patience.LOST)
+        self._told.discard(_RetryPolicy.LOST)
 
 
-class _Patience:
+class _RetryPolicy:
     """How long one request goes on being tried."""
 
     LOST, ROOM = "lost", "room"
@@ -194,7 +202,8 @@ class _Patience:
         self._backoff_s = LEAST_WAIT_S
 
     def renew(self) -> None:
-        """The server lives. The backoff stays: a stream that ends at once, again and again, isn't asked for faster."""
+        """The server lives. The backoff stays: a stream that ends at once, again and again, isn't
+        asked for faster."""
         self._failing_since = None
 
     async def after(self, error: httpx.TransportError | Refused) -> None:
@@ -215,14 +224,14 @@ class _Patience:
             self._failing_since = now
         why = str(error) or type(error).__name__
         if now < self._failing_since + patience:
-            self._client.tell(self.LOST, f"{self._client.server}: {why}; trying again for up to {patience:g} s")
+            self._client.tell(
+                self.LOST, f"{self._client.server}: {why}; trying again for up to {patience:g} s"
+            )
         elif isinstance(error, Refused):
             raise error
         else:
             heard = self._client.heard_at > self._failing_since
-            message = (
-                f"{self._client.server}: no answer in {patience:g} s: {why}. Is the server up, and --server right?"
-            )
+            message = f"{self._client.server}: no answer in {patience:g} s: {why}. Is the server up, and --server right?"
             raise Unreachable(message, heard) from None
 
     def _wait(self, error: httpx.TransportError | Refused) -> float:
@@ -262,7 +271,8 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[Job]:
-    """The data of server-sent events (WHATWG HTML, section 9.2), one line each; comments are left out."""
+    """The data of server-sent events (WHATWG HTML, section 9.2), one line each; comments are left
+    out."""
     async for line in _lines(response):
         if line.startswith(b"data:"):
             yield json.loads(line.removeprefix(b"data:"))

@@ -13,13 +13,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raylens.cli.client import DEFAULT_SERVER, SUCCEEDED, Client, ClientError, Job, Refused, check_server
+from raylens.cli.client import (
+    DEFAULT_SERVER,
+    SUCCEEDED,
+    Client,
+    ClientError,
+    Job,
+    Refused,
+    check_server,
+)
 
-app = typer.Typer(help="Looks into the server's job queue, and changes what is in it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Looks into the server's job queue, and changes what is in it.", no_args_is_help=True
+)
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 WIDTH, SHOWN_ERROR = 300, 100
-"""Of a table, and of what it shows of an error: a narrower terminal breaks the lines, so that ids, which are copied,
-stay whole."""
+"""Of a table, and of what it shows of an error: a narrower terminal breaks the lines, so that ids,
+which are copied, stay whole."""
 T = TypeVar("T")
 
 
@@ -31,9 +41,14 @@ def _server(given: str) -> str:
 
 
 Server = Annotated[
-    str, typer.Option(envvar="RAYLENS_SERVER", callback=_server, help="The server's URL.", show_default=True)
+    str,
+    typer.Option(
+        envvar="RAYLENS_SERVER", callback=_server, help="The server's URL.", show_default=True
+    ),
 ]
-Patience = Annotated[float, typer.Option(min=0, help="Seconds that a connection that fails is tried again.")]
+Patience = Annotated[
+    float, typer.Option(min=0, help="Seconds that a connection that fails is tried again.")
+]
 JobId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
 JobIds = Annotated[list[str], typer.Argument(metavar="ID", show_default=False)]
 
@@ -43,7 +58,9 @@ def list_jobs(
     context: typer.Context,
     status: Annotated[str, typer.Option(help="States, with commas between: queued,running,…")] = "",
     limit: Annotated[int, typer.Option(min=1, help="At most so many jobs.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Prints a list of jobs as JSON, and no table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Prints a list of jobs as JSON, and no table.")
+    ] = False,
     server: Server = DEFAULT_SERVER,
     patience: Patience = 60.0,
 ) -> None:
@@ -56,31 +73,53 @@ def list_jobs(
 
 
 @app.command()
-def show(context: typer.Context, job_id: JobId, server: Server = DEFAULT_SERVER, patience: Patience = 60.0) -> None:
+def show(
+    context: typer.Context,
+    job_id: JobId,
+    server: Server = DEFAULT_SERVER,
+    patience: Patience = 60.0,
+) -> None:
     """Prints a job as JSON."""
     _print_json(_ask(context, server, patience, lambda client: client.get(job_id)))
 
 
 @app.command()
-def retry(context: typer.Context, job_ids: JobIds, server: Server = DEFAULT_SERVER, patience: Patience = 60.0) -> None:
+def retry(
+    context: typer.Context,
+    job_ids: JobIds,
+    server: Server = DEFAULT_SERVER,
+    patience: Patience = 60.0,
+) -> None:
     """Queues failed or canceled jobs again."""
     _ask(context, server, patience, lambda client: _each(job_ids, client.retry))
 
 
 @app.command()
-def cancel(context: typer.Context, job_ids: JobIds, server: Server = DEFAULT_SERVER, patience: Patience = 60.0) -> None:
+def cancel(
+    context: typer.Context,
+    job_ids: JobIds,
+    server: Server = DEFAULT_SERVER,
+    patience: Patience = 60.0,
+) -> None:
     """Cancels jobs that have not ended."""
     _ask(context, server, patience, lambda client: _each(job_ids, client.cancel))
 
 
 @app.command()
-def watch(context: typer.Context, job_id: JobId, server: Server = DEFAULT_SERVER, patience: Patience = 60.0) -> None:
+def watch(
+    context: typer.Context,
+    job_id: JobId,
+    server: Server = DEFAULT_SERVER,
+    patience: Patience = 60.0,
+) -> None:
     """Tells of a job's states and progress until its end; the exit status is 0 if it succeeded."""
     last = _ask(context, server, patience, lambda client: _watched(client, job_id))
     raise typer.Exit(0 if last["status"] == SUCCEEDED else 1)
 
 
-def _ask(context: typer.Context, server: str, patience: float, work: Callable[[Client], Awaitable[T]]) -> T:
+def _ask(
+    context: typer.Context, server: str, patience: float, work: Callable[[Client], Awaitable[T]]
+) -> T:
     """What ``work`` finds out. Tests give their transport as the context's object."""
 
     async def within() -> T:
@@ -110,7 +149,8 @@ async def _each(job_ids: list[str], change: Callable[[str], Awaitable[Job]]) -> 
 
 
 async def _watched(client: Client, job_id: str) -> Job:
-    """The job at its end. A line for each change: a new connection tells again what was told before."""
+    """The job at its end. A line for each change: a new connection tells again what was told
+    before."""
     told, last = "", {}
     async for last in client.follow(job_id):
         line = _line(last)
@@ -146,7 +186,15 @@ def _cells(job: Job) -> tuple[str, ...]:
     attempts = f"{job['attempts']}/{job['max_attempts']}"
     error = " ".join(job["error"]["message"].split()) if job["error"] else ""
     error = error if len(error) <= SHOWN_ERROR else f"{error[: SHOWN_ERROR - 1]}…"
-    return job["id"], job["job_type"], job["status"], attempts, f"{created:%Y-%m-%d %H:%M:%S}", _seconds(job), error
+    return (
+        job["id"],
+        job["job_type"],
+        job["status"],
+        attempts,
+        f"{created:%Y-%m-%d %H:%M:%S}",
+        _seconds(job),
+        error,
+    )
 
 
 def _seconds(job: Job) -> str:

@@ -1,4 +1,5 @@
-"""Everything that a command has started, however far it has daemonized: found by a mark in the environment (Linux)."""
+"""Everything that a command has started, however far it has daemonized: found by a mark in the
+environment (Linux)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""``raylens run``: ``serve run`` with the settings that were measured, watched until it is ready and stopped whole."""
+"""``raylens run``: ``serve run`` with the settings that were measured, watched until it is ready
+and stopped whole."""
 
 from __future__ import annotations
 
@@ -22,14 +23,15 @@ import httpx
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from raylens.catalog import Catalog
 from raylens.cli.processes import await_end
-from raylens.config import AppConfig
-from raylens.environment import with_environment
+from raylens.core.catalog import Catalog
+from raylens.core.config import AppConfig
+from raylens.core.environment import with_environment
 
-# Read when Ray starts. gRPC between replicas and user code on the replica's own event loop took a no-op graph from
-# 79 to 127 requests/s on 2 cores. Token authentication guards Ray's own ports, which listen on every interface.
-# Serve's controller looks around ten times a second otherwise; on 2 cores that alone slowed a model by a seventh.
+# Read when Ray starts. gRPC between replicas and user code on the replica's own event loop took a
+# no-op graph from 79 to 127 requests/s on 2 cores. Token authentication guards Ray's own ports,
+# which listen on every interface. Serve's controller looks around ten times a second otherwise; on
+# 2 cores that alone slowed a model by a seventh.
 ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -63,8 +65,8 @@ class Endpoint:
 
 
 def read_config(path: Path, also: Callable[[AppConfig], None] = lambda app: None) -> Endpoint:
-    """Checks a Serve config file before Ray starts, and ``also`` its applications. Raises ``ConfigError``, which names
-    the key at fault."""
+    """Checks a Serve config file before Ray starts, and ``also`` its applications. Raises
+    ``ConfigError``, which names the key at fault."""
     try:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -80,21 +82,26 @@ def read_config(path: Path, also: Callable[[AppConfig], None] = lambda app: None
             raise ConfigError(_explain(error, "args")) from None
         wanted = os.environ.get("VLM_MODEL")
         if wanted and not Catalog(app).knows(wanted):
-            notes.append(f"VLM_MODEL: {wanted!r} is not served here; jobs go to {Catalog(app).resolve(None, 'jobs')}")
+            notes.append(
+                f"VLM_MODEL: {wanted!r} is not served here; jobs go to {Catalog(app).resolve(None, 'jobs')}"
+            )
         also(app)
         for note in notes:
             print(f"raylens: {note}", file=sys.stderr)
         known = {"Ingress", "Preprocessor", *(model.name for model in app.models)}
         for deployment in application.get("deployments") or ():
             if deployment["name"] not in known:
-                raise ConfigError(f"deployments: {deployment['name']!r} is none of {', '.join(sorted(known))}")
+                raise ConfigError(
+                    f"deployments: {deployment['name']!r} is none of {', '.join(sorted(known))}"
+                )
     options = config.get("http_options") or {}
     return Endpoint(str(options.get("host", "127.0.0.1")), int(options.get("port", 8000)))
 
 
 def check_jobs(app: AppConfig) -> None:
-    """Raises ``ConfigError`` where the queue can't keep anything: Serve would try for minutes to start it."""
-    from raylens.jobs.make import check
+    """Raises ``ConfigError`` where the queue can't keep anything: Serve would try for minutes to
+    start it."""
+    from raylens.jobs.factory import check
     from raylens.jobs.store import StoreUnusable
 
     try:
@@ -105,7 +112,8 @@ def check_jobs(app: AppConfig) -> None:
 
 
 def _check_serve(config: Any) -> None:
-    """Serve's own schema for the rest of the file, and its keys, which Serve lets pass where they are misspelled."""
+    """Serve's own schema for the rest of the file, and its keys, which Serve lets pass where they
+    are misspelled."""
     from ray.serve.schema import ServeDeploySchema
 
     if not isinstance(config, dict):
@@ -120,7 +128,8 @@ def _check_serve(config: Any) -> None:
 
 
 def _unknown_keys(config: Any, schema: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of the keys that pydantic model ``schema`` doesn't have, at every level that it describes."""
+    """Dotted names of the keys that pydantic model ``schema`` doesn't have, at every level that it
+    describes."""
     fields = schema.model_fields
     for key, value in config.items():
         if key not in fields:
@@ -136,7 +145,8 @@ def _unknown_keys(config: Any, schema: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _nested_model(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model in an annotation such as ``X``, ``list[X]`` or ``X | None``; None for several or for none."""
+    """The pydantic model in an annotation such as ``X``, ``list[X]`` or ``X | None``; None for
+    several or for none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found = [model for model in map(_nested_model, get_args(annotation)) if model is not None]
@@ -163,7 +173,8 @@ class Server:
         self._mark = uuid.uuid4().hex
 
     def serve(self) -> int:
-        """Runs until a signal or until the process ends; the exit status. What went wrong is the last line said."""
+        """Runs until a signal or until the process ends; the exit status. What went wrong is the
+        last line said."""
         if self._port_is_taken():
             problem: str | None = f"port {self._endpoint.port} of {self._endpoint.host} is in use"
         else:
@@ -252,12 +263,17 @@ class Server:
         if self._dashboard is None:
             return None
         try:
-            details = httpx.get(f"{self._dashboard}/api/serve/applications/", headers=_token_header(), timeout=5).json()
+            details = httpx.get(
+                f"{self._dashboard}/api/serve/applications/", headers=_token_header(), timeout=5
+            ).json()
         except (httpx.HTTPError, ValueError):
             return None
         for name, application in details.get("applications", {}).items():
             if application["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
-                messages = [deployment.get("message", "") for deployment in application["deployments"].values()]
+                messages = [
+                    deployment.get("message", "")
+                    for deployment in application["deployments"].values()
+                ]
                 reasons = [text for text in (application.get("message", ""), *messages) if text]
                 return f"application {name} can't start: " + "; ".join(reasons)
         return None
@@ -271,7 +287,8 @@ class Server:
         )
 
     def _shut_down(self) -> None:
-        """Ctrl-C for ``serve run``, which ends Serve and Ray; then all that is left of what they started."""
+        """Ctrl-C for ``serve run``, which ends Serve and Ray; then all that is left of what they
+        started."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):

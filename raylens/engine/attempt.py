@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:
-    """What the work gives, or how it failed. A device that is lost ends the engine instead: its replica is replaced.
+    """What the work gives, or how it failed. A device that is lost ends the engine instead: its
+    replica is replaced.
 
     Without its traceback an error holds none of the tensors that were being made.
     """

@@ -7,7 +7,8 @@ from tokenizers.decoders import DecodeStream
 
 
 class TextStream:
-    """The text of one answer. Leading white space, which chat templates leave to the model, is dropped."""
+    """The text of one answer. Leading white space, which chat templates leave to the model, is
+    dropped."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
@@ -22,7 +23,8 @@ class TextStream:
         """Characters of them that were told."""
 
     def push(self, token_id: int) -> str:
-        """The text that is certain after one more token; sets ``stopped`` once a stop string is complete."""
+        """The text that is certain after one more token; sets ``stopped`` once a stop string is
+        complete."""
         certain = self._push(token_id)
         self.said += len(certain)
         return certain
@@ -52,4 +54,6 @@ class TextStream:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that ``stop`` begins with."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
+    )

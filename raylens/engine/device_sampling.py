@@ -1,7 +1,8 @@
-"""The choice of the next tokens of a whole batch on a GPU, with the semantics of :mod:`raylens.engine.sampling`.
+"""The choice of the next tokens of a whole batch on a GPU, with the semantics of
+:mod:`raylens.engine.sampling`.
 
-Nothing waits for the device, but for rows that follow a grammar: what may come next there depends on the token before,
-and only the host knows the grammar.
+Nothing waits for the device, but for rows that follow a grammar: what may come next there depends
+on the token before, and only the host knows the grammar.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raylens.engine.sampling import Choice, Sampler
+from raylens.engine.sampling import SampledTokens, Sampler
 from raylens.engine.transfer import upload
 
 _ROWS = 16
@@ -21,7 +22,8 @@ _ROWS = 16
 
 @dataclass(frozen=True)
 class _Seen:
-    """What penalties ask for, a row a slot: how often each token was chosen, and whether the prompt has it."""
+    """What penalties ask for, a row a slot: how often each token was chosen, and whether the prompt
+    has it."""
 
     counts: Tensor
     """int32 (slots, vocabulary)."""
@@ -29,8 +31,9 @@ class _Seen:
     """bool (slots, vocabulary)."""
 
 
-class DeviceChooser:
-    """Chooses for sequences in ``slots`` places, each of which remembers its tokens as far as penalties need."""
+class DeviceSampler:
+    """Chooses for sequences in ``slots`` places, each of which remembers its tokens as far as
+    penalties need."""
 
     def __init__(self, slots: int, vocabulary: int, device: str) -> None:
         self._slots = slots
@@ -40,7 +43,7 @@ class DeviceChooser:
 
     def begin(self, slot: int, sampler: Sampler) -> None:
         """Forgets what the slot held; an answer that ``sampler`` chooses begins there."""
-        if not sampler.penalizes:
+        if not sampler.has_penalties:
             return
         if self._seen is None:
             shape = (self._slots, self._vocabulary)
@@ -53,10 +56,12 @@ class DeviceChooser:
         ids = sampler.prompt_ids[sampler.prompt_ids < self._vocabulary]
         self._seen.prompt[slot].index_fill_(0, upload(ids, self._device), True)
 
-    def choose(self, logits: Tensor, samplers: Sequence[Sampler], slots: Sequence[int]) -> Choice:
+    def choose(
+        self, logits: Tensor, samplers: Sequence[Sampler], slots: Sequence[int]
+    ) -> SampledTokens:
         """Each row's next token, from float32 logits (rows, vocabulary) on the device."""
-        if all(sampler.plain for sampler in samplers):
-            return Choice(logits.argmax(-1), {}, logits.amax(-1).isfinite())
+        if all(sampler.is_plain_argmax for sampler in samplers):
+            return SampledTokens(logits.argmax(-1), {}, logits.amax(-1).isfinite())
         scores = logits.clone()
         failures = self._follow_grammars(scores, samplers)
         self._penalize(scores, samplers, slots)
@@ -68,9 +73,11 @@ class DeviceChooser:
             # Some rows at a time: each takes a dozen float64 copies of its logits.
             for first in range(0, len(drawn), _ROWS):
                 part = rows[first : first + _ROWS]
-                tokens[part] = _draw(scores[part], [samplers[row] for row in drawn[first:][:_ROWS]], tokens[part])
+                tokens[part] = _draw(
+                    scores[part], [samplers[row] for row in drawn[first:][:_ROWS]], tokens[part]
+                )
         self._record(tokens, samplers, slots, failures)
-        return Choice(tokens, failures, best.isfinite() & logits.amax(-1).isfinite())
+        return SampledTokens(tokens, failures, best.isfinite() & logits.amax(-1).isfinite())
 
     def _follow_grammars(self, scores: Tensor, samplers: Sequence[Sampler]) -> dict[int, Exception]:
         """Puts −∞ in the place of the tokens that a row's grammar forbids; what failed, by row."""
@@ -94,7 +101,7 @@ class DeviceChooser:
 
     def _penalize(self, scores: Tensor, samplers: Sequence[Sampler], slots: Sequence[int]) -> None:
         """Lowers the scores of what the prompt or the answer has said; see ``Sampler``."""
-        penalized = [row for row, sampler in enumerate(samplers) if sampler.penalizes]
+        penalized = [row for row, sampler in enumerate(samplers) if sampler.has_penalties]
         if not penalized:
             return
         assert self._seen is not None
@@ -102,9 +109,10 @@ class DeviceChooser:
         places = upload([slots[row] for row in penalized], self._device)
         params = [samplers[row].params for row in penalized]
         repetition, presence, frequency = upload(
-            np.array([[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params], np.float32).T[
-                :, :, None
-            ],
+            np.array(
+                [[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params],
+                np.float32,
+            ).T[:, :, None],
             self._device,
         )
         counts, taken = self._seen.counts[places], scores[rows]
@@ -113,9 +121,13 @@ class DeviceChooser:
         scores[rows] = taken - (counts * frequency + (counts > 0) * presence)
 
     def _record(
-        self, tokens: Tensor, samplers: Sequence[Sampler], slots: Sequence[int], failures: dict[int, Exception]
+        self,
+        tokens: Tensor,
+        samplers: Sequence[Sampler],
+        slots: Sequence[int],
+        failures: dict[int, Exception],
     ) -> None:
-        penalized = [row for row, sampler in enumerate(samplers) if sampler.penalizes]
+        penalized = [row for row, sampler in enumerate(samplers) if sampler.has_penalties]
         if penalized and self._seen is not None:
             rows = upload(penalized, self._device)
             places = upload([slots[row] for row in penalized], self._device)
@@ -130,8 +142,8 @@ class DeviceChooser:
 
 
 def _draw(scores: Tensor, samplers: Sequence[Sampler], best: Tensor) -> Tensor:
-    """Draws a token for every row, (rows,): the inverse of the cumulated weights, in the order of the ids, at one
-    uniform number each. ``best``: the rows' most likely tokens, (rows,)."""
+    """Draws a token for every row, (rows,): the inverse of the cumulated weights, in the order of
+    the ids, at one uniform number each. ``best``: the rows' most likely tokens, (rows,)."""
     numbers = np.array([_numbers(sampler, scores.shape[1]) for sampler in samplers])
     temperature, top_k, top_p, min_p, uniform = upload(numbers.T[:, :, None], scores.device)
     weights = ((scores.double() - scores.gather(1, best[:, None])) / temperature).exp()
@@ -141,7 +153,9 @@ def _draw(scores: Tensor, samplers: Sequence[Sampler], best: Tensor) -> Tensor:
         weights[rows] = _cut(weights[rows], top_k[rows], top_p[rows])
     weights = torch.where(weights >= min_p, weights, 0)
     bounds = weights.cumsum(-1)
-    drawn = torch.searchsorted(bounds, uniform * bounds[:, -1:], right=True).clamp_(max=scores.shape[1] - 1)
+    drawn = torch.searchsorted(bounds, uniform * bounds[:, -1:], right=True).clamp_(
+        max=scores.shape[1] - 1
+    )
     # A parallel sum may round its way past a bound, to a token that has no weight.
     return torch.where(weights.gather(1, drawn)[:, 0] > 0, drawn[:, 0], best)
 
@@ -153,8 +167,8 @@ def _numbers(sampler: Sampler, vocabulary: int) -> tuple[float, float, float, fl
 
 
 def _cut(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """The weights (rows, vocabulary) with zeros for all but the ``top_k`` largest of a row, and of these the fewest
-    that reach ``top_p`` of their sum; at least one."""
+    """The weights (rows, vocabulary) with zeros for all but the ``top_k`` largest of a row, and of
+    these the fewest that reach ``top_p`` of their sum; at least one."""
     ordered, ids = weights.sort(stable=True, descending=True)
     rank = torch.arange(weights.shape[1], device=weights.device)
     ordered = torch.where(rank < top_k, ordered, 0)

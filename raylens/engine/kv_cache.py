@@ -1,8 +1,9 @@
 """Keys and values of running sequences: rows of arenas, under one budget of bytes.
 
-An arena holds rows of one capacity, a power of two; a sequence takes a row of the smallest arena in which its prompt
-and all that it may answer have room. Rows of like length are so read together, with little padding, and a short answer
-never holds a long one's memory. An arena's rows stand together: where one leaves, the last one takes its place.
+An arena holds rows of one capacity, a power of two; a sequence takes a row of the smallest arena in
+which its prompt and all that it may answer have room. Rows of like length are so read together,
+with little padding, and a short answer never holds a long one's memory. An arena's rows stand
+together: where one leaves, the last one takes its place.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ class Arena(Generic[Holder]):
 
     @property
     def rows(self) -> int:
-        """Rows that there is room for; where a resize broke off for want of memory, those of every layer."""
+        """Rows that there is room for; where a resize broke off for want of memory, those of every
+        layer."""
         return min(layer.shape[1] for layer in self._layers)
 
     def resize(self, rows: int) -> None:
-        """Makes room for so many rows, a layer at a time: what is held twice meanwhile is one layer."""
+        """Makes room for so many rows, a layer at a time: what is held twice meanwhile is one
+        layer."""
         held = len(self.holders)
         for index, layer in enumerate(self._layers):
             resized = self._zeros(rows)
@@ -45,13 +48,16 @@ class Arena(Generic[Holder]):
             self._layers[index] = resized
 
     def _zeros(self, rows: int) -> Tensor:
-        """(2, rows, heads, capacity, head size). Zeros: attention multiplies what it masks by nothing, and nothing
-        times a stray NaN is NaN. On a GPU the heads of a token lie together, as flash attention reads them."""
+        """(2, rows, heads, capacity, head size). Zeros: attention multiplies what it masks by
+        nothing, and nothing times a stray NaN is NaN. On a GPU the heads of a token lie together,
+        as flash attention reads them."""
         shape, device = self._shape, torch.device(self._shape.device)
         if device.type == "cuda":
             size = (2, rows, self.capacity, shape.heads, shape.head_dim)
             return torch.zeros(size, dtype=shape.dtype, device=device).transpose(2, 3)
-        return torch.zeros((2, rows, shape.heads, self.capacity, shape.head_dim), dtype=shape.dtype, device=device)
+        return torch.zeros(
+            (2, rows, shape.heads, self.capacity, shape.head_dim), dtype=shape.dtype, device=device
+        )
 
     def append(self, holder: Holder) -> None:
         self.holders.append(holder)
@@ -100,7 +106,8 @@ class KVCache(Generic[Holder]):
         return self.shape.bytes_per_token * _capacity(tokens)
 
     def reserve(self, holder: Holder, tokens: int) -> bool:
-        """Takes a row for a sequence of so many tokens; False where the budget has no room for it now."""
+        """Takes a row for a sequence of so many tokens; False where the budget has no room for it
+        now."""
         cost = self.cost(tokens)
         if self.used_bytes + cost > self.budget:
             return False
@@ -119,7 +126,8 @@ class KVCache(Generic[Holder]):
             arena.remove(holder)
 
     def clear(self, holder: Holder) -> None:
-        """Wipes the row, where the sequence has one: numbers that are none would spoil its next holder's sums."""
+        """Wipes the row, where the sequence has one: numbers that are none would spoil its next
+        holder's sums."""
         if holder in self._home:
             for layer in self.row(holder).layers:
                 layer.zero_()
@@ -157,7 +165,8 @@ class KVCache(Generic[Holder]):
         self.advance(holder, tokens)
 
     def _grow(self, arena: Arena[Holder]) -> None:
-        """Twice as many rows where the budget allows it, else one more; other arenas give up what they don't use."""
+        """Twice as many rows where the budget allows it, else one more; other arenas give up what
+        they don't use."""
         held = arena.rows
         wanted = max(1, min(2 * held, self._max_rows))
         if self.allocated_bytes + (wanted - held) * arena.row_bytes > self.budget:

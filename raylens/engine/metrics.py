@@ -1,10 +1,11 @@
-"""What the engine tells of its work. Who measures it is the caller's affair: the engine knows no metrics system."""
+"""What the engine tells of its work. Who measures it is the caller's affair: the engine knows no
+metrics system."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raylens.types import Usage
+from raylens.core.types import Usage
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,19 @@ class Gauges:
     prefix_bytes: int = 0
 
 
-class Metrics:
+class EngineMetrics:
     """Takes the engine's measurements, from the engine's thread; this one drops them."""
 
     def first_token(self, seconds: float) -> None:
         """From a request's arrival to its first token."""
 
     def step(self, batch: int, seconds: float | None) -> None:
-        """A decode step of so many rows; seconds since the one before, where answers went on from it."""
+        """A decode step of so many rows; seconds since the one before, where answers went on from
+        it."""
 
     def reuse(self, what: str, found: int, missed: int) -> None:
         """A look-up: pictures of ``features``, or tokens of a ``prefix``."""
 
     def ended(self, reason: str, usage: Usage, index: int) -> None:
-        """The end of answer number ``index`` of a request: ``stop``, ``length``, ``abort``, ``deadline``, ``error``."""
+        """The end of answer number ``index`` of a request: ``stop``, ``length``, ``abort``,
+        ``deadline``, ``error``."""

@@ -1,5 +1,5 @@
-"""What is kept of earlier requests: pictures' features, and the keys and values of prompts. Both are bounded by bytes;
-what was used longest ago goes first."""
+"""What is kept of earlier requests: pictures' features, and the keys and values of prompts. Both
+are bounded by bytes; what was used longest ago goes first."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class ByteLRU(Generic[K, V]):
         return entry[0]
 
     def put(self, key: K, value: V, size: int) -> list[K]:
-        """Keeps a value of ``size`` bytes, unless it is larger than the whole budget; the keys that went for it."""
+        """Keeps a value of ``size`` bytes, unless it is larger than the whole budget; the keys that
+        went for it."""
         self.drop(key)
         if size > self.budget:
             return []
@@ -62,8 +63,8 @@ class ByteLRU(Generic[K, V]):
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The beginning of a prompt as read: what stands at each place, and keys and values (layers, 2, heads, tokens, head
-    size)."""
+    """The beginning of a prompt as read: what stands at each place, and keys and values (layers, 2,
+    heads, tokens, head size)."""
 
     content: NDArray[np.int64]
     kept: Tensor
@@ -86,16 +87,17 @@ class PrefixCache:
         self._by_head.clear()
 
     def find(self, prompt: Prompt) -> Tensor | None:
-        """Keys and values of the longest known beginning, without the last token: its scores are wanted."""
+        """Keys and values of the longest known beginning, without the last token: its scores are
+        wanted."""
         key, tokens = self._longest(_content(prompt)[:-1])
-        if tokens < max(SHORTEST_PREFIX, prompt.whole):
+        if tokens < max(SHORTEST_PREFIX, prompt.bidirectional_prefix_len):
             return None
         found = self._prefixes.get(key)
         return None if found is None else found.kept[:, :, :, :tokens]
 
     def wants(self, prompt: Prompt, bytes_per_token: int) -> bool:
-        """Whether it would keep this prompt: it is neither tiny nor too large, and so much of it is new that it is
-        worth the memory of all."""
+        """Whether it would keep this prompt: it is neither tiny nor too large, and so much of it is
+        new that it is worth the memory of all."""
         tokens = len(prompt.token_ids)
         if tokens < SHORTEST_PREFIX or tokens * bytes_per_token > self._prefixes.budget:
             return False
@@ -127,7 +129,8 @@ def _head(key: bytes) -> bytes:
 
 
 def _content(prompt: Prompt) -> NDArray[np.int64]:
-    """Token ids; in the place of image tokens, numbers that depend on the picture. Those are negative: no token is."""
+    """Token ids; in the place of image tokens, numbers that depend on the picture. Those are
+    negative: no token is."""
     content = np.array(prompt.token_ids, np.int64)
     for start, picture in zip(prompt.image_at, prompt.pictures, strict=True):
         salt = int.from_bytes(picture.key[:7], "big")

@@ -10,24 +10,32 @@ from itertools import count
 
 from tokenizers import Tokenizer
 
+from raylens.core.types import (
+    Delta,
+    FinishReason,
+    Priority,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+    VisionRequest,
+)
 from raylens.engine.detokenizer import TextStream
 from raylens.engine.model import Prompt
 from raylens.engine.sampling import Sampler
 from raylens.engine.structured import Grammar
-from raylens.types import Delta, FinishReason, Priority, SamplingParams, TokenLogprob, Usage, VisionRequest
 
 
 class State(Enum):
     WAITING = auto()
-    ENTERING = auto()
+    PREFILLING = auto()
     """Has its place in the cache; its pictures and its prompt are read in slices."""
     RUNNING = auto()
     FINISHED = auto()
 
 
-MOVES = {
-    State.WAITING: {State.ENTERING, State.FINISHED},
-    State.ENTERING: {State.RUNNING, State.FINISHED},
+TRANSITIONS = {
+    State.WAITING: {State.PREFILLING, State.FINISHED},
+    State.PREFILLING: {State.RUNNING, State.FINISHED},
     State.RUNNING: {State.FINISHED},
     State.FINISHED: set[State](),
 }
@@ -37,7 +45,8 @@ _numbers = count()
 
 @dataclass(eq=False)
 class Sequence:
-    """Prompt, parameters and progress of one answer. Only the engine's thread changes it, but for ``aborted``."""
+    """Prompt, parameters and progress of one answer. Only the engine's thread changes it, but for
+    ``aborted``."""
 
     prompt: Prompt
     params: SamplingParams
@@ -71,21 +80,21 @@ class Sequence:
         """The rotary position of the newest token, which the next step reads."""
         return self.prompt.next_position + self.tokens_chosen - 1
 
-    def room(self, max_length: int) -> int:
+    def max_total_tokens(self, max_length: int) -> int:
         """Tokens that it may come to hold, prompt and answer together."""
-        return self.prompt.places(self.params.max_tokens, max_length)
+        return self.prompt.max_total_tokens(self.params.max_tokens, max_length)
 
     def is_full(self, max_length: int) -> bool:
         """Whether all tokens have been chosen that there is room for."""
-        return len(self.prompt.token_ids) + self.tokens_chosen >= self.room(max_length)
+        return len(self.prompt.token_ids) + self.tokens_chosen >= self.max_total_tokens(max_length)
 
     def move(self, state: State) -> None:
-        assert state in MOVES[self.state], f"{self.state} -> {state}"
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
         self.state = state
 
     def append(self, token_id: int | None, eos_ids: Iterable[int], max_length: int) -> str:
-        """Takes the next token, or what a family says beside text, or None where there is no room for more; the text
-        that is certain now. Sets ``finish_reason`` where the answer ends."""
+        """Takes the next token, or what a family says beside text, or None where there is no room
+        for more; the text that is certain now. Sets ``finish_reason`` where the answer ends."""
         if token_id is None:
             self.finish_reason = FinishReason.LENGTH
             return self.text.finish()
@@ -96,31 +105,39 @@ class Sequence:
         piece = self.text.push(token_id) if token_id >= 0 else ""
         if self.text.stopped:
             self.finish_reason = FinishReason.STOP
-        elif len(self.prompt.token_ids) + len(self.output_ids) >= self.room(max_length):
+        elif len(self.prompt.token_ids) + len(self.output_ids) >= self.max_total_tokens(max_length):
             self.finish_reason = FinishReason.LENGTH
             piece += self.text.finish()
         return piece
 
-    def hold(self, start: int, logprob: TokenLogprob) -> None:
+    def add_logprob(self, start: int, logprob: TokenLogprob) -> None:
         """Takes the newest token's logprob; its text begins at ``start``."""
         self._logprobs.append((start, self.text.seen, logprob))
 
-    def told(self) -> tuple[TokenLogprob, ...]:
-        """The logprobs of the text that is told now: none of a stop string, but for a token that it cuts."""
+    def take_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """The logprobs of the text that is told now: none of a stop string, but for a token that it
+        cuts."""
         said, stopped = self.text.said, self.text.stopped
-        told = tuple(held for start, end, held in self._logprobs if end <= said or (stopped and start < said))
+        told = tuple(
+            held for start, end, held in self._logprobs if end <= said or (stopped and start < said)
+        )
         self._logprobs = [held for held in self._logprobs if held[1] > said]
         return told
 
     def release(self, delta: Delta) -> Delta | None:
-        """What is to be told now: a piece that says something, or, where none are wanted, all of them at the end."""
+        """What is to be told now: a piece that says something, or, where none are wanted, all of
+        them at the end."""
         if self.stream:
             return delta if delta.text or delta.finish_reason or delta.logprobs else None
         self._held.append(delta)
         if delta.finish_reason is None:
             return None
         text = "".join(held.text for held in self._held)
-        return replace(delta, text=text, logprobs=tuple(token for held in self._held for token in held.logprobs))
+        return replace(
+            delta,
+            text=text,
+            logprobs=tuple(token for held in self._held for token in held.logprobs),
+        )
 
 
 def sequences(

@@ -1,6 +1,7 @@
 """Answers that follow a JSON schema: tokens that would leave it are forbidden, through llguidance.
 
-Source: https://github.com/guidance-ai/llguidance (an Earley parser over derivatives of regular expressions).
+Source: https://github.com/guidance-ai/llguidance (an Earley parser over derivatives of regular
+expressions).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from raylens.errors import InvalidRequest
+from raylens.core.errors import InvalidRequest
 
 FIELD = "response_format"
 MAX_SCHEMA = 65_536
@@ -27,11 +28,13 @@ MAX_SCHEMA = 65_536
 KEPT = 16
 """Schemas that were tried, and are remembered."""
 
-# One space, or one line break and an indent. llguidance's own default is any length of white space, in which a small
-# model that has lost its thread goes on until max_tokens; none at all would force it off what it has learned.
+# One space, or one line break and an indent. llguidance's own default is any length of white space,
+# in which a small model that has lost its thread goes on until max_tokens; none at all would force
+# it off what it has learned.
 _OPTIONS: Any = {"whitespace_pattern": r" |\n[ \t]{0,32}"}
 
-# Work is bounded by llguidance's own counts (its defaults, or less). Errors leave the parser's state out.
+# Work is bounded by llguidance's own counts (its defaults, or less). Errors leave the parser's
+# state out.
 _LIMITS: dict[str, Any] = {
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
@@ -40,8 +43,9 @@ _LIMITS: dict[str, Any] = {
     "verbose_errors": False,
 }
 
-# These counts don't reach all of its compiler: a large `multipleOf`, or patterns joined by `allOf`, take it minutes
-# and gigabytes, and a thread in it can't be ended. So a schema that is new is tried in a process that can.
+# These counts don't reach all of its compiler: a large `multipleOf`, or patterns joined by `allOf`,
+# take it minutes and gigabytes, and a thread in it can't be ended. So a schema that is new is tried
+# in a process that can.
 _TRIAL = """
 import contextlib, json, resource, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -74,22 +78,28 @@ class Grammar:
         return self._matcher.is_stopped()
 
     def allow(self, logits: Tensor) -> Tensor:
-        """A copy of float32 logits (vocabulary,), which lie on the host, with -inf where the token is forbidden.
-        Raises ``InvalidRequest`` where the schema has become too much to follow."""
-        allowed = np.unpackbits(self.allowed(), count=self._vocabulary, bitorder="little").view(np.bool_)
+        """A copy of float32 logits (vocabulary,), which lie on the host, with -inf where the token
+        is forbidden. Raises ``InvalidRequest`` where the schema has become too much to follow."""
+        allowed = np.unpackbits(self.allowed(), count=self._vocabulary, bitorder="little").view(
+            np.bool_
+        )
         return torch.from_numpy(np.where(allowed, logits.numpy(), np.float32(-np.inf)))
 
     def allowed(self) -> NDArray[np.uint8]:
-        """The tokens that may come next, a bit each, the lowest bit of a byte first. Raises as ``allow`` does."""
+        """The tokens that may come next, a bit each, the lowest bit of a byte first. Raises as
+        ``allow`` does."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
             raise _invalid(f"the schema can't be followed: {_line(self._matcher.get_error())}")
         return bits[: -(-self._vocabulary // 8)]
 
     def accept(self, token_id: int) -> None:
-        """Goes on past this token. Raises ``ValueError`` where it is forbidden; the grammar is then of no more use."""
+        """Goes on past this token. Raises ``ValueError`` where it is forbidden; the grammar is then
+        of no more use."""
         if not self._matcher.consume_token(token_id):
-            raise ValueError(f"the schema forbids token {token_id}: {_line(self._matcher.get_error())}")
+            raise ValueError(
+                f"the schema forbids token {token_id}: {_line(self._matcher.get_error())}"
+            )
 
     def copy(self) -> Grammar:
         """The same state, going its own way from here on."""
@@ -99,7 +109,8 @@ class Grammar:
 class Grammars:
     """The schemas of one model's requests. Any thread may call it.
 
-    ``vocabulary`` is the width of the logits, which may exceed the tokenizer's; all of ``eos_ids`` may end an answer.
+    ``vocabulary`` is the width of the logits, which may exceed the tokenizer's; all of ``eos_ids``
+    may end an answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, eos_ids: frozenset[int], vocabulary: int) -> None:
@@ -108,15 +119,17 @@ class Grammars:
         self._tried = lru_cache(KEPT)(_tried)
 
     def compile(self, json_schema: str) -> Grammar:
-        """The beginning of an answer that follows this schema; the first time takes a process, and about 0.1 s.
+        """The beginning of an answer that follows this schema; the first time takes a process, and
+        about 0.1 s.
 
-        Raises ``InvalidRequest`` about "response_format" where it is no schema, asks for what llguidance doesn't do,
-        is satisfied by nothing, or takes more than 2 s or 1 GiB to compile.
+        Raises ``InvalidRequest`` about "response_format" where it is no schema, asks for what
+        llguidance doesn't do, is satisfied by nothing, or takes more than 2 s or 1 GiB to compile.
         """
         grammar = self._tried(json_schema)
         if isinstance(grammar, InvalidRequest):
             raise grammar
-        # Made anew each time: copies of a matcher share the states of its lexer, which are counted against its limit.
+        # Made anew each time: copies of a matcher share the states of its lexer, which are counted
+        # against its limit.
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
         if matcher.is_error():
             raise _invalid(_line(matcher.get_error()))
@@ -124,7 +137,8 @@ class Grammars:
 
 
 def _tried(json_schema: str) -> str | InvalidRequest:
-    """llguidance's form of a schema that it can follow. Refusals are kept as well: they take as long."""
+    """llguidance's form of a schema that it can follow. Refusals are kept as well: they take as
+    long."""
     try:
         grammar = _grammar(_parse(json_schema))
     except InvalidRequest as error:
@@ -179,12 +193,15 @@ def _try(grammar: str) -> str:
 
 
 def _native(tokenizer: Tokenizer, eos_ids: frozenset[int], vocabulary: int) -> LLTokenizer:
-    """The tokenizer as llguidance reads it. Ends that it has no token for get one, as llguidance insists on."""
+    """The tokenizer as llguidance reads it. Ends that it has no token for get one, as llguidance
+    insists on."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.no_padding()
     copy.no_truncation()
     size = max(copy.get_vocab_size(), max(eos_ids) + 1)
-    copy.add_special_tokens([f"<|unnamed {number}|>" for number in range(copy.get_vocab_size(), size)])
+    copy.add_special_tokens(
+        [f"<|unnamed {number}|>" for number in range(copy.get_vocab_size(), size)]
+    )
     return LLTokenizer(copy.to_str(), n_vocab=max(vocabulary, size), eos_token=sorted(eos_ids))
 
 

@@ -13,16 +13,18 @@ from torch import Tensor
 def upload(values: Sequence[int] | NDArray[np.generic], device: str | torch.device) -> Tensor:
     """The values on the device; integers of a list are int64.
 
-    A copy from ordinary memory waits for all work on the stream. One from pinned memory is queued behind that work, and
-    the caching allocator keeps the pinned block until the copy is done.
+    A copy from ordinary memory waits for all work on the stream. One from pinned memory is queued
+    behind that work, and the caching allocator keeps the pinned block until the copy is done.
     """
-    tensor = torch.from_numpy(np.ascontiguousarray(values if isinstance(values, np.ndarray) else np.array(values)))
+    tensor = torch.from_numpy(
+        np.ascontiguousarray(values if isinstance(values, np.ndarray) else np.array(values))
+    )
     if torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Fetch:
+class Download:
     """Tensors on their way to the host; their values are there once ``wait`` returns."""
 
     def __init__(self, *tensors: Tensor) -> None:

@@ -1,4 +1,5 @@
-"""Pictures of jobs, kept once under the SHA-256 of their bytes: in a folder, or wherever fsspec reaches."""
+"""Pictures of jobs, kept once under the SHA-256 of their bytes: in a folder, or wherever fsspec
+reaches."""
 
 from __future__ import annotations
 
@@ -37,8 +38,9 @@ def is_reference(value: object) -> bool:
 
 
 class Blobs:
-    """``put``, ``get`` and ``remove`` block; ``store`` and ``load`` are the first two in threads of their own, which
-    nothing else keeps busy. ``url`` is a path, or a URL of fsspec's such as ``s3://bucket/folder``.
+    """``put``, ``get`` and ``remove`` block; ``store`` and ``load`` are the first two in threads of
+    their own, which nothing else keeps busy. ``url`` is a path, or a URL of fsspec's such as
+    ``s3://bucket/folder``.
 
     Raises ``ImportError``, which names the package, for a protocol whose driver isn't installed.
     """

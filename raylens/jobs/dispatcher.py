@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raylens.config import JobsConfig
-from raylens.errors import DeadlineExceeded, Overloaded, RaylensError
-from raylens.jobs.batcher import Batcher
+from raylens.core.config import JobsConfig
+from raylens.core.errors import DeadlineExceeded, Overloaded, RaylensError
+from raylens.core.logs import request_id
+from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.job import Job, JobState, Progress
 from raylens.jobs.metrics import JobMetrics
-from raylens.jobs.moves import RetryPolicy, again, start, succeed
-from raylens.jobs.rounds import Rounds
-from raylens.jobs.store import Change, JobStore, Moved
-from raylens.logs import request_id
+from raylens.jobs.poll_loop import PollLoop
+from raylens.jobs.store import Change, JobStore, Transition
+from raylens.jobs.transitions import RetryPolicy, retry_or_fail, start, succeed
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ REPORT_PERIOD_S = 0.5
 Save = Callable[[Progress, dict[str, Any] | None], Awaitable[None]]
 Work = Callable[[Job, float, Save], Awaitable[dict[str, Any]]]
 """A job, the deadline of the attempt and where to report progress, to the job's output."""
-Changes = Batcher[Change, Job | RaylensError | None]
+Changes = GroupCommit[Change, Job | RaylensError | None]
 
 
 @dataclass
@@ -40,10 +40,11 @@ class _Attempt:
 
 
 class Dispatcher:
-    """``announce`` makes the deliveries that go with a job's new state; ``changed`` hears of every new state.
+    """``announce`` makes the deliveries that go with a job's new state; ``changed`` hears of every
+    new state.
 
-    A lease is renewed while its job runs. Where that fails until it ends, the attempt stops: by then another process
-    may have the job.
+    A lease is renewed while its job runs. Where that fails until it ends, the attempt stops: by
+    then another process may have the job.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Dispatcher:
         config: JobsConfig,
         owner: str,
         clock: Callable[[], float],
-        announce: Callable[[Job], Moved],
+        announce: Callable[[Job], Transition],
         changed: Callable[[Job], None],
         metrics: JobMetrics,
     ) -> None:
@@ -69,11 +70,11 @@ class Dispatcher:
         self._metrics = metrics
         self._retries = RetryPolicy(config.backoff_s, config.max_backoff_s)
         self._running: dict[str, _Attempt] = {}
-        self._rounds = Rounds(self._claim, "jobs")
+        self._poll_loop = PollLoop(self._claim, "jobs")
 
     def wake(self) -> None:
         """There may be something to do."""
-        self._rounds.wake()
+        self._poll_loop.wake()
 
     def drop(self, job_id: str) -> None:
         """Stops the attempt at a job that is this process's no more."""
@@ -82,10 +83,11 @@ class Dispatcher:
             attempt.task.cancel()
 
     async def serve(self) -> None:
-        """Until it is canceled; then the attempts that run are stopped, and their leases left to end."""
+        """Until it is canceled; then the attempts that run are stopped, and their leases left to
+        end."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._rounds.serve())
+                group.create_task(self._poll_loop.serve())
                 group.create_task(self._keep_renewing())
         finally:
             for attempt in self._running.values():
@@ -98,7 +100,9 @@ class Dispatcher:
             return False
         now = self._clock()
         until = now + self._config.lease_s
-        jobs = await self._store.claim(free, now, lambda job: self._announce(start(job, now, self._owner, until)))
+        jobs = await self._store.claim(
+            free, now, lambda job: self._announce(start(job, now, self._owner, until))
+        )
         for job in jobs:
             if job.state is not JobState.RUNNING:
                 self._tell(job)
@@ -130,7 +134,9 @@ class Dispatcher:
             change, code = await self._outcome(job)
         finally:
             self._metrics.attempt(job.type, code)
-        settled = await self._settle(Change(job.id, lambda stored: self._announce(change(stored)), job.fence))
+        settled = await self._settle(
+            Change(job.id, lambda stored: self._announce(change(stored)), job.fence)
+        )
         if isinstance(settled, Job):
             self._tell(settled)
         else:
@@ -150,14 +156,20 @@ class Dispatcher:
             error = raised
         except OSError as raised:
             logger.exception("job %s: a file or a connection failed", job.id)
-            error = Overloaded(f"a file or a connection failed ({type(raised).__name__}); the server's log tells more")
+            error = Overloaded(
+                f"a file or a connection failed ({type(raised).__name__}); the server's log tells more"
+            )
         except Exception as raised:
             logger.exception("job %s: unforeseen error", job.id)
-            error = RaylensError(f"an internal error ({type(raised).__name__}); the server's log tells more")
+            error = RaylensError(
+                f"an internal error ({type(raised).__name__}); the server's log tells more"
+            )
         else:
             return (lambda stored: succeed(stored, output, self._clock())), "ok"
         logger.info("job %s, attempt %d: %s: %s", job.id, job.attempts, error.code, error.message)
-        return (lambda stored: again(stored, error, self._retries, self._clock())), error.code
+        return (
+            lambda stored: retry_or_fail(stored, error, self._retries, self._clock())
+        ), error.code
 
     async def _settle(self, change: Change) -> Job | RaylensError | None:
         """Tries until the store takes it; a lease that ends meanwhile stops it."""
@@ -182,8 +194,14 @@ class Dispatcher:
                 return
             last = time.monotonic()
 
-            def apply(stored: Job) -> Moved:
-                return Moved(replace(stored, progress=progress, output=stored.output if partial is None else partial))
+            def apply(stored: Job) -> Transition:
+                return Transition(
+                    replace(
+                        stored,
+                        progress=progress,
+                        output=stored.output if partial is None else partial,
+                    )
+                )
 
             try:
                 saved = await self._changes(Change(job.id, apply, job.fence))

@@ -1,4 +1,5 @@
-"""When something goes on, from pictures of which each says yes, no or nothing. Pure: no IO, and no clock."""
+"""When something goes on, from pictures of which each says yes, no or nothing. Pure: no IO, and no
+clock."""
 
 from __future__ import annotations
 
@@ -17,16 +18,20 @@ class Interval:
     end: float
 
 
-def intervals(times: Sequence[float], evidence: Sequence[Evidence], enter: int = 2, leave: int = 2) -> list[Interval]:
-    """The intervals of yes, in order, smoothed by hysteresis: a frame that flickers neither begins nor ends one.
+def intervals(
+    times: Sequence[float], evidence: Sequence[Evidence], enter: int = 2, leave: int = 2
+) -> list[Interval]:
+    """The intervals of yes, in order, smoothed by hysteresis: a frame that flickers neither begins
+    nor ends one.
 
-    An interval begins once ``enter`` frames have said yes without a no between them, and ends once ``leave`` frames
-    have said no without a yes between them; either is dated back to the first of those frames. Frames that don't tell
-    neither count nor break, and belong to what stood before them. A boundary lies in the middle between the frames on
-    its two sides; at the edges of the sequence it is the first or the last frame's own time.
+    An interval begins once ``enter`` frames have said yes without a no between them, and ends once
+    ``leave`` frames have said no without a yes between them; either is dated back to the first of
+    those frames. Frames that don't tell neither count nor break, and belong to what stood before
+    them. A boundary lies in the middle between the frames on its two sides; at the edges of the
+    sequence it is the first or the last frame's own time.
 
-    ``times`` ascend. Where there are fewer frames than ``enter``, all of them are enough: a sequence of one yes is an
-    interval of no length.
+    ``times`` ascend. Where there are fewer frames than ``enter``, all of them are enough: a
+    sequence of one yes is an interval of no length.
     """
     spans = _spans(evidence, min(enter, len(evidence)), leave)
     return [Interval(_boundary(times, first), _boundary(times, after)) for first, after in spans]

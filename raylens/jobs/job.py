@@ -1,4 +1,5 @@
-"""The nouns of the queue: a job, its states and the moves between them, and the deliveries that tell of it.
+"""The nouns of the queue: a job, its states and the moves between them, and the deliveries that
+tell of it.
 
 Times are seconds since the epoch.
 """
@@ -32,7 +33,7 @@ class JobState(StrEnum):
 
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED})
-MOVES: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
+TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     {
         # To failed: its deadline has passed before anyone took it.
         JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELED}),
@@ -48,7 +49,7 @@ MOVES: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a job, or its last attempt, failed: an error of :mod:`raylens.errors` as data."""
+    """Why a job, or its last attempt, failed: an error of :mod:`raylens.core.errors` as data."""
 
     code: str
     message: str
@@ -63,7 +64,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Webhook:
-    """Whom a job's end is told. Without a ``secret`` the server's own signs, and without that nothing does."""
+    """Whom a job's end is told. Without a ``secret`` the server's own signs, and without that
+    nothing does."""
 
     url: str
     secret: str | None = None
@@ -73,9 +75,10 @@ class Webhook:
 class Job:
     """One job, as a store keeps it.
 
-    ``input`` is JSON whose pictures are references to blobs, ``blob:<sha256>``; ``blobs`` are their digests. ``extra``
-    is what the sender wants back as it came. While a job runs, ``output`` is what its next attempt may go on from.
-    ``fence`` grows with every claim, and a result counts only under the fence that it was claimed with.
+    ``input`` is JSON whose pictures are references to blobs, ``blob:<sha256>``; ``blobs`` are their
+    digests. ``extra`` is what the sender wants back as it came. While a job runs, ``output`` is
+    what its next attempt may go on from. ``fence`` grows with every claim, and a result counts only
+    under the fence that it was claimed with.
     """
 
     id: str
@@ -109,7 +112,11 @@ class Job:
     @property
     def seconds(self) -> float | None:
         """From the first attempt's start to the end."""
-        return None if self.started_at is None or self.finished_at is None else self.finished_at - self.started_at
+        return (
+            None
+            if self.started_at is None or self.finished_at is None
+            else self.finished_at - self.started_at
+        )
 
 
 class DeliveryState(StrEnum):
@@ -123,7 +130,8 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True)
 class Delivery:
-    """One event on its way to one endpoint. ``id`` is its ``webhook-id``, the same in every attempt."""
+    """One event on its way to one endpoint. ``id`` is its ``webhook-id``, the same in every
+    attempt."""
 
     id: str
     job_id: str
@@ -151,7 +159,8 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Stats:
-    """How the queue stands. ``mean_s`` and ``p95_s``: seconds from start to end of the jobs that succeeded last."""
+    """How the queue stands. ``mean_s`` and ``p95_s``: seconds from start to end of the jobs that
+    succeeded last."""
 
     counts: Mapping[JobState, int]
     capacity: int

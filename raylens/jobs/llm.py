@@ -1,4 +1,5 @@
-"""The language model that reads what a job has found, and words it: one of the graph's own, or a server's."""
+"""The language model that reads what a job has found, and words it: one of the graph's own, or a
+server's."""
 
 from __future__ import annotations
 
@@ -11,44 +12,48 @@ from typing import Protocol
 
 import httpx
 
-from raylens.config import LlmConfig
-from raylens.errors import DeadlineExceeded, ModelFailed, Overloaded, RaylensError
-from raylens.jobs.asking import Asker, Options, greedy
+from raylens.core.config import LlmConfig
+from raylens.core.errors import DeadlineExceeded, ModelFailed, Overloaded, RaylensError
+from raylens.core.logs import request_id
+from raylens.core.types import Chat, Message, Role, TextPart
+from raylens.jobs.inference import InferenceClient, Options, greedy
 from raylens.jobs.job import new_id
-from raylens.logs import request_id
-from raylens.types import Chat, Message, Role, TextPart
 
 CONNECT_S = 10.0
-"""A server that doesn't take a connection for so long is given up; the deadline bounds all the rest."""
+"""A server that doesn't take a connection for so long is given up; the deadline bounds all the
+rest."""
 LONGEST_PATIENCE_S = 3600.0
 """Of a server's Retry-After."""
 
 
 class Llm(Protocol):
     async def complete(self, prompt: str, deadline: float) -> str:
-        """What the model says to ``prompt``, its most likely words. Raises any of :mod:`raylens.errors`."""
+        """What the model says to ``prompt``, its most likely words. Raises any of
+        :mod:`raylens.core.errors`."""
         ...
 
 
 class GraphLlm:
     """A model of the graph, asked in a chat."""
 
-    def __init__(self, asker: Asker, model: str) -> None:
-        self._asker = asker
+    def __init__(self, inference: InferenceClient, model: str) -> None:
+        self._inference = inference
         self._options = Options(model=model)
 
     async def complete(self, prompt: str, deadline: float) -> str:
         job = request_id.get()
-        plan = greedy(self._asker.plan(self._options))
+        options = greedy(self._inference.resolve(self._options))
         chat = Chat((Message(Role.USER, (TextPart(prompt),)),))
-        return (await self._asker.ask(new_id() if job == "-" else job, deadline, plan, chat, ())).text
+        return (
+            await self._inference.ask(new_id() if job == "-" else job, deadline, options, chat, ())
+        ).text
 
 
 class ServerLlm:
     """A server that speaks OpenAI's API, asked at ``{base_url}/chat/completions``.
 
-    No redirect is followed and no proxy asked: what is sent goes to the server that the configuration names, or
-    nowhere.
+    No redirect is followed and no proxy asked: what is sent goes to the server that the
+    configuration names, or nowhere.
     """
 
     def __init__(
@@ -67,7 +72,11 @@ class ServerLlm:
 
     async def complete(self, prompt: str, deadline: float) -> str:
         """Raises ``Overloaded``, ``DeadlineExceeded`` and ``ModelFailed``."""
-        body = {"model": self._model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
+        body = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+        }
         try:
             async with asyncio.timeout(max(0.0, deadline - time.time())):
                 response = await self._post(body)
@@ -77,10 +86,16 @@ class ServerLlm:
             raise DeadlineExceeded(
                 "the language model's server didn't answer before the deadline", "deadline"
             ) from None
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeError) as error:
+        except (
+            httpx.InvalidURL,
+            httpx.UnsupportedProtocol,
+            httpx.LocalProtocolError,
+            UnicodeError,
+        ) as error:
             # The message may hold a header, and so the key.
             raise ModelFailed(
-                f"jobs.llm: no request can be made of base_url and the key ({type(error).__name__})", "jobs.llm"
+                f"jobs.llm: no request can be made of base_url and the key ({type(error).__name__})",
+                "jobs.llm",
             ) from None
         except httpx.HTTPError:
             raise _unreachable() from None
@@ -89,16 +104,20 @@ class ServerLlm:
     async def _post(self, body: object) -> httpx.Response:
         timeout = httpx.Timeout(None, connect=CONNECT_S)
         async with httpx.AsyncClient(
-            transport=self._transport, verify=self._ssl, timeout=timeout, trust_env=False, follow_redirects=False
+            transport=self._transport,
+            verify=self._ssl,
+            timeout=timeout,
+            trust_env=False,
+            follow_redirects=False,
         ) as http:
             return await http.post(self._url, json=body, headers=self._headers)
 
 
-def make_llm(config: LlmConfig | None, asker: Asker) -> Llm | None:
+def make_llm(config: LlmConfig | None, inference: InferenceClient) -> Llm | None:
     """None where none is configured."""
     if config is None:
         return None
-    return GraphLlm(asker, config.model) if config.base_url is None else ServerLlm(config)
+    return GraphLlm(inference, config.model) if config.base_url is None else ServerLlm(config)
 
 
 def _text_of(response: httpx.Response) -> str:
@@ -119,12 +138,19 @@ def _text_of(response: httpx.Response) -> str:
     match answer:
         case {"choices": [{"message": {"content": str(text)}}, *_]}:
             return text
-    raise ModelFailed("the language model's server answered with something else than a chat's completion", "jobs.llm")
+    raise ModelFailed(
+        "the language model's server answered with something else than a chat's completion",
+        "jobs.llm",
+    )
 
 
 def _patience(retry_after: str) -> float:
     """The header's seconds; its other form, a date, is as good as none."""
-    return min(float(retry_after), LONGEST_PATIENCE_S) if re.fullmatch(r"[0-9]{1,9}", retry_after.strip()) else 1.0
+    return (
+        min(float(retry_after), LONGEST_PATIENCE_S)
+        if re.fullmatch(r"[0-9]{1,9}", retry_after.strip())
+        else 1.0
+    )
 
 
 def _unreachable() -> RaylensError:

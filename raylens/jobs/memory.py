@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from raylens.errors import RaylensError
+from raylens.core.errors import RaylensError
 from raylens.jobs.job import Delivery, DeliveryState, Job, JobState
-from raylens.jobs.store import Apply, Change, Moved, admit
+from raylens.jobs.store import Apply, Change, Transition, admit
 
 
 class MemoryStore:
@@ -55,7 +55,9 @@ class MemoryStore:
         return min(limit, self._count(JobState.QUEUED))
 
     async def durations(self, limit: int) -> list[float]:
-        ended = sorted(self._in(JobState.SUCCEEDED), key=lambda job: job.finished_at or 0, reverse=True)[:limit]
+        ended = sorted(
+            self._in(JobState.SUCCEEDED), key=lambda job: job.finished_at or 0, reverse=True
+        )[:limit]
         return [job.seconds for job in ended if job.seconds is not None]
 
     async def claim(self, count: int, now: float, apply: Apply) -> list[Job]:
@@ -113,7 +115,9 @@ class MemoryStore:
             self._deliveries[delivery.id] = delivery
         return claimed
 
-    async def settle_delivery(self, delivery: Delivery, slow_until: float | None, gone: bool) -> bool:
+    async def settle_delivery(
+        self, delivery: Delivery, slow_until: float | None, gone: bool
+    ) -> bool:
         stored = self._deliveries.get(delivery.id)
         if stored is None or stored.fence != delivery.fence:
             return False
@@ -122,8 +126,13 @@ class MemoryStore:
             self._gone.add(delivery.webhook.url)
         if slow_until is not None:
             for other in self._deliveries.values():
-                if other.webhook.url == delivery.webhook.url and other.state is DeliveryState.PENDING:
-                    self._deliveries[other.id] = replace(other, next_at=max(other.next_at, slow_until))
+                if (
+                    other.webhook.url == delivery.webhook.url
+                    and other.state is DeliveryState.PENDING
+                ):
+                    self._deliveries[other.id] = replace(
+                        other, next_at=max(other.next_at, slow_until)
+                    )
         return True
 
     async def redeliver(self, job_id: str, number: int, now: float) -> Delivery | None:
@@ -149,7 +158,9 @@ class MemoryStore:
         ended = [
             job
             for job in self._jobs.values()
-            if job.state.is_terminal and (job.finished_at or 0) < before and not self._has_pending(job.id)
+            if job.state.is_terminal
+            and (job.finished_at or 0) < before
+            and not self._has_pending(job.id)
         ][:limit]
         for job in ended:
             del self._jobs[job.id]
@@ -162,23 +173,30 @@ class MemoryStore:
 
     async def collect_blobs(self, before: float, limit: int, remove: Callable[[str], None]) -> int:
         used = {digest for job in self._jobs.values() for digest in job.blobs}
-        unused = [digest for digest, touched in self._blobs.items() if digest not in used and touched < before][:limit]
+        unused = [
+            digest
+            for digest, touched in self._blobs.items()
+            if digest not in used and touched < before
+        ][:limit]
         for digest in unused:
             remove(digest)
             del self._blobs[digest]
         return len(unused)
 
-    def _put(self, moved: Moved) -> Job:
-        job = moved.job
+    def _put(self, transitions: Transition) -> Job:
+        job = transitions.job
         self._jobs[job.id] = job
         number = len(list(self._of(job.id)))
-        for delivery in moved.deliveries:
+        for delivery in transitions.deliveries:
             number += 1
             self._deliveries[delivery.id] = replace(delivery, number=number)
         return job
 
     def _with_key(self, key: str | None) -> Job | None:
-        return next((job for job in self._jobs.values() if key is not None and job.idempotency_key == key), None)
+        return next(
+            (job for job in self._jobs.values() if key is not None and job.idempotency_key == key),
+            None,
+        )
 
     def _in(self, state: JobState) -> list[Job]:
         return [job for job in self._jobs.values() if job.state is state]

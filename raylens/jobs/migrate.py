@@ -14,7 +14,8 @@ _LOCK = 0x7261796C656E73
 
 
 def upgrade(connection: sa.Connection) -> None:
-    """In the connection's transaction. Others who do so wait: SQLite's write lock, or an advisory one, sees to it.
+    """In the connection's transaction. Others who do so wait: SQLite's write lock, or an advisory
+    one, sees to it.
 
     Raises ``StoreUnusable`` for a schema that a newer version has made.
     """
@@ -27,4 +28,6 @@ def upgrade(connection: sa.Connection) -> None:
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        raise StoreUnusable(f"jobs.store: its schema is not one that this version knows: {error}") from error
+        raise StoreUnusable(
+            f"jobs.store: its schema is not one that this version knows: {error}"
+        ) from error

@@ -9,13 +9,15 @@ from raylens.jobs.job import Delivery, Job, JobState, Stats
 
 
 class JobService(Protocol):
-    """All methods raise ``UnknownJob`` for a job that isn't there, and ``Overloaded`` while the queue can't be reached.
+    """All methods raise ``UnknownJob`` for a job that isn't there, and ``Overloaded`` while the
+    queue can't be reached.
 
     They may be called again after a failure: none does its work twice.
     """
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
-        """Stores a job and its pictures, by digest. The job, or the one that came under its idempotency key before.
+        """Stores a job and its pictures, by digest. The job, or the one that came under its
+        idempotency key before.
 
         Once it returns, the job is on disk. Raises ``Conflict`` and ``QueueFull``.
         """
@@ -32,7 +34,8 @@ class JobService(Protocol):
         ...
 
     async def retry(self, job_id: str) -> Job:
-        """Queues a failed or canceled job again. Raises ``Conflict`` for any other, and ``QueueFull``."""
+        """Queues a failed or canceled job again. Raises ``Conflict`` for any other, and
+        ``QueueFull``."""
         ...
 
     async def stats(self) -> Stats: ...
@@ -44,5 +47,6 @@ class JobService(Protocol):
     async def deliveries(self, job_id: str) -> list[Delivery]: ...
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
-        """Sends one again, from its first attempt. Raises ``UnknownJob`` where the job has no such delivery."""
+        """Sends one again, from its first attempt. Raises ``UnknownJob`` where the job has no such
+        delivery."""
         ...

@@ -14,19 +14,19 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from raylens.config import JobsConfig
-from raylens.errors import Conflict, Overloaded, QueueFull, RaylensError, UnknownJob
-from raylens.jobs.asking import Asker
-from raylens.jobs.batcher import Batcher
+from raylens.core.config import JobsConfig
+from raylens.core.errors import Conflict, Overloaded, QueueFull, RaylensError, UnknownJob
 from raylens.jobs.blobs import Blobs
-from raylens.jobs.courier import Courier, Sender
 from raylens.jobs.dispatcher import Dispatcher, Save
+from raylens.jobs.group_commit import GroupCommit
+from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Delivery, Job, JobState, Stats
-from raylens.jobs.kinds.base import JobType, Run
 from raylens.jobs.llm import make_llm
 from raylens.jobs.metrics import JobMetrics
-from raylens.jobs.moves import arrived, cancel, retry
-from raylens.jobs.store import Change, JobStore, Moved
+from raylens.jobs.store import Change, JobStore, Transition
+from raylens.jobs.transitions import cancel, retry, stamp_arrival
+from raylens.jobs.types.base import JobType, Run
+from raylens.jobs.webhook_dispatcher import Sender, WebhookDispatcher
 from raylens.jobs.webhooks import STARTED, delivery
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class JobQueue:
         store: JobStore,
         blobs: Blobs,
         types: Mapping[str, JobType],
-        asker: Asker,
+        inference: InferenceClient,
         sender: Sender,
         secrets: Sequence[str],
         config: JobsConfig,
@@ -65,20 +65,32 @@ class JobQueue:
         self._store = store
         self._blobs = blobs
         self._types = types
-        self._asker = asker
-        self._llm = make_llm(config.llm, asker)
+        self._inference = inference
+        self._llm = make_llm(config.llm, inference)
         self._config = config
         self._metrics = metrics or JobMetrics()
         self._skew = 0.0
-        self._adds: Batcher[Job, Job | RaylensError] = Batcher(lambda jobs: store.add(jobs, config.capacity))
-        self._changes: Batcher[Change, Job | RaylensError | None] = Batcher(store.change)
+        self._adds: GroupCommit[Job, Job | RaylensError] = GroupCommit(
+            lambda jobs: store.add(jobs, config.capacity)
+        )
+        self._changes: GroupCommit[Change, Job | RaylensError | None] = GroupCommit(store.change)
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._recent_s = 1.0
         owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._dispatcher = Dispatcher(
-            store, self._changes, self._work, config, owner, self.now, self._announced, self._changed, self._metrics
+            store,
+            self._changes,
+            self._work,
+            config,
+            owner,
+            self.now,
+            self._announced,
+            self._changed,
+            self._metrics,
         )
-        self._courier = Courier(store, sender, secrets, config.webhooks, self.now, self._metrics)
+        self._webhook_dispatcher = WebhookDispatcher(
+            store, sender, secrets, config.webhooks, self.now, self._metrics
+        )
 
     def now(self) -> float:
         """Seconds since the epoch, by the store's clock."""
@@ -92,7 +104,12 @@ class JobQueue:
     async def serve(self) -> None:
         """Runs jobs, delivers webhooks and cleans up, until it is canceled."""
         async with asyncio.TaskGroup() as group:
-            for loop in (self._dispatcher.serve, self._courier.serve, self._keep_clean, self._keep_gauges):
+            for loop in (
+                self._dispatcher.serve,
+                self._webhook_dispatcher.serve,
+                self._keep_clean,
+                self._keep_gauges,
+            ):
                 group.create_task(loop())
 
     async def close(self) -> None:
@@ -100,9 +117,9 @@ class JobQueue:
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         """Implements :meth:`raylens.jobs.ports.JobService.submit`."""
-        job = arrived(job, self.now())
+        job = stamp_arrival(job, self.now())
         if pictures:
-            await self._check_room(job)
+            await self._check_capacity(job)
             await self._store.touch_blobs(pictures, self.now())
             await asyncio.gather(*(self._blobs.store(*picture) for picture in pictures.items()))
         added = await self._adds(job)
@@ -111,7 +128,9 @@ class JobQueue:
         self._dispatcher.wake()
         return added
 
-    async def submit_all(self, submissions: Sequence[tuple[Job, Mapping[str, bytes]]]) -> list[Job | RaylensError]:
+    async def submit_all(
+        self, submissions: Sequence[tuple[Job, Mapping[str, bytes]]]
+    ) -> list[Job | RaylensError]:
         """The same for several; each one's own result, or its own error."""
 
         async def one(job: Job, pictures: Mapping[str, bytes]) -> Job | RaylensError:
@@ -121,7 +140,9 @@ class JobQueue:
                 return error
             except Exception:
                 logger.exception("job %s can't be stored", job.id)
-                return Overloaded("the job can't be stored; the server's log tells more", retry_after=TROUBLE_S)
+                return Overloaded(
+                    "the job can't be stored; the server's log tells more", retry_after=TROUBLE_S
+                )
 
         return list(await asyncio.gather(*(one(*submission) for submission in submissions)))
 
@@ -136,9 +157,13 @@ class JobQueue:
     async def cancel(self, job_id: str) -> Job:
         """Implements :meth:`raylens.jobs.ports.JobService.cancel`."""
 
-        def apply(job: Job) -> Moved:
+        def apply(job: Job) -> Transition:
             # To be told twice is as good as once.
-            return Moved(job) if job.state is JobState.CANCELED else self._announced(cancel(job, self.now()))
+            return (
+                Transition(job)
+                if job.state is JobState.CANCELED
+                else self._announced(cancel(job, self.now()))
+            )
 
         job = await self._change(job_id, apply)
         self._dispatcher.drop(job_id)
@@ -146,15 +171,18 @@ class JobQueue:
 
     async def retry(self, job_id: str) -> Job:
         """Implements :meth:`raylens.jobs.ports.JobService.retry`."""
-        await self._check_room(None)
+        await self._check_capacity(None)
         config = self._config
         return await self._change(
-            job_id, lambda job: Moved(retry(job, self.now(), config.max_attempts, config.timeout_s))
+            job_id,
+            lambda job: Transition(retry(job, self.now(), config.max_attempts, config.timeout_s)),
         )
 
     async def stats(self) -> Stats:
         """Implements :meth:`raylens.jobs.ports.JobService.stats`."""
-        counts, durations = await asyncio.gather(self._store.counts(), self._store.durations(SAMPLE))
+        counts, durations = await asyncio.gather(
+            self._store.counts(), self._store.durations(SAMPLE)
+        )
         mean = statistics.fmean(durations) if durations else None
         p95 = sorted(durations)[(len(durations) * 95 - 1) // 100] if durations else None
         return Stats(counts, self._config.capacity, self._config.workers, mean, p95)
@@ -190,7 +218,7 @@ class JobQueue:
         found = await self._store.redeliver(job_id, number, self.now())
         if found is None:
             raise UnknownJob(f"delivery: job {job_id} has none of number {number}", "delivery")
-        self._courier.wake()
+        self._webhook_dispatcher.wake()
         return found
 
     async def _work(self, job: Job, deadline: float, save: Save) -> dict[str, Any]:
@@ -198,24 +226,26 @@ class JobQueue:
         kind = self._types.get(job.type)
         if kind is None:
             raise Overloaded(f"job_type: no {job.type!r} is installed here any more", "job_type")
-        given = kind.shape.model_validate(job.input)
-        return await kind.run(given, Run(job, deadline, self._config, self._asker, self._blobs, self._llm, save))
+        given = kind.input_model.model_validate(job.input)
+        return await kind.run(
+            given, Run(job, deadline, self._config, self._inference, self._blobs, self._llm, save)
+        )
 
-    def _announced(self, job: Job) -> Moved:
+    def _announced(self, job: Job) -> Transition:
         """A job's new state with the delivery that tells its webhook."""
         if job.state is JobState.RUNNING and not self._config.webhooks.started:
-            return Moved(job)
+            return Transition(job)
         base = self._config.webhooks.public_url.rstrip("/")
         made = delivery(job, self.now(), f"{base}/api/v1/jobs/{job.id}")
         if made is None or (made.event == STARTED and job.attempts > 1):
-            return Moved(job)
-        return Moved(job, (made,))
+            return Transition(job)
+        return Transition(job, (made,))
 
     def _changed(self, job: Job) -> None:
         for event in self._watchers.get(job.id, ()):
             event.set()
         if job.webhook is not None:
-            self._courier.wake()
+            self._webhook_dispatcher.wake()
         if job.state is JobState.SUCCEEDED and job.seconds is not None:
             self._recent_s += (job.seconds - self._recent_s) / 20
 
@@ -229,8 +259,9 @@ class JobQueue:
         self._dispatcher.wake()
         return job
 
-    async def _check_room(self, job: Job | None) -> None:
-        """Raises ``QueueFull`` before anything is written; a job that is known already needs no room."""
+    async def _check_capacity(self, job: Job | None) -> None:
+        """Raises ``QueueFull`` before anything is written; a job that is known already needs no
+        room."""
         capacity = self._config.capacity
         if await self._store.waiting(capacity) < capacity:
             return
@@ -238,10 +269,13 @@ class JobQueue:
         if isinstance(known, Conflict):
             raise known
         if not isinstance(known, Job):
-            raise self._with_patience(QueueFull(f"{capacity} jobs wait; the limit is {capacity}", "jobs.capacity"))
+            raise self._with_patience(
+                QueueFull(f"{capacity} jobs wait; the limit is {capacity}", "jobs.capacity")
+            )
 
     def _with_patience(self, error: RaylensError) -> RaylensError:
-        """The error with a guess of when there will be room: when a worker will have taken the next job."""
+        """The error with a guess of when there will be room: when a worker will have taken the next
+        job."""
         if not isinstance(error, QueueFull):
             return error
         wait = min(LONGEST_RETRY_AFTER_S, max(1.0, self._recent_s / self._config.workers))
@@ -251,7 +285,9 @@ class JobQueue:
         """Removes jobs whose time is over, and blobs that no job needs."""
         while True:
             with _logged("the store can't be cleaned"):
-                while await self._store.purge(self.now() - self._config.result_ttl_s, SWEEP) == SWEEP:
+                while (
+                    await self._store.purge(self.now() - self._config.result_ttl_s, SWEEP) == SWEEP
+                ):
                     await asyncio.sleep(0)
                 before = self.now() - BLOB_GRACE_S
                 while await self._store.collect_blobs(before, FEW, self._remove) == FEW:
@@ -260,7 +296,8 @@ class JobQueue:
             await asyncio.sleep(JANITOR_PERIOD_S)
 
     def _remove(self, digest: str) -> None:
-        """A blob that can't be removed is left behind, and in the log: others shall not wait for it."""
+        """A blob that can't be removed is left behind, and in the log: others shall not wait for
+        it."""
         try:
             self._blobs.remove(digest)
         except Exception:

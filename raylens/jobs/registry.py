@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 
-from raylens.errors import InvalidRequest
-from raylens.jobs.kinds.base import JobType
-from raylens.jobs.kinds.batch import BatchJob
-from raylens.jobs.kinds.chat import ChatJob
-from raylens.jobs.kinds.picture import CaptionJob, DetectJob, PointJob, QueryJob
-from raylens.jobs.kinds.timing import TaskTimingJob
+from raylens.core.errors import InvalidRequest
+from raylens.jobs.types.base import JobType
+from raylens.jobs.types.batch import BatchJob
+from raylens.jobs.types.chat import ChatJob
+from raylens.jobs.types.picture import CaptionJob, DetectJob, PointJob, QueryJob
+from raylens.jobs.types.timing import TaskTimingJob
 
 GROUP = "raylens.job_types"
-"""The entry point group: each entry is a class without arguments that is a :class:`raylens.jobs.kinds.base.JobType`."""
+"""The entry point group: each entry is a class without arguments that is a
+:class:`raylens.jobs.types.base.JobType`."""
 
 
 @cache
@@ -31,5 +32,7 @@ def job_type(name: str) -> JobType:
     types = job_types()
     if name not in types:
         known = ", ".join(types)
-        raise InvalidRequest(f"job_type: {name[:64]!r} is not known; there are: {known}", "job_type")
+        raise InvalidRequest(
+            f"job_type: {name[:64]!r} is not known; there are: {known}", "job_type"
+        )
     return types[name]

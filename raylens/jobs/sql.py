@@ -1,6 +1,7 @@
 """The stores that last: SQLite and PostgreSQL, through SQLAlchemy Core.
 
-One thread writes, so that a process never waits for its own locks; the queue gives it batches. A few others read.
+One thread writes, so that a process never waits for its own locks; the queue gives it batches. A
+few others read.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from raylens.errors import RaylensError
+from raylens.core.errors import RaylensError
 from raylens.jobs.job import TERMINAL, Delivery, DeliveryState, Job, JobState
 from raylens.jobs.migrate import upgrade
-from raylens.jobs.store import Apply, Change, Moved, StoreUnreachable, StoreUnusable, admit
+from raylens.jobs.store import Apply, Change, StoreUnreachable, StoreUnusable, Transition, admit
 from raylens.jobs.tables import (
-    MOVING,
+    MUTABLE_COLUMNS,
     blobs,
     deliveries,
     delivery_of,
@@ -41,17 +42,36 @@ READERS = 4
 BUSY_S = 5.0
 """How long SQLite waits for another process's write."""
 NETWORK_FILESYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.s3fs"}
+    {
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "9p",
+        "afs",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "fuse.sshfs",
+        "fuse.s3fs",
+    }
 )
 ADD_ATTEMPTS = 3
 STATEMENT_S = 20.0
 """A server that takes longer over a statement, or a lock, is given up."""
-PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 20_000}
+PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "tcp_user_timeout": 20_000,
+}
 """libpq's, where the URL says nothing: a server that has vanished is noticed."""
 
 
 class SqlStore:
-    """Implements :class:`raylens.jobs.store.JobStore`; made by :func:`sqlite_store` and :func:`postgres_store`."""
+    """Implements :class:`raylens.jobs.store.JobStore`; made by :func:`sqlite_store` and
+    :func:`postgres_store`."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -77,7 +97,9 @@ class SqlStore:
         if not self._is_postgres:
             return 0.0
         before = time.time()
-        there: float = await self._read(lambda db: db.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())")))
+        there: float = await self._read(
+            lambda db: db.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())"))
+        )
         return float(there) - (before + time.time()) / 2
 
     async def add(self, jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
@@ -109,7 +131,9 @@ class SqlStore:
         return await self._read(lambda db: _waiting(db, limit))
 
     async def durations(self, limit: int) -> list[float]:
-        ended = sa.select(jobs.c.finished_at - jobs.c.started_at).where(jobs.c.state == JobState.SUCCEEDED)
+        ended = sa.select(jobs.c.finished_at - jobs.c.started_at).where(
+            jobs.c.state == JobState.SUCCEEDED
+        )
         query = ended.order_by(jobs.c.finished_at.desc()).limit(limit)
         return await self._read(lambda db: list(db.scalars(query)))
 
@@ -123,15 +147,21 @@ class SqlStore:
         return await self._write(lambda db: self._change(db, changes))
 
     async def deliveries(self, job_id: str) -> list[Delivery]:
-        query = sa.select(deliveries).where(deliveries.c.job_id == job_id).order_by(deliveries.c.number)
+        query = (
+            sa.select(deliveries).where(deliveries.c.job_id == job_id).order_by(deliveries.c.number)
+        )
         return await self._read(lambda db: _deliveries(db, query))
 
     async def claim_deliveries(
         self, count: int, per_host: int, now: float, until: float, busy: Collection[str]
     ) -> list[Delivery]:
-        return await self._write(lambda db: _claim_deliveries(db, count, per_host, now, until, busy))
+        return await self._write(
+            lambda db: _claim_deliveries(db, count, per_host, now, until, busy)
+        )
 
-    async def settle_delivery(self, delivery: Delivery, slow_until: float | None, gone: bool) -> bool:
+    async def settle_delivery(
+        self, delivery: Delivery, slow_until: float | None, gone: bool
+    ) -> bool:
         return await self._write(lambda db: self._settle_delivery(db, delivery, slow_until, gone))
 
     async def redeliver(self, job_id: str, number: int, now: float) -> Delivery | None:
@@ -147,15 +177,26 @@ class SqlStore:
         return await self._write(lambda db: _collect(db, before, limit, remove))
 
     async def _write(self, work: Callable[[sa.Connection], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, _in_transaction, self._engine, work)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._writer, _in_transaction, self._engine, work
+        )
 
     async def _read(self, work: Callable[[sa.Connection], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, _in_transaction, self._reading, work)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._readers, _in_transaction, self._reading, work
+        )
 
-    def _add(self, db: sa.Connection, new: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
+    def _add(
+        self, db: sa.Connection, new: Sequence[Job], capacity: int
+    ) -> list[Job | RaylensError]:
         keys = [job.idempotency_key for job in new if job.idempotency_key is not None]
         is_known = jobs.c.id.in_([job.id for job in new])
-        stored = _jobs(db, sa.select(jobs).where(is_known | jobs.c.idempotency_key.in_(keys) if keys else is_known))
+        stored = _jobs(
+            db,
+            sa.select(jobs).where(
+                is_known | jobs.c.idempotency_key.in_(keys) if keys else is_known
+            ),
+        )
         by_id = {job.id: job for job in stored}
         by_key = {job.idempotency_key: job for job in stored}
         waiting = _waiting(db, capacity)
@@ -163,7 +204,9 @@ class SqlStore:
         rows: list[dict[str, Any]] = []
         references: list[dict[str, Any]] = []
         for job in new:
-            known = by_id.get(job.id) or (by_key.get(job.idempotency_key) if job.idempotency_key else None)
+            known = by_id.get(job.id) or (
+                by_key.get(job.idempotency_key) if job.idempotency_key else None
+            )
             result = admit(job, known, waiting, capacity)
             results.append(result)
             if result is job:
@@ -180,21 +223,26 @@ class SqlStore:
         due = (jobs.c.state == JobState.QUEUED) & (jobs.c.run_after <= now)
         # Two subqueries, since each can follow an index.
         order = (jobs.c.rank, jobs.c.id)
-        first = (sa.select(jobs.c.id).where(wanted).order_by(*order).limit(count).subquery() for wanted in (lost, due))
+        first = (
+            sa.select(jobs.c.id).where(wanted).order_by(*order).limit(count).subquery()
+            for wanted in (lost, due)
+        )
         ids = sa.union_all(*(sa.select(few.c.id) for few in first))
         # Rows that another has claimed since they were found are locked, or no longer so.
         query = sa.select(jobs).where(jobs.c.id.in_(ids), lost | due).order_by(*order).limit(count)
         chosen = _jobs(db, query.with_for_update(skip_locked=True))
-        moved = [apply(job) for job in chosen]
-        _store(db, moved)
-        return [change.job for change in moved]
+        transitions = [apply(job) for job in chosen]
+        _store(db, transitions)
+        return [change.job for change in transitions]
 
-    def _change(self, db: sa.Connection, changes: Sequence[Change]) -> list[Job | RaylensError | None]:
+    def _change(
+        self, db: sa.Connection, changes: Sequence[Change]
+    ) -> list[Job | RaylensError | None]:
         ids = sorted({change.id for change in changes})
         # In one order everywhere, so that no two transactions wait for each other.
         query = sa.select(jobs).where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update()
         current = {job.id: job for job in _jobs(db, query)}
-        moved: list[Moved] = []
+        transitions: list[Transition] = []
         results: list[Job | RaylensError | None] = []
         for change in changes:
             job = current.get(change.id)
@@ -206,13 +254,15 @@ class SqlStore:
             except RaylensError as error:
                 results.append(error)
                 continue
-            moved.append(after)
+            transitions.append(after)
             current[job.id] = after.job
             results.append(after.job)
-        _store(db, moved)
+        _store(db, transitions)
         return results
 
-    def _settle_delivery(self, db: sa.Connection, delivery: Delivery, slow_until: float | None, gone: bool) -> bool:
+    def _settle_delivery(
+        self, db: sa.Connection, delivery: Delivery, slow_until: float | None, gone: bool
+    ) -> bool:
         mine = (deliveries.c.id == delivery.id) & (deliveries.c.fence == delivery.fence)
         values = delivery_row(replace(delivery, lease_until=None))
         if db.execute(sa.update(deliveries).where(mine).values(values)).rowcount == 0:
@@ -227,16 +277,20 @@ class SqlStore:
 
     def _touch(self, db: sa.Connection, digests: Collection[str], now: float) -> None:
         if digests:
-            insert = self._insert(blobs).values([{"digest": digest, "touched_at": now} for digest in sorted(digests)])
-            db.execute(insert.on_conflict_do_update(index_elements=["digest"], set_={"touched_at": now}))
+            insert = self._insert(blobs).values(
+                [{"digest": digest, "touched_at": now} for digest in sorted(digests)]
+            )
+            db.execute(
+                insert.on_conflict_do_update(index_elements=["digest"], set_={"touched_at": now})
+            )
 
 
 _is_pending = deliveries.c.state == DeliveryState.PENDING
 
 
 def sqlite_store(path: Path, kind_of: Callable[[Path], str] | None = None) -> SqlStore:
-    """A file, in WAL mode, for the processes of one machine. Raises ``StoreUnusable`` on a network's file system, where
-    WAL loses data (https://www.sqlite.org/wal.html)."""
+    """A file, in WAL mode, for the processes of one machine. Raises ``StoreUnusable`` on a
+    network's file system, where WAL loses data (https://www.sqlite.org/wal.html)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = (kind_of or filesystem)(path.parent)
     if kind in NETWORK_FILESYSTEMS:
@@ -244,7 +298,9 @@ def sqlite_store(path: Path, kind_of: Callable[[Path], str] | None = None) -> Sq
             f"jobs.data_dir: {path.parent} is on {kind}, and SQLite needs a local disk; "
             "for several machines, set jobs.store to a postgresql:// URL"
         )
-    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_S, "check_same_thread": False})
+    engine = sa.create_engine(
+        f"sqlite:///{path}", connect_args={"timeout": BUSY_S, "check_same_thread": False}
+    )
 
     @sa.event.listens_for(engine, "connect")
     def connect(connection: Any, record: Any) -> None:
@@ -267,7 +323,9 @@ def postgres_store(url: str) -> SqlStore:
         patience = {name: value for name, value in PATIENCE.items() if name not in parsed.query}
         engine = sa.create_engine(parsed, pool_size=READERS + 1, connect_args=patience)
     except ImportError as error:
-        raise StoreUnusable(f"jobs.store: PostgreSQL needs pip install 'raylens[postgres]': {error}") from error
+        raise StoreUnusable(
+            f"jobs.store: PostgreSQL needs pip install 'raylens[postgres]': {error}"
+        ) from error
     except SQLAlchemyError as error:
         raise StoreUnusable(f"jobs.store: not a URL that can be read: {error}") from error
 
@@ -281,7 +339,8 @@ def postgres_store(url: str) -> SqlStore:
 
 
 def filesystem(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """The type of the file system that a folder lies on, as Linux names it; empty where it doesn't tell."""
+    """The type of the file system that a folder lies on, as Linux names it; empty where it doesn't
+    tell."""
     if not mounts.exists():
         return ""
     best, kind = "", ""
@@ -289,14 +348,16 @@ def filesystem(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
     for line in mounts.read_text().splitlines():
         _, point, found, *_ = line.split(" ")
         point = point.replace("\\040", " ")
-        if (place == point or place.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+        if (place == point or place.startswith(point.rstrip("/") + "/")) and len(point) >= len(
+            best
+        ):
             best, kind = point, found
     return kind
 
 
 def _in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], Result]) -> Result:
-    """Once more where the connection turns out to be dead: the server has been restarted, say. Every ``work`` may be
-    done twice."""
+    """Once more where the connection turns out to be dead: the server has been restarted, say.
+    Every ``work`` may be done twice."""
     try:
         with engine.begin() as connection:
             return work(connection)
@@ -332,23 +393,37 @@ def _runs_under(job: Job, fence: int) -> bool:
 _UPDATE = (
     sa.update(jobs)
     .where(jobs.c.id == sa.bindparam("this"))
-    .values({name: sa.bindparam(f"new_{name}") for name in MOVING})
+    .values({name: sa.bindparam(f"new_{name}") for name in MUTABLE_COLUMNS})
 )
 
 
-def _store(db: sa.Connection, moved: Iterable[Moved]) -> None:
-    """Writes the jobs, each as it is after its last change, and their deliveries, with their numbers."""
-    last = {change.job.id: change.job for change in moved}
+def _store(db: sa.Connection, transitions: Iterable[Transition]) -> None:
+    """Writes the jobs, each as it is after its last change, and their deliveries, with their
+    numbers."""
+    last = {change.job.id: change.job for change in transitions}
     if not last:
         return
     rows = [(job.id, job_row(job)) for job in last.values()]
-    db.execute(_UPDATE, [{"this": job_id, **{f"new_{name}": row[name] for name in MOVING}} for job_id, row in rows])
-    new = [delivery for change in moved for delivery in change.deliveries]
+    db.execute(
+        _UPDATE,
+        [
+            {"this": job_id, **{f"new_{name}": row[name] for name in MUTABLE_COLUMNS}}
+            for job_id, row in rows
+        ],
+    )
+    new = [delivery for change in transitions for delivery in change.deliveries]
     if not new:
         return
-    highest = sa.select(deliveries.c.job_id, sa.func.max(deliveries.c.number)).group_by(deliveries.c.job_id)
+    highest = sa.select(deliveries.c.job_id, sa.func.max(deliveries.c.number)).group_by(
+        deliveries.c.job_id
+    )
     ids = {delivery.job_id for delivery in new}
-    numbers = Counter({job_id: number for job_id, number in db.execute(highest.where(deliveries.c.job_id.in_(ids)))})
+    numbers = Counter(
+        {
+            job_id: number
+            for job_id, number in db.execute(highest.where(deliveries.c.job_id.in_(ids)))
+        }
+    )
     numbered = []
     for delivery in new:
         numbers[delivery.job_id] += 1
@@ -357,7 +432,9 @@ def _store(db: sa.Connection, moved: Iterable[Moved]) -> None:
 
 
 def _renew(db: sa.Connection, fences: Mapping[str, int], until: float) -> set[str]:
-    query = sa.select(jobs.c.id, jobs.c.fence).where(jobs.c.id.in_(fences), jobs.c.state == JobState.RUNNING)
+    query = sa.select(jobs.c.id, jobs.c.fence).where(
+        jobs.c.id.in_(fences), jobs.c.state == JobState.RUNNING
+    )
     rows = db.execute(query.order_by(jobs.c.id).with_for_update())
     held = {job_id for job_id, fence in rows if fences[job_id] == fence}
     db.execute(sa.update(jobs).where(jobs.c.id.in_(held)).values(lease_until=until))
@@ -387,7 +464,9 @@ def _claim_deliveries(
     here = deliveries.c.id
     db.execute(sa.update(deliveries).where(here.in_(unwanted)).values(state=DeliveryState.DISABLED))
     lease = {"fence": deliveries.c.fence + 1, "lease_until": until}
-    db.execute(sa.update(deliveries).where(here.in_([delivery.id for delivery in wanted])).values(lease))
+    db.execute(
+        sa.update(deliveries).where(here.in_([delivery.id for delivery in wanted])).values(lease)
+    )
     return [replace(delivery, fence=delivery.fence + 1, lease_until=until) for delivery in wanted]
 
 
@@ -406,8 +485,12 @@ def _redeliver(db: sa.Connection, job_id: str, number: int, now: float) -> Deliv
 
 
 def _purge(db: sa.Connection, before: float, limit: int) -> int:
-    pending = sa.select(deliveries.c.id).where(deliveries.c.job_id == jobs.c.id, _is_pending).exists()
-    ended = sa.select(jobs.c.id).where(jobs.c.state.in_(TERMINAL), jobs.c.finished_at < before, ~pending)
+    pending = (
+        sa.select(deliveries.c.id).where(deliveries.c.job_id == jobs.c.id, _is_pending).exists()
+    )
+    ended = sa.select(jobs.c.id).where(
+        jobs.c.state.in_(TERMINAL), jobs.c.finished_at < before, ~pending
+    )
     ids = list(db.scalars(ended.limit(limit).with_for_update(skip_locked=True)))
     db.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
     return len(ids)

@@ -1,4 +1,5 @@
-"""The schema of the SQL stores, as :mod:`raylens.jobs.migrations` makes it, and rows to nouns and back."""
+"""The schema of the SQL stores, as :mod:`raylens.jobs.migrations` makes it, and rows to nouns and
+back."""
 
 from __future__ import annotations
 
@@ -6,7 +7,18 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Column, Float, ForeignKey, Index, Integer, MetaData, RowMapping, String, Table, Text
+from sqlalchemy import (
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    RowMapping,
+    String,
+    Table,
+    Text,
+)
 
 from raylens.jobs.job import Delivery, DeliveryState, Job, JobState, Problem, Progress, Webhook
 
@@ -85,8 +97,18 @@ job_blobs = Table(
 )
 Index("job_blobs_by_digest", job_blobs.c.digest)
 
-MOVING = (
-    *("state", "rank", "output", "problem", "progress", "run_after", "deadline", "started_at", "finished_at"),
+MUTABLE_COLUMNS = (
+    *(
+        "state",
+        "rank",
+        "output",
+        "problem",
+        "progress",
+        "run_after",
+        "deadline",
+        "started_at",
+        "finished_at",
+    ),
     *("attempts", "max_attempts", "fence", "lease_owner", "lease_until"),
 )
 """The columns of a job that change after it has been added."""
@@ -100,7 +122,11 @@ def job_row(job: Job) -> dict[str, Any]:
         value = getattr(job, name)
         row[name] = None if value is None else _dumps(asdict(value))
     webhook = job.webhook
-    return {**row, "webhook_url": webhook and webhook.url, "webhook_secret": webhook and webhook.secret}
+    return {
+        **row,
+        "webhook_url": webhook and webhook.url,
+        "webhook_secret": webhook and webhook.secret,
+    }
 
 
 def job_of(row: RowMapping) -> Job:
@@ -121,7 +147,11 @@ def job_of(row: RowMapping) -> Job:
 
 
 def delivery_row(delivery: Delivery) -> dict[str, Any]:
-    row = {name: getattr(delivery, name) for column in deliveries.c if hasattr(delivery, name := column.name)}
+    row = {
+        name: getattr(delivery, name)
+        for column in deliveries.c
+        if hasattr(delivery, name := column.name)
+    }
     return {**row, "url": delivery.webhook.url, "secret": delivery.webhook.secret}
 
 

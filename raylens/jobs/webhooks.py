@@ -1,5 +1,5 @@
-"""Webhooks as Standard Webhooks 1.0.0 has them (https://www.standardwebhooks.com): events, bodies, signatures, and
-what an endpoint's answer means."""
+"""Webhooks as Standard Webhooks 1.0.0 has them (https://www.standardwebhooks.com): events, bodies,
+signatures, and what an endpoint's answer means."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ LONGEST_RETRY_AFTER = 86_400.0
 
 
 def delivery(job: Job, now: float, result_url: str) -> Delivery | None:
-    """What tells a job's webhook of the state that the job is in now; None where it has none, or waits."""
+    """What tells a job's webhook of the state that the job is in now; None where it has none, or
+    waits."""
     event = EVENTS.get(job.state)
     if job.webhook is None or event is None:
         return None
@@ -64,19 +65,30 @@ def body(event: str, job: Job, now: float, result_url: str) -> str:
         "created_at": iso(job.created_at),
         "started_at": iso(job.started_at),
         "finished_at": iso(job.finished_at),
-        "error": problem and {"code": problem.code, "message": problem.message[:2000], "field": problem.field},
+        "error": problem
+        and {"code": problem.code, "message": problem.message[:2000], "field": problem.field},
     }
     output = job.output if job.state is JobState.SUCCEEDED else None
     whole = _json({"type": event, "timestamp": iso(now), "data": {**data, "output": output}})
     if len(whole) < MAX_BODY:
         return whole
-    return _json({"type": event, "timestamp": iso(now), "data": {**data, "output": None, "result_url": result_url}})
+    return _json(
+        {
+            "type": event,
+            "timestamp": iso(now),
+            "data": {**data, "output": None, "result_url": result_url},
+        }
+    )
 
 
 def headers(delivery: Delivery, secrets: Sequence[str], now: float) -> dict[str, str]:
     """Of an attempt at ``now``; signed with each of the secrets, or not at all where there is none."""
     timestamp = str(int(now))
-    signed = {"Content-Type": "application/json", "webhook-id": delivery.id, "webhook-timestamp": timestamp}
+    signed = {
+        "Content-Type": "application/json",
+        "webhook-id": delivery.id,
+        "webhook-timestamp": timestamp,
+    }
     if secrets:
         content = f"{delivery.id}.{timestamp}.{delivery.body}".encode()
         signed["webhook-signature"] = " ".join(_signature(secret, content) for secret in secrets)
@@ -104,13 +116,14 @@ def _signature(secret: str, content: bytes) -> str:
 
 class Outcome(Enum):
     DELIVERED = "delivered"
-    AGAIN = "again"
+    RETRY = "again"
     GONE = "gone"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an endpoint's answer means. ``slow_s``: how long nothing else should be sent there, in seconds."""
+    """What an endpoint's answer means. ``slow_s``: how long nothing else should be sent there, in
+    seconds."""
 
     outcome: Outcome
     retry_after_s: float | None = None
@@ -118,7 +131,8 @@ class Verdict:
 
 
 def judge(status: int, retry_after: str | None, now: float) -> Verdict:
-    """2xx delivers, 410 ends all, 429, 502 and 504 slow down, and all else, 3xx too, is tried again."""
+    """2xx delivers, 410 ends all, 429, 502 and 504 slow down, and all else, 3xx too, is tried
+    again."""
     if 200 <= status < 300:
         return Verdict(Outcome.DELIVERED)
     if status == 410:
@@ -126,7 +140,7 @@ def judge(status: int, retry_after: str | None, now: float) -> Verdict:
     wait = _seconds(retry_after, now)
     if wait is None and status in (429, 502, 504):
         wait = SCHEDULE[0]
-    return Verdict(Outcome.AGAIN, wait, wait)
+    return Verdict(Outcome.RETRY, wait, wait)
 
 
 def next_attempt(attempts: int, retry_after: float | None) -> float | None:
@@ -151,7 +165,11 @@ def _seconds(retry_after: str | None, now: float) -> float | None:
 
 
 def iso(moment: float | None) -> str | None:
-    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+    return (
+        None
+        if moment is None
+        else datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+    )
 
 
 def _json(value: Any) -> str:

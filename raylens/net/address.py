@@ -1,7 +1,8 @@
-"""Which addresses may be called where somebody else has named the URL: none of a private network, none special.
+"""Which addresses may be called where somebody else has named the URL: none of a private network,
+none special.
 
-After OWASP's "Server-Side Request Forgery Prevention Cheat Sheet"; the special-purpose ranges are IANA's registries,
-as :mod:`ipaddress` has them.
+After OWASP's "Server-Side Request Forgery Prevention Cheat Sheet"; the special-purpose ranges are
+IANA's registries, as :mod:`ipaddress` has them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from raylens.errors import InvalidRequest
+from raylens.core.errors import InvalidRequest
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -43,14 +44,16 @@ class AddressRefused(InvalidRequest):
 
 @dataclass(frozen=True)
 class AllowList:
-    """What the configuration opens beside public addresses: networks such as ``10.1.0.0/16``, and names of hosts."""
+    """What the configuration opens beside public addresses: networks such as ``10.1.0.0/16``, and
+    names of hosts."""
 
     networks: tuple[Network, ...] = ()
     hosts: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, entries: Iterable[str]) -> AllowList:
-        """Each entry is an address, a network, or a host's name. Raises ``ValueError`` for what is none of them."""
+        """Each entry is an address, a network, or a host's name. Raises ``ValueError`` for what is
+        none of them."""
         networks: list[Network] = []
         hosts: set[str] = set()
         for entry in entries:
@@ -58,7 +61,9 @@ class AllowList:
                 networks.append(ip_network(entry))
             except ValueError:
                 if not entry or set(entry) & set("/:@ ?#*") or entry.replace(".", "").isdigit():
-                    raise ValueError(f"{entry!r} is no address, no network and no host's name") from None
+                    raise ValueError(
+                        f"{entry!r} is no address, no network and no host's name"
+                    ) from None
                 hosts.add(_name(entry))
         return cls(tuple(networks), frozenset(hosts))
 
@@ -69,33 +74,42 @@ class AllowList:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the internet at large: reachable from everywhere, no multicast, no wrapper."""
+    """Whether an address belongs to the internet at large: reachable from everywhere, no multicast,
+    no wrapper."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return is_public(address.ipv4_mapped)
     if address.is_multicast or not address.is_global:
         return False
-    return not any(address in network for network in _ALSO_REFUSED if network.version == address.version)
+    return not any(
+        address in network for network in _ALSO_REFUSED if network.version == address.version
+    )
 
 
 def check(host: str, addresses: Sequence[Address], allowed: AllowList, field: str) -> None:
-    """Raises ``AddressRefused`` unless all of a host's addresses may be called: one that may not is a trap."""
+    """Raises ``AddressRefused`` unless all of a host's addresses may be called: one that may not is
+    a trap."""
     for address in addresses:
         if not (is_public(address) or allowed.opens(host, _plain(address))):
-            raise AddressRefused(f"{field}: {host[:128]} leads to {address}, which is not a public address", field)
+            raise AddressRefused(
+                f"{field}: {host[:128]} leads to {address}, which is not a public address", field
+            )
 
 
 def check_literal(host: str, allowed: AllowList, field: str) -> None:
-    """Raises as :func:`check` does where ``host`` is an address, in whatever notation; a name passes, unresolved."""
+    """Raises as :func:`check` does where ``host`` is an address, in whatever notation; a name
+    passes, unresolved."""
     try:
-        found = socket.getaddrinfo(host.partition("%")[0], None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        found = socket.getaddrinfo(
+            host.partition("%")[0], None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
     except (socket.gaierror, UnicodeError):
         return
     check(host, [_address(entry) for entry in found], allowed, field)
 
 
 async def resolve(host: str, port: int, allowed: AllowList, field: str) -> list[Address]:
-    """All addresses of a host, every one of them checked. Raises ``AddressRefused``, and ``OSError`` where there is
-    none."""
+    """All addresses of a host, every one of them checked. Raises ``AddressRefused``, and
+    ``OSError`` where there is none."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:

@@ -1,4 +1,5 @@
-"""An HTTP client for URLs that others name: it connects to the addresses that were checked, and nowhere else."""
+"""An HTTP client for URLs that others name: it connects to the addresses that were checked, and
+nowhere else."""
 
 from __future__ import annotations
 
@@ -7,15 +8,16 @@ from typing import Self
 
 import httpx
 
-from raylens.errors import InvalidRequest
+from raylens.core.errors import InvalidRequest
 from raylens.net.address import Address, AllowList, check_literal, resolve
 
 MAX_URL = 2048
 
 
 class GuardedClient:
-    """Resolves a URL's host once, checks every address, and connects to one of those: a name that changes its mind
-    between check and use (DNS rebinding) gains nothing. Redirects are not followed, and no proxy is asked.
+    """Resolves a URL's host once, checks every address, and connects to one of those: a name that
+    changes its mind between check and use (DNS rebinding) gains nothing. Redirects are not
+    followed, and no proxy is asked.
 
     TLS still verifies the host's name (httpx's extension ``sni_hostname``).
     """
@@ -35,16 +37,22 @@ class GuardedClient:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.close()
 
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def post(self, url: str, content: bytes, headers: dict[str, str], field: str) -> httpx.Response:
-        """The answer, of which only status and headers are read. Raises ``InvalidRequest`` for a URL that may not be
-        called, ``OSError`` where its host has no address, and httpx's errors."""
+    async def post(
+        self, url: str, content: bytes, headers: dict[str, str], field: str
+    ) -> httpx.Response:
+        """The answer, of which only status and headers are read. Raises ``InvalidRequest`` for a
+        URL that may not be called, ``OSError`` where its host has no address, and httpx's
+        errors."""
         parsed = parse_url(url, field)
         port = parsed.port or (443 if parsed.scheme == "https" else 80)
         addresses = await resolve(parsed.host, port, self._allowed, field)
@@ -73,7 +81,9 @@ class GuardedClient:
 def parse_url(url: str, field: str) -> httpx.URL:
     """Raises ``InvalidRequest`` for what is not an absolute http or https URL without a user in it."""
     if len(url) > MAX_URL:
-        raise InvalidRequest(f"{field}: {len(url)} characters; the limit is {MAX_URL}", field, MAX_URL, len(url))
+        raise InvalidRequest(
+            f"{field}: {len(url)} characters; the limit is {MAX_URL}", field, MAX_URL, len(url)
+        )
     try:
         parsed = httpx.URL(url)
         parsed.netloc.decode("ascii")
@@ -83,7 +93,9 @@ def parse_url(url: str, field: str) -> httpx.URL:
     if parsed.scheme not in ("http", "https") or not host:
         raise InvalidRequest(f"{field}: an http:// or https:// URL is needed", field)
     if parsed.port is not None and not 0 < parsed.port < 65_536:
-        raise InvalidRequest(f"{field}: there is no such port, {parsed.port}", field, 65_535, parsed.port)
+        raise InvalidRequest(
+            f"{field}: there is no such port, {parsed.port}", field, 65_535, parsed.port
+        )
     if parsed.userinfo:
         raise InvalidRequest(f"{field}: a URL with a user or a password in it is refused", field)
     return parsed

@@ -10,7 +10,7 @@ import pytest
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.sql import postgres_store, sqlite_store
 from raylens.jobs.store import JobStore
-from tests.postgres import new_schema, postgres
+from testing.postgres import new_schema, postgres
 
 STORES = ("memory", "sqlite", "postgres")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raylens.errors import Conflict, QueueFull, RaylensError
+from raylens.core.errors import Conflict, QueueFull, RaylensError
 from raylens.jobs.job import (
     Delivery,
     DeliveryState,
@@ -22,8 +22,8 @@ from raylens.jobs.job import (
     Webhook,
     new_id,
 )
-from raylens.jobs.moves import cancel, fail, start, succeed
-from raylens.jobs.store import Change, JobStore, Moved
+from raylens.jobs.store import Change, JobStore, Transition
+from raylens.jobs.transitions import cancel, fail, start, succeed
 
 T = 1_700_000_000.0
 LEASE = 15.0
@@ -44,7 +44,9 @@ def job(**more: Any) -> Job:
     return Job(**given)
 
 
-def webhook_for(made: Job, url: str = "https://example.com/hook", next_at: float = T, **more: Any) -> Delivery:
+def webhook_for(
+    made: Job, url: str = "https://example.com/hook", next_at: float = T, **more: Any
+) -> Delivery:
     return Delivery(
         id=f"msg_{new_id()}",
         job_id=made.id,
@@ -58,12 +60,12 @@ def webhook_for(made: Job, url: str = "https://example.com/hook", next_at: float
     )
 
 
-def starting(now: float = T, owner: str = "me") -> Callable[[Job], Moved]:
-    return lambda stored: Moved(start(stored, now, owner, now + LEASE))
+def starting(now: float = T, owner: str = "me") -> Callable[[Job], Transition]:
+    return lambda stored: Transition(start(stored, now, owner, now + LEASE))
 
 
-def succeeding(stored: Job, end: float) -> Moved:
-    return Moved(succeed(stored, {}, end))
+def succeeding(stored: Job, end: float) -> Transition:
+    return Transition(succeed(stored, {}, end))
 
 
 async def added(store: JobStore, *jobs: Job) -> None:
@@ -71,7 +73,7 @@ async def added(store: JobStore, *jobs: Job) -> None:
 
 
 async def with_deliveries(store: JobStore, *made: Delivery, of: Job) -> None:
-    (changed,) = await store.change([Change(of.id, lambda stored: Moved(stored, made))])
+    (changed,) = await store.change([Change(of.id, lambda stored: Transition(stored, made))])
     assert isinstance(changed, Job)
 
 
@@ -98,7 +100,9 @@ class TestAdding:
     async def test_the_same_id_is_added_once(self, store: JobStore) -> None:
         made = job()
         await added(store, made)
-        (changed,) = await store.change([Change(made.id, lambda stored: Moved(cancel(stored, T)))])
+        (changed,) = await store.change(
+            [Change(made.id, lambda stored: Transition(cancel(stored, T)))]
+        )
         assert await store.add([made], ROOM) == [changed]
 
     async def test_the_same_key_and_request_give_the_first_job(self, store: JobStore) -> None:
@@ -117,10 +121,14 @@ class TestAdding:
         again = job(idempotency_key="k", digest="a")
         assert await store.add([first, again, job(id=first.id)], ROOM) == [first] * 3
 
-    async def test_two_processes_that_add_the_same_key_get_one_job(self, store: JobStore, other: JobStore) -> None:
+    async def test_two_processes_that_add_the_same_key_get_one_job(
+        self, store: JobStore, other: JobStore
+    ) -> None:
         for number in range(10):
             one, two = (job(idempotency_key=f"k{number}", digest="a") for _ in range(2))
-            ((first,), (second,)) = await asyncio.gather(store.add([one], ROOM), other.add([two], ROOM))
+            ((first,), (second,)) = await asyncio.gather(
+                store.add([one], ROOM), other.add([two], ROOM)
+            )
             assert isinstance(first, Job)
             assert first == second
 
@@ -149,8 +157,10 @@ class TestListing:
     async def test_a_page_may_be_of_some_states(self, store: JobStore) -> None:
         jobs = [job() for _ in range(3)]
         await added(store, *jobs)
-        await store.change([Change(jobs[1].id, lambda stored: Moved(cancel(stored, T)))])
-        assert [found.id for found in await store.page([JobState.CANCELED], 10, None)] == [jobs[1].id]
+        await store.change([Change(jobs[1].id, lambda stored: Transition(cancel(stored, T)))])
+        assert [found.id for found in await store.page([JobState.CANCELED], 10, None)] == [
+            jobs[1].id
+        ]
         assert len(await store.page([JobState.CANCELED, JobState.QUEUED], 10, None)) == 3
 
     async def test_counts_and_durations(self, store: JobStore) -> None:
@@ -173,7 +183,9 @@ class TestListing:
 
 
 class TestClaiming:
-    async def test_the_lowest_rank_goes_first_and_the_oldest_among_equals(self, store: JobStore) -> None:
+    async def test_the_lowest_rank_goes_first_and_the_oldest_among_equals(
+        self, store: JobStore
+    ) -> None:
         jobs = [job(rank=T + rank) for rank in (3, 1, 2, 1)]
         await added(store, *jobs)
         expected = sorted(jobs, key=lambda made: (made.rank, made.id))
@@ -184,7 +196,11 @@ class TestClaiming:
         await added(store, job())
         (claimed,) = await store.claim(5, T, starting())
         assert (claimed.state, claimed.attempts, claimed.fence) == (JobState.RUNNING, 1, 1)
-        assert (claimed.lease_owner, claimed.lease_until, claimed.started_at) == ("me", T + LEASE, T)
+        assert (claimed.lease_owner, claimed.lease_until, claimed.started_at) == (
+            "me",
+            T + LEASE,
+            T,
+        )
         assert await store.get(claimed.id) == claimed
 
     async def test_what_is_not_due_waits(self, store: JobStore) -> None:
@@ -192,7 +208,9 @@ class TestClaiming:
         assert await store.claim(1, T + 9, starting()) == []
         assert len(await store.claim(1, T + 10, starting())) == 1
 
-    async def test_a_lease_keeps_others_away_until_it_ends(self, store: JobStore, other: JobStore) -> None:
+    async def test_a_lease_keeps_others_away_until_it_ends(
+        self, store: JobStore, other: JobStore
+    ) -> None:
         await added(store, job())
         (first,) = await store.claim(1, T, starting())
         assert await other.claim(1, T + LEASE - 1, starting(T + LEASE - 1, "you")) == []
@@ -209,7 +227,9 @@ class TestClaiming:
                 taken += claimed
             return taken
 
-        shares = await asyncio.gather(*(take_all(each, name) for each, name in ((store, "a"), (other, "b")) * 2))
+        shares = await asyncio.gather(
+            *(take_all(each, name) for each, name in ((store, "a"), (other, "b")) * 2)
+        )
         taken = Counter(claimed.id for share in shares for claimed in share)
         assert taken == Counter(made.id for made in jobs)
 
@@ -227,12 +247,16 @@ class TestClaiming:
         claimed = await store.claim(2, T, starting())
         held = await store.renew({claimed[0].id: 1, claimed[1].id: 7, "nothing": 1}, T + 100)
         assert held == {claimed[0].id}
-        assert [late.id for late in await store.claim(2, T + LEASE, starting(T + LEASE))] == [claimed[1].id]
+        assert [late.id for late in await store.claim(2, T + LEASE, starting(T + LEASE))] == [
+            claimed[1].id
+        ]
 
-    async def test_the_lease_of_a_job_that_was_canceled_is_not_renewed(self, store: JobStore) -> None:
+    async def test_the_lease_of_a_job_that_was_canceled_is_not_renewed(
+        self, store: JobStore
+    ) -> None:
         await added(store, job())
         (claimed,) = await store.claim(1, T, starting())
-        await store.change([Change(claimed.id, lambda stored: Moved(cancel(stored, T)))])
+        await store.change([Change(claimed.id, lambda stored: Transition(cancel(stored, T)))])
         assert await store.renew({claimed.id: claimed.fence}, T + 100) == set()
 
 
@@ -242,8 +266,8 @@ class TestChanging:
         (old,) = await store.claim(1, T, starting())
         (new,) = await store.claim(1, T + LEASE, starting(T + LEASE))
 
-        def done(answer: str) -> Callable[[Job], Moved]:
-            return lambda stored: Moved(succeed(stored, {"caption": answer}, T + 20))
+        def done(answer: str) -> Callable[[Job], Transition]:
+            return lambda stored: Transition(succeed(stored, {"caption": answer}, T + 20))
 
         assert await store.change([Change(old.id, done("late"), old.fence)]) == [None]
         (ended,) = await store.change([Change(new.id, done("right"), new.fence)])
@@ -252,12 +276,16 @@ class TestChanging:
         assert await store.change([Change(new.id, done("twice"), new.fence)]) == [None]
         assert await store.get(new.id) == ended
 
-    async def test_an_illegal_move_changes_nothing_and_hurts_no_other(self, store: JobStore) -> None:
+    async def test_an_illegal_move_changes_nothing_and_hurts_no_other(
+        self, store: JobStore
+    ) -> None:
         jobs = [job(), job()]
         await added(store, *jobs)
-        await store.change([Change(jobs[0].id, lambda stored: Moved(cancel(stored, T)))])
+        await store.change([Change(jobs[0].id, lambda stored: Transition(cancel(stored, T)))])
         before = await store.get(jobs[0].id)
-        results = await store.change([Change(made.id, lambda stored: Moved(cancel(stored, T + 1))) for made in jobs])
+        results = await store.change(
+            [Change(made.id, lambda stored: Transition(cancel(stored, T + 1))) for made in jobs]
+        )
         assert isinstance(results[0], Conflict)
         assert isinstance(results[1], Job)
         assert await store.get(jobs[0].id) == before
@@ -268,9 +296,13 @@ class TestChanging:
         (claimed,) = await store.claim(1, T, starting())
 
         def progress(done: int) -> Change:
-            return Change(claimed.id, lambda stored: Moved(replace(stored, progress=Progress(done, 3))), claimed.fence)
+            return Change(
+                claimed.id,
+                lambda stored: Transition(replace(stored, progress=Progress(done, 3))),
+                claimed.fence,
+            )
 
-        end = Change(claimed.id, lambda stored: Moved(succeed(stored, {}, T)), claimed.fence)
+        end = Change(claimed.id, lambda stored: Transition(succeed(stored, {}, T)), claimed.fence)
         results = await store.change([progress(1), progress(2), end, progress(3)])
         assert results[3] is None
         stored = await store.get(claimed.id)
@@ -279,16 +311,16 @@ class TestChanging:
         assert stored.progress == Progress(2, 3)
 
     async def test_a_change_of_what_is_not_there_is_none(self, store: JobStore) -> None:
-        assert await store.change([Change("nothing", Moved)]) == [None]
+        assert await store.change([Change("nothing", Transition)]) == [None]
 
     async def test_a_change_and_its_deliveries_are_one(self, store: JobStore) -> None:
         made = job()
         await added(store, made)
 
-        def breaks(stored: Job) -> Moved:
+        def breaks(stored: Job) -> Transition:
             raise RuntimeError("a bug")
 
-        good = Change(made.id, lambda stored: Moved(cancel(stored, T), (webhook_for(stored),)))
+        good = Change(made.id, lambda stored: Transition(cancel(stored, T), (webhook_for(stored),)))
         with pytest.raises(RuntimeError, match="a bug"):
             await store.change([Change(made.id, breaks), good])
         assert await store.deliveries(made.id) == []
@@ -304,7 +336,8 @@ class TestDeliveries:
         await with_deliveries(store, first, second, of=made)
         await with_deliveries(store, third, of=made)
         assert await store.deliveries(made.id) == [
-            replace(delivery, number=number) for number, delivery in enumerate((first, second, third), 1)
+            replace(delivery, number=number)
+            for number, delivery in enumerate((first, second, third), 1)
         ]
 
     async def test_the_due_are_claimed_once(self, store: JobStore, other: JobStore) -> None:
@@ -335,15 +368,26 @@ class TestDeliveries:
         await with_deliveries(store, webhook_for(made), of=made)
         (old,) = await store.claim_deliveries(1, 1, T, T + 30, ())
         (new,) = await store.claim_deliveries(1, 1, T + 30, T + 60, ())
-        delivered = {"state": DeliveryState.DELIVERED, "attempts": 1, "status": 204, "delivered_at": T + 31}
+        delivered = {
+            "state": DeliveryState.DELIVERED,
+            "attempts": 1,
+            "status": 204,
+            "delivered_at": T + 31,
+        }
         assert not await store.settle_delivery(replace(old, **delivered), None, False)  # type: ignore[arg-type]
         assert await store.settle_delivery(replace(new, **delivered), None, False)  # type: ignore[arg-type]
         (stored,) = await store.deliveries(made.id)
-        assert (stored.state, stored.status, stored.delivered_at) == (DeliveryState.DELIVERED, 204, T + 31)
+        assert (stored.state, stored.status, stored.delivered_at) == (
+            DeliveryState.DELIVERED,
+            204,
+            T + 31,
+        )
         assert stored.lease_until is None
         assert await store.claim_deliveries(1, 1, T + 99, T + 120, ()) == []
 
-    async def test_a_slow_endpoint_holds_all_that_goes_there_and_nothing_else(self, store: JobStore) -> None:
+    async def test_a_slow_endpoint_holds_all_that_goes_there_and_nothing_else(
+        self, store: JobStore
+    ) -> None:
         made = job()
         await added(store, made)
         urls = ("https://a.example/slow", "https://a.example/slow", "https://a.example/other")
@@ -355,14 +399,20 @@ class TestDeliveries:
         assert free.webhook.url == "https://a.example/other"
         assert len(await store.claim_deliveries(9, 9, T + 50, T + 90, ())) == 2
 
-    async def test_an_endpoint_that_is_gone_gets_nothing_until_it_is_wanted_again(self, store: JobStore) -> None:
+    async def test_an_endpoint_that_is_gone_gets_nothing_until_it_is_wanted_again(
+        self, store: JobStore
+    ) -> None:
         made = job()
         await added(store, made)
         await with_deliveries(store, webhook_for(made), webhook_for(made, next_at=T + 1), of=made)
         (first,) = await store.claim_deliveries(1, 1, T, T + 30, ())
-        await store.settle_delivery(replace(first, state=DeliveryState.DISABLED, attempts=1, status=410), None, True)
+        await store.settle_delivery(
+            replace(first, state=DeliveryState.DISABLED, attempts=1, status=410), None, True
+        )
         assert await store.claim_deliveries(9, 9, T + 1, T + 30, ()) == []
-        assert [stored.state for stored in await store.deliveries(made.id)] == [DeliveryState.DISABLED] * 2
+        assert [stored.state for stored in await store.deliveries(made.id)] == [
+            DeliveryState.DISABLED
+        ] * 2
         again = await store.redeliver(made.id, 2, T + 5)
         assert again is not None
         assert (again.state, again.attempts, again.next_at) == (DeliveryState.PENDING, 0, T + 5)
@@ -376,11 +426,15 @@ class TestDeliveries:
 
 
 class TestCleaning:
-    async def test_a_job_is_purged_after_its_end_and_after_its_deliveries(self, store: JobStore) -> None:
+    async def test_a_job_is_purged_after_its_end_and_after_its_deliveries(
+        self, store: JobStore
+    ) -> None:
         ended, told, waits = job(), job(), job()
         await added(store, ended, told, waits)
         for made in (ended, told):
-            await store.change([Change(made.id, lambda stored: Moved(fail(stored, Problem("c", "m"), T)))])
+            await store.change(
+                [Change(made.id, lambda stored: Transition(fail(stored, Problem("c", "m"), T)))]
+            )
         await with_deliveries(store, webhook_for(told), of=told)
         assert await store.purge(T, 10) == 0
         assert await store.purge(T + 1, 10) == 1
@@ -394,7 +448,9 @@ class TestCleaning:
     async def test_a_purge_stops_at_its_limit(self, store: JobStore) -> None:
         jobs = [job() for _ in range(5)]
         await added(store, *jobs)
-        await store.change([Change(made.id, lambda stored: Moved(cancel(stored, T))) for made in jobs])
+        await store.change(
+            [Change(made.id, lambda stored: Transition(cancel(stored, T))) for made in jobs]
+        )
         assert [await store.purge(T + 1, 3) for _ in range(3)] == [3, 2, 0]
 
     async def test_blobs_go_when_no_job_refers_to_them(self, store: JobStore) -> None:
@@ -406,7 +462,7 @@ class TestCleaning:
         removed: list[str] = []
         assert await store.collect_blobs(T + 50, 10, removed.append) == 1
         assert removed == [unused]
-        await store.change([Change(made.id, lambda stored: Moved(cancel(stored, T)))])
+        await store.change([Change(made.id, lambda stored: Transition(cancel(stored, T)))])
         assert await store.purge(T + 1, 10) == 1
         assert await store.collect_blobs(T + 50, 10, removed.append) == 1
         assert removed == [unused, used]

@@ -1,4 +1,5 @@
-"""One graph for all tests of this folder: the shipped configuration, and a second model with little room.
+"""One graph for all tests of this folder: the shipped configuration, and a second model with little
+room.
 
 That model has random weights, so that its answers go on until their length ends them.
 """
@@ -16,9 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
-from raylens.cli.background import running
 from raylens.cli.processes import marked
-from tests.checkpoints import random_smolvlm
+from testing.checkpoints import random_smolvlm
+from testing.server import running
 
 ROOT = Path(__file__).parents[2]
 MARK = f"raylens-test-{uuid.uuid4().hex}"
@@ -31,12 +32,15 @@ def processes() -> list[int]:
 
 
 def measured(metric: str, **labels: str) -> float:
-    """What Ray's Prometheus endpoints tell of a metric, summed over all that have these labels; 0 where none has.
+    """What Ray's Prometheus endpoints tell of a metric, summed over all that have these labels; 0
+    where none has.
 
     They are some 10 seconds behind, and at first their list is that of the cluster before.
     """
     total = 0.0
-    targets = json.loads(Path("/tmp/ray/prom_metrics_service_discovery.json").read_text())[0]["targets"]
+    targets = json.loads(Path("/tmp/ray/prom_metrics_service_discovery.json").read_text())[0][
+        "targets"
+    ]
     for address in targets:
         try:
             text = httpx.get(f"http://{address}/metrics", timeout=10).text
@@ -74,9 +78,11 @@ def add_a_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:
 
 
 @contextmanager
-def serving(checkpoint: Path, change: Callable[[dict[str, Any]], None] = lambda config: None) -> Iterator[str]:
-    """The URL of a running server; ``checkpoint`` is the cramped model's. At the end, it must have left no process
-    behind."""
+def serving(
+    checkpoint: Path, change: Callable[[dict[str, Any]], None] = lambda config: None
+) -> Iterator[str]:
+    """The URL of a running server; ``checkpoint`` is the cramped model's. At the end, it must have
+    left no process behind."""
 
     def changed(config: dict[str, Any]) -> None:
         add_a_cramped_model(config, checkpoint)

@@ -16,10 +16,10 @@ from typing import Any
 
 import httpx
 
-from raylens.cli.background import running
 from raylens.cli.processes import await_end, marked
+from testing.scenes import drawn
+from testing.server import running
 from tests.receiver import Receiver, receiving
-from tests.scenes import drawn
 from tests.serve.conftest import ROOT
 
 JOBS = 500
@@ -27,19 +27,26 @@ SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode
 IN_FLIGHT = 32
 PATIENCE_S = 240.0
 ENDED = ("succeeded", "failed", "canceled")
-VICTIMS = ("ray::JobQueueActor", "ray::ServeReplica:raylens:moondream", "ray::ServeReplica:raylens:Ingress")
+VICTIMS = (
+    "ray::JobQueueActor",
+    "ray::ServeReplica:raylens:moondream",
+    "ray::ServeReplica:raylens:Ingress",
+)
 
 
 @contextmanager
 def server(data_dir: Path, mark: str) -> Iterator[str]:
-    """The shipped configuration with Moondream alone, a queue of 500 and short leases; its processes carry ``mark``."""
+    """The shipped configuration with Moondream alone, a queue of 500 and short leases; its
+    processes carry ``mark``."""
 
     def change(config: dict[str, Any]) -> None:
         (application,) = config["applications"]
         args = application["args"]
         args["models"] = [model for model in args["models"] if model["name"] == "moondream"]
         others = ("smolvlm", "qwen2.5-vl")
-        application["deployments"] = [each for each in application["deployments"] if each["name"] not in others]
+        application["deployments"] = [
+            each for each in application["deployments"] if each["name"] not in others
+        ]
         args["jobs"] = {
             "data_dir": str(data_dir),
             "capacity": JOBS,
@@ -73,7 +80,10 @@ def kill_all(mark: str) -> None:
 async def submit(url: list[str], number: int, receiver: Receiver, accepted: dict[str, int]) -> None:
     """Tries until the job is accepted, wherever the server is by then; the key makes that safe."""
     _, _, picture = drawn(number, max_side=128)
-    body = {"job_type": "caption", "input": {"image": picture, "length": "short", "webhook_url": receiver.url}}
+    body = {
+        "job_type": "caption",
+        "input": {"image": picture, "length": "short", "webhook_url": receiver.url},
+    }
     async with httpx.AsyncClient(timeout=30) as client:
         while True:
             with suppress(httpx.HTTPError):
@@ -102,7 +112,11 @@ async def all_jobs(url: str) -> list[dict[str, Any]]:
     cursor: str | None = ""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         while cursor is not None:
-            page = (await client.get("/api/v1/jobs", params={"limit": 200, "cursor": cursor})).raise_for_status().json()
+            page = (
+                (await client.get("/api/v1/jobs", params={"limit": 200, "cursor": cursor}))
+                .raise_for_status()
+                .json()
+            )
             jobs += page["jobs"]
             cursor = page["next_cursor"]
     return jobs
@@ -114,14 +128,18 @@ async def until_all_have_ended(url: str, receiver: Receiver) -> list[dict[str, A
             with suppress(httpx.HTTPError):
                 jobs = await all_jobs(url)
                 told = [job for job in jobs if receiver.bodies.get(job["id"])]
-                if len(jobs) == JOBS and len(told) == JOBS and all(job["status"] in ENDED for job in jobs):
+                if (
+                    len(jobs) == JOBS
+                    and len(told) == JOBS
+                    and all(job["status"] in ENDED for job in jobs)
+                ):
                     return jobs
             await asyncio.sleep(1)
 
 
 async def test_nothing_is_lost_or_ends_twice_whatever_is_killed(tmp_path: Path) -> None:
-    """Queue, model and ingress are killed at random moments while 500 jobs are submitted and run, then the whole
-    cluster; it starts again over the same folder."""
+    """Queue, model and ingress are killed at random moments while 500 jobs are submitted and run,
+    then the whole cluster; it starts again over the same folder."""
     rng = random.Random(0)
     accepted: dict[str, int] = {}
     killed: Counter[str] = Counter()
@@ -151,7 +169,11 @@ async def test_nothing_is_lost_or_ends_twice_whatever_is_killed(tmp_path: Path) 
     assert receiver.refused == []
     # One end each: one terminal event, under one id, however often it was sent.
     assert all(len(events) == 1 for events in receiver.bodies.values())
-    assert all(event["type"] == "job.succeeded" for events in receiver.bodies.values() for event in events.values())
+    assert all(
+        event["type"] == "job.succeeded"
+        for events in receiver.bodies.values()
+        for event in events.values()
+    )
     assert all(len(each) == 1 for each in deliveries)
     print(
         f"killed {dict(killed)} and the cluster; {sum(job['attempts'] > 1 for job in jobs)} jobs took more than one "
@@ -162,5 +184,7 @@ async def test_nothing_is_lost_or_ends_twice_whatever_is_killed(tmp_path: Path) 
 
 async def deliveries_of(url: str, jobs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        answers = [(await client.get(f"/api/v1/jobs/{job['id']}/deliveries")).json() for job in jobs[:50]]
+        answers = [
+            (await client.get(f"/api/v1/jobs/{job['id']}/deliveries")).json() for job in jobs[:50]
+        ]
     return [answer["deliveries"] for answer in answers]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.pocket_grounding import matched_boxes, matched_points
 from models.pocket.scenes import LENGTHS, ask_count, questions
-from tests.scenes import drawn
+from testing.scenes import drawn
 
 ENOUGH = 0.9
 """Share of exact answers in these few scenes; ``benchmarks/pocket.py`` measures the real one."""
@@ -45,7 +45,9 @@ def test_openai_answers_are_right_at_every_detail(gpt: openai.OpenAI) -> None:
         asked = [(q.text, q.answer) for q in questions(scene, random.Random(seed))]
         for detail in ("low", "auto", "high"):
             for text, answer in [*asked, ("Describe this image.", scene.caption())]:
-                reply = gpt.chat.completions.create(model="smolvlm", messages=ask(url, text, detail=detail))
+                reply = gpt.chat.completions.create(
+                    model="smolvlm", messages=ask(url, text, detail=detail)
+                )
                 right += reply.choices[0].message.content == answer
                 total += 1
     assert right / total >= ENOUGH, f"{right} of {total}"
@@ -100,14 +102,19 @@ def test_log_probabilities_are_those_of_the_answers_tokens(gpt: openai.OpenAI) -
     _, _, url = drawn(2)
     messages = ask(url, "Describe this image.")
     plain = gpt.chat.completions.create(model="smolvlm", messages=messages)
-    told = gpt.chat.completions.create(model="smolvlm", messages=messages, logprobs=True, top_logprobs=3)
+    told = gpt.chat.completions.create(
+        model="smolvlm", messages=messages, logprobs=True, top_logprobs=3
+    )
     choice = told.choices[0]
     assert choice.message.content == plain.choices[0].message.content
     assert plain.choices[0].logprobs is None
     assert choice.logprobs is not None
     assert choice.logprobs.content
     tokens = choice.logprobs.content
-    assert b"".join(bytes(token.bytes or ()) for token in tokens).decode().strip() == choice.message.content
+    assert (
+        b"".join(bytes(token.bytes or ()) for token in tokens).decode().strip()
+        == choice.message.content
+    )
     for token in tokens:
         assert token.token == token.top_logprobs[0].token  # greedy
         assert 0 >= token.logprob == token.top_logprobs[0].logprob >= token.top_logprobs[2].logprob
@@ -117,8 +124,16 @@ def test_log_probabilities_are_those_of_the_answers_tokens(gpt: openai.OpenAI) -
 def test_answers_follow_a_json_schema(gpt: openai.OpenAI, model: str) -> None:
     """Whatever the model would rather say: one of these has learned nothing."""
     color = {"enum": ["red", "green", "blue"]}
-    schema = {"type": "object", "properties": {"color": color}, "required": ["color"], "additionalProperties": False}
-    wanted: Any = {"type": "json_schema", "json_schema": {"name": "shape", "schema": schema, "strict": True}}
+    schema = {
+        "type": "object",
+        "properties": {"color": color},
+        "required": ["color"],
+        "additionalProperties": False,
+    }
+    wanted: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "shape", "schema": schema, "strict": True},
+    }
     _, _, url = drawn(3)
     messages = ask(url, "What color is the circle?")
     reply = gpt.chat.completions.create(
@@ -139,20 +154,31 @@ def test_a_penalty_keeps_tokens_from_coming_again(gpt: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "a"}]
 
     def tokens(**options: Any) -> list[str]:
-        reply = gpt.chat.completions.create(model="cramped", messages=messages, max_tokens=40, logprobs=True, **options)
+        reply = gpt.chat.completions.create(
+            model="cramped", messages=messages, max_tokens=40, logprobs=True, **options
+        )
         logprobs = reply.choices[0].logprobs
         assert logprobs is not None
         return [token.token for token in logprobs.content or ()]
 
     free = tokens()
-    for options in ({"frequency_penalty": 2.0}, {"presence_penalty": 2.0}, {"extra_body": {"repetition_penalty": 5.0}}):
+    for options in (
+        {"frequency_penalty": 2.0},
+        {"presence_penalty": 2.0},
+        {"extra_body": {"repetition_penalty": 5.0}},
+    ):
         held = tokens(**options)
         assert len(free) == len(held) == 40
         assert len(set(held)) > len(set(free)), options
 
 
 def test_openai_lists_models(gpt: openai.OpenAI) -> None:
-    assert [model.id for model in gpt.models.list()] == ["moondream", "smolvlm", "qwen2.5-vl", "cramped"]
+    assert [model.id for model in gpt.models.list()] == [
+        "moondream",
+        "smolvlm",
+        "qwen2.5-vl",
+        "cramped",
+    ]
     for alias in ("smolvlm2_500m_video", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"):
         assert gpt.models.retrieve(alias).id == "smolvlm"
     for alias in ("vikhyatk/moondream2", "moondream2", "moondream3-preview", "moondream:1.8b"):
@@ -177,7 +203,9 @@ def test_moondream_captions_and_answers_are_right(dream: Any) -> None:
         picture = Image.open(io.BytesIO(data))
         for length in LENGTHS:
             right += dream.caption(picture, length=length)["caption"] == scene.caption(length)
-            right += "".join(dream.caption(picture, length=length, stream=True)["caption"]) == scene.caption(length)
+            right += "".join(
+                dream.caption(picture, length=length, stream=True)["caption"]
+            ) == scene.caption(length)
         count = ask_count(scene)
         right += dream.query(picture, count.text)["answer"] == count.answer
         right += "".join(dream.query(picture, count.text, stream=True)["answer"]) == count.answer
@@ -188,9 +216,14 @@ def test_moondream_captions_and_answers_are_right(dream: Any) -> None:
 def test_moondream_settings_and_text_only_queries(dream: Any) -> None:
     _, data, _ = drawn(4)
     picture = Image.open(io.BytesIO(data))
-    short = dream.caption(picture, settings={"max_tokens": 1, "temperature": 0, "top_p": 0.5})["caption"]
+    short = dream.caption(picture, settings={"max_tokens": 1, "temperature": 0, "top_p": 0.5})[
+        "caption"
+    ]
     assert short in ("a", "an")
-    assert isinstance(dream.query(question="How many shapes are there?", settings={"max_tokens": 3})["answer"], str)
+    assert isinstance(
+        dream.query(question="How many shapes are there?", settings={"max_tokens": 3})["answer"],
+        str,
+    )
 
 
 def test_moondream_chat(dream: Any) -> None:
@@ -212,7 +245,9 @@ def test_moondream_finds_boxes_and_points(server: str, model: str | None) -> Non
         boxes = [tuple(box.values()) for box in dream.detect(picture, "shape")["objects"]]
         points = [tuple(point.values()) for point in dream.point(picture, "shape")["points"]]
         assert all(0 <= side <= 1 for place in (*boxes, *points) for side in place)
-        right += matched_boxes(scene.boxes("shape"), boxes, 0.6) + matched_points(scene.boxes("shape"), points)
+        right += matched_boxes(scene.boxes("shape"), boxes, 0.6) + matched_points(
+            scene.boxes("shape"), points
+        )
         found += 2 * len(scene.shapes)
         assert len(dream.detect(picture, "shape", settings={"max_objects": 1})["objects"]) == 1
     assert right / found >= ENOUGH, f"{right} of {found}"
@@ -224,7 +259,9 @@ def test_moondream_thinks_about_what_it_sees_and_about_places(dream: Any) -> Non
         scene, data, _ = drawn(seed)
         picture = Image.open(io.BytesIO(data))
         answer = dream.query(picture, "How many shapes are there?", reasoning=True)
-        points = [tuple(point) for part in answer["reasoning"]["grounding"] for point in part["points"]]
+        points = [
+            tuple(point) for part in answer["reasoning"]["grounding"] for point in part["points"]
+        ]
         right += answer["answer"] == str(len(scene.shapes))
         right += matched_points(scene.boxes("shape"), points) == len(points) == len(scene.shapes)
         for shape, box in zip(scene.shapes, scene.boxes("shape"), strict=True):
@@ -237,11 +274,17 @@ def test_moondream_thinks_about_what_it_sees_and_about_places(dream: Any) -> Non
 def test_an_openai_client_gets_boxes_and_thoughts(gpt: openai.OpenAI) -> None:
     scene, _, url = drawn(3)
     wanted = {"raylens": {"task": "detect", "object": "shape"}}
-    reply = gpt.chat.completions.create(model="moondream", messages=ask(url, "find them"), extra_body=wanted)
-    boxes = [tuple(box.values()) for box in json.loads(reply.choices[0].message.content or "")["objects"]]
+    reply = gpt.chat.completions.create(
+        model="moondream", messages=ask(url, "find them"), extra_body=wanted
+    )
+    boxes = [
+        tuple(box.values()) for box in json.loads(reply.choices[0].message.content or "")["objects"]
+    ]
     assert matched_boxes(scene.boxes("shape"), boxes, 0.6) == len(scene.shapes)
     thoughtful = gpt.chat.completions.create(
-        model="moondream", messages=ask(url, "How many shapes are there?"), extra_body={"reasoning": True}
+        model="moondream",
+        messages=ask(url, "How many shapes are there?"),
+        extra_body={"reasoning": True},
     )
     assert thoughtful.choices[0].message.content == str(len(scene.shapes))
     assert thoughtful.choices[0].message.reasoning  # type: ignore[attr-defined]
@@ -269,7 +312,9 @@ def test_curl_uploads_a_picture(server: str, tmp_path: Any) -> None:
     path.write_bytes(data)
     command = ["curl", "-s", f"{server}/v1/caption", "-F", f"file=@{path}", "-F", "length=normal"]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    reply = httpx.post(f"{server}/v1/caption", files={"file": data}, data={"length": "normal"}).json()
+    reply = httpx.post(
+        f"{server}/v1/caption", files={"file": data}, data={"length": "normal"}
+    ).json()
     assert answer.startswith('{"caption":"')
     assert reply["caption"] in answer
     assert len(reply["caption"].split()) >= len(scene.caption("short").split())

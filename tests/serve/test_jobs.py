@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from tests.scenes import drawn
+from testing.scenes import drawn
 
 
 def job_of(kind: str, **given: Any) -> dict[str, Any]:
@@ -25,14 +25,21 @@ def ended(url: str, body: dict[str, Any]) -> dict[str, Any]:
     with httpx.Client(base_url=url, timeout=60) as client:
         job = client.post("/api/v1/jobs", json=body).raise_for_status().json()
         with client.stream("GET", f"/api/v1/jobs/{job['id']}/events") as events:
-            told = [json.loads(line.removeprefix("data: ")) for line in events.iter_lines() if line.startswith("data")]
+            told = [
+                json.loads(line.removeprefix("data: "))
+                for line in events.iter_lines()
+                if line.startswith("data")
+            ]
     return dict(told[-1])
 
 
 def test_every_task_runs_as_a_job(server: str) -> None:
     scene, _, picture = drawn(3)
     name = scene.shapes[0].name
-    parts = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": "Describe this image."}]
+    parts = [
+        {"type": "image_url", "image_url": {"url": picture}},
+        {"type": "text", "text": "Describe this image."},
+    ]
     jobs = {
         "caption": job_of("caption", image=picture, length="long"),
         "query": job_of("query", image=picture, question="How many shapes are there?"),
@@ -49,7 +56,9 @@ def test_every_task_runs_as_a_job(server: str) -> None:
     assert outputs["chat"]["answer"]
     assert outputs["batch"]["failed"] == 0
     captions = [result["caption"] for result in outputs["batch"]["results"]]
-    assert sum(said == drawn(number)[0].caption("short") for number, said in enumerate(captions)) >= 4
+    assert (
+        sum(said == drawn(number)[0].caption("short") for number, said in enumerate(captions)) >= 4
+    )
 
 
 def test_a_canceled_jobs_place_in_the_engine_is_free(server: str) -> None:
@@ -104,7 +113,9 @@ def test_task_timing_finds_known_intervals(server: str) -> None:
     shares = []
     for seed in range(3):
         frames, known = sequence(seed)
-        done = ended(server, job_of("task_timing_v1", prompt="Is there a red circle?", images=frames))
+        done = ended(
+            server, job_of("task_timing_v1", prompt="Is there a red circle?", images=frames)
+        )
         assert done["status"] == "succeeded", done["error"]
         assert done["progress"] == {"done": len(frames), "total": len(frames)}
         shares.append(overlap(done["output"]["tasks"][0]["intervals"], known))
@@ -121,7 +132,13 @@ def test_a_folder_is_captioned_in_two_goes_and_nothing_twice(server: str, tmp_pa
         path = folder / f"scene-{number}.png"
         path.write_bytes(picture)
         scenes[str(path)] = scene
-    command = [str(Path(sys.executable).with_name("raylens")), "caption", str(folder), "--out", str(out)]
+    command = [
+        str(Path(sys.executable).with_name("raylens")),
+        "caption",
+        str(folder),
+        "--out",
+        str(out),
+    ]
     command += ["--server", server, "--length", "short", "--in-flight", "64"]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
@@ -140,4 +157,6 @@ def test_a_folder_is_captioned_in_two_goes_and_nothing_twice(server: str, tmp_pa
     assert sorted(line["file"] for line in lines) == sorted(scenes)
     assert sum(line["caption"] == scenes[line["file"]].caption("short") for line in lines) >= 196
     # Each picture was one job: what was submitted before the interruption was found again.
-    assert len({line["job_id"] for line in lines}) == len({Path(name).read_bytes() for name in scenes})
+    assert len({line["job_id"] for line in lines}) == len(
+        {Path(name).read_bytes() for name in scenes}
+    )

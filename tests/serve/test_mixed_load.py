@@ -13,7 +13,7 @@ import httpx
 
 from benchmarks.pocket_grounding import center, matched_boxes, matched_points
 from models.pocket.scenes import LENGTHS, Scene, questions
-from tests.scenes import drawn
+from testing.scenes import drawn
 
 REQUESTS, IN_FLIGHT = 500, 96
 MODELS = {
@@ -41,14 +41,22 @@ def asked(number: int) -> Asked:
     match task:
         case "caption":
             length = rng.choice(LENGTHS)
-            return Asked("/v1/caption", {**body, "length": length}, lambda r: r["caption"] == scene.caption(length))
+            return Asked(
+                "/v1/caption",
+                {**body, "length": length},
+                lambda r: r["caption"] == scene.caption(length),
+            )
         case "query":
             question = rng.choice(list(questions(scene, rng)))
             return Asked(
-                "/v1/query", {**body, "question": question.text}, lambda reply: reply["answer"] == question.answer
+                "/v1/query",
+                {**body, "question": question.text},
+                lambda reply: reply["answer"] == question.answer,
             )
     subject = rng.choice(("shape", scene.shapes[0].kind, scene.shapes[0].name))
-    return Asked(f"/v1/{task}", {**body, "object": subject}, lambda reply: found_all(scene, subject, reply))
+    return Asked(
+        f"/v1/{task}", {**body, "object": subject}, lambda reply: found_all(scene, subject, reply)
+    )
 
 
 def found_all(scene: Scene, subject: str, reply: dict[str, Any]) -> bool:
@@ -61,11 +69,15 @@ def found_all(scene: Scene, subject: str, reply: dict[str, Any]) -> bool:
 
 
 def close(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two answers are the same, but for a bin of a place: the company in a batch changes rounding."""
+    """Whether two answers are the same, but for a bin of a place: the company in a batch changes
+    rounding."""
     if not {"objects", "points"} & set(first):
         return json.dumps(first) == json.dumps(second)
     (one,), (other,) = first.values(), second.values()
-    middles = [[center(tuple(p.values())) if len(p) == 4 else tuple(p.values()) for p in each] for each in (one, other)]
+    middles = [
+        [center(tuple(p.values())) if len(p) == 4 else tuple(p.values()) for p in each]
+        for each in (one, other)
+    ]
     return len(one) == len(other) and all(
         abs(a - b) < 0.02 for p, q in zip(*middles, strict=True) for a, b in zip(p, q, strict=True)
     )
@@ -86,7 +98,11 @@ async def test_500_mixed_requests_are_each_answered_right_or_told_to_come_back(s
             if response.status_code != 503 or not response.headers["retry-after"]
         ]
         assert {response.status_code for _, response in served} == {200}
-        wrong = [(each, response.json()) for each, response in served if not each.is_right(response.json())]
+        wrong = [
+            (each, response.json())
+            for each, response in served
+            if not each.is_right(response.json())
+        ]
         assert len(served) >= REQUESTS // 2
         assert len(wrong) <= (1 - RIGHT) * len(served), f"{len(wrong)} of {len(served)}"
         for each, said in wrong:  # the model's own mistakes, which it makes alone as well

@@ -12,7 +12,9 @@ from raylens.cli.run import ENVIRONMENT
 from tests.serve.conftest import ROOT
 
 
-def test_two_queues_that_overlap_in_a_redeploy_lose_nothing_and_run_nothing_at_once(tmp_path: Path) -> None:
+def test_two_queues_that_overlap_in_a_redeploy_lose_nothing_and_run_nothing_at_once(
+    tmp_path: Path,
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.redeploy", str(tmp_path)],
         cwd=ROOT,

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from tests.pictures import encoded, gradient, png_header, random_pixels
-from tests.scenes import drawn
+from testing.pictures import encoded, gradient, png_header, random_pixels
+from testing.scenes import drawn
 from tests.serve.conftest import measured
 
 TOLD_S = 12.0
@@ -31,7 +31,9 @@ def picture(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def chat(*urls: str, model: str = "smolvlm", text: str = "Describe this image.", **more: Any) -> dict[str, Any]:
+def chat(
+    *urls: str, model: str = "smolvlm", text: str = "Describe this image.", **more: Any
+) -> dict[str, Any]:
     content = [*map(picture, urls), {"type": "text", "text": text}]
     return {"model": model, "messages": [{"role": "user", "content": content}], **more}
 
@@ -51,7 +53,11 @@ BAD_PICTURES = {
     "a sound": (data_url(b"RIFF\x24\0\0\0WAVEfmt "), 415, "a WAVE sound"),
     "a truncated JPEG": (data_url(encoded(gradient(300, 300), "JPEG")[:3000]), 400, "truncated"),
     "one pixel": (data_url(encoded(gradient(1, 1))), 400, "1×1 pixels; at least"),
-    "a bomb's header": (data_url(png_header(50_000, 50_000)), 413, "50000×50000 pixels; the limit is"),
+    "a bomb's header": (
+        data_url(png_header(50_000, 50_000)),
+        413,
+        "50000×50000 pixels; the limit is",
+    ),
     "broken base64": ("data:image/png;base64,@@@@", 400, "base64"),
     "a web address": ("https://example.com/a.png", 400, "data URL"),
     "a path": ("/etc/passwd", 400, "data URL"),
@@ -61,10 +67,14 @@ BAD_PICTURES = {
 
 @pytest.mark.parametrize("name", BAD_PICTURES)
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_bad_picture_gets_its_status_and_a_message_in_both_dialects(server: str, name: str, stream: bool) -> None:
+def test_a_bad_picture_gets_its_status_and_a_message_in_both_dialects(
+    server: str, name: str, stream: bool
+) -> None:
     url, status, words = BAD_PICTURES[name]
     chatted = httpx.post(f"{server}/v1/chat/completions", json=chat(url, stream=stream), timeout=30)
-    captioned = httpx.post(f"{server}/v1/caption", json={"image_url": url, "stream": stream}, timeout=30)
+    captioned = httpx.post(
+        f"{server}/v1/caption", json={"image_url": url, "stream": stream}, timeout=30
+    )
     assert (chatted.status_code, captioned.status_code) == (status, status)
     assert words in chatted.json()["error"]["message"]
     assert words in captioned.json()["detail"]
@@ -72,7 +82,9 @@ def test_a_bad_picture_gets_its_status_and_a_message_in_both_dialects(server: st
 
 def test_a_body_of_30_mb_is_refused(server: str) -> None:
     response = httpx.post(
-        f"{server}/v1/caption", json={"image_url": "data:image/png;base64," + "A" * 30_000_000}, timeout=60
+        f"{server}/v1/caption",
+        json={"image_url": "data:image/png;base64," + "A" * 30_000_000},
+        timeout=60,
     )
     assert response.status_code == 413
     assert "the limit is 29360128 bytes" in response.json()["detail"]
@@ -81,12 +93,17 @@ def test_a_body_of_30_mb_is_refused(server: str) -> None:
 def test_an_id_and_a_deadline_are_the_requests_own(server: str) -> None:
     _, _, url = drawn(1)
     response = httpx.post(
-        f"{server}/v1/caption", json={"image_url": url}, headers={"X-Request-ID": "mine-1"}, timeout=30
+        f"{server}/v1/caption",
+        json={"image_url": url},
+        headers={"X-Request-ID": "mine-1"},
+        timeout=30,
     )
     assert response.headers.get_list("x-request-id") == ["mine-1"]
     body = chat(url, model="cramped", max_tokens=4000)
     started = time.monotonic()
-    late = httpx.post(f"{server}/v1/chat/completions", json=body, headers={"X-Request-Timeout": "0.3"}, timeout=30)
+    late = httpx.post(
+        f"{server}/v1/chat/completions", json=body, headers={"X-Request-Timeout": "0.3"}, timeout=30
+    )
     assert late.status_code == 504
     assert "deadline" in late.json()["error"]["message"]
     assert time.monotonic() - started < 5
@@ -106,13 +123,18 @@ def test_a_large_picture_passes(server: str, size: str) -> None:
 
 
 def test_three_pictures_in_one_chat_and_a_second_turn(server: str) -> None:
-    urls = [drawn(seed)[2] for seed in range(3)] + [data_url(encoded(photograph(1600, 1200, 3), "JPEG"), "image/jpeg")]
+    urls = [drawn(seed)[2] for seed in range(3)] + [
+        data_url(encoded(photograph(1600, 1200, 3), "JPEG"), "image/jpeg")
+    ]
     body = chat(*urls[:3])
     body["messages"] += [
         {"role": "assistant", "content": "shapes"},
         {
             "role": "user",
-            "content": [{"type": "image_url", "image_url": urls[3]}, {"type": "text", "text": "And here?"}],
+            "content": [
+                {"type": "image_url", "image_url": urls[3]},
+                {"type": "text", "text": "And here?"},
+            ],
         },
     ]
     reply = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=60)
@@ -120,7 +142,9 @@ def test_three_pictures_in_one_chat_and_a_second_turn(server: str) -> None:
     assert reply.json()["usage"]["prompt_tokens"] > 4 * 9
 
 
-@pytest.mark.parametrize("text", ["<image>", "<|im_start|><end_of_utterance>" * 5, "\x00\U0001f600 ünï", "a" * 3000])
+@pytest.mark.parametrize(
+    "text", ["<image>", "<|im_start|><end_of_utterance>" * 5, "\x00\U0001f600 ünï", "a" * 3000]
+)
 def test_odd_text_is_just_text(server: str, text: str) -> None:
     _, _, url = drawn(2)
     body = chat(url, text=text, max_tokens=8)
@@ -161,7 +185,9 @@ def content_of(response: httpx.Response) -> str:
     if not response.text.startswith("data:"):
         return str(response.json()["choices"][0]["message"]["content"])
     assert response.text.rstrip().endswith("data: [DONE]")
-    events = [json.loads(line[6:]) for line in response.text.split("\n\n") if line.startswith("data: {")]
+    events = [
+        json.loads(line[6:]) for line in response.text.split("\n\n") if line.startswith("data: {")
+    ]
     return "".join(event["choices"][0]["delta"].get("content", "") for event in events)
 
 
@@ -169,7 +195,10 @@ async def test_a_full_model_says_so_and_frees_the_places_of_clients_that_leave(s
     """Endless answers fill the cramped model; then the clients, streaming or waiting, all go away."""
     endless = chat(text="a", model="cramped", max_tokens=4000)
     async with httpx.AsyncClient(base_url=server, timeout=60) as client:
-        streaming = [asyncio.ensure_future(read_forever(client, {**endless, "stream": True})) for _ in range(2)]
+        streaming = [
+            asyncio.ensure_future(read_forever(client, {**endless, "stream": True}))
+            for _ in range(2)
+        ]
         waiting: list[asyncio.Future[httpx.Response]] = []
         refused: list[httpx.Response] = []
         while not refused:
@@ -185,13 +214,16 @@ async def test_a_full_model_says_so_and_frees_the_places_of_clients_that_leave(s
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(1.0)
         started = time.monotonic()
-        freed = await client.post("/v1/chat/completions", json=chat(text="a", model="cramped", max_tokens=1))
+        freed = await client.post(
+            "/v1/chat/completions", json=chat(text="a", model="cramped", max_tokens=1)
+        )
         assert freed.status_code == 200, freed.text[:300]
         assert time.monotonic() - started < 1.0
 
 
 async def test_a_client_that_leaves_frees_its_slot_as_prometheus_sees(server: str) -> None:
-    """One streams and one waits; the cramped model has room for these two, whose answers go on until they leave."""
+    """One streams and one waits; the cramped model has room for these two, whose answers go on
+    until they leave."""
     endless = chat(text="a", model="cramped", max_tokens=4000)
     await asyncio.sleep(TOLD_S)
     async with httpx.AsyncClient(base_url=server, timeout=60) as client:
@@ -203,7 +235,9 @@ async def test_a_client_that_leaves_frees_its_slot_as_prometheus_sees(server: st
                 else:
                     (await client.post("/v1/chat/completions", json=endless)).raise_for_status()
 
-        clients = [asyncio.ensure_future(again_and_again(stream=stream)) for stream in (True, False)]
+        clients = [
+            asyncio.ensure_future(again_and_again(stream=stream)) for stream in (True, False)
+        ]
         assert await comes_true(lambda: measured(RUNNING, model="cramped") == 2)
         aborts = await asyncio.to_thread(measured, ENDED, model="cramped", reason="abort")
         assert not any(task.done() for task in clients)
@@ -211,7 +245,9 @@ async def test_a_client_that_leaves_frees_its_slot_as_prometheus_sees(server: st
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
         assert await comes_true(lambda: measured(RUNNING, model="cramped") == 0)
-        assert await comes_true(lambda: measured(ENDED, model="cramped", reason="abort") == aborts + 2)
+        assert await comes_true(
+            lambda: measured(ENDED, model="cramped", reason="abort") == aborts + 2
+        )
 
 
 async def comes_true(condition: Callable[[], bool], patience_s: float = 40.0) -> bool:

@@ -1,4 +1,5 @@
-"""Minutes of mixed traffic: every request accounted for, memory flat. ``make soak``; SOAK_MINUTES sets how long."""
+"""Minutes of mixed traffic: every request accounted for, memory flat. ``make soak``; SOAK_MINUTES
+sets how long."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ import httpx
 import pytest
 
 from models.pocket.scenes import LENGTHS, Scene
-from tests.checkpoints import random_smolvlm
-from tests.scenes import drawn
+from testing.checkpoints import random_smolvlm
+from testing.scenes import drawn
 from tests.serve.conftest import measured, processes, serving
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
@@ -28,8 +29,20 @@ GROWTH_MB = 150
 WRONG = 0.05
 """Of whole captions, by each model; ``benchmarks/pocket.py`` measures the real share."""
 CHAT = "/v1/chat/completions"
-SCHEMA = {"type": "object", "properties": {"color": {"enum": ["red", "green", "blue"]}}, "required": ["color"]}
-ACCOUNTED = {"right", "wrong", "answered", "cut at max_tokens", "left", "bad: refused", "told to come back"}
+SCHEMA = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "green", "blue"]}},
+    "required": ["color"],
+}
+ACCOUNTED = {
+    "right",
+    "wrong",
+    "answered",
+    "cut at max_tokens",
+    "left",
+    "bad: refused",
+    "told to come back",
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,10 @@ class Visit:
     rng: random.Random
 
     def chat(self, text: str = "Describe this image.", **more: Any) -> dict[str, Any]:
-        parts = [{"type": "image_url", "image_url": {"url": self.url}}, {"type": "text", "text": text}]
+        parts = [
+            {"type": "image_url", "image_url": {"url": self.url}},
+            {"type": "text", "text": text},
+        ]
         return {"model": self.model, "messages": [{"role": "user", "content": parts}], **more}
 
     async def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
@@ -68,15 +84,25 @@ async def short(visit: Visit) -> Answer:
     response = await visit.post(CHAT, visit.chat(max_tokens=visit.rng.randint(1, 4)))
     if response.status_code != 200:
         return response
-    return "cut at max_tokens" if response.json()["choices"][0]["finish_reason"] == "length" else "answered"
+    return (
+        "cut at max_tokens"
+        if response.json()["choices"][0]["finish_reason"] == "length"
+        else "answered"
+    )
 
 
 async def endless(visit: Visit) -> Answer:
     """By the cramped model, which has learned nothing and so goes on, where it has room."""
-    response = await visit.post(CHAT, {**visit.chat(max_tokens=visit.rng.randint(50, 600)), "model": "cramped"})
+    response = await visit.post(
+        CHAT, {**visit.chat(max_tokens=visit.rng.randint(50, 600)), "model": "cramped"}
+    )
     if response.status_code != 200:
         return response
-    return "cut at max_tokens" if response.json()["choices"][0]["finish_reason"] == "length" else "answered"
+    return (
+        "cut at max_tokens"
+        if response.json()["choices"][0]["finish_reason"] == "length"
+        else "answered"
+    )
 
 
 async def streamed(visit: Visit) -> Answer:
@@ -121,7 +147,9 @@ async def locate(visit: Visit) -> Answer:
 
 async def schema(visit: Visit) -> Answer:
     wanted = {"type": "json_schema", "json_schema": {"name": "shape", "schema": SCHEMA}}
-    body = visit.chat("What color is the circle?", response_format=wanted, max_tokens=200, temperature=0.7)
+    body = visit.chat(
+        "What color is the circle?", response_format=wanted, max_tokens=200, temperature=0.7
+    )
     response = await visit.post(CHAT, body)
     if response.status_code != 200:
         return response
@@ -133,7 +161,9 @@ async def schema(visit: Visit) -> Answer:
 
 
 async def several(visit: Visit) -> Answer:
-    response = await visit.post(CHAT, visit.chat(n=2, temperature=1.0, top_p=0.9, seed=visit.rng.randrange(1000)))
+    response = await visit.post(
+        CHAT, visit.chat(n=2, temperature=1.0, top_p=0.9, seed=visit.rng.randrange(1000))
+    )
     if response.status_code != 200:
         return response
     return "answered" if len(response.json()["choices"]) == 2 else "an answer is missing"
@@ -143,9 +173,13 @@ async def bad(visit: Visit) -> Answer:
     kind = visit.rng.choice(("half a picture", "no picture", "a wrong parameter"))
     if kind == "half a picture":
         half = visit.data[: len(visit.data) // 2]
-        response = await visit.client.post("/v1/caption", files={"file": half}, data={"model": visit.model})
+        response = await visit.client.post(
+            "/v1/caption", files={"file": half}, data={"model": visit.model}
+        )
     elif kind == "no picture":
-        response = await visit.post("/v1/caption", {"model": visit.model, "image_url": "https://example.com/a.png"})
+        response = await visit.post(
+            "/v1/caption", {"model": visit.model, "image_url": "https://example.com/a.png"}
+        )
     else:
         response = await visit.post(CHAT, visit.chat(temperature=-1))
     refused = 400 <= response.status_code < 500
@@ -167,28 +201,42 @@ KINDS: tuple[Callable[[Visit], Awaitable[Answer]], ...] = (
 )
 
 
-async def traffic(url: str, until: float, sent: Counter[str], outcomes: Counter[tuple[str, str]], seed: int) -> None:
+async def traffic(
+    url: str, until: float, sent: Counter[str], outcomes: Counter[tuple[str, str]], seed: int
+) -> None:
     """One client's visits, one after another, to all models."""
     rng = random.Random(seed)
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         while time.monotonic() < until:
             model = rng.choice(("moondream", "smolvlm", "qwen2.5-vl"))
-            scene, data, picture = drawn(rng.randrange(10**6), max_side=rng.choice((200, 600, 1024)))
+            scene, data, picture = drawn(
+                rng.randrange(10**6), max_side=rng.choice((200, 600, 1024))
+            )
             kind = rng.choice(KINDS)
             sent[model] += 1
             came = await kind(Visit(client, model, scene, data, picture, rng))
             if isinstance(came, httpx.Response):
-                came = "told to come back" if came.status_code == 503 else f"{kind.__name__}: {came.status_code}"
+                came = (
+                    "told to come back"
+                    if came.status_code == 503
+                    else f"{kind.__name__}: {came.status_code}"
+                )
             outcomes[model, came] += 1
 
 
 def memory_mb() -> dict[str, float]:
-    """Of each of the server's processes, by title and id. A page that several share counts for each by its part: the
-    object store, which all map, touches more of its pages for a while."""
+    """Of each of the server's processes, by title and id. A page that several share counts for each
+    by its part: the object store, which all map, touches more of its pages for a while."""
     sizes = {}
     for pid in processes():
         try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            title = (
+                Path(f"/proc/{pid}/cmdline")
+                .read_bytes()
+                .replace(b"\0", b" ")
+                .decode(errors="replace")
+                .strip()
+            )
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
             continue
@@ -232,10 +280,15 @@ async def test_mixed_traffic(server: str) -> None:
     sizes: list[dict[str, float]] = []
     for part in range(4):
         until = time.monotonic() + MINUTES * 60 / 4
-        await asyncio.gather(*(traffic(server, until, sent, outcomes, 100 * part + n) for n in range(IN_FLIGHT)))
+        await asyncio.gather(
+            *(traffic(server, until, sent, outcomes, 100 * part + n) for n in range(IN_FLIGHT))
+        )
         sizes.append(memory_mb())
         total = sum(sizes[-1].values())
-        print(f"after {MINUTES * (part + 1) / 4:.1f} minutes: {total:.0f} MB, {dict(outcomes)}", flush=True)
+        print(
+            f"after {MINUTES * (part + 1) / 4:.1f} minutes: {total:.0f} MB, {dict(outcomes)}",
+            flush=True,
+        )
         print(f"most growth: {growth(sizes[0], sizes[-1])}", flush=True)
     assert {outcome for _, outcome in outcomes} <= ACCOUNTED
     for model, count in sent.items():

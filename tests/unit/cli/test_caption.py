@@ -21,18 +21,31 @@ from starlette.routing import Route
 from typer.testing import CliRunner
 from typer.testing import Result as Ran
 
-from raylens.cli.caption import Order, find, request
+from raylens.cli.caption import CaptionOptions, find, request
 from raylens.cli.client import ENDED
 from raylens.cli.main import app
-from raylens.cli.meter import Meter, Tally
-from raylens.cli.records import Format, Lines, Result
+from raylens.cli.progress import ProgressDisplay, Tally
+from raylens.cli.results import Format, Result, ResultFile
 
-TIMES = {"created_at": "2026-03-01T10:00:00Z", "started_at": None, "finished_at": None, "deadline": None}
-NEW = {"status": "queued", "attempts": 0, "max_attempts": 5, "progress": None, "output": None, "error": None}
+TIMES = {
+    "created_at": "2026-03-01T10:00:00Z",
+    "started_at": None,
+    "finished_at": None,
+    "deadline": None,
+}
+NEW = {
+    "status": "queued",
+    "attempts": 0,
+    "max_attempts": 5,
+    "progress": None,
+    "output": None,
+    "error": None,
+}
 
 
 class FakeServer:
-    """The job queue's routes. A job is done once its events are asked for; its caption is told by its picture."""
+    """The job queue's routes. A job is done once its events are asked for; its caption is told by
+    its picture."""
 
     def __init__(self, caption: Callable[[str], Any] = lambda picture: f"a {picture}") -> None:
         self.caption = caption
@@ -62,7 +75,15 @@ class FakeServer:
         self.transport: httpx.AsyncBaseTransport = httpx.ASGITransport(Starlette(routes=routes))
 
     def add(self, job_id: str, **changes: Any) -> dict[str, Any]:
-        self.jobs[job_id] = {"id": job_id, "job_type": "caption", "priority": 0, "input": {}, **NEW, **TIMES, **changes}
+        self.jobs[job_id] = {
+            "id": job_id,
+            "job_type": "caption",
+            "priority": 0,
+            "input": {},
+            **NEW,
+            **TIMES,
+            **changes,
+        }
         return self.jobs[job_id]
 
     async def _submit(self, http: Request) -> Response:
@@ -86,10 +107,16 @@ class FakeServer:
     async def _list(self, http: Request) -> Response:
         asked = http.query_params
         self.pages.append(str(asked))
-        jobs = [job for job in self.jobs.values() if job["status"] in asked.get("status", job["status"]).split(",")]
+        jobs = [
+            job
+            for job in self.jobs.values()
+            if job["status"] in asked.get("status", job["status"]).split(",")
+        ]
         start, limit = int(asked.get("cursor", 0)), int(asked["limit"])
         after = start + limit
-        return JSONResponse({"jobs": jobs[start:after], "next_cursor": str(after) if after < len(jobs) else None})
+        return JSONResponse(
+            {"jobs": jobs[start:after], "next_cursor": str(after) if after < len(jobs) else None}
+        )
 
     async def _one(self, http: Request) -> Response:
         job = self.jobs.get(http.path_params["id"])
@@ -110,7 +137,9 @@ class FakeServer:
             del self.jobs[http.path_params["id"]]
         if http.path_params["id"] not in self.jobs:
             return refusal(404, "job_id: it is not here")
-        return StreamingResponse(self._events(self.jobs[http.path_params["id"]]), media_type="text/event-stream")
+        return StreamingResponse(
+            self._events(self.jobs[http.path_params["id"]]), media_type="text/event-stream"
+        )
 
     async def _events(self, job: dict[str, Any]) -> AsyncIterator[str]:
         yield event("state", job)
@@ -131,7 +160,9 @@ class FakeServer:
 
 
 def refusal(status: int, detail: str) -> Response:
-    return JSONResponse({"detail": detail}, status, {"Retry-After": "0"} if status in (429, 503) else {})
+    return JSONResponse(
+        {"detail": detail}, status, {"Retry-After": "0"} if status in (429, 503) else {}
+    )
 
 
 def event(name: str, job: dict[str, Any]) -> str:
@@ -188,13 +219,22 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_each_picture_gets_a_line(tmp_path: Path, out: Path) -> None:
-    folder, server = pictures(tmp_path / "in", "cat.jpg", "dog.PNG", "more/owl.webp", "notes.txt"), FakeServer()
-    result = run(server, folder, "--out", out, "--prompt", "What?", "--length", "long", "--model", "m")
+    folder, server = (
+        pictures(tmp_path / "in", "cat.jpg", "dog.PNG", "more/owl.webp", "notes.txt"),
+        FakeServer(),
+    )
+    result = run(
+        server, folder, "--out", out, "--prompt", "What?", "--length", "long", "--model", "m"
+    )
     assert result.exit_code == 0
     by_file = {line.pop("file"): line for line in lines(out)}
     assert set(by_file) == {str(folder / name) for name in ("cat.jpg", "dog.PNG", "more/owl.webp")}
     job_id = next(key for key, value in server.pictures.items() if value == "cat")
-    assert by_file[str(folder / "cat.jpg")] == {"caption": "a cat", "model": "moondream", "job_id": job_id}
+    assert by_file[str(folder / "cat.jpg")] == {
+        "caption": "a cat",
+        "model": "moondream",
+        "job_id": job_id,
+    }
     assert server.inputs == [{"prompt": "What?", "length": "long", "model": "m"}] * 3
     assert "3 pictures: 3 captioned, 0 failed" in result.stderr
     assert result.stdout == ""
@@ -210,16 +250,31 @@ def test_pictures_come_in_natural_order_each_once(tmp_path: Path) -> None:
     names = ["10.jpg", "2.jpg", "A3.gif", "a20.avif", "b/1.tif", "b/.hidden.jpg", ".thumbs/1.jpg"]
     folder = pictures(tmp_path, *names)
     found = find([folder / "2.jpg", folder, folder / "b"])
-    assert [str(path.relative_to(folder)) for path in found] == ["2.jpg", "10.jpg", "A3.gif", "a20.avif", "b/1.tif"]
+    assert [str(path.relative_to(folder)) for path in found] == [
+        "2.jpg",
+        "10.jpg",
+        "A3.gif",
+        "a20.avif",
+        "b/1.tif",
+    ]
 
 
 def test_pictures_are_submitted_in_natural_order(tmp_path: Path, out: Path) -> None:
     server = FakeServer()
-    run(server, pictures(tmp_path / "in", "10.jpg", "9.jpg", "1.jpg"), "--out", out, "--in-flight", 1)
+    run(
+        server,
+        pictures(tmp_path / "in", "10.jpg", "9.jpg", "1.jpg"),
+        "--out",
+        out,
+        "--in-flight",
+        1,
+    )
     assert server.submissions == ["1", "9", "10"]
 
 
-def test_a_relative_name_stays_so(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_name_stays_so(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pictures(tmp_path / "in", "cat.jpg")
     monkeypatch.chdir(tmp_path)
     assert run(FakeServer(), "in", "--out", out).exit_code == 0
@@ -228,7 +283,14 @@ def test_a_relative_name_stays_so(tmp_path: Path, out: Path, monkeypatch: pytest
 
 def test_no_more_jobs_than_wanted_are_in_flight(tmp_path: Path, out: Path) -> None:
     server = FakeServer()
-    run(server, pictures(tmp_path / "in", *(f"{n}.jpg" for n in range(20))), "--out", out, "--in-flight", 3)
+    run(
+        server,
+        pictures(tmp_path / "in", *(f"{n}.jpg" for n in range(20))),
+        "--out",
+        out,
+        "--in-flight",
+        3,
+    )
     assert server.most_in_flight == 3
     assert len(lines(out)) == 20
 
@@ -246,7 +308,9 @@ def test_resuming_does_not_redo_what_has_its_line(tmp_path: Path, out: Path) -> 
 
 
 @pytest.mark.parametrize("form", [Format.JSONL, Format.CSV])
-def test_wherever_a_record_is_torn_it_is_cut_off_and_no_whole_one_is_lost(tmp_path: Path, form: Format) -> None:
+def test_wherever_a_record_is_torn_it_is_cut_off_and_no_whole_one_is_lost(
+    tmp_path: Path, form: Format
+) -> None:
     path = tmp_path / "captions"
     written = [
         Result("a, b.jpg", 'says "yes",\nand "no"\r\n', "m", job_id="1"),
@@ -255,13 +319,13 @@ def test_wherever_a_record_is_torn_it_is_cut_off_and_no_whole_one_is_lost(tmp_pa
     ]
     ends = []
     for result in written:
-        with Lines(path, form) as record:
+        with ResultFile(path, form) as record:
             record.write(result)
         ends.append(path.stat().st_size)
     whole = path.read_bytes()
     for size in range(len(whole) + 1):
         path.write_bytes(whole[:size])
-        with Lines(path, form) as record:
+        with ResultFile(path, form) as record:
             for result, end in zip(written, ends, strict=True):
                 assert record.earlier(result.file) == (result.problem if size >= end else None)
                 if size < end:
@@ -280,7 +344,9 @@ def test_a_torn_last_line_is_done_again(tmp_path: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.jsonl", "notes.csv"])
-@pytest.mark.parametrize("text", ["my notes\n", "my notes", '{"name": "me"}\n', "[1]\n", "a,b,c\n1,2,3\n"])
+@pytest.mark.parametrize(
+    "text", ["my notes\n", "my notes", '{"name": "me"}\n', "[1]\n", "a,b,c\n1,2,3\n"]
+)
 def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text(text)
@@ -291,12 +357,14 @@ def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, name: str, te
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path, out: Path) -> None:
-    with Lines(out, Format.JSONL):
+    with ResultFile(out, Format.JSONL):
         result = run(FakeServer(), pictures(tmp_path / "in", "cat.jpg"), "--out", out)
     assert (result.exit_code, result.stderr) == (2, f"{out}: another run writes it\n")
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_same_jobs_are_found_again(tmp_path: Path, out: Path) -> None:
+def test_ctrl_c_says_how_to_go_on_and_the_same_jobs_are_found_again(
+    tmp_path: Path, out: Path
+) -> None:
     folder = pictures(tmp_path / "in", *(f"{n}.jpg" for n in range(8)))
     server = FakeServer()
     server.on_end = lambda picture: signal.raise_signal(signal.SIGINT) if picture == "3" else None
@@ -317,21 +385,34 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_jobs_are_found_again(tmp_path: Pa
 
 def test_a_key_tells_what_is_asked_about_which_bytes_and_nothing_else(tmp_path: Path) -> None:
     folder = pictures(tmp_path, "cat.jpg", "b/cat.jpg", "dog.jpg")
-    cat = request(folder / "cat.jpg", Order("a", "short", "m"))
-    assert cat == request(folder / "b/cat.jpg", Order("a", "short", "m"))
+    cat = request(folder / "cat.jpg", CaptionOptions("a", "short", "m"))
+    assert cat == request(folder / "b/cat.jpg", CaptionOptions("a", "short", "m"))
     body, key = cat
     assert json.loads(body) == {
         "job_type": "caption",
-        "input": {"prompt": "a", "length": "short", "model": "m", "image": base64.b64encode(b"cat").decode()},
+        "input": {
+            "prompt": "a",
+            "length": "short",
+            "model": "m",
+            "image": base64.b64encode(b"cat").decode(),
+        },
     }
     assert key.isascii()
     assert len(key) <= 255
-    others = [Order("b", "short", "m"), Order("a", "long", "m"), Order("a", "short", "n"), Order(model="a"), Order("a")]
-    keys = {request(folder / "cat.jpg", order)[1] for order in others}
-    assert len({key, request(folder / "dog.jpg", Order("a", "short", "m"))[1], *keys}) == 7
+    others = [
+        CaptionOptions("b", "short", "m"),
+        CaptionOptions("a", "long", "m"),
+        CaptionOptions("a", "short", "n"),
+        CaptionOptions(model="a"),
+        CaptionOptions("a"),
+    ]
+    keys = {request(folder / "cat.jpg", options)[1] for options in others}
+    assert len({key, request(folder / "dog.jpg", CaptionOptions("a", "short", "m"))[1], *keys}) == 7
 
 
-def test_two_pictures_of_the_same_bytes_share_a_job_and_both_get_their_line(tmp_path: Path, out: Path) -> None:
+def test_two_pictures_of_the_same_bytes_share_a_job_and_both_get_their_line(
+    tmp_path: Path, out: Path
+) -> None:
     folder, server = pictures(tmp_path / "in", "cat.jpg", "cat.small.jpg"), FakeServer()
     assert run(server, folder, "--out", out).exit_code == 0
     assert captions(out) == {"cat.jpg": "a cat", "cat.small.jpg": "a cat"}
@@ -341,7 +422,9 @@ def test_two_pictures_of_the_same_bytes_share_a_job_and_both_get_their_line(tmp_
 def test_a_full_queue_is_waited_for_and_told_of_once(tmp_path: Path, out: Path) -> None:
     server = FakeServer()
     server.busy = 3
-    result = run(server, pictures(tmp_path / "in", "cat.jpg", "dog.jpg"), "--out", out, "--patience", 0)
+    result = run(
+        server, pictures(tmp_path / "in", "cat.jpg", "dog.jpg"), "--out", out, "--patience", 0
+    )
     assert result.exit_code == 0
     assert len(lines(out)) == 2
     assert result.stderr.count("waiting for the server: 50 jobs wait") == 1
@@ -356,10 +439,14 @@ def test_a_connection_that_fails_is_tried_again(tmp_path: Path, out: Path) -> No
     assert "connection refused; trying again for up to 60 s" in result.stderr
 
 
-def test_a_server_that_stays_away_stops_the_run_and_no_picture_is_blamed(tmp_path: Path, out: Path) -> None:
+def test_a_server_that_stays_away_stops_the_run_and_no_picture_is_blamed(
+    tmp_path: Path, out: Path
+) -> None:
     server = FakeServer()
     server.transport = Flaky(server.transport, 10**6)
-    result = run(server, pictures(tmp_path / "in", "cat.jpg", "dog.jpg"), "--out", out, "--patience", 0.3)
+    result = run(
+        server, pictures(tmp_path / "in", "cat.jpg", "dog.jpg"), "--out", out, "--patience", 0.3
+    )
     assert result.exit_code == 1
     assert "no answer in 0.3 s: connection refused" in result.stderr
     assert out.read_text() == ""
@@ -377,20 +464,30 @@ def test_a_server_that_has_lost_its_jobs_gets_them_again(tmp_path: Path, out: Pa
 
 
 def test_failures_are_listed_and_the_exit_status_is_1(tmp_path: Path, out: Path) -> None:
-    folder, server = pictures(tmp_path / "in", "cat.jpg", "dog[red].jpg"), FakeServer(fails_for("dog[red]"))
+    folder, server = (
+        pictures(tmp_path / "in", "cat.jpg", "dog[red].jpg"),
+        FakeServer(fails_for("dog[red]")),
+    )
     result = run(server, folder, "--out", out)
     assert result.exit_code == 1
     assert f"{folder / 'dog[red].jpg'}: too blurred, they say\n" in result.stderr
     assert "2 pictures: 1 captioned, 1 failed" in result.stderr
     (failed,) = (line for line in lines(out) if "error" in line)
     error = {"code": "model_failed", "message": "too blurred, they say"}
-    assert failed == {"file": str(folder / "dog[red].jpg"), "error": error, "job_id": failed["job_id"]}
+    assert failed == {
+        "file": str(folder / "dog[red].jpg"),
+        "error": error,
+        "job_id": failed["job_id"],
+    }
 
 
 def test_a_failure_counts_until_it_is_to_be_tried_again_and_then_its_line_is_replaced(
     tmp_path: Path, out: Path
 ) -> None:
-    folder, server = pictures(tmp_path / "in", "cat.jpg", "dog.jpg", "owl.jpg"), FakeServer(fails_for("dog"))
+    folder, server = (
+        pictures(tmp_path / "in", "cat.jpg", "dog.jpg", "owl.jpg"),
+        FakeServer(fails_for("dog")),
+    )
     run(server, folder, "--out", out, "--in-flight", 1)
     result = run(server, folder, "--out", out)
     assert result.exit_code == 1
@@ -418,7 +515,7 @@ def test_a_job_that_fails_again_is_retried_once_in_a_run(tmp_path: Path) -> None
 def test_a_canceled_job_counts_as_failed(tmp_path: Path, out: Path) -> None:
     server = FakeServer()
     folder = pictures(tmp_path / "in", "cat.jpg")
-    server.keys[request(folder / "cat.jpg", Order())[1]] = "old"
+    server.keys[request(folder / "cat.jpg", CaptionOptions())[1]] = "old"
     server.add("old", status="canceled")
     assert run(server, folder, "--out", out).exit_code == 1
     assert lines(out)[0]["error"] == {"code": "canceled", "message": "the job was canceled"}
@@ -432,14 +529,22 @@ def test_a_file_that_cannot_be_read_fails_and_the_others_go_on(tmp_path: Path, o
     assert result.exit_code == 1
     by_name = {Path(line["file"]).name: line for line in lines(out)}
     assert by_name["cat.jpg"]["caption"] == "a cat"
-    assert by_name["broken.jpg"]["error"] == {"code": "unreadable", "message": "No such file or directory"}
+    assert by_name["broken.jpg"]["error"] == {
+        "code": "unreadable",
+        "message": "No such file or directory",
+    }
     assert by_name["pipe.jpg"]["error"] == {"code": "unreadable", "message": "not a regular file"}
     assert by_name["pipe.jpg"]["job_id"] is None
 
 
-def test_a_picture_that_the_server_refuses_fails_and_the_others_go_on(tmp_path: Path, out: Path) -> None:
+def test_a_picture_that_the_server_refuses_fails_and_the_others_go_on(
+    tmp_path: Path, out: Path
+) -> None:
     server = FakeServer()
-    server.refusals = {"cat": (422, "input.image: not a picture"), "owl": (413, "input.image: 9 bytes; the limit is 5")}
+    server.refusals = {
+        "cat": (422, "input.image: not a picture"),
+        "owl": (413, "input.image: 9 bytes; the limit is 5"),
+    }
     result = run(server, pictures(tmp_path / "in", "cat.jpg", "dog.jpg", "owl.jpg"), "--out", out)
     assert result.exit_code == 1
     assert "2 failed" in result.stderr
@@ -447,11 +552,17 @@ def test_a_picture_that_the_server_refuses_fails_and_the_others_go_on(tmp_path: 
     assert error == {"code": "http_422", "message": "input.image: not a picture"}
 
 
-@pytest.mark.parametrize("refused", [(404, "input.model: no 'm' here"), (422, "input.prompt: 100001 characters")])
-def test_what_every_picture_would_meet_stops_the_run(tmp_path: Path, out: Path, refused: tuple[int, str]) -> None:
+@pytest.mark.parametrize(
+    "refused", [(404, "input.model: no 'm' here"), (422, "input.prompt: 100001 characters")]
+)
+def test_what_every_picture_would_meet_stops_the_run(
+    tmp_path: Path, out: Path, refused: tuple[int, str]
+) -> None:
     server = FakeServer()
     server.refusals = {"cat": refused}
-    result = run(server, pictures(tmp_path / "in", "cat.jpg", "dog.jpg"), "--out", out, "--in-flight", 1)
+    result = run(
+        server, pictures(tmp_path / "in", "cat.jpg", "dog.jpg"), "--out", out, "--in-flight", 1
+    )
     assert result.exit_code == 2
     assert f"stopped with 0 of 2 done: {refused[1]}" in result.stderr
     assert server.submissions == []
@@ -461,7 +572,9 @@ def test_what_every_picture_would_meet_stops_the_run(tmp_path: Path, out: Path, 
 def test_csv_quotes_what_needs_it_and_is_told_by_the_name(tmp_path: Path) -> None:
     out = tmp_path / "captions.csv"
     folder = pictures(tmp_path / "in", "cat, old.jpg", "dog.jpg")
-    server = FakeServer(lambda picture: BLURRED if picture == "dog" else 'says "yes",\nand \u2028 more')
+    server = FakeServer(
+        lambda picture: BLURRED if picture == "dog" else 'says "yes",\nand \u2028 more'
+    )
     arguments = (folder, "--out", out, "--in-flight", 1)
     assert run(server, *arguments).exit_code == 1
     rows = [
@@ -485,7 +598,9 @@ def test_a_name_that_is_no_utf_8_is_kept(tmp_path: Path, out: Path) -> None:
     assert server.submissions == ["cat"]
 
 
-def test_text_files_stand_whole_beside_their_pictures_and_are_not_done_again(tmp_path: Path) -> None:
+def test_text_files_stand_whole_beside_their_pictures_and_are_not_done_again(
+    tmp_path: Path,
+) -> None:
     folder = pictures(tmp_path, "cat.jpg", "b/dog.PNG", "owl.gif", "rat.jpg")
     (folder / "owl.txt").write_text("by hand")
     (folder / ".cat.txt.part").write_text("cut o")
@@ -541,11 +656,13 @@ def test_captions_that_cannot_be_written_stop_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_the_meter_tells_how_many_are_done_how_fast_and_how_long_it_takes(is_terminal: bool) -> None:
+def test_the_meter_tells_how_many_are_done_how_fast_and_how_long_it_takes(
+    is_terminal: bool,
+) -> None:
     shown = io.StringIO()
     tally = Tally(4)
     console = Console(file=shown, force_terminal=is_terminal, width=100, soft_wrap=True)
-    with Meter(tally, console, period_s=0.0) as meter:
+    with ProgressDisplay(tally, console, period_s=0.0) as meter:
         tally.add(Result("a.jpg", "a cat"))
         tally.add(Result("b.jpg", error={"code": "x", "message": "blurred"}))
         meter.show()

@@ -25,7 +25,13 @@ def server() -> FakeServer:
 
 def test_list_shows_a_table_of_whole_ids(server: FakeServer) -> None:
     job_id = "0195f0b1-1111-7222-8333-944444444444"
-    server.add(job_id, status="failed", attempts=2, error={**BLURRED, "message": "too [bold]\nblurred"}, **ENDED)
+    server.add(
+        job_id,
+        status="failed",
+        attempts=2,
+        error={**BLURRED, "message": "too [bold]\nblurred"},
+        **ENDED,
+    )
     server.add("other")
     result = run(server, "list")
     assert result.exit_code == 0
@@ -56,7 +62,9 @@ def test_list_turns_pages_until_it_has_enough(server: FakeServer) -> None:
     for number in range(250):
         server.add(str(number))
     result = run(server, "list", "--limit", 210, "--json")
-    assert [job["id"] for job in json.loads(result.stdout)] == [str(number) for number in range(210)]
+    assert [job["id"] for job in json.loads(result.stdout)] == [
+        str(number) for number in range(210)
+    ]
     assert server.pages == ["limit=100", "limit=100&cursor=100", "limit=10&cursor=200"]
     assert len(json.loads(run(server, "list", "--limit", 1000, "--json").stdout)) == 250
 
@@ -69,7 +77,9 @@ def test_show_prints_the_job(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "retry", "cancel", "watch"])
-def test_the_server_s_own_words_are_printed_and_the_exit_status_is_1(server: FakeServer, command: str) -> None:
+def test_the_server_s_own_words_are_printed_and_the_exit_status_is_1(
+    server: FakeServer, command: str
+) -> None:
     result = run(server, command, "none")
     assert result.exit_code == 1
     assert "job_id: it is not here\n" in result.stderr
@@ -81,7 +91,9 @@ def test_an_id_is_one_segment_of_the_path(server: FakeServer) -> None:
     assert run(server, "show", "a?x").exit_code == 1
 
 
-def test_retry_takes_several_and_one_that_cannot_be_does_not_keep_the_others(server: FakeServer) -> None:
+def test_retry_takes_several_and_one_that_cannot_be_does_not_keep_the_others(
+    server: FakeServer,
+) -> None:
     server.add("a", status="failed", error=BLURRED)
     server.add("b", status="succeeded")
     server.add("c", status="canceled")
@@ -128,7 +140,10 @@ def test_no_server_is_said_after_the_patience(server: FakeServer) -> None:
 def test_the_server_s_url_may_stand_in_the_environment(server: FakeServer) -> None:
     server.transport = Flaky(server.transport, 10**6)
     result = CliRunner().invoke(
-        app, ["jobs", "list", "--patience", "0"], obj=server.transport, env={"RAYLENS_SERVER": "http://there:1"}
+        app,
+        ["jobs", "list", "--patience", "0"],
+        obj=server.transport,
+        env={"RAYLENS_SERVER": "http://there:1"},
     )
     assert "http://there:1: no answer" in result.stderr
 
@@ -172,7 +187,9 @@ async def test_one_request_that_always_breaks_is_told_from_a_server_that_is_away
         with pytest.raises(Unreachable) as alone:
             await client.submit(b"{}", "key")
         assert not alone.value.answers_others
-    async with Client(patience_s=0.1, transport=httpx.MockTransport(answer), say=lambda text: None) as client:
+    async with Client(
+        patience_s=0.1, transport=httpx.MockTransport(answer), say=lambda text: None
+    ) as client:
         client.heard_at = float("inf")
         with pytest.raises(Unreachable) as alone:
             await client.submit(b"{}", "key")

@@ -23,18 +23,27 @@ def written(folder: Path, config: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    "path", [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))], ids=lambda p: p.name
+    "path",
+    [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))],
+    ids=lambda p: p.name,
 )
 def test_the_shipped_configs_are_valid_and_stay_on_loopback(path: Path) -> None:
     assert read_config(path) == Endpoint("127.0.0.1", 8000)
     for application in yaml.safe_load(path.read_text())["applications"]:
         names = {model["name"] for model in application["args"]["models"]}
-        assert {deployment["name"] for deployment in application["deployments"]} == {"Ingress", "Preprocessor", *names}
+        assert {deployment["name"] for deployment in application["deployments"]} == {
+            "Ingress",
+            "Preprocessor",
+            *names,
+        }
         for model in application["args"]["models"]:
             (sized,) = (d for d in application["deployments"] if d["name"] == model["name"])
             assert sized["max_ongoing_requests"] == model["max_batch_size"] + model["max_waiting"]
             if "autoscaling_config" in sized:
-                assert sized["autoscaling_config"]["target_ongoing_requests"] == model["max_batch_size"]
+                assert (
+                    sized["autoscaling_config"]["target_ongoing_requests"]
+                    == model["max_batch_size"]
+                )
 
 
 def misspell(config: dict[str, Any], *path: str | int) -> dict[str, Any]:
@@ -67,7 +76,8 @@ def test_a_misspelled_key_is_named_and_the_exit_status_is_not_zero(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("a: [", "not YAML"), ("- 1", "mapping"), ("", "mapping"), ("{}", "applications")]
+    ("text", "words"),
+    [("a: [", "not YAML"), ("- 1", "mapping"), ("", "mapping"), ("{}", "applications")],
 )
 def test_what_is_no_config_is_refused(tmp_path: Path, text, words) -> None:
     path = tmp_path / "x.yaml"

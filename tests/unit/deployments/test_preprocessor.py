@@ -13,13 +13,15 @@ import pytest
 
 from deployments.preprocessor import Preprocessor
 from preprocessing.pipeline import ProcessedImage
-from raylens.config import AppConfig
-from raylens.errors import DeadlineExceeded, InvalidRequest
-from raylens.recipe import ENHANCED, PLAIN, Denoise, Recipe
-from raylens.types import PictureFile, Step
-from tests.pictures import encoded, gradient, random_pixels
+from raylens.core.config import AppConfig
+from raylens.core.errors import DeadlineExceeded, InvalidRequest
+from raylens.core.recipe import ENHANCED, PLAIN, Denoise, Recipe
+from raylens.core.types import PictureFile, Step
+from testing.pictures import encoded, gradient, random_pixels
 
-CONFIG = AppConfig.model_validate({"models": [{"name": "a", "family": "smolvlm"}], "preprocessor_threads": 1})
+CONFIG = AppConfig.model_validate(
+    {"models": [{"name": "a", "family": "smolvlm"}], "preprocessor_threads": 1}
+)
 LATE = time.time() + 600
 SMALL = PictureFile(encoded(gradient(20, 20)), "file")
 
@@ -73,9 +75,13 @@ def preprocessor(metrics: FakeMetrics) -> Preprocessor:
     return Preprocessor(CONFIG, made)
 
 
-async def test_the_event_loop_goes_on_while_pictures_are_processed(preprocessor: Preprocessor) -> None:
+async def test_the_event_loop_goes_on_while_pictures_are_processed(
+    preprocessor: Preprocessor,
+) -> None:
     data = encoded(random_pixels(1500, 1200), "JPEG", quality=90)
-    work = asyncio.gather(*(preprocessor.process(PictureFile(data, "file"), ENHANCED, LATE, "id") for _ in range(3)))
+    work = asyncio.gather(
+        *(preprocessor.process(PictureFile(data, "file"), ENHANCED, LATE, "id") for _ in range(3))
+    )
     ticks = 0
     while not work.done():
         await asyncio.sleep(0.001)
@@ -84,9 +90,13 @@ async def test_the_event_loop_goes_on_while_pictures_are_processed(preprocessor:
     assert ticks > 20  # a loop that is blocked by the work would see its end after a tick or two
 
 
-async def test_what_waits_counts_as_queue_depth(preprocessor: Preprocessor, metrics: FakeMetrics) -> None:
+async def test_what_waits_counts_as_queue_depth(
+    preprocessor: Preprocessor, metrics: FakeMetrics
+) -> None:
     data = encoded(random_pixels(600, 400))
-    await asyncio.gather(*(preprocessor.process(PictureFile(data, "file"), PLAIN, LATE, "id") for _ in range(4)))
+    await asyncio.gather(
+        *(preprocessor.process(PictureFile(data, "file"), PLAIN, LATE, "id") for _ in range(4))
+    )
     await asyncio.sleep(0.05)
     assert max(metrics.queue_depth.values) == 3
     assert metrics.queue_depth.values[-1] == 0
@@ -134,7 +144,9 @@ async def test_a_client_that_leaves_frees_its_thread(preprocessor: Preprocessor)
     assert time.monotonic() - started < 3
 
 
-async def test_errors_are_raised_and_counted_by_their_code(preprocessor: Preprocessor, metrics: FakeMetrics) -> None:
+async def test_errors_are_raised_and_counted_by_their_code(
+    preprocessor: Preprocessor, metrics: FakeMetrics
+) -> None:
     with pytest.raises(InvalidRequest, match=r"^messages\.0: the JPEG") as caught:
         await preprocessor.process(
             PictureFile(encoded(gradient(300, 300), "JPEG")[:1500], "messages.0"), PLAIN, LATE, "id"
@@ -146,7 +158,9 @@ async def test_errors_are_raised_and_counted_by_their_code(preprocessor: Preproc
 
 
 async def test_a_preview_is_a_file_with_its_steps(preprocessor: Preprocessor) -> None:
-    shown = await preprocessor.preview(PictureFile(encoded(gradient(64, 48)), "file"), PLAIN, LATE, "id")
+    shown = await preprocessor.preview(
+        PictureFile(encoded(gradient(64, 48)), "file"), PLAIN, LATE, "id"
+    )
     assert shown.jpeg.startswith(b"\xff\xd8\xff")
     assert (shown.original, shown.processed) == ((64, 48), (64, 48))
     assert [step.name for step in shown.steps] == ["decode", "resize", "encode"]

@@ -4,34 +4,38 @@ import pytest
 
 from deployments.vision_model import in_original, in_processed
 from preprocessing.geometry import Geometry
-from raylens.errors import InvalidRequest
-from raylens.types import Caption, Found, Grounding, Location, Query, Reasoning, Region
+from raylens.core.errors import InvalidRequest
+from raylens.core.types import Caption, Findings, Grounding, Location, Query, Reasoning, Region
 
 CROPPED = Geometry((100, 100), (50, 50), (0.5, 0, 0.25, 0, 0.5, 0.25))
 """The middle of a picture."""
 
 
 def test_what_was_found_is_told_in_the_original_s_coordinates() -> None:
-    found = Found(
+    found = Findings(
         regions=(Region(0, 0, 1, 0.5),),
         locations=(Location(0.5, 1),),
         reasoning=Reasoning("it", (Grounding(0, 2, (Location(0, 0.5),)),)),
     )
-    assert in_original(found, CROPPED) == Found(
+    assert in_original(found, CROPPED) == Findings(
         regions=(Region(0.25, 0.25, 0.75, 0.5),),
         locations=(Location(0.5, 0.75),),
         reasoning=Reasoning("it", (Grounding(0, 2, (Location(0.25, 0.5),)),)),
     )
-    assert in_original(Found(), CROPPED) == Found()
+    assert in_original(Findings(), CROPPED) == Findings()
 
 
 def test_places_that_are_asked_about_are_moved_into_the_processed_picture() -> None:
-    asked = Query("?", places=(Location(0.5, 0.75), Region(0, 0.25, 0.5, 1)))
-    assert in_processed(asked, CROPPED) == Query("?", places=(Location(0.5, 1), Region(0, 0, 0.5, 1)))
+    asked = Query("?", spatial_refs=(Location(0.5, 0.75), Region(0, 0.25, 0.5, 1)))
+    assert in_processed(asked, CROPPED) == Query(
+        "?", spatial_refs=(Location(0.5, 1), Region(0, 0, 0.5, 1))
+    )
     assert in_processed(Caption(), CROPPED) == Caption()
 
 
-@pytest.mark.parametrize("place", [Location(0.1, 0.5), Region(0, 0, 0.2, 1), Region(0.3, 0.8, 0.6, 1)])
+@pytest.mark.parametrize(
+    "place", [Location(0.1, 0.5), Region(0, 0, 0.2, 1), Region(0.3, 0.8, 0.6, 1)]
+)
 def test_a_place_that_was_cut_off_is_refused(place: Location | Region) -> None:
     with pytest.raises(InvalidRequest, match=r"spatial_refs\.1: lies in a part"):
-        in_processed(Query("?", places=(Location(0.5, 0.5), place)), CROPPED)
+        in_processed(Query("?", spatial_refs=(Location(0.5, 0.5), place)), CROPPED)

@@ -1,4 +1,5 @@
-"""The ways of a GPU on a CPU, by stand-ins for flash attention and for CUDA's graphs: answers stay exact."""
+"""The ways of a GPU on a CPU, by stand-ins for flash attention and for CUDA's graphs: answers stay
+exact."""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ from models.graphs import Graphs, ModelGraphs
 from models.moondream import model as moondream
 from models.packed import Packed, Sizes, are_whole, can_be_packed, destinations
 from models.qwen2_5_vl import model as qwen2_5_vl
-from raylens.engine.limits import Limits
-from raylens.engine.model import KVRows, Part
-from tests.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm
+from raylens.engine.limits import EngineLimits
+from raylens.engine.model import KVRows, PrefillChunk
+from testing.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm
+from testing.exactness import assert_as_alone, run_in_company
 from tests.unit.models import test_moondream, test_qwen2_5_vl, test_smolvlm
-from tests.unit.models.exactness import assert_as_alone, run_in_company
 from tests.unit.models.test_graphs import Recorder
 
-LIMITS = Limits(max_batch_size=6, prefill_tokens=1200, prefill_batch=6, look_ahead=True)
+LIMITS = EngineLimits(max_batch_size=6, prefill_tokens=1200, prefill_batch=6, look_ahead=True)
 
 
 def plain_flash(
@@ -54,7 +55,9 @@ def plain_flash(
         mask = mask.tril(end - begin - (last - first)) if causal else mask
         shared = query.shape[1] // key.shape[1]
         ours = query[first:last].transpose(0, 1)
-        theirs, read = (part[begin:end].repeat_interleave(shared, 1).transpose(0, 1) for part in (key, value))
+        theirs, read = (
+            part[begin:end].repeat_interleave(shared, 1).transpose(0, 1) for part in (key, value)
+        )
         mixed = F.scaled_dot_product_attention(ours, theirs, read, attn_mask=mask)
         out[first:last] = mixed.transpose(0, 1)
     return out
@@ -62,7 +65,8 @@ def plain_flash(
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorder]:
-    """Has a model go a GPU's ways, and counts its graphs of prompts; ``flashes``: as in half precision."""
+    """Has a model go a GPU's ways, and counts its graphs of prompts; ``flashes``: as in half
+    precision."""
     monkeypatch.setattr(attention, "flash", plain_flash)
     monkeypatch.setattr(packed, "flash", plain_flash)
 
@@ -80,7 +84,11 @@ def test_smolvlm_answers_as_generate_alone(as_on_a_gpu, tmp_path: Path, flashes:
     model = smolvlm.load(str(random_smolvlm(tmp_path, scale=3.0)))
     recorder = as_on_a_gpu(model, flashes)
     made = run_in_company(model, random.Random(4), 60, limits=LIMITS)
-    assert_as_alone(made, SmolVLMForConditionalGeneration.from_pretrained(tmp_path), test_smolvlm.reference_inputs)
+    assert_as_alone(
+        made,
+        SmolVLMForConditionalGeneration.from_pretrained(tmp_path),
+        test_smolvlm.reference_inputs,
+    )
     assert (recorder.replays > 0) is flashes
 
 
@@ -97,7 +105,9 @@ def test_qwen2_5_vl_answers_as_generate_alone(as_on_a_gpu, tmp_path: Path, flash
 
 @pytest.mark.parametrize("flashes", [True, False], ids=["flash", "causal"])
 @pytest.mark.parametrize("name", list(MOONDREAMS))
-def test_moondream_answers_as_the_reference(as_on_a_gpu, tmp_path: Path, name: str, flashes: bool) -> None:
+def test_moondream_answers_as_the_reference(
+    as_on_a_gpu, tmp_path: Path, name: str, flashes: bool
+) -> None:
     model = moondream.load(str(random_moondream(tmp_path, MOONDREAMS[name])))
     recorder = as_on_a_gpu(model, flashes)
     recorded = test_moondream.RECORDED[name]["answers"]
@@ -113,7 +123,8 @@ def test_moondream_answers_as_the_reference(as_on_a_gpu, tmp_path: Path, name: s
 def test_parts_attend_to_their_rows_as_each_does_alone(
     monkeypatch: pytest.MonkeyPatch, starts: tuple[int, ...], wholes: tuple[int, ...]
 ) -> None:
-    """``wholes``: how many of each prompt's first tokens see each other; ``starts``: how many are in the cache."""
+    """``wholes``: how many of each prompt's first tokens see each other; ``starts``: how many are
+    in the cache."""
     monkeypatch.setattr(packed, "flash", plain_flash)
     lengths, places, capacity = (9, 1, 12), (2, 0, 1), 32
     wholes = tuple(  # a part that holds some of these tokens holds more than all of them
@@ -121,7 +132,7 @@ def test_parts_attend_to_their_rows_as_each_does_alone(
         for start, whole, length in zip(starts, wholes, lengths, strict=True)
     )
     parts = [
-        Part(start, range(length), [], np.arange(start, start + length)[None], whole)
+        PrefillChunk(start, range(length), [], np.arange(start, start + length)[None], whole)
         for start, length, whole in zip(starts, lengths, wholes, strict=True)
     ]
     assert can_be_packed(parts)
@@ -133,17 +144,27 @@ def test_parts_attend_to_their_rows_as_each_does_alone(
     query, pairs = torch.randn(64, 4, 8), torch.randn(64, 2, 2, 8)
     made = Packed.cached(parts, rows, sizes, "cpu")
     destination = destinations(parts, rows, 64, "cpu")
-    mixed = attention.CachedPrefill([arena], made.of_tensors(*made.tensors), *destination)(0, query, pairs)
-    whole = Packed.whole(parts, "cpu").attend(query[:22], *pairs[:22].unbind(1)) if are_whole(parts) else None
+    mixed = attention.CachedPrefill([arena], made.of_tensors(*made.tensors), *destination)(
+        0, query, pairs
+    )
+    whole = (
+        Packed.whole(parts, "cpu").attend(query[:22], *pairs[:22].unbind(1))
+        if are_whole(parts)
+        else None
+    )
     first = 0
     for part, length, place in zip(parts, lengths, places, strict=True):
         end, here = part.start + length, slice(first, first + length)
-        torch.testing.assert_close(arena[:, place, :, part.start : end], pairs[here].permute(1, 2, 0, 3))
+        torch.testing.assert_close(
+            arena[:, place, :, part.start : end], pairs[here].permute(1, 2, 0, 3)
+        )
         seen = torch.ones(end, end, dtype=torch.bool).tril()
-        seen[: part.whole, : part.whole] = True
+        seen[: part.bidirectional_prefix_len, : part.bidirectional_prefix_len] = True
         keys, values = arena[:, place, :, :end].repeat_interleave(2, 1)
         ours = query[here].transpose(0, 1)
-        alone = F.scaled_dot_product_attention(ours, keys, values, attn_mask=seen[part.start :]).transpose(0, 1)
+        alone = F.scaled_dot_product_attention(
+            ours, keys, values, attn_mask=seen[part.start :]
+        ).transpose(0, 1)
         torch.testing.assert_close(mixed[here], alone.flatten(1))
         if whole is not None:
             torch.testing.assert_close(whole[here], alone.flatten(1))

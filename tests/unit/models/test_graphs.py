@@ -1,4 +1,5 @@
-"""Capture and replay, by a stand-in for CUDA's graphs that holds fast to the tensors it was made with, as they do."""
+"""Capture and replay, by a stand-in for CUDA's graphs that holds fast to the tensors it was made
+with, as they do."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from models import smolvlm
 from models.graphs import Captured, Graphs, ModelGraphs, Step
 from models.moondream import model as moondream
 from models.qwen2_5_vl import model as qwen2_5_vl
+from raylens.core.types import ImagePart, TextPart
 from raylens.engine.kv_cache import KVCache
-from raylens.types import ImagePart, TextPart
-from tests.checkpoints import random_moondream, random_qwen2_5_vl, random_smolvlm
-from tests.pictures import random_pixels
-from tests.unit.models.exactness import request, user
+from testing.checkpoints import random_moondream, random_qwen2_5_vl, random_smolvlm
+from testing.exactness import request, user
+from testing.pictures import random_pixels
 from tests.unit.models.families import every_family
 from tests.unit.models.test_moondream import drained
 
@@ -114,7 +115,9 @@ def test_a_step_that_cannot_be_captured_goes_on_without(caplog: pytest.LogCaptur
     ],
     ids=["smolvlm", "qwen2_5_vl", "moondream"],
 )
-def test_replayed_steps_answer_as_plain_ones_while_rows_grow_join_and_leave(make, load, tmp_path: Path) -> None:
+def test_replayed_steps_answer_as_plain_ones_while_rows_grow_join_and_leave(
+    make, load, tmp_path: Path
+) -> None:
     checkpoint = str(make(tmp_path))
     plain, replayed = load(checkpoint), load(checkpoint)
     recorder = Recorder()
@@ -123,7 +126,9 @@ def test_replayed_steps_answer_as_plain_ones_while_rows_grow_join_and_leave(make
     caches: list[KVCache[str]] = [KVCache(model.kv_shape, 2**28, 8) for model in models]
 
     def join(name: str, room: int, length: int) -> None:
-        kept = torch.randn(plain.kv_shape.layers, 2, plain.kv_shape.heads, length, plain.kv_shape.head_dim)
+        kept = torch.randn(
+            plain.kv_shape.layers, 2, plain.kv_shape.heads, length, plain.kv_shape.head_dim
+        )
         for cache in caches:
             cache.reserve(name, room)
             cache.write(name, kept)
@@ -162,17 +167,22 @@ def test_replayed_encoders_see_pictures_as_plain_ones_do(make, load, tmp_path: P
     recorder = Recorder()
     sizes = [[(200, 150)], [(200, 150), (90, 400)], [(200, 150)] * 3, [(300, 300)]]
     prompts = [
-        [model.prepare(request(ABOUT), [random_pixels(*size, seed)]) for seed, size in enumerate(shapes)]
+        [
+            model.prepare(request(ABOUT), [random_pixels(*size, seed)])
+            for seed, size in enumerate(shapes)
+        ]
         for shapes in sizes
     ]
     pictures = [[picture for prompt in each for picture in prompt.pictures] for each in prompts]
     plain = [drained(model.encode(each)) for each in pictures]
     if isinstance(model, qwen2_5_vl.Qwen2_5_VL):
         model._most_patches = model._work = 10**6  # all together, as on a GPU
-        model._tower._graphs = Graphs(recorder)
+        model._vision_encoder._graphs = Graphs(recorder)
     elif isinstance(model, smolvlm.SmolVLM):
         model._tiles_per_step = 64
-        model._tower._encoder = replace(model._tower._encoder, graphs=Graphs(recorder))
+        model._vision_encoder._encoder = replace(
+            model._vision_encoder._encoder, graphs=Graphs(recorder)
+        )
     else:
         model._vision._crops_per_step = 64
         model._vision._encoder = replace(model._vision._encoder, graphs=Graphs(recorder))

@@ -31,10 +31,15 @@ def test_layers_that_read_the_same_input_are_one_product(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_is_within_a_percent_and_a_row_does_not_depend_on_its_company(dtype: torch.dtype) -> None:
+def test_int8_is_within_a_percent_and_a_row_does_not_depend_on_its_company(
+    dtype: torch.dtype,
+) -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(64, 256, dtype=dtype), torch.randn(64, dtype=dtype)
-    states = torch.randn(8, 256, dtype=dtype) * torch.tensor([0.01, 1, 100, 1, 1, 1, 1, 1], dtype=dtype)[:, None]
+    states = (
+        torch.randn(8, 256, dtype=dtype)
+        * torch.tensor([0.01, 1, 100, 1, 1, 1, 1, 1], dtype=dtype)[:, None]
+    )
     made = Packer(quantize="int8").weight(weight, bias)
     with torch.inference_mode():
         together = made(states)

@@ -11,17 +11,17 @@ import torch
 from models.moondream import model as moondream
 from models.moondream.crops import crop
 from models.moondream.model import Moondream
-from models.pocket.moondream_checkpoint import pocket_config, pocket_tokenizer, save_pocket
-from models.pocket.moondream_net import Net
-from models.pocket.rows import IGNORED, pack
 from models.pocket.scenes import random_scene
-from models.pocket.train_moondream import Picture, Pictures, Prompts, Settings, probe_targets, row, size_bins
+from raylens.core.types import Detect, Query
 from raylens.engine.engine import Engine
-from raylens.engine.limits import Limits
+from raylens.engine.limits import EngineLimits
 from raylens.engine.sequence import sequences
-from raylens.types import Detect, Query
-from tests.pictures import random_pixels
-from tests.unit.models.exactness import request
+from testing.exactness import request
+from testing.pictures import random_pixels
+from training.moondream import Picture, Pictures, Prompts, Settings, probe_targets, row, size_bins
+from training.moondream_checkpoint import pocket_config, pocket_tokenizer, save_pocket
+from training.moondream_net import Net
+from training.rows import IGNORED, pack
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Net, Moondream]:
 
 def seen(net: Net, pictures: list[np.ndarray]) -> torch.Tensor:
     cut = [crop(picture, net.config.vision) for picture in pictures]
-    crops = torch.from_numpy(np.concatenate([each.pixels for each in cut])).permute(0, 3, 1, 2).float()
+    crops = (
+        torch.from_numpy(np.concatenate([each.pixels for each in cut])).permute(0, 3, 1, 2).float()
+    )
     return net.image_tokens(crops.div(127.5).sub(1), [each.tiling for each in cut])
 
 
@@ -49,7 +51,9 @@ def test_pictures_of_all_shapes_have_the_same_features(both: tuple[Net, Moondrea
     net, model = both
     pictures = [random_pixels(*size) for size in ((96, 96), (300, 200), (260, 500), (700, 700))]
     together = seen(net, pictures)
-    slices = model._vision.slices([crop(picture, model.config.vision) for picture in pictures], 10**9)
+    slices = model._vision.slices(
+        [crop(picture, model.config.vision) for picture in pictures], 10**9
+    )
     try:
         while True:
             next(slices)
@@ -59,7 +63,9 @@ def test_pictures_of_all_shapes_have_the_same_features(both: tuple[Net, Moondrea
 
 
 @torch.no_grad()
-def test_an_answer_of_the_engine_is_what_the_net_finds_most_likely(both: tuple[Net, Moondream]) -> None:
+def test_an_answer_of_the_engine_is_what_the_net_finds_most_likely(
+    both: tuple[Net, Moondream],
+) -> None:
     """Word by word, and place by place: the net reads the whole answer at once."""
     net, model = both
     picture = random_pixels(300, 200)
@@ -67,7 +73,7 @@ def test_an_answer_of_the_engine_is_what_the_net_finds_most_likely(both: tuple[N
     for task in (Query("What is this?"), Detect("circle", 3)):
         wanted = request(task, max_tokens=10)
         (answer,) = sequences(wanted, model.prepare(wanted, [picture]), model.tokenizer)
-        engine = Engine(model, Limits(max_batch_size=1))
+        engine = Engine(model, EngineLimits(max_batch_size=1))
         engine.scheduler.add([answer])
         while engine.has_work:
             engine.step()
@@ -78,7 +84,9 @@ def test_an_answer_of_the_engine_is_what_the_net_finds_most_likely(both: tuple[N
         ids = torch.tensor([[*answer.prompt.token_ids, *said]])
         length = ids.shape[1]
         mask = torch.ones(length, length, dtype=torch.bool).tril()
-        mask[: answer.prompt.whole, : answer.prompt.whole] = True
+        mask[: answer.prompt.bidirectional_prefix_len, : answer.prompt.bidirectional_prefix_len] = (
+            True
+        )
         states = net.states(ids, features, mask[None, None], torch.arange(length)[None])[0]
         for place, number in enumerate(said, len(answer.prompt.token_ids)):
             before = states[place - 1]
@@ -117,14 +125,19 @@ def test_a_training_row_holds_the_truth(both: tuple[Net, Moondream]) -> None:
 def test_probe_targets_name_what_a_token_shows() -> None:
     config = pocket_config(pocket_tokenizer())
     scene = random_scene(random.Random(5), 300)
-    picture = Picture(crop(random_pixels(96, 96), config.vision), scene, (0, 0, scene.width, scene.height), False)
+    picture = Picture(
+        crop(random_pixels(96, 96), config.vision), scene, (0, 0, scene.width, scene.height), False
+    )
     classes, places, known = probe_targets([picture], config.vision.grid)
     middles = classes[0, classes[0, :, 3] == 1]
     assert {int(cell) - 1 for cell in middles[:, 2]} == {shape.cell for shape in scene.shapes}
     assert (classes[0, :, 0] > 0).equal(known[0])
     at = {tuple(round(float(value), 4) for value in place) for place in places[0, known[0]]}
     assert at == {
-        tuple(round(float(np.float32(value)), 4) for value in (*picture.middle(shape), *picture.size(shape)))
+        tuple(
+            round(float(np.float32(value)), 4)
+            for value in (*picture.middle(shape), *picture.size(shape))
+        )
         for shape in scene.shapes
     }
 
@@ -132,4 +145,6 @@ def test_probe_targets_name_what_a_token_shows() -> None:
 def test_bins_of_sizes_are_the_engine_s(both: tuple[Net, Moondream]) -> None:
     _, model = both
     bins = torch.arange(model.config.region.size_bins).float()
-    torch.testing.assert_close(size_bins(model._regions.sizes_of(bins), len(bins)), bins, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        size_bins(model._regions.sizes_of(bins), len(bins)), bins, atol=1e-3, rtol=1e-3
+    )

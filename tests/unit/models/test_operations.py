@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from models import operations
-from models.operations import attention, by_rows, turn
+from models.operations import apply_rope, attention, by_rows
 
 
 @pytest.mark.parametrize("rows", [1, 255, 256, 700])
@@ -26,7 +26,9 @@ def test_adding_to_what_is_read_reads_it_before() -> None:
 def test_turning_by_a_right_angle_swaps_the_halves() -> None:
     states = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
     cos, sin = torch.zeros(1, 1, 4), torch.tensor([[[-1.0, -1.0, 1.0, 1.0]]])
-    torch.testing.assert_close(turn(states, cos, sin), torch.tensor([[[-3.0, -4.0, 1.0, 2.0]]]))
+    torch.testing.assert_close(
+        apply_rope(states, cos, sin), torch.tensor([[[-3.0, -4.0, 1.0, 2.0]]])
+    )
 
 
 @pytest.mark.parametrize("products", [True, False], ids=["products", "fused"])
@@ -35,7 +37,12 @@ def test_turning_by_a_right_angle_swaps_the_halves() -> None:
     [(2, 3, 5, 5), (1, 5, 3, 40), (8, 5, 3, 1100), (3, 4, 300, 300), (1, 2, 1500, 1500)],
 )
 def test_attention_is_its_formula_in_whatever_way_it_is_worked_out(
-    monkeypatch: pytest.MonkeyPatch, products: bool, pictures: int, heads: int, queries: int, keys: int
+    monkeypatch: pytest.MonkeyPatch,
+    products: bool,
+    pictures: int,
+    heads: int,
+    queries: int,
+    keys: int,
 ) -> None:
     monkeypatch.setattr(operations, "_by_products", lambda device, dtype: products)
     monkeypatch.setattr(operations, "_WORTHWHILE", 0)
@@ -46,7 +53,10 @@ def test_attention_is_its_formula_in_whatever_way_it_is_worked_out(
     bias[0, ..., keys // 2 :] = -torch.inf
     for given in (None, bias):
         torch.testing.assert_close(
-            attention(query, key, value, given), _by_formula(query, key, value, given), atol=1e-5, rtol=1e-4
+            attention(query, key, value, given),
+            _by_formula(query, key, value, given),
+            atol=1e-5,
+            rtol=1e-4,
         )
 
 
@@ -59,19 +69,25 @@ def test_what_is_shut_out_does_not_count(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(attention(query, key, value, bias), short, atol=1e-6, rtol=1e-5)
 
 
-def test_scores_that_would_take_too_much_memory_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_that_would_take_too_much_memory_are_not_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(operations, "_by_products", lambda device, dtype: True)
     monkeypatch.setattr(operations, "_LARGEST", 300 * 299)
     monkeypatch.setattr(operations, "_attend", None)  # what makes them
     query = torch.randn(1, 2, 300, 16)
-    torch.testing.assert_close(attention(query, query, query), _by_formula(query, query, query, None))
+    torch.testing.assert_close(
+        attention(query, query, query), _by_formula(query, query, query, None)
+    )
 
 
 def test_attention_in_bfloat16_stays_as_close_as_its_numbers_are() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 12, 300, 64)
     made = attention(*(part.bfloat16() for part in (query, key, value)))
-    torch.testing.assert_close(made.float(), _by_formula(query, key, value, None), atol=1e-2, rtol=5e-2)
+    torch.testing.assert_close(
+        made.float(), _by_formula(query, key, value, None), atol=1e-2, rtol=5e-2
+    )
 
 
 def _by_formula(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,11 +15,11 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from models.pocket.drawing import draw
 from models.pocket.scenes import random_scene
 from models.registry import FAMILIES, POCKET, load_model
-from raylens.config import ModelConfig
+from raylens.core.config import ModelConfig
+from raylens.core.types import Caption, VisionRequest
 from raylens.engine.engine import Engine
-from raylens.engine.limits import Limits
+from raylens.engine.limits import EngineLimits
 from raylens.engine.sequence import Sequence, sequences
-from raylens.types import Caption, VisionRequest
 
 FOLDER = POCKET / "smolvlm"
 
@@ -40,15 +40,29 @@ def test_plain_transformers_loads_it_and_it_sees() -> None:
     right = 0
     for _ in range(10):
         scene = random_scene(rng, 400)
-        pixels = processor(draw(scene, rng), do_image_splitting=False, return_tensors="pt")["pixel_values"]
-        picture = "<fake_token_around_image><global-img>" + "<image>" * 9 + "<fake_token_around_image>"
+        pixels = processor(draw(scene, rng), do_image_splitting=False, return_tensors="pt")[
+            "pixel_values"
+        ]
+        picture = (
+            "<fake_token_around_image><global-img>" + "<image>" * 9 + "<fake_token_around_image>"
+        )
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe this image."}]}],
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image"},
+                        {"type": "text", "text": "Describe this image."},
+                    ],
+                }
+            ],
             tokenize=False,
             add_generation_prompt=True,
         ).replace("<image>", picture)
         ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
-        output = model.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=60, do_sample=False)
+        output = model.generate(
+            input_ids=ids, pixel_values=pixels, max_new_tokens=60, do_sample=False
+        )
         said = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         right += said.strip() == scene.caption()
     assert right >= 9
@@ -63,7 +77,7 @@ def test_its_vocabulary_is_the_width_of_its_logits(family: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captions_through_the_engine_are_right(family: Any) -> None:
     model = load_model(ModelConfig(name="m", family=family))
-    engine = Engine(model, Limits(max_batch_size=16))
+    engine = Engine(model, EngineLimits(max_batch_size=16))
     rng = random.Random(12)
     wanted: dict[Sequence, str] = {}
     for _ in range(40):

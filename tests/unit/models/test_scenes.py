@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.pocket.drawing import BRUSHES, draw, encode
-from models.pocket.rows import IGNORED, Row, Segment, pack
 from models.pocket.scenes import COLORS, Scene, Shape, questions, random_scene
+from training.rows import IGNORED, Row, Segment, pack
 
 
 def shape(kind: str, color: str, cell: int, **more) -> Shape:
@@ -18,7 +18,12 @@ def shape(kind: str, color: str, cell: int, **more) -> Shape:
     return Shape(kind, color, cell, x, y, 30, COLORS[color], **more)
 
 
-SCENE = Scene(300, 300, 120, (shape("circle", "orange", 0), shape("square", "blue", 4), shape("triangle", "red", 8)))
+SCENE = Scene(
+    300,
+    300,
+    120,
+    (shape("circle", "orange", 0), shape("square", "blue", 4), shape("triangle", "red", 8)),
+)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +43,9 @@ def test_captions_follow_the_grammar(count, length, caption) -> None:
 
 
 def test_boxes_and_points_are_normalized_and_ordered() -> None:
-    assert SCENE.boxes("blue square") == [pytest.approx((120 / 300, 120 / 300, 180 / 300, 180 / 300))]
+    assert SCENE.boxes("blue square") == [
+        pytest.approx((120 / 300, 120 / 300, 180 / 300, 180 / 300))
+    ]
     assert len(SCENE.points("shape")) == 3
     assert SCENE.boxes("circle") == SCENE.boxes("orange circle")
     assert SCENE.boxes("red circle") == []
@@ -55,7 +62,12 @@ def test_a_random_scene_keeps_to_what_is_allowed(seed) -> None:
     for one in scene.shapes:
         x_min, y_min, x_max, y_max = one.box
         column, row = one.cell % 3, one.cell // 3
-        assert column * scene.width / 3 - 1e-6 <= x_min < x_max <= (column + 1) * scene.width / 3 + 1e-6
+        assert (
+            column * scene.width / 3 - 1e-6
+            <= x_min
+            < x_max
+            <= (column + 1) * scene.width / 3 + 1e-6
+        )
         assert row * scene.height / 3 - 1e-6 <= y_min < y_max <= (row + 1) * scene.height / 3 + 1e-6
     for question in questions(scene, rng):
         if question.kind == "presence":
@@ -88,7 +100,13 @@ def test_pictures_show_their_colors_within_the_noise() -> None:
 
 
 def test_packed_segments_see_the_prefix_and_themselves_only() -> None:
-    rows = [Row([1, 2], [0], [Segment("a", [3, 4, 5], [False, True, True]), Segment("b", [6, 7], [False, True])])]
+    rows = [
+        Row(
+            [1, 2],
+            [0],
+            [Segment("a", [3, 4, 5], [False, True, True]), Segment("b", [6, 7], [False, True])],
+        )
+    ]
     batch = pack(rows, pad_id=0, device=torch.device("cpu"))
     assert batch.ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert batch.positions.tolist() == [[[0, 1, 2, 3, 4, 2, 3]]]

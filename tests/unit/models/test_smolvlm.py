@@ -15,12 +15,8 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 from models.operations import normalized
 from models.registry import POCKET
 from models.smolvlm import SmolVLM, load, tile_grid
-from raylens.engine.engine import Engine
-from raylens.engine.limits import Limits
-from raylens.engine.model import Prompt
-from raylens.engine.sequence import sequences
-from raylens.errors import InvalidRequest, UnsupportedTask
-from raylens.types import (
+from raylens.core.errors import InvalidRequest, UnsupportedTask
+from raylens.core.types import (
     Caption,
     Detail,
     Detect,
@@ -29,9 +25,13 @@ from raylens.types import (
     Query,
     TextPart,
 )
-from tests.checkpoints import random_first_generation, random_smolvlm
-from tests.pictures import random_pixels
-from tests.unit.models.exactness import assert_as_alone, request, run_in_company, user
+from raylens.engine.engine import Engine
+from raylens.engine.limits import EngineLimits
+from raylens.engine.model import Prompt
+from raylens.engine.sequence import sequences
+from testing.checkpoints import random_first_generation, random_smolvlm
+from testing.exactness import assert_as_alone, request, run_in_company, user
+from testing.pictures import random_pixels
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +61,34 @@ def test_detail_sets_the_tiles(size, detail, grid) -> None:
     assert tile_grid(size[0], size[1], detail, tile=512, longest_edge=2048) == grid
 
 
-@pytest.mark.parametrize("size", [(192, 192), (100, 100), (400, 180), (180, 400), (700, 650), (1000, 20), (400, 4)])
+@pytest.mark.parametrize(
+    "size", [(192, 192), (100, 100), (400, 180), (180, 400), (700, 650), (1000, 20), (400, 4)]
+)
 def test_high_detail_is_what_the_stock_processor_makes(model: SmolVLM, folder: Path, size) -> None:
     picture = random_pixels(*size)
     prompt = model.prepare(request(user(ImagePart(0, Detail.HIGH), TextPart("Hi"))), [picture])
     stock = SmolVLMImageProcessorPil.from_pretrained(folder)(
         picture, return_row_col_info=True, return_tensors="np", input_data_format="channels_last"
     )
-    np.testing.assert_allclose(reference_inputs(prompt)["pixel_values"], stock["pixel_values"], atol=1e-6)
+    np.testing.assert_allclose(
+        reference_inputs(prompt)["pixel_values"], stock["pixel_values"], atol=1e-6
+    )
     layout = get_image_prompt_string(
-        stock["rows"][0][0], stock["cols"][0][0], 9, "<fake_token_around_image>", "<image>", "<global-img>"
+        stock["rows"][0][0],
+        stock["cols"][0][0],
+        9,
+        "<fake_token_around_image>",
+        "<image>",
+        "<global-img>",
     )
     text = f"<|im_start|>User:{layout}Hi<end_of_utterance>\nAssistant:"
     assert list(prompt.token_ids) == model._chat.encode(text)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (400, 300), (2000, 900), (700, 5)])
-def test_every_picture_has_a_global_view_and_as_many_tokens_as_features(model: SmolVLM, size) -> None:
+def test_every_picture_has_a_global_view_and_as_many_tokens_as_features(
+    model: SmolVLM, size
+) -> None:
     for detail in Detail:
         prompt = model.prepare(request(user(ImagePart(0, detail))), [random_pixels(*size)])
         assert {tile.data.shape for tile in prompt.pictures} == {(3, 192, 192)}
@@ -87,7 +98,9 @@ def test_every_picture_has_a_global_view_and_as_many_tokens_as_features(model: S
 def test_tasks_become_chats(model: SmolVLM) -> None:
     picture = random_pixels(100, 100)
     for length in Length:
-        decoded = model.tokenizer.decode(list(model.prepare(request(Caption(length)), [picture]).token_ids))
+        decoded = model.tokenizer.decode(
+            list(model.prepare(request(Caption(length)), [picture]).token_ids)
+        )
         assert "image" in decoded
     text = model.tokenizer.decode(list(model.prepare(request(Query("How many?")), []).token_ids))
     assert text == "User: How many?\nAssistant:"
@@ -113,23 +126,34 @@ def test_a_prompt_over_the_context_is_refused(model: SmolVLM) -> None:
 
 def reference_inputs(prompt: Prompt) -> dict[str, torch.Tensor]:
     tiles = [torch.from_numpy(picture.data) for picture in prompt.pictures]
-    return {"pixel_values": normalized(torch.stack(tiles)[None], 1 / 255, [0.5] * 3, [0.5] * 3)} if tiles else {}
+    return (
+        {"pixel_values": normalized(torch.stack(tiles)[None], 1 / 255, [0.5] * 3, [0.5] * 3)}
+        if tiles
+        else {}
+    )
 
 
 @pytest.mark.parametrize("weights", ["pocket", "random"])
 def test_answers_in_changing_company_equal_generate_alone(folder: Path, weights: str) -> None:
     checkpoint = POCKET / "smolvlm" if weights == "pocket" else folder
     made = run_in_company(load(str(checkpoint)), random.Random(4), 200)
-    assert_as_alone(made, SmolVLMForConditionalGeneration.from_pretrained(checkpoint), reference_inputs)
+    assert_as_alone(
+        made, SmolVLMForConditionalGeneration.from_pretrained(checkpoint), reference_inputs
+    )
 
 
 def test_seeded_answers_do_not_depend_on_their_company(model: SmolVLM) -> None:
     picture = random_pixels(200, 200)
-    asked = [request(user(ImagePart(0), TextPart("Hi " * n)), temperature=1.0, seed=n, max_tokens=16) for n in range(6)]
+    asked = [
+        request(user(ImagePart(0), TextPart("Hi " * n)), temperature=1.0, seed=n, max_tokens=16)
+        for n in range(6)
+    ]
 
     def run(together: int) -> list[list[int]]:
-        engine = Engine(model, Limits(max_batch_size=together, stall_s=0.0))
-        made = [s for r in asked for s in sequences(r, model.prepare(r, [picture]), model.tokenizer)]
+        engine = Engine(model, EngineLimits(max_batch_size=together, max_prefill_slice_s=0.0))
+        made = [
+            s for r in asked for s in sequences(r, model.prepare(r, [picture]), model.tokenizer)
+        ]
         engine.scheduler.add(made)
         while engine.has_work:
             engine.step()
@@ -146,11 +170,17 @@ def test_first_generation_checkpoints_are_read_as_well(tmp_path: Path) -> None:
     model.eos_ids = frozenset({-1})  # what it has learned nothing of may come first
     reference = Idefics3ForConditionalGeneration.from_pretrained(folder)
     for detail in Detail:
-        prompt = model.prepare(request(user(ImagePart(0, detail), TextPart("Hi"))), [random_pixels(500, 300)])
-        engine = Engine(model, Limits(stall_s=60))
-        engine.scheduler.add(sequences(request(user(), logprobs=5, max_tokens=1), prompt, model.tokenizer))
+        prompt = model.prepare(
+            request(user(ImagePart(0, detail), TextPart("Hi"))), [random_pixels(500, 300)]
+        )
+        engine = Engine(model, EngineLimits(max_prefill_slice_s=60))
+        engine.scheduler.add(
+            sequences(request(user(), logprobs=5, max_tokens=1), prompt, model.tokenizer)
+        )
         told = next(o.delta.logprobs for o in engine.step() if o.delta)
         with torch.no_grad():
-            expected = reference(input_ids=torch.tensor([prompt.token_ids]), **reference_inputs(prompt)).logits[0, -1]
+            expected = reference(
+                input_ids=torch.tensor([prompt.token_ids]), **reference_inputs(prompt)
+            ).logits[0, -1]
         best = expected.log_softmax(-1).topk(5).values.tolist()
         assert [t.logprob for t in told[0].top] == pytest.approx(best, abs=1e-5)

@@ -11,7 +11,7 @@ from PIL import Image
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import random_scene
 from preprocessing.color import balance
-from raylens.recipe import ColorBalance
+from raylens.core.recipe import ColorBalance
 from tests.unit.preprocessing.test_crop import document, landscape
 from tests.unit.preprocessing.test_denoise import error
 
@@ -36,7 +36,12 @@ def scenes(count: int):
 
 
 def test_auto_leaves_what_is_well_alone() -> None:
-    for pixels in (*scenes(60), landscape(), np.asarray(document()), np.full((60, 60, 3), 128, np.uint8)):
+    for pixels in (
+        *scenes(60),
+        landscape(),
+        np.asarray(document()),
+        np.full((60, 60, 3), 128, np.uint8),
+    ):
         assert balance(pixels, AUTO) is None
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import random_scene
 from preprocessing.crop import salient_window, without_bars
-from tests.pictures import encoded
+from testing.pictures import encoded
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -26,7 +26,9 @@ def landscape(width: int = 320, height: int = 200, seed: int = 0) -> Pixels:
     return np.asarray(Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def barred(pixels: Pixels, left: int, top: int, right: int, bottom: int, color: tuple[int, int, int]) -> Pixels:
+def barred(
+    pixels: Pixels, left: int, top: int, right: int, bottom: int, color: tuple[int, int, int]
+) -> Pixels:
     height, width = pixels.shape[:2]
     framed = np.empty((height + top + bottom, width + left + right, 3), np.uint8)
     framed[:] = color
@@ -45,14 +47,24 @@ def document() -> Image.Image:
     pen.rectangle((30, 60, 570, 90), fill=(40, 60, 120))
     pen.line((0, 120, 600, 120), fill="black", width=3)
     for row in range(30):
-        pen.text((40, 140 + 20 * row), "the quick brown fox jumps over the lazy dog " * 2, fill="black")
+        pen.text(
+            (40, 140 + 20 * row), "the quick brown fox jumps over the lazy dog " * 2, fill="black"
+        )
     return page
 
 
 @pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (16, 16, 16), (20, 60, 90)])
 @pytest.mark.parametrize(
     "bars",
-    [(0, 40, 0, 40), (60, 0, 60, 0), (0, 0, 25, 0), (0, 31, 0, 0), (200, 0, 200, 0), (20, 15, 20, 15), (0, 0, 30, 20)],
+    [
+        (0, 40, 0, 40),
+        (60, 0, 60, 0),
+        (0, 0, 25, 0),
+        (0, 31, 0, 0),
+        (200, 0, 200, 0),
+        (20, 15, 20, 15),
+        (0, 0, 30, 20),
+    ],
 )
 @pytest.mark.parametrize("quality", [None, 75])
 def test_bars_are_trimmed_to_the_line(color, bars, quality) -> None:
@@ -67,7 +79,9 @@ def test_bars_are_trimmed_to_the_line(color, bars, quality) -> None:
 
 def test_a_noisy_scanner_bar_beside_a_page_is_trimmed() -> None:
     noise = np.random.default_rng(1).normal(0, 3, (800, 660, 3))
-    scan = np.clip(barred(np.asarray(document()), 60, 0, 0, 0, (22, 20, 24)) + noise, 0, 255).astype(np.uint8)
+    scan = np.clip(
+        barred(np.asarray(document()), 60, 0, 0, 0, (22, 20, 24)) + noise, 0, 255
+    ).astype(np.uint8)
     assert without_bars(scan) == (60, 0, 660, 800)
 
 
@@ -81,10 +95,22 @@ def test_drawn_scenes_come_through_untouched() -> None:
 
 def test_a_pictures_own_background_is_no_bar() -> None:
     product = barred(landscape(120, 90), 100, 60, 100, 60, (250, 250, 250))
-    flag = np.repeat(np.array([[0, 0, 0], [220, 0, 0], [255, 200, 0]], np.uint8), 60, axis=0)[:, None].repeat(300, 1)
-    noisy_flag = np.clip(flag + np.random.default_rng(2).normal(0, 3, flag.shape), 0, 255).astype(np.uint8)
+    flag = np.repeat(np.array([[0, 0, 0], [220, 0, 0], [255, 200, 0]], np.uint8), 60, axis=0)[
+        :, None
+    ].repeat(300, 1)
+    noisy_flag = np.clip(flag + np.random.default_rng(2).normal(0, 3, flag.shape), 0, 255).astype(
+        np.uint8
+    )
     blank = np.full((100, 150, 3), 200, np.uint8)
-    for pixels in (landscape(), np.asarray(document()), product, flag, noisy_flag, flag.transpose(1, 0, 2), blank):
+    for pixels in (
+        landscape(),
+        np.asarray(document()),
+        product,
+        flag,
+        noisy_flag,
+        flag.transpose(1, 0, 2),
+        blank,
+    ):
         assert without_bars(pixels) == whole(pixels)
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from preprocessing.decode import DecodeLimits, decode
-from raylens.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
-from tests.pictures import encoded, gradient, png_header, random_pixels
+from raylens.core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
+from testing.pictures import encoded, gradient, png_header, random_pixels
 from tests.profiles import DISPLAY_P3, INKS, cmyk_profile, gray_profile, lab_to_srgb, matrix_profile
 
 LIMITS = DecodeLimits(max_bytes=10**6, max_pixels=10**6, min_side=4, max_side=2000)
@@ -62,7 +62,9 @@ def test_each_format_is_what_a_second_decoder_makes_of_it(name) -> None:
     data = encoded(picture(), kind, **options)
     decoded = decode(data, LIMITS)
     assert np.abs(decoded.pixels.astype(int) - second_decoder(data)).max() <= tolerance
-    assert np.abs(decoded.pixels.astype(int) - np.asarray(picture())).mean() <= (8 if kind == "GIF" else 3)
+    assert np.abs(decoded.pixels.astype(int) - np.asarray(picture())).mean() <= (
+        8 if kind == "GIF" else 3
+    )
     assert (decoded.geometry.original, decoded.profile, decoded.warnings) == ((60, 44), None, ())
     assert decoded.found.startswith(kind.replace("WEBP", "WebP"))
 
@@ -82,7 +84,10 @@ def test_palettes_and_single_bits_are_what_a_second_decoder_makes_of_them(kind) 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "AVIF", "TIFF", "PNG"])
 def test_the_first_frame_counts(kind) -> None:
-    first, second = Image.new("RGB", (20, 12), (250, 10, 10)), Image.new("RGB", (20, 12), (10, 10, 250))
+    first, second = (
+        Image.new("RGB", (20, 12), (250, 10, 10)),
+        Image.new("RGB", (20, 12), (10, 10, 250)),
+    )
     decoded = decode(encoded(first, kind, save_all=True, append_images=[second]), LIMITS)
     assert decoded.pixels.shape == (12, 20, 3)
     assert np.abs(decoded.pixels.astype(int) - (250, 10, 10)).max() <= 6
@@ -119,7 +124,12 @@ def test_the_transparent_level_of_a_gray_png_is_white_at_any_depth(bits, level) 
     )
     data = b"\x89PNG\r\n\x1a\n"
     for kind, content in chunks:
-        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        data += (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
     assert (decode(data, LIMITS).pixels[:, 0] == 255).all()
 
 
@@ -148,12 +158,15 @@ def test_cmyk_is_what_a_second_decoder_makes_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ink", "levels"), [("white", (0, 0, 0, 0)), ("cyan", (255, 0, 0, 0)), ("yellow", (0, 0, 255, 0))]
+    ("ink", "levels"),
+    [("white", (0, 0, 0, 0)), ("cyan", (255, 0, 0, 0)), ("yellow", (0, 0, 255, 0))],
 )
 def test_cmyk_with_a_profile_has_the_colors_of_its_inks(ink, levels) -> None:
     profile = cmyk_profile()
     for kind in ("TIFF", "JPEG"):
-        decoded = decode(encoded(Image.new("CMYK", (16, 16), levels), kind, icc_profile=profile), LIMITS)
+        decoded = decode(
+            encoded(Image.new("CMYK", (16, 16), levels), kind, icc_profile=profile), LIMITS
+        )
         assert np.abs(decoded.pixels[8, 8] - lab_to_srgb(INKS[ink])).max() <= 3
         assert decoded.profile is None
 
@@ -169,11 +182,17 @@ def test_a_gray_jpeg_with_a_profile_of_either_kind() -> None:
     shown = decode(encoded(Image.new("L", (16, 16), 128), "JPEG", icc_profile=gray), LIMITS)
     assert (np.abs(shown.pixels.astype(int) - 188).max() <= 2, shown.profile) == (True, None)
     shown = decode(encoded(Image.new("L", (16, 16), 128), "JPEG", icc_profile=color), LIMITS)
-    assert (np.abs(shown.pixels.astype(int) - 128).max() <= 1, shown.profile, shown.warnings) == (True, color, ())
+    assert (np.abs(shown.pixels.astype(int) - 128).max() <= 1, shown.profile, shown.warnings) == (
+        True,
+        color,
+        (),
+    )
 
 
 def test_a_profile_of_the_wrong_kind_is_skipped_with_a_warning() -> None:
-    data = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "TIFF", icc_profile=b"not a profile at all")
+    data = encoded(
+        Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "TIFF", icc_profile=b"not a profile at all"
+    )
     decoded = decode(data, LIMITS)
     assert decoded.warnings[0].startswith("color_profile: skipped")
     assert np.abs(decoded.pixels.astype(int) - (255, 0, 0)).max() <= 4
@@ -188,19 +207,39 @@ def test_an_rgb_profile_is_handed_on(kind) -> None:
 def test_an_exif_block_that_cannot_be_written_again_is_no_reason_to_fail() -> None:
     exif = with_orientation(6)
     exif[0x010F] = "maker"
-    data = encoded(gradient(40, 20), "JPEG", exif=exif).replace(b"maker\0", b"\xff\xfe\xff\xfe\xff\0")
+    data = encoded(gradient(40, 20), "JPEG", exif=exif).replace(
+        b"maker\0", b"\xff\xfe\xff\xfe\xff\0"
+    )
     assert decode(data, LIMITS).pixels.shape == (40, 20, 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_turned_upright(kind, orientation) -> None:
-    """By the standard's own words: which corner of the stored picture is the upright one's top left."""
+    """By the standard's own words: which corner of the stored picture is the upright one's top
+    left."""
     pixels = np.full((24, 36, 3), 120, np.uint8)
-    corners = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (-1, 0), 7: (-1, -1), 8: (0, -1)}
+    corners = {
+        1: (0, 0),
+        2: (0, -1),
+        3: (-1, -1),
+        4: (-1, 0),
+        5: (0, 0),
+        6: (-1, 0),
+        7: (-1, -1),
+        8: (0, -1),
+    }
     row, column = corners[orientation]
-    pixels[slice(0, 8) if row == 0 else slice(-8, None), slice(0, 8) if column == 0 else slice(-8, None)] = 255
-    data = encoded(pixels, kind, exif=with_orientation(orientation), **({"quality": 95} if kind == "AVIF" else {}))
+    pixels[
+        slice(0, 8) if row == 0 else slice(-8, None),
+        slice(0, 8) if column == 0 else slice(-8, None),
+    ] = 255
+    data = encoded(
+        pixels,
+        kind,
+        exif=with_orientation(orientation),
+        **({"quality": 95} if kind == "AVIF" else {}),
+    )
     decoded = decode(data, LIMITS)
     assert decoded.pixels.shape == ((24, 36, 3) if orientation < 5 else (36, 24, 3))
     assert decoded.pixels[1:7, 1:7].min() > 220
@@ -235,7 +274,10 @@ def test_a_jpeg_may_be_decoded_smaller_and_still_leads_back(size, orientation) -
         # Red tells the original's x and green its y.
         for row, column in ((0, 0), (height // 2, width // 3), (height - 1, width // 2)):
             x, y = decoded.geometry.point((column + 0.5) / width, (row + 0.5) / height)
-            assert np.abs(decoded.pixels[row, column, :2] - np.array([x, y]) * 255).max() <= 255 * part / min(size) + 3
+            assert (
+                np.abs(decoded.pixels[row, column, :2] - np.array([x, y]) * 255).max()
+                <= 255 * part / min(size) + 3
+            )
 
 
 @pytest.mark.parametrize("behind", [b"", b"SEFT\xff\xd9 and more", encoded(gradient(9, 9), "JPEG")])
@@ -257,14 +299,19 @@ def test_what_stands_where_pixels_should_be_is_no_padding() -> None:
 
 def test_what_follows_a_jpeg_does_not_count() -> None:
     data = encoded(gradient(900, 900), "JPEG", progressive=True)
-    behind = np.random.default_rng(0).integers(0, 256, 900_000, dtype=np.uint8).tobytes() + b"\xff\xda" * 40
+    behind = (
+        np.random.default_rng(0).integers(0, 256, 900_000, dtype=np.uint8).tobytes()
+        + b"\xff\xda" * 40
+    )
     assert np.array_equal(decode(data + behind, LIMITS).pixels, decode(data, LIMITS).pixels)
 
 
 @pytest.mark.parametrize("kind", ["RGB", "L", "CMYK", "L with a profile"])
 def test_a_jpeg_of_any_kind_whose_data_breaks_off_inside_is_refused(kind) -> None:
     options = {"icc_profile": gray_profile(2.2)} if "profile" in kind else {}
-    data = encoded(Image.fromarray(random_pixels(200, 200)).convert(kind.split()[0]), "JPEG", **options)
+    data = encoded(
+        Image.fromarray(random_pixels(200, 200)).convert(kind.split()[0]), "JPEG", **options
+    )
     start = data.rindex(b"\xff\xda") + 2000
     with pytest.raises(InvalidRequest, match="truncated or damaged"):
         decode(data[:start] + data[start + 3000 :], LIMITS)
@@ -277,12 +324,24 @@ def test_a_jpeg_of_any_kind_whose_data_breaks_off_inside_is_refused(kind) -> Non
         (encoded(gradient(300, 300), "JPEG")[:300], InvalidRequest, "truncated or damaged"),
         (encoded(gradient(300, 300), "WEBP")[:14], InvalidRequest, "truncated or damaged"),
         (b"RIFF\x24\0\0\0WAVEfmt ", UnsupportedMedia, "this is a WAVE sound"),
-        (b"%PDF-1.7 something", UnsupportedMedia, "this is a PDF document, 18 bytes that begin with b'%PDF-1.7'"),
+        (
+            b"%PDF-1.7 something",
+            UnsupportedMedia,
+            "this is a PDF document, 18 bytes that begin with b'%PDF-1.7'",
+        ),
         (b"<?xml version='1.0'?>\n<svg xmlns=''/>", UnsupportedMedia, "an SVG drawing"),
         (b"\0\0\0\x1cftypheic\0\0\0\0mif1", UnsupportedMedia, "a HEIC picture"),
-        (b"hello", UnsupportedMedia, "no picture that is known here.*JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"),
+        (
+            b"hello",
+            UnsupportedMedia,
+            "no picture that is known here.*JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF",
+        ),
         (encoded(gradient(300, 300), "JPEG")[:2000], InvalidRequest, "truncated"),
-        (encoded(random_pixels(60, 60))[:4000], InvalidRequest, "the PNG of 4000 bytes is truncated"),
+        (
+            encoded(random_pixels(60, 60))[:4000],
+            InvalidRequest,
+            "the PNG of 4000 bytes is truncated",
+        ),
         (encoded(gradient(1, 1)), InvalidRequest, "1×1 pixels; at least 4"),
         (encoded(gradient(3, 100)), InvalidRequest, "3×100"),
         (png_header(50_000, 50_000), PayloadTooLarge, "50000×50000 pixels; the limit is 1000000"),
@@ -308,7 +367,9 @@ def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
     data = encoded(gradient(900, 900), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
     bomb = data[:-2] + scan * 50 + data[-2:]
-    with pytest.raises(PayloadTooLarge, match=r"900×900 pixels in \d+ scans; the limit is 19 scans"):
+    with pytest.raises(
+        PayloadTooLarge, match=r"900×900 pixels in \d+ scans; the limit is 19 scans"
+    ):
         decode(bomb, LIMITS)
 
 
@@ -324,7 +385,9 @@ def test_a_tiff_of_vast_tiles_is_refused_before_it_is_decoded() -> None:
 def test_a_tiff_with_a_tag_of_the_wrong_type_is_refused() -> None:
     tags = [(256, 4, 20), (257, 4, 20), (258, 4, 8), (259, 4, 1), (262, 4, 1), (273, 4, 200), (277, 4, 1),
             (278, 4, 20), (279, 4, 400), (322, 2, 0x35)]  # fmt: skip
-    entries = b"".join(struct.pack("<HHII", tag, kind, kind // 2, value) for tag, kind, value in tags)
+    entries = b"".join(
+        struct.pack("<HHII", tag, kind, kind // 2, value) for tag, kind, value in tags
+    )
     data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(600)
     with pytest.raises(InvalidRequest, match=r"the TIFF of .* is truncated or damaged"):
         decode(data, LIMITS)

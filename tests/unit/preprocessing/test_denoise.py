@@ -12,7 +12,7 @@ from PIL import Image
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import random_scene
 from preprocessing.denoise import NOISY, denoise, noise_level
-from raylens.recipe import Denoise
+from raylens.core.recipe import Denoise
 from tests.unit.preprocessing.test_crop import document, landscape
 
 METHODS: tuple[Any, ...] = ("bilateral", "nlm", "median")
@@ -33,7 +33,9 @@ def test_the_level_is_that_of_the_noise(sigma) -> None:
 
 
 def test_texture_and_small_text_are_no_noise() -> None:
-    stripes = (128 + 60 * np.sin(np.arange(400) * 0.9)[None, :, None] * np.ones((300, 1, 3))).astype(np.uint8)
+    stripes = (
+        128 + 60 * np.sin(np.arange(400) * 0.9)[None, :, None] * np.ones((300, 1, 3))
+    ).astype(np.uint8)
     leaves = np.random.default_rng(0).integers(0, 256, (100, 130, 3), dtype=np.uint8)
     grass = np.asarray(Image.fromarray(leaves).resize((390, 300), Image.Resampling.BICUBIC))
     for pixels in (landscape(), np.asarray(document()), stripes, grass):

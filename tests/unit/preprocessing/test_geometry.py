@@ -13,8 +13,8 @@ from PIL import Image
 from preprocessing.decode import DecodeLimits
 from preprocessing.geometry import ORIENTATIONS, Geometry, compose
 from preprocessing.pipeline import run
-from raylens.recipe import Recipe
-from tests.pictures import encoded
+from raylens.core.recipe import Recipe
+from testing.pictures import encoded
 
 LIMITS = DecodeLimits(max_bytes=10**7, max_pixels=10**7, min_side=4, max_side=4000)
 matrices = st.tuples(*[st.floats(-2, 2)] * 6)
@@ -28,12 +28,16 @@ def test_compose_applies_the_inner_map_first(outer, inner, x, y) -> None:
     def apply(m, x, y):
         return m[0] * x + m[1] * y + m[2], m[3] * x + m[4] * y + m[5]
 
-    assert apply(compose(outer, inner), x, y) == pytest.approx(apply(outer, *apply(inner, x, y)), abs=1e-9)
+    assert apply(compose(outer, inner), x, y) == pytest.approx(
+        apply(outer, *apply(inner, x, y)), abs=1e-9
+    )
 
 
 @given(orientations, places, places)
 def test_the_inverse_leads_back(orientation, x, y) -> None:
-    geometry = Geometry((40, 30), (30, 40), compose(ORIENTATIONS[orientation], (0.5, 0, 0.2, 0, 0.8, 0.1)))
+    geometry = Geometry(
+        (40, 30), (30, 40), compose(ORIENTATIONS[orientation], (0.5, 0, 0.2, 0, 0.8, 0.1))
+    )
     inverse = geometry.inverse()
     assert inverse.point(*geometry.point(x, y)) == pytest.approx((x, y))
     assert (inverse.original, inverse.processed) == (geometry.processed, geometry.original)
@@ -49,7 +53,9 @@ def photograph(width: int, height: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.random.default_rng(5).integers(60, 130, (height, width, 3), dtype=np.uint8)
 
 
-def oriented(stored: np.ndarray[Any, Any], orientation: int, kind: str = "PNG", **options: Any) -> bytes:
+def oriented(
+    stored: np.ndarray[Any, Any], orientation: int, kind: str = "PNG", **options: Any
+) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(stored, kind, exif=exif, **options)
@@ -82,14 +88,19 @@ def middle(marked: np.ndarray[Any, Any], plain: np.ndarray[Any, Any]) -> tuple[f
     x=places,
     y=places,
 )
-def test_a_point_leads_back_within_one_pixel(orientation, width, height, size, min_size, preserve, kind, x, y) -> None:
-    """A bright spot in the stored pixels is seen in the processed picture, and leads back to itself."""
+def test_a_point_leads_back_within_one_pixel(
+    orientation, width, height, size, min_size, preserve, kind, x, y
+) -> None:
+    """A bright spot in the stored pixels is seen in the processed picture, and leads back to
+    itself."""
     stored = np.full((height, width, 3), 40, np.uint8)
     column, row = int(x * width), int(y * height)
     options = {"quality": 98, "subsampling": 0} if kind == "JPEG" else {}
     recipe = Recipe(size=size, min_size=min_size, preserve_aspect_ratio=preserve)
     plain = run(oriented(stored, orientation, kind, **options), recipe, LIMITS)
-    marked = run(oriented(with_spot(stored, column, row), orientation, kind, **options), recipe, LIMITS)
+    marked = run(
+        oriented(with_spot(stored, column, row), orientation, kind, **options), recipe, LIMITS
+    )
     back_x, back_y = marked.geometry.point(*middle(marked.pixels, plain.pixels))
     assert abs(back_x * width - (column + 0.5)) <= 1.0
     assert abs(back_y * height - (row + 0.5)) <= 1.0
@@ -109,7 +120,9 @@ def test_a_point_leads_back_within_one_pixel(orientation, width, height, size, m
     x=places,
     y=places,
 )
-def test_a_point_of_a_cropped_picture_leads_back(orientation, width, height, bar, across, size, preserve, x, y) -> None:
+def test_a_point_of_a_cropped_picture_leads_back(
+    orientation, width, height, bar, across, size, preserve, x, y
+) -> None:
     bars = ((0, 0), (bar, bar)) if across else ((bar, bar), (0, 0))
     column, row = bars[1][0] + int(x * width), bars[0][0] + int(y * height)
     barred = np.pad(photograph(width, height), (*bars, (0, 0)))
@@ -118,7 +131,10 @@ def test_a_point_of_a_cropped_picture_leads_back(orientation, width, height, bar
     marked = run(oriented(with_spot(barred, column, row), orientation), recipe, LIMITS)
     assert any("cut" in step.did for step in marked.steps)
     x_min, y_min, x_max, y_max = marked.geometry.box(0, 0, 1, 1)
-    spot, margin = ((column + 0.5) / barred.shape[1], (row + 0.5) / barred.shape[0]), 6 / min(barred.shape[:2])
+    spot, margin = (
+        ((column + 0.5) / barred.shape[1], (row + 0.5) / barred.shape[0]),
+        6 / min(barred.shape[:2]),
+    )
     inside = x_min + margin < spot[0] < x_max - margin and y_min + margin < spot[1] < y_max - margin
     if marked.geometry != plain.geometry or not inside:
         return  # the most salient window moved with the spot, or cuts it
@@ -128,10 +144,20 @@ def test_a_point_of_a_cropped_picture_leads_back(orientation, width, height, bar
 
 
 @settings(deadline=None)
-@given(orientation=orientations, width=sides, height=sides, bar=st.integers(6, 30), size=st.integers(40, 400))
-def test_the_whole_of_a_cropped_picture_is_the_box_inside_its_bars(orientation, width, height, bar, size) -> None:
+@given(
+    orientation=orientations,
+    width=sides,
+    height=sides,
+    bar=st.integers(6, 30),
+    size=st.integers(40, 400),
+)
+def test_the_whole_of_a_cropped_picture_is_the_box_inside_its_bars(
+    orientation, width, height, bar, size
+) -> None:
     barred = np.pad(photograph(width, height), ((bar, bar), (0, 0), (0, 0)))
-    processed = run(oriented(barred, orientation), Recipe(smart_crop=True, size=(size, size)), LIMITS)
+    processed = run(
+        oriented(barred, orientation), Recipe(smart_crop=True, size=(size, size)), LIMITS
+    )
     x_min, y_min, x_max, y_max = processed.geometry.box(0, 0, 1, 1)
     assert (x_min, x_max) == pytest.approx((0, 1))
     assert abs(y_min * barred.shape[0] - bar) <= 1.0

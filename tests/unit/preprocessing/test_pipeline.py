@@ -12,9 +12,9 @@ from PIL import Image
 from preprocessing.decode import DecodeLimits
 from preprocessing.encode import to_jpeg
 from preprocessing.pipeline import run
-from raylens.errors import DeadlineExceeded, InvalidRequest
-from raylens.recipe import AUTO, ENHANCED, PLAIN, ColorBalance, Denoise, Recipe
-from tests.pictures import encoded, gradient
+from raylens.core.errors import DeadlineExceeded, InvalidRequest
+from raylens.core.recipe import AUTO, ENHANCED, PLAIN, ColorBalance, Denoise, Recipe
+from testing.pictures import encoded, gradient
 from tests.profiles import DISPLAY_P3, matrix_profile, rgb_to_srgb
 from tests.unit.preprocessing.test_crop import barred, landscape
 
@@ -29,10 +29,20 @@ def test_the_plain_recipe_changes_nothing_that_fits() -> None:
 
 
 def test_every_step_is_named_in_its_order_with_what_it_did() -> None:
-    data = encoded(barred(landscape(), 0, 40, 0, 40, (0, 0, 0)), icc_profile=matrix_profile(DISPLAY_P3, "Display P3"))
+    data = encoded(
+        barred(landscape(), 0, 40, 0, 40, (0, 0, 0)),
+        icc_profile=matrix_profile(DISPLAY_P3, "Display P3"),
+    )
     processed = run(data, ENHANCED, LIMITS)
     did = {step.name: step.did for step in processed.steps}
-    assert list(did) == ["decode", "smart_crop", "resize", "color_profile", "denoise", "color_balance"]
+    assert list(did) == [
+        "decode",
+        "smart_crop",
+        "resize",
+        "color_profile",
+        "denoise",
+        "color_balance",
+    ]
     assert did["decode"] == "PNG, RGB, orientation 1"
     assert did["smart_crop"] == "320×280 cut to 320×200 at 0, 40"
     assert did["resize"] == "320×200 to 819×512"
@@ -70,7 +80,9 @@ def test_an_enhancement_that_fails_is_skipped_and_named_and_the_others_go_on(ste
     bad: Any = "wide"
     recipes = {
         "denoise": Recipe(denoise=Denoise(True, diameter=bad), color_balance=ColorBalance(True)),
-        "color_balance": Recipe(denoise=Denoise(True), color_balance=ColorBalance(True, l_channel_boost=bad)),
+        "color_balance": Recipe(
+            denoise=Denoise(True), color_balance=ColorBalance(True, l_channel_boost=bad)
+        ),
     }
     recipe = recipes[step]
     processed = run(encoded(gradient(40, 30)), recipe, LIMITS)
@@ -101,12 +113,16 @@ def test_a_broken_picture_is_an_error_and_no_warning() -> None:
 
 
 def test_a_cut_picture_does_not_hold_the_whole_one() -> None:
-    processed = run(encoded(barred(landscape(), 0, 40, 0, 40, (0, 0, 0))), Recipe(smart_crop=True), LIMITS)
+    processed = run(
+        encoded(barred(landscape(), 0, 40, 0, 40, (0, 0, 0))), Recipe(smart_crop=True), LIMITS
+    )
     assert processed.pixels.base is None or processed.pixels.base.nbytes == processed.pixels.nbytes
 
 
 @pytest.mark.parametrize("size", [(4, 4), (4, 900), (900, 4), (3000, 5)])
-@pytest.mark.parametrize("recipe", [AUTO, ENHANCED, replace(ENHANCED, preserve_aspect_ratio=False, size=(64, 300))])
+@pytest.mark.parametrize(
+    "recipe", [AUTO, ENHANCED, replace(ENHANCED, preserve_aspect_ratio=False, size=(64, 300))]
+)
 def test_tiny_and_elongated_pictures_pass(size, recipe) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     assert run(encoded(pixels), recipe, LIMITS).warnings == ()
@@ -128,4 +144,6 @@ def test_a_jpeg_holds_the_picture_at_its_quality() -> None:
         read = np.asarray(Image.open(io.BytesIO(data)))
         assert np.abs(read.astype(int) - landscape()).mean() < (2 if quality == 95 else 8)
     assert sizes[0] > sizes[1]
-    assert len(to_jpeg(landscape(), 95, optimize=True)) < len(to_jpeg(landscape(), 95, optimize=False))
+    assert len(to_jpeg(landscape(), 95, optimize=True)) < len(
+        to_jpeg(landscape(), 95, optimize=False)
+    )

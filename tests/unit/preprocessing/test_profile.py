@@ -21,7 +21,9 @@ def test_display_p3_becomes_srgb_by_the_formulas() -> None:
 
 def test_srgb_itself_is_left_alone() -> None:
     pixels = np.zeros((4, 4, 3), np.uint8)
-    assert to_srgb(pixels, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()) is None
+    assert (
+        to_srgb(pixels, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()) is None
+    )
     assert to_srgb(pixels, matrix_profile(SRGB, "nearly")) is not None  # its curve is another
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from preprocessing.resize import resize, target_size
-from raylens.recipe import Recipe
-from tests.pictures import gradient
+from raylens.core.recipe import Recipe
+from testing.pictures import gradient
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def upgrade() -> None:
     op.create_table(
         "deliveries",
         sa.Column("id", sa.String(64), primary_key=True),
-        sa.Column("job_id", sa.String(36), sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+        sa.Column(
+            "job_id", sa.String(36), sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False
+        ),
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("event", sa.String(64), nullable=False),
         sa.Column("url", sa.Text, nullable=False),
@@ -71,7 +73,9 @@ def upgrade() -> None:
     )
     op.create_table(
         "job_blobs",
-        sa.Column("job_id", sa.String(36), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column(
+            "job_id", sa.String(36), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+        ),
         sa.Column("digest", sa.String(64), primary_key=True),
     )
     op.create_index("job_blobs_by_digest", "job_blobs", ["digest"])

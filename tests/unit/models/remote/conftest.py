@@ -12,8 +12,8 @@ import uvicorn
 
 from models.runtime import Runtime
 from raylens.api.app import create_app
-from raylens.types import Delta, SamplingParams, Task, VisionRequest
-from tests.pictures import gradient
+from raylens.core.types import Delta, SamplingParams, Task, VisionRequest
+from testing.pictures import gradient
 from tests.unit.raylens.api.conftest import CONFIG, FakeService
 
 PICTURE = gradient(280, 140)
@@ -28,7 +28,9 @@ def service() -> FakeService:
 def url(service: FakeService) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         app = create_app(service, CONFIG)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+        )
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
@@ -50,7 +52,9 @@ def closed_url() -> str:
         return f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
 
 
-def request(task: Task, *, seconds: float = 20, stream: bool = True, **sampling: object) -> VisionRequest:
+def request(
+    task: Task, *, seconds: float = 20, stream: bool = True, **sampling: object
+) -> VisionRequest:
     params = SamplingParams(**{"max_tokens": 50, **sampling})  # type: ignore[arg-type]
     return VisionRequest("r", "far", task, time.time() + seconds, params, stream=stream)
 

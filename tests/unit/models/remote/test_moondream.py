@@ -11,15 +11,22 @@ from typing import Any
 import pytest
 
 from models.remote.moondream import MoondreamRuntime, cloud
-from raylens.config import ModelConfig
-from raylens.errors import DeadlineExceeded, InvalidRequest, ModelFailed, ModelNotLoaded, Overloaded, UnsupportedTask
-from raylens.types import (
+from raylens.core.config import ModelConfig
+from raylens.core.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelFailed,
+    ModelNotLoaded,
+    Overloaded,
+    UnsupportedTask,
+)
+from raylens.core.types import (
     Caption,
     Chat,
     Delta,
     Detect,
+    Findings,
     FinishReason,
-    Found,
     Grounding,
     ImagePart,
     Length,
@@ -40,7 +47,9 @@ LOOK = Chat((Message(Role.USER, (ImagePart(0), TextPart("what?"))),))
 
 
 def config(**more: Any) -> ModelConfig:
-    return ModelConfig.model_validate({"name": "far", "family": "moondream", "runtime": "cloud", **more})
+    return ModelConfig.model_validate(
+        {"name": "far", "family": "moondream", "runtime": "cloud", **more}
+    )
 
 
 @pytest.fixture
@@ -74,17 +83,20 @@ async def test_a_question_without_a_picture(make, service: FakeService) -> None:
 
 async def test_places_are_found(make, service: FakeService) -> None:
     (boxes,) = await ask(make(), request(Detect("cat", 1)))
-    assert boxes.found == Found(regions=(Region(0.1, 0.2, 0.3, 0.4),))
+    assert boxes.findings == Findings(regions=(Region(0.1, 0.2, 0.3, 0.4),))
     (points,) = await ask(make(), request(Point("cat", 9)))
-    assert points.found == Found(locations=(Location(0.2, 0.3), Location(0.75, 0.75)))
+    assert points.findings == Findings(locations=(Location(0.2, 0.3), Location(0.75, 0.75)))
     assert [sent.task for sent in service.requests] == [Detect("cat", 1), Point("cat", 9)]
 
 
 async def test_thoughts_and_places_that_are_asked_about(make, service: FakeService) -> None:
     service.reasoning = Reasoning("I see it", (Grounding(2, 5, (Location(0.25, 0.5),)),))
-    task = Query("?", reasoning=True, places=(Location(0.1, 0.2), Region(0.1, 0.2, 0.3, 0.4)))
+    task = Query("?", reasoning=True, spatial_refs=(Location(0.1, 0.2), Region(0.1, 0.2, 0.3, 0.4)))
     (whole,) = await ask(make(), request(task))
-    assert (whole.text, whole.found) == ("two red circles", Found(reasoning=service.reasoning))
+    assert (whole.text, whole.findings) == (
+        "two red circles",
+        Findings(reasoning=service.reasoning),
+    )
     assert service.requests[0].task == task
 
 
@@ -96,7 +108,9 @@ async def test_thoughts_and_places_that_are_asked_about(make, service: FakeServi
         (Chat((Message(Role.USER, (VideoPart((0,)),)),)), {}, "no videos"),
     ],
 )
-async def test_what_the_client_has_no_words_for_is_refused(make, service: FakeService, task, sampling, words) -> None:
+async def test_what_the_client_has_no_words_for_is_refused(
+    make, service: FakeService, task, sampling, words
+) -> None:
     with pytest.raises(UnsupportedTask, match=words):
         await ask(make(), request(task, **sampling))
     assert service.requests == []
@@ -111,7 +125,9 @@ async def test_what_the_client_has_no_words_for_is_refused(make, service: FakeSe
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_error_of_the_server_is_one_of_ours(make, service: FakeService, error, kind, stream) -> None:
+async def test_an_error_of_the_server_is_one_of_ours(
+    make, service: FakeService, error, kind, stream
+) -> None:
     service.error = error
     with pytest.raises(kind) as raised:
         await ask(make(), request(Caption(), stream=stream))
@@ -119,7 +135,9 @@ async def test_an_error_of_the_server_is_one_of_ours(make, service: FakeService,
     assert raised.value.retry_after == error.retry_after
 
 
-async def test_a_server_that_is_not_there_and_one_that_is_silent(make, closed_url: str, silent_url: str) -> None:
+async def test_a_server_that_is_not_there_and_one_that_is_silent(
+    make, closed_url: str, silent_url: str
+) -> None:
     with pytest.raises(ModelNotLoaded):
         await ask(make(base_url=closed_url), request(Caption(), stream=False))
     for stream in (True, False):
@@ -130,7 +148,10 @@ async def test_a_server_that_is_not_there_and_one_that_is_silent(make, closed_ur
 async def test_a_chat_thinks_too(make, service: FakeService) -> None:
     service.reasoning = Reasoning("I see it", (Grounding(2, 5, (Location(0.25, 0.5),)),))
     (whole,) = await ask(make(), request(Chat(LOOK.messages, reasoning=True)))
-    assert (whole.text, whole.found) == ("two red circles", Found(reasoning=service.reasoning))
+    assert (whole.text, whole.findings) == (
+        "two red circles",
+        Findings(reasoning=service.reasoning),
+    )
     assert service.requests[0].task == Chat(LOOK.messages, reasoning=True)
 
 
@@ -192,7 +213,7 @@ async def test_a_client_that_hangs_keeps_its_place_and_tells_when_none_is_left()
         assert runtime.gauges.running == late
     assert runtime.failure is not None
     with pytest.raises(Overloaded):
-        runtime.check_room(request(Caption()))
+        runtime.check_capacity(request(Caption()))
     client.go.set()
     async with asyncio.timeout(5):
         while runtime.gauges.running:

@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from models.remote.openai import OpenAIRuntime
-from raylens.config import ModelConfig
-from raylens.errors import (
+from raylens.core.config import ModelConfig
+from raylens.core.errors import (
     DeadlineExceeded,
     InvalidRequest,
     ModelFailed,
@@ -21,13 +21,13 @@ from raylens.errors import (
     RaylensError,
     UnsupportedTask,
 )
-from raylens.types import (
+from raylens.core.types import (
     Caption,
     Chat,
     Delta,
     Detect,
+    Findings,
     FinishReason,
-    Found,
     ImagePart,
     Length,
     Location,
@@ -42,7 +42,7 @@ from raylens.types import (
     VideoPart,
     VisionRequest,
 )
-from tests.pictures import random_pixels
+from testing.pictures import random_pixels
 from tests.unit.models.remote.conftest import PICTURE, ask, request
 from tests.unit.raylens.api.conftest import FakeService
 
@@ -63,10 +63,14 @@ async def make(url: str) -> AsyncIterator[Callable[..., OpenAIRuntime]]:
         await client.close()
 
 
-async def test_an_answer_comes_in_pieces_and_ends_with_its_usage(make, service: FakeService) -> None:
+async def test_an_answer_comes_in_pieces_and_ends_with_its_usage(
+    make, service: FakeService
+) -> None:
     deltas = await ask(make(), request(Caption(Length.SHORT)))
     assert [delta.text for delta in deltas] == ["two ", "red ", "circles", ""]
-    assert deltas[-1] == Delta(finish_reason=FinishReason.STOP, usage=Usage(7, 3), found=Found())
+    assert deltas[-1] == Delta(
+        finish_reason=FinishReason.STOP, usage=Usage(7, 3), findings=Findings()
+    )
     (sent,) = service.requests
     assert isinstance(sent.task, Chat)
     assert sent.task.messages[0].parts[1] == TextPart("Caption this image in one short sentence.")
@@ -114,15 +118,25 @@ async def test_a_conversation_is_passed_on(make, service: FakeService) -> None:
 @pytest.mark.parametrize(
     ("task", "words", "found"),
     [
-        (Detect("cat"), '[{"bbox_2d": [0, 0, 140, 70]}]', Found(regions=(Region(0, 0, 0.5, 0.5),))),
-        (Detect("cat", 1), "[[0, 0, 28, 14], [0, 0, 140, 70]]", Found(regions=(Region(0, 0, 0.1, 0.1),))),
-        (Point("cat"), '[{"point_2d": [70, 35]}]', Found(locations=(Location(0.25, 0.25),))),
+        (
+            Detect("cat"),
+            '[{"bbox_2d": [0, 0, 140, 70]}]',
+            Findings(regions=(Region(0, 0, 0.5, 0.5),)),
+        ),
+        (
+            Detect("cat", 1),
+            "[[0, 0, 28, 14], [0, 0, 140, 70]]",
+            Findings(regions=(Region(0, 0, 0.1, 0.1),)),
+        ),
+        (Point("cat"), '[{"point_2d": [70, 35]}]', Findings(locations=(Location(0.25, 0.25),))),
     ],
 )
-async def test_places_are_read_from_qwen_s_words(make, service: FakeService, task, words: str, found: Found) -> None:
+async def test_places_are_read_from_qwen_s_words(
+    make, service: FakeService, task, words: str, found: Findings
+) -> None:
     service.words = (words,)
     deltas = await ask(make("qwen2_5_vl"), request(task))
-    assert deltas[-1].found == found
+    assert deltas[-1].findings == found
 
 
 async def test_a_picture_that_cannot_be_brought_to_whole_tokens_is_refused(make) -> None:
@@ -144,7 +158,9 @@ async def test_other_families_have_no_words_for_places(make) -> None:
         (InvalidRequest("max_tokens: too many"), InvalidRequest("")),
     ],
 )
-async def test_an_error_of_the_server_is_one_of_ours(make, service: FakeService, error, expected) -> None:
+async def test_an_error_of_the_server_is_one_of_ours(
+    make, service: FakeService, error, expected
+) -> None:
     service.error = error
     with pytest.raises(RaylensError) as raised:
         await ask(make(), request(Caption()))
@@ -152,7 +168,9 @@ async def test_an_error_of_the_server_is_one_of_ours(make, service: FakeService,
     assert raised.value.retry_after == expected.retry_after
 
 
-async def test_a_server_that_is_not_there_and_one_that_is_silent(make, closed_url: str, silent_url: str) -> None:
+async def test_a_server_that_is_not_there_and_one_that_is_silent(
+    make, closed_url: str, silent_url: str
+) -> None:
     with pytest.raises(ModelNotLoaded):
         await ask(make(base_url=closed_url), request(Caption()))
     with pytest.raises(DeadlineExceeded):
@@ -173,7 +191,7 @@ async def test_places_are_bounded_and_given_back(make) -> None:
     await asyncio.sleep(0.05)
     assert (runtime.gauges.running, runtime.gauges.waiting) == (1, 1)
     with pytest.raises(Overloaded, match="2 requests run or wait; the limit is 2"):
-        runtime.check_room(request(Caption()))
+        runtime.check_capacity(request(Caption()))
     with pytest.raises(DeadlineExceeded):
         await waiting
     await first.aclose()

@@ -11,14 +11,14 @@ import httpx
 import pytest
 
 from raylens.api.app import create_app
-from raylens.config import AppConfig
-from raylens.errors import ModelNotLoaded, RaylensError
-from raylens.recipe import Recipe
-from raylens.types import (
+from raylens.core.config import AppConfig
+from raylens.core.errors import ModelNotLoaded, RaylensError
+from raylens.core.recipe import Recipe
+from raylens.core.types import (
     Delta,
     Detect,
+    Findings,
     FinishReason,
-    Found,
     Location,
     ModelInfo,
     PictureFile,
@@ -31,7 +31,7 @@ from raylens.types import (
     Usage,
     VisionRequest,
 )
-from tests.pictures import encoded, gradient
+from testing.pictures import encoded, gradient
 
 PICTURE = encoded(gradient(16, 12))
 DATA_URL = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
@@ -67,7 +67,8 @@ CONFIG = AppConfig.model_validate(
 
 @dataclass
 class FakeService:
-    """Answers with ``words``, or raises ``error`` after ``before_error`` of them; remembers what it was asked.
+    """Answers with ``words``, or raises ``error`` after ``before_error`` of them; remembers what it
+    was asked.
 
     An empty word is the first byte of a character.
     """
@@ -89,7 +90,9 @@ class FakeService:
     loaded: frozenset[str] = frozenset({"smolvlm", "other"})
     tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    async def generate(self, request: VisionRequest, pictures: Sequence[PictureFile]) -> AsyncGenerator[Delta, None]:
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[PictureFile]
+    ) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
         self.images.extend(picture.data for picture in pictures)
         self.fields.extend(picture.field for picture in pictures)
@@ -99,7 +102,9 @@ class FakeService:
                     raise self.error
                 for index in range(request.sampling.n):
                     warnings = self.warnings if number == index == 0 else ()
-                    yield Delta(word, index, warnings=warnings, logprobs=self._logprobs(word, request))
+                    yield Delta(
+                        word, index, warnings=warnings, logprobs=self._logprobs(word, request)
+                    )
             for index in range(request.sampling.n):
                 yield self._last(index, request)
         finally:
@@ -110,14 +115,18 @@ class FakeService:
         locations = self.locations if isinstance(request.task, Point) else None
         usage = Usage(7, len(self.words))
         reasoning = self.reasoning if getattr(request.task, "reasoning", False) else None
-        return Delta("", index, FinishReason.STOP, usage, found=Found(regions, locations, reasoning))
+        return Delta(
+            "", index, FinishReason.STOP, usage, findings=Findings(regions, locations, reasoning)
+        )
 
     def _logprobs(self, word: str, request: VisionRequest) -> tuple[TokenLogprob, ...]:
         count = request.sampling.logprobs
         if count is None:
             return ()
         text, data = (word, word.encode()) if word else ("\ufffd", b"\xc3")
-        others = tuple(TokenLogprob(f"{rank}", b"%d" % rank, self.likelihood - rank) for rank in range(count))
+        others = tuple(
+            TokenLogprob(f"{rank}", b"%d" % rank, self.likelihood - rank) for rank in range(count)
+        )
         return (TokenLogprob(text, data, self.likelihood, others),)
 
     async def preprocess(

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from raylens.types import Delta, FinishReason, Usage
+from raylens.core.types import Delta, FinishReason, Usage
 from tests.unit.raylens.api.conftest import DATA_URL, FakeService, chat
 
 
@@ -34,7 +34,9 @@ async def test_a_body_without_a_length_is_counted_as_it_comes(client, path) -> N
         for _ in range(50):
             yield b"x" * 1000
 
-    response = await client.post(path, content=pieces(), headers={"content-type": "application/json"})
+    response = await client.post(
+        path, content=pieces(), headers={"content-type": "application/json"}
+    )
     assert response.status_code == 413
 
 
@@ -44,12 +46,16 @@ async def test_a_body_that_stops_coming_is_given_up(client, path) -> None:
         yield b"{"
         await asyncio.sleep(5)
 
-    response = await client.post(path, content=stalled(), headers={"content-type": "application/json"})
+    response = await client.post(
+        path, content=stalled(), headers={"content-type": "application/json"}
+    )
     assert response.status_code == 408
     assert "nothing of it came" in response.text
 
 
-async def test_a_full_server_says_so_and_still_tells_its_health(client, service: FakeService) -> None:
+async def test_a_full_server_says_so_and_still_tells_its_health(
+    client, service: FakeService
+) -> None:
     held = asyncio.Event()
 
     async def hold(request, images):
@@ -57,7 +63,10 @@ async def test_a_full_server_says_so_and_still_tells_its_health(client, service:
         yield Delta("x", 0, FinishReason.STOP, Usage(1, 1))
 
     service.generate = hold  # type: ignore[method-assign]
-    taken = [asyncio.ensure_future(client.post("/v1/chat/completions", json=chat("hi"))) for _ in range(6)]
+    taken = [
+        asyncio.ensure_future(client.post("/v1/chat/completions", json=chat("hi")))
+        for _ in range(6)
+    ]
     await asyncio.sleep(0.1)
     refused = await client.post("/v1/caption", json={"image_url": DATA_URL})
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
@@ -78,7 +87,11 @@ async def test_no_post_is_redirected(client) -> None:
 )  # fmt: skip
 async def test_browsers_of_this_machine_may_call(client, origin, allowed) -> None:
     wanted = "authorization, x-moondream-auth, idempotency-key, content-type, x-stainless-os"
-    headers = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": wanted}
+    headers = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": wanted,
+    }
     response = await client.options("/v1/chat/completions", headers=headers)
     assert (response.headers.get("access-control-allow-origin") == origin) is allowed
     assert (response.status_code == 200) is allowed
@@ -99,7 +112,9 @@ async def test_health_tells_the_state_of_each_model(client, service: FakeService
     assert (await client.get("/live")).status_code == 200
 
 
-async def test_an_unforeseen_error_has_a_shape_and_tells_nothing(client, service: FakeService) -> None:
+async def test_an_unforeseen_error_has_a_shape_and_tells_nothing(
+    client, service: FakeService
+) -> None:
     service.error = KeyError("secret")  # type: ignore[assignment]
     chatted = await client.post("/v1/chat/completions", json=chat("hi"))
     captioned = await client.post("/v1/caption", json={"image_url": DATA_URL})
@@ -110,7 +125,15 @@ async def test_an_unforeseen_error_has_a_shape_and_tells_nothing(client, service
 
 async def test_the_api_page_describes_every_route(client) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
-    for path in ("/v1/chat/completions", "/v1/models", "/v1/caption", "/v1/query", "/health", "/ready", "/live"):
+    for path in (
+        "/v1/chat/completions",
+        "/v1/models",
+        "/v1/caption",
+        "/v1/query",
+        "/health",
+        "/ready",
+        "/live",
+    ):
         assert path in paths
     content = paths["/v1/caption"]["post"]["requestBody"]["content"]
     assert set(content) == {"application/json", "multipart/form-data"}

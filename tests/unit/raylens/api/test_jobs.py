@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from raylens.api.app import create_app
-from raylens.config import AppConfig
-from raylens.jobs.asking import Asker
+from raylens.core.config import AppConfig
 from raylens.jobs.blobs import Blobs, digest_of, reference
+from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
@@ -45,7 +45,9 @@ def sender() -> FakeSender:
 @pytest.fixture
 def queue(model: FakeService, sender: FakeSender) -> JobQueue:
     blobs = Blobs(f"memory://{new_id()}")
-    return JobQueue(MemoryStore(), blobs, job_types(), Asker(model, CONFIG), sender, [], CONFIG.jobs)
+    return JobQueue(
+        MemoryStore(), blobs, job_types(), InferenceClient(model, CONFIG), sender, [], CONFIG.jobs
+    )
 
 
 @pytest.fixture
@@ -77,8 +79,12 @@ async def ended(http: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
 
 
 class TestSubmitting:
-    async def test_a_job_is_accepted_run_and_shown(self, http: httpx.AsyncClient, queue: JobQueue) -> None:
-        job = await posted(http, {**caption(length="short"), "query": {"ids": []}, "domain_id": "", "priority": 3})
+    async def test_a_job_is_accepted_run_and_shown(
+        self, http: httpx.AsyncClient, queue: JobQueue
+    ) -> None:
+        job = await posted(
+            http, {**caption(length="short"), "query": {"ids": []}, "domain_id": "", "priority": 3}
+        )
         assert job == {
             "id": job["id"],
             "job_type": "caption",
@@ -111,7 +117,10 @@ class TestSubmitting:
     @pytest.mark.parametrize(
         ("kind", "given"),
         [
-            ("caption", {"image": RAW, "prompt": "what is it?", "webhook_url": "", "webhook_secret": None}),
+            (
+                "caption",
+                {"image": RAW, "prompt": "what is it?", "webhook_url": "", "webhook_secret": None},
+            ),
             ("query", {"image": DATA_URL, "question": "what?"}),
             ("query", {"prompt": "what is red?"}),
             ("detect", {"image": RAW, "object": "circle", "max_objects": 3}),
@@ -125,7 +134,10 @@ class TestSubmitting:
                             "role": "user",
                             "content": [
                                 {"type": "image_url", "image_url": DATA_URL},
-                                {"type": "image_url", "image_url": {"url": DATA_URL, "detail": "low"}},
+                                {
+                                    "type": "image_url",
+                                    "image_url": {"url": DATA_URL, "detail": "low"},
+                                },
                                 {"type": "text", "text": "image"},
                             ],
                         },
@@ -133,8 +145,14 @@ class TestSubmitting:
                 },
             ),
             ("batch", {"images": [RAW, DATA_URL], "length": "long"}),
-            ("task_timing_v1", {"prompt": "Is it red?", "images": [{"image": RAW, "timestamp": 1.5}]}),
-            ("caption", {"image": RAW, "model": "moon", "recipe": "plain", "settings": {"max_tokens": 5}}),
+            (
+                "task_timing_v1",
+                {"prompt": "Is it red?", "images": [{"image": RAW, "timestamp": 1.5}]},
+            ),
+            (
+                "caption",
+                {"image": RAW, "model": "moon", "recipe": "plain", "settings": {"max_tokens": 5}},
+            ),
         ],
     )
     async def test_every_type_of_job_runs(
@@ -150,40 +168,91 @@ class TestSubmitting:
     @pytest.mark.parametrize(
         ("body", "status", "said"),
         [
-            ({"job_type": "dance", "input": {}}, 422, "job_type: 'dance' is not known; there are: caption, query"),
+            (
+                {"job_type": "dance", "input": {}},
+                422,
+                "job_type: 'dance' is not known; there are: caption, query",
+            ),
             ({"input": {}}, 422, "job_type"),
             ({"job_type": "caption", "inputs": {}}, 422, "inputs"),
             ({"job_type": "caption", "priority": 1000}, 422, "priority"),
             ({"job_type": "caption", "priority": True}, 422, "priority"),
-            ({**caption(), "query": {"x": "y" * 20_000}}, 422, "query: 20009 bytes as JSON; the limit is 16384"),
+            (
+                {**caption(), "query": {"x": "y" * 20_000}},
+                422,
+                "query: 20009 bytes as JSON; the limit is 16384",
+            ),
             (caption(webhook_url="http://xn--/"), 422, "input.webhook_url: not a URL"),
             ({"job_type": "caption"}, 422, "input.image: Field required"),
             (caption(colour="red"), 422, "input.colour: Extra inputs"),
             (caption(length="huge"), 422, "input.length"),
             (caption(prompt=5), 422, "input.prompt"),
-            ({"job_type": "caption", "input": {"image": "blob:" + "0" * 64}}, 422, "input.image: blob: URLs"),
-            ({"job_type": "caption", "input": {"image": "https://x.example/a.png"}}, 422, "input.image: https: URLs"),
-            ({"job_type": "caption", "input": {"image": "no base64!"}}, 422, "input.image: the base64 is broken"),
-            ({"job_type": "caption", "input": {"image": "A" * 40_000}}, 413, "input.image: a picture of"),
-            ({"job_type": "batch", "input": {"images": [RAW] * 4}}, 422, "input: 4 pictures; the limit is 3"),
-            ({"job_type": "batch", "input": {"images": [RAW, "!"]}}, 422, "input.images.1: the base64 is broken"),
+            (
+                {"job_type": "caption", "input": {"image": "blob:" + "0" * 64}},
+                422,
+                "input.image: blob: URLs",
+            ),
+            (
+                {"job_type": "caption", "input": {"image": "https://x.example/a.png"}},
+                422,
+                "input.image: https: URLs",
+            ),
+            (
+                {"job_type": "caption", "input": {"image": "no base64!"}},
+                422,
+                "input.image: the base64 is broken",
+            ),
+            (
+                {"job_type": "caption", "input": {"image": "A" * 40_000}},
+                413,
+                "input.image: a picture of",
+            ),
+            (
+                {"job_type": "batch", "input": {"images": [RAW] * 4}},
+                422,
+                "input: 4 pictures; the limit is 3",
+            ),
+            (
+                {"job_type": "batch", "input": {"images": [RAW, "!"]}},
+                422,
+                "input.images.1: the base64 is broken",
+            ),
             ({"job_type": "batch", "input": {"images": []}}, 422, "input.images"),
             ({"job_type": "query", "input": {}}, 422, "question: one is needed"),
             ({"job_type": "chat", "input": {"messages": []}}, 422, "input.messages"),
             (
-                {"job_type": "caption", "input": {"image": [[[[[[[[[[[[[[[[[[RAW]]]]]]]]]]]]]]]]]]}},
+                {
+                    "job_type": "caption",
+                    "input": {"image": [[[[[[[[[[[[[[[[[[RAW]]]]]]]]]]]]]]]]]]},
+                },
                 422,
                 "nested too deep",
             ),
             (caption(model="no-such"), 404, "input.model: 'no-such' is not served here"),
             (caption(recipe="no-such"), 422, "input.recipe"),
-            (caption(settings={"max_tokens": 5000}), 422, "input.settings.max_tokens: 5000; the limit is 100"),
+            (
+                caption(settings={"max_tokens": 5000}),
+                422,
+                "input.settings.max_tokens: 5000; the limit is 100",
+            ),
             (caption(timeout_s=-1), 422, "input.timeout_s"),
-            (caption(webhook_url="ftp://example.com"), 422, "input.webhook_url: an http:// or https:// URL"),
-            (caption(webhook_url="http://169.254.169.254/"), 422, "input.webhook_url: 169.254.169.254 leads to"),
+            (
+                caption(webhook_url="ftp://example.com"),
+                422,
+                "input.webhook_url: an http:// or https:// URL",
+            ),
+            (
+                caption(webhook_url="http://169.254.169.254/"),
+                422,
+                "input.webhook_url: 169.254.169.254 leads to",
+            ),
             (caption(webhook_url="http://2130706433/"), 422, "not a public address"),
             (caption(webhook_secret="whsec_" + "A" * 32), 422, "there is no webhook_url"),
-            (caption(webhook_url="https://example.com", webhook_secret="x"), 422, "input.webhook_secret: a secret is"),
+            (
+                caption(webhook_url="https://example.com", webhook_secret="x"),
+                422,
+                "input.webhook_secret: a secret is",
+            ),
             (
                 {"job_type": "task_timing_v1", "query": {"ids": ["a"]}, "input": {"prompt": "x"}},
                 422,
@@ -200,9 +269,15 @@ class TestSubmitting:
         assert len(response.text) < 1000
         assert (await http.get(PATH)).json()["jobs"] == []
 
-    @pytest.mark.parametrize("odd", ['"\\ud800"', "NaN", "1e400", "[" * 900 + "]" * 900, '{"\\udfff": 1}'])
-    async def test_what_could_not_be_given_back_is_not_taken(self, http: httpx.AsyncClient, odd: str) -> None:
-        body = '{"job_type": "query", "input": {"question": "x"}, "query": {"x": ODD}}'.replace("ODD", odd)
+    @pytest.mark.parametrize(
+        "odd", ['"\\ud800"', "NaN", "1e400", "[" * 900 + "]" * 900, '{"\\udfff": 1}']
+    )
+    async def test_what_could_not_be_given_back_is_not_taken(
+        self, http: httpx.AsyncClient, odd: str
+    ) -> None:
+        body = '{"job_type": "query", "input": {"question": "x"}, "query": {"x": ODD}}'.replace(
+            "ODD", odd
+        )
         response = await http.post(PATH, content=body, headers={"Content-Type": "application/json"})
         assert response.status_code == 422, response.text
         assert (await http.get(PATH)).json()["jobs"] == []
@@ -211,14 +286,19 @@ class TestSubmitting:
         for _ in range(5):
             await posted(http, caption())
         response = await http.post(PATH, json=caption())
-        assert (response.status_code, response.json()["detail"]) == (429, "5 jobs wait; the limit is 5")
+        assert (response.status_code, response.json()["detail"]) == (
+            429,
+            "5 jobs wait; the limit is 5",
+        )
         assert int(response.headers["retry-after"]) >= 1
 
     async def test_a_key_makes_a_request_safe_to_send_again(self, http: httpx.AsyncClient) -> None:
         first = await posted(http, caption(), idempotency_key="k-1")
         assert await posted(http, caption(), idempotency_key="k-1") == first
         assert (await posted(http, caption(), idempotency_key="k-2"))["id"] != first["id"]
-        other = await http.post(PATH, json=caption(length="long"), headers={"Idempotency-Key": "k-1"})
+        other = await http.post(
+            PATH, json=caption(length="long"), headers={"Idempotency-Key": "k-1"}
+        )
         assert (other.status_code, other.json()["detail"]) == (
             409,
             "Idempotency-Key: another request came under this key",
@@ -230,7 +310,9 @@ class TestSubmitting:
         self, http: httpx.AsyncClient, queue: JobQueue, sender: FakeSender
     ) -> None:
         secret = "whsec_" + base64.b64encode(b"s" * 32).decode()
-        job = await posted(http, caption(webhook_url="https://example.com/hook", webhook_secret=secret))
+        job = await posted(
+            http, caption(webhook_url="https://example.com/hook", webhook_secret=secret)
+        )
         async with serving(queue):
             await ended(http, job["id"])
             while not sender.sent:
@@ -265,7 +347,9 @@ class TestReading:
             ("cursor=%00", "cursor"),
         ],
     )
-    async def test_a_list_that_cannot_be_is_a_422(self, http: httpx.AsyncClient, query: str, field: str) -> None:
+    async def test_a_list_that_cannot_be_is_a_422(
+        self, http: httpx.AsyncClient, query: str, field: str
+    ) -> None:
         response = await http.get(f"{PATH}?{query}")
         assert response.status_code == 422
         assert field in response.json()["detail"]
@@ -334,7 +418,8 @@ class TestReading:
 class TestCaptionService:
     async def test_a_caption_by_job_id(self, http: httpx.AsyncClient, queue: JobQueue) -> None:
         response = await http.post(
-            "/caption/generate", json={"image_data": RAW, "prompt": "Describe it", "webhook_url": ""}
+            "/caption/generate",
+            json={"image_data": RAW, "prompt": "Describe it", "webhook_url": ""},
         )
         assert response.status_code == 202
         assert response.json() == {"job_id": response.json()["job_id"], "status": "queued"}
@@ -359,7 +444,10 @@ class TestCaptionService:
             ({}, "image_data: Field required"),
             ({"image_data": "!"}, "image_data: the base64 is broken"),
             ({"image_data": ""}, "image_data"),
-            ({"image_data": RAW, "webhook_url": "http://10.0.0.1/"}, "webhook_url: 10.0.0.1 leads to"),
+            (
+                {"image_data": RAW, "webhook_url": "http://10.0.0.1/"},
+                "webhook_url: 10.0.0.1 leads to",
+            ),
         ],
     )
     async def test_bad_input_is_named_as_this_dialect_names_it(

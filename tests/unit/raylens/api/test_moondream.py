@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from raylens.errors import ModelFailed, UnsupportedMedia
-from raylens.types import (
+from raylens.core.errors import ModelFailed, UnsupportedMedia
+from raylens.core.types import (
     Caption,
     Detect,
     Grounding,
@@ -30,18 +30,28 @@ FINDS = (*TALKS, "detect", "point")
 
 
 async def test_a_caption(client, service: FakeService) -> None:
-    body = {"image_url": DATA_URL, "length": "short", "settings": {"temperature": 0.3, "top_p": 0.8, "max_tokens": 5}}
+    body = {
+        "image_url": DATA_URL,
+        "length": "short",
+        "settings": {"temperature": 0.3, "top_p": 0.8, "max_tokens": 5},
+    }
     response = await client.post("/v1/caption", json=body)
     assert response.json() == {"caption": "two red circles"}
     (request,) = service.requests
     assert request.task == Caption(Length.SHORT)
-    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.max_tokens) == (0.3, 0.8, 5)
+    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.max_tokens) == (
+        0.3,
+        0.8,
+        5,
+    )
     assert request.model == "smolvlm"
 
 
 async def test_a_caption_of_an_upload(client, service: FakeService) -> None:
     response = await client.post(
-        "/v1/caption", files={"file": ("a.png", PICTURE, "image/png")}, data={"length": "long", "max_tokens": "4"}
+        "/v1/caption",
+        files={"file": ("a.png", PICTURE, "image/png")},
+        data={"length": "long", "max_tokens": "4"},
     )
     assert response.json() == {"caption": "two red circles"}
     assert service.images == [PICTURE]
@@ -50,12 +60,16 @@ async def test_a_caption_of_an_upload(client, service: FakeService) -> None:
 
 
 @pytest.mark.parametrize("image", [{}, {"image_url": DATA_URL}])
-async def test_null_is_absent_and_media_types_have_no_case(client, image, service: FakeService) -> None:
+async def test_null_is_absent_and_media_types_have_no_case(
+    client, image, service: FakeService
+) -> None:
     body = {"question": "?", "settings": None, "stream": None, "image_url": None, **image}
     assert (await client.post("/v1/query", json=body)).status_code == 200
     files, data = {"file": PICTURE}, {"question": "?"}
     sent = client.build_request("POST", "/v1/query", files=files, data=data)
-    sent.headers["content-type"] = sent.headers["content-type"].replace("multipart/form", "Multipart/Form")
+    sent.headers["content-type"] = sent.headers["content-type"].replace(
+        "multipart/form", "Multipart/Form"
+    )
     assert (await client.send(sent)).status_code == 200
     sent.headers["content-type"] += "; charset=undefined"
     assert (await client.send(sent)).status_code in (200, 400)
@@ -71,7 +85,9 @@ async def test_a_query_with_and_without_a_picture(client, service: FakeService, 
 
 @pytest.mark.parametrize("path", ["/v1/caption", "/v1/query"])
 async def test_streams_are_lines_that_the_client_reads(client, path) -> None:
-    body = {"image_url": DATA_URL, "stream": True} | ({"question": "?"} if path.endswith("query") else {})
+    body = {"image_url": DATA_URL, "stream": True} | (
+        {"question": "?"} if path.endswith("query") else {}
+    )
     lines = [line for line in (await client.post(path, json=body)).text.splitlines() if line]
     assert [json.loads(line.removeprefix("data: ")) for line in lines] == [
         {"chunk": "two "},
@@ -90,7 +106,10 @@ async def test_a_broken_stream_is_never_completed(client, service: FakeService) 
 
 async def test_warnings_of_preprocessing_are_passed_on(client, service: FakeService) -> None:
     service.warnings = ("a", "b")
-    assert (await client.post("/v1/caption", json={"image_url": DATA_URL})).json()["warnings"] == ["a", "b"]
+    assert (await client.post("/v1/caption", json={"image_url": DATA_URL})).json()["warnings"] == [
+        "a",
+        "b",
+    ]
     text = (await client.post("/v1/caption", json={"image_url": DATA_URL, "stream": True})).text
     assert text.endswith('data: {"completed":true,"warnings":["a","b"]}\n\n')
 
@@ -126,7 +145,9 @@ async def test_warnings_of_preprocessing_are_passed_on(client, service: FakeServ
         ("segment", CAT, 400, "segment"),
     ],
 )  # fmt: skip
-async def test_bad_input_is_explained(client, service: FakeService, path, body, status, words) -> None:
+async def test_bad_input_is_explained(
+    client, service: FakeService, path, body, status, words
+) -> None:
     response = await client.post(f"/v1/{path}", json=body)
     assert response.status_code == status
     assert words in response.json()["detail"]
@@ -134,16 +155,22 @@ async def test_bad_input_is_explained(client, service: FakeService, path, body, 
     assert service.requests == []
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 20_000, b'{"settings": ' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff\xfe", b"[" * 20_000, b'{"settings": ' + b"9" * 5000 + b"}"]
+)
 async def test_a_body_that_is_not_json_is_refused(client, content) -> None:
-    response = await client.post("/v1/caption", content=content, headers={"content-type": "application/json"})
+    response = await client.post(
+        "/v1/caption", content=content, headers={"content-type": "application/json"}
+    )
     assert response.status_code == 400
     assert len(response.text) < 300
     assert "not JSON" in response.json()["detail"]
 
 
 async def test_a_file_and_a_url_at_once_are_refused(client) -> None:
-    response = await client.post("/v1/caption", files={"file": PICTURE}, data={"image_url": DATA_URL})
+    response = await client.post(
+        "/v1/caption", files={"file": PICTURE}, data={"image_url": DATA_URL}
+    )
     assert response.status_code == 400
     assert "either" in response.json()["detail"]
 
@@ -156,7 +183,12 @@ async def test_an_error_of_the_graph_keeps_its_status(client, service: FakeServi
 
 async def test_boxes_are_detected(client, service: FakeService) -> None:
     service.tasks = {"smolvlm": FINDS}
-    body = {**CAT, "spatial_refs": [], "stream": False, "settings": {"temperature": 0.3, "max_tokens": 9}}
+    body = {
+        **CAT,
+        "spatial_refs": [],
+        "stream": False,
+        "settings": {"temperature": 0.3, "max_tokens": 9},
+    }
     boxes = [
         {"x_min": 0.1, "y_min": 0.2, "x_max": 0.3, "y_max": 0.4},
         {"x_min": 0.5, "y_min": 0.5, "x_max": 1.0, "y_max": 1.0},
@@ -171,7 +203,9 @@ async def test_boxes_are_detected(client, service: FakeService) -> None:
 
 async def test_points_are_found_in_an_upload(client, service: FakeService) -> None:
     service.tasks, service.warnings = {"smolvlm": FINDS}, ("denoise was skipped",)
-    response = await client.post("/v1/point", files={"file": PICTURE}, data={"object": "cat", "max_objects": "1"})
+    response = await client.post(
+        "/v1/point", files={"file": PICTURE}, data={"object": "cat", "max_objects": "1"}
+    )
     points = [{"x": 0.2, "y": 0.3}, {"x": 0.75, "y": 0.75}]
     assert response.json() == {"points": points, "warnings": ["denoise was skipped"]}
     assert service.requests[0].task == Point("cat", max_objects=1)
@@ -184,7 +218,7 @@ async def test_thoughts_are_told_beside_the_answer(client, service: FakeService)
     answer = (await client.post("/v1/query", json=body)).json()
     assert answer == {"reasoning": THOUGHTS_AS_JSON, "answer": "two red circles"}
     places = (Location(0.1, 0.2), Region(0.1, 0.2, 0.3, 0.4))
-    assert service.requests[0].task == Query("?", reasoning=True, places=places)
+    assert service.requests[0].task == Query("?", reasoning=True, spatial_refs=places)
     streamed = (await client.post("/v1/query", json={**body, "stream": True})).text
     end = json.loads(streamed.splitlines()[-2].removeprefix("data: "))
     assert end == {"completed": True, "reasoning": THOUGHTS_AS_JSON}
@@ -199,17 +233,21 @@ async def test_reasoning_goes_to_a_model_that_can(client, service: FakeService) 
     assert service.requests[0].model == "other"
 
 
-async def test_a_form_holds_places_as_json(client, service: FakeService) -> None:
+async def test_a_form_holds_findings_as_json(client, service: FakeService) -> None:
     form = {"question": "?", "spatial_refs": "[[0.1, 0.2], [0.1, 0.2, 0.3, 0.4]]"}
     assert (await client.post("/v1/query", files={"file": PICTURE}, data=form)).status_code == 200
     places = (Location(0.1, 0.2), Region(0.1, 0.2, 0.3, 0.4))
-    assert service.requests[0].task == Query("?", places=places)
-    response = await client.post("/v1/query", files={"file": PICTURE}, data={**form, "spatial_refs": "here"})
+    assert service.requests[0].task == Query("?", spatial_refs=places)
+    response = await client.post(
+        "/v1/query", files={"file": PICTURE}, data={**form, "spatial_refs": "here"}
+    )
     assert "spatial_refs: a list of points and boxes is needed" in response.json()["detail"]
 
 
 @pytest.mark.parametrize(("path", "key"), [("detect", "objects"), ("point", "points")])
-async def test_nothing_found_is_an_answer_and_no_answer_is_an_error(client, service: FakeService, path, key) -> None:
+async def test_nothing_found_is_an_answer_and_no_answer_is_an_error(
+    client, service: FakeService, path, key
+) -> None:
     service.tasks, service.regions, service.locations = {"smolvlm": FINDS}, (), ()
     assert (await client.post(f"/v1/{path}", json=CAT)).json() == {key: []}
     service.regions = service.locations = None
@@ -229,7 +267,9 @@ async def test_nothing_found_is_an_answer_and_no_answer_is_an_error(client, serv
         ("smolvlm", "other", "small", "smolvlm"),
     ],
 )
-async def test_where_none_is_named_a_model_that_can_answers(client, service, able, down, named, answers) -> None:
+async def test_where_none_is_named_a_model_that_can_answers(
+    client, service, able, down, named, answers
+) -> None:
     service.tasks = dict.fromkeys(able.split(), FINDS)
     service.loaded -= {down}
     assert (await client.post("/v1/detect", json={**CAT, "model": named})).status_code == 200
@@ -248,7 +288,9 @@ async def test_where_none_is_named_a_model_that_can_answers(client, service, abl
         ("", "smolvlm other", None, 503, "smolvlm is down"),
     ],
 )
-async def test_a_model_that_cant_says_which_can(client, service, able, down, named, status, words) -> None:
+async def test_a_model_that_cant_says_which_can(
+    client, service, able, down, named, status, words
+) -> None:
     service.tasks = dict.fromkeys(able.split(), FINDS)
     service.loaded -= set(down.split())
     response = await client.post("/v1/point", json={**CAT, "model": named})

@@ -10,8 +10,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
 from raylens.api.openai import PATH
-from raylens.errors import DeadlineExceeded, Overloaded
-from raylens.types import Detect, Grounding, Location, Point, Reasoning
+from raylens.core.errors import DeadlineExceeded, Overloaded
+from raylens.core.types import Detect, Grounding, Location, Point, Reasoning
 from tests.unit.raylens.api.conftest import TALKS, FakeService, chat, image
 
 
@@ -30,7 +30,9 @@ async def test_logprobs_stand_in_a_whole_answer(client, service: FakeService) ->
         {"token": "\ufffd", "logprob": -0.5, "bytes": [0xC3], "top_logprobs": [other]},
         {"token": "two ", "logprob": -0.5, "bytes": list(b"two "), "top_logprobs": [other]},
     ]
-    assert [choice["logprobs"] for choice in answer["choices"]] == [{"content": content, "refusal": None}] * 2
+    assert [choice["logprobs"] for choice in answer["choices"]] == [
+        {"content": content, "refusal": None}
+    ] * 2
 
 
 async def test_logprobs_stand_with_the_text_that_they_are_of(client, service: FakeService) -> None:
@@ -38,8 +40,17 @@ async def test_logprobs_stand_with_the_text_that_they_are_of(client, service: Fa
     body = chat("hi", logprobs=True, stream=True, stream_options={"include_usage": True})
     *chunks, last = events(await client.post(PATH, json=body))
     choices = [chunk["choices"][0] for chunk in chunks]
-    assert [choice["delta"].get("content") for choice in choices] == ["", "two ", "", "circles", None]
-    told = [choice["logprobs"] and [token["token"] for token in choice["logprobs"]["content"]] for choice in choices]
+    assert [choice["delta"].get("content") for choice in choices] == [
+        "",
+        "two ",
+        "",
+        "circles",
+        None,
+    ]
+    told = [
+        choice["logprobs"] and [token["token"] for token in choice["logprobs"]["content"]]
+        for choice in choices
+    ]
     assert told == [None, ["two "], ["\ufffd"], ["circles"], None]
     assert choices[1]["logprobs"]["content"][0]["top_logprobs"] == []
     assert all(chunk["usage"] is None for chunk in chunks)
@@ -48,7 +59,9 @@ async def test_logprobs_stand_with_the_text_that_they_are_of(client, service: Fa
 
 @pytest.mark.parametrize("likelihood", [-math.inf, math.nan, -1e9])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_what_is_next_to_impossible_has_a_logprob_that_json_can_hold(client, service, likelihood, stream) -> None:
+async def test_what_is_next_to_impossible_has_a_logprob_that_json_can_hold(
+    client, service, likelihood, stream
+) -> None:
     service.likelihood = likelihood
     response = await client.post(PATH, json=chat("hi", logprobs=True, stream=stream))
     assert response.status_code == 200
@@ -56,11 +69,15 @@ async def test_what_is_next_to_impossible_has_a_logprob_that_json_can_hold(clien
     assert not {"NaN", "Infinity"} & set(response.text.replace(":", ",").split(","))
 
 
-@pytest.mark.parametrize("options", [{}, {"logprobs": True, "top_logprobs": 2}, {"n": 2, "logprobs": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"logprobs": True, "top_logprobs": 2}, {"n": 2, "logprobs": True}]
+)
 async def test_openais_own_types_take_the_answers(client, options) -> None:
     answer = (await client.post(PATH, json=chat("hi", **options))).json()
     completion = ChatCompletion.model_validate(answer, strict=True)
-    assert [choice.message.content for choice in completion.choices] == ["two red circles"] * options.get("n", 1)
+    assert [choice.message.content for choice in completion.choices] == [
+        "two red circles"
+    ] * options.get("n", 1)
     assert no_extras(completion)
     body = chat("hi", stream=True, stream_options={"include_usage": True}, **options)
     for event in events(await client.post(PATH, json=body)):
@@ -69,8 +86,14 @@ async def test_openais_own_types_take_the_answers(client, options) -> None:
 
 def no_extras(model: BaseModel) -> bool:
     """Whether each field that was sent is one of the type's own."""
-    values = [value for item in model.__dict__.values() for value in (item if isinstance(item, list) else [item])]
-    return not model.model_extra and all(no_extras(value) for value in values if isinstance(value, BaseModel))
+    values = [
+        value
+        for item in model.__dict__.values()
+        for value in (item if isinstance(item, list) else [item])
+    ]
+    return not model.model_extra and all(
+        no_extras(value) for value in values if isinstance(value, BaseModel)
+    )
 
 
 async def test_an_answer_has_openais_shape(client, service: FakeService) -> None:
@@ -107,14 +130,21 @@ async def test_usage_stands_in_a_stream_only_where_it_is_asked_for(client) -> No
     assert not any("usage" in chunk for chunk in chunks)
 
 
-async def test_an_error_before_the_first_delta_keeps_its_status(client, service: FakeService) -> None:
+async def test_an_error_before_the_first_delta_keeps_its_status(
+    client, service: FakeService
+) -> None:
     service.error = Overloaded("full", "model", 3, 4, 2.5)
     for stream in (True, False):
         response = await client.post(PATH, json=chat("hi", stream=stream))
         assert response.status_code == 503
         assert response.headers["retry-after"] == "3"
         error = response.json()["error"]
-        assert error == {"message": "full", "type": "server_error", "param": "model", "code": "overloaded"}
+        assert error == {
+            "message": "full",
+            "type": "server_error",
+            "param": "model",
+            "code": "overloaded",
+        }
 
 
 async def test_an_error_in_a_stream_is_an_event(client, service: FakeService) -> None:
@@ -172,17 +202,28 @@ async def test_what_is_looked_for_may_be_named_apart(client, service: FakeServic
     ("body", "words"),
     [
         (chat("cat", raylens={"task": "detect"}), "messages: one picture is needed"),
-        (chat(image(), image(), raylens={"task": "detect", "object": "cat"}), "messages: one picture is needed"),
+        (
+            chat(image(), image(), raylens={"task": "detect", "object": "cat"}),
+            "messages: one picture is needed",
+        ),
         (chat(image(), raylens={"task": "detect"}), "raylens.object: what should be found?"),
         (wanting("segment"), "raylens.task"),
         ({**wanting("detect"), "n": 2}, "n: not supported where places are wanted"),
         ({**wanting("point"), "logprobs": True}, "logprobs: not supported where places are wanted"),
-        ({**wanting("point"), "response_format": {"type": "json_object"}}, "response_format: not supported where"),
+        (
+            {**wanting("point"), "response_format": {"type": "json_object"}},
+            "response_format: not supported where",
+        ),
         (wanting("detect"), "smolvlm can't detect"),
-        (chat("hi", reasoning=True, response_format={"type": "json_object"}), "response_format: thoughts follow no"),
+        (
+            chat("hi", reasoning=True, response_format={"type": "json_object"}),
+            "response_format: thoughts follow no",
+        ),
     ],
 )
-async def test_places_that_cannot_be_had_are_refused(client, service: FakeService, body, words) -> None:
+async def test_places_that_cannot_be_had_are_refused(
+    client, service: FakeService, body, words
+) -> None:
     response = await client.post(PATH, json=body)
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
@@ -194,10 +235,19 @@ async def test_thoughts_stand_in_the_message(client, service: FakeService) -> No
     service.tasks = {"smolvlm": (*TALKS, "reason")}
     thoughts = {
         "reasoning": "I see it",
-        "reasoning_details": {"grounding": [{"start_idx": 2, "end_idx": 5, "points": [[0.25, 0.5]]}]},
+        "reasoning_details": {
+            "grounding": [{"start_idx": 2, "end_idx": 5, "points": [[0.25, 0.5]]}]
+        },
     }
-    message = (await client.post(PATH, json=chat("hi", reasoning=True))).json()["choices"][0]["message"]
-    assert message == {"role": "assistant", "content": "two red circles", "refusal": None, **thoughts}
+    message = (await client.post(PATH, json=chat("hi", reasoning=True))).json()["choices"][0][
+        "message"
+    ]
+    assert message == {
+        "role": "assistant",
+        "content": "two red circles",
+        "refusal": None,
+        **thoughts,
+    }
     assert service.requests[0].task.reasoning  # type: ignore[union-attr]
     chunks = events(await client.post(PATH, json=chat("hi", reasoning=True, stream=True)))
     assert chunks[-1]["choices"][0]["delta"] == thoughts

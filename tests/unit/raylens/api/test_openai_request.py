@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raylens.api.openai import PATH
-from raylens.types import Chat, Detail, ImagePart, Role, SamplingParams, TextPart, VideoPart
+from raylens.core.types import Chat, Detail, ImagePart, Role, SamplingParams, TextPart, VideoPart
 from tests.unit.raylens.api.conftest import PICTURE, FakeService, chat, image
 
 SCHEMA = {"type": "object", "properties": {"z": {"const": "é"}, "a": {"type": "integer"}}}
@@ -25,7 +25,9 @@ async def test_a_chat_becomes_a_request(client, service: FakeService) -> None:
     )  # fmt: skip
     body["messages"].insert(0, {"role": "developer", "content": "be brief"})
     before = time.time()
-    response = await client.post(PATH, json=body, headers={"X-Request-ID": "abc", "X-Request-Timeout": "12.5"})
+    response = await client.post(
+        PATH, json=body, headers={"X-Request-ID": "abc", "X-Request-Timeout": "12.5"}
+    )
     assert response.status_code == 200
     assert response.headers["x-request-id"] == "abc"
     (request,) = service.requests
@@ -37,7 +39,12 @@ async def test_a_chat_becomes_a_request(client, service: FakeService) -> None:
     assert isinstance(request.task, Chat)
     system, user = request.task.messages
     assert (system.role, system.parts) == (Role.SYSTEM, (TextPart("be brief"),))
-    assert user.parts == (TextPart("look"), ImagePart(0, Detail.HIGH), ImagePart(1, Detail.AUTO), TextPart("well"))
+    assert user.parts == (
+        TextPart("look"),
+        ImagePart(0, Detail.HIGH),
+        ImagePart(1, Detail.AUTO),
+        TextPart("well"),
+    )
     assert service.images == [PICTURE, PICTURE]
 
 
@@ -52,7 +59,9 @@ async def test_a_video_is_its_frames(client, service: FakeService) -> None:
     assert service.images == [PICTURE] * 3
 
 
-async def test_what_vllms_clients_send_becomes_sampling_parameters(client, service: FakeService) -> None:
+async def test_what_vllms_clients_send_becomes_sampling_parameters(
+    client, service: FakeService
+) -> None:
     options = {
         "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.2, "presence_penalty": -2, "frequency_penalty": 0.5,
         "logprobs": True, "top_logprobs": 20,
@@ -68,13 +77,27 @@ async def test_what_vllms_clients_send_becomes_sampling_parameters(client, servi
     "options",
     [
         {},
-        {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0},
-        {"top_k": None, "min_p": None, "repetition_penalty": None, "presence_penalty": None, "frequency_penalty": None},
+        {
+            "top_k": -1,
+            "min_p": 0,
+            "repetition_penalty": 1,
+            "presence_penalty": 0,
+            "frequency_penalty": 0,
+        },
+        {
+            "top_k": None,
+            "min_p": None,
+            "repetition_penalty": None,
+            "presence_penalty": None,
+            "frequency_penalty": None,
+        },
         {"logprobs": False, "top_logprobs": 0, "response_format": {"type": "text"}},
         {"logprobs": None, "top_logprobs": None, "response_format": None},
     ],
 )
-async def test_what_asks_for_nothing_leaves_sampling_as_it_is(client, service: FakeService, options) -> None:
+async def test_what_asks_for_nothing_leaves_sampling_as_it_is(
+    client, service: FakeService, options
+) -> None:
     assert (await client.post(PATH, json=chat("hi", **options))).status_code == 200
     assert service.requests[0].sampling == SamplingParams(max_tokens=50)
 
@@ -90,7 +113,9 @@ async def test_what_asks_for_nothing_leaves_sampling_as_it_is(client, service: F
         (follow({}, strict=None), "{}"),
     ],
 )
-async def test_a_response_format_becomes_a_schema_with_its_keys_in_order(client, service, wanted, schema) -> None:
+async def test_a_response_format_becomes_a_schema_with_its_keys_in_order(
+    client, service, wanted, schema
+) -> None:
     assert (await client.post(PATH, json=chat("hi", response_format=wanted))).status_code == 200
     assert service.requests[0].sampling.json_schema == schema
 
@@ -99,7 +124,9 @@ async def test_a_schema_nested_beyond_reason_is_refused(client) -> None:
     body = '{"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_schema", "json_schema": '
     for depth in (800, 900, 950, 990, 50_000):
         content = body + '{"name": "a", "schema": ' + '{"not":' * depth + "{}" + "}" * depth + "}}}"
-        response = await client.post(PATH, content=content, headers={"content-type": "application/json"})
+        response = await client.post(
+            PATH, content=content, headers={"content-type": "application/json"}
+        )
         assert response.status_code in (400, 413)
 
 
@@ -171,9 +198,13 @@ async def test_a_schema_nested_beyond_reason_is_refused(client) -> None:
         ({"messages": [{"role": "user", "content": "x", "k" * 3000: 1}]}, 400, "messages.0." + "k" * 149, "permitted"),
     ],
 )  # fmt: skip
-async def test_bad_input_names_the_field_and_the_limit(client, service, body, status, param, words) -> None:
+async def test_bad_input_names_the_field_and_the_limit(
+    client, service, body, status, param, words
+) -> None:
     content = json.dumps(body).encode()
-    response = await client.post(PATH, content=content, headers={"content-type": "application/json"})
+    response = await client.post(
+        PATH, content=content, headers={"content-type": "application/json"}
+    )
     assert response.status_code == status
     error = response.json()["error"]
     assert error["param"] == param

@@ -5,14 +5,16 @@ import time
 
 import pytest
 
-from raylens.errors import UnsupportedMedia
-from raylens.recipe import AUTO, ENHANCED
+from raylens.core.errors import UnsupportedMedia
+from raylens.core.recipe import AUTO, ENHANCED
 from tests.unit.raylens.api.conftest import DATA_URL, PICTURE, FakeService, chat, image
 
 
 async def test_the_picture_its_geometry_and_its_steps(client, service: FakeService) -> None:
     service.warnings = ("denoise: skipped",)
-    response = await client.post("/v1/preprocess", json={"image_url": DATA_URL, "recipe": "enhanced"})
+    response = await client.post(
+        "/v1/preprocess", json={"image_url": DATA_URL, "recipe": "enhanced"}
+    )
     assert response.json() == {
         "model": "smolvlm",
         "image_url": "data:image/jpeg;base64,anBlZw==",
@@ -35,11 +37,17 @@ async def test_an_upload_and_the_picture_alone(client, service: FakeService) -> 
     assert service.recipes[0].size == (64, 48)
 
 
-async def test_a_models_own_settings_hold_until_a_request_changes_them(client, service: FakeService) -> None:
+async def test_a_models_own_settings_hold_until_a_request_changes_them(
+    client, service: FakeService
+) -> None:
     before = time.time()
     await client.post("/v1/preprocess", json={"image_url": DATA_URL, "model": "other"})
-    await client.post("/v1/preprocess", json={"image_url": DATA_URL, "model": "other", "recipe": "plain"})
-    await client.post("/v1/preprocess", json={"image_url": DATA_URL}, headers={"X-Request-Timeout": "3"})
+    await client.post(
+        "/v1/preprocess", json={"image_url": DATA_URL, "model": "other", "recipe": "plain"}
+    )
+    await client.post(
+        "/v1/preprocess", json={"image_url": DATA_URL}, headers={"X-Request-Timeout": "3"}
+    )
     own, named, first = service.recipes
     assert (own.denoise.method, own.smart_crop, own.size) == ("nlm", True, (640, 640))
     assert (named.smart_crop, named.size) == (False, (640, 640))
@@ -77,7 +85,9 @@ async def test_pictures_go_by_the_names_of_their_fields(client, service: FakeSer
     assert service.fields == [url(0), url(2), "image_url", "file"]
 
 
-async def test_without_one_the_models_holds_and_so_does_its_deadline(client, service: FakeService) -> None:
+async def test_without_one_the_models_holds_and_so_does_its_deadline(
+    client, service: FakeService
+) -> None:
     before = time.time()
     for model in ("smolvlm", "other"):
         await client.post("/v1/chat/completions", json=chat("?", image(), model=model, recipe=None))
@@ -92,7 +102,11 @@ async def test_without_one_the_models_holds_and_so_does_its_deadline(client, ser
     ("recipe", "field", "words"),
     [
         ("nope", "recipe", "there are: plain, auto, enhanced, mine"),
-        ({"denoise": {"enabled": "maybe"}}, "recipe.denoise.enabled", "true, false or 'auto' is needed"),
+        (
+            {"denoise": {"enabled": "maybe"}},
+            "recipe.denoise.enabled",
+            "true, false or 'auto' is needed",
+        ),
         ({"size": [8, 8]}, "recipe.size.0", "16"),
         ([1], "recipe", "a recipe's name, or an object"),
         (5, "recipe", "a recipe's name, or an object"),
@@ -100,7 +114,9 @@ async def test_without_one_the_models_holds_and_so_does_its_deadline(client, ser
         ("[1]", "recipe", "a recipe's name, or an object"),
     ],
 )
-async def test_a_bad_recipe_is_refused_in_every_dialect(client, service: FakeService, recipe, field, words) -> None:
+async def test_a_bad_recipe_is_refused_in_every_dialect(
+    client, service: FakeService, recipe, field, words
+) -> None:
     chatted = await client.post("/v1/chat/completions", json=chat("?", image(), recipe=recipe))
     assert chatted.status_code == 400
     assert chatted.json()["error"]["param"] == field
@@ -132,7 +148,12 @@ async def test_bad_input_is_explained(client, body, status, words) -> None:
 async def test_an_error_of_the_graph_keeps_its_status(client, service: FakeService) -> None:
     service.error = UnsupportedMedia("image: this is a PDF document")
     response = await client.post("/v1/preprocess", json={"image_url": DATA_URL})
-    assert (response.status_code, response.json()) == (415, {"detail": "image: this is a PDF document"})
+    assert (response.status_code, response.json()) == (
+        415,
+        {"detail": "image: this is a PDF document"},
+    )
     shown = await client.get("/openapi.json")
-    recipe = shown.json()["paths"]["/v1/preprocess"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    recipe = shown.json()["paths"]["/v1/preprocess"]["post"]["requestBody"]["content"][
+        "application/json"
+    ]["schema"]
     assert "sigma_color" in json.dumps(recipe["properties"]["recipe"])

@@ -10,8 +10,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from raylens.engine.model import Course, KVRows, KVShape, Part, PictureInput, Pixels, Prompt, Scores
-from raylens.types import Found, SamplingParams, VisionRequest
+from raylens.core.types import Caption, Findings, SamplingParams, VisionRequest
+from raylens.engine.model import (
+    KVRows,
+    KVShape,
+    ModelOutput,
+    PictureInput,
+    Pixels,
+    PrefillChunk,
+    Prompt,
+    TokenPolicy,
+)
 
 EOS = 256
 
@@ -27,7 +36,8 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def _byte(symbol: str) -> int:
-    """GPT-2's table backwards: printable bytes stand for themselves, the others come from U+0100 on."""
+    """GPT-2's table backwards: printable bytes stand for themselves, the others come from U+0100
+    on."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     code = ord(symbol)
     if code < 0x100:
@@ -60,8 +70,8 @@ ONE_NUMBER = KVShape(layers=1, heads=1, head_dim=1, dtype=torch.float32, device=
 class FakeModel:
     """Keeps what it reads in the engine's cache, and nowhere else.
 
-    Fails in prefill of the token 666, and in the third decode step of 667; what it says to 668 is not a number. A
-    picture's features are its bytes; encoding takes one slice for each.
+    Fails in prefill of the token 666, and in the third decode step of 667; what it says to 668 is
+    not a number. A picture's features are its bytes; encoding takes one slice for each.
     """
 
     max_length: int = 64
@@ -71,7 +81,7 @@ class FakeModel:
     eos_ids: frozenset[int] = frozenset({EOS})
     vocabulary: int = 257
     kv_shape: KVShape = ONE_NUMBER
-    course: Course | None = None
+    token_policy: TokenPolicy | None = None
     batches: list[int] = field(default_factory=list)
     """Rows of each decode step."""
     prefilled: int = 0
@@ -92,8 +102,8 @@ class FakeModel:
         return features
 
     def prefill(
-        self, parts: Sequence[Part], rows: Callable[[], Sequence[KVRows]], tokens: int
-    ) -> Generator[None, None, Scores]:
+        self, parts: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
+    ) -> Generator[None, None, ModelOutput]:
         if any(666 in part.token_ids for part in parts):
             raise RuntimeError("666")
         self.groups.append(len(parts))
@@ -103,7 +113,7 @@ class FakeModel:
         self.prefilled += whole
         return _scores([self._read(part, row) for part, row in zip(parts, rows(), strict=True)])
 
-    def _read(self, part: Part, row: KVRows) -> Tensor:
+    def _read(self, part: PrefillChunk, row: KVRows) -> Tensor:
         end = part.start + len(part.token_ids)
         assert part.positions[0].tolist() == list(range(part.start, end))
         read = torch.tensor([float(token) for token in part.token_ids])
@@ -112,7 +122,9 @@ class FakeModel:
         row.layers[0][:, 0, 0, part.start : end, 0] = torch.stack([read, read + 1])
         return self._logits(row, 0, end)
 
-    def decode(self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]) -> Scores:
+    def decode(
+        self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]
+    ) -> ModelOutput:
         tokens = iter(token_ids.tolist())
         logits = []
         for group in groups:
@@ -126,8 +138,8 @@ class FakeModel:
         self.batches.append(len(token_ids))
         return _scores(logits)
 
-    def find(self, prompt: Prompt, output_ids: Sequence[int]) -> Found:
-        return Found()
+    def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
+        return Findings()
 
     def _logits(self, rows: KVRows, row: int, length: int) -> Tensor:
         keys, values = rows.layers[0][:, row, 0, :length, 0].tolist()
@@ -138,11 +150,12 @@ class FakeModel:
         return logits
 
 
-def _scores(logits: Sequence[Tensor]) -> Scores:
+def _scores(logits: Sequence[Tensor]) -> ModelOutput:
     """The state of a row is its best token."""
     stacked = torch.stack(list(logits))
-    return Scores(stacked, stacked.argmax(-1, keepdim=True).float())
+    return ModelOutput(stacked, stacked.argmax(-1, keepdim=True).float())
 
 
 def request(deadline: float, **sampling: Any) -> VisionRequest:
-    return VisionRequest(id="r", model="m", task=None, deadline=deadline, sampling=SamplingParams(**sampling))  # type: ignore[arg-type]
+    """A request whose task the fake model never looks at."""
+    return VisionRequest("r", "m", Caption(), deadline, SamplingParams(**sampling))

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from raylens.core.errors import InvalidRequest, ModelFailed, Overloaded
+from raylens.core.types import Priority
 from raylens.engine.async_engine import AsyncEngine
-from raylens.engine.limits import Limits
+from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Prompt
-from raylens.errors import InvalidRequest, ModelFailed, Overloaded
-from raylens.types import Priority
 from tests.unit.raylens.engine.fakes import FakeModel, answer, request
 
 LATER = time.time() + 3600
@@ -36,14 +36,14 @@ class GatedModel(FakeModel):
 @pytest.fixture
 async def gated() -> AsyncIterator[tuple[GatedModel, AsyncEngine]]:
     model = GatedModel()
-    engine = AsyncEngine(model, Limits(max_batch_size=2), max_waiting=1, retry_after=3)
+    engine = AsyncEngine(model, EngineLimits(max_batch_size=2), max_waiting=1, retry_after=3)
     yield model, engine
     model.gate.release(10**6)
     engine.stop()
 
 
 async def test_answers_stream_side_by_side() -> None:
-    engine = AsyncEngine(FakeModel(), Limits(max_batch_size=4), max_waiting=60)
+    engine = AsyncEngine(FakeModel(), EngineLimits(max_batch_size=4), max_waiting=60)
 
     async def ask(letter: int) -> str:
         deltas = engine.generate(request(LATER, max_tokens=9), Prompt((letter,)))
@@ -82,7 +82,7 @@ async def test_a_full_waiting_room_refuses_at_once(gated) -> None:
 
 async def test_jobs_leave_half_of_the_waiting_room_to_interactive_requests() -> None:
     model = GatedModel()
-    engine = AsyncEngine(model, Limits(max_batch_size=1), max_waiting=4)
+    engine = AsyncEngine(model, EngineLimits(max_batch_size=1), max_waiting=4)
 
     def ask(priority: Priority, n: int = 1) -> asyncio.Future[Any]:
         wanted = dataclasses.replace(request(LATER, max_tokens=50, n=n), priority=priority)
@@ -127,7 +127,7 @@ async def test_a_thread_that_dies_fails_everyone_and_says_so() -> None:
             raise SystemExit("not one request's failure")
 
     model = Broken()
-    engine = AsyncEngine(model, Limits(max_batch_size=4), max_waiting=4)
+    engine = AsyncEngine(model, EngineLimits(max_batch_size=4), max_waiting=4)
 
     async def ask(length: int) -> None:
         async for _ in engine.generate(request(LATER, max_tokens=length), Prompt((101, length))):
@@ -142,7 +142,7 @@ async def test_a_thread_that_dies_fails_everyone_and_says_so() -> None:
 
 async def test_stopping_fails_what_is_unfinished() -> None:
     model = GatedModel()
-    engine = AsyncEngine(model, Limits(max_batch_size=2), max_waiting=1)
+    engine = AsyncEngine(model, EngineLimits(max_batch_size=2), max_waiting=1)
     stream = engine.generate(request(LATER, max_tokens=50), Prompt((99,)))
     await asyncio.wait_for(anext(stream), 5)
     threading.Timer(0.2, model.gate.release, [1]).start()

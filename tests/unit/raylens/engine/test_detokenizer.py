@@ -26,7 +26,10 @@ def test_text_comes_out_whole_and_never_in_half_characters(text) -> None:
     assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
 
 
-@given(st.text("ab€", max_size=12), st.lists(st.text("ab€", min_size=1, max_size=4), min_size=1, max_size=3))
+@given(
+    st.text("ab€", max_size=12),
+    st.lists(st.text("ab€", min_size=1, max_size=4), min_size=1, max_size=3),
+)
 def test_the_answer_ends_before_the_first_stop_string(text, stops) -> None:
     pieces, stopped = stream("x" + text, *stops)
     whole = "x" + text
@@ -35,8 +38,12 @@ def test_the_answer_ends_before_the_first_stop_string(text, stops) -> None:
     shown = "".join(pieces)
     if ends:
         # The stop string that is complete first counts.
-        complete = min((whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole)[0]
-        earliest = min(whole.find(stop) for stop in stops if whole.find(stop) >= 0 and stop in whole[:complete])
+        complete = min(
+            (whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole
+        )[0]
+        earliest = min(
+            whole.find(stop) for stop in stops if whole.find(stop) >= 0 and stop in whole[:complete]
+        )
         assert shown == whole[:earliest]
     else:
         assert shown == whole

@@ -8,10 +8,10 @@ import random
 import pytest
 import torch
 
-from raylens.engine.device_sampling import DeviceChooser
-from raylens.engine.sampling import Sampler, choose_all
+from raylens.core.types import SamplingParams
+from raylens.engine.device_sampling import DeviceSampler
+from raylens.engine.sampling import Sampler, sample_all
 from raylens.engine.structured import Grammars
-from raylens.types import SamplingParams
 from tests.unit.raylens.engine.fakes import EOS, byte_tokenizer
 
 VOCABULARY = 700
@@ -40,16 +40,20 @@ def test_mixed_batches_are_chosen_as_each_row_is_on_the_host() -> None:
     params = [random_params(rng) for _ in range(64)]
     slots = list(range(64))
     rng.shuffle(slots)
-    ours, theirs = ([Sampler(each, PROMPT, number) for number, each in enumerate(params)] for _ in range(2))
-    chooser = DeviceChooser(64, VOCABULARY, "cpu")
+    ours, theirs = (
+        [Sampler(each, PROMPT, number) for number, each in enumerate(params)] for _ in range(2)
+    )
+    chooser = DeviceSampler(64, VOCABULARY, "cpu")
     for slot, sampler in zip(slots, ours, strict=True):
         chooser.begin(slot, sampler)
     for step in range(40):
         present = sorted(rng.sample(range(64), rng.randint(1, 64)))
         logits = noise(len(present), step)
         before = logits.clone()
-        choice = chooser.choose(logits, [ours[row] for row in present], [slots[row] for row in present])
-        assert choice.tokens.tolist() == choose_all(before, [theirs[row] for row in present])
+        choice = chooser.choose(
+            logits, [ours[row] for row in present], [slots[row] for row in present]
+        )
+        assert choice.tokens.tolist() == sample_all(before, [theirs[row] for row in present])
         assert torch.equal(logits, before)
         assert not choice.failures
         assert choice.finite is not None
@@ -60,7 +64,7 @@ def test_a_slot_forgets_the_answer_that_it_held() -> None:
     params = SamplingParams(frequency_penalty=2.0, repetition_penalty=2.0)
     logits = torch.zeros(1, VOCABULARY)
     logits[0, :3] = torch.tensor([3.0, 2.0, 1.0])
-    chooser = DeviceChooser(2, VOCABULARY, "cpu")
+    chooser = DeviceSampler(2, VOCABULARY, "cpu")
     prompts: tuple[tuple[int, ...], ...] = ((), (0,), ())
     for prompt, expected in zip(prompts, ([0, 1], [1, 0], [0, 1]), strict=True):
         sampler = Sampler(params, prompt)
@@ -78,8 +82,10 @@ def test_a_schema_is_followed_in_a_batch_with_free_answers() -> None:
         Sampler(free, grammar=grammars.compile(schema)),
         Sampler(free),
     ]
-    chooser = DeviceChooser(4, VOCABULARY, "cpu")
-    tokens = torch.stack([chooser.choose(noise(4, step), mixed, [0, 1, 2, 3]).tokens for step in range(4)], 1)
+    chooser = DeviceSampler(4, VOCABULARY, "cpu")
+    tokens = torch.stack(
+        [chooser.choose(noise(4, step), mixed, [0, 1, 2, 3]).tokens for step in range(4)], 1
+    )
     for row in (0, 2):
         said = bytes(token for token in tokens[row].tolist() if token < EOS).decode()
         assert said in ('"yes', '"no"')
@@ -87,7 +93,7 @@ def test_a_schema_is_followed_in_a_batch_with_free_answers() -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_only_the_row_fails_that_is_not_finite(bad: float) -> None:
-    chooser = DeviceChooser(3, VOCABULARY, "cpu")
+    chooser = DeviceSampler(3, VOCABULARY, "cpu")
     for params in (SamplingParams(), SamplingParams(temperature=1.0, top_p=0.5)):
         logits = noise(3, 0)
         logits[1, 5] = bad
@@ -102,5 +108,5 @@ def test_a_grammar_that_cannot_go_on_fails_its_row_alone() -> None:
     with pytest.raises(ValueError, match="forbids"):
         stuck.accept(ord("x"))
     samplers = [Sampler(SamplingParams(), grammar=stuck), Sampler(SamplingParams())]
-    choice = DeviceChooser(2, VOCABULARY, "cpu").choose(noise(2, 0), samplers, [0, 1])
+    choice = DeviceSampler(2, VOCABULARY, "cpu").choose(noise(2, 0), samplers, [0, 1])
     assert list(choice.failures) == [0]

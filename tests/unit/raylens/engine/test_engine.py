@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from raylens.engine.engine import Engine, Output
+from raylens.core.errors import DeadlineExceeded, InvalidRequest, ModelFailed
+from raylens.core.types import FinishReason, Priority, Usage
+from raylens.engine.engine import Engine, StepOutput
 from raylens.engine.kv_cache import KVCache
-from raylens.engine.limits import Limits
-from raylens.engine.metrics import Metrics
-from raylens.engine.model import PictureInput, Prompt, Scores
+from raylens.engine.limits import EngineLimits
+from raylens.engine.metrics import EngineMetrics
+from raylens.engine.model import ModelOutput, PictureInput, Prompt
 from raylens.engine.scheduler import JOB_PATIENCE_S
 from raylens.engine.sequence import Sequence, State, sequences
 from raylens.engine.structured import Grammars
-from raylens.engine.transfer import Fetch
-from raylens.errors import DeadlineExceeded, InvalidRequest, ModelFailed
-from raylens.types import FinishReason, Priority, Usage
+from raylens.engine.transfer import Download
 from tests.unit.raylens.engine.fakes import EOS, FakeModel, answer, request
 
 LATER = time.time() + 3600
@@ -37,7 +37,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-class SlowFetch(Fetch):
+class SlowFetch(Download):
     """Is never there by itself."""
 
     ready = False
@@ -45,40 +45,55 @@ class SlowFetch(Fetch):
 
 @pytest.fixture(params=MODES)
 def make_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Engines as they are on a CPU, and as they are on a GPU. By default a step reads all that enters, however slow the
-    machine is."""
+    """Engines as they are on a CPU, and as they are on a GPU. By default a step reads all that
+    enters, however slow the machine is."""
     mode = MODES[request.param]
     if "late" in request.param:
-        monkeypatch.setattr("raylens.engine.next_tokens.Fetch", SlowFetch)
+        monkeypatch.setattr("raylens.engine.next_tokens.Download", SlowFetch)
 
     def make(max_batch_size: int, model: FakeModel | None = None, **limits: Any) -> Engine:
-        return Engine(model or FakeModel(), Limits(max_batch_size, **{"stall_s": 60.0, **mode, **limits}))
+        return Engine(
+            model or FakeModel(),
+            EngineLimits(max_batch_size, **{"max_prefill_slice_s": 60.0, **mode, **limits}),
+        )
 
     return make
 
 
 def submit(
-    engine: Engine, prompt: list[int], deadline: float = LATER, pictures: dict[int, bytes] | None = None, **sampling
+    engine: Engine,
+    prompt: list[int],
+    deadline: float = LATER,
+    pictures: dict[int, bytes] | None = None,
+    **sampling,
 ) -> list[Sequence]:
     """``pictures``: what stands at a place of the prompt; their tokens there are 0."""
     shown = pictures or {}
-    inputs = tuple(PictureInput(hashlib.sha256(data).digest(), len(data), data) for data in shown.values())
-    made = sequences(request(deadline, **sampling), Prompt(tuple(prompt), inputs, tuple(shown)), engine.model.tokenizer)
+    inputs = tuple(
+        PictureInput(hashlib.sha256(data).digest(), len(data), data) for data in shown.values()
+    )
+    made = sequences(
+        request(deadline, **sampling),
+        Prompt(tuple(prompt), inputs, tuple(shown)),
+        engine.model.tokenizer,
+    )
     engine.scheduler.add(made)
     return made
 
 
-def run(engine: Engine) -> list[Output]:
+def run(engine: Engine) -> list[StepOutput]:
     outputs = []
     while engine.has_work:
         outputs += engine.step()
     return outputs
 
 
-def texts(outputs: list[Output]) -> dict[Sequence, str]:
+def texts(outputs: list[StepOutput]) -> dict[Sequence, str]:
     joined: dict[Sequence, str] = defaultdict(str)
     for output in outputs:
-        joined[output.sequence] += output.delta.text if output.delta else f"<{type(output.error).__name__}>"
+        joined[output.sequence] += (
+            output.delta.text if output.delta else f"<{type(output.error).__name__}>"
+        )
     return joined
 
 
@@ -100,7 +115,10 @@ def test_each_answer_ends_once_with_its_reason_and_usage(make_engine: Make) -> N
     ends = [output.delta for output in run(engine) if output.delta and output.delta.finish_reason]
     assert len(ends) == 20
     assert {end.finish_reason for end in ends} == {FinishReason.STOP, FinishReason.LENGTH}
-    assert all(end.usage and end.usage.prompt_tokens == 1 and end.usage.completion_tokens <= 6 for end in ends)
+    assert all(
+        end.usage and end.usage.prompt_tokens == 1 and end.usage.completion_tokens <= 6
+        for end in ends
+    )
 
 
 def test_rows_leave_a_running_batch_as_they_finish(make_engine: Make) -> None:
@@ -131,7 +149,9 @@ def test_answers_to_one_prompt_share_its_prefill(make_engine: Make) -> None:
     assert [s.index for s in made] == [0, 1, 2]
 
 
-def test_interactive_requests_go_before_jobs_and_each_in_order_of_arrival(make_engine: Make) -> None:
+def test_interactive_requests_go_before_jobs_and_each_in_order_of_arrival(
+    make_engine: Make,
+) -> None:
     engine = make_engine(1)
     job, first, second = (submit(engine, [letter], max_tokens=2)[0] for letter in (100, 101, 102))
     job.priority = Priority.JOB
@@ -151,11 +171,13 @@ def test_a_job_that_has_waited_long_enough_goes_before_newcomers(make_engine: Ma
 def test_a_newcomer_joins_and_the_others_go_on_between_its_slices(make_engine: Make) -> None:
     model = FakeModel(max_length=512)
     model.eos_ids = NEVER
-    engine = make_engine(2, model, stall_s=0.0, prefill_tokens=16)
+    engine = make_engine(2, model, max_prefill_slice_s=0.0, prefill_tokens=16)
     first = submit(engine, [99], max_tokens=100)[0]
     while not first.output_ids:
         engine.step()
-    newcomer = submit(engine, [0] * 64, pictures={10 * n: bytes([n + 65] * 5) for n in range(6)}, max_tokens=3)[0]
+    newcomer = submit(
+        engine, [0] * 64, pictures={10 * n: bytes([n + 65] * 5) for n in range(6)}, max_tokens=3
+    )[0]
     steps = 0
     while newcomer.state is not State.FINISHED:
         before = len(first.output_ids)
@@ -168,10 +190,12 @@ def test_a_newcomer_joins_and_the_others_go_on_between_its_slices(make_engine: M
 
 
 @pytest.mark.parametrize(("running", "slices"), [(1, 2), (2, 2), (3, 1)])
-def test_a_few_answers_wait_for_two_slices_and_many_for_one(make_engine: Make, running: int, slices: int) -> None:
+def test_a_few_answers_wait_for_two_slices_and_many_for_one(
+    make_engine: Make, running: int, slices: int
+) -> None:
     model = FakeModel(max_length=512)
     model.eos_ids = NEVER
-    engine = make_engine(8, model, stall_s=0.0, prefill_tokens=16, look_ahead=False)
+    engine = make_engine(8, model, max_prefill_slice_s=0.0, prefill_tokens=16, look_ahead=False)
     submit(engine, [99], max_tokens=100, n=running)
     while len(engine.scheduler.running) < running:
         engine.step()
@@ -183,9 +207,13 @@ def test_a_few_answers_wait_for_two_slices_and_many_for_one(make_engine: Make, r
 
 def test_prompts_that_wait_are_read_together_as_far_as_they_fit_into_a_slice() -> None:
     model = FakeModel()
-    engine = Engine(model, Limits(8, prefill_batch=3, prefill_tokens=20, stall_s=60.0))
+    engine = Engine(
+        model, EngineLimits(8, prefill_batch=3, prefill_tokens=20, max_prefill_slice_s=60.0)
+    )
     lengths = (30, 10, 8, 4, 2, 2, 2, 2)
-    wanted = [submit(engine, [97 + n] * length, max_tokens=5)[0] for n, length in enumerate(lengths)]
+    wanted = [
+        submit(engine, [97 + n] * length, max_tokens=5)[0] for n, length in enumerate(lengths)
+    ]
     said = texts(run(engine))
     assert model.groups == [1, 1, 2, 3, 2]  # 20 of 30, the other 10; 10 and 8; 4, 2 and 2; 2 and 2
     assert said == {s: answer(s.prompt.token_ids, 5) for s in wanted}
@@ -193,7 +221,7 @@ def test_prompts_that_wait_are_read_together_as_far_as_they_fit_into_a_slice() -
 
 def test_answers_to_one_prompt_are_not_read_together() -> None:
     model = FakeModel()
-    engine = Engine(model, Limits(8, prefill_batch=8, prefill_tokens=200, look_ahead=True))
+    engine = Engine(model, EngineLimits(8, prefill_batch=8, prefill_tokens=200, look_ahead=True))
     submit(engine, list(range(97, 117)), n=3, max_tokens=8)
     run(engine)
     assert model.prefilled == 20 + 1 + 1
@@ -202,7 +230,7 @@ def test_answers_to_one_prompt_are_not_read_together() -> None:
 def test_a_step_is_launched_before_the_tokens_of_the_one_before_are_looked_at() -> None:
     model = FakeModel()
     model.eos_ids = NEVER
-    engine = Engine(model, Limits(4, look_ahead=True))
+    engine = Engine(model, EngineLimits(4, look_ahead=True))
     (sequence,) = submit(engine, [99], max_tokens=6)
     seen = []
     while engine.has_work:
@@ -211,14 +239,16 @@ def test_a_step_is_launched_before_the_tokens_of_the_one_before_are_looked_at() 
     assert seen == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (5, 6)]
 
 
-def test_decoded_tokens_do_not_wait_for_a_prompt_that_was_launched_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoded_tokens_do_not_wait_for_a_prompt_that_was_launched_after_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = FakeModel()
     model.eos_ids = NEVER
-    engine = Engine(model, Limits(4, look_ahead=True))
+    engine = Engine(model, EngineLimits(4, look_ahead=True))
     (first,) = submit(engine, [99], max_tokens=20)
     for _ in range(4):
         engine.step()
-    monkeypatch.setattr("raylens.engine.next_tokens.Fetch", SlowFetch)
+    monkeypatch.setattr("raylens.engine.next_tokens.Download", SlowFetch)
     (second,) = submit(engine, [101], max_tokens=20)
     seen = []
     for _ in range(4):
@@ -230,7 +260,7 @@ def test_decoded_tokens_do_not_wait_for_a_prompt_that_was_launched_after_them(mo
     assert second.output_ids == [ord(letter) for letter in answer([101], 20, end=False)]
 
 
-class Steps(Metrics):
+class Steps(EngineMetrics):
     """Notes the rows of each step."""
 
     def __init__(self) -> None:
@@ -243,7 +273,7 @@ class Steps(Metrics):
 def test_a_step_that_was_launched_in_vain_is_not_measured_and_not_left_behind() -> None:
     """An answer that ends by a token has been decoded once too often."""
     steps = Steps()
-    engine = Engine(FakeModel(), Limits(4, look_ahead=True), steps)
+    engine = Engine(FakeModel(), EngineLimits(4, look_ahead=True), steps)
     made = [submit(engine, [letter], max_tokens=40)[0] for letter in (100, 107, 122)]
     run(engine)
     assert all(sequence.output_ids[-1] == EOS for sequence in made)
@@ -255,13 +285,17 @@ def test_a_step_that_was_launched_in_vain_is_not_measured_and_not_left_behind() 
 def test_random_joins_leaves_and_aborts_change_no_answer(make_engine: Make, small: bool) -> None:
     rng = random.Random(7)
     limits = {"kv_bytes": 6 * 128 * 8, "prefix_bytes": 400, "feature_bytes": 30} if small else {}
-    engine = make_engine(6, FakeModel(max_length=512), stall_s=0.0, prefill_tokens=16, **limits)
+    engine = make_engine(
+        6, FakeModel(max_length=512), max_prefill_slice_s=0.0, prefill_tokens=16, **limits
+    )
     made: dict[Sequence, tuple[list[int], int]] = {}
     outputs = []
     shared = [rng.randrange(97, 120) for _ in range(40)]
     for _ in range(150):
         for _ in range(rng.choice((0, 0, 1, 3))):
-            prompt = shared[: rng.randint(0, 40)] + [rng.randrange(97, 120) for _ in range(rng.randint(1, 30))]
+            prompt = shared[: rng.randint(0, 40)] + [
+                rng.randrange(97, 120) for _ in range(rng.randint(1, 30))
+            ]
             picture = bytes(rng.choices(range(97, 105), k=4))
             length = rng.randint(1, 40)
             at = rng.randrange(len(prompt))
@@ -272,7 +306,9 @@ def test_random_joins_leaves_and_aborts_change_no_answer(make_engine: Make, smal
         outputs += engine.step()
         if rng.random() < 0.15 and engine.scheduler.has_work:
             scheduler = engine.scheduler
-            rng.choice([*scheduler.waiting, *scheduler.entering, *scheduler.running]).aborted = True
+            rng.choice(
+                [*scheduler.waiting, *scheduler.prefilling, *scheduler.running]
+            ).aborted = True
     outputs += run(engine)
     said = texts(outputs)
     complete = {s: said[s] for s in made if not s.aborted}
@@ -297,7 +333,9 @@ def test_what_has_no_room_in_the_cache_waits_for_it(make_engine: Make) -> None:
 
 def test_what_can_never_fit_is_refused_with_the_numbers(make_engine: Make) -> None:
     engine = make_engine(8, FakeModel(max_length=10_000), kv_bytes=4096)
-    with pytest.raises(InvalidRequest, match=r"the prompt's 300 tokens.* and 300 of the answer.* 0\.0 MiB") as caught:
+    with pytest.raises(
+        InvalidRequest, match=r"the prompt's 300 tokens.* and 300 of the answer.* 0\.0 MiB"
+    ) as caught:
         engine.check_fit(Prompt((97,) * 300), 300)
     assert (caught.value.limit, caught.value.actual) == (4096, 8 * 1024)
     engine.check_fit(Prompt((97,) * 300), 200)
@@ -313,7 +351,9 @@ def test_a_small_request_does_not_overtake_a_large_one_that_waits(make_engine: M
     assert order.index(large) < order.index(small)
 
 
-def test_a_second_question_about_a_picture_neither_encodes_nor_reads_it_again(make_engine: Make) -> None:
+def test_a_second_question_about_a_picture_neither_encodes_nor_reads_it_again(
+    make_engine: Make,
+) -> None:
     model = FakeModel(max_length=512)
     engine = make_engine(2, model)
     picture = {3: bytes(range(65, 95))}
@@ -350,7 +390,9 @@ def test_logprobs_come_with_every_token_and_stay_with_their_row(make_engine: Mak
     assert not any(o.delta.logprobs for o in outputs if o.sequence is plain and o.delta)
 
 
-@pytest.mark.parametrize(("max_tokens", "said"), [(8, slice(3)), (5, slice(5))], ids=["stopped", "cut short"])
+@pytest.mark.parametrize(
+    ("max_tokens", "said"), [(8, slice(3)), (5, slice(5))], ids=["stopped", "cut short"]
+)
 def test_logprobs_wait_with_the_text_that_is_held_back_and_go_with_the_stop_string(
     make_engine: Make, max_tokens: int, said: slice
 ) -> None:
@@ -363,7 +405,9 @@ def test_logprobs_wait_with_the_text_that_is_held_back_and_go_with_the_stop_stri
     assert all("".join(token.text for token in delta.logprobs) == delta.text for delta in deltas)
 
 
-def test_an_answer_that_is_wanted_whole_is_one_delta_with_all_that_its_pieces_hold(make_engine: Make) -> None:
+def test_an_answer_that_is_wanted_whole_is_one_delta_with_all_that_its_pieces_hold(
+    make_engine: Make,
+) -> None:
     engine = make_engine(4)
     pieces, whole = (submit(engine, [100], max_tokens=5, logprobs=1)[0] for _ in range(2))
     whole.stream = False
@@ -380,11 +424,14 @@ def test_an_answer_that_is_wanted_whole_is_one_delta_with_all_that_its_pieces_ho
 def test_a_schema_holds_in_a_batch_with_free_answers(make_engine: Make) -> None:
     engine = make_engine(4, FakeModel(max_length=256))
     grammars = Grammars(engine.model.tokenizer, engine.model.eos_ids, engine.model.vocabulary)
-    schema = (
-        '{"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": false}'
-    )
+    schema = '{"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": false}'
     free = submit(engine, [100], max_tokens=30)[0]
-    bound = sequences(request(LATER, max_tokens=200), Prompt((101,)), engine.model.tokenizer, grammars.compile(schema))
+    bound = sequences(
+        request(LATER, max_tokens=200),
+        Prompt((101,)),
+        engine.model.tokenizer,
+        grammars.compile(schema),
+    )
     engine.scheduler.add(bound)
     said = texts(run(engine))
     assert json.loads(said[bound[0]])["a"] in (1, 2)
@@ -392,7 +439,7 @@ def test_a_schema_holds_in_a_batch_with_free_answers(make_engine: Make) -> None:
 
 
 def test_every_answer_that_begins_is_measured_to_its_end() -> None:
-    class Counting(Metrics):
+    class Counting(EngineMetrics):
         def __init__(self) -> None:
             self.first = 0
             self.reasons: list[str] = []
@@ -409,7 +456,7 @@ def test_every_answer_that_begins_is_measured_to_its_end() -> None:
             self.reasons.append(reason)
 
     metrics = Counting()
-    engine = Engine(FakeModel(), Limits(max_batch_size=4, stall_s=60), metrics)
+    engine = Engine(FakeModel(), EngineLimits(max_batch_size=4, max_prefill_slice_s=60), metrics)
     engine.model.eos_ids = NEVER
     for letter in (100, 101, 666):
         submit(engine, [letter], max_tokens=4)
@@ -446,7 +493,9 @@ def test_a_row_that_cannot_be_sampled_fails_alone(make_engine: Make) -> None:
     assert said == {s: answer(s.prompt.token_ids, 8) for s in good}
 
 
-def test_a_request_that_breaks_decode_fails_alone_and_the_others_lose_nothing(make_engine: Make) -> None:
+def test_a_request_that_breaks_decode_fails_alone_and_the_others_lose_nothing(
+    make_engine: Make,
+) -> None:
     engine = make_engine(8)
     good = [submit(engine, [letter], max_tokens=12)[0] for letter in (100, 103, 104)]
     bad = submit(engine, [667, 98], max_tokens=12)[0]
@@ -488,18 +537,20 @@ def test_a_row_that_failed_leaves_nothing_behind(make_engine: Make) -> None:
 
 
 def test_what_left_while_it_entered_leaves_nothing_behind(make_engine: Make) -> None:
-    engine = make_engine(4, stall_s=0.0, prefill_tokens=16)
-    entering = submit(engine, list(range(1, 100)))[0]
+    engine = make_engine(4, max_prefill_slice_s=0.0, prefill_tokens=16)
+    prefilling = submit(engine, list(range(1, 100)))[0]
     engine.step()
-    assert any(layer.any() for layer in engine.cache.row(entering).layers)
-    entering.aborted = True
+    assert any(layer.any() for layer in engine.cache.row(prefilling).layers)
+    prefilling.aborted = True
     engine.step()
     assert engine.cache.reserve("next", 99)  # type: ignore[arg-type]
     assert not any(layer.any() for layer in engine.cache.row("next").layers)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_no_memory_for_a_row_costs_what_is_kept_first_and_then_that_request(make_engine: Make, failures: int) -> None:
+def test_no_memory_for_a_row_costs_what_is_kept_first_and_then_that_request(
+    make_engine: Make, failures: int
+) -> None:
     class Short(KVCache[Sequence]):
         left = failures
 
@@ -523,7 +574,7 @@ def test_no_memory_for_a_row_costs_what_is_kept_first_and_then_that_request(make
 
 def test_a_lost_device_ends_the_engine(make_engine: Make) -> None:
     class Lost(FakeModel):
-        def decode(self, *arguments: object) -> Scores:
+        def decode(self, *arguments: object) -> ModelOutput:
             raise torch.AcceleratorError("an illegal memory access was encountered")
 
     engine = make_engine(4, Lost())

@@ -24,7 +24,10 @@ def fill(cache: KVCache[str], name: str, value: float, tokens: int) -> None:
 def holds(cache: KVCache[str], name: str, value: float, tokens: int) -> bool:
     row = cache.row(name)
     return row.lengths == [tokens] and all(
-        bool((layer[0, 0, :, :tokens] == value + number).all() and (layer[1, 0, :, :tokens] == -value - number).all())
+        bool(
+            (layer[0, 0, :, :tokens] == value + number).all()
+            and (layer[1, 0, :, :tokens] == -value - number).all()
+        )
         for number, layer in enumerate(row.layers)
     )
 
@@ -32,7 +35,12 @@ def holds(cache: KVCache[str], name: str, value: float, tokens: int) -> bool:
 def test_a_token_costs_its_keys_and_values_in_every_layer() -> None:
     assert SHAPE.bytes_per_token == TOKEN
     cache: KVCache[str] = KVCache(SHAPE, 10 * ROW, 8)
-    assert [cache.cost(tokens) for tokens in (1, SMALLEST, SMALLEST + 1, 1000)] == [ROW, ROW, 2 * ROW, 8 * ROW]
+    assert [cache.cost(tokens) for tokens in (1, SMALLEST, SMALLEST + 1, 1000)] == [
+        ROW,
+        ROW,
+        2 * ROW,
+        8 * ROW,
+    ]
 
 
 def test_rows_keep_what_they_hold_while_others_come_and_go() -> None:
@@ -62,7 +70,10 @@ def test_rows_of_one_capacity_stand_together() -> None:
         fill(cache, name, 1, 3)
     groups = {tuple(names): rows for names, rows in cache.groups()}
     assert set(groups) == {("a", "c"), ("b", "d")}
-    assert [tuple(rows.layers[0].shape) for rows in groups.values()] == [(2, 2, 3, 128, 4), (2, 2, 3, 256, 4)]
+    assert [tuple(rows.layers[0].shape) for rows in groups.values()] == [
+        (2, 2, 3, 128, 4),
+        (2, 2, 3, 256, 4),
+    ]
 
 
 def test_the_budget_holds_and_unused_rows_of_others_are_given_up() -> None:

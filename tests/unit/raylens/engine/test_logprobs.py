@@ -6,17 +6,21 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from raylens.engine.logprobs import LEAST, measure, token_bytes, told
-from raylens.types import TokenLogprob
+from raylens.core.types import TokenLogprob
+from raylens.engine.logprobs import LEAST, measure, token_bytes, token_logprob
 from tests.unit.raylens.engine.fakes import byte_tokenizer
 
-POCKET = Tokenizer.from_file(str(Path(__file__).parents[4] / "models" / "pocket" / "smolvlm" / "tokenizer.json"))
+POCKET = Tokenizer.from_file(
+    str(Path(__file__).parents[4] / "models" / "pocket" / "smolvlm" / "tokenizer.json")
+)
 
 
-def logprobs_of(logits: torch.Tensor, token_id: int, count: int, tokenizer: Tokenizer) -> TokenLogprob:
+def logprobs_of(
+    logits: torch.Tensor, token_id: int, count: int, tokenizer: Tokenizer
+) -> TokenLogprob:
     """What is told of a token that was chosen by one row of logits."""
     chosen, top, ids = measure(logits[None], torch.tensor([token_id]), count)
-    return told(token_id, float(chosen[0]), top[0].tolist(), ids[0].tolist(), tokenizer)
+    return token_logprob(token_id, float(chosen[0]), top[0].tolist(), ids[0].tolist(), tokenizer)
 
 
 def test_logprobs_are_those_of_the_models_own_logits() -> None:
@@ -27,7 +31,9 @@ def test_logprobs_are_those_of_the_models_own_logits() -> None:
     assert said.data == token_bytes(300, POCKET)
     best = expected.topk(5)
     assert [other.logprob for other in said.top] == pytest.approx(best.values.tolist(), abs=1e-5)
-    assert [other.data for other in said.top] == [token_bytes(i, POCKET) for i in best.indices.tolist()]
+    assert [other.data for other in said.top] == [
+        token_bytes(i, POCKET) for i in best.indices.tolist()
+    ]
     assert all(other.top == () for other in said.top)
 
 

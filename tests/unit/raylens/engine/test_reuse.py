@@ -91,9 +91,9 @@ def test_it_wants_what_it_has_not_and_what_fits() -> None:
 def test_tokens_that_see_each_other_are_known_together_or_not_at_all() -> None:
     cache = PrefixCache(10**6)
     cache.keep(prompt(*range(40)), kept(40))
-    beginning = Prompt((*range(30), *range(50, 60)), whole=30)
+    beginning = Prompt((*range(30), *range(50, 60)), bidirectional_prefix_len=30)
     assert cache.find(beginning) is not None
-    assert cache.find(dataclasses.replace(beginning, whole=31)) is None
+    assert cache.find(dataclasses.replace(beginning, bidirectional_prefix_len=31)) is None
 
 
 def test_what_adds_little_to_a_known_prompt_is_not_kept() -> None:

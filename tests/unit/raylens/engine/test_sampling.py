@@ -16,9 +16,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from raylens.core.types import SamplingParams
 from raylens.engine import sampling
-from raylens.engine.sampling import Sampler, choose_all
-from raylens.types import SamplingParams
+from raylens.engine.sampling import Sampler, sample_all
 
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
 
@@ -36,7 +36,7 @@ def probabilities(logits: Tensor, params: SamplingParams, prompt: tuple[int, ...
     """What a sampler draws from, float64 (vocabulary,)."""
     sampler = Sampler(params, prompt)
     row = logits.numpy()
-    if sampler.penalizes:
+    if sampler.has_penalties:
         row = sampler._penalize(row)
     ids, weights = sampler._candidates(row, row.max())
     found = torch.zeros(len(logits), dtype=torch.float64)
@@ -67,7 +67,11 @@ def test_zero_temperature_is_greedy() -> None:
 def test_of_equal_logits_the_greedy_choice_is_the_first() -> None:
     logits = torch.tensor([0.0, 3.0, 1.0, 3.0, 3.0])
     assert set(draw(3, logits)) == {1}
-    assert choose_all(logits.expand(3, 5), [Sampler(SamplingParams()) for _ in range(3)]) == [1, 1, 1]
+    assert sample_all(logits.expand(3, 5), [Sampler(SamplingParams()) for _ in range(3)]) == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_frequencies_follow_the_probabilities() -> None:
@@ -96,7 +100,11 @@ def test_draws_fit_the_distribution_of_transformers(params) -> None:
     expected = theirs(logits, sampling_params, prompt) * count
     drawn: Counter[int] = Counter()
     for seed in range(count):  # one draw each: an answer's own tokens would change its penalties
-        drawn[Sampler(SamplingParams(**{"temperature": 1.0, **params, "seed": seed}), prompt).choose(logits)] += 1
+        drawn[
+            Sampler(SamplingParams(**{"temperature": 1.0, **params, "seed": seed}), prompt).choose(
+                logits
+            )
+        ] += 1
     assert all(expected[token] > 0 for token in drawn)
     likely = expected >= 5
     squares = sum(
@@ -170,7 +178,9 @@ def test_repetition_penalty_by_hand() -> None:
 
 def test_presence_and_frequency_penalties_by_hand() -> None:
     logits = torch.tensor([4.0, 3.0, 2.2])
-    both = Sampler(SamplingParams(presence_penalty=0.5, frequency_penalty=1.0), prompt_ids=(0, 1, 2))
+    both = Sampler(
+        SamplingParams(presence_penalty=0.5, frequency_penalty=1.0), prompt_ids=(0, 1, 2)
+    )
     # 4 3 2.2 | 2.5 3 2.2 | 2.5 1.5 2.2 | 1.5 1.5 2.2 | 1.5 1.5 0.7 | 0.5 1.5 0.7
     assert [both.choose(logits) for _ in range(6)] == [0, 1, 0, 2, 0, 1]
     presence = Sampler(SamplingParams(presence_penalty=1.5))
@@ -182,7 +192,10 @@ def test_presence_and_frequency_penalties_by_hand() -> None:
 def test_penalties_leave_the_logits_alone() -> None:
     logits = noise(50)
     before = logits.clone()
-    sampler = Sampler(SamplingParams(temperature=1.0, repetition_penalty=1.5, presence_penalty=1.0, top_p=0.9), (3,))
+    sampler = Sampler(
+        SamplingParams(temperature=1.0, repetition_penalty=1.5, presence_penalty=1.0, top_p=0.9),
+        (3,),
+    )
     for _ in range(5):
         sampler.choose(logits)
     assert torch.equal(logits, before)
@@ -201,19 +214,25 @@ def test_a_seed_repeats_and_its_answers_differ() -> None:
 def test_seeded_draws_depend_neither_on_batch_mates_nor_on_rounding(params) -> None:
     mine = SamplingParams(temperature=0.8, seed=11, **params)
     alone, batched = Sampler(mine), Sampler(mine)
-    others = [SamplingParams(), SamplingParams(temperature=1.0), SamplingParams(temperature=1.3, seed=11, top_p=0.5)]
+    others = [
+        SamplingParams(),
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=1.3, seed=11, top_p=0.5),
+    ]
     mates = [Sampler(other) for other in others]
     for step in range(100):
         logits = noise(4, 5000, seed=step) * 3
         at = step % 4
         samplers = [*mates[:at], batched, *mates[at:]]
         rounded = logits + 1e-6 * noise(4, 5000, seed=1000 + step)
-        assert choose_all(rounded, samplers)[at] == alone.choose(logits[at])
+        assert sample_all(rounded, samplers)[at] == alone.choose(logits[at])
 
 
 def test_each_draw_takes_one_number() -> None:
     """So that answers that differ in their parameters alone stay in step."""
-    one, other = (Sampler(SamplingParams(temperature=1.0, seed=5, top_p=top_p)) for top_p in (1.0, 0.1))
+    one, other = (
+        Sampler(SamplingParams(temperature=1.0, seed=5, top_p=top_p)) for top_p in (1.0, 0.1)
+    )
     for _ in range(7):
         one.choose(noise(300))
         other.choose(noise(900))
@@ -248,15 +267,15 @@ def test_tokens_that_the_model_rules_out_are_never_drawn() -> None:
 
 
 def test_only_greedy_rows_without_penalties_are_plain() -> None:
-    assert Sampler(SamplingParams()).plain
-    assert Sampler(SamplingParams(top_p=0.5, top_k=3, min_p=0.1, seed=4)).plain
+    assert Sampler(SamplingParams()).is_plain_argmax
+    assert Sampler(SamplingParams(top_p=0.5, top_k=3, min_p=0.1, seed=4)).is_plain_argmax
     for params in (
         {"temperature": 0.1},
         {"repetition_penalty": 1.1},
         {"presence_penalty": -0.1},
         {"frequency_penalty": 0.1},
     ):
-        assert not Sampler(SamplingParams(**params)).plain  # type: ignore[arg-type]
+        assert not Sampler(SamplingParams(**params)).is_plain_argmax  # type: ignore[arg-type]
 
 
 def test_a_batch_chooses_what_each_row_would_alone() -> None:
@@ -265,23 +284,29 @@ def test_a_batch_chooses_what_each_row_would_alone() -> None:
         SamplingParams(temperature=1.0, seed=1),
         SamplingParams(repetition_penalty=1.3),
         SamplingParams(),
-        SamplingParams(temperature=0.5, top_p=0.9, top_k=9, min_p=0.01, frequency_penalty=1.0, seed=2),
+        SamplingParams(
+            temperature=0.5, top_p=0.9, top_k=9, min_p=0.01, frequency_penalty=1.0, seed=2
+        ),
     ]
     batch, alone = ([Sampler(params, (1, 2)) for params in every] for _ in range(2))
     for step in range(20):
         logits = noise(5, 200, seed=step)
-        assert choose_all(logits, batch) == [s.choose(row) for s, row in zip(alone, logits, strict=True)]
+        assert sample_all(logits, batch) == [
+            s.choose(row) for s, row in zip(alone, logits, strict=True)
+        ]
 
 
 def test_a_row_that_fails_leaves_the_others_alone() -> None:
     logits = noise(4, 50)
     logits[0, 3] = logits[2, 7] = torch.nan
     sampled = SamplingParams(temperature=1.0, top_k=1)
-    chosen = choose_all(logits, [Sampler(p) for p in (SamplingParams(), SamplingParams(), sampled, sampled)])
+    chosen = sample_all(
+        logits, [Sampler(p) for p in (SamplingParams(), SamplingParams(), sampled, sampled)]
+    )
     assert isinstance(chosen[0], ValueError)
     assert isinstance(chosen[2], ValueError)
     assert [chosen[1], chosen[3]] == [int(logits[1].argmax()), int(logits[3].argmax())]
 
 
 def test_an_empty_batch_chooses_nothing() -> None:
-    assert choose_all(torch.zeros(0, 5), []) == []
+    assert sample_all(torch.zeros(0, 5), []) == []

@@ -12,10 +12,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from raylens.engine.sampling import Sampler, choose_all
+from raylens.core.errors import InvalidRequest
+from raylens.core.types import SamplingParams
+from raylens.engine.sampling import Sampler, sample_all
 from raylens.engine.structured import MAX_SCHEMA, Grammar, Grammars
-from raylens.errors import InvalidRequest
-from raylens.types import SamplingParams
 from tests.unit.raylens.engine.fakes import EOS, byte_tokenizer
 
 POCKET = Path(__file__).parents[4] / "models" / "pocket" / "smolvlm" / "tokenizer.json"
@@ -26,7 +26,12 @@ SCENE = {
         "shape": {"enum": ["circle", "square", "triangle"]},
         "count": {"type": "integer", "minimum": 1, "maximum": 20},
         "size": {"type": "number"},
-        "tags": {"type": "array", "items": {"type": "string", "maxLength": 6}, "minItems": 1, "maxItems": 3},
+        "tags": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": 6},
+            "minItems": 1,
+            "maxItems": 3,
+        },
         "box": {
             "type": "array",
             "items": {"type": "array", "items": {"type": "integer"}, "maxItems": 2},
@@ -39,7 +44,12 @@ SCENE = {
     "additionalProperties": False,
 }
 TREE = {
-    "$defs": {"node": {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/node"}}}}},
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+        }
+    },
     "$ref": "#/$defs/node",
 }
 SCHEMAS: list[Any] = [
@@ -97,7 +107,9 @@ def closing(tokenizer: Tokenizer, vocabulary: int) -> torch.Tensor:
     return liked
 
 
-def walk(model: tuple[Tokenizer, frozenset[int], int], grammar: Grammar, seed: int, most: int = 3000) -> str:
+def walk(
+    model: tuple[Tokenizer, frozenset[int], int], grammar: Grammar, seed: int, most: int = 3000
+) -> str:
     """What a model with random logits says, which the grammar alone brings to an end."""
     tokenizer, eos_ids, vocabulary = model
     noise = torch.Generator().manual_seed(seed)
@@ -214,7 +226,7 @@ def test_rows_with_and_without_a_grammar_share_a_batch(grammars) -> None:
     said: list[int] = []
     while EOS not in said:
         logits = torch.randn(3, 257, generator=noise)
-        greedy, structured, sampled = choose_all(logits, mixed)
+        greedy, structured, sampled = sample_all(logits, mixed)
         assert greedy == int(logits[0].argmax())
         assert sampled == alone.choose(logits[2])
         assert isinstance(structured, int)
@@ -295,7 +307,8 @@ def test_a_schema_is_compiled_once(grammars) -> None:
 
 
 def test_a_schema_serves_however_many_answers_have_followed_it(grammars) -> None:
-    """This pattern's automaton grows with what is said: answers that shared its states would use up their number."""
+    """This pattern's automaton grows with what is said: answers that shared its states would use up
+    their number."""
     schema = json.dumps({"type": "string", "pattern": "^(a|b)*a(a|b){40}$"})
     rng = random.Random(0)
     for _ in range(400):

@@ -1,4 +1,5 @@
-"""A queue in this process: a store in memory, a model that answers at once, a receiver of webhooks that remembers."""
+"""A queue in this process: a store in memory, a model that answers at once, a receiver of webhooks
+that remembers."""
 
 from __future__ import annotations
 
@@ -11,19 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from raylens.config import AppConfig, JobsConfig
-from raylens.jobs.asking import Asker
-from raylens.jobs.blobs import Blobs
-from raylens.jobs.job import Job, Webhook, new_id
-from raylens.jobs.memory import MemoryStore
-from raylens.jobs.queue import JobQueue
-from raylens.jobs.registry import job_types
-from raylens.jobs.store import JobStore
-from raylens.recipe import Recipe
-from raylens.types import (
+from raylens.core.config import AppConfig, JobsConfig
+from raylens.core.recipe import Recipe
+from raylens.core.types import (
     Delta,
+    Findings,
     FinishReason,
-    Found,
     ModelInfo,
     PictureFile,
     Priority,
@@ -31,6 +25,13 @@ from raylens.types import (
     Usage,
     VisionRequest,
 )
+from raylens.jobs.blobs import Blobs
+from raylens.jobs.inference import InferenceClient
+from raylens.jobs.job import Job, Webhook, new_id
+from raylens.jobs.memory import MemoryStore
+from raylens.jobs.queue import JobQueue
+from raylens.jobs.registry import job_types
+from raylens.jobs.store import JobStore
 
 APP = AppConfig.model_validate({"models": [{"name": "moondream", "family": "moondream"}]})
 URL = "https://hooks.example.com/raylens"
@@ -38,9 +39,12 @@ URL = "https://hooks.example.com/raylens"
 
 @dataclass
 class FakeService:
-    """Answers each request with ``answer``, after ``seconds``; ``errors`` are raised first, one a request."""
+    """Answers each request with ``answer``, after ``seconds``; ``errors`` are raised first, one a
+    request."""
 
-    answer: Callable[[VisionRequest, Sequence[PictureFile]], str] = lambda request, pictures: "two circles"
+    answer: Callable[[VisionRequest, Sequence[PictureFile]], str] = lambda request, pictures: (
+        "two circles"
+    )
     seconds: float = 0.0
     errors: list[Exception] = field(default_factory=list)
     requests: list[VisionRequest] = field(default_factory=list)
@@ -49,7 +53,9 @@ class FakeService:
     most_at_once: int = 0
     stopped: int = 0
 
-    async def generate(self, request: VisionRequest, pictures: Sequence[PictureFile]) -> AsyncGenerator[Delta, None]:
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[PictureFile]
+    ) -> AsyncGenerator[Delta, None]:
         assert request.priority is Priority.JOB
         self.requests.append(request)
         self.pictures += [picture.data for picture in pictures]
@@ -59,7 +65,13 @@ class FakeService:
             if self.errors:
                 raise self.errors.pop(0)
             await asyncio.sleep(self.seconds)
-            yield Delta(self.answer(request, pictures), 0, FinishReason.STOP, Usage(1, 1), found=Found())
+            yield Delta(
+                self.answer(request, pictures),
+                0,
+                FinishReason.STOP,
+                Usage(1, 1),
+                findings=Findings(),
+            )
         except (asyncio.CancelledError, GeneratorExit):
             self.stopped += 1
             raise
@@ -84,7 +96,9 @@ class FakeSender:
     seconds: float = 0.0
     sent: list[tuple[str, bytes, dict[str, str]]] = field(default_factory=list)
 
-    async def post(self, url: str, content: bytes, headers: dict[str, str], field: str) -> httpx.Response:
+    async def post(
+        self, url: str, content: bytes, headers: dict[str, str], field: str
+    ) -> httpx.Response:
         self.sent.append((url, content, headers))
         await asyncio.sleep(self.seconds)
         status = self.statuses.pop(0) if self.statuses else 204
@@ -112,7 +126,7 @@ class Parts:
             self.store,
             self.blobs,
             job_types(),
-            Asker(self.service, APP),
+            InferenceClient(self.service, APP),
             self.sender,
             secrets,
             settings(**more),

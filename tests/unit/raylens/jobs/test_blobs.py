@@ -9,7 +9,11 @@ from raylens.jobs.blobs import BlobMissing, Blobs, digest_of, is_reference, refe
 
 @pytest.fixture(params=["folder", "memory"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    return Blobs(str(tmp_path / "blobs")) if request.param == "folder" else Blobs(f"memory://{tmp_path.name}")
+    return (
+        Blobs(str(tmp_path / "blobs"))
+        if request.param == "folder"
+        else Blobs(f"memory://{tmp_path.name}")
+    )
 
 
 def test_what_is_put_comes_back_until_it_is_removed(blobs: Blobs) -> None:
@@ -37,4 +41,7 @@ def test_a_write_that_is_cut_off_leaves_nothing_under_the_name(tmp_path: Path) -
 def test_only_a_whole_digest_is_a_reference() -> None:
     digest = digest_of(b"x")
     assert is_reference(reference(digest))
-    assert not any(is_reference(value) for value in (digest, "blob:", f"blob:{digest}0", f"blob:../{digest[3:]}", 5))
+    assert not any(
+        is_reference(value)
+        for value in (digest, "blob:", f"blob:{digest}0", f"blob:../{digest[3:]}", 5)
+    )

@@ -112,7 +112,9 @@ def test_intervals_are_in_order_apart_and_within_the_sequence(evidence, enter, l
 
 
 @given(_ANY, st.integers(1, 5))
-def test_a_task_that_is_never_seen_has_no_interval_and_one_that_is_always_seen_has_one(evidence, enter) -> None:
+def test_a_task_that_is_never_seen_has_no_interval_and_one_that_is_always_seen_has_one(
+    evidence, enter
+) -> None:
     times = [float(number) for number in range(len(evidence))]
     assert intervals(times, [False if says else says for says in evidence], enter) == []
     always = intervals(times, [True] * len(evidence), enter)
@@ -128,7 +130,10 @@ def _overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
 def _disturbed(text: str, chance: random.Random) -> str:
     """Of every 20 frames one says the opposite, or nothing."""
     flipped = {"y": "n", "n": "y"}
-    return "".join(chance.choice((flipped[letter], "?")) if chance.random() < 0.05 else letter for letter in text)
+    return "".join(
+        chance.choice((flipped[letter], "?")) if chance.random() < 0.05 else letter
+        for letter in text
+    )
 
 
 def test_intervals_survive_noise_in_one_frame_of_twenty() -> None:
@@ -138,5 +143,7 @@ def test_intervals_survive_noise_in_one_frame_of_twenty() -> None:
         lengths = [chance.randint(15, 50) for _ in range(7)]
         text = "".join("ny"[number % 2] * length for number, length in enumerate(lengths))
         found = _spans(_disturbed(text, chance))
-        overlaps += [max((_overlap(true, span) for span in found), default=0.0) for true in _spans(text)]
+        overlaps += [
+            max((_overlap(true, span) for span in found), default=0.0) for true in _spans(text)
+        ]
     assert fmean(overlaps) >= 0.9

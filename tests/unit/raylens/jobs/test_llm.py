@@ -9,12 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from raylens.config import AppConfig, LlmConfig
-from raylens.errors import DeadlineExceeded, ModelFailed, Overloaded, RaylensError
-from raylens.jobs.asking import Asker
-from raylens.jobs.llm import GraphLlm, ServerLlm, make_llm
-from raylens.recipe import Recipe
-from raylens.types import (
+from raylens.core.config import AppConfig, LlmConfig
+from raylens.core.errors import DeadlineExceeded, ModelFailed, Overloaded, RaylensError
+from raylens.core.recipe import Recipe
+from raylens.core.types import (
     Chat,
     Delta,
     FinishReason,
@@ -26,6 +24,8 @@ from raylens.types import (
     TextPart,
     VisionRequest,
 )
+from raylens.jobs.inference import InferenceClient
+from raylens.jobs.llm import GraphLlm, ServerLlm, make_llm
 
 CONFIG = LlmConfig(model="small", base_url="http://llm.test/v1/", api_key_env="KEY_OF_TEST")
 ANSWER = {"choices": [{"message": {"role": "assistant", "content": "Yes."}}]}
@@ -36,7 +36,9 @@ class FakeService:
     def __init__(self) -> None:
         self.requests: list[VisionRequest] = []
 
-    async def generate(self, request: VisionRequest, pictures: Sequence[PictureFile]) -> AsyncGenerator[Delta, None]:
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[PictureFile]
+    ) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
         yield Delta("Yes.", finish_reason=FinishReason.STOP)
 
@@ -49,9 +51,9 @@ class FakeService:
         raise NotImplementedError
 
 
-def _asker(service: FakeService) -> Asker:
+def _inference(service: FakeService) -> InferenceClient:
     models = [{"name": "moondream", "family": "moondream"}, {"name": "words", "family": "smolvlm"}]
-    return Asker(service, AppConfig.model_validate({"models": models}))
+    return InferenceClient(service, AppConfig.model_validate({"models": models}))
 
 
 def _soon() -> float:
@@ -94,7 +96,9 @@ async def test_no_key_is_sent_where_none_is_configured_or_set(config) -> None:
         seen.append(request)
         return httpx.Response(200, json=ANSWER)
 
-    await ServerLlm(config, httpx.MockTransport(handler), {"OPENAI_API_KEY": "other"}).complete("?", _soon())
+    await ServerLlm(config, httpx.MockTransport(handler), {"OPENAI_API_KEY": "other"}).complete(
+        "?", _soon()
+    )
     assert "Authorization" not in seen[0].headers
 
 
@@ -106,7 +110,11 @@ async def test_a_busy_or_broken_server_may_be_asked_again(status) -> None:
 
 
 async def test_a_retry_after_that_is_no_number_counts_as_a_second() -> None:
-    error = await _error(lambda request: httpx.Response(429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}))
+    error = await _error(
+        lambda request: httpx.Response(
+            429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
+        )
+    )
     assert error.retry_after == 1.0
 
 
@@ -131,21 +139,35 @@ async def test_an_answer_that_takes_past_the_deadline_is_late() -> None:
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404])
 async def test_a_refusal_is_final_and_no_redirect_is_followed(status) -> None:
-    error = await _error(lambda request: httpx.Response(status, headers={"Location": "http://elsewhere.test/"}))
+    error = await _error(
+        lambda request: httpx.Response(status, headers={"Location": "http://elsewhere.test/"})
+    )
     assert isinstance(error, ModelFailed)
     assert str(status) in error.message
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}', b"[" * 9999],
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"choices": []}',
+        b'{"choices": [{"message": {"content": null}}]}',
+        b"[" * 9999,
+    ],
 )
 async def test_an_answer_of_another_shape_is_a_failure(content) -> None:
-    assert isinstance(await _error(lambda request: httpx.Response(200, content=content)), ModelFailed)
+    assert isinstance(
+        await _error(lambda request: httpx.Response(200, content=content)), ModelFailed
+    )
 
 
 async def test_a_key_that_no_header_takes_is_not_told() -> None:
-    llm = ServerLlm(CONFIG, httpx.MockTransport(_raising(httpx.ReadError)), {"KEY_OF_TEST": "kéy\u2026"})
+    llm = ServerLlm(
+        CONFIG, httpx.MockTransport(_raising(httpx.ReadError)), {"KEY_OF_TEST": "kéy\u2026"}
+    )
     with pytest.raises(ModelFailed) as caught:
         await llm.complete("?", _soon())
     assert "k\xe9y" not in caught.value.message
@@ -154,15 +176,21 @@ async def test_a_key_that_no_header_takes_is_not_told() -> None:
 async def test_a_base_url_that_is_none_is_a_failure() -> None:
     for url in ("llm.test", "http://llm.test:port", "ftp://llm.test"):
         with pytest.raises(ModelFailed):
-            await ServerLlm(LlmConfig(model="small", base_url=url), environment={}).complete("?", _soon())
+            await ServerLlm(LlmConfig(model="small", base_url=url), environment={}).complete(
+                "?", _soon()
+            )
 
 
 async def test_a_model_of_the_graph_is_asked_in_a_greedy_chat_without_pictures() -> None:
     service, deadline = FakeService(), _soon()
-    assert await GraphLlm(_asker(service), "words").complete("Is it?", deadline) == "Yes."
+    assert await GraphLlm(_inference(service), "words").complete("Is it?", deadline) == "Yes."
     (request,) = service.requests
     assert request.task == Chat((Message(Role.USER, (TextPart("Is it?"),)),))
-    assert (request.model, request.deadline, request.sampling.temperature) == ("words", deadline, 0.0)
+    assert (request.model, request.deadline, request.sampling.temperature) == (
+        "words",
+        deadline,
+        0.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,4 +198,4 @@ async def test_a_model_of_the_graph_is_asked_in_a_greedy_chat_without_pictures()
     [(None, type(None)), (LlmConfig(model="words"), GraphLlm), (CONFIG, ServerLlm)],
 )
 def test_the_configuration_decides_who_is_asked(config: LlmConfig | None, kind: type[Any]) -> None:
-    assert type(make_llm(config, _asker(FakeService()))) is kind
+    assert type(make_llm(config, _inference(FakeService()))) is kind

@@ -11,13 +11,22 @@ from typing import Any
 import httpx
 import pytest
 
-from raylens.errors import Conflict, InvalidRequest, Overloaded, QueueFull, UnknownJob
+from raylens.core.errors import Conflict, InvalidRequest, Overloaded, QueueFull, UnknownJob
 from raylens.jobs.blobs import digest_of, reference
 from raylens.jobs.job import DeliveryState, Job, JobState, Progress
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.store import Apply, Change
 from raylens.net.address import AddressRefused
-from tests.unit.raylens.jobs.conftest import URL, FakeSender, Parts, ended, job, serving, told, until
+from tests.unit.raylens.jobs.conftest import (
+    URL,
+    FakeSender,
+    Parts,
+    ended,
+    job,
+    serving,
+    told,
+    until,
+)
 
 PICTURE = b"the bytes of a picture"
 DIGEST = digest_of(PICTURE)
@@ -27,7 +36,9 @@ class TestRunning:
     async def test_a_job_is_run_and_its_output_kept(self, parts: Parts) -> None:
         queue = parts.queue()
         async with serving(queue):
-            sent = await queue.submit(job("caption", {"image": reference(DIGEST)}, blobs=(DIGEST,)), {DIGEST: PICTURE})
+            sent = await queue.submit(
+                job("caption", {"image": reference(DIGEST)}, blobs=(DIGEST,)), {DIGEST: PICTURE}
+            )
             assert sent.state is JobState.QUEUED
             done = await ended(queue, sent.id)
         assert done.state is JobState.SUCCEEDED
@@ -53,7 +64,10 @@ class TestRunning:
         assert (done.state, done.attempts, done.problem) == (JobState.SUCCEEDED, 3, None)
 
     async def test_bad_input_and_bugs_are_not_tried_again(self, parts: Parts) -> None:
-        parts.service.errors = [InvalidRequest("image: broken", "image"), ZeroDivisionError("a bug")]
+        parts.service.errors = [
+            InvalidRequest("image: broken", "image"),
+            ZeroDivisionError("a bug"),
+        ]
         queue = parts.queue(workers=1)
         async with serving(queue):
             first = await ended(queue, (await queue.submit(job(), {})).id)
@@ -75,7 +89,9 @@ class TestRunning:
         assert done.problem is not None
         assert done.problem.code == "overloaded"
 
-    async def test_an_attempt_that_takes_too_long_is_stopped_and_tried_again(self, parts: Parts) -> None:
+    async def test_an_attempt_that_takes_too_long_is_stopped_and_tried_again(
+        self, parts: Parts
+    ) -> None:
         parts.service.seconds = 5
         queue = parts.queue(attempt_timeout_s=0.1)
         async with serving(queue):
@@ -113,7 +129,9 @@ class TestRunning:
     async def test_a_type_that_is_gone_waits_for_its_package(self, parts: Parts) -> None:
         queue = parts.queue()
         async with serving(queue):
-            done = await ended(queue, (await queue.submit(job("no-such-type", max_attempts=2), {})).id)
+            done = await ended(
+                queue, (await queue.submit(job("no-such-type", max_attempts=2), {})).id
+            )
         assert (done.state, done.attempts) == (JobState.FAILED, 2)
 
 
@@ -130,7 +148,9 @@ class TestSubmitting:
     async def test_a_full_queue_still_knows_its_jobs(self, parts: Parts) -> None:
         queue = parts.queue(capacity=1)
         first = await queue.submit(job(idempotency_key="k", digest="d"), {})
-        again = await queue.submit(job(idempotency_key="k", digest="d", blobs=(DIGEST,)), {DIGEST: PICTURE})
+        again = await queue.submit(
+            job(idempotency_key="k", digest="d", blobs=(DIGEST,)), {DIGEST: PICTURE}
+        )
         assert again == first
         with pytest.raises(Conflict):
             await queue.submit(job(idempotency_key="k", digest="e"), {})
@@ -272,10 +292,15 @@ class TestFaults:
         one, two = parts.queue(), parts.queue()
         async with serving(one, two):
             done = await ended(one, (await one.submit(job(), {})).id)
-        assert (done.state, done.attempts, len(parts.service.requests)) == (JobState.SUCCEEDED, 1, 1)
+        assert (done.state, done.attempts, len(parts.service.requests)) == (
+            JobState.SUCCEEDED,
+            1,
+            1,
+        )
 
     async def test_an_attempt_stops_before_its_lease_is_anothers(self, parts: Parts) -> None:
-        """A queue that can't reach the store can't know whether its job has been taken over: it must assume so."""
+        """A queue that can't reach the store can't know whether its job has been taken over: it
+        must assume so."""
         store = Flaky()
         parts.store = store
         parts.service.seconds = 30
@@ -305,7 +330,11 @@ class TestFaults:
             await until(lambda: not parts.service.running)
             store.broken.clear()
             done = await ended(queue, sent.id)
-        assert (done.state, done.attempts, len(parts.service.requests)) == (JobState.SUCCEEDED, 1, 1)
+        assert (done.state, done.attempts, len(parts.service.requests)) == (
+            JobState.SUCCEEDED,
+            1,
+            1,
+        )
 
     async def test_progress_that_cannot_be_stored_costs_the_job_nothing(self, parts: Parts) -> None:
         store = Flaky()
@@ -342,7 +371,9 @@ class TestFaults:
             assert (await ended(queue, sent.id)).state is JobState.SUCCEEDED
         assert parts.service.most_at_once == 1
 
-    async def test_a_claim_that_took_longer_than_its_lease_starts_nothing(self, parts: Parts) -> None:
+    async def test_a_claim_that_took_longer_than_its_lease_starts_nothing(
+        self, parts: Parts
+    ) -> None:
         class Slow(MemoryStore):
             slow = True
 
@@ -357,7 +388,11 @@ class TestFaults:
         queue = parts.queue()
         async with serving(queue):
             done = await ended(queue, (await queue.submit(job(), {})).id)
-        assert (done.state, done.attempts, len(parts.service.requests)) == (JobState.SUCCEEDED, 2, 1)
+        assert (done.state, done.attempts, len(parts.service.requests)) == (
+            JobState.SUCCEEDED,
+            2,
+            1,
+        )
 
     async def test_a_disk_that_fails_is_tried_again(self, parts: Parts) -> None:
         parts.service.errors = [OSError("I/O error")]
@@ -396,16 +431,18 @@ class TestFaults:
             await until(lambda: parts.service.running)
             # Another has it meanwhile.
             store = parts.store
-            await store.change([Change(sent.id, lambda stored: _moved(replace(stored, fence=stored.fence + 1)))])
+            await store.change(
+                [Change(sent.id, lambda stored: _moved(replace(stored, fence=stored.fence + 1)))]
+            )
             await until(lambda: not parts.service.running)
             await asyncio.sleep(0.05)
             assert (await queue.get(sent.id)).state is JobState.RUNNING
 
 
 def _moved(changed: Job) -> Any:
-    from raylens.jobs.store import Moved
+    from raylens.jobs.store import Transition
 
-    return Moved(changed)
+    return Transition(changed)
 
 
 class TestWatching:
@@ -485,15 +522,26 @@ class TestBatch:
             return str(pictures[0].data.decode())
 
         parts.service.answer = answer
-        parts.service.seconds = 0.3  # longer between two reports than their period, so that each is stored
+        parts.service.seconds = (
+            0.3  # longer between two reports than their period, so that each is stored
+        )
         queue = parts.queue(batch_concurrency=1, lease_s=10)
         async with serving(queue):
             sent = await queue.submit(job("batch", BATCH), SIX)
             done = await ended(queue, sent.id, 30)
         assert done.attempts == 2
         assert done.output is not None
-        assert [result["caption"] for result in done.output["results"]] == ["0", "1", "2", "3", "4", "5"]
-        assert len(parts.service.requests) < 10  # 6, the one that failed, and at most a report's worth again
+        assert [result["caption"] for result in done.output["results"]] == [
+            "0",
+            "1",
+            "2",
+            "3",
+            "4",
+            "5",
+        ]
+        assert (
+            len(parts.service.requests) < 10
+        )  # 6, the one that failed, and at most a report's worth again
 
     async def test_a_picture_that_is_gone_is_an_error_and_not_a_crash(self, parts: Parts) -> None:
         queue = parts.queue()
@@ -516,9 +564,15 @@ class TestWebhooks:
         data = json.loads(body)
         assert (data["type"], data["data"]["output"]["answer"]) == ("job.succeeded", "two circles")
         assert headers["webhook-id"] == delivery.id
-        assert (delivery.state, delivery.status, delivery.attempts) == (DeliveryState.DELIVERED, 204, 1)
+        assert (delivery.state, delivery.status, delivery.attempts) == (
+            DeliveryState.DELIVERED,
+            204,
+            1,
+        )
 
-    async def test_the_start_is_told_where_that_is_wanted_and_cancels_are_told_too(self, parts: Parts) -> None:
+    async def test_the_start_is_told_where_that_is_wanted_and_cancels_are_told_too(
+        self, parts: Parts
+    ) -> None:
         parts.service.seconds = 30
         queue = parts.queue(webhooks={"started": True})
         async with serving(queue):
@@ -526,9 +580,14 @@ class TestWebhooks:
             await until(lambda: parts.service.running)
             await queue.cancel(sent.id)
             await until(lambda: len(parts.sender.sent) == 2)
-        assert {json.loads(body)["type"] for _, body, _ in parts.sender.sent} == {"job.started", "job.canceled"}
+        assert {json.loads(body)["type"] for _, body, _ in parts.sender.sent} == {
+            "job.started",
+            "job.canceled",
+        }
 
-    async def test_a_failure_is_tried_again_after_what_the_endpoint_says(self, parts: Parts) -> None:
+    async def test_a_failure_is_tried_again_after_what_the_endpoint_says(
+        self, parts: Parts
+    ) -> None:
         parts.sender = FakeSender([503, 204], {"retry-after": "1"})
         queue = parts.queue()
         async with serving(queue):
@@ -550,7 +609,11 @@ class TestWebhooks:
         [
             (410, DeliveryState.DISABLED, "answered 410"),
             (302, DeliveryState.PENDING, "answered 302"),
-            (AddressRefused("webhook_url: x leads to 10.0.0.1", "webhook_url"), DeliveryState.FAILED, "leads to 10"),
+            (
+                AddressRefused("webhook_url: x leads to 10.0.0.1", "webhook_url"),
+                DeliveryState.FAILED,
+                "leads to 10",
+            ),
             (httpx.ConnectError("refused"), DeliveryState.PENDING, "ConnectError: refused"),
             (OSError("no address"), DeliveryState.PENDING, "no address"),
         ],
@@ -569,9 +632,13 @@ class TestWebhooks:
         assert problem in (delivery.problem or "")
         assert delivery.attempts == 1
 
-    async def test_a_dead_receiver_slows_neither_jobs_nor_others_webhooks(self, parts: Parts) -> None:
+    async def test_a_dead_receiver_slows_neither_jobs_nor_others_webhooks(
+        self, parts: Parts
+    ) -> None:
         class HalfDead(FakeSender):
-            async def post(self, url: str, content: bytes, headers: dict[str, str], field: str) -> httpx.Response:
+            async def post(
+                self, url: str, content: bytes, headers: dict[str, str], field: str
+            ) -> httpx.Response:
                 self.sent.append((url, content, headers))
                 await asyncio.sleep(30 if "dead" in url else 0)
                 return httpx.Response(204)

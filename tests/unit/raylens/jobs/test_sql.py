@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from raylens.config import JobsConfig
-from raylens.jobs.make import make_blobs, make_store, webhook_secrets
+from raylens.core.config import JobsConfig
+from raylens.jobs.factory import make_blobs, make_store, webhook_secrets
 from raylens.jobs.sql import filesystem, postgres_store, sqlite_store
 from raylens.jobs.store import StoreUnreachable, StoreUnusable
 
@@ -19,7 +19,13 @@ proc /proc proc rw 0 0
 
 @pytest.mark.parametrize(
     ("folder", "kind"),
-    [("/var", "ext4"), ("/home", "nfs4"), ("/home/me", "nfs4"), ("/home/me/local disk/x", "xfs"), ("/homes", "ext4")],
+    [
+        ("/var", "ext4"),
+        ("/home", "nfs4"),
+        ("/home/me", "nfs4"),
+        ("/home/me/local disk/x", "xfs"),
+        ("/homes", "ext4"),
+    ],
 )
 def test_the_innermost_mount_counts(tmp_path: Path, folder: str, kind: str) -> None:
     mounts = tmp_path / "mounts"
@@ -32,7 +38,9 @@ def test_a_system_that_does_not_tell_is_believed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "fuse.sshfs"])
-def test_sqlite_refuses_a_networks_file_system_and_says_what_does_it(tmp_path: Path, kind: str) -> None:
+def test_sqlite_refuses_a_networks_file_system_and_says_what_does_it(
+    tmp_path: Path, kind: str
+) -> None:
     with pytest.raises(StoreUnusable, match=rf"jobs.data_dir: .* is on {kind}.*postgresql://"):
         sqlite_store(tmp_path / "jobs.sqlite", lambda folder: kind)
 
@@ -80,6 +88,8 @@ def test_files_tie_the_queue_to_a_node_and_services_do_not() -> None:
     assert JobsConfig().is_tied_to_a_node
     assert JobsConfig(store="postgresql://db/jobs").is_tied_to_a_node
     assert JobsConfig(store="postgresql://db/jobs", blobs="file:///data").is_tied_to_a_node
-    assert not JobsConfig(store="postgresql://db/jobs", blobs="s3://bucket/raylens").is_tied_to_a_node
+    assert not JobsConfig(
+        store="postgresql://db/jobs", blobs="s3://bucket/raylens"
+    ).is_tied_to_a_node
     with pytest.raises(ValueError, match="forgets pictures"):
         JobsConfig(blobs="memory://x")

@@ -10,15 +10,24 @@ from typing import Any, cast
 import pytest
 from pydantic import ValidationError
 
-from raylens.config import AppConfig
-from raylens.errors import ModelFailed, Overloaded, RaylensError, UnsupportedMedia
-from raylens.jobs.asking import Asker
+from raylens.core.config import AppConfig
+from raylens.core.errors import ModelFailed, Overloaded, RaylensError, UnsupportedMedia
+from raylens.core.recipe import Recipe
+from raylens.core.types import (
+    Caption,
+    Delta,
+    FinishReason,
+    ModelInfo,
+    PictureFile,
+    ProcessedPicture,
+    Query,
+    VisionRequest,
+)
 from raylens.jobs.blobs import BlobMissing, Blobs
+from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Progress
-from raylens.jobs.kinds.base import Run
-from raylens.jobs.kinds.timing import ANSWER_TOKENS, TaskTimingJob, TimingInput, question, yes_or_no
-from raylens.recipe import Recipe
-from raylens.types import Caption, Delta, FinishReason, ModelInfo, PictureFile, ProcessedPicture, Query, VisionRequest
+from raylens.jobs.types.base import Run
+from raylens.jobs.types.timing import ANSWER_TOKENS, TaskTimingJob, TimingInput, question, yes_or_no
 
 Says = Callable[[str, VisionRequest], str | RaylensError]
 """The answer to a request about the picture of this name."""
@@ -46,7 +55,9 @@ class FakeService:
         self.most_at_once = 0
         self.asked: list[tuple[str, VisionRequest]] = []
 
-    async def generate(self, request: VisionRequest, pictures: Sequence[PictureFile]) -> AsyncGenerator[Delta, None]:
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[PictureFile]
+    ) -> AsyncGenerator[Delta, None]:
         name = pictures[0].data.decode()
         self.asked.append((name, request))
         self._running += 1
@@ -82,7 +93,8 @@ class FakeLlm:
 
 @dataclass
 class Reports:
-    """What was told while a job ran; ``save`` breaks as if the process died, once there are so many."""
+    """What was told while a job ran; ``save`` breaks as if the process died, once there are so
+    many."""
 
     told: list[tuple[Progress, dict[str, Any]]] = field(default_factory=list)
     dies_after: int | None = None
@@ -96,16 +108,22 @@ class Reports:
 JOB = Job("j1", "task_timing_v1", {}, 0.0, 1e12, max_attempts=5, rank=0.0, attempts=1)
 
 
-def _run(service: FakeService, llm: FakeLlm | None = None, reports: Reports | None = None, job: Job = JOB) -> Run:
+def _run(
+    service: FakeService, llm: FakeLlm | None = None, reports: Reports | None = None, job: Job = JOB
+) -> Run:
     config = AppConfig.model_validate({"models": [{"name": "moondream", "family": "moondream"}]})
     blobs = cast(Blobs, FakeBlobs())
     save = (reports or Reports()).save
-    return Run(job, time.time() + 60, config.jobs, Asker(service, config), blobs, llm, save)
+    return Run(
+        job, time.time() + 60, config.jobs, InferenceClient(service, config), blobs, llm, save
+    )
 
 
 def _given(names: str | Sequence[str], **fields: Any) -> TimingInput:
     """A frame of each name, a second apart."""
-    images = [{"image": f"blob:{_digest(name)}", "timestamp": number} for number, name in enumerate(names)]
+    images = [
+        {"image": f"blob:{_digest(name)}", "timestamp": number} for number, name in enumerate(names)
+    ]
     tasks = {} if "tasks" in fields else {"prompt": "wash a cup"}
     return TimingInput.model_validate({"images": images, **tasks, **fields})
 
@@ -127,8 +145,14 @@ def _spans(output: dict[str, Any], number: int = 0) -> list[tuple[Any, Any]]:
 
 async def test_a_task_is_timed_from_yes_and_no() -> None:
     output = await _output("nnyyynn")
-    assert output["tasks"] == [{"task": "wash a cup", "intervals": [{"start": 1.5, "end": 4.5, "seconds": 3.0}]}]
-    assert output["evidence"][2] == {"timestamp": 2.0, "description": "a picture of y", "answers": [True]}
+    assert output["tasks"] == [
+        {"task": "wash a cup", "intervals": [{"start": 1.5, "end": 4.5, "seconds": 3.0}]}
+    ]
+    assert output["evidence"][2] == {
+        "timestamp": 2.0,
+        "description": "a picture of y",
+        "answers": [True],
+    }
     assert output["summary"] == "wash a cup: from 1.5 to 4.5 (3 s)."
     assert output["model"] == "moondream"
     assert "warnings" not in output
@@ -146,7 +170,9 @@ async def test_frames_are_described_once_and_asked_about_each_task() -> None:
 
 async def test_answers_are_greedy_and_short_whatever_the_settings() -> None:
     service = FakeService(_answers)
-    given = _given("y", settings={"temperature": 1.5, "max_tokens": 300}, vlm_prompt="What do the hands do?")
+    given = _given(
+        "y", settings={"temperature": 1.5, "max_tokens": 300}, vlm_prompt="What do the hands do?"
+    )
     await TaskTimingJob().run(given, _run(service))
     described, asked = (request for _, request in service.asked)
     assert described.task == Query("What do the hands do?")
@@ -158,12 +184,18 @@ async def test_a_groups_requests_are_in_flight_together_and_groups_one_after_the
     service, reports = FakeService(_answers), Reports()
     await TaskTimingJob().run(_given("nnyyyyynnnnn"), _run(service, reports=reports))
     assert service.most_at_once == 10
-    assert [progress for progress, _ in reports.told] == [Progress(5, 12), Progress(10, 12), Progress(12, 12)]
+    assert [progress for progress, _ in reports.told] == [
+        Progress(5, 12),
+        Progress(10, 12),
+        Progress(12, 12),
+    ]
 
 
 async def test_many_tasks_put_no_more_requests_in_flight() -> None:
     service = FakeService(_answers)
-    await TaskTimingJob().run(_given("nnyyy", tasks=[f"task {number}" for number in range(16)]), _run(service))
+    await TaskTimingJob().run(
+        _given("nnyyy", tasks=[f"task {number}" for number in range(16)]), _run(service)
+    )
     assert (len(service.asked), service.most_at_once) == (5 * 17, 10)
 
 
@@ -216,9 +248,15 @@ async def test_a_bad_frame_is_unsure_with_its_error_and_the_others_count() -> No
         bad = UnsupportedMedia("input.images.2.image: not a picture", "input.images.2.image")
         return bad if name == "bad" else _answers(name, request)
 
-    output = await TaskTimingJob().run(_given(["y", "y", "bad", "gone", "n", "n"]), _run(FakeService(says)))
+    output = await TaskTimingJob().run(
+        _given(["y", "y", "bad", "gone", "n", "n"]), _run(FakeService(says))
+    )
     bad, gone = output["evidence"][2:4]
-    assert (bad["description"], bad["answers"], bad["error"]["code"]) == (None, [None], "unsupported_media")
+    assert (bad["description"], bad["answers"], bad["error"]["code"]) == (
+        None,
+        [None],
+        "unsupported_media",
+    )
     assert (gone["answers"], gone["error"]["field"]) == ([None], "input.images.3.image")
     assert _spans(output) == [(0.0, 3.5)]
     assert output["warnings"] == ["2 of 6 frames have an error"]
@@ -241,9 +279,19 @@ async def test_what_preprocessing_warns_of_is_told_once() -> None:
 
 
 async def test_the_llm_reads_unsure_frames_from_their_description_and_words_the_summary() -> None:
-    llm = FakeLlm(lambda prompt: "YES." if "picture of u" in prompt and "by the description" in prompt else "A cup!")
+    llm = FakeLlm(
+        lambda prompt: (
+            "YES." if "picture of u" in prompt and "by the description" in prompt else "A cup!"
+        )
+    )
     output = await TaskTimingJob().run(_given("nyuun"), _run(FakeService(_answers), llm))
-    assert [entry["answers"] for entry in output["evidence"]] == [[False], [True], [True], [True], [False]]
+    assert [entry["answers"] for entry in output["evidence"]] == [
+        [False],
+        [True],
+        [True],
+        [True],
+        [False],
+    ]
     assert _spans(output) == [(0.5, 4.0)]
     assert output["summary"] == "A cup!"
     assert len(llm.prompts) == 3
@@ -252,7 +300,9 @@ async def test_the_llm_reads_unsure_frames_from_their_description_and_words_the_
 
 
 async def test_an_llm_that_says_nothing_of_use_changes_nothing() -> None:
-    output = await TaskTimingJob().run(_given("nyyun"), _run(FakeService(_answers), FakeLlm(lambda _: " ")))
+    output = await TaskTimingJob().run(
+        _given("nyyun"), _run(FakeService(_answers), FakeLlm(lambda _: " "))
+    )
     assert output == await _output("nyyun")
 
 
@@ -268,12 +318,16 @@ async def test_the_llms_prompt_is_bounded() -> None:
 async def test_an_llm_that_fails_for_good_costs_the_summary_only_and_is_asked_no_more() -> None:
     llm = FakeLlm(lambda _: ModelFailed("no such model"))
     output = await TaskTimingJob().run(_given("nuyyunnnnu"), _run(FakeService(_answers), llm))
-    assert output["warnings"] == ["the language model failed, and the summary is without it: no such model"]
+    assert output["warnings"] == [
+        "the language model failed, and the summary is without it: no such model"
+    ]
     assert output["summary"] == "wash a cup: from 1.5 to 4.5 (3 s)."
     assert len(llm.prompts) <= 5
 
 
-async def test_an_llm_that_is_busy_is_asked_again_by_another_attempt_and_given_up_by_the_last() -> None:
+async def test_an_llm_that_is_busy_is_asked_again_by_another_attempt_and_given_up_by_the_last() -> (
+    None
+):
     def busy() -> FakeLlm:
         return FakeLlm(lambda _: Overloaded("busy"))
 
@@ -328,7 +382,10 @@ def _frames(*timestamps: Any) -> list[dict[str, Any]]:
     ("fields", "location"),
     [
         ({"images": _frames(0, 1, 2, 1.0)}, ("images", 3, "timestamp")),
-        ({"images": _frames("2026-01-01T01:00:00+01:00", "2026-01-01")}, ("images", 1, "timestamp")),
+        (
+            {"images": _frames("2026-01-01T01:00:00+01:00", "2026-01-01")},
+            ("images", 1, "timestamp"),
+        ),
         ({"images": _frames(0, "2026-01-01")}, ("images", 1, "timestamp")),
         ({"images": _frames("2026-01-01", 0)}, ("images", 1, "timestamp")),
         ({"images": _frames(float("nan"))}, ("images", 0, "timestamp")),

@@ -69,7 +69,11 @@ class TestBodies:
         }
 
     def test_a_failure_says_why(self) -> None:
-        failed = job(state=JobState.FAILED, output=None, problem=Problem("unsupported_media", "image: broken", "image"))
+        failed = job(
+            state=JobState.FAILED,
+            output=None,
+            problem=Problem("unsupported_media", "image: broken", "image"),
+        )
         made = delivery(failed, T, "")
         assert made is not None
         assert made.event == "job.failed"
@@ -122,12 +126,24 @@ class TestSignatures:
         assert made is not None
         first, later = headers(made, [], T), headers(replace(made, attempts=3), [], T + 60)
         assert first["webhook-id"] == later["webhook-id"] == made.id
-        assert (first["webhook-timestamp"], later["webhook-timestamp"]) == ("1700000000", "1700000060")
+        assert (first["webhook-timestamp"], later["webhook-timestamp"]) == (
+            "1700000000",
+            "1700000060",
+        )
         assert "webhook-signature" not in first
 
     @pytest.mark.parametrize(
         "wrong",
-        ["", "whsec_", "secret", "whsec_%%%", secret(23), secret(65), secret().removeprefix("whsec_"), "whsec_é"],
+        [
+            "",
+            "whsec_",
+            "secret",
+            "whsec_%%%",
+            secret(23),
+            secret(65),
+            secret().removeprefix("whsec_"),
+            "whsec_é",
+        ],
     )
     def test_a_secret_that_is_none_is_refused(self, wrong: str) -> None:
         with pytest.raises(ValueError, match="whsec_ and the base64 of 24 to 64"):
@@ -139,7 +155,10 @@ class TestAnswers:
         ("status", "outcome"),
         [
             *((status, Outcome.DELIVERED) for status in (200, 201, 204, 299)),
-            *((status, Outcome.AGAIN) for status in (100, 301, 302, 307, 400, 404, 429, 500, 502, 503, 504)),
+            *(
+                (status, Outcome.RETRY)
+                for status in (100, 301, 302, 307, 400, 404, 429, 500, 502, 503, 504)
+            ),
             (410, Outcome.GONE),
         ],
     )
@@ -152,12 +171,19 @@ class TestAnswers:
 
     def test_retry_after_is_honoured_as_seconds_and_as_a_date(self) -> None:
         assert judge(503, "120", T).retry_after_s == 120
-        assert judge(429, formatdate(T + 90, usegmt=True), T).retry_after_s == pytest.approx(90, abs=1)
+        assert judge(429, formatdate(T + 90, usegmt=True), T).retry_after_s == pytest.approx(
+            90, abs=1
+        )
         assert judge(503, formatdate(T - 90, usegmt=True), T).retry_after_s == 0
         assert judge(503, "9" * 9, T).retry_after_s == 86_400
         assert judge(500, "soon", T).retry_after_s is None
         assert judge(500, "-5", T).retry_after_s is None
-        for odd in ("1 Jan 99999999999999999999 00:00:00 GMT", "1 Jan 2030 00:00:00 +99999999999999", "\x00", ""):
+        for odd in (
+            "1 Jan 99999999999999999999 00:00:00 GMT",
+            "1 Jan 2030 00:00:00 +99999999999999",
+            "\x00",
+            "",
+        ):
             assert judge(500, odd, T).retry_after_s is None
 
     def test_the_schedule_has_ten_attempts_and_jitter(self) -> None:

@@ -24,7 +24,9 @@ def test_special_and_private_addresses_are_not_public(address: str) -> None:
     assert not is_public(ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:1.1.1.1"])
+@pytest.mark.parametrize(
+    "address", ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:1.1.1.1"]
+)
 def test_addresses_of_the_internet_are(address: str) -> None:
     assert is_public(ip_address(address))
 
@@ -33,7 +35,17 @@ def test_addresses_of_the_internet_are(address: str) -> None:
     "host",
     [
         *("127.0.0.1", "0.0.0.0", "10.1.2.3", "169.254.169.254"),
-        *("2130706433", "0x7f000001", "0177.0.0.1", "017700000001", "127.1", "0x7f.1", "0", "0xa9fea9fe", "10.65535"),
+        *(
+            "2130706433",
+            "0x7f000001",
+            "0177.0.0.1",
+            "017700000001",
+            "127.1",
+            "0x7f.1",
+            "0",
+            "0xa9fea9fe",
+            "10.65535",
+        ),
         *("::1", "::ffff:127.0.0.1", "::ffff:7f00:1", "fe80::1%1", "fe80::1%lo"),
     ],
 )
@@ -42,7 +54,9 @@ def test_an_address_is_refused_in_whatever_notation(host: str) -> None:
         check_literal(host, NOBODY, "webhook_url")
 
 
-@pytest.mark.parametrize("host", ["example.com", "localhost", "1.1.1.1", "x" * 300, "a..b", "ⅷ.example"])
+@pytest.mark.parametrize(
+    "host", ["example.com", "localhost", "1.1.1.1", "x" * 300, "a..b", "ⅷ.example"]
+)
 def test_names_and_public_addresses_pass_unresolved(host: str) -> None:
     check_literal(host, NOBODY, "webhook_url")
 
@@ -74,7 +88,9 @@ async def test_the_allow_list_opens_networks_and_names_and_nothing_beside() -> N
         await resolve("127.0.0.1", 80, named, "webhook_url")
 
 
-@pytest.mark.parametrize("entry", ["", "10.0.0.0/33", "10.0.0.1/8", "http://x", "a b", "user@host", "1.2.3.4.5", "*"])
+@pytest.mark.parametrize(
+    "entry", ["", "10.0.0.0/33", "10.0.0.1/8", "http://x", "a b", "user@host", "1.2.3.4.5", "*"]
+)
 def test_an_entry_that_is_no_address_and_no_name_is_refused(entry: str) -> None:
     with pytest.raises(ValueError, match="no address, no network and no host"):
         AllowList.parse([entry])

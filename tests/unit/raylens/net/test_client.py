@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from raylens.errors import InvalidRequest
+from raylens.core.errors import InvalidRequest
 from raylens.net.address import AddressRefused, AllowList
 from raylens.net.client import GuardedClient, check_url, parse_url
 
@@ -42,7 +42,9 @@ async def test_it_posts_to_the_address_under_the_hosts_own_name() -> None:
         listening(b"HTTP/1.1 204 No Content\r\nX-Y: z\r\n\r\n") as (port, heard),
         client(AllowList.parse(["localhost"])) as http,
     ):
-        answer = await http.post(f"http://localhost:{port}/hook?a=b", b"{}", {"X-A": "1"}, "webhook_url")
+        answer = await http.post(
+            f"http://localhost:{port}/hook?a=b", b"{}", {"X-A": "1"}, "webhook_url"
+        )
     assert (answer.status_code, answer.headers["x-y"]) == (204, "z")
     (head,) = heard
     assert head.startswith(b"POST /hook?a=b HTTP/1.1\r\n")
@@ -63,7 +65,15 @@ async def test_a_redirect_is_not_followed(code: int) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        *("127.0.0.1", "localhost", "[::1]", "169.254.169.254", "10.0.0.1", "[::ffff:127.0.0.1]", "0.0.0.0"),
+        *(
+            "127.0.0.1",
+            "localhost",
+            "[::1]",
+            "169.254.169.254",
+            "10.0.0.1",
+            "[::ffff:127.0.0.1]",
+            "0.0.0.0",
+        ),
         *("2130706433", "0177.0.0.1", "0x7f.0.0.1", "127.1"),
     ],
 )
@@ -74,8 +84,13 @@ async def test_nothing_is_sent_where_nobody_may_send_us(host: str) -> None:
     assert heard == []
 
 
-async def test_a_name_with_one_private_address_is_refused_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 80)) for host in ("93.184.216.34", "127.0.0.1")]
+async def test_a_name_with_one_private_address_is_refused_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entries = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 80))
+        for host in ("93.184.216.34", "127.0.0.1")
+    ]
 
     async def answers(*_: Any, **__: Any) -> Any:
         return entries
@@ -86,7 +101,9 @@ async def test_a_name_with_one_private_address_is_refused_whole(monkeypatch: pyt
             await http.post("http://two-faced.example/", b"", {}, "webhook_url")
 
 
-async def test_a_name_that_changes_its_mind_after_the_check_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_that_changes_its_mind_after_the_check_gains_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """DNS rebinding: the first answer may be called, and every later one leads elsewhere."""
     asked: list[str] = []
 
@@ -95,7 +112,10 @@ async def test_a_name_that_changes_its_mind_after_the_check_gains_nothing(monkey
         address = "127.0.0.1" if len(asked) == 1 else "127.0.0.2"
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
 
-    async with listening(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as (port, heard), client() as http:
+    async with (
+        listening(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as (port, heard),
+        client() as http,
+    ):
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", answers)
         answer = await http.post(f"http://rebinding.example:{port}/", b"", {}, "webhook_url")
     assert answer.status_code == 200

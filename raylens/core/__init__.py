@@ -1,0 +1,2 @@
+"""The nouns of raylens, and what every layer reads: requests, recipes, errors, ports,
+configuration."""

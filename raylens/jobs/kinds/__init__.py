@@ -1,1 +1,0 @@
-"""The types of jobs that are built in. A plugin adds others through the entry point group ``raylens.job_types``."""

@@ -1,0 +1,2 @@
+"""The types of jobs that are built in. A plugin adds others through the entry point group
+``raylens.job_types``."""

@@ -1,0 +1,1 @@
+"""How the pocket checkpoints are made and trained. Not part of the wheel."""

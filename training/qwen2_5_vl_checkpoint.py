@@ -1,0 +1,144 @@
+"""The pocket Qwen2.5-VL: the stock architecture, small enough to ship.
+
+Patches of 14 pixels, 2 × 2 of them to an image token, windows of 4 × 4 image tokens, as in the real
+ones. A picture is brought to 25 to 36 image tokens, whatever its shape.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Regex, pre_tokenizers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLVisionConfig,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from training.checkpoint import save
+from training.prompts import grounding_corpus
+from training.tokenizer import build_tokenizer
+
+PATCH, MERGE = 14, 2
+MIN_PIXELS, MAX_PIXELS = 25 * (PATCH * MERGE) ** 2, 36 * (PATCH * MERGE) ** 2
+MAX_NUMBER = 260
+"""No side of a picture of so many pixels is longer; every coordinate is one token."""
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% elif part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+VOCAB_SIZE = 1024
+_PIECES = r"bbox_2d|point_2d|, (?=[0-9])| ?[A-Za-z]+|[0-9]{1,3}| ?[^A-Za-z0-9\s]+|\s+(?!\S)|\s+"
+
+
+def pocket_tokenizer() -> PreTrainedTokenizerFast:
+    """Numbers of up to three digits are one piece each, and JSON's keys are one token each."""
+    pieces = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return build_tokenizer(
+        SPECIAL_TOKENS,
+        VOCAB_SIZE,
+        pieces,
+        grounding_corpus(MAX_NUMBER),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def number_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The tokens of 0 … ``MAX_NUMBER``."""
+    encoded = [
+        tokenizer.encode(str(number), add_special_tokens=False) for number in range(MAX_NUMBER + 1)
+    ]
+    assert all(len(ids) == 1 for ids in encoded)
+    return [ids[0] for ids in encoded]
+
+
+def pocket_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    token = tokenizer.convert_tokens_to_ids
+    return Qwen2_5_VLConfig(
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+        dtype="float32",
+        vision_config=Qwen2_5_VLVisionConfig(
+            depth=4,
+            hidden_size=128,
+            intermediate_size=336,
+            num_heads=4,
+            out_hidden_size=128,
+            patch_size=PATCH,
+            spatial_merge_size=MERGE,
+            window_size=112,
+            fullatt_block_indexes=[1, 3],
+        ),
+        text_config=Qwen2_5_VLTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-6,
+            # A quarter of a head's frequencies turns with time, and the slower ones with rows and
+            # columns: a base of a million, as the real ones have it, would leave a small picture's
+            # columns all but alike.
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 100.0,
+                "mrope_section": [4, 6, 6],
+            },
+            tie_word_embeddings=True,
+            bos_token_id=token("<|endoftext|>"),
+            eos_token_id=token("<|im_end|>"),
+            pad_token_id=token("<|endoftext|>"),
+        ),
+    )
+
+
+def pocket_image_processor() -> Qwen2VLImageProcessorPil:
+    return Qwen2VLImageProcessorPil(
+        size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
+        patch_size=PATCH,
+        merge_size=MERGE,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+
+
+def save_pocket(
+    folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Writes the checkpoint."""
+    save(folder, model, tokenizer, pocket_image_processor())

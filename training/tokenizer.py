@@ -1,0 +1,49 @@
+"""A byte-level BPE tokenizer of the kind that SmolLM2 has, small, with the scenes' words as whole
+tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from training.prompts import vocabulary_corpus
+
+WORDS_AND_DIGITS = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+)
+
+
+def build_tokenizer(
+    special_tokens: list[str],
+    vocab_size: int,
+    pieces: pre_tokenizers.PreTokenizer = WORDS_AND_DIGITS,
+    corpus: Iterable[str] = (),
+    **kwargs: str,
+) -> PreTrainedTokenizerFast:
+    """A tokenizer whose first ids are ``special_tokens``; any text can be encoded, byte by byte
+    where it must be.
+
+    ``pieces`` cuts a text into what a token never crosses; ``corpus`` adds to the text that all
+    pocket models share. ``kwargs`` go to ``PreTrainedTokenizerFast`` (bos_token, eos_token,
+    chat_template, …).
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pieces
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special_tokens,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*vocabulary_corpus(), *corpus], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        **kwargs,
+    )
