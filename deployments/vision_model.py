@@ -14,19 +14,14 @@ from itertools import count
 from deployments.engine_metrics import PrometheusEngineMetrics
 from models.malloc_trim import malloc_trim
 from models.runtime import Runtime
-from preprocessing.geometry import Geometry
+from preprocessing.coordinates import in_original, in_processed
 from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import ModelConfig
-from raylens.core.errors import DeadlineExceeded, InvalidRequest
+from raylens.core.errors import DeadlineExceeded
 from raylens.core.logs import configure_logging, request_id
 from raylens.core.types import (
     Delta,
-    Findings,
-    Location,
     ModelInfo,
-    Query,
-    Region,
-    Task,
     VisionRequest,
 )
 from raylens.engine.metrics import EngineMetrics
@@ -36,8 +31,6 @@ logger = logging.getLogger(__name__)
 GAUGE_PERIOD_S = 0.5
 TRIM_ROUNDS = 40
 """Of the gauges, between two times that unused memory is given back."""
-NEAR = 0.01
-"""How far a point may lie outside of what is left of a picture, as a share of its side."""
 
 
 class VisionModel:
@@ -127,59 +120,6 @@ def make_runtime(config: ModelConfig, metrics: EngineMetrics) -> Runtime:
         raise ImportError(
             f"the runtime {config.runtime} needs pip install 'raylens[{extra}]': {error}"
         ) from error
-
-
-def in_original(findings: Findings, geometry: Geometry) -> Findings:
-    """What was found in a processed picture, in the coordinates of the original."""
-    regions, locations, reasoning = findings.regions, findings.locations, findings.reasoning
-    if regions is not None:
-        regions = tuple(_region(region, geometry) for region in regions)
-    if locations is not None:
-        locations = _locations(locations, geometry)
-    if reasoning is not None:
-        groundings = (
-            replace(part, points=_locations(part.points, geometry)) for part in reasoning.groundings
-        )
-        reasoning = replace(reasoning, groundings=tuple(groundings))
-    return Findings(regions, locations, reasoning)
-
-
-def in_processed(task: Task, geometry: Geometry) -> Task:
-    """A task about places in the original picture, in the coordinates of the processed one."""
-    if not isinstance(task, Query) or not task.spatial_refs:
-        return task
-    back = geometry.inverse()
-    places = []
-    for number, place in enumerate(task.spatial_refs):
-        moved = (
-            _region(place, back)
-            if isinstance(place, Region)
-            else Location(*back.point(place.x, place.y))
-        )
-        if _is_cut_off(place, moved, geometry):
-            field = f"spatial_refs.{number}"
-            raise InvalidRequest(
-                f"{field}: lies in a part of the picture that preprocessing has cut off", field
-            )
-        places.append(moved)
-    return replace(task, spatial_refs=tuple(places))
-
-
-def _is_cut_off(place: Location | Region, moved: Location | Region, geometry: Geometry) -> bool:
-    """A box of which nothing is left, or a point that is another one in the processed picture."""
-    if isinstance(moved, Region):
-        return moved.x_min >= moved.x_max or moved.y_min >= moved.y_max
-    assert isinstance(place, Location)
-    x, y = geometry.point(moved.x, moved.y)
-    return abs(x - place.x) > NEAR or abs(y - place.y) > NEAR
-
-
-def _region(region: Region, geometry: Geometry) -> Region:
-    return Region(*geometry.box(region.x_min, region.y_min, region.x_max, region.y_max))
-
-
-def _locations(points: Sequence[Location], geometry: Geometry) -> tuple[Location, ...]:
-    return tuple(Location(*geometry.point(point.x, point.y)) for point in points)
 
 
 def _warnings(pictures: Sequence[ProcessedImage]) -> tuple[str, ...]:

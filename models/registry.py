@@ -14,7 +14,7 @@ from raylens.engine.model import Model
 
 FAMILIES = {
     "moondream": "models.moondream.model:load",
-    "smolvlm": "models.smolvlm:load",
+    "smolvlm": "models.smolvlm.model:load",
     "qwen2_5_vl": "models.qwen2_5_vl.model:load",
 }
 """Family name -> ``module:function``; the function takes a checkpoint and

@@ -36,7 +36,7 @@ from models.options import LoadOptions
 from models.pocket.drawing import draw
 from models.pocket.scenes import Scene, Shape
 from models.qwen2_5_vl.model import Qwen2_5_VL
-from models.smolvlm import SmolVLM
+from models.smolvlm.model import SmolVLM
 from raylens.core.types import (
     Caption,
     Detect,

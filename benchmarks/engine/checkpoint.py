@@ -25,7 +25,7 @@ from transformers import (
 
 from models.options import LoadOptions
 from models.qwen2_5_vl.model import Qwen2_5_VL
-from models.smolvlm import SmolVLM
+from models.smolvlm.model import SmolVLM
 from raylens.engine.model import Model
 from training import qwen2_5_vl_checkpoint, smolvlm_checkpoint
 

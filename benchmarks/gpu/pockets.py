@@ -19,7 +19,7 @@ from models.moondream import model as moondream
 from models.options import LoadOptions
 from models.qwen2_5_vl.model import Qwen2_5_VL
 from models.registry import POCKET
-from models.smolvlm import SmolVLM
+from models.smolvlm.model import SmolVLM
 from raylens.engine.model import Model
 
 _CHATS: dict[str, tuple[Any, Any]] = {

@@ -13,15 +13,22 @@ from raylens.core.errors import (
     Overloaded,
     RaylensError,
 )
+from raylens.net.retry_after import parse_retry_after
 
 SHOWN = 500
+LONGEST_RETRY_AFTER_S = 3600.0
+"""A server that asks for more isn't believed."""
 
 
 def of_status(status: int, retry_after: str | None, said: str) -> RaylensError:
     """``said``: the server's own words, as far as they are for the caller."""
     if status in (429, 503):
-        seconds = float(retry_after) if retry_after and retry_after.isdigit() else 1.0
-        return Overloaded("the runtime's server is overloaded", "model", retry_after=seconds)
+        seconds = parse_retry_after(retry_after, LONGEST_RETRY_AFTER_S)
+        return Overloaded(
+            "the runtime's server is overloaded",
+            "model",
+            retry_after=1.0 if seconds is None else seconds,
+        )
     if status in (400, 413, 415, 422):
         return InvalidRequest(
             f"model: the runtime's server refused the request: {said[:SHOWN]}", "model"

@@ -19,6 +19,8 @@ from urllib.parse import quote
 
 import httpx
 
+from raylens.net.retry_after import parse_retry_after
+
 Job = dict[str, Any]
 """A job as the server shows it; docs/jobs.md has its fields."""
 
@@ -184,7 +186,11 @@ class Client:
         if response.status_code not in BROKEN:
             self._hear()
         if not response.is_success:
-            raise Refused(response.status_code, _detail(response), _retry_after(response))
+            raise Refused(
+                response.status_code,
+                _detail(response),
+                parse_retry_after(response.headers.get("retry-after"), LONGEST_WAIT_S),
+            )
 
     def _hear(self) -> None:
         self.heard_at = time.monotonic()
@@ -262,12 +268,6 @@ def _detail(response: httpx.Response) -> str:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
         return f"{response.status_code} {response.text[:200].strip() or response.reason_phrase}"
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds; the header's other form, a date, counts as none."""
-    text = response.headers.get("retry-after", "")
-    return float(text) if text.isascii() and text.isdigit() else None
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[Job]:

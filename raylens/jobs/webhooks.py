@@ -9,16 +9,15 @@ import hashlib
 import hmac
 import json
 import random
-import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any
 
 from raylens.jobs.job import Delivery, Job, JobState
+from raylens.net.retry_after import parse_retry_after
 
 MAX_BODY = 20_000
 """Bytes; a larger result is left where it is, and the body tells where."""
@@ -137,7 +136,7 @@ def judge(status: int, retry_after: str | None, now: float) -> Verdict:
         return Verdict(Outcome.DELIVERED)
     if status == 410:
         return Verdict(Outcome.GONE)
-    wait = _seconds(retry_after, now)
+    wait = parse_retry_after(retry_after, LONGEST_RETRY_AFTER, now)
     if wait is None and status in (429, 502, 504):
         wait = SCHEDULE[0]
     return Verdict(Outcome.RETRY, wait, wait)
@@ -149,19 +148,6 @@ def next_attempt(attempts: int, retry_after: float | None) -> float | None:
         return None
     wait = SCHEDULE[attempts - 1] * random.uniform(1, 1 + JITTER)
     return max(wait, retry_after or 0.0)
-
-
-def _seconds(retry_after: str | None, now: float) -> float | None:
-    """The header of RFC 9110, section 10.2.3: seconds, or a date. None for what is neither."""
-    if retry_after is None:
-        return None
-    if re.fullmatch(r"[0-9]{1,9}", retry_after.strip()):
-        return min(float(retry_after), LONGEST_RETRY_AFTER)
-    try:
-        wait = parsedate_to_datetime(retry_after).timestamp() - now
-    except (ValueError, OverflowError, TypeError):
-        return None
-    return min(max(0.0, wait), LONGEST_RETRY_AFTER)
 
 
 def iso(moment: float | None) -> str | None:

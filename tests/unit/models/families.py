@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from models import smolvlm
 from models.moondream import model as moondream
 from models.qwen2_5_vl import model as qwen2_5_vl
+from models.smolvlm import model as smolvlm
 from testing.checkpoints import random_moondream, random_qwen2_5_vl, random_smolvlm
 
 every_family = pytest.mark.parametrize(

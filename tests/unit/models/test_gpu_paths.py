@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen2_5_VLForConditionalGeneration, SmolVLMForConditionalGeneration
 
-from models import attention, packed, smolvlm
+from models import attention, packed
 from models.flash import SequenceBounds
 from models.graphs import Graphs, ModelGraphs
 from models.moondream import model as moondream
 from models.packed import Packed, Sizes, are_whole, can_be_packed, destinations
 from models.qwen2_5_vl import model as qwen2_5_vl
+from models.smolvlm import model as smolvlm
 from raylens.engine.limits import EngineLimits
 from raylens.engine.model import KVRows, PrefillChunk
 from testing.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm

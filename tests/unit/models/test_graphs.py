@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import smolvlm
 from models.graphs import Captured, Graphs, ModelGraphs, Step
 from models.moondream import model as moondream
 from models.qwen2_5_vl import model as qwen2_5_vl
+from models.smolvlm import model as smolvlm
 from raylens.core.types import ImagePart, TextPart
 from raylens.engine.kv_cache import KVCache
 from testing.checkpoints import random_moondream, random_qwen2_5_vl, random_smolvlm

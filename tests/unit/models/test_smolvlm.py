@@ -14,7 +14,7 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from models.operations import normalized
 from models.registry import POCKET
-from models.smolvlm import SmolVLM, load, tile_grid
+from models.smolvlm.model import SmolVLM, load, tile_grid
 from raylens.core.errors import InvalidRequest, UnsupportedTask
 from raylens.core.types import (
     Caption,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deployments.vision_model import in_original, in_processed
+from preprocessing.coordinates import in_original, in_processed
 from preprocessing.geometry import Geometry
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import Caption, Findings, Grounding, Location, Query, Reasoning, Region

@@ -1,0 +1,1 @@
+"""SmolVLM and SmolVLM2: prompts, tiles and the vision encoder."""
