@@ -1,9 +1,8 @@
-"""Attention of a text model's tokens to what rows of the cache hold, and the writing of their keys
-and values there.
+"""Attention of a decoder's tokens to the KV cache.
 
-Each class is made once for a step, or for a slice of prefill, and then called layer by layer with
-queries (tokens, heads, head size) and new keys and values (tokens, 2, key heads, head size); it
-returns (tokens, heads · head size).
+:class:`AttentionBackend` knows the device, and chooses for each step a :class:`CacheAttention`. A
+layer calls that with its fused query-key-value product. Only this module and
+:mod:`models.packed` know how rows of the cache are laid out.
 """
 
 from __future__ import annotations
@@ -12,265 +11,345 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from models.flash import SequenceBounds, flash
+from models.flash import SequenceBounds, flash, has_flash_attention
 from models.operations import attention
-from models.packed import Packed, are_whole
+from models.packed import CacheAddresses, PackedChunks, are_whole_prompts
+from models.rope import CosSin, Rotary, RotaryEmbedding
 from raylens.engine.model import KVRows, KVShape, PrefillChunk
 
-STEP = 32
-"""Keys are read in whole steps, so that products are prepared for few shapes."""
+KV_STEP = 32
+"""Keys are read in multiples of this length, so that matrix products come in few shapes."""
 
 
-class CacheAttention(Protocol):
-    """Attention of one layer's queries, once the layer's new keys and values are written to the
-    cache."""
+@dataclass(frozen=True)
+class DecodeBatch:
+    """Rows of one arena that are decoded together."""
 
-    def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor: ...
+    layers: Sequence[Tensor]
+    """The arena's layers, each (2, rows, heads, capacity, head size)."""
+    rows: int
+    padded_kv_len: int
+    """Tokens that are read of every row; 0 if flash attention reads each row's own length."""
 
 
-class Prefill(ABC):
-    """DecoderSpec of prompts, whose tokens stand one behind another; each attends to its own row.
-    ``make_prefill`` chooses which."""
+class AttentionBackend:
+    """Creates the attention of prefill and decode steps for one decoder on one device."""
 
-    def __init__(self, shape: KVShape, heads: int, parts: Sequence[PrefillChunk]) -> None:
-        self.kv_heads, self.shared = shape.heads, heads // shape.heads
-        self.parts = parts
-        ends = list(accumulate(len(part.token_ids) for part in parts))
-        self.places = [
-            slice(end - len(part.token_ids), end) for part, end in zip(parts, ends, strict=True)
-        ]
-        self.rows: Sequence[KVRows] = ()
+    def __init__(self, shape: KVShape, heads: int, rotary: Rotary) -> None:
+        device = torch.device(shape.device)
+        self.shape = shape
+        self.heads = heads
+        self.rope = RotaryEmbedding(rotary, heads, shape)
+        self.is_on_gpu = device.type == "cuda"
+        self.has_flash = has_flash_attention(device, shape.dtype, shape.head_dim)
 
-    def over(self, rows: Sequence[KVRows]) -> CacheAttention:
-        """The same with rows where they are now: the cache moves them between slices."""
-        self.rows = rows
-        return self
+    def prefill(self, chunks: Sequence[PrefillChunk], cos_sin: CosSin) -> PrefillAttention:
+        """Return the fastest attention for these chunks, whose tokens are concatenated."""
+        if not self.is_on_gpu:
+            return BiasedPrefill(self, cos_sin, chunks)
+        if self.has_flash and are_whole_prompts(chunks):
+            return PackedPrefill(self, cos_sin, chunks)
+        return CausalPrefill(self, cos_sin, chunks)
 
-    def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        for part, place, row in zip(self.parts, self.places, self.rows, strict=True):
-            end = part.start + len(part.token_ids)
-            row.layers[layer][:, 0, :, part.start : end] = pairs[place].permute(1, 2, 0, 3)
-        return self.mixed(layer, query, pairs)
+    def cached_prefill(
+        self,
+        layers: Sequence[Tensor],
+        packed: PackedChunks,
+        addresses: CacheAddresses,
+        cos_sin: CosSin,
+    ) -> CacheAttention:
+        """Return the attention of chunks whose rows share an arena. A CUDA graph can replay it."""
+        return CachedPrefill(self, cos_sin, layers, packed, addresses)
+
+    def decode(
+        self, batches: Sequence[DecodeBatch], lengths: Tensor, cos_sin: CosSin
+    ) -> CacheAttention:
+        """Return the attention of one new token a row, behind ``lengths``, int64 (rows,), tokens.
+
+        A CUDA graph can replay it.
+        """
+        return DecodeAttention(self, cos_sin, batches, lengths)
+
+    def decode_batch(self, rows: KVRows, sections: int = 1, padded_rows: int = 0) -> DecodeBatch:
+        """Return all of ``rows`` as a batch, with unowned rows behind them up to ``padded_rows``.
+
+        With ``sections``, the padded length is a multiple of that part of a row's capacity: fewer
+        lengths make fewer CUDA graphs.
+        """
+        count = padded_rows or len(rows.lengths)
+        if self.has_flash:
+            return DecodeBatch(rows.layers, count, padded_kv_len=0)
+        capacity = rows.layers[0].shape[3]
+        step = KV_STEP if sections == 1 else max(KV_STEP, capacity // sections)
+        longest = max(rows.lengths) + 1
+        return DecodeBatch(rows.layers, count, min(_round_up(longest, step), capacity))
+
+
+class CacheAttention(ABC):
+    """Attention of one step's tokens, called once for every layer."""
+
+    def __init__(self, backend: AttentionBackend, cos_sin: CosSin) -> None:
+        self.shape = backend.shape
+        self.heads = backend.heads
+        self.queries_per_key = backend.heads // backend.shape.heads
+        self._rope = backend.rope
+        self._cos_sin = cos_sin
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        """Write a layer's keys and values to the cache, and attend.
+
+        ``qkv``: (tokens, (heads + 2 · key heads) · head size). Returns (tokens, heads · head size).
+        """
+        qkv = self._rope.apply(qkv.unflatten(-1, (-1, self.shape.head_dim)), self._cos_sin)
+        query = qkv[:, : self.heads]
+        kv = qkv[:, self.heads :].unflatten(1, (2, self.shape.heads))
+        return self.attend(layer, query, kv)
 
     @abstractmethod
-    def mixed(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        """What attention makes of the queries, once keys and values are written."""
+    def attend(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        """Write (tokens, 2, key heads, head size), and attend with (tokens, heads, head size)."""
 
 
-class BiasedPrefill(Prefill):
-    """By a bias that shuts out later tokens. The heads that share a key stand one behind another in
-    the place of query positions."""
+class PrefillAttention(CacheAttention):
+    """Attention of chunks of prompts, each to its own row. ``rows`` is set before every slice: the
+    cache may move rows between slices."""
 
-    def __init__(self, shape: KVShape, heads: int, parts: Sequence[PrefillChunk]) -> None:
-        super().__init__(shape, heads, parts)
-        self._biases = [self._bias(part, shape) for part in parts]
+    rows: Sequence[KVRows] = ()
 
-    def _bias(self, part: PrefillChunk, shape: KVShape) -> Tensor:
-        new = len(part.token_ids)
-        span = -(-(part.start + new) // STEP) * STEP
-        later = torch.ones((new, span), dtype=torch.bool, device=shape.device).triu(part.start + 1)
-        later[
-            : max(0, part.bidirectional_prefix_len - part.start), : part.bidirectional_prefix_len
-        ] = False
-        return attention_bias(later, shape.dtype).repeat(self.shared, 1)
+    def __init__(
+        self, backend: AttentionBackend, cos_sin: CosSin, chunks: Sequence[PrefillChunk]
+    ) -> None:
+        super().__init__(backend, cos_sin)
+        self.chunks = chunks
+        lengths = [len(chunk.token_ids) for chunk in chunks]
+        ends = accumulate(lengths)
+        self.slices = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+        """The chunks' tokens among the step's tokens."""
 
-    def mixed(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        parts = []
-        for place, row, bias in zip(self.places, self.rows, self._biases, strict=True):
+    def attend(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        for chunk, tokens, row in zip(self.chunks, self.slices, self.rows, strict=True):
+            end = chunk.start + len(chunk.token_ids)
+            row.layers[layer][:, 0, :, chunk.start : end] = kv[tokens].permute(1, 2, 0, 3)
+        return self.attend_to_rows(layer, query, kv)
+
+    @abstractmethod
+    def attend_to_rows(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        """Attend to the rows, once keys and values are written."""
+
+
+class BiasedPrefill(PrefillAttention):
+    """Adds a bias of −∞ to the scores of later tokens. The queries that share a key head are
+    concatenated, as if they were further positions."""
+
+    def __init__(
+        self, backend: AttentionBackend, cos_sin: CosSin, chunks: Sequence[PrefillChunk]
+    ) -> None:
+        super().__init__(backend, cos_sin, chunks)
+        self._biases = [self._bias(chunk) for chunk in chunks]
+
+    def _bias(self, chunk: PrefillChunk) -> Tensor:
+        """Return (queries per key · tokens, padded key length)."""
+        tokens = len(chunk.token_ids)
+        padded_kv_len = _round_up(chunk.start + tokens, KV_STEP)
+        prefix_len = chunk.bidirectional_prefix_len
+        is_masked = torch.ones((tokens, padded_kv_len), dtype=torch.bool, device=self.shape.device)
+        is_masked = is_masked.triu(chunk.start + 1)
+        is_masked[: max(0, prefix_len - chunk.start), :prefix_len] = False
+        return attention_bias(is_masked, self.shape.dtype).repeat(self.queries_per_key, 1)
+
+    def attend_to_rows(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        outputs = []
+        for tokens, row, bias in zip(self.slices, self.rows, self._biases, strict=True):
             keys, values = row.layers[layer][:, :, :, : bias.shape[1]]
-            new = place.stop - place.start
-            queries = query[place].unflatten(1, (-1, self.shared)).permute(1, 2, 0, 3).flatten(1, 2)
-            mixed = attention(queries[None], keys, values, bias)[0]
-            parts.append(mixed.unflatten(1, (self.shared, new)).permute(2, 0, 1, 3).flatten(1))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            by_key_head = query[tokens].unflatten(1, (-1, self.queries_per_key))
+            stacked = by_key_head.permute(1, 2, 0, 3).flatten(1, 2)
+            output = attention(stacked[None], keys, values, bias)[0]
+            output = output.unflatten(1, (self.queries_per_key, -1))
+            outputs.append(output.permute(2, 0, 1, 3).flatten(1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-class CausalPrefill(Prefill):
-    """Without a bias, on a GPU: tokens that see each other first, and then those that see what is
-    before them."""
+class CausalPrefill(PrefillAttention):
+    """Needs no bias: the bidirectional prefix is one call of attention, the causal rest another."""
 
-    def mixed(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        mixed = torch.empty_like(query)
-        for part, place, row in zip(self.parts, self.places, self.rows, strict=True):
-            first = min(
-                max(part.start, part.bidirectional_prefix_len), part.start + len(part.token_ids)
-            )
-            split = place.start + first - part.start
-            self._attend(layer, query, mixed, slice(place.start, split), row, first, causal=False)
-            end = part.start + len(part.token_ids)
-            self._attend(layer, query, mixed, slice(split, place.stop), row, end, causal=True)
-        return mixed.flatten(1)
+    def attend_to_rows(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        for chunk, tokens, row in zip(self.chunks, self.slices, self.rows, strict=True):
+            end = chunk.start + len(chunk.token_ids)
+            prefix_end = min(max(chunk.start, chunk.bidirectional_prefix_len), end)
+            split = tokens.start + prefix_end - chunk.start
+            prefix = slice(tokens.start, split)
+            rest = slice(split, tokens.stop)
+            self._attend(layer, query, output, prefix, row, prefix_end, is_causal=False)
+            self._attend(layer, query, output, rest, row, end, is_causal=True)
+        return output.flatten(1)
 
     def _attend(
         self,
         layer: int,
         query: Tensor,
-        mixed: Tensor,
-        place: slice,
+        output: Tensor,
+        tokens: slice,
         row: KVRows,
-        end: int,
-        causal: bool,
+        kv_len: int,
+        is_causal: bool,
     ) -> None:
-        """Writes what the queries at ``place`` make of the row's first ``end`` tokens."""
-        count = place.stop - place.start
+        """Write the attention of ``tokens`` to the row's first ``kv_len`` tokens to ``output``."""
+        count = tokens.stop - tokens.start
         if not count:
             return
-        keys, values = row.layers[layer][:, :, :, :end]
-        queries = query[place].transpose(0, 1)[None]
-        grouped = self.shared > 1
-        if causal and count < end:
-            bias = causal_lower_right(count, end)
-            out = F.scaled_dot_product_attention(queries, keys, values, bias, enable_gqa=grouped)
-        else:
-            out = F.scaled_dot_product_attention(
-                queries, keys, values, is_causal=causal, enable_gqa=grouped
-            )
-        mixed[place] = out[0].transpose(0, 1)
+        keys, values = row.layers[layer][:, :, :, :kv_len]
+        queries = query[tokens].transpose(0, 1)[None]
+        bias = causal_lower_right(count, kv_len) if is_causal and count < kv_len else None
+        attended = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            bias,
+            is_causal=is_causal and bias is None,
+            enable_gqa=self.queries_per_key > 1,
+        )
+        output[tokens] = attended[0].transpose(0, 1)
 
 
-class PackedPrefill(Prefill):
-    """Several whole prompts in one call of flash attention, by the keys and values that they have
-    just made."""
-
-    def __init__(self, shape: KVShape, heads: int, parts: Sequence[PrefillChunk]) -> None:
-        super().__init__(shape, heads, parts)
-        self._packed = Packed.whole(parts, shape.device)
-
-    def mixed(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        return self._packed.attend(query, *pairs.unbind(1))
-
-
-class CachedPrefill:
-    """Several parts of prompts in one call of flash attention, by rows of one arena. Asks nothing
-    but its tensors: a CUDA graph does it again without the code."""
+class PackedPrefill(PrefillAttention):
+    """Attends to the new keys and values themselves, in one call of flash attention: the chunks are
+    whole prompts."""
 
     def __init__(
-        self, layers: Sequence[Tensor], packed: Packed, rows: Tensor, places: Tensor
+        self, backend: AttentionBackend, cos_sin: CosSin, chunks: Sequence[PrefillChunk]
     ) -> None:
+        super().__init__(backend, cos_sin, chunks)
+        self._packed = PackedChunks.of_whole_prompts(chunks, backend.shape.device)
+
+    def attend_to_rows(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        keys, values = kv.unbind(1)
+        return self._packed.attend(query, keys, values)
+
+
+class CachedPrefill(CacheAttention):
+    """Attends to the rows of one arena in one call of flash attention."""
+
+    def __init__(
+        self,
+        backend: AttentionBackend,
+        cos_sin: CosSin,
+        layers: Sequence[Tensor],
+        packed: PackedChunks,
+        addresses: CacheAddresses,
+    ) -> None:
+        super().__init__(backend, cos_sin)
         self._layers = layers
         self._packed = packed
-        self._rows, self._places = rows, places
+        self._addresses = addresses
 
-    def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        held = self._layers[layer]
-        held[:, self._rows, :, self._places] = pairs
-        return self._packed.attend(query, *_tokens_first(held))
-
-
-def make_prefill(
-    shape: KVShape, heads: int, parts: Sequence[PrefillChunk], on_gpu: bool, has_flash: bool
-) -> Prefill:
-    """The fastest way that fits the device and the parts; ``has_flash``: whether it runs flash
-    attention."""
-    if not on_gpu:
-        return BiasedPrefill(shape, heads, parts)
-    if has_flash and are_whole(parts):
-        return PackedPrefill(shape, heads, parts)
-    return CausalPrefill(shape, heads, parts)
+    def attend(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        arena = self._layers[layer]
+        arena[:, self._addresses.rows, :, self._addresses.positions] = kv
+        keys, values = _tokens_first(arena)
+        return self._packed.attend(query, keys, values)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one arena that are decoded together: its layers, how many rows, and the tokens of
-    each that are read, for which 0 stands if every row is read as far as it goes."""
-
-    layers: Sequence[Tensor]
-    rows: int
-    span: int
-
-
-class Decode:
-    """One new token in each of some rows. Asks nothing but its tensors: a CUDA graph does it again
-    without the code."""
+class DecodeAttention(CacheAttention):
+    """Attention of one new token in each row, batch by batch."""
 
     def __init__(
-        self, shape: KVShape, heads: int, batches: Sequence[Batch], lengths: Tensor
+        self,
+        backend: AttentionBackend,
+        cos_sin: CosSin,
+        batches: Sequence[DecodeBatch],
+        lengths: Tensor,
     ) -> None:
-        self._kv_heads, self._shared = shape.heads, heads // shape.heads
-        held = lengths.split([batch.rows for batch in batches])
-        kinds = [_FlashRows if batch.span == 0 else _BiasedRows for batch in batches]
+        super().__init__(backend, cos_sin)
+        self._sizes = [batch.rows for batch in batches]
         self._batches = [
-            kind(batch, tokens) for kind, batch, tokens in zip(kinds, batches, held, strict=True)
+            _BiasedDecode(batch, batch_lengths)
+            if batch.padded_kv_len
+            else _FlashDecode(batch, batch_lengths)
+            for batch, batch_lengths in zip(batches, lengths.split(self._sizes), strict=True)
         ]
 
-    def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        mixed, first = [], 0
-        for batch in self._batches:
-            rows = slice(first, first + batch.rows)
-            mixed.append(batch(layer, query[rows], pairs[rows]))
-            first += batch.rows
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+    def attend(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        outputs = [
+            batch(layer, batch_query, batch_kv)
+            for batch, batch_query, batch_kv in zip(
+                self._batches, query.split(self._sizes), kv.split(self._sizes), strict=True
+            )
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-class _Rows:
-    """Where a batch's newest tokens are written."""
+class _KVWriter:
+    """Appends one token to each row of a batch."""
 
-    def __init__(self, batch: Batch, lengths: Tensor) -> None:
+    def __init__(self, batch: DecodeBatch, lengths: Tensor) -> None:
         self.rows = batch.rows
         self._layers = batch.layers
-        self._at = lengths
-        self._index = torch.arange(batch.rows, device=lengths.device)
+        self._positions = lengths
+        self._row_indices = torch.arange(batch.rows, device=lengths.device)
 
-    def append(self, layer: int, pairs: Tensor) -> Tensor:
-        """Writes (rows, 2, heads, head size); all keys and values (2, rows, heads, capacity, head
-        size)."""
-        held = self._layers[layer]
-        held[:, self._index, :, self._at] = pairs
-        return held[:, : self.rows]
+    def append(self, layer: int, kv: Tensor) -> Tensor:
+        """Write (rows, 2, heads, head size).
+
+        Returns all keys and values of the rows, (2, rows, heads, capacity, head size).
+        """
+        arena = self._layers[layer]
+        arena[:, self._row_indices, :, self._positions] = kv
+        return arena[:, : self.rows]
 
 
-class _BiasedRows(_Rows):
-    """Reads all rows as far as the longest goes, and shuts out what lies behind each one's end."""
+class _BiasedDecode(_KVWriter):
+    """Reads every row to the same padded length, and masks what lies behind its end."""
 
-    def __init__(self, batch: Batch, lengths: Tensor) -> None:
+    def __init__(self, batch: DecodeBatch, lengths: Tensor) -> None:
         super().__init__(batch, lengths)
-        self._span = batch.span
-        later = torch.arange(batch.span, device=lengths.device) > lengths[:, None]
-        self._bias = attention_bias(later, batch.layers[0].dtype)[:, None, None]
+        self._padded_kv_len = batch.padded_kv_len
+        is_masked = torch.arange(batch.padded_kv_len, device=lengths.device) > lengths[:, None]
+        self._bias = attention_bias(is_masked, batch.layers[0].dtype)[:, None, None]
 
-    def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        keys, values = self.append(layer, pairs)[:, :, :, : self._span]
-        # The heads that share a key stand in the place of query positions.
-        return attention(query.unflatten(1, (keys.shape[1], -1)), keys, values, self._bias).flatten(
-            1
-        )
+    def __call__(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        keys, values = self.append(layer, kv)[:, :, :, : self._padded_kv_len]
+        # The heads that share a key head take the place of query positions.
+        by_key_head = query.unflatten(1, (keys.shape[1], -1))
+        return attention(by_key_head, keys, values, self._bias).flatten(1)
 
 
-class _FlashRows(_Rows):
-    """Reads each row as far as it goes."""
+class _FlashDecode(_KVWriter):
+    """Reads every row to its own length."""
 
-    def __init__(self, batch: Batch, lengths: Tensor) -> None:
+    def __init__(self, batch: DecodeBatch, lengths: Tensor) -> None:
         super().__init__(batch, lengths)
         capacity = batch.layers[0].shape[3]
         ends = torch.arange(batch.rows + 1, dtype=torch.int32, device=lengths.device)
-        self._queries, self._keys = (
-            SequenceBounds(ends, 1),
-            SequenceBounds(ends * capacity, capacity),
-        )
+        self._query_bounds = SequenceBounds(ends, 1)
+        self._key_bounds = SequenceBounds(ends * capacity, capacity)
         self._seqused = (lengths + 1).int()
 
-    def __call__(self, layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-        keys, values = _tokens_first(self.append(layer, pairs))
-        return flash(query, keys, values, self._queries, self._keys, seqused=self._seqused).flatten(
-            1
+    def __call__(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        keys, values = _tokens_first(self.append(layer, kv))
+        output = flash(
+            query, keys, values, self._query_bounds, self._key_bounds, seqused=self._seqused
         )
+        return output.flatten(1)
 
 
-def _tokens_first(held: Tensor) -> Tensor:
-    """Rows (2, rows, heads, capacity, head size) as (2, rows · capacity, heads, head size), as they
-    lie on a GPU."""
-    return held.transpose(2, 3).flatten(1, 2)
+def attention_bias(is_masked: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention scores: −∞ for masked keys, 0 for the others."""
+    bias = torch.zeros(is_masked.shape, dtype=dtype, device=is_masked.device)
+    return bias.masked_fill_(is_masked, -torch.inf)
 
 
-def attention_bias(masked: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention's scores: −∞ for keys that are masked, and 0 for the others."""
-    return torch.zeros(masked.shape, dtype=dtype, device=masked.device).masked_fill_(
-        masked, -torch.inf
-    )
+def _tokens_first(rows: Tensor) -> Tensor:
+    """View rows (2, rows, heads, capacity, head size) as (2, rows · capacity, heads, head size),
+    which is their memory layout on a GPU."""
+    return rows.transpose(2, 3).flatten(1, 2)
+
+
+def _round_up(count: int, step: int) -> int:
+    return -(-count // step) * step

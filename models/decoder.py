@@ -1,63 +1,51 @@
-"""A text model's way from tokens to logits: attention with rotary positions, whose keys and values
-go straight to their rows of the engine's cache. What lies between, a family says as
-:class:`DecoderSpec`."""
+"""A decoder-only text model: tokens and image features in, logits out.
+
+A family describes its weights in a :class:`DecoderSpec`. The decoder embeds tokens, runs the
+layers, and applies the final norm and the head. Attention and the KV cache are the
+:class:`models.attention.AttentionBackend`'s.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from models.attention import STEP, Batch, CacheAttention, CachedPrefill, Decode, make_prefill
-from models.flash import has_flash_attention
-from models.fused import apply_rope_, has_fused_kernels
+from models.attention import AttentionBackend, CacheAttention, DecodeBatch
 from models.graphs import ModelGraphs
 from models.linear import Linear
-from models.operations import apply_rope
 from models.packed import (
-    Packed,
-    Sizes,
-    address,
+    CacheAddresses,
+    PackedChunks,
+    PaddedSizes,
+    arena_key,
     can_be_packed,
-    destinations,
-    padded,
+    pad_tokens,
     share_an_arena,
 )
+from models.rope import CosSin, Rotary
 from raylens.engine.model import KVRows, KVShape, ModelOutput, PrefillChunk
 from raylens.engine.transfer import upload
 
-Attend = Callable[[Tensor], Tensor]
-"""Queries, keys and values of a layer, side by side (tokens, (heads + 2 · key heads) · head size),
-to what attention makes of them (tokens, heads · head size)."""
+DecoderLayer = Callable[[Tensor, int, CacheAttention], Tensor]
+"""Takes states (tokens, hidden), a layer index and the step's attention; returns new states."""
 
-_PIECES = 8
-"""Into so many parts a row of the cache is cut where each length that is read costs a CUDA graph."""
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """``frequencies`` (head size / 2,), float32: a head's halves are the pairs that turn, and
-    0 lets one stand still. ``sections``: how many of them follow each axis of the positions by
-    turns, where there are several axes."""
-
-    frequencies: Tensor
-    scale: float = 1.0
-    sections: Sequence[int] | None = None
+_GRAPH_SECTIONS = 8
+"""Without flash attention, CUDA graphs are captured for this many lengths of a cache row."""
 
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """What a decoder is made of."""
+    """A family's weights, and the shapes of its attention."""
 
     embed: Callable[[Tensor], Tensor]
-    """Ids (tokens,) to (tokens, hidden)."""
-    layers: Sequence[Callable[[Tensor, Attend], Tensor]]
-    """Each takes states (tokens, hidden) to the next layer's."""
+    """Token ids (tokens,) to states (tokens, hidden)."""
+    layers: Sequence[DecoderLayer]
     norm: Callable[[Tensor], Tensor]
     head: Linear
     rotary: Rotary
@@ -66,233 +54,187 @@ class DecoderSpec:
 
 
 class Decoder:
-    """Reads tokens behind what rows of the cache hold."""
+    """Runs prefill and decode steps. Not thread-safe."""
 
-    def __init__(self, parts: DecoderSpec, graphs: ModelGraphs | None = None) -> None:
-        self.kv_shape = shape = parts.kv_shape
-        self._parts = parts
+    def __init__(self, spec: DecoderSpec, graphs: ModelGraphs | None = None) -> None:
+        self.kv_shape = spec.kv_shape
+        self._spec = spec
         self._graphs = graphs or ModelGraphs()
-        self._heads, self._kv_heads = parts.heads, shape.heads
-        rotary = parts.rotary
-        self._axes = _axes(rotary.sections, len(rotary.frequencies), rotary.frequencies.device)
-        device = torch.device(shape.device)
-        self._on_gpu = device.type == "cuda"
-        self._has_flash = has_flash_attention(device, shape.dtype, shape.head_dim)
-        self._has_fused = has_fused_kernels(device, shape.dtype)
+        self._attention = AttentionBackend(spec.kv_shape, spec.heads, spec.rotary)
 
     def prefill(
-        self, parts: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
+        self, chunks: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
     ) -> Generator[None, None, ModelOutput]:
-        """Implements :meth:`raylens.engine.model.Model.prefill`. Where tokens see each other, no
-        slice can cut between them: it cuts between layers."""
+        """See :meth:`raylens.engine.model.Model.prefill`.
+
+        Slices are cut between layers: a bidirectional prefix can't be cut between tokens.
+        """
         with torch.inference_mode():
-            ends = np.cumsum([len(part.token_ids) for part in parts])
-            states, turns = self._begin(parts, ends)
-            last = self._numbers((ends - 1).tolist())
-            replayed = (
-                self._replayed(parts, rows(), states, turns) if len(states) <= tokens else None
-            )
-            if replayed is not None:
-                return self._scores(replayed[last])
-            prefill = make_prefill(self.kv_shape, self._heads, parts, self._on_gpu, self._has_flash)
-        count = len(self._parts.layers)
-        layers = max(1, tokens * count // len(states))
-        for first in range(0, count, layers):
+            states = self._embed_chunks(chunks)
+            cos_sin = self._cos_sin(np.concatenate([chunk.positions for chunk in chunks], 1))
+            ends = accumulate(len(chunk.token_ids) for chunk in chunks)
+            last_tokens = self._upload([end - 1 for end in ends])
+            if len(states) <= tokens and self._can_replay_prefill(chunks, rows()):
+                states = self._replay_prefill(chunks, rows(), states, cos_sin)
+                return self._output(states[last_tokens])
+            attention = self._attention.prefill(chunks, cos_sin)
+        layers = len(self._spec.layers)
+        layers_per_slice = max(1, tokens * layers // len(states))
+        for first in range(0, layers, layers_per_slice):
             if first:
                 yield
             with torch.inference_mode():
-                states = self._run(
-                    states, turns, prefill.over(rows()), first, min(first + layers, count)
-                )
+                attention.rows = rows()
+                stop = min(first + layers_per_slice, layers)
+                states = self._run_layers(range(first, stop), states, attention)
         with torch.inference_mode():
-            return self._scores(states[last])
-
-    def _begin(
-        self, parts: Sequence[PrefillChunk], ends: NDArray[np.int64]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """What stands at each place of the parts (tokens, hidden), and the cosines and sines of its
-        positions."""
-        states = self._parts.embed(
-            self._numbers([token for part in parts for token in part.token_ids])
-        )
-        for part, end in zip(parts, ends.tolist(), strict=True):
-            start = end - len(part.token_ids)
-            for at, shown in part.features:
-                states[start + at : start + at + len(shown)] = shown
-        positions = upload(
-            np.concatenate([part.positions for part in parts], 1), self.kv_shape.device
-        )
-        return states, self._rope_cos_sin(positions, states.dtype)
-
-    def _replayed(
-        self,
-        parts: Sequence[PrefillChunk],
-        rows: Sequence[KVRows],
-        states: Tensor,
-        turns: tuple[Tensor, Tensor],
-    ) -> Tensor | None:
-        """The last layer's states, by a CUDA graph; None if these parts are for none."""
-        if self._graphs.prefill is None or not (
-            self._has_flash and can_be_packed(parts) and share_an_arena(rows)
-        ):
-            return None
-        sizes, layers = Sizes.of(parts), rows[0].arena
-        packed = Packed.cached(parts, rows, sizes, self.kv_shape.device)
-
-        def step(
-            states: Tensor, cos: Tensor, sin: Tensor, destination: Tensor, *tensors: Tensor
-        ) -> Tensor:
-            attention = CachedPrefill(layers, packed.of_tensors(*tensors), *destination)
-            return self._run(states, (cos, sin), attention, 0, len(self._parts.layers))
-
-        destination = destinations(parts, rows, sizes.tokens, self.kv_shape.device)
-        given = [
-            *(padded(tensor, sizes.tokens) for tensor in (states, *turns)),
-            destination,
-            *packed.tensors,
-        ]
-        return self._graphs.prefill.run((sizes, address(rows)), step, given)
+            return self._output(states[last_tokens])
 
     def decode(
         self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]
     ) -> ModelOutput:
-        """Implements :meth:`raylens.engine.model.Model.decode`."""
-        lengths = [length for group in groups for length in group.lengths]
-        if self._graphs.decode is None:
-            batches = [
-                Batch(group.layers, len(group.lengths), self._span(group)) for group in groups
-            ]
-            return self._scores(
-                self._step(batches, token_ids, self._numbers(positions), self._numbers(lengths))
-            )
-        # Few sizes of batch, so that graphs serve again: rows that nobody holds fill up each group.
-        batches = [
-            Batch(group.layers, _filled(group), self._span(group, _PIECES)) for group in groups
-        ]
-        places = self._numbers(
-            _places([len(group.lengths) for group in groups], [batch.rows for batch in batches])
+        """See :meth:`raylens.engine.model.Model.decode`."""
+        lengths = [length for rows in groups for length in rows.lengths]
+        if self._graphs.decode is not None:
+            return self._output(self._replay_decode(token_ids, positions, lengths, groups))
+        batches = [self._attention.decode_batch(rows) for rows in groups]
+        states = self._decode_step(
+            batches, token_ids, self._upload(positions), self._upload(lengths)
         )
-        given = torch.zeros(
-            3, sum(batch.rows for batch in batches), dtype=torch.int64, device=token_ids.device
+        return self._output(states)
+
+    def _embed_chunks(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+        """Return (tokens, hidden): embedded tokens, with image features instead of image tokens."""
+        states = self._spec.embed(
+            self._upload([token for chunk in chunks for token in chunk.token_ids])
         )
-        given[0, places] = token_ids
-        given[1:, places] = upload(np.array([positions, lengths]), token_ids.device)
-        states = self._graphs.decode.run(
-            _addresses(batches), partial(self._step, batches), list(given)
-        )
-        return self._scores(states[places])
-
-    def _span(self, group: KVRows, pieces: int = 1) -> int:
-        """Tokens to read of each row; 0 if flash attention reads each as far as it goes."""
-        return 0 if self._has_flash else _span(max(group.lengths) + 1, group, pieces)
-
-    def _numbers(self, numbers: Sequence[int]) -> Tensor:
-        return upload(numbers, self.kv_shape.device)
-
-    def _step(
-        self, batches: Sequence[Batch], token_ids: Tensor, positions: Tensor, lengths: Tensor
-    ) -> Tensor:
-        """Asks nothing but its tensors: a CUDA graph does it again without this code."""
-        states = self._parts.embed(token_ids)
-        attention = Decode(self.kv_shape, self._heads, batches, lengths)
-        turns = self._rope_cos_sin(positions[None], states.dtype)
-        return self._run(states, turns, attention, 0, len(self._parts.layers))
-
-    def _run(
-        self,
-        states: Tensor,
-        turns: tuple[Tensor, Tensor],
-        attention: CacheAttention,
-        first: int,
-        end: int,
-    ) -> Tensor:
-        """Through the layers from ``first`` to ``end``."""
-        cos, sin = turns
-        heads = (-1, self.kv_shape.head_dim)
-
-        def attend(layer: int, mixed: Tensor) -> Tensor:
-            qkv = mixed.unflatten(-1, heads)
-            if self._has_fused:
-                apply_rope_(qkv, cos, sin, self._heads + self._kv_heads)
-            else:
-                qkv = apply_rope(qkv, cos, sin)
-            return attention(
-                layer,
-                qkv[:, : self._heads],
-                qkv[:, self._heads :].unflatten(1, (2, self._kv_heads)),
-            )
-
-        for index in range(first, end):
-            states = self._parts.layers[index](states, partial(attend, index))
+        start = 0
+        for chunk in chunks:
+            for offset, features in chunk.features:
+                first = start + offset
+                states[first : first + len(features)] = features
+            start += len(chunk.token_ids)
         return states
 
-    def _scores(self, states: Tensor) -> ModelOutput:
-        return ModelOutput(self._parts.head(self._parts.norm(states)).float(), states)
+    def _run_layers(self, layers: range, states: Tensor, attention: CacheAttention) -> Tensor:
+        for index in layers:
+            states = self._spec.layers[index](states, index, attention)
+        return states
 
-    def _rope_cos_sin(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines (tokens, all heads, head size) of rotary positions (axes,
-        tokens); values' heads, which stand last, stay as they are. For the fused kernel, which
-        knows as much, (tokens, head size / 2)."""
-        rotary = self._parts.rotary
-        angles = positions[..., None].float() * rotary.frequencies
-        angles = (
-            angles[0]
-            if len(positions) == 1
-            else angles.gather(0, self._axes.expand(1, angles.shape[1], -1))[0]
+    def _run_all_layers(self, states: Tensor, attention: CacheAttention) -> Tensor:
+        return self._run_layers(range(len(self._spec.layers)), states, attention)
+
+    def _output(self, states: Tensor) -> ModelOutput:
+        """Apply the final norm and the head to (rows, hidden)."""
+        return ModelOutput(self._spec.head(self._spec.norm(states)).float(), states)
+
+    def _decode_step(
+        self,
+        batches: Sequence[DecodeBatch],
+        token_ids: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+    ) -> Tensor:
+        """Return the last layer's states (rows, hidden). A CUDA graph can replay it."""
+        states = self._spec.embed(token_ids)
+        cos_sin = self._attention.rope.cos_sin(positions[None])
+        attention = self._attention.decode(batches, lengths, cos_sin)
+        return self._run_all_layers(states, attention)
+
+    def _replay_decode(
+        self,
+        token_ids: Tensor,
+        positions: Sequence[int],
+        lengths: Sequence[int],
+        groups: Sequence[KVRows],
+    ) -> Tensor:
+        """Run a decode step as a CUDA graph. Unowned rows pad each group: few batch sizes need few
+        graphs."""
+        assert self._graphs.decode is not None
+        batches = [
+            self._attention.decode_batch(rows, _GRAPH_SECTIONS, _padded_rows(rows))
+            for rows in groups
+        ]
+        padded_rows = sum(batch.rows for batch in batches)
+        indices = self._upload(_row_indices(groups, batches))
+        inputs = torch.zeros(3, padded_rows, dtype=torch.int64, device=token_ids.device)
+        inputs[0, indices] = token_ids
+        inputs[1:, indices] = upload(np.array([positions, lengths]), token_ids.device)
+        step = partial(self._decode_step, batches)
+        states = self._graphs.decode.run(_graph_key(batches), step, list(inputs))
+        return states[indices]
+
+    def _can_replay_prefill(self, chunks: Sequence[PrefillChunk], rows: Sequence[KVRows]) -> bool:
+        return (
+            self._graphs.prefill is not None
+            and self._attention.has_flash
+            and can_be_packed(chunks)
+            and share_an_arena(rows)
         )
-        cos, sin = angles.cos() * rotary.scale, angles.sin() * rotary.scale
-        if self._has_fused:
-            return cos, sin
-        turned = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-        still = torch.ones_like(turned[0]), torch.zeros_like(turned[1])
-        heads = self._heads + self._kv_heads
-        made = (
-            torch.cat(
-                [t[:, None].expand(-1, heads, -1), s[:, None].expand(-1, self._kv_heads, -1)], 1
-            ).to(dtype)
-            for t, s in zip(turned, still, strict=True)
-        )
-        return next(made), next(made)
+
+    def _replay_prefill(
+        self,
+        chunks: Sequence[PrefillChunk],
+        rows: Sequence[KVRows],
+        states: Tensor,
+        cos_sin: CosSin,
+    ) -> Tensor:
+        """Run all layers as a CUDA graph. Returns the last states (padded tokens, hidden)."""
+        assert self._graphs.prefill is not None
+        layers = rows[0].arena
+        device = self.kv_shape.device
+        sizes = PaddedSizes.of(chunks)
+        packed = PackedChunks.of_cached_rows(chunks, rows, sizes, device)
+        addresses = CacheAddresses.of(chunks, rows, sizes.tokens, device)
+
+        def step(
+            states: Tensor,
+            cos: Tensor,
+            sin: Tensor,
+            row_indices: Tensor,
+            positions: Tensor,
+            *packed_tensors: Tensor,
+        ) -> Tensor:
+            attention = self._attention.cached_prefill(
+                layers,
+                packed.with_tensors(packed_tensors),
+                CacheAddresses(row_indices, positions),
+                (cos, sin),
+            )
+            return self._run_all_layers(states, attention)
+
+        padded = [pad_tokens(tensor, sizes.tokens) for tensor in (states, *cos_sin)]
+        inputs = [*padded, addresses.rows, addresses.positions, *packed.tensors]
+        return self._graphs.prefill.run((sizes, arena_key(rows)), step, inputs)
+
+    def _cos_sin(self, positions: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> CosSin:
+        return self._attention.rope.cos_sin(upload(positions, self.kv_shape.device))
+
+    def _upload(self, numbers: Sequence[int]) -> Tensor:
+        return upload(numbers, self.kv_shape.device)
 
 
-def _span(end: int, rows: KVRows, pieces: int = 1) -> int:
-    """Tokens to read where ``end`` are held: whole steps, so that products are prepared for few
-    shapes. Where there are ``pieces``, whole parts of the row's capacity."""
-    capacity = rows.layers[0].shape[3]
-    step = STEP if pieces == 1 else max(STEP, capacity // pieces)
-    return min(-(-end // step) * step, capacity)
+def _padded_rows(rows: KVRows) -> int:
+    """Return the next power of two, if every layer has so many rows."""
+    # Layers differ if memory ran out while the cache was being resized.
+    available = min(layer.shape[1] for layer in rows.layers)
+    return min(1 << (len(rows.lengths) - 1).bit_length(), available)
 
 
-def _filled(group: KVRows) -> int:
-    """The next power of two of its rows, as far as there are so many."""
-    # Where a resize of the cache broke off, layers differ.
-    return min(
-        1 << (len(group.lengths) - 1).bit_length(), *(layer.shape[1] for layer in group.layers)
-    )
-
-
-def _places(counts: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """Where the rows of several groups stand, of which each is filled up to its size."""
-    starts = np.cumsum([0, *sizes])
+def _row_indices(groups: Sequence[KVRows], batches: Sequence[DecodeBatch]) -> list[int]:
+    """Return the index of each group's rows among all padded rows."""
+    starts = [0, *accumulate(batch.rows for batch in batches)]
     return [
-        int(start) + row
-        for start, count in zip(starts, counts, strict=False)
-        for row in range(count)
+        start + row
+        for start, rows in zip(starts, groups, strict=False)
+        for row in range(len(rows.lengths))
     ]
 
 
-def _addresses(batches: Sequence[Batch]) -> Hashable:
-    """Where a step reads and writes keys and values, and in what shape."""
+def _graph_key(batches: Sequence[DecodeBatch]) -> Hashable:
+    """Return a key for the memory and shapes that a captured decode step reads and writes."""
     shapes = [
-        (batch.rows, batch.span, batch.layers[0].shape, batch.layers[0].stride())
+        (batch.rows, batch.padded_kv_len, batch.layers[0].shape, batch.layers[0].stride())
         for batch in batches
     ]
     return (*shapes, *(layer.data_ptr() for batch in batches for layer in batch.layers))
-
-
-def _axes(sections: Sequence[int] | None, frequencies: int, device: torch.device) -> Tensor:
-    """Which axis of the positions each frequency turns with: (1, 1, frequencies). Sections take the
-    axes by turns."""
-    sections = sections or [frequencies]
-    axes = [index % 3 for index, width in enumerate(sections) for _ in range(width)]
-    return torch.tensor(axes, device=device)[None, None]

@@ -1,8 +1,8 @@
-"""The text model of Llama's and Qwen2's kind, over its weights in transformers' modules.
+"""The text model of the Llama and Qwen2 families, from the weights of transformers' modules.
 
-A layer is: root mean square norm, grouped-query attention with rotary positions, norm, gated MLP
-(``modeling_llama.py`` and ``modeling_qwen2_5_vl.py`` in transformers). Query, key and value are one
-product here, gate and up another.
+A layer is: RMS norm, grouped-query attention with rotary positions, RMS norm, gated MLP
+(``modeling_llama.py`` and ``modeling_qwen2_5_vl.py`` in transformers). The projections of queries,
+keys and values are fused into one product, and so are the MLP's gate and up projections.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.decoder import Attend, DecoderSpec, Rotary
+from models.attention import CacheAttention
+from models.decoder import DecoderSpec
 from models.linear import Linear, Packer
 from models.operations import swiglu
+from models.rope import Rotary
 from raylens.engine.model import KVShape
 
 
 @dataclass(frozen=True)
 class RMSNorm:
+    """Root mean square layer normalization (Zhang and Sennrich 2019)."""
+
     weight: Tensor
     eps: float
 
@@ -30,6 +34,8 @@ class RMSNorm:
 
 @dataclass(frozen=True)
 class LlamaLayer:
+    """The weights of one layer, and its forward pass as a :data:`models.decoder.DecoderLayer`."""
+
     attention_norm: RMSNorm
     qkv: Linear
     out: Linear
@@ -37,28 +43,23 @@ class LlamaLayer:
     gate_up: Linear
     down: Linear
 
-    def __call__(self, states: Tensor, attend: Attend) -> Tensor:
-        states = self.out(attend(self.qkv(self.attention_norm(states))), states)
-        return self.mlp(states, states)
+    def __call__(self, states: Tensor, index: int, attention: CacheAttention) -> Tensor:
+        attended = attention(index, self.qkv(self.attention_norm(states)))
+        states = self.out(attended, residual=states)
+        return self.mlp(states, residual=states)
 
     def mlp(self, states: Tensor, residual: Tensor) -> Tensor:
-        """What the MLP makes of the states, added to ``residual``."""
+        """Return the MLP's output plus ``residual``."""
         return self.down(swiglu(self.gate_up(self.mlp_norm(states))), residual)
 
 
 def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: Packer) -> DecoderSpec:
-    """What a decoder of these weights is made of."""
+    """Pack the weights of a text model and of its head."""
     model: Any = text_model
     config = model.config
-    heads, eps = int(config.num_attention_heads), float(config.rms_norm_eps)
+    heads = int(config.num_attention_heads)
+    eps = float(config.rms_norm_eps)
     embeddings = packer.tensor(model.get_input_embeddings().weight)
-    kv_shape = KVShape(
-        layers=len(model.layers),
-        heads=int(config.num_key_value_heads),
-        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
-        dtype=embeddings.dtype,
-        device=str(embeddings.device),
-    )
     return DecoderSpec(
         embed=lambda ids: F.embedding(ids, embeddings),
         layers=[_layer(layer, eps, packer) for layer in model.layers],
@@ -70,12 +71,19 @@ def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: Packer) -> Deco
             (config.rope_parameters or {}).get("mrope_section"),
         ),
         heads=heads,
-        kv_shape=kv_shape,
+        kv_shape=KVShape(
+            layers=len(model.layers),
+            heads=int(config.num_key_value_heads),
+            head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+            dtype=embeddings.dtype,
+            device=str(embeddings.device),
+        ),
     )
 
 
 def _layer(layer: Any, eps: float, packer: Packer) -> LlamaLayer:
-    attention, mlp = layer.self_attn, layer.mlp
+    attention = layer.self_attn
+    mlp = layer.mlp
     return LlamaLayer(
         attention_norm=RMSNorm(packer.tensor(layer.input_layernorm.weight), eps),
         qkv=packer.linear(attention.q_proj, attention.k_proj, attention.v_proj),

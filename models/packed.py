@@ -1,8 +1,12 @@
-"""Prompts, or what is left of them, one behind another, for one call of flash attention."""
+"""Chunks of several prompts, concatenated for one call of flash attention.
+
+A prompt may begin with a bidirectional prefix, whose tokens attend to each other. The other tokens
+of a chunk, its tail, are causal.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,136 +19,180 @@ from raylens.engine.transfer import upload
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """To which prompts are filled up, so that few shapes come again and again, each as a CUDA
-    graph."""
+class PaddedSizes:
+    """Sizes that chunks are padded to: few sizes repeat often, and each needs one CUDA graph."""
 
     tokens: int
-    """At least one more than there are."""
+    """Tokens of all chunks, and at least one of padding."""
     prompts: int
     tail: int
-    """Tokens behind those that see each other, of all prompts; 0 if there are none that do."""
+    """Tokens of all tails; 0 if no chunk has a bidirectional prefix."""
     longest: int
-    """Tokens of a prompt."""
+    """Tokens of the longest chunk."""
 
     @classmethod
-    def of(cls, parts: Sequence[PrefillChunk]) -> Sizes:
-        lengths = [len(part.token_ids) for part in parts]
+    def of(cls, chunks: Sequence[PrefillChunk]) -> PaddedSizes:
+        lengths = [len(chunk.token_ids) for chunk in chunks]
         tokens = sum(lengths) + 1
+        has_prefix = any(map(_prefix_len, chunks))
         return cls(
-            tokens=_up(tokens, 64 if tokens <= 1024 else 256),
-            prompts=_power(len(parts)),
-            tail=_up(sum(_tails(parts)), 32) if any(map(_bidirectional, parts)) else 0,
-            longest=_power(max(lengths)),
+            tokens=_round_up(tokens, 64 if tokens <= 1024 else 256),
+            prompts=_next_power_of_two(len(chunks)),
+            tail=_round_up(sum(map(_tail_len, chunks)), 32) if has_prefix else 0,
+            longest=_next_power_of_two(max(lengths)),
         )
 
 
 @dataclass(frozen=True)
-class Keys:
-    """Where the prompts' keys and values lie in an arena, whose rows lie one behind another."""
+class CachedKeys:
+    """The prompts' rows in an arena, whose rows are concatenated."""
 
     bounds: SequenceBounds
     seqused: Tensor
-    """Tokens of each that count, int32 (prompts,)."""
+    """Tokens in use of each row, int32 (prompts,)."""
 
 
 @dataclass(frozen=True)
 class Tail:
-    """What follows the tokens that see each other."""
+    """The causal tokens behind bidirectional prefixes."""
 
     prefix_lens: Tensor
-    """How many these are, int32 (prompts,); a prompt without such tokens has 1, and is all tail."""
-    places: Tensor
-    """Where the tokens that follow stand (tokens,), of all prompts."""
+    """int32 (prompts,). A chunk without a prefix counts as 1 token of prefix, and is all tail."""
+    indices: Tensor
+    """The tails' tokens among the step's tokens, int64 (tail tokens,)."""
     bounds: SequenceBounds
 
 
 @dataclass(frozen=True)
-class Packed:
-    """The bounds of the prompts' tokens; ``keys``, if they attend to a cache and not only to each
-    other; ``tail``, if some of the tokens see each other."""
+class CacheAddresses:
+    """The row of an arena, and the position in it, of each token; both int64 (tokens,)."""
 
-    bounds: SequenceBounds
-    keys: Keys | None = None
-    tail: Tail | None = None
+    rows: Tensor
+    positions: Tensor
 
     @classmethod
-    def whole(cls, parts: Sequence[PrefillChunk], device: str) -> Packed:
-        """Of prompts that begin here."""
-        lengths = [len(part.token_ids) for part in parts]
+    def of(
+        cls, chunks: Sequence[PrefillChunk], rows: Sequence[KVRows], tokens: int, device: str
+    ) -> CacheAddresses:
+        """Padding up to ``tokens`` goes behind the first chunk, where its next token will be
+        written."""
+        lengths = [len(chunk.token_ids) for chunk in chunks]
+        padding = tokens - sum(lengths)
+        row_indices = [
+            *(np.full(length, row.first) for length, row in zip(lengths, rows, strict=True)),
+            np.full(padding, rows[0].first),
+        ]
+        positions = [
+            *(chunk.start + np.arange(len(chunk.token_ids)) for chunk in chunks),
+            np.full(padding, chunks[0].start + lengths[0]),
+        ]
+        addresses = np.stack([np.concatenate(row_indices), np.concatenate(positions)])
+        return cls(*upload(addresses, device))
+
+
+@dataclass(frozen=True)
+class PackedChunks:
+    """Bounds of chunks whose tokens are concatenated."""
+
+    bounds: SequenceBounds
+    keys: CachedKeys | None = None
+    """None if the chunks attend to their own keys and values."""
+    tail: Tail | None = None
+    """None if no chunk has a bidirectional prefix."""
+
+    @classmethod
+    def of_whole_prompts(cls, chunks: Sequence[PrefillChunk], device: str) -> PackedChunks:
+        """Chunks that attend to nothing but themselves."""
+        lengths = [len(chunk.token_ids) for chunk in chunks]
         return cls(
-            SequenceBounds.of(lengths, device), tail=_tail(parts, len(parts), max(lengths), device)
+            SequenceBounds.of(lengths, device),
+            tail=_tail(chunks, len(chunks), max(lengths), device),
         )
 
     @classmethod
-    def cached(
-        cls, parts: Sequence[PrefillChunk], rows: Sequence[KVRows], sizes: Sizes, device: str
-    ) -> Packed:
-        """Of parts whose rows lie in one arena, filled up by prompts without tokens, and by the
-        tokens of none."""
+    def of_cached_rows(
+        cls,
+        chunks: Sequence[PrefillChunk],
+        rows: Sequence[KVRows],
+        sizes: PaddedSizes,
+        device: str,
+    ) -> PackedChunks:
+        """Chunks whose rows share an arena, padded with prompts that have no tokens."""
         capacity = rows[0].arena[0].shape[3]
-        starts, seqused = np.zeros(sizes.prompts + 1, np.int32), np.ones(sizes.prompts, np.int32)
+        lengths = [len(chunk.token_ids) for chunk in chunks]
+        starts = np.zeros(sizes.prompts + 1, np.int32)
         starts[: len(rows)] = [row.first * capacity for row in rows]
-        seqused[: len(parts)] = [part.start + len(part.token_ids) for part in parts]
+        seqused = np.ones(sizes.prompts, np.int32)
+        seqused[: len(chunks)] = [chunk.start + len(chunk.token_ids) for chunk in chunks]
+        row_bounds = SequenceBounds(upload(starts, device), capacity)
         return cls(
-            SequenceBounds.of(
-                [len(part.token_ids) for part in parts], device, sizes.prompts, sizes.longest
-            ),
-            Keys(SequenceBounds(upload(starts, device), capacity), upload(seqused, device)),
-            _tail(parts, sizes.prompts, sizes.longest, device, sizes),
+            SequenceBounds.of(lengths, device, sizes.prompts, sizes.longest),
+            CachedKeys(row_bounds, upload(seqused, device)),
+            _tail(chunks, sizes.prompts, sizes.longest, device, sizes),
         )
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that is asked when it is used."""
-        keys, tail = self.keys, self.tail
-        return [
-            self.bounds.cu_seqlens,
-            *([] if keys is None else (keys.bounds.cu_seqlens, keys.seqused)),
-            *([] if tail is None else (tail.prefix_lens, tail.places, tail.bounds.cu_seqlens)),
-        ]
+        """The tensors that :meth:`attend` reads, which a CUDA graph gets anew for each replay."""
+        tensors = [self.bounds.cu_seqlens]
+        if self.keys is not None:
+            tensors += [self.keys.bounds.cu_seqlens, self.keys.seqused]
+        if self.tail is not None:
+            tensors += [self.tail.prefix_lens, self.tail.indices, self.tail.bounds.cu_seqlens]
+        return tensors
 
-    def of_tensors(self, *tensors: Tensor) -> Packed:
-        """The same with other ``tensors``."""
-        left = iter(tensors)
-        bounds = SequenceBounds(next(left), self.bounds.max_seqlen)
-        keys = self.keys and Keys(
-            SequenceBounds(next(left), self.keys.bounds.max_seqlen), next(left)
-        )
-        tail = self.tail and Tail(
-            next(left), next(left), SequenceBounds(next(left), self.tail.bounds.max_seqlen)
-        )
-        return Packed(bounds, keys, tail)
+    def with_tensors(self, tensors: Iterable[Tensor]) -> PackedChunks:
+        """Return the same chunks, with other :attr:`tensors`."""
+        remaining = iter(tensors)
+        bounds = SequenceBounds(next(remaining), self.bounds.max_seqlen)
+        return PackedChunks(bounds, self._keys_with(remaining), self._tail_with(remaining))
+
+    def _keys_with(self, tensors: Iterator[Tensor]) -> CachedKeys | None:
+        if self.keys is None:
+            return None
+        bounds = SequenceBounds(next(tensors), self.keys.bounds.max_seqlen)
+        return CachedKeys(bounds, next(tensors))
+
+    def _tail_with(self, tensors: Iterator[Tensor]) -> Tail | None:
+        if self.tail is None:
+            return None
+        prefix_lens = next(tensors)
+        indices = next(tensors)
+        bounds = SequenceBounds(next(tensors), self.tail.bounds.max_seqlen)
+        return Tail(prefix_lens, indices, bounds)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Of queries (tokens, heads, head size) to the keys and values (tokens, key heads, head
-        size) of their prompt, or, with ``keys``, of an arena: (tokens, heads · head size)."""
-        bounds, seqused = (
-            (self.bounds, None) if self.keys is None else (self.keys.bounds, self.keys.seqused)
-        )
+        """Attend with queries (tokens, heads, head size). Returns (tokens, heads · head size).
+
+        Keys and values, (tokens, key heads, head size), are the chunks' own, or an arena's if there
+        are :attr:`keys`.
+        """
+        key_bounds = self.bounds if self.keys is None else self.keys.bounds
+        seqused = None if self.keys is None else self.keys.seqused
         tail = self.tail
         if tail is None:
-            return flash(
-                query, keys, values, self.bounds, bounds, causal=True, seqused=seqused
-            ).flatten(1)
-        mixed = flash(query, keys, values, self.bounds, bounds, seqused=tail.prefix_lens)
-        mixed[tail.places] = flash(
-            query[tail.places], keys, values, tail.bounds, bounds, causal=True, seqused=seqused
+            output = flash(
+                query, keys, values, self.bounds, key_bounds, causal=True, seqused=seqused
+            )
+            return output.flatten(1)
+        output = flash(query, keys, values, self.bounds, key_bounds, seqused=tail.prefix_lens)
+        output[tail.indices] = flash(
+            query[tail.indices], keys, values, tail.bounds, key_bounds, causal=True, seqused=seqused
         )
-        return mixed.flatten(1)
+        return output.flatten(1)
 
 
-def are_whole(parts: Sequence[PrefillChunk]) -> bool:
-    """Whether these are prompts from their beginning to beyond the tokens that see each other."""
-    return all(part.start == 0 for part in parts) and can_be_packed(parts)
+def are_whole_prompts(chunks: Sequence[PrefillChunk]) -> bool:
+    """Whether each chunk begins its prompt, and reaches behind its bidirectional prefix."""
+    return all(chunk.start == 0 for chunk in chunks) and can_be_packed(chunks)
 
 
-def can_be_packed(parts: Sequence[PrefillChunk]) -> bool:
-    """Whether each goes beyond the tokens that see each other, and holds all of these or none."""
+def can_be_packed(chunks: Sequence[PrefillChunk]) -> bool:
+    """Whether each chunk has causal tokens, and all of its bidirectional prefix or none of it."""
     return all(
-        part.start >= part.bidirectional_prefix_len
-        or (part.start == 0 and len(part.token_ids) > part.bidirectional_prefix_len)
-        for part in parts
+        chunk.start >= chunk.bidirectional_prefix_len
+        or (chunk.start == 0 and len(chunk.token_ids) > chunk.bidirectional_prefix_len)
+        for chunk in chunks
     )
 
 
@@ -152,64 +200,54 @@ def share_an_arena(rows: Sequence[KVRows]) -> bool:
     return all(row.arena and row.arena[0] is rows[0].arena[0] for row in rows)
 
 
-def destinations(
-    parts: Sequence[PrefillChunk], rows: Sequence[KVRows], tokens: int, device: str
-) -> Tensor:
-    """Row and place of each token's keys and values (2, tokens). Those of no prompt go where the
-    first prompt's next token will be written."""
-    spare = tokens - sum(len(part.token_ids) for part in parts)
-    index = [np.full(len(part.token_ids), row.first) for part, row in zip(parts, rows, strict=True)]
-    places = [part.start + np.arange(len(part.token_ids)) for part in parts]
-    index.append(np.full(spare, rows[0].first))
-    places.append(np.full(spare, parts[0].start + len(parts[0].token_ids)))
-    return upload(np.stack([np.concatenate(index), np.concatenate(places)]), device)
-
-
-def address(rows: Sequence[KVRows]) -> Hashable:
-    """Where the arena lies."""
+def arena_key(rows: Sequence[KVRows]) -> Hashable:
+    """Return a key for the memory of the rows' arena: a CUDA graph is valid for one arena only."""
     return (rows[0].arena[0].shape, *(layer.data_ptr() for layer in rows[0].arena))
 
 
-def _bidirectional(part: PrefillChunk) -> int:
-    """How many of a part's tokens see each other."""
-    return part.bidirectional_prefix_len if part.start < part.bidirectional_prefix_len else 0
+def pad_tokens(states: Tensor, tokens: int) -> Tensor:
+    """Append zeros to (some tokens, …) to get (``tokens``, …)."""
+    padded = torch.zeros((tokens, *states.shape[1:]), dtype=states.dtype, device=states.device)
+    padded[: len(states)] = states
+    return padded
 
 
-def _tails(parts: Sequence[PrefillChunk]) -> list[int]:
-    """Tokens of each part that follow those that see each other."""
-    return [len(part.token_ids) - _bidirectional(part) for part in parts]
+def _prefix_len(chunk: PrefillChunk) -> int:
+    """Return how many of a chunk's tokens belong to the bidirectional prefix."""
+    return chunk.bidirectional_prefix_len if chunk.start < chunk.bidirectional_prefix_len else 0
+
+
+def _tail_len(chunk: PrefillChunk) -> int:
+    return len(chunk.token_ids) - _prefix_len(chunk)
 
 
 def _tail(
-    parts: Sequence[PrefillChunk],
+    chunks: Sequence[PrefillChunk],
     prompts: int,
     longest: int,
     device: str,
-    sizes: Sizes | None = None,
+    sizes: PaddedSizes | None = None,
 ) -> Tail | None:
-    if not any(map(_bidirectional, parts)):
+    """Return the chunks' tails, padded to ``sizes``; None if no chunk has a prefix."""
+    if not any(map(_prefix_len, chunks)):
         return None
-    tails = _tails(parts)
-    ends = np.cumsum([len(part.token_ids) for part in parts])
-    places = [np.arange(end - tail, end) for end, tail in zip(ends, tails, strict=True)]
+    lengths = [_tail_len(chunk) for chunk in chunks]
+    ends = np.cumsum([len(chunk.token_ids) for chunk in chunks])
+    indices = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     if sizes is not None:
-        places.append(np.full(sizes.tail - sum(tails), sizes.tokens - 1))
+        indices.append(np.full(sizes.tail - sum(lengths), sizes.tokens - 1))
     prefix_lens = np.ones(prompts, np.int32)
-    prefix_lens[: len(parts)] = [max(1, _bidirectional(part)) for part in parts]
-    bounds = SequenceBounds.of(tails, device, prompts, longest)
-    return Tail(upload(prefix_lens, device), upload(np.concatenate(places), device), bounds)
+    prefix_lens[: len(chunks)] = [max(1, _prefix_len(chunk)) for chunk in chunks]
+    return Tail(
+        upload(prefix_lens, device),
+        upload(np.concatenate(indices), device),
+        SequenceBounds.of(lengths, device, prompts, longest),
+    )
 
 
-def _up(count: int, step: int) -> int:
+def _round_up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-def _power(count: int) -> int:
+def _next_power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
-
-
-def padded(states: Tensor, tokens: int) -> Tensor:
-    """(tokens, …), with zeros behind what there is."""
-    out = torch.zeros((tokens, *states.shape[1:]), dtype=states.dtype, device=states.device)
-    out[: len(states)] = states
-    return out

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.decoder import Attend, DecoderSpec, Rotary
+from models.attention import CacheAttention
+from models.decoder import DecoderSpec
 from models.linear import Linear
 from models.moondream.config import TextConfig
 from models.moondream.weights import Weights
+from models.rope import Rotary
 from models.siglip import Norm
 from raylens.engine.model import KVShape
 
@@ -28,9 +30,9 @@ class MoondreamLayer:
     """GELU (its tanh approximation) included."""
     contract: Linear
 
-    def __call__(self, states: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, states: Tensor, index: int, attention: CacheAttention) -> Tensor:
         normed = self.norm(states)
-        states = self.out(attend(self.qkv(normed)), states)
+        states = self.out(attention(index, self.qkv(normed)), states)
         return self.contract(self.expand(normed), states)
 
 

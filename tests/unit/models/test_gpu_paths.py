@@ -17,14 +17,22 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLForConditionalGeneration, SmolVLMForConditionalGeneration
 
 from models import attention, packed
+from models.attention import AttentionBackend
 from models.flash import SequenceBounds
 from models.graphs import Graphs, ModelGraphs
 from models.moondream import model as moondream
-from models.packed import Packed, Sizes, are_whole, can_be_packed, destinations
+from models.packed import (
+    CacheAddresses,
+    PackedChunks,
+    PaddedSizes,
+    are_whole_prompts,
+    can_be_packed,
+)
 from models.qwen2_5_vl import model as qwen2_5_vl
+from models.rope import Rotary
 from models.smolvlm import model as smolvlm
 from raylens.engine.limits import EngineLimits
-from raylens.engine.model import KVRows, PrefillChunk
+from raylens.engine.model import KVRows, KVShape, PrefillChunk
 from testing.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm
 from testing.exactness import assert_as_alone, run_in_company
 from tests.unit.models import test_moondream, test_qwen2_5_vl, test_smolvlm
@@ -73,7 +81,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorder]:
 
     def change(model: Any, flashes: bool) -> Recorder:
         recorder = Recorder()
-        model._decoder._on_gpu, model._decoder._has_flash = True, flashes
+        model._decoder._attention.is_on_gpu = True
+        model._decoder._attention.has_flash = flashes
         model._decoder._graphs = ModelGraphs(Graphs(Recorder()), Graphs(recorder))
         return recorder
 
@@ -140,17 +149,24 @@ def test_parts_attend_to_their_rows_as_each_does_alone(
     torch.manual_seed(0)
     arena = torch.randn(2, 4, 2, capacity, 8)
     rows = [KVRows([arena[:, place : place + 1]], [0], [arena], place) for place in places]
-    sizes = Sizes.of(parts)
+    sizes = PaddedSizes.of(parts)
     assert (sizes.tokens, sizes.prompts) == (64, 4)
     query, pairs = torch.randn(64, 4, 8), torch.randn(64, 2, 2, 8)
-    made = Packed.cached(parts, rows, sizes, "cpu")
-    destination = destinations(parts, rows, 64, "cpu")
-    mixed = attention.CachedPrefill([arena], made.of_tensors(*made.tensors), *destination)(
-        0, query, pairs
+    made = PackedChunks.of_cached_rows(parts, rows, sizes, "cpu")
+    addresses = CacheAddresses.of(parts, rows, 64, "cpu")
+    backend = AttentionBackend(
+        KVShape(layers=1, heads=2, head_dim=8, dtype=torch.float32, device="cpu"),
+        heads=4,
+        rotary=Rotary(torch.zeros(4)),
     )
+    cos_sin = backend.rope.cos_sin(torch.zeros(1, 64))
+    prefill = attention.CachedPrefill(
+        backend, cos_sin, [arena], made.with_tensors(made.tensors), addresses
+    )
+    mixed = prefill.attend(0, query, pairs)
     whole = (
-        Packed.whole(parts, "cpu").attend(query[:22], *pairs[:22].unbind(1))
-        if are_whole(parts)
+        PackedChunks.of_whole_prompts(parts, "cpu").attend(query[:22], *pairs[:22].unbind(1))
+        if are_whole_prompts(parts)
         else None
     )
     first = 0
