@@ -1,1 +1,1 @@
-"""Measurements. Each prints one table, with a baseline or a limit measured in the same run."""
+"""Benchmarks. Each prints a table with a baseline or a limit that was measured in the same run."""

@@ -1,7 +1,7 @@
-"""The before-and-after pictures of docs/preprocessing.md.
+"""Draw the before-and-after pictures of docs/preprocessing.md.
 
-``python -m benchmarks.before_after docs/preprocessing --photograph FILE`` draws one row a fault:
-what came, what each recipe makes of it, side by side.
+``python -m benchmarks.before_after docs/preprocessing --photograph FILE`` draws one row for each
+fault: the input and the result of each recipe, side by side.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.documents import document
+from benchmarks.documents import draw_document
 from benchmarks.preprocessing import DEGRADATIONS, LIMITS
 from models.pocket.drawing import draw
 from models.pocket.scenes import random_scene
@@ -24,7 +24,9 @@ from preprocessing.pipeline import run
 from raylens.core.recipe import BUNDLED, PLAIN, choose
 
 Pixels = NDArray[np.uint8]
-SIDE, GAP, LABEL = 240, 8, 18
+SIDE = 240
+GAP = 8
+LABEL = 18
 RECIPES: dict[str, Any] = {
     "off": "plain",
     "auto": "auto",
@@ -32,45 +34,46 @@ RECIPES: dict[str, Any] = {
 }
 
 
-def panel(pixels: Pixels, label: str, side: int) -> Image.Image:
-    """A picture of at most ``side`` pixels, under its label."""
+def draw_panel(pixels: Pixels, label: str, side: int) -> Image.Image:
+    """Return the picture, scaled to at most ``side`` pixels, under its label."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    framed = Image.new("RGB", (side, picture.height + LABEL), "white")
-    framed.paste(picture, (0, LABEL))
-    ImageDraw.Draw(framed).text((2, 1), label, "black", ImageFont.load_default(13))
-    return framed
+    panel = Image.new("RGB", (side, picture.height + LABEL), "white")
+    panel.paste(picture, (0, LABEL))
+    ImageDraw.Draw(panel).text((2, 1), label, "black", ImageFont.load_default(13))
+    return panel
 
 
-def row(pixels: Pixels, recipes: dict[str, Any], title: str, side: int = SIDE) -> Image.Image:
+def draw_row(pixels: Pixels, recipes: dict[str, Any], title: str, side: int = SIDE) -> Image.Image:
+    """Return the results of all recipes side by side, and print what their steps did."""
     data = to_jpeg(pixels, 95, optimize=False)
     panels: list[Image.Image] = []
     for name, choice in recipes.items():
-        done = run(data, choose(choice, PLAIN, BUNDLED), LIMITS)
-        print(
-            f"{title}, {name}: " + "; ".join(f"{step.name}: {step.did}" for step in done.steps[1:])
-        )
-        panels.append(panel(done.pixels, f"{title}: {name}" if not panels else name, side))
-    strip = Image.new(
-        "RGB", (len(panels) * (side + GAP) - GAP, max(made.height for made in panels)), "white"
-    )
-    for number, made in enumerate(panels):
-        strip.paste(made, (number * (side + GAP), 0))
-    return strip
+        result = run(data, choose(choice, PLAIN, BUNDLED), LIMITS)
+        steps = "; ".join(f"{step.name}: {step.did}" for step in result.steps[1:])
+        print(f"{title}, {name}: {steps}")
+        label = name if panels else f"{title}: {name}"
+        panels.append(draw_panel(result.pixels, label, side))
+    width = len(panels) * (side + GAP) - GAP
+    row = Image.new("RGB", (width, max(panel.height for panel in panels)), "white")
+    for number, panel in enumerate(panels):
+        row.paste(panel, (number * (side + GAP), 0))
+    return row
 
 
-def sheet(rows: list[Image.Image], path: Path) -> None:
-    whole = Image.new(
-        "RGB", (max(r.width for r in rows), sum(r.height + GAP for r in rows) - GAP), "white"
-    )
+def save_sheet(rows: list[Image.Image], path: Path) -> None:
+    """Save the rows, one below the other, as a JPEG."""
+    width = max(row.width for row in rows)
+    height = sum(row.height + GAP for row in rows) - GAP
+    sheet = Image.new("RGB", (width, height), "white")
     y = 0
-    for made in rows:
-        whole.paste(made, (0, y))
-        y += made.height + GAP
-    whole.save(path, quality=88, optimize=True)
+    for row in rows:
+        sheet.paste(row, (0, y))
+        y += row.height + GAP
+    sheet.save(path, quality=88, optimize=True)
 
 
-def letterboxed(pixels: Pixels) -> Pixels:
+def letterbox(pixels: Pixels) -> Pixels:
     bar = pixels.shape[0] // 5
     return np.pad(pixels, ((bar, bar), (0, 0), (0, 0)))
 
@@ -87,20 +90,20 @@ def main() -> None:
     rng = random.Random(11)
     scene = draw(random_scene(rng, 300), rng)
     for subject, pixels in (("scenes", scene), ("photographs", photograph)):
-        rows = [
-            row(f(pixels, np.random.default_rng(0)), RECIPES, name.split(" (")[0])
-            for name, f in DEGRADATIONS.items()
-        ]
-        sheet(rows, arguments.folder / f"{subject}.jpg")
-    crops = {"off": "plain", "smart_crop": {"smart_crop": True}}
-    shapes = {
-        **crops,
-        "to 512 by 512": {"smart_crop": True, "size": [512, 512], "preserve_aspect_ratio": False},
-    }
-    cropped = [row(letterboxed(photograph), shapes, "letterboxed"), row(scene, crops, "a scene")]
-    sheet(cropped, arguments.folder / "crop.jpg")
-    page = document(random.Random(2))[:420, :420]
-    sheet([row(page, RECIPES, "small text", 420)], arguments.folder / "text.jpg")
+        rows = []
+        for name, degrade in DEGRADATIONS.items():
+            degraded = degrade(pixels, np.random.default_rng(0))
+            rows.append(draw_row(degraded, RECIPES, name.split(" (")[0]))
+        save_sheet(rows, arguments.folder / f"{subject}.jpg")
+    crops: dict[str, Any] = {"off": "plain", "smart_crop": {"smart_crop": True}}
+    square = {"smart_crop": True, "size": [512, 512], "preserve_aspect_ratio": False}
+    crop_rows = [
+        draw_row(letterbox(photograph), {**crops, "to 512 by 512": square}, "letterboxed"),
+        draw_row(scene, crops, "a scene"),
+    ]
+    save_sheet(crop_rows, arguments.folder / "crop.jpg")
+    page = draw_document(random.Random(2))[:420, :420]
+    save_sheet([draw_row(page, RECIPES, "small text", 420)], arguments.folder / "text.jpg")
 
 
 if __name__ == "__main__":

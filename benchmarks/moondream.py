@@ -1,13 +1,13 @@
-"""Moondream on the engine against the machine's limits and against the reference implementation, in
+"""Measure Moondream on the engine against the machine's limits and the reference implementation, in
 one run.
 
-``python -m benchmarks.moondream --reference FOLDER`` builds random weights in the shape of
-Moondream 0.5B, bfloat16, and captions pictures of 378 and 1024 pixels in 50 tokens, from pixels to
-the last token: by the engine, one at a time and eight in flight, and by the reference
+``python -m benchmarks.moondream --reference FOLDER`` builds random bfloat16 weights in the shape of
+Moondream 0.5B. It captions pictures of 378 and 1024 pixels in 50 tokens, from pixels to the last
+token: with the engine, one request at a time and eight in flight, and with the reference
 implementation, one by one. FOLDER is a checkout of https://github.com/vikhyat/moondream, which is
-not part of this repository; without it its rows are left out.
+not part of this repository; without it, the reference's rows are left out.
 
-Of a picture of 378 pixels the whole and its one crop show the same, and the engine encodes it once.
+The whole of a 378-pixel picture and its one crop are the same pixels. The engine encodes them once.
 """
 
 from __future__ import annotations
@@ -29,13 +29,20 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from benchmarks.engine.bench import HOUR, EngineClient, pixels_of
-from benchmarks.engine.generate import Question
-from benchmarks.engine.limits import Machine, Text, Tower, Work, in_a_thread, measure_machine
-from benchmarks.engine.load import Answer, Ask, Load, drive
+from benchmarks.engine.bench import HOUR, EngineClient, decode_jpeg
+from benchmarks.engine.generate import Request
+from benchmarks.engine.limits import (
+    Machine,
+    TextShape,
+    VisionShape,
+    Work,
+    measure_machine,
+    run_in_thread,
+)
+from benchmarks.engine.load import LoadResult, Send, Timeline, drive
 from benchmarks.engine.report import HEADER, Check, Row, write_json
-from benchmarks.photograph import photograph
-from models.linear import Packer, Quantize
+from benchmarks.photograph import draw_photograph
+from models.linear import Quantize, WeightPacker
 from models.moondream.config import MoondreamConfig, RegionConfig, TextConfig, VisionConfig
 from models.moondream.crops import Crops
 from models.moondream.model import Moondream, tensor_shapes
@@ -47,8 +54,15 @@ from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Pixels
 from training.moondream_checkpoint import pocket_tokenizer
 
-TOKENS, IN_FLIGHT, CAPTIONS, ALONE = 50, 8, 24, 4
+TOKENS = 50
+"""Length of every caption."""
+IN_FLIGHT = 8
+CAPTIONS = 24
+"""Captions of a load with ``IN_FLIGHT`` requests at a time."""
+CAPTIONS_ALONE = 4
+"""Captions of a load with one request at a time."""
 SIDES = (378, 1024)
+"""Sides of the pictures, in pixels."""
 KV_BYTES = 2 * 2**30
 CONFIGS = {
     "full": MoondreamConfig(
@@ -62,17 +76,21 @@ CONFIGS = {
         RegionConfig(dim=128, inner_dim=64),
     ),
 }
-"""``full``: upstream's ``config_md05.json``, with the tokens of today's checkpoints; ``tiny`` only
-shows that everything runs."""
+"""Configurations by scale. ``full`` is upstream's ``config_md05.json``, with the token ids of
+today's checkpoints; ``tiny`` is for smoke tests."""
 
 
 @dataclass(frozen=True)
 class Options:
+    """Command-line options of the benchmark."""
+
     scale: str
     quantize: Quantize | None
     threads: int
     short: bool
+    """Few requests: a smoke test whose figures mean nothing."""
     reference: Path | None
+    """Checkout of the reference implementation."""
 
     @property
     def config(self) -> MoondreamConfig:
@@ -80,175 +98,200 @@ class Options:
 
 
 def random_weights(config: MoondreamConfig, device: str = "cpu") -> dict[str, Tensor]:
-    """The same at every call, on one kind of device."""
-    return {name: _noise(name, shape, device) for name, shape in tensor_shapes(config).items()}
+    """Draw the weights on the device: every call on the same kind of device gives the same ones."""
+    return {
+        name: _random_tensor(name, shape, device) for name, shape in tensor_shapes(config).items()
+    }
 
 
-def _noise(name: str, shape: tuple[int, ...], device: str) -> Tensor:
+def _random_tensor(name: str, shape: tuple[int, ...], device: str) -> Tensor:
     if name.endswith(("ln.weight", "ln1.weight", "ln2.weight")):
         return torch.ones(shape, dtype=torch.bfloat16, device=device)
     generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
     values = torch.randn(shape, generator=generator, device=device)
-    return (values * (shape[-1] ** -0.5 if len(shape) > 1 else 0.02)).to(torch.bfloat16)
+    scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.02
+    return (values * scale).to(torch.bfloat16)
 
 
-def build(options: Options, weights: dict[str, Tensor]) -> Moondream:
-    load = LoadOptions(dtype=torch.bfloat16, quantize=options.quantize)
-    taken = Weights(weights, weights.__getitem__, Packer("cpu", options.quantize), load.dtype)
-    model = Moondream(options.config, taken, pocket_tokenizer().backend_tokenizer, load)
-    model.eos_ids = frozenset(
-        {model.vocabulary - 1}
-    )  # hardly ever said: every caption has the same number of tokens
+def build(options: Options, tensors: dict[str, Tensor]) -> Moondream:
+    load_options = LoadOptions(dtype=torch.bfloat16, quantize=options.quantize)
+    packer = WeightPacker("cpu", options.quantize)
+    weights = Weights(tensors, tensors.__getitem__, packer, load_options.dtype)
+    tokenizer = pocket_tokenizer().backend_tokenizer
+    model = Moondream(options.config, weights, tokenizer, load_options)
+    # A token that is hardly ever sampled: all captions have the same number of tokens.
+    model.eos_ids = frozenset({model.vocab_size - 1})
     return model
 
 
-def shapes_of(config: MoondreamConfig, itemsize: int, kv_bytes: int) -> tuple[Tower, Text]:
-    """What the limits are worked out from."""
-    vision, text = config.vision, config.text
-    hidden, wide = vision.enc_dim, vision.enc_ff_dim
-    tower = Tower(
+def compute_shapes(
+    config: MoondreamConfig, itemsize: int, kv_bytes: int
+) -> tuple[VisionShape, TextShape]:
+    """Return the shapes that the limits are computed from.
+
+    ``itemsize`` is the bytes of a weight, ``kv_bytes`` the bytes of a token in the KV cache.
+    """
+    vision = config.vision
+    text = config.text
+    hidden = vision.enc_dim
+    wide = vision.enc_ff_dim
+    vision_shape = VisionShape(
         hidden=hidden,
         linears=((3 * hidden, hidden), (hidden, hidden), (wide, hidden), (hidden, wide)),
         spans=(None,) * vision.enc_n_layers,
-        per_patch=hidden * vision.in_channels * vision.enc_patch_size**2,
-        per_token=0,
-        merged=1,
+        patch_weights=hidden * vision.in_channels * vision.enc_patch_size**2,
+        projector_weights=0,
+        patches_per_token=1,
     )
     width = text.n_heads * text.head_dim
-    layer = (
-        text.dim * (2 * width + 2 * text.n_kv_heads * text.head_dim) + 2 * text.dim * text.ff_dim
-    )
-    return tower, Text(
-        text.n_layers, width, text.n_layers * layer, text.vocab_size * text.dim, itemsize, kv_bytes
-    )
+    attention = text.dim * (2 * width + 2 * text.n_kv_heads * text.head_dim)
+    layer = attention + 2 * text.dim * text.ff_dim
+    head = text.vocab_size * text.dim
+    text_shape = TextShape(text.n_layers, width, text.n_layers * layer, head, itemsize, kv_bytes)
+    return vision_shape, text_shape
+
+
+def projector_weights(config: MoondreamConfig) -> int:
+    """Return the number of weights of the projector, which reads the stitched crops."""
+    vision = config.vision
+    return vision.proj_inner_dim * (2 * vision.enc_dim + vision.proj_out_dim)
 
 
 class Bench:
-    """The weights in both forms, and the workloads."""
+    """The model on the engine and in the reference implementation, and the workloads."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         weights = random_weights(options.config)
-        self.reference = reference(options, weights) if options.reference else None
+        self.caption_by_reference = load_reference(options, weights) if options.reference else None
         self.model = build(options, weights)
         self._itemsize = 1 if options.quantize == "int8" else 2
-        self._tower, self._text = shapes_of(
+        self._vision, self._text = compute_shapes(
             options.config, self._itemsize, self.model.kv_shape.bytes_per_token
         )
         self.machines: list[Machine] = []
+        """All measurements of the machine, the newest last."""
         self._seed = 0
 
     def run(self) -> Iterator[Row]:
         for side in SIDES:
-            yield from self._captions(side)
+            yield from self._measure_captions(side)
 
     def measure(self) -> Machine:
-        patches, quantize = self.options.config.vision.grid**2, self.options.quantize
-        work = partial(measure_machine, self._tower, (patches,), torch.bfloat16, "cpu", quantize)
-        self.machines.append(in_a_thread(work, self.options.threads))
+        """Measure the machine as it is now."""
+        patches = self.options.config.vision.grid**2
+        quantize = self.options.quantize
+        work = partial(measure_machine, self._vision, (patches,), torch.bfloat16, "cpu", quantize)
+        self.machines.append(run_in_thread(work, self.options.threads))
         return self.machines[-1]
 
-    def _captions(self, side: int) -> Iterator[Row]:
+    def _measure_captions(self, side: int) -> Iterator[Row]:
         name = f"{side} pixels, {TOKENS} tokens"
         print(f"{name}; {self.measure()}", file=sys.stderr, flush=True)
-        limits = [
-            self._limit(self._question(self._picture(side)), batch).seconds(self.machines[-1])
-            for batch in (1, IN_FLIGHT)
-        ]
-        count, alone = (2, 1) if self.options.short else (CAPTIONS, ALONE)
-        one, many = (self._engine(side, *run) for run in ((alone, 1), (count, IN_FLIGHT)))
+        limit_alone = self._limit_seconds(side, 1)
+        limit_batched = self._limit_seconds(side, IN_FLIGHT)
+        count = 2 if self.options.short else CAPTIONS
+        count_alone = 1 if self.options.short else CAPTIONS_ALONE
+        alone = self._run_engine(side, count_alone, 1)
+        batched = self._run_engine(side, count, IN_FLIGHT)
         checks = []
-        if self.reference is not None:
-            one_by_one = self._one_by_one(side, alone)
-            yield Row.of(name, "reference, one by one", one_by_one, limits[0])
-            checks.append(
-                Check("the reference", many.captions_per_s / one_by_one.captions_per_s, 3)
-            )
-        seconds = 1 / one.captions_per_s
-        quick = [Check("a second", seconds, 2, at_most=True)] if side == SIDES[0] else []
+        if self.caption_by_reference is not None:
+            baseline = self._run_reference(side, count_alone)
+            yield Row.from_load(name, "reference, one by one", baseline, limit_alone)
+            speedup = batched.captions_per_s / baseline.captions_per_s
+            checks.append(Check("the reference", speedup, 3))
+        seconds = 1 / alone.captions_per_s
+        latency = [Check("a second", seconds, 2, at_most=True)] if side == SIDES[0] else []
         yield replace(
-            Row.of(name, "engine, 1 in flight", one, limits[0], quick),
+            Row.from_load(name, "engine, 1 in flight", alone, limit_alone, latency),
             note=f"{seconds:.2f} s a caption",
         )
-        yield Row.of(name, f"engine, {IN_FLIGHT} in flight", many, limits[1], checks)
+        yield Row.from_load(name, f"engine, {IN_FLIGHT} in flight", batched, limit_batched, checks)
 
-    def _engine(self, side: int, count: int, in_flight: int) -> Load:
+    def _run_engine(self, side: int, count: int, in_flight: int) -> LoadResult:
         limits = EngineLimits(max_batch_size=in_flight, kv_bytes=KV_BYTES)
         engine = AsyncEngine(self.model, limits, max_waiting=64, threads=self.options.threads)
         client = EngineClient(engine)
 
-        def asking(picture: Pixels) -> Ask:
-            async def ask() -> Answer:
-                answer = Answer(TOKENS)
-                await client.follow(await asyncio.to_thread(self._question, picture), answer)
-                return answer
+        def make_sender(picture: Pixels) -> Send:
+            async def send() -> Timeline:
+                timeline = Timeline(TOKENS)
+                request = await asyncio.to_thread(self._make_request, picture)
+                await client.follow(request, timeline)
+                return timeline
 
-            return ask
+            return send
 
-        async def load() -> Load:
-            await asking(self._picture(side))()
-            return await drive([asking(self._picture(side)) for _ in range(count)], in_flight)
+        async def warm_up_and_drive() -> LoadResult:
+            await make_sender(self._make_picture(side))()
+            sends = [make_sender(self._make_picture(side)) for _ in range(count)]
+            return await drive(sends, in_flight)
 
         try:
-            return asyncio.run(load())
+            return asyncio.run(warm_up_and_drive())
         finally:
             engine.stop()
 
-    def _one_by_one(self, side: int, count: int) -> Load:
-        caption, pictures = self.reference, [self._picture(side) for _ in range(count + 1)]
+    def _run_reference(self, side: int, count: int) -> LoadResult:
+        caption = self.caption_by_reference
         assert caption is not None
-        answers: list[Answer] = []
+        warm_up, *pictures = [self._make_picture(side) for _ in range(count + 1)]
+        timelines: list[Timeline] = []
 
-        def ask() -> float:
-            caption(pictures[0])
+        def caption_all() -> float:
+            caption(warm_up)
             started = time.perf_counter()
-            for picture in pictures[1:]:
-                answers.append(Answer(TOKENS))
+            for picture in pictures:
+                timelines.append(Timeline(TOKENS))
                 caption(picture)
-                answers[-1].arrived()
+                timelines[-1].record_piece()
             return time.perf_counter() - started
 
-        return Load(in_a_thread(ask, self.options.threads), tuple(answers))
+        seconds = run_in_thread(caption_all, self.options.threads)
+        return LoadResult(seconds, tuple(timelines))
 
-    def _picture(self, side: int) -> Pixels:
-        """One that was not shown before."""
+    def _make_picture(self, side: int) -> Pixels:
+        """Return a new picture."""
         self._seed += 1
-        return pixels_of(photograph(side, side, self._seed))
+        return decode_jpeg(draw_photograph(side, side, self._seed))
 
-    def _question(self, picture: Pixels) -> Question:
+    def _make_request(self, picture: Pixels) -> Request:
         request = VisionRequest("", "", Caption(), time.time() + HOUR)
-        return Question(self.model.prepare(request, [picture]), TOKENS)
+        return Request(self.model.prepare(request, [picture]), TOKENS)
 
-    def _limit(self, question: Question, batch: int) -> Work:
-        """The least that a caption takes, where decode steps have ``batch`` rows."""
-        vision, tokens = self.options.config.vision, len(question.prompt.token_ids)
-        picture = question.prompt.pictures[0]
+    def _limit_seconds(self, side: int, batch: int) -> float:
+        """Return the least seconds of a caption, if decode steps have ``batch`` rows."""
+        prompt = self._make_request(self._make_picture(side)).prompt
+        tokens = len(prompt.token_ids)
+        picture = prompt.pictures[0]
         assert isinstance(picture.data, Crops)
-        crops = self._tower.work(picture.tokens, self._itemsize)
-        projection = vision.proj_inner_dim * (2 * vision.enc_dim + vision.proj_out_dim)
-        seen = Work(crops.bytes, crops.operations * len(picture.data.pixels))
-        projected = Work(projection * self._itemsize, 2.0 * picture.tokens * projection)
-        return (
-            seen + projected + self._text.prefill(tokens) + self._text.answer(tokens, TOKENS, batch)
-        )
+        crop = self._vision.work(picture.num_tokens, self._itemsize)
+        crops = Work(crop.bytes, crop.operations * len(picture.data.pixels))
+        weights = projector_weights(self.options.config)
+        projection = Work(weights * self._itemsize, 2.0 * picture.num_tokens * weights)
+        prefill = self._text.prefill(tokens)
+        answer = self._text.answer(tokens, TOKENS, batch)
+        return (crops + projection + prefill + answer).seconds(self.machines[-1])
 
 
-def reference(options: Options, weights: dict[str, Tensor]) -> Callable[[Pixels], object]:
-    """Captions a picture by the reference implementation."""
+def load_reference(options: Options, weights: dict[str, Tensor]) -> Callable[[Pixels], object]:
+    """Return a function that captions a picture with the reference implementation."""
     sys.path.insert(0, str(options.reference))
     from moondream.torch import config as upstream_config
     from moondream.torch import moondream as upstream
 
-    class NoTokenizer:
+    class PocketTokenizer:
+        """Replaces upstream's tokenizer, which would be downloaded."""
+
         @staticmethod
         def from_pretrained(name: str) -> Tokenizer:
             tokenizer: Tokenizer = pocket_tokenizer().backend_tokenizer
             return tokenizer
 
-    upstream.Tokenizer = NoTokenizer
-    given: dict[str, Any] = options.config.to_dict()
-    given.pop("tokenizer")
-    config = upstream_config.MoondreamConfig.from_dict(given)
+    upstream.Tokenizer = PocketTokenizer
+    fields: dict[str, Any] = options.config.to_dict()
+    fields.pop("tokenizer")
+    config = upstream_config.MoondreamConfig.from_dict(fields)
     model = upstream.MoondreamModel(replace(config, tokenizer=replace(config.tokenizer, eos_id=-1)))
     model.load_state_dict(weights, strict=False)
     settings = {"temperature": 0, "max_tokens": TOKENS}
@@ -270,26 +313,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", choices=CONFIGS, default="full")
     parser.add_argument("--quantize", choices=("int8",), default=None)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument(
-        "--short", action="store_true", help="few requests: shows that everything runs"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    given = parser.parse_args(arguments)
-    options = Options(given.scale, given.quantize, given.threads, given.short, given.reference)
-    torch.set_num_threads(1)  # whatever is measured says itself with how many
+    parser.add_argument("--short", action="store_true", help="few requests: a smoke test")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    args = parser.parse_args(arguments)
+    options = Options(args.scale, args.quantize, args.threads, args.short, args.reference)
+    torch.set_num_threads(1)  # each measurement sets its own number of threads
     bench = Bench(options)
     rows = []
     for row in bench.run():
         print(row, file=sys.stderr, flush=True)
         rows.append(row)
-    title = (
-        f"moondream ({options.scale}), {options.quantize or 'bfloat16'}, {options.threads} threads"
-    )
-    print(
-        "\n".join([f"{title}; {'; '.join(map(str, bench.machines))}", "", HEADER, *map(str, rows)])
-    )
-    if given.json:
-        write_json(given.json, replace(options, reference=None), bench.machines, rows)
+    precision = options.quantize or "bfloat16"
+    title = f"moondream ({options.scale}), {precision}, {options.threads} threads"
+    machines = "; ".join(map(str, bench.machines))
+    print("\n".join([f"{title}; {machines}", "", HEADER, *map(str, rows)]))
+    if args.json:
+        write_json(args.json, replace(options, reference=None), bench.machines, rows)
     return 0 if all(check.ok for row in rows for check in row.checks) else 1
 
 

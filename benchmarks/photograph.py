@@ -1,4 +1,4 @@
-"""Pictures without end that cost what photographs cost."""
+"""Random pictures that cost as much to decode as photographs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from PIL import Image
 from preprocessing.encode import to_jpeg
 
 
-def photograph(width: int, height: int, seed: int) -> bytes:
-    """A JPEG of soft random blotches with fine grain: as costly to decode as a photograph."""
+def draw_photograph(width: int, height: int, seed: int) -> bytes:
+    """Return a JPEG of soft random blotches with fine grain.
+
+    It takes about as long to decode as a photograph of the same size.
+    """
     rng = np.random.default_rng(seed)
     rough = Image.fromarray(rng.integers(0, 256, (height // 64, width // 64, 3), dtype=np.uint8))
     soft = np.asarray(rough.resize((width, height), Image.Resampling.BICUBIC), np.int16)

@@ -1,9 +1,10 @@
-"""How often a pocket model is exactly right, over HTTP through the whole graph.
+"""Measure how often a pocket model's answers are exact, over HTTP through the whole graph.
 
-``python -m benchmarks.pocket`` draws fresh scenes over all sizes, aspect ratios and encodings, asks
-every kind of question about each, and prints the share of exact answers with its 95% Wilson
-interval. The baseline is what the most frequent answer to that kind of question would reach. Models
-that can detect and point are asked for places as well: :mod:`benchmarks.pocket_grounding`.
+``python -m benchmarks.pocket`` draws fresh scenes over all sizes, aspect ratios and encodings, and
+asks every kind of question about each. It prints the share of exact answers with its 95% Wilson
+interval. The baseline is a model that always gives the most frequent answer to that kind of
+question. Models that detect and point get requests for boxes and points as well:
+:mod:`benchmarks.pocket_grounding`.
 """
 
 from __future__ import annotations
@@ -21,44 +22,60 @@ from typing import Any
 
 import httpx
 
-from benchmarks.pocket_grounding import GOALS, Goal, Places, Search, searches
+from benchmarks.pocket_grounding import (
+    GOALS,
+    Goal,
+    GroundingScores,
+    GroundingTrial,
+    grounding_trials,
+)
 from benchmarks.target import target
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import LENGTHS, Scene, questions, random_scene
 
 TARGET = 0.98
+"""Least share of exact answers, in every row."""
 IN_FLIGHT = 12
+EXAMPLES = 20
+"""Wrong answers to print, at most."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One request: its row in the table, path, body, and the exact answer."""
+class TextTrial:
+    """A request for text, and its exact answer."""
 
     row: str
+    """Row of the table that counts this trial."""
     path: str
     body: dict[str, Any]
     answer: str
 
 
-def trials(scene: Scene, rng: random.Random, model: str, detail: str) -> Iterator[Trial]:
-    """Captions through Moondream's dialect; queries through Moondream's and OpenAI's by turns."""
+def text_trials(scene: Scene, rng: random.Random, model: str, detail: str) -> Iterator[TextTrial]:
+    """Yield the text trials of a scene.
+
+    Captions use Moondream's dialect. Queries use Moondream's or OpenAI's at random.
+    """
     data, media_type = encode(draw(scene, rng), rng)
     url = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
     for length in LENGTHS:
         body = {"model": model, "image_url": url, "length": length}
-        yield Trial(f"caption {length}", "/v1/caption", body, scene.caption(length))
+        yield TextTrial(f"caption {length}", "/v1/caption", body, scene.caption(length))
     for question in questions(scene, rng):
+        row = f"query {question.kind}"
         if rng.random() < 0.5:
             body = {"model": model, "image_url": url, "question": question.text}
-            yield Trial(f"query {question.kind}", "/v1/query", body, question.answer)
+            yield TextTrial(row, "/v1/query", body, question.answer)
         else:
             body = chat_body(model, question.text, url, detail, text_first=rng.random() < 0.5)
-            yield Trial(f"query {question.kind}", "/v1/chat/completions", body, question.answer)
+            yield TextTrial(row, "/v1/chat/completions", body, question.answer)
     body = chat_body(model, "Describe this image.", url, detail, text_first=True)
-    yield Trial("chat: text before picture", "/v1/chat/completions", body, scene.caption("normal"))
+    caption = scene.caption("normal")
+    yield TextTrial("chat: text before picture", "/v1/chat/completions", body, caption)
 
 
 def chat_body(model: str, text: str, url: str, detail: str, text_first: bool) -> dict[str, Any]:
+    """Return the body of an OpenAI chat about one picture."""
     parts = [
         {"type": "text", "text": text},
         {"type": "image_url", "image_url": {"url": url, "detail": detail}},
@@ -67,15 +84,16 @@ def chat_body(model: str, text: str, url: str, detail: str, text_first: bool) ->
     return {"model": model, "messages": [{"role": "user", "content": content}]}
 
 
-def text_of(reply: dict[str, Any]) -> str:
+def answer_text(reply: dict[str, Any]) -> str:
+    """Return the answer's text from a reply in either dialect."""
     if "choices" in reply:
         return str(reply["choices"][0]["message"]["content"])
     return str(reply.get("caption", reply.get("answer")))
 
 
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927)."""
-    share = right / total
+def wilson_interval(count: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the 95% confidence interval of a share (Wilson 1927)."""
+    share = count / total
     middle = share + z * z / (2 * total)
     spread = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
@@ -83,106 +101,116 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 @dataclass
-class Texts:
-    """How often each row's answers are exact, and examples of what was wrong."""
+class TextScores:
+    """Exact answers by row, and examples of wrong ones."""
 
-    right: Counter[str] = field(default_factory=Counter)
-    answers: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    exact: Counter[str] = field(default_factory=Counter)
+    expected: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """By row, how often each exact answer was expected."""
     wrong: list[str] = field(default_factory=list)
 
-    def add(self, trial: Trial, reply: dict[str, Any]) -> None:
-        said = text_of(reply)
-        self.answers[trial.row][trial.answer] += 1
-        self.right[trial.row] += said == trial.answer
-        if said != trial.answer:
-            self.wrong.append(f"{trial.row}: {said!r} is not {trial.answer!r}")
+    def add(self, trial: TextTrial, reply: dict[str, Any]) -> None:
+        text = answer_text(reply)
+        self.expected[trial.row][trial.answer] += 1
+        self.exact[trial.row] += text == trial.answer
+        if text != trial.answer:
+            self.wrong.append(f"{trial.row}: got {text!r}, expected {trial.answer!r}")
 
     def table(self) -> Iterator[str]:
-        yield "| row | exact | 95% interval | asked | most frequent answer |"
+        yield "| row | exact | 95% interval | requests | most frequent answer |"
         yield "| --- | --- | --- | --- | --- |"
-        for row, given in self.answers.items():
-            total = given.total()
-            low, high = wilson(self.right[row], total)
-            baseline = given.most_common(1)[0][1] / total
-            yield f"| {row} | {self.right[row] / total:.1%} | {low:.1%} to {high:.1%} | {total} | {baseline:.1%} |"
+        for row, answers in self.expected.items():
+            total = answers.total()
+            share = self.exact[row] / total
+            low, high = wilson_interval(self.exact[row], total)
+            baseline = answers.most_common(1)[0][1] / total
+            yield (f"| {row} | {share:.1%} | {low:.1%} to {high:.1%} | {total} | {baseline:.1%} |")
 
     @property
-    def reached(self) -> bool:
-        return all(self.right[row] / given.total() >= TARGET for row, given in self.answers.items())
+    def meets_target(self) -> bool:
+        return all(
+            self.exact[row] / answers.total() >= TARGET for row, answers in self.expected.items()
+        )
 
 
 async def measure(
     client: httpx.AsyncClient, model: str, scenes: int, seed: int, goal: Goal | None
 ) -> bool:
-    """Prints a model's tables; whether every row reaches its target. ``goal``: for boxes and
-    points, where it can."""
-    texts, places = Texts(), None if goal is None else Places(goal)
-    in_flight = asyncio.Semaphore(IN_FLIGHT)
+    """Print a model's tables; return whether every row meets its target.
 
-    async def ask(asked: Trial | Search) -> None:
-        async with in_flight:
-            response = await client.post(asked.path, json=asked.body)
+    ``goal`` is the target of boxes and points; None if the model has neither.
+    """
+    texts = TextScores()
+    grounding = None if goal is None else GroundingScores(goal)
+    slots = asyncio.Semaphore(IN_FLIGHT)
+
+    async def send(trial: TextTrial | GroundingTrial) -> None:
+        async with slots:
+            response = await client.post(trial.path, json=trial.body)
         reply = response.raise_for_status().json()
-        if isinstance(asked, Trial):
-            texts.add(asked, reply)
-        elif places is not None:
-            places.add(asked, reply)
+        if isinstance(trial, TextTrial):
+            texts.add(trial, reply)
+        elif grounding is not None:
+            grounding.add(trial, reply)
 
     rng = random.Random(seed)
     for _ in range(scenes):
         scene = random_scene(rng)
-        asked: list[Trial | Search] = [
-            *trials(scene, rng, model, rng.choice(("auto", "low", "high")))
-        ]
-        if places is not None:
-            asked += searches(scene, random_scene(rng), rng, model)
-        await asyncio.gather(*map(ask, asked))
-    for line in texts.wrong[:20] + (places.wrong[:20] if places else []):
+        detail = rng.choice(("auto", "low", "high"))
+        trials: list[TextTrial | GroundingTrial] = [*text_trials(scene, rng, model, detail)]
+        if grounding is not None:
+            trials += grounding_trials(scene, random_scene(rng), rng, model)
+        await asyncio.gather(*map(send, trials))
+    wrong = texts.wrong[:EXAMPLES]
+    if grounding is not None:
+        wrong += grounding.wrong[:EXAMPLES]
+    for line in wrong:
         print(line, file=sys.stderr)
     print(f"\n{model}, {scenes} scenes\n", *texts.table(), sep="\n")
-    if places is None:
-        return texts.reached
-    print("", *places.table(), sep="\n")
-    return texts.reached and places.reached
+    if grounding is None:
+        return texts.meets_target
+    print("", *grounding.table(), sep="\n")
+    return texts.meets_target and grounding.meets_target
 
 
 async def run(url: str, model: str | None, scenes: int, seed: int) -> int:
-    """Measures one model, or all where none is named; the exit status is 0 where every row reaches
-    its target."""
+    """Measure one model, or all models if ``model`` is None.
+
+    Returns the exit status: 0 if every row meets its target.
+    """
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         served = (await client.get("/health")).raise_for_status().json()["models"]
-        chosen = list(served)
+        names = list(served)
         if model is not None:
-            found = await client.get(f"/v1/models/{model}")
-            chosen = [found.raise_for_status().json()["id"]]
-        reached = []
-        for name in chosen:
-            reached.append(
-                await measure(client, name, scenes, seed, GOALS.get(served[name]["family"]))
-            )
-    return 0 if all(reached) else 1
+            response = await client.get(f"/v1/models/{model}")
+            names = [response.raise_for_status().json()["id"]]
+        outcomes = []
+        for name in names:
+            goal = GOALS.get(served[name]["family"])
+            outcomes.append(await measure(client, name, scenes, seed, goal))
+    return 0 if all(outcomes) else 1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", default=None, help="a server that runs already")
+    parser.add_argument("--url", default=None, help="measure the server at this URL")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=20_000)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", default="smolvlm")
-    which.add_argument("--all", action="store_true", help="every model that is served")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--model", default="smolvlm")
+    models.add_argument("--all", action="store_true", help="measure every served model")
     parser.add_argument(
-        "--quantize", choices=("int8",), help="how a server of its own keeps the weights"
+        "--quantize", choices=("int8",), help="quantize the weights; not supported with --url"
     )
     arguments = parser.parse_args()
     if arguments.url and arguments.quantize:
-        parser.error("--quantize: the server at --url has its own configuration")
+        parser.error("--quantize: not supported with --url, whose server is configured already")
 
     def quantize(config: dict[str, Any]) -> None:
-        for served in config["applications"][0]["args"]["models"]:
-            served["quantize"] = arguments.quantize
+        for model_config in config["applications"][0]["args"]["models"]:
+            model_config["quantize"] = arguments.quantize
 
     model = None if arguments.all else arguments.model
     with target(arguments.url, quantize) as url:

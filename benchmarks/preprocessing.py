@@ -1,12 +1,13 @@
-"""What preprocessing costs, what it wins, and what it spoils.
+"""Measure what preprocessing costs, what it gains, and what it spoils.
 
 ``python -m benchmarks.preprocessing`` prints three tables:
 
-- *speed*: pictures a second by recipe and size in one thread, against Pillow doing the same in one thread, and the
-  share of a caption request that preprocessing takes;
-- *accuracy*: how often the pocket model captions a scene exactly, over HTTP, on clean and degraded scenes with
-  enhancement off, on and auto; *off* is the baseline;
-- *harm*: how far *on* and *auto* change pictures that need nothing; ``--photographs`` names a folder of photographs.
+- *speed*: pictures a second by recipe and size in one thread, against Pillow doing the same in one
+  thread, and the share of a caption request that preprocessing takes;
+- *accuracy*: how often the pocket model captions a scene exactly, over HTTP, on clean and degraded
+  scenes with enhancement off, on and auto; *off* is the baseline;
+- *harm*: how far *on* and *auto* change pictures that need no enhancement; ``--photographs`` names
+  a folder of photographs.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageCms, ImageFilter, ImageOps
 
-from benchmarks.documents import document
-from benchmarks.photograph import photograph
-from benchmarks.pocket import wilson
+from benchmarks.documents import draw_document
+from benchmarks.photograph import draw_photograph
+from benchmarks.pocket import wilson_interval
 from benchmarks.target import target
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import Scene, random_scene
@@ -55,7 +56,7 @@ ALL_STEPS = Recipe(
     denoise=Denoise(enabled=True, method="median"),
     color_balance=ColorBalance(enabled=True),
 )
-"""Every step, with the one denoising filter that Pillow has too."""
+"""Every step. The median is the only denoising filter that Pillow has as well."""
 RECIPES = {
     "plain": PLAIN,
     "1024 pixels": Recipe(size=(1024, 1024)),
@@ -65,13 +66,15 @@ RECIPES = {
 }
 
 
-def with_pillow(data: bytes, recipe: Recipe) -> Pixels:
-    """The same steps in plain Pillow, as well as it can: decoded at a part of its size, as
-    ``thumbnail`` does."""
-    opened = Image.open(io.BytesIO(data))
+def run_in_pillow(data: bytes, recipe: Recipe) -> Pixels:
+    """Do the same steps in plain Pillow, as well as it can.
+
+    The picture is decoded at a fraction of its size, as Pillow's ``thumbnail`` does.
+    """
+    encoded = Image.open(io.BytesIO(data))
     if not recipe.smart_crop:
-        opened.draft("RGB", recipe.size)
-    picture = ImageOps.exif_transpose(opened).convert("RGB")
+        encoded.draft("RGB", recipe.size)
+    picture = ImageOps.exif_transpose(encoded).convert("RGB")
     if recipe.smart_crop:
         corner = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
         picture = picture.crop(ImageChops.difference(picture, corner).point(_OVER_14).getbbox())
@@ -79,33 +82,39 @@ def with_pillow(data: bytes, recipe: Recipe) -> Pixels:
     if recipe.denoise.enabled:
         picture = picture.filter(ImageFilter.MedianFilter(3))
     if recipe.color_balance.enabled:
-        balance = recipe.color_balance
-        lightness = [min(255, round(v * balance.l_channel_boost)) for v in range(256)]
-        color = [
-            min(255, max(0, round(128 + (v - 128) * balance.ab_channel_boost))) for v in range(256)
-        ]
-        lab = _transformed(picture, _TO_LAB).split()
-        bands = [
-            band.point(table) for band, table in zip(lab, (lightness, color, color), strict=True)
-        ]
-        picture = _transformed(Image.merge("LAB", bands), _FROM_LAB)
+        picture = _balance_in_pillow(picture, recipe.color_balance)
     return np.asarray(picture)
 
 
-def _transformed(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
-    done = ImageCms.applyTransform(picture, transform)
-    assert done is not None
-    return done
+def _balance_in_pillow(picture: Image.Image, balance: ColorBalance) -> Image.Image:
+    lightness = [min(255, round(v * balance.l_channel_boost)) for v in range(256)]
+    color = [
+        min(255, max(0, round(128 + (v - 128) * balance.ab_channel_boost))) for v in range(256)
+    ]
+    lab = _apply_transform(picture, _TO_LAB).split()
+    tables = (lightness, color, color)
+    bands = [band.point(table) for band, table in zip(lab, tables, strict=True)]
+    return _apply_transform(Image.merge("LAB", bands), _FROM_LAB)
+
+
+def _apply_transform(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    transformed = ImageCms.applyTransform(picture, transform)
+    assert transformed is not None
+    return transformed
 
 
 _OVER_14 = [255 * (level > 14) for level in range(256)] * 3
-_SRGB, _LAB = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+_SRGB = ImageCms.createProfile("sRGB")
+_LAB = ImageCms.createProfile("LAB")
 _TO_LAB = ImageCms.buildTransform(_SRGB, _LAB, "RGB", "LAB")
 _FROM_LAB = ImageCms.buildTransform(_LAB, _SRGB, "LAB", "RGB")
 
 
-def seconds(work: Callable[[], object], budget: float = 1.0) -> float:
-    """The median time of one call, over as many as the budget holds, three at least."""
+def median_seconds(work: Callable[[], object], budget: float = 1.0) -> float:
+    """Return the median seconds of a call.
+
+    After a warm-up call it repeats ``work`` for ``budget`` seconds, and at least 3 times.
+    """
     work()
     times: list[float] = []
     while len(times) < 3 or sum(times) < budget:
@@ -117,67 +126,78 @@ def seconds(work: Callable[[], object], budget: float = 1.0) -> float:
 
 def measure_speed() -> None:
     cv2.setNumThreads(1)
-    print("| recipe | picture | ms | pictures/s | Pillow, pictures/s | times Pillow |")
+    print("| recipe | picture | ms | pictures/s | Pillow, pictures/s | speedup over Pillow |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, recipe in RECIPES.items():
         for width, height in SIZES:
-            data = photograph(width, height, 1)
-            ours = seconds(partial(run, data, recipe, LIMITS))
+            data = draw_photograph(width, height, 1)
+            ours = median_seconds(partial(run, data, recipe, LIMITS))
             row = f"| {name} | {width}×{height} JPEG | {1000 * ours:.1f} | {1 / ours:.1f} |"
             if recipe is AUTO or recipe is ENHANCED:
                 print(row, "Pillow has no such filter | |")
                 continue
-            theirs = seconds(partial(with_pillow, data, recipe))
-            print(row, f"{1 / theirs:.1f} | {theirs / ours:.1f} |")
+            pillow = median_seconds(partial(run_in_pillow, data, recipe))
+            print(row, f"{1 / pillow:.1f} | {pillow / ours:.1f} |")
 
 
 async def measure_share(url: str) -> None:
-    """How much of a caption request, one at a time, is preprocessing."""
+    """Print the share of a caption request that preprocessing takes, one request at a time."""
     print("\n| picture | recipe | caption request, p50 ms | preprocessing, p50 ms | share |")
     print("| --- | --- | --- | --- | --- |")
     scene = encode(draw(random_scene(random.Random(3), 512), random.Random(3)), random.Random(3))[0]
-    files = {"scene of up to 512 pixels": scene, "1920×1080 JPEG": photograph(1920, 1080, 1)}
-    files["4000×3000 JPEG"] = photograph(4000, 3000, 1)
+    files = {
+        "scene of up to 512 pixels": scene,
+        "1920×1080 JPEG": draw_photograph(1920, 1080, 1),
+        "4000×3000 JPEG": draw_photograph(4000, 3000, 1),
+    }
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         for name, data in files.items():
             for recipe in ("plain", "auto", "enhanced"):
-                whole, part = [], []
-                for _ in range(15):
-                    form: dict[str, Any] = {"files": {"file": data}, "data": {"recipe": recipe}}
-                    started = time.perf_counter()
-                    (await client.post("/v1/caption", **form)).raise_for_status()
-                    whole.append(1000 * (time.perf_counter() - started))
-                    shown = (await client.post("/v1/preprocess", **form)).raise_for_status().json()
-                    part.append(
-                        sum(step["ms"] for step in shown["steps"] if step["name"] != "encode")
-                    )
-                share = median(part) / median(whole)
-                print(
-                    f"| {name} | {recipe} | {median(whole):.0f} | {median(part):.1f} | {share:.0%} |"
-                )
+                request_ms, steps_ms = await _time_requests(client, data, recipe)
+                share = steps_ms / request_ms
+                print(f"| {name} | {recipe} | {request_ms:.0f} | {steps_ms:.1f} | {share:.0%} |")
+
+
+async def _time_requests(
+    client: httpx.AsyncClient, data: bytes, recipe: str
+) -> tuple[float, float]:
+    """Return the median ms of a caption request and of its preprocessing steps."""
+    request_ms = []
+    steps_ms = []
+    for _ in range(15):
+        form: dict[str, Any] = {"files": {"file": data}, "data": {"recipe": recipe}}
+        started = time.perf_counter()
+        (await client.post("/v1/caption", **form)).raise_for_status()
+        request_ms.append(1000 * (time.perf_counter() - started))
+        reply = (await client.post("/v1/preprocess", **form)).raise_for_status().json()
+        steps_ms.append(sum(step["ms"] for step in reply["steps"] if step["name"] != "encode"))
+    return median(request_ms), median(steps_ms)
 
 
 # --- accuracy
 
 
-def noisy(pixels: Pixels, rng: np.random.Generator, sigma: float = 25) -> Pixels:
-    return _levels(pixels + rng.normal(0, sigma, pixels.shape))
+def add_noise(pixels: Pixels, rng: np.random.Generator, sigma: float = 25) -> Pixels:
+    return _to_levels(pixels + rng.normal(0, sigma, pixels.shape))
 
 
-def _levels(values: NDArray[Any]) -> Pixels:
+def _to_levels(values: NDArray[Any]) -> Pixels:
+    """Round to 8-bit levels."""
     levels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return levels
 
 
 DEGRADATIONS: dict[str, Callable[[Pixels, np.random.Generator], Pixels]] = {
     "clean": lambda pixels, rng: pixels,
-    "noisy (σ = 25)": noisy,
-    "warm cast (× 1.25, 1, 0.7)": lambda pixels, rng: _levels(pixels * np.array((1.25, 1.0, 0.7))),
-    "cold cast (× 0.75, 0.95, 1.3)": lambda pixels, rng: _levels(
+    "noisy (σ = 25)": add_noise,
+    "warm cast (× 1.25, 1, 0.7)": lambda pixels, rng: _to_levels(
+        pixels * np.array((1.25, 1.0, 0.7))
+    ),
+    "cold cast (× 0.75, 0.95, 1.3)": lambda pixels, rng: _to_levels(
         pixels * np.array((0.75, 0.95, 1.3))
     ),
-    "dark (× 0.3)": lambda pixels, rng: _levels(pixels * 0.3),
-    "low contrast (× 0.2 around 128)": lambda pixels, rng: _levels(128 + (pixels - 128.0) * 0.2),
+    "dark (× 0.3)": lambda pixels, rng: _to_levels(pixels * 0.3),
+    "low contrast (× 0.2 around 128)": lambda pixels, rng: _to_levels(128 + (pixels - 128.0) * 0.2),
 }
 SWITCHES: dict[str, Any] = {
     "off": {"name": "plain"},
@@ -187,7 +207,7 @@ SWITCHES: dict[str, Any] = {
 
 
 def save(pixels: Pixels, rng: random.Random) -> tuple[bytes, str]:
-    """A file and its media type: a PNG, or a JPEG of quality 75 to 95."""
+    """Encode as a PNG or as a JPEG of quality 75 to 95; return the file and its media type."""
     if rng.random() < 0.35:
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
@@ -196,14 +216,15 @@ def save(pixels: Pixels, rng: random.Random) -> tuple[bytes, str]:
 
 
 async def measure_accuracy(url: str, scenes: int, seed: int) -> None:
-    right: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    places = asyncio.Semaphore(IN_FLIGHT)
+    exact: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    """By degradation and switch: whether each scene's caption is exact."""
+    slots = asyncio.Semaphore(IN_FLIGHT)
 
-    async def ask(
+    async def is_exact(
         client: httpx.AsyncClient, data: bytes, media_type: str, recipe: Any, scene: Scene
     ) -> bool:
         picture = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-        async with places:
+        async with slots:
             body = {"image_url": picture, "model": "smolvlm", "recipe": recipe}
             reply = (await client.post("/v1/caption", json=body)).raise_for_status().json()
         assert "warnings" not in reply, reply
@@ -213,28 +234,29 @@ async def measure_accuracy(url: str, scenes: int, seed: int) -> None:
         for number in range(scenes):
             rng = random.Random(seed + number)
             scene = random_scene(rng)
-            drawn = draw(scene, rng)
-            asked = []
+            pixels = draw(scene, rng)
+            requests = []
+            keys = []
             for degradation, degrade in DEGRADATIONS.items():
-                file = save(degrade(drawn, np.random.default_rng(seed + number)), rng)
-                asked += [(degradation, name, file, recipe) for name, recipe in SWITCHES.items()]
-            answers = await asyncio.gather(
-                *(ask(client, *file, recipe, scene) for _, _, file, recipe in asked)
-            )
-            for (degradation, name, _, _), answer in zip(asked, answers, strict=True):
-                right[degradation, name].append(answer)
-    print(f"\n| {scenes} scenes | off | on | auto | auto mends / spoils |")
+                data, media_type = save(degrade(pixels, np.random.default_rng(seed + number)), rng)
+                for switch, recipe in SWITCHES.items():
+                    keys.append((degradation, switch))
+                    requests.append(is_exact(client, data, media_type, recipe, scene))
+            for key, outcome in zip(keys, await asyncio.gather(*requests), strict=True):
+                exact[key].append(outcome)
+    print(f"\n| {scenes} scenes | off | on | auto | corrected / spoiled by auto |")
     print("| --- | --- | --- | --- | --- |")
     for degradation in DEGRADATIONS:
-        cells = []
-        for name in SWITCHES:
-            hits = sum(right[degradation, name])
-            low, high = wilson(hits, scenes)
-            cells.append(f"{hits / scenes:.1%} ({low:.1%} to {high:.1%})")
-        pairs = list(zip(right[degradation, "off"], right[degradation, "auto"], strict=True))
-        print(
-            f"| {degradation} | {' | '.join(cells)} | {pairs.count((False, True))} / {pairs.count((True, False))} |"
-        )
+        cells = [_format_share(sum(exact[degradation, switch]), scenes) for switch in SWITCHES]
+        pairs = list(zip(exact[degradation, "off"], exact[degradation, "auto"], strict=True))
+        corrected = pairs.count((False, True))
+        spoiled = pairs.count((True, False))
+        print(f"| {degradation} | {' | '.join(cells)} | {corrected} / {spoiled} |")
+
+
+def _format_share(count: int, total: int) -> str:
+    low, high = wilson_interval(count, total)
+    return f"{count / total:.1%} ({low:.1%} to {high:.1%})"
 
 
 # --- harm
@@ -242,38 +264,41 @@ async def measure_accuracy(url: str, scenes: int, seed: int) -> None:
 
 def measure_harm(photographs: Path | None, seed: int) -> None:
     print(
-        "\n| pictures that need nothing | count | changed by auto | by auto, levels | by on, levels |"
+        "\n| pictures that need no enhancement | count | changed by auto"
+        " | mean change by auto, levels | mean change by on, levels |"
     )
     print("| --- | --- | --- | --- | --- |")
     for name, pictures in _good_pictures(photographs, seed):
         changes: list[tuple[float, float]] = []
         for data in pictures:
             plain = run(data, PLAIN, LIMITS).pixels.astype(np.int16)
-            automatic = np.abs(run(data, AUTO, LIMITS).pixels - plain)
-            always = np.abs(run(data, ON, LIMITS).pixels - plain)
-            changes.append((float(automatic.mean()), float(always.mean())))
+            auto_change = np.abs(run(data, AUTO, LIMITS).pixels - plain)
+            on_change = np.abs(run(data, ON, LIMITS).pixels - plain)
+            changes.append((float(auto_change.mean()), float(on_change.mean())))
         auto, on = np.array(changes).T
-        print(
-            f"| {name} | {len(changes)} | {np.count_nonzero(auto)} | {auto.mean():.2f} | {on.mean():.2f} |"
-        )
+        changed = np.count_nonzero(auto)
+        print(f"| {name} | {len(changes)} | {changed} | {auto.mean():.2f} | {on.mean():.2f} |")
 
 
 def _good_pictures(photographs: Path | None, seed: int) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Yield sets of pictures that need no enhancement: a name, and the encoded files."""
+
     def files(count: int, make: Callable[[random.Random], Pixels]) -> Iterator[bytes]:
         for number in range(count):
             rng = random.Random(seed + number)
             yield save(make(rng), rng)[0]
 
-    yield "drawn documents with small text, PNG and JPEG", files(200, document)
+    yield "drawn documents with small text, PNG and JPEG", files(200, draw_document)
     yield "drawn scenes, PNG and JPEG", files(500, lambda rng: draw(random_scene(rng), rng))
     if photographs is not None:
         paths = sorted(
             path for path in photographs.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")
         )
-        yield "photographs", (_small(path.read_bytes()) for path in paths)
+        yield "photographs", (_shrink(path.read_bytes()) for path in paths)
 
 
-def _small(data: bytes) -> bytes:
+def _shrink(data: bytes) -> bytes:
+    """Return a JPEG of at most 1600 pixels a side."""
     return to_jpeg(run(data, Recipe(size=(1600, 1600)), LIMITS).pixels, 92, optimize=False)
 
 
@@ -282,7 +307,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tables", nargs="*", default=["speed", "accuracy", "harm"])
-    parser.add_argument("--url", default=None, help="a server that runs already")
+    parser.add_argument("--url", default=None, help="measure the server at this URL")
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--seed", type=int, default=50_000)
     parser.add_argument("--photographs", type=Path, default=None)

@@ -1,8 +1,8 @@
-"""How fast the graph answers over HTTP.
+"""Measure the speed of the graph over HTTP.
 
-``python -m benchmarks.serving`` sends the same drawn scene, as one caption after another and many
-at a time. The baseline is ``GET /live`` in the same run: proxy and ingress without preprocessor and
-model.
+``python -m benchmarks.serving`` captions the same drawn scene, one request at a time and then many
+at a time. The baseline of the same run is ``GET /live``, which goes through proxy and ingress but
+not through preprocessor and model.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from benchmarks.target import target
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import random_scene
 
-Ask = Callable[[httpx.AsyncClient], Awaitable[tuple[float, float]]]
-"""Sends one request; seconds to the first piece of the answer, and to its end."""
+Send = Callable[[httpx.AsyncClient], Awaitable[tuple[float, float]]]
+"""Sends one request; returns the seconds to the first piece of the answer and to its end."""
 
 
-async def live(client: httpx.AsyncClient) -> tuple[float, float]:
+async def get_live(client: httpx.AsyncClient) -> tuple[float, float]:
     started = time.perf_counter()
     (await client.get("/live")).raise_for_status()
     elapsed = time.perf_counter() - started
     return elapsed, elapsed
 
 
-def caption(url: str) -> Ask:
-    async def ask(client: httpx.AsyncClient) -> tuple[float, float]:
-        started, first = time.perf_counter(), 0.0
-        body = {"image_url": url, "length": "normal", "stream": True}
+def make_caption_sender(picture_url: str) -> Send:
+    async def send(client: httpx.AsyncClient) -> tuple[float, float]:
+        started = time.perf_counter()
+        first = 0.0
+        body = {"image_url": picture_url, "length": "normal", "stream": True}
         async with client.stream("POST", "/v1/caption", json=body) as response:
             response.raise_for_status()
             async for line in response.aiter_lines():
@@ -43,49 +44,53 @@ def caption(url: str) -> Ask:
                     first = time.perf_counter() - started
         return first, time.perf_counter() - started
 
-    return ask
+    return send
 
 
 async def measure(
-    name: str, ask: Ask, client: httpx.AsyncClient, count: int, in_flight: int
+    name: str, send: Send, client: httpx.AsyncClient, count: int, in_flight: int
 ) -> str:
-    """One row of the table."""
-    places = asyncio.Semaphore(in_flight)
+    """Return one row of the table, measured after a warm-up."""
+    slots = asyncio.Semaphore(in_flight)
 
-    async def one() -> tuple[float, float]:
-        async with places:
-            return await ask(client)
+    async def send_one() -> tuple[float, float]:
+        async with slots:
+            return await send(client)
 
-    await asyncio.gather(*(one() for _ in range(min(count, 2 * in_flight))))
+    await asyncio.gather(*(send_one() for _ in range(min(count, 2 * in_flight))))
     started = time.perf_counter()
-    times = await asyncio.gather(*(one() for _ in range(count)))
+    times = await asyncio.gather(*(send_one() for _ in range(count)))
     rate = count / (time.perf_counter() - started)
-    firsts, wholes = [1000 * t[0] for t in times], [1000 * t[1] for t in times]
+    firsts = [1000 * first for first, _ in times]
+    totals = [1000 * total for _, total in times]
+    first_p99 = quantiles(firsts, n=100)[98]
+    total_p99 = quantiles(totals, n=100)[98]
     return (
-        f"| {name} | {in_flight} | {rate:.1f} | {median(firsts):.1f} | {quantiles(firsts, n=100)[98]:.1f}"
-        f" | {median(wholes):.1f} | {quantiles(wholes, n=100)[98]:.1f} |"
+        f"| {name} | {in_flight} | {rate:.1f} | {median(firsts):.1f} | {first_p99:.1f}"
+        f" | {median(totals):.1f} | {total_p99:.1f} |"
     )
 
 
 async def run(url: str, count: int) -> None:
     rng = random.Random(7)
     data, media_type = encode(draw(random_scene(rng, 512), rng), rng)
-    ask = caption(f"data:{media_type};base64,{base64.b64encode(data).decode()}")
+    send = make_caption_sender(f"data:{media_type};base64,{base64.b64encode(data).decode()}")
     print(
-        "| request | in flight | per second | first p50 ms | first p99 ms | whole p50 ms | whole p99 ms |"
+        "| request | in flight | per second | first piece p50 ms | first piece p99 ms"
+        " | whole answer p50 ms | whole answer p99 ms |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         for in_flight in (1, 16):
-            print(await measure("GET /live (baseline)", live, client, count, in_flight))
-            print(await measure("caption, streamed", ask, client, count, in_flight))
+            print(await measure("GET /live (baseline)", get_live, client, count, in_flight))
+            print(await measure("caption, streamed", send, client, count, in_flight))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", default=None, help="a server that runs already")
+    parser.add_argument("--url", default=None, help="measure the server at this URL")
     parser.add_argument("--count", type=int, default=200)
     arguments = parser.parse_args()
     with target(arguments.url) as url:

@@ -1,4 +1,4 @@
-"""The server that a benchmark measures: the one at ``--url``, or one of its own."""
+"""The server under test: the one at ``--url``, or a new one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from testing.server import running
+from testing.server import running_server
 
 
 @contextmanager
 def target(
     url: str | None, change: Callable[[dict[str, Any]], None] = lambda config: None
 ) -> Iterator[str]:
-    """Its URL; ``change`` alters the configuration of a server of its own."""
+    """Yield the server's URL. Without ``url``, start a server and stop it with the context.
+
+    ``change`` alters the configuration of the new server.
+    """
     if url is not None:
         yield url
         return
-    with running(change=change) as started:
-        yield started
+    with running_server(change=change) as new_url:
+        yield new_url

@@ -1,2 +1,1 @@
-"""The Ray Serve deployments: thin shells over the pure packages, and the only place that imports
-ray."""
+"""The Ray Serve deployments: thin shells around the pure packages. Only this one imports Ray."""

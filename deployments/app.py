@@ -1,7 +1,6 @@
-"""``build_app``: the whole graph. ``bind`` and ``options`` stand only here."""
+"""``build_app``: the deployment graph. ``bind`` and ``options`` are called only here."""
 
 import logging
-import os
 from typing import Any
 
 from ray import serve
@@ -9,60 +8,68 @@ from ray.serve import Application
 from ray.serve.config import DeploymentActorConfig
 
 from deployments.ingress import Ingress
-from deployments.job_client import NAME
+from deployments.job_client import QUEUE_ACTOR_NAME
 from deployments.job_queue import JobQueueActor
 from deployments.preprocessor import Preprocessor
 from deployments.vision_model import VisionModel
-from raylens.core.config import AppConfig
-from raylens.core.environment import with_environment
+from raylens.core.config import AppConfig, ModelConfig
+from raylens.core.environment import load_config
 
 logger = logging.getLogger(__name__)
 
-HEAD = "node:__internal_head__"
-"""The resource that Ray gives to its head node, and to no other."""
-STARTS = 3
-"""Of the ingress and its queue, before the application has failed: Serve lets a minute pass between
-two."""
-MAX_CALLS = 4096
-"""Of the queue at a time: each event stream that is watched is one."""
+HEAD_RESOURCE = "node:__internal_head__"
+"""The resource that Ray gives to its head node only."""
+MAX_INGRESS_STARTS = 3
+"""Attempts to start the ingress and its job queue before the application has failed. Serve waits up
+to a minute between two."""
+MAX_QUEUE_CALLS = 4096
+"""Concurrent calls of the job queue; each watched event stream is one."""
+REMOTE_MODEL_CPUS = 0.1
+"""CPUs of a replica whose model is on another server, unless the config file sizes it."""
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """Ingress → Preprocessor → one VisionModel for each of ``models``, and the job queue's actor
-    beside the ingress.
+    """Build the graph: Ingress → Preprocessor → one VisionModel for each of ``models``, and the job
+    queue's actor beside the ingress.
 
-    ``args`` is an :class:`raylens.core.config.AppConfig`, to which :mod:`raylens.core.environment`
-    may add; pydantic's ``ValidationError`` names what is wrong with it. The ``deployments`` section
-    of a Serve config file sizes each deployment by its name: ``Ingress``, ``Preprocessor``, and
-    each model's own.
+    ``args`` is a :class:`raylens.core.config.AppConfig`, to which :mod:`raylens.core.environment`
+    may add. The ``deployments`` section of a Serve config file sizes each deployment by its name:
+    ``Ingress``, ``Preprocessor``, and the name of each model.
+
+    Raises pydantic's ``ValidationError``, which names what is wrong with ``args``.
     """
-    settings, notes = with_environment(args, os.environ)
+    config, notes = load_config(args)
     for note in notes:
         logger.warning(note)
-    config = AppConfig.model_validate(settings)
     preprocessor = serve.deployment(Preprocessor).options(name="Preprocessor").bind(config)
-    models = {
-        model.name: serve.deployment(VisionModel)
-        .options(name=model.name, max_ongoing_requests=model.max_batch_size + model.max_waiting)
-        .bind(model, config.log_level)
-        for model in config.models
-    }
+    models = {model.name: _vision_model(model, config.log_level) for model in config.models}
     actors = [job_queue(config, args)] if config.jobs.enabled else []
     ingress = serve.deployment(Ingress).options(
-        name="Ingress", deployment_actors=actors, max_constructor_retry_count=STARTS
+        name="Ingress", deployment_actors=actors, max_constructor_retry_count=MAX_INGRESS_STARTS
     )
     return ingress.bind(config, preprocessor, models)
 
 
-def job_queue(config: AppConfig, args: dict[str, Any]) -> DeploymentActorConfig:
-    """The queue's actor. Files tie it to the head node, the one that outlives the others.
+def _vision_model(model: ModelConfig, log_level: str) -> Application:
+    # A handle's queue ignores priorities and deadlines, so requests wait in the engine instead.
+    options: dict[str, Any] = {"max_ongoing_requests": model.max_batch_size + model.max_waiting}
+    if model.runtime in ("openai", "cloud"):
+        options["ray_actor_options"] = {"num_cpus": REMOTE_MODEL_CPUS}
+    deployment = serve.deployment(VisionModel).options(name=model.name, **options)
+    return deployment.bind(model, log_level)
 
-    It reads ``args`` and the environment itself: what stands here can be seen in Ray's dashboard.
+
+def job_queue(config: AppConfig, args: dict[str, Any]) -> DeploymentActorConfig:
+    """Configure the job queue's actor.
+
+    Files tie it to the head node, which outlives the others. The actor loads ``args`` and the
+    environment itself: its arguments are visible in Ray's dashboard, and the environment may hold
+    passwords.
     """
-    tied = {"resources": {HEAD: 0.001}} if config.jobs.is_tied_to_a_node else {}
+    resources = {"resources": {HEAD_RESOURCE: 0.001}} if config.jobs.is_tied_to_a_node else {}
     return DeploymentActorConfig(
-        name=NAME,
+        name=QUEUE_ACTOR_NAME,
         actor_class=JobQueueActor,
         init_kwargs={"args": args},
-        actor_options={"num_cpus": 0, "max_concurrency": MAX_CALLS, **tied},
+        actor_options={"num_cpus": 0, "max_concurrency": MAX_QUEUE_CALLS, **resources},
     )

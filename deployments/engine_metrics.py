@@ -1,5 +1,7 @@
-"""The engine's measurements as Serve's metrics, which Ray shows on its Prometheus endpoint as
-``ray_raylens_…``."""
+"""The engine's measurements as Serve metrics.
+
+Ray exports them on its Prometheus endpoint, as ``ray_raylens_…``.
+"""
 
 from __future__ import annotations
 
@@ -17,81 +19,81 @@ _ROWS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
 class PrometheusEngineMetrics(EngineMetrics):
-    """Serve adds the deployment, the replica and the application to each as tags."""
+    """Metrics of one model. Serve tags them with the deployment, replica and application."""
 
     def __init__(self, model: str) -> None:
-        def made(kind: type[M], name: str, description: str, *keys: str, **options: Any) -> M:
-            metric = kind(
-                f"raylens_engine_{name}",
-                description=description,
-                tag_keys=("model", *keys),
-                **options,
-            )
-            metric.set_default_tags({"model": model})
-            return metric
-
-        gauge, counter, histogram = (
-            partial(made, kind) for kind in (metrics.Gauge, metrics.Counter, metrics.Histogram)
-        )
-        self._waiting = gauge("waiting", "Sequences that wait for a place")
-        self._running = gauge("running", "Sequences that are read or answered")
-        self._kv_bytes = gauge("kv_cache_bytes", "Bytes of the key-value cache that sequences hold")
-        self._feature_bytes = gauge(
-            "feature_cache_bytes", "Bytes of pictures' features that are kept"
-        )
-        self._prefix_bytes = gauge(
-            "prefix_cache_bytes", "Bytes of prompts' keys and values that are kept"
-        )
-        self._first = histogram(
+        gauge = partial(_make_metric, metrics.Gauge, model)
+        counter = partial(_make_metric, metrics.Counter, model)
+        histogram = partial(_make_metric, metrics.Histogram, model)
+        self._waiting = gauge("waiting", "Sequences that are waiting for a slot in the batch")
+        self._running = gauge("running", "Sequences in prefill or decoding")
+        self._kv_bytes = gauge("kv_cache_bytes", "Bytes of the KV cache in use by sequences")
+        self._feature_bytes = gauge("feature_cache_bytes", "Bytes of the cache of picture features")
+        self._prefix_bytes = gauge("prefix_cache_bytes", "Bytes of the prefix cache")
+        self._first_token_seconds = histogram(
             "time_to_first_token_seconds",
-            "From arrival in the engine to the first token",
+            "Time from a sequence's arrival in the engine to its first token",
             boundaries=_SECONDS,
         )
-        self._inter = histogram(
+        self._step_seconds = histogram(
             "inter_token_seconds",
-            "Between two decode steps of running answers",
+            "Time between two consecutive decode steps of running sequences",
             boundaries=_SECONDS,
         )
-        self._batch = histogram("batch_size", "Rows of a decode step", boundaries=_ROWS)
-        self._found = counter(
+        self._batch_size = histogram("batch_size", "Rows of a decode step", boundaries=_ROWS)
+        self._hits = counter(
             "cache_hits",
-            "Pictures (or tiles) of features, and tokens of prefixes, that were known",
+            "Cache hits: pictures (or tiles) of the feature cache, tokens of the prefix cache",
             "cache",
         )
-        self._missed = counter(
-            "cache_misses", "Pictures (or tiles) and tokens that were not", "cache"
+        self._misses = counter(
+            "cache_misses",
+            "Cache misses: pictures (or tiles) of the feature cache, tokens of the prefix cache",
+            "cache",
         )
-        self._ended = counter("answers", "Answers that ended, by reason", "reason")
-        self._prompt = counter(
+        self._answers = counter("answers", "Answers that ended, by reason", "reason")
+        self._prompt_tokens = counter(
             "prompt_tokens",
-            "Tokens of prompts, pictures included, of requests that ended, read or not",
+            "Prompt tokens, pictures included, of requests that ended, prefilled or not",
         )
-        self._generated = counter("generated_tokens", "Tokens of answers that ended")
+        self._generated_tokens = counter("generated_tokens", "Tokens of answers that ended")
 
-    def gauges(self, now: Gauges) -> None:
-        """Shows how the engine stands."""
-        self._waiting.set(now.waiting)
-        self._running.set(now.running)
-        self._kv_bytes.set(now.kv_bytes)
-        self._feature_bytes.set(now.feature_bytes)
-        self._prefix_bytes.set(now.prefix_bytes)
+    def set_gauges(self, gauges: Gauges) -> None:
+        self._waiting.set(gauges.waiting)
+        self._running.set(gauges.running)
+        self._kv_bytes.set(gauges.kv_bytes)
+        self._feature_bytes.set(gauges.feature_bytes)
+        self._prefix_bytes.set(gauges.prefix_bytes)
 
-    def first_token(self, seconds: float) -> None:
-        self._first.observe(seconds)
+    def record_first_token(self, seconds: float) -> None:
+        self._first_token_seconds.observe(seconds)
 
-    def step(self, batch: int, seconds: float | None) -> None:
-        self._batch.observe(batch)
+    def record_step(self, batch: int, seconds: float | None) -> None:
+        self._batch_size.observe(batch)
         if seconds is not None:
-            self._inter.observe(seconds)
+            self._step_seconds.observe(seconds)
 
-    def reuse(self, what: str, found: int, missed: int) -> None:
-        for counter, count in ((self._found, found), (self._missed, missed)):
+    def record_cache_lookup(self, cache: str, hits: int, misses: int) -> None:
+        for counter, count in ((self._hits, hits), (self._misses, misses)):
             if count:
-                counter.inc(count, tags={"cache": what})
+                counter.inc(count, tags={"cache": cache})
 
-    def ended(self, reason: str, usage: Usage, index: int) -> None:
-        self._ended.inc(tags={"reason": reason})
-        if index == 0:
-            self._prompt.inc(usage.prompt_tokens)
+    def record_end(self, reason: str, usage: Usage, index: int) -> None:
+        self._answers.inc(tags={"reason": reason})
+        if index == 0:  # the answers of a request share one prompt
+            self._prompt_tokens.inc(usage.prompt_tokens)
         if usage.completion_tokens:
-            self._generated.inc(usage.completion_tokens)
+            self._generated_tokens.inc(usage.completion_tokens)
+
+
+def _make_metric(
+    metric_type: type[M], model: str, name: str, description: str, *tag_keys: str, **options: Any
+) -> M:
+    metric = metric_type(
+        f"raylens_engine_{name}",
+        description=description,
+        tag_keys=("model", *tag_keys),
+        **options,
+    )
+    metric.set_default_tags({"model": model})
+    return metric

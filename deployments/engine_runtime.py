@@ -1,4 +1,4 @@
-"""The runtime that computes here: our engine around a model of one of the families."""
+"""The runtime that computes in this process: the engine with a model of one of the families."""
 
 from __future__ import annotations
 
@@ -12,59 +12,58 @@ import numpy as np
 import ray
 import torch
 
-from models.memory import hold_to_share, kv_budget, loading
+from models.memory import kv_cache_bytes, limit_gpu_memory, report_oversized_weights
 from models.registry import load_model, pick_device
+from models.runtime import Runtime
 from raylens.core.config import ModelConfig
 from raylens.core.errors import ModelFailed
 from raylens.core.types import Caption, Delta, SamplingParams, VisionRequest
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.engine import Engine
-from raylens.engine.limits import EngineLimits
+from raylens.engine.limits import MIB, EngineLimits
 from raylens.engine.metrics import EngineMetrics, Gauges
 from raylens.engine.model import Model, Pixels
-from raylens.engine.sequence import sequences
+from raylens.engine.sequence import make_sequences
 
 logger = logging.getLogger(__name__)
 
+WARM_UP_DEADLINE_S = 600
 
-class EngineRuntime:
-    """Implements :class:`models.runtime.Runtime`. Loads its model and warms it up."""
+
+class EngineRuntime(Runtime):
+    """Loads a model, warms it up, and runs it in an :class:`AsyncEngine`."""
 
     def __init__(self, config: ModelConfig, metrics: EngineMetrics) -> None:
         threads = config.threads or torch.get_num_threads()
-        torch.set_num_threads(
-            1
-        )  # only the engine's thread computes with more; AsyncEngine tells why
+        # Only the engine's thread computes with several threads. AsyncEngine explains why.
+        torch.set_num_threads(1)
         gpus = float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
-        hold_to_share(pick_device(config.device), gpus)
-        with loading(pick_device(config.device), gpus):
+        limit_gpu_memory(pick_device(config.device), gpus)
+        with report_oversized_weights(pick_device(config.device), gpus):
             self._model = load_model(config)
-        self.tasks, self.device = self._model.tasks, self._model.device
+        self.tasks = self._model.tasks
+        self.device = self._model.device
         limits = engine_limits(config, self._model, gpus)
         warm_up(self._model, limits)
         self._engine = AsyncEngine(
             self._model, limits, config.max_waiting, config.retry_after_s, metrics, threads
         )
-        logger.info("%.0f MiB for keys and values", limits.kv_bytes / 2**20)
+        logger.info("the KV cache has a budget of %.0f MiB", limits.kv_bytes / MIB)
 
     @property
     def failure(self) -> BaseException | None:
-        """Implements :attr:`models.runtime.Runtime.failure`."""
         return self._engine.failure
 
     @property
     def gauges(self) -> Gauges:
-        """Implements :attr:`models.runtime.Runtime.gauges`."""
         return self._engine.gauges
 
     def check_capacity(self, request: VisionRequest) -> None:
-        """Implements :meth:`models.runtime.Runtime.check_capacity`."""
         self._engine.check_capacity(request)
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[Pixels]
     ) -> AsyncGenerator[Delta, None]:
-        """Implements :meth:`models.runtime.Runtime.generate`."""
         prompt = await asyncio.to_thread(self._model.prepare, request, pictures)
         async with aclosing(self._engine.generate(request, prompt)) as deltas:
             async for delta in deltas:
@@ -72,12 +71,14 @@ class EngineRuntime:
 
 
 def engine_limits(config: ModelConfig, model: Model, gpus: float) -> EngineLimits:
-    """What the engine may take. Raises ``MemoryError`` where the replica's share of a GPU is too
-    small."""
-    kept = config.feature_cache + config.prefix_cache
+    """Return the limits of a replica that has been assigned ``gpus`` GPUs.
+
+    Raises ``MemoryError`` if its share of a GPU is too small.
+    """
+    other_caches = config.feature_cache + config.prefix_cache
     return EngineLimits(
         max_batch_size=config.max_batch_size,
-        kv_bytes=kv_budget(model.device, gpus, kept, config.kv_cache),
+        kv_bytes=kv_cache_bytes(model.device, gpus, other_caches, config.kv_cache),
         feature_bytes=config.feature_cache,
         prefix_bytes=config.prefix_cache,
         prefill_tokens=config.max_prefill_tokens,
@@ -86,18 +87,18 @@ def engine_limits(config: ModelConfig, model: Model, gpus: float) -> EngineLimit
 
 
 def warm_up(model: Model, limits: EngineLimits) -> None:
-    """One short caption of a gray picture. Raises ``ModelFailed`` where the model can't make it."""
+    """Generate a short caption of a gray picture. Raises ``ModelFailed`` if that fails."""
     request = VisionRequest(
         id="warm-up",
         model="",
         task=Caption(),
-        deadline=time.time() + 600,
+        deadline=time.time() + WARM_UP_DEADLINE_S,
         sampling=SamplingParams(max_tokens=4),
     )
     prompt = model.prepare(request, [np.full((64, 64, 3), 128, np.uint8)])
     engine = Engine(model, limits)
     engine.check_fit(prompt, request.sampling.max_tokens)
-    engine.scheduler.add(sequences(request, prompt, model.tokenizer))
+    engine.scheduler.add(make_sequences(request, prompt, model.tokenizer))
     while engine.has_work:
         for output in engine.step():
             if output.error is not None:

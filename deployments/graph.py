@@ -23,6 +23,7 @@ from raylens.core.errors import (
     Overloaded,
     RaylensError,
 )
+from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import Delta, ModelInfo, PictureFile, ProcessedPicture, VisionRequest
 
@@ -31,13 +32,13 @@ STATUS_TTL_S = 1.0
 PREPROCESSOR = "Preprocessor"
 
 
-class Graph:
-    """Implements :class:`raylens.core.ports.VisionService` with the deployments' handles, for
-    whoever composes them.
+class Graph(VisionService):
+    """The deployments behind their Serve handles, composed into one service.
 
-    Pictures go from the preprocessor to the model through the object store; they don't come back
-    here. Both handles pass by reference: a preprocessor's response is given un-awaited to the
-    model's call, where Serve resolves it, because it is a top-level argument.
+    Pictures go from the preprocessor to the model through the object store, without passing through
+    this process. To that end, both handles pass by reference: the preprocessor's response becomes
+    an argument of the model's call without being awaited. Serve resolves it at the model, because
+    it is a top-level argument.
     """
 
     def __init__(
@@ -52,31 +53,29 @@ class Graph:
         self._preprocessor = preprocessor.options(_by_reference=True)
         self._models = {name: handle.options(_by_reference=True) for name, handle in models.items()}
         self._infos: dict[str, ModelInfo] = {}
-        self._status: dict[str, bool] = {}
+        self._is_running: dict[str, bool] = {}
         self._status_at = -math.inf
         self._status_lock = asyncio.Lock()
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[PictureFile]
     ) -> AsyncGenerator[Delta, None]:
-        """Implements :meth:`raylens.core.ports.VisionService.generate`."""
-        calls: list[DeploymentResponse[Any] | DeploymentResponseGenerator[Any]] = []
+        unfinished: list[DeploymentResponse[Any] | DeploymentResponseGenerator[Any]] = []
         try:
             for picture in pictures:
-                calls.append(
+                unfinished.append(
                     self._preprocessor.process.remote(
                         picture, request.recipe, request.deadline, request.id
                     )
                 )
-            deltas = (
-                self._models[request.model].options(stream=True).generate.remote(request, *calls)
-            )
-            calls.append(deltas)
+            model = self._models[request.model].options(stream=True)
+            deltas = model.generate.remote(request, *unfinished)
+            unfinished.append(deltas)
             while True:
                 async with asyncio.timeout(max(0.0, request.remaining)):
                     delta = await anext(deltas, None)
                 if delta is None:
-                    calls.clear()
+                    unfinished.clear()
                     return
                 yield delta
         except TimeoutError as error:
@@ -86,19 +85,18 @@ class Graph:
         except (RayError, RayServeException) as error:
             raise self._translate(error, request.model) from error
         finally:
-            for call in calls:
+            for call in unfinished:
                 _cancel(call)
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
+        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
     ) -> ProcessedPicture:
-        """Implements :meth:`raylens.core.ports.VisionService.preprocess`."""
-        call = self._preprocessor.preview.remote(picture, recipe, deadline, identity)
-        unfinished = True
+        call = self._preprocessor.preview.remote(picture, recipe, deadline, request_id)
+        is_unfinished = True
         try:
             async with asyncio.timeout(max(0.0, deadline - time.time())):
-                shown: ProcessedPicture = await call
-            unfinished = False
+                processed: ProcessedPicture = await call
+            is_unfinished = False
         except TimeoutError as error:
             raise DeadlineExceeded(
                 "the deadline passed before the picture was processed", "deadline"
@@ -106,18 +104,17 @@ class Graph:
         except (RayError, RayServeException) as error:
             raise self._translate(error, PREPROCESSOR) from error
         finally:
-            if unfinished:
+            if is_unfinished:
                 _cancel(call)
-        return shown
+        return processed
 
     async def model_info(self, name: str) -> ModelInfo:
-        """Implements :meth:`raylens.core.ports.VisionService.model_info`.
-
-        Whether a replica runs, Serve's controller tells: a call to a busy model would wait behind
-        others. What the model is never changes, and is asked once.
-        """
-        if not (await self._running()).get(name):
-            raise ModelNotLoaded(f"no replica of {name} runs", "model", retry_after=STATUS_TTL_S)
+        # Serve's controller reports the running replicas: a call to a busy model would wait in its
+        # queue. The info itself never changes, so one call per model is enough.
+        if not (await self._running_deployments()).get(name):
+            raise ModelNotLoaded(
+                f"no replica of {name} is running", "model", retry_after=STATUS_TTL_S
+            )
         if name not in self._infos:
             try:
                 async with asyncio.timeout(INFO_TIMEOUT_S):
@@ -128,42 +125,51 @@ class Graph:
                 ) from error
         return self._infos[name]
 
-    async def _running(self) -> dict[str, bool]:
-        """Which deployments have a running replica, as of a second ago at most."""
+    async def _running_deployments(self) -> dict[str, bool]:
+        """Return by name whether a deployment has a running replica.
+
+        The status is cached for ``STATUS_TTL_S`` seconds.
+        """
         async with self._status_lock:
             if time.monotonic() - self._status_at > STATUS_TTL_S:
                 status = await asyncio.to_thread(serve.status)
                 deployments = status.applications[self._application].deployments
-                self._status = {
+                self._is_running = {
                     name: deployment.replica_states.get(ReplicaState.RUNNING, 0) > 0
                     for name, deployment in deployments.items()
                 }
                 self._status_at = time.monotonic()
-            return self._status
+            return self._is_running
 
-    def _translate(self, error: Exception, model: str) -> RaylensError:
-        """The project's own error for one of Ray's. Errors of ours that crossed a handle come out
-        as they went in."""
+    def _translate(self, error: Exception, deployment: str) -> RaylensError:
+        """Return the project's error for an error of Ray's.
+
+        A ``RaylensError`` that crossed a handle is returned unchanged.
+        """
         if isinstance(error, RayTaskError) and isinstance(error.cause, RaylensError):
             return error.cause
         if isinstance(error, BackPressureError):
             return Overloaded(
-                f"the queue of {model} is full", "model", retry_after=self._retry_after(model)
+                f"the queue of {deployment} is full",
+                "model",
+                retry_after=self._retry_after(deployment),
             )
         if isinstance(error, RayTaskError):
-            return ModelFailed(f"{model} failed on this request: {type(error.cause).__name__}")
+            return ModelFailed(f"{deployment} failed on this request: {type(error.cause).__name__}")
         return ModelNotLoaded(
-            f"no replica of {model} answers", "model", retry_after=self._retry_after(model)
+            f"no replica of {deployment} answers",
+            "model",
+            retry_after=self._retry_after(deployment),
         )
 
     def _retry_after(self, name: str) -> float:
-        return next(
-            (model.retry_after_s for model in self._config.models if model.name == name),
-            STATUS_TTL_S,
-        )
+        for model in self._config.models:
+            if model.name == name:
+                return model.retry_after_s
+        return STATUS_TTL_S
 
 
 def _cancel(call: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> None:
-    """Cancelling a call that has failed raises its failure again."""
+    # Cancelling a failed call raises its failure again.
     with suppress(RayError, RayServeException):
         call.cancel()

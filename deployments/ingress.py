@@ -1,4 +1,4 @@
-"""The deployment that speaks HTTP."""
+"""The HTTP deployment."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.graph import Graph
-from deployments.job_client import RemoteJobs
+from deployments.job_client import JobQueueClient
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
 from raylens.core.logs import configure_logging
 
 
-class Surface:
-    """The HTTP surface over the graph and the job queue, before Serve makes a deployment of it."""
+class HttpApplication:
+    """The HTTP application over the graph and the job queue, not yet a Serve ingress."""
 
     def __init__(
         self, config: AppConfig, preprocessor: DeploymentHandle, models: dict[str, DeploymentHandle]
@@ -22,12 +22,12 @@ class Surface:
         configure_logging(config.log_level)
         self._config = config
         self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
-        self._jobs = RemoteJobs() if config.jobs.enabled else None
+        self._jobs = JobQueueClient() if config.jobs.enabled else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._graph, self._config, self._jobs, echo_request_id=False)
 
 
 @serve.ingress()
-class Ingress(Surface):
-    """The surface, behind Serve's proxy."""
+class Ingress(HttpApplication):
+    """The HTTP application behind Serve's proxy."""

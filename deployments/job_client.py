@@ -1,5 +1,4 @@
-"""The job queue, called from another process: :class:`raylens.jobs.ports.JobService` over the
-queue's actor."""
+"""A client of the job queue's actor, for other processes."""
 
 from __future__ import annotations
 
@@ -14,100 +13,104 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from raylens.core.errors import ModelFailed, Overloaded, RaylensError
 from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.job import Delivery, Job, JobState, Stats
+from raylens.jobs.ports import JobService
 
-NAME = "jobs"
-"""Of the actor, among the ingress's."""
-PATIENCE_S = 20.0
-"""A queue that has died is back within seconds: a call waits for it, and is made again."""
-PAUSE_S = 0.25
+QUEUE_ACTOR_NAME = "jobs"
+"""Name of the queue's actor among the deployment actors of the ingress."""
+RESTART_S = 20.0
+"""How long a call waits for a dead actor to restart, in seconds. It takes a few."""
+RECONNECT_S = 0.25
+"""Pause between two attempts to reach the actor, in seconds."""
 CALL_S = 60.0
-SMALL = 64 * 1024
-"""Bytes of pictures of a job that may share a call with others."""
-MAX_TOGETHER = 32
+"""Time-out of a call, in seconds."""
+RETRY_AFTER_S = 5.0
+"""``Retry-After`` if the queue can't be reached, in seconds."""
+MAX_SHARED_BYTES = 64 * 1024
+"""A job with more picture bytes than this is submitted in a call of its own."""
+MAX_SHARED_JOBS = 32
+"""Largest number of jobs that are submitted in one call."""
 Submission = tuple[Job, Mapping[str, bytes]]
 
 
-class RemoteJobs:
-    """Every method of the queue may be called twice, so a call that an actor's death has cut off is
-    made again."""
+class JobQueueClient(JobService):
+    """The job queue in another process.
+
+    A call is made again if the actor's death has interrupted it. That is safe, because no method of
+    the queue does its work twice.
+    """
 
     def __init__(self) -> None:
         self._actor: Any = None
-        # A call costs more than a small job: those that come together go together.
-        self._small: GroupCommit[Submission, Job | RaylensError] = GroupCommit(
-            self._submit_all, MAX_TOGETHER
+        # A call costs more than a small job, so jobs that arrive together share one.
+        self._small_jobs: GroupCommit[Submission, Job | RaylensError] = GroupCommit(
+            self._submit_all, MAX_SHARED_JOBS
         )
 
     async def _submit_all(self, submissions: list[Submission]) -> list[Job | RaylensError]:
         return await self._call("submit_all", submissions)
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
-        """Implements :meth:`raylens.jobs.ports.JobService.submit`."""
-        if sum(map(len, pictures.values())) > SMALL:
+        if sum(map(len, pictures.values())) > MAX_SHARED_BYTES:
             return await self._call("submit", job, dict(pictures))
-        result = await self._small((job, pictures))
+        result = await self._small_jobs.submit((job, pictures))
         if isinstance(result, RaylensError):
             raise result
         return result
 
     async def get(self, job_id: str) -> Job:
-        """Implements :meth:`raylens.jobs.ports.JobService.get`."""
         return await self._call("get", job_id)
 
-    async def page(self, states: Collection[JobState], limit: int, before: str | None) -> list[Job]:
-        """Implements :meth:`raylens.jobs.ports.JobService.page`."""
-        return await self._call("page", frozenset(states), limit, before)
+    async def list_jobs(
+        self, states: Collection[JobState], limit: int, before: str | None
+    ) -> list[Job]:
+        return await self._call("list_jobs", frozenset(states), limit, before)
 
     async def cancel(self, job_id: str) -> Job:
-        """Implements :meth:`raylens.jobs.ports.JobService.cancel`."""
         return await self._call("cancel", job_id)
 
-    async def retry(self, job_id: str) -> Job:
-        """Implements :meth:`raylens.jobs.ports.JobService.retry`."""
-        return await self._call("retry", job_id)
+    async def requeue(self, job_id: str) -> Job:
+        return await self._call("requeue", job_id)
 
     async def stats(self) -> Stats:
-        """Implements :meth:`raylens.jobs.ports.JobService.stats`."""
         return await self._call("stats")
 
-    async def watch(self, job_id: str, seen: Job | None, patience_s: float) -> Job:
-        """Implements :meth:`raylens.jobs.ports.JobService.watch`."""
-        return await self._call("watch", job_id, seen, patience_s)
+    async def watch(self, job_id: str, last_seen: Job | None, timeout_s: float) -> Job:
+        return await self._call("watch", job_id, last_seen, timeout_s)
 
     async def deliveries(self, job_id: str) -> list[Delivery]:
-        """Implements :meth:`raylens.jobs.ports.JobService.deliveries`."""
         return await self._call("deliveries", job_id)
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
-        """Implements :meth:`raylens.jobs.ports.JobService.redeliver`."""
         return await self._call("redeliver", job_id, number)
 
     async def _call(self, method: str, *arguments: Any) -> Any:
-        until = time.monotonic() + PATIENCE_S
+        give_up_at = time.monotonic() + RESTART_S
         while True:
             try:
                 if self._actor is None:
-                    self._actor = await asyncio.to_thread(serve.get_deployment_actor, NAME)
+                    self._actor = await asyncio.to_thread(
+                        serve.get_deployment_actor, QUEUE_ACTOR_NAME
+                    )
                 async with asyncio.timeout(CALL_S):
                     return await self._actor.call.remote(method, *arguments)
             except TimeoutError as error:
-                raise Overloaded(
-                    f"the job queue didn't answer within {CALL_S:g} s", retry_after=5
-                ) from error
+                message = f"the job queue didn't answer within {CALL_S:g} s"
+                raise Overloaded(message, retry_after=RETRY_AFTER_S) from error
             except RayTaskError as error:
-                raise _ours(error) from error
-            except (RayActorError, ValueError) as error:  # it has died, or isn't there yet
+                raise _unwrap(error) from error
+            except (RayActorError, ValueError) as error:  # the actor has died, or hasn't started
                 self._actor = None
-                if time.monotonic() >= until:
-                    raise Overloaded("the job queue can't be reached", retry_after=5) from error
+                if time.monotonic() >= give_up_at:
+                    message = "the job queue can't be reached"
+                    raise Overloaded(message, retry_after=RETRY_AFTER_S) from error
             except RayError as error:
-                raise Overloaded(
-                    f"the job queue can't be reached ({type(error).__name__})", retry_after=5
-                ) from error
-            await asyncio.sleep(PAUSE_S)
+                message = f"the job queue can't be reached ({type(error).__name__})"
+                raise Overloaded(message, retry_after=RETRY_AFTER_S) from error
+            await asyncio.sleep(RECONNECT_S)
 
 
-def _ours(error: RayTaskError) -> RaylensError:
+def _unwrap(error: RayTaskError) -> RaylensError:
+    """Return the error that the queue raised."""
     if isinstance(error.cause, RaylensError):
         return error.cause
-    return ModelFailed(f"the job queue failed on this request: {type(error.cause).__name__}")
+    return ModelFailed(f"the job queue failed: {type(error.cause).__name__}")

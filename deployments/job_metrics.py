@@ -1,4 +1,4 @@
-"""The queue's measurements on Ray's Prometheus endpoint, as ``ray_raylens_jobs_…``."""
+"""The job queue's metrics on Ray's Prometheus endpoint, as ``ray_raylens_jobs_…``."""
 
 from __future__ import annotations
 
@@ -9,40 +9,51 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from raylens.jobs.job import JobState
 from raylens.jobs.metrics import JobMetrics
 
-_SECONDS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800]
+_BUCKETS_S = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800]
 
 
 class PrometheusJobMetrics(JobMetrics):
+    """Records the metrics in Ray's Prometheus registry."""
+
     def __init__(self) -> None:
-        self._counts = Gauge("raylens_jobs", "Jobs by state.", ("state",))
+        self._counts = Gauge("raylens_jobs", "Number of jobs, by state.", ("state",))
         self._ended = Counter(
-            "raylens_jobs_ended", "Jobs that ended, by type and state.", ("type", "state")
+            "raylens_jobs_ended", "Number of jobs that ended, by type and state.", ("type", "state")
         )
-        self._seconds = Histogram(
-            "raylens_jobs_seconds", "From a job's first attempt to its end.", _SECONDS, ("type",)
+        self._durations = Histogram(
+            "raylens_jobs_seconds",
+            "Seconds from a job's first attempt to its end, by type.",
+            _BUCKETS_S,
+            ("type",),
         )
         self._attempts = Counter(
-            "raylens_jobs_attempts", "Attempts by type and outcome.", ("type", "outcome")
+            "raylens_jobs_attempts",
+            "Number of attempts at jobs, by type and outcome.",
+            ("type", "outcome"),
         )
         self._deliveries = Counter(
-            "raylens_jobs_webhooks", "Attempts to deliver a webhook, by outcome.", ("outcome",)
+            "raylens_jobs_webhooks",
+            "Number of attempts to deliver a webhook, by outcome.",
+            ("outcome",),
         )
-        self._delivery_seconds = Histogram(
-            "raylens_jobs_webhook_seconds", "Seconds of an attempt to deliver a webhook.", _SECONDS
+        self._delivery_durations = Histogram(
+            "raylens_jobs_webhook_seconds",
+            "Duration of an attempt to deliver a webhook, in seconds.",
+            _BUCKETS_S,
         )
 
-    def queue(self, counts: Mapping[JobState, int]) -> None:
+    def record_counts(self, counts: Mapping[JobState, int]) -> None:
         for state, count in counts.items():
             self._counts.set(count, {"state": state.value})
 
-    def ended(self, kind: str, state: JobState, seconds: float | None) -> None:
-        self._ended.inc(tags={"type": kind, "state": state.value})
-        if seconds is not None:
-            self._seconds.observe(seconds, {"type": kind})
+    def record_end(self, job_type: str, state: JobState, duration_s: float | None) -> None:
+        self._ended.inc(tags={"type": job_type, "state": state.value})
+        if duration_s is not None:
+            self._durations.observe(duration_s, {"type": job_type})
 
-    def attempt(self, kind: str, code: str) -> None:
-        self._attempts.inc(tags={"type": kind, "outcome": code})
+    def record_attempt(self, job_type: str, code: str) -> None:
+        self._attempts.inc(tags={"type": job_type, "outcome": code})
 
-    def delivery(self, outcome: str, seconds: float) -> None:
+    def record_delivery(self, outcome: str, duration_s: float) -> None:
         self._deliveries.inc(tags={"outcome": outcome})
-        self._delivery_seconds.observe(seconds)
+        self._delivery_durations.observe(duration_s)

@@ -1,7 +1,8 @@
-"""The actor that owns the job queue. Serve starts it before the ingress's replicas, and again when
-it has died.
+"""The actor that runs the job queue.
 
-Serve pickles this module by value: it is thin, and the queue itself is in
+Serve starts it before the replicas of the ingress, and restarts it if it dies.
+
+Serve pickles this module by value. It is therefore small, and the queue itself is in
 :mod:`raylens.jobs.queue`.
 """
 
@@ -16,39 +17,39 @@ from typing import Any
 import ray
 from ray import serve
 
-from raylens.core.config import AppConfig
-from raylens.core.environment import with_environment
+from raylens.core.environment import load_config
 from raylens.core.errors import Overloaded
 from raylens.jobs.store import StoreUnreachable
 
 logger = logging.getLogger("raylens.jobs.actor")
 
 THREADS = 64
+"""Threads for blocking calls. Each slow DNS lookup of a webhook's host occupies one."""
 RETRY_S = 5.0
-"""Until a store that couldn't be reached is tried again."""
+"""Seconds between two attempts to open a store that can't be reached."""
 METHODS = frozenset(
     {
         "submit",
         "submit_all",
         "get",
-        "page",
+        "list_jobs",
         "cancel",
-        "retry",
+        "requeue",
         "stats",
         "watch",
         "deliveries",
         "redeliver",
     }
 )
-"""Of :class:`raylens.jobs.ports.JobService`."""
+"""The methods of the queue that :meth:`JobQueueActor.call` may call."""
 
 
 @ray.remote
 class JobQueueActor:
-    """Runs one :class:`raylens.jobs.queue.JobQueue` against the graph's own handles.
+    """Runs one :class:`raylens.jobs.queue.JobQueue` over the graph's handles.
 
-    During an update an old and a new one live side by side for seconds, and the old one is killed
-    without notice: the store's leases and fences keep them apart.
+    During an update, an old and a new actor run side by side for a few seconds, and then the old
+    one is killed without notice. The store's leases and fences keep their work apart.
     """
 
     def __init__(self, args: dict[str, Any]) -> None:
@@ -58,35 +59,31 @@ class JobQueueActor:
         from raylens.core.logs import configure_logging
         from raylens.jobs.factory import create_queue
 
-        settings, _ = with_environment(args, os.environ)
-        config = AppConfig.model_validate(settings)
+        config, _ = load_config(args)
         configure_logging(config.log_level)
-        # Names of webhooks' hosts may be slow to resolve, and each holds a thread meanwhile.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         application = serve.get_deployment_actor_context().app_name
 
-        def handle(name: str) -> Any:
+        def get_handle(name: str) -> Any:
             return serve.get_deployment_handle(name, app_name=application)
 
-        graph = Graph(
-            config,
-            application,
-            handle("Preprocessor"),
-            {m.name: handle(m.name) for m in config.models},
-        )
+        models = {model.name: get_handle(model.name) for model in config.models}
+        graph = Graph(config, application, get_handle("Preprocessor"), models)
         self._queue = create_queue(config, graph, PrometheusJobMetrics())
         self._is_open = False
         if self._open():
             self._serving = asyncio.ensure_future(self._queue.serve())
         else:
             self._serving = asyncio.ensure_future(self._open_and_serve())
-        self._serving.add_done_callback(_die)
+        self._serving.add_done_callback(_exit_process)
 
     def _open(self) -> bool:
-        """Whether the store could be opened. Raises ``StoreUnusable`` where it never can: then no
-        deployment starts."""
-        # In a loop of its own: this constructor runs in the actor's, and blocks it until the store
-        # is open.
+        """Open the store. Return False if it can't be reached at the moment.
+
+        Raises ``StoreUnusable`` if it can never be opened. Then the deployment fails to start.
+        """
+        # The constructor blocks the actor's event loop until the store is open, so opening it
+        # needs another loop in another thread.
         with ThreadPoolExecutor(1) as thread:
             try:
                 thread.submit(asyncio.run, self._queue.open()).result()
@@ -103,21 +100,24 @@ class JobQueueActor:
         await self._queue.serve()
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """One of the queue's methods. Raises ``Overloaded`` while the store can't be reached."""
+        """Call a method of the queue. Raises ``Overloaded`` while the store can't be reached."""
         if method not in METHODS:
-            raise ValueError(f"no method {method!r}")
+            raise ValueError(f"unknown method {method!r}; known: {', '.join(sorted(METHODS))}")
         if not self._is_open:
             raise Overloaded(
-                "the job queue's store can't be reached; the server's log tells more",
+                "the store of the job queue can't be reached; see the server's log",
                 retry_after=RETRY_S,
             )
         return await getattr(self._queue, method)(*arguments)
 
 
-def _die(serving: asyncio.Future[None]) -> None:
-    """Serve starts another: better than to take jobs that nobody runs."""
+def _exit_process(serving: asyncio.Future[None]) -> None:
+    """End the process if the queue has stopped, so that Serve starts another.
+
+    An actor that went on would accept jobs and never run them.
+    """
     if not serving.cancelled():
         logger.critical(
-            "the queue has stopped working, and this process ends", exc_info=serving.exception()
+            "the job queue has stopped; this process exits", exc_info=serving.exception()
         )
         os._exit(1)

@@ -1,5 +1,4 @@
-"""The deployment that holds one vision-language model; the configuration names as many of it as
-there are models."""
+"""The deployment of one vision-language model. Each model of the configuration has its own."""
 
 from __future__ import annotations
 
@@ -18,23 +17,19 @@ from preprocessing.coordinates import in_original, in_processed
 from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import ModelConfig
 from raylens.core.errors import DeadlineExceeded
-from raylens.core.logs import configure_logging, request_id
-from raylens.core.types import (
-    Delta,
-    ModelInfo,
-    VisionRequest,
-)
+from raylens.core.logs import configure_logging, current_request_id
+from raylens.core.types import Delta, ModelInfo, VisionRequest
 from raylens.engine.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
 
 GAUGE_PERIOD_S = 0.5
-TRIM_ROUNDS = 40
-"""Of the gauges, between two times that unused memory is given back."""
+UPDATES_PER_TRIM = 40
+"""Updates of the gauges for each time that unused memory is returned to the operating system."""
 
 
 class VisionModel:
-    """Makes its runtime once, and streams deltas from it."""
+    """Creates the model's runtime, and streams deltas from it."""
 
     def __init__(self, config: ModelConfig, log_level: str) -> None:
         configure_logging(log_level)
@@ -42,31 +37,33 @@ class VisionModel:
         started = time.monotonic()
         self._metrics = PrometheusEngineMetrics(config.name)
         self._runtime = make_runtime(config, self._metrics)
-        self._gauges: asyncio.Task[None] | None = None
+        self._gauge_task: asyncio.Task[None] | None = None
         seconds = time.monotonic() - started
         logger.info("%s is ready on %s after %.1f s", config.name, self._runtime.device, seconds)
 
     async def generate(
         self, request: VisionRequest, *pictures: ProcessedImage
     ) -> AsyncGenerator[Delta, None]:
-        """The answer's deltas; the first carries the pictures' warnings. Closing the stream ends
-        the work."""
-        request_id.set(request.id)
-        self._show_gauges()
+        """Yield the answer's deltas. The first one carries the warnings about the pictures.
+
+        Closing the generator aborts the request.
+        """
+        current_request_id.set(request.id)
+        self._start_gauge_task()
         self._runtime.check_capacity(request)
         if request.remaining <= 0:
             raise DeadlineExceeded(
-                "the deadline passed before the model saw the request", "deadline"
+                "the deadline passed before the request reached the model", "deadline"
             )
         if pictures:
             request = replace(request, task=in_processed(request.task, pictures[0].geometry))
-        pixels, warnings = [picture.pixels for picture in pictures], _warnings(pictures)
+        pixels = [picture.pixels for picture in pictures]
+        warnings = _collect_warnings(pictures)
         async with aclosing(self._runtime.generate(request, pixels)) as deltas:
             async for delta in deltas:
                 if delta.findings is not None and pictures:
-                    delta = replace(
-                        delta, findings=in_original(delta.findings, pictures[0].geometry)
-                    )
+                    findings = in_original(delta.findings, pictures[0].geometry)
+                    delta = replace(delta, findings=findings)
                 yield replace(delta, warnings=warnings) if warnings else delta
                 warnings = ()
 
@@ -80,28 +77,32 @@ class VisionModel:
         )
 
     async def check_health(self) -> None:
-        """Called by Serve from time to time; it replaces a replica whose engine has stopped."""
-        self._show_gauges()
+        """Raise ``RuntimeError`` if the engine has stopped. Serve then replaces the replica."""
+        self._start_gauge_task()
         if self._runtime.failure is not None:
             raise RuntimeError(f"the engine has stopped: {self._runtime.failure!r}")
 
-    def _show_gauges(self) -> None:
-        """From the first request or check on, for as long as the replica lives."""
-        if self._gauges is None:
-            self._gauges = asyncio.create_task(self._keep_gauges())
+    def _start_gauge_task(self) -> None:
+        """Start the gauge task with the first request or health check: it needs an event loop."""
+        if self._gauge_task is None:
+            self._gauge_task = asyncio.create_task(self._update_gauges())
 
-    async def _keep_gauges(self) -> None:
-        for round in count(1):
-            self._metrics.gauges(self._runtime.gauges)
-            if round % TRIM_ROUNDS == 0:
+    async def _update_gauges(self) -> None:
+        """Update the gauges periodically, for as long as the replica lives."""
+        for update in count(1):
+            self._metrics.set_gauges(self._runtime.gauges)
+            if update % UPDATES_PER_TRIM == 0:
                 await asyncio.to_thread(malloc_trim)
             await asyncio.sleep(GAUGE_PERIOD_S)
 
 
 def make_runtime(config: ModelConfig, metrics: EngineMetrics) -> Runtime:
-    """What the configuration asks for. Raises ``ImportError``, which names the extra, where its
-    library isn't here."""
-    # A runtime's own libraries are heavy or extras: only the one that is wanted is imported.
+    """Create the runtime that the configuration names.
+
+    Raises ``ImportError`` with the name of the extra to install, if the runtime's library is
+    missing.
+    """
+    # The runtimes' libraries are heavy, or optional: only the one in use is imported.
     if config.runtime == "engine":
         from deployments.engine_runtime import EngineRuntime
 
@@ -113,8 +114,8 @@ def make_runtime(config: ModelConfig, metrics: EngineMetrics) -> Runtime:
             return OpenAIRuntime(config, config.remote)
         from models.remote import moondream
 
-        make = moondream.cloud if config.runtime == "cloud" else moondream.photon
-        return make(config, config.remote)
+        make_remote = moondream.cloud if config.runtime == "cloud" else moondream.photon
+        return make_remote(config, config.remote)
     except ImportError as error:
         extra = "openai" if config.runtime == "openai" else "photon"
         raise ImportError(
@@ -122,12 +123,12 @@ def make_runtime(config: ModelConfig, metrics: EngineMetrics) -> Runtime:
         ) from error
 
 
-def _warnings(pictures: Sequence[ProcessedImage]) -> tuple[str, ...]:
-    """Those of all pictures, by number where there are several."""
+def _collect_warnings(pictures: Sequence[ProcessedImage]) -> tuple[str, ...]:
+    """Return the warnings about all pictures, numbered if there are several pictures."""
     if len(pictures) == 1:
         return pictures[0].warnings
     return tuple(
-        f"picture {n}: {warning}"
-        for n, picture in enumerate(pictures, 1)
+        f"picture {number}: {warning}"
+        for number, picture in enumerate(pictures, 1)
         for warning in picture.warnings
     )

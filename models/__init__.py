@@ -1,1 +1,1 @@
-"""The vision-language model families that raylens serves, one file or folder each."""
+"""Vision-language model families, one file or package each, and the parts that they share."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from models.flash import SequenceBounds, flash, has_flash_attention
+from models.flash import SequenceBounds, flash_attention, has_flash_attention
 from models.operations import attention
 from models.packed import CacheAddresses, PackedChunks, are_whole_prompts
 from models.rope import CosSin, Rotary, RotaryEmbedding
@@ -333,7 +333,7 @@ class _FlashDecode(_KVWriter):
 
     def __call__(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
         keys, values = _tokens_first(self.append(layer, kv))
-        output = flash(
+        output = flash_attention(
             query, keys, values, self._query_bounds, self._key_bounds, seqused=self._seqused
         )
         return output.flatten(1)

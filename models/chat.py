@@ -1,10 +1,10 @@
-"""What families that are asked in chat templates share: tasks as messages, and users' text that
-stays text."""
+"""What the families with a chat template share: turning tasks into messages, and keeping control
+tokens out of users' text."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -34,28 +34,29 @@ CAPTION_PROMPTS = {
 }
 
 
-def messages_of(
-    task: Task, image_count: int, can: frozenset[str], prompts: dict[str, str]
+def task_messages(
+    task: Task, image_count: int, supported: frozenset[str], prompts: Mapping[str, str]
 ) -> tuple[Message, ...]:
-    """A task as a conversation; ``prompts`` has the words for detect and point. Raises
-    ``UnsupportedTask``."""
-    if task.name not in can:
+    """Return a task as a conversation.
+
+    ``supported`` holds the names of the tasks that the model supports, and ``prompts`` the
+    templates for detect and point, with ``{}`` for the subject. Raises ``UnsupportedTask``.
+    """
+    if task.name not in supported:
         raise UnsupportedTask(
-            f"this model can't {task.name}; it can {', '.join(sorted(can))}", "model"
+            f"this model can't {task.name}; it can {', '.join(sorted(supported))}", "model"
         )
     match task:
         case Chat(messages, reasoning=False):
             return messages
         case Chat() | Query(reasoning=True):
-            raise UnsupportedTask("reasoning: this model has learned no such thing", "reasoning")
+            raise UnsupportedTask("reasoning: not supported by this model", "reasoning")
         case Caption(length):
             text = CAPTION_PROMPTS[length]
         case Query(question, spatial_refs=()):
             text = question
         case Query():
-            raise UnsupportedTask(
-                "spatial_refs: this model has learned no such thing", "spatial_refs"
-            )
+            raise UnsupportedTask("spatial_refs: not supported by this model", "spatial_refs")
         case Detect(subject) | Point(subject):
             text = prompts[task.name].format(subject)
     pictures = tuple(ImagePart(index) for index in range(image_count))
@@ -63,23 +64,22 @@ def messages_of(
 
 
 def image_parts(messages: Sequence[Message]) -> list[ImagePart]:
-    """The pictures in the order in which the messages show them. Raises ``UnsupportedTask`` for a
-    video."""
-    shown = visual_parts(messages)
-    if any(isinstance(part, VideoPart) for part in shown):
+    """Return the pictures in message order. Raises ``UnsupportedTask`` if there is a video."""
+    parts = visual_parts(messages)
+    if any(isinstance(part, VideoPart) for part in parts):
         raise UnsupportedTask("messages: this model reads pictures, but no videos", "messages")
-    return [part for part in shown if isinstance(part, ImagePart)]
+    return [part for part in parts if isinstance(part, ImagePart)]
 
 
 def visual_parts(messages: Sequence[Message]) -> list[ImagePart | VideoPart]:
-    """Pictures and videos in the order in which the messages show them."""
+    """Return the pictures and videos in message order."""
     return [
         part for message in messages for part in message.parts if not isinstance(part, TextPart)
     ]
 
 
 class ChatText:
-    """A checkpoint's chat template, and its control tokens, which a user's text can't speak."""
+    """A checkpoint's tokenizer and chat template, which treat users' text as plain text."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, default_template: str | None = None
@@ -89,7 +89,7 @@ class ChatText:
         self._control_tokens = tuple(tokenizer.get_added_vocab())
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, up to where the model's answer begins."""
+        """Return the conversation as text that ends at the beginning of the model's answer."""
         turns = [
             {"role": message.role.value, "content": self._content(message)} for message in messages
         ]
@@ -99,61 +99,68 @@ class ChatText:
         return text
 
     def encode(self, text: str) -> list[int]:
+        """Return the token ids of rendered text; control tokens in it take effect."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def _content(self, message: Message) -> list[dict[str, str]]:
-        """The template's parts. Texts that stand together are one: a control token could be spread
-        over several."""
+        """Return the message's parts as the template takes them.
+
+        Consecutive texts are joined first, because a control token could be split across them.
+        """
         content: list[dict[str, str]] = []
-        for kind, parts in groupby(message.parts, key=type):
-            if kind is TextPart:
+        for part_type, parts in groupby(message.parts, key=type):
+            if part_type is TextPart:
                 text = "".join(part.text for part in parts if isinstance(part, TextPart))
-                content.append(
-                    {"type": "text", "text": no_control_tokens(text, self._control_tokens)}
-                )
+                text = break_control_tokens(text, self._control_tokens)
+                content.append({"type": "text", "text": text})
             else:
-                content += [{"type": "video" if kind is VideoPart else "image"} for _ in parts]
+                name = "video" if part_type is VideoPart else "image"
+                content += [{"type": name} for _ in parts]
         return content
 
 
-def no_control_tokens(text: str, control_tokens: Iterable[str]) -> str:
-    """A user's text in which none is spoken: a space goes behind the first character of each."""
+def break_control_tokens(text: str, control_tokens: Iterable[str]) -> str:
+    """Break up the control tokens in a user's text, by a space after each one's first character."""
     for token in control_tokens:
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
 
 
 _PROMPT_FIELDS = {Chat.name: "messages", Query.name: "question", Caption.name: "image_url"}
-"""What a request calls most of its prompt; a detect or point, its ``object``."""
+"""Task name -> the request field that most of the prompt comes from. For detect and point it is
+``object``."""
 
 
-def check_length(task: Task, tokens: int, max_length: int) -> None:
-    """Raises ``InvalidRequest`` where a prompt leaves no room for an answer."""
+def check_prompt_length(task: Task, tokens: int, max_length: int) -> None:
+    """Raise ``InvalidRequest`` if a prompt leaves no room for an answer."""
     if tokens >= max_length:
         field = _PROMPT_FIELDS.get(task.name, "object")
         raise InvalidRequest(
-            f"{field}: the prompt takes {tokens} tokens or more, pictures included; the model's context is"
-            f" {max_length}",
+            f"{field}: the prompt takes {tokens} tokens or more, pictures included;"
+            f" the model's context is {max_length}",
             field,
             max_length,
             tokens,
         )
 
 
-def eos_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> frozenset[int]:
-    listed = generation.eos_token_id
-    ids = listed if isinstance(listed, list) else [listed]
+def read_eos_ids(
+    tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig
+) -> frozenset[int]:
+    """Return the ids of the tokens that end an answer."""
+    configured = generation.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
     return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
 
 
 def picture_key(pixels: NDArray[np.uint8], *policy: object) -> bytes:
-    """Digest of a picture and of how it is cut."""
+    """Return a digest of a picture and of the ``policy`` by which it is preprocessed."""
     digest = hashlib.blake2b(repr((pixels.shape, policy)).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()
 
 
-def picture_part(key: bytes, number: int) -> bytes:
-    """The key of one of a picture's parts."""
+def part_key(key: bytes, number: int) -> bytes:
+    """Return the key of a part of a picture."""
     return hashlib.blake2b(key + number.to_bytes(4, "big"), digest_size=16).digest()

@@ -181,7 +181,7 @@ class Decoder:
     ) -> Tensor:
         """Run all layers as a CUDA graph. Returns the last states (padded tokens, hidden)."""
         assert self._graphs.prefill is not None
-        layers = rows[0].arena
+        layers = rows[0].arena_layers
         device = self.kv_shape.device
         sizes = PaddedSizes.of(chunks)
         packed = PackedChunks.of_cached_rows(chunks, rows, sizes, device)

@@ -1,8 +1,7 @@
-"""Attention over sequences of different lengths in one call, by the flash attention that comes with
-torch.
+"""Attention over sequences of different lengths in one call, by torch's flash attention.
 
-torch's own wrapper, ``torch.nn.attention.varlen``, names its arguments differently from one release
-to the next; what it calls does not.
+The operator is called directly, because its arguments are stable. Those of its wrapper,
+``torch.nn.attention.varlen``, change their names from one torch release to the next.
 """
 
 from __future__ import annotations
@@ -23,11 +22,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SequenceBounds:
-    """Sequences that lie one behind another: where each begins, and the end of the last."""
+    """The boundaries of sequences that are concatenated in one tensor."""
 
     cu_seqlens: Tensor
-    """int32 (sequences + 1,)."""
+    """The start of each sequence and the end of the last, in tokens: int32 (sequences + 1,)."""
     max_seqlen: int
+    """An upper bound of the sequences' lengths, in tokens."""
 
     @classmethod
     def of(
@@ -37,14 +37,16 @@ class SequenceBounds:
         count: int | None = None,
         max_seqlen: int | None = None,
     ) -> SequenceBounds:
-        """``count``: filled up to so many by sequences without tokens; ``max_seqlen``: a bound of
-        their lengths."""
+        """Return the bounds of sequences of these lengths.
+
+        Empty sequences pad them to ``count``. ``max_seqlen`` defaults to the longest length.
+        """
         starts = np.full((count or len(lengths)) + 1, sum(lengths), np.int32)
         starts[: len(lengths) + 1] = np.cumsum([0, *lengths])
         return cls(upload(starts, device), max_seqlen or max(lengths))
 
 
-def flash(
+def flash_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -53,17 +55,21 @@ def flash(
     causal: bool = False,
     seqused: Tensor | None = None,
 ) -> Tensor:
-    """Attention of queries (tokens, heads, head size) to keys and values (tokens, key heads, head
-    size) of the same sequence. ``seqused``, int32 (sequences,): how many of a sequence's keys
-    count. ``causal``: the last query sees all of these, and each before it one less."""
-    lengths = queries.max_seqlen, keys.max_seqlen
+    """Attend within each sequence: queries (tokens, heads, head size) to keys and values (tokens,
+    key heads, head size). Returns (tokens, heads, head size).
+
+    ``seqused``, int32 (sequences,), is the number of a sequence's keys that are used; by default
+    all are. If ``causal``, a sequence's last query sees all of these keys, and each earlier query
+    one fewer than the next.
+    """
     out: Tensor = torch.ops.aten._flash_attention_forward(
         query,
         key,
         value,
         queries.cu_seqlens,
         keys.cu_seqlens,
-        *lengths,
+        queries.max_seqlen,
+        keys.max_seqlen,
         0.0,
         causal,
         False,
@@ -74,8 +80,7 @@ def flash(
 
 @cache
 def has_flash_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether ``flash`` runs here: in half precision, on GPUs of NVIDIA's Ampere generation or
-    newer."""
+    """Whether ``flash_attention`` runs here: in half precision, on NVIDIA GPUs since Ampere."""
     if (
         device.type != "cuda"
         or dtype not in (torch.float16, torch.bfloat16)
@@ -85,16 +90,10 @@ def has_flash_attention(device: torch.device, dtype: torch.dtype, head_dim: int)
         return False
     states = torch.ones(2, 1, head_dim, dtype=dtype, device=device)
     bounds = SequenceBounds.of([1, 1], device)
+    seqused = torch.ones(2, dtype=torch.int32, device=device)
     try:
-        flash(
-            states,
-            states,
-            states,
-            bounds,
-            bounds,
-            seqused=torch.ones(2, dtype=torch.int32, device=device),
-        )
+        flash_attention(states, states, states, bounds, bounds, seqused=seqused)
     except RuntimeError as error:
-        logger.warning("torch's flash attention does not run here: %s", error)
+        logger.warning("flash attention is not available: %s", error)
         return False
     return True

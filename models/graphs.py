@@ -1,5 +1,7 @@
-"""Decode steps, prompts and vision encoders as CUDA graphs. Each is hundreds of kernels, which a
-GPU ends sooner than Python starts them."""
+"""Decode steps, prompts and vision encoders as CUDA graphs.
+
+Each is hundreds of kernels, and a GPU finishes a kernel sooner than Python can launch the next.
+"""
 
 from __future__ import annotations
 
@@ -11,132 +13,141 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raylens.engine.reuse import ByteLRU
+from raylens.engine.lru import ByteLRU
 
 logger = logging.getLogger(__name__)
 
-KEPT = 32
-"""Graphs that are kept at most."""
-SEEN = 256
-"""Shapes that are remembered to have come."""
-SHARE = 1 / 50
-"""Of the process's share of the card, what the graphs of prompts may hold, and those of vision
-encoders: a graph holds its inputs and its output. All other memory is shared among graphs, but not
-with operations outside of them."""
+MAX_GRAPHS = 32
+MAX_SEEN_KEYS = 256
+MEMORY_SHARE = 1 / 50
+"""Fraction of the process's share of GPU memory that the inputs and outputs of prompt graphs may
+take, and as much again for encoder graphs.
+
+GraphCache share all other memory with each other, but not with operations outside of graphs."""
 
 Step = Callable[..., Tensor]
-"""Tensors to states. Whatever else it reads or writes stays where it is from one call to the next."""
+"""Maps tensors to states. Whatever else it reads or writes keeps its address between calls."""
 
 
 @dataclass(frozen=True)
-class Captured:
-    """``replay`` does the step again on what ``given`` then holds, and writes ``output``."""
+class CapturedStep:
+    """A captured step: ``replay`` runs it again on ``inputs`` and overwrites ``output``."""
 
-    given: Sequence[Tensor]
+    inputs: Sequence[Tensor]
     output: Tensor
     replay: Callable[[], None]
 
 
-Capture = Callable[[Step, Sequence[Tensor]], Captured]
+Capture = Callable[[Step, Sequence[Tensor]], CapturedStep]
 
 
-class Graphs:
-    """Captures a step the second time that its key comes, and replays it from then on: most shapes
-    of batch come again at once, and what passes by only once isn't worth the capture.
+class GraphCache:
+    """A cache of captured steps.
 
-    A key stands for all that a captured step holds fast: the addresses and shapes of what it reads
-    and writes beside the tensors that it is given.
+    A step is captured when its key comes for the second time, and replayed from then on. Most batch
+    shapes repeat soon, and a shape that comes only once isn't worth a capture.
+
+    A key identifies everything that a captured step fixes: the addresses and shapes of what it
+    reads and writes beside its inputs.
     """
 
-    def __init__(self, capture: Capture, kept: int = KEPT, budget: int = 2**28) -> None:
-        """``budget``: bytes of inputs and outputs that ``kept`` graphs at most may hold."""
+    def __init__(self, capture: Capture, max_graphs: int = MAX_GRAPHS, budget: int = 2**28) -> None:
+        """``budget``: bytes of inputs and outputs that all graphs together may hold."""
         self._capture = capture
-        self._least = budget // kept
-        self._graphs: ByteLRU[Hashable, Captured] = ByteLRU(budget)
+        self._min_size = budget // max_graphs
+        self._graphs: ByteLRU[Hashable, CapturedStep] = ByteLRU(budget)
         self._seen: OrderedDict[Hashable, bool] = OrderedDict()
-        """Keys that have come, and whether what they stand for can be kept."""
-        self.works = True
+        """Keys that have come, and whether their graphs fit into the budget."""
+        self.enabled = True
 
-    def run(self, key: Hashable, step: Step, given: Sequence[Tensor]) -> Tensor:
-        """What ``step(*given)`` gives."""
-        captured = self._graphs.get(key) or self._new(key, step, given)
+    def run(self, key: Hashable, step: Step, inputs: Sequence[Tensor]) -> Tensor:
+        """Return ``step(*inputs)``, computed by a graph if there is one."""
+        captured = self._graphs.get(key) or self._capture_if_seen(key, step, inputs)
         if captured is None:
-            return step(*given)
-        for held, new in zip(captured.given, given, strict=True):
-            held.copy_(new)
+            return step(*inputs)
+        for static, tensor in zip(captured.inputs, inputs, strict=True):
+            static.copy_(tensor)
         captured.replay()
         return captured.output.clone()
 
-    def _new(self, key: Hashable, step: Step, given: Sequence[Tensor]) -> Captured | None:
-        """None if the key comes for the first time, or the step can't be captured or kept."""
-        wanted = self.works and self._seen.get(key, False)
+    def _capture_if_seen(
+        self, key: Hashable, step: Step, inputs: Sequence[Tensor]
+    ) -> CapturedStep | None:
+        """Return None if the key is new, or if the step can't be captured or kept."""
+        should_capture = self.enabled and self._seen.get(key, False)
         self._remember(key, self._seen.get(key, True))
-        if not wanted:
+        if not should_capture:
             return None
         try:
-            captured = self._capture(step, [tensor.clone() for tensor in given])
+            captured = self._capture(step, [tensor.clone() for tensor in inputs])
         except torch.OutOfMemoryError:
-            # What the allocator keeps for later isn't given to a capture: free it, and try when the
-            # key has come twice.
+            # A capture can't use memory that the allocator caches. Free that memory, and retry when
+            # the key has come twice again.
             self._graphs.clear()
             self._seen.clear()
             torch.cuda.empty_cache()
             return None
-        except RuntimeError as error:  # a device that is lost says so again in the plain step
-            logger.warning("the model goes on without CUDA graphs: %s", error)
-            self.works = False
+        except RuntimeError as error:  # if the device is lost, the plain step raises this again
+            logger.warning("CUDA graphs are off: capturing failed: %s", error)
+            self.enabled = False
             self._graphs.clear()
             return None
-        size = sum(tensor.nbytes for tensor in (*captured.given, captured.output))
-        self._graphs.put(key, captured, max(size, self._least))
+        size = sum(tensor.nbytes for tensor in (*captured.inputs, captured.output))
+        self._graphs.put(key, captured, max(size, self._min_size))
         self._remember(key, size <= self._graphs.budget)
         return captured
 
-    def _remember(self, key: Hashable, can_be_kept: bool) -> None:
-        self._seen[key] = can_be_kept
+    def _remember(self, key: Hashable, fits: bool) -> None:
+        self._seen[key] = fits
         self._seen.move_to_end(key)
-        if len(self._seen) > SEEN:
+        if len(self._seen) > MAX_SEEN_KEYS:
             self._seen.popitem(last=False)
 
 
 @dataclass(frozen=True)
 class ModelGraphs:
-    """A model's; all None on a device that isn't CUDA's."""
+    """The graphs of one model; all are None on devices other than CUDA."""
 
-    decode: Graphs | None = None
-    prefill: Graphs | None = None
-    vision: Graphs | None = None
+    decode: GraphCache | None = None
+    prefill: GraphCache | None = None
+    vision: GraphCache | None = None
 
     @classmethod
-    def on(cls, device: str, wanted: bool = True) -> ModelGraphs:
-        """They share a pool of memory."""
-        if not (wanted and device.startswith("cuda")):
+    def create(cls, device: str, enabled: bool = True) -> ModelGraphs:
+        """Return a model's graphs on the device; all of them share one memory pool."""
+        if not (enabled and device.startswith("cuda")):
             return cls()
         capture = CudaCapture()
-        card = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        budget = int(card * torch.cuda.get_per_process_memory_fraction() * SHARE)
-        return cls(Graphs(capture), Graphs(capture, budget=budget), Graphs(capture, budget=budget))
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        budget = int(total * torch.cuda.get_per_process_memory_fraction() * MEMORY_SHARE)
+        return cls(
+            GraphCache(capture),
+            GraphCache(capture, budget=budget),
+            GraphCache(capture, budget=budget),
+        )
 
 
 class CudaCapture:
-    """Graphs that take what they need in between from one pool of memory: they are replayed one at
-    a time."""
+    """Captures CUDA graphs that share one memory pool for intermediate results.
+
+    They can share it because they are replayed one at a time.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
-    def __call__(self, step: Step, given: Sequence[Tensor]) -> Captured:
-        # torch.cuda.graph would first empty the allocator's cache, which running requests then fill
-        # anew.
+    def __call__(self, step: Step, inputs: Sequence[Tensor]) -> CapturedStep:
+        # torch.cuda.graph would empty the allocator's cache first, and running requests would have
+        # to fill it again.
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            # Other threads may allocate meanwhile; that is no error of this one's.
+            # thread_local: allocations by other threads are no error in this capture.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                output = step(*given)
+                output = step(*inputs)
             finally:
                 graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._stream)
-        return Captured(given, output, graph.replay)
+        return CapturedStep(inputs, output, graph.replay)

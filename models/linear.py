@@ -1,7 +1,7 @@
-"""Linear layers in the form in which this machine multiplies fastest.
+"""Linear layers in the form that this machine multiplies fastest.
 
 On a CPU, oneDNN reorders a plain bfloat16 weight at every call. Here it is reordered once, when the
-model is loaded. Which form is the fastest is measured in docs/performance.md.
+model is loaded. docs/performance.md has the measurements of each form.
 """
 
 from __future__ import annotations
@@ -15,78 +15,87 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Quantize = Literal["int8"]
-_ROWS = 8
-"""Rows for which a packed weight's layout is chosen: a decode step's. Larger batches run as fast
-with it."""
+_LAYOUT_ROWS = 8
+"""Rows that a packed weight's layout is chosen for: those of a decode step. Larger batches run as
+fast with it."""
 
-_SIGN = 128
-"""Added to a signed byte, its sign bit turned over: the zero point of the unsigned one."""
+_ZERO_POINT = 128
+"""Zero point of the unsigned byte that results from inverting a signed byte's sign bit."""
 
 
 class Linear(Protocol):
-    """A linear layer, whatever its form."""
+    """A linear layer in any form."""
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
-        """(…, inputs) -> (…, outputs), with ``residual`` added, if it is given; what was in
-        ``residual`` may be lost."""
+        """Map (…, inputs) to (…, outputs), and add ``residual``, if given.
+
+        ``residual`` may be overwritten.
+        """
         ...
 
 
 @dataclass(frozen=True)
-class Packer:
-    """Brings weights to the device that they are used on, and to the form in which they are used
-    there: one layer after another, so that a device never holds them twice."""
+class WeightPacker:
+    """Moves weights to their device and packs them into the form that is used there.
+
+    It takes one layer at a time, so that a device never holds all weights twice.
+    """
 
     device: str = "cpu"
     quantize: Quantize | None = None
-    consume: bool = False
-    """Layers give up their own weights once these are packed."""
+    free_modules: bool = False
+    """Whether modules lose their own weights once these are packed."""
 
-    def tensor(self, weight: Tensor) -> Tensor:
+    def to_device(self, weight: Tensor) -> Tensor:
+        """Return the weight on the device, without its gradient."""
         return weight.detach().to(self.device)
 
-    def linear(self, *layers: nn.Linear, activation: str = "none") -> Linear:
-        """One layer out of several that read the same input, their outputs side by side.
+    def pack_layers(self, *layers: nn.Linear, activation: str = "none") -> Linear:
+        """Return one layer for several that read the same input, their outputs concatenated.
 
-        ``activation``: ``none``, or ``gelu`` (its tanh approximation). Raises ``ValueError`` where
-        this machine can't ``quantize`` so.
+        ``activation`` is ``none``, or ``gelu`` for its tanh approximation. Raises ``ValueError`` if
+        this machine doesn't support ``quantize``.
         """
         weights = [layer.weight.detach() for layer in layers]
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         assert len(biases) in (0, len(layers))
-        packed = self.weight(
-            _side_by_side(weights), _side_by_side(biases) if biases else None, activation
-        )
-        if self.consume:
+        bias = _concatenate(biases) if biases else None
+        packed = self.pack_weight(_concatenate(weights), bias, activation)
+        if self.free_modules:
             for layer in layers:
                 layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
         return packed
 
-    def weight(
+    def pack_weight(
         self, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
     ) -> Linear:
-        """A layer of a weight (outputs, inputs) and a bias (outputs,)."""
-        weight, bias = self.tensor(weight), None if bias is None else self.tensor(bias)
+        """Return a layer of a weight (outputs, inputs) and a bias (outputs,)."""
+        weight = self.to_device(weight)
+        bias = None if bias is None else self.to_device(bias)
         if self.quantize == "int8":
-            return _Int8(weight, bias, activation)
-        if weight.device.type == "cpu" and weight.dtype is torch.bfloat16 and _packs_bfloat16():
-            return _Packed(weight, bias, activation)
-        return _Plain(weight, bias, activation)
+            return _Int8Linear(weight, bias, activation)
+        is_bfloat16_on_cpu = weight.device.type == "cpu" and weight.dtype is torch.bfloat16
+        if is_bfloat16_on_cpu and _has_bfloat16_products():
+            return _ReorderedLinear(weight, bias, activation)
+        return _PlainLinear(weight, bias, activation)
 
 
-def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+def _concatenate(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-class _Plain:
+class _PlainLinear(Linear):
+    """A weight as it is."""
+
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
-        self._weight, self._bias, self._gelu = weight, bias, activation == "gelu"
+        self._weight = weight
+        self._bias = bias
+        self._gelu = activation == "gelu"
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is not None and states.is_cuda and self._bias is None and not self._gelu:
-            residual.flatten(0, -2).addmm_(
-                states.flatten(0, -2), self._weight.T
-            )  # the product adds on its way out
+            # The product's own kernel adds the residual.
+            residual.flatten(0, -2).addmm_(states.flatten(0, -2), self._weight.T)
             return residual
         if self._gelu and states.is_cuda and self._bias is not None:
             product = torch._addmm_activation(
@@ -99,11 +108,14 @@ class _Plain:
         return out if residual is None else residual + out
 
 
-class _Packed:
+class _ReorderedLinear(Linear):
+    """A weight in oneDNN's own layout."""
+
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _LAYOUT_ROWS)
         self._bias = bias
-        self._activation, self._algorithm = activation, "tanh" if activation == "gelu" else ""
+        self._activation = activation
+        self._algorithm = "tanh" if activation == "gelu" else ""
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
         product = torch.ops.mkldnn._linear_pointwise
@@ -115,34 +127,36 @@ class _Packed:
         return out if residual is None else residual + out
 
 
-class _Int8:
-    """Weights as int8 with a scale for each output; inputs are rounded to int8 with a scale for
-    each row, so that a row never depends on its company (dynamic quantization, absolute
-    maximum)."""
+class _Int8Linear(Linear):
+    """Weights as int8 with a scale for each output, and inputs rounded to int8 with a scale for
+    each row (dynamic quantization by the absolute maximum).
+
+    With a scale for each row, a row's result doesn't depend on the other rows of the batch.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
         if weight.device.type != "cpu" or not torch.cpu._is_vnni_supported():
-            raise ValueError(
-                "quantize: int8 needs a CPU that multiplies bytes (VNNI); leave it out here"
-            )
+            raise ValueError("quantize: int8 needs a CPU with VNNI instructions")
         scale, rounded = _to_int8(weight.float())
-        self._weight = torch.ops.onednn.qlinear_prepack(rounded, [_ROWS, weight.shape[1]])
-        self._scale, self._zero = scale.flatten(), torch.zeros(len(weight), dtype=torch.int32)
-        self._bias, self._gelu = bias, activation == "gelu"
+        self._weight = torch.ops.onednn.qlinear_prepack(rounded, [_LAYOUT_ROWS, weight.shape[1]])
+        self._scale = scale.flatten()
+        self._zero_points = torch.zeros(len(weight), dtype=torch.int32)
+        self._bias = bias
+        self._gelu = activation == "gelu"
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
         rows = states.flatten(0, -2)
         scale, rounded = _to_int8(rows)
-        # Inputs go as unsigned bytes: without AMX, oneDNN has nothing but a reference loop for two
-        # signed factors.
-        shifted = rounded.view(torch.uint8).bitwise_xor_(_SIGN)
+        # Inputs are passed as unsigned bytes: without AMX, oneDNN multiplies two signed factors
+        # only by a slow reference loop.
+        shifted = rounded.view(torch.uint8).bitwise_xor_(_ZERO_POINT)
         out = torch.ops.onednn.qlinear_pointwise(
             shifted,
             1.0,
-            _SIGN,
+            _ZERO_POINT,
             self._weight,
             self._scale,
-            self._zero,
+            self._zero_points,
             None,
             1.0,
             0,
@@ -160,11 +174,11 @@ class _Int8:
 
 
 def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales (rows, 1), float32, and the rows divided by them as int8."""
+    """Return scales, float32 (rows, 1), and the rows divided by them as int8."""
     scale = rows.abs().amax(-1, keepdim=True).float().clamp_(min=1e-8).div_(127)
     return scale, (rows / scale).round_().to(torch.int8)
 
 
-def _packs_bfloat16() -> bool:
-    """Whether oneDNN can multiply bfloat16 here; elsewhere a plain layer does."""
+def _has_bfloat16_products() -> bool:
+    """Whether oneDNN can multiply bfloat16 on this CPU."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

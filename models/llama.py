@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from models.attention import CacheAttention
 from models.decoder import DecoderSpec
-from models.linear import Linear, Packer
+from models.linear import Linear, WeightPacker
 from models.operations import swiglu
 from models.rope import Rotary
 from raylens.engine.model import KVShape
@@ -53,20 +53,20 @@ class LlamaLayer:
         return self.down(swiglu(self.gate_up(self.mlp_norm(states))), residual)
 
 
-def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: Packer) -> DecoderSpec:
+def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: WeightPacker) -> DecoderSpec:
     """Pack the weights of a text model and of its head."""
     model: Any = text_model
     config = model.config
     heads = int(config.num_attention_heads)
     eps = float(config.rms_norm_eps)
-    embeddings = packer.tensor(model.get_input_embeddings().weight)
+    embeddings = packer.to_device(model.get_input_embeddings().weight)
     return DecoderSpec(
         embed=lambda ids: F.embedding(ids, embeddings),
         layers=[_layer(layer, eps, packer) for layer in model.layers],
-        norm=RMSNorm(packer.tensor(model.norm.weight), eps),
-        head=packer.linear(head),
+        norm=RMSNorm(packer.to_device(model.norm.weight), eps),
+        head=packer.pack_layers(head),
         rotary=Rotary(
-            packer.tensor(model.rotary_emb.inv_freq).float(),
+            packer.to_device(model.rotary_emb.inv_freq).float(),
             float(model.rotary_emb.attention_scaling),
             (config.rope_parameters or {}).get("mrope_section"),
         ),
@@ -81,14 +81,14 @@ def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: Packer) -> Deco
     )
 
 
-def _layer(layer: Any, eps: float, packer: Packer) -> LlamaLayer:
+def _layer(layer: Any, eps: float, packer: WeightPacker) -> LlamaLayer:
     attention = layer.self_attn
     mlp = layer.mlp
     return LlamaLayer(
-        attention_norm=RMSNorm(packer.tensor(layer.input_layernorm.weight), eps),
-        qkv=packer.linear(attention.q_proj, attention.k_proj, attention.v_proj),
-        out=packer.linear(attention.o_proj),
-        mlp_norm=RMSNorm(packer.tensor(layer.post_attention_layernorm.weight), eps),
-        gate_up=packer.linear(mlp.gate_proj, mlp.up_proj),
-        down=packer.linear(mlp.down_proj),
+        attention_norm=RMSNorm(packer.to_device(layer.input_layernorm.weight), eps),
+        qkv=packer.pack_layers(attention.q_proj, attention.k_proj, attention.v_proj),
+        out=packer.pack_layers(attention.o_proj),
+        mlp_norm=RMSNorm(packer.to_device(layer.post_attention_layernorm.weight), eps),
+        gate_up=packer.pack_layers(mlp.gate_proj, mlp.up_proj),
+        down=packer.pack_layers(mlp.down_proj),
     )

@@ -1,4 +1,4 @@
-"""What malloc keeps of freed memory, given back to the system."""
+"""Returning freed memory from malloc to the operating system."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def malloc_trim() -> None:
-    """Takes some milliseconds; does nothing where the C library isn't glibc.
+    """Return freed heap memory to the operating system, which takes some milliseconds.
 
-    Tensors of ever new sizes leave holes in its heap, which under load would grow by megabytes a
-    minute.
+    Tensors of ever new sizes leave holes in glibc's heap, which under load grows by megabytes a
+    minute without this. With another C library than glibc, does nothing.
     """
     if _TRIM is not None:
         _TRIM(0)

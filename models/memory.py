@@ -1,5 +1,4 @@
-"""How much memory a replica may take: its share of a GPU is enforced here, since Ray only counts
-it."""
+"""GPU memory of a replica: its share of a GPU is enforced here, since Ray only counts shares."""
 
 from __future__ import annotations
 
@@ -10,70 +9,89 @@ import torch
 
 CPU_KV_BYTES = 2**30
 CONTEXT_BYTES = 2**30
-"""What CUDA itself takes for a process, its kernels and graphs included, and torch's own bound
-leaves out: 0.7 GiB on an H100."""
+"""Memory that a process's CUDA context takes, with its kernels and graphs: 0.7 GiB on an H100.
+torch's own limit leaves it out."""
 WORKING_SHARE = 0.2
-"""Of a replica's share, what is kept free for the working memory of prefill and the vision tower,
-once for plain operations and once for CUDA graphs, and for what graphs hold."""
+"""Fraction of a replica's share that is reserved for working memory: that of prefill and the vision
+encoder, once for plain operations and once for CUDA graphs, and what graphs hold."""
 
 
-def hold_to_share(device: str, gpus: float) -> None:
-    """Lets this process take no more than ``gpus`` of its card; more fails as out of memory."""
+def limit_gpu_memory(device: str, gpus: float) -> None:
+    """Limit this process to the fraction ``gpus`` of its GPU's memory.
+
+    Allocations beyond that raise ``torch.OutOfMemoryError``.
+    """
     if device.startswith("cuda") and 0 < gpus < 1:
-        total = _card_bytes()
+        total = _gpu_bytes()
         torch.cuda.set_per_process_memory_fraction(max(0.0, share_bytes(total, gpus) / total))
 
 
 @contextmanager
-def loading(device: str, gpus: float) -> Iterator[None]:
-    """Around the loading of a model. Raises ``MemoryError`` with the share's figures if the weights
-    don't fit."""
+def report_oversized_weights(device: str, gpus: float) -> Iterator[None]:
+    """Raise ``MemoryError``, with the size of the replica's share, if the weights don't fit into
+    it."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        share = share_bytes(_card_bytes(), gpus) / 2**30
+        share = share_bytes(_gpu_bytes(), gpus)
         raise MemoryError(
-            f"the weights don't fit into {share:.1f} GiB, this replica's share of the GPU (num_gpus: {gpus:g})"
+            f"the weights don't fit into {_gib(share)}, this replica's share of the GPU"
+            f" (num_gpus: {gpus:g})"
         ) from error
 
 
-def kv_budget(device: str, gpus: float, kept: int, wanted: int | None = None) -> int:
-    """Bytes for keys and values: ``wanted``, or, where the configuration names none, on CUDA what
-    is left of the share, once the model is loaded and ``kept`` bytes are set aside for other
-    caches. Raises ``MemoryError`` where nothing is left, or less than is wanted."""
+def kv_cache_bytes(device: str, gpus: float, reserved: int, configured: int | None = None) -> int:
+    """Return the size of the KV cache in bytes.
+
+    On CUDA, it defaults to all that the loaded model leaves of the replica's share, minus
+    ``reserved`` bytes for other caches. On a CPU, it defaults to ``CPU_KV_BYTES``. Raises
+    ``MemoryError`` if nothing remains on CUDA, or less than ``configured``.
+    """
     if not device.startswith("cuda"):
-        return CPU_KV_BYTES if wanted is None else wanted
-    share = share_bytes(_card_bytes(), gpus)
-    return within(left_of(share, torch.cuda.memory_allocated(), kept), wanted)
+        return CPU_KV_BYTES if configured is None else configured
+    share = share_bytes(_gpu_bytes(), gpus)
+    remaining = remaining_bytes(share, torch.cuda.memory_allocated(), reserved)
+    return choose_kv_bytes(remaining, configured)
 
 
-def within(left: int, wanted: int | None) -> int:
-    """What is ``wanted``, or all that is left. Raises ``MemoryError`` where that is too little."""
-    if wanted is not None and wanted > left:
+def choose_kv_bytes(remaining: int, configured: int | None) -> int:
+    """Return ``configured``, or by default all that remains.
+
+    Raises ``MemoryError`` if less than ``configured`` remains.
+    """
+    if configured is not None and configured > remaining:
         raise MemoryError(
-            f"kv_cache: {wanted / 2**30:.1f} GiB; the weights and the other caches leave {left / 2**30:.1f} GiB of this"
-            " replica's share of the GPU"
+            f"kv_cache: {_gib(configured)}; the limit is {_gib(remaining)}, which the weights and"
+            " the other caches leave of this replica's share of the GPU"
         )
-    return left if wanted is None else wanted
+    return remaining if configured is None else configured
 
 
 def share_bytes(total: int, gpus: float) -> int:
-    """What torch may allocate of a card of ``total`` bytes, ``gpus`` of which a replica holds; 0
-    means all of it."""
+    """Return the bytes that torch may allocate on a GPU of ``total`` bytes.
+
+    ``gpus`` is the replica's share of the GPU; 0 means all of it.
+    """
     return int(total * min(1.0, gpus or 1.0)) - CONTEXT_BYTES
 
 
-def left_of(share: int, weights: int, kept: int) -> int:
-    """Bytes that weights, caches and working memory leave. Raises ``MemoryError`` where they leave
-    nothing."""
-    left = int(share * (1 - WORKING_SHARE)) - weights - kept
-    if left <= 0:
+def remaining_bytes(share: int, weights: int, caches: int) -> int:
+    """Return the bytes that weights, caches and working memory leave of a share.
+
+    Raises ``MemoryError`` if they leave nothing.
+    """
+    remaining = int(share * (1 - WORKING_SHARE)) - weights - caches
+    if remaining <= 0:
         raise MemoryError(
-            f"the weights ({weights / 2**30:.1f} GiB) and the caches ({kept / 2**30:.1f} GiB) leave nothing of"
-            f" {share / 2**30:.1f} GiB, this replica's share of the GPU, for keys and values"
+            f"this replica's share of the GPU is {_gib(share)}; the weights ({_gib(weights)}) and"
+            f" the caches ({_gib(caches)}) leave nothing for the KV cache"
         )
-    return left
+    return remaining
 
 
-def _card_bytes() -> int:
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _gpu_bytes() -> int:
     return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)

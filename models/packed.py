@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.flash import SequenceBounds, flash
+from models.flash import SequenceBounds, flash_attention
 from raylens.engine.model import KVRows, PrefillChunk
 from raylens.engine.transfer import upload
 
@@ -79,8 +79,8 @@ class CacheAddresses:
         lengths = [len(chunk.token_ids) for chunk in chunks]
         padding = tokens - sum(lengths)
         row_indices = [
-            *(np.full(length, row.first) for length, row in zip(lengths, rows, strict=True)),
-            np.full(padding, rows[0].first),
+            *(np.full(length, row.first_row) for length, row in zip(lengths, rows, strict=True)),
+            np.full(padding, rows[0].first_row),
         ]
         positions = [
             *(chunk.start + np.arange(len(chunk.token_ids)) for chunk in chunks),
@@ -118,10 +118,10 @@ class PackedChunks:
         device: str,
     ) -> PackedChunks:
         """Chunks whose rows share an arena, padded with prompts that have no tokens."""
-        capacity = rows[0].arena[0].shape[3]
+        capacity = rows[0].arena_layers[0].shape[3]
         lengths = [len(chunk.token_ids) for chunk in chunks]
         starts = np.zeros(sizes.prompts + 1, np.int32)
-        starts[: len(rows)] = [row.first * capacity for row in rows]
+        starts[: len(rows)] = [row.first_row * capacity for row in rows]
         seqused = np.ones(sizes.prompts, np.int32)
         seqused[: len(chunks)] = [chunk.start + len(chunk.token_ids) for chunk in chunks]
         row_bounds = SequenceBounds(upload(starts, device), capacity)
@@ -171,12 +171,14 @@ class PackedChunks:
         seqused = None if self.keys is None else self.keys.seqused
         tail = self.tail
         if tail is None:
-            output = flash(
+            output = flash_attention(
                 query, keys, values, self.bounds, key_bounds, causal=True, seqused=seqused
             )
             return output.flatten(1)
-        output = flash(query, keys, values, self.bounds, key_bounds, seqused=tail.prefix_lens)
-        output[tail.indices] = flash(
+        output = flash_attention(
+            query, keys, values, self.bounds, key_bounds, seqused=tail.prefix_lens
+        )
+        output[tail.indices] = flash_attention(
             query[tail.indices], keys, values, tail.bounds, key_bounds, causal=True, seqused=seqused
         )
         return output.flatten(1)
@@ -197,12 +199,12 @@ def can_be_packed(chunks: Sequence[PrefillChunk]) -> bool:
 
 
 def share_an_arena(rows: Sequence[KVRows]) -> bool:
-    return all(row.arena and row.arena[0] is rows[0].arena[0] for row in rows)
+    return all(row.arena_layers and row.arena_layers[0] is rows[0].arena_layers[0] for row in rows)
 
 
 def arena_key(rows: Sequence[KVRows]) -> Hashable:
     """Return a key for the memory of the rows' arena: a CUDA graph is valid for one arena only."""
-    return (rows[0].arena[0].shape, *(layer.data_ptr() for layer in rows[0].arena))
+    return (rows[0].arena_layers[0].shape, *(layer.data_ptr() for layer in rows[0].arena_layers))
 
 
 def pad_tokens(states: Tensor, tokens: int) -> Tensor:

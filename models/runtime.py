@@ -1,4 +1,4 @@
-"""What answers a deployment's requests: the engine in this process, or something elsewhere."""
+"""What answers a deployment's requests: the engine in this process, or a remote server."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from raylens.engine.model import Pixels
 
 
 class Runtime(Protocol):
-    """Its methods belong to one event loop."""
+    """Answers requests. All methods must be called from the same event loop."""
 
     tasks: frozenset[str]
     device: str
 
     @property
     def failure(self) -> BaseException | None:
-        """Why it will answer nothing any more, where that is so."""
+        """The error after which it can't answer any request; None while it can."""
         ...
 
     @property
     def gauges(self) -> Gauges:
-        """How it stands now."""
+        """Its current load."""
         ...
 
     def check_capacity(self, request: VisionRequest) -> None:
-        """Raises ``Overloaded`` where there is no place for a request's answers, and what else can
-        be told at once."""
+        """Raise ``Overloaded`` if there is no room for the request's answers, or another error that
+        is known without running it."""
         ...
 
     def generate(
         self, request: VisionRequest, pictures: Sequence[Pixels]
     ) -> AsyncGenerator[Delta, None]:
-        """The deltas of all ``n`` answers, until each has its finish reason; closing the iterator
-        ends the work.
+        """Yield the deltas of all ``n`` answers, until each has its finish reason.
 
-        Raises any of :mod:`raylens.core.errors`, before the first delta where it can.
+        Closing the iterator aborts the request. Raises any of :mod:`raylens.core.errors`, before
+        the first delta if possible.
         """
         ...

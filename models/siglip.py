@@ -1,5 +1,8 @@
-"""A vision transformer of SigLIP's kind (Zhai et al. 2023), over any family's weights: linear
-patches, learned places, and layers of norm, attention, norm and a GELU MLP."""
+"""A vision transformer after SigLIP (Zhai et al. 2023), over any family's weights.
+
+Patches are embedded linearly and get learned position embeddings. A layer is: norm, attention, norm
+and a GELU MLP.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.graphs import Graphs
+from models.graphs import GraphCache
 from models.linear import Linear
-from models.operations import attention, by_rows
+from models.operations import apply_in_row_blocks, attention
 
 Norm = Callable[[Tensor], Tensor]
-_MOST_TILES = 16
-"""Of a graph: enough to keep a data center's GPU busy."""
+_GRAPH_TILES = 16
+"""Tiles of a graph at most: enough to keep a data center GPU busy."""
 
 
-def _backends(is_cuda: bool) -> AbstractContextManager[None]:
-    """Heads of 72 numbers take torch's flash attention half as long again as cuDNN's
-    (docs/performance.md)."""
+def _attention_backends(is_cuda: bool) -> AbstractContextManager[None]:
+    """Prefer cuDNN on CUDA: with heads of 72 values, torch's flash attention takes 1.5 times as
+    long (docs/performance.md)."""
     if not is_cuda:
         return nullcontext()
     order = [
@@ -42,11 +45,11 @@ class SiglipLayer:
     out: Linear
     norm2: Norm
     expand: Linear
-    """GELU (its tanh approximation) included."""
+    """The MLP's first product with its GELU (tanh approximation)."""
     contract: Linear
 
     def mlp(self, states: Tensor, residual: Tensor) -> Tensor:
-        """What the MLP makes of the states, added to ``residual``."""
+        """Return the MLP's output plus ``residual``."""
         return self.contract(self.expand(self.norm2(states)), residual)
 
 
@@ -56,68 +59,71 @@ class SiglipEncoder:
     """Side of a patch in pixels."""
     heads: int
     embed: Linear
-    """A patch's values, channel by channel, to its state."""
-    places: Tensor
-    """What is added to the state of each patch of a tile (patches, hidden)."""
+    """Maps a patch's values, channel by channel, to its state."""
+    position_embeddings: Tensor
+    """Position embeddings of a tile's patches (patches, hidden)."""
     layers: Sequence[SiglipLayer]
     norm: Norm
-    graphs: Graphs | None = None
+    graphs: GraphCache | None = None
 
-    def slices(self, tiles: Tensor, work: int) -> Generator[None, None, Tensor]:
-        """States (tiles, patches, hidden) of tiles (tiles, channels, side, side), ``work`` patches
-        times layers at a time."""
+    def encode_in_slices(self, tiles: Tensor, slice_size: int) -> Generator[None, None, Tensor]:
+        """Encode tiles (tiles, channels, side, side) to states (tiles, patches, hidden).
+
+        Yields between slices of ``slice_size`` patches × layers.
+        """
         if self.graphs is not None:
-            return (yield from self._replayed(self.graphs, tiles))
+            return (yield from self._run_graphs(self.graphs, tiles))
         with torch.inference_mode():
-            states = self._embedded(tiles)
-        layers = max(1, work // len(states))
+            states = self._embed_patches(tiles)
+        layers = max(1, slice_size // len(states))
         for first in range(0, len(self.layers), layers):
             if first:
                 yield
             with torch.inference_mode():
-                states = self._through(self.layers[first : first + layers], states, len(tiles))
+                states = self._run_layers(self.layers[first : first + layers], states, len(tiles))
         with torch.inference_mode():
-            return self._ended(states, len(tiles))
+            return self._finalize(states, len(tiles))
 
-    def _replayed(self, graphs: Graphs, tiles: Tensor) -> Generator[None, None, Tensor]:
-        """The same by graphs, in equal parts: few sizes, so that graphs serve again."""
-        parts: list[Tensor] = []
-        for part in tiles.chunk(-(-len(tiles) // _MOST_TILES)):
-            if parts:
+    def _run_graphs(self, graphs: GraphCache, tiles: Tensor) -> Generator[None, None, Tensor]:
+        """Encode tiles by CUDA graphs, in equal batches: few batch sizes, so few graphs."""
+        batches: list[Tensor] = []
+        for batch in tiles.chunk(-(-len(tiles) // _GRAPH_TILES)):
+            if batches:
                 yield
             with torch.inference_mode():
-                parts.append(graphs.run((SiglipEncoder, len(part)), self._whole, [part]))
+                batches.append(graphs.run((SiglipEncoder, len(batch)), self._encode, [batch]))
         with torch.inference_mode():
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            return batches[0] if len(batches) == 1 else torch.cat(batches)
 
-    def _whole(self, tiles: Tensor) -> Tensor:
-        return self._ended(
-            self._through(self.layers, self._embedded(tiles), len(tiles)), len(tiles)
-        )
+    def _encode(self, tiles: Tensor) -> Tensor:
+        states = self._embed_patches(tiles)
+        states = self._run_layers(self.layers, states, len(tiles))
+        return self._finalize(states, len(tiles))
 
-    def _embedded(self, tiles: Tensor) -> Tensor:
-        """(tiles · patches, hidden)."""
+    def _embed_patches(self, tiles: Tensor) -> Tensor:
+        """(tiles, channels, side, side) -> (tiles · patches, hidden)."""
         patches = F.unfold(tiles, self.patch, stride=self.patch).transpose(1, 2)
-        return (self.embed(patches) + self.places).flatten(0, 1)
+        return (self.embed(patches) + self.position_embeddings).flatten(0, 1)
 
-    def _through(self, layers: Sequence[SiglipLayer], states: Tensor, tiles: int) -> Tensor:
+    def _run_layers(self, layers: Sequence[SiglipLayer], states: Tensor, tiles: int) -> Tensor:
         for layer in layers:
-            states = self._apply(layer, states, tiles)
+            states = self._run_layer(layer, states, tiles)
         return states
 
-    def _ended(self, states: Tensor, tiles: int) -> Tensor:
-        return self.norm(states).unflatten(0, (tiles, -1))
-
-    def _apply(self, layer: SiglipLayer, states: Tensor, tiles: int) -> Tensor:
-        """Runs states (tiles · patches, hidden) through a layer."""
-        mixed = (
-            layer.qkv(layer.norm1(states))
-            .unflatten(-1, (3, self.heads, -1))
-            .unflatten(0, (tiles, -1))
-        )
-        heads_first = mixed.permute(2, 0, 3, 1, 4)
+    def _run_layer(self, layer: SiglipLayer, states: Tensor, tiles: int) -> Tensor:
+        """(tiles · patches, hidden) -> the same shape."""
+        qkv = layer.qkv(layer.norm1(states))
+        # (tiles, patches, 3, heads, head size) -> (3, tiles, heads, patches, head size)
+        split = qkv.unflatten(-1, (3, self.heads, -1)).unflatten(0, (tiles, -1))
+        heads_first = split.permute(2, 0, 3, 1, 4)
         query, key, value = heads_first if states.is_cuda else heads_first.contiguous()
-        with _backends(states.is_cuda):
+        with _attention_backends(states.is_cuda):
             attended = attention(query, key, value)
-        states = by_rows(layer.out, attended.transpose(1, 2).flatten(0, 1).flatten(1), states)
-        return by_rows(layer.mlp, states, states)
+        states = apply_in_row_blocks(
+            layer.out, attended.transpose(1, 2).flatten(0, 1).flatten(1), states
+        )
+        return apply_in_row_blocks(layer.mlp, states, states)
+
+    def _finalize(self, states: Tensor, tiles: int) -> Tensor:
+        """(tiles · patches, hidden) -> (tiles, patches, hidden), normalized."""
+        return self.norm(states).unflatten(0, (tiles, -1))

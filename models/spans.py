@@ -1,4 +1,4 @@
-"""Attention within spans that lie one behind another: windows of a picture, or pictures."""
+"""Attention within spans of tokens: the windows of a picture, or whole pictures."""
 
 from __future__ import annotations
 
@@ -8,38 +8,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.flash import SequenceBounds, flash, has_flash_attention
+from models.flash import SequenceBounds, flash_attention, has_flash_attention
 from models.operations import attention
 
 
 @dataclass(frozen=True)
 class Spans:
+    """Consecutive spans of tokens that attend only within themselves."""
+
     bounds: SequenceBounds
-    sizes: Sequence[tuple[int, int]]
-    """(How many, tokens of each), one after another."""
+    groups: Sequence[tuple[int, int]]
+    """(Spans, tokens in each) of consecutive spans of the same size."""
 
     @classmethod
-    def of(cls, sizes: Sequence[tuple[int, int]], device: torch.device) -> Spans:
-        return cls(
-            SequenceBounds.of([size for count, size in sizes for _ in range(count)], device), sizes
-        )
+    def of(cls, groups: Sequence[tuple[int, int]], device: torch.device) -> Spans:
+        lengths = [size for count, size in groups for _ in range(count)]
+        return cls(SequenceBounds.of(lengths, device), groups)
 
-    def at(self, starts: Tensor) -> Spans:
-        """The same with the tensor of where each begins."""
-        return Spans(SequenceBounds(starts, self.bounds.max_seqlen), self.sizes)
+    def with_starts(self, starts: Tensor) -> Spans:
+        """Return the same spans with another tensor of their starts."""
+        return Spans(SequenceBounds(starts, self.bounds.max_seqlen), self.groups)
 
 
 def attend_within(spans: Spans, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of (tokens, heads, head size) within each span."""
+    """Attend within each span. All tensors, and the result, are (tokens, heads, head size)."""
     if has_flash_attention(query.device, query.dtype, query.shape[-1]):
-        return flash(query, key, value, spans.bounds, spans.bounds)
-    parts, first = [], 0
-    for count, size in spans.sizes:
+        return flash_attention(query, key, value, spans.bounds, spans.bounds)
+    attended: list[Tensor] = []
+    first = 0
+    for count, size in spans.groups:
         last = first + count * size
-        window = (
-            part[first:last].unflatten(0, (count, size)).transpose(1, 2)
-            for part in (query, key, value)
+        # (spans, heads, tokens in each, head size)
+        batches = (
+            states[first:last].unflatten(0, (count, size)).transpose(1, 2)
+            for states in (query, key, value)
         )
-        parts.append(attention(*window).transpose(1, 2).flatten(0, 1))
+        attended.append(attention(*batches).transpose(1, 2).flatten(0, 1))
         first = last
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    return torch.cat(attended) if len(attended) > 1 else attended[0]

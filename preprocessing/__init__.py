@@ -1,1 +1,1 @@
-"""Bytes to pixels: pure functions of arrays, one operation a file. No ray, no torch."""
+"""From picture bytes to pixels: pure array functions, one operation per file. No ray, no torch."""

@@ -1,4 +1,4 @@
-"""Coordinates of requests and answers, between the original picture and the processed one."""
+"""Mapping of request and answer coordinates between the original and the processed picture."""
 
 from __future__ import annotations
 
@@ -10,57 +10,68 @@ from raylens.core.errors import InvalidRequest
 from raylens.core.types import Findings, Location, Query, Region, Task
 
 TOLERANCE = 0.01
-"""How far a point may lie outside the cropped picture and still count as inside: a share of the side."""
+"""Distance outside the cropped picture, as a share of its side, within which a point still counts
+as inside."""
 
 
 def in_original(findings: Findings, geometry: Geometry) -> Findings:
-    """What was found in a processed picture, in the coordinates of the original."""
-    regions, locations, reasoning = findings.regions, findings.locations, findings.reasoning
+    """Map findings in a processed picture to the coordinates of the original."""
+    regions = findings.regions
     if regions is not None:
-        regions = tuple(_region(region, geometry) for region in regions)
+        regions = tuple(_map_region(region, geometry) for region in regions)
+    locations = findings.locations
     if locations is not None:
-        locations = _locations(locations, geometry)
+        locations = _map_locations(locations, geometry)
+    reasoning = findings.reasoning
     if reasoning is not None:
-        groundings = (
-            replace(part, points=_locations(part.points, geometry)) for part in reasoning.groundings
+        groundings = tuple(
+            replace(grounding, points=_map_locations(grounding.points, geometry))
+            for grounding in reasoning.groundings
         )
-        reasoning = replace(reasoning, groundings=tuple(groundings))
+        reasoning = replace(reasoning, groundings=groundings)
     return Findings(regions, locations, reasoning)
 
 
 def in_processed(task: Task, geometry: Geometry) -> Task:
-    """A task about places in the original picture, in the coordinates of the processed one."""
+    """Map a task's points and boxes in the original picture to the processed picture.
+
+    Raises ``InvalidRequest`` if one of them lies in a part that preprocessing cut off.
+    """
     if not isinstance(task, Query) or not task.spatial_refs:
         return task
-    back = geometry.inverse()
-    places = []
-    for number, place in enumerate(task.spatial_refs):
-        moved = (
-            _region(place, back)
-            if isinstance(place, Region)
-            else Location(*back.point(place.x, place.y))
+    to_processed = geometry.inverse()
+    mapped_refs = []
+    for index, ref in enumerate(task.spatial_refs):
+        mapped = (
+            _map_region(ref, to_processed)
+            if isinstance(ref, Region)
+            else _map_location(ref, to_processed)
         )
-        if _is_cut_off(place, moved, geometry):
-            field = f"spatial_refs.{number}"
+        if _is_cut_off(ref, mapped, geometry):
+            field = f"spatial_refs.{index}"
             raise InvalidRequest(
-                f"{field}: lies in a part of the picture that preprocessing has cut off", field
+                f"{field}: lies in a part of the picture that preprocessing cut off", field
             )
-        places.append(moved)
-    return replace(task, spatial_refs=tuple(places))
+        mapped_refs.append(mapped)
+    return replace(task, spatial_refs=tuple(mapped_refs))
 
 
-def _is_cut_off(place: Location | Region, moved: Location | Region, geometry: Geometry) -> bool:
-    """A box of which nothing is left, or a point that is another one in the processed picture."""
-    if isinstance(moved, Region):
-        return moved.x_min >= moved.x_max or moved.y_min >= moved.y_max
-    assert isinstance(place, Location)
-    x, y = geometry.point(moved.x, moved.y)
-    return abs(x - place.x) > TOLERANCE or abs(y - place.y) > TOLERANCE
+def _is_cut_off(ref: Location | Region, mapped: Location | Region, geometry: Geometry) -> bool:
+    """Whether a box has no area left, or clipping moved a point, in the processed picture."""
+    if isinstance(mapped, Region):
+        return mapped.x_min >= mapped.x_max or mapped.y_min >= mapped.y_max
+    assert isinstance(ref, Location)
+    x, y = geometry.point(mapped.x, mapped.y)
+    return abs(x - ref.x) > TOLERANCE or abs(y - ref.y) > TOLERANCE
 
 
-def _region(region: Region, geometry: Geometry) -> Region:
+def _map_region(region: Region, geometry: Geometry) -> Region:
     return Region(*geometry.box(region.x_min, region.y_min, region.x_max, region.y_max))
 
 
-def _locations(points: Sequence[Location], geometry: Geometry) -> tuple[Location, ...]:
-    return tuple(Location(*geometry.point(point.x, point.y)) for point in points)
+def _map_location(location: Location, geometry: Geometry) -> Location:
+    return Location(*geometry.point(location.x, location.y))
+
+
+def _map_locations(locations: Sequence[Location], geometry: Geometry) -> tuple[Location, ...]:
+    return tuple(_map_location(location, geometry) for location in locations)

@@ -1,8 +1,8 @@
-"""Smart crop: letterbox and scanner bars off, and, where a picture must change its shape, its most
-salient window.
+"""Smart crop: trim letterbox and scanner bars, and cut to the most salient window.
 
 A bar is a band of one flat color along a whole side that ends in a straight edge. A picture's own
-background is none: its edge is ragged (a drawn shape, lines of text), or its color goes on inside.
+background is no bar: its edge is ragged (a drawn shape, lines of text), or its color continues
+inside.
 """
 
 from __future__ import annotations
@@ -17,69 +17,84 @@ from preprocessing.resize import Size, thumbnail
 
 Pixels = NDArray[np.uint8]
 Window = tuple[int, int, int, int]
-"""(left, top, right, bottom) in pixels, right and bottom exclusive."""
+"""(left, top, right, bottom) in pixels; right and bottom are exclusive."""
 
 LEFT, TOP, RIGHT, BOTTOM = range(4)
 _SAMPLES = 384
-"""Pixels that are looked at across a line; the lines themselves all count."""
-_FLAT, _FLAT_SHARE = 14, 0.98
-"""A line of a bar: nearly all of it within so many levels of the bar's color."""
+"""Approximate number of pixels sampled along a line. No line is skipped."""
+_FLAT = 14
+"""Levels from the bar's color within which a pixel belongs to the bar."""
+_FLAT_SHARE = 0.98
+"""Share of a line's pixels that must belong to the bar."""
 _THINNEST = 2
+"""Minimum thickness of a bar, in lines."""
 _CLOSEST = 5
-"""Levels from the bar's color at which something else begins, where the bar is perfectly flat."""
-_EDGE_SHARE, _INSIDE_SHARE = 0.93, 0.85
-"""How much differs from the bar, of the line behind it and of a strip. Drawn shapes fill 84% of a
-line at most."""
+"""Levels from the color of a perfectly flat bar beyond which a pixel differs from the bar."""
+_EDGE_SHARE = 0.93
+"""Share of the first line behind the bar that must differ from the bar. Drawn shapes fill at most
+84% of a line."""
+_INSIDE_SHARE = 0.85
+"""Share of a strip behind the bar that must differ from the bar."""
 _BLUR = 8
-"""Lines within which an edge may be softened, as by the blocks of a JPEG."""
+"""Lines over which an edge may be blurred, for example by JPEG blocks."""
 _OWN_BACKGROUND = 0.25
-"""A color that fills this share of the inside is the picture's own."""
+"""A color that fills more than this share of the inside belongs to the picture."""
 _TEXTURE = 2.0
-"""Standard deviation along the lines of the inside, in levels: a flag's stripes have none."""
-_KEEP_OF_SIDE, _KEEP_OF_BOTH = 0.25, 0.5
-"""What must be left: of a side, and of the area where bars lie on both axes."""
+"""Minimum standard deviation along the lines of the inside, in levels. The stripes of a flag have
+none."""
+_MIN_SIDE_SHARE = 0.25
+"""Share of each side that must remain."""
+_MIN_AREA_SHARE = 0.5
+"""Share of the area that must remain if there are bars on both axes."""
 _THUMBNAIL = 128
 
 
 @dataclass(frozen=True)
 class _Bar:
-    """A flat band of ``thickness`` lines along a side; ``spread``: how far its levels stray from
-    its color."""
+    """A flat band of ``thickness`` lines along a side."""
 
     thickness: int
     color: NDArray[np.int16]
     spread: float
+    """99th percentile of the distance from ``color``, in levels."""
 
     def differs(self, lines: Pixels) -> NDArray[np.bool_]:
-        """Which pixels of (lines, samples, 3) are something else: (lines, samples)."""
-        different: NDArray[np.bool_] = _distance(lines, self.color) > max(_CLOSEST, 2 * self.spread)
-        return different
+        """Return a (lines, samples) mask of the (lines, samples, 3) pixels not of the bar's
+        color."""
+        mask: NDArray[np.bool_] = _distance(lines, self.color) > max(_CLOSEST, 2 * self.spread)
+        return mask
 
 
-def without_bars(pixels: Pixels) -> Window:
-    """The window of (height, width, 3) pixels that is left without its bars; the whole picture
-    where it has none."""
+def content_window(pixels: Pixels) -> Window:
+    """Return the window of (height, width, 3) pixels inside the bars.
+
+    Returns the whole picture if it has no bars.
+    """
     height, width = pixels.shape[:2]
-    bars = {side: bar for side in range(4) if (bar := _bar(_lines(pixels, side))) is not None}
+    bars = _find_bars(pixels)
     while bars:
-        left, top, right, bottom = window = _trim(
-            (0, 0, width, height), {s: b.thickness for s, b in bars.items()}
-        )
+        thickness = {side: bar.thickness for side, bar in bars.items()}
+        window = _trim((0, 0, width, height), thickness)
+        left, top, right, bottom = window
         if not _is_enough(right - left, bottom - top, width, height):
             break
         inside = pixels[top:bottom, left:right]
-        edges = {side: _edge(_lines(inside, side), bar) for side, bar in bars.items()}
-        if None not in edges.values():
-            return _trim(window, {side: edge or 0 for side, edge in edges.items()})
-        bars = {side: bar for side, bar in bars.items() if edges[side] is not None}
+        edges: dict[int, int] = {}
+        for side, bar in bars.items():
+            edge = _edge_thickness(_lines(inside, side), bar)
+            if edge is not None:
+                edges[side] = edge
+        if len(edges) == len(bars):
+            return _trim(window, edges)
+        bars = {side: bars[side] for side in edges}
     return 0, 0, width, height
 
 
 def salient_window(pixels: Pixels, size: Size) -> Window:
-    """The largest window of the shape of ``size`` with most saliency in it.
+    """Return the largest window with the aspect ratio of ``size`` that holds most saliency.
 
-    Saliency is a color's distance from the mean color (Achanta et al. 2009, "Frequency-tuned
-    salient region detection"), looked at in a thumbnail; the middle wins where nothing stands out.
+    Saliency is the distance of a color from the mean color (Achanta et al. 2009, "Frequency-tuned
+    salient region detection"), measured in a thumbnail. The middle wins if nothing stands out.
     """
     height, width = pixels.shape[:2]
     scale = min(width / size[0], height / size[1])
@@ -93,18 +108,23 @@ def salient_window(pixels: Pixels, size: Size) -> Window:
 
 
 def _best_start(profile: NDArray[np.float32], side: int, window: int) -> int:
-    """Where a window of ``window`` of ``side`` pixels catches most of ``profile``, which covers the
-    side evenly."""
-    edges = np.concatenate([[0.0], np.cumsum(profile, dtype=np.float64)])
+    """Return the start of the window with the largest sum of ``profile``.
+
+    The window is ``window`` of ``side`` pixels; the samples of ``profile`` cover the side evenly.
+    Among nearly equal sums the window closest to the middle wins.
+    """
+    cumulative = np.concatenate([[0.0], np.cumsum(profile, dtype=np.float64)])
+    positions = np.linspace(0, side, len(cumulative))
     starts = np.arange(side - window + 1)
-    places = np.linspace(0, side, len(edges))
-    caught = np.interp(starts + window, places, edges) - np.interp(starts, places, edges)
-    good = starts[caught >= caught.max() * (1 - 1e-3)]
-    return int(good[np.abs(good - (side - window) / 2).argmin()])
+    at_start = np.interp(starts, positions, cumulative)
+    at_end = np.interp(starts + window, positions, cumulative)
+    sums = at_end - at_start
+    best = starts[sums >= sums.max() * (1 - 1e-3)]
+    return int(best[np.abs(best - (side - window) / 2).argmin()])
 
 
 def _lines(pixels: Pixels, side: int) -> Pixels:
-    """Lines parallel to a side, from the outside in, as (lines, samples, 3)."""
+    """Return the lines parallel to a side, from the outside in, as (lines, samples, 3)."""
     lines = pixels.transpose(1, 0, 2) if side in (LEFT, RIGHT) else pixels
     if side in (RIGHT, BOTTOM):
         lines = lines[::-1]
@@ -112,58 +132,77 @@ def _lines(pixels: Pixels, side: int) -> Pixels:
 
 
 def _distance(lines: Pixels, color: NDArray[np.int16]) -> NDArray[np.int16]:
-    """The largest difference over the channels."""
+    """Return the largest channel difference of each pixel from ``color``, in levels."""
     distance: NDArray[np.int16] = np.abs(lines.astype(np.int16) - color).max(-1)
     return distance
 
 
-def _bar(lines: Pixels) -> _Bar | None:
-    """The flat band that the lines begin with; None where there is none, or nothing else."""
+def _find_bars(pixels: Pixels) -> dict[int, _Bar]:
+    bars = {}
+    for side in (LEFT, TOP, RIGHT, BOTTOM):
+        bar = _find_bar(_lines(pixels, side))
+        if bar is not None:
+            bars[side] = bar
+    return bars
+
+
+def _find_bar(lines: Pixels) -> _Bar | None:
+    """Return the flat band that the lines begin with.
+
+    Returns None if the band is too thin, or if it covers the whole picture.
+    """
     color = np.median(lines[0], axis=0).astype(np.int16)
-    thickness, block = 0, 64
-    while thickness < len(lines):
-        distance = _distance(lines[thickness : thickness + block], color)
-        flat = (distance <= _FLAT).mean(1) >= _FLAT_SHARE
-        if not flat.all():
-            thickness += int(flat.argmin())
-            break
-        thickness += len(flat)
+    thickness = _count_flat_lines(lines, color)
     if not _THINNEST <= thickness < len(lines):
         return None
     outer = lines[: max(_THINNEST, thickness - _BLUR)]
-    return _Bar(
-        thickness,
-        color,
-        float(np.percentile(_distance(outer[:: max(1, len(outer) // 64)], color), 99)),
-    )
+    samples = outer[:: max(1, len(outer) // 64)]
+    spread = float(np.percentile(_distance(samples, color), 99))
+    return _Bar(thickness, color, spread)
 
 
-def _edge(lines: Pixels, bar: _Bar) -> int | None:
-    """How many lines of the inside the edge is blurred over; None where this is no straight edge,
-    or no picture."""
+def _count_flat_lines(lines: Pixels, color: NDArray[np.int16]) -> int:
+    """Return how many lines from the first on are flat. Blocks of lines allow stopping early."""
+    count, block = 0, 64
+    while count < len(lines):
+        distance = _distance(lines[count : count + block], color)
+        is_flat = (distance <= _FLAT).mean(1) >= _FLAT_SHARE
+        if not is_flat.all():
+            return count + int(is_flat.argmin())
+        count += len(is_flat)
+    return count
+
+
+def _edge_thickness(lines: Pixels, bar: _Bar) -> int | None:
+    """Return how many of the lines inside the bar belong to its blurred edge.
+
+    Returns None if the edge is not straight, or if the inside is not a picture.
+    """
     differs = bar.differs(lines[: _BLUR + max(_BLUR, len(lines) // 25)])
     begins = np.flatnonzero(differs[: _BLUR + 1].mean(1) >= _EDGE_SHARE)
     if not len(begins) or differs[begins[0] :].mean() < _INSIDE_SHARE:
         return None
-    some = lines[:: max(1, len(lines) // _SAMPLES)]
-    texture = some.astype(np.float32).std(1).mean()
-    if texture < max(_TEXTURE, bar.spread) or 1 - bar.differs(some).mean() > _OWN_BACKGROUND:
+    samples = lines[:: max(1, len(lines) // _SAMPLES)]
+    texture = samples.astype(np.float32).std(1).mean()
+    if texture < max(_TEXTURE, bar.spread) or 1 - bar.differs(samples).mean() > _OWN_BACKGROUND:
         return None
     return int(begins[0])
 
 
-def _trim(window: Window, by: dict[int, int]) -> Window:
+def _trim(window: Window, thickness: dict[int, int]) -> Window:
     left, top, right, bottom = window
     return (
-        left + by.get(LEFT, 0),
-        top + by.get(TOP, 0),
-        right - by.get(RIGHT, 0),
-        bottom - by.get(BOTTOM, 0),
+        left + thickness.get(LEFT, 0),
+        top + thickness.get(TOP, 0),
+        right - thickness.get(RIGHT, 0),
+        bottom - thickness.get(BOTTOM, 0),
     )
 
 
 def _is_enough(inner_width: int, inner_height: int, width: int, height: int) -> bool:
-    across, down = inner_width / width, inner_height / height
-    if across < 1 and down < 1 and across * down < _KEEP_OF_BOTH:
+    """Whether enough of the picture remains without its bars."""
+    width_share = inner_width / width
+    height_share = inner_height / height
+    if width_share < 1 and height_share < 1 and width_share * height_share < _MIN_AREA_SHARE:
         return False
-    return min(across, down) >= _KEEP_OF_SIDE
+    return min(width_share, height_share) >= _MIN_SIDE_SHARE

@@ -1,5 +1,7 @@
-"""A picture file to upright RGB pixels, with every limit checked on the header, before anything is
-decoded."""
+"""Decoding of a picture file to upright RGB pixels.
+
+Every limit is checked on the header before any pixel is decoded.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from preprocessing import jpeg
 from preprocessing.flatten import profile_of, to_rgb
-from preprocessing.formats import DECODED, sniff
+from preprocessing.formats import SUPPORTED, sniff
 from preprocessing.geometry import ORIENTATIONS, Geometry
 from preprocessing.resize import Size
 from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError, UnsupportedMedia
@@ -25,29 +27,16 @@ from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError, U
 Pixels = NDArray[np.uint8]
 """A picture as (height, width, 3) RGB."""
 
-_PLUGINS = tuple(name.upper() for name in DECODED)
+_PLUGINS = tuple(name.upper() for name in SUPPORTED)
 _MODES = frozenset(
-    {
-        "1",
-        "L",
-        "LA",
-        "La",
-        "P",
-        "PA",
-        "RGB",
-        "RGBA",
-        "RGBX",
-        "RGBa",
-        "CMYK",
-        "YCbCr",
-        "I;16",
-        "I;16B",
-        "I;16L",
-        "I;16N",
-    }
-)
-_SHOWN = "gray of 1 to 16 bits, palettes, RGB, YCbCr, CMYK and alpha"
-_TURNS: dict[int, Callable[[Pixels], Pixels]] = {
+    (
+        "1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr",
+        "I;16", "I;16B", "I;16L", "I;16N",
+    )
+)  # fmt: skip
+"""Pillow's pixel modes that can be converted to 8-bit RGB."""
+_MODES_IN_WORDS = "gray of 1 to 16 bits, a palette, RGB, YCbCr or CMYK, with or without alpha"
+_ROTATE_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
     4: lambda pixels: cv2.flip(pixels, 0),
@@ -56,22 +45,22 @@ _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-"""What turns a stored picture upright, by EXIF orientation."""
+"""Functions that turn a stored picture upright, by EXIF orientation."""
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 _SCANS = 16
-"""A JPEG whose every scan covers the largest allowed picture may have this many; smaller pictures
-more."""
-_JPEGS = ("JPEG", "MPO")
+"""Maximum scans of a JPEG of ``max_pixels``; a smaller picture may have more in proportion."""
+_JPEG_FORMATS = ("JPEG", "MPO")
 
-# Pillow's own guard would refuse without saying our limit; ``_check_header`` is stricter and runs
-# before any decoding.
+# Pillow's own pixel limit would not name ours. ``_check_header`` is stricter and runs before any
+# decoding.
 Image.MAX_IMAGE_PIXELS = None
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files, which are the senders' business
+# Pillow warns of odd files. They are the sender's concern, not the operator's.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """Limits on one picture file: bytes, pixels and the sides in pixels."""
+    """Limits on one picture file: bytes, pixels, and its sides in pixels."""
 
     max_bytes: int
     max_pixels: int
@@ -81,26 +70,27 @@ class DecodeLimits:
 
 @dataclass(frozen=True)
 class Decoded:
-    """``pixels`` upright, in the color space of ``profile`` (an ICC profile; None is sRGB);
-    ``found``: what it was."""
+    """An upright picture and its geometry."""
 
     pixels: Pixels
+    """Upright pixels in the color space of ``profile``."""
     geometry: Geometry
     profile: bytes | None
-    found: str
+    """ICC profile that remains to be applied; None means sRGB."""
+    description: str
+    """Format, pixel mode and EXIF orientation of the file."""
     warnings: tuple[str, ...] = ()
 
 
 def decode(
-    data: bytes, limits: DecodeLimits, enough: Callable[[Size], Size] | None = None
+    data: bytes, limits: DecodeLimits, required_size: Callable[[Size], Size] | None = None
 ) -> Decoded:
-    """The first frame of a picture file. Transparent pixels are laid onto white, 16 bits brought
-    down to 8.
+    """Decode the first frame of a picture file to 8-bit RGB, transparency composited onto white.
 
-    ``enough`` tells from the upright size which size suffices: a JPEG may then be decoded at a
-    half, a quarter or an eighth of its own. Raises ``PayloadTooLarge``, ``UnsupportedMedia`` where
-    the bytes are none of ``DECODED``, and ``InvalidRequest`` where the file is damaged or too
-    small.
+    ``required_size`` maps the upright size to the smallest size that suffices. A JPEG may then be
+    decoded at a half, a quarter or an eighth of its size. Raises ``PayloadTooLarge`` if a limit is
+    exceeded, ``UnsupportedMedia`` if the format or the pixel mode is not supported, and
+    ``InvalidRequest`` if the file is damaged or the picture is too small.
     """
     if len(data) > limits.max_bytes:
         raise PayloadTooLarge(
@@ -112,199 +102,224 @@ def decode(
     with _open(data) as picture:
         try:
             _check_header(picture, data, limits)
-            found = f"{_name(data)}, {picture.mode}"
-            return _upright(
-                _read_jpeg(picture, data, enough or _whole) or _read(picture, data), found
-            )
+            description = f"{_format_name(data)}, {picture.mode}"
+            stored = _decode_jpeg(picture, data, required_size or _full_size)
+            if stored is None:
+                stored = _decode_with_pillow(picture, data)
+            return _turn_upright(stored, description)
         except RaylensError:
             raise
-        except Exception as error:  # a broken file can break its reader in any way
+        except Exception as error:  # a damaged file can make Pillow raise anything
             raise _damaged(data, error) from error
 
 
-def _whole(size: Size) -> Size:
+def _full_size(size: Size) -> Size:
     return size
 
 
 def _open(data: bytes) -> Image.Image:
-    """The file with its header read."""
+    """Open the file and read its header."""
     if not data:
-        raise UnsupportedMedia("image: it is empty (0 bytes)", "image")
+        raise UnsupportedMedia("image: the file is empty (0 bytes)", "image")
     try:
         return Image.open(io.BytesIO(data), formats=_PLUGINS)
-    except Exception as error:  # as above
-        kind = sniff(data)
-        if kind in DECODED:
+    except Exception as error:  # a damaged file can make Pillow raise anything
+        name = sniff(data)
+        if name in SUPPORTED:
             raise _damaged(data, error) from error
-        found = f"this is {kind}" if kind else "this is no picture that is known here"
+        problem = f"this is {name}" if name else "not a known picture format"
         raise UnsupportedMedia(
-            f"image: {found}, {len(data)} bytes that begin with {data[:8]!r};"
-            f" {', '.join(DECODED[:-1])} or {DECODED[-1]} is needed",
+            f"image: {problem}, {len(data)} bytes that begin with {data[:8]!r};"
+            f" expected {', '.join(SUPPORTED[:-1])} or {SUPPORTED[-1]}",
             "image",
         ) from error
 
 
 def _damaged(data: bytes, error: Exception) -> InvalidRequest:
-    is_unknown = isinstance(error, UnidentifiedImageError)
-    reason = ", or of a kind that can't be decoded" if is_unknown else f" ({error})"
-    return InvalidRequest(
-        f"image: the {_name(data)} of {len(data)} bytes is truncated or damaged{reason}"[:300],
-        "image",
+    is_unidentified = isinstance(error, UnidentifiedImageError)
+    reason = ", or a variant that is not supported" if is_unidentified else f" ({error})"
+    message = (
+        f"image: the {_format_name(data)} of {len(data)} bytes is truncated or damaged{reason}"
     )
+    return InvalidRequest(message[:300], "image")
 
 
 def _check_header(picture: Image.Image, data: bytes, limits: DecodeLimits) -> None:
-    width, height = picture.size
-    shape = f"image: {width}×{height} pixels"
-    if width * height > limits.max_pixels:
-        raise PayloadTooLarge(
-            f"{shape}; the limit is {limits.max_pixels} pixels in all",
-            "image",
-            limits.max_pixels,
-            width * height,
-        )
-    if max(width, height) > limits.max_side:
-        raise PayloadTooLarge(
-            f"{shape}; the limit is {limits.max_side} pixels a side",
-            "image",
-            limits.max_side,
-            max(width, height),
-        )
-    if min(width, height) < limits.min_side:
-        raise InvalidRequest(
-            f"{shape}; at least {limits.min_side} pixels a side are needed",
-            "image",
-            limits.min_side,
-            min(width, height),
-        )
-    scans = jpeg.layout(data).scans if picture.format in _JPEGS else 1
-    if scans * width * height > _SCANS * limits.max_pixels:
-        allowed = _SCANS * limits.max_pixels // (width * height)
-        raise PayloadTooLarge(
-            f"{shape} in {scans} scans; the limit is {allowed} scans", "image", allowed, scans
-        )
+    """Raise if the header violates a limit or announces an unsupported pixel mode."""
+    _check_size(picture.size, limits)
+    if picture.format in _JPEG_FORMATS:
+        _check_scans(picture.size, jpeg.read_layout(data).scans, limits)
     if picture.mode not in _MODES:
         raise UnsupportedMedia(
-            f"image: pixels of mode {picture.mode!r}; {_SHOWN} can be decoded", "image"
+            f"image: pixel mode {picture.mode!r} is not supported; expected {_MODES_IN_WORDS}",
+            "image",
         )
     tags = getattr(picture, "tag_v2", {})
     tile = tags.get(_TIFF_TILE_WIDTH, 1) * tags.get(_TIFF_TILE_LENGTH, 1)
     if tile > limits.max_pixels:
         raise PayloadTooLarge(
-            f"image: tiles of {tile} pixels; the limit is {limits.max_pixels}",
+            f"image: tiles of {tile} pixels; the limit is {limits.max_pixels} pixels",
             "image",
             limits.max_pixels,
             tile,
         )
 
 
+def _check_size(size: Size, limits: DecodeLimits) -> None:
+    width, height = size
+    message = f"image: {width}×{height} pixels"
+    if width * height > limits.max_pixels:
+        raise PayloadTooLarge(
+            f"{message}; the limit is {limits.max_pixels} pixels in total",
+            "image",
+            limits.max_pixels,
+            width * height,
+        )
+    if max(size) > limits.max_side:
+        raise PayloadTooLarge(
+            f"{message}; the limit is {limits.max_side} pixels per side",
+            "image",
+            limits.max_side,
+            max(size),
+        )
+    if min(size) < limits.min_side:
+        raise InvalidRequest(
+            f"{message}; expected at least {limits.min_side} pixels per side",
+            "image",
+            limits.min_side,
+            min(size),
+        )
+
+
+def _check_scans(size: Size, scans: int, limits: DecodeLimits) -> None:
+    """Raise if decoding every scan would touch too many pixels."""
+    width, height = size
+    if scans * width * height > _SCANS * limits.max_pixels:
+        allowed = _SCANS * limits.max_pixels // (width * height)
+        raise PayloadTooLarge(
+            f"image: {width}×{height} pixels in {scans} scans; the limit is {allowed} scans",
+            "image",
+            allowed,
+            scans,
+        )
+
+
 @dataclass(frozen=True)
 class _Stored:
-    """``pixels`` of a picture of ``size`` as the file has them.
-
-    ``reach``: the factors by which they reach over the picture's own right and lower edge.
-    ``is_turned``: the reader has turned them upright.
-    """
+    """A decoded picture before it is turned upright."""
 
     pixels: Pixels
     size: Size
+    """(width, height) of the stored picture at full scale."""
     orientation: int
     profile: bytes | None
     warnings: tuple[str, ...] = ()
-    reach: tuple[float, float] = (1.0, 1.0)
-    is_turned: bool = False
+    extent: tuple[float, float] = (1.0, 1.0)
+    """Width and height covered by ``pixels``, as a multiple of the picture's own."""
+    is_upright: bool = False
+    """Whether the decoder has already turned the pixels upright."""
 
 
-def _upright(stored: _Stored, found: str) -> Decoded:
-    pixels, orientation = stored.pixels, stored.orientation
-    if orientation in _TURNS and not stored.is_turned:
-        pixels = np.asarray(_TURNS[orientation](pixels), np.uint8)
-    geometry = Geometry(stored.size, stored.size, (stored.reach[0], 0, 0, 0, stored.reach[1], 0))
+def _turn_upright(stored: _Stored, description: str) -> Decoded:
+    pixels = stored.pixels
+    orientation = stored.orientation
+    if orientation in _ROTATE_UPRIGHT and not stored.is_upright:
+        pixels = np.asarray(_ROTATE_UPRIGHT[orientation](pixels), np.uint8)
+    width_extent, height_extent = stored.extent
+    geometry = Geometry(stored.size, stored.size, (width_extent, 0, 0, 0, height_extent, 0))
     geometry = geometry.then((pixels.shape[1], pixels.shape[0]), ORIENTATIONS[orientation])
     return Decoded(
-        pixels, geometry, stored.profile, f"{found}, orientation {orientation}", stored.warnings
+        pixels,
+        geometry,
+        stored.profile,
+        f"{description}, orientation {orientation}",
+        stored.warnings,
     )
 
 
-def _read(picture: Image.Image, data: bytes) -> _Stored:
-    """By Pillow, which turns a TIFF upright as it loads it, and may find a PNG's EXIF block only
-    behind the pixels."""
-    is_tiff, size = picture.format == "TIFF", picture.size
-    before = _orientation(picture) if is_tiff else 1
+def _decode_with_pillow(picture: Image.Image, data: bytes) -> _Stored:
+    """Decode with Pillow.
+
+    Pillow turns a TIFF upright as it loads it, and it may find the EXIF block of a PNG only after
+    the pixels.
+    """
+    is_tiff = picture.format == "TIFF"
+    size = picture.size
+    tiff_orientation = _orientation(picture) if is_tiff else 1
     picture.load()
     if picture.format == "PNG":
         _check_png(data)
         _scale_transparency(picture, data)
-    if picture.format in _JPEGS:
-        jpeg.read(
-            data, size, size, "CMYK" if picture.mode == "CMYK" else "GRAY"
-        )  # raises where it is damaged
+    if picture.format in _JPEG_FORMATS:
+        color_space = "CMYK" if picture.mode == "CMYK" else "GRAY"
+        jpeg.decode(data, size, size, color_space)  # raises if the data is damaged
     pixels, profile, warnings = to_rgb(picture)
     if is_tiff:
-        size = size if before < 5 else size[::-1]
-        return _Stored(pixels, size, before, profile, warnings, is_turned=True)
+        size = size if tiff_orientation < 5 else size[::-1]
+        return _Stored(pixels, size, tiff_orientation, profile, warnings, is_upright=True)
     return _Stored(pixels, size, _orientation(picture), profile, warnings)
 
 
 def _check_png(data: bytes) -> None:
-    """Raises ``ValueError`` where a chunk that matters has a wrong checksum, or the last one is
-    missing.
+    """Raise ``ValueError`` if a critical chunk has a wrong checksum, or if IEND is missing.
 
-    Pillow looks at the checksums of headers only. Format: PNG specification, third edition, section
-    5.
+    Pillow checks the checksums of headers only. Format: PNG specification, third edition,
+    section 5.
     """
-    place, kind, view = 8, b"", memoryview(data)
-    while kind != b"IEND":
-        if place + 12 > len(data):
-            raise ValueError("the end is missing")
-        length, kind = struct.unpack_from(">I4s", data, place)
-        content, (checksum,) = (
-            view[place + 4 : place + 8 + length],
-            struct.unpack_from(">I", data, place + 8 + length),
-        )
-        if kind[:1].isupper() and zlib.crc32(content) != checksum:
-            raise ValueError(f"the checksum of {kind.decode('latin-1')} is wrong")
-        place += 12 + length
+    offset, chunk_type = 8, b""
+    view = memoryview(data)
+    while chunk_type != b"IEND":
+        if offset + 12 > len(data):
+            raise ValueError("the IEND chunk is missing")
+        length, chunk_type = struct.unpack_from(">I4s", data, offset)
+        type_and_content = view[offset + 4 : offset + 8 + length]
+        (checksum,) = struct.unpack_from(">I", data, offset + 8 + length)
+        is_critical = chunk_type[:1].isupper()
+        if is_critical and zlib.crc32(type_and_content) != checksum:
+            raise ValueError(f"the checksum of {chunk_type.decode('latin-1')} is wrong")
+        offset += 12 + length
 
 
 def _scale_transparency(picture: Image.Image, data: bytes) -> None:
-    """Pillow spreads gray of 2 and 4 bits over 8, but not the level that is transparent."""
-    level, bits = picture.info.get("transparency"), data[24]
+    """Scale the transparent level of a gray PNG of 2 or 4 bits to 8 bits.
+
+    Pillow scales the pixels only.
+    """
+    level = picture.info.get("transparency")
+    bits = data[24]
     if picture.mode == "L" and isinstance(level, int) and bits in (2, 4):
         picture.info["transparency"] = level * 255 // (2**bits - 1)
 
 
-def _name(data: bytes) -> str:
+def _format_name(data: bytes) -> str:
     return sniff(data) or "picture"
 
 
-def _read_jpeg(picture: Image.Image, data: bytes, enough: Callable[[Size], Size]) -> _Stored | None:
-    """A JPEG, at a part of its size where that is ``enough``; None for other files and for unusual
-    kinds of JPEG.
+def _decode_jpeg(
+    picture: Image.Image, data: bytes, required_size: Callable[[Size], Size]
+) -> _Stored | None:
+    """Decode a JPEG, at reduced scale if that covers ``required_size``.
 
-    Raises ``ValueError`` where the data is damaged.
+    Returns None for other formats and for unusual variants of JPEG. Raises ``ValueError`` if the
+    data is damaged.
     """
     profile = profile_of(picture)
-    if picture.format not in _JPEGS or not (
-        picture.mode == "RGB" or (picture.mode == "L" and not profile)
-    ):
+    is_plain = picture.mode == "RGB" or (picture.mode == "L" and not profile)
+    if picture.format not in _JPEG_FORMATS or not is_plain:
         return None
-    size, orientation = picture.size, _orientation(picture)
-    needed = enough(size) if orientation < 5 else enough(size[::-1])[::-1]
-    read = jpeg.read(data, size, needed)
-    return (
-        None
-        if read is None
-        else _Stored(read.pixels, size, orientation, profile, read.warnings, read.reach)
-    )
+    size = picture.size
+    orientation = _orientation(picture)
+    required = required_size(size) if orientation < 5 else required_size(size[::-1])[::-1]
+    decoded = jpeg.decode(data, size, required)
+    if decoded is None:
+        return None
+    return _Stored(decoded.pixels, size, orientation, profile, decoded.warnings, decoded.extent)
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none that can be read."""
+    """Return the EXIF orientation, 1 to 8; 1 if none can be read."""
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except (
-        Exception
-    ):  # the tags are the sender's: whatever is wrong with them, the picture is still there
+    except Exception:  # unreadable tags are no reason to refuse the picture
         return 1
     return orientation if orientation in ORIENTATIONS else 1

@@ -1,4 +1,4 @@
-"""Pixels to a JPEG file."""
+"""JPEG encoding of pixels."""
 
 from __future__ import annotations
 
@@ -8,25 +8,22 @@ from numpy.typing import NDArray
 
 
 def to_jpeg(pixels: NDArray[np.uint8], quality: int, optimize: bool) -> bytes:
-    """An sRGB JPEG of pixels (height, width, 3); from quality 90 on, color keeps its full
-    resolution.
+    """Encode (height, width, 3) sRGB pixels as a JPEG file.
 
-    OpenCV's encoder and not Pillow's, which fails on noisy pictures whose file outgrows what it
-    expects.
+    Color keeps its full resolution at quality 90 and above. The encoder is OpenCV's because
+    Pillow's fails on noisy pictures: their file outgrows the size that it expects.
     """
     sampling = (
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
         if quality >= 90
         else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
     )
-    options = {
-        cv2.IMWRITE_JPEG_QUALITY: quality,
-        cv2.IMWRITE_JPEG_OPTIMIZE: int(optimize),
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR: sampling,
-    }
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY, quality,
+        cv2.IMWRITE_JPEG_OPTIMIZE, int(optimize),
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling,
+    ]  # fmt: skip
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    done, file = cv2.imencode(
-        ".jpg", bgr, [number for option in options.items() for number in option]
-    )
-    assert done
+    succeeded, file = cv2.imencode(".jpg", bgr, options)
+    assert succeeded
     return bytes(file)

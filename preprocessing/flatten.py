@@ -1,5 +1,7 @@
-"""Loaded pictures of any mode to 8-bit RGB: gray of up to 16 bits, palettes, CMYK, transparency
-onto white."""
+"""Conversion of loaded pictures of any mode to 8-bit RGB.
+
+Covers gray of up to 16 bits, palettes, CMYK, and transparency, which is composited onto white.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +17,47 @@ Pixels = NDArray[np.uint8]
 
 _TIFF_PHOTOMETRIC, _TIFF_BITS = 262, 258
 _STRIP = 1_000_000
-"""Pixels that are converted at a time."""
+"""Pixels converted at a time."""
 
 
 def profile_of(picture: Image.Image) -> bytes | None:
-    """The ICC profile that a file carries."""
+    """Return the ICC profile embedded in the file."""
     profile: bytes | None = picture.info.get("icc_profile") or None
     return profile
 
 
 def to_rgb(picture: Image.Image) -> tuple[Pixels, bytes | None, tuple[str, ...]]:
-    """Pixels in RGB, the profile that is still to be applied, and warnings."""
-    flat, profile = _flattener(picture), profile_of(picture)
-    is_gray_picture = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I;16")
-    if profile is None or not (picture.mode == "CMYK" or (is_gray_picture and is_gray(profile))):
-        return _in_strips(picture, flat), profile, ()
+    """Return RGB pixels, the profile that remains to be applied, and warnings.
+
+    Gray and CMYK profiles are applied here, because they don't fit RGB pixels.
+    """
+    flatten = _flattener(picture)
+    profile = profile_of(picture)
+    if profile is None or not _applies_before_rgb(profile, picture.mode):
+        return _in_strips(picture, flatten), profile, ()
 
     def convert(strip: Image.Image) -> Image.Image:
-        return picture_to_srgb(strip if strip.mode == "CMYK" else flat(strip).convert("L"), profile)
+        if strip.mode == "CMYK":
+            return picture_to_srgb(strip, profile)
+        return picture_to_srgb(flatten(strip).convert("L"), profile)
 
     try:
         return _in_strips(picture, convert), None, ()
     except (ImageCms.PyCMSError, OSError) as error:
-        return _in_strips(picture, flat), None, (f"color_profile: skipped ({error})"[:200],)
+        warning = f"color_profile: skipped ({error})"[:200]
+        return _in_strips(picture, flatten), None, (warning,)
+
+
+def _applies_before_rgb(profile: bytes, mode: str) -> bool:
+    is_gray_picture = mode in ("1", "L", "LA") or mode.startswith("I;16")
+    return mode == "CMYK" or (is_gray_picture and is_gray(profile))
 
 
 def _in_strips(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Pixels:
-    """The picture by ``convert``, a strip at a time: the copies on the way would take more memory
-    than the picture."""
+    """Convert the picture one strip at a time.
+
+    The intermediate copies of a whole picture would take more memory than the picture itself.
+    """
     pixels = np.empty((picture.height, picture.width, 3), np.uint8)
     height = max(1, _STRIP // picture.width)
     for top in range(0, picture.height, height):
@@ -52,32 +67,30 @@ def _in_strips(picture: Image.Image, convert: Callable[[Image.Image], Image.Imag
 
 
 def _flattener(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """What brings strips of the picture to RGB, transparent pixels laid onto white and 9 to 16 bits
-    made 8."""
+    """Return the function that converts strips of the picture to 8-bit RGB."""
     if not picture.mode.startswith("I;16"):
-        return _flat
-    table = _eight_bits(picture)
+        return _flatten
+    table = _eight_bit_table(picture)
     return lambda strip: Image.fromarray(table[np.asarray(strip)]).convert("RGB")
 
 
-def _flat(strip: Image.Image) -> Image.Image:
+def _flatten(strip: Image.Image) -> Image.Image:
     if not strip.has_transparency_data:
         return strip.convert("RGB")
     layer = strip.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
-def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
-    """The level of 8 bits for each of 65,536; a TIFF says how many bits it has, and whether 0 is
-    white.
+def _eight_bit_table(picture: Image.Image) -> NDArray[np.uint8]:
+    """Return the 8-bit level for each of the 65,536 levels of a 9- to 16-bit gray picture.
 
-    The one that a PNG says is transparent becomes white.
+    TIFF tags give the number of bits, and whether 0 is white. The level that a PNG marks as
+    transparent becomes white.
     """
     tags = getattr(picture, "tag_v2", {})
     highest = 2 ** int(tags.get(_TIFF_BITS, (16,))[0]) - 1
-    levels: NDArray[np.uint8] = np.clip(np.rint(np.arange(65536) * (255 / highest)), 0, 255).astype(
-        np.uint8
-    )
+    scaled = np.rint(np.arange(65536) * (255 / highest))
+    levels: NDArray[np.uint8] = np.clip(scaled, 0, 255).astype(np.uint8)
     if tags.get(_TIFF_PHOTOMETRIC) == 0:
         levels = 255 - levels
     transparent = picture.info.get("transparency")

@@ -1,12 +1,14 @@
-"""What a file is, by how it begins: for telling a sender what was found where a picture was
-expected."""
+"""File formats, recognized by their first bytes.
+
+An error message can thus name the actual format of a file that is not a supported picture.
+"""
 
 from __future__ import annotations
 
 import re
 
-DECODED = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
-"""The kinds of picture that are decoded."""
+SUPPORTED = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+"""The picture formats that can be decoded."""
 
 _MAGIC: tuple[tuple[str, bytes], ...] = (
     ("JPEG", rb"\xff\xd8\xff"),
@@ -32,10 +34,11 @@ _MAGIC: tuple[tuple[str, bytes], ...] = (
     ("gzip data", rb"\x1f\x8b"),
     ("JSON", rb"\s*[\[{]\s*[\"\[{]"),
 )
-_PATTERNS = [(kind, re.compile(pattern, re.DOTALL | re.IGNORECASE)) for kind, pattern in _MAGIC]
+"""Format names and the pattern that a file of the format begins with; the first match counts."""
+_PATTERNS = [(name, re.compile(pattern, re.DOTALL | re.IGNORECASE)) for name, pattern in _MAGIC]
 
 
 def sniff(data: bytes) -> str | None:
-    """One of ``DECODED``, another kind of file in words, or None for what is not known."""
+    """Return one of ``SUPPORTED``, another file format in words, or None if it is unknown."""
     head = data[:1024]
-    return next((kind for kind, pattern in _PATTERNS if pattern.match(head)), None)
+    return next((name for name, pattern in _PATTERNS if pattern.match(head)), None)

@@ -1,7 +1,7 @@
-"""The map from a processed picture's coordinates back to the original's.
+"""The map from coordinates of a processed picture to coordinates of the original.
 
 Both are normalized to [0, 1], x to the right, y down. The original is the picture as it is stored
-in the file, before any EXIF rotation: the grid of pixels that the caller's own tools index.
+in the file, before any EXIF rotation: the pixel grid that the caller's own tools index.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Matrix = tuple[float, float, float, float, float, float]
-"""(a, b, c, d, e, f): x' = a·x + b·y + c and y' = d·x + e·y + f."""
+"""An affine map (a, b, c, d, e, f): x' = a·x + b·y + c and y' = d·x + e·y + f."""
 
 IDENTITY: Matrix = (1, 0, 0, 0, 1, 0)
 
-# EXIF 2.32, tag 0x0112: where a point of the upright picture lies in the stored one, by
-# orientation.
 ORIENTATIONS: dict[int, Matrix] = {
     1: IDENTITY,
     2: (-1, 0, 1, 0, 1, 0),
@@ -25,10 +23,11 @@ ORIENTATIONS: dict[int, Matrix] = {
     7: (0, -1, 1, -1, 0, 1),
     8: (0, -1, 1, 1, 0, 0),
 }
+"""Maps from the upright to the stored picture, by EXIF orientation (EXIF 2.32, tag 0x0112)."""
 
 
 def compose(outer: Matrix, inner: Matrix) -> Matrix:
-    """The map that applies ``inner`` and then ``outer``."""
+    """Return the map that applies ``inner`` and then ``outer``."""
     a, b, c, d, e, f = outer
     g, h, i, j, k, m = inner
     return (
@@ -43,37 +42,45 @@ def compose(outer: Matrix, inner: Matrix) -> Matrix:
 
 @dataclass(frozen=True)
 class Geometry:
-    """``original`` and ``processed`` are (width, height) in pixels; ``to_original`` maps normalized
-    coordinates."""
+    """The sizes of the original and the processed picture, and the map between them."""
 
     original: tuple[int, int]
+    """(width, height) in pixels."""
     processed: tuple[int, int]
+    """(width, height) in pixels."""
     to_original: Matrix = IDENTITY
+    """Map from normalized coordinates of the processed picture to those of the original."""
 
-    def then(self, size: tuple[int, int], back: Matrix = IDENTITY) -> Geometry:
-        """After one more step that made a picture of ``size``; ``back`` leads from it to the
-        picture before."""
-        return Geometry(self.original, size, compose(self.to_original, back))
+    def then(self, size: tuple[int, int], to_previous: Matrix = IDENTITY) -> Geometry:
+        """Return the geometry after one more step.
+
+        ``size`` is the (width, height) of the step's result in pixels; ``to_previous`` maps its
+        coordinates to those of the picture before the step.
+        """
+        return Geometry(self.original, size, compose(self.to_original, to_previous))
 
     def point(self, x: float, y: float) -> tuple[float, float]:
-        """A point of the processed picture in the original's coordinates."""
+        """Map a point of the processed picture to the original, clipped to [0, 1]."""
         a, b, c, d, e, f = self.to_original
         return _clip(a * x + b * y + c), _clip(d * x + e * y + f)
 
     def inverse(self) -> Geometry:
-        """The map from the original's coordinates to the processed picture's."""
+        """Return the geometry that maps from the original to the processed picture."""
         a, b, c, d, e, f = self.to_original
-        scale = a * e - b * d
-        g, h, j, k = e / scale, -b / scale, -d / scale, a / scale
-        back = (g, h, -(g * c + h * f), j, k, -(j * c + k * f))
-        return Geometry(self.processed, self.original, back)
+        determinant = a * e - b * d
+        g = e / determinant
+        h = -b / determinant
+        j = -d / determinant
+        k = a / determinant
+        to_processed = (g, h, -(g * c + h * f), j, k, -(j * c + k * f))
+        return Geometry(self.processed, self.original, to_processed)
 
     def box(
         self, x_min: float, y_min: float, x_max: float, y_max: float
     ) -> tuple[float, float, float, float]:
-        """A box of the processed picture as (x_min, y_min, x_max, y_max) in the original's
-        coordinates."""
-        (x1, y1), (x2, y2) = self.point(x_min, y_min), self.point(x_max, y_max)
+        """Map a box of the processed picture to (x_min, y_min, x_max, y_max) in the original."""
+        x1, y1 = self.point(x_min, y_min)
+        x2, y2 = self.point(x_max, y_max)
         return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 

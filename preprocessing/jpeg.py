@@ -1,5 +1,4 @@
-"""JPEG straight to pixels with libjpeg-turbo: strict about damage, and at a part of the size where
-that is enough.
+"""JPEG decoding with libjpeg-turbo: strict about damage, and at reduced scale if that suffices.
 
 Format: ITU-T T.81, annex B.
 """
@@ -16,90 +15,97 @@ from numpy.typing import NDArray
 
 from preprocessing.resize import Size
 
-_SCAN, _END = 0xDA, 0xD9
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""Within coded data, FF stands before 00 or a restart marker only."""
+"""Within coded data, FF is followed only by 00 or by a restart marker."""
 _MAX_MARKERS = 20_000
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+"""The decoder's message about bytes before the end marker."""
 _MAX_PADDING = 256
-"""Bytes of padding that are accepted before the end: cameras leave some. More of it stands where
-pixels should be."""
+"""Padding accepted before the end marker, in bytes. Cameras leave some; more than this replaces
+missing pixels."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many scans the first picture of a file has, and where its end marker stands (the file's
-    end without one)."""
+    """Structure of the first picture of a JPEG file."""
 
     scans: int
+    """Number of scans."""
     end: int
+    """Offset of the end marker, or the length of the file if there is none."""
 
 
-def layout(data: bytes) -> Layout:
-    """Walks the markers of a JPEG, a sane number of them; what follows the first picture does not
-    count."""
-    place, scans = 2, 0
+def read_layout(data: bytes) -> Layout:
+    """Walk the markers of the first picture, up to a limit; later pictures are ignored."""
+    offset, scans = 2, 0
     for _ in range(_MAX_MARKERS):
-        found = _NEXT_MARKER.search(data, place)
-        if found is None:
+        match = _NEXT_MARKER.search(data, offset)
+        if match is None:
             break
-        marker, place = data[found.start() + 1], found.end()
-        if marker == _END:
-            return Layout(scans, found.start())
-        scans += marker == _SCAN
-        place += int.from_bytes(data[place : place + 2], "big")
+        marker = data[match.start() + 1]
+        offset = match.end()
+        if marker == _END_OF_IMAGE:
+            return Layout(scans, match.start())
+        scans += marker == _START_OF_SCAN
+        offset += int.from_bytes(data[offset : offset + 2], "big")
     return Layout(scans, len(data))
 
 
 @dataclass(frozen=True)
-class Read:
-    """``pixels`` as stored, and the factors by which they reach over the picture's own right and
-    lower edge."""
+class DecodedJpeg:
+    """A JPEG decoded at full or reduced scale."""
 
     pixels: NDArray[np.uint8]
-    reach: tuple[float, float]
+    """Pixels as they are stored, before any EXIF rotation."""
+    extent: tuple[float, float]
+    """Width and height covered by ``pixels``, as a multiple of the picture's own; a reduced scale
+    rounds up to whole pixels beyond the right and lower edge."""
     warnings: tuple[str, ...]
 
 
-def read(data: bytes, size: Size, enough: Size, space: str = "RGB") -> Read | None:
-    """The pixels of a JPEG of ``size`` (width, height), at the least part of it that covers
-    ``enough``.
+def decode(data: bytes, size: Size, min_size: Size, color_space: str = "RGB") -> DecodedJpeg | None:
+    """Decode a JPEG of ``size`` at the smallest scale that covers ``min_size``.
 
-    ``space`` is RGB, GRAY or CMYK. None where the decoder does not know this kind of JPEG. Raises
-    ``ValueError`` where it stumbles over the data.
+    Sizes are (width, height) in pixels. ``color_space`` is RGB, GRAY or CMYK. Returns None if the
+    decoder does not support this variant of JPEG. Raises ``ValueError`` if the data is damaged.
     """
-    # Halves are as cheap as it gets; what lies between them takes longer than the whole picture.
-    eighths = next(
-        (
-            n
-            for n in (1, 2, 4)
-            if all(ceil(s * n / 8) >= e for s, e in zip(size, enough, strict=True))
-        ),
-        8,
-    )
-    least = {"min_width": ceil(size[0] * eighths / 8), "min_height": ceil(size[1] * eighths / 8)}
+    eighths = _smallest_scale(size, min_size)
+    scaled = {"min_width": ceil(size[0] * eighths / 8), "min_height": ceil(size[1] * eighths / 8)}
     warnings: tuple[str, ...] = ()
     try:
-        pixels = simplejpeg.decode_jpeg(data, space, **least)
+        pixels = simplejpeg.decode_jpeg(data, color_space, **scaled)
     except ValueError as error:
-        if _is_padding(data, str(error)):
-            pixels, warnings = (
-                simplejpeg.decode_jpeg(data, space, strict=False, **least),
-                (f"decode: {error}",),
-            )
-        elif "Corrupt JPEG" in str(error) or "Premature end" in str(error):
+        message = str(error)
+        if _is_padding(data, message):
+            pixels = simplejpeg.decode_jpeg(data, color_space, strict=False, **scaled)
+            warnings = (f"decode: {message}",)
+        elif "Corrupt JPEG" in message or "Premature end" in message:
             raise
         else:
             return None
-    reach = pixels.shape[1] * 8 / eighths / size[0], pixels.shape[0] * 8 / eighths / size[1]
-    return Read(pixels, reach, warnings)
+    extent = pixels.shape[1] * 8 / eighths / size[0], pixels.shape[0] * 8 / eighths / size[1]
+    return DecodedJpeg(pixels, extent, warnings)
 
 
-def _is_padding(data: bytes, complaint: str) -> bool:
-    """Whether the decoder complains of a little padding before the end, and of nothing else."""
-    found = _EXTRANEOUS.search(complaint)
-    if found is None or int(found[1]) > _MAX_PADDING:
+def _smallest_scale(size: Size, min_size: Size) -> int:
+    """Return the smallest suitable scale in eighths.
+
+    Only powers of two are candidates: scales between them decode slower than the full size.
+    """
+    for eighths in (1, 2, 4):
+        width = ceil(size[0] * eighths / 8)
+        height = ceil(size[1] * eighths / 8)
+        if width >= min_size[0] and height >= min_size[1]:
+            return eighths
+    return 8
+
+
+def _is_padding(data: bytes, message: str) -> bool:
+    """Whether the decoder's message is only about a little padding before the end marker."""
+    match = _EXTRANEOUS.search(message)
+    if match is None or int(match[1]) > _MAX_PADDING:
         return False
-    end = layout(data).end
-    padding = data[end - int(found[1]) : end]
+    end = read_layout(data).end
+    padding = data[end - int(match[1]) : end]
     return not padding.strip(b"\0") or not padding.strip(b"\xff")

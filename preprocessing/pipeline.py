@@ -1,5 +1,4 @@
-"""The picture that the model should see: ``run`` applies a recipe, step by step, and keeps the way
-back."""
+"""The preprocessing pipeline: ``run`` applies a recipe step by step and tracks the geometry."""
 
 from __future__ import annotations
 
@@ -23,53 +22,61 @@ from raylens.core.types import Step
 
 logger = logging.getLogger(__name__)
 
-_SENDERS = (OSError, ImageCms.PyCMSError)
-"""What goes wrong by the sender's data; anything else is for the log."""
+_SENDER_ERRORS = (OSError, ImageCms.PyCMSError)
+"""Errors caused by the sender's data. Any other error is logged."""
 
 Pixels = NDArray[np.uint8]
 Enhancement = Callable[[Pixels], tuple[Pixels, str] | None]
-"""Other pixels of the same shape and what was done, or None where nothing was to be done."""
+"""Returns new pixels of the same shape and a description, or None if there is nothing to do."""
 
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """RGB ``pixels`` of shape (height, width, 3), the map back to the original, what was done and
-    what was skipped."""
+    """A picture prepared for a model."""
 
     pixels: Pixels
+    """(height, width, 3) RGB."""
     geometry: Geometry
+    """Map back to the original picture."""
     steps: tuple[Step, ...] = ()
+    """All steps in order, with what each did."""
     warnings: tuple[str, ...] = ()
+    """Steps that were skipped, and oddities of the file."""
 
 
 def run(
     data: bytes, recipe: Recipe, limits: DecodeLimits, check: Callable[[], None] = lambda: None
 ) -> ProcessedImage:
-    """Decodes a picture file and applies ``recipe``.
+    """Decode a picture file and apply ``recipe``.
 
-    ``check`` is called between steps, and often during slow ones; it may raise a ``RaylensError``
-    to end the work. Raises that, and what :func:`preprocessing.decode.decode` raises. An
-    enhancement that fails is skipped and named in the warnings; the log tells why.
+    ``check`` is called between steps and often during slow ones. It may raise a ``RaylensError``
+    to stop the work; that error propagates. Raises what :func:`preprocessing.decode.decode`
+    raises. An enhancement that fails is skipped, and the warnings name it. They also hold the
+    reason if the sender's data caused the failure; otherwise the log does.
     """
-    work = _Work(check)
-    work.decode(data, recipe, limits)
+    pipeline = _Pipeline(check)
+    pipeline.decode(data, recipe, limits)
     if recipe.smart_crop:
-        work.crop("smart_crop", crop.without_bars)
+        pipeline.crop("smart_crop", crop.content_window)
         if not recipe.preserve_aspect_ratio:
-            work.crop("salient_window", lambda pixels: crop.salient_window(pixels, recipe.size))
-    work.resize(recipe)
-    if work.profile is not None:
-        work.enhance("color_profile", work.convert)
+            pipeline.crop("salient_window", lambda pixels: crop.salient_window(pixels, recipe.size))
+    pipeline.resize(recipe)
+    if pipeline.profile is not None:
+        pipeline.enhance("color_profile", pipeline.convert_to_srgb)
     if recipe.denoise.enabled:
-        work.enhance("denoise", lambda pixels: noise.denoise(pixels, recipe.denoise, check))
+        pipeline.enhance("denoise", lambda pixels: noise.denoise(pixels, recipe.denoise, check))
     if recipe.color_balance.enabled:
-        work.enhance("color_balance", lambda pixels: color.balance(pixels, recipe.color_balance))
-    return ProcessedImage(work.pixels, work.geometry, tuple(work.steps), tuple(work.warnings))
+        pipeline.enhance(
+            "color_balance", lambda pixels: color.balance(pixels, recipe.color_balance)
+        )
+    return ProcessedImage(
+        pipeline.pixels, pipeline.geometry, tuple(pipeline.steps), tuple(pipeline.warnings)
+    )
 
 
 @dataclass
-class _Work:
-    """One picture on its way."""
+class _Pipeline:
+    """One run: the current picture, its geometry, and the steps so far."""
 
     check: Callable[[], None]
     pixels: Pixels = field(init=False)
@@ -80,72 +87,74 @@ class _Work:
 
     def decode(self, data: bytes, recipe: Recipe, limits: DecodeLimits) -> None:
         started = self._start()
-        # What is cut away makes the rest larger: only an uncut picture's size is known beforehand.
-        enough = None if recipe.smart_crop else lambda size: target_size(size, recipe)
-        decoded = decode(data, limits, enough)
-        self.pixels, self.geometry, self.profile = decoded.pixels, decoded.geometry, decoded.profile
+        # After a crop the rest is scaled up, so the required size is known only without one.
+        required_size = None if recipe.smart_crop else lambda size: target_size(size, recipe)
+        decoded = decode(data, limits, required_size)
+        self.pixels = decoded.pixels
+        self.geometry = decoded.geometry
+        self.profile = decoded.profile
         self.warnings.extend(decoded.warnings)
-        self._note("decode", decoded.found, started)
+        self._record("decode", decoded.description, started)
 
-    def crop(self, name: str, find: Callable[[Pixels], crop.Window]) -> None:
-        """Cuts to the window that ``find`` finds; where it fails, to nothing less."""
-        started, (width, height) = self._start(), self._size
+    def crop(self, name: str, find_window: Callable[[Pixels], crop.Window]) -> None:
+        """Cut the picture to the window that ``find_window`` returns.
+
+        If ``find_window`` fails, the picture stays as it is.
+        """
+        started = self._start()
+        width, height = self._size
         try:
-            left, top, right, bottom = find(self.pixels)
-        except (
-            Exception
-        ) as error:  # whatever is wrong with an enhancement, the picture is still there
+            left, top, right, bottom = find_window(self.pixels)
+        except Exception as error:  # a failed enhancement never fails the request
             self._skip(name, error, started)
             return
         if (left, top, right, bottom) == (0, 0, width, height):
-            self._note(name, "nothing to cut", started)
+            self._record(name, "nothing to cut", started)
             return
-        self.pixels = self.pixels[
-            top:bottom, left:right
-        ].copy()  # a view would keep the whole in memory
-        back: Matrix = (
-            (right - left) / width,
-            0,
-            left / width,
-            0,
-            (bottom - top) / height,
-            top / height,
-        )
-        self.geometry = self.geometry.then(self._size, back)
-        self._note(
-            name, f"{width}×{height} cut to {right - left}×{bottom - top} at {left}, {top}", started
-        )
+        # A view would keep the uncut picture in memory.
+        self.pixels = self.pixels[top:bottom, left:right].copy()
+        new_width, new_height = self._size
+        to_previous: Matrix = (
+            new_width / width, 0, left / width,
+            0, new_height / height, top / height,
+        )  # fmt: skip
+        self.geometry = self.geometry.then(self._size, to_previous)
+        cut = f"{width}×{height} cut to {new_width}×{new_height} at {left}, {top}"
+        self._record(name, cut, started)
 
     def resize(self, recipe: Recipe) -> None:
-        started, before = self._start(), self._size
-        size = target_size(before, recipe)
-        if size == before:
-            self._note("resize", "nothing to do", started)
+        started = self._start()
+        width, height = self._size
+        size = target_size(self._size, recipe)
+        if size == self._size:
+            self._record("resize", "nothing to do", started)
             return
         self.pixels = resize(self.pixels, size)
         self.geometry = self.geometry.then(size)
-        self._note("resize", f"{before[0]}×{before[1]} to {size[0]}×{size[1]}", started)
+        self._record("resize", f"{width}×{height} to {size[0]}×{size[1]}", started)
 
-    def convert(self, pixels: Pixels) -> tuple[Pixels, str] | None:
-        """By the color profile; None where that is sRGB."""
+    def convert_to_srgb(self, pixels: Pixels) -> tuple[Pixels, str] | None:
+        """Apply the color profile. Returns None if the profile is sRGB."""
         assert self.profile is not None
         converted = profile.to_srgb(pixels, self.profile)
-        return (
-            None if converted is None else (converted, f"{profile.name_of(self.profile)} to sRGB")
-        )
+        if converted is None:
+            return None
+        return converted, f"{profile.description_of(self.profile)} to sRGB"
 
-    def enhance(self, name: str, step: Enhancement) -> None:
+    def enhance(self, name: str, enhancement: Enhancement) -> None:
+        """Apply ``enhancement``, or skip it if it fails."""
         started = self._start()
         try:
-            done = step(self.pixels)
+            result = enhancement(self.pixels)
         except RaylensError:
             raise
-        except Exception as error:  # as above
+        except Exception as error:  # a failed enhancement never fails the request
             self._skip(name, error, started)
             return
-        if done is not None:
-            self.pixels = done[0]
-        self._note(name, "nothing to do" if done is None else done[1], started)
+        description = "nothing to do"
+        if result is not None:
+            self.pixels, description = result
+        self._record(name, description, started)
 
     @property
     def _size(self) -> Size:
@@ -155,12 +164,12 @@ class _Work:
         self.check()
         return time.perf_counter()
 
-    def _note(self, name: str, did: str, started: float) -> None:
+    def _record(self, name: str, did: str, started: float) -> None:
         self.steps.append(Step(name, did, time.perf_counter() - started))
 
     def _skip(self, name: str, error: Exception, started: float) -> None:
-        self._note(name, "skipped", started)
-        if isinstance(error, _SENDERS):
+        self._record(name, "skipped", started)
+        if isinstance(error, _SENDER_ERRORS):
             self.warnings.append(f"{name}: skipped ({error})"[:200])
             return
         logger.warning("%s was skipped", name, exc_info=error)

@@ -1,4 +1,4 @@
-"""The size that a recipe gives a picture, and bringing the picture to it."""
+"""The target size that a recipe gives a picture, and resizing to it."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ Size = tuple[int, int]
 
 
 def target_size(size: Size, recipe: Recipe) -> Size:
-    """What ``recipe`` makes of a picture of ``size``."""
+    """Return the size that ``recipe`` gives to a picture of ``size``."""
     if not recipe.preserve_aspect_ratio:
         return recipe.size
     width, height = size
-    fitting = min(recipe.size[0] / width, recipe.size[1] / height)
-    scale = min(fitting, 1.0)
+    fit_scale = min(recipe.size[0] / width, recipe.size[1] / height)
+    scale = min(fit_scale, 1.0)
     if min(width, height) * scale < recipe.min_size:
-        scale = min(fitting, recipe.min_size / min(width, height))
+        scale = min(fit_scale, recipe.min_size / min(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def resize(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """The picture, (height, width, 3), at ``size``: by area where it shrinks, then bicubic where it
-    grows."""
-    least = min(size[0], pixels.shape[1]), min(size[1], pixels.shape[0])
-    if least != (pixels.shape[1], pixels.shape[0]):
-        pixels = np.asarray(cv2.resize(pixels, least, interpolation=cv2.INTER_AREA), np.uint8)
-    if least != size:
+    """Resize (height, width, 3) pixels to ``size``.
+
+    Sides that shrink are area-averaged first; sides that grow are interpolated bicubically after.
+    """
+    height, width = pixels.shape[:2]
+    shrunk = min(size[0], width), min(size[1], height)
+    if shrunk != (width, height):
+        pixels = np.asarray(cv2.resize(pixels, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
+    if shrunk != size:
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC), np.uint8)
     return pixels
 
 
-def thumbnail(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """The picture with no side over ``side``, for looking at it as a whole."""
-    scale = min(1.0, side / max(pixels.shape[:2]))
-    return resize(
-        pixels, (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    )
+def thumbnail(pixels: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
+    """Shrink the picture so that no side exceeds ``max_side``, for measurements of the whole."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, max_side / max(height, width))
+    return resize(pixels, (max(1, round(width * scale)), max(1, round(height * scale))))

@@ -26,7 +26,7 @@ from models.moondream.config import (
     VisionConfig,
 )
 from models.moondream.model import tensor_shapes
-from tests.unit.raylens.engine.fakes import byte_tokenizer
+from testing.tokenizers import byte_tokenizer
 from training import qwen2_5_vl_checkpoint
 from training.smolvlm_checkpoint import (
     pocket_config,

@@ -1,5 +1,5 @@
-"""Whether a family's answers in changing company are what plain transformers generates for each
-request alone."""
+"""Comparison of a family's answers in changing batches with transformers' ``generate``, which
+answers one request at a time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import GenerationMixin
 
 from raylens.core.types import (
@@ -26,17 +27,18 @@ from raylens.core.types import (
 from raylens.engine.engine import Engine
 from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Model, Prompt
-from raylens.engine.sequence import Sequence, sequences
+from raylens.engine.sequence import Sequence, make_sequences
 from testing.pictures import random_pixels
 
-TIE = 1e-4
-"""Where the reference's two best logits lie so close, rounding may choose either."""
-MOST_TIES = 4
-Inputs = Callable[[Prompt], dict[str, Any]]
-"""What the reference's ``generate`` takes beside token ids."""
+MAX_TIE_GAP = 1e-4
+"""If the reference's two best logits are closer than this, rounding may decide for either token."""
+MAX_TIES = 4
+MakeInputs = Callable[[Prompt], dict[str, Any]]
+"""Returns the arguments of the reference's ``generate`` beside the token ids."""
 
 
 def user(*parts: TextPart | ImagePart | VideoPart) -> Chat:
+    """Return a chat of one user message."""
     return Chat((Message(Role.USER, parts),))
 
 
@@ -44,88 +46,108 @@ def request(task: Any, **sampling: Any) -> VisionRequest:
     return VisionRequest("r", "m", task, time.time() + 3600, SamplingParams(**sampling))
 
 
+def prepare_sequences(
+    model: Model, vision_request: VisionRequest, pictures: list[NDArray[np.uint8]]
+) -> list[Sequence]:
+    """Return one sequence for each answer that the request asks for."""
+    return make_sequences(vision_request, model.prepare(vision_request, pictures), model.tokenizer)
+
+
 def random_request(
-    rng: random.Random, pictures: list[np.ndarray], videos: bool = False
-) -> tuple[VisionRequest, list[np.ndarray]]:
-    """Text only, one picture or several, at every detail, with texts and answers of many lengths."""
-    shown = rng.sample(pictures, rng.choice((0, 1, 1, 2, 3)))
+    rng: random.Random, pictures: list[NDArray[np.uint8]], videos: bool = False
+) -> tuple[VisionRequest, list[NDArray[np.uint8]]]:
+    """Return a chat with its pictures: none, one or several, at every level of detail.
+
+    Questions and answers have many lengths. With ``videos`` some chats contain a short video.
+    """
+    chosen = rng.sample(pictures, rng.choice((0, 1, 1, 2, 3)))
     parts: list[TextPart | ImagePart | VideoPart] = [
-        ImagePart(index, rng.choice(list(Detail))) for index in range(len(shown))
+        ImagePart(index, rng.choice(list(Detail))) for index in range(len(chosen))
     ]
     if videos and rng.random() < 0.2:
         frames = [random_pixels(80, 60, rng.randrange(99)) for _ in range(rng.randint(2, 5))]
-        parts.append(
-            VideoPart(tuple(range(len(shown), len(shown) + len(frames))), rng.choice((1.0, 2.0)))
-        )
-        shown += frames
+        frame_indices = tuple(range(len(chosen), len(chosen) + len(frames)))
+        parts.append(VideoPart(frame_indices, rng.choice((1.0, 2.0))))
+        chosen += frames
     question = rng.choice(
         ("Describe this image.", "How many shapes are there?", "red blue " * rng.randint(1, 40))
     )
     parts.insert(rng.randint(0, len(parts)), TextPart(question))
-    return request(user(*parts), max_tokens=rng.randint(1, 24)), shown
+    return request(user(*parts), max_tokens=rng.randint(1, 24)), chosen
 
 
-SLICES = EngineLimits(max_batch_size=6, prefill_tokens=48, max_prefill_slice_s=0.0)
+SMALL_SLICES = EngineLimits(max_batch_size=6, prefill_tokens=48, max_prefill_slice_s=0.0)
 
 
-def run_in_company(
+def run_in_random_batches(
     model: Model,
     rng: random.Random,
     count: int,
     videos: bool = False,
-    limits: EngineLimits = SLICES,
+    limits: EngineLimits = SMALL_SLICES,
 ) -> list[Sequence]:
-    """``count`` requests that come and go at random, some of them aborted, in small slices, with
-    reuse."""
+    """Run at least ``count`` random requests, and return their sequences.
+
+    They arrive at random, some are aborted, and prefill runs in small slices with both caches on.
+    """
     engine = Engine(model, limits)
     pictures = [
         random_pixels(rng.randint(20, 500), rng.randint(20, 500), seed) for seed in range(12)
     ]
-    made: list[Sequence] = []
-    while len(made) < count or engine.has_work:
-        for _ in range(rng.choice((0, 0, 1, 2)) if len(made) < count else 0):
-            wanted, shown = random_request(rng, pictures, videos)
-            joining = sequences(wanted, model.prepare(wanted, shown), model.tokenizer)
-            engine.scheduler.add(joining)
-            made += joining
+    sequences: list[Sequence] = []
+    while len(sequences) < count or engine.has_work:
+        for _ in range(rng.choice((0, 0, 1, 2)) if len(sequences) < count else 0):
+            added = prepare_sequences(model, *random_request(rng, pictures, videos))
+            engine.scheduler.add(added)
+            sequences += added
         assert not [output.error for output in engine.step() if output.error]
         if engine.scheduler.running and rng.random() < 0.02:
             rng.choice(engine.scheduler.running).aborted = True
-    return made
+    return sequences
 
 
-def assert_as_alone(made: list[Sequence], reference: GenerationMixin, inputs: Inputs) -> int:
-    """Token for token; a difference is a tie, and ties are rare: how many there are."""
-    ties = sum(_is_tie(sequence, reference, inputs) for sequence in made)
-    assert ties <= MOST_TIES
-    assert sum(sequence.aborted for sequence in made) >= len(made) // 40
-    assert len({tuple(sequence.output_ids) for sequence in made}) > len(made) // 4
+def assert_matches_generate(
+    sequences: list[Sequence], reference: GenerationMixin, make_inputs: MakeInputs
+) -> int:
+    """Assert that ``generate`` returns the same tokens for each prompt alone.
+
+    A difference is allowed at a tie. Returns the number of ties, at most ``MAX_TIES``. Asserts too
+    that some sequences were aborted and that the answers vary.
+    """
+    ties = sum(_differs_at_a_tie(sequence, reference, make_inputs) for sequence in sequences)
+    assert ties <= MAX_TIES
+    assert sum(sequence.aborted for sequence in sequences) >= len(sequences) // 40
+    assert len({tuple(sequence.output_ids) for sequence in sequences}) > len(sequences) // 4
     return ties
 
 
-def _is_tie(sequence: Sequence, reference: GenerationMixin, inputs: Inputs) -> bool:
+def _differs_at_a_tie(
+    sequence: Sequence, reference: GenerationMixin, make_inputs: MakeInputs
+) -> bool:
+    """Return False if the tokens are equal, True if they differ at a tie; else fail."""
     if not sequence.output_ids:
         return False
     device = reference.device
-    ids = torch.tensor([sequence.prompt.token_ids], device=device)
-    given = {name: tensor.to(device) for name, tensor in inputs(sequence.prompt).items()}
+    token_ids = torch.tensor([sequence.prompt.token_ids], device=device)
+    inputs = {name: tensor.to(device) for name, tensor in make_inputs(sequence.prompt).items()}
     generated = reference.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        **given,
+        input_ids=token_ids,
+        attention_mask=torch.ones_like(token_ids),
+        **inputs,
         max_new_tokens=len(sequence.output_ids),
         do_sample=False,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    expected = generated.sequences[0, ids.shape[1] :].tolist()
+    expected_ids = generated.sequences[0, token_ids.shape[1] :].tolist()
     if not sequence.aborted:
         ended = sequence.output_ids[-1] == reference.generation_config.eos_token_id
         assert ended or len(sequence.output_ids) == sequence.params.max_tokens
-    for step, (ours, theirs) in enumerate(zip(sequence.output_ids, expected, strict=False)):
-        if ours != theirs:
+    pairs = zip(sequence.output_ids, expected_ids, strict=False)
+    for step, (token_id, expected_id) in enumerate(pairs):
+        if token_id != expected_id:
             best = generated.logits[step][0].topk(2).values
-            assert best[0] - best[1] < TIE
+            assert best[0] - best[1] < MAX_TIE_GAP
             return True
-    assert len(expected) == len(sequence.output_ids)
+    assert len(expected_ids) == len(sequence.output_ids)
     return False

@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 
 
-def encoded(pixels: np.ndarray[Any, Any] | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encode_picture(
+    pixels: np.ndarray[Any, Any] | Image.Image, file_format: str = "PNG", **options: Any
+) -> bytes:
     picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    picture.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 

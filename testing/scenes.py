@@ -9,7 +9,7 @@ from models.pocket.drawing import draw, encode
 from models.pocket.scenes import Scene, random_scene
 
 
-def drawn(seed: int, max_side: int = 512) -> tuple[Scene, bytes, str]:
+def draw_scene(seed: int, max_side: int = 512) -> tuple[Scene, bytes, str]:
     """A scene, its picture file, and the same as a data URL."""
     rng = random.Random(seed)
     scene = random_scene(rng, max_side)

@@ -1,4 +1,4 @@
-"""What all tests need."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _interrupts_are_heard() -> Iterator[None]:
-    """A shell's background job ignores SIGINT, and so would everything that a test starts to
-    interrupt it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _default_sigint_handler() -> Iterator[None]:
+    """Handle SIGINT, even in a shell's background job, which ignores it.
+
+    Processes that a test starts inherit the setting, and some tests interrupt them.
+    """
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, previous)

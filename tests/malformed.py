@@ -1,4 +1,4 @@
-"""Broken picture files by seed: cut short, with bits flipped, under wrong headers, and bombs."""
+"""Broken picture files by seed: truncated, with flipped bits, under wrong headers, and bombs."""
 
 from __future__ import annotations
 
@@ -10,42 +10,43 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from testing.pictures import encoded, gradient, png_header, random_pixels
+from testing.pictures import encode_picture, gradient, png_header, random_pixels
 
-KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 def malformed(seed: int) -> tuple[str, bytes]:
-    """A description and a file that is no whole picture."""
+    """Return a description and a file that is not a complete picture."""
     rng = random.Random(seed)
-    return (truncated, flipped, mislabeled, bomb)[seed % 4](rng)
+    make = (truncate, flip_bits, mislabel, make_bomb)[seed % 4]
+    return make(rng)
 
 
-def truncated(rng: random.Random) -> tuple[str, bytes]:
-    kind = rng.choice(KINDS)
-    data = encoded(
-        random_pixels(rng.randint(40, 200), rng.randint(40, 200), rng.randrange(99)), kind
-    )
-    share = rng.uniform(0.02, 0.95)
-    return f"{kind} cut at {share:.0%}", data[: int(len(data) * share)]
+def truncate(rng: random.Random) -> tuple[str, bytes]:
+    file_format = rng.choice(FORMATS)
+    pixels = random_pixels(rng.randint(40, 200), rng.randint(40, 200), rng.randrange(99))
+    data = encode_picture(pixels, file_format)
+    fraction = rng.uniform(0.02, 0.95)
+    return f"{file_format} cut at {fraction:.0%}", data[: int(len(data) * fraction)]
 
 
-def flipped(rng: random.Random) -> tuple[str, bytes]:
-    """Flips bits until Pillow finds the file broken: most formats have no checksum, and hide a flip
-    among the pixels.
+def flip_bits(rng: random.Random) -> tuple[str, bytes]:
+    """Flip bits until Pillow can't decode the file.
 
-    A PNG has checksums, and every flip breaks it.
+    Most formats have no checksum: a flip may only change a pixel. A PNG has checksums, and every
+    flip breaks it.
     """
-    kind = rng.choice(KINDS)
-    pixels = gradient(rng.randint(40, 200), rng.randint(40, 200))
-    whole = encoded(pixels, kind)
+    file_format = rng.choice(FORMATS)
+    original = encode_picture(gradient(rng.randint(40, 200), rng.randint(40, 200)), file_format)
+    size = len(original)
+    end = size if file_format in ("PNG", "JPEG") else min(size, 200)
     while True:
-        data = bytearray(whole)
-        for _ in range(1 if kind == "PNG" else 40):
-            place = rng.randrange(len(data) if kind in ("PNG", "JPEG") else min(len(data), 200))
-            data[place] ^= 1 << rng.randrange(8)
-        if kind == "PNG" or _is_broken(bytes(data)):
-            return f"{kind} with flipped bits", bytes(data)
+        data = bytearray(original)
+        for _ in range(1 if file_format == "PNG" else 40):
+            position = rng.randrange(end)
+            data[position] ^= 1 << rng.randrange(8)
+        if file_format == "PNG" or _is_broken(bytes(data)):
+            return f"{file_format} with flipped bits", bytes(data)
 
 
 def _is_broken(data: bytes) -> bool:
@@ -57,9 +58,10 @@ def _is_broken(data: bytes) -> bool:
     return False
 
 
-def mislabeled(rng: random.Random) -> tuple[str, bytes]:
+def mislabel(rng: random.Random) -> tuple[str, bytes]:
+    """Put noise behind a file format's header."""
     noise = rng.randbytes(rng.randint(1, 3000))
-    heads = {
+    headers = {
         "a JPEG's header": b"\xff\xd8\xff\xe0\0\x10JFIF\0",
         "a PNG's header": b"\x89PNG\r\n\x1a\n",
         "a GIF's header": b"GIF89a\x40\0\x40\0\xf7\0\0",
@@ -75,18 +77,18 @@ def mislabeled(rng: random.Random) -> tuple[str, bytes]:
         "nothing": b"",
         "text": b"this is no picture ",
     }
-    name = rng.choice(list(heads))
-    return f"noise behind {name}", heads[name] + noise
+    name = rng.choice(list(headers))
+    return f"noise behind {name}", headers[name] + noise
 
 
-def bomb(rng: random.Random) -> tuple[str, bytes]:
+def make_bomb(rng: random.Random) -> tuple[str, bytes]:
+    """Make a small file that takes too much memory or time to decode."""
     side = rng.choice((17_000, 50_000, 65_535))
-    png = png_header(side, side)
-    whole = io.BytesIO()
-    Image.new("1", (12_000, 12_000)).save(whole, "PNG")
-    kinds = {
-        "PNG's header": png,
-        "PNG of 144 million pixels in 18 kB": whole.getvalue(),
+    large_png = io.BytesIO()
+    Image.new("1", (12_000, 12_000)).save(large_png, "PNG")
+    bombs = {
+        "PNG's header": png_header(side, side),
+        "PNG of 144 million pixels in 18 kB": large_png.getvalue(),
         "BMP's header": b"BM"
         + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0),
         "GIF's header": b"GIF89a"
@@ -101,13 +103,13 @@ def bomb(rng: random.Random) -> tuple[str, bytes]:
         "JPEG's header": b"\xff\xd8\xff\xc0\0\x0b\x08"
         + struct.pack(">HH", side, side)
         + b"\1\1\x11\0\xff\xd9",
-        "PNG with 200 MB of text": _with_chunk(
+        "PNG with 200 MB of text": _png_with_chunk(
             b"zTXt", b"a\0\0" + zlib.compress(bytes(2 * 10**8), 1)
         ),
-        "progressive JPEG of endless scans": _scans(),
+        "progressive JPEG of 200 scans": _jpeg_with_scans(200),
     }
-    name = rng.choice(list(kinds))
-    return f"bomb: {name}", kinds[name]
+    name = rng.choice(list(bombs))
+    return f"bomb: {name}", bombs[name]
 
 
 def _tiff_header(side: int) -> bytes:
@@ -126,13 +128,15 @@ def _tiff_header(side: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 
 
-def _with_chunk(kind: bytes, data: bytes) -> bytes:
-    png = encoded(gradient(20, 20))
-    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def _png_with_chunk(chunk_type: bytes, data: bytes) -> bytes:
+    png = encode_picture(gradient(20, 20))
+    checksum = zlib.crc32(chunk_type + data)
+    chunk = struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", checksum)
     return png[:33] + chunk + png[33:]
 
 
-def _scans() -> bytes:
-    data = encoded(np.zeros((3000, 3000, 3), np.uint8), "JPEG", progressive=True)
+def _jpeg_with_scans(count: int) -> bytes:
+    """Return a progressive JPEG whose last scan is repeated ``count`` times."""
+    data = encode_picture(np.zeros((3000, 3000, 3), np.uint8), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
-    return data[:-2] + scan * 200 + data[-2:]
+    return data[:-2] + scan * count + data[-2:]

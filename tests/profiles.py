@@ -1,5 +1,5 @@
-"""Small ICC profiles made from scratch (ICC.1:2001-04, version 2), and what they mean in sRGB, by
-the formulas."""
+"""Small ICC profiles, built from scratch (ICC.1:2001-04, version 2), and their exact values in
+sRGB."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# Colorants adapted to D50, as columns: published by the makers of these spaces.
+# Colorants, adapted to D50, as columns. Published by the authors of these color spaces.
 SRGB = np.array(
     [[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]]
 )
@@ -27,11 +27,11 @@ INKS = {
     "magenta": (48, 50, 0),
     "yellow": (89, -5, 60),
 }
-"""CIE Lab of the inks of ``cmyk_profile``; any two together, and black, are (0, 0, 0)."""
+"""CIE Lab of the inks of ``cmyk_profile``. Black, and any two inks together, are (0, 0, 0)."""
 
 
 def matrix_profile(colorants: Array, name: str) -> bytes:
-    """An RGB profile with a plain gamma curve."""
+    """Return an RGB profile with a plain gamma curve."""
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(GAMMA * 256)) + bytes(2)
     tags = {b"desc": _text(name), b"cprt": b"text" + bytes(4) + b"none\0", b"wtpt": _xyz(D50)}
     for channel, column in zip(b"rgb", colorants.T, strict=True):
@@ -52,12 +52,10 @@ def gray_profile(gamma: float) -> bytes:
 
 
 def cmyk_profile() -> bytes:
-    """A printer's profile with a table of 2 × 2 × 2 × 2 entries."""
+    """Return a printer's profile with a table of 2 × 2 × 2 × 2 entries."""
     ramp = bytes(range(256))
-    table = b"".join(_lab8(_printed(inks)) for inks in itertools.product((0, 1), repeat=4))
-    identity = struct.pack(
-        ">9i", *(65536 * int(row == column) for row in range(3) for column in range(3))
-    )
+    table = b"".join(_lab8(_print(inks)) for inks in itertools.product((0, 1), repeat=4))
+    identity = struct.pack(">9i", *np.ravel(65536 * np.eye(3, dtype=int)))
     lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + 4 * ramp + table + 3 * ramp
     tags = {
         b"desc": _text("press"),
@@ -69,7 +67,7 @@ def cmyk_profile() -> bytes:
 
 
 def rgb_to_srgb(pixels: Array, colorants: Array) -> Array:
-    """Levels of an RGB space with ``GAMMA`` as levels of sRGB."""
+    """Convert levels of an RGB space with ``GAMMA`` to levels of sRGB."""
     linear = (pixels / 255.0) ** GAMMA
     return _encode(linear @ colorants.T @ np.linalg.inv(SRGB).T)
 
@@ -82,13 +80,14 @@ def lab_to_srgb(lab: tuple[float, float, float]) -> Array:
 
 
 def _encode(linear: Array) -> Array:
-    """IEC 61966-2-1."""
+    """Apply the transfer function of sRGB (IEC 61966-2-1)."""
     linear = np.clip(linear, 0, 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.asarray(np.rint(255 * encoded))
 
 
-def _printed(inks: tuple[int, ...]) -> tuple[int, int, int]:
+def _print(inks: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the Lab color of inks (cyan, magenta, yellow, black) on white paper."""
     if sum(inks) == 0:
         return INKS["white"]
     if sum(inks) > 1 or inks[3]:
@@ -109,13 +108,18 @@ def _xyz(values: Array) -> bytes:
     return b"XYZ " + bytes(4) + struct.pack(">3i", *(round(value * 65536) for value in values))
 
 
-def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
-    directory, body = struct.pack(">I", len(tags)), b""
+def _profile(
+    device_class: bytes, space: bytes, connection_space: bytes, tags: dict[bytes, bytes]
+) -> bytes:
+    directory = struct.pack(">I", len(tags))
+    body = b""
     start = 128 + 4 + 12 * len(tags)
     for signature, data in tags.items():
         directory += signature + struct.pack(">II", start + len(body), len(data))
         body += data + bytes(-len(data) % 4)
     size = start + len(body)
-    header = struct.pack(">I4sI4s4s4s", size, b"none", 0x02400000, kind, space, connection)
+    header = struct.pack(
+        ">I4sI4s4s4s", size, b"none", 0x02400000, device_class, space, connection_space
+    )
     header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + _xyz(D50)[8:]
     return header.ljust(128, b"\0") + directory + body

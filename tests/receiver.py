@@ -1,4 +1,4 @@
-"""A receiver of webhooks on 127.0.0.1, which believes only what an independent library verifies."""
+"""A webhook receiver on 127.0.0.1 that verifies each delivery with an independent library."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from standardwebhooks.webhooks import Webhook
 
 @dataclass
 class Receiver:
-    """What came, by job: the bodies of verified deliveries by their ``webhook-id``, and how often
-    each came."""
+    """The deliveries that arrived."""
 
     secret: str
     url: str = ""
     bodies: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
+    """Bodies of verified deliveries, by job id and then by ``webhook-id``."""
     times: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """How often each ``webhook-id`` arrived."""
     refused: list[str] = field(default_factory=list)
+    """Errors of deliveries whose verification failed."""
 
-    def take(self, body: bytes, headers: dict[str, str]) -> int:
+    def receive(self, body: bytes, headers: dict[str, str]) -> int:
+        """Verify and record a delivery, and return the status to answer with."""
         try:
             event = Webhook(self.secret).verify(body.decode(), headers)
         except Exception as error:
@@ -36,15 +39,15 @@ class Receiver:
 
 
 @contextmanager
-def receiving(secret: str) -> Iterator[Receiver]:
+def run_receiver(secret: str) -> Iterator[Receiver]:
+    """Run a receiver whose deliveries must be signed with ``secret``."""
     receiver = Receiver(secret)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(
-                receiver.take(body, {key.lower(): value for key, value in self.headers.items()})
-            )
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self.send_response(receiver.receive(body, headers))
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None: ...

@@ -1,6 +1,7 @@
-"""A redeploy while jobs run: ``python -m tests.redeploy FOLDER`` prints as JSON what came of it.
+"""Redeploys the application while jobs run, and prints what became of the jobs as JSON.
 
-A process of its own, with Ray's settings in its environment: they are read when Ray is imported.
+``python -m tests.redeploy FOLDER`` runs it in a process of its own, because Ray reads its settings
+from the environment when it is imported.
 """
 
 from __future__ import annotations
@@ -27,25 +28,26 @@ from raylens.core.config import AppConfig
 from raylens.core.types import Delta, VisionRequest
 
 JOBS = 120
-SECONDS = 0.3
-ENDED = ("succeeded", "failed", "canceled")
+GENERATE_S = 0.3
+TIMEOUT_S = 120
+TERMINAL_STATES = ("succeeded", "failed", "canceled")
 
 
 class SlowModel(StubModel):
-    """Writes down when it begins and ends with a job."""
+    """Logs the start and the end of each request."""
 
     def __init__(self, folder: str) -> None:
         self._log = Path(folder) / f"log-{time.time_ns()}"
 
     async def generate(self, request: VisionRequest, *pictures: Any) -> AsyncGenerator[Delta, None]:
-        began = time.time()
+        started_at = time.time()
         try:
-            await asyncio.sleep(SECONDS)
+            await asyncio.sleep(GENERATE_S)
             async for delta in super().generate(request):
                 yield delta
         finally:
             with self._log.open("a") as log:
-                log.write(json.dumps([request.id, began, time.time()]) + "\n")
+                log.write(json.dumps([request.id, started_at, time.time()]) + "\n")
 
 
 def build(folder: Path, workers: int) -> Application:
@@ -58,73 +60,76 @@ def build(folder: Path, workers: int) -> Application:
     }
     args = {"models": [{"name": MODEL, "family": "smolvlm"}], "jobs": jobs}
     config = AppConfig.model_validate(args)
-    few = {"num_cpus": 0.1}
+    resources = {"num_cpus": 0.1}
     model = serve.deployment(SlowModel).options(
-        name=MODEL, max_ongoing_requests=64, ray_actor_options=few
+        name=MODEL, max_ongoing_requests=64, ray_actor_options=resources
     )
     preprocessor = serve.deployment(StubPreprocessor).options(
-        name="Preprocessor", ray_actor_options=few
+        name="Preprocessor", ray_actor_options=resources
     )
     ingress = serve.deployment(BenchIngress).options(
-        name="Ingress", ray_actor_options=few, deployment_actors=[job_queue(config, args)]
+        name="Ingress", ray_actor_options=resources, deployment_actors=[job_queue(config, args)]
     )
     return ingress.bind(config, preprocessor.bind(), {MODEL: model.bind(str(folder))})
 
 
-def actors() -> set[str]:
-    named = ray.util.list_named_actors(all_namespaces=True)
-    return {each["name"] for each in named if "DEPLOYMENT_ACTOR" in each["name"].upper()}
+def list_queue_actors() -> set[str]:
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return {actor["name"] for actor in actors if "DEPLOYMENT_ACTOR" in actor["name"].upper()}
 
 
-async def jobs_of(client: httpx.AsyncClient) -> list[dict[str, Any]]:
-    answer = await client.get("/api/v1/jobs", params={"limit": 1000})
-    return list(answer.json()["jobs"]) if answer.status_code == 200 else []
+async def list_jobs(client: httpx.AsyncClient) -> list[dict[str, Any]]:
+    response = await client.get("/api/v1/jobs", params={"limit": 1000})
+    return list(response.json()["jobs"]) if response.status_code == 200 else []
 
 
 async def run(folder: Path, url: str) -> dict[str, Any]:
     body = {"job_type": "query", "input": {"question": "what is it?"}}
-    seen: set[str] = set()
-    most = 0
+    actors: set[str] = set()
+    most_alive = 0
+    jobs: list[dict[str, Any]] = []
+    submitted: set[str] = set()
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        sent = {
-            (await client.post("/api/v1/jobs", json=body)).raise_for_status().json()["id"]
-            for _ in range(JOBS)
-        }
+        for _ in range(JOBS):
+            response = await client.post("/api/v1/jobs", json=body)
+            submitted.add(response.raise_for_status().json()["id"])
         redeploy = asyncio.create_task(
             asyncio.to_thread(serve.run, build(folder, 5), name="raylens")
         )
-        jobs: list[dict[str, Any]] = []
-        async with asyncio.timeout(120):
-            while (
-                not redeploy.done()
-                or len(jobs) < JOBS
-                or any(job["status"] not in ENDED for job in jobs)
-            ):
-                alive = await asyncio.to_thread(actors)
-                seen |= alive
-                most = max(most, len(alive))
-                jobs = await jobs_of(client)
+        async with asyncio.timeout(TIMEOUT_S):
+            while not redeploy.done() or not have_ended(jobs):
+                alive = await asyncio.to_thread(list_queue_actors)
+                actors |= alive
+                most_alive = max(most_alive, len(alive))
+                jobs = await list_jobs(client)
                 await asyncio.sleep(0.1)
         await redeploy
     return {
         "jobs": Counter(job["status"] for job in jobs),
-        "lost": len(sent - {job["id"] for job in jobs}),
+        "lost": len(submitted - {job["id"] for job in jobs}),
         "attempts": Counter(job["attempts"] for job in jobs),
-        "actors": len(seen),
-        "most_alive": most,
-        "overlaps": overlaps(folder),
+        "actors": len(actors),
+        "most_alive": most_alive,
+        "overlaps": count_overlaps(folder),
     }
 
 
-def overlaps(folder: Path) -> int:
-    """How often an attempt at a job began before the one before it had ended."""
-    spans: dict[str, list[tuple[float, float]]] = {}
+def have_ended(jobs: list[dict[str, Any]]) -> bool:
+    return len(jobs) >= JOBS and all(job["status"] in TERMINAL_STATES for job in jobs)
+
+
+def count_overlaps(folder: Path) -> int:
+    """Return how often an attempt at a job started before the previous one had ended."""
+    attempts: dict[str, list[tuple[float, float]]] = {}
     for log in folder.glob("log-*"):
         for line in log.read_text().splitlines():
-            job, began, ended = json.loads(line)
-            spans.setdefault(job, []).append((began, ended))
-    pairs = [pair for each in spans.values() for pair in pairwise(sorted(each))]
-    return sum(later[0] < earlier[1] for earlier, later in pairs)
+            job_id, started_at, ended_at = json.loads(line)
+            attempts.setdefault(job_id, []).append((started_at, ended_at))
+    overlaps = 0
+    for spans in attempts.values():
+        for (_, previous_end), (next_start, _) in pairwise(sorted(spans)):
+            overlaps += next_start < previous_end
+    return overlaps
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""How the pocket checkpoints are made and trained. Not part of the wheel."""
+"""Training of the pocket checkpoints. Not part of the wheel."""

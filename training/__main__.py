@@ -1,5 +1,7 @@
-"""``python -m training smolvlm``: trains a family's pocket checkpoint; resumes where it was
-stopped."""
+"""Train the pocket checkpoint of a family, and resume an interrupted run.
+
+Usage: ``python -m training smolvlm``.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,26 @@ FAMILIES = {"moondream": moondream, "smolvlm": smolvlm, "qwen2_5_vl": qwen2_5_vl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train the pocket checkpoint of a family, and resume an interrupted run.",
+    )
     parser.add_argument("family", choices=list(FAMILIES))
-    parser.add_argument("--minutes", type=float, default=Settings.minutes)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path(".train"), help="where progress is kept")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=Settings.minutes,
+        help=f"training time (default: {Settings.minutes:g})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument(
+        "--work", type=Path, default=Path(".train"), help="folder for progress (default: .train)"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         default=None,
-        help="where the checkpoint goes (default: the bundled one)",
+        help="folder for the checkpoint (default: the bundled one)",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
@@ -35,10 +47,8 @@ def main() -> None:
     settings = dataclasses.replace(
         family.Settings(), minutes=arguments.minutes, seed=arguments.seed
     )
-    train(
-        family.Trainer(settings, arguments.work / arguments.family),
-        arguments.out or POCKET / arguments.family,
-    )
+    trainer = family.Trainer(settings, arguments.work / arguments.family)
+    train(trainer, arguments.out or POCKET / arguments.family)
 
 
 if __name__ == "__main__":

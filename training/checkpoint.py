@@ -1,4 +1,4 @@
-"""How pocket checkpoints are written, whatever the family."""
+"""Writing of pocket checkpoints that plain transformers loads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 def save(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, image_processor: Any
 ) -> None:
-    """Files that plain transformers loads; weights are kept in float16 and computed in float32."""
+    """Write a checkpoint to ``folder``.
+
+    The files store weights in float16; the configuration asks for float32 computation. The tied
+    ``lm_head.weight`` is left out.
+    """
     half = {
         name: tensor.to(torch.float16)
         for name, tensor in model.state_dict().items()

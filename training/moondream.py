@@ -1,22 +1,25 @@
-"""Trains the pocket Moondream on drawn scenes; :mod:`training.trainer` has what all families share.
+"""Training of the pocket Moondream on drawn scenes; :mod:`training.trainer` has the common parts.
 
-Beside captions and queries it learns boxes and points by the region head, thoughts that point at
-what they name, and questions about a given place. What makes the places quick to learn:
+Besides captions and queries, the model learns boxes and points through the region head, reasoning
+that points at the shapes it names, and questions about a given point or box. Three measures make
+coordinates fast to learn:
 
-- A coordinate's or a size's target is a narrow normal distribution over the bins, so that a bin off is nearly right.
-- The probe reads what is in each image token: kind and color, its cell of the grid, and, through the region head
-  itself, the middle and size of the shape there. What the encoder writes there the text model only has to copy.
-- A quarter of the pictures are cut at random around their shapes: places in the grid mean nothing there, boxes do.
+- The target of a coordinate or a size is a narrow normal distribution over the bins: a bin off is
+  nearly right.
+- The probe reads the content of each image token: kind, color and cell of the shape there and,
+  through the region head itself, the center and size of its box. The text model then only has to
+  copy what the encoder wrote into the token.
+- A quarter of the pictures are cropped at random around their shapes. The cells of the grid mean
+  nothing there, but boxes do.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,49 +35,61 @@ from models.pocket.scenes import COLORS, KINDS, LENGTHS, Scene, Shape, article, 
 from training import trainer
 from training.moondream_checkpoint import pocket_config, pocket_tokenizer, save_pocket
 from training.moondream_net import Net
-from training.pictures import drawn_scenes
+from training.pictures import draw_scenes
 from training.prompts import SYSTEM_PROMPTS
-from training.rows import IGNORED, PackedBatch, Row, Segment, exact_segments, pack
-from training.trainer import buckets, tasks
-from training.windows import COLOR_INDEX, KIND_INDEX, PLACED, Window, random_window, subject
+from training.rows import IGNORED, PackedBatch, Row, Segment, pack, score_segments
+from training.trainer import Example, build_examples, group_by_length
+from training.windows import (
+    COLOR_INDEX,
+    GRID_TASKS,
+    KIND_INDEX,
+    Window,
+    random_subject,
+    random_window,
+)
 
-CLOSE = 2
-"""Bins within which a place counts as right."""
+TOLERANCE = 2
+"""Bins within which a coordinate or a size counts as right."""
 
 
 @dataclass(frozen=True)
 class Settings(trainer.Settings):
     images_per_step: int = 32
     fresh_per_step: int = 12
-    asked: int = 10
-    """Questions in words to a row."""
+    text_questions: int = 10
+    """Captions and text questions per row."""
     first_mix: tuple[int, int] = (32, 0)
     last_mix: tuple[int, int] = (32, 0)
-    spread: float = 1.0
-    """Standard deviation of a place's target, in bins."""
+    target_std: float = 1.0
+    """Standard deviation of the target of a coordinate or a size, in bins."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What the vision encoder sees of a scene's ``window``."""
+    """The vision encoder's input for a scene."""
 
     crops: Crops
     scene: Scene
     window: Window
-    cut: bool
+    """The part of the scene that the picture shows."""
+    is_cropped: bool
+    """Whether the window is smaller than the scene."""
 
-    def middle(self, shape: Shape) -> tuple[float, float]:
-        """Normalized to the window."""
+    def box_center(self, shape: Shape) -> tuple[float, float]:
+        """Return the center (x, y) of the shape's box, normalized to the window."""
         left, top, right, bottom = self.box(shape)
         return (left + right) / 2, (top + bottom) / 2
 
     def center(self, shape: Shape) -> tuple[float, float]:
+        """Return the shape's own center (x, y), normalized to the window."""
         left, top, right, bottom = self.window
         return (shape.x - left) / (right - left), (shape.y - top) / (bottom - top)
 
     def box(self, shape: Shape) -> tuple[float, float, float, float]:
+        """Return the shape's box (x_min, y_min, x_max, y_max), normalized to the window."""
         left, top, right, bottom = self.window
-        width, height = right - left, bottom - top
+        width = right - left
+        height = bottom - top
         x_min, y_min, x_max, y_max = shape.box
         return (
             (x_min - left) / width,
@@ -84,12 +99,13 @@ class Picture:
         )
 
     def size(self, shape: Shape) -> tuple[float, float]:
+        """Return the (width, height) of the shape's box, normalized to the window."""
         left, top, right, bottom = self.box(shape)
         return right - left, bottom - top
 
 
 class Pictures(IterableDataset[Picture]):
-    """Scenes without end, as the model sees them."""
+    """An endless dataset of scenes as crops for the vision encoder."""
 
     def __init__(self, seed: int, max_side: int, config: MoondreamConfig) -> None:
         self.seed = seed
@@ -98,15 +114,15 @@ class Pictures(IterableDataset[Picture]):
 
     def __iter__(self) -> Iterator[Picture]:
         rng = random.Random(self.seed)
-        for scene, pixels in drawn_scenes(rng, self.max_side):
-            cut = rng.random() < 0.25
-            window = random_window(scene, rng) if cut else (0, 0, scene.width, scene.height)
-            shown = _resized(Image.fromarray(pixels).crop(window), rng)
-            yield Picture(crop(np.asarray(shown), self.config), scene, window, cut)
+        for scene, pixels in draw_scenes(rng, self.max_side):
+            is_cropped = rng.random() < 0.25
+            window = random_window(scene, rng) if is_cropped else (0, 0, scene.width, scene.height)
+            resized = _resize_sometimes(Image.fromarray(pixels).crop(window), rng)
+            yield Picture(crop(np.asarray(resized), self.config), scene, window, is_cropped)
 
 
-def _resized(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """Sometimes in another size, as a server may have made it."""
+def _resize_sometimes(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Resize half of the pictures, as a server may do."""
     if rng.random() < 0.5:
         return picture
     scale = rng.uniform(96, 512) / max(picture.size)
@@ -117,22 +133,27 @@ def _resized(picture: Image.Image, rng: random.Random) -> Image.Image:
 
 
 @dataclass
-class Said:
-    """Ids of a part of a segment, with what the loss counts: whether each is learned, and its exact
-    place, where it is one: (x or width, y or height), as a share of the picture."""
+class Tokens:
+    """Part of a segment: token ids with their training targets."""
 
     ids: list[int]
     learn: list[bool]
-    places: list[tuple[float, float] | None]
+    """Whether the loss includes each token."""
+    coordinates: list[tuple[float, float] | None]
+    """The exact value of each coordinate token (x, x) or (y, y) and size token (width, height), as
+    a share of the picture's sides; None for other tokens."""
 
 
 @dataclass
-class PlacedSegment(Segment):
-    places: list[tuple[float, float] | None] = None  # type: ignore[assignment]
+class GroundedSegment(Segment):
+    """A segment with the exact values of its coordinate and size tokens."""
+
+    coordinates: list[tuple[float, float] | None] = None  # type: ignore[assignment]
+    """As in :class:`Tokens`."""
 
 
 class Prompts:
-    """Turns questions into ids in the checkpoint's own templates."""
+    """Builds segments of token ids in the checkpoint's own templates."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, config: MoondreamConfig, net: Net
@@ -145,162 +166,179 @@ class Prompts:
         )
         self.prefix = [self._ids.bos_id] * (1 + config.vision.grid**2)
 
-    def caption(self, length: str, answer: str) -> PlacedSegment:
-        return self._segment(
-            f"caption {length}", _asked(self._ids.caption[length]), self._spoken(answer)
-        )
+    def build_caption(self, length: str, answer: str) -> GroundedSegment:
+        prompt = _prompt_tokens(self._ids.caption[length])
+        return self._build_segment(f"caption {length}", prompt, self._encode_answer(answer))
 
-    def query(
-        self, kind: str, question: str, answer: str, places: Said | None = None
-    ) -> PlacedSegment:
+    def build_query(
+        self, task: str, question: str, answer: str, reference: Tokens | None = None
+    ) -> GroundedSegment:
+        """Return a question, optionally about the point or box in ``reference``."""
         template = self._ids.query
-        suffix = (*template.suffix, *template.suffix)
-        asked = [
-            _asked(template.prefix),
-            *([places] if places else []),
-            _asked(self.encode(question)),
-            _asked(suffix),
-        ]
-        return self._segment(kind, *asked, self._spoken(answer))
+        prompt = [_prompt_tokens(template.prefix)]
+        if reference is not None:
+            prompt.append(reference)
+        prompt.append(_prompt_tokens(self.encode(question)))
+        # Upstream repeats the suffix if there is no reasoning.
+        prompt.append(_prompt_tokens((*template.suffix, *template.suffix)))
+        return self._build_segment(task, *prompt, self._encode_answer(answer))
 
-    def reasoning(self, question: str, picture: Picture, answer: str) -> PlacedSegment:
-        """Thoughts that name and point at each shape, and then the answer."""
+    def build_reasoning(self, question: str, picture: Picture, answer: str) -> GroundedSegment:
+        """Return a question, reasoning that names and points at each shape, and the answer."""
         ids = self._ids
         template = ids.query
-        asked = [*template.prefix, *self.encode(question), *template.suffix, ids.thinking_id]
+        prompt = [*template.prefix, *self.encode(question), *template.suffix, ids.thinking_id]
         thoughts = []
         for shape in picture.scene.shapes:
-            named = self.encode(f" {article(shape.color)} {shape.name}")
-            thoughts += [
-                _learned([ids.start_ground_points_id, *named]),
-                self.point(picture.center(shape), True),
-            ]
-            thoughts.append(_learned([ids.end_ground_id]))
-        return self._segment(
-            "reasoning", _asked(asked), *thoughts, _learned([ids.answer_id]), self._spoken(answer)
+            name = self.encode(f" {article(shape.color)} {shape.name}")
+            thoughts.append(_learned_tokens([ids.start_ground_points_id, *name]))
+            thoughts.append(self.encode_point(picture.center(shape), True))
+            thoughts.append(_learned_tokens([ids.end_ground_id]))
+        thoughts.append(_learned_tokens([ids.answer_id]))
+        return self._build_segment(
+            "reasoning", _prompt_tokens(prompt), *thoughts, self._encode_answer(answer)
         )
 
-    def locate(self, kind: str, name: str, picture: Picture) -> PlacedSegment:
-        """The boxes or the points of what the name means."""
-        template = self._ids.detect if kind == "detect" else self._ids.point
-        asked = [*template.prefix, *self.encode(f" {name}"), *template.suffix]
-        found = [shape for shape in picture.scene.shapes if shape.matches(name)]
-        parts = []
-        for shape in found:
-            if kind == "detect":
-                parts += [
-                    self.point(picture.middle(shape), True),
-                    self.size(picture.size(shape), True),
-                ]
+    def build_localization(self, task: str, name: str, picture: Picture) -> GroundedSegment:
+        """Return a request for the boxes or points of the shapes that ``name`` matches.
+
+        The segment includes the answer. ``task`` is ``detect`` or ``point``.
+        """
+        template = self._ids.detect if task == "detect" else self._ids.point
+        prompt = [*template.prefix, *self.encode(f" {name}"), *template.suffix]
+        answer = []
+        for shape in picture.scene.shapes:
+            if not shape.matches(name):
+                continue
+            if task == "detect":
+                answer.append(self.encode_point(picture.box_center(shape), True))
+                answer.append(self.encode_size(picture.size(shape), True))
             else:
-                parts.append(self.point(picture.center(shape), True))
-        return self._segment(kind, _asked(asked), *parts, _learned([self._ids.eos_id]))
+                answer.append(self.encode_point(picture.center(shape), True))
+        return self._build_segment(
+            task, _prompt_tokens(prompt), *answer, _learned_tokens([self._ids.eos_id])
+        )
 
-    def point(self, at: tuple[float, float], learn: bool) -> Said:
+    def encode_point(self, point: tuple[float, float], learn: bool) -> Tokens:
+        """Return the two coordinate tokens of a normalized point (x, y)."""
         bins = self._config.region.coord_out_dim
-        ids = [
-            self._net.first_coordinate + min(bins - 1, max(0, round(value * bins))) for value in at
-        ]
-        return Said(ids, [learn] * 2, [(value, value) for value in at])
+        ids = []
+        for value in point:
+            bin_index = min(bins - 1, max(0, round(value * bins)))
+            ids.append(self._net.first_coordinate + bin_index)
+        return Tokens(ids, [learn] * 2, [(value, value) for value in point])
 
-    def size(self, size: tuple[float, float], learn: bool) -> Said:
+    def encode_size(self, size: tuple[float, float], learn: bool) -> Tokens:
+        """Return the size token of a normalized (width, height), with logarithmic bins."""
         last = self._config.region.size_bins - 1
         width, height = (
             min(last, max(0, round((math.log2(value) + 10) / 10 * last))) for value in size
         )
-        return Said([self._net.size_id((width, height))], [learn], [size])
+        return Tokens([self._net.size_id((width, height))], [learn], [size])
 
-    def _spoken(self, answer: str) -> Said:
-        return _learned([*self.encode(f" {answer}"), self._ids.eos_id])
+    def _encode_answer(self, answer: str) -> Tokens:
+        return _learned_tokens([*self.encode(f" {answer}"), self._ids.eos_id])
 
-    def _segment(self, kind: str, *parts: Said) -> PlacedSegment:
-        ids = [each for part in parts for each in part.ids]
-        learn = [each for part in parts for each in part.learn]
-        return PlacedSegment(kind, ids, learn, [each for part in parts for each in part.places])
+    def _build_segment(self, task: str, *parts: Tokens) -> GroundedSegment:
+        segment = GroundedSegment(task, [], [], [])
+        for part in parts:
+            segment.ids += part.ids
+            segment.learn += part.learn
+            segment.coordinates += part.coordinates
+        return segment
 
 
-def _asked(ids: Any) -> Said:
-    return Said(list(ids), [False] * len(ids), [None] * len(ids))
+def _prompt_tokens(ids: Sequence[int]) -> Tokens:
+    """Return tokens of the prompt, which the loss ignores."""
+    return Tokens(list(ids), [False] * len(ids), [None] * len(ids))
 
 
-def _learned(ids: list[int]) -> Said:
-    return Said(ids, [True] * len(ids), [None] * len(ids))
+def _learned_tokens(ids: list[int]) -> Tokens:
+    """Return text and special tokens that the loss includes."""
+    return Tokens(ids, [True] * len(ids), [None] * len(ids))
 
 
 def row(
     index: int, picture: Picture, prompts: Prompts, settings: Settings, rng: random.Random
 ) -> Row:
-    """The picture, and many questions about it."""
+    """Return a row with the picture and many questions about it."""
     scene = picture.scene
-    segments = [
-        prompts.caption(length, scene.caption(length))
-        for length in LENGTHS
-        if _is_placed(picture, length)
+    lengths = [length for length in LENGTHS if length == "short" or not picture.is_cropped]
+    segments = [prompts.build_caption(length, scene.caption(length)) for length in lengths]
+    candidates = [
+        example
+        for example in build_examples(scene, rng)
+        if not example.task.startswith("caption") and _is_answerable(example.task, picture)
     ]
-    asked = [each for each in tasks(scene, rng) if not each[0].startswith("caption")]
-    asked = [each for each in asked if each[0] not in PLACED or not picture.cut]
-    for kind, question, answer in rng.sample(
-        asked, min(len(asked), settings.asked - len(segments))
-    ):
-        segments.append(prompts.query(kind, _in_a_chat(question, asked, rng), answer))
-    segments += [
-        prompts.locate(kind, subject(scene, rng), picture) for kind in ("detect", "point") * 2
-    ]
-    segments.append(_about_a_place(picture, prompts, rng))
-    thought = rng.choice(
-        [each for each in questions(scene, rng) if each.kind not in PLACED or not picture.cut]
+    count = min(len(candidates), settings.text_questions - len(segments))
+    for example in rng.sample(candidates, count):
+        question = _add_context(example.question, candidates, rng)
+        segments.append(prompts.build_query(example.task, question, example.answer))
+    for task in ("detect", "point") * 2:
+        segments.append(prompts.build_localization(task, random_subject(scene, rng), picture))
+    segments.append(_question_about_reference(picture, prompts, rng))
+    reasoned = rng.choice(
+        [question for question in questions(scene, rng) if _is_answerable(question.kind, picture)]
     )
-    segments.append(prompts.reasoning(thought.text, picture, thought.answer))
+    segments.append(prompts.build_reasoning(reasoned.text, picture, reasoned.answer))
     return Row(prompts.prefix, [index], list(segments))
 
 
-def _is_placed(picture: Picture, length: str) -> bool:
-    return length == "short" or not picture.cut
+def _is_answerable(task: str, picture: Picture) -> bool:
+    """Whether the picture still has the grid that the task may need."""
+    return task not in GRID_TASKS or not picture.is_cropped
 
 
-def _in_a_chat(question: str, asked: list[tuple[str, str, str]], rng: random.Random) -> str:
-    """Sometimes behind a system prompt or an earlier turn, as a chat is told."""
+def _add_context(question: str, candidates: list[Example], rng: random.Random) -> str:
+    """Prepend a system prompt or an earlier turn now and then, in the form that chats take."""
     pick = rng.random()
     if pick < 0.06:
         return f"system: {rng.choice(SYSTEM_PROMPTS)}\n{question}"
     if pick < 0.12:
-        _, before, answer = rng.choice(asked)
-        return f"user: {before}\nassistant: {answer}\n{question}"
+        earlier = rng.choice(candidates)
+        return f"user: {earlier.question}\nassistant: {earlier.answer}\n{question}"
     return question
 
 
-def _about_a_place(picture: Picture, prompts: Prompts, rng: random.Random) -> PlacedSegment:
+def _question_about_reference(
+    picture: Picture, prompts: Prompts, rng: random.Random
+) -> GroundedSegment:
+    """Return a question about the point or the box of a random shape."""
     shape = rng.choice(picture.scene.shapes)
-    place = prompts.point(picture.center(shape), False)
+    reference = prompts.encode_point(picture.center(shape), False)
     if rng.random() < 0.5:
-        middle, size = (
-            prompts.point(picture.middle(shape), False),
-            prompts.size(picture.size(shape), False),
+        middle = prompts.encode_point(picture.box_center(shape), False)
+        size = prompts.encode_size(picture.size(shape), False)
+        reference = Tokens(
+            middle.ids + size.ids,
+            middle.learn + size.learn,
+            middle.coordinates + size.coordinates,
         )
-        place = Said(middle.ids + size.ids, middle.learn + size.learn, middle.places + size.places)
     question, answer = rng.choice(
         (
             ("What is this?", f"{article(shape.color)} {shape.name}"),
             ("What color is this?", shape.color),
         )
     )
-    return prompts.query("place", question, answer, place)
+    return prompts.build_query("place", question, answer, reference)
 
 
 class Probe(nn.Module):
-    """What is linearly read in an image token: classes, and states in which the region head reads a
-    middle and a size."""
+    """A linear readout of image tokens."""
 
     sizes = (len(KINDS) + 1, len(COLORS) + 1, 10, 2)
+    """Classes of each readout: kind, color, cell, and whether the token contains the center of the
+    shape's box."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.classes = nn.Linear(hidden, sum(self.sizes))
+        # Three states, from which the region head reads x, y, and the size.
         self.places = nn.Linear(hidden, 3 * hidden)
 
 
 class Trainer(trainer.Trainer[Picture]):
-    """The pocket Moondream in the making."""
+    """Trains the pocket Moondream."""
 
     settings: Settings
     model: Net
@@ -315,7 +353,6 @@ class Trainer(trainer.Trainer[Picture]):
         super().__init__(net, Probe(self.config.text.dim), settings, work)
 
     def pictures(self) -> Iterator[list[Picture]]:
-        """Implements :meth:`training.trainer.Trainer.pictures`."""
         source = Pictures(self.settings.seed + 1 + self.steps, self.settings.max_side, self.config)
         return iter(
             DataLoader(source, batch_size=16, num_workers=1, collate_fn=list, prefetch_factor=4)
@@ -324,7 +361,6 @@ class Trainer(trainer.Trainer[Picture]):
     def loss(
         self, pictures: list[Picture], rng: random.Random
     ) -> tuple[Tensor, list[tuple[str, bool]]]:
-        """Implements :meth:`training.trainer.Trainer.loss`."""
         pixels = torch.from_numpy(
             np.concatenate([picture.crops.pixels for picture in pictures])
         ).to(self.device)
@@ -335,124 +371,139 @@ class Trainer(trainer.Trainer[Picture]):
             for index, picture in enumerate(pictures)
         ]
         losses, weight, exact = [], 0.0, []
-        for bucket in buckets(rows, 2):
-            batch = pack(bucket, self.config.tokenizer.eos_id, self.device, whole_prefix=True)
+        for bucket in group_by_length(rows, 2):
+            batch = pack(
+                bucket, self.config.tokenizer.eos_id, self.device, bidirectional_prefix=True
+            )
             loss, predicted = self._answer_loss(
-                batch, features[batch.tiles], _places(bucket, batch)
+                batch, features[batch.feature_indices], _exact_coordinates(bucket, batch)
             )
             losses.append(loss)
             weight += batch.weights.sum().item()
-            exact += exact_segments(batch, predicted)
-        return torch.stack(losses).sum() / weight + 0.5 * self._probe_loss(
-            features, pictures
-        ), exact
+            exact += score_segments(batch, predicted)
+        answer_loss = torch.stack(losses).sum() / weight
+        return answer_loss + 0.5 * self._probe_loss(features, pictures), exact
 
     def write(self, out: Path) -> None:
-        """Implements :meth:`training.trainer.Trainer.write`."""
         save_pocket(out, self.config, self.model.tensors(), self.tokenizer)
 
     def _answer_loss(
-        self, batch: PackedBatch, features: Tensor, places: Tensor
+        self, batch: PackedBatch, features: Tensor, coordinates: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the learned ids' losses, and the labels' most likely ids; a place is
-        right where it is close."""
+        """Return the weighted sum of the losses of learned tokens, and the most likely tokens.
+
+        A coordinate or size within ``TOLERANCE`` of the exact one is replaced by its label.
+        """
         net = self.model
         states = net.states(batch.ids, features, batch.mask, batch.positions[0])
-        learned = batch.labels != IGNORED
-        states, labels, weights = states[learned], batch.labels[learned], batch.weights[learned]
-        places = places[learned]
+        is_learned = batch.labels != IGNORED
+        states = states[is_learned]
+        labels = batch.labels[is_learned]
+        weights = batch.weights[is_learned]
+        coordinates = coordinates[is_learned]
         is_size = labels >= net.first_size
         is_coordinate = (labels >= net.first_coordinate) & ~is_size
-        spoken = torch.where(is_coordinate, self.config.tokenizer.coord_id, labels)[~is_size]
+        coord_id = self.config.tokenizer.coord_id
+        text_labels = torch.where(is_coordinate, coord_id, labels)[~is_size]
         logits = net.logits(states[~is_size])
         losses = torch.zeros_like(weights)
-        losses[~is_size] = F.cross_entropy(logits, spoken, reduction="none")
+        losses[~is_size] = F.cross_entropy(logits, text_labels, reduction="none")
         best = labels.clone()
         best[~is_size] = torch.where(
-            logits.argmax(-1) == spoken, labels[~is_size], logits.argmax(-1)
+            logits.argmax(-1) == text_labels, labels[~is_size], logits.argmax(-1)
         )
-        wrong = torch.zeros_like(is_size)
+        is_wrong = torch.zeros_like(is_size)
         if is_coordinate.any():
-            said = net.coordinate_logits(states[is_coordinate])
-            bins = places[is_coordinate, 0] * said.shape[-1]
-            losses = losses.index_add(0, is_coordinate.nonzero()[:, 0], self._near(said, bins))
-            wrong[is_coordinate] = (said.argmax(-1) - bins).abs() > CLOSE
+            bin_logits = net.coordinate_logits(states[is_coordinate])
+            bins = coordinates[is_coordinate, 0] * bin_logits.shape[-1]
+            indices = is_coordinate.nonzero()[:, 0]
+            losses = losses.index_add(0, indices, self._bin_loss(bin_logits, bins))
+            is_wrong[is_coordinate] = (bin_logits.argmax(-1) - bins).abs() > TOLERANCE
         if is_size.any():
-            said = net.size_logits(states[is_size])
-            bins = size_bins(places[is_size], said.shape[-1])
-            losses = losses.index_add(0, is_size.nonzero()[:, 0], self._near(said, bins).mean(-1))
-            wrong[is_size] = ((said.argmax(-1) - bins).abs() > CLOSE).any(-1)
-        best[wrong] = -1
+            bin_logits = net.size_logits(states[is_size])
+            bins = size_bins(coordinates[is_size], bin_logits.shape[-1])
+            indices = is_size.nonzero()[:, 0]
+            losses = losses.index_add(0, indices, self._bin_loss(bin_logits, bins).mean(-1))
+            is_wrong[is_size] = ((bin_logits.argmax(-1) - bins).abs() > TOLERANCE).any(-1)
+        best[is_wrong] = -1
         predicted = batch.labels.clone()
-        predicted[learned] = best
+        predicted[is_learned] = best
         return (losses * weights).sum(), predicted
 
-    def _near(self, logits: Tensor, bins: Tensor) -> Tensor:
-        """Cross entropy (…,) of logits (…, bins) to a normal distribution about each place (…,), in
-        bins."""
+    def _bin_loss(self, logits: Tensor, bins: Tensor) -> Tensor:
+        """Return the cross entropy (…,) of logits (…, bins).
+
+        The target is a normal distribution around each exact position (…,), in bins.
+        """
         distance = torch.arange(logits.shape[-1], device=logits.device) - bins[..., None]
-        targets = (-0.5 * (distance / self.settings.spread) ** 2).softmax(-1)
+        targets = (-0.5 * (distance / self.settings.target_std) ** 2).softmax(-1)
         return -(targets * logits.log_softmax(-1)).sum(-1)
 
     def _probe_loss(self, features: Tensor, pictures: list[Picture]) -> Tensor:
         net = self.model
-        classes, places, has_place = (
-            part.to(self.device) for part in probe_targets(pictures, self.config.vision.grid)
+        classes, boxes, has_shape = (
+            target.to(self.device) for target in probe_targets(pictures, self.config.vision.grid)
         )
         loss = torch.zeros((), device=self.device)
-        logits = self.probe.classes(features).split(Probe.sizes, -1)
-        for each, target in zip(logits, classes.unbind(-1), strict=True):
-            loss = loss + F.cross_entropy(each.flatten(0, 1), target.flatten())
-        x, y, size = self.probe.places(features[has_place]).chunk(3, -1)
-        said = net.coordinate_logits(torch.stack([x, y], 1))
-        sizes = net.size_logits(size)
-        known = places[has_place]
-        near = (
-            self._near(said, known[:, :2] * said.shape[-1]),
-            self._near(sizes, size_bins(known[:, 2:], sizes.shape[-1])),
-        )
-        return loss + near[0].mean() + near[1].mean()
+        class_logits = self.probe.classes(features).split(Probe.sizes, -1)
+        for logits, target in zip(class_logits, classes.unbind(-1), strict=True):
+            loss = loss + F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        x, y, size = self.probe.places(features[has_shape]).chunk(3, -1)
+        coordinate_logits = net.coordinate_logits(torch.stack([x, y], 1))
+        size_logits = net.size_logits(size)
+        exact = boxes[has_shape]
+        coordinate_bins = exact[:, :2] * coordinate_logits.shape[-1]
+        middle_loss = self._bin_loss(coordinate_logits, coordinate_bins)
+        size_loss = self._bin_loss(size_logits, size_bins(exact[:, 2:], size_logits.shape[-1]))
+        return loss + middle_loss.mean() + size_loss.mean()
 
 
 def size_bins(sizes: Tensor, bins: int) -> Tensor:
-    """Where shares of a side lie among the bins."""
+    """Return the fractional bins of sizes, which are shares of a side."""
     return (sizes.log2() + 10) / 10 * (bins - 1)
 
 
-def _places(rows: list[Row], batch: PackedBatch) -> Tensor:
-    """(rows, length, 2): the exact place that each position predicts."""
-    places = np.zeros((*batch.labels.shape, 2), np.float32)
-    segments = (segment for each in rows for segment in each.segments)
+def _exact_coordinates(rows: list[Row], batch: PackedBatch) -> Tensor:
+    """Return the exact coordinates (rows, length, 2) that each position predicts."""
+    coordinates = np.zeros((*batch.labels.shape, 2), np.float32)
+    segments = (segment for row in rows for segment in row.segments)
     for segment, (_, index, start, _) in zip(segments, batch.spans, strict=True):
-        for offset, place in enumerate(segment.places):  # type: ignore[attr-defined]
-            if place is not None:
-                places[index, start + offset - 1] = place
-    return torch.from_numpy(places).to(batch.labels.device)
+        for offset, values in enumerate(segment.coordinates):  # type: ignore[attr-defined]
+            if values is not None:
+                coordinates[index, start + offset - 1] = values
+    return torch.from_numpy(coordinates).to(batch.labels.device)
 
 
 def probe_targets(pictures: list[Picture], grid: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a probe should read in each image token.
+    """Return the targets of the probe for each image token.
 
-    (pictures, tokens, 4): kind, color and cell of the shape whose box holds the token's middle or
-    whose middle lies in the token, 0 for none, and whether it is the latter. (pictures, tokens, 4):
-    that shape's middle and size. A mask for these.
+    A token belongs to a shape if the shape's box contains the token's center, or if the token
+    contains the center of the shape's box. The targets are:
+
+    - (pictures, tokens, 4): kind, color and cell of the shape, 0 for none, and whether the token
+      contains the center of the shape's box.
+    - (pictures, tokens, 4): center and size of the shape's box.
+    - (pictures, tokens): True if the token belongs to a shape.
     """
     rows, columns = np.divmod(np.arange(grid**2), grid)
-    x, y, half = (columns + 0.5) / grid, (rows + 0.5) / grid, 0.5 / grid
+    x = (columns + 0.5) / grid
+    y = (rows + 0.5) / grid
+    half = 0.5 / grid
     classes = np.zeros((len(pictures), grid**2, 4), np.int64)
-    places = np.full((len(pictures), grid**2, 4), 0.5, np.float32)
+    boxes = np.full((len(pictures), grid**2, 4), 0.5, np.float32)
     for index, picture in enumerate(pictures):
         for shape in picture.scene.shapes:
             left, top, right, bottom = picture.box(shape)
-            at, size = picture.middle(shape), picture.size(shape)
-            middle = (abs(x - at[0]) <= half) & (abs(y - at[1]) <= half)
-            inside = middle | ((left <= x) & (x <= right) & (top <= y) & (y <= bottom))
-            cell = 0 if picture.cut else shape.cell + 1
-            classes[index, inside, :3] = KIND_INDEX[shape.kind], COLOR_INDEX[shape.color], cell
-            classes[index, middle, 3] = 1
-            places[index, inside] = (*at, *size)
+            middle = picture.box_center(shape)
+            has_middle = (abs(x - middle[0]) <= half) & (abs(y - middle[1]) <= half)
+            in_box = (left <= x) & (x <= right) & (top <= y) & (y <= bottom)
+            in_shape = has_middle | in_box
+            cell = 0 if picture.is_cropped else shape.cell + 1
+            classes[index, in_shape, :3] = KIND_INDEX[shape.kind], COLOR_INDEX[shape.color], cell
+            classes[index, has_middle, 3] = 1
+            boxes[index, in_shape] = (*middle, *picture.size(shape))
     return (
         torch.from_numpy(classes),
-        torch.from_numpy(places),
+        torch.from_numpy(boxes),
         torch.from_numpy(classes[..., 0] > 0),
     )

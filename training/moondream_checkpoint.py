@@ -1,7 +1,7 @@
-"""The pocket Moondream: the same architecture as the real one, small enough to ship.
+"""The pocket Moondream checkpoint: the original architecture, small enough to ship.
 
-Crops of 96 pixels in patches of 16, up to four of them beside the whole picture, which takes 36
-tokens.
+A picture is 36 image tokens, from the whole picture and up to four local crops. A crop has 96
+pixels a side, in patches of 16.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ SPECIAL_TOKENS = [
     "<|start_ground_text|>",
     "<|end_ground|>",
 ]
-"""In the places that the real tokenizer gives them."""
+"""The order is the original tokenizer's, so the ids are the same."""
 TASK, INPUT, ANSWER = 1, 2, 3
 VOCAB_SIZE = 768
 WORDS = ("caption", "query", "detect", "point", "short", "normal", "long")
+"""Words of the prompt templates. Each is one token."""
 
 
 def pocket_tokenizer() -> PreTrainedTokenizerFast:
@@ -54,10 +55,10 @@ def pocket_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pocket_config(tokenizer: PreTrainedTokenizerFast) -> MoondreamConfig:
-    word = {word: tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in WORDS}
+    word_ids = {word: tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in WORDS}
 
     def template(name: str) -> Template:
-        return Template((TASK, word[name], INPUT), (ANSWER,))
+        return Template((TASK, word_ids[name], INPUT), (ANSWER,))
 
     return MoondreamConfig(
         text=TextConfig(
@@ -85,7 +86,7 @@ def pocket_config(tokenizer: PreTrainedTokenizerFast) -> MoondreamConfig:
         ),
         tokenizer=TokenizerConfig(
             caption={
-                length: (TASK, word["caption"], INPUT, word[length], ANSWER)
+                length: (TASK, word_ids["caption"], INPUT, word_ids[length], ANSWER)
                 for length in WORDS[-3:]
             },
             query=template("query"),
@@ -101,17 +102,20 @@ def save_pocket(
     tensors: Mapping[str, Tensor],
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """Writes the checkpoint; weights are kept in float16 and computed in float32."""
+    """Write the checkpoint to ``folder``.
+
+    Weights are stored in float16; the model computes in float32.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     half = {
         f"model.{name}": tensor.to(torch.float16).contiguous().cpu()
         for name, tensor in tensors.items()
     }
     save_file(half, folder / "model.safetensors", {"format": "pt"})
-    described = {
+    contents = {
         "architectures": ["HfMoondream"],
         "model_type": "moondream1",
         "config": config.to_dict(),
     }
-    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(contents, indent=2) + "\n")
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""Pictures to train on: drawn without end in a process of their own, each used a few times."""
+"""Training pictures: drawn endlessly in a worker process, and each used several times."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from models.pocket.scenes import Scene, random_scene
 from training.smolvlm_checkpoint import TILE
 
 P = TypeVar("P")
+"""A family's training picture."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A tile of shape (192, 192, 3) and the scene that it shows."""
+    """A picture as one tile, and the scene that it shows."""
 
     tile: NDArray[np.uint8]
+    """(192, 192, 3)."""
     scene: Scene
 
 
 def to_tile(pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
-    """One square tile, by one of the ways in which a server may come to it."""
+    """Resize pixels to one square tile, in one of the ways that a server may do it."""
     picture = Image.fromarray(pixels)
     if rng.random() < 0.5 and max(picture.size) != TILE:
-        edge = rng.choice((TILE, 2 * TILE))
-        scale = edge / max(picture.size)
+        longest_side = rng.choice((TILE, 2 * TILE))
+        scale = longest_side / max(picture.size)
         picture = picture.resize(
             (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
         )
@@ -42,8 +44,8 @@ def to_tile(pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
     return np.asarray(picture.resize((TILE, TILE), rng.choice(filters)))
 
 
-def drawn_scenes(rng: random.Random, max_side: int) -> Iterator[tuple[Scene, NDArray[np.uint8]]]:
-    """Scenes without end and their pixels, most of them encoded and decoded again."""
+def draw_scenes(rng: random.Random, max_side: int) -> Iterator[tuple[Scene, NDArray[np.uint8]]]:
+    """Yield random scenes and their pixels endlessly. Most are encoded and decoded once."""
     while True:
         scene = random_scene(rng, 1024 if rng.random() < 0.03 else max_side)
         pixels = draw(scene, rng)
@@ -53,7 +55,7 @@ def drawn_scenes(rng: random.Random, max_side: int) -> Iterator[tuple[Scene, NDA
 
 
 class Pictures(IterableDataset[Picture]):
-    """Scenes without end, brought to one tile."""
+    """An endless dataset of scenes, each resized to one tile."""
 
     def __init__(self, seed: int, max_side: int) -> None:
         self.seed = seed
@@ -61,20 +63,21 @@ class Pictures(IterableDataset[Picture]):
 
     def __iter__(self) -> Iterator[Picture]:
         rng = random.Random(self.seed)
-        for scene, pixels in drawn_scenes(rng, self.max_side):
+        for scene, pixels in draw_scenes(rng, self.max_side):
             yield Picture(to_tile(pixels, rng), scene)
 
 
 class Pool(Generic[P]):
-    """The latest pictures; ``draw`` takes new ones as they come and mixes them with earlier ones."""
+    """The latest ``size`` pictures of a source."""
 
     def __init__(self, source: Iterator[list[P]], size: int) -> None:
-        self.source = source
-        self.kept: deque[P] = deque(maxlen=size)
+        self._source = source
+        self._pictures: deque[P] = deque(maxlen=size)
 
-    def draw(self, count: int, fresh: int, rng: random.Random) -> list[P]:
-        while fresh > 0 or len(self.kept) < count:
-            batch = next(self.source)
-            self.kept.extend(batch)
+    def sample(self, count: int, fresh: int, rng: random.Random) -> list[P]:
+        """Add at least ``fresh`` new pictures to the pool and return ``count`` random ones."""
+        while fresh > 0 or len(self._pictures) < count:
+            batch = next(self._source)
+            self._pictures.extend(batch)
             fresh -= len(batch)
-        return rng.sample(self.kept, count)
+        return rng.sample(self._pictures, count)

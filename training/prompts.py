@@ -1,5 +1,4 @@
-"""How people ask: the phrasings that the pocket models are trained on, beside the exact queries of
-a scene."""
+"""Phrasings of requests for training, besides the exact queries of a scene."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import random
 
 from models.pocket.scenes import CELLS, COLORS, KINDS
 
-_VERBS = (
+_OPENINGS = (
     "Describe",
     "Caption",
     "Please describe",
@@ -17,12 +16,12 @@ _VERBS = (
     "Describe what you see in",
 )
 _NOUNS = ("image", "picture", "photo", "scene")
-_MANNERS = {
+_STYLES = {
     "short": (" briefly", " in one short sentence", " in short", " in a few words"),
     "normal": ("",),
     "long": (" in detail", " in great detail", " at length", " with all details"),
 }
-_FIXED = {
+_COMPLETE_REQUESTS = {
     "short": (
         "Write a short caption for this image.",
         "Give a short caption.",
@@ -50,7 +49,7 @@ DETECT_PROMPT = (
     "Outline the position of each {} and output all the bbox coordinates in JSON format."
 )
 POINT_PROMPT = "Point to each {} and output all the point coordinates in JSON format."
-"""How Qwen2.5-VL is asked for boxes and points, after its cookbook on spatial understanding."""
+"""Prompts of Qwen2.5-VL for boxes and points, from its cookbook on spatial understanding."""
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are a helpful assistant that describes images.",
@@ -60,26 +59,31 @@ SYSTEM_PROMPTS = (
 
 
 def caption_request(length: str, rng: random.Random) -> str:
-    """One way of asking for a caption of this length."""
+    """Return a random request for a caption of this length."""
     if rng.random() < 0.3:
-        return _vary(rng.choice(_FIXED[length]), rng)
-    verb = rng.choice(_VERBS)
-    manner = rng.choice(_MANNERS[length])
-    end = rng.choice(("?", "?", ".", "")) if verb.startswith("Can") else rng.choice((".", ".", ""))
-    return _vary(
-        f"{verb} {rng.choice(('this', 'this', 'the'))} {rng.choice(_NOUNS)}{manner}{end}", rng
-    )
+        return _vary(rng.choice(_COMPLETE_REQUESTS[length]), rng)
+    opening = rng.choice(_OPENINGS)
+    style = rng.choice(_STYLES[length])
+    is_question = opening.startswith("Can")
+    end = rng.choice(("?", "?", ".", "")) if is_question else rng.choice((".", ".", ""))
+    article = rng.choice(("this", "this", "the"))
+    noun = rng.choice(_NOUNS)
+    return _vary(f"{opening} {article} {noun}{style}{end}", rng)
 
 
 def _vary(text: str, rng: random.Random) -> str:
+    """Start the text in lower case now and then."""
     return text[0].lower() + text[1:] if rng.random() < 0.15 else text
 
 
 def vocabulary_corpus() -> list[str]:
-    """Text in which every word that the models should hold as one token appears often enough."""
+    """Return text that repeats each word that should become one token.
+
+    BPE merges frequent words first.
+    """
     rng = random.Random(0)
-    lines = [caption_request(length, rng) for length in _FIXED for _ in range(1500)]
-    lines += [line for length in _FIXED for line in _FIXED[length]] * 60
+    lines = [caption_request(length, rng) for length in _COMPLETE_REQUESTS for _ in range(1500)]
+    lines += [line for length in _COMPLETE_REQUESTS for line in _COMPLETE_REQUESTS[length]] * 60
     lines += list(SYSTEM_PROMPTS) * 60
     lines += ["User: System: User:\nAssistant: "] * 200
     words = (
@@ -106,10 +110,14 @@ def vocabulary_corpus() -> list[str]:
 
 
 def grounding_corpus(max_number: int) -> list[str]:
-    """The same for JSON of boxes and points, with numbers up to ``max_number`` as one token each."""
+    """Return text that makes the keys of box and point JSON one token each.
+
+    Numbers up to ``max_number`` also become one token each.
+    """
     corpus = [f"[{number}, {number}]" for number in range(max_number + 1)] * 12
     corpus += [
-        '[{"bbox_2d": [1, 2, 3, 4], "label": "red circle"}, {"point_2d": [1, 2], "label": "shape"}]',
+        '[{"bbox_2d": [1, 2, 3, 4], "label": "red circle"}, '
+        '{"point_2d": [1, 2], "label": "shape"}]',
         "[]",
     ] * 60
     corpus += [DETECT_PROMPT.format("circle"), POINT_PROMPT.format("circle")] * 60

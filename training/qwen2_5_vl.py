@@ -1,14 +1,15 @@
-"""Trains the pocket Qwen2.5-VL on drawn scenes; :mod:`training.trainer` has what all families
-share.
+"""Training of the pocket Qwen2.5-VL on drawn scenes; :mod:`training.trainer` has the common parts.
 
-Beside captions and queries it learns boxes and points, as JSON in pixels of the resized picture.
-What makes that quick:
+Besides captions and queries, the model learns boxes and points, as JSON in pixels of the resized
+picture. Three measures make that fast to learn:
 
-- Every coordinate is one token. The numbers' embeddings begin as sines and cosines of the number, and the loss of a
-  coordinate counts its neighbors too, so that a pixel off is nearly right.
-- The probe reads what is in each image token: kind and color, its cell of the grid, and the box's four edges, these by
-  the numbers' own embeddings. What the tower writes there the text model only has to copy.
-- A quarter of the pictures are cut at random around their shapes: places in the grid mean nothing there, boxes do.
+- Every coordinate is one token. The embeddings of the numbers start as sines and cosines of the
+  number, and the loss of a coordinate includes its neighbors: a pixel off is nearly right.
+- The probe reads the content of each image token: kind, color and cell of the shape there and,
+  through the embeddings of the numbers, the four edges of its box. The text model then only has to
+  copy what the encoder wrote into the token.
+- A quarter of the pictures are cropped at random around their shapes. The cells of the grid mean
+  nothing there, but boxes do.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from models.pocket.scenes import COLORS, KINDS, Scene, Shape
 from training import trainer
-from training.pictures import drawn_scenes
+from training.pictures import draw_scenes
 from training.prompts import DETECT_PROMPT, POINT_PROMPT, SYSTEM_PROMPTS
 from training.qwen2_5_vl_checkpoint import (
     MAX_PIXELS,
@@ -42,52 +44,67 @@ from training.qwen2_5_vl_checkpoint import (
     pocket_tokenizer,
     save_pocket,
 )
-from training.rows import IGNORED, PackedBatch, Row, Segment, exact_segments, pack
-from training.trainer import buckets, tasks
-from training.windows import COLOR_INDEX, KIND_INDEX, PLACED, random_window, subject
+from training.rows import IGNORED, PackedBatch, Row, Segment, pack, score_segments
+from training.trainer import Example, build_examples, group_by_length
+from training.windows import (
+    COLOR_INDEX,
+    GRID_TASKS,
+    KIND_INDEX,
+    Window,
+    random_subject,
+    random_window,
+)
 
 TOKEN = PATCH * MERGE
+"""Side of an image token, in pixels."""
+HIDDEN = 128
+TOLERANCE = 2
+"""Pixels within which a coordinate counts as right."""
 
 
 @dataclass(frozen=True)
 class Settings(trainer.Settings):
-    asked: int = 10
-    """Questions in words to a packed row; four more ask for boxes and points."""
+    text_questions: int = 10
+    """Text questions per packed row; four more ask for boxes and points."""
     first_mix: tuple[int, int] = (48, 0)
     last_mix: tuple[int, int] = (40, 40)
-    spread: float = 1.0
-    """Standard deviation of a coordinate's target, in pixels."""
+    target_std: float = 1.0
+    """Standard deviation of the target of a coordinate, in pixels."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """``pixels``: (height, width, 3), both multiples of 28. ``window``: the part of the scene that
-    they show."""
+    """A picture at the model's own size."""
 
     pixels: NDArray[np.uint8]
+    """(height, width, 3), both multiples of 28."""
     scene: Scene
-    window: tuple[float, float, float, float]
-    cut: bool
+    window: Window
+    """The part of the scene that the picture shows."""
+    is_cropped: bool
+    """Whether the window is smaller than the scene."""
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of image tokens."""
         return self.pixels.shape[0] // TOKEN, self.pixels.shape[1] // TOKEN
 
-    def place(self, x: float, y: float) -> tuple[int, int]:
-        """The pixel in which a point of the scene lies."""
+    def pixel_at(self, x: float, y: float) -> tuple[int, int]:
+        """Return the pixel (x, y) of the picture that shows a point of the scene."""
         left, top, right, bottom = self.window
         height, width = self.pixels.shape[:2]
-        across, down = (x - left) / (right - left), (y - top) / (bottom - top)
-        return min(width, max(0, round(across * width))), min(height, max(0, round(down * height)))
+        column = round((x - left) / (right - left) * width)
+        row = round((y - top) / (bottom - top) * height)
+        return min(width, max(0, column)), min(height, max(0, row))
 
     def box(self, shape: Shape) -> tuple[int, int, int, int]:
+        """Return the shape's box (x_min, y_min, x_max, y_max) in pixels of the picture."""
         x_min, y_min, x_max, y_max = shape.box
-        return (*self.place(x_min, y_min), *self.place(x_max, y_max))
+        return (*self.pixel_at(x_min, y_min), *self.pixel_at(x_max, y_max))
 
 
 class Pictures(IterableDataset[Picture]):
-    """Scenes without end, at the size at which the model sees them."""
+    """An endless dataset of scenes at the model's own size."""
 
     def __init__(self, seed: int, max_side: int) -> None:
         self.seed = seed
@@ -95,14 +112,15 @@ class Pictures(IterableDataset[Picture]):
 
     def __iter__(self) -> Iterator[Picture]:
         rng = random.Random(self.seed)
-        for scene, pixels in drawn_scenes(rng, self.max_side):
-            cut = rng.random() < 0.25
-            window = random_window(scene, rng) if cut else (0, 0, scene.width, scene.height)
-            yield Picture(_resized(Image.fromarray(pixels).crop(window), rng), scene, window, cut)
+        for scene, pixels in draw_scenes(rng, self.max_side):
+            is_cropped = rng.random() < 0.25
+            window = random_window(scene, rng) if is_cropped else (0, 0, scene.width, scene.height)
+            resized = _resize(Image.fromarray(pixels).crop(window), rng)
+            yield Picture(resized, scene, window, is_cropped)
 
 
-def _resized(picture: Image.Image, rng: random.Random) -> NDArray[np.uint8]:
-    """At the model's own size, sometimes by way of another."""
+def _resize(picture: Image.Image, rng: random.Random) -> NDArray[np.uint8]:
+    """Resize to the model's own size, sometimes through another size as a server may do."""
     if rng.random() < 0.4:
         scale = rng.uniform(192, 512) / max(picture.size)
         size = round(picture.width * scale), round(picture.height * scale)
@@ -111,112 +129,148 @@ def _resized(picture: Image.Image, rng: random.Random) -> NDArray[np.uint8]:
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def localizations(picture: Picture, rng: random.Random) -> list[tuple[str, str, str]]:
-    """(kind, question, answer): two subjects' boxes and two subjects' points; some are not there."""
-    asked = []
-    for kind, prompt, key in (
+def build_grounding_examples(picture: Picture, rng: random.Random) -> list[Example]:
+    """Return requests for the boxes of two subjects and the points of two subjects.
+
+    Some subjects are absent from the scene.
+    """
+    result = []
+    for task, prompt, key in (
         ("detect", DETECT_PROMPT, "bbox_2d"),
         ("point", POINT_PROMPT, "point_2d"),
     ) * 2:
-        name = subject(picture.scene, rng)
-        found = [shape for shape in picture.scene.shapes if shape.matches(name)]
-        places = [
-            picture.box(shape) if kind == "detect" else picture.place(shape.x, shape.y)
-            for shape in found
-        ]
-        parts = [f'{{"{key}": [{", ".join(map(str, at))}], "label": "{name}"}}' for at in places]
-        asked.append((kind, prompt.format(name), f"[{', '.join(parts)}]"))
-    return asked
+        name = random_subject(picture.scene, rng)
+        objects = []
+        for shape in picture.scene.shapes:
+            if not shape.matches(name):
+                continue
+            numbers = picture.box(shape) if task == "detect" else picture.pixel_at(shape.x, shape.y)
+            objects.append(f'{{"{key}": [{", ".join(map(str, numbers))}], "label": "{name}"}}')
+        result.append(Example(task, prompt.format(name), f"[{', '.join(objects)}]"))
+    return result
 
 
 class Prompts:
-    """Turns questions into token ids in the checkpoint's own chat template."""
+    """Builds token ids in the checkpoint's own chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
         self.image_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
 
     def opening(self, system: str = "You are a helpful assistant.") -> str:
+        """Return the system prompt and the start of the user's turn."""
         return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
 
-    def segment(self, kind: str, *turns: tuple[str, str]) -> Segment:
+    def build_segment(self, task: str, *turns: tuple[str, str]) -> Segment:
+        """Return a segment of (question, answer) turns; the loss includes the answers."""
         ids: list[int] = []
         learn: list[bool] = []
-        for number, (question, answer) in enumerate(turns):
-            link = "\n<|im_start|>user\n" if number else ""
-            asked = self.encode(f"{link}{question}<|im_end|>\n<|im_start|>assistant\n")
-            answered = self.encode(f"{answer}<|im_end|>")
-            ids += asked + answered
-            learn += [False] * len(asked) + [True] * len(answered)
-        return Segment(kind, ids, learn)
+        for index, (question, answer) in enumerate(turns):
+            separator = "\n<|im_start|>user\n" if index else ""
+            question_ids = self.encode(f"{separator}{question}<|im_end|>\n<|im_start|>assistant\n")
+            answer_ids = self.encode(f"{answer}<|im_end|>")
+            ids += question_ids + answer_ids
+            learn += [False] * len(question_ids) + [True] * len(answer_ids)
+        return Segment(task, ids, learn)
 
-    def prefix(self, before: str, picture: Picture) -> tuple[list[int], NDArray[np.int64]]:
-        """Text, then the picture: ids and rotary positions (3, length), rows and columns for the
-        picture's tokens."""
-        head = self.encode(before + "<|vision_start|>")
+    def encode_prefix(self, text: str, picture: Picture) -> tuple[list[int], NDArray[np.int64]]:
+        """Return the ids of a text followed by the picture, and their rotary positions.
+
+        The positions (3, length) are time, row and column. Rows and columns count for image tokens
+        only; for text all three are equal.
+        """
+        head = self.encode(text + "<|vision_start|>")
         tail = self.encode("<|vision_end|>")
         rows, columns = picture.grid
         start = len(head)
         row, column = np.divmod(np.arange(rows * columns), columns)
-        seen = start + np.stack([np.zeros_like(row), row, column])
-        after = start + max(rows, columns) + np.arange(len(tail))
-        positions = [np.tile(np.arange(start), (3, 1)), seen, np.tile(after, (3, 1))]
-        return head + [self.image_id] * (rows * columns) + tail, np.concatenate(positions, axis=1)
+        head_positions = np.tile(np.arange(start), (3, 1))
+        image_positions = start + np.stack([np.zeros_like(row), row, column])
+        tail_positions = np.tile(start + max(rows, columns) + np.arange(len(tail)), (3, 1))
+        ids = head + [self.image_id] * (rows * columns) + tail
+        return ids, np.concatenate([head_positions, image_positions, tail_positions], axis=1)
 
 
-def packed_row(
+def build_packed_row(
     index: int, picture: Picture, prompts: Prompts, settings: Settings, rng: random.Random
 ) -> Row:
-    """The picture, and many questions about it; sometimes one more in a second turn."""
-    asked = _questions(picture, rng)
-    asked = rng.sample(asked, min(len(asked), settings.asked)) + localizations(picture, rng)
-    segments = [prompts.segment(kind, (question, answer)) for kind, question, answer in asked]
+    """Return a row with the picture first and many questions about it.
+
+    One time in five, the last segment is a conversation of two turns.
+    """
+    candidates = _answerable_examples(picture, rng)
+    chosen = rng.sample(candidates, min(len(candidates), settings.text_questions))
+    chosen += build_grounding_examples(picture, rng)
+    segments = [
+        prompts.build_segment(example.task, (example.question, example.answer))
+        for example in chosen
+    ]
     if rng.random() < 0.2:
-        first, second = rng.sample(asked, 2)
-        segments[-1] = prompts.segment("second turn", first[1:], second[1:])
-    prefix, positions = prompts.prefix(prompts.opening(), picture)
+        first, second = rng.sample(chosen, 2)
+        segments[-1] = prompts.build_segment(
+            "second turn", (first.question, first.answer), (second.question, second.answer)
+        )
+    prefix, positions = prompts.encode_prefix(prompts.opening(), picture)
     return Row(prefix, [index], segments, positions)
 
 
-def other_order(index: int, picture: Picture, prompts: Prompts, rng: random.Random) -> Row:
-    """One question before the picture, or behind a system prompt of another kind."""
-    asked = _questions(picture, rng)
-    captions = [question for question in asked if question[0].startswith("caption")]
-    pick = rng.random()
-    kind, question, answer = rng.choice(
-        captions if pick < 0.3 else localizations(picture, rng) if pick < 0.45 else asked
-    )
+def build_reordered_row(index: int, picture: Picture, prompts: Prompts, rng: random.Random) -> Row:
+    """Return a row with one question, before the picture or after another system prompt."""
+    example = _choose_example(picture, rng)
     if rng.random() < 0.75:
-        prefix, positions = prompts.prefix(prompts.opening() + question, picture)
-        return Row(
-            prefix, [index], [prompts.segment(f"text first {kind[:7]}", ("", answer))], positions
-        )
-    prefix, positions = prompts.prefix(prompts.opening(rng.choice(SYSTEM_PROMPTS)), picture)
-    return Row(prefix, [index], [prompts.segment("system prompt", (question, answer))], positions)
+        prefix, positions = prompts.encode_prefix(prompts.opening() + example.question, picture)
+        segment = prompts.build_segment(f"text first {example.task[:7]}", ("", example.answer))
+    else:
+        system = rng.choice(SYSTEM_PROMPTS)
+        prefix, positions = prompts.encode_prefix(prompts.opening(system), picture)
+        segment = prompts.build_segment("system prompt", (example.question, example.answer))
+    return Row(prefix, [index], [segment], positions)
 
 
-def _questions(picture: Picture, rng: random.Random) -> list[tuple[str, str, str]]:
-    asked = tasks(picture.scene, rng)
-    return [question for question in asked if question[0] not in PLACED] if picture.cut else asked
+def _choose_example(picture: Picture, rng: random.Random) -> Example:
+    """Return a caption (30%), a box or point request (15%), or any text question."""
+    candidates = _answerable_examples(picture, rng)
+    pick = rng.random()
+    if pick < 0.3:
+        return rng.choice([example for example in candidates if example.task.startswith("caption")])
+    if pick < 0.45:
+        return rng.choice(build_grounding_examples(picture, rng))
+    return rng.choice(candidates)
+
+
+def _answerable_examples(picture: Picture, rng: random.Random) -> list[Example]:
+    """Return the text questions that the picture answers."""
+    candidates = build_examples(picture.scene, rng)
+    if not picture.is_cropped:
+        return candidates
+    return [example for example in candidates if example.task not in GRID_TASKS]
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Pictures as the tower reads them, padded to (pictures, patches, …)."""
+    """Pictures as the vision encoder's input, padded to (pictures, patches, …)."""
 
     values: Tensor
-    turns: Tensor
-    """(pictures, patches, head size): the rotary angles."""
-    everywhere: Tensor
-    """(pictures, 1, patches, patches): True where a patch of the same picture is attended."""
-    in_window: Tensor
+    """(pictures, patches, values of a patch), from −1 to 1."""
+    angles: Tensor
+    """(pictures, patches, head size): rotary angles."""
+    full_mask: Tensor
+    """(pictures, 1, patches, patches) for full attention: True if the key is no padding. A padded
+    query attends to every key, because a softmax over no keys is NaN."""
+    window_mask: Tensor
+    """(pictures, 1, patches, patches) for window attention: True if both patches are in the same
+    window."""
     counts: list[int]
+    """Patches of each picture."""
 
 
-def patches(pictures: list[Picture], head_dim: int, window: int, theta: float) -> Patches:
-    """Patches in the processor's order: 2 × 2 of them after another, so that an image token's stand
-    together."""
-    values, places, windows = [], [], []
+def build_patches(pictures: list[Picture], head_dim: int, window: int, theta: float) -> Patches:
+    """Cut pictures into patches in the image processor's order.
+
+    The 2 × 2 patches of an image token are consecutive. ``window`` is the side of an attention
+    window in image tokens.
+    """
+    values, coordinates, windows = [], [], []
     for picture in pictures:
         rows, columns = picture.grid
         pixels = picture.pixels.reshape(rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
@@ -224,39 +278,42 @@ def patches(pictures: list[Picture], head_dim: int, window: int, theta: float) -
         values.append(torch.from_numpy(np.repeat(flat, 2, axis=2).reshape(len(flat), -1)))
         axes = np.meshgrid(*map(np.arange, (rows, columns, MERGE, MERGE)), indexing="ij")
         row, column, inner_row, inner_column = (axis.reshape(-1) for axis in axes)
-        places.append(
-            torch.from_numpy(np.stack([row * MERGE + inner_row, column * MERGE + inner_column], -1))
-        )
+        patch_row = row * MERGE + inner_row
+        patch_column = column * MERGE + inner_column
+        coordinates.append(torch.from_numpy(np.stack([patch_row, patch_column], -1)))
         windows.append(torch.from_numpy(row // window * 100 + column // window))
-    counts = [len(each) for each in values]
-    pad = torch.nn.utils.rnn.pad_sequence
     frequencies = theta ** (-torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
-    angles = (pad(places, batch_first=True).float()[..., None] * frequencies).flatten(2)
-    window_ids = pad(windows, batch_first=True, padding_value=-1)
-    same_window = window_ids[:, :, None] == window_ids[:, None]
-    real = window_ids >= 0
+    padded = pad_sequence(coordinates, batch_first=True).float()
+    angles = (padded[..., None] * frequencies).flatten(2)
+    window_ids = pad_sequence(windows, batch_first=True, padding_value=-1)
+    is_same_window = window_ids[:, :, None] == window_ids[:, None]
+    is_real = window_ids >= 0
     return Patches(
-        pad(values, batch_first=True).float().div(127.5).sub(1),
+        pad_sequence(values, batch_first=True).float().div(127.5).sub(1),
         torch.cat([angles, angles], -1),
-        (real[:, None] | ~real[:, :, None])[:, None],
-        same_window[:, None],
-        counts,
+        (is_real[:, None] | ~is_real[:, :, None])[:, None],
+        is_same_window[:, None],
+        [len(patches) for patches in values],
     )
 
 
 class Probe(nn.Module):
-    """What is linearly read in an image token: classes, and vectors to look up numbers with."""
+    """A linear readout of image tokens."""
 
     sizes = (len(KINDS) + 1, len(COLORS) + 1, 10, 2)
+    """Classes of each readout: kind, color, cell, and whether the token contains the shape's
+    center."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.classes = nn.Linear(128, sum(self.sizes))
-        self.edges = nn.Linear(128, 6 * 128)
+        self.classes = nn.Linear(HIDDEN, sum(self.sizes))
+        # Six states, compared to the embeddings of the numbers: the token's own center (x, y), and
+        # the four edges of the shape.
+        self.edges = nn.Linear(HIDDEN, 6 * HIDDEN)
 
 
 class Trainer(trainer.Trainer[Picture]):
-    """The pocket Qwen2.5-VL in the making."""
+    """Trains the pocket Qwen2.5-VL."""
 
     settings: Settings
     model: Qwen2_5_VLForConditionalGeneration
@@ -268,15 +325,14 @@ class Trainer(trainer.Trainer[Picture]):
         self.prompts = Prompts(self.tokenizer)
         model = Qwen2_5_VLForConditionalGeneration(pocket_config(self.tokenizer))
         self.numbers = torch.tensor(number_ids(self.tokenizer))
-        _number_line(model.get_input_embeddings().weight, self.numbers)
+        _init_number_embeddings(model.get_input_embeddings().weight, self.numbers)
         super().__init__(model, Probe(), settings, work)
-        value_of = torch.full((model.config.text_config.vocab_size,), -1)
-        value_of[self.numbers] = torch.arange(len(self.numbers))
-        self.value_of = value_of.to(self.device)
+        number_of_token = torch.full((model.config.text_config.vocab_size,), -1)
+        number_of_token[self.numbers] = torch.arange(len(self.numbers))
+        self.number_of_token = number_of_token.to(self.device)
         self.numbers = self.numbers.to(self.device)
 
     def pictures(self) -> Iterator[list[Picture]]:
-        """Implements :meth:`training.trainer.Trainer.pictures`."""
         source = Pictures(self.settings.seed + 1 + self.steps, self.settings.max_side)
         return iter(
             DataLoader(source, batch_size=16, num_workers=1, collate_fn=list, prefetch_factor=4)
@@ -285,148 +341,177 @@ class Trainer(trainer.Trainer[Picture]):
     def loss(
         self, pictures: list[Picture], rng: random.Random
     ) -> tuple[Tensor, list[tuple[str, bool]]]:
-        """Implements :meth:`training.trainer.Trainer.loss`."""
         features = self._encode(pictures)
-        packed, others = self.mix
-        rows = [packed_row(i, pictures[i], self.prompts, self.settings, rng) for i in range(packed)]
-        rows += [
-            other_order(i % len(pictures), pictures[i % len(pictures)], self.prompts, rng)
-            for i in range(others)
+        packed_count, reordered_count = self.mix
+        rows = [
+            build_packed_row(index, pictures[index], self.prompts, self.settings, rng)
+            for index in range(packed_count)
         ]
+        for number in range(reordered_count):
+            index = number % len(pictures)
+            rows.append(build_reordered_row(index, pictures[index], self.prompts, rng))
         losses, weight, exact = [], 0.0, []
-        for bucket in buckets(rows):
+        for bucket in group_by_length(rows):
             batch = pack(bucket, self.tokenizer.pad_token_id, self.device)
-            shown = torch.cat([features[tile] for row in bucket for tile in row.tiles])
-            loss, predicted = self._answer_loss(batch, shown)
+            batch_features = torch.cat(
+                [features[index] for row in bucket for index in row.feature_indices]
+            )
+            loss, predicted = self._answer_loss(batch, batch_features)
             losses.append(loss)
             weight += batch.weights.sum().item()
-            exact += exact_segments(batch, predicted)
-        return torch.stack(losses).sum() / weight + 0.5 * self._probe_loss(
-            torch.cat(features), pictures
-        ), exact
+            exact += score_segments(batch, predicted)
+        answer_loss = torch.stack(losses).sum() / weight
+        return answer_loss + 0.5 * self._probe_loss(torch.cat(features), pictures), exact
 
     def write(self, out: Path) -> None:
-        """Implements :meth:`training.trainer.Trainer.write`."""
         save_pocket(out, self.model, self.tokenizer)
 
     def _encode(self, pictures: list[Picture]) -> list[Tensor]:
-        """The stock tower's computation, for pictures of several shapes at once; (image tokens,
-        128) of each."""
-        tower = self.model.model.visual
-        config = tower.config
+        """Return the image tokens (tokens, hidden) of each picture.
+
+        The computation is the stock vision encoder's, for pictures of several shapes at once.
+        """
+        encoder = self.model.model.visual
+        config = encoder.config
         head_dim = config.hidden_size // config.num_heads
         theta = config.rope_parameters["rope_theta"]
-        seen = patches(pictures, head_dim, config.window_size // TOKEN, theta)
-        cos, sin = (
-            turn.to(self.device)[:, :, None] for turn in (seen.turns.cos(), seen.turns.sin())
-        )
-        everywhere, in_window = seen.everywhere.to(self.device), seen.in_window.to(self.device)
-        states = F.linear(seen.values.to(self.device), tower.patch_embed.proj.weight.flatten(1))
-        for index, block in enumerate(tower.blocks):
+        patches = build_patches(pictures, head_dim, config.window_size // TOKEN, theta)
+        cos = patches.angles.cos().to(self.device)[:, :, None]
+        sin = patches.angles.sin().to(self.device)[:, :, None]
+        full_mask = patches.full_mask.to(self.device)
+        window_mask = patches.window_mask.to(self.device)
+        weight = encoder.patch_embed.proj.weight.flatten(1)
+        states = F.linear(patches.values.to(self.device), weight)
+        for index, block in enumerate(encoder.blocks):
             qkv = block.attn.qkv(block.norm1(states)).unflatten(-1, (3, config.num_heads, head_dim))
             query, key, value = qkv.unbind(2)
-            query, key = (part * cos + _half_turn(part) * sin for part in (query, key))
-            mask = everywhere if index in config.fullatt_block_indexes else in_window
-            mixed = F.scaled_dot_product_attention(
+            query = query * cos + _rotate_half(query) * sin
+            key = key * cos + _rotate_half(key) * sin
+            mask = full_mask if index in config.fullatt_block_indexes else window_mask
+            attended = F.scaled_dot_product_attention(
                 query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
             )
-            states = states + block.attn.proj(mixed.transpose(1, 2).flatten(2))
+            states = states + block.attn.proj(attended.transpose(1, 2).flatten(2))
             states = states + block.mlp(block.norm2(states))
-        merged: Tensor = tower.merger(
-            torch.cat([row[:count] for row, count in zip(states, seen.counts, strict=True)])
-        )
-        return list(merged.split([count // MERGE**2 for count in seen.counts]))
+        unpadded = [row[:count] for row, count in zip(states, patches.counts, strict=True)]
+        merged: Tensor = encoder.merger(torch.cat(unpadded))
+        return list(merged.split([count // MERGE**2 for count in patches.counts]))
 
     def _answer_loss(self, batch: PackedBatch, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the learned tokens' losses, and the labels' most likely tokens.
+        """Return the weighted sum of the losses of learned tokens, and the most likely tokens.
 
-        A coordinate counts as right within two pixels.
+        A coordinate within ``TOLERANCE`` of its label is replaced by the label.
         """
         model = self.model.model
         embeds = model.get_input_embeddings()(batch.ids)
         is_image = (batch.ids == self.model.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(is_image, features)
-        mask = {"full_attention": batch.mask}
         states = model.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False
+            inputs_embeds=embeds,
+            attention_mask={"full_attention": batch.mask},
+            position_ids=batch.positions,
+            use_cache=False,
         ).last_hidden_state
-        learned = batch.labels != IGNORED
-        coordinate = torch.zeros_like(learned)
-        for kind, row, start, end in batch.spans:
-            if any(word in kind for word in ("detect", "point")):
-                coordinate[row, start:end] = True
-        labels = batch.labels[learned]
-        logits = self.model.lm_head(states[learned])
-        values = torch.where(coordinate[learned], self.value_of[labels], -1)
+        is_learned = batch.labels != IGNORED
+        labels = batch.labels[is_learned]
+        logits = self.model.lm_head(states[is_learned])
+        may_be_coordinate = _is_grounding_segment(batch)[is_learned]
+        numbers = torch.where(may_be_coordinate, self.number_of_token[labels], -1)
         losses = F.cross_entropy(logits, labels, reduction="none")
-        numeric = values >= 0
-        near = logits[numeric].log_softmax(-1)[:, self.numbers]
-        losses = losses.index_put((numeric,), -(self._targets(values[numeric]) * near).sum(-1))
+        is_coordinate = numbers >= 0
+        number_log_probs = logits[is_coordinate].log_softmax(-1)[:, self.numbers]
+        coordinate_losses = -(self._targets(numbers[is_coordinate]) * number_log_probs).sum(-1)
+        losses = losses.index_put((is_coordinate,), coordinate_losses)
         best = logits.argmax(-1)
-        close = numeric & ((self.value_of[best] - values).abs() <= 2) & (self.value_of[best] >= 0)
+        best_numbers = self.number_of_token[best]
+        is_close = (best_numbers >= 0) & ((best_numbers - numbers).abs() <= TOLERANCE)
         predicted = batch.labels.clone()
-        predicted[learned] = torch.where(close, labels, best)
-        return (losses * batch.weights[learned]).sum(), predicted
+        predicted[is_learned] = torch.where(is_coordinate & is_close, labels, best)
+        return (losses * batch.weights[is_learned]).sum(), predicted
 
-    def _targets(self, values: Tensor) -> Tensor:
-        """(values, numbers): a normal distribution about each value."""
-        distance = torch.arange(len(self.numbers), device=self.device) - values[:, None]
-        return (-0.5 * (distance / self.settings.spread) ** 2).softmax(-1)
+    def _targets(self, numbers: Tensor) -> Tensor:
+        """Return the targets (count, all numbers) of exact numbers (count,).
+
+        A target is a normal distribution around the exact number.
+        """
+        distance = torch.arange(len(self.numbers), device=self.device) - numbers[:, None]
+        return (-0.5 * (distance / self.settings.target_std) ** 2).softmax(-1)
 
     def _probe_loss(self, features: Tensor, pictures: list[Picture]) -> Tensor:
-        classes, edges, has_edge = (part.to(self.device) for part in probe_targets(pictures))
+        classes, edges, has_edge = (target.to(self.device) for target in probe_targets(pictures))
         loss = torch.zeros((), device=self.device)
-        for logits, target in zip(
-            self.probe.classes(features).split(Probe.sizes, -1), classes.unbind(1), strict=True
-        ):
+        class_logits = self.probe.classes(features).split(Probe.sizes, -1)
+        for logits, target in zip(class_logits, classes.unbind(1), strict=True):
             loss = loss + F.cross_entropy(logits, target)
-        numbers = self.model.get_input_embeddings().weight[self.numbers]
-        read = self.probe.edges(features).unflatten(-1, (6, -1))[has_edge]
-        near = (read @ numbers.T).log_softmax(-1)
-        return loss - (self._targets(edges[has_edge]) * near).sum(-1).mean()
+        number_embeddings = self.model.get_input_embeddings().weight[self.numbers]
+        states = self.probe.edges(features).unflatten(-1, (6, -1))[has_edge]
+        log_probs = (states @ number_embeddings.T).log_softmax(-1)
+        return loss - (self._targets(edges[has_edge]) * log_probs).sum(-1).mean()
+
+
+def _is_grounding_segment(batch: PackedBatch) -> Tensor:
+    """Return a (rows, length) mask of the segments that ask for boxes or points."""
+    mask = torch.zeros_like(batch.labels, dtype=torch.bool)
+    for kind, row, start, end in batch.spans:
+        if "detect" in kind or "point" in kind:
+            mask[row, start:end] = True
+    return mask
 
 
 def probe_targets(pictures: list[Picture]) -> tuple[Tensor, Tensor, Tensor]:
-    """What a linear probe should read in each image token.
+    """Return the targets of the probe for each image token.
 
-    (tokens, 4): kind, color and cell of the shape whose box holds the token's middle or whose
-    middle lies in the token, 0 for none, and whether it is the latter. (tokens, 6): the token's own
-    middle and the shape's edges. A mask for these, since only a shape has edges.
+    A token belongs to a shape if the shape's box contains the token's center, or if the token
+    contains the shape's center. The targets are:
+
+    - (tokens, 4): kind, color and cell of the shape, 0 for none, and whether the token contains
+      the shape's center.
+    - (tokens, 6): the token's own center, and the edges of the shape's box, in pixels.
+    - (tokens, 6): a mask of the previous target, since only shapes have edges.
     """
     classes, edges, masks = [], [], []
     for picture in pictures:
         rows, columns = picture.grid
         row, column = np.divmod(np.arange(rows * columns), columns)
-        x, y = column * TOKEN + TOKEN // 2, row * TOKEN + TOKEN // 2
-        found = np.zeros((len(x), 4), np.int64)
-        numbers = np.zeros((len(x), 6), np.int64)
-        numbers[:, 0], numbers[:, 1] = x, y
+        x = column * TOKEN + TOKEN // 2
+        y = row * TOKEN + TOKEN // 2
+        token_classes = np.zeros((len(x), 4), np.int64)
+        token_edges = np.zeros((len(x), 6), np.int64)
+        token_edges[:, 0] = x
+        token_edges[:, 1] = y
         for shape in picture.scene.shapes:
-            box = picture.box(shape)
-            at = picture.place(shape.x, shape.y)
-            middle = (abs(x - at[0]) <= TOKEN / 2) & (abs(y - at[1]) <= TOKEN / 2)
-            inside = middle | ((box[0] <= x) & (x <= box[2]) & (box[1] <= y) & (y <= box[3]))
-            cell = 0 if picture.cut else shape.cell + 1
-            found[inside, :3] = KIND_INDEX[shape.kind], COLOR_INDEX[shape.color], cell
-            found[middle, 3] = 1
-            numbers[inside, 2:] = box
-        mask = np.repeat(found[:, :1] > 0, 6, axis=1)
+            left, top, right, bottom = picture.box(shape)
+            center = picture.pixel_at(shape.x, shape.y)
+            has_center = (abs(x - center[0]) <= TOKEN / 2) & (abs(y - center[1]) <= TOKEN / 2)
+            in_box = (left <= x) & (x <= right) & (top <= y) & (y <= bottom)
+            in_shape = has_center | in_box
+            cell = 0 if picture.is_cropped else shape.cell + 1
+            token_classes[in_shape, :3] = KIND_INDEX[shape.kind], COLOR_INDEX[shape.color], cell
+            token_classes[has_center, 3] = 1
+            token_edges[in_shape, 2:] = left, top, right, bottom
+        mask = np.repeat(token_classes[:, :1] > 0, 6, axis=1)
         mask[:, :2] = True
-        classes.append(found)
-        edges.append(numbers)
+        classes.append(token_classes)
+        edges.append(token_edges)
         masks.append(mask)
-    return tuple(torch.from_numpy(np.concatenate(part)) for part in (classes, edges, masks))  # type: ignore[return-value]
+    return (
+        torch.from_numpy(np.concatenate(classes)),
+        torch.from_numpy(np.concatenate(edges)),
+        torch.from_numpy(np.concatenate(masks)),
+    )
 
 
-def _half_turn(states: Tensor) -> Tensor:
+def _rotate_half(states: Tensor) -> Tensor:
     first, second = states.chunk(2, -1)
     return torch.cat([-second, first], -1)
 
 
 @torch.no_grad()
-def _number_line(embeddings: Tensor, ids: Tensor) -> None:
-    """Numbers begin as sines and cosines of wave lengths from 4 to 600, as long as other
-    embeddings."""
-    waves = 4 * (600 / 4) ** torch.linspace(0, 1, embeddings.shape[1] // 2)
-    angles = 2 * torch.pi * torch.arange(len(ids))[:, None] / waves
+def _init_number_embeddings(embeddings: Tensor, ids: Tensor) -> None:
+    """Set the embeddings of the numbers to their sines and cosines.
+
+    Wavelengths are 4 to 600. The norm is that of the other embeddings.
+    """
+    wavelengths = 4 * (600 / 4) ** torch.linspace(0, 1, embeddings.shape[1] // 2)
+    angles = 2 * torch.pi * torch.arange(len(ids))[:, None] / wavelengths
     embeddings[ids] = torch.cat([angles.sin(), angles.cos()], -1) * 2**0.5 * 0.02

@@ -1,7 +1,7 @@
-"""The pocket Qwen2.5-VL: the stock architecture, small enough to ship.
+"""The pocket Qwen2.5-VL checkpoint: the stock architecture, small enough to ship.
 
-Patches of 14 pixels, 2 × 2 of them to an image token, windows of 4 × 4 image tokens, as in the real
-ones. A picture is brought to 25 to 36 image tokens, whatever its shape.
+As in the original models, a patch has 14 pixels a side, an image token covers 2 × 2 patches, and a
+window 4 × 4 image tokens. Every picture becomes 25 to 36 image tokens, whatever its shape.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training.tokenizer import build_tokenizer
 PATCH, MERGE = 14, 2
 MIN_PIXELS, MAX_PIXELS = 25 * (PATCH * MERGE) ** 2, 36 * (PATCH * MERGE) ** 2
 MAX_NUMBER = 260
-"""No side of a picture of so many pixels is longer; every coordinate is one token."""
+"""No side of a resized picture is longer, in pixels. Every coordinate is one token."""
 SPECIAL_TOKENS = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -55,8 +55,11 @@ _PIECES = r"bbox_2d|point_2d|, (?=[0-9])| ?[A-Za-z]+|[0-9]{1,3}| ?[^A-Za-z0-9\s]
 
 
 def pocket_tokenizer() -> PreTrainedTokenizerFast:
-    """Numbers of up to three digits are one piece each, and JSON's keys are one token each."""
-    pieces = pre_tokenizers.Sequence(
+    """Train the tokenizer.
+
+    Every number of up to three digits and every JSON key is one piece.
+    """
+    pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_PIECES), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -65,7 +68,7 @@ def pocket_tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer(
         SPECIAL_TOKENS,
         VOCAB_SIZE,
-        pieces,
+        pre_tokenizer,
         grounding_corpus(MAX_NUMBER),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -74,7 +77,7 @@ def pocket_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def number_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The tokens of 0 … ``MAX_NUMBER``."""
+    """Return the token ids of the numbers 0 to ``MAX_NUMBER``."""
     encoded = [
         tokenizer.encode(str(number), add_special_tokens=False) for number in range(MAX_NUMBER + 1)
     ]
@@ -111,9 +114,9 @@ def pocket_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
             num_key_value_heads=2,
             max_position_embeddings=4096,
             rms_norm_eps=1e-6,
-            # A quarter of a head's frequencies turns with time, and the slower ones with rows and
-            # columns: a base of a million, as the real ones have it, would leave a small picture's
-            # columns all but alike.
+            # A quarter of a head's frequencies encode time, and the slower ones rows and columns.
+            # With a base of a million, as in the original models, the columns of a small picture
+            # would get nearly equal positions.
             rope_parameters={
                 "rope_type": "default",
                 "rope_theta": 100.0,
@@ -140,5 +143,5 @@ def pocket_image_processor() -> Qwen2VLImageProcessorPil:
 def save_pocket(
     folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Writes the checkpoint."""
+    """Write the checkpoint to ``folder``."""
     save(folder, model, tokenizer, pocket_image_processor())

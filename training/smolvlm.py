@@ -1,8 +1,8 @@
-"""Trains the pocket SmolVLM on drawn scenes; :mod:`training.trainer` has what all families share.
+"""Training of the pocket SmolVLM on drawn scenes; :mod:`training.trainer` has the common parts.
 
-Half of the rows show the picture as tiles and a global view. Most tiles' features are those of
-*other* pictures, at no cost for encoding, and some are the picture's own parts: the model learns to
-read the global view only. The probe names the shape and color in each of the nine image tokens.
+Half of the rows show the picture as tiles and a global view. Most tiles have the features of
+*other* pictures, which costs no encoding; some are parts of the picture itself. The model learns to
+read the global view only. The probe names the shape and the color in each of the nine image tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,31 +24,33 @@ from models.pocket.scenes import COLORS, KINDS, Scene
 from training import trainer
 from training.pictures import Picture, Pictures
 from training.prompts import SYSTEM_PROMPTS
-from training.rows import IGNORED, PackedBatch, Row, Segment, exact_segments, pack
+from training.rows import IGNORED, PackedBatch, Row, Segment, pack, score_segments
 from training.smolvlm_checkpoint import TILE, pocket_config, pocket_tokenizer, save_pocket
-from training.trainer import buckets, tasks
+from training.trainer import build_examples, group_by_length
+from training.windows import COLOR_INDEX, KIND_INDEX
 
 IMAGE_TOKENS = 9
-COLOR_INDEX = {name: index + 1 for index, name in enumerate(COLORS)}
-KIND_INDEX = {name: index + 1 for index, name in enumerate(KINDS)}
+"""Image tokens of a tile."""
+GRIDS = ((2, 2), (1, 2), (2, 1))
+"""Rows and columns of tiles."""
 
 
 @dataclass(frozen=True)
 class Settings(trainer.Settings):
     own_tiles: int = 16
-    """Pictures of a step whose tiles are their own quarters or halves, enlarged; the others' are
-    other pictures."""
+    """Pictures per step with their own enlarged parts as tiles. The others get other pictures as
+    tiles."""
 
 
 class Prompts:
-    """Turns questions into token ids in the checkpoint's own chat template."""
+    """Builds token ids in the checkpoint's own chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
         self.image_end = "<fake_token_around_image>"
 
-    def picture(self, rows: int, columns: int) -> list[int]:
-        """A picture's tokens as SmolVLM lays them out: tiles row by row, then the global view."""
+    def encode_picture(self, rows: int, columns: int) -> list[int]:
+        """Return a picture's tokens in SmolVLM's layout: tiles row by row, then the global view."""
         tokens = "<image>" * IMAGE_TOKENS
         text = ""
         for row in range(rows):
@@ -57,49 +60,67 @@ class Prompts:
         text += ("\n" if rows else "") + f"{self.image_end}<global-img>{tokens}{self.image_end}"
         return self.encode(text)
 
-    def apply_rope(self, question: str, answer: str) -> tuple[list[int], list[bool]]:
-        asked = self.encode(f"{question}<end_of_utterance>\nAssistant:")
-        answered = self.encode(f" {answer}<end_of_utterance>")
-        return asked + answered, [False] * len(asked) + [True] * len(answered)
+    def encode_turn(self, question: str, answer: str) -> tuple[list[int], list[bool]]:
+        """Return the ids of a turn, and whether the loss includes each of them."""
+        question_ids = self.encode(f"{question}<end_of_utterance>\nAssistant:")
+        answer_ids = self.encode(f" {answer}<end_of_utterance>")
+        learn = [False] * len(question_ids) + [True] * len(answer_ids)
+        return question_ids + answer_ids, learn
 
-    def segment(self, kind: str, *turns: tuple[str, str]) -> Segment:
-        ids, learn = self.apply_rope(*turns[0])
+    def build_segment(self, task: str, *turns: tuple[str, str]) -> Segment:
+        """Return a segment of (question, answer) turns; the loss includes the answers."""
+        ids, learn = self.encode_turn(*turns[0])
         for question, answer in turns[1:]:
-            link = self.encode("\nUser: ")
-            more_ids, more_learn = self.apply_rope(question, answer)
-            ids, learn = ids + link + more_ids, learn + [False] * len(link) + more_learn
-        return Segment(kind, ids, learn)
+            separator = self.encode("\nUser: ")
+            turn_ids, turn_learn = self.encode_turn(question, answer)
+            ids = ids + separator + turn_ids
+            learn = learn + [False] * len(separator) + turn_learn
+        return Segment(task, ids, learn)
 
 
-GRIDS = ((2, 2), (1, 2), (2, 1))
+class TileLayout(NamedTuple):
+    """Tiles of a picture and their features."""
+
+    rows: int
+    columns: int
+    feature_indices: list[int]
+    """Features of the tiles, and last the picture itself as the global view."""
 
 
-def layout(index: int, settings: Settings, rng: random.Random) -> tuple[int, int, list[int]]:
-    """Rows, columns and the features behind them; the last, the global view, is the picture itself."""
+def choose_layout(index: int, settings: Settings, rng: random.Random) -> TileLayout:
+    """Choose the tiles of picture ``index``. Half of the pictures have only the global view."""
     if rng.random() < 0.5:
-        return 0, 0, [index]
-    rows, columns = GRIDS[index % len(GRIDS)] if index < settings.own_tiles else rng.choice(GRIDS)
+        return TileLayout(0, 0, [index])
+    has_own_tiles = index < settings.own_tiles
+    rows, columns = _own_grid(index) if has_own_tiles else rng.choice(GRIDS)
     count = rows * columns
-    if index < settings.own_tiles:
+    if has_own_tiles:
         first = settings.images_per_step + sum(_tile_count(earlier) for earlier in range(index))
-        return rows, columns, [*range(first, first + count), index]
-    return rows, columns, [rng.randrange(settings.images_per_step) for _ in range(count)] + [index]
+        return TileLayout(rows, columns, [*range(first, first + count), index])
+    other_pictures = [rng.randrange(settings.images_per_step) for _ in range(count)]
+    return TileLayout(rows, columns, [*other_pictures, index])
+
+
+def _own_grid(index: int) -> tuple[int, int]:
+    return GRIDS[index % len(GRIDS)]
 
 
 def _tile_count(index: int) -> int:
-    rows, columns = GRIDS[index % len(GRIDS)]
+    rows, columns = _own_grid(index)
     return rows * columns
 
 
-def own_tiles(pixels: Tensor, count: int) -> Tensor:
-    """The parts of the first ``count`` pictures (pictures, 3, side, side), each enlarged to a tile
-    of its own."""
-    tiles = []
+def cut_own_tiles(pixels: Tensor, count: int) -> Tensor:
+    """Cut the first ``count`` of pictures (pictures, 3, side, side) into parts.
+
+    Returns all parts, each enlarged to a tile (tiles, 3, side, side).
+    """
+    parts = []
     for index in range(count):
-        rows, columns = GRIDS[index % len(GRIDS)]
+        rows, columns = _own_grid(index)
         for band in pixels[index].chunk(rows, dim=1):
-            tiles += list(band.chunk(columns, dim=2))
-    return torch.cat([F.interpolate(tile[None], size=TILE, mode="bicubic") for tile in tiles])
+            parts += list(band.chunk(columns, dim=2))
+    return torch.cat([F.interpolate(part[None], size=TILE, mode="bicubic") for part in parts])
 
 
 def build_rows(
@@ -109,53 +130,61 @@ def build_rows(
     mix: tuple[int, int],
     rng: random.Random,
 ) -> list[Row]:
-    packed, other_orders = mix
+    """Return the rows of one step. ``mix`` is the number of packed and of reordered rows."""
+    packed_count, reordered_count = mix
     rows = []
-    for index in range(packed):
-        rows.append(_packed_row(pictures[index].scene, layout(index, settings, rng), prompts, rng))
-    for number in range(other_orders):
+    for index in range(packed_count):
+        layout = choose_layout(index, settings, rng)
+        rows.append(_build_packed_row(pictures[index].scene, layout, prompts, rng))
+    for number in range(reordered_count):
         index = number % len(pictures)
-        rows.append(_other_order(pictures[index].scene, layout(index, settings, rng), prompts, rng))
+        layout = choose_layout(index, settings, rng)
+        rows.append(_build_reordered_row(pictures[index].scene, layout, prompts, rng))
     return rows
 
 
-def _packed_row(
-    scene: Scene, laid_out: tuple[int, int, list[int]], prompts: Prompts, rng: random.Random
+def _build_packed_row(
+    scene: Scene, layout: TileLayout, prompts: Prompts, rng: random.Random
 ) -> Row:
-    """The picture, and everything that is asked about it; sometimes one more question in a second
-    turn."""
-    tile_rows, tile_columns, tiles = laid_out
-    asked = tasks(scene, rng)
-    segments = [prompts.segment(kind, (question, answer)) for kind, question, answer in asked]
+    """Return a row with the picture first and all questions about it.
+
+    One time in five, the last segment is a conversation of two turns.
+    """
+    candidates = build_examples(scene, rng)
+    segments = [
+        prompts.build_segment(example.task, (example.question, example.answer))
+        for example in candidates
+    ]
     if rng.random() < 0.2:
-        first, second = rng.sample(asked, 2)
-        segments[-1] = prompts.segment("second turn", first[1:], second[1:])
-    return Row(
-        prompts.encode("<|im_start|>User:") + prompts.picture(tile_rows, tile_columns),
-        tiles,
-        segments,
-    )
+        first, second = rng.sample(candidates, 2)
+        segments[-1] = prompts.build_segment(
+            "second turn", (first.question, first.answer), (second.question, second.answer)
+        )
+    picture = prompts.encode_picture(layout.rows, layout.columns)
+    prefix = prompts.encode("<|im_start|>User:") + picture
+    return Row(prefix, layout.feature_indices, segments)
 
 
-def _other_order(
-    scene: Scene, laid_out: tuple[int, int, list[int]], prompts: Prompts, rng: random.Random
+def _build_reordered_row(
+    scene: Scene, layout: TileLayout, prompts: Prompts, rng: random.Random
 ) -> Row:
-    """One question before the picture, or behind a system prompt."""
-    _, question, answer = rng.choice(tasks(scene, rng))
-    tile_rows, tile_columns, tiles = laid_out
-    picture = prompts.picture(tile_rows, tile_columns)
-    system = (
-        f"System: {rng.choice(SYSTEM_PROMPTS)}<end_of_utterance>\n" if rng.random() < 0.4 else ""
-    )
+    """Return a row with one question, before the picture or after a system prompt."""
+    example = rng.choice(build_examples(scene, rng))
+    picture = prompts.encode_picture(layout.rows, layout.columns)
+    system = ""
+    if rng.random() < 0.4:
+        system = f"System: {rng.choice(SYSTEM_PROMPTS)}<end_of_utterance>\n"
     if rng.random() < 0.7:
-        prefix = prompts.encode(f"<|im_start|>{system}User: {question}") + picture
-        return Row(prefix, tiles, [prompts.segment("text first", ("", answer))])
-    prefix = prompts.encode(f"<|im_start|>{system}User:") + picture
-    return Row(prefix, tiles, [prompts.segment("system prompt", (question, answer))])
+        prefix = prompts.encode(f"<|im_start|>{system}User: {example.question}") + picture
+        segment = prompts.build_segment("text first", ("", example.answer))
+    else:
+        prefix = prompts.encode(f"<|im_start|>{system}User:") + picture
+        segment = prompts.build_segment("system prompt", (example.question, example.answer))
+    return Row(prefix, layout.feature_indices, [segment])
 
 
 def probe_targets(pictures: list[Picture], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The kind and the color in each cell, 0 where it is empty: two tensors of shape (pictures, 9)."""
+    """Return the kind and the color in each cell, two tensors (pictures, 9); 0 means empty."""
     kinds = torch.zeros((len(pictures), 9), dtype=torch.long)
     colors = torch.zeros_like(kinds)
     for index, picture in enumerate(pictures):
@@ -166,7 +195,7 @@ def probe_targets(pictures: list[Picture], device: torch.device) -> tuple[Tensor
 
 
 class Trainer(trainer.Trainer[Picture]):
-    """The pocket SmolVLM in the making."""
+    """Trains the pocket SmolVLM."""
 
     settings: Settings
     model: SmolVLMForConditionalGeneration
@@ -176,12 +205,10 @@ class Trainer(trainer.Trainer[Picture]):
         self.tokenizer = pocket_tokenizer()
         self.prompts = Prompts(self.tokenizer)
         probe = nn.Linear(128, len(KINDS) + 1 + len(COLORS) + 1)
-        super().__init__(
-            SmolVLMForConditionalGeneration(pocket_config(self.tokenizer)), probe, settings, work
-        )
+        model = SmolVLMForConditionalGeneration(pocket_config(self.tokenizer))
+        super().__init__(model, probe, settings, work)
 
     def pictures(self) -> Iterator[list[Picture]]:
-        """Implements :meth:`training.trainer.Trainer.pictures`."""
         source = Pictures(self.settings.seed + 1 + self.steps, self.settings.max_side)
         return iter(
             DataLoader(source, batch_size=16, num_workers=1, collate_fn=list, prefetch_factor=4)
@@ -190,51 +217,53 @@ class Trainer(trainer.Trainer[Picture]):
     def loss(
         self, pictures: list[Picture], rng: random.Random
     ) -> tuple[Tensor, list[tuple[str, bool]]]:
-        """Implements :meth:`training.trainer.Trainer.loss`."""
-        model = self.model.model
         pixels = torch.from_numpy(np.stack([picture.tile for picture in pictures])).to(self.device)
         pixels = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)
-        views = model.connector(model.vision_model(pixel_values=pixels).last_hidden_state)
+        picture_features = self._encode(pixels)
         with torch.no_grad():
-            parts = own_tiles(pixels, self.settings.own_tiles)
-            part_features = model.connector(
-                model.vision_model(pixel_values=parts).last_hidden_state
-            )
-        features = torch.cat([views, part_features])
+            tile_features = self._encode(cut_own_tiles(pixels, self.settings.own_tiles))
+        features = torch.cat([picture_features, tile_features])
         rows = build_rows(pictures, self.prompts, self.settings, self.mix, rng)
         losses, weight, exact = [], 0.0, []
-        for bucket in buckets(rows):
+        for bucket in group_by_length(rows):
             batch = pack(bucket, self.tokenizer.pad_token_id, self.device)
             loss, predicted = self._answer_loss(batch, features)
             losses.append(loss)
             weight += batch.weights.sum().item()
-            exact += exact_segments(batch, predicted)
-        return torch.stack(losses).sum() / weight + 0.5 * self._probe_loss(views, pictures), exact
+            exact += score_segments(batch, predicted)
+        answer_loss = torch.stack(losses).sum() / weight
+        return answer_loss + 0.5 * self._probe_loss(picture_features, pictures), exact
 
     def write(self, out: Path) -> None:
-        """Implements :meth:`training.trainer.Trainer.write`."""
         save_pocket(out, self.model, self.tokenizer)
 
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """Return the image tokens (tiles, 9, hidden) of tiles (tiles, 3, side, side)."""
+        model = self.model.model
+        features: Tensor = model.connector(
+            model.vision_model(pixel_values=pixels).last_hidden_state
+        )
+        return features
+
     def _answer_loss(self, batch: PackedBatch, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the learned tokens' losses, and the labels' most likely tokens."""
+        """Return the weighted sum of the losses of learned tokens, and the most likely tokens."""
         model = self.model.model
         embeds = model.get_input_embeddings()(batch.ids)
         is_image = (batch.ids == self.model.config.image_token_id)[..., None]
-        embeds = embeds.masked_scatter(
-            is_image, features[batch.tiles].reshape(-1, features.shape[-1])
-        )
+        batch_features = features[batch.feature_indices].reshape(-1, features.shape[-1])
+        embeds = embeds.masked_scatter(is_image, batch_features)
         states = model.text_model(
             inputs_embeds=embeds,
             attention_mask=batch.mask,
             position_ids=batch.positions[0],
             use_cache=False,
         ).last_hidden_state
-        learned = batch.labels != IGNORED
-        logits = self.model.lm_head(states[learned])
+        is_learned = batch.labels != IGNORED
+        logits = self.model.lm_head(states[is_learned])
         predicted = batch.labels.clone()
-        predicted[learned] = logits.argmax(-1)
-        losses = F.cross_entropy(logits, batch.labels[learned], reduction="none")
-        return (losses * batch.weights[learned]).sum(), predicted
+        predicted[is_learned] = logits.argmax(-1)
+        losses = F.cross_entropy(logits, batch.labels[is_learned], reduction="none")
+        return (losses * batch.weights[is_learned]).sum(), predicted
 
     def _probe_loss(self, features: Tensor, pictures: list[Picture]) -> Tensor:
         kinds, colors = probe_targets(pictures, self.device)

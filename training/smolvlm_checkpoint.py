@@ -1,7 +1,7 @@
-"""The pocket SmolVLM: the stock architecture, small enough to ship.
+"""The pocket SmolVLM checkpoint: the stock architecture, small enough to ship.
 
-One 192-pixel tile is 12 × 12 patches of 16 pixels; a pixel shuffle of 4 makes it 3 × 3 image
-tokens, so that every image token covers one cell of a scene's grid.
+A 192-pixel tile is 12 × 12 patches of 16 pixels. A pixel shuffle of 4 makes 3 × 3 image tokens of
+them. Every image token therefore covers one cell of a scene's grid.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from training.checkpoint import save
 from training.tokenizer import build_tokenizer
 
 TILE = 192
+"""Side of a tile, in pixels."""
 MAX_TILES_PER_SIDE = 2
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -40,7 +41,8 @@ CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'image' %}{{ '<image>' }}{% endif %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% elif part['type'] == 'image' %}{{ '<image>' }}{% endif %}"
     "{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
@@ -102,5 +104,5 @@ def pocket_image_processor() -> SmolVLMImageProcessorPil:
 def save_pocket(
     folder: Path, model: SmolVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Writes the checkpoint."""
+    """Write the checkpoint to ``folder``."""
     save(folder, model, tokenizer, pocket_image_processor())

@@ -1,5 +1,4 @@
-"""A byte-level BPE tokenizer of the kind that SmolLM2 has, small, with the scenes' words as whole
-tokens."""
+"""A small byte-level BPE tokenizer like SmolLM2's, with the scenes' words as whole tokens."""
 
 from __future__ import annotations
 
@@ -21,19 +20,18 @@ WORDS_AND_DIGITS = pre_tokenizers.Sequence(
 def build_tokenizer(
     special_tokens: list[str],
     vocab_size: int,
-    pieces: pre_tokenizers.PreTokenizer = WORDS_AND_DIGITS,
+    pre_tokenizer: pre_tokenizers.PreTokenizer = WORDS_AND_DIGITS,
     corpus: Iterable[str] = (),
     **kwargs: str,
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer whose first ids are ``special_tokens``; any text can be encoded, byte by byte
-    where it must be.
+    """Train a tokenizer whose first ids are ``special_tokens``.
 
-    ``pieces`` cuts a text into what a token never crosses; ``corpus`` adds to the text that all
-    pocket models share. ``kwargs`` go to ``PreTrainedTokenizerFast`` (bos_token, eos_token,
-    chat_template, …).
+    It encodes any text, byte by byte if necessary. ``pre_tokenizer`` splits text into pieces that
+    no token crosses. ``corpus`` is added to the text that all pocket models share. ``kwargs`` go
+    to ``PreTrainedTokenizerFast`` (bos_token, eos_token, chat_template, …).
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pieces
+    tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

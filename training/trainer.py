@@ -1,13 +1,14 @@
-"""What training a pocket model takes whatever its family: what is asked about a scene, and the
-loop.
+"""Training of pocket models, common to all families: the questions about a scene, and the loop.
 
-The recipe, the same on a CPU and on a GPU:
+The recipe is the same on a CPU and on a GPU:
 
-- One process draws scenes without end into a pool; every picture is used a few times, with other questions.
-- Every picture is encoded once a step and asked many things in one packed row (:mod:`training.rows`). Rows with
-  other orders of text and picture share no work, and come in the last part, once the rest is known.
-- A linear probe names what is in each image token. Its loss teaches the vision tower in minutes what the captions
-  alone teach in an hour. The probe is not part of the checkpoint.
+- A worker process draws scenes endlessly into a pool. Every picture is used several times, with
+  different questions.
+- Every picture is encoded once per step and asked many questions in one packed row
+  (:mod:`training.rows`). Rows with other orders of text and picture share no work. They come in the
+  last phase, when the rest is learned.
+- A linear probe classifies the content of each image token. Its loss teaches the vision encoder in
+  minutes what captions alone teach in an hour. The probe is not part of the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,81 +40,104 @@ from training.pictures import Pool
 from training.prompts import caption_request
 from training.rows import Row
 
-TASK_PROMPTS = {
+CAPTION_PROMPTS = {
     "short": "Caption this image in one short sentence.",
     "normal": "Describe this image.",
     "long": "Describe this image in detail.",
 }
 P = TypeVar("P")
-"""A family's picture to train on."""
+"""A family's training picture."""
 
 
 @dataclass(frozen=True)
 class Settings:
     minutes: float = 88.0
+    """Training time."""
     images_per_step: int = 48
-    """Every picture is encoded in every step; the two mixes say how many of them are asked what."""
+    """Pictures encoded in every step. The two mixes set how many rows are built from them."""
     fresh_per_step: int = 16
+    """Minimum number of new pictures per step."""
     first_mix: tuple[int, int] = (48, 32)
-    """Packed rows, with the picture first, and rows with other orders of text and picture: to learn
-    to see."""
+    """Rows per step in the first phase, in which the model learns to see: packed rows with the
+    picture first, and rows with other orders of text and picture."""
     last_mix: tuple[int, int] = (16, 128)
-    """The same for the last part."""
-    last_part: float = 0.65
+    """The same for the last phase."""
+    last_phase_start: float = 0.65
+    """Progress, from 0 to 1, at which the last phase begins."""
     learning_rate: float = 1.5e-3
     warmup: float = 0.02
+    """Progress, from 0 to 1, at which the warm-up ends."""
     weight_decay: float = 0.02
-    pool: int = 24_000
+    pool_size: int = 24_000
+    """Pictures in the pool."""
     max_side: int = 640
+    """Maximum side of most scenes, in pixels."""
     seed: int = 0
 
 
-def tasks(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
-    """(kind, question, answer) triples about a scene: the table's rows, captions asked in other
-    words, and aids."""
-    asked = [
-        (f"caption {length}", TASK_PROMPTS[length], scene.caption(length)) for length in LENGTHS
-    ]
-    asked += [(question.kind, question.text, question.answer) for question in questions(scene, rng)]
-    asked += aids(scene, rng)
-    length = rng.choice(LENGTHS)
-    asked.append(("phrasing", caption_request(length, rng), scene.caption(length)))
-    return asked
+class Example(NamedTuple):
+    """A question about a scene and its exact answer."""
+
+    task: str
+    """Task name for progress reports."""
+    question: str
+    answer: str
 
 
-def aids(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
-    """Questions outside the table that need the same look-ups: a shape by its color, a color by its
-    place.
+def build_examples(scene: Scene, rng: random.Random) -> list[Example]:
+    """Return training examples about a scene.
 
-    Finding a picture's token by what is in it is the last thing that the model learns; more such
-    questions, and both answers to the question of presence, bring it forward.
+    They are the rows of the benchmark's table, auxiliary questions, and a caption request in
+    other words.
     """
-    presence = [ask_presence(scene, rng, present) for present in (True, False)]
-    asked = [("presence", question.text, question.answer) for question in presence]
+    result = [
+        Example(f"caption {length}", CAPTION_PROMPTS[length], scene.caption(length))
+        for length in LENGTHS
+    ]
+    result += [
+        Example(question.kind, question.text, question.answer) for question in questions(scene, rng)
+    ]
+    result += build_auxiliary_examples(scene, rng)
+    length = rng.choice(LENGTHS)
+    result.append(Example("phrasing", caption_request(length, rng), scene.caption(length)))
+    return result
+
+
+def build_auxiliary_examples(scene: Scene, rng: random.Random) -> list[Example]:
+    """Return questions outside the benchmark's table that need the same lookups.
+
+    They ask for a shape by its color and for a color by its cell. Finding an image token by its
+    content is the last skill that the model learns. More such questions, and presence questions
+    with both answers, teach it earlier.
+    """
+    result = []
+    for is_present in (True, False):
+        presence = ask_presence(scene, rng, is_present)
+        result.append(Example("presence", presence.text, presence.answer))
     cell = rng.choice([shape.cell for shape in scene.shapes])
     color = next(shape.color for shape in scene.shapes if shape.cell == cell)
-    asked.append(("aid", f"What color is at the {CELLS[cell]}?", color))
-    anywhere = ask_shape(scene, rng, rng.randrange(9))
-    asked.append((anywhere.kind, anywhere.text, anywhere.answer))
+    result.append(Example("aid", f"What color is at the {CELLS[cell]}?", color))
+    any_cell = ask_shape(scene, rng, rng.randrange(9))
+    result.append(Example(any_cell.kind, any_cell.text, any_cell.answer))
     colors = Counter(shape.color for shape in scene.shapes)
     for shape in scene.shapes:
         if colors[shape.color] == 1:
-            asked.append(("aid", f"What shape is {shape.color}?", shape.kind))
-    other = ask_color(scene, rng)
-    if other is not None:
-        asked.append((other.kind, other.text, other.answer))
-    return asked
+            result.append(Example("aid", f"What shape is {shape.color}?", shape.kind))
+    color_question = ask_color(scene, rng)
+    if color_question is not None:
+        result.append(Example(color_question.kind, color_question.text, color_question.answer))
+    return result
 
 
-def buckets(rows: list[Row], count: int = 4) -> list[list[Row]]:
-    """The rows in a few groups of like length, so that little is padding."""
+def group_by_length(rows: list[Row], count: int = 4) -> list[list[Row]]:
+    """Return the rows in ``count`` groups of similar length, which keeps padding small."""
     ordered = sorted(rows, key=len)
     size = -(-len(ordered) // count)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 class Trainer(ABC, Generic[P]):
-    """Model, probe, optimizer and progress; resumes from ``work`` where an earlier run stopped."""
+    """Model, probe, optimizer and progress. Resumes an earlier run from ``work``."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerFast
@@ -137,31 +161,37 @@ class Trainer(ABC, Generic[P]):
 
     @property
     def progress(self) -> float:
+        """Share of the training time that has passed, from 0 to 1."""
         return self.seconds / (60 * self.settings.minutes)
 
     @property
     def mix(self) -> tuple[int, int]:
+        """Rows per step in the current phase: packed rows, and rows with other orders."""
         settings = self.settings
-        return settings.first_mix if self.progress < settings.last_part else settings.last_mix
+        is_first_phase = self.progress < settings.last_phase_start
+        return settings.first_mix if is_first_phase else settings.last_mix
 
     @abstractmethod
     def pictures(self) -> Iterator[list[P]]:
-        """Fresh pictures without end, a batch at a time."""
+        """Yield batches of fresh pictures endlessly."""
 
     @abstractmethod
     def loss(self, pictures: list[P], rng: random.Random) -> tuple[Tensor, list[tuple[str, bool]]]:
-        """The loss of a step, and (kind, whether its answer was right) of every segment."""
+        """Return the loss of a step, and (kind, whether the answer was right) of every segment."""
 
     @abstractmethod
     def write(self, out: Path) -> None:
-        """Writes the checkpoint."""
+        """Write the checkpoint to ``out``."""
 
     def step(self, pictures: list[P], rng: random.Random) -> tuple[float, list[tuple[str, bool]]]:
-        """One update; the loss, and which segments were exact before it."""
+        """Update the weights once.
+
+        Returns the loss, and (kind, whether the answer was right) of every segment. Both are from
+        before the update.
+        """
+        factor = _learning_rate_factor(self.progress, self.settings.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * _schedule(
-                self.progress, self.settings.warmup
-            )
+            group["lr"] = self.settings.learning_rate * factor
         loss, exact = self.loss(pictures, rng)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -171,6 +201,7 @@ class Trainer(ABC, Generic[P]):
         return loss.item(), exact
 
     def save(self) -> None:
+        """Save the progress to ``work``, replacing the old file atomically."""
         self.work.mkdir(parents=True, exist_ok=True)
         state = {
             "model": self.model.state_dict(),
@@ -191,47 +222,52 @@ class Trainer(ABC, Generic[P]):
         self.model.load_state_dict(state["model"])
         self.probe.load_state_dict(state["probe"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.seconds, self.steps = state["seconds"], state["steps"]
+        self.seconds = state["seconds"]
+        self.steps = state["steps"]
         print(f"resumed at step {self.steps}, {self.seconds / 60:.1f} minutes", flush=True)
 
 
-def _schedule(progress: float, warmup: float) -> float:
-    """A short linear warm-up, then linear down to nothing."""
+def _learning_rate_factor(progress: float, warmup: float) -> float:
+    """Return the factor of a short linear warm-up followed by a linear decay."""
     if progress < warmup:
         return max(0.02, progress / warmup)
     return max(0.005, (1 - progress) / (1 - warmup))
 
 
 def train(trainer: Trainer[Any], out: Path) -> None:
-    """Trains for ``settings.minutes`` and writes the checkpoint to ``out``.
+    """Train for ``settings.minutes`` and write the checkpoint to ``out``.
 
-    The time is that of torch's threads, so that other work on the machine takes none of it.
+    The time is CPU time divided by torch's threads, so other load on the machine does not shorten
+    the training.
     """
     settings = trainer.settings
     rng = random.Random(settings.seed + trainer.steps)
-    pool: Pool[Any] = Pool(trainer.pictures(), settings.pool)
+    pool: Pool[Any] = Pool(trainer.pictures(), settings.pool_size)
     recent: dict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=2000))
-    saved = reported = time.monotonic()
-    before = trainer.seconds - time.process_time() / torch.get_num_threads()
+    last_save = last_report = time.monotonic()
+    start = trainer.seconds - time.process_time() / torch.get_num_threads()
     while trainer.progress < 1:
-        loss, exact = trainer.step(
-            pool.draw(settings.images_per_step, settings.fresh_per_step, rng), rng
-        )
-        for kind, right in exact:
-            recent[kind].append(right)
+        pictures = pool.sample(settings.images_per_step, settings.fresh_per_step, rng)
+        loss, exact = trainer.step(pictures, rng)
+        for kind, is_right in exact:
+            recent[kind].append(is_right)
         now = time.monotonic()
-        trainer.seconds = before + time.process_time() / torch.get_num_threads()
-        if now - reported > 30:
-            reported = now
-            rates = {
-                kind: round(100 * sum(hits) / len(hits), 1) for kind, hits in sorted(recent.items())
-            }
-            print(
-                f"{trainer.seconds / 60:5.1f} min, step {trainer.steps}, loss {loss:.4f} {json.dumps(rates)}",
-                flush=True,
-            )
-        if now - saved > 180:
-            saved = now
+        trainer.seconds = start + time.process_time() / torch.get_num_threads()
+        if now - last_report > 30:
+            last_report = now
+            _report(trainer, loss, recent)
+        if now - last_save > 180:
+            last_save = now
             trainer.save()
     trainer.save()
     trainer.write(out)
+
+
+def _report(trainer: Trainer[Any], loss: float, recent: dict[str, deque[bool]]) -> None:
+    """Print the time, the step, the loss and the percentage of recent right answers per kind."""
+    rates = {kind: round(100 * sum(hits) / len(hits), 1) for kind, hits in sorted(recent.items())}
+    minutes = trainer.seconds / 60
+    print(
+        f"{minutes:5.1f} min, step {trainer.steps}, loss {loss:.4f} {json.dumps(rates)}",
+        flush=True,
+    )

@@ -1,4 +1,4 @@
-"""What the engine is measured against: plain ``generate``, alone and in static batches behind
+"""The baselines: plain ``generate``, one request at a time and in static batches behind
 ``@serve.batch``."""
 
 from __future__ import annotations
@@ -15,42 +15,47 @@ import ray
 import torch
 from ray import serve
 
-from benchmarks.engine.checkpoint import REFERENCES
-from benchmarks.engine.generate import Generate, Question
-from benchmarks.engine.load import Answer, Ask
+from benchmarks.engine.checkpoint import TRANSFORMERS_CLASSES
+from benchmarks.engine.generate import Generate, Request
+from benchmarks.engine.load import Send, Timeline
 
 BATCH = 8
 _batched: Callable[[Any], Any] = serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.05)
 
 
 class StaticBatches:
-    """The deployment of (b)."""
+    """The Serve deployment of baseline (b)."""
 
     def __init__(
         self, folder: str, family: str, dtype: torch.dtype, device: str, threads: int
     ) -> None:
-        # One thread computes, as in the engine: OpenMP's teams of several would slow each other.
-        # Ray gives its workers one core; the setting belongs to the thread.
-        self._computing = ThreadPoolExecutor(
+        # One thread computes, as in the engine: OpenMP teams of several threads would slow each
+        # other down. Ray gives its workers one core, and torch keeps this setting per thread.
+        self._executor = ThreadPoolExecutor(
             1, initializer=torch.set_num_threads, initargs=(threads,)
         )
         self._generate = Generate(
-            REFERENCES[family].from_pretrained(folder, dtype=dtype).to(device).eval()
+            TRANSFORMERS_CLASSES[family].from_pretrained(folder, dtype=dtype).to(device).eval()
         )
 
     @_batched
-    async def caption(self, questions: list[Question]) -> list[int]:
-        """A caller sends one question; so many tokens were answered."""
-        await asyncio.get_running_loop().run_in_executor(self._computing, self._generate, questions)
-        return [question.tokens for question in questions]
+    async def caption(self, requests: list[Request]) -> list[int]:
+        """Return the number of tokens that were generated for each request.
+
+        Serve gathers the list: a caller sends one request.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._generate, requests)
+        return [request.tokens for request in requests]
 
 
 @contextmanager
 def static_batches(
     folder: Path, family: str, dtype: torch.dtype, device: str, threads: int
-) -> Iterator[Callable[[Question], Ask]]:
-    """A Serve application in a Ray of its own; gone at the end, so that it shares the cores with
-    nothing else."""
+) -> Iterator[Callable[[Request], Send]]:
+    """Run baseline (b) as a Serve application in a Ray cluster of its own.
+
+    The cluster shuts down with the context, to leave the cores to the next measurement.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(address="local", include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
@@ -62,24 +67,24 @@ def static_batches(
         application = deployment.bind(str(folder), family, dtype, device, threads)
         handle = serve.run(application, name="static-batches", route_prefix=None)
 
-        def asking(question: Question) -> Ask:
-            async def ask() -> Answer:
-                answer = Answer(question.tokens)
-                await handle.caption.remote(question)
-                answer.arrived()
-                return answer
+        def make_sender(request: Request) -> Send:
+            async def send() -> Timeline:
+                timeline = Timeline(request.tokens)
+                await handle.caption.remote(request)
+                timeline.record_piece()
+                return timeline
 
-            return ask
+            return send
 
-        yield asking
+        yield make_sender
     finally:
         serve.shutdown()
         ray.shutdown()
 
 
-def alone(generate: Generate, question: Question) -> Answer:
-    """(a): the answer comes whole."""
-    answer = Answer(question.tokens)
-    generate([question])
-    answer.arrived()
-    return answer
+def generate_alone(generate: Generate, request: Request) -> Timeline:
+    """Run one request of baseline (a). The whole answer arrives as one piece."""
+    timeline = Timeline(request.tokens)
+    generate([request])
+    timeline.record_piece()
+    return timeline

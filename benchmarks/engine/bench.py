@@ -1,5 +1,4 @@
-"""What all rows share: the options, the weights in their two forms, the machine's limits, and
-requests."""
+"""State shared by all rows: options, weights, machine rates, and requests."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,10 +20,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.engine.checkpoint import Checkpoint, build
-from benchmarks.engine.generate import Generate, Question
-from benchmarks.engine.limits import Machine, Text, Tower, Work, in_a_thread, measure_machine
-from benchmarks.engine.load import Answer, Ask, Load
-from benchmarks.photograph import photograph
+from benchmarks.engine.generate import Generate, Request
+from benchmarks.engine.limits import (
+    Machine,
+    TextShape,
+    VisionShape,
+    Work,
+    measure_machine,
+    run_in_thread,
+)
+from benchmarks.engine.load import LoadResult, Send, Timeline
+from benchmarks.photograph import draw_photograph
 from models.linear import Quantize
 from models.options import DEFAULTS, LoadOptions
 from raylens.core.types import (
@@ -44,11 +51,13 @@ T = TypeVar("T")
 QUESTION = "Describe this image."
 KV_BYTES = 3 * 2**30
 HOUR = 3600.0
-DEFAULT_TILES_PER_STEP = DEFAULTS.tiles
+DEFAULT_TILES_PER_STEP = DEFAULTS.tiles_per_batch
 
 
 @dataclass(frozen=True)
 class Options:
+    """Command-line options of the benchmark."""
+
     family: str
     scale: str
     dtype: str
@@ -57,7 +66,7 @@ class Options:
     threads: int
     tiles_per_step: int
     short: bool
-    """Few requests and tokens: shows that everything runs, and measures nothing."""
+    """Few requests and tokens: a smoke test whose figures mean nothing."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -66,7 +75,7 @@ class Options:
 
 
 class Bench:
-    """Each part is made when a row first needs it."""
+    """Builds each part when a row first needs it."""
 
     def __init__(self, options: Options, folder: Path) -> None:
         self.options = options
@@ -74,8 +83,9 @@ class Bench:
         self._seeds = itertools.count()
         self._rng = random.Random(5)
         self.machines: list[Machine] = []
-        self.engine_alone: Load | None = None
-        """One tile through the engine, for the rows that compare with it."""
+        """All measurements of the machine, the newest last."""
+        self.engine_alone: LoadResult | None = None
+        """One tile through the engine, kept for the rows that compare with it."""
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -85,7 +95,7 @@ class Bench:
 
     @cached_property
     def folder(self) -> Path:
-        """The checkpoint as files, for other processes."""
+        """Folder of the saved checkpoint, for other processes."""
         self.checkpoint.save(self._folder)
         return self._folder
 
@@ -106,33 +116,37 @@ class Bench:
         )
 
     @cached_property
-    def tower(self) -> Tower:
-        return Tower.of(self.checkpoint.model.config)
+    def vision(self) -> VisionShape:
+        return VisionShape.from_config(self.checkpoint.model.config)
 
     @cached_property
-    def text(self) -> Text:
-        return Text.of(self.checkpoint.model.config, self._itemsize, self.model.kv_shape)
+    def text(self) -> TextShape:
+        return TextShape.from_config(
+            self.checkpoint.model.config, self._itemsize, self.model.kv_shape
+        )
 
     @property
     def machine(self) -> Machine:
-        """As it was last measured."""
+        """Newest measurement of the machine."""
         return self.machines[-1]
 
     @property
     def limits(self) -> str:
-        """From the least to the most that was measured of the machine's memory."""
-        least, most = (
-            end(self.machines, key=lambda machine: machine.gigabytes) for end in (min, max)
-        )
-        return f"{least} to {most}"
+        """Measurements with the lowest and the highest memory bandwidth, in words."""
+        bandwidth = attrgetter("gigabytes")
+        return f"{min(self.machines, key=bandwidth)} to {max(self.machines, key=bandwidth)}"
 
     def measure(self) -> Machine:
-        """What the machine can do now: others' work on it changes that from one minute to the next."""
+        """Measure the machine as it is now.
+
+        Other processes on it change its rates from one minute to the next.
+        """
         options = self.options
-        patches = self.question(1).prompt.pictures[0].tokens * self.tower.merged
+        picture = self.make_request(1).prompt.pictures[0]
+        patches = picture.num_tokens * self.vision.patches_per_token
         work = partial(
             measure_machine,
-            self.tower,
+            self.vision,
             (patches, patches * options.tiles_per_step),
             options.torch_dtype,
             options.device,
@@ -146,56 +160,62 @@ class Bench:
         return 1 if self.options.quantize == "int8" else self.options.torch_dtype.itemsize
 
     def compute(self, work: Callable[[], T]) -> T:
-        """What is measured outside an engine, with all of the threads."""
-        return in_a_thread(work, self.options.threads)
+        """Run ``work`` outside an engine, with all threads."""
+        return run_in_thread(work, self.options.threads)
 
-    def count(self, requests: int) -> int:
-        return min(requests, 2) if self.options.short else requests
+    def cap_requests(self, count: int) -> int:
+        """Return ``count``, or at most 2 in a short run."""
+        return min(count, 2) if self.options.short else count
 
-    def length(self, tokens: int) -> int:
+    def cap_tokens(self, tokens: int) -> int:
+        """Return ``tokens``, or a sixteenth of it (at least 4) in a short run."""
         return max(4, tokens // 16) if self.options.short else tokens
 
-    def jpeg(self, detail: Detail = Detail.LOW) -> bytes:
-        """A picture that was not shown before, of one tile or of as many as the checkpoint allows."""
+    def make_jpeg(self, detail: Detail = Detail.LOW) -> bytes:
+        """Return a new picture of one tile or, at high detail, of the checkpoint's maximum."""
         shape = self.checkpoint.shape
         side = shape.tile * (shape.tiles_per_side if detail is Detail.HIGH else 1)
-        return photograph(side, side, next(self._seeds))
+        return draw_photograph(side, side, next(self._seeds))
 
-    def question(self, tokens: int, detail: Detail = Detail.LOW) -> Question:
-        """About a picture that was not shown before."""
-        return Question(self.prompt(pixels_of(self.jpeg(detail)), detail), tokens)
+    def make_request(self, tokens: int, detail: Detail = Detail.LOW) -> Request:
+        """Return a request about a new picture."""
+        return Request(self.make_prompt(decode_jpeg(self.make_jpeg(detail)), detail), tokens)
 
-    def prompt(self, pixels: NDArray[np.uint8], detail: Detail, text: str = QUESTION) -> Prompt:
+    def make_requests(self, count: int, tokens: int, detail: Detail = Detail.LOW) -> list[Request]:
+        return [self.make_request(tokens, detail) for _ in range(count)]
+
+    def make_prompt(
+        self, pixels: NDArray[np.uint8], detail: Detail, text: str = QUESTION
+    ) -> Prompt:
         chat = Chat((Message(Role.USER, (ImagePart(0, detail), TextPart(text))),))
         return self.model.prepare(VisionRequest("", "", chat, time.time() + HOUR), [pixels])
 
-    def questions(self, count: int, tokens: int, detail: Detail = Detail.LOW) -> list[Question]:
-        return [self.question(tokens, detail) for _ in range(count)]
-
-    def random_lengths(self, count: int, shortest: int, longest: int) -> list[int]:
+    def draw_lengths(self, count: int, shortest: int, longest: int) -> list[int]:
+        """Draw answer lengths in tokens, uniformly between the two bounds."""
         return [
-            self._rng.randint(self.length(shortest), self.length(longest)) for _ in range(count)
+            self._rng.randint(self.cap_tokens(shortest), self.cap_tokens(longest))
+            for _ in range(count)
         ]
 
-    def random_gaps(self, count: int, mean: float) -> list[float]:
-        """Seconds between arrivals at random (a Poisson process)."""
+    def draw_gaps(self, count: int, mean: float) -> list[float]:
+        """Draw the seconds between arrivals of a Poisson process."""
         return [self._rng.expovariate(1 / mean) for _ in range(count)]
 
-    def work(self, questions: Sequence[Question], batch: int) -> Work:
-        """The least that these answers take, where decode steps have ``batch`` rows."""
+    def least_work(self, requests: Sequence[Request], batch: int) -> Work:
+        """Return the least work that answers all requests, if decode steps have ``batch`` rows."""
         total = Work()
-        for question in questions:
-            prompt = question.prompt
+        for request in requests:
+            prompt = request.prompt
             for picture in prompt.pictures:
-                total += self.tower.work(picture.tokens, 0)
-            total += Work(self.tower.work(0, self._itemsize).bytes)
+                total += self.vision.work(picture.num_tokens, 0)
+            total += Work(self.vision.work(0, self._itemsize).bytes)
             total += self.text.prefill(len(prompt.token_ids))
-            total += self.text.answer(len(prompt.token_ids), question.tokens, batch)
+            total += self.text.answer(len(prompt.token_ids), request.tokens, batch)
         return total
 
     @contextmanager
     def engine(self, batch: int) -> Iterator[EngineClient]:
-        """An engine of its own, warmed up; its thread ends with the context."""
+        """Run a new engine; its thread ends with the context."""
         engine = AsyncEngine(
             self.model,
             EngineLimits(max_batch_size=batch, kv_bytes=KV_BYTES),
@@ -209,31 +229,31 @@ class Bench:
 
 
 class EngineClient:
-    """Asks an :class:`AsyncEngine`, and notes when the pieces come."""
+    """Sends requests to an :class:`AsyncEngine`, and records when the pieces arrive."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    def asking(self, question: Question) -> Ask:
-        async def ask() -> Answer:
-            answer = Answer(question.tokens)
-            await self.follow(question, answer)
-            return answer
+    def make_sender(self, request: Request) -> Send:
+        async def send() -> Timeline:
+            timeline = Timeline(request.tokens)
+            await self.follow(request, timeline)
+            return timeline
 
-        return ask
+        return send
 
-    async def follow(self, question: Question, answer: Answer) -> None:
-        """Fills ``answer`` as it comes."""
-        sampling = SamplingParams(max_tokens=question.tokens)
-        # The engine reads no more of a request than this: the prompt holds the rest.
-        request = VisionRequest("", "", Chat(()), time.time() + HOUR, sampling)
-        async with aclosing(self._engine.generate(request, question.prompt)) as deltas:
+    async def follow(self, request: Request, timeline: Timeline) -> None:
+        """Send a request, and fill in ``timeline`` as its answer arrives."""
+        sampling = SamplingParams(max_tokens=request.tokens)
+        # The engine reads nothing else from the request: the prompt holds the rest.
+        vision_request = VisionRequest("", "", Chat(()), time.time() + HOUR, sampling)
+        async with aclosing(self._engine.generate(vision_request, request.prompt)) as deltas:
             async for delta in deltas:
-                answer.arrived()
+                timeline.record_piece()
                 if delta.usage is not None:
-                    said = delta.usage.completion_tokens
-                    assert said == question.tokens, f"{said} tokens instead of {question.tokens}"
+                    tokens = delta.usage.completion_tokens
+                    assert tokens == request.tokens, f"{tokens} tokens instead of {request.tokens}"
 
 
-def pixels_of(jpeg: bytes) -> NDArray[np.uint8]:
+def decode_jpeg(jpeg: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))

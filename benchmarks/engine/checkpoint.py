@@ -1,8 +1,8 @@
-"""Random weights in the shapes of published checkpoints, with the pocket tokenizers; nothing is
-downloaded.
+"""Random weights in the shapes of published checkpoints, with the pocket tokenizers.
 
-An answer never ends by itself: what control tokens have in the embeddings and in the head is zero,
-and so are their logits, below the best of many thousands of random ones.
+Nothing is downloaded. No answer ends before its token limit: the control tokens' rows in the
+embeddings and in the head are zero, which makes their logits zero, and the best of many thousands
+of random logits is above zero.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from models.smolvlm.model import SmolVLM
 from raylens.engine.model import Model
 from training import qwen2_5_vl_checkpoint, smolvlm_checkpoint
 
-REFERENCES = {
+TRANSFORMERS_CLASSES = {
     "smolvlm": SmolVLMForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
 }
-"""transformers' own classes, for the baselines."""
+"""transformers' own model classes, by family."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is larger than in the pocket checkpoint of the same family."""
+    """Shape of a published checkpoint, as changes to the pocket checkpoint of its family."""
 
     tile: int
-    """Side, in pixels, of the picture that makes one tile (a family without tiles: at ``detail:
-    low``)."""
+    """Side in pixels of a picture of one tile or, in a family without tiles, of a picture at
+    ``detail: low``."""
     vocabulary: int
     vision: dict[str, Any]
     text: dict[str, Any]
     processor: dict[str, Any]
     tiles_per_side: int = 1
-    whole: dict[str, Any] = field(default_factory=dict)
-    """Of the configuration itself."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Top-level fields of the configuration."""
 
 
 SMOLVLM2_500M = Shape(
@@ -127,7 +127,7 @@ SMOLVLM2_2B = Shape(
         "tie_word_embeddings": False,
     },
     processor={"size": {"longest_edge": 4 * 384}, "max_image_size": {"longest_edge": 384}},
-    whole={"scale_factor": 3, "tie_word_embeddings": False},
+    config={"scale_factor": 3, "tie_word_embeddings": False},
 )
 QWEN2_5_VL_7B = replace(
     QWEN2_5_VL_3B,
@@ -142,7 +142,7 @@ QWEN2_5_VL_7B = replace(
         "num_key_value_heads": 4,
         "tie_word_embeddings": False,
     },
-    whole={"tie_word_embeddings": False},
+    config={"tie_word_embeddings": False},
 )
 SHAPES = {
     ("smolvlm", "full"): SMOLVLM2_500M,
@@ -150,12 +150,12 @@ SHAPES = {
     ("smolvlm", "tiny"): Shape(192, 2048, {}, {}, {}, tiles_per_side=2),
     ("qwen2_5_vl", "tiny"): Shape(168, 2048, {}, {}, {}),
 }
-"""By family and scale; ``tiny`` only shows that everything runs."""
+"""Shapes by family and scale. ``tiny`` is for smoke tests."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in transformers' own modules, and what reads and writes for it."""
+    """A model in transformers' own modules, with its tokenizer and image processor."""
 
     family: str
     shape: Shape
@@ -164,9 +164,9 @@ class Checkpoint:
     image_processor: Any
 
     def load(self, options: LoadOptions) -> Model:
-        """The family's own form of the same weights."""
-        kind = SmolVLM if self.family == "smolvlm" else Qwen2_5_VL
-        return kind(self.model, self.tokenizer, self.image_processor, options)
+        """Return the engine's model with the same weights."""
+        model_class = SmolVLM if self.family == "smolvlm" else Qwen2_5_VL
+        return model_class(self.model, self.tokenizer, self.image_processor, options)
 
     def save(self, folder: Path) -> None:
         for part in (self.model, self.tokenizer, self.image_processor):
@@ -174,52 +174,62 @@ class Checkpoint:
 
 
 def build(family: str, scale: str, dtype: torch.dtype, device: str) -> Checkpoint:
-    """The same weights at every call, on one kind of device."""
+    """Build the checkpoint of a family at a scale.
+
+    Weights are drawn on the device: every call on the same kind of device gives the same ones.
+    """
     return assemble(family, SHAPES[family, scale], dtype, device)
 
 
 def assemble(family: str, shape: Shape, dtype: torch.dtype, device: str) -> Checkpoint:
-    """The same weights at every call, for one kind of device: they are drawn on it."""
+    """Build a checkpoint of any shape.
+
+    Weights are drawn on the device: every call on the same kind of device gives the same ones.
+    """
     if family == "smolvlm":
         pocket: Any = smolvlm_checkpoint
         sides = range(1, shape.tiles_per_side + 1)
         tile_tokens = [f"<row_{row}_col_{column}>" for row in sides for column in sides]
     else:
-        pocket, tile_tokens = qwen2_5_vl_checkpoint, []
-    tokenizer = widened(pocket.pocket_tokenizer(), shape.vocabulary, tile_tokens)
+        pocket = qwen2_5_vl_checkpoint
+        tile_tokens = []
+    tokenizer = widen_tokenizer(pocket.pocket_tokenizer(), shape.vocabulary, tile_tokens)
     fields = pocket.pocket_config(tokenizer).to_dict()
-    fields |= shape.whole
+    fields |= shape.config
     fields["vision_config"] |= shape.vision
     fields["text_config"] |= shape.text
-    fields["text_config"].pop("layer_types", None)  # one for each of the pocket's layers
+    # The pocket configuration lists the types of the pocket model's layers only.
+    fields["text_config"].pop("layer_types", None)
     config = (SmolVLMConfig if family == "smolvlm" else Qwen2_5_VLConfig)(**fields)
     image_processor = pocket.pocket_image_processor()
     for name, value in shape.processor.items():
         setattr(image_processor, name, value)
-    model = _random_model(REFERENCES[family], config, dtype, device)
+    model = _random_model(TRANSFORMERS_CLASSES[family], config, dtype, device)
     with torch.no_grad():
         for table in (model.get_input_embeddings(), model.lm_head):
             table.weight[list(tokenizer.get_added_vocab().values())] = 0
     return Checkpoint(family, shape, model, tokenizer, image_processor)
 
 
-def _random_model(kind: Any, config: Any, dtype: torch.dtype, device: str) -> Any:
-    """Made in ``dtype`` and on its device at once: float32 weights never exist."""
+def _random_model(model_class: Any, config: Any, dtype: torch.dtype, device: str) -> Any:
+    """Create the weights in ``dtype`` on the device, without a float32 copy on the way."""
     torch.manual_seed(0)
-    before = torch.get_default_dtype()
+    default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return kind(config).eval()
+            return model_class(config).eval()
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default_dtype)
 
 
-def widened(
+def widen_tokenizer(
     tokenizer: PreTrainedTokenizerFast, size: int, control_tokens: Sequence[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer with these control tokens too, and filled up to ``size`` with words that only a
-    model says."""
+    """Return the tokenizer with more control tokens, and ``size`` tokens in all.
+
+    The added words are for answers only: no text is tokenized to them.
+    """
     missing = [token for token in control_tokens if token not in tokenizer.get_vocab()]
     state = json.loads(tokenizer._tokenizer.to_str())
     vocabulary = state["model"]["vocab"]

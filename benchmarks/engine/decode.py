@@ -1,4 +1,4 @@
-"""Decode steps without an engine around them."""
+"""Decode steps of a model, without an engine around them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from statistics import median
 
 import torch
 
-from benchmarks.engine.limits import timed
+from benchmarks.engine.limits import measure_seconds
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.model import Model
 
 UNBOUNDED = 2**40
-"""Bytes: what a step needs is taken."""
+"""KV cache budget in bytes that no step reaches."""
 
 
-def decode_step(model: Model, rows: int, context: int, steps: int) -> float:
-    """Seconds of a step, the median of ``steps``; each row goes on behind ``context`` tokens."""
+def measure_decode_step(model: Model, rows: int, context: int, steps: int) -> float:
+    """Return the median seconds of a decode step, over ``steps`` steps.
+
+    Each of the ``rows`` rows starts with ``context`` tokens in its cache.
+    """
     cache: KVCache[int] = KVCache(model.kv_shape, UNBOUNDED, rows)
     for row in range(rows):
         cache.reserve(row, context + steps)
         cache.advance(row, context)
     times = []
     for step in range(steps):
-        groups = [held for _, held in cache.groups()]
+        groups = [group for _, group in cache.groups()]
         tokens = torch.ones(rows, dtype=torch.int64, device=model.device)
-        times.append(
-            timed(partial(model.decode, tokens, [context + step] * rows, groups), model.device)
-        )
+        decode = partial(model.decode, tokens, [context + step] * rows, groups)
+        times.append(measure_seconds(decode, model.device))
         for row in range(rows):
             cache.advance(row)
     return median(times)

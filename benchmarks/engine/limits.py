@@ -1,4 +1,5 @@
-"""What the machine can do, measured, and what the work comes to, from the shapes."""
+"""The machine's measured rates, and the least work of a request, computed from the model's
+shape."""
 
 from __future__ import annotations
 
@@ -10,21 +11,23 @@ from typing import Any, TypeVar
 
 import torch
 
-from models.linear import Packer, Quantize
+from models.linear import Quantize, WeightPacker
 from raylens.engine.model import KVShape
 
 T = TypeVar("T")
 BUFFER_BYTES = 2 * 2**30
-"""Far larger than any cache."""
+"""Far larger than any CPU cache."""
 GEMM_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Machine:
+    """Measured rates of the machine."""
+
     gflops: float
-    """Multiplications and additions of the vision tower's linears, 10⁹ a second."""
+    """GEMM rate: multiplications and additions, 10⁹ a second, in the vision encoder's linears."""
     gigabytes: float
-    """Read from memory, 10⁹ bytes a second."""
+    """Memory bandwidth for reads, 10⁹ bytes a second."""
 
     def __str__(self) -> str:
         return f"{self.gflops:.0f} GFLOP/s, {self.gigabytes:.1f} GB/s"
@@ -32,7 +35,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes that must come from memory, and operations that must be done."""
+    """Bytes to read from memory and arithmetic operations to do."""
 
     bytes: float = 0.0
     operations: float = 0.0
@@ -47,8 +50,8 @@ class Work:
         return self.bytes / machine.gigabytes / 1e9 + self.operations / machine.gflops / 1e9
 
 
-def timed(work: Callable[[], object], device: str) -> float:
-    """Seconds that it takes, a GPU's own work included."""
+def measure_seconds(work: Callable[[], object], device: str) -> float:
+    """Return the seconds that ``work`` takes, including what it launches on a GPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -58,9 +61,11 @@ def timed(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
-def in_a_thread(work: Callable[[], T], threads: int) -> T:
-    """Computes in a thread that then ends, and its OpenMP team with it: a second team slows an
-    engine's thread."""
+def run_in_thread(work: Callable[[], T], threads: int) -> T:
+    """Run ``work`` with ``threads`` OpenMP threads, in a Python thread of its own.
+
+    The OpenMP team ends with that thread. A second team would slow down an engine's thread.
+    """
 
     def run() -> T:
         torch.set_num_threads(threads)
@@ -71,33 +76,35 @@ def in_a_thread(work: Callable[[], T], threads: int) -> T:
 
 
 @dataclass(frozen=True)
-class Tower:
-    """A vision tower's shape."""
+class VisionShape:
+    """Shape of a vision encoder."""
 
     hidden: int
     linears: tuple[tuple[int, int], ...]
-    """(outputs, inputs) of a layer's."""
+    """(outputs, inputs) of each linear of a layer."""
     spans: tuple[int | None, ...]
-    """For each layer, how many patches a patch attends to; None is all of its picture's."""
-    per_patch: int
-    """Weights that a patch meets before the first layer."""
-    per_token: int
-    """Weights that an image token meets behind the last layer."""
-    merged: int
-    """Patches that make an image token."""
+    """For each layer, the number of patches that a patch attends to; None is the whole picture."""
+    patch_weights: int
+    """Weights applied to each patch before the first layer."""
+    projector_weights: int
+    """Weights applied to each image token after the last layer."""
+    patches_per_token: int
 
     @classmethod
-    def of(cls, config: Any) -> Tower:
-        vision, out = config.vision_config, config.text_config.hidden_size
-        hidden, wide = vision.hidden_size, vision.intermediate_size
+    def from_config(cls, config: Any) -> VisionShape:
+        """Read the shape from transformers' configuration of a SmolVLM or a Qwen2.5-VL."""
+        vision = config.vision_config
+        out = config.text_config.hidden_size
+        hidden = vision.hidden_size
+        wide = vision.intermediate_size
         if config.model_type == "qwen2_5_vl":
             merged = vision.spatial_merge_size**2
             window = (vision.window_size // vision.patch_size) ** 2
-            whole = set(vision.fullatt_block_indexes)
+            full_attention = set(vision.fullatt_block_indexes)
             return cls(
                 hidden,
                 ((3 * hidden, hidden), (hidden, hidden), (2 * wide, hidden), (hidden, wide)),
-                tuple(None if layer in whole else window for layer in range(vision.depth)),
+                tuple(None if layer in full_attention else window for layer in range(vision.depth)),
                 hidden * 3 * vision.temporal_patch_size * vision.patch_size**2,
                 (hidden * merged) ** 2 + hidden * merged * out,
                 merged,
@@ -113,37 +120,40 @@ class Tower:
         )
 
     def work(self, tokens: int, itemsize: int) -> Work:
-        """A picture (or tile) of so many image tokens."""
-        patches = tokens * self.merged
+        """Return the work of encoding a picture or tile of ``tokens`` image tokens.
+
+        ``itemsize`` is the bytes of a weight; 0 leaves the weights out.
+        """
+        patches = tokens * self.patches_per_token
         layers = len(self.spans) * sum(outputs * inputs for outputs, inputs in self.linears)
-        linears = patches * (layers + self.per_patch) + tokens * self.per_token
-        # Products of queries with keys, and of weights with values.
+        linears = patches * (layers + self.patch_weights) + tokens * self.projector_weights
+        # Two products: queries with keys, and attention weights with values.
         attention = sum(
             2 * patches * self.hidden * min(span or patches, patches) for span in self.spans
         )
-        return Work(
-            (layers + self.per_patch + self.per_token) * itemsize, 2.0 * (linears + attention)
-        )
+        weights = layers + self.patch_weights + self.projector_weights
+        return Work(weights * itemsize, 2.0 * (linears + attention))
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text model's shape."""
+class TextShape:
+    """Shape of a text model."""
 
     layers: int
     heads_width: int
-    """Heads times head size."""
-    weights: int
-    """Of all layers' linears."""
-    head: int
-    """Weights of the head."""
+    """Number of heads times head size."""
+    layer_weights: int
+    """Weights of the linears of all layers together."""
+    head_weights: int
+    """Weights of the language-model head."""
     itemsize: int
     """Bytes of a weight."""
     kv_bytes: int
-    """That a token takes in the cache."""
+    """Bytes that a token takes in the KV cache."""
 
     @classmethod
-    def of(cls, config: Any, itemsize: int, kv: KVShape) -> Text:
+    def from_config(cls, config: Any, itemsize: int, kv: KVShape) -> TextShape:
+        """Read the shape from transformers' configuration of a SmolVLM or a Qwen2.5-VL."""
         text = config.text_config
         width = text.num_attention_heads * kv.head_dim
         attention = 2 * text.hidden_size * (width + kv.heads * kv.head_dim)
@@ -151,58 +161,76 @@ class Text:
         head = text.vocab_size * text.hidden_size
         return cls(kv.layers, width, kv.layers * layer, head, itemsize, kv.bytes_per_token)
 
+    @property
+    def _weight_bytes(self) -> int:
+        return (self.layer_weights + self.head_weights) * self.itemsize
+
     def prefill(self, tokens: int) -> Work:
+        """Return the work of a prompt of ``tokens`` tokens."""
         attention = self.layers * tokens * tokens * self.heads_width
-        operations = 2.0 * (tokens * self.weights + self.head + attention)
-        return Work((self.weights + self.head) * self.itemsize, operations)
+        operations = 2.0 * (tokens * self.layer_weights + self.head_weights + attention)
+        return Work(self._weight_bytes, operations)
 
     def decode(self, rows: int, context: float) -> Work:
-        """A step of so many rows, each behind so many tokens: the memory's part only."""
-        return Work((self.weights + self.head) * self.itemsize + rows * context * self.kv_bytes)
+        """Return the memory reads of a decode step of ``rows`` rows of ``context`` tokens each.
+
+        Operations are left out.
+        """
+        return Work(self._weight_bytes + rows * context * self.kv_bytes)
 
     def answer(self, prompt: int, tokens: int, batch: int) -> Work:
-        """An answer's decode steps, where every step is shared by ``batch`` rows; prefill gives the
-        first token."""
-        step = Work(
-            (self.weights + self.head) * self.itemsize / batch
-            + (prompt + tokens / 2) * self.kv_bytes
-        )
+        """Return the work of an answer's decode steps, if ``batch`` rows share every step.
+
+        Prefill gives the first token.
+        """
+        step = Work(self._weight_bytes / batch + (prompt + tokens / 2) * self.kv_bytes)
         return step * (tokens - 1)
 
 
 def measure_machine(
-    tower: Tower, patches: Sequence[int], dtype: torch.dtype, device: str, quantize: Quantize | None
+    vision: VisionShape,
+    patches: Sequence[int],
+    dtype: torch.dtype,
+    device: str,
+    quantize: Quantize | None,
 ) -> Machine:
-    """The best of several; ``patches`` are the numbers of rows to multiply."""
-    packer = Packer(device, quantize)
-    layers = [packer.weight(torch.randn(shape, dtype=dtype)) for shape in tower.linears]
+    """Return the best rates of several tries. ``patches`` are the numbers of rows to multiply."""
+    packer = WeightPacker(device, quantize)
+    layers = [packer.pack_weight(torch.randn(shape, dtype=dtype)) for shape in vision.linears]
     rates = []
     for rows in patches:
         inputs = [
-            torch.randn((rows, shape[1]), dtype=dtype, device=device) for shape in tower.linears
+            torch.randn((rows, shape[1]), dtype=dtype, device=device) for shape in vision.linears
         ]
-        operations = sum(2.0 * rows * outputs * width for outputs, width in tower.linears)
+        operations = sum(2.0 * rows * outputs * width for outputs, width in vision.linears)
 
         def multiply(inputs: list[torch.Tensor] = inputs) -> None:
             for layer, states in zip(layers, inputs, strict=True):
                 layer(states)
 
-        rates += [operations / seconds / 1e9 for seconds in _for_a_while(multiply, device)]
-    return Machine(max(rates), _read_rate(device))
+        rates += [operations / seconds / 1e9 for seconds in _time_repeatedly(multiply, device)]
+    return Machine(max(rates), _measure_read_rate(device))
 
 
-def _for_a_while(work: Callable[[], None], device: str) -> list[float]:
+def _time_repeatedly(work: Callable[[], None], device: str) -> list[float]:
+    """Return the seconds of each call, for ``GEMM_SECONDS`` after a warm-up call."""
     work()
     until = time.perf_counter() + GEMM_SECONDS
     times: list[float] = []
     while not times or time.perf_counter() < until:
-        times.append(timed(work, device))
+        times.append(measure_seconds(work, device))
     return times
 
 
-def _read_rate(device: str) -> float:
-    """A matrix times a vector, and a sum: each reads the buffer once, in all threads."""
+def _measure_read_rate(device: str) -> float:
+    """Return the best rate in 10⁹ bytes a second of a matrix-vector product and of a sum.
+
+    Each reads the buffer once, with all threads.
+    """
     buffer = torch.ones(BUFFER_BYTES // 4, device=device)
-    matrix, vector = buffer.view(-1, 4096), torch.ones(4096, device=device)
+    matrix = buffer.view(-1, 4096)
+    vector = torch.ones(4096, device=device)
     works: tuple[Callable[[], object], ...] = (lambda: matrix @ vector, buffer.sum)
-    return max(BUFFER_BYTES / timed(work, device) / 1e9 for work in works for _ in range(5))
+    return max(
+        BUFFER_BYTES / measure_seconds(work, device) / 1e9 for work in works for _ in range(5)
+    )

@@ -1,4 +1,4 @@
-"""Requests sent many at a time, and when their answers came."""
+"""Send many requests at a time, and record when their answers arrive."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ Percentiles = tuple[float, float]
 
 
 @dataclass
-class Answer:
-    """When an answer was asked for, and when each piece of it came, by ``time.perf_counter``."""
+class Timeline:
+    """When a request was sent and when each piece of its answer arrived, by
+    ``time.perf_counter``."""
 
     tokens: int
     sent: float = field(default_factory=time.perf_counter)
@@ -23,28 +24,28 @@ class Answer:
 
     @property
     def first(self) -> float:
-        """Seconds to its first piece."""
+        """Seconds from sending to the first piece."""
         return self.arrivals[0] - self.sent
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds between one piece and the next."""
+        """Seconds between consecutive pieces."""
         return np.diff(self.arrivals).tolist()
 
-    def arrived(self) -> None:
+    def record_piece(self) -> None:
         self.arrivals.append(time.perf_counter())
 
 
-Ask = Callable[[], Awaitable[Answer]]
-"""Sends one request and takes in its answer."""
+Send = Callable[[], Awaitable[Timeline]]
+"""Sends one request and receives its whole answer."""
 
 
 @dataclass(frozen=True)
-class Load:
-    """What a run of requests came to."""
+class LoadResult:
+    """Timelines of all answers of a load, and the seconds that it took."""
 
     seconds: float
-    answers: tuple[Answer, ...]
+    answers: tuple[Timeline, ...]
 
     @property
     def captions_per_s(self) -> float:
@@ -60,7 +61,7 @@ class Load:
 
     @property
     def between(self) -> Percentiles | None:
-        """None where answers came whole."""
+        """Percentiles of the gaps between pieces; None if every answer arrived in one piece."""
         gaps = [gap for answer in self.answers for gap in answer.gaps]
         return percentiles(gaps) if gaps else None
 
@@ -70,23 +71,25 @@ def percentiles(seconds: Sequence[float]) -> Percentiles:
     return float(p50), float(p99)
 
 
-async def drive(asks: Sequence[Ask], in_flight: int, gaps: Sequence[float] = ()) -> Load:
-    """Sends all, ``in_flight`` at most at a time, with these seconds between one and the next where
-    there are any."""
-    places = asyncio.Semaphore(in_flight)
+async def drive(sends: Sequence[Send], in_flight: int, gaps: Sequence[float] = ()) -> LoadResult:
+    """Send all requests, at most ``in_flight`` at a time.
 
-    async def one(ask: Ask) -> Answer:
+    ``gaps``, if any, are the seconds to wait before each request.
+    """
+    slots = asyncio.Semaphore(in_flight)
+
+    async def send_and_release(send: Send) -> Timeline:
         try:
-            return await ask()
+            return await send()
         finally:
-            places.release()
+            slots.release()
 
     started = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         tasks = []
-        for number, ask in enumerate(asks):
+        for number, send in enumerate(sends):
             if gaps:
                 await asyncio.sleep(gaps[number])
-            await places.acquire()
-            tasks.append(group.create_task(one(ask)))
-    return Load(time.perf_counter() - started, tuple(task.result() for task in tasks))
+            await slots.acquire()
+            tasks.append(group.create_task(send_and_release(send)))
+    return LoadResult(time.perf_counter() - started, tuple(task.result() for task in tasks))

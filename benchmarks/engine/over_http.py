@@ -1,4 +1,4 @@
-"""The same weights behind the whole graph: ingress, preprocessor and one replica of the model."""
+"""The benchmark's model behind the whole graph: ingress, preprocessor and one model replica."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import httpx
 
 from benchmarks.engine.bench import HOUR, QUESTION, Options
-from benchmarks.engine.load import Answer, Ask
+from benchmarks.engine.load import Send, Timeline
 from benchmarks.pocket import chat_body
-from testing.server import running
+from testing.server import running_server
 
 MODEL = "random"
 
 
 @contextmanager
 def server(options: Options, folder: Path, batch: int) -> Iterator[str]:
-    """The URL of a server of its own, after the shipped configuration."""
+    """Start a server from the shipped configuration with one model, and yield its URL."""
 
     def change(config: dict[str, Any]) -> None:
         (application,) = config["applications"]
@@ -38,29 +38,28 @@ def server(options: Options, folder: Path, batch: int) -> Iterator[str]:
         }
         application["args"]["models"] = [model]
         application["args"].setdefault("defaults", {}).update(timeout_s=HOUR, max_timeout_s=HOUR)
-        kept = [
-            part
-            for part in application["deployments"]
-            if part["name"] in ("Ingress", "Preprocessor")
+        deployments = [
+            deployment
+            for deployment in application["deployments"]
+            if deployment["name"] in ("Ingress", "Preprocessor")
         ]
         resources = {"num_cpus": 0.5, "num_gpus": int(options.device.startswith("cuda"))}
-        own = {"name": MODEL, "num_replicas": 1, "ray_actor_options": resources}
-        application["deployments"] = [*kept, own]
+        replica = {"name": MODEL, "num_replicas": 1, "ray_actor_options": resources}
+        application["deployments"] = [*deployments, replica]
 
-    with running(change=change) as url:
+    with running_server(change=change) as url:
         yield url
 
 
-def asking(client: httpx.AsyncClient, jpeg: bytes, tokens: int) -> Ask:
-    """A streamed chat about a picture at ``detail: low``."""
+def make_sender(client: httpx.AsyncClient, jpeg: bytes, tokens: int) -> Send:
+    """Return a function that sends a streamed chat about a picture at ``detail: low``."""
     url = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    body = chat_body(MODEL, QUESTION, url, "low", text_first=False) | {
-        "stream": True,
-        "max_tokens": tokens,
-    }
+    body = chat_body(MODEL, QUESTION, url, "low", text_first=False)
+    body |= {"stream": True, "max_tokens": tokens}
 
-    async def ask() -> Answer:
-        answer, reason = Answer(tokens), None
+    async def send() -> Timeline:
+        timeline = Timeline(tokens)
+        reason = None
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             response.raise_for_status()
             async for line in response.aiter_lines():
@@ -68,9 +67,9 @@ def asking(client: httpx.AsyncClient, jpeg: bytes, tokens: int) -> Ask:
                     continue
                 (choice,) = json.loads(line.removeprefix("data: "))["choices"]
                 if choice["delta"].get("content"):
-                    answer.arrived()
+                    timeline.record_piece()
                 reason = choice["finish_reason"] or reason
-        assert reason == "length", f"the answer ended with {reason}"
-        return answer
+        assert reason == "length", f"the answer ended with finish_reason {reason}"
+        return timeline
 
-    return ask
+    return send

@@ -1,4 +1,4 @@
-"""The workloads. Each function yields the rows of one; :data:`ROWS` names them."""
+"""The workloads. Each function yields the rows of one workload; :data:`ROWS` names them."""
 
 from __future__ import annotations
 
@@ -9,143 +9,161 @@ from statistics import median
 
 import httpx
 
-from benchmarks.engine.baselines import BATCH, alone, static_batches
-from benchmarks.engine.bench import Bench, EngineClient, pixels_of
-from benchmarks.engine.decode import decode_step
-from benchmarks.engine.generate import Question
-from benchmarks.engine.limits import timed
-from benchmarks.engine.load import Answer, Ask, Load, drive
-from benchmarks.engine.over_http import asking, server
+from benchmarks.engine.baselines import BATCH, generate_alone, static_batches
+from benchmarks.engine.bench import Bench, EngineClient, decode_jpeg
+from benchmarks.engine.decode import measure_decode_step
+from benchmarks.engine.generate import Request
+from benchmarks.engine.limits import measure_seconds
+from benchmarks.engine.load import LoadResult, Send, Timeline, drive
+from benchmarks.engine.over_http import make_sender, server
 from benchmarks.engine.report import Check, Row
 from raylens.core.types import Detail
 from raylens.engine.model import PictureInput
 
-ALONE, STATIC, ENGINE, HTTP = (
-    "(a) generate, one at a time",
-    "(b) static batches of 8",
-    "engine",
-    "engine over HTTP",
-)
-ONE, MANY, MIXED = "one tile, 128 tokens", "many tiles, 48 tokens", "one tile, 16 to 256 tokens"
+ALONE = "(a) generate, one at a time"
+STATIC = "(b) static batches of 8"
+ENGINE = "engine"
+HTTP = "engine over HTTP"
+
+ONE_TILE = "one tile, 128 tokens"
+MANY_TILES = "many tiles, 48 tokens"
+MIXED = "one tile, 16 to 256 tokens"
+
 WARM_UP = 4
-"""Tokens of the requests that go before each measurement."""
-CONTEXT, STEPS = 112, 32
-"""Decode alone goes from so many tokens so many steps on: 128 on the average."""
+"""Tokens of the requests that run before each measurement."""
+CONTEXT = 112
+"""Tokens in the cache before the first of the decode steps alone."""
+STEPS = 32
+"""Decode steps alone. The mean context is ``CONTEXT + STEPS / 2`` = 128 tokens."""
 
 
 def one_tile(bench: Bench) -> Iterator[Row]:
-    """8 at a time against both baselines."""
-    load, limit = _one_tile_load(bench), _one_tile_limit(bench)
-    baseline = _alone(bench, bench.questions(bench.count(3), bench.length(128)))
-    yield Row.of(ONE, ALONE, baseline, limit)
-    checks = [_faster(load, baseline, "(a)", 5)]
+    """8 requests at a time through the engine and both baselines."""
+    load = _measure_one_tile(bench)
+    limit = _one_tile_limit(bench)
+    baseline = _run_alone(bench, bench.make_requests(bench.cap_requests(3), bench.cap_tokens(128)))
+    yield Row.from_load(ONE_TILE, ALONE, baseline, limit)
+    checks = [_check_speedup(load, baseline, "(a)", 5)]
     if bench.options.family == "smolvlm":
-        batches = _static(bench, bench.questions(bench.count(2 * BATCH), bench.length(128)), BATCH)
-        yield Row.of(ONE, STATIC, batches, limit)
-        checks.append(_faster(load, batches, "(b)", 1.3))
+        count = bench.cap_requests(2 * BATCH)
+        batches = _run_static(bench, bench.make_requests(count, bench.cap_tokens(128)), BATCH)
+        yield Row.from_load(ONE_TILE, STATIC, batches, limit)
+        checks.append(_check_speedup(load, batches, "(b)", 1.3))
     checks.append(Check("the limit", limit * load.captions_per_s, 0.55))
-    yield Row.of(ONE, ENGINE, load, limit, checks)
+    yield Row.from_load(ONE_TILE, ENGINE, load, limit, checks)
 
 
 def http(bench: Bench) -> Iterator[Row]:
-    """The same through the whole graph, one replica of each deployment."""
-    tokens = bench.length(128)
+    """The same requests through the whole graph, with one replica of each deployment."""
+    count = bench.cap_requests(3 * BATCH)
+    tokens = bench.cap_tokens(128)
 
-    async def run(url: str) -> Load:
+    async def run(url: str) -> LoadResult:
         async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-            asks = [
-                [asking(client, bench.jpeg(), length) for _ in range(count)]
-                for count, length in ((BATCH, WARM_UP), (bench.count(3 * BATCH), tokens))
-            ]
-            await drive(asks[0], BATCH)
-            return await drive(asks[1], BATCH)
+            warm_up = [make_sender(client, bench.make_jpeg(), WARM_UP) for _ in range(BATCH)]
+            sends = [make_sender(client, bench.make_jpeg(), tokens) for _ in range(count)]
+            await drive(warm_up, BATCH)
+            return await drive(sends, BATCH)
 
     with server(bench.options, bench.folder, BATCH) as url:
         load = asyncio.run(run(url))
-    yield Row.of(
-        ONE,
-        HTTP,
-        load,
-        _one_tile_limit(bench),
-        [_faster(load, _one_tile_load(bench), "the engine alone", 0.9)],
-    )
+    limit = _one_tile_limit(bench)
+    check = _check_speedup(load, _measure_one_tile(bench), "the engine alone", 0.9)
+    yield Row.from_load(ONE_TILE, HTTP, load, limit, [check])
 
 
 def mixed(bench: Bench) -> Iterator[Row]:
-    """Answers of random lengths that are asked for at random, 16 in flight; the same list for (b)
-    and the engine."""
+    """Answers of random lengths, arriving at random, at most 16 in flight.
+
+    (b) and the engine get the same lengths and gaps.
+    """
     batch = 2 * BATCH
-    lengths = bench.random_lengths(bench.count(2 * batch), 16, 256)
-    gaps = bench.random_gaps(len(lengths), 0.2)
+    lengths = bench.draw_lengths(bench.cap_requests(2 * batch), 16, 256)
+    gaps = bench.draw_gaps(len(lengths), 0.2)
     limit = 0.0
     loads = []
-    for run in (_static, _engine):
-        questions = [bench.question(tokens) for tokens in lengths]
-        limit = bench.work(questions, batch).seconds(bench.machine) / len(questions)
-        loads.append(run(bench, questions, batch, gaps))
+    for run in (_run_static, _run_engine):
+        requests = [bench.make_request(tokens) for tokens in lengths]
+        limit = bench.least_work(requests, batch).seconds(bench.machine) / len(requests)
+        loads.append(run(bench, requests, batch, gaps))
     static, load = loads
-    yield Row.of(MIXED, STATIC, static, limit)
-    first = Check("(b)'s first token p99", load.first[1] / static.first[1], 0.5, at_most=True)
-    yield Row.of(MIXED, ENGINE, load, limit, [_faster(load, static, "(b)", 2), first])
+    yield Row.from_load(MIXED, STATIC, static, limit)
+    first_token = Check("(b)'s first token p99", load.first[1] / static.first[1], 0.5, at_most=True)
+    checks = [_check_speedup(load, static, "(b)", 2), first_token]
+    yield Row.from_load(MIXED, ENGINE, load, limit, checks)
 
 
 def many_tiles(bench: Bench) -> Iterator[Row]:
-    """``detail: high``, 8 at a time, and the vision tower by itself."""
-    tokens = bench.length(48)
-    questions = bench.questions(bench.count(BATCH), tokens, Detail.HIGH)
-    tiles = questions[0].prompt.pictures
-    limit = bench.work(questions, BATCH).seconds(bench.machine) / len(questions)
-    load = _engine(bench, questions, BATCH)
-    baseline = _alone(bench, bench.questions(bench.count(2), tokens, Detail.HIGH))
-    yield Row.of(MANY, ALONE, baseline, limit)
-    yield Row.of(MANY, ENGINE, load, limit, [_faster(load, baseline, "(a)", 1.5)])
-    seconds = _encoding_time(bench, tiles)
-    rate = sum(bench.tower.work(tile.tokens, 0).operations for tile in tiles) / seconds / 1e9
+    """Pictures at ``detail: high``, 8 at a time, and the vision encoder by itself."""
+    tokens = bench.cap_tokens(48)
+    requests = bench.make_requests(bench.cap_requests(BATCH), tokens, Detail.HIGH)
+    tiles = requests[0].prompt.pictures
+    limit = bench.least_work(requests, BATCH).seconds(bench.machine) / len(requests)
+    load = _run_engine(bench, requests, BATCH)
+    baseline = _run_alone(bench, bench.make_requests(bench.cap_requests(2), tokens, Detail.HIGH))
+    yield Row.from_load(MANY_TILES, ALONE, baseline, limit)
+    speedup = _check_speedup(load, baseline, "(a)", 1.5)
+    yield Row.from_load(MANY_TILES, ENGINE, load, limit, [speedup])
+    yield _measure_encoder(bench, tiles)
+
+
+def _measure_encoder(bench: Bench, tiles: Sequence[PictureInput]) -> Row:
+    seconds = _measure_encoding(bench, tiles)
+    rate = sum(bench.vision.work(tile.num_tokens, 0).operations for tile in tiles) / seconds / 1e9
     share = rate / bench.machine.gflops
-    note = f"{rate:.0f} GFLOP/s, {1000 * seconds / len(tiles):.0f} ms a tile"
-    checks = (Check("the measured GEMM rate", share, 0.7),)
-    yield Row(f"vision tower, {len(tiles)} tiles", ENGINE, of_limit=share, checks=checks, note=note)
+    return Row(
+        f"vision encoder, {len(tiles)} tiles",
+        ENGINE,
+        of_limit=share,
+        checks=(Check("the measured GEMM rate", share, 0.7),),
+        note=f"{rate:.0f} GFLOP/s, {1000 * seconds / len(tiles):.0f} ms a tile",
+    )
 
 
 def decode(bench: Bench) -> Iterator[Row]:
     """The model's decode steps without an engine around them."""
     for rows, target in ((1, 0.60), (BATCH, 0.45)):
-        bench.measure()  # close to the steps: memory's speed changes most
-        seconds = bench.compute(partial(decode_step, bench.model, rows, CONTEXT, STEPS))
+        bench.measure()  # right before the steps, because memory bandwidth varies the most
+        seconds = bench.compute(partial(measure_decode_step, bench.model, rows, CONTEXT, STEPS))
         share = bench.text.decode(rows, CONTEXT + STEPS / 2).seconds(bench.machine) / seconds
-        note, checks = (
-            f"{1000 * seconds:.1f} ms a step",
-            (Check("the memory's limit", share, target),),
-        )
-        name = f"decode alone, batch {rows}"
         yield Row(
-            name, ENGINE, tokens_per_s=rows / seconds, of_limit=share, checks=checks, note=note
+            f"decode alone, batch {rows}",
+            ENGINE,
+            tokens_per_s=rows / seconds,
+            of_limit=share,
+            checks=(Check("the memory's limit", share, target),),
+            note=f"{1000 * seconds:.1f} ms a step",
         )
 
 
 def gap(bench: Bench) -> Iterator[Row]:
-    """A picture of many tiles enters while 4 answers run: the longest that one of them stands
-    still."""
-    one = bench.question(1).prompt.pictures
-    encoding = _encoding_time(bench, one)
-    running, big = bench.questions(4, 160), bench.question(WARM_UP, Detail.HIGH)
+    """The longest pause of 4 running answers while a picture of many tiles is read."""
+    tile = bench.make_request(1).prompt.pictures
+    encoding_s = _measure_encoding(bench, tile)
+    running = bench.make_requests(4, 160)
+    arriving = bench.make_request(WARM_UP, Detail.HIGH)
     with bench.engine(BATCH) as client:
-        longest = asyncio.run(_longest_gap(bench, client, running, big))
-    note = f"{1000 * longest:.0f} ms; a tile takes {1000 * encoding:.0f} ms"
-    checks = (Check("a tile's encoding time", longest / encoding, 1.3, at_most=True),)
-    yield Row("many tiles enter, 4 streams run", ENGINE, checks=checks, note=note)
+        longest_s = asyncio.run(_measure_longest_gap(bench, client, running, arriving))
+    yield Row(
+        "many tiles arrive while 4 answers run",
+        ENGINE,
+        checks=(Check("a tile's encoding time", longest_s / encoding_s, 1.3, at_most=True),),
+        note=f"{1000 * longest_s:.0f} ms; a tile takes {1000 * encoding_s:.0f} ms",
+    )
 
 
 def again(bench: Bench) -> Iterator[Row]:
-    """A second question about the same picture."""
+    """Two questions about the same picture, one after the other."""
     for name, detail, pictures in (("one tile", Detail.LOW, 5), ("many tiles", Detail.HIGH, 2)):
+        count = bench.cap_requests(pictures)
         with bench.engine(BATCH) as client:
-            firsts, seconds = asyncio.run(
-                _asked_twice(bench, client, detail, bench.count(pictures))
-            )
-        note = f"{1000 * firsts:.0f} ms, then {1000 * seconds:.0f} ms to the first token"
-        checks = (Check("the first's first token", seconds / firsts, 0.2, at_most=True),)
-        yield Row(f"the same picture again, {name}", ENGINE, checks=checks, note=note)
+            first_s, second_s = asyncio.run(_ask_twice(bench, client, detail, count))
+        yield Row(
+            f"the same picture again, {name}",
+            ENGINE,
+            checks=(Check("the first's first token", second_s / first_s, 0.2, at_most=True),),
+            note=f"{1000 * first_s:.0f} ms, then {1000 * second_s:.0f} ms to the first token",
+        )
 
 
 ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
@@ -157,114 +175,121 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "gap": gap,
     "again": again,
 }
-OF_FAMILY = {"smolvlm": tuple(ROWS), "qwen2_5_vl": ("one_tile", "decode")}
-"""What is run where no row is named."""
+DEFAULT_ROWS = {"smolvlm": tuple(ROWS), "qwen2_5_vl": ("one_tile", "decode")}
+"""Workloads of each family that run if none is named."""
 
 
-def _faster(load: Load, baseline: Load, name: str, target: float) -> Check:
+def _check_speedup(load: LoadResult, baseline: LoadResult, name: str, target: float) -> Check:
     return Check(name, load.captions_per_s / baseline.captions_per_s, target)
 
 
-def _alone(bench: Bench, questions: Sequence[Question]) -> Load:
-    answers: list[Answer] = []
+def _run_alone(bench: Bench, requests: Sequence[Request]) -> LoadResult:
+    """Run baseline (a) after a short warm-up answer."""
+    timelines: list[Timeline] = []
 
-    def ask_all() -> float:
-        bench.generate([Question(questions[0].prompt, WARM_UP)])
-        return timed(
-            lambda: answers.extend(alone(bench.generate, question) for question in questions), "cpu"
-        )
+    def run_all() -> None:
+        timelines.extend(generate_alone(bench.generate, request) for request in requests)
 
-    return Load(bench.compute(ask_all), tuple(answers))
+    def warm_up_and_run() -> float:
+        bench.generate([Request(requests[0].prompt, WARM_UP)])
+        return measure_seconds(run_all, "cpu")
+
+    return LoadResult(bench.compute(warm_up_and_run), tuple(timelines))
 
 
-def _static(
-    bench: Bench, questions: Sequence[Question], in_flight: int, gaps: Sequence[float] = ()
-) -> Load:
+def _run_static(
+    bench: Bench, requests: Sequence[Request], in_flight: int, gaps: Sequence[float] = ()
+) -> LoadResult:
+    """Run baseline (b)."""
     options = bench.options
-    serving = static_batches(
+    application = static_batches(
         bench.folder, options.family, options.torch_dtype, options.device, options.threads
     )
-    with serving as ask:
-        return asyncio.run(_warm_then(bench, ask, questions, in_flight, gaps))
+    with application as make_static_sender:
+        return asyncio.run(_warm_up_and_drive(bench, make_static_sender, requests, in_flight, gaps))
 
 
-def _engine(
-    bench: Bench, questions: Sequence[Question], in_flight: int, gaps: Sequence[float] = ()
-) -> Load:
+def _run_engine(
+    bench: Bench, requests: Sequence[Request], in_flight: int, gaps: Sequence[float] = ()
+) -> LoadResult:
     with bench.engine(in_flight) as client:
-        return asyncio.run(_warm_then(bench, client.asking, questions, in_flight, gaps))
+        return asyncio.run(_warm_up_and_drive(bench, client.make_sender, requests, in_flight, gaps))
 
 
-async def _warm_then(
+async def _warm_up_and_drive(
     bench: Bench,
-    ask: Callable[[Question], Ask],
-    questions: Sequence[Question],
+    make_send: Callable[[Request], Send],
+    requests: Sequence[Request],
     in_flight: int,
     gaps: Sequence[float],
-) -> Load:
-    """The requests' load, after one batch of short answers about other pictures."""
-    await drive([ask(question) for question in bench.questions(BATCH, WARM_UP)], in_flight)
-    return await drive([ask(question) for question in questions], in_flight, gaps)
+) -> LoadResult:
+    """Send the requests after a batch of short answers about other pictures."""
+    warm_up = bench.make_requests(BATCH, WARM_UP)
+    await drive([make_send(request) for request in warm_up], in_flight)
+    return await drive([make_send(request) for request in requests], in_flight, gaps)
 
 
-def _one_tile_load(bench: Bench) -> Load:
-    """The engine alone, measured once for the two rows that need it."""
+def _measure_one_tile(bench: Bench) -> LoadResult:
+    """Return the engine's load of one tile, measured once for the two rows that need it."""
     if bench.engine_alone is None:
-        bench.engine_alone = _engine(
-            bench, bench.questions(bench.count(3 * BATCH), bench.length(128)), BATCH
-        )
+        count = bench.cap_requests(3 * BATCH)
+        requests = bench.make_requests(count, bench.cap_tokens(128))
+        bench.engine_alone = _run_engine(bench, requests, BATCH)
     return bench.engine_alone
 
 
 def _one_tile_limit(bench: Bench) -> float:
-    return bench.work([bench.question(bench.length(128))], BATCH).seconds(bench.machine)
+    """Return the least seconds of a caption of one tile."""
+    request = bench.make_request(bench.cap_tokens(128))
+    return bench.least_work([request], BATCH).seconds(bench.machine)
 
 
-def _encoding_time(bench: Bench, pictures: Sequence[PictureInput]) -> float:
-    """Seconds that the vision tower takes for pictures, the median of several."""
-    times = bench.compute(
-        lambda: [
-            timed(lambda: list(bench.model.encode(pictures)), bench.options.device)
-            for _ in range(4)
-        ]
-    )
+def _measure_encoding(bench: Bench, pictures: Sequence[PictureInput]) -> float:
+    """Return the median seconds that the vision encoder takes, without the first of 4 calls."""
+
+    def encode() -> list[object]:
+        return list(bench.model.encode(pictures))
+
+    times = bench.compute(lambda: [measure_seconds(encode, bench.options.device) for _ in range(4)])
     return median(times[1:])
 
 
-async def _longest_gap(
-    bench: Bench, client: EngineClient, running: Sequence[Question], big: Question
+async def _measure_longest_gap(
+    bench: Bench, client: EngineClient, running: Sequence[Request], arriving: Request
 ) -> float:
-    """Seconds between two pieces of a running answer, while the big one enters."""
-    await client.asking(bench.question(WARM_UP, Detail.HIGH))()
-    streams = [Answer(question.tokens) for question in running]
-    entering = Answer(big.tokens)
+    """Return the longest gap in seconds between pieces of the running answers, while the
+    ``arriving`` request's picture is read."""
+    await client.make_sender(bench.make_request(WARM_UP, Detail.HIGH))()
+    streams = [Timeline(request.tokens) for request in running]
     async with asyncio.TaskGroup() as group:
-        for question, answer in zip(running, streams, strict=True):
-            group.create_task(client.follow(question, answer))
-        while min(len(answer.arrivals) for answer in streams) < WARM_UP:
+        for request, stream in zip(running, streams, strict=True):
+            group.create_task(client.follow(request, stream))
+        while min(len(stream.arrivals) for stream in streams) < WARM_UP:
             await asyncio.sleep(0.005)
-        entering = await client.asking(big)()
-    entered = entering.arrivals[0]
-    assert min(answer.arrivals[-1] for answer in streams) > entered, (
-        "the streams ended before the picture was read"
+        arrival = await client.make_sender(arriving)()
+    first_token = arrival.arrivals[0]
+    assert min(stream.arrivals[-1] for stream in streams) > first_token, (
+        "the running answers ended before the picture was read"
     )
-    return max(
-        gap
-        for answer in streams
-        for gap, end in zip(answer.gaps, answer.arrivals[1:], strict=True)
-        if entering.sent <= end <= entered + gap
-    )
+    gaps = []
+    for stream in streams:
+        for seconds, end in zip(stream.gaps, stream.arrivals[1:], strict=True):
+            if arrival.sent <= end <= first_token + seconds:
+                gaps.append(seconds)
+    return max(gaps)
 
 
-async def _asked_twice(
+async def _ask_twice(
     bench: Bench, client: EngineClient, detail: Detail, pictures: int
 ) -> tuple[float, float]:
-    """Median seconds to the first token, of the first question about a picture and of the second."""
-    await client.asking(bench.question(WARM_UP, detail))()
+    """Return the median seconds to the first token of a picture's first and second question."""
+    await client.make_sender(bench.make_request(WARM_UP, detail))()
+    questions = ("Describe this image.", "How many things are there?")
     times: list[list[float]] = [[], []]
     for _ in range(pictures):
-        pixels = pixels_of(bench.jpeg(detail))
-        for place, text in enumerate(("Describe this image.", "How many things are there?")):
-            answer = await client.asking(Question(bench.prompt(pixels, detail, text), WARM_UP))()
-            times[place].append(answer.first)
+        pixels = decode_jpeg(bench.make_jpeg(detail))
+        for question, question_times in zip(questions, times, strict=True):
+            prompt = bench.make_prompt(pixels, detail, question)
+            timeline = await client.make_sender(Request(prompt, WARM_UP))()
+            question_times.append(timeline.first)
     return median(times[0]), median(times[1])

@@ -1,15 +1,16 @@
-"""Whether everything is right on a GPU, and how fast, in one command for a card that is at hand for
+"""Check on a GPU that every answer is right, and measure the speed, in one command of a few
 minutes.
 
 ``python -m benchmarks.gpu --out out`` runs four stages:
 
-- *right*: answers in float32 on the card are those of transformers, of the recorded reference and of the CPU's engine;
-- *shares*: an engine that holds a part of the card stays inside it, alone and beside another;
-- *fast*: requests a second from a JPEG's bytes to the last token, against the card's measured limits and against
-  transformers' static batches, with random weights in the published checkpoints' shapes;
-- *why*: where the time of a second of work goes.
+- *right*: in float32, the card's answers equal those of transformers, of the recorded reference,
+  and of the engine on the CPU;
+- *shares*: an engine that holds a share of the card stays inside it, alone and beside another;
+- *fast*: requests a second from a JPEG's bytes to the last token, against the card's measured
+  limits and transformers' static batches, on random weights in the published checkpoints' shapes;
+- *why*: a profile of one second of steady work.
 
-Each result is printed, and written to ``results.json``, as soon as it is known; what fails is told and the next goes
-on. It imports neither Ray nor FastAPI: torch, transformers and what ``wheels.sh`` gathers are enough. ``--device cpu
---scale tiny`` shows that everything runs.
+Each result is printed and written to ``results.json`` at once. A failure is reported, and the next
+part runs. The command imports neither Ray nor FastAPI: it needs torch, transformers and the
+packages that ``wheels.sh`` gathers. ``--device cpu --scale tiny`` is a smoke test.
 """

@@ -1,5 +1,4 @@
-"""``python -m benchmarks.gpu``: prints each result as it comes; the exit status is 0 if nothing
-failed."""
+"""Run the stages of :mod:`benchmarks.gpu`; exit with status 0 if no part failed."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from importlib import import_module
 from pathlib import Path
@@ -33,64 +32,69 @@ def main() -> int:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument(
-        "--scale", choices=("full", "tiny"), default="full", help="tiny: shows that everything runs"
+        "--scale", choices=("full", "tiny"), default="full", help="tiny: a smoke test"
     )
     parser.add_argument(
-        "--stages", type=_some_of(STAGES), default=STAGES, help=f"of {','.join(STAGES)}"
+        "--stages",
+        type=_parse_subset(STAGES),
+        default=STAGES,
+        help=f"comma-separated, of {','.join(STAGES)}",
     )
     parser.add_argument(
         "--models",
-        type=_some_of(FAMILIES),
+        type=_parse_subset(FAMILIES),
         default=tuple(FAMILIES),
-        help=f"of {','.join(FAMILIES)}",
+        help=f"comma-separated, of {','.join(FAMILIES)}",
     )
     parser.add_argument(
-        "--minutes", type=float, default=8.0, help="nothing begins once these have passed"
+        "--minutes", type=float, default=8.0, help="skip the parts that would start later than this"
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="the folder for results.json")
-    given = parser.parse_args()
-    if given.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU; --device cpu --scale tiny shows that everything runs")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no GPU; for a smoke test: --device cpu --scale tiny")
     transformers.utils.logging.disable_progress_bar()
     logging.basicConfig(level=logging.WARNING)
-    torch.set_num_threads(1)  # whoever computes with more says so
-    about = {
-        "device": describe(given.device),
+    torch.set_num_threads(1)  # each measurement sets its own number of threads
+    environment = {
+        "device": describe(args.device),
         "transformers": transformers.__version__,
-        "scale": given.scale,
-        "models": given.models,
+        "scale": args.scale,
+        "models": args.models,
     }
-    results = Results(given.out, given.minutes, about)
-    print(f"{about['device']}, transformers {about['transformers']}", flush=True)
+    results = Results(args.out, args.minutes, environment)
+    print(f"{environment['device']}, transformers {environment['transformers']}", flush=True)
+    # On shared cores, the threads of a small operation would wait for each other.
+    threads = 1 if args.scale == "tiny" else os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="raylens-gpu-") as folder:
-        # If others want the same cores, small operations in several threads wait for each other.
-        threads = 1 if given.scale == "tiny" else os.cpu_count() or 1
-        with closing(
-            Setup(given.device, given.scale, given.models, threads, Path(folder))
-        ) as setup:
-            for stage in given.stages:
-                for part in _parts(stage)(setup):
+        setup = Setup(args.device, args.scale, args.models, threads, Path(folder))
+        with closing(setup):
+            for stage in args.stages:
+                for part in _import_parts(stage)(setup):
                     results.run(stage, part)
                 setup.free()
-    results.summary()
+    results.print_summary()
     return int(results.failed)
 
 
-def _parts(stage: str) -> Callable[[Setup], Iterator[Part]]:
-    """A stage that isn't asked for need not even be importable."""
+def _import_parts(stage: str) -> Callable[[Setup], Iterator[Part]]:
+    """Import a stage only when it runs: a stage that is left out need not be importable."""
     parts: Callable[[Setup], Iterator[Part]] = import_module(f"benchmarks.gpu.{stage}").parts
     return parts
 
 
-def _some_of(names: tuple[str, ...] | dict[str, str]) -> Callable[[str], tuple[str, ...]]:
-    def read(text: str) -> tuple[str, ...]:
-        chosen = tuple(text.split(","))
-        unknown = [name for name in chosen if name not in names]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(names)}")
-        return chosen
+def _parse_subset(names: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return an argparse type for a comma-separated list of some of the names."""
 
-    return read
+    def parse(text: str) -> tuple[str, ...]:
+        subset = tuple(text.split(","))
+        unknown = [name for name in subset if name not in names]
+        if unknown:
+            message = f"unknown name {unknown[0]!r}; known: {', '.join(names)}"
+            raise argparse.ArgumentTypeError(message)
+        return subset
+
+    return parse
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Requests of every kind to the pocket checkpoints, in one batch through the engine, and whether
-two engines agree."""
+"""Requests of every category to the pocket checkpoints, their answers from one batch of the engine,
+and a comparison of two engines' answers."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Model, Pixels
 
-SECONDS = 240.0
-"""In which a batch must be answered."""
+TIMEOUT_S = 240.0
+"""Time-out of a whole batch."""
 TOKENS = 40
-NEAR = 1e-3
-"""How far a logprob or a coordinate may lie from another engine's."""
+TOLERANCE = 1e-3
+"""Largest difference between two engines' logprobs or coordinates."""
 SCHEMA = json.dumps(
     {
         "type": "object",
@@ -62,136 +62,155 @@ SAMPLINGS: dict[str, Sequence[SamplingParams]] = {
         SamplingParams(TOKENS, temperature=0.8, min_p=0.05),
     ],
 }
+"""Sampling parameters by category of request."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    kind: str
+class PocketRequest:
+    """A request to a pocket checkpoint."""
+
+    category: str
     task: Task
     pixels: Pixels
     sampling: SamplingParams
 
 
 @dataclass
-class Said:
-    """One answer."""
+class Reply:
+    """One answer, gathered from its deltas."""
 
     text: str = ""
     tokens: int = 0
-    reason: FinishReason | None = None
+    finish_reason: FinishReason | None = None
     findings: Findings | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
-def captions(count: int, sampling: SamplingParams, seed: int = 3) -> list[Asked]:
-    """Greedy captions of scenes that the pocket models know."""
+def caption_requests(count: int, sampling: SamplingParams, seed: int = 3) -> list[PocketRequest]:
+    """Return requests for captions of scenes that the pocket models know."""
     return [
-        Asked("caption", Caption(Length.LONG), pixels, sampling)
+        PocketRequest("caption", Caption(Length.LONG), pixels, sampling)
         for _, pixels in _scenes(count, seed)
     ]
 
 
-def mixed(family: str, rounds: int) -> list[Asked]:
-    """Every kind of request that the family can answer, about scenes."""
-    asked: list[Asked] = []
+def mixed_requests(family: str, rounds: int) -> list[PocketRequest]:
+    """Return requests of every category that the family supports, about ``rounds`` scenes."""
+    requests: list[PocketRequest] = []
     for number, (subject, pixels) in enumerate(_scenes(rounds, 7)):
-        for kind, samplings in SAMPLINGS.items():
-            for place, sampling in enumerate(samplings):
-                seeded = replace(sampling, seed=10 * number + place)
-                task = Query("What do you see?") if kind == "schema" else Caption(Length.LONG)
-                asked.append(Asked(kind, task, pixels, seeded if kind == SEEDED else sampling))
-        plain = SamplingParams(TOKENS)
+        requests += _sampling_requests(number, pixels)
+        sampling = SamplingParams(TOKENS)
         if family != "smolvlm":
-            asked.append(Asked("detect", Detect("shape"), pixels, plain))
-            asked.append(Asked("point", Point(subject), pixels, plain))
+            requests.append(PocketRequest("detect", Detect("shape"), pixels, sampling))
+            requests.append(PocketRequest("point", Point(subject), pixels, sampling))
         if family == "moondream":
-            asked.append(
-                Asked(
-                    "reasoning", Query("How many shapes are there?", reasoning=True), pixels, plain
-                )
-            )
-    random.Random(1).shuffle(asked)
-    return asked
+            reasoning = Query("How many shapes are there?", reasoning=True)
+            requests.append(PocketRequest("reasoning", reasoning, pixels, sampling))
+    random.Random(1).shuffle(requests)
+    return requests
 
 
-def ask_all(model: Model, asked: Sequence[Asked], batch: int, threads: int) -> list[list[Said]]:
-    """The answers to each request, which come to the engine all at once; ``batch`` of them run
-    together."""
+def _sampling_requests(scene_number: int, pixels: Pixels) -> Iterator[PocketRequest]:
+    for category, samplings in SAMPLINGS.items():
+        for index, sampling in enumerate(samplings):
+            task = Query("What do you see?") if category == "schema" else Caption(Length.LONG)
+            if category == SEEDED:
+                sampling = replace(sampling, seed=10 * scene_number + index)
+            yield PocketRequest(category, task, pixels, sampling)
+
+
+def answer_all(
+    model: Model, requests: Sequence[PocketRequest], batch: int, threads: int
+) -> list[list[Reply]]:
+    """Send all requests to a new engine at once, and return the replies to each.
+
+    The engine runs ``batch`` sequences together.
+    """
     limits = EngineLimits(max_batch_size=batch, kv_bytes=2**30)
-    engine = AsyncEngine(model, limits, max_waiting=4 * len(asked), threads=threads)
+    engine = AsyncEngine(model, limits, max_waiting=4 * len(requests), threads=threads)
 
-    async def together() -> list[list[Said]]:
-        async with asyncio.timeout(SECONDS):
-            return await asyncio.gather(*(_answers(engine, model, each) for each in asked))
+    async def answer() -> list[list[Reply]]:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await asyncio.gather(*(_answer(engine, model, request) for request in requests))
 
     try:
-        return asyncio.run(together())
+        return asyncio.run(answer())
     finally:
         engine.stop()
 
 
-async def _answers(engine: AsyncEngine, model: Model, asked: Asked) -> list[Said]:
-    request = VisionRequest("", "", asked.task, time.time() + SECONDS, asked.sampling)
-    said = [Said() for _ in range(asked.sampling.n)]
-    async with aclosing(engine.generate(request, model.prepare(request, [asked.pixels]))) as deltas:
+async def _answer(engine: AsyncEngine, model: Model, request: PocketRequest) -> list[Reply]:
+    deadline = time.time() + TIMEOUT_S
+    vision_request = VisionRequest("", "", request.task, deadline, request.sampling)
+    prompt = model.prepare(vision_request, [request.pixels])
+    replies = [Reply() for _ in range(request.sampling.n)]
+    async with aclosing(engine.generate(vision_request, prompt)) as deltas:
         async for delta in deltas:
-            answer = said[delta.index]
-            answer.text += delta.text
-            answer.logprobs += delta.logprobs
+            reply = replies[delta.index]
+            reply.text += delta.text
+            reply.logprobs += delta.logprobs
             if delta.finish_reason is not None:
                 assert delta.usage is not None
-                answer.tokens, answer.reason, answer.findings = (
-                    delta.usage.completion_tokens,
-                    delta.finish_reason,
-                    delta.findings,
-                )
-    return said
+                reply.tokens = delta.usage.completion_tokens
+                reply.finish_reason = delta.finish_reason
+                reply.findings = delta.findings
+    return replies
 
 
-def agree(one: Said, other: Said) -> bool:
-    """Whether two answers say the same, but for rounding in their numbers."""
-    if (one.text, one.tokens, one.reason) != (other.text, other.tokens, other.reason):
+def is_equivalent(reply: Reply, other: Reply) -> bool:
+    """Whether two replies are the same, except for rounding in their numbers."""
+    if reply.text != other.text:
         return False
-    words, numbers = zip(
-        *(_flat([said.findings and astuple(said.findings)]) for said in (one, other)), strict=True
+    if (reply.tokens, reply.finish_reason) != (other.tokens, other.finish_reason):
+        return False
+    values, numbers = _flatten([reply.findings and astuple(reply.findings)])
+    other_values, other_numbers = _flatten([other.findings and astuple(other.findings)])
+    tokens, logprobs = _split_logprobs(reply)
+    other_tokens, other_logprobs = _split_logprobs(other)
+    return (
+        values == other_values
+        and tokens == other_tokens
+        and _is_close(numbers, other_numbers)
+        and _is_close(logprobs, other_logprobs)
     )
-    data, likely = zip(*(_logprobs(said) for said in (one, other)), strict=True)
-    return words[0] == words[1] and data[0] == data[1] and _near(*numbers) and _near(*likely)
 
 
-def _logprobs(said: Said) -> tuple[list[bytes], list[float]]:
-    """The chosen tokens, and all logprobs; which of two equally likely tokens stands first may
-    differ."""
-    numbers = [
-        number
-        for token in said.logprobs
-        for number in (token.logprob, *sorted(t.logprob for t in token.top))
-    ]
-    return [token.data for token in said.logprobs], numbers
+def _split_logprobs(reply: Reply) -> tuple[list[bytes], list[float]]:
+    """Return the sampled tokens, and all logprobs.
+
+    Top logprobs are sorted by value: the order of two equally likely tokens may differ.
+    """
+    logprobs = []
+    for token in reply.logprobs:
+        logprobs.append(token.logprob)
+        logprobs += sorted(top.logprob for top in token.top)
+    return [token.data for token in reply.logprobs], logprobs
 
 
-def _near(one: Sequence[float], other: Sequence[float]) -> bool:
-    return len(one) == len(other) and bool(np.allclose(one, other, rtol=0, atol=NEAR))
+def _is_close(numbers: Sequence[float], others: Sequence[float]) -> bool:
+    if len(numbers) != len(others):
+        return False
+    return bool(np.allclose(numbers, others, rtol=0, atol=TOLERANCE))
 
 
-def _flat(values: Iterable[Any]) -> tuple[list[Any], list[float]]:
-    """What nested tuples hold: all but floats, and the floats."""
-    words: list[Any] = []
+def _flatten(values: Iterable[Any]) -> tuple[list[Any], list[float]]:
+    """Split nested tuples into their floats, and everything else with the tuples' lengths."""
+    others: list[Any] = []
     numbers: list[float] = []
     for value in values:
         if isinstance(value, tuple):
-            inner = _flat(value)
-            words += [len(value), *inner[0]]
-            numbers += inner[1]
+            inner_others, inner_numbers = _flatten(value)
+            others += [len(value), *inner_others]
+            numbers += inner_numbers
         elif isinstance(value, float):
             numbers.append(value)
         else:
-            words.append(value)
-    return words, numbers
+            others.append(value)
+    return others, numbers
 
 
 def _scenes(count: int, seed: int) -> Iterator[tuple[str, Pixels]]:
-    """Names of a shape that is there, and pixels."""
+    """Yield the name of a shape in a random scene, and the scene's pixels."""
     rng = random.Random(seed)
     for _ in range(count):
         scene = random_scene(rng, 400)

@@ -1,4 +1,4 @@
-"""Loads from the bytes of a JPEG to the last token."""
+"""Loads that run from the bytes of a JPEG to the last token."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from benchmarks.engine.bench import HOUR, EngineClient
-from benchmarks.engine.generate import Question
-from benchmarks.engine.load import Answer, Ask, Load, drive
+from benchmarks.engine.generate import Request
+from benchmarks.engine.load import LoadResult, Send, Timeline, drive
 from benchmarks.gpu.pixels import preprocess
 from benchmarks.gpu.setup import Setup, Size
 from benchmarks.gpu.subjects import Subject
@@ -21,65 +21,75 @@ from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Model, Pixels, Prompt
 
-SECONDS, MOST_SECONDS = 3.5, 120.0
-"""That a load should take, and may take."""
-MOST = 640
-"""Requests of a load."""
+TARGET_SECONDS = 3.5
+"""Intended duration of a load."""
+TIMEOUT_S = 120.0
+"""Time-out of a load."""
+MAX_REQUESTS = 640
+"""Most requests of a load."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests that differ in their picture."""
+    """Requests that differ only in their picture."""
 
     task: Task
     size: Size
     tokens: int
-    same: bool = False
-    """All show the same picture."""
+    same_picture: bool = False
 
     def __str__(self) -> str:
-        shown = "the same picture, " if self.same else ""
-        return f"{shown}{self.size[0]}×{self.size[1]}, {self.tokens} tokens"
+        prefix = "the same picture, " if self.same_picture else ""
+        return f"{prefix}{self.size[0]}×{self.size[1]}, {self.tokens} tokens"
 
 
 @dataclass(frozen=True)
-class Measured:
-    load: Load
+class Measurement:
+    """Result of a load."""
+
+    load: LoadResult
     preprocess_s: float
-    """Of a picture, the mean."""
+    """Mean seconds to preprocess a picture."""
     prepare_s: float
-    """Of a prompt, the mean."""
+    """Mean seconds to prepare a prompt."""
     prompt: Prompt
-    """One of them."""
+    """One of the prompts."""
 
 
-class Front:
-    """From a JPEG to a prompt, as the server does it: other processes preprocess, and a prompt is
-    prepared in a thread beside the engine's. ``preprocess_s`` and ``prepare_s`` are the seconds
-    that each took."""
+class Frontend:
+    """Turns JPEGs into prompts as the server does.
+
+    Other processes preprocess the pictures. A thread beside the engine's prepares the prompts.
+    ``preprocess_s`` and ``prepare_s`` record the seconds of each call.
+    """
 
     def __init__(self, setup: Setup, model: Model, task: Task) -> None:
         self.preprocess_s: list[float] = []
         self.prepare_s: list[float] = []
-        self._model, self._task = model, task
+        self._model = model
+        self._task = task
         self._processes = setup.processes
-        self._threads = ThreadPoolExecutor(setup.threads, "front")
+        self._threads = ThreadPoolExecutor(setup.threads, "frontend")
 
     def prompts(self, jpegs: Sequence[bytes]) -> list[Prompt]:
-        return [self._prepare(*made) for made in self._processes.map(preprocess, jpegs)]
+        return [
+            self._prepare(pixels, seconds)
+            for pixels, seconds in self._processes.map(preprocess, jpegs)
+        ]
 
-    def asking(self, client: EngineClient, jpeg: bytes, tokens: int) -> Ask:
-        async def ask() -> Answer:
-            answer, loop = Answer(tokens), asyncio.get_running_loop()
-            made = await loop.run_in_executor(self._processes, preprocess, jpeg)
-            prompt = await loop.run_in_executor(self._threads, self._prepare, *made)
-            await client.follow(Question(prompt, tokens), answer)
-            return answer
+    def make_sender(self, client: EngineClient, jpeg: bytes, tokens: int) -> Send:
+        async def send() -> Timeline:
+            timeline = Timeline(tokens)
+            loop = asyncio.get_running_loop()
+            pixels, seconds = await loop.run_in_executor(self._processes, preprocess, jpeg)
+            prompt = await loop.run_in_executor(self._threads, self._prepare, pixels, seconds)
+            await client.follow(Request(prompt, tokens), timeline)
+            return timeline
 
-        return ask
+        return send
 
-    def forget(self) -> None:
-        """What was measured so far."""
+    def clear_times(self) -> None:
+        """Discard the seconds recorded so far."""
         self.preprocess_s.clear()
         self.prepare_s.clear()
 
@@ -88,17 +98,16 @@ class Front:
 
     def _prepare(self, pixels: Pixels, preprocess_s: float) -> Prompt:
         started = time.perf_counter()
-        prompt = self._model.prepare(
-            VisionRequest("", "", self._task, time.time() + HOUR), [pixels]
-        )
+        request = VisionRequest("", "", self._task, time.time() + HOUR)
+        prompt = self._model.prepare(request, [pixels])
         self.preprocess_s.append(preprocess_s)
         self.prepare_s.append(time.perf_counter() - started)
         return prompt
 
 
 @contextmanager
-def running(setup: Setup, model: Model, in_flight: int) -> Iterator[AsyncEngine]:
-    """An engine of its own, for so many requests at a time; its thread ends with the context."""
+def run_engine(setup: Setup, model: Model, in_flight: int) -> Iterator[AsyncEngine]:
+    """Run a new engine for ``in_flight`` requests at a time; its thread ends with the context."""
     limits = EngineLimits(max_batch_size=in_flight, kv_bytes=(1 if setup.is_tiny else 24) * 2**30)
     engine = AsyncEngine(model, limits, max_waiting=in_flight, threads=setup.threads)
     try:
@@ -107,42 +116,47 @@ def running(setup: Setup, model: Model, in_flight: int) -> Iterator[AsyncEngine]
         engine.stop()
 
 
-def measure(setup: Setup, subject: Subject, workload: Workload, in_flight: int) -> Measured:
-    """A load, after a whole batch that captures what is replayed, and says how many requests take a
-    few seconds. No picture comes twice."""
-    front = Front(setup, subject.model, workload.task)
-    pictures = setup.jpegs(workload.size, in_flight)
+def measure(setup: Setup, subject: Subject, workload: Workload, in_flight: int) -> Measurement:
+    """Measure a load after a warm-up of one whole batch.
 
-    async def load(client: EngineClient, jpegs: Sequence[bytes]) -> Load:
-        async with asyncio.timeout(MOST_SECONDS):
-            return await drive(
-                [front.asking(client, jpeg, workload.tokens) for jpeg in jpegs], in_flight
-            )
+    The warm-up captures the CUDA graphs, and its rate sets the number of requests for a load of a
+    few seconds. No picture is sent twice, unless the workload is about the same picture.
+    """
+    frontend = Frontend(setup, subject.model, workload.task)
+    warm_up_jpegs = setup.jpegs(workload.size, in_flight)
 
-    def shown(first: int, count: int) -> list[bytes]:
-        return (
-            pictures[:1] * count
-            if workload.same
-            else setup.jpegs(workload.size, first + count)[first:]
-        )
+    async def drive_jpegs(client: EngineClient, jpegs: Sequence[bytes]) -> LoadResult:
+        sends = [frontend.make_sender(client, jpeg, workload.tokens) for jpeg in jpegs]
+        async with asyncio.timeout(TIMEOUT_S):
+            return await drive(sends, in_flight)
+
+    def choose_jpegs(first: int, count: int) -> list[bytes]:
+        if workload.same_picture:
+            return warm_up_jpegs[:1] * count
+        return setup.jpegs(workload.size, first + count)[first:]
 
     try:
-        with running(setup, subject.model, in_flight) as engine:
+        with run_engine(setup, subject.model, in_flight) as engine:
             client = EngineClient(engine)
-            warm = asyncio.run(load(client, shown(0, in_flight)))
-            count = _requests(setup, warm.captions_per_s, in_flight)
-            jpegs = shown(in_flight, count)
-            front.forget()
-            measured = asyncio.run(load(client, jpegs))
-        means = fmean(front.preprocess_s), fmean(front.prepare_s)
-        return Measured(measured, *means, front.prompts(pictures[:1])[0])
+            warm_up = asyncio.run(drive_jpegs(client, choose_jpegs(0, in_flight)))
+            count = _count_requests(setup, warm_up.captions_per_s, in_flight)
+            jpegs = choose_jpegs(in_flight, count)
+            frontend.clear_times()
+            load = asyncio.run(drive_jpegs(client, jpegs))
+        preprocess_s = fmean(frontend.preprocess_s)
+        prepare_s = fmean(frontend.prepare_s)
+        (prompt,) = frontend.prompts(warm_up_jpegs[:1])
+        return Measurement(load, preprocess_s, prepare_s, prompt)
     finally:
-        front.close()
+        frontend.close()
 
 
-def _requests(setup: Setup, rate: float, in_flight: int) -> int:
-    """As many as take ``SECONDS`` at this rate, and some batches at least: all begin at once, and
-    the last ones end with few beside them."""
+def _count_requests(setup: Setup, rate: float, in_flight: int) -> int:
+    """Return the number of requests that take ``TARGET_SECONDS`` at this rate.
+
+    It is at least a few batches: all requests start at once, and the last ones end in a batch that
+    is partly empty.
+    """
     if setup.is_tiny:
         return in_flight + 1
-    return int(min(MOST, max(4, 2.5 * in_flight, SECONDS * rate)))
+    return int(min(MAX_REQUESTS, max(4, 2.5 * in_flight, TARGET_SECONDS * rate)))

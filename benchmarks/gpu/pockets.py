@@ -1,8 +1,8 @@
-"""The pocket checkpoints, and others of their size, from their folders.
+"""Load the pocket checkpoints, and others of their size, from their folders.
 
-Families load their image processors by ``AutoImageProcessor``, which before transformers 5.20 asks
-for torchvision whatever the backend; here the classes are named, so that a machine with an older
-one will do.
+Model families load their image processors through ``AutoImageProcessor``, which before transformers
+5.20 requires torchvision for every backend. Here the processor classes are named, and a machine
+with an older transformers needs no torchvision.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from benchmarks.engine.checkpoint import REFERENCES
+from benchmarks.engine.checkpoint import TRANSFORMERS_CLASSES
 from models.moondream import model as moondream
 from models.options import LoadOptions
 from models.qwen2_5_vl.model import Qwen2_5_VL
@@ -22,24 +22,27 @@ from models.registry import POCKET
 from models.smolvlm.model import SmolVLM
 from raylens.engine.model import Model
 
-_CHATS: dict[str, tuple[Any, Any]] = {
+_CHAT_FAMILIES: dict[str, tuple[Any, Any]] = {
     "smolvlm": (SmolVLM, SmolVLMImageProcessorPil),
     "qwen2_5_vl": (Qwen2_5_VL, Qwen2VLImageProcessorPil),
 }
+"""Model class and image processor class, by family."""
 
 
-def pocket(family: str, **options: Any) -> Model:
-    """The family's bundled checkpoint; ``options`` are those of
-    :class:`models.options.LoadOptions`."""
-    return load(family, POCKET / family, LoadOptions(**options))
+def load_pocket(family: str, **options: Any) -> Model:
+    """Load the family's bundled checkpoint.
+
+    ``options`` are fields of :class:`models.options.LoadOptions`.
+    """
+    return load_checkpoint(family, POCKET / family, LoadOptions(**options))
 
 
-def load(family: str, folder: Path, options: LoadOptions) -> Model:
+def load_checkpoint(family: str, folder: Path, options: LoadOptions) -> Model:
     if family == "moondream":
         return moondream.load(str(folder), options)
-    kind, processor = _CHATS[family]
-    model = REFERENCES[family].from_pretrained(folder, dtype=options.dtype).eval()
-    loaded: Model = kind(
-        model, AutoTokenizer.from_pretrained(folder), processor.from_pretrained(folder), options
-    )
-    return loaded
+    model_class, processor_class = _CHAT_FAMILIES[family]
+    weights = TRANSFORMERS_CLASSES[family].from_pretrained(folder, dtype=options.dtype).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    processor = processor_class.from_pretrained(folder)
+    model: Model = model_class(weights, tokenizer, processor, options)
+    return model

@@ -1,4 +1,4 @@
-"""What the stages share: the options, the device's limits, the model at hand, and pictures."""
+"""State shared by the stages: options, device rates, the loaded model, and pictures."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from functools import cached_property
 from pathlib import Path
 
 from benchmarks.gpu.card import Card, measure
-from benchmarks.gpu.pixels import processes
+from benchmarks.gpu.pixels import start_processes
 from benchmarks.gpu.results import free
 from benchmarks.gpu.subjects import FAMILIES, Subject, build
-from benchmarks.photograph import photograph
+from benchmarks.photograph import draw_photograph
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
-MOST_PROCESSES = 8
+MAX_PROCESSES = 8
+"""Most processes that preprocess pictures."""
 
 
 @dataclass
 class Setup:
+    """Options of the run, and what the stages build once."""
+
     device: str
     scale: str
     models: Sequence[str]
     threads: int
     folder: Path
-    """For files that nobody needs afterwards."""
+    """Folder for temporary files."""
     _subject: Subject | None = None
     _processes: ProcessPoolExecutor | None = None
     _jpegs: dict[Size, list[bytes]] = field(default_factory=dict)
@@ -50,26 +53,30 @@ class Setup:
 
     @property
     def processes(self) -> ProcessPoolExecutor:
-        """That preprocess pictures, the same ones until the end."""
+        """Processes that preprocess pictures, started once for all stages."""
         if self._processes is None:
-            self._processes = processes(
-                min(MOST_PROCESSES, self.threads), self.jpegs((640, 480), 1)[0]
-            )
+            count = min(MAX_PROCESSES, self.threads)
+            (jpeg,) = self.jpegs((640, 480), 1)
+            self._processes = start_processes(count, jpeg)
         return self._processes
 
     def subject(self, name: str, reference: bool = False) -> Subject:
-        """The model of this name; one is held at a time. ``reference``: with transformers' modules
-        beside it, which take memory from keys and values; to build it anew is cheap."""
-        held = self._subject
-        if held is None or held.name != name or reference != (held.reference is not None):
-            del held
-            self.free()
-            self._subject = build(name, self.scale, self.device, reference)
-            return self._subject
-        return held
+        """Return the model of this name. Only one model is in memory at a time.
+
+        ``reference`` keeps transformers' modules beside it. They take memory from the KV cache, and
+        rebuilding the model without them is cheap.
+        """
+        subject = self._subject
+        has_reference = subject is not None and subject.reference is not None
+        if subject is not None and subject.name == name and has_reference == reference:
+            return subject
+        del subject
+        self.free()
+        self._subject = build(name, self.scale, self.device, reference)
+        return self._subject
 
     def free(self) -> None:
-        """Lets go of the model that is held."""
+        """Drop the model in memory."""
         self._subject = None
         free()
 
@@ -78,12 +85,12 @@ class Setup:
             self._processes.shutdown()
 
     def jpegs(self, size: Size, count: int) -> list[bytes]:
-        """So many different pictures, the same at every call."""
-        made = self._jpegs.setdefault(size, [])
-        if len(made) < count:
+        """Return ``count`` different pictures, the same ones at every call."""
+        jpegs = self._jpegs.setdefault(size, [])
+        if len(jpegs) < count:
             with ThreadPoolExecutor(self.threads) as pool:
-                seeds = range(len(made), count)
-                made += pool.map(
-                    photograph, itertools.repeat(size[0]), itertools.repeat(size[1]), seeds
-                )
-        return made[:count]
+                widths = itertools.repeat(size[0])
+                heights = itertools.repeat(size[1])
+                seeds = range(len(jpegs), count)
+                jpegs += pool.map(draw_photograph, widths, heights, seeds)
+        return jpegs[:count]

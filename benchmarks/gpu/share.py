@@ -1,8 +1,7 @@
-"""One process with a share of the card: ``python -m benchmarks.gpu.share``, for
-:mod:`benchmarks.gpu.shares`.
+"""Run one engine with a share of the card, for :mod:`benchmarks.gpu.shares`.
 
-It says ``ready`` once its model is loaded, begins when it is told a line, and ends with a line of
-JSON.
+``python -m benchmarks.gpu.share`` prints ``ready`` once its model is loaded, starts after a line on
+standard input, and ends with a line of JSON: a :class:`Report`.
 """
 
 from __future__ import annotations
@@ -17,40 +16,43 @@ from dataclasses import asdict, dataclass
 import torch
 
 from benchmarks.engine.bench import EngineClient
-from benchmarks.engine.generate import Question
+from benchmarks.engine.generate import Request
 from benchmarks.engine.load import drive
-from benchmarks.gpu.answers import agree, ask_all, mixed
+from benchmarks.gpu.answers import answer_all, is_equivalent, mixed_requests
 from benchmarks.gpu.pixels import preprocess
-from benchmarks.gpu.pockets import pocket
+from benchmarks.gpu.pockets import load_pocket
 from benchmarks.gpu.results import free
 from benchmarks.gpu.subjects import FAMILIES, Subject, build
-from benchmarks.photograph import photograph
-from models.memory import hold_to_share, kv_budget, loading, share_bytes
+from benchmarks.photograph import draw_photograph
+from models.memory import kv_cache_bytes, limit_gpu_memory, report_oversized_weights, share_bytes
 from raylens.core.types import Chat, Detail, ImagePart, Message, Role, TextPart, VisionRequest
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import EngineLimits
 
-SECONDS = 150.0
-"""In which everything must be answered."""
+TIMEOUT_S = 150.0
+"""Time-out of the load."""
 
 
 @dataclass
 class Report:
-    """Bytes, and what became of the work."""
+    """Memory, in bytes, and outcome of the load."""
 
     share: float
     bound: int = 0
-    """What torch may allocate; 0 if nothing bounds it."""
+    """Most that torch may allocate; 0 if it is not limited."""
     weights: int = 0
     kv: int = 0
+    """KV cache budget."""
     peak: int = 0
-    """The most that torch has reserved."""
+    """Most that torch has reserved."""
     wanted: int = 0
-    """What all requests together would take of the key-value cache."""
+    """KV cache that all requests would take together."""
     answered: int = 0
+    """Number of requests of the load that were answered."""
     asked: int = 0
+    """Number of requests to the pocket checkpoint."""
     right: int = 0
-    """Of those that the pocket checkpoint was asked, whose answers are the CPU engine's."""
+    """Number of the pocket checkpoint's answers that equal those of the engine on the CPU."""
     seconds: float = 0.0
 
 
@@ -61,78 +63,87 @@ def main() -> None:
     parser.add_argument("--share", type=float, required=True)
     parser.add_argument("--model", choices=FAMILIES, default="smolvlm2-2.2b")
     parser.add_argument("--requests", type=int, default=64)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
-    hold_to_share(given.device, given.share)
-    with loading(given.device, given.share):
-        subject = build(given.model, given.scale, given.device)
+    limit_gpu_memory(args.device, args.share)
+    with report_oversized_weights(args.device, args.share):
+        subject = build(args.model, args.scale, args.device)
     free()
-    report = _budget(given.device, given.share)
+    report = _make_report(args.device, args.share)
     print("ready", flush=True)
     sys.stdin.readline()
     started = time.monotonic()
-    engine = AsyncEngine(
-        subject.model,
-        EngineLimits(max_batch_size=given.requests, kv_bytes=report.kv),
-        max_waiting=64,
-    )
+    limits = EngineLimits(max_batch_size=args.requests, kv_bytes=report.kv)
+    engine = AsyncEngine(subject.model, limits, max_waiting=64)
     try:
-        asyncio.run(_load(engine, subject, given.scale, given.requests, report))
+        asyncio.run(_run_load(engine, subject, args.scale, args.requests, report))
     finally:
         engine.stop()
-    _compare(given.device, given.scale, report)
+    _compare_answers(args.device, args.scale, report)
     report.seconds = time.monotonic() - started
-    if given.device.startswith("cuda"):
+    if args.device.startswith("cuda"):
         report.peak = torch.cuda.max_memory_reserved()
     print(json.dumps(asdict(report)), flush=True)
 
 
-def _budget(device: str, share: float) -> Report:
-    """As a replica works it out. Raises ``MemoryError`` if the weights leave nothing."""
+def _make_report(device: str, share: float) -> Report:
+    """Compute the KV cache budget as a replica does.
+
+    Raises ``MemoryError`` if the weights leave no room.
+    """
     limits = EngineLimits()
-    report = Report(share, kv=kv_budget(device, share, limits.feature_bytes + limits.prefix_bytes))
+    kv_bytes = kv_cache_bytes(device, share, limits.feature_bytes + limits.prefix_bytes)
+    report = Report(share, kv=kv_bytes)
     if device.startswith("cuda"):
         total = torch.cuda.get_device_properties(0).total_memory
-        report.bound, report.weights = share_bytes(total, share), torch.cuda.memory_allocated()
+        report.bound = share_bytes(total, share)
+        report.weights = torch.cuda.memory_allocated()
     return report
 
 
-async def _load(
+async def _run_load(
     engine: AsyncEngine, subject: Subject, scale: str, requests: int, report: Report
 ) -> None:
-    """Large pictures and long answers, all at once."""
-    size, longest = ((1600, 1200), 400) if scale == "full" else ((200, 200), 24)
-    client, model = EngineClient(engine), subject.model
+    """Send requests with large pictures and long answers, all at once."""
+    size = (1600, 1200) if scale == "full" else (200, 200)
+    tokens = 400 if scale == "full" else 24
+    client = EngineClient(engine)
+    model = subject.model
 
-    def prepared(number: int) -> Question:
-        pixels, _ = preprocess(photograph(*size, number))
-        chat = Chat(
-            (Message(Role.USER, (ImagePart(0, Detail.HIGH), TextPart("Describe it at length."))),)
-        )
-        return Question(
-            model.prepare(VisionRequest("", "", chat, time.time() + 600), [pixels]), longest
-        )
+    def prepare(number: int) -> Request:
+        pixels, _ = preprocess(draw_photograph(*size, number))
+        parts = (ImagePart(0, Detail.HIGH), TextPart("Describe it at length."))
+        chat = Chat((Message(Role.USER, parts),))
+        vision_request = VisionRequest("", "", chat, time.time() + 600)
+        return Request(model.prepare(vision_request, [pixels]), tokens)
 
-    questions = await asyncio.gather(
-        *(asyncio.to_thread(prepared, number) for number in range(requests))
+    prepared = await asyncio.gather(
+        *(asyncio.to_thread(prepare, number) for number in range(requests))
     )
-    places = (question.prompt.max_total_tokens(longest, model.max_length) for question in questions)
-    report.wanted = sum(places) * model.kv_shape.bytes_per_token
-    async with asyncio.timeout(SECONDS):
-        load = await drive([client.asking(question) for question in questions], requests)
+    cache_tokens = sum(
+        request.prompt.max_total_tokens(tokens, model.max_length) for request in prepared
+    )
+    report.wanted = cache_tokens * model.kv_shape.bytes_per_token
+    async with asyncio.timeout(TIMEOUT_S):
+        load = await drive([client.make_sender(request) for request in prepared], requests)
     report.answered = len(load.answers)
 
 
-def _compare(device: str, scale: str, report: Report) -> None:
-    """Answers of a pocket model in the same share, and those of the CPU's engine."""
-    asked = mixed("smolvlm", 1 if scale == "tiny" else 4)
-    asked = [each for each in asked if each.sampling.temperature == 0]
-    ours, theirs = (
-        ask_all(pocket("smolvlm", device=each), asked, 8, threads=1) for each in (device, "cpu")
+def _compare_answers(device: str, scale: str, report: Report) -> None:
+    """Compare a pocket model's greedy answers in the same share with those on the CPU."""
+    requests = [
+        request
+        for request in mixed_requests("smolvlm", 1 if scale == "tiny" else 4)
+        if request.sampling.temperature == 0
+    ]
+    replies = answer_all(load_pocket("smolvlm", device=device), requests, 8, threads=1)
+    cpu_replies = answer_all(load_pocket("smolvlm", device="cpu"), requests, 8, threads=1)
+    report.asked = len(requests)
+    report.right = sum(
+        is_equivalent(reply, cpu_reply)
+        for (reply,), (cpu_reply,) in zip(replies, cpu_replies, strict=True)
     )
-    report.asked = len(asked)
-    report.right = sum(agree(one, other) for (one,), (other,) in zip(ours, theirs, strict=True))
 
 
 if __name__ == "__main__":

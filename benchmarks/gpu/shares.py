@@ -1,4 +1,4 @@
-"""Stage *shares*: an engine that holds a part of the card stays inside it, alone and beside
+"""Stage *shares*: an engine that holds a share of the card stays inside it, alone and beside
 another."""
 
 from __future__ import annotations
@@ -20,90 +20,92 @@ from benchmarks.gpu.results import Line, Part
 from benchmarks.gpu.setup import Setup
 
 GIB = 2**30
-SECONDS = 300.0
-"""After which a process is ended."""
-MODEL, LARGE = "smolvlm2-2.2b", "qwen2.5-vl-7b"
-LARGE_BYTES = 16.6e9
-"""The larger one's weights."""
+TIMEOUT_S = 300.0
+"""Time after which a process is killed."""
+MODEL = "smolvlm2-2.2b"
+LARGE_MODEL = "qwen2.5-vl-7b"
+LARGE_MODEL_BYTES = 16.6e9
+"""Bytes of the large model's weights."""
 
 
 def parts(setup: Setup) -> Iterator[Part]:
-    requests = (3, 2) if setup.is_tiny else (64, 32)
-    yield Part("engines in 0.3 and 0.35", partial(_held, setup, (0.3, 0.35), requests[1]))
-    yield Part("an engine in 0.3", partial(_held, setup, (0.3,), requests[0]))
-    yield Part("a model that doesn't fit", partial(_misfits, setup))
+    requests_alone = 3 if setup.is_tiny else 64
+    requests_each = 2 if setup.is_tiny else 32
+    yield Part("engines in 0.3 and 0.35", partial(_run_engines, setup, (0.3, 0.35), requests_each))
+    yield Part("an engine in 0.3", partial(_run_engines, setup, (0.3,), requests_alone))
+    yield Part("a model that doesn't fit", partial(_load_too_large, setup))
 
 
-def _held(setup: Setup, shares: Sequence[float], requests: int) -> Iterator[Line]:
-    """Everything is answered, rightly, and nobody takes more than its share."""
+def _run_engines(setup: Setup, shares: Sequence[float], requests: int) -> Iterator[Line]:
+    """Check that every answer arrives and is right, and that no process exceeds its share."""
     with ExitStack() as stack:
-        watch = stack.enter_context(Watch(setup.is_cuda))
+        watch = stack.enter_context(MemoryWatch(setup.is_cuda))
         workers = [stack.enter_context(Worker(setup, share, MODEL, requests)) for share in shares]
         for worker in workers:
             worker.read("ready")
         for worker in workers:
-            worker.begin()
+            worker.start()
         reports = [json.loads(worker.read("{")) for worker in workers]
     for report in reports:
-        yield _told(report, requests, setup.is_cuda)
+        yield _report_line(report, requests, setup.is_cuda)
     if setup.is_cuda:
         allowed = sum(shares) * watch.total
         text = f"{watch.taken / GIB:.1f} GiB taken of the card, {allowed / GIB:.1f} allowed"
         yield Line(text, {"taken": watch.taken, "allowed": allowed})
         assert watch.taken <= allowed, text
     for report in reports:
-        assert report["answered"] == requests, (
-            f"{report['answered']} of {requests} requests were answered"
-        )
+        answered = report["answered"]
+        assert answered == requests, f"{answered} of {requests} requests were answered"
         assert report["right"] == report["asked"], "answers differ from the CPU's"
-        assert not setup.is_cuda or report["peak"] <= report["bound"], (
-            "torch took more than its bound"
-        )
-        assert not setup.is_cuda or len(shares) > 1 or report["wanted"] > report["kv"], (
-            "the load was too small"
-        )
+        if setup.is_cuda:
+            assert report["peak"] <= report["bound"], "torch took more than its bound"
+            if len(shares) == 1:
+                assert report["wanted"] > report["kv"], "the load did not fill the KV cache"
 
 
-def _told(report: dict[str, Any], requests: int, is_cuda: bool) -> Line:
-    words = [
-        f"{report['share']}: {report['answered']} of {requests} answered in {report['seconds']:.1f} s",
-        f"{report['right']} of {report['asked']} as on the CPU",
-        f"{report['kv'] / GIB:.2f} GiB of keys and values for {report['wanted'] / GIB:.2f}",
+def _report_line(report: dict[str, Any], requests: int, is_cuda: bool) -> Line:
+    share = report["share"]
+    kv = report["kv"] / GIB
+    wanted = report["wanted"] / GIB
+    phrases = [
+        f"{share}: {report['answered']} of {requests} answered in {report['seconds']:.1f} s",
+        f"{report['right']} of {report['asked']} equal the CPU's",
+        f"KV cache of {kv:.2f} GiB for requests of {wanted:.2f} GiB",
     ]
     if is_cuda:
-        words.append(
-            f"weights {report['weights'] / GIB:.1f}, peak {report['peak'] / GIB:.1f} of {report['bound'] / GIB:.1f} GiB"
-        )
+        weights = report["weights"] / GIB
+        peak = report["peak"] / GIB
+        bound = report["bound"] / GIB
+        phrases.append(f"weights {weights:.1f}, peak {peak:.1f} of {bound:.1f} GiB")
     else:
-        words.append("memory isn't limited on a CPU")
-    return Line("; ".join(words), report)
+        phrases.append("a CPU's memory isn't limited")
+    return Line("; ".join(phrases), report)
 
 
-def _misfits(setup: Setup) -> Iterator[Line]:
-    """A share that is too small for the weights, and one that they fill: what the error says."""
+def _load_too_large(setup: Setup) -> Iterator[Line]:
+    """Check the error of a share smaller than the weights, and of one that the weights fill."""
     if not setup.is_cuda:
-        yield Line("memory isn't limited on a CPU")
+        yield Line("a CPU's memory isn't limited")
         return
     total = torch.cuda.get_device_properties(0).total_memory
-    for share in (0.1, 1.18 * LARGE_BYTES / total):
-        said = ""
-        with Worker(setup, share, LARGE, 1) as worker:
+    for share in (0.1, 1.18 * LARGE_MODEL_BYTES / total):
+        message = ""
+        with Worker(setup, share, LARGE_MODEL, 1) as worker:
             try:
                 worker.read("ready")
             except RuntimeError as error:
-                said = str(error)
-        yield Line(
-            f"{LARGE} in {share:.2f}: {said[:300] or 'was loaded'}", {"share": share, "error": said}
-        )
-        assert "Memory" in said, "no lack of memory"
-        assert "GiB" in said, "the error gives no figures"
+                message = str(error)
+        text = f"{LARGE_MODEL} in {share:.2f}: {message[:300] or 'was loaded'}"
+        yield Line(text, {"share": share, "error": message})
+        assert "Memory" in message, "expected an out-of-memory error"
+        assert "GiB" in message, "the error gives no figures"
 
 
 class Worker:
-    """Another process with a share of the card; it is ended with the context."""
+    """Another process with a share of the card, killed at the end of the context."""
 
     def __init__(self, setup: Setup, share: float, model: str, requests: int) -> None:
-        self._errors = Path(setup.folder) / f"share-{share}.log"
+        self._log = Path(setup.folder) / f"share-{share}.log"
         options = {
             "device": setup.device,
             "scale": setup.scale,
@@ -111,16 +113,16 @@ class Worker:
             "model": model,
             "requests": requests,
         }
-        given = [f"--{name}={value}" for name, value in options.items()]
-        with self._errors.open("w") as errors:
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        with self._log.open("w") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.gpu.share", *given],
+                [sys.executable, "-m", "benchmarks.gpu.share", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=errors,
+                stderr=stderr,
                 text=True,
             )
-        self._timer = threading.Timer(SECONDS, self._process.kill)
+        self._timer = threading.Timer(TIMEOUT_S, self._process.kill)
         self._timer.start()
 
     def __enter__(self) -> Self:
@@ -131,27 +133,36 @@ class Worker:
         self._process.kill()
         self._process.communicate()
 
-    def read(self, beginning: str) -> str:
-        """The next line that begins so. Raises ``RuntimeError`` with the process's last words if it
-        ends before."""
+    def read(self, prefix: str) -> str:
+        """Return the next output line that starts with ``prefix``.
+
+        Raises ``RuntimeError`` with the last line of the process's log if the process ends first.
+        """
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith(beginning):
+            if line.startswith(prefix):
                 return line
-        last = [line for line in self._errors.read_text().splitlines() if line.strip()]
-        raise RuntimeError(last[-1] if last else f"it ended with status {self._process.wait()}")
+        log_lines = [line for line in self._log.read_text().splitlines() if line.strip()]
+        if log_lines:
+            raise RuntimeError(log_lines[-1])
+        raise RuntimeError(f"the process ended with status {self._process.wait()}")
 
-    def begin(self) -> None:
+    def start(self) -> None:
+        """Start the load."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
 
 
-class Watch:
-    """The most that others take of the card's ``total`` bytes while this watches: ``taken``."""
+class MemoryWatch:
+    """Watches the card's memory while the context is open.
+
+    ``total`` is the card's memory in bytes; ``taken`` the most that was taken since the start.
+    """
 
     def __init__(self, is_cuda: bool) -> None:
-        self.taken = self.total = 0
+        self.taken = 0
+        self.total = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch) if is_cuda else None
 
@@ -168,4 +179,5 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.02):
-            self.taken = max(self.taken, self._free - torch.cuda.mem_get_info()[0])
+            free, _ = torch.cuda.mem_get_info()
+            self.taken = max(self.taken, self._free - free)

@@ -1,5 +1,5 @@
-"""The models that are measured: random weights in the shapes of published checkpoints, or small
-ones."""
+"""The models to measure: random weights in the shapes of published checkpoints, or in tiny
+shapes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from benchmarks.engine.checkpoint import (
     SMOLVLM2_2B,
     Shape,
     assemble,
-    widened,
+    widen_tokenizer,
 )
-from benchmarks.engine.limits import Text, Tower, Work
-from benchmarks.moondream import random_weights, shapes_of
-from models.linear import Packer
+from benchmarks.engine.limits import TextShape, VisionShape, Work
+from benchmarks.moondream import compute_shapes, projector_weights, random_weights
+from models.linear import WeightPacker
 from models.moondream.config import MoondreamConfig, RegionConfig, TextConfig, VisionConfig
 from models.moondream.crops import Crops
 from models.moondream.model import Moondream
@@ -37,8 +37,8 @@ FAMILIES = {
     "qwen2.5-vl-3b": "qwen2_5_vl",
     "smolvlm2-2.2b": "smolvlm",
 }
-"""Of each model, the most wanted first."""
-CHATS: dict[tuple[str, str], Shape] = {
+"""Family of each model, in the order of measurement."""
+CHAT_SHAPES: dict[tuple[str, str], Shape] = {
     ("qwen2.5-vl-7b", "full"): QWEN2_5_VL_7B,
     ("qwen2.5-vl-3b", "full"): QWEN2_5_VL_3B,
     ("smolvlm2-2.2b", "full"): SMOLVLM2_2B,
@@ -46,7 +46,8 @@ CHATS: dict[tuple[str, str], Shape] = {
     ("qwen2.5-vl-3b", "tiny"): SHAPES["qwen2_5_vl", "tiny"],
     ("smolvlm2-2.2b", "tiny"): SHAPES["smolvlm", "tiny"],
 }
-MOONDREAMS = {
+"""Shapes by model and scale."""
+MOONDREAM_CONFIGS = {
     "full": MoondreamConfig(),
     "tiny": MoondreamConfig(
         TextConfig(dim=64, ff_dim=128, n_layers=2, vocab_size=2048, n_heads=2, n_kv_heads=2),
@@ -64,88 +65,91 @@ MOONDREAMS = {
         moondream_checkpoint.pocket_config(moondream_checkpoint.pocket_tokenizer()).tokenizer,
     ),
 }
-"""``full`` is Moondream 2."""
+"""Configurations by scale. ``full`` is Moondream 2."""
 UNTIED = {"tie_word_embeddings": False}
-"""A random model whose head is its embeddings says its prompt's last token for ever. The work is
-the same."""
+"""A random model whose head shares its embeddings repeats its prompt's last token forever. Untied
+weights cost the same work."""
 NEVER = -100.0
 """A logit that is never the best."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, and what the limits of its work are worked out from."""
+    """A model, and the shapes that its limits are computed from."""
 
     name: str
     model: Model
-    text: Text
-    seen: Callable[[Sequence[PictureInput]], Work]
-    """The least that pictures take up to their features."""
+    text: TextShape
+    vision_work: Callable[[Sequence[PictureInput]], Work]
+    """Returns the least work from pictures to their features."""
     reference: Any = None
-    """The same weights in transformers' modules, if they are kept."""
+    """transformers' modules with the same weights, if they are kept."""
 
-    def least(self, prompt: Prompt, tokens: int, batch: int) -> Work:
-        """The least that an answer of so many tokens takes, where decode steps have ``batch`` rows."""
+    def least_work(self, prompt: Prompt, tokens: int, batch: int) -> Work:
+        """Return the least work of an answer of ``tokens`` tokens, if decode steps have ``batch``
+        rows."""
         length = len(prompt.token_ids)
         return (
-            self.seen(prompt.pictures)
+            self.vision_work(prompt.pictures)
             + self.text.prefill(length)
             + self.text.answer(length, tokens, batch)
         )
 
 
 def build(name: str, scale: str, device: str, reference: bool = False) -> Subject:
-    """A model whose answers never end by themselves, and whose every token has text of its own, so
-    that its arrival shows; ``reference``: transformers' modules are kept beside it."""
+    """Build a model whose answers end only at their token limit.
+
+    Every token that it generates has text of its own, so that each arrives as one piece.
+    ``reference`` keeps transformers' modules.
+    """
     if FAMILIES[name] == "moondream":
-        return _moondream(name, MOONDREAMS[scale], device)
-    shape = CHATS[name, scale]
-    untied = replace(shape, whole=shape.whole | UNTIED, text=shape.text | UNTIED)
+        return _build_moondream(name, MOONDREAM_CONFIGS[scale], device)
+    shape = CHAT_SHAPES[name, scale]
+    untied = replace(shape, config=shape.config | UNTIED, text=shape.text | UNTIED)
     checkpoint = assemble(FAMILIES[name], untied, DTYPE, device)
     config = checkpoint.model.config
     with torch.no_grad():
-        checkpoint.model.lm_head.weight[_unsaid(checkpoint.tokenizer)] = 0
-    model = checkpoint.load(LoadOptions(dtype=DTYPE, device=device, consume=not reference))
-    tower = Tower.of(config)
+        checkpoint.model.lm_head.weight[_excluded_tokens(checkpoint.tokenizer)] = 0
+    model = checkpoint.load(LoadOptions(dtype=DTYPE, device=device, free_modules=not reference))
+    vision = VisionShape.from_config(config)
 
-    def seen(pictures: Sequence[PictureInput]) -> Work:
-        work = Work(tower.work(0, DTYPE.itemsize).bytes if pictures else 0.0)
+    def vision_work(pictures: Sequence[PictureInput]) -> Work:
+        work = Work(vision.work(0, DTYPE.itemsize).bytes if pictures else 0.0)
         for picture in pictures:
-            work += tower.work(picture.tokens, 0)
+            work += vision.work(picture.num_tokens, 0)
         return work
 
-    text = Text.of(config, DTYPE.itemsize, model.kv_shape)
-    return Subject(name, model, text, seen, checkpoint.model if reference else None)
+    text = TextShape.from_config(config, DTYPE.itemsize, model.kv_shape)
+    return Subject(name, model, text, vision_work, checkpoint.model if reference else None)
 
 
-def _unsaid(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """All tokens but the words that ``widened`` adds."""
+def _excluded_tokens(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return all token ids except those of the words that ``widen_tokenizer`` adds."""
     return [
         number for token, number in tokenizer.get_vocab().items() if not token.startswith("Ġword")
     ]
 
 
-def _moondream(name: str, config: MoondreamConfig, device: str) -> Subject:
-    weights = random_weights(config, device)
-    tokenizer = widened(moondream_checkpoint.pocket_tokenizer(), config.text.vocab_size)
-    unsaid = _unsaid(tokenizer)
-    weights["text.lm_head.weight"][unsaid], weights["text.lm_head.bias"][unsaid] = 0.0, NEVER
-    taken = Weights(weights, weights.__getitem__, Packer(device), DTYPE)
-    model = Moondream(
-        config, taken, tokenizer.backend_tokenizer, LoadOptions(dtype=DTYPE, device=device)
-    )
-    tower, text = shapes_of(config, DTYPE.itemsize, model.kv_shape.bytes_per_token)
-    vision = config.vision
-    projection = vision.proj_inner_dim * (2 * vision.enc_dim + vision.proj_out_dim)
+def _build_moondream(name: str, config: MoondreamConfig, device: str) -> Subject:
+    tensors = random_weights(config, device)
+    tokenizer = widen_tokenizer(moondream_checkpoint.pocket_tokenizer(), config.text.vocab_size)
+    excluded = _excluded_tokens(tokenizer)
+    tensors["text.lm_head.weight"][excluded] = 0.0
+    tensors["text.lm_head.bias"][excluded] = NEVER
+    weights = Weights(tensors, tensors.__getitem__, WeightPacker(device), DTYPE)
+    options = LoadOptions(dtype=DTYPE, device=device)
+    model = Moondream(config, weights, tokenizer.backend_tokenizer, options)
+    vision, text = compute_shapes(config, DTYPE.itemsize, model.kv_shape.bytes_per_token)
+    projector = projector_weights(config)
 
-    def seen(pictures: Sequence[PictureInput]) -> Work:
-        """Crops, and the projection of what is made of them."""
+    def vision_work(pictures: Sequence[PictureInput]) -> Work:
+        """Return the work of the crops, and of projecting the stitched features."""
         work = Work()
         for picture in pictures:
             assert isinstance(picture.data, Crops)
-            crop = tower.work(picture.tokens, DTYPE.itemsize)
+            crop = vision.work(picture.num_tokens, DTYPE.itemsize)
             work += Work(crop.bytes, crop.operations * len(picture.data.pixels))
-            work += Work(projection * DTYPE.itemsize, 2.0 * picture.tokens * projection)
+            work += Work(projector * DTYPE.itemsize, 2.0 * picture.num_tokens * projector)
         return work
 
-    return Subject(name, model, text, seen)
+    return Subject(name, model, text, vision_work)

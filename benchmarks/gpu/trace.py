@@ -1,4 +1,4 @@
-"""What a profiler's trace says of a card: times are seconds."""
+"""Figures from a profiler's trace of a GPU. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ ATTENTION = {
     "cuDNN": ("cudnn_generated_fort_native_sdpa", "cudnn_sdpa", "sdpa_sm"),
     "math (softmax)": ("softmax",),
 }
-"""Backends by what their kernels' names hold; the first that fits counts."""
-ON_CARD = ("kernel", "gpu_memcpy", "gpu_memset")
+"""Attention backends, by substrings of their kernels' names. The first match counts."""
+GPU_EVENTS = ("kernel", "gpu_memcpy", "gpu_memset")
 WAITS = ("Synchronize", "cudaMemcpy")
-"""Calls in which the host waits for the card: a copy from pageable memory does as well."""
+"""CUDA calls in which the host waits for the card. A copy from pageable memory waits as well."""
 LAUNCHES = ("LaunchKernel", "GraphLaunch")
-NAME = 72
+MAX_NAME = 72
+"""Characters of a kernel's name that are kept."""
 
 
 @dataclass(frozen=True)
 class Event:
     name: str
-    kind: str
+    category: str
     """``kernel``, ``gpu_memcpy``, ``cuda_runtime``, …"""
     start: float
     seconds: float
@@ -39,33 +40,40 @@ class Event:
 
 @dataclass(frozen=True)
 class Trace:
+    """Events of a profiled interval."""
+
     events: Sequence[Event]
 
     @classmethod
     def read(cls, path: Path) -> Trace:
-        """Of a file in Chrome's format."""
-        told = json.loads(path.read_text(errors="replace"))["traceEvents"]
-        return cls([_event(each) for each in told if each.get("ph") == "X" and "cat" in each])
+        """Read a file in Chrome's trace format."""
+        entries = json.loads(path.read_text(errors="replace"))["traceEvents"]
+        return cls(
+            [_parse_event(entry) for entry in entries if entry.get("ph") == "X" and "cat" in entry]
+        )
 
     def first(self, seconds: float) -> Trace:
-        """What began so soon: the profiler goes on for a while until it has stopped."""
-        until = (
-            min((event.start for event in self.events if event.kind in ON_CARD), default=0.0)
-            + seconds
-        )
+        """Return the events that start within ``seconds`` of the first GPU event.
+
+        The profiler goes on recording for a while after the interval, until it has stopped.
+        """
+        gpu_starts = (event.start for event in self.events if event.category in GPU_EVENTS)
+        until = min(gpu_starts, default=0.0) + seconds
         return Trace([event for event in self.events if event.start < until])
 
-    def of(self, *kinds: str) -> list[Event]:
-        return [event for event in self.events if event.kind in kinds]
+    def of(self, *categories: str) -> list[Event]:
+        return [event for event in self.events if event.category in categories]
 
     @property
     def kernels(self) -> list[Event]:
         return self.of("kernel")
 
     def busy(self) -> tuple[float, NDArray[np.float64]]:
-        """How long the card worked, kernels and copies that overlap counted once, and the gaps
-        between."""
-        work = sorted(self.of(*ON_CARD), key=lambda event: event.start)
+        """Return the seconds in which the card worked, and the gaps between.
+
+        Kernels and copies that overlap count once.
+        """
+        work = sorted(self.of(*GPU_EVENTS), key=lambda event: event.start)
         if not work:
             return 0.0, np.zeros(0)
         starts = np.array([event.start for event in work])
@@ -75,59 +83,73 @@ class Trace:
         return float(ends[-1] - starts[0] - gaps.sum()), gaps
 
     def largest(self, count: int) -> list[tuple[str, float, int]]:
-        """Kernels by name, with their seconds and how many there were."""
-        seconds, numbers = Counter[str](), Counter[str]()
+        """Return the ``count`` kernels that took the longest: name, total seconds and launches."""
+        seconds = Counter[str]()
+        launches = Counter[str]()
         for event in self.kernels:
-            seconds[short(event.name)] += event.seconds  # type: ignore[assignment]
-            numbers[short(event.name)] += 1
-        return [(name, total, numbers[name]) for name, total in seconds.most_common(count)]
+            name = shorten_name(event.name)
+            seconds[name] += event.seconds  # type: ignore[assignment]
+            launches[name] += 1
+        return [(name, total, launches[name]) for name, total in seconds.most_common(count)]
 
     def attention(self) -> dict[str, float]:
-        """Seconds in the kernels of each of attention's backends."""
+        """Return the seconds in the kernels of each attention backend in use."""
         seconds = dict.fromkeys(ATTENTION, 0.0)
         for event in self.kernels:
-            name = event.name.lower()
-            backend = next(
-                (each for each, marks in ATTENTION.items() if any(mark in name for mark in marks)),
-                None,
-            )
+            backend = _find_backend(event.name)
             if backend is not None:
                 seconds[backend] += event.seconds
-        return {backend: each for backend, each in seconds.items() if each}
+        return {backend: total for backend, total in seconds.items() if total}
 
     def copies(self) -> dict[str, tuple[int, int]]:
-        """How many copies of each direction, and their bytes."""
-        found: dict[str, tuple[int, int]] = {}
+        """Return the number of copies in each direction, and their bytes."""
+        copies: dict[str, tuple[int, int]] = {}
         for event in self.of("gpu_memcpy"):
-            direction = next(
-                (each for each in ("HtoD", "DtoH", "DtoD") if each in event.name), "other"
-            )
-            number, size = found.get(direction, (0, 0))
-            found[direction] = number + 1, size + event.bytes
-        return found
+            direction = _find_direction(event.name)
+            count, size = copies.get(direction, (0, 0))
+            copies[direction] = count + 1, size + event.bytes
+        return copies
 
-    def calls(self, marks: Sequence[str], thread: int) -> list[Event]:
-        """A thread's calls of CUDA whose names hold one of these; all threads' if the trace has
-        other numbers."""
+    def calls(self, substrings: Sequence[str], thread: int) -> list[Event]:
+        """Return the thread's CUDA calls whose names contain one of the substrings.
+
+        Falls back to all threads if the trace has no calls under this thread id.
+        """
         calls = self.of("cuda_runtime", "cuda_driver")
-        mine = [event for event in calls if event.thread == thread] or calls
-        return [event for event in mine if any(mark in event.name for mark in marks)]
+        calls = [event for event in calls if event.thread == thread] or calls
+        return [event for event in calls if any(part in event.name for part in substrings)]
 
 
-def short(name: str) -> str:
-    """A kernel's name without its parameters and what all of torch's begin with."""
+def shorten_name(name: str) -> str:
+    """Return a kernel's name without its parameters and torch's common prefixes."""
     for noise in ("(anonymous namespace)::", "at::native::", "void ", "c10::"):
         name = name.replace(noise, "")
-    return name.split("(")[0][:NAME]
+    return name.split("(")[0][:MAX_NAME]
 
 
-def _event(told: dict[str, Any]) -> Event:
-    thread, size = told.get("tid"), told.get("args", {}).get("bytes", 0)
+def _find_backend(kernel: str) -> str | None:
+    """Return the attention backend of a kernel; None if it has none."""
+    name = kernel.lower()
+    for backend, substrings in ATTENTION.items():
+        if any(part in name for part in substrings):
+            return backend
+    return None
+
+
+def _find_direction(name: str) -> str:
+    for direction in ("HtoD", "DtoH", "DtoD"):
+        if direction in name:
+            return direction
+    return "other"
+
+
+def _parse_event(entry: dict[str, Any]) -> Event:
+    thread = entry.get("tid")
     return Event(
-        name=str(told["name"]),
-        kind=str(told["cat"]),
-        start=float(told["ts"]) / 1e6,
-        seconds=float(told.get("dur", 0)) / 1e6,
+        name=str(entry["name"]),
+        category=str(entry["cat"]),
+        start=float(entry["ts"]) / 1e6,
+        seconds=float(entry.get("dur", 0)) / 1e6,
         thread=thread if isinstance(thread, int) else -1,
-        bytes=int(size),
+        bytes=int(entry.get("args", {}).get("bytes", 0)),
     )

@@ -1,4 +1,4 @@
-"""Stage *why*: where the time of a second of steady work goes."""
+"""Stage *why*: a profile of one second of steady work."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.engine.bench import EngineClient
 from benchmarks.gpu.fast import WORKLOADS
-from benchmarks.gpu.loads import MOST_SECONDS, Front, Workload, running
+from benchmarks.gpu.loads import TIMEOUT_S, Frontend, Workload, run_engine
 from benchmarks.gpu.results import Line, Part
 from benchmarks.gpu.setup import Setup
 from benchmarks.gpu.trace import LAUNCHES, WAITS, Trace
 from raylens.engine.async_engine import AsyncEngine
 
-SHOWN = 10
+TOP = 10
+"""Kernels or operators to print."""
 PICTURES = 160
-"""Shown in turns: more than the engine keeps."""
+"""Different pictures, sent in turn. The engine's caches hold fewer."""
 LAG = 2
-"""So many steps later at the latest, the host of a card that looks ahead has waited for what a step
-launched."""
+"""Steps after which, on a GPU, the host has waited for everything that a step launched."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """From when to when, by ``time.perf_counter``."""
+    """One step of the engine. Times are by ``time.perf_counter``."""
 
     start: float
     end: float
     reads: bool
-    """Prompts or pictures."""
+    """The step reads prompts or pictures."""
 
     @property
     def ms(self) -> float:
@@ -47,86 +47,97 @@ class Step:
 
 
 @dataclass
-class Steps:
-    """The engine's steps, and the thread that does them."""
+class StepRecorder:
+    """Records an engine's steps, and the id of the thread that runs them."""
 
-    taken: list[Step] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     thread: int = 0
 
     def watch(self, engine: AsyncEngine) -> None:
-        """Does nothing if the engine has no steps under this name: they are its own affair."""
+        """Wrap the engine's ``step``.
+
+        Does nothing if it is not found: ``step`` is not part of ``AsyncEngine``'s interface.
+        """
         inner: Any = getattr(engine, "_engine", None)
         step = getattr(inner, "step", None)
         if step is None:
             return
 
-        def timed() -> Any:
+        def record_step() -> Any:
             self.thread = threading.get_native_id()
             scheduler = inner.scheduler
-            prefilling, waiting = len(scheduler.prefilling), len(scheduler.waiting)
+            prefilling = len(scheduler.prefilling)
+            waiting = len(scheduler.waiting)
             started = time.perf_counter()
             try:
                 return step()
             finally:
                 reads = prefilling > 0 or len(scheduler.waiting) < waiting
-                self.taken.append(Step(started, time.perf_counter(), reads))
+                self.steps.append(Step(started, time.perf_counter(), reads))
 
-        inner.step = timed
+        inner.step = record_step
 
     def within(self, start: float, end: float) -> list[Step]:
-        """Those that began and ended in this time: while the profiler stops, a step takes as long
-        as that does."""
-        return [step for step in self.taken if start <= step.start and step.end <= end]
+        """Return the steps that started and ended in this interval.
+
+        The step that runs while the profiler stops takes as long as stopping it, and is left out.
+        """
+        return [step for step in self.steps if start <= step.start and step.end <= end]
 
 
 def parts(setup: Setup) -> Iterator[Part]:
     for name in setup.models:
-        yield Part(name, partial(_why, setup, name))
+        yield Part(name, partial(_profile_model, setup, name))
 
 
-def _why(setup: Setup, name: str) -> Iterator[Line]:
-    # The first of two profilers watches nothing; its events may go.
+def _profile_model(setup: Setup, name: str) -> Iterator[Line]:
+    # The warm-up profiler records nothing: losing its events is fine.
     warnings.filterwarnings("ignore", ".*Profiler clears events at the end of each cycle")
-    workload, in_flight, seconds = WORKLOADS[name][0], 16, 1.0
+    workload = WORKLOADS[name][0]
+    in_flight = 16
+    seconds = 1.0
     if setup.is_tiny:
-        workload, in_flight, seconds = replace(workload, tokens=12), 4, 0.1
-    model, steps = setup.subject(name).model, Steps()
-    front = Front(setup, model, workload.task)
+        workload = replace(workload, tokens=12)
+        in_flight = 4
+        seconds = 0.1
+    model = setup.subject(name).model
+    recorder = StepRecorder()
+    frontend = Frontend(setup, model, workload.task)
     jpegs = setup.jpegs(workload.size, 8 if setup.is_tiny else PICTURES)
-    watched = profiler(setup.is_cuda)
-    with profiler(setup.is_cuda):
-        pass  # the first one takes seconds to begin
+    profiler = make_profiler(setup.is_cuda)
+    with make_profiler(setup.is_cuda):
+        pass  # a process's first profiler takes seconds to start
     try:
-        with running(setup, model, in_flight) as engine:
-            steps.watch(engine)
-            work = _profiled(
-                EngineClient(engine), front, jpegs, workload, in_flight, watched, seconds
-            )
-            start, end = asyncio.run(work)
+        with run_engine(setup, model, in_flight) as engine:
+            recorder.watch(engine)
+            client = EngineClient(engine)
+            run = _profile_load(client, frontend, jpegs, workload, in_flight, profiler, seconds)
+            start, end = asyncio.run(run)
     finally:
-        front.close()
-    taken = steps.within(start, end)
-    yield _told(
-        f"{workload}, {in_flight} in flight", taken, end - start, LAG if setup.is_cuda else 0
-    )
+        frontend.close()
+    steps = recorder.within(start, end)
+    title = f"{workload}, {in_flight} in flight"
+    yield _steps_line(title, steps, end - start, LAG if setup.is_cuda else 0)
     if not setup.is_cuda:
-        yield from _operators(watched)
+        yield from _operator_lines(profiler)
         return
     path = setup.folder / "trace.json"
-    watched.export_chrome_trace(str(path))
-    yield from _of_card(Trace.read(path).first(end - start), end - start, len(taken), steps.thread)
+    profiler.export_chrome_trace(str(path))
+    trace = Trace.read(path).first(end - start)
+    yield from _gpu_lines(trace, end - start, len(steps), recorder.thread)
 
 
-def profiler(is_cuda: bool) -> profile:
-    """The CPU's operators are watched in all threads, but not beside a card: they would slow what
-    is watched."""
+def make_profiler(is_cuda: bool) -> profile:
+    """Return a profiler of the GPU, or of the CPU's operators in all threads.
+
+    The operators are not profiled beside a GPU, because that would slow down the launches.
+    """
     if not is_cuda:
-        whole = _ExperimentalConfig(profile_all_threads=True)
-        return profile(activities=[ProfilerActivity.CPU], experimental_config=whole)
+        all_threads = _ExperimentalConfig(profile_all_threads=True)
+        return profile(activities=[ProfilerActivity.CPU], experimental_config=all_threads)
     try:
-        config = _ExperimentalConfig(
-            trace_only=True
-        )  # else making objects of the events takes seconds
+        # Without trace_only, turning the events into Python objects takes seconds.
+        config = _ExperimentalConfig(trace_only=True)
     except TypeError:  # an older torch
         config = None
     return profile(
@@ -134,42 +145,47 @@ def profiler(is_cuda: bool) -> profile:
     )
 
 
-async def _profiled(
+async def _profile_load(
     client: EngineClient,
-    front: Front,
+    frontend: Frontend,
     jpegs: Sequence[bytes],
     workload: Workload,
     in_flight: int,
-    watched: profile,
+    profiler: profile,
     seconds: float,
 ) -> tuple[float, float]:
-    """From when to when was watched, once every place had two answers."""
-    pictures, answered, ended = itertools.cycle(jpegs), 0, asyncio.Event()
+    """Profile a steady load, once there are twice as many answers as requests in flight.
 
-    async def keep_asking() -> None:
+    Returns the start and the end of the profiled interval, by ``time.perf_counter``.
+    """
+    pictures = itertools.cycle(jpegs)
+    answered = 0
+    ended = asyncio.Event()
+
+    async def keep_sending() -> None:
         nonlocal answered
         while not ended.is_set():
-            await front.asking(client, next(pictures), workload.tokens)()
+            await frontend.make_sender(client, next(pictures), workload.tokens)()
             answered += 1
 
-    async with asyncio.timeout(MOST_SECONDS), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
         for _ in range(in_flight):
-            group.create_task(keep_asking())
+            group.create_task(keep_sending())
         while answered < 2 * in_flight:
             await asyncio.sleep(0.02)
-        watched.start()
+        profiler.start()
         start = time.perf_counter()
         await asyncio.sleep(seconds)
         end = time.perf_counter()
-        watched.stop()
+        profiler.stop()
         ended.set()
     return start, end
 
 
-def _operators(watched: profile) -> Iterator[Line]:
-    """The CPU's, by the time that they take themselves."""
-    events = sorted(watched.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    for event in events[:SHOWN]:
+def _operator_lines(profiler: profile) -> Iterator[Line]:
+    """Report the CPU's operators that took the longest, without the operators that they call."""
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    for event in events[:TOP]:
         ms = event.self_cpu_time_total / 1000
         yield Line(
             f"{ms:8.1f} ms {event.count:6} × {event.key}",
@@ -177,62 +193,78 @@ def _operators(watched: profile) -> Iterator[Line]:
         )
 
 
-def _of_card(trace: Trace, wall: float, steps: int, thread: int) -> Iterator[Line]:
-    busy, gaps = trace.busy()
-    between = 1e6 * np.array((gaps.mean(), np.quantile(gaps, 0.9))) if len(gaps) else np.zeros(2)
-    figures = {
-        "busy": busy / wall,
-        "gap_us": between[0],
-        "gap_p90_us": between[1],
-        "gaps": len(gaps),
-    }
-    idle = f"{len(gaps)} gaps of {between[0]:.0f} µs, p90 {between[1]:.0f} µs"
-    yield Line(f"the card is busy {busy / wall:.0%} of the time; {idle}", figures)
-    launches, waits = (trace.calls(marks, thread) for marks in (LAUNCHES, WAITS))
-    each = max(1, steps)
-    waited, launched = (
-        1000 * sum(call.seconds for call in calls) / each for calls in (waits, launches)
-    )
-    figures = {"launches": len(launches) / each, "launch_ms": launched, "wait_ms": waited}
-    yield Line(
-        f"a step: {figures['launches']:.0f} launches in {launched:.2f} ms, {waited:.2f} ms of waiting",
-        figures,
-    )
+def _gpu_lines(trace: Trace, wall_s: float, steps: int, thread: int) -> Iterator[Line]:
+    busy_s, gaps = trace.busy()
+    yield _busy_line(busy_s / wall_s, gaps)
+    yield _launches_line(trace, max(1, steps), thread)
     copies = trace.copies()
-    told = ", ".join(
-        f"{count} {way} of {size / 1e6:.2f} MB" for way, (count, size) in copies.items()
-    )
-    yield Line(f"copies: {told or 'none'}", {"copies": copies})
+    phrases = [
+        f"{count} {direction} of {size / 1e6:.2f} MB" for direction, (count, size) in copies.items()
+    ]
+    yield Line(f"copies: {', '.join(phrases) or 'none'}", {"copies": copies})
     attention = trace.attention()
-    told = ", ".join(f"{backend} {each / wall:.1%}" for backend, each in attention.items())
-    yield Line(f"attention: {told or 'none known by its name'}", {"attention": attention})
-    for name, total, count in trace.largest(SHOWN):
-        figures = {"name": name, "ms": 1000 * total, "share": total / busy, "count": count}
-        yield Line(f"{1000 * total:8.1f} ms {total / busy:4.0%} {count:6} × {name}", figures)
+    phrases = [f"{backend} {seconds / wall_s:.1%}" for backend, seconds in attention.items()]
+    text = ", ".join(phrases) or "no kernel with a known name"
+    yield Line(f"attention: {text}", {"attention": attention})
+    for name, seconds, count in trace.largest(TOP):
+        ms = 1000 * seconds
+        share = seconds / busy_s
+        figures = {"name": name, "ms": ms, "share": share, "count": count}
+        yield Line(f"{ms:8.1f} ms {share:4.0%} {count:6} × {name}", figures)
 
 
-def _told(what: str, steps: Sequence[Step], seconds: float, lag: int) -> Line:
-    """``lag``: steps after one that reads count as reading, because they wait for it."""
-    reads = [
-        any(step.reads for step in steps[max(0, place - lag) : place + 1])
-        for place in range(len(steps))
-    ]
-    plain = [step.ms for step, read in zip(steps, reads, strict=True) if not read]
-    reading = [step.ms for step, read in zip(steps, reads, strict=True) if read]
-    median, p90 = (
-        (float(value) for value in np.quantile(plain, (0.5, 0.9))) if plain else (None, None)
-    )
-    mean = float(np.mean(reading)) if reading else None
-    waits = " or wait for it" if lag else ""
-    words = [
-        f"{what}: {len(steps)} steps in {seconds:.2f} s",
-        f"{len(plain)} that only decode" + (f", {median:.2f} ms (p90 {p90:.2f})" if plain else ""),
-        f"{len(reading)} that read{waits}" + (f", {mean:.2f} ms on the average" if reading else ""),
-    ]
+def _busy_line(busy: float, gaps: np.ndarray) -> Line:
+    """Report the share of the time in which the card is busy, and the gaps between its work."""
+    gap_us, gap_p90_us = 0.0, 0.0
+    if len(gaps):
+        gap_us = 1e6 * gaps.mean()
+        gap_p90_us = 1e6 * np.quantile(gaps, 0.9)
+    figures = {"busy": busy, "gap_us": gap_us, "gap_p90_us": gap_p90_us, "gaps": len(gaps)}
+    idle = f"{len(gaps)} gaps of {gap_us:.0f} µs, p90 {gap_p90_us:.0f} µs"
+    return Line(f"the card is busy {busy:.0%} of the time; {idle}", figures)
+
+
+def _launches_line(trace: Trace, steps: int, thread: int) -> Line:
+    """Report the launches of a step, and how long the host waits for the card."""
+    launches = trace.calls(LAUNCHES, thread)
+    waits = trace.calls(WAITS, thread)
+    launch_ms = 1000 * sum(call.seconds for call in launches) / steps
+    wait_ms = 1000 * sum(call.seconds for call in waits) / steps
+    count = len(launches) / steps
+    figures = {"launches": count, "launch_ms": launch_ms, "wait_ms": wait_ms}
+    text = f"a step: {count:.0f} launches in {launch_ms:.2f} ms, {wait_ms:.2f} ms of waiting"
+    return Line(text, figures)
+
+
+def _steps_line(title: str, steps: Sequence[Step], seconds: float, lag: int) -> Line:
+    """Report the steps that only decode, and those that read prompts or pictures.
+
+    The ``lag`` steps after one that reads count as reading, because they wait for it.
+    """
+    decode_ms: list[float] = []
+    read_ms: list[float] = []
+    for index, step in enumerate(steps):
+        recent = steps[max(0, index - lag) : index + 1]
+        times = read_ms if any(step.reads for step in recent) else decode_ms
+        times.append(step.ms)
+    median, p90 = None, None
+    phrases = [f"{title}: {len(steps)} steps in {seconds:.2f} s"]
+    decoding = f"{len(decode_ms)} that only decode"
+    if decode_ms:
+        median, p90 = (float(value) for value in np.quantile(decode_ms, (0.5, 0.9)))
+        decoding += f", {median:.2f} ms (p90 {p90:.2f})"
+    phrases.append(decoding)
+    mean = None
+    reading = f"{len(read_ms)} that read" + (" or wait for it" if lag else "")
+    if read_ms:
+        mean = float(np.mean(read_ms))
+        reading += f", {mean:.2f} ms on average"
+    phrases.append(reading)
     figures = {
         "steps": len(steps),
         "decode_ms": median,
         "decode_p90_ms": p90,
-        "reading": len(reading),
+        "reading": len(read_ms),
+        "reading_ms": mean,
     }
-    return Line("; ".join(words), {**figures, "reading_ms": mean})
+    return Line("; ".join(phrases), figures)

@@ -1,8 +1,8 @@
-"""How fast the job queue is, with a model that takes no time: ``python -m benchmarks.jobs``."""
+"""Benchmarks of the job queue with a model that takes no time: ``python -m benchmarks.jobs``."""
 
 import os
 
-from raylens.cli.run import ENVIRONMENT
+from deployments.ray_environment import ENVIRONMENT
 
-# Ray reads them when it is imported.
+# Ray reads these variables when it is imported.
 os.environ.update({**ENVIRONMENT, **os.environ})

@@ -1,9 +1,8 @@
-"""``python -m benchmarks.jobs``: submissions, jobs, reads and restarts, on SQLite and on
-PostgreSQL, in one run.
+"""Measures submissions, jobs, reads and restarts on SQLite and on PostgreSQL, in one run.
 
-The model takes no time, so every figure is the queue's, the transport's and the load generator's
-own, which shares the machine. Baselines of the same run: a route that does nothing, and the disk's
-durable writes a second.
+The model takes no time. Every figure is that of the queue, the transport and the load generator,
+which shares the machine. The same run measures two baselines: a no-op route, and durable disk
+writes a second.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import httpx
 import ray
 from ray import serve
 
-from benchmarks.jobs.app import BLOCK, MODEL, build_app
+from benchmarks.jobs.app import BLOCKING_QUESTION, MODEL, build_app
 from deployments.graph import Graph
 from raylens.core.config import AppConfig, JobsConfig
 from raylens.core.types import Query
@@ -34,35 +33,61 @@ from testing.postgres import new_schema, postgres
 
 WORKERS = 32
 IN_FLIGHT = 64
+HTTP_IN_FLIGHT = 16
 BACKLOG = 10_000
+"""Queued jobs at a restart."""
+QUESTION = "what is it?"
+JOBS_PATH = "/api/v1/jobs"
+NOOP_PATH = "/noop"
+JOB_REQUEST = {"job_type": "query", "input": {"question": QUESTION, "model": MODEL}}
 MIB = 2**20
 
+Row = tuple[str, str, str]
+"""What was measured, the figure, and the target."""
 
-def job(question: str = "what is it?") -> Job:
+
+def make_job(question: str = QUESTION) -> Job:
     now = time.time()
-    given = {"question": question}
     return Job(
-        new_id(), "query", given, created_at=now, deadline=now + 3600, max_attempts=5, rank=now
+        new_id(),
+        "query",
+        {"question": question},
+        created_at=now,
+        deadline=now + 3600,
+        max_attempts=5,
+        rank=now,
     )
 
 
-class Actor:
+class QueueActor:
     """The queue's actor, called without HTTP."""
 
     def __init__(self) -> None:
-        (found,) = [
-            each
-            for each in ray.util.list_named_actors(all_namespaces=True)
-            if "DEPLOYMENT_ACTOR" in each["name"].upper()
+        (actor,) = [
+            actor
+            for actor in ray.util.list_named_actors(all_namespaces=True)
+            if "DEPLOYMENT_ACTOR" in actor["name"].upper()
         ]
-        self._actor = ray.get_actor(found["name"], namespace=found["namespace"])
+        self._actor = ray.get_actor(actor["name"], namespace=actor["namespace"])
 
-    async def __call__(self, method: str, *arguments: Any) -> Any:
+    async def call(self, method: str, *arguments: Any) -> Any:
         return await self._actor.call.remote(method, *arguments)
+
+    async def submit(self, question: str = QUESTION) -> Job:
+        job: Job = await self.call("submit", make_job(question), {})
+        return job
+
+    async def count_succeeded(self) -> int:
+        stats = await self.call("stats")
+        return int(stats.counts[JobState.SUCCEEDED])
+
+    async def wait_until_succeeded(self, count: int) -> None:
+        while await self.count_succeeded() < count:
+            await asyncio.sleep(0.05)
 
 
 class Server:
-    """The graph of :mod:`benchmarks.jobs.app` in this process's cluster."""
+    """The graph of :mod:`benchmarks.jobs.app` in a cluster of this process."""
 
     def __init__(self, jobs: dict[str, Any]) -> None:
         with socket.socket() as probe:
@@ -81,168 +106,196 @@ class Server:
         ray.shutdown()
 
 
-async def at_once(count: int, in_flight: int, call: Callable[[], Awaitable[Any]]) -> list[float]:
-    """Makes ``count`` calls, and tells the seconds that each took."""
-    room = asyncio.Semaphore(in_flight)
+async def measure_calls(
+    count: int, in_flight: int, call: Callable[[], Awaitable[Any]]
+) -> list[float]:
+    """Make ``count`` calls, and return the duration of each in seconds."""
+    slots = asyncio.Semaphore(in_flight)
 
-    async def one() -> float:
-        async with room:
+    async def measure() -> float:
+        async with slots:
             started = time.perf_counter()
             await call()
             return time.perf_counter() - started
 
-    return list(await asyncio.gather(*(one() for _ in range(count))))
+    return list(await asyncio.gather(*(measure() for _ in range(count))))
 
 
-async def until_done(actor: Actor, count: int) -> None:
-    while (await actor("stats")).counts[JobState.SUCCEEDED] < count:
-        await asyncio.sleep(0.05)
+async def measure_rate(count: int, in_flight: int, call: Callable[[], Awaitable[Any]]) -> float:
+    """Make ``count`` calls, and return the calls a second."""
+    started = time.perf_counter()
+    await measure_calls(count, in_flight, call)
+    return count / (time.perf_counter() - started)
 
 
-async def measure(store: str, url: str, count: int) -> list[tuple[str, str, str]]:
-    """Rows: what, the figure, the target."""
-    actor = Actor()
-    await at_once(50, 8, lambda: actor("submit", job(), {}))
-    await until_done(actor, 50)
-
-    alone = []
-    for _ in range(100):
-        began = time.time()
-        sent = await actor("submit", job(), {})
-        while not sent.state.is_terminal:
-            sent = await actor("watch", sent.id, sent, 5)
-        alone.append(sent.finished_at - began)
-    direct = await directly(100)
-    queued = 1000 * (median(alone) - direct)
-    rows = [
-        ("one job alone, from submission to its end, p50", f"{1000 * median(alone):.1f} ms", ""),
-        ("less the same request without the queue", f"{queued:.1f} ms", "≤ 10 ms"),
+async def measure_queue(url: str, count: int) -> list[Row]:
+    actor = QueueActor()
+    await measure_calls(50, 8, actor.submit)
+    await actor.wait_until_succeeded(50)
+    return [
+        *await measure_latency(actor),
+        *await measure_throughput(actor, count),
+        *await measure_http(actor, url, count),
     ]
 
-    before = (await actor("stats")).counts[JobState.SUCCEEDED]
+
+async def measure_latency(actor: QueueActor) -> list[Row]:
+    latencies = []
+    for _ in range(100):
+        submitted_at = time.time()
+        job = await actor.submit()
+        while not job.state.is_terminal:
+            job = await actor.call("watch", job.id, job, 5)
+        assert job.finished_at is not None
+        latencies.append(job.finished_at - submitted_at)
+    latency = median(latencies)
+    overhead = latency - await measure_request_without_queue(100)
+    return [
+        ("one job alone, from submission to its end, p50", f"{1000 * latency:.1f} ms", ""),
+        ("the same, minus the request without the queue", f"{1000 * overhead:.1f} ms", "≤ 10 ms"),
+    ]
+
+
+async def measure_request_without_queue(count: int) -> float:
+    """Return the median duration of a job's request to the graph, in seconds."""
+    config = AppConfig.model_validate({"models": [{"name": MODEL, "family": "smolvlm"}]})
+    preprocessor = serve.get_deployment_handle("Preprocessor", app_name="raylens")
+    model = serve.get_deployment_handle(MODEL, app_name="raylens")
+    inference = InferenceClient(Graph(config, "raylens", preprocessor, {MODEL: model}), config)
+    options = inference.resolve(Options())
+    durations = await measure_calls(
+        count, 1, lambda: inference.ask("x", time.time() + 60, options, Query(QUESTION), ())
+    )
+    return median(durations)
+
+
+async def measure_throughput(actor: QueueActor, count: int) -> list[Row]:
+    before = await actor.count_succeeded()
     started = time.perf_counter()
-    await at_once(count, IN_FLIGHT, lambda: actor("submit", job(), {}))
-    accepted = time.perf_counter() - started
-    await until_done(actor, before + count)
-    ended = time.perf_counter() - started
-    rows.append(("submissions through the actor", f"{count / accepted:.0f} a second", "≥ 300"))
-    rows.append(
+    await measure_calls(count, IN_FLIGHT, actor.submit)
+    submitting_s = time.perf_counter() - started
+    await actor.wait_until_succeeded(before + count)
+    total_s = time.perf_counter() - started
+    return [
+        ("submissions through the actor", f"{count / submitting_s:.0f} a second", "≥ 300"),
         (
             f"jobs from submission to end, {WORKERS} workers",
-            f"{count / ended:.0f} a second",
+            f"{count / total_s:.0f} a second",
             "≥ 150",
-        )
-    )
+        ),
+    ]
 
-    body = {"job_type": "query", "input": {"question": "what is it?", "model": MODEL}}
+
+async def measure_http(actor: QueueActor, url: str, count: int) -> list[Row]:
     limits = httpx.Limits(max_connections=IN_FLIGHT)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
 
         async def post(path: str) -> Any:
-            return (await client.post(path, json=body)).raise_for_status().json()
+            return (await client.post(path, json=JOB_REQUEST)).raise_for_status().json()
 
-        known = (await post("/api/v1/jobs"))["id"]
-        await at_once(100, 16, lambda: post("/noop"))
-        rates: dict[str, float] = {}
+        async def rate_of(path: str) -> float:
+            return await measure_rate(count // 2, HTTP_IN_FLIGHT, lambda: post(path))
+
+        job_id = (await post(JOBS_PATH))["id"]
+        await measure_calls(100, HTTP_IN_FLIGHT, lambda: post(NOOP_PATH))
+        noop_rates = []
+        running_rates = []
+        for _ in range(2):
+            noop_rates.append(await rate_of(NOOP_PATH))
+            running_rates.append(await rate_of(JOBS_PATH))
+        blocking = [await actor.submit(BLOCKING_QUESTION) for _ in range(WORKERS)]
+        busy_rates = []
+        for _ in range(2):
+            noop_rates.append(await rate_of(NOOP_PATH))
+            busy_rates.append(await rate_of(JOBS_PATH))
+        for job in blocking:
+            await actor.call("cancel", job.id)
+        load = asyncio.create_task(measure_calls(count, HTTP_IN_FLIGHT, lambda: post(JOBS_PATH)))
         reads: list[float] = []
-
-        async def rate(name: str, path: str) -> None:
-            started = time.perf_counter()
-            await at_once(count // 2, 16, lambda: post(path))
-            rates[name] = max(rates.get(name, 0.0), count / 2 / (time.perf_counter() - started))
-
-        for _ in range(2):
-            await rate("nothing", "/noop")
-            await rate("running", "/api/v1/jobs")
-        blocking = [await actor("submit", job(BLOCK), {}) for _ in range(WORKERS)]
-        for _ in range(2):
-            await rate("nothing", "/noop")
-            await rate("waiting", "/api/v1/jobs")
-        for each in blocking:
-            await actor("cancel", each.id)
-        load = asyncio.create_task(at_once(count, 16, lambda: post("/api/v1/jobs")))
         while not load.done():
-            reads += await at_once(1, 1, lambda: client.get(f"/api/v1/jobs/{known}"))
-        nothing = rates["nothing"]
-        rows.append(
-            ("a route that does nothing, over HTTP", f"{nothing:.0f} a second", "the baseline")
-        )
-        for name, what in (("waiting", "all workers busy"), ("running", "jobs running meanwhile")):
-            share = f"{rates[name]:.0f} a second, {100 * rates[name] / nothing:.0f} %"
-            rows.append((f"submissions over HTTP, {what}", share, "≥ 60 % of the baseline"))
-        p50, p99 = 1000 * median(reads), 1000 * quantiles(reads, n=100)[98]
-        rows.append(("`GET job` while 16 submit, p50 / p99", f"{p50:.1f} / {p99:.1f} ms", ""))
-    return rows
+            reads += await measure_calls(1, 1, lambda: client.get(f"{JOBS_PATH}/{job_id}"))
+    noop_rate = max(noop_rates)
+    p50 = 1000 * median(reads)
+    p99 = 1000 * quantiles(reads, n=100)[98]
+    return [
+        ("a no-op route, over HTTP", f"{noop_rate:.0f} a second", "the baseline"),
+        _submission_row("all workers busy", max(busy_rates), noop_rate),
+        _submission_row("jobs running meanwhile", max(running_rates), noop_rate),
+        (f"`GET job` while {HTTP_IN_FLIGHT} submit, p50 / p99", f"{p50:.1f} / {p99:.1f} ms", ""),
+    ]
 
 
-async def directly(count: int) -> float:
-    """Seconds that a job's own request takes of the graph, p50."""
-    config = AppConfig.model_validate({"models": [{"name": MODEL, "family": "smolvlm"}]})
-    names = ("Preprocessor", MODEL)
-    preprocessor, model = (serve.get_deployment_handle(name, app_name="raylens") for name in names)
-    inference = InferenceClient(Graph(config, "raylens", preprocessor, {MODEL: model}), config)
-    options = inference.resolve(Options())
-    times = await at_once(
-        count, 1, lambda: inference.ask("x", time.time() + 60, options, Query("what is it?"), ())
-    )
-    return median(times)
+def _submission_row(condition: str, rate: float, noop_rate: float) -> Row:
+    figure = f"{rate:.0f} a second, {100 * rate / noop_rate:.0f} %"
+    return f"submissions over HTTP, {condition}", figure, "≥ 60 % of the baseline"
 
 
-async def fill(config: JobsConfig) -> None:
+async def fill_store(config: JobsConfig) -> None:
     store = make_store(config)
     await store.open()
     for _ in range(BACKLOG // 500):
-        await store.add([job() for _ in range(500)], BACKLOG + 1)
+        await store.add([make_job() for _ in range(500)], BACKLOG + 1)
     await store.close()
 
 
-async def backlog(url: str, started: float) -> list[tuple[str, str, str]]:
-    """A start over ``BACKLOG`` waiting jobs: the memory, a list of all of them, and until the last
-    has ended."""
-    actor = Actor()
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        listing, cursor, listed, most = time.perf_counter(), "", 0, 0.0
-        while cursor is not None:
-            response = await client.get("/api/v1/jobs", params={"limit": 1000, "cursor": cursor})
-            page = response.raise_for_status().json()
-            listed, cursor = listed + len(page["jobs"]), page["next_cursor"]
-        took = time.perf_counter() - listing
-    assert listed == BACKLOG
-    sizes = [memory()]
-    while (await actor("stats")).counts[JobState.SUCCEEDED] < BACKLOG:
+async def measure_restart(url: str, started_at: float) -> list[Row]:
+    """Measure a server that started over ``BACKLOG`` queued jobs.
+
+    The rows are the time to list them all, the time until the last has ended, and the memory.
+    """
+    actor = QueueActor()
+    listing_s = await measure_listing(url)
+    memory = [actor_memory()]
+    while await actor.count_succeeded() < BACKLOG:
         await asyncio.sleep(0.5)
-        sizes.append(memory())
-        most = max(most, sizes[-1])
-    drained = time.time() - started
+        memory.append(actor_memory())
+    total_s = time.time() - started_at
     return [
-        (f"{BACKLOG} jobs listed over HTTP, 1,000 a page, while they run", f"{took:.1f} s", ""),
-        (f"a start over {BACKLOG} waiting jobs, until all have ended", f"{drained:.0f} s", ""),
         (
-            "memory of the queue's actor: at the start, at most",
-            f"{sizes[0]:.0f} / {most:.0f} MB",
+            f"listing {BACKLOG} jobs over HTTP, 1,000 a page, while they run",
+            f"{listing_s:.1f} s",
+            "",
+        ),
+        (f"restart with {BACKLOG} waiting jobs, until all have ended", f"{total_s:.0f} s", ""),
+        (
+            "memory of the queue's actor, at the start / at most",
+            f"{memory[0]:.0f} / {max(memory):.0f} MB",
             "flat",
         ),
     ]
 
 
-def memory() -> float:
-    """Of the queue's actor, in MiB."""
-    for folder in Path("/proc").glob("[0-9]*"):
+async def measure_listing(url: str) -> float:
+    """List all jobs page by page, and return the duration in seconds."""
+    count = 0
+    cursor: str | None = ""
+    started = time.perf_counter()
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        while cursor is not None:
+            response = await client.get(JOBS_PATH, params={"limit": 1000, "cursor": cursor})
+            page = response.raise_for_status().json()
+            count += len(page["jobs"])
+            cursor = page["next_cursor"]
+    assert count == BACKLOG
+    return time.perf_counter() - started
+
+
+def actor_memory() -> float:
+    """Return the resident memory of the queue's actor, in MiB."""
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"JobQueueActor" in (folder / "cmdline").read_bytes():
-                return (
-                    int((folder / "statm").read_text().split()[1])
-                    * os.sysconf("SC_PAGE_SIZE")
-                    / MIB
-                )
+            if b"JobQueueActor" in (process / "cmdline").read_bytes():
+                resident_pages = int((process / "statm").read_text().split()[1])
+                return resident_pages * os.sysconf("SC_PAGE_SIZE") / MIB
         except OSError:
             continue
     return 0.0
 
 
-def fsyncs(folder: Path) -> float:
-    """Durable writes of 4 KiB a second."""
-    count, started = 0, time.perf_counter()
+def measure_disk(folder: Path) -> float:
+    """Return the number of durable 4 KiB writes a second."""
+    count = 0
+    started = time.perf_counter()
     with (folder / "probe").open("wb") as file:
         while time.perf_counter() - started < 1:
             file.write(b"x" * 4096)
@@ -253,42 +306,42 @@ def fsyncs(folder: Path) -> float:
 
 
 def run(name: str, store: str, folder: Path, count: int) -> None:
-    base = {"store": store, "workers": WORKERS, "capacity": 2 * BACKLOG, "data_dir": str(folder)}
-
-    def show(rows: list[tuple[str, str, str]]) -> None:
-        for row in rows:
-            print("| " + " | ".join((name, *row)) + " |", flush=True)
-
-    with Server(base) as url:
-        _run(measure(name, url, count), show)
-    fresh = {**base, "data_dir": str(folder / "backlog")}
+    """Run all measurements over one store, and print a table row for each."""
+    jobs = {"store": store, "workers": WORKERS, "capacity": 2 * BACKLOG, "data_dir": str(folder)}
+    with Server(jobs) as url:
+        _run_and_print(name, measure_queue(url, count))
+    jobs["data_dir"] = str(folder / "backlog")
     if store != "sqlite":
-        fresh["store"] = new_schema(store)
-    asyncio.run(fill(JobsConfig.model_validate(fresh)))
-    started = time.time()
-    with Server(fresh) as url:
-        _run(backlog(url, started), show)
+        jobs["store"] = new_schema(store)
+    asyncio.run(fill_store(JobsConfig.model_validate(jobs)))
+    started_at = time.time()
+    with Server(jobs) as url:
+        _run_and_print(name, measure_restart(url, started_at))
 
 
-def _run(
-    work: Coroutine[Any, Any, list[tuple[str, str, str]]], show: Callable[[Any], None]
-) -> None:
-    show(asyncio.run(work))
+def _run_and_print(name: str, measurement: Coroutine[Any, Any, list[Row]]) -> None:
+    for row in asyncio.run(measurement):
+        print("| " + " | ".join((name, *row)) + " |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=2000, help="jobs of a measurement")
     parser.add_argument(
-        "--store", choices=("sqlite", "postgres"), action="append", help="this one; both by default"
+        "--count", type=int, default=2000, help="number of jobs in each measurement"
+    )
+    parser.add_argument(
+        "--store",
+        choices=("sqlite", "postgres"),
+        action="append",
+        help="measure only this store; the default is both",
     )
     options = parser.parse_args()
     stores = options.store or ["sqlite", "postgres"]
-    with tempfile.TemporaryDirectory(prefix="raylens-bench-") as name:
-        folder = Path(name)
-        print(f"{fsyncs(folder):.0f} durable writes of 4 KiB a second\n")
+    with tempfile.TemporaryDirectory(prefix="raylens-bench-") as path:
+        folder = Path(path)
+        print(f"{measure_disk(folder):.0f} durable writes of 4 KiB a second\n")
         print("| store | what | figure | target |\n| --- | --- | --- | --- |")
         if "sqlite" in stores:
             run("SQLite", "sqlite", folder / "sqlite", options.count)

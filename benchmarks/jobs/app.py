@@ -1,5 +1,7 @@
-"""The graph with a model that answers at once, and a route that does nothing: what is left is the
-queue."""
+"""The graph with a model that answers at once, and a no-op route.
+
+What remains to measure is the queue, the transport and the load generator.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,18 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.app import job_queue
-from deployments.ingress import Surface
+from deployments.ingress import HttpApplication
 from raylens.core.config import AppConfig
 from raylens.core.types import Delta, FinishReason, ModelInfo, Query, Usage, VisionRequest
 
 MODEL = "stub"
-BLOCK = "wait"
-"""The question that isn't answered."""
+BLOCKING_QUESTION = "wait"
+"""The question that the model doesn't answer before the deadline."""
 
 
 class StubModel:
     async def generate(self, request: VisionRequest, *pictures: Any) -> AsyncGenerator[Delta, None]:
-        if isinstance(request.task, Query) and request.task.question == BLOCK:
+        if isinstance(request.task, Query) and request.task.question == BLOCKING_QUESTION:
             await asyncio.sleep(request.remaining)
         yield Delta("nothing", 0, FinishReason.STOP, Usage(1, 1))
 
@@ -36,9 +38,8 @@ class StubPreprocessor:
 
 
 @serve.ingress()
-class BenchIngress(Surface):
-    """The real one, and ``POST /noop``, which reads its body as JSON and answers with a fixed
-    object."""
+class BenchIngress(HttpApplication):
+    """The real HTTP application, and ``POST /noop``, which parses its body and does nothing."""
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = super().__serve_build_asgi_app__()
@@ -51,7 +52,7 @@ class BenchIngress(Surface):
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """As :func:`deployments.app.build_app`, with stubs."""
+    """Build the graph like :func:`deployments.app.build_app`, with stubs."""
     args = {"models": [{"name": MODEL, "family": "smolvlm"}], **args}
     config = AppConfig.model_validate(args)
     model = serve.deployment(StubModel).options(

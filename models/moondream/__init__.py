@@ -1,3 +1,5 @@
-"""Moondream 2 (https://huggingface.co/vikhyatk/moondream2) on the engine: its architecture as the
-public repository vikhyat/moondream has it in ``moondream/torch``, written anew for batches, and
-with no code from the hub."""
+"""Moondream 2 (https://huggingface.co/vikhyatk/moondream2) on the engine.
+
+The architecture follows ``moondream/torch`` of the public repository vikhyat/moondream, called
+"upstream" in this package. It is rewritten for batches and runs no code from the hub.
+"""

@@ -1,5 +1,7 @@
-"""A picture as the vision encoder sees it: whole, and in overlapping crops (``image_crops.py``
-upstream)."""
+"""Crops of a picture for the vision encoder (``image_crops.py`` upstream).
+
+The encoder sees the picture as a whole, scaled down, and in overlapping local crops.
+"""
 
 from __future__ import annotations
 
@@ -17,72 +19,83 @@ from models.moondream.config import VisionConfig
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """``pixels`` (crops, side, side, 3) of 0 to 255: the whole picture, and then ``tiling`` (rows,
-    columns) of crops, row by row. Where there would be one, it shows the same as the whole, and is
-    left out."""
+    """The whole picture, and local crops of it unless one crop would cover the picture."""
 
     pixels: NDArray[np.uint8]
+    """(crops, side, side, 3), values 0 to 255: the whole picture, then the local crops row by row.
+    A single local crop would repeat the whole picture and is omitted."""
     tiling: tuple[int, int]
+    """(rows, columns) of the local crops."""
 
 
 def crop(picture: NDArray[np.uint8], config: VisionConfig) -> Crops:
-    """Cuts a picture (height, width, 3), stretched so that crops of ``config.crop_size`` fill it."""
-    side, margin = config.crop_size, 2 * config.overlap_margin * config.enc_patch_size
-    step = side - margin
+    """Cut a picture (height, width, 3) into crops with sides of ``config.crop_size`` pixels.
+
+    The picture is stretched to the area that the local crops cover together.
+    """
+    side = config.crop_size
+    overlap = 2 * config.overlap_margin * config.enc_patch_size
+    step = side - overlap
     height, width = picture.shape[:2]
-    rows, columns = tiling(height - margin, width - margin, step, config.max_crops)
+    rows, columns = select_tiling(height - overlap, width - overlap, step, config.max_crops)
     image = Image.fromarray(picture)
-    shown = [_resized(image, side, side)]
+    crops = [_resize(image, side, side)]
     if rows * columns > 1:
-        stretched = _resized(image, columns * step + margin, rows * step + margin)
-        shown += [
-            stretched[row * step : row * step + side, column * step : column * step + side]
-            for row in range(rows)
-            for column in range(columns)
-        ]
-    return Crops(np.stack(shown), (rows, columns))
+        stretched = _resize(image, columns * step + overlap, rows * step + overlap)
+        for top in range(0, rows * step, step):
+            for left in range(0, columns * step, step):
+                crops.append(stretched[top : top + side, left : left + side])
+    return Crops(np.stack(crops), (rows, columns))
 
 
-def tiling(height: int, width: int, step: int, most: int) -> tuple[int, int]:
-    """Rows and columns of crops, each of which shows ``step`` pixels of its own: about ``most`` in
-    all, and more of a picture that is one crop wide, as it is upstream."""
+def select_tiling(height: int, width: int, step: int, max_crops: int) -> tuple[int, int]:
+    """Return the number of rows and columns of local crops.
+
+    ``height`` and ``width`` are the picture's, less the overlap of two crops. ``step`` is the
+    distance between neighboring crops. All are in pixels. There are about ``max_crops`` crops in
+    all. As upstream, a picture that is one crop wide or high can get more.
+    """
     if height <= step or width <= step:
         return 1, 1
-    least_rows, least_columns = math.ceil(height / step), math.ceil(width / step)
-    if least_rows * least_columns > most:
-        ratio = math.sqrt(most / (least_rows * least_columns))
-        return max(1, math.floor(least_rows * ratio)), max(1, math.floor(least_columns * ratio))
-    rows = max(math.floor(math.sqrt(most * height / width)), least_rows)
-    columns = max(math.floor(math.sqrt(most * width / height)), least_columns)
-    if rows * columns > most:
+    min_rows = math.ceil(height / step)
+    min_columns = math.ceil(width / step)
+    if min_rows * min_columns > max_crops:
+        ratio = math.sqrt(max_crops / (min_rows * min_columns))
+        return max(1, math.floor(min_rows * ratio)), max(1, math.floor(min_columns * ratio))
+    rows = max(math.floor(math.sqrt(max_crops * height / width)), min_rows)
+    columns = max(math.floor(math.sqrt(max_crops * width / height)), min_columns)
+    if rows * columns > max_crops:
         if columns > rows:
-            columns = math.floor(most / rows)
+            columns = math.floor(max_crops / rows)
         else:
-            rows = math.floor(most / columns)
+            rows = math.floor(max_crops / columns)
     return max(1, rows), max(1, columns)
 
 
 def stitch(crops: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
-    """States of crops (rows · columns, side, side, hidden) as those of one picture (height, width,
-    hidden): of the ``margin`` at which two overlap, each keeps its own side's."""
+    """Join the features of local crops into the features of one picture.
+
+    ``crops``: (rows · columns, side, side, hidden). Returns (height, width, hidden). Crops overlap
+    by two margins: each crop drops the ``margin`` next to its neighbor, whose features are used
+    there.
+    """
     rows, columns = tiling
     side = crops.shape[1]
 
-    def kept(index: int, count: int) -> slice:
-        return slice(0 if index == 0 else margin, side if index == count - 1 else side - margin)
+    def inner(index: int, count: int) -> slice:
+        start = 0 if index == 0 else margin
+        end = side if index == count - 1 else side - margin
+        return slice(start, end)
 
-    lines = [
-        torch.cat(
-            [
-                crops[row * columns + column, kept(row, rows), kept(column, columns)]
-                for column in range(columns)
-            ],
-            1,
-        )
-        for row in range(rows)
-    ]
-    return torch.cat(lines)
+    bands = []
+    for row in range(rows):
+        band = [
+            crops[row * columns + column, inner(row, rows), inner(column, columns)]
+            for column in range(columns)
+        ]
+        bands.append(torch.cat(band, 1))
+    return torch.cat(bands)
 
 
-def _resized(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
+def _resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))

@@ -1,4 +1,4 @@
-"""Moondream 2 as the engine's model: prompts, pictures, and what its answers say."""
+"""Moondream 2 as a model of the engine: prompts, pictures, and the findings in answers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from torch import Tensor
 
-from models.chat import check_length, no_control_tokens, picture_key
+from models.chat import break_control_tokens, check_prompt_length, image_parts, picture_key
 from models.decoder import Decoder
 from models.graphs import ModelGraphs
-from models.linear import Packer
+from models.linear import WeightPacker
 from models.moondream.config import MoondreamConfig, read_config
 from models.moondream.crops import Crops, crop
+from models.moondream.family import FAMILY, MoondreamSettings
 from models.moondream.region import RegionHead
 from models.moondream.text import decoder_spec
 from models.moondream.token_policy import (
-    AnswerKind,
+    AnswerType,
     DecodePlan,
     Embedding,
     MoondreamTokenPolicy,
@@ -32,13 +33,11 @@ from models.moondream.weights import ShapeRecorder, Weights
 from models.options import DEFAULTS, LoadOptions
 from raylens.core.errors import UnsupportedTask
 from raylens.core.types import (
-    REASONING,
     Caption,
     Chat,
     Detect,
     Findings,
     Grounding,
-    ImagePart,
     Location,
     Message,
     Point,
@@ -47,11 +46,11 @@ from raylens.core.types import (
     Region,
     Task,
     TextPart,
-    VideoPart,
     VisionRequest,
 )
 from raylens.engine.model import (
     KVRows,
+    Model,
     ModelOutput,
     PictureInput,
     Pixels,
@@ -60,48 +59,56 @@ from raylens.engine.model import (
     TokenPolicy,
 )
 
-TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name, REASONING})
 TOKENIZER = "moondream/starmie-v1"
 
 
 def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Moondream:
-    """Loads a checkpoint by hub id or from a folder. Raises ``OSError`` where it can't be found, or
-    where a tensor is missing or left over."""
-    config, weights, tokenizer = files_of(checkpoint, options)
-    packer = Packer(options.device, options.quantize)
-    taken = Weights.of_file(weights, packer, options.dtype)
-    return Moondream(read_config(config), taken, Tokenizer.from_file(str(tokenizer)), options)
+    """Load a checkpoint by hub id or from a folder.
+
+    Raises ``OSError`` if the checkpoint is not found, or if a tensor is missing or unknown.
+    """
+    config_path, weights_path, tokenizer_path = checkpoint_files(checkpoint, options)
+    packer = WeightPacker(options.device, options.quantize)
+    weights = Weights.from_file(weights_path, packer, options.dtype)
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    return Moondream(read_config(config_path), weights, tokenizer, options)
 
 
-def files_of(checkpoint: str, options: LoadOptions) -> tuple[Path, Path, Path]:
-    """Configuration, weights and tokenizer, downloaded where the checkpoint is a hub id. The hub
-    has the tokenizer in a repository of its own."""
+def checkpoint_files(checkpoint: str, options: LoadOptions) -> tuple[Path, Path, Path]:
+    """Return the paths of configuration, weights and tokenizer.
+
+    Downloads the files if the checkpoint is a hub id. On the hub, the tokenizer has a repository of
+    its own.
+    """
     folder = Path(checkpoint)
     if folder.is_dir():
         return folder / "config.json", folder / "model.safetensors", folder / "tokenizer.json"
-    config, weights = (
-        Path(hf_hub_download(checkpoint, name, revision=options.revision))
-        for name in ("config.json", "model.safetensors")
-    )
     return (
-        config,
-        weights,
-        Path(hf_hub_download(TOKENIZER, "tokenizer.json", revision=options.tokenizer_revision)),
+        _download(checkpoint, "config.json", options.revision),
+        _download(checkpoint, "model.safetensors", options.revision),
+        _download(
+            TOKENIZER,
+            "tokenizer.json",
+            options.family_settings(MoondreamSettings).tokenizer_revision,
+        ),
     )
+
+
+def _download(repository: str, file: str, revision: str | None) -> Path:
+    return Path(hf_hub_download(repository, file, revision=revision))
 
 
 def tensor_shapes(config: MoondreamConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of a checkpoint of this configuration."""
-    wanted = ShapeRecorder()
-    Moondream(config, wanted, Tokenizer(BPE()), LoadOptions(device="meta"))
-    return wanted.shapes
+    """Return the names and shapes of the tensors of a checkpoint with this configuration."""
+    recorder = ShapeRecorder()
+    Moondream(config, recorder, Tokenizer(BPE()), LoadOptions(device="meta"))
+    return recorder.shapes
 
 
-class Moondream:
-    """Implements :class:`raylens.engine.model.Model`. Public methods that run the model are not
-    thread-safe."""
+class Moondream(Model):
+    """A loaded checkpoint. Methods that run the model are not thread-safe."""
 
-    tasks = TASKS
+    tasks = FAMILY.tasks
 
     def __init__(
         self,
@@ -117,229 +124,257 @@ class Moondream:
             token.content for token in tokenizer.get_added_tokens_decoder().values()
         )
         self.eos_ids = frozenset({config.tokenizer.eos_id})
-        self.vocabulary = config.text.vocab_size
+        self.vocab_size = config.text.vocab_size
         self.max_length = config.text.max_context
-        self._ids = PseudoTokens(config.region)
-        self._work = options.slice
-        graphs = ModelGraphs.on(options.device, options.cuda_graphs)
-        self._vision = VisionEncoder(config.vision, weights, options.tiles, graphs.vision)
+        self._pseudo_tokens = PseudoTokens(config.region)
+        self._slice_size = options.slice_size
+        graphs = ModelGraphs.create(options.device, options.cuda_graphs)
+        self._vision_encoder = VisionEncoder(
+            config.vision, weights, options.tiles_per_batch, graphs.vision
+        )
         self._regions = RegionHead(config.region, weights)
         self.token_policy: TokenPolicy | None = MoondreamTokenPolicy(
-            config.tokenizer, self._ids, self._regions
+            config.tokenizer, self._pseudo_tokens, self._regions
         )
         tokens = weights.tensor("text.wte", config.text.vocab_size, config.text.dim)
-        embed = Embedding(tokens, self._ids, self._regions, config.region)
-        self._decoder = Decoder(decoder_spec(config.text, weights, embed, tokens), graphs)
+        embedding = Embedding(tokens, self._pseudo_tokens, self._regions, config.region)
+        self._decoder = Decoder(decoder_spec(config.text, weights, embedding, tokens), graphs)
         self.kv_shape = self._decoder.kv_shape
         weights.check_all_used()
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
-        """Implements :meth:`raylens.engine.model.Model.prepare`."""
-        task, shown = _single(request.task, pictures)
-        ids = self.config.tokenizer
-        inputs = [self._input(picture) for picture in shown]
-        token_ids = [ids.bos_id] + [ids.bos_id] * sum(picture.tokens for picture in inputs)
-        prefix_len, starts = len(token_ids) if inputs else 0, [1] * len(inputs)
+        task, pictures = _with_one_picture(request.task, pictures)
+        tokenizer = self.config.tokenizer
+        inputs = [self._picture_input(picture) for picture in pictures]
+        image_tokens = sum(picture.num_tokens for picture in inputs)
+        token_ids = [tokenizer.bos_id] * (1 + image_tokens)
+        prefix_len = len(token_ids) if inputs else 0
+        starts = [1] * len(inputs)
         if isinstance(task, Query) and task.spatial_refs:
-            refs = self._references(task.spatial_refs)
-            inputs.append(refs)
-            starts.append(len(token_ids) + len(ids.query.prefix))
-        token_ids += self._words(task)
-        check_length(request.task, len(token_ids) + _least(task), self.max_length)
-        plan = _plan(
-            task,
-            min(request.sampling.max_tokens, max(1, (self.max_length - len(token_ids) - 2) // 2)),
+            inputs.append(self._spatial_refs_input(task.spatial_refs))
+            starts.append(len(token_ids) + len(tokenizer.query.prefix))
+        token_ids += self._task_tokens(task)
+        check_prompt_length(
+            request.task, len(token_ids) + _min_tokens_after_first(task), self.max_length
         )
-        finds = plan.kind in (AnswerKind.BOXES, AnswerKind.POINTS)
+        # Reasoning and the text after it take max_tokens each: both must fit into the context.
+        half = (self.max_length - len(token_ids) - 2) // 2
+        plan = _decode_plan(task, min(request.sampling.max_tokens, max(1, half)))
+        lists_objects = plan.answer_type in (AnswerType.BOXES, AnswerType.POINTS)
         return Prompt(
             tuple(token_ids),
             tuple(inputs),
             tuple(starts),
             bidirectional_prefix_len=prefix_len,
             max_output_tokens=_max_output_tokens(plan),
-            limit_field="max_objects" if finds else "max_tokens",
-            greedy=finds,
+            limit_field="max_objects" if lists_objects else "max_tokens",
+            greedy=lists_objects,
             decode_plan=plan,
-            depends_on_tokens=plan.kind is AnswerKind.THOUGHTS,
+            depends_on_tokens=plan.answer_type is AnswerType.REASONING,
         )
 
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
-        """Implements :meth:`raylens.engine.model.Model.encode`."""
         crops = [picture.data for picture in pictures if isinstance(picture.data, Crops)]
-        seen = iter((yield from self._vision.slices(crops, self._work)) if crops else ())
+        encoded: list[Tensor] = []
+        if crops:
+            encoded = yield from self._vision_encoder.encode_in_slices(crops, self._slice_size)
+        picture_features = iter(encoded)
         with torch.inference_mode():
             return [
-                next(seen)
+                next(picture_features)
                 if isinstance(picture.data, Crops)
-                else self._regions.place_states(picture.data)
+                else self._regions.encode_spatial_refs(picture.data)
                 for picture in pictures
             ]
 
     def prefill(
         self, parts: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
     ) -> Generator[None, None, ModelOutput]:
-        """Implements :meth:`raylens.engine.model.Model.prefill`."""
         return self._decoder.prefill(parts, rows, tokens)
 
     @torch.inference_mode()
     def decode(
         self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]
     ) -> ModelOutput:
-        """Implements :meth:`raylens.engine.model.Model.decode`."""
         return self._decoder.decode(token_ids, positions, groups)
 
     def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
-        """Implements :meth:`raylens.engine.model.Model.parse_findings`."""
-        match prompt.decode_plan.kind:
-            case AnswerKind.BOXES:
+        match prompt.decode_plan.answer_type:
+            case AnswerType.BOXES:
                 return Findings(regions=self._boxes(output_ids))
-            case AnswerKind.POINTS:
+            case AnswerType.POINTS:
                 return Findings(locations=self._points(output_ids))
-            case AnswerKind.THOUGHTS:
+            case AnswerType.REASONING:
                 return Findings(reasoning=self._reasoning(output_ids))
         return Findings()
 
-    def _input(self, picture: Pixels) -> PictureInput:
+    def _picture_input(self, picture: Pixels) -> PictureInput:
         key = picture_key(picture, "moondream", self.config.vision)
         return PictureInput(key, self.config.vision.grid**2, crop(picture, self.config.vision))
 
-    def _references(self, places: Sequence[Location | Region]) -> PictureInput:
-        key = hashlib.blake2b(repr(places).encode(), digest_size=16).digest()
-        return PictureInput(key, len(self._placeholders(places)), tuple(places))
+    def _spatial_refs_input(self, spatial_refs: Sequence[Location | Region]) -> PictureInput:
+        """Return a question's spatial references as an input whose features replace tokens."""
+        key = hashlib.blake2b(repr(spatial_refs).encode(), digest_size=16).digest()
+        return PictureInput(key, len(self._placeholders(spatial_refs)), tuple(spatial_refs))
 
-    def _placeholders(self, places: Sequence[Location | Region]) -> list[int]:
-        """The tokens in whose place a question's places are read."""
-        coord, size = self.config.tokenizer.coord_id, self.config.tokenizer.size_id
-        of_point, of_box = (coord, coord), (coord, coord, size)
-        return [
-            token
-            for place in places
-            for token in (of_box if isinstance(place, Region) else of_point)
-        ]
+    def _placeholders(self, spatial_refs: Sequence[Location | Region]) -> list[int]:
+        """Return the tokens that the features of the spatial references replace."""
+        coord_id = self.config.tokenizer.coord_id
+        tokens: list[int] = []
+        for ref in spatial_refs:
+            tokens += [coord_id, coord_id]
+            if isinstance(ref, Region):
+                tokens.append(self.config.tokenizer.size_id)
+        return tokens
 
-    def _words(self, task: Task) -> list[int]:
-        """The prompt behind the picture."""
-        ids = self.config.tokenizer
+    def _task_tokens(self, task: Task) -> list[int]:
+        """Return the tokens of the prompt after the picture. Raises ``UnsupportedTask``."""
+        tokenizer = self.config.tokenizer
         match task:
             case Caption(length):
-                if length not in ids.caption:
+                if length not in tokenizer.caption:
+                    supported = ", ".join(tokenizer.caption)
                     raise UnsupportedTask(
-                        f"length: this checkpoint knows {', '.join(ids.caption)}", "length"
+                        f"length: {length} is not supported by this checkpoint;"
+                        f" supported: {supported}",
+                        "length",
                     )
-                return list(ids.caption[length])
-            case Query(question, reasoning, places):
-                # Upstream says the suffix twice where nothing is thought between.
-                last = [ids.thinking_id] if reasoning else ids.query.suffix
-                asked = [*self._placeholders(places), *self._encoded(question)]
-                return [*ids.query.prefix, *asked, *ids.query.suffix, *last]
+                return list(tokenizer.caption[length])
+            case Query(question, reasoning, spatial_refs):
+                template = tokenizer.query
+                text = [*self._placeholders(spatial_refs), *self._encode_text(question)]
+                # Upstream repeats the suffix if there is no reasoning.
+                end = [tokenizer.thinking_id] if reasoning else template.suffix
+                return [*template.prefix, *text, *template.suffix, *end]
             case Detect(subject) | Point(subject):
-                template = ids.detect if isinstance(task, Detect) else ids.point
-                return [*template.prefix, *self._encoded(f" {subject}"), *template.suffix]
+                template = tokenizer.detect if isinstance(task, Detect) else tokenizer.point
+                return [*template.prefix, *self._encode_text(f" {subject}"), *template.suffix]
         raise AssertionError(task)
 
-    def _encoded(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(no_control_tokens(text, self._control_tokens)).ids
+    def _encode_text(self, text: str) -> list[int]:
+        """Encode a user's text. Control tokens in it stay plain text."""
+        ids: list[int] = self.tokenizer.encode(break_control_tokens(text, self._control_tokens)).ids
         return ids
 
     def _boxes(self, output_ids: Sequence[int]) -> tuple[Region, ...]:
-        objects = list(zip(*(output_ids[place::3] for place in range(3)), strict=False))
-        middles = self._coordinates([object[:2] for object in objects])
-        bins = torch.tensor(
-            [self._ids.bins_of(size) for _, _, size in objects], dtype=torch.float32
-        ).view(-1, 2)
-        halves = (self._regions.sizes_of(bins) / 2).tolist()
+        """Parse x, y and size of each complete box."""
+        end = len(output_ids) // 3 * 3
+        centers = self._coordinates(output_ids[0:end:3], output_ids[1:end:3])
+        size_bins = [
+            self._pseudo_tokens.decode_size(output_id) for output_id in output_ids[2:end:3]
+        ]
+        bins = torch.tensor(size_bins, dtype=torch.float32).view(-1, 2)
+        half_sizes = (self._regions.bins_to_sizes(bins) / 2).tolist()
         return tuple(
-            Region(x - width, y - height, x + width, y + height)
-            for (x, y), (width, height) in zip(middles, halves, strict=True)
+            Region(x - half_width, y - half_height, x + half_width, y + half_height)
+            for (x, y), (half_width, half_height) in zip(centers, half_sizes, strict=True)
         )
 
     def _points(self, output_ids: Sequence[int]) -> tuple[Location, ...]:
-        pairs = zip(output_ids[::2], output_ids[1::2], strict=False)
-        return tuple(Location(x, y) for x, y in self._coordinates(list(pairs)))
+        """Parse x and y of each complete point."""
+        end = len(output_ids) // 2 * 2
+        points = self._coordinates(output_ids[0:end:2], output_ids[1:end:2])
+        return tuple(Location(x, y) for x, y in points)
 
-    def _coordinates(self, pairs: Sequence[tuple[int, int]]) -> list[list[float]]:
-        bins = [[self._ids.bin_of(x), self._ids.bin_of(y)] for x, y in pairs]
-        coordinates: list[list[float]] = self._regions.coordinates_of(
+    def _coordinates(self, x_ids: Sequence[int], y_ids: Sequence[int]) -> list[list[float]]:
+        """Return the pairs (x, y) of coordinates."""
+        decode = self._pseudo_tokens.decode_coordinate
+        bins = [[decode(x_id), decode(y_id)] for x_id, y_id in zip(x_ids, y_ids, strict=True)]
+        coordinates: list[list[float]] = self._regions.bins_to_coordinates(
             torch.tensor(bins, dtype=torch.float32)
         ).tolist()
         return coordinates
 
     def _reasoning(self, output_ids: Sequence[int]) -> Reasoning:
-        """The thoughts in parts, each of which begins where points begin or end: its text, and the
-        points in it."""
-        ids = self.config.tokenizer
-        parts: list[tuple[list[int], list[int]]] = [([], [])]
-        for number in output_ids:
-            bin = self._ids.bin_of(number)
-            token = ids.coord_id if bin is not None else self._ids.token_of(number)
-            if token is None or token == ids.answer_id:
+        """Parse the text of the reasoning and the points of its parts.
+
+        As upstream, a part begins at each token that starts or ends points.
+        """
+        tokenizer = self.config.tokenizer
+        token_parts: list[list[int]] = [[]]
+        coordinate_parts: list[list[int]] = [[]]
+        for output_id in output_ids:
+            is_coordinate = self._pseudo_tokens.decode_coordinate(output_id) is not None
+            token = (
+                tokenizer.coord_id
+                if is_coordinate
+                else self._pseudo_tokens.decode_reasoning(output_id)
+            )
+            if token is None or token == tokenizer.answer_id:
                 break
-            if token in (ids.start_ground_points_id, ids.end_ground_id):
-                parts.append(([], []))
-            parts[-1][0].append(token)
-            if bin is not None:
-                parts[-1][1].append(number)
-        text, groundings = "", []
-        for tokens, coordinates in parts:
-            start, text = len(text), text + self.tokenizer.decode(tokens)
-            if points := self._points(coordinates):
+            if token in (tokenizer.start_ground_points_id, tokenizer.end_ground_id):
+                token_parts.append([])
+                coordinate_parts.append([])
+            token_parts[-1].append(token)
+            if is_coordinate:
+                coordinate_parts[-1].append(output_id)
+        text = ""
+        groundings = []
+        for tokens, coordinate_ids in zip(token_parts, coordinate_parts, strict=True):
+            start = len(text)
+            text += self.tokenizer.decode(tokens)
+            if points := self._points(coordinate_ids):
                 groundings.append(Grounding(start, len(text), points))
         return Reasoning(text, tuple(groundings))
 
 
-def _single(task: Task, pictures: Sequence[Pixels]) -> tuple[Task, Sequence[Pixels]]:
-    """The task as one of those that the checkpoint was trained on, and the picture that it is
-    about, where there is one. Raises ``UnsupportedTask``."""
+def _with_one_picture(task: Task, pictures: Sequence[Pixels]) -> tuple[Task, Sequence[Pixels]]:
+    """Return the task with at most one picture. A chat becomes a query.
+
+    Raises ``UnsupportedTask`` if there are several pictures, or if there is a video.
+    """
     if not isinstance(task, Chat):
         if len(pictures) > 1:
             raise UnsupportedTask(
-                f"{len(pictures)} pictures; this model reads one at a time", "model"
+                f"{len(pictures)} pictures; the limit is 1 for this model", "model"
             )
         return task, pictures
-    parts = [part for message in task.messages for part in message.parts]
-    if any(isinstance(part, VideoPart) for part in parts):
-        raise UnsupportedTask("messages: this model reads pictures, but no videos", "messages")
-    indices = [part.index for part in parts if isinstance(part, ImagePart)]
+    indices = [part.index for part in image_parts(task.messages)]
     if len(indices) > 1:
         raise UnsupportedTask(
-            f"messages: {len(indices)} pictures; this model reads one at a time", "messages"
+            f"messages: {len(indices)} pictures; the limit is 1 for this model", "messages"
         )
-    return Query(_transcript(task), task.reasoning), [pictures[index] for index in indices]
+    query = Query(_flatten_chat(task), task.reasoning)
+    return query, [pictures[index] for index in indices]
 
 
-def _transcript(chat: Chat) -> str:
-    """A conversation as one question: what was said before stands in front of the last message."""
-    *before, last = ((message.role, _text(message)) for message in chat.messages)
-    return "\n".join([*(f"{role}: {text}" for role, text in before), last[1]])
+def _flatten_chat(chat: Chat) -> str:
+    """Return the text of the last message after a transcript of the earlier ones."""
+    *earlier, last = chat.messages
+    lines = [f"{message.role}: {_text(message)}" for message in earlier]
+    return "\n".join([*lines, _text(last)])
 
 
 def _text(message: Message) -> str:
     return "".join(part.text for part in message.parts if isinstance(part, TextPart))
 
 
-def _plan(task: Task, max_tokens: int) -> DecodePlan:
+def _decode_plan(task: Task, max_tokens: int) -> DecodePlan:
     match task:
-        case Detect(_, most):
-            return DecodePlan(AnswerKind.BOXES, most)
-        case Point(_, most):
-            return DecodePlan(AnswerKind.POINTS, most)
+        case Detect():
+            return DecodePlan(AnswerType.BOXES, max_objects=task.max_objects)
+        case Point():
+            return DecodePlan(AnswerType.POINTS, max_objects=task.max_objects)
         case Query(reasoning=True):
-            return DecodePlan(AnswerKind.THOUGHTS, max_tokens)
-    return DecodePlan(AnswerKind.TEXT)
+            return DecodePlan(AnswerType.REASONING, max_tokens=max_tokens)
+    return DecodePlan(AnswerType.TEXT)
 
 
-def _least(task: Task) -> int:
-    """Places that an answer needs beside its first: those of one object, and of its end."""
+def _min_tokens_after_first(task: Task) -> int:
+    """Return how many output ids after the first one the context must have room for.
+
+    A list of objects needs room for one object, which takes up to three ids, and for its end.
+    """
     return 3 if isinstance(task, Detect | Point) else 0
 
 
 def _max_output_tokens(plan: DecodePlan) -> int | None:
-    """Places that an answer takes at most, with its end."""
-    match plan.kind:
-        case AnswerKind.BOXES:
-            return 3 * plan.most + 1
-        case AnswerKind.POINTS:
-            return 2 * plan.most + 1
-        case AnswerKind.THOUGHTS:
-            return 2 * plan.most + 2
+    """Return the limit of output ids, the end included; None if it is the request's."""
+    match plan.answer_type:
+        case AnswerType.BOXES:
+            return 3 * plan.max_objects + 1
+        case AnswerType.POINTS:
+            return 2 * plan.max_objects + 1
+        case AnswerType.REASONING:
+            return 2 * plan.max_tokens + 2
     return None

@@ -1,5 +1,7 @@
-"""The text model (``text.py`` and ``rope.py`` upstream): attention and MLP side by side behind one
-norm."""
+"""The text model (``text.py`` and ``rope.py`` upstream).
+
+Attention and MLP of a layer run in parallel on the output of one norm.
+"""
 
 from __future__ import annotations
 
@@ -23,31 +25,35 @@ THETA = 10_000.0
 
 @dataclass(frozen=True)
 class MoondreamLayer:
+    """The weights of one layer, and its forward pass as a :data:`models.decoder.DecoderLayer`."""
+
     norm: Norm
     qkv: Linear
     out: Linear
     expand: Linear
-    """GELU (its tanh approximation) included."""
+    """Includes GELU (its tanh approximation)."""
     contract: Linear
 
     def __call__(self, states: Tensor, index: int, attention: CacheAttention) -> Tensor:
         normed = self.norm(states)
-        states = self.out(attention(index, self.qkv(normed)), states)
-        return self.contract(self.expand(normed), states)
+        states = self.out(attention(index, self.qkv(normed)), residual=states)
+        return self.contract(self.expand(normed), residual=states)
 
 
 def decoder_spec(
     config: TextConfig, weights: Weights, embed: Callable[[Tensor], Tensor], like: Tensor
 ) -> DecoderSpec:
-    """What a decoder of these weights is made of; ``like``: a tensor of its type on its device."""
+    """Build the decoder's specification from the weights.
+
+    ``like`` is a tensor with the dtype and the device of the KV cache.
+    """
+    layers = [_layer(f"text.blocks.{index}", config, weights) for index in range(config.n_layers)]
     return DecoderSpec(
         embed=embed,
-        layers=[
-            _layer(f"text.blocks.{index}", config, weights) for index in range(config.n_layers)
-        ],
+        layers=layers,
         norm=weights.norm("text.post_ln", config.dim),
         head=weights.linear("text.lm_head", config.dim, config.vocab_size),
-        rotary=Rotary(frequencies(config.head_dim).to(like.device)),
+        rotary=Rotary(rotary_frequencies(config.head_dim).to(like.device)),
         heads=config.n_heads,
         kv_shape=KVShape(
             config.n_layers, config.n_kv_heads, config.head_dim, like.dtype, str(like.device)
@@ -56,34 +62,43 @@ def decoder_spec(
 
 
 def _layer(name: str, config: TextConfig, weights: Weights) -> MoondreamLayer:
-    dim, inner = config.dim, config.ff_dim
-    outputs = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+    dim = config.dim
+    inner = config.ff_dim
+    qkv_dim = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
     return MoondreamLayer(
         norm=weights.norm(f"{name}.ln", dim),
-        qkv=weights.linear(f"{name}.attn.qkv", dim, outputs, rows=pairs_apart(config)),
+        qkv=weights.linear(f"{name}.attn.qkv", dim, qkv_dim, output_order=qkv_order(config)),
         out=weights.linear(f"{name}.attn.proj", dim, dim),
         expand=weights.linear(f"{name}.mlp.fc1", dim, inner, "gelu"),
         contract=weights.linear(f"{name}.mlp.fc2", inner, dim),
     )
 
 
-def frequencies(head_dim: int) -> Tensor:
-    """Of a head's pairs: half of them turn, and the others stand still."""
-    turning = head_dim // 4
-    turns = 1 / THETA ** (torch.arange(turning, dtype=torch.float32) / turning)
-    return torch.cat([turns, torch.zeros(head_dim // 2 - turning)])
+def rotary_frequencies(head_dim: int) -> Tensor:
+    """Return the rotary frequencies of a head's pairs (head size / 2,).
+
+    Only the first half of the pairs is rotated. The other half has frequency 0.
+    """
+    rotated = head_dim // 4
+    nonzero = 1 / THETA ** (torch.arange(rotated, dtype=torch.float32) / rotated)
+    return torch.cat([nonzero, torch.zeros(head_dim // 2 - rotated)])
 
 
-def pairs_apart(config: TextConfig) -> Tensor:
-    """The order of ``qkv``'s outputs in which a head's halves are the pairs that turn together, as
-    the decoder turns them. Upstream only a head's first half turns, and its halves again are the
-    pairs. Queries and keys are put in order alike, so that their products stay the same; values
-    stay as they are."""
-    size, turning = config.head_dim, config.head_dim // 4
-    still = torch.arange(2 * turning, size).chunk(2)
-    head = torch.cat(
-        [torch.arange(turning), still[0], torch.arange(turning, 2 * turning), still[1]]
-    )
-    turned = config.n_heads + config.n_kv_heads
-    keys = (torch.arange(turned)[:, None] * size + head).flatten()
-    return torch.cat([keys, torch.arange(turned * size, (turned + config.n_kv_heads) * size)])
+def qkv_order(config: TextConfig) -> Tensor:
+    """Return the order of the outputs of ``qkv`` that fits the decoder's RoPE.
+
+    The decoder rotates pairs (i, i + head size / 2) of a head. Upstream rotates only the first half
+    of a head, in pairs (i, i + head size / 4). The same permutation of queries and keys leaves
+    their products unchanged. Values keep their order.
+    """
+    size = config.head_dim
+    rotated = config.head_dim // 4
+    first = torch.arange(rotated)
+    second = torch.arange(rotated, 2 * rotated)
+    unrotated_first, unrotated_second = torch.arange(2 * rotated, size).chunk(2)
+    head_order = torch.cat([first, unrotated_first, second, unrotated_second])
+    rotated_heads = config.n_heads + config.n_kv_heads
+    queries_and_keys = (torch.arange(rotated_heads)[:, None] * size + head_order).flatten()
+    all_heads = rotated_heads + config.n_kv_heads
+    values = torch.arange(rotated_heads * size, all_heads * size)
+    return torch.cat([queries_and_keys, values])

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, each of which is taken once."""
+"""The tensors of a checkpoint. Each is taken exactly once."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from models.linear import Linear, Packer
+from models.linear import Linear, WeightPacker
 
-SHOWN = 5
+MAX_LISTED = 5
+"""Unknown tensors that an error message names."""
 
 
 class CheckpointMismatch(OSError):
-    """A tensor is missing, is left over, or has another shape than the configuration says."""
+    """A tensor is missing, is unknown, or has a shape that contradicts the configuration."""
 
 
 class Weights:
-    """Tensors by their names in ``vikhyatk/moondream2``, without the ``model.`` that stands before
-    them there."""
+    """Tensors by their names in ``vikhyatk/moondream2``, without the prefix ``model.``."""
 
     def __init__(
         self,
         names: Iterable[str],
         read: Callable[[str], Tensor],
-        packer: Packer,
+        packer: WeightPacker,
         dtype: torch.dtype,
     ) -> None:
         self._names = {name.removeprefix("model."): name for name in names}
@@ -35,14 +35,14 @@ class Weights:
         self._dtype = dtype
 
     @classmethod
-    def of_file(cls, path: Path, packer: Packer, dtype: torch.dtype) -> Weights:
-        """Of a safetensors file; a tensor is read when it is taken."""
+    def from_file(cls, path: Path, packer: WeightPacker, dtype: torch.dtype) -> Weights:
+        """Open a safetensors file. A tensor is read when it is taken."""
         file = safe_open(path, "pt")
         return cls(file.keys(), file.get_tensor, packer, dtype)
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        """On its device. Raises ``CheckpointMismatch``."""
-        return self._packer.tensor(self._take(name, shape).to(self._dtype))
+        """Take a tensor and move it to the device. Raises ``CheckpointMismatch``."""
+        return self._packer.to_device(self._take(name, shape).to(self._dtype))
 
     def linear(
         self,
@@ -50,18 +50,21 @@ class Weights:
         inputs: int,
         outputs: int,
         activation: str = "none",
-        rows: Tensor | None = None,
+        output_order: Tensor | None = None,
     ) -> Linear:
-        """A layer with a bias; ``rows``: its outputs in another order."""
-        weight, bias = (
-            self.tensor(f"{name}.weight", outputs, inputs),
-            self.tensor(f"{name}.bias", outputs),
-        )
-        if rows is not None:
-            weight, bias = weight[rows], bias[rows]
-        return self._packer.weight(weight, bias, activation)
+        """Take a layer with a bias. ``output_order`` (outputs,) permutes its outputs.
+
+        Raises ``CheckpointMismatch``.
+        """
+        weight = self.tensor(f"{name}.weight", outputs, inputs)
+        bias = self.tensor(f"{name}.bias", outputs)
+        if output_order is not None:
+            weight = weight[output_order]
+            bias = bias[output_order]
+        return self._packer.pack_weight(weight, bias, activation)
 
     def norm(self, name: str, size: int) -> nn.LayerNorm:
+        """Take a layer norm over ``size`` values. Raises ``CheckpointMismatch``."""
         norm = nn.LayerNorm(size, device="meta")
         norm.weight = nn.Parameter(self.tensor(f"{name}.weight", size), requires_grad=False)
         norm.bias = nn.Parameter(self.tensor(f"{name}.bias", size), requires_grad=False)
@@ -69,27 +72,29 @@ class Weights:
 
     def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in self._names:
-            raise CheckpointMismatch(f"the tensor {name} is missing")
+            raise CheckpointMismatch(f"tensor {name}: missing")
         tensor = self._read(self._names.pop(name))
         if tensor.shape != shape:
             raise CheckpointMismatch(
-                f"the tensor {name} has the shape {list(tensor.shape)}; {list(shape)} is needed"
+                f"tensor {name}: shape {list(tensor.shape)}; expected {list(shape)}"
             )
         return tensor
 
     def check_all_used(self) -> None:
-        """Raises ``CheckpointMismatch`` where tensors are left."""
+        """Raises ``CheckpointMismatch`` if a tensor was never taken."""
         if self._names:
-            left = sorted(self._names)
-            more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-            raise CheckpointMismatch(f"no such tensor is known: {', '.join(left[:SHOWN])}{more}")
+            unknown = sorted(self._names)
+            listed = ", ".join(unknown[:MAX_LISTED])
+            rest = len(unknown) - MAX_LISTED
+            more = f" and {rest} more" if rest > 0 else ""
+            raise CheckpointMismatch(f"unknown tensors: {listed}{more}")
 
 
 class ShapeRecorder(Weights):
-    """Has no tensors, and takes note of those that a model asks for: ``shapes`` by name."""
+    """Weights without values. Records the name and shape of each tensor that a model takes."""
 
     def __init__(self) -> None:
-        super().__init__((), lambda name: torch.empty(0), Packer("meta"), torch.float32)
+        super().__init__((), lambda name: torch.empty(0), WeightPacker("meta"), torch.float32)
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:

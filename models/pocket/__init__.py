@@ -1,2 +1,1 @@
-"""Tiny checkpoints of the real architectures, the drawn scenes that they know, and how they were
-trained."""
+"""Tiny checkpoints of the real architectures, and the drawn scenes that they are trained on."""

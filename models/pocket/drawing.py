@@ -1,11 +1,12 @@
-"""Draws scenes with several rasterizers, noises and encodings: a model should learn the shapes and
-not the brush."""
+"""Drawing of scenes with several rasterizers, noises and encodings, so that a model learns the
+shapes and not one rasterizer."""
 
 from __future__ import annotations
 
 import io
 import random
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,26 +18,26 @@ from models.pocket.scenes import Scene, Shape
 Pixels = NDArray[np.uint8]
 """A picture as (height, width, 3) RGB."""
 NOISE_LEVELS = 8
+"""Largest noise, in levels of 0 to 255."""
 
 
 def draw(scene: Scene, rng: random.Random) -> Pixels:
-    """The scene as RGB pixels of shape (height, width, 3), with a brush and a noise chosen at
-    random."""
+    """Draw a scene with a random brush, and random noise below or above the shapes."""
     noise = _noise(scene, rng)
-    over = rng.random() < 0.5
+    is_noise_on_top = rng.random() < 0.5
     canvas = np.full((scene.height, scene.width, 3), float(scene.background), np.float32)
-    if not over:
+    if not is_noise_on_top:
         canvas += noise
     brush = rng.choice(BRUSHES)
     for shape in scene.shapes:
         _paint(canvas, shape, brush)
-    if over:
+    if is_noise_on_top:
         canvas += noise
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 
 def encode(pixels: Pixels, rng: random.Random) -> tuple[bytes, str]:
-    """The picture as a file, and the file's media type: JPEG of quality 70 to 98, or PNG."""
+    """Return a picture file and its media type: JPEG of quality 70 to 98, or PNG."""
     buffer = io.BytesIO()
     picture = Image.fromarray(pixels)
     if rng.random() < 0.35:
@@ -53,7 +54,7 @@ def encode(pixels: Pixels, rng: random.Random) -> tuple[bytes, str]:
 
 
 def _noise(scene: Scene, rng: random.Random) -> NDArray[np.float32]:
-    """Noise of up to ±8 levels: none, uniform or normal; one value a pixel or one a channel."""
+    """Return noise of up to ±``NOISE_LEVELS``: none, uniform or normal, gray or colored."""
     generator = np.random.default_rng(rng.getrandbits(32))
     channels = rng.choice((1, 3))
     shape = (scene.height, scene.width, channels)
@@ -68,72 +69,72 @@ def _noise(scene: Scene, rng: random.Random) -> NDArray[np.float32]:
 
 
 def _paint(canvas: NDArray[np.float32], shape: Shape, brush: Brush) -> None:
-    """Blends one shape into its own window of the canvas."""
+    """Blend a shape into the canvas, within a window around the shape."""
     x_min, y_min, x_max, y_max = shape.box
-    left, top = max(0, int(x_min) - 2), max(0, int(y_min) - 2)
+    left = max(0, int(x_min) - 2)
+    top = max(0, int(y_min) - 2)
     window = canvas[top : int(y_max) + 3, left : int(x_max) + 3]
-    cover = brush(shape, left, top, window.shape[1], window.shape[0])[..., None]
-    window += cover * (np.asarray(shape.rgb, np.float32) - window)
+    coverage = brush(shape, left, top, window.shape[1], window.shape[0])[..., None]
+    window += coverage * (np.asarray(shape.rgb, np.float32) - window)
 
 
 def _corners(shape: Shape, left: int, top: int) -> list[tuple[float, float]]:
-    """The corners of a square or a triangle in window coordinates."""
-    x_min, y_min, x_max, y_max = shape.box
-    x_min, y_min, x_max, y_max = x_min - left, y_min - top, x_max - left, y_max - top
+    """Return the corners of a square or a triangle in window coordinates."""
+    x_min, x_max = shape.box[0] - left, shape.box[2] - left
+    y_min, y_max = shape.box[1] - top, shape.box[3] - top
     if shape.kind == "square":
         return [(x_min, y_min), (x_max, y_min), (x_max, y_max), (x_min, y_max)]
     return [((x_min + x_max) / 2, y_min), (x_max, y_max), (x_min, y_max)]
 
 
 def exact_brush(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
-    """Coverage from the signed distance to the outline."""
+    """Compute coverage from the signed distance to the outline."""
     x = np.arange(width, dtype=np.float32)[None, :] + 0.5
     y = np.arange(height, dtype=np.float32)[:, None] + 0.5
     if shape.kind == "circle":
-        inside = shape.radius - np.hypot(x - (shape.x - left), y - (shape.y - top))
+        distance = shape.radius - np.hypot(x - (shape.x - left), y - (shape.y - top))
     else:
-        inside = np.full((height, width), np.inf, np.float32)
+        distance = np.full((height, width), np.inf, np.float32)
         corners = _corners(shape, left, top)
         for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True):
-            normal = np.hypot(x2 - x1, y2 - y1)
-            inside = np.minimum(inside, ((x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)) / normal)
-    cover: NDArray[np.float32] = np.clip(inside + 0.5, 0, 1).astype(np.float32)
-    return cover
+            length = np.hypot(x2 - x1, y2 - y1)
+            to_side = ((x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)) / length
+            distance = np.minimum(distance, to_side)
+    coverage: NDArray[np.float32] = np.clip(distance + 0.5, 0, 1).astype(np.float32)
+    return coverage
 
 
 def supersampled_brush(scale: int) -> Brush:
-    """Pillow at a multiple of the size, brought down by a box filter; a scale of 1 leaves hard
-    steps."""
+    """Return a brush that draws with Pillow at ``scale`` times the size, and reduces by a box
+    filter. A scale of 1 gives hard edges."""
 
     def brush(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
         mask = Image.new("L", (width * scale, height * scale))
         pen = ImageDraw.Draw(mask)
         if shape.kind == "circle":
-            x, y, r = (shape.x - left) * scale, (shape.y - top) * scale, shape.radius * scale
+            x = (shape.x - left) * scale
+            y = (shape.y - top) * scale
+            r = shape.radius * scale
             pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
         else:
-            pen.polygon([(x * scale, y * scale) for x, y in _corners(shape, left, top)], fill=255)
+            corners = _corners(shape, left, top)
+            pen.polygon([(x * scale, y * scale) for x, y in corners], fill=255)
         return _coverage(np.asarray(mask.resize((width, height), Image.Resampling.BOX)))
 
     return brush
 
 
 def opencv_brush(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
-    """OpenCV's antialiased lines with four fractional bits."""
+    """Draw with OpenCV's antialiased lines, in coordinates with four fractional bits."""
     mask = np.zeros((height, width), np.uint8)
     if shape.kind == "circle":
         center = (round((shape.x - left - 0.5) * 16), round((shape.y - top - 0.5) * 16))
         cv2.circle(mask, center, round(shape.radius * 16), 255, -1, cv2.LINE_AA, 4)
     else:
-        points = np.array(
-            [
-                [
-                    (round((x - 0.5) * 16), round((y - 0.5) * 16))
-                    for x, y in _corners(shape, left, top)
-                ]
-            ]
-        )
-        cv2.fillPoly(mask, points.astype(np.int32), (255,), cv2.LINE_AA, 4)  # type: ignore[call-overload]
+        corners = _corners(shape, left, top)
+        fixed_point = [(round((x - 0.5) * 16), round((y - 0.5) * 16)) for x, y in corners]
+        points: Any = np.array([fixed_point], np.int32)
+        cv2.fillPoly(mask, points, (255,), cv2.LINE_AA, 4)
     return _coverage(mask)
 
 
@@ -142,8 +143,8 @@ def _coverage(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 Brush = Callable[[Shape, int, int, int, int], NDArray[np.float32]]
-"""(shape, window's left, window's top, width, height) -> coverage in [0, 1] of shape (height,
-width)."""
+"""Maps a shape, and the left, top, width and height of a window, to the shape's coverage in [0, 1],
+(height, width)."""
 BRUSHES: tuple[Brush, ...] = (
     exact_brush,
     opencv_brush,

@@ -1,10 +1,10 @@
-"""Scenes: what the pocket models know, and the exact answers about them.
+"""Scenes, which the pocket models are trained on, and exact answers about them.
 
 A scene is a gray canvas with one to three flat shapes, each in its own cell of a 3 × 3 grid. This
-file holds the nouns and the language; :mod:`models.pocket.drawing` turns a scene into pixels.
+module describes scenes and generates text about them; :mod:`models.pocket.drawing` draws them.
 
-Coordinates here are pixels of the drawn picture, x to the right, y down. Boxes and points are
-normalized to [0, 1].
+Coordinates of shapes are pixels of the drawn picture, x to the right, y down. Boxes and points in
+answers are normalized to [0, 1].
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+Box = tuple[float, float, float, float]
 CELLS = (
     "top left", "top", "top right",
     "left", "center", "right",
@@ -35,34 +36,36 @@ NUMBERS = ("Zero", "One", "Two", "Three")
 
 MIN_SIDE, MAX_SIDE, MAX_ASPECT = 96, 1024, 2.0
 RADIUS_RANGE = (0.24, 0.42)
-"""A shape's radius, or half its side, as a fraction of its cell's shorter side."""
+"""Range of a shape's radius, or half its side, as a fraction of its cell's shorter side."""
 OFFSET_RANGE = 0.10
-"""How far a shape's middle may lie from its cell's, as a fraction of the cell's side."""
+"""Largest offset of a shape's center from its cell's, as a fraction of the cell's side."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One flat shape. ``radius`` is half the side of a square and of a triangle's bounding square."""
+    """One flat shape in a scene."""
 
     kind: str
     color: str
     cell: int
     x: float
+    """The center's coordinates, in pixels."""
     y: float
     radius: float
+    """In pixels. Half the side of a square, and of a triangle's bounding square."""
     rgb: tuple[int, int, int]
     triangle_base: float = 1.0
     """Half the width of a triangle's base, in radii."""
     triangle_drop: float = 1.0
-    """How far a triangle's base lies below ``y``, in radii."""
+    """Distance from ``y`` down to a triangle's base, in radii."""
 
     @property
     def name(self) -> str:
         return f"{self.color} {self.kind}"
 
     @property
-    def box(self) -> tuple[float, float, float, float]:
-        """The bounding box (x_min, y_min, x_max, y_max) in pixels."""
+    def box(self) -> Box:
+        """The bounding box (x_min, y_min, x_max, y_max), in pixels."""
         if self.kind == "triangle":
             half = self.radius * self.triangle_base
             return (
@@ -79,64 +82,72 @@ class Shape:
         )
 
     def matches(self, subject: str) -> bool:
-        """Whether a subject such as ``red circle``, ``circle`` or ``shape`` means this shape."""
+        """Whether a subject such as ``red circle``, ``circle`` or ``shape`` names this shape."""
         return subject in (self.name, self.kind, "shape")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's ground truth. ``shapes`` stand in reading order."""
+    """The ground truth of a picture."""
 
     width: int
+    """In pixels."""
     height: int
     background: int
+    """Level of gray, 0 to 255."""
     shapes: tuple[Shape, ...]
+    """In reading order of their cells."""
 
     def caption(self, length: str = "normal") -> str:
-        """The exact caption: ``short`` names the shapes, ``normal`` adds where, ``long`` adds how
-        many."""
-        where = length != "short"
-        phrases = [
-            f"{article(shape.color)} {shape.name}"
-            + (f" at the {CELLS[shape.cell]}" if where else "")
-            for shape in self.shapes
-        ]
-        listing = (
-            phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
-        )
+        """Return the exact caption.
+
+        ``short`` names the shapes, ``normal`` adds their cells, and ``long`` their number.
+        """
+        phrases = [f"{article(shape.color)} {shape.name}" for shape in self.shapes]
+        if length != "short":
+            cells = [CELLS[shape.cell] for shape in self.shapes]
+            phrases = [
+                f"{phrase} at the {cell}" for phrase, cell in zip(phrases, cells, strict=True)
+            ]
+        *head, last = phrases
+        listing = f"{', '.join(head)} and {last}" if head else last
         if length != "long":
             return listing
         noun = "shape" if len(self.shapes) == 1 else "shapes"
         return f"{NUMBERS[len(self.shapes)]} {noun} on a gray background: {listing}"
 
-    def boxes(self, subject: str) -> list[tuple[float, float, float, float]]:
-        """Normalized boxes (x_min, y_min, x_max, y_max) of what the subject names, in reading
-        order."""
-        scale = (self.width, self.height, self.width, self.height)
-        found = (shape.box for shape in self.shapes if shape.matches(subject))
-        return [(b[0] / scale[0], b[1] / scale[1], b[2] / scale[2], b[3] / scale[3]) for b in found]
+    def boxes(self, subject: str) -> list[Box]:
+        """Return the normalized boxes (x_min, y_min, x_max, y_max) of the shapes that the subject
+        names, in reading order."""
+        return [self._normalize(shape.box) for shape in self.shapes if shape.matches(subject)]
 
     def points(self, subject: str) -> list[tuple[float, float]]:
-        """Normalized centers of what the subject names, in reading order."""
-        return [(s.x / self.width, s.y / self.height) for s in self.shapes if s.matches(subject)]
+        """Return the normalized centers of the shapes that the subject names, in reading order."""
+        shapes = [shape for shape in self.shapes if shape.matches(subject)]
+        return [(shape.x / self.width, shape.y / self.height) for shape in shapes]
+
+    def _normalize(self, box: Box) -> Box:
+        x_min, y_min, x_max, y_max = box
+        return x_min / self.width, y_min / self.height, x_max / self.width, y_max / self.height
 
 
 @dataclass(frozen=True)
 class Question:
-    """A query about a scene, its kind (a row of the benchmark's table) and its exact answer."""
+    """A query about a scene, and its exact answer."""
 
     kind: str
+    """``count``, ``color``, ``shape`` or ``presence``: its row in the benchmark's table."""
     text: str
     answer: str = field(compare=False)
 
 
 def article(word: str) -> str:
+    """Return the indefinite article for a word."""
     return "an" if word[0] in "aeiou" else "a"
 
 
 def random_scene(rng: random.Random, max_side: int = MAX_SIDE) -> Scene:
-    """A scene drawn at random from everything that is allowed; sides are log-uniform up to
-    ``max_side``."""
+    """Return a random scene. Its sides are log-uniform from ``MIN_SIDE`` to ``max_side`` pixels."""
     width, height = _random_size(rng, max_side)
     cells = sorted(rng.sample(range(9), rng.randint(1, 3)))
     shapes = tuple(_random_shape(rng, cell, width, height) for cell in cells)
@@ -161,8 +172,8 @@ def _random_shape(rng: random.Random, cell: int, width: int, height: int) -> Sha
         kind=rng.choice(KINDS),
         color=color,
         cell=cell,
-        x=_place(rng, cell % 3, cell_width, radius),
-        y=_place(rng, cell // 3, cell_height, radius),
+        x=_random_center(rng, cell % 3, cell_width, radius),
+        y=_random_center(rng, cell // 3, cell_height, radius),
         radius=radius,
         rgb=(red, green, blue),
         triangle_base=rng.uniform(0.8, 1.0),
@@ -170,10 +181,10 @@ def _random_shape(rng: random.Random, cell: int, width: int, height: int) -> Sha
     )
 
 
-def _place(rng: random.Random, index: int, side: float, radius: float) -> float:
-    """A middle near the cell's own, so that the shape stays inside its cell."""
-    room = min(OFFSET_RANGE * side, side / 2 - radius)
-    return (index + 0.5) * side + rng.uniform(-room, room)
+def _random_center(rng: random.Random, index: int, side: float, radius: float) -> float:
+    """Return a coordinate near the cell's center that keeps the shape inside its cell."""
+    max_offset = min(OFFSET_RANGE * side, side / 2 - radius)
+    return (index + 0.5) * side + rng.uniform(-max_offset, max_offset)
 
 
 def ask_count(scene: Scene) -> Question:
@@ -181,12 +192,12 @@ def ask_count(scene: Scene) -> Question:
 
 
 def ask_color(scene: Scene, rng: random.Random) -> Question | None:
-    """None where no kind of shape stands alone in the scene."""
-    kinds = Counter(shape.kind for shape in scene.shapes)
-    single = [shape for shape in scene.shapes if kinds[shape.kind] == 1]
-    if not single:
+    """Return None if no shape is the only one of its kind in the scene."""
+    counts = Counter(shape.kind for shape in scene.shapes)
+    unique = [shape for shape in scene.shapes if counts[shape.kind] == 1]
+    if not unique:
         return None
-    shape = rng.choice(single)
+    shape = rng.choice(unique)
     return Question("color", f"What color is the {shape.kind}?", shape.color)
 
 
@@ -196,10 +207,11 @@ def ask_shape(scene: Scene, rng: random.Random, cell: int) -> Question:
 
 
 def ask_presence(scene: Scene, rng: random.Random, present: bool) -> Question:
-    """Asks for a shape that is there, or for one that differs from one that is there in color, kind
-    or both."""
+    """Ask for a shape of the scene, or for one that isn't there: it differs from a shape of the
+    scene in color, kind or both."""
     shape = rng.choice(scene.shapes)
-    name, names = shape.name, {s.name for s in scene.shapes}
+    name = shape.name
+    names = {shape.name for shape in scene.shapes}
     while not present and name in names:
         color = rng.choice([shape.color, rng.choice(list(COLORS))])
         name = f"{color} {rng.choice(KINDS)}"
@@ -207,7 +219,10 @@ def ask_presence(scene: Scene, rng: random.Random, present: bool) -> Question:
 
 
 def questions(scene: Scene, rng: random.Random) -> Iterator[Question]:
-    """One of each kind of query, with balanced answers; ``color`` only where it has one answer."""
+    """Yield one question of each kind, with balanced answers.
+
+    ``color`` is left out if no shape is the only one of its kind.
+    """
     yield ask_count(scene)
     color = ask_color(scene, rng)
     if color is not None:

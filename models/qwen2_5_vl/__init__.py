@@ -1,1 +1,1 @@
-"""Qwen2.5-VL: the model and its prompts, its vision tower, and what it writes of places."""
+"""Qwen2.5-VL: the model and its prompts, its vision encoder, and its grounding output."""

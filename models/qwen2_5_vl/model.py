@@ -1,8 +1,8 @@
-"""Qwen2.5-VL (3B, 7B, …): dynamic resolution, window attention, rotary positions in time, rows and
-columns, grounding.
+"""Qwen2.5-VL (3B, 7B, …): dynamic resolution, window attention, rotary positions over time, rows
+and columns, and grounding.
 
-Weights, tokenizer and image processor are those of transformers (``modeling_qwen2_5_vl.py``). Boxes
-and points come as the checkpoints were trained to write them, JSON in pixels of the resized picture
+Weights, tokenizer and image processor are those of transformers (``modeling_qwen2_5_vl.py``). The
+checkpoints were trained to write boxes and points as JSON, in pixels of the resized picture
 (Qwen2.5-VL technical report, 2.1).
 """
 
@@ -24,41 +24,41 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from models.chat import check_length, messages_of, picture_key, picture_part, visual_parts
+from models.chat import check_prompt_length, part_key, picture_key, task_messages, visual_parts
 from models.chat_model import ChatModel
-from models.operations import normalized
+from models.operations import normalize_pixels
 from models.options import DEFAULTS, LoadOptions
-from models.qwen2_5_vl.grounding import locations, regions
+from models.qwen2_5_vl.family import FAMILY, Qwen2_5_VLSettings
+from models.qwen2_5_vl.grounding import parse_boxes, parse_points
 from models.qwen2_5_vl.vision import Grid, VisionEncoder
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import (
-    Caption,
-    Chat,
     Detail,
     Detect,
     Findings,
     ImagePart,
+    Message,
     Point,
-    Query,
     VideoPart,
     VisionRequest,
 )
 from raylens.engine.model import PictureInput, Pixels, Prompt
 from raylens.engine.transfer import upload
 
-TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name})
 GROUNDING_PROMPTS = {
-    Detect.name: "Outline the position of each {} and output all the bbox coordinates in JSON format.",
+    Detect.name: (
+        "Outline the position of each {} and output all the bbox coordinates in JSON format."
+    ),
     Point.name: "Point to each {} and output all the point coordinates in JSON format.",
 }
-"""After the cookbook on spatial understanding that was published with the checkpoints."""
+"""After the spatial understanding cookbook that was published with the checkpoints."""
 LOW_DETAIL_PIXELS = 448 * 448
 MAX_ASPECT = 200
-"""Longer pictures can't be brought to whole patches (``smart_resize``)."""
+"""Largest ratio of a picture's sides that ``smart_resize`` supports."""
 
 
 def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Qwen2_5_VL:
-    """Loads a checkpoint by hub id or from a folder. Raises ``OSError`` where it can't be found."""
+    """Load a checkpoint by its hub id or from a folder. Raises ``OSError`` if there is none."""
     revision = options.revision
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         checkpoint, revision=revision, dtype=options.dtype
@@ -67,37 +67,44 @@ def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Qwen2_5_VL:
     image_processor = AutoImageProcessor.from_pretrained(
         checkpoint, revision=revision, backend="pil"
     )
-    return Qwen2_5_VL(model.eval(), tokenizer, image_processor, replace(options, consume=True))
+    return Qwen2_5_VL(model.eval(), tokenizer, image_processor, replace(options, free_modules=True))
 
 
-def resized_size(picture: Pixels, side: int, least: int, most: int) -> tuple[int, int]:
-    """(height, width) in whole image tokens of ``side`` pixels, of an area between ``least`` and
-    ``most``. Raises ``InvalidRequest``."""
+def resized_size(
+    picture: Pixels, token_side: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Return (height, width) of the resized picture, in pixels.
+
+    Both are multiples of ``token_side``, the side of an image token in pixels, and the area is
+    between ``min_pixels`` and ``max_pixels``. Raises ``InvalidRequest`` if the picture is too long.
+    """
     height, width = picture.shape[:2]
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise InvalidRequest(
-            f"image: {width} × {height} pixels; one side may be {MAX_ASPECT} times the other at most",
+            f"image: {width} × {height} pixels; one side may be {MAX_ASPECT} times the other"
+            " at most",
             "image",
         )
-    resized: tuple[int, int] = smart_resize(height, width, side, least, most)
+    resized: tuple[int, int] = smart_resize(height, width, token_side, min_pixels, max_pixels)
     return resized
 
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """Pixels (patches, channels · 2 · 14 · 14) of 0 to 255, 2 × 2 neighbors after one another."""
+    """The patches of a picture or video."""
 
     values: NDArray[np.uint8]
+    """Pixels (patches, channels · 2 · 14 · 14) of 0 to 255; the 2 × 2 patches of an image token are
+    consecutive."""
     grid: Grid
     seconds_per_frame: float = 0.0
-    """Between pairs of frames, for a video."""
+    """Seconds between pairs of a video's frames; 0 for a picture."""
 
 
 class Qwen2_5_VL(ChatModel):
-    """Implements :class:`raylens.engine.model.Model`. Public methods that run the model are not
-    thread-safe."""
+    """A loaded checkpoint. Methods that run the model are not thread-safe."""
 
-    tasks = TASKS
+    tasks = FAMILY.tasks
 
     def __init__(
         self,
@@ -109,164 +116,195 @@ class Qwen2_5_VL(ChatModel):
         super().__init__(model, model.model.language_model, tokenizer, options)
         config = model.config
         self._image_processor = image_processor
-        self._patch, self._merge = int(image_processor.patch_size), int(image_processor.merge_size)
-        self._min_pixels = options.min_pixels or int(image_processor.size["shortest_edge"])
-        self._max_pixels = options.max_pixels or int(image_processor.size["longest_edge"])
-        self.image_id, self._video_id = int(config.image_token_id), int(config.video_token_id)
+        self._patch = int(image_processor.patch_size)
+        self._merge = int(image_processor.merge_size)
+        settings = options.family_settings(Qwen2_5_VLSettings)
+        self._min_pixels = settings.min_pixels or int(image_processor.size["shortest_edge"])
+        self._max_pixels = settings.max_pixels or int(image_processor.size["longest_edge"])
+        self.image_id = int(config.image_token_id)
+        self._video_id = int(config.video_token_id)
         self._positions_per_second = int(config.vision_config.tokens_per_second)
-        self._work = options.slice
+        self._slice_size = options.slice_size
         depth = int(config.vision_config.depth)
-        self._most_patches = self._work // depth if options.device.startswith("cuda") else 0
+        is_on_gpu = options.device.startswith("cuda")
+        self._batch_patches = self._slice_size // depth if is_on_gpu else 0
+        """Patches of pictures that are encoded together, if there is more than one picture."""
         self._vision_encoder = VisionEncoder(model.model.visual, self._packer, self._graphs.vision)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
-        """Implements :meth:`raylens.engine.model.Model.prepare`."""
-        messages = messages_of(request.task, len(pictures), self.tasks, GROUNDING_PROMPTS)
+        messages = task_messages(request.task, len(pictures), self.tasks, GROUNDING_PROMPTS)
         inputs: list[PictureInput] = []
         for part in visual_parts(messages):
-            inputs.append(self._input(part, pictures))
-            check_length(
-                request.task, sum(shown.tokens for shown in inputs), self.max_length
-            )  # before the next takes its memory
-        token_ids: list[int] = []
-        starts: list[int] = []
-        waiting = iter(inputs)
-        for token in self._chat.encode(self._chat.render(messages)):
-            if token in (self.image_id, self._video_id):
-                starts.append(len(token_ids))
-                token_ids += [token] * next(waiting).tokens
-            else:
-                token_ids.append(token)
-        check_length(request.task, len(token_ids), self.max_length)
-        positions = self._positions(len(token_ids), starts, inputs)
+            inputs.append(self._picture_input(part, pictures))
+            # Checked for each picture, before the next one takes its memory.
+            picture_tokens = sum(picture.num_tokens for picture in inputs)
+            check_prompt_length(request.task, picture_tokens, self.max_length)
+        token_ids, image_starts = self._tokenize(messages, inputs)
+        check_prompt_length(request.task, len(token_ids), self.max_length)
+        positions = self._rope_positions(len(token_ids), image_starts, inputs)
         return Prompt(
-            tuple(token_ids), tuple(inputs), tuple(starts), positions, decode_plan=request.task
+            tuple(token_ids),
+            tuple(inputs),
+            tuple(image_starts),
+            positions,
+            decode_plan=request.task,
         )
 
+    def _tokenize(
+        self, messages: Sequence[Message], inputs: Sequence[PictureInput]
+    ) -> tuple[list[int], list[int]]:
+        """Return the prompt's token ids, and the index of each picture's first token."""
+        token_ids: list[int] = []
+        image_starts: list[int] = []
+        remaining = iter(inputs)
+        for token in self._chat.encode(self._chat.render(messages)):
+            if token in (self.image_id, self._video_id):
+                image_starts.append(len(token_ids))
+                token_ids += [token] * next(remaining).num_tokens
+            else:
+                token_ids.append(token)
+        return token_ids, image_starts
+
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
-        """Implements :meth:`raylens.engine.model.Model.encode`."""
         features: list[Tensor] = []
-        for together in self._batches(pictures):
+        for batch in self._batches(pictures):
             if features:
                 yield
-            values = np.concatenate([picture.data.values for picture in together])
-            pixels = self._normalized(values).to(self.kv_shape.dtype)
-            features += yield from self._vision_encoder.slices(
-                pixels, [picture.data.grid for picture in together], self._work
+            values = np.concatenate([picture.data.values for picture in batch])
+            pixels = self._normalize(values).to(self.kv_shape.dtype)
+            features += yield from self._vision_encoder.encode_in_slices(
+                pixels, [picture.data.grid for picture in batch], self._slice_size
             )
         return features
 
     def _batches(self, pictures: Sequence[PictureInput]) -> Iterator[list[PictureInput]]:
-        """Pictures that are encoded together: on a CPU one, on a GPU as many as a slice takes
-        through all layers."""
+        """Yield the pictures to encode together: one on a CPU, and on a GPU as many as a slice can
+        take through all layers."""
         batch: list[PictureInput] = []
         patches = 0
         for picture in pictures:
             patches += picture.data.grid.patches
-            if batch and patches > self._most_patches:
+            if batch and patches > self._batch_patches:
                 yield batch
-                batch, patches = [], picture.data.grid.patches
+                batch = []
+                patches = picture.data.grid.patches
             batch.append(picture)
         yield batch
 
-    def normalized(self, patches: Patches) -> Tensor:
-        """Patches as the stock processor gives them: float32 (patches, values), on the model's
-        device."""
-        return self._normalized(patches.values)
+    def normalize_patches(self, patches: Patches) -> Tensor:
+        """Return the patches as transformers' image processor does: float32 (patches, values), on
+        the model's device."""
+        return self._normalize(patches.values)
 
-    def _normalized(self, patches: NDArray[np.uint8]) -> Tensor:
+    def _normalize(self, patches: NDArray[np.uint8]) -> Tensor:
         processor = self._image_processor
         values = upload(patches, self.device).view(len(patches), 3, -1, 1)
         scale = float(processor.rescale_factor)
-        return normalized(values, scale, processor.image_mean, processor.image_std).flatten(1)
+        return normalize_pixels(values, scale, processor.image_mean, processor.image_std).flatten(1)
 
     def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
-        """Implements :meth:`raylens.engine.model.Model.parse_findings`."""
-        if not isinstance(prompt.decode_plan, Detect | Point):
+        task = prompt.decode_plan
+        if not isinstance(task, Detect | Point):
             return Findings()
         grid: Grid = prompt.pictures[0].data.grid
-        width, height = grid.columns * self._patch, grid.rows * self._patch
-        text, limit = self.tokenizer.decode(list(output_ids)), prompt.decode_plan.max_objects
-        if isinstance(prompt.decode_plan, Detect):
-            return Findings(regions=regions(text, width, height)[:limit])
-        return Findings(locations=locations(text, width, height)[:limit])
+        width = grid.columns * self._patch
+        height = grid.rows * self._patch
+        text = self.tokenizer.decode(list(output_ids))
+        if isinstance(task, Detect):
+            return Findings(regions=parse_boxes(text, width, height)[: task.max_objects])
+        return Findings(locations=parse_points(text, width, height)[: task.max_objects])
 
-    def _input(self, part: ImagePart | VideoPart, pictures: Sequence[Pixels]) -> PictureInput:
+    def _picture_input(
+        self, part: ImagePart | VideoPart, pictures: Sequence[Pixels]
+    ) -> PictureInput:
         if isinstance(part, VideoPart):
             frames = [pictures[index] for index in part.indices]
-            patches = self._video(frames, part.frames_per_second)
+            patches = self._video_patches(frames, part.frames_per_second)
         else:
             frames = [pictures[part.index]]
-            patches = self._image(frames[0], part.detail)
-        keys = b"".join(
+            patches = self._image_patches(frames[0], part.detail)
+        frame_keys = b"".join(
             picture_key(frame, patches.grid, patches.seconds_per_frame) for frame in frames
         )
-        key = picture_part(keys, len(frames))
+        key = part_key(frame_keys, len(frames))
         return PictureInput(key, patches.grid.patches // self._merge**2, patches)
 
-    def _image(self, picture: Pixels, detail: Detail) -> Patches:
-        limit = (
-            min(self._max_pixels, LOW_DETAIL_PIXELS) if detail is Detail.LOW else self._max_pixels
-        )
-        frame = self._frame(picture, self._size(picture, limit))
-        return self._patches([frame, frame])
+    def _image_patches(self, picture: Pixels, detail: Detail) -> Patches:
+        max_pixels = self._max_pixels
+        if detail is Detail.LOW:
+            max_pixels = min(max_pixels, LOW_DETAIL_PIXELS)
+        frame = self._resize(picture, self._resized_size(picture, max_pixels))
+        return self._split_into_patches([frame, frame])
 
-    def _video(self, frames: Sequence[Pixels], frames_per_second: float) -> Patches:
-        """Frames in pairs; they share ``max_pixels``, and the first one's size holds for all."""
-        limit = max(self._min_pixels, self._max_pixels // -(-len(frames) // 2))
-        size = self._size(frames[0], limit)
-        shown = [self._frame(frame, size) for frame in frames]
-        return self._patches(shown + shown[-1:] * (len(shown) % 2), 2 / frames_per_second)
+    def _video_patches(self, frames: Sequence[Pixels], frames_per_second: float) -> Patches:
+        """Pair the frames, repeating the last one if their number is odd.
 
-    def _size(self, picture: Pixels, limit: int) -> tuple[int, int]:
-        """(height, width) in whole image tokens."""
-        return resized_size(picture, self._patch * self._merge, min(self._min_pixels, limit), limit)
+        ``max_pixels`` is divided among the pairs. All frames get the first one's size.
+        """
+        max_pixels = max(self._min_pixels, self._max_pixels // -(-len(frames) // 2))
+        size = self._resized_size(frames[0], max_pixels)
+        resized = [self._resize(frame, size) for frame in frames]
+        if len(resized) % 2:
+            resized.append(resized[-1])
+        return self._split_into_patches(resized, 2 / frames_per_second)
 
-    def _frame(self, picture: Pixels, size: tuple[int, int]) -> Pixels:
+    def _resized_size(self, picture: Pixels, max_pixels: int) -> tuple[int, int]:
+        """Return (height, width) in pixels, in whole image tokens."""
+        min_pixels = min(self._min_pixels, max_pixels)
+        return resized_size(picture, self._patch * self._merge, min_pixels, max_pixels)
+
+    def _resize(self, picture: Pixels, size: tuple[int, int]) -> Pixels:
         height, width = size
         return np.asarray(
             Image.fromarray(picture).resize((width, height), self._image_processor.resample)
         )
 
-    def _patches(self, frames: Sequence[Pixels], seconds_per_frame: float = 0.0) -> Patches:
-        """Frames, two of which make a patch, in the layout of the stock processors."""
+    def _split_into_patches(
+        self, frames: Sequence[Pixels], seconds_per_frame: float = 0.0
+    ) -> Patches:
+        """Split frames into patches of two frames, in the layout of transformers' image
+        processor."""
         stacked = np.stack(frames)
-        patch, merge = self._patch, self._merge
-        pairs, rows, columns = (
-            len(frames) // 2,
-            stacked.shape[1] // patch,
-            stacked.shape[2] // patch,
-        )
+        patch = self._patch
+        merge = self._merge
+        pairs = len(frames) // 2
+        rows = stacked.shape[1] // patch
+        columns = stacked.shape[2] // patch
         split = stacked.reshape(
             pairs, 2, rows // merge, merge, patch, columns // merge, merge, patch, 3
         )
         values = split.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(pairs * rows * columns, -1)
         return Patches(np.ascontiguousarray(values), Grid(pairs, rows, columns), seconds_per_frame)
 
-    def _positions(
-        self, length: int, starts: Sequence[int], inputs: Sequence[PictureInput]
+    def _rope_positions(
+        self, length: int, image_starts: Sequence[int], inputs: Sequence[PictureInput]
     ) -> NDArray[np.int64]:
-        """Multimodal rotary positions (3, tokens): text counts; a picture's tokens stand at its
-        beginning plus their time, row and column, and what follows goes on behind the longest
-        side (``get_rope_index`` in transformers)."""
+        """Return multimodal rotary positions (3, tokens), as ``get_rope_index`` in transformers
+        does.
+
+        Text tokens count up on all axes. A picture's tokens have the picture's first position plus
+        their time, row and column. The text behind it continues after its longer side.
+        """
         positions = np.empty((3, length), np.int64)
-        place = position = 0
-        for start, picture in zip(starts, inputs, strict=True):
-            text = start - place
-            positions[:, place:start] = position + np.arange(text)
+        end = 0  # tokens that have their positions
+        position = 0  # of the next token
+        for start, picture in zip(image_starts, inputs, strict=True):
+            text = start - end
+            positions[:, end:start] = position + np.arange(text)
             position += text
+            end = start + picture.num_tokens
+            positions[:, start:end] = position + self._picture_positions(picture)
             grid: Grid = picture.data.grid
-            rows, columns = grid.rows // self._merge, grid.columns // self._merge
-            frame, row, column = np.unravel_index(
-                np.arange(picture.tokens), (grid.frames, rows, columns)
-            )
-            seconds = picture.data.seconds_per_frame
-            time = (
-                (frame * (self._positions_per_second * seconds)).astype(np.int64)
-                if seconds
-                else frame
-            )
-            positions[:, start : start + picture.tokens] = position + np.stack([time, row, column])
-            place, position = start + picture.tokens, position + max(rows, columns)
-        positions[:, place:] = position + np.arange(length - place)
+            position += max(grid.rows // self._merge, grid.columns // self._merge)
+        positions[:, end:] = position + np.arange(length - end)
         return positions
+
+    def _picture_positions(self, picture: PictureInput) -> NDArray[np.int64]:
+        """Return the time, row and column of each of a picture's tokens (3, tokens)."""
+        grid: Grid = picture.data.grid
+        shape = (grid.frames, grid.rows // self._merge, grid.columns // self._merge)
+        time, row, column = np.unravel_index(np.arange(picture.num_tokens), shape)
+        if picture.data.seconds_per_frame:
+            step = self._positions_per_second * picture.data.seconds_per_frame
+            time = (time * step).astype(np.int64)
+        return np.stack([time, row, column])

@@ -1,1 +1,1 @@
-"""Runtimes that answer by way of another server or library: the rest of the graph stays the same."""
+"""Runtimes that answer through another server or library."""

@@ -1,10 +1,10 @@
-"""Places for requests that something else answers: so many at a time, and so many that wait."""
+"""A limit on the requests that run at a time, and on those that wait."""
 
 from __future__ import annotations
 
 import asyncio
 
-from models.remote.errors import late
+from models.remote.errors import deadline_exceeded
 from raylens.core.config import ModelConfig
 from raylens.core.errors import Overloaded
 from raylens.core.types import VisionRequest
@@ -12,46 +12,50 @@ from raylens.engine.metrics import Gauges
 
 
 class ConcurrencyLimiter:
-    """``max_batch_size`` at a time, and ``max_waiting`` more in line; first come, first served."""
+    """Slots for ``max_batch_size`` running requests and ``max_waiting`` waiting ones, first in,
+    first out."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self._places = asyncio.Semaphore(config.max_batch_size)
-        self.size = config.max_batch_size
+        self.max_running = config.max_batch_size
+        self._slots = asyncio.Semaphore(config.max_batch_size)
         self._capacity = config.max_batch_size + config.max_waiting
         self._retry_after = config.retry_after_s
-        self._taken = 0
+        self._requests = 0
+        """Requests that run or wait."""
 
     @property
     def gauges(self) -> Gauges:
-        running = min(self._taken, self.size)
-        return Gauges(waiting=self._taken - running, running=running)
+        running = min(self._requests, self.max_running)
+        return Gauges(waiting=self._requests - running, running=running)
 
-    def check(self) -> None:
-        """Raises ``Overloaded`` where nobody may wait any more."""
-        if self._taken >= self._capacity:
+    def check_capacity(self) -> None:
+        """Raises ``Overloaded`` if as many requests run or wait as are allowed."""
+        if self._requests >= self._capacity:
             raise Overloaded(
-                f"{self._taken} requests run or wait; the limit is {self._capacity}",
+                f"{self._requests} requests run or wait; the limit is {self._capacity}",
                 "model",
                 self._capacity,
-                self._taken,
+                self._requests,
                 self._retry_after,
             )
 
-    async def enter(self, request: VisionRequest) -> None:
-        """Takes a place, once there is one. Raises ``Overloaded``, or ``DeadlineExceeded`` where
-        none comes in time."""
-        self.check()
-        self._taken += 1
+    async def acquire(self, request: VisionRequest) -> None:
+        """Wait for a slot and take it.
+
+        Raises ``Overloaded``, or ``DeadlineExceeded`` if no slot is free before the deadline.
+        """
+        self.check_capacity()
+        self._requests += 1
         try:
             async with asyncio.timeout(max(0.0, request.remaining)):
-                await self._places.acquire()
+                await self._slots.acquire()
         except BaseException as error:
-            self._taken -= 1
+            self._requests -= 1
             if isinstance(error, TimeoutError):
-                raise late() from None
+                raise deadline_exceeded() from None
             raise
 
-    def leave(self) -> None:
-        """Gives a place back."""
-        self._places.release()
-        self._taken -= 1
+    def release(self) -> None:
+        """Free a slot."""
+        self._slots.release()
+        self._requests -= 1

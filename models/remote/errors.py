@@ -1,4 +1,4 @@
-"""What other servers answer when they don't, as errors of our own."""
+"""Errors of other servers and of their clients, as this project's errors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from raylens.core.errors import (
     ModelNotLoaded,
     Overloaded,
     RaylensError,
+    UnsupportedTask,
 )
 from raylens.net.retry_after import parse_retry_after
 
-SHOWN = 500
+MAX_REASON = 500
+"""Characters of a server's message that are passed on."""
 LONGEST_RETRY_AFTER_S = 3600.0
-"""A server that asks for more isn't believed."""
+"""Seconds; a longer ``Retry-After`` is cut to this."""
 
 
-def of_status(status: int, retry_after: str | None, said: str) -> RaylensError:
-    """``said``: the server's own words, as far as they are for the caller."""
+def error_from_status(status: int, retry_after: str | None, message: str) -> RaylensError:
+    """Return the error for an HTTP status.
+
+    ``retry_after`` is the response's header. ``message`` is the server's own; the caller sees it
+    only if the server refused the request.
+    """
     if status in (429, 503):
         seconds = parse_retry_after(retry_after, LONGEST_RETRY_AFTER_S)
         return Overloaded(
@@ -31,23 +37,32 @@ def of_status(status: int, retry_after: str | None, said: str) -> RaylensError:
         )
     if status in (400, 413, 415, 422):
         return InvalidRequest(
-            f"model: the runtime's server refused the request: {said[:SHOWN]}", "model"
+            f"model: the runtime's server refused the request: {message[:MAX_REASON]}", "model"
         )
     if status in (408, 504):
-        return late()
+        return deadline_exceeded()
+    if status == 502:
+        return server_unreachable()
     return ModelFailed(f"the runtime's server answered with status {status}")
 
 
-def late() -> RaylensError:
+def deadline_exceeded() -> RaylensError:
     return DeadlineExceeded("the deadline passed before the answer was complete", "deadline")
 
 
-def unreachable() -> RaylensError:
+def server_unreachable() -> RaylensError:
     return ModelNotLoaded("the runtime's server can't be reached", "model", retry_after=1.0)
 
 
-def key_of(remote: RemoteConfig, usual: str, *, is_its_maker: bool) -> str | None:
-    """The key from its environment variable. The ``usual`` one is for its maker's own server only:
-    no other gets it without being told."""
-    name = remote.api_key_env or (usual if is_its_maker else None)
+def videos_not_supported() -> RaylensError:
+    return UnsupportedTask("messages: videos are not supported by this model's runtime", "messages")
+
+
+def api_key(remote: RemoteConfig, default_env: str, *, is_default_server: bool) -> str | None:
+    """Return the API key from its environment variable, or None.
+
+    The key in ``default_env`` goes only to the default server, the one that issued it. Any other
+    server gets a key only if the configuration names its variable.
+    """
+    name = remote.api_key_env or (default_env if is_default_server else None)
     return os.environ.get(name) if name else None

@@ -1,5 +1,7 @@
-"""``runtime: cloud`` and ``runtime: photon``: Moondream's own service, or its own engine on a GPU,
-through the client that the ``moondream`` package has for either."""
+"""``runtime: cloud`` and ``runtime: photon``: Moondream's service, or its own engine on a GPU.
+
+Both are reached through clients of the ``moondream`` package.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,16 @@ from PIL import Image
 
 from models.chat import visual_parts
 from models.remote.concurrency import ConcurrencyLimiter
-from models.remote.errors import SHOWN, key_of, late, of_status, unreachable
+from models.remote.errors import (
+    MAX_REASON,
+    api_key,
+    deadline_exceeded,
+    error_from_status,
+    server_unreachable,
+    videos_not_supported,
+)
 from models.remote.pictures import chat_messages
+from models.runtime import Runtime
 from raylens.core.config import ModelConfig, RemoteConfig
 from raylens.core.errors import ModelFailed, RaylensError, UnsupportedTask
 from raylens.core.types import (
@@ -47,10 +57,11 @@ from raylens.engine.metrics import Gauges
 from raylens.engine.model import Pixels
 
 TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name, REASONING})
-KEY = "MOONDREAM_API_KEY"
+API_KEY_ENV = "MOONDREAM_API_KEY"
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
-_PLAIN = SamplingParams()
-_NOT_TAKEN = {
+"""The running request's deadline, for :class:`DeadlineHandler`."""
+_DEFAULT_SAMPLING = SamplingParams()
+_UNSUPPORTED_PARAMETERS = {
     "top_k": "top_k",
     "min_p": "min_p",
     "repetition_penalty": "repetition_penalty",
@@ -62,15 +73,17 @@ _NOT_TAKEN = {
     "logprobs": "logprobs",
     "json_schema": "response_format",
 }
-"""Sampling parameters that the client has no words for, and what requests call them."""
+"""Sampling parameters that the client lacks, and their names in a request."""
 
+Answer = Delta | Generator[str, None, None]
+"""A whole answer, or its pieces of text as they come."""
 
-Tell = Callable[[Delta | Exception | None], None]
-"""Takes what comes of a request: its deltas, and then nothing more, or an error."""
+Send = Callable[[Delta | Exception | None], None]
+"""Passes on an answer: its deltas and then None, or an error."""
 
 
 class Client(Protocol):
-    """What both of the package's clients can do."""
+    """The methods that both clients of the package have."""
 
     def caption(self, image: Image.Image, length: str, stream: bool, settings: Any) -> Any: ...
 
@@ -94,25 +107,26 @@ class Client(Protocol):
 
 
 def cloud(config: ModelConfig, remote: RemoteConfig) -> MoondreamRuntime:
-    """Moondream Cloud, or another server that speaks its dialect."""
+    """Return a runtime on Moondream Cloud, or on another server with the same API."""
     urllib.request.install_opener(urllib.request.build_opener(DeadlineHandler))
-    key = key_of(remote, KEY, is_its_maker=remote.base_url is None)
+    key = api_key(remote, API_KEY_ENV, is_default_server=remote.base_url is None)
     endpoint = remote.base_url or moondream.DEFAULT_ENDPOINT
-    return MoondreamRuntime(
-        config, moondream.vl(api_key=key, endpoint=endpoint, model=remote.model), "remote"
-    )
+    client = moondream.vl(api_key=key, endpoint=endpoint, model=remote.model)
+    return MoondreamRuntime(config, client, "remote")
 
 
 def photon(config: ModelConfig, remote: RemoteConfig) -> MoondreamRuntime:
-    """Photon in this process, on the replica's GPU."""
-    key = key_of(remote, KEY, is_its_maker=True)
+    """Return a runtime on Photon, which runs in this process on the replica's GPU."""
+    key = api_key(remote, API_KEY_ENV, is_default_server=True)
     client = moondream.photon(remote.model or config.checkpoint, api_key=key)
     return MoondreamRuntime(config, client, "cuda", (TASKS & set(client.tasks)) | {REASONING})
 
 
 class DeadlineHandler(urllib.request.BaseHandler):
-    """The client would wait for ever for a server that says nothing: here each of its requests has
-    a deadline."""
+    """Gives each request of the client a time-out, the time until the request's deadline.
+
+    The client sets none, and would wait forever for a silent server.
+    """
 
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
         deadline = _deadline.get()
@@ -123,53 +137,55 @@ class DeadlineHandler(urllib.request.BaseHandler):
     https_request = http_request
 
 
-class MoondreamRuntime:
-    """Implements :class:`models.runtime.Runtime`. The client blocks, so each request that runs has
-    a thread, and its place until that thread is free again."""
+class MoondreamRuntime(Runtime):
+    """Calls a client in threads, because the client blocks.
+
+    Each running request has a thread, and keeps its slot until that thread is free again.
+    """
 
     def __init__(
         self, config: ModelConfig, client: Client, device: str, tasks: frozenset[str] = TASKS
     ) -> None:
-        self.tasks, self.device = tasks, device
+        self.tasks = tasks
+        self.device = device
         self._client = client
         self._limiter = ConcurrencyLimiter(config)
-        self._threads = ThreadPoolExecutor(self._limiter.size, "raylens-runtime")
+        self._threads = ThreadPoolExecutor(self._limiter.max_running, "raylens-runtime")
         self._abandoned: list[float] = []
-        """The deadlines of requests whose threads go on, though nobody waits for them."""
+        """Deadlines of ended requests whose threads are still in the client."""
 
     @property
     def failure(self) -> BaseException | None:
-        """Implements :attr:`models.runtime.Runtime.failure`: every thread is past its request's
-        deadline."""
         now = time.time()
         overdue = sum(deadline <= now for deadline in self._abandoned)
-        return RuntimeError("the client hangs") if overdue >= self._limiter.size else None
+        if overdue < self._limiter.max_running:
+            return None
+        return RuntimeError("the client hangs: every thread is past its request's deadline")
 
     @property
     def gauges(self) -> Gauges:
-        """Implements :attr:`models.runtime.Runtime.gauges`."""
         return self._limiter.gauges
 
     def check_capacity(self, request: VisionRequest) -> None:
-        """Implements :meth:`models.runtime.Runtime.check_capacity`."""
-        self._limiter.check()
+        self._limiter.check_capacity()
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[Pixels]
     ) -> AsyncGenerator[Delta, None]:
-        """Implements :meth:`models.runtime.Runtime.generate`."""
-        self._refuse(request)
-        await self._limiter.enter(request)
+        self._check_supported(request)
+        await self._limiter.acquire(request)
         deltas: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
-        gone = Event()
+        cancelled = Event()
         loop = asyncio.get_running_loop()
         _deadline.set(request.deadline)
 
-        def tell(delta: Delta | Exception | None) -> None:
+        def send(delta: Delta | Exception | None) -> None:
             loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
-        context = copy_context()  # the thread takes the deadline along
-        work = self._threads.submit(context.run, self._work, request, pictures, tell, gone)
+        context = copy_context()  # gives the deadline to the thread
+        work = self._threads.submit(
+            context.run, self._run_client, request, pictures, send, cancelled
+        )
         try:
             while True:
                 async with asyncio.timeout(max(0.0, request.remaining)):
@@ -180,118 +196,115 @@ class MoondreamRuntime:
                     raise delta
                 yield delta
         except TimeoutError:
-            raise late() from None
+            raise deadline_exceeded() from None
         finally:
-            gone.set()
+            cancelled.set()
             if work.cancel() or work.done():
-                self._limiter.leave()
+                self._limiter.release()
             else:
                 self._abandoned.append(request.deadline)
                 work.add_done_callback(
-                    lambda _: loop.call_soon_threadsafe(self._free, request.deadline)
+                    lambda _: loop.call_soon_threadsafe(self._release_late, request.deadline)
                 )
 
-    def _free(self, deadline: float) -> None:
+    def _release_late(self, deadline: float) -> None:
+        """Free the slot of a request that ended before its thread."""
         self._abandoned.remove(deadline)
-        self._limiter.leave()
+        self._limiter.release()
 
-    def _work(
-        self,
-        request: VisionRequest,
-        pictures: Sequence[Pixels],
-        tell: Callable[[Delta | Exception | None], None],
-        gone: Event,
+    def _run_client(
+        self, request: VisionRequest, pictures: Sequence[Pixels], send: Send, cancelled: Event
     ) -> None:
-        """In a thread: tells the answer as it comes, until nobody waits for more."""
+        """Send the client's answer as it comes, in a thread, until the request is cancelled."""
         try:
-            said = self._ask(request, [Image.fromarray(picture) for picture in pictures], pictures)
-            if isinstance(said, Delta):
-                tell(said)
+            images = [Image.fromarray(picture) for picture in pictures]
+            answer = self._call_client(request, images, pictures)
+            if isinstance(answer, Delta):
+                send(answer)
             else:
-                with closing(said):
-                    for text in said:
-                        if gone.is_set():
+                with closing(answer):
+                    for text in answer:
+                        if cancelled.is_set():
                             return
-                        tell(Delta(text))
-                tell(_end())
-            tell(None)
+                        send(Delta(text))
+                send(_final_delta())
+            send(None)
         except Exception as error:
-            tell(_translated(error))
+            send(_to_raylens_error(error))
 
-    def _refuse(self, request: VisionRequest) -> None:
-        """Raises ``UnsupportedTask`` for what the client can't ask for."""
+    def _check_supported(self, request: VisionRequest) -> None:
+        """Raises ``UnsupportedTask`` if the client lacks the task or a parameter."""
         task = request.task
         if task.name not in self.tasks:
             raise UnsupportedTask(
                 f"this model can't {task.name}; it can {', '.join(sorted(self.tasks))}", "model"
             )
-        for name, field in _NOT_TAKEN.items():
-            if getattr(request.sampling, name) != getattr(_PLAIN, name):
-                raise UnsupportedTask(f"{field}: this model's runtime has no such parameter", field)
+        for name, field in _UNSUPPORTED_PARAMETERS.items():
+            if getattr(request.sampling, name) != getattr(_DEFAULT_SAMPLING, name):
+                raise UnsupportedTask(f"{field}: not supported by this model's runtime", field)
         if isinstance(task, Chat) and any(
             isinstance(part, VideoPart) for part in visual_parts(task.messages)
         ):
-            raise UnsupportedTask(
-                "messages: this model's runtime takes pictures, but no videos", "messages"
-            )
+            raise videos_not_supported()
 
-    def _ask(
+    def _call_client(
         self, request: VisionRequest, images: Sequence[Image.Image], pictures: Sequence[Pixels]
-    ) -> Delta | Generator[str, None, None]:
-        """The whole answer, or its pieces as they come."""
-        task, settings, stream = request.task, _settings(request), request.stream
+    ) -> Answer:
+        """Call the client's method for the task. ``images`` and ``pictures`` are the same."""
+        task = request.task
+        settings = _settings(request)
+        # The client returns reasoning only with a whole answer.
+        stream = request.stream and not getattr(task, "reasoning", False)
         match task:
             case Caption(length):
-                return _text(
-                    self._client.caption(images[0], length.value, stream, settings)["caption"]
-                )
-            case Query(question, reasoning, places):
-                # Thoughts come with a whole answer only.
-                refs = [_ref(place) for place in places] or None
-                image, stream = images[0] if images else None, stream and not reasoning
+                answer = self._client.caption(images[0], length.value, stream, settings)
+                return _text_answer(answer["caption"])
+            case Query(question, reasoning, spatial_refs):
+                refs = [_spatial_ref(ref) for ref in spatial_refs] or None
+                image = images[0] if images else None
                 answer = self._client.query(image, question, stream, settings, reasoning, refs)
-                return _text(answer["answer"], _reasoning(answer))
-            case Detect(subject, most):
-                objects = self._client.detect(images[0], subject, settings)["objects"]
-                return _end(
-                    findings=Findings(regions=tuple(_region(each) for each in objects[:most]))
-                )
-            case Point(subject, most):
+                return _text_answer(answer["answer"], _reasoning(answer.get("reasoning")))
+            case Detect(subject, max_objects):
+                boxes = self._client.detect(images[0], subject, settings)["objects"]
+                regions = tuple(_region(box) for box in boxes[:max_objects])
+                return _final_delta(findings=Findings(regions=regions))
+            case Point(subject, max_objects):
                 points = self._client.point(images[0], subject, settings)["points"]
-                return _end(
-                    findings=Findings(
-                        locations=tuple(Location(each["x"], each["y"]) for each in points[:most])
-                    )
+                locations = tuple(
+                    Location(point["x"], point["y"]) for point in points[:max_objects]
                 )
+                return _final_delta(findings=Findings(locations=locations))
             case Chat(messages, reasoning):
-                stream, asked = stream and not reasoning, chat_messages(messages, pictures)
-                answer = self._client.chat(asked, stream, settings, reasoning or None)
-                return _said(answer)
+                body = chat_messages(messages, pictures)
+                return _chat_answer(self._client.chat(body, stream, settings, reasoning or None))
 
 
-def _text(
-    said: str | Generator[str, None, None], reasoning: Reasoning | None = None
-) -> Delta | Generator[str, None, None]:
-    return _end(said, Findings(reasoning=reasoning)) if isinstance(said, str) else said
+def _text_answer(
+    text: str | Generator[str, None, None], reasoning: Reasoning | None = None
+) -> Answer:
+    if not isinstance(text, str):
+        return text
+    return _final_delta(text, Findings(reasoning=reasoning))
 
 
-def _said(answer: dict[str, Any]) -> Delta | Generator[str, None, None]:
-    """A chat's message, whole or in pieces."""
+def _chat_answer(answer: dict[str, Any]) -> Answer:
+    """Parse the client's answer to a chat. Its message is a dictionary or a stream of text."""
     message = answer["message"]
     if not isinstance(message, dict):
         pieces: Generator[str, None, None] = message
         return pieces
-    thoughts = message.get("reasoning")
-    details = message.get("reasoning_details") or {}
-    reasoning = (
-        None if thoughts is None else _reasoning({"reasoning": {"text": thoughts, **details}})
-    )
-    reason = FinishReason.LENGTH if answer.get("finish_reason") == "length" else FinishReason.STOP
-    return replace(_end(message["content"], Findings(reasoning=reasoning)), finish_reason=reason)
+    reasoning = None
+    if message.get("reasoning") is not None:
+        details = message.get("reasoning_details") or {}
+        reasoning = _reasoning({"text": message["reasoning"], **details})
+    delta = _final_delta(message["content"], Findings(reasoning=reasoning))
+    if answer.get("finish_reason") == "length":
+        return replace(delta, finish_reason=FinishReason.LENGTH)
+    return delta
 
 
-def _end(text: str = "", findings: Findings | None = None) -> Delta:
-    """A whole answer. The client doesn't say how many tokens it has."""
+def _final_delta(text: str = "", findings: Findings | None = None) -> Delta:
+    """Return the last delta of an answer. The client does not report token counts."""
     return Delta(
         text, finish_reason=FinishReason.STOP, usage=Usage(0, 0), findings=findings or Findings()
     )
@@ -309,40 +322,38 @@ def _settings(request: VisionRequest) -> dict[str, Any]:
     return settings
 
 
-def _translated(error: Exception) -> RaylensError:
-    """The project's own error for what goes wrong in the client."""
+def _to_raylens_error(error: Exception) -> RaylensError:
     match error:
         case RaylensError():
             return error
         case urllib.error.HTTPError():
             with error:
-                said = error.read(4 * SHOWN).decode(errors="replace")
-                return of_status(error.code, error.headers.get("Retry-After"), said)
+                message = error.read(4 * MAX_REASON).decode(errors="replace")
+                return error_from_status(error.code, error.headers.get("Retry-After"), message)
         case TimeoutError() | urllib.error.URLError(reason=TimeoutError()):
-            return late()
+            return deadline_exceeded()
         case urllib.error.URLError() | ConnectionError():
-            return unreachable()
+            return server_unreachable()
     return ModelFailed(f"the model's runtime failed on this request: {type(error).__name__}")
 
 
-def _ref(place: Location | Region) -> list[float]:
-    if isinstance(place, Location):
-        return [place.x, place.y]
-    return [place.x_min, place.y_min, place.x_max, place.y_max]
+def _spatial_ref(ref: Location | Region) -> list[float]:
+    if isinstance(ref, Location):
+        return [ref.x, ref.y]
+    return [ref.x_min, ref.y_min, ref.x_max, ref.y_max]
 
 
 def _region(box: dict[str, float]) -> Region:
     return Region(box["x_min"], box["y_min"], box["x_max"], box["y_max"])
 
 
-def _reasoning(answer: dict[str, Any]) -> Reasoning | None:
-    told = answer.get("reasoning")
-    if told is None:
+def _reasoning(reasoning: dict[str, Any] | None) -> Reasoning | None:
+    if reasoning is None:
         return None
-    groundings = (
-        Grounding(
-            part["start_idx"], part["end_idx"], tuple(Location(*point) for point in part["points"])
-        )
-        for part in told.get("grounding") or ()
-    )
-    return Reasoning(told["text"], tuple(groundings))
+    groundings = (_grounding(grounding) for grounding in reasoning.get("grounding") or ())
+    return Reasoning(reasoning["text"], tuple(groundings))
+
+
+def _grounding(grounding: dict[str, Any]) -> Grounding:
+    points = tuple(Location(*point) for point in grounding["points"])
+    return Grounding(grounding["start_idx"], grounding["end_idx"], points)

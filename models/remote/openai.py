@@ -1,29 +1,37 @@
-"""``runtime: openai``: a server that speaks OpenAI's chat completions, such as vLLM, Ollama,
-llama.cpp or raylens itself, through OpenAI's own client."""
+"""``runtime: openai``: a server with OpenAI's chat completions API, such as vLLM, Ollama, llama.cpp
+or raylens itself.
+
+It is reached through OpenAI's own client.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import numpy as np
+import httpx
 import openai
 from openai.types.chat import ChatCompletionChunk
 from openai.types.chat.chat_completion_chunk import Choice
 from openai.types.completion_usage import CompletionUsage
-from PIL import Image
 
-from models.chat import messages_of
-from models.qwen2_5_vl.grounding import locations, regions
-from models.qwen2_5_vl.model import GROUNDING_PROMPTS, resized_size
+from models.chat import task_messages
+from models.grounding import Grounding
 from models.remote.concurrency import ConcurrencyLimiter
-from models.remote.errors import key_of, late, of_status, unreachable
+from models.remote.errors import (
+    api_key,
+    deadline_exceeded,
+    error_from_status,
+    server_unreachable,
+)
 from models.remote.pictures import chat_messages
+from models.runtime import Runtime
 from raylens.core.config import ModelConfig, RemoteConfig
 from raylens.core.errors import ModelFailed, RaylensError
+from raylens.core.families import family_named, load_attribute
 from raylens.core.types import (
     Caption,
     Chat,
@@ -41,78 +49,67 @@ from raylens.core.types import (
 from raylens.engine.metrics import Gauges
 from raylens.engine.model import Pixels
 
-TALKS = frozenset({Caption.name, Query.name, Chat.name})
-KEY = "OPENAI_API_KEY"
-SIDE, LEAST, MOST = 28, 4 * 28 * 28, 1280 * 28 * 28
-"""A picture for Qwen2.5-VL is brought to whole image tokens and to an area that servers don't
-change any more, within ``min_pixels`` and ``max_pixels`` where these are given: the boxes and
-points that come back are pixels of it."""
+TEXT_TASKS = frozenset({Caption.name, Query.name, Chat.name})
+GROUNDING_TASKS = frozenset({Detect.name, Point.name})
+API_KEY_ENV = "OPENAI_API_KEY"
+
+CONNECT_TIMEOUT_S = 10.0
 
 
-class OpenAIRuntime:
-    """Implements :class:`models.runtime.Runtime`."""
-
+class OpenAIRuntime(Runtime):
     device = "remote"
     failure: BaseException | None = None
 
     def __init__(
         self, config: ModelConfig, remote: RemoteConfig, client: openai.AsyncOpenAI | None = None
     ) -> None:
-        # Other families have no words for places that every server understands.
-        self._finds = config.family == "qwen2_5_vl"
-        self.tasks = TALKS | ({Detect.name, Point.name} if self._finds else frozenset())
+        self._grounding = _load_grounding(config.family)
+        self.tasks = TEXT_TASKS | (GROUNDING_TASKS if self._grounding else frozenset())
         self._model = remote.model or config.checkpoint
         self._limiter = ConcurrencyLimiter(config)
-        self._bounds = config.min_pixels or LEAST, config.max_pixels or MOST
-        self._client = client or _client(remote)
+        self._family_settings = config.family_settings
+        self._client = client or _make_client(remote)
 
     @property
     def gauges(self) -> Gauges:
-        """Implements :attr:`models.runtime.Runtime.gauges`."""
         return self._limiter.gauges
 
     def check_capacity(self, request: VisionRequest) -> None:
-        """Implements :meth:`models.runtime.Runtime.check_capacity`."""
-        self._limiter.check()
+        self._limiter.check_capacity()
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[Pixels]
     ) -> AsyncGenerator[Delta, None]:
-        """Implements :meth:`models.runtime.Runtime.generate`."""
-        await self._limiter.enter(request)
+        await self._limiter.acquire(request)
         try:
-            seen, messages = await asyncio.to_thread(self._prepare, request, pictures)
-            ends = _Ends(request.sampling.n)
-            async with self._asked(request, messages) as chunks:
+            sent_pictures, messages = await asyncio.to_thread(self._prepare, request, pictures)
+            answers = _Answers(request.sampling.n, self._grounding)
+            async with self._stream(request, messages) as chunks:
                 async for chunk in chunks:
-                    for delta in ends.take(chunk):
+                    for delta in answers.add(chunk):
                         yield delta
-            for delta in ends.deltas(request, seen):
+            for delta in answers.final_deltas(request, sent_pictures):
                 yield delta
         finally:
-            self._limiter.leave()
+            self._limiter.release()
 
     def _prepare(
         self, request: VisionRequest, pictures: Sequence[Pixels]
     ) -> tuple[Sequence[Pixels], list[dict[str, Any]]]:
-        """The pictures as they are sent, and the messages."""
-        seen = [self._whole_tokens(picture) for picture in pictures] if self._finds else pictures
-        return seen, chat_messages(
-            messages_of(request.task, len(seen), self.tasks, GROUNDING_PROMPTS), seen
-        )
-
-    def _whole_tokens(self, picture: Pixels) -> Pixels:
-        height, width = resized_size(picture, SIDE, *self._bounds)
-        return np.asarray(
-            Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
-        )
+        """Return the pictures as they are sent, and the messages."""
+        prompts: Mapping[str, str] = {}
+        if self._grounding is not None:
+            settings = self._family_settings
+            pictures = [self._grounding.resize(picture, settings) for picture in pictures]
+            prompts = self._grounding.prompts
+        messages = task_messages(request.task, len(pictures), self.tasks, prompts)
+        return pictures, chat_messages(messages, pictures)
 
     @asynccontextmanager
-    async def _asked(
+    async def _stream(
         self, request: VisionRequest, messages: list[dict[str, Any]]
     ) -> AsyncGenerator[openai.AsyncStream[ChatCompletionChunk], None]:
-        """The chunks; leaving closes the connection, which tells the server that nobody waits any
-        more."""
+        """Open the stream of chunks. Leaving it closes the connection, and the server stops."""
         create: Any = self._client.chat.completions.create
         try:
             stream = await create(
@@ -120,82 +117,109 @@ class OpenAIRuntime:
                 messages=messages,
                 stream=True,
                 stream_options={"include_usage": True},
-                timeout=max(0.001, request.remaining),
+                timeout=_timeout(request),
                 **_parameters(request.sampling),
             )
             async with stream:
                 yield stream
         except openai.OpenAIError as error:
-            raise _translated(error) from error
+            raise _to_raylens_error(error) from error
+        except json.JSONDecodeError:
+            raise ModelFailed("the runtime's server sent no chat completion") from None
+        except UnicodeError:
+            # The error's message would hold the key.
+            raise ModelFailed("the API key has characters that no HTTP header can hold") from None
 
 
-def _client(remote: RemoteConfig) -> openai.AsyncOpenAI:
-    is_its_maker = (remote.base_url or "").startswith("https://api.openai.com/")
-    key = key_of(remote, KEY, is_its_maker=is_its_maker)
+def _load_grounding(family: str | None) -> Grounding | None:
+    """Return the family's grounding: other families have no prompts that work on every server."""
+    path = None if family is None else family_named(family).grounding
+    grounding: Grounding | None = None if path is None else load_attribute(path)
+    return grounding
+
+
+def _timeout(request: VisionRequest) -> httpx.Timeout:
+    remaining = max(0.001, request.remaining)
+    return httpx.Timeout(remaining, connect=min(remaining, CONNECT_TIMEOUT_S))
+
+
+def _make_client(remote: RemoteConfig) -> openai.AsyncOpenAI:
+    is_openai = (remote.base_url or "").startswith("https://api.openai.com/")
+    key = api_key(remote, API_KEY_ENV, is_default_server=is_openai)
     return openai.AsyncOpenAI(
-        api_key=key or "none", base_url=remote.base_url, max_retries=0
-    )  # it insists on some key
+        api_key=key or "none",  # the client requires one
+        base_url=remote.base_url,
+        max_retries=0,
+    )
 
 
-class _Ends:
-    """The answers' ends: usage comes behind them, and belongs to them here."""
+class _Answers:
+    """The texts and finish reasons of a request's answers so far.
 
-    def __init__(self, answers: int) -> None:
-        self._reasons: list[FinishReason | None] = [None] * answers
-        self._texts: list[list[str]] = [[] for _ in range(answers)]
-        self.usage: CompletionUsage | None = None
+    The server sends the usage after the finish reasons. The last delta of an answer has both, so it
+    is held back until the stream ends.
+    """
 
-    def take(self, chunk: ChatCompletionChunk) -> list[Delta]:
-        """What a chunk says of the answers."""
+    def __init__(self, count: int, grounding: Grounding | None) -> None:
+        self._grounding = grounding
+        self._finish_reasons: list[FinishReason | None] = [None] * count
+        self._texts: list[list[str]] = [[] for _ in range(count)]
+        self._usage: CompletionUsage | None = None
+
+    def add(self, chunk: ChatCompletionChunk) -> list[Delta]:
+        """Add a chunk and return its deltas. Raises ``ModelFailed``."""
         if chunk.usage is not None:
-            self.usage = chunk.usage
-        deltas = (self._take(choice) for choice in chunk.choices)
+            self._usage = chunk.usage
+        deltas = (self._add_choice(choice) for choice in chunk.choices or ())
         return [delta for delta in deltas if delta is not None]
 
-    def _take(self, choice: Choice) -> Delta | None:
-        if choice.index >= len(self._reasons):
-            raise ModelFailed("the runtime's server sent an answer too many")
-        text = choice.delta.content or ""
-        self._texts[choice.index].append(text)
+    def _add_choice(self, choice: Choice) -> Delta | None:
+        index = choice.index or 0
+        if index >= len(self._texts):
+            raise ModelFailed("the runtime's server sent more answers than requested")
+        text = (choice.delta and choice.delta.content) or ""
+        self._texts[index].append(text)
         if choice.finish_reason is not None:
-            is_cut = choice.finish_reason == "length"
-            self._reasons[choice.index] = FinishReason.LENGTH if is_cut else FinishReason.STOP
-        told = (choice.logprobs and choice.logprobs.content) or []
-        logprobs = tuple(_logprob(token) for token in told)
-        return Delta(text, choice.index, logprobs=logprobs) if text or logprobs else None
+            is_length = choice.finish_reason == "length"
+            self._finish_reasons[index] = FinishReason.LENGTH if is_length else FinishReason.STOP
+        tokens = (choice.logprobs and choice.logprobs.content) or []
+        logprobs = tuple(_token_logprob(token) for token in tokens)
+        return Delta(text, index, logprobs=logprobs) if text or logprobs else None
 
-    def deltas(self, request: VisionRequest, pictures: Sequence[Pixels]) -> list[Delta]:
-        """The last of each answer. Raises ``ModelFailed`` where one has no end."""
-        if None in self._reasons:
+    def final_deltas(self, request: VisionRequest, pictures: Sequence[Pixels]) -> list[Delta]:
+        """Return the last delta of each answer. Raises ``ModelFailed`` if one is not finished."""
+        if None in self._finish_reasons:
             raise ModelFailed("the runtime's server ended an answer early")
-        prompt, said = (
-            (self.usage.prompt_tokens, self.usage.completion_tokens) if self.usage else (0, 0)
-        )
-        return [
-            Delta(
-                index=index,
-                finish_reason=reason,
-                usage=Usage(prompt, 0 if index else said),
-                findings=_found(request, "".join(self._texts[index]), pictures),
+        prompt_tokens = self._usage.prompt_tokens if self._usage else 0
+        completion_tokens = self._usage.completion_tokens if self._usage else 0
+        deltas = []
+        for index, finish_reason in enumerate(self._finish_reasons):
+            # The server's count is of all answers together.
+            usage = Usage(prompt_tokens, completion_tokens if index == 0 else 0)
+            findings = self._findings(request, "".join(self._texts[index]), pictures)
+            deltas.append(
+                Delta(index=index, finish_reason=finish_reason, usage=usage, findings=findings)
             )
-            for index, reason in enumerate(self._reasons)
-        ]
+        return deltas
 
-
-def _found(request: VisionRequest, text: str, pictures: Sequence[Pixels]) -> Findings:
-    task = request.task
-    if not isinstance(task, Detect | Point):
-        return Findings()
-    height, width = pictures[0].shape[:2]
-    if isinstance(task, Detect):
-        return Findings(regions=regions(text, width, height)[: task.max_objects])
-    return Findings(locations=locations(text, width, height)[: task.max_objects])
+    def _findings(self, request: VisionRequest, text: str, pictures: Sequence[Pixels]) -> Findings:
+        task = request.task
+        if not isinstance(task, Detect | Point) or self._grounding is None:
+            return Findings()
+        height, width = pictures[0].shape[:2]
+        if isinstance(task, Detect):
+            regions = self._grounding.regions(text, width, height)
+            return Findings(regions=regions[: task.max_objects])
+        locations = self._grounding.locations(text, width, height)
+        return Findings(locations=locations[: task.max_objects])
 
 
 def _parameters(sampling: SamplingParams) -> dict[str, Any]:
-    """What the request asks for; what it leaves alone isn't sent, so that a server need not know
-    it."""
-    wanted = {
+    """Return the sampling parameters that differ from the defaults.
+
+    A server need not support a parameter that the request does not set.
+    """
+    parameters = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p if sampling.top_p < 1 else None,
@@ -207,17 +231,21 @@ def _parameters(sampling: SamplingParams) -> dict[str, Any]:
         "logprobs": True if sampling.logprobs is not None else None,
         "top_logprobs": sampling.logprobs or None,
         "response_format": _response_format(sampling.json_schema),
-        "extra_body": {
-            name: value
-            for name, value, neutral in (
-                ("top_k", sampling.top_k, 0),
-                ("min_p", sampling.min_p, 0),
-                ("repetition_penalty", sampling.repetition_penalty, 1),
-            )
-            if value != neutral
-        },
+        "extra_body": _extra_body(sampling),
     }
-    return {name: value for name, value in wanted.items() if value is not None}
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _extra_body(sampling: SamplingParams) -> dict[str, float]:
+    """Return the parameters that OpenAI's API lacks, under vLLM's names."""
+    extra: dict[str, float] = {}
+    if sampling.top_k != 0:
+        extra["top_k"] = sampling.top_k
+    if sampling.min_p != 0:
+        extra["min_p"] = sampling.min_p
+    if sampling.repetition_penalty != 1:
+        extra["repetition_penalty"] = sampling.repetition_penalty
+    return extra
 
 
 def _response_format(schema: str | None) -> dict[str, Any] | None:
@@ -229,21 +257,20 @@ def _response_format(schema: str | None) -> dict[str, Any] | None:
     }
 
 
-def _logprob(token: Any) -> TokenLogprob:
-    top = tuple(_logprob(other) for other in getattr(token, "top_logprobs", None) or ())
+def _token_logprob(token: Any) -> TokenLogprob:
+    alternatives = getattr(token, "top_logprobs", None) or ()
+    top = tuple(_token_logprob(alternative) for alternative in alternatives)
     data = bytes(token.bytes) if token.bytes is not None else token.token.encode()
     return TokenLogprob(token.token, data, token.logprob, top)
 
 
-def _translated(error: openai.OpenAIError) -> RaylensError:
-    """The project's own error for one of the client's."""
+def _to_raylens_error(error: openai.OpenAIError) -> RaylensError:
     match error:
         case openai.APITimeoutError():
-            return late()
+            return deadline_exceeded()
         case openai.APIConnectionError():
-            return unreachable()
+            return server_unreachable()
         case openai.APIStatusError():
-            return of_status(
-                error.status_code, error.response.headers.get("retry-after"), error.message
-            )
+            retry_after = error.response.headers.get("retry-after")
+            return error_from_status(error.status_code, retry_after, error.message)
     return ModelFailed(f"the runtime's server failed: {type(error).__name__}")

@@ -1,4 +1,4 @@
-"""Pictures as other servers take them."""
+"""Pictures and messages in the formats of other servers."""
 
 from __future__ import annotations
 
@@ -9,38 +9,42 @@ from typing import Any
 
 from PIL import Image
 
-from raylens.core.errors import UnsupportedTask
+from models.remote.errors import videos_not_supported
 from raylens.core.types import ImagePart, Message, TextPart, VideoPart
 from raylens.engine.model import Pixels
 
-QUALITY = 95
+JPEG_QUALITY = 95
 
 
 def data_url(picture: Pixels) -> str:
-    """A JPEG file, as OpenAI's and Moondream's servers read it."""
+    """Return the picture as a JPEG data URL, which OpenAI's and Moondream's servers accept."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=QUALITY)
+    Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def chat_messages(messages: Sequence[Message], pictures: Sequence[Pixels]) -> list[dict[str, Any]]:
-    """In OpenAI's format. Raises ``UnsupportedTask`` for a video, which that has no words for."""
+    """Return the messages in OpenAI's format.
 
-    def part(given: TextPart | ImagePart | VideoPart) -> dict[str, Any]:
-        match given:
-            case TextPart(text):
-                return {"type": "text", "text": text}
-            case ImagePart(index, detail):
-                return {
-                    "type": "image_url",
-                    "image_url": {"url": data_url(pictures[index]), "detail": detail.value},
-                }
-            case VideoPart():
-                raise UnsupportedTask(
-                    "messages: this model's runtime takes pictures, but no videos", "messages"
-                )
-
+    Raises ``UnsupportedTask`` if there is a video: the format has no part for it.
+    """
     return [
-        {"role": message.role.value, "content": [part(each) for each in message.parts]}
+        {
+            "role": message.role.value,
+            "content": [_content_part(part, pictures) for part in message.parts],
+        }
         for message in messages
     ]
+
+
+def _content_part(
+    part: TextPart | ImagePart | VideoPart, pictures: Sequence[Pixels]
+) -> dict[str, Any]:
+    match part:
+        case TextPart(text):
+            return {"type": "text", "text": text}
+        case ImagePart(index, detail):
+            url = data_url(pictures[index])
+            return {"type": "image_url", "image_url": {"url": url, "detail": detail.value}}
+        case VideoPart():
+            raise videos_not_supported()

@@ -1,1 +1,1 @@
-"""SmolVLM and SmolVLM2: prompts, tiles and the vision encoder."""
+"""SmolVLM and SmolVLM2: the model with its prompts and tiles, and the vision encoder."""

@@ -1,9 +1,8 @@
-"""SmolVLM and SmolVLM2 (256M, 500M, 2.2B): prompts, picture tiles, the vision tower and the text
-model.
+"""SmolVLM and SmolVLM2 (256M, 500M, 2.2B): prompts, picture tiles, vision encoder and text model.
 
-Weights, tokenizer and image processor are those of transformers; the prompt's layout follows
-``processing_smolvlm.py`` there: a picture is its tiles row by row, each behind ``<row_r_col_c>``,
-then a global view.
+Weights, tokenizer and image processor are those of transformers. The prompt's layout follows
+``processing_smolvlm.py`` there: a picture is its tiles row by row, each preceded by
+``<row_r_col_c>``, and then a global view.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from transformers import (
 )
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
-from models.chat import check_length, image_parts, messages_of, picture_key, picture_part
+from models.chat import check_prompt_length, image_parts, part_key, picture_key, task_messages
 from models.chat_model import ChatModel
-from models.operations import normalized
+from models.operations import normalize_pixels
 from models.options import DEFAULTS, LoadOptions
+from models.smolvlm.family import FAMILY
 from models.smolvlm.vision import VisionEncoder
-from raylens.core.types import Caption, Chat, Detail, Query, VisionRequest
+from raylens.core.types import Detail, Message, VisionRequest
 from raylens.engine.model import PictureInput, Pixels, Prompt
 from raylens.engine.transfer import upload
 
-TASKS = frozenset({Caption.name, Query.name, Chat.name})
 Grid = tuple[int, int]
-"""Rows and columns of tiles; (1, 1) is a single view."""
+"""Rows and columns of tiles; (1, 1) is a global view without tiles."""
 
 
 def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> SmolVLM:
-    """Loads a checkpoint by hub id or from a folder. Raises ``OSError`` where it can't be found."""
+    """Load a checkpoint by its hub id or from a folder. Raises ``OSError`` if there is none."""
     revision = options.revision
     model = AutoModelForImageTextToText.from_pretrained(
         checkpoint, revision=revision, dtype=options.dtype
@@ -47,15 +46,15 @@ def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> SmolVLM:
     image_processor = AutoImageProcessor.from_pretrained(
         checkpoint, revision=revision, backend="pil"
     )
-    return SmolVLM(model.eval(), tokenizer, image_processor, replace(options, consume=True))
+    return SmolVLM(model.eval(), tokenizer, image_processor, replace(options, free_modules=True))
 
 
 def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: int) -> Grid:
-    """How many tiles a picture of this size is cut into at ``low`` (one) and ``auto``.
+    """Return the tile grid of a picture of this size, in pixels, for ``low`` and ``auto``.
 
-    ``auto`` takes as many as the picture fills without being enlarged, within ``longest_edge``.
-    ``high`` is the checkpoint's own policy, which enlarges every picture to ``longest_edge``; its
-    image processor knows it.
+    ``low`` has no tiles. ``auto`` has as many as the picture fills without being enlarged, once it
+    fits into ``longest_edge``. ``high`` is the checkpoint's own policy, which enlarges every
+    picture to ``longest_edge``; the image processor implements it.
     """
     if detail is Detail.LOW:
         return 1, 1
@@ -64,10 +63,9 @@ def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: 
 
 
 class SmolVLM(ChatModel):
-    """Implements :class:`raylens.engine.model.Model`. Public methods that run the model are not
-    thread-safe."""
+    """A loaded checkpoint. Methods that run the model are not thread-safe."""
 
-    tasks = TASKS
+    tasks = FAMILY.tasks
 
     def __init__(
         self,
@@ -79,13 +77,14 @@ class SmolVLM(ChatModel):
         super().__init__(model, model.model.text_model, tokenizer, options, DEFAULT_CHAT_TEMPLATE)
         config = model.config
         self._image_processor = image_processor
-        self._tiles_per_step, self._work = options.tiles, options.slice
+        self._tiles_per_step = options.tiles_per_batch
+        self._slice_size = options.slice_size
         side = config.vision_config.image_size // config.vision_config.patch_size
         self._tokens_per_tile = (side // config.scale_factor) ** 2
         self._tile = int(image_processor.max_image_size["longest_edge"])
         self._longest_edge = int(image_processor.size["longest_edge"])
         self._image_id = int(config.image_token_id)
-        self.normal = (
+        self.normalization = (
             float(image_processor.rescale_factor),
             tuple(image_processor.image_mean),
             tuple(image_processor.image_std),
@@ -93,51 +92,54 @@ class SmolVLM(ChatModel):
         self._vision_encoder = VisionEncoder(model.model, self._packer, self._graphs.vision)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
-        """Implements :meth:`raylens.engine.model.Model.prepare`."""
-        messages = messages_of(request.task, len(pictures), self.tasks, {})
-        parts = image_parts(messages)
-        cut: list[tuple[list[PictureInput], Grid]] = []
-        for part in parts:
-            cut.append(self._cut(pictures[part.index], part.detail))
-            # Before the next: tiles take far more memory than their picture.
-            check_length(
-                request.task,
-                sum(self._tokens_per_tile * len(tiles) for tiles, _ in cut),
-                self.max_length,
-            )
-        text = self._chat.render(messages).split("<image>")
-        layouts = [self._layout(grid) for _, grid in cut]
-        whole = text[0] + "".join(
-            layout + piece for layout, piece in zip(layouts, text[1:], strict=True)
-        )
-        token_ids = self._chat.encode(whole)
-        check_length(request.task, len(token_ids), self.max_length)
-        starts = np.flatnonzero(np.array(token_ids) == self._image_id)[:: self._tokens_per_tile]
-        inputs = [tile for tiles, _ in cut for tile in tiles]
-        return Prompt(tuple(token_ids), tuple(inputs), tuple(map(int, starts)))
+        messages = task_messages(request.task, len(pictures), self.tasks, {})
+        inputs: list[PictureInput] = []
+        grids: list[Grid] = []
+        for part in image_parts(messages):
+            tiles, grid = self._split_into_tiles(pictures[part.index], part.detail)
+            inputs += tiles
+            grids.append(grid)
+            # Checked for each picture, before the next: tiles take far more memory than a picture.
+            check_prompt_length(request.task, self._tokens_per_tile * len(inputs), self.max_length)
+        token_ids = self._tokenize(messages, grids)
+        check_prompt_length(request.task, len(token_ids), self.max_length)
+        image_tokens = np.flatnonzero(np.array(token_ids) == self._image_id)
+        image_starts = image_tokens[:: self._tokens_per_tile]
+        return Prompt(tuple(token_ids), tuple(inputs), tuple(map(int, image_starts)))
+
+    def _tokenize(self, messages: Sequence[Message], grids: Sequence[Grid]) -> list[int]:
+        """Return the prompt's token ids, with each picture's tokens in the place of its
+        ``<image>``."""
+        text, *texts = self._chat.render(messages).split("<image>")
+        for grid, following in zip(grids, texts, strict=True):
+            text += self._picture_text(grid) + following
+        return self._chat.encode(text)
 
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
-        """Implements :meth:`raylens.engine.model.Model.encode`; a picture here is a tile."""
+        """Encode tiles: each of these ``pictures`` is one tile."""
         features: list[Tensor] = []
         for start in range(0, len(pictures), self._tiles_per_step):
             if start:
                 yield
-            tiles = np.stack(
-                [picture.data for picture in pictures[start : start + self._tiles_per_step]]
+            batch = pictures[start : start + self._tiles_per_step]
+            tiles = np.stack([picture.data for picture in batch])
+            pixels = normalize_pixels(upload(tiles, self.device), *self.normalization).to(
+                self.kv_shape.dtype
             )
-            pixels = normalized(upload(tiles, self.device), *self.normal).to(self.kv_shape.dtype)
-            encoded = yield from self._vision_encoder.slices(pixels, self._work)
-            # Copies: a part of a tensor would keep the whole of it alive, for as long as one tile
-            # is kept.
+            encoded = yield from self._vision_encoder.encode_in_slices(pixels, self._slice_size)
+            # Cached tiles would keep the whole batch's tensor alive, so each is copied.
             features += [tile.clone() for tile in encoded]
         return features
 
-    def _cut(self, picture: Pixels, detail: Detail) -> tuple[list[PictureInput], Grid]:
-        """A picture's tiles, the global view last, each (channels, side, side) of 0 to 255."""
+    def _split_into_tiles(self, picture: Pixels, detail: Detail) -> tuple[list[PictureInput], Grid]:
+        """Return a picture's tiles, the global view last, and their grid.
+
+        Each tile is (channels, side, side) of 0 to 255.
+        """
         plain = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_last"}
         if detail is Detail.HIGH:
-            cut = self._image_processor(picture, return_row_col_info=True, **plain)
-            grid = max(1, cut["rows"][0][0]), max(1, cut["cols"][0][0])
+            split = self._image_processor(picture, return_row_col_info=True, **plain)
+            grid = max(1, split["rows"][0][0]), max(1, split["cols"][0][0])
         else:
             height, width = picture.shape[:2]
             grid = tile_grid(width, height, detail, self._tile, self._longest_edge)
@@ -145,19 +147,19 @@ class SmolVLM(ChatModel):
             resized = np.asarray(
                 Image.fromarray(picture).resize(size, self._image_processor.resample)
             )
-            cut = self._image_processor(
+            split = self._image_processor(
                 resized, do_resize=False, do_image_splitting=grid != (1, 1), **plain
             )
         key = picture_key(picture, detail is Detail.HIGH, grid)
         tiles = [
-            PictureInput(
-                picture_part(key, number), self._tokens_per_tile, np.asarray(tile, np.uint8)
-            )
-            for number, tile in enumerate(cut["pixel_values"][0])
+            PictureInput(part_key(key, number), self._tokens_per_tile, np.asarray(tile, np.uint8))
+            for number, tile in enumerate(split["pixel_values"][0])
         ]
         return tiles, grid
 
-    def _layout(self, grid: Grid) -> str:
+    def _picture_text(self, grid: Grid) -> str:
+        """Return a picture's text in the prompt: its tiles, if there are several, and the global
+        view."""
         rows, columns = grid
         tile = "<image>" * self._tokens_per_tile
         text = ""

@@ -1,4 +1,4 @@
-"""The vision encoder (``modeling_smolvlm.py`` in transformers) and the connector behind it."""
+"""The vision encoder and the connector behind it (``modeling_smolvlm.py`` in transformers)."""
 
 from __future__ import annotations
 
@@ -9,46 +9,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.graphs import Graphs
-from models.linear import Packer
+from models.graphs import GraphCache
+from models.linear import WeightPacker
 from models.siglip import SiglipEncoder, SiglipLayer
 
 
 class VisionEncoder:
-    """The vision tower (``modeling_smolvlm.py`` in transformers) and the connector behind it."""
+    """A SigLIP encoder and a connector, which makes one image token of a square of patches."""
 
-    def __init__(self, model: Any, packer: Packer, graphs: Graphs | None = None) -> None:
-        vision, self._shuffle = model.vision_model, int(model.connector.scale_factor)
-        config, patches = vision.config, vision.embeddings.patch_embedding
+    def __init__(self, model: Any, packer: WeightPacker, graphs: GraphCache | None = None) -> None:
+        vision = model.vision_model
+        config = vision.config
+        patch_embedding = vision.embeddings.patch_embedding
+        self._shuffle = int(model.connector.scale_factor)
+        """Side of the square in patches."""
         self._encoder = SiglipEncoder(
             patch=int(config.patch_size),
             heads=int(config.num_attention_heads),
-            embed=packer.weight(patches.weight.flatten(1), patches.bias),
-            places=packer.tensor(vision.embeddings.position_embedding.weight),
+            embed=packer.pack_weight(patch_embedding.weight.flatten(1), patch_embedding.bias),
+            position_embeddings=packer.to_device(vision.embeddings.position_embedding.weight),
             layers=[_layer(layer, packer) for layer in vision.encoder.layers],
             norm=vision.post_layernorm.to(packer.device),
             graphs=graphs,
         )
-        self._project = packer.linear(model.connector.modality_projection.proj)
+        self._project = packer.pack_layers(model.connector.modality_projection.proj)
 
-    def slices(self, tiles: Tensor, work: int) -> Generator[None, None, Tensor]:
-        """Image tokens (tiles, tokens, hidden) of tiles (tiles, channels, side, side), ``work``
-        patches times layers at a time."""
-        states = yield from self._encoder.slices(tiles, work)
+    def encode_in_slices(self, tiles: Tensor, slice_size: int) -> Generator[None, None, Tensor]:
+        """Encode tiles (tiles, channels, side, side) to image tokens (tiles, tokens, hidden).
+
+        Yields between slices of ``slice_size`` patches × layers.
+        """
+        states = yield from self._encoder.encode_in_slices(tiles, slice_size)
         with torch.inference_mode():
-            # Pixel shuffle: a square of neighboring patches becomes one token.
-            count, edge = len(tiles), isqrt(states.shape[1]) // self._shuffle
-            grid = states.view(count, edge, self._shuffle, edge, self._shuffle, -1).transpose(2, 3)
-            return self._project(grid.reshape(count, edge * edge, -1))
+            return self._project(self._shuffle_pixels(states))
+
+    def _shuffle_pixels(self, states: Tensor) -> Tensor:
+        """Pixel shuffle: (tiles, patches, hidden) -> (tiles, tokens, shuffle² · hidden)."""
+        tiles = len(states)
+        side = isqrt(states.shape[1]) // self._shuffle  # in tokens
+        grid = states.view(tiles, side, self._shuffle, side, self._shuffle, -1).transpose(2, 3)
+        return grid.reshape(tiles, side * side, -1)
 
 
-def _layer(layer: Any, packer: Packer) -> SiglipLayer:
-    attention, mlp = layer.self_attn, layer.mlp
+def _layer(layer: Any, packer: WeightPacker) -> SiglipLayer:
+    attention = layer.self_attn
+    mlp = layer.mlp
     return SiglipLayer(
         norm1=layer.layer_norm1.to(packer.device),
-        qkv=packer.linear(attention.q_proj, attention.k_proj, attention.v_proj),
-        out=packer.linear(attention.out_proj),
+        qkv=packer.pack_layers(attention.q_proj, attention.k_proj, attention.v_proj),
+        out=packer.pack_layers(attention.out_proj),
         norm2=layer.layer_norm2.to(packer.device),
-        expand=packer.linear(mlp.fc1, activation="gelu"),
-        contract=packer.linear(mlp.fc2),
+        expand=packer.pack_layers(mlp.fc1, activation="gelu"),
+        contract=packer.pack_layers(mlp.fc2),
     )

@@ -1,1 +1,1 @@
-"""HTTP to and from :mod:`raylens.core.types`: one file a dialect, and what they share."""
+"""HTTP dialects over :mod:`raylens.core.types`: one file per dialect, and their shared parts."""

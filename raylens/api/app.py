@@ -1,4 +1,4 @@
-"""``create_app``: the whole HTTP surface over a :class:`raylens.core.ports.VisionService`."""
+"""The HTTP application over a :class:`raylens.core.ports.VisionService`."""
 
 from __future__ import annotations
 
@@ -34,42 +34,44 @@ def create_app(
     *,
     echo_request_id: bool = True,
 ) -> FastAPI:
-    """An ASGI application; ``service`` does the work, and ``jobs`` what can wait.
+    """Return an ASGI application over ``service``; with ``jobs``, it has the job routes too.
 
-    ``echo_request_id`` is off behind a proxy that does it.
+    ``echo_request_id`` puts the request's id into the answer's headers. Turn it off behind a proxy
+    that does the same.
     """
     app = FastAPI(
         title="raylens",
         version=__version__,
-        description="Vision-language models behind the APIs that clients already speak.",
-        redirect_slashes=False,  # no POST is ever answered by a redirect
+        description="Vision-language models behind the APIs of existing clients.",
+        redirect_slashes=False,  # never answer a POST with a redirect
     )
     context = Context(service, config, Catalog(config), Media(config.limits))
     for dialect in (openai, moondream, preprocess, system):
         app.include_router(dialect.router(context))
     if jobs is not None:
-        for queued in (job_routes, caption_service):
-            app.include_router(queued.router(context, jobs))
+        for job_dialect in (job_routes, caption_service):
+            app.include_router(job_dialect.router(context, jobs))
     add_error_handlers(app)
-    # The last one added is the first that a request meets.
+    limits = config.limits
+    # The middleware that is added last handles a request first.
     app.add_middleware(
-        BodyMiddleware, limit=config.limits.max_body_bytes, patience=config.limits.body_patience_s
+        BodyMiddleware, max_bytes=limits.max_body_bytes, timeout_s=limits.body_patience_s
     )
-    app.add_middleware(ConcurrencyLimitMiddleware, room=config.limits.max_in_flight)
+    app.add_middleware(ConcurrencyLimitMiddleware, limit=limits.max_in_flight)
     app.add_middleware(RequestIdMiddleware, echo=echo_request_id)
-    app.add_middleware(CORSMiddleware, **_cors(config))
+    app.add_middleware(CORSMiddleware, **_cors_options(config))
     return app
 
 
-def _cors(config: AppConfig) -> dict[str, Any]:
-    origins: dict[str, Any] = (
-        {"allow_origin_regex": LOCALHOST}
-        if config.cors_origins is None
-        else {"allow_origins": config.cors_origins}
-    )
-    return {
-        **origins,
+def _cors_options(config: AppConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {
         "allow_methods": ["GET", "POST", "PUT", "DELETE"],
-        "allow_headers": ["*"],  # clients send many of their own; no cookie is ever honoured
+        # Clients send many headers of their own. No cookie is ever honoured.
+        "allow_headers": ["*"],
         "expose_headers": [REQUEST_ID_HEADER, "Retry-After"],
     }
+    if config.cors_origins is None:
+        options["allow_origin_regex"] = LOCALHOST
+    else:
+        options["allow_origins"] = config.cors_origins
+    return options

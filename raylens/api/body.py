@@ -1,4 +1,4 @@
-"""What request bodies share, beside :mod:`raylens.core.wire`."""
+"""Fields of request bodies that several dialects share; see also :mod:`raylens.core.wire`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from pydantic import BeforeValidator, WithJsonSchema
 from raylens.core.recipe import RECIPE
 
 
-def _name_or_changes(value: Any) -> Any:
-    """A form can hold the object, and that there is none, as text only."""
+def _parse_recipe(value: Any) -> Any:
+    """Return a recipe's name, an object of changes, or None. A form sends all three as text.
+
+    Raises ``ValueError`` for anything else.
+    """
     if isinstance(value, str) and value.strip() in ("", "null"):
         return None
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise ValueError("an object is needed, and this is not JSON") from None
+            raise ValueError("expected an object; the text is not valid JSON") from None
     if value is not None and not isinstance(value, (str, dict)):
-        raise ValueError("a recipe's name, or an object of its fields, is needed")
+        raise ValueError("expected a recipe's name or an object of its fields")
     return value
 
 
@@ -38,7 +41,7 @@ def _recipe_schema() -> dict[str, Any]:
 
 
 RecipeField = Annotated[
-    str | dict[str, Any] | None, BeforeValidator(_name_or_changes), WithJsonSchema(_recipe_schema())
+    str | dict[str, Any] | None, BeforeValidator(_parse_recipe), WithJsonSchema(_recipe_schema())
 ]
-"""Our own extension of every dialect: how the request's pictures are prepared
-(:mod:`raylens.core.recipe`)."""
+"""Recipe for the request's pictures (:mod:`raylens.core.recipe`): our own extension of every
+dialect."""

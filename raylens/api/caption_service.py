@@ -1,4 +1,4 @@
-"""The caption service's queue: captions in the background, by job id."""
+"""The caption service's dialect: captions as background jobs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from starlette.responses import JSONResponse
 
 from raylens.api.context import Context
 from raylens.api.job_request import JobReader, JobRequest
-from raylens.api.jobs import known_form
+from raylens.api.jobs import check_job_id
 from raylens.core.errors import RaylensError
 from raylens.core.wire import Body, Text
 from raylens.jobs.job import Job, JobState
 from raylens.jobs.ports import JobService
-from raylens.jobs.webhooks import iso
+from raylens.jobs.webhooks import format_timestamp
 
 
 class GenerateRequest(Body):
-    """``image_data`` is raw base64 or a data URL."""
+    """Body of ``POST /caption/generate``. ``image_data`` is raw base64 or a data URL."""
 
     image_data: Text
     prompt: Text | None = None
@@ -28,62 +28,64 @@ class GenerateRequest(Body):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _empty_is_absent(cls, value: Any) -> Any:
+    def _empty_to_none(cls, value: Any) -> Any:
         return None if value == "" else value
 
 
 def router(context: Context, jobs: JobService) -> APIRouter:
-    """The dialect's routes."""
+    """Return the dialect's routes."""
     routes = APIRouter(prefix="/caption", tags=["Caption service"])
     reader = JobReader(context)
 
     @routes.post("/generate", status_code=202, summary="Caption a picture in the background")
     async def generate(body: GenerateRequest, http: Request) -> JSONResponse:
-        given = body.model_dump(exclude_none=True)
-        given["image"] = given.pop("image_data")
+        job_input = body.model_dump(exclude_none=True)
+        job_input["image"] = job_input.pop("image_data")
         try:
-            submission = await reader.read(http, JobRequest(job_type="caption", input=given))
+            submission = await reader.read(http, JobRequest(job_type="caption", input=job_input))
         except RaylensError as error:
-            raise error.about(_own_name(error.field)) from None
+            raise error.about(_dialect_field(error.field)) from None
         job = await jobs.submit(submission.job, submission.pictures)
         return JSONResponse({"job_id": job.id, "status": job.state.value}, 202)
 
-    @routes.get("/job/{job_id}", summary="How a caption's job stands")
+    @routes.get("/job/{job_id}", summary="Show a caption job")
     async def job(job_id: str) -> dict[str, Any]:
-        return _job_as_json(await jobs.get(known_form(job_id)))
+        return _job_as_json(await jobs.get(check_job_id(job_id)))
 
-    @routes.get("/stats", summary="How the queue stands")
+    @routes.get("/stats", summary="Show the queue's statistics")
     async def stats() -> dict[str, Any]:
-        now = await jobs.stats()
+        current = await jobs.stats()
         return {
-            "waiting": now.counts[JobState.QUEUED],
-            "running": now.counts[JobState.RUNNING],
-            "done": now.counts[JobState.SUCCEEDED],
-            "failed": now.counts[JobState.FAILED],
-            "canceled": now.counts[JobState.CANCELED],
-            "capacity": now.capacity,
-            "workers": now.workers,
-            "mean_seconds": now.mean_s and round(now.mean_s, 4),
-            "p95_seconds": now.p95_s and round(now.p95_s, 4),
+            "waiting": current.counts[JobState.QUEUED],
+            "running": current.counts[JobState.RUNNING],
+            "done": current.counts[JobState.SUCCEEDED],
+            "failed": current.counts[JobState.FAILED],
+            "canceled": current.counts[JobState.CANCELED],
+            "capacity": current.capacity,
+            "workers": current.workers,
+            "mean_seconds": current.mean_s and round(current.mean_s, 4),
+            "p95_seconds": current.p95_s and round(current.p95_s, 4),
         }
 
     return routes
 
 
-def _own_name(field: str | None) -> str:
-    return {"input.image": "image_data"}.get(field or "", (field or "").removeprefix("input."))
+def _dialect_field(job_field: str | None) -> str:
+    """Return this dialect's name for a field of the jobs dialect."""
+    if job_field == "input.image":
+        return "image_data"
+    return (job_field or "").removeprefix("input.")
 
 
 def _job_as_json(job: Job) -> dict[str, Any]:
     output = job.output if job.state is JobState.SUCCEEDED else None
+    problem = job.problem if job.state is JobState.FAILED else None
     return {
         "job_id": job.id,
         "status": job.state.value,
         "caption": output and output.get("caption"),
-        "error": job.problem.message
-        if job.problem is not None and job.state is JobState.FAILED
-        else None,
-        "created_at": iso(job.created_at),
-        "started_at": iso(job.started_at),
-        "finished_at": iso(job.finished_at),
+        "error": problem and problem.message,
+        "created_at": format_timestamp(job.created_at),
+        "started_at": format_timestamp(job.started_at),
+        "finished_at": format_timestamp(job.finished_at),
     }

@@ -1,4 +1,4 @@
-"""What every route needs to make a request of what it parsed."""
+"""The parts that every route shares, and how a route turns a parsed body into a request."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 @dataclass(frozen=True)
 class Context:
-    """The application's parts, made once by ``create_app``."""
+    """The application's parts, created once by ``create_app``."""
 
     service: VisionService
     config: AppConfig
     catalog: Catalog
     media: Media
 
-    def request(
+    def build_request(
         self,
         http: Request,
         model: str,
@@ -41,24 +41,26 @@ class Context:
         recipe: Choice,
         stream: bool = False,
     ) -> VisionRequest:
-        """A request with its id and its deadline, counted from its first line.
+        """Return a request with the id of ``http`` and its deadline.
 
-        Raises ``InvalidRequest`` for a bad ``X-Request-Timeout`` or recipe.
+        Raises ``InvalidRequest`` if ``X-Request-Timeout`` or the recipe is invalid.
         """
         return VisionRequest(
             id=http.state.request_id,
             model=model,
             task=task,
-            deadline=self.deadline(http, model),
+            deadline=self.compute_deadline(http, model),
             sampling=sampling,
-            recipe=self.recipe(model, recipe),
+            recipe=self.resolve_recipe(model, recipe),
             stream=stream,
         )
 
-    def recipe(self, model: str, choice: Choice) -> Recipe:
-        """The model's recipe, with what the request chose. Raises ``InvalidRequest``, which names
-        the field."""
-        recipe = choose(choice, self._recipes[model], self._named_recipes)
+    def resolve_recipe(self, model: str, choice: Choice) -> Recipe:
+        """Return the model's recipe with the request's changes.
+
+        Raises ``InvalidRequest`` with the field's name if ``choice`` is invalid.
+        """
+        recipe = choose(choice, self._model_recipes[model], self._named_recipes)
         return recipe.within(self.catalog.models[model].max_image_size)
 
     @cached_property
@@ -66,39 +68,48 @@ class Context:
         return self.config.named_recipes()
 
     @cached_property
-    def _recipes(self) -> dict[str, Recipe]:
+    def _model_recipes(self) -> dict[str, Recipe]:
         return {name: self.config.recipe_of(model) for name, model in self.catalog.models.items()}
 
-    def deadline(self, http: Request, model: str) -> float:
-        """Seconds since the epoch. Raises ``InvalidRequest`` for a bad ``X-Request-Timeout``."""
-        given = http.headers.get(TIMEOUT_HEADER)
-        if given is not None:
-            seconds = self._seconds(given)
-        else:
-            seconds = (
-                self.catalog.models[model].expected_response_time or self.config.defaults.timeout_s
-            )
-        received_at: float = http.state.received_at
-        return received_at + seconds
+    def compute_deadline(self, http: Request, model: str) -> float:
+        """Return the request's deadline, in seconds since the epoch.
 
-    def check_text(self, length: int, field: str) -> None:
-        """Raises ``InvalidRequest`` for more text than any context holds: reading it would cost
-        seconds."""
+        It counts from the arrival of the request's first line. Raises ``InvalidRequest`` if
+        ``X-Request-Timeout`` is invalid.
+        """
+        received_at: float = http.state.received_at
+        header = http.headers.get(TIMEOUT_HEADER)
+        if header is not None:
+            return received_at + self._parse_timeout(header)
+        model_timeout_s = self.catalog.models[model].expected_response_time
+        return received_at + (model_timeout_s or self.config.defaults.timeout_s)
+
+    def check_text_length(self, length: int, field: str) -> None:
+        """Refuse text that no model's context can hold before seconds are spent on tokenizing it.
+
+        Raises ``InvalidRequest`` if ``length``, in characters, is over the limit.
+        """
         _check_limit(field, length, self.config.limits.max_text_chars, " characters")
 
-    async def model_infos(self, names: Iterable[str]) -> dict[str, ModelInfo | ModelNotLoaded]:
-        """What each of these models is, or why that can't be told: one that is down hides no other."""
+    async def fetch_model_infos(
+        self, names: Iterable[str]
+    ) -> dict[str, ModelInfo | ModelNotLoaded]:
+        """Return each model's info by name, or its error if it is down.
 
-        async def ask(name: str) -> ModelInfo | ModelNotLoaded:
+        A model that is down leaves the other models' infos intact.
+        """
+
+        async def fetch(name: str) -> ModelInfo | ModelNotLoaded:
             try:
                 return await self.service.model_info(name)
             except ModelNotLoaded as error:
                 return error
 
         names = list(names)
-        return dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
+        infos = await asyncio.gather(*map(fetch, names))
+        return dict(zip(names, infos, strict=True))
 
-    def sampling(
+    def build_sampling(
         self,
         *,
         max_tokens: int | None = None,
@@ -115,19 +126,19 @@ class Context:
         logprobs: int | None = None,
         json_schema: str | None = None,
     ) -> SamplingParams:
-        """Sampling parameters with the configured defaults. Raises ``InvalidRequest`` over a limit."""
-        limits, defaults = self.config.limits, self.config.defaults
+        """Return sampling parameters, with the configured defaults for unset ones.
+
+        Raises ``InvalidRequest`` if a parameter is over its limit.
+        """
+        limits = self.config.limits
+        defaults = self.config.defaults
         if max_tokens is None:
             max_tokens = defaults.max_tokens
+        schema_bytes = len((json_schema or "").encode())
         _check_limit("max_tokens", max_tokens, limits.max_tokens)
         _check_limit("n", n, limits.max_answers)
         _check_limit("stop", len(stop), limits.max_stop_strings)
-        _check_limit(
-            "response_format",
-            len((json_schema or "").encode()),
-            limits.max_schema_bytes,
-            " bytes of schema",
-        )
+        _check_limit("response_format", schema_bytes, limits.max_schema_bytes, " bytes of schema")
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=defaults.temperature if temperature is None else temperature,
@@ -144,14 +155,15 @@ class Context:
             json_schema=json_schema,
         )
 
-    def _seconds(self, given: str) -> float:
-        longest = self.config.defaults.max_timeout_s
-        seconds = float(given) if _NUMBER.fullmatch(given) else math.nan
-        if not 0 < seconds <= longest:
+    def _parse_timeout(self, header: str) -> float:
+        limit = self.config.defaults.max_timeout_s
+        seconds = float(header) if _NUMBER.fullmatch(header) else math.nan
+        if not 0 < seconds <= limit:
             raise InvalidRequest(
-                f"{TIMEOUT_HEADER}: {given[:32]!r}; a number of seconds over 0 and up to {longest:g} is needed",
+                f"{TIMEOUT_HEADER}: {header[:32]!r}; expected a number of seconds over 0;"
+                f" the limit is {limit:g}",
                 TIMEOUT_HEADER,
-                longest,
+                limit,
             )
         return seconds
 

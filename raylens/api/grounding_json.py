@@ -1,5 +1,4 @@
-"""What an answer says beside its text, as JSON: the Moondream dialect's shapes, which the others
-take over."""
+"""Findings and reasoning as JSON, in the Moondream dialect's shapes; other dialects reuse them."""
 
 from __future__ import annotations
 
@@ -10,18 +9,20 @@ from raylens.core.errors import ModelFailed
 from raylens.core.types import Findings, Reasoning
 
 
-def findings_as_json(found: Findings | None) -> dict[str, Any]:
-    """``{"objects": [{x_min, y_min, x_max, y_max}]}``, or ``{"points": [{x, y}]}``. Raises
-    ``ModelFailed`` where an answer ended without either."""
-    if found is not None and found.regions is not None:
-        return {"objects": [asdict(region) for region in found.regions]}
-    if found is not None and found.locations is not None:
-        return {"points": [asdict(location) for location in found.locations]}
+def findings_as_json(findings: Findings | None) -> dict[str, Any]:
+    """Return ``{"objects": [{x_min, y_min, x_max, y_max}]}`` or ``{"points": [{x, y}]}``.
+
+    Raises ``ModelFailed`` if the answer ended without either.
+    """
+    if findings is not None and findings.regions is not None:
+        return {"objects": [asdict(region) for region in findings.regions]}
+    if findings is not None and findings.locations is not None:
+        return {"points": [asdict(location) for location in findings.locations]}
     raise ModelFailed("the answer ended early")
 
 
 def reasoning_as_json(reasoning: Reasoning) -> dict[str, Any]:
-    """As the client reads it: points are [x, y]."""
+    """Return the reasoning as Moondream's client reads it: points are [x, y]."""
     grounding = [
         {
             "start_idx": part.start,

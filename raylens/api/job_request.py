@@ -1,4 +1,4 @@
-"""Requests for jobs as they are sent, to jobs as the queue takes them."""
+"""Request bodies to jobs: validation, pictures, webhook and idempotency key."""
 
 from __future__ import annotations
 
@@ -9,67 +9,71 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Request
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from raylens.api.context import Context
-from raylens.api.errors import from_validation
+from raylens.api.errors import MAX_FIELD_CHARS, from_validation
 from raylens.core.errors import InvalidRequest, RaylensError
 from raylens.core.types import PictureFile
 from raylens.core.wire import Body, Text
-from raylens.jobs.blobs import digest_of, reference
+from raylens.jobs.blobs import compute_digest, make_reference
 from raylens.jobs.inference import InferenceClient
-from raylens.jobs.job import Job, Webhook, new_id, rank_of
-from raylens.jobs.registry import job_type
+from raylens.jobs.job import Job, Webhook, compute_rank, new_id
+from raylens.jobs.registry import get_job_type
 from raylens.jobs.webhooks import check_secret
 from raylens.net.address import AllowList
 from raylens.net.client import check_url
 
-KEY_HEADER = "Idempotency-Key"
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 MAX_PRIORITY = 100
-MAX_EXTRA = 16 * 2**10
-"""Bytes of JSON that is only given back."""
+MAX_QUERY_BYTES = 16 * 2**10
+"""Bytes of ``query`` as JSON."""
 MAX_DEPTH = 16
-"""Of nested lists and objects in an input."""
-_PICTURES = frozenset({"image", "images", "image_data", "image_url", "video"})
-"""Under these keys of an input stand pictures, by themselves or in lists; an object among them
-holds its own."""
+"""Levels of nested lists and objects in an input or a ``query``."""
+_PICTURE_KEYS = frozenset({"image", "images", "image_data", "image_url", "video"})
+"""Keys of an input that hold a picture, a list of pictures, or objects with pictures of their
+own."""
 
 
-def _none_if_empty(value: Any) -> Any:
+def _empty_to_none(value: Any) -> Any:
     return None if value == "" else value
 
 
-def _plain(value: Any) -> Any:
-    """What is given back as it came must be such that it can be: JSON of well-formed text and
-    finite numbers."""
+def _check_query(value: Any) -> Any:
+    """Return ``value`` if it is JSON that can be stored and sent back unchanged.
+
+    Raises ``ValueError`` for ill-formed text, NaN and infinity, deep nesting, and too many bytes.
+    """
     try:
-        _copied(value, "query", [], is_picture=False, depth=0)
+        _copy(value, "query", [], is_picture=False, depth=0)
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         size = len(text.encode())
     except (ValueError, RecursionError, InvalidRequest):
-        needed = "JSON of well-formed text and finite numbers is needed"
-        raise ValueError(f"{needed}, nested at most {MAX_DEPTH} deep") from None
-    if size > MAX_EXTRA:
-        raise ValueError(f"{size} bytes as JSON; the limit is {MAX_EXTRA}")
+        raise ValueError(
+            "expected JSON of well-formed text and finite numbers;"
+            f" the limit is {MAX_DEPTH} levels of nesting"
+        ) from None
+    if size > MAX_QUERY_BYTES:
+        raise ValueError(f"{size} bytes as JSON; the limit is {MAX_QUERY_BYTES}")
     return value
 
 
 class JobRequest(Body):
-    """The request of ``POST /api/v1/jobs``. ``query`` and ``domain_id`` come back as they are."""
+    """Body of ``POST /api/v1/jobs``. ``query`` and ``domain_id`` are sent back unchanged."""
 
     job_type: Annotated[Text, Field(max_length=64)]
     input: Annotated[dict[str, Any], Field(default_factory=dict)]
-    query: Annotated[dict[str, Any] | None, AfterValidator(_plain)] = None
-    domain_id: Annotated[Text | None, BeforeValidator(_none_if_empty)] = None
+    query: Annotated[dict[str, Any] | None, AfterValidator(_check_query)] = None
+    domain_id: Annotated[Text | None, BeforeValidator(_empty_to_none)] = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY, strict=True)] = 0
 
 
-class _Common(Body):
-    """What the input of any type of job may hold, and its type doesn't see."""
+class _CommonInput(Body):
+    """Input fields that every job type accepts and no job type reads."""
 
     webhook_url: Text | None = None
     webhook_secret: Text | None = None
@@ -84,8 +88,16 @@ class Submission:
     pictures: Mapping[str, bytes]
 
 
+class _PictureSlot(NamedTuple):
+    """Position of a picture in an input: ``container[key]``, named ``field`` in errors."""
+
+    container: Any
+    key: Any
+    field: str
+
+
 class JobReader:
-    """Makes jobs of requests."""
+    """Turns request bodies into jobs."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -94,59 +106,63 @@ class JobReader:
         self._inference = InferenceClient(context.service, context.config)
 
     async def read(self, http: Request, body: JobRequest) -> Submission:
-        """Raises ``InvalidRequest``, ``UnknownModel`` and ``PayloadTooLarge``, which name the
-        field."""
-        kind = job_type(body.job_type)
+        """Return the job and its pictures.
+
+        Raises ``InvalidRequest``, ``UnknownModel`` or ``PayloadTooLarge`` with the field's name.
+        """
+        requested_type = get_job_type(body.job_type)
         if body.query and body.query.get("ids"):
             raise InvalidRequest(
-                "query.ids: no source of pictures is configured; send them in input.images",
+                "query.ids: not supported: no source of pictures is configured;"
+                " send the pictures in input.images",
                 "query.ids",
             )
-        given = {
+        fields = {
             name: value for name, value in body.input.items() if value != "" and value is not None
         }
-        common = _validated(
-            _Common, {name: given.pop(name) for name in _Common.model_fields if name in given}
-        )
+        common_fields = {
+            name: fields.pop(name) for name in _CommonInput.model_fields if name in fields
+        }
+        common = _validate(_CommonInput, common_fields)
         webhook = self._webhook(common)
-        without, pictures = await self._take_pictures(given)
-        stored = _validated(kind.input_model, without)
+        job_input, pictures = await self._extract_pictures(fields)
+        validated_input = _validate(requested_type.input_model, job_input)
         try:
-            self._inference.resolve(stored)
+            self._inference.resolve(validated_input)
         except RaylensError as error:
             raise error.about(f"input.{error.field}") from None
         extra = {"query": body.query, "domain_id": body.domain_id}
-        whole = {
-            "input": without,
+        content = {
+            "input": job_input,
             **extra,
-            "type": kind.name,
+            "type": requested_type.name,
             "priority": body.priority,
             **common.model_dump(),
         }
         now = time.time()
         job = Job(
             id=new_id(),
-            type=kind.name,
-            input=stored.model_dump(mode="json", exclude_unset=True),
+            type=requested_type.name,
+            input=validated_input.model_dump(mode="json", exclude_unset=True),
             created_at=now,
             deadline=now + (common.timeout_s or self._config.timeout_s),
             max_attempts=self._config.max_attempts,
-            rank=rank_of(body.priority, now),
+            rank=compute_rank(body.priority, now),
             priority=body.priority,
             extra={name: value for name, value in extra.items() if value is not None},
             blobs=tuple(pictures),
             webhook=webhook,
-            idempotency_key=_key(http),
-            digest=hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest(),
+            idempotency_key=_idempotency_key(http),
+            digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
             run_after=now,
         )
         return Submission(job, pictures)
 
-    def _webhook(self, common: _Common) -> Webhook | None:
+    def _webhook(self, common: _CommonInput) -> Webhook | None:
         if common.webhook_url is None:
             if common.webhook_secret is not None:
                 raise InvalidRequest(
-                    "input.webhook_secret: there is no webhook_url", "input.webhook_secret"
+                    "input.webhook_secret: input.webhook_url is missing", "input.webhook_secret"
                 )
             return None
         check_url(common.webhook_url, self._allowed, "input.webhook_url")
@@ -159,75 +175,82 @@ class JobReader:
                 ) from None
         return Webhook(common.webhook_url, common.webhook_secret)
 
-    async def _take_pictures(
-        self, given: dict[str, Any]
+    async def _extract_pictures(
+        self, fields: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """The input with references where its pictures stood, and these by digest."""
-        places: list[tuple[Any, Any, str]] = []
-        copy = _copied(given, "input", places, is_picture=False, depth=0)
+        """Return a copy of the input with references for its pictures, and the pictures by
+        digest."""
+        slots: list[_PictureSlot] = []
+        copy = _copy(fields, "input", slots, is_picture=False, depth=0)
         limit = self._config.max_images
-        if len(places) > limit:
+        if len(slots) > limit:
             raise InvalidRequest(
-                f"input: {len(places)} pictures; the limit is {limit}", "input", limit, len(places)
+                f"input: {len(slots)} pictures; the limit is {limit}", "input", limit, len(slots)
             )
         pictures: dict[str, bytes] = {}
-        for holder, key, field in places:
-            picture = await self._picture(holder[key], field)
-            digest = await asyncio.to_thread(digest_of, picture.data)
+        for slot in slots:
+            picture = await self._read_picture(slot.container[slot.key], slot.field)
+            digest = await asyncio.to_thread(compute_digest, picture.data)
             pictures[digest] = picture.data
-            holder[key] = reference(digest)
+            slot.container[slot.key] = make_reference(digest)
         return copy, pictures
 
-    async def _picture(self, text: str, field: str) -> PictureFile:
-        """A data URL, or raw base64."""
+    async def _read_picture(self, text: str, field: str) -> PictureFile:
+        """Return the picture of a data URL or of raw base64."""
         media = self._context.media
         if ":" in text[:16]:
             return await media.from_url(text, field)
         return await media.from_base64(text, field)
 
 
-def _copied(
-    value: Any, field: str, places: list[tuple[Any, Any, str]], *, is_picture: bool, depth: int
+def _copy(
+    value: Any, field: str, slots: list[_PictureSlot], *, is_picture: bool, depth: int
 ) -> Any:
-    """A copy of an input. ``places`` are where in it pictures stand: a list or an object, index or
-    key, and name."""
+    """Return a copy of an input, and append the slots of its pictures to ``slots``.
+
+    Raises ``InvalidRequest`` if the input is nested too deep.
+    """
     if depth > MAX_DEPTH:
+        field = field[:MAX_FIELD_CHARS]
         raise InvalidRequest(
-            f"{field[:160]}: nested too deep; the limit is {MAX_DEPTH}", field[:160], MAX_DEPTH
+            f"{field}: nested too deep; the limit is {MAX_DEPTH} levels", field, MAX_DEPTH
         )
-    items: list[tuple[Any, Any]]
     copy: Any
+    items: list[tuple[Any, Any]]
     if isinstance(value, list):
-        copy, items = list(value), list(enumerate(value))
+        copy = list(value)
+        items = list(enumerate(value))
     elif isinstance(value, dict):
-        copy, items = dict(value), list(value.items())
+        copy = dict(value)
+        items = list(value.items())
     else:
         return value
     for key, item in items:
-        where = f"{field}.{key}"
-        within = (
-            is_picture
-            if isinstance(value, list)
-            else key in _PICTURES or (is_picture and key == "url")
-        )
-        copy[key] = _copied(item, where, places, is_picture=within, depth=depth + 1)
-        if within and isinstance(item, str):
-            places.append((copy, key, where[:160]))
+        item_field = f"{field}.{key}"
+        if isinstance(value, list):
+            item_is_picture = is_picture
+        else:
+            item_is_picture = key in _PICTURE_KEYS or (is_picture and key == "url")
+        copy[key] = _copy(item, item_field, slots, is_picture=item_is_picture, depth=depth + 1)
+        if item_is_picture and isinstance(item, str):
+            slots.append(_PictureSlot(copy, key, item_field[:MAX_FIELD_CHARS]))
     return copy
 
 
-def _validated(shape: Any, given: dict[str, Any]) -> Any:
+def _validate(model: type[BaseModel], fields: dict[str, Any]) -> Any:
     try:
-        return shape.model_validate(given)
+        return model.model_validate(fields)
     except ValidationError as error:
         errors: list[Any] = [{**item, "loc": ("input", *item["loc"])} for item in error.errors()]
         raise from_validation(errors) from None
 
 
-def _key(http: Request) -> str | None:
-    key = http.headers.get(KEY_HEADER)
-    if key is not None and not _KEY.fullmatch(key):
+def _idempotency_key(http: Request) -> str | None:
+    key = http.headers.get(IDEMPOTENCY_HEADER)
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequest(
-            f"{KEY_HEADER}: 1 to 255 visible ASCII characters are needed", KEY_HEADER, 255
+            f"{IDEMPOTENCY_HEADER}: expected 1 to 255 visible ASCII characters",
+            IDEMPOTENCY_HEADER,
+            255,
         )
     return key

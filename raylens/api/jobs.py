@@ -1,4 +1,4 @@
-"""The jobs dialect: background jobs, their events and their webhooks' deliveries."""
+"""The jobs dialect: background jobs, their events, and their webhook deliveries."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from raylens.api.job_request import JobReader, JobRequest
 from raylens.core.errors import InvalidRequest, RaylensError, UnknownJob
 from raylens.jobs.job import Delivery, Job, JobState
 from raylens.jobs.ports import JobService
-from raylens.jobs.webhooks import iso
+from raylens.jobs.webhooks import format_timestamp
 
 PATH = "/api/v1/jobs"
 MAX_PAGE = 1000
 KEEPALIVE_S = 15.0
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def router(context: Context, jobs: JobService) -> APIRouter:
-    """The dialect's routes."""
+    """Return the dialect's routes."""
     routes = APIRouter(prefix=PATH, tags=["Jobs"])
     reader = JobReader(context)
 
-    @routes.get("", summary="The jobs, newest first")
+    @routes.get("", summary="List the jobs, newest first")
     async def list_jobs(
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100, status: str = "", cursor: str = ""
     ) -> dict[str, Any]:
-        page = await jobs.page(_states(status), limit + 1, _cursor(cursor))
-        more = len(page) > limit
-        shown = page[:limit]
+        # One job more than the limit tells whether a next page exists.
+        matches = await jobs.list_jobs(_parse_states(status), limit + 1, _check_cursor(cursor))
+        page = matches[:limit]
         return {
-            "jobs": [job_as_json(job) for job in shown],
-            "next_cursor": shown[-1].id if more else None,
+            "jobs": [job_as_json(job) for job in page],
+            "next_cursor": page[-1].id if len(matches) > limit else None,
         }
 
     @routes.post("", status_code=202, summary="Submit a job")
@@ -46,46 +46,47 @@ def router(context: Context, jobs: JobService) -> APIRouter:
         job = await jobs.submit(submission.job, submission.pictures)
         return JSONResponse(job_as_json(job), 202, {"Location": f"{PATH}/{job.id}"})
 
-    @routes.get("/{job_id}", summary="One job")
+    @routes.get("/{job_id}", summary="Show a job")
     async def get(job_id: str) -> dict[str, Any]:
-        return job_as_json(await jobs.get(known_form(job_id)))
+        return job_as_json(await jobs.get(check_job_id(job_id)))
 
     @routes.put("/{job_id}", summary="Queue a failed or canceled job again")
     async def retry(job_id: str) -> dict[str, Any]:
-        return job_as_json(await jobs.retry(known_form(job_id)))
+        return job_as_json(await jobs.requeue(check_job_id(job_id)))
 
     @routes.delete("/{job_id}", summary="Cancel a job")
     async def cancel(job_id: str) -> dict[str, Any]:
-        return job_as_json(await jobs.cancel(known_form(job_id)))
+        return job_as_json(await jobs.cancel(check_job_id(job_id)))
 
     @routes.get(
-        "/{job_id}/events", summary="State and progress, as server-sent events until the end"
+        "/{job_id}/events",
+        summary="Stream a job's state and progress as server-sent events until it ends",
     )
     async def events(job_id: str) -> Any:
-        return await sse.stream(_events(jobs, known_form(job_id)))
+        return await sse.stream(_events(jobs, check_job_id(job_id)))
 
-    @routes.get("/{job_id}/deliveries", summary="The deliveries of a job's webhooks")
+    @routes.get("/{job_id}/deliveries", summary="List the deliveries of a job's webhooks")
     async def deliveries(job_id: str) -> dict[str, Any]:
-        return {
-            "deliveries": [
-                _delivery_as_json(delivery)
-                for delivery in await jobs.deliveries(known_form(job_id))
-            ]
-        }
+        job_deliveries = await jobs.deliveries(check_job_id(job_id))
+        return {"deliveries": [_delivery_as_json(delivery) for delivery in job_deliveries]}
 
     @routes.post(
-        "/{job_id}/deliveries/{number}/redeliver", status_code=202, summary="Send one again"
+        "/{job_id}/deliveries/{number}/redeliver",
+        status_code=202,
+        summary="Send a delivery again",
     )
     async def redeliver(job_id: str, number: Annotated[int, Path(ge=1)]) -> dict[str, Any]:
-        return _delivery_as_json(await jobs.redeliver(known_form(job_id), number))
+        return _delivery_as_json(await jobs.redeliver(check_job_id(job_id), number))
 
     return routes
 
 
 def job_as_json(job: Job, *, with_input: bool = True) -> dict[str, Any]:
-    """A job as every route shows it. A webhook's secret is never told."""
-    problem, progress = job.problem, job.progress
-    shown = {
+    """Return a job as every route shows it. The webhook's secret is left out."""
+    problem = job.problem
+    progress = job.progress
+    waits_for_retry = job.state is JobState.QUEUED and job.attempts > 0
+    body = {
         "id": job.id,
         "job_type": job.type,
         "status": job.state.value,
@@ -100,17 +101,15 @@ def job_as_json(job: Job, *, with_input: bool = True) -> dict[str, Any]:
         "error": problem
         and {"code": problem.code, "message": problem.message, "field": problem.field},
         "webhook_url": job.webhook and job.webhook.url,
-        "created_at": iso(job.created_at),
-        "started_at": iso(job.started_at),
-        "finished_at": iso(job.finished_at),
-        "next_attempt_at": iso(job.run_after)
-        if job.state is JobState.QUEUED and job.attempts
-        else None,
-        "deadline": iso(job.deadline),
+        "created_at": format_timestamp(job.created_at),
+        "started_at": format_timestamp(job.started_at),
+        "finished_at": format_timestamp(job.finished_at),
+        "next_attempt_at": format_timestamp(job.run_after) if waits_for_retry else None,
+        "deadline": format_timestamp(job.deadline),
     }
     if not with_input:
-        del shown["input"]
-    return shown
+        del body["input"]
+    return body
 
 
 def _delivery_as_json(delivery: Delivery) -> dict[str, Any]:
@@ -123,49 +122,62 @@ def _delivery_as_json(delivery: Delivery) -> dict[str, Any]:
         "attempts": delivery.attempts,
         "http_status": delivery.status,
         "error": delivery.problem,
-        "created_at": iso(delivery.created_at),
-        "next_attempt_at": iso(delivery.next_at) if delivery.state == "pending" else None,
-        "delivered_at": iso(delivery.delivered_at),
+        "created_at": format_timestamp(delivery.created_at),
+        "next_attempt_at": format_timestamp(delivery.next_at)
+        if delivery.state == "pending"
+        else None,
+        "delivered_at": format_timestamp(delivery.delivered_at),
     }
 
 
-def known_form(job_id: str) -> str:
-    """An id as this server gives them: others need not be looked for. Raises ``UnknownJob``."""
-    if not _ID.fullmatch(job_id):
-        raise UnknownJob(f"job_id: {job_id[:64]!r} is not here", "job_id")
+def check_job_id(job_id: str) -> str:
+    """Return ``job_id`` if it has the form of this server's ids.
+
+    No job has an id of another form: raises ``UnknownJob`` without a look-up.
+    """
+    if not _JOB_ID.fullmatch(job_id):
+        raise UnknownJob(f"job_id: unknown job {job_id[:64]!r}", "job_id")
     return job_id
 
 
-def _cursor(cursor: str) -> str | None:
-    if cursor and not _ID.fullmatch(cursor):
-        raise InvalidRequest("cursor: not one that a page ended with", "cursor")
+def _check_cursor(cursor: str) -> str | None:
+    if cursor and not _JOB_ID.fullmatch(cursor):
+        raise InvalidRequest("cursor: expected the next_cursor of a page", "cursor")
     return cursor or None
 
 
-def _states(status: str) -> frozenset[JobState]:
+def _parse_states(status: str) -> frozenset[JobState]:
     names = [name for name in status.split(",") if name]
     known = [state.value for state in JobState]
     for name in names:
         if name not in known:
-            raise InvalidRequest(f"status: {name[:32]!r} is none of {', '.join(known)}", "status")
+            raise InvalidRequest(
+                f"status: unknown state {name[:32]!r}; known: {', '.join(known)}", "status"
+            )
     return frozenset(map(JobState, names))
 
 
 async def _events(jobs: JobService, job_id: str) -> AsyncGenerator[str, None]:
-    """``state`` at first and whenever it changes, ``progress`` between; comments keep the
-    connection alive."""
-    seen: Job | None = None
-    while seen is None or not seen.state.is_terminal:
+    """Yield ``state`` first and on every change of state or attempt, ``progress`` in between.
+
+    Comments keep the connection alive.
+    """
+    previous: Job | None = None
+    while previous is None or not previous.state.is_terminal:
         try:
-            job = await jobs.watch(job_id, seen, KEEPALIVE_S)
+            job = await jobs.watch(job_id, previous, KEEPALIVE_S)
         except RaylensError:
-            if seen is None:
+            if previous is None:
                 raise
-            return  # it can be asked for again
-        is_new_state = seen is None or (job.state, job.attempts) != (seen.state, seen.attempts)
-        if is_new_state or seen is None or job.progress != seen.progress:
-            name = "state" if is_new_state else "progress"
-            yield f"event: {name}\n{sse.event(job_as_json(job, with_input=False))}"
+            return  # the client can reconnect
+        if previous is None or (job.state, job.attempts) != (previous.state, previous.attempts):
+            yield _job_event("state", job)
+        elif job.progress != previous.progress:
+            yield _job_event("progress", job)
         else:
             yield ": keepalive\n\n"
-        seen = job
+        previous = job
+
+
+def _job_event(name: str, job: Job) -> str:
+    return f"event: {name}\n{sse.event(job_as_json(job, with_input=False))}"

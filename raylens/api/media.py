@@ -1,5 +1,4 @@
-"""Pictures in requests: data URLs, raw base64 and uploads to bytes, with the limits on them in one
-place."""
+"""Pictures of requests as bytes: data URLs, raw base64 and uploads, and the limits on them."""
 
 from __future__ import annotations
 
@@ -11,59 +10,65 @@ from raylens.core.config import RequestLimits
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
 from raylens.core.types import PictureFile
 
-_LARGE = 256 * 1024
-"""Text over this many characters is decoded in a thread, to keep the event loop free."""
+_THREAD_MIN_CHARS = 256 * 1024
+"""Longer base64, in characters, is decoded in a thread, to keep the event loop free."""
 
 
 class Media:
-    """Reads the pictures of requests. ``field`` names the place in the request for error messages."""
+    """Reads the pictures of requests. ``field`` names a picture's field in error messages."""
 
     def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits
 
     def check_count(self, count: int, field: str) -> None:
-        """Raises ``InvalidRequest`` over the limit on pictures in one request."""
-        if count > self._limits.max_images:
+        """Raise ``InvalidRequest`` if a request has more pictures than the limit."""
+        limit = self._limits.max_images
+        if count > limit:
             raise InvalidRequest(
-                f"{field}: {count} pictures; the limit is {self._limits.max_images}",
-                field,
-                self._limits.max_images,
-                count,
+                f"{field}: {count} pictures; the limit is {limit}", field, limit, count
             )
 
     async def from_url(self, url: str, field: str) -> PictureFile:
-        """The picture of a data URL.
+        """Return the picture of a data URL.
 
-        Raises ``InvalidRequest`` for any other URL or a path, and for broken base64, and
+        Raises ``InvalidRequest`` for any other URL, for a path and for invalid base64, and
         ``PayloadTooLarge``.
         """
         head, comma, payload = url.partition(",")
         scheme = head.partition(":")[0].lower() if ":" in head[:16] else ""
         if scheme != "data":
-            given = f"{scheme}: URLs" if scheme else "paths and bare strings"
+            source = f"{scheme}: URLs" if scheme else "paths and bare strings"
             raise InvalidRequest(
-                f"{field}: {given} are not fetched; send the picture itself as a data URL, data:image/jpeg;base64,…",
+                f"{field}: {source} are not supported;"
+                " expected the picture as a data URL, data:image/jpeg;base64,…",
                 field,
             )
         if not comma:
-            raise InvalidRequest(f"{field}: the data URL has no comma before its data", field)
+            raise InvalidRequest(f"{field}: expected a comma before the data URL's data", field)
         if not head.lower().endswith(";base64"):
             raise InvalidRequest(
-                f"{field}: a data URL with base64 is needed, data:image/jpeg;base64,…", field
+                f"{field}: expected a data URL with base64, data:image/jpeg;base64,…", field
             )
         return await self.from_base64(payload, field)
 
     async def from_base64(self, text: str, field: str) -> PictureFile:
-        """The picture of raw base64, white space ignored. Raises as :meth:`from_url` does."""
-        self._check_size(len(text) * 3 // 4 * 19 // 20, field)  # line breaks take up to a twentieth
-        if len(text) < _LARGE:
-            return self._checked(_decode_base64(text, field), field)
-        return self._checked(await asyncio.to_thread(_decode_base64, text, field), field)
+        """Return the picture of raw base64; white space is ignored.
+
+        Raises ``InvalidRequest`` for invalid base64, and ``PayloadTooLarge``.
+        """
+        # Line breaks make up to a twentieth of the text.
+        self._check_size(len(text) * 3 // 4 * 19 // 20, field)
+        if len(text) < _THREAD_MIN_CHARS:
+            data = _decode_base64(text, field)
+        else:
+            data = await asyncio.to_thread(_decode_base64, text, field)
+        return self._to_picture(data, field)
 
     def from_upload(self, data: bytes, field: str) -> PictureFile:
-        return self._checked(data, field)
+        """Return the picture of an uploaded file. Raises ``PayloadTooLarge``."""
+        return self._to_picture(data, field)
 
-    def _checked(self, data: bytes, field: str) -> PictureFile:
+    def _to_picture(self, data: bytes, field: str) -> PictureFile:
         self._check_size(len(data), field)
         return PictureFile(data, field)
 
@@ -87,4 +92,4 @@ def _decode_base64(text: str, field: str) -> bytes:
     try:
         return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"{field}: the base64 is broken ({error})", field) from None
+        raise InvalidRequest(f"{field}: invalid base64 ({error})", field) from None

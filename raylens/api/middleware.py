@@ -1,4 +1,4 @@
-"""What every request passes: its id, the room that there is, and the limits on its body."""
+"""ASGI middleware for every request: its id, the limit on concurrency, the limits on its body."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.errors import error_response
 from raylens.core.errors import InvalidRequest, Overloaded, PayloadTooLarge
-from raylens.core.logs import request_id
+from raylens.core.logs import current_request_id
 
 REQUEST_ID_HEADER = "X-Request-ID"
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_BAD_ID = InvalidRequest(
-    f"{REQUEST_ID_HEADER}: 1 to 128 visible ASCII characters are needed", REQUEST_ID_HEADER, 128
+_INVALID_ID = InvalidRequest(
+    f"{REQUEST_ID_HEADER}: expected 1 to 128 visible ASCII characters", REQUEST_ID_HEADER, 128
 )
 
 
 class RequestIdMiddleware:
-    """Takes the request's id from ``X-Request-ID``, or makes one, for the answer and every log
-    line; notes the time.
+    """Reads the request's id from ``X-Request-ID``, or generates one, and notes the time of
+    arrival.
 
-    ``echo`` off leaves the answer's header to the server in front: Serve's proxy sets it on every
-    answer.
+    Every log line carries the id. With ``echo``, the answer's header carries it too; turn that off
+    behind Serve's proxy, which sets the header on every answer.
     """
 
     def __init__(self, app: ASGIApp, echo: bool = True) -> None:
@@ -38,42 +38,42 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identity = Headers(scope=scope).get(REQUEST_ID_HEADER) or uuid.uuid4().hex
-        if not _SAFE_ID.fullmatch(identity):
-            await error_response(scope["path"], _BAD_ID)(scope, receive, send)
+        request_id = Headers(scope=scope).get(REQUEST_ID_HEADER) or uuid.uuid4().hex
+        if not _SAFE_ID.fullmatch(request_id):
+            await error_response(scope["path"], _INVALID_ID)(scope, receive, send)
             return
-        request_id.set(identity)
-        scope.setdefault("state", {}).update(request_id=identity, received_at=time.time())
+        current_request_id.set(request_id)
+        scope.setdefault("state", {}).update(request_id=request_id, received_at=time.time())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = identity
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
         await self._app(scope, receive, send_with_id if self._echo else send)
 
 
 class ConcurrencyLimitMiddleware:
-    """Refuses a POST while ``room`` of them are in flight, and leaves every other request be.
+    """Refuses a POST while ``limit`` POSTs are in flight; other methods always pass.
 
-    Serve's own limit on the ingress answers in plain text, and shuts out health checks too: it
-    stays far above this.
+    Serve's own limit on the ingress answers in plain text and refuses health checks too, so it is
+    set far above this limit.
     """
 
-    def __init__(self, app: ASGIApp, room: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
-        self._room = room
+        self._limit = limit
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        if self._in_flight >= self._room:
+        if self._in_flight >= self._limit:
             error = Overloaded(
-                f"{self._in_flight} requests are in flight; the limit is {self._room}",
+                f"{self._in_flight} requests are in flight; the limit is {self._limit}",
                 None,
-                self._room,
+                self._limit,
                 None,
                 1,
             )
@@ -87,49 +87,52 @@ class ConcurrencyLimitMiddleware:
 
 
 class BodyMiddleware:
-    """Refuses a body over ``limit`` bytes with 413, and with 408 one that stops coming for
-    ``patience`` seconds."""
+    """Refuses a body over ``max_bytes`` with 413, and a body that stalls for ``timeout_s`` seconds
+    with 408."""
 
-    def __init__(self, app: ASGIApp, limit: int, patience: float) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self._app = app
-        self._limit = limit
-        self._patience = patience
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._limit:
-            await error_response(scope["path"], self._too_large(announced[:32]))(
-                scope, receive, send
-            )
+        content_length = Headers(scope=scope).get("content-length", "")
+        if content_length.isdecimal() and int(content_length) > self._max_bytes:
+            error = self._too_large(content_length[:32])
+            await error_response(scope["path"], error)(scope, receive, send)
             return
-        received, complete = 0, False
+        received_bytes = 0
+        is_complete = False
 
-        async def limited() -> Message:
-            nonlocal received, complete
-            if complete:  # what comes now is the client's going away, and may take its time
+        async def receive_limited() -> Message:
+            nonlocal received_bytes, is_complete
+            if is_complete:  # only the client's disconnect follows, however long it takes
                 return await receive()
-            message = await self._next(receive)
-            received += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if received > self._limit:
-                raise HTTPException(413, self._too_large(f"over {self._limit}").message)
+            message = await self._receive_in_time(receive)
+            received_bytes += len(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
+            if received_bytes > self._max_bytes:
+                raise HTTPException(413, self._too_large(f"over {self._max_bytes}").message)
             return message
 
-        await self._app(scope, limited, send)
+        await self._app(scope, receive_limited, send)
 
-    async def _next(self, receive: Receive) -> Message:
+    async def _receive_in_time(self, receive: Receive) -> Message:
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout_s):
                 return await receive()
         except TimeoutError:
             raise HTTPException(
-                408, f"body: nothing of it came for {self._patience:g} seconds"
+                408, f"body: no data received; the limit is {self._timeout_s:g} seconds"
             ) from None
 
     def _too_large(self, actual: str) -> PayloadTooLarge:
         return PayloadTooLarge(
-            f"body: {actual} bytes; the limit is {self._limit} bytes", "body", self._limit, actual
+            f"body: {actual} bytes; the limit is {self._max_bytes} bytes",
+            "body",
+            self._max_bytes,
+            actual,
         )

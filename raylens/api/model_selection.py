@@ -1,4 +1,4 @@
-"""Which model does a task that not every model can do."""
+"""Selection of a model for a task that only some models support."""
 
 from __future__ import annotations
 
@@ -9,46 +9,53 @@ from raylens.core.types import REASONING, ModelInfo, Task
 
 
 def required_capability(task: Task) -> str:
-    """What a model must be able to: the task, or to reason about it."""
+    """Return the capability that a model needs for ``task``: reasoning, or the task itself."""
     return REASONING if getattr(task, "reasoning", False) else task.name
 
 
 async def select_model(context: Context, name: str | None, dialect: Dialect, task: Task) -> str:
-    """The model that is named, or the default; where none is named and that can't do the task, the
-    first that can.
+    """Return the model called ``name``, or a default model that supports ``task``.
 
-    Raises ``UnsupportedTask``, which names the models that can, and ``ModelNotLoaded`` where one
-    that is down might.
+    Without a ``name``, the dialect's default model goes first, then the first model that supports
+    the task. Raises ``UnsupportedTask``, with the names of the models that support the task, and
+    ``ModelNotLoaded`` if a model that is down might support it.
     """
-    wanted = context.catalog.resolve(name, dialect)
-    # Only where it must: a model that hangs would keep all others waiting.
-    infos = await context.model_infos([wanted])
-    if not _can(infos[wanted], task):
-        infos = await context.model_infos(context.catalog.models)
-    able = [model for model, info in infos.items() if _can(info, task)]
-    if wanted in able:
-        return wanted
-    if able and not name:
-        return able[0]
-    raise _unable(wanted, task, able, infos, is_named=bool(name))
+    preferred = context.catalog.resolve(name, dialect)
+    # Query the other models only if necessary: a model that hangs would delay the answer.
+    infos = await context.fetch_model_infos([preferred])
+    if not _supports(infos[preferred], task):
+        infos = await context.fetch_model_infos(context.catalog.models)
+    supporting = [model for model, info in infos.items() if _supports(info, task)]
+    if preferred in supporting:
+        return preferred
+    if supporting and not name:
+        return supporting[0]
+    raise _unsupported(preferred, task, supporting, infos, is_named=bool(name))
 
 
-def _unable(
-    wanted: str,
+def _unsupported(
+    preferred: str,
     task: Task,
-    able: list[str],
+    supporting: list[str],
     infos: dict[str, ModelInfo | ModelNotLoaded],
     *,
     is_named: bool,
 ) -> RaylensError:
     down = {model: info for model, info in infos.items() if isinstance(info, ModelNotLoaded)}
     for model, error in down.items():
-        if model == wanted or not is_named:
+        if model == preferred or not is_named:
             return error
-    nobody = f"no model that is {'up' if down else 'served here'} can"
-    others = f"these can: {', '.join(able)}" if able else nobody
-    return UnsupportedTask(f"model: {wanted} can't {required_capability(task)}; {others}", "model")
+    if supporting:
+        alternatives = f"supported by: {', '.join(supporting)}"
+    elif down:
+        alternatives = "no loaded model supports it"
+    else:
+        alternatives = "no served model supports it"
+    capability = required_capability(task)
+    return UnsupportedTask(
+        f"model: {capability} is not supported by {preferred}; {alternatives}", "model"
+    )
 
 
-def _can(info: ModelInfo | ModelNotLoaded, task: Task) -> bool:
+def _supports(info: ModelInfo | ModelNotLoaded, task: Task) -> bool:
     return isinstance(info, ModelInfo) and required_capability(task) in info.tasks

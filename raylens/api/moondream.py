@@ -1,7 +1,7 @@
-"""The Moondream dialect: caption and query; detect and point where a model can.
+"""The Moondream dialect: caption, query, and, for models that support them, detect and point.
 
 Format: the requests and answers of the ``moondream`` client 2.6.1, ``cloud_vl.py``. A picture may
-also come as the multipart field ``file``, with the other fields beside it.
+also be the multipart field ``file``, next to the other fields.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pydantic import BeforeValidator, Field
 
 from raylens.api import sse
 from raylens.api.context import Context
-from raylens.api.errors import body_of
+from raylens.api.errors import error_body
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
 from raylens.api.model_selection import required_capability, select_model
-from raylens.api.picture_body import PictureBody, describe, read, required
+from raylens.api.picture_body import PictureBody, describe_body, read_body, require_picture
 from raylens.core.errors import InvalidRequest, RaylensError, UnsupportedTask
 from raylens.core.types import (
     MAX_OBJECTS,
@@ -37,29 +37,31 @@ from raylens.core.types import (
     Task,
     VisionRequest,
 )
-from raylens.core.wire import MAX_OBJECTS_ASKED, Body, Text
+from raylens.core.wire import MAX_OBJECTS_LIMIT, Body, Text
 
 logger = logging.getLogger(__name__)
 
 
-MAX_PLACES = 64
-Share = Annotated[float, Field(ge=0, le=1)]
-"""Of the picture's width or height."""
+MAX_SPATIAL_REFS = 64
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""Fraction of the picture's width or height."""
 
 
-def _json_text(value: Any) -> Any:
-    """A form can hold the list as text only."""
+def _parse_json(value: Any) -> Any:
+    """Parse a list that a form sends as text. Raises ``ValueError`` if it is not JSON."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError):
-        raise ValueError("a list of points and boxes is needed, and this is not JSON") from None
+        raise ValueError(
+            "expected a list of points and boxes; the text is not valid JSON"
+        ) from None
 
 
-Refs = Annotated[
-    Annotated[list[list[Share]], Field(max_length=MAX_PLACES)] | None,
-    BeforeValidator(_json_text),
+SpatialRefs = Annotated[
+    Annotated[list[list[Fraction]], Field(max_length=MAX_SPATIAL_REFS)] | None,
+    BeforeValidator(_parse_json),
 ]
 """Points [x, y] and boxes [x_min, y_min, x_max, y_max] that a question is about."""
 
@@ -68,11 +70,11 @@ class MoondreamSettings(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_ASKED)] = MAX_OBJECTS
+    max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_LIMIT)] = MAX_OBJECTS
 
 
 class PictureRequest(PictureBody):
-    """What all of the dialect's requests share."""
+    """Fields of every request of the dialect."""
 
     settings: MoondreamSettings = MoondreamSettings()
     stream: bool = False
@@ -85,95 +87,105 @@ class CaptionRequest(PictureRequest):
 class QueryRequest(PictureRequest):
     question: Annotated[Text, Field(min_length=1)]
     reasoning: bool = False
-    spatial_refs: Refs = None
+    spatial_refs: SpatialRefs = None
 
 
 class ObjectRequest(PictureRequest):
-    """The request of detect, point and segment."""
+    """Body of detect, point and segment requests."""
 
     object: Annotated[Text, Field(min_length=1)]
-    spatial_refs: Refs = None
+    spatial_refs: SpatialRefs = None
 
 
 def router(context: Context) -> APIRouter:
-    """The dialect's routes."""
+    """Return the dialect's routes."""
     routes = APIRouter(prefix="/v1", tags=["Moondream"])
 
-    @routes.post("/caption", summary="Caption a picture", openapi_extra=describe(CaptionRequest))
+    @routes.post(
+        "/caption", summary="Caption a picture", openapi_extra=describe_body(CaptionRequest)
+    )
     async def caption(http: Request) -> Any:
-        body, picture = await read(http, CaptionRequest, context)
-        return await _answer(
-            context, http, body, Caption(body.length), [required(picture)], "caption"
-        )
-
-    @routes.post("/query", summary="Ask about a picture", openapi_extra=describe(QueryRequest))
-    async def query(http: Request) -> Any:
-        body, picture = await read(http, QueryRequest, context)
-        context.check_text(len(body.question), "question")
-        pictures = [] if picture is None else [picture]
-        task = Query(
-            body.question,
-            body.reasoning,
-            _places(body.spatial_refs or [], has_picture=bool(pictures)),
-        )
-        return await _answer(context, http, body, task, pictures, "answer")
-
-    @routes.post("/detect", summary="Find boxes", openapi_extra=describe(ObjectRequest))
-    async def detect(http: Request) -> Any:
-        body, picture = await read(http, ObjectRequest, context)
-        return await _locate(
-            context, http, body, Detect(body.object, body.settings.max_objects), required(picture)
-        )
-
-    @routes.post("/point", summary="Find centers", openapi_extra=describe(ObjectRequest))
-    async def point(http: Request) -> Any:
-        body, picture = await read(http, ObjectRequest, context)
-        return await _locate(
-            context, http, body, Point(body.object, body.settings.max_objects), required(picture)
-        )
+        body, picture = await read_body(http, CaptionRequest, context)
+        pictures = [require_picture(picture)]
+        return await _answer_text(context, http, body, Caption(body.length), pictures, "caption")
 
     @routes.post(
-        "/segment", summary="Not served: always 400", openapi_extra=describe(ObjectRequest)
+        "/query",
+        summary="Ask a question about a picture",
+        openapi_extra=describe_body(QueryRequest),
+    )
+    async def query(http: Request) -> Any:
+        body, picture = await read_body(http, QueryRequest, context)
+        context.check_text_length(len(body.question), "question")
+        pictures = [] if picture is None else [picture]
+        refs = _parse_spatial_refs(body.spatial_refs or [], has_picture=bool(pictures))
+        task = Query(body.question, body.reasoning, refs)
+        return await _answer_text(context, http, body, task, pictures, "answer")
+
+    @routes.post(
+        "/detect",
+        summary="Find the boxes of an object",
+        openapi_extra=describe_body(ObjectRequest),
+    )
+    async def detect(http: Request) -> Any:
+        body, picture = await read_body(http, ObjectRequest, context)
+        task = Detect(body.object, body.settings.max_objects)
+        return await _answer_findings(context, http, body, task, require_picture(picture))
+
+    @routes.post(
+        "/point",
+        summary="Find the centers of an object",
+        openapi_extra=describe_body(ObjectRequest),
+    )
+    async def point(http: Request) -> Any:
+        body, picture = await read_body(http, ObjectRequest, context)
+        task = Point(body.object, body.settings.max_objects)
+        return await _answer_findings(context, http, body, task, require_picture(picture))
+
+    @routes.post(
+        "/segment", summary="Not supported: always 400", openapi_extra=describe_body(ObjectRequest)
     )
     async def segment(http: Request) -> Any:
-        raise UnsupportedTask("segment: no model that is served here can segment", "model")
+        raise UnsupportedTask("segment: not supported by any served model", "model")
 
     return routes
 
 
-def _places(refs: list[list[float]], *, has_picture: bool) -> tuple[Location | Region, ...]:
-    """Raises ``InvalidRequest`` for what is neither a point nor a box, and where there is no
-    picture."""
+def _parse_spatial_refs(
+    refs: list[list[float]], *, has_picture: bool
+) -> tuple[Location | Region, ...]:
+    """Return the points and boxes of ``refs``.
+
+    Raises ``InvalidRequest`` if a list is neither, or if there is no picture to refer to.
+    """
     if refs and not has_picture:
-        raise InvalidRequest(
-            "spatial_refs: there is no picture that they could lie in", "spatial_refs"
-        )
-    places: list[Location | Region] = []
+        raise InvalidRequest("spatial_refs: the picture is missing", "spatial_refs")
+    parsed: list[Location | Region] = []
     for number, ref in enumerate(refs):
         field = f"spatial_refs.{number}"
         if len(ref) not in (2, 4):
-            raise InvalidRequest(f"{field}: {len(ref)} numbers; a point has 2, and a box 4", field)
+            raise InvalidRequest(
+                f"{field}: {len(ref)} numbers; expected 2 for a point or 4 for a box", field
+            )
         if len(ref) == 2:
-            places.append(Location(*ref))
+            parsed.append(Location(*ref))
         elif ref[0] < ref[2] and ref[1] < ref[3]:
-            places.append(Region(*ref))
+            parsed.append(Region(*ref))
         else:
             raise InvalidRequest(
-                f"{field}: a box is x_min, y_min, x_max, y_max, and has some area", field
+                f"{field}: expected a box of positive area, [x_min, y_min, x_max, y_max]", field
             )
-    return tuple(places)
+    return tuple(parsed)
 
 
 def _refuse(body: PictureRequest, *fields: str) -> None:
-    """Raises ``InvalidRequest`` for the first of these fields that asks for something."""
+    """Raise ``InvalidRequest`` for the first of ``fields`` that is set."""
     for field in fields:
         if getattr(body, field):
-            raise InvalidRequest(
-                f"{field}: not supported by the models that are served here", field
-            )
+            raise InvalidRequest(f"{field}: not supported by any served model", field)
 
 
-async def _answer(
+async def _answer_text(
     context: Context,
     http: Request,
     body: PictureRequest,
@@ -181,34 +193,35 @@ async def _answer(
     pictures: list[PictureFile],
     key: str,
 ) -> Any:
-    """The text of an answer as ``{key: text}``, or as a stream of chunks."""
+    """Return the answer's text as ``{key: text}``, or as a stream of chunks."""
     if required_capability(task) == REASONING:
         model = await select_model(context, body.model, "moondream", task)
     else:
         model = context.catalog.resolve(body.model, "moondream")
-    request = _request(context, http, body, model, task, body.settings.temperature)
+    request = _build_request(context, http, body, model, task, body.settings.temperature)
     deltas = context.service.generate(request, pictures)
     if body.stream:
         return await sse.stream(_events(deltas, http.url.path))
-    whole = await _whole(deltas)
-    answer = {key: "".join(delta.text for delta in whole)}
-    return _with_warnings({**_thoughts(whole), **answer}, whole)
+    answer = await _collect(deltas)
+    text = "".join(delta.text for delta in answer)
+    return _with_warnings({**_reasoning(answer), key: text}, answer)
 
 
-async def _locate(
+async def _answer_findings(
     context: Context, http: Request, body: ObjectRequest, task: Detect | Point, picture: PictureFile
 ) -> dict[str, Any]:
-    """The boxes or points."""
+    """Return the answer's boxes or points."""
     _refuse(body, "stream", "spatial_refs")
-    context.check_text(len(body.object), "object")
+    context.check_text_length(len(body.object), "object")
     model = await select_model(context, body.model, "moondream", task)
-    request = _request(context, http, body, model, task, body.settings.temperature or 0.0)
-    whole = await _whole(context.service.generate(request, [picture]))
-    found = whole[-1].findings if whole else None
-    return _with_warnings(findings_as_json(found), whole)
+    temperature = body.settings.temperature or 0.0
+    request = _build_request(context, http, body, model, task, temperature)
+    answer = await _collect(context.service.generate(request, [picture]))
+    findings = answer[-1].findings if answer else None
+    return _with_warnings(findings_as_json(findings), answer)
 
 
-def _request(
+def _build_request(
     context: Context,
     http: Request,
     body: PictureRequest,
@@ -217,21 +230,23 @@ def _request(
     temperature: float | None,
 ) -> VisionRequest:
     settings = body.settings
-    sampling = context.sampling(
+    sampling = context.build_sampling(
         max_tokens=settings.max_tokens, temperature=temperature, top_p=settings.top_p
     )
-    return context.request(http, model, task, sampling, body.recipe, body.stream)
+    return context.build_request(http, model, task, sampling, body.recipe, body.stream)
 
 
-async def _whole(deltas: AsyncGenerator[Delta, None]) -> list[Delta]:
+async def _collect(deltas: AsyncGenerator[Delta, None]) -> list[Delta]:
     async with aclosing(deltas):
         return [delta async for delta in deltas]
 
 
-def _thoughts(deltas: list[Delta]) -> dict[str, Any]:
-    """What was thought before the answer, where the request wanted to know."""
-    reasoning = deltas[-1].findings and deltas[-1].findings.reasoning if deltas else None
-    return {"reasoning": reasoning_as_json(reasoning)} if reasoning else {}
+def _reasoning(deltas: list[Delta]) -> dict[str, Any]:
+    """Return ``{"reasoning": …}``, or an empty object if the answer has no reasoning."""
+    findings = deltas[-1].findings if deltas else None
+    if findings is None or findings.reasoning is None:
+        return {}
+    return {"reasoning": reasoning_as_json(findings.reasoning)}
 
 
 def _with_warnings(answer: dict[str, Any], deltas: list[Delta]) -> dict[str, Any]:
@@ -240,9 +255,12 @@ def _with_warnings(answer: dict[str, Any], deltas: list[Delta]) -> dict[str, Any
 
 
 async def _events(deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenerator[str, None]:
-    """The client can't show an error after the first chunk: the stream then ends without
-    ``completed``. What was thought comes with that."""
-    begun = False
+    """Yield the text in chunks, then ``completed`` with the reasoning and the warnings.
+
+    The client can't show an error after the first chunk. A stream that fails later ends with the
+    error and without ``completed``.
+    """
+    has_begun = False
     warnings: list[str] = []
     last: list[Delta] = []
     async with aclosing(deltas):
@@ -252,12 +270,12 @@ async def _events(deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenera
                 last = [delta]
                 if delta.text:
                     yield sse.event({"chunk": delta.text})
-                    begun = True
+                    has_begun = True
         except RaylensError as error:
-            if not begun:
+            if not has_begun:
                 raise
-            logger.warning("%s, after the stream began: %s", error.code, error.message)
-            yield sse.event(body_of(path, error))
+            logger.warning("%s after the stream began: %s", error.code, error.message)
+            yield sse.event(error_body(path, error))
             return
-    end = {"completed": True, **_thoughts(last)}
+    end = {"completed": True, **_reasoning(last)}
     yield sse.event({**end, "warnings": warnings} if warnings else end)

@@ -1,7 +1,7 @@
 """The OpenAI dialect: chat completions and models.
 
-Format: OpenAI's API reference, "Chat" and "Models"; :mod:`raylens.api.openai_request` reads what is
-sent.
+Format: OpenAI's API reference, "Chat" and "Models". :mod:`raylens.api.openai_request` reads the
+requests.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from starlette.responses import JSONResponse
 
 from raylens.api import sse
 from raylens.api.context import Context
-from raylens.api.errors import body_of
+from raylens.api.errors import error_body
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
 from raylens.api.model_selection import select_model
 from raylens.api.openai_request import (
     ChatRequest,
+    build_sampling,
+    parse_grounding_task,
     parse_messages,
-    places_wanted,
-    refuse_what_is_not_supported,
-    sampling,
+    refuse_unsupported_parameters,
 )
 from raylens.core.errors import ModelFailed, RaylensError
 from raylens.core.types import (
@@ -45,86 +45,89 @@ from raylens.core.types import (
 logger = logging.getLogger(__name__)
 
 PATH = "/v1/chat/completions"
-_UNLIKELY = -9999.0
-"""The least log probability that OpenAI tells; JSON has no infinity."""
+_MIN_LOGPROB = -9999.0
+"""Lowest log probability that OpenAI reports; JSON has no infinity."""
 
 
 def router(context: Context) -> APIRouter:
-    """The dialect's routes."""
+    """Return the dialect's routes."""
     routes = APIRouter(tags=["OpenAI"])
 
     @routes.post(PATH, summary="Chat about pictures")
     async def chat_completions(body: ChatRequest, http: Request) -> Any:
-        refuse_what_is_not_supported(body)
+        refuse_unsupported_parameters(body)
         chat, pictures = await parse_messages(body, context)
-        located = places_wanted(body, chat, context)
-        task, chosen = located or chat, sampling(body, context)
-        if located is not None or chat.reasoning:
+        grounding = parse_grounding_task(body, chat, context)
+        task = grounding or chat
+        sampling = build_sampling(body, context)
+        if grounding is not None or chat.reasoning:
             model = await select_model(context, body.model, "openai", task)
         else:
             model = context.catalog.resolve(body.model, "openai")
-        request = context.request(http, model, task, chosen, body.recipe, bool(body.stream))
+        request = context.build_request(http, model, task, sampling, body.recipe, bool(body.stream))
         reply = Reply(request, body)
         if body.stream:
             return await sse.stream(reply.events(context.service.generate(request, pictures)))
-        # Not through FastAPI's encoder: it takes too long over the log probabilities of a long
-        # answer.
-        return JSONResponse(await reply.whole(context.service.generate(request, pictures)))
+        # FastAPI's encoder takes too long over the log probabilities of a long answer.
+        return JSONResponse(await reply.complete(context.service.generate(request, pictures)))
 
-    @routes.get("/v1/models", summary="The models that are served")
+    @routes.get("/v1/models", summary="List the served models")
     async def list_models() -> dict[str, Any]:
         return {
             "object": "list",
-            "data": [_model(context, name) for name in context.catalog.models],
+            "data": [_model_as_json(context, name) for name in context.catalog.models],
         }
 
-    @routes.get("/v1/models/{name:path}", summary="One model, by name or alias")
+    @routes.get("/v1/models/{name:path}", summary="Show a model by name or alias")
     async def get_model(name: str) -> dict[str, Any]:
         if not name:
             return await list_models()
-        return _model(context, context.catalog.resolve(name, "openai"))
+        return _model_as_json(context, context.catalog.resolve(name, "openai"))
 
     return routes
 
 
 @dataclass
 class _Answer:
-    """One of a whole reply's answers, as its deltas come."""
+    """One of a reply's answers, collected from its deltas."""
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
-    reason: str | None = None
+    finish_reason: str | None = None
     findings: Findings | None = None
 
     def add(self, delta: Delta) -> None:
         self.texts.append(delta.text)
-        self.logprobs.extend(map(_logprob, delta.logprobs))
+        self.logprobs.extend(map(_logprob_as_json, delta.logprobs))
         if delta.finish_reason is not None:
-            self.reason, self.findings = delta.finish_reason.value, delta.findings
+            self.finish_reason = delta.finish_reason.value
+            self.findings = delta.findings
 
-    def choice(self, task: Task, with_logprobs: bool) -> dict[str, Any]:
+    def as_choice(self, task: Task, with_logprobs: bool) -> dict[str, Any]:
         return {
             "message": {
                 "role": "assistant",
                 "content": self._content(task),
                 "refusal": None,
-                **_thoughts(self.findings),
+                **_reasoning_fields(self.findings),
             },
             "logprobs": {"content": self.logprobs, "refusal": None} if with_logprobs else None,
-            "finish_reason": self.reason,
+            "finish_reason": self.finish_reason,
         }
 
     def _content(self, task: Task) -> str:
-        return _places(self.findings) if isinstance(task, Detect | Point) else "".join(self.texts)
+        if isinstance(task, Detect | Point):
+            return _findings_text(self.findings)
+        return "".join(self.texts)
 
 
 class Reply:
-    """Deltas to one answer, whole or as chunks."""
+    """The reply to a request, built from its deltas: a completion, or a stream of chunks."""
 
     def __init__(self, request: VisionRequest, body: ChatRequest) -> None:
         self._n = request.sampling.n
         self._task = request.task
-        self._logprobs = request.sampling.logprobs is not None
+        self._with_logprobs = request.sampling.logprobs is not None
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -132,8 +135,11 @@ class Reply:
         }
         self._include_usage = body.stream_options is not None and body.stream_options.include_usage
 
-    async def whole(self, deltas: AsyncGenerator[Delta, None]) -> dict[str, Any]:
-        """A ``chat.completion``; the pictures' warnings stand in ``warnings``."""
+    async def complete(self, deltas: AsyncGenerator[Delta, None]) -> dict[str, Any]:
+        """Return a ``chat.completion``, with the pictures' warnings in ``warnings``.
+
+        Raises ``ModelFailed`` if an answer ends without a finish reason.
+        """
         answers = [_Answer() for _ in range(self._n)]
         usages: list[Usage] = []
         warnings: list[str] = []
@@ -143,47 +149,46 @@ class Reply:
                 warnings.extend(delta.warnings)
                 if delta.usage is not None:
                     usages.append(delta.usage)
-        if any(answer.reason is None for answer in answers):
+        if any(answer.finish_reason is None for answer in answers):
             raise ModelFailed("the answer ended early")
         choices = [
-            {"index": index, **answer.choice(self._task, self._logprobs)}
+            {"index": index, **answer.as_choice(self._task, self._with_logprobs)}
             for index, answer in enumerate(answers)
         ]
-        reply = {
+        completion = {
             **self._head,
             "object": "chat.completion",
             "choices": choices,
-            "usage": _usage(usages),
+            "usage": _total_usage(usages),
         }
-        return {**reply, "warnings": warnings} if warnings else reply
+        return {**completion, "warnings": warnings} if warnings else completion
 
     async def events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[str, None]:
-        """``chat.completion.chunk`` events; an error after the first one is an event of its own."""
+        """Yield ``chat.completion.chunk`` events, then the usage if requested, then ``[DONE]``.
+
+        An error after the first event is an event of its own, and ends the stream.
+        """
         begun: set[int] = set()
         usages: list[Usage] = []
         async with aclosing(deltas):
             try:
                 async for delta in deltas:
                     if delta.index not in begun:
-                        yield self._chunk(
-                            delta.index,
-                            {"role": "assistant", "content": ""},
-                            warnings=delta.warnings,
-                        )
+                        role = {"role": "assistant", "content": ""}
+                        yield self._chunk(delta.index, role, warnings=delta.warnings)
                         begun.add(delta.index)
                     if content := self._content(delta):
                         yield self._chunk(delta.index, content, logprobs=delta.logprobs)
                     if delta.finish_reason is not None:
-                        yield self._chunk(
-                            delta.index, _thoughts(delta.findings), delta.finish_reason.value
-                        )
+                        reasoning = _reasoning_fields(delta.findings)
+                        yield self._chunk(delta.index, reasoning, delta.finish_reason.value)
                     if delta.usage is not None:
                         usages.append(delta.usage)
             except RaylensError as error:
                 if not begun:
                     raise
-                logger.warning("%s, after the stream began: %s", error.code, error.message)
-                yield sse.event(body_of(PATH, error))
+                logger.warning("%s after the stream began: %s", error.code, error.message)
+                yield sse.event(error_body(PATH, error))
                 return
         if self._include_usage:
             yield sse.event(
@@ -191,32 +196,37 @@ class Reply:
                     **self._head,
                     "object": "chat.completion.chunk",
                     "choices": [],
-                    "usage": _usage(usages),
+                    "usage": _total_usage(usages),
                 }
             )
         yield sse.event("[DONE]")
 
     def _content(self, delta: Delta) -> dict[str, Any]:
-        """What a chunk says of an answer: its text, or, once it is complete, the places that it
-        found."""
+        """Return a chunk's content: the delta's text, or the findings of a complete answer.
+
+        Empty if the delta has neither.
+        """
         if isinstance(self._task, Detect | Point):
-            return {"content": _places(delta.findings)} if delta.finish_reason else {}
+            return {"content": _findings_text(delta.findings)} if delta.finish_reason else {}
         return {"content": delta.text} if delta.text or delta.logprobs else {}
 
     def _chunk(
         self,
         index: int,
         delta: dict[str, Any],
-        reason: str | None = None,
+        finish_reason: str | None = None,
         warnings: tuple[str, ...] = (),
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> str:
-        told = (
-            {"content": [_logprob(token) for token in logprobs], "refusal": None}
-            if logprobs
-            else None
-        )
-        choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}
+        choice: dict[str, Any] = {
+            "index": index,
+            "delta": delta,
+            "logprobs": None,
+            "finish_reason": finish_reason,
+        }
+        if logprobs:
+            content = [_logprob_as_json(token) for token in logprobs]
+            choice["logprobs"] = {"content": content, "refusal": None}
         chunk: dict[str, Any] = {
             **self._head,
             "object": "chat.completion.chunk",
@@ -229,12 +239,12 @@ class Reply:
         return sse.event(chunk)
 
 
-def _places(findings: Findings | None) -> str:
+def _findings_text(findings: Findings | None) -> str:
     return json.dumps(findings_as_json(findings), separators=(",", ":"))
 
 
-def _thoughts(findings: Findings | None) -> dict[str, Any]:
-    """As Moondream's client reads them from a message."""
+def _reasoning_fields(findings: Findings | None) -> dict[str, Any]:
+    """Return the reasoning as the fields of a message that Moondream's client reads."""
     if findings is None or findings.reasoning is None:
         return {}
     reasoning = reasoning_as_json(findings.reasoning)
@@ -244,20 +254,22 @@ def _thoughts(findings: Findings | None) -> dict[str, Any]:
     }
 
 
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    return {**_token(token), "top_logprobs": [_token(other) for other in token.top]}
+def _logprob_as_json(token: TokenLogprob) -> dict[str, Any]:
+    alternatives = [_token_as_json(alternative) for alternative in token.top]
+    return {**_token_as_json(token), "top_logprobs": alternatives}
 
 
-def _token(token: TokenLogprob) -> dict[str, Any]:
+def _token_as_json(token: TokenLogprob) -> dict[str, Any]:
     return {
         "token": token.text,
-        "logprob": max(_UNLIKELY, token.logprob),
+        # NaN becomes the lowest value too: `max` keeps its first argument.
+        "logprob": max(_MIN_LOGPROB, token.logprob),
         "bytes": list(token.data),
     }
 
 
-def _usage(usages: list[Usage]) -> dict[str, int]:
-    """The prompt counts once for all of its answers."""
+def _total_usage(usages: list[Usage]) -> dict[str, int]:
+    """Return the usage of all answers. They share one prompt, which counts once."""
     prompt = max((usage.prompt_tokens for usage in usages), default=0)
     completion = sum(usage.completion_tokens for usage in usages)
     return {
@@ -267,7 +279,7 @@ def _usage(usages: list[Usage]) -> dict[str, int]:
     }
 
 
-def _model(context: Context, name: str) -> dict[str, Any]:
+def _model_as_json(context: Context, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",

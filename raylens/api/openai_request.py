@@ -1,6 +1,6 @@
-"""Requests of the OpenAI dialect: chat completions as they are sent, and what they ask for.
+"""The OpenAI dialect's request: the body of a chat completion, its messages, pictures and sampling.
 
-What is not supported is refused with a 400 that names it.
+An unsupported parameter is refused with a 400 that names it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from raylens.core.types import (
     TextPart,
     VideoPart,
 )
-from raylens.core.wire import MAX_OBJECTS_ASKED, Body, Messages, Text, read_messages
+from raylens.core.wire import MAX_OBJECTS_LIMIT, Body, Messages, Text, read_messages
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "function_call": ("none", "auto"),
     "functions": ([],),
@@ -40,7 +40,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-"""Parameters that are not supported, with the values that ask for nothing; null always does."""
+"""Unsupported parameters, with the values that have no effect. Null never has an effect."""
 
 
 class PlainText(Body):
@@ -56,7 +56,7 @@ class NamedSchema(Body):
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     description: str | None = None
     strict: bool | None = None
-    """Accepted either way: an answer always follows its schema."""
+    """Ignored: an answer always follows its schema."""
 
 
 class JsonSchema(Body):
@@ -68,13 +68,13 @@ ResponseFormat = Annotated[PlainText | JsonObject | JsonSchema, Field(discrimina
 Penalty = Annotated[float, Field(ge=-2, le=2, strict=True)]
 
 
-class Locate(Body):
-    """Our own extension: boxes or points instead of words."""
+class GroundingOptions(Body):
+    """Our own extension ``raylens``: boxes or points instead of text."""
 
     task: Literal["detect", "point"]
     object: Annotated[Text, Field(min_length=1)] | None = None
-    """Unset takes the last message's text."""
-    max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_ASKED, strict=True)] = MAX_OBJECTS
+    """Object to find; by default, the text of the last message."""
+    max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_LIMIT, strict=True)] = MAX_OBJECTS
 
 
 class StreamOptions(Body):
@@ -83,10 +83,10 @@ class StreamOptions(Body):
 
 
 class ChatRequest(Body):
-    """The request of ``POST /v1/chat/completions``.
+    """Body of ``POST /v1/chat/completions``.
 
-    ``top_k``, ``min_p`` and ``repetition_penalty`` are not OpenAI's: vLLM's clients send them.
-    ``reasoning`` is what Moondream's client sends, ``recipe`` and ``raylens`` are our own.
+    ``top_k``, ``min_p`` and ``repetition_penalty`` come from vLLM's clients, ``reasoning`` from
+    Moondream's client. ``recipe`` and ``raylens`` are our own. All others are OpenAI's.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -98,7 +98,7 @@ class ChatRequest(Body):
     temperature: Annotated[float, Field(ge=0, le=2, strict=True)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31, strict=True)] | None = None
-    """-1 and 0 mean all."""
+    """-1 and 0 mean all tokens."""
     min_p: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=10, strict=True)] | None = None
     presence_penalty: Penalty | None = None
@@ -113,7 +113,7 @@ class ChatRequest(Body):
     stream_options: StreamOptions | None = None
     recipe: RecipeField = None
     reasoning: Annotated[bool, Field(strict=True)] | None = None
-    raylens: Locate | None = None
+    raylens: GroundingOptions | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -123,72 +123,87 @@ class ChatRequest(Body):
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _accept_one_stop_string(cls, value: Any) -> Any:
+    def _wrap_one_stop_string(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
 
-def refuse_what_is_not_supported(body: ChatRequest) -> None:
-    """Raises ``InvalidRequest`` for a parameter that is unknown, or that asks for something that
-    can't be had."""
+def refuse_unsupported_parameters(body: ChatRequest) -> None:
+    """Raise ``InvalidRequest`` for an unknown parameter, or an unsupported one with an effect."""
     for name, value in (body.model_extra or {}).items():
-        if name not in _NEUTRAL:
-            raise InvalidRequest(f"{name[:64]}: no such parameter", name[:64])
-        if value is not None and value not in _NEUTRAL[name]:
+        if name not in _NEUTRAL_VALUES:
+            raise InvalidRequest(f"{name[:64]}: unknown parameter", name[:64])
+        if value is not None and value not in _NEUTRAL_VALUES[name]:
             raise InvalidRequest(f"{name}: not supported", name)
 
 
 async def parse_messages(body: ChatRequest, context: Context) -> tuple[Chat, list[PictureFile]]:
-    """The chat, and its pictures in the order of their appearance."""
-    messages, waiting = read_messages(body.messages, "messages")
+    """Return the chat, and its pictures in the order of their appearance.
+
+    Raises ``InvalidRequest`` or ``PayloadTooLarge``.
+    """
+    messages, urls = read_messages(body.messages, "messages")
     if messages[-1].role is not Role.USER:
-        raise InvalidRequest("messages: the last one should be the user's", "messages")
-    context.media.check_count(len(waiting), "messages")
+        raise InvalidRequest("messages: expected the last message to be the user's", "messages")
+    context.media.check_count(len(urls), "messages")
     texts = (
         part.text for message in messages for part in message.parts if isinstance(part, TextPart)
     )
-    context.check_text(sum(map(len, texts)), "messages")
-    pictures = await asyncio.gather(*(context.media.from_url(url, field) for url, field in waiting))
+    context.check_text_length(sum(map(len, texts)), "messages")
+    pictures = await asyncio.gather(*(context.media.from_url(url, field) for url, field in urls))
     return Chat(messages, bool(body.reasoning)), list(pictures)
 
 
-def places_wanted(body: ChatRequest, chat: Chat, context: Context) -> Detect | Point | None:
-    """The boxes or points that the request wants of its one picture, where it wants any. Raises
-    ``InvalidRequest``."""
-    wanted = body.raylens
-    if wanted is None:
+def parse_grounding_task(body: ChatRequest, chat: Chat, context: Context) -> Detect | Point | None:
+    """Return the detect or point task of the field ``raylens``, or None if the field is absent.
+
+    Raises ``InvalidRequest`` for parameters that have no meaning for boxes and points, and unless
+    the chat has exactly one picture.
+    """
+    options = body.raylens
+    if options is None:
         return None
-    too_much = {
+    text_only_parameters = {
         "n": (body.n or 1) > 1,
         "response_format": _json_schema(body) is not None,
         "logprobs": body.logprobs,
         "reasoning": body.reasoning,
     }
-    for field, is_wanted in too_much.items():
-        if is_wanted:
-            raise InvalidRequest(f"{field}: not supported where places are wanted", field)
-    parts = [part for message in chat.messages for part in message.parts]
-    if sum(not isinstance(part, TextPart) for part in parts) != 1 or any(
-        isinstance(part, VideoPart) for part in parts
-    ):
-        raise InvalidRequest("messages: one picture is needed, to find places in", "messages")
+    for field, is_in_use in text_only_parameters.items():
+        if is_in_use:
+            raise InvalidRequest(f"{field}: not supported together with raylens", field)
+    _require_one_picture(chat)
     texts = (part.text for part in chat.messages[-1].parts if isinstance(part, TextPart))
-    subject = wanted.object or " ".join(texts).strip()
+    subject = options.object or " ".join(texts).strip()
     if not subject:
-        raise InvalidRequest("raylens.object: what should be found?", "raylens.object")
-    context.check_text(len(subject), "raylens.object")
-    kind = Detect if wanted.task == "detect" else Point
-    return kind(subject, wanted.max_objects)
+        raise InvalidRequest(
+            "raylens.object: missing; the last message has no text to use instead",
+            "raylens.object",
+        )
+    context.check_text_length(len(subject), "raylens.object")
+    task_type = Detect if options.task == "detect" else Point
+    return task_type(subject, options.max_objects)
 
 
-def sampling(body: ChatRequest, context: Context) -> SamplingParams:
-    """How the request wants its tokens chosen. Raises ``InvalidRequest`` over a limit."""
+def _require_one_picture(chat: Chat) -> None:
+    parts = [part for message in chat.messages for part in message.parts]
+    media = [part for part in parts if not isinstance(part, TextPart)]
+    if len(media) != 1 or isinstance(media[0], VideoPart):
+        raise InvalidRequest("messages: expected exactly one picture with raylens", "messages")
+
+
+def build_sampling(body: ChatRequest, context: Context) -> SamplingParams:
+    """Return the request's sampling parameters.
+
+    Raises ``InvalidRequest`` if one is over its limit, or if two exclude each other.
+    """
     if body.top_logprobs and not body.logprobs:
-        raise InvalidRequest("top_logprobs: logprobs should be true beside it", "top_logprobs")
+        raise InvalidRequest("top_logprobs: expected logprobs to be true", "top_logprobs")
     if body.reasoning and _json_schema(body):
         raise InvalidRequest(
-            "response_format: thoughts follow no schema; leave out reasoning", "response_format"
+            "response_format: not supported together with reasoning, which follows no schema",
+            "response_format",
         )
-    return context.sampling(
+    return context.build_sampling(
         max_tokens=body.max_completion_tokens or body.max_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
@@ -206,18 +221,23 @@ def sampling(body: ChatRequest, context: Context) -> SamplingParams:
 
 
 def _json_schema(body: ChatRequest) -> str | None:
-    """The schema that the answer follows, as compact JSON. Its keys keep their order: the answer's
-    take it over."""
-    wanted = body.response_format
-    if wanted is None or isinstance(wanted, PlainText):
+    """Return the answer's schema as compact JSON, or None for plain text.
+
+    The schema's keys keep their order: the answer's keys follow it. Raises ``InvalidRequest`` if
+    the schema is not valid JSON.
+    """
+    response_format = body.response_format
+    if response_format is None or isinstance(response_format, PlainText):
         return None
-    schema = {"type": "object"} if isinstance(wanted, JsonObject) else wanted.json_schema.schema_
+    schema: dict[str, Any] = {"type": "object"}
+    if isinstance(response_format, JsonSchema):
+        schema = response_format.json_schema.schema_
     try:
         text = json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         text.encode()
     except (ValueError, RecursionError) as error:
-        why = type(error).__name__
         raise InvalidRequest(
-            f"response_format: not a schema that can be read ({why})", "response_format"
+            f"response_format: expected a schema that is valid JSON ({type(error).__name__})",
+            "response_format",
         ) from None
     return text

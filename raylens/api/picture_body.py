@@ -1,4 +1,4 @@
-"""Bodies with one picture: JSON with a data URL, or a multipart form with a file."""
+"""Request bodies with one picture: JSON with a data URL, or a multipart form with a file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from raylens.core.errors import InvalidRequest
 from raylens.core.types import PictureFile
 from raylens.core.wire import Body, Text
 
-_MAX_FORM_FIELD = 64 * 2**20
-"""Bytes of one form field that is not a file; the limit on the whole body is the one that counts."""
+_FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
+_MAX_FORM_FIELD_BYTES = 64 * 2**20
+"""Bytes of a form field other than the file: enough for the limit on the whole body to decide."""
 
 
 class PictureBody(Body):
-    """A body whose picture stands in ``image_url``, or comes beside it as the form's ``file``."""
+    """A body whose picture is ``image_url``, or the form's ``file`` next to the body's fields."""
 
     image_url: Text | None = None
     model: str | None = None
@@ -30,90 +31,98 @@ class PictureBody(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_absent(cls, value: Any) -> Any:
-        return (
-            {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
-        )
+    def _drop_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: item for name, item in value.items() if item is not None}
 
 
-Shape = TypeVar("Shape", bound=PictureBody)
+BodyT = TypeVar("BodyT", bound=PictureBody)
 
 
-async def read(
-    http: Request, shape: type[Shape], context: Context
-) -> tuple[Shape, PictureFile | None]:
-    """The body and its picture. Raises ``InvalidRequest`` and ``PayloadTooLarge``."""
-    is_form = (
-        http.headers.get("content-type", "")
-        .lower()
-        .startswith(("multipart/form-data", "application/x-www-form-urlencoded"))
-    )
-    fields, upload = await _form(http, shape) if is_form else (await _json(http), None)
+async def read_body(
+    http: Request, body_type: type[BodyT], context: Context
+) -> tuple[BodyT, PictureFile | None]:
+    """Return the body and its picture. Raises ``InvalidRequest`` or ``PayloadTooLarge``."""
+    content_type = http.headers.get("content-type", "").lower()
+    upload: bytes | None = None
+    if content_type.startswith(_FORM_TYPES):
+        fields, upload = await _read_form(http, body_type)
+    else:
+        fields = await _read_json(http)
     try:
-        body = shape.model_validate(fields)
+        body = body_type.model_validate(fields)
     except ValidationError as error:
         raise from_validation(error.errors()) from None
     if upload is not None:
         if body.image_url is not None:
-            raise InvalidRequest("file: give either a file or an image_url", "file")
+            raise InvalidRequest("file: expected either file or image_url, not both", "file")
         return body, context.media.from_upload(upload, "file")
     if body.image_url is None:
         return body, None
     return body, await context.media.from_url(body.image_url, "image_url")
 
 
-def required(picture: PictureFile | None) -> PictureFile:
+def require_picture(picture: PictureFile | None) -> PictureFile:
+    """Return ``picture``. Raises ``InvalidRequest`` if it is None."""
     if picture is None:
-        raise InvalidRequest("image_url: a picture is needed", "image_url")
+        raise InvalidRequest("image_url: missing; expected a picture", "image_url")
     return picture
 
 
-async def _json(http: Request) -> Any:
+async def _read_json(http: Request) -> Any:
     try:
         return await http.json()
     except json.JSONDecodeError as error:
         raise InvalidRequest(
-            f"body: not JSON ({error.msg} at character {error.pos})", "body"
+            f"body: not valid JSON ({error.msg} at character {error.pos})", "body"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(
-            f"body: not JSON that can be read ({type(error).__name__})", "body"
-        ) from None
+        raise InvalidRequest(f"body: not valid JSON ({type(error).__name__})", "body") from None
 
 
-async def _form(http: Request, shape: type[PictureBody]) -> tuple[dict[str, Any], bytes | None]:
-    """A form's fields, those of a ``settings`` object beside the others, and the file's bytes."""
+async def _read_form(
+    http: Request, body_type: type[PictureBody]
+) -> tuple[dict[str, Any], bytes | None]:
+    """Return a form's fields and the file's bytes.
+
+    A form is flat: its fields of ``settings`` are moved into an object of that name.
+    """
     try:
-        async with http.form(max_files=1, max_fields=32, max_part_size=_MAX_FORM_FIELD) as form:
+        async with http.form(
+            max_files=1, max_fields=32, max_part_size=_MAX_FORM_FIELD_BYTES
+        ) as form:
             upload = form.get("file")
             if upload is not None and not isinstance(upload, UploadFile):
-                raise InvalidRequest("file: an uploaded file is needed", "file")
+                raise InvalidRequest("file: expected an uploaded file", "file")
             fields: dict[str, Any] = {name: value for name, value in form.items() if name != "file"}
             data = None if upload is None else await upload.read()
     except (UnicodeError, LookupError) as error:
         raise InvalidRequest(
-            f"body: a field that can't be decoded ({type(error).__name__})", "body"
+            f"body: decoding a form field failed: {type(error).__name__}", "body"
         ) from None
     except HTTPException as error:
         if error.status_code != 400:
             raise
         raise InvalidRequest(f"body: {error.detail}", "body") from None
-    nested = shape.model_fields.get("settings")
-    if (
-        nested is not None
-        and isinstance(nested.annotation, type)
-        and issubclass(nested.annotation, BaseModel)
-    ):
-        settings = {
-            name: fields.pop(name) for name in nested.annotation.model_fields if name in fields
-        }
-        fields |= {"settings": settings} if settings else {}
+    settings = {name: fields.pop(name) for name in _settings_fields(body_type) if name in fields}
+    if settings:
+        fields["settings"] = settings
     return fields, data
 
 
-def describe(shape: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI description of a body that may be JSON or a form."""
-    schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
+def _settings_fields(body_type: type[PictureBody]) -> list[str]:
+    """Return the names of the fields in the body's ``settings``, if it has any."""
+    field = body_type.model_fields.get("settings")
+    settings_type = field.annotation if field is not None else None
+    if isinstance(settings_type, type) and issubclass(settings_type, BaseModel):
+        return list(settings_type.model_fields)
+    return []
+
+
+def describe_body(body_type: type[BaseModel]) -> dict[str, Any]:
+    """Return the OpenAPI description of a body that is either JSON or a form."""
+    schema = body_type.model_json_schema(ref_template="#/components/schemas/{model}")
     for definition in schema.pop("$defs", {}).values():
         _inline(schema, definition)
     form = {
@@ -132,11 +141,9 @@ def describe(shape: type[BaseModel]) -> dict[str, Any]:
 
 
 def _inline(schema: dict[str, Any], definition: dict[str, Any]) -> None:
-    """Puts a definition where the schema's properties refer to it."""
+    """Replace the references of the schema's properties to ``definition`` by the definition."""
     reference = f"#/components/schemas/{definition['title']}"
     for name, value in schema["properties"].items():
         if value.get("$ref") == reference:
-            schema["properties"][name] = {
-                **definition,
-                **{k: v for k, v in value.items() if k != "$ref"},
-            }
+            overrides = {key: item for key, item in value.items() if key != "$ref"}
+            schema["properties"][name] = {**definition, **overrides}

@@ -1,4 +1,4 @@
-"""``POST /v1/preprocess``: the picture that a model would see, and the way back to the original."""
+"""``POST /v1/preprocess``: the picture as a model sees it, and its geometry in the original."""
 
 from __future__ import annotations
 
@@ -10,47 +10,48 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from raylens.api.context import Context
-from raylens.api.picture_body import PictureBody, describe, read, required
+from raylens.api.picture_body import PictureBody, describe_body, read_body, require_picture
 from raylens.core.types import ProcessedPicture
 
 JPEG = "image/jpeg"
 
 
 class PreprocessRequest(PictureBody):
-    """``model`` gives the recipe that ``recipe`` changes."""
+    """Body of ``POST /v1/preprocess``. ``recipe`` changes the recipe of ``model``."""
 
 
 def router(context: Context) -> APIRouter:
-    """The dialect's route."""
+    """Return the dialect's route."""
     routes = APIRouter(tags=["Preprocessing"])
 
     @routes.post(
         "/v1/preprocess",
-        summary="Show what a model would see",
-        description="Answers JSON, or the picture alone where Accept is image/jpeg.",
-        openapi_extra=describe(PreprocessRequest),
+        summary="Show a picture as a model sees it",
+        description="Answers with JSON, or with the JPEG file alone if Accept is image/jpeg.",
+        openapi_extra=describe_body(PreprocessRequest),
     )
     async def preprocess(http: Request) -> Response:
-        body, picture = await read(http, PreprocessRequest, context)
+        body, upload = await read_body(http, PreprocessRequest, context)
         model = context.catalog.resolve(body.model, "openai")
-        recipe, deadline = context.recipe(model, body.recipe), context.deadline(http, model)
-        shown = await context.service.preprocess(
-            required(picture), recipe, deadline, http.state.request_id
+        recipe = context.resolve_recipe(model, body.recipe)
+        deadline = context.compute_deadline(http, model)
+        picture = await context.service.preprocess(
+            require_picture(upload), recipe, deadline, http.state.request_id
         )
-        if _wants_jpeg(http):
-            return Response(shown.jpeg, media_type=JPEG)
-        # Megabytes of base64 take their time.
-        return await asyncio.to_thread(lambda: JSONResponse({"model": model, **_encode(shown)}))
+        if _accepts_only_jpeg(http):
+            return Response(picture.jpeg, media_type=JPEG)
+        # Encoding megabytes as base64 would block the event loop.
+        return await asyncio.to_thread(lambda: JSONResponse({"model": model, **_as_json(picture)}))
 
     return routes
 
 
-def _wants_jpeg(http: Request) -> bool:
-    accepted = http.headers.get("accept", "")
-    return JPEG in accepted and "application/json" not in accepted
+def _accepts_only_jpeg(http: Request) -> bool:
+    accept = http.headers.get("accept", "")
+    return JPEG in accept and "application/json" not in accept
 
 
-def _encode(picture: ProcessedPicture) -> dict[str, Any]:
+def _as_json(picture: ProcessedPicture) -> dict[str, Any]:
     return {
         "image_url": f"data:{JPEG};base64,{base64.b64encode(picture.jpeg).decode()}",
         "geometry": {

@@ -1,5 +1,4 @@
-"""Server-sent events (WHATWG HTML, section 9.2): the ``data:`` lines that every streaming dialect
-here uses."""
+"""Server-sent events (WHATWG HTML, section 9.2): the ``data:`` lines of every streaming dialect."""
 
 from __future__ import annotations
 
@@ -12,18 +11,19 @@ from starlette.responses import StreamingResponse
 
 
 def event(data: Any) -> str:
-    """One event; ``data`` is a string as it is, or anything that JSON can hold."""
-    text = (
-        data
-        if isinstance(data, str)
-        else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    )
+    """Return one event. A string ``data`` is sent as it is, anything else as JSON."""
+    if isinstance(data, str):
+        text = data
+    else:
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n"
 
 
 async def stream(events: AsyncGenerator[str, None]) -> StreamingResponse:
-    """Answers 200 only once the first event is there, so that an error before it keeps its own
-    status."""
+    """Return a response that streams ``events``.
+
+    It waits for the first event: an error before that keeps its own status instead of 200.
+    """
     first = await anext(events, None)
     return StreamingResponse(
         _with_first(first, events),

@@ -1,4 +1,4 @@
-"""Health: whether the server lives, whether its models answer, and what they run on."""
+"""Health routes: liveness, readiness, and the state of each model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from raylens.core.types import ModelInfo
 
 
 def router(context: Context) -> APIRouter:
-    """The system's routes."""
+    """Return the health routes."""
     routes = APIRouter(tags=["System"])
 
     @routes.head("/live", include_in_schema=False)
-    @routes.get("/live", summary="Whether this process answers")
+    @routes.get("/live", summary="Check that the process answers")
     async def live() -> dict[str, str]:
         return {"status": "alive"}
 
     @routes.head("/ready", include_in_schema=False)
-    @routes.get("/ready", summary="200 once every model answers, else 503")
+    @routes.get("/ready", summary="Check that every model answers: 200, else 503")
     async def ready() -> JSONResponse:
-        infos = await _infos(context)
+        infos = await _fetch_infos(context)
         missing = [name for name, info in infos.items() if info is None]
         if missing:
             body = {"status": "not ready", "waiting_for": missing}
@@ -32,9 +32,9 @@ def router(context: Context) -> APIRouter:
         return JSONResponse({"status": "ready"})
 
     @routes.head("/health", include_in_schema=False)
-    @routes.get("/health", summary="The state of the server and of each model")
+    @routes.get("/health", summary="Show the state of the server and of each model")
     async def health() -> dict[str, Any]:
-        infos = await _infos(context)
+        infos = await _fetch_infos(context)
         active = context.catalog.resolve(None, "openai")
         info = infos[active]
         return {
@@ -43,18 +43,19 @@ def router(context: Context) -> APIRouter:
             "device": info.device if info else None,
             "active_model": active,
             "timestamp": datetime.now(UTC).isoformat(),
-            "models": {name: _describe(info) for name, info in infos.items()},
+            "models": {name: _as_json(info) for name, info in infos.items()},
         }
 
     return routes
 
 
-async def _infos(context: Context) -> dict[str, ModelInfo | None]:
-    infos = await context.model_infos(context.catalog.models)
+async def _fetch_infos(context: Context) -> dict[str, ModelInfo | None]:
+    """Return each model's info by name, or None if the model is down."""
+    infos = await context.fetch_model_infos(context.catalog.models)
     return {name: info if isinstance(info, ModelInfo) else None for name, info in infos.items()}
 
 
-def _describe(info: ModelInfo | None) -> dict[str, Any]:
+def _as_json(info: ModelInfo | None) -> dict[str, Any]:
     if info is None:
         return {"loaded": False}
     return {

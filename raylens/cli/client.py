@@ -1,11 +1,4 @@
-"""The server's job queue, as its client sees it.
-
-::
-
-    ClientError
-      Refused          the server has answered, and says no
-      Unreachable      no answer came for as long as was waited
-"""
+"""An HTTP client for the server's job queue."""
 
 from __future__ import annotations
 
@@ -19,65 +12,56 @@ from urllib.parse import quote
 
 import httpx
 
+from raylens.cli.errors import StatusError, Unreachable
 from raylens.net.retry_after import parse_retry_after
 
 Job = dict[str, Any]
-"""A job as the server shows it; docs/jobs.md has its fields."""
+"""A job as the server's JSON describes it; docs/jobs.md lists the fields."""
 
 PATH = "/api/v1/jobs"
 DEFAULT_SERVER = "http://127.0.0.1:8000"
-SUCCEEDED, FAILED, CANCELED = "succeeded", "failed", "canceled"
-ENDED = frozenset({SUCCEEDED, FAILED, CANCELED})
-PAGE = 100
+SUCCEEDED = "succeeded"
+FAILED = "failed"
+CANCELED = "canceled"
+TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELED})
+PAGE_SIZE = 100
 BUSY = frozenset({429, 503})
-BROKEN = frozenset({500, 502, 504})
-"""What a server and its proxy say while a part of it starts anew."""
-LEAST_WAIT_S, LONGEST_WAIT_S, USUAL_WAIT_S = 0.2, 30.0, 1.0
-"""Bounds of what ``Retry-After`` may ask for, and what is waited where it is missing."""
-LONGEST_BACKOFF_S = 5.0
+"""HTTP statuses of a server that is up but has no capacity."""
+RESTARTING = frozenset({500, 502, 504})
+"""HTTP statuses of a server, or of its proxy, while a part of it restarts."""
+MIN_WAIT_S = 0.2
+"""Shortest wait between two attempts, and the first backoff."""
+MAX_RETRY_AFTER_S = 30.0
+"""Longest ``Retry-After`` that is obeyed."""
+DEFAULT_RETRY_AFTER_S = 1.0
+"""Wait for a busy server that sends no ``Retry-After``."""
+MAX_BACKOFF_S = 5.0
 TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
-"""A stream of events sends something every 15 s."""
-
-
-class ClientError(Exception):
-    """The root; the message is for the person at the command line."""
-
-
-class Refused(ClientError):
-    """An error of the server's; the message is its ``detail``."""
-
-    def __init__(self, status: int, detail: str, retry_after: float | None = None) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.retry_after = retry_after
-
-
-class Unreachable(ClientError):
-    """``answers_others``: in the meantime other requests were answered, so it is about this one."""
-
-    def __init__(self, message: str, answers_others: bool = False) -> None:
-        super().__init__(message)
-        self.answers_others = answers_others
+"""A stream of events sends at least a comment every 15 s, well within the read time-out."""
+_OUTAGE = "outage"
+_CAPACITY = "capacity"
+"""Reasons to wait, each reported once."""
 
 
 def check_server(server: str) -> str:
-    """The URL of a server. Raises ``ValueError`` for what is none."""
+    """Return ``server``. Raises ``ValueError`` if it is not an HTTP URL."""
     try:
         url = httpx.URL(server)
     except httpx.InvalidURL as error:
         raise ValueError(f"{server!r}: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"{server!r} is no URL such as {DEFAULT_SERVER}")
+        raise ValueError(f"{server!r}: expected a URL such as {DEFAULT_SERVER}")
     return server
 
 
 class Client:
-    """Asks again where that may help, so a server may be busy, or start anew, in the middle of a
-    long run.
+    """A client of the job queue that retries its requests.
 
-    ``patience_s``: how long a connection that fails is tried again. ``waits_for_room``: a server
-    that is only busy (429, 503) is waited for without end. ``say`` is told, once, of whatever is
-    waited for. All methods raise ``ClientError``.
+    The server may be busy, or restart, in the middle of a long run.
+
+    ``patience_s``: how long a failing request is retried. ``waits_while_busy``: wait without limit
+    if the server is only busy (429, 503). ``notify`` receives a message about each reason to wait,
+    once. All methods raise ``ClientError``.
     """
 
     def __init__(
@@ -85,16 +69,16 @@ class Client:
         server: str = DEFAULT_SERVER,
         patience_s: float = 60.0,
         *,
-        waits_for_room: bool = False,
-        say: Callable[[str], None] = lambda text: None,
+        waits_while_busy: bool = False,
+        notify: Callable[[str], None] = lambda message: None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.server = server
         self.patience_s = patience_s
-        self.waits_for_room = waits_for_room
-        self.heard_at = 0.0
-        self._say = say
-        self._told: set[str] = set()
+        self.waits_while_busy = waits_while_busy
+        self.last_response_at = 0.0
+        self._notify = notify
+        self._notified_reasons: set[str] = set()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._http = httpx.AsyncClient(
             base_url=server, timeout=TIMEOUT, limits=limits, transport=transport
@@ -104,12 +88,11 @@ class Client:
         await self._http.__aenter__()
         return self
 
-    async def __aexit__(self, *raised: Any) -> None:
-        await self._http.__aexit__(*raised)
+    async def __aexit__(self, *exception: Any) -> None:
+        await self._http.__aexit__(*exception)
 
     async def submit(self, body: bytes, key: str) -> Job:
-        """Sends a job as JSON. The same ``key`` with the same body gives the job that it gave
-        before."""
+        """Submit a job as JSON. The same ``key`` with the same body returns the same job."""
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         return await self._call("POST", PATH, content=body, headers=headers)
 
@@ -117,135 +100,147 @@ class Client:
         return await self._call("GET", _path(job_id))
 
     async def retry(self, job_id: str) -> Job:
-        """Queues a failed or canceled job again."""
+        """Queue a failed or canceled job again."""
         return await self._call("PUT", _path(job_id))
 
     async def cancel(self, job_id: str) -> Job:
         return await self._call("DELETE", _path(job_id))
 
-    async def newest(self, limit: int, status: str = "") -> list[Job]:
-        """At most so many jobs, the newest first; ``status`` is one or more states with commas
-        between."""
+    async def list_newest(self, limit: int, status: str = "") -> list[Job]:
+        """Return at most ``limit`` jobs, newest first.
+
+        ``status`` filters by state; several states are separated by commas.
+        """
         jobs: list[Job] = []
-        where = {"status": status} if status else {}
+        query = {"status": status} if status else {}
         while len(jobs) < limit:
-            page = await self._call(
-                "GET", PATH, params={"limit": min(PAGE, limit - len(jobs)), **where}
-            )
+            page_size = min(PAGE_SIZE, limit - len(jobs))
+            page = await self._call("GET", PATH, params={"limit": page_size, **query})
             jobs += page["jobs"]
             if not page["next_cursor"]:
                 break
-            where["cursor"] = page["next_cursor"]
+            query["cursor"] = page["next_cursor"]
         return jobs
 
     async def follow(self, job_id: str) -> AsyncGenerator[Job, None]:
-        """The job now and at each change of it, without its input, until its end; connects anew
-        where it must."""
-        patience = _RetryPolicy(self)
+        """Yield the job, without its input, now and at each change until it ends.
+
+        Reconnects if the stream breaks, so a state may be repeated.
+        """
+        retry_policy = _RetryPolicy(self)
         while True:
             try:
                 async with self._http.stream("GET", f"{_path(job_id)}/events") as response:
                     if not response.is_success:
                         await response.aread()
-                    self._check(response)
-                    async for job in _events(response):
-                        self._hear()
-                        patience.renew()
+                    self._check_status(response)
+                    async for job in _read_events(response):
+                        self._record_response()
+                        retry_policy.record_response()
                         yield job
-                        if job["status"] in ENDED:
+                        if job["status"] in TERMINAL:
                             return
                 raise httpx.RemoteProtocolError("the events ended before the job did")
-            except (httpx.TransportError, Refused) as error:
-                await patience.after(error)
+            except (httpx.TransportError, StatusError) as error:
+                await retry_policy.wait_or_raise(error)
 
-    async def last(self, job_id: str) -> Job:
-        """The job at its end, which is waited for."""
-        job: Job = {}
-        async for seen in self.follow(job_id):
-            job = seen
-        return job
+    async def wait_for_end(self, job_id: str) -> Job:
+        """Wait until the job ends, and return it."""
+        last: Job = {}
+        async for job in self.follow(job_id):
+            last = job
+        return last
 
-    def tell(self, kind: str, text: str) -> None:
-        """Says what is waited for: once, and not for every request that waits."""
-        if kind not in self._told:
-            self._told.add(kind)
-            self._say(text)
+    def notify_once(self, reason: str, message: str) -> None:
+        """Send a message about a reason to wait, once for all requests that wait for it."""
+        if reason not in self._notified_reasons:
+            self._notified_reasons.add(reason)
+            self._notify(message)
 
-    async def _call(self, method: str, path: str, **given: Any) -> Job:
-        patience = _RetryPolicy(self)
+    async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        retry_policy = _RetryPolicy(self)
         while True:
             try:
-                response = await self._http.request(method, path, **given)
-                self._check(response)
-                return _json(response)
-            except (httpx.TransportError, Refused) as error:
-                await patience.after(error)
+                response = await self._http.request(method, path, **options)
+                self._check_status(response)
+                return _parse_object(response)
+            except (httpx.TransportError, StatusError) as error:
+                await retry_policy.wait_or_raise(error)
 
-    def _check(self, response: httpx.Response) -> None:
-        """Raises ``Refused`` for an error."""
-        if response.status_code not in BROKEN:
-            self._hear()
+    def _check_status(self, response: httpx.Response) -> None:
+        """Raise ``StatusError`` unless the response is a success.
+
+        Any status but those of a restart shows that the server is up.
+        """
+        if response.status_code not in RESTARTING:
+            self._record_response()
         if not response.is_success:
-            raise Refused(
-                response.status_code,
-                _detail(response),
-                parse_retry_after(response.headers.get("retry-after"), LONGEST_WAIT_S),
-            )
+            retry_after = parse_retry_after(response.headers.get("retry-after"), MAX_RETRY_AFTER_S)
+            raise StatusError(response.status_code, _read_detail(response), retry_after)
 
-    def _hear(self) -> None:
-        self.heard_at = time.monotonic()
-        self._told.discard(_RetryPolicy.LOST)
+    def _record_response(self) -> None:
+        """Note that the server is up; the next outage is reported again."""
+        self.last_response_at = time.monotonic()
+        self._notified_reasons.discard(_OUTAGE)
 
 
 class _RetryPolicy:
-    """How long one request goes on being tried."""
-
-    LOST, ROOM = "lost", "room"
+    """The retries of one request: their time limit and their backoff."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._failing_since: float | None = None
-        self._backoff_s = LEAST_WAIT_S
+        self._backoff_s = MIN_WAIT_S
 
-    def renew(self) -> None:
-        """The server lives. The backoff stays: a stream that ends at once, again and again, isn't
-        asked for faster."""
+    def record_response(self) -> None:
+        """Restart the time limit, since the server is up.
+
+        The backoff stays as it is. Otherwise a stream that ends at once, again and again, would be
+        requested at the fastest rate.
+        """
         self._failing_since = None
 
-    async def after(self, error: httpx.TransportError | Refused) -> None:
-        """Sleeps until the next try, or raises what the failure means where trying again won't do."""
-        if isinstance(error, Refused) and error.status not in BUSY | BROKEN:
-            raise error
-        if isinstance(error, Refused) and error.status in BUSY and self._client.waits_for_room:
-            self.renew()
-            self._client.tell(self.ROOM, f"waiting for the server: {error}")
-        else:
-            self._bear(error)
-        await asyncio.sleep(self._wait(error) * random.uniform(1.0, 1.25))
+    async def wait_or_raise(self, error: httpx.TransportError | StatusError) -> None:
+        """Wait before the next attempt.
 
-    def _bear(self, error: httpx.TransportError | Refused) -> None:
-        """Raises once the patience is over."""
-        now, patience = time.monotonic(), self._client.patience_s
+        Raises ``StatusError`` if a retry cannot help, and ``ClientError`` if time is up.
+        """
+        status = error.status if isinstance(error, StatusError) else None
+        if status is not None and status not in BUSY | RESTARTING:
+            raise error
+        if status in BUSY and self._client.waits_while_busy:
+            self.record_response()
+            self._client.notify_once(_CAPACITY, f"waiting for the server: {error}")
+        else:
+            self._check_patience(error)
+        await asyncio.sleep(self._next_wait_s(error) * random.uniform(1.0, 1.25))
+
+    def _check_patience(self, error: httpx.TransportError | StatusError) -> None:
+        """Raise ``ClientError`` if the request has failed for longer than the client's patience."""
+        now = time.monotonic()
         if self._failing_since is None:
             self._failing_since = now
-        why = str(error) or type(error).__name__
+        server = self._client.server
+        patience = self._client.patience_s
+        reason = str(error) or type(error).__name__
         if now < self._failing_since + patience:
-            self._client.tell(
-                self.LOST, f"{self._client.server}: {why}; trying again for up to {patience:g} s"
-            )
-        elif isinstance(error, Refused):
+            message = f"{server}: {reason}; retrying for up to {patience:g} s"
+            self._client.notify_once(_OUTAGE, message)
+            return
+        if isinstance(error, StatusError):
             raise error
-        else:
-            heard = self._client.heard_at > self._failing_since
-            message = f"{self._client.server}: no answer in {patience:g} s: {why}. Is the server up, and --server right?"
-            raise Unreachable(message, heard) from None
+        raise Unreachable(
+            f"{server}: no response for {patience:g} s: {reason}. "
+            "Is the server running, and is --server correct?",
+            server_is_up=self._client.last_response_at > self._failing_since,
+        ) from None
 
-    def _wait(self, error: httpx.TransportError | Refused) -> float:
-        if isinstance(error, Refused) and error.status in BUSY:
-            asked = USUAL_WAIT_S if error.retry_after is None else error.retry_after
-            return min(max(asked, LEAST_WAIT_S), LONGEST_WAIT_S)
+    def _next_wait_s(self, error: httpx.TransportError | StatusError) -> float:
+        if isinstance(error, StatusError) and error.status in BUSY:
+            wait = DEFAULT_RETRY_AFTER_S if error.retry_after is None else error.retry_after
+            return min(max(wait, MIN_WAIT_S), MAX_RETRY_AFTER_S)
         wait = self._backoff_s
-        self._backoff_s = min(2 * wait, LONGEST_BACKOFF_S)
+        self._backoff_s = min(2 * wait, MAX_BACKOFF_S)
         return wait
 
 
@@ -253,35 +248,44 @@ def _path(job_id: str) -> str:
     return f"{PATH}/{quote(job_id, safe='')}"
 
 
-def _json(response: httpx.Response) -> Job:
+def _parse_object(response: httpx.Response) -> dict[str, Any]:
+    """Return the response's JSON object. Raises ``StatusError`` if it holds none."""
     try:
-        answer = response.json()
+        body = response.json()
     except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise Refused(response.status_code, f"{response.url} answers without JSON: is it raylens?")
-    return answer
+        body = None
+    if not isinstance(body, dict):
+        raise StatusError(
+            response.status_code,
+            f"{response.url}: expected a JSON object; is this a raylens server?",
+        )
+    return body
 
 
-def _detail(response: httpx.Response) -> str:
+def _read_detail(response: httpx.Response) -> str:
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
         return f"{response.status_code} {response.text[:200].strip() or response.reason_phrase}"
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[Job]:
-    """The data of server-sent events (WHATWG HTML, section 9.2), one line each; comments are left
-    out."""
-    async for line in _lines(response):
+async def _read_events(response: httpx.Response) -> AsyncIterator[Job]:
+    """Yield the data of server-sent events (WHATWG HTML, section 9.2), one line per event.
+
+    Comments are skipped.
+    """
+    async for line in _read_lines(response):
         if line.startswith(b"data:"):
             yield json.loads(line.removeprefix(b"data:"))
 
 
-async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """httpx's own lines end at U+2028 and U+0085 too, which a caption may hold."""
+async def _read_lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield the lines that end with LF.
+
+    ``httpx.Response.aiter_lines`` also splits at U+2028 and U+0085, which a caption may contain.
+    """
     rest = b""
     async for chunk in response.aiter_bytes():
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
             yield line

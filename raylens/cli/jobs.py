@@ -1,4 +1,4 @@
-"""``raylens jobs``: looks into the server's job queue, and changes what is in it."""
+"""``raylens jobs``: commands that inspect and change the server's job queue."""
 
 from __future__ import annotations
 
@@ -13,41 +13,37 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raylens.cli.client import (
-    DEFAULT_SERVER,
-    SUCCEEDED,
-    Client,
-    ClientError,
-    Job,
-    Refused,
-    check_server,
-)
+from raylens.cli.client import DEFAULT_SERVER, SUCCEEDED, Client, Job, check_server
+from raylens.cli.errors import ClientError, StatusError
 
-app = typer.Typer(
-    help="Looks into the server's job queue, and changes what is in it.", no_args_is_help=True
-)
-errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-WIDTH, SHOWN_ERROR = 300, 100
-"""Of a table, and of what it shows of an error: a narrower terminal breaks the lines, so that ids,
-which are copied, stay whole."""
+app = typer.Typer(help="Inspect and change the server's job queue.", no_args_is_help=True)
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+TABLE_WIDTH = 300
+"""Width of the table in characters. A narrower terminal wraps the lines instead of truncating the
+ids, which users copy."""
+MAX_ERROR_LENGTH = 100
+"""Characters of an error message in the table."""
 T = TypeVar("T")
 
 
-def _server(given: str) -> str:
+def _parse_server(server: str) -> str:
     try:
-        return check_server(given)
+        return check_server(server)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
 
-Server = Annotated[
+ServerOption = Annotated[
     str,
     typer.Option(
-        envvar="RAYLENS_SERVER", callback=_server, help="The server's URL.", show_default=True
+        envvar="RAYLENS_SERVER",
+        callback=_parse_server,
+        help="URL of the server.",
+        show_default=True,
     ),
 ]
-Patience = Annotated[
-    float, typer.Option(min=0, help="Seconds that a connection that fails is tried again.")
+PatienceOption = Annotated[
+    float, typer.Option(min=0, help="Seconds to keep retrying a request that fails.")
 ]
 JobId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
 JobIds = Annotated[list[str], typer.Argument(metavar="ID", show_default=False)]
@@ -56,120 +52,136 @@ JobIds = Annotated[list[str], typer.Argument(metavar="ID", show_default=False)]
 @app.command("list")
 def list_jobs(
     context: typer.Context,
-    status: Annotated[str, typer.Option(help="States, with commas between: queued,running,…")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="At most so many jobs.")] = 20,
+    status: Annotated[
+        str, typer.Option(help="Only jobs in these states, separated by commas: queued,running,…")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Prints a list of jobs as JSON, and no table.")
+        bool, typer.Option("--json", help="Print the jobs as a JSON list instead of a table.")
     ] = False,
-    server: Server = DEFAULT_SERVER,
-    patience: Patience = 60.0,
+    server: ServerOption = DEFAULT_SERVER,
+    patience: PatienceOption = 60.0,
 ) -> None:
-    """The jobs, the newest first."""
-    jobs = _ask(context, server, patience, lambda client: client.newest(limit, status))
+    """List jobs, newest first."""
+    jobs = _run(context, server, patience, lambda client: client.list_newest(limit, status))
     if as_json:
         _print_json(jobs)
     else:
-        Console(width=WIDTH, highlight=False).print(_table(jobs), crop=False)
+        Console(width=TABLE_WIDTH, highlight=False).print(_make_table(jobs), crop=False)
 
 
 @app.command()
 def show(
     context: typer.Context,
     job_id: JobId,
-    server: Server = DEFAULT_SERVER,
-    patience: Patience = 60.0,
+    server: ServerOption = DEFAULT_SERVER,
+    patience: PatienceOption = 60.0,
 ) -> None:
-    """Prints a job as JSON."""
-    _print_json(_ask(context, server, patience, lambda client: client.get(job_id)))
+    """Print a job as JSON."""
+    _print_json(_run(context, server, patience, lambda client: client.get(job_id)))
 
 
 @app.command()
 def retry(
     context: typer.Context,
     job_ids: JobIds,
-    server: Server = DEFAULT_SERVER,
-    patience: Patience = 60.0,
+    server: ServerOption = DEFAULT_SERVER,
+    patience: PatienceOption = 60.0,
 ) -> None:
-    """Queues failed or canceled jobs again."""
-    _ask(context, server, patience, lambda client: _each(job_ids, client.retry))
+    """Queue failed or canceled jobs again."""
+    _run(context, server, patience, lambda client: _change_jobs(job_ids, client.retry))
 
 
 @app.command()
 def cancel(
     context: typer.Context,
     job_ids: JobIds,
-    server: Server = DEFAULT_SERVER,
-    patience: Patience = 60.0,
+    server: ServerOption = DEFAULT_SERVER,
+    patience: PatienceOption = 60.0,
 ) -> None:
-    """Cancels jobs that have not ended."""
-    _ask(context, server, patience, lambda client: _each(job_ids, client.cancel))
+    """Cancel jobs that have not ended."""
+    _run(context, server, patience, lambda client: _change_jobs(job_ids, client.cancel))
 
 
 @app.command()
 def watch(
     context: typer.Context,
     job_id: JobId,
-    server: Server = DEFAULT_SERVER,
-    patience: Patience = 60.0,
+    server: ServerOption = DEFAULT_SERVER,
+    patience: PatienceOption = 60.0,
 ) -> None:
-    """Tells of a job's states and progress until its end; the exit status is 0 if it succeeded."""
-    last = _ask(context, server, patience, lambda client: _watched(client, job_id))
-    raise typer.Exit(0 if last["status"] == SUCCEEDED else 1)
+    """Print a job's states and progress until it ends.
+
+    The exit status is 0 if the job succeeded, 1 otherwise.
+    """
+    job = _run(context, server, patience, lambda client: _watch(client, job_id))
+    raise typer.Exit(0 if job["status"] == SUCCEEDED else 1)
 
 
-def _ask(
+def _run(
     context: typer.Context, server: str, patience: float, work: Callable[[Client], Awaitable[T]]
 ) -> T:
-    """What ``work`` finds out. Tests give their transport as the context's object."""
+    """Return the result of ``work``; exit with status 1 if the client raises an error.
 
-    async def within() -> T:
-        async with Client(server, patience, say=errors.print, transport=context.obj) as client:
+    Tests pass the client's transport as ``context.obj``.
+    """
+
+    async def run_with_client() -> T:
+        async with Client(server, patience, notify=stderr.print, transport=context.obj) as client:
             return await work(client)
 
     try:
-        return asyncio.run(within())
+        return asyncio.run(run_with_client())
     except ClientError as error:
-        errors.print(str(error))
+        stderr.print(str(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
 
-async def _each(job_ids: list[str], change: Callable[[str], Awaitable[Job]]) -> None:
-    """Changes them one by one; one that can't be changed doesn't keep the others."""
-    refused = 0
+async def _change_jobs(job_ids: list[str], change: Callable[[str], Awaitable[Job]]) -> None:
+    """Change the jobs one by one. Go on after a refusal, and exit with status 1 at the end."""
+    refusals = 0
     for job_id in job_ids:
         try:
-            typer.echo(f"{job_id} {(await change(job_id))['status']}")
-        except Refused as error:
-            errors.print(f"{job_id}: {error}")
-            refused += 1
-    if refused:
+            job = await change(job_id)
+        except StatusError as error:
+            stderr.print(f"{job_id}: {error}")
+            refusals += 1
+        else:
+            typer.echo(f"{job_id} {job['status']}")
+    if refusals:
         raise typer.Exit(1)
 
 
-async def _watched(client: Client, job_id: str) -> Job:
-    """The job at its end. A line for each change: a new connection tells again what was told
-    before."""
-    told, last = "", {}
-    async for last in client.follow(job_id):
-        line = _line(last)
-        if line != told:
+async def _watch(client: Client, job_id: str) -> Job:
+    """Print a line for each change of the job, and return the job at its end.
+
+    A new connection repeats the current state, so a line equal to the last one is not printed.
+    """
+    job: Job = {}
+    last_line = ""
+    async for job in client.follow(job_id):
+        line = _describe(job)
+        if line != last_line:
             typer.echo(line)
-        told = line
-    return last
+        last_line = line
+    return job
 
 
-def _line(job: Job) -> str:
-    """A job's state in one line."""
-    progress, error = job["progress"], job["error"]
-    attempt = f", attempt {job['attempts']} of {job['max_attempts']}" if job["attempts"] > 1 else ""
-    done = f", {progress['done']}/{progress['total']}" if progress else ""
-    why = f": {error['message']}" if error else ""
-    return f"{job['status']}{attempt}{done}{why}"
+def _describe(job: Job) -> str:
+    """Return a job's state in one line."""
+    line: str = job["status"]
+    if job["attempts"] > 1:
+        line += f", attempt {job['attempts']} of {job['max_attempts']}"
+    if job["progress"]:
+        line += f", {job['progress']['done']}/{job['progress']['total']}"
+    if job["error"]:
+        line += f": {job['error']['message']}"
+    return line
 
 
-def _table(jobs: list[Job]) -> Table:
+def _make_table(jobs: list[Job]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("id", "type", "status"):
         table.add_column(name, no_wrap=True)
@@ -177,32 +189,40 @@ def _table(jobs: list[Job]) -> Table:
         table.add_column(name, no_wrap=True, justify="right")
     table.add_column("error", no_wrap=True)
     for job in jobs:
-        table.add_row(*map(Text, _cells(job)))
+        table.add_row(*map(Text, _format_cells(job)))
     return table
 
 
-def _cells(job: Job) -> tuple[str, ...]:
+def _format_cells(job: Job) -> tuple[str, ...]:
     created = datetime.fromisoformat(job["created_at"]).astimezone()
-    attempts = f"{job['attempts']}/{job['max_attempts']}"
-    error = " ".join(job["error"]["message"].split()) if job["error"] else ""
-    error = error if len(error) <= SHOWN_ERROR else f"{error[: SHOWN_ERROR - 1]}…"
     return (
         job["id"],
         job["job_type"],
         job["status"],
-        attempts,
+        f"{job['attempts']}/{job['max_attempts']}",
         f"{created:%Y-%m-%d %H:%M:%S}",
-        _seconds(job),
-        error,
+        _format_seconds(job),
+        _shorten_error(job),
     )
 
 
-def _seconds(job: Job) -> str:
-    """From the first attempt's start to the end."""
+def _format_seconds(job: Job) -> str:
+    """Return the time from the start of the first attempt to the end; empty until then."""
     if not job["started_at"] or not job["finished_at"]:
         return ""
-    taken = datetime.fromisoformat(job["finished_at"]) - datetime.fromisoformat(job["started_at"])
-    return f"{taken.total_seconds():.1f}"
+    started = datetime.fromisoformat(job["started_at"])
+    finished = datetime.fromisoformat(job["finished_at"])
+    return f"{(finished - started).total_seconds():.1f}"
+
+
+def _shorten_error(job: Job) -> str:
+    """Return the error message on one line of at most ``MAX_ERROR_LENGTH`` characters."""
+    if not job["error"]:
+        return ""
+    message = " ".join(job["error"]["message"].split())
+    if len(message) <= MAX_ERROR_LENGTH:
+        return message
+    return f"{message[: MAX_ERROR_LENGTH - 1]}…"
 
 
 def _print_json(value: Any) -> None:

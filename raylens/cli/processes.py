@@ -1,35 +1,31 @@
-"""Everything that a command has started, however far it has daemonized: found by a mark in the
-environment (Linux)."""
+"""Finds and ends everything that a command has started, however far it has daemonized.
+
+Processes are found by a variable that they inherit in their environment.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-from pathlib import Path
+import contextlib
+
+import psutil
 
 
-def marked(name: str, value: str) -> list[int]:
-    """Ids of the processes whose environment has this variable with this value; zombies left out."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes().split(b"\0")
-            is_zombie = "\nState:\tZ" in (folder / "status").read_text()
-        except OSError:
-            continue
-        if f"{name}={value}".encode() in environment and not is_zombie:
-            found.append(int(folder.name))
-    return found
+def find_marked(name: str, value: str) -> list[psutil.Process]:
+    """Return the processes whose environment has this variable with this value, without zombies."""
+    marked = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process.environ().get(name) == value:
+                marked.append(process)
+    return marked
 
 
-def await_end(name: str, value: str, patience: float) -> None:
-    """Returns once no process is marked so; what is left after ``patience`` seconds is killed."""
-    until = time.monotonic() + patience
-    while marked(name, value) and time.monotonic() < until:
-        time.sleep(0.1)
-    for pid in marked(name, value):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+def wait_for_exit(name: str, value: str, timeout_s: float) -> None:
+    """Wait until no process has the mark; kill those that remain after ``timeout_s``."""
+    _, alive = psutil.wait_procs(find_marked(name, value), timeout_s)
+    # Processes that were started in the meantime are found by a second look.
+    for process in {*alive, *find_marked(name, value)}:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

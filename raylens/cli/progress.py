@@ -1,4 +1,4 @@
-"""How far a run of ``raylens caption`` is, and how that is shown."""
+"""Progress of a ``raylens caption`` run, and its display."""
 
 from __future__ import annotations
 
@@ -11,64 +11,83 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from raylens.cli.results import Result
 
-PLAIN_PERIOD_S = 5.0
+LINE_PERIOD_S = 5.0
+"""Time between two lines of progress if the output is not a terminal."""
 
 
 class Tally:
-    """How far a run is."""
+    """Counts of the pictures that are captioned, failed and still to do."""
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.before = 0
-        """Captioned by an earlier run."""
+        self.captioned_earlier = 0
+        """Pictures captioned by an earlier run."""
         self.captioned = 0
-        self.worked = 0
-        """Captioned or failed, by this run."""
+        """Pictures captioned by this run."""
+        self.processed = 0
+        """Pictures captioned or failed by this run."""
         self.failures: list[tuple[str, str]] = []
-        self._started = time.monotonic()
+        """File and problem of each failed picture, of earlier runs too."""
+        self._started_at = time.monotonic()
 
     @property
     def done(self) -> int:
-        return self.before + self.captioned + len(self.failures)
+        return self.captioned_earlier + self.captioned + len(self.failures)
 
     @property
     def rate(self) -> float:
-        return self.worked / max(time.monotonic() - self._started, 1e-3)
+        """Pictures per second in this run."""
+        return self.processed / max(time.monotonic() - self._started_at, 1e-3)
 
     def add(self, result: Result) -> None:
-        self.worked += 1
+        """Count a result of this run."""
+        self.processed += 1
         if result.error is None:
             self.captioned += 1
         else:
             self.failures.append((result.file, result.problem))
 
+    def add_earlier(self, file: str, problem: str) -> None:
+        """Count a result of an earlier run; ``problem`` is empty if it is a caption."""
+        if problem:
+            self.failures.append((file, problem))
+        else:
+            self.captioned_earlier += 1
+
     def status(self) -> str:
-        left = f", {_clock((self.total - self.done) / self.rate)} left" if self.worked else ""
-        return (
-            f"{self.done}/{self.total} done, {len(self.failures)} failed, {self.rate:.1f}/s{left}"
-        )
+        """Return the progress so far in one line."""
+        counts = f"{self.done}/{self.total} done, {len(self.failures)} failed, {self.rate:.1f}/s"
+        if not self.processed:
+            return counts
+        remaining_s = (self.total - self.done) / self.rate
+        return f"{counts}, {_format_duration(remaining_s)} left"
 
     def summary(self) -> str:
-        before = f" ({self.before} of them before)" if self.before else ""
-        seconds = time.monotonic() - self._started
-        pace = f"; {self.rate:.1f}/s, {_clock(seconds)}" if self.worked else ""
-        captioned = self.before + self.captioned
-        return f"{self.total} pictures: {captioned} captioned{before}, {len(self.failures)} failed{pace}"
+        """Return the totals of a finished run in one line."""
+        captioned = f"{self.captioned_earlier + self.captioned} captioned"
+        if self.captioned_earlier:
+            captioned += f" ({self.captioned_earlier} by an earlier run)"
+        summary = f"{self.total} pictures: {captioned}, {len(self.failures)} failed"
+        if not self.processed:
+            return summary
+        elapsed_s = time.monotonic() - self._started_at
+        return f"{summary}; {self.rate:.1f}/s, {_format_duration(elapsed_s)}"
 
 
-def _clock(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+def _format_duration(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}"
 
 
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
-    """The tally where a person sees it: a bar on a terminal, elsewhere a line now and then."""
+    """A display of a tally: a bar on a terminal, otherwise a line every ``period_s`` seconds."""
 
-    def __init__(self, tally: Tally, console: Console, period_s: float = PLAIN_PERIOD_S) -> None:
+    def __init__(self, tally: Tally, console: Console, period_s: float = LINE_PERIOD_S) -> None:
         self._tally = tally
-        self._period_s = period_s
         self._console = console
-        self._said_at = time.monotonic()
+        self._period_s = period_s
+        self._printed_at = time.monotonic()
         bar = Progress(BarColumn(), TextColumn("{task.description}", markup=False), console=console)
         self._bar = bar if console.is_terminal else None
         self._task = bar.add_task(tally.status(), total=tally.total, completed=tally.done)
@@ -78,16 +97,15 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
             self._bar.start()
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self) -> None:
-        """To be called whenever the tally has changed."""
+    def update(self) -> None:
+        """Show the tally's new counts. Call it after every change of the tally."""
         if self._bar is not None:
-            self._bar.update(
-                self._task, description=self._tally.status(), completed=self._tally.done
-            )
-        elif time.monotonic() - self._said_at >= self._period_s:
-            self._said_at = time.monotonic()
+            description = self._tally.status()
+            self._bar.update(self._task, description=description, completed=self._tally.done)
+        elif time.monotonic() - self._printed_at >= self._period_s:
+            self._printed_at = time.monotonic()
             self._console.print(self._tally.status())

@@ -1,4 +1,4 @@
-"""Where ``raylens caption`` keeps its results: a file of lines, or a text file beside each picture."""
+"""Stores for the results of ``raylens caption``: one file of records, or text files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-HEADER = ["file", "caption", "error"]
+from raylens.cli.errors import UsageError
 
-
-class UsageError(Exception):
-    """The command can't work as it was given; the message says why."""
+CSV_HEADER = ["file", "caption", "error"]
 
 
 class Format(StrEnum):
@@ -30,7 +28,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one picture: a caption, or else an error's code and message."""
+    """The result of one picture: a caption, or an error's code and message."""
 
     file: str
     caption: str | None = None
@@ -40,25 +38,29 @@ class Result:
 
     @property
     def problem(self) -> str:
-        """Why there is no caption, in words; empty where there is one."""
-        return self.error["message"] or self.error["code"] if self.error else ""
+        """The error's message, or its code if the message is empty; empty if there is no error."""
+        if not self.error:
+            return ""
+        return self.error["message"] or self.error["code"]
 
 
 class ResultStore(Protocol):
-    """Where results are kept."""
+    """A store of results that outlasts a run."""
 
-    def earlier(self, file: str) -> str | None:
-        """What an earlier run left: nothing (None), a caption (an empty string), or a problem in
-        words."""
+    def earlier_problem(self, file: str) -> str | None:
+        """Return the ``Result.problem`` that an earlier run stored; None if it stored nothing."""
         ...
 
     def write(self, result: Result) -> None:
-        """Keeps a result for good. Raises ``OSError``."""
+        """Store a result. Raises ``OSError`` if it cannot be written."""
         ...
 
 
-class TextFiles:
-    """A text file beside each picture, which is there whole or not at all. A failure leaves none."""
+class TextFiles(ResultStore):
+    """A text file beside each picture, written atomically. Failures are not stored.
+
+    Raises ``UsageError`` if two pictures would have the same text file.
+    """
 
     def __init__(self, pictures: Sequence[Path]) -> None:
         owners: dict[Path, Path] = {}
@@ -66,10 +68,10 @@ class TextFiles:
             owner = owners.setdefault(picture.with_suffix(".txt"), picture)
             if owner != picture:
                 raise UsageError(
-                    f"{owner} and {picture} would share one text file; give --format jsonl --out …"
+                    f"{owner} and {picture} would share one text file; use --format jsonl --out …"
                 )
 
-    def earlier(self, file: str) -> str | None:
+    def earlier_problem(self, file: str) -> str | None:
         return "" if os.path.exists(Path(file).with_suffix(".txt")) else None
 
     def write(self, result: Result) -> None:
@@ -81,69 +83,75 @@ class TextFiles:
         part.replace(path)
 
 
-class ResultFile(AbstractContextManager["ResultFile"]):
-    """A file of results, JSON lines or CSV, that grows by one record for each.
+class ResultFile(ResultStore, AbstractContextManager["ResultFile"]):
+    """A file of JSON lines or CSV with one record per result, locked against other runs.
 
-    At first a record that was torn at the end is cut off, and those of the failures of ``again``,
-    pictures that are to be tried again, are taken out. Raises ``UsageError`` for a file that is
-    something else, or that another run writes.
+    Opening it removes an incomplete last record, and the records of failed pictures in ``retry``.
+    Raises ``UsageError`` if the file cannot be opened, is locked by another run, or is not a file
+    of captions.
     """
 
-    def __init__(self, path: Path, form: Format, again: Collection[str] = ()) -> None:
+    def __init__(self, path: Path, file_format: Format, retry: Collection[str] = ()) -> None:
         self._path = path
-        self._is_csv = form is Format.CSV
-        self._earlier: dict[str, str] = {}
+        self._is_csv = file_format is Format.CSV
+        self._problems: dict[str, str] = {}
         try:
-            self._file = _locked(path)
-            with ExitStack() as unless_read:
-                unless_read.callback(lambda: self._file.close())
-                self._read(again)
-                unless_read.pop_all()
+            self._file = _open_locked(path)
+            with ExitStack() as on_error:
+                on_error.callback(lambda: self._file.close())
+                self._load(retry)
+                on_error.pop_all()
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror or error}") from None
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def earlier(self, file: str) -> str | None:
-        return self._earlier.get(file)
+    def earlier_problem(self, file: str) -> str | None:
+        return self._problems.get(file)
 
     def write(self, result: Result) -> None:
-        self._file.write(_csv_record(_row(result)) if self._is_csv else _json_record(result))
+        self._file.write(_encode_csv_result(result) if self._is_csv else _encode_json(result))
         self._file.flush()
 
-    def _read(self, again: Collection[str]) -> None:
-        end, drops = self._scan(again)
-        if drops:
-            self._file = self._without(drops)
+    def _load(self, retry: Collection[str]) -> None:
+        end, dropped = self._scan(retry)
+        if dropped:
+            self._file = self._rewrite_without(dropped)
         else:
             self._file.truncate(end)
         if self._is_csv and end == 0:
-            self._file.write(_csv_record(HEADER))
+            self._file.write(_encode_csv(CSV_HEADER))
             self._file.flush()
 
-    def _scan(self, again: Collection[str]) -> tuple[int, set[int]]:
-        """Reads what is there: where its last whole record ends, and where those begin that are to
-        go."""
-        end, drops = 0, set()
-        for number, record in enumerate(self._records(), start=1):
-            if not (self._is_csv and number == 1):
-                file, problem = self._parsed(record, number)
-                self._earlier[file] = problem
-                if problem and file in again:
-                    drops.add(end)
-                    del self._earlier[file]
-            elif record.rstrip(b"\r\n") != _csv_record(HEADER).rstrip():
-                raise UsageError(
-                    f"{self._path}: its first line is not {','.join(HEADER)}; give another --out"
-                )
-            end += len(record)
-        self._check_torn(end)
-        return end, drops
+    def _scan(self, retry: Collection[str]) -> tuple[int, set[int]]:
+        """Read the problems of the earlier results.
 
-    def _records(self) -> Iterator[bytes]:
-        """Whole records with their line ends. A line end in CSV between quotation marks belongs to
-        the record."""
+        Return the end of the last complete record and the starts of the records to drop, in bytes
+        from the start of the file.
+        """
+        end = 0
+        dropped: set[int] = set()
+        for number, record in enumerate(self._read_records(), start=1):
+            if self._is_csv and number == 1:
+                self._check_header(record)
+            else:
+                file, problem = self._decode(record, number)
+                if problem and file in retry:
+                    dropped.add(end)
+                    self._problems.pop(file, None)
+                else:
+                    self._problems[file] = problem
+            end += len(record)
+        if end == 0:
+            self._check_start()
+        return end, dropped
+
+    def _read_records(self) -> Iterator[bytes]:
+        """Yield the complete records with their line ends.
+
+        A line end between quotation marks in CSV is part of the record.
+        """
         self._file.seek(0)
         lines: list[bytes] = []
         quotes = 0
@@ -152,41 +160,55 @@ class ResultFile(AbstractContextManager["ResultFile"]):
             quotes += line.count(b'"') if self._is_csv else 0
             if line.endswith(b"\n") and quotes % 2 == 0:
                 yield b"".join(lines)
-                lines, quotes = [], 0
+                lines = []
+                quotes = 0
 
-    def _parsed(self, record: bytes, number: int) -> tuple[str, str]:
+    def _check_header(self, record: bytes) -> None:
+        if record.rstrip(b"\r\n") != _encode_csv(CSV_HEADER).rstrip():
+            header = ",".join(CSV_HEADER)
+            raise UsageError(f"{self._path}: the first line is not {header}; choose another --out")
+
+    def _decode(self, record: bytes, number: int) -> tuple[str, str]:
         try:
-            return _from_csv(record) if self._is_csv else _from_json(record)
+            return _decode_csv(record) if self._is_csv else _decode_json(record)
         except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
             raise UsageError(
-                f"{self._path}: record {number} is none of captions; give another --out"
+                f"{self._path}: record {number} is not a caption; choose another --out"
             ) from None
 
-    def _check_torn(self, end: int) -> None:
-        """A file without one whole record may be anything, and is cut only where it begins as ours
-        do."""
-        self._file.seek(0)
-        start = self._file.read(16) if end == 0 else b""
-        ours = _csv_record(HEADER) if self._is_csv else b'{"file": "'
-        if not start.startswith(ours) and not ours.startswith(start):
-            raise UsageError(f"{self._path}: not a file of captions; give another --out")
+    def _check_start(self) -> None:
+        """Check that a file without a complete record starts as a file of captions does.
 
-    def _without(self, drops: set[int]) -> BinaryIO:
-        """The file, replaced by one without the records that begin there and without a torn one."""
+        Any other content is not ours to truncate.
+        """
+        expected = _encode_csv(CSV_HEADER) if self._is_csv else b'{"file": "'
+        self._file.seek(0)
+        start = self._file.read(16)
+        if not start.startswith(expected) and not expected.startswith(start):
+            raise UsageError(f"{self._path}: not a file of captions; choose another --out")
+
+    def _rewrite_without(self, dropped: set[int]) -> BinaryIO:
+        """Replace the file by a copy without the records that start at ``dropped``.
+
+        An incomplete last record is left out too. Return the new file, open and locked.
+        """
         part = self._path.with_name(f".{self._path.name}.part")
-        place = 0
-        with part.open("wb") as kept:
-            for record in self._records():
-                if place not in drops:
-                    kept.write(record)
-                place += len(record)
+        offset = 0
+        with part.open("wb") as copy:
+            for record in self._read_records():
+                if offset not in dropped:
+                    copy.write(record)
+                offset += len(record)
         part.replace(self._path)
         self._file.close()
-        return _locked(self._path)
+        return _open_locked(self._path)
 
 
-def _locked(path: Path) -> BinaryIO:
-    """The file, open to be read and appended to, and for no other run at the same time."""
+def _open_locked(path: Path) -> BinaryIO:
+    """Open a file for reading and appending, with an exclusive lock.
+
+    Raises ``UsageError`` if it is not a regular file or another run holds the lock.
+    """
     file = path.open("a+b")
     try:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -194,44 +216,47 @@ def _locked(path: Path) -> BinaryIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise UsageError(f"{path}: another run writes it") from None
+        raise UsageError(f"{path}: another run is writing to it") from None
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _json_record(result: Result) -> bytes:
-    shown: dict[str, Any] = {"file": result.file, "caption": result.caption, "model": result.model}
-    if result.error is not None:
-        shown = {"file": result.file, "error": result.error}
-    shown["job_id"] = result.job_id
+def _encode_json(result: Result) -> bytes:
+    fields: dict[str, Any] = {"file": result.file}
+    if result.error is None:
+        fields |= {"caption": result.caption, "model": result.model}
+    else:
+        fields["error"] = result.error
+    fields["job_id"] = result.job_id
     try:
-        return json.dumps(shown, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # a name on disk that is no UTF-8
-        return json.dumps(shown).encode() + b"\n"
+        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # the file's name is not valid UTF-8
+        return json.dumps(fields).encode() + b"\n"
 
 
-def _from_json(record: bytes) -> tuple[str, str]:
-    """A record's file, and its problem where it has one."""
-    shown = json.loads(record)
-    problem = (
-        "" if isinstance(shown.get("caption"), str) else str(shown["error"]["message"]) or "failed"
-    )
-    return os.fspath(shown["file"]), problem
+def _decode_json(record: bytes) -> tuple[str, str]:
+    """Return a record's file and its problem; the problem is empty if there is a caption."""
+    fields = json.loads(record)
+    has_caption = isinstance(fields.get("caption"), str)
+    problem = "" if has_caption else str(fields["error"]["message"]) or "failed"
+    return os.fspath(fields["file"]), problem
 
 
-def _row(result: Result) -> list[str]:
-    return [result.file, result.caption or "", result.problem]
+def _encode_csv_result(result: Result) -> bytes:
+    return _encode_csv([result.file, result.caption or "", result.problem])
 
 
-def _csv_record(row: Sequence[str]) -> bytes:
+def _encode_csv(row: Sequence[str]) -> bytes:
+    """Return a row that ends with CRLF (RFC 4180). Cells that contain CR or LF are quoted."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerow(row)  # ends in \r\n, as RFC 4180 says, and quotes both
+    csv.writer(text).writerow(row)
     return text.getvalue().encode(errors="surrogateescape")
 
 
-def _from_csv(record: bytes) -> tuple[str, str]:
+def _decode_csv(record: bytes) -> tuple[str, str]:
+    """Return a row's file and its problem; the problem is empty if there is a caption."""
     text = io.StringIO(record.decode(errors="surrogateescape"), newline="")
     file, _, problem = next(csv.reader(text))
     return file, problem

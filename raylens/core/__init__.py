@@ -1,2 +1,1 @@
-"""The nouns of raylens, and what every layer reads: requests, recipes, errors, ports,
-configuration."""
+"""The nouns that every layer shares: requests, recipes, errors, ports and the configuration."""

@@ -7,19 +7,17 @@ from typing import Literal
 
 from raylens.core.config import AppConfig, ModelConfig
 from raylens.core.errors import UnknownModel
+from raylens.core.families import family_named
 
 Dialect = Literal["openai", "moondream", "caption", "jobs"]
 
-FAMILY_ALIASES = {
-    "moondream": ("moondream2", "moondream3-preview", "moondream:1.8b"),
-    "smolvlm": ("smolvlm2_500m_video",),
-}
-"""Names by which clients of other servers ask for a family."""
-
 
 class Catalog:
-    """The served models by name and alias: a model's own, its checkpoint's hub id, and its
-    family's."""
+    """The served models by name and alias.
+
+    Aliases are those of the model, its checkpoint's hub id, and those of its family. If two models
+    share an alias, it means the first.
+    """
 
     def __init__(self, config: AppConfig) -> None:
         self.models = {model.name: model for model in config.models}
@@ -30,9 +28,9 @@ class Catalog:
                 self._names.setdefault(alias, model.name)
 
     def resolve(self, name: str | None, dialect: Dialect) -> str:
-        """The model's own name; the dialect's default where ``name`` is None or empty.
+        """Return the model's own name; the dialect's default model if ``name`` is None or empty.
 
-        Raises ``UnknownModel``, which names the models that there are.
+        Raises ``UnknownModel``, which names the served models.
         """
         if not name:
             default: str = getattr(self._defaults, dialect)
@@ -42,11 +40,11 @@ class Catalog:
         except KeyError:
             known = ", ".join(self.models)
             raise UnknownModel(
-                f"model: {name[:128]!r} is not served here; there are: {known}", "model"
+                f"model: unknown model {name[:128]!r}; known: {known}", "model"
             ) from None
 
     def knows(self, name: str) -> bool:
-        """Whether some model here goes by this name."""
+        """Whether ``name`` is a served model's name or alias."""
         return name in self._names
 
     def aliases(self, name: str) -> list[str]:
@@ -56,4 +54,5 @@ class Catalog:
 def _aliases(model: ModelConfig) -> tuple[str, ...]:
     is_hub_id = model.checkpoint != "pocket" and not Path(model.checkpoint).exists()
     hub_id = (model.checkpoint,) if is_hub_id else ()
-    return (*model.aliases, *hub_id, *FAMILY_ALIASES.get(model.family, ()))
+    family_aliases = () if model.family is None else family_named(model.family).aliases
+    return (*model.aliases, *hub_id, *family_aliases)

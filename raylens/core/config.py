@@ -1,5 +1,8 @@
-"""The application's configuration: the ``args`` of a Serve config file. Frozen; unknown keys are
-refused."""
+"""The application's configuration: the ``args`` of a Serve config file.
+
+Every class is frozen, and refuses unknown keys. :mod:`raylens.core.environment` adds what
+environment variables set.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,29 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
+    field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raylens.core.errors import InvalidRequest
+from raylens.core.families import FamilySettings, RuntimeName, families, family_named
 from raylens.core.recipe import BUNDLED, DEFAULT, Recipe, choose
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86_400)]
 
 RecipeChoice = str | dict[str, Any]
-"""A recipe's name, or its fields as :class:`raylens.core.recipe.Recipe` has them; ``name`` gives
-the one they change.
+"""A recipe's name, or fields of :class:`raylens.core.recipe.Recipe` that change a recipe.
 
-Without a name they change what would hold anyway: a model's recipe changes the default, all others
-``auto``.
+``name`` says which recipe they change. Without it, a model's recipe changes ``defaults.recipe``,
+and every other one changes ``auto``.
 """
+
+_ADDRESS_OR_NAME = re.compile(
+    r"[0-9a-fA-F.:]+(/[0-9]{1,3})?|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
+)
 
 
 class Frozen(BaseModel):
@@ -37,42 +48,48 @@ class Frozen(BaseModel):
 
 
 class RequestLimits(Frozen):
-    """What a request may bring. A body carries pictures as base64, a third larger than their bytes."""
+    """Limits on one request, and on the requests in flight."""
 
     max_body_bytes: PositiveInt = 28 * 2**20
+    """Base64 makes a picture a third larger than ``max_image_bytes``."""
     body_patience_s: PositiveFloat = 10.0
-    """A body of which nothing comes for so long is given up."""
+    """Time-out between two parts of a body."""
     max_in_flight: PositiveInt = 192
-    """POST requests in one replica of the ingress, their bodies included; one more is refused as
-    overloaded."""
+    """POST requests that one replica of the ingress works on; more are refused as overloaded."""
     max_image_bytes: PositiveInt = 20 * 2**20
     max_image_pixels: PositiveInt = 64_000_000
     min_image_side: PositiveInt = 4
+    """Pixels."""
     max_image_side: PositiveInt = 16_384
+    """Pixels."""
     max_images: PositiveInt = 16
     max_text_chars: PositiveInt = 100_000
     max_tokens: PositiveInt = 4096
     max_answers: PositiveInt = 8
+    """Upper bound of ``n``."""
     max_stop_strings: PositiveInt = 4
     max_schema_bytes: PositiveInt = 64 * 2**10
-    """Of the JSON schema that an answer should follow, as compact JSON."""
+    """Size of a JSON schema in ``response_format``, as compact JSON."""
 
 
 class Defaults(Frozen):
-    """What holds where a request says nothing."""
+    """Values for requests that don't set them."""
 
     timeout_s: PositiveFloat = 60.0
     max_timeout_s: PositiveFloat = 600.0
+    """Upper bound of ``X-Request-Timeout``."""
     max_tokens: PositiveInt = 512
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     recipe: RecipeChoice = "auto"
-    """How pictures are prepared, for models that have no recipe of their own; docs/preprocessing.md
-    tells why so."""
+    """Preprocessing for models without a recipe of their own. docs/preprocessing.md explains the
+    default."""
 
 
 class DialectModels(Frozen):
-    """The model that answers where a request names none; where it is not served, the first of
-    ``models`` does."""
+    """The model for requests that name none, by dialect.
+
+    If that model isn't served, the first of ``models`` answers.
+    """
 
     openai: Name = "smolvlm"
     moondream: Name = "moondream"
@@ -81,22 +98,21 @@ class DialectModels(Frozen):
 
 
 class RemoteConfig(Frozen):
-    """Where a runtime that isn't our own engine finds its model."""
+    """The server behind a model whose runtime is not ``engine``."""
 
-    base_url: str | None = None
-    """Of the server; unset is Moondream Cloud for ``cloud``."""
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+[^?#\s]*$")] | None = None
+    """Unset means Moondream Cloud for ``cloud``; ``openai`` requires it."""
     model: str | None = None
-    """What the server calls the model; unset is the model's ``checkpoint``, or, for ``cloud``, the
-    server's choice."""
+    """The server's name for the model. Unset means ``checkpoint``; for ``cloud``, the server's
+    default model."""
     api_key_env: str | None = None
-    """The environment variable that holds the key; unset is ``MOONDREAM_API_KEY`` or
-    ``OPENAI_API_KEY``. Keys stand in no configuration."""
+    """The environment variable that holds the API key. Unset means ``MOONDREAM_API_KEY`` or
+    ``OPENAI_API_KEY``. The configuration itself never holds a key."""
 
 
-_OF_THE_ENGINE = frozenset(
+ENGINE_SETTINGS = frozenset(
     {
         "revision",
-        "tokenizer_revision",
         "dtype",
         "device",
         "threads",
@@ -110,199 +126,222 @@ _OF_THE_ENGINE = frozenset(
         "cuda_graphs",
     }
 )
+"""Settings of a model that only the runtime ``engine`` reads."""
 
 
 class ModelConfig(Frozen):
-    """One model deployment. ``checkpoint`` is a hub id, a folder, or ``pocket``: the tiny one that
-    is bundled."""
+    """One model, which becomes one deployment.
+
+    A family may add settings of its own (:attr:`raylens.core.families.Family.settings`); they stand
+    among these.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     name: Name
-    family: Literal["moondream", "smolvlm", "qwen2_5_vl"]
+    family: str | None = None
+    """Unset for a model behind the runtime ``openai`` that belongs to no known family, such as a
+    text-only one."""
     checkpoint: str = "pocket"
-    runtime: Literal["engine", "photon", "cloud", "openai"] = "engine"
-    """What answers: our engine, Moondream's own on a GPU, Moondream's service, or a server that
-    speaks OpenAI's API."""
+    """A hub id, a folder, or ``pocket``: the tiny checkpoint that is bundled."""
+    runtime: RuntimeName = "engine"
+    """``engine`` is raylens's own, ``photon`` is Moondream's engine on a GPU, ``cloud`` is
+    Moondream Cloud, and ``openai`` is any server that speaks OpenAI's API."""
     remote: RemoteConfig = RemoteConfig()
     revision: str | None = None
-    tokenizer_revision: str | None = None
-    """Of moondream/starmie-v1, Moondream's tokenizer, which lies beside no checkpoint on the hub."""
+    """A branch, tag or commit of the checkpoint's hub repository."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
-    """``auto`` takes CUDA where the replica holds a GPU."""
+    """``auto`` means CUDA if the replica holds a GPU, and the CPU otherwise."""
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Torch threads of a replica; unset leaves torch's choice."""
+    """Torch threads of a replica; unset means torch's default."""
     aliases: tuple[Name, ...] = ()
     recipe: RecipeChoice | None = None
-    """How pictures are prepared for this model; unset takes ``defaults.recipe``."""
+    """Preprocessing for this model; unset means ``defaults.recipe``."""
     max_image_size: Annotated[int, Field(ge=16, le=4096)] | None = None
-    """A picture's longer side after preprocessing, in pixels, whatever the recipe says."""
+    """Upper bound of a preprocessed picture's longer side in pixels, whatever the recipe says."""
     expected_response_time: PositiveFloat | None = None
-    """Seconds until the deadline of a request that names none; unset takes ``defaults.timeout_s``."""
+    """Seconds before a request without a time-out expires; unset means ``defaults.timeout_s``."""
     max_batch_size: Annotated[
         int, Field(ge=1, le=256, validation_alias=AliasChoices("max_batch_size", "batch_size"))
     ] = 8
-    """Sequences that run together; ``batch_size`` is another name for it."""
+    """Sequences that run together. ``batch_size`` is another name for this setting."""
     max_waiting: Annotated[int, Field(ge=0, le=4096)] = 24
-    """Sequences that may wait in a replica; one more is refused as overloaded."""
+    """Sequences that may wait in a replica; more are refused as overloaded."""
     max_tiles_per_step: PositiveInt | None = None
-    """Tiles that the vision tower encodes at a time; running answers wait for about half of their
-    time where a new one enters. Unset takes 1 on a CPU, and 64 on a GPU, whose graphs take 16 at a
-    time."""
+    """Tiles that the vision encoder encodes together. Running answers pause for about half of that
+    time whenever a new one starts. Unset means 1 on a CPU and 64 on a GPU, whose CUDA graphs take
+    16 tiles each."""
     max_prefill_tokens: Annotated[int, Field(ge=16, le=65_536)] | None = None
-    """Tokens of prompts that are read at a time. Unset takes 128 on a CPU, and 4096 on a GPU, of
-    several prompts."""
+    """Prompt tokens of one prefill slice. Unset means 128 on a CPU, and 4096 on a GPU, where a
+    slice may hold several prompts."""
     max_prefill_slice_s: Annotated[float, Field(ge=0, le=10)] = 0.03
-    """How long running answers may wait while small pieces of new ones are read; one piece is
-    always read. A GPU reads one at a time."""
+    """Running answers pause this long for prefill slices between two decode steps, and for one
+    slice in any case. On a GPU they pause for one slice."""
     kv_cache: ByteSize | None = None
-    """Memory for the keys and values of running sequences, such as ``2GiB``. Unset takes 1 GiB on a
-    CPU, and on CUDA what is left of the replica's share of the card."""
+    """Memory for keys and values of running sequences, such as ``2GiB``. Unset means 1 GiB on a
+    CPU, and what remains of the replica's share of the card on CUDA."""
     feature_cache: ByteSize = ByteSize(128 * 2**20)
-    """Memory for the features of pictures that were seen before."""
+    """Memory for features of pictures that were encoded before."""
     prefix_cache: ByteSize = ByteSize(256 * 2**20)
-    """Memory for the keys and values of prompts that were read before."""
+    """Memory for keys and values of prompts that were read before."""
     quantize: Literal["int8"] | None = None
-    """``int8`` keeps weights as bytes, which on a CPU makes decoding faster and answers a little
-    less exact."""
+    """``int8`` stores weights as bytes: faster decode steps on a CPU, and slightly less exact
+    answers."""
     cuda_graphs: bool = True
-    """On CUDA, replays decode steps, prompts and vision encoders as CUDA graphs. They take some of
-    the share's working memory."""
-    min_pixels: PositiveInt | None = None
-    max_pixels: PositiveInt | None = None
-    """Bounds of a picture's area where the family has dynamic resolution; unset takes the
-    checkpoint's."""
+    """Replay decode steps, prefill and vision encoders as CUDA graphs. They take part of the
+    share's working memory."""
     retry_after_s: PositiveFloat = 1.0
+    """``Retry-After`` of answers that refuse a request as overloaded."""
+
+    @property
+    def family_settings(self) -> FamilySettings:
+        """The settings that the family adds."""
+        settings = FamilySettings if self.family is None else family_named(self.family).settings
+        return settings.model_validate(self.model_extra or {})
+
+    @field_validator("family")
+    @classmethod
+    def _family_is_known(cls, name: str | None) -> str | None:
+        return name if name is None else family_named(name).name
 
     @model_validator(mode="after")
-    def _runtimes_fit(self) -> Self:
-        if self.runtime in ("photon", "cloud") and self.family != "moondream":
-            raise ValueError(f"{self.name}: runtime: {self.runtime} is for the family moondream")
+    def _family_has_the_extra_settings(self) -> Self:
+        settings = FamilySettings if self.family is None else family_named(self.family).settings
+        for key in self.model_extra or {}:
+            if key not in settings.model_fields:
+                raise _unknown_setting(key)
+        _ = self.family_settings
+        return self
+
+    @model_validator(mode="after")
+    def _runtime_serves_the_family(self) -> Self:
+        if self.family is None:
+            if self.runtime != "openai":
+                raise ValueError(
+                    f"{self.name}: family: missing; only the runtime openai serves a model without"
+                    f" one; known: {', '.join(families())}"
+                )
+        elif self.runtime not in family_named(self.family).runtimes:
+            serving = [name for name, f in families().items() if self.runtime in f.runtimes]
+            raise ValueError(
+                f"{self.name}: runtime: {self.runtime} serves the family {', '.join(serving)} only"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _runtime_has_what_it_needs(self) -> Self:
+        names_a_model = self.remote.model or self.checkpoint != "pocket"
         if self.runtime == "openai" and not self.remote.base_url:
-            raise ValueError(f"{self.name}: remote.base_url: the runtime openai needs the server's")
-        if (
-            self.runtime in ("photon", "openai")
-            and not self.remote.model
-            and self.checkpoint == "pocket"
-        ):
+            raise ValueError(f"{self.name}: remote.base_url: missing; the runtime openai needs it")
+        if self.runtime in ("photon", "openai") and not names_a_model:
             raise ValueError(
-                f"{self.name}: remote.model: the runtime {self.runtime} needs to know which"
+                f"{self.name}: remote.model: missing; the runtime {self.runtime} needs it"
             )
-        if self.runtime == "engine" and self.remote != RemoteConfig():
-            raise ValueError(f"{self.name}: remote: the runtime engine has its model here")
-        idle = _OF_THE_ENGINE & self.model_fields_set
-        if self.runtime != "engine" and idle:
+        if self.runtime == "engine":
+            if self.remote != RemoteConfig():
+                raise ValueError(f"{self.name}: remote: the runtime engine has no server")
+            return self
+        engine_only = ENGINE_SETTINGS | self.family_settings.engine_only
+        unused = engine_only & (self.model_fields_set | set(self.model_extra or {}))
+        if unused:
             raise ValueError(
-                f"{self.name}: {min(idle)}: only the runtime engine knows this setting"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pixels_are_bounds(self) -> Self:
-        given = self.min_pixels is not None or self.max_pixels is not None
-        if given and self.family != "qwen2_5_vl":
-            raise ValueError(
-                f"{self.name}: min_pixels, max_pixels: {self.family} has no dynamic resolution"
-            )
-        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            raise ValueError(
-                f"{self.name}: min_pixels: {self.min_pixels}; max_pixels is {self.max_pixels}"
+                f"{self.name}: {min(unused)}: only the runtime engine has this setting"
             )
         return self
 
 
-Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86_400)]
+def _unknown_setting(key: str) -> ValidationError:
+    """Return the error for a key that neither ModelConfig nor the model's family has."""
+    others = [name for name, family in families().items() if key in family.settings.model_fields]
+    message = f"only for the family {', '.join(others)}" if others else "unknown setting"
+    problem = PydanticCustomError("unknown_setting", "{message}", {"message": message})
+    details = InitErrorDetails(type=problem, loc=(key,), input=None)
+    return ValidationError.from_exception_data("ModelConfig", [details])
 
 
 class WebhooksConfig(Frozen):
-    """How callers are told that a job has ended."""
+    """How webhooks are signed and delivered."""
 
     secrets_env: str = "RAYLENS_WEBHOOK_SECRETS"
-    """The environment variable with the secret that signs where a job brings none of its own:
-    ``whsec_`` and base64; two of them, with a space between, while one replaces the other."""
+    """The environment variable with the secret that signs webhooks of jobs without their own:
+    ``whsec_`` and base64. Two secrets, separated by a space, allow rotation."""
     public_url: str = ""
-    """Where callers reach this server, such as ``https://vlm.example.com``: for the address of a
-    result that is too large for a webhook."""
+    """The URL by which callers reach this server, such as ``https://vlm.example.com``. Webhooks
+    link results that are too large for their bodies."""
     allow: tuple[str, ...] = ()
-    """Networks (``10.1.0.0/16``), addresses and names of hosts that may be called though they are
-    not public."""
+    """Networks (``10.1.0.0/16``), addresses and host names that webhooks may reach although they
+    aren't public."""
     started: bool = False
-    """Whether ``job.started`` is told too."""
+    """Whether ``job.started`` is delivered too."""
     timeout_s: Annotated[float, Field(gt=0, le=60)] = 15.0
     max_per_host: Annotated[int, Field(ge=1, le=64)] = 4
-    """Deliveries to one host at a time."""
+    """Concurrent deliveries to one host."""
     max_at_once: Annotated[int, Field(ge=1, le=256)] = 32
+    """Concurrent deliveries in all."""
     client_id: str = ""
-    """Stands in the User-Agent of deliveries."""
+    """Part of the deliveries' User-Agent."""
 
     @model_validator(mode="after")
-    def _entries_are_addresses_or_names(self) -> Self:
+    def _allowed_entries_are_addresses_or_names(self) -> Self:
         for entry in self.allow:
             if not _ADDRESS_OR_NAME.fullmatch(entry):
-                raise ValueError(f"allow: {entry!r} is no address, no network and no host's name")
-        return self
-
-
-class LlmConfig(Frozen):
-    """The language model that reads what a job has found, and words it: one of the graph's own, or
-    a server's."""
-
-    model: str
-    base_url: str | None = None
-    """Of a server that speaks OpenAI's API, such as Ollama's ``http://127.0.0.1:11434/v1``; unset
-    means that ``model`` is one of ``models``."""
-    api_key_env: str | None = None
-    """The environment variable that holds the server's key; unset sends none."""
-
-    @model_validator(mode="after")
-    def _the_key_is_a_servers(self) -> Self:
-        if self.api_key_env is not None and self.base_url is None:
-            raise ValueError("api_key_env: only a server, at base_url, takes a key")
+                raise ValueError(f"allow: expected an address, a network or a host name: {entry!r}")
         return self
 
 
 class JobsConfig(Frozen):
-    """The durable queue of background jobs. docs/jobs.md tells what it promises."""
+    """The durable queue of background jobs. docs/jobs.md has its guarantees."""
 
     enabled: bool = True
     store: str = "sqlite"
-    """``sqlite``, a file in ``data_dir``, for one head node; or ``postgresql://…``, for any number
+    """``sqlite`` is a file in ``data_dir``, for one head node; ``postgresql://…`` serves any number
     of nodes."""
     data_dir: Path = Path("~/.local/share/raylens")
     blobs: str | None = None
-    """Where pictures of jobs are kept: a folder, or a URL of fsspec's (``s3://…``); unset is
+    """Where pictures of jobs are stored: a folder, or an fsspec URL (``s3://…``). Unset means
     ``data_dir/blobs``."""
     workers: Annotated[int, Field(ge=1, le=1024)] = 2
     """Jobs that run at once."""
     capacity: Annotated[int, Field(ge=1, le=1_000_000)] = 50
-    """Jobs that may wait; one more is refused with 429."""
+    """Jobs that may wait; more are refused with 429."""
     max_images: Annotated[int, Field(ge=1, le=10_000)] = 256
-    """Pictures in one job; ``limits.max_body_bytes`` bounds them too."""
+    """Pictures in one job. ``limits.max_body_bytes`` bounds them too."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     backoff_s: Seconds = 1.0
-    """Of the first retry; each further one waits up to twice as long."""
+    """Upper bound of the wait before the first retry; it doubles with each further retry."""
     max_backoff_s: Seconds = 60.0
     attempt_timeout_s: Seconds = 600.0
     timeout_s: Seconds = 86_400.0
-    """From submission to the end, where a job says nothing; past it the job has failed."""
+    """From submission until the job fails, for jobs that set no time-out."""
     lease_s: Annotated[float, Field(ge=1, le=600)] = 15.0
-    """A job whose process has died is taken over after so long."""
+    """A job whose process died is claimed again after this time."""
     result_ttl_s: Seconds = 7 * 86_400.0
-    """How long a job is kept after its end."""
+    """How long a finished job is kept."""
     batch_concurrency: Annotated[int, Field(ge=1, le=64)] = 4
-    """Pictures of one job that are asked about at a time."""
+    """Pictures of one job that are in flight at a time."""
     image_batch_size: Annotated[int, Field(ge=1, le=64)] = 5
-    """Frames of a ``task_timing_v1`` job that are looked at together."""
-    llm: LlmConfig | None = None
+    """Frames of a ``task_timing_v1`` job that are in flight at a time."""
+    llm: Name | None = None
+    """The model, one of ``models``, that interprets and summarizes findings of jobs. It may be
+    text-only."""
     webhooks: WebhooksConfig = WebhooksConfig()
+
+    @field_validator("llm", mode="before")
+    @classmethod
+    def _llm_is_a_name(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            raise ValueError(
+                "expected the name of one of models; a server's model is one with runtime: openai"
+            )
+        return value
 
     @model_validator(mode="after")
     def _store_is_known(self) -> Self:
         if self.store != "sqlite" and not self.store.startswith(("postgresql://", "postgres://")):
-            raise ValueError("store: sqlite, or a postgresql:// URL, is needed")
+            raise ValueError("store: expected sqlite or a postgresql:// URL")
         if self.blobs_url.startswith("memory://"):
-            raise ValueError(
-                "blobs: a memory:// URL forgets pictures that were promised to be kept"
-            )
+            raise ValueError("blobs: a memory:// URL does not survive a restart")
         return self
 
     @property
@@ -315,24 +354,18 @@ class JobsConfig(Frozen):
 
     @property
     def is_tied_to_a_node(self) -> bool:
-        """Whether something of it is a file, which only one node has."""
+        """Whether the queue keeps files, which only one node can see."""
         protocol = self.blobs_url.partition("://")[0] if "://" in self.blobs_url else "file"
         return self.store == "sqlite" or protocol in ("file", "local")
 
 
-_ADDRESS_OR_NAME = re.compile(
-    r"[0-9a-fA-F.:]+(/[0-9]{1,3})?|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
-)
-
-
 class AppConfig(Frozen):
-    """Everything about the application that is not Serve's own business (replicas, resources,
-    queues)."""
+    """The application, except for replicas, resources and queues, which are Serve's settings."""
 
     models: tuple[ModelConfig, ...]
     recipes: dict[Name, RecipeChoice] = {}
-    """Recipes by name, beside the bundled ``plain``, ``auto`` and ``enhanced``; each may build on
-    those above it."""
+    """Named recipes, beside the bundled ``plain``, ``auto`` and ``enhanced``. A recipe may build on
+    those before it."""
     limits: RequestLimits = RequestLimits()
     defaults: Defaults = Defaults()
     dialect_models: DialectModels = DialectModels()
@@ -341,65 +374,69 @@ class AppConfig(Frozen):
     """Allowed origins; unset allows every port of localhost."""
     preprocessor_threads: Annotated[int, Field(ge=1, le=64)] = 2
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    compat_env: bool = False
+    """Whether environment variables of other servers, such as ``QUEUE_SIZE``, count:
+    :mod:`raylens.core.environment` lists them."""
 
     @model_validator(mode="after")
-    def _models_have_names_of_their_own(self) -> Self:
+    def _model_names_are_unique(self) -> Self:
         if not self.models:
-            raise ValueError("models: at least one is needed")
+            raise ValueError("models: expected at least one")
         seen: set[str] = set()
         for model in self.models:
             for name in (model.name, *model.aliases):
                 if name in seen:
-                    raise ValueError(f"models: the name {name!r} is given twice")
+                    raise ValueError(f"models: the name {name!r} is used twice")
                 seen.add(name)
         return self
 
     @model_validator(mode="after")
-    def _recipes_are_whole(self) -> Self:
+    def _recipes_are_valid(self) -> Self:
         for model in self.models:
             self.recipe_of(model)
         return self
 
     @model_validator(mode="after")
     def _llm_is_served(self) -> Self:
-        llm = self.jobs.llm
-        names = {name for model in self.models for name in (model.name, *model.aliases)}
-        if llm is not None and llm.base_url is None and llm.model not in names:
+        names = [name for model in self.models for name in (model.name, *model.aliases)]
+        if self.jobs.llm is not None and self.jobs.llm not in names:
             raise ValueError(
-                f"jobs.llm.model: {llm.model!r} is none of models, and there is no jobs.llm.base_url"
+                f"jobs.llm: unknown model {self.jobs.llm!r}; known: {', '.join(names)}"
             )
         return self
 
     @model_validator(mode="after")
     def _deadlines_are_within_bounds(self) -> Self:
-        longest = self.defaults.max_timeout_s
+        limit = self.defaults.max_timeout_s
         for model in self.models:
-            if (model.expected_response_time or 0) > longest:
+            if (model.expected_response_time or 0) > limit:
                 raise ValueError(
-                    f"models: {model.name}: expected_response_time: the limit is defaults.max_timeout_s, {longest:g}"
+                    f"models: {model.name}: expected_response_time:"
+                    f" {model.expected_response_time:g}; the limit is defaults.max_timeout_s,"
+                    f" {limit:g}"
                 )
         return self
 
     def named_recipes(self) -> dict[str, Recipe]:
-        """All recipes that a request may name."""
-        named = dict(BUNDLED)
-        for name, recipe in self.recipes.items():
+        """Return all recipes that a request may name."""
+        recipes = dict(BUNDLED)
+        for name, choice in self.recipes.items():
             if name in BUNDLED:
-                raise ValueError(f"recipes.{name}: a bundled recipe has this name")
-            named[name] = _chosen(f"recipes.{name}", recipe, DEFAULT, named)
-        return named
+                raise ValueError(f"recipes.{name}: the name of a bundled recipe")
+            recipes[name] = _resolve(f"recipes.{name}", choice, DEFAULT, recipes)
+        return recipes
 
     def recipe_of(self, model: ModelConfig) -> Recipe:
-        """What holds for a model where a request says nothing."""
+        """Return the recipe for requests that choose none."""
         named = self.named_recipes()
-        default = _chosen("defaults.recipe", self.defaults.recipe, DEFAULT, named)
-        return _chosen(f"models: {model.name}", model.recipe, default, named)
+        default = _resolve("defaults.recipe", self.defaults.recipe, DEFAULT, named)
+        return _resolve(f"models: {model.name}", model.recipe, default, named)
 
 
-def _chosen(
-    where: str, recipe: RecipeChoice | None, base: Recipe, named: dict[str, Recipe]
+def _resolve(
+    setting: str, choice: RecipeChoice | None, base: Recipe, named: dict[str, Recipe]
 ) -> Recipe:
     try:
-        return choose(recipe, base, named)
+        return choose(choice, base, named)
     except InvalidRequest as error:
-        raise ValueError(f"{where}: {error.message}") from None
+        raise ValueError(f"{setting}: {error.message}") from None

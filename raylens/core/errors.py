@@ -1,4 +1,4 @@
-"""What can go wrong, each with a code, an HTTP status and whether trying again may help.
+"""The errors of raylens. Each has a code, an HTTP status, and says whether a retry may help.
 
 ::
 
@@ -16,15 +16,15 @@
       DeadlineExceeded    504  retryable
       ModelFailed         500
 
-Everything is positional, so that an error survives pickling between processes.
+Their arguments are positional, so that an error survives pickling between processes.
 """
 
 from __future__ import annotations
 
 
 class RaylensError(Exception):
-    """The root. ``field`` names the part of the request at fault, ``limit`` and ``actual`` the two
-    numbers."""
+    """Base class. ``field`` names the part of the request that is at fault; ``limit`` and
+    ``actual`` are the allowed and the sent value. ``retry_after`` is in seconds."""
 
     code = "internal_error"
     http_status = 500
@@ -49,7 +49,7 @@ class RaylensError(Exception):
         return self.message
 
     def about(self, field: str) -> RaylensError:
-        """The same error where the field that it names goes by another name."""
+        """Return the same error for a field of another name."""
         message = self.message
         if self.field is not None and message.startswith(f"{self.field}:"):
             message = field + message.removeprefix(self.field)
@@ -62,7 +62,7 @@ class InvalidRequest(RaylensError):
 
 
 class UnsupportedTask(InvalidRequest):
-    """The model can't do this task, or nothing here can."""
+    """The model can't do this task, or no model can."""
 
     code = "unsupported_task"
 
@@ -78,7 +78,7 @@ class UnknownJob(RaylensError):
 
 
 class Conflict(RaylensError):
-    """What is asked for doesn't go with how things stand."""
+    """The request contradicts the current state, such as a retry of a job that is running."""
 
     code = "conflict"
     http_status = 409
@@ -90,14 +90,14 @@ class PayloadTooLarge(RaylensError):
 
 
 class UnsupportedMedia(RaylensError):
-    """The bytes are not a picture of a kind that can be decoded."""
+    """The bytes are not a picture in a supported format."""
 
     code = "unsupported_media"
     http_status = 415
 
 
 class QueueFull(RaylensError):
-    """As many jobs wait as may."""
+    """The job queue is at its capacity."""
 
     code = "queue_full"
     http_status = 429
@@ -123,6 +123,6 @@ class DeadlineExceeded(RaylensError):
 
 
 class ModelFailed(RaylensError):
-    """The model broke on this request; others go on."""
+    """The model failed on this request. Other requests are unaffected."""
 
     code = "model_failed"

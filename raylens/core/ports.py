@@ -1,4 +1,4 @@
-"""What the layers ask of each other, so that each can be tested with a fake of the next."""
+"""Protocols between the layers, so that each layer can be tested with a fake of the next."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from raylens.core.types import Delta, ModelInfo, PictureFile, ProcessedPicture, 
 
 
 class VisionService(Protocol):
-    """The graph as the HTTP layer sees it."""
+    """The deployment graph, as HTTP routes and jobs see it."""
 
     def generate(
         self, request: VisionRequest, pictures: Sequence[PictureFile]
     ) -> AsyncGenerator[Delta, None]:
-        """The answer's deltas as they are computed; closing the iterator stops the work.
+        """Stream the answer's deltas as they are computed. Closing the iterator aborts the work.
 
-        Raises any of :mod:`raylens.core.errors`, before the first delta where it can.
+        Raises any of :mod:`raylens.core.errors`, before the first delta if possible.
         """
         ...
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
+        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
     ) -> ProcessedPicture:
-        """The picture that a model would see. ``identity`` is the request's id. Raises as
-        :meth:`generate` does."""
+        """Return the picture as a model would see it. ``request_id`` is the request's id.
+
+        Raises as :meth:`generate` does.
+        """
         ...
 
     async def model_info(self, name: str) -> ModelInfo:
-        """What a model is. Raises ``ModelNotLoaded`` while no replica of it answers."""
+        """Describe a model. Raises ``ModelNotLoaded`` while none of its replicas answers."""
         ...

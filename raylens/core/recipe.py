@@ -1,5 +1,4 @@
-"""How a picture is prepared for a model: the recipe, the bundled ones by name, and how a request
-changes one.
+"""Recipes: how a picture is preprocessed for a model, and how a request changes that.
 
 The field names, and the values of ``enhanced``, are those of the SmolVLM back ends that people
 already configure.
@@ -19,25 +18,25 @@ from raylens.core.errors import InvalidRequest
 Flag = Annotated[bool, Field(strict=True)]
 
 
-def _no_number(value: Any) -> Any:
-    """1 equals True."""
+def _refuse_numbers(value: Any) -> Any:
+    """Turn 1 into a string, since ``Literal[True]`` would accept it: 1 equals True."""
     return value if isinstance(value, bool) else str(value)
 
 
-Switch = Annotated[Literal[True, False, "auto"], BeforeValidator(_no_number)]
-"""``auto`` measures the picture, and acts only where that shows a fault."""
-_LEAST = 16
-Side = Annotated[int, Field(ge=_LEAST, le=4096, strict=True)]
+Switch = Annotated[Literal[True, False, "auto"], BeforeValidator(_refuse_numbers)]
+"""``auto`` measures the picture, and acts only if it finds a fault."""
+_MIN_SIDE = 16
+Side = Annotated[int, Field(ge=_MIN_SIDE, le=4096, strict=True)]
 _KNOWN_KEYS_ONLY = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class Denoise:
-    """``diameter`` (pixels), ``sigma_color`` (levels of 255) and ``sigma_space`` (pixels) are the
-    bilateral filter's.
+    """Noise reduction.
 
-    The other methods need no parameter. Under ``auto`` the strength follows the noise that is
-    measured.
+    ``diameter`` (pixels), ``sigma_color`` (levels of 255) and ``sigma_space`` (pixels) are
+    parameters of the bilateral filter; the other methods have none. With ``auto``, the strength
+    follows the measured noise.
     """
 
     __pydantic_config__ = _KNOWN_KEYS_ONLY
@@ -51,10 +50,11 @@ class Denoise:
 
 @dataclass(frozen=True)
 class ColorBalance:
-    """The boosts are the ``lab`` method's: factors of lightness, and of color's distance from gray.
+    """Color correction.
 
-    ``method`` is what ``enabled: true`` does to every picture. ``auto`` corrects what it finds, and
-    only that: a color cast, darkness, low contrast.
+    ``enabled: true`` applies ``method`` to every picture. ``auto`` corrects a color cast, darkness
+    or low contrast, each only if it is measured. The boosts are factors of the ``lab`` method, for
+    lightness and for the distance of colors from gray.
     """
 
     __pydantic_config__ = _KNOWN_KEYS_ONLY
@@ -67,14 +67,15 @@ class ColorBalance:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What preprocessing does to a picture, in the order of the fields.
+    """The steps of preprocessing, in the order of the fields.
 
-    ``smart_crop`` trims letterbox and scanner bars. ``size`` is (width, height) in pixels: a larger
-    picture is brought down to fit; with ``preserve_aspect_ratio`` off, every picture takes exactly
-    this size, by cutting to its most salient window where ``smart_crop`` is on and by stretching
-    where it is not. A picture whose shorter side is under ``min_size`` pixels is enlarged to it, as
-    far as ``size`` lets it. ``jpeg_quality`` and ``optimize`` are for the file that ``POST
-    /v1/preprocess`` answers with; a model gets the pixels themselves.
+    - ``smart_crop`` trims letterbox and scanner bars.
+    - ``size`` is (width, height) in pixels; larger pictures are reduced to fit. Without
+      ``preserve_aspect_ratio`` every picture gets exactly this size: ``smart_crop`` then crops to
+      the most salient window of that shape; without it, the picture is stretched.
+    - A picture whose shorter side is below ``min_size`` pixels is enlarged to it, within ``size``.
+    - ``jpeg_quality`` and ``optimize`` apply to the file that ``POST /v1/preprocess`` returns; a
+      model gets the pixels.
     """
 
     __pydantic_config__ = _KNOWN_KEYS_ONLY
@@ -89,8 +90,8 @@ class Recipe:
     optimize: Flag = True
 
     def within(self, max_side: int | None) -> Self:
-        """The recipe with no side of ``size`` over ``max_side``; where it gives a shape, that shape
-        stays."""
+        """Return the recipe with both sides of ``size`` reduced to ``max_side``. If ``size`` sets
+        the aspect ratio, it is kept."""
         width, height = self.size
         if max_side is None or max(width, height) <= max_side:
             return self
@@ -98,7 +99,7 @@ class Recipe:
             return replace(self, size=(min(width, max_side), min(height, max_side)))
         scale = max_side / max(width, height)
         return replace(
-            self, size=(max(_LEAST, round(width * scale)), max(_LEAST, round(height * scale)))
+            self, size=(max(_MIN_SIDE, round(width * scale)), max(_MIN_SIDE, round(height * scale)))
         )
 
 
@@ -113,30 +114,29 @@ ENHANCED = Recipe(
     color_balance=ColorBalance(enabled=True),
 )
 DEFAULT = AUTO
-"""What holds where nobody says anything; docs/preprocessing.md has the measurements behind the
-choice."""
+"""The recipe if nothing is configured; docs/preprocessing.md has the measurements behind it."""
 BUNDLED: Mapping[str, Recipe] = MappingProxyType(
     {"plain": PLAIN, "auto": AUTO, "enhanced": ENHANCED}
 )
 
-_SAYINGS = {
-    "unexpected_keyword_argument": "no such field",
-    "dataclass_type": "an object of its fields is needed",
-    "tuple_type": "a list of two numbers, width and height, is needed",
-    "too_long": "a list of two numbers, width and height, is needed",
-    "missing": "a list of two numbers, width and height, is needed",
-    "literal_error": "{expected} is needed",
+_SIZE_EXPECTED = "expected a list of two numbers, width and height"
+_MESSAGES = {
+    "unexpected_keyword_argument": "unknown field",
+    "dataclass_type": "expected an object",
+    "tuple_type": _SIZE_EXPECTED,
+    "too_long": _SIZE_EXPECTED,
+    "missing": _SIZE_EXPECTED,
+    "literal_error": "expected {expected}",
 }
-"""What pydantic says of Python, said of JSON."""
+"""Messages in terms of JSON, by pydantic's error type; pydantic's own speak of Python."""
 
 Choice = str | Mapping[str, Any] | None
-"""A recipe's name, or changes to one: its fields, and ``name`` where it is not the one that holds
-anyway."""
+"""A recipe's name, or fields that change one. ``name`` says which; without it, the recipe that
+would apply anyway. None changes nothing."""
 
 
 def choose(choice: Choice, base: Recipe, named: Mapping[str, Recipe]) -> Recipe:
-    """``base`` where nothing is chosen, a recipe by name, or either with changes; what is not named
-    stays as it is.
+    """Apply a choice to ``base``, or to the recipe of ``named`` that the choice names.
 
     Raises ``InvalidRequest``, which names the field under ``recipe``.
     """
@@ -152,23 +152,20 @@ def choose(choice: Choice, base: Recipe, named: Mapping[str, Recipe]) -> Recipe:
         return RECIPE.validate_python(_merge(asdict(base), changes))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(["recipe", *map(str, first["loc"])])[:160]
-        raise InvalidRequest(f"{where}: {_say(first)}", where) from None
+        path = ".".join(["recipe", *map(str, first["loc"])])[:160]
+        raise InvalidRequest(f"{path}: {_message(first)}", path) from None
 
 
-def _say(error: Any) -> str:
-    expected = (
-        str(error.get("ctx", {}).get("expected", ""))
-        .replace("True", "true")
-        .replace("False", "false")
-    )
-    return _SAYINGS.get(error["type"], str(error["msg"])).format(expected=expected)
+def _message(error: Any) -> str:
+    expected = str(error.get("ctx", {}).get("expected", ""))
+    expected = expected.replace("True", "true").replace("False", "false")
+    return _MESSAGES.get(error["type"], str(error["msg"])).format(expected=expected)
 
 
 def _by_name(name: object, named: Mapping[str, Recipe]) -> Recipe:
     if not isinstance(name, str) or name not in named:
         raise InvalidRequest(
-            f"recipe: {str(name)[:64]!r} is no recipe; there are: {', '.join(named)}", "recipe"
+            f"recipe: unknown recipe {str(name)[:64]!r}; known: {', '.join(named)}", "recipe"
         )
     return named[name]
 
@@ -176,10 +173,8 @@ def _by_name(name: object, named: Mapping[str, Recipe]) -> Recipe:
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
-        nested = base.get(key)
-        merged[key] = (
-            _merge(nested, value)
-            if isinstance(nested, dict) and isinstance(value, Mapping)
-            else value
-        )
+        current = base.get(key)
+        if isinstance(current, dict) and isinstance(value, Mapping):
+            value = _merge(current, value)
+        merged[key] = value
     return merged

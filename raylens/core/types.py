@@ -1,9 +1,8 @@
-"""The nouns. Every HTTP dialect parses into these, every model answers with these; only these cross
-processes.
+"""The nouns of raylens. HTTP dialects parse requests into these types, models answer with them, and
+nothing else crosses between processes.
 
-Coordinates are normalized to [0, 1] of the original picture as it is stored, x to the right, y
-down. Times are seconds since the epoch, so that they mean the same in every process and on every
-node.
+Coordinates are normalized to [0, 1] of the original picture as it is stored, x to the right and y
+down. Times are seconds since the epoch, so that every process and node means the same.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from enum import IntEnum, StrEnum
 from raylens.core.recipe import Recipe
 
 REASONING = "reason"
-"""What a model can, beside tasks, that thinks before it answers."""
+"""The capability, listed beside a model's tasks, of thinking before it answers."""
 MAX_OBJECTS = 50
-"""Where a detect or point says nothing else."""
+"""Default of ``max_objects`` for detect and point."""
 
 
 class Length(StrEnum):
@@ -29,8 +28,8 @@ class Length(StrEnum):
 
 
 class Detail(StrEnum):
-    """How finely a picture is cut into tiles: one tile, by its decoded size, or the checkpoint's
-    own policy."""
+    """How many tiles a picture is cut into: one, as many as its size fills, or the checkpoint's own
+    policy."""
 
     LOW = "low"
     AUTO = "auto"
@@ -44,7 +43,7 @@ class Role(StrEnum):
 
 
 class Priority(IntEnum):
-    """Lower goes first."""
+    """Lower values are scheduled first."""
 
     INTERACTIVE = 0
     JOB = 1
@@ -54,7 +53,7 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
-    """Nobody waits for the rest: the client has gone, or the deadline has passed."""
+    """The client disconnected, or the deadline passed."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class TextPart:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """Stands for ``images[index]`` of the request."""
+    """Refers to ``pictures[index]`` of the request."""
 
     index: int
     detail: Detail = Detail.AUTO
@@ -72,7 +71,7 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class VideoPart:
-    """Stands for these of the request's images, in order: frames of a video, evenly spaced in time."""
+    """Refers to pictures of the request, in order: frames of a video, evenly spaced in time."""
 
     indices: tuple[int, ...]
     frames_per_second: float = 2.0
@@ -104,7 +103,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Caption:
-    """Describe the one picture."""
+    """Describe the picture."""
 
     length: Length = Length.NORMAL
     name = "caption"
@@ -112,21 +111,19 @@ class Caption:
 
 @dataclass(frozen=True)
 class Query:
-    """Answer a question, about the one picture where there is one.
-
-    ``reasoning``: think first, and tell the thoughts. ``places``: what in the picture the question
-    is about.
-    """
+    """Answer a question, about the picture if there is one."""
 
     question: str
     reasoning: bool = False
+    """Think first, and return the thoughts beside the answer."""
     spatial_refs: tuple[Location | Region, ...] = ()
+    """Points and boxes in the picture that the question is about."""
     name = "query"
 
 
 @dataclass(frozen=True)
 class Detect:
-    """Find the boxes of all instances of ``subject``, up to ``max_objects``."""
+    """Find the boxes of at most ``max_objects`` instances of ``subject``."""
 
     subject: str
     max_objects: int = MAX_OBJECTS
@@ -135,7 +132,7 @@ class Detect:
 
 @dataclass(frozen=True)
 class Point:
-    """Find the centers of all instances of ``subject``, up to ``max_objects``."""
+    """Find the centers of at most ``max_objects`` instances of ``subject``."""
 
     subject: str
     max_objects: int = MAX_OBJECTS
@@ -144,10 +141,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Chat:
-    """Answer the last of these messages. ``reasoning``: as in :class:`Query`."""
+    """Answer the last message of a conversation."""
 
     messages: tuple[Message, ...]
     reasoning: bool = False
+    """As in :class:`Query`."""
     name = "chat"
 
 
@@ -156,34 +154,36 @@ Task = Caption | Query | Detect | Point | Chat
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen. ``temperature`` 0 is greedy; ``n`` answers are drawn for one prompt."""
+    """How tokens are sampled."""
 
     max_tokens: int = 512
     temperature: float = 0.0
+    """0 means greedy."""
     top_p: float = 1.0
     top_k: int = 0
-    """The most likely tokens to choose from; 0 means all."""
+    """Sample from this many of the most likely tokens; 0 means all."""
     min_p: float = 0.0
-    """The least probability to choose from, as a share of the most likely token's."""
+    """Least probability of a token, as a fraction of the most likely token's."""
     repetition_penalty: float = 1.0
-    """Divides the positive logits, and multiplies the negative ones, of what the prompt and the
-    answer hold."""
+    """Divides positive logits, and multiplies negative ones, of tokens in the prompt or answer."""
     presence_penalty: float = 0.0
-    """Taken from the logits of tokens that the answer holds."""
+    """Subtracted from the logits of tokens in the answer."""
     frequency_penalty: float = 0.0
-    """The same, times how often the answer holds them."""
+    """Subtracted from the logits of tokens in the answer, once for each occurrence."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
     n: int = 1
+    """Answers to one prompt."""
     logprobs: int | None = None
-    """How many of the most likely tokens are told beside each chosen one; None tells nothing."""
+    """How many of the most likely tokens to return beside each sampled one; None returns no
+    logprobs."""
     json_schema: str | None = None
-    """A JSON schema, as JSON, that the answer follows."""
+    """The JSON schema that the answer must follow, as JSON."""
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture as it was sent, and what the sender calls it: the request's field, for messages."""
+    """A picture as it was sent. ``field`` is the request's name for it, for error messages."""
 
     data: bytes
     field: str
@@ -191,8 +191,10 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class VisionRequest:
-    """One request, the same for every dialect. Its :class:`PictureFile` travel beside it, to the
-    preprocessor only."""
+    """One request, the same for every dialect.
+
+    Its :class:`PictureFile` objects travel beside it, to the preprocessor only.
+    """
 
     id: str
     model: str
@@ -202,12 +204,11 @@ class VisionRequest:
     recipe: Recipe = field(default_factory=Recipe)
     priority: Priority = Priority.INTERACTIVE
     stream: bool = True
-    """Whether pieces of an answer are wanted as they come; else each answer is one delta, at its
-    end."""
+    """Whether to send deltas as tokens come. Otherwise each answer is one delta, at its end."""
 
     @property
     def remaining(self) -> float:
-        """Seconds until the deadline; negative past it."""
+        """Seconds until the deadline; negative once it has passed."""
         return self.deadline - time.time()
 
 
@@ -219,9 +220,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token of an answer, the logarithm of its probability, and the most likely ones in its place
-    (no alternatives of their own). ``text`` may hold U+FFFD where the token is a part of a
-    character; ``data`` is exact."""
+    """A token of an answer and the logarithm of its probability.
+
+    ``text`` holds U+FFFD if the token is part of a character; ``data`` has the exact bytes. ``top``
+    are the most likely tokens at this position, which have no alternatives of their own.
+    """
 
     text: str
     data: bytes
@@ -231,8 +234,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Grounding:
-    """The points that a part of the thoughts speaks of: characters ``start`` to ``end`` of their
-    text."""
+    """The points that characters ``start`` to ``end`` of a reasoning refer to."""
 
     start: int
     end: int
@@ -241,7 +243,7 @@ class Grounding:
 
 @dataclass(frozen=True)
 class Reasoning:
-    """What was thought before an answer."""
+    """The thoughts before an answer."""
 
     text: str
     groundings: tuple[Grounding, ...] = ()
@@ -249,8 +251,7 @@ class Reasoning:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a finished answer says beside its text: the boxes of a detect, the points of a point,
-    and thoughts."""
+    """What a finished answer contains beside text: boxes, points and thoughts."""
 
     regions: tuple[Region, ...] | None = None
     locations: tuple[Location, ...] | None = None
@@ -259,10 +260,10 @@ class Findings:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of answer number ``index``. The last one of an answer has a ``finish_reason`` and its
-    ``usage``.
+    """A piece of answer number ``index``.
 
-    The last one also has what was ``found``, where the answer says more than its text.
+    The last delta of an answer has a ``finish_reason``, the ``usage``, and the ``findings`` if
+    there are any.
     """
 
     text: str = ""
@@ -276,7 +277,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of preprocessing, what it did in words, and the seconds that it took."""
+    """One step of preprocessing: its name, what it did, and the seconds it took."""
 
     name: str
     did: str
@@ -285,12 +286,11 @@ class Step:
 
 @dataclass(frozen=True)
 class ProcessedPicture:
-    """A picture as a model would see it: a JPEG file, and the map from its coordinates back to the
-    original's.
+    """A preprocessed picture as a JPEG file, and the affine map back to the original.
 
     ``original`` and ``processed`` are (width, height) in pixels. A point (x, y) of the processed
-    picture is (a·x + b·y + c, d·x + e·y + f) in the original, for ``to_original`` = (a, b, c, d, e,
-    f), all normalized to [0, 1].
+    picture is (a·x + b·y + c, d·x + e·y + f) in the original, with ``to_original`` =
+    (a, b, c, d, e, f) and all coordinates normalized to [0, 1].
     """
 
     jpeg: bytes
@@ -303,10 +303,11 @@ class ProcessedPicture:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a loaded model is and can do."""
+    """Description of a loaded model."""
 
     name: str
     checkpoint: str
-    family: str
+    family: str | None
     device: str
     tasks: tuple[str, ...]
+    """Names of tasks, and perhaps :data:`REASONING`."""

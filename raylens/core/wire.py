@@ -1,4 +1,4 @@
-"""Shapes of JSON that more than one layer reads: well-formed text, and OpenAI's chat messages."""
+"""JSON that more than one layer reads: well-formed text, and OpenAI's chat messages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from raylens.core.types import Detail, ImagePart, Message, Role, TextPart, VideoPart
 
-MAX_MESSAGES, MAX_PARTS = 1024, 1024
-"""Of a chat, and of a message: each costs time even where it is empty."""
-MAX_OBJECTS_ASKED = 1000
-"""Of a detect or point."""
+MAX_MESSAGES = 1024
+"""Messages of a chat. Each costs time, even if it is empty."""
+MAX_PARTS = 1024
+"""Parts of a message, and frames of a video."""
+MAX_OBJECTS_LIMIT = 1000
+"""Upper bound of ``max_objects`` for detect and point."""
 _ROLES = {
     "system": Role.SYSTEM,
     "developer": Role.SYSTEM,
@@ -22,13 +24,13 @@ _ROLES = {
 
 
 class Body(BaseModel):
-    """A part of a request's body; unknown keys are refused."""
+    """Part of a request's body. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 def _well_formed(text: str) -> str:
-    """JSON can spell half of a surrogate pair, which is no character and no tokenizer takes."""
+    """Refuse half a surrogate pair: JSON can spell it, but no tokenizer accepts it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -60,7 +62,7 @@ class ChatImage(Body):
 
 
 class ChatVideo(Body):
-    """A video as its frames, as Qwen's clients send it."""
+    """A video as a list of frames, the form that Qwen's clients send."""
 
     type: Literal["video"]
     video: Annotated[list[Text], Field(min_length=2, max_length=MAX_PARTS)]
@@ -92,24 +94,26 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSA
 def read_messages(
     messages: Sequence[ChatMessage], field: str
 ) -> tuple[tuple[Message, ...], list[tuple[str, str]]]:
-    """The messages, and the URLs of their pictures in the order of their appearance, each with its
-    place under ``field``."""
-    read: list[Message] = []
-    urls: list[tuple[str, str]] = []
+    """Return the messages, and (URL, field) of their pictures in order of appearance.
+
+    ``field`` is the name of the messages in the request, such as ``input.messages``.
+    """
+    parsed: list[Message] = []
+    pictures: list[tuple[str, str]] = []
     for number, message in enumerate(messages):
         parts: list[TextPart | ImagePart | VideoPart] = []
-        for place, part in enumerate(message.content):
-            where, first = f"{field}.{number}.content.{place}", len(urls)
+        for index, part in enumerate(message.content):
+            part_field = f"{field}.{number}.content.{index}"
+            first = len(pictures)
             match part:
                 case ChatText():
                     parts.append(TextPart(part.text))
                 case ChatImage():
-                    urls.append((part.image_url.url, f"{where}.image_url.url"))
+                    pictures.append((part.image_url.url, f"{part_field}.image_url.url"))
                     parts.append(ImagePart(first, part.image_url.detail))
                 case ChatVideo():
-                    urls += [
-                        (url, f"{where}.video.{frame}") for frame, url in enumerate(part.video)
-                    ]
-                    parts.append(VideoPart(tuple(range(first, len(urls))), part.fps))
-        read.append(Message(_ROLES[message.role], tuple(parts)))
-    return tuple(read), urls
+                    for frame, url in enumerate(part.video):
+                        pictures.append((url, f"{part_field}.video.{frame}"))
+                    parts.append(VideoPart(tuple(range(first, len(pictures))), part.fps))
+        parsed.append(Message(_ROLES[message.role], tuple(parts)))
+    return tuple(parsed), pictures

@@ -1,1 +1,1 @@
-"""Batched generation: a scheduler that decides, a model that computes, one thread that runs them."""
+"""Batched generation: a scheduler decides, a model computes, and one thread runs both."""

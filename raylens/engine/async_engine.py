@@ -1,4 +1,4 @@
-"""The engine behind one thread: a stream of typed deltas for each request, and abort."""
+"""Runs an engine in a thread, and streams the deltas of each request to an event loop."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from raylens.engine.engine import Engine, StepOutput
 from raylens.engine.limits import EngineLimits
 from raylens.engine.metrics import EngineMetrics, Gauges
 from raylens.engine.model import Model, Prompt
-from raylens.engine.sequence import Sequence, sequences
-from raylens.engine.structured import Grammar, Grammars
+from raylens.engine.sequence import Sequence, make_sequences
+from raylens.engine.structured import Grammar, GrammarCompiler
 
 logger = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
@@ -29,12 +29,13 @@ T = TypeVar("T")
 
 
 class AsyncEngine:
-    """Runs an :class:`Engine` in a thread of its own. Its methods belong to one event loop.
+    """Runs an :class:`Engine` in its own thread. Call its methods from one event loop only.
 
-    ``threads``: how many the model computes with; None leaves it to torch. OpenMP keeps a team for
-    every thread that has computed, and where the teams together outnumber the cores their barriers
-    sleep instead of spinning, which made a decode step a quarter slower. So the process should
-    compute nothing with several threads but here.
+    ``threads`` is the number of threads that the model computes with; None means torch's default.
+
+    No other thread of the process should compute with several threads. OpenMP keeps a team of
+    threads for every thread that has ever computed. If all teams together exceed the number of
+    cores, their barriers sleep instead of spinning, which made a decode step a quarter slower.
     """
 
     def __init__(
@@ -48,18 +49,20 @@ class AsyncEngine:
     ) -> None:
         self._model = model
         self._engine = Engine(model, limits, metrics)
-        self._grammars = Grammars(model.tokenizer, model.eos_ids, model.vocabulary)
-        # One schema at a time: a bad one takes a processor for seconds, and other requests have
-        # pictures to prepare.
-        self._compiler = ThreadPoolExecutor(1, "raylens-grammar")
+        self._grammar_compiler = GrammarCompiler(model.tokenizer, model.eos_ids, model.vocab_size)
+        # One thread, so that schemas are compiled one at a time. A bad schema takes a core for
+        # seconds, and other requests need the cores to prepare their pictures.
+        self._compiler_pool = ThreadPoolExecutor(1, "raylens-grammar")
         self._threads = threads or torch.get_num_threads()
         self._capacity = limits.max_batch_size + max_waiting
-        # Jobs leave half of the waiting room to interactive requests, which could else find it full
+        # Jobs leave half of the queue to interactive requests, which could otherwise find it full
         # for minutes.
         self._job_capacity = limits.max_batch_size + max_waiting // 2
         self._retry_after = retry_after
         self._streams: dict[Sequence, asyncio.Queue[StepOutput]] = {}
+        """The queue of each unfinished sequence. Sequences of one request share a queue."""
         self._inbox: list[Sequence] = []
+        """Sequences that the thread has not taken yet. Guarded by ``_wake``, like ``_stopping``."""
         self._wake = threading.Condition()
         self._stopping = False
         self._failure: BaseException | None = None
@@ -68,35 +71,36 @@ class AsyncEngine:
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended the thread, where something did; nothing will be answered any more."""
+        """The exception that ended the thread, or None. Without the thread all requests fail."""
         return self._failure
 
     @property
     def gauges(self) -> Gauges:
-        """How the engine stands now; sequences that it has not taken yet count as waiting."""
+        """The engine's gauges. Sequences that the thread has not taken yet count as waiting."""
         gauges = self._engine.gauges
         return dataclasses.replace(gauges, waiting=gauges.waiting + len(self._inbox))
 
     @property
     def in_flight(self) -> int:
-        """Sequences that wait or run."""
+        """Number of sequences that are waiting or running."""
         return len(self._streams)
 
     async def generate(self, request: VisionRequest, prompt: Prompt) -> AsyncGenerator[Delta, None]:
-        """The deltas of all ``n`` answers, until each has its finish reason; closing the iterator
-        aborts them.
+        """Yield the deltas of all ``n`` answers, until each has its finish reason.
 
-        Raises ``Overloaded`` at once where the waiting room is full, ``InvalidRequest`` for what
-        can't ever fit in the cache and for a JSON schema that can't be followed,
+        Closing the generator aborts the answers.
+
+        Raises ``Overloaded`` at once if the queue is full. Raises ``InvalidRequest`` if the request
+        can never fit in the KV cache, or its JSON schema cannot be followed. Raises
         ``DeadlineExceeded`` and ``ModelFailed``.
         """
         self.check_capacity(request)
         self._engine.check_fit(prompt, request.sampling.max_tokens)
-        grammar = await self._grammar(request.sampling.json_schema)
-        wanted = sequences(request, prompt, self._model.tokenizer, grammar)
-        outputs = self._submit(request, wanted)
+        grammar = await self._compile(request.sampling.json_schema)
+        answers = make_sequences(request, prompt, self._model.tokenizer, grammar)
+        outputs = self._submit(request, answers)
         try:
-            unfinished = len(wanted)
+            unfinished = len(answers)
             while unfinished:
                 output = await outputs.get()
                 if output.error is not None:
@@ -105,28 +109,31 @@ class AsyncEngine:
                 unfinished -= output.delta.finish_reason is not None
                 yield output.delta
         finally:
-            self._abort(wanted)
+            self._abort(answers)
 
-    async def _grammar(self, schema: str | None) -> Grammar | None:
-        if schema is None:
+    async def _compile(self, json_schema: str | None) -> Grammar | None:
+        if json_schema is None:
             return None
         return await asyncio.get_running_loop().run_in_executor(
-            self._compiler, self._grammars.compile, schema
+            self._compiler_pool, self._grammar_compiler.compile, json_schema
         )
 
     def stop(self) -> None:
-        """Ends the thread after the step in progress; what is unfinished fails."""
+        """End the thread after the current step. Unfinished requests fail."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         self._thread.join()
-        self._compiler.shutdown(wait=False)
-        self._failure = self._failure or RuntimeError("it was told to")
+        self._compiler_pool.shutdown(wait=False)
+        self._failure = self._failure or RuntimeError("stop() was called")
         self._fail_all(ModelFailed("the engine has stopped"))
 
     def check_capacity(self, request: VisionRequest) -> None:
-        """Raises what ``generate`` would raise at once: ``InvalidRequest`` where so many never fit,
-        ``Overloaded``."""
+        """Raise the errors that ``generate`` raises at once.
+
+        These are ``InvalidRequest`` if the request has more answers than the engine has room for,
+        ``Overloaded`` if it is full now, and ``ModelFailed`` if it has stopped.
+        """
         if self._failure is not None:
             raise ModelFailed(f"the engine has stopped: {self._failure!r}")
         self._check_capacity(request.sampling.n, len(self._streams), self._capacity)
@@ -134,62 +141,62 @@ class AsyncEngine:
             jobs = sum(sequence.priority is Priority.JOB for sequence in self._streams)
             self._check_capacity(request.sampling.n, jobs, self._job_capacity)
 
-    def _check_capacity(self, answers: int, taken: int, capacity: int) -> None:
+    def _check_capacity(self, answers: int, in_flight: int, capacity: int) -> None:
         if answers > capacity:
             raise InvalidRequest(
-                f"n: {answers} answers; this model has room for {capacity}", "n", capacity, answers
+                f"n: {answers} answers; the limit is {capacity}", "n", capacity, answers
             )
-        if taken + answers > capacity:
+        if in_flight + answers > capacity:
             raise Overloaded(
-                f"{taken} sequences run or wait; the limit is {capacity}",
+                f"{in_flight} sequences run or wait; the limit is {capacity}",
                 "model",
                 capacity,
-                taken,
+                in_flight,
                 self._retry_after,
             )
 
-    def _submit(self, request: VisionRequest, wanted: list[Sequence]) -> asyncio.Queue[StepOutput]:
+    def _submit(self, request: VisionRequest, answers: list[Sequence]) -> asyncio.Queue[StepOutput]:
         self.check_capacity(request)
         self._loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[StepOutput] = asyncio.Queue()
-        self._streams.update(dict.fromkeys(wanted, outputs))
+        self._streams.update(dict.fromkeys(answers, outputs))
         with self._wake:
-            self._inbox.extend(wanted)
+            self._inbox.extend(answers)
             self._wake.notify()
         return outputs
 
-    def _abort(self, wanted: list[Sequence]) -> None:
-        """The engine drops these before its next step, where it has not finished them."""
-        for sequence in wanted:
+    def _abort(self, answers: list[Sequence]) -> None:
+        """Have the engine drop these sequences before its next step, unless they have finished."""
+        for sequence in answers:
             sequence.aborted = True
             self._streams.pop(sequence, None)
 
     def _run(self) -> None:
-        # OpenMP counts threads for each thread by itself: what the process has set holds here only
-        # once it is set here.
+        # OpenMP's number of threads is per thread: a number that was set elsewhere does not apply
+        # to this one.
         torch.set_num_threads(self._threads)
         if self._engine.limits.look_ahead:
-            # Each launch gives up the interpreter's lock for a moment, and a thread that prepares
-            # pictures may then keep it for the whole interval, 5 ms by default, while the GPU has
-            # nothing to do.
+            # Each launch releases the interpreter's lock for a moment. A thread that prepares
+            # pictures may then hold it for the whole switch interval, 5 ms by default, while the
+            # GPU is idle.
             sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
             while self._take_inbox():
                 outputs = self._engine.step()
                 if outputs:
-                    self._call(self._deliver, outputs)
+                    self._call_in_loop(self._deliver, outputs)
         except BaseException as error:
-            logger.exception("the engine's thread ends")
+            logger.exception("the engine's thread failed")
             self._failure = error
-            self._call(self._fail_all, ModelFailed(f"the engine has stopped: {error!r}"))
+            self._call_in_loop(self._fail_all, ModelFailed(f"the engine has stopped: {error!r}"))
 
-    def _call(self, callback: Callable[[T], None], argument: T) -> None:
-        """Calls back in the event loop; once that is closed, nobody listens."""
+    def _call_in_loop(self, callback: Callable[[T], None], argument: T) -> None:
+        """Call back in the event loop, unless it is closed."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback, argument)
 
     def _take_inbox(self) -> bool:
-        """Waits for work; False where the thread should end."""
+        """Wait for work, and pass it to the scheduler. Return False if the thread must end."""
         with self._wake:
             while not (self._inbox or self._engine.has_work or self._stopping):
                 self._wake.wait()

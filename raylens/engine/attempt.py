@@ -1,4 +1,4 @@
-"""Work that may fail without taking others with it."""
+"""Isolation of failures: one failed call does not end the engine."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ T = TypeVar("T")
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:
-    """What the work gives, or how it failed. A device that is lost ends the engine instead: its
-    replica is replaced.
+    """Return the result of ``work``, or the exception that it raised.
 
-    Without its traceback an error holds none of the tensors that were being made.
+    The exception has no traceback, which would keep the tensors of the failed call alive.
+
+    Raises ``torch.AcceleratorError`` if the device is lost. That ends the engine, and its replica
+    is replaced.
     """
     try:
         return work()
     except torch.AcceleratorError:
         raise
     except Exception as error:
-        logger.debug("a failure in the engine", exc_info=True)
+        logger.debug("a call in the engine failed", exc_info=True)
         return error.with_traceback(None)

@@ -1,4 +1,4 @@
-"""Tokens to text, as they come: never half a character, never a part of a stop string."""
+"""Incremental detokenization."""
 
 from __future__ import annotations
 
@@ -6,54 +6,65 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 
-class TextStream:
-    """The text of one answer. Leading white space, which chat templates leave to the model, is
-    dropped."""
+class Detokenizer:
+    """Turns one answer's token ids into text, one at a time.
+
+    Never returns half a character or part of a stop string. Drops leading whitespace, which chat
+    templates leave to the model.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
-        self._stop = stop
-        self._held = ""
-        self._begun = False
+        self._stop_strings = stop
+        self._buffer = ""
+        """Text that may be the beginning of a stop string."""
+        self._has_text = False
         self.stopped = False
-        self.seen = 0
-        """Characters of all tokens so far."""
-        self.said = 0
-        """Characters of them that were told."""
+        """Whether a stop string is complete."""
+        self.decoded_chars = 0
+        """Number of characters that all tokens so far decode to."""
+        self.returned_chars = 0
+        """Number of these characters that ``push`` and ``flush`` have returned."""
 
     def push(self, token_id: int) -> str:
-        """The text that is certain after one more token; sets ``stopped`` once a stop string is
-        complete."""
-        certain = self._push(token_id)
-        self.said += len(certain)
-        return certain
+        """Add a token, and return the text that is final after it.
+
+        Sets ``stopped`` once a stop string is complete.
+        """
+        text = self._push(token_id)
+        self.returned_chars += len(text)
+        return text
 
     def _push(self, token_id: int) -> str:
         piece = self._stream.step(self._tokenizer, token_id) or ""
-        if not self._begun:
+        if not self._has_text:
             piece = piece.lstrip()
-            self._begun = bool(piece)
-        self.seen += len(piece)
-        text = self._held + piece
-        ends = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+            self._has_text = bool(piece)
+        self.decoded_chars += len(piece)
+        text = self._buffer + piece
+        matches = [text.find(stop_string) for stop_string in self._stop_strings]
+        ends = [index for index in matches if index >= 0]
         if ends:
             self.stopped = True
-            self._held = ""
+            self._buffer = ""
             return text[: min(ends)]
-        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        overlaps = (_overlap(text, stop_string) for stop_string in self._stop_strings)
+        final_chars = len(text) - max(overlaps, default=0)
+        self._buffer = text[final_chars:]
+        return text[:final_chars]
 
-    def finish(self) -> str:
-        """What was held back as the possible beginning of a stop string."""
-        held, self._held = self._held, ""
-        self.said += len(held)
-        return held
+    def flush(self) -> str:
+        """Return the text that was held back as the possible beginning of a stop string."""
+        text = self._buffer
+        self._buffer = ""
+        self.returned_chars += len(text)
+        return text
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that ``stop`` begins with."""
-    return next(
-        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
-    )
+def _overlap(text: str, stop_string: str) -> int:
+    """Return the length of the longest end of ``text`` that ``stop_string`` begins with."""
+    for length in range(min(len(text), len(stop_string) - 1), 0, -1):
+        if text.endswith(stop_string[:length]):
+            return length
+    return 0

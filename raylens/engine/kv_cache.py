@@ -1,9 +1,9 @@
-"""Keys and values of running sequences: rows of arenas, under one budget of bytes.
+"""KV cache: rows for the keys and values of sequences, in arenas, under one budget of bytes.
 
-An arena holds rows of one capacity, a power of two; a sequence takes a row of the smallest arena in
-which its prompt and all that it may answer have room. Rows of like length are so read together,
-with little padding, and a short answer never holds a long one's memory. An arena's rows stand
-together: where one leaves, the last one takes its place.
+An arena holds rows of one capacity, a power of two. A sequence takes a row of the smallest arena
+that has room for its prompt and its longest answer. Rows of similar length are thus read together
+with little padding, and a short sequence never takes as much memory as a long one. The rows in use
+of an arena are contiguous: when one is removed, the last one moves into its place.
 """
 
 from __future__ import annotations
@@ -16,65 +16,73 @@ from torch import Tensor
 
 from raylens.engine.model import KVRows, KVShape
 
-SMALLEST = 128
-Holder = TypeVar("Holder")
-"""What holds a row: a sequence."""
+MIN_CAPACITY = 128
+Owner = TypeVar("Owner")
+"""The owner of a row: a sequence."""
 
 
-class Arena(Generic[Holder]):
-    """Rows of one capacity. ``holders`` stand in the order of the rows."""
+class Arena(Generic[Owner]):
+    """Rows of one capacity. ``owners`` and ``lengths`` are in the order of the rows."""
 
     def __init__(self, shape: KVShape, capacity: int) -> None:
         self.capacity = capacity
         self.row_bytes = shape.bytes_per_token * capacity
-        self.holders: list[Holder] = []
+        self.owners: list[Owner] = []
         self.lengths: list[int] = []
         self._shape = shape
         self._layers: list[Tensor] = [self._zeros(0)] * shape.layers
 
     @property
-    def rows(self) -> int:
-        """Rows that there is room for; where a resize broke off for want of memory, those of every
-        layer."""
+    def allocated_rows(self) -> int:
+        """Number of rows that all layers have. Layers differ if a resize ran out of memory."""
         return min(layer.shape[1] for layer in self._layers)
 
     def resize(self, rows: int) -> None:
-        """Makes room for so many rows, a layer at a time: what is held twice meanwhile is one
-        layer."""
-        held = len(self.holders)
+        """Allocate this many rows, and copy the rows in use.
+
+        Goes layer by layer, so that only one layer takes memory twice.
+        """
+        used_rows = len(self.owners)
         for index, layer in enumerate(self._layers):
             resized = self._zeros(rows)
-            resized[:, :held] = layer[:, :held]
+            resized[:, :used_rows] = layer[:, :used_rows]
             self._layers[index] = resized
 
     def _zeros(self, rows: int) -> Tensor:
-        """(2, rows, heads, capacity, head size). Zeros: attention multiplies what it masks by
-        nothing, and nothing times a stray NaN is NaN. On a GPU the heads of a token lie together,
-        as flash attention reads them."""
-        shape, device = self._shape, torch.device(self._shape.device)
+        """Return zeros (2, rows, heads, capacity, head size).
+
+        Attention multiplies masked values by 0. Uninitialized memory could contain NaN, and 0 · NaN
+        is NaN. On a GPU the heads of a token are contiguous, as flash attention expects.
+        """
+        shape = self._shape
+        device = torch.device(shape.device)
         if device.type == "cuda":
             size = (2, rows, self.capacity, shape.heads, shape.head_dim)
             return torch.zeros(size, dtype=shape.dtype, device=device).transpose(2, 3)
-        return torch.zeros(
-            (2, rows, shape.heads, self.capacity, shape.head_dim), dtype=shape.dtype, device=device
-        )
+        size = (2, rows, shape.heads, self.capacity, shape.head_dim)
+        return torch.zeros(size, dtype=shape.dtype, device=device)
 
-    def append(self, holder: Holder) -> None:
-        self.holders.append(holder)
+    def append(self, owner: Owner) -> None:
+        self.owners.append(owner)
         self.lengths.append(0)
 
-    def remove(self, holder: Holder) -> None:
-        row, last = self.holders.index(holder), len(self.holders) - 1
+    def remove(self, owner: Owner) -> None:
+        row = self.owners.index(owner)
+        last = len(self.owners) - 1
         if row != last:
-            used = self.lengths[last]
-            for layer in self._layers:
-                layer[:, row, :, :used] = layer[:, last, :, :used]
-            self.holders[row], self.lengths[row] = self.holders[last], used
-        self.holders.pop()
+            self._move(last, row)
+        self.owners.pop()
         self.lengths.pop()
 
-    def row(self, holder: Holder) -> KVRows:
-        index = self.holders.index(holder)
+    def _move(self, source: int, target: int) -> None:
+        length = self.lengths[source]
+        for layer in self._layers:
+            layer[:, target, :, :length] = layer[:, source, :, :length]
+        self.owners[target] = self.owners[source]
+        self.lengths[target] = length
+
+    def row(self, owner: Owner) -> KVRows:
+        index = self.owners.index(owner)
         layers = [layer[:, index : index + 1] for layer in self._layers]
         return KVRows(layers, self.lengths[index : index + 1], self._layers, index)
 
@@ -82,101 +90,109 @@ class Arena(Generic[Holder]):
         return KVRows(list(self._layers), list(self.lengths))
 
 
-class KVCache(Generic[Holder]):
-    """Arenas by capacity, under ``budget`` bytes in all."""
+class KVCache(Generic[Owner]):
+    """Arenas of different capacities, which together take at most ``budget`` bytes."""
 
     def __init__(self, shape: KVShape, budget: int, max_rows: int) -> None:
         self.shape = shape
         self.budget = budget
         self._max_rows = max_rows
-        self._arenas: dict[int, Arena[Holder]] = {}
-        self._home: dict[Holder, Arena[Holder]] = {}
+        self._arenas: dict[int, Arena[Owner]] = {}
+        """By capacity."""
+        self._arena_of: dict[Owner, Arena[Owner]] = {}
 
     @property
     def allocated_bytes(self) -> int:
-        return sum(arena.rows * arena.row_bytes for arena in list(self._arenas.values()))
+        return sum(arena.allocated_rows * arena.row_bytes for arena in list(self._arenas.values()))
 
     @property
     def used_bytes(self) -> int:
-        """May be asked from any thread."""
-        return sum(len(arena.holders) * arena.row_bytes for arena in list(self._arenas.values()))
+        """Bytes of the rows in use. Can be read from any thread."""
+        return sum(len(arena.owners) * arena.row_bytes for arena in list(self._arenas.values()))
 
     def cost(self, tokens: int) -> int:
-        """Bytes that a sequence of so many tokens takes."""
+        """Return the bytes that a sequence of up to ``tokens`` tokens takes."""
         return self.shape.bytes_per_token * _capacity(tokens)
 
-    def reserve(self, holder: Holder, tokens: int) -> bool:
-        """Takes a row for a sequence of so many tokens; False where the budget has no room for it
-        now."""
+    def reserve(self, owner: Owner, tokens: int) -> bool:
+        """Take a row for up to ``tokens`` tokens. Return False if the budget has no room for it."""
         cost = self.cost(tokens)
         if self.used_bytes + cost > self.budget:
             return False
         capacity = _capacity(tokens)
         arena = self._arenas.setdefault(capacity, Arena(self.shape, capacity))
-        if len(arena.holders) == arena.rows:
+        if len(arena.owners) == arena.allocated_rows:
             self._grow(arena)
-        arena.append(holder)
-        self._home[holder] = arena
+        arena.append(owner)
+        self._arena_of[owner] = arena
         return True
 
-    def release(self, holder: Holder) -> None:
-        """Frees the row, where the sequence has one."""
-        arena = self._home.pop(holder, None)
+    def release(self, owner: Owner) -> None:
+        """Free the owner's row, if it has one."""
+        arena = self._arena_of.pop(owner, None)
         if arena is not None:
-            arena.remove(holder)
+            arena.remove(owner)
 
-    def clear(self, holder: Holder) -> None:
-        """Wipes the row, where the sequence has one: numbers that are none would spoil its next
-        holder's sums."""
-        if holder in self._home:
-            for layer in self.row(holder).layers:
+    def clear(self, owner: Owner) -> None:
+        """Zero the owner's row, if it has one.
+
+        NaN left in a row would poison its next owner, because 0 · NaN is NaN.
+        """
+        if owner in self._arena_of:
+            for layer in self.row(owner).layers:
                 layer.zero_()
 
-    def rewind(self, holder: Holder) -> None:
-        """Empties the row."""
-        self.clear(holder)
-        arena = self._home[holder]
-        arena.lengths[arena.holders.index(holder)] = 0
+    def reset(self, owner: Owner) -> None:
+        """Zero the owner's row, and set its length to 0."""
+        self.clear(owner)
+        arena = self._arena_of[owner]
+        arena.lengths[arena.owners.index(owner)] = 0
 
-    def advance(self, holder: Holder, tokens: int = 1) -> None:
-        """So many more have been written to the row."""
-        arena = self._home[holder]
-        arena.lengths[arena.holders.index(holder)] += tokens
+    def advance(self, owner: Owner, tokens: int = 1) -> None:
+        """Add ``tokens`` to the length of the owner's row."""
+        arena = self._arena_of[owner]
+        arena.lengths[arena.owners.index(owner)] += tokens
 
-    def row(self, holder: Holder) -> KVRows:
-        """The one row of a sequence."""
-        return self._home[holder].row(holder)
+    def row(self, owner: Owner) -> KVRows:
+        """Return the owner's row."""
+        return self._arena_of[owner].row(owner)
 
-    def groups(self) -> Iterator[tuple[list[Holder], KVRows]]:
-        """All rows, an arena at a time."""
+    def groups(self) -> Iterator[tuple[list[Owner], KVRows]]:
+        """Yield the owners and rows of each arena that has rows in use."""
         for arena in self._arenas.values():
-            if arena.holders:
-                yield list(arena.holders), arena.all_rows()
+            if arena.owners:
+                yield list(arena.owners), arena.all_rows()
 
-    def read(self, holder: Holder, tokens: int) -> Tensor:
-        """A copy of the row's first tokens: (layers, 2, heads, tokens, head size)."""
-        return torch.stack([layer[:, 0, :, :tokens] for layer in self.row(holder).layers])
+    def copy_prefix(self, owner: Owner, tokens: int) -> Tensor:
+        """Return a copy of a row's first tokens (layers, 2, heads, tokens, head size)."""
+        return torch.stack([layer[:, 0, :, :tokens] for layer in self.row(owner).layers])
 
-    def write(self, holder: Holder, kept: Tensor) -> None:
-        """Fills an empty row with what ``read`` gave, or with its first tokens."""
-        tokens = kept.shape[3]
-        for layer, read in zip(self.row(holder).layers, kept, strict=True):
-            layer[:, 0, :, :tokens] = read
-        self.advance(holder, tokens)
+    def load_prefix(self, owner: Owner, prefix: Tensor) -> None:
+        """Write keys and values (layers, 2, heads, tokens, head size) to an empty row."""
+        tokens = prefix.shape[3]
+        for layer, prefix_layer in zip(self.row(owner).layers, prefix, strict=True):
+            layer[:, 0, :, :tokens] = prefix_layer
+        self.advance(owner, tokens)
 
-    def _grow(self, arena: Arena[Holder]) -> None:
-        """Twice as many rows where the budget allows it, else one more; other arenas give up what
-        they don't use."""
-        held = arena.rows
-        wanted = max(1, min(2 * held, self._max_rows))
-        if self.allocated_bytes + (wanted - held) * arena.row_bytes > self.budget:
-            wanted = held + 1
+    def _grow(self, arena: Arena[Owner]) -> None:
+        """Double the rows of an arena if the budget allows it; otherwise add one row.
+
+        Other arenas give up their unused rows if the budget requires it.
+        """
+        rows = max(1, min(2 * arena.allocated_rows, self._max_rows))
+        if not self._allows(arena, rows):
+            rows = arena.allocated_rows + 1
         for other in self._arenas.values():
-            short = self.allocated_bytes + (wanted - held) * arena.row_bytes > self.budget
-            if short and other.rows > len(other.holders):
-                other.resize(len(other.holders))
-        arena.resize(wanted)
+            has_unused_rows = other.allocated_rows > len(other.owners)
+            if has_unused_rows and not self._allows(arena, rows):
+                other.resize(len(other.owners))
+        arena.resize(rows)
+
+    def _allows(self, arena: Arena[Owner], rows: int) -> bool:
+        """Return whether the budget allows resizing an arena to ``rows``."""
+        added_bytes = (rows - arena.allocated_rows) * arena.row_bytes
+        return self.allocated_bytes + added_bytes <= self.budget
 
 
 def _capacity(tokens: int) -> int:
-    return max(SMALLEST, 1 << (tokens - 1).bit_length())
+    return max(MIN_CAPACITY, 1 << (tokens - 1).bit_length())

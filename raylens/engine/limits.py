@@ -1,4 +1,4 @@
-"""What an engine may take of the machine."""
+"""Limits on the memory and time that an engine takes."""
 
 from __future__ import annotations
 
@@ -7,40 +7,47 @@ from dataclasses import dataclass, replace
 MIB = 2**20
 CPU_PREFILL_TOKENS = 128
 GPU_PREFILL_TOKENS = 4096
-"""Enough to keep a data center's GPU busy; a running answer waits some tens of milliseconds for so
-many."""
+"""Enough to keep a data-center GPU busy. Prefilling this many tokens delays running sequences by
+some tens of milliseconds."""
 
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """Sequences, bytes of each cache, and how long a step may be. What is None is set by the
-    device."""
+    """Size of the batch, bytes of each cache, and length of a step.
+
+    ``with_device_defaults`` fills in the fields that are None.
+    """
 
     max_batch_size: int = 8
     kv_bytes: int = 1024 * MIB
     feature_bytes: int = 128 * MIB
     prefix_bytes: int = 256 * MIB
     prefill_tokens: int | None = None
-    """Tokens of prompts that are read at a time."""
+    """Number of prompt tokens that are prefilled at a time."""
     prefill_batch: int | None = None
-    """Prompts that are read together, as far as they fit into ``prefill_tokens``. On a CPU one
-    after another is as fast, and the first has its answer sooner."""
+    """Maximum number of prompts that are prefilled together, if they fit in ``prefill_tokens``.
+    On a CPU, prefilling one after another is as fast, and the first answer starts sooner."""
     max_prefill_slice_s: float = 0.03
-    """Slices are done one after another for so long before running sequences go on; one is always
-    done. If the engine looks ahead, it is one at a time."""
+    """Seconds after which no further prefill slice starts before the next decode step. At least one
+    slice always runs. With ``look_ahead``, exactly one runs."""
     look_ahead: bool | None = None
-    """Launches a decode step before the host knows the tokens of the one before it, so that a GPU
-    never waits for the host. An answer that ends by a token costs one row of one step more."""
+    """Whether a decode step is launched before the tokens of the previous one reach the host, so
+    that a GPU never waits for the host. An answer that ends with a stop token or stop string is
+    then decoded once more than necessary: one row of one step."""
 
-    def on(self, device: str) -> EngineLimits:
-        """With what the device sets."""
-        gpu = device.startswith("cuda")
-        tokens = GPU_PREFILL_TOKENS if gpu else CPU_PREFILL_TOKENS
+    def with_device_defaults(self, device: str) -> EngineLimits:
+        """Return a copy in which the device's defaults replace None."""
+        is_gpu = device.startswith("cuda")
+        prefill_tokens = self.prefill_tokens
+        if prefill_tokens is None:
+            prefill_tokens = GPU_PREFILL_TOKENS if is_gpu else CPU_PREFILL_TOKENS
+        prefill_batch = self.prefill_batch
+        if prefill_batch is None:
+            prefill_batch = self.max_batch_size if is_gpu else 1
+        look_ahead = is_gpu if self.look_ahead is None else self.look_ahead
         return replace(
             self,
-            prefill_tokens=tokens if self.prefill_tokens is None else self.prefill_tokens,
-            prefill_batch=(self.max_batch_size if gpu else 1)
-            if self.prefill_batch is None
-            else self.prefill_batch,
-            look_ahead=gpu if self.look_ahead is None else self.look_ahead,
+            prefill_tokens=prefill_tokens,
+            prefill_batch=prefill_batch,
+            look_ahead=look_ahead,
         )

@@ -1,4 +1,4 @@
-"""How likely a token was, and what could have stood in its place."""
+"""Log-probabilities of tokens and of their alternatives."""
 
 from __future__ import annotations
 
@@ -7,69 +7,87 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from torch import Tensor
 
 from raylens.core.types import TokenLogprob
 
-LEAST = -9999.0
-"""Stands for -inf, which JSON has no word for; OpenAI's and vLLM's servers say the same."""
+MIN_LOGPROB = -9999.0
+"""Replaces -inf, which JSON cannot represent. OpenAI's and vLLM's servers use the same number."""
 
 
-def measure(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logprobs of the tokens (rows,), and of each row's ``count`` most likely ones, from the best
-    one down, among which the token may be: theirs and their ids, (rows, count) both. All on the
-    device of ``logits``.
+def measure_logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logprobs of the tokens, and each row's ``count`` most likely tokens.
 
     ``logits``, (rows, vocabulary) of any type, are the model's own, before masks, penalties and
     temperature, as in vLLM (``logprobs_mode="raw_logprobs"``).
+
+    The results are the tokens' logprobs (rows,); the logprobs of the most likely tokens (rows,
+    count), best first; and their ids (rows, count). A token can be among its alternatives. All
+    results are on the device of ``logits``.
     """
     count = min(count, logits.shape[1])
     if logits.device.type != "cpu":
         logits = logits.double()
         norm = logits.logsumexp(-1, keepdim=True)
-        top, ids = logits.topk(count)
-        return (logits.gather(1, tokens[:, None]) - norm)[:, 0], top - norm, ids
-    rows = logits.float().numpy()  # numpy, for the reason in sampling.py
-    best = rows.max(-1, keepdims=True)
-    norm = best + np.log(np.exp(rows.astype(np.float64) - best).sum(-1, keepdims=True))
-    found = (
-        rows.argpartition(-count, -1)[:, -count:]
-        if count
-        else np.empty((len(rows), 0), dtype=np.int64)
+        top_logits, top_ids = logits.topk(count)
+        return (logits.gather(1, tokens[:, None]) - norm)[:, 0], top_logits - norm, top_ids
+    return _measure_on_host(logits.float().numpy(), tokens.numpy(), count)
+
+
+def _measure_on_host(
+    logits: NDArray[np.float32], tokens: NDArray[np.int64], count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``measure_logprobs``, with numpy for the reason given in ``sampling.py``."""
+    best_logits = logits.max(-1, keepdims=True)
+    exponentials = np.exp(logits.astype(np.float64) - best_logits)
+    norm = best_logits + np.log(exponentials.sum(-1, keepdims=True))
+    if count:
+        top_ids = logits.argpartition(-count, -1)[:, -count:]
+    else:
+        top_ids = np.empty((len(logits), 0), dtype=np.int64)
+    order = (-np.take_along_axis(logits, top_ids, 1)).argsort(-1, kind="stable")
+    top_ids = np.take_along_axis(top_ids, order, 1)
+    logprobs = np.take_along_axis(logits, tokens[:, None], 1) - norm
+    top_logprobs = np.take_along_axis(logits, top_ids, 1) - norm
+    return (
+        torch.from_numpy(logprobs[:, 0]),
+        torch.from_numpy(top_logprobs),
+        torch.from_numpy(top_ids),
     )
-    order = (-np.take_along_axis(rows, found, 1)).argsort(-1, kind="stable")
-    found = np.take_along_axis(found, order, 1)
-    chosen = np.take_along_axis(rows, tokens.numpy()[:, None], 1) - norm
-    best_found = np.take_along_axis(rows, found, 1) - norm
-    return torch.from_numpy(chosen[:, 0]), torch.from_numpy(best_found), torch.from_numpy(found)
 
 
-def token_logprob(
-    token_id: int, logprob: float, top: Sequence[float], ids: Sequence[int], tokenizer: Tokenizer
+def make_token_logprob(
+    token_id: int,
+    logprob: float,
+    top_logprobs: Sequence[float],
+    top_ids: Sequence[int],
+    tokenizer: Tokenizer,
 ) -> TokenLogprob:
-    """What ``measure`` found, as it is told."""
+    """Return the results of ``measure_logprobs`` for one token, with texts and bytes."""
     alternatives = tuple(
-        _token_logprob(i, value, tokenizer) for i, value in zip(ids, top, strict=True)
+        _token_logprob(top_id, top_logprob, tokenizer)
+        for top_id, top_logprob in zip(top_ids, top_logprobs, strict=True)
     )
     return _token_logprob(token_id, logprob, tokenizer, alternatives)
 
 
 def token_bytes(token_id: int, tokenizer: Tokenizer) -> bytes:
-    """The exact bytes of a token, also where it is a part of a character; empty for an id that has
-    none.
+    """Return the exact bytes of a token, even if it is part of a character.
 
-    Special tokens, and others that were added to a vocabulary, give their text.
+    Special tokens, and others that were added to a vocabulary, give their text. An unknown id gives
+    no bytes.
     """
-    added = _added(tokenizer).get(token_id)
-    if added is not None:
-        return added
+    added_token = _added_tokens(tokenizer).get(token_id)
+    if added_token is not None:
+        return added_token
     token = tokenizer.id_to_token(token_id)
     if token is None:
         return b""
     if isinstance(tokenizer.decoder, ByteLevel):
-        return bytes(_BYTES[symbol] for symbol in token)
+        return bytes(_BYTE_BY_SYMBOL[symbol] for symbol in token)
     return tokenizer.decode([token_id], skip_special_tokens=False).encode()
 
 
@@ -77,28 +95,34 @@ def _token_logprob(
     token_id: int, logprob: float, tokenizer: Tokenizer, top: tuple[TokenLogprob, ...] = ()
 ) -> TokenLogprob:
     data = token_bytes(token_id, tokenizer)
-    return TokenLogprob(data.decode(errors="replace"), data, max(float(logprob), LEAST), top)
+    text = data.decode(errors="replace")
+    return TokenLogprob(text, data, max(float(logprob), MIN_LOGPROB), top)
 
 
 @lru_cache(8)
-def _added(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """Asking the tokenizer each time would build the whole table; a tokenizer that is in use is not
-    added to."""
+def _added_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
+    """Return the texts of the tokenizer's added tokens, by id.
+
+    Cached because the tokenizer builds this table anew in each call. Tokens are never added to a
+    tokenizer in use.
+    """
     return {
         token_id: token.content.encode()
         for token_id, token in tokenizer.get_added_tokens_decoder().items()
     }
 
 
-def _table() -> dict[str, int]:
-    """GPT-2's ``bytes_to_unicode`` backwards: printable bytes stand for themselves, the others from
-    U+0100 on."""
+def _byte_by_symbol() -> dict[str, int]:
+    """Return the inverse of GPT-2's ``bytes_to_unicode``.
+
+    Printable bytes are represented by themselves, the others by the characters from U+0100.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    plain = {symbol: ord(symbol) for symbol in alphabet if ord(symbol) < 0x100}
-    others = sorted(set(range(256)) - set(plain.values()))
-    return plain | dict(
-        zip((symbol for symbol in alphabet if ord(symbol) >= 0x100), others, strict=True)
-    )
+    table = {symbol: ord(symbol) for symbol in alphabet if ord(symbol) < 0x100}
+    other_symbols = [symbol for symbol in alphabet if ord(symbol) >= 0x100]
+    other_bytes = sorted(set(range(256)) - set(table.values()))
+    table.update(zip(other_symbols, other_bytes, strict=True))
+    return table
 
 
-_BYTES = _table()
+_BYTE_BY_SYMBOL = _byte_by_symbol()

@@ -1,5 +1,4 @@
-"""What the engine tells of its work. Who measures it is the caller's affair: the engine knows no
-metrics system."""
+"""The engine's measurements, independent of any metrics system."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from raylens.core.types import Usage
 
 @dataclass(frozen=True)
 class Gauges:
-    """How the engine stands: sequences, and bytes of each cache."""
+    """Current numbers of sequences, and bytes in use of each cache."""
 
     waiting: int = 0
     running: int = 0
@@ -20,18 +19,22 @@ class Gauges:
 
 
 class EngineMetrics:
-    """Takes the engine's measurements, from the engine's thread; this one drops them."""
+    """Receives the engine's measurements, on the engine's thread. This base class ignores them."""
 
-    def first_token(self, seconds: float) -> None:
-        """From a request's arrival to its first token."""
+    def record_first_token(self, seconds: float) -> None:
+        """Record the time from a request's arrival to its first token."""
 
-    def step(self, batch: int, seconds: float | None) -> None:
-        """A decode step of so many rows; seconds since the one before, where answers went on from
-        it."""
+    def record_step(self, batch: int, seconds: float | None) -> None:
+        """Record a decode step of ``batch`` rows.
 
-    def reuse(self, what: str, found: int, missed: int) -> None:
-        """A look-up: pictures of ``features``, or tokens of a ``prefix``."""
+        ``seconds``: time since the previous step; None if no answer continued from that step.
+        """
 
-    def ended(self, reason: str, usage: Usage, index: int) -> None:
-        """The end of answer number ``index`` of a request: ``stop``, ``length``, ``abort``,
-        ``deadline``, ``error``."""
+    def record_cache_lookup(self, cache: str, hits: int, misses: int) -> None:
+        """Record a cache lookup: pictures in ``features``, or tokens in ``prefix``."""
+
+    def record_end(self, reason: str, usage: Usage, index: int) -> None:
+        """Record the end of a request's answer number ``index``.
+
+        ``reason``: ``stop``, ``length``, ``abort``, ``deadline`` or ``error``.
+        """

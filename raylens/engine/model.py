@@ -1,4 +1,4 @@
-"""What a model family implements; the engine knows nothing else about it."""
+"""The protocol that a model family implements. The engine knows nothing else about a family."""
 
 from __future__ import annotations
 
@@ -16,67 +16,75 @@ from raylens.core.types import Findings, VisionRequest
 from raylens.engine.transfer import upload
 
 Pixels = NDArray[np.uint8]
-"""A picture as (height, width, 3) RGB."""
+"""A picture's pixels, RGB, (height, width, 3)."""
 
 
 @dataclass(frozen=True, eq=False)
 class PictureInput:
-    """A picture as the vision tower reads it, or whatever else stands in a prompt by its features.
-    ``data`` is the family's own."""
+    """Input of the vision encoder for one picture.
+
+    A family may also use it for other input that enters a prompt as features instead of tokens.
+    """
 
     key: bytes
-    """Digest of the pixels and of how they were cut: what has the same key has the same features."""
-    tokens: int
-    """Places that its features take in the prompt."""
+    """Digest of the pixels and of how they are cropped. Equal keys mean equal features."""
+    num_tokens: int
+    """Number of image tokens that the features replace in the prompt."""
     data: Any
+    """The encoder's input, in the family's own format."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A request as the model reads it; ``pictures`` stand in the order of their image tokens."""
+    """A request as the model reads it."""
 
     token_ids: tuple[int, ...]
     pictures: tuple[PictureInput, ...] = ()
-    image_at: tuple[int, ...] = ()
-    """Where each picture's first token stands."""
+    """In the order of their image tokens."""
+    image_starts: tuple[int, ...] = ()
+    """For each picture, the index of its first image token."""
     positions: NDArray[np.int64] | None = None
-    """Rotary positions (axes, tokens), where they don't just count."""
+    """Rotary positions (axes, tokens). None means 0, 1, 2, …"""
     bidirectional_prefix_len: int = 0
-    """So many of the first tokens attend to each other, not only to those before: they are read in
-    one slice."""
+    """Number of leading tokens that attend to each other, without a causal mask. They are
+    prefilled in one chunk."""
     max_output_tokens: int | None = None
-    """Places that the answer may take, where these aren't the request's ``max_tokens``."""
+    """Maximum number of tokens in the answer. None means the request's ``max_tokens``."""
     limit_field: str = "max_tokens"
-    """What of the request sets these."""
+    """The request's field that sets this maximum, for error messages."""
     greedy: bool = False
-    """The answer is the most likely one, whatever the request says of sampling."""
+    """Whether the answer is decoded greedily, whatever the request's sampling parameters are."""
     decode_plan: Any = None
-    """What the answer is to be, in the family's own terms."""
+    """The structure of the answer, in the family's own format."""
     depends_on_tokens: bool = False
-    """The :class:`TokenPolicy` of the answer asks which tokens came, not only how many: each must
-    be known before the next step begins."""
+    """Whether the :class:`TokenPolicy` needs the answer's token ids, and not only their number.
+    If so, each token must reach the host before the next decode step begins."""
 
     def max_total_tokens(self, max_tokens: int, max_length: int) -> int:
-        """How many the prompt and an answer of up to ``max_tokens`` take together."""
-        return min(
-            max_length,
-            len(self.token_ids)
-            + (max_tokens if self.max_output_tokens is None else self.max_output_tokens),
-        )
+        """Return how many tokens the prompt and its longest answer take together.
+
+        The answer has at most ``max_tokens`` tokens, unless ``max_output_tokens`` is set. The sum
+        is at most ``max_length``.
+        """
+        max_output = max_tokens if self.max_output_tokens is None else self.max_output_tokens
+        return min(max_length, len(self.token_ids) + max_output)
 
     @property
     def next_position(self) -> int:
-        """The position of the first token of the answer: behind the last token's, as ``generate``
-        in transformers has it. (Where a long video's time runs further than that, a forward pass by
-        hand would go on behind the time.)"""
-        return (
-            len(self.token_ids) if self.positions is None else int(self.positions[:, -1].max()) + 1
-        )
+        """Rotary position of the answer's first token: the last prompt token's plus 1.
+
+        transformers' ``generate`` does the same. A plain forward pass in transformers would
+        continue after the largest position on any axis. That is more if the time axis of a long
+        video extends beyond the last token.
+        """
+        if self.positions is None:
+            return len(self.token_ids)
+        return int(self.positions[:, -1].max()) + 1
 
 
 @dataclass(frozen=True)
 class KVShape:
-    """What one token takes in the key-value cache."""
+    """Shape, type and device of the keys and values of one token."""
 
     layers: int
     heads: int
@@ -91,130 +99,152 @@ class KVShape:
 
 @dataclass(frozen=True)
 class KVRows:
-    """Rows of the cache that are read and written together: for each layer a tensor (2, rows,
-    heads, capacity, head size), keys and then values, and how many tokens each row holds. Rows
-    behind these nobody holds: there is room to compute with, for who wants batches of certain
-    sizes."""
+    """KV cache rows that are read and written together.
+
+    The tensors may have more rows than ``lengths`` has entries. The extra rows belong to no
+    sequence. A model may compute with them to round a batch up to a fixed size.
+    """
 
     layers: Sequence[Tensor]
+    """For each layer (2, rows, heads, capacity, head size): keys, then values."""
     lengths: Sequence[int]
-    arena: Sequence[Tensor] = ()
-    """The layers with all rows that lie beside these, if these are some of them."""
-    first: int = 0
-    """Where the first of these stands among them."""
+    """Number of tokens in each row."""
+    arena_layers: Sequence[Tensor] = ()
+    """For each layer, all rows of the arena. Set if ``layers`` are views of some of its rows."""
+    first_row: int = 0
+    """Index in ``arena_layers`` of the first of these rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModelOutput:
-    """What the model says behind the last token of each row."""
+    """Logits and hidden states at the last token of each row."""
 
     logits: Tensor
     """float32 (rows, vocabulary)."""
-    states: Tensor
-    """The last layer's (rows, hidden), for a :class:`TokenPolicy`."""
+    hidden_states: Tensor
+    """Hidden states of the last layer (rows, hidden), for a :class:`TokenPolicy`."""
 
-    def rows(self, rows: Sequence[int]) -> ModelOutput:
-        """Those of some rows, in order; the same object where these are all."""
+    def select(self, rows: Sequence[int]) -> ModelOutput:
+        """Return the output of some rows, given in ascending order; ``self`` if these are all."""
         if len(rows) == len(self.logits):
             return self
         index = upload(rows, self.logits.device)
-        return ModelOutput(self.logits[index], self.states[index])
+        return ModelOutput(self.logits[index], self.hidden_states[index])
 
 
 @dataclass(frozen=True, eq=False)
 class PrefillChunk:
-    """A part of a prompt."""
+    """Consecutive tokens of one prompt, to be prefilled."""
 
     start: int
-    """The first token's place in the prompt."""
+    """Index in the prompt of the first token."""
     token_ids: Sequence[int]
     features: Sequence[tuple[int, Tensor]]
-    """(Place in ``token_ids``, (tokens, hidden)) of the pictures' parts among them."""
+    """For each picture with image tokens in this chunk: the index in ``token_ids`` of the first
+    of them, and their features (tokens, hidden)."""
     positions: NDArray[np.int64]
-    """(axes, tokens)."""
+    """Rotary positions (axes, tokens)."""
     bidirectional_prefix_len: int = 0
-    """The prompt's."""
+    """The prompt's, counted from the first token of the prompt."""
 
 
-class Progress(Protocol):
+class AnswerProgress(Protocol):
     """An answer so far."""
 
     prompt: Prompt
     output_ids: list[int]
-    """As far as the host knows them: all of them if the prompt ``depends_on_tokens``, else perhaps
-    one less."""
+    """Token ids that have reached the host. If the prompt ``depends_on_tokens``, these are all
+    token ids; otherwise the newest one may be missing."""
     tokens_chosen: int
-    """Tokens so far, with one that the host doesn't know yet."""
+    """Number of tokens so far, including one that has not reached the host."""
 
 
 NO_TOKEN = -(2**62)
-"""Stands for the next token of an answer that has no room for more."""
+"""Placeholder for the next token of an answer that has no room for more."""
 
 
 class TokenPolicy(Protocol):
-    """How a family's answers go, where they are more than text. What an answer says beside text,
-    such as a place in the picture, are numbers below 0 among its ``output_ids``: the family's own,
-    which ``decode`` reads like tokens."""
+    """Controls the tokens of a family whose answers are more than text.
 
-    def mask_logits(self, logits: Tensor, answers: Sequence[Progress]) -> Tensor:
-        """Logits, float32 (answers, vocabulary), with −∞ for what can't come next; those that are
-        given stay as they are."""
+    Such a family represents coordinates and the like by negative numbers of its own among an
+    answer's ``output_ids``. Its ``decode`` reads them like token ids.
+    """
+
+    def mask_logits(self, logits: Tensor, answers: Sequence[AnswerProgress]) -> Tensor:
+        """Mask the logits of tokens that cannot come next.
+
+        Takes and returns float32 (answers, vocabulary); −∞ masks a token. Does not modify its
+        argument.
+        """
         ...
 
     def resolve_tokens(
-        self, chosen: Tensor, scores: ModelOutput, answers: Sequence[Progress]
+        self, chosen: Tensor, output: ModelOutput, answers: Sequence[AnswerProgress]
     ) -> Tensor:
-        """What is next in each answer, int64 (answers,), if a sampler has chosen these tokens,
-        int64 (answers,), all on the model's device; ``NO_TOKEN`` if the answer has no room for
-        more. Asks the device for values only if an answer's prompt ``depends_on_tokens``."""
+        """Return the next token id of each answer, int64 (answers,).
+
+        ``chosen``, int64 (answers,), holds the sampled tokens. All tensors are on the model's
+        device. ``NO_TOKEN`` means that the answer has no room for more. Synchronizes with the
+        device only if the prompt of an answer ``depends_on_tokens``.
+        """
         ...
 
 
 class Model(Protocol):
-    """One loaded checkpoint. All but ``prepare`` is called from the engine's thread only."""
+    """One loaded checkpoint. All methods except ``prepare`` run on the engine's thread."""
 
     tasks: frozenset[str]
     device: str
     tokenizer: Tokenizer
     eos_ids: frozenset[int]
-    vocabulary: int
+    vocab_size: int
     """Width of the logits."""
     max_length: int
-    """Positions that a sequence may take, prompt and answer together."""
+    """Maximum number of tokens in a sequence, prompt and answer together."""
     kv_shape: KVShape
     token_policy: TokenPolicy | None
-    """None where every answer is text."""
+    """None if every answer is text."""
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
-        """The request's prompt; may be called from any thread.
+        """Return the request's prompt. Can be called from any thread.
 
         Raises ``UnsupportedTask`` and ``InvalidRequest``.
         """
         ...
 
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
-        """The pictures' features, each (tokens, hidden), worked out in slices; yields between them."""
+        """Return the features of each picture (tokens, hidden). Yield between slices of work."""
         ...
 
     def prefill(
-        self, parts: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
+        self, chunks: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
     ) -> Generator[None, None, ModelOutput]:
-        """Reads parts of several prompts together, and writes the keys and values of each to its
-        one row, behind the first ``part.start`` tokens; yields between slices of as much work as
-        ``tokens`` tokens are. ``rows`` gives a row for each part, and is asked anew in each slice:
-        the cache moves them. ModelOutput of one row a part, the last token's.
+        """Prefill chunks of several prompts together.
+
+        Writes the keys and values of each chunk to its row, after the first ``chunk.start``
+        tokens. Yields between slices. A slice is about as much work as ``tokens`` tokens.
+
+        ``rows`` returns the row of each chunk, as :class:`KVRows` of one row. Call it again in each
+        slice, because the cache moves rows between slices.
+
+        Returns the output at the last token of each chunk.
         """
         ...
 
     def decode(
         self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]
     ) -> ModelOutput:
-        """Reads one more token, int64 (rows,) on the model's device, in every row of ``groups``, in
-        order. Doing it again changes nothing: each row's token is written behind what the row
-        holds. Asks the device for no values."""
+        """Decode one token in every row of ``groups``, in order.
+
+        ``token_ids``, int64 (rows,), are on the model's device. The keys and values of a token are
+        written after the tokens that its row holds, so repeating the call has no further effect.
+        Does not synchronize with the device.
+        """
         ...
 
     def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
-        """What a finished answer says beside its text, normalized to the processed picture, read
-        tolerantly."""
+        """Return what a finished answer contains besides text.
+
+        Coordinates are normalized to the processed picture. Malformed output is not an error.
+        """
         ...

@@ -1,4 +1,4 @@
-"""Reads prompts into their rows of the cache, in slices, and keeps what later ones may begin with."""
+"""Prefills prompts into their rows of the KV cache, slice by slice."""
 
 from __future__ import annotations
 
@@ -12,16 +12,24 @@ from torch import Tensor
 
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import EngineLimits
+from raylens.engine.lru import ByteLRU
 from raylens.engine.metrics import EngineMetrics
 from raylens.engine.model import Model, ModelOutput, PictureInput, PrefillChunk, Prompt
-from raylens.engine.reuse import ByteLRU, PrefixCache
+from raylens.engine.prefix_cache import PrefixCache
 from raylens.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
+IndexedFeatures = list[tuple[int, Tensor]]
+"""For each picture, the index of its first image token and its features (tokens, hidden)."""
+
 
 class PrefillRunner:
-    """``features`` of pictures and ``prefixes`` of prompts outlive the requests that made them."""
+    """Runs the prefill of one group of sequences at a time.
+
+    ``features`` caches the features of pictures, and ``prefixes`` the keys and values of prompts.
+    Both outlive the requests that filled them.
+    """
 
     def __init__(
         self, model: Model, cache: KVCache[Sequence], limits: EngineLimits, metrics: EngineMetrics
@@ -31,123 +39,167 @@ class PrefillRunner:
         self.prefixes = PrefixCache(limits.prefix_bytes)
         self._model = model
         self._cache = cache
-        self._tokens = limits.prefill_tokens
+        self._chunk_tokens = limits.prefill_tokens
         self._metrics = metrics
+        self._slices: Generator[None, None, ModelOutput] | None = None
+        """The rest of the current group's prefill."""
 
-    def read(self, group: list[Sequence]) -> Generator[None, None, ModelOutput]:
-        """Encodes the pictures and reads the prompts of a group together, but for what is known
-        from earlier; yields between slices, and returns the scores of the first tokens. Prompts
-        that take more than a slice stand alone."""
-        starts = [self._begin(sequence) for sequence in group]
-        features = yield from self._features([s.prompt for s in group], starts)
-        while True:
-            prompts = [sequence.prompt for sequence in group]
-            ends = [
-                self._end(prompt, start, len(group))
-                for prompt, start in zip(prompts, starts, strict=True)
-            ]
-            parts = [
-                _part(prompt, start, end, shown)
-                for prompt, start, end, shown in zip(prompts, starts, ends, features, strict=True)
-            ]
-            for sequence, start, end in zip(group, starts, ends, strict=True):
-                # Told before it is true: what is decoded along meanwhile is written behind what
-                # this part will fill.
-                self._cache.advance(sequence, end - start)
-            scores = yield from self._model.prefill(
-                parts, lambda: [self._cache.row(s) for s in group], self._tokens
-            )
-            starts = ends
-            if all(end == len(prompt.token_ids) for end, prompt in zip(ends, prompts, strict=True)):
-                return scores
-            yield
+    @property
+    def has_started(self) -> bool:
+        """Whether a group's prefill is in progress."""
+        return self._slices is not None
 
-    def keep(self, sequence: Sequence) -> None:
-        """Keeps what was read of a prompt for others that begin alike; a copy for which there is no
-        memory is done without."""
+    def run_slice(self, group: list[Sequence]) -> ModelOutput | None:
+        """Run the next slice of the group's prefill.
+
+        The last slice returns the output at the last token of each prompt. The others return None.
+        """
+        if self._slices is None:
+            self._slices = self._prefill(group)
+        try:
+            next(self._slices)
+        except StopIteration as finished:
+            self._slices = None
+            output: ModelOutput = finished.value
+            return output
+        return None
+
+    def restart(self, sequences: Iterable[Sequence]) -> None:
+        """Drop the current prefill, and empty the rows of these sequences."""
+        self._slices = None
+        for sequence in sequences:
+            self._cache.reset(sequence)
+
+    def store_prefix(self, sequence: Sequence) -> None:
+        """Store the sequence's prompt in the prefix cache, if it is worth it and memory allows."""
         prompt = sequence.prompt
-        if self.prefixes.wants(prompt, self._model.kv_shape.bytes_per_token):
-            try:
-                self.prefixes.keep(prompt, self._cache.read(sequence, len(prompt.token_ids)))
-            except torch.AcceleratorError:
-                raise
-            except RuntimeError:  # no memory, which on a CPU has no class of its own
-                logger.warning(
-                    "there is no memory to keep a prompt of %d tokens", len(prompt.token_ids)
-                )
+        tokens = len(prompt.token_ids)
+        if not self.prefixes.should_store(prompt, self._model.kv_shape.bytes_per_token):
+            return
+        try:
+            self.prefixes.store(prompt, self._cache.copy_prefix(sequence, tokens))
+        except torch.AcceleratorError:
+            raise
+        except RuntimeError:  # out of memory, which has no exception class of its own on a CPU
+            logger.warning("out of memory: a prompt of %d tokens is not cached", tokens)
 
-    def drop(self, sequence: Sequence) -> None:
-        """Gives up the features of a prompt's pictures: they may have spoilt what was made of them."""
+    def evict_features(self, sequence: Sequence) -> None:
+        """Remove the features of the prompt's pictures, which may have caused a failure."""
         for picture in sequence.prompt.pictures:
-            self.features.drop(picture.key)
+            self.features.remove(picture.key)
 
-    def forget(self) -> None:
-        """Gives up what is kept, if memory is short."""
+    def clear_caches(self) -> None:
+        """Free the memory of both caches."""
         self.features.clear()
         self.prefixes.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _begin(self, sequence: Sequence) -> int:
-        """Takes over the known beginning of a prompt; its tokens."""
-        known = self.prefixes.find(sequence.prompt)
-        start = 0 if known is None else known.shape[3]
-        self._metrics.reuse("prefix", start, len(sequence.prompt.token_ids) - start)
-        if known is not None:
-            self._cache.write(sequence, known)
-        return start
+    def _prefill(self, group: list[Sequence]) -> Generator[None, None, ModelOutput]:
+        """Encode the pictures and prefill the prompts of a group, except what is cached.
 
-    def _end(self, prompt: Prompt, start: int, prompts: int) -> int:
-        """Where the part ends that begins at ``start``."""
-        if prompts > 1:
-            return len(prompt.token_ids)
-        return min(
-            max(start + self._tokens, prompt.bidirectional_prefix_len), len(prompt.token_ids)
-        )
-
-    def _features(
-        self, prompts: list[Prompt], starts: list[int]
-    ) -> Generator[None, None, list[list[tuple[int, Tensor]]]]:
-        """For each prompt (place, features) of the pictures that end behind its start, from the
-        cache or from the vision tower."""
-        shown = [
-            [
-                (at, picture)
-                for at, picture in zip(prompt.image_at, prompt.pictures, strict=True)
-                if at + picture.tokens > start
+        Yields between slices. Returns the output at the last token of each prompt. A prompt that
+        needs more than one chunk is in a group of its own.
+        """
+        prompts = [sequence.prompt for sequence in group]
+        starts = [self._load_prefix(sequence) for sequence in group]
+        features = yield from self._encode_pictures(prompts, starts)
+        while True:
+            ends = [
+                self._chunk_end(prompt, start, len(group))
+                for prompt, start in zip(prompts, starts, strict=True)
             ]
-            for prompt, start in zip(prompts, starts, strict=True)
+            chunks = [
+                _make_chunk(prompt, start, end, prompt_features)
+                for prompt, start, end, prompt_features in zip(
+                    prompts, starts, ends, features, strict=True
+                )
+            ]
+            # The lengths are advanced before the chunks are written. Decode steps between slices
+            # write to these rows too, after the rows' lengths, and must not overwrite the chunks.
+            for sequence, start, end in zip(group, starts, ends, strict=True):
+                self._cache.advance(sequence, end - start)
+            output = yield from self._model.prefill(
+                chunks, lambda: [self._cache.row(s) for s in group], self._chunk_tokens
+            )
+            starts = ends
+            if all(end == len(prompt.token_ids) for end, prompt in zip(ends, prompts, strict=True)):
+                return output
+            yield
+
+    def _load_prefix(self, sequence: Sequence) -> int:
+        """Copy the longest cached prefix to the sequence's row, and return its number of tokens."""
+        prefix = self.prefixes.find(sequence.prompt)
+        cached_tokens = 0 if prefix is None else prefix.shape[3]
+        missing_tokens = len(sequence.prompt.token_ids) - cached_tokens
+        self._metrics.record_cache_lookup("prefix", cached_tokens, missing_tokens)
+        if prefix is not None:
+            self._cache.load_prefix(sequence, prefix)
+        return cached_tokens
+
+    def _chunk_end(self, prompt: Prompt, start: int, group_size: int) -> int:
+        """Return the end of the chunk that begins at ``start``."""
+        if group_size > 1:
+            return len(prompt.token_ids)
+        end = max(start + self._chunk_tokens, prompt.bidirectional_prefix_len)
+        return min(end, len(prompt.token_ids))
+
+    def _encode_pictures(
+        self, prompts: list[Prompt], starts: list[int]
+    ) -> Generator[None, None, list[IndexedFeatures]]:
+        """Return the features of each prompt's pictures, from the cache or the vision encoder.
+
+        Pictures that lie entirely in the cached prefix, before ``starts``, are left out.
+        """
+        pictures = [
+            _pictures_after(prompt, start) for prompt, start in zip(prompts, starts, strict=True)
         ]
-        known: dict[bytes, Tensor] = {}
+        features: dict[bytes, Tensor] = {}
         missing: dict[bytes, PictureInput] = {}
-        for _, picture in chain.from_iterable(shown):
-            features = self.features.get(picture.key)
-            if features is None:
+        for _, picture in chain.from_iterable(pictures):
+            cached_features = self.features.get(picture.key)
+            if cached_features is None:
                 missing[picture.key] = picture
             else:
-                known[picture.key] = features
-        self._metrics.reuse("features", len(known), len(missing))
+                features[picture.key] = cached_features
+        self._metrics.record_cache_lookup("features", len(features), len(missing))
         if missing:
             encoded = yield from self._model.encode(list(missing.values()))
-            known.update(zip(missing, encoded, strict=True))
+            features.update(zip(missing, encoded, strict=True))
             for key in missing:
-                self.features.put(key, known[key], known[key].nbytes)
+                self.features.put(key, features[key], features[key].nbytes)
             yield
-        return [[(at, known[picture.key]) for at, picture in pictures] for pictures in shown]
+        return [
+            [(index, features[picture.key]) for index, picture in prompt_pictures]
+            for prompt_pictures in pictures
+        ]
 
 
-def _part(
-    prompt: Prompt, start: int, end: int, features: Iterable[tuple[int, Tensor]]
-) -> PrefillChunk:
-    """The prompt's tokens from ``start`` to ``end``."""
-    parts = []
-    for at, shown in features:
-        first, last = max(at, start), min(at + len(shown), end)
+def _pictures_after(prompt: Prompt, start: int) -> list[tuple[int, PictureInput]]:
+    """Return each picture that ends after token ``start``, and the index of its first token."""
+    return [
+        (index, picture)
+        for index, picture in zip(prompt.image_starts, prompt.pictures, strict=True)
+        if index + picture.num_tokens > start
+    ]
+
+
+def _make_chunk(prompt: Prompt, start: int, end: int, features: IndexedFeatures) -> PrefillChunk:
+    """Return the prompt's tokens from ``start`` to ``end``."""
+    chunk_features = []
+    for index, picture_features in features:
+        first = max(index, start)
+        last = min(index + len(picture_features), end)
         if first < last:
-            parts.append((first - start, shown[first - at : last - at]))
-    positions = (
-        np.arange(start, end)[None] if prompt.positions is None else prompt.positions[:, start:end]
-    )
+            chunk_features.append((first - start, picture_features[first - index : last - index]))
+    if prompt.positions is None:
+        positions = np.arange(start, end)[None]
+    else:
+        positions = prompt.positions[:, start:end]
     return PrefillChunk(
-        start, prompt.token_ids[start:end], parts, positions, prompt.bidirectional_prefix_len
+        start,
+        prompt.token_ids[start:end],
+        chunk_features,
+        positions,
+        prompt.bidirectional_prefix_len,
     )

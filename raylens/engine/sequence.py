@@ -1,4 +1,4 @@
-"""One answer in the making: the object that travels through the engine."""
+"""One answer in progress: the object that travels through the engine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from raylens.core.types import (
     Usage,
     VisionRequest,
 )
-from raylens.engine.detokenizer import TextStream
-from raylens.engine.model import Prompt
+from raylens.engine.detokenizer import Detokenizer
+from raylens.engine.model import AnswerProgress, Prompt
 from raylens.engine.sampling import Sampler
 from raylens.engine.structured import Grammar
 
@@ -28,8 +28,10 @@ from raylens.engine.structured import Grammar
 class State(Enum):
     WAITING = auto()
     PREFILLING = auto()
-    """Has its place in the cache; its pictures and its prompt are read in slices."""
+    """Has a slot and a row of the KV cache. Its pictures are encoded and its prompt is prefilled,
+    slice by slice."""
     RUNNING = auto()
+    """Gets one token in each decode step."""
     FINISHED = auto()
 
 
@@ -40,36 +42,52 @@ TRANSITIONS = {
     State.FINISHED: set[State](),
 }
 
-_numbers = count()
+_arrivals = count()
+
+
+@dataclass(frozen=True)
+class _BufferedLogprob:
+    """The logprob of a token, and the characters of the answer that the token decodes to."""
+
+    start: int
+    end: int
+    logprob: TokenLogprob
 
 
 @dataclass(eq=False)
-class Sequence:
-    """Prompt, parameters and progress of one answer. Only the engine's thread changes it, but for
-    ``aborted``."""
+class Sequence(AnswerProgress):
+    """Prompt, parameters and progress of one answer.
+
+    Only the engine's thread changes a sequence, except for ``aborted``.
+    """
 
     prompt: Prompt
     params: SamplingParams
     sampler: Sampler
-    text: TextStream
+    detokenizer: Detokenizer
     deadline: float
     request_id: str = ""
     priority: Priority = Priority.INTERACTIVE
     index: int = 0
+    """Number of this answer among the request's ``n``."""
     stream: bool = True
+    """Whether deltas are sent as they come. If not, they are joined to one, at the end."""
     state: State = State.WAITING
     slot: int = -1
-    """Where the engine keeps its newest token on the device; its own from admission to its end."""
+    """Index of its newest token in the engine's buffer on the device. No other sequence has the
+    same slot between its admission and its end."""
     tokens_chosen: int = 0
-    """Tokens of the answer so far, with those that the host has not seen yet."""
     aborted: bool = False
+    """Can be set from any thread. The engine then drops the sequence before its next step."""
     output_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     arrived_at: float = field(default_factory=time.monotonic)
-    number: int = field(default_factory=lambda: next(_numbers))
-    _held: list[Delta] = field(default_factory=list)
-    _logprobs: list[tuple[int, int, TokenLogprob]] = field(default_factory=list)
-    """Of tokens whose text is held back, with where it begins and ends."""
+    arrival_number: int = field(default_factory=lambda: next(_arrivals))
+    """Orders sequences that arrived at the same time."""
+    _buffered_deltas: list[Delta] = field(default_factory=list)
+    """All deltas so far, if not ``stream``."""
+    _buffered_logprobs: list[_BufferedLogprob] = field(default_factory=list)
+    """Logprobs of tokens whose text has not been returned yet."""
 
     @property
     def usage(self) -> Usage:
@@ -77,73 +95,89 @@ class Sequence:
 
     @property
     def next_position(self) -> int:
-        """The rotary position of the newest token, which the next step reads."""
+        """Rotary position of the newest token, which the next decode step reads."""
         return self.prompt.next_position + self.tokens_chosen - 1
 
     def max_total_tokens(self, max_length: int) -> int:
-        """Tokens that it may come to hold, prompt and answer together."""
+        """Return how many tokens the prompt and the longest answer take together."""
         return self.prompt.max_total_tokens(self.params.max_tokens, max_length)
 
     def is_full(self, max_length: int) -> bool:
-        """Whether all tokens have been chosen that there is room for."""
+        """Return whether the answer has no room for another token."""
         return len(self.prompt.token_ids) + self.tokens_chosen >= self.max_total_tokens(max_length)
 
-    def move(self, state: State) -> None:
+    def transition_to(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
         self.state = state
 
     def append(self, token_id: int | None, eos_ids: Iterable[int], max_length: int) -> str:
-        """Takes the next token, or what a family says beside text, or None where there is no room
-        for more; the text that is certain now. Sets ``finish_reason`` where the answer ends."""
+        """Append the next token, and return the text that is final after it.
+
+        Negative ids are a family's own and have no text. None means that the answer has no room
+        for more. Sets ``finish_reason`` if the answer ends.
+        """
         if token_id is None:
             self.finish_reason = FinishReason.LENGTH
-            return self.text.finish()
+            return self.detokenizer.flush()
         self.output_ids.append(token_id)
         if token_id in eos_ids:
             self.finish_reason = FinishReason.STOP
-            return self.text.finish()
-        piece = self.text.push(token_id) if token_id >= 0 else ""
-        if self.text.stopped:
+            return self.detokenizer.flush()
+        text = self.detokenizer.push(token_id) if token_id >= 0 else ""
+        total_tokens = len(self.prompt.token_ids) + len(self.output_ids)
+        if self.detokenizer.stopped:
             self.finish_reason = FinishReason.STOP
-        elif len(self.prompt.token_ids) + len(self.output_ids) >= self.max_total_tokens(max_length):
+        elif total_tokens >= self.max_total_tokens(max_length):
             self.finish_reason = FinishReason.LENGTH
-            piece += self.text.finish()
-        return piece
+            text += self.detokenizer.flush()
+        return text
 
     def add_logprob(self, start: int, logprob: TokenLogprob) -> None:
-        """Takes the newest token's logprob; its text begins at ``start``."""
-        self._logprobs.append((start, self.text.seen, logprob))
+        """Add the newest token's logprob. The token's text begins at character ``start``."""
+        end = self.detokenizer.decoded_chars
+        self._buffered_logprobs.append(_BufferedLogprob(start, end, logprob))
 
     def take_logprobs(self) -> tuple[TokenLogprob, ...]:
-        """The logprobs of the text that is told now: none of a stop string, but for a token that it
-        cuts."""
-        said, stopped = self.text.said, self.text.stopped
-        told = tuple(
-            held for start, end, held in self._logprobs if end <= said or (stopped and start < said)
-        )
-        self._logprobs = [held for held in self._logprobs if held[1] > said]
-        return told
+        """Remove and return the logprobs of the tokens whose text has been returned.
 
-    def release(self, delta: Delta) -> Delta | None:
-        """What is to be told now: a piece that says something, or, where none are wanted, all of
-        them at the end."""
+        Tokens of a stop string are left out, except one that contains text before the stop string.
+        """
+        returned_chars = self.detokenizer.returned_chars
+        stopped = self.detokenizer.stopped
+        logprobs = tuple(
+            entry.logprob
+            for entry in self._buffered_logprobs
+            if entry.end <= returned_chars or (stopped and entry.start < returned_chars)
+        )
+        self._buffered_logprobs = [
+            entry for entry in self._buffered_logprobs if entry.end > returned_chars
+        ]
+        return logprobs
+
+    def emit(self, delta: Delta) -> Delta | None:
+        """Return the delta to send now, or None.
+
+        With ``stream``, that is ``delta`` itself, unless it is empty. Otherwise it is all deltas
+        joined, once the answer has ended.
+        """
         if self.stream:
             return delta if delta.text or delta.finish_reason or delta.logprobs else None
-        self._held.append(delta)
+        deltas = self._buffered_deltas
+        deltas.append(delta)
         if delta.finish_reason is None:
             return None
-        text = "".join(held.text for held in self._held)
-        return replace(
-            delta,
-            text=text,
-            logprobs=tuple(token for held in self._held for token in held.logprobs),
-        )
+        text = "".join(buffered.text for buffered in deltas)
+        logprobs = tuple(logprob for buffered in deltas for logprob in buffered.logprobs)
+        return replace(delta, text=text, logprobs=logprobs)
 
 
-def sequences(
+def make_sequences(
     request: VisionRequest, prompt: Prompt, tokenizer: Tokenizer, grammar: Grammar | None = None
 ) -> list[Sequence]:
-    """The ``n`` answers that a request wants; answer i of a seeded request has the seed plus i."""
+    """Return the sequences of a request's ``n`` answers.
+
+    If the request has a seed, answer i is sampled with the seed plus i.
+    """
     params = request.sampling
     if prompt.greedy:
         params = SamplingParams(max_tokens=params.max_tokens, n=params.n)
@@ -152,7 +186,7 @@ def sequences(
             prompt=prompt,
             params=params,
             sampler=Sampler(params, prompt.token_ids, index, grammar and grammar.copy()),
-            text=TextStream(tokenizer, params.stop),
+            detokenizer=Detokenizer(tokenizer, params.stop),
             deadline=request.deadline,
             request_id=request.id,
             priority=request.priority,

@@ -1,4 +1,4 @@
-"""Small tensors between the host and a GPU, without waiting for the work that the GPU has in hand."""
+"""Copies of small tensors between the host and a GPU that do not wait for the GPU's queued work."""
 
 from __future__ import annotations
 
@@ -11,36 +11,35 @@ from torch import Tensor
 
 
 def upload(values: Sequence[int] | NDArray[np.generic], device: str | torch.device) -> Tensor:
-    """The values on the device; integers of a list are int64.
+    """Return the values on the device. Integers of a list become int64.
 
-    A copy from ordinary memory waits for all work on the stream. One from pinned memory is queued
-    behind that work, and the caching allocator keeps the pinned block until the copy is done.
+    A copy from pageable memory waits for all work on the stream. A copy from pinned memory is
+    queued after that work, and the caching allocator keeps the pinned block until the copy is done.
     """
-    tensor = torch.from_numpy(
-        np.ascontiguousarray(values if isinstance(values, np.ndarray) else np.array(values))
-    )
+    array = values if isinstance(values, np.ndarray) else np.array(values)
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
     if torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Download:
-    """Tensors on their way to the host; their values are there once ``wait`` returns."""
+    """Asynchronous copies of tensors to the host."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self._copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-        self._arrived: torch.Event | None = None
+        self._completed: torch.Event | None = None
         if any(tensor.is_cuda for tensor in tensors):
-            self._arrived = torch.Event("cuda")
-            self._arrived.record()
+            self._completed = torch.Event("cuda")
+            self._completed.record()
 
     @property
     def ready(self) -> bool:
         """Whether ``wait`` would return at once."""
-        return self._arrived is None or self._arrived.query()
+        return self._completed is None or self._completed.query()
 
     def wait(self) -> list[Tensor]:
-        """The tensors on the host, in order."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        """Wait for the copies to complete, and return them in order."""
+        if self._completed is not None:
+            self._completed.synchronize()
         return self._copies

@@ -1,2 +1,4 @@
-"""The durable job queue: states, stores, retries, webhooks and the types of jobs. Knows neither Ray
-nor HTTP routes."""
+"""The durable job queue: job states, stores, retries, webhooks and job types.
+
+It depends on neither Ray nor the HTTP routes.
+"""

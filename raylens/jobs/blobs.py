@@ -1,5 +1,8 @@
-"""Pictures of jobs, kept once under the SHA-256 of their bytes: in a folder, or wherever fsspec
-reaches."""
+"""Storage for the pictures of jobs.
+
+Each picture is one blob, stored once under the SHA-256 of its bytes, in a local folder or in any
+storage that fsspec supports.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,16 @@ _REFERENCE = re.compile(r"blob:[0-9a-f]{64}")
 
 
 class BlobMissing(Exception):
-    """No blob has this digest."""
+    """There is no blob with this digest."""
 
 
-def digest_of(data: bytes) -> str:
+def compute_digest(data: bytes) -> str:
+    """Return the SHA-256 of a blob as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
-def reference(digest: str) -> str:
-    """How a job's input names a picture."""
+def make_reference(digest: str) -> str:
+    """Return the reference to a blob that stands for a picture in a job's input."""
     return PREFIX + digest
 
 
@@ -38,11 +42,12 @@ def is_reference(value: object) -> bool:
 
 
 class Blobs:
-    """``put``, ``get`` and ``remove`` block; ``store`` and ``load`` are the first two in threads of
-    their own, which nothing else keeps busy. ``url`` is a path, or a URL of fsspec's such as
-    ``s3://bucket/folder``.
+    """The blobs under ``url``: a path, or a URL for fsspec such as ``s3://bucket/folder``.
 
-    Raises ``ImportError``, which names the package, for a protocol whose driver isn't installed.
+    ``put``, ``get`` and ``remove`` block. ``put_async`` and ``get_async`` run in a thread pool of
+    their own, so other blocking work can't delay them.
+
+    Raises ``ImportError``, which names the package, if the protocol's driver isn't installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -51,14 +56,14 @@ class Blobs:
         self._is_local = isinstance(self._files, LocalFileSystem)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
 
-    async def store(self, digest: str, data: bytes) -> None:
+    async def put_async(self, digest: str, data: bytes) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, self.put, digest, data)
 
-    async def load(self, digest: str) -> bytes:
+    async def get_async(self, digest: str) -> bytes:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.get, digest)
 
     def put(self, digest: str, data: bytes) -> None:
-        """Durable once it returns."""
+        """Store a blob. It is durable when this returns."""
         path = self._path(digest)
         if self._files.exists(path):
             return
@@ -68,7 +73,7 @@ class Blobs:
             self._files.pipe_file(path, data)
 
     def get(self, digest: str) -> bytes:
-        """Raises ``BlobMissing``."""
+        """Return a blob's bytes. Raises ``BlobMissing``."""
         try:
             data: bytes = self._files.cat_file(self._path(digest))
         except FileNotFoundError:
@@ -76,7 +81,7 @@ class Blobs:
         return data
 
     def remove(self, digest: str) -> None:
-        """One that isn't there is as good as removed."""
+        """Remove a blob, if it exists."""
         try:
             self._files.rm_file(self._path(digest))
         except FileNotFoundError:
@@ -87,7 +92,7 @@ class Blobs:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    """The whole file under its name or none, whatever happens meanwhile."""
+    """Write a file atomically: after a crash, ``path`` is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

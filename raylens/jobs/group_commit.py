@@ -1,4 +1,4 @@
-"""Group commit: what is asked for while the last batch is being written goes together in the next."""
+"""Group commit: items that arrive while a batch is being written share the next batch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ Result = TypeVar("Result")
 
 
 class GroupCommit(Generic[Item, Result]):
-    """Calls ``write`` with the items that have come, at most ``limit`` at a time and one call after
-    the other.
+    """Writes items in batches of at most ``limit``, one batch at a time.
 
-    A disk that takes milliseconds to make a transaction durable then bounds batches a second, and
-    not items.
+    A durable transaction takes milliseconds. With batches, that time bounds the number of batches
+    a second and not the number of items.
     """
 
     def __init__(
@@ -24,23 +23,25 @@ class GroupCommit(Generic[Item, Result]):
     ) -> None:
         self._write = write
         self._limit = limit
-        self._items: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._pending: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    async def __call__(self, item: Item) -> Result:
-        """The item's own result. Raises what ``write`` raised. An item is written even where its
-        caller has gone."""
+    async def submit(self, item: Item) -> Result:
+        """Write an item, and return its result. Raises what ``write`` raised.
+
+        The item is written even if the caller is canceled.
+        """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._items.append((item, future))
+        self._pending.append((item, future))
         if self._task is None:
             self._task = asyncio.create_task(self._drain())
         return await future
 
     async def _drain(self) -> None:
         try:
-            while self._items:
-                batch = [self._items.popleft() for _ in range(min(self._limit, len(self._items)))]
-                await self._write_batch(batch)
+            while self._pending:
+                size = min(self._limit, len(self._pending))
+                await self._write_batch([self._pending.popleft() for _ in range(size)])
         finally:
             self._task = None
 
@@ -48,13 +49,14 @@ class GroupCommit(Generic[Item, Result]):
         try:
             results = await self._write([item for item, _ in batch])
         except Exception as error:
-            if (
-                len(batch) > 1
-            ):  # one of them may be to blame, and none of the others shall pay for it
-                for each in batch:
-                    await self._write_batch([each])
-            elif not batch[0][1].done():
-                batch[0][1].set_exception(error)
+            if len(batch) > 1:
+                # One item may have failed the whole batch: write each by itself.
+                for pair in batch:
+                    await self._write_batch([pair])
+                return
+            _, future = batch[0]
+            if not future.done():
+                future.set_exception(error)
             return
         except BaseException:
             for _, future in batch:

@@ -1,4 +1,4 @@
-"""How a job asks the graph: the same requests as everybody's, at a job's priority."""
+"""Inference requests of jobs: the same as interactive ones, at the priority of a job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from raylens.core.wire import Body, Text
 
 
 class SamplingOptions(Body):
-    """Sampling, as the Moondream dialect names it."""
+    """Sampling parameters, named as in the Moondream dialect."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -35,7 +35,7 @@ class SamplingOptions(Body):
 
 
 class Options(Body):
-    """What the input of every type of job may say: who answers, and how."""
+    """The options in every job's input: model, preprocessing recipe and sampling."""
 
     model: Text | None = None
     recipe: str | dict[str, Any] | None = None
@@ -44,7 +44,7 @@ class Options(Body):
 
 @dataclass(frozen=True)
 class ResolvedOptions:
-    """Options, resolved."""
+    """:class:`Options` with the defaults of the configuration filled in."""
 
     model: str
     recipe: Recipe
@@ -53,6 +53,8 @@ class ResolvedOptions:
 
 @dataclass(frozen=True)
 class Answer:
+    """A complete answer. ``warnings`` are those of the picture's preprocessing."""
+
     text: str
     model: str
     findings: Findings
@@ -60,7 +62,7 @@ class Answer:
 
 
 class InferenceClient:
-    """Makes requests of tasks, and waits for their answers."""
+    """Sends tasks to the graph, and collects the answers."""
 
     def __init__(self, service: VisionService, config: AppConfig) -> None:
         self._service = service
@@ -69,34 +71,43 @@ class InferenceClient:
         self._named_recipes = config.named_recipes()
 
     def resolve(self, options: Options) -> ResolvedOptions:
-        """Raises ``UnknownModel``, and ``InvalidRequest`` for a recipe or a setting that can't be
-        had."""
+        """Fill in the defaults of the configuration.
+
+        Raises ``UnknownModel``, and ``InvalidRequest`` if the recipe or a setting is invalid.
+        """
         model = self._catalog.models[self._catalog.resolve(options.model, "jobs")]
-        limit, asked = self._config.limits.max_tokens, options.settings.max_tokens
-        if asked is not None and asked > limit:
-            raise InvalidRequest(
-                f"settings.max_tokens: {asked}; the limit is {limit}", "settings.max_tokens", limit
-            )
-        defaults, temperature = self._config.defaults, options.settings.temperature
+        sampling = self._resolve_sampling(options.settings)
         recipe = choose(options.recipe, self._config.recipe_of(model), self._named_recipes)
-        sampling = SamplingParams(
-            max_tokens=asked or defaults.max_tokens,
-            temperature=defaults.temperature if temperature is None else temperature,
-            top_p=options.settings.top_p,
-        )
         return ResolvedOptions(model.name, recipe.within(model.max_image_size), sampling)
+
+    def _resolve_sampling(self, settings: SamplingOptions) -> SamplingParams:
+        defaults = self._config.defaults
+        limit = self._config.limits.max_tokens
+        if settings.max_tokens is not None and settings.max_tokens > limit:
+            field = "settings.max_tokens"
+            message = f"{field}: {settings.max_tokens}; the limit is {limit}"
+            raise InvalidRequest(message, field, limit)
+        temperature = settings.temperature
+        return SamplingParams(
+            max_tokens=settings.max_tokens or defaults.max_tokens,
+            temperature=defaults.temperature if temperature is None else temperature,
+            top_p=settings.top_p,
+        )
 
     async def ask(
         self,
-        identity: str,
+        request_id: str,
         deadline: float,
         options: ResolvedOptions,
         task: Task,
         pictures: Sequence[PictureFile],
     ) -> Answer:
-        """The whole answer. Raises any of :mod:`raylens.core.errors`."""
+        """Return the complete answer to a task. ``request_id`` is the request's id.
+
+        Raises any of :mod:`raylens.core.errors`.
+        """
         request = VisionRequest(
-            id=identity,
+            id=request_id,
             model=options.model,
             task=task,
             deadline=deadline,
@@ -105,19 +116,16 @@ class InferenceClient:
             priority=Priority.JOB,
             stream=False,
         )
-        async with aclosing(self._service.generate(request, pictures)) as deltas:
-            whole = [delta async for delta in deltas]
-        if not whole or whole[-1].finish_reason in (None, FinishReason.ABORT):
+        async with aclosing(self._service.generate(request, pictures)) as stream:
+            deltas = [delta async for delta in stream]
+        if not deltas or deltas[-1].finish_reason in (None, FinishReason.ABORT):
             raise ModelFailed("the answer ended early")
-        warnings = tuple(warning for delta in whole for warning in delta.warnings)
-        return Answer(
-            "".join(delta.text for delta in whole),
-            options.model,
-            whole[-1].findings or Findings(),
-            warnings,
-        )
+        text = "".join(delta.text for delta in deltas)
+        findings = deltas[-1].findings or Findings()
+        warnings = tuple(warning for delta in deltas for warning in delta.warnings)
+        return Answer(text, options.model, findings, warnings)
 
 
 def greedy(options: ResolvedOptions) -> ResolvedOptions:
-    """The same with the most likely tokens: for boxes, points and yes or no."""
+    """Return the options with greedy sampling, for boxes, points and yes-or-no questions."""
     return replace(options, sampling=replace(options.sampling, temperature=0.0))

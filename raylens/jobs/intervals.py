@@ -1,5 +1,7 @@
-"""When something goes on, from pictures of which each says yes, no or nothing. Pure: no IO, and no
-clock."""
+"""Intervals of an activity, from frames that each show it, don't show it, or are unclear.
+
+Pure functions: no I/O, no clock.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Evidence = bool | None
-"""Whether it goes on in a frame; None: the frame doesn't tell."""
+"""Whether a frame shows the activity; None if it is unclear."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """From ``start`` to ``end``, in the frames' unit of time."""
+    """A span of time from ``start`` to ``end``, in the unit of the frames' times."""
 
     start: float
     end: float
@@ -21,47 +23,50 @@ class Interval:
 def intervals(
     times: Sequence[float], evidence: Sequence[Evidence], enter: int = 2, leave: int = 2
 ) -> list[Interval]:
-    """The intervals of yes, in order, smoothed by hysteresis: a frame that flickers neither begins
-    nor ends one.
+    """Return the intervals of the activity, in order.
 
-    An interval begins once ``enter`` frames have said yes without a no between them, and ends once
-    ``leave`` frames have said no without a yes between them; either is dated back to the first of
-    those frames. Frames that don't tell neither count nor break, and belong to what stood before
-    them. A boundary lies in the middle between the frames on its two sides; at the edges of the
-    sequence it is the first or the last frame's own time.
+    Hysteresis ignores single wrong frames. An interval begins at the first of ``enter`` frames that
+    show the activity, with none between them that doesn't show it. It ends at the first of
+    ``leave`` frames that don't show it, with none between them that does. An unclear frame is not
+    counted, and belongs to the same span as the frame before it.
 
-    ``times`` ascend. Where there are fewer frames than ``enter``, all of them are enough: a
-    sequence of one yes is an interval of no length.
+    A boundary is the midpoint between the frames on its two sides. At either end of the sequence,
+    it is the time of the first or last frame.
+
+    ``times`` must ascend. In a sequence of fewer than ``enter`` frames, an interval needs all of
+    them: one frame that shows the activity is an interval of length 0.
     """
-    spans = _spans(evidence, min(enter, len(evidence)), leave)
-    return [Interval(_boundary(times, first), _boundary(times, after)) for first, after in spans]
+    spans = _find_spans(evidence, min(enter, len(evidence)), leave)
+    return [Interval(_boundary(times, first), _boundary(times, end)) for first, end in spans]
 
 
-def _spans(evidence: Sequence[Evidence], enter: int, leave: int) -> list[tuple[int, int]]:
-    """Each interval's first frame, and the first frame after it."""
-    turns: list[int] = []
-    first = count = 0
-    for number, says in enumerate(evidence):
-        is_inside = len(turns) % 2 == 1
-        if says is None:
+def _find_spans(evidence: Sequence[Evidence], enter: int, leave: int) -> list[tuple[int, int]]:
+    """Return the first frame of each interval, and the first frame after it."""
+    switches: list[int] = []
+    first_opposite = 0
+    opposites = 0
+    for frame, is_active in enumerate(evidence):
+        if is_active is None:
             continue
-        if says is is_inside:
-            count = 0
+        is_inside = len(switches) % 2 == 1
+        if is_active is is_inside:
+            opposites = 0
             continue
-        first = number if count == 0 else first
-        count += 1
-        if count == (leave if is_inside else enter):
-            turns.append(first)
-            count = 0
-    if len(turns) % 2 == 1:
-        turns.append(len(evidence))
-    return list(zip(turns[::2], turns[1::2], strict=True))
+        if opposites == 0:
+            first_opposite = frame
+        opposites += 1
+        if opposites == (leave if is_inside else enter):
+            switches.append(first_opposite)
+            opposites = 0
+    if len(switches) % 2 == 1:
+        switches.append(len(evidence))
+    return list(zip(switches[::2], switches[1::2], strict=True))
 
 
-def _boundary(times: Sequence[float], number: int) -> float:
-    """The time before frame ``number``; the edge's where there is no frame on one side."""
-    if number == 0:
+def _boundary(times: Sequence[float], frame: int) -> float:
+    """Return the time of the boundary before a frame."""
+    if frame == 0:
         return times[0]
-    if number == len(times):
+    if frame == len(times):
         return times[-1]
-    return (times[number - 1] + times[number]) / 2
+    return (times[frame - 1] + times[frame]) / 2

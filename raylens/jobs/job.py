@@ -1,7 +1,6 @@
-"""The nouns of the queue: a job, its states and the moves between them, and the deliveries that
-tell of it.
+"""A job, its states, its webhook deliveries, and the state changes that are legal.
 
-Times are seconds since the epoch.
+All times are seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PRIORITY_S = 60.0
-"""What a step of priority is worth, in seconds of waiting: so no job waits for ever."""
+"""Seconds of waiting that one step of priority is worth. The bonus is finite, so no job starves."""
 
 
 class JobState(StrEnum):
@@ -35,21 +34,25 @@ class JobState(StrEnum):
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED})
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     {
-        # To failed: its deadline has passed before anyone took it.
+        # Failed: the deadline passed before a worker claimed the job.
         JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELED}),
-        # To running: its lease has ended, and another takes it. To queued: it is tried again.
+        # Running: the lease expired and another worker claimed the job. Queued: a retry.
         JobState.RUNNING: frozenset({JobState.RUNNING, JobState.QUEUED, *TERMINAL}),
         JobState.SUCCEEDED: frozenset(),
-        # By hand only.
+        # Queued: a user requeued the job.
         JobState.FAILED: frozenset({JobState.QUEUED}),
         JobState.CANCELED: frozenset({JobState.QUEUED}),
     }
 )
+"""The states that each state may change to."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a job, or its last attempt, failed: an error of :mod:`raylens.core.errors` as data."""
+    """The error that failed a job or its last attempt.
+
+    The fields are those of a :class:`raylens.core.errors.RaylensError`.
+    """
 
     code: str
     message: str
@@ -64,8 +67,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Webhook:
-    """Whom a job's end is told. Without a ``secret`` the server's own signs, and without that
-    nothing does."""
+    """The endpoint that receives a job's deliveries.
+
+    ``secret`` signs them. If it is None, the server's own secrets do. If there are none, the
+    deliveries are unsigned.
+    """
 
     url: str
     secret: str | None = None
@@ -75,33 +81,35 @@ class Webhook:
 class Job:
     """One job, as a store keeps it.
 
-    ``input`` is JSON whose pictures are references to blobs, ``blob:<sha256>``; ``blobs`` are their
-    digests. ``extra`` is what the sender wants back as it came. While a job runs, ``output`` is
-    what its next attempt may go on from. ``fence`` grows with every claim, and a result counts only
-    under the fence that it was claimed with.
+    A worker claims a job under a lease. Each claim raises ``fence``, the fencing token, and the
+    store accepts a result only under the current fence.
     """
 
     id: str
     type: str
     input: dict[str, Any]
+    """JSON. Each picture in it is a reference to a blob, ``blob:<sha256>``."""
     created_at: float
     deadline: float
     max_attempts: int
     rank: float
-    """Who goes first, by :func:`rank_of`."""
+    """Position in the queue: the lowest rank runs first. :func:`compute_rank` computes it."""
     state: JobState = JobState.QUEUED
     priority: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
+    """JSON that is returned to the sender unchanged."""
     blobs: tuple[str, ...] = ()
+    """SHA-256 digests of the blobs that ``input`` refers to."""
     webhook: Webhook | None = None
     idempotency_key: str | None = None
     digest: str = ""
-    """Of the whole request: the same key with another one is a conflict."""
+    """SHA-256 of the whole request. The same key with another digest is a conflict."""
     run_after: float = 0.0
     attempts: int = 0
-    """Ever begun; ``max_attempts`` bounds them."""
+    """Number of attempts started so far, at most ``max_attempts``."""
     progress: Progress | None = None
     output: dict[str, Any] | None = None
+    """The result if the job has succeeded. Until then, what the next attempt can resume from."""
     problem: Problem | None = None
     started_at: float | None = None
     finished_at: float | None = None
@@ -110,72 +118,76 @@ class Job:
     lease_until: float | None = None
 
     @property
-    def seconds(self) -> float | None:
-        """From the first attempt's start to the end."""
-        return (
-            None
-            if self.started_at is None or self.finished_at is None
-            else self.finished_at - self.started_at
-        )
+    def duration_s(self) -> float | None:
+        """Seconds from the start of the first attempt to the end of the job."""
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return self.finished_at - self.started_at
 
 
 class DeliveryState(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"
     FAILED = "failed"
-    """Given up, after the last of the schedule's attempts."""
+    """Given up: the retry schedule is exhausted, or the URL is not allowed."""
     DISABLED = "disabled"
-    """The endpoint has answered 410: it wants no more."""
+    """The endpoint answered 410 and receives no more deliveries."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One event on its way to one endpoint. ``id`` is its ``webhook-id``, the same in every
-    attempt."""
+    """One webhook event for one endpoint."""
 
     id: str
+    """The ``webhook-id`` header, the same in every attempt."""
     job_id: str
     number: int
-    """1 for the job's first."""
+    """Number within the job, from 1. 0 before the store has assigned one."""
     event: str
     webhook: Webhook
     body: str
     created_at: float
     next_at: float
+    """Time of the next attempt."""
     state: DeliveryState = DeliveryState.PENDING
     attempts: int = 0
     status: int | None = None
-    """What the endpoint answered last."""
+    """HTTP status of the last response."""
     problem: str | None = None
+    """Why the last attempt failed."""
     delivered_at: float | None = None
     fence: int = 0
+    """Fencing token: each claim raises it."""
     lease_until: float | None = None
 
     @property
     def host(self) -> str:
-        """The endpoint's host and port."""
+        """Host and port of the endpoint."""
         return urlsplit(self.webhook.url).netloc.lower()
 
 
 @dataclass(frozen=True)
 class Stats:
-    """How the queue stands. ``mean_s`` and ``p95_s``: seconds from start to end of the jobs that
-    succeeded last."""
+    """A snapshot of the queue."""
 
     counts: Mapping[JobState, int]
+    """Number of jobs in each state."""
     capacity: int
+    """Largest number of queued jobs."""
     workers: int
     mean_s: float | None
+    """Mean duration of the jobs that succeeded most recently, in seconds."""
     p95_s: float | None
+    """95th percentile of the same durations, in seconds."""
 
 
-def rank_of(priority: int, since: float) -> float:
-    """Of a job that has waited since then."""
+def compute_rank(priority: int, since: float) -> float:
+    """Return the rank of a job that has waited since ``since``."""
     return since - priority * PRIORITY_S
 
 
 def new_id() -> str:
-    """A UUID of version 7 (RFC 9562, section 5.7): in the order of time, to the millisecond."""
+    """Return a UUID of version 7 (RFC 9562, section 5.7), which sorts by time in milliseconds."""
     random = int.from_bytes(os.urandom(10))
     value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | random
     value = value & ~(0xF << 76) | 0x7 << 76

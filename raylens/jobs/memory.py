@@ -1,113 +1,117 @@
-"""A store that forgets: the behaviour of :mod:`raylens.jobs.store` in dictionaries, for tests."""
+"""A store in memory, for tests."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from raylens.core.errors import RaylensError
 from raylens.jobs.job import Delivery, DeliveryState, Job, JobState
-from raylens.jobs.store import Apply, Change, Transition, admit
+from raylens.jobs.store import Apply, Change, JobStore, admit
+from raylens.jobs.transitions import Transition
 
 
-class MemoryStore:
-    """Implements :class:`raylens.jobs.store.JobStore`. No method awaits, so each is a transaction."""
+class MemoryStore(JobStore):
+    """Jobs in dictionaries. No method awaits, and that makes each one a transaction."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
         self._deliveries: dict[str, Delivery] = {}
-        self._gone: set[str] = set()
+        self._gone_urls: set[str] = set()
         self._blobs: dict[str, float] = {}
 
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
 
-    async def skew(self) -> float:
+    async def clock_skew(self) -> float:
         return 0.0
 
     async def add(self, jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
-        added = []
+        results = []
         for job in jobs:
-            known = self._jobs.get(job.id) or self._with_key(job.idempotency_key)
-            result = admit(job, known, self._count(JobState.QUEUED), capacity)
+            existing = self._jobs.get(job.id) or self._find_by_key(job.idempotency_key)
+            result = admit(job, existing, self._count(JobState.QUEUED), capacity)
             if result is job:
                 self._jobs[job.id] = job
-            added.append(result)
-        return added
+            results.append(result)
+        return results
 
     async def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id)
 
-    async def page(self, states: Collection[JobState], limit: int, before: str | None) -> list[Job]:
-        found = (
+    async def list_jobs(
+        self, states: Collection[JobState], limit: int, before: str | None
+    ) -> list[Job]:
+        newest_first = sorted(self._jobs.values(), key=lambda job: job.id, reverse=True)
+        matches = (
             job
-            for job in sorted(self._jobs.values(), key=lambda job: job.id, reverse=True)
+            for job in newest_first
             if (not states or job.state in states) and (before is None or job.id < before)
         )
-        return [job for job, _ in zip(found, range(limit), strict=False)]
+        return list(islice(matches, limit))
 
-    async def counts(self) -> dict[JobState, int]:
+    async def count_by_state(self) -> dict[JobState, int]:
         return {state: self._count(state) for state in JobState}
 
-    async def waiting(self, limit: int) -> int:
+    async def count_queued(self, limit: int) -> int:
         return min(limit, self._count(JobState.QUEUED))
 
-    async def durations(self, limit: int) -> list[float]:
-        ended = sorted(
-            self._in(JobState.SUCCEEDED), key=lambda job: job.finished_at or 0, reverse=True
-        )[:limit]
-        return [job.seconds for job in ended if job.seconds is not None]
+    async def recent_durations(self, limit: int) -> list[float]:
+        succeeded = self._in_state(JobState.SUCCEEDED)
+        latest_first = sorted(succeeded, key=lambda job: job.finished_at or 0, reverse=True)
+        return [job.duration_s for job in latest_first[:limit] if job.duration_s is not None]
 
     async def claim(self, count: int, now: float, apply: Apply) -> list[Job]:
-        due = [job for job in self._in(JobState.QUEUED) if job.run_after <= now]
-        due += [job for job in self._in(JobState.RUNNING) if (job.lease_until or 0) <= now]
-        chosen = sorted(due, key=lambda job: (job.rank, job.id))[:count]
-        return [self._put(apply(job)) for job in chosen]
+        due = [job for job in self._in_state(JobState.QUEUED) if job.run_after <= now]
+        running = self._in_state(JobState.RUNNING)
+        expired = [job for job in running if (job.lease_until or 0) <= now]
+        by_rank = sorted(due + expired, key=lambda job: (job.rank, job.id))
+        return [self._save(apply(job)) for job in by_rank[:count]]
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
-        held = {job_id for job_id, fence in fences.items() if self._runs_under(job_id, fence)}
-        for job_id in held:
+        renewed = {job_id for job_id, fence in fences.items() if self._runs_under(job_id, fence)}
+        for job_id in renewed:
             self._jobs[job_id] = replace(self._jobs[job_id], lease_until=until)
-        return held
+        return renewed
 
     async def change(self, changes: Sequence[Change]) -> list[Job | RaylensError | None]:
         return [self._change(change) for change in changes]
 
     def _change(self, change: Change) -> Job | RaylensError | None:
         job = self._jobs.get(change.id)
-        if job is None or (change.fence is not None and not self._runs_under(job.id, change.fence)):
+        if job is None:
+            return None
+        if change.fence is not None and not self._runs_under(job.id, change.fence):
             return None
         try:
-            return self._put(change.apply(job))
+            return self._save(change.apply(job))
         except RaylensError as error:
             return error
 
     async def deliveries(self, job_id: str) -> list[Delivery]:
-        return sorted(self._of(job_id), key=lambda delivery: delivery.number)
+        return sorted(self._deliveries_of(job_id), key=lambda delivery: delivery.number)
 
     async def claim_deliveries(
         self, count: int, per_host: int, now: float, until: float, busy: Collection[str]
     ) -> list[Delivery]:
-        due = sorted(
-            (
-                delivery
-                for delivery in self._deliveries.values()
-                if delivery.state is DeliveryState.PENDING
-                and delivery.next_at <= now
-                and (delivery.lease_until or 0) <= now
-                and delivery.host not in busy
-            ),
-            key=lambda delivery: (delivery.next_at, delivery.id),
-        )
+        due = [
+            delivery
+            for delivery in self._deliveries.values()
+            if delivery.state is DeliveryState.PENDING
+            and delivery.next_at <= now
+            and (delivery.lease_until or 0) <= now
+            and delivery.host not in busy
+        ]
         claimed = []
-        taken: Counter[str] = Counter()
-        for delivery in due:
-            taken[delivery.host] += 1
-            if taken[delivery.host] > per_host or taken.total() > count:
+        due_by_host: Counter[str] = Counter()
+        for delivery in sorted(due, key=lambda delivery: (delivery.next_at, delivery.id)):
+            due_by_host[delivery.host] += 1
+            if due_by_host[delivery.host] > per_host or due_by_host.total() > count:
                 continue
-            if delivery.webhook.url in self._gone:
+            if delivery.webhook.url in self._gone_urls:
                 delivery = replace(delivery, state=DeliveryState.DISABLED)
             else:
                 delivery = replace(delivery, fence=delivery.fence + 1, lease_until=until)
@@ -116,30 +120,30 @@ class MemoryStore:
         return claimed
 
     async def settle_delivery(
-        self, delivery: Delivery, slow_until: float | None, gone: bool
+        self, delivery: Delivery, pause_until: float | None, is_gone: bool
     ) -> bool:
         stored = self._deliveries.get(delivery.id)
         if stored is None or stored.fence != delivery.fence:
             return False
         self._deliveries[delivery.id] = replace(delivery, lease_until=None)
-        if gone:
-            self._gone.add(delivery.webhook.url)
-        if slow_until is not None:
-            for other in self._deliveries.values():
-                if (
-                    other.webhook.url == delivery.webhook.url
-                    and other.state is DeliveryState.PENDING
-                ):
-                    self._deliveries[other.id] = replace(
-                        other, next_at=max(other.next_at, slow_until)
-                    )
+        url = delivery.webhook.url
+        if is_gone:
+            self._gone_urls.add(url)
+        if pause_until is not None:
+            self._postpone(url, pause_until)
         return True
 
+    def _postpone(self, url: str, until: float) -> None:
+        for delivery in self._deliveries.values():
+            if delivery.webhook.url == url and delivery.state is DeliveryState.PENDING:
+                next_at = max(delivery.next_at, until)
+                self._deliveries[delivery.id] = replace(delivery, next_at=next_at)
+
     async def redeliver(self, job_id: str, number: int, now: float) -> Delivery | None:
-        for delivery in self._of(job_id):
+        for delivery in self._deliveries_of(job_id):
             if delivery.number == number:
-                self._gone.discard(delivery.webhook.url)
-                fresh = replace(
+                self._gone_urls.discard(delivery.webhook.url)
+                pending = replace(
                     delivery,
                     state=DeliveryState.PENDING,
                     attempts=0,
@@ -150,66 +154,69 @@ class MemoryStore:
                     lease_until=None,
                     fence=delivery.fence + 1,
                 )
-                self._deliveries[delivery.id] = fresh
-                return fresh
+                self._deliveries[delivery.id] = pending
+                return pending
         return None
 
     async def purge(self, before: float, limit: int) -> int:
-        ended = [
+        ended = (
             job
             for job in self._jobs.values()
             if job.state.is_terminal
             and (job.finished_at or 0) < before
-            and not self._has_pending(job.id)
-        ][:limit]
-        for job in ended:
+            and not self._has_pending_delivery(job.id)
+        )
+        purged = list(islice(ended, limit))
+        for job in purged:
             del self._jobs[job.id]
-            for delivery in list(self._of(job.id)):
+            for delivery in list(self._deliveries_of(job.id)):
                 del self._deliveries[delivery.id]
-        return len(ended)
+        return len(purged)
 
     async def touch_blobs(self, digests: Collection[str], now: float) -> None:
         self._blobs.update(dict.fromkeys(digests, now))
 
     async def collect_blobs(self, before: float, limit: int, remove: Callable[[str], None]) -> int:
         used = {digest for job in self._jobs.values() for digest in job.blobs}
-        unused = [
+        unused = (
             digest
-            for digest, touched in self._blobs.items()
-            if digest not in used and touched < before
-        ][:limit]
-        for digest in unused:
+            for digest, touched_at in self._blobs.items()
+            if digest not in used and touched_at < before
+        )
+        collected = list(islice(unused, limit))
+        for digest in collected:
             remove(digest)
             del self._blobs[digest]
-        return len(unused)
+        return len(collected)
 
-    def _put(self, transitions: Transition) -> Job:
-        job = transitions.job
+    def _save(self, transition: Transition) -> Job:
+        job = transition.job
         self._jobs[job.id] = job
-        number = len(list(self._of(job.id)))
-        for delivery in transitions.deliveries:
+        number = len(list(self._deliveries_of(job.id)))
+        for delivery in transition.deliveries:
             number += 1
             self._deliveries[delivery.id] = replace(delivery, number=number)
         return job
 
-    def _with_key(self, key: str | None) -> Job | None:
-        return next(
-            (job for job in self._jobs.values() if key is not None and job.idempotency_key == key),
-            None,
-        )
+    def _find_by_key(self, key: str | None) -> Job | None:
+        if key is None:
+            return None
+        return next((job for job in self._jobs.values() if job.idempotency_key == key), None)
 
-    def _in(self, state: JobState) -> list[Job]:
+    def _in_state(self, state: JobState) -> list[Job]:
         return [job for job in self._jobs.values() if job.state is state]
 
     def _count(self, state: JobState) -> int:
-        return Counter(job.state for job in self._jobs.values())[state]
+        return len(self._in_state(state))
 
     def _runs_under(self, job_id: str, fence: int) -> bool:
         job = self._jobs.get(job_id)
         return job is not None and job.state is JobState.RUNNING and job.fence == fence
 
-    def _of(self, job_id: str) -> Iterator[Delivery]:
+    def _deliveries_of(self, job_id: str) -> Iterator[Delivery]:
         return (delivery for delivery in self._deliveries.values() if delivery.job_id == job_id)
 
-    def _has_pending(self, job_id: str) -> bool:
-        return any(delivery.state is DeliveryState.PENDING for delivery in self._of(job_id))
+    def _has_pending_delivery(self, job_id: str) -> bool:
+        return any(
+            delivery.state is DeliveryState.PENDING for delivery in self._deliveries_of(job_id)
+        )

@@ -1,4 +1,4 @@
-"""What the queue tells of itself while it works; the deployment passes it on to Prometheus."""
+"""The metrics of the queue. A deployment exports them to Prometheus."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from raylens.jobs.job import JobState
 
 
 class JobMetrics:
-    """Tells nobody; a subclass does."""
+    """Discards every metric. A subclass records them."""
 
-    def queue(self, counts: Mapping[JobState, int]) -> None:
-        """How many jobs are in each state, every second or so."""
+    def record_counts(self, counts: Mapping[JobState, int]) -> None:
+        """Record the number of jobs in each state. Called about once a second."""
 
-    def ended(self, kind: str, state: JobState, seconds: float | None) -> None:
-        """A job of this type ended; seconds since its first attempt began."""
+    def record_end(self, job_type: str, state: JobState, duration_s: float | None) -> None:
+        """Record the end of a job.
 
-    def attempt(self, kind: str, code: str) -> None:
-        """An attempt ended: ``ok``, ``canceled``, or the error's code."""
+        ``duration_s`` counts from its first attempt, and is None if there was none.
+        """
 
-    def delivery(self, outcome: str, seconds: float) -> None:
-        """An attempt to deliver took so long: ``delivered``, ``again``, ``gone`` or ``refused``."""
+    def record_attempt(self, job_type: str, code: str) -> None:
+        """Record the end of an attempt. ``code`` is ``ok``, ``canceled`` or an error's code."""
+
+    def record_delivery(self, outcome: str, duration_s: float) -> None:
+        """Record an attempt to deliver a webhook.
+
+        ``outcome`` is ``delivered``, ``again``, ``gone`` or ``refused``.
+        """

@@ -1,4 +1,4 @@
-"""Brings a store's schema up to date, by the versioned steps in :mod:`raylens.jobs.migrations`."""
+"""Migrates a store's schema with the versions in :mod:`raylens.jobs.migrations`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from alembic.util.exc import CommandError
 from raylens.jobs.store import StoreUnusable
 
 _LOCK = 0x7261796C656E73
-"""Any number that nobody else uses."""
+"""Key of the PostgreSQL advisory lock: "raylens" in ASCII."""
 
 
 def upgrade(connection: sa.Connection) -> None:
-    """In the connection's transaction. Others who do so wait: SQLite's write lock, or an advisory
-    one, sees to it.
+    """Migrate the schema to the latest version, in the connection's transaction.
 
-    Raises ``StoreUnusable`` for a schema that a newer version has made.
+    Concurrent upgrades wait for each other: on SQLite's write lock, or on an advisory lock of
+    PostgreSQL. Raises ``StoreUnusable`` if a newer version created the schema.
     """
     if connection.dialect.name == "postgresql":
-        for limit in ("statement_timeout", "lock_timeout"):  # a step may take its time
-            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
+        for timeout in ("statement_timeout", "lock_timeout"):  # a migration may take long
+            connection.exec_driver_sql(f"SET LOCAL {timeout} = 0")
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", "raylens.jobs:migrations")
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        raise StoreUnusable(
-            f"jobs.store: its schema is not one that this version knows: {error}"
-        ) from error
+        raise StoreUnusable(f"jobs.store: unknown schema version: {error}") from error

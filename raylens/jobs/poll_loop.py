@@ -1,5 +1,4 @@
-"""Work that is looked for again and again: whenever there may be some, and every now and then
-without a reason."""
+"""A loop that polls for work when it is woken, and periodically."""
 
 from __future__ import annotations
 
@@ -10,32 +9,37 @@ from collections.abc import Awaitable, Callable
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
-"""How long nothing is looked for without a reason. Things fall due, and other processes leave some;
-and a store that has just failed is let alone for so long."""
+"""Seconds between periodic polls, and the pause after a failed poll.
+
+Periodic polls find work that has become due and work that other processes have added.
+"""
 
 
 class PollLoop:
-    """Calls ``poll`` at once where the last call says that there may be more, else when it is
-    woken, or after ``POLL_S``. An error is logged, and ends nothing."""
+    """Calls ``poll`` at once if its last call returned True: there may be more work.
 
-    def __init__(self, poll: Callable[[], Awaitable[bool]], what: str) -> None:
+    Otherwise it waits until it is woken, or for ``POLL_S``. An error is logged, and the loop goes
+    on. ``name`` is the work in the log.
+    """
+
+    def __init__(self, poll: Callable[[], Awaitable[bool]], name: str) -> None:
         self._poll = poll
-        self._what = what
+        self._name = name
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """There may be something to do."""
+        """Poll soon: there may be work."""
         self._wake.set()
 
     async def serve(self) -> None:
-        """Until it is canceled."""
+        """Poll until canceled."""
         while True:
             self._wake.clear()
             try:
                 if await self._poll():
                     continue
             except Exception:
-                logger.exception("the store can't be asked for %s", self._what)
+                logger.exception("polling the store for %s failed", self._name)
                 await asyncio.sleep(POLL_S)
                 continue
             try:

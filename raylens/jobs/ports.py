@@ -1,4 +1,4 @@
-"""The queue as the HTTP layer sees it."""
+"""The interface of the queue for the HTTP layer."""
 
 from __future__ import annotations
 
@@ -9,44 +9,63 @@ from raylens.jobs.job import Delivery, Job, JobState, Stats
 
 
 class JobService(Protocol):
-    """All methods raise ``UnknownJob`` for a job that isn't there, and ``Overloaded`` while the
-    queue can't be reached.
+    """The job queue.
 
-    They may be called again after a failure: none does its work twice.
+    A method that takes a ``job_id`` raises ``UnknownJob`` if there is no such job. Every method
+    raises ``Overloaded`` while the queue can't be reached. A call may be repeated after a failure:
+    no method does its work twice.
     """
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
-        """Stores a job and its pictures, by digest. The job, or the one that came under its
-        idempotency key before.
+        """Store a job and its pictures, by digest, and return the stored job.
 
-        Once it returns, the job is on disk. Raises ``Conflict`` and ``QueueFull``.
+        If a job was submitted before with the same idempotency key, return that one. The job and
+        its pictures are on disk when this returns. Raises ``Conflict`` if the key was used for a
+        different request, and ``QueueFull``.
         """
         ...
 
     async def get(self, job_id: str) -> Job: ...
 
-    async def page(self, states: Collection[JobState], limit: int, before: str | None) -> list[Job]:
-        """The newest first; those older than the id ``before``."""
+    async def list_jobs(
+        self, states: Collection[JobState], limit: int, before: str | None
+    ) -> list[Job]:
+        """Return the newest ``limit`` jobs, newest first.
+
+        An empty ``states`` means any state. ``before`` is a job id: only older jobs are returned.
+        """
         ...
 
     async def cancel(self, job_id: str) -> Job:
-        """A running job's attempt stops too. Raises ``Conflict`` for one that has ended otherwise."""
+        """Cancel a job, and stop its attempt if it is running.
+
+        Raises ``Conflict`` if the job has succeeded or failed.
+        """
         ...
 
-    async def retry(self, job_id: str) -> Job:
-        """Queues a failed or canceled job again. Raises ``Conflict`` for any other, and
-        ``QueueFull``."""
+    async def requeue(self, job_id: str) -> Job:
+        """Queue a failed or canceled job again.
+
+        Raises ``Conflict`` if the job is in another state, and ``QueueFull``.
+        """
         ...
 
     async def stats(self) -> Stats: ...
 
-    async def watch(self, job_id: str, seen: Job | None, patience_s: float) -> Job:
-        """The job, once it differs from what was seen; after ``patience_s`` in any case."""
+    async def watch(self, job_id: str, last_seen: Job | None, timeout_s: float) -> Job:
+        """Return the job when it differs from ``last_seen``, and after ``timeout_s`` at the latest.
+
+        It returns at once if ``last_seen`` is None.
+        """
         ...
 
-    async def deliveries(self, job_id: str) -> list[Delivery]: ...
+    async def deliveries(self, job_id: str) -> list[Delivery]:
+        """Return all deliveries of a job, ordered by number."""
+        ...
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
-        """Sends one again, from its first attempt. Raises ``UnknownJob`` where the job has no such
-        delivery."""
+        """Send a delivery again, starting from its first attempt.
+
+        Raises ``UnknownJob`` if the job has no delivery of this number.
+        """
         ...

@@ -1,4 +1,4 @@
-"""The types of jobs by name: those that are built in, and those that installed packages add."""
+"""The job types by name: the built-in ones and those of installed plugins."""
 
 from __future__ import annotations
 
@@ -14,25 +14,32 @@ from raylens.jobs.types.picture import CaptionJob, DetectJob, PointJob, QueryJob
 from raylens.jobs.types.timing import TaskTimingJob
 
 GROUP = "raylens.job_types"
-"""The entry point group: each entry is a class without arguments that is a
-:class:`raylens.jobs.types.base.JobType`."""
+"""The entry point group of plugins.
+
+Each entry is a :class:`raylens.jobs.types.base.JobType` class whose constructor has no arguments.
+"""
 
 
 @cache
-def job_types() -> Mapping[str, JobType]:
+def load_job_types() -> Mapping[str, JobType]:
+    """Return all job types by name. A built-in type wins over a plugin of the same name."""
     built_in: list[JobType] = [
-        CaptionJob(), QueryJob(), DetectJob(), PointJob(), ChatJob(), BatchJob(), TaskTimingJob()
-    ]  # fmt: skip
-    added: list[JobType] = [entry.load()() for entry in entry_points(group=GROUP)]
-    return {kind.name: kind for kind in (*added, *built_in)}
+        CaptionJob(),
+        QueryJob(),
+        DetectJob(),
+        PointJob(),
+        ChatJob(),
+        BatchJob(),
+        TaskTimingJob(),
+    ]
+    plugins: list[JobType] = [entry.load()() for entry in entry_points(group=GROUP)]
+    return {job_type.name: job_type for job_type in (*plugins, *built_in)}
 
 
-def job_type(name: str) -> JobType:
-    """Raises ``InvalidRequest``, which names the types that there are."""
-    types = job_types()
+def get_job_type(name: str) -> JobType:
+    """Return a job type. Raises ``InvalidRequest``, which lists the known types."""
+    types = load_job_types()
     if name not in types:
         known = ", ".join(types)
-        raise InvalidRequest(
-            f"job_type: {name[:64]!r} is not known; there are: {known}", "job_type"
-        )
+        raise InvalidRequest(f"job_type: unknown type {name[:64]!r}; known: {known}", "job_type")
     return types[name]

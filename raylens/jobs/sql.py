@@ -1,7 +1,7 @@
-"""The stores that last: SQLite and PostgreSQL, through SQLAlchemy Core.
+"""The durable stores, SQLite and PostgreSQL, on SQLAlchemy Core.
 
-One thread writes, so that a process never waits for its own locks; the queue gives it batches. A
-few others read.
+One thread does all writes, so that a process never waits for its own locks. The queue batches its
+writes. A few other threads read.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from raylens.core.errors import RaylensError
 from raylens.jobs.job import TERMINAL, Delivery, DeliveryState, Job, JobState
 from raylens.jobs.migrate import upgrade
-from raylens.jobs.store import Apply, Change, StoreUnreachable, StoreUnusable, Transition, admit
+from raylens.jobs.store import Apply, Change, JobStore, StoreUnreachable, StoreUnusable, admit
 from raylens.jobs.tables import (
     MUTABLE_COLUMNS,
     blobs,
     deliveries,
-    delivery_of,
-    delivery_row,
+    delivery_from_row,
+    delivery_to_row,
     gone_endpoints,
     job_blobs,
-    job_of,
-    job_row,
+    job_from_row,
+    job_to_row,
     jobs,
 )
+from raylens.jobs.transitions import Transition
 
 Result = TypeVar("Result")
 
 READERS = 4
+"""Threads that read."""
 BUSY_S = 5.0
-"""How long SQLite waits for another process's write."""
+"""Seconds that SQLite waits for another process's write."""
 NETWORK_FILESYSTEMS = frozenset(
     {
         "nfs",
@@ -59,23 +61,22 @@ NETWORK_FILESYSTEMS = frozenset(
 )
 ADD_ATTEMPTS = 3
 STATEMENT_S = 20.0
-"""A server that takes longer over a statement, or a lock, is given up."""
-PATIENCE = {
+"""Time-out of PostgreSQL for a statement and for a lock, in seconds."""
+CONNECTION_DEFAULTS = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "tcp_user_timeout": 20_000,
 }
-"""libpq's, where the URL says nothing: a server that has vanished is noticed."""
+"""libpq parameters that detect a dead server. Parameters in the URL override them."""
 
 
-class SqlStore:
-    """Implements :class:`raylens.jobs.store.JobStore`; made by :func:`sqlite_store` and
-    :func:`postgres_store`."""
+class SqlStore(JobStore):
+    """A store over one database. Create it with :func:`sqlite_store` or :func:`postgres_store`."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._reading = engine.execution_options(reading=True)
+        self._read_engine = engine.execution_options(reading=True)
         self._is_postgres = engine.dialect.name == "postgresql"
         self._insert: Any = postgresql.insert if self._is_postgres else sqlite.insert
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="jobs-write")
@@ -85,72 +86,75 @@ class SqlStore:
         try:
             await self._write(upgrade)
         except SQLAlchemyError as error:
-            kind = StoreUnreachable if self._is_postgres else StoreUnusable
-            raise kind(f"jobs.store: {getattr(error, 'orig', None) or error}") from error
+            error_type = StoreUnreachable if self._is_postgres else StoreUnusable
+            raise error_type(f"jobs.store: {getattr(error, 'orig', None) or error}") from error
 
     async def close(self) -> None:
         for pool in (self._writer, self._readers):
             await asyncio.to_thread(pool.shutdown)
         self._engine.dispose()
 
-    async def skew(self) -> float:
+    async def clock_skew(self) -> float:
         if not self._is_postgres:
             return 0.0
+        query = sa.text("SELECT extract(epoch FROM clock_timestamp())")
         before = time.time()
-        there: float = await self._read(
-            lambda db: db.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())"))
-        )
-        return float(there) - (before + time.time()) / 2
+        server_time: float = await self._read(lambda db: db.scalar(query))
+        return float(server_time) - (before + time.time()) / 2
 
     async def add(self, jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
         for _ in range(ADD_ATTEMPTS - 1):
             try:
                 return await self._write(lambda db: self._add(db, jobs, capacity))
-            except IntegrityError:  # another process has just added the same
+            except IntegrityError:  # another process has just added one of the jobs
                 continue
         return await self._write(lambda db: self._add(db, jobs, capacity))
 
     async def get(self, job_id: str) -> Job | None:
-        found = await self._read(lambda db: _jobs(db, sa.select(jobs).where(jobs.c.id == job_id)))
-        return found[0] if found else None
+        query = sa.select(jobs).where(jobs.c.id == job_id)
+        rows = await self._read(lambda db: _select_jobs(db, query))
+        return rows[0] if rows else None
 
-    async def page(self, states: Collection[JobState], limit: int, before: str | None) -> list[Job]:
+    async def list_jobs(
+        self, states: Collection[JobState], limit: int, before: str | None
+    ) -> list[Job]:
         query = sa.select(jobs).order_by(jobs.c.id.desc()).limit(limit)
         if states:
             query = query.where(jobs.c.state.in_(states))
         if before is not None:
             query = query.where(jobs.c.id < before)
-        return await self._read(lambda db: _jobs(db, query))
+        return await self._read(lambda db: _select_jobs(db, query))
 
-    async def counts(self) -> dict[JobState, int]:
+    async def count_by_state(self) -> dict[JobState, int]:
         query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
         rows = await self._read(lambda db: db.execute(query).all())
-        return {**dict.fromkeys(JobState, 0), **{JobState(state): count for state, count in rows}}
+        counts = dict.fromkeys(JobState, 0)
+        for state, count in rows:
+            counts[JobState(state)] = count
+        return counts
 
-    async def waiting(self, limit: int) -> int:
-        return await self._read(lambda db: _waiting(db, limit))
+    async def count_queued(self, limit: int) -> int:
+        return await self._read(lambda db: _count_queued(db, limit))
 
-    async def durations(self, limit: int) -> list[float]:
-        ended = sa.select(jobs.c.finished_at - jobs.c.started_at).where(
-            jobs.c.state == JobState.SUCCEEDED
-        )
-        query = ended.order_by(jobs.c.finished_at.desc()).limit(limit)
+    async def recent_durations(self, limit: int) -> list[float]:
+        durations = sa.select(jobs.c.finished_at - jobs.c.started_at)
+        succeeded = durations.where(jobs.c.state == JobState.SUCCEEDED)
+        query = succeeded.order_by(jobs.c.finished_at.desc()).limit(limit)
         return await self._read(lambda db: list(db.scalars(query)))
 
     async def claim(self, count: int, now: float, apply: Apply) -> list[Job]:
-        return await self._write(lambda db: self._claim(db, count, now, apply))
+        return await self._write(lambda db: _claim(db, count, now, apply))
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
         return await self._write(lambda db: _renew(db, fences, until))
 
     async def change(self, changes: Sequence[Change]) -> list[Job | RaylensError | None]:
-        return await self._write(lambda db: self._change(db, changes))
+        return await self._write(lambda db: _change(db, changes))
 
     async def deliveries(self, job_id: str) -> list[Delivery]:
-        query = (
-            sa.select(deliveries).where(deliveries.c.job_id == job_id).order_by(deliveries.c.number)
-        )
-        return await self._read(lambda db: _deliveries(db, query))
+        query = sa.select(deliveries).where(deliveries.c.job_id == job_id)
+        ordered = query.order_by(deliveries.c.number)
+        return await self._read(lambda db: _select_deliveries(db, ordered))
 
     async def claim_deliveries(
         self, count: int, per_host: int, now: float, until: float, busy: Collection[str]
@@ -160,9 +164,11 @@ class SqlStore:
         )
 
     async def settle_delivery(
-        self, delivery: Delivery, slow_until: float | None, gone: bool
+        self, delivery: Delivery, pause_until: float | None, is_gone: bool
     ) -> bool:
-        return await self._write(lambda db: self._settle_delivery(db, delivery, slow_until, gone))
+        return await self._write(
+            lambda db: self._settle_delivery(db, delivery, pause_until, is_gone)
+        )
 
     async def redeliver(self, job_id: str, number: int, now: float) -> Delivery | None:
         return await self._write(lambda db: _redeliver(db, job_id, number, now))
@@ -183,119 +189,77 @@ class SqlStore:
 
     async def _read(self, work: Callable[[sa.Connection], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(
-            self._readers, _in_transaction, self._reading, work
+            self._readers, _in_transaction, self._read_engine, work
         )
 
     def _add(
         self, db: sa.Connection, new: Sequence[Job], capacity: int
     ) -> list[Job | RaylensError]:
-        keys = [job.idempotency_key for job in new if job.idempotency_key is not None]
-        is_known = jobs.c.id.in_([job.id for job in new])
-        stored = _jobs(
-            db,
-            sa.select(jobs).where(
-                is_known | jobs.c.idempotency_key.in_(keys) if keys else is_known
-            ),
-        )
+        stored = _select_duplicates(db, new)
         by_id = {job.id: job for job in stored}
-        by_key = {job.idempotency_key: job for job in stored}
-        waiting = _waiting(db, capacity)
+        by_key: dict[str | None, Job] = {
+            job.idempotency_key: job for job in stored if job.idempotency_key
+        }
+        queued = _count_queued(db, capacity)
         results: list[Job | RaylensError] = []
         rows: list[dict[str, Any]] = []
         references: list[dict[str, Any]] = []
         for job in new:
-            known = by_id.get(job.id) or (
-                by_key.get(job.idempotency_key) if job.idempotency_key else None
-            )
-            result = admit(job, known, waiting, capacity)
+            existing = by_id.get(job.id) or by_key.get(job.idempotency_key)
+            result = admit(job, existing, queued, capacity)
             results.append(result)
-            if result is job:
-                waiting += 1
-                by_id[job.id] = by_key[job.idempotency_key] = job
-                rows.append(job_row(job))
-                references += [{"job_id": job.id, "digest": digest} for digest in set(job.blobs)]
-        _insert(db, jobs, rows)
-        _insert(db, job_blobs, references)
-        return results
-
-    def _claim(self, db: sa.Connection, count: int, now: float, apply: Apply) -> list[Job]:
-        lost = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until <= now)
-        due = (jobs.c.state == JobState.QUEUED) & (jobs.c.run_after <= now)
-        # Two subqueries, since each can follow an index.
-        order = (jobs.c.rank, jobs.c.id)
-        first = (
-            sa.select(jobs.c.id).where(wanted).order_by(*order).limit(count).subquery()
-            for wanted in (lost, due)
-        )
-        ids = sa.union_all(*(sa.select(few.c.id) for few in first))
-        # Rows that another has claimed since they were found are locked, or no longer so.
-        query = sa.select(jobs).where(jobs.c.id.in_(ids), lost | due).order_by(*order).limit(count)
-        chosen = _jobs(db, query.with_for_update(skip_locked=True))
-        transitions = [apply(job) for job in chosen]
-        _store(db, transitions)
-        return [change.job for change in transitions]
-
-    def _change(
-        self, db: sa.Connection, changes: Sequence[Change]
-    ) -> list[Job | RaylensError | None]:
-        ids = sorted({change.id for change in changes})
-        # In one order everywhere, so that no two transactions wait for each other.
-        query = sa.select(jobs).where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update()
-        current = {job.id: job for job in _jobs(db, query)}
-        transitions: list[Transition] = []
-        results: list[Job | RaylensError | None] = []
-        for change in changes:
-            job = current.get(change.id)
-            if job is None or (change.fence is not None and not _runs_under(job, change.fence)):
-                results.append(None)
+            if result is not job:
                 continue
-            try:
-                after = change.apply(job)
-            except RaylensError as error:
-                results.append(error)
-                continue
-            transitions.append(after)
-            current[job.id] = after.job
-            results.append(after.job)
-        _store(db, transitions)
+            queued += 1
+            by_id[job.id] = job
+            if job.idempotency_key:
+                by_key[job.idempotency_key] = job
+            rows.append(job_to_row(job))
+            references += [{"job_id": job.id, "digest": digest} for digest in set(job.blobs)]
+        _insert_rows(db, jobs, rows)
+        _insert_rows(db, job_blobs, references)
         return results
 
     def _settle_delivery(
-        self, db: sa.Connection, delivery: Delivery, slow_until: float | None, gone: bool
+        self, db: sa.Connection, delivery: Delivery, pause_until: float | None, is_gone: bool
     ) -> bool:
-        mine = (deliveries.c.id == delivery.id) & (deliveries.c.fence == delivery.fence)
-        values = delivery_row(replace(delivery, lease_until=None))
-        if db.execute(sa.update(deliveries).where(mine).values(values)).rowcount == 0:
+        is_current = (deliveries.c.id == delivery.id) & (deliveries.c.fence == delivery.fence)
+        values = delivery_to_row(replace(delivery, lease_until=None))
+        if db.execute(sa.update(deliveries).where(is_current).values(values)).rowcount == 0:
             return False
         url = delivery.webhook.url
-        if gone:
+        if is_gone:
             db.execute(self._insert(gone_endpoints).values(url=url).on_conflict_do_nothing())
-        if slow_until is not None:
-            early = (deliveries.c.url == url) & _is_pending & (deliveries.c.next_at < slow_until)
-            db.execute(sa.update(deliveries).where(early).values(next_at=slow_until))
+        if pause_until is not None:
+            is_early = deliveries.c.next_at < pause_until
+            update = sa.update(deliveries).where(deliveries.c.url == url, _is_pending, is_early)
+            db.execute(update.values(next_at=pause_until))
         return True
 
     def _touch(self, db: sa.Connection, digests: Collection[str], now: float) -> None:
-        if digests:
-            insert = self._insert(blobs).values(
-                [{"digest": digest, "touched_at": now} for digest in sorted(digests)]
-            )
-            db.execute(
-                insert.on_conflict_do_update(index_elements=["digest"], set_={"touched_at": now})
-            )
+        if not digests:
+            return
+        rows = [{"digest": digest, "touched_at": now} for digest in sorted(digests)]
+        insert = self._insert(blobs).values(rows)
+        db.execute(
+            insert.on_conflict_do_update(index_elements=["digest"], set_={"touched_at": now})
+        )
 
 
 _is_pending = deliveries.c.state == DeliveryState.PENDING
 
 
-def sqlite_store(path: Path, kind_of: Callable[[Path], str] | None = None) -> SqlStore:
-    """A file, in WAL mode, for the processes of one machine. Raises ``StoreUnusable`` on a
-    network's file system, where WAL loses data (https://www.sqlite.org/wal.html)."""
+def sqlite_store(path: Path, detect_filesystem: Callable[[Path], str] | None = None) -> SqlStore:
+    """Return a store in a file, in WAL mode, for the processes of one machine.
+
+    Raises ``StoreUnusable`` if the file is on a network file system: WAL loses data there
+    (https://www.sqlite.org/wal.html).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = (kind_of or filesystem)(path.parent)
-    if kind in NETWORK_FILESYSTEMS:
+    filesystem = (detect_filesystem or filesystem_type)(path.parent)
+    if filesystem in NETWORK_FILESYSTEMS:
         raise StoreUnusable(
-            f"jobs.data_dir: {path.parent} is on {kind}, and SQLite needs a local disk; "
+            f"jobs.data_dir: {path.parent} is on {filesystem}, and SQLite needs a local disk; "
             "for several machines, set jobs.store to a postgresql:// URL"
         )
     engine = sa.create_engine(
@@ -304,7 +268,7 @@ def sqlite_store(path: Path, kind_of: Callable[[Path], str] | None = None) -> Sq
 
     @sa.event.listens_for(engine, "connect")
     def connect(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # SQLAlchemy begins, not the driver
+        connection.isolation_level = None  # SQLAlchemy begins transactions, not the driver
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -317,47 +281,57 @@ def sqlite_store(path: Path, kind_of: Callable[[Path], str] | None = None) -> Sq
 
 
 def postgres_store(url: str) -> SqlStore:
-    """``postgresql://user:password@host/database``, for any number of machines."""
+    """Return a store at ``postgresql://user:password@host/database``, for any number of machines.
+
+    Raises ``StoreUnusable`` if the URL is malformed or if the driver is not installed.
+    """
     try:
         parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
-        patience = {name: value for name, value in PATIENCE.items() if name not in parsed.query}
-        engine = sa.create_engine(parsed, pool_size=READERS + 1, connect_args=patience)
+        defaults = {
+            name: value for name, value in CONNECTION_DEFAULTS.items() if name not in parsed.query
+        }
+        engine = sa.create_engine(parsed, pool_size=READERS + 1, connect_args=defaults)
     except ImportError as error:
         raise StoreUnusable(
             f"jobs.store: PostgreSQL needs pip install 'raylens[postgres]': {error}"
         ) from error
     except SQLAlchemyError as error:
-        raise StoreUnusable(f"jobs.store: not a URL that can be read: {error}") from error
+        raise StoreUnusable(f"jobs.store: not a valid URL: {error}") from error
 
     @sa.event.listens_for(engine, "connect")
     def connect(connection: Any, record: Any) -> None:
-        for limit in ("statement_timeout", "lock_timeout"):
-            connection.execute(f"SET {limit} = '{STATEMENT_S:g}s'")
+        for timeout in ("statement_timeout", "lock_timeout"):
+            connection.execute(f"SET {timeout} = '{STATEMENT_S:g}s'")
         connection.commit()
 
     return SqlStore(engine)
 
 
-def filesystem(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """The type of the file system that a folder lies on, as Linux names it; empty where it doesn't
-    tell."""
+def filesystem_type(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """Return the file system type of a folder's innermost mount, such as ``ext4``.
+
+    Return an empty string if the system has no ``/proc/self/mounts``, which only Linux has.
+    """
     if not mounts.exists():
         return ""
-    best, kind = "", ""
-    place = str(folder.resolve())
+    path = str(folder.resolve())
+    innermost = ""
+    filesystem = ""
     for line in mounts.read_text().splitlines():
-        _, point, found, *_ = line.split(" ")
-        point = point.replace("\\040", " ")
-        if (place == point or place.startswith(point.rstrip("/") + "/")) and len(point) >= len(
-            best
-        ):
-            best, kind = point, found
-    return kind
+        _, escaped_mount, mount_type, *_ = line.split(" ")
+        mount = escaped_mount.replace("\\040", " ")
+        is_below = path == mount or path.startswith(mount.rstrip("/") + "/")
+        if is_below and len(mount) >= len(innermost):
+            innermost = mount
+            filesystem = mount_type
+    return filesystem
 
 
 def _in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], Result]) -> Result:
-    """Once more where the connection turns out to be dead: the server has been restarted, say.
-    Every ``work`` may be done twice."""
+    """Run ``work`` in a transaction, and once more if the connection was dead.
+
+    A restarted server leaves dead connections in the pool. Every ``work`` may run twice.
+    """
     try:
         with engine.begin() as connection:
             return work(connection)
@@ -368,67 +342,119 @@ def _in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], Result]) 
         return work(connection)
 
 
-def _jobs(db: sa.Connection, query: sa.Select[Any]) -> list[Job]:
-    return [job_of(row) for row in db.execute(query).mappings()]
+def _select_jobs(db: sa.Connection, query: sa.Select[Any]) -> list[Job]:
+    return [job_from_row(row) for row in db.execute(query).mappings()]
 
 
-def _deliveries(db: sa.Connection, query: sa.Select[Any]) -> list[Delivery]:
-    return [delivery_of(row) for row in db.execute(query).mappings()]
+def _select_duplicates(db: sa.Connection, new: Sequence[Job]) -> list[Job]:
+    """Return the stored jobs that have the id or the idempotency key of a new job."""
+    keys = [job.idempotency_key for job in new if job.idempotency_key is not None]
+    is_duplicate: sa.ColumnElement[bool] = jobs.c.id.in_([job.id for job in new])
+    if keys:
+        is_duplicate = is_duplicate | jobs.c.idempotency_key.in_(keys)
+    return _select_jobs(db, sa.select(jobs).where(is_duplicate))
 
 
-def _waiting(db: sa.Connection, limit: int) -> int:
-    some = sa.select(jobs.c.id).where(jobs.c.state == JobState.QUEUED).limit(limit).subquery()
-    return db.scalar(sa.select(sa.func.count()).select_from(some)) or 0
+def _select_deliveries(db: sa.Connection, query: sa.Select[Any]) -> list[Delivery]:
+    return [delivery_from_row(row) for row in db.execute(query).mappings()]
 
 
-def _insert(db: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+def _count_queued(db: sa.Connection, limit: int) -> int:
+    queued = sa.select(jobs.c.id).where(jobs.c.state == JobState.QUEUED).limit(limit).subquery()
+    return db.scalar(sa.select(sa.func.count()).select_from(queued)) or 0
+
+
+def _insert_rows(db: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         db.execute(sa.insert(table), rows)
+
+
+def _claim(db: sa.Connection, count: int, now: float, apply: Apply) -> list[Job]:
+    is_expired = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until <= now)
+    is_due = (jobs.c.state == JobState.QUEUED) & (jobs.c.run_after <= now)
+    by_rank = (jobs.c.rank, jobs.c.id)
+
+    def first(condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        ids = sa.select(jobs.c.id).where(condition).order_by(*by_rank).limit(count).subquery()
+        return sa.select(ids.c.id)
+
+    # Two subqueries, because each can use an index.
+    candidates = sa.union_all(first(is_expired), first(is_due))
+    query = sa.select(jobs).where(jobs.c.id.in_(candidates), is_expired | is_due)
+    # Another process may have claimed a candidate meanwhile. Then its row is locked, or it no
+    # longer matches.
+    locking = query.order_by(*by_rank).limit(count).with_for_update(skip_locked=True)
+    transitions = [apply(job) for job in _select_jobs(db, locking)]
+    _save(db, transitions)
+    return [transition.job for transition in transitions]
+
+
+def _change(db: sa.Connection, changes: Sequence[Change]) -> list[Job | RaylensError | None]:
+    ids = sorted({change.id for change in changes})
+    # Every transaction locks rows in the same order, so no two of them deadlock.
+    query = sa.select(jobs).where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update()
+    current = {job.id: job for job in _select_jobs(db, query)}
+    transitions: list[Transition] = []
+    results: list[Job | RaylensError | None] = []
+    for change in changes:
+        job = current.get(change.id)
+        if job is None or (change.fence is not None and not _runs_under(job, change.fence)):
+            results.append(None)
+            continue
+        try:
+            transition = change.apply(job)
+        except RaylensError as error:
+            results.append(error)
+            continue
+        transitions.append(transition)
+        current[job.id] = transition.job
+        results.append(transition.job)
+    _save(db, transitions)
+    return results
 
 
 def _runs_under(job: Job, fence: int) -> bool:
     return job.state is JobState.RUNNING and job.fence == fence
 
 
-_UPDATE = (
+_UPDATE_JOB = (
     sa.update(jobs)
-    .where(jobs.c.id == sa.bindparam("this"))
+    .where(jobs.c.id == sa.bindparam("job_id"))
     .values({name: sa.bindparam(f"new_{name}") for name in MUTABLE_COLUMNS})
 )
 
 
-def _store(db: sa.Connection, transitions: Iterable[Transition]) -> None:
-    """Writes the jobs, each as it is after its last change, and their deliveries, with their
-    numbers."""
-    last = {change.job.id: change.job for change in transitions}
-    if not last:
-        return
-    rows = [(job.id, job_row(job)) for job in last.values()]
-    db.execute(
-        _UPDATE,
-        [
-            {"this": job_id, **{f"new_{name}": row[name] for name in MUTABLE_COLUMNS}}
-            for job_id, row in rows
-        ],
-    )
-    new = [delivery for change in transitions for delivery in change.deliveries]
-    if not new:
-        return
-    highest = sa.select(deliveries.c.job_id, sa.func.max(deliveries.c.number)).group_by(
-        deliveries.c.job_id
-    )
+def _save(db: sa.Connection, transitions: Iterable[Transition]) -> None:
+    """Write the last version of each changed job, and insert the new deliveries."""
+    changed: dict[str, Job] = {}
+    new_deliveries: list[Delivery] = []
+    for transition in transitions:
+        changed[transition.job.id] = transition.job
+        new_deliveries += transition.deliveries
+    if changed:
+        db.execute(_UPDATE_JOB, [_update_parameters(job) for job in changed.values()])
+    if new_deliveries:
+        _insert_deliveries(db, new_deliveries)
+
+
+def _update_parameters(job: Job) -> dict[str, Any]:
+    row = job_to_row(job)
+    return {"job_id": job.id, **{f"new_{name}": row[name] for name in MUTABLE_COLUMNS}}
+
+
+def _insert_deliveries(db: sa.Connection, new: Sequence[Delivery]) -> None:
+    """Insert deliveries, each numbered after the last delivery of its job."""
     ids = {delivery.job_id for delivery in new}
-    numbers = Counter(
-        {
-            job_id: number
-            for job_id, number in db.execute(highest.where(deliveries.c.job_id.in_(ids)))
-        }
-    )
-    numbered = []
+    highest = sa.select(deliveries.c.job_id, sa.func.max(deliveries.c.number))
+    query = highest.where(deliveries.c.job_id.in_(ids)).group_by(deliveries.c.job_id)
+    last_number: Counter[str] = Counter()
+    for job_id, number in db.execute(query):
+        last_number[job_id] = number
+    rows = []
     for delivery in new:
-        numbers[delivery.job_id] += 1
-        numbered.append(delivery_row(replace(delivery, number=numbers[delivery.job_id])))
-    _insert(db, deliveries, numbered)
+        last_number[delivery.job_id] += 1
+        rows.append(delivery_to_row(replace(delivery, number=last_number[delivery.job_id])))
+    _insert_rows(db, deliveries, rows)
 
 
 def _renew(db: sa.Connection, fences: Mapping[str, int], until: float) -> set[str]:
@@ -436,60 +462,72 @@ def _renew(db: sa.Connection, fences: Mapping[str, int], until: float) -> set[st
         jobs.c.id.in_(fences), jobs.c.state == JobState.RUNNING
     )
     rows = db.execute(query.order_by(jobs.c.id).with_for_update())
-    held = {job_id for job_id, fence in rows if fences[job_id] == fence}
-    db.execute(sa.update(jobs).where(jobs.c.id.in_(held)).values(lease_until=until))
-    return held
+    renewed = {job_id for job_id, fence in rows if fences[job_id] == fence}
+    db.execute(sa.update(jobs).where(jobs.c.id.in_(renewed)).values(lease_until=until))
+    return renewed
 
 
 def _claim_deliveries(
     db: sa.Connection, count: int, per_host: int, now: float, until: float, busy: Collection[str]
 ) -> list[Delivery]:
-    free = deliveries.c.lease_until.is_(None) | (deliveries.c.lease_until <= now)
-    order = (deliveries.c.next_at, deliveries.c.id)
-    place = sa.func.row_number().over(partition_by=deliveries.c.host, order_by=order).label("place")
-    due = sa.select(deliveries.c.id, place).where(
-        _is_pending, deliveries.c.next_at <= now, free, deliveries.c.host.not_in(busy)
+    is_free = deliveries.c.lease_until.is_(None) | (deliveries.c.lease_until <= now)
+    by_time = (deliveries.c.next_at, deliveries.c.id)
+    position = sa.func.row_number().over(partition_by=deliveries.c.host, order_by=by_time)
+    due = (
+        sa.select(deliveries.c.id, position.label("position_in_host"))
+        .where(_is_pending, deliveries.c.next_at <= now, is_free, deliveries.c.host.not_in(busy))
+        .subquery()
     )
-    few = due.subquery()
-    fair = sa.select(few.c.id).where(few.c.place <= per_host)
-    query = sa.select(deliveries).where(deliveries.c.id.in_(fair)).order_by(*order).limit(count)
-    # Rows that another has claimed since they were found are locked, or no longer free.
-    found = _deliveries(db, query.where(_is_pending, free).with_for_update(skip_locked=True))
-    if not found:
+    candidates = sa.select(due.c.id).where(due.c.position_in_host <= per_host)
+    query = sa.select(deliveries).where(deliveries.c.id.in_(candidates), _is_pending, is_free)
+    # Another process may have claimed a candidate meanwhile. Then its row is locked, or it no
+    # longer matches.
+    locking = query.order_by(*by_time).limit(count).with_for_update(skip_locked=True)
+    locked = _select_deliveries(db, locking)
+    if not locked:
         return []
-    urls = {delivery.webhook.url for delivery in found}
+    urls = {delivery.webhook.url for delivery in locked}
     gone = set(db.scalars(sa.select(gone_endpoints.c.url).where(gone_endpoints.c.url.in_(urls))))
-    unwanted = [delivery.id for delivery in found if delivery.webhook.url in gone]
-    wanted = [delivery for delivery in found if delivery.webhook.url not in gone]
-    here = deliveries.c.id
-    db.execute(sa.update(deliveries).where(here.in_(unwanted)).values(state=DeliveryState.DISABLED))
-    lease = {"fence": deliveries.c.fence + 1, "lease_until": until}
-    db.execute(
-        sa.update(deliveries).where(here.in_([delivery.id for delivery in wanted])).values(lease)
-    )
-    return [replace(delivery, fence=delivery.fence + 1, lease_until=until) for delivery in wanted]
+    disabled = [delivery for delivery in locked if delivery.webhook.url in gone]
+    claimed = [delivery for delivery in locked if delivery.webhook.url not in gone]
+    _update_deliveries(db, disabled, {"state": DeliveryState.DISABLED})
+    _update_deliveries(db, claimed, {"fence": deliveries.c.fence + 1, "lease_until": until})
+    return [replace(delivery, fence=delivery.fence + 1, lease_until=until) for delivery in claimed]
+
+
+def _update_deliveries(
+    db: sa.Connection, changed: Sequence[Delivery], values: dict[str, Any]
+) -> None:
+    ids = [delivery.id for delivery in changed]
+    db.execute(sa.update(deliveries).where(deliveries.c.id.in_(ids)).values(values))
 
 
 def _redeliver(db: sa.Connection, job_id: str, number: int, now: float) -> Delivery | None:
-    here = (deliveries.c.job_id == job_id) & (deliveries.c.number == number)
-    fresh = {
-        **{"state": DeliveryState.PENDING, "attempts": 0, "next_at": now, "lease_until": None},
-        **{"status": None, "problem": None, "delivered_at": None},
+    is_match = (deliveries.c.job_id == job_id) & (deliveries.c.number == number)
+    pending = {
+        "state": DeliveryState.PENDING,
+        "attempts": 0,
+        "status": None,
+        "problem": None,
+        "delivered_at": None,
+        "next_at": now,
+        "lease_until": None,
+        "fence": deliveries.c.fence + 1,
     }
-    db.execute(sa.update(deliveries).where(here).values(**fresh, fence=deliveries.c.fence + 1))
-    found = _deliveries(db, sa.select(deliveries).where(here))
-    if not found:
+    db.execute(sa.update(deliveries).where(is_match).values(pending))
+    matches = _select_deliveries(db, sa.select(deliveries).where(is_match))
+    if not matches:
         return None
-    db.execute(sa.delete(gone_endpoints).where(gone_endpoints.c.url == found[0].webhook.url))
-    return found[0]
+    (delivery,) = matches
+    db.execute(sa.delete(gone_endpoints).where(gone_endpoints.c.url == delivery.webhook.url))
+    return delivery
 
 
 def _purge(db: sa.Connection, before: float, limit: int) -> int:
-    pending = (
-        sa.select(deliveries.c.id).where(deliveries.c.job_id == jobs.c.id, _is_pending).exists()
-    )
+    of_job = sa.select(deliveries.c.id).where(deliveries.c.job_id == jobs.c.id)
+    has_pending = of_job.where(_is_pending).exists()
     ended = sa.select(jobs.c.id).where(
-        jobs.c.state.in_(TERMINAL), jobs.c.finished_at < before, ~pending
+        jobs.c.state.in_(TERMINAL), jobs.c.finished_at < before, ~has_pending
     )
     ids = list(db.scalars(ended.limit(limit).with_for_update(skip_locked=True)))
     db.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
@@ -497,8 +535,8 @@ def _purge(db: sa.Connection, before: float, limit: int) -> int:
 
 
 def _collect(db: sa.Connection, before: float, limit: int, remove: Callable[[str], None]) -> int:
-    used = sa.select(job_blobs.c.digest).where(job_blobs.c.digest == blobs.c.digest).exists()
-    unused = sa.select(blobs.c.digest).where(blobs.c.touched_at < before, ~used)
+    is_used = sa.select(job_blobs.c.digest).where(job_blobs.c.digest == blobs.c.digest).exists()
+    unused = sa.select(blobs.c.digest).where(blobs.c.touched_at < before, ~is_used)
     digests = list(db.scalars(unused.limit(limit).with_for_update(skip_locked=True)))
     for digest in digests:
         remove(digest)

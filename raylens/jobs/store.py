@@ -1,8 +1,7 @@
-"""What the queue asks of a store. One suite of tests holds all implementations to it:
-``tests/contract/``.
+"""The interface of a job store.
 
-A store decides nothing: it applies functions of :mod:`raylens.jobs.transitions` to rows that it has
-locked.
+A store decides nothing. It locks rows and applies functions of :mod:`raylens.jobs.transitions` to
+them. ``tests/contract/`` runs one suite of tests over every implementation.
 """
 
 from __future__ import annotations
@@ -13,23 +12,15 @@ from typing import Protocol
 
 from raylens.core.errors import Conflict, QueueFull, RaylensError
 from raylens.jobs.job import Delivery, Job, JobState
-
-
-@dataclass(frozen=True)
-class Transition:
-    """A job after a change, and the deliveries that come with it, in one transaction. Their numbers
-    are the store's."""
-
-    job: Job
-    deliveries: tuple[Delivery, ...] = ()
+from raylens.jobs.transitions import Transition
 
 
 class StoreUnusable(Exception):
-    """The store can't be opened, or can't keep what it promises; the message names the setting."""
+    """The store can't be opened, or can't guarantee durability. The message names the setting."""
 
 
 class StoreUnreachable(StoreUnusable):
-    """Its server doesn't answer, or doesn't let us in: another try may find it otherwise."""
+    """The store's server doesn't answer or refuses the connection. A retry may succeed."""
 
 
 Apply = Callable[[Job], Transition]
@@ -37,10 +28,11 @@ Apply = Callable[[Job], Transition]
 
 @dataclass(frozen=True)
 class Change:
-    """``apply`` to the job of this ``id``; with a ``fence`` only while it runs under that one.
+    """A change to one stored job.
 
-    An ``apply`` that raises one of :mod:`raylens.core.errors` changes nothing, and the error is the
-    change's result.
+    With a ``fence``, the change applies only while the job runs under that fence. If ``apply``
+    raises an error of :mod:`raylens.core.errors`, the job stays as it is, and the error is the
+    result of the change.
     """
 
     id: str
@@ -49,113 +41,145 @@ class Change:
 
 
 class JobStore(Protocol):
-    """Jobs, deliveries and the references to blobs. Each method is one transaction, and durable
-    once it returns."""
+    """Jobs, their deliveries, and their references to blobs.
+
+    Each method is one transaction, and its effects are durable when it returns.
+    """
 
     async def open(self) -> None:
-        """Connects, and brings the schema up to date. Raises ``StoreUnusable``, or
-        ``StoreUnreachable``."""
+        """Connect, and migrate the schema to the latest version.
+
+        Raises ``StoreUnusable``, or ``StoreUnreachable`` if a retry may succeed.
+        """
         ...
 
     async def close(self) -> None: ...
 
-    async def skew(self) -> float:
-        """Seconds that the store's clock is ahead of this machine's: all who share a store go by
-        its clock."""
+    async def clock_skew(self) -> float:
+        """Return how far the store's clock is ahead of this machine's, in seconds.
+
+        All processes that share a store use its clock.
+        """
         ...
 
     async def add(self, jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
-        """For each job: itself, now stored; the one that is stored under its id, or under its key
-        with its digest; ``Conflict`` for its key with another digest; ``QueueFull`` where
-        ``capacity`` jobs wait."""
+        """Add jobs, and return a result for each.
+
+        - The job itself: it is now stored.
+        - A stored job: it has the same id, or the same idempotency key and digest.
+        - ``Conflict``: a stored job has the same idempotency key and another digest.
+        - ``QueueFull``: ``capacity`` jobs are queued.
+        """
         ...
 
     async def get(self, job_id: str) -> Job | None: ...
 
-    async def page(self, states: Collection[JobState], limit: int, before: str | None) -> list[Job]:
-        """The newest jobs first, in any state where ``states`` is empty; those older than the id
-        ``before``."""
+    async def list_jobs(
+        self, states: Collection[JobState], limit: int, before: str | None
+    ) -> list[Job]:
+        """Return the newest ``limit`` jobs, newest first.
+
+        An empty ``states`` means any state. ``before`` is a job id: only older jobs are returned.
+        """
         ...
 
-    async def counts(self) -> dict[JobState, int]:
-        """How many jobs are in each state; 0 where none is."""
+    async def count_by_state(self) -> dict[JobState, int]:
+        """Return the number of jobs in every state, zeros included."""
         ...
 
-    async def waiting(self, limit: int) -> int:
-        """How many jobs are queued, counted up to ``limit``."""
+    async def count_queued(self, limit: int) -> int:
+        """Return the number of queued jobs, or ``limit`` if there are more."""
         ...
 
-    async def durations(self, limit: int) -> list[float]:
-        """Seconds from start to end of the jobs that succeeded last."""
+    async def recent_durations(self, limit: int) -> list[float]:
+        """Return the durations, in seconds, of the last ``limit`` jobs that succeeded."""
         ...
 
     async def claim(self, count: int, now: float, apply: Apply) -> list[Job]:
-        """Applies to at most ``count`` jobs that are queued and due, or run under a lease that has
-        ended, by rank.
+        """Apply ``apply`` to at most ``count`` claimable jobs, by rank, and return the results.
 
-        No two claims take the same job, from whatever process.
+        A job is claimable if it is queued and due, or if it runs under an expired lease. No two
+        claims return the same job, even from different processes.
         """
         ...
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
-        """Extends the leases of the jobs that still run under these fences, by id, and tells which
-        do."""
+        """Extend the leases of jobs that still run under the given fences, by job id.
+
+        Return the ids of the jobs whose lease was extended.
+        """
         ...
 
     async def change(self, changes: Sequence[Change]) -> list[Job | RaylensError | None]:
-        """What each change made of its job; None where there is no such job under that fence."""
+        """Apply changes in order, and return the changed job or the error for each.
+
+        A result is None if the job doesn't exist or doesn't run under the change's fence.
+        """
         ...
 
     async def deliveries(self, job_id: str) -> list[Delivery]:
-        """All of a job's, in the order of their numbers."""
+        """Return all deliveries of a job, ordered by number."""
         ...
 
     async def claim_deliveries(
         self, count: int, per_host: int, now: float, until: float, busy: Collection[str]
     ) -> list[Delivery]:
-        """At most ``count`` that are pending and due, with a lease until ``until``: at most
-        ``per_host`` to one host, and none to the hosts in ``busy``.
+        """Claim at most ``count`` due deliveries under a lease that ends at ``until``.
 
-        Due ones to an endpoint that is gone become disabled instead.
+        At most ``per_host`` go to one host, and none to a host in ``busy``. A due delivery to an
+        endpoint that has answered 410 becomes disabled instead.
         """
         ...
 
     async def settle_delivery(
-        self, delivery: Delivery, slow_until: float | None, gone: bool
+        self, delivery: Delivery, pause_until: float | None, is_gone: bool
     ) -> bool:
-        """Stores how an attempt went, under its fence. ``slow_until`` holds all else to the same
-        URL until then; ``gone`` disables it, for this and all later deliveries. False where another
-        has claimed it meanwhile."""
+        """Store a delivery after an attempt. Return False if its fence is no longer current.
+
+        ``pause_until`` postpones every pending delivery to the same URL until then. ``is_gone``
+        disables the URL for this and all later deliveries.
+        """
         ...
 
     async def redeliver(self, job_id: str, number: int, now: float) -> Delivery | None:
-        """Makes a delivery pending again, from its first attempt, and its endpoint no longer gone."""
+        """Make a delivery pending again from its first attempt, and enable its URL again.
+
+        Return None if the job has no delivery of this number.
+        """
         ...
 
     async def purge(self, before: float, limit: int) -> int:
-        """Removes at most ``limit`` jobs that ended before then and have no delivery pending; how
-        many."""
+        """Delete at most ``limit`` jobs that ended before ``before``, and return how many.
+
+        Jobs with a pending delivery are kept.
+        """
         ...
 
     async def touch_blobs(self, digests: Collection[str], now: float) -> None:
-        """Notes that these blobs are about to be written and referred to."""
+        """Protect blobs from collection while they are written and a job is added."""
         ...
 
     async def collect_blobs(self, before: float, limit: int, remove: Callable[[str], None]) -> int:
-        """Calls ``remove`` for at most ``limit`` blobs that no job refers to and that were last
-        touched before then, while nobody can touch them; how many."""
+        """Call ``remove`` for at most ``limit`` unused blobs, and return how many.
+
+        A blob is unused if no job refers to it and it was last touched before ``before``. It can't
+        be touched while ``remove`` runs.
+        """
         ...
 
 
-def admit(job: Job, known: Job | None, waiting: int, capacity: int) -> Job | RaylensError:
-    """Whether a job may be added, where ``known`` has its id or its key already: the result of
-    :meth:`JobStore.add`."""
-    if known is not None:
-        if known.id == job.id or known.digest == job.digest:
-            return known
-        return Conflict("Idempotency-Key: another request came under this key", "Idempotency-Key")
-    if waiting >= capacity:
-        return QueueFull(
-            f"{waiting} jobs wait; the limit is {capacity}", "jobs.capacity", capacity, waiting
-        )
+def admit(job: Job, existing: Job | None, queued: int, capacity: int) -> Job | RaylensError:
+    """Return the result of :meth:`JobStore.add` for one job.
+
+    ``existing`` is a stored job with the same id or the same idempotency key. ``queued`` is the
+    number of queued jobs.
+    """
+    if existing is not None:
+        if existing.id == job.id or existing.digest == job.digest:
+            return existing
+        message = "Idempotency-Key: already used for a different request"
+        return Conflict(message, "Idempotency-Key")
+    if queued >= capacity:
+        message = f"{queued} jobs are queued; the limit is {capacity}"
+        return QueueFull(message, "jobs.capacity", capacity, queued)
     return job

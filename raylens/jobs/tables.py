@@ -1,5 +1,7 @@
-"""The schema of the SQL stores, as :mod:`raylens.jobs.migrations` makes it, and rows to nouns and
-back."""
+"""The schema of the SQL stores, and the conversion between rows and objects.
+
+:mod:`raylens.jobs.migrations` creates the same schema in the database.
+"""
 
 from __future__ import annotations
 
@@ -98,69 +100,67 @@ job_blobs = Table(
 Index("job_blobs_by_digest", job_blobs.c.digest)
 
 MUTABLE_COLUMNS = (
-    *(
-        "state",
-        "rank",
-        "output",
-        "problem",
-        "progress",
-        "run_after",
-        "deadline",
-        "started_at",
-        "finished_at",
-    ),
-    *("attempts", "max_attempts", "fence", "lease_owner", "lease_until"),
+    "state",
+    "rank",
+    "output",
+    "problem",
+    "progress",
+    "run_after",
+    "deadline",
+    "started_at",
+    "finished_at",
+    "attempts",
+    "max_attempts",
+    "fence",
+    "lease_owner",
+    "lease_until",
 )
-"""The columns of a job that change after it has been added."""
+"""The columns that a transition may change."""
 
 
-def job_row(job: Job) -> dict[str, Any]:
-    row = {name: getattr(job, name) for column in jobs.c if hasattr(job, name := column.name)}
+def job_to_row(job: Job) -> dict[str, Any]:
+    names = [column.name for column in jobs.c]
+    row = {name: getattr(job, name) for name in names if hasattr(job, name)}
     for name in ("input", "extra", "blobs", "output"):
-        row[name] = _dumps(getattr(job, name))
+        row[name] = _to_json(getattr(job, name))
     for name in ("problem", "progress"):
         value = getattr(job, name)
-        row[name] = None if value is None else _dumps(asdict(value))
+        row[name] = None if value is None else _to_json(asdict(value))
     webhook = job.webhook
-    return {
-        **row,
-        "webhook_url": webhook and webhook.url,
-        "webhook_secret": webhook and webhook.secret,
-    }
+    row["webhook_url"] = webhook and webhook.url
+    row["webhook_secret"] = webhook and webhook.secret
+    return row
 
 
-def job_of(row: RowMapping) -> Job:
+def job_from_row(row: RowMapping) -> Job:
     values: dict[str, Any] = dict(row)
-    url, secret = values.pop("webhook_url"), values.pop("webhook_secret")
+    url = values.pop("webhook_url")
+    secret = values.pop("webhook_secret")
     for name in ("input", "extra", "output", "problem", "progress", "blobs"):
         values[name] = None if values[name] is None else json.loads(values[name])
-    return Job(
-        **{
-            **values,
-            "state": JobState(values["state"]),
-            "blobs": tuple(values["blobs"]),
-            "problem": values["problem"] and Problem(**values["problem"]),
-            "progress": values["progress"] and Progress(**values["progress"]),
-            "webhook": url and Webhook(url, secret),
-        }
-    )
+    values["state"] = JobState(values["state"])
+    values["blobs"] = tuple(values["blobs"])
+    values["problem"] = values["problem"] and Problem(**values["problem"])
+    values["progress"] = values["progress"] and Progress(**values["progress"])
+    values["webhook"] = url and Webhook(url, secret)
+    return Job(**values)
 
 
-def delivery_row(delivery: Delivery) -> dict[str, Any]:
-    row = {
-        name: getattr(delivery, name)
-        for column in deliveries.c
-        if hasattr(delivery, name := column.name)
-    }
-    return {**row, "url": delivery.webhook.url, "secret": delivery.webhook.secret}
+def delivery_to_row(delivery: Delivery) -> dict[str, Any]:
+    names = [column.name for column in deliveries.c]
+    row = {name: getattr(delivery, name) for name in names if hasattr(delivery, name)}
+    row["url"] = delivery.webhook.url
+    row["secret"] = delivery.webhook.secret
+    return row
 
 
-def delivery_of(row: RowMapping) -> Delivery:
+def delivery_from_row(row: RowMapping) -> Delivery:
     values: dict[str, Any] = dict(row)
-    webhook = Webhook(values.pop("url"), values.pop("secret"))
-    del values["host"]  # it follows from the URL
-    return Delivery(**{**values, "state": DeliveryState(values["state"]), "webhook": webhook})
+    del values["host"]  # derived from the URL
+    values["webhook"] = Webhook(values.pop("url"), values.pop("secret"))
+    values["state"] = DeliveryState(values["state"])
+    return Delivery(**values)
 
 
-def _dumps(value: Any) -> str | None:
+def _to_json(value: Any) -> str | None:
     return None if value is None else json.dumps(value, separators=(",", ":"))

@@ -1,4 +1,7 @@
-"""The moves of a job, as functions from a job to the next: the only place where its state changes."""
+"""The transitions of a job: functions from a job to its next version.
+
+Only these functions change a job's state. They do no I/O.
+"""
 
 from __future__ import annotations
 
@@ -7,52 +10,69 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raylens.core.errors import Conflict, RaylensError
-from raylens.jobs.job import TRANSITIONS, Job, JobState, Problem, rank_of
+from raylens.jobs.job import TRANSITIONS, Delivery, Job, JobState, Problem, compute_rank
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A changed job, and the deliveries to store in the same transaction.
+
+    The store numbers the deliveries.
+    """
+
+    job: Job
+    deliveries: tuple[Delivery, ...] = ()
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Exponential backoff with full jitter, as in "Exponential Backoff And Jitter" (AWS
-    Architecture Blog, 2015).
+    """Exponential backoff with full jitter.
 
-    Seconds; an error's own ``retry_after`` is the least that is waited.
+    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
 
     base_s: float
-    longest_s: float
+    """Longest backoff before the second attempt, in seconds. It doubles with each attempt."""
+    max_s: float
+    """Upper bound of the backoff, in seconds."""
 
     def delay(self, attempt: int, retry_after: float | None) -> float:
-        """Before the attempt after number ``attempt``, which counts from 1."""
-        bound: float = min(self.longest_s, self.base_s * 2.0 ** min(attempt - 1, 32))
+        """Return the seconds to wait after attempt number ``attempt``, counted from 1.
+
+        The backoff is added to the error's own ``retry_after``.
+        """
+        bound: float = min(self.max_s, self.base_s * 2.0 ** min(attempt - 1, 32))
         return (retry_after or 0.0) + random.uniform(0, bound)
 
 
 def stamp_arrival(job: Job, now: float) -> Job:
-    """A new job by the store's clock, which may be another than that of whoever made it."""
-    late = now - job.created_at
+    """Return a new job with its times shifted to ``now`` by the store's clock.
+
+    The clock that created the job may differ from the store's.
+    """
+    shift = now - job.created_at
     return replace(
         job,
         created_at=now,
-        rank=job.rank + late,
-        deadline=job.deadline + late,
-        run_after=job.run_after + late if job.run_after else now,
+        rank=job.rank + shift,
+        deadline=job.deadline + shift,
+        run_after=job.run_after + shift if job.run_after else now,
     )
 
 
 def start(job: Job, now: float, owner: str, lease_until: float) -> Job:
-    """A job that is due, claimed; or failed, where its time or its attempts are used up."""
+    """Start an attempt at a claimed job.
+
+    The job fails instead if its deadline has passed or its attempts are used up.
+    """
     if now >= job.deadline:
-        return fail(
-            job, Problem("deadline_exceeded", "the deadline passed before the job was done"), now
-        )
+        message = "the deadline passed before the job finished"
+        return fail(job, Problem("deadline_exceeded", message), now)
     if job.attempts >= job.max_attempts:
-        return fail(
-            job,
-            Problem("attempt_lost", f"attempt {job.attempts}, the last one, died without a word"),
-            now,
-        )
+        message = f"attempt {job.attempts}, the last one, ended without a result"
+        return fail(job, Problem("attempt_lost", message), now)
     return replace(
-        _moved(job, JobState.RUNNING),
+        _with_state(job, JobState.RUNNING),
         attempts=job.attempts + 1,
         fence=job.fence + 1,
         lease_owner=owner,
@@ -62,48 +82,53 @@ def start(job: Job, now: float, owner: str, lease_until: float) -> Job:
 
 
 def succeed(job: Job, output: dict[str, Any], now: float) -> Job:
-    return replace(_ended(job, JobState.SUCCEEDED, now), output=output, problem=None)
+    return replace(_finish(job, JobState.SUCCEEDED, now), output=output, problem=None)
 
 
 def fail(job: Job, problem: Problem, now: float) -> Job:
-    return replace(_ended(job, JobState.FAILED, now), problem=problem)
+    return replace(_finish(job, JobState.FAILED, now), problem=problem)
 
 
 def cancel(job: Job, now: float) -> Job:
-    """Takes effect at once: what a running attempt still brings has the wrong fence. Raises
-    ``Conflict``.
+    """Cancel a job at once. Raises ``Conflict`` if it has ended.
 
-    The lease stays known: until it ends, the attempt may go on in a process that hasn't heard of
-    it.
+    The new fence invalidates the result of an attempt that is still running. ``lease_until`` is
+    kept: until then, the attempt may go on in a process that has not noticed the cancellation.
     """
-    return replace(
-        _ended(job, JobState.CANCELED, now), fence=job.fence + 1, lease_until=job.lease_until
-    )
+    canceled = _finish(job, JobState.CANCELED, now)
+    return replace(canceled, fence=job.fence + 1, lease_until=job.lease_until)
 
 
 def retry_or_fail(job: Job, error: RaylensError, policy: RetryPolicy, now: float) -> Job:
-    """After a failed attempt: queued for the next, or failed where another can't help or there is
-    none."""
+    """Queue a job again after a failed attempt, or fail it if a retry is pointless.
+
+    It is pointless if the error is not retryable, if no attempt is left, or if the deadline would
+    pass before the next attempt.
+    """
     problem = Problem(error.code, error.message, error.field)
     if not error.retryable or job.attempts >= job.max_attempts:
         return fail(job, problem, now)
     run_after = now + policy.delay(job.attempts, error.retry_after)
     if run_after >= job.deadline:
         return fail(job, problem, now)
-    return replace(_moved(job, JobState.QUEUED), run_after=run_after, problem=problem, **_NO_LEASE)
+    queued = _with_state(job, JobState.QUEUED)
+    return replace(queued, run_after=run_after, problem=problem, **_NO_LEASE)
 
 
-def retry(job: Job, now: float, attempts: int, timeout: float) -> Job:
-    """By hand, from the end: with as many attempts and as much time as a new job has. Raises
-    ``Conflict``."""
+def requeue(job: Job, now: float, attempts: int, timeout_s: float) -> Job:
+    """Queue a failed or canceled job again, at a user's request. Raises ``Conflict`` for any other.
+
+    The job gets ``attempts`` more attempts and a deadline ``timeout_s`` seconds from now. It waits
+    for an old lease to expire, because a canceled attempt may still be running under it.
+    """
     if not job.state.is_terminal:
-        raise Conflict(f"job_id: the job is {job.state}, and goes on by itself", "job_id")
+        raise Conflict(f"job_id: the job is {job.state}, and has not ended", "job_id")
     return replace(
-        _moved(job, JobState.QUEUED),
+        _with_state(job, JobState.QUEUED),
         max_attempts=job.attempts + attempts,
-        deadline=now + timeout,
+        deadline=now + timeout_s,
         run_after=max(now, job.lease_until or now),
-        rank=rank_of(job.priority, now),
+        rank=compute_rank(job.priority, now),
         **_NO_LEASE,
         finished_at=None,
         started_at=None,
@@ -114,11 +139,11 @@ def retry(job: Job, now: float, attempts: int, timeout: float) -> Job:
 _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
 
 
-def _ended(job: Job, state: JobState, now: float) -> Job:
-    return replace(_moved(job, state), finished_at=now, **_NO_LEASE)
+def _finish(job: Job, state: JobState, now: float) -> Job:
+    return replace(_with_state(job, state), finished_at=now, **_NO_LEASE)
 
 
-def _moved(job: Job, state: JobState) -> Job:
+def _with_state(job: Job, state: JobState) -> Job:
     if state not in TRANSITIONS[job.state]:
         raise Conflict(f"job_id: the job is {job.state}, and can't become {state}", "job_id")
     return replace(job, state=state)

@@ -1,5 +1,7 @@
-"""Delivers webhooks: rows of the store, sent when they are due. A slow endpoint holds up its own
-deliveries only."""
+"""Sends webhook deliveries from the store when they are due.
+
+A slow endpoint delays only its own deliveries.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import httpx
@@ -19,13 +22,20 @@ from raylens.jobs.job import Delivery, DeliveryState
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.poll_loop import PollLoop
 from raylens.jobs.store import JobStore
-from raylens.jobs.webhooks import Outcome, Verdict, headers, judge, next_attempt
+from raylens.jobs.webhooks import AttemptResult, Outcome, classify, make_headers, next_delay
 
 logger = logging.getLogger(__name__)
 
+LEASE_TIMEOUTS = 4
+"""Length of a delivery's lease, in request time-outs.
+
+The lease covers the wait for other deliveries to the same host, and then the request itself.
+"""
+MAX_PROBLEM_CHARS = 500
+
 
 class Sender(Protocol):
-    """:class:`raylens.net.client.GuardedClient`, or a fake of it."""
+    """The HTTP client: :class:`raylens.net.client.GuardedClient`, or a fake."""
 
     async def post(
         self, url: str, content: bytes, headers: dict[str, str], field: str
@@ -33,7 +43,7 @@ class Sender(Protocol):
 
 
 class WebhookDispatcher:
-    """Has at most ``max_at_once`` deliveries on the way, ``max_per_host`` of them to one host."""
+    """Sends at most ``max_at_once`` deliveries at a time, ``max_per_host`` of them to one host."""
 
     def __init__(
         self,
@@ -52,17 +62,20 @@ class WebhookDispatcher:
         self._metrics = metrics
         self._poll_loop = PollLoop(self._claim, "deliveries")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._under_way: Counter[str] = Counter()
-        self._room: defaultdict[str, asyncio.Semaphore] = defaultdict(
+        self._claimed_by_host: Counter[str] = Counter()
+        self._host_limits: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(config.max_per_host)
         )
 
     def wake(self) -> None:
-        """Something may be due."""
+        """Look for due deliveries soon."""
         self._poll_loop.wake()
 
     async def serve(self) -> None:
-        """Until it is canceled; what is under way is then sent again by whoever comes next."""
+        """Send deliveries until canceled.
+
+        Then the unfinished ones stop. They are sent again once their leases have expired.
+        """
         try:
             await self._poll_loop.serve()
         finally:
@@ -70,92 +83,82 @@ class WebhookDispatcher:
                 task.cancel()
 
     async def _claim(self) -> bool:
-        """Sends what is due, as far as there is room; whether there may be more."""
+        """Claim as many due deliveries as the limits allow. Return whether more may be due."""
         free = self._config.max_at_once - len(self._tasks)
         if free <= 0:
             return False
-        most = self._config.max_per_host
+        per_host = self._config.max_per_host
+        busy = [host for host, count in self._claimed_by_host.items() if count >= per_host]
         now = self._clock()
-        busy = [host for host, count in self._under_way.items() if count >= most]
-        # Until its turn comes among those to the same host, and then its own time.
-        until = now + 4 * self._config.timeout_s
-        claimed = await self._store.claim_deliveries(free, most, now, until, busy)
+        lease_until = now + LEASE_TIMEOUTS * self._config.timeout_s
+        claimed = await self._store.claim_deliveries(free, per_host, now, lease_until, busy)
         for delivery in claimed:
-            self._under_way[delivery.host] += 1
+            self._claimed_by_host[delivery.host] += 1
             task = asyncio.create_task(self._deliver(delivery))
             self._tasks.add(task)
-            task.add_done_callback(lambda task, host=delivery.host: self._ended(task, host))  # type: ignore[misc]
+            task.add_done_callback(partial(self._on_done, delivery.host))
         return bool(claimed)
 
-    def _ended(self, task: asyncio.Task[None], host: str) -> None:
+    def _on_done(self, host: str, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._under_way[host] -= 1
-        if self._under_way[host] <= 0:
-            del self._under_way[host]
-            self._room.pop(host, None)
+        self._claimed_by_host[host] -= 1
+        if self._claimed_by_host[host] <= 0:
+            del self._claimed_by_host[host]
+            self._host_limits.pop(host, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a delivery broke, and will be tried again", exc_info=error)
+            logger.error("a delivery crashed and will be retried", exc_info=error)
         self.wake()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        async with self._room[delivery.host]:
+        async with self._host_limits[delivery.host]:
             started = time.monotonic()
-            status, verdict, problem = await self._send(delivery)
-        outcome = "refused" if verdict is None else verdict.outcome.value
-        self._metrics.delivery(outcome, time.monotonic() - started)
-        if problem:
-            logger.info("webhook %s of job %s: %s", delivery.id, delivery.job_id, problem)
+            result = await self._send(delivery)
+        self._metrics.record_delivery(result.outcome.value, time.monotonic() - started)
+        if result.problem:
+            logger.info("webhook %s of job %s: %s", delivery.id, delivery.job_id, result.problem)
         now = self._clock()
-        slow_until = (
-            now + verdict.slow_s if verdict is not None and verdict.slow_s is not None else None
-        )
-        settled = _settled(
-            replace(delivery, attempts=delivery.attempts + 1, status=status), verdict, problem, now
-        )
+        pause_until = None if result.pause_s is None else now + result.pause_s
         await self._store.settle_delivery(
-            settled, slow_until, verdict is not None and verdict.outcome is Outcome.GONE
+            _after_attempt(delivery, result, now), pause_until, result.outcome is Outcome.GONE
         )
 
-    async def _send(self, delivery: Delivery) -> tuple[int | None, Verdict | None, str | None]:
-        """One attempt: the status, what it means, and what went wrong. No verdict: it may not be
-        sent at all."""
+    async def _send(self, delivery: Delivery) -> AttemptResult:
+        """Make one attempt to deliver."""
         webhook = delivery.webhook
         secrets = [webhook.secret] if webhook.secret is not None else self._secrets
-        signed = headers(delivery, secrets, time.time())
+        headers = make_headers(delivery, secrets, time.time())
+        body = delivery.body.encode()
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                response = await self._sender.post(
-                    webhook.url, delivery.body.encode(), signed, "webhook_url"
-                )
+                response = await self._sender.post(webhook.url, body, headers, "webhook_url")
         except InvalidRequest as error:
-            return None, None, error.message
+            return AttemptResult(Outcome.REFUSED, problem=error.message)
         except TimeoutError:
-            return None, Verdict(Outcome.RETRY), f"no answer within {self._config.timeout_s:g} s"
+            problem = f"no answer within {self._config.timeout_s:g} s"
+            return AttemptResult(Outcome.RETRY, problem=problem)
         except (OSError, httpx.HTTPError) as error:
-            return None, Verdict(Outcome.RETRY), f"{type(error).__name__}: {error}"[:500]
-        except (
-            Exception
-        ) as error:  # whatever it is, the attempt counts: else it would be made again for ever
-            logger.exception("webhook %s: unforeseen error", delivery.id)
-            return None, Verdict(Outcome.RETRY), type(error).__name__
-        status = response.status_code
-        verdict = judge(status, response.headers.get("retry-after"), time.time())
-        return (
-            status,
-            verdict,
-            None if verdict.outcome is Outcome.DELIVERED else f"the endpoint answered {status}",
-        )
+            problem = f"{type(error).__name__}: {error}"[:MAX_PROBLEM_CHARS]
+            return AttemptResult(Outcome.RETRY, problem=problem)
+        except Exception as error:
+            # Any error must count as an attempt. Otherwise the delivery would be retried forever.
+            logger.exception("webhook %s: internal error", delivery.id)
+            return AttemptResult(Outcome.RETRY, problem=type(error).__name__)
+        return classify(response.status_code, response.headers.get("retry-after"), time.time())
 
 
-def _settled(tried: Delivery, verdict: Verdict | None, problem: str | None, now: float) -> Delivery:
-    """A delivery after an attempt."""
-    if verdict is None:
-        return replace(tried, state=DeliveryState.FAILED, problem=problem)
-    if verdict.outcome is Outcome.DELIVERED:
-        return replace(tried, state=DeliveryState.DELIVERED, delivered_at=now, problem=None)
-    if verdict.outcome is Outcome.GONE:
-        return replace(tried, state=DeliveryState.DISABLED, problem=problem)
-    wait = next_attempt(tried.attempts, verdict.retry_after_s)
-    if wait is None:
-        return replace(tried, state=DeliveryState.FAILED, problem=problem)
-    return replace(tried, next_at=now + wait, problem=problem)
+def _after_attempt(delivery: Delivery, result: AttemptResult, now: float) -> Delivery:
+    """Return a delivery as it is after an attempt."""
+    attempts = delivery.attempts + 1
+    attempted = replace(delivery, attempts=attempts, status=result.status, problem=result.problem)
+    match result.outcome:
+        case Outcome.DELIVERED:
+            return replace(attempted, state=DeliveryState.DELIVERED, delivered_at=now)
+        case Outcome.GONE:
+            return replace(attempted, state=DeliveryState.DISABLED)
+        case Outcome.REFUSED:
+            return replace(attempted, state=DeliveryState.FAILED)
+        case Outcome.RETRY:
+            delay = next_delay(attempts, result.retry_after_s)
+            if delay is None:
+                return replace(attempted, state=DeliveryState.FAILED)
+            return replace(attempted, next_at=now + delay)

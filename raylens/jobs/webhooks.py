@@ -1,5 +1,7 @@
-"""Webhooks as Standard Webhooks 1.0.0 has them (https://www.standardwebhooks.com): events, bodies,
-signatures, and what an endpoint's answer means."""
+"""Webhooks by the Standard Webhooks specification 1.0.0: bodies, signatures, retry schedule.
+
+https://www.standardwebhooks.com
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ from typing import Any
 from raylens.jobs.job import Delivery, Job, JobState
 from raylens.net.retry_after import parse_retry_after
 
-MAX_BODY = 20_000
-"""Bytes; a larger result is left where it is, and the body tells where."""
+MAX_BODY_BYTES = 20_000
+"""A body of this size or more links to the output and doesn't contain it."""
+MAX_MESSAGE_CHARS = 2000
+"""Longest error message in a body."""
 STARTED = "job.started"
 EVENTS: Mapping[JobState, str] = {
     JobState.RUNNING: STARTED,
@@ -28,16 +32,23 @@ EVENTS: Mapping[JobState, str] = {
     JobState.FAILED: "job.failed",
     JobState.CANCELED: "job.canceled",
 }
-SCHEDULE = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
-"""Seconds between the attempts: ten attempts in all."""
+"""The event that announces each state. A queued job has none."""
+RETRY_DELAYS_S = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
+"""Seconds between attempts: ten attempts in all."""
 JITTER = 0.1
-_PREFIX = "whsec_"
-LONGEST_RETRY_AFTER = 86_400.0
+"""A delay is longer than scheduled by a random share of at most this."""
+MAX_RETRY_AFTER_S = 86_400.0
+"""Longest ``Retry-After`` that is honoured, in seconds."""
+_SECRET_PREFIX = "whsec_"
+MIN_SECRET_BYTES = 24
+MAX_SECRET_BYTES = 64
 
 
-def delivery(job: Job, now: float, result_url: str) -> Delivery | None:
-    """What tells a job's webhook of the state that the job is in now; None where it has none, or
-    waits."""
+def make_delivery(job: Job, now: float, result_url: str) -> Delivery | None:
+    """Return the delivery that announces a job's state.
+
+    Return None if the job has no webhook or is queued.
+    """
     event = EVENTS.get(job.state)
     if job.webhook is None or event is None:
         return None
@@ -47,116 +58,143 @@ def delivery(job: Job, now: float, result_url: str) -> Delivery | None:
         number=0,
         event=event,
         webhook=job.webhook,
-        body=body(event, job, now, result_url),
+        body=_make_body(event, job, now, result_url),
         created_at=now,
         next_at=now,
     )
 
 
-def body(event: str, job: Job, now: float, result_url: str) -> str:
-    """``{type, timestamp, data}``, under ``MAX_BODY`` bytes whatever the job's result."""
-    problem = job.problem if job.state is JobState.FAILED else None
+def _make_body(event: str, job: Job, now: float, result_url: str) -> str:
+    """Return ``{type, timestamp, data}`` as JSON, shorter than ``MAX_BODY_BYTES``.
+
+    If the output doesn't fit, ``data.output`` is null and ``data.result_url`` links to it.
+    """
+    error = None
+    if job.state is JobState.FAILED and job.problem is not None:
+        problem = job.problem
+        error = {
+            "code": problem.code,
+            "message": problem.message[:MAX_MESSAGE_CHARS],
+            "field": problem.field,
+        }
     data: dict[str, Any] = {
         "job_id": job.id,
         "job_type": job.type,
         "status": job.state.value,
         "attempts": job.attempts,
-        "created_at": iso(job.created_at),
-        "started_at": iso(job.started_at),
-        "finished_at": iso(job.finished_at),
-        "error": problem
-        and {"code": problem.code, "message": problem.message[:2000], "field": problem.field},
+        "created_at": format_timestamp(job.created_at),
+        "started_at": format_timestamp(job.started_at),
+        "finished_at": format_timestamp(job.finished_at),
+        "error": error,
+        "output": job.output if job.state is JobState.SUCCEEDED else None,
     }
-    output = job.output if job.state is JobState.SUCCEEDED else None
-    whole = _json({"type": event, "timestamp": iso(now), "data": {**data, "output": output}})
-    if len(whole) < MAX_BODY:
-        return whole
-    return _json(
-        {
-            "type": event,
-            "timestamp": iso(now),
-            "data": {**data, "output": None, "result_url": result_url},
-        }
-    )
+    body = {"type": event, "timestamp": format_timestamp(now), "data": data}
+    text = _to_json(body)
+    if len(text) < MAX_BODY_BYTES:  # escaped JSON is ASCII: a character is a byte
+        return text
+    data["output"] = None
+    data["result_url"] = result_url
+    return _to_json(body)
 
 
-def headers(delivery: Delivery, secrets: Sequence[str], now: float) -> dict[str, str]:
-    """Of an attempt at ``now``; signed with each of the secrets, or not at all where there is none."""
+def make_headers(delivery: Delivery, secrets: Sequence[str], now: float) -> dict[str, str]:
+    """Return the headers of an attempt at time ``now``.
+
+    There is one signature for each secret, and no signature header if there are no secrets.
+    """
     timestamp = str(int(now))
-    signed = {
+    headers = {
         "Content-Type": "application/json",
         "webhook-id": delivery.id,
         "webhook-timestamp": timestamp,
     }
     if secrets:
         content = f"{delivery.id}.{timestamp}.{delivery.body}".encode()
-        signed["webhook-signature"] = " ".join(_signature(secret, content) for secret in secrets)
-    return signed
+        headers["webhook-signature"] = " ".join(_sign(secret, content) for secret in secrets)
+    return headers
 
 
 def check_secret(secret: str) -> str:
-    """The secret. Raises ``ValueError`` unless it is ``whsec_`` and the base64 of 24 to 64 bytes."""
+    """Return the secret if it is valid.
+
+    Raises ``ValueError`` unless it is ``whsec_`` and the base64 of 24 to 64 bytes.
+    """
     try:
-        length = len(_key(secret))
+        length = len(_decode_secret(secret))
     except (ValueError, binascii.Error):
         length = 0
-    if not secret.startswith(_PREFIX) or not 24 <= length <= 64:
-        raise ValueError("a secret is whsec_ and the base64 of 24 to 64 random bytes")
+    is_valid_length = MIN_SECRET_BYTES <= length <= MAX_SECRET_BYTES
+    if not secret.startswith(_SECRET_PREFIX) or not is_valid_length:
+        raise ValueError("expected whsec_ and the base64 of 24 to 64 random bytes")
     return secret
 
 
-def _key(secret: str) -> bytes:
-    return base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+def _decode_secret(secret: str) -> bytes:
+    return base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
 
 
-def _signature(secret: str, content: bytes) -> str:
-    return "v1," + base64.b64encode(hmac.digest(_key(secret), content, hashlib.sha256)).decode()
+def _sign(secret: str, content: bytes) -> str:
+    digest = hmac.digest(_decode_secret(secret), content, hashlib.sha256)
+    return "v1," + base64.b64encode(digest).decode()
 
 
 class Outcome(Enum):
+    """The outcome of an attempt to deliver. The values are labels of a metric."""
+
     DELIVERED = "delivered"
     RETRY = "again"
     GONE = "gone"
+    """The endpoint answered 410 and is to receive no more deliveries."""
+    REFUSED = "refused"
+    """The URL is not allowed, and nothing was sent."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What an endpoint's answer means. ``slow_s``: how long nothing else should be sent there, in
-    seconds."""
+class AttemptResult:
+    """The result of an attempt to deliver."""
 
     outcome: Outcome
+    status: int | None = None
+    """HTTP status of the response, if there was one."""
+    problem: str | None = None
+    """Why the attempt failed."""
     retry_after_s: float | None = None
-    slow_s: float | None = None
+    """Shortest time until the next attempt, in seconds."""
+    pause_s: float | None = None
+    """Seconds during which nothing else is to be sent to the same URL."""
 
 
-def judge(status: int, retry_after: str | None, now: float) -> Verdict:
-    """2xx delivers, 410 ends all, 429, 502 and 504 slow down, and all else, 3xx too, is tried
-    again."""
+def classify(status: int, retry_after: str | None, now: float) -> AttemptResult:
+    """Return the result of an attempt that got a response.
+
+    2xx is a delivery, and 410 disables the endpoint. Every other status, 3xx included, is retried.
+    429, 502 and 504 also pause all deliveries to the URL, as does a ``Retry-After`` header.
+    """
     if 200 <= status < 300:
-        return Verdict(Outcome.DELIVERED)
+        return AttemptResult(Outcome.DELIVERED, status)
+    problem = f"the endpoint answered {status}"
     if status == 410:
-        return Verdict(Outcome.GONE)
-    wait = parse_retry_after(retry_after, LONGEST_RETRY_AFTER, now)
-    if wait is None and status in (429, 502, 504):
-        wait = SCHEDULE[0]
-    return Verdict(Outcome.RETRY, wait, wait)
+        return AttemptResult(Outcome.GONE, status, problem)
+    pause = parse_retry_after(retry_after, MAX_RETRY_AFTER_S, now)
+    if pause is None and status in (429, 502, 504):
+        pause = RETRY_DELAYS_S[0]
+    return AttemptResult(Outcome.RETRY, status, problem, retry_after_s=pause, pause_s=pause)
 
 
-def next_attempt(attempts: int, retry_after: float | None) -> float | None:
-    """Seconds after attempt number ``attempts`` until the next; None where that was the last."""
-    if attempts > len(SCHEDULE):
+def next_delay(attempts: int, retry_after_s: float | None) -> float | None:
+    """Return the seconds to wait after attempt number ``attempts``, or None if it was the last."""
+    if attempts > len(RETRY_DELAYS_S):
         return None
-    wait = SCHEDULE[attempts - 1] * random.uniform(1, 1 + JITTER)
-    return max(wait, retry_after or 0.0)
+    delay = RETRY_DELAYS_S[attempts - 1] * random.uniform(1, 1 + JITTER)
+    return max(delay, retry_after_s or 0.0)
 
 
-def iso(moment: float | None) -> str | None:
-    return (
-        None
-        if moment is None
-        else datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
-    )
+def format_timestamp(time: float | None) -> str | None:
+    """Format a time as ISO 8601 in UTC, to the millisecond."""
+    if time is None:
+        return None
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))

@@ -1,1 +1,1 @@
-"""Outbound HTTP to addresses that others name, with checks on where they lead."""
+"""Outbound HTTP to URLs from untrusted callers, with checks of the addresses they lead to."""

@@ -1,8 +1,8 @@
-"""Which addresses may be called where somebody else has named the URL: none of a private network,
-none special.
+"""Checks of the addresses that a URL from an untrusted caller leads to.
 
-After OWASP's "Server-Side Request Forgery Prevention Cheat Sheet"; the special-purpose ranges are
-IANA's registries, as :mod:`ipaddress` has them.
+Only public addresses may be called, unless the configuration allows others. The checks follow
+OWASP's "Server-Side Request Forgery Prevention Cheat Sheet". The special-purpose ranges are those
+of IANA's registries, as implemented by :mod:`ipaddress`.
 """
 
 from __future__ import annotations
@@ -19,114 +19,135 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 _ALSO_REFUSED: tuple[Network, ...] = (
-    ip_network("168.63.129.16/32"),  # Azure's platform services, under a public address
+    ip_network("168.63.129.16/32"),  # Azure's platform services, on a public address
     ip_network("192.88.99.0/24"),  # 6to4 relays
-    # These carry an IPv4 address, and a gateway would take it anywhere.
+    # Addresses that embed an IPv4 address. A gateway forwards them to any IPv4 host.
     ip_network("64:ff9b::/96"),
     ip_network("64:ff9b:1::/48"),
     ip_network("2001::/32"),
     ip_network("2002::/16"),
     ip_network("::/96"),
     ip_network("::ffff:0:0:0/96"),
-    ip_network("fec0::/10"),  # site-local, of old
-    # Registered as special since Python's own table was made.
+    ip_network("fec0::/10"),  # site-local, deprecated
+    # Special-purpose ranges that are newer than the table of the ipaddress module.
     ip_network("100:0:0:1::/64"),
     ip_network("3fff::/20"),
     ip_network("5f00::/16"),
 )
+_NOT_IN_HOST_NAMES = frozenset("/:@ ?#*")
+MAX_HOST_CHARS = 128
+"""Longest part of a host name in an error message."""
 
 
 class AddressRefused(InvalidRequest):
-    """A URL that leads where nobody from outside may send us."""
+    """The URL leads to an address that may not be called."""
 
     code = "address_refused"
 
 
 @dataclass(frozen=True)
 class AllowList:
-    """What the configuration opens beside public addresses: networks such as ``10.1.0.0/16``, and
-    names of hosts."""
+    """The networks and host names that may be called although they are not public."""
 
     networks: tuple[Network, ...] = ()
     hosts: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, entries: Iterable[str]) -> AllowList:
-        """Each entry is an address, a network, or a host's name. Raises ``ValueError`` for what is
-        none of them."""
+        """Parse addresses, networks such as ``10.1.0.0/16``, and host names.
+
+        Raises ``ValueError`` if an entry is none of them.
+        """
         networks: list[Network] = []
         hosts: set[str] = set()
         for entry in entries:
             try:
                 networks.append(ip_network(entry))
             except ValueError:
-                if not entry or set(entry) & set("/:@ ?#*") or entry.replace(".", "").isdigit():
+                if not _is_host_name(entry):
                     raise ValueError(
-                        f"{entry!r} is no address, no network and no host's name"
+                        f"{entry!r}: expected an address, a network or a host name"
                     ) from None
-                hosts.add(_name(entry))
+                hosts.add(_normalize(entry))
         return cls(tuple(networks), frozenset(hosts))
 
-    def opens(self, host: str, address: Address) -> bool:
-        return _name(host) in self.hosts or any(
-            address in network for network in self.networks if network.version == address.version
-        )
+    def allows(self, host: str, address: Address) -> bool:
+        return _normalize(host) in self.hosts or _is_in(address, self.networks)
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the internet at large: reachable from everywhere, no multicast,
-    no wrapper."""
+    """Return whether an address is globally reachable and unicast, and embeds no other address.
+
+    An IPv4-mapped IPv6 address is judged by its IPv4 address.
+    """
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return is_public(address.ipv4_mapped)
     if address.is_multicast or not address.is_global:
         return False
-    return not any(
-        address in network for network in _ALSO_REFUSED if network.version == address.version
-    )
+    return not _is_in(address, _ALSO_REFUSED)
 
 
 def check(host: str, addresses: Sequence[Address], allowed: AllowList, field: str) -> None:
-    """Raises ``AddressRefused`` unless all of a host's addresses may be called: one that may not is
-    a trap."""
+    """Raise ``AddressRefused`` unless every address of a host may be called.
+
+    One refused address refuses the host, because a later lookup might return only that one.
+    """
     for address in addresses:
-        if not (is_public(address) or allowed.opens(host, _plain(address))):
-            raise AddressRefused(
-                f"{field}: {host[:128]} leads to {address}, which is not a public address", field
-            )
+        if not (is_public(address) or allowed.allows(host, _unmap(address))):
+            name = host[:MAX_HOST_CHARS]
+            message = f"{field}: {name} resolves to {address}, which is not a public address"
+            raise AddressRefused(message, field)
 
 
 def check_literal(host: str, allowed: AllowList, field: str) -> None:
-    """Raises as :func:`check` does where ``host`` is an address, in whatever notation; a name
-    passes, unresolved."""
+    """Raise ``AddressRefused`` if a host is an address that may not be called, in any notation.
+
+    A host name passes. It is not resolved.
+    """
+    literal = host.partition("%")[0]
     try:
-        found = socket.getaddrinfo(
-            host.partition("%")[0], None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        entries = socket.getaddrinfo(
+            literal, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )
     except (socket.gaierror, UnicodeError):
         return
-    check(host, [_address(entry) for entry in found], allowed, field)
+    check(host, [_address_of(entry) for entry in entries], allowed, field)
 
 
 async def resolve(host: str, port: int, allowed: AllowList, field: str) -> list[Address]:
-    """All addresses of a host, every one of them checked. Raises ``AddressRefused``, and
-    ``OSError`` where there is none."""
+    """Return all addresses of a host, after checking every one.
+
+    Raises ``AddressRefused``, and ``OSError`` if the host has no address.
+    """
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:
-        raise OSError(f"{host[:128]!r} is no host's name: {error}") from None
-    addresses = list(dict.fromkeys(_address(entry) for entry in found))
+        raise OSError(f"{host[:MAX_HOST_CHARS]!r}: not a host name: {error}") from None
+    addresses = list(dict.fromkeys(_address_of(entry) for entry in entries))
     check(host, addresses, allowed, field)
     return addresses
 
 
-def _address(entry: tuple[object, object, object, object, tuple[object, ...]]) -> Address:
-    return ip_address(str(entry[4][0]).partition("%")[0])
+def _address_of(entry: tuple[object, object, object, object, tuple[object, ...]]) -> Address:
+    """Return the address in an entry of ``getaddrinfo``, without an IPv6 zone."""
+    socket_address = entry[4]
+    return ip_address(str(socket_address[0]).partition("%")[0])
 
 
-def _plain(address: Address) -> Address:
+def _is_in(address: Address, networks: Iterable[Network]) -> bool:
+    return any(address in network for network in networks if network.version == address.version)
+
+
+def _unmap(address: Address) -> Address:
+    """Return the IPv4 address of an IPv4-mapped IPv6 address, and any other unchanged."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return address if mapped is None else mapped
 
 
-def _name(host: str) -> str:
+def _is_host_name(entry: str) -> bool:
+    is_number = entry.replace(".", "").isdigit()
+    return bool(entry) and not is_number and not _NOT_IN_HOST_NAMES & set(entry)
+
+
+def _normalize(host: str) -> str:
     return host.rstrip(".").lower()

@@ -1,5 +1,4 @@
-"""An HTTP client for URLs that others name: it connects to the addresses that were checked, and
-nowhere else."""
+"""An HTTP client for URLs from untrusted callers: it connects only to addresses that it checked."""
 
 from __future__ import annotations
 
@@ -11,15 +10,17 @@ import httpx
 from raylens.core.errors import InvalidRequest
 from raylens.net.address import Address, AllowList, check_literal, resolve
 
-MAX_URL = 2048
+MAX_URL_CHARS = 2048
 
 
 class GuardedClient:
-    """Resolves a URL's host once, checks every address, and connects to one of those: a name that
-    changes its mind between check and use (DNS rebinding) gains nothing. Redirects are not
-    followed, and no proxy is asked.
+    """An HTTP client that can't be made to call private addresses.
 
-    TLS still verifies the host's name (httpx's extension ``sni_hostname``).
+    It resolves a URL's host once, checks every address, and connects to one of those. A host name
+    that resolves differently after the check (DNS rebinding) therefore gains nothing. The client
+    follows no redirects and uses no proxy.
+
+    TLS still verifies the host name, by httpx's extension ``sni_hostname``.
     """
 
     def __init__(self, allowed: AllowList, timeout_s: float, user_agent: str) -> None:
@@ -38,7 +39,7 @@ class GuardedClient:
 
     async def __aexit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
@@ -50,9 +51,11 @@ class GuardedClient:
     async def post(
         self, url: str, content: bytes, headers: dict[str, str], field: str
     ) -> httpx.Response:
-        """The answer, of which only status and headers are read. Raises ``InvalidRequest`` for a
-        URL that may not be called, ``OSError`` where its host has no address, and httpx's
-        errors."""
+        """Post to a URL. Return the response with its status and headers; the body is not read.
+
+        Raises ``InvalidRequest`` if the URL is invalid or may not be called, ``OSError`` if its
+        host has no address, and httpx's errors.
+        """
         parsed = parse_url(url, field)
         port = parsed.port or (443 if parsed.scheme == "https" else 80)
         addresses = await resolve(parsed.host, port, self._allowed, field)
@@ -79,11 +82,13 @@ class GuardedClient:
 
 
 def parse_url(url: str, field: str) -> httpx.URL:
-    """Raises ``InvalidRequest`` for what is not an absolute http or https URL without a user in it."""
-    if len(url) > MAX_URL:
-        raise InvalidRequest(
-            f"{field}: {len(url)} characters; the limit is {MAX_URL}", field, MAX_URL, len(url)
-        )
+    """Parse a URL.
+
+    Raises ``InvalidRequest`` unless it is an absolute http or https URL without a user or password.
+    """
+    if len(url) > MAX_URL_CHARS:
+        message = f"{field}: {len(url)} characters; the limit is {MAX_URL_CHARS}"
+        raise InvalidRequest(message, field, MAX_URL_CHARS, len(url))
     try:
         parsed = httpx.URL(url)
         parsed.netloc.decode("ascii")
@@ -91,16 +96,15 @@ def parse_url(url: str, field: str) -> httpx.URL:
     except (httpx.InvalidURL, UnicodeError) as error:
         raise InvalidRequest(f"{field}: not a URL ({error})", field) from None
     if parsed.scheme not in ("http", "https") or not host:
-        raise InvalidRequest(f"{field}: an http:// or https:// URL is needed", field)
+        raise InvalidRequest(f"{field}: expected an http:// or https:// URL", field)
     if parsed.port is not None and not 0 < parsed.port < 65_536:
-        raise InvalidRequest(
-            f"{field}: there is no such port, {parsed.port}", field, 65_535, parsed.port
-        )
+        message = f"{field}: port {parsed.port}; expected 1 to 65535"
+        raise InvalidRequest(message, field, 65_535, parsed.port)
     if parsed.userinfo:
-        raise InvalidRequest(f"{field}: a URL with a user or a password in it is refused", field)
+        raise InvalidRequest(f"{field}: a user or password in the URL is not supported", field)
     return parsed
 
 
 def check_url(url: str, allowed: AllowList, field: str) -> None:
-    """What can be said of a URL without asking the network. Raises ``InvalidRequest``."""
+    """Check a URL without network access. Raises ``InvalidRequest``."""
     check_literal(parse_url(url, field).host, allowed, field)

@@ -14,7 +14,8 @@ def parse_retry_after(
 ) -> float | None:
     """Return the seconds to wait, at most ``longest_s``; None if the header is absent or malformed.
 
-    ``now``, in seconds since the epoch, is what the header's other form, a date, is compared with.
+    The header holds seconds or a date. A date is compared with ``now``, in seconds since the epoch;
+    the default is this machine's clock.
     """
     if header is None:
         return None

@@ -1,4 +1,4 @@
-"""Every store, one after the other, behind the same tests."""
+"""Runs every test of this package over each store."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture(params=STORES)
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], JobStore]:
-    """Makes stores over the same data, as several processes have them; the memory's has one alone."""
+def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], JobStore]:
+    """A function that returns stores over the same data, as in several processes.
+
+    For the memory store, it always returns the same one.
+    """
     if request.param == "memory":
         store = MemoryStore()
         return lambda: store
@@ -34,17 +37,17 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], JobStor
 
 
 @pytest.fixture
-async def store(make: Callable[[], JobStore]) -> AsyncIterator[JobStore]:
-    made = make()
-    await made.open()
-    yield made
-    await made.close()
+async def store(make_store: Callable[[], JobStore]) -> AsyncIterator[JobStore]:
+    job_store = make_store()
+    await job_store.open()
+    yield job_store
+    await job_store.close()
 
 
 @pytest.fixture
-async def other(make: Callable[[], JobStore]) -> AsyncIterator[JobStore]:
-    """The same store from another process."""
-    made = make()
-    await made.open()
-    yield made
-    await made.close()
+async def other_store(make_store: Callable[[], JobStore]) -> AsyncIterator[JobStore]:
+    """The same data as ``store``, from another process."""
+    job_store = make_store()
+    await job_store.open()
+    yield job_store
+    await job_store.close()

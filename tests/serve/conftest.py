@@ -1,7 +1,6 @@
-"""One graph for all tests of this folder: the shipped configuration, and a second model with little
-room.
+"""One server for all tests of this folder: the shipped configuration and the model ``cramped``.
 
-That model has random weights, so that its answers go on until their length ends them.
+``cramped`` admits few requests. Its weights are random: its answers end at ``max_tokens`` only.
 """
 
 from __future__ import annotations
@@ -17,42 +16,48 @@ from typing import Any
 import httpx
 import pytest
 
-from raylens.cli.processes import marked
+from raylens.cli.processes import find_marked
 from testing.checkpoints import random_smolvlm
-from testing.server import running
+from testing.server import running_server
 
 ROOT = Path(__file__).parents[2]
 MARK = f"raylens-test-{uuid.uuid4().hex}"
-CRAMPED_ROOM = 3
+CRAMPED_MAX_REQUESTS = 3
 
 
-def processes() -> list[int]:
-    """The processes that were started for these tests, zombies left out."""
-    return marked("RAYLENS_TEST", MARK)
+def server_processes() -> list[int]:
+    """Return the ids of the processes that these tests started, without zombies."""
+    return [process.pid for process in find_marked("RAYLENS_TEST", MARK)]
 
 
-def measured(metric: str, **labels: str) -> float:
-    """What Ray's Prometheus endpoints tell of a metric, summed over all that have these labels; 0
-    where none has.
+def metrics_addresses() -> list[str]:
+    """Return the addresses of Ray's Prometheus endpoints.
 
-    They are some 10 seconds behind, and at first their list is that of the cluster before.
+    Ray's list is late: just after the start, it is still the previous cluster's.
+    """
+    discovery = Path("/tmp/ray/prom_metrics_service_discovery.json").read_text()
+    return list(json.loads(discovery)[0]["targets"])
+
+
+def read_metric(metric: str, **labels: str) -> float:
+    """Return the sum of a metric's series with these labels, over all endpoints; 0 without any.
+
+    The endpoints are about 10 seconds behind.
     """
     total = 0.0
-    targets = json.loads(Path("/tmp/ray/prom_metrics_service_discovery.json").read_text())[0][
-        "targets"
-    ]
-    for address in targets:
+    for address in metrics_addresses():
         try:
             text = httpx.get(f"http://{address}/metrics", timeout=10).text
         except httpx.TransportError:
             continue
-        for found, value in re.findall(rf"^{metric}{{(.*)}} (\S+)", text, re.MULTILINE):
-            if labels.items() <= dict(re.findall(r'(\w+)="([^"]*)"', found)).items():
+        for label_text, value in re.findall(rf"^{metric}{{(.*)}} (\S+)", text, re.MULTILINE):
+            series_labels = dict(re.findall(r'(\w+)="([^"]*)"', label_text))
+            if labels.items() <= series_labels.items():
                 total += float(value)
     return total
 
 
-def add_a_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:
+def add_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:
     (application,) = config["applications"]
     application["args"]["models"].append(
         {
@@ -61,7 +66,7 @@ def add_a_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:
             "checkpoint": str(checkpoint),
             "threads": 1,
             "max_batch_size": 2,
-            "max_waiting": CRAMPED_ROOM - 2,
+            "max_waiting": CRAMPED_MAX_REQUESTS - 2,
             "kv_cache": "64MiB",
             "feature_cache": "8MiB",
             "prefix_cache": "16MiB",
@@ -70,7 +75,7 @@ def add_a_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:
     application["deployments"].append(
         {
             "name": "cramped",
-            "max_ongoing_requests": CRAMPED_ROOM,
+            "max_ongoing_requests": CRAMPED_MAX_REQUESTS,
             "max_queued_requests": 4,
             "ray_actor_options": {"num_cpus": 0.25},
         }
@@ -81,17 +86,19 @@ def add_a_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:
 def serving(
     checkpoint: Path, change: Callable[[dict[str, Any]], None] = lambda config: None
 ) -> Iterator[str]:
-    """The URL of a running server; ``checkpoint`` is the cramped model's. At the end, it must have
-    left no process behind."""
+    """Run a server, and yield its URL. ``checkpoint`` is the cramped model's.
 
-    def changed(config: dict[str, Any]) -> None:
-        add_a_cramped_model(config, checkpoint)
+    Fails if the server leaves a process behind.
+    """
+
+    def change_all(config: dict[str, Any]) -> None:
+        add_cramped_model(config, checkpoint)
         change(config)
 
-    with running(ROOT / "serve_config.yaml", changed, {"RAYLENS_TEST": MARK}) as url:
-        assert processes()
+    with running_server(ROOT / "serve_config.yaml", change_all, {"RAYLENS_TEST": MARK}) as url:
+        assert server_processes()
         yield url
-    assert not processes()
+    assert not server_processes()
 
 
 @pytest.fixture(scope="session")

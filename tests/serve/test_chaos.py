@@ -1,32 +1,32 @@
-"""Jobs while the processes that work on them are killed."""
+"""Jobs survive while the processes that run them are killed."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import random
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
-from raylens.cli.processes import await_end, marked
-from testing.scenes import drawn
-from testing.server import running
-from tests.receiver import Receiver, receiving
+from raylens.cli.processes import find_marked, wait_for_exit
+from testing.scenes import draw_scene
+from testing.server import running_server
+from tests.receiver import Receiver, run_receiver
 from tests.serve.conftest import ROOT
 
 JOBS = 500
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 IN_FLIGHT = 32
-PATIENCE_S = 240.0
-ENDED = ("succeeded", "failed", "canceled")
+TIMEOUT_S = 240.0
+TERMINAL_STATES = ("succeeded", "failed", "canceled")
 VICTIMS = (
     "ray::JobQueueActor",
     "ray::ServeReplica:raylens:moondream",
@@ -36,16 +36,20 @@ VICTIMS = (
 
 @contextmanager
 def server(data_dir: Path, mark: str) -> Iterator[str]:
-    """The shipped configuration with Moondream alone, a queue of 500 and short leases; its
-    processes carry ``mark``."""
+    """Run the shipped configuration with Moondream alone, a queue of 500 and short leases.
+
+    The server's processes carry ``mark``. Yields the server's URL.
+    """
 
     def change(config: dict[str, Any]) -> None:
         (application,) = config["applications"]
         args = application["args"]
         args["models"] = [model for model in args["models"] if model["name"] == "moondream"]
-        others = ("smolvlm", "qwen2.5-vl")
+        removed = ("smolvlm", "qwen2.5-vl")
         application["deployments"] = [
-            each for each in application["deployments"] if each["name"] not in others
+            deployment
+            for deployment in application["deployments"]
+            if deployment["name"] not in removed
         ]
         args["jobs"] = {
             "data_dir": str(data_dir),
@@ -57,29 +61,41 @@ def server(data_dir: Path, mark: str) -> Iterator[str]:
         }
 
     environment = {"RAYLENS_TEST": mark, "RAYLENS_WEBHOOK_SECRETS": SECRET}
-    with running(ROOT / "serve_config.yaml", change, environment) as url:
+    with running_server(ROOT / "serve_config.yaml", change, environment) as url:
         yield url
 
 
 def kill(mark: str, title: str) -> None:
-    """Ends one process of the server's, by its title, without a chance to say anything."""
-    for pid in marked("RAYLENS_TEST", mark):
-        with suppress(OSError):
-            if Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").startswith(title):
-                os.kill(pid, signal.SIGKILL)
+    """Kill one of the server's processes, by its title, with SIGKILL."""
+    for process in find_marked("RAYLENS_TEST", mark):
+        with suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(title):
+                process.kill()
                 return
 
 
 def kill_all(mark: str) -> None:
-    """The whole cluster at once. Leaves alone the process that only watches it."""
-    for pid in marked("RAYLENS_TEST", mark):
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    """Kill the whole cluster at once, except for the process that only watches it."""
+    for process in find_marked("RAYLENS_TEST", mark):
+        with suppress(psutil.Error):
+            process.kill()
 
 
-async def submit(url: list[str], number: int, receiver: Receiver, accepted: dict[str, int]) -> None:
-    """Tries until the job is accepted, wherever the server is by then; the key makes that safe."""
-    _, _, picture = drawn(number, max_side=128)
+@dataclass
+class Address:
+    """URL of the current server."""
+
+    url: str
+
+
+async def submit(
+    address: Address, number: int, receiver: Receiver, accepted: dict[str, int]
+) -> None:
+    """Submit a job again and again until a server accepts it.
+
+    The idempotency key makes that safe.
+    """
+    _, _, picture = draw_scene(number, max_side=128)
     body = {
         "job_type": "caption",
         "input": {"image": picture, "length": "short", "webhook_url": receiver.url},
@@ -88,7 +104,9 @@ async def submit(url: list[str], number: int, receiver: Receiver, accepted: dict
         while True:
             with suppress(httpx.HTTPError):
                 response = await client.post(
-                    f"{url[0]}/api/v1/jobs", json=body, headers={"Idempotency-Key": f"{number}"}
+                    f"{address.url}/api/v1/jobs",
+                    json=body,
+                    headers={"Idempotency-Key": f"{number}"},
                 )
                 if response.status_code == 202:
                     accepted[response.json()["id"]] = number
@@ -97,94 +115,92 @@ async def submit(url: list[str], number: int, receiver: Receiver, accepted: dict
             await asyncio.sleep(0.5)
 
 
-async def submit_all(url: list[str], receiver: Receiver, accepted: dict[str, int]) -> None:
-    room = asyncio.Semaphore(IN_FLIGHT)
+async def submit_all(address: Address, receiver: Receiver, accepted: dict[str, int]) -> None:
+    slots = asyncio.Semaphore(IN_FLIGHT)
 
-    async def one(number: int) -> None:
-        async with room:
-            await submit(url, number, receiver, accepted)
+    async def submit_in_slot(number: int) -> None:
+        async with slots:
+            await submit(address, number, receiver, accepted)
 
-    await asyncio.gather(*(one(number) for number in range(JOBS)))
+    await asyncio.gather(*map(submit_in_slot, range(JOBS)))
 
 
-async def all_jobs(url: str) -> list[dict[str, Any]]:
+async def list_jobs(url: str) -> list[dict[str, Any]]:
     jobs: list[dict[str, Any]] = []
     cursor: str | None = ""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         while cursor is not None:
-            page = (
-                (await client.get("/api/v1/jobs", params={"limit": 200, "cursor": cursor}))
-                .raise_for_status()
-                .json()
-            )
+            response = await client.get("/api/v1/jobs", params={"limit": 200, "cursor": cursor})
+            page = response.raise_for_status().json()
             jobs += page["jobs"]
             cursor = page["next_cursor"]
     return jobs
 
 
-async def until_all_have_ended(url: str, receiver: Receiver) -> list[dict[str, Any]]:
-    async with asyncio.timeout(PATIENCE_S):
+async def wait_until_all_ended(url: str, receiver: Receiver) -> list[dict[str, Any]]:
+    """Return all jobs, once each has ended and its webhook has been received."""
+    async with asyncio.timeout(TIMEOUT_S):
         while True:
             with suppress(httpx.HTTPError):
-                jobs = await all_jobs(url)
-                told = [job for job in jobs if receiver.bodies.get(job["id"])]
-                if (
-                    len(jobs) == JOBS
-                    and len(told) == JOBS
-                    and all(job["status"] in ENDED for job in jobs)
-                ):
+                jobs = await list_jobs(url)
+                delivered = [job for job in jobs if receiver.bodies.get(job["id"])]
+                have_ended = all(job["status"] in TERMINAL_STATES for job in jobs)
+                if len(jobs) == len(delivered) == JOBS and have_ended:
                     return jobs
             await asyncio.sleep(1)
 
 
-async def test_nothing_is_lost_or_ends_twice_whatever_is_killed(tmp_path: Path) -> None:
-    """Queue, model and ingress are killed at random moments while 500 jobs are submitted and run,
-    then the whole cluster; it starts again over the same folder."""
+async def test_no_job_is_lost_or_ends_twice_whatever_is_killed(tmp_path: Path) -> None:
+    """Kill the queue, the model and the ingress at random moments while 500 jobs are submitted and
+    run, then the whole cluster; start it again over the same folder."""
     rng = random.Random(0)
     accepted: dict[str, int] = {}
     killed: Counter[str] = Counter()
-    with receiving(SECRET) as receiver:
-        first, second = f"chaos-{time.time_ns()}", f"chaos-again-{time.time_ns()}"
+    with run_receiver(SECRET) as receiver:
+        first = f"chaos-{time.time_ns()}"
+        second = f"chaos-again-{time.time_ns()}"
         with server(tmp_path, first) as url:
-            where = [url]
-            submitting = asyncio.create_task(submit_all(where, receiver, accepted))
+            address = Address(url)
+            submissions = asyncio.create_task(submit_all(address, receiver, accepted))
             for victim in (*VICTIMS, VICTIMS[0]):
                 await asyncio.sleep(rng.uniform(2, 6))
                 await asyncio.to_thread(kill, first, victim)
                 killed[victim] += 1
             await asyncio.sleep(rng.uniform(1, 3))
             await asyncio.to_thread(kill_all, first)
-        await asyncio.to_thread(await_end, "RAYLENS_TEST", first, 30)
+        await asyncio.to_thread(wait_for_exit, "RAYLENS_TEST", first, 30)
         with server(tmp_path, second) as url:
-            where[0] = url
-            await submitting
-            jobs = await until_all_have_ended(url, receiver)
-            deliveries = await deliveries_of(url, jobs)
+            address.url = url
+            await submissions
+            jobs = await wait_until_all_ended(url, receiver)
+            deliveries = await list_deliveries(url, jobs)
     assert {job["id"] for job in jobs} == set(accepted)
     assert len(accepted) == JOBS
     assert Counter(job["status"] for job in jobs) == {"succeeded": JOBS}
-    scenes = {job["id"]: drawn(accepted[job["id"]], max_side=128)[0] for job in jobs}
+    scenes = {job["id"]: draw_scene(accepted[job["id"]], max_side=128)[0] for job in jobs}
     wrong = [job for job in jobs if job["output"]["caption"] != scenes[job["id"]].caption("short")]
     assert len(wrong) <= JOBS // 50
     assert receiver.refused == []
-    # One end each: one terminal event, under one id, however often it was sent.
+    # Each job ends once: its terminal event has one id, however often it is sent.
     assert all(len(events) == 1 for events in receiver.bodies.values())
     assert all(
         event["type"] == "job.succeeded"
         for events in receiver.bodies.values()
         for event in events.values()
     )
-    assert all(len(each) == 1 for each in deliveries)
+    assert all(len(of_one_job) == 1 for of_one_job in deliveries)
+    retried = sum(job["attempts"] > 1 for job in jobs)
+    most_attempts = max(job["attempts"] for job in jobs)
+    repeated = sum(times > 1 for times in receiver.times.values())
     print(
-        f"killed {dict(killed)} and the cluster; {sum(job['attempts'] > 1 for job in jobs)} jobs took more than one "
-        f"attempt, {max(job['attempts'] for job in jobs)} at most; "
-        f"{sum(times > 1 for times in receiver.times.values())} webhooks came more than once"
+        f"killed {dict(killed)} and the cluster; {retried} jobs took more than one attempt,"
+        f" {most_attempts} at most; {repeated} webhooks were received more than once"
     )
 
 
-async def deliveries_of(url: str, jobs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+async def list_deliveries(url: str, jobs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        answers = [
+        bodies = [
             (await client.get(f"/api/v1/jobs/{job['id']}/deliveries")).json() for job in jobs[:50]
         ]
-    return [answer["deliveries"] for answer in answers]
+    return [body["deliveries"] for body in bodies]

@@ -1,4 +1,4 @@
-"""The official clients, unchanged, and whether the answers are right."""
+"""The official clients, unmodified, get right answers."""
 
 from __future__ import annotations
 
@@ -15,114 +15,117 @@ import openai
 import pytest
 from PIL import Image
 
-from benchmarks.pocket_grounding import matched_boxes, matched_points
+from benchmarks.pocket_grounding import count_matching_boxes, count_matching_points
 from models.pocket.scenes import LENGTHS, ask_count, questions
-from testing.scenes import drawn
+from testing.scenes import draw_scene
 
-ENOUGH = 0.9
-"""Share of exact answers in these few scenes; ``benchmarks/pocket.py`` measures the real one."""
+MIN_ACCURACY = 0.9
+"""Fraction of exact answers for these few scenes; ``benchmarks/pocket.py`` measures the accuracy
+itself."""
 
 
 @pytest.fixture(scope="module")
-def gpt(server: str) -> openai.OpenAI:
+def openai_client(server: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
 
 
 @pytest.fixture(scope="module")
-def dream(server: str) -> Any:
+def moondream_client(server: str) -> Any:
     return moondream.vl(endpoint=f"{server}/v1")
 
 
-def ask(url: str, text: str, **more: Any) -> list[Any]:
-    picture = {"type": "image_url", "image_url": {"url": url, **more}}
+def make_messages(url: str, text: str, **options: Any) -> list[Any]:
+    """Return one user message with a text and a picture."""
+    picture = {"type": "image_url", "image_url": {"url": url, **options}}
     return [{"role": "user", "content": [{"type": "text", "text": text}, picture]}]
 
 
-def test_openai_answers_are_right_at_every_detail(gpt: openai.OpenAI) -> None:
+def test_openai_answers_are_right_at_every_detail(openai_client: openai.OpenAI) -> None:
     right = total = 0
     for seed in range(8):
-        scene, _, url = drawn(seed)
-        asked = [(q.text, q.answer) for q in questions(scene, random.Random(seed))]
+        scene, _, url = draw_scene(seed)
+        expected = [(item.text, item.answer) for item in questions(scene, random.Random(seed))]
+        expected.append(("Describe this image.", scene.caption()))
         for detail in ("low", "auto", "high"):
-            for text, answer in [*asked, ("Describe this image.", scene.caption())]:
-                reply = gpt.chat.completions.create(
-                    model="smolvlm", messages=ask(url, text, detail=detail)
+            for text, answer in expected:
+                reply = openai_client.chat.completions.create(
+                    model="smolvlm", messages=make_messages(url, text, detail=detail)
                 )
                 right += reply.choices[0].message.content == answer
                 total += 1
-    assert right / total >= ENOUGH, f"{right} of {total}"
+    assert right / total >= MIN_ACCURACY, f"{right} of {total}"
 
 
-def test_detail_sets_how_many_tokens_a_picture_takes(gpt: openai.OpenAI) -> None:
-    _, _, url = drawn(3, max_side=200)
-    used = {}
+def test_detail_sets_the_number_of_image_tokens(openai_client: openai.OpenAI) -> None:
+    _, _, url = draw_scene(3, max_side=200)
+    prompt_tokens = {}
     for detail in ("low", "auto", "high"):
-        reply = gpt.chat.completions.create(model="smolvlm", messages=ask(url, "?", detail=detail))
+        reply = openai_client.chat.completions.create(
+            model="smolvlm", messages=make_messages(url, "?", detail=detail)
+        )
         assert reply.usage is not None
-        used[detail] = reply.usage.prompt_tokens
-    assert used["low"] == used["auto"] < used["high"]
+        prompt_tokens[detail] = reply.usage.prompt_tokens
+    assert prompt_tokens["low"] == prompt_tokens["auto"] < prompt_tokens["high"]
 
 
-def test_an_openai_stream_says_the_same_as_a_whole_answer(gpt: openai.OpenAI) -> None:
-    _, _, url = drawn(1)
-    messages = ask(url, "Describe this image in detail.")
-    whole = gpt.chat.completions.create(model="smolvlm", messages=messages)
-    stream = gpt.chat.completions.create(
+def test_an_openai_stream_equals_the_completion(openai_client: openai.OpenAI) -> None:
+    _, _, url = draw_scene(1)
+    messages = make_messages(url, "Describe this image in detail.")
+    completion = openai_client.chat.completions.create(model="smolvlm", messages=messages)
+    stream = openai_client.chat.completions.create(
         model="smolvlm", messages=messages, stream=True, stream_options={"include_usage": True}
     )
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == whole.choices[0].message.content
+    assert text == completion.choices[0].message.content
     assert len(chunks) > 8
-    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "stop"
-    assert chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].finish_reason == completion.choices[0].finish_reason == "stop"
+    assert chunks[-1].usage == completion.usage
 
 
-def test_sampling_parameters_are_each_requests_own(gpt: openai.OpenAI) -> None:
-    _, _, url = drawn(2)
-    messages = ask(url, "Describe this image.")
+def test_each_request_has_its_own_sampling_parameters(openai_client: openai.OpenAI) -> None:
+    _, _, url = draw_scene(2)
+    messages = make_messages(url, "Describe this image.")
 
-    def say(messages: Any = messages, **options: Any) -> list[str | None]:
-        reply = gpt.chat.completions.create(model="smolvlm", messages=messages, **options)
+    def complete(messages: Any = messages, **options: Any) -> list[str | None]:
+        reply = openai_client.chat.completions.create(model="smolvlm", messages=messages, **options)
         return [choice.message.content for choice in reply.choices]
 
-    (full,) = say()
+    (full,) = complete()
     assert full is not None
     words = full.split()
-    assert say(max_tokens=2)[0] != full
-    assert say(stop=f" {words[1]}") == [words[0]]
-    # Without a picture the model knows no answer, and draws from many.
-    unsure = [{"role": "user", "content": "hi"}]
-    wild: dict[str, Any] = {"messages": unsure, "temperature": 2.0, "max_tokens": 12, "n": 3}
-    assert say(seed=5, **wild) == say(seed=5, **wild) != say(seed=6, **wild)
-    assert len(set(say(seed=5, **wild))) > 1
+    assert complete(max_tokens=2)[0] != full
+    assert complete(stop=f" {words[1]}") == [words[0]]
+    # Without a picture, no answer is likely: samples vary.
+    text_only = [{"role": "user", "content": "hi"}]
+    hot: dict[str, Any] = {"messages": text_only, "temperature": 2.0, "max_tokens": 12, "n": 3}
+    assert complete(seed=5, **hot) == complete(seed=5, **hot) != complete(seed=6, **hot)
+    assert len(set(complete(seed=5, **hot))) > 1
 
 
-def test_log_probabilities_are_those_of_the_answers_tokens(gpt: openai.OpenAI) -> None:
-    _, _, url = drawn(2)
-    messages = ask(url, "Describe this image.")
-    plain = gpt.chat.completions.create(model="smolvlm", messages=messages)
-    told = gpt.chat.completions.create(
+def test_logprobs_match_the_tokens_of_the_answer(openai_client: openai.OpenAI) -> None:
+    _, _, url = draw_scene(2)
+    messages = make_messages(url, "Describe this image.")
+    plain = openai_client.chat.completions.create(model="smolvlm", messages=messages)
+    completion = openai_client.chat.completions.create(
         model="smolvlm", messages=messages, logprobs=True, top_logprobs=3
     )
-    choice = told.choices[0]
+    choice = completion.choices[0]
     assert choice.message.content == plain.choices[0].message.content
     assert plain.choices[0].logprobs is None
     assert choice.logprobs is not None
     assert choice.logprobs.content
     tokens = choice.logprobs.content
-    assert (
-        b"".join(bytes(token.bytes or ()) for token in tokens).decode().strip()
-        == choice.message.content
-    )
+    text = b"".join(bytes(token.bytes or ()) for token in tokens).decode()
+    assert text.strip() == choice.message.content
     for token in tokens:
         assert token.token == token.top_logprobs[0].token  # greedy
         assert 0 >= token.logprob == token.top_logprobs[0].logprob >= token.top_logprobs[2].logprob
 
 
 @pytest.mark.parametrize("model", ["moondream", "smolvlm", "qwen2.5-vl", "cramped"])
-def test_answers_follow_a_json_schema(gpt: openai.OpenAI, model: str) -> None:
-    """Whatever the model would rather say: one of these has learned nothing."""
+def test_answers_follow_a_json_schema(openai_client: openai.OpenAI, model: str) -> None:
+    """The schema binds any model, even one with random weights."""
     color = {"enum": ["red", "green", "blue"]}
     schema = {
         "type": "object",
@@ -130,14 +133,14 @@ def test_answers_follow_a_json_schema(gpt: openai.OpenAI, model: str) -> None:
         "required": ["color"],
         "additionalProperties": False,
     }
-    wanted: Any = {
+    response_format: Any = {
         "type": "json_schema",
         "json_schema": {"name": "shape", "schema": schema, "strict": True},
     }
-    _, _, url = drawn(3)
-    messages = ask(url, "What color is the circle?")
-    reply = gpt.chat.completions.create(
-        model=model, messages=messages, response_format=wanted, n=2, temperature=1, seed=1
+    _, _, url = draw_scene(3)
+    messages = make_messages(url, "What color is the circle?")
+    reply = openai_client.chat.completions.create(
+        model=model, messages=messages, response_format=response_format, n=2, temperature=1, seed=1
     )
     assert len(reply.choices) == 2
     for choice in reply.choices:
@@ -145,178 +148,186 @@ def test_answers_follow_a_json_schema(gpt: openai.OpenAI, model: str) -> None:
         answer = json.loads(choice.message.content or "")
         assert list(answer) == ["color"]
         assert answer["color"] in color["enum"]
-    wanted["json_schema"]["schema"] = {"type": "no such type"}
+    response_format["json_schema"]["schema"] = {"type": "no such type"}
     with pytest.raises(openai.BadRequestError, match="response_format"):
-        gpt.chat.completions.create(model=model, messages=messages, response_format=wanted)
+        openai_client.chat.completions.create(
+            model=model, messages=messages, response_format=response_format
+        )
 
 
-def test_a_penalty_keeps_tokens_from_coming_again(gpt: openai.OpenAI) -> None:
+def test_a_penalty_reduces_repetition(openai_client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "a"}]
 
     def tokens(**options: Any) -> list[str]:
-        reply = gpt.chat.completions.create(
+        reply = openai_client.chat.completions.create(
             model="cramped", messages=messages, max_tokens=40, logprobs=True, **options
         )
         logprobs = reply.choices[0].logprobs
         assert logprobs is not None
         return [token.token for token in logprobs.content or ()]
 
-    free = tokens()
+    unpenalized = tokens()
     for options in (
         {"frequency_penalty": 2.0},
         {"presence_penalty": 2.0},
         {"extra_body": {"repetition_penalty": 5.0}},
     ):
-        held = tokens(**options)
-        assert len(free) == len(held) == 40
-        assert len(set(held)) > len(set(free)), options
+        penalized = tokens(**options)
+        assert len(unpenalized) == len(penalized) == 40
+        assert len(set(penalized)) > len(set(unpenalized)), options
 
 
-def test_openai_lists_models(gpt: openai.OpenAI) -> None:
-    assert [model.id for model in gpt.models.list()] == [
+def test_openai_lists_models(openai_client: openai.OpenAI) -> None:
+    assert [model.id for model in openai_client.models.list()] == [
         "moondream",
         "smolvlm",
         "qwen2.5-vl",
         "cramped",
     ]
     for alias in ("smolvlm2_500m_video", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"):
-        assert gpt.models.retrieve(alias).id == "smolvlm"
+        assert openai_client.models.retrieve(alias).id == "smolvlm"
     for alias in ("vikhyatk/moondream2", "moondream2", "moondream3-preview", "moondream:1.8b"):
-        assert gpt.models.retrieve(alias).id == "moondream"
-    assert gpt.models.retrieve("Qwen/Qwen2.5-VL-3B-Instruct").id == "qwen2.5-vl"
+        assert openai_client.models.retrieve(alias).id == "moondream"
+    assert openai_client.models.retrieve("Qwen/Qwen2.5-VL-3B-Instruct").id == "qwen2.5-vl"
 
 
-def test_openai_errors_are_openais(gpt: openai.OpenAI) -> None:
+def test_openai_errors_have_openais_types(openai_client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "hi"}]
     with pytest.raises(openai.NotFoundError, match="gpt-4o"):
-        gpt.chat.completions.create(model="gpt-4o", messages=messages)
+        openai_client.chat.completions.create(model="gpt-4o", messages=messages)
     with pytest.raises(openai.BadRequestError, match="logit_bias: not supported"):
-        gpt.chat.completions.create(model="smolvlm", messages=messages, logit_bias={"5": 10})
-    with pytest.raises(openai.BadRequestError, match="top_logprobs: logprobs should be true"):
-        gpt.chat.completions.create(model="smolvlm", messages=messages, top_logprobs=2)
+        openai_client.chat.completions.create(
+            model="smolvlm", messages=messages, logit_bias={"5": 10}
+        )
+    with pytest.raises(openai.BadRequestError, match="top_logprobs: expected logprobs to be true"):
+        openai_client.chat.completions.create(model="smolvlm", messages=messages, top_logprobs=2)
 
 
-def test_moondream_captions_and_answers_are_right(dream: Any) -> None:
+def test_moondream_captions_and_answers_are_right(moondream_client: Any) -> None:
     right = total = 0
     for seed in range(20, 28):
-        scene, data, _ = drawn(seed)
+        scene, data, _ = draw_scene(seed)
         picture = Image.open(io.BytesIO(data))
         for length in LENGTHS:
-            right += dream.caption(picture, length=length)["caption"] == scene.caption(length)
-            right += "".join(
-                dream.caption(picture, length=length, stream=True)["caption"]
-            ) == scene.caption(length)
+            caption = moondream_client.caption(picture, length=length)["caption"]
+            chunks = moondream_client.caption(picture, length=length, stream=True)["caption"]
+            right += caption == scene.caption(length)
+            right += "".join(chunks) == scene.caption(length)
         count = ask_count(scene)
-        right += dream.query(picture, count.text)["answer"] == count.answer
-        right += "".join(dream.query(picture, count.text, stream=True)["answer"]) == count.answer
+        answer = moondream_client.query(picture, count.text)["answer"]
+        chunks = moondream_client.query(picture, count.text, stream=True)["answer"]
+        right += answer == count.answer
+        right += "".join(chunks) == count.answer
         total += 8
-    assert right / total >= ENOUGH, f"{right} of {total}"
+    assert right / total >= MIN_ACCURACY, f"{right} of {total}"
 
 
-def test_moondream_settings_and_text_only_queries(dream: Any) -> None:
-    _, data, _ = drawn(4)
+def test_moondream_settings_and_text_only_queries(moondream_client: Any) -> None:
+    _, data, _ = draw_scene(4)
     picture = Image.open(io.BytesIO(data))
-    short = dream.caption(picture, settings={"max_tokens": 1, "temperature": 0, "top_p": 0.5})[
-        "caption"
-    ]
-    assert short in ("a", "an")
-    assert isinstance(
-        dream.query(question="How many shapes are there?", settings={"max_tokens": 3})["answer"],
-        str,
+    settings = {"max_tokens": 1, "temperature": 0, "top_p": 0.5}
+    assert moondream_client.caption(picture, settings=settings)["caption"] in ("a", "an")
+    question = "How many shapes are there?"
+    reply = moondream_client.query(question=question, settings={"max_tokens": 3})
+    assert isinstance(reply["answer"], str)
+
+
+def test_moondream_chat(moondream_client: Any) -> None:
+    _, _, url = draw_scene(5)
+    messages = make_messages(url, "Describe this image.")
+    reply = moondream_client.chat(messages)
+    assert reply["message"]["content"] == "".join(
+        moondream_client.chat(messages, stream=True)["message"]
     )
-
-
-def test_moondream_chat(dream: Any) -> None:
-    _, _, url = drawn(5)
-    messages = ask(url, "Describe this image.")
-    reply = dream.chat(messages)
-    assert reply["message"]["content"] == "".join(dream.chat(messages, stream=True)["message"])
     assert reply["finish_reason"] == "stop"
     assert len(reply["message"]["content"]) > 10
 
 
 @pytest.mark.parametrize("model", [None, "qwen2.5-vl"])
 def test_moondream_finds_boxes_and_points(server: str, model: str | None) -> None:
-    dream: Any = moondream.vl(endpoint=f"{server}/v1", model=model)
-    found = right = 0
+    client: Any = moondream.vl(endpoint=f"{server}/v1", model=model)
+    right = total = 0
     for seed in range(6):
-        scene, data, _ = drawn(seed)
+        scene, data, _ = draw_scene(seed)
         picture = Image.open(io.BytesIO(data))
-        boxes = [tuple(box.values()) for box in dream.detect(picture, "shape")["objects"]]
-        points = [tuple(point.values()) for point in dream.point(picture, "shape")["points"]]
-        assert all(0 <= side <= 1 for place in (*boxes, *points) for side in place)
-        right += matched_boxes(scene.boxes("shape"), boxes, 0.6) + matched_points(
-            scene.boxes("shape"), points
-        )
-        found += 2 * len(scene.shapes)
-        assert len(dream.detect(picture, "shape", settings={"max_objects": 1})["objects"]) == 1
-    assert right / found >= ENOUGH, f"{right} of {found}"
+        expected = scene.boxes("shape")
+        boxes = [tuple(box.values()) for box in client.detect(picture, "shape")["objects"]]
+        points = [tuple(point.values()) for point in client.point(picture, "shape")["points"]]
+        for coordinates in (*boxes, *points):
+            assert all(0 <= coordinate <= 1 for coordinate in coordinates)
+        right += count_matching_boxes(expected, boxes, 0.6)
+        right += count_matching_points(expected, points)
+        total += 2 * len(scene.shapes)
+        limited = client.detect(picture, "shape", settings={"max_objects": 1})
+        assert len(limited["objects"]) == 1
+    assert right / total >= MIN_ACCURACY, f"{right} of {total}"
 
 
-def test_moondream_thinks_about_what_it_sees_and_about_places(dream: Any) -> None:
+def test_moondream_reasons_with_grounding_and_reads_spatial_refs(moondream_client: Any) -> None:
     right = total = 0
     for seed in range(40, 48):
-        scene, data, _ = drawn(seed)
+        scene, data, _ = draw_scene(seed)
         picture = Image.open(io.BytesIO(data))
-        answer = dream.query(picture, "How many shapes are there?", reasoning=True)
+        answer = moondream_client.query(picture, "How many shapes are there?", reasoning=True)
         points = [
             tuple(point) for part in answer["reasoning"]["grounding"] for point in part["points"]
         ]
         right += answer["answer"] == str(len(scene.shapes))
-        right += matched_points(scene.boxes("shape"), points) == len(points) == len(scene.shapes)
+        right += (
+            count_matching_points(scene.boxes("shape"), points) == len(points) == len(scene.shapes)
+        )
         for shape, box in zip(scene.shapes, scene.boxes("shape"), strict=True):
-            said = dream.query(picture, "What color is this?", spatial_refs=[list(box)])["answer"]
-            right += said == shape.color
+            reply = moondream_client.query(picture, "What color is this?", spatial_refs=[list(box)])
+            right += reply["answer"] == shape.color
         total += 2 + len(scene.shapes)
     assert right / total >= 0.8, f"{right} of {total}"
 
 
-def test_an_openai_client_gets_boxes_and_thoughts(gpt: openai.OpenAI) -> None:
-    scene, _, url = drawn(3)
-    wanted = {"raylens": {"task": "detect", "object": "shape"}}
-    reply = gpt.chat.completions.create(
-        model="moondream", messages=ask(url, "find them"), extra_body=wanted
+def test_an_openai_client_gets_boxes_and_reasoning(openai_client: openai.OpenAI) -> None:
+    scene, _, url = draw_scene(3)
+    extension = {"raylens": {"task": "detect", "object": "shape"}}
+    reply = openai_client.chat.completions.create(
+        model="moondream", messages=make_messages(url, "find them"), extra_body=extension
     )
-    boxes = [
-        tuple(box.values()) for box in json.loads(reply.choices[0].message.content or "")["objects"]
-    ]
-    assert matched_boxes(scene.boxes("shape"), boxes, 0.6) == len(scene.shapes)
-    thoughtful = gpt.chat.completions.create(
+    objects = json.loads(reply.choices[0].message.content or "")["objects"]
+    boxes = [tuple(box.values()) for box in objects]
+    assert count_matching_boxes(scene.boxes("shape"), boxes, 0.6) == len(scene.shapes)
+    reply = openai_client.chat.completions.create(
         model="moondream",
-        messages=ask(url, "How many shapes are there?"),
+        messages=make_messages(url, "How many shapes are there?"),
         extra_body={"reasoning": True},
     )
-    assert thoughtful.choices[0].message.content == str(len(scene.shapes))
-    assert thoughtful.choices[0].message.reasoning  # type: ignore[attr-defined]
+    assert reply.choices[0].message.content == str(len(scene.shapes))
+    assert reply.choices[0].message.reasoning  # type: ignore[attr-defined]
 
 
-def test_moondream_says_what_a_model_cant(server: str, dream: Any) -> None:
-    _, data, _ = drawn(6)
+def test_moondream_names_the_models_that_support_a_task(server: str, moondream_client: Any) -> None:
+    _, data, _ = draw_scene(6)
     picture = Image.open(io.BytesIO(data))
-    small = moondream.vl(endpoint=f"{server}/v1", model="smolvlm")
+    smolvlm = moondream.vl(endpoint=f"{server}/v1", model="smolvlm")
     calls = (
-        (small.detect, "these can: moondream, qwen2.5-vl"),
-        (small.point, "these can: moondream, qwen2.5-vl"),
-        (dream.segment, "segment"),
+        (smolvlm.detect, "supported by: moondream, qwen2.5-vl"),
+        (smolvlm.point, "supported by: moondream, qwen2.5-vl"),
+        (moondream_client.segment, "segment: not supported"),
     )
-    for method, words in calls:
+    for method, message in calls:
         with pytest.raises(urllib.error.HTTPError) as caught:
             method(picture, "circle")
         assert caught.value.code == 400
-        assert words.encode() in caught.value.read()
+        assert message.encode() in caught.value.read()
 
 
 def test_curl_uploads_a_picture(server: str, tmp_path: Any) -> None:
-    scene, data, _ = drawn(7)
+    scene, data, _ = draw_scene(7)
     path = tmp_path / "scene"
     path.write_bytes(data)
     command = ["curl", "-s", f"{server}/v1/caption", "-F", f"file=@{path}", "-F", "length=normal"]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    stdout = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     reply = httpx.post(
         f"{server}/v1/caption", files={"file": data}, data={"length": "normal"}
     ).json()
-    assert answer.startswith('{"caption":"')
-    assert reply["caption"] in answer
+    assert stdout.startswith('{"caption":"')
+    assert reply["caption"] in stdout
     assert len(reply["caption"].split()) >= len(scene.caption("short").split())
 
 
@@ -325,7 +336,7 @@ def test_the_api_page_and_health_are_served(server: str) -> None:
     health = httpx.get(f"{server}/health").json()
     assert health["status"] == "healthy"
     assert health["models"]["smolvlm"]["tasks"] == ["caption", "chat", "query"]
-    places = ["caption", "chat", "detect", "point", "query"]
-    assert health["models"]["qwen2.5-vl"]["tasks"] == places
-    assert health["models"]["moondream"]["tasks"] == [*places, "reason"]
+    tasks = ["caption", "chat", "detect", "point", "query"]
+    assert health["models"]["qwen2.5-vl"]["tasks"] == tasks
+    assert health["models"]["moondream"]["tasks"] == [*tasks, "reason"]
     assert httpx.get(f"{server}/ready").json() == {"status": "ready"}

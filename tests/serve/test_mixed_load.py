@@ -1,4 +1,4 @@
-"""Three models and all tasks at once: every answer is right, or the server says to come back."""
+"""Three models and all tasks at once: every answer is right, or a 503 with Retry-After."""
 
 from __future__ import annotations
 
@@ -10,100 +10,116 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import numpy as np
 
-from benchmarks.pocket_grounding import center, matched_boxes, matched_points
-from models.pocket.scenes import LENGTHS, Scene, questions
-from testing.scenes import drawn
+from benchmarks.pocket_grounding import center, count_matching_boxes, count_matching_points
+from models.pocket import scenes
+from models.pocket.scenes import LENGTHS, Scene
+from testing.scenes import draw_scene
 
-REQUESTS, IN_FLIGHT = 500, 96
+REQUESTS = 500
+IN_FLIGHT = 96
 MODELS = {
     "moondream": ("caption", "query", "detect", "point"),
     "smolvlm": ("caption", "query"),
     "qwen2.5-vl": ("caption", "query", "detect", "point"),
 }
-RIGHT = 0.95
-"""Of all answers; ``benchmarks/pocket.py`` measures the real share."""
+MIN_ACCURACY = 0.95
+"""Fraction of right answers; ``benchmarks/pocket.py`` measures the accuracy itself."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
+    """A request, and a check of its reply."""
+
     path: str
     body: dict[str, Any]
     is_right: Callable[[dict[str, Any]], bool]
 
 
-def asked(number: int) -> Asked:
+def make_question(number: int) -> Question:
     rng = random.Random(number)
-    scene, _, url = drawn(number, max_side=400)
+    scene, _, url = draw_scene(number, max_side=400)
     model = rng.choice(list(MODELS))
     task = rng.choice(MODELS[model])
     body: dict[str, Any] = {"model": model, "image_url": url}
     match task:
         case "caption":
             length = rng.choice(LENGTHS)
-            return Asked(
+            return Question(
                 "/v1/caption",
                 {**body, "length": length},
-                lambda r: r["caption"] == scene.caption(length),
+                lambda reply: reply["caption"] == scene.caption(length),
             )
         case "query":
-            question = rng.choice(list(questions(scene, rng)))
-            return Asked(
+            question = rng.choice(list(scenes.questions(scene, rng)))
+            return Question(
                 "/v1/query",
                 {**body, "question": question.text},
                 lambda reply: reply["answer"] == question.answer,
             )
     subject = rng.choice(("shape", scene.shapes[0].kind, scene.shapes[0].name))
-    return Asked(
-        f"/v1/{task}", {**body, "object": subject}, lambda reply: found_all(scene, subject, reply)
+    return Question(
+        f"/v1/{task}",
+        {**body, "object": subject},
+        lambda reply: has_all_objects(scene, subject, reply),
     )
 
 
-def found_all(scene: Scene, subject: str, reply: dict[str, Any]) -> bool:
+def has_all_objects(scene: Scene, subject: str, reply: dict[str, Any]) -> bool:
     boxes = scene.boxes(subject)
     if "objects" in reply:
-        said = [tuple(box.values()) for box in reply["objects"]]
-        return matched_boxes(boxes, said, 0.6) == len(boxes) == len(said)
+        objects = [tuple(box.values()) for box in reply["objects"]]
+        return count_matching_boxes(boxes, objects, 0.6) == len(boxes) == len(objects)
     points = [tuple(point.values()) for point in reply["points"]]
-    return matched_points(boxes, points) == len(boxes) == len(points)
+    return count_matching_points(boxes, points) == len(boxes) == len(points)
 
 
-def close(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two answers are the same, but for a bin of a place: the company in a batch changes
-    rounding."""
+def are_close(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Return whether two replies are equal, up to one bin of each coordinate.
+
+    Rounding depends on the other rows of a batch.
+    """
     if not {"objects", "points"} & set(first):
         return json.dumps(first) == json.dumps(second)
-    (one,), (other,) = first.values(), second.values()
-    middles = [
-        [center(tuple(p.values())) if len(p) == 4 else tuple(p.values()) for p in each]
-        for each in (one, other)
-    ]
-    return len(one) == len(other) and all(
-        abs(a - b) < 0.02 for p, q in zip(*middles, strict=True) for a, b in zip(p, q, strict=True)
-    )
+    first_centers = centers(first)
+    second_centers = centers(second)
+    if len(first_centers) != len(second_centers):
+        return False
+    differences = np.subtract(first_centers, second_centers)
+    return bool(np.all(np.abs(differences) < 0.02))
 
 
-async def test_500_mixed_requests_are_each_answered_right_or_told_to_come_back(server: str) -> None:
-    everything = [asked(number) for number in range(REQUESTS)]
+def centers(reply: dict[str, Any]) -> list[tuple[float, ...]]:
+    """Return the points of a reply, or the centers of its boxes."""
+    (findings,) = reply.values()
+    coordinates = [tuple(finding.values()) for finding in findings]
+    return [center(values) if len(values) == 4 else values for values in coordinates]
+
+
+async def test_500_mixed_requests_get_right_answers_or_a_503_with_retry_after(server: str) -> None:
+    questions = [make_question(number) for number in range(REQUESTS)]
     limits = httpx.Limits(max_connections=IN_FLIGHT)
     async with httpx.AsyncClient(base_url=server, timeout=180, limits=limits) as client:
 
-        async def ask(each: Asked) -> httpx.Response:
-            return await client.post(each.path, json=each.body)
+        async def ask(question: Question) -> httpx.Response:
+            return await client.post(question.path, json=question.body)
 
-        responses = await asyncio.gather(*map(ask, everything))
+        responses = await asyncio.gather(*map(ask, questions))
         served = [
-            (each, response)
-            for each, response in zip(everything, responses, strict=True)
+            (question, response)
+            for question, response in zip(questions, responses, strict=True)
             if response.status_code != 503 or not response.headers["retry-after"]
         ]
         assert {response.status_code for _, response in served} == {200}
         wrong = [
-            (each, response.json())
-            for each, response in served
-            if not each.is_right(response.json())
+            (question, response.json())
+            for question, response in served
+            if not question.is_right(response.json())
         ]
         assert len(served) >= REQUESTS // 2
-        assert len(wrong) <= (1 - RIGHT) * len(served), f"{len(wrong)} of {len(served)}"
-        for each, said in wrong:  # the model's own mistakes, which it makes alone as well
-            assert close((await ask(each)).json(), said), (each.body["model"], each.path)
+        assert len(wrong) <= (1 - MIN_ACCURACY) * len(served), f"{len(wrong)} of {len(served)}"
+        # Wrong answers must be the model's own mistakes: it repeats them on an idle server.
+        for question, answer in wrong:
+            repeated = (await ask(question)).json()
+            assert are_close(repeated, answer), (question.body["model"], question.path)

@@ -1,4 +1,4 @@
-"""Jobs while the application is deployed anew over the same store."""
+"""Jobs survive a redeploy of the application over the same store."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from raylens.cli.run import ENVIRONMENT
+from deployments.ray_environment import ENVIRONMENT
 from tests.serve.conftest import ROOT
 
 
-def test_two_queues_that_overlap_in_a_redeploy_lose_nothing_and_run_nothing_at_once(
+def test_two_queues_that_overlap_in_a_redeploy_lose_no_job_and_run_none_twice_at_once(
     tmp_path: Path,
 ) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "tests.redeploy", str(tmp_path)],
         cwd=ROOT,
         env={**os.environ, **ENVIRONMENT},
@@ -24,9 +24,10 @@ def test_two_queues_that_overlap_in_a_redeploy_lose_nothing_and_run_nothing_at_o
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
-    told = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    assert told["jobs"] == {"succeeded": 120}
-    assert told["lost"] == 0
-    assert told["overlaps"] == 0
-    assert told["actors"] == 2
+    assert process.returncode == 0, process.stderr[-4000:]
+    lines = process.stdout.splitlines()
+    report = json.loads(next(line for line in lines if line.startswith("{")))
+    assert report["jobs"] == {"succeeded": 120}
+    assert report["lost"] == 0
+    assert report["overlaps"] == 0
+    assert report["actors"] == 2

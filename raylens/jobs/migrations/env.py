@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the steps on the connection that :mod:`raylens.jobs.migrate` gives."""
+"""Alembic's environment: runs the migrations on the connection of :mod:`raylens.jobs.migrate`."""
 
 from alembic import context
 

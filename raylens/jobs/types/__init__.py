@@ -1,2 +1,1 @@
-"""The types of jobs that are built in. A plugin adds others through the entry point group
-``raylens.job_types``."""
+"""The built-in job types. Plugins add others by the entry point group ``raylens.job_types``."""

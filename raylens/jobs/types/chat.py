@@ -1,4 +1,4 @@
-"""A chat, in OpenAI's messages, with any number of pictures."""
+"""A job that answers a chat, in OpenAI's message format, with any number of pictures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import field_validator
 from raylens.core.types import Chat
 from raylens.core.wire import ChatMessage, Messages, read_messages
 from raylens.jobs.blobs import is_reference
-from raylens.jobs.types.base import JobInput, Run
-from raylens.jobs.types.picture import told
+from raylens.jobs.types.base import JobContext, JobInput, JobType
+from raylens.jobs.types.picture import make_output
 
 
 class ChatInput(JobInput):
@@ -18,22 +18,24 @@ class ChatInput(JobInput):
 
     @field_validator("messages")
     @classmethod
-    def _ends_with_the_user(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
+    def _check_messages(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
         if messages[-1].role != "user":
-            raise ValueError("the last one should be the user's")
-        if not all(is_reference(url) for url, _ in read_messages(messages, "")[1]):
-            raise ValueError("a picture is not one that was sent")
+            raise ValueError("expected the last message to be the user's")
+        _, pictures = read_messages(messages, "")
+        if not all(is_reference(url) for url, _ in pictures):
+            raise ValueError("expected every picture as a data URL")
         return messages
 
 
-class ChatJob:
-    """``{"answer": "…"}``: what the assistant says next."""
+class ChatJob(JobType):
+    """Output: ``{"answer": "…"}``, the assistant's next message."""
 
     name = "chat"
     input_model = ChatInput
 
-    async def run(self, given: ChatInput, run: Run) -> dict[str, Any]:
-        messages, urls = read_messages(given.messages, "input.messages")
-        pictures = [await run.picture(url, field) for url, field in urls]
-        answer = await run.ask(run.inference.resolve(given), Chat(messages), pictures)
-        return told({"answer": answer.text}, answer)
+    async def run(self, job_input: ChatInput, context: JobContext) -> dict[str, Any]:
+        messages, urls = read_messages(job_input.messages, "input.messages")
+        pictures = [await context.load_picture(url, field) for url, field in urls]
+        options = context.inference.resolve(job_input)
+        answer = await context.ask(options, Chat(messages), pictures)
+        return make_output({"answer": answer.text}, answer)

@@ -1,4 +1,4 @@
-"""Jobs about one picture: caption, query, detect and point."""
+"""Jobs for one picture: caption, query, detect and point."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from raylens.core.types import MAX_OBJECTS, Caption, Detect, Length, Point, Query
-from raylens.core.wire import MAX_OBJECTS_ASKED, Text
+from raylens.core.wire import MAX_OBJECTS_LIMIT, Text
 from raylens.jobs.inference import Answer, greedy
-from raylens.jobs.types.base import JobInput, Picture, Run
+from raylens.jobs.types.base import JobContext, JobInput, JobType, Picture
 
-Words = Annotated[Text, Field(min_length=1, max_length=100_000)]
+Prompt = Annotated[Text, Field(min_length=1, max_length=100_000)]
 
 
 class CaptionInput(JobInput):
-    """With a ``prompt`` the caption is the answer to it."""
+    """With a ``prompt``, the caption is the model's answer to it."""
 
     image: Picture
-    prompt: Words | None = None
+    prompt: Prompt | None = None
     length: Length = Length.NORMAL
 
 
 class QueryInput(JobInput):
-    """``prompt`` is another name for the ``question``."""
+    """``prompt`` is an alias of ``question``."""
 
     image: Picture | None = None
-    question: Words | None = None
-    prompt: Words | None = None
+    question: Prompt | None = None
+    prompt: Prompt | None = None
 
     @model_validator(mode="after")
     def _has_one_question(self) -> Self:
         if (self.question is None) == (self.prompt is None):
-            raise ValueError("question: one is needed (prompt is another name for it)")
+            raise ValueError("question: expected exactly one of question and prompt")
         return self
 
 
 class LocateInput(JobInput):
-    """``prompt`` is another name for the ``object``."""
+    """``prompt`` is an alias of ``object``."""
 
     image: Picture
-    object: Words | None = None
-    prompt: Words | None = None
-    max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_ASKED)] = MAX_OBJECTS
+    object: Prompt | None = None
+    prompt: Prompt | None = None
+    max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_LIMIT)] = MAX_OBJECTS
 
     @model_validator(mode="after")
     def _has_one_object(self) -> Self:
         if (self.object is None) == (self.prompt is None):
-            raise ValueError("object: one is needed (prompt is another name for it)")
+            raise ValueError("object: expected exactly one of object and prompt")
         return self
 
     @property
@@ -56,84 +56,90 @@ class LocateInput(JobInput):
         return self.object or self.prompt or ""
 
 
-class CaptionJob:
-    """``{"caption": "…"}``"""
+class CaptionJob(JobType):
+    """Output: ``{"caption": "…"}``."""
 
     name = "caption"
     input_model = CaptionInput
 
-    async def run(self, given: CaptionInput, run: Run) -> dict[str, Any]:
-        return await caption(given.image, "input.image", given, run)
+    async def run(self, job_input: CaptionInput, context: JobContext) -> dict[str, Any]:
+        return await make_caption(job_input.image, "input.image", job_input, context)
 
 
-class QueryJob:
-    """``{"answer": "…"}``"""
+class QueryJob(JobType):
+    """Output: ``{"answer": "…"}``."""
 
     name = "query"
     input_model = QueryInput
 
-    async def run(self, given: QueryInput, run: Run) -> dict[str, Any]:
-        pictures = (
-            [await run.picture(given.image, "input.image")] if given.image is not None else []
-        )
-        task = Query(given.question or given.prompt or "")
-        answer = await run.ask(run.inference.resolve(given), task, pictures)
-        return told({"answer": answer.text}, answer)
+    async def run(self, job_input: QueryInput, context: JobContext) -> dict[str, Any]:
+        pictures = []
+        if job_input.image is not None:
+            pictures.append(await context.load_picture(job_input.image, "input.image"))
+        task = Query(job_input.question or job_input.prompt or "")
+        answer = await context.ask(context.inference.resolve(job_input), task, pictures)
+        return make_output({"answer": answer.text}, answer)
 
 
-class DetectJob:
-    """``{"objects": [{x_min, y_min, x_max, y_max}]}``, in the original picture's coordinates, 0 to
-    1."""
+class DetectJob(JobType):
+    """Output: ``{"objects": [{x_min, y_min, x_max, y_max}]}``.
+
+    The coordinates are those of the original picture, from 0 to 1.
+    """
 
     name = "detect"
     input_model = LocateInput
 
-    async def run(self, given: LocateInput, run: Run) -> dict[str, Any]:
-        answer = await _located(Detect(given.subject, given.max_objects), given, run)
-        return told(
-            {"objects": [asdict(region) for region in answer.findings.regions or ()]}, answer
-        )
+    async def run(self, job_input: LocateInput, context: JobContext) -> dict[str, Any]:
+        task = Detect(job_input.subject, job_input.max_objects)
+        answer = await _locate(task, job_input, context)
+        objects = [asdict(region) for region in answer.findings.regions or ()]
+        return make_output({"objects": objects}, answer)
 
 
-class PointJob:
-    """``{"points": [{x, y}]}``, in the original picture's coordinates, 0 to 1."""
+class PointJob(JobType):
+    """Output: ``{"points": [{x, y}]}``.
+
+    The coordinates are those of the original picture, from 0 to 1.
+    """
 
     name = "point"
     input_model = LocateInput
 
-    async def run(self, given: LocateInput, run: Run) -> dict[str, Any]:
-        answer = await _located(Point(given.subject, given.max_objects), given, run)
-        return told(
-            {"points": [asdict(location) for location in answer.findings.locations or ()]}, answer
-        )
+    async def run(self, job_input: LocateInput, context: JobContext) -> dict[str, Any]:
+        task = Point(job_input.subject, job_input.max_objects)
+        answer = await _locate(task, job_input, context)
+        points = [asdict(location) for location in answer.findings.locations or ()]
+        return make_output({"points": points}, answer)
 
 
-async def _located(task: Detect | Point, given: LocateInput, run: Run) -> Answer:
-    return await run.ask(
-        greedy(run.inference.resolve(given)), task, [await run.picture(given.image, "input.image")]
-    )
+async def _locate(task: Detect | Point, job_input: LocateInput, context: JobContext) -> Answer:
+    options = greedy(context.inference.resolve(job_input))
+    picture = await context.load_picture(job_input.image, "input.image")
+    return await context.ask(options, task, [picture])
 
 
-class Captionable(JobInput):
-    """What a caption depends on, beside its picture."""
+class CaptionOptions(JobInput):
+    """The fields of :class:`CaptionInput` without the picture, for jobs of many pictures."""
 
-    prompt: Words | None = None
+    prompt: Prompt | None = None
     length: Length = Length.NORMAL
 
 
-async def caption(
-    image: str, field: str, given: CaptionInput | Captionable, run: Run
+async def make_caption(
+    image: str, field: str, job_input: CaptionInput | CaptionOptions, context: JobContext
 ) -> dict[str, Any]:
-    """``{"caption": "…"}`` of one picture."""
-    task = Caption(given.length) if given.prompt is None else Query(given.prompt)
-    answer = await run.ask(run.inference.resolve(given), task, [await run.picture(image, field)])
-    return told({"caption": answer.text}, answer)
+    """Return ``{"caption": "…"}`` for one picture. ``field`` is its path in the input."""
+    task = Caption(job_input.length) if job_input.prompt is None else Query(job_input.prompt)
+    options = context.inference.resolve(job_input)
+    picture = await context.load_picture(image, field)
+    answer = await context.ask(options, task, [picture])
+    return make_output({"caption": answer.text}, answer)
 
 
-def told(output: dict[str, Any], answer: Answer) -> dict[str, Any]:
-    """The output with who answered, and what the picture's preprocessing warned of."""
-    return {
-        **output,
-        "model": answer.model,
-        **({"warnings": list(answer.warnings)} if answer.warnings else {}),
-    }
+def make_output(results: dict[str, Any], answer: Answer) -> dict[str, Any]:
+    """Return a job's output: the results, the model's name and any warnings."""
+    output = {**results, "model": answer.model}
+    if answer.warnings:
+        output["warnings"] = list(answer.warnings)
+    return output

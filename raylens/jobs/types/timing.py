@@ -1,4 +1,4 @@
-"""When tasks start and end, in timestamped pictures from a worn camera."""
+"""A job that finds when tasks start and end, from timestamped pictures of a worn camera."""
 
 from __future__ import annotations
 
@@ -17,363 +17,426 @@ from raylens.core.errors import RaylensError
 from raylens.core.types import Caption, Length, PictureFile, Query, Task
 from raylens.core.wire import Body, Text
 from raylens.jobs.inference import Answer, ResolvedOptions, greedy
-from raylens.jobs.intervals import Evidence, intervals
-from raylens.jobs.types.base import JobInput, Picture, Run
+from raylens.jobs.intervals import Evidence, Interval, intervals
+from raylens.jobs.types.base import JobContext, JobInput, JobType, Picture
 
 QUESTION = "Task: {task}\nIs somebody doing this task in the picture? Answer yes or no."
-READING = "A picture is described so: {description}\n\n{question}\nGo by the description only. Answer yes or no."
+READING = (
+    "A picture is described so: {description}\n\n{question}\n"
+    "Go by the description only. Answer yes or no."
+)
 WORDING = (
-    "Pictures from a worn camera were looked at, one after the other, to find when tasks are done.\n\n"
+    "Pictures from a worn camera were looked at, one after the other, to find when tasks are"
+    " done.\n\n"
     "Found:\n{found}\n\nSeen, in order of time:\n{seen}\n\n"
     "Summarize in a few plain sentences what was done and when. Keep to these times."
 )
 ANSWER_TOKENS = 16
-"""Of a yes or no: only its first word is read."""
-LONGEST_TIME = 1e18
-"""Of a number that is a timestamp: such that middles and differences stay finite."""
-SHOWN_FRAMES, SHOWN_INTERVALS, SHOWN_CHARS, READ_CHARS = 32, 10, 120, 2000
-"""What a prompt for the language model, and a summary, hold at most, so that a small model's
-context suffices."""
+"""Longest answer to a yes-or-no question, in tokens. Only its first word is used."""
+MAX_TIMESTAMP = 1e18
+"""Largest numeric timestamp. Midpoints and differences of such numbers are finite."""
 MAX_WARNINGS = 20
+# The prompts must fit the context of a small language model.
+MAX_DESCRIPTION_CHARS = 2000
+"""Longest description in the prompt that interprets it."""
+MAX_PROMPT_FRAMES = 32
+"""Largest number of frames in the prompt for the summary."""
+MAX_SUMMARY_INTERVALS = 10
+"""Largest number of intervals that are listed for one task."""
+MAX_LINE_CHARS = 120
+"""Longest task or description in a line of the summary or of its prompt."""
 
 T = TypeVar("T")
 Description = Annotated[Text, Field(min_length=1, max_length=4000)]
-Frames = Annotated[int, Field(ge=1, le=50)]
+FrameCount = Annotated[int, Field(ge=1, le=50)]
 _YES_OR_NO = re.compile(r"[\W_]*(yes|no)(?![^\W_])(?!\s*(?:/|or\b)\s*(?:yes|no)\b)", re.IGNORECASE)
 
 
 class Frame(Body):
-    """A picture and when it was taken: seconds, or a date of ISO 8601, in UTC where it names no
-    offset."""
+    """A picture, and the time at which it was taken.
+
+    ``timestamp`` is a number of seconds or an ISO 8601 date. A date without an offset is in UTC.
+    """
 
     image: Picture
     timestamp: float | str
 
     @field_validator("timestamp", mode="plain")
     @classmethod
-    def _is_a_time(cls, value: Any) -> float | str:
-        """Dates become those of UTC."""
+    def _parse_timestamp(cls, value: Any) -> float | str:
+        """Return a finite number, or a date in UTC."""
         if isinstance(value, str):
-            return _date(value)
+            return _to_utc(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError("a number of seconds, or a date of ISO 8601, is needed")
-        # An int may be too large for a float, so the bound comes first; NaN fails it too.
-        if not -LONGEST_TIME <= value <= LONGEST_TIME:
-            raise ValueError(f"a finite number of at most {LONGEST_TIME:g} is needed")
+            raise _invalid_timestamp()
+        # Compare before converting: an int may be too large for a float. NaN fails it too.
+        if not -MAX_TIMESTAMP <= value <= MAX_TIMESTAMP:
+            raise ValueError(f"expected a finite number; the limit is {MAX_TIMESTAMP:g}")
         return float(value)
 
     @property
     def time(self) -> float:
-        """In seconds; of a date since the epoch."""
-        value = self.timestamp
-        return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else value
+        """The timestamp in seconds. A date counts from the epoch."""
+        if isinstance(self.timestamp, str):
+            return datetime.fromisoformat(self.timestamp).timestamp()
+        return self.timestamp
 
 
 class TimingInput(JobInput):
-    """One task as the ``prompt``, or several ``tasks``. ``vlm_prompt``: how a frame is to be
-    described.
+    """One task as ``prompt``, or several as ``tasks``, and the frames in any order.
 
-    ``enter`` and ``leave``: see :func:`raylens.jobs.intervals.intervals`. The frames may come in
-    any order.
+    ``vlm_prompt`` asks for the description of a frame; by default it is a short caption. ``enter``
+    and ``leave`` are those of :func:`raylens.jobs.intervals.intervals`.
     """
 
     prompt: Description | None = None
     tasks: Annotated[list[Description], Field(min_length=1, max_length=16)] | None = None
     vlm_prompt: Description | None = None
     images: Annotated[list[Frame], Field(min_length=1)]
-    enter: Frames = 2
-    leave: Frames = 2
+    enter: FrameCount = 2
+    leave: FrameCount = 2
 
     @field_validator("images")
     @classmethod
-    def _times_are_of_one_kind_and_differ(cls, images: list[Frame]) -> list[Frame]:
-        seen: dict[float, int] = {}
+    def _check_timestamps(cls, images: list[Frame]) -> list[Frame]:
+        number_by_time: dict[float, int] = {}
         for number, frame in enumerate(images):
             if type(frame.timestamp) is not type(images[0].timestamp):
-                raise _about_time(number, "all timestamps are numbers, or all are dates")
-            before = seen.setdefault(frame.time, number)
-            if before != number:
-                raise _about_time(number, f"images.{before} has the same")
+                message = "expected all timestamps to be numbers, or all to be dates"
+                raise _timestamp_error(number, message)
+            first = number_by_time.setdefault(frame.time, number)
+            if first != number:
+                raise _timestamp_error(number, f"same as the timestamp of images.{first}")
         return images
 
     @model_validator(mode="after")
     def _has_tasks(self) -> Self:
         if (self.prompt is None) == (self.tasks is None):
-            raise ValueError("prompt: either it or tasks is needed")
+            raise ValueError("prompt: expected exactly one of prompt and tasks")
         return self
 
     @property
     def descriptions(self) -> list[str]:
+        """The description of each task."""
         return self.tasks or [self.prompt or ""]
 
 
-class TaskTimingJob:
-    """``{"tasks": [{"task", "intervals": [{"start", "end", "seconds"}]}], "summary", "evidence",
-    "model"}``.
+class TaskTimingJob(JobType):
+    """Finds the intervals in which each task is done.
 
-    ``evidence`` has for each frame, in the order of time, its ``timestamp`` and ``description``,
-    and an answer for each task: true, false, or null where the frame doesn't tell; and the
-    ``error`` that it alone has. Times are of the kind that was sent. What is seen is kept: an
-    attempt that dies is gone on with, and not begun anew.
+    Output: ``{"tasks": [{"task", "intervals": [{"start", "end", "seconds"}]}], "summary",
+    "evidence", "model"}``.
+
+    ``evidence`` has an entry for each frame, in order of time: its ``timestamp``, its
+    ``description``, and its ``answers``, which hold for each task true, false, or null if the frame
+    is unclear. A frame that fails also has an ``error``. Times are numbers or dates, like the
+    timestamps of the input.
+
+    Finished entries are stored, and the next attempt resumes after them.
     """
 
     name = "task_timing_v1"
     input_model = TimingInput
 
-    async def run(self, given: TimingInput, run: Run) -> dict[str, Any]:
-        study = _Study(given, run)
-        await study.look()
-        await study.interpret()
-        return await study.conclude()
+    async def run(self, job_input: TimingInput, context: JobContext) -> dict[str, Any]:
+        attempt = _TimingAttempt(job_input, context)
+        await attempt.ask_about_frames()
+        await attempt.interpret_descriptions()
+        return await attempt.make_output()
 
 
-class _Study:
-    """One attempt. The evidence grows by a group of frames at a time."""
+class _TimingAttempt:
+    """One attempt. It collects the evidence in groups of frames."""
 
-    def __init__(self, given: TimingInput, run: Run) -> None:
-        self._given = given
-        self._run = run
-        self._llm = run.llm
-        self._options = greedy(run.inference.resolve(given))
-        self._frames = sorted(enumerate(given.images), key=lambda numbered: numbered[1].time)
-        partial = run.job.output or {}
-        self._evidence: list[dict[str, Any]] = list(partial.get("evidence", ()))[
-            : len(self._frames)
-        ]
+    def __init__(self, job_input: TimingInput, context: JobContext) -> None:
+        self._input = job_input
+        self._context = context
+        self._llm = context.llm
+        self._options = greedy(context.inference.resolve(job_input))
+        by_time = sorted(enumerate(job_input.images), key=lambda item: item[1].time)
+        self._frames: list[tuple[int, Frame]] = by_time
+        """The frames in order of time, each with its index in the input."""
+        partial = context.job.output or {}
+        evidence = list(partial.get("evidence", ()))
+        self._evidence: list[dict[str, Any]] = evidence[: len(self._frames)]
         self._warnings: list[str] = list(partial.get("warnings", ()))
-        self._trouble: str | None = None
-        """Why the language model is not asked any more."""
-        self._group = run.config.image_batch_size
-        # A group's requests for one task fit; those of more tasks take turns, lest a model's queue
-        # overflow.
-        self._room = asyncio.Semaphore(2 * self._group)
+        self._llm_warning: str | None = None
+        """Why the language model is no longer used."""
+        self._group_size = context.config.image_batch_size
+        # With one task, all requests of a group run at once: a description and an answer for each
+        # frame. More tasks share the limit, because more requests could overflow the model's queue.
+        self._request_limit = asyncio.Semaphore(2 * self._group_size)
 
-    async def look(self) -> None:
-        """Asks about the frames that have no evidence yet."""
-        for first in range(len(self._evidence), len(self._frames), self._group):
-            group = self._frames[first : first + self._group]
-            self._evidence += await _together(
-                self._look_at(number, frame) for number, frame in group
-            )
+    async def ask_about_frames(self) -> None:
+        """Ask the vision model about each frame that has no evidence yet."""
+        for first in range(len(self._evidence), len(self._frames), self._group_size):
+            group = self._frames[first : first + self._group_size]
+            entries = (self._ask_about_frame(number, frame) for number, frame in group)
+            self._evidence += await _gather(entries)
             await self._report()
 
-    async def interpret(self) -> None:
-        """Lets the language model say of descriptions what the pictures' own answers didn't tell."""
-        unsure = [
-            place
-            for place, entry in enumerate(self._evidence)
+    async def interpret_descriptions(self) -> None:
+        """Answer the unclear questions with the language model, from the descriptions."""
+        unclear = [
+            position
+            for position, entry in enumerate(self._evidence)
             if entry["description"] and None in entry["answers"]
         ]
-        for first in range(0, len(unsure), self._group):
+        for first in range(0, len(unclear), self._group_size):
             if self._llm is None:
                 return
-            await _together(self._read(place) for place in unsure[first : first + self._group])
+            group = unclear[first : first + self._group_size]
+            await _gather(self._interpret_entry(position) for position in group)
             await self._report()
 
-    async def conclude(self) -> dict[str, Any]:
-        """The output."""
-        tasks = [self._timed(number, task) for number, task in enumerate(self._given.descriptions)]
-        said = await self._complete(WORDING.format(found=_plain(tasks), seen=_seen(self._evidence)))
-        failed = sum("error" in entry for entry in self._evidence)
-        warnings = list(self._warnings)
-        if failed:
-            warnings.append(f"{failed} of {len(self._evidence)} frames have an error")
-        if self._trouble is not None:
-            warnings.append(self._trouble)
-        return {
+    async def make_output(self) -> dict[str, Any]:
+        tasks = [
+            {"task": task, "intervals": self._find_intervals(number)}
+            for number, task in enumerate(self._input.descriptions)
+        ]
+        plain_summary = _summarize_tasks(tasks)
+        prompt = WORDING.format(found=plain_summary, seen=_summarize_evidence(self._evidence))
+        summary = await self._complete(prompt)
+        output = {
             "tasks": tasks,
-            "summary": (said or "").strip() or _plain(tasks),
+            "summary": (summary or "").strip() or plain_summary,
             "evidence": self._evidence,
             "model": self._options.model,
-            **({"warnings": warnings} if warnings else {}),
         }
+        warnings = self._all_warnings()
+        if warnings:
+            output["warnings"] = warnings
+        return output
+
+    def _all_warnings(self) -> list[str]:
+        warnings = list(self._warnings)
+        failed = sum("error" in entry for entry in self._evidence)
+        if failed:
+            warnings.append(f"{failed} of {len(self._evidence)} frames have an error")
+        if self._llm_warning is not None:
+            warnings.append(self._llm_warning)
+        return warnings
 
     async def _report(self) -> None:
         partial = {"evidence": list(self._evidence), "warnings": list(self._warnings)}
-        await self._run.report(len(self._evidence), len(self._frames), partial)
+        await self._context.report(len(self._evidence), len(self._frames), partial)
 
-    async def _look_at(self, number: int, frame: Frame) -> dict[str, Any]:
-        """The evidence of a frame; ``number`` is its place among the input's."""
-        given = self._given
-        described: Task = (
-            Caption(Length.SHORT) if given.vlm_prompt is None else Query(given.vlm_prompt)
-        )
+    async def _ask_about_frame(self, number: int, frame: Frame) -> dict[str, Any]:
+        """Return the evidence of a frame. ``number`` is its index in the input."""
+        tasks = self._input.descriptions
         try:
-            picture = await self._run.picture(frame.image, f"input.images.{number}.image")
+            picture = await self._context.load_picture(frame.image, f"input.images.{number}.image")
         except RaylensError as error:
             if error.retryable:
                 raise
-            return self._entry(frame, [error] * (1 + len(given.descriptions)))
-        short = _of_few_words(self._options)
-        questions = [
-            self._ask(short, Query(question(task)), picture) for task in given.descriptions
-        ]
-        return self._entry(
-            frame, await _together([self._ask(self._options, described, picture), *questions])
+            return self._make_entry(frame, error, [error] * len(tasks))
+        description_task: Task = Caption(Length.SHORT)
+        if self._input.vlm_prompt is not None:
+            description_task = Query(self._input.vlm_prompt)
+        short = _with_short_answer(self._options)
+        description, *answers = await _gather(
+            [
+                self._ask(self._options, description_task, picture),
+                *(self._ask(short, Query(make_question(task)), picture) for task in tasks),
+            ]
         )
+        return self._make_entry(frame, description, answers)
 
     async def _ask(
         self, options: ResolvedOptions, task: Task, picture: PictureFile
     ) -> Answer | RaylensError:
-        """Raises what another attempt may mend; what it can't is the frame's own."""
+        """Return the answer, or the error that only this frame has.
+
+        Raises retryable errors: they end the attempt.
+        """
         try:
-            async with self._room:
-                return await self._run.ask(options, task, [picture])
+            async with self._request_limit:
+                return await self._context.ask(options, task, [picture])
         except RaylensError as error:
             if error.retryable:
                 raise
             return error
 
-    def _entry(self, frame: Frame, said: Sequence[Answer | RaylensError]) -> dict[str, Any]:
-        """``said``: the description, and an answer for each task."""
-        for warning in (
-            warning for answer in said if isinstance(answer, Answer) for warning in answer.warnings
-        ):
-            if warning not in self._warnings and len(self._warnings) < MAX_WARNINGS:
-                self._warnings.append(warning)
-        texts = [answer.text.strip() if isinstance(answer, Answer) else None for answer in said]
-        answers = [yes_or_no(text) for text in texts[1:]]
+    def _make_entry(
+        self,
+        frame: Frame,
+        description: Answer | RaylensError,
+        answers: Sequence[Answer | RaylensError],
+    ) -> dict[str, Any]:
+        """Return a frame's entry in the evidence, and collect the warnings of its answers."""
+        replies = [description, *answers]
+        for reply in replies:
+            if isinstance(reply, Answer):
+                self._add_warnings(reply.warnings)
         entry: dict[str, Any] = {
             "timestamp": frame.timestamp,
-            "description": texts[0],
-            "answers": answers,
+            "description": _text_of(description),
+            "answers": [parse_yes_or_no(_text_of(answer)) for answer in answers],
         }
-        error = next((answer for answer in said if isinstance(answer, RaylensError)), None)
+        error = next((reply for reply in replies if isinstance(reply, RaylensError)), None)
         if error is not None:
             entry["error"] = {"code": error.code, "message": error.message, "field": error.field}
         return entry
 
-    async def _read(self, place: int) -> None:
-        """A frame's unsure answers anew. Its entry is replaced, as the old one may be on its way to
-        the store."""
-        entry = self._evidence[place]
-        works = [self._answer(entry["description"], *pair) for pair in enumerate(entry["answers"])]
-        self._evidence[place] = {**entry, "answers": await _together(works)}
+    def _add_warnings(self, warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            if warning not in self._warnings and len(self._warnings) < MAX_WARNINGS:
+                self._warnings.append(warning)
 
-    async def _answer(self, description: str, number: int, answer: Evidence) -> Evidence:
-        """Whether task ``number`` is done where a picture is described so; an answer that there is
-        stands."""
+    async def _interpret_entry(self, position: int) -> None:
+        """Answer the unclear questions of one entry.
+
+        The entry is replaced and not changed, because the store may be writing the old one.
+        """
+        entry = self._evidence[position]
+        answers = await _gather(
+            self._interpret(entry["description"], number, answer)
+            for number, answer in enumerate(entry["answers"])
+        )
+        self._evidence[position] = {**entry, "answers": answers}
+
+    async def _interpret(self, description: str, number: int, answer: Evidence) -> Evidence:
+        """Return whether a description shows task ``number``. A clear ``answer`` stays."""
         if answer is not None:
             return answer
-        asked = question(self._given.descriptions[number])
-        return yes_or_no(
-            await self._complete(
-                READING.format(description=description[:READ_CHARS], question=asked)
-            )
-        )
+        question = make_question(self._input.descriptions[number])
+        prompt = READING.format(description=description[:MAX_DESCRIPTION_CHARS], question=question)
+        return parse_yes_or_no(await self._complete(prompt))
 
     async def _complete(self, prompt: str) -> str | None:
-        """What the language model says; None without one. It is not worth a job: where the attempt
-        is the last, or another can't help, the job goes on without it."""
+        """Return the language model's completion, or None without a language model.
+
+        Raises a retryable error if another attempt is left. After any other error, the job goes on
+        without the language model.
+        """
         if self._llm is None:
             return None
+        job = self._context.job
         try:
-            async with self._room:
-                return await self._llm.complete(prompt, self._run.deadline)
+            async with self._request_limit:
+                return await self._llm.complete(prompt, self._context.deadline)
         except RaylensError as error:
-            if error.retryable and self._run.job.attempts < self._run.job.max_attempts:
+            if error.retryable and job.attempts < job.max_attempts:
                 raise
             self._llm = None
-            self._trouble = (
-                f"the language model failed, and the summary is without it: {error.message}"
+            self._llm_warning = (
+                f"the language model failed: {error.message}; the summary doesn't use it"
             )
             return None
 
-    def _timed(self, number: int, task: str) -> dict[str, Any]:
+    def _find_intervals(self, number: int) -> list[dict[str, Any]]:
+        """Return the intervals of task ``number``."""
         times = [frame.time for _, frame in self._frames]
         evidence: list[Evidence] = [entry["answers"][number] for entry in self._evidence]
-        is_date = isinstance(self._given.images[0].timestamp, str)
-        found = [
-            {
-                "start": _shown(interval.start, is_date),
-                "end": _shown(interval.end, is_date),
-                "seconds": round(interval.end - interval.start, 6),
-            }
-            for interval in intervals(times, evidence, self._given.enter, self._given.leave)
+        uses_dates = isinstance(self._input.images[0].timestamp, str)
+        return [
+            _interval_as_json(interval, uses_dates)
+            for interval in intervals(times, evidence, self._input.enter, self._input.leave)
         ]
-        return {"task": task, "intervals": found}
 
 
-def question(task: str) -> str:
-    """A task's description as a question of yes or no; one that is a question is asked as it
-    stands."""
+def make_question(task: str) -> str:
+    """Return a yes-or-no question about a task. A task that is a question stays as it is."""
     return task if task.rstrip().endswith("?") else QUESTION.format(task=task)
 
 
-def yes_or_no(text: str | None) -> Evidence:
-    """What an answer begins with; None is anything else, an echo of "yes or no" too."""
-    found = _YES_OR_NO.match(text or "")
-    return None if found is None else found[1].lower() == "yes"
+def parse_yes_or_no(text: str | None) -> Evidence:
+    """Return whether a text begins with yes or no.
+
+    Return None if it begins otherwise. An echo of "yes or no" counts as neither.
+    """
+    match = _YES_OR_NO.match(text or "")
+    return None if match is None else match[1].lower() == "yes"
 
 
-async def _together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in order. Raises the first error, and by then the others have stopped."""
+async def _gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run coroutines concurrently, and return their results in order.
+
+    Raises the first error, after all other coroutines have stopped.
+    """
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
-def _of_few_words(options: ResolvedOptions) -> ResolvedOptions:
-    return replace(
-        options,
-        sampling=replace(
-            options.sampling, max_tokens=min(options.sampling.max_tokens, ANSWER_TOKENS)
-        ),
-    )
+def _with_short_answer(options: ResolvedOptions) -> ResolvedOptions:
+    max_tokens = min(options.sampling.max_tokens, ANSWER_TOKENS)
+    return replace(options, sampling=replace(options.sampling, max_tokens=max_tokens))
 
 
-def _date(text: str) -> str:
+def _text_of(reply: Answer | RaylensError) -> str | None:
+    return reply.text.strip() if isinstance(reply, Answer) else None
+
+
+def _to_utc(text: str) -> str:
     try:
         date = datetime.fromisoformat(text)
-        return (date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=UTC)
+        return date.astimezone(UTC).isoformat()
     except (ValueError, OverflowError):
-        raise ValueError("a number of seconds, or a date of ISO 8601, is needed") from None
+        raise _invalid_timestamp() from None
 
 
-def _shown(time: float, is_date: bool) -> float | str:
-    """A time as the sender has them, to the microsecond."""
-    return datetime.fromtimestamp(time, UTC).isoformat() if is_date else round(time, 6)
+def _invalid_timestamp() -> ValueError:
+    return ValueError("expected a number of seconds, or an ISO 8601 date")
 
 
-def _about_time(number: int, message: str) -> ValidationError:
-    """An error of a field's own within a list that was checked as a whole."""
+def _timestamp_error(number: int, message: str) -> ValidationError:
+    """Return an error for the timestamp of one frame, raised while the list is validated."""
     problem = PydanticCustomError("timestamp", "{message}", {"message": message})
     details = InitErrorDetails(type=problem, loc=(number, "timestamp"), input=None)
     return ValidationError.from_exception_data("Frame", [details])
 
 
-def _plain(tasks: Sequence[dict[str, Any]]) -> str:
-    """The intervals in words, a line for each task."""
-    return "\n".join(f"{_cut(task['task'])}: {_spans(task['intervals'])}." for task in tasks)
+def _interval_as_json(interval: Interval, uses_dates: bool) -> dict[str, Any]:
+    return {
+        "start": _format_time(interval.start, uses_dates),
+        "end": _format_time(interval.end, uses_dates),
+        "seconds": round(interval.end - interval.start, 6),
+    }
 
 
-def _spans(found: Sequence[dict[str, Any]]) -> str:
-    if not found:
+def _format_time(time: float, uses_dates: bool) -> float | str:
+    """Return a time in the format of the input's timestamps, to the microsecond."""
+    return datetime.fromtimestamp(time, UTC).isoformat() if uses_dates else round(time, 6)
+
+
+def _summarize_tasks(tasks: Sequence[dict[str, Any]]) -> str:
+    """Return a line for each task with its intervals."""
+    return "\n".join(
+        f"{_shorten(task['task'])}: {_summarize_intervals(task['intervals'])}." for task in tasks
+    )
+
+
+def _summarize_intervals(spans: Sequence[dict[str, Any]]) -> str:
+    if not spans:
         return "not seen"
-    spans = [
+    phrases = [
         f"from {span['start']} to {span['end']} ({span['seconds']:g} s)"
-        for span in found[:SHOWN_INTERVALS]
+        for span in spans[:MAX_SUMMARY_INTERVALS]
     ]
-    more = [f"{len(found) - SHOWN_INTERVALS} times more"] if len(found) > SHOWN_INTERVALS else []
-    return "; ".join(spans + more)
+    if len(spans) > MAX_SUMMARY_INTERVALS:
+        phrases.append(f"{len(spans) - MAX_SUMMARY_INTERVALS} times more")
+    return "; ".join(phrases)
 
 
-def _seen(evidence: Sequence[dict[str, Any]]) -> str:
-    """Lines of evidence, evenly from all of it."""
-    step = max(1, math.ceil(len(evidence) / SHOWN_FRAMES))
-    return "\n".join(_line(entry) for entry in evidence[::step])
+def _summarize_evidence(evidence: Sequence[dict[str, Any]]) -> str:
+    """Return a line for each of at most ``MAX_PROMPT_FRAMES`` frames, evenly spaced."""
+    step = max(1, math.ceil(len(evidence) / MAX_PROMPT_FRAMES))
+    return "\n".join(_summarize_entry(entry) for entry in evidence[::step])
 
 
-def _line(entry: dict[str, Any]) -> str:
+def _summarize_entry(entry: dict[str, Any]) -> str:
     words = {True: "yes", False: "no", None: "unsure"}
     answers = ", ".join(words[answer] for answer in entry["answers"])
-    return f"{entry['timestamp']}: {_cut(entry['description'] or 'nothing')} ({answers})"
+    return f"{entry['timestamp']}: {_shorten(entry['description'] or 'nothing')} ({answers})"
 
 
-def _cut(text: str) -> str:
-    """On one line, and not too long."""
+def _shorten(text: str) -> str:
+    """Return a text on one line of at most ``MAX_LINE_CHARS`` characters."""
     line = " ".join(text.split())
-    return line if len(line) <= SHOWN_CHARS else f"{line[: SHOWN_CHARS - 1]}…"
+    return line if len(line) <= MAX_LINE_CHARS else f"{line[: MAX_LINE_CHARS - 1]}…"

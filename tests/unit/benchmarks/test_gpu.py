@@ -1,4 +1,4 @@
-"""The benchmark for a GPU, small and on the CPU, as on a machine that has neither Ray nor FastAPI."""
+"""The GPU benchmark at its tiny scale on a CPU, on a machine without Ray and FastAPI."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-NOT_THERE = (
+BLOCKED = (
     "ray",
     "fastapi",
     "starlette",
@@ -19,20 +19,22 @@ NOT_THERE = (
     "moondream",
     "jsonschema",
 )
-SITE = f"""
+"""Packages whose import fails."""
+SITECUSTOMIZE = f"""
 import sys
 
-class Refuse:
+class BlockingFinder:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {NOT_THERE!r}:
-            raise ImportError(f"{{name}} isn't there")
+        if name.split(".")[0] in {BLOCKED!r}:
+            raise ImportError(f"{{name}} is blocked")
 
-sys.meta_path.insert(0, Refuse())
+sys.meta_path.insert(0, BlockingFinder())
 """
 
 
-def test_every_stage_passes_where_only_torch_and_transformers_are(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SITE)  # holds for the processes that it starts, too
+def test_every_stage_passes_with_torch_and_transformers_alone(tmp_path: Path) -> None:
+    # A sitecustomize module applies to subprocesses as well.
+    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
     command = [
         sys.executable,
         "-m",
@@ -42,19 +44,22 @@ def test_every_stage_passes_where_only_torch_and_transformers_are(tmp_path: Path
         f"--out={tmp_path / 'out'}",
     ]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    ended = subprocess.run(
+    process = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
     parts = json.loads((tmp_path / "out" / "results.json").read_text())["parts"]
     assert {part["stage"] for part in parts} == {"right", "shares", "fast", "why"}
     assert {part["state"] for part in parts} == {"done"}
     assert all(part["lines"] for part in parts)
 
 
-def test_processes_that_preprocess_load_neither_torch_nor_models() -> None:
-    told = "import benchmarks.gpu.pixels, sys; print([name for name in ('torch', 'models') if name in sys.modules])"
-    ended = subprocess.run(
-        [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, timeout=60
+def test_preprocessing_processes_import_neither_torch_nor_models() -> None:
+    code = (
+        "import benchmarks.gpu.pixels, sys;"
+        " print([name for name in ('torch', 'models') if name in sys.modules])"
     )
-    assert ended.stdout == "[]\n", ended.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert process.stdout == "[]\n", process.stderr

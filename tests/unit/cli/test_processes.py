@@ -6,20 +6,42 @@ import sys
 import time
 import uuid
 
-from raylens.cli.processes import await_end, marked
+from raylens.cli.processes import find_marked, wait_for_exit
+
+DAEMONIZE = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
 
 
-def test_a_daemon_is_found_by_its_mark_and_killed_after_patience() -> None:
+def start_daemon(mark: str) -> None:
+    environment = {**os.environ, "A_MARK": mark}
+    subprocess.run([sys.executable, "-c", DAEMONIZE], env=environment, check=True)
+
+
+def test_a_daemon_is_found_by_its_mark_and_killed_after_the_time_out() -> None:
     mark = uuid.uuid4().hex
-    script = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
-    subprocess.run([sys.executable, "-c", script], env={**os.environ, "A_MARK": mark}, check=True)
-    assert len(marked("A_MARK", mark)) == 1
+    start_daemon(mark)
+    (daemon,) = find_marked("A_MARK", mark)
+    assert daemon.name() == "sleep"
     started = time.monotonic()
-    await_end("A_MARK", mark, patience=0.3)
+    wait_for_exit("A_MARK", mark, timeout_s=0.3)
     assert time.monotonic() - started >= 0.3
-    for _ in range(50):
-        if not marked("A_MARK", mark):
-            break
-        time.sleep(0.02)
-    assert marked("A_MARK", mark) == []
-    await_end("A_MARK", mark, patience=10)
+    daemon.wait(10)
+    assert find_marked("A_MARK", mark) == []
+
+
+def test_processes_that_end_by_themselves_are_only_waited_for() -> None:
+    mark = uuid.uuid4().hex
+    start_daemon(mark)
+    (daemon,) = find_marked("A_MARK", mark)
+    daemon.terminate()
+    started = time.monotonic()
+    wait_for_exit("A_MARK", mark, timeout_s=60)
+    assert time.monotonic() - started < 30
+    assert find_marked("A_MARK", mark) == []
+
+
+def test_processes_without_the_mark_are_left_alone() -> None:
+    other = uuid.uuid4().hex
+    start_daemon(other)
+    wait_for_exit("A_MARK", uuid.uuid4().hex, timeout_s=0)
+    (daemon,) = find_marked("A_MARK", other)
+    daemon.kill()

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from raylens.cli.config_file import ConfigError, Endpoint, check_config_file
 from raylens.cli.main import app
-from raylens.cli.run import ConfigError, Endpoint, read_config
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
@@ -28,7 +28,7 @@ def written(folder: Path, config: Any) -> Path:
     ids=lambda p: p.name,
 )
 def test_the_shipped_configs_are_valid_and_stay_on_loopback(path: Path) -> None:
-    assert read_config(path) == Endpoint("127.0.0.1", 8000)
+    assert check_config_file(path) == Endpoint("127.0.0.1", 8000)
     for application in yaml.safe_load(path.read_text())["applications"]:
         names = {model["name"] for model in application["args"]["models"]}
         assert {deployment["name"] for deployment in application["deployments"]} == {
@@ -83,17 +83,17 @@ def test_what_is_no_config_is_refused(tmp_path: Path, text, words) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
-        read_config(path)
+        check_config_file(path)
     with pytest.raises(ConfigError, match="No such file"):
-        read_config(tmp_path / "none.yaml")
+        check_config_file(tmp_path / "none.yaml")
 
 
 def test_a_misspelled_deployment_is_named(tmp_path: Path) -> None:
     config = copy.deepcopy(SHIPPED)
     config["applications"][0]["deployments"][1]["name"] = "Preprocesor"
     known = r"Ingress, Preprocessor, moondream, qwen2\.5-vl, smolvlm"
-    with pytest.raises(ConfigError, match=f"'Preprocesor' is none of {known}"):
-        read_config(written(tmp_path, config))
+    with pytest.raises(ConfigError, match=f"unknown deployment 'Preprocesor'; known: {known}"):
+        check_config_file(written(tmp_path, config))
 
 
 def test_a_queue_that_can_keep_nothing_is_named_before_anything_starts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The deployment's class without Serve: what it does to its event loop, its queue and its metrics."""
+"""The deployment class without Serve: its event loop, its queue and its metrics."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from raylens.core.config import AppConfig
 from raylens.core.errors import DeadlineExceeded, InvalidRequest
 from raylens.core.recipe import ENHANCED, PLAIN, Denoise, Recipe
 from raylens.core.types import PictureFile, Step
-from testing.pictures import encoded, gradient, random_pixels
+from testing.pictures import encode_picture, gradient, random_pixels
 
 CONFIG = AppConfig.model_validate(
     {"models": [{"name": "a", "family": "smolvlm"}], "preprocessor_threads": 1}
 )
-LATE = time.time() + 600
-SMALL = PictureFile(encoded(gradient(20, 20)), "file")
+FAR_DEADLINE = time.time() + 600
+SMALL = PictureFile(encode_picture(gradient(20, 20)), "file")
+SLOW = Recipe(size=(4096, 4096), preserve_aspect_ratio=False, denoise=Denoise(True, "nlm"))
+"""Ten seconds of work."""
 
 
-class Gauge:
+class FakeGauge:
     def __init__(self) -> None:
         self.values: list[float] = []
 
@@ -34,7 +36,7 @@ class Gauge:
         self.values.append(value)
 
 
-class Outcomes:
+class FakeCounter:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
@@ -42,7 +44,7 @@ class Outcomes:
         self.counts[tags["outcome"]] += 1
 
 
-class Histogram:
+class FakeHistogram:
     def __init__(self) -> None:
         self.values: list[float] = []
 
@@ -51,12 +53,12 @@ class Histogram:
 
 
 class FakeMetrics:
-    """Remembers what it is told."""
+    """Records every observation."""
 
     def __init__(self) -> None:
-        self.queue_depth = Gauge()
-        self.pictures = Outcomes()
-        self.wait = Histogram()
+        self.queue_depth = FakeGauge()
+        self.pictures = FakeCounter()
+        self.wait = FakeHistogram()
         self.steps: list[list[str]] = []
 
     def observe(self, steps: Sequence[Step]) -> None:
@@ -71,31 +73,37 @@ def metrics() -> FakeMetrics:
 
 @pytest.fixture
 def preprocessor(metrics: FakeMetrics) -> Preprocessor:
-    made: Any = metrics
-    return Preprocessor(CONFIG, made)
+    fake: Any = metrics
+    return Preprocessor(CONFIG, fake)
 
 
-async def test_the_event_loop_goes_on_while_pictures_are_processed(
+async def test_the_event_loop_keeps_running_while_pictures_are_processed(
     preprocessor: Preprocessor,
 ) -> None:
-    data = encoded(random_pixels(1500, 1200), "JPEG", quality=90)
+    data = encode_picture(random_pixels(1500, 1200), "JPEG", quality=90)
     work = asyncio.gather(
-        *(preprocessor.process(PictureFile(data, "file"), ENHANCED, LATE, "id") for _ in range(3))
+        *(
+            preprocessor.process(PictureFile(data, "file"), ENHANCED, FAR_DEADLINE, "id")
+            for _ in range(3)
+        )
     )
     ticks = 0
     while not work.done():
         await asyncio.sleep(0.001)
         ticks += 1
     assert all(isinstance(processed, ProcessedImage) for processed in await work)
-    assert ticks > 20  # a loop that is blocked by the work would see its end after a tick or two
+    assert ticks > 20  # if the work blocked the loop, it would be done after a tick or two
 
 
-async def test_what_waits_counts_as_queue_depth(
+async def test_waiting_pictures_count_as_queue_depth(
     preprocessor: Preprocessor, metrics: FakeMetrics
 ) -> None:
-    data = encoded(random_pixels(600, 400))
+    data = encode_picture(random_pixels(600, 400))
     await asyncio.gather(
-        *(preprocessor.process(PictureFile(data, "file"), PLAIN, LATE, "id") for _ in range(4))
+        *(
+            preprocessor.process(PictureFile(data, "file"), PLAIN, FAR_DEADLINE, "id")
+            for _ in range(4)
+        )
     )
     await asyncio.sleep(0.05)
     assert max(metrics.queue_depth.values) == 3
@@ -106,61 +114,59 @@ async def test_what_waits_counts_as_queue_depth(
     assert metrics.steps[0] == ["decode", "resize"]
 
 
-async def test_a_call_that_is_canceled_while_it_waits_never_starts(
+async def test_a_call_canceled_while_it_waits_never_starts(
     preprocessor: Preprocessor, metrics: FakeMetrics
 ) -> None:
-    held = threading.Event()
-    preprocessor._pool.submit(held.wait)  # the pool has one thread
-    waiting = asyncio.ensure_future(preprocessor.process(SMALL, PLAIN, LATE, "id"))
+    release = threading.Event()
+    preprocessor._pool.submit(release.wait)  # the pool has one thread
+    waiting = asyncio.ensure_future(preprocessor.process(SMALL, PLAIN, FAR_DEADLINE, "id"))
     await asyncio.sleep(0.02)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    held.set()
-    assert isinstance(await preprocessor.process(SMALL, PLAIN, LATE, "id"), ProcessedImage)
+    release.set()
+    assert isinstance(await preprocessor.process(SMALL, PLAIN, FAR_DEADLINE, "id"), ProcessedImage)
     await asyncio.sleep(0.05)
     assert metrics.pictures.counts == {"canceled": 1, "ok": 1}
     assert metrics.queue_depth.values[-1] == 0
 
 
-SLOW = Recipe(size=(4096, 4096), preserve_aspect_ratio=False, denoise=Denoise(True, "nlm"))
-"""Ten seconds of work."""
-
-
-async def test_a_deadline_ends_the_work_and_frees_its_thread(preprocessor: Preprocessor) -> None:
+async def test_a_passed_deadline_stops_the_work_and_frees_its_thread(
+    preprocessor: Preprocessor,
+) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await preprocessor.process(SMALL, SLOW, time.time() + 1, "id")
-    await preprocessor.process(SMALL, PLAIN, LATE, "id")
+    await preprocessor.process(SMALL, PLAIN, FAR_DEADLINE, "id")
     assert time.monotonic() - started < 4
 
 
-async def test_a_client_that_leaves_frees_its_thread(preprocessor: Preprocessor) -> None:
-    work = asyncio.ensure_future(preprocessor.process(SMALL, SLOW, LATE, "id"))
+async def test_cancellation_stops_the_work_and_frees_its_thread(
+    preprocessor: Preprocessor,
+) -> None:
+    work = asyncio.ensure_future(preprocessor.process(SMALL, SLOW, FAR_DEADLINE, "id"))
     await asyncio.sleep(0.8)
     work.cancel()
     started = time.monotonic()
-    await preprocessor.process(SMALL, PLAIN, LATE, "id")
+    await preprocessor.process(SMALL, PLAIN, FAR_DEADLINE, "id")
     assert time.monotonic() - started < 3
 
 
-async def test_errors_are_raised_and_counted_by_their_code(
+async def test_errors_name_the_field_and_are_counted_by_code(
     preprocessor: Preprocessor, metrics: FakeMetrics
 ) -> None:
+    damaged = PictureFile(encode_picture(gradient(300, 300), "JPEG")[:1500], "messages.0")
     with pytest.raises(InvalidRequest, match=r"^messages\.0: the JPEG") as caught:
-        await preprocessor.process(
-            PictureFile(encoded(gradient(300, 300), "JPEG")[:1500], "messages.0"), PLAIN, LATE, "id"
-        )
+        await preprocessor.process(damaged, PLAIN, FAR_DEADLINE, "id")
     assert caught.value.field == "messages.0"
     with pytest.raises(DeadlineExceeded, match="before the picture was processed"):
         await preprocessor.process(SMALL, PLAIN, time.time() - 1, "id")
     assert metrics.pictures.counts == {"invalid_request": 1, "deadline_exceeded": 1}
 
 
-async def test_a_preview_is_a_file_with_its_steps(preprocessor: Preprocessor) -> None:
-    shown = await preprocessor.preview(
-        PictureFile(encoded(gradient(64, 48)), "file"), PLAIN, LATE, "id"
-    )
-    assert shown.jpeg.startswith(b"\xff\xd8\xff")
-    assert (shown.original, shown.processed) == ((64, 48), (64, 48))
-    assert [step.name for step in shown.steps] == ["decode", "resize", "encode"]
+async def test_a_preview_is_a_jpeg_with_its_steps(preprocessor: Preprocessor) -> None:
+    picture = PictureFile(encode_picture(gradient(64, 48)), "file")
+    preview = await preprocessor.preview(picture, PLAIN, FAR_DEADLINE, "id")
+    assert preview.jpeg.startswith(b"\xff\xd8\xff")
+    assert (preview.original, preview.processed) == ((64, 48), (64, 48))
+    assert [step.name for step in preview.steps] == ["decode", "resize", "encode"]

@@ -1,5 +1,4 @@
-"""Capture and replay, by a stand-in for CUDA's graphs that holds fast to the tensors it was made
-with, as they do."""
+"""Capture and replay, with a stand-in for CUDA graphs that keeps its input tensors as they do."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.graphs import Captured, Graphs, ModelGraphs, Step
+from models.graphs import CapturedStep, GraphCache, ModelGraphs, Step
 from models.moondream import model as moondream
 from models.qwen2_5_vl import model as qwen2_5_vl
 from models.smolvlm import model as smolvlm
@@ -20,42 +19,41 @@ from raylens.core.types import ImagePart, TextPart
 from raylens.engine.kv_cache import KVCache
 from testing.checkpoints import random_moondream, random_qwen2_5_vl, random_smolvlm
 from testing.exactness import request, user
+from testing.families import every_family, run_slices
 from testing.pictures import random_pixels
-from tests.unit.models.families import every_family
-from tests.unit.models.test_moondream import drained
 
-ABOUT = user(ImagePart(0), TextPart("What is this?"))
+QUESTION = user(ImagePart(0), TextPart("What is this?"))
 
 
 class Recorder:
-    """Counts captures. A replay asks only what the graph holds."""
+    """Captures steps as closures, and counts captures and replays."""
 
     def __init__(self) -> None:
         self.captures = 0
         self.replays = 0
 
-    def __call__(self, step: Step, given: Sequence[Tensor]) -> Captured:
+    def __call__(self, step: Step, inputs: Sequence[Tensor]) -> CapturedStep:
         self.captures += 1
-        output = torch.full_like(step(*given), torch.nan)  # capturing computes nothing
+        output = torch.full_like(step(*inputs), torch.nan)  # capturing computes nothing
 
         def replay() -> None:
             self.replays += 1
-            output.copy_(step(*given))
+            output.copy_(step(*inputs))
 
-        return Captured(given, output, replay)
+        return CapturedStep(inputs, output, replay)
 
 
 def test_a_step_is_captured_when_its_key_comes_again_and_then_replayed() -> None:
     recorder = Recorder()
-    graphs = Graphs(recorder)
-    answers = [graphs.run("key", torch.square, [torch.tensor([float(n)])]) for n in range(5)]
-    assert [answer.item() for answer in answers] == [0, 1, 4, 9, 16]  # each its own memory
+    graphs = GraphCache(recorder)
+    outputs = [graphs.run("key", torch.square, [torch.tensor([float(n)])]) for n in range(5)]
+    assert [output.item() for output in outputs] == [0, 1, 4, 9, 16]  # each has its own memory
     assert (recorder.captures, recorder.replays) == (1, 4)
 
 
-def test_what_was_replayed_longest_ago_is_given_up_first() -> None:
+def test_the_graph_that_was_replayed_longest_ago_is_evicted_first() -> None:
     recorder = Recorder()
-    graphs = Graphs(recorder, kept=2)
+    graphs = GraphCache(recorder, max_graphs=2)
     for key in "aabbab":
         graphs.run(key, torch.square, [torch.ones(1)])
     assert recorder.captures == 2
@@ -69,8 +67,8 @@ def test_what_was_replayed_longest_ago_is_given_up_first() -> None:
 
 def test_graphs_hold_no_more_bytes_than_their_budget() -> None:
     recorder = Recorder()
-    graphs = Graphs(recorder, budget=100)
-    for key in "aabb":  # 32 bytes given, 32 made
+    graphs = GraphCache(recorder, budget=100)
+    for key in "aabb":  # 32 bytes of input, 32 of output
         graphs.run(key, torch.square, [torch.ones(8)])
     assert recorder.captures == 2
     graphs.run("b", torch.square, [torch.ones(8)])
@@ -78,32 +76,35 @@ def test_graphs_hold_no_more_bytes_than_their_budget() -> None:
     assert (recorder.captures, recorder.replays) == (3, 4)
     for _ in range(4):
         graphs.run("large", torch.square, [torch.ones(1000)])
-    assert recorder.captures == 4  # and then it is known to be too large
+    assert recorder.captures == 4  # once; then its size is known
 
 
-def test_a_shortage_of_memory_costs_the_graphs_that_are_held_and_no_more() -> None:
-    recorder, short = Recorder(), [True]
+def test_if_memory_runs_out_the_graphs_are_freed_and_captured_again() -> None:
+    recorder = Recorder()
+    failures = [torch.OutOfMemoryError("CUDA out of memory")]
 
-    def capture(step: Step, given: Sequence[Tensor]) -> Captured:
-        if short.pop() if short else False:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return recorder(step, given)
+    def capture(step: Step, inputs: Sequence[Tensor]) -> CapturedStep:
+        if failures:
+            raise failures.pop()
+        return recorder(step, inputs)
 
-    graphs = Graphs(capture)
-    answers = [graphs.run("key", torch.square, [torch.tensor([float(n)])]).item() for n in range(6)]
-    assert answers == [0, 1, 4, 9, 16, 25]
-    assert graphs.works
+    graphs = GraphCache(capture)
+    outputs = [graphs.run("key", torch.square, [torch.tensor([float(n)])]).item() for n in range(6)]
+    assert outputs == [0, 1, 4, 9, 16, 25]
+    assert graphs.enabled
     assert (recorder.captures, recorder.replays) == (1, 3)
 
 
-def test_a_step_that_cannot_be_captured_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(step: Step, given: Sequence[Tensor]) -> Captured:
+def test_a_step_that_cannot_be_captured_runs_without_graphs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(step: Step, inputs: Sequence[Tensor]) -> CapturedStep:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    graphs = Graphs(refuse)
-    answers = [graphs.run("key", torch.square, [torch.tensor([3.0])]).item() for _ in range(4)]
-    assert answers == [9, 9, 9, 9]
-    assert caplog.text.count("goes on without CUDA graphs") == 1
+    graphs = GraphCache(refuse)
+    outputs = [graphs.run("key", torch.square, [torch.tensor([3.0])]).item() for _ in range(4)]
+    assert outputs == [9, 9, 9, 9]
+    assert caplog.text.count("CUDA graphs are off") == 1
 
 
 @pytest.mark.parametrize(
@@ -115,29 +116,29 @@ def test_a_step_that_cannot_be_captured_goes_on_without(caplog: pytest.LogCaptur
     ],
     ids=["smolvlm", "qwen2_5_vl", "moondream"],
 )
-def test_replayed_steps_answer_as_plain_ones_while_rows_grow_join_and_leave(
+def test_replayed_decode_steps_equal_plain_ones_while_rows_grow_join_and_leave(
     make, load, tmp_path: Path
 ) -> None:
     checkpoint = str(make(tmp_path))
-    plain, replayed = load(checkpoint), load(checkpoint)
+    plain = load(checkpoint)
+    replayed = load(checkpoint)
     recorder = Recorder()
-    replayed._decoder._graphs = ModelGraphs(decode=Graphs(recorder))
+    replayed._decoder._graphs = ModelGraphs(decode=GraphCache(recorder))
     models = (plain, replayed)
     caches: list[KVCache[str]] = [KVCache(model.kv_shape, 2**28, 8) for model in models]
 
-    def join(name: str, room: int, length: int) -> None:
-        kept = torch.randn(
-            plain.kv_shape.layers, 2, plain.kv_shape.heads, length, plain.kv_shape.head_dim
-        )
+    def join(name: str, capacity: int, length: int) -> None:
+        shape = plain.kv_shape
+        prefix = torch.randn(shape.layers, 2, shape.heads, length, shape.head_dim)
         for cache in caches:
-            cache.reserve(name, room)
-            cache.write(name, kept)
+            cache.reserve(name, capacity)
+            cache.load_prefix(name, prefix)
 
     def step(number: int) -> None:
         logits = []
         for model, cache in zip(models, caches, strict=True):
             groups = list(cache.groups())
-            names = [name for held, _ in groups for name in held]
+            names = [name for group_names, _ in groups for name in group_names]
             lengths = [length for _, rows in groups for length in rows.lengths]
             tokens = [(number + ord(name)) % 300 for name in names]
             rows = [rows for _, rows in groups]
@@ -161,33 +162,36 @@ def test_replayed_steps_answer_as_plain_ones_while_rows_grow_join_and_leave(
 
 
 @every_family
-def test_replayed_encoders_see_pictures_as_plain_ones_do(make, load, tmp_path: Path) -> None:
+def test_replayed_encoders_give_the_same_features_as_plain_ones(make, load, tmp_path: Path) -> None:
     """One picture and several, of one size and of several, the first time and again."""
     model = load(str(make(tmp_path)))
     recorder = Recorder()
-    sizes = [[(200, 150)], [(200, 150), (90, 400)], [(200, 150)] * 3, [(300, 300)]]
-    prompts = [
-        [
-            model.prepare(request(ABOUT), [random_pixels(*size, seed)])
-            for seed, size in enumerate(shapes)
+    batch_sizes = [[(200, 150)], [(200, 150), (90, 400)], [(200, 150)] * 3, [(300, 300)]]
+    batches = []
+    for sizes in batch_sizes:
+        prompts = [
+            model.prepare(request(QUESTION), [random_pixels(*size, seed)])
+            for seed, size in enumerate(sizes)
         ]
-        for shapes in sizes
-    ]
-    pictures = [[picture for prompt in each for picture in prompt.pictures] for each in prompts]
-    plain = [drained(model.encode(each)) for each in pictures]
+        batches.append([picture for prompt in prompts for picture in prompt.pictures])
+    plain = [run_slices(model.encode(batch)) for batch in batches]
+    _use_encoder_graphs(model, GraphCache(recorder))
+    for _ in range(3):
+        for batch, expected in zip(batches, plain, strict=True):
+            features = run_slices(model.encode(batch))
+            torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+    assert recorder.replays >= recorder.captures > 2
+
+
+def _use_encoder_graphs(model, graphs: GraphCache) -> None:
+    """Let a model replay its encoder as graphs, with batches as large as on a GPU."""
     if isinstance(model, qwen2_5_vl.Qwen2_5_VL):
-        model._most_patches = model._work = 10**6  # all together, as on a GPU
-        model._vision_encoder._graphs = Graphs(recorder)
+        model._batch_patches = model._slice_size = 10**6
+        model._vision_encoder._graphs = graphs
     elif isinstance(model, smolvlm.SmolVLM):
         model._tiles_per_step = 64
-        model._vision_encoder._encoder = replace(
-            model._vision_encoder._encoder, graphs=Graphs(recorder)
-        )
+        encoder = model._vision_encoder
+        encoder._encoder = replace(encoder._encoder, graphs=graphs)
     else:
-        model._vision._crops_per_step = 64
-        model._vision._encoder = replace(model._vision._encoder, graphs=Graphs(recorder))
-    for _ in range(3):
-        for each, expected in zip(pictures, plain, strict=True):
-            for ours, theirs in zip(drained(model.encode(each)), expected, strict=True):
-                torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    assert recorder.replays >= recorder.captures > 2
+        model._vision_encoder._crops_per_step = 64
+        model._vision_encoder._encoder = replace(model._vision_encoder._encoder, graphs=graphs)

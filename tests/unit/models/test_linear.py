@@ -1,4 +1,4 @@
-"""Every form of a linear layer gives what the plain one gives."""
+"""Every form of a linear layer computes what ``nn.Linear`` computes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.linear import Packer
+from models.linear import WeightPacker
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -23,45 +23,45 @@ def test_layers_that_read_the_same_input_are_one_product(
         expected = torch.cat([layer(states) for layer in layers], -1)
         if activation == "gelu":
             expected = nn.functional.gelu(expected, approximate="tanh")
-        layer = Packer().linear(*layers, activation=activation)
-        made, more = layer(states), layer(states, expected)
+        packed = WeightPacker().pack_layers(*layers, activation=activation)
+        outputs = packed(states)
+        with_residual = packed(states, expected)
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
-    torch.testing.assert_close(made, expected, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(more, 2 * expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(outputs, expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(with_residual, 2 * expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_is_within_a_percent_and_a_row_does_not_depend_on_its_company(
+def test_int8_is_within_two_percent_and_a_row_does_not_depend_on_the_others(
     dtype: torch.dtype,
 ) -> None:
     torch.manual_seed(0)
-    weight, bias = torch.randn(64, 256, dtype=dtype), torch.randn(64, dtype=dtype)
-    states = (
-        torch.randn(8, 256, dtype=dtype)
-        * torch.tensor([0.01, 1, 100, 1, 1, 1, 1, 1], dtype=dtype)[:, None]
-    )
-    made = Packer(quantize="int8").weight(weight, bias)
+    weight = torch.randn(64, 256, dtype=dtype)
+    bias = torch.randn(64, dtype=dtype)
+    row_scales = torch.tensor([0.01, 1, 100, 1, 1, 1, 1, 1], dtype=dtype)
+    states = torch.randn(8, 256, dtype=dtype) * row_scales[:, None]
+    packed = WeightPacker(quantize="int8").pack_weight(weight, bias)
     with torch.inference_mode():
-        together = made(states)
+        outputs = packed(states)
         expected = nn.functional.linear(states.float(), weight.float(), bias.float())
-        error = (together.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+        error = (outputs.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
         assert float(error.max()) < 0.02
         for row in range(8):
-            assert torch.equal(made(states[row : row + 1])[0], together[row])
+            assert torch.equal(packed(states[row : row + 1])[0], outputs[row])
 
 
-def test_int8_is_refused_where_there_is_no_such_product() -> None:
+def test_int8_is_refused_on_a_device_without_vnni() -> None:
     with pytest.raises(ValueError, match="quantize: int8 needs a CPU"):
-        Packer("meta", "int8").weight(torch.empty(8, 8))
+        WeightPacker("meta", "int8").pack_weight(torch.empty(8, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_consumed_layer_gives_up_its_weight_and_its_form_works_on(dtype: torch.dtype) -> None:
+def test_consumed_modules_are_empty_and_the_packed_layer_works(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layers = [nn.Linear(96, 64, dtype=dtype) for _ in range(2)]
     states = torch.randn(3, 96, dtype=dtype)
     with torch.inference_mode():
-        expected = Packer().linear(*layers)(states)
-        made = Packer(consume=True).linear(*layers)(states)
-    assert torch.equal(made, expected)
+        expected = WeightPacker().pack_layers(*layers)(states)
+        outputs = WeightPacker(free_modules=True).pack_layers(*layers)(states)
+    assert torch.equal(outputs, expected)
     assert [layer.weight.nbytes for layer in layers] == [0, 0]

@@ -1,4 +1,4 @@
-"""The bundled checkpoint: small, stock, and right about what it was trained on."""
+"""The bundled checkpoints: small, loadable by plain transformers, and right about scenes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from raylens.core.config import ModelConfig
 from raylens.core.types import Caption, VisionRequest
 from raylens.engine.engine import Engine
 from raylens.engine.limits import EngineLimits
-from raylens.engine.sequence import Sequence, sequences
+from raylens.engine.sequence import Sequence, make_sequences
 
-FOLDER = POCKET / "smolvlm"
+SMOLVLM = POCKET / "smolvlm"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -31,47 +31,39 @@ def test_it_is_at_most_5_mb_and_has_a_model_card(family: str) -> None:
     assert (POCKET / family / "README.md").is_file()
 
 
-def test_plain_transformers_loads_it_and_it_sees() -> None:
-    """No code of ours between the checkpoint and its answer but the prompt's text."""
-    model = SmolVLMForConditionalGeneration.from_pretrained(FOLDER).eval()
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-    processor = SmolVLMImageProcessorPil.from_pretrained(FOLDER)
+def test_plain_transformers_loads_it_and_captions_scenes() -> None:
+    """Only the prompt's text and the picture come from this project."""
+    model = SmolVLMForConditionalGeneration.from_pretrained(SMOLVLM).eval()
+    tokenizer = AutoTokenizer.from_pretrained(SMOLVLM)
+    processor = SmolVLMImageProcessorPil.from_pretrained(SMOLVLM)
+    content = [{"type": "image"}, {"type": "text", "text": "Describe this image."}]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    image_tokens = "<image>" * 9
+    picture = f"<fake_token_around_image><global-img>{image_tokens}<fake_token_around_image>"
+    prompt = text.replace("<image>", picture)
+    ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
     rng = random.Random(11)
     right = 0
     for _ in range(10):
         scene = random_scene(rng, 400)
-        pixels = processor(draw(scene, rng), do_image_splitting=False, return_tensors="pt")[
-            "pixel_values"
-        ]
-        picture = (
-            "<fake_token_around_image><global-img>" + "<image>" * 9 + "<fake_token_around_image>"
-        )
-        text = tokenizer.apply_chat_template(
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image"},
-                        {"type": "text", "text": "Describe this image."},
-                    ],
-                }
-            ],
-            tokenize=False,
-            add_generation_prompt=True,
-        ).replace("<image>", picture)
-        ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+        pixels = processor(draw(scene, rng), do_image_splitting=False, return_tensors="pt")
         output = model.generate(
-            input_ids=ids, pixel_values=pixels, max_new_tokens=60, do_sample=False
+            input_ids=ids,
+            pixel_values=pixels["pixel_values"],
+            max_new_tokens=60,
+            do_sample=False,
         )
-        said = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-        right += said.strip() == scene.caption()
+        caption = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        right += caption.strip() == scene.caption()
     assert right >= 9
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_its_vocabulary_is_the_width_of_its_logits(family: Any) -> None:
+def test_its_logits_are_at_least_as_wide_as_its_vocabulary(family: Any) -> None:
     model = load_model(ModelConfig(name="m", family=family))
-    assert model.vocabulary >= model.tokenizer.get_vocab_size()
+    assert model.vocab_size >= model.tokenizer.get_vocab_size()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -79,18 +71,18 @@ def test_captions_through_the_engine_are_right(family: Any) -> None:
     model = load_model(ModelConfig(name="m", family=family))
     engine = Engine(model, EngineLimits(max_batch_size=16))
     rng = random.Random(12)
-    wanted: dict[Sequence, str] = {}
+    expected: dict[Sequence, str] = {}
     for _ in range(40):
         scene = random_scene(rng, 400)
         request = VisionRequest("r", "m", Caption(), time.time() + 600)
         prompt = model.prepare(request, [np.ascontiguousarray(draw(scene, rng))])
-        (sequence,) = sequences(request, prompt, model.tokenizer)
-        wanted[sequence] = scene.caption()
-    engine.scheduler.add(wanted)
-    said = dict.fromkeys(wanted, "")
+        (sequence,) = make_sequences(request, prompt, model.tokenizer)
+        expected[sequence] = scene.caption()
+    engine.scheduler.add(expected)
+    captions = dict.fromkeys(expected, "")
     while engine.has_work:
         for output in engine.step():
             assert output.delta is not None
-            said[output.sequence] += output.delta.text
-    right = sum(said[sequence] == answer for sequence, answer in wanted.items())
-    assert right >= 37, f"{right} of {len(wanted)}"
+            captions[output.sequence] += output.delta.text
+    right = sum(captions[sequence] == caption for sequence, caption in expected.items())
+    assert right >= 37, f"{right} of {len(expected)}"

@@ -13,16 +13,20 @@ from models.pocket.scenes import COLORS, Scene, Shape, questions, random_scene
 from training.rows import IGNORED, Row, Segment, pack
 
 
-def shape(kind: str, color: str, cell: int, **more) -> Shape:
+def make_shape(kind: str, color: str, cell: int) -> Shape:
     x, y = 50 + 100 * (cell % 3), 50 + 100 * (cell // 3)
-    return Shape(kind, color, cell, x, y, 30, COLORS[color], **more)
+    return Shape(kind, color, cell, x, y, 30, COLORS[color])
 
 
 SCENE = Scene(
     300,
     300,
     120,
-    (shape("circle", "orange", 0), shape("square", "blue", 4), shape("triangle", "red", 8)),
+    (
+        make_shape("circle", "orange", 0),
+        make_shape("square", "blue", 4),
+        make_shape("triangle", "red", 8),
+    ),
 )
 
 
@@ -31,13 +35,21 @@ SCENE = Scene(
     [
         (1, "short", "an orange circle"),
         (2, "short", "an orange circle and a blue square"),
-        (3, "normal", "an orange circle at the top left, a blue square at the center and a red triangle at "
-         "the bottom right"),
+        (
+            3,
+            "normal",
+            "an orange circle at the top left, a blue square at the center and a red triangle at"
+            " the bottom right",
+        ),
         (1, "long", "One shape on a gray background: an orange circle at the top left"),
-        (2, "long", "Two shapes on a gray background: an orange circle at the top left and a blue square at "
-         "the center"),
+        (
+            2,
+            "long",
+            "Two shapes on a gray background: an orange circle at the top left and a blue square at"
+            " the center",
+        ),
     ],
-)  # fmt: skip
+)
 def test_captions_follow_the_grammar(count, length, caption) -> None:
     assert Scene(300, 300, 120, SCENE.shapes[:count]).caption(length) == caption
 
@@ -52,54 +64,53 @@ def test_boxes_and_points_are_normalized_and_ordered() -> None:
 
 
 @given(st.integers(0, 10**6))
-def test_a_random_scene_keeps_to_what_is_allowed(seed) -> None:
+def test_a_random_scene_is_within_its_bounds(seed) -> None:
     rng = random.Random(seed)
     scene = random_scene(rng)
     assert min(scene.width, scene.height) >= 96
     assert max(scene.width, scene.height) <= 1024
     assert 0.49 <= scene.width / scene.height <= 2.05
-    assert [s.cell for s in scene.shapes] == sorted({s.cell for s in scene.shapes})
-    for one in scene.shapes:
-        x_min, y_min, x_max, y_max = one.box
-        column, row = one.cell % 3, one.cell // 3
-        assert (
-            column * scene.width / 3 - 1e-6
-            <= x_min
-            < x_max
-            <= (column + 1) * scene.width / 3 + 1e-6
-        )
-        assert row * scene.height / 3 - 1e-6 <= y_min < y_max <= (row + 1) * scene.height / 3 + 1e-6
+    cells = [shape.cell for shape in scene.shapes]
+    assert cells == sorted(set(cells))
+    cell_width, cell_height = scene.width / 3, scene.height / 3
+    for shape in scene.shapes:
+        x_min, y_min, x_max, y_max = shape.box
+        row, column = divmod(shape.cell, 3)
+        assert column * cell_width - 1e-6 <= x_min < x_max <= (column + 1) * cell_width + 1e-6
+        assert row * cell_height - 1e-6 <= y_min < y_max <= (row + 1) * cell_height + 1e-6
     for question in questions(scene, rng):
         if question.kind == "presence":
             name = question.text.split(maxsplit=3)[3].rstrip("?")
-            assert (question.answer == "yes") == any(s.name == name for s in scene.shapes)
+            is_present = name in [shape.name for shape in scene.shapes]
+            assert (question.answer == "yes") == is_present
 
 
 @pytest.mark.parametrize("brush", BRUSHES)
 @pytest.mark.parametrize("kind", ["circle", "square", "triangle"])
 def test_every_brush_covers_the_same_area(brush, kind) -> None:
-    one = shape(kind, "red", 0)
-    cover = brush(one, 0, 0, 100, 100)
+    shape = make_shape(kind, "red", 0)
+    coverage = brush(shape, 0, 0, 100, 100)
     area = {"circle": np.pi * 30**2, "square": 60**2, "triangle": 60 * 60 / 2}[kind]
-    assert cover.min() >= 0
-    assert cover.max() <= 1
-    assert cover.sum() == pytest.approx(area, rel=0.1)
-    ys, xs = np.nonzero(cover > 0.5)
-    assert np.allclose([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], one.box, atol=2)
+    assert coverage.min() >= 0
+    assert coverage.max() <= 1
+    assert coverage.sum() == pytest.approx(area, rel=0.1)
+    ys, xs = np.nonzero(coverage > 0.5)
+    assert np.allclose([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], shape.box, atol=2)
 
 
-def test_pictures_show_their_colors_within_the_noise() -> None:
+def test_colors_of_a_picture_differ_from_the_scene_by_noise_only() -> None:
     rng = random.Random(3)
     for _ in range(20):
         pixels = draw(SCENE, rng)
-        for one in SCENE.shapes:
-            middle = pixels[int(one.y) - 3 : int(one.y) + 3, int(one.x) - 3 : int(one.x) + 3]
-            assert np.abs(middle.astype(int) - one.rgb).max() <= 9
+        for shape in SCENE.shapes:
+            x, y = int(shape.x), int(shape.y)
+            center = pixels[y - 3 : y + 3, x - 3 : x + 3]
+            assert np.abs(center.astype(int) - shape.rgb).max() <= 9
         assert np.abs(pixels[100, 200].astype(int) - 120).max() <= 9
         assert len(encode(pixels, rng)[0]) > 500
 
 
-def test_packed_segments_see_the_prefix_and_themselves_only() -> None:
+def test_packed_segments_attend_to_the_prefix_and_themselves_only() -> None:
     rows = [
         Row(
             [1, 2],
@@ -111,7 +122,7 @@ def test_packed_segments_see_the_prefix_and_themselves_only() -> None:
     assert batch.ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert batch.positions.tolist() == [[[0, 1, 2, 3, 4, 2, 3]]]
     assert batch.labels.tolist() == [[IGNORED, IGNORED, 4, 5, IGNORED, 7, IGNORED]]
-    seen = batch.mask[0, 0].int().tolist()
-    assert seen[4] == [1, 1, 1, 1, 1, 0, 0]
-    assert seen[6] == [1, 1, 0, 0, 0, 1, 1]
-    assert seen[1] == [1, 1, 0, 0, 0, 0, 0]
+    mask = batch.mask[0, 0].int().tolist()
+    assert mask[4] == [1, 1, 1, 1, 1, 0, 0]
+    assert mask[6] == [1, 1, 0, 0, 0, 1, 1]
+    assert mask[1] == [1, 1, 0, 0, 0, 0, 0]

@@ -10,20 +10,20 @@ from PIL import Image, ImageDraw
 
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import random_scene
-from preprocessing.crop import salient_window, without_bars
-from testing.pictures import encoded
+from preprocessing.crop import Window, content_window, salient_window
+from testing.pictures import encode_picture
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def whole(pixels: Pixels) -> tuple[int, int, int, int]:
+def full_window(pixels: Pixels) -> Window:
     return 0, 0, pixels.shape[1], pixels.shape[0]
 
 
 def landscape(width: int = 320, height: int = 200, seed: int = 0) -> Pixels:
-    """Soft blotches over the whole range of a photograph."""
-    rough = np.random.default_rng(seed).integers(40, 230, (6, 9, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC))
+    """Soft blotches over the full range of a photograph."""
+    coarse = np.random.default_rng(seed).integers(40, 230, (6, 9, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def barred(
@@ -36,18 +36,24 @@ def barred(
     return framed
 
 
-def jpeg(pixels: Pixels, quality: int) -> Pixels:
-    return np.asarray(Image.open(io.BytesIO(encoded(pixels, "JPEG", quality=quality))))
+def through_jpeg(pixels: Pixels, quality: int) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(encode_picture(pixels, "JPEG", quality=quality))))
+
+
+def add_noise(pixels: Pixels, sigma: float, seed: int) -> Pixels:
+    noise = np.random.default_rng(seed).normal(0, sigma, pixels.shape)
+    noisy: Pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    return noisy
 
 
 def document() -> Image.Image:
     """Lines of small text, a filled table head and a rule, on white."""
     page = Image.new("RGB", (600, 800), "white")
-    pen = ImageDraw.Draw(page)
-    pen.rectangle((30, 60, 570, 90), fill=(40, 60, 120))
-    pen.line((0, 120, 600, 120), fill="black", width=3)
+    canvas = ImageDraw.Draw(page)
+    canvas.rectangle((30, 60, 570, 90), fill=(40, 60, 120))
+    canvas.line((0, 120, 600, 120), fill="black", width=3)
     for row in range(30):
-        pen.text(
+        canvas.text(
             (40, 140 + 20 * row), "the quick brown fox jumps over the lazy dog " * 2, fill="black"
         )
     return page
@@ -70,51 +76,45 @@ def document() -> Image.Image:
 def test_bars_are_trimmed_to_the_line(color, bars, quality) -> None:
     left, top, right, bottom = bars
     framed = barred(landscape(), left, top, right, bottom, color)
+    tolerance = 0
     if quality is not None:
-        framed = jpeg(framed, quality)
-    slack = 0 if quality is None else 8
-    expected = (bars[0], bars[1], bars[0] + 320, bars[1] + 200)
-    assert np.abs(np.subtract(without_bars(framed), expected)).max() <= slack
+        framed = through_jpeg(framed, quality)
+        tolerance = 8
+    expected = (left, top, left + 320, top + 200)
+    assert np.abs(np.subtract(content_window(framed), expected)).max() <= tolerance
 
 
 def test_a_noisy_scanner_bar_beside_a_page_is_trimmed() -> None:
-    noise = np.random.default_rng(1).normal(0, 3, (800, 660, 3))
-    scan = np.clip(
-        barred(np.asarray(document()), 60, 0, 0, 0, (22, 20, 24)) + noise, 0, 255
-    ).astype(np.uint8)
-    assert without_bars(scan) == (60, 0, 660, 800)
+    page = barred(np.asarray(document()), 60, 0, 0, 0, (22, 20, 24))
+    assert content_window(add_noise(page, 3, seed=1)) == (60, 0, 660, 800)
 
 
-def test_drawn_scenes_come_through_untouched() -> None:
+def test_drawn_scenes_stay_uncut() -> None:
     for seed in range(300):
         rng = random.Random(seed)
         data, _ = encode(draw(random_scene(rng), rng), rng)
         pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-        assert without_bars(pixels) == whole(pixels), seed
+        assert content_window(pixels) == full_window(pixels), seed
 
 
-def test_a_pictures_own_background_is_no_bar() -> None:
+def test_a_picture_s_own_background_is_no_bar() -> None:
     product = barred(landscape(120, 90), 100, 60, 100, 60, (250, 250, 250))
-    flag = np.repeat(np.array([[0, 0, 0], [220, 0, 0], [255, 200, 0]], np.uint8), 60, axis=0)[
-        :, None
-    ].repeat(300, 1)
-    noisy_flag = np.clip(flag + np.random.default_rng(2).normal(0, 3, flag.shape), 0, 255).astype(
-        np.uint8
-    )
+    stripes = np.array([[0, 0, 0], [220, 0, 0], [255, 200, 0]], np.uint8)
+    flag = np.repeat(stripes, 60, axis=0)[:, None].repeat(300, 1)
     blank = np.full((100, 150, 3), 200, np.uint8)
     for pixels in (
         landscape(),
         np.asarray(document()),
         product,
         flag,
-        noisy_flag,
+        add_noise(flag, 3, seed=2),
         flag.transpose(1, 0, 2),
         blank,
     ):
-        assert without_bars(pixels) == whole(pixels)
+        assert content_window(pixels) == full_window(pixels)
 
 
-def test_the_most_salient_window_holds_what_stands_out() -> None:
+def test_the_most_salient_window_holds_the_object_that_stands_out() -> None:
     pixels = np.full((100, 400, 3), 128, np.uint8)
     pixels[40:60, 310:340] = (230, 30, 30)
     left, top, right, bottom = salient_window(pixels, (64, 64))
@@ -125,7 +125,7 @@ def test_the_most_salient_window_holds_what_stands_out() -> None:
     assert tall == (0, left, 100, right)
 
 
-def test_the_middle_wins_where_nothing_stands_out() -> None:
+def test_the_middle_wins_if_nothing_stands_out() -> None:
     assert salient_window(np.full((100, 400, 3), 90, np.uint8), (10, 10)) == (150, 0, 250, 100)
 
 

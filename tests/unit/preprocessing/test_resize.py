@@ -23,13 +23,14 @@ from testing.pictures import gradient
         ((40, 30), {"size": (200, 100), "preserve_aspect_ratio": False}, (200, 100)),
     ],
 )
-def test_the_size_is_the_recipes(size, changes, expected) -> None:
+def test_the_target_size_follows_the_recipe(size, changes, expected) -> None:
     assert target_size(size, Recipe(**changes)) == expected
 
 
 @pytest.mark.parametrize("size", [(20, 15), (80, 60), (80, 15)])
-def test_a_picture_keeps_its_places_at_any_size(size) -> None:
+def test_resizing_keeps_the_center_at_the_center(size) -> None:
     pixels = resize(gradient(40, 30), size)
     assert pixels.shape == (size[1], size[0], 3)
     assert pixels.dtype == np.uint8
-    assert np.abs(pixels[size[1] // 2, size[0] // 2, :2].astype(int) - 128).max() <= 12
+    center = pixels[size[1] // 2, size[0] // 2, :2]
+    assert np.abs(center.astype(int) - 128).max() <= 12

@@ -1,4 +1,4 @@
-"""Jobs, deliveries and references to blobs."""
+"""Create the tables of jobs, deliveries and blobs."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Our own server, over a service that needs no graph, on a port of its own."""
+"""A real raylens server on its own port, over a fake service."""
 
 from __future__ import annotations
 
@@ -26,30 +26,35 @@ def service() -> FakeService:
 
 @pytest.fixture
 def url(service: FakeService) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         app = create_app(service, CONFIG)
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
         )
-        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        yield base_url(listener)
         server.should_exit = True
         thread.join(5)
 
 
 @pytest.fixture
 def silent_url() -> Iterator[str]:
-    """A server that takes connections, and says nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    """The URL of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield base_url(listener)
 
 
 @pytest.fixture
 def closed_url() -> str:
-    """Where no server is."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    """The URL of a port without a server."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return base_url(listener)
+
+
+def base_url(listener: socket.socket) -> str:
+    port = listener.getsockname()[1]
+    return f"http://127.0.0.1:{port}/v1"
 
 
 def request(
@@ -59,5 +64,7 @@ def request(
     return VisionRequest("r", "far", task, time.time() + seconds, params, stream=stream)
 
 
-async def ask(runtime: Runtime, wanted: VisionRequest, pictures: int = 1) -> list[Delta]:
-    return [delta async for delta in runtime.generate(wanted, [PICTURE] * pictures)]
+async def generate(
+    runtime: Runtime, vision_request: VisionRequest, pictures: int = 1
+) -> list[Delta]:
+    return [delta async for delta in runtime.generate(vision_request, [PICTURE] * pictures)]

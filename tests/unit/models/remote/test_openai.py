@@ -1,17 +1,19 @@
-"""Against our own server, as another would be asked."""
+"""The runtime ``openai`` against a raylens server."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
+import httpx
 import openai
 import pytest
+from pydantic import ValidationError
 
 from models.remote.openai import OpenAIRuntime
-from raylens.core.config import ModelConfig
+from raylens.core.config import ModelConfig, RemoteConfig
 from raylens.core.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -43,7 +45,7 @@ from raylens.core.types import (
     VisionRequest,
 )
 from testing.pictures import random_pixels
-from tests.unit.models.remote.conftest import PICTURE, ask, request
+from tests.unit.models.remote.conftest import PICTURE, generate, request
 from tests.unit.raylens.api.conftest import FakeService
 
 
@@ -51,10 +53,11 @@ from tests.unit.raylens.api.conftest import FakeService
 async def make(url: str) -> AsyncIterator[Callable[..., OpenAIRuntime]]:
     clients: list[openai.AsyncOpenAI] = []
 
-    def make(family: str = "smolvlm", base_url: str = url, **more: Any) -> OpenAIRuntime:
+    def make(family: str | None = "smolvlm", base_url: str = url, **options: Any) -> OpenAIRuntime:
         remote = {"base_url": base_url, "model": "smolvlm"}
-        fields = {"name": "far", "family": family, "runtime": "openai", "remote": remote, **more}
-        config = ModelConfig.model_validate(fields)
+        config = ModelConfig.model_validate(
+            {"name": "far", "family": family, "runtime": "openai", "remote": remote, **options}
+        )
         clients.append(openai.AsyncOpenAI(api_key="k", base_url=base_url, max_retries=0))
         return OpenAIRuntime(config, config.remote, clients[-1])
 
@@ -63,22 +66,42 @@ async def make(url: str) -> AsyncIterator[Callable[..., OpenAIRuntime]]:
         await client.close()
 
 
-async def test_an_answer_comes_in_pieces_and_ends_with_its_usage(
-    make, service: FakeService
-) -> None:
-    deltas = await ask(make(), request(Caption(Length.SHORT)))
+@pytest.fixture
+def make_with() -> Callable[..., OpenAIRuntime]:
+    """Makes a runtime whose server is a function from requests to responses."""
+
+    def make_with(
+        respond: Callable[[httpx.Request], httpx.Response], api_key: str = "k"
+    ) -> OpenAIRuntime:
+        remote = {"base_url": "http://llm.test/v1", "model": "llama3"}
+        config = ModelConfig.model_validate({"name": "far", "runtime": "openai", "remote": remote})
+        client = openai.AsyncOpenAI(
+            api_key=api_key,
+            base_url=config.remote.base_url,
+            max_retries=0,
+            http_client=cast(Any, httpx.AsyncClient(transport=httpx.MockTransport(respond))),
+        )
+        return OpenAIRuntime(config, config.remote, client)
+
+    return make_with
+
+
+async def test_an_answer_is_streamed_and_ends_with_its_usage(make, service: FakeService) -> None:
+    deltas = await generate(make(), request(Caption(Length.SHORT)))
     assert [delta.text for delta in deltas] == ["two ", "red ", "circles", ""]
     assert deltas[-1] == Delta(
         finish_reason=FinishReason.STOP, usage=Usage(7, 3), findings=Findings()
     )
-    (sent,) = service.requests
-    assert isinstance(sent.task, Chat)
-    assert sent.task.messages[0].parts[1] == TextPart("Caption this image in one short sentence.")
-    assert len(service.images) == 1
+    (received,) = service.requests
+    assert isinstance(received.task, Chat)
+    assert received.task.messages[0].parts[1] == TextPart(
+        "Caption this image in one short sentence."
+    )
+    assert len(service.pictures) == 1
 
 
-async def test_what_is_asked_for_is_passed_on(make, service: FakeService) -> None:
-    wanted = SamplingParams(
+async def test_sampling_parameters_are_passed_on(make, service: FakeService) -> None:
+    sampling = SamplingParams(
         max_tokens=9,
         temperature=0.5,
         top_p=0.8,
@@ -93,8 +116,9 @@ async def test_what_is_asked_for_is_passed_on(make, service: FakeService) -> Non
         logprobs=1,
         json_schema='{"type":"object"}',
     )
-    deltas = await ask(make(), VisionRequest("r", "far", Query("?"), time.time() + 20, wanted))
-    assert service.requests[0].sampling == wanted
+    vision_request = VisionRequest("r", "far", Query("?"), time.time() + 20, sampling)
+    deltas = await generate(make(), vision_request)
+    assert service.requests[0].sampling == sampling
     assert [delta.index for delta in deltas if delta.finish_reason] == [0, 1]
     assert deltas[0].logprobs[0].top[0].text == "0"
     assert sum(delta.usage.completion_tokens for delta in deltas if delta.usage) == 6
@@ -109,14 +133,18 @@ async def test_a_conversation_is_passed_on(make, service: FakeService) -> None:
             Message(Role.USER, (TextPart("where?"),)),
         )
     )
-    await ask(make(), request(chat), pictures=2)
+    await generate(make(), request(chat), pictures=2)
     assert service.requests[0].task == chat
-    with pytest.raises(UnsupportedTask, match="no videos"):
-        await ask(make(), request(Chat((Message(Role.USER, (VideoPart((0, 1)),)),))), pictures=2)
+
+
+async def test_a_video_is_refused(make) -> None:
+    chat = Chat((Message(Role.USER, (VideoPart((0, 1)),)),))
+    with pytest.raises(UnsupportedTask, match="videos are not supported"):
+        await generate(make(), request(chat), pictures=2)
 
 
 @pytest.mark.parametrize(
-    ("task", "words", "found"),
+    ("task", "text", "findings"),
     [
         (
             Detect("cat"),
@@ -131,23 +159,23 @@ async def test_a_conversation_is_passed_on(make, service: FakeService) -> None:
         (Point("cat"), '[{"point_2d": [70, 35]}]', Findings(locations=(Location(0.25, 0.25),))),
     ],
 )
-async def test_places_are_read_from_qwen_s_words(
-    make, service: FakeService, task, words: str, found: Findings
+async def test_findings_are_parsed_from_qwens_text(
+    make, service: FakeService, task, text: str, findings: Findings
 ) -> None:
-    service.words = (words,)
-    deltas = await ask(make("qwen2_5_vl"), request(task))
-    assert deltas[-1].findings == found
+    service.words = (text,)
+    deltas = await generate(make("qwen2_5_vl"), request(task))
+    assert deltas[-1].findings == findings
 
 
-async def test_a_picture_that_cannot_be_brought_to_whole_tokens_is_refused(make) -> None:
-    thin = make("qwen2_5_vl").generate(request(Caption()), [random_pixels(4, 1000)])
+async def test_a_picture_that_cannot_be_resized_to_whole_tokens_is_refused(make) -> None:
+    deltas = make("qwen2_5_vl").generate(request(Caption()), [random_pixels(4, 1000)])
     with pytest.raises(InvalidRequest, match="one side may be 200 times the other"):
-        await anext(thin)
+        await anext(deltas)
 
 
-async def test_other_families_have_no_words_for_places(make) -> None:
+async def test_other_families_cannot_detect(make) -> None:
     with pytest.raises(UnsupportedTask, match="can't detect"):
-        await ask(make(), request(Detect("cat")))
+        await generate(make(), request(Detect("cat")))
 
 
 @pytest.mark.parametrize(
@@ -158,42 +186,117 @@ async def test_other_families_have_no_words_for_places(make) -> None:
         (InvalidRequest("max_tokens: too many"), InvalidRequest("")),
     ],
 )
-async def test_an_error_of_the_server_is_one_of_ours(
+async def test_a_servers_error_becomes_a_raylens_error(
     make, service: FakeService, error, expected
 ) -> None:
     service.error = error
     with pytest.raises(RaylensError) as raised:
-        await ask(make(), request(Caption()))
+        await generate(make(), request(Caption()))
     assert type(raised.value) is type(expected)
     assert raised.value.retry_after == expected.retry_after
 
 
-async def test_a_server_that_is_not_there_and_one_that_is_silent(
+async def test_an_unreachable_server_and_a_silent_one(
     make, closed_url: str, silent_url: str
 ) -> None:
     with pytest.raises(ModelNotLoaded):
-        await ask(make(base_url=closed_url), request(Caption()))
+        await generate(make(base_url=closed_url), request(Caption()))
     with pytest.raises(DeadlineExceeded):
-        await ask(make(base_url=silent_url), request(Caption(), seconds=0.3))
+        await generate(make(base_url=silent_url), request(Caption(), seconds=0.3))
 
 
 async def test_an_answer_that_ends_early_is_an_error(make, service: FakeService) -> None:
-    service.error, service.before_error = ModelFailed("broken"), 1
+    service.error = ModelFailed("broken")
+    service.before_error = 1
     with pytest.raises(ModelFailed):
-        await ask(make(), request(Caption()))
+        await generate(make(), request(Caption()))
 
 
-async def test_places_are_bounded_and_given_back(make) -> None:
+async def test_slots_are_limited_and_freed(make) -> None:
     runtime = make(max_batch_size=1, max_waiting=1)
     first = runtime.generate(request(Caption()), [PICTURE])
     await anext(first)
-    waiting = asyncio.create_task(ask(runtime, request(Caption(), seconds=0.2)))
+    waiting = asyncio.create_task(generate(runtime, request(Caption(), seconds=0.2)))
     await asyncio.sleep(0.05)
-    assert (runtime.gauges.running, runtime.gauges.waiting) == (1, 1)
+    assert runtime.gauges.running == 1
+    assert runtime.gauges.waiting == 1
     with pytest.raises(Overloaded, match="2 requests run or wait; the limit is 2"):
         runtime.check_capacity(request(Caption()))
     with pytest.raises(DeadlineExceeded):
         await waiting
     await first.aclose()
-    assert (runtime.gauges.running, runtime.gauges.waiting) == (0, 0)
-    assert len(await ask(runtime, request(Caption()))) == 4
+    assert runtime.gauges.running == 0
+    assert runtime.gauges.waiting == 0
+    assert len(await generate(runtime, request(Caption()))) == 4
+
+
+async def test_a_model_without_a_family_answers_text_and_leaves_pictures_to_its_server(
+    make, service: FakeService
+) -> None:
+    runtime = make(family=None)
+    assert runtime.tasks == {"caption", "query", "chat"}
+    deltas = await generate(runtime, request(Query("Is it?")), pictures=0)
+    assert "".join(delta.text for delta in deltas) == "two red circles"
+    await generate(runtime, request(Caption()))
+    assert len(service.pictures) == 1
+    with pytest.raises(UnsupportedTask, match="can't detect"):
+        await generate(runtime, request(Detect("cat")))
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (301, ModelFailed),
+        (400, InvalidRequest),
+        (401, ModelFailed),
+        (404, ModelFailed),
+        (429, Overloaded),
+        (500, ModelFailed),
+        (502, ModelNotLoaded),
+        (503, Overloaded),
+        (504, DeadlineExceeded),
+    ],
+)
+async def test_a_status_becomes_an_error(
+    make_with: Callable[..., OpenAIRuntime], status: int, expected: type[RaylensError]
+) -> None:
+    runtime = make_with(lambda _: httpx.Response(status, headers={"Retry-After": "7"}))
+    with pytest.raises(RaylensError) as raised:
+        await generate(runtime, request(Caption()))
+    assert type(raised.value) is expected
+    if expected is Overloaded:
+        assert raised.value.retry_after == 7
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<html>",
+        b"data: <html>\n\n",
+        b"data: {}\n\n",
+        b'data: {"choices": [{}]}\n\n',
+        b'data: {"choices": []}\n\n',
+    ],
+)
+async def test_something_else_than_a_chat_completion_is_a_failure(
+    make_with: Callable[..., OpenAIRuntime], content: bytes
+) -> None:
+    runtime = make_with(lambda _: httpx.Response(200, content=content))
+    with pytest.raises(ModelFailed):
+        await generate(runtime, request(Caption()))
+
+
+async def test_a_key_that_no_header_can_hold_stays_secret(
+    make_with: Callable[..., OpenAIRuntime],
+) -> None:
+    runtime = make_with(lambda _: httpx.Response(200), api_key="k\u00e9y\u2026")
+    with pytest.raises(ModelFailed) as raised:
+        await generate(runtime, request(Caption()))
+    assert "k\u00e9y" not in raised.value.message
+
+
+@pytest.mark.parametrize("base_url", ["llm.test", "ftp://llm.test", "http://", "http:///v1"])
+def test_a_base_url_must_be_one(base_url: str) -> None:
+    with pytest.raises(ValidationError, match="base_url"):
+        RemoteConfig(base_url=base_url)

@@ -1,4 +1,4 @@
-"""The HTTP layer over a service that needs no graph."""
+"""The HTTP application over a fake service instead of the deployment graph."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
 from raylens.core.errors import ModelNotLoaded, RaylensError
+from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
     Delta,
@@ -31,11 +32,11 @@ from raylens.core.types import (
     Usage,
     VisionRequest,
 )
-from testing.pictures import encoded, gradient
+from testing.pictures import encode_picture, gradient
 
-PICTURE = encoded(gradient(16, 12))
+PICTURE = encode_picture(gradient(16, 12))
 DATA_URL = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
-TALKS = ("caption", "chat", "query")
+TEXT_TASKS = ("caption", "chat", "query")
 CONFIG = AppConfig.model_validate(
     {
         "models": [
@@ -66,11 +67,11 @@ CONFIG = AppConfig.model_validate(
 
 
 @dataclass
-class FakeService:
-    """Answers with ``words``, or raises ``error`` after ``before_error`` of them; remembers what it
-    was asked.
+class FakeService(VisionService):
+    """Answers with ``words``, and records its requests.
 
-    An empty word is the first byte of a character.
+    With an ``error``, it raises that after ``before_error`` words. An empty word stands for the
+    first byte of a two-byte character.
     """
 
     words: tuple[str, ...] = ("two ", "red ", "circles")
@@ -80,10 +81,10 @@ class FakeService:
     regions: tuple[Region, ...] | None = (Region(0.1, 0.2, 0.3, 0.4), Region(0.5, 0.5, 1.0, 1.0))
     locations: tuple[Location, ...] | None = (Location(0.2, 0.3), Location(0.75, 0.75))
     reasoning: Reasoning | None = None
-    likelihood: float = -0.5
+    logprob: float = -0.5
     requests: list[VisionRequest] = field(default_factory=list)
-    images: list[bytes] = field(default_factory=list)
-    fields: list[str] = field(default_factory=list)
+    pictures: list[bytes] = field(default_factory=list)
+    picture_fields: list[str] = field(default_factory=list)
     recipes: list[Recipe] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
     closed: int = 0
@@ -94,17 +95,16 @@ class FakeService:
         self, request: VisionRequest, pictures: Sequence[PictureFile]
     ) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
-        self.images.extend(picture.data for picture in pictures)
-        self.fields.extend(picture.field for picture in pictures)
+        self.pictures.extend(picture.data for picture in pictures)
+        self.picture_fields.extend(picture.field for picture in pictures)
         try:
             for number, word in enumerate(self.words):
                 if self.error is not None and number == self.before_error:
                     raise self.error
                 for index in range(request.sampling.n):
                     warnings = self.warnings if number == index == 0 else ()
-                    yield Delta(
-                        word, index, warnings=warnings, logprobs=self._logprobs(word, request)
-                    )
+                    logprobs = self._logprobs(word, request)
+                    yield Delta(word, index, warnings=warnings, logprobs=logprobs)
             for index in range(request.sampling.n):
                 yield self._last(index, request)
         finally:
@@ -123,18 +123,19 @@ class FakeService:
         count = request.sampling.logprobs
         if count is None:
             return ()
-        text, data = (word, word.encode()) if word else ("\ufffd", b"\xc3")
-        others = tuple(
-            TokenLogprob(f"{rank}", b"%d" % rank, self.likelihood - rank) for rank in range(count)
+        text = word or "\ufffd"
+        data = word.encode() or b"\xc3"
+        alternatives = tuple(
+            TokenLogprob(f"{rank}", b"%d" % rank, self.logprob - rank) for rank in range(count)
         )
-        return (TokenLogprob(text, data, self.likelihood, others),)
+        return (TokenLogprob(text, data, self.logprob, alternatives),)
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
+        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
     ) -> ProcessedPicture:
         if self.error is not None:
             raise self.error
-        self.images.append(picture.data)
+        self.pictures.append(picture.data)
         self.recipes.append(recipe)
         self.deadlines.append(deadline)
         steps = (Step("decode", "PNG", 0.0125),)
@@ -143,7 +144,7 @@ class FakeService:
     async def model_info(self, name: str) -> ModelInfo:
         if name not in self.loaded:
             raise ModelNotLoaded(f"{name} is down", "model", retry_after=2)
-        return ModelInfo(name, "pocket", "smolvlm", "cpu", self.tasks.get(name, TALKS))
+        return ModelInfo(name, "pocket", "smolvlm", "cpu", self.tasks.get(name, TEXT_TASKS))
 
 
 @pytest.fixture
@@ -154,14 +155,15 @@ def service() -> FakeService:
 @pytest.fixture
 async def client(service: FakeService) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(create_app(service, CONFIG), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as made:
-        yield made
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield http
 
 
-def chat(*content: Any, **more: Any) -> dict[str, Any]:
+def chat(*content: Any, **parameters: Any) -> dict[str, Any]:
+    """Return a chat request with one user message; a string is a text part."""
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
-    return {"messages": [{"role": "user", "content": parts}], **more}
+    return {"messages": [{"role": "user", "content": parts}], **parameters}
 
 
-def image(url: str = DATA_URL, **more: Any) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url, **more}}
+def image(url: str = DATA_URL, **options: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, **options}}

@@ -8,72 +8,73 @@ from raylens.core.types import Delta, FinishReason, Usage
 from tests.unit.raylens.api.conftest import DATA_URL, FakeService, chat
 
 
-async def test_an_id_is_made_where_none_is_given(client, service: FakeService) -> None:
+async def test_a_missing_request_id_is_generated(client, service: FakeService) -> None:
     first, second = [await client.post("/v1/chat/completions", json=chat("hi")) for _ in range(2)]
     assert first.headers["x-request-id"] == service.requests[0].id
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("identity", ["x" * 129, "a b"])
-async def test_an_unprintable_or_long_id_is_refused(client, identity) -> None:
-    response = await client.get("/live", headers={"X-Request-ID": identity})
+@pytest.mark.parametrize("request_id", ["x" * 129, "a b"])
+async def test_an_unprintable_or_long_request_id_is_refused(client, request_id) -> None:
+    response = await client.get("/live", headers={"X-Request-ID": request_id})
     assert response.status_code == 400
-    assert "128" in response.json()["detail"]
+    assert response.json()["detail"] == "X-Request-ID: expected 1 to 128 visible ASCII characters"
 
 
 async def test_a_body_over_the_limit_is_refused(client) -> None:
-    big = "data:image/png;base64," + "A" * 50_000
-    response = await client.post("/v1/caption", json={"image_url": big})
+    url = "data:image/png;base64," + "A" * 50_000
+    response = await client.post("/v1/caption", json={"image_url": url})
     assert response.status_code == 413
     assert "the limit is 40000 bytes" in response.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["/v1/caption", "/v1/chat/completions"])
-async def test_a_body_without_a_length_is_counted_as_it_comes(client, path) -> None:
-    async def pieces():
+async def test_a_body_without_a_content_length_is_counted_while_it_arrives(client, path) -> None:
+    async def chunks():
         for _ in range(50):
             yield b"x" * 1000
 
     response = await client.post(
-        path, content=pieces(), headers={"content-type": "application/json"}
+        path, content=chunks(), headers={"content-type": "application/json"}
     )
     assert response.status_code == 413
 
 
 @pytest.mark.parametrize("path", ["/v1/caption", "/v1/chat/completions"])
-async def test_a_body_that_stops_coming_is_given_up(client, path) -> None:
-    async def stalled():
+async def test_a_stalled_body_is_a_time_out(client, path) -> None:
+    async def stalling():
         yield b"{"
         await asyncio.sleep(5)
 
     response = await client.post(
-        path, content=stalled(), headers={"content-type": "application/json"}
+        path, content=stalling(), headers={"content-type": "application/json"}
     )
     assert response.status_code == 408
-    assert "nothing of it came" in response.text
+    assert "body: no data received; the limit is 0.2 seconds" in response.text
 
 
-async def test_a_full_server_says_so_and_still_tells_its_health(
+async def test_requests_over_the_limit_are_refused_and_health_checks_pass(
     client, service: FakeService
 ) -> None:
-    held = asyncio.Event()
+    released = asyncio.Event()
 
-    async def hold(request, images):
-        await held.wait()
+    async def generate_when_released(request, images):
+        await released.wait()
         yield Delta("x", 0, FinishReason.STOP, Usage(1, 1))
 
-    service.generate = hold  # type: ignore[method-assign]
-    taken = [
+    service.generate = generate_when_released  # type: ignore[method-assign]
+    in_flight = [
         asyncio.ensure_future(client.post("/v1/chat/completions", json=chat("hi")))
         for _ in range(6)
     ]
     await asyncio.sleep(0.1)
-    refused = await client.post("/v1/caption", json={"image_url": DATA_URL})
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    assert refused.json() == {"detail": "6 requests are in flight; the limit is 6"}
+    refusal = await client.post("/v1/caption", json={"image_url": DATA_URL})
+    assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "1")
+    assert refusal.json() == {"detail": "6 requests are in flight; the limit is 6"}
     assert (await client.get("/health")).status_code == 200
-    held.set()
-    assert [response.status_code for response in await asyncio.gather(*taken)] == [200] * 6
+    released.set()
+    responses = await asyncio.gather(*in_flight)
+    assert [response.status_code for response in responses] == [200] * 6
 
 
 async def test_no_post_is_redirected(client) -> None:
@@ -81,23 +82,29 @@ async def test_no_post_is_redirected(client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("origin", "allowed"),
-    [("http://localhost:3000", True), ("http://127.0.0.1", True), ("http://evil.example", False),
-     ("http://localhost.evil.example", False)],
-)  # fmt: skip
-async def test_browsers_of_this_machine_may_call(client, origin, allowed) -> None:
-    wanted = "authorization, x-moondream-auth, idempotency-key, content-type, x-stainless-os"
+    ("origin", "is_allowed"),
+    [
+        ("http://localhost:3000", True),
+        ("http://127.0.0.1", True),
+        ("http://evil.example", False),
+        ("http://localhost.evil.example", False),
+    ],
+)
+async def test_only_pages_of_this_machine_pass_the_cors_preflight(
+    client, origin, is_allowed
+) -> None:
+    header_names = "authorization, x-moondream-auth, idempotency-key, content-type, x-stainless-os"
     headers = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": wanted,
+        "Access-Control-Request-Headers": header_names,
     }
     response = await client.options("/v1/chat/completions", headers=headers)
-    assert (response.headers.get("access-control-allow-origin") == origin) is allowed
-    assert (response.status_code == 200) is allowed
+    assert (response.headers.get("access-control-allow-origin") == origin) is is_allowed
+    assert (response.status_code == 200) is is_allowed
 
 
-async def test_health_tells_the_state_of_each_model(client, service: FakeService) -> None:
+async def test_health_shows_the_state_of_each_model(client, service: FakeService) -> None:
     health = (await client.get("/health")).json()
     assert (health["status"], health["model_loaded"], health["device"]) == ("healthy", True, "cpu")
     assert health["active_model"] == "smolvlm"
@@ -112,15 +119,15 @@ async def test_health_tells_the_state_of_each_model(client, service: FakeService
     assert (await client.get("/live")).status_code == 200
 
 
-async def test_an_unforeseen_error_has_a_shape_and_tells_nothing(
+async def test_an_unexpected_error_has_the_dialects_shape_and_hides_its_message(
     client, service: FakeService
 ) -> None:
     service.error = KeyError("secret")  # type: ignore[assignment]
-    chatted = await client.post("/v1/chat/completions", json=chat("hi"))
-    captioned = await client.post("/v1/caption", json={"image_url": DATA_URL})
-    assert chatted.status_code == captioned.status_code == 500
-    assert chatted.json()["error"]["code"] == "internal_error"
-    assert "secret" not in chatted.text + captioned.text
+    chat_response = await client.post("/v1/chat/completions", json=chat("hi"))
+    caption_response = await client.post("/v1/caption", json={"image_url": DATA_URL})
+    assert chat_response.status_code == caption_response.status_code == 500
+    assert chat_response.json()["error"]["code"] == "internal_error"
+    assert "secret" not in chat_response.text + caption_response.text
 
 
 async def test_the_api_page_describes_every_route(client) -> None:
@@ -141,7 +148,7 @@ async def test_the_api_page_describes_every_route(client) -> None:
     assert (await client.get("/docs")).status_code == 200
 
 
-async def test_an_unknown_route_has_the_shape_of_its_dialect(client) -> None:
+async def test_an_unknown_route_answers_in_its_dialects_shape(client) -> None:
     assert (await client.get("/nothing")).json() == {"detail": "Not Found"}
     assert (await client.get("/v1/chat/nothing")).json()["error"]["code"] == "not_found"
     assert (await client.get("/v1/chat/completions")).status_code == 405

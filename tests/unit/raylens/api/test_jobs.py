@@ -11,17 +11,17 @@ import pytest
 
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
-from raylens.jobs.blobs import Blobs, digest_of, reference
+from raylens.jobs.blobs import Blobs, compute_digest, make_reference
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
-from raylens.jobs.registry import job_types
+from raylens.jobs.registry import load_job_types
 from tests.unit.raylens.api.conftest import DATA_URL, PICTURE
 from tests.unit.raylens.jobs.conftest import FakeSender, FakeService, serving
 
 RAW = base64.b64encode(PICTURE).decode()
-BLOB = reference(digest_of(PICTURE))
+BLOB = make_reference(compute_digest(PICTURE))
 PATH = "/api/v1/jobs"
 CONFIG = AppConfig.model_validate(
     {
@@ -46,30 +46,35 @@ def sender() -> FakeSender:
 def queue(model: FakeService, sender: FakeSender) -> JobQueue:
     blobs = Blobs(f"memory://{new_id()}")
     return JobQueue(
-        MemoryStore(), blobs, job_types(), InferenceClient(model, CONFIG), sender, [], CONFIG.jobs
+        MemoryStore(),
+        blobs,
+        load_job_types(),
+        InferenceClient(model, CONFIG),
+        sender,
+        [],
+        CONFIG.jobs,
     )
 
 
 @pytest.fixture
 async def http(model: FakeService, queue: JobQueue) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(create_app(model, CONFIG, queue), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as made:
-        yield made
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
 
 
-def caption(**more: Any) -> dict[str, Any]:
-    return {"job_type": "caption", "input": {"image": DATA_URL, **more}}
+def caption_job(**fields: Any) -> dict[str, Any]:
+    return {"job_type": "caption", "input": {"image": DATA_URL, **fields}}
 
 
-async def posted(http: httpx.AsyncClient, body: dict[str, Any], **headers: str) -> dict[str, Any]:
-    response = await http.post(
-        PATH, json=body, headers={key.replace("_", "-"): value for key, value in headers.items()}
-    )
+async def submit(http: httpx.AsyncClient, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    header_values = {name.replace("_", "-"): value for name, value in headers.items()}
+    response = await http.post(PATH, json=body, headers=header_values)
     assert response.status_code == 202, response.text
     return dict(response.json())
 
 
-async def ended(http: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
+async def wait_until_ended(http: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
     async with asyncio.timeout(10):
         while True:
             job = dict((await http.get(f"{PATH}/{job_id}")).json())
@@ -82,8 +87,9 @@ class TestSubmitting:
     async def test_a_job_is_accepted_run_and_shown(
         self, http: httpx.AsyncClient, queue: JobQueue
     ) -> None:
-        job = await posted(
-            http, {**caption(length="short"), "query": {"ids": []}, "domain_id": "", "priority": 3}
+        job = await submit(
+            http,
+            {**caption_job(length="short"), "query": {"ids": []}, "domain_id": "", "priority": 3},
         )
         assert job == {
             "id": job["id"],
@@ -106,16 +112,16 @@ class TestSubmitting:
             "deadline": job["deadline"],
         }
         async with serving(queue):
-            done = await ended(http, job["id"])
+            done = await wait_until_ended(http, job["id"])
         assert done["output"] == {"caption": "two circles", "model": "moondream"}
         assert (done["status"], done["attempts"]) == ("succeeded", 1)
 
-    async def test_it_says_where_the_job_is(self, http: httpx.AsyncClient) -> None:
-        response = await http.post(PATH, json=caption())
+    async def test_the_location_header_leads_to_the_job(self, http: httpx.AsyncClient) -> None:
+        response = await http.post(PATH, json=caption_job())
         assert (await http.get(response.headers["location"])).json() == response.json()
 
     @pytest.mark.parametrize(
-        ("kind", "given"),
+        ("job_type", "job_input"),
         [
             (
                 "caption",
@@ -156,37 +162,37 @@ class TestSubmitting:
         ],
     )
     async def test_every_type_of_job_runs(
-        self, http: httpx.AsyncClient, queue: JobQueue, kind: str, given: dict[str, Any]
+        self, http: httpx.AsyncClient, queue: JobQueue, job_type: str, job_input: dict[str, Any]
     ) -> None:
-        job = await posted(http, {"job_type": kind, "input": given})
+        job = await submit(http, {"job_type": job_type, "input": job_input})
         assert RAW not in json.dumps(job)
         async with serving(queue):
-            done = await ended(http, job["id"])
+            done = await wait_until_ended(http, job["id"])
         assert done["status"] == "succeeded", done["error"]
         assert done["output"]
 
     @pytest.mark.parametrize(
-        ("body", "status", "said"),
+        ("body", "status", "message"),
         [
             (
                 {"job_type": "dance", "input": {}},
                 422,
-                "job_type: 'dance' is not known; there are: caption, query",
+                "job_type: unknown type 'dance'; known: caption, query",
             ),
             ({"input": {}}, 422, "job_type"),
             ({"job_type": "caption", "inputs": {}}, 422, "inputs"),
             ({"job_type": "caption", "priority": 1000}, 422, "priority"),
             ({"job_type": "caption", "priority": True}, 422, "priority"),
             (
-                {**caption(), "query": {"x": "y" * 20_000}},
+                {**caption_job(), "query": {"x": "y" * 20_000}},
                 422,
                 "query: 20009 bytes as JSON; the limit is 16384",
             ),
-            (caption(webhook_url="http://xn--/"), 422, "input.webhook_url: not a URL"),
+            (caption_job(webhook_url="http://xn--/"), 422, "input.webhook_url: not a URL"),
             ({"job_type": "caption"}, 422, "input.image: Field required"),
-            (caption(colour="red"), 422, "input.colour: Extra inputs"),
-            (caption(length="huge"), 422, "input.length"),
-            (caption(prompt=5), 422, "input.prompt"),
+            (caption_job(colour="red"), 422, "input.colour: Extra inputs"),
+            (caption_job(length="huge"), 422, "input.length"),
+            (caption_job(prompt=5), 422, "input.prompt"),
             (
                 {"job_type": "caption", "input": {"image": "blob:" + "0" * 64}},
                 422,
@@ -200,7 +206,7 @@ class TestSubmitting:
             (
                 {"job_type": "caption", "input": {"image": "no base64!"}},
                 422,
-                "input.image: the base64 is broken",
+                "input.image: invalid base64",
             ),
             (
                 {"job_type": "caption", "input": {"image": "A" * 40_000}},
@@ -215,10 +221,14 @@ class TestSubmitting:
             (
                 {"job_type": "batch", "input": {"images": [RAW, "!"]}},
                 422,
-                "input.images.1: the base64 is broken",
+                "input.images.1: invalid base64",
             ),
             ({"job_type": "batch", "input": {"images": []}}, 422, "input.images"),
-            ({"job_type": "query", "input": {}}, 422, "question: one is needed"),
+            (
+                {"job_type": "query", "input": {}},
+                422,
+                "question: expected exactly one of question and prompt",
+            ),
             ({"job_type": "chat", "input": {"messages": []}}, 422, "input.messages"),
             (
                 {
@@ -226,135 +236,141 @@ class TestSubmitting:
                     "input": {"image": [[[[[[[[[[[[[[[[[[RAW]]]]]]]]]]]]]]]]]]},
                 },
                 422,
-                "nested too deep",
+                "nested too deep; the limit is 16 levels",
             ),
-            (caption(model="no-such"), 404, "input.model: 'no-such' is not served here"),
-            (caption(recipe="no-such"), 422, "input.recipe"),
             (
-                caption(settings={"max_tokens": 5000}),
+                caption_job(model="no-such"),
+                404,
+                "input.model: unknown model 'no-such'; known: moondream",
+            ),
+            (caption_job(recipe="no-such"), 422, "input.recipe"),
+            (
+                caption_job(settings={"max_tokens": 5000}),
                 422,
                 "input.settings.max_tokens: 5000; the limit is 100",
             ),
-            (caption(timeout_s=-1), 422, "input.timeout_s"),
+            (caption_job(timeout_s=-1), 422, "input.timeout_s"),
             (
-                caption(webhook_url="ftp://example.com"),
+                caption_job(webhook_url="ftp://example.com"),
                 422,
-                "input.webhook_url: an http:// or https:// URL",
+                "input.webhook_url: expected an http:// or https:// URL",
             ),
             (
-                caption(webhook_url="http://169.254.169.254/"),
+                caption_job(webhook_url="http://169.254.169.254/"),
                 422,
-                "input.webhook_url: 169.254.169.254 leads to",
+                "input.webhook_url: 169.254.169.254 resolves to",
             ),
-            (caption(webhook_url="http://2130706433/"), 422, "not a public address"),
-            (caption(webhook_secret="whsec_" + "A" * 32), 422, "there is no webhook_url"),
+            (caption_job(webhook_url="http://2130706433/"), 422, "not a public address"),
             (
-                caption(webhook_url="https://example.com", webhook_secret="x"),
+                caption_job(webhook_secret="whsec_" + "A" * 32),
                 422,
-                "input.webhook_secret: a secret is",
+                "input.webhook_secret: input.webhook_url is missing",
+            ),
+            (
+                caption_job(webhook_url="https://example.com", webhook_secret="x"),
+                422,
+                "input.webhook_secret: expected whsec_ and the base64",
             ),
             (
                 {"job_type": "task_timing_v1", "query": {"ids": ["a"]}, "input": {"prompt": "x"}},
                 422,
-                "query.ids: no source of pictures is configured",
+                "query.ids: not supported: no source of pictures is configured",
             ),
         ],
     )
-    async def test_bad_input_is_refused_and_named(
-        self, http: httpx.AsyncClient, body: dict[str, Any], status: int, said: str
+    async def test_invalid_input_is_refused_with_the_fields_name(
+        self, http: httpx.AsyncClient, body: dict[str, Any], status: int, message: str
     ) -> None:
         response = await http.post(PATH, json=body)
-        assert said in response.json()["detail"]
+        assert message in response.json()["detail"]
         assert response.status_code == status
         assert len(response.text) < 1000
         assert (await http.get(PATH)).json()["jobs"] == []
 
     @pytest.mark.parametrize(
-        "odd", ['"\\ud800"', "NaN", "1e400", "[" * 900 + "]" * 900, '{"\\udfff": 1}']
+        "value", ['"\\ud800"', "NaN", "1e400", "[" * 900 + "]" * 900, '{"\\udfff": 1}']
     )
-    async def test_what_could_not_be_given_back_is_not_taken(
-        self, http: httpx.AsyncClient, odd: str
+    async def test_a_query_that_cannot_be_sent_back_unchanged_is_refused(
+        self, http: httpx.AsyncClient, value: str
     ) -> None:
-        body = '{"job_type": "query", "input": {"question": "x"}, "query": {"x": ODD}}'.replace(
-            "ODD", odd
-        )
+        template = '{"job_type": "query", "input": {"question": "x"}, "query": {"x": VALUE}}'
+        body = template.replace("VALUE", value)
         response = await http.post(PATH, content=body, headers={"Content-Type": "application/json"})
         assert response.status_code == 422, response.text
         assert (await http.get(PATH)).json()["jobs"] == []
 
     async def test_a_full_queue_is_a_429_with_retry_after(self, http: httpx.AsyncClient) -> None:
         for _ in range(5):
-            await posted(http, caption())
-        response = await http.post(PATH, json=caption())
-        assert (response.status_code, response.json()["detail"]) == (
-            429,
-            "5 jobs wait; the limit is 5",
-        )
+            await submit(http, caption_job())
+        response = await http.post(PATH, json=caption_job())
+        assert response.status_code == 429
+        assert response.json()["detail"] == "5 jobs are queued; the limit is 5"
         assert int(response.headers["retry-after"]) >= 1
 
-    async def test_a_key_makes_a_request_safe_to_send_again(self, http: httpx.AsyncClient) -> None:
-        first = await posted(http, caption(), idempotency_key="k-1")
-        assert await posted(http, caption(), idempotency_key="k-1") == first
-        assert (await posted(http, caption(), idempotency_key="k-2"))["id"] != first["id"]
-        other = await http.post(
-            PATH, json=caption(length="long"), headers={"Idempotency-Key": "k-1"}
+    async def test_an_idempotency_key_makes_a_request_safe_to_repeat(
+        self, http: httpx.AsyncClient
+    ) -> None:
+        first = await submit(http, caption_job(), idempotency_key="k-1")
+        assert await submit(http, caption_job(), idempotency_key="k-1") == first
+        assert (await submit(http, caption_job(), idempotency_key="k-2"))["id"] != first["id"]
+        conflict = await http.post(
+            PATH, json=caption_job(length="long"), headers={"Idempotency-Key": "k-1"}
         )
-        assert (other.status_code, other.json()["detail"]) == (
-            409,
-            "Idempotency-Key: another request came under this key",
-        )
-        bad = await http.post(PATH, json=caption(), headers={"Idempotency-Key": "a key"})
-        assert bad.status_code == 422
+        assert conflict.status_code == 409
+        message = "Idempotency-Key: already used for a different request"
+        assert conflict.json()["detail"] == message
+        invalid = await http.post(PATH, json=caption_job(), headers={"Idempotency-Key": "a key"})
+        assert invalid.status_code == 422
 
-    async def test_a_webhooks_secret_is_told_to_nobody(
+    async def test_a_webhooks_secret_is_never_shown(
         self, http: httpx.AsyncClient, queue: JobQueue, sender: FakeSender
     ) -> None:
         secret = "whsec_" + base64.b64encode(b"s" * 32).decode()
-        job = await posted(
-            http, caption(webhook_url="https://example.com/hook", webhook_secret=secret)
+        job = await submit(
+            http, caption_job(webhook_url="https://example.com/hook", webhook_secret=secret)
         )
         async with serving(queue):
-            await ended(http, job["id"])
+            await wait_until_ended(http, job["id"])
             while not sender.sent:
                 await asyncio.sleep(0.01)
-            told = await http.get(f"{PATH}/{job['id']}/deliveries")
-        assert secret not in json.dumps(job) + told.text
+            deliveries = await http.get(f"{PATH}/{job['id']}/deliveries")
+        assert secret not in json.dumps(job) + deliveries.text
         assert "webhook-signature" in sender.sent[0][2]
 
 
 class TestReading:
     async def test_pages_are_linked_by_cursors(self, http: httpx.AsyncClient) -> None:
-        sent = [(await posted(http, caption()))["id"] for _ in range(5)]
+        job_ids = [(await submit(http, caption_job()))["id"] for _ in range(5)]
         first = (await http.get(PATH, params={"limit": 3})).json()
         second = (await http.get(PATH, params={"limit": 3, "cursor": first["next_cursor"]})).json()
-        shown = [job["id"] for job in first["jobs"] + second["jobs"]]
-        assert shown == sorted(sent, reverse=True)
+        pages = [job["id"] for job in first["jobs"] + second["jobs"]]
+        assert pages == sorted(job_ids, reverse=True)
         assert second["next_cursor"] is None
 
-    async def test_a_list_may_be_of_some_states(self, http: httpx.AsyncClient) -> None:
-        one, _ = [(await posted(http, caption()))["id"] for _ in range(2)]
-        await http.delete(f"{PATH}/{one}")
+    async def test_a_list_can_be_filtered_by_state(self, http: httpx.AsyncClient) -> None:
+        canceled, _ = [(await submit(http, caption_job()))["id"] for _ in range(2)]
+        await http.delete(f"{PATH}/{canceled}")
         jobs = (await http.get(PATH, params={"status": "canceled,failed"})).json()["jobs"]
-        assert [job["id"] for job in jobs] == [one]
+        assert [job["id"] for job in jobs] == [canceled]
 
     @pytest.mark.parametrize(
-        ("query", "field"),
+        ("query", "message"),
         [
             ("limit=0", "limit"),
             ("limit=1001", "limit"),
-            ("status=done", "status: 'done' is none of"),
-            ("cursor=zzz", "cursor"),
-            ("cursor=%00", "cursor"),
+            ("status=done", "status: unknown state 'done'; known: queued, running"),
+            ("cursor=zzz", "cursor: expected the next_cursor of a page"),
+            ("cursor=%00", "cursor: expected the next_cursor of a page"),
         ],
     )
-    async def test_a_list_that_cannot_be_is_a_422(
-        self, http: httpx.AsyncClient, query: str, field: str
+    async def test_an_invalid_list_request_is_a_422(
+        self, http: httpx.AsyncClient, query: str, message: str
     ) -> None:
         response = await http.get(f"{PATH}?{query}")
         assert response.status_code == 422
-        assert field in response.json()["detail"]
+        assert message in response.json()["detail"]
 
-    async def test_what_is_not_there_is_a_404(self, http: httpx.AsyncClient) -> None:
+    async def test_an_unknown_job_is_a_404(self, http: httpx.AsyncClient) -> None:
         calls = [
             http.get(f"{PATH}/x"),
             http.delete(f"{PATH}/%00"),
@@ -368,51 +384,51 @@ class TestReading:
         ]
         for response in await asyncio.gather(*calls):
             assert response.status_code == 404
-            assert "is not here" in response.json()["detail"]
+            assert "job_id: unknown job" in response.json()["detail"]
 
     async def test_cancel_and_retry(self, http: httpx.AsyncClient) -> None:
-        job_id = (await posted(http, caption()))["id"]
+        job_id = (await submit(http, caption_job()))["id"]
         assert (await http.put(f"{PATH}/{job_id}")).status_code == 409
         assert (await http.delete(f"{PATH}/{job_id}")).json()["status"] == "canceled"
         assert (await http.put(f"{PATH}/{job_id}")).json()["status"] == "queued"
 
-    async def test_events_tell_of_states_and_progress_until_the_end(
+    async def test_events_show_states_and_progress_until_the_job_ends(
         self, http: httpx.AsyncClient, queue: JobQueue, model: FakeService
     ) -> None:
         model.seconds = 0.3
-        job = await posted(http, {"job_type": "batch", "input": {"images": [RAW] * 3}})
+        job = await submit(http, {"job_type": "batch", "input": {"images": [RAW] * 3}})
         async with serving(queue):
             response = await http.get(f"{PATH}/{job['id']}/events")
         assert response.headers["content-type"].startswith("text/event-stream")
         events = [part.split("\n") for part in response.text.strip().split("\n\n")]
         names = [lines[0] for lines in events]
-        told = [json.loads(lines[1].removeprefix("data: ")) for lines in events]
+        jobs = [json.loads(lines[1].removeprefix("data: ")) for lines in events]
         assert set(names) <= {"event: state", "event: progress"}
-        assert [job["status"] for job in told][-1] == "succeeded"
-        assert told[-1]["progress"] == {"done": 3, "total": 3}
-        assert all("input" not in job for job in told)
+        assert [job["status"] for job in jobs][-1] == "succeeded"
+        assert jobs[-1]["progress"] == {"done": 3, "total": 3}
+        assert all("input" not in job for job in jobs)
 
-    async def test_deliveries_are_listed_and_sent_again(
+    async def test_deliveries_are_listed_and_can_be_sent_again(
         self, http: httpx.AsyncClient, queue: JobQueue, sender: FakeSender
     ) -> None:
         sender.statuses = [500]
-        job = await posted(http, caption(webhook_url="https://example.com/hook"))
-        where = f"{PATH}/{job['id']}/deliveries"
+        job = await submit(http, caption_job(webhook_url="https://example.com/hook"))
+        path = f"{PATH}/{job['id']}/deliveries"
         async with serving(queue):
-            await ended(http, job["id"])
+            await wait_until_ended(http, job["id"])
             async with asyncio.timeout(5):
-                while not (await http.get(where)).json()["deliveries"][0]["attempts"]:
+                while not (await http.get(path)).json()["deliveries"][0]["attempts"]:
                     await asyncio.sleep(0.01)
-            (failed,) = (await http.get(where)).json()["deliveries"]
+            (failed,) = (await http.get(path)).json()["deliveries"]
             assert failed["status"] == "pending"
             assert (failed["http_status"], failed["error"]) == (500, "the endpoint answered 500")
-            again = await http.post(f"{where}/1/redeliver")
-            assert again.status_code == 202
+            redelivery = await http.post(f"{path}/1/redeliver")
+            assert redelivery.status_code == 202
             async with asyncio.timeout(5):
-                while (await http.get(where)).json()["deliveries"][0]["status"] != "delivered":
+                while (await http.get(path)).json()["deliveries"][0]["status"] != "delivered":
                     await asyncio.sleep(0.01)
-        assert (await http.post(f"{where}/7/redeliver")).status_code == 404
-        assert (await http.post(f"{where}/zero/redeliver")).status_code == 422
+        assert (await http.post(f"{path}/7/redeliver")).status_code == 404
+        assert (await http.post(f"{path}/zero/redeliver")).status_code == 422
 
 
 class TestCaptionService:
@@ -423,46 +439,46 @@ class TestCaptionService:
         )
         assert response.status_code == 202
         assert response.json() == {"job_id": response.json()["job_id"], "status": "queued"}
-        where = f"/caption/job/{response.json()['job_id']}"
-        waits = (await http.get(where)).json()
-        assert waits == {
+        path = f"/caption/job/{response.json()['job_id']}"
+        queued = (await http.get(path)).json()
+        assert queued == {
             "job_id": response.json()["job_id"],
             "status": "queued",
             "caption": None,
             "error": None,
-            "created_at": waits["created_at"],
+            "created_at": queued["created_at"],
             "started_at": None,
             "finished_at": None,
         }
         async with serving(queue):
-            await ended(http, response.json()["job_id"])
-        assert (await http.get(where)).json()["caption"] == "two circles"
+            await wait_until_ended(http, response.json()["job_id"])
+        assert (await http.get(path)).json()["caption"] == "two circles"
 
     @pytest.mark.parametrize(
-        ("body", "said"),
+        ("body", "message"),
         [
             ({}, "image_data: Field required"),
-            ({"image_data": "!"}, "image_data: the base64 is broken"),
+            ({"image_data": "!"}, "image_data: invalid base64"),
             ({"image_data": ""}, "image_data"),
             (
                 {"image_data": RAW, "webhook_url": "http://10.0.0.1/"},
-                "webhook_url: 10.0.0.1 leads to",
+                "webhook_url: 10.0.0.1 resolves to",
             ),
         ],
     )
-    async def test_bad_input_is_named_as_this_dialect_names_it(
-        self, http: httpx.AsyncClient, body: dict[str, Any], said: str
+    async def test_an_error_names_the_field_of_this_dialect(
+        self, http: httpx.AsyncClient, body: dict[str, Any], message: str
     ) -> None:
         response = await http.post("/caption/generate", json=body)
         assert response.status_code == 422
-        assert response.json()["detail"].startswith(said)
+        assert response.json()["detail"].startswith(message)
 
     async def test_statistics(self, http: httpx.AsyncClient, queue: JobQueue) -> None:
-        first, second, third = [(await posted(http, caption()))["id"] for _ in range(3)]
+        first, second, third = [(await submit(http, caption_job()))["id"] for _ in range(3)]
         await http.delete(f"{PATH}/{third}")
         async with serving(queue):
-            await ended(http, first)
-            await ended(http, second)
+            await wait_until_ended(http, first)
+            await wait_until_ended(http, second)
         stats = (await http.get("/caption/stats")).json()
         assert stats["mean_seconds"] >= 0
         assert stats["p95_seconds"] >= 0
@@ -478,7 +494,7 @@ class TestCaptionService:
         }
 
 
-async def test_without_a_queue_there_are_no_such_routes(model: FakeService) -> None:
+async def test_without_a_queue_the_job_routes_are_absent(model: FakeService) -> None:
     transport = httpx.ASGITransport(create_app(model, CONFIG))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         assert (await http.get(PATH)).status_code == 404

@@ -10,7 +10,9 @@ from raylens.core.recipe import AUTO, ENHANCED
 from tests.unit.raylens.api.conftest import DATA_URL, PICTURE, FakeService, chat, image
 
 
-async def test_the_picture_its_geometry_and_its_steps(client, service: FakeService) -> None:
+async def test_the_answer_holds_the_picture_its_geometry_and_its_steps(
+    client, service: FakeService
+) -> None:
     service.warnings = ("denoise: skipped",)
     response = await client.post(
         "/v1/preprocess", json={"image_url": DATA_URL, "recipe": "enhanced"}
@@ -23,10 +25,10 @@ async def test_the_picture_its_geometry_and_its_steps(client, service: FakeServi
         "warnings": ["denoise: skipped"],
     }
     assert service.recipes == [ENHANCED]
-    assert service.images == [PICTURE]
+    assert service.pictures == [PICTURE]
 
 
-async def test_an_upload_and_the_picture_alone(client, service: FakeService) -> None:
+async def test_an_upload_can_be_answered_with_the_jpeg_alone(client, service: FakeService) -> None:
     response = await client.post(
         "/v1/preprocess",
         files={"file": PICTURE},
@@ -37,7 +39,7 @@ async def test_an_upload_and_the_picture_alone(client, service: FakeService) -> 
     assert service.recipes[0].size == (64, 48)
 
 
-async def test_a_models_own_settings_hold_until_a_request_changes_them(
+async def test_a_models_recipe_and_deadline_apply_unless_the_request_changes_them(
     client, service: FakeService
 ) -> None:
     before = time.time()
@@ -48,16 +50,17 @@ async def test_a_models_own_settings_hold_until_a_request_changes_them(
     await client.post(
         "/v1/preprocess", json={"image_url": DATA_URL}, headers={"X-Request-Timeout": "3"}
     )
-    own, named, first = service.recipes
-    assert (own.denoise.method, own.smart_crop, own.size) == ("nlm", True, (640, 640))
-    assert (named.smart_crop, named.size) == (False, (640, 640))
-    assert first == AUTO
-    waits = [deadline - before for deadline in service.deadlines]
-    assert waits == [pytest.approx(seconds, abs=1) for seconds in (7, 7, 3)]
+    of_model, of_request, default = service.recipes
+    assert (of_model.denoise.method, of_model.smart_crop) == ("nlm", True)
+    assert of_model.size == (640, 640)
+    assert (of_request.smart_crop, of_request.size) == (False, (640, 640))
+    assert default == AUTO
+    timeouts = [deadline - before for deadline in service.deadlines]
+    assert timeouts == [pytest.approx(seconds, abs=1) for seconds in (7, 7, 3)]
 
 
 @pytest.mark.parametrize("choice", ["enhanced", {"name": "enhanced"}])
-async def test_every_dialect_takes_a_recipe(client, service: FakeService, choice) -> None:
+async def test_every_dialect_accepts_a_recipe(client, service: FakeService, choice) -> None:
     bodies = {
         "/v1/chat/completions": chat("?", image()),
         "/v1/caption": {"image_url": DATA_URL},
@@ -70,24 +73,22 @@ async def test_every_dialect_takes_a_recipe(client, service: FakeService, choice
     assert [request.recipe for request in service.requests] == [ENHANCED] * 4
 
 
-@pytest.mark.parametrize("nothing", ["", "null"])
-async def test_a_forms_empty_recipe_is_none(client, service: FakeService, nothing) -> None:
-    response = await client.post("/v1/caption", files={"file": PICTURE}, data={"recipe": nothing})
+@pytest.mark.parametrize("text", ["", "null"])
+async def test_an_empty_recipe_in_a_form_is_absent(client, service: FakeService, text) -> None:
+    response = await client.post("/v1/caption", files={"file": PICTURE}, data={"recipe": text})
     assert response.status_code == 200
     assert service.requests[0].recipe == AUTO
 
 
-async def test_pictures_go_by_the_names_of_their_fields(client, service: FakeService) -> None:
+async def test_each_picture_carries_the_name_of_its_field(client, service: FakeService) -> None:
     await client.post("/v1/chat/completions", json=chat(image(), "and", image()))
     await client.post("/v1/caption", json={"image_url": DATA_URL})
     await client.post("/v1/caption", files={"file": PICTURE})
     url = "messages.0.content.{}.image_url.url".format
-    assert service.fields == [url(0), url(2), "image_url", "file"]
+    assert service.picture_fields == [url(0), url(2), "image_url", "file"]
 
 
-async def test_without_one_the_models_holds_and_so_does_its_deadline(
-    client, service: FakeService
-) -> None:
+async def test_a_chat_uses_the_models_recipe_and_deadline(client, service: FakeService) -> None:
     before = time.time()
     for model in ("smolvlm", "other"):
         await client.post("/v1/chat/completions", json=chat("?", image(), model=model, recipe=None))
@@ -99,61 +100,63 @@ async def test_without_one_the_models_holds_and_so_does_its_deadline(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "field", "words"),
+    ("recipe", "field", "message"),
     [
-        ("nope", "recipe", "there are: plain, auto, enhanced, mine"),
+        ("nope", "recipe", "known: plain, auto, enhanced, mine"),
         (
             {"denoise": {"enabled": "maybe"}},
             "recipe.denoise.enabled",
-            "true, false or 'auto' is needed",
+            "expected true, false or 'auto'",
         ),
         ({"size": [8, 8]}, "recipe.size.0", "16"),
-        ([1], "recipe", "a recipe's name, or an object"),
-        (5, "recipe", "a recipe's name, or an object"),
-        ("{not json", "recipe", "not JSON"),
-        ("[1]", "recipe", "a recipe's name, or an object"),
+        ([1], "recipe", "expected a recipe's name or an object"),
+        (5, "recipe", "expected a recipe's name or an object"),
+        ("{not json", "recipe", "not valid JSON"),
+        ("[1]", "recipe", "expected a recipe's name or an object"),
     ],
 )
-async def test_a_bad_recipe_is_refused_in_every_dialect(
-    client, service: FakeService, recipe, field, words
+async def test_an_invalid_recipe_is_refused_in_every_dialect(
+    client, service: FakeService, recipe, field, message
 ) -> None:
-    chatted = await client.post("/v1/chat/completions", json=chat("?", image(), recipe=recipe))
-    assert chatted.status_code == 400
-    assert chatted.json()["error"]["param"] == field
-    assert words in chatted.json()["error"]["message"]
-    captioned = await client.post("/v1/caption", json={"image_url": DATA_URL, "recipe": recipe})
-    assert (captioned.status_code, words in captioned.json()["detail"]) == (400, True)
-    shown = await client.post("/v1/preprocess", json={"image_url": DATA_URL, "recipe": recipe})
-    assert (shown.status_code, words in shown.json()["detail"]) == (422, True)
+    response = await client.post("/v1/chat/completions", json=chat("?", image(), recipe=recipe))
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
+    assert message in response.json()["error"]["message"]
+    for path, status in (("/v1/caption", 400), ("/v1/preprocess", 422)):
+        response = await client.post(path, json={"image_url": DATA_URL, "recipe": recipe})
+        assert response.status_code == status
+        assert message in response.json()["detail"]
     assert not service.requests
     assert not service.recipes
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "words"),
+    ("body", "status", "message"),
     [
-        ({}, 422, "image_url: a picture is needed"),
+        ({}, 422, "image_url: missing; expected a picture"),
         ({"image_url": DATA_URL, "colour": 1}, 422, "colour"),
-        ({"image_url": DATA_URL, "model": "nope"}, 404, "not served here"),
-        ({"image_url": "http://a/b.png"}, 422, "not fetched"),
+        ({"image_url": DATA_URL, "model": "nope"}, 404, "model: unknown model"),
+        ({"image_url": "http://a/b.png"}, 422, "http: URLs are not supported"),
         ([], 422, "body"),
     ],
 )
-async def test_bad_input_is_explained(client, body, status, words) -> None:
+async def test_an_invalid_request_is_refused_with_the_fields_name(
+    client, body, status, message
+) -> None:
     response = await client.post("/v1/preprocess", json=body)
     assert response.status_code == status
-    assert words in response.json()["detail"]
+    assert message in response.json()["detail"]
 
 
 async def test_an_error_of_the_graph_keeps_its_status(client, service: FakeService) -> None:
     service.error = UnsupportedMedia("image: this is a PDF document")
     response = await client.post("/v1/preprocess", json={"image_url": DATA_URL})
-    assert (response.status_code, response.json()) == (
-        415,
-        {"detail": "image: this is a PDF document"},
-    )
-    shown = await client.get("/openapi.json")
-    recipe = shown.json()["paths"]["/v1/preprocess"]["post"]["requestBody"]["content"][
-        "application/json"
-    ]["schema"]
-    assert "sigma_color" in json.dumps(recipe["properties"]["recipe"])
+    assert response.status_code == 415
+    assert response.json() == {"detail": "image: this is a PDF document"}
+
+
+async def test_the_api_page_describes_the_recipe(client) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    content = paths["/v1/preprocess"]["post"]["requestBody"]["content"]
+    schema = content["application/json"]["schema"]
+    assert "sigma_color" in json.dumps(schema["properties"]["recipe"])

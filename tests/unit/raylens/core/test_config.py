@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from models.qwen2_5_vl.family import Qwen2_5_VLSettings
 from raylens.core.config import AppConfig, ModelConfig
 
 MODEL = {"name": "smolvlm", "family": "smolvlm"}
@@ -14,7 +15,7 @@ def test_a_misspelled_key_is_named() -> None:
 
 
 def test_names_and_aliases_are_unique() -> None:
-    with pytest.raises(ValidationError, match="'a' is given twice"):
+    with pytest.raises(ValidationError, match="the name 'a' is used twice"):
         AppConfig.model_validate({"models": [{**MODEL, "aliases": ["a"]}, {**MODEL, "name": "a"}]})
 
 
@@ -26,20 +27,20 @@ def test_a_model_is_needed() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"runtime": "cloud"}, "runtime: cloud is for the family moondream"),
-        ({"runtime": "openai"}, "remote.base_url: the runtime openai needs the server's"),
+        ({"runtime": "cloud"}, "runtime: cloud serves the family moondream only"),
+        ({"runtime": "openai"}, "remote.base_url: missing; the runtime openai needs it"),
         (
             {"runtime": "openai", "remote": {"base_url": "http://a"}},
-            "remote.model: the runtime openai needs to know",
+            "remote.model: missing; the runtime openai needs it",
         ),
-        ({"remote": {"model": "b"}}, "remote: the runtime engine has its model here"),
+        ({"remote": {"model": "b"}}, "remote: the runtime engine has no server"),
         (
             {
                 "runtime": "openai",
                 "remote": {"base_url": "http://a", "model": "b"},
                 "quantize": "int8",
             },
-            "quantize: only the runtime engine knows",
+            "quantize: only the runtime engine has this setting",
         ),
     ],
 )
@@ -69,8 +70,9 @@ def test_bytes_may_have_units_and_pixels_are_bounds_of_a_family_that_has_them() 
     model = ModelConfig.model_validate(
         {**MODEL, "family": "qwen2_5_vl", "kv_cache": "2GiB", "max_pixels": 1000}
     )
-    assert (model.kv_cache, model.max_pixels) == (2 * 2**30, 1000)
-    with pytest.raises(ValidationError, match="smolvlm has no dynamic resolution"):
+    assert model.kv_cache == 2 * 2**30
+    assert model.family_settings == Qwen2_5_VLSettings(max_pixels=1000)
+    with pytest.raises(ValidationError, match=r"max_pixels\n +only for the family qwen2_5_vl"):
         ModelConfig.model_validate({**MODEL, "max_pixels": 1000})
     with pytest.raises(ValidationError, match="min_pixels: 2000; max_pixels is 1000"):
         ModelConfig.model_validate(
@@ -102,9 +104,9 @@ def test_recipes_build_on_each_other_and_a_model_on_the_default() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"defaults": {"recipe": "nope"}}, "defaults.recipe: recipe: 'nope' is no recipe"),
-        ({"recipes": {"auto": "plain"}}, "recipes.auto: a bundled recipe has this name"),
-        ({"recipes": {"mine": {"sise": 3}}}, "recipes.mine: recipe.sise: no such field"),
+        ({"defaults": {"recipe": "nope"}}, "defaults.recipe: recipe: unknown recipe 'nope'"),
+        ({"recipes": {"auto": "plain"}}, "recipes.auto: the name of a bundled recipe"),
+        ({"recipes": {"mine": {"sise": 3}}}, "recipes.mine: recipe.sise: unknown field"),
         (
             {"models": [{"name": "a", "family": "smolvlm", "recipe": {"min_size": -1}}]},
             "models: a: recipe.min_size",
@@ -123,3 +125,35 @@ def test_recipes_build_on_each_other_and_a_model_on_the_default() -> None:
 def test_a_bad_recipe_or_setting_is_named(changes, words) -> None:
     with pytest.raises(ValidationError, match=words):
         AppConfig.model_validate({"models": [{"name": "a", "family": "smolvlm"}], **changes})
+
+
+def test_a_setting_of_a_family_means_nothing_to_another_runtime_than_the_engine() -> None:
+    cloud = {"name": "m", "family": "moondream", "runtime": "cloud"}
+    with pytest.raises(ValidationError, match="tokenizer_revision: only the runtime engine"):
+        ModelConfig.model_validate({**cloud, "tokenizer_revision": "main"})
+
+
+def test_an_unknown_family_names_the_known_ones() -> None:
+    with pytest.raises(ValidationError, match="unknown family 'llava'; known: moondream, smolvlm"):
+        ModelConfig.model_validate({"name": "a", "family": "llava"})
+
+
+def test_only_a_server_s_model_may_be_without_a_family() -> None:
+    remote = {"base_url": "http://a", "model": "llama3"}
+    model = ModelConfig.model_validate({"name": "a", "runtime": "openai", "remote": remote})
+    assert model.family is None
+    with pytest.raises(ValidationError, match="family: missing"):
+        ModelConfig.model_validate({"name": "a"})
+    with pytest.raises(ValidationError, match=r"max_pixels\n +only for the family qwen2_5_vl"):
+        ModelConfig.model_validate(
+            {"name": "a", "runtime": "openai", "remote": remote, "max_pixels": 9}
+        )
+
+
+def test_the_language_model_of_jobs_is_one_of_the_models() -> None:
+    models = [MODEL]
+    assert AppConfig.model_validate({"models": models, "jobs": {"llm": "smolvlm"}}).jobs.llm
+    with pytest.raises(ValidationError, match=r"jobs\.llm: unknown model 'x'; known: smolvlm"):
+        AppConfig.model_validate({"models": models, "jobs": {"llm": "x"}})
+    with pytest.raises(ValidationError, match="one with runtime: openai"):
+        AppConfig.model_validate({"models": models, "jobs": {"llm": {"model": "smolvlm"}}})

@@ -1,80 +1,156 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from raylens.core.config import AppConfig
-from raylens.core.environment import SETTINGS, WITHOUT_MEANING, with_environment
+from raylens.core.environment import COMPATIBLE, WITHOUT_MEANING, load_config
 
 ARGS: dict[str, Any] = {"models": [{"name": "smolvlm", "family": "smolvlm", "aliases": ["small"]}]}
+COMPAT: dict[str, Any] = {**ARGS, "compat_env": True}
+Load = Callable[..., tuple[AppConfig, list[str]]]
 
 
-def configured(
-    environment: dict[str, str], args: dict[str, Any] = ARGS
-) -> tuple[AppConfig, list[str]]:
-    settings, notes = with_environment(args, environment)
-    return AppConfig.model_validate(settings), notes
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Loads a configuration in an environment of just these variables."""
+
+    def load(
+        environment: Mapping[str, str], args: dict[str, Any] = ARGS
+    ) -> tuple[AppConfig, list[str]]:
+        monkeypatch.setattr(os, "environ", dict(environment))
+        return load_config(args)
+
+    return load
 
 
-def test_each_variable_sets_its_setting_and_says_so() -> None:
+def test_our_own_variables_set_nested_settings(load: Load) -> None:
+    config, notes = load(
+        {
+            "RAYLENS_JOBS__CAPACITY": "70",
+            "RAYLENS_JOBS__WEBHOOKS__CLIENT_ID": "me",
+            "RAYLENS_LOG_LEVEL": "DEBUG",
+            "RAYLENS_RECIPES": '{"mine": {"min_size": 64}}',
+        }
+    )
+    assert config.jobs.capacity == 70
+    assert config.jobs.webhooks.client_id == "me"
+    assert config.log_level == "DEBUG"
+    assert config.named_recipes()["mine"].min_size == 64
+    assert notes == []
+
+
+def test_the_config_file_wins_setting_by_setting(load: Load) -> None:
+    environment = {"RAYLENS_JOBS__CAPACITY": "9", "RAYLENS_JOBS__WORKERS": "3"}
+    config, _ = load(environment, {**ARGS, "jobs": {"capacity": 70}})
+    assert (config.jobs.capacity, config.jobs.workers) == (70, 3)
+
+
+def test_a_misspelled_variable_is_refused_or_noted(load: Load) -> None:
+    with pytest.raises(ValidationError, match=r"jobs\.capacty"):
+        load({"RAYLENS_JOBS__CAPACTY": "70"})
+    _, notes = load({"RAYLENS_JOB__CAPACITY": "70", "RAYLENS_SERVER": "http://127.0.0.1:8000"})
+    assert notes == ["RAYLENS_JOB__CAPACITY is not a setting, and is ignored"]
+
+
+def test_a_variable_that_should_be_json_and_is_not_is_refused(load: Load) -> None:
+    with pytest.raises(SettingsError, match="recipes"):
+        load({"RAYLENS_RECIPES": "{"})
+
+
+def test_the_variables_of_other_programs_are_left_alone_and_named(load: Load) -> None:
+    config, notes = load({"DATA_DIR": "/theirs", "API_URL": "http://theirs", "OLLAMA_HOST": "box"})
+    assert config == load({})[0]
+    assert notes == [
+        "DATA_DIR, API_URL, OLLAMA_HOST: ignored; --compat-env, or compat_env: true in the config"
+        " file, honours them"
+    ]
+
+
+@pytest.mark.parametrize("how", ["file", "variable"])
+def test_each_compatible_variable_sets_its_setting_and_is_noted(load: Load, how: str) -> None:
     values = {
         "POSTGRES_URL": "postgresql://u:p@db/jobs",
         "DATA_DIR": "/data",
-        "VLM_MODEL": "small",
-        "LLM_MODEL": "llama3:latest",
         "IMAGE_BATCH_SIZE": "7",
         "CLIENT_ID": "me",
         "API_URL": "https://x.example",
         "QUEUE_SIZE": "9",
         "QUEUE_WORKERS": "3",
+        "VLM_MODEL": "small",
+        "LLM_MODEL": "llama3:latest",
     }
-    assert values.keys() == SETTINGS.keys()
-    config, notes = configured(values)
+    assert values.keys() == COMPATIBLE.keys()
+    if how == "file":
+        config, notes = load(values, COMPAT)
+    else:
+        config, notes = load({**values, "RAYLENS_COMPAT_ENV": "true"})
     jobs = config.jobs
-    assert (jobs.store, str(jobs.data_dir), jobs.image_batch_size) == (
-        values["POSTGRES_URL"],
-        "/data",
-        7,
-    )
+    assert jobs.store == values["POSTGRES_URL"]
+    assert str(jobs.data_dir) == "/data"
+    assert jobs.image_batch_size == 7
     assert (jobs.webhooks.client_id, jobs.webhooks.public_url) == ("me", "https://x.example")
-    assert (jobs.capacity, jobs.workers, config.dialect_models.jobs) == (9, 3, "small")
-    assert jobs.llm is not None
-    assert (jobs.llm.model, jobs.llm.base_url) == ("llama3:latest", "http://localhost:11434/v1")
-    assert [note for note in notes if "sets" in note] == [
-        f"{name} sets {SETTINGS[name]}" for name in values
+    assert (jobs.capacity, jobs.workers) == (9, 3)
+    assert config.dialect_models.jobs == "smolvlm"
+    assert jobs.llm == "llama3:latest"
+    assert [note for note in notes if " sets " in note] == [
+        f"{name} sets {COMPATIBLE[name]}" for name in values
     ]
     assert "u:p" not in str(notes)
 
 
-def test_the_config_file_wins() -> None:
-    config, notes = configured({"QUEUE_SIZE": "9"}, {**ARGS, "jobs": {"capacity": 70}})
-    assert config.jobs.capacity == 70
-    assert notes == ["QUEUE_SIZE is ignored: the config file sets jobs.capacity"]
+def test_the_config_file_and_our_own_variables_win_over_compatible_ones(load: Load) -> None:
+    environment = {"QUEUE_SIZE": "9", "QUEUE_WORKERS": "3", "RAYLENS_JOBS__WORKERS": "5"}
+    config, notes = load(environment, {**COMPAT, "jobs": {"capacity": 70}})
+    assert (config.jobs.capacity, config.jobs.workers) == (70, 5)
+    assert notes == [
+        "QUEUE_SIZE is ignored: the configuration sets jobs.capacity",
+        "QUEUE_WORKERS is ignored: the configuration sets jobs.workers",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("environment", "base_url"),
+    ("host", "base_url"),
     [
-        ({"LLM_MODEL": "small"}, None),
-        ({"LLM_MODEL": "llama3", "OLLAMA_HOST": "http://box:1234/"}, "http://box:1234/v1"),
-        ({"LLM_MODEL": "llama3", "OLLAMA_HOST": "box:1234"}, "http://box:1234/v1"),
+        ({}, "http://localhost:11434/v1"),
+        ({"OLLAMA_HOST": "http://box:1234/"}, "http://box:1234/v1"),
+        ({"OLLAMA_HOST": "box:1234"}, "http://box:1234/v1"),
     ],
 )
-def test_the_language_model_is_the_graphs_own_or_ollamas(
-    environment: dict[str, str], base_url: str | None
+def test_models_that_are_not_served_are_asked_for_at_ollama(
+    load: Load, host: dict[str, str], base_url: str
 ) -> None:
-    config, _ = configured(environment)
-    assert config.jobs.llm is not None
-    assert config.jobs.llm.base_url == base_url
+    config, notes = load({"VLM_MODEL": "llava:7b", "LLM_MODEL": "llama3", **host}, COMPAT)
+    assert [model.name for model in config.models] == ["smolvlm", "llava:7b", "llama3"]
+    for model in config.models[1:]:
+        assert (model.family, model.runtime) == (None, "openai")
+        assert (model.remote.base_url, model.remote.model) == (base_url, model.name)
+    assert (config.dialect_models.jobs, config.jobs.llm) == ("llava:7b", "llama3")
+    assert f"llama3 is asked for at {base_url}" in notes
 
 
-def test_what_has_no_meaning_is_named() -> None:
-    config, notes = configured({**dict.fromkeys(WITHOUT_MEANING, "x"), "OLLAMA_HOST": "http://box"})
-    assert config == configured({})[0]
+def test_one_model_may_be_both(load: Load) -> None:
+    config, _ = load({"VLM_MODEL": "llava:7b", "LLM_MODEL": "llava:7b"}, COMPAT)
+    assert [model.name for model in config.models] == ["smolvlm", "llava:7b"]
+
+
+def test_models_that_are_served_stay_in_the_graph(load: Load) -> None:
+    config, _ = load({"VLM_MODEL": "small", "LLM_MODEL": "smolvlm2_500m_video"}, COMPAT)
+    assert [model.name for model in config.models] == ["smolvlm"]
+    assert config.jobs.llm == "smolvlm"
+
+
+def test_variables_without_meaning_are_named(load: Load) -> None:
+    environment = {**dict.fromkeys(WITHOUT_MEANING, "x"), "OLLAMA_HOST": "http://box"}
+    config, notes = load(environment, COMPAT)
+    assert config == load({}, COMPAT)[0]
     assert notes == [
-        "OLLAMA_HOST is ignored: LLM_MODEL names no model",
+        "OLLAMA_HOST is ignored: neither VLM_MODEL nor LLM_MODEL names a model",
         *(f"{name} has no meaning here" for name in WITHOUT_MEANING),
     ]
 
@@ -82,13 +158,14 @@ def test_what_has_no_meaning_is_named() -> None:
 @pytest.mark.parametrize(
     "broken", [{"models": None}, {"models": [5]}, {**ARGS, "jobs": "x"}, {"models": [{"name": 1}]}]
 )
-def test_settings_that_are_broken_are_left_to_the_configurations_own_check(
-    broken: dict[str, Any],
+def test_a_broken_config_file_is_refused_whatever_the_environment(
+    load: Load, broken: dict[str, Any]
 ) -> None:
-    settings, _ = with_environment(broken, {"LLM_MODEL": "llama3", "QUEUE_SIZE": "9"})
     with pytest.raises(ValidationError):
-        AppConfig.model_validate(settings)
+        load({"LLM_MODEL": "llama3", "QUEUE_SIZE": "9"}, {**broken, "compat_env": True})
 
 
-def test_an_environment_without_them_changes_nothing() -> None:
-    assert with_environment(ARGS, {"PATH": "/bin", "QUEUE_SIZE": ""}) == (ARGS, [])
+def test_empty_variables_and_those_of_nobody_change_nothing(load: Load) -> None:
+    config, notes = load({"PATH": "/bin", "QUEUE_SIZE": ""})
+    assert config == AppConfig.model_validate(ARGS)
+    assert notes == []

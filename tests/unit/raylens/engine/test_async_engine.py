@@ -21,7 +21,7 @@ LATER = time.time() + 3600
 
 
 class GatedModel(FakeModel):
-    """Decodes one step each time the gate is opened."""
+    """Decodes one step for each time that the gate is released."""
 
     def __init__(self) -> None:
         super().__init__(max_length=10**6)
@@ -42,7 +42,7 @@ async def gated() -> AsyncIterator[tuple[GatedModel, AsyncEngine]]:
     engine.stop()
 
 
-async def test_answers_stream_side_by_side() -> None:
+async def test_answers_are_streamed_concurrently() -> None:
     engine = AsyncEngine(FakeModel(), EngineLimits(max_batch_size=4), max_waiting=60)
 
     async def ask(letter: int) -> str:
@@ -67,46 +67,46 @@ async def test_the_first_token_arrives_before_the_second_is_computed(gated) -> N
         assert (await asyncio.wait_for(second, 5)).text
 
 
-async def test_a_full_waiting_room_refuses_at_once(gated) -> None:
+async def test_a_full_queue_refuses_requests_at_once(gated) -> None:
     _, engine = gated
     streams = [engine.generate(request(LATER, max_tokens=50), Prompt((99,))) for _ in range(3)]
-    taken = [asyncio.ensure_future(anext(stream)) for stream in streams]
-    await asyncio.wait_for(taken[0], 5)
+    first_deltas = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    await asyncio.wait_for(first_deltas[0], 5)
     with pytest.raises(Overloaded) as caught:
         await anext(engine.generate(request(LATER), Prompt((99,))))
     assert caught.value.retry_after == 3
     assert caught.value.limit == 3
-    for place in taken:
-        place.cancel()
+    for first_delta in first_deltas:
+        first_delta.cancel()
 
 
-async def test_jobs_leave_half_of_the_waiting_room_to_interactive_requests() -> None:
+async def test_jobs_leave_half_of_the_queue_to_interactive_requests() -> None:
     model = GatedModel()
     engine = AsyncEngine(model, EngineLimits(max_batch_size=1), max_waiting=4)
 
     def ask(priority: Priority, n: int = 1) -> asyncio.Future[Any]:
-        wanted = dataclasses.replace(request(LATER, max_tokens=50, n=n), priority=priority)
-        return asyncio.ensure_future(anext(engine.generate(wanted, Prompt((99,)))))
+        vision_request = dataclasses.replace(request(LATER, max_tokens=50, n=n), priority=priority)
+        return asyncio.ensure_future(anext(engine.generate(vision_request, Prompt((99,)))))
 
-    taken = [ask(Priority.JOB, n=3)]
+    first_deltas = [ask(Priority.JOB, n=3)]
     with pytest.raises(Overloaded, match="3 sequences run or wait; the limit is 3"):
         await ask(Priority.JOB)
-    taken += [ask(Priority.INTERACTIVE) for _ in range(2)]
+    first_deltas += [ask(Priority.INTERACTIVE) for _ in range(2)]
     with pytest.raises(Overloaded, match="5 sequences run or wait; the limit is 5"):
         await ask(Priority.INTERACTIVE)
-    for place in taken:
-        place.cancel()
+    for first_delta in first_deltas:
+        first_delta.cancel()
     model.gate.release(10**6)
     engine.stop()
 
 
-async def test_more_answers_than_ever_fit_are_refused_for_good(gated) -> None:
+async def test_more_answers_than_the_capacity_are_an_invalid_request(gated) -> None:
     _, engine = gated
-    with pytest.raises(InvalidRequest, match="n: 4 answers; this model has room for 3"):
+    with pytest.raises(InvalidRequest, match="n: 4 answers; the limit is 3"):
         await anext(engine.generate(request(LATER, n=4), Prompt((99,))))
 
 
-async def test_closing_a_stream_frees_its_place(gated) -> None:
+async def test_closing_a_stream_frees_its_capacity(gated) -> None:
     model, engine = gated
     stream = engine.generate(request(LATER, max_tokens=50, n=2), Prompt((99,)))
     await asyncio.wait_for(anext(stream), 5)
@@ -121,10 +121,10 @@ async def test_closing_a_stream_frees_its_place(gated) -> None:
     assert not engine._engine.has_work
 
 
-async def test_a_thread_that_dies_fails_everyone_and_says_so() -> None:
+async def test_all_requests_fail_if_the_thread_fails() -> None:
     class Broken(FakeModel):
         def decode(self, *arguments: Any) -> Any:
-            raise SystemExit("not one request's failure")
+            raise SystemExit("not the failure of one request")
 
     model = Broken()
     engine = AsyncEngine(model, EngineLimits(max_batch_size=4), max_waiting=4)
@@ -140,7 +140,7 @@ async def test_a_thread_that_dies_fails_everyone_and_says_so() -> None:
         await anext(engine.generate(request(LATER), Prompt((99,))))
 
 
-async def test_stopping_fails_what_is_unfinished() -> None:
+async def test_unfinished_requests_fail_if_the_engine_is_stopped() -> None:
     model = GatedModel()
     engine = AsyncEngine(model, EngineLimits(max_batch_size=2), max_waiting=1)
     stream = engine.generate(request(LATER, max_tokens=50), Prompt((99,)))
@@ -153,12 +153,12 @@ async def test_stopping_fails_what_is_unfinished() -> None:
             pass
 
 
-async def test_gauges_count_what_the_thread_has_not_taken_yet(gated) -> None:
+async def test_gauges_include_sequences_that_the_thread_has_not_taken_yet(gated) -> None:
     _, engine = gated
     streams = [engine.generate(request(LATER, max_tokens=50), Prompt((99,))) for _ in range(3)]
-    taken = [asyncio.ensure_future(anext(stream)) for stream in streams]
-    await asyncio.wait_for(taken[0], 5)
+    first_deltas = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    await asyncio.wait_for(first_deltas[0], 5)
     gauges = engine.gauges
     assert (gauges.running + gauges.waiting, gauges.kv_bytes > 0) == (3, True)
-    for place in taken:
-        place.cancel()
+    for first_delta in first_deltas:
+        first_delta.cancel()

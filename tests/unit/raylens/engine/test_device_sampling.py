@@ -1,4 +1,4 @@
-"""What a GPU chooses with, on a CPU: the same tokens as the samplers on the host choose."""
+"""The device sampler, run on a CPU, chooses the same tokens as the samplers on the host."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 
 from raylens.core.types import SamplingParams
 from raylens.engine.device_sampling import DeviceSampler
-from raylens.engine.sampling import Sampler, sample_all
-from raylens.engine.structured import Grammars
-from tests.unit.raylens.engine.fakes import EOS, byte_tokenizer
+from raylens.engine.sampling import Sampler, sample_rows
+from raylens.engine.structured import GrammarCompiler
+from testing.tokenizers import byte_tokenizer
+from tests.unit.raylens.engine.fakes import EOS
 
 VOCABULARY = 700
 PROMPT = (1, 2, 2, 650, 9999)
@@ -35,78 +36,77 @@ def random_params(rng: random.Random) -> SamplingParams:
     )
 
 
-def test_mixed_batches_are_chosen_as_each_row_is_on_the_host() -> None:
+def test_mixed_batches_get_the_same_tokens_as_on_the_host() -> None:
     rng = random.Random(3)
     params = [random_params(rng) for _ in range(64)]
     slots = list(range(64))
     rng.shuffle(slots)
-    ours, theirs = (
-        [Sampler(each, PROMPT, number) for number, each in enumerate(params)] for _ in range(2)
-    )
-    chooser = DeviceSampler(64, VOCABULARY, "cpu")
-    for slot, sampler in zip(slots, ours, strict=True):
-        chooser.begin(slot, sampler)
+    samplers = [Sampler(row_params, PROMPT, row) for row, row_params in enumerate(params)]
+    host_samplers = [Sampler(row_params, PROMPT, row) for row, row_params in enumerate(params)]
+    device_sampler = DeviceSampler(64, VOCABULARY, "cpu")
+    for slot, sampler in zip(slots, samplers, strict=True):
+        device_sampler.begin(slot, sampler)
     for step in range(40):
-        present = sorted(rng.sample(range(64), rng.randint(1, 64)))
-        logits = noise(len(present), step)
+        rows = sorted(rng.sample(range(64), rng.randint(1, 64)))
+        logits = noise(len(rows), step)
         before = logits.clone()
-        choice = chooser.choose(
-            logits, [ours[row] for row in present], [slots[row] for row in present]
+        sampled = device_sampler.sample(
+            logits, [samplers[row] for row in rows], [slots[row] for row in rows]
         )
-        assert choice.tokens.tolist() == sample_all(before, [theirs[row] for row in present])
+        assert sampled.tokens.tolist() == sample_rows(before, [host_samplers[row] for row in rows])
         assert torch.equal(logits, before)
-        assert not choice.failures
-        assert choice.finite is not None
-        assert choice.finite.all()
+        assert not sampled.failures
+        assert sampled.is_finite is not None
+        assert sampled.is_finite.all()
 
 
-def test_a_slot_forgets_the_answer_that_it_held() -> None:
+def test_a_new_answer_does_not_inherit_the_penalties_of_its_slot() -> None:
     params = SamplingParams(frequency_penalty=2.0, repetition_penalty=2.0)
     logits = torch.zeros(1, VOCABULARY)
     logits[0, :3] = torch.tensor([3.0, 2.0, 1.0])
-    chooser = DeviceSampler(2, VOCABULARY, "cpu")
+    device_sampler = DeviceSampler(2, VOCABULARY, "cpu")
     prompts: tuple[tuple[int, ...], ...] = ((), (0,), ())
     for prompt, expected in zip(prompts, ([0, 1], [1, 0], [0, 1]), strict=True):
         sampler = Sampler(params, prompt)
-        chooser.begin(1, sampler)
-        assert [chooser.choose(logits, [sampler], [1]).tokens.item() for _ in range(2)] == expected
+        device_sampler.begin(1, sampler)
+        tokens = [device_sampler.sample(logits, [sampler], [1]).tokens.item() for _ in range(2)]
+        assert tokens == expected
 
 
-def test_a_schema_is_followed_in_a_batch_with_free_answers() -> None:
-    grammars = Grammars(byte_tokenizer(), frozenset({EOS}), VOCABULARY)
+def test_a_schema_is_followed_in_a_batch_with_unconstrained_answers() -> None:
+    compiler = GrammarCompiler(byte_tokenizer(), frozenset({EOS}), VOCABULARY)
     schema = json.dumps({"enum": ["yes", "no"]})
-    free = SamplingParams(temperature=1.0, seed=1)
-    mixed = [
-        Sampler(SamplingParams(), grammar=grammars.compile(schema)),
+    random_params = SamplingParams(temperature=1.0, seed=1)
+    samplers = [
+        Sampler(SamplingParams(), grammar=compiler.compile(schema)),
         Sampler(SamplingParams()),
-        Sampler(free, grammar=grammars.compile(schema)),
-        Sampler(free),
+        Sampler(random_params, grammar=compiler.compile(schema)),
+        Sampler(random_params),
     ]
-    chooser = DeviceSampler(4, VOCABULARY, "cpu")
-    tokens = torch.stack(
-        [chooser.choose(noise(4, step), mixed, [0, 1, 2, 3]).tokens for step in range(4)], 1
-    )
+    device_sampler = DeviceSampler(4, VOCABULARY, "cpu")
+    steps = [device_sampler.sample(noise(4, step), samplers, [0, 1, 2, 3]) for step in range(4)]
+    tokens = torch.stack([sampled.tokens for sampled in steps], 1)
     for row in (0, 2):
-        said = bytes(token for token in tokens[row].tolist() if token < EOS).decode()
-        assert said in ('"yes', '"no"')
+        text = bytes(token for token in tokens[row].tolist() if token < EOS).decode()
+        assert text in ('"yes', '"no"')
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_only_the_row_fails_that_is_not_finite(bad: float) -> None:
-    chooser = DeviceSampler(3, VOCABULARY, "cpu")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_only_a_row_with_non_finite_logits_fails(value: float) -> None:
+    device_sampler = DeviceSampler(3, VOCABULARY, "cpu")
     for params in (SamplingParams(), SamplingParams(temperature=1.0, top_p=0.5)):
         logits = noise(3, 0)
-        logits[1, 5] = bad
-        choice = chooser.choose(logits, [Sampler(params) for _ in range(3)], [0, 1, 2])
-        assert choice.finite is not None
-        assert choice.finite.tolist() == [True, False, True]
+        logits[1, 5] = value
+        sampled = device_sampler.sample(logits, [Sampler(params) for _ in range(3)], [0, 1, 2])
+        assert sampled.is_finite is not None
+        assert sampled.is_finite.tolist() == [True, False, True]
 
 
-def test_a_grammar_that_cannot_go_on_fails_its_row_alone() -> None:
-    grammars = Grammars(byte_tokenizer(), frozenset({EOS}), VOCABULARY)
-    stuck = grammars.compile(json.dumps({"const": 1}))
+def test_only_the_row_of_an_unusable_grammar_fails() -> None:
+    compiler = GrammarCompiler(byte_tokenizer(), frozenset({EOS}), VOCABULARY)
+    unusable = compiler.compile(json.dumps({"const": 1}))
     with pytest.raises(ValueError, match="forbids"):
-        stuck.accept(ord("x"))
-    samplers = [Sampler(SamplingParams(), grammar=stuck), Sampler(SamplingParams())]
-    choice = DeviceSampler(2, VOCABULARY, "cpu").choose(noise(2, 0), samplers, [0, 1])
-    assert list(choice.failures) == [0]
+        unusable.accept(ord("x"))
+    samplers = [Sampler(SamplingParams(), grammar=unusable), Sampler(SamplingParams())]
+    sampled = DeviceSampler(2, VOCABULARY, "cpu").sample(noise(2, 0), samplers, [0, 1])
+    assert list(sampled.failures) == [0]

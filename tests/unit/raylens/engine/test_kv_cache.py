@@ -5,70 +5,67 @@ import random
 import pytest
 import torch
 
-from raylens.engine.kv_cache import SMALLEST, KVCache
+from raylens.engine.kv_cache import MIN_CAPACITY, KVCache
 from raylens.engine.model import KVShape
 
 SHAPE = KVShape(layers=2, heads=3, head_dim=4, dtype=torch.float32, device="cpu")
-TOKEN = 2 * 2 * 3 * 4 * 4
-ROW = SMALLEST * TOKEN
+TOKEN_BYTES = 2 * 2 * 3 * 4 * 4
+ROW_BYTES = MIN_CAPACITY * TOKEN_BYTES
 
 
-def fill(cache: KVCache[str], name: str, value: float, tokens: int) -> None:
-    row = cache.row(name)
-    for number, layer in enumerate(row.layers):
-        layer[0, 0, :, :tokens] = value + number
-        layer[1, 0, :, :tokens] = -value - number
-    cache.advance(name, tokens)
+def fill(cache: KVCache[str], owner: str, value: float, tokens: int) -> None:
+    for index, layer in enumerate(cache.row(owner).layers):
+        layer[0, 0, :, :tokens] = value + index
+        layer[1, 0, :, :tokens] = -value - index
+    cache.advance(owner, tokens)
 
 
-def holds(cache: KVCache[str], name: str, value: float, tokens: int) -> bool:
-    row = cache.row(name)
+def contains(cache: KVCache[str], owner: str, value: float, tokens: int) -> bool:
+    """Return whether the row contains what ``fill`` has written."""
+    row = cache.row(owner)
     return row.lengths == [tokens] and all(
         bool(
-            (layer[0, 0, :, :tokens] == value + number).all()
-            and (layer[1, 0, :, :tokens] == -value - number).all()
+            (layer[0, 0, :, :tokens] == value + index).all()
+            and (layer[1, 0, :, :tokens] == -value - index).all()
         )
-        for number, layer in enumerate(row.layers)
+        for index, layer in enumerate(row.layers)
     )
 
 
 def test_a_token_costs_its_keys_and_values_in_every_layer() -> None:
-    assert SHAPE.bytes_per_token == TOKEN
-    cache: KVCache[str] = KVCache(SHAPE, 10 * ROW, 8)
-    assert [cache.cost(tokens) for tokens in (1, SMALLEST, SMALLEST + 1, 1000)] == [
-        ROW,
-        ROW,
-        2 * ROW,
-        8 * ROW,
-    ]
+    assert SHAPE.bytes_per_token == TOKEN_BYTES
+    cache: KVCache[str] = KVCache(SHAPE, 10 * ROW_BYTES, 8)
+    costs = [cache.cost(tokens) for tokens in (1, MIN_CAPACITY, MIN_CAPACITY + 1, 1000)]
+    assert costs == [ROW_BYTES, ROW_BYTES, 2 * ROW_BYTES, 8 * ROW_BYTES]
 
 
-def test_rows_keep_what_they_hold_while_others_come_and_go() -> None:
+def test_rows_keep_their_content_while_others_come_and_go() -> None:
     rng = random.Random(3)
-    cache: KVCache[str] = KVCache(SHAPE, 40 * ROW, 16)
-    held: dict[str, tuple[float, int]] = {}
+    cache: KVCache[str] = KVCache(SHAPE, 40 * ROW_BYTES, 16)
+    expected: dict[str, tuple[float, int]] = {}
     for number in range(300):
-        if held and rng.random() < 0.45:
-            gone = rng.choice(list(held))
-            cache.release(gone)
-            del held[gone]
+        if expected and rng.random() < 0.45:
+            released = rng.choice(list(expected))
+            cache.release(released)
+            del expected[released]
         else:
-            name, tokens = f"s{number}", rng.choice((5, 100, 200, 300, 900))
-            if cache.reserve(name, tokens):
-                fill(cache, name, number, tokens)
-                held[name] = number, tokens
-        assert cache.used_bytes == sum(cache.cost(tokens) for _, tokens in held.values())
+            owner = f"s{number}"
+            tokens = rng.choice((5, 100, 200, 300, 900))
+            if cache.reserve(owner, tokens):
+                fill(cache, owner, number, tokens)
+                expected[owner] = number, tokens
+        assert cache.used_bytes == sum(cache.cost(tokens) for _, tokens in expected.values())
         assert cache.allocated_bytes <= cache.budget
-        assert all(holds(cache, name, *what) for name, what in held.items())
-    assert {name for names, _ in cache.groups() for name in names} == set(held)
+        assert all(contains(cache, owner, *content) for owner, content in expected.items())
+    assert {owner for owners, _ in cache.groups() for owner in owners} == set(expected)
 
 
-def test_rows_of_one_capacity_stand_together() -> None:
-    cache: KVCache[str] = KVCache(SHAPE, 100 * ROW, 8)
-    for name, tokens in (("a", 10), ("b", 200), ("c", 20), ("d", 210)):
-        assert cache.reserve(name, tokens)
-        fill(cache, name, 1, 3)
-    groups = {tuple(names): rows for names, rows in cache.groups()}
+def test_rows_of_one_capacity_are_one_group() -> None:
+    cache: KVCache[str] = KVCache(SHAPE, 100 * ROW_BYTES, 8)
+    for owner, tokens in (("a", 10), ("b", 200), ("c", 20), ("d", 210)):
+        assert cache.reserve(owner, tokens)
+        fill(cache, owner, 1, 3)
+    groups = {tuple(owners): rows for owners, rows in cache.groups()}
     assert set(groups) == {("a", "c"), ("b", "d")}
     assert [tuple(rows.layers[0].shape) for rows in groups.values()] == [
         (2, 2, 3, 128, 4),
@@ -76,45 +73,45 @@ def test_rows_of_one_capacity_stand_together() -> None:
     ]
 
 
-def test_the_budget_holds_and_unused_rows_of_others_are_given_up() -> None:
-    cache: KVCache[str] = KVCache(SHAPE, 4 * ROW, 8)
-    assert all(cache.reserve(name, 10) for name in "abcd")
+def test_the_budget_is_kept_and_other_arenas_give_up_unused_rows() -> None:
+    cache: KVCache[str] = KVCache(SHAPE, 4 * ROW_BYTES, 8)
+    assert all(cache.reserve(owner, 10) for owner in "abcd")
     assert not cache.reserve("e", 10)
-    for name in "bcd":
-        cache.release(name)
-    assert cache.reserve("long", 2 * SMALLEST)
+    for owner in "bcd":
+        cache.release(owner)
+    assert cache.reserve("long", 2 * MIN_CAPACITY)
     assert cache.allocated_bytes <= cache.budget
-    assert not cache.reserve("f", 2 * SMALLEST)
+    assert not cache.reserve("f", 2 * MIN_CAPACITY)
     assert cache.reserve("g", 10)
 
 
-def test_what_was_read_can_be_written_elsewhere() -> None:
-    cache: KVCache[str] = KVCache(SHAPE, 40 * ROW, 8)
+def test_a_prefix_can_be_copied_from_one_row_to_another() -> None:
+    cache: KVCache[str] = KVCache(SHAPE, 40 * ROW_BYTES, 8)
     cache.reserve("first", 300)
     fill(cache, "first", 7, 290)
-    kept = cache.read("first", 250)
+    prefix = cache.copy_prefix("first", 250)
     cache.release("first")
-    assert kept.shape == (2, 2, 3, 250, 4)
+    assert prefix.shape == (2, 2, 3, 250, 4)
     cache.reserve("second", 128)
-    cache.write("second", kept[:, :, :, :100])
-    assert holds(cache, "second", 7, 100)
+    cache.load_prefix("second", prefix[:, :, :, :100])
+    assert contains(cache, "second", 7, 100)
 
 
-def test_fresh_rows_hold_nothing_that_could_spoil_a_sum() -> None:
-    cache: KVCache[str] = KVCache(SHAPE, 40 * ROW, 8)
+def test_new_rows_are_finite() -> None:
+    cache: KVCache[str] = KVCache(SHAPE, 40 * ROW_BYTES, 8)
     cache.reserve("a", 100)
     assert all(bool(torch.isfinite(layer).all()) for layer in cache.row("a").layers)
 
 
-def test_releasing_what_holds_no_row_does_nothing() -> None:
-    cache: KVCache[str] = KVCache(SHAPE, ROW, 8)
-    cache.release("nobody")
+def test_releasing_an_owner_without_a_row_does_nothing() -> None:
+    cache: KVCache[str] = KVCache(SHAPE, ROW_BYTES, 8)
+    cache.release("unknown")
     assert cache.used_bytes == 0
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
-def test_an_arena_never_has_more_rows_than_may_run(rows: int) -> None:
-    cache: KVCache[str] = KVCache(SHAPE, 1000 * ROW, rows)
+def test_an_arena_never_allocates_more_than_max_rows(rows: int) -> None:
+    cache: KVCache[str] = KVCache(SHAPE, 1000 * ROW_BYTES, rows)
     for number in range(rows):
         assert cache.reserve(str(number), 10)
-    assert cache.allocated_bytes == rows * ROW
+    assert cache.allocated_bytes == rows * ROW_BYTES

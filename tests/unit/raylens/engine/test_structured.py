@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import SamplingParams
-from raylens.engine.sampling import Sampler, sample_all
-from raylens.engine.structured import MAX_SCHEMA, Grammar, Grammars
-from tests.unit.raylens.engine.fakes import EOS, byte_tokenizer
+from raylens.engine.sampling import Sampler, sample_rows
+from raylens.engine.structured import MAX_SCHEMA_CHARS, Grammar, GrammarCompiler
+from testing.tokenizers import byte_tokenizer
+from tests.unit.raylens.engine.fakes import EOS
 
 POCKET = Path(__file__).parents[4] / "models" / "pocket" / "smolvlm" / "tokenizer.json"
 ANYTHING = {"type": "object"}
@@ -66,190 +67,194 @@ SCHEMAS: list[Any] = [
 
 def pocket() -> tuple[Tokenizer, frozenset[int], int]:
     tokenizer = Tokenizer.from_file(str(POCKET))
-    return tokenizer, frozenset({known(tokenizer, "<end_of_utterance>"), 0}), 600
+    return tokenizer, frozenset({id_of(tokenizer, "<end_of_utterance>"), 0}), 600
 
 
-def known(tokenizer: Tokenizer, token: str) -> int:
+def id_of(tokenizer: Tokenizer, token: str) -> int:
     token_id = tokenizer.token_to_id(token)
     assert token_id is not None
     return token_id
 
 
-def by_bytes() -> tuple[Tokenizer, frozenset[int], int]:
+def byte_level() -> tuple[Tokenizer, frozenset[int], int]:
     return byte_tokenizer(), frozenset({EOS}), 257
 
 
-MODELS = {"pocket": pocket, "bytes": by_bytes}
+MODELS = {"pocket": pocket, "bytes": byte_level}
 
 
 @pytest.fixture(scope="module")
-def grammars() -> Grammars:
-    return Grammars(*by_bytes())
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(*byte_level())
 
 
-def allowed(grammar: Grammar, vocabulary: int = 257) -> set[int]:
-    return set(torch.isfinite(grammar.allow(torch.zeros(vocabulary))).nonzero().flatten().tolist())
+def allowed_ids(grammar: Grammar, vocabulary: int = 257) -> set[int]:
+    is_allowed = torch.isfinite(grammar.mask_logits(torch.zeros(vocabulary)))
+    return set(is_allowed.nonzero().flatten().tolist())
 
 
-def say(grammar: Grammar, text: str) -> Grammar:
+def accept(grammar: Grammar, text: str) -> Grammar:
     for byte in text.encode():
         grammar.accept(byte)
     return grammar
 
 
-def closing(tokenizer: Tokenizer, vocabulary: int) -> torch.Tensor:
-    """What makes a random walk come to its end: it likes tokens that close something."""
-    liked = torch.zeros(vocabulary)
+def closing_bias(tokenizer: Tokenizer, vocabulary: int) -> torch.Tensor:
+    """Return a bias for tokens that close something, so that random walks end."""
+    bias = torch.zeros(vocabulary)
     for symbol in ('"', "}", "]", '"}', "]}"):
         token_id = tokenizer.token_to_id(symbol)
         if token_id is not None:
-            liked[token_id] = 4.0
-    return liked
+            bias[token_id] = 4.0
+    return bias
 
 
 def walk(
-    model: tuple[Tokenizer, frozenset[int], int], grammar: Grammar, seed: int, most: int = 3000
+    model: tuple[Tokenizer, frozenset[int], int],
+    grammar: Grammar,
+    seed: int,
+    max_tokens: int = 3000,
 ) -> str:
-    """What a model with random logits says, which the grammar alone brings to an end."""
+    """Return an answer of random tokens, which only the grammar constrains."""
     tokenizer, eos_ids, vocabulary = model
     noise = torch.Generator().manual_seed(seed)
-    liked = closing(tokenizer, vocabulary)
-    liked[list(eos_ids)] = 2.0
+    bias = closing_bias(tokenizer, vocabulary)
+    bias[list(eos_ids)] = 2.0
     sampler = Sampler(SamplingParams(temperature=1.0, seed=seed), grammar=grammar)
-    said: list[int] = []
-    for _ in range(most):
-        token_id = sampler.choose(torch.randn(vocabulary, generator=noise) + liked)
+    token_ids: list[int] = []
+    for _ in range(max_tokens):
+        token_id = sampler.sample(torch.randn(vocabulary, generator=noise) + bias)
         if token_id in eos_ids:
-            return tokenizer.decode(said, skip_special_tokens=True)
-        said.append(token_id)
-    raise AssertionError(f"no end: {tokenizer.decode(said)[:300]}")
+            return tokenizer.decode(token_ids, skip_special_tokens=True)
+        token_ids.append(token_id)
+    raise AssertionError(f"no end: {tokenizer.decode(token_ids)[:300]}")
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:40])
-def test_random_walks_end_in_what_the_schema_says(name, schema) -> None:
+def test_random_walks_end_with_an_answer_that_follows_the_schema(name, schema) -> None:
     model = MODELS[name]()
-    compiled = Grammars(*model).compile(json.dumps(schema))
+    grammar = GrammarCompiler(*model).compile(json.dumps(schema))
     for seed in range(12):
-        jsonschema.validate(json.loads(walk(model, compiled.copy(), seed)), schema)
+        jsonschema.validate(json.loads(walk(model, grammar.copy(), seed)), schema)
 
 
-def test_text_in_strings_may_be_any_unicode(grammars) -> None:
+def test_text_in_strings_may_be_any_unicode(compiler) -> None:
     text = '{"k": "naïve 日本 🙂 \\n \\" \\\\"}'
-    assert say(grammars.compile(json.dumps(ANYTHING)), text).complete
+    assert accept(compiler.compile(json.dumps(ANYTHING)), text).is_complete
 
 
-def test_only_the_end_follows_a_complete_answer(grammars) -> None:
-    grammar = say(grammars.compile('{"const": 1}'), "")
-    assert not grammar.complete
-    say(grammar, "1")
-    assert grammar.complete
-    assert allowed(grammar) == {EOS}
+def test_only_the_end_follows_a_complete_answer(compiler) -> None:
+    grammar = accept(compiler.compile('{"const": 1}'), "")
+    assert not grammar.is_complete
+    accept(grammar, "1")
+    assert grammar.is_complete
+    assert allowed_ids(grammar) == {EOS}
     grammar.accept(EOS)
-    assert grammar.complete
+    assert grammar.is_complete
 
 
-def test_where_more_may_follow_the_end_may_too(grammars) -> None:
-    grammar = say(grammars.compile('{"type": "integer", "minimum": 0}'), "12")
-    assert not grammar.complete
-    assert allowed(grammar) == {EOS, *b"0123456789"}
+def test_the_end_is_optional_while_more_can_follow(compiler) -> None:
+    grammar = accept(compiler.compile('{"type": "integer", "minimum": 0}'), "12")
+    assert not grammar.is_complete
+    assert allowed_ids(grammar) == {EOS, *b"0123456789"}
 
 
-def test_all_ends_of_a_model_are_allowed_and_accepted() -> None:
+def test_all_eos_ids_of_a_model_are_allowed_and_accepted() -> None:
     tokenizer, eos_ids, vocabulary = pocket()
     assert len(eos_ids) == 2
-    grammar = Grammars(tokenizer, eos_ids, vocabulary).compile('{"const": 1}')
-    assert not allowed(grammar, vocabulary) & eos_ids
-    grammar.accept(known(tokenizer, "1"))
-    assert allowed(grammar, vocabulary) == eos_ids
+    grammar = GrammarCompiler(tokenizer, eos_ids, vocabulary).compile('{"const": 1}')
+    assert not allowed_ids(grammar, vocabulary) & eos_ids
+    grammar.accept(id_of(tokenizer, "1"))
+    assert allowed_ids(grammar, vocabulary) == eos_ids
     for eos in eos_ids:
-        ended = grammar.copy()
-        ended.accept(eos)
-        assert ended.complete
+        copy = grammar.copy()
+        copy.accept(eos)
+        assert copy.is_complete
 
 
 def test_ids_beyond_the_tokenizer_and_special_tokens_are_never_allowed() -> None:
     tokenizer, eos_ids, vocabulary = pocket()
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    grammar = Grammars(tokenizer, eos_ids, vocabulary).compile('{"type": "string"}')
-    grammar.accept(known(tokenizer, '"'))
-    inside = allowed(grammar, vocabulary)
-    assert len(inside) > 100
-    assert not inside & (special | set(range(tokenizer.get_vocab_size(), vocabulary)))
+    grammar = GrammarCompiler(tokenizer, eos_ids, vocabulary).compile('{"type": "string"}')
+    grammar.accept(id_of(tokenizer, '"'))
+    in_string = allowed_ids(grammar, vocabulary)
+    assert len(in_string) > 100
+    assert not in_string & (special | set(range(tokenizer.get_vocab_size(), vocabulary)))
 
 
-def test_logits_narrower_than_the_tokenizer_do() -> None:
-    grammar = Grammars(byte_tokenizer(), frozenset({3}), 128).compile('{"type": "string"}')
+def test_logits_can_be_narrower_than_the_tokenizer() -> None:
+    grammar = GrammarCompiler(byte_tokenizer(), frozenset({3}), 128).compile('{"type": "string"}')
     grammar.accept(ord('"'))
-    assert ord("a") in allowed(grammar, 128)
+    assert ord("a") in allowed_ids(grammar, 128)
 
 
-def test_allow_leaves_its_argument_and_the_allowed_logits_alone(grammars) -> None:
+def test_masking_changes_neither_its_argument_nor_the_allowed_logits(compiler) -> None:
     logits = torch.randn(257)
     before = logits.clone()
-    masked = grammars.compile(json.dumps(ANYTHING)).allow(logits)
+    masked = compiler.compile(json.dumps(ANYTHING)).mask_logits(logits)
     assert torch.equal(logits, before)
     assert masked[ord("{")] == logits[ord("{")]
     assert torch.isfinite(masked).sum() == 1
 
 
-def test_white_space_is_one_space_or_one_line_and_its_indent(grammars) -> None:
-    compiled = grammars.compile(json.dumps(TREE))
-    say(compiled.copy(), json.dumps({"kids": [{}, {"kids": []}]}, indent=4))
-    say(compiled.copy(), json.dumps({"kids": [{}, {"kids": []}]}))
-    say(compiled.copy(), '{"kids":[{},{"kids":[]}]}')
-    for endless in (" " * 3, "\n" * 2, "\n" + " " * 33, "\t"):
+def test_whitespace_is_one_space_or_one_line_break_and_an_indent(compiler) -> None:
+    grammar = compiler.compile(json.dumps(TREE))
+    accept(grammar.copy(), json.dumps({"kids": [{}, {"kids": []}]}, indent=4))
+    accept(grammar.copy(), json.dumps({"kids": [{}, {"kids": []}]}))
+    accept(grammar.copy(), '{"kids":[{},{"kids":[]}]}')
+    for whitespace in (" " * 3, "\n" * 2, "\n" + " " * 33, "\t"):
         with pytest.raises(ValueError, match="forbids"):
-            say(compiled.copy(), "{" + endless)
+            accept(grammar.copy(), "{" + whitespace)
 
 
-def test_a_forbidden_token_is_an_error(grammars) -> None:
+def test_a_forbidden_token_is_an_error(compiler) -> None:
     with pytest.raises(ValueError, match="forbids token 97"):
-        grammars.compile(json.dumps(ANYTHING)).accept(97)
+        compiler.compile(json.dumps(ANYTHING)).accept(97)
 
 
-def test_copies_go_their_own_ways(grammars) -> None:
-    first = say(grammars.compile('{"enum": ["ab", "cd"]}'), '"')
-    second = say(first.copy(), "ab")
-    assert allowed(first) == {ord("a"), ord("c")}
-    assert allowed(second) == {ord('"')}
-    assert allowed(grammars.compile('{"enum": ["ab", "cd"]}')) == {ord('"')}
+def test_copies_are_independent(compiler) -> None:
+    first = accept(compiler.compile('{"enum": ["ab", "cd"]}'), '"')
+    second = accept(first.copy(), "ab")
+    assert allowed_ids(first) == {ord("a"), ord("c")}
+    assert allowed_ids(second) == {ord('"')}
+    assert allowed_ids(compiler.compile('{"enum": ["ab", "cd"]}')) == {ord('"')}
 
 
-def test_rows_with_and_without_a_grammar_share_a_batch(grammars) -> None:
+def test_rows_with_and_without_a_grammar_share_a_batch(compiler) -> None:
     schema = {"type": "array", "items": {"type": "integer"}, "maxItems": 3}
-    grammar = grammars.compile(json.dumps(schema))
-    free = SamplingParams(temperature=1.0, seed=5)
-    mixed = [Sampler(SamplingParams()), Sampler(free, grammar=grammar), Sampler(free)]
-    alone = Sampler(free)
+    grammar = compiler.compile(json.dumps(schema))
+    params = SamplingParams(temperature=1.0, seed=5)
+    samplers = [Sampler(SamplingParams()), Sampler(params, grammar=grammar), Sampler(params)]
+    alone = Sampler(params)
     noise = torch.Generator().manual_seed(2)
-    said: list[int] = []
-    while EOS not in said:
+    structured_ids: list[int] = []
+    while EOS not in structured_ids:
         logits = torch.randn(3, 257, generator=noise)
-        greedy, structured, sampled = sample_all(logits, mixed)
+        greedy, structured, unconstrained = sample_rows(logits, samplers)
         assert greedy == int(logits[0].argmax())
-        assert sampled == alone.choose(logits[2])
+        assert unconstrained == alone.sample(logits[2])
         assert isinstance(structured, int)
-        said.append(structured)
-    jsonschema.validate(json.loads(bytes(said[:-1])), schema)
+        structured_ids.append(structured)
+    jsonschema.validate(json.loads(bytes(structured_ids[:-1])), schema)
 
 
-def test_a_penalty_or_a_best_token_never_leaves_the_grammar(grammars) -> None:
+def test_neither_penalties_nor_greedy_sampling_violate_the_grammar(compiler) -> None:
     logits = torch.zeros(257)
     logits[ord("x")] = 100.0
     params = SamplingParams(repetition_penalty=2.0, presence_penalty=2.0, frequency_penalty=2.0)
-    sampler = Sampler(params, grammar=grammars.compile('{"const": "aaaa"}'))
-    assert bytes(sampler.choose(logits) for _ in range(6)) == b'"aaaa"'
+    sampler = Sampler(params, grammar=compiler.compile('{"const": "aaaa"}'))
+    assert bytes(sampler.sample(logits) for _ in range(6)) == b'"aaaa"'
 
 
-def test_logits_that_are_no_numbers_are_an_error_also_under_the_mask(grammars) -> None:
+def test_non_finite_logits_are_an_error_even_if_they_are_masked(compiler) -> None:
     logits = torch.zeros(257)
     logits[ord("x")] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
-        Sampler(SamplingParams(), grammar=grammars.compile(json.dumps(ANYTHING))).choose(logits)
+        Sampler(SamplingParams(), grammar=compiler.compile(json.dumps(ANYTHING))).sample(logits)
 
 
-BAD = {
+INVALID = {
     "not JSON": "{",
     "injection": '{}}, {"lark_grammar": "start: /a/"',
     "deep": "[" * 60_000,
@@ -267,15 +272,15 @@ BAD = {
     "only itself": '{"$ref": "#"}',
     "surrogate": '{"const": "\\ud800"}',
     "options": '{"type": "object", "x-guidance": {"whitespace_flexible": true}}',
-    "too long": json.dumps({"enum": ["a" * MAX_SCHEMA]}),
+    "too long": json.dumps({"enum": ["a" * MAX_SCHEMA_CHARS]}),
     "endless digits": '{"const": ' + "9" * 5_000 + "}",
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_schema_is_an_invalid_request(grammars, name) -> None:
+@pytest.mark.parametrize("name", INVALID)
+def test_an_invalid_schema_is_an_invalid_request(compiler, name) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        grammars.compile(BAD[name])
+        compiler.compile(INVALID[name])
     error = caught.value
     assert error.field == "response_format"
     assert error.message.startswith("response_format: ")
@@ -283,44 +288,44 @@ def test_a_bad_schema_is_an_invalid_request(grammars, name) -> None:
     assert 20 < len(error.message) < 300
 
 
-ABUSES = {
+TOO_COMPLEX = {
     "multiples": {"type": "integer", "multipleOf": 99_999_999},
     "joined": {"allOf": [{"type": "string", "pattern": f".*{chr(97 + i)}.*"} for i in range(20)]},
 }
 
 
-@pytest.mark.parametrize("name", ABUSES)
-def test_a_schema_that_would_take_forever_is_refused_within_its_time(grammars, name) -> None:
-    began = time.monotonic()
+@pytest.mark.parametrize("name", TOO_COMPLEX)
+def test_a_schema_that_is_too_complex_is_refused_in_time(compiler, name) -> None:
+    started = time.monotonic()
     with pytest.raises(InvalidRequest, match="response_format: the schema is too complex"):
-        grammars.compile(json.dumps(ABUSES[name]))
-    assert time.monotonic() - began < 20
+        compiler.compile(json.dumps(TOO_COMPLEX[name]))
+    assert time.monotonic() - started < 20
 
 
-def test_a_schema_is_compiled_once(grammars) -> None:
+def test_a_schema_is_compiled_once(compiler) -> None:
     schema = json.dumps(SCENE)
-    grammars.compile(schema)
-    began = time.monotonic()
+    compiler.compile(schema)
+    started = time.monotonic()
     for _ in range(20):
-        grammars.compile(schema)
-    assert time.monotonic() - began < 0.5
+        compiler.compile(schema)
+    assert time.monotonic() - started < 0.5
 
 
-def test_a_schema_serves_however_many_answers_have_followed_it(grammars) -> None:
-    """This pattern's automaton grows with what is said: answers that shared its states would use up
-    their number."""
+def test_a_schema_can_be_followed_by_any_number_of_answers(compiler) -> None:
+    """This pattern's automaton grows with each answer, and its states are limited. Answers must not
+    share it."""
     schema = json.dumps({"type": "string", "pattern": "^(a|b)*a(a|b){40}$"})
     rng = random.Random(0)
     for _ in range(400):
-        grammar = say(grammars.compile(schema), '"')
+        grammar = accept(compiler.compile(schema), '"')
         for _ in range(60):
-            assert allowed(grammar)
-            say(grammar, rng.choice("ab"))
+            assert allowed_ids(grammar)
+            accept(grammar, rng.choice("ab"))
 
 
-def test_any_thread_may_compile(grammars) -> None:
-    model = by_bytes()
+def test_schemas_can_be_compiled_in_any_thread(compiler) -> None:
+    model = byte_level()
     schemas = [json.dumps({"const": f"number {i % 5}"}) for i in range(40)]
     with ThreadPoolExecutor(8) as threads:
-        said = list(threads.map(lambda schema: walk(model, grammars.compile(schema), 1), schemas))
-    assert said == [json.dumps(f"number {i % 5}") for i in range(40)]
+        answers = threads.map(lambda schema: walk(model, compiler.compile(schema), 1), schemas)
+    assert list(answers) == [json.dumps(f"number {i % 5}") for i in range(40)]

@@ -1,9 +1,9 @@
-"""A queue in this process: a store in memory, a model that answers at once, a receiver of webhooks
-that remembers."""
+"""A queue in this process, over a store in memory, a fake model and a fake webhook client."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from raylens.core.config import AppConfig, JobsConfig
+from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
     Delta,
@@ -30,21 +31,26 @@ from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Webhook, new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
-from raylens.jobs.registry import job_types
+from raylens.jobs.registry import load_job_types
 from raylens.jobs.store import JobStore
+from raylens.jobs.webhook_dispatcher import Sender
 
 APP = AppConfig.model_validate({"models": [{"name": "moondream", "family": "moondream"}]})
 URL = "https://hooks.example.com/raylens"
 
 
-@dataclass
-class FakeService:
-    """Answers each request with ``answer``, after ``seconds``; ``errors`` are raised first, one a
-    request."""
+def _answer_two_circles(request: VisionRequest, pictures: Sequence[PictureFile]) -> str:
+    return "two circles"
 
-    answer: Callable[[VisionRequest, Sequence[PictureFile]], str] = lambda request, pictures: (
-        "two circles"
-    )
+
+@dataclass
+class FakeService(VisionService):
+    """A graph that answers each request with ``answer``, after ``seconds``.
+
+    It first raises each of ``errors``, one a request.
+    """
+
+    answer: Callable[[VisionRequest, Sequence[PictureFile]], str] = _answer_two_circles
     seconds: float = 0.0
     errors: list[Exception] = field(default_factory=list)
     requests: list[VisionRequest] = field(default_factory=list)
@@ -65,13 +71,8 @@ class FakeService:
             if self.errors:
                 raise self.errors.pop(0)
             await asyncio.sleep(self.seconds)
-            yield Delta(
-                self.answer(request, pictures),
-                0,
-                FinishReason.STOP,
-                Usage(1, 1),
-                findings=Findings(),
-            )
+            text = self.answer(request, pictures)
+            yield Delta(text, 0, FinishReason.STOP, Usage(1, 1), findings=Findings())
         except (asyncio.CancelledError, GeneratorExit):
             self.stopped += 1
             raise
@@ -79,7 +80,7 @@ class FakeService:
             self.running -= 1
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
+        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
     ) -> ProcessedPicture:
         raise NotImplementedError
 
@@ -88,8 +89,8 @@ class FakeService:
 
 
 @dataclass
-class FakeSender:
-    """Answers with ``statuses`` in turn, and then with 204."""
+class FakeSender(Sender):
+    """Answers with each of ``statuses``, and then with 204."""
 
     statuses: list[int | Exception] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
@@ -107,40 +108,40 @@ class FakeSender:
         return httpx.Response(status, headers=self.headers)
 
 
-def settings(**more: Any) -> JobsConfig:
-    given = {"lease_s": 1.0, "backoff_s": 0.01, "max_backoff_s": 0.02, "workers": 4, **more}
-    return JobsConfig.model_validate(given)
+def jobs_config(**settings: Any) -> JobsConfig:
+    defaults = {"lease_s": 1.0, "backoff_s": 0.01, "max_backoff_s": 0.02, "workers": 4}
+    return JobsConfig.model_validate({**defaults, **settings})
 
 
 @dataclass
 class Parts:
-    """What a queue is made of, for tests to look at and to share between queues."""
+    """The parts of a queue. Tests inspect them, and share them between queues."""
 
     store: JobStore
     blobs: Blobs
     service: FakeService
     sender: FakeSender
 
-    def queue(self, secrets: Sequence[str] = (), **more: Any) -> JobQueue:
+    def make_queue(self, secrets: Sequence[str] = (), **settings: Any) -> JobQueue:
         return JobQueue(
             self.store,
             self.blobs,
-            job_types(),
+            load_job_types(),
             InferenceClient(self.service, APP),
             self.sender,
             secrets,
-            settings(**more),
+            jobs_config(**settings),
         )
 
 
 @pytest.fixture
-def parts(request: pytest.FixtureRequest) -> Parts:
+def parts() -> Parts:
     return Parts(MemoryStore(), Blobs(f"memory://{new_id()}"), FakeService(), FakeSender())
 
 
 @asynccontextmanager
 async def serving(*queues: JobQueue) -> AsyncIterator[None]:
-    """The queues at work. Cancelling is how they end, and all that works for them ends too."""
+    """Run queues, and cancel them at the end. All their tasks end as well."""
     for queue in queues:
         await queue.open()
     tasks = [asyncio.create_task(queue.serve()) for queue in queues]
@@ -154,36 +155,35 @@ async def serving(*queues: JobQueue) -> AsyncIterator[None]:
         await asyncio.sleep(0)
 
 
-def job(kind: str = "query", given: dict[str, Any] | None = None, **more: Any) -> Job:
-    import time
-
+def make_job(
+    job_type: str = "query", job_input: dict[str, Any] | None = None, **fields: Any
+) -> Job:
     now = time.time()
-    made: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "id": new_id(),
-        "type": kind,
-        "input": given or {"question": "how many?"},
+        "type": job_type,
+        "input": job_input or {"question": "how many?"},
         "created_at": now,
         "deadline": now + 60,
         "max_attempts": 3,
         "rank": now,
-        **more,
     }
-    return Job(**made)
+    return Job(**{**defaults, **fields})
 
 
-def told() -> dict[str, Any]:
-    return {"webhook": Webhook(URL)}
+def make_job_with_webhook() -> Job:
+    return make_job(webhook=Webhook(URL))
 
 
-async def ended(queue: JobQueue, job_id: str, patience_s: float = 10.0) -> Job:
-    async with asyncio.timeout(patience_s):
-        seen: Job | None = None
-        while seen is None or not seen.state.is_terminal:
-            seen = await queue.watch(job_id, seen, 1.0)
-        return seen
+async def wait_until_ended(queue: JobQueue, job_id: str, timeout_s: float = 10.0) -> Job:
+    async with asyncio.timeout(timeout_s):
+        job: Job | None = None
+        while job is None or not job.state.is_terminal:
+            job = await queue.watch(job_id, job, 1.0)
+        return job
 
 
-async def until(condition: Callable[[], Any], patience_s: float = 10.0) -> None:
-    async with asyncio.timeout(patience_s):
+async def wait_until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.005)

@@ -4,21 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from raylens.jobs.blobs import BlobMissing, Blobs, digest_of, is_reference, reference
+from raylens.jobs.blobs import BlobMissing, Blobs, compute_digest, is_reference, make_reference
 
 
 @pytest.fixture(params=["folder", "memory"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    return (
-        Blobs(str(tmp_path / "blobs"))
-        if request.param == "folder"
-        else Blobs(f"memory://{tmp_path.name}")
-    )
+    if request.param == "folder":
+        return Blobs(str(tmp_path / "blobs"))
+    return Blobs(f"memory://{tmp_path.name}")
 
 
-def test_what_is_put_comes_back_until_it_is_removed(blobs: Blobs) -> None:
+def test_a_blob_can_be_read_until_it_is_removed(blobs: Blobs) -> None:
     data = b"a picture"
-    digest = digest_of(data)
+    digest = compute_digest(data)
     blobs.put(digest, data)
     blobs.put(digest, data)
     assert blobs.get(digest) == data
@@ -28,9 +26,9 @@ def test_what_is_put_comes_back_until_it_is_removed(blobs: Blobs) -> None:
         blobs.get(digest)
 
 
-def test_a_write_that_is_cut_off_leaves_nothing_under_the_name(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
     blobs = Blobs(str(tmp_path))
-    digest = digest_of(b"x")
+    digest = compute_digest(b"x")
     with pytest.raises(TypeError):
         blobs.put(digest, "not bytes")  # type: ignore[arg-type]
     with pytest.raises(BlobMissing):
@@ -38,10 +36,8 @@ def test_a_write_that_is_cut_off_leaves_nothing_under_the_name(tmp_path: Path) -
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_only_a_whole_digest_is_a_reference() -> None:
-    digest = digest_of(b"x")
-    assert is_reference(reference(digest))
-    assert not any(
-        is_reference(value)
-        for value in (digest, "blob:", f"blob:{digest}0", f"blob:../{digest[3:]}", 5)
-    )
+def test_only_a_complete_digest_is_a_reference() -> None:
+    digest = compute_digest(b"x")
+    assert is_reference(make_reference(digest))
+    others = (digest, "blob:", f"blob:{digest}0", f"blob:../{digest[3:]}", 5)
+    assert not any(is_reference(value) for value in others)

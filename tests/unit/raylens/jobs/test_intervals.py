@@ -10,17 +10,21 @@ from hypothesis import strategies as st
 
 from raylens.jobs.intervals import Evidence, Interval, intervals
 
-_OF = {"y": True, "n": False, "?": None}
+EVIDENCE = {"y": True, "n": False, "?": None}
 
 
-def _evidence(text: str) -> list[Evidence]:
-    return [_OF[letter] for letter in text]
+def parse(text: str) -> list[Evidence]:
+    return [EVIDENCE[letter] for letter in text]
 
 
-def _spans(text: str, enter: int = 2, leave: int = 2) -> list[tuple[float, float]]:
-    """The intervals of frames at 0, 1, 2 …"""
-    found = intervals([float(number) for number in range(len(text))], _evidence(text), enter, leave)
-    return [(interval.start, interval.end) for interval in found]
+def one_per_second(count: int) -> list[float]:
+    return [float(number) for number in range(count)]
+
+
+def find_spans(text: str, enter: int = 2, leave: int = 2) -> list[tuple[float, float]]:
+    """Return the intervals of frames at 0, 1, 2 … seconds."""
+    result = intervals(one_per_second(len(text)), parse(text), enter, leave)
+    return [(interval.start, interval.end) for interval in result]
 
 
 @pytest.mark.parametrize(
@@ -36,8 +40,8 @@ def _spans(text: str, enter: int = 2, leave: int = 2) -> list[tuple[float, float
         ("nyynnyyn", [(0.5, 2.5), (4.5, 7)]),
     ],
 )
-def test_boundaries_lie_between_frames_or_at_the_edges(text, spans) -> None:
-    assert _spans(text) == spans
+def test_boundaries_are_midpoints_or_the_ends_of_the_sequence(text, spans) -> None:
+    assert find_spans(text) == spans
 
 
 @pytest.mark.parametrize(
@@ -50,8 +54,8 @@ def test_boundaries_lie_between_frames_or_at_the_edges(text, spans) -> None:
         ("nyyn", [(0.5, 3)]),
     ],
 )
-def test_one_flickering_frame_neither_begins_nor_ends_an_interval(text, spans) -> None:
-    assert _spans(text) == spans
+def test_a_single_wrong_frame_neither_begins_nor_ends_an_interval(text, spans) -> None:
+    assert find_spans(text) == spans
 
 
 @pytest.mark.parametrize(
@@ -65,85 +69,86 @@ def test_one_flickering_frame_neither_begins_nor_ends_an_interval(text, spans) -
         ("??yy", [(1.5, 3)]),
     ],
 )
-def test_a_frame_that_does_not_tell_belongs_to_what_stood_before_it(text, spans) -> None:
-    assert _spans(text) == spans
+def test_an_unclear_frame_belongs_to_the_span_before_it(text, spans) -> None:
+    assert find_spans(text) == spans
 
 
-def test_enter_and_leave_count_the_frames_that_are_needed() -> None:
-    assert _spans("nynyynyyynn", enter=1, leave=1) == [(0.5, 1.5), (2.5, 4.5), (5.5, 8.5)]
-    assert _spans("nynyynyyynn", enter=3) == [(5.5, 8.5)]
-    assert _spans("nyynnyynnn", enter=2, leave=3) == [(0.5, 6.5)]
+def test_enter_and_leave_are_the_number_of_frames_that_switch() -> None:
+    assert find_spans("nynyynyyynn", enter=1, leave=1) == [(0.5, 1.5), (2.5, 4.5), (5.5, 8.5)]
+    assert find_spans("nynyynyyynn", enter=3) == [(5.5, 8.5)]
+    assert find_spans("nyynnyynnn", enter=2, leave=3) == [(0.5, 6.5)]
 
 
-def test_all_frames_are_enough_where_there_are_fewer_than_enter() -> None:
-    assert _spans("y", enter=5) == [(0, 0)]
-    assert _spans("yyy", enter=5) == [(0, 2)]
-    assert _spans("yyn", enter=5) == []
+def test_in_a_sequence_shorter_than_enter_all_frames_suffice() -> None:
+    assert find_spans("y", enter=5) == [(0, 0)]
+    assert find_spans("yyy", enter=5) == [(0, 2)]
+    assert find_spans("yyn", enter=5) == []
 
 
 def test_times_need_not_be_evenly_spaced() -> None:
-    found = intervals([0.0, 10.0, 11.0, 13.0, 20.0], _evidence("nyynn"))
-    assert found == [Interval(5.0, 12.0)]
+    result = intervals([0.0, 10.0, 11.0, 13.0, 20.0], parse("nyynn"))
+    assert result == [Interval(5.0, 12.0)]
 
 
-_LENGTHS = st.lists(st.integers(2, 9), min_size=1, max_size=12)
-_ANY = st.lists(st.sampled_from([True, False, None]), max_size=60)
+_RUN_LENGTHS = st.lists(st.integers(2, 9), min_size=1, max_size=12)
+_ANY_EVIDENCE = st.lists(st.sampled_from([True, False, None]), max_size=60)
 
 
-@given(_LENGTHS, st.booleans())
-def test_clean_runs_come_out_as_they_are(lengths, begins_with_yes) -> None:
-    text, spans = "", []
+@given(_RUN_LENGTHS, st.booleans())
+def test_runs_without_errors_are_the_intervals(lengths, begins_with_yes) -> None:
+    text = ""
+    runs = []
     for number, length in enumerate(lengths):
         is_yes = (number % 2 == 0) is begins_with_yes
         if is_yes:
-            spans.append((len(text), len(text) + length))
+            runs.append((len(text), len(text) + length))
         text += ("y" if is_yes else "n") * length
     last = len(text) - 1
-    assert _spans(text) == [(max(0, a - 0.5), last if b > last else b - 0.5) for a, b in spans]
+    expected = [(max(0, first - 0.5), last if end > last else end - 0.5) for first, end in runs]
+    assert find_spans(text) == expected
 
 
-@given(_ANY, st.integers(1, 5), st.integers(1, 5))
-def test_intervals_are_in_order_apart_and_within_the_sequence(evidence, enter, leave) -> None:
-    found = intervals([float(number) for number in range(len(evidence))], evidence, enter, leave)
-    bounds = [bound for interval in found for bound in (interval.start, interval.end)]
+@given(_ANY_EVIDENCE, st.integers(1, 5), st.integers(1, 5))
+def test_intervals_are_ordered_disjoint_and_within_the_sequence(evidence, enter, leave) -> None:
+    result = intervals(one_per_second(len(evidence)), evidence, enter, leave)
+    bounds = [bound for interval in result for bound in (interval.start, interval.end)]
     assert bounds == sorted(bounds)
-    assert all(before.end < after.start for before, after in pairwise(found))
+    assert all(before.end < after.start for before, after in pairwise(result))
     assert all(0 <= bound <= len(evidence) - 1 for bound in bounds)
 
 
-@given(_ANY, st.integers(1, 5))
-def test_a_task_that_is_never_seen_has_no_interval_and_one_that_is_always_seen_has_one(
+@given(_ANY_EVIDENCE, st.integers(1, 5))
+def test_an_activity_never_shown_has_no_interval_and_one_always_shown_has_one(
     evidence, enter
 ) -> None:
-    times = [float(number) for number in range(len(evidence))]
-    assert intervals(times, [False if says else says for says in evidence], enter) == []
+    times = one_per_second(len(evidence))
+    never = [False if is_active else is_active for is_active in evidence]
+    assert intervals(times, never, enter) == []
     always = intervals(times, [True] * len(evidence), enter)
     assert always == ([Interval(0.0, times[-1])] if times else [])
 
 
-def _overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Intersection over union."""
-    common = min(a[1], b[1]) - max(a[0], b[0])
-    return max(0.0, common) / (max(a[1], b[1]) - min(a[0], b[0]))
+def intersection_over_union(a: tuple[float, float], b: tuple[float, float]) -> float:
+    intersection = min(a[1], b[1]) - max(a[0], b[0])
+    return max(0.0, intersection) / (max(a[1], b[1]) - min(a[0], b[0]))
 
 
-def _disturbed(text: str, chance: random.Random) -> str:
-    """Of every 20 frames one says the opposite, or nothing."""
-    flipped = {"y": "n", "n": "y"}
+def add_noise(text: str, rng: random.Random) -> str:
+    """Replace one frame of twenty by its opposite or by an unclear one."""
+    opposites = {"y": "n", "n": "y"}
     return "".join(
-        chance.choice((flipped[letter], "?")) if chance.random() < 0.05 else letter
-        for letter in text
+        rng.choice((opposites[letter], "?")) if rng.random() < 0.05 else letter for letter in text
     )
 
 
 def test_intervals_survive_noise_in_one_frame_of_twenty() -> None:
-    chance = random.Random(7)
+    rng = random.Random(7)
     overlaps = []
     for _ in range(200):
-        lengths = [chance.randint(15, 50) for _ in range(7)]
+        lengths = [rng.randint(15, 50) for _ in range(7)]
         text = "".join("ny"[number % 2] * length for number, length in enumerate(lengths))
-        found = _spans(_disturbed(text, chance))
-        overlaps += [
-            max((_overlap(true, span) for span in found), default=0.0) for true in _spans(text)
-        ]
+        noisy_spans = find_spans(add_noise(text, rng))
+        for true_span in find_spans(text):
+            overlap = (intersection_over_union(true_span, span) for span in noisy_spans)
+            overlaps.append(max(overlap, default=0.0))
     assert fmean(overlaps) >= 0.9

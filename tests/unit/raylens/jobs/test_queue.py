@@ -12,66 +12,65 @@ import httpx
 import pytest
 
 from raylens.core.errors import Conflict, InvalidRequest, Overloaded, QueueFull, UnknownJob
-from raylens.jobs.blobs import digest_of, reference
-from raylens.jobs.job import DeliveryState, Job, JobState, Progress
+from raylens.jobs.blobs import compute_digest, make_reference
+from raylens.jobs.job import DeliveryState, Job, JobState, Progress, Webhook
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.store import Apply, Change
+from raylens.jobs.transitions import Transition
 from raylens.net.address import AddressRefused
 from tests.unit.raylens.jobs.conftest import (
     URL,
     FakeSender,
     Parts,
-    ended,
-    job,
+    make_job,
+    make_job_with_webhook,
     serving,
-    told,
-    until,
+    wait_until,
+    wait_until_ended,
 )
 
 PICTURE = b"the bytes of a picture"
-DIGEST = digest_of(PICTURE)
+DIGEST = compute_digest(PICTURE)
 
 
 class TestRunning:
-    async def test_a_job_is_run_and_its_output_kept(self, parts: Parts) -> None:
-        queue = parts.queue()
+    async def test_a_job_runs_and_its_output_is_stored(self, parts: Parts) -> None:
+        queue = parts.make_queue()
+        job = make_job("caption", {"image": make_reference(DIGEST)}, blobs=(DIGEST,))
         async with serving(queue):
-            sent = await queue.submit(
-                job("caption", {"image": reference(DIGEST)}, blobs=(DIGEST,)), {DIGEST: PICTURE}
-            )
-            assert sent.state is JobState.QUEUED
-            done = await ended(queue, sent.id)
-        assert done.state is JobState.SUCCEEDED
-        assert done.output == {"caption": "two circles", "model": "moondream"}
-        assert done.attempts == 1
+            queued = await queue.submit(job, {DIGEST: PICTURE})
+            assert queued.state is JobState.QUEUED
+            ended = await wait_until_ended(queue, job.id)
+        assert ended.state is JobState.SUCCEEDED
+        assert ended.output == {"caption": "two circles", "model": "moondream"}
+        assert ended.attempts == 1
         assert parts.service.pictures == [PICTURE]
 
-    async def test_no_more_run_at_once_than_there_are_workers(self, parts: Parts) -> None:
+    async def test_no_more_jobs_run_at_once_than_there_are_workers(self, parts: Parts) -> None:
         parts.service.seconds = 0.02
-        queue = parts.queue(workers=3)
+        queue = parts.make_queue(workers=3)
         async with serving(queue):
-            sent = [await queue.submit(job(), {}) for _ in range(9)]
-            for each in sent:
-                await ended(queue, each.id)
+            jobs = [await queue.submit(make_job(), {}) for _ in range(9)]
+            for job in jobs:
+                await wait_until_ended(queue, job.id)
         assert parts.service.most_at_once == 3
         assert len(parts.service.requests) == 9
 
-    async def test_an_overload_is_tried_again_and_attempts_are_counted(self, parts: Parts) -> None:
+    async def test_an_overload_is_retried_and_attempts_are_counted(self, parts: Parts) -> None:
         parts.service.errors = [Overloaded("full", "model"), Overloaded("full", "model")]
-        queue = parts.queue()
+        queue = parts.make_queue()
         async with serving(queue):
-            done = await ended(queue, (await queue.submit(job(), {})).id)
-        assert (done.state, done.attempts, done.problem) == (JobState.SUCCEEDED, 3, None)
+            job = await queue.submit(make_job(), {})
+            ended = await wait_until_ended(queue, job.id)
+        assert (ended.state, ended.attempts, ended.problem) == (JobState.SUCCEEDED, 3, None)
 
-    async def test_bad_input_and_bugs_are_not_tried_again(self, parts: Parts) -> None:
-        parts.service.errors = [
-            InvalidRequest("image: broken", "image"),
-            ZeroDivisionError("a bug"),
-        ]
-        queue = parts.queue(workers=1)
+    async def test_invalid_input_and_bugs_are_not_retried(self, parts: Parts) -> None:
+        invalid = InvalidRequest("image: broken", "image")
+        parts.service.errors = [invalid, ZeroDivisionError("a bug")]
+        queue = parts.make_queue(workers=1)
         async with serving(queue):
-            first = await ended(queue, (await queue.submit(job(), {})).id)
-            second = await ended(queue, (await queue.submit(job(), {})).id)
+            first = await wait_until_ended(queue, (await queue.submit(make_job(), {})).id)
+            second = await wait_until_ended(queue, (await queue.submit(make_job(), {})).id)
         assert (first.state, first.attempts) == (JobState.FAILED, 1)
         assert first.problem is not None
         assert (first.problem.code, first.problem.field) == ("invalid_request", "image")
@@ -80,86 +79,85 @@ class TestRunning:
         assert second.problem.code == "internal_error"
         assert "a bug" not in second.problem.message
 
-    async def test_attempts_end(self, parts: Parts) -> None:
+    async def test_a_job_fails_after_its_last_attempt(self, parts: Parts) -> None:
         parts.service.errors = [Overloaded("full", "model")] * 9
-        queue = parts.queue()
+        queue = parts.make_queue()
         async with serving(queue):
-            done = await ended(queue, (await queue.submit(job(max_attempts=2), {})).id)
-        assert (done.state, done.attempts) == (JobState.FAILED, 2)
-        assert done.problem is not None
-        assert done.problem.code == "overloaded"
+            job = await queue.submit(make_job(max_attempts=2), {})
+            ended = await wait_until_ended(queue, job.id)
+        assert (ended.state, ended.attempts) == (JobState.FAILED, 2)
+        assert ended.problem is not None
+        assert ended.problem.code == "overloaded"
 
-    async def test_an_attempt_that_takes_too_long_is_stopped_and_tried_again(
+    async def test_an_attempt_that_takes_too_long_is_stopped_and_retried(
         self, parts: Parts
     ) -> None:
         parts.service.seconds = 5
-        queue = parts.queue(attempt_timeout_s=0.1)
+        queue = parts.make_queue(attempt_timeout_s=0.1)
         async with serving(queue):
-            done = await ended(queue, (await queue.submit(job(max_attempts=2), {})).id)
-        assert (done.state, done.attempts) == (JobState.FAILED, 2)
-        assert done.problem is not None
-        assert done.problem.code == "deadline_exceeded"
+            job = await queue.submit(make_job(max_attempts=2), {})
+            ended = await wait_until_ended(queue, job.id)
+        assert (ended.state, ended.attempts) == (JobState.FAILED, 2)
+        assert ended.problem is not None
+        assert ended.problem.code == "deadline_exceeded"
         assert parts.service.stopped == 2
         assert parts.service.running == 0
 
-    async def test_a_deadline_ends_a_running_and_a_waiting_job(self, parts: Parts) -> None:
+    async def test_a_deadline_ends_a_running_and_a_queued_job(self, parts: Parts) -> None:
         parts.service.seconds = 5
-        queue = parts.queue(workers=1)
+        queue = parts.make_queue(workers=1)
         async with serving(queue):
-            runs = await queue.submit(job(deadline=time.time() + 0.2), {})
-            waits = await queue.submit(job(deadline=time.time() + 0.1), {})
-            ends = [await ended(queue, each.id) for each in (runs, waits)]
-        assert [done.state for done in ends] == [JobState.FAILED] * 2
-        assert [done.problem and done.problem.code for done in ends] == ["deadline_exceeded"] * 2
-        assert [done.attempts for done in ends] == [1, 0]
+            running = await queue.submit(make_job(deadline=time.time() + 0.2), {})
+            queued = await queue.submit(make_job(deadline=time.time() + 0.1), {})
+            ended = [await wait_until_ended(queue, job.id) for job in (running, queued)]
+        assert [job.state for job in ended] == [JobState.FAILED] * 2
+        assert [job.problem and job.problem.code for job in ended] == ["deadline_exceeded"] * 2
+        assert [job.attempts for job in ended] == [1, 0]
 
-    async def test_a_higher_priority_goes_first_but_not_for_ever(self, parts: Parts) -> None:
+    async def test_a_higher_priority_goes_first_but_not_forever(self, parts: Parts) -> None:
         now = time.time()
         ranks = {"old": now - 300, "high": now - 60, "new": now}
-        sent = {name: job(given={"question": name}, rank=rank) for name, rank in ranks.items()}
-        queue = parts.queue(workers=1)
+        jobs = {name: make_job(job_input={"question": name}, rank=ranks[name]) for name in ranks}
+        queue = parts.make_queue(workers=1)
         for name in ("new", "high", "old"):
-            await queue.submit(sent[name], {})
+            await queue.submit(jobs[name], {})
         async with serving(queue):
-            for each in sent.values():
-                await ended(queue, each.id)
+            for job in jobs.values():
+                await wait_until_ended(queue, job.id)
         questions = [getattr(request.task, "question", "") for request in parts.service.requests]
         assert questions == ["old", "high", "new"]
 
-    async def test_a_type_that_is_gone_waits_for_its_package(self, parts: Parts) -> None:
-        queue = parts.queue()
+    async def test_a_job_of_an_uninstalled_type_is_retried(self, parts: Parts) -> None:
+        queue = parts.make_queue()
         async with serving(queue):
-            done = await ended(
-                queue, (await queue.submit(job("no-such-type", max_attempts=2), {})).id
-            )
-        assert (done.state, done.attempts) == (JobState.FAILED, 2)
+            job = await queue.submit(make_job("no-such-type", max_attempts=2), {})
+            ended = await wait_until_ended(queue, job.id)
+        assert (ended.state, ended.attempts) == (JobState.FAILED, 2)
 
 
 class TestSubmitting:
-    async def test_a_full_queue_says_when_to_come_back(self, parts: Parts) -> None:
-        queue = parts.queue(capacity=1)
-        await queue.submit(job(), {})
+    async def test_a_full_queue_refuses_with_a_retry_after(self, parts: Parts) -> None:
+        queue = parts.make_queue(capacity=1)
+        await queue.submit(make_job(), {})
         for pictures in ({}, {DIGEST: PICTURE}):
             with pytest.raises(QueueFull, match="the limit is 1") as caught:
-                await queue.submit(job(), pictures)
+                await queue.submit(make_job(), pictures)
             assert caught.value.retry_after is not None
             assert 1 <= caught.value.retry_after <= 60
 
-    async def test_a_full_queue_still_knows_its_jobs(self, parts: Parts) -> None:
-        queue = parts.queue(capacity=1)
-        first = await queue.submit(job(idempotency_key="k", digest="d"), {})
-        again = await queue.submit(
-            job(idempotency_key="k", digest="d", blobs=(DIGEST,)), {DIGEST: PICTURE}
-        )
-        assert again == first
+    async def test_a_full_queue_still_finds_a_job_by_its_key(self, parts: Parts) -> None:
+        queue = parts.make_queue(capacity=1)
+        first = await queue.submit(make_job(idempotency_key="k", digest="d"), {})
+        repeated = make_job(idempotency_key="k", digest="d", blobs=(DIGEST,))
+        assert await queue.submit(repeated, {DIGEST: PICTURE}) == first
         with pytest.raises(Conflict):
-            await queue.submit(job(idempotency_key="k", digest="e"), {})
+            await queue.submit(make_job(idempotency_key="k", digest="e"), {})
 
-    async def test_the_pictures_are_there_before_the_job_is(self, parts: Parts) -> None:
+    async def test_the_pictures_are_stored_before_the_job(self, parts: Parts) -> None:
         put = parts.blobs.put
         order: list[str] = []
 
-        class Watched(MemoryStore):
+        class RecordingStore(MemoryStore):
             async def add(self, jobs: Sequence[Job], capacity: int) -> Any:
                 order.append("job")
                 return await super().add(jobs, capacity)
@@ -172,77 +170,78 @@ class TestSubmitting:
             put(digest, data)
             order.append("blob")
 
-        parts.store = Watched()
+        parts.store = RecordingStore()
         parts.blobs.put = put_slowly  # type: ignore[method-assign]
-        await parts.queue().submit(job(blobs=(DIGEST,)), {DIGEST: PICTURE})
+        await parts.make_queue().submit(make_job(blobs=(DIGEST,)), {DIGEST: PICTURE})
         assert order == ["touched", "blob", "job"]
 
-    async def test_what_is_not_there_is_unknown(self, parts: Parts) -> None:
-        queue = parts.queue()
-        for call in (queue.get, queue.cancel, queue.retry, queue.deliveries):
-            with pytest.raises(UnknownJob, match="'nothing' is not here"):
-                await call("nothing")
-        sent = await queue.submit(job(), {})
-        with pytest.raises(UnknownJob, match="none of number 1"):
-            await queue.redeliver(sent.id, 1)
+    async def test_an_unknown_job_or_delivery_is_an_error(self, parts: Parts) -> None:
+        queue = parts.make_queue()
+        for method in (queue.get, queue.cancel, queue.requeue, queue.deliveries):
+            with pytest.raises(UnknownJob, match="unknown job 'nothing'"):
+                await method("nothing")
+        job = await queue.submit(make_job(), {})
+        with pytest.raises(UnknownJob, match="has no delivery 1"):
+            await queue.redeliver(job.id, 1)
 
 
 class TestCanceling:
-    async def test_a_waiting_job_never_runs(self, parts: Parts) -> None:
-        queue = parts.queue()
-        sent = await queue.submit(job(), {})
-        assert (await queue.cancel(sent.id)).state is JobState.CANCELED
+    async def test_a_canceled_job_in_the_queue_never_runs(self, parts: Parts) -> None:
+        queue = parts.make_queue()
+        job = await queue.submit(make_job(), {})
+        assert (await queue.cancel(job.id)).state is JobState.CANCELED
         async with serving(queue):
             await asyncio.sleep(0.05)
         assert parts.service.requests == []
 
-    async def test_a_running_jobs_work_stops(self, parts: Parts) -> None:
+    async def test_the_attempt_at_a_canceled_job_stops(self, parts: Parts) -> None:
         parts.service.seconds = 30
-        queue = parts.queue()
+        queue = parts.make_queue()
         async with serving(queue):
-            sent = await queue.submit(job(), {})
-            await until(lambda: parts.service.running)
-            assert (await queue.cancel(sent.id)).state is JobState.CANCELED
-            await until(lambda: not parts.service.running)
-            assert (await queue.cancel(sent.id)).state is JobState.CANCELED
+            job = await queue.submit(make_job(), {})
+            await wait_until(lambda: parts.service.running)
+            assert (await queue.cancel(job.id)).state is JobState.CANCELED
+            await wait_until(lambda: not parts.service.running)
+            assert (await queue.cancel(job.id)).state is JobState.CANCELED
         assert parts.service.stopped == 1
-        assert (await queue.get(sent.id)).state is JobState.CANCELED
+        assert (await queue.get(job.id)).state is JobState.CANCELED
 
-    async def test_it_stops_where_another_process_runs_it(self, parts: Parts) -> None:
+    async def test_the_attempt_stops_in_another_process_too(self, parts: Parts) -> None:
         parts.service.seconds = 30
-        runs, asks = parts.queue(), parts.queue()
-        async with serving(runs):
-            sent = await asks.submit(job(), {})
-            await until(lambda: parts.service.running)
-            await asks.cancel(sent.id)
-            await until(lambda: not parts.service.running)
-
-    async def test_an_end_cannot_be_canceled_and_a_success_not_retried(self, parts: Parts) -> None:
-        queue = parts.queue()
+        queue = parts.make_queue()
+        other_queue = parts.make_queue()
         async with serving(queue):
-            done = await ended(queue, (await queue.submit(job(), {})).id)
-            for call in (queue.cancel, queue.retry):
+            job = await other_queue.submit(make_job(), {})
+            await wait_until(lambda: parts.service.running)
+            await other_queue.cancel(job.id)
+            await wait_until(lambda: not parts.service.running)
+
+    async def test_a_succeeded_job_can_be_neither_canceled_nor_retried(self, parts: Parts) -> None:
+        queue = parts.make_queue()
+        async with serving(queue):
+            ended = await wait_until_ended(queue, (await queue.submit(make_job(), {})).id)
+            for method in (queue.cancel, queue.requeue):
                 with pytest.raises(Conflict, match="the job is succeeded"):
-                    await call(done.id)
+                    await method(ended.id)
 
-    async def test_a_canceled_job_runs_once_it_is_retried(self, parts: Parts) -> None:
-        queue = parts.queue()
-        sent = await queue.submit(job(), {})
-        await queue.cancel(sent.id)
-        assert (await queue.retry(sent.id)).state is JobState.QUEUED
+    async def test_a_canceled_job_runs_after_a_retry(self, parts: Parts) -> None:
+        queue = parts.make_queue()
+        job = await queue.submit(make_job(), {})
+        await queue.cancel(job.id)
+        assert (await queue.requeue(job.id)).state is JobState.QUEUED
         async with serving(queue):
-            assert (await ended(queue, sent.id)).state is JobState.SUCCEEDED
+            assert (await wait_until_ended(queue, job.id)).state is JobState.SUCCEEDED
 
 
-class Flaky(MemoryStore):
-    """Fails at what is named in ``broken``."""
+class FlakyStore(MemoryStore):
+    """A store whose methods named in ``failing`` raise."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.broken: set[str] = set()
+        self.failing: set[str] = set()
 
-    def _check(self, name: str) -> None:
-        if name in self.broken:
+    def _check(self, method: str) -> None:
+        if method in self.failing:
             raise OSError("the database has gone")
 
     async def claim(self, count: int, now: float, apply: Apply) -> list[Job]:
@@ -259,7 +258,7 @@ class Flaky(MemoryStore):
 
 
 class TestFaults:
-    async def test_two_queues_never_run_one_job_at_once(self, parts: Parts) -> None:
+    async def test_two_queues_never_run_the_same_job(self, parts: Parts) -> None:
         parts.service.seconds = 0.01
         runs: dict[str, int] = {}
 
@@ -268,212 +267,200 @@ class TestFaults:
             return "x"
 
         parts.service.answer = answer
-        one, two = parts.queue(workers=5), parts.queue(workers=5)
-        async with serving(one, two):
-            sent = [await one.submit(job(), {}) for _ in range(40)]
-            for each in sent:
-                await ended(two, each.id)
-        assert runs == {each.id: 1 for each in sent}
+        queue = parts.make_queue(workers=5)
+        other_queue = parts.make_queue(workers=5)
+        async with serving(queue, other_queue):
+            jobs = [await queue.submit(make_job(), {}) for _ in range(40)]
+            for job in jobs:
+                await wait_until_ended(other_queue, job.id)
+        assert runs == {job.id: 1 for job in jobs}
 
-    async def test_a_queue_that_dies_leaves_its_job_to_the_next(self, parts: Parts) -> None:
+    async def test_the_job_of_a_dead_queue_is_run_by_another(self, parts: Parts) -> None:
         parts.service.seconds = 30
-        dies = parts.queue()
-        async with serving(dies):
-            sent = await dies.submit(job(), {})
-            await until(lambda: parts.service.running)
+        dead_queue = parts.make_queue()
+        async with serving(dead_queue):
+            job = await dead_queue.submit(make_job(), {})
+            await wait_until(lambda: parts.service.running)
         parts.service.seconds = 0
-        lives = parts.queue()
-        async with serving(lives):
-            done = await ended(lives, sent.id)
-        assert (done.state, done.attempts) == (JobState.SUCCEEDED, 2)
+        queue = parts.make_queue()
+        async with serving(queue):
+            ended = await wait_until_ended(queue, job.id)
+        assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 2)
 
     async def test_a_lease_is_renewed_while_the_job_runs(self, parts: Parts) -> None:
         parts.service.seconds = 2.5
-        one, two = parts.queue(), parts.queue()
-        async with serving(one, two):
-            done = await ended(one, (await one.submit(job(), {})).id)
-        assert (done.state, done.attempts, len(parts.service.requests)) == (
-            JobState.SUCCEEDED,
-            1,
-            1,
-        )
+        queue = parts.make_queue()
+        other_queue = parts.make_queue()
+        async with serving(queue, other_queue):
+            ended = await wait_until_ended(queue, (await queue.submit(make_job(), {})).id)
+        assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 1)
+        assert len(parts.service.requests) == 1
 
-    async def test_an_attempt_stops_before_its_lease_is_anothers(self, parts: Parts) -> None:
-        """A queue that can't reach the store can't know whether its job has been taken over: it
-        must assume so."""
-        store = Flaky()
+    async def test_an_attempt_stops_before_its_lease_expires(self, parts: Parts) -> None:
+        """A queue that can't reach the store must assume that another has claimed its job."""
+        store = FlakyStore()
         parts.store = store
         parts.service.seconds = 30
-        queue = parts.queue(lease_s=1.0)
+        queue = parts.make_queue(lease_s=1.0)
         async with serving(queue):
-            sent = await queue.submit(job(), {})
-            await until(lambda: parts.service.running)
-            store.broken |= {"renew", "claim"}
-            await until(lambda: not parts.service.running, 3)
-            stored = await queue.get(sent.id)
+            job = await queue.submit(make_job(), {})
+            await wait_until(lambda: parts.service.running)
+            store.failing |= {"renew", "claim"}
+            await wait_until(lambda: not parts.service.running, 3)
+            stored = await queue.get(job.id)
             assert stored.lease_until is not None
             assert time.time() < stored.lease_until
-            store.broken.clear()
+            store.failing.clear()
             parts.service.seconds = 0
-            done = await ended(queue, sent.id)
-        assert (done.state, done.attempts) == (JobState.SUCCEEDED, 2)
+            ended = await wait_until_ended(queue, job.id)
+        assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 2)
 
-    async def test_a_store_that_fails_for_a_while_loses_no_result(self, parts: Parts) -> None:
-        store = Flaky()
+    async def test_a_result_survives_a_failing_store(self, parts: Parts) -> None:
+        store = FlakyStore()
         parts.store = store
         parts.service.seconds = 0.1
-        queue = parts.queue(lease_s=10)
+        queue = parts.make_queue(lease_s=10)
         async with serving(queue):
-            sent = await queue.submit(job(), {})
-            await until(lambda: parts.service.running)
-            store.broken |= {"change", "claim"}
-            await until(lambda: not parts.service.running)
-            store.broken.clear()
-            done = await ended(queue, sent.id)
-        assert (done.state, done.attempts, len(parts.service.requests)) == (
-            JobState.SUCCEEDED,
-            1,
-            1,
-        )
+            job = await queue.submit(make_job(), {})
+            await wait_until(lambda: parts.service.running)
+            store.failing |= {"change", "claim"}
+            await wait_until(lambda: not parts.service.running)
+            store.failing.clear()
+            ended = await wait_until_ended(queue, job.id)
+        assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 1)
+        assert len(parts.service.requests) == 1
 
-    async def test_progress_that_cannot_be_stored_costs_the_job_nothing(self, parts: Parts) -> None:
-        store = Flaky()
+    async def test_progress_that_cannot_be_stored_does_not_fail_the_job(self, parts: Parts) -> None:
+        store = FlakyStore()
         parts.store = store
 
         def answer(request: Any, pictures: Any) -> str:
             if pictures[0].data == b"2":
-                store.broken.add("change")
-                asyncio.get_running_loop().call_later(0.3, store.broken.clear)
+                store.failing.add("change")
+                asyncio.get_running_loop().call_later(0.3, store.failing.clear)
             return "x"
 
         parts.service.answer = answer
-        queue = parts.queue(batch_concurrency=1)
+        queue = parts.make_queue(batch_concurrency=1)
         async with serving(queue):
-            done = await ended(queue, (await queue.submit(job("batch", BATCH), SIX)).id)
-        assert (done.state, done.attempts) == (JobState.SUCCEEDED, 1)
+            job = await queue.submit(make_job("batch", BATCH), SIX_PICTURES)
+            ended = await wait_until_ended(queue, job.id)
+        assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 1)
 
-    async def test_a_job_is_not_retried_while_it_runs_or_may_still_run(self, parts: Parts) -> None:
+    async def test_a_job_is_not_retried_while_an_attempt_may_still_run(self, parts: Parts) -> None:
         parts.service.seconds = 30
-        queue, other = parts.queue(lease_s=2), parts.queue()
+        queue = parts.make_queue(lease_s=2)
+        other_queue = parts.make_queue()
         async with serving(queue):
-            sent = await queue.submit(job(), {})
-            await until(lambda: parts.service.running)
-            with pytest.raises(Conflict, match="the job is running, and goes on by itself"):
-                await queue.retry(sent.id)
-            running = await queue.get(sent.id)
+            job = await queue.submit(make_job(), {})
+            await wait_until(lambda: parts.service.running)
+            with pytest.raises(Conflict, match="the job is running, and has not ended"):
+                await queue.requeue(job.id)
+            running = await queue.get(job.id)
             assert (running.state, running.max_attempts) == (JobState.RUNNING, 3)
-            # Another process cancels it, and queues it again: the attempt here doesn't know yet.
-            await other.cancel(sent.id)
-            again = await other.retry(sent.id)
-            assert again.run_after == running.lease_until
-            await until(lambda: not parts.service.running)
+            # The attempt in the first process goes on until that process notices the cancellation.
+            await other_queue.cancel(job.id)
+            requeued = await other_queue.requeue(job.id)
+            assert requeued.run_after == running.lease_until
+            await wait_until(lambda: not parts.service.running)
             parts.service.seconds = 0
-            assert (await ended(queue, sent.id)).state is JobState.SUCCEEDED
+            assert (await wait_until_ended(queue, job.id)).state is JobState.SUCCEEDED
         assert parts.service.most_at_once == 1
 
-    async def test_a_claim_that_took_longer_than_its_lease_starts_nothing(
-        self, parts: Parts
-    ) -> None:
-        class Slow(MemoryStore):
-            slow = True
+    async def test_a_claim_that_takes_most_of_its_lease_starts_nothing(self, parts: Parts) -> None:
+        class SlowStore(MemoryStore):
+            is_slow = True
 
             async def claim(self, count: int, now: float, apply: Apply) -> list[Job]:
                 claimed = await super().claim(count, now, apply)
-                if claimed and self.slow:
-                    self.slow = False
+                if claimed and self.is_slow:
+                    self.is_slow = False
                     await asyncio.sleep(0.7)
                 return claimed
 
-        parts.store = Slow()
-        queue = parts.queue()
+        parts.store = SlowStore()
+        queue = parts.make_queue()
         async with serving(queue):
-            done = await ended(queue, (await queue.submit(job(), {})).id)
-        assert (done.state, done.attempts, len(parts.service.requests)) == (
-            JobState.SUCCEEDED,
-            2,
-            1,
-        )
+            ended = await wait_until_ended(queue, (await queue.submit(make_job(), {})).id)
+        assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 2)
+        assert len(parts.service.requests) == 1
 
-    async def test_a_disk_that_fails_is_tried_again(self, parts: Parts) -> None:
+    async def test_an_io_error_is_retried(self, parts: Parts) -> None:
         parts.service.errors = [OSError("I/O error")]
-        queue = parts.queue()
+        queue = parts.make_queue()
         async with serving(queue):
-            done = await ended(queue, (await queue.submit(job(), {})).id)
-        assert (done.state, done.attempts) == (JobState.SUCCEEDED, 2)
+            ended = await wait_until_ended(queue, (await queue.submit(make_job(), {})).id)
+        assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 2)
 
-    async def test_one_submission_that_cannot_be_stored_hurts_no_other(self, parts: Parts) -> None:
+    async def test_a_submission_that_cannot_be_stored_does_not_fail_others(
+        self, parts: Parts
+    ) -> None:
         put = parts.blobs.put
 
-        def full(digest: str, data: bytes) -> None:
+        def put_or_fail(digest: str, data: bytes) -> None:
             if data == b"3":
                 raise OSError("no space left on device")
             put(digest, data)
 
-        parts.blobs.put = full  # type: ignore[method-assign]
-        queue = parts.queue()
-        sent = [(job(blobs=(digest,)), {digest: data}) for digest, data in SIX.items()]
-        results = await queue.submit_all(sent)
+        parts.blobs.put = put_or_fail  # type: ignore[method-assign]
+        queue = parts.make_queue()
+        submissions = [
+            (make_job(blobs=(digest,)), {digest: data}) for digest, data in SIX_PICTURES.items()
+        ]
+        results = await queue.submit_all(submissions)
         assert [type(result) for result in results] == [Job, Job, Job, Overloaded, Job, Job]
 
-    async def test_a_job_counts_by_the_stores_clock(self, parts: Parts) -> None:
+    async def test_the_times_of_a_new_job_are_moved_to_the_stores_clock(self, parts: Parts) -> None:
         early = time.time() - 100
-        made = job(created_at=early, rank=early - 60, deadline=early + 50)
-        sent = await parts.queue().submit(made, {})
-        assert sent.created_at == pytest.approx(time.time(), abs=5)
-        assert sent.deadline - sent.created_at == pytest.approx(50)
-        assert sent.created_at - sent.rank == pytest.approx(60)
+        job = make_job(created_at=early, rank=early - 60, deadline=early + 50)
+        stored = await parts.make_queue().submit(job, {})
+        assert stored.created_at == pytest.approx(time.time(), abs=5)
+        assert stored.deadline - stored.created_at == pytest.approx(50)
+        assert stored.created_at - stored.rank == pytest.approx(60)
 
-    async def test_a_result_that_comes_too_late_is_dropped(self, parts: Parts) -> None:
+    async def test_a_result_under_an_old_fence_is_discarded(self, parts: Parts) -> None:
+        def claim_again(stored: Job) -> Transition:
+            return Transition(replace(stored, fence=stored.fence + 1))
+
         parts.service.seconds = 0.2
-        queue = parts.queue()
+        queue = parts.make_queue()
         async with serving(queue):
-            sent = await queue.submit(job(), {})
-            await until(lambda: parts.service.running)
-            # Another has it meanwhile.
-            store = parts.store
-            await store.change(
-                [Change(sent.id, lambda stored: _moved(replace(stored, fence=stored.fence + 1)))]
-            )
-            await until(lambda: not parts.service.running)
+            job = await queue.submit(make_job(), {})
+            await wait_until(lambda: parts.service.running)
+            await parts.store.change([Change(job.id, claim_again)])
+            await wait_until(lambda: not parts.service.running)
             await asyncio.sleep(0.05)
-            assert (await queue.get(sent.id)).state is JobState.RUNNING
-
-
-def _moved(changed: Job) -> Any:
-    from raylens.jobs.store import Transition
-
-    return Transition(changed)
+            assert (await queue.get(job.id)).state is JobState.RUNNING
 
 
 class TestWatching:
-    async def test_a_watcher_hears_of_each_state_in_time(self, parts: Parts) -> None:
+    async def test_a_watcher_gets_each_state_within_a_second(self, parts: Parts) -> None:
         parts.service.seconds = 0.05
-        queue = parts.queue()
-        sent = await queue.submit(job(), {})
-        states = [sent.state]
+        queue = parts.make_queue()
+        job = await queue.submit(make_job(), {})
+        states = [job.state]
         async with serving(queue):
-            seen = sent
-            while not seen.state.is_terminal:
-                before = time.monotonic()
-                seen = await queue.watch(sent.id, seen, 5)
-                assert time.monotonic() - before < 1
-                states.append(seen.state)
+            while not job.state.is_terminal:
+                started = time.monotonic()
+                job = await queue.watch(job.id, job, 5)
+                assert time.monotonic() - started < 1
+                states.append(job.state)
         assert states == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
 
-    async def test_its_patience_ends(self, parts: Parts) -> None:
-        queue = parts.queue()
-        sent = await queue.submit(job(), {})
-        assert await queue.watch(sent.id, sent, 0.02) == sent
-        assert await queue.watch(sent.id, None, 5) == sent
+    async def test_a_watch_ends_at_its_time_out(self, parts: Parts) -> None:
+        queue = parts.make_queue()
+        job = await queue.submit(make_job(), {})
+        assert await queue.watch(job.id, job, 0.02) == job
+        assert await queue.watch(job.id, None, 5) == job
 
     async def test_statistics(self, parts: Parts) -> None:
         parts.service.seconds = 0.02
-        queue = parts.queue(capacity=7)
+        queue = parts.make_queue(capacity=7)
         empty = await queue.stats()
         assert (empty.mean_s, empty.p95_s) == (None, None)
         async with serving(queue):
             for _ in range(3):
-                await ended(queue, (await queue.submit(job(), {})).id)
+                await wait_until_ended(queue, (await queue.submit(make_job(), {})).id)
             stats = await queue.stats()
         assert (stats.counts[JobState.SUCCEEDED], stats.capacity, stats.workers) == (3, 7, 4)
         assert stats.mean_s is not None
@@ -481,161 +468,156 @@ class TestWatching:
         assert 0.02 <= stats.mean_s <= stats.p95_s < 1
 
 
-SIX = {digest_of(b"%d" % n): b"%d" % n for n in range(6)}
-BATCH: dict[str, Any] = {"images": [reference(digest) for digest in SIX], "prompt": "what is it?"}
+SIX_PICTURES = {compute_digest(b"%d" % number): b"%d" % number for number in range(6)}
+BATCH: dict[str, Any] = {
+    "images": [make_reference(digest) for digest in SIX_PICTURES],
+    "prompt": "what is it?",
+}
+
+
+def answer_with_name(request: Any, pictures: Any) -> str:
+    return f"picture {pictures[0].data.decode()} of {pictures[0].field}"
 
 
 class TestBatch:
-    async def test_each_picture_has_its_answer_in_its_place(self, parts: Parts) -> None:
-        def answer(request: Any, pictures: Any) -> str:
-            return f"picture {pictures[0].data.decode()} of {pictures[0].field}"
-
-        parts.service.answer = answer
-        queue = parts.queue(batch_concurrency=2)
+    async def test_the_captions_are_in_the_order_of_the_pictures(self, parts: Parts) -> None:
+        parts.service.answer = answer_with_name
+        queue = parts.make_queue(batch_concurrency=2)
         async with serving(queue):
-            done = await ended(queue, (await queue.submit(job("batch", BATCH), SIX)).id)
-        assert done.output is not None
-        captions = [result["caption"] for result in done.output["results"]]
-        assert captions == [f"picture {n} of input.images.{n}" for n in range(6)]
-        assert done.output["failed"] == 0
-        assert done.progress == Progress(6, 6)
+            job = await queue.submit(make_job("batch", BATCH), SIX_PICTURES)
+            ended = await wait_until_ended(queue, job.id)
+        assert ended.output is not None
+        captions = [result["caption"] for result in ended.output["results"]]
+        assert captions == [f"picture {number} of input.images.{number}" for number in range(6)]
+        assert ended.output["failed"] == 0
+        assert ended.progress == Progress(6, 6)
         assert parts.service.most_at_once == 2
 
-    async def test_a_bad_picture_is_its_own_trouble_only(self, parts: Parts) -> None:
+    async def test_an_invalid_picture_fails_alone(self, parts: Parts) -> None:
         parts.service.errors = [InvalidRequest("input.images.0: broken", "input.images.0")]
-        queue = parts.queue(batch_concurrency=1)
+        queue = parts.make_queue(batch_concurrency=1)
         async with serving(queue):
-            done = await ended(queue, (await queue.submit(job("batch", BATCH), SIX)).id)
-        assert done.state is JobState.SUCCEEDED
-        assert done.output is not None
-        assert done.output["failed"] == 1
-        assert done.output["results"][0]["error"]["code"] == "invalid_request"
-        assert done.output["results"][5]["caption"] == "two circles"
+            job = await queue.submit(make_job("batch", BATCH), SIX_PICTURES)
+            ended = await wait_until_ended(queue, job.id)
+        assert ended.state is JobState.SUCCEEDED
+        assert ended.output is not None
+        assert ended.output["failed"] == 1
+        assert ended.output["results"][0]["error"]["code"] == "invalid_request"
+        assert ended.output["results"][5]["caption"] == "two circles"
 
-    async def test_the_next_attempt_goes_on_where_the_last_one_died(self, parts: Parts) -> None:
-        slow = asyncio.Event()
+    async def test_the_next_attempt_resumes_after_the_last_report(self, parts: Parts) -> None:
+        has_failed = asyncio.Event()
 
         def answer(request: Any, pictures: Any) -> str:
-            if pictures[0].data == b"3" and not slow.is_set():
-                slow.set()
+            if pictures[0].data == b"3" and not has_failed.is_set():
+                has_failed.set()
                 raise Overloaded("full", "model")
             return str(pictures[0].data.decode())
 
         parts.service.answer = answer
-        parts.service.seconds = (
-            0.3  # longer between two reports than their period, so that each is stored
-        )
-        queue = parts.queue(batch_concurrency=1, lease_s=10)
+        # Two pictures take longer than the period of progress reports.
+        parts.service.seconds = 0.3
+        queue = parts.make_queue(batch_concurrency=1, lease_s=10)
         async with serving(queue):
-            sent = await queue.submit(job("batch", BATCH), SIX)
-            done = await ended(queue, sent.id, 30)
-        assert done.attempts == 2
-        assert done.output is not None
-        assert [result["caption"] for result in done.output["results"]] == [
-            "0",
-            "1",
-            "2",
-            "3",
-            "4",
-            "5",
-        ]
-        assert (
-            len(parts.service.requests) < 10
-        )  # 6, the one that failed, and at most a report's worth again
+            job = await queue.submit(make_job("batch", BATCH), SIX_PICTURES)
+            ended = await wait_until_ended(queue, job.id, 30)
+        assert ended.attempts == 2
+        assert ended.output is not None
+        captions = [result["caption"] for result in ended.output["results"]]
+        assert captions == ["0", "1", "2", "3", "4", "5"]
+        # Six pictures, the one that failed, and those since the last stored report.
+        assert len(parts.service.requests) < 10
 
-    async def test_a_picture_that_is_gone_is_an_error_and_not_a_crash(self, parts: Parts) -> None:
-        queue = parts.queue()
+    async def test_a_missing_picture_is_an_error_of_its_own(self, parts: Parts) -> None:
+        queue = parts.make_queue()
         async with serving(queue):
-            done = await ended(queue, (await queue.submit(job("batch", BATCH), {})).id)
-        assert done.output is not None
-        assert done.output["failed"] == 6
+            job = await queue.submit(make_job("batch", BATCH), {})
+            ended = await wait_until_ended(queue, job.id)
+        assert ended.output is not None
+        assert ended.output["failed"] == 6
 
 
 class TestWebhooks:
-    async def test_the_end_is_told_once_and_with_the_output(self, parts: Parts) -> None:
-        queue = parts.queue()
+    async def test_the_end_is_delivered_once_with_the_output(self, parts: Parts) -> None:
+        queue = parts.make_queue()
         async with serving(queue):
-            sent = await queue.submit(job(**told()), {})
-            await until(lambda: parts.sender.sent)
+            job = await queue.submit(make_job_with_webhook(), {})
+            await wait_until(lambda: parts.sender.sent)
             await asyncio.sleep(0.05)
-            (delivery,) = await queue.deliveries(sent.id)
-        ((url, body, headers),) = parts.sender.sent
+            (delivery,) = await queue.deliveries(job.id)
+        ((url, content, headers),) = parts.sender.sent
         assert url == URL
-        data = json.loads(body)
-        assert (data["type"], data["data"]["output"]["answer"]) == ("job.succeeded", "two circles")
+        body = json.loads(content)
+        assert body["type"] == "job.succeeded"
+        assert body["data"]["output"]["answer"] == "two circles"
         assert headers["webhook-id"] == delivery.id
-        assert (delivery.state, delivery.status, delivery.attempts) == (
-            DeliveryState.DELIVERED,
-            204,
-            1,
-        )
+        assert delivery.state is DeliveryState.DELIVERED
+        assert (delivery.status, delivery.attempts) == (204, 1)
 
-    async def test_the_start_is_told_where_that_is_wanted_and_cancels_are_told_too(
+    async def test_the_start_if_enabled_and_a_cancellation_are_delivered(
         self, parts: Parts
     ) -> None:
         parts.service.seconds = 30
-        queue = parts.queue(webhooks={"started": True})
+        queue = parts.make_queue(webhooks={"started": True})
         async with serving(queue):
-            sent = await queue.submit(job(**told()), {})
-            await until(lambda: parts.service.running)
-            await queue.cancel(sent.id)
-            await until(lambda: len(parts.sender.sent) == 2)
-        assert {json.loads(body)["type"] for _, body, _ in parts.sender.sent} == {
-            "job.started",
-            "job.canceled",
-        }
+            job = await queue.submit(make_job_with_webhook(), {})
+            await wait_until(lambda: parts.service.running)
+            await queue.cancel(job.id)
+            await wait_until(lambda: len(parts.sender.sent) == 2)
+        events = {json.loads(content)["type"] for _, content, _ in parts.sender.sent}
+        assert events == {"job.started", "job.canceled"}
 
-    async def test_a_failure_is_tried_again_after_what_the_endpoint_says(
+    async def test_a_failed_delivery_is_retried_after_the_longer_of_schedule_and_retry_after(
         self, parts: Parts
     ) -> None:
         parts.sender = FakeSender([503, 204], {"retry-after": "1"})
-        queue = parts.queue()
+        queue = parts.make_queue()
         async with serving(queue):
-            sent = await queue.submit(job(**told()), {})
-            await until(lambda: len(parts.sender.sent) == 1)
+            job = await queue.submit(make_job_with_webhook(), {})
+            await wait_until(lambda: len(parts.sender.sent) == 1)
             await asyncio.sleep(0.05)
-            (waits,) = await queue.deliveries(sent.id)
-            assert waits.state is DeliveryState.PENDING
-            assert (waits.status, waits.problem) == (503, "the endpoint answered 503")
-            assert waits.next_at - time.time() > 4  # the schedule's own 5 s are more
-            await queue.redeliver(sent.id, 1)
-            await until(lambda: len(parts.sender.sent) == 2)
+            (pending,) = await queue.deliveries(job.id)
+            assert pending.state is DeliveryState.PENDING
+            assert (pending.status, pending.problem) == (503, "the endpoint answered 503")
+            assert pending.next_at - time.time() > 4  # the schedule begins with 5 s
+            await queue.redeliver(job.id, 1)
+            await wait_until(lambda: len(parts.sender.sent) == 2)
         ids = {headers["webhook-id"] for _, _, headers in parts.sender.sent}
-        bodies = {body for _, body, _ in parts.sender.sent}
-        assert len(ids) == len(bodies) == 1
+        contents = {content for _, content, _ in parts.sender.sent}
+        assert len(ids) == len(contents) == 1
 
     @pytest.mark.parametrize(
-        ("answer", "state", "problem"),
+        ("status", "state", "problem"),
         [
             (410, DeliveryState.DISABLED, "answered 410"),
             (302, DeliveryState.PENDING, "answered 302"),
             (
-                AddressRefused("webhook_url: x leads to 10.0.0.1", "webhook_url"),
+                AddressRefused("webhook_url: x resolves to 10.0.0.1", "webhook_url"),
                 DeliveryState.FAILED,
-                "leads to 10",
+                "resolves to 10",
             ),
             (httpx.ConnectError("refused"), DeliveryState.PENDING, "ConnectError: refused"),
             (OSError("no address"), DeliveryState.PENDING, "no address"),
         ],
     )
-    async def test_what_came_of_an_attempt_is_kept(
-        self, parts: Parts, answer: int | Exception, state: DeliveryState, problem: str
+    async def test_the_result_of_an_attempt_is_stored(
+        self, parts: Parts, status: int | Exception, state: DeliveryState, problem: str
     ) -> None:
-        parts.sender = FakeSender([answer])
-        queue = parts.queue()
+        parts.sender = FakeSender([status])
+        queue = parts.make_queue()
         async with serving(queue):
-            sent = await queue.submit(job(**told()), {})
-            await until(lambda: parts.sender.sent)
+            job = await queue.submit(make_job_with_webhook(), {})
+            await wait_until(lambda: parts.sender.sent)
             await asyncio.sleep(0.05)
-            (delivery,) = await queue.deliveries(sent.id)
+            (delivery,) = await queue.deliveries(job.id)
         assert delivery.state is state
         assert problem in (delivery.problem or "")
         assert delivery.attempts == 1
 
-    async def test_a_dead_receiver_slows_neither_jobs_nor_others_webhooks(
+    async def test_a_dead_receiver_delays_neither_jobs_nor_other_webhooks(
         self, parts: Parts
     ) -> None:
-        class HalfDead(FakeSender):
+        class HalfDeadSender(FakeSender):
             async def post(
                 self, url: str, content: bytes, headers: dict[str, str], field: str
             ) -> httpx.Response:
@@ -643,63 +625,64 @@ class TestWebhooks:
                 await asyncio.sleep(30 if "dead" in url else 0)
                 return httpx.Response(204)
 
-        from raylens.jobs.job import Webhook
-
-        parts.sender = HalfDead()
-        queue = parts.queue(webhooks={"max_at_once": 8, "max_per_host": 2})
-        dead, alive = Webhook("https://dead.example/"), Webhook("https://alive.example/")
+        parts.sender = HalfDeadSender()
+        queue = parts.make_queue(webhooks={"max_at_once": 8, "max_per_host": 2})
+        dead = Webhook("https://dead.example/")
+        alive = Webhook("https://alive.example/")
         async with serving(queue):
-            sent = [await queue.submit(job(webhook=dead), {}) for _ in range(20)]
-            sent += [await queue.submit(job(webhook=alive), {}) for _ in range(20)]
-            for each in sent:
-                assert (await ended(queue, each.id)).state is JobState.SUCCEEDED
-            await until(lambda: sum("alive" in url for url, _, _ in parts.sender.sent) == 20)
+            jobs = [await queue.submit(make_job(webhook=dead), {}) for _ in range(20)]
+            jobs += [await queue.submit(make_job(webhook=alive), {}) for _ in range(20)]
+            for job in jobs:
+                assert (await wait_until_ended(queue, job.id)).state is JobState.SUCCEEDED
+            await wait_until(lambda: sum("alive" in url for url, _, _ in parts.sender.sent) == 20)
         assert sum("dead" in url for url, _, _ in parts.sender.sent) == 2
 
-    async def test_what_was_not_delivered_is_after_a_restart(self, parts: Parts) -> None:
+    async def test_an_interrupted_delivery_is_sent_again_after_a_restart(
+        self, parts: Parts
+    ) -> None:
         parts.sender = FakeSender(seconds=30)
-        dies = parts.queue(webhooks={"timeout_s": 0.2})
-        async with serving(dies):
-            sent = await dies.submit(job(**told()), {})
-            await until(lambda: parts.sender.sent)
+        dead_queue = parts.make_queue(webhooks={"timeout_s": 0.2})
+        async with serving(dead_queue):
+            job = await dead_queue.submit(make_job_with_webhook(), {})
+            await wait_until(lambda: parts.sender.sent)
         parts.sender = FakeSender()
-        lives = parts.queue()
-        async with serving(lives):
-            await until(lambda: parts.sender.sent)
+        queue = parts.make_queue()
+        async with serving(queue):
+            await wait_until(lambda: parts.sender.sent)
             await asyncio.sleep(0.05)
-            (delivery,) = await lives.deliveries(sent.id)
+            (delivery,) = await queue.deliveries(job.id)
         assert delivery.state is DeliveryState.DELIVERED
 
-    async def test_an_attempt_that_breaks_in_an_unforeseen_way_counts(self, parts: Parts) -> None:
+    async def test_an_unexpected_error_counts_as_an_attempt(self, parts: Parts) -> None:
         parts.sender = FakeSender([ZeroDivisionError("a bug")])
-        queue = parts.queue()
+        queue = parts.make_queue()
         async with serving(queue):
-            sent = await queue.submit(job(**told()), {})
-            await until(lambda: parts.sender.sent)
+            job = await queue.submit(make_job_with_webhook(), {})
+            await wait_until(lambda: parts.sender.sent)
             await asyncio.sleep(0.05)
-            (delivery,) = await queue.deliveries(sent.id)
+            (delivery,) = await queue.deliveries(job.id)
         assert (delivery.attempts, delivery.problem) == (1, "ZeroDivisionError")
         assert delivery.next_at > time.time() + 4
 
-    async def test_a_slow_answer_is_given_up(self, parts: Parts) -> None:
+    async def test_a_slow_response_is_a_failed_attempt(self, parts: Parts) -> None:
         parts.sender = FakeSender(seconds=30)
-        queue = parts.queue(webhooks={"timeout_s": 0.05})
+        queue = parts.make_queue(webhooks={"timeout_s": 0.05})
         async with serving(queue):
-            sent = await queue.submit(job(**told()), {})
-            await until(lambda: parts.sender.sent)
+            job = await queue.submit(make_job_with_webhook(), {})
+            await wait_until(lambda: parts.sender.sent)
             await asyncio.sleep(0.2)
-            (delivery,) = await queue.deliveries(sent.id)
+            (delivery,) = await queue.deliveries(job.id)
         assert "no answer within 0.05 s" in (delivery.problem or "")
 
 
 async def test_old_jobs_and_their_pictures_are_removed(parts: Parts) -> None:
-    queue = parts.queue(result_ttl_s=0.01)
-    sent = await queue.submit(job(blobs=(DIGEST,)), {DIGEST: PICTURE})
-    await queue.cancel(sent.id)
+    queue = parts.make_queue(result_ttl_s=0.01)
+    job = await queue.submit(make_job(blobs=(DIGEST,)), {DIGEST: PICTURE})
+    await queue.cancel(job.id)
     await asyncio.sleep(0.02)
     async with serving(queue):
         async with asyncio.timeout(5):
             with suppress(UnknownJob):
-                while await queue.get(sent.id):
+                while await queue.get(job.id):
                     await asyncio.sleep(0.01)
     assert await parts.store.collect_blobs(time.time() + 1, 10, parts.blobs.remove) == 1

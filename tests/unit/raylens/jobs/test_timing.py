@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from raylens.core.config import AppConfig
 from raylens.core.errors import ModelFailed, Overloaded, RaylensError, UnsupportedMedia
+from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
     Caption,
@@ -26,51 +27,58 @@ from raylens.core.types import (
 from raylens.jobs.blobs import BlobMissing, Blobs
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Progress
-from raylens.jobs.types.base import Run
-from raylens.jobs.types.timing import ANSWER_TOKENS, TaskTimingJob, TimingInput, question, yes_or_no
+from raylens.jobs.llm import LanguageModel
+from raylens.jobs.types.base import JobContext
+from raylens.jobs.types.timing import (
+    ANSWER_TOKENS,
+    TaskTimingJob,
+    TimingInput,
+    make_question,
+    parse_yes_or_no,
+)
 
-Says = Callable[[str, VisionRequest], str | RaylensError]
-"""The answer to a request about the picture of this name."""
+Reply = Callable[[str, VisionRequest], str | RaylensError]
+"""Returns the answer to a request, or the error to raise, by the name of the picture."""
 
 
-def _digest(name: str) -> str:
+def digest_of_name(name: str) -> str:
     return name.encode().hex().rjust(64, "0")
 
 
 class FakeBlobs:
-    """A picture's bytes are its name; one named ``gone`` isn't there."""
+    """A picture's bytes are its name. The picture ``gone`` is missing."""
 
-    async def load(self, digest: str) -> bytes:
+    async def get_async(self, digest: str) -> bytes:
         data = bytes.fromhex(digest).lstrip(b"\0")
         if data == b"gone":
-            raise BlobMissing("it is not here")
+            raise BlobMissing("no such blob")
         return data
 
 
-class FakeService:
-    def __init__(self, says: Says, warnings: tuple[str, ...] = ()) -> None:
-        self._says = says
+class FakeService(VisionService):
+    def __init__(self, reply: Reply, warnings: tuple[str, ...] = ()) -> None:
+        self._reply = reply
         self._warnings = warnings
         self._running = 0
         self.most_at_once = 0
-        self.asked: list[tuple[str, VisionRequest]] = []
+        self.requests: list[tuple[str, VisionRequest]] = []
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[PictureFile]
     ) -> AsyncGenerator[Delta, None]:
         name = pictures[0].data.decode()
-        self.asked.append((name, request))
+        self.requests.append((name, request))
         self._running += 1
         self.most_at_once = max(self.most_at_once, self._running)
         await asyncio.sleep(0.001)
         self._running -= 1
-        said = self._says(name, request)
-        if isinstance(said, RaylensError):
-            raise said
-        yield Delta(said, finish_reason=FinishReason.STOP, warnings=self._warnings)
+        reply = self._reply(name, request)
+        if isinstance(reply, RaylensError):
+            raise reply
+        yield Delta(reply, finish_reason=FinishReason.STOP, warnings=self._warnings)
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, identity: str
+        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
     ) -> ProcessedPicture:
         raise NotImplementedError
 
@@ -78,73 +86,87 @@ class FakeService:
         raise NotImplementedError
 
 
-class FakeLlm:
-    def __init__(self, says: Callable[[str], str | RaylensError]) -> None:
-        self._says = says
+class FakeLanguageModel(LanguageModel):
+    def __init__(self, reply: Callable[[str], str | RaylensError]) -> None:
+        self._reply = reply
         self.prompts: list[str] = []
 
     async def complete(self, prompt: str, deadline: float) -> str:
         self.prompts.append(prompt)
-        said = self._says(prompt)
-        if isinstance(said, RaylensError):
-            raise said
-        return said
+        reply = self._reply(prompt)
+        if isinstance(reply, RaylensError):
+            raise reply
+        return reply
 
 
 @dataclass
 class Reports:
-    """What was told while a job ran; ``save`` breaks as if the process died, once there are so
-    many."""
+    """The progress reports of a job.
 
-    told: list[tuple[Progress, dict[str, Any]]] = field(default_factory=list)
+    Report number ``dies_after`` cancels the attempt, as if its process died.
+    """
+
+    saved: list[tuple[Progress, dict[str, Any]]] = field(default_factory=list)
     dies_after: int | None = None
 
     async def save(self, progress: Progress, partial: dict[str, Any] | None) -> None:
-        self.told.append((progress, copy.deepcopy(partial or {})))
-        if len(self.told) == self.dies_after:
+        self.saved.append((progress, copy.deepcopy(partial or {})))
+        if len(self.saved) == self.dies_after:
             raise asyncio.CancelledError
 
 
 JOB = Job("j1", "task_timing_v1", {}, 0.0, 1e12, max_attempts=5, rank=0.0, attempts=1)
 
 
-def _run(
-    service: FakeService, llm: FakeLlm | None = None, reports: Reports | None = None, job: Job = JOB
-) -> Run:
+def make_context(
+    service: FakeService,
+    llm: FakeLanguageModel | None = None,
+    reports: Reports | None = None,
+    job: Job = JOB,
+) -> JobContext:
     config = AppConfig.model_validate({"models": [{"name": "moondream", "family": "moondream"}]})
-    blobs = cast(Blobs, FakeBlobs())
-    save = (reports or Reports()).save
-    return Run(
-        job, time.time() + 60, config.jobs, InferenceClient(service, config), blobs, llm, save
+    return JobContext(
+        job,
+        time.time() + 60,
+        config.jobs,
+        InferenceClient(service, config),
+        cast(Blobs, FakeBlobs()),
+        llm,
+        (reports or Reports()).save,
     )
 
 
-def _given(names: str | Sequence[str], **fields: Any) -> TimingInput:
-    """A frame of each name, a second apart."""
+def make_input(names: str | Sequence[str], **fields: Any) -> TimingInput:
+    """Return an input of one frame for each name, a second apart."""
     images = [
-        {"image": f"blob:{_digest(name)}", "timestamp": number} for number, name in enumerate(names)
+        {"image": f"blob:{digest_of_name(name)}", "timestamp": number}
+        for number, name in enumerate(names)
     ]
     tasks = {} if "tasks" in fields else {"prompt": "wash a cup"}
     return TimingInput.model_validate({"images": images, **tasks, **fields})
 
 
-def _answers(name: str, request: VisionRequest) -> str | RaylensError:
-    """Pictures named y and n say so, others say what is no answer."""
+def reply_by_name(name: str, request: VisionRequest) -> str | RaylensError:
+    """Answer yes for the picture ``y``, no for ``n``, and neither for any other."""
     if isinstance(request.task, Caption):
         return f" a picture of {name}"
     return {"y": "Yes, they are.", "n": "no"}.get(name, "It is hard to say")
 
 
-async def _output(names: str | Sequence[str], **fields: Any) -> dict[str, Any]:
-    return await TaskTimingJob().run(_given(names, **fields), _run(FakeService(_answers)))
+async def run(job_input: TimingInput, context: JobContext) -> dict[str, Any]:
+    return await TaskTimingJob().run(job_input, context)
 
 
-def _spans(output: dict[str, Any], number: int = 0) -> list[tuple[Any, Any]]:
+async def run_by_name(names: str | Sequence[str], **fields: Any) -> dict[str, Any]:
+    return await run(make_input(names, **fields), make_context(FakeService(reply_by_name)))
+
+
+def spans_of(output: dict[str, Any], number: int = 0) -> list[tuple[Any, Any]]:
     return [(span["start"], span["end"]) for span in output["tasks"][number]["intervals"]]
 
 
 async def test_a_task_is_timed_from_yes_and_no() -> None:
-    output = await _output("nnyyynn")
+    output = await run_by_name("nnyyynn")
     assert output["tasks"] == [
         {"task": "wash a cup", "intervals": [{"start": 1.5, "end": 4.5, "seconds": 3.0}]}
     ]
@@ -158,192 +180,193 @@ async def test_a_task_is_timed_from_yes_and_no() -> None:
     assert "warnings" not in output
 
 
-async def test_frames_are_described_once_and_asked_about_each_task() -> None:
+async def test_each_frame_is_described_once_and_asked_about_each_task() -> None:
     service = FakeService(lambda name, request: "yes" if "Is it b?" in str(request.task) else "no")
-    output = await TaskTimingJob().run(_given("abc", tasks=["a", "Is it b?"]), _run(service))
+    output = await run(make_input("abc", tasks=["a", "Is it b?"]), make_context(service))
     assert [task["task"] for task in output["tasks"]] == ["a", "Is it b?"]
-    assert (_spans(output, 0), _spans(output, 1)) == ([], [(0.0, 2.0)])
-    asked = [request.task for name, request in service.asked if name == "a"]
-    assert [type(task) for task in asked] == [Caption, Query, Query]
+    assert spans_of(output, 0) == []
+    assert spans_of(output, 1) == [(0.0, 2.0)]
+    tasks = [request.task for name, request in service.requests if name == "a"]
+    assert [type(task) for task in tasks] == [Caption, Query, Query]
     assert output["summary"] == "a: not seen.\nIs it b?: from 0.0 to 2.0 (2 s)."
 
 
 async def test_answers_are_greedy_and_short_whatever_the_settings() -> None:
-    service = FakeService(_answers)
-    given = _given(
-        "y", settings={"temperature": 1.5, "max_tokens": 300}, vlm_prompt="What do the hands do?"
-    )
-    await TaskTimingJob().run(given, _run(service))
-    described, asked = (request for _, request in service.asked)
-    assert described.task == Query("What do the hands do?")
-    assert [request.sampling.temperature for request in (described, asked)] == [0.0, 0.0]
-    assert [request.sampling.max_tokens for request in (described, asked)] == [300, ANSWER_TOKENS]
+    service = FakeService(reply_by_name)
+    settings = {"temperature": 1.5, "max_tokens": 300}
+    job_input = make_input("y", settings=settings, vlm_prompt="What do the hands do?")
+    await run(job_input, make_context(service))
+    description, answer = (request for _, request in service.requests)
+    assert description.task == Query("What do the hands do?")
+    assert description.sampling.temperature == answer.sampling.temperature == 0.0
+    assert description.sampling.max_tokens == 300
+    assert answer.sampling.max_tokens == ANSWER_TOKENS
 
 
-async def test_a_groups_requests_are_in_flight_together_and_groups_one_after_the_other() -> None:
-    service, reports = FakeService(_answers), Reports()
-    await TaskTimingJob().run(_given("nnyyyyynnnnn"), _run(service, reports=reports))
+async def test_the_requests_of_a_group_run_together_and_groups_run_in_turn() -> None:
+    service = FakeService(reply_by_name)
+    reports = Reports()
+    await run(make_input("nnyyyyynnnnn"), make_context(service, reports=reports))
     assert service.most_at_once == 10
-    assert [progress for progress, _ in reports.told] == [
+    assert [progress for progress, _ in reports.saved] == [
         Progress(5, 12),
         Progress(10, 12),
         Progress(12, 12),
     ]
 
 
-async def test_many_tasks_put_no_more_requests_in_flight() -> None:
-    service = FakeService(_answers)
-    await TaskTimingJob().run(
-        _given("nnyyy", tasks=[f"task {number}" for number in range(16)]), _run(service)
-    )
-    assert (len(service.asked), service.most_at_once) == (5 * 17, 10)
+async def test_more_tasks_put_no_more_requests_in_flight() -> None:
+    service = FakeService(reply_by_name)
+    tasks = [f"task {number}" for number in range(16)]
+    await run(make_input("nnyyy", tasks=tasks), make_context(service))
+    assert (len(service.requests), service.most_at_once) == (5 * 17, 10)
 
 
 async def test_frames_are_sorted_by_time() -> None:
-    given = _given("nyyn")
-    given.images.reverse()
-    output = await TaskTimingJob().run(given, _run(FakeService(_answers)))
+    job_input = make_input("nyyn")
+    job_input.images.reverse()
+    output = await run(job_input, make_context(FakeService(reply_by_name)))
     assert [entry["timestamp"] for entry in output["evidence"]] == [0.0, 1.0, 2.0, 3.0]
-    assert _spans(output) == [(0.5, 3.0)]
+    assert spans_of(output) == [(0.5, 3.0)]
 
 
-async def test_dates_come_back_as_dates_of_utc() -> None:
-    given = _given(
-        "nyynn",
-        images=[
-            {"image": f"blob:{_digest(name)}", "timestamp": date}
-            for name, date in (
-                ("n", "2026-03-01T12:00:00+02:00"),
-                ("y", "2026-03-01T10:00:01Z"),
-                ("y", "2026-03-01T10:00:02"),
-                ("n", "2026-03-01T10:00:03.5+00:00"),
-                ("n", "2026-03-01T10:00:04Z"),
-            )
-        ],
-    )
-    output = await TaskTimingJob().run(given, _run(FakeService(_answers)))
-    start, end = "2026-03-01T10:00:00.500000+00:00", "2026-03-01T10:00:02.750000+00:00"
+async def test_dates_are_returned_as_dates_in_utc() -> None:
+    dated_pictures = [
+        ("n", "2026-03-01T12:00:00+02:00"),
+        ("y", "2026-03-01T10:00:01Z"),
+        ("y", "2026-03-01T10:00:02"),
+        ("n", "2026-03-01T10:00:03.5+00:00"),
+        ("n", "2026-03-01T10:00:04Z"),
+    ]
+    images = [
+        {"image": f"blob:{digest_of_name(name)}", "timestamp": date}
+        for name, date in dated_pictures
+    ]
+    job_input = make_input("nyynn", images=images)
+    output = await run(job_input, make_context(FakeService(reply_by_name)))
+    start = "2026-03-01T10:00:00.500000+00:00"
+    end = "2026-03-01T10:00:02.750000+00:00"
     assert output["tasks"][0]["intervals"] == [{"start": start, "end": end, "seconds": 2.25}]
     assert output["evidence"][0]["timestamp"] == "2026-03-01T10:00:00+00:00"
 
 
-async def test_an_attempt_goes_on_from_what_the_last_one_has_seen() -> None:
-    reports, given = Reports(dies_after=1), _given("nnyyyyynn")
+async def test_an_attempt_resumes_after_the_frames_of_the_last_one() -> None:
+    reports = Reports(dies_after=1)
+    job_input = make_input("nnyyyyynn")
     with pytest.raises(asyncio.CancelledError):
-        await TaskTimingJob().run(given, _run(FakeService(_answers), reports=reports))
-    second = FakeService(_answers)
-    job = replace(JOB, output=reports.told[0][1], attempts=2)
-    output = await TaskTimingJob().run(given, _run(second, job=job))
-    assert [name for name, _ in second.asked] == ["y", "y", "y", "y", "n", "n", "n", "n"]
-    assert output == await TaskTimingJob().run(given, _run(FakeService(_answers)))
+        await run(job_input, make_context(FakeService(reply_by_name), reports=reports))
+    _, partial = reports.saved[0]
+    second = FakeService(reply_by_name)
+    job = replace(JOB, output=partial, attempts=2)
+    output = await run(job_input, make_context(second, job=job))
+    names = [name for name, _ in second.requests]
+    assert names == ["y", "y", "y", "y", "n", "n", "n", "n"]
+    assert output == await run(job_input, make_context(FakeService(reply_by_name)))
 
 
-async def test_a_stored_input_reads_as_the_one_that_was_sent() -> None:
-    given = _given("nyn", tasks=["a", "b"], enter=3)
-    assert TimingInput.model_validate(given.model_dump(mode="json", exclude_unset=True)) == given
+async def test_a_stored_input_equals_the_submitted_one() -> None:
+    submitted = make_input("nyn", tasks=["a", "b"], enter=3)
+    stored = submitted.model_dump(mode="json", exclude_unset=True)
+    assert TimingInput.model_validate(stored) == submitted
 
 
-async def test_a_bad_frame_is_unsure_with_its_error_and_the_others_count() -> None:
-    def says(name: str, request: VisionRequest) -> str | RaylensError:
-        bad = UnsupportedMedia("input.images.2.image: not a picture", "input.images.2.image")
-        return bad if name == "bad" else _answers(name, request)
+async def test_a_frame_that_fails_is_unclear_and_the_others_count() -> None:
+    def reply(name: str, request: VisionRequest) -> str | RaylensError:
+        if name == "bad":
+            field = "input.images.2.image"
+            return UnsupportedMedia(f"{field}: not a picture", field)
+        return reply_by_name(name, request)
 
-    output = await TaskTimingJob().run(
-        _given(["y", "y", "bad", "gone", "n", "n"]), _run(FakeService(says))
-    )
+    job_input = make_input(["y", "y", "bad", "gone", "n", "n"])
+    output = await run(job_input, make_context(FakeService(reply)))
     bad, gone = output["evidence"][2:4]
-    assert (bad["description"], bad["answers"], bad["error"]["code"]) == (
-        None,
-        [None],
-        "unsupported_media",
-    )
-    assert (gone["answers"], gone["error"]["field"]) == ([None], "input.images.3.image")
-    assert _spans(output) == [(0.0, 3.5)]
+    assert bad["description"] is None
+    assert bad["answers"] == [None]
+    assert bad["error"]["code"] == "unsupported_media"
+    assert gone["answers"] == [None]
+    assert gone["error"]["field"] == "input.images.3.image"
+    assert spans_of(output) == [(0.0, 3.5)]
     assert output["warnings"] == ["2 of 6 frames have an error"]
 
 
-async def test_what_another_attempt_may_mend_ends_this_one() -> None:
-    def says(name: str, request: VisionRequest) -> str | RaylensError:
-        return Overloaded("the queue is full") if name == "late" else _answers(name, request)
+async def test_a_retryable_error_ends_the_attempt() -> None:
+    def reply(name: str, request: VisionRequest) -> str | RaylensError:
+        return Overloaded("the queue is full") if name == "late" else reply_by_name(name, request)
 
-    reports, given = Reports(), _given(["y"] * 6 + ["late"])
+    reports = Reports()
     with pytest.raises(Overloaded):
-        await TaskTimingJob().run(given, _run(FakeService(says), reports=reports))
-    assert [progress.done for progress, _ in reports.told] == [5]
+        await run(
+            make_input(["y"] * 6 + ["late"]), make_context(FakeService(reply), reports=reports)
+        )
+    assert [progress.done for progress, _ in reports.saved] == [5]
 
 
-async def test_what_preprocessing_warns_of_is_told_once() -> None:
-    service = FakeService(_answers, warnings=("decode: the file is damaged",))
-    output = await TaskTimingJob().run(_given("nyynn"), _run(service))
+async def test_a_repeated_preprocessing_warning_is_reported_once() -> None:
+    service = FakeService(reply_by_name, warnings=("decode: the file is damaged",))
+    output = await run(make_input("nyynn"), make_context(service))
     assert output["warnings"] == ["decode: the file is damaged"]
 
 
-async def test_the_llm_reads_unsure_frames_from_their_description_and_words_the_summary() -> None:
-    llm = FakeLlm(
-        lambda prompt: (
-            "YES." if "picture of u" in prompt and "by the description" in prompt else "A cup!"
-        )
-    )
-    output = await TaskTimingJob().run(_given("nyuun"), _run(FakeService(_answers), llm))
-    assert [entry["answers"] for entry in output["evidence"]] == [
-        [False],
-        [True],
-        [True],
-        [True],
-        [False],
-    ]
-    assert _spans(output) == [(0.5, 4.0)]
+async def test_the_llm_interprets_unclear_frames_and_writes_the_summary() -> None:
+    def reply(prompt: str) -> str:
+        is_description = "picture of u" in prompt and "by the description" in prompt
+        return "YES." if is_description else "A cup!"
+
+    llm = FakeLanguageModel(reply)
+    output = await run(make_input("nyuun"), make_context(FakeService(reply_by_name), llm))
+    answers = [entry["answers"] for entry in output["evidence"]]
+    assert answers == [[False], [True], [True], [True], [False]]
+    assert spans_of(output) == [(0.5, 4.0)]
     assert output["summary"] == "A cup!"
     assert len(llm.prompts) == 3
     assert "wash a cup: from 0.5 to 4.0 (3.5 s)." in llm.prompts[-1]
     assert "2.0: a picture of u (yes)" in llm.prompts[-1]
 
 
-async def test_an_llm_that_says_nothing_of_use_changes_nothing() -> None:
-    output = await TaskTimingJob().run(
-        _given("nyyun"), _run(FakeService(_answers), FakeLlm(lambda _: " "))
-    )
-    assert output == await _output("nyyun")
+async def test_an_llm_with_empty_answers_changes_nothing() -> None:
+    llm = FakeLanguageModel(lambda _: " ")
+    output = await run(make_input("nyyun"), make_context(FakeService(reply_by_name), llm))
+    assert output == await run_by_name("nyyun")
 
 
 async def test_the_llms_prompt_is_bounded() -> None:
-    llm = FakeLlm(lambda prompt: "fine")
+    llm = FakeLanguageModel(lambda prompt: "fine")
     service = FakeService(lambda name, request: "long words " * 500)
-    await TaskTimingJob().run(_given("a" * 200, prompt="p" * 4000), _run(service, llm))
+    await run(make_input("a" * 200, prompt="p" * 4000), make_context(service, llm))
     assert max(len(prompt) for prompt in llm.prompts) < 7000
     assert llm.prompts[-1].count("long words") < 32 * 12
     assert "\n196.0: " in llm.prompts[-1]
 
 
-async def test_an_llm_that_fails_for_good_costs_the_summary_only_and_is_asked_no_more() -> None:
-    llm = FakeLlm(lambda _: ModelFailed("no such model"))
-    output = await TaskTimingJob().run(_given("nuyyunnnnu"), _run(FakeService(_answers), llm))
-    assert output["warnings"] == [
-        "the language model failed, and the summary is without it: no such model"
-    ]
+async def test_an_llm_that_fails_for_good_is_not_asked_again_and_leaves_a_plain_summary() -> None:
+    llm = FakeLanguageModel(lambda _: ModelFailed("no such model"))
+    output = await run(make_input("nuyyunnnnu"), make_context(FakeService(reply_by_name), llm))
+    warning = "the language model failed: no such model; the summary doesn't use it"
+    assert output["warnings"] == [warning]
     assert output["summary"] == "wash a cup: from 1.5 to 4.5 (3 s)."
     assert len(llm.prompts) <= 5
 
 
-async def test_an_llm_that_is_busy_is_asked_again_by_another_attempt_and_given_up_by_the_last() -> (
-    None
-):
-    def busy() -> FakeLlm:
-        return FakeLlm(lambda _: Overloaded("busy"))
+async def test_a_busy_llm_is_retried_by_the_next_attempt_but_not_after_the_last() -> None:
+    def busy() -> FakeLanguageModel:
+        return FakeLanguageModel(lambda _: Overloaded("busy"))
 
     reports = Reports()
+    job_input = make_input("nyyu")
     with pytest.raises(Overloaded):
-        await TaskTimingJob().run(_given("nyyu"), _run(FakeService(_answers), busy(), reports))
-    service = FakeService(_answers)
-    job = replace(JOB, attempts=5, output=reports.told[-1][1])
-    output = await TaskTimingJob().run(_given("nyyu"), _run(service, busy(), job=job))
-    assert service.asked == []
-    assert _spans(output) == [(0.5, 3.0)]
-    assert output["warnings"] == ["the language model failed, and the summary is without it: busy"]
+        await run(job_input, make_context(FakeService(reply_by_name), busy(), reports))
+    _, partial = reports.saved[-1]
+    service = FakeService(reply_by_name)
+    job = replace(JOB, attempts=5, output=partial)
+    output = await run(job_input, make_context(service, busy(), job=job))
+    assert service.requests == []
+    assert spans_of(output) == [(0.5, 3.0)]
+    warning = "the language model failed: busy; the summary doesn't use it"
+    assert output["warnings"] == [warning]
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "answer"),
     [
         ("yes", True),
         ("  YES!", True),
@@ -364,40 +387,41 @@ async def test_an_llm_that_is_busy_is_asked_again_by_another_attempt_and_given_u
         (None, None),
     ],
 )
-def test_an_answer_counts_by_its_first_word(text, says) -> None:
-    assert yes_or_no(text) is says
+def test_the_first_word_of_an_answer_decides(text, answer) -> None:
+    assert parse_yes_or_no(text) is answer
 
 
-def test_a_question_is_asked_as_it_stands_and_a_description_in_a_template() -> None:
-    assert question("Is the {cup} clean? ") == "Is the {cup} clean? "
-    asked = "Task: wash {cups}\nIs somebody doing this task in the picture? Answer yes or no."
-    assert question("wash {cups}") == asked
+def test_a_question_stays_as_it_is_and_a_description_becomes_one() -> None:
+    assert make_question("Is the {cup} clean? ") == "Is the {cup} clean? "
+    question = "Task: wash {cups}\nIs somebody doing this task in the picture? Answer yes or no."
+    assert make_question("wash {cups}") == question
 
 
-def _frames(*timestamps: Any) -> list[dict[str, Any]]:
-    return [{"image": f"blob:{_digest('y')}", "timestamp": timestamp} for timestamp in timestamps]
+def frames(*timestamps: Any) -> list[dict[str, Any]]:
+    image = f"blob:{digest_of_name('y')}"
+    return [{"image": image, "timestamp": timestamp} for timestamp in timestamps]
 
 
 @pytest.mark.parametrize(
     ("fields", "location"),
     [
-        ({"images": _frames(0, 1, 2, 1.0)}, ("images", 3, "timestamp")),
+        ({"images": frames(0, 1, 2, 1.0)}, ("images", 3, "timestamp")),
         (
-            {"images": _frames("2026-01-01T01:00:00+01:00", "2026-01-01")},
+            {"images": frames("2026-01-01T01:00:00+01:00", "2026-01-01")},
             ("images", 1, "timestamp"),
         ),
-        ({"images": _frames(0, "2026-01-01")}, ("images", 1, "timestamp")),
-        ({"images": _frames("2026-01-01", 0)}, ("images", 1, "timestamp")),
-        ({"images": _frames(float("nan"))}, ("images", 0, "timestamp")),
-        ({"images": _frames(0, float("inf"))}, ("images", 1, "timestamp")),
-        ({"images": _frames(10**400)}, ("images", 0, "timestamp")),
-        ({"images": _frames(True)}, ("images", 0, "timestamp")),
-        ({"images": _frames(None)}, ("images", 0, "timestamp")),
-        ({"images": _frames("soon")}, ("images", 0, "timestamp")),
-        ({"images": _frames("0001-01-01T00:00:00+10:00")}, ("images", 0, "timestamp")),
+        ({"images": frames(0, "2026-01-01")}, ("images", 1, "timestamp")),
+        ({"images": frames("2026-01-01", 0)}, ("images", 1, "timestamp")),
+        ({"images": frames(float("nan"))}, ("images", 0, "timestamp")),
+        ({"images": frames(0, float("inf"))}, ("images", 1, "timestamp")),
+        ({"images": frames(10**400)}, ("images", 0, "timestamp")),
+        ({"images": frames(True)}, ("images", 0, "timestamp")),
+        ({"images": frames(None)}, ("images", 0, "timestamp")),
+        ({"images": frames("soon")}, ("images", 0, "timestamp")),
+        ({"images": frames("0001-01-01T00:00:00+10:00")}, ("images", 0, "timestamp")),
         ({"images": []}, ("images",)),
         ({"images": [{"image": "https://x.test/", "timestamp": 0}]}, ("images", 0, "image")),
-        ({"images": [{**_frames(0)[0], "time": 0}]}, ("images", 0, "time")),
+        ({"images": [{**frames(0)[0], "time": 0}]}, ("images", 0, "time")),
         ({"tasks": []}, ("tasks",)),
         ({"tasks": ["a"] * 17}, ("tasks",)),
         ({"tasks": ["a", ""]}, ("tasks", 1)),
@@ -409,13 +433,13 @@ def _frames(*timestamps: Any) -> list[dict[str, Any]]:
         ({"prompt": "a", "tasks": ["b"]}, ()),
     ],
 )
-def test_a_bad_input_is_refused_by_the_name_of_its_field(fields, location) -> None:
+def test_an_invalid_input_is_refused_with_the_fields_name(fields, location) -> None:
     tasks = {} if "tasks" in fields else {"prompt": "wash a cup"}
     with pytest.raises(ValidationError) as caught:
-        TimingInput.model_validate({"images": _frames(0, 1), **tasks, **fields})
+        TimingInput.model_validate({"images": frames(0, 1), **tasks, **fields})
     assert caught.value.errors()[0]["loc"] == location
 
 
-def test_a_task_is_needed() -> None:
-    with pytest.raises(ValidationError, match="prompt: either it or tasks is needed"):
-        TimingInput.model_validate({"images": _frames(0)})
+def test_a_task_is_required() -> None:
+    with pytest.raises(ValidationError, match="prompt: expected exactly one of prompt and tasks"):
+        TimingInput.model_validate({"images": frames(0)})

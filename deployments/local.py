@@ -1,0 +1,80 @@
+"""``python -m deployments.local CONFIG STATUS_FD``: Ray, Serve and the applications of a config
+file, in this process and its children, until SIGINT.
+
+``raylens run`` supervises this process. Its progress goes to the file descriptor as JSON lines:
+``{"dashboard": url}`` once Ray runs, and ``{"failure": reason}`` if an application can't be
+deployed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import ray
+import yaml
+from ray import serve
+from ray.serve._private.api import serve_start
+from ray.serve._private.constants import SERVE_NAMESPACE
+from ray.serve.config import gRPCOptions
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
+
+STATUS_PERIOD_S = 0.5
+FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+
+
+def main(config: Path, status: IO[str]) -> None:
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(config.read_text()))
+    try:
+        context = ray.init(address="local", namespace=SERVE_NAMESPACE)
+        _report(status, dashboard=f"http://{context.dashboard_url}")
+        _deploy(schema)
+        failure = _wait_until_deployed()
+        if failure is not None:
+            _report(status, failure=failure)
+        while True:
+            time.sleep(STATUS_PERIOD_S)
+    except KeyboardInterrupt:
+        serve.shutdown()
+
+
+def _deploy(schema: ServeDeploySchema) -> None:
+    """Do what ``serve run`` does."""
+    client = serve_start(
+        http_options=schema.http_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+        controller_options=schema.controller_options,
+    )
+    client.deploy_apps(schema, _blocking=False)
+
+
+def _wait_until_deployed() -> str | None:
+    """Wait until every application runs, or one has failed. Returns the reason of the failure."""
+    while True:
+        applications = serve.status().applications
+        for name, application in applications.items():
+            if application.status in FAILED:
+                return f"application {name} failed to start: {_messages(application)}"
+        if all(a.status is ApplicationStatus.RUNNING for a in applications.values()):
+            return None
+        time.sleep(STATUS_PERIOD_S)
+
+
+def _messages(application: ApplicationStatusOverview) -> str:
+    deployments = application.deployments.values()
+    messages = [application.message, *(deployment.message for deployment in deployments)]
+    return "; ".join(message for message in messages if message)
+
+
+def _report(status: IO[str], **message: str) -> None:
+    print(json.dumps(message), file=status, flush=True)
+
+
+if __name__ == "__main__":
+    with os.fdopen(int(sys.argv[2]), "w") as status_file:
+        main(Path(sys.argv[1]), status_file)

@@ -1,0 +1,29 @@
+"""The family ``moondream``: Moondream 2 and Moondream 0.5B."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from raylens.core.families import Family, FamilySettings
+from raylens.core.types import REASONING, Caption, Chat, Detect, Point, Query
+
+
+class MoondreamSettings(FamilySettings):
+    engine_only: ClassVar[frozenset[str]] = frozenset({"tokenizer_revision"})
+
+    tokenizer_revision: str | None = None
+    """Revision of ``moondream/starmie-v1``, the tokenizer's own repository on the hub."""
+
+
+FAMILY = Family(
+    name="moondream",
+    load="models.moondream.model:load",
+    tasks=frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name, REASONING}),
+    settings=MoondreamSettings,
+    runtimes=frozenset({"engine", "openai", "photon", "cloud"}),
+    aliases=("moondream2", "moondream3-preview", "moondream:1.8b"),
+    pocket=Path(__file__).parents[1] / "pocket" / "moondream",
+    model_types=("moondream1",),
+    verifier="models.moondream.verify:reference",
+)

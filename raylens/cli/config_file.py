@@ -1,0 +1,114 @@
+"""Checks a Serve config file before Ray starts: Serve itself would find mistakes late, or never."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from raylens.core.config import AppConfig
+from raylens.core.environment import load_config
+
+
+class ConfigError(Exception):
+    """A config file that can't work; the message names the key."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The address that the HTTP server listens on."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.host in ("", "0.0.0.0") else self.host
+        return f"http://{host}:{self.port}"
+
+
+def check_config_file(path: Path) -> Endpoint:
+    """Check a Serve config file and its applications, and print remarks on the environment.
+
+    Raises ``ConfigError``, which names the key at fault.
+    """
+    config = _read_yaml(path)
+    _check_serve_settings(config)
+    for application in config["applications"]:
+        app = _load_application(application.get("args") or {})
+        _check_deployment_names(application.get("deployments") or (), app)
+        _check_job_queue(app)
+    options = config.get("http_options") or {}
+    return Endpoint(str(options.get("host", "127.0.0.1")), int(options.get("port", 8000)))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(error.strerror or str(error)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {error}") from error
+
+
+def _check_serve_settings(config: Any) -> None:
+    from deployments import serve_schema  # imports Ray, which takes a second
+
+    if not isinstance(config, dict):
+        raise ConfigError("expected a mapping with the key applications")
+    try:
+        serve_schema.validate(config)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    unknown = serve_schema.unknown_keys(config)
+    if unknown:
+        raise ConfigError("; ".join(f"{key}: unknown key" for key in unknown))
+
+
+def _load_application(args: dict[str, Any]) -> AppConfig:
+    try:
+        config, notes = load_config(args)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, "args")) from None
+    except SettingsError as error:
+        raise ConfigError(f"environment: {error}") from None
+    for note in notes:
+        print(f"raylens: {note}", file=sys.stderr)
+    return config
+
+
+def _check_deployment_names(deployments: Iterable[dict[str, Any]], app: AppConfig) -> None:
+    known = {"Ingress", "Preprocessor", *(model.name for model in app.models)}
+    for deployment in deployments:
+        name = deployment["name"]
+        if name not in known:
+            raise ConfigError(
+                f"deployments: unknown deployment {name!r}; known: {', '.join(sorted(known))}"
+            )
+
+
+def _check_job_queue(app: AppConfig) -> None:
+    """Refuse a queue that can't store anything: Serve would try for minutes to start it."""
+    from raylens.jobs.factory import check_settings
+    from raylens.jobs.store import StoreUnusable
+
+    if not app.jobs.enabled:
+        return
+    try:
+        check_settings(app.jobs)
+    except StoreUnusable as error:
+        raise ConfigError(f"args.{error}") from None
+
+
+def _explain(error: ValidationError, *prefix: str) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join((*prefix, *map(str, problem["loc"])))
+        lines.append(f"{key}: {problem['msg']}")
+    return "; ".join(lines)

@@ -1,0 +1,90 @@
+"""The registry of model families: what raylens knows about a family before it loads a checkpoint.
+
+A package adds families through the entry point group ``raylens.families``; each entry is a
+:class:`Family`. This module and the families' descriptions import neither torch nor the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+GROUP = "raylens.families"
+BUILT_IN = (
+    "models.moondream.family:FAMILY",
+    "models.smolvlm.family:FAMILY",
+    "models.qwen2_5_vl.family:FAMILY",
+)
+RuntimeName = Literal["engine", "photon", "cloud", "openai"]
+
+
+class FamilySettings(BaseModel):
+    """Settings that a family adds to its models' configuration. The base class adds none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine_only: ClassVar[frozenset[str]] = frozenset()
+    """The settings that mean nothing to a runtime other than ``engine``."""
+
+
+Settings = TypeVar("Settings", bound=FamilySettings)
+NO_SETTINGS = FamilySettings()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Functions and objects that need torch are named ``module:attribute``, and are imported where
+    they are used.
+    """
+
+    name: str
+    load: str
+    """Function from a checkpoint (a hub id or a folder) and :class:`models.options.LoadOptions` to
+    a :class:`raylens.engine.model.Model`."""
+    tasks: frozenset[str]
+    """Names of the tasks that its checkpoints can do, and perhaps
+    :data:`raylens.core.types.REASONING`."""
+    settings: type[FamilySettings] = FamilySettings
+    runtimes: frozenset[RuntimeName] = frozenset({"engine", "openai"})
+    aliases: tuple[str, ...] = ()
+    """Names by which clients of other servers ask for a model of this family."""
+    pocket: Path | None = None
+    """The folder of the bundled checkpoint ``pocket``."""
+    model_types: tuple[str, ...] = ()
+    """Values of ``model_type`` in the checkpoints' ``config.json``."""
+    verifier: str | None = None
+    """Function that ``raylens verify`` calls: see :class:`models.verify.reference.Verifier`."""
+    grounding: str | None = None
+    """A :class:`models.grounding.Grounding`, by which the runtime ``openai`` finds boxes and
+    points. Without it, that runtime does neither."""
+
+
+@cache
+def families() -> Mapping[str, Family]:
+    """Return all families by name: the built-in ones, and those of installed packages."""
+    built_in: list[Family] = [load_attribute(path) for path in BUILT_IN]
+    added: list[Family] = [entry.load() for entry in entry_points(group=GROUP)]
+    return {family.name: family for family in (*built_in, *added)}
+
+
+def family_named(name: str) -> Family:
+    """Raises ``ValueError``, which names the known families."""
+    known = families()
+    if name not in known:
+        raise ValueError(f"unknown family {name!r}; known: {', '.join(known)}")
+    return known[name]
+
+
+def load_attribute(path: str) -> Any:
+    """Import ``module:attribute``."""
+    module, attribute = path.split(":")
+    return getattr(import_module(module), attribute)

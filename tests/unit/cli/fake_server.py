@@ -1,0 +1,201 @@
+"""A fake of the server's job queue, and pictures to send to it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from raylens.cli.client import TERMINAL
+
+TIMES = {
+    "created_at": "2026-03-01T10:00:00Z",
+    "started_at": None,
+    "finished_at": None,
+    "deadline": None,
+}
+QUEUED = {
+    "status": "queued",
+    "attempts": 0,
+    "max_attempts": 5,
+    "progress": None,
+    "output": None,
+    "error": None,
+}
+BLURRED = {"code": "model_failed", "message": "too blurred, they say", "field": None}
+
+
+class FakeServer:
+    """The routes of the job queue. A job runs when its events are requested.
+
+    A picture is a text, and its caption is made from that text.
+    """
+
+    def __init__(self, caption: Callable[[str], Any] = lambda picture: f"a {picture}") -> None:
+        self.caption = caption
+        """Returns a picture's caption, or its job's error."""
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.job_ids: dict[str, str] = {}
+        """Job ids by idempotency key."""
+        self.pictures: dict[str, str] = {}
+        """Pictures by job id."""
+        self.inputs: list[dict[str, Any]] = []
+        """The inputs of all submissions, without their pictures."""
+        self.submissions: list[str] = []
+        """The pictures of all submissions."""
+        self.retries: list[str] = []
+        """Job ids of all retries."""
+        self.pages: list[str] = []
+        """Query strings of all requests for a list."""
+        self.busy_replies = 0
+        """Number of submissions that are still to be refused with 429."""
+        self.broken_streams = 0
+        """Number of event streams that are still to end before their job does."""
+        self.lost_jobs = 0
+        """Number of jobs that are still to be lost when their events are requested."""
+        self.refusals: dict[str, tuple[int, str]] = {}
+        """Status and detail that refuse a picture."""
+        self.on_end: Callable[[str], None] = lambda picture: None
+        self.max_in_flight = 0
+        """Largest number of unfinished jobs at a time."""
+        routes = [
+            Route("/api/v1/jobs", self._submit, methods=["POST"]),
+            Route("/api/v1/jobs", self._list),
+            Route("/api/v1/jobs/{id}", self._handle_job, methods=["GET", "PUT", "DELETE"]),
+            Route("/api/v1/jobs/{id}/events", self._follow),
+        ]
+        self.transport: httpx.AsyncBaseTransport = httpx.ASGITransport(Starlette(routes=routes))
+
+    def add(self, job_id: str, **changes: Any) -> dict[str, Any]:
+        self.jobs[job_id] = {
+            "id": job_id,
+            "job_type": "caption",
+            "priority": 0,
+            "input": {},
+            **QUEUED,
+            **TIMES,
+            **changes,
+        }
+        return self.jobs[job_id]
+
+    async def _submit(self, request: Request) -> Response:
+        body = await request.json()
+        key = request.headers["Idempotency-Key"]
+        picture = base64.b64decode(body["input"].pop("image"), validate=True).decode()
+        if self.busy_replies:
+            self.busy_replies -= 1
+            return refuse(429, "50 jobs wait; the limit is 50")
+        if picture in self.refusals:
+            return refuse(*self.refusals[picture])
+        self.submissions.append(picture)
+        self.inputs.append(body["input"])
+        if self.job_ids.get(key) not in self.jobs:
+            job_id = f"job-{len(self.submissions)}"
+            self.job_ids[key] = job_id
+            self.pictures[job_id] = picture
+            self.add(job_id)
+        in_flight = sum(job["status"] not in TERMINAL for job in self.jobs.values())
+        self.max_in_flight = max(self.max_in_flight, in_flight)
+        return JSONResponse(self.jobs[self.job_ids[key]], 202)
+
+    async def _list(self, request: Request) -> Response:
+        query = request.query_params
+        self.pages.append(str(query))
+        jobs = list(self.jobs.values())
+        if "status" in query:
+            jobs = [job for job in jobs if job["status"] in query["status"].split(",")]
+        start = int(query.get("cursor", 0))
+        end = start + int(query["limit"])
+        next_cursor = str(end) if end < len(jobs) else None
+        return JSONResponse({"jobs": jobs[start:end], "next_cursor": next_cursor})
+
+    async def _handle_job(self, request: Request) -> Response:
+        job = self.jobs.get(request.path_params["id"])
+        if job is None:
+            return refuse(404, "job_id: it is not here")
+        if request.method == "PUT":
+            if job["status"] not in ("failed", "canceled"):
+                return refuse(409, f"job_id: the job is {job['status']}, and can't become queued")
+            self.retries.append(job["id"])
+            job.update(QUEUED)
+        elif request.method == "DELETE":
+            job["status"] = "canceled"
+        return JSONResponse(job)
+
+    async def _follow(self, request: Request) -> Response:
+        job_id = request.path_params["id"]
+        if self.lost_jobs:
+            self.lost_jobs -= 1
+            del self.jobs[job_id]
+        if job_id not in self.jobs:
+            return refuse(404, "job_id: it is not here")
+        return StreamingResponse(self._run(self.jobs[job_id]), media_type="text/event-stream")
+
+    async def _run(self, job: dict[str, Any]) -> AsyncIterator[str]:
+        yield encode_event("state", job)
+        await asyncio.sleep(0.005)
+        if job["status"] not in TERMINAL:
+            job.update(status="running", attempts=1)
+            yield encode_event("state", job) + ": keepalive\n\n"
+            job["progress"] = {"done": 1, "total": 2}
+            yield encode_event("progress", job)
+            if self.broken_streams:
+                self.broken_streams -= 1
+                return
+            self._end(job, self.pictures.get(job["id"], "picture"))
+        yield encode_event("state", job)
+
+    def _end(self, job: dict[str, Any], picture: str) -> None:
+        outcome = self.caption(picture)
+        if isinstance(outcome, str):
+            job.update(status="succeeded", output={"caption": outcome, "model": "moondream"})
+        else:
+            job.update(status="failed", error=outcome)
+        self.on_end(picture)
+
+
+def refuse(status: int, detail: str) -> Response:
+    headers = {"Retry-After": "0"} if status in (429, 503) else {}
+    return JSONResponse({"detail": detail}, status, headers)
+
+
+def encode_event(name: str, job: dict[str, Any]) -> str:
+    fields = {key: value for key, value in job.items() if key != "input"}
+    return f"event: {name}\ndata: {json.dumps(fields, ensure_ascii=False)}\n\n"
+
+
+def fail_for(*pictures: str) -> Callable[[str], Any]:
+    """Return a ``FakeServer.caption`` that fails for the given pictures."""
+    return lambda picture: BLURRED if picture in pictures else f"a {picture}"
+
+
+class FlakyTransport(httpx.AsyncBaseTransport):
+    """A connection that fails for the first requests."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport, failures: int) -> None:
+        self._inner = inner
+        self._failures = failures
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self._failures > 0:
+            self._failures -= 1
+            raise httpx.ConnectError("connection refused")
+        return await self._inner.handle_async_request(request)
+
+
+def write_pictures(folder: Path, *names: str) -> Path:
+    """Write files that contain their names up to the first dot, and return ``folder``."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name.partition(".")[0])
+    return folder

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from raylens.cli.client import Client
+from raylens.cli.errors import StatusError, Unreachable
+
+
+def transport_of(*responses: httpx.Response) -> httpx.MockTransport:
+    """Return a transport that gives these responses in turn."""
+    remaining = iter(responses)
+    return httpx.MockTransport(lambda request: next(remaining))
+
+
+async def test_a_busy_server_is_retried_until_the_patience_ends() -> None:
+    busy = httpx.Response(503, json={"detail": "overloaded"}, headers={"Retry-After": "0"})
+    job = httpx.Response(200, json={"id": "a"})
+    async with Client(transport=transport_of(busy, job)) as client:
+        assert await client.get("a") == {"id": "a"}
+    async with Client(patience_s=0, transport=transport_of(busy)) as client:
+        with pytest.raises(StatusError, match=r"^overloaded$"):
+            await client.get("a")
+
+
+async def test_a_restarting_server_is_retried() -> None:
+    transport = transport_of(
+        httpx.Response(500, text="Internal Server Error"),
+        httpx.Response(502),
+        httpx.Response(200, json={"id": "a"}),
+    )
+    messages: list[str] = []
+    async with Client(notify=messages.append, transport=transport) as client:
+        assert await client.get("a") == {"id": "a"}
+    assert messages == ["http://127.0.0.1:8000: 500 Internal Server Error; retrying for up to 60 s"]
+
+
+async def test_a_response_that_is_not_json_is_an_error() -> None:
+    async with Client(transport=transport_of(httpx.Response(200, text="<html>"))) as client:
+        with pytest.raises(StatusError, match="is this a raylens server"):
+            await client.get("a")
+
+
+async def test_a_request_that_always_fails_is_distinguished_from_an_outage() -> None:
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            raise httpx.WriteError("broken pipe")
+        return httpx.Response(200, json={})
+
+    transport = httpx.MockTransport(respond)
+    async with Client(patience_s=0.0, transport=transport) as client:
+        with pytest.raises(Unreachable) as outage:
+            await client.submit(b"{}", "key")
+        assert not outage.value.server_is_up
+    async with Client(patience_s=0.1, transport=transport) as client:
+        client.last_response_at = float("inf")  # another request was answered meanwhile
+        with pytest.raises(Unreachable) as failure:
+            await client.submit(b"{}", "key")
+        assert failure.value.server_is_up
