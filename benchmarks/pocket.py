@@ -62,7 +62,7 @@ def text_trials(scene: Scene, rng: random.Random, model: str, detail: str) -> It
         body = {"model": model, "image_url": url, "length": length}
         yield TextTrial(f"caption {length}", "/v1/caption", body, scene.caption(length))
     for question in questions(scene, rng):
-        row = f"query {question.kind}"
+        row = f"query {question.category}"
         if rng.random() < 0.5:
             body = {"model": model, "image_url": url, "question": question.text}
             yield TextTrial(row, "/v1/query", body, question.answer)

@@ -99,27 +99,25 @@ class VisionModel:
 def make_runtime(config: ModelConfig, metrics: EngineMetrics) -> Runtime:
     """Create the runtime that the configuration names.
 
-    Raises ``ImportError`` with the name of the extra to install, if the runtime's library is
-    missing.
+    Raises ``ImportError``, which names the extra to install, if Moondream's clients are missing.
     """
-    # The runtimes' libraries are heavy, or optional: only the one in use is imported.
+    # The runtimes' libraries are heavy: only the one in use is imported.
     if config.runtime == "engine":
         from deployments.engine_runtime import EngineRuntime
 
         return EngineRuntime(config, metrics)
-    try:
-        if config.runtime == "openai":
-            from models.remote.openai import OpenAIRuntime
+    if config.runtime == "openai":
+        from models.remote.openai import OpenAIRuntime
 
-            return OpenAIRuntime(config, config.remote)
+        return OpenAIRuntime(config, config.remote)
+    try:
         from models.remote import moondream
 
         make_remote = moondream.cloud if config.runtime == "cloud" else moondream.photon
         return make_remote(config, config.remote)
     except ImportError as error:
-        extra = "openai" if config.runtime == "openai" else "photon"
         raise ImportError(
-            f"the runtime {config.runtime} needs pip install 'raylens[{extra}]': {error}"
+            f"the runtime {config.runtime} needs pip install 'raylens[photon]': {error}"
         ) from error
 
 

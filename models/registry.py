@@ -9,18 +9,16 @@ import torch
 
 from models.options import LoadOptions
 from raylens.core.config import ModelConfig
-from raylens.core.families import Family, families, family_named, load_attribute
+from raylens.core.families import family_named, load_attribute
 from raylens.engine.model import Model
-
-POCKET = Path(__file__).parent / "pocket"
-FAMILIES = tuple(families())
 
 
 def load_model(config: ModelConfig) -> Model:
     """Load a model as its configuration says. Raises ``OSError`` if there is no such checkpoint."""
     assert config.family is not None, "a model without a family has a server"
     family = family_named(config.family)
-    checkpoint = checkpoint_path(config.checkpoint, family)
+    is_pocket = config.checkpoint == "pocket"
+    checkpoint = str(pocket_folder(family.name)) if is_pocket else config.checkpoint
     load: Callable[[str, LoadOptions], Model] = load_attribute(family.load)
     options = LoadOptions(
         revision=config.revision,
@@ -37,16 +35,12 @@ def load_model(config: ModelConfig) -> Model:
         raise OSError(f"{config.name}: loading {checkpoint!r} failed: {error}") from error
 
 
-def checkpoint_path(checkpoint: str, family: Family) -> str:
-    """Return a hub id or a folder. ``pocket`` means the family's bundled checkpoint.
-
-    Raises ``OSError`` if the family has none.
-    """
-    if checkpoint != "pocket":
-        return checkpoint
-    if family.pocket is None:
-        raise OSError(f"the family {family.name} has no pocket checkpoint")
-    return str(family.pocket)
+def pocket_folder(family: str) -> Path:
+    """Return the folder of the family's bundled checkpoint. Raises ``OSError`` if it has none."""
+    folder = family_named(family).pocket
+    if folder is None:
+        raise OSError(f"the family {family} has no pocket checkpoint")
+    return folder
 
 
 def pick_device(device: str) -> str:

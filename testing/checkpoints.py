@@ -1,4 +1,4 @@
-"""Checkpoints with random weights, for what does not depend on the values."""
+"""Checkpoints with random weights, for tests that do not depend on the weights' values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from training.smolvlm_checkpoint import (
 
 
 def random_smolvlm(folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
-    """A pocket-sized SmolVLM that has learned nothing; it rarely ends an answer by itself.
+    """Write a pocket-sized SmolVLM, which rarely ends an answer by itself.
 
     ``scale`` widens the initial weights, so that the answers vary.
     """
@@ -50,7 +50,7 @@ def random_smolvlm(folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
 
 
 def random_first_generation(folder: Path) -> Path:
-    """The same as the first SmolVLM checkpoints are published: as transformers' Idefics3."""
+    """Write a random SmolVLM in the format of the first published checkpoints: Idefics3."""
     tokenizer = pocket_tokenizer()
     config = pocket_config(tokenizer)
     model = Idefics3ForConditionalGeneration(
@@ -75,7 +75,7 @@ def random_first_generation(folder: Path) -> Path:
 
 
 def random_qwen2_5_vl(folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
-    """A pocket-sized Qwen2.5-VL that has learned nothing; see :func:`random_smolvlm`."""
+    """Write a pocket-sized Qwen2.5-VL; see :func:`random_smolvlm`."""
     torch.manual_seed(seed)
     tokenizer = qwen2_5_vl_checkpoint.pocket_tokenizer()
     model = Qwen2_5_VLForConditionalGeneration(qwen2_5_vl_checkpoint.pocket_config(tokenizer))
@@ -149,14 +149,14 @@ MOONDREAMS = {
     ),
 }
 """Moondream's two configurations, scaled down."""
-SAID_OFTEN = np.array([4, 0, 0, 3, 0, 8, 0, 5, 0, 5], np.float32)
+FREQUENT_TOKENS_BIAS = np.array([4, 0, 0, 3, 0, 8, 0, 5, 0, 5], np.float32)
+"""Added to the first tokens' biases, so that answers end and reasoning points at something."""
 
 
 def random_moondream(
     folder: Path, config: MoondreamConfig = MOONDREAMS["2b"], seed: int = 0
 ) -> Path:
-    """A Moondream whose weights are noise, drawn by numpy so that they are the same everywhere. Its
-    tokens are bytes."""
+    """Write a Moondream with random weights, the same on every machine. Its tokens are bytes."""
     rng = np.random.default_rng(seed)
     tensors = {name: _noise(name, shape, rng) for name, shape in tensor_shapes(config).items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def random_moondream(
 def _noise(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
     values = rng.standard_normal(shape, np.float32)
     if name == "text.lm_head.bias":
-        values[:10] += SAID_OFTEN  # so that answers end, and thoughts point at something
+        values[:10] += FREQUENT_TOKENS_BIAS
         return values
     if name.endswith(("ln.weight", "ln1.weight", "ln2.weight")):
         values = 1 + values / np.float32(10)

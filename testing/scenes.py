@@ -10,7 +10,7 @@ from models.pocket.scenes import Scene, random_scene
 
 
 def draw_scene(seed: int, max_side: int = 512) -> tuple[Scene, bytes, str]:
-    """A scene, its picture file, and the same as a data URL."""
+    """Return a random scene, its picture file, and that file as a data URL."""
     rng = random.Random(seed)
     scene = random_scene(rng, max_side)
     data, media_type = encode(draw(scene, rng), rng)

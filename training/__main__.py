@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from models.registry import POCKET
+from models.registry import pocket_folder
 from training import moondream, qwen2_5_vl, smolvlm
 from training.trainer import Settings, train
 
-FAMILIES = {"moondream": moondream, "smolvlm": smolvlm, "qwen2_5_vl": qwen2_5_vl}
+RECIPES = {"moondream": moondream, "smolvlm": smolvlm, "qwen2_5_vl": qwen2_5_vl}
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         prog="python -m training",
         description="Train the pocket checkpoint of a family, and resume an interrupted run.",
     )
-    parser.add_argument("family", choices=list(FAMILIES))
+    parser.add_argument("family", choices=list(RECIPES))
     parser.add_argument(
         "--minutes",
         type=float,
@@ -43,12 +43,12 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    family = FAMILIES[arguments.family]
+    recipe = RECIPES[arguments.family]
     settings = dataclasses.replace(
-        family.Settings(), minutes=arguments.minutes, seed=arguments.seed
+        recipe.Settings(), minutes=arguments.minutes, seed=arguments.seed
     )
-    trainer = family.Trainer(settings, arguments.work / arguments.family)
-    train(trainer, arguments.out or POCKET / arguments.family)
+    trainer = recipe.Trainer(settings, arguments.work / arguments.family)
+    train(trainer, arguments.out or pocket_folder(arguments.family))
 
 
 if __name__ == "__main__":

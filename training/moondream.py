@@ -278,7 +278,11 @@ def row(
         segments.append(prompts.build_localization(task, random_subject(scene, rng), picture))
     segments.append(_question_about_reference(picture, prompts, rng))
     reasoned = rng.choice(
-        [question for question in questions(scene, rng) if _is_answerable(question.kind, picture)]
+        [
+            question
+            for question in questions(scene, rng)
+            if _is_answerable(question.category, picture)
+        ]
     )
     segments.append(prompts.build_reasoning(reasoned.text, picture, reasoned.answer))
     return Row(prompts.prefix, [index], list(segments))

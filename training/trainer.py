@@ -95,7 +95,8 @@ def build_examples(scene: Scene, rng: random.Random) -> list[Example]:
         for length in LENGTHS
     ]
     result += [
-        Example(question.kind, question.text, question.answer) for question in questions(scene, rng)
+        Example(question.category, question.text, question.answer)
+        for question in questions(scene, rng)
     ]
     result += build_auxiliary_examples(scene, rng)
     length = rng.choice(LENGTHS)
@@ -118,14 +119,14 @@ def build_auxiliary_examples(scene: Scene, rng: random.Random) -> list[Example]:
     color = next(shape.color for shape in scene.shapes if shape.cell == cell)
     result.append(Example("aid", f"What color is at the {CELLS[cell]}?", color))
     any_cell = ask_shape(scene, rng, rng.randrange(9))
-    result.append(Example(any_cell.kind, any_cell.text, any_cell.answer))
+    result.append(Example(any_cell.category, any_cell.text, any_cell.answer))
     colors = Counter(shape.color for shape in scene.shapes)
     for shape in scene.shapes:
         if colors[shape.color] == 1:
             result.append(Example("aid", f"What shape is {shape.color}?", shape.kind))
     color_question = ask_color(scene, rng)
     if color_question is not None:
-        result.append(Example(color_question.kind, color_question.text, color_question.answer))
+        result.append(Example(color_question.category, color_question.text, color_question.answer))
     return result
 
 

@@ -152,7 +152,7 @@ def gap(bench: Bench) -> Iterator[Row]:
     )
 
 
-def again(bench: Bench) -> Iterator[Row]:
+def same_picture(bench: Bench) -> Iterator[Row]:
     """Two questions about the same picture, one after the other."""
     for name, detail, pictures in (("one tile", Detail.LOW, 5), ("many tiles", Detail.HIGH, 2)):
         count = bench.cap_requests(pictures)
@@ -173,7 +173,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "many_tiles": many_tiles,
     "decode": decode,
     "gap": gap,
-    "again": again,
+    "same_picture": same_picture,
 }
 DEFAULT_ROWS = {"smolvlm": tuple(ROWS), "qwen2_5_vl": ("one_tile", "decode")}
 """Workloads of each family that run if none is named."""

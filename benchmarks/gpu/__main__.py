@@ -17,9 +17,9 @@ import transformers
 
 import benchmarks.gpu
 from benchmarks.gpu.card import describe
-from benchmarks.gpu.results import Part, Results
+from benchmarks.gpu.results import Results, StagePart
 from benchmarks.gpu.setup import Setup
-from benchmarks.gpu.subjects import FAMILIES
+from benchmarks.gpu.subjects import FAMILY_BY_MODEL
 
 STAGES = ("right", "shares", "fast", "why")
 
@@ -42,9 +42,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--models",
-        type=_parse_subset(FAMILIES),
-        default=tuple(FAMILIES),
-        help=f"comma-separated, of {','.join(FAMILIES)}",
+        type=_parse_subset(FAMILY_BY_MODEL),
+        default=tuple(FAMILY_BY_MODEL),
+        help=f"comma-separated, of {','.join(FAMILY_BY_MODEL)}",
     )
     parser.add_argument(
         "--minutes", type=float, default=8.0, help="skip the parts that would start later than this"
@@ -77,9 +77,9 @@ def main() -> int:
     return int(results.failed)
 
 
-def _import_parts(stage: str) -> Callable[[Setup], Iterator[Part]]:
+def _import_parts(stage: str) -> Callable[[Setup], Iterator[StagePart]]:
     """Import a stage only when it runs: a stage that is left out need not be importable."""
-    parts: Callable[[Setup], Iterator[Part]] = import_module(f"benchmarks.gpu.{stage}").parts
+    parts: Callable[[Setup], Iterator[StagePart]] = import_module(f"benchmarks.gpu.{stage}").parts
     return parts
 
 

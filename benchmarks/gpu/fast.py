@@ -14,9 +14,9 @@ from benchmarks.engine.generate import Generate
 from benchmarks.engine.limits import measure_seconds, run_in_thread
 from benchmarks.engine.load import Percentiles
 from benchmarks.gpu.loads import Frontend, Measurement, Workload, measure
-from benchmarks.gpu.results import Line, Part, make_goal_line
+from benchmarks.gpu.results import Line, StagePart, make_goal_line
 from benchmarks.gpu.setup import Setup
-from benchmarks.gpu.subjects import FAMILIES
+from benchmarks.gpu.subjects import FAMILY_BY_MODEL
 from raylens.core.types import Caption, Query
 
 VGA = (640, 480)
@@ -62,16 +62,16 @@ SHORTENING = 4
 """``generate`` stops at this fraction of the tokens for a single request, which is slow."""
 
 
-def parts(setup: Setup) -> Iterator[Part]:
+def parts(setup: Setup) -> Iterator[StagePart]:
     batches = (4, 1) if setup.is_tiny else (64, 16, 1)
-    yield Part("limits", partial(_measure_card, setup))
+    yield StagePart("limits", partial(_measure_card, setup))
     for name in setup.models:
         decode = partial(_measure_decode, setup, name, batches[::-1])
-        yield Part(f"{name}, decode", decode)
+        yield StagePart(f"{name}, decode", decode)
         yield from _load_parts(setup, name, WORKLOADS[name], batches)
     for some_batches in (batches[:1], batches[1:]):
         for name in setup.models:
-            if FAMILIES[name] != "moondream":  # transformers has no Moondream
+            if FAMILY_BY_MODEL[name] != "moondream":  # transformers has no Moondream
                 yield from _generate_parts(setup, name, some_batches)
     for name in setup.models:
         yield from _load_parts(setup, name, EXTRA_WORKLOADS.get(name, ()), batches)
@@ -79,19 +79,19 @@ def parts(setup: Setup) -> Iterator[Part]:
 
 def _load_parts(
     setup: Setup, name: str, workloads: Sequence[Workload], batches: Sequence[int]
-) -> Iterator[Part]:
+) -> Iterator[StagePart]:
     for workload in workloads:
         scaled = _scale_workload(setup, workload)
         for in_flight in batches:
             load = partial(_measure_load, setup, name, scaled, in_flight)
-            yield Part(f"{name}, {scaled}, {in_flight} in flight", load)
+            yield StagePart(f"{name}, {scaled}, {in_flight} in flight", load)
 
 
-def _generate_parts(setup: Setup, name: str, batches: Sequence[int]) -> Iterator[Part]:
+def _generate_parts(setup: Setup, name: str, batches: Sequence[int]) -> Iterator[StagePart]:
     workload = _scale_workload(setup, WORKLOADS[name][0])
     for batch in batches:
         generate = partial(_measure_generate, setup, name, workload, batch)
-        yield Part(f"{name}, generate, batch {batch}", generate)
+        yield StagePart(f"{name}, generate, batch {batch}", generate)
 
 
 def _scale_workload(setup: Setup, workload: Workload) -> Workload:

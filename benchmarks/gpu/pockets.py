@@ -18,7 +18,7 @@ from benchmarks.engine.checkpoint import TRANSFORMERS_CLASSES
 from models.moondream import model as moondream
 from models.options import LoadOptions
 from models.qwen2_5_vl.model import Qwen2_5_VL
-from models.registry import POCKET
+from models.registry import pocket_folder
 from models.smolvlm.model import SmolVLM
 from raylens.engine.model import Model
 
@@ -34,7 +34,7 @@ def load_pocket(family: str, **options: Any) -> Model:
 
     ``options`` are fields of :class:`models.options.LoadOptions`.
     """
-    return load_checkpoint(family, POCKET / family, LoadOptions(**options))
+    return load_checkpoint(family, pocket_folder(family), LoadOptions(**options))
 
 
 def load_checkpoint(family: str, folder: Path, options: LoadOptions) -> Model:

@@ -31,7 +31,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Part:
+class StagePart:
     """A check or measurement that succeeds or fails independently of the others."""
 
     name: str
@@ -73,7 +73,7 @@ class Results:
     def failed(self) -> bool:
         return any(result.state == "failed" for result in self.parts)
 
-    def run(self, stage: str, part: Part) -> None:
+    def run(self, stage: str, part: StagePart) -> None:
         """Run a part, or skip it if the budget is spent. An exception is reported and stored."""
         result = PartResult(stage, part.name)
         self.parts.append(result)

@@ -30,7 +30,7 @@ from benchmarks.gpu.answers import (
 )
 from benchmarks.gpu.drift import measure_drift
 from benchmarks.gpu.pockets import load_checkpoint, load_pocket
-from benchmarks.gpu.results import Line, Part
+from benchmarks.gpu.results import Line, StagePart
 from benchmarks.gpu.setup import Setup
 from models.flash import SequenceBounds, flash_attention, has_flash_attention
 from models.fused import apply_rope_, has_fused_kernels, silu_and_mul
@@ -39,7 +39,7 @@ from models.moondream.model import Moondream
 from models.options import LoadOptions
 from models.qwen2_5_vl import verify as qwen2_5_vl_verify
 from models.qwen2_5_vl.model import Qwen2_5_VL
-from models.registry import POCKET
+from models.registry import pocket_folder
 from models.smolvlm import verify as smolvlm_verify
 from raylens.core.types import Caption, Detect, Point, Query, SamplingParams
 from raylens.engine.engine import Engine
@@ -75,26 +75,26 @@ Noise = Callable[..., Tensor]
 """Draws a random float32 tensor of a shape, on the device."""
 
 
-def parts(setup: Setup) -> Iterator[Part]:
+def parts(setup: Setup) -> Iterator[StagePart]:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False  # for the convolutions of transformers' models
-    yield Part("kernels", partial(_check_kernels, setup))
+    yield StagePart("kernels", partial(_check_kernels, setup))
     for family in setup.families:
         yield from _family_parts(setup, family)
 
 
-def _family_parts(setup: Setup, family: str) -> Iterator[Part]:
+def _family_parts(setup: Setup, family: str) -> Iterator[StagePart]:
     if family == "moondream":
         for name in MOONDREAMS:
-            yield Part(f"{family} {name}, recorded", partial(_check_recorded, setup, name))
+            yield StagePart(f"{family} {name}, recorded", partial(_check_recorded, setup, name))
     else:
         for weights in ("pocket", "random"):
             check = partial(_check_batching, setup, family, weights)
-            yield Part(f"{family} {weights}, changing batches", check)
-    yield Part(f"{family}, all categories", partial(_check_categories, setup, family))
-    yield Part(f"{family}, CUDA graphs", partial(_check_graphs, setup, family))
-    yield Part(f"{family}, bfloat16", partial(_check_bfloat16, setup, family))
-    yield Part(f"{family}, waits", partial(_check_waits, setup, family))
+            yield StagePart(f"{family} {weights}, changing batches", check)
+    yield StagePart(f"{family}, all categories", partial(_check_categories, setup, family))
+    yield StagePart(f"{family}, CUDA graphs", partial(_check_graphs, setup, family))
+    yield StagePart(f"{family}, bfloat16", partial(_check_bfloat16, setup, family))
+    yield StagePart(f"{family}, waits", partial(_check_waits, setup, family))
 
 
 def _checkpoint_folder(setup: Setup, family: str, weights: str) -> Path:
@@ -103,7 +103,7 @@ def _checkpoint_folder(setup: Setup, family: str, weights: str) -> Path:
     Random weights give more varied answers.
     """
     if weights == "pocket":
-        return POCKET / family
+        return pocket_folder(family)
     folder = setup.folder / family
     if not folder.exists():
         RANDOM_CHECKPOINTS[family](folder, scale=3.0)

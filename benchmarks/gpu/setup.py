@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.gpu.card import Card, measure
 from benchmarks.gpu.pixels import start_processes
 from benchmarks.gpu.results import free
-from benchmarks.gpu.subjects import FAMILIES, Subject, build
+from benchmarks.gpu.subjects import FAMILY_BY_MODEL, Subject, build
 from benchmarks.photograph import draw_photograph
 
 Size = tuple[int, int]
@@ -45,7 +45,7 @@ class Setup:
 
     @property
     def families(self) -> list[str]:
-        return list(dict.fromkeys(FAMILIES[name] for name in self.models))
+        return list(dict.fromkeys(FAMILY_BY_MODEL[name] for name in self.models))
 
     @cached_property
     def card(self) -> Card:

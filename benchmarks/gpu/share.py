@@ -22,7 +22,7 @@ from benchmarks.gpu.answers import answer_all, is_equivalent, mixed_requests
 from benchmarks.gpu.pixels import preprocess
 from benchmarks.gpu.pockets import load_pocket
 from benchmarks.gpu.results import free
-from benchmarks.gpu.subjects import FAMILIES, Subject, build
+from benchmarks.gpu.subjects import FAMILY_BY_MODEL, Subject, build
 from benchmarks.photograph import draw_photograph
 from models.memory import kv_cache_bytes, limit_gpu_memory, report_oversized_weights, share_bytes
 from raylens.core.types import Chat, Detail, ImagePart, Message, Role, TextPart, VisionRequest
@@ -45,11 +45,11 @@ class Report:
     """KV cache budget."""
     peak: int = 0
     """Most that torch has reserved."""
-    wanted: int = 0
+    needed_kv: int = 0
     """KV cache that all requests would take together."""
     answered: int = 0
     """Number of requests of the load that were answered."""
-    asked: int = 0
+    compared: int = 0
     """Number of requests to the pocket checkpoint."""
     right: int = 0
     """Number of the pocket checkpoint's answers that equal those of the engine on the CPU."""
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--scale", choices=("full", "tiny"), default="full")
     parser.add_argument("--share", type=float, required=True)
-    parser.add_argument("--model", choices=FAMILIES, default="smolvlm2-2.2b")
+    parser.add_argument("--model", choices=FAMILY_BY_MODEL, default="smolvlm2-2.2b")
     parser.add_argument("--requests", type=int, default=64)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -124,7 +124,7 @@ async def _run_load(
     cache_tokens = sum(
         request.prompt.max_total_tokens(tokens, model.max_length) for request in prepared
     )
-    report.wanted = cache_tokens * model.kv_shape.bytes_per_token
+    report.needed_kv = cache_tokens * model.kv_shape.bytes_per_token
     async with asyncio.timeout(TIMEOUT_S):
         load = await drive([client.make_sender(request) for request in prepared], requests)
     report.answered = len(load.answers)
@@ -139,7 +139,7 @@ def _compare_answers(device: str, scale: str, report: Report) -> None:
     ]
     replies = answer_all(load_pocket("smolvlm", device=device), requests, 8, threads=1)
     cpu_replies = answer_all(load_pocket("smolvlm", device="cpu"), requests, 8, threads=1)
-    report.asked = len(requests)
+    report.compared = len(requests)
     report.right = sum(
         is_equivalent(reply, cpu_reply)
         for (reply,), (cpu_reply,) in zip(replies, cpu_replies, strict=True)

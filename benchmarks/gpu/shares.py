@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import torch
 
-from benchmarks.gpu.results import Line, Part
+from benchmarks.gpu.results import Line, StagePart
 from benchmarks.gpu.setup import Setup
 
 GIB = 2**30
@@ -28,12 +28,14 @@ LARGE_MODEL_BYTES = 16.6e9
 """Bytes of the large model's weights."""
 
 
-def parts(setup: Setup) -> Iterator[Part]:
+def parts(setup: Setup) -> Iterator[StagePart]:
     requests_alone = 3 if setup.is_tiny else 64
     requests_each = 2 if setup.is_tiny else 32
-    yield Part("engines in 0.3 and 0.35", partial(_run_engines, setup, (0.3, 0.35), requests_each))
-    yield Part("an engine in 0.3", partial(_run_engines, setup, (0.3,), requests_alone))
-    yield Part("a model that doesn't fit", partial(_load_too_large, setup))
+    yield StagePart(
+        "engines in 0.3 and 0.35", partial(_run_engines, setup, (0.3, 0.35), requests_each)
+    )
+    yield StagePart("an engine in 0.3", partial(_run_engines, setup, (0.3,), requests_alone))
+    yield StagePart("a model that doesn't fit", partial(_load_too_large, setup))
 
 
 def _run_engines(setup: Setup, shares: Sequence[float], requests: int) -> Iterator[Line]:
@@ -56,21 +58,21 @@ def _run_engines(setup: Setup, shares: Sequence[float], requests: int) -> Iterat
     for report in reports:
         answered = report["answered"]
         assert answered == requests, f"{answered} of {requests} requests were answered"
-        assert report["right"] == report["asked"], "answers differ from the CPU's"
+        assert report["right"] == report["compared"], "answers differ from the CPU's"
         if setup.is_cuda:
             assert report["peak"] <= report["bound"], "torch took more than its bound"
             if len(shares) == 1:
-                assert report["wanted"] > report["kv"], "the load did not fill the KV cache"
+                assert report["needed_kv"] > report["kv"], "the load did not fill the KV cache"
 
 
 def _report_line(report: dict[str, Any], requests: int, is_cuda: bool) -> Line:
     share = report["share"]
     kv = report["kv"] / GIB
-    wanted = report["wanted"] / GIB
+    needed = report["needed_kv"] / GIB
     phrases = [
         f"{share}: {report['answered']} of {requests} answered in {report['seconds']:.1f} s",
-        f"{report['right']} of {report['asked']} equal the CPU's",
-        f"KV cache of {kv:.2f} GiB for requests of {wanted:.2f} GiB",
+        f"{report['right']} of {report['compared']} equal the CPU's",
+        f"KV cache of {kv:.2f} GiB for requests of {needed:.2f} GiB",
     ]
     if is_cuda:
         weights = report["weights"] / GIB

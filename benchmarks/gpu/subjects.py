@@ -31,7 +31,7 @@ from raylens.engine.model import Model, PictureInput, Prompt
 from training import moondream_checkpoint
 
 DTYPE = torch.bfloat16
-FAMILIES = {
+FAMILY_BY_MODEL = {
     "qwen2.5-vl-7b": "qwen2_5_vl",
     "moondream2": "moondream",
     "qwen2.5-vl-3b": "qwen2_5_vl",
@@ -102,11 +102,11 @@ def build(name: str, scale: str, device: str, reference: bool = False) -> Subjec
     Every token that it generates has text of its own, so that each arrives as one piece.
     ``reference`` keeps transformers' modules.
     """
-    if FAMILIES[name] == "moondream":
+    if FAMILY_BY_MODEL[name] == "moondream":
         return _build_moondream(name, MOONDREAM_CONFIGS[scale], device)
     shape = CHAT_SHAPES[name, scale]
     untied = replace(shape, config=shape.config | UNTIED, text=shape.text | UNTIED)
-    checkpoint = assemble(FAMILIES[name], untied, DTYPE, device)
+    checkpoint = assemble(FAMILY_BY_MODEL[name], untied, DTYPE, device)
     config = checkpoint.model.config
     with torch.no_grad():
         checkpoint.model.lm_head.weight[_excluded_tokens(checkpoint.tokenizer)] = 0

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.engine.bench import EngineClient
 from benchmarks.gpu.fast import WORKLOADS
 from benchmarks.gpu.loads import TIMEOUT_S, Frontend, Workload, run_engine
-from benchmarks.gpu.results import Line, Part
+from benchmarks.gpu.results import Line, StagePart
 from benchmarks.gpu.setup import Setup
 from benchmarks.gpu.trace import LAUNCHES, WAITS, Trace
 from raylens.engine.async_engine import AsyncEngine
@@ -85,9 +85,9 @@ class StepRecorder:
         return [step for step in self.steps if start <= step.start and step.end <= end]
 
 
-def parts(setup: Setup) -> Iterator[Part]:
+def parts(setup: Setup) -> Iterator[StagePart]:
     for name in setup.models:
-        yield Part(name, partial(_profile_model, setup, name))
+        yield StagePart(name, partial(_profile_model, setup, name))
 
 
 def _profile_model(setup: Setup, name: str) -> Iterator[Line]:

@@ -135,7 +135,7 @@ class Scene:
 class Question:
     """A query about a scene, and its exact answer."""
 
-    kind: str
+    category: str
     """``count``, ``color``, ``shape`` or ``presence``: its row in the benchmark's table."""
     text: str
     answer: str = field(compare=False)

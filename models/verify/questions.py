@@ -98,8 +98,8 @@ def format_numbers(rows: Sequence[Sequence[float]]) -> str:
 
 def _has_the_boxes(boxes: Sequence[Sequence[float]], findings: Findings) -> bool:
     regions = [astuple(region) for region in findings.regions or ()]
-    found = sum(any(_iou(box, region) >= MIN_IOU for region in regions) for box in boxes)
-    return found == len(boxes) == len(regions)
+    matches = sum(any(_iou(box, region) >= MIN_IOU for region in regions) for box in boxes)
+    return matches == len(boxes) == len(regions)
 
 
 def _has_the_points(boxes: Sequence[Sequence[float]], findings: Findings) -> bool:

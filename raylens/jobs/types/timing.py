@@ -28,7 +28,7 @@ READING = (
 WORDING = (
     "Pictures from a worn camera were looked at, one after the other, to find when tasks are"
     " done.\n\n"
-    "Found:\n{found}\n\nSeen, in order of time:\n{seen}\n\n"
+    "Found:\n{summary}\n\nSeen, in order of time:\n{seen}\n\n"
     "Summarize in a few plain sentences what was done and when. Keep to these times."
 )
 ANSWER_TOKENS = 16
@@ -195,7 +195,7 @@ class _TimingAttempt:
             for number, task in enumerate(self._input.descriptions)
         ]
         plain_summary = _summarize_tasks(tasks)
-        prompt = WORDING.format(found=plain_summary, seen=_summarize_evidence(self._evidence))
+        prompt = WORDING.format(summary=plain_summary, seen=_summarize_evidence(self._evidence))
         summary = await self._complete(prompt)
         output = {
             "tasks": tasks,

@@ -14,21 +14,22 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from models.pocket.drawing import draw
 from models.pocket.scenes import random_scene
-from models.registry import FAMILIES, POCKET, load_model
+from models.registry import load_model, pocket_folder
 from raylens.core.config import ModelConfig
+from raylens.core.families import families
 from raylens.core.types import Caption, VisionRequest
 from raylens.engine.engine import Engine
 from raylens.engine.limits import EngineLimits
 from raylens.engine.sequence import Sequence, make_sequences
 
-SMOLVLM = POCKET / "smolvlm"
+SMOLVLM = pocket_folder("smolvlm")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_it_is_at_most_5_mb_and_has_a_model_card(family: str) -> None:
-    files = [path for path in (POCKET / family).iterdir() if path.is_file()]
+    files = [path for path in pocket_folder(family).iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 5 * 10**6
-    assert (POCKET / family / "README.md").is_file()
+    assert (pocket_folder(family) / "README.md").is_file()
 
 
 def test_plain_transformers_loads_it_and_captions_scenes() -> None:
@@ -60,13 +61,13 @@ def test_plain_transformers_loads_it_and_captions_scenes() -> None:
     assert right >= 9
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_its_logits_are_at_least_as_wide_as_its_vocabulary(family: Any) -> None:
     model = load_model(ModelConfig(name="m", family=family))
     assert model.vocab_size >= model.tokenizer.get_vocab_size()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_captions_through_the_engine_are_right(family: Any) -> None:
     model = load_model(ModelConfig(name="m", family=family))
     engine = Engine(model, EngineLimits(max_batch_size=16))

@@ -19,7 +19,7 @@ from models.qwen2_5_vl.grounding import parse_boxes, parse_points
 from models.qwen2_5_vl.model import Patches, Qwen2_5_VL, load
 from models.qwen2_5_vl.verify import generate_inputs
 from models.qwen2_5_vl.vision import Grid, window_order
-from models.registry import POCKET
+from models.registry import pocket_folder
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import (
     Caption,
@@ -124,7 +124,7 @@ def test_positions_equal_those_of_transformers(model: Qwen2_5_VL, folder: Path) 
 
 @pytest.mark.parametrize("weights", ["pocket", "random"])
 def test_answers_in_changing_batches_equal_generate_alone(folder: Path, weights: str) -> None:
-    checkpoint = POCKET / "qwen2_5_vl" if weights == "pocket" else folder
+    checkpoint = pocket_folder("qwen2_5_vl") if weights == "pocket" else folder
     model = load(str(checkpoint))
     finished = run_in_random_batches(model, random.Random(5), 200, videos=True)
     reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint)

@@ -79,7 +79,7 @@ def test_a_random_scene_is_within_its_bounds(seed) -> None:
         assert column * cell_width - 1e-6 <= x_min < x_max <= (column + 1) * cell_width + 1e-6
         assert row * cell_height - 1e-6 <= y_min < y_max <= (row + 1) * cell_height + 1e-6
     for question in questions(scene, rng):
-        if question.kind == "presence":
+        if question.category == "presence":
             name = question.text.split(maxsplit=3)[3].rstrip("?")
             is_present = name in [shape.name for shape in scene.shapes]
             assert (question.answer == "yes") == is_present

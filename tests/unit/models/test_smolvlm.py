@@ -13,7 +13,7 @@ from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditional
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-from models.registry import POCKET
+from models.registry import pocket_folder
 from models.smolvlm.model import SmolVLM, load, tile_grid
 from models.smolvlm.verify import generate_inputs
 from raylens.core.errors import InvalidRequest, UnsupportedTask
@@ -124,7 +124,7 @@ def test_a_prompt_longer_than_the_context_is_refused(model: SmolVLM) -> None:
 
 @pytest.mark.parametrize("weights", ["pocket", "random"])
 def test_answers_in_changing_batches_equal_generate_alone(folder: Path, weights: str) -> None:
-    checkpoint = POCKET / "smolvlm" if weights == "pocket" else folder
+    checkpoint = pocket_folder("smolvlm") if weights == "pocket" else folder
     model = load(str(checkpoint))
     finished = run_in_random_batches(model, random.Random(4), 200)
     reference = SmolVLMForConditionalGeneration.from_pretrained(checkpoint)

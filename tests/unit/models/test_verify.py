@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from models.registry import POCKET
+from models.registry import pocket_folder
+from models.verify.questions import normalize_text
 from models.verify.reference import Unverifiable
 from models.verify.run import verify
 from raylens.cli.main import app
@@ -17,7 +18,7 @@ from testing.checkpoints import random_moondream, random_smolvlm
 
 @pytest.mark.parametrize("family", ["smolvlm", "qwen2_5_vl"])
 def test_a_checkpoint_that_answers_as_plain_transformers_is_verified(family: str) -> None:
-    report = verify(str(POCKET / family))
+    report = verify(str(pocket_folder(family)))
     assert report.verified
     assert all(line.is_same for line in report.lines)
     assert all(line.answer == line.reference for line in report.lines if "[" not in line.answer)
@@ -32,10 +33,15 @@ def test_without_a_reference_a_model_that_sees_nothing_is_not_verified(tmp_path:
 
 
 def test_a_penalty_among_the_checkpoint_s_defaults_is_no_difference(tmp_path: Path) -> None:
-    shutil.copytree(POCKET / "smolvlm", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(pocket_folder("smolvlm"), tmp_path, dirs_exist_ok=True)
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 5.0}))
     assert verify(str(tmp_path)).verified
+
+
+def test_answers_that_differ_in_control_characters_only_are_equal() -> None:
+    assert normalize_text("\x00two  red\x1b circles\n") == normalize_text("two red\x9dcircles")
+    assert normalize_text("two red circles") != normalize_text("two red circle")
 
 
 def test_a_reference_that_is_none_is_named(tmp_path: Path) -> None:
@@ -64,7 +70,7 @@ def test_a_family_that_is_not_known_is_refused_in_one_line(tmp_path: Path) -> No
 
 
 def test_the_command_prints_a_table_and_says_yes() -> None:
-    result = CliRunner().invoke(app, ["verify", str(POCKET / "smolvlm")])
+    result = CliRunner().invoke(app, ["verify", str(pocket_folder("smolvlm"))])
     assert result.exit_code == 0
     assert "What color" in result.stdout
     assert result.stdout.rstrip().endswith("verified")

@@ -68,8 +68,8 @@ async def test_answers_are_streamed_or_whole(make, service: FakeService, task) -
     deltas = await generate(make(), request(task, max_tokens=7, temperature=0.5, top_p=0.5))
     assert [delta.text for delta in deltas] == ["two ", "red ", "circles", ""]
     assert deltas[-1].finish_reason is FinishReason.STOP
-    whole = await generate(make(), request(task, stream=False))
-    assert [delta.text for delta in whole] == ["two red circles"]
+    complete = await generate(make(), request(task, stream=False))
+    assert [delta.text for delta in complete] == ["two red circles"]
     assert service.requests[0].task == task
     sampling = service.requests[0].sampling
     assert sampling.max_tokens == 7
@@ -94,9 +94,9 @@ async def test_detect_and_point_return_findings(make, service: FakeService) -> N
 async def test_a_query_has_reasoning_and_spatial_refs(make, service: FakeService) -> None:
     service.reasoning = Reasoning("I see it", (Grounding(2, 5, (Location(0.25, 0.5),)),))
     task = Query("?", reasoning=True, spatial_refs=(Location(0.1, 0.2), Region(0.1, 0.2, 0.3, 0.4)))
-    (whole,) = await generate(make(), request(task))
-    assert whole.text == "two red circles"
-    assert whole.findings == Findings(reasoning=service.reasoning)
+    (complete,) = await generate(make(), request(task))
+    assert complete.text == "two red circles"
+    assert complete.findings == Findings(reasoning=service.reasoning)
     assert service.requests[0].task == task
 
 
@@ -149,9 +149,9 @@ async def test_an_unreachable_server_and_a_silent_one(
 
 async def test_a_chat_has_reasoning(make, service: FakeService) -> None:
     service.reasoning = Reasoning("I see it", (Grounding(2, 5, (Location(0.25, 0.5),)),))
-    (whole,) = await generate(make(), request(Chat(CHAT.messages, reasoning=True)))
-    assert whole.text == "two red circles"
-    assert whole.findings == Findings(reasoning=service.reasoning)
+    (complete,) = await generate(make(), request(Chat(CHAT.messages, reasoning=True)))
+    assert complete.text == "two red circles"
+    assert complete.findings == Findings(reasoning=service.reasoning)
     assert service.requests[0].task == Chat(CHAT.messages, reasoning=True)
 
 

@@ -114,7 +114,7 @@ def jobs_config(**settings: Any) -> JobsConfig:
 
 
 @dataclass
-class Parts:
+class QueueParts:
     """The parts of a queue. Tests inspect them, and share them between queues."""
 
     store: JobStore
@@ -135,8 +135,8 @@ class Parts:
 
 
 @pytest.fixture
-def parts() -> Parts:
-    return Parts(MemoryStore(), Blobs(f"memory://{new_id()}"), FakeService(), FakeSender())
+def parts() -> QueueParts:
+    return QueueParts(MemoryStore(), Blobs(f"memory://{new_id()}"), FakeService(), FakeSender())
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from raylens.net.address import AddressRefused
 from tests.unit.raylens.jobs.conftest import (
     URL,
     FakeSender,
-    Parts,
+    QueueParts,
     make_job,
     make_job_with_webhook,
     serving,
@@ -34,7 +34,7 @@ DIGEST = compute_digest(PICTURE)
 
 
 class TestRunning:
-    async def test_a_job_runs_and_its_output_is_stored(self, parts: Parts) -> None:
+    async def test_a_job_runs_and_its_output_is_stored(self, parts: QueueParts) -> None:
         queue = parts.make_queue()
         job = make_job("caption", {"image": make_reference(DIGEST)}, blobs=(DIGEST,))
         async with serving(queue):
@@ -46,7 +46,7 @@ class TestRunning:
         assert ended.attempts == 1
         assert parts.service.pictures == [PICTURE]
 
-    async def test_no_more_jobs_run_at_once_than_there_are_workers(self, parts: Parts) -> None:
+    async def test_no_more_jobs_run_at_once_than_there_are_workers(self, parts: QueueParts) -> None:
         parts.service.seconds = 0.02
         queue = parts.make_queue(workers=3)
         async with serving(queue):
@@ -56,7 +56,7 @@ class TestRunning:
         assert parts.service.most_at_once == 3
         assert len(parts.service.requests) == 9
 
-    async def test_an_overload_is_retried_and_attempts_are_counted(self, parts: Parts) -> None:
+    async def test_an_overload_is_retried_and_attempts_are_counted(self, parts: QueueParts) -> None:
         parts.service.errors = [Overloaded("full", "model"), Overloaded("full", "model")]
         queue = parts.make_queue()
         async with serving(queue):
@@ -64,7 +64,7 @@ class TestRunning:
             ended = await wait_until_ended(queue, job.id)
         assert (ended.state, ended.attempts, ended.problem) == (JobState.SUCCEEDED, 3, None)
 
-    async def test_invalid_input_and_bugs_are_not_retried(self, parts: Parts) -> None:
+    async def test_invalid_input_and_bugs_are_not_retried(self, parts: QueueParts) -> None:
         invalid = InvalidRequest("image: broken", "image")
         parts.service.errors = [invalid, ZeroDivisionError("a bug")]
         queue = parts.make_queue(workers=1)
@@ -79,7 +79,7 @@ class TestRunning:
         assert second.problem.code == "internal_error"
         assert "a bug" not in second.problem.message
 
-    async def test_a_job_fails_after_its_last_attempt(self, parts: Parts) -> None:
+    async def test_a_job_fails_after_its_last_attempt(self, parts: QueueParts) -> None:
         parts.service.errors = [Overloaded("full", "model")] * 9
         queue = parts.make_queue()
         async with serving(queue):
@@ -90,7 +90,7 @@ class TestRunning:
         assert ended.problem.code == "overloaded"
 
     async def test_an_attempt_that_takes_too_long_is_stopped_and_retried(
-        self, parts: Parts
+        self, parts: QueueParts
     ) -> None:
         parts.service.seconds = 5
         queue = parts.make_queue(attempt_timeout_s=0.1)
@@ -103,7 +103,7 @@ class TestRunning:
         assert parts.service.stopped == 2
         assert parts.service.running == 0
 
-    async def test_a_deadline_ends_a_running_and_a_queued_job(self, parts: Parts) -> None:
+    async def test_a_deadline_ends_a_running_and_a_queued_job(self, parts: QueueParts) -> None:
         parts.service.seconds = 5
         queue = parts.make_queue(workers=1)
         async with serving(queue):
@@ -114,7 +114,7 @@ class TestRunning:
         assert [job.problem and job.problem.code for job in ended] == ["deadline_exceeded"] * 2
         assert [job.attempts for job in ended] == [1, 0]
 
-    async def test_a_higher_priority_goes_first_but_not_forever(self, parts: Parts) -> None:
+    async def test_a_higher_priority_goes_first_but_not_forever(self, parts: QueueParts) -> None:
         now = time.time()
         ranks = {"old": now - 300, "high": now - 60, "new": now}
         jobs = {name: make_job(job_input={"question": name}, rank=ranks[name]) for name in ranks}
@@ -127,7 +127,7 @@ class TestRunning:
         questions = [getattr(request.task, "question", "") for request in parts.service.requests]
         assert questions == ["old", "high", "new"]
 
-    async def test_a_job_of_an_uninstalled_type_is_retried(self, parts: Parts) -> None:
+    async def test_a_job_of_an_uninstalled_type_is_retried(self, parts: QueueParts) -> None:
         queue = parts.make_queue()
         async with serving(queue):
             job = await queue.submit(make_job("no-such-type", max_attempts=2), {})
@@ -136,7 +136,7 @@ class TestRunning:
 
 
 class TestSubmitting:
-    async def test_a_full_queue_refuses_with_a_retry_after(self, parts: Parts) -> None:
+    async def test_a_full_queue_refuses_with_a_retry_after(self, parts: QueueParts) -> None:
         queue = parts.make_queue(capacity=1)
         await queue.submit(make_job(), {})
         for pictures in ({}, {DIGEST: PICTURE}):
@@ -145,7 +145,7 @@ class TestSubmitting:
             assert caught.value.retry_after is not None
             assert 1 <= caught.value.retry_after <= 60
 
-    async def test_a_full_queue_still_finds_a_job_by_its_key(self, parts: Parts) -> None:
+    async def test_a_full_queue_still_finds_a_job_by_its_key(self, parts: QueueParts) -> None:
         queue = parts.make_queue(capacity=1)
         first = await queue.submit(make_job(idempotency_key="k", digest="d"), {})
         repeated = make_job(idempotency_key="k", digest="d", blobs=(DIGEST,))
@@ -153,7 +153,7 @@ class TestSubmitting:
         with pytest.raises(Conflict):
             await queue.submit(make_job(idempotency_key="k", digest="e"), {})
 
-    async def test_the_pictures_are_stored_before_the_job(self, parts: Parts) -> None:
+    async def test_the_pictures_are_stored_before_the_job(self, parts: QueueParts) -> None:
         put = parts.blobs.put
         order: list[str] = []
 
@@ -175,7 +175,7 @@ class TestSubmitting:
         await parts.make_queue().submit(make_job(blobs=(DIGEST,)), {DIGEST: PICTURE})
         assert order == ["touched", "blob", "job"]
 
-    async def test_an_unknown_job_or_delivery_is_an_error(self, parts: Parts) -> None:
+    async def test_an_unknown_job_or_delivery_is_an_error(self, parts: QueueParts) -> None:
         queue = parts.make_queue()
         for method in (queue.get, queue.cancel, queue.requeue, queue.deliveries):
             with pytest.raises(UnknownJob, match="unknown job 'nothing'"):
@@ -186,7 +186,7 @@ class TestSubmitting:
 
 
 class TestCanceling:
-    async def test_a_canceled_job_in_the_queue_never_runs(self, parts: Parts) -> None:
+    async def test_a_canceled_job_in_the_queue_never_runs(self, parts: QueueParts) -> None:
         queue = parts.make_queue()
         job = await queue.submit(make_job(), {})
         assert (await queue.cancel(job.id)).state is JobState.CANCELED
@@ -194,7 +194,7 @@ class TestCanceling:
             await asyncio.sleep(0.05)
         assert parts.service.requests == []
 
-    async def test_the_attempt_at_a_canceled_job_stops(self, parts: Parts) -> None:
+    async def test_the_attempt_at_a_canceled_job_stops(self, parts: QueueParts) -> None:
         parts.service.seconds = 30
         queue = parts.make_queue()
         async with serving(queue):
@@ -206,7 +206,7 @@ class TestCanceling:
         assert parts.service.stopped == 1
         assert (await queue.get(job.id)).state is JobState.CANCELED
 
-    async def test_the_attempt_stops_in_another_process_too(self, parts: Parts) -> None:
+    async def test_the_attempt_stops_in_another_process_too(self, parts: QueueParts) -> None:
         parts.service.seconds = 30
         queue = parts.make_queue()
         other_queue = parts.make_queue()
@@ -216,7 +216,9 @@ class TestCanceling:
             await other_queue.cancel(job.id)
             await wait_until(lambda: not parts.service.running)
 
-    async def test_a_succeeded_job_can_be_neither_canceled_nor_retried(self, parts: Parts) -> None:
+    async def test_a_succeeded_job_can_be_neither_canceled_nor_retried(
+        self, parts: QueueParts
+    ) -> None:
         queue = parts.make_queue()
         async with serving(queue):
             ended = await wait_until_ended(queue, (await queue.submit(make_job(), {})).id)
@@ -224,7 +226,7 @@ class TestCanceling:
                 with pytest.raises(Conflict, match="the job is succeeded"):
                     await method(ended.id)
 
-    async def test_a_canceled_job_runs_after_a_retry(self, parts: Parts) -> None:
+    async def test_a_canceled_job_runs_after_a_retry(self, parts: QueueParts) -> None:
         queue = parts.make_queue()
         job = await queue.submit(make_job(), {})
         await queue.cancel(job.id)
@@ -258,7 +260,7 @@ class FlakyStore(MemoryStore):
 
 
 class TestFaults:
-    async def test_two_queues_never_run_the_same_job(self, parts: Parts) -> None:
+    async def test_two_queues_never_run_the_same_job(self, parts: QueueParts) -> None:
         parts.service.seconds = 0.01
         runs: dict[str, int] = {}
 
@@ -275,7 +277,7 @@ class TestFaults:
                 await wait_until_ended(other_queue, job.id)
         assert runs == {job.id: 1 for job in jobs}
 
-    async def test_the_job_of_a_dead_queue_is_run_by_another(self, parts: Parts) -> None:
+    async def test_the_job_of_a_dead_queue_is_run_by_another(self, parts: QueueParts) -> None:
         parts.service.seconds = 30
         dead_queue = parts.make_queue()
         async with serving(dead_queue):
@@ -287,7 +289,7 @@ class TestFaults:
             ended = await wait_until_ended(queue, job.id)
         assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 2)
 
-    async def test_a_lease_is_renewed_while_the_job_runs(self, parts: Parts) -> None:
+    async def test_a_lease_is_renewed_while_the_job_runs(self, parts: QueueParts) -> None:
         parts.service.seconds = 2.5
         queue = parts.make_queue()
         other_queue = parts.make_queue()
@@ -296,7 +298,7 @@ class TestFaults:
         assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 1)
         assert len(parts.service.requests) == 1
 
-    async def test_an_attempt_stops_before_its_lease_expires(self, parts: Parts) -> None:
+    async def test_an_attempt_stops_before_its_lease_expires(self, parts: QueueParts) -> None:
         """A queue that can't reach the store must assume that another has claimed its job."""
         store = FlakyStore()
         parts.store = store
@@ -315,7 +317,7 @@ class TestFaults:
             ended = await wait_until_ended(queue, job.id)
         assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 2)
 
-    async def test_a_result_survives_a_failing_store(self, parts: Parts) -> None:
+    async def test_a_result_survives_a_failing_store(self, parts: QueueParts) -> None:
         store = FlakyStore()
         parts.store = store
         parts.service.seconds = 0.1
@@ -330,7 +332,9 @@ class TestFaults:
         assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 1)
         assert len(parts.service.requests) == 1
 
-    async def test_progress_that_cannot_be_stored_does_not_fail_the_job(self, parts: Parts) -> None:
+    async def test_progress_that_cannot_be_stored_does_not_fail_the_job(
+        self, parts: QueueParts
+    ) -> None:
         store = FlakyStore()
         parts.store = store
 
@@ -347,7 +351,9 @@ class TestFaults:
             ended = await wait_until_ended(queue, job.id)
         assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 1)
 
-    async def test_a_job_is_not_retried_while_an_attempt_may_still_run(self, parts: Parts) -> None:
+    async def test_a_job_is_not_retried_while_an_attempt_may_still_run(
+        self, parts: QueueParts
+    ) -> None:
         parts.service.seconds = 30
         queue = parts.make_queue(lease_s=2)
         other_queue = parts.make_queue()
@@ -367,7 +373,9 @@ class TestFaults:
             assert (await wait_until_ended(queue, job.id)).state is JobState.SUCCEEDED
         assert parts.service.most_at_once == 1
 
-    async def test_a_claim_that_takes_most_of_its_lease_starts_nothing(self, parts: Parts) -> None:
+    async def test_a_claim_that_takes_most_of_its_lease_starts_nothing(
+        self, parts: QueueParts
+    ) -> None:
         class SlowStore(MemoryStore):
             is_slow = True
 
@@ -385,7 +393,7 @@ class TestFaults:
         assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 2)
         assert len(parts.service.requests) == 1
 
-    async def test_an_io_error_is_retried(self, parts: Parts) -> None:
+    async def test_an_io_error_is_retried(self, parts: QueueParts) -> None:
         parts.service.errors = [OSError("I/O error")]
         queue = parts.make_queue()
         async with serving(queue):
@@ -393,7 +401,7 @@ class TestFaults:
         assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 2)
 
     async def test_a_submission_that_cannot_be_stored_does_not_fail_others(
-        self, parts: Parts
+        self, parts: QueueParts
     ) -> None:
         put = parts.blobs.put
 
@@ -410,7 +418,9 @@ class TestFaults:
         results = await queue.submit_all(submissions)
         assert [type(result) for result in results] == [Job, Job, Job, Overloaded, Job, Job]
 
-    async def test_the_times_of_a_new_job_are_moved_to_the_stores_clock(self, parts: Parts) -> None:
+    async def test_the_times_of_a_new_job_are_moved_to_the_stores_clock(
+        self, parts: QueueParts
+    ) -> None:
         early = time.time() - 100
         job = make_job(created_at=early, rank=early - 60, deadline=early + 50)
         stored = await parts.make_queue().submit(job, {})
@@ -418,7 +428,7 @@ class TestFaults:
         assert stored.deadline - stored.created_at == pytest.approx(50)
         assert stored.created_at - stored.rank == pytest.approx(60)
 
-    async def test_a_result_under_an_old_fence_is_discarded(self, parts: Parts) -> None:
+    async def test_a_result_under_an_old_fence_is_discarded(self, parts: QueueParts) -> None:
         def claim_again(stored: Job) -> Transition:
             return Transition(replace(stored, fence=stored.fence + 1))
 
@@ -434,7 +444,7 @@ class TestFaults:
 
 
 class TestWatching:
-    async def test_a_watcher_gets_each_state_within_a_second(self, parts: Parts) -> None:
+    async def test_a_watcher_gets_each_state_within_a_second(self, parts: QueueParts) -> None:
         parts.service.seconds = 0.05
         queue = parts.make_queue()
         job = await queue.submit(make_job(), {})
@@ -447,13 +457,13 @@ class TestWatching:
                 states.append(job.state)
         assert states == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
 
-    async def test_a_watch_ends_at_its_time_out(self, parts: Parts) -> None:
+    async def test_a_watch_ends_at_its_time_out(self, parts: QueueParts) -> None:
         queue = parts.make_queue()
         job = await queue.submit(make_job(), {})
         assert await queue.watch(job.id, job, 0.02) == job
         assert await queue.watch(job.id, None, 5) == job
 
-    async def test_statistics(self, parts: Parts) -> None:
+    async def test_statistics(self, parts: QueueParts) -> None:
         parts.service.seconds = 0.02
         queue = parts.make_queue(capacity=7)
         empty = await queue.stats()
@@ -480,7 +490,7 @@ def answer_with_name(request: Any, pictures: Any) -> str:
 
 
 class TestBatch:
-    async def test_the_captions_are_in_the_order_of_the_pictures(self, parts: Parts) -> None:
+    async def test_the_captions_are_in_the_order_of_the_pictures(self, parts: QueueParts) -> None:
         parts.service.answer = answer_with_name
         queue = parts.make_queue(batch_concurrency=2)
         async with serving(queue):
@@ -493,7 +503,7 @@ class TestBatch:
         assert ended.progress == Progress(6, 6)
         assert parts.service.most_at_once == 2
 
-    async def test_an_invalid_picture_fails_alone(self, parts: Parts) -> None:
+    async def test_an_invalid_picture_fails_alone(self, parts: QueueParts) -> None:
         parts.service.errors = [InvalidRequest("input.images.0: broken", "input.images.0")]
         queue = parts.make_queue(batch_concurrency=1)
         async with serving(queue):
@@ -505,7 +515,7 @@ class TestBatch:
         assert ended.output["results"][0]["error"]["code"] == "invalid_request"
         assert ended.output["results"][5]["caption"] == "two circles"
 
-    async def test_the_next_attempt_resumes_after_the_last_report(self, parts: Parts) -> None:
+    async def test_the_next_attempt_resumes_after_the_last_report(self, parts: QueueParts) -> None:
         has_failed = asyncio.Event()
 
         def answer(request: Any, pictures: Any) -> str:
@@ -528,7 +538,7 @@ class TestBatch:
         # Six pictures, the one that failed, and those since the last stored report.
         assert len(parts.service.requests) < 10
 
-    async def test_a_missing_picture_is_an_error_of_its_own(self, parts: Parts) -> None:
+    async def test_a_missing_picture_is_an_error_of_its_own(self, parts: QueueParts) -> None:
         queue = parts.make_queue()
         async with serving(queue):
             job = await queue.submit(make_job("batch", BATCH), {})
@@ -538,7 +548,7 @@ class TestBatch:
 
 
 class TestWebhooks:
-    async def test_the_end_is_delivered_once_with_the_output(self, parts: Parts) -> None:
+    async def test_the_end_is_delivered_once_with_the_output(self, parts: QueueParts) -> None:
         queue = parts.make_queue()
         async with serving(queue):
             job = await queue.submit(make_job_with_webhook(), {})
@@ -555,7 +565,7 @@ class TestWebhooks:
         assert (delivery.status, delivery.attempts) == (204, 1)
 
     async def test_the_start_if_enabled_and_a_cancellation_are_delivered(
-        self, parts: Parts
+        self, parts: QueueParts
     ) -> None:
         parts.service.seconds = 30
         queue = parts.make_queue(webhooks={"started": True})
@@ -568,7 +578,7 @@ class TestWebhooks:
         assert events == {"job.started", "job.canceled"}
 
     async def test_a_failed_delivery_is_retried_after_the_longer_of_schedule_and_retry_after(
-        self, parts: Parts
+        self, parts: QueueParts
     ) -> None:
         parts.sender = FakeSender([503, 204], {"retry-after": "1"})
         queue = parts.make_queue()
@@ -601,7 +611,7 @@ class TestWebhooks:
         ],
     )
     async def test_the_result_of_an_attempt_is_stored(
-        self, parts: Parts, status: int | Exception, state: DeliveryState, problem: str
+        self, parts: QueueParts, status: int | Exception, state: DeliveryState, problem: str
     ) -> None:
         parts.sender = FakeSender([status])
         queue = parts.make_queue()
@@ -615,7 +625,7 @@ class TestWebhooks:
         assert delivery.attempts == 1
 
     async def test_a_dead_receiver_delays_neither_jobs_nor_other_webhooks(
-        self, parts: Parts
+        self, parts: QueueParts
     ) -> None:
         class HalfDeadSender(FakeSender):
             async def post(
@@ -638,7 +648,7 @@ class TestWebhooks:
         assert sum("dead" in url for url, _, _ in parts.sender.sent) == 2
 
     async def test_an_interrupted_delivery_is_sent_again_after_a_restart(
-        self, parts: Parts
+        self, parts: QueueParts
     ) -> None:
         parts.sender = FakeSender(seconds=30)
         dead_queue = parts.make_queue(webhooks={"timeout_s": 0.2})
@@ -653,7 +663,7 @@ class TestWebhooks:
             (delivery,) = await queue.deliveries(job.id)
         assert delivery.state is DeliveryState.DELIVERED
 
-    async def test_an_unexpected_error_counts_as_an_attempt(self, parts: Parts) -> None:
+    async def test_an_unexpected_error_counts_as_an_attempt(self, parts: QueueParts) -> None:
         parts.sender = FakeSender([ZeroDivisionError("a bug")])
         queue = parts.make_queue()
         async with serving(queue):
@@ -664,7 +674,7 @@ class TestWebhooks:
         assert (delivery.attempts, delivery.problem) == (1, "ZeroDivisionError")
         assert delivery.next_at > time.time() + 4
 
-    async def test_a_slow_response_is_a_failed_attempt(self, parts: Parts) -> None:
+    async def test_a_slow_response_is_a_failed_attempt(self, parts: QueueParts) -> None:
         parts.sender = FakeSender(seconds=30)
         queue = parts.make_queue(webhooks={"timeout_s": 0.05})
         async with serving(queue):
@@ -675,7 +685,7 @@ class TestWebhooks:
         assert "no answer within 0.05 s" in (delivery.problem or "")
 
 
-async def test_old_jobs_and_their_pictures_are_removed(parts: Parts) -> None:
+async def test_old_jobs_and_their_pictures_are_removed(parts: QueueParts) -> None:
     queue = parts.make_queue(result_ttl_s=0.01)
     job = await queue.submit(make_job(blobs=(DIGEST,)), {DIGEST: PICTURE})
     await queue.cancel(job.id)
