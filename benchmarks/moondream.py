@@ -210,7 +210,7 @@ class Bench:
 
     def _run_engine(self, side: int, count: int, in_flight: int) -> LoadResult:
         limits = EngineLimits(max_batch_size=in_flight, kv_bytes=KV_BYTES)
-        engine = AsyncEngine(self.model, limits, max_waiting=64, threads=self.options.threads)
+        engine = AsyncEngine(self.model, limits, max_waiting=64, num_threads=self.options.threads)
         client = EngineClient(engine)
 
         def make_sender(picture: Pixels) -> Send:

@@ -20,38 +20,43 @@ logger = logging.getLogger(__name__)
 HEAD_RESOURCE = "node:__internal_head__"
 """The resource that Ray gives to its head node only."""
 MAX_INGRESS_STARTS = 3
-"""Attempts to start the ingress and its job queue before the application has failed. Serve waits up
-to a minute between two."""
+"""Number of attempts to start the ingress and its job queue before Serve marks the application as
+failed. Serve waits up to a minute between attempts."""
 MAX_QUEUE_CALLS = 4096
-"""Concurrent calls of the job queue; each watched event stream is one."""
+"""Maximum concurrent calls to the job queue. Each open event stream counts as one."""
 REMOTE_MODEL_CPUS = 0.1
-"""CPUs of a replica whose model is on another server, unless the config file sizes it."""
+"""CPUs reserved by a replica that proxies a remote model, unless the Serve config file overrides
+it."""
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """Build the graph: Ingress → Preprocessor → one VisionModel for each of ``models``, and the job
-    queue's actor beside the ingress.
+    """Build the graph: Ingress → Preprocessor → one VisionModel for each of ``models``.
 
-    ``args`` is a :class:`raylens.core.config.AppConfig`, to which :mod:`raylens.core.environment`
-    may add. The ``deployments`` section of a Serve config file sizes each deployment by its name:
-    ``Ingress``, ``Preprocessor``, and the name of each model.
+    If jobs are enabled, the job queue is an actor of the ingress deployment.
 
-    Raises pydantic's ``ValidationError``, which names what is wrong with ``args``.
+    ``args`` holds the fields of an :class:`AppConfig`; environment variables may add to them (see
+    :mod:`raylens.core.environment`). The ``deployments`` section of a Serve config file sizes each
+    deployment by its name: ``Ingress``, ``Preprocessor``, and the name of each model.
+
+    Raises pydantic's ``ValidationError``, which names the invalid fields of ``args``.
     """
     config, notes = load_config(args)
     for note in notes:
         logger.warning(note)
     preprocessor = serve.deployment(Preprocessor).options(name="Preprocessor").bind(config)
-    models = {model.name: _vision_model(model, config.log_level) for model in config.models}
-    actors = [job_queue(config, args)] if config.jobs.enabled else []
+    model_apps = {
+        model.name: _bind_vision_model(model, config.log_level) for model in config.models
+    }
+    actors = [job_queue_actor_config(config, args)] if config.jobs.enabled else []
     ingress = serve.deployment(Ingress).options(
         name="Ingress", deployment_actors=actors, max_constructor_retry_count=MAX_INGRESS_STARTS
     )
-    return ingress.bind(config, preprocessor, models)
+    return ingress.bind(config, preprocessor, model_apps)
 
 
-def _vision_model(model: ModelConfig, log_level: str) -> Application:
-    # A handle's queue ignores priorities and deadlines, so requests wait in the engine instead.
+def _bind_vision_model(model: ModelConfig, log_level: str) -> Application:
+    # A handle's queue ignores priorities and deadlines. The replica therefore accepts as many
+    # requests as the engine can hold, and they wait there.
     options: dict[str, Any] = {"max_ongoing_requests": model.max_batch_size + model.max_waiting}
     if model.runtime in ("openai", "cloud"):
         options["ray_actor_options"] = {"num_cpus": REMOTE_MODEL_CPUS}
@@ -59,12 +64,14 @@ def _vision_model(model: ModelConfig, log_level: str) -> Application:
     return deployment.bind(model, log_level)
 
 
-def job_queue(config: AppConfig, args: dict[str, Any]) -> DeploymentActorConfig:
-    """Configure the job queue's actor.
+def job_queue_actor_config(config: AppConfig, args: dict[str, Any]) -> DeploymentActorConfig:
+    """Return the configuration of the job queue's actor.
 
-    Files tie it to the head node, which outlives the others. The actor loads ``args`` and the
-    environment itself: its arguments are visible in Ray's dashboard, and the environment may hold
-    passwords.
+    Passes the raw ``args``, not the loaded config: actor arguments are visible in Ray's dashboard,
+    and the config may contain passwords from environment variables. The actor reads those itself.
+
+    A queue that stores files on a local disk is pinned to the head node, which outlives the other
+    nodes.
     """
     resources = {"resources": {HEAD_RESOURCE: 0.001}} if config.jobs.is_tied_to_a_node else {}
     return DeploymentActorConfig(

@@ -25,19 +25,19 @@ class PrometheusEngineMetrics(EngineMetrics):
         gauge = partial(_make_metric, metrics.Gauge, model)
         counter = partial(_make_metric, metrics.Counter, model)
         histogram = partial(_make_metric, metrics.Histogram, model)
-        self._waiting = gauge("waiting", "Sequences that are waiting for a slot in the batch")
-        self._running = gauge("running", "Sequences in prefill or decoding")
-        self._kv_bytes = gauge("kv_cache_bytes", "Bytes of the KV cache in use by sequences")
+        self._waiting = gauge("waiting", "Answers that are waiting for a slot in the batch")
+        self._running = gauge("running", "Admitted answers, including those in prefill")
+        self._kv_bytes = gauge("kv_cache_bytes", "Bytes of the KV cache in use by answers")
         self._feature_bytes = gauge("feature_cache_bytes", "Bytes of the cache of picture features")
         self._prefix_bytes = gauge("prefix_cache_bytes", "Bytes of the prefix cache")
         self._first_token_seconds = histogram(
             "time_to_first_token_seconds",
-            "Time from a sequence's arrival in the engine to its first token",
+            "Time from an answer's arrival in the engine to its first token",
             boundaries=_SECONDS,
         )
         self._step_seconds = histogram(
             "inter_token_seconds",
-            "Time between two consecutive decode steps of running sequences",
+            "Time between two consecutive decode steps of running answers",
             boundaries=_SECONDS,
         )
         self._batch_size = histogram("batch_size", "Rows of a decode step", boundaries=_ROWS)
@@ -68,8 +68,8 @@ class PrometheusEngineMetrics(EngineMetrics):
     def record_first_token(self, seconds: float) -> None:
         self._first_token_seconds.observe(seconds)
 
-    def record_step(self, batch: int, seconds: float | None) -> None:
-        self._batch_size.observe(batch)
+    def record_step(self, batch_size: int, seconds: float | None) -> None:
+        self._batch_size.observe(batch_size)
         if seconds is not None:
             self._step_seconds.observe(seconds)
 

@@ -34,8 +34,8 @@ class EngineRuntime(Runtime):
     """Loads a model, warms it up, and runs it in an :class:`AsyncEngine`."""
 
     def __init__(self, config: ModelConfig, metrics: EngineMetrics) -> None:
-        threads = config.threads or torch.get_num_threads()
-        # Only the engine's thread computes with several threads. AsyncEngine explains why.
+        num_threads = config.threads or torch.get_num_threads()
+        # Only the engine's thread runs multi-threaded torch operations; see AsyncEngine.
         torch.set_num_threads(1)
         gpus = float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
         limit_gpu_memory(pick_device(config.device), gpus)
@@ -46,7 +46,7 @@ class EngineRuntime(Runtime):
         limits = engine_limits(config, self._model, gpus)
         warm_up(self._model, limits)
         self._engine = AsyncEngine(
-            self._model, limits, config.max_waiting, config.retry_after_s, metrics, threads
+            self._model, limits, config.max_waiting, config.retry_after_s, metrics, num_threads
         )
         logger.info("the KV cache has a budget of %.0f MiB", limits.kv_bytes / MIB)
 
@@ -81,7 +81,7 @@ def engine_limits(config: ModelConfig, model: Model, gpus: float) -> EngineLimit
         kv_bytes=kv_cache_bytes(model.device, gpus, other_caches, config.kv_cache),
         feature_bytes=config.feature_cache,
         prefix_bytes=config.prefix_cache,
-        prefill_tokens=config.max_prefill_tokens,
+        max_prefill_tokens=config.max_prefill_tokens,
         max_prefill_slice_s=config.max_prefill_slice_s,
     )
 

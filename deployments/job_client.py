@@ -22,7 +22,7 @@ RESTART_S = 20.0
 RECONNECT_S = 0.25
 """Pause between two attempts to reach the actor, in seconds."""
 CALL_S = 60.0
-"""Time-out of a call, in seconds."""
+"""Timeout of a call, in seconds."""
 RETRY_AFTER_S = 5.0
 """``Retry-After`` if the queue can't be reached, in seconds."""
 MAX_SHARED_BYTES = 64 * 1024
@@ -61,9 +61,9 @@ class JobQueueClient(JobService):
         return await self._call("get", job_id)
 
     async def list_jobs(
-        self, states: Collection[JobState], limit: int, before: str | None
+        self, states: Collection[JobState], limit: int, before_id: str | None
     ) -> list[Job]:
-        return await self._call("list_jobs", frozenset(states), limit, before)
+        return await self._call("list_jobs", frozenset(states), limit, before_id)
 
     async def cancel(self, job_id: str) -> Job:
         return await self._call("cancel", job_id)

@@ -70,7 +70,7 @@ class VisionModel:
     async def info(self) -> ModelInfo:
         return ModelInfo(
             name=self._config.name,
-            checkpoint=self._config.checkpoint,
+            checkpoint=self._config.remote.model or self._config.checkpoint,
             family=self._config.family,
             device=self._runtime.device,
             tasks=tuple(sorted(self._runtime.tasks)),

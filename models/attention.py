@@ -1,8 +1,8 @@
 """Attention of a decoder's tokens to the KV cache.
 
-:class:`AttentionBackend` knows the device, and chooses for each step a :class:`CacheAttention`. A
-layer calls that with its fused query-key-value product. Only this module and
-:mod:`models.packed` know how rows of the cache are laid out.
+:class:`AttentionBackend` creates a :class:`CacheAttention` for each step, the fastest one on the
+device. A layer calls it with its fused query-key-value product. Only this module and
+:mod:`models.packed` depend on the memory layout of the cache's rows.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from torch.nn.attention.bias import causal_lower_right
 from models.flash import SequenceBounds, flash_attention, has_flash_attention
 from models.operations import attention
 from models.packed import CacheAddresses, PackedChunks, are_whole_prompts
-from models.rope import CosSin, Rotary, RotaryEmbedding
+from models.rope import CosSin, RopeParameters, RotaryEmbedding
 from raylens.engine.model import KVRows, KVShape, PrefillChunk
 
 KV_STEP = 32
-"""Keys are read in multiples of this length, so that matrix products come in few shapes."""
+"""The number of keys read is a multiple of this, so that matrix products have few shapes."""
 
 
 @dataclass(frozen=True)
 class DecodeBatch:
     """Rows of one arena that are decoded together."""
 
-    layers: Sequence[Tensor]
-    """The arena's layers, each (2, rows, heads, capacity, head size)."""
-    rows: int
+    layer_kv: Sequence[Tensor]
+    """For each layer (2, rows, kv heads, capacity, head_dim)."""
+    num_rows: int
     padded_kv_len: int
-    """Tokens that are read of every row; 0 if flash attention reads each row's own length."""
+    """Number of tokens read from every row; 0 if flash attention reads each row's own length."""
 
 
 class AttentionBackend:
     """Creates the attention of prefill and decode steps for one decoder on one device."""
 
-    def __init__(self, shape: KVShape, heads: int, rotary: Rotary) -> None:
+    def __init__(self, shape: KVShape, num_query_heads: int, rope: RopeParameters) -> None:
         device = torch.device(shape.device)
         self.shape = shape
-        self.heads = heads
-        self.rope = RotaryEmbedding(rotary, heads, shape)
+        self.num_query_heads = num_query_heads
+        self.rope = RotaryEmbedding(rope, num_query_heads, shape)
         self.is_on_gpu = device.type == "cuda"
         self.has_flash = has_flash_attention(device, shape.dtype, shape.head_dim)
 
@@ -59,36 +59,41 @@ class AttentionBackend:
 
     def cached_prefill(
         self,
-        layers: Sequence[Tensor],
+        arena_kv: Sequence[Tensor],
         packed: PackedChunks,
         addresses: CacheAddresses,
         cos_sin: CosSin,
     ) -> CacheAttention:
-        """Return the attention of chunks whose rows share an arena. A CUDA graph can replay it."""
-        return CachedPrefill(self, cos_sin, layers, packed, addresses)
+        """Return the attention of chunks whose rows share an arena. Can be captured in a CUDA
+        graph."""
+        return CachedPrefill(self, cos_sin, arena_kv, packed, addresses)
 
     def decode(
         self, batches: Sequence[DecodeBatch], lengths: Tensor, cos_sin: CosSin
     ) -> CacheAttention:
-        """Return the attention of one new token a row, behind ``lengths``, int64 (rows,), tokens.
+        """Return the attention of one new token per row.
 
-        A CUDA graph can replay it.
+        ``lengths``, int64 (rows,), are the numbers of tokens before it. Can be captured in a CUDA
+        graph.
         """
         return DecodeAttention(self, cos_sin, batches, lengths)
 
-    def decode_batch(self, rows: KVRows, sections: int = 1, padded_rows: int = 0) -> DecodeBatch:
-        """Return all of ``rows`` as a batch, with unowned rows behind them up to ``padded_rows``.
+    def decode_batch(
+        self, kv_rows: KVRows, kv_len_buckets: int | None = None, padded_batch_size: int = 0
+    ) -> DecodeBatch:
+        """Return all of ``kv_rows`` as a batch, padded with unused rows to ``padded_batch_size``.
 
-        With ``sections``, the padded length is a multiple of that part of a row's capacity: fewer
-        lengths make fewer CUDA graphs.
+        With ``kv_len_buckets``, the padded KV length is one of at most this many sizes up to
+        the row's capacity, so that few CUDA graphs are needed.
         """
-        count = padded_rows or len(rows.lengths)
+        num_rows = padded_batch_size or len(kv_rows.lengths)
         if self.has_flash:
-            return DecodeBatch(rows.layers, count, padded_kv_len=0)
-        capacity = rows.layers[0].shape[3]
-        step = KV_STEP if sections == 1 else max(KV_STEP, capacity // sections)
-        longest = max(rows.lengths) + 1
-        return DecodeBatch(rows.layers, count, min(_round_up(longest, step), capacity))
+            return DecodeBatch(kv_rows.layer_kv, num_rows, padded_kv_len=0)
+        capacity = kv_rows.layer_kv[0].shape[3]
+        step = KV_STEP if kv_len_buckets is None else max(KV_STEP, capacity // kv_len_buckets)
+        longest = max(kv_rows.lengths) + 1
+        padded_kv_len = min(_round_up(longest, step), capacity)
+        return DecodeBatch(kv_rows.layer_kv, num_rows, padded_kv_len)
 
 
 class CacheAttention(ABC):
@@ -96,31 +101,34 @@ class CacheAttention(ABC):
 
     def __init__(self, backend: AttentionBackend, cos_sin: CosSin) -> None:
         self.shape = backend.shape
-        self.heads = backend.heads
-        self.queries_per_key = backend.heads // backend.shape.heads
+        self.num_query_heads = backend.num_query_heads
+        self.queries_per_key = backend.num_query_heads // backend.shape.num_kv_heads
         self._rope = backend.rope
         self._cos_sin = cos_sin
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
         """Write a layer's keys and values to the cache, and attend.
 
-        ``qkv``: (tokens, (heads + 2 · key heads) · head size). Returns (tokens, heads · head size).
+        ``qkv``: (tokens, (query heads + 2 · kv heads) · head_dim). Returns (tokens, query heads ·
+        head_dim).
         """
         qkv = self._rope.apply(qkv.unflatten(-1, (-1, self.shape.head_dim)), self._cos_sin)
-        query = qkv[:, : self.heads]
-        kv = qkv[:, self.heads :].unflatten(1, (2, self.shape.heads))
+        query = qkv[:, : self.num_query_heads]
+        kv = qkv[:, self.num_query_heads :].unflatten(1, (2, self.shape.num_kv_heads))
         return self.attend(layer, query, kv)
 
     @abstractmethod
     def attend(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
-        """Write (tokens, 2, key heads, head size), and attend with (tokens, heads, head size)."""
+        """Write keys and values (tokens, 2, kv heads, head_dim) to the cache, and attend with
+        queries (tokens, query heads, head_dim)."""
 
 
 class PrefillAttention(CacheAttention):
-    """Attention of chunks of prompts, each to its own row. ``rows`` is set before every slice: the
-    cache may move rows between slices."""
+    """Attention of chunks of prompts, each to its own row."""
 
-    rows: Sequence[KVRows] = ()
+    kv_rows: Sequence[KVRows] = ()
+    """The row of each chunk. Set again before every slice, because the cache may move rows between
+    slices."""
 
     def __init__(
         self, backend: AttentionBackend, cos_sin: CosSin, chunks: Sequence[PrefillChunk]
@@ -130,22 +138,22 @@ class PrefillAttention(CacheAttention):
         lengths = [len(chunk.token_ids) for chunk in chunks]
         ends = accumulate(lengths)
         self.slices = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-        """The chunks' tokens among the step's tokens."""
+        """The range of each chunk among the tokens of the step."""
 
     def attend(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
-        for chunk, tokens, row in zip(self.chunks, self.slices, self.rows, strict=True):
+        for chunk, tokens, row in zip(self.chunks, self.slices, self.kv_rows, strict=True):
             end = chunk.start + len(chunk.token_ids)
-            row.layers[layer][:, 0, :, chunk.start : end] = kv[tokens].permute(1, 2, 0, 3)
+            row.layer_kv[layer][:, 0, :, chunk.start : end] = kv[tokens].permute(1, 2, 0, 3)
         return self.attend_to_rows(layer, query, kv)
 
     @abstractmethod
     def attend_to_rows(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
-        """Attend to the rows, once keys and values are written."""
+        """Attend to the rows after keys and values are written."""
 
 
 class BiasedPrefill(PrefillAttention):
-    """Adds a bias of −∞ to the scores of later tokens. The queries that share a key head are
-    concatenated, as if they were further positions."""
+    """Adds a bias of −∞ to the scores of later tokens. Queries of the heads that share a kv head
+    are concatenated along the token axis."""
 
     def __init__(
         self, backend: AttentionBackend, cos_sin: CosSin, chunks: Sequence[PrefillChunk]
@@ -154,21 +162,23 @@ class BiasedPrefill(PrefillAttention):
         self._biases = [self._bias(chunk) for chunk in chunks]
 
     def _bias(self, chunk: PrefillChunk) -> Tensor:
-        """Return (queries per key · tokens, padded key length)."""
-        tokens = len(chunk.token_ids)
-        padded_kv_len = _round_up(chunk.start + tokens, KV_STEP)
+        """Return (queries per key · tokens, padded KV length)."""
+        num_tokens = len(chunk.token_ids)
+        padded_kv_len = _round_up(chunk.start + num_tokens, KV_STEP)
         prefix_len = chunk.bidirectional_prefix_len
-        is_masked = torch.ones((tokens, padded_kv_len), dtype=torch.bool, device=self.shape.device)
+        is_masked = torch.ones(
+            (num_tokens, padded_kv_len), dtype=torch.bool, device=self.shape.device
+        )
         is_masked = is_masked.triu(chunk.start + 1)
         is_masked[: max(0, prefix_len - chunk.start), :prefix_len] = False
         return attention_bias(is_masked, self.shape.dtype).repeat(self.queries_per_key, 1)
 
     def attend_to_rows(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
         outputs = []
-        for tokens, row, bias in zip(self.slices, self.rows, self._biases, strict=True):
-            keys, values = row.layers[layer][:, :, :, : bias.shape[1]]
-            by_key_head = query[tokens].unflatten(1, (-1, self.queries_per_key))
-            stacked = by_key_head.permute(1, 2, 0, 3).flatten(1, 2)
+        for tokens, row, bias in zip(self.slices, self.kv_rows, self._biases, strict=True):
+            keys, values = row.layer_kv[layer][:, :, :, : bias.shape[1]]
+            by_kv_head = query[tokens].unflatten(1, (-1, self.queries_per_key))
+            stacked = by_kv_head.permute(1, 2, 0, 3).flatten(1, 2)
             output = attention(stacked[None], keys, values, bias)[0]
             output = output.unflatten(1, (self.queries_per_key, -1))
             outputs.append(output.permute(2, 0, 1, 3).flatten(1))
@@ -176,11 +186,12 @@ class BiasedPrefill(PrefillAttention):
 
 
 class CausalPrefill(PrefillAttention):
-    """Needs no bias: the bidirectional prefix is one call of attention, the causal rest another."""
+    """Uses two calls of attention: one for the bidirectional prefix, and one for the causal rest.
+    Neither needs a bias."""
 
     def attend_to_rows(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
         output = torch.empty_like(query)
-        for chunk, tokens, row in zip(self.chunks, self.slices, self.rows, strict=True):
+        for chunk, tokens, row in zip(self.chunks, self.slices, self.kv_rows, strict=True):
             end = chunk.start + len(chunk.token_ids)
             prefix_end = min(max(chunk.start, chunk.bidirectional_prefix_len), end)
             split = tokens.start + prefix_end - chunk.start
@@ -200,13 +211,14 @@ class CausalPrefill(PrefillAttention):
         kv_len: int,
         is_causal: bool,
     ) -> None:
-        """Write the attention of ``tokens`` to the row's first ``kv_len`` tokens to ``output``."""
-        count = tokens.stop - tokens.start
-        if not count:
+        """Let ``tokens`` attend to the row's first ``kv_len`` tokens, and write the result to
+        ``output``."""
+        num_tokens = tokens.stop - tokens.start
+        if not num_tokens:
             return
-        keys, values = row.layers[layer][:, :, :, :kv_len]
+        keys, values = row.layer_kv[layer][:, :, :, :kv_len]
         queries = query[tokens].transpose(0, 1)[None]
-        bias = causal_lower_right(count, kv_len) if is_causal and count < kv_len else None
+        bias = causal_lower_right(num_tokens, kv_len) if is_causal and num_tokens < kv_len else None
         attended = F.scaled_dot_product_attention(
             queries,
             keys,
@@ -219,8 +231,8 @@ class CausalPrefill(PrefillAttention):
 
 
 class PackedPrefill(PrefillAttention):
-    """Attends to the new keys and values themselves, in one call of flash attention: the chunks are
-    whole prompts."""
+    """Attention of whole prompts: one call of flash attention on the new keys and values, without
+    reading the cache."""
 
     def __init__(
         self, backend: AttentionBackend, cos_sin: CosSin, chunks: Sequence[PrefillChunk]
@@ -240,18 +252,18 @@ class CachedPrefill(CacheAttention):
         self,
         backend: AttentionBackend,
         cos_sin: CosSin,
-        layers: Sequence[Tensor],
+        arena_kv: Sequence[Tensor],
         packed: PackedChunks,
         addresses: CacheAddresses,
     ) -> None:
         super().__init__(backend, cos_sin)
-        self._layers = layers
+        self._arena_kv = arena_kv
         self._packed = packed
         self._addresses = addresses
 
     def attend(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
-        arena = self._layers[layer]
-        arena[:, self._addresses.rows, :, self._addresses.positions] = kv
+        arena = self._arena_kv[layer]
+        arena[:, self._addresses.row_index, :, self._addresses.positions] = kv
         keys, values = _tokens_first(arena)
         return self._packed.attend(query, keys, values)
 
@@ -267,19 +279,22 @@ class DecodeAttention(CacheAttention):
         lengths: Tensor,
     ) -> None:
         super().__init__(backend, cos_sin)
-        self._sizes = [batch.rows for batch in batches]
+        self._batch_sizes = [batch.num_rows for batch in batches]
         self._batches = [
             _BiasedDecode(batch, batch_lengths)
             if batch.padded_kv_len
             else _FlashDecode(batch, batch_lengths)
-            for batch, batch_lengths in zip(batches, lengths.split(self._sizes), strict=True)
+            for batch, batch_lengths in zip(batches, lengths.split(self._batch_sizes), strict=True)
         ]
 
     def attend(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
         outputs = [
             batch(layer, batch_query, batch_kv)
             for batch, batch_query, batch_kv in zip(
-                self._batches, query.split(self._sizes), kv.split(self._sizes), strict=True
+                self._batches,
+                query.split(self._batch_sizes),
+                kv.split(self._batch_sizes),
+                strict=True,
             )
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -289,44 +304,44 @@ class _KVWriter:
     """Appends one token to each row of a batch."""
 
     def __init__(self, batch: DecodeBatch, lengths: Tensor) -> None:
-        self.rows = batch.rows
-        self._layers = batch.layers
+        self.num_rows = batch.num_rows
+        self._layer_kv = batch.layer_kv
         self._positions = lengths
-        self._row_indices = torch.arange(batch.rows, device=lengths.device)
+        self._row_index = torch.arange(batch.num_rows, device=lengths.device)
 
     def append(self, layer: int, kv: Tensor) -> Tensor:
-        """Write (rows, 2, heads, head size).
+        """Write keys and values (rows, 2, kv heads, head_dim).
 
-        Returns all keys and values of the rows, (2, rows, heads, capacity, head size).
+        Returns all keys and values of the rows, (2, rows, kv heads, capacity, head_dim).
         """
-        arena = self._layers[layer]
-        arena[:, self._row_indices, :, self._positions] = kv
-        return arena[:, : self.rows]
+        arena = self._layer_kv[layer]
+        arena[:, self._row_index, :, self._positions] = kv
+        return arena[:, : self.num_rows]
 
 
 class _BiasedDecode(_KVWriter):
-    """Reads every row to the same padded length, and masks what lies behind its end."""
+    """Reads the same padded length from every row, and masks positions past its end."""
 
     def __init__(self, batch: DecodeBatch, lengths: Tensor) -> None:
         super().__init__(batch, lengths)
         self._padded_kv_len = batch.padded_kv_len
         is_masked = torch.arange(batch.padded_kv_len, device=lengths.device) > lengths[:, None]
-        self._bias = attention_bias(is_masked, batch.layers[0].dtype)[:, None, None]
+        self._bias = attention_bias(is_masked, batch.layer_kv[0].dtype)[:, None, None]
 
     def __call__(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
         keys, values = self.append(layer, kv)[:, :, :, : self._padded_kv_len]
-        # The heads that share a key head take the place of query positions.
-        by_key_head = query.unflatten(1, (keys.shape[1], -1))
-        return attention(by_key_head, keys, values, self._bias).flatten(1)
+        # The heads that share a kv head take the place of query positions.
+        by_kv_head = query.unflatten(1, (keys.shape[1], -1))
+        return attention(by_kv_head, keys, values, self._bias).flatten(1)
 
 
 class _FlashDecode(_KVWriter):
-    """Reads every row to its own length."""
+    """Reads each row's own length."""
 
     def __init__(self, batch: DecodeBatch, lengths: Tensor) -> None:
         super().__init__(batch, lengths)
-        capacity = batch.layers[0].shape[3]
-        ends = torch.arange(batch.rows + 1, dtype=torch.int32, device=lengths.device)
+        capacity = batch.layer_kv[0].shape[3]
+        ends = torch.arange(batch.num_rows + 1, dtype=torch.int32, device=lengths.device)
         self._query_bounds = SequenceBounds(ends, 1)
         self._key_bounds = SequenceBounds(ends * capacity, capacity)
         self._seqused = (lengths + 1).int()
@@ -340,14 +355,14 @@ class _FlashDecode(_KVWriter):
 
 
 def attention_bias(is_masked: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to attention scores: −∞ for masked keys, 0 for the others."""
+    """Return the attention bias: −∞ for masked keys, 0 for the others."""
     bias = torch.zeros(is_masked.shape, dtype=dtype, device=is_masked.device)
     return bias.masked_fill_(is_masked, -torch.inf)
 
 
 def _tokens_first(rows: Tensor) -> Tensor:
-    """View rows (2, rows, heads, capacity, head size) as (2, rows · capacity, heads, head size),
-    which is their memory layout on a GPU."""
+    """View rows (2, rows, kv heads, capacity, head_dim) as (2, rows · capacity, kv heads,
+    head_dim), their memory layout on a GPU."""
     return rows.transpose(2, 3).flatten(1, 2)
 
 

@@ -132,16 +132,16 @@ _PROMPT_FIELDS = {Chat.name: "messages", Query.name: "question", Caption.name: "
 ``object``."""
 
 
-def check_prompt_length(task: Task, tokens: int, max_length: int) -> None:
+def check_prompt_length(task: Task, num_tokens: int, max_length: int) -> None:
     """Raise ``InvalidRequest`` if a prompt leaves no room for an answer."""
-    if tokens >= max_length:
+    if num_tokens >= max_length:
         field = _PROMPT_FIELDS.get(task.name, "object")
         raise InvalidRequest(
-            f"{field}: the prompt takes {tokens} tokens or more, pictures included;"
+            f"{field}: the prompt takes {num_tokens} tokens or more, pictures included;"
             f" the model's context is {max_length}",
             field,
             max_length,
-            tokens,
+            num_tokens,
         )
 
 

@@ -47,15 +47,18 @@ class ChatModel(Model):
         self.kv_shape = self._decoder.kv_shape
 
     def prefill(
-        self, chunks: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
+        self,
+        chunks: Sequence[PrefillChunk],
+        get_rows: Callable[[], Sequence[KVRows]],
+        max_slice_tokens: int,
     ) -> Generator[None, None, ModelOutput]:
-        return self._decoder.prefill(chunks, rows, tokens)
+        return self._decoder.prefill(chunks, get_rows, max_slice_tokens)
 
     @torch.inference_mode()
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
     ) -> ModelOutput:
-        return self._decoder.decode(token_ids, positions, groups)
+        return self._decoder.decode(token_ids, positions, arena_rows)
 
     def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
         """Return no findings, for families whose answers are text only."""

@@ -1,8 +1,8 @@
 """A decoder-only text model: tokens and image features in, logits out.
 
 A family describes its weights in a :class:`DecoderSpec`. The decoder embeds tokens, runs the
-layers, and applies the final norm and the head. Attention and the KV cache are the
-:class:`models.attention.AttentionBackend`'s.
+layers, and applies the final norm and the head. :class:`AttentionBackend` implements attention and
+accesses the KV cache.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ from models.packed import (
     pad_tokens,
     share_an_arena,
 )
-from models.rope import CosSin, Rotary
+from models.rope import CosSin, RopeParameters
 from raylens.engine.model import KVRows, KVShape, ModelOutput, PrefillChunk
 from raylens.engine.transfer import upload
 
 DecoderLayer = Callable[[Tensor, int, CacheAttention], Tensor]
-"""Takes states (tokens, hidden), a layer index and the step's attention; returns new states."""
+"""Takes hidden states (tokens, hidden), a layer index and the step's attention; returns new hidden
+states."""
 
-_GRAPH_SECTIONS = 8
-"""Without flash attention, CUDA graphs are captured for this many lengths of a cache row."""
+_GRAPH_KV_LEN_BUCKETS = 8
+"""Without flash attention, the KV length is rounded up to one of at most this many sizes per
+cache row, with one CUDA graph each."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ class DecoderSpec:
     """A family's weights, and the shapes of its attention."""
 
     embed: Callable[[Tensor], Tensor]
-    """Token ids (tokens,) to states (tokens, hidden)."""
+    """Maps token ids (tokens,) to hidden states (tokens, hidden)."""
     layers: Sequence[DecoderLayer]
     norm: Callable[[Tensor], Tensor]
     head: Linear
-    rotary: Rotary
-    heads: int
+    rope: RopeParameters
+    num_query_heads: int
     kv_shape: KVShape
 
 
@@ -60,73 +62,82 @@ class Decoder:
         self.kv_shape = spec.kv_shape
         self._spec = spec
         self._graphs = graphs or ModelGraphs()
-        self._attention = AttentionBackend(spec.kv_shape, spec.heads, spec.rotary)
+        self._attention = AttentionBackend(spec.kv_shape, spec.num_query_heads, spec.rope)
 
     def prefill(
-        self, chunks: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
+        self,
+        chunks: Sequence[PrefillChunk],
+        get_rows: Callable[[], Sequence[KVRows]],
+        max_slice_tokens: int,
     ) -> Generator[None, None, ModelOutput]:
         """See :meth:`raylens.engine.model.Model.prefill`.
 
-        Slices are cut between layers: a bidirectional prefix can't be cut between tokens.
+        Work is sliced between layers, not between tokens, because a bidirectional prefix must be
+        processed as a whole.
         """
         with torch.inference_mode():
-            states = self._embed_chunks(chunks)
+            hidden_states = self._embed_chunks(chunks)
             cos_sin = self._cos_sin(np.concatenate([chunk.positions for chunk in chunks], 1))
             ends = accumulate(len(chunk.token_ids) for chunk in chunks)
             last_tokens = self._upload([end - 1 for end in ends])
-            if len(states) <= tokens and self._can_replay_prefill(chunks, rows()):
-                states = self._replay_prefill(chunks, rows(), states, cos_sin)
-                return self._output(states[last_tokens])
+            fits_in_slice = len(hidden_states) <= max_slice_tokens
+            if fits_in_slice and self._can_use_prefill_graph(chunks, get_rows()):
+                hidden_states = self._run_prefill_graph(chunks, get_rows(), hidden_states, cos_sin)
+                return self._output(hidden_states[last_tokens])
             attention = self._attention.prefill(chunks, cos_sin)
-        layers = len(self._spec.layers)
-        layers_per_slice = max(1, tokens * layers // len(states))
-        for first in range(0, layers, layers_per_slice):
+        num_layers = len(self._spec.layers)
+        layers_per_slice = max(1, max_slice_tokens * num_layers // len(hidden_states))
+        for first in range(0, num_layers, layers_per_slice):
             if first:
                 yield
             with torch.inference_mode():
-                attention.rows = rows()
-                stop = min(first + layers_per_slice, layers)
-                states = self._run_layers(range(first, stop), states, attention)
+                attention.kv_rows = get_rows()
+                layer_range = range(first, min(first + layers_per_slice, num_layers))
+                hidden_states = self._run_layers(layer_range, hidden_states, attention)
         with torch.inference_mode():
-            return self._output(states[last_tokens])
+            return self._output(hidden_states[last_tokens])
 
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
     ) -> ModelOutput:
         """See :meth:`raylens.engine.model.Model.decode`."""
-        lengths = [length for rows in groups for length in rows.lengths]
+        lengths = [length for kv_rows in arena_rows for length in kv_rows.lengths]
         if self._graphs.decode is not None:
-            return self._output(self._replay_decode(token_ids, positions, lengths, groups))
-        batches = [self._attention.decode_batch(rows) for rows in groups]
-        states = self._decode_step(
+            return self._output(self._run_decode_graph(token_ids, positions, lengths, arena_rows))
+        batches = [self._attention.decode_batch(kv_rows) for kv_rows in arena_rows]
+        hidden_states = self._decode_step(
             batches, token_ids, self._upload(positions), self._upload(lengths)
         )
-        return self._output(states)
+        return self._output(hidden_states)
 
     def _embed_chunks(self, chunks: Sequence[PrefillChunk]) -> Tensor:
-        """Return (tokens, hidden): embedded tokens, with image features instead of image tokens."""
-        states = self._spec.embed(
+        """Return (tokens, hidden): embedded tokens, with image tokens replaced with image
+        features."""
+        hidden_states = self._spec.embed(
             self._upload([token for chunk in chunks for token in chunk.token_ids])
         )
         start = 0
         for chunk in chunks:
             for offset, features in chunk.features:
                 first = start + offset
-                states[first : first + len(features)] = features
+                hidden_states[first : first + len(features)] = features
             start += len(chunk.token_ids)
-        return states
+        return hidden_states
 
-    def _run_layers(self, layers: range, states: Tensor, attention: CacheAttention) -> Tensor:
-        for index in layers:
-            states = self._spec.layers[index](states, index, attention)
-        return states
+    def _run_layers(
+        self, layer_range: range, hidden_states: Tensor, attention: CacheAttention
+    ) -> Tensor:
+        for index in layer_range:
+            hidden_states = self._spec.layers[index](hidden_states, index, attention)
+        return hidden_states
 
-    def _run_all_layers(self, states: Tensor, attention: CacheAttention) -> Tensor:
-        return self._run_layers(range(len(self._spec.layers)), states, attention)
+    def _run_all_layers(self, hidden_states: Tensor, attention: CacheAttention) -> Tensor:
+        return self._run_layers(range(len(self._spec.layers)), hidden_states, attention)
 
-    def _output(self, states: Tensor) -> ModelOutput:
+    def _output(self, hidden_states: Tensor) -> ModelOutput:
         """Apply the final norm and the head to (rows, hidden)."""
-        return ModelOutput(self._spec.head(self._spec.norm(states)).float(), states)
+        logits = self._spec.head(self._spec.norm(hidden_states)).float()
+        return ModelOutput(logits, hidden_states)
 
     def _decode_step(
         self,
@@ -135,106 +146,117 @@ class Decoder:
         positions: Tensor,
         lengths: Tensor,
     ) -> Tensor:
-        """Return the last layer's states (rows, hidden). A CUDA graph can replay it."""
-        states = self._spec.embed(token_ids)
+        """Return the last layer's hidden states (rows, hidden). Can be captured in a CUDA graph."""
+        hidden_states = self._spec.embed(token_ids)
         cos_sin = self._attention.rope.cos_sin(positions[None])
         attention = self._attention.decode(batches, lengths, cos_sin)
-        return self._run_all_layers(states, attention)
+        return self._run_all_layers(hidden_states, attention)
 
-    def _replay_decode(
+    def _run_decode_graph(
         self,
         token_ids: Tensor,
         positions: Sequence[int],
         lengths: Sequence[int],
-        groups: Sequence[KVRows],
+        arena_rows: Sequence[KVRows],
     ) -> Tensor:
-        """Run a decode step as a CUDA graph. Unowned rows pad each group: few batch sizes need few
-        graphs."""
+        """Run a decode step as a CUDA graph.
+
+        The rows of each arena are padded with unused rows to a power of two, which limits the
+        number of graphs.
+        """
         assert self._graphs.decode is not None
         batches = [
-            self._attention.decode_batch(rows, _GRAPH_SECTIONS, _padded_rows(rows))
-            for rows in groups
+            self._attention.decode_batch(
+                kv_rows, _GRAPH_KV_LEN_BUCKETS, _padded_batch_size(kv_rows)
+            )
+            for kv_rows in arena_rows
         ]
-        padded_rows = sum(batch.rows for batch in batches)
-        indices = self._upload(_row_indices(groups, batches))
-        inputs = torch.zeros(3, padded_rows, dtype=torch.int64, device=token_ids.device)
-        inputs[0, indices] = token_ids
-        inputs[1:, indices] = upload(np.array([positions, lengths]), token_ids.device)
+        num_rows = sum(batch.num_rows for batch in batches)
+        row_index = self._upload(_row_index(arena_rows, batches))
+        # Rows: token ids, positions, lengths; zero for padding.
+        inputs = torch.zeros(3, num_rows, dtype=torch.int64, device=token_ids.device)
+        inputs[0, row_index] = token_ids
+        inputs[1:, row_index] = upload(np.array([positions, lengths]), token_ids.device)
         step = partial(self._decode_step, batches)
-        states = self._graphs.decode.run(_graph_key(batches), step, list(inputs))
-        return states[indices]
+        hidden_states = self._graphs.decode.run(_graph_key(batches), step, list(inputs))
+        return hidden_states[row_index]
 
-    def _can_replay_prefill(self, chunks: Sequence[PrefillChunk], rows: Sequence[KVRows]) -> bool:
+    def _can_use_prefill_graph(
+        self, chunks: Sequence[PrefillChunk], kv_rows: Sequence[KVRows]
+    ) -> bool:
         return (
             self._graphs.prefill is not None
             and self._attention.has_flash
             and can_be_packed(chunks)
-            and share_an_arena(rows)
+            and share_an_arena(kv_rows)
         )
 
-    def _replay_prefill(
+    def _run_prefill_graph(
         self,
         chunks: Sequence[PrefillChunk],
-        rows: Sequence[KVRows],
-        states: Tensor,
+        kv_rows: Sequence[KVRows],
+        hidden_states: Tensor,
         cos_sin: CosSin,
     ) -> Tensor:
-        """Run all layers as a CUDA graph. Returns the last states (padded tokens, hidden)."""
+        """Run all layers as a CUDA graph. Return the last layer's hidden states (padded tokens,
+        hidden)."""
         assert self._graphs.prefill is not None
-        layers = rows[0].arena_layers
+        arena_kv = kv_rows[0].arena_kv
         device = self.kv_shape.device
         sizes = PaddedSizes.of(chunks)
-        packed = PackedChunks.of_cached_rows(chunks, rows, sizes, device)
-        addresses = CacheAddresses.of(chunks, rows, sizes.tokens, device)
+        packed = PackedChunks.of_cached_rows(chunks, kv_rows, sizes, device)
+        addresses = CacheAddresses.of(chunks, kv_rows, sizes.num_tokens, device)
 
-        def step(
-            states: Tensor,
-            cos: Tensor,
-            sin: Tensor,
-            row_indices: Tensor,
-            positions: Tensor,
+        def run_layers(
+            graph_states: Tensor,
+            graph_cos: Tensor,
+            graph_sin: Tensor,
+            row_index: Tensor,
+            kv_positions: Tensor,
             *packed_tensors: Tensor,
         ) -> Tensor:
             attention = self._attention.cached_prefill(
-                layers,
+                arena_kv,
                 packed.with_tensors(packed_tensors),
-                CacheAddresses(row_indices, positions),
-                (cos, sin),
+                CacheAddresses(row_index, kv_positions),
+                (graph_cos, graph_sin),
             )
-            return self._run_all_layers(states, attention)
+            return self._run_all_layers(graph_states, attention)
 
-        padded = [pad_tokens(tensor, sizes.tokens) for tensor in (states, *cos_sin)]
-        inputs = [*padded, addresses.rows, addresses.positions, *packed.tensors]
-        return self._graphs.prefill.run((sizes, arena_key(rows)), step, inputs)
+        padded = [pad_tokens(tensor, sizes.num_tokens) for tensor in (hidden_states, *cos_sin)]
+        inputs = [*padded, addresses.row_index, addresses.positions, *packed.tensors]
+        return self._graphs.prefill.run((sizes, arena_key(kv_rows)), run_layers, inputs)
 
     def _cos_sin(self, positions: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> CosSin:
+        """Return the cosines and sines of positions (axes, tokens)."""
         return self._attention.rope.cos_sin(upload(positions, self.kv_shape.device))
 
     def _upload(self, numbers: Sequence[int]) -> Tensor:
         return upload(numbers, self.kv_shape.device)
 
 
-def _padded_rows(rows: KVRows) -> int:
-    """Return the next power of two, if every layer has so many rows."""
-    # Layers differ if memory ran out while the cache was being resized.
-    available = min(layer.shape[1] for layer in rows.layers)
-    return min(1 << (len(rows.lengths) - 1).bit_length(), available)
+def _padded_batch_size(kv_rows: KVRows) -> int:
+    """Return the number of rows in use, rounded up to a power of two but not above the rows
+    allocated in every layer."""
+    # A resize of the cache that ran out of memory can leave some layers with more rows.
+    allocated_rows = min(layer.shape[1] for layer in kv_rows.layer_kv)
+    return min(1 << (len(kv_rows.lengths) - 1).bit_length(), allocated_rows)
 
 
-def _row_indices(groups: Sequence[KVRows], batches: Sequence[DecodeBatch]) -> list[int]:
-    """Return the index of each group's rows among all padded rows."""
-    starts = [0, *accumulate(batch.rows for batch in batches)]
+def _row_index(arena_rows: Sequence[KVRows], batches: Sequence[DecodeBatch]) -> list[int]:
+    """Return the index of each row in use among all padded rows."""
+    starts = [0, *accumulate(batch.num_rows for batch in batches)]
     return [
         start + row
-        for start, rows in zip(starts, groups, strict=False)
-        for row in range(len(rows.lengths))
+        for start, kv_rows in zip(starts, arena_rows, strict=False)
+        for row in range(len(kv_rows.lengths))
     ]
 
 
 def _graph_key(batches: Sequence[DecodeBatch]) -> Hashable:
     """Return a key for the memory and shapes that a captured decode step reads and writes."""
     shapes = [
-        (batch.rows, batch.padded_kv_len, batch.layers[0].shape, batch.layers[0].stride())
+        (batch.num_rows, batch.padded_kv_len, batch.layer_kv[0].shape, batch.layer_kv[0].stride())
         for batch in batches
     ]
-    return (*shapes, *(layer.data_ptr() for batch in batches for layer in batch.layers))
+    return (*shapes, *(layer.data_ptr() for batch in batches for layer in batch.layer_kv))

@@ -55,8 +55,8 @@ def flash_attention(
     causal: bool = False,
     seqused: Tensor | None = None,
 ) -> Tensor:
-    """Attend within each sequence: queries (tokens, heads, head size) to keys and values (tokens,
-    key heads, head size). Returns (tokens, heads, head size).
+    """Attend within each sequence: queries (tokens, heads, head_dim) to keys and values (tokens,
+    kv heads, head_dim). Returns (tokens, heads, head_dim).
 
     ``seqused``, int32 (sequences,), is the number of a sequence's keys that are used; by default
     all are. If ``causal``, a sequence's last query sees all of these keys, and each earlier query

@@ -49,8 +49,8 @@ def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 def apply_rope_(states: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """Apply rotary positions (Su et al. 2021) to the first ``heads`` heads, in place.
 
-    ``states`` is contiguous (tokens, all heads, head size); a rotated pair has one value in each
-    half of a head. ``cos`` and ``sin`` are float32 (tokens, head size / 2). Returns ``states``.
+    ``states`` is contiguous (tokens, all heads, head_dim); a rotated pair has one value in each
+    half of a head. ``cos`` and ``sin`` are float32 (tokens, head_dim / 2). Returns ``states``.
     """
     tokens, all_heads, size = states.shape
     half = size // 2

@@ -17,7 +17,7 @@ from models.attention import CacheAttention
 from models.decoder import DecoderSpec
 from models.linear import Linear, WeightPacker
 from models.operations import swiglu
-from models.rope import Rotary
+from models.rope import RopeParameters
 from raylens.engine.model import KVShape
 
 
@@ -57,7 +57,7 @@ def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: WeightPacker) -
     """Pack the weights of a text model and of its head."""
     model: Any = text_model
     config = model.config
-    heads = int(config.num_attention_heads)
+    num_query_heads = int(config.num_attention_heads)
     eps = float(config.rms_norm_eps)
     embeddings = packer.to_device(model.get_input_embeddings().weight)
     return DecoderSpec(
@@ -65,16 +65,18 @@ def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: WeightPacker) -
         layers=[_layer(layer, eps, packer) for layer in model.layers],
         norm=RMSNorm(packer.to_device(model.norm.weight), eps),
         head=packer.pack_layers(head),
-        rotary=Rotary(
+        rope=RopeParameters(
             packer.to_device(model.rotary_emb.inv_freq).float(),
             float(model.rotary_emb.attention_scaling),
             (config.rope_parameters or {}).get("mrope_section"),
         ),
-        heads=heads,
+        num_query_heads=num_query_heads,
         kv_shape=KVShape(
-            layers=len(model.layers),
-            heads=int(config.num_key_value_heads),
-            head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+            num_layers=len(model.layers),
+            num_kv_heads=int(config.num_key_value_heads),
+            head_dim=int(
+                getattr(config, "head_dim", None) or config.hidden_size // num_query_heads
+            ),
             dtype=embeddings.dtype,
             device=str(embeddings.device),
         ),

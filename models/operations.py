@@ -24,8 +24,8 @@ _MAX_SCORES = 1 << 24
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention of queries (batch, heads, queries, head size) to keys and values (batch,
-    heads, keys, head size).
+    """Softmax attention of queries (batch, heads, queries, head_dim) to keys and values (batch,
+    heads, keys, head_dim).
 
     ``bias`` (…, queries or 1, keys) is added to the scores; −∞ masks a key.
     """
@@ -65,7 +65,7 @@ def _has_fast_products(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def apply_rope(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions (Su et al. 2021) to states (tokens, heads, head size).
+    """Apply rotary positions (Su et al. 2021) to states (tokens, heads, head_dim).
 
     A rotated pair has one value in each half of a head. ``sin`` is negated in the first half.
     """

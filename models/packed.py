@@ -20,26 +20,26 @@ from raylens.engine.transfer import upload
 
 @dataclass(frozen=True)
 class PaddedSizes:
-    """Sizes that chunks are padded to: few sizes repeat often, and each needs one CUDA graph."""
+    """Sizes that chunks are padded to. Few sizes repeat often, and each needs one CUDA graph."""
 
-    tokens: int
+    num_tokens: int
     """Tokens of all chunks, and at least one of padding."""
-    prompts: int
-    tail: int
+    num_prompts: int
+    num_tail_tokens: int
     """Tokens of all tails; 0 if no chunk has a bidirectional prefix."""
-    longest: int
+    max_chunk_len: int
     """Tokens of the longest chunk."""
 
     @classmethod
     def of(cls, chunks: Sequence[PrefillChunk]) -> PaddedSizes:
         lengths = [len(chunk.token_ids) for chunk in chunks]
-        tokens = sum(lengths) + 1
+        num_tokens = sum(lengths) + 1
         has_prefix = any(map(_prefix_len, chunks))
         return cls(
-            tokens=_round_up(tokens, 64 if tokens <= 1024 else 256),
-            prompts=_next_power_of_two(len(chunks)),
-            tail=_round_up(sum(map(_tail_len, chunks)), 32) if has_prefix else 0,
-            longest=_next_power_of_two(max(lengths)),
+            num_tokens=_round_up(num_tokens, 64 if num_tokens <= 1024 else 256),
+            num_prompts=_next_power_of_two(len(chunks)),
+            num_tail_tokens=_round_up(sum(map(_tail_len, chunks)), 32) if has_prefix else 0,
+            max_chunk_len=_next_power_of_two(max(lengths)),
         )
 
 
@@ -54,7 +54,7 @@ class CachedKeys:
 
 @dataclass(frozen=True)
 class Tail:
-    """The causal tokens behind bidirectional prefixes."""
+    """The causal tokens after bidirectional prefixes."""
 
     prefix_lens: Tensor
     """int32 (prompts,). A chunk without a prefix counts as 1 token of prefix, and is all tail."""
@@ -65,28 +65,31 @@ class Tail:
 
 @dataclass(frozen=True)
 class CacheAddresses:
-    """The row of an arena, and the position in it, of each token; both int64 (tokens,)."""
+    """For each token, its row in an arena and its position in the row, both int64 (tokens,)."""
 
-    rows: Tensor
+    row_index: Tensor
     positions: Tensor
 
     @classmethod
     def of(
-        cls, chunks: Sequence[PrefillChunk], rows: Sequence[KVRows], tokens: int, device: str
+        cls, chunks: Sequence[PrefillChunk], kv_rows: Sequence[KVRows], num_tokens: int, device: str
     ) -> CacheAddresses:
-        """Padding up to ``tokens`` goes behind the first chunk, where its next token will be
-        written."""
+        """Return the addresses of the chunks' tokens, padded to ``num_tokens``.
+
+        All padding goes to the position after the first chunk, where the row's next token will be
+        written.
+        """
         lengths = [len(chunk.token_ids) for chunk in chunks]
-        padding = tokens - sum(lengths)
-        row_indices = [
-            *(np.full(length, row.first_row) for length, row in zip(lengths, rows, strict=True)),
-            np.full(padding, rows[0].first_row),
+        padding = num_tokens - sum(lengths)
+        row_index = [
+            *(np.full(length, row.first_row) for length, row in zip(lengths, kv_rows, strict=True)),
+            np.full(padding, kv_rows[0].first_row),
         ]
         positions = [
             *(chunk.start + np.arange(len(chunk.token_ids)) for chunk in chunks),
             np.full(padding, chunks[0].start + lengths[0]),
         ]
-        addresses = np.stack([np.concatenate(row_indices), np.concatenate(positions)])
+        addresses = np.stack([np.concatenate(row_index), np.concatenate(positions)])
         return cls(*upload(addresses, device))
 
 
@@ -113,22 +116,22 @@ class PackedChunks:
     def of_cached_rows(
         cls,
         chunks: Sequence[PrefillChunk],
-        rows: Sequence[KVRows],
+        kv_rows: Sequence[KVRows],
         sizes: PaddedSizes,
         device: str,
     ) -> PackedChunks:
         """Chunks whose rows share an arena, padded with prompts that have no tokens."""
-        capacity = rows[0].arena_layers[0].shape[3]
+        capacity = kv_rows[0].arena_kv[0].shape[3]
         lengths = [len(chunk.token_ids) for chunk in chunks]
-        starts = np.zeros(sizes.prompts + 1, np.int32)
-        starts[: len(rows)] = [row.first_row * capacity for row in rows]
-        seqused = np.ones(sizes.prompts, np.int32)
+        starts = np.zeros(sizes.num_prompts + 1, np.int32)
+        starts[: len(kv_rows)] = [row.first_row * capacity for row in kv_rows]
+        seqused = np.ones(sizes.num_prompts, np.int32)
         seqused[: len(chunks)] = [chunk.start + len(chunk.token_ids) for chunk in chunks]
         row_bounds = SequenceBounds(upload(starts, device), capacity)
         return cls(
-            SequenceBounds.of(lengths, device, sizes.prompts, sizes.longest),
+            SequenceBounds.of(lengths, device, sizes.num_prompts, sizes.max_chunk_len),
             CachedKeys(row_bounds, upload(seqused, device)),
-            _tail(chunks, sizes.prompts, sizes.longest, device, sizes),
+            _tail(chunks, sizes.num_prompts, sizes.max_chunk_len, device, sizes),
         )
 
     @property
@@ -162,9 +165,9 @@ class PackedChunks:
         return Tail(prefix_lens, indices, bounds)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attend with queries (tokens, heads, head size). Returns (tokens, heads · head size).
+        """Attend with queries (tokens, heads, head_dim). Returns (tokens, heads · head_dim).
 
-        Keys and values, (tokens, key heads, head size), are the chunks' own, or an arena's if there
+        Keys and values, (tokens, kv heads, head_dim), are the chunks' own, or an arena's if there
         are :attr:`keys`.
         """
         key_bounds = self.bounds if self.keys is None else self.keys.bounds
@@ -198,18 +201,19 @@ def can_be_packed(chunks: Sequence[PrefillChunk]) -> bool:
     )
 
 
-def share_an_arena(rows: Sequence[KVRows]) -> bool:
-    return all(row.arena_layers and row.arena_layers[0] is rows[0].arena_layers[0] for row in rows)
+def share_an_arena(kv_rows: Sequence[KVRows]) -> bool:
+    return all(row.arena_kv and row.arena_kv[0] is kv_rows[0].arena_kv[0] for row in kv_rows)
 
 
-def arena_key(rows: Sequence[KVRows]) -> Hashable:
+def arena_key(kv_rows: Sequence[KVRows]) -> Hashable:
     """Return a key for the memory of the rows' arena: a CUDA graph is valid for one arena only."""
-    return (rows[0].arena_layers[0].shape, *(layer.data_ptr() for layer in rows[0].arena_layers))
+    arena_kv = kv_rows[0].arena_kv
+    return (arena_kv[0].shape, *(layer.data_ptr() for layer in arena_kv))
 
 
-def pad_tokens(states: Tensor, tokens: int) -> Tensor:
-    """Append zeros to (some tokens, …) to get (``tokens``, …)."""
-    padded = torch.zeros((tokens, *states.shape[1:]), dtype=states.dtype, device=states.device)
+def pad_tokens(states: Tensor, num_tokens: int) -> Tensor:
+    """Append zeros to (tokens, …) to get (``num_tokens``, …)."""
+    padded = torch.zeros((num_tokens, *states.shape[1:]), dtype=states.dtype, device=states.device)
     padded[: len(states)] = states
     return padded
 
@@ -225,8 +229,8 @@ def _tail_len(chunk: PrefillChunk) -> int:
 
 def _tail(
     chunks: Sequence[PrefillChunk],
-    prompts: int,
-    longest: int,
+    num_prompts: int,
+    max_chunk_len: int,
     device: str,
     sizes: PaddedSizes | None = None,
 ) -> Tail | None:
@@ -237,13 +241,13 @@ def _tail(
     ends = np.cumsum([len(chunk.token_ids) for chunk in chunks])
     indices = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     if sizes is not None:
-        indices.append(np.full(sizes.tail - sum(lengths), sizes.tokens - 1))
-    prefix_lens = np.ones(prompts, np.int32)
+        indices.append(np.full(sizes.num_tail_tokens - sum(lengths), sizes.num_tokens - 1))
+    prefix_lens = np.ones(num_prompts, np.int32)
     prefix_lens[: len(chunks)] = [max(1, _prefix_len(chunk)) for chunk in chunks]
     return Tail(
         upload(prefix_lens, device),
         upload(np.concatenate(indices), device),
-        SequenceBounds.of(lengths, device, prompts, longest),
+        SequenceBounds.of(lengths, device, num_prompts, max_chunk_len),
     )
 
 

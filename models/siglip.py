@@ -113,7 +113,7 @@ class SiglipEncoder:
     def _run_layer(self, layer: SiglipLayer, states: Tensor, tiles: int) -> Tensor:
         """(tiles · patches, hidden) -> the same shape."""
         qkv = layer.qkv(layer.norm1(states))
-        # (tiles, patches, 3, heads, head size) -> (3, tiles, heads, patches, head size)
+        # (tiles, patches, 3, heads, head_dim) -> (3, tiles, heads, patches, head_dim)
         split = qkv.unflatten(-1, (3, self.heads, -1)).unflatten(0, (tiles, -1))
         heads_first = split.permute(2, 0, 3, 1, 4)
         query, key, value = heads_first if states.is_cuda else heads_first.contiguous()

@@ -31,14 +31,14 @@ class Spans:
 
 
 def attend_within(spans: Spans, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend within each span. All tensors, and the result, are (tokens, heads, head size)."""
+    """Attend within each span. All tensors, and the result, are (tokens, heads, head_dim)."""
     if has_flash_attention(query.device, query.dtype, query.shape[-1]):
         return flash_attention(query, key, value, spans.bounds, spans.bounds)
     attended: list[Tensor] = []
     first = 0
     for count, size in spans.groups:
         last = first + count * size
-        # (spans, heads, tokens in each, head size)
+        # (spans, heads, tokens in each, head_dim)
         batches = (
             states[first:last].unflatten(0, (count, size)).transpose(1, 2)
             for states in (query, key, value)

@@ -33,7 +33,7 @@ class EchoModel(Model):
     eos_ids = frozenset({EOS})
     vocab_size = EOS + 1
     max_length = 512
-    kv_shape = KVShape(layers=1, heads=1, head_dim=1, dtype=torch.float32, device="cpu")
+    kv_shape = KVShape(num_layers=1, num_kv_heads=1, head_dim=1, dtype=torch.float32, device="cpu")
     token_policy: TokenPolicy | None = None
 
     def __init__(self, checkpoint: str, repeat: int) -> None:
@@ -51,7 +51,10 @@ class EchoModel(Model):
         return []
 
     def prefill(
-        self, chunks: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
+        self,
+        chunks: Sequence[PrefillChunk],
+        get_rows: Callable[[], Sequence[KVRows]],
+        max_slice_tokens: int,
     ) -> Generator[None, None, ModelOutput]:
         yield
         (chunk,) = chunks
@@ -59,7 +62,7 @@ class EchoModel(Model):
         return self._output(0)
 
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
     ) -> ModelOutput:
         (position,) = positions
         return self._output(position - len(self._prompt) + 1)

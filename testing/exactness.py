@@ -27,7 +27,7 @@ from raylens.core.types import (
 from raylens.engine.engine import Engine
 from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Model, Prompt
-from raylens.engine.sequence import Sequence, make_sequences
+from raylens.engine.sequence import GenerationSequence, make_sequences
 from testing.pictures import random_pixels
 
 MAX_TIE_GAP = 1e-4
@@ -48,7 +48,7 @@ def request(task: Any, **sampling: Any) -> VisionRequest:
 
 def prepare_sequences(
     model: Model, vision_request: VisionRequest, pictures: list[NDArray[np.uint8]]
-) -> list[Sequence]:
+) -> list[GenerationSequence]:
     """Return one sequence for each answer that the request asks for."""
     return make_sequences(vision_request, model.prepare(vision_request, pictures), model.tokenizer)
 
@@ -60,23 +60,24 @@ def random_request(
 
     Questions and answers have many lengths. With ``videos`` some chats contain a short video.
     """
-    chosen = rng.sample(pictures, rng.choice((0, 1, 1, 2, 3)))
+    request_pictures = rng.sample(pictures, rng.choice((0, 1, 1, 2, 3)))
     parts: list[TextPart | ImagePart | VideoPart] = [
-        ImagePart(index, rng.choice(list(Detail))) for index in range(len(chosen))
+        ImagePart(index, rng.choice(list(Detail))) for index in range(len(request_pictures))
     ]
     if videos and rng.random() < 0.2:
         frames = [random_pixels(80, 60, rng.randrange(99)) for _ in range(rng.randint(2, 5))]
-        frame_indices = tuple(range(len(chosen), len(chosen) + len(frames)))
+        first = len(request_pictures)
+        frame_indices = tuple(range(first, first + len(frames)))
         parts.append(VideoPart(frame_indices, rng.choice((1.0, 2.0))))
-        chosen += frames
+        request_pictures += frames
     question = rng.choice(
         ("Describe this image.", "How many shapes are there?", "red blue " * rng.randint(1, 40))
     )
     parts.insert(rng.randint(0, len(parts)), TextPart(question))
-    return request(user(*parts), max_tokens=rng.randint(1, 24)), chosen
+    return request(user(*parts), max_tokens=rng.randint(1, 24)), request_pictures
 
 
-SMALL_SLICES = EngineLimits(max_batch_size=6, prefill_tokens=48, max_prefill_slice_s=0.0)
+SMALL_SLICES = EngineLimits(max_batch_size=6, max_prefill_tokens=48, max_prefill_slice_s=0.0)
 
 
 def run_in_random_batches(
@@ -85,7 +86,7 @@ def run_in_random_batches(
     count: int,
     videos: bool = False,
     limits: EngineLimits = SMALL_SLICES,
-) -> list[Sequence]:
+) -> list[GenerationSequence]:
     """Run at least ``count`` random requests, and return their sequences.
 
     They arrive at random, some are aborted, and prefill runs in small slices with both caches on.
@@ -94,7 +95,7 @@ def run_in_random_batches(
     pictures = [
         random_pixels(rng.randint(20, 500), rng.randint(20, 500), seed) for seed in range(12)
     ]
-    sequences: list[Sequence] = []
+    sequences: list[GenerationSequence] = []
     while len(sequences) < count or engine.has_work:
         for _ in range(rng.choice((0, 0, 1, 2)) if len(sequences) < count else 0):
             added = prepare_sequences(model, *random_request(rng, pictures, videos))
@@ -107,7 +108,7 @@ def run_in_random_batches(
 
 
 def assert_matches_generate(
-    sequences: list[Sequence], reference: GenerationMixin, make_inputs: MakeInputs
+    sequences: list[GenerationSequence], reference: GenerationMixin, make_inputs: MakeInputs
 ) -> int:
     """Assert that ``generate`` returns the same tokens for each prompt alone.
 
@@ -122,7 +123,7 @@ def assert_matches_generate(
 
 
 def _differs_at_a_tie(
-    sequence: Sequence, reference: GenerationMixin, make_inputs: MakeInputs
+    sequence: GenerationSequence, reference: GenerationMixin, make_inputs: MakeInputs
 ) -> bool:
     """Return False if the tokens are equal, True if they differ at a tie; else fail."""
     if not sequence.output_ids:

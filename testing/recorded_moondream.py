@@ -25,7 +25,7 @@ from raylens.core.types import (
 )
 from raylens.engine.engine import Engine
 from raylens.engine.limits import EngineLimits
-from raylens.engine.sequence import Sequence
+from raylens.engine.sequence import GenerationSequence
 from testing.exactness import prepare_sequences, request
 from testing.pictures import random_pixels
 
@@ -52,13 +52,13 @@ def spatial_ref(values: list[float]) -> Location | Region:
     return Location(*values) if len(values) == 2 else Region(*values)
 
 
-def recorded_sequences(model: Moondream, recorded: dict[str, Any]) -> list[Sequence]:
+def recorded_sequences(model: Moondream, recorded: dict[str, Any]) -> list[GenerationSequence]:
     pictures = [random_pixels(*recorded["picture"])] if "picture" in recorded else []
     max_tokens = recorded.get("max_tokens", 4)
     return prepare_sequences(model, request(task_of(recorded), max_tokens=max_tokens), pictures)
 
 
-def answer(model: Moondream, sequence: Sequence) -> Any:
+def answer(model: Moondream, sequence: GenerationSequence) -> Any:
     """Return the answer of a finished sequence in the reference's format."""
     findings = model.parse_findings(sequence.prompt, sequence.output_ids)
     if findings.regions is not None:
@@ -92,7 +92,7 @@ def expected_answer(recorded: dict[str, Any]) -> Any:
 
 def run(
     model: Moondream,
-    waiting: list[list[Sequence]],
+    waiting: list[list[GenerationSequence]],
     seed: int = 0,
     batch: int = 6,
     limits: EngineLimits | None = None,
@@ -101,7 +101,8 @@ def run(
     rng = random.Random(seed)
     engine = Engine(
         model,
-        limits or EngineLimits(max_batch_size=batch, prefill_tokens=16, max_prefill_slice_s=0.0),
+        limits
+        or EngineLimits(max_batch_size=batch, max_prefill_tokens=16, max_prefill_slice_s=0.0),
     )
     waiting = list(waiting)
     while waiting or engine.has_work:

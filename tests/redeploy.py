@@ -23,7 +23,7 @@ from ray import serve
 from ray.serve import Application
 
 from benchmarks.jobs.app import MODEL, BenchIngress, StubModel, StubPreprocessor
-from deployments.app import job_queue
+from deployments.app import job_queue_actor_config
 from raylens.core.config import AppConfig
 from raylens.core.types import Delta, VisionRequest
 
@@ -68,7 +68,9 @@ def build(folder: Path, workers: int) -> Application:
         name="Preprocessor", ray_actor_options=resources
     )
     ingress = serve.deployment(BenchIngress).options(
-        name="Ingress", ray_actor_options=resources, deployment_actors=[job_queue(config, args)]
+        name="Ingress",
+        ray_actor_options=resources,
+        deployment_actors=[job_queue_actor_config(config, args)],
     )
     return ingress.bind(config, preprocessor.bind(), {MODEL: model.bind(str(folder))})
 

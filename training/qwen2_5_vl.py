@@ -253,7 +253,7 @@ class Patches:
     values: Tensor
     """(pictures, patches, values of a patch), from −1 to 1."""
     angles: Tensor
-    """(pictures, patches, head size): rotary angles."""
+    """(pictures, patches, head_dim): rotary angles."""
     full_mask: Tensor
     """(pictures, 1, patches, patches) for full attention: True if the key is no padding. A padded
     query attends to every key, because a softmax over no keys is NaN."""

@@ -220,7 +220,7 @@ class Bench:
             self.model,
             EngineLimits(max_batch_size=batch, kv_bytes=KV_BYTES),
             max_waiting=64,
-            threads=self.options.threads,
+            num_threads=self.options.threads,
         )
         try:
             yield EngineClient(engine)

@@ -15,21 +15,21 @@ UNBOUNDED = 2**40
 """KV cache budget in bytes that no step reaches."""
 
 
-def measure_decode_step(model: Model, rows: int, context: int, steps: int) -> float:
+def measure_decode_step(model: Model, num_rows: int, context: int, steps: int) -> float:
     """Return the median seconds of a decode step, over ``steps`` steps.
 
-    Each of the ``rows`` rows starts with ``context`` tokens in its cache.
+    Each of the ``num_rows`` rows starts with ``context`` tokens in its cache.
     """
-    cache: KVCache[int] = KVCache(model.kv_shape, UNBOUNDED, rows)
-    for row in range(rows):
+    cache: KVCache[int] = KVCache(model.kv_shape, UNBOUNDED, num_rows)
+    for row in range(num_rows):
         cache.reserve(row, context + steps)
         cache.advance(row, context)
     times = []
     for step in range(steps):
-        groups = [group for _, group in cache.groups()]
-        tokens = torch.ones(rows, dtype=torch.int64, device=model.device)
-        decode = partial(model.decode, tokens, [context + step] * rows, groups)
+        arena_rows = [kv_rows for _, kv_rows in cache.arenas_in_use()]
+        tokens = torch.ones(num_rows, dtype=torch.int64, device=model.device)
+        decode = partial(model.decode, tokens, [context + step] * num_rows, arena_rows)
         times.append(measure_seconds(decode, model.device))
-        for row in range(rows):
+        for row in range(num_rows):
             cache.advance(row)
     return median(times)

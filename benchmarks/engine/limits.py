@@ -141,7 +141,7 @@ class TextShape:
 
     layers: int
     heads_width: int
-    """Number of heads times head size."""
+    """Number of heads times head_dim."""
     layer_weights: int
     """Weights of the linears of all layers together."""
     head_weights: int
@@ -156,10 +156,10 @@ class TextShape:
         """Read the shape from transformers' configuration of a SmolVLM or a Qwen2.5-VL."""
         text = config.text_config
         width = text.num_attention_heads * kv.head_dim
-        attention = 2 * text.hidden_size * (width + kv.heads * kv.head_dim)
+        attention = 2 * text.hidden_size * (width + kv.num_kv_heads * kv.head_dim)
         layer = attention + 3 * text.hidden_size * text.intermediate_size
         head = text.vocab_size * text.hidden_size
-        return cls(kv.layers, width, kv.layers * layer, head, itemsize, kv.bytes_per_token)
+        return cls(kv.num_layers, width, kv.num_layers * layer, head, itemsize, kv.bytes_per_token)
 
     @property
     def _weight_bytes(self) -> int:

@@ -34,7 +34,7 @@ from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Model, Pixels
 
 TIMEOUT_S = 240.0
-"""Time-out of a whole batch."""
+"""Timeout of a whole batch."""
 TOKENS = 40
 TOLERANCE = 1e-3
 """Largest difference between two engines' logprobs or coordinates."""
@@ -127,7 +127,7 @@ def answer_all(
     The engine runs ``batch`` sequences together.
     """
     limits = EngineLimits(max_batch_size=batch, kv_bytes=2**30)
-    engine = AsyncEngine(model, limits, max_waiting=4 * len(requests), threads=threads)
+    engine = AsyncEngine(model, limits, max_waiting=4 * len(requests), num_threads=threads)
 
     async def answer() -> list[list[Reply]]:
         async with asyncio.timeout(TIMEOUT_S):

@@ -24,7 +24,7 @@ from raylens.engine.model import Model, Pixels, Prompt
 TARGET_SECONDS = 3.5
 """Intended duration of a load."""
 TIMEOUT_S = 120.0
-"""Time-out of a load."""
+"""Timeout of a load."""
 MAX_REQUESTS = 640
 """Most requests of a load."""
 
@@ -109,7 +109,7 @@ class Frontend:
 def run_engine(setup: Setup, model: Model, in_flight: int) -> Iterator[AsyncEngine]:
     """Run a new engine for ``in_flight`` requests at a time; its thread ends with the context."""
     limits = EngineLimits(max_batch_size=in_flight, kv_bytes=(1 if setup.is_tiny else 24) * 2**30)
-    engine = AsyncEngine(model, limits, max_waiting=in_flight, threads=setup.threads)
+    engine = AsyncEngine(model, limits, max_waiting=in_flight, num_threads=setup.threads)
     try:
         yield engine
     finally:

@@ -338,7 +338,9 @@ def _check_waits(setup: Setup, family: str) -> Iterator[Line]:
     """Check that the host waits in a decode step for its tokens only."""
     model = load_pocket(family, device=setup.device, dtype=torch.bfloat16)
     # All requests are prefilled together: none ends before the last one decodes.
-    limits = EngineLimits(max_batch_size=8, look_ahead=True, prefill_batch=8, prefill_tokens=16_384)
+    limits = EngineLimits(
+        max_batch_size=8, async_scheduling=True, max_prefill_batch_size=8, max_prefill_tokens=16_384
+    )
     engine = Engine(model, limits)
     tasks = [
         task

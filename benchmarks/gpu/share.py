@@ -30,7 +30,7 @@ from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import EngineLimits
 
 TIMEOUT_S = 150.0
-"""Time-out of the load."""
+"""Timeout of the load."""
 
 
 @dataclass

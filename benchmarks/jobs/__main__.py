@@ -27,7 +27,7 @@ from deployments.graph import Graph
 from raylens.core.config import AppConfig, JobsConfig
 from raylens.core.types import Query
 from raylens.jobs.factory import make_store
-from raylens.jobs.inference import InferenceClient, Options
+from raylens.jobs.inference import InferenceClient, InferenceOptions
 from raylens.jobs.job import Job, JobState, new_id
 from testing.postgres import new_schema, postgres
 
@@ -162,7 +162,7 @@ async def measure_request_without_queue(count: int) -> float:
     preprocessor = serve.get_deployment_handle("Preprocessor", app_name="raylens")
     model = serve.get_deployment_handle(MODEL, app_name="raylens")
     inference = InferenceClient(Graph(config, "raylens", preprocessor, {MODEL: model}), config)
-    options = inference.resolve(Options())
+    options = inference.resolve(InferenceOptions())
     durations = await measure_calls(
         count, 1, lambda: inference.ask("x", time.time() + 60, options, Query(QUESTION), ())
     )

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from deployments.app import job_queue
+from deployments.app import job_queue_actor_config
 from deployments.ingress import HttpApplication
 from raylens.core.config import AppConfig
 from raylens.core.types import Delta, FinishReason, ModelInfo, Query, Usage, VisionRequest
@@ -65,6 +65,6 @@ def build_app(args: dict[str, Any]) -> Application:
         name="Ingress",
         max_ongoing_requests=512,
         ray_actor_options={"num_cpus": 0.1},
-        deployment_actors=[job_queue(config, args)],
+        deployment_actors=[job_queue_actor_config(config, args)],
     )
     return ingress.bind(config, preprocessor.bind(), {MODEL: model.bind()})

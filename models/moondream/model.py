@@ -170,7 +170,7 @@ class Moondream(Model):
             limit_field="max_objects" if lists_objects else "max_tokens",
             greedy=lists_objects,
             decode_plan=plan,
-            depends_on_tokens=plan.answer_type is AnswerType.REASONING,
+            policy_reads_token_ids=plan.answer_type is AnswerType.REASONING,
         )
 
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
@@ -188,15 +188,18 @@ class Moondream(Model):
             ]
 
     def prefill(
-        self, parts: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
+        self,
+        chunks: Sequence[PrefillChunk],
+        get_rows: Callable[[], Sequence[KVRows]],
+        max_slice_tokens: int,
     ) -> Generator[None, None, ModelOutput]:
-        return self._decoder.prefill(parts, rows, tokens)
+        return self._decoder.prefill(chunks, get_rows, max_slice_tokens)
 
     @torch.inference_mode()
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
     ) -> ModelOutput:
-        return self._decoder.decode(token_ids, positions, groups)
+        return self._decoder.decode(token_ids, positions, arena_rows)
 
     def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
         match prompt.decode_plan.answer_type:

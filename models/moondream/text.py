@@ -16,7 +16,7 @@ from models.decoder import DecoderSpec
 from models.linear import Linear
 from models.moondream.config import TextConfig
 from models.moondream.weights import Weights
-from models.rope import Rotary
+from models.rope import RopeParameters
 from models.siglip import Norm
 from raylens.engine.model import KVShape
 
@@ -53,8 +53,8 @@ def decoder_spec(
         layers=layers,
         norm=weights.norm("text.post_ln", config.dim),
         head=weights.linear("text.lm_head", config.dim, config.vocab_size),
-        rotary=Rotary(rotary_frequencies(config.head_dim).to(like.device)),
-        heads=config.n_heads,
+        rope=RopeParameters(rotary_frequencies(config.head_dim).to(like.device)),
+        num_query_heads=config.n_heads,
         kv_shape=KVShape(
             config.n_layers, config.n_kv_heads, config.head_dim, like.dtype, str(like.device)
         ),
@@ -75,7 +75,7 @@ def _layer(name: str, config: TextConfig, weights: Weights) -> MoondreamLayer:
 
 
 def rotary_frequencies(head_dim: int) -> Tensor:
-    """Return the rotary frequencies of a head's pairs (head size / 2,).
+    """Return the rotary frequencies of a head's pairs (head_dim / 2,).
 
     Only the first half of the pairs is rotated. The other half has frequency 0.
     """
@@ -87,8 +87,8 @@ def rotary_frequencies(head_dim: int) -> Tensor:
 def qkv_order(config: TextConfig) -> Tensor:
     """Return the order of the outputs of ``qkv`` that fits the decoder's RoPE.
 
-    The decoder rotates pairs (i, i + head size / 2) of a head. Upstream rotates only the first half
-    of a head, in pairs (i, i + head size / 4). The same permutation of queries and keys leaves
+    The decoder rotates pairs (i, i + head_dim / 2) of a head. Upstream rotates only the first half
+    of a head, in pairs (i, i + head_dim / 4). The same permutation of queries and keys leaves
     their products unchanged. Values keep their order.
     """
     size = config.head_dim

@@ -129,8 +129,8 @@ class Embedding:
 class MoondreamTokenPolicy(TokenPolicy):
     """Masks control tokens in text and reasoning, and reads coordinates and sizes from states.
 
-    Coordinates and sizes are the most likely ones. The end of a list of objects must be chosen in
-    the same way, so prompts for boxes and points are greedy.
+    Coordinates and sizes are the most likely ones. The end of a list of objects must be too,
+    so prompts for boxes and points are greedy.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class MoondreamTokenPolicy(TokenPolicy):
         return logits.index_put((rows, tokens), logits.new_full((), -torch.inf))
 
     def _masked_tokens(self, answer: AnswerProgress) -> tuple[int, ...]:
-        if not answer.tokens_chosen:
+        if not answer.num_output_tokens:
             return ()  # upstream masks nothing before the first token
         match answer.prompt.decode_plan.answer_type:
             case AnswerType.REASONING if self._is_reasoning(answer):
@@ -163,23 +163,23 @@ class MoondreamTokenPolicy(TokenPolicy):
 
     @torch.inference_mode()
     def resolve_tokens(
-        self, chosen: Tensor, scores: ModelOutput, answers: Sequence[AnswerProgress]
+        self, sampled: Tensor, output: ModelOutput, answers: Sequence[AnswerProgress]
     ) -> Tensor:
         answer_types = [answer.prompt.decode_plan.answer_type for answer in answers]
         if all(answer_type is AnswerType.TEXT for answer_type in answer_types):
-            return chosen
-        resolved = chosen.clone()
+            return sampled
+        resolved = sampled.clone()
         next_values = [self._next_value(answer) for answer in answers]
         reasoning_rows = _rows_with(AnswerType.REASONING, answer_types)
         if reasoning_rows:
-            tokens = chosen.tolist()
+            tokens = sampled.tolist()
             next_ids = [self._next_id(tokens[row], answers[row]) for row in reasoning_rows]
             for row, next_id in zip(reasoning_rows, next_ids, strict=True):
                 next_values[row] = _NextValue.COORDINATE if next_id is None else None
-            resolved[upload(reasoning_rows, chosen.device)] = upload(
-                [next_id or 0 for next_id in next_ids], chosen.device
+            resolved[upload(reasoning_rows, sampled.device)] = upload(
+                [next_id or 0 for next_id in next_ids], sampled.device
             )
-        self._read_values(resolved, next_values, scores.hidden_states)
+        self._read_values(resolved, next_values, output.hidden_states)
         return resolved
 
     def _next_value(self, answer: AnswerProgress) -> _NextValue | None:
@@ -188,7 +188,7 @@ class MoondreamTokenPolicy(TokenPolicy):
         if plan.answer_type not in (AnswerType.BOXES, AnswerType.POINTS):
             return None
         ids_per_object = 3 if plan.answer_type is AnswerType.BOXES else 2
-        objects, position = divmod(answer.tokens_chosen, ids_per_object)
+        objects, position = divmod(answer.num_output_tokens, ids_per_object)
         if position:
             return _NextValue.SIZE if position == 2 else _NextValue.COORDINATE
         return _NextValue.END if objects == plan.max_objects else _NextValue.COORDINATE_OR_END
@@ -219,7 +219,7 @@ class MoondreamTokenPolicy(TokenPolicy):
             resolved[index] = self._pseudo_tokens.encode_sizes(bins)
 
     def _next_id(self, token: int, answer: AnswerProgress) -> int | None:
-        """Return the output id for a chosen token of reasoning or of the text after it.
+        """Return the output id for a sampled token of reasoning or of the text after it.
 
         None: the next id is a coordinate, which is read from the state.
         """
@@ -227,7 +227,7 @@ class MoondreamTokenPolicy(TokenPolicy):
         if not self._is_reasoning(answer):
             is_full = self._text_length(answer) == plan.max_tokens
             return NO_TOKEN if is_full and token != self._config.eos_id else token
-        if answer.tokens_chosen == plan.max_tokens:
+        if answer.num_output_tokens == plan.max_tokens:
             token = self._config.answer_id
         if token == self._config.coord_id:
             return None
@@ -239,7 +239,7 @@ class MoondreamTokenPolicy(TokenPolicy):
     def _text_length(self, answer: AnswerProgress) -> int:
         """Return the number of text tokens so far."""
         if answer.prompt.decode_plan.answer_type is AnswerType.TEXT:
-            return answer.tokens_chosen
+            return answer.num_output_tokens
         return len(answer.output_ids) - 1 - answer.output_ids.index(self._end_of_reasoning)
 
     @property
@@ -248,11 +248,11 @@ class MoondreamTokenPolicy(TokenPolicy):
 
 
 class _NextValue(Enum):
-    """What replaces the chosen token of a row."""
+    """Value that replaces the sampled token of a row."""
 
     COORDINATE = auto()
     COORDINATE_OR_END = auto()
-    """The end of the list if the end was chosen, else a coordinate."""
+    """The end of the list if EOS was sampled, otherwise a coordinate."""
     SIZE = auto()
     END = auto()
 

@@ -88,19 +88,21 @@ class VisionEncoder:
     of 2 × 2 patches.
     """
 
-    def __init__(self, tower: Any, packer: WeightPacker, graphs: GraphCache | None = None) -> None:
-        config = tower.config
+    def __init__(
+        self, encoder: Any, packer: WeightPacker, graphs: GraphCache | None = None
+    ) -> None:
+        config = encoder.config
         self._heads = int(config.num_heads)
         self._head_dim = int(config.hidden_size) // self._heads
         self._merge = int(config.spatial_merge_size)
         self._window = int(config.window_size) // self._merge // int(config.patch_size)
         self._full_attention_layers = frozenset(config.fullatt_block_indexes)
-        self._frequencies = packer.to_device(tower.rotary_pos_emb.inv_freq).float()
-        self._embed_patches = packer.pack_weight(tower.patch_embed.proj.weight.flatten(1))
-        self._layers = [_layer(block, packer) for block in tower.blocks]
-        self._norm = RMSNorm(packer.to_device(tower.merger.ln_q.weight), NORM_EPS)
-        self._expand = packer.pack_layers(tower.merger.mlp[0])
-        self._contract = packer.pack_layers(tower.merger.mlp[2])
+        self._frequencies = packer.to_device(encoder.rotary_pos_emb.inv_freq).float()
+        self._embed_patches = packer.pack_weight(encoder.patch_embed.proj.weight.flatten(1))
+        self._layers = [_layer(block, packer) for block in encoder.blocks]
+        self._norm = RMSNorm(packer.to_device(encoder.merger.ln_q.weight), NORM_EPS)
+        self._expand = packer.pack_layers(encoder.merger.mlp[0])
+        self._contract = packer.pack_layers(encoder.merger.mlp[2])
         self._has_fused = has_fused_kernels(self._frequencies.device, self._norm.weight.dtype)
         self._graphs = graphs
         self._layout = lru_cache(_CACHED_LAYOUTS)(self._build_layout)
@@ -165,7 +167,7 @@ class VisionEncoder:
 
     def _run_layer(self, layer: LlamaLayer, states: Tensor, layout: Layout, spans: Spans) -> Tensor:
         """(patches, hidden) -> the same shape."""
-        # (patches, 3, heads, head size)
+        # (patches, 3, heads, head_dim)
         qkv = layer.qkv(layer.attention_norm(states)).unflatten(
             -1, (3, self._heads, self._head_dim)
         )
@@ -208,10 +210,10 @@ class VisionEncoder:
         return states.view(len(order), self._merge**2, -1)[order].flatten(0, 1)
 
     def _rope_cos_sin(self, grids: Sequence[Grid], order: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and signed sines, float32 (patches, 1, head size).
+        """Return cosines and signed sines, float32 (patches, 1, head_dim).
 
         Half of the frequencies rotate with the row, and half with the column. The fused kernel
-        takes (patches, head size / 2).
+        takes (patches, head_dim / 2).
         """
         coordinates = np.concatenate([self._patch_coordinates(grid) for grid in grids])
         positions = upload(coordinates, order.device)

@@ -21,7 +21,7 @@ class ConcurrencyLimiter:
         self._capacity = config.max_batch_size + config.max_waiting
         self._retry_after = config.retry_after_s
         self._requests = 0
-        """Requests that run or wait."""
+        """Number of requests that are running or waiting."""
 
     @property
     def gauges(self) -> Gauges:
@@ -29,10 +29,10 @@ class ConcurrencyLimiter:
         return Gauges(waiting=self._requests - running, running=running)
 
     def check_capacity(self) -> None:
-        """Raises ``Overloaded`` if as many requests run or wait as are allowed."""
+        """Raise ``Overloaded`` if all slots are taken and the queue is full."""
         if self._requests >= self._capacity:
             raise Overloaded(
-                f"{self._requests} requests run or wait; the limit is {self._capacity}",
+                f"{self._requests} requests are running or waiting; the limit is {self._capacity}",
                 "model",
                 self._capacity,
                 self._requests,

@@ -123,7 +123,7 @@ def photon(config: ModelConfig, remote: RemoteConfig) -> MoondreamRuntime:
 
 
 class DeadlineHandler(urllib.request.BaseHandler):
-    """Gives each request of the client a time-out, the time until the request's deadline.
+    """Gives each request of the client a timeout, the time until the request's deadline.
 
     The client sets none, and would wait forever for a silent server.
     """

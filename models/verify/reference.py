@@ -10,7 +10,7 @@ from typing import Protocol
 from models.options import LoadOptions
 from models.verify.questions import Question
 from raylens.engine.model import Model
-from raylens.engine.sequence import Sequence
+from raylens.engine.sequence import GenerationSequence
 
 
 class Unverifiable(Exception):
@@ -21,7 +21,7 @@ class Unverifiable(Exception):
 class Answer:
     """Our answer: the finished sequence, and its text or findings in normalized form."""
 
-    sequence: Sequence
+    sequence: GenerationSequence
     text: str
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from raylens.core.types import Findings, SamplingParams, VisionRequest
 from raylens.engine.engine import Engine
 from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Model
-from raylens.engine.sequence import Sequence, make_sequences
+from raylens.engine.sequence import GenerationSequence, make_sequences
 
 MAX_TOKENS = 48
 TIMEOUT_S = 3600.0
@@ -121,10 +120,10 @@ def _lines(verifiable: VerifiableModel) -> Iterator[Line]:
         )
 
 
-def _answer_all(model: Model, questions: Seq[Question]) -> list[Sequence]:
+def _answer_all(model: Model, questions: Sequence[Question]) -> list[GenerationSequence]:
     """Answer all questions in one batch of the engine. Raises the engine's error if one fails."""
     engine = Engine(model, EngineLimits(max_batch_size=len(questions)))
-    finished: list[Sequence] = []
+    finished: list[GenerationSequence] = []
     for question in questions:
         deadline = time.time() + TIMEOUT_S
         request = VisionRequest("", "", question.task, deadline, SamplingParams(MAX_TOKENS))
@@ -138,7 +137,7 @@ def _answer_all(model: Model, questions: Seq[Question]) -> list[Sequence]:
     return finished
 
 
-def _text(model: Model, sequence: Sequence, findings: Findings) -> str:
+def _text(model: Model, sequence: GenerationSequence, findings: Findings) -> str:
     formatted = format_findings(findings)
     if formatted is not None:
         return formatted

@@ -66,7 +66,7 @@ def create_app(
 def _cors_options(config: AppConfig) -> dict[str, Any]:
     options: dict[str, Any] = {
         "allow_methods": ["GET", "POST", "PUT", "DELETE"],
-        # Clients send many headers of their own. No cookie is ever honoured.
+        # Clients send many headers of their own. No cookie is ever honored.
         "allow_headers": ["*"],
         "expose_headers": [REQUEST_ID_HEADER, "Retry-After"],
     }

@@ -16,7 +16,7 @@ from raylens.core.errors import InvalidRequest, RaylensError
 logger = logging.getLogger(__name__)
 
 MAX_FIELD_CHARS = 160
-"""Characters of a field's name in an error: the sender can make up names of any length."""
+"""Characters of a field's name in an error: the client can make up names of any length."""
 _NOT_AN_OBJECT = ("model_type", "model_attributes_type")
 _CODES = {
     408: "request_timeout",

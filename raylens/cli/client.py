@@ -37,7 +37,7 @@ DEFAULT_RETRY_AFTER_S = 1.0
 """Wait for a busy server that sends no ``Retry-After``."""
 MAX_BACKOFF_S = 5.0
 TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
-"""A stream of events sends at least a comment every 15 s, well within the read time-out."""
+"""A stream of events sends at least a comment every 15 s, well within the read timeout."""
 _OUTAGE = "outage"
 _CAPACITY = "capacity"
 """Reasons to wait, each reported once."""

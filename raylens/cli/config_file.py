@@ -96,13 +96,13 @@ def _check_deployment_names(deployments: Iterable[dict[str, Any]], app: AppConfi
 def _check_job_queue(app: AppConfig) -> None:
     """Refuse a queue that can't store anything: Serve would try for minutes to start it."""
     from raylens.jobs.factory import check_settings
-    from raylens.jobs.store import StoreUnusable
+    from raylens.jobs.store import JobsUnusable
 
     if not app.jobs.enabled:
         return
     try:
         check_settings(app.jobs)
-    except StoreUnusable as error:
+    except JobsUnusable as error:
         raise ConfigError(f"args.{error}") from None
 
 

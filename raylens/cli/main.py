@@ -40,7 +40,7 @@ def run(
         bool,
         typer.Option(
             "--compat-env",
-            help="Honour environment variables of other servers, such as QUEUE_SIZE and VLM_MODEL.",
+            help="Honor environment variables of other servers, such as QUEUE_SIZE and VLM_MODEL.",
         ),
     ] = False,
 ) -> None:

@@ -53,7 +53,7 @@ class RequestLimits(Frozen):
     max_body_bytes: PositiveInt = 28 * 2**20
     """Base64 makes a picture a third larger than ``max_image_bytes``."""
     body_patience_s: PositiveFloat = 10.0
-    """Time-out between two parts of a body."""
+    """Timeout between two parts of a body."""
     max_in_flight: PositiveInt = 192
     """POST requests that one replica of the ingress works on; more are refused as overloaded."""
     max_image_bytes: PositiveInt = 20 * 2**20
@@ -161,7 +161,7 @@ class ModelConfig(Frozen):
     max_image_size: Annotated[int, Field(ge=16, le=4096)] | None = None
     """Upper bound of a preprocessed picture's longer side in pixels, whatever the recipe says."""
     expected_response_time: PositiveFloat | None = None
-    """Seconds before a request without a time-out expires; unset means ``defaults.timeout_s``."""
+    """Seconds before a request without a timeout expires; unset means ``defaults.timeout_s``."""
     max_batch_size: Annotated[
         int, Field(ge=1, le=256, validation_alias=AliasChoices("max_batch_size", "batch_size"))
     ] = 8
@@ -173,11 +173,13 @@ class ModelConfig(Frozen):
     time whenever a new one starts. Unset means 1 on a CPU and 64 on a GPU, whose CUDA graphs take
     16 tiles each."""
     max_prefill_tokens: Annotated[int, Field(ge=16, le=65_536)] | None = None
-    """Prompt tokens of one prefill slice. Unset means 128 on a CPU, and 4096 on a GPU, where a
-    slice may hold several prompts."""
+    """Maximum number of tokens in a prefill chunk, and in total for prompts that are prefilled
+    together. Unset means 128 on a CPU, and 4096 on a GPU, where a slice may contain several
+    prompts. A bidirectional prefix may exceed it."""
     max_prefill_slice_s: Annotated[float, Field(ge=0, le=10)] = 0.03
-    """Running answers pause this long for prefill slices between two decode steps, and for one
-    slice in any case. On a GPU they pause for one slice."""
+    """Time for prefill between two decode steps, in seconds. No further slice starts after it,
+    except that one slice always runs, and two if few answers are running. On a GPU, exactly one
+    runs."""
     kv_cache: ByteSize | None = None
     """Memory for keys and values of running sequences, such as ``2GiB``. Unset means 1 GiB on a
     CPU, and what remains of the replica's share of the card on CUDA."""
@@ -313,7 +315,7 @@ class JobsConfig(Frozen):
     max_backoff_s: Seconds = 60.0
     attempt_timeout_s: Seconds = 600.0
     timeout_s: Seconds = 86_400.0
-    """From submission until the job fails, for jobs that set no time-out."""
+    """From submission until the job fails, for jobs that set no timeout."""
     lease_s: Annotated[float, Field(ge=1, le=600)] = 15.0
     """A job whose process died is claimed again after this time."""
     result_ttl_s: Seconds = 7 * 86_400.0

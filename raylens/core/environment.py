@@ -77,13 +77,13 @@ def _unknown_variables() -> list[str]:
 
 
 def _unused_variables() -> list[str]:
-    """Remark on variables of other servers, which ``compat_env`` would honour."""
+    """Remark on variables of other servers, which ``compat_env`` would honor."""
     names = [name for name in (*COMPATIBLE, "OLLAMA_HOST") if os.environ.get(name)]
     if not names:
         return []
     return [
         f"{', '.join(names)}: ignored; --compat-env, or compat_env: true in the config file,"
-        " honours them"
+        " honors them"
     ]
 
 

@@ -307,6 +307,7 @@ class ModelInfo:
 
     name: str
     checkpoint: str
+    """A hub id, a folder, or a remote server's name for the model."""
     family: str | None
     device: str
     tasks: tuple[str, ...]

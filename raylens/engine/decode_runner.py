@@ -1,4 +1,4 @@
-"""Runs decode steps, and isolates the sequence that breaks one."""
+"""Runs decode steps, and isolates the sequence that makes one fail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raylens.engine.attempt import attempt
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.model import Model, ModelOutput
 from raylens.engine.sampling_runner import SamplingRunner
-from raylens.engine.sequence import Sequence
+from raylens.engine.sequence import GenerationSequence
 
 logger = logging.getLogger(__name__)
 
@@ -18,28 +18,29 @@ logger = logging.getLogger(__name__)
 class DecodeRunner:
     """Decodes one token for each sequence of a batch.
 
-    Calls ``clear_caches`` after a failure, to free memory.
+    Calls ``free_reusable_caches`` after a failure, to free memory.
     """
 
     def __init__(
         self,
         model: Model,
-        cache: KVCache[Sequence],
+        cache: KVCache[GenerationSequence],
         sampling_runner: SamplingRunner,
-        clear_caches: Callable[[], None],
+        free_reusable_caches: Callable[[], None],
     ) -> None:
         self._model = model
         self._cache = cache
         self._sampling_runner = sampling_runner
-        self._clear_caches = clear_caches
+        self._free_reusable_caches = free_reusable_caches
 
     def run(
-        self, decoding: AbstractSet[Sequence]
-    ) -> Iterator[tuple[list[Sequence], ModelOutput | Exception]]:
-        """Run a decode step. Yield the sequences, in the order of their rows, and the output.
+        self, decoding: AbstractSet[GenerationSequence]
+    ) -> Iterator[tuple[list[GenerationSequence], ModelOutput | Exception]]:
+        """Decode one token for each sequence in ``decoding``.
 
-        If the model fails, it is run again for each row alone, so that only the sequence that
-        breaks it fails. Each sequence is then yielded alone, with its output or exception.
+        Yields the sequences, in the order of their rows, and the output. If the model fails, runs
+        it again for each row alone, so that only the sequence that causes the failure fails. Then
+        yields each sequence alone, with its output or exception.
         """
         sequences, output = self._decode_batch(decoding)
         if not isinstance(output, Exception):
@@ -47,9 +48,11 @@ class DecodeRunner:
             yield sequences, output
             return
         logger.warning(
-            "decoding a batch of %d failed and is retried row by row: %r", len(sequences), output
+            "decode failed for a batch of %d; retrying one sequence at a time: %r",
+            len(sequences),
+            output,
         )
-        self._clear_caches()
+        self._free_reusable_caches()
         for sequence in sequences:
             output = self._decode_alone(sequence)
             if not isinstance(output, Exception):
@@ -57,32 +60,38 @@ class DecodeRunner:
             yield [sequence], output
 
     def _decode_batch(
-        self, decoding: AbstractSet[Sequence]
-    ) -> tuple[list[Sequence], ModelOutput | Exception]:
-        groups = [group for group in self._cache.groups() if not decoding.isdisjoint(group[0])]
-        groups_rows = [rows for _, rows in groups]
-        owners = [sequence for group_owners, _ in groups for sequence in group_owners]
-        # Rows of other sequences, such as those in prefill, are decoded too, without effect. Their
-        # keys and values are written after the row's length, and overwritten later.
-        inputs = [sequence if sequence in decoding else None for sequence in owners]
-        positions = [0 if sequence is None else sequence.next_position for sequence in inputs]
-        decoded_rows = [row for row, sequence in enumerate(inputs) if sequence is not None]
+        self, decoding: AbstractSet[GenerationSequence]
+    ) -> tuple[list[GenerationSequence], ModelOutput | Exception]:
+        arenas = [
+            (owners, kv_rows)
+            for owners, kv_rows in self._cache.arenas_in_use()
+            if not decoding.isdisjoint(owners)
+        ]
+        arena_rows = [kv_rows for _, kv_rows in arenas]
+        owners = [sequence for arena_owners, _ in arenas for sequence in arena_owners]
+        # Rows of other sequences (e.g. in prefill) are computed too and ignored. Their keys and
+        # values land past the row's length and are overwritten later.
+        row_sequences = [sequence if sequence in decoding else None for sequence in owners]
+        positions = [
+            0 if sequence is None else sequence.decode_position for sequence in row_sequences
+        ]
+        selected_rows = [row for row, sequence in enumerate(row_sequences) if sequence is not None]
         output = attempt(
             lambda: self._model.decode(
-                self._sampling_runner.newest_tokens(inputs), positions, groups_rows
-            ).select(decoded_rows)
+                self._sampling_runner.last_tokens(row_sequences), positions, arena_rows
+            ).select(selected_rows)
         )
-        return [owners[row] for row in decoded_rows], output
+        return [owners[row] for row in selected_rows], output
 
-    def _decode_alone(self, sequence: Sequence) -> ModelOutput | Exception:
-        rows = [self._cache.row(sequence)]
-        positions = [sequence.next_position]
+    def _decode_alone(self, sequence: GenerationSequence) -> ModelOutput | Exception:
+        arena_rows = [self._cache.row_of(sequence)]
+        positions = [sequence.decode_position]
         return attempt(
             lambda: self._model.decode(
-                self._sampling_runner.newest_tokens([sequence]), positions, rows
+                self._sampling_runner.last_tokens([sequence]), positions, arena_rows
             )
         )
 
-    def _advance(self, sequences: list[Sequence]) -> None:
+    def _advance(self, sequences: list[GenerationSequence]) -> None:
         for sequence in sequences:
             self._cache.advance(sequence)

@@ -9,8 +9,8 @@ from tokenizers.decoders import DecodeStream
 class Detokenizer:
     """Turns one answer's token ids into text, one at a time.
 
-    Never returns half a character or part of a stop string. Drops leading whitespace, which chat
-    templates leave to the model.
+    Never returns half a character or part of a stop string. Strips leading whitespace, which models
+    often generate first because the chat template does not end with it.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
@@ -23,12 +23,14 @@ class Detokenizer:
         self.stopped = False
         """Whether a stop string is complete."""
         self.decoded_chars = 0
-        """Number of characters that all tokens so far decode to."""
+        """Number of characters in the decoded text of all tokens so far, without leading
+        whitespace."""
         self.returned_chars = 0
         """Number of these characters that ``push`` and ``flush`` have returned."""
 
     def push(self, token_id: int) -> str:
-        """Add a token, and return the text that is final after it.
+        """Add a token, and return the text that this token makes final (which can no longer belong
+        to a stop string).
 
         Sets ``stopped`` once a stop string is complete.
         """
@@ -44,11 +46,11 @@ class Detokenizer:
         self.decoded_chars += len(piece)
         text = self._buffer + piece
         matches = [text.find(stop_string) for stop_string in self._stop_strings]
-        ends = [index for index in matches if index >= 0]
-        if ends:
+        stop_starts = [index for index in matches if index >= 0]
+        if stop_starts:
             self.stopped = True
             self._buffer = ""
-            return text[: min(ends)]
+            return text[: min(stop_starts)]
         overlaps = (_overlap(text, stop_string) for stop_string in self._stop_strings)
         final_chars = len(text) - max(overlaps, default=0)
         self._buffer = text[final_chars:]
@@ -63,7 +65,8 @@ class Detokenizer:
 
 
 def _overlap(text: str, stop_string: str) -> int:
-    """Return the length of the longest end of ``text`` that ``stop_string`` begins with."""
+    """Return the length of the longest suffix of ``text`` that is a proper prefix of
+    ``stop_string``."""
     for length in range(min(len(text), len(stop_string) - 1), 0, -1):
         if text.endswith(stop_string[:length]):
             return length

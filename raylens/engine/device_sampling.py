@@ -1,7 +1,8 @@
 """Sampling for a whole batch on a GPU, with the semantics of :mod:`raylens.engine.sampling`.
 
-Rows without a grammar are sampled without host synchronization. A grammar's mask depends on the
-token before, and only the host knows the grammar, so rows that follow one wait for the device.
+Without grammars, sampling does not synchronize with the host. A grammar's mask depends on the
+previous token and is computed on the host, so a batch with any grammar-constrained row waits for
+the device.
 """
 
 from __future__ import annotations
@@ -16,43 +17,44 @@ from torch import Tensor
 from raylens.engine.sampling import BatchSampler, SampledTokens, Sampler
 from raylens.engine.transfer import upload
 
-_CHUNK_ROWS = 16
-"""Rows that are drawn at a time. Each takes a dozen float64 copies of its logits."""
+_ROWS_PER_DRAW = 16
+"""Rows sampled at a time, to limit memory: each needs about twelve float64 buffers of vocabulary
+size."""
 
 
 @dataclass(frozen=True)
-class _TokenCounts:
-    """State of the penalties, one row for each slot."""
+class _PenaltyState:
+    """Tokens that penalties apply to, by slot."""
 
     output_counts: Tensor
     """How often the answer contains each token, int32 (slots, vocabulary)."""
     is_in_prompt: Tensor
-    """bool (slots, vocabulary)."""
+    """Whether the prompt contains each token, bool (slots, vocabulary)."""
 
 
 class DeviceSampler(BatchSampler):
-    """Samples on the device. Keeps the token counts of each slot there, for penalties."""
+    """Samples on the device, and keeps the penalty state of each slot there."""
 
-    def __init__(self, slots: int, vocabulary: int, device: str) -> None:
-        self._slots = slots
-        self._vocabulary = vocabulary
+    def __init__(self, num_slots: int, vocab_size: int, device: str) -> None:
+        self._num_slots = num_slots
+        self._vocab_size = vocab_size
         self._device = device
-        self._token_counts: _TokenCounts | None = None
-        """None until a sampler with penalties begins."""
+        self._penalty_state: _PenaltyState | None = None
+        """Allocated when the first answer with penalties begins."""
 
-    def begin(self, slot: int, sampler: Sampler) -> None:
+    def reset_slot(self, slot: int, sampler: Sampler) -> None:
         if not sampler.has_penalties:
             return
-        if self._token_counts is None:
-            shape = (self._slots, self._vocabulary)
-            self._token_counts = _TokenCounts(
+        if self._penalty_state is None:
+            shape = (self._num_slots, self._vocab_size)
+            self._penalty_state = _PenaltyState(
                 torch.zeros(shape, dtype=torch.int32, device=self._device),
                 torch.zeros(shape, dtype=torch.bool, device=self._device),
             )
-        self._token_counts.output_counts[slot].zero_()
-        self._token_counts.is_in_prompt[slot].zero_()
-        ids = sampler.prompt_ids[sampler.prompt_ids < self._vocabulary]
-        self._token_counts.is_in_prompt[slot].index_fill_(0, upload(ids, self._device), True)
+        self._penalty_state.output_counts[slot].zero_()
+        self._penalty_state.is_in_prompt[slot].zero_()
+        ids = sampler.prompt_ids[sampler.prompt_ids < self._vocab_size]
+        self._penalty_state.is_in_prompt[slot].index_fill_(0, upload(ids, self._device), True)
 
     def sample(
         self, logits: Tensor, samplers: Sequence[Sampler], slots: Sequence[int]
@@ -72,26 +74,27 @@ class DeviceSampler(BatchSampler):
     def _mask_with_grammars(
         self, logits: Tensor, samplers: Sequence[Sampler]
     ) -> dict[int, Exception]:
-        """Set the logits of tokens that a row's grammar forbids to −∞.
+        """Set to −∞ the logits of tokens that a row's grammar forbids.
 
         Returns the exceptions of grammars that failed, by row.
         """
         failures: dict[int, Exception] = {}
-        rows, bitmasks = [], []
+        constrained_rows = []
+        bitmasks = []
         for row, sampler in enumerate(samplers):
             if sampler.grammar is None:
                 continue
             try:
                 bitmasks.append(sampler.grammar.bitmask())
-                rows.append(row)
+                constrained_rows.append(row)
             except Exception as error:
                 failures[row] = error
-        if rows:
+        if constrained_rows:
             bits = upload(np.stack(bitmasks), self._device)
             shifts = torch.arange(8, device=self._device, dtype=torch.uint8)
-            is_allowed = (bits[:, :, None] >> shifts & 1).flatten(1)[:, : self._vocabulary].bool()
-            index = upload(rows, self._device)
-            logits[index] = logits[index].masked_fill(~is_allowed, -torch.inf)
+            is_allowed = (bits[:, :, None] >> shifts & 1).flatten(1)[:, : self._vocab_size].bool()
+            row_index = upload(constrained_rows, self._device)
+            logits[row_index] = logits[row_index].masked_fill(~is_allowed, -torch.inf)
         return failures
 
     def _penalize(self, logits: Tensor, samplers: Sequence[Sampler], slots: Sequence[int]) -> None:
@@ -99,10 +102,11 @@ class DeviceSampler(BatchSampler):
         penalized_rows = [row for row, sampler in enumerate(samplers) if sampler.has_penalties]
         if not penalized_rows:
             return
-        assert self._token_counts is not None
-        rows = upload(penalized_rows, self._device)
+        assert self._penalty_state is not None
+        row_index = upload(penalized_rows, self._device)
         row_slots = upload([slots[row] for row in penalized_rows], self._device)
         params = [samplers[row].params for row in penalized_rows]
+        # Each (rows, 1).
         repetition, presence, frequency = upload(
             np.array(
                 [[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params],
@@ -110,24 +114,25 @@ class DeviceSampler(BatchSampler):
             ).T[:, :, None],
             self._device,
         )
-        counts = self._token_counts.output_counts[row_slots]
-        penalized = logits[rows]
+        counts = self._penalty_state.output_counts[row_slots]
+        penalized = logits[row_index]
         repeated = torch.where(penalized < 0, penalized * repetition, penalized / repetition)
-        is_repeated = self._token_counts.is_in_prompt[row_slots] | (counts > 0)
+        is_repeated = self._penalty_state.is_in_prompt[row_slots] | (counts > 0)
         penalized = torch.where(is_repeated, repeated, penalized)
-        logits[rows] = penalized - (counts * frequency + (counts > 0) * presence)
+        logits[row_index] = penalized - (counts * frequency + (counts > 0) * presence)
 
     def _draw_tokens(self, tokens: Tensor, logits: Tensor, samplers: Sequence[Sampler]) -> None:
-        """Replace the most likely token by a random one, in all rows with a temperature."""
-        random_rows = [row for row, s in enumerate(samplers) if s.params.temperature > 0]
-        if not random_rows:
+        """Replace the most likely token with a sampled one, in rows whose temperature is above
+        0."""
+        sampled_rows = [row for row, s in enumerate(samplers) if s.params.temperature > 0]
+        if not sampled_rows:
             return
-        rows = upload(random_rows, self._device)
-        for first in range(0, len(random_rows), _CHUNK_ROWS):
-            end = first + _CHUNK_ROWS
-            chunk = rows[first:end]
-            chunk_samplers = [samplers[row] for row in random_rows[first:end]]
-            tokens[chunk] = _draw(logits[chunk], chunk_samplers, tokens[chunk])
+        row_index = upload(sampled_rows, self._device)
+        for first in range(0, len(sampled_rows), _ROWS_PER_DRAW):
+            end = first + _ROWS_PER_DRAW
+            index = row_index[first:end]
+            draw_samplers = [samplers[row] for row in sampled_rows[first:end]]
+            tokens[index] = _draw(logits[index], draw_samplers, tokens[index])
 
     def _record(
         self,
@@ -138,10 +143,10 @@ class DeviceSampler(BatchSampler):
     ) -> None:
         """Add the tokens to the counts and the grammars. Adds failing rows to ``failures``."""
         penalized_rows = [row for row, sampler in enumerate(samplers) if sampler.has_penalties]
-        if penalized_rows and self._token_counts is not None:
-            rows = upload(penalized_rows, self._device)
+        if penalized_rows and self._penalty_state is not None:
+            row_index = upload(penalized_rows, self._device)
             row_slots = upload([slots[row] for row in penalized_rows], self._device)
-            self._token_counts.output_counts[row_slots, tokens[rows]] += 1
+            self._penalty_state.output_counts[row_slots, tokens[row_index]] += 1
         if any(sampler.grammar is not None for sampler in samplers):
             for row, (sampler, token) in enumerate(zip(samplers, tokens.tolist(), strict=True)):
                 if sampler.grammar is not None and row not in failures:
@@ -158,35 +163,39 @@ def _draw(logits: Tensor, samplers: Sequence[Sampler], best_tokens: Tensor) -> T
     ids. ``best_tokens``, (rows,), are the most likely ones.
     """
     parameters = np.array([_draw_parameters(sampler, logits.shape[1]) for sampler in samplers])
+    # Each (rows, 1).
     temperature, top_k, top_p, min_p, uniform = upload(parameters.T[:, :, None], logits.device)
+    # Weights are probabilities relative to the best token's.
     weights = ((logits.double() - logits.gather(1, best_tokens[:, None])) / temperature).exp()
     filtered_rows = [
         row for row, s in enumerate(samplers) if s.params.top_p < 1 or s.params.top_k > 0
     ]
     if filtered_rows:
-        rows = upload(filtered_rows, logits.device)
-        weights[rows] = _apply_top_k_top_p(weights[rows], top_k[rows], top_p[rows])
+        row_index = upload(filtered_rows, logits.device)
+        weights[row_index] = _apply_top_k_top_p(
+            weights[row_index], top_k[row_index], top_p[row_index]
+        )
     weights = torch.where(weights >= min_p, weights, 0)
     bounds = weights.cumsum(-1)
     tokens = torch.searchsorted(bounds, uniform * bounds[:, -1:], right=True).clamp_(
         max=logits.shape[1] - 1
     )
-    # A parallel sum may round past a bound, to a token that has no weight.
+    # Rounding in the parallel cumsum can select a token of weight 0. Use the best token then.
     return torch.where(weights.gather(1, tokens)[:, 0] > 0, tokens[:, 0], best_tokens)
 
 
-def _draw_parameters(sampler: Sampler, vocabulary: int) -> tuple[float, float, float, float, float]:
+def _draw_parameters(sampler: Sampler, vocab_size: int) -> tuple[float, float, float, float, float]:
     """Return temperature, top-k, top-p, min-p, and the next random number."""
     params = sampler.params
-    top_k = params.top_k if 0 < params.top_k < vocabulary else vocabulary
+    top_k = params.top_k if 0 < params.top_k < vocab_size else vocab_size
     return params.temperature, top_k, params.top_p, params.min_p, sampler.next_uniform()
 
 
 def _apply_top_k_top_p(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Return the weights (rows, vocabulary), with zeros for tokens outside of top-k or top-p.
+    """Return the weights (rows, vocabulary), with zeros for tokens outside top-k or top-p.
 
-    Of each row's ``top_k`` largest weights, keeps the fewest that reach ``top_p`` of their sum; at
-    least one.
+    ``top_k`` and ``top_p`` are (rows, 1). Of each row's ``top_k`` largest weights, keeps the
+    smallest set whose sum reaches ``top_p`` of their total, at least one token.
     """
     ordered, ids = weights.sort(stable=True, descending=True)
     rank = torch.arange(weights.shape[1], device=weights.device)

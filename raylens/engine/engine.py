@@ -1,12 +1,14 @@
-"""The engine's step: schedule, run, postprocess.
+"""The engine's step: schedule, run, process.
 
-A step decodes one token for each running sequence. It then runs a slice of prefill: a tile in the
-vision encoder, or a chunk of a prompt. Sequences thus join and leave between decode steps, and
-running sequences wait for one slice at a time, or for a few short ones.
+A step decodes one token for each running sequence. It then runs one or more *slices* of prefill. A
+slice is a bounded amount of work: part of the vision encoder's work, or the forward pass over a
+*chunk* (consecutive prompt tokens). A chunk that is too large for one slice is split between
+layers. Sequences thus join and leave the batch between decode steps. This is continuous batching
+with chunked prefill.
 
-Tokens are chosen on the device, and the next step reads them there. On a GPU the host launches a
-step before it knows the tokens of the previous one (``EngineLimits.look_ahead``), and processes
-those while the GPU is busy.
+Tokens are sampled on the device, where the next step reads them. With async scheduling
+(``EngineLimits.async_scheduling``, the default on a GPU), the host launches a step before it knows
+the previous step's tokens, and processes those while the GPU is busy.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from raylens.engine.output_processor import OutputProcessor
 from raylens.engine.prefill_runner import PrefillRunner
 from raylens.engine.sampling_runner import PendingTokens, SamplingRunner
 from raylens.engine.scheduler import Scheduler
-from raylens.engine.sequence import Sequence
+from raylens.engine.sequence import GenerationSequence
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 class StepOutput:
     """Result of a step for one sequence: a delta, or the error that ended the sequence."""
 
-    sequence: Sequence
+    sequence: GenerationSequence
     delta: Delta | None = None
     error: RaylensError | None = None
 
@@ -52,29 +54,30 @@ class Engine:
         self, model: Model, limits: EngineLimits, metrics: EngineMetrics | None = None
     ) -> None:
         limits = limits.with_device_defaults(model.device)
-        assert limits.prefill_batch is not None
-        assert limits.prefill_tokens is not None
+        assert limits.max_prefill_batch_size is not None
+        assert limits.max_prefill_tokens is not None
         self.model = model
         self.limits = limits
         self.scheduler = Scheduler(
-            limits.max_batch_size, limits.prefill_batch, limits.prefill_tokens
+            limits.max_batch_size, limits.max_prefill_batch_size, limits.max_prefill_tokens
         )
-        self.cache: KVCache[Sequence] = KVCache(
+        self.cache: KVCache[GenerationSequence] = KVCache(
             model.kv_shape, limits.kv_bytes, limits.max_batch_size
         )
         self._metrics = metrics or EngineMetrics()
         self._prefill_runner = PrefillRunner(model, self.cache, limits, self._metrics)
         self._sampling_runner = SamplingRunner(
-            model, limits.max_batch_size, self._prefill_runner.clear_caches
+            model, limits.max_batch_size, self._prefill_runner.free_reusable_caches
         )
         self._decode_runner = DecodeRunner(
-            model, self.cache, self._sampling_runner, self._prefill_runner.clear_caches
+            model, self.cache, self._sampling_runner, self._prefill_runner.free_reusable_caches
         )
         self._output_processor = OutputProcessor(model, self._prefill_runner, self._metrics)
-        self._prefills_one_by_one = False
-        """Whether the admitted sequences have failed together, and are prefilled one by one."""
+        self._prefill_one_by_one = False
+        """Whether prefilling the admitted sequences together failed, so that they are being retried
+        one by one."""
         self._pending: list[PendingTokens] = []
-        """Tokens that have been launched and not been processed yet."""
+        """Sampled tokens whose copy to the host has started but which are not processed yet."""
 
     @property
     def has_work(self) -> bool:
@@ -87,20 +90,20 @@ class Engine:
             len(scheduler.waiting),
             len(scheduler.running) + len(scheduler.prefilling),
             self.cache.used_bytes,
-            self._prefill_runner.features.bytes,
-            self._prefill_runner.prefixes.bytes,
+            self._prefill_runner.feature_cache.bytes,
+            self._prefill_runner.prefix_cache.bytes,
         )
 
     def check_fit(self, prompt: Prompt, max_tokens: int) -> None:
-        """Raise ``InvalidRequest`` if a sequence does not fit in the whole KV cache."""
-        total_tokens = prompt.max_total_tokens(max_tokens, self.model.max_length)
+        """Raise ``InvalidRequest`` if a sequence could not fit even in an empty KV cache."""
+        num_tokens = prompt.max_total_tokens(max_tokens, self.model.max_length)
         prompt_tokens = len(prompt.token_ids)
-        cost = self.cache.cost(total_tokens)
+        cost = self.cache.cost(num_tokens)
         budget = self.cache.budget
         if cost > budget:
             raise InvalidRequest(
-                f"{prompt.limit_field}: {prompt_tokens} tokens of the prompt, pictures included,"
-                f" and {total_tokens - prompt_tokens} of the answer take {cost / MIB:.1f} MiB of"
+                f"{prompt.limit_field}: {prompt_tokens} prompt tokens (pictures included) and"
+                f" {num_tokens - prompt_tokens} answer tokens need {cost / MIB:.1f} MiB of"
                 f" KV cache; the limit is {budget / MIB:.1f} MiB",
                 prompt.limit_field,
                 budget,
@@ -111,21 +114,25 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """Decode one token for each running sequence, then run slices of prefill."""
         outputs = self._end_aborted_and_expired()
-        if not self._can_look_ahead:
-            outputs += self._process_all_pending()
-        pending = self._pending
-        self._pending = []
+        if not self._can_overlap_step:
+            for batch in self._take_pending():
+                outputs += self._process(batch)
+        batches = self._take_pending()
         outputs += self._decode()
-        outputs += self._process_pending(pending)
+        outputs += self._process_or_defer(batches)
         outputs += self._prefill()
-        if not self.has_work:  # all sequences with pending tokens have finished
+        if not self.has_work:  # any tokens left belong to finished sequences
             self._pending.clear()
         return outputs
 
     @property
-    def _can_look_ahead(self) -> bool:
-        return bool(self.limits.look_ahead) and not any(
-            sequence.prompt.depends_on_tokens for sequence in self.scheduler.running
+    def _can_overlap_step(self) -> bool:
+        """Whether this step may start before the previous step's tokens reach the host.
+
+        If not, tokens are still queued, but are processed at the start of the step.
+        """
+        return bool(self.limits.async_scheduling) and not any(
+            sequence.prompt.policy_reads_token_ids for sequence in self.scheduler.running
         )
 
     def _end_aborted_and_expired(self) -> list[StepOutput]:
@@ -141,28 +148,45 @@ class Engine:
                 outputs.append(StepOutput(sequence, error=DeadlineExceeded(message, "deadline")))
         return outputs
 
-    def _process_all_pending(self) -> list[StepOutput]:
-        pending = self._pending
+    def _take_pending(self) -> list[PendingTokens]:
+        """Remove and return the pending tokens, oldest first."""
+        batches = self._pending
         self._pending = []
-        return [output for tokens in pending for output in self._postprocess(tokens)]
+        return batches
 
-    def _process_pending(self, pending: list[PendingTokens]) -> list[StepOutput]:
-        """Process tokens that were launched before this step's decode step.
+    def _process_or_defer(self, batches: list[PendingTokens]) -> list[StepOutput]:
+        """Process the tokens of earlier steps.
 
-        First tokens of the previous step's prompts may not have arrived yet. They are deferred to
-        the next step, so that tokens that were decoded before them are returned without delay.
+        If first tokens (from prefill) are still being copied, stop there and defer them, with
+        everything after them, to the next step, at most once. Decode tokens queued before them are
+        then returned without delay.
         """
         outputs: list[StepOutput] = []
-        for index, tokens in enumerate(pending):
-            if not (tokens.from_decode or tokens.deferred or tokens.download.ready):
-                tokens.deferred = True
-                self._pending[:0] = pending[index:]
+        for index, batch in enumerate(batches):
+            may_defer = not batch.from_decode and not batch.deferred
+            if may_defer and not batch.download.is_ready:
+                batch.deferred = True
+                self._pending[:0] = batches[index:]
                 break
-            outputs += self._postprocess(tokens)
+            outputs += self._process(batch)
+        return outputs
+
+    def _process(self, batch: PendingTokens) -> list[StepOutput]:
+        """Wait for tokens, and return their deltas. Removes sequences whose answers end."""
+        outputs = []
+        for sequence, result in self._output_processor.process(batch):
+            if isinstance(result, Exception):
+                outputs.append(self._fail(sequence, result))
+                continue
+            delta = sequence.next_delta(result)
+            if delta is not None:
+                outputs.append(StepOutput(sequence, delta))
+        if any(sequence.finish_reason for sequence in batch.sequences):
+            self._remove(lambda s: s.finish_reason is not None)
         return outputs
 
     def _decode(self) -> list[StepOutput]:
-        """Decode one token for each running sequence that has room for it."""
+        """Decode one token for each running sequence that has not reached its token limit."""
         decoding = {
             sequence
             for sequence in self.scheduler.running
@@ -179,85 +203,80 @@ class Engine:
         return outputs
 
     def _sample(
-        self, sequences: list[Sequence], output: ModelOutput, from_decode: bool
+        self, sequences: list[GenerationSequence], output: ModelOutput, from_decode: bool
     ) -> list[StepOutput]:
-        """Choose the next tokens. Process them now or, with look-ahead, in the next step."""
-        tokens = attempt(partial(self._sampling_runner.sample, sequences, output, from_decode))
-        if isinstance(tokens, Exception):  # no retry: the samplers' state has changed
-            self._prefill_runner.clear_caches()
-            return [self._fail(sequence, tokens) for sequence in sequences]
+        """Sample the next tokens. With async scheduling, leave them pending; otherwise process
+        them."""
+        batch = attempt(partial(self._sampling_runner.sample, sequences, output, from_decode))
+        if isinstance(batch, Exception):  # not retried: some samplers may already have advanced
+            self._prefill_runner.free_reusable_caches()
+            return [self._fail(sequence, batch) for sequence in sequences]
         for sequence in sequences:
-            sequence.tokens_chosen += 1
-        if self.limits.look_ahead:
-            self._pending.append(tokens)
+            sequence.num_output_tokens += 1
+        if self.limits.async_scheduling:
+            self._pending.append(batch)
             return []
-        return self._postprocess(tokens)
-
-    def _postprocess(self, pending: PendingTokens) -> list[StepOutput]:
-        """Wait for tokens, and return their deltas. Removes the sequences that end."""
-        outputs = []
-        for sequence, delta in self._output_processor.process(pending):
-            if isinstance(delta, Exception):
-                outputs.append(self._fail(sequence, delta))
-            elif (emitted := sequence.emit(delta)) is not None:
-                outputs.append(StepOutput(sequence, emitted))
-        if any(sequence.finish_reason for sequence in pending.sequences):
-            self._remove(lambda s: s.finish_reason is not None)
-        return outputs
+        return self._process(batch)
 
     def _prefill(self) -> list[StepOutput]:
         """Run slices of prefill, one after another for a limited time."""
         outputs: list[StepOutput] = []
-        look_ahead = self.limits.look_ahead
+        async_scheduling = self.limits.async_scheduling
         until = time.monotonic() + self.limits.max_prefill_slice_s
-        # A decode step of a few rows takes nearly as long as one of many. While few sequences run,
-        # they therefore wait for two slices. With look-ahead they wait for one, because the host's
-        # clock does not show how long the GPU takes.
+        # Decode cost hardly depends on the batch size, so while few sequences run it pays to
+        # prefill more between decode steps: at least two slices, even past the time limit. With
+        # async scheduling exactly one slice runs, because host time says nothing about GPU time.
         few_are_running = 4 * len(self.scheduler.running) <= self.limits.max_batch_size
-        min_slices = 2 if few_are_running and not look_ahead else 1
-        while group := self._admit(outputs):
+        min_slices = 2 if few_are_running and not async_scheduling else 1
+        while True:
+            group, errors = self._next_prefill_group()
+            outputs += errors
+            if not group:
+                break
             outputs += self._run_prefill_slice(group)
             min_slices -= 1
-            if min_slices <= 0 and (look_ahead or time.monotonic() >= until):
+            if min_slices <= 0 and (async_scheduling or time.monotonic() >= until):
                 break
         return outputs
 
-    def _admit(self, outputs: list[StepOutput]) -> list[Sequence]:
-        """Admit sequences if none is in prefill, and return those to prefill together.
+    def _next_prefill_group(self) -> tuple[list[GenerationSequence], list[StepOutput]]:
+        """Return the sequences to prefill together, and the errors of sequences that failed.
 
-        A sequence fails if the budget has room for its row but the device has no memory. Its error
-        is added to ``outputs``.
+        If no sequence is in prefill, admits waiting ones. A sequence fails if the budget has room
+        for its row but the device is out of memory.
         """
         if not self.scheduler.prefilling:
-            self._prefills_one_by_one = False
-        admitted = attempt(partial(self.scheduler.admit, self._reserve))
-        if isinstance(admitted, Exception):
-            # Other processes share the device. They may use more of it than when the budget was
-            # set.
-            self._prefill_runner.clear_caches()
-            admitted = attempt(partial(self.scheduler.admit, self._reserve))
-        if isinstance(admitted, Exception):
-            outputs.append(self._fail(self.scheduler.next_waiting, admitted))
-            admitted = self.scheduler.prefilling
-        return admitted[:1] if self._prefills_one_by_one else list(admitted)
+            self._prefill_one_by_one = False
+        prefilling = attempt(partial(self.scheduler.admit, self._reserve_row))
+        if isinstance(prefilling, Exception):
+            # Other processes share the device. They may use more of its memory than when the
+            # budget was set.
+            self._prefill_runner.free_reusable_caches()
+            prefilling = attempt(partial(self.scheduler.admit, self._reserve_row))
+        errors = []
+        if isinstance(prefilling, Exception):
+            errors.append(self._fail(self.scheduler.next_waiting, prefilling))
+            prefilling = self.scheduler.prefilling
+        group = prefilling[:1] if self._prefill_one_by_one else list(prefilling)
+        return group, errors
 
-    def _reserve(self, sequence: Sequence) -> bool:
+    def _reserve_row(self, sequence: GenerationSequence) -> bool:
         return self.cache.reserve(sequence, sequence.max_total_tokens(self.model.max_length))
 
-    def _run_prefill_slice(self, group: list[Sequence]) -> list[StepOutput]:
+    def _run_prefill_slice(self, group: list[GenerationSequence]) -> list[StepOutput]:
         """Run the next slice of a group's prefill.
 
-        A group that fails is prefilled again with empty caches, one sequence at a time, so that
-        only the sequence that breaks the model fails.
+        If it fails, the reusable caches are emptied and the sequences are prefilled again, one by
+        one, so that only the sequence that causes the failure fails.
         """
-        output = attempt(partial(self._begin_and_run_slice, group))
-        if isinstance(output, Exception) and not self._prefills_one_by_one:
+        output = attempt(partial(self._run_slice, group))
+        if isinstance(output, Exception) and not self._prefill_one_by_one:
             logger.warning(
-                "prefilling %d prompts failed and is retried one by one: %r", len(group), output
+                "prefill of %d prompts failed; retrying one by one: %r", len(group), output
             )
-            self._prefill_runner.clear_caches()
-            self._prefill_runner.restart(self.scheduler.prefilling)
-            self._prefills_one_by_one = True
+            self._prefill_runner.free_reusable_caches()
+            self._prefill_runner.cancel(self.scheduler.prefilling)
+            self._prefill_one_by_one = True
             return []
         if isinstance(output, Exception):
             return [self._fail(sequence, output) for sequence in group]
@@ -266,29 +285,35 @@ class Engine:
         self.scheduler.start_decoding(group)
         return self._sample(group, output, from_decode=False)
 
-    def _begin_and_run_slice(self, group: list[Sequence]) -> ModelOutput | None:
-        if not self._prefill_runner.has_started:
+    def _run_slice(self, group: list[GenerationSequence]) -> ModelOutput | None:
+        if not self._prefill_runner.in_progress:
             for sequence in group:
-                self._sampling_runner.begin(sequence)
+                self._sampling_runner.reset_slot(sequence)
         return self._prefill_runner.run_slice(group)
 
-    def _remove(self, should_remove: Callable[[Sequence], bool]) -> list[Sequence]:
-        """Remove and return sequences, and free their rows."""
+    def _remove(
+        self, should_remove: Callable[[GenerationSequence], bool]
+    ) -> list[GenerationSequence]:
+        """Remove and return sequences, and release their rows."""
         prefilling = list(self.scheduler.prefilling)
         removed = self.scheduler.remove(should_remove)
         for sequence in removed:
-            if sequence in prefilling:  # its row may contain NaN: its logits were never checked
-                self.cache.clear(sequence)
-            self.cache.release(sequence)
+            if sequence in prefilling:  # its logits were never checked, so its row may contain NaN
+                self.cache.zero_row(sequence)
+            self.cache.release_row(sequence)
         if len(self.scheduler.prefilling) < len(prefilling):
-            self._prefill_runner.restart(self.scheduler.prefilling)
+            # The group has changed, so the rest of it is prefilled from the start.
+            self._prefill_runner.cancel(self.scheduler.prefilling)
         if not self.scheduler.running:
             self._output_processor.reset_step_time()
         return removed
 
-    def _fail(self, sequence: Sequence, error: Exception) -> StepOutput:
-        """End a sequence with an error, its own or the model's."""
-        self.cache.clear(sequence)
+    def _fail(self, sequence: GenerationSequence, error: Exception) -> StepOutput:
+        """End a sequence with an error.
+
+        A ``RaylensError`` is returned as it is; anything else becomes ``ModelFailed``.
+        """
+        self.cache.zero_row(sequence)
         self._remove(lambda s: s is sequence)
         self._metrics.record_end("error", sequence.usage, sequence.index)
         if isinstance(error, RaylensError):

@@ -1,4 +1,4 @@
-"""Limits on the memory and time that an engine takes."""
+"""Limits on an engine's memory, and how prefill is divided among steps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 MIB = 2**20
 CPU_PREFILL_TOKENS = 128
 GPU_PREFILL_TOKENS = 4096
-"""Enough to keep a data-center GPU busy. Prefilling this many tokens delays running sequences by
-some tens of milliseconds."""
+"""Enough to keep a data-center GPU busy. Prefilling this many tokens delays running sequences by a
+few tens of milliseconds."""
 
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """Size of the batch, bytes of each cache, and length of a step.
+    """Size of the batch, bytes of each cache, and how prefill is divided among steps.
 
     ``with_device_defaults`` fills in the fields that are None.
     """
@@ -22,32 +22,34 @@ class EngineLimits:
     kv_bytes: int = 1024 * MIB
     feature_bytes: int = 128 * MIB
     prefix_bytes: int = 256 * MIB
-    prefill_tokens: int | None = None
-    """Number of prompt tokens that are prefilled at a time."""
-    prefill_batch: int | None = None
-    """Maximum number of prompts that are prefilled together, if they fit in ``prefill_tokens``.
-    On a CPU, prefilling one after another is as fast, and the first answer starts sooner."""
+    max_prefill_tokens: int | None = None
+    """Maximum number of tokens in a prefill chunk, and in total for prompts that are prefilled
+    together. A bidirectional prefix may exceed it; its chunk is then split between layers."""
+    max_prefill_batch_size: int | None = None
+    """Maximum number of prompts that are prefilled together. On a CPU, prefilling one after another
+    is as fast, and the first answer starts sooner."""
     max_prefill_slice_s: float = 0.03
-    """Seconds after which no further prefill slice starts before the next decode step. At least one
-    slice always runs. With ``look_ahead``, exactly one runs."""
-    look_ahead: bool | None = None
-    """Whether a decode step is launched before the tokens of the previous one reach the host, so
-    that a GPU never waits for the host. An answer that ends with a stop token or stop string is
-    then decoded once more than necessary: one row of one step."""
+    """Time for prefill between two decode steps, in seconds. No further slice starts after it,
+    except that one slice always runs, and two if few sequences are running. With
+    ``async_scheduling``, exactly one runs."""
+    async_scheduling: bool | None = None
+    """Whether a decode step is launched before the previous step's tokens reach the host, so that a
+    GPU never waits for the host. An answer that ends with a stop token or stop string then costs
+    one wasted row in one decode step."""
 
     def with_device_defaults(self, device: str) -> EngineLimits:
         """Return a copy in which the device's defaults replace None."""
         is_gpu = device.startswith("cuda")
-        prefill_tokens = self.prefill_tokens
-        if prefill_tokens is None:
-            prefill_tokens = GPU_PREFILL_TOKENS if is_gpu else CPU_PREFILL_TOKENS
-        prefill_batch = self.prefill_batch
-        if prefill_batch is None:
-            prefill_batch = self.max_batch_size if is_gpu else 1
-        look_ahead = is_gpu if self.look_ahead is None else self.look_ahead
+        max_prefill_tokens = self.max_prefill_tokens
+        if max_prefill_tokens is None:
+            max_prefill_tokens = GPU_PREFILL_TOKENS if is_gpu else CPU_PREFILL_TOKENS
+        max_prefill_batch_size = self.max_prefill_batch_size
+        if max_prefill_batch_size is None:
+            max_prefill_batch_size = self.max_batch_size if is_gpu else 1
+        async_scheduling = is_gpu if self.async_scheduling is None else self.async_scheduling
         return replace(
             self,
-            prefill_tokens=prefill_tokens,
-            prefill_batch=prefill_batch,
-            look_ahead=look_ahead,
+            max_prefill_tokens=max_prefill_tokens,
+            max_prefill_batch_size=max_prefill_batch_size,
+            async_scheduling=async_scheduling,
         )

@@ -18,40 +18,41 @@ MIN_LOGPROB = -9999.0
 """Replaces -inf, which JSON cannot represent. OpenAI's and vLLM's servers use the same number."""
 
 
-def measure_logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the logprobs of the tokens, and each row's ``count`` most likely tokens.
+def compute_logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logprob of each row's token, and the row's ``count`` most likely tokens.
 
-    ``logits``, (rows, vocabulary) of any type, are the model's own, before masks, penalties and
-    temperature, as in vLLM (``logprobs_mode="raw_logprobs"``).
+    ``logits`` (rows, vocabulary), of any float dtype, are the model's own, before masks, penalties
+    and temperature, as in vLLM (``logprobs_mode="raw_logprobs"``). ``tokens`` (rows,).
 
-    The results are the tokens' logprobs (rows,); the logprobs of the most likely tokens (rows,
+    Returns the logprobs of the tokens (rows,); the logprobs of the most likely tokens (rows,
     count), best first; and their ids (rows, count). A token can be among its alternatives. All
     results are on the device of ``logits``.
     """
     count = min(count, logits.shape[1])
     if logits.device.type != "cpu":
         logits = logits.double()
-        norm = logits.logsumexp(-1, keepdim=True)
+        log_normalizer = logits.logsumexp(-1, keepdim=True)
         top_logits, top_ids = logits.topk(count)
-        return (logits.gather(1, tokens[:, None]) - norm)[:, 0], top_logits - norm, top_ids
-    return _measure_on_host(logits.float().numpy(), tokens.numpy(), count)
+        logprobs = (logits.gather(1, tokens[:, None]) - log_normalizer)[:, 0]
+        return logprobs, top_logits - log_normalizer, top_ids
+    return _compute_on_host(logits.float().numpy(), tokens.numpy(), count)
 
 
-def _measure_on_host(
+def _compute_on_host(
     logits: NDArray[np.float32], tokens: NDArray[np.int64], count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As ``measure_logprobs``, with numpy for the reason given in ``sampling.py``."""
+    """NumPy version of :func:`compute_logprobs`; see :mod:`raylens.engine.sampling` for why."""
     best_logits = logits.max(-1, keepdims=True)
     exponentials = np.exp(logits.astype(np.float64) - best_logits)
-    norm = best_logits + np.log(exponentials.sum(-1, keepdims=True))
+    log_normalizer = best_logits + np.log(exponentials.sum(-1, keepdims=True))
     if count:
         top_ids = logits.argpartition(-count, -1)[:, -count:]
     else:
         top_ids = np.empty((len(logits), 0), dtype=np.int64)
     order = (-np.take_along_axis(logits, top_ids, 1)).argsort(-1, kind="stable")
     top_ids = np.take_along_axis(top_ids, order, 1)
-    logprobs = np.take_along_axis(logits, tokens[:, None], 1) - norm
-    top_logprobs = np.take_along_axis(logits, top_ids, 1) - norm
+    logprobs = np.take_along_axis(logits, tokens[:, None], 1) - log_normalizer
+    top_logprobs = np.take_along_axis(logits, top_ids, 1) - log_normalizer
     return (
         torch.from_numpy(logprobs[:, 0]),
         torch.from_numpy(top_logprobs),
@@ -66,19 +67,19 @@ def make_token_logprob(
     top_ids: Sequence[int],
     tokenizer: Tokenizer,
 ) -> TokenLogprob:
-    """Return the results of ``measure_logprobs`` for one token, with texts and bytes."""
+    """Return the results of :func:`compute_logprobs` for one token, with texts and bytes."""
     alternatives = tuple(
-        _token_logprob(top_id, top_logprob, tokenizer)
+        _make_entry(top_id, top_logprob, tokenizer)
         for top_id, top_logprob in zip(top_ids, top_logprobs, strict=True)
     )
-    return _token_logprob(token_id, logprob, tokenizer, alternatives)
+    return _make_entry(token_id, logprob, tokenizer, alternatives)
 
 
 def token_bytes(token_id: int, tokenizer: Tokenizer) -> bytes:
     """Return the exact bytes of a token, even if it is part of a character.
 
-    Special tokens, and others that were added to a vocabulary, give their text. An unknown id gives
-    no bytes.
+    For a special token, or another that was added to the vocabulary, the bytes are its text. An
+    unknown id has no bytes.
     """
     added_token = _added_tokens(tokenizer).get(token_id)
     if added_token is not None:
@@ -91,7 +92,7 @@ def token_bytes(token_id: int, tokenizer: Tokenizer) -> bytes:
     return tokenizer.decode([token_id], skip_special_tokens=False).encode()
 
 
-def _token_logprob(
+def _make_entry(
     token_id: int, logprob: float, tokenizer: Tokenizer, top: tuple[TokenLogprob, ...] = ()
 ) -> TokenLogprob:
     data = token_bytes(token_id, tokenizer)
@@ -101,7 +102,7 @@ def _token_logprob(
 
 @lru_cache(8)
 def _added_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """Return the texts of the tokenizer's added tokens, by id.
+    """Return the UTF-8 text of each added token, by id.
 
     Cached because the tokenizer builds this table anew in each call. Tokens are never added to a
     tokenizer in use.

@@ -13,6 +13,7 @@ class Gauges:
 
     waiting: int = 0
     running: int = 0
+    """Admitted sequences, including those in prefill."""
     kv_bytes: int = 0
     feature_bytes: int = 0
     prefix_bytes: int = 0
@@ -22,19 +23,24 @@ class EngineMetrics:
     """Receives the engine's measurements, on the engine's thread. This base class ignores them."""
 
     def record_first_token(self, seconds: float) -> None:
-        """Record the time from a request's arrival to its first token."""
+        """Record an answer's time to first token (TTFT)."""
 
-    def record_step(self, batch: int, seconds: float | None) -> None:
-        """Record a decode step of ``batch`` rows.
+    def record_step(self, batch_size: int, seconds: float | None) -> None:
+        """Record a decode step of ``batch_size`` rows.
 
-        ``seconds``: time since the previous step; None if no answer continued from that step.
+        ``seconds``: time since the previous step; None if nothing was running in between. For a
+        running answer this is the inter-token latency.
         """
 
     def record_cache_lookup(self, cache: str, hits: int, misses: int) -> None:
-        """Record a cache lookup: pictures in ``features``, or tokens in ``prefix``."""
+        """Record a cache lookup.
+
+        ``cache`` is ``features`` (hits and misses count pictures) or ``prefix`` (they count prompt
+        tokens).
+        """
 
     def record_end(self, reason: str, usage: Usage, index: int) -> None:
-        """Record the end of a request's answer number ``index``.
+        """Record the end of an answer. ``index``: its zero-based index among the request's ``n``.
 
         ``reason``: ``stop``, ``length``, ``abort``, ``deadline`` or ``error``.
         """

@@ -36,7 +36,7 @@ class PictureInput:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A request as the model reads it."""
+    """A preprocessed request: token ids, pictures and positions."""
 
     token_ids: tuple[int, ...]
     pictures: tuple[PictureInput, ...] = ()
@@ -44,38 +44,40 @@ class Prompt:
     image_starts: tuple[int, ...] = ()
     """For each picture, the index of its first image token."""
     positions: NDArray[np.int64] | None = None
-    """Rotary positions (axes, tokens). None means 0, 1, 2, …"""
+    """Rotary positions (axes, tokens): one axis for plain RoPE, three for M-RoPE (time, height,
+    width). None means 0, 1, 2, …"""
     bidirectional_prefix_len: int = 0
     """Number of leading tokens that attend to each other, without a causal mask. They are
     prefilled in one chunk."""
     max_output_tokens: int | None = None
     """Maximum number of tokens in the answer. None means the request's ``max_tokens``."""
     limit_field: str = "max_tokens"
-    """The request's field that sets this maximum, for error messages."""
+    """Request field that determines the answer's maximum length; error messages name it."""
     greedy: bool = False
     """Whether the answer is decoded greedily, whatever the request's sampling parameters are."""
     decode_plan: Any = None
-    """The structure of the answer, in the family's own format."""
-    depends_on_tokens: bool = False
-    """Whether the :class:`TokenPolicy` needs the answer's token ids, and not only their number.
-    If so, each token must reach the host before the next decode step begins."""
+    """Data of the family for its :class:`TokenPolicy` and ``parse_findings``, such as the expected
+    layout of the answer."""
+    policy_reads_token_ids: bool = False
+    """Whether the :class:`TokenPolicy` reads the values of the answer's token ids, not only their
+    number. If so, each token must reach the host before the next decode step."""
 
     def max_total_tokens(self, max_tokens: int, max_length: int) -> int:
-        """Return how many tokens the prompt and its longest answer take together.
+        """Return the maximum number of tokens of the prompt and its answer together.
 
-        The answer has at most ``max_tokens`` tokens, unless ``max_output_tokens`` is set. The sum
-        is at most ``max_length``.
+        ``max_tokens`` limits the answer, unless ``max_output_tokens`` is set. ``max_length`` limits
+        the sum.
         """
         max_output = max_tokens if self.max_output_tokens is None else self.max_output_tokens
         return min(max_length, len(self.token_ids) + max_output)
 
     @property
     def next_position(self) -> int:
-        """Rotary position of the answer's first token: the last prompt token's plus 1.
+        """Rotary position of the answer's first token.
 
-        transformers' ``generate`` does the same. A plain forward pass in transformers would
-        continue after the largest position on any axis. That is more if the time axis of a long
-        video extends beyond the last token.
+        Largest position of the last prompt token on any axis, plus 1, as in transformers'
+        ``generate``. (A plain forward pass uses the largest position in the whole prompt, which can
+        be larger for long videos.)
         """
         if self.positions is None:
             return len(self.token_ids)
@@ -84,35 +86,38 @@ class Prompt:
 
 @dataclass(frozen=True)
 class KVShape:
-    """Shape, type and device of the keys and values of one token."""
+    """Layout, dtype and device of one token's keys and values."""
 
-    layers: int
-    heads: int
+    num_layers: int
+    num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
     device: str
 
     @property
     def bytes_per_token(self) -> int:
-        return 2 * self.layers * self.heads * self.head_dim * self.dtype.itemsize
+        values = 2 * self.num_layers * self.num_kv_heads * self.head_dim
+        return values * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class KVRows:
     """KV cache rows that are read and written together.
 
-    The tensors may have more rows than ``lengths`` has entries. The extra rows belong to no
-    sequence. A model may compute with them to round a batch up to a fixed size.
+    The tensors may have more rows than ``lengths`` has entries. No sequence owns the extra rows. A
+    model may use them to pad a batch to a fixed size.
     """
 
-    layers: Sequence[Tensor]
-    """For each layer (2, rows, heads, capacity, head size): keys, then values."""
+    layer_kv: Sequence[Tensor]
+    """For each layer (2, rows, kv heads, capacity, head_dim): keys, then values."""
     lengths: Sequence[int]
-    """Number of tokens in each row."""
-    arena_layers: Sequence[Tensor] = ()
-    """For each layer, all rows of the arena. Set if ``layers`` are views of some of its rows."""
+    """Number of tokens in each row. During prefill this already includes the chunk being
+    written."""
+    arena_kv: Sequence[Tensor] = ()
+    """For each layer, the tensor of the whole arena (see :mod:`raylens.engine.kv_cache`), if
+    ``layer_kv`` are views of it; otherwise empty."""
     first_row: int = 0
-    """Index in ``arena_layers`` of the first of these rows."""
+    """Index of the first of these rows in ``arena_kv``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,13 +127,13 @@ class ModelOutput:
     logits: Tensor
     """float32 (rows, vocabulary)."""
     hidden_states: Tensor
-    """Hidden states of the last layer (rows, hidden), for a :class:`TokenPolicy`."""
+    """Output of the last layer, before the final norm (rows, hidden)."""
 
-    def select(self, rows: Sequence[int]) -> ModelOutput:
-        """Return the output of some rows, given in ascending order; ``self`` if these are all."""
-        if len(rows) == len(self.logits):
+    def select(self, row_index: Sequence[int]) -> ModelOutput:
+        """Return the output of these rows, in ascending order; ``self`` if they are all rows."""
+        if len(row_index) == len(self.logits):
             return self
-        index = upload(rows, self.logits.device)
+        index = upload(row_index, self.logits.device)
         return ModelOutput(self.logits[index], self.hidden_states[index])
 
 
@@ -137,55 +142,54 @@ class PrefillChunk:
     """Consecutive tokens of one prompt, to be prefilled."""
 
     start: int
-    """Index in the prompt of the first token."""
+    """Index of the first token in the prompt."""
     token_ids: Sequence[int]
     features: Sequence[tuple[int, Tensor]]
-    """For each picture with image tokens in this chunk: the index in ``token_ids`` of the first
-    of them, and their features (tokens, hidden)."""
+    """For each picture with image tokens in this chunk: the index of the first of them in
+    ``token_ids``, and their features (tokens, hidden)."""
     positions: NDArray[np.int64]
     """Rotary positions (axes, tokens)."""
     bidirectional_prefix_len: int = 0
-    """The prompt's, counted from the first token of the prompt."""
+    """:attr:`Prompt.bidirectional_prefix_len`; not relative to ``start``."""
 
 
 class AnswerProgress(Protocol):
-    """An answer so far."""
+    """The tokens of an answer so far."""
 
     prompt: Prompt
     output_ids: list[int]
-    """Token ids that have reached the host. If the prompt ``depends_on_tokens``, these are all
-    token ids; otherwise the newest one may be missing."""
-    tokens_chosen: int
-    """Number of tokens so far, including one that has not reached the host."""
+    """Token ids that have reached the host. They are complete if the prompt's
+    ``policy_reads_token_ids`` is set; otherwise the last one may be missing."""
+    num_output_tokens: int
+    """Number of sampled tokens, including one that has not reached the host yet."""
 
 
 NO_TOKEN = -(2**62)
-"""Placeholder for the next token of an answer that has no room for more."""
+"""Returned instead of a token id for an answer that has reached its token limit."""
 
 
 class TokenPolicy(Protocol):
-    """Controls the tokens of a family whose answers are more than text.
+    """Hooks for a family whose answers contain more than text tokens.
 
-    Such a family represents coordinates and the like by negative numbers of its own among an
-    answer's ``output_ids``. Its ``decode`` reads them like token ids.
+    Values such as coordinates are encoded as negative ids, in a format private to the family. They
+    appear in ``output_ids``, and ``Model.decode`` accepts them as input.
     """
 
     def mask_logits(self, logits: Tensor, answers: Sequence[AnswerProgress]) -> Tensor:
-        """Mask the logits of tokens that cannot come next.
+        """Set the logits of tokens that can't come next to −∞.
 
-        Takes and returns float32 (answers, vocabulary); −∞ masks a token. Does not modify its
-        argument.
+        Takes and returns float32 (answers, vocabulary). Does not modify its argument.
         """
         ...
 
     def resolve_tokens(
-        self, chosen: Tensor, output: ModelOutput, answers: Sequence[AnswerProgress]
+        self, sampled: Tensor, output: ModelOutput, answers: Sequence[AnswerProgress]
     ) -> Tensor:
-        """Return the next token id of each answer, int64 (answers,).
+        """Turn sampled tokens into the ids to append, int64 (answers,).
 
-        ``chosen``, int64 (answers,), holds the sampled tokens. All tensors are on the model's
-        device. ``NO_TOKEN`` means that the answer has no room for more. Synchronizes with the
-        device only if the prompt of an answer ``depends_on_tokens``.
+        An id is the token itself, a negative id of the family, or ``NO_TOKEN``. ``sampled``, int64
+        (answers,), and all other tensors are on the model's device. Must not synchronize with the
+        device unless an answer's prompt has ``policy_reads_token_ids`` set.
         """
         ...
 
@@ -194,6 +198,8 @@ class Model(Protocol):
     """One loaded checkpoint. All methods except ``prepare`` run on the engine's thread."""
 
     tasks: frozenset[str]
+    """Names of the supported tasks of :mod:`raylens.core.types`, such as ``caption``; includes
+    ``REASONING`` if the model can reason before it answers."""
     device: str
     tokenizer: Tokenizer
     eos_ids: frozenset[int]
@@ -217,34 +223,38 @@ class Model(Protocol):
         ...
 
     def prefill(
-        self, chunks: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
+        self,
+        chunks: Sequence[PrefillChunk],
+        get_rows: Callable[[], Sequence[KVRows]],
+        max_slice_tokens: int,
     ) -> Generator[None, None, ModelOutput]:
-        """Prefill chunks of several prompts together.
+        """Prefill chunks of several prompts together. Return the output at each chunk's last token.
 
-        Writes the keys and values of each chunk to its row, after the first ``chunk.start``
-        tokens. Yields between slices. A slice is about as much work as ``tokens`` tokens.
+        Writes the keys and values of each chunk to its row, after the first ``chunk.start`` tokens.
+        ``get_rows()`` returns one single-row :class:`KVRows` per chunk. Call it again after each
+        yield, because rows may have moved.
 
-        ``rows`` returns the row of each chunk, as :class:`KVRows` of one row. Call it again in each
-        slice, because the cache moves rows between slices.
-
-        Returns the output at the last token of each chunk.
+        Yields after about as much work as prefilling ``max_slice_tokens`` tokens.
         """
         ...
 
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
     ) -> ModelOutput:
-        """Decode one token in every row of ``groups``, in order.
+        """Run one decode step over the rows of all arenas, concatenated.
 
-        ``token_ids``, int64 (rows,), are on the model's device. The keys and values of a token are
-        written after the tokens that its row holds, so repeating the call has no further effect.
-        Does not synchronize with the device.
+        ``token_ids``, int64 (rows,) on the model's device, and the rotary ``positions`` (rows,) are
+        the inputs.
+
+        Writes each token's keys and values at index ``lengths[row]`` and does not advance the
+        lengths, so the call is idempotent. Does not synchronize with the device.
         """
         ...
 
     def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
         """Return what a finished answer contains besides text.
 
-        Coordinates are normalized to the processed picture. Malformed output is not an error.
+        Coordinates are fractions, in [0, 1], of the width and height of the picture after
+        preprocessing. A box at the edge may extend beyond. Malformed output is not an error.
         """
         ...

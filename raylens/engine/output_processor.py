@@ -1,4 +1,4 @@
-"""Turns chosen tokens into deltas."""
+"""Turns sampled tokens into deltas."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from raylens.engine.metrics import EngineMetrics
 from raylens.engine.model import Model
 from raylens.engine.prefill_runner import PrefillRunner
 from raylens.engine.sampling import NonFiniteLogits
-from raylens.engine.sampling_runner import MeasuredLogprob, PendingTokens
-from raylens.engine.sequence import Sequence, State
+from raylens.engine.sampling_runner import PendingTokens, SampledLogprobs
+from raylens.engine.sequence import GenerationSequence, SequenceState
 
 
 class OutputProcessor:
@@ -25,24 +25,29 @@ class OutputProcessor:
         self._prefill_runner = prefill_runner
         self._metrics = metrics
         self._last_step_at: float | None = None
-        """When the tokens of the previous decode step arrived. None if no answer has continued
-        since then."""
+        """Time at which the previous decode step's tokens arrived (``time.monotonic()``, in
+        seconds). None if nothing has been running in between."""
 
-    def process(self, pending: PendingTokens) -> Iterator[tuple[Sequence, Delta | Exception]]:
+    def process(
+        self, batch: PendingTokens
+    ) -> Iterator[tuple[GenerationSequence, Delta | Exception]]:
         """Wait for the tokens, and yield the delta or the exception of each sequence.
 
-        Sets the ``finish_reason`` of a sequence whose answer ends. Skips sequences that have ended
-        since the launch, by their previous token or from outside.
+        Sets the ``finish_reason`` of a sequence whose answer ends. Skips sequences that finished
+        after the step was launched: their previous token ended them, or they were aborted, expired
+        or failed.
         """
-        tokens = pending.wait()
-        logprobs = pending.logprobs()
-        unfinished = sum(sequence.state is not State.FINISHED for sequence in pending.sequences)
-        if pending.from_decode and unfinished:
-            self._measure_step(unfinished)
-        for row, (sequence, token) in enumerate(zip(pending.sequences, tokens, strict=True)):
-            if sequence.state is State.FINISHED:
+        tokens = batch.wait()
+        logprobs = batch.logprobs()
+        num_unfinished = sum(
+            sequence.state is not SequenceState.FINISHED for sequence in batch.sequences
+        )
+        if batch.from_decode and num_unfinished:
+            self._measure_step(num_unfinished)
+        for row, (sequence, token) in enumerate(zip(batch.sequences, tokens, strict=True)):
+            if sequence.state is SequenceState.FINISHED:
                 continue
-            if not pending.from_decode:
+            if not batch.from_decode:
                 self._on_first_token(sequence, token)
             if isinstance(token, Exception):
                 yield sequence, token
@@ -50,34 +55,35 @@ class OutputProcessor:
                 yield sequence, attempt(partial(self._append, sequence, token, logprobs.get(row)))
 
     def reset_step_time(self) -> None:
-        """Leave the time until the next decode step out of the metrics: nothing is running."""
+        """Exclude idle time from the step metrics."""
         self._last_step_at = None
 
-    def _measure_step(self, rows: int) -> None:
+    def _measure_step(self, num_rows: int) -> None:
         now = time.monotonic()
         seconds = None if self._last_step_at is None else now - self._last_step_at
-        self._metrics.record_step(rows, seconds)
+        self._metrics.record_step(num_rows, seconds)
         self._last_step_at = now
 
-    def _on_first_token(self, sequence: Sequence, token: int | Exception | None) -> None:
-        """Cache the prompt's prefix. If its logits were not finite, evict its features instead."""
+    def _on_first_token(self, sequence: GenerationSequence, token: int | Exception | None) -> None:
+        """Record TTFT. Add the prompt to the prefix cache; after non-finite logits, evict its
+        pictures' features instead."""
         self._metrics.record_first_token(time.monotonic() - sequence.arrived_at)
         if isinstance(token, NonFiniteLogits):
             self._prefill_runner.evict_features(sequence)
         else:
-            self._prefill_runner.store_prefix(sequence)
+            self._prefill_runner.store_prompt(sequence)
 
     def _append(
-        self, sequence: Sequence, token: int | None, measured: MeasuredLogprob | None
+        self, sequence: GenerationSequence, token: int | None, logprobs: SampledLogprobs | None
     ) -> Delta:
         """Append a token to its sequence, and return the delta.
 
-        None means that the answer has no room for more.
+        None means that the answer has reached its token limit.
         """
         start = sequence.detokenizer.decoded_chars
         text = sequence.append(token, self._model.eos_ids, self._model.max_length)
-        if measured is not None and token is not None:
-            self._add_logprob(sequence, start, token, measured)
+        if logprobs is not None and token is not None:
+            self._add_logprob(sequence, start, token, logprobs)
         reason = sequence.finish_reason
         if reason is None:
             return Delta(text, sequence.index, logprobs=sequence.take_logprobs())
@@ -93,17 +99,17 @@ class OutputProcessor:
         )
 
     def _add_logprob(
-        self, sequence: Sequence, start: int, token: int, measured: MeasuredLogprob
+        self, sequence: GenerationSequence, start: int, token: int, logprobs: SampledLogprobs
     ) -> None:
-        # EOS tokens have a text, but it is not part of the answer's text.
+        # An EOS token has a text, but it is not part of the answer's text.
         if token < 0 or token in self._model.eos_ids:
             return
         count = sequence.params.logprobs
         logprob = make_token_logprob(
             token,
-            measured.logprob,
-            measured.top_logprobs[:count],
-            measured.top_ids[:count],
+            logprobs.logprob,
+            logprobs.top_logprobs[:count],
+            logprobs.top_ids[:count],
             self._model.tokenizer,
         )
         sequence.add_logprob(start, logprob)

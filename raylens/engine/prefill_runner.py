@@ -16,7 +16,7 @@ from raylens.engine.lru import ByteLRU
 from raylens.engine.metrics import EngineMetrics
 from raylens.engine.model import Model, ModelOutput, PictureInput, PrefillChunk, Prompt
 from raylens.engine.prefix_cache import PrefixCache
-from raylens.engine.sequence import Sequence
+from raylens.engine.sequence import GenerationSequence
 
 logger = logging.getLogger(__name__)
 
@@ -27,29 +27,33 @@ IndexedFeatures = list[tuple[int, Tensor]]
 class PrefillRunner:
     """Runs the prefill of one group of sequences at a time.
 
-    ``features`` caches the features of pictures, and ``prefixes`` the keys and values of prompts.
-    Both outlive the requests that filled them.
+    Both caches outlive the requests that filled them.
     """
 
     def __init__(
-        self, model: Model, cache: KVCache[Sequence], limits: EngineLimits, metrics: EngineMetrics
+        self,
+        model: Model,
+        cache: KVCache[GenerationSequence],
+        limits: EngineLimits,
+        metrics: EngineMetrics,
     ) -> None:
-        assert limits.prefill_tokens is not None
-        self.features: ByteLRU[bytes, Tensor] = ByteLRU(limits.feature_bytes)
-        self.prefixes = PrefixCache(limits.prefix_bytes)
+        assert limits.max_prefill_tokens is not None
+        self.feature_cache: ByteLRU[bytes, Tensor] = ByteLRU(limits.feature_bytes)
+        """Features of pictures (tokens, hidden), by :attr:`PictureInput.key`."""
+        self.prefix_cache = PrefixCache(limits.prefix_bytes)
         self._model = model
         self._cache = cache
-        self._chunk_tokens = limits.prefill_tokens
+        self._max_prefill_tokens = limits.max_prefill_tokens
         self._metrics = metrics
         self._slices: Generator[None, None, ModelOutput] | None = None
-        """The rest of the current group's prefill."""
+        """Generator of the current group's remaining slices; None if there is no prefill."""
 
     @property
-    def has_started(self) -> bool:
+    def in_progress(self) -> bool:
         """Whether a group's prefill is in progress."""
         return self._slices is not None
 
-    def run_slice(self, group: list[Sequence]) -> ModelOutput | None:
+    def run_slice(self, group: list[GenerationSequence]) -> ModelOutput | None:
         """Run the next slice of the group's prefill.
 
         The last slice returns the output at the last token of each prompt. The others return None.
@@ -64,42 +68,44 @@ class PrefillRunner:
             return output
         return None
 
-    def restart(self, sequences: Iterable[Sequence]) -> None:
-        """Drop the current prefill, and empty the rows of these sequences."""
+    def cancel(self, sequences: Iterable[GenerationSequence]) -> None:
+        """Drop the current prefill and empty these sequences' rows. The next ``run_slice`` starts
+        over."""
         self._slices = None
         for sequence in sequences:
-            self._cache.reset(sequence)
+            self._cache.reset_row(sequence)
 
-    def store_prefix(self, sequence: Sequence) -> None:
+    def store_prompt(self, sequence: GenerationSequence) -> None:
         """Store the sequence's prompt in the prefix cache, if it is worth it and memory allows."""
         prompt = sequence.prompt
-        tokens = len(prompt.token_ids)
-        if not self.prefixes.should_store(prompt, self._model.kv_shape.bytes_per_token):
+        num_tokens = len(prompt.token_ids)
+        if not self.prefix_cache.should_store(prompt, self._model.kv_shape.bytes_per_token):
             return
         try:
-            self.prefixes.store(prompt, self._cache.copy_prefix(sequence, tokens))
+            self.prefix_cache.store(prompt, self._cache.copy_prefix(sequence, num_tokens))
         except torch.AcceleratorError:
             raise
         except RuntimeError:  # out of memory, which has no exception class of its own on a CPU
-            logger.warning("out of memory: a prompt of %d tokens is not cached", tokens)
+            logger.warning("out of memory; not caching a prompt of %d tokens", num_tokens)
 
-    def evict_features(self, sequence: Sequence) -> None:
+    def evict_features(self, sequence: GenerationSequence) -> None:
         """Remove the features of the prompt's pictures, which may have caused a failure."""
         for picture in sequence.prompt.pictures:
-            self.features.remove(picture.key)
+            self.feature_cache.remove(picture.key)
 
-    def clear_caches(self) -> None:
-        """Free the memory of both caches."""
-        self.features.clear()
-        self.prefixes.clear()
+    def free_reusable_caches(self) -> None:
+        """Empty the picture-feature and prefix caches (not the KV cache), and return the memory to
+        the device."""
+        self.feature_cache.clear()
+        self.prefix_cache.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _prefill(self, group: list[Sequence]) -> Generator[None, None, ModelOutput]:
+    def _prefill(self, group: list[GenerationSequence]) -> Generator[None, None, ModelOutput]:
         """Encode the pictures and prefill the prompts of a group, except what is cached.
 
         Yields between slices. Returns the output at the last token of each prompt. A prompt that
-        needs more than one chunk is in a group of its own.
+        needs more than one chunk is in a group of its own (the scheduler ensures this).
         """
         prompts = [sequence.prompt for sequence in group]
         starts = [self._load_prefix(sequence) for sequence in group]
@@ -115,33 +121,36 @@ class PrefillRunner:
                     prompts, starts, ends, features, strict=True
                 )
             ]
-            # The lengths are advanced before the chunks are written. Decode steps between slices
-            # write to these rows too, after the rows' lengths, and must not overwrite the chunks.
+            # Advance the lengths first. Decode steps between slices write one token past each row's
+            # length, and must not overwrite the chunk.
             for sequence, start, end in zip(group, starts, ends, strict=True):
                 self._cache.advance(sequence, end - start)
             output = yield from self._model.prefill(
-                chunks, lambda: [self._cache.row(s) for s in group], self._chunk_tokens
+                chunks, lambda: [self._cache.row_of(s) for s in group], self._max_prefill_tokens
             )
             starts = ends
             if all(end == len(prompt.token_ids) for end, prompt in zip(ends, prompts, strict=True)):
                 return output
             yield
 
-    def _load_prefix(self, sequence: Sequence) -> int:
+    def _load_prefix(self, sequence: GenerationSequence) -> int:
         """Copy the longest cached prefix to the sequence's row, and return its number of tokens."""
-        prefix = self.prefixes.find(sequence.prompt)
-        cached_tokens = 0 if prefix is None else prefix.shape[3]
-        missing_tokens = len(sequence.prompt.token_ids) - cached_tokens
-        self._metrics.record_cache_lookup("prefix", cached_tokens, missing_tokens)
+        prefix = self.prefix_cache.find(sequence.prompt)
+        num_cached = 0 if prefix is None else prefix.shape[3]
+        num_missing = len(sequence.prompt.token_ids) - num_cached
+        self._metrics.record_cache_lookup("prefix", num_cached, num_missing)
         if prefix is not None:
             self._cache.load_prefix(sequence, prefix)
-        return cached_tokens
+        return num_cached
 
     def _chunk_end(self, prompt: Prompt, start: int, group_size: int) -> int:
-        """Return the end of the chunk that begins at ``start``."""
+        """Return the end of the chunk that begins at ``start``.
+
+        A prompt in a larger group always fits in one chunk. A bidirectional prefix is never split.
+        """
         if group_size > 1:
             return len(prompt.token_ids)
-        end = max(start + self._chunk_tokens, prompt.bidirectional_prefix_len)
+        end = max(start + self._max_prefill_tokens, prompt.bidirectional_prefix_len)
         return min(end, len(prompt.token_ids))
 
     def _encode_pictures(
@@ -149,28 +158,29 @@ class PrefillRunner:
     ) -> Generator[None, None, list[IndexedFeatures]]:
         """Return the features of each prompt's pictures, from the cache or the vision encoder.
 
-        Pictures that lie entirely in the cached prefix, before ``starts``, are left out.
+        Skips pictures that lie entirely in the cached prefix, before ``starts``.
         """
         pictures = [
             _pictures_after(prompt, start) for prompt, start in zip(prompts, starts, strict=True)
         ]
-        features: dict[bytes, Tensor] = {}
+        features_by_key: dict[bytes, Tensor] = {}
         missing: dict[bytes, PictureInput] = {}
         for _, picture in chain.from_iterable(pictures):
-            cached_features = self.features.get(picture.key)
+            cached_features = self.feature_cache.get(picture.key)
             if cached_features is None:
                 missing[picture.key] = picture
             else:
-                features[picture.key] = cached_features
-        self._metrics.record_cache_lookup("features", len(features), len(missing))
+                features_by_key[picture.key] = cached_features
+        self._metrics.record_cache_lookup("features", len(features_by_key), len(missing))
         if missing:
             encoded = yield from self._model.encode(list(missing.values()))
-            features.update(zip(missing, encoded, strict=True))
+            features_by_key.update(zip(missing, encoded, strict=True))
             for key in missing:
-                self.features.put(key, features[key], features[key].nbytes)
+                features = features_by_key[key]
+                self.feature_cache.put(key, features, features.nbytes)
             yield
         return [
-            [(index, features[picture.key]) for index, picture in prompt_pictures]
+            [(index, features_by_key[picture.key]) for index, picture in prompt_pictures]
             for prompt_pictures in pictures
         ]
 

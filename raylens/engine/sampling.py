@@ -1,8 +1,8 @@
-"""Sampling: the choice of the next token. Rows of a batch share no parameters or random numbers.
+"""Sampling of the next token. Rows of a batch share no parameters or random numbers.
 
 The host samples with numpy, in one thread. At these sizes torch's threads cost more than they
 gain. If other processes compete for the same cores, each small operation would wait milliseconds
-for its last thread.
+for its slowest thread.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raylens.core.types import SamplingParams
-from raylens.engine.structured import Grammar
+from raylens.engine.structured import GrammarState
 
 NUCLEUS_CANDIDATES = 256
-"""Most nuclei lie within this many of the best tokens. The whole vocabulary is sorted only for
-those that do not."""
+"""Top-p first tries this many of the most likely tokens, which is nearly always enough, and sorts
+the whole vocabulary otherwise."""
 
 _RANDOM_NUMBERS = 32
-"""Random numbers that are generated at a time. Generated one by one, they would be the same."""
+"""Random numbers generated per call. The batch size does not change the sequence of numbers."""
 
-Row = NDArray[np.float32]
+LogitsRow = NDArray[np.float32]
+"""Logits of one row (vocabulary,)."""
 Ids = NDArray[np.int64]
+"""Token ids (tokens,)."""
 Weights = NDArray[np.float64]
+"""Unnormalized probabilities (tokens,); the best token has weight 1."""
 
 
 class NonFiniteLogits(ValueError):
@@ -40,12 +43,16 @@ class NonFiniteLogits(ValueError):
 
 
 class Sampler:
-    """Chooses the tokens of one answer, and keeps the state of its penalties and grammar.
+    """Sampling parameters, random numbers and grammar of one answer.
 
-    The steps, in order: grammar, penalties, temperature, top-k, top-p, min-p, draw. From top-k to
-    min-p, each step filters what the one before has kept; their order is transformers'
+    On the host it also samples and keeps the token counts; on a GPU :class:`DeviceSampler` does.
+
+    Order of the steps: grammar, penalties, temperature, top-k, top-p, min-p, draw. Each of top-k,
+    top-p and min-p filters the tokens that the previous step kept. Temperature 0 is greedy.
+
+    Sources: the order of top-k, top-p and min-p is transformers'
     (``GenerationMixin._get_logits_processor``). Penalties come before the temperature, as in
-    transformers and vLLM (``vllm/v1/sample/sampler.py``). Temperature 0 is greedy.
+    transformers and vLLM (``vllm/v1/sample/sampler.py``).
 
     ``offset`` is added to the seed: the index of the answer, if a request has several.
     """
@@ -55,7 +62,7 @@ class Sampler:
         params: SamplingParams,
         prompt_ids: Sequence[int] = (),
         offset: int = 0,
-        grammar: Grammar | None = None,
+        grammar: GrammarState | None = None,
     ) -> None:
         self.params = params
         self.grammar = grammar
@@ -72,7 +79,8 @@ class Sampler:
 
     @property
     def is_plain_argmax(self) -> bool:
-        """Whether the next token is the best one of the logits: no grammar, no penalties."""
+        """Whether the next token is the argmax of the unmodified logits: temperature 0, no grammar,
+        no penalties."""
         return self.params.temperature == 0 and self.grammar is None and not self.has_penalties
 
     @property
@@ -92,9 +100,10 @@ class Sampler:
         return self._random_numbers.pop()
 
     def sample(self, logits: Tensor) -> int:
-        """Choose the next token of the answer from float32 logits (vocabulary,) on any device.
+        """Sample the next token of the answer from float32 logits (vocabulary,) on any device.
 
-        Raises ``ValueError`` if the logits are not finite, or if the grammar cannot continue.
+        Raises ``NonFiniteLogits`` if the logits are not finite or the grammar masks all finite
+        ones, and ``InvalidRequest`` if the grammar can't be enforced.
         """
         logits = logits.cpu()
         _check_finite(logits.numpy().max())
@@ -115,7 +124,7 @@ class Sampler:
         if self.has_penalties:
             self._counts[token_id] += 1
 
-    def _penalize(self, row: Row) -> Row:
+    def _penalize(self, row: LogitsRow) -> LogitsRow:
         """Return a copy of the row, with penalties for tokens of the prompt and the answer.
 
         Repetition: Keskar et al. 2019, as in transformers' ``RepetitionPenaltyLogitsProcessor``.
@@ -139,11 +148,12 @@ class Sampler:
         row[answer_ids] -= counts * params.frequency_penalty + params.presence_penalty
         return row
 
-    def _draw(self, row: Row, best_logit: np.float32) -> int:
+    def _draw(self, row: LogitsRow, best_logit: np.float32) -> int:
         """Draw a token by inverse transform sampling, with one uniform random number.
 
-        The weights are added up in the order of the token ids. A small error of the logits then
-        moves the bounds between tokens by little. In an order by weight, it could swap tokens.
+        The weights are added up in the order of the token ids. Small numerical differences in the
+        logits then shift the boundaries only slightly. Sorted by weight, two tokens could swap
+        places and change the draw.
         """
         ids, weights = self._candidates(row, best_logit)
         bounds = weights.cumsum()
@@ -151,10 +161,10 @@ class Sampler:
         index = int(bounds.searchsorted(target, side="right"))
         return index if ids is None else int(ids[index])
 
-    def _candidates(self, row: Row, best_logit: np.float32) -> tuple[Ids | None, Weights]:
+    def _candidates(self, row: LogitsRow, best_logit: np.float32) -> tuple[Ids | None, Weights]:
         """Return the ids and weights of the tokens to draw from.
 
-        The ids are in ascending order, or None for all tokens. The best token has weight 1.
+        The ids are in ascending order, or None for all tokens.
         """
         params = self.params
         if 0 < params.top_k < len(row):
@@ -190,28 +200,28 @@ class SampledTokens:
     failures: dict[int, Exception]
     """Exceptions of rows that failed. The tokens of these rows are arbitrary."""
     is_finite: Tensor | None = None
-    """Whether the best logit of each row is finite, bool (rows,). None if the rows that are not
-    finite are among ``failures``."""
+    """Whether the best logit of each row is finite, bool (rows,). None if non-finite rows are
+    already in ``failures``."""
 
 
 class BatchSampler(Protocol):
     """Samples all rows of a batch."""
 
-    def begin(self, slot: int, sampler: Sampler) -> None:
-        """Replace the state of a slot: an answer with this sampler begins there."""
+    def reset_slot(self, slot: int, sampler: Sampler) -> None:
+        """Reset a slot's state for a new answer that uses this sampler."""
         ...
 
     def sample(
         self, logits: Tensor, samplers: Sequence[Sampler], slots: Sequence[int]
     ) -> SampledTokens:
-        """Choose the next token of each row, from float32 logits (rows, vocabulary)."""
+        """Sample the next token of each row, from float32 logits (rows, vocabulary)."""
         ...
 
 
 class HostSampler(BatchSampler):
-    """Samples on the host, with the samplers of the rows. These hold all state themselves."""
+    """Samples on the host, with each row's own :class:`Sampler`, which holds all state."""
 
-    def begin(self, slot: int, sampler: Sampler) -> None:
+    def reset_slot(self, slot: int, sampler: Sampler) -> None:
         pass
 
     def sample(
@@ -228,8 +238,8 @@ class HostSampler(BatchSampler):
 def sample_rows(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | Exception]:
     """Return the next token of each row, or the row's exception.
 
-    ``logits`` are float32 (rows, vocabulary), on the host. All rows that need only the best token
-    are processed at once.
+    ``logits`` are float32 (rows, vocabulary), on the host. All rows that need only the argmax are
+    processed at once.
     """
     plain_rows = [row for row, sampler in enumerate(samplers) if sampler.is_plain_argmax]
     results: dict[int, int | Exception] = {}
@@ -250,8 +260,8 @@ def _try_sample(sampler: Sampler, logits: Tensor) -> int | Exception:
 
 
 def _argmax(logits: Tensor) -> list[int | Exception]:
-    """Return the first of each row's best tokens, or an error if its logit is not finite."""
-    # numpy's argmax takes a twentieth of the time of torch's, and only one thread.
+    """Return each row's argmax (the lowest id on ties), or an error if its logit is not finite."""
+    # numpy's argmax is about 20 times faster than torch's, and single-threaded.
     ids = torch.from_numpy(logits.numpy().argmax(-1))
     best_logits = logits.gather(-1, ids[:, None])
     pairs = torch.cat((ids[:, None].double(), best_logits.double()), -1).tolist()
@@ -260,7 +270,7 @@ def _argmax(logits: Tensor) -> list[int | Exception]:
     ]
 
 
-def _top_ids(row: Row, count: int) -> Ids:
+def _top_ids(row: LogitsRow, count: int) -> Ids:
     """Return the ids of the ``count`` best tokens, best first."""
     if count >= len(row):
         return (-row).argsort()
@@ -268,11 +278,10 @@ def _top_ids(row: Row, count: int) -> Ids:
     return ids[(-row[ids]).argsort()]
 
 
-def _weights(row: Row, best_logit: np.float32, temperature: float) -> Weights:
-    """Return probabilities, divided by that of the best token.
+def _weights(row: LogitsRow, best_logit: np.float32, temperature: float) -> Weights:
+    """Return the tokens' probabilities relative to the best token's.
 
-    Because logits are taken relative to the best one, a temperature near 0 can overflow to -inf
-    only.
+    Logits are relative to the best one, so dividing by a tiny temperature can overflow only to −∞.
     """
     with np.errstate(over="ignore"):
         scaled = (row.astype(np.float64) - best_logit) / temperature
@@ -282,8 +291,8 @@ def _weights(row: Row, best_logit: np.float32, temperature: float) -> Weights:
 def _is_in_nucleus(weights: Weights, top_p: float, total: np.float64) -> NDArray[np.bool_]:
     """Return which weights, sorted in descending order, belong to the nucleus.
 
-    These are the fewest that reach ``top_p`` of ``total``, and at least one. Nucleus sampling:
-    Holtzman et al. 2019.
+    The nucleus is the smallest set whose sum reaches ``top_p`` of ``total``, at least one token.
+    Nucleus sampling: Holtzman et al. 2019.
     """
     if top_p >= 1:
         return np.ones(len(weights), dtype=np.bool_)

@@ -1,7 +1,7 @@
-"""Chooses the next token of each sequence.
+"""Samples the next token of each sequence.
 
-Tokens are chosen on the device. They stay there for the next decode step, and are also copied to
-the host.
+Tokens are sampled on the device. They stay there as input of the next decode step, and are also
+copied to the host.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from raylens.engine.attempt import attempt
 from raylens.engine.device_sampling import DeviceSampler
-from raylens.engine.logprobs import measure_logprobs
+from raylens.engine.logprobs import compute_logprobs
 from raylens.engine.model import NO_TOKEN, Model, ModelOutput, TokenPolicy
 from raylens.engine.sampling import BatchSampler, HostSampler, NonFiniteLogits
-from raylens.engine.sequence import Sequence
+from raylens.engine.sequence import GenerationSequence
 from raylens.engine.transfer import Download, upload
 
 
-class MeasuredLogprob(NamedTuple):
-    """The logprob of a chosen token, and the most likely tokens, best first."""
+class SampledLogprobs(NamedTuple):
+    """Logprob of a sampled token, and the most likely tokens of its row, best first."""
 
     logprob: float
     top_logprobs: list[float]
@@ -33,9 +33,9 @@ class MeasuredLogprob(NamedTuple):
 
 @dataclass(eq=False)
 class PendingTokens:
-    """The next tokens of some sequences, on their way to the host."""
+    """Sampled tokens of a batch that are being copied to the host."""
 
-    sequences: list[Sequence]
+    sequences: list[GenerationSequence]
     download: Download
     """Token ids, int64 (sequences,); whether each row's logits were finite, bool (sequences,); and
     the logprobs of ``logprob_rows``, if there are any."""
@@ -45,12 +45,13 @@ class PendingTokens:
     from_decode: bool
     """Whether a decode step produced these tokens. If not, they are first tokens, from prefill."""
     deferred: bool = False
-    """Whether the tokens had not arrived when they were first due. The next step waits for them."""
+    """Whether processing was already postponed once."""
 
     def wait(self) -> list[int | Exception | None]:
         """Wait for the tokens, and return one entry for each sequence.
 
-        An entry is a token id, None if the answer has no room for more, or the row's exception.
+        An entry is a token id, None if the answer has reached its token limit, or the row's
+        exception.
         """
         ids, is_finite, *_ = self.download.wait()
         tokens: list[int | Exception | None] = [
@@ -62,53 +63,53 @@ class PendingTokens:
             tokens[row] = error
         return tokens
 
-    def logprobs(self) -> dict[int, MeasuredLogprob]:
+    def logprobs(self) -> dict[int, SampledLogprobs]:
         """Wait for the logprobs, and return them by row."""
-        _, _, *measured = self.download.wait()
+        _, _, *copies = self.download.wait()
         if not self.logprob_rows:
             return {}
-        logprobs, top_logprobs, top_ids = (tensor.tolist() for tensor in measured)
-        rows = map(MeasuredLogprob, logprobs, top_logprobs, top_ids)
-        return dict(zip(self.logprob_rows, rows, strict=True))
+        logprobs, top_logprobs, top_ids = (tensor.tolist() for tensor in copies)
+        entries = map(SampledLogprobs, logprobs, top_logprobs, top_ids)
+        return dict(zip(self.logprob_rows, entries, strict=True))
 
 
 class SamplingRunner:
-    """Chooses tokens, and keeps the newest token of each sequence on the device.
+    """Samples tokens, and keeps the last token of each sequence on the device.
 
-    Calls ``clear_caches`` after a failure, to free memory.
+    Calls ``free_reusable_caches`` after a failure, to free memory.
     """
 
-    def __init__(self, model: Model, max_batch_size: int, clear_caches: Callable[[], None]) -> None:
+    def __init__(
+        self, model: Model, max_batch_size: int, free_reusable_caches: Callable[[], None]
+    ) -> None:
         self._model = model
-        self._clear_caches = clear_caches
+        self._free_reusable_caches = free_reusable_caches
         self._unused_slot = max_batch_size
-        """An extra slot, which no sequence has."""
-        self._newest_tokens = torch.zeros(
-            max_batch_size + 1, dtype=torch.int64, device=model.device
-        )
-        """By slot."""
+        """An extra slot for rows without a sequence."""
+        self._last_tokens = torch.zeros(max_batch_size + 1, dtype=torch.int64, device=model.device)
+        """By slot, int64 (slots + 1,)."""
         self._sampler: BatchSampler = (
             HostSampler()
-            if self._newest_tokens.device.type == "cpu"
+            if self._last_tokens.device.type == "cpu"
             else DeviceSampler(max_batch_size, model.vocab_size, model.device)
         )
 
-    def begin(self, sequence: Sequence) -> None:
-        """Prepare the sequence's slot for a new answer."""
-        self._sampler.begin(sequence.slot, sequence.sampler)
+    def reset_slot(self, sequence: GenerationSequence) -> None:
+        """Reset the sequence's slot for a new answer."""
+        self._sampler.reset_slot(sequence.slot, sequence.sampler)
 
-    def newest_tokens(self, sequences: list[Sequence | None]) -> Tensor:
-        """Return the newest token of each sequence, int64 (sequences,), on the device.
+    def last_tokens(self, sequences: list[GenerationSequence | None]) -> Tensor:
+        """Return the last token of each sequence, int64 (sequences,), on the device.
 
         The token for None is arbitrary.
         """
         slots = [self._unused_slot if s is None else s.slot for s in sequences]
-        return self._newest_tokens[self._upload(slots)]
+        return self._last_tokens[self._upload(slots)]
 
     def sample(
-        self, sequences: list[Sequence], output: ModelOutput, from_decode: bool
+        self, sequences: list[GenerationSequence], output: ModelOutput, from_decode: bool
     ) -> PendingTokens:
-        """Choose the next token of each sequence, from its row of ``output``."""
+        """Sample the next token of each sequence from its row of ``output``."""
         policy = self._model.token_policy
         slots = [sequence.slot for sequence in sequences]
         samplers = [sequence.sampler for sequence in sequences]
@@ -118,28 +119,33 @@ class SamplingRunner:
         failures = dict(sampled.failures)
         if policy is not None:
             tokens = self._resolve(policy, tokens, failures, output, sequences)
-        self._newest_tokens[self._upload(slots)] = tokens
+        self._last_tokens[self._upload(slots)] = tokens
         is_finite = sampled.is_finite
         if is_finite is None:
             is_finite = torch.ones_like(tokens, dtype=torch.bool)
         logprob_rows = [
             row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None
         ]
-        logprobs = self._measure_logprobs(output, tokens, sequences, logprob_rows)
+        logprobs = self._compute_logprobs(output, tokens, sequences, logprob_rows)
         download = Download(tokens, is_finite, *logprobs)
         return PendingTokens(sequences, download, failures, logprob_rows, from_decode)
 
-    def _measure_logprobs(
-        self, output: ModelOutput, tokens: Tensor, sequences: list[Sequence], rows: list[int]
+    def _compute_logprobs(
+        self,
+        output: ModelOutput,
+        tokens: Tensor,
+        sequences: list[GenerationSequence],
+        row_index: list[int],
     ) -> tuple[Tensor, ...]:
-        """Return the results of ``measure_logprobs`` for some rows; nothing if there are none."""
-        if not rows:
+        """Return the results of :func:`compute_logprobs` for these rows, or () for none."""
+        if not row_index:
             return ()
-        top_count = max(sequences[row].params.logprobs or 0 for row in rows)
-        index = self._upload(rows)
+        top_count = max(sequences[row].params.logprobs or 0 for row in row_index)
+        index = self._upload(row_index)
         logits = output.logits[index]
+        # Negative ids have no logprob; the value computed for them is ignored later.
         token_ids = tokens[index].clamp(0, self._model.vocab_size - 1)
-        return measure_logprobs(logits, token_ids, top_count)
+        return compute_logprobs(logits, token_ids, top_count)
 
     def _resolve(
         self,
@@ -147,17 +153,17 @@ class SamplingRunner:
         tokens: Tensor,
         failures: dict[int, Exception],
         output: ModelOutput,
-        sequences: list[Sequence],
+        sequences: list[GenerationSequence],
     ) -> Tensor:
-        """Return the tokens that the policy makes of those sampled.
+        """Let the policy turn sampled tokens into final ids.
 
-        If the policy fails, it is called again for each row alone, so that only the row that
-        breaks it fails. Adds the errors of these rows to ``failures``.
+        If the policy fails, call it again for each row alone, so that only the row that causes the
+        failure fails. Adds the errors of these rows to ``failures``.
         """
         resolved = attempt(partial(policy.resolve_tokens, tokens, output, sequences))
         if not isinstance(resolved, Exception):
             return resolved
-        self._clear_caches()
+        self._free_reusable_caches()
         resolved_rows = []
         for row, sequence in enumerate(sequences):
             token = tokens[row : row + 1]

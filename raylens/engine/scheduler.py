@@ -1,8 +1,8 @@
-"""Decides which sequences run. Does not import torch.
+"""Decides which sequences run. Uses no tensors.
 
-Sequences are admitted in order of arrival; a small one does not overtake a large one. A job's
-sequence is ranked as if it had arrived ``JOB_PATIENCE_S`` later. Interactive requests thus go
-first, but jobs are not starved.
+Sequences are admitted in order of arrival; a short sequence never overtakes a long one. A job's
+sequence is ranked as if it had arrived ``JOB_RANK_DELAY_S`` seconds later. Interactive requests
+thus go first, but jobs are not starved.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Callable, Iterable
 
 from raylens.core.types import Priority
 from raylens.engine.model import Prompt
-from raylens.engine.sequence import Sequence, State
+from raylens.engine.sequence import GenerationSequence, SequenceState
 
-JOB_PATIENCE_S = 10.0
+JOB_RANK_DELAY_S = 10.0
 
 
 class Scheduler:
     """The sequences that are waiting, in prefill, and running."""
 
     def __init__(
-        self, max_batch_size: int, prefill_batch: int = 1, prefill_tokens: int = 0
+        self, max_batch_size: int, max_prefill_batch_size: int = 1, max_prefill_tokens: int = 0
     ) -> None:
         self.max_batch_size = max_batch_size
-        self.waiting: list[Sequence] = []
-        self.prefilling: list[Sequence] = []
+        self.waiting: list[GenerationSequence] = []
+        self.prefilling: list[GenerationSequence] = []
         """Their prompts are prefilled together."""
-        self.running: list[Sequence] = []
-        self._prefill_batch = prefill_batch
-        self._prefill_tokens = prefill_tokens
+        self.running: list[GenerationSequence] = []
+        self._max_prefill_batch_size = max_prefill_batch_size
+        self._max_prefill_tokens = max_prefill_tokens
         self._free_slots = list(range(max_batch_size))
 
     @property
@@ -36,32 +36,34 @@ class Scheduler:
         return bool(self.waiting or self.prefilling or self.running)
 
     @property
-    def next_waiting(self) -> Sequence:
+    def next_waiting(self) -> GenerationSequence:
         """The waiting sequence to admit next."""
         return min(self.waiting, key=_rank)
 
-    def add(self, sequences: Iterable[Sequence]) -> None:
+    def add(self, sequences: Iterable[GenerationSequence]) -> None:
         self.waiting.extend(sequences)
 
-    def admit(self, reserve: Callable[[Sequence], bool]) -> list[Sequence]:
-        """Admit the next sequences if none is in prefill, and return those in prefill.
+    def admit(self, reserve_row: Callable[[GenerationSequence], bool]) -> list[GenerationSequence]:
+        """If no sequence is in prefill, admit waiting ones. Return all sequences in prefill.
 
-        A sequence needs a slot in the batch, and a row of the KV cache, which ``reserve`` takes if
-        there is room.
+        A sequence needs a slot in the batch and a row of the KV cache. ``reserve_row`` takes the
+        row and returns True, or returns False if there is no room.
         """
         if not self.prefilling:
-            while self._can_admit_next() and reserve(self.next_waiting):
+            while self._can_admit_next() and reserve_row(self.next_waiting):
                 self._admit(self.next_waiting)
         return self.prefilling
 
-    def start_decoding(self, sequences: Iterable[Sequence]) -> None:
+    def start_decoding(self, sequences: Iterable[GenerationSequence]) -> None:
         """Move sequences from prefill to running."""
         for sequence in sequences:
-            sequence.transition_to(State.RUNNING)
+            sequence.transition_to(SequenceState.RUNNING)
             self.running.append(sequence)
             self.prefilling.remove(sequence)
 
-    def remove(self, should_remove: Callable[[Sequence], bool]) -> list[Sequence]:
+    def remove(
+        self, should_remove: Callable[[GenerationSequence], bool]
+    ) -> list[GenerationSequence]:
         """Finish and return the sequences for which ``should_remove`` returns True."""
         # Called once for each sequence: another thread may set `aborted` at any time.
         removed = [
@@ -70,47 +72,57 @@ class Scheduler:
             if should_remove(sequence)
         ]
         for sequence in removed:
-            if sequence.state is not State.WAITING:
+            if sequence.state is not SequenceState.WAITING:
                 self._free_slots.append(sequence.slot)
-            sequence.transition_to(State.FINISHED)
+            sequence.transition_to(SequenceState.FINISHED)
         if removed:
-            self.waiting = [s for s in self.waiting if s.state is State.WAITING]
-            self.prefilling = [s for s in self.prefilling if s.state is State.PREFILLING]
-            self.running = [s for s in self.running if s.state is State.RUNNING]
+            self.waiting = _in_state(self.waiting, SequenceState.WAITING)
+            self.prefilling = _in_state(self.prefilling, SequenceState.PREFILLING)
+            self.running = _in_state(self.running, SequenceState.RUNNING)
         return removed
 
     def _can_admit_next(self) -> bool:
         """Return whether the next waiting sequence can join those in prefill."""
         if not self.waiting or not self._free_slots:
             return False
-        if len(self.prefilling) >= self._prefill_batch:
+        if len(self.prefilling) >= self._max_prefill_batch_size:
             return False
         prompt = self.next_waiting.prompt
-        if self._is_in_prefill(prompt):
+        if self._should_wait_for_caches(prompt):
             return False
-        tokens = len(prompt.token_ids)
-        tokens += sum(len(sequence.prompt.token_ids) for sequence in self.prefilling)
-        return not self.prefilling or tokens <= self._prefill_tokens
+        num_tokens = len(prompt.token_ids)
+        num_tokens += sum(len(sequence.prompt.token_ids) for sequence in self.prefilling)
+        return not self.prefilling or num_tokens <= self._max_prefill_tokens
 
-    def _is_in_prefill(self, prompt: Prompt) -> bool:
-        """Return whether the prompt, or one of its pictures, is in another sequence's prefill.
+    def _should_wait_for_caches(self, prompt: Prompt) -> bool:
+        """Return whether an admitted sequence with the same prompt or picture has not yet filled
+        the caches.
 
-        If so, it is better to wait. When the other sequence's first token reaches the host, its
-        prefix is cached, and need not be computed again.
+        Waiting avoids computing the same prompt or picture twice: prompts are cached when the first
+        token reaches the host. The answers of one request share one :class:`Prompt`.
         """
-        prompts = [s.prompt for s in (*self.prefilling, *self.running) if not s.output_ids]
-        picture_keys = {picture.key for other in prompts for picture in other.pictures}
-        return any(other is prompt for other in prompts) or any(
-            picture.key in picture_keys for picture in prompt.pictures
-        )
+        admitted = (*self.prefilling, *self.running)
+        uncached = [sequence.prompt for sequence in admitted if not sequence.output_ids]
+        if any(uncached_prompt is prompt for uncached_prompt in uncached):
+            return True
+        picture_keys = {
+            picture.key for uncached_prompt in uncached for picture in uncached_prompt.pictures
+        }
+        return any(picture.key in picture_keys for picture in prompt.pictures)
 
-    def _admit(self, sequence: Sequence) -> None:
-        sequence.transition_to(State.PREFILLING)
+    def _admit(self, sequence: GenerationSequence) -> None:
+        sequence.transition_to(SequenceState.PREFILLING)
         sequence.slot = self._free_slots.pop()
         self.waiting.remove(sequence)
         self.prefilling.append(sequence)
 
 
-def _rank(sequence: Sequence) -> tuple[float, int]:
-    patience = JOB_PATIENCE_S if sequence.priority is Priority.JOB else 0.0
-    return sequence.arrived_at + patience, sequence.arrival_number
+def _in_state(
+    sequences: list[GenerationSequence], state: SequenceState
+) -> list[GenerationSequence]:
+    return [sequence for sequence in sequences if sequence.state is state]
+
+
+def _rank(sequence: GenerationSequence) -> tuple[float, int]:
+    delay = JOB_RANK_DELAY_S if sequence.priority is Priority.JOB else 0.0
+    return sequence.arrived_at + delay, sequence.arrival_number

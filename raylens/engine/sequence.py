@@ -22,24 +22,24 @@ from raylens.core.types import (
 from raylens.engine.detokenizer import Detokenizer
 from raylens.engine.model import AnswerProgress, Prompt
 from raylens.engine.sampling import Sampler
-from raylens.engine.structured import Grammar
+from raylens.engine.structured import GrammarState
 
 
-class State(Enum):
+class SequenceState(Enum):
     WAITING = auto()
     PREFILLING = auto()
-    """Has a slot and a row of the KV cache. Its pictures are encoded and its prompt is prefilled,
-    slice by slice."""
+    """Admitted: has a slot in the batch and a row of the KV cache. Its pictures are encoded and its
+    prompt is prefilled, slice by slice."""
     RUNNING = auto()
     """Gets one token in each decode step."""
     FINISHED = auto()
 
 
 TRANSITIONS = {
-    State.WAITING: {State.PREFILLING, State.FINISHED},
-    State.PREFILLING: {State.RUNNING, State.FINISHED},
-    State.RUNNING: {State.FINISHED},
-    State.FINISHED: set[State](),
+    SequenceState.WAITING: {SequenceState.PREFILLING, SequenceState.FINISHED},
+    SequenceState.PREFILLING: {SequenceState.RUNNING, SequenceState.FINISHED},
+    SequenceState.RUNNING: {SequenceState.FINISHED},
+    SequenceState.FINISHED: set[SequenceState](),
 }
 
 _arrivals = count()
@@ -47,7 +47,10 @@ _arrivals = count()
 
 @dataclass(frozen=True)
 class _BufferedLogprob:
-    """The logprob of a token, and the characters of the answer that the token decodes to."""
+    """Logprob of a token whose text has not been returned yet.
+
+    ``start``, ``end``: character range [start, end) in the decoded text.
+    """
 
     start: int
     end: int
@@ -55,7 +58,7 @@ class _BufferedLogprob:
 
 
 @dataclass(eq=False)
-class Sequence(AnswerProgress):
+class GenerationSequence(AnswerProgress):
     """Prompt, parameters and progress of one answer.
 
     Only the engine's thread changes a sequence, except for ``aborted``.
@@ -66,22 +69,24 @@ class Sequence(AnswerProgress):
     sampler: Sampler
     detokenizer: Detokenizer
     deadline: float
+    """Unix time, in seconds."""
     request_id: str = ""
     priority: Priority = Priority.INTERACTIVE
     index: int = 0
-    """Number of this answer among the request's ``n``."""
+    """Zero-based index of this answer among the request's ``n``."""
     stream: bool = True
-    """Whether deltas are sent as they come. If not, they are joined to one, at the end."""
-    state: State = State.WAITING
+    """Whether each delta is returned at once. If not, they are merged into one, at the end."""
+    state: SequenceState = SequenceState.WAITING
     slot: int = -1
-    """Index of its newest token in the engine's buffer on the device. No other sequence has the
-    same slot between its admission and its end."""
-    tokens_chosen: int = 0
+    """Index of this sequence in the engine's per-slot device buffers (last token, penalty state).
+    Unique among admitted sequences; -1 before admission."""
+    num_output_tokens: int = 0
     aborted: bool = False
     """Can be set from any thread. The engine then drops the sequence before its next step."""
     output_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     arrived_at: float = field(default_factory=time.monotonic)
+    """``time.monotonic()``, in seconds."""
     arrival_number: int = field(default_factory=lambda: next(_arrivals))
     """Orders sequences that arrived at the same time."""
     _buffered_deltas: list[Delta] = field(default_factory=list)
@@ -94,27 +99,30 @@ class Sequence(AnswerProgress):
         return Usage(len(self.prompt.token_ids), len(self.output_ids))
 
     @property
-    def next_position(self) -> int:
-        """Rotary position of the newest token, which the next decode step reads."""
-        return self.prompt.next_position + self.tokens_chosen - 1
+    def decode_position(self) -> int:
+        """Rotary position of the last sampled token, which is the input of the next decode step."""
+        return self.prompt.next_position + self.num_output_tokens - 1
 
     def max_total_tokens(self, max_length: int) -> int:
-        """Return how many tokens the prompt and the longest answer take together."""
+        """Return the maximum number of tokens of the prompt and its answer together."""
         return self.prompt.max_total_tokens(self.params.max_tokens, max_length)
 
     def is_full(self, max_length: int) -> bool:
-        """Return whether the answer has no room for another token."""
-        return len(self.prompt.token_ids) + self.tokens_chosen >= self.max_total_tokens(max_length)
+        """Return whether the answer has reached its token limit."""
+        return len(self.prompt.token_ids) + self.num_output_tokens >= self.max_total_tokens(
+            max_length
+        )
 
-    def transition_to(self, state: State) -> None:
+    def transition_to(self, state: SequenceState) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
         self.state = state
 
     def append(self, token_id: int | None, eos_ids: Iterable[int], max_length: int) -> str:
-        """Append the next token, and return the text that is final after it.
+        """Append the next token, and return the text that this token makes final (which can no
+        longer belong to a stop string).
 
-        Negative ids are a family's own and have no text. None means that the answer has no room
-        for more. Sets ``finish_reason`` if the answer ends.
+        Negative ids belong to the family and have no text. None means that the answer has reached
+        its token limit. Sets ``finish_reason`` if the answer ends.
         """
         if token_id is None:
             self.finish_reason = FinishReason.LENGTH
@@ -124,23 +132,23 @@ class Sequence(AnswerProgress):
             self.finish_reason = FinishReason.STOP
             return self.detokenizer.flush()
         text = self.detokenizer.push(token_id) if token_id >= 0 else ""
-        total_tokens = len(self.prompt.token_ids) + len(self.output_ids)
+        num_tokens = len(self.prompt.token_ids) + len(self.output_ids)
         if self.detokenizer.stopped:
             self.finish_reason = FinishReason.STOP
-        elif total_tokens >= self.max_total_tokens(max_length):
+        elif num_tokens >= self.max_total_tokens(max_length):
             self.finish_reason = FinishReason.LENGTH
             text += self.detokenizer.flush()
         return text
 
     def add_logprob(self, start: int, logprob: TokenLogprob) -> None:
-        """Add the newest token's logprob. The token's text begins at character ``start``."""
+        """Add the last token's logprob. The token's text begins at character ``start``."""
         end = self.detokenizer.decoded_chars
         self._buffered_logprobs.append(_BufferedLogprob(start, end, logprob))
 
     def take_logprobs(self) -> tuple[TokenLogprob, ...]:
         """Remove and return the logprobs of the tokens whose text has been returned.
 
-        Tokens of a stop string are left out, except one that contains text before the stop string.
+        Skips tokens of a stop string, except one that contains text before the stop string.
         """
         returned_chars = self.detokenizer.returned_chars
         stopped = self.detokenizer.stopped
@@ -154,11 +162,11 @@ class Sequence(AnswerProgress):
         ]
         return logprobs
 
-    def emit(self, delta: Delta) -> Delta | None:
+    def next_delta(self, delta: Delta) -> Delta | None:
         """Return the delta to send now, or None.
 
-        With ``stream``, that is ``delta`` itself, unless it is empty. Otherwise it is all deltas
-        joined, once the answer has ended.
+        With ``stream``, return ``delta`` unless it is empty. Otherwise return all deltas merged
+        into one when the answer ends.
         """
         if self.stream:
             return delta if delta.text or delta.finish_reason or delta.logprobs else None
@@ -172,17 +180,21 @@ class Sequence(AnswerProgress):
 
 
 def make_sequences(
-    request: VisionRequest, prompt: Prompt, tokenizer: Tokenizer, grammar: Grammar | None = None
-) -> list[Sequence]:
-    """Return the sequences of a request's ``n`` answers.
+    request: VisionRequest,
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    grammar: GrammarState | None = None,
+) -> list[GenerationSequence]:
+    """Return one sequence for each of the request's ``n`` answers.
 
-    If the request has a seed, answer i is sampled with the seed plus i.
+    If the request has a seed, answer i is sampled with the seed plus i. All answers start from
+    copies of ``grammar``.
     """
     params = request.sampling
     if prompt.greedy:
         params = SamplingParams(max_tokens=params.max_tokens, n=params.n)
     return [
-        Sequence(
+        GenerationSequence(
             prompt=prompt,
             params=params,
             sampler=Sampler(params, prompt.token_ids, index, grammar and grammar.copy()),

@@ -1,4 +1,4 @@
-"""Copies of small tensors between the host and a GPU that do not wait for the GPU's queued work."""
+"""Small host–device copies that do not block the host."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 
 def upload(values: Sequence[int] | NDArray[np.generic], device: str | torch.device) -> Tensor:
-    """Return the values on the device. Integers of a list become int64.
+    """Return the values on the device. A list of integers becomes int64.
 
-    A copy from pageable memory waits for all work on the stream. A copy from pinned memory is
-    queued after that work, and the caching allocator keeps the pinned block until the copy is done.
+    A copy from pageable memory blocks the host until all work on the stream is done, so pinned
+    memory is used: its copy is queued after that work. The caching allocator keeps the pinned block
+    until the copy is done.
     """
     array = values if isinstance(values, np.ndarray) else np.array(values)
     tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -34,8 +35,8 @@ class Download:
             self._completed.record()
 
     @property
-    def ready(self) -> bool:
-        """Whether ``wait`` would return at once."""
+    def is_ready(self) -> bool:
+        """Whether the copies are complete, so that ``wait`` returns at once."""
         return self._completed is None or self._completed.query()
 
     def wait(self) -> list[Tensor]:

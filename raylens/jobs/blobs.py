@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-PREFIX = "blob:"
+REFERENCE_PREFIX = "blob:"
 THREADS = 4
 _REFERENCE = re.compile(r"blob:[0-9a-f]{64}")
 
@@ -33,15 +33,15 @@ def compute_digest(data: bytes) -> str:
 
 
 def make_reference(digest: str) -> str:
-    """Return the reference to a blob that stands for a picture in a job's input."""
-    return PREFIX + digest
+    """Return ``blob:<digest>``, which replaces a picture in a job's input."""
+    return REFERENCE_PREFIX + digest
 
 
 def is_reference(value: object) -> bool:
     return isinstance(value, str) and _REFERENCE.fullmatch(value) is not None
 
 
-class Blobs:
+class BlobStorage:
     """The blobs under ``url``: a path, or a URL for fsspec such as ``s3://bucket/folder``.
 
     ``put``, ``get`` and ``remove`` block. ``put_async`` and ``get_async`` run in a thread pool of
@@ -51,9 +51,9 @@ class Blobs:
     """
 
     def __init__(self, url: str) -> None:
-        self._files: Any
-        self._files, self._root = fsspec.core.url_to_fs(url)
-        self._is_local = isinstance(self._files, LocalFileSystem)
+        self._filesystem: Any
+        self._filesystem, self._root = fsspec.core.url_to_fs(url)
+        self._is_local = isinstance(self._filesystem, LocalFileSystem)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
 
     async def put_async(self, digest: str, data: bytes) -> None:
@@ -63,27 +63,33 @@ class Blobs:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.get, digest)
 
     def put(self, digest: str, data: bytes) -> None:
-        """Store a blob. It is durable when this returns."""
+        """Store a blob. It is durable when this returns.
+
+        Raises ``OSError`` if the storage fails.
+        """
         path = self._path(digest)
-        if self._files.exists(path):
+        if self._filesystem.exists(path):
             return
         if self._is_local:
             _write_durably(Path(path), data)
         else:
-            self._files.pipe_file(path, data)
+            self._filesystem.pipe_file(path, data)
 
     def get(self, digest: str) -> bytes:
-        """Return a blob's bytes. Raises ``BlobMissing``."""
+        """Return a blob's bytes.
+
+        Raises ``BlobMissing`` if there is no such blob, and ``OSError`` if the storage fails.
+        """
         try:
-            data: bytes = self._files.cat_file(self._path(digest))
+            data: bytes = self._filesystem.cat_file(self._path(digest))
         except FileNotFoundError:
             raise BlobMissing(f"no blob {digest} in {self._root}") from None
         return data
 
     def remove(self, digest: str) -> None:
-        """Remove a blob, if it exists."""
+        """Remove a blob, if it exists. Raises ``OSError`` if the storage fails."""
         try:
-            self._files.rm_file(self._path(digest))
+            self._filesystem.rm_file(self._path(digest))
         except FileNotFoundError:
             return
 
@@ -92,19 +98,22 @@ class Blobs:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    """Write a file atomically: after a crash, ``path`` is complete or absent."""
+    """Write a file atomically, and durably when this returns.
+
+    After a crash, ``path`` is complete or absent, never partial.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with draft.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
+        temporary.replace(path)
     finally:
-        draft.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+        temporary.unlink(missing_ok=True)
+    folder_fd = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(folder_fd)
     finally:
-        os.close(folder)
+        os.close(folder_fd)

@@ -17,20 +17,23 @@ from raylens.jobs.job import Job, JobState, Progress
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.poll_loop import PollLoop
 from raylens.jobs.store import Change, JobStore
-from raylens.jobs.transitions import RetryPolicy, Transition, retry_or_fail, start, succeed
+from raylens.jobs.transitions import JobUpdate, RetryPolicy, retry_or_fail, start_or_fail, succeed
 
 logger = logging.getLogger(__name__)
 
-SETTLE_RETRY_S = 1.0
-"""Seconds until a result is stored again after the store has failed."""
+RESULT_RETRY_S = 1.0
+"""Seconds to wait before retrying to store a result."""
 PROGRESS_PERIOD_S = 0.5
 """Shortest time between two stored progress reports of a job, in seconds."""
 
 SaveProgress = Callable[[Progress, dict[str, Any] | None], Awaitable[None]]
 """Stores a job's progress and, unless it is None, its partial output."""
 RunJob = Callable[[Job, float, SaveProgress], Awaitable[dict[str, Any]]]
-"""Runs a job until the attempt's deadline, and returns its output."""
-Changes = GroupCommit[Change, Job | RaylensError | None]
+"""Runs one attempt and returns the job's output.
+
+The second argument is ``attempt_deadline``, in seconds since the epoch, on this machine's clock.
+"""
+ChangeWriter = GroupCommit[Change, Job | RaylensError | None]
 
 
 @dataclass
@@ -45,8 +48,9 @@ class _Attempt:
 class Dispatcher:
     """Runs claimed jobs, and stores their results.
 
-    ``announce`` adds the deliveries that announce a job's new state. ``on_change`` is called with
-    every changed job. ``clock`` is the store's clock.
+    ``with_deliveries`` pairs a job in a new state with the webhook deliveries for that state, so
+    that both are stored in one transaction. ``on_change`` is called after every stored change.
+    ``clock`` is the store's clock.
 
     The lease of a running job is renewed. If that fails, the attempt stops before the lease
     expires, because another process may then claim the job.
@@ -55,22 +59,22 @@ class Dispatcher:
     def __init__(
         self,
         store: JobStore,
-        changes: Changes,
+        change_writer: ChangeWriter,
         run_job: RunJob,
         config: JobsConfig,
         owner: str,
         clock: Callable[[], float],
-        announce: Callable[[Job], Transition],
+        with_deliveries: Callable[[Job], JobUpdate],
         on_change: Callable[[Job], None],
         metrics: JobMetrics,
     ) -> None:
         self._store = store
-        self._changes = changes
+        self._change_writer = change_writer
         self._run_job = run_job
         self._config = config
         self._owner = owner
         self._clock = clock
-        self._announce = announce
+        self._with_deliveries = with_deliveries
         self._on_change = on_change
         self._metrics = metrics
         self._retry_policy = RetryPolicy(config.backoff_s, config.max_backoff_s)
@@ -90,7 +94,8 @@ class Dispatcher:
     async def serve(self) -> None:
         """Claim and run jobs until canceled.
 
-        Then the running attempts stop. Their leases expire by themselves.
+        On cancellation, the running attempts are canceled too. Their leases are not released; they
+        expire.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -101,29 +106,36 @@ class Dispatcher:
                 attempt.task.cancel()
 
     async def _claim(self) -> bool:
-        """Claim a job for each free worker. Return whether more jobs may be due."""
+        """Claim as many jobs as may start now. Return whether more jobs may be due."""
         free = self._config.workers - len(self._running)
         if free <= 0:
             return False
         now = self._clock()
         lease_until = now + self._config.lease_s
-        jobs = await self._store.claim(
-            free, now, lambda job: self._announce(start(job, now, self._owner, lease_until))
-        )
+
+        def update(job: Job) -> JobUpdate:
+            return self._with_deliveries(start_or_fail(job, now, self._owner, lease_until))
+
+        jobs = await self._store.claim(free, now, update)
         for job in jobs:
             if job.state is not JobState.RUNNING:
-                self._publish(job)
+                # start_or_fail() failed it: the deadline has passed or no attempt is left.
+                self._record_and_notify(job)
             elif lease_until - self._clock() > self._config.lease_s / 2:
-                self._start(job, lease_until)
+                self._spawn_attempt(job, lease_until)
             else:
-                # The claim took so long that the lease could expire before its first renewal.
-                logger.warning("job %s: not started, because the claim took too long", job.id)
+                # The lease could expire before its first renewal.
+                logger.warning(
+                    "job %s: not started, because the claim took too long; it is claimed again "
+                    "when its lease expires",
+                    job.id,
+                )
         return len(jobs) == free
 
-    def _start(self, job: Job, lease_until: float) -> None:
+    def _spawn_attempt(self, job: Job, lease_until: float) -> None:
         # An old attempt may still run here if this process was suspended until its lease expired.
         self.stop(job.id)
-        task = asyncio.create_task(self._run_and_settle(job))
+        task = asyncio.create_task(self._run_and_store(job))
         attempt = self._running[job.id] = _Attempt(job, task, lease_until)
         task.add_done_callback(lambda _: self._on_done(attempt))
         self._on_change(job)
@@ -135,36 +147,46 @@ class Dispatcher:
             logger.error("job %s: the attempt crashed", attempt.job.id, exc_info=error)
         self.wake()
 
-    async def _run_and_settle(self, job: Job) -> None:
+    async def _run_and_store(self, job: Job) -> None:
         current_request_id.set(job.id)
         code = "canceled"
         try:
             transition, code = await self._run(job)
         finally:
             self._metrics.record_attempt(job.type, code)
-        result = await self._settle(
-            Change(job.id, lambda stored: self._announce(transition(stored)), job.fence)
+        result = await self._store_result(
+            Change(job.id, lambda stored: self._with_deliveries(transition(stored)), job.fence)
         )
         if isinstance(result, Job):
-            self._publish(result)
+            self._record_and_notify(result)
         else:
-            logger.warning("job %s: the result is discarded, because the lease was lost", job.id)
+            logger.warning(
+                "job %s: the result is discarded, because the job was canceled or its lease was "
+                "lost",
+                job.id,
+            )
 
     async def _run(self, job: Job) -> tuple[Callable[[Job], Job], str]:
-        """Run one attempt. Return the job's transition and the attempt's code for the metrics."""
-        now = self._clock()
-        seconds = min(now + self._config.attempt_timeout_s, job.deadline) - now
-        # The graph's deadlines use this machine's clock, not the store's.
-        deadline = time.time() + seconds
+        """Run one attempt.
+
+        Return the transition to apply to the job, and the code to record in the metrics: ``ok`` or
+        an error's code.
+        """
+        seconds_left = job.deadline - self._clock()
+        timeout_s = max(0.0, min(self._config.attempt_timeout_s, seconds_left))
+        # The vision service's deadlines are on this machine's clock, not on the store's.
+        attempt_deadline = time.time() + timeout_s
         try:
-            async with asyncio.timeout(max(0.0, seconds)):
-                output = await self._run_job(job, deadline, self._progress_saver(job))
+            async with asyncio.timeout(timeout_s):
+                output = await self._run_job(job, attempt_deadline, self._progress_saver(job))
         except TimeoutError:
-            error: RaylensError = DeadlineExceeded(f"the attempt took longer than {seconds:.0f} s")
+            message = f"the attempt took longer than {timeout_s:.0f} s"
+            error: RaylensError = DeadlineExceeded(message)
         except RaylensError as raised:
             error = raised
         except OSError as raised:
             logger.exception("job %s: file or network access failed", job.id)
+            # Overloaded, because that error is retryable.
             error = Overloaded(
                 f"file or network access failed: {type(raised).__name__}; see the server's log"
             )
@@ -177,19 +199,19 @@ class Dispatcher:
         policy = self._retry_policy
         return (lambda stored: retry_or_fail(stored, error, policy, self._clock())), error.code
 
-    async def _settle(self, change: Change) -> Job | RaylensError | None:
+    async def _store_result(self, change: Change) -> Job | RaylensError | None:
         """Store a result, and retry while the store fails.
 
         The retries end when the lease can't be renewed, because that cancels the attempt.
         """
         while True:
             try:
-                return await self._changes.submit(change)
+                return await self._change_writer.submit(change)
             except Exception:
                 logger.exception("job %s: storing the result failed", change.id)
-                await asyncio.sleep(SETTLE_RETRY_S)
+                await asyncio.sleep(RESULT_RETRY_S)
 
-    def _publish(self, job: Job) -> None:
+    def _record_and_notify(self, job: Job) -> None:
         if job.state.is_terminal:
             self._metrics.record_end(job.type, job.state, job.duration_s)
         self._on_change(job)
@@ -204,12 +226,12 @@ class Dispatcher:
                 return
             last_save = time.monotonic()
 
-            def apply(stored: Job) -> Transition:
+            def update(stored: Job) -> JobUpdate:
                 output = stored.output if partial is None else partial
-                return Transition(replace(stored, progress=progress, output=output))
+                return JobUpdate(replace(stored, progress=progress, output=output))
 
             try:
-                saved = await self._changes.submit(Change(job.id, apply, job.fence))
+                saved = await self._change_writer.submit(Change(job.id, update, job.fence))
             except Exception:
                 # The attempt goes on: the next report replaces this one.
                 logger.exception("job %s: storing the progress failed", job.id)
@@ -237,15 +259,19 @@ class Dispatcher:
     ) -> None:
         """Stop the attempts whose lease is lost or could expire before the next renewal.
 
-        ``fences`` are the fences in the renewal, by job id. ``renewed`` is None if it failed.
+        ``fences`` maps the job ids of the renewal request to their fences. ``renewed`` is None if
+        the request failed.
         """
         for job_id, attempt in list(self._running.items()):
             if fences.get(job_id) != attempt.job.fence:
-                continue
+                continue  # started after the request was made
             if renewed is not None and job_id in renewed:
                 attempt.lease_until = until
                 continue
             is_near_end = attempt.lease_until - self._clock() < self._config.lease_s / 2
             if renewed is not None or is_near_end:
-                logger.warning("job %s: the attempt stops, because its lease is lost", job_id)
+                logger.warning(
+                    "job %s: the attempt stops, because its lease is lost or about to expire",
+                    job_id,
+                )
                 attempt.task.cancel()

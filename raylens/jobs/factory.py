@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from raylens import __version__
 from raylens.core.config import AppConfig, JobsConfig
 from raylens.core.ports import VisionService
-from raylens.jobs.blobs import Blobs
+from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
-from raylens.jobs.sql import postgres_store, sqlite_store
-from raylens.jobs.store import JobStore, StoreUnusable
+from raylens.jobs.sql_engines import postgres_store, sqlite_store
+from raylens.jobs.store import JobStore, JobsUnusable
 from raylens.jobs.webhooks import check_secret
 from raylens.net.address import AllowList
 from raylens.net.client import GuardedClient
 
-DATABASE = "jobs.sqlite"
+DATABASE_FILE = "jobs.sqlite"
 """File name of the SQLite database in ``jobs.data_dir``."""
 
 
@@ -32,33 +32,34 @@ def create_queue(
 ) -> JobQueue:
     """Return a queue that is not opened yet.
 
-    Raises ``StoreUnusable``, which names the invalid setting.
+    Raises ``JobsUnusable``, which names the invalid setting.
     """
-    jobs = config.jobs
-    allowed = AllowList.parse(jobs.webhooks.allow)
+    jobs_config = config.jobs
+    allowed = AllowList.parse(jobs_config.webhooks.allow)
     return JobQueue(
-        make_store(jobs),
-        make_blobs(jobs),
+        make_store(jobs_config),
+        make_blobs(jobs_config),
         load_job_types(),
         InferenceClient(service, config),
-        GuardedClient(allowed, jobs.webhooks.timeout_s, user_agent(jobs)),
-        webhook_secrets(jobs, environment),
-        jobs,
+        GuardedClient(allowed, jobs_config.webhooks.timeout_s, user_agent(jobs_config)),
+        read_webhook_secrets(jobs_config, environment),
+        jobs_config,
         metrics,
     )
 
 
-def check_settings(jobs: JobsConfig, environment: Mapping[str, str] = os.environ) -> None:
+def check_settings(config: JobsConfig, environment: Mapping[str, str] = os.environ) -> None:
     """Check the settings before the server starts, without network access.
 
-    Raises ``StoreUnusable``, which names the invalid setting.
+    A SQLite database is opened, and so created or migrated. Raises ``JobsUnusable``, which names
+    the invalid setting.
     """
-    webhook_secrets(jobs, environment)
-    make_blobs(jobs)
-    store = make_store(jobs)
+    read_webhook_secrets(config, environment)
+    make_blobs(config)
+    store = make_store(config)
 
     async def open_and_close() -> None:
-        if jobs.store == "sqlite":
+        if config.store == "sqlite":
             await store.open()
         await store.close()
 
@@ -66,33 +67,33 @@ def check_settings(jobs: JobsConfig, environment: Mapping[str, str] = os.environ
 
 
 def make_store(config: JobsConfig) -> JobStore:
-    """Return the store of ``jobs.store``. Raises ``StoreUnusable``."""
+    """Return the store that ``jobs.store`` selects. Raises ``JobsUnusable`` if it is invalid."""
     if config.store != "sqlite":
         return postgres_store(config.store)
     try:
-        return sqlite_store(config.folder / DATABASE)
+        return sqlite_store(config.folder / DATABASE_FILE)
     except OSError as error:
-        raise StoreUnusable(f"jobs.data_dir: {error}") from error
+        raise JobsUnusable(f"jobs.data_dir: {error}") from error
 
 
-def make_blobs(config: JobsConfig) -> Blobs:
-    """Return the blob storage of ``jobs.blobs``. Raises ``StoreUnusable``."""
+def make_blobs(config: JobsConfig) -> BlobStorage:
+    """Return the storage that ``jobs.blobs`` selects. Raises ``JobsUnusable`` if it is invalid."""
     try:
-        return Blobs(config.blobs_url)
+        return BlobStorage(config.blobs_url)
     except (ImportError, ValueError) as error:
-        raise StoreUnusable(f"jobs.blobs: {error}") from error
+        raise JobsUnusable(f"jobs.blobs: {error}") from error
 
 
-def webhook_secrets(config: JobsConfig, environment: Mapping[str, str]) -> list[str]:
-    """Return the server's webhook secrets; without any, webhooks are unsigned.
+def read_webhook_secrets(config: JobsConfig, environment: Mapping[str, str]) -> list[str]:
+    """Return the server's webhook secrets. Without any, webhooks are unsigned.
 
-    Raises ``StoreUnusable`` if one is invalid.
+    Raises ``JobsUnusable`` if a secret is invalid.
     """
     name = config.webhooks.secrets_env
     try:
         return [check_secret(secret) for secret in environment.get(name, "").split()]
     except ValueError as error:
-        raise StoreUnusable(f"jobs.webhooks.secrets_env: {name}: {error}") from None
+        raise JobsUnusable(f"jobs.webhooks.secrets_env: {name}: {error}") from None
 
 
 def user_agent(config: JobsConfig) -> str:

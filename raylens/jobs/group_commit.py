@@ -14,8 +14,8 @@ Result = TypeVar("Result")
 class GroupCommit(Generic[Item, Result]):
     """Writes items in batches of at most ``limit``, one batch at a time.
 
-    A durable transaction takes milliseconds. With batches, that time bounds the number of batches
-    a second and not the number of items.
+    A durable commit takes milliseconds. Batching makes this limit the batches per second, not the
+    items per second.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class GroupCommit(Generic[Item, Result]):
             results = await self._write([item for item, _ in batch])
         except Exception as error:
             if len(batch) > 1:
-                # One item may have failed the whole batch: write each by itself.
+                # One item may have made the whole batch fail: write each item on its own.
                 for pair in batch:
                     await self._write_batch([pair])
                 return
@@ -59,6 +59,7 @@ class GroupCommit(Generic[Item, Result]):
                 future.set_exception(error)
             return
         except BaseException:
+            # The writer was canceled, so its waiting callers are canceled too.
             for _, future in batch:
                 future.cancel()
             raise

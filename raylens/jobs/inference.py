@@ -1,4 +1,8 @@
-"""Inference requests of jobs: the same as interactive ones, at the priority of a job."""
+"""Sends the inference requests of jobs, which differ from interactive ones only in priority.
+
+That priority is :class:`raylens.core.types.Priority`. It is not the ``priority`` of a job, which
+orders the queue.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +31,14 @@ from raylens.core.wire import Body, Text
 
 
 class SamplingOptions(Body):
-    """Sampling parameters, named as in the Moondream dialect."""
+    """Sampling parameters, named as in the Moondream API."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-class Options(Body):
+class InferenceOptions(Body):
     """The options in every job's input: model, preprocessing recipe and sampling."""
 
     model: Text | None = None
@@ -44,7 +48,7 @@ class Options(Body):
 
 @dataclass(frozen=True)
 class ResolvedOptions:
-    """:class:`Options` with the defaults of the configuration filled in."""
+    """:class:`InferenceOptions` with the defaults of the configuration filled in."""
 
     model: str
     recipe: Recipe
@@ -62,7 +66,7 @@ class Answer:
 
 
 class InferenceClient:
-    """Sends tasks to the graph, and collects the answers."""
+    """Sends tasks to the vision service, and collects the answers."""
 
     def __init__(self, service: VisionService, config: AppConfig) -> None:
         self._service = service
@@ -70,10 +74,11 @@ class InferenceClient:
         self._catalog = Catalog(config)
         self._named_recipes = config.named_recipes()
 
-    def resolve(self, options: Options) -> ResolvedOptions:
+    def resolve(self, options: InferenceOptions) -> ResolvedOptions:
         """Fill in the defaults of the configuration.
 
-        Raises ``UnknownModel``, and ``InvalidRequest`` if the recipe or a setting is invalid.
+        Raises ``UnknownModel``, or ``InvalidRequest`` if the recipe or a sampling option is
+        invalid.
         """
         model = self._catalog.models[self._catalog.resolve(options.model, "jobs")]
         sampling = self._resolve_sampling(options.settings)
@@ -102,9 +107,10 @@ class InferenceClient:
         task: Task,
         pictures: Sequence[PictureFile],
     ) -> Answer:
-        """Return the complete answer to a task. ``request_id`` is the request's id.
+        """Return the complete answer to a task.
 
-        Raises any of :mod:`raylens.core.errors`.
+        ``deadline`` is in seconds since the epoch, on this machine's clock. Raises any of
+        :mod:`raylens.core.errors`.
         """
         request = VisionRequest(
             id=request_id,
@@ -126,6 +132,6 @@ class InferenceClient:
         return Answer(text, options.model, findings, warnings)
 
 
-def greedy(options: ResolvedOptions) -> ResolvedOptions:
-    """Return the options with greedy sampling, for boxes, points and yes-or-no questions."""
+def with_greedy_sampling(options: ResolvedOptions) -> ResolvedOptions:
+    """Return the options with temperature 0, for reproducible answers."""
     return replace(options, sampling=replace(options.sampling, temperature=0.0))

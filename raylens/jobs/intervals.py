@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Evidence = bool | None
-"""Whether a frame shows the activity; None if it is unclear."""
+Verdict = bool | None
+"""Whether a frame shows the activity; None if unclear."""
 
 
 @dataclass(frozen=True)
@@ -20,53 +20,52 @@ class Interval:
     end: float
 
 
-def intervals(
-    times: Sequence[float], evidence: Sequence[Evidence], enter: int = 2, leave: int = 2
+def find_intervals(
+    times: Sequence[float], verdicts: Sequence[Verdict], enter: int = 2, leave: int = 2
 ) -> list[Interval]:
     """Return the intervals of the activity, in order.
 
-    Hysteresis ignores single wrong frames. An interval begins at the first of ``enter`` frames that
-    show the activity, with none between them that doesn't show it. It ends at the first of
-    ``leave`` frames that don't show it, with none between them that does. An unclear frame is not
-    counted, and belongs to the same span as the frame before it.
+    An interval begins at the first of ``enter`` consecutive frames that show the activity, and ends
+    before the first of ``leave`` consecutive frames that don't. Unclear frames are skipped when
+    counting; each belongs with the frame before it. Hysteresis: shorter runs are ignored as noise.
 
     A boundary is the midpoint between the frames on its two sides. At either end of the sequence,
     it is the time of the first or last frame.
 
-    ``times`` must ascend. In a sequence of fewer than ``enter`` frames, an interval needs all of
-    them: one frame that shows the activity is an interval of length 0.
+    ``times`` must ascend. If there are fewer than ``enter`` frames, all of them must show the
+    activity. A single frame that shows it gives an interval of length 0.
     """
-    spans = _find_spans(evidence, min(enter, len(evidence)), leave)
-    return [Interval(_boundary(times, first), _boundary(times, end)) for first, end in spans]
+    ranges = _find_ranges(verdicts, min(enter, len(verdicts)), leave)
+    return [Interval(_boundary(times, start), _boundary(times, end)) for start, end in ranges]
 
 
-def _find_spans(evidence: Sequence[Evidence], enter: int, leave: int) -> list[tuple[int, int]]:
-    """Return the first frame of each interval, and the first frame after it."""
-    switches: list[int] = []
-    first_opposite = 0
-    opposites = 0
-    for frame, is_active in enumerate(evidence):
-        if is_active is None:
+def _find_ranges(verdicts: Sequence[Verdict], enter: int, leave: int) -> list[tuple[int, int]]:
+    """Return each interval as a half-open range of frame indexes."""
+    edges: list[int] = []
+    run_start = 0
+    run_length = 0
+    for index, verdict in enumerate(verdicts):
+        if verdict is None:
             continue
-        is_inside = len(switches) % 2 == 1
-        if is_active is is_inside:
-            opposites = 0
+        is_inside = len(edges) % 2 == 1
+        if verdict is is_inside:
+            run_length = 0
             continue
-        if opposites == 0:
-            first_opposite = frame
-        opposites += 1
-        if opposites == (leave if is_inside else enter):
-            switches.append(first_opposite)
-            opposites = 0
-    if len(switches) % 2 == 1:
-        switches.append(len(evidence))
-    return list(zip(switches[::2], switches[1::2], strict=True))
+        if run_length == 0:
+            run_start = index
+        run_length += 1
+        if run_length == (leave if is_inside else enter):
+            edges.append(run_start)
+            run_length = 0
+    if len(edges) % 2 == 1:
+        edges.append(len(verdicts))
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _boundary(times: Sequence[float], frame: int) -> float:
+def _boundary(times: Sequence[float], index: int) -> float:
     """Return the time of the boundary before a frame."""
-    if frame == 0:
+    if index == 0:
         return times[0]
-    if frame == len(times):
+    if index == len(times):
         return times[-1]
-    return (times[frame - 1] + times[frame]) / 2
+    return (times[index - 1] + times[index]) / 2

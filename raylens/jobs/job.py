@@ -1,6 +1,6 @@
 """A job, its states, its webhook deliveries, and the state changes that are legal.
 
-All times are seconds since the epoch.
+All times are seconds since the epoch, on the store's clock.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-PRIORITY_S = 60.0
-"""Seconds of waiting that one step of priority is worth. The bonus is finite, so no job starves."""
+PRIORITY_STEP_S = 60.0
+"""Head start in the queue that each priority level gives a job, in seconds.
+
+It is finite, so no job starves.
+"""
 
 
 class JobState(StrEnum):
@@ -32,14 +35,14 @@ class JobState(StrEnum):
 
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED})
-TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
+ALLOWED_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     {
-        # Failed: the deadline passed before a worker claimed the job.
+        # to FAILED: the deadline passed before a process claimed the job.
         JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELED}),
-        # Running: the lease expired and another worker claimed the job. Queued: a retry.
+        # to RUNNING: the lease expired and the job was claimed again. To QUEUED: a retry.
         JobState.RUNNING: frozenset({JobState.RUNNING, JobState.QUEUED, *TERMINAL}),
         JobState.SUCCEEDED: frozenset(),
-        # Queued: a user requeued the job.
+        # to QUEUED: a user requeued the job.
         JobState.FAILED: frozenset({JobState.QUEUED}),
         JobState.CANCELED: frozenset({JobState.QUEUED}),
     }
@@ -49,7 +52,7 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Problem:
-    """The error that failed a job or its last attempt.
+    """The error that made a job or its most recent attempt fail.
 
     The fields are those of a :class:`raylens.core.errors.RaylensError`.
     """
@@ -61,6 +64,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Progress:
+    """Completed and total steps of an attempt."""
+
     done: int
     total: int
 
@@ -81,8 +86,8 @@ class Webhook:
 class Job:
     """One job, as a store keeps it.
 
-    A worker claims a job under a lease. Each claim raises ``fence``, the fencing token, and the
-    store accepts a result only under the current fence.
+    A process claims a job under a lease. Each claim or cancellation increments ``fence``, the
+    fencing token, and the store accepts a result only with the current fence.
     """
 
     id: str
@@ -91,20 +96,25 @@ class Job:
     """JSON. Each picture in it is a reference to a blob, ``blob:<sha256>``."""
     created_at: float
     deadline: float
+    """When the job fails if it hasn't succeeded, on the store's clock. It covers all attempts."""
     max_attempts: int
     rank: float
     """Position in the queue: the lowest rank runs first. :func:`compute_rank` computes it."""
     state: JobState = JobState.QUEUED
     priority: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
-    """JSON that is returned to the sender unchanged."""
+    """JSON that is returned to the client unchanged."""
     blobs: tuple[str, ...] = ()
     """SHA-256 digests of the blobs that ``input`` refers to."""
     webhook: Webhook | None = None
     idempotency_key: str | None = None
     digest: str = ""
-    """SHA-256 of the whole request. The same key with another digest is a conflict."""
+    """SHA-256 of the whole submit request.
+
+    Reusing ``idempotency_key`` with a different digest is a conflict.
+    """
     run_after: float = 0.0
+    """Earliest time of the next attempt. 0 in a new job means at once."""
     attempts: int = 0
     """Number of attempts started so far, at most ``max_attempts``."""
     progress: Progress | None = None
@@ -154,10 +164,10 @@ class Delivery:
     status: int | None = None
     """HTTP status of the last response."""
     problem: str | None = None
-    """Why the last attempt failed."""
+    """Why the last attempt failed, as text."""
     delivered_at: float | None = None
     fence: int = 0
-    """Fencing token: each claim raises it."""
+    """Fencing token: each claim and each redelivery increments it."""
     lease_until: float | None = None
 
     @property
@@ -173,8 +183,9 @@ class Stats:
     counts: Mapping[JobState, int]
     """Number of jobs in each state."""
     capacity: int
-    """Largest number of queued jobs."""
+    """Maximum number of jobs that may be queued."""
     workers: int
+    """Number of jobs that this process runs at a time."""
     mean_s: float | None
     """Mean duration of the jobs that succeeded most recently, in seconds."""
     p95_s: float | None
@@ -182,14 +193,18 @@ class Stats:
 
 
 def compute_rank(priority: int, since: float) -> float:
-    """Return the rank of a job that has waited since ``since``."""
-    return since - priority * PRIORITY_S
+    """Return the rank of a job that has waited since ``since``, in seconds since the epoch."""
+    return since - priority * PRIORITY_STEP_S
 
 
 def new_id() -> str:
-    """Return a UUID of version 7 (RFC 9562, section 5.7), which sorts by time in milliseconds."""
-    random = int.from_bytes(os.urandom(10))
-    value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | random
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
+    """Return a UUID of version 7 (RFC 9562, section 5.7).
+
+    It sorts by creation time, to the millisecond.
+    """
+    milliseconds = (time.time_ns() // 1_000_000) & ((1 << 48) - 1)
+    random_bits = int.from_bytes(os.urandom(10))
+    value = (milliseconds << 80) | random_bits
+    value = (value & ~(0xF << 76)) | (0x7 << 76)  # version 7
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)  # variant
     return str(uuid.UUID(int=value))

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from raylens.core.errors import RaylensError
 from raylens.jobs.job import Delivery, DeliveryState, Job, JobState
-from raylens.jobs.store import Apply, Change, JobStore, admit
-from raylens.jobs.transitions import Transition
+from raylens.jobs.store import Change, JobStore, UpdateJob, admit
+from raylens.jobs.transitions import JobUpdate
 
 
 class MemoryStore(JobStore):
-    """Jobs in dictionaries. No method awaits, and that makes each one a transaction."""
+    """Jobs in dictionaries. No method awaits anything, so each runs atomically."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._gone_urls: set[str] = set()
-        self._blobs: dict[str, float] = {}
+        self._touched_at: dict[str, float] = {}
+        """When each blob was last touched, by digest."""
 
     async def open(self) -> None: ...
 
@@ -43,13 +44,13 @@ class MemoryStore(JobStore):
         return self._jobs.get(job_id)
 
     async def list_jobs(
-        self, states: Collection[JobState], limit: int, before: str | None
+        self, states: Collection[JobState], limit: int, before_id: str | None
     ) -> list[Job]:
         newest_first = sorted(self._jobs.values(), key=lambda job: job.id, reverse=True)
         matches = (
             job
             for job in newest_first
-            if (not states or job.state in states) and (before is None or job.id < before)
+            if (not states or job.state in states) and (before_id is None or job.id < before_id)
         )
         return list(islice(matches, limit))
 
@@ -64,15 +65,21 @@ class MemoryStore(JobStore):
         latest_first = sorted(succeeded, key=lambda job: job.finished_at or 0, reverse=True)
         return [job.duration_s for job in latest_first[:limit] if job.duration_s is not None]
 
-    async def claim(self, count: int, now: float, apply: Apply) -> list[Job]:
-        due = [job for job in self._in_state(JobState.QUEUED) if job.run_after <= now]
-        running = self._in_state(JobState.RUNNING)
-        expired = [job for job in running if (job.lease_until or 0) <= now]
-        by_rank = sorted(due + expired, key=lambda job: (job.rank, job.id))
-        return [self._save(apply(job)) for job in by_rank[:count]]
+    async def claim(self, count: int, now: float, update: UpdateJob) -> list[Job]:
+        def is_due(job: Job) -> bool:
+            return job.state is JobState.QUEUED and job.run_after <= now
+
+        def has_expired_lease(job: Job) -> bool:
+            return job.state is JobState.RUNNING and (job.lease_until or 0) <= now
+
+        claimable = [job for job in self._jobs.values() if is_due(job) or has_expired_lease(job)]
+        claimable.sort(key=lambda job: (job.rank, job.id))
+        return [self._save(update(job)) for job in claimable[:count]]
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
-        renewed = {job_id for job_id, fence in fences.items() if self._runs_under(job_id, fence)}
+        renewed = {
+            job_id for job_id, fence in fences.items() if self._is_running_with(job_id, fence)
+        }
         for job_id in renewed:
             self._jobs[job_id] = replace(self._jobs[job_id], lease_until=until)
         return renewed
@@ -84,10 +91,10 @@ class MemoryStore(JobStore):
         job = self._jobs.get(change.id)
         if job is None:
             return None
-        if change.fence is not None and not self._runs_under(job.id, change.fence):
+        if change.fence is not None and not self._is_running_with(job.id, change.fence):
             return None
         try:
-            return self._save(change.apply(job))
+            return self._save(change.update(job))
         except RaylensError as error:
             return error
 
@@ -95,7 +102,7 @@ class MemoryStore(JobStore):
         return sorted(self._deliveries_of(job_id), key=lambda delivery: delivery.number)
 
     async def claim_deliveries(
-        self, count: int, per_host: int, now: float, until: float, busy: Collection[str]
+        self, count: int, per_host: int, now: float, until: float, busy_hosts: Collection[str]
     ) -> list[Delivery]:
         due = [
             delivery
@@ -103,14 +110,11 @@ class MemoryStore(JobStore):
             if delivery.state is DeliveryState.PENDING
             and delivery.next_at <= now
             and (delivery.lease_until or 0) <= now
-            and delivery.host not in busy
+            and delivery.host not in busy_hosts
         ]
+        due.sort(key=lambda delivery: (delivery.next_at, delivery.id))
         claimed = []
-        due_by_host: Counter[str] = Counter()
-        for delivery in sorted(due, key=lambda delivery: (delivery.next_at, delivery.id)):
-            due_by_host[delivery.host] += 1
-            if due_by_host[delivery.host] > per_host or due_by_host.total() > count:
-                continue
+        for delivery in _take_per_host(due, per_host)[:count]:
             if delivery.webhook.url in self._gone_urls:
                 delivery = replace(delivery, state=DeliveryState.DISABLED)
             else:
@@ -158,12 +162,12 @@ class MemoryStore(JobStore):
                 return pending
         return None
 
-    async def purge(self, before: float, limit: int) -> int:
+    async def purge(self, ended_before: float, limit: int) -> int:
         ended = (
             job
             for job in self._jobs.values()
             if job.state.is_terminal
-            and (job.finished_at or 0) < before
+            and (job.finished_at or 0) < ended_before
             and not self._has_pending_delivery(job.id)
         )
         purged = list(islice(ended, limit))
@@ -174,26 +178,28 @@ class MemoryStore(JobStore):
         return len(purged)
 
     async def touch_blobs(self, digests: Collection[str], now: float) -> None:
-        self._blobs.update(dict.fromkeys(digests, now))
+        self._touched_at.update(dict.fromkeys(digests, now))
 
-    async def collect_blobs(self, before: float, limit: int, remove: Callable[[str], None]) -> int:
+    async def remove_unused_blobs(
+        self, touched_before: float, limit: int, remove: Callable[[str], None]
+    ) -> int:
         used = {digest for job in self._jobs.values() for digest in job.blobs}
         unused = (
             digest
-            for digest, touched_at in self._blobs.items()
-            if digest not in used and touched_at < before
+            for digest, touched_at in self._touched_at.items()
+            if digest not in used and touched_at < touched_before
         )
-        collected = list(islice(unused, limit))
-        for digest in collected:
+        digests = list(islice(unused, limit))
+        for digest in digests:
             remove(digest)
-            del self._blobs[digest]
-        return len(collected)
+            del self._touched_at[digest]
+        return len(digests)
 
-    def _save(self, transition: Transition) -> Job:
-        job = transition.job
+    def _save(self, update: JobUpdate) -> Job:
+        job = update.job
         self._jobs[job.id] = job
         number = len(list(self._deliveries_of(job.id)))
-        for delivery in transition.deliveries:
+        for delivery in update.deliveries:
             number += 1
             self._deliveries[delivery.id] = replace(delivery, number=number)
         return job
@@ -209,7 +215,7 @@ class MemoryStore(JobStore):
     def _count(self, state: JobState) -> int:
         return len(self._in_state(state))
 
-    def _runs_under(self, job_id: str, fence: int) -> bool:
+    def _is_running_with(self, job_id: str, fence: int) -> bool:
         job = self._jobs.get(job_id)
         return job is not None and job.state is JobState.RUNNING and job.fence == fence
 
@@ -220,3 +226,14 @@ class MemoryStore(JobStore):
         return any(
             delivery.state is DeliveryState.PENDING for delivery in self._deliveries_of(job_id)
         )
+
+
+def _take_per_host(due: Iterable[Delivery], per_host: int) -> list[Delivery]:
+    """Return the first ``per_host`` deliveries to each host, in order."""
+    count_by_host: Counter[str] = Counter()
+    within_limit = []
+    for delivery in due:
+        count_by_host[delivery.host] += 1
+        if count_by_host[delivery.host] <= per_host:
+            within_limit.append(delivery)
+    return within_limit

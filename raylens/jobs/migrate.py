@@ -1,4 +1,4 @@
-"""Migrates a store's schema with the versions in :mod:`raylens.jobs.migrations`."""
+"""Migrates a store's schema with the migration scripts in :mod:`raylens.jobs.migrations`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
 
-from raylens.jobs.store import StoreUnusable
+from raylens.jobs.store import JobsUnusable
 
 _LOCK = 0x7261796C656E73
 """Key of the PostgreSQL advisory lock: "raylens" in ASCII."""
 
 
-def upgrade(connection: sa.Connection) -> None:
+def upgrade(db: sa.Connection) -> None:
     """Migrate the schema to the latest version, in the connection's transaction.
 
     Concurrent upgrades wait for each other: on SQLite's write lock, or on an advisory lock of
-    PostgreSQL. Raises ``StoreUnusable`` if a newer version created the schema.
+    PostgreSQL. Raises ``JobsUnusable`` if a newer release of raylens created the schema.
     """
-    if connection.dialect.name == "postgresql":
-        for timeout in ("statement_timeout", "lock_timeout"):  # a migration may take long
-            connection.exec_driver_sql(f"SET LOCAL {timeout} = 0")
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-    config = Config(attributes={"connection": connection})
+    if db.dialect.name == "postgresql":
+        for setting in ("statement_timeout", "lock_timeout"):  # a migration may take a long time
+            db.exec_driver_sql(f"SET LOCAL {setting} = 0")
+        db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+    config = Config(attributes={"connection": db})
     config.set_main_option("script_location", "raylens.jobs:migrations")
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        raise StoreUnusable(f"jobs.store: unknown schema version: {error}") from error
+        raise JobsUnusable(f"jobs.store: unknown schema version: {error}") from error

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 1.0
+POLL_PERIOD_S = 1.0
 """Seconds between periodic polls, and the pause after a failed poll.
 
 Periodic polls find work that has become due and work that other processes have added.
@@ -16,10 +16,10 @@ Periodic polls find work that has become due and work that other processes have 
 
 
 class PollLoop:
-    """Calls ``poll`` at once if its last call returned True: there may be more work.
+    """Calls ``poll`` repeatedly.
 
-    Otherwise it waits until it is woken, or for ``POLL_S``. An error is logged, and the loop goes
-    on. ``name`` is the work in the log.
+    If it returned True, there may be more work and it is called again at once; otherwise when
+    woken, or after ``POLL_PERIOD_S``. Errors are logged. ``name`` is the kind of work, for the log.
     """
 
     def __init__(self, poll: Callable[[], Awaitable[bool]], name: str) -> None:
@@ -40,10 +40,10 @@ class PollLoop:
                     continue
             except Exception:
                 logger.exception("polling the store for %s failed", self._name)
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(POLL_PERIOD_S)
                 continue
             try:
-                async with asyncio.timeout(POLL_S):
+                async with asyncio.timeout(POLL_PERIOD_S):
                     await self._wake.wait()
             except TimeoutError:
                 continue

@@ -12,27 +12,28 @@ class JobService(Protocol):
     """The job queue.
 
     A method that takes a ``job_id`` raises ``UnknownJob`` if there is no such job. Every method
-    raises ``Overloaded`` while the queue can't be reached. A call may be repeated after a failure:
-    no method does its work twice.
+    raises ``Overloaded`` while the queue can't be reached. Every method is idempotent, so a failed
+    call may be retried.
     """
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
-        """Store a job and its pictures, by digest, and return the stored job.
+        """Store a job and its pictures, and return the stored job.
 
-        If a job was submitted before with the same idempotency key, return that one. The job and
-        its pictures are on disk when this returns. Raises ``Conflict`` if the key was used for a
-        different request, and ``QueueFull``.
+        ``pictures`` maps digests to bytes. If a job was submitted before with the same idempotency
+        key, return that job. The job and its pictures are durable when this returns. Raises
+        ``QueueFull``, or ``Conflict`` if the key was used for a different request.
         """
         ...
 
     async def get(self, job_id: str) -> Job: ...
 
     async def list_jobs(
-        self, states: Collection[JobState], limit: int, before: str | None
+        self, states: Collection[JobState], limit: int, before_id: str | None
     ) -> list[Job]:
         """Return the newest ``limit`` jobs, newest first.
 
-        An empty ``states`` means any state. ``before`` is a job id: only older jobs are returned.
+        An empty ``states`` means any state. With a ``before_id``, only jobs older than that one
+        are returned.
         """
         ...
 
@@ -46,16 +47,17 @@ class JobService(Protocol):
     async def requeue(self, job_id: str) -> Job:
         """Queue a failed or canceled job again.
 
-        Raises ``Conflict`` if the job is in another state, and ``QueueFull``.
+        Raises ``QueueFull``, or ``Conflict`` if the job is in another state.
         """
         ...
 
     async def stats(self) -> Stats: ...
 
     async def watch(self, job_id: str, last_seen: Job | None, timeout_s: float) -> Job:
-        """Return the job when it differs from ``last_seen``, and after ``timeout_s`` at the latest.
+        """Wait until the job changes, for at most ``timeout_s`` seconds, and return it.
 
-        It returns at once if ``last_seen`` is None.
+        The job has changed if its state, attempts, progress or problem differs from ``last_seen``.
+        If ``last_seen`` is None, return at once.
         """
         ...
 

@@ -16,42 +16,44 @@ from typing import Any
 
 from raylens.core.config import JobsConfig
 from raylens.core.errors import Conflict, Overloaded, QueueFull, RaylensError, UnknownJob
-from raylens.jobs.blobs import Blobs
-from raylens.jobs.dispatcher import Dispatcher, SaveProgress
+from raylens.jobs.blobs import BlobStorage
+from raylens.jobs.dispatcher import ChangeWriter, Dispatcher, SaveProgress
 from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Delivery, Job, JobState, Stats
 from raylens.jobs.llm import make_llm
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.ports import JobService
-from raylens.jobs.store import Apply, Change, JobStore
-from raylens.jobs.transitions import Transition, cancel, requeue, stamp_arrival
+from raylens.jobs.store import Change, JobStore, UpdateJob
+from raylens.jobs.transitions import JobUpdate, cancel, move_to_store_clock, requeue
 from raylens.jobs.types.base import JobContext, JobType
-from raylens.jobs.webhook_dispatcher import Sender, WebhookDispatcher
+from raylens.jobs.webhook_dispatcher import WebhookClient, WebhookDispatcher
 from raylens.jobs.webhooks import STARTED, make_delivery
 
 logger = logging.getLogger(__name__)
 
 CLEANUP_PERIOD_S = 60.0
 COUNTS_PERIOD_S = 1.0
-"""Seconds between two updates of the metrics of jobs by state."""
+"""Seconds between updates of the jobs-by-state metric."""
 PURGE_BATCH = 200
-"""Jobs that are deleted in one transaction."""
-COLLECT_BATCH = 10
-"""Blobs that are removed in one transaction.
+"""Maximum number of jobs deleted per transaction."""
+BLOB_REMOVAL_BATCH = 10
+"""Maximum number of blobs removed per transaction.
 
-The batch is small, because each removal may be a call to remote storage within the transaction.
+It is small, because each removal may be a call to remote storage within the transaction.
 """
 BLOB_GRACE_S = 3600.0
-"""Age at which a blob that no job refers to is removed, in seconds.
+"""How long an unreferenced blob is kept after its last touch, in seconds.
 
-A blob is written before its job is added.
+This covers the time between writing a blob and adding its job.
 """
 WATCH_POLL_S = 1.0
-"""Seconds between two reads of a watched job, which may run in another process."""
+"""Seconds between reads of a watched job. Another process may be running it."""
 STATS_SAMPLE = 1000
 """Number of recent jobs that the duration statistics cover."""
-MAX_RETRY_AFTER_S = 60.0
+AVERAGE_WEIGHT = 1 / 20
+"""Weight of the latest job in the moving average of durations."""
+MAX_ADVISED_RETRY_AFTER_S = 60.0
 """Longest ``Retry-After`` of a full queue, in seconds."""
 SUBMIT_RETRY_AFTER_S = 5.0
 """``Retry-After`` for a job that couldn't be stored, in seconds."""
@@ -66,10 +68,10 @@ class JobQueue(JobService):
     def __init__(
         self,
         store: JobStore,
-        blobs: Blobs,
+        blobs: BlobStorage,
         job_types: Mapping[str, JobType],
         inference: InferenceClient,
-        sender: Sender,
+        webhook_client: WebhookClient,
         secrets: Sequence[str],
         config: JobsConfig,
         metrics: JobMetrics | None = None,
@@ -82,25 +84,25 @@ class JobQueue(JobService):
         self._config = config
         self._metrics = metrics or JobMetrics()
         self._clock_skew = 0.0
-        self._adds: GroupCommit[Job, Job | RaylensError] = GroupCommit(
+        self._add_writer: GroupCommit[Job, Job | RaylensError] = GroupCommit(
             lambda jobs: store.add(jobs, config.capacity)
         )
-        self._changes: GroupCommit[Change, Job | RaylensError | None] = GroupCommit(store.change)
+        self._change_writer: ChangeWriter = GroupCommit(store.change)
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._average_duration_s = 1.0
+        self._average_duration_s = 1.0  # a first guess
         self._dispatcher = Dispatcher(
             store,
-            self._changes,
+            self._change_writer,
             self._run_job,
             config,
             owner=f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
             clock=self.now,
-            announce=self._announce,
+            with_deliveries=self._with_deliveries,
             on_change=self._on_change,
             metrics=self._metrics,
         )
         self._webhook_dispatcher = WebhookDispatcher(
-            store, sender, secrets, config.webhooks, self.now, self._metrics
+            store, webhook_client, secrets, config.webhooks, self.now, self._metrics
         )
 
     def now(self) -> float:
@@ -108,7 +110,10 @@ class JobQueue(JobService):
         return time.time() + self._clock_skew
 
     async def open(self) -> None:
-        """Open the store. Raises ``StoreUnusable`` or ``StoreUnreachable``."""
+        """Open the store.
+
+        Raises ``JobsUnusable``, or ``StoreUnreachable`` if a retry may succeed.
+        """
         await self._store.open()
         self._clock_skew = await self._store.clock_skew()
 
@@ -124,14 +129,14 @@ class JobQueue(JobService):
         await self._store.close()
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
-        job = stamp_arrival(job, self.now())
+        job = move_to_store_clock(job, self.now())
         if pictures:
             await self._check_capacity(job)
-            await self._store.touch_blobs(pictures, self.now())
+            await self._store.touch_blobs(pictures.keys(), self.now())
             await asyncio.gather(
                 *(self._blobs.put_async(digest, data) for digest, data in pictures.items())
             )
-        result = await self._adds.submit(job)
+        result = await self._add_writer.submit(job)
         if isinstance(result, RaylensError):
             raise self._with_retry_after(result)
         self._dispatcher.wake()
@@ -158,28 +163,28 @@ class JobQueue(JobService):
         return _require(await self._store.get(job_id), job_id)
 
     async def list_jobs(
-        self, states: Collection[JobState], limit: int, before: str | None
+        self, states: Collection[JobState], limit: int, before_id: str | None
     ) -> list[Job]:
-        return await self._store.list_jobs(states, limit, before)
+        return await self._store.list_jobs(states, limit, before_id)
 
     async def cancel(self, job_id: str) -> Job:
-        def apply(job: Job) -> Transition:
+        def update(job: Job) -> JobUpdate:
             if job.state is JobState.CANCELED:  # the call was repeated
-                return Transition(job)
-            return self._announce(cancel(job, self.now()))
+                return JobUpdate(job)
+            return self._with_deliveries(cancel(job, self.now()))
 
-        job = await self._change(job_id, apply)
+        job = await self._change(job_id, update)
         self._dispatcher.stop(job_id)
         return job
 
     async def requeue(self, job_id: str) -> Job:
         await self._check_capacity(None)
 
-        def apply(job: Job) -> Transition:
+        def update(job: Job) -> JobUpdate:
             config = self._config
-            return Transition(requeue(job, self.now(), config.max_attempts, config.timeout_s))
+            return JobUpdate(requeue(job, self.now(), config.max_attempts, config.timeout_s))
 
-        return await self._change(job_id, apply)
+        return await self._change(job_id, update)
 
     async def stats(self) -> Stats:
         counts, durations = await asyncio.gather(
@@ -221,28 +226,39 @@ class JobQueue(JobService):
         return delivery
 
     async def _run_job(
-        self, job: Job, deadline: float, save_progress: SaveProgress
+        self, job: Job, attempt_deadline: float, save_progress: SaveProgress
     ) -> dict[str, Any]:
-        """Run one attempt at a job, and return the job's output."""
+        """Run one attempt at a job, and return the job's output.
+
+        ``attempt_deadline`` is in seconds since the epoch, on this machine's clock.
+        """
         job_type = self._job_types.get(job.type)
         if job_type is None:
-            # Retryable: the package of this type may be installed by the next attempt.
+            # Overloaded, because that error is retryable: the package of this type may be
+            # installed by the next attempt.
             raise Overloaded(f"job_type: {job.type!r} is not installed", "job_type")
         job_input = job_type.input_model.model_validate(job.input)
         context = JobContext(
-            job, deadline, self._config, self._inference, self._blobs, self._llm, save_progress
+            job,
+            attempt_deadline,
+            self._config,
+            self._inference,
+            self._blobs,
+            self._llm,
+            save_progress,
         )
         return await job_type.run(job_input, context)
 
-    def _announce(self, job: Job) -> Transition:
-        """Return a job in a new state, with the delivery that announces the state, if any."""
+    def _with_deliveries(self, job: Job) -> JobUpdate:
+        """Pair a job in a new state with the webhook delivery for that state, if there is one."""
         if job.state is JobState.RUNNING and not self._config.webhooks.started:
-            return Transition(job)
+            return JobUpdate(job)
         base_url = self._config.webhooks.public_url.rstrip("/")
         delivery = make_delivery(job, self.now(), f"{base_url}/api/v1/jobs/{job.id}")
+        # job.started is sent for the first attempt only.
         if delivery is None or (delivery.event == STARTED and job.attempts > 1):
-            return Transition(job)
-        return Transition(job, (delivery,))
+            return JobUpdate(job)
+        return JobUpdate(job, (delivery,))
 
     def _on_change(self, job: Job) -> None:
         for event in self._watchers.get(job.id, ()):
@@ -250,11 +266,12 @@ class JobQueue(JobService):
         if job.webhook is not None:
             self._webhook_dispatcher.wake()
         if job.state is JobState.SUCCEEDED and job.duration_s is not None:
-            self._average_duration_s += (job.duration_s - self._average_duration_s) / 20
+            change = job.duration_s - self._average_duration_s
+            self._average_duration_s += AVERAGE_WEIGHT * change
 
-    async def _change(self, job_id: str, apply: Apply) -> Job:
+    async def _change(self, job_id: str, update: UpdateJob) -> Job:
         """Change a job at a user's request, whichever process runs it."""
-        result = await self._changes.submit(Change(job_id, apply))
+        result = await self._change_writer.submit(Change(job_id, update))
         if isinstance(result, RaylensError):
             raise result
         job = _require(result, job_id)
@@ -271,7 +288,8 @@ class JobQueue(JobService):
         if await self._store.count_queued(capacity) < capacity:
             return
         if job is not None:
-            # With a capacity of 0, this finds a stored job and adds none.
+            # With a capacity of 0, add() only looks the job up: it returns the stored job,
+            # Conflict or QueueFull.
             (result,) = await self._store.add([job], 0)
             if isinstance(result, Conflict):
                 raise result
@@ -281,11 +299,11 @@ class JobQueue(JobService):
         raise self._with_retry_after(QueueFull(message, "jobs.capacity"))
 
     def _with_retry_after(self, error: RaylensError) -> RaylensError:
-        """Add a ``Retry-After`` to ``QueueFull``: the time until a worker takes the next job."""
+        """Add a ``Retry-After`` to ``QueueFull``: the estimated time until the next job starts."""
         if not isinstance(error, QueueFull):
             return error
         estimate = self._average_duration_s / self._config.workers
-        retry_after = min(MAX_RETRY_AFTER_S, max(1.0, estimate))
+        retry_after = min(MAX_ADVISED_RETRY_AFTER_S, max(1.0, estimate))
         return QueueFull(error.message, error.field, error.limit, error.actual, retry_after)
 
     async def _clean_up_periodically(self) -> None:
@@ -296,7 +314,7 @@ class JobQueue(JobService):
             await asyncio.sleep(CLEANUP_PERIOD_S)
 
     async def _clean_up(self) -> None:
-        """Delete expired jobs, and blobs that no job refers to."""
+        """Delete jobs whose results are past their time to live, and unreferenced blobs."""
         while True:
             ended_before = self.now() - self._config.result_ttl_s
             if await self._store.purge(ended_before, PURGE_BATCH) < PURGE_BATCH:
@@ -304,10 +322,10 @@ class JobQueue(JobService):
             await asyncio.sleep(0)
         touched_before = self.now() - BLOB_GRACE_S
         while True:
-            count = await self._store.collect_blobs(
-                touched_before, COLLECT_BATCH, self._remove_blob
+            count = await self._store.remove_unused_blobs(
+                touched_before, BLOB_REMOVAL_BATCH, self._remove_blob
             )
-            if count < COLLECT_BATCH:
+            if count < BLOB_REMOVAL_BATCH:
                 break
             await asyncio.sleep(0)
 

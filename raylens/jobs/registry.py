@@ -13,10 +13,10 @@ from raylens.jobs.types.chat import ChatJob
 from raylens.jobs.types.picture import CaptionJob, DetectJob, PointJob, QueryJob
 from raylens.jobs.types.timing import TaskTimingJob
 
-GROUP = "raylens.job_types"
+ENTRY_POINT_GROUP = "raylens.job_types"
 """The entry point group of plugins.
 
-Each entry is a :class:`raylens.jobs.types.base.JobType` class whose constructor has no arguments.
+Each entry is a :class:`raylens.jobs.types.base.JobType` class whose constructor takes no arguments.
 """
 
 
@@ -32,7 +32,7 @@ def load_job_types() -> Mapping[str, JobType]:
         BatchJob(),
         TaskTimingJob(),
     ]
-    plugins: list[JobType] = [entry.load()() for entry in entry_points(group=GROUP)]
+    plugins: list[JobType] = [entry.load()() for entry in entry_points(group=ENTRY_POINT_GROUP)]
     return {job_type.name: job_type for job_type in (*plugins, *built_in)}
 
 

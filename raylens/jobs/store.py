@@ -1,7 +1,8 @@
 """The interface of a job store.
 
-A store decides nothing. It locks rows and applies functions of :mod:`raylens.jobs.transitions` to
-them. ``tests/contract/`` runs one suite of tests over every implementation.
+A store holds no job logic: it selects jobs, and atomically applies functions of
+:mod:`raylens.jobs.transitions` to them. ``tests/contract/`` runs one suite of tests over every
+implementation.
 """
 
 from __future__ import annotations
@@ -12,44 +13,50 @@ from typing import Protocol
 
 from raylens.core.errors import Conflict, QueueFull, RaylensError
 from raylens.jobs.job import Delivery, Job, JobState
-from raylens.jobs.transitions import Transition
+from raylens.jobs.transitions import JobUpdate
 
 
-class StoreUnusable(Exception):
-    """The store can't be opened, or can't guarantee durability. The message names the setting."""
+class JobsUnusable(Exception):
+    """The job queue can't start.
+
+    A setting is invalid, or the store or blob storage can't be opened or can't guarantee
+    durability. The message names the setting.
+    """
 
 
-class StoreUnreachable(StoreUnusable):
+class StoreUnreachable(JobsUnusable):
     """The store's server doesn't answer or refuses the connection. A retry may succeed."""
 
 
-Apply = Callable[[Job], Transition]
+UpdateJob = Callable[[Job], JobUpdate]
+"""Computes a stored job's update. It must be safe to call again."""
 
 
 @dataclass(frozen=True)
 class Change:
     """A change to one stored job.
 
-    With a ``fence``, the change applies only while the job runs under that fence. If ``apply``
-    raises an error of :mod:`raylens.core.errors`, the job stays as it is, and the error is the
-    result of the change.
+    With a ``fence``, ``update`` is applied only if the job is running and its fence is still this
+    one. If ``update`` raises an error of :mod:`raylens.core.errors`, the job stays as it is, and
+    the error is the result of the change.
     """
 
     id: str
-    apply: Apply
+    update: UpdateJob
     fence: int | None = None
 
 
 class JobStore(Protocol):
     """Jobs, their deliveries, and their references to blobs.
 
-    Each method is one transaction, and its effects are durable when it returns.
+    Each method is one transaction, and its effects are durable when it returns. Times are in
+    seconds since the epoch, on the store's clock.
     """
 
     async def open(self) -> None:
         """Connect, and migrate the schema to the latest version.
 
-        Raises ``StoreUnusable``, or ``StoreUnreachable`` if a retry may succeed.
+        Raises ``JobsUnusable``, or ``StoreUnreachable`` if a retry may succeed.
         """
         ...
 
@@ -75,11 +82,12 @@ class JobStore(Protocol):
     async def get(self, job_id: str) -> Job | None: ...
 
     async def list_jobs(
-        self, states: Collection[JobState], limit: int, before: str | None
+        self, states: Collection[JobState], limit: int, before_id: str | None
     ) -> list[Job]:
         """Return the newest ``limit`` jobs, newest first.
 
-        An empty ``states`` means any state. ``before`` is a job id: only older jobs are returned.
+        An empty ``states`` means any state. With a ``before_id``, only jobs older than that one
+        are returned.
         """
         ...
 
@@ -88,32 +96,35 @@ class JobStore(Protocol):
         ...
 
     async def count_queued(self, limit: int) -> int:
-        """Return the number of queued jobs, or ``limit`` if there are more."""
+        """Return the number of queued jobs, at most ``limit``."""
         ...
 
     async def recent_durations(self, limit: int) -> list[float]:
         """Return the durations, in seconds, of the last ``limit`` jobs that succeeded."""
         ...
 
-    async def claim(self, count: int, now: float, apply: Apply) -> list[Job]:
-        """Apply ``apply`` to at most ``count`` claimable jobs, by rank, and return the results.
+    async def claim(self, count: int, now: float, update: UpdateJob) -> list[Job]:
+        """Apply ``update`` to at most ``count`` claimable jobs, lowest rank first.
 
-        A job is claimable if it is queued and due, or if it runs under an expired lease. No two
-        claims return the same job, even from different processes.
+        Return the updated jobs. A job is claimable if it is queued and due, or if it is running
+        and its lease has expired. No two claims return the same job, even from different
+        processes.
         """
         ...
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
-        """Extend the leases of jobs that still run under the given fences, by job id.
+        """Extend leases to ``until``.
 
-        Return the ids of the jobs whose lease was extended.
+        ``fences`` maps job ids to fences. A lease is extended only if the job is running with that
+        fence. Return the ids of those jobs.
         """
         ...
 
     async def change(self, changes: Sequence[Change]) -> list[Job | RaylensError | None]:
         """Apply changes in order, and return the changed job or the error for each.
 
-        A result is None if the job doesn't exist or doesn't run under the change's fence.
+        A result is None if the job doesn't exist, or if the change has a fence and the job isn't
+        running with it.
         """
         ...
 
@@ -122,12 +133,12 @@ class JobStore(Protocol):
         ...
 
     async def claim_deliveries(
-        self, count: int, per_host: int, now: float, until: float, busy: Collection[str]
+        self, count: int, per_host: int, now: float, until: float, busy_hosts: Collection[str]
     ) -> list[Delivery]:
         """Claim at most ``count`` due deliveries under a lease that ends at ``until``.
 
-        At most ``per_host`` go to one host, and none to a host in ``busy``. A due delivery to an
-        endpoint that has answered 410 becomes disabled instead.
+        At most ``per_host`` go to one host, and none to a host in ``busy_hosts``. A due delivery to
+        an endpoint that has answered 410 becomes disabled instead.
         """
         ...
 
@@ -142,28 +153,33 @@ class JobStore(Protocol):
         ...
 
     async def redeliver(self, job_id: str, number: int, now: float) -> Delivery | None:
-        """Make a delivery pending again from its first attempt, and enable its URL again.
+        """Reset a delivery to pending with no attempts made, and re-enable its URL.
 
         Return None if the job has no delivery of this number.
         """
         ...
 
-    async def purge(self, before: float, limit: int) -> int:
-        """Delete at most ``limit`` jobs that ended before ``before``, and return how many.
+    async def purge(self, ended_before: float, limit: int) -> int:
+        """Delete at most ``limit`` jobs that ended before ``ended_before``, and return how many.
 
         Jobs with a pending delivery are kept.
         """
         ...
 
     async def touch_blobs(self, digests: Collection[str], now: float) -> None:
-        """Protect blobs from collection while they are written and a job is added."""
+        """Mark blobs as just used.
+
+        They are then not removed before the job that refers to them is added.
+        """
         ...
 
-    async def collect_blobs(self, before: float, limit: int, remove: Callable[[str], None]) -> int:
+    async def remove_unused_blobs(
+        self, touched_before: float, limit: int, remove: Callable[[str], None]
+    ) -> int:
         """Call ``remove`` for at most ``limit`` unused blobs, and return how many.
 
-        A blob is unused if no job refers to it and it was last touched before ``before``. It can't
-        be touched while ``remove`` runs.
+        A blob is unused if no job refers to it and it was last touched before ``touched_before``.
+        It can't be touched while ``remove`` runs.
         """
         ...
 
@@ -171,8 +187,7 @@ class JobStore(Protocol):
 def admit(job: Job, existing: Job | None, queued: int, capacity: int) -> Job | RaylensError:
     """Return the result of :meth:`JobStore.add` for one job.
 
-    ``existing`` is a stored job with the same id or the same idempotency key. ``queued`` is the
-    number of queued jobs.
+    ``existing`` is a stored job with the same id or the same idempotency key.
     """
     if existing is not None:
         if existing.id == job.id or existing.digest == job.digest:

@@ -120,6 +120,7 @@ MUTABLE_COLUMNS = (
 
 def job_to_row(job: Job) -> dict[str, Any]:
     names = [column.name for column in jobs.c]
+    # The webhook columns are filled in below.
     row = {name: getattr(job, name) for name in names if hasattr(job, name)}
     for name in ("input", "extra", "blobs", "output"):
         row[name] = _to_json(getattr(job, name))
@@ -148,6 +149,7 @@ def job_from_row(row: RowMapping) -> Job:
 
 def delivery_to_row(delivery: Delivery) -> dict[str, Any]:
     names = [column.name for column in deliveries.c]
+    # The columns ``url`` and ``secret`` are filled in below.
     row = {name: getattr(delivery, name) for name in names if hasattr(delivery, name)}
     row["url"] = delivery.webhook.url
     row["secret"] = delivery.webhook.secret

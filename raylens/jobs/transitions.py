@@ -1,6 +1,7 @@
-"""The transitions of a job: functions from a job to its next version.
+"""The state transitions of a job: pure functions that take a job and return its next version.
 
-Only these functions change a job's state. They do no I/O.
+All changes of a job's state are made here. No function does I/O. ``now`` is in seconds since the
+epoch, on the store's clock.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raylens.core.errors import Conflict, RaylensError
-from raylens.jobs.job import TRANSITIONS, Delivery, Job, JobState, Problem, compute_rank
+from raylens.jobs.job import ALLOWED_TRANSITIONS, Delivery, Job, JobState, Problem, compute_rank
+
+_NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
 
 
 @dataclass(frozen=True)
-class Transition:
-    """A changed job, and the deliveries to store in the same transaction.
+class JobUpdate:
+    """A changed job, and the new deliveries to store with it, in one transaction.
 
     The store numbers the deliveries.
     """
@@ -32,23 +35,26 @@ class RetryPolicy:
     """
 
     base_s: float
-    """Longest backoff before the second attempt, in seconds. It doubles with each attempt."""
+    """Upper bound of the random backoff after the first attempt, in seconds.
+
+    It doubles after each further attempt.
+    """
     max_s: float
-    """Upper bound of the backoff, in seconds."""
+    """Limit on that bound, in seconds."""
 
     def delay(self, attempt: int, retry_after: float | None) -> float:
         """Return the seconds to wait after attempt number ``attempt``, counted from 1.
 
-        The backoff is added to the error's own ``retry_after``.
+        The backoff is added to the error's own ``retry_after``, in seconds.
         """
         bound: float = min(self.max_s, self.base_s * 2.0 ** min(attempt - 1, 32))
         return (retry_after or 0.0) + random.uniform(0, bound)
 
 
-def stamp_arrival(job: Job, now: float) -> Job:
-    """Return a new job with its times shifted to ``now`` by the store's clock.
+def move_to_store_clock(job: Job, now: float) -> Job:
+    """Convert a submitted job's times from the submitting machine's clock to the store's.
 
-    The clock that created the job may differ from the store's.
+    ``created_at`` becomes ``now``, and the other times shift by the same amount.
     """
     shift = now - job.created_at
     return replace(
@@ -60,10 +66,11 @@ def stamp_arrival(job: Job, now: float) -> Job:
     )
 
 
-def start(job: Job, now: float, owner: str, lease_until: float) -> Job:
-    """Start an attempt at a claimed job.
+def start_or_fail(job: Job, now: float, owner: str, lease_until: float) -> Job:
+    """Start the next attempt of a claimed job.
 
-    The job fails instead if its deadline has passed or its attempts are used up.
+    Fail the job instead if its deadline has passed or no attempt is left. Raises ``Conflict`` if
+    the job has ended.
     """
     if now >= job.deadline:
         message = "the deadline passed before the job finished"
@@ -82,10 +89,12 @@ def start(job: Job, now: float, owner: str, lease_until: float) -> Job:
 
 
 def succeed(job: Job, output: dict[str, Any], now: float) -> Job:
+    """End a job with its output. Raises ``Conflict`` if the job isn't running."""
     return replace(_finish(job, JobState.SUCCEEDED, now), output=output, problem=None)
 
 
 def fail(job: Job, problem: Problem, now: float) -> Job:
+    """End a job with a problem. Raises ``Conflict`` if the job has ended."""
     return replace(_finish(job, JobState.FAILED, now), problem=problem)
 
 
@@ -100,10 +109,10 @@ def cancel(job: Job, now: float) -> Job:
 
 
 def retry_or_fail(job: Job, error: RaylensError, policy: RetryPolicy, now: float) -> Job:
-    """Queue a job again after a failed attempt, or fail it if a retry is pointless.
+    """Queue a running job again after a failed attempt, or fail it if a retry is pointless.
 
-    It is pointless if the error is not retryable, if no attempt is left, or if the deadline would
-    pass before the next attempt.
+    A retry is pointless if the error is not retryable, if no attempt is left, or if the deadline
+    would pass before the next attempt.
     """
     problem = Problem(error.code, error.message, error.field)
     if not error.retryable or job.attempts >= job.max_attempts:
@@ -115,17 +124,18 @@ def retry_or_fail(job: Job, error: RaylensError, policy: RetryPolicy, now: float
     return replace(queued, run_after=run_after, problem=problem, **_NO_LEASE)
 
 
-def requeue(job: Job, now: float, attempts: int, timeout_s: float) -> Job:
-    """Queue a failed or canceled job again, at a user's request. Raises ``Conflict`` for any other.
+def requeue(job: Job, now: float, more_attempts: int, timeout_s: float) -> Job:
+    """Queue a failed or canceled job again, at a user's request.
 
-    The job gets ``attempts`` more attempts and a deadline ``timeout_s`` seconds from now. It waits
-    for an old lease to expire, because a canceled attempt may still be running under it.
+    The job gets ``more_attempts`` more attempts and a deadline ``timeout_s`` seconds from now. It
+    waits for an old lease to expire, because a canceled attempt may still be running under it.
+    Raises ``Conflict`` if the job is in any other state.
     """
     if not job.state.is_terminal:
-        raise Conflict(f"job_id: the job is {job.state}, and has not ended", "job_id")
+        raise Conflict(f"job_id: the job is still {job.state}", "job_id")
     return replace(
         _with_state(job, JobState.QUEUED),
-        max_attempts=job.attempts + attempts,
+        max_attempts=job.attempts + more_attempts,
         deadline=now + timeout_s,
         run_after=max(now, job.lease_until or now),
         rank=compute_rank(job.priority, now),
@@ -136,14 +146,11 @@ def requeue(job: Job, now: float, attempts: int, timeout_s: float) -> Job:
     )
 
 
-_NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
-
-
 def _finish(job: Job, state: JobState, now: float) -> Job:
     return replace(_with_state(job, state), finished_at=now, **_NO_LEASE)
 
 
 def _with_state(job: Job, state: JobState) -> Job:
-    if state not in TRANSITIONS[job.state]:
-        raise Conflict(f"job_id: the job is {job.state}, and can't become {state}", "job_id")
+    if state not in ALLOWED_TRANSITIONS[job.state]:
+        raise Conflict(f"job_id: a {job.state} job can't become {state}", "job_id")
     return replace(job, state=state)

@@ -22,40 +22,58 @@ from raylens.jobs.job import Delivery, DeliveryState
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.poll_loop import PollLoop
 from raylens.jobs.store import JobStore
-from raylens.jobs.webhooks import AttemptResult, Outcome, classify, make_headers, next_delay
+from raylens.jobs.webhooks import (
+    DeliveryResult,
+    Outcome,
+    classify_response,
+    make_headers,
+    next_delay,
+)
 
 logger = logging.getLogger(__name__)
 
-LEASE_TIMEOUTS = 4
-"""Length of a delivery's lease, in request time-outs.
+LEASE_FACTOR = 4
+"""A delivery's lease lasts this many request timeouts.
 
-The lease covers the wait for other deliveries to the same host, and then the request itself.
+It covers the wait for other deliveries to the same host, and then the request itself.
 """
 MAX_PROBLEM_CHARS = 500
 
 
-class Sender(Protocol):
-    """The HTTP client: :class:`raylens.net.client.GuardedClient`, or a fake."""
+class WebhookClient(Protocol):
+    """The HTTP client that posts webhooks.
+
+    It is a :class:`raylens.net.client.GuardedClient`, or a fake in tests.
+    """
 
     async def post(
         self, url: str, content: bytes, headers: dict[str, str], field: str
-    ) -> httpx.Response: ...
+    ) -> httpx.Response:
+        """Post ``content``, and return the response.
+
+        Raises ``InvalidRequest`` about ``field`` if the URL is not allowed, and ``OSError`` or
+        ``httpx.HTTPError`` if there is no response.
+        """
+        ...
 
 
 class WebhookDispatcher:
-    """Sends at most ``max_at_once`` deliveries at a time, ``max_per_host`` of them to one host."""
+    """Sends at most ``max_at_once`` deliveries at a time, and at most ``max_per_host`` to one host.
+
+    ``clock`` is the store's clock.
+    """
 
     def __init__(
         self,
         store: JobStore,
-        sender: Sender,
+        webhook_client: WebhookClient,
         secrets: Sequence[str],
         config: WebhooksConfig,
         clock: Callable[[], float],
         metrics: JobMetrics,
     ) -> None:
         self._store = store
-        self._sender = sender
+        self._webhook_client = webhook_client
         self._secrets = secrets
         self._config = config
         self._clock = clock
@@ -63,7 +81,7 @@ class WebhookDispatcher:
         self._poll_loop = PollLoop(self._claim, "deliveries")
         self._tasks: set[asyncio.Task[None]] = set()
         self._claimed_by_host: Counter[str] = Counter()
-        self._host_limits: defaultdict[str, asyncio.Semaphore] = defaultdict(
+        self._host_slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(config.max_per_host)
         )
 
@@ -74,7 +92,8 @@ class WebhookDispatcher:
     async def serve(self) -> None:
         """Send deliveries until canceled.
 
-        Then the unfinished ones stop. They are sent again once their leases have expired.
+        On cancellation, the unfinished deliveries are canceled too. Their leases are not released;
+        they expire, and the deliveries are sent again.
         """
         try:
             await self._poll_loop.serve()
@@ -88,10 +107,10 @@ class WebhookDispatcher:
         if free <= 0:
             return False
         per_host = self._config.max_per_host
-        busy = [host for host, count in self._claimed_by_host.items() if count >= per_host]
+        busy_hosts = [host for host, count in self._claimed_by_host.items() if count >= per_host]
         now = self._clock()
-        lease_until = now + LEASE_TIMEOUTS * self._config.timeout_s
-        claimed = await self._store.claim_deliveries(free, per_host, now, lease_until, busy)
+        lease_until = now + LEASE_FACTOR * self._config.timeout_s
+        claimed = await self._store.claim_deliveries(free, per_host, now, lease_until, busy_hosts)
         for delivery in claimed:
             self._claimed_by_host[delivery.host] += 1
             task = asyncio.create_task(self._deliver(delivery))
@@ -104,13 +123,17 @@ class WebhookDispatcher:
         self._claimed_by_host[host] -= 1
         if self._claimed_by_host[host] <= 0:
             del self._claimed_by_host[host]
-            self._host_limits.pop(host, None)
+            self._host_slots.pop(host, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a delivery crashed and will be retried", exc_info=error)
+            logger.error(
+                "a delivery to %s crashed; it is sent again when its lease expires",
+                host,
+                exc_info=error,
+            )
         self.wake()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        async with self._host_limits[delivery.host]:
+        async with self._host_slots[delivery.host]:
             started = time.monotonic()
             result = await self._send(delivery)
         self._metrics.record_delivery(result.outcome.value, time.monotonic() - started)
@@ -122,31 +145,35 @@ class WebhookDispatcher:
             _after_attempt(delivery, result, now), pause_until, result.outcome is Outcome.GONE
         )
 
-    async def _send(self, delivery: Delivery) -> AttemptResult:
-        """Make one attempt to deliver."""
+    async def _send(self, delivery: Delivery) -> DeliveryResult:
+        """Make one delivery attempt."""
         webhook = delivery.webhook
         secrets = [webhook.secret] if webhook.secret is not None else self._secrets
+        # Endpoints compare the timestamp with real time, so use this machine's clock.
         headers = make_headers(delivery, secrets, time.time())
         body = delivery.body.encode()
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                response = await self._sender.post(webhook.url, body, headers, "webhook_url")
+                response = await self._webhook_client.post(
+                    webhook.url, body, headers, "webhook_url"
+                )
         except InvalidRequest as error:
-            return AttemptResult(Outcome.REFUSED, problem=error.message)
+            return DeliveryResult(Outcome.BLOCKED, problem=error.message)
         except TimeoutError:
             problem = f"no answer within {self._config.timeout_s:g} s"
-            return AttemptResult(Outcome.RETRY, problem=problem)
+            return DeliveryResult(Outcome.RETRY, problem=problem)
         except (OSError, httpx.HTTPError) as error:
             problem = f"{type(error).__name__}: {error}"[:MAX_PROBLEM_CHARS]
-            return AttemptResult(Outcome.RETRY, problem=problem)
+            return DeliveryResult(Outcome.RETRY, problem=problem)
         except Exception as error:
             # Any error must count as an attempt. Otherwise the delivery would be retried forever.
             logger.exception("webhook %s: internal error", delivery.id)
-            return AttemptResult(Outcome.RETRY, problem=type(error).__name__)
-        return classify(response.status_code, response.headers.get("retry-after"), time.time())
+            return DeliveryResult(Outcome.RETRY, problem=type(error).__name__)
+        retry_after = response.headers.get("retry-after")
+        return classify_response(response.status_code, retry_after, time.time())
 
 
-def _after_attempt(delivery: Delivery, result: AttemptResult, now: float) -> Delivery:
+def _after_attempt(delivery: Delivery, result: DeliveryResult, now: float) -> Delivery:
     """Return a delivery as it is after an attempt."""
     attempts = delivery.attempts + 1
     attempted = replace(delivery, attempts=attempts, status=result.status, problem=result.problem)
@@ -155,7 +182,7 @@ def _after_attempt(delivery: Delivery, result: AttemptResult, now: float) -> Del
             return replace(attempted, state=DeliveryState.DELIVERED, delivered_at=now)
         case Outcome.GONE:
             return replace(attempted, state=DeliveryState.DISABLED)
-        case Outcome.REFUSED:
+        case Outcome.BLOCKED:
             return replace(attempted, state=DeliveryState.FAILED)
         case Outcome.RETRY:
             delay = next_delay(attempts, result.retry_after_s)

@@ -22,7 +22,7 @@ from raylens.jobs.job import Delivery, Job, JobState
 from raylens.net.retry_after import parse_retry_after
 
 MAX_BODY_BYTES = 20_000
-"""A body of this size or more links to the output and doesn't contain it."""
+"""Bodies are smaller than this: a larger one links to the output instead of containing it."""
 MAX_MESSAGE_CHARS = 2000
 """Longest error message in a body."""
 STARTED = "job.started"
@@ -32,22 +32,22 @@ EVENTS: Mapping[JobState, str] = {
     JobState.FAILED: "job.failed",
     JobState.CANCELED: "job.canceled",
 }
-"""The event that announces each state. A queued job has none."""
+"""The event for each state. A queued job has none."""
 RETRY_DELAYS_S = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
 """Seconds between attempts: ten attempts in all."""
 JITTER = 0.1
-"""A delay is longer than scheduled by a random share of at most this."""
-MAX_RETRY_AFTER_S = 86_400.0
-"""Longest ``Retry-After`` that is honoured, in seconds."""
+"""Each delay is lengthened by a random fraction of it, up to this one."""
+MAX_HONORED_RETRY_AFTER_S = 86_400.0
+"""Longest ``Retry-After`` that is honored, in seconds."""
 _SECRET_PREFIX = "whsec_"
 MIN_SECRET_BYTES = 24
 MAX_SECRET_BYTES = 64
 
 
 def make_delivery(job: Job, now: float, result_url: str) -> Delivery | None:
-    """Return the delivery that announces a job's state.
+    """Return the delivery for a job's state.
 
-    Return None if the job has no webhook or is queued.
+    ``now`` is in seconds since the epoch. Return None if the job has no webhook or is queued.
     """
     event = EVENTS.get(job.state)
     if job.webhook is None or event is None:
@@ -98,7 +98,7 @@ def _make_body(event: str, job: Job, now: float, result_url: str) -> str:
 
 
 def make_headers(delivery: Delivery, secrets: Sequence[str], now: float) -> dict[str, str]:
-    """Return the headers of an attempt at time ``now``.
+    """Return the headers for an attempt made at ``now``, in seconds since the epoch.
 
     There is one signature for each secret, and no signature header if there are no secrets.
     """
@@ -117,7 +117,7 @@ def make_headers(delivery: Delivery, secrets: Sequence[str], now: float) -> dict
 def check_secret(secret: str) -> str:
     """Return the secret if it is valid.
 
-    Raises ``ValueError`` unless it is ``whsec_`` and the base64 of 24 to 64 bytes.
+    Raises ``ValueError`` unless it is ``whsec_`` followed by the base64 encoding of 24 to 64 bytes.
     """
     try:
         length = len(_decode_secret(secret))
@@ -125,7 +125,7 @@ def check_secret(secret: str) -> str:
         length = 0
     is_valid_length = MIN_SECRET_BYTES <= length <= MAX_SECRET_BYTES
     if not secret.startswith(_SECRET_PREFIX) or not is_valid_length:
-        raise ValueError("expected whsec_ and the base64 of 24 to 64 random bytes")
+        raise ValueError("expected whsec_ followed by the base64 encoding of 24 to 64 random bytes")
     return secret
 
 
@@ -139,46 +139,48 @@ def _sign(secret: str, content: bytes) -> str:
 
 
 class Outcome(Enum):
-    """The outcome of an attempt to deliver. The values are labels of a metric."""
+    """The outcome of a delivery attempt. The values are labels of a metric."""
 
     DELIVERED = "delivered"
     RETRY = "again"
     GONE = "gone"
-    """The endpoint answered 410 and is to receive no more deliveries."""
-    REFUSED = "refused"
+    """The endpoint answered 410 and receives no more deliveries."""
+    BLOCKED = "refused"
     """The URL is not allowed, and nothing was sent."""
 
 
 @dataclass(frozen=True)
-class AttemptResult:
-    """The result of an attempt to deliver."""
+class DeliveryResult:
+    """The result of a delivery attempt."""
 
     outcome: Outcome
     status: int | None = None
     """HTTP status of the response, if there was one."""
     problem: str | None = None
-    """Why the attempt failed."""
+    """Why the attempt failed, as text."""
     retry_after_s: float | None = None
     """Shortest time until the next attempt, in seconds."""
     pause_s: float | None = None
-    """Seconds during which nothing else is to be sent to the same URL."""
+    """Seconds during which nothing else is sent to the same URL."""
 
 
-def classify(status: int, retry_after: str | None, now: float) -> AttemptResult:
+def classify_response(status: int, retry_after: str | None, now: float) -> DeliveryResult:
     """Return the result of an attempt that got a response.
 
-    2xx is a delivery, and 410 disables the endpoint. Every other status, 3xx included, is retried.
-    429, 502 and 504 also pause all deliveries to the URL, as does a ``Retry-After`` header.
+    ``retry_after`` is its ``Retry-After`` header, and ``now`` is in seconds since the epoch.
+
+    A 2xx status means delivered; 410 disables the endpoint. Every other status, 3xx included, is
+    retried. 429, 502, 504 and any ``Retry-After`` header also pause all deliveries to the URL.
     """
     if 200 <= status < 300:
-        return AttemptResult(Outcome.DELIVERED, status)
+        return DeliveryResult(Outcome.DELIVERED, status)
     problem = f"the endpoint answered {status}"
     if status == 410:
-        return AttemptResult(Outcome.GONE, status, problem)
-    pause = parse_retry_after(retry_after, MAX_RETRY_AFTER_S, now)
+        return DeliveryResult(Outcome.GONE, status, problem)
+    pause = parse_retry_after(retry_after, MAX_HONORED_RETRY_AFTER_S, now)
     if pause is None and status in (429, 502, 504):
         pause = RETRY_DELAYS_S[0]
-    return AttemptResult(Outcome.RETRY, status, problem, retry_after_s=pause, pause_s=pause)
+    return DeliveryResult(Outcome.RETRY, status, problem, retry_after_s=pause, pause_s=pause)
 
 
 def next_delay(attempts: int, retry_after_s: float | None) -> float | None:

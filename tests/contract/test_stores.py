@@ -1,4 +1,4 @@
-"""The behaviour that every store must have. A store has no clock, so the times are arbitrary."""
+"""The behavior that every store must have. A store has no clock, so the times are arbitrary."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from raylens.jobs.job import (
     Webhook,
     new_id,
 )
-from raylens.jobs.store import Apply, Change, JobStore
-from raylens.jobs.transitions import Transition, cancel, fail, start, succeed
+from raylens.jobs.store import Change, JobStore, UpdateJob
+from raylens.jobs.transitions import JobUpdate, cancel, fail, start_or_fail, succeed
 
 NOW = 1_700_000_000.0
 LEASE = 15.0
@@ -58,16 +58,16 @@ def make_delivery(
     )
 
 
-def start_at(now: float = NOW, owner: str = "me") -> Apply:
-    return lambda stored: Transition(start(stored, now, owner, now + LEASE))
+def start_at(now: float = NOW, owner: str = "me") -> UpdateJob:
+    return lambda stored: JobUpdate(start_or_fail(stored, now, owner, now + LEASE))
 
 
-def succeed_at(stored: Job, end: float) -> Transition:
-    return Transition(succeed(stored, {}, end))
+def succeed_at(stored: Job, end: float) -> JobUpdate:
+    return JobUpdate(succeed(stored, {}, end))
 
 
-def cancel_at(stored: Job, end: float = NOW) -> Transition:
-    return Transition(cancel(stored, end))
+def cancel_at(stored: Job, end: float = NOW) -> JobUpdate:
+    return JobUpdate(cancel(stored, end))
 
 
 async def add_all(store: JobStore, *jobs: Job) -> None:
@@ -75,7 +75,7 @@ async def add_all(store: JobStore, *jobs: Job) -> None:
 
 
 async def add_deliveries(store: JobStore, job: Job, *deliveries: Delivery) -> None:
-    change = Change(job.id, lambda stored: Transition(stored, deliveries))
+    change = Change(job.id, lambda stored: JobUpdate(stored, deliveries))
     (changed,) = await store.change([change])
     assert isinstance(changed, Job)
 
@@ -262,13 +262,13 @@ class TestClaiming:
 
 
 class TestChanging:
-    async def test_a_result_counts_only_under_the_current_fence(self, store: JobStore) -> None:
+    async def test_a_result_counts_only_with_the_current_fence(self, store: JobStore) -> None:
         await add_all(store, make_job())
         (old,) = await store.claim(1, NOW, start_at())
         (new,) = await store.claim(1, NOW + LEASE, start_at(NOW + LEASE))
 
-        def succeed_with(caption: str) -> Apply:
-            return lambda stored: Transition(succeed(stored, {"caption": caption}, NOW + 20))
+        def succeed_with(caption: str) -> UpdateJob:
+            return lambda stored: JobUpdate(succeed(stored, {"caption": caption}, NOW + 20))
 
         assert await store.change([Change(old.id, succeed_with("late"), old.fence)]) == [None]
         (ended,) = await store.change([Change(new.id, succeed_with("right"), new.fence)])
@@ -296,10 +296,10 @@ class TestChanging:
         (claimed,) = await store.claim(1, NOW, start_at())
 
         def set_progress(done: int) -> Change:
-            def apply(stored: Job) -> Transition:
-                return Transition(replace(stored, progress=Progress(done, 3)))
+            def update(stored: Job) -> JobUpdate:
+                return JobUpdate(replace(stored, progress=Progress(done, 3)))
 
-            return Change(claimed.id, apply, claimed.fence)
+            return Change(claimed.id, update, claimed.fence)
 
         end = Change(claimed.id, partial(succeed_at, end=NOW), claimed.fence)
         results = await store.change([set_progress(1), set_progress(2), end, set_progress(3)])
@@ -310,7 +310,7 @@ class TestChanging:
         assert stored.progress == Progress(2, 3)
 
     async def test_a_change_of_an_unknown_job_is_none(self, store: JobStore) -> None:
-        assert await store.change([Change("nothing", Transition)]) == [None]
+        assert await store.change([Change("nothing", JobUpdate)]) == [None]
 
     async def test_a_job_and_its_deliveries_are_stored_together_or_not_at_all(
         self, store: JobStore
@@ -318,11 +318,11 @@ class TestChanging:
         job = make_job()
         await add_all(store, job)
 
-        def fail_unexpectedly(stored: Job) -> Transition:
+        def fail_unexpectedly(stored: Job) -> JobUpdate:
             raise RuntimeError("a bug")
 
-        def cancel_and_deliver(stored: Job) -> Transition:
-            return Transition(cancel(stored, NOW), (make_delivery(stored),))
+        def cancel_and_deliver(stored: Job) -> JobUpdate:
+            return JobUpdate(cancel(stored, NOW), (make_delivery(stored),))
 
         valid = Change(job.id, cancel_and_deliver)
         with pytest.raises(RuntimeError, match="a bug"):
@@ -371,9 +371,21 @@ class TestDeliveries:
         assert {delivery.id for delivery in claimed[2:]} == {delivery.id for delivery in fast}
         assert await store.claim_deliveries(10, 2, NOW, NOW + 30, ["slow.example"]) == []
 
-    async def test_an_attempt_is_settled_only_under_the_current_fence(
+    async def test_deliveries_over_the_limit_per_host_leave_room_for_other_hosts(
         self, store: JobStore
     ) -> None:
+        job = make_job()
+        await add_all(store, job)
+        hosts = ("a.example", "a.example", "b.example")
+        deliveries = [
+            make_delivery(job, f"https://{host}/", NOW - 3 + index)
+            for index, host in enumerate(hosts)
+        ]
+        await add_deliveries(store, job, *deliveries)
+        claimed = await store.claim_deliveries(2, 1, NOW, NOW + 30, ())
+        assert [delivery.id for delivery in claimed] == [deliveries[0].id, deliveries[2].id]
+
+    async def test_an_attempt_is_settled_only_with_the_current_fence(self, store: JobStore) -> None:
         job = make_job()
         await add_all(store, job)
         await add_deliveries(store, job, make_delivery(job))
@@ -439,8 +451,8 @@ class TestCleaning:
         queued = make_job()
         await add_all(store, ended, with_delivery, queued)
 
-        def fail_now(stored: Job) -> Transition:
-            return Transition(fail(stored, Problem("c", "m"), NOW))
+        def fail_now(stored: Job) -> JobUpdate:
+            return JobUpdate(fail(stored, Problem("c", "m"), NOW))
 
         await store.change([Change(job.id, fail_now) for job in (ended, with_delivery)])
         await add_deliveries(store, with_delivery, make_delivery(with_delivery))
@@ -459,7 +471,7 @@ class TestCleaning:
         await store.change([Change(job.id, cancel_at) for job in jobs])
         assert [await store.purge(NOW + 1, 3) for _ in range(3)] == [3, 2, 0]
 
-    async def test_a_blob_is_collected_when_no_job_refers_to_it(self, store: JobStore) -> None:
+    async def test_a_blob_is_removed_when_no_job_refers_to_it(self, store: JobStore) -> None:
         used = "a" * 64
         unused = "b" * 64
         recent = "c" * 64
@@ -468,18 +480,18 @@ class TestCleaning:
         await store.touch_blobs([recent], NOW + 100)
         await add_all(store, job)
         removed: list[str] = []
-        assert await store.collect_blobs(NOW + 50, 10, removed.append) == 1
+        assert await store.remove_unused_blobs(NOW + 50, 10, removed.append) == 1
         assert removed == [unused]
         await store.change([Change(job.id, cancel_at)])
         assert await store.purge(NOW + 1, 10) == 1
-        assert await store.collect_blobs(NOW + 50, 10, removed.append) == 1
+        assert await store.remove_unused_blobs(NOW + 50, 10, removed.append) == 1
         assert removed == [unused, used]
-        assert await store.collect_blobs(NOW + 50, 10, removed.append) == 0
+        assert await store.remove_unused_blobs(NOW + 50, 10, removed.append) == 0
 
     async def test_a_blob_that_is_touched_again_stays(self, store: JobStore) -> None:
         await store.touch_blobs(["a" * 64], NOW)
         await store.touch_blobs(["a" * 64], NOW + 100)
-        assert await store.collect_blobs(NOW + 50, 10, lambda digest: None) == 0
+        assert await store.remove_unused_blobs(NOW + 50, 10, lambda digest: None) == 0
 
     async def test_a_failed_removal_is_tried_again(self, store: JobStore) -> None:
         await store.touch_blobs(["a" * 64], NOW)
@@ -488,8 +500,8 @@ class TestCleaning:
             raise OSError("the disk is read-only")
 
         with pytest.raises(OSError, match="read-only"):
-            await store.collect_blobs(NOW + 1, 10, fail_to_remove)
-        assert await store.collect_blobs(NOW + 1, 10, lambda digest: None) == 1
+            await store.remove_unused_blobs(NOW + 1, 10, fail_to_remove)
+        assert await store.remove_unused_blobs(NOW + 1, 10, lambda digest: None) == 1
 
 
 async def test_the_clocks_of_one_machine_agree(store: JobStore) -> None:

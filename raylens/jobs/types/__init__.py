@@ -1,1 +1,4 @@
-"""The built-in job types. Plugins add others by the entry point group ``raylens.job_types``."""
+"""The built-in job types.
+
+Plugins add others through the entry point group ``raylens.job_types``.
+"""

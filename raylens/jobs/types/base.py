@@ -11,21 +11,22 @@ from pydantic import StringConstraints
 from raylens.core.config import JobsConfig
 from raylens.core.errors import InvalidRequest, Overloaded
 from raylens.core.types import PictureFile, Task
-from raylens.jobs.blobs import PREFIX, BlobMissing, Blobs
-from raylens.jobs.inference import Answer, InferenceClient, Options, ResolvedOptions
+from raylens.jobs.blobs import REFERENCE_PREFIX, BlobMissing, BlobStorage
+from raylens.jobs.inference import Answer, InferenceClient, InferenceOptions, ResolvedOptions
 from raylens.jobs.job import Job, Progress
 from raylens.jobs.llm import LanguageModel
 
-Picture = Annotated[str, StringConstraints(pattern=r"^blob:[0-9a-f]{64}$")]
-"""A picture in a stored input: the reference to its blob."""
+PictureReference = Annotated[str, StringConstraints(pattern=r"^blob:[0-9a-f]{64}$")]
+"""What stands for a picture in a stored input: the reference to its blob."""
 
 
-class JobInput(Options):
+class JobInput(InferenceOptions):
     """The stored input of a job. Each job type subclasses it.
 
-    A sender puts pictures under ``image``, ``images`` or OpenAI's ``image_url``. Before the input
-    is validated, each one is stored and replaced by its :data:`Picture` reference. The fields
-    ``webhook_url``, ``webhook_secret`` and ``timeout_s`` belong to every job and are removed.
+    A client puts pictures under ``image``, ``images`` or OpenAI's ``image_url``. Before the input
+    is validated, each picture is replaced by its :data:`PictureReference`. The fields
+    ``webhook_url``, ``webhook_secret`` and ``timeout_s`` are not part of the input: they are moved
+    to the job.
     """
 
 
@@ -34,14 +35,15 @@ class JobContext:
     """One attempt at a job: the job, and what its type may use to run it."""
 
     job: Job
-    deadline: float
-    """When the attempt must have ended, in seconds since the epoch."""
+    attempt_deadline: float
+    """When the attempt must have ended, in seconds since the epoch, on this machine's clock."""
     config: JobsConfig
     inference: InferenceClient
-    blobs: Blobs
+    blobs: BlobStorage
     llm: LanguageModel | None
     """The language model of ``jobs.llm``, if one is configured."""
     save_progress: Callable[[Progress, dict[str, Any] | None], Awaitable[None]]
+    """Used by :meth:`report`; job types call that."""
 
     async def load_picture(self, reference: str, field: str) -> PictureFile:
         """Load a picture of the job. ``field`` is its path in the input, for error messages.
@@ -49,7 +51,7 @@ class JobContext:
         Raises ``InvalidRequest`` if the blob is missing, and ``Overloaded`` if it can't be read.
         """
         try:
-            data = await self.blobs.get_async(reference.removeprefix(PREFIX))
+            data = await self.blobs.get_async(reference.removeprefix(REFERENCE_PREFIX))
         except BlobMissing as error:
             raise InvalidRequest(
                 f"{field}: the stored picture is missing: {error}", field
@@ -62,12 +64,8 @@ class JobContext:
     async def ask(
         self, options: ResolvedOptions, task: Task, pictures: Sequence[PictureFile] = ()
     ) -> Answer:
-        """Return a model's answer to a task. Raises any of :mod:`raylens.core.errors`.
-
-        An error that :meth:`JobType.run` raises ends the attempt. If the error is retryable, the
-        job is retried; otherwise it fails.
-        """
-        return await self.inference.ask(self.job.id, self.deadline, options, task, pictures)
+        """Return a model's answer to a task. Raises any of :mod:`raylens.core.errors`."""
+        return await self.inference.ask(self.job.id, self.attempt_deadline, options, task, pictures)
 
     async def report(self, done: int, total: int, partial: dict[str, Any] | None = None) -> None:
         """Report progress: ``done`` of ``total`` steps.
@@ -79,7 +77,7 @@ class JobContext:
 
 
 class JobType(Protocol):
-    """A type of job: its name in requests, the model of its input, and its work."""
+    """A type of job: its name in requests, the Pydantic model of its input, and its work."""
 
     @property
     def name(self) -> str: ...
@@ -90,6 +88,8 @@ class JobType(Protocol):
     async def run(self, job_input: Any, context: JobContext) -> dict[str, Any]:
         """Return the job's output, as JSON. ``job_input`` is an instance of ``input_model``.
 
-        It may be called again after an attempt that failed or whose process died.
+        An error ends the attempt: the job is retried if the error is retryable, and fails
+        otherwise. This method may be called again after an attempt that failed or whose process
+        died.
         """
         ...

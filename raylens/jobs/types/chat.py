@@ -21,8 +21,9 @@ class ChatInput(JobInput):
     def _check_messages(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
         if messages[-1].role != "user":
             raise ValueError("expected the last message to be the user's")
-        _, pictures = read_messages(messages, "")
-        if not all(is_reference(url) for url, _ in pictures):
+        _, references = read_messages(messages, "")
+        # Data URLs were replaced by references before validation.
+        if not all(is_reference(reference) for reference, _ in references):
             raise ValueError("expected every picture as a data URL")
         return messages
 
@@ -34,8 +35,8 @@ class ChatJob(JobType):
     input_model = ChatInput
 
     async def run(self, job_input: ChatInput, context: JobContext) -> dict[str, Any]:
-        messages, urls = read_messages(job_input.messages, "input.messages")
-        pictures = [await context.load_picture(url, field) for url, field in urls]
+        messages, references = read_messages(job_input.messages, "input.messages")
+        pictures = [await context.load_picture(reference, field) for reference, field in references]
         options = context.inference.resolve(job_input)
         answer = await context.ask(options, Chat(messages), pictures)
         return make_output({"answer": answer.text}, answer)

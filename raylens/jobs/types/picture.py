@@ -1,4 +1,8 @@
-"""Jobs for one picture: caption, query, detect and point."""
+"""Jobs on at most one picture: caption, query, detect and point.
+
+Every output also has ``model`` and, if any, ``warnings``. Coordinates are fractions of the original
+picture's size, from 0 to 1.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,8 @@ from pydantic import Field, model_validator
 
 from raylens.core.types import MAX_OBJECTS, Caption, Detect, Length, Point, Query
 from raylens.core.wire import MAX_OBJECTS_LIMIT, Text
-from raylens.jobs.inference import Answer, greedy
-from raylens.jobs.types.base import JobContext, JobInput, JobType, Picture
+from raylens.jobs.inference import Answer, with_greedy_sampling
+from raylens.jobs.types.base import JobContext, JobInput, JobType, PictureReference
 
 Prompt = Annotated[Text, Field(min_length=1, max_length=100_000)]
 
@@ -18,7 +22,14 @@ Prompt = Annotated[Text, Field(min_length=1, max_length=100_000)]
 class CaptionInput(JobInput):
     """With a ``prompt``, the caption is the model's answer to it."""
 
-    image: Picture
+    image: PictureReference
+    prompt: Prompt | None = None
+    length: Length = Length.NORMAL
+
+
+class CaptionFields(JobInput):
+    """The fields of :class:`CaptionInput` without the picture, for jobs of many pictures."""
+
     prompt: Prompt | None = None
     length: Length = Length.NORMAL
 
@@ -26,12 +37,12 @@ class CaptionInput(JobInput):
 class QueryInput(JobInput):
     """``prompt`` is an alias of ``question``."""
 
-    image: Picture | None = None
+    image: PictureReference | None = None
     question: Prompt | None = None
     prompt: Prompt | None = None
 
     @model_validator(mode="after")
-    def _has_one_question(self) -> Self:
+    def _check_question(self) -> Self:
         if (self.question is None) == (self.prompt is None):
             raise ValueError("question: expected exactly one of question and prompt")
         return self
@@ -40,19 +51,19 @@ class QueryInput(JobInput):
 class LocateInput(JobInput):
     """``prompt`` is an alias of ``object``."""
 
-    image: Picture
+    image: PictureReference
     object: Prompt | None = None
     prompt: Prompt | None = None
     max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_LIMIT)] = MAX_OBJECTS
 
     @model_validator(mode="after")
-    def _has_one_object(self) -> Self:
+    def _check_object(self) -> Self:
         if (self.object is None) == (self.prompt is None):
             raise ValueError("object: expected exactly one of object and prompt")
         return self
 
     @property
-    def subject(self) -> str:
+    def target(self) -> str:
         return self.object or self.prompt or ""
 
 
@@ -82,54 +93,44 @@ class QueryJob(JobType):
 
 
 class DetectJob(JobType):
-    """Output: ``{"objects": [{x_min, y_min, x_max, y_max}]}``.
-
-    The coordinates are those of the original picture, from 0 to 1.
-    """
+    """Output: ``{"objects": [{x_min, y_min, x_max, y_max}]}``."""
 
     name = "detect"
     input_model = LocateInput
 
     async def run(self, job_input: LocateInput, context: JobContext) -> dict[str, Any]:
-        task = Detect(job_input.subject, job_input.max_objects)
+        task = Detect(job_input.target, job_input.max_objects)
         answer = await _locate(task, job_input, context)
         objects = [asdict(region) for region in answer.findings.regions or ()]
         return make_output({"objects": objects}, answer)
 
 
 class PointJob(JobType):
-    """Output: ``{"points": [{x, y}]}``.
-
-    The coordinates are those of the original picture, from 0 to 1.
-    """
+    """Output: ``{"points": [{x, y}]}``."""
 
     name = "point"
     input_model = LocateInput
 
     async def run(self, job_input: LocateInput, context: JobContext) -> dict[str, Any]:
-        task = Point(job_input.subject, job_input.max_objects)
+        task = Point(job_input.target, job_input.max_objects)
         answer = await _locate(task, job_input, context)
         points = [asdict(location) for location in answer.findings.locations or ()]
         return make_output({"points": points}, answer)
 
 
 async def _locate(task: Detect | Point, job_input: LocateInput, context: JobContext) -> Answer:
-    options = greedy(context.inference.resolve(job_input))
+    options = with_greedy_sampling(context.inference.resolve(job_input))
     picture = await context.load_picture(job_input.image, "input.image")
     return await context.ask(options, task, [picture])
 
 
-class CaptionOptions(JobInput):
-    """The fields of :class:`CaptionInput` without the picture, for jobs of many pictures."""
-
-    prompt: Prompt | None = None
-    length: Length = Length.NORMAL
-
-
 async def make_caption(
-    image: str, field: str, job_input: CaptionInput | CaptionOptions, context: JobContext
+    image: str, field: str, job_input: CaptionInput | CaptionFields, context: JobContext
 ) -> dict[str, Any]:
-    """Return ``{"caption": "…"}`` for one picture. ``field`` is its path in the input."""
+    """Return ``{"caption": "…"}`` for one picture. ``field`` is its path in the input.
+
+    Raises any of :mod:`raylens.core.errors`.
+    """
     task = Caption(job_input.length) if job_input.prompt is None else Query(job_input.prompt)
     options = context.inference.resolve(job_input)
     picture = await context.load_picture(image, field)

@@ -1,4 +1,7 @@
-"""A job that finds when tasks start and end, from timestamped pictures of a worn camera."""
+"""A job that finds when tasks start and end, from timestamped pictures of a body-worn camera.
+
+A task is an activity of the user. A core task, which a model runs, is an ``InferenceTask`` here.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,19 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raylens.core.errors import RaylensError
-from raylens.core.types import Caption, Length, PictureFile, Query, Task
+from raylens.core.types import Caption, Length, PictureFile, Query
+from raylens.core.types import Task as InferenceTask
 from raylens.core.wire import Body, Text
-from raylens.jobs.inference import Answer, ResolvedOptions, greedy
-from raylens.jobs.intervals import Evidence, Interval, intervals
-from raylens.jobs.types.base import JobContext, JobInput, JobType, Picture
+from raylens.jobs.inference import Answer, ResolvedOptions, with_greedy_sampling
+from raylens.jobs.intervals import Interval, Verdict, find_intervals
+from raylens.jobs.types.base import JobContext, JobInput, JobType, PictureReference
 
-QUESTION = "Task: {task}\nIs somebody doing this task in the picture? Answer yes or no."
-READING = (
+QUESTION_PROMPT = "Task: {task}\nIs somebody doing this task in the picture? Answer yes or no."
+INTERPRET_PROMPT = (
     "A picture is described so: {description}\n\n{question}\n"
     "Go by the description only. Answer yes or no."
 )
-WORDING = (
+SUMMARY_PROMPT = (
     "Pictures from a worn camera were looked at, one after the other, to find when tasks are"
     " done.\n\n"
     "Found:\n{summary}\n\nSeen, in order of time:\n{seen}\n\n"
@@ -47,36 +51,41 @@ MAX_LINE_CHARS = 120
 """Longest task or description in a line of the summary or of its prompt."""
 
 T = TypeVar("T")
-Description = Annotated[Text, Field(min_length=1, max_length=4000)]
+PromptText = Annotated[Text, Field(min_length=1, max_length=4000)]
+TaskText = PromptText
+"""A task, as a phrase or as a question."""
 FrameCount = Annotated[int, Field(ge=1, le=50)]
+# A leading yes or no as a whole word, but not 'yes or no' or 'yes/no'.
 _YES_OR_NO = re.compile(r"[\W_]*(yes|no)(?![^\W_])(?!\s*(?:/|or\b)\s*(?:yes|no)\b)", re.IGNORECASE)
 
 
 class Frame(Body):
     """A picture, and the time at which it was taken.
 
-    ``timestamp`` is a number of seconds or an ISO 8601 date. A date without an offset is in UTC.
+    ``timestamp`` is a number of seconds or an ISO 8601 date-time. A date-time without an offset is
+    in UTC.
     """
 
-    image: Picture
+    image: PictureReference
     timestamp: float | str
 
     @field_validator("timestamp", mode="plain")
     @classmethod
     def _parse_timestamp(cls, value: Any) -> float | str:
-        """Return a finite number, or a date in UTC."""
+        """Return a finite number, or a date-time in UTC."""
         if isinstance(value, str):
             return _to_utc(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _invalid_timestamp()
-        # Compare before converting: an int may be too large for a float. NaN fails it too.
+        # Compare before converting: an int may be too large for a float. NaN fails the comparison
+        # too.
         if not -MAX_TIMESTAMP <= value <= MAX_TIMESTAMP:
-            raise ValueError(f"expected a finite number; the limit is {MAX_TIMESTAMP:g}")
+            raise ValueError(f"expected a number from {-MAX_TIMESTAMP:g} to {MAX_TIMESTAMP:g}")
         return float(value)
 
     @property
     def time(self) -> float:
-        """The timestamp in seconds. A date counts from the epoch."""
+        """The timestamp in seconds; for a date-time, since the epoch."""
         if isinstance(self.timestamp, str):
             return datetime.fromisoformat(self.timestamp).timestamp()
         return self.timestamp
@@ -85,13 +94,14 @@ class Frame(Body):
 class TimingInput(JobInput):
     """One task as ``prompt``, or several as ``tasks``, and the frames in any order.
 
-    ``vlm_prompt`` asks for the description of a frame; by default it is a short caption. ``enter``
-    and ``leave`` are those of :func:`raylens.jobs.intervals.intervals`.
+    ``vlm_prompt`` is the prompt for a frame's description. Without it, the description is a short
+    caption. An activity starts after ``enter`` frames that show it and ends after ``leave`` that
+    don't: see :func:`raylens.jobs.intervals.find_intervals`.
     """
 
-    prompt: Description | None = None
-    tasks: Annotated[list[Description], Field(min_length=1, max_length=16)] | None = None
-    vlm_prompt: Description | None = None
+    prompt: TaskText | None = None
+    tasks: Annotated[list[TaskText], Field(min_length=1, max_length=16)] | None = None
+    vlm_prompt: PromptText | None = None
     images: Annotated[list[Frame], Field(min_length=1)]
     enter: FrameCount = 2
     leave: FrameCount = 2
@@ -99,25 +109,26 @@ class TimingInput(JobInput):
     @field_validator("images")
     @classmethod
     def _check_timestamps(cls, images: list[Frame]) -> list[Frame]:
-        number_by_time: dict[float, int] = {}
-        for number, frame in enumerate(images):
+        index_by_time: dict[float, int] = {}
+        for frame_index, frame in enumerate(images):
             if type(frame.timestamp) is not type(images[0].timestamp):
-                message = "expected all timestamps to be numbers, or all to be dates"
-                raise _timestamp_error(number, message)
-            first = number_by_time.setdefault(frame.time, number)
-            if first != number:
-                raise _timestamp_error(number, f"same as the timestamp of images.{first}")
+                message = "expected all timestamps to be numbers, or all to be date-times"
+                raise _timestamp_error(frame_index, message)
+            first_index = index_by_time.setdefault(frame.time, frame_index)
+            if first_index != frame_index:
+                message = f"same as the timestamp of images.{first_index}"
+                raise _timestamp_error(frame_index, message)
         return images
 
     @model_validator(mode="after")
-    def _has_tasks(self) -> Self:
+    def _check_tasks(self) -> Self:
         if (self.prompt is None) == (self.tasks is None):
             raise ValueError("prompt: expected exactly one of prompt and tasks")
         return self
 
     @property
-    def descriptions(self) -> list[str]:
-        """The description of each task."""
+    def task_texts(self) -> list[str]:
+        """The text of each task."""
         return self.tasks or [self.prompt or ""]
 
 
@@ -125,12 +136,11 @@ class TaskTimingJob(JobType):
     """Finds the intervals in which each task is done.
 
     Output: ``{"tasks": [{"task", "intervals": [{"start", "end", "seconds"}]}], "summary",
-    "evidence", "model"}``.
+    "evidence", "model"}`` and, if there are any, ``warnings``.
 
-    ``evidence`` has an entry for each frame, in order of time: its ``timestamp``, its
-    ``description``, and its ``answers``, which hold for each task true, false, or null if the frame
-    is unclear. A frame that fails also has an ``error``. Times are numbers or dates, like the
-    timestamps of the input.
+    ``evidence`` has one entry per frame, in order of time, with ``timestamp``, ``description`` and
+    ``answers``. ``answers`` has one value per task: true, false, or null if unclear. A frame that
+    fails also has an ``error``. Times are numbers or date-times, like the timestamps of the input.
 
     Finished entries are stored, and the next attempt resumes after them.
     """
@@ -152,7 +162,7 @@ class _TimingAttempt:
         self._input = job_input
         self._context = context
         self._llm = context.llm
-        self._options = greedy(context.inference.resolve(job_input))
+        self._options = with_greedy_sampling(context.inference.resolve(job_input))
         by_time = sorted(enumerate(job_input.images), key=lambda item: item[1].time)
         self._frames: list[tuple[int, Frame]] = by_time
         """The frames in order of time, each with its index in the input."""
@@ -163,39 +173,41 @@ class _TimingAttempt:
         self._llm_warning: str | None = None
         """Why the language model is no longer used."""
         self._group_size = context.config.image_batch_size
-        # With one task, all requests of a group run at once: a description and an answer for each
-        # frame. More tasks share the limit, because more requests could overflow the model's queue.
-        self._request_limit = asyncio.Semaphore(2 * self._group_size)
+        # Two slots per frame: with one task, the description and the answer of every frame in a
+        # group run at once. With more tasks, requests wait for a slot, so that they don't overflow
+        # the model's queue.
+        self._request_slots = asyncio.Semaphore(2 * self._group_size)
 
     async def ask_about_frames(self) -> None:
         """Ask the vision model about each frame that has no evidence yet."""
         for first in range(len(self._evidence), len(self._frames), self._group_size):
             group = self._frames[first : first + self._group_size]
-            entries = (self._ask_about_frame(number, frame) for number, frame in group)
+            entries = (self._ask_about_frame(frame_index, frame) for frame_index, frame in group)
             self._evidence += await _gather(entries)
             await self._report()
 
     async def interpret_descriptions(self) -> None:
         """Answer the unclear questions with the language model, from the descriptions."""
         unclear = [
-            position
-            for position, entry in enumerate(self._evidence)
+            entry_index
+            for entry_index, entry in enumerate(self._evidence)
             if entry["description"] and None in entry["answers"]
         ]
         for first in range(0, len(unclear), self._group_size):
             if self._llm is None:
                 return
             group = unclear[first : first + self._group_size]
-            await _gather(self._interpret_entry(position) for position in group)
+            await _gather(self._interpret_entry(entry_index) for entry_index in group)
             await self._report()
 
     async def make_output(self) -> dict[str, Any]:
         tasks = [
-            {"task": task, "intervals": self._find_intervals(number)}
-            for number, task in enumerate(self._input.descriptions)
+            {"task": text, "intervals": self._find_intervals(task_index)}
+            for task_index, text in enumerate(self._input.task_texts)
         ]
         plain_summary = _summarize_tasks(tasks)
-        prompt = WORDING.format(summary=plain_summary, seen=_summarize_evidence(self._evidence))
+        seen = _summarize_evidence(self._evidence)
+        prompt = SUMMARY_PROMPT.format(summary=plain_summary, seen=seen)
         summary = await self._complete(prompt)
         output = {
             "tasks": tasks,
@@ -221,37 +233,39 @@ class _TimingAttempt:
         partial = {"evidence": list(self._evidence), "warnings": list(self._warnings)}
         await self._context.report(len(self._evidence), len(self._frames), partial)
 
-    async def _ask_about_frame(self, number: int, frame: Frame) -> dict[str, Any]:
-        """Return the evidence of a frame. ``number`` is its index in the input."""
-        tasks = self._input.descriptions
+    async def _ask_about_frame(self, frame_index: int, frame: Frame) -> dict[str, Any]:
+        """Return a frame's entry in the evidence. ``frame_index`` is its index in the input."""
+        task_texts = self._input.task_texts
+        field = f"input.images.{frame_index}.image"
         try:
-            picture = await self._context.load_picture(frame.image, f"input.images.{number}.image")
+            picture = await self._context.load_picture(frame.image, field)
         except RaylensError as error:
             if error.retryable:
                 raise
-            return self._make_entry(frame, error, [error] * len(tasks))
-        description_task: Task = Caption(Length.SHORT)
+            return self._make_entry(frame, error, [error] * len(task_texts))
+        describe: InferenceTask = Caption(Length.SHORT)
         if self._input.vlm_prompt is not None:
-            description_task = Query(self._input.vlm_prompt)
+            describe = Query(self._input.vlm_prompt)
         short = _with_short_answer(self._options)
-        description, *answers = await _gather(
+        questions = [Query(make_question(text)) for text in task_texts]
+        description_reply, *task_replies = await _gather(
             [
-                self._ask(self._options, description_task, picture),
-                *(self._ask(short, Query(make_question(task)), picture) for task in tasks),
+                self._ask(self._options, describe, picture),
+                *(self._ask(short, question, picture) for question in questions),
             ]
         )
-        return self._make_entry(frame, description, answers)
+        return self._make_entry(frame, description_reply, task_replies)
 
     async def _ask(
-        self, options: ResolvedOptions, task: Task, picture: PictureFile
+        self, options: ResolvedOptions, inference_task: InferenceTask, picture: PictureFile
     ) -> Answer | RaylensError:
-        """Return the answer, or the error that only this frame has.
+        """Return the answer, or a non-retryable error, which concerns only this frame.
 
         Raises retryable errors: they end the attempt.
         """
         try:
-            async with self._request_limit:
-                return await self._context.ask(options, task, [picture])
+            async with self._request_slots:
+                return await self._context.ask(options, inference_task, [picture])
         except RaylensError as error:
             if error.retryable:
                 raise
@@ -260,18 +274,18 @@ class _TimingAttempt:
     def _make_entry(
         self,
         frame: Frame,
-        description: Answer | RaylensError,
-        answers: Sequence[Answer | RaylensError],
+        description_reply: Answer | RaylensError,
+        task_replies: Sequence[Answer | RaylensError],
     ) -> dict[str, Any]:
-        """Return a frame's entry in the evidence, and collect the warnings of its answers."""
-        replies = [description, *answers]
+        """Return a frame's entry in the evidence, and collect the warnings of its replies."""
+        replies = [description_reply, *task_replies]
         for reply in replies:
             if isinstance(reply, Answer):
                 self._add_warnings(reply.warnings)
         entry: dict[str, Any] = {
             "timestamp": frame.timestamp,
-            "description": _text_of(description),
-            "answers": [parse_yes_or_no(_text_of(answer)) for answer in answers],
+            "description": _text_of(description_reply),
+            "answers": [parse_yes_or_no(_text_of(reply)) for reply in task_replies],
         }
         error = next((reply for reply in replies if isinstance(reply, RaylensError)), None)
         if error is not None:
@@ -283,67 +297,74 @@ class _TimingAttempt:
             if warning not in self._warnings and len(self._warnings) < MAX_WARNINGS:
                 self._warnings.append(warning)
 
-    async def _interpret_entry(self, position: int) -> None:
+    async def _interpret_entry(self, entry_index: int) -> None:
         """Answer the unclear questions of one entry.
 
-        The entry is replaced and not changed, because the store may be writing the old one.
+        The entry is replaced rather than modified in place, because the store may be writing the
+        old one.
         """
-        entry = self._evidence[position]
-        answers = await _gather(
-            self._interpret(entry["description"], number, answer)
-            for number, answer in enumerate(entry["answers"])
+        entry = self._evidence[entry_index]
+        verdicts = await _gather(
+            self._interpret(entry["description"], task_index, verdict)
+            for task_index, verdict in enumerate(entry["answers"])
         )
-        self._evidence[position] = {**entry, "answers": answers}
+        self._evidence[entry_index] = {**entry, "answers": verdicts}
 
-    async def _interpret(self, description: str, number: int, answer: Evidence) -> Evidence:
-        """Return whether a description shows task ``number``. A clear ``answer`` stays."""
-        if answer is not None:
-            return answer
-        question = make_question(self._input.descriptions[number])
-        prompt = READING.format(description=description[:MAX_DESCRIPTION_CHARS], question=question)
+    async def _interpret(self, description: str, task_index: int, verdict: Verdict) -> Verdict:
+        """Return the verdict on one task.
+
+        If ``verdict`` is unclear, ask the language model about the description.
+        """
+        if verdict is not None:
+            return verdict
+        question = make_question(self._input.task_texts[task_index])
+        prompt = INTERPRET_PROMPT.format(
+            description=description[:MAX_DESCRIPTION_CHARS], question=question
+        )
         return parse_yes_or_no(await self._complete(prompt))
 
     async def _complete(self, prompt: str) -> str | None:
-        """Return the language model's completion, or None without a language model.
+        """Return the language model's completion, or None if there is no language model.
 
-        Raises a retryable error if another attempt is left. After any other error, the job goes on
-        without the language model.
+        A retryable error is raised while attempts are left. After any other error, this attempt
+        goes on without the language model.
         """
         if self._llm is None:
             return None
         job = self._context.job
         try:
-            async with self._request_limit:
-                return await self._llm.complete(prompt, self._context.deadline)
+            async with self._request_slots:
+                return await self._llm.complete(prompt, self._context.attempt_deadline)
         except RaylensError as error:
             if error.retryable and job.attempts < job.max_attempts:
                 raise
             self._llm = None
             self._llm_warning = (
-                f"the language model failed: {error.message}; the summary doesn't use it"
+                f"the language model failed: {error.message};"
+                " the rest of this attempt did without it"
             )
             return None
 
-    def _find_intervals(self, number: int) -> list[dict[str, Any]]:
-        """Return the intervals of task ``number``."""
+    def _find_intervals(self, task_index: int) -> list[dict[str, Any]]:
+        """Return the intervals of one task, as JSON."""
         times = [frame.time for _, frame in self._frames]
-        evidence: list[Evidence] = [entry["answers"][number] for entry in self._evidence]
-        uses_dates = isinstance(self._input.images[0].timestamp, str)
-        return [
-            _interval_as_json(interval, uses_dates)
-            for interval in intervals(times, evidence, self._input.enter, self._input.leave)
-        ]
+        verdicts: list[Verdict] = [entry["answers"][task_index] for entry in self._evidence]
+        intervals = find_intervals(times, verdicts, self._input.enter, self._input.leave)
+        as_iso = isinstance(self._input.images[0].timestamp, str)
+        return [_interval_as_json(interval, as_iso) for interval in intervals]
 
 
-def make_question(task: str) -> str:
+def make_question(task_text: str) -> str:
     """Return a yes-or-no question about a task. A task that is a question stays as it is."""
-    return task if task.rstrip().endswith("?") else QUESTION.format(task=task)
+    if task_text.rstrip().endswith("?"):
+        return task_text
+    return QUESTION_PROMPT.format(task=task_text)
 
 
-def parse_yes_or_no(text: str | None) -> Evidence:
-    """Return whether a text begins with yes or no.
+def parse_yes_or_no(text: str | None) -> Verdict:
+    """Return True if a text begins with yes, False if it begins with no, and None otherwise.
 
-    Return None if it begins otherwise. An echo of "yes or no" counts as neither.
+    An echo of "yes or no" counts as neither.
     """
     match = _YES_OR_NO.match(text or "")
     return None if match is None else match[1].lower() == "yes"
@@ -356,10 +377,10 @@ async def _gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+            running = [group.create_task(coroutine) for coroutine in coroutines]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+    return [task.result() for task in running]
 
 
 def _with_short_answer(options: ResolvedOptions) -> ResolvedOptions:
@@ -373,67 +394,70 @@ def _text_of(reply: Answer | RaylensError) -> str | None:
 
 def _to_utc(text: str) -> str:
     try:
-        date = datetime.fromisoformat(text)
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=UTC)
-        return date.astimezone(UTC).isoformat()
+        date_time = datetime.fromisoformat(text)
+        if date_time.tzinfo is None:
+            date_time = date_time.replace(tzinfo=UTC)
+        return date_time.astimezone(UTC).isoformat()
     except (ValueError, OverflowError):
         raise _invalid_timestamp() from None
 
 
 def _invalid_timestamp() -> ValueError:
-    return ValueError("expected a number of seconds, or an ISO 8601 date")
+    return ValueError("expected a number of seconds, or an ISO 8601 date-time")
 
 
-def _timestamp_error(number: int, message: str) -> ValidationError:
-    """Return an error for the timestamp of one frame, raised while the list is validated."""
-    problem = PydanticCustomError("timestamp", "{message}", {"message": message})
-    details = InitErrorDetails(type=problem, loc=(number, "timestamp"), input=None)
+def _timestamp_error(frame_index: int, message: str) -> ValidationError:
+    """Return a validation error located at one frame's timestamp.
+
+    A plain ValueError would be located at the whole list.
+    """
+    error_type = PydanticCustomError("timestamp", "{message}", {"message": message})
+    details = InitErrorDetails(type=error_type, loc=(frame_index, "timestamp"), input=None)
     return ValidationError.from_exception_data("Frame", [details])
 
 
-def _interval_as_json(interval: Interval, uses_dates: bool) -> dict[str, Any]:
+def _interval_as_json(interval: Interval, as_iso: bool) -> dict[str, Any]:
     return {
-        "start": _format_time(interval.start, uses_dates),
-        "end": _format_time(interval.end, uses_dates),
+        "start": _format_time(interval.start, as_iso),
+        "end": _format_time(interval.end, as_iso),
         "seconds": round(interval.end - interval.start, 6),
     }
 
 
-def _format_time(time: float, uses_dates: bool) -> float | str:
+def _format_time(time: float, as_iso: bool) -> float | str:
     """Return a time in the format of the input's timestamps, to the microsecond."""
-    return datetime.fromtimestamp(time, UTC).isoformat() if uses_dates else round(time, 6)
+    return datetime.fromtimestamp(time, UTC).isoformat() if as_iso else round(time, 6)
 
 
 def _summarize_tasks(tasks: Sequence[dict[str, Any]]) -> str:
-    """Return a line for each task with its intervals."""
+    """Return one line per task, which lists its intervals."""
     return "\n".join(
         f"{_shorten(task['task'])}: {_summarize_intervals(task['intervals'])}." for task in tasks
     )
 
 
-def _summarize_intervals(spans: Sequence[dict[str, Any]]) -> str:
-    if not spans:
+def _summarize_intervals(intervals: Sequence[dict[str, Any]]) -> str:
+    if not intervals:
         return "not seen"
     phrases = [
-        f"from {span['start']} to {span['end']} ({span['seconds']:g} s)"
-        for span in spans[:MAX_SUMMARY_INTERVALS]
+        f"from {interval['start']} to {interval['end']} ({interval['seconds']:g} s)"
+        for interval in intervals[:MAX_SUMMARY_INTERVALS]
     ]
-    if len(spans) > MAX_SUMMARY_INTERVALS:
-        phrases.append(f"{len(spans) - MAX_SUMMARY_INTERVALS} times more")
+    if len(intervals) > MAX_SUMMARY_INTERVALS:
+        phrases.append(f"and {len(intervals) - MAX_SUMMARY_INTERVALS} more")
     return "; ".join(phrases)
 
 
 def _summarize_evidence(evidence: Sequence[dict[str, Any]]) -> str:
-    """Return a line for each of at most ``MAX_PROMPT_FRAMES`` frames, evenly spaced."""
+    """Return one line per frame, for at most ``MAX_PROMPT_FRAMES`` evenly spaced frames."""
     step = max(1, math.ceil(len(evidence) / MAX_PROMPT_FRAMES))
     return "\n".join(_summarize_entry(entry) for entry in evidence[::step])
 
 
 def _summarize_entry(entry: dict[str, Any]) -> str:
     words = {True: "yes", False: "no", None: "unsure"}
-    answers = ", ".join(words[answer] for answer in entry["answers"])
-    return f"{entry['timestamp']}: {_shorten(entry['description'] or 'nothing')} ({answers})"
+    verdicts = ", ".join(words[verdict] for verdict in entry["answers"])
+    return f"{entry['timestamp']}: {_shorten(entry['description'] or 'nothing')} ({verdicts})"
 
 
 def _shorten(text: str) -> str:

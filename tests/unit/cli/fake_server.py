@@ -124,7 +124,7 @@ class FakeServer:
             return refuse(404, "job_id: it is not here")
         if request.method == "PUT":
             if job["status"] not in ("failed", "canceled"):
-                return refuse(409, f"job_id: the job is {job['status']}, and can't become queued")
+                return refuse(409, f"job_id: a {job['status']} job can't become queued")
             self.retries.append(job["id"])
             job.update(QUEUED)
         elif request.method == "DELETE":

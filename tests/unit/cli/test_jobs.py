@@ -89,7 +89,7 @@ def test_retry_takes_several_jobs_and_goes_on_after_a_refusal(server: FakeServer
     result = run(server, "retry", "a", "b", "c")
     assert result.exit_code == 1
     assert result.stdout == "a queued\nc queued\n"
-    assert result.stderr == "b: job_id: the job is succeeded, and can't become queued\n"
+    assert result.stderr == "b: job_id: a succeeded job can't become queued\n"
     assert server.retries == ["a", "c"]
 
 

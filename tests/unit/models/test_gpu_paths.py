@@ -31,7 +31,7 @@ from models.packed import (
 )
 from models.qwen2_5_vl import model as qwen2_5_vl
 from models.qwen2_5_vl import verify as qwen2_5_vl_verify
-from models.rope import Rotary
+from models.rope import RopeParameters
 from models.smolvlm import model as smolvlm
 from models.smolvlm import verify as smolvlm_verify
 from raylens.engine.limits import EngineLimits
@@ -41,7 +41,9 @@ from testing.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl,
 from testing.exactness import assert_matches_generate, run_in_random_batches
 from tests.unit.models.test_graphs import Recorder
 
-LIMITS = EngineLimits(max_batch_size=6, prefill_tokens=1200, prefill_batch=6, look_ahead=True)
+LIMITS = EngineLimits(
+    max_batch_size=6, max_prefill_tokens=1200, max_prefill_batch_size=6, async_scheduling=True
+)
 
 
 def plain_flash(
@@ -166,15 +168,15 @@ def test_packed_chunks_attend_to_their_rows_as_each_does_alone(
     arena = torch.randn(2, 4, 2, capacity, 8)
     rows = [KVRows([arena[:, row : row + 1]], [0], [arena], row) for row in row_indices]
     sizes = PaddedSizes.of(chunks)
-    assert (sizes.tokens, sizes.prompts) == (padded_tokens, 4)
+    assert (sizes.num_tokens, sizes.num_prompts) == (padded_tokens, 4)
     query = torch.randn(padded_tokens, 4, 8)
     kv = torch.randn(padded_tokens, 2, 2, 8)
     packed_chunks = PackedChunks.of_cached_rows(chunks, rows, sizes, "cpu")
     addresses = CacheAddresses.of(chunks, rows, padded_tokens, "cpu")
     backend = AttentionBackend(
-        KVShape(layers=1, heads=2, head_dim=8, dtype=torch.float32, device="cpu"),
-        heads=4,
-        rotary=Rotary(torch.zeros(4)),
+        KVShape(num_layers=1, num_kv_heads=2, head_dim=8, dtype=torch.float32, device="cpu"),
+        num_query_heads=4,
+        rope=RopeParameters(torch.zeros(4)),
     )
     cos_sin = backend.rope.cos_sin(torch.zeros(1, padded_tokens))
     prefill = attention.CachedPrefill(

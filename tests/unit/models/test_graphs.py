@@ -129,7 +129,7 @@ def test_replayed_decode_steps_equal_plain_ones_while_rows_grow_join_and_leave(
 
     def join(name: str, capacity: int, length: int) -> None:
         shape = plain.kv_shape
-        prefix = torch.randn(shape.layers, 2, shape.heads, length, shape.head_dim)
+        prefix = torch.randn(shape.num_layers, 2, shape.num_kv_heads, length, shape.head_dim)
         for cache in caches:
             cache.reserve(name, capacity)
             cache.load_prefix(name, prefix)
@@ -137,12 +137,12 @@ def test_replayed_decode_steps_equal_plain_ones_while_rows_grow_join_and_leave(
     def step(number: int) -> None:
         logits = []
         for model, cache in zip(models, caches, strict=True):
-            groups = list(cache.groups())
-            names = [name for group_names, _ in groups for name in group_names]
-            lengths = [length for _, rows in groups for length in rows.lengths]
+            arenas = list(cache.arenas_in_use())
+            names = [name for owners, _ in arenas for name in owners]
+            lengths = [length for _, kv_rows in arenas for length in kv_rows.lengths]
             tokens = [(number + ord(name)) % 300 for name in names]
-            rows = [rows for _, rows in groups]
-            logits.append(model.decode(torch.tensor(tokens), lengths, rows).logits)
+            arena_rows = [kv_rows for _, kv_rows in arenas]
+            logits.append(model.decode(torch.tensor(tokens), lengths, arena_rows).logits)
             for name in names:
                 cache.advance(name)
         torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
@@ -155,7 +155,7 @@ def test_replayed_decode_steps_equal_plain_ones_while_rows_grow_join_and_leave(
             join("c", 128, 3)
         if number == 30:
             for cache in caches:
-                cache.release("a")
+                cache.release_row("a")
         step(number)
     assert recorder.replays > 30
     assert recorder.captures < 8

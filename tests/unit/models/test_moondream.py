@@ -100,7 +100,7 @@ def test_logits_equal_the_references(load, name: str) -> None:
         positions,
         prompt.bidirectional_prefix_len,
     )
-    output = run_slices(model.prefill([chunk], lambda: [cache.row("row")], 20))
+    output = run_slices(model.prefill([chunk], lambda: [cache.row_of("row")], 20))
     np.testing.assert_allclose(output.logits[0][::7].numpy(), recorded["values"], atol=2e-3)
 
 
@@ -134,7 +134,7 @@ def test_recorded_answers_cover_every_task_and_vary() -> None:
 def test_a_picture_is_encoded_once_for_caption_query_and_detect(load) -> None:
     model = load("2b")
     metrics = RecordingMetrics()
-    engine = Engine(model, EngineLimits(max_batch_size=4, prefill_tokens=16), metrics)
+    engine = Engine(model, EngineLimits(max_batch_size=4, max_prefill_tokens=16), metrics)
     prefix = 1 + model.config.vision.grid**2
     for task in (Caption(), Query("what?"), Detect("x", 2)):
         engine.scheduler.add(
@@ -155,7 +155,7 @@ def test_a_picture_is_encoded_once_for_caption_query_and_detect(load) -> None:
 def test_running_answers_continue_during_the_prefill_of_a_pictures_prefix(load) -> None:
     model = load("2b")
     engine = Engine(
-        model, EngineLimits(max_batch_size=1 + 1, prefill_tokens=16, max_prefill_slice_s=0.0)
+        model, EngineLimits(max_batch_size=1 + 1, max_prefill_tokens=16, max_prefill_slice_s=0.0)
     )
     (running,) = prepare_sequences(model, request(Query("?"), max_tokens=60), [])
     engine.model.eos_ids = frozenset()

@@ -20,7 +20,7 @@ from raylens.core.families import families
 from raylens.core.types import Caption, VisionRequest
 from raylens.engine.engine import Engine
 from raylens.engine.limits import EngineLimits
-from raylens.engine.sequence import Sequence, make_sequences
+from raylens.engine.sequence import GenerationSequence, make_sequences
 
 SMOLVLM = pocket_folder("smolvlm")
 
@@ -72,7 +72,7 @@ def test_captions_through_the_engine_are_right(family: Any) -> None:
     model = load_model(ModelConfig(name="m", family=family))
     engine = Engine(model, EngineLimits(max_batch_size=16))
     rng = random.Random(12)
-    expected: dict[Sequence, str] = {}
+    expected: dict[GenerationSequence, str] = {}
     for _ in range(40):
         scene = random_scene(rng, 400)
         request = VisionRequest("r", "m", Caption(), time.time() + 600)

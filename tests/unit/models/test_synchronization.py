@@ -75,7 +75,13 @@ def test_a_decode_step_waits_for_nothing_and_fetches_its_tokens_once(
 ) -> None:
     model = load(str(make(tmp_path)), LoadOptions(device="meta"))
     engine = Engine(
-        model, EngineLimits(max_batch_size=8, look_ahead=True, prefill_batch=8, prefill_tokens=4096)
+        model,
+        EngineLimits(
+            max_batch_size=8,
+            async_scheduling=True,
+            max_prefill_batch_size=8,
+            max_prefill_tokens=4096,
+        ),
     )
     question = partial(request, user(ImagePart(0), TextPart("What?")), max_tokens=30)
     tasks: list[Task] = [Caption(), Query("?"), Detect("a"), Point("b")]

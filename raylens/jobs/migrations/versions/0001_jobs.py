@@ -1,4 +1,4 @@
-"""Create the tables of jobs, deliveries and blobs."""
+"""Create the tables for jobs, deliveries, gone endpoints and blobs."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -220,7 +220,7 @@ async def test_slots_are_limited_and_freed(make) -> None:
     await asyncio.sleep(0.05)
     assert runtime.gauges.running == 1
     assert runtime.gauges.waiting == 1
-    with pytest.raises(Overloaded, match="2 requests run or wait; the limit is 2"):
+    with pytest.raises(Overloaded, match="2 requests are running or waiting; the limit is 2"):
         runtime.check_capacity(request(Caption()))
     with pytest.raises(DeadlineExceeded):
         await waiting

@@ -11,14 +11,14 @@ import pytest
 
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
-from raylens.jobs.blobs import Blobs, compute_digest, make_reference
+from raylens.jobs.blobs import BlobStorage, compute_digest, make_reference
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
 from tests.unit.raylens.api.conftest import DATA_URL, PICTURE
-from tests.unit.raylens.jobs.conftest import FakeSender, FakeService, serving
+from tests.unit.raylens.jobs.conftest import FakeService, FakeWebhookClient, serving
 
 RAW = base64.b64encode(PICTURE).decode()
 BLOB = make_reference(compute_digest(PICTURE))
@@ -38,19 +38,19 @@ def model() -> FakeService:
 
 
 @pytest.fixture
-def sender() -> FakeSender:
-    return FakeSender()
+def webhook_client() -> FakeWebhookClient:
+    return FakeWebhookClient()
 
 
 @pytest.fixture
-def queue(model: FakeService, sender: FakeSender) -> JobQueue:
-    blobs = Blobs(f"memory://{new_id()}")
+def queue(model: FakeService, webhook_client: FakeWebhookClient) -> JobQueue:
+    blobs = BlobStorage(f"memory://{new_id()}")
     return JobQueue(
         MemoryStore(),
         blobs,
         load_job_types(),
         InferenceClient(model, CONFIG),
-        sender,
+        webhook_client,
         [],
         CONFIG.jobs,
     )
@@ -269,7 +269,7 @@ class TestSubmitting:
             (
                 caption_job(webhook_url="https://example.com", webhook_secret="x"),
                 422,
-                "input.webhook_secret: expected whsec_ and the base64",
+                "input.webhook_secret: expected whsec_ followed by the base64",
             ),
             (
                 {"job_type": "task_timing_v1", "query": {"ids": ["a"]}, "input": {"prompt": "x"}},
@@ -323,7 +323,7 @@ class TestSubmitting:
         assert invalid.status_code == 422
 
     async def test_a_webhooks_secret_is_never_shown(
-        self, http: httpx.AsyncClient, queue: JobQueue, sender: FakeSender
+        self, http: httpx.AsyncClient, queue: JobQueue, webhook_client: FakeWebhookClient
     ) -> None:
         secret = "whsec_" + base64.b64encode(b"s" * 32).decode()
         job = await submit(
@@ -331,11 +331,11 @@ class TestSubmitting:
         )
         async with serving(queue):
             await wait_until_ended(http, job["id"])
-            while not sender.sent:
+            while not webhook_client.sent:
                 await asyncio.sleep(0.01)
             deliveries = await http.get(f"{PATH}/{job['id']}/deliveries")
         assert secret not in json.dumps(job) + deliveries.text
-        assert "webhook-signature" in sender.sent[0][2]
+        assert "webhook-signature" in webhook_client.sent[0][2]
 
 
 class TestReading:
@@ -409,9 +409,9 @@ class TestReading:
         assert all("input" not in job for job in jobs)
 
     async def test_deliveries_are_listed_and_can_be_sent_again(
-        self, http: httpx.AsyncClient, queue: JobQueue, sender: FakeSender
+        self, http: httpx.AsyncClient, queue: JobQueue, webhook_client: FakeWebhookClient
     ) -> None:
-        sender.statuses = [500]
+        webhook_client.statuses = [500]
         job = await submit(http, caption_job(webhook_url="https://example.com/hook"))
         path = f"{PATH}/{job['id']}/deliveries"
         async with serving(queue):

@@ -68,7 +68,7 @@ def test_the_variables_of_other_programs_are_left_alone_and_named(load: Load) ->
     assert config == load({})[0]
     assert notes == [
         "DATA_DIR, API_URL, OLLAMA_HOST: ignored; --compat-env, or compat_env: true in the config"
-        " file, honours them"
+        " file, honors them"
     ]
 
 

@@ -49,7 +49,9 @@ def answer(prompt: Sequence[int], max_tokens: int, stops_at_eos: bool = True) ->
     return text
 
 
-ONE_NUMBER_PER_TOKEN = KVShape(layers=1, heads=1, head_dim=1, dtype=torch.float32, device="cpu")
+ONE_NUMBER_PER_TOKEN = KVShape(
+    num_layers=1, num_kv_heads=1, head_dim=1, dtype=torch.float32, device="cpu"
+)
 
 
 @dataclass
@@ -88,17 +90,20 @@ class FakeModel(Model):
         return features
 
     def prefill(
-        self, chunks: Sequence[PrefillChunk], rows: Callable[[], Sequence[KVRows]], tokens: int
+        self,
+        chunks: Sequence[PrefillChunk],
+        get_rows: Callable[[], Sequence[KVRows]],
+        max_slice_tokens: int,
     ) -> Generator[None, None, ModelOutput]:
         if any(BREAKS_PREFILL in chunk.token_ids for chunk in chunks):
             raise RuntimeError("prefill failed")
         self.prefill_batches.append(len(chunks))
-        total_tokens = sum(len(chunk.token_ids) for chunk in chunks)
-        if total_tokens > tokens:  # as a model that splits its layers over two slices
+        num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
+        if num_tokens > max_slice_tokens:  # as a model that splits its layers over two slices
             yield
-        self.prefilled_tokens += total_tokens
+        self.prefilled_tokens += num_tokens
         return _model_output(
-            [self._read(chunk, row) for chunk, row in zip(chunks, rows(), strict=True)]
+            [self._read(chunk, row) for chunk, row in zip(chunks, get_rows(), strict=True)]
         )
 
     def _read(self, chunk: PrefillChunk, row: KVRows) -> Tensor:
@@ -107,21 +112,21 @@ class FakeModel(Model):
         keys = torch.tensor([float(token) for token in chunk.token_ids])
         for index, features in chunk.features:
             keys[index : index + len(features)] = features[:, 0]
-        row.layers[0][:, 0, 0, chunk.start : end, 0] = torch.stack([keys, keys + 1])
+        row.layer_kv[0][:, 0, 0, chunk.start : end, 0] = torch.stack([keys, keys + 1])
         return self._logits(row, 0, end)
 
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], groups: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
     ) -> ModelOutput:
         tokens = iter(token_ids.tolist())
         logits = []
-        for group in groups:
-            for row, length in enumerate(group.lengths):
+        for kv_rows in arena_rows:
+            for row, length in enumerate(kv_rows.lengths):
                 token = next(tokens)
-                group.layers[0][:, row, 0, length, 0] = torch.tensor([token, token + 1])
-                if group.layers[0][0, row, 0, 0, 0] == BREAKS_DECODE and length >= 4:
+                kv_rows.layer_kv[0][:, row, 0, length, 0] = torch.tensor([token, token + 1])
+                if kv_rows.layer_kv[0][0, row, 0, 0, 0] == BREAKS_DECODE and length >= 4:
                     raise RuntimeError("decode failed")
-                logits.append(self._logits(group, row, length + 1))
+                logits.append(self._logits(kv_rows, row, length + 1))
         assert next(tokens, None) is None
         self.decode_batches.append(len(token_ids))
         return _model_output(logits)
@@ -129,8 +134,8 @@ class FakeModel(Model):
     def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
         return Findings()
 
-    def _logits(self, rows: KVRows, row: int, length: int) -> Tensor:
-        keys, values = rows.layers[0][:, row, 0, :length, 0].tolist()
+    def _logits(self, kv_rows: KVRows, row: int, length: int) -> Tensor:
+        keys, values = kv_rows.layer_kv[0][:, row, 0, :length, 0].tolist()
         history = [int(key) for key in keys]
         assert values == [key + 1 for key in keys]
         logits = torch.zeros(self.vocab_size)

@@ -1,4 +1,4 @@
-"""The device sampler, run on a CPU, chooses the same tokens as the samplers on the host."""
+"""The device sampler, run on a CPU, samples the same tokens as the samplers on the host."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_mixed_batches_get_the_same_tokens_as_on_the_host() -> None:
     host_samplers = [Sampler(row_params, PROMPT, row) for row, row_params in enumerate(params)]
     device_sampler = DeviceSampler(64, VOCABULARY, "cpu")
     for slot, sampler in zip(slots, samplers, strict=True):
-        device_sampler.begin(slot, sampler)
+        device_sampler.reset_slot(slot, sampler)
     for step in range(40):
         rows = sorted(rng.sample(range(64), rng.randint(1, 64)))
         logits = noise(len(rows), step)
@@ -68,7 +68,7 @@ def test_a_new_answer_does_not_inherit_the_penalties_of_its_slot() -> None:
     prompts: tuple[tuple[int, ...], ...] = ((), (0,), ())
     for prompt, expected in zip(prompts, ([0, 1], [1, 0], [0, 1]), strict=True):
         sampler = Sampler(params, prompt)
-        device_sampler.begin(1, sampler)
+        device_sampler.reset_slot(1, sampler)
         tokens = [device_sampler.sample(logits, [sampler], [1]).tokens.item() for _ in range(2)]
         assert tokens == expected
 

@@ -18,8 +18,8 @@ from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import EngineLimits
 from raylens.engine.metrics import EngineMetrics
 from raylens.engine.model import ModelOutput, PictureInput, Prompt
-from raylens.engine.scheduler import JOB_PATIENCE_S
-from raylens.engine.sequence import Sequence, State, make_sequences
+from raylens.engine.scheduler import JOB_RANK_DELAY_S
+from raylens.engine.sequence import GenerationSequence, SequenceState, make_sequences
 from raylens.engine.structured import GrammarCompiler
 from raylens.engine.transfer import Download
 from tests.unit.raylens.engine.fakes import (
@@ -40,15 +40,15 @@ NEVER = frozenset({300})
 MakeEngine = Callable[..., Engine]
 MODES: dict[str, dict[str, Any]] = {
     "one by one": {},
-    "together with look-ahead": {"look_ahead": True, "prefill_batch": 8},
-    "late first tokens": {"look_ahead": True, "prefill_batch": 8},
+    "async scheduling": {"async_scheduling": True, "max_prefill_batch_size": 8},
+    "late first tokens": {"async_scheduling": True, "max_prefill_batch_size": 8},
 }
 
 
 class LateDownload(Download):
-    """A download that arrives only when it is waited for."""
+    """A download that is complete only after ``wait``."""
 
-    ready = False
+    is_ready = False
 
 
 @pytest.fixture(params=MODES)
@@ -76,7 +76,7 @@ def submit(
     deadline: float = LATER,
     pictures: dict[int, bytes] | None = None,
     **sampling,
-) -> list[Sequence]:
+) -> list[GenerationSequence]:
     """Add the sequences of a request. ``pictures``: data by index of the first image token."""
     pictures = pictures or {}
     inputs = tuple(
@@ -98,9 +98,9 @@ def run(engine: Engine) -> list[StepOutput]:
     return outputs
 
 
-def texts(outputs: list[StepOutput]) -> dict[Sequence, str]:
+def texts(outputs: list[StepOutput]) -> dict[GenerationSequence, str]:
     """Return the text of each sequence. An error is the name of its class, in brackets."""
-    joined: dict[Sequence, str] = defaultdict(str)
+    joined: dict[GenerationSequence, str] = defaultdict(str)
     for output in outputs:
         error = f"<{type(output.error).__name__}>"
         joined[output.sequence] += output.delta.text if output.delta else error
@@ -175,7 +175,7 @@ def test_a_job_that_has_waited_long_enough_precedes_new_requests(make_engine: Ma
     engine = make_engine(1)
     job, new = (submit(engine, [letter], max_tokens=2)[0] for letter in (100, 101))
     job.priority = Priority.JOB
-    job.arrived_at -= JOB_PATIENCE_S + 1
+    job.arrived_at -= JOB_RANK_DELAY_S + 1
     order = list(dict.fromkeys(output.sequence for output in run(engine)))
     assert order == [job, new]
 
@@ -183,14 +183,14 @@ def test_a_job_that_has_waited_long_enough_precedes_new_requests(make_engine: Ma
 def test_running_sequences_decode_between_the_slices_of_a_new_one(make_engine: MakeEngine) -> None:
     model = FakeModel(max_length=512)
     model.eos_ids = NEVER
-    engine = make_engine(2, model, max_prefill_slice_s=0.0, prefill_tokens=16)
+    engine = make_engine(2, model, max_prefill_slice_s=0.0, max_prefill_tokens=16)
     first = submit(engine, [99], max_tokens=100)[0]
     while not first.output_ids:
         engine.step()
     pictures = {10 * n: bytes([n + 65] * 5) for n in range(6)}
     new = submit(engine, [0] * 64, pictures=pictures, max_tokens=3)[0]
     steps = 0
-    while new.state is not State.FINISHED:
+    while new.state is not SequenceState.FINISHED:
         before = len(first.output_ids)
         engine.step()
         steps += 1
@@ -206,7 +206,9 @@ def test_few_sequences_wait_for_two_slices_and_many_for_one(
 ) -> None:
     model = FakeModel(max_length=512)
     model.eos_ids = NEVER
-    engine = make_engine(8, model, max_prefill_slice_s=0.0, prefill_tokens=16, look_ahead=False)
+    engine = make_engine(
+        8, model, max_prefill_slice_s=0.0, max_prefill_tokens=16, async_scheduling=False
+    )
     submit(engine, [99], max_tokens=100, n=running)
     while len(engine.scheduler.running) < running:
         engine.step()
@@ -219,7 +221,8 @@ def test_few_sequences_wait_for_two_slices_and_many_for_one(
 def test_waiting_prompts_that_fit_in_one_chunk_are_prefilled_together() -> None:
     model = FakeModel()
     engine = Engine(
-        model, EngineLimits(8, prefill_batch=3, prefill_tokens=20, max_prefill_slice_s=60.0)
+        model,
+        EngineLimits(8, max_prefill_batch_size=3, max_prefill_tokens=20, max_prefill_slice_s=60.0),
     )
     lengths = (30, 10, 8, 4, 2, 2, 2, 2)
     submitted = [
@@ -233,16 +236,19 @@ def test_waiting_prompts_that_fit_in_one_chunk_are_prefilled_together() -> None:
 
 def test_answers_to_one_prompt_are_not_prefilled_together() -> None:
     model = FakeModel()
-    engine = Engine(model, EngineLimits(8, prefill_batch=8, prefill_tokens=200, look_ahead=True))
+    engine = Engine(
+        model,
+        EngineLimits(8, max_prefill_batch_size=8, max_prefill_tokens=200, async_scheduling=True),
+    )
     submit(engine, list(range(97, 117)), n=3, max_tokens=8)
     run(engine)
     assert model.prefilled_tokens == 20 + 1 + 1
 
 
-def test_look_ahead_launches_a_step_before_it_processes_the_previous_tokens() -> None:
+def test_async_scheduling_launches_a_step_before_it_processes_the_previous_tokens() -> None:
     model = FakeModel()
     model.eos_ids = NEVER
-    engine = Engine(model, EngineLimits(4, look_ahead=True))
+    engine = Engine(model, EngineLimits(4, async_scheduling=True))
     (sequence,) = submit(engine, [99], max_tokens=6)
     progress = []
     while engine.has_work:
@@ -256,7 +262,7 @@ def test_decoded_tokens_do_not_wait_for_a_prefill_that_was_launched_after_them(
 ) -> None:
     model = FakeModel()
     model.eos_ids = NEVER
-    engine = Engine(model, EngineLimits(4, look_ahead=True))
+    engine = Engine(model, EngineLimits(4, async_scheduling=True))
     (first,) = submit(engine, [99], max_tokens=20)
     for _ in range(4):
         engine.step()
@@ -273,23 +279,23 @@ def test_decoded_tokens_do_not_wait_for_a_prefill_that_was_launched_after_them(
 
 
 class StepMetrics(EngineMetrics):
-    """Records the rows of each step."""
+    """Records the batch size of each step."""
 
     def __init__(self) -> None:
-        self.rows: list[int] = []
+        self.batch_sizes: list[int] = []
 
-    def record_step(self, batch: int, seconds: float | None) -> None:
-        self.rows.append(batch)
+    def record_step(self, batch_size: int, seconds: float | None) -> None:
+        self.batch_sizes.append(batch_size)
 
 
-def test_an_unnecessary_step_is_not_measured_and_leaves_nothing_pending() -> None:
-    """With look-ahead, an answer that ends with EOS is decoded once more than necessary."""
+def test_a_wasted_row_is_not_measured_and_leaves_nothing_pending() -> None:
+    """With async scheduling, an answer that ends with EOS costs one wasted row in a step."""
     metrics = StepMetrics()
-    engine = Engine(FakeModel(), EngineLimits(4, look_ahead=True), metrics)
+    engine = Engine(FakeModel(), EngineLimits(4, async_scheduling=True), metrics)
     submitted = [submit(engine, [letter], max_tokens=40)[0] for letter in (100, 107, 122)]
     run(engine)
     assert all(sequence.output_ids[-1] == EOS for sequence in submitted)
-    assert sum(metrics.rows) == sum(len(sequence.output_ids) - 1 for sequence in submitted)
+    assert sum(metrics.batch_sizes) == sum(len(sequence.output_ids) - 1 for sequence in submitted)
     assert engine._pending == []
 
 
@@ -298,9 +304,9 @@ def test_random_arrivals_and_aborts_change_no_answer(make_engine: MakeEngine, sm
     rng = random.Random(7)
     limits = {"kv_bytes": 6 * 128 * 8, "prefix_bytes": 400, "feature_bytes": 30} if small else {}
     engine = make_engine(
-        6, FakeModel(max_length=512), max_prefill_slice_s=0.0, prefill_tokens=16, **limits
+        6, FakeModel(max_length=512), max_prefill_slice_s=0.0, max_prefill_tokens=16, **limits
     )
-    submitted: dict[Sequence, tuple[list[int], int]] = {}
+    submitted: dict[GenerationSequence, tuple[list[int], int]] = {}
     """The arguments of ``answer`` for each sequence."""
     outputs = []
     shared = [rng.randrange(97, 120) for _ in range(40)]
@@ -350,7 +356,7 @@ def test_a_sequence_waits_for_room_in_the_cache(make_engine: MakeEngine) -> None
 def test_a_request_that_can_never_fit_is_refused_with_the_numbers(make_engine: MakeEngine) -> None:
     engine = make_engine(8, FakeModel(max_length=10_000), kv_bytes=4096)
     with pytest.raises(
-        InvalidRequest, match=r"300 tokens of the prompt.* and 300 of the answer.* 0\.0 MiB"
+        InvalidRequest, match=r"300 prompt tokens .* and 300 answer tokens .* 0\.0 MiB"
     ) as caught:
         engine.check_fit(Prompt((97,) * 300), 300)
     assert (caught.value.limit, caught.value.actual) == (4096, 8 * 1024)
@@ -475,14 +481,14 @@ def test_every_answer_is_measured_until_its_end() -> None:
         def __init__(self) -> None:
             self.first_tokens = 0
             self.reasons: list[str] = []
-            self.rows: list[int] = []
+            self.batch_sizes: list[int] = []
 
         def record_first_token(self, seconds: float) -> None:
             assert seconds >= 0
             self.first_tokens += 1
 
-        def record_step(self, batch: int, seconds: float | None) -> None:
-            self.rows.append(batch)
+        def record_step(self, batch_size: int, seconds: float | None) -> None:
+            self.batch_sizes.append(batch_size)
 
         def record_end(self, reason: str, usage: Usage, index: int) -> None:
             self.reasons.append(reason)
@@ -500,7 +506,7 @@ def test_every_answer_is_measured_until_its_end() -> None:
     run(engine)
     assert sorted(metrics.reasons) == ["abort", "deadline", "error", "length", "length"]
     assert metrics.first_tokens == 3
-    assert max(metrics.rows) == 3
+    assert max(metrics.batch_sizes) == 3
 
 
 def test_a_request_that_breaks_prefill_fails_alone(make_engine: MakeEngine) -> None:
@@ -565,28 +571,28 @@ def test_the_row_of_a_failed_sequence_is_zeroed(make_engine: MakeEngine) -> None
     submit(engine, [GIVES_NAN, 100, 101])
     run(engine)
     assert engine.cache.reserve("next", 10)  # type: ignore[arg-type]
-    assert not any(layer.any() for layer in engine.cache.row("next").layers)  # type: ignore[arg-type]
+    assert not any(layer.any() for layer in engine.cache.row_of("next").layer_kv)  # type: ignore[arg-type]
 
 
 def test_the_row_of_a_sequence_aborted_in_prefill_is_zeroed(make_engine: MakeEngine) -> None:
-    engine = make_engine(4, max_prefill_slice_s=0.0, prefill_tokens=16)
+    engine = make_engine(4, max_prefill_slice_s=0.0, max_prefill_tokens=16)
     prefilling = submit(engine, list(range(1, 100)))[0]
     engine.step()
-    assert any(layer.any() for layer in engine.cache.row(prefilling).layers)
+    assert any(layer.any() for layer in engine.cache.row_of(prefilling).layer_kv)
     prefilling.aborted = True
     engine.step()
     assert engine.cache.reserve("next", 99)  # type: ignore[arg-type]
-    assert not any(layer.any() for layer in engine.cache.row("next").layers)  # type: ignore[arg-type]
+    assert not any(layer.any() for layer in engine.cache.row_of("next").layer_kv)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_without_memory_for_a_row_the_caches_are_cleared_and_then_the_request_fails(
+def test_without_memory_for_a_row_the_caches_are_emptied_and_then_the_request_fails(
     make_engine: MakeEngine, failures: int
 ) -> None:
-    class OutOfMemoryCache(KVCache[Sequence]):
+    class OutOfMemoryCache(KVCache[GenerationSequence]):
         remaining_failures = failures
 
-        def reserve(self, owner: Sequence, tokens: int) -> bool:
+        def reserve(self, owner: GenerationSequence, tokens: int) -> bool:
             if owner.prompt.token_ids[0] == 105 and self.remaining_failures:
                 self.remaining_failures -= 1
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory")

@@ -10,7 +10,7 @@ from raylens.engine.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache
 
 
 def keys_values(tokens: int) -> torch.Tensor:
-    """Return (1, 2, 1, tokens, 1): 8 bytes a token."""
+    """Return (1, 2, 1, tokens, 1): 8 bytes per token."""
     return torch.arange(tokens).float().expand(1, 2, 1, tokens)[..., None].contiguous()
 
 
@@ -104,6 +104,16 @@ def test_a_prompt_that_adds_little_to_a_cached_one_is_not_worth_storing() -> Non
     cache.store(prompt(*range(400)), keys_values(400))
     assert not cache.should_store(prompt(*range(400), *range(1000, 1049)), 8)
     assert cache.should_store(prompt(*range(400), *range(1000, 1060)), 8)
+
+
+def test_a_prompt_larger_than_the_budget_does_not_hide_a_cached_one() -> None:
+    cache = PrefixCache(200)
+    cache.store(prompt(*range(40)), keys_values(40))
+    cache.store(prompt(*range(20)), keys_values(20))
+    prefix = cache.find(prompt(*range(45)))
+    assert prefix is not None
+    assert prefix.shape[3] == 20
+    assert cache.bytes == 160
 
 
 def test_an_evicted_prompt_is_not_found() -> None:

@@ -26,14 +26,14 @@ from raylens.core.types import (
     Usage,
     VisionRequest,
 )
-from raylens.jobs.blobs import Blobs
+from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Webhook, new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
 from raylens.jobs.store import JobStore
-from raylens.jobs.webhook_dispatcher import Sender
+from raylens.jobs.webhook_dispatcher import WebhookClient
 
 APP = AppConfig.model_validate({"models": [{"name": "moondream", "family": "moondream"}]})
 URL = "https://hooks.example.com/raylens"
@@ -45,7 +45,7 @@ def _answer_two_circles(request: VisionRequest, pictures: Sequence[PictureFile])
 
 @dataclass
 class FakeService(VisionService):
-    """A graph that answers each request with ``answer``, after ``seconds``.
+    """A vision service that answers each request with ``answer``, after ``seconds``.
 
     It first raises each of ``errors``, one a request.
     """
@@ -89,7 +89,7 @@ class FakeService(VisionService):
 
 
 @dataclass
-class FakeSender(Sender):
+class FakeWebhookClient(WebhookClient):
     """Answers with each of ``statuses``, and then with 204."""
 
     statuses: list[int | Exception] = field(default_factory=list)
@@ -118,9 +118,9 @@ class QueueParts:
     """The parts of a queue. Tests inspect them, and share them between queues."""
 
     store: JobStore
-    blobs: Blobs
+    blobs: BlobStorage
     service: FakeService
-    sender: FakeSender
+    webhook_client: FakeWebhookClient
 
     def make_queue(self, secrets: Sequence[str] = (), **settings: Any) -> JobQueue:
         return JobQueue(
@@ -128,7 +128,7 @@ class QueueParts:
             self.blobs,
             load_job_types(),
             InferenceClient(self.service, APP),
-            self.sender,
+            self.webhook_client,
             secrets,
             jobs_config(**settings),
         )
@@ -136,7 +136,9 @@ class QueueParts:
 
 @pytest.fixture
 def parts() -> QueueParts:
-    return QueueParts(MemoryStore(), Blobs(f"memory://{new_id()}"), FakeService(), FakeSender())
+    return QueueParts(
+        MemoryStore(), BlobStorage(f"memory://{new_id()}"), FakeService(), FakeWebhookClient()
+    )
 
 
 @asynccontextmanager

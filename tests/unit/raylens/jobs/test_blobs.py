@@ -4,17 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from raylens.jobs.blobs import BlobMissing, Blobs, compute_digest, is_reference, make_reference
+from raylens.jobs.blobs import (
+    BlobMissing,
+    BlobStorage,
+    compute_digest,
+    is_reference,
+    make_reference,
+)
 
 
 @pytest.fixture(params=["folder", "memory"])
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStorage:
     if request.param == "folder":
-        return Blobs(str(tmp_path / "blobs"))
-    return Blobs(f"memory://{tmp_path.name}")
+        return BlobStorage(str(tmp_path / "blobs"))
+    return BlobStorage(f"memory://{tmp_path.name}")
 
 
-def test_a_blob_can_be_read_until_it_is_removed(blobs: Blobs) -> None:
+def test_a_blob_can_be_read_until_it_is_removed(blobs: BlobStorage) -> None:
     data = b"a picture"
     digest = compute_digest(data)
     blobs.put(digest, data)
@@ -27,7 +33,7 @@ def test_a_blob_can_be_read_until_it_is_removed(blobs: Blobs) -> None:
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
-    blobs = Blobs(str(tmp_path))
+    blobs = BlobStorage(str(tmp_path))
     digest = compute_digest(b"x")
     with pytest.raises(TypeError):
         blobs.put(digest, "not bytes")  # type: ignore[arg-type]

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylens.jobs.intervals import Evidence, Interval, intervals
+from raylens.jobs.intervals import Interval, Verdict, find_intervals
 
-EVIDENCE = {"y": True, "n": False, "?": None}
+VERDICTS = {"y": True, "n": False, "?": None}
 
 
-def parse(text: str) -> list[Evidence]:
-    return [EVIDENCE[letter] for letter in text]
+def parse(text: str) -> list[Verdict]:
+    return [VERDICTS[letter] for letter in text]
 
 
 def one_per_second(count: int) -> list[float]:
@@ -23,7 +23,7 @@ def one_per_second(count: int) -> list[float]:
 
 def find_spans(text: str, enter: int = 2, leave: int = 2) -> list[tuple[float, float]]:
     """Return the intervals of frames at 0, 1, 2 … seconds."""
-    result = intervals(one_per_second(len(text)), parse(text), enter, leave)
+    result = find_intervals(one_per_second(len(text)), parse(text), enter, leave)
     return [(interval.start, interval.end) for interval in result]
 
 
@@ -69,7 +69,7 @@ def test_a_single_wrong_frame_neither_begins_nor_ends_an_interval(text, spans) -
         ("??yy", [(1.5, 3)]),
     ],
 )
-def test_an_unclear_frame_belongs_to_the_span_before_it(text, spans) -> None:
+def test_an_unclear_frame_belongs_with_the_frame_before_it(text, spans) -> None:
     assert find_spans(text) == spans
 
 
@@ -86,12 +86,12 @@ def test_in_a_sequence_shorter_than_enter_all_frames_suffice() -> None:
 
 
 def test_times_need_not_be_evenly_spaced() -> None:
-    result = intervals([0.0, 10.0, 11.0, 13.0, 20.0], parse("nyynn"))
+    result = find_intervals([0.0, 10.0, 11.0, 13.0, 20.0], parse("nyynn"))
     assert result == [Interval(5.0, 12.0)]
 
 
 _RUN_LENGTHS = st.lists(st.integers(2, 9), min_size=1, max_size=12)
-_ANY_EVIDENCE = st.lists(st.sampled_from([True, False, None]), max_size=60)
+_ANY_VERDICTS = st.lists(st.sampled_from([True, False, None]), max_size=60)
 
 
 @given(_RUN_LENGTHS, st.booleans())
@@ -108,23 +108,23 @@ def test_runs_without_errors_are_the_intervals(lengths, begins_with_yes) -> None
     assert find_spans(text) == expected
 
 
-@given(_ANY_EVIDENCE, st.integers(1, 5), st.integers(1, 5))
-def test_intervals_are_ordered_disjoint_and_within_the_sequence(evidence, enter, leave) -> None:
-    result = intervals(one_per_second(len(evidence)), evidence, enter, leave)
+@given(_ANY_VERDICTS, st.integers(1, 5), st.integers(1, 5))
+def test_intervals_are_ordered_disjoint_and_within_the_sequence(verdicts, enter, leave) -> None:
+    result = find_intervals(one_per_second(len(verdicts)), verdicts, enter, leave)
     bounds = [bound for interval in result for bound in (interval.start, interval.end)]
     assert bounds == sorted(bounds)
     assert all(before.end < after.start for before, after in pairwise(result))
-    assert all(0 <= bound <= len(evidence) - 1 for bound in bounds)
+    assert all(0 <= bound <= len(verdicts) - 1 for bound in bounds)
 
 
-@given(_ANY_EVIDENCE, st.integers(1, 5))
+@given(_ANY_VERDICTS, st.integers(1, 5))
 def test_an_activity_never_shown_has_no_interval_and_one_always_shown_has_one(
-    evidence, enter
+    verdicts, enter
 ) -> None:
-    times = one_per_second(len(evidence))
-    never = [False if is_active else is_active for is_active in evidence]
-    assert intervals(times, never, enter) == []
-    always = intervals(times, [True] * len(evidence), enter)
+    times = one_per_second(len(verdicts))
+    never = [False if verdict else verdict for verdict in verdicts]
+    assert find_intervals(times, never, enter) == []
+    always = find_intervals(times, [True] * len(verdicts), enter)
     assert always == ([Interval(0.0, times[-1])] if times else [])
 
 

@@ -24,7 +24,7 @@ from raylens.core.types import (
     VisionRequest,
 )
 from raylens.jobs.inference import InferenceClient
-from raylens.jobs.llm import GraphLanguageModel, make_llm
+from raylens.jobs.llm import ServedLanguageModel, make_llm
 
 MODELS = [
     {"name": "moondream", "family": "moondream"},
@@ -59,9 +59,9 @@ class FakeService(VisionService):
         raise NotImplementedError
 
 
-def llm_over(service: FakeService) -> GraphLanguageModel:
+def llm_over(service: FakeService) -> ServedLanguageModel:
     config = AppConfig.model_validate({"models": MODELS})
-    return GraphLanguageModel(InferenceClient(service, config), "llama3:latest")
+    return ServedLanguageModel(InferenceClient(service, config), "llama3:latest")
 
 
 async def test_it_is_asked_in_a_greedy_chat_at_a_job_s_priority() -> None:
@@ -89,7 +89,7 @@ async def test_the_job_s_id_is_the_request_s() -> None:
     assert second.id not in ("-", "job-7")
 
 
-async def test_an_error_of_the_graph_is_the_job_s_to_handle() -> None:
+async def test_an_error_of_the_vision_service_is_the_job_s_to_handle() -> None:
     with pytest.raises(Overloaded):
         await llm_over(FakeService(Overloaded("busy"))).complete("?", time.time() + 60)
 
@@ -97,4 +97,4 @@ async def test_an_error_of_the_graph_is_the_job_s_to_handle() -> None:
 def test_there_is_none_unless_one_is_configured() -> None:
     inference = InferenceClient(FakeService(), AppConfig.model_validate({"models": MODELS}))
     assert make_llm(None, inference) is None
-    assert isinstance(make_llm("moondream", inference), GraphLanguageModel)
+    assert isinstance(make_llm("moondream", inference), ServedLanguageModel)

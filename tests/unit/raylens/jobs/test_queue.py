@@ -15,12 +15,12 @@ from raylens.core.errors import Conflict, InvalidRequest, Overloaded, QueueFull,
 from raylens.jobs.blobs import compute_digest, make_reference
 from raylens.jobs.job import DeliveryState, Job, JobState, Progress, Webhook
 from raylens.jobs.memory import MemoryStore
-from raylens.jobs.store import Apply, Change
-from raylens.jobs.transitions import Transition
+from raylens.jobs.store import Change, UpdateJob
+from raylens.jobs.transitions import JobUpdate
 from raylens.net.address import AddressRefused
 from tests.unit.raylens.jobs.conftest import (
     URL,
-    FakeSender,
+    FakeWebhookClient,
     QueueParts,
     make_job,
     make_job_with_webhook,
@@ -223,7 +223,7 @@ class TestCanceling:
         async with serving(queue):
             ended = await wait_until_ended(queue, (await queue.submit(make_job(), {})).id)
             for method in (queue.cancel, queue.requeue):
-                with pytest.raises(Conflict, match="the job is succeeded"):
+                with pytest.raises(Conflict, match="a succeeded job can't become"):
                     await method(ended.id)
 
     async def test_a_canceled_job_runs_after_a_retry(self, parts: QueueParts) -> None:
@@ -246,9 +246,9 @@ class FlakyStore(MemoryStore):
         if method in self.failing:
             raise OSError("the database has gone")
 
-    async def claim(self, count: int, now: float, apply: Apply) -> list[Job]:
+    async def claim(self, count: int, now: float, update: UpdateJob) -> list[Job]:
         self._check("claim")
-        return await super().claim(count, now, apply)
+        return await super().claim(count, now, update)
 
     async def change(self, changes: Sequence[Change]) -> Any:
         self._check("change")
@@ -360,7 +360,7 @@ class TestFaults:
         async with serving(queue):
             job = await queue.submit(make_job(), {})
             await wait_until(lambda: parts.service.running)
-            with pytest.raises(Conflict, match="the job is running, and has not ended"):
+            with pytest.raises(Conflict, match="the job is still running"):
                 await queue.requeue(job.id)
             running = await queue.get(job.id)
             assert (running.state, running.max_attempts) == (JobState.RUNNING, 3)
@@ -379,8 +379,8 @@ class TestFaults:
         class SlowStore(MemoryStore):
             is_slow = True
 
-            async def claim(self, count: int, now: float, apply: Apply) -> list[Job]:
-                claimed = await super().claim(count, now, apply)
+            async def claim(self, count: int, now: float, update: UpdateJob) -> list[Job]:
+                claimed = await super().claim(count, now, update)
                 if claimed and self.is_slow:
                     self.is_slow = False
                     await asyncio.sleep(0.7)
@@ -392,6 +392,26 @@ class TestFaults:
             ended = await wait_until_ended(queue, (await queue.submit(make_job(), {})).id)
         assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 2)
         assert len(parts.service.requests) == 1
+
+    async def test_an_attempt_that_starts_after_the_deadline_took_longer_than_0_s(
+        self, parts: QueueParts
+    ) -> None:
+        class SlowStore(MemoryStore):
+            async def claim(self, count: int, now: float, update: UpdateJob) -> list[Job]:
+                claimed = await super().claim(count, now, update)
+                if claimed:
+                    await asyncio.sleep(1.0)
+                return claimed
+
+        parts.store = SlowStore()
+        parts.service.seconds = 5
+        queue = parts.make_queue(lease_s=10)
+        job = await queue.submit(make_job(deadline=time.time() + 0.2), {})
+        async with serving(queue):
+            ended = await wait_until_ended(queue, job.id)
+        assert (ended.state, ended.attempts) == (JobState.FAILED, 1)
+        assert ended.problem is not None
+        assert ended.problem.message == "the attempt took longer than 0 s"
 
     async def test_an_io_error_is_retried(self, parts: QueueParts) -> None:
         parts.service.errors = [OSError("I/O error")]
@@ -428,9 +448,9 @@ class TestFaults:
         assert stored.deadline - stored.created_at == pytest.approx(50)
         assert stored.created_at - stored.rank == pytest.approx(60)
 
-    async def test_a_result_under_an_old_fence_is_discarded(self, parts: QueueParts) -> None:
-        def claim_again(stored: Job) -> Transition:
-            return Transition(replace(stored, fence=stored.fence + 1))
+    async def test_a_result_with_an_old_fence_is_discarded(self, parts: QueueParts) -> None:
+        def claim_again(stored: Job) -> JobUpdate:
+            return JobUpdate(replace(stored, fence=stored.fence + 1))
 
         parts.service.seconds = 0.2
         queue = parts.make_queue()
@@ -457,7 +477,7 @@ class TestWatching:
                 states.append(job.state)
         assert states == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
 
-    async def test_a_watch_ends_at_its_time_out(self, parts: QueueParts) -> None:
+    async def test_a_watch_ends_at_its_timeout(self, parts: QueueParts) -> None:
         queue = parts.make_queue()
         job = await queue.submit(make_job(), {})
         assert await queue.watch(job.id, job, 0.02) == job
@@ -552,10 +572,10 @@ class TestWebhooks:
         queue = parts.make_queue()
         async with serving(queue):
             job = await queue.submit(make_job_with_webhook(), {})
-            await wait_until(lambda: parts.sender.sent)
+            await wait_until(lambda: parts.webhook_client.sent)
             await asyncio.sleep(0.05)
             (delivery,) = await queue.deliveries(job.id)
-        ((url, content, headers),) = parts.sender.sent
+        ((url, content, headers),) = parts.webhook_client.sent
         assert url == URL
         body = json.loads(content)
         assert body["type"] == "job.succeeded"
@@ -573,27 +593,27 @@ class TestWebhooks:
             job = await queue.submit(make_job_with_webhook(), {})
             await wait_until(lambda: parts.service.running)
             await queue.cancel(job.id)
-            await wait_until(lambda: len(parts.sender.sent) == 2)
-        events = {json.loads(content)["type"] for _, content, _ in parts.sender.sent}
+            await wait_until(lambda: len(parts.webhook_client.sent) == 2)
+        events = {json.loads(content)["type"] for _, content, _ in parts.webhook_client.sent}
         assert events == {"job.started", "job.canceled"}
 
     async def test_a_failed_delivery_is_retried_after_the_longer_of_schedule_and_retry_after(
         self, parts: QueueParts
     ) -> None:
-        parts.sender = FakeSender([503, 204], {"retry-after": "1"})
+        parts.webhook_client = FakeWebhookClient([503, 204], {"retry-after": "1"})
         queue = parts.make_queue()
         async with serving(queue):
             job = await queue.submit(make_job_with_webhook(), {})
-            await wait_until(lambda: len(parts.sender.sent) == 1)
+            await wait_until(lambda: len(parts.webhook_client.sent) == 1)
             await asyncio.sleep(0.05)
             (pending,) = await queue.deliveries(job.id)
             assert pending.state is DeliveryState.PENDING
             assert (pending.status, pending.problem) == (503, "the endpoint answered 503")
             assert pending.next_at - time.time() > 4  # the schedule begins with 5 s
             await queue.redeliver(job.id, 1)
-            await wait_until(lambda: len(parts.sender.sent) == 2)
-        ids = {headers["webhook-id"] for _, _, headers in parts.sender.sent}
-        contents = {content for _, content, _ in parts.sender.sent}
+            await wait_until(lambda: len(parts.webhook_client.sent) == 2)
+        ids = {headers["webhook-id"] for _, _, headers in parts.webhook_client.sent}
+        contents = {content for _, content, _ in parts.webhook_client.sent}
         assert len(ids) == len(contents) == 1
 
     @pytest.mark.parametrize(
@@ -613,11 +633,11 @@ class TestWebhooks:
     async def test_the_result_of_an_attempt_is_stored(
         self, parts: QueueParts, status: int | Exception, state: DeliveryState, problem: str
     ) -> None:
-        parts.sender = FakeSender([status])
+        parts.webhook_client = FakeWebhookClient([status])
         queue = parts.make_queue()
         async with serving(queue):
             job = await queue.submit(make_job_with_webhook(), {})
-            await wait_until(lambda: parts.sender.sent)
+            await wait_until(lambda: parts.webhook_client.sent)
             await asyncio.sleep(0.05)
             (delivery,) = await queue.deliveries(job.id)
         assert delivery.state is state
@@ -627,7 +647,7 @@ class TestWebhooks:
     async def test_a_dead_receiver_delays_neither_jobs_nor_other_webhooks(
         self, parts: QueueParts
     ) -> None:
-        class HalfDeadSender(FakeSender):
+        class HalfDeadClient(FakeWebhookClient):
             async def post(
                 self, url: str, content: bytes, headers: dict[str, str], field: str
             ) -> httpx.Response:
@@ -635,7 +655,7 @@ class TestWebhooks:
                 await asyncio.sleep(30 if "dead" in url else 0)
                 return httpx.Response(204)
 
-        parts.sender = HalfDeadSender()
+        parts.webhook_client = HalfDeadClient()
         queue = parts.make_queue(webhooks={"max_at_once": 8, "max_per_host": 2})
         dead = Webhook("https://dead.example/")
         alive = Webhook("https://alive.example/")
@@ -644,42 +664,44 @@ class TestWebhooks:
             jobs += [await queue.submit(make_job(webhook=alive), {}) for _ in range(20)]
             for job in jobs:
                 assert (await wait_until_ended(queue, job.id)).state is JobState.SUCCEEDED
-            await wait_until(lambda: sum("alive" in url for url, _, _ in parts.sender.sent) == 20)
-        assert sum("dead" in url for url, _, _ in parts.sender.sent) == 2
+            await wait_until(
+                lambda: sum("alive" in url for url, _, _ in parts.webhook_client.sent) == 20
+            )
+        assert sum("dead" in url for url, _, _ in parts.webhook_client.sent) == 2
 
     async def test_an_interrupted_delivery_is_sent_again_after_a_restart(
         self, parts: QueueParts
     ) -> None:
-        parts.sender = FakeSender(seconds=30)
+        parts.webhook_client = FakeWebhookClient(seconds=30)
         dead_queue = parts.make_queue(webhooks={"timeout_s": 0.2})
         async with serving(dead_queue):
             job = await dead_queue.submit(make_job_with_webhook(), {})
-            await wait_until(lambda: parts.sender.sent)
-        parts.sender = FakeSender()
+            await wait_until(lambda: parts.webhook_client.sent)
+        parts.webhook_client = FakeWebhookClient()
         queue = parts.make_queue()
         async with serving(queue):
-            await wait_until(lambda: parts.sender.sent)
+            await wait_until(lambda: parts.webhook_client.sent)
             await asyncio.sleep(0.05)
             (delivery,) = await queue.deliveries(job.id)
         assert delivery.state is DeliveryState.DELIVERED
 
     async def test_an_unexpected_error_counts_as_an_attempt(self, parts: QueueParts) -> None:
-        parts.sender = FakeSender([ZeroDivisionError("a bug")])
+        parts.webhook_client = FakeWebhookClient([ZeroDivisionError("a bug")])
         queue = parts.make_queue()
         async with serving(queue):
             job = await queue.submit(make_job_with_webhook(), {})
-            await wait_until(lambda: parts.sender.sent)
+            await wait_until(lambda: parts.webhook_client.sent)
             await asyncio.sleep(0.05)
             (delivery,) = await queue.deliveries(job.id)
         assert (delivery.attempts, delivery.problem) == (1, "ZeroDivisionError")
         assert delivery.next_at > time.time() + 4
 
     async def test_a_slow_response_is_a_failed_attempt(self, parts: QueueParts) -> None:
-        parts.sender = FakeSender(seconds=30)
+        parts.webhook_client = FakeWebhookClient(seconds=30)
         queue = parts.make_queue(webhooks={"timeout_s": 0.05})
         async with serving(queue):
             job = await queue.submit(make_job_with_webhook(), {})
-            await wait_until(lambda: parts.sender.sent)
+            await wait_until(lambda: parts.webhook_client.sent)
             await asyncio.sleep(0.2)
             (delivery,) = await queue.deliveries(job.id)
         assert "no answer within 0.05 s" in (delivery.problem or "")
@@ -695,4 +717,4 @@ async def test_old_jobs_and_their_pictures_are_removed(parts: QueueParts) -> Non
             with suppress(UnknownJob):
                 while await queue.get(job.id):
                     await asyncio.sleep(0.01)
-    assert await parts.store.collect_blobs(time.time() + 1, 10, parts.blobs.remove) == 1
+    assert await parts.store.remove_unused_blobs(time.time() + 1, 10, parts.blobs.remove) == 1

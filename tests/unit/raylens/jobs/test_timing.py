@@ -24,7 +24,7 @@ from raylens.core.types import (
     Query,
     VisionRequest,
 )
-from raylens.jobs.blobs import BlobMissing, Blobs
+from raylens.jobs.blobs import BlobMissing, BlobStorage
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Progress
 from raylens.jobs.llm import LanguageModel
@@ -130,7 +130,7 @@ def make_context(
         time.time() + 60,
         config.jobs,
         InferenceClient(service, config),
-        cast(Blobs, FakeBlobs()),
+        cast(BlobStorage, FakeBlobs()),
         llm,
         (reports or Reports()).save,
     )
@@ -161,8 +161,11 @@ async def run_by_name(names: str | Sequence[str], **fields: Any) -> dict[str, An
     return await run(make_input(names, **fields), make_context(FakeService(reply_by_name)))
 
 
-def spans_of(output: dict[str, Any], number: int = 0) -> list[tuple[Any, Any]]:
-    return [(span["start"], span["end"]) for span in output["tasks"][number]["intervals"]]
+def intervals_of(output: dict[str, Any], task_index: int = 0) -> list[tuple[Any, Any]]:
+    return [
+        (interval["start"], interval["end"])
+        for interval in output["tasks"][task_index]["intervals"]
+    ]
 
 
 async def test_a_task_is_timed_from_yes_and_no() -> None:
@@ -184,8 +187,8 @@ async def test_each_frame_is_described_once_and_asked_about_each_task() -> None:
     service = FakeService(lambda name, request: "yes" if "Is it b?" in str(request.task) else "no")
     output = await run(make_input("abc", tasks=["a", "Is it b?"]), make_context(service))
     assert [task["task"] for task in output["tasks"]] == ["a", "Is it b?"]
-    assert spans_of(output, 0) == []
-    assert spans_of(output, 1) == [(0.0, 2.0)]
+    assert intervals_of(output, 0) == []
+    assert intervals_of(output, 1) == [(0.0, 2.0)]
     tasks = [request.task for name, request in service.requests if name == "a"]
     assert [type(task) for task in tasks] == [Caption, Query, Query]
     assert output["summary"] == "a: not seen.\nIs it b?: from 0.0 to 2.0 (2 s)."
@@ -227,10 +230,10 @@ async def test_frames_are_sorted_by_time() -> None:
     job_input.images.reverse()
     output = await run(job_input, make_context(FakeService(reply_by_name)))
     assert [entry["timestamp"] for entry in output["evidence"]] == [0.0, 1.0, 2.0, 3.0]
-    assert spans_of(output) == [(0.5, 3.0)]
+    assert intervals_of(output) == [(0.5, 3.0)]
 
 
-async def test_dates_are_returned_as_dates_in_utc() -> None:
+async def test_date_times_are_returned_in_utc() -> None:
     dated_pictures = [
         ("n", "2026-03-01T12:00:00+02:00"),
         ("y", "2026-03-01T10:00:01Z"),
@@ -285,7 +288,7 @@ async def test_a_frame_that_fails_is_unclear_and_the_others_count() -> None:
     assert bad["error"]["code"] == "unsupported_media"
     assert gone["answers"] == [None]
     assert gone["error"]["field"] == "input.images.3.image"
-    assert spans_of(output) == [(0.0, 3.5)]
+    assert intervals_of(output) == [(0.0, 3.5)]
     assert output["warnings"] == ["2 of 6 frames have an error"]
 
 
@@ -316,7 +319,7 @@ async def test_the_llm_interprets_unclear_frames_and_writes_the_summary() -> Non
     output = await run(make_input("nyuun"), make_context(FakeService(reply_by_name), llm))
     answers = [entry["answers"] for entry in output["evidence"]]
     assert answers == [[False], [True], [True], [True], [False]]
-    assert spans_of(output) == [(0.5, 4.0)]
+    assert intervals_of(output) == [(0.5, 4.0)]
     assert output["summary"] == "A cup!"
     assert len(llm.prompts) == 3
     assert "wash a cup: from 0.5 to 4.0 (3.5 s)." in llm.prompts[-1]
@@ -341,7 +344,7 @@ async def test_the_llms_prompt_is_bounded() -> None:
 async def test_an_llm_that_fails_for_good_is_not_asked_again_and_leaves_a_plain_summary() -> None:
     llm = FakeLanguageModel(lambda _: ModelFailed("no such model"))
     output = await run(make_input("nuyyunnnnu"), make_context(FakeService(reply_by_name), llm))
-    warning = "the language model failed: no such model; the summary doesn't use it"
+    warning = "the language model failed: no such model; the rest of this attempt did without it"
     assert output["warnings"] == [warning]
     assert output["summary"] == "wash a cup: from 1.5 to 4.5 (3 s)."
     assert len(llm.prompts) <= 5
@@ -360,13 +363,13 @@ async def test_a_busy_llm_is_retried_by_the_next_attempt_but_not_after_the_last(
     job = replace(JOB, attempts=5, output=partial)
     output = await run(job_input, make_context(service, busy(), job=job))
     assert service.requests == []
-    assert spans_of(output) == [(0.5, 3.0)]
-    warning = "the language model failed: busy; the summary doesn't use it"
+    assert intervals_of(output) == [(0.5, 3.0)]
+    warning = "the language model failed: busy; the rest of this attempt did without it"
     assert output["warnings"] == [warning]
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("text", "verdict"),
     [
         ("yes", True),
         ("  YES!", True),
@@ -387,11 +390,11 @@ async def test_a_busy_llm_is_retried_by_the_next_attempt_but_not_after_the_last(
         (None, None),
     ],
 )
-def test_the_first_word_of_an_answer_decides(text, answer) -> None:
-    assert parse_yes_or_no(text) is answer
+def test_the_first_word_of_an_answer_decides(text, verdict) -> None:
+    assert parse_yes_or_no(text) is verdict
 
 
-def test_a_question_stays_as_it_is_and_a_description_becomes_one() -> None:
+def test_a_question_stays_as_it_is_and_a_phrase_becomes_one() -> None:
     assert make_question("Is the {cup} clean? ") == "Is the {cup} clean? "
     question = "Task: wash {cups}\nIs somebody doing this task in the picture? Answer yes or no."
     assert make_question("wash {cups}") == question

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from raylens.core.errors import Conflict, InvalidRequest, ModelFailed, Overloaded
-from raylens.jobs.job import TERMINAL, TRANSITIONS, Job, JobState, Problem, new_id
+from raylens.jobs.job import ALLOWED_TRANSITIONS, TERMINAL, Job, JobState, Problem, new_id
 from raylens.jobs.transitions import (
     RetryPolicy,
     cancel,
     fail,
     requeue,
     retry_or_fail,
-    start,
+    start_or_fail,
     succeed,
 )
 
@@ -37,7 +37,9 @@ def make_job(state: JobState = JobState.QUEUED, **fields: Any) -> Job:
 
 
 def test_a_terminal_state_can_only_be_left_by_requeueing() -> None:
-    assert {state: targets for state, targets in TRANSITIONS.items() if state in TERMINAL} == {
+    assert {
+        state: targets for state, targets in ALLOWED_TRANSITIONS.items() if state in TERMINAL
+    } == {
         JobState.SUCCEEDED: frozenset(),
         JobState.FAILED: frozenset({JobState.QUEUED}),
         JobState.CANCELED: frozenset({JobState.QUEUED}),
@@ -48,7 +50,7 @@ def test_a_terminal_state_can_only_be_left_by_requeueing() -> None:
 def test_only_the_listed_transitions_are_possible(state: JobState) -> None:
     before = make_job(state)
     functions = {
-        JobState.RUNNING: lambda: start(before, NOW, "me", NOW + 15),
+        JobState.RUNNING: lambda: start_or_fail(before, NOW, "me", NOW + 15),
         JobState.SUCCEEDED: lambda: succeed(before, {}, NOW),
         JobState.FAILED: lambda: fail(before, Problem("c", "m"), NOW),
         JobState.CANCELED: lambda: cancel(before, NOW),
@@ -56,35 +58,37 @@ def test_only_the_listed_transitions_are_possible(state: JobState) -> None:
     }
     for target, function in functions.items():
         is_retry = state is JobState.RUNNING and target is JobState.QUEUED
-        if target in TRANSITIONS[state] and not is_retry:
+        if target in ALLOWED_TRANSITIONS[state] and not is_retry:
             assert function().state is target
         else:
-            with pytest.raises(Conflict, match=f"the job is {state}"):
+            with pytest.raises(
+                Conflict, match=rf"a {state} job can't become|the job is still {state}"
+            ):
                 function()
 
 
-def test_each_start_counts_an_attempt_and_raises_the_fence() -> None:
-    first = start(make_job(), NOW + 1, "a", NOW + 16)
-    second = start(first, NOW + 20, "b", NOW + 35)
+def test_each_start_counts_an_attempt_and_increments_the_fence() -> None:
+    first = start_or_fail(make_job(), NOW + 1, "a", NOW + 16)
+    second = start_or_fail(first, NOW + 20, "b", NOW + 35)
     assert (first.attempts, first.fence, first.started_at) == (1, 1, NOW + 1)
     assert (second.attempts, second.fence, second.lease_owner) == (2, 2, "b")
     assert second.started_at == NOW + 1
 
 
 def test_a_job_whose_last_attempt_is_lost_fails() -> None:
-    failed = start(make_job(JobState.RUNNING, attempts=3), NOW, "me", NOW + 15)
+    failed = start_or_fail(make_job(JobState.RUNNING, attempts=3), NOW, "me", NOW + 15)
     assert failed.state is JobState.FAILED
     assert failed.problem is not None
     assert failed.problem.code == "attempt_lost"
 
 
 def test_a_job_past_its_deadline_fails_and_does_not_start() -> None:
-    failed = start(make_job(), NOW + 100, "me", NOW + 115)
+    failed = start_or_fail(make_job(), NOW + 100, "me", NOW + 115)
     assert (failed.state, failed.attempts, failed.finished_at) == (JobState.FAILED, 0, NOW + 100)
 
 
 def test_an_overload_is_retried_and_invalid_input_is_not() -> None:
-    running = start(make_job(), NOW, "me", NOW + 15)
+    running = start_or_fail(make_job(), NOW, "me", NOW + 15)
     queued = retry_or_fail(running, Overloaded("full", "model"), POLICY, NOW)
     assert queued.state is JobState.QUEUED
     assert NOW <= queued.run_after <= NOW + 1
@@ -95,14 +99,14 @@ def test_an_overload_is_retried_and_invalid_input_is_not() -> None:
 
 
 def test_the_last_attempt_and_the_deadline_end_the_retries() -> None:
-    last = replace(start(make_job(), NOW, "me", NOW + 15), attempts=3)
+    last = replace(start_or_fail(make_job(), NOW, "me", NOW + 15), attempts=3)
     assert retry_or_fail(last, Overloaded("full"), POLICY, NOW).state is JobState.FAILED
-    running = start(make_job(), NOW, "me", NOW + 15)
+    running = start_or_fail(make_job(), NOW, "me", NOW + 15)
     past_deadline = Overloaded("full", retry_after=200)
     assert retry_or_fail(running, past_deadline, POLICY, NOW).state is JobState.FAILED
 
 
-def test_backoff_doubles_up_to_its_bound_and_honours_retry_after() -> None:
+def test_backoff_doubles_up_to_its_bound_and_honors_retry_after() -> None:
     longest = [
         max(POLICY.delay(attempt, None) for _ in range(400)) for attempt in (1, 2, 3, 8, 100)
     ]
@@ -111,19 +115,19 @@ def test_backoff_doubles_up_to_its_bound_and_honours_retry_after() -> None:
 
 
 def test_a_requeued_job_gets_new_attempts_and_the_rank_of_a_new_job() -> None:
-    last = replace(start(make_job(), NOW, "me", NOW + 15), attempts=3)
+    last = replace(start_or_fail(make_job(), NOW, "me", NOW + 15), attempts=3)
     failed = fail(last, Problem("c", "m"), NOW + 50)
     requeued = requeue(failed, NOW + 200, 3, 500)
     assert (requeued.state, requeued.attempts, requeued.max_attempts) == (JobState.QUEUED, 3, 6)
     assert (requeued.deadline, requeued.rank) == (NOW + 700, NOW + 200)
     assert (requeued.problem, requeued.finished_at) == (None, None)
-    assert start(requeued, NOW + 201, "me", NOW + 216).started_at == NOW + 201
+    assert start_or_fail(requeued, NOW + 201, "me", NOW + 216).started_at == NOW + 201
     failed_again = fail(replace(requeued, priority=2), Problem("c", "m"), NOW + 300)
     assert requeue(failed_again, NOW + 400, 3, 500).rank == NOW + 400 - 120
 
 
-def test_cancelling_invalidates_the_fence_of_the_running_attempt() -> None:
-    running = start(make_job(), NOW, "me", NOW + 15)
+def test_canceling_invalidates_the_fence_of_the_running_attempt() -> None:
+    running = start_or_fail(make_job(), NOW, "me", NOW + 15)
     assert cancel(running, NOW).fence == running.fence + 1
 
 

@@ -18,7 +18,7 @@ from raylens.jobs.webhooks import (
     RETRY_DELAYS_S,
     Outcome,
     check_secret,
-    classify,
+    classify_response,
     make_delivery,
     make_headers,
     next_delay,
@@ -141,7 +141,7 @@ class TestSignatures:
         ],
     )
     def test_an_invalid_secret_is_refused(self, secret: str) -> None:
-        with pytest.raises(ValueError, match="whsec_ and the base64 of 24 to 64"):
+        with pytest.raises(ValueError, match="whsec_ followed by the base64 encoding of 24 to 64"):
             check_secret(secret)
 
 
@@ -158,28 +158,28 @@ class TestResponses:
         ],
     )
     def test_the_status_decides_the_outcome(self, status: int, outcome: Outcome) -> None:
-        assert classify(status, None, NOW).outcome is outcome
+        assert classify_response(status, None, NOW).outcome is outcome
 
     @pytest.mark.parametrize("status", [429, 502, 504])
     def test_an_overloaded_endpoint_pauses_all_deliveries_to_it(self, status: int) -> None:
-        assert classify(status, None, NOW).pause_s == RETRY_DELAYS_S[0]
+        assert classify_response(status, None, NOW).pause_s == RETRY_DELAYS_S[0]
 
-    def test_retry_after_is_honoured_as_seconds_and_as_a_date(self) -> None:
+    def test_retry_after_is_honored_as_seconds_and_as_a_date(self) -> None:
         in_90_s = formatdate(NOW + 90, usegmt=True)
         in_the_past = formatdate(NOW - 90, usegmt=True)
-        assert classify(503, "120", NOW).retry_after_s == 120
-        assert classify(429, in_90_s, NOW).retry_after_s == pytest.approx(90, abs=1)
-        assert classify(503, in_the_past, NOW).retry_after_s == 0
-        assert classify(503, "9" * 9, NOW).retry_after_s == 86_400
-        assert classify(500, "soon", NOW).retry_after_s is None
-        assert classify(500, "-5", NOW).retry_after_s is None
+        assert classify_response(503, "120", NOW).retry_after_s == 120
+        assert classify_response(429, in_90_s, NOW).retry_after_s == pytest.approx(90, abs=1)
+        assert classify_response(503, in_the_past, NOW).retry_after_s == 0
+        assert classify_response(503, "9" * 9, NOW).retry_after_s == 86_400
+        assert classify_response(500, "soon", NOW).retry_after_s is None
+        assert classify_response(500, "-5", NOW).retry_after_s is None
         for malformed in (
             "1 Jan 99999999999999999999 00:00:00 GMT",
             "1 Jan 2030 00:00:00 +99999999999999",
             "\x00",
             "",
         ):
-            assert classify(500, malformed, NOW).retry_after_s is None
+            assert classify_response(500, malformed, NOW).retry_after_s is None
 
     def test_the_schedule_has_ten_attempts_and_jitter(self) -> None:
         for attempt, scheduled in enumerate(RETRY_DELAYS_S, 1):
