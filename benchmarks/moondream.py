@@ -167,7 +167,7 @@ class Bench:
         self.model = build(options, weights)
         self._itemsize = 1 if options.quantize == "int8" else 2
         self._vision, self._text = compute_shapes(
-            options.config, self._itemsize, self.model.kv_shape.bytes_per_token
+            options.config, self._itemsize, self.model.kv_spec.bytes_per_token
         )
         self.machines: list[Machine] = []
         """All measurements of the machine, the newest last."""

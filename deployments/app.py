@@ -30,13 +30,14 @@ it."""
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """Build the graph: Ingress → Preprocessor → one VisionModel for each of ``models``.
+    """Build the graph: Ingress calls the Preprocessor and one VisionModel for each of ``models``.
 
     If jobs are enabled, the job queue is an actor of the ingress deployment.
 
     ``args`` holds the fields of an :class:`AppConfig`; environment variables may add to them (see
-    :mod:`raylens.core.environment`). The ``deployments`` section of a Serve config file sizes each
-    deployment by its name: ``Ingress``, ``Preprocessor``, and the name of each model.
+    :mod:`raylens.core.environment`). The ``deployments`` section of a Serve config file sets
+    the size of each deployment. The names are ``Ingress``, ``Preprocessor``, and the name of each
+    model.
 
     Raises pydantic's ``ValidationError``, which names the invalid fields of ``args``.
     """

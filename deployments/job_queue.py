@@ -80,7 +80,7 @@ class JobQueueActor:
     def _open(self) -> bool:
         """Open the store. Return False if it can't be reached at the moment.
 
-        Raises ``JobsUnusable`` if it can never be opened. Then the deployment fails to start.
+        Raises ``QueueStartupError`` if it can never be opened. Then the deployment fails to start.
         """
         # The constructor blocks the actor's event loop until the store is open, so opening it
         # needs another loop in another thread.

@@ -19,7 +19,7 @@ from raylens.core.config import AppConfig
 from raylens.core.errors import DeadlineExceeded, RaylensError
 from raylens.core.logs import configure_logging, current_request_id
 from raylens.core.recipe import Recipe
-from raylens.core.types import PictureFile, ProcessedPicture, Step
+from raylens.core.types import PictureFile, ProcessedPicture, StepReport
 
 Result = TypeVar("Result")
 
@@ -130,7 +130,7 @@ def _encode_preview(processed: ProcessedImage, recipe: Recipe) -> ProcessedPictu
     started = time.perf_counter()
     geometry = processed.geometry
     jpeg = to_jpeg(processed.pixels, recipe.jpeg_quality, recipe.optimize)
-    encode_step = Step(
+    encode_step = StepReport(
         "encode", f"JPEG, quality {recipe.jpeg_quality}", time.perf_counter() - started
     )
     return ProcessedPicture(
@@ -171,7 +171,7 @@ class PreprocessorMetrics:
             ("step",),
         )
 
-    def observe(self, steps: Sequence[Step]) -> None:
+    def observe(self, steps: Sequence[StepReport]) -> None:
         """Count a processed picture and record the duration of each of its steps."""
         self.pictures.inc(tags={"outcome": "ok"})
         for step in steps:

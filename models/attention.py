@@ -21,7 +21,7 @@ from models.flash import SequenceBounds, flash_attention, has_flash_attention
 from models.operations import attention
 from models.packed import CacheAddresses, PackedChunks, are_whole_prompts
 from models.rope import CosSin, RopeParameters, RotaryEmbedding
-from raylens.engine.model import KVRows, KVShape, PrefillChunk
+from raylens.engine.model import KVRows, KVSpec, PrefillChunk
 
 KV_STEP = 32
 """The number of keys read is a multiple of this, so that matrix products have few shapes."""
@@ -41,7 +41,7 @@ class DecodeBatch:
 class AttentionBackend:
     """Creates the attention of prefill and decode steps for one decoder on one device."""
 
-    def __init__(self, shape: KVShape, num_query_heads: int, rope: RopeParameters) -> None:
+    def __init__(self, shape: KVSpec, num_query_heads: int, rope: RopeParameters) -> None:
         device = torch.device(shape.device)
         self.shape = shape
         self.num_query_heads = num_query_heads
@@ -263,7 +263,7 @@ class CachedPrefill(CacheAttention):
 
     def attend(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
         arena = self._arena_kv[layer]
-        arena[:, self._addresses.row_index, :, self._addresses.positions] = kv
+        arena[:, self._addresses.cache_rows, :, self._addresses.positions] = kv
         keys, values = _tokens_first(arena)
         return self._packed.attend(query, keys, values)
 
@@ -307,7 +307,7 @@ class _KVWriter:
         self.num_rows = batch.num_rows
         self._layer_kv = batch.layer_kv
         self._positions = lengths
-        self._row_index = torch.arange(batch.num_rows, device=lengths.device)
+        self._row_indices = torch.arange(batch.num_rows, device=lengths.device)
 
     def append(self, layer: int, kv: Tensor) -> Tensor:
         """Write keys and values (rows, 2, kv heads, head_dim).
@@ -315,7 +315,7 @@ class _KVWriter:
         Returns all keys and values of the rows, (2, rows, kv heads, capacity, head_dim).
         """
         arena = self._layer_kv[layer]
-        arena[:, self._row_index, :, self._positions] = kv
+        arena[:, self._row_indices, :, self._positions] = kv
         return arena[:, : self.num_rows]
 
 

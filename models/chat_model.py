@@ -44,7 +44,7 @@ class ChatModel(Model):
         self.device = options.device
         self.eos_ids = read_eos_ids(tokenizer, model.generation_config)
         self.max_length = int(model.config.text_config.max_position_embeddings)
-        self.kv_shape = self._decoder.kv_shape
+        self.kv_spec = self._decoder.kv_spec
 
     def prefill(
         self,
@@ -56,9 +56,9 @@ class ChatModel(Model):
 
     @torch.inference_mode()
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], rows_by_arena: Sequence[KVRows]
     ) -> ModelOutput:
-        return self._decoder.decode(token_ids, positions, arena_rows)
+        return self._decoder.decode(token_ids, positions, rows_by_arena)
 
     def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
         """Return no findings, for families whose answers are text only."""

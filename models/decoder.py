@@ -29,7 +29,7 @@ from models.packed import (
     share_an_arena,
 )
 from models.rope import CosSin, RopeParameters
-from raylens.engine.model import KVRows, KVShape, ModelOutput, PrefillChunk
+from raylens.engine.model import KVRows, KVSpec, ModelOutput, PrefillChunk
 from raylens.engine.transfer import upload
 
 DecoderLayer = Callable[[Tensor, int, CacheAttention], Tensor]
@@ -37,8 +37,8 @@ DecoderLayer = Callable[[Tensor, int, CacheAttention], Tensor]
 states."""
 
 _GRAPH_KV_LEN_BUCKETS = 8
-"""Without flash attention, the KV length is rounded up to one of at most this many sizes per
-cache row, with one CUDA graph each."""
+"""Without flash attention, a decode graph has a fixed KV length. Each arena's KV length is rounded
+up to one of at most this many lengths, which limits the number of graphs."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class DecoderSpec:
     head: Linear
     rope: RopeParameters
     num_query_heads: int
-    kv_shape: KVShape
+    kv_spec: KVSpec
 
 
 class Decoder:
     """Runs prefill and decode steps. Not thread-safe."""
 
     def __init__(self, spec: DecoderSpec, graphs: ModelGraphs | None = None) -> None:
-        self.kv_shape = spec.kv_shape
+        self.kv_spec = spec.kv_spec
         self._spec = spec
         self._graphs = graphs or ModelGraphs()
-        self._attention = AttentionBackend(spec.kv_shape, spec.num_query_heads, spec.rope)
+        self._attention = AttentionBackend(spec.kv_spec, spec.num_query_heads, spec.rope)
 
     def prefill(
         self,
@@ -79,11 +79,11 @@ class Decoder:
             hidden_states = self._embed_chunks(chunks)
             cos_sin = self._cos_sin(np.concatenate([chunk.positions for chunk in chunks], 1))
             ends = accumulate(len(chunk.token_ids) for chunk in chunks)
-            last_tokens = self._upload([end - 1 for end in ends])
+            last_token_indices = self._upload([end - 1 for end in ends])
             fits_in_slice = len(hidden_states) <= max_slice_tokens
             if fits_in_slice and self._can_use_prefill_graph(chunks, get_rows()):
                 hidden_states = self._run_prefill_graph(chunks, get_rows(), hidden_states, cos_sin)
-                return self._output(hidden_states[last_tokens])
+                return self._output(hidden_states[last_token_indices])
             attention = self._attention.prefill(chunks, cos_sin)
         num_layers = len(self._spec.layers)
         layers_per_slice = max(1, max_slice_tokens * num_layers // len(hidden_states))
@@ -95,16 +95,18 @@ class Decoder:
                 layer_range = range(first, min(first + layers_per_slice, num_layers))
                 hidden_states = self._run_layers(layer_range, hidden_states, attention)
         with torch.inference_mode():
-            return self._output(hidden_states[last_tokens])
+            return self._output(hidden_states[last_token_indices])
 
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], rows_by_arena: Sequence[KVRows]
     ) -> ModelOutput:
         """See :meth:`raylens.engine.model.Model.decode`."""
-        lengths = [length for kv_rows in arena_rows for length in kv_rows.lengths]
+        lengths = [length for kv_rows in rows_by_arena for length in kv_rows.lengths]
         if self._graphs.decode is not None:
-            return self._output(self._run_decode_graph(token_ids, positions, lengths, arena_rows))
-        batches = [self._attention.decode_batch(kv_rows) for kv_rows in arena_rows]
+            return self._output(
+                self._run_decode_graph(token_ids, positions, lengths, rows_by_arena)
+            )
+        batches = [self._attention.decode_batch(kv_rows) for kv_rows in rows_by_arena]
         hidden_states = self._decode_step(
             batches, token_ids, self._upload(positions), self._upload(lengths)
         )
@@ -157,7 +159,7 @@ class Decoder:
         token_ids: Tensor,
         positions: Sequence[int],
         lengths: Sequence[int],
-        arena_rows: Sequence[KVRows],
+        rows_by_arena: Sequence[KVRows],
     ) -> Tensor:
         """Run a decode step as a CUDA graph.
 
@@ -169,17 +171,17 @@ class Decoder:
             self._attention.decode_batch(
                 kv_rows, _GRAPH_KV_LEN_BUCKETS, _padded_batch_size(kv_rows)
             )
-            for kv_rows in arena_rows
+            for kv_rows in rows_by_arena
         ]
         num_rows = sum(batch.num_rows for batch in batches)
-        row_index = self._upload(_row_index(arena_rows, batches))
-        # Rows: token ids, positions, lengths; zero for padding.
+        row_indices = self._upload(_row_indices(rows_by_arena, batches))
+        # inputs[0]: token ids; inputs[1]: positions; inputs[2]: lengths. Padding columns are zero.
         inputs = torch.zeros(3, num_rows, dtype=torch.int64, device=token_ids.device)
-        inputs[0, row_index] = token_ids
-        inputs[1:, row_index] = upload(np.array([positions, lengths]), token_ids.device)
+        inputs[0, row_indices] = token_ids
+        inputs[1:, row_indices] = upload(np.array([positions, lengths]), token_ids.device)
         step = partial(self._decode_step, batches)
         hidden_states = self._graphs.decode.run(_graph_key(batches), step, list(inputs))
-        return hidden_states[row_index]
+        return hidden_states[row_indices]
 
     def _can_use_prefill_graph(
         self, chunks: Sequence[PrefillChunk], kv_rows: Sequence[KVRows]
@@ -202,7 +204,7 @@ class Decoder:
         hidden)."""
         assert self._graphs.prefill is not None
         arena_kv = kv_rows[0].arena_kv
-        device = self.kv_shape.device
+        device = self.kv_spec.device
         sizes = PaddedSizes.of(chunks)
         packed = PackedChunks.of_cached_rows(chunks, kv_rows, sizes, device)
         addresses = CacheAddresses.of(chunks, kv_rows, sizes.num_tokens, device)
@@ -211,28 +213,28 @@ class Decoder:
             graph_states: Tensor,
             graph_cos: Tensor,
             graph_sin: Tensor,
-            row_index: Tensor,
+            cache_rows: Tensor,
             kv_positions: Tensor,
             *packed_tensors: Tensor,
         ) -> Tensor:
             attention = self._attention.cached_prefill(
                 arena_kv,
                 packed.with_tensors(packed_tensors),
-                CacheAddresses(row_index, kv_positions),
+                CacheAddresses(cache_rows, kv_positions),
                 (graph_cos, graph_sin),
             )
             return self._run_all_layers(graph_states, attention)
 
         padded = [pad_tokens(tensor, sizes.num_tokens) for tensor in (hidden_states, *cos_sin)]
-        inputs = [*padded, addresses.row_index, addresses.positions, *packed.tensors]
+        inputs = [*padded, addresses.cache_rows, addresses.positions, *packed.tensors]
         return self._graphs.prefill.run((sizes, arena_key(kv_rows)), run_layers, inputs)
 
     def _cos_sin(self, positions: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> CosSin:
         """Return the cosines and sines of positions (axes, tokens)."""
-        return self._attention.rope.cos_sin(upload(positions, self.kv_shape.device))
+        return self._attention.rope.cos_sin(upload(positions, self.kv_spec.device))
 
     def _upload(self, numbers: Sequence[int]) -> Tensor:
-        return upload(numbers, self.kv_shape.device)
+        return upload(numbers, self.kv_spec.device)
 
 
 def _padded_batch_size(kv_rows: KVRows) -> int:
@@ -243,12 +245,12 @@ def _padded_batch_size(kv_rows: KVRows) -> int:
     return min(1 << (len(kv_rows.lengths) - 1).bit_length(), allocated_rows)
 
 
-def _row_index(arena_rows: Sequence[KVRows], batches: Sequence[DecodeBatch]) -> list[int]:
+def _row_indices(rows_by_arena: Sequence[KVRows], batches: Sequence[DecodeBatch]) -> list[int]:
     """Return the index of each row in use among all padded rows."""
     starts = [0, *accumulate(batch.num_rows for batch in batches)]
     return [
         start + row
-        for start, kv_rows in zip(starts, arena_rows, strict=False)
+        for start, kv_rows in zip(starts, rows_by_arena, strict=False)
         for row in range(len(kv_rows.lengths))
     ]
 

@@ -18,7 +18,7 @@ from models.decoder import DecoderSpec
 from models.linear import Linear, WeightPacker
 from models.operations import swiglu
 from models.rope import RopeParameters
-from raylens.engine.model import KVShape
+from raylens.engine.model import KVSpec
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: WeightPacker) -
             (config.rope_parameters or {}).get("mrope_section"),
         ),
         num_query_heads=num_query_heads,
-        kv_shape=KVShape(
+        kv_spec=KVSpec(
             num_layers=len(model.layers),
             num_kv_heads=int(config.num_key_value_heads),
             head_dim=int(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from models.linear import Quantize
-from raylens.core.families import NO_SETTINGS, FamilySettings, Settings
+from raylens.core.families import NO_SETTINGS, FamilySettings, SettingsT
 
 SLICE_SIZE = 6144
 """Patches × layers that a vision encoder computes between two decode steps, for each tile of
@@ -36,7 +36,7 @@ class LoadOptions:
     """Whether modules lose their own weights once these are packed. Otherwise memory holds a model
     twice while it is loaded."""
 
-    def family_settings(self, settings: type[Settings]) -> Settings:
+    def family_settings(self, settings: type[SettingsT]) -> SettingsT:
         """Return :attr:`settings`, or the defaults of the class ``settings``."""
         return self.settings if isinstance(self.settings, settings) else settings()
 

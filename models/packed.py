@@ -67,7 +67,7 @@ class Tail:
 class CacheAddresses:
     """For each token, its row in an arena and its position in the row, both int64 (tokens,)."""
 
-    row_index: Tensor
+    cache_rows: Tensor
     positions: Tensor
 
     @classmethod
@@ -81,7 +81,7 @@ class CacheAddresses:
         """
         lengths = [len(chunk.token_ids) for chunk in chunks]
         padding = num_tokens - sum(lengths)
-        row_index = [
+        cache_rows = [
             *(np.full(length, row.first_row) for length, row in zip(lengths, kv_rows, strict=True)),
             np.full(padding, kv_rows[0].first_row),
         ]
@@ -89,7 +89,7 @@ class CacheAddresses:
             *(chunk.start + np.arange(len(chunk.token_ids)) for chunk in chunks),
             np.full(padding, chunks[0].start + lengths[0]),
         ]
-        addresses = np.stack([np.concatenate(row_index), np.concatenate(positions)])
+        addresses = np.stack([np.concatenate(cache_rows), np.concatenate(positions)])
         return cls(*upload(addresses, device))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.fused import apply_rope_, has_fused_kernels
 from models.operations import apply_rope
-from raylens.engine.model import KVShape
+from raylens.engine.model import KVSpec
 
 CosSin = tuple[Tensor, Tensor]
 """Cosines and sines of a step's positions, in the layout that :class:`RotaryEmbedding` applies."""
@@ -35,7 +35,7 @@ class RotaryEmbedding:
     Heads are in the order queries, keys, values. Value heads are not rotated.
     """
 
-    def __init__(self, rope: RopeParameters, num_query_heads: int, shape: KVShape) -> None:
+    def __init__(self, rope: RopeParameters, num_query_heads: int, shape: KVSpec) -> None:
         self._rope = rope
         self._axis_of_frequency = _axis_of_frequency(rope)
         self._num_rotated_heads = num_query_heads + shape.num_kv_heads

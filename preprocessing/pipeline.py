@@ -18,7 +18,7 @@ from preprocessing.geometry import Geometry, Matrix
 from preprocessing.resize import Size, resize, target_size
 from raylens.core.errors import RaylensError
 from raylens.core.recipe import Recipe
-from raylens.core.types import Step
+from raylens.core.types import StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class ProcessedImage:
     """(height, width, 3) RGB."""
     geometry: Geometry
     """Map back to the original picture."""
-    steps: tuple[Step, ...] = ()
+    steps: tuple[StepReport, ...] = ()
     """All steps in order, with what each did."""
     warnings: tuple[str, ...] = ()
     """Steps that were skipped, and oddities of the file."""
@@ -82,7 +82,7 @@ class _Pipeline:
     pixels: Pixels = field(init=False)
     geometry: Geometry = field(init=False)
     profile: bytes | None = None
-    steps: list[Step] = field(default_factory=list)
+    steps: list[StepReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def decode(self, data: bytes, recipe: Recipe, limits: DecodeLimits) -> None:
@@ -165,7 +165,7 @@ class _Pipeline:
         return time.perf_counter()
 
     def _record(self, name: str, did: str, started: float) -> None:
-        self.steps.append(Step(name, did, time.perf_counter() - started))
+        self.steps.append(StepReport(name, did, time.perf_counter() - started))
 
     def _skip(self, name: str, error: Exception, started: float) -> None:
         self._record(name, "skipped", started)

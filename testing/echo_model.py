@@ -11,7 +11,7 @@ from torch import Tensor
 from raylens.core.types import Findings, Query, VisionRequest
 from raylens.engine.model import (
     KVRows,
-    KVShape,
+    KVSpec,
     Model,
     ModelOutput,
     PictureInput,
@@ -33,7 +33,7 @@ class EchoModel(Model):
     eos_ids = frozenset({EOS})
     vocab_size = EOS + 1
     max_length = 512
-    kv_shape = KVShape(num_layers=1, num_kv_heads=1, head_dim=1, dtype=torch.float32, device="cpu")
+    kv_spec = KVSpec(num_layers=1, num_kv_heads=1, head_dim=1, dtype=torch.float32, device="cpu")
     token_policy: TokenPolicy | None = None
 
     def __init__(self, checkpoint: str, repeat: int) -> None:
@@ -62,7 +62,7 @@ class EchoModel(Model):
         return self._output(0)
 
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], rows_by_arena: Sequence[KVRows]
     ) -> ModelOutput:
         (position,) = positions
         return self._output(position - len(self._prompt) + 1)

@@ -14,7 +14,7 @@ import torch
 
 from models.registry import pocket_folder
 from training import moondream, qwen2_5_vl, smolvlm
-from training.trainer import Settings, train
+from training.trainer import TrainingSettings, train
 
 RECIPES = {"moondream": moondream, "smolvlm": smolvlm, "qwen2_5_vl": qwen2_5_vl}
 
@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument(
         "--minutes",
         type=float,
-        default=Settings.minutes,
-        help=f"training time (default: {Settings.minutes:g})",
+        default=TrainingSettings.minutes,
+        help=f"training time (default: {TrainingSettings.minutes:g})",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument(
@@ -45,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     recipe = RECIPES[arguments.family]
     settings = dataclasses.replace(
-        recipe.Settings(), minutes=arguments.minutes, seed=arguments.seed
+        recipe.TrainingSettings(), minutes=arguments.minutes, seed=arguments.seed
     )
     trainer = recipe.Trainer(settings, arguments.work / arguments.family)
     train(trainer, arguments.out or pocket_folder(arguments.family))

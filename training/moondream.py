@@ -53,7 +53,7 @@ TOLERANCE = 2
 
 
 @dataclass(frozen=True)
-class Settings(trainer.Settings):
+class TrainingSettings(trainer.TrainingSettings):
     images_per_step: int = 32
     fresh_per_step: int = 12
     text_questions: int = 10
@@ -258,8 +258,8 @@ def _learned_tokens(ids: list[int]) -> Tokens:
     return Tokens(ids, [True] * len(ids), [None] * len(ids))
 
 
-def row(
-    index: int, picture: Picture, prompts: Prompts, settings: Settings, rng: random.Random
+def build_row(
+    index: int, picture: Picture, prompts: Prompts, settings: TrainingSettings, rng: random.Random
 ) -> Row:
     """Return a row with the picture and many questions about it."""
     scene = picture.scene
@@ -344,11 +344,11 @@ class Probe(nn.Module):
 class Trainer(trainer.Trainer[Picture]):
     """Trains the pocket Moondream."""
 
-    settings: Settings
+    settings: TrainingSettings
     model: Net
     probe: Probe
 
-    def __init__(self, settings: Settings, work: Path) -> None:
+    def __init__(self, settings: TrainingSettings, work: Path) -> None:
         torch.manual_seed(settings.seed)
         self.tokenizer = pocket_tokenizer()
         self.config = pocket_config(self.tokenizer)
@@ -371,7 +371,7 @@ class Trainer(trainer.Trainer[Picture]):
         crops = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)
         features = self.model.image_tokens(crops, [picture.crops.tiling for picture in pictures])
         rows = [
-            row(index, picture, self.prompts, self.settings, rng)
+            build_row(index, picture, self.prompts, self.settings, rng)
             for index, picture in enumerate(pictures)
         ]
         losses, weight, exact = [], 0.0, []

@@ -63,7 +63,7 @@ TOLERANCE = 2
 
 
 @dataclass(frozen=True)
-class Settings(trainer.Settings):
+class TrainingSettings(trainer.TrainingSettings):
     text_questions: int = 10
     """Text questions per packed row; four more ask for boxes and points."""
     first_mix: tuple[int, int] = (48, 0)
@@ -192,7 +192,7 @@ class Prompts:
 
 
 def build_packed_row(
-    index: int, picture: Picture, prompts: Prompts, settings: Settings, rng: random.Random
+    index: int, picture: Picture, prompts: Prompts, settings: TrainingSettings, rng: random.Random
 ) -> Row:
     """Return a row with the picture first and many questions about it.
 
@@ -315,11 +315,11 @@ class Probe(nn.Module):
 class Trainer(trainer.Trainer[Picture]):
     """Trains the pocket Qwen2.5-VL."""
 
-    settings: Settings
+    settings: TrainingSettings
     model: Qwen2_5_VLForConditionalGeneration
     probe: Probe
 
-    def __init__(self, settings: Settings, work: Path) -> None:
+    def __init__(self, settings: TrainingSettings, work: Path) -> None:
         torch.manual_seed(settings.seed)
         self.tokenizer = pocket_tokenizer()
         self.prompts = Prompts(self.tokenizer)
@@ -452,8 +452,8 @@ class Trainer(trainer.Trainer[Picture]):
 def _is_grounding_segment(batch: PackedBatch) -> Tensor:
     """Return a (rows, length) mask of the segments that ask for boxes or points."""
     mask = torch.zeros_like(batch.labels, dtype=torch.bool)
-    for kind, row, start, end in batch.spans:
-        if "detect" in kind or "point" in kind:
+    for task, row, start, end in batch.spans:
+        if "detect" in task or "point" in task:
             mask[row, start:end] = True
     return mask
 

@@ -22,7 +22,7 @@ IGNORED = -100
 class Segment:
     """A question and its answer as token ids."""
 
-    kind: str
+    task: str
     """Task name for progress reports."""
     ids: list[int]
     learn: list[bool]
@@ -67,7 +67,7 @@ class PackedBatch:
     feature_indices: Tensor
     """Feature indices of all rows, in order."""
     spans: list[tuple[str, int, int, int]]
-    """(kind, row, start, end) of every segment."""
+    """(task, row, start, end) of every segment."""
 
 
 def pack(
@@ -103,7 +103,7 @@ def pack(
                 learn_next, ids[index, start + 1 : end], IGNORED
             )
             weights[index, start : end - 1] = learn_next / learn_next.sum().sqrt()
-            spans.append((segment.kind, index, start, end))
+            spans.append((segment.task, index, start, end))
     feature_indices = torch.tensor([number for row in rows for number in row.feature_indices])
     return PackedBatch(
         ids.to(device),
@@ -129,9 +129,9 @@ def _attention_mask(groups: Tensor, bidirectional_prefix: bool) -> Tensor:
 
 
 def score_segments(batch: PackedBatch, predicted: Tensor) -> list[tuple[str, bool]]:
-    """Return (kind, whether every learned token is the most likely one) of every segment.
+    """Return (task, whether every learned token is the most likely one) of every segment.
 
     This equals an exact match of greedy decoding.
     """
     is_right = ((predicted == batch.labels) | (batch.labels == IGNORED)).cpu()
-    return [(kind, bool(is_right[row, start:end].all())) for kind, row, start, end in batch.spans]
+    return [(task, bool(is_right[row, start:end].all())) for task, row, start, end in batch.spans]

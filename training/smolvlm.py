@@ -36,7 +36,7 @@ GRIDS = ((2, 2), (1, 2), (2, 1))
 
 
 @dataclass(frozen=True)
-class Settings(trainer.Settings):
+class TrainingSettings(trainer.TrainingSettings):
     own_tiles: int = 16
     """Pictures per step with their own enlarged parts as tiles. The others get other pictures as
     tiles."""
@@ -87,7 +87,7 @@ class TileLayout(NamedTuple):
     """Features of the tiles, and last the picture itself as the global view."""
 
 
-def choose_layout(index: int, settings: Settings, rng: random.Random) -> TileLayout:
+def choose_layout(index: int, settings: TrainingSettings, rng: random.Random) -> TileLayout:
     """Choose the tiles of picture ``index``. Half of the pictures have only the global view."""
     if rng.random() < 0.5:
         return TileLayout(0, 0, [index])
@@ -126,7 +126,7 @@ def cut_own_tiles(pixels: Tensor, count: int) -> Tensor:
 def build_rows(
     pictures: list[Picture],
     prompts: Prompts,
-    settings: Settings,
+    settings: TrainingSettings,
     mix: tuple[int, int],
     rng: random.Random,
 ) -> list[Row]:
@@ -197,10 +197,10 @@ def probe_targets(pictures: list[Picture], device: torch.device) -> tuple[Tensor
 class Trainer(trainer.Trainer[Picture]):
     """Trains the pocket SmolVLM."""
 
-    settings: Settings
+    settings: TrainingSettings
     model: SmolVLMForConditionalGeneration
 
-    def __init__(self, settings: Settings, work: Path) -> None:
+    def __init__(self, settings: TrainingSettings, work: Path) -> None:
         torch.manual_seed(settings.seed)
         self.tokenizer = pocket_tokenizer()
         self.prompts = Prompts(self.tokenizer)

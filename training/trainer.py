@@ -50,7 +50,7 @@ P = TypeVar("P")
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     minutes: float = 88.0
     """Training time."""
     images_per_step: int = 48
@@ -143,7 +143,9 @@ class Trainer(ABC, Generic[P]):
     model: nn.Module
     tokenizer: PreTrainedTokenizerFast
 
-    def __init__(self, model: nn.Module, probe: nn.Module, settings: Settings, work: Path) -> None:
+    def __init__(
+        self, model: nn.Module, probe: nn.Module, settings: TrainingSettings, work: Path
+    ) -> None:
         self.settings = settings
         self.work = work
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -178,7 +180,7 @@ class Trainer(ABC, Generic[P]):
 
     @abstractmethod
     def loss(self, pictures: list[P], rng: random.Random) -> tuple[Tensor, list[tuple[str, bool]]]:
-        """Return the loss of a step, and (kind, whether the answer was right) of every segment."""
+        """Return the loss of a step, and (task, whether the answer was right) of every segment."""
 
     @abstractmethod
     def write(self, out: Path) -> None:
@@ -187,7 +189,7 @@ class Trainer(ABC, Generic[P]):
     def step(self, pictures: list[P], rng: random.Random) -> tuple[float, list[tuple[str, bool]]]:
         """Update the weights once.
 
-        Returns the loss, and (kind, whether the answer was right) of every segment. Both are from
+        Returns the loss, and (task, whether the answer was right) of every segment. Both are from
         before the update.
         """
         factor = _learning_rate_factor(self.progress, self.settings.warmup)
@@ -250,8 +252,8 @@ def train(trainer: Trainer[Any], out: Path) -> None:
     while trainer.progress < 1:
         pictures = pool.sample(settings.images_per_step, settings.fresh_per_step, rng)
         loss, exact = trainer.step(pictures, rng)
-        for kind, is_right in exact:
-            recent[kind].append(is_right)
+        for task, is_right in exact:
+            recent[task].append(is_right)
         now = time.monotonic()
         trainer.seconds = start + time.process_time() / torch.get_num_threads()
         if now - last_report > 30:
@@ -265,8 +267,8 @@ def train(trainer: Trainer[Any], out: Path) -> None:
 
 
 def _report(trainer: Trainer[Any], loss: float, recent: dict[str, deque[bool]]) -> None:
-    """Print the time, the step, the loss and the percentage of recent right answers per kind."""
-    rates = {kind: round(100 * sum(hits) / len(hits), 1) for kind, hits in sorted(recent.items())}
+    """Print the time, the step, the loss and the percentage of recent right answers per task."""
+    rates = {task: round(100 * sum(hits) / len(hits), 1) for task, hits in sorted(recent.items())}
     minutes = trainer.seconds / 60
     print(
         f"{minutes:5.1f} min, step {trainer.steps}, loss {loss:.4f} {json.dumps(rates)}",

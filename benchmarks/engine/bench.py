@@ -122,7 +122,7 @@ class Bench:
     @cached_property
     def text(self) -> TextShape:
         return TextShape.from_config(
-            self.checkpoint.model.config, self._itemsize, self.model.kv_shape
+            self.checkpoint.model.config, self._itemsize, self.model.kv_spec
         )
 
     @property

@@ -20,15 +20,15 @@ def measure_decode_step(model: Model, num_rows: int, context: int, steps: int) -
 
     Each of the ``num_rows`` rows starts with ``context`` tokens in its cache.
     """
-    cache: KVCache[int] = KVCache(model.kv_shape, UNBOUNDED, num_rows)
+    cache: KVCache[int] = KVCache(model.kv_spec, UNBOUNDED, num_rows)
     for row in range(num_rows):
         cache.reserve(row, context + steps)
         cache.advance(row, context)
     times = []
     for step in range(steps):
-        arena_rows = [kv_rows for _, kv_rows in cache.arenas_in_use()]
+        rows_by_arena = [kv_rows for _, kv_rows in cache.arenas_in_use()]
         tokens = torch.ones(num_rows, dtype=torch.int64, device=model.device)
-        decode = partial(model.decode, tokens, [context + step] * num_rows, arena_rows)
+        decode = partial(model.decode, tokens, [context + step] * num_rows, rows_by_arena)
         times.append(measure_seconds(decode, model.device))
         for row in range(num_rows):
             cache.advance(row)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from models.linear import Quantize, WeightPacker
-from raylens.engine.model import KVShape
+from raylens.engine.model import KVSpec
 
 T = TypeVar("T")
 BUFFER_BYTES = 2 * 2**30
@@ -152,7 +152,7 @@ class TextShape:
     """Bytes that a token takes in the KV cache."""
 
     @classmethod
-    def from_config(cls, config: Any, itemsize: int, kv: KVShape) -> TextShape:
+    def from_config(cls, config: Any, itemsize: int, kv: KVSpec) -> TextShape:
         """Read the shape from transformers' configuration of a SmolVLM or a Qwen2.5-VL."""
         text = config.text_config
         width = text.num_attention_heads * kv.head_dim

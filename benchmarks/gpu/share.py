@@ -124,7 +124,7 @@ async def _run_load(
     cache_tokens = sum(
         request.prompt.max_total_tokens(tokens, model.max_length) for request in prepared
     )
-    report.needed_kv = cache_tokens * model.kv_shape.bytes_per_token
+    report.needed_kv = cache_tokens * model.kv_spec.bytes_per_token
     async with asyncio.timeout(TIMEOUT_S):
         load = await drive([client.make_sender(request) for request in prepared], requests)
     report.answered = len(load.answers)

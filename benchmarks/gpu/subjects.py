@@ -119,7 +119,7 @@ def build(name: str, scale: str, device: str, reference: bool = False) -> Subjec
             work += vision.work(picture.num_tokens, 0)
         return work
 
-    text = TextShape.from_config(config, DTYPE.itemsize, model.kv_shape)
+    text = TextShape.from_config(config, DTYPE.itemsize, model.kv_spec)
     return Subject(name, model, text, vision_work, checkpoint.model if reference else None)
 
 
@@ -139,7 +139,7 @@ def _build_moondream(name: str, config: MoondreamConfig, device: str) -> Subject
     weights = Weights(tensors, tensors.__getitem__, WeightPacker(device), DTYPE)
     options = LoadOptions(dtype=DTYPE, device=device)
     model = Moondream(config, weights, tokenizer.backend_tokenizer, options)
-    vision, text = compute_shapes(config, DTYPE.itemsize, model.kv_shape.bytes_per_token)
+    vision, text = compute_shapes(config, DTYPE.itemsize, model.kv_spec.bytes_per_token)
     projector = projector_weights(config)
 
     def vision_work(pictures: Sequence[PictureInput]) -> Work:

@@ -139,7 +139,7 @@ class Moondream(Model):
         tokens = weights.tensor("text.wte", config.text.vocab_size, config.text.dim)
         embedding = Embedding(tokens, self._pseudo_tokens, self._regions, config.region)
         self._decoder = Decoder(decoder_spec(config.text, weights, embedding, tokens), graphs)
-        self.kv_shape = self._decoder.kv_shape
+        self.kv_spec = self._decoder.kv_spec
         weights.check_all_used()
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
@@ -197,9 +197,9 @@ class Moondream(Model):
 
     @torch.inference_mode()
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], rows_by_arena: Sequence[KVRows]
     ) -> ModelOutput:
-        return self._decoder.decode(token_ids, positions, arena_rows)
+        return self._decoder.decode(token_ids, positions, rows_by_arena)
 
     def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
         match prompt.decode_plan.answer_type:

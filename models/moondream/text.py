@@ -18,7 +18,7 @@ from models.moondream.config import TextConfig
 from models.moondream.weights import Weights
 from models.rope import RopeParameters
 from models.siglip import Norm
-from raylens.engine.model import KVShape
+from raylens.engine.model import KVSpec
 
 THETA = 10_000.0
 
@@ -55,7 +55,7 @@ def decoder_spec(
         head=weights.linear("text.lm_head", config.dim, config.vocab_size),
         rope=RopeParameters(rotary_frequencies(config.head_dim).to(like.device)),
         num_query_heads=config.n_heads,
-        kv_shape=KVShape(
+        kv_spec=KVSpec(
             config.n_layers, config.n_kv_heads, config.head_dim, like.dtype, str(like.device)
         ),
     )

@@ -171,7 +171,7 @@ class Qwen2_5_VL(ChatModel):
             if features:
                 yield
             values = np.concatenate([picture.data.values for picture in batch])
-            pixels = self._normalize(values).to(self.kv_shape.dtype)
+            pixels = self._normalize(values).to(self.kv_spec.dtype)
             features += yield from self._vision_encoder.encode_in_slices(
                 pixels, [picture.data.grid for picture in batch], self._slice_size
             )

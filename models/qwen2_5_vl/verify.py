@@ -41,7 +41,7 @@ def generate_inputs(model: Qwen2_5_VL, prompt: Prompt) -> dict[str, Tensor]:
 
 def _pixel_values(model: Qwen2_5_VL, pictures: Sequence[Patches]) -> Tensor:
     pixels = torch.cat([model.normalize_patches(picture) for picture in pictures])
-    return pixels.to(model.kv_shape.dtype)
+    return pixels.to(model.kv_spec.dtype)
 
 
 def _grids(model: Qwen2_5_VL, pictures: Sequence[Patches]) -> Tensor:

@@ -124,7 +124,7 @@ class SmolVLM(ChatModel):
             batch = pictures[start : start + self._tiles_per_step]
             tiles = np.stack([picture.data for picture in batch])
             pixels = normalize_pixels(upload(tiles, self.device), *self.normalization).to(
-                self.kv_shape.dtype
+                self.kv_spec.dtype
             )
             encoded = yield from self._vision_encoder.encode_in_slices(pixels, self._slice_size)
             # Cached tiles would keep the whole batch's tensor alive, so each is copied.

@@ -26,4 +26,4 @@ def generate_inputs(model: SmolVLM, prompt: Prompt) -> dict[str, Tensor]:
         return {}
     tiles = torch.stack([torch.from_numpy(picture.data) for picture in prompt.pictures])
     pixels = normalize_pixels(tiles[None].to(model.device), *model.normalization)
-    return {"pixel_values": pixels.to(model.kv_shape.dtype)}
+    return {"pixel_values": pixels.to(model.kv_spec.dtype)}

@@ -74,7 +74,7 @@ def _compare(
     for step, (ours, theirs) in enumerate(zip(token_ids, expected, strict=False)):
         if ours != theirs:
             best, second = generated.logits[step][0].float().topk(2).values
-            return Comparison(text, bool(best - second < TIES.get(model.kv_shape.dtype, 0.0)))
+            return Comparison(text, bool(best - second < TIES.get(model.kv_spec.dtype, 0.0)))
     return Comparison(text, len(expected) == len(token_ids))
 
 

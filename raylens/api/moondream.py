@@ -66,7 +66,7 @@ SpatialRefs = Annotated[
 """Points [x, y] and boxes [x_min, y_min, x_max, y_max] that a question is about."""
 
 
-class MoondreamSettings(Body):
+class RequestSettings(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -76,7 +76,7 @@ class MoondreamSettings(Body):
 class PictureRequest(PictureBody):
     """Fields of every request of the dialect."""
 
-    settings: MoondreamSettings = MoondreamSettings()
+    settings: RequestSettings = RequestSettings()
     stream: bool = False
 
 

@@ -96,13 +96,13 @@ def _check_deployment_names(deployments: Iterable[dict[str, Any]], app: AppConfi
 def _check_job_queue(app: AppConfig) -> None:
     """Refuse a queue that can't store anything: Serve would try for minutes to start it."""
     from raylens.jobs.factory import check_settings
-    from raylens.jobs.store import JobsUnusable
+    from raylens.jobs.store import QueueStartupError
 
     if not app.jobs.enabled:
         return
     try:
         check_settings(app.jobs)
-    except JobsUnusable as error:
+    except QueueStartupError as error:
         raise ConfigError(f"args.{error}") from None
 
 

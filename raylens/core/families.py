@@ -34,7 +34,7 @@ class FamilySettings(BaseModel):
     """The settings that mean nothing to a runtime other than ``engine``."""
 
 
-Settings = TypeVar("Settings", bound=FamilySettings)
+SettingsT = TypeVar("SettingsT", bound=FamilySettings)
 NO_SETTINGS = FamilySettings()
 
 

@@ -276,7 +276,7 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepReport:
     """One step of preprocessing: its name, what it did, and the seconds it took."""
 
     name: str
@@ -297,7 +297,7 @@ class ProcessedPicture:
     original: tuple[int, int]
     processed: tuple[int, int]
     to_original: tuple[float, float, float, float, float, float]
-    steps: tuple[Step, ...]
+    steps: tuple[StepReport, ...]
     warnings: tuple[str, ...]
 
 

@@ -50,8 +50,8 @@ class AsyncEngine:
         self._model = model
         self._engine = Engine(model, limits, metrics)
         self._grammar_compiler = GrammarCompiler(model.tokenizer, model.eos_ids, model.vocab_size)
-        # One thread, so that schemas are compiled one at a time. A bad schema takes a core for
-        # seconds, and other requests need the cores to prepare their pictures.
+        # One thread, so that schemas are compiled one at a time. A schema can occupy a core
+        # for seconds, and other requests need the cores to prepare their pictures.
         self._compiler_pool = ThreadPoolExecutor(1, "raylens-grammar")
         self._num_threads = num_threads or torch.get_num_threads()
         self._capacity = limits.max_batch_size + max_waiting
@@ -62,7 +62,7 @@ class AsyncEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         """The callers' event loop; None before the first request."""
         self._output_queues: dict[GenerationSequence, asyncio.Queue[StepOutput]] = {}
-        """The queue of each unfinished sequence. Sequences of one request share a queue."""
+        """The queue of each sequence of an open request. Sequences of one request share a queue."""
         self._inbox: list[GenerationSequence] = []
         """Sequences that the thread has not taken yet. ``_condition`` guards this and
         ``_stopping``."""
@@ -74,7 +74,8 @@ class AsyncEngine:
 
     @property
     def failure(self) -> BaseException | None:
-        """The exception that ended the thread, or None. Once it is set, all requests fail."""
+        """Why the engine stopped: the exception that ended its thread, or a ``RuntimeError`` after
+        :meth:`stop`. None while it runs. Once it is set, all requests fail."""
         return self._failure
 
     @property
@@ -85,7 +86,7 @@ class AsyncEngine:
 
     @property
     def in_flight(self) -> int:
-        """Number of unfinished sequences: waiting, in prefill or running."""
+        """Number of sequences of open requests. Finished answers count until their request ends."""
         return len(self._output_queues)
 
     async def generate(self, request: VisionRequest, prompt: Prompt) -> AsyncGenerator[Delta, None]:
@@ -93,9 +94,9 @@ class AsyncEngine:
 
         Closing the generator aborts the answers.
 
-        Raises ``Overloaded`` at once if the queue is full. Raises ``InvalidRequest`` if the request
-        can never fit in the KV cache, or its JSON schema is invalid or unsupported. Raises
-        ``DeadlineExceeded`` and ``ModelFailed``.
+        Raises ``Overloaded`` if the engine is full, before and after the schema is compiled. Raises
+        ``InvalidRequest`` if the request can never fit in the KV cache, or its JSON schema is
+        invalid or unsupported. Raises ``DeadlineExceeded`` and ``ModelFailed``.
         """
         self.check_capacity(request)
         self._engine.check_fit(prompt, request.sampling.max_tokens)
@@ -126,8 +127,8 @@ class AsyncEngine:
         answers = request.sampling.n
         self._check_limit(answers, "answers", len(self._output_queues), self._capacity)
         if request.priority is Priority.JOB:
-            jobs = sum(sequence.priority is Priority.JOB for sequence in self._output_queues)
-            self._check_limit(answers, "answers of jobs", jobs, self._job_capacity)
+            job_answers = sum(sequence.priority is Priority.JOB for sequence in self._output_queues)
+            self._check_limit(answers, "job answers", job_answers, self._job_capacity)
 
     def stop(self) -> None:
         """End the thread after the current step. Unfinished requests fail."""
@@ -140,14 +141,17 @@ class AsyncEngine:
         self._fail_all(ModelFailed("the engine has stopped"))
 
     def _check_limit(self, answers: int, noun: str, in_flight: int, capacity: int) -> None:
-        """Raise if ``answers`` more would exceed ``capacity``. ``noun`` names them in messages."""
+        """Raise if accepting ``answers`` more would exceed ``capacity``.
+
+        Messages call the answers in flight ``noun``.
+        """
         if answers > capacity:
             raise InvalidRequest(
                 f"n: {answers} answers requested; the limit is {capacity}", "n", capacity, answers
             )
         if in_flight + answers > capacity:
             raise Overloaded(
-                f"{in_flight} {noun} are running or waiting; the limit is {capacity}",
+                f"{in_flight} {noun} are in flight; the limit is {capacity}",
                 "model",
                 capacity,
                 in_flight,

@@ -15,10 +15,10 @@ T = TypeVar("T")
 def attempt(work: Callable[[], T]) -> T | Exception:
     """Return the result of ``work``, or the exception that it raised.
 
-    The exception has no traceback, which would keep the tensors of the failed call alive.
+    The exception's traceback is removed, because it would keep the failed call's tensors alive.
 
-    Raises ``torch.AcceleratorError`` if the device is lost. That ends the engine, and its replica
-    is replaced.
+    Raises ``torch.AcceleratorError`` on a device error, such as an illegal memory access, after
+    which the process can't use the device. That ends the engine, and its replica is replaced.
     """
     try:
         return work()

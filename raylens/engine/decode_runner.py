@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class DecodeRunner:
     """Decodes one token for each sequence of a batch.
 
-    Calls ``free_reusable_caches`` after a failure, to free memory.
+    Calls ``clear_feature_and_prefix_caches`` after a failure, to free memory.
     """
 
     def __init__(
@@ -26,12 +26,12 @@ class DecodeRunner:
         model: Model,
         cache: KVCache[GenerationSequence],
         sampling_runner: SamplingRunner,
-        free_reusable_caches: Callable[[], None],
+        clear_feature_and_prefix_caches: Callable[[], None],
     ) -> None:
         self._model = model
-        self._cache = cache
+        self._kv_cache = cache
         self._sampling_runner = sampling_runner
-        self._free_reusable_caches = free_reusable_caches
+        self._clear_feature_and_prefix_caches = clear_feature_and_prefix_caches
 
     def run(
         self, decoding: AbstractSet[GenerationSequence]
@@ -39,8 +39,8 @@ class DecodeRunner:
         """Decode one token for each sequence in ``decoding``.
 
         Yields the sequences, in the order of their rows, and the output. If the model fails, runs
-        it again for each row alone, so that only the sequence that causes the failure fails. Then
-        yields each sequence alone, with its output or exception.
+        it again for each row alone, so that only the sequence that causes the failure fails. In
+        that case, yields each sequence alone, with its output or exception.
         """
         sequences, output = self._decode_batch(decoding)
         if not isinstance(output, Exception):
@@ -52,7 +52,7 @@ class DecodeRunner:
             len(sequences),
             output,
         )
-        self._free_reusable_caches()
+        self._clear_feature_and_prefix_caches()
         for sequence in sequences:
             output = self._decode_alone(sequence)
             if not isinstance(output, Exception):
@@ -64,10 +64,10 @@ class DecodeRunner:
     ) -> tuple[list[GenerationSequence], ModelOutput | Exception]:
         arenas = [
             (owners, kv_rows)
-            for owners, kv_rows in self._cache.arenas_in_use()
+            for owners, kv_rows in self._kv_cache.arenas_in_use()
             if not decoding.isdisjoint(owners)
         ]
-        arena_rows = [kv_rows for _, kv_rows in arenas]
+        rows_by_arena = [kv_rows for _, kv_rows in arenas]
         owners = [sequence for arena_owners, _ in arenas for sequence in arena_owners]
         # Rows of other sequences (e.g. in prefill) are computed too and ignored. Their keys and
         # values land past the row's length and are overwritten later.
@@ -78,20 +78,20 @@ class DecodeRunner:
         selected_rows = [row for row, sequence in enumerate(row_sequences) if sequence is not None]
         output = attempt(
             lambda: self._model.decode(
-                self._sampling_runner.last_tokens(row_sequences), positions, arena_rows
+                self._sampling_runner.last_tokens(row_sequences), positions, rows_by_arena
             ).select(selected_rows)
         )
         return [owners[row] for row in selected_rows], output
 
     def _decode_alone(self, sequence: GenerationSequence) -> ModelOutput | Exception:
-        arena_rows = [self._cache.row_of(sequence)]
+        rows_by_arena = [self._kv_cache.row_of(sequence)]
         positions = [sequence.decode_position]
         return attempt(
             lambda: self._model.decode(
-                self._sampling_runner.last_tokens([sequence]), positions, arena_rows
+                self._sampling_runner.last_tokens([sequence]), positions, rows_by_arena
             )
         )
 
     def _advance(self, sequences: list[GenerationSequence]) -> None:
         for sequence in sequences:
-            self._cache.advance(sequence)
+            self._kv_cache.advance(sequence)

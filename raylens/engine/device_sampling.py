@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raylens.engine.sampling import BatchSampler, SampledTokens, Sampler
+from raylens.engine.sampling import AnswerSampler, BatchSampler, SampledTokens
 from raylens.engine.transfer import upload
 
 _ROWS_PER_DRAW = 16
@@ -42,7 +42,7 @@ class DeviceSampler(BatchSampler):
         self._penalty_state: _PenaltyState | None = None
         """Allocated when the first answer with penalties begins."""
 
-    def reset_slot(self, slot: int, sampler: Sampler) -> None:
+    def reset_slot(self, slot: int, sampler: AnswerSampler) -> None:
         if not sampler.has_penalties:
             return
         if self._penalty_state is None:
@@ -57,7 +57,7 @@ class DeviceSampler(BatchSampler):
         self._penalty_state.is_in_prompt[slot].index_fill_(0, upload(ids, self._device), True)
 
     def sample(
-        self, logits: Tensor, samplers: Sequence[Sampler], slots: Sequence[int]
+        self, logits: Tensor, samplers: Sequence[AnswerSampler], slots: Sequence[int]
     ) -> SampledTokens:
         if all(sampler.is_plain_argmax for sampler in samplers):
             return SampledTokens(logits.argmax(-1), {}, logits.amax(-1).isfinite())
@@ -72,7 +72,7 @@ class DeviceSampler(BatchSampler):
         return SampledTokens(tokens, failures, is_finite)
 
     def _mask_with_grammars(
-        self, logits: Tensor, samplers: Sequence[Sampler]
+        self, logits: Tensor, samplers: Sequence[AnswerSampler]
     ) -> dict[int, Exception]:
         """Set to −∞ the logits of tokens that a row's grammar forbids.
 
@@ -93,17 +93,19 @@ class DeviceSampler(BatchSampler):
             bits = upload(np.stack(bitmasks), self._device)
             shifts = torch.arange(8, device=self._device, dtype=torch.uint8)
             is_allowed = (bits[:, :, None] >> shifts & 1).flatten(1)[:, : self._vocab_size].bool()
-            row_index = upload(constrained_rows, self._device)
-            logits[row_index] = logits[row_index].masked_fill(~is_allowed, -torch.inf)
+            row_indices = upload(constrained_rows, self._device)
+            logits[row_indices] = logits[row_indices].masked_fill(~is_allowed, -torch.inf)
         return failures
 
-    def _penalize(self, logits: Tensor, samplers: Sequence[Sampler], slots: Sequence[int]) -> None:
-        """Apply the penalties of all rows that have some. See :meth:`Sampler._penalize`."""
+    def _penalize(
+        self, logits: Tensor, samplers: Sequence[AnswerSampler], slots: Sequence[int]
+    ) -> None:
+        """Apply the penalties of all rows that have some. See :meth:`AnswerSampler._penalize`."""
         penalized_rows = [row for row, sampler in enumerate(samplers) if sampler.has_penalties]
         if not penalized_rows:
             return
         assert self._penalty_state is not None
-        row_index = upload(penalized_rows, self._device)
+        row_indices = upload(penalized_rows, self._device)
         row_slots = upload([slots[row] for row in penalized_rows], self._device)
         params = [samplers[row].params for row in penalized_rows]
         # Each (rows, 1).
@@ -115,38 +117,40 @@ class DeviceSampler(BatchSampler):
             self._device,
         )
         counts = self._penalty_state.output_counts[row_slots]
-        penalized = logits[row_index]
+        penalized = logits[row_indices]
         repeated = torch.where(penalized < 0, penalized * repetition, penalized / repetition)
         is_repeated = self._penalty_state.is_in_prompt[row_slots] | (counts > 0)
         penalized = torch.where(is_repeated, repeated, penalized)
-        logits[row_index] = penalized - (counts * frequency + (counts > 0) * presence)
+        logits[row_indices] = penalized - (counts * frequency + (counts > 0) * presence)
 
-    def _draw_tokens(self, tokens: Tensor, logits: Tensor, samplers: Sequence[Sampler]) -> None:
+    def _draw_tokens(
+        self, tokens: Tensor, logits: Tensor, samplers: Sequence[AnswerSampler]
+    ) -> None:
         """Replace the most likely token with a sampled one, in rows whose temperature is above
         0."""
         sampled_rows = [row for row, s in enumerate(samplers) if s.params.temperature > 0]
         if not sampled_rows:
             return
-        row_index = upload(sampled_rows, self._device)
+        row_indices = upload(sampled_rows, self._device)
         for first in range(0, len(sampled_rows), _ROWS_PER_DRAW):
             end = first + _ROWS_PER_DRAW
-            index = row_index[first:end]
+            index = row_indices[first:end]
             draw_samplers = [samplers[row] for row in sampled_rows[first:end]]
             tokens[index] = _draw(logits[index], draw_samplers, tokens[index])
 
     def _record(
         self,
         tokens: Tensor,
-        samplers: Sequence[Sampler],
+        samplers: Sequence[AnswerSampler],
         slots: Sequence[int],
         failures: dict[int, Exception],
     ) -> None:
         """Add the tokens to the counts and the grammars. Adds failing rows to ``failures``."""
         penalized_rows = [row for row, sampler in enumerate(samplers) if sampler.has_penalties]
         if penalized_rows and self._penalty_state is not None:
-            row_index = upload(penalized_rows, self._device)
+            row_indices = upload(penalized_rows, self._device)
             row_slots = upload([slots[row] for row in penalized_rows], self._device)
-            self._penalty_state.output_counts[row_slots, tokens[row_index]] += 1
+            self._penalty_state.output_counts[row_slots, tokens[row_indices]] += 1
         if any(sampler.grammar is not None for sampler in samplers):
             for row, (sampler, token) in enumerate(zip(samplers, tokens.tolist(), strict=True)):
                 if sampler.grammar is not None and row not in failures:
@@ -156,7 +160,7 @@ class DeviceSampler(BatchSampler):
                         failures[row] = error
 
 
-def _draw(logits: Tensor, samplers: Sequence[Sampler], best_tokens: Tensor) -> Tensor:
+def _draw(logits: Tensor, samplers: Sequence[AnswerSampler], best_tokens: Tensor) -> Tensor:
     """Draw a token for each row, (rows,), by inverse transform sampling.
 
     Each row takes one uniform random number, and adds up its tokens' weights in the order of their
@@ -171,9 +175,9 @@ def _draw(logits: Tensor, samplers: Sequence[Sampler], best_tokens: Tensor) -> T
         row for row, s in enumerate(samplers) if s.params.top_p < 1 or s.params.top_k > 0
     ]
     if filtered_rows:
-        row_index = upload(filtered_rows, logits.device)
-        weights[row_index] = _apply_top_k_top_p(
-            weights[row_index], top_k[row_index], top_p[row_index]
+        row_indices = upload(filtered_rows, logits.device)
+        weights[row_indices] = _apply_top_k_top_p(
+            weights[row_indices], top_k[row_indices], top_p[row_indices]
         )
     weights = torch.where(weights >= min_p, weights, 0)
     bounds = weights.cumsum(-1)
@@ -184,7 +188,9 @@ def _draw(logits: Tensor, samplers: Sequence[Sampler], best_tokens: Tensor) -> T
     return torch.where(weights.gather(1, tokens)[:, 0] > 0, tokens[:, 0], best_tokens)
 
 
-def _draw_parameters(sampler: Sampler, vocab_size: int) -> tuple[float, float, float, float, float]:
+def _draw_parameters(
+    sampler: AnswerSampler, vocab_size: int
+) -> tuple[float, float, float, float, float]:
     """Return temperature, top-k, top-p, min-p, and the next random number."""
     params = sampler.params
     top_k = params.top_k if 0 < params.top_k < vocab_size else vocab_size

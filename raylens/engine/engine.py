@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Result of a step for one sequence: a delta, or the error that ended the sequence."""
+    """What a step returns for one sequence: a delta, or the error that ended the sequence."""
 
     sequence: GenerationSequence
     delta: Delta | None = None
@@ -61,16 +61,19 @@ class Engine:
         self.scheduler = Scheduler(
             limits.max_batch_size, limits.max_prefill_batch_size, limits.max_prefill_tokens
         )
-        self.cache: KVCache[GenerationSequence] = KVCache(
-            model.kv_shape, limits.kv_bytes, limits.max_batch_size
+        self.kv_cache: KVCache[GenerationSequence] = KVCache(
+            model.kv_spec, limits.kv_bytes, limits.max_batch_size
         )
         self._metrics = metrics or EngineMetrics()
-        self._prefill_runner = PrefillRunner(model, self.cache, limits, self._metrics)
+        self._prefill_runner = PrefillRunner(model, self.kv_cache, limits, self._metrics)
         self._sampling_runner = SamplingRunner(
-            model, limits.max_batch_size, self._prefill_runner.free_reusable_caches
+            model, limits.max_batch_size, self._prefill_runner.clear_feature_and_prefix_caches
         )
         self._decode_runner = DecodeRunner(
-            model, self.cache, self._sampling_runner, self._prefill_runner.free_reusable_caches
+            model,
+            self.kv_cache,
+            self._sampling_runner,
+            self._prefill_runner.clear_feature_and_prefix_caches,
         )
         self._output_processor = OutputProcessor(model, self._prefill_runner, self._metrics)
         self._prefill_one_by_one = False
@@ -89,7 +92,7 @@ class Engine:
         return Gauges(
             len(scheduler.waiting),
             len(scheduler.running) + len(scheduler.prefilling),
-            self.cache.used_bytes,
+            self.kv_cache.used_bytes,
             self._prefill_runner.feature_cache.bytes,
             self._prefill_runner.prefix_cache.bytes,
         )
@@ -98,8 +101,8 @@ class Engine:
         """Raise ``InvalidRequest`` if a sequence could not fit even in an empty KV cache."""
         num_tokens = prompt.max_total_tokens(max_tokens, self.model.max_length)
         prompt_tokens = len(prompt.token_ids)
-        cost = self.cache.cost(num_tokens)
-        budget = self.cache.budget
+        cost = self.kv_cache.cost(num_tokens)
+        budget = self.kv_cache.budget
         if cost > budget:
             raise InvalidRequest(
                 f"{prompt.limit_field}: {prompt_tokens} prompt tokens (pictures included) and"
@@ -112,7 +115,11 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
-        """Decode one token for each running sequence, then run slices of prefill."""
+        """Decode one token for each running sequence, then run slices of prefill.
+
+        Returns the outputs that became available; with async scheduling, mostly those of the
+        previous step's tokens.
+        """
         outputs = self._end_aborted_and_expired()
         if not self._can_overlap_step:
             for batch in self._take_pending():
@@ -129,7 +136,7 @@ class Engine:
     def _can_overlap_step(self) -> bool:
         """Whether this step may start before the previous step's tokens reach the host.
 
-        If not, tokens are still queued, but are processed at the start of the step.
+        If not, all pending tokens are processed before the step starts.
         """
         return bool(self.limits.async_scheduling) and not any(
             sequence.prompt.policy_reads_token_ids for sequence in self.scheduler.running
@@ -157,9 +164,9 @@ class Engine:
     def _process_or_defer(self, batches: list[PendingTokens]) -> list[StepOutput]:
         """Process the tokens of earlier steps.
 
-        If first tokens (from prefill) are still being copied, stop there and defer them, with
-        everything after them, to the next step, at most once. Decode tokens queued before them are
-        then returned without delay.
+        Batches are processed in order. A batch of first tokens (from prefill) that is still being
+        copied is deferred to the next step, together with all later batches, but only once. The
+        batches before it are thus returned without delay.
         """
         outputs: list[StepOutput] = []
         for index, batch in enumerate(batches):
@@ -209,7 +216,7 @@ class Engine:
         them."""
         batch = attempt(partial(self._sampling_runner.sample, sequences, output, from_decode))
         if isinstance(batch, Exception):  # not retried: some samplers may already have advanced
-            self._prefill_runner.free_reusable_caches()
+            self._prefill_runner.clear_feature_and_prefix_caches()
             return [self._fail(sequence, batch) for sequence in sequences]
         for sequence in sequences:
             sequence.num_output_tokens += 1
@@ -251,7 +258,7 @@ class Engine:
         if isinstance(prefilling, Exception):
             # Other processes share the device. They may use more of its memory than when the
             # budget was set.
-            self._prefill_runner.free_reusable_caches()
+            self._prefill_runner.clear_feature_and_prefix_caches()
             prefilling = attempt(partial(self.scheduler.admit, self._reserve_row))
         errors = []
         if isinstance(prefilling, Exception):
@@ -261,7 +268,7 @@ class Engine:
         return group, errors
 
     def _reserve_row(self, sequence: GenerationSequence) -> bool:
-        return self.cache.reserve(sequence, sequence.max_total_tokens(self.model.max_length))
+        return self.kv_cache.reserve(sequence, sequence.max_total_tokens(self.model.max_length))
 
     def _run_prefill_slice(self, group: list[GenerationSequence]) -> list[StepOutput]:
         """Run the next slice of a group's prefill.
@@ -274,7 +281,7 @@ class Engine:
             logger.warning(
                 "prefill of %d prompts failed; retrying one by one: %r", len(group), output
             )
-            self._prefill_runner.free_reusable_caches()
+            self._prefill_runner.clear_feature_and_prefix_caches()
             self._prefill_runner.cancel(self.scheduler.prefilling)
             self._prefill_one_by_one = True
             return []
@@ -299,8 +306,8 @@ class Engine:
         removed = self.scheduler.remove(should_remove)
         for sequence in removed:
             if sequence in prefilling:  # its logits were never checked, so its row may contain NaN
-                self.cache.zero_row(sequence)
-            self.cache.release_row(sequence)
+                self.kv_cache.zero_row(sequence)
+            self.kv_cache.release_row(sequence)
         if len(self.scheduler.prefilling) < len(prefilling):
             # The group has changed, so the rest of it is prefilled from the start.
             self._prefill_runner.cancel(self.scheduler.prefilling)
@@ -313,7 +320,7 @@ class Engine:
 
         A ``RaylensError`` is returned as it is; anything else becomes ``ModelFailed``.
         """
-        self.cache.zero_row(sequence)
+        self.kv_cache.zero_row(sequence)
         self._remove(lambda s: s is sequence)
         self._metrics.record_end("error", sequence.usage, sequence.index)
         if isinstance(error, RaylensError):

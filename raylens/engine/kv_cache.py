@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from raylens.engine.model import KVRows, KVShape
+from raylens.engine.model import KVRows, KVSpec
 
 MIN_CAPACITY = 128
 """Smallest capacity of a row, in tokens."""
@@ -25,7 +25,7 @@ Owner = TypeVar("Owner")
 class Arena(Generic[Owner]):
     """Rows of one capacity. ``owners`` and ``lengths`` are in the order of the rows."""
 
-    def __init__(self, shape: KVShape, capacity: int) -> None:
+    def __init__(self, shape: KVSpec, capacity: int) -> None:
         self.capacity = capacity
         """Tokens per row."""
         self.row_bytes = shape.bytes_per_token * capacity
@@ -98,7 +98,7 @@ class Arena(Generic[Owner]):
 class KVCache(Generic[Owner]):
     """Arenas of different capacities, which together take at most ``budget`` bytes."""
 
-    def __init__(self, shape: KVShape, budget: int, max_rows: int) -> None:
+    def __init__(self, shape: KVSpec, budget: int, max_rows: int) -> None:
         self.shape = shape
         self.budget = budget
         self._max_rows = max_rows

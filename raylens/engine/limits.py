@@ -29,13 +29,14 @@ class EngineLimits:
     """Maximum number of prompts that are prefilled together. On a CPU, prefilling one after another
     is as fast, and the first answer starts sooner."""
     max_prefill_slice_s: float = 0.03
-    """Time for prefill between two decode steps, in seconds. No further slice starts after it,
-    except that one slice always runs, and two if few sequences are running. With
+    """Time budget for prefill between two decode steps, in seconds. Once it is used up, no further
+    slice starts, but at least one slice always runs (two if few sequences are running). With
     ``async_scheduling``, exactly one runs."""
     async_scheduling: bool | None = None
-    """Whether a decode step is launched before the previous step's tokens reach the host, so that a
-    GPU never waits for the host. An answer that ends with a stop token or stop string then costs
-    one wasted row in one decode step."""
+    """Whether a decode step is launched before the previous step's tokens reach the host, so that
+    the GPU rarely waits for the host (it still does for grammars, and for policies that read token
+    ids). An answer that ends with a stop token or stop string then wastes its row in one decode
+    step, or in two if its first token ends it."""
 
     def with_device_defaults(self, device: str) -> EngineLimits:
         """Return a copy in which the device's defaults replace None."""

@@ -54,10 +54,11 @@ class Prompt:
     limit_field: str = "max_tokens"
     """Request field that determines the answer's maximum length; error messages name it."""
     greedy: bool = False
-    """Whether the answer is decoded greedily, whatever the request's sampling parameters are."""
+    """Whether to decode greedily, and ignore all of the request's sampling parameters (stop strings
+    and logprobs too) except ``max_tokens`` and ``n``."""
     decode_plan: Any = None
-    """Data of the family for its :class:`TokenPolicy` and ``parse_findings``, such as the expected
-    layout of the answer."""
+    """The family's own data for its :class:`TokenPolicy` and ``parse_findings``, such as the
+    expected layout of the answer."""
     policy_reads_token_ids: bool = False
     """Whether the :class:`TokenPolicy` reads the values of the answer's token ids, not only their
     number. If so, each token must reach the host before the next decode step."""
@@ -85,7 +86,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class KVShape:
+class KVSpec:
     """Layout, dtype and device of one token's keys and values."""
 
     num_layers: int
@@ -129,11 +130,11 @@ class ModelOutput:
     hidden_states: Tensor
     """Output of the last layer, before the final norm (rows, hidden)."""
 
-    def select(self, row_index: Sequence[int]) -> ModelOutput:
-        """Return the output of these rows, in ascending order; ``self`` if they are all rows."""
-        if len(row_index) == len(self.logits):
+    def select(self, row_indices: Sequence[int]) -> ModelOutput:
+        """Return the output of these ascending rows; ``self`` if they are all rows."""
+        if len(row_indices) == len(self.logits):
             return self
-        index = upload(row_index, self.logits.device)
+        index = upload(row_indices, self.logits.device)
         return ModelOutput(self.logits[index], self.hidden_states[index])
 
 
@@ -159,13 +160,15 @@ class AnswerProgress(Protocol):
     prompt: Prompt
     output_ids: list[int]
     """Token ids that have reached the host. They are complete if the prompt's
-    ``policy_reads_token_ids`` is set; otherwise the last one may be missing."""
+    ``policy_reads_token_ids`` is set; otherwise the last one or two may be
+    missing."""
     num_output_tokens: int
-    """Number of sampled tokens, including one that has not reached the host yet."""
+    """Number of sampled tokens, including those that have not reached the host yet."""
 
 
 NO_TOKEN = -(2**62)
-"""Returned instead of a token id for an answer that has reached its token limit."""
+"""Returned by a :class:`TokenPolicy` instead of an id, to end an answer at a limit of the family's
+own. The finish reason is ``length``."""
 
 
 class TokenPolicy(Protocol):
@@ -176,9 +179,9 @@ class TokenPolicy(Protocol):
     """
 
     def mask_logits(self, logits: Tensor, answers: Sequence[AnswerProgress]) -> Tensor:
-        """Set the logits of tokens that can't come next to −∞.
+        """Return a copy of the logits with −∞ for every token that is not allowed next.
 
-        Takes and returns float32 (answers, vocabulary). Does not modify its argument.
+        Takes and returns float32 (answers, vocabulary).
         """
         ...
 
@@ -207,7 +210,7 @@ class Model(Protocol):
     """Width of the logits."""
     max_length: int
     """Maximum number of tokens in a sequence, prompt and answer together."""
-    kv_shape: KVShape
+    kv_spec: KVSpec
     token_policy: TokenPolicy | None
     """None if every answer is text."""
 
@@ -239,9 +242,12 @@ class Model(Protocol):
         ...
 
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], rows_by_arena: Sequence[KVRows]
     ) -> ModelOutput:
         """Run one decode step over the rows of all arenas, concatenated.
+
+        ``rows_by_arena`` has one :class:`KVRows` for each arena; ``lengths`` below are theirs,
+        concatenated.
 
         ``token_ids``, int64 (rows,) on the model's device, and the rotary ``positions`` (rows,) are
         the inputs.
@@ -254,7 +260,8 @@ class Model(Protocol):
     def parse_findings(self, prompt: Prompt, output_ids: Sequence[int]) -> Findings:
         """Return what a finished answer contains besides text.
 
-        Coordinates are fractions, in [0, 1], of the width and height of the picture after
-        preprocessing. A box at the edge may extend beyond. Malformed output is not an error.
+        Coordinates are fractions of the width and height of the preprocessed picture, normally in
+        [0, 1]. A box at the picture's edge may extend outside that range. Malformed output is not
+        an error.
         """
         ...

@@ -26,7 +26,8 @@ class OutputProcessor:
         self._metrics = metrics
         self._last_step_at: float | None = None
         """Time at which the previous decode step's tokens arrived (``time.monotonic()``, in
-        seconds). None if nothing has been running in between."""
+        seconds). None if no sequence has been running since
+        then, or before the first step."""
 
     def process(
         self, batch: PendingTokens
@@ -78,7 +79,7 @@ class OutputProcessor:
     ) -> Delta:
         """Append a token to its sequence, and return the delta.
 
-        None means that the answer has reached its token limit.
+        None means that the answer has reached a limit of the family.
         """
         start = sequence.detokenizer.decoded_chars
         text = sequence.append(token, self._model.eos_ids, self._model.max_length)

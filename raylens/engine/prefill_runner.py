@@ -27,7 +27,7 @@ IndexedFeatures = list[tuple[int, Tensor]]
 class PrefillRunner:
     """Runs the prefill of one group of sequences at a time.
 
-    Both caches outlive the requests that filled them.
+    The feature cache and the prefix cache outlive the requests that filled them.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class PrefillRunner:
         """Features of pictures (tokens, hidden), by :attr:`PictureInput.key`."""
         self.prefix_cache = PrefixCache(limits.prefix_bytes)
         self._model = model
-        self._cache = cache
+        self._kv_cache = cache
         self._max_prefill_tokens = limits.max_prefill_tokens
         self._metrics = metrics
         self._slices: Generator[None, None, ModelOutput] | None = None
@@ -73,16 +73,16 @@ class PrefillRunner:
         over."""
         self._slices = None
         for sequence in sequences:
-            self._cache.reset_row(sequence)
+            self._kv_cache.reset_row(sequence)
 
     def store_prompt(self, sequence: GenerationSequence) -> None:
         """Store the sequence's prompt in the prefix cache, if it is worth it and memory allows."""
         prompt = sequence.prompt
         num_tokens = len(prompt.token_ids)
-        if not self.prefix_cache.should_store(prompt, self._model.kv_shape.bytes_per_token):
+        if not self.prefix_cache.should_store(prompt, self._model.kv_spec.bytes_per_token):
             return
         try:
-            self.prefix_cache.store(prompt, self._cache.copy_prefix(sequence, num_tokens))
+            self.prefix_cache.store(prompt, self._kv_cache.copy_prefix(sequence, num_tokens))
         except torch.AcceleratorError:
             raise
         except RuntimeError:  # out of memory, which has no exception class of its own on a CPU
@@ -93,7 +93,7 @@ class PrefillRunner:
         for picture in sequence.prompt.pictures:
             self.feature_cache.remove(picture.key)
 
-    def free_reusable_caches(self) -> None:
+    def clear_feature_and_prefix_caches(self) -> None:
         """Empty the picture-feature and prefix caches (not the KV cache), and return the memory to
         the device."""
         self.feature_cache.clear()
@@ -124,9 +124,9 @@ class PrefillRunner:
             # Advance the lengths first. Decode steps between slices write one token past each row's
             # length, and must not overwrite the chunk.
             for sequence, start, end in zip(group, starts, ends, strict=True):
-                self._cache.advance(sequence, end - start)
+                self._kv_cache.advance(sequence, end - start)
             output = yield from self._model.prefill(
-                chunks, lambda: [self._cache.row_of(s) for s in group], self._max_prefill_tokens
+                chunks, lambda: [self._kv_cache.row_of(s) for s in group], self._max_prefill_tokens
             )
             starts = ends
             if all(end == len(prompt.token_ids) for end, prompt in zip(ends, prompts, strict=True)):
@@ -140,7 +140,7 @@ class PrefillRunner:
         num_missing = len(sequence.prompt.token_ids) - num_cached
         self._metrics.record_cache_lookup("prefix", num_cached, num_missing)
         if prefix is not None:
-            self._cache.load_prefix(sequence, prefix)
+            self._kv_cache.load_prefix(sequence, prefix)
         return num_cached
 
     def _chunk_end(self, prompt: Prompt, start: int, group_size: int) -> int:
@@ -199,9 +199,9 @@ def _make_chunk(prompt: Prompt, start: int, end: int, features: IndexedFeatures)
     chunk_features = []
     for index, picture_features in features:
         first = max(index, start)
-        last = min(index + len(picture_features), end)
-        if first < last:
-            chunk_features.append((first - start, picture_features[first - index : last - index]))
+        stop = min(index + len(picture_features), end)
+        if first < stop:
+            chunk_features.append((first - start, picture_features[first - index : stop - index]))
     if prompt.positions is None:
         positions = np.arange(start, end)[None]
     else:

@@ -15,7 +15,7 @@ from raylens.engine.lru import ByteLRU
 from raylens.engine.model import Prompt
 
 Key = bytes
-"""The bytes of a prompt's content ids."""
+"""The bytes of a prompt's content ids (see :func:`_content_ids`)."""
 BucketKey = bytes
 """The bytes of a prompt's first ``MIN_PREFIX_TOKENS`` content ids."""
 MIN_PREFIX_TOKENS = 16

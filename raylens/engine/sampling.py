@@ -24,8 +24,8 @@ NUCLEUS_CANDIDATES = 256
 """Top-p first tries this many of the most likely tokens, which is nearly always enough, and sorts
 the whole vocabulary otherwise."""
 
-_RANDOM_NUMBERS = 32
-"""Random numbers generated per call. The batch size does not change the sequence of numbers."""
+_RANDOM_BLOCK_SIZE = 32
+"""Random numbers generated per call. It does not affect their sequence."""
 
 LogitsRow = NDArray[np.float32]
 """Logits of one row (vocabulary,)."""
@@ -42,7 +42,7 @@ class NonFiniteLogits(ValueError):
         super().__init__("the logits are not finite")
 
 
-class Sampler:
+class AnswerSampler:
     """Sampling parameters, random numbers and grammar of one answer.
 
     On the host it also samples and keeps the token counts; on a GPU :class:`DeviceSampler` does.
@@ -95,7 +95,7 @@ class Sampler:
     def next_uniform(self) -> float:
         """Return the answer's next random number, uniform in [0, 1)."""
         if not self._random_numbers:
-            numbers = torch.rand(_RANDOM_NUMBERS, dtype=torch.float64, generator=self._generator)
+            numbers = torch.rand(_RANDOM_BLOCK_SIZE, dtype=torch.float64, generator=self._generator)
             self._random_numbers = numbers.flip(0).tolist()
         return self._random_numbers.pop()
 
@@ -125,12 +125,12 @@ class Sampler:
             self._counts[token_id] += 1
 
     def _penalize(self, row: LogitsRow) -> LogitsRow:
-        """Return a copy of the row, with penalties for tokens of the prompt and the answer.
+        """Return a copy of the row with penalties applied.
 
-        Repetition: Keskar et al. 2019, as in transformers' ``RepetitionPenaltyLogitsProcessor``.
-        Presence and frequency: https://platform.openai.com/docs/guides/text-generation,
-        ``logits[j] -= count[j] * frequency + (count[j] > 0) * presence``, after repetition as in
-        vLLM.
+        Repetition (tokens of the prompt and the answer): Keskar et al. 2019, as in transformers'
+        ``RepetitionPenaltyLogitsProcessor``. Presence and frequency (tokens of the answer):
+        https://platform.openai.com/docs/guides/text-generation, ``logits[j] -= count[j] * frequency
+        + (count[j] > 0) * presence``, after repetition as in vLLM.
         """
         params = self.params
         row = row.copy()
@@ -207,25 +207,25 @@ class SampledTokens:
 class BatchSampler(Protocol):
     """Samples all rows of a batch."""
 
-    def reset_slot(self, slot: int, sampler: Sampler) -> None:
+    def reset_slot(self, slot: int, sampler: AnswerSampler) -> None:
         """Reset a slot's state for a new answer that uses this sampler."""
         ...
 
     def sample(
-        self, logits: Tensor, samplers: Sequence[Sampler], slots: Sequence[int]
+        self, logits: Tensor, samplers: Sequence[AnswerSampler], slots: Sequence[int]
     ) -> SampledTokens:
         """Sample the next token of each row, from float32 logits (rows, vocabulary)."""
         ...
 
 
 class HostSampler(BatchSampler):
-    """Samples on the host, with each row's own :class:`Sampler`, which holds all state."""
+    """Samples on the host, with each row's own :class:`AnswerSampler`, which holds all state."""
 
-    def reset_slot(self, slot: int, sampler: Sampler) -> None:
+    def reset_slot(self, slot: int, sampler: AnswerSampler) -> None:
         pass
 
     def sample(
-        self, logits: Tensor, samplers: Sequence[Sampler], slots: Sequence[int]
+        self, logits: Tensor, samplers: Sequence[AnswerSampler], slots: Sequence[int]
     ) -> SampledTokens:
         results = sample_rows(logits.cpu(), samplers)
         failures = {
@@ -235,11 +235,11 @@ class HostSampler(BatchSampler):
         return SampledTokens(torch.tensor(tokens, device=logits.device), failures)
 
 
-def sample_rows(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | Exception]:
+def sample_rows(logits: Tensor, samplers: Sequence[AnswerSampler]) -> list[int | Exception]:
     """Return the next token of each row, or the row's exception.
 
     ``logits`` are float32 (rows, vocabulary), on the host. All rows that need only the argmax are
-    processed at once.
+    processed together.
     """
     plain_rows = [row for row, sampler in enumerate(samplers) if sampler.is_plain_argmax]
     results: dict[int, int | Exception] = {}
@@ -252,7 +252,7 @@ def sample_rows(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | Excep
     return [results[row] for row in range(len(samplers))]
 
 
-def _try_sample(sampler: Sampler, logits: Tensor) -> int | Exception:
+def _try_sample(sampler: AnswerSampler, logits: Tensor) -> int | Exception:
     try:
         return sampler.sample(logits)
     except Exception as error:

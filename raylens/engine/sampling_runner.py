@@ -50,8 +50,8 @@ class PendingTokens:
     def wait(self) -> list[int | Exception | None]:
         """Wait for the tokens, and return one entry for each sequence.
 
-        An entry is a token id, None if the answer has reached its token limit, or the row's
-        exception.
+        An entry is a token id, None if the answer has reached a limit of the family, or the
+        row's exception.
         """
         ids, is_finite, *_ = self.download.wait()
         tokens: list[int | Exception | None] = [
@@ -76,19 +76,19 @@ class PendingTokens:
 class SamplingRunner:
     """Samples tokens, and keeps the last token of each sequence on the device.
 
-    Calls ``free_reusable_caches`` after a failure, to free memory.
+    Calls ``clear_feature_and_prefix_caches`` after a failure, to free memory.
     """
 
     def __init__(
-        self, model: Model, max_batch_size: int, free_reusable_caches: Callable[[], None]
+        self, model: Model, max_batch_size: int, clear_feature_and_prefix_caches: Callable[[], None]
     ) -> None:
         self._model = model
-        self._free_reusable_caches = free_reusable_caches
-        self._unused_slot = max_batch_size
+        self._clear_feature_and_prefix_caches = clear_feature_and_prefix_caches
+        self._padding_slot = max_batch_size
         """An extra slot for rows without a sequence."""
         self._last_tokens = torch.zeros(max_batch_size + 1, dtype=torch.int64, device=model.device)
         """By slot, int64 (slots + 1,)."""
-        self._sampler: BatchSampler = (
+        self._batch_sampler: BatchSampler = (
             HostSampler()
             if self._last_tokens.device.type == "cpu"
             else DeviceSampler(max_batch_size, model.vocab_size, model.device)
@@ -96,14 +96,14 @@ class SamplingRunner:
 
     def reset_slot(self, sequence: GenerationSequence) -> None:
         """Reset the sequence's slot for a new answer."""
-        self._sampler.reset_slot(sequence.slot, sequence.sampler)
+        self._batch_sampler.reset_slot(sequence.slot, sequence.sampler)
 
     def last_tokens(self, sequences: list[GenerationSequence | None]) -> Tensor:
         """Return the last token of each sequence, int64 (sequences,), on the device.
 
         The token for None is arbitrary.
         """
-        slots = [self._unused_slot if s is None else s.slot for s in sequences]
+        slots = [self._padding_slot if s is None else s.slot for s in sequences]
         return self._last_tokens[self._upload(slots)]
 
     def sample(
@@ -114,7 +114,7 @@ class SamplingRunner:
         slots = [sequence.slot for sequence in sequences]
         samplers = [sequence.sampler for sequence in sequences]
         logits = output.logits if policy is None else policy.mask_logits(output.logits, sequences)
-        sampled = self._sampler.sample(logits, samplers, slots)
+        sampled = self._batch_sampler.sample(logits, samplers, slots)
         tokens = sampled.tokens
         failures = dict(sampled.failures)
         if policy is not None:
@@ -135,13 +135,13 @@ class SamplingRunner:
         output: ModelOutput,
         tokens: Tensor,
         sequences: list[GenerationSequence],
-        row_index: list[int],
+        row_indices: list[int],
     ) -> tuple[Tensor, ...]:
         """Return the results of :func:`compute_logprobs` for these rows, or () for none."""
-        if not row_index:
+        if not row_indices:
             return ()
-        top_count = max(sequences[row].params.logprobs or 0 for row in row_index)
-        index = self._upload(row_index)
+        top_count = max(sequences[row].params.logprobs or 0 for row in row_indices)
+        index = self._upload(row_indices)
         logits = output.logits[index]
         # Negative ids have no logprob; the value computed for them is ignored later.
         token_ids = tokens[index].clamp(0, self._model.vocab_size - 1)
@@ -163,7 +163,7 @@ class SamplingRunner:
         resolved = attempt(partial(policy.resolve_tokens, tokens, output, sequences))
         if not isinstance(resolved, Exception):
             return resolved
-        self._free_reusable_caches()
+        self._clear_feature_and_prefix_caches()
         resolved_rows = []
         for row, sequence in enumerate(sequences):
             token = tokens[row : row + 1]

@@ -21,7 +21,7 @@ from raylens.core.types import (
 )
 from raylens.engine.detokenizer import Detokenizer
 from raylens.engine.model import AnswerProgress, Prompt
-from raylens.engine.sampling import Sampler
+from raylens.engine.sampling import AnswerSampler
 from raylens.engine.structured import GrammarState
 
 
@@ -66,7 +66,7 @@ class GenerationSequence(AnswerProgress):
 
     prompt: Prompt
     params: SamplingParams
-    sampler: Sampler
+    sampler: AnswerSampler
     detokenizer: Detokenizer
     deadline: float
     """Unix time, in seconds."""
@@ -75,7 +75,7 @@ class GenerationSequence(AnswerProgress):
     index: int = 0
     """Zero-based index of this answer among the request's ``n``."""
     stream: bool = True
-    """Whether each delta is returned at once. If not, they are merged into one, at the end."""
+    """Whether each delta is returned immediately. If not, all are merged into one at the end."""
     state: SequenceState = SequenceState.WAITING
     slot: int = -1
     """Index of this sequence in the engine's per-slot device buffers (last token, penalty state).
@@ -122,7 +122,7 @@ class GenerationSequence(AnswerProgress):
         longer belong to a stop string).
 
         Negative ids belong to the family and have no text. None means that the answer has reached
-        its token limit. Sets ``finish_reason`` if the answer ends.
+        a limit of the family. Sets ``finish_reason`` if the answer ends.
         """
         if token_id is None:
             self.finish_reason = FinishReason.LENGTH
@@ -197,7 +197,7 @@ def make_sequences(
         GenerationSequence(
             prompt=prompt,
             params=params,
-            sampler=Sampler(params, prompt.token_ids, index, grammar and grammar.copy()),
+            sampler=AnswerSampler(params, prompt.token_ids, index, grammar and grammar.copy()),
             detokenizer=Detokenizer(tokenizer, params.stop),
             deadline=request.deadline,
             request_id=request.id,

@@ -30,7 +30,7 @@ MAX_SCHEMA_CHARS = 65_536
 CACHED_SCHEMAS = 16
 
 # Whitespace is one space, or one line break and an indent. llguidance allows any amount by default,
-# and a small model that has lost its thread fills the answer with whitespace until max_tokens.
+# and a small model that goes off track fills the answer with whitespace until max_tokens.
 # Allowing none would force the model away from the format that it has learned.
 _GRAMMAR_OPTIONS: Any = {"whitespace_pattern": r" |\n[ \t]{0,32}"}
 

@@ -106,7 +106,7 @@ class Dispatcher:
                 attempt.task.cancel()
 
     async def _claim(self) -> bool:
-        """Claim as many jobs as may start now. Return whether more jobs may be due."""
+        """Claim as many jobs as may start now. Return whether to claim again at once."""
         free = self._config.workers - len(self._running)
         if free <= 0:
             return False
@@ -180,7 +180,7 @@ class Dispatcher:
             async with asyncio.timeout(timeout_s):
                 output = await self._run_job(job, attempt_deadline, self._progress_saver(job))
         except TimeoutError:
-            message = f"the attempt took longer than {timeout_s:.0f} s"
+            message = f"the attempt did not finish in the {timeout_s:.0f} s it had"
             error: RaylensError = DeadlineExceeded(message)
         except RaylensError as raised:
             error = raised

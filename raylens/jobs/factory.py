@@ -15,7 +15,7 @@ from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
 from raylens.jobs.sql_engines import postgres_store, sqlite_store
-from raylens.jobs.store import JobStore, JobsUnusable
+from raylens.jobs.store import JobStore, QueueStartupError
 from raylens.jobs.webhooks import check_secret
 from raylens.net.address import AllowList
 from raylens.net.client import GuardedClient
@@ -32,13 +32,13 @@ def create_queue(
 ) -> JobQueue:
     """Return a queue that is not opened yet.
 
-    Raises ``JobsUnusable``, which names the invalid setting.
+    Raises ``QueueStartupError``, which names the invalid setting.
     """
     jobs_config = config.jobs
     allowed = AllowList.parse(jobs_config.webhooks.allow)
     return JobQueue(
         make_store(jobs_config),
-        make_blobs(jobs_config),
+        make_blob_storage(jobs_config),
         load_job_types(),
         InferenceClient(service, config),
         GuardedClient(allowed, jobs_config.webhooks.timeout_s, user_agent(jobs_config)),
@@ -51,11 +51,11 @@ def create_queue(
 def check_settings(config: JobsConfig, environment: Mapping[str, str] = os.environ) -> None:
     """Check the settings before the server starts, without network access.
 
-    A SQLite database is opened, and so created or migrated. Raises ``JobsUnusable``, which names
-    the invalid setting.
+    A SQLite database is opened, and so created or migrated. Raises ``QueueStartupError``, which
+    names the invalid setting.
     """
     read_webhook_secrets(config, environment)
-    make_blobs(config)
+    make_blob_storage(config)
     store = make_store(config)
 
     async def open_and_close() -> None:
@@ -67,33 +67,33 @@ def check_settings(config: JobsConfig, environment: Mapping[str, str] = os.envir
 
 
 def make_store(config: JobsConfig) -> JobStore:
-    """Return the store that ``jobs.store`` selects. Raises ``JobsUnusable`` if it is invalid."""
+    """Return the store that ``jobs.store`` selects. Raises ``QueueStartupError``."""
     if config.store != "sqlite":
         return postgres_store(config.store)
     try:
         return sqlite_store(config.folder / DATABASE_FILE)
     except OSError as error:
-        raise JobsUnusable(f"jobs.data_dir: {error}") from error
+        raise QueueStartupError(f"jobs.data_dir: {error}") from error
 
 
-def make_blobs(config: JobsConfig) -> BlobStorage:
-    """Return the storage that ``jobs.blobs`` selects. Raises ``JobsUnusable`` if it is invalid."""
+def make_blob_storage(config: JobsConfig) -> BlobStorage:
+    """Return the storage that ``jobs.blobs`` selects. Raises ``QueueStartupError``."""
     try:
         return BlobStorage(config.blobs_url)
     except (ImportError, ValueError) as error:
-        raise JobsUnusable(f"jobs.blobs: {error}") from error
+        raise QueueStartupError(f"jobs.blobs: {error}") from error
 
 
 def read_webhook_secrets(config: JobsConfig, environment: Mapping[str, str]) -> list[str]:
     """Return the server's webhook secrets. Without any, webhooks are unsigned.
 
-    Raises ``JobsUnusable`` if a secret is invalid.
+    Raises ``QueueStartupError`` if a secret is invalid.
     """
     name = config.webhooks.secrets_env
     try:
         return [check_secret(secret) for secret in environment.get(name, "").split()]
     except ValueError as error:
-        raise JobsUnusable(f"jobs.webhooks.secrets_env: {name}: {error}") from None
+        raise QueueStartupError(f"jobs.webhooks.secrets_env: {name}: {error}") from None
 
 
 def user_agent(config: JobsConfig) -> str:

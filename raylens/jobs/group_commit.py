@@ -14,8 +14,8 @@ Result = TypeVar("Result")
 class GroupCommit(Generic[Item, Result]):
     """Writes items in batches of at most ``limit``, one batch at a time.
 
-    A durable commit takes milliseconds. Batching makes this limit the batches per second, not the
-    items per second.
+    A durable commit takes milliseconds, which caps the commits per second. With batching, that caps
+    batches, not items.
     """
 
     def __init__(

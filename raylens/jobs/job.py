@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 PRIORITY_STEP_S = 60.0
 """Head start in the queue that each priority level gives a job, in seconds.
 
-It is finite, so no job starves.
+Waiting this long makes up for one level of priority, so no job starves.
 """
 
 
@@ -96,7 +96,7 @@ class Job:
     """JSON. Each picture in it is a reference to a blob, ``blob:<sha256>``."""
     created_at: float
     deadline: float
-    """When the job fails if it hasn't succeeded, on the store's clock. It covers all attempts."""
+    """The job fails if it hasn't succeeded by this time, on the store's clock."""
     max_attempts: int
     rank: float
     """Position in the queue: the lowest rank runs first. :func:`compute_rank` computes it."""
@@ -129,7 +129,7 @@ class Job:
 
     @property
     def duration_s(self) -> float | None:
-        """Seconds from the start of the first attempt to the end of the job."""
+        """Seconds from the first attempt since the submission or last requeue to the job's end."""
         if self.started_at is None or self.finished_at is None:
             return None
         return self.finished_at - self.started_at
@@ -141,7 +141,7 @@ class DeliveryState(StrEnum):
     FAILED = "failed"
     """Given up: the retry schedule is exhausted, or the URL is not allowed."""
     DISABLED = "disabled"
-    """The endpoint answered 410 and receives no more deliveries."""
+    """The URL answered 410. Nothing more is sent to it until a delivery to it is redelivered."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Stats:
     capacity: int
     """Maximum number of jobs that may be queued."""
     workers: int
-    """Number of jobs that this process runs at a time."""
+    """Maximum number of jobs that this process runs at a time."""
     mean_s: float | None
     """Mean duration of the jobs that succeeded most recently, in seconds."""
     p95_s: float | None

@@ -31,8 +31,8 @@ class ServedLanguageModel(LanguageModel):
         self._options = InferenceOptions(model=model)
 
     async def complete(self, prompt: str, deadline: float) -> str:
-        job_id = current_request_id.get()
-        request_id = new_id() if job_id == _NO_REQUEST_ID else job_id
+        current_id = current_request_id.get()  # during an attempt, the job's id
+        request_id = new_id() if current_id == _NO_REQUEST_ID else current_id
         options = with_greedy_sampling(self._inference.resolve(self._options))
         chat = Chat((Message(Role.USER, (TextPart(prompt),)),))
         return (await self._inference.ask(request_id, deadline, options, chat, ())).text

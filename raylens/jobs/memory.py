@@ -9,7 +9,7 @@ from itertools import islice
 
 from raylens.core.errors import RaylensError
 from raylens.jobs.job import Delivery, DeliveryState, Job, JobState
-from raylens.jobs.store import Change, JobStore, UpdateJob, admit
+from raylens.jobs.store import Change, ComputeUpdate, JobStore, admit
 from raylens.jobs.transitions import JobUpdate
 
 
@@ -30,9 +30,9 @@ class MemoryStore(JobStore):
     async def clock_skew(self) -> float:
         return 0.0
 
-    async def add(self, jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
+    async def add(self, new_jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
         results = []
-        for job in jobs:
+        for job in new_jobs:
             existing = self._jobs.get(job.id) or self._find_by_key(job.idempotency_key)
             result = admit(job, existing, self._count(JobState.QUEUED), capacity)
             if result is job:
@@ -65,7 +65,7 @@ class MemoryStore(JobStore):
         latest_first = sorted(succeeded, key=lambda job: job.finished_at or 0, reverse=True)
         return [job.duration_s for job in latest_first[:limit] if job.duration_s is not None]
 
-    async def claim(self, count: int, now: float, update: UpdateJob) -> list[Job]:
+    async def claim(self, count: int, now: float, update: ComputeUpdate) -> list[Job]:
         def is_due(job: Job) -> bool:
             return job.state is JobState.QUEUED and job.run_after <= now
 

@@ -14,16 +14,21 @@ class JobMetrics:
         """Record the number of jobs in each state. Called about once a second."""
 
     def record_end(self, job_type: str, state: JobState, duration_s: float | None) -> None:
-        """Record the end of a job.
+        """Record that a job succeeded or failed. ``duration_s`` is :attr:`Job.duration_s`.
 
-        ``duration_s`` is in seconds from its first attempt, and is None if there was none.
+        Cancellations are not recorded.
         """
 
     def record_attempt(self, job_type: str, code: str) -> None:
-        """Record the end of an attempt. ``code`` is ``ok``, ``canceled`` or an error's code."""
+        """Record the end of an attempt.
+
+        ``code`` is ``ok``, an error's code, or ``canceled`` if the attempt was stopped: the job was
+        canceled, its lease was lost, or the process shut down.
+        """
 
     def record_delivery(self, outcome: str, duration_s: float) -> None:
         """Record a webhook delivery attempt, and its duration in seconds.
 
-        ``outcome`` is ``delivered``, ``again``, ``gone`` or ``refused``.
+        ``outcome`` is ``delivered``, ``again`` (failed, and retried if attempts are left), ``gone``
+        (status 410) or ``refused`` (the URL is not allowed, and nothing was sent).
         """

@@ -7,7 +7,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
 
-from raylens.jobs.store import JobsUnusable
+from raylens.jobs.store import QueueStartupError
 
 _LOCK = 0x7261796C656E73
 """Key of the PostgreSQL advisory lock: "raylens" in ASCII."""
@@ -17,7 +17,7 @@ def upgrade(db: sa.Connection) -> None:
     """Migrate the schema to the latest version, in the connection's transaction.
 
     Concurrent upgrades wait for each other: on SQLite's write lock, or on an advisory lock of
-    PostgreSQL. Raises ``JobsUnusable`` if a newer release of raylens created the schema.
+    PostgreSQL. Raises ``QueueStartupError`` if a newer release of raylens created the schema.
     """
     if db.dialect.name == "postgresql":
         for setting in ("statement_timeout", "lock_timeout"):  # a migration may take a long time
@@ -28,4 +28,4 @@ def upgrade(db: sa.Connection) -> None:
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        raise JobsUnusable(f"jobs.store: unknown schema version: {error}") from error
+        raise QueueStartupError(f"jobs.store: unknown schema version: {error}") from error

@@ -12,8 +12,9 @@ class JobService(Protocol):
     """The job queue.
 
     A method that takes a ``job_id`` raises ``UnknownJob`` if there is no such job. Every method
-    raises ``Overloaded`` while the queue can't be reached. Every method is idempotent, so a failed
-    call may be retried.
+    raises ``Overloaded`` while the queue can't be reached. A failed call may be
+    retried: a repeated ``requeue`` raises ``Conflict`` while the job is queued or running, and a
+    repeated ``redeliver`` sends the delivery once more.
     """
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
@@ -66,7 +67,7 @@ class JobService(Protocol):
         ...
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
-        """Send a delivery again, starting from its first attempt.
+        """Send a delivery again, with its attempts reset to 0.
 
         Raises ``UnknownJob`` if the job has no delivery of this number.
         """

@@ -24,7 +24,7 @@ from raylens.jobs.job import Delivery, Job, JobState, Stats
 from raylens.jobs.llm import make_llm
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.ports import JobService
-from raylens.jobs.store import Change, JobStore, UpdateJob
+from raylens.jobs.store import Change, ComputeUpdate, JobStore
 from raylens.jobs.transitions import JobUpdate, cancel, move_to_store_clock, requeue
 from raylens.jobs.types.base import JobContext, JobType
 from raylens.jobs.webhook_dispatcher import WebhookClient, WebhookDispatcher
@@ -112,7 +112,7 @@ class JobQueue(JobService):
     async def open(self) -> None:
         """Open the store.
 
-        Raises ``JobsUnusable``, or ``StoreUnreachable`` if a retry may succeed.
+        Raises ``QueueStartupError``, or ``StoreUnreachable`` if a retry may succeed.
         """
         await self._store.open()
         self._clock_skew = await self._store.clock_skew()
@@ -269,7 +269,7 @@ class JobQueue(JobService):
             change = job.duration_s - self._average_duration_s
             self._average_duration_s += AVERAGE_WEIGHT * change
 
-    async def _change(self, job_id: str, update: UpdateJob) -> Job:
+    async def _change(self, job_id: str, update: ComputeUpdate) -> Job:
         """Change a job at a user's request, whichever process runs it."""
         result = await self._change_writer.submit(Change(job_id, update))
         if isinstance(result, RaylensError):
@@ -308,7 +308,7 @@ class JobQueue(JobService):
 
     async def _clean_up_periodically(self) -> None:
         while True:
-            with _log_errors("cleaning up the store failed"):
+            with _log_errors("cleaning up the store or reading its clock failed"):
                 await self._clean_up()
                 self._clock_skew = await self._store.clock_skew()
             await asyncio.sleep(CLEANUP_PERIOD_S)

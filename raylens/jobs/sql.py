@@ -23,10 +23,10 @@ from raylens.jobs.job import TERMINAL, Delivery, DeliveryState, Job, JobState
 from raylens.jobs.migrate import upgrade
 from raylens.jobs.store import (
     Change,
+    ComputeUpdate,
     JobStore,
-    JobsUnusable,
+    QueueStartupError,
     StoreUnreachable,
-    UpdateJob,
     admit,
 )
 from raylens.jobs.tables import (
@@ -72,7 +72,7 @@ class SqlStore(JobStore):
         try:
             await self._write(upgrade)
         except SQLAlchemyError as error:
-            error_type = StoreUnreachable if self._is_postgres else JobsUnusable
+            error_type = StoreUnreachable if self._is_postgres else QueueStartupError
             raise error_type(f"jobs.store: {getattr(error, 'orig', None) or error}") from error
 
     async def close(self) -> None:
@@ -88,18 +88,18 @@ class SqlStore(JobStore):
         server_time: float = await self._read(lambda db: db.scalar(query))
         return float(server_time) - (sent_at + time.time()) / 2
 
-    async def add(self, jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
+    async def add(self, new_jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
         for _ in range(ADD_ATTEMPTS - 1):
             try:
-                return await self._write(lambda db: _add(db, jobs, capacity))
+                return await self._write(lambda db: _add(db, new_jobs, capacity))
             except IntegrityError:  # another process has just added one of the jobs
                 continue
-        return await self._write(lambda db: _add(db, jobs, capacity))  # the last try raises
+        return await self._write(lambda db: _add(db, new_jobs, capacity))  # the last try raises
 
     async def get(self, job_id: str) -> Job | None:
         query = sa.select(jobs).where(jobs.c.id == job_id)
-        rows = await self._read(lambda db: _select_jobs(db, query))
-        return rows[0] if rows else None
+        matches = await self._read(lambda db: _select_jobs(db, query))
+        return matches[0] if matches else None
 
     async def list_jobs(
         self, states: Collection[JobState], limit: int, before_id: str | None
@@ -128,7 +128,7 @@ class SqlStore(JobStore):
         query = succeeded.order_by(jobs.c.finished_at.desc()).limit(limit)
         return await self._read(lambda db: list(db.scalars(query)))
 
-    async def claim(self, count: int, now: float, update: UpdateJob) -> list[Job]:
+    async def claim(self, count: int, now: float, update: ComputeUpdate) -> list[Job]:
         return await self._write(lambda db: _claim(db, count, now, update))
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
@@ -182,8 +182,8 @@ class SqlStore(JobStore):
 def _in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], Result]) -> Result:
     """Run ``work`` in a transaction.
 
-    If the connection turns out to be dead, as after a server restart, run it again on a new one.
-    ``work`` must therefore be safe to repeat.
+    If the connection turns out to be dead, as after a server restart, run ``work`` again on a new
+    connection. It must therefore be safe to repeat.
     """
     try:
         with engine.begin() as db:
@@ -249,7 +249,7 @@ def _count_queued(db: sa.Connection, limit: int) -> int:
     return db.scalar(sa.select(sa.func.count()).select_from(queued)) or 0
 
 
-def _claim(db: sa.Connection, count: int, now: float, update: UpdateJob) -> list[Job]:
+def _claim(db: sa.Connection, count: int, now: float, update: ComputeUpdate) -> list[Job]:
     has_expired_lease = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until <= now)
     is_due = (jobs.c.state == JobState.QUEUED) & (jobs.c.run_after <= now)
     by_rank = (jobs.c.rank, jobs.c.id)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from raylens.jobs.sql import READERS, SqlStore
-from raylens.jobs.store import JobsUnusable
+from raylens.jobs.store import QueueStartupError
 
 BUSY_TIMEOUT_S = 5.0
 """Seconds that SQLite waits for another process's write."""
@@ -44,13 +44,13 @@ CONNECTION_DEFAULTS = {
 def sqlite_store(path: Path, detect_filesystem: Callable[[Path], str] | None = None) -> SqlStore:
     """Return a store in a file, in WAL mode, for the processes of one machine.
 
-    Raises ``JobsUnusable`` if the file is on a network file system: WAL mode is not safe there
+    Raises ``QueueStartupError`` if the file is on a network file system: WAL mode is not safe there
     (https://www.sqlite.org/wal.html).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     filesystem = (detect_filesystem or filesystem_type)(path.parent)
     if filesystem in NETWORK_FILESYSTEMS:
-        raise JobsUnusable(
+        raise QueueStartupError(
             f"jobs.data_dir: {path.parent} is on {filesystem}, and SQLite needs a local disk; "
             "for several machines, set jobs.store to a postgresql:// URL"
         )
@@ -75,7 +75,7 @@ def sqlite_store(path: Path, detect_filesystem: Callable[[Path], str] | None = N
 def postgres_store(url: str) -> SqlStore:
     """Return a store at ``postgresql://user:password@host/database``, for any number of machines.
 
-    Raises ``JobsUnusable`` if the URL is malformed or if the driver is not installed.
+    Raises ``QueueStartupError`` if the URL is malformed or if the driver is not installed.
     """
     try:
         parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
@@ -84,11 +84,11 @@ def postgres_store(url: str) -> SqlStore:
         }
         engine = sa.create_engine(parsed, pool_size=READERS + 1, connect_args=defaults)
     except ImportError as error:
-        raise JobsUnusable(
+        raise QueueStartupError(
             f"jobs.store: PostgreSQL needs pip install 'raylens[postgres]': {error}"
         ) from error
     except SQLAlchemyError as error:
-        raise JobsUnusable(f"jobs.store: not a valid URL: {error}") from error
+        raise QueueStartupError(f"jobs.store: not a valid URL: {error}") from error
 
     @sa.event.listens_for(engine, "connect")
     def connect(dbapi_connection: Any, record: Any) -> None:

@@ -1,7 +1,7 @@
 """The interface of a job store.
 
-A store holds no job logic: it selects jobs, and atomically applies functions of
-:mod:`raylens.jobs.transitions` to them. ``tests/contract/`` runs one suite of tests over every
+A store decides no transitions: it selects jobs, and atomically applies updates that its callers
+compute. ``tests/contract/`` runs one suite of tests over every
 implementation.
 """
 
@@ -16,7 +16,7 @@ from raylens.jobs.job import Delivery, Job, JobState
 from raylens.jobs.transitions import JobUpdate
 
 
-class JobsUnusable(Exception):
+class QueueStartupError(Exception):
     """The job queue can't start.
 
     A setting is invalid, or the store or blob storage can't be opened or can't guarantee
@@ -24,11 +24,11 @@ class JobsUnusable(Exception):
     """
 
 
-class StoreUnreachable(JobsUnusable):
-    """The store's server doesn't answer or refuses the connection. A retry may succeed."""
+class StoreUnreachable(QueueStartupError):
+    """The store's database server doesn't answer, or refuses. A retry may succeed."""
 
 
-UpdateJob = Callable[[Job], JobUpdate]
+ComputeUpdate = Callable[[Job], JobUpdate]
 """Computes a stored job's update. It must be safe to call again."""
 
 
@@ -42,7 +42,7 @@ class Change:
     """
 
     id: str
-    update: UpdateJob
+    update: ComputeUpdate
     fence: int | None = None
 
 
@@ -56,7 +56,7 @@ class JobStore(Protocol):
     async def open(self) -> None:
         """Connect, and migrate the schema to the latest version.
 
-        Raises ``JobsUnusable``, or ``StoreUnreachable`` if a retry may succeed.
+        Raises ``QueueStartupError``, or ``StoreUnreachable`` if a retry may succeed.
         """
         ...
 
@@ -69,7 +69,7 @@ class JobStore(Protocol):
         """
         ...
 
-    async def add(self, jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
+    async def add(self, new_jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
         """Add jobs, and return a result for each.
 
         - The job itself: it is now stored.
@@ -103,11 +103,11 @@ class JobStore(Protocol):
         """Return the durations, in seconds, of the last ``limit`` jobs that succeeded."""
         ...
 
-    async def claim(self, count: int, now: float, update: UpdateJob) -> list[Job]:
+    async def claim(self, count: int, now: float, update: ComputeUpdate) -> list[Job]:
         """Apply ``update`` to at most ``count`` claimable jobs, lowest rank first.
 
         Return the updated jobs. A job is claimable if it is queued and due, or if it is running
-        and its lease has expired. No two claims return the same job, even from different
+        and its lease has expired. Concurrent claims never return the same job, even from different
         processes.
         """
         ...
@@ -148,7 +148,7 @@ class JobStore(Protocol):
         """Store a delivery after an attempt. Return False if its fence is no longer current.
 
         ``pause_until`` postpones every pending delivery to the same URL until then. ``is_gone``
-        disables the URL for this and all later deliveries.
+        disables the URL until :meth:`redeliver` enables it again.
         """
         ...
 
@@ -167,9 +167,10 @@ class JobStore(Protocol):
         ...
 
     async def touch_blobs(self, digests: Collection[str], now: float) -> None:
-        """Mark blobs as just used.
+        """Record that blobs were touched at ``now``.
 
-        They are then not removed before the job that refers to them is added.
+        :meth:`remove_unused_blobs` spares recently touched ones, which leaves time to add the job
+        that refers to them.
         """
         ...
 

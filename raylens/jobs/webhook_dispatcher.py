@@ -51,8 +51,8 @@ class WebhookClient(Protocol):
     ) -> httpx.Response:
         """Post ``content``, and return the response.
 
-        Raises ``InvalidRequest`` about ``field`` if the URL is not allowed, and ``OSError`` or
-        ``httpx.HTTPError`` if there is no response.
+        ``field`` is the request field that an error names. Raises ``InvalidRequest`` if the URL is
+        not allowed, and ``OSError`` or ``httpx.HTTPError`` if there is no response.
         """
         ...
 
@@ -102,7 +102,7 @@ class WebhookDispatcher:
                 task.cancel()
 
     async def _claim(self) -> bool:
-        """Claim as many due deliveries as the limits allow. Return whether more may be due."""
+        """Claim due deliveries up to the limits. Return whether to claim again at once."""
         free = self._config.max_at_once - len(self._tasks)
         if free <= 0:
             return False
@@ -138,7 +138,7 @@ class WebhookDispatcher:
             result = await self._send(delivery)
         self._metrics.record_delivery(result.outcome.value, time.monotonic() - started)
         if result.problem:
-            logger.info("webhook %s of job %s: %s", delivery.id, delivery.job_id, result.problem)
+            logger.info("delivery %s of job %s: %s", delivery.id, delivery.job_id, result.problem)
         now = self._clock()
         pause_until = None if result.pause_s is None else now + result.pause_s
         await self._store.settle_delivery(
@@ -167,7 +167,7 @@ class WebhookDispatcher:
             return DeliveryResult(Outcome.RETRY, problem=problem)
         except Exception as error:
             # Any error must count as an attempt. Otherwise the delivery would be retried forever.
-            logger.exception("webhook %s: internal error", delivery.id)
+            logger.exception("delivery %s: internal error", delivery.id)
             return DeliveryResult(Outcome.RETRY, problem=type(error).__name__)
         retry_after = response.headers.get("retry-after")
         return classify_response(response.status_code, retry_after, time.time())

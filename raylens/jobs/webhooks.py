@@ -36,7 +36,7 @@ EVENTS: Mapping[JobState, str] = {
 RETRY_DELAYS_S = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
 """Seconds between attempts: ten attempts in all."""
 JITTER = 0.1
-"""Each delay is lengthened by a random fraction of it, up to this one."""
+"""Each delay is lengthened by a random amount, at most this fraction of it."""
 MAX_HONORED_RETRY_AFTER_S = 86_400.0
 """Longest ``Retry-After`` that is honored, in seconds."""
 _SECRET_PREFIX = "whsec_"
@@ -144,7 +144,7 @@ class Outcome(Enum):
     DELIVERED = "delivered"
     RETRY = "again"
     GONE = "gone"
-    """The endpoint answered 410 and receives no more deliveries."""
+    """The URL answered 410. Nothing more is sent to it until a delivery to it is redelivered."""
     BLOCKED = "refused"
     """The URL is not allowed, and nothing was sent."""
 

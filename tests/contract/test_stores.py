@@ -21,7 +21,7 @@ from raylens.jobs.job import (
     Webhook,
     new_id,
 )
-from raylens.jobs.store import Change, JobStore, UpdateJob
+from raylens.jobs.store import Change, ComputeUpdate, JobStore
 from raylens.jobs.transitions import JobUpdate, cancel, fail, start_or_fail, succeed
 
 NOW = 1_700_000_000.0
@@ -58,7 +58,7 @@ def make_delivery(
     )
 
 
-def start_at(now: float = NOW, owner: str = "me") -> UpdateJob:
+def start_at(now: float = NOW, owner: str = "me") -> ComputeUpdate:
     return lambda stored: JobUpdate(start_or_fail(stored, now, owner, now + LEASE))
 
 
@@ -267,7 +267,7 @@ class TestChanging:
         (old,) = await store.claim(1, NOW, start_at())
         (new,) = await store.claim(1, NOW + LEASE, start_at(NOW + LEASE))
 
-        def succeed_with(caption: str) -> UpdateJob:
+        def succeed_with(caption: str) -> ComputeUpdate:
             return lambda stored: JobUpdate(succeed(stored, {"caption": caption}, NOW + 20))
 
         assert await store.change([Change(old.id, succeed_with("late"), old.fence)]) == [None]

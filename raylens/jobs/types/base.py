@@ -43,7 +43,7 @@ class JobContext:
     llm: LanguageModel | None
     """The language model of ``jobs.llm``, if one is configured."""
     save_progress: Callable[[Progress, dict[str, Any] | None], Awaitable[None]]
-    """Used by :meth:`report`; job types call that."""
+    """For :meth:`report` only, which job types call."""
 
     async def load_picture(self, reference: str, field: str) -> PictureFile:
         """Load a picture of the job. ``field`` is its path in the input, for error messages.
@@ -70,8 +70,8 @@ class JobContext:
     async def report(self, done: int, total: int, partial: dict[str, Any] | None = None) -> None:
         """Report progress: ``done`` of ``total`` steps.
 
-        ``partial`` is stored as the job's output so far. If this attempt fails, the next one finds
-        it in ``job.output``.
+        ``partial`` is the job's output so far. Reports in quick succession may be dropped. If this
+        attempt fails, the next one finds the last stored ``partial`` in ``job.output``.
         """
         await self.save_progress(Progress(done, total), partial)
 

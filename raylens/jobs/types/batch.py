@@ -19,7 +19,7 @@ class BatchInput(CaptionFields):
 class BatchJob(JobType):
     """Output: ``{"results": […], "failed": n}``, with a caption or an error for each picture.
 
-    Finished captions are stored, and the next attempt resumes after them.
+    Finished results are stored, and the next attempt makes only the missing ones.
     """
 
     name = "batch"

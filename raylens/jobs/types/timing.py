@@ -1,6 +1,8 @@
-"""A job that finds when tasks start and end, from timestamped pictures of a body-worn camera.
+"""A job that finds when tasks start and end, from timestamped pictures.
 
-A task is an activity of the user. A core task, which a model runs, is an ``InferenceTask`` here.
+A body-worn camera may take them, for example. A task here is an activity that the pictures may
+show. What a model is asked to do, :class:`raylens.core.types.Task`, is imported as
+``InferenceTask``.
 """
 
 from __future__ import annotations
@@ -95,8 +97,8 @@ class TimingInput(JobInput):
     """One task as ``prompt``, or several as ``tasks``, and the frames in any order.
 
     ``vlm_prompt`` is the prompt for a frame's description. Without it, the description is a short
-    caption. An activity starts after ``enter`` frames that show it and ends after ``leave`` that
-    don't: see :func:`raylens.jobs.intervals.find_intervals`.
+    caption. It takes ``enter`` consecutive frames that show a task to begin an interval, and
+    ``leave`` that don't to end it: see :func:`raylens.jobs.intervals.find_intervals`.
     """
 
     prompt: TaskText | None = None
@@ -187,7 +189,10 @@ class _TimingAttempt:
             await self._report()
 
     async def interpret_descriptions(self) -> None:
-        """Answer the unclear questions with the language model, from the descriptions."""
+        """Ask the language model the questions whose answers are unclear.
+
+        It answers from the descriptions.
+        """
         unclear = [
             entry_index
             for entry_index, entry in enumerate(self._evidence)
@@ -298,7 +303,7 @@ class _TimingAttempt:
                 self._warnings.append(warning)
 
     async def _interpret_entry(self, entry_index: int) -> None:
-        """Answer the unclear questions of one entry.
+        """Resolve the unclear answers of one entry.
 
         The entry is replaced rather than modified in place, because the store may be writing the
         old one.

@@ -16,7 +16,7 @@ from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import AppConfig
 from raylens.core.errors import DeadlineExceeded, InvalidRequest
 from raylens.core.recipe import ENHANCED, PLAIN, Denoise, Recipe
-from raylens.core.types import PictureFile, Step
+from raylens.core.types import PictureFile, StepReport
 from testing.pictures import encode_picture, gradient, random_pixels
 
 CONFIG = AppConfig.model_validate(
@@ -61,7 +61,7 @@ class FakeMetrics:
         self.wait = FakeHistogram()
         self.steps: list[list[str]] = []
 
-    def observe(self, steps: Sequence[Step]) -> None:
+    def observe(self, steps: Sequence[StepReport]) -> None:
         self.pictures.inc({"outcome": "ok"})
         self.steps.append([step.name for step in steps])
 

@@ -35,7 +35,7 @@ from models.rope import RopeParameters
 from models.smolvlm import model as smolvlm
 from models.smolvlm import verify as smolvlm_verify
 from raylens.engine.limits import EngineLimits
-from raylens.engine.model import KVRows, KVShape, PrefillChunk
+from raylens.engine.model import KVRows, KVSpec, PrefillChunk
 from testing import recorded_moondream
 from testing.checkpoints import MOONDREAMS, random_moondream, random_qwen2_5_vl, random_smolvlm
 from testing.exactness import assert_matches_generate, run_in_random_batches
@@ -174,7 +174,7 @@ def test_packed_chunks_attend_to_their_rows_as_each_does_alone(
     packed_chunks = PackedChunks.of_cached_rows(chunks, rows, sizes, "cpu")
     addresses = CacheAddresses.of(chunks, rows, padded_tokens, "cpu")
     backend = AttentionBackend(
-        KVShape(num_layers=1, num_kv_heads=2, head_dim=8, dtype=torch.float32, device="cpu"),
+        KVSpec(num_layers=1, num_kv_heads=2, head_dim=8, dtype=torch.float32, device="cpu"),
         num_query_heads=4,
         rope=RopeParameters(torch.zeros(4)),
     )

@@ -125,10 +125,10 @@ def test_replayed_decode_steps_equal_plain_ones_while_rows_grow_join_and_leave(
     recorder = Recorder()
     replayed._decoder._graphs = ModelGraphs(decode=GraphCache(recorder))
     models = (plain, replayed)
-    caches: list[KVCache[str]] = [KVCache(model.kv_shape, 2**28, 8) for model in models]
+    caches: list[KVCache[str]] = [KVCache(model.kv_spec, 2**28, 8) for model in models]
 
     def join(name: str, capacity: int, length: int) -> None:
-        shape = plain.kv_shape
+        shape = plain.kv_spec
         prefix = torch.randn(shape.num_layers, 2, shape.num_kv_heads, length, shape.head_dim)
         for cache in caches:
             cache.reserve(name, capacity)
@@ -141,8 +141,8 @@ def test_replayed_decode_steps_equal_plain_ones_while_rows_grow_join_and_leave(
             names = [name for owners, _ in arenas for name in owners]
             lengths = [length for _, kv_rows in arenas for length in kv_rows.lengths]
             tokens = [(number + ord(name)) % 300 for name in names]
-            arena_rows = [kv_rows for _, kv_rows in arenas]
-            logits.append(model.decode(torch.tensor(tokens), lengths, arena_rows).logits)
+            rows_by_arena = [kv_rows for _, kv_rows in arenas]
+            logits.append(model.decode(torch.tensor(tokens), lengths, rows_by_arena).logits)
             for name in names:
                 cache.advance(name)
         torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)

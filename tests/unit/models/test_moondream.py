@@ -90,7 +90,7 @@ def test_logits_equal_the_references(load, name: str) -> None:
     recorded = RECORDED[name]["logits"]
     picture = random_pixels(*recorded["picture"])
     prompt = model.prepare(request(Caption()), [picture])
-    cache: KVCache[str] = KVCache(model.kv_shape, 2**28, 1)
+    cache: KVCache[str] = KVCache(model.kv_spec, 2**28, 1)
     cache.reserve("row", 128)
     positions = np.arange(len(prompt.token_ids))[None]
     chunk = PrefillChunk(

@@ -19,7 +19,15 @@ from raylens.engine.sequence import make_sequences
 from testing.exactness import request
 from testing.families import run_slices
 from testing.pictures import random_pixels
-from training.moondream import Picture, Pictures, Prompts, Settings, probe_targets, row, size_bins
+from training.moondream import (
+    Picture,
+    Pictures,
+    Prompts,
+    TrainingSettings,
+    build_row,
+    probe_targets,
+    size_bins,
+)
 from training.moondream_checkpoint import pocket_config, pocket_tokenizer, save_pocket
 from training.moondream_net import Net
 from training.rows import IGNORED, pack
@@ -107,14 +115,14 @@ def test_a_training_row_has_the_boxes_of_the_scene(both: tuple[Net, Moondream]) 
     config = net.config
     prompts = Prompts(pocket_tokenizer(), config, net)
     picture = next(iter(Pictures(3, 300, config)))
-    training_row = row(0, picture, prompts, Settings(), random.Random(1))
+    training_row = build_row(0, picture, prompts, TrainingSettings(), random.Random(1))
     batch = pack(
         [training_row], config.tokenizer.eos_id, torch.device("cpu"), bidirectional_prefix=True
     )
     prefix = 1 + config.vision.grid**2
     assert batch.mask[0, 0, :prefix, :prefix].all()
     assert not batch.mask[0, 0, :prefix, prefix:].any()
-    detects = [segment for segment in training_row.segments if segment.kind == "detect"]
+    detects = [segment for segment in training_row.segments if segment.task == "detect"]
     scene_boxes = [picture.box(shape) for shape in picture.scene.shapes]
     for segment in detects:
         values = [value for value in segment.coordinates if value is not None]  # type: ignore[attr-defined]

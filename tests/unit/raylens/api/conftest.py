@@ -27,7 +27,7 @@ from raylens.core.types import (
     ProcessedPicture,
     Reasoning,
     Region,
-    Step,
+    StepReport,
     TokenLogprob,
     Usage,
     VisionRequest,
@@ -138,7 +138,7 @@ class FakeService(VisionService):
         self.pictures.append(picture.data)
         self.recipes.append(recipe)
         self.deadlines.append(deadline)
-        steps = (Step("decode", "PNG", 0.0125),)
+        steps = (StepReport("decode", "PNG", 0.0125),)
         return ProcessedPicture(b"jpeg", (16, 12), (8, 6), (1, 0, 0, 0, 1, 0), steps, self.warnings)
 
     async def model_info(self, name: str) -> ModelInfo:

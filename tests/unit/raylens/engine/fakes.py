@@ -13,7 +13,7 @@ from torch import Tensor
 from raylens.core.types import Caption, Findings, SamplingParams, VisionRequest
 from raylens.engine.model import (
     KVRows,
-    KVShape,
+    KVSpec,
     Model,
     ModelOutput,
     PictureInput,
@@ -49,7 +49,7 @@ def answer(prompt: Sequence[int], max_tokens: int, stops_at_eos: bool = True) ->
     return text
 
 
-ONE_NUMBER_PER_TOKEN = KVShape(
+ONE_NUMBER_PER_TOKEN = KVSpec(
     num_layers=1, num_kv_heads=1, head_dim=1, dtype=torch.float32, device="cpu"
 )
 
@@ -69,7 +69,7 @@ class FakeModel(Model):
     tokenizer: Tokenizer = field(default_factory=byte_tokenizer)
     eos_ids: frozenset[int] = frozenset({EOS})
     vocab_size: int = 257
-    kv_shape: KVShape = ONE_NUMBER_PER_TOKEN
+    kv_spec: KVSpec = ONE_NUMBER_PER_TOKEN
     token_policy: TokenPolicy | None = None
     decode_batches: list[int] = field(default_factory=list)
     """Rows of each decode step."""
@@ -116,11 +116,11 @@ class FakeModel(Model):
         return self._logits(row, 0, end)
 
     def decode(
-        self, token_ids: Tensor, positions: Sequence[int], arena_rows: Sequence[KVRows]
+        self, token_ids: Tensor, positions: Sequence[int], rows_by_arena: Sequence[KVRows]
     ) -> ModelOutput:
         tokens = iter(token_ids.tolist())
         logits = []
-        for kv_rows in arena_rows:
+        for kv_rows in rows_by_arena:
             for row, length in enumerate(kv_rows.lengths):
                 token = next(tokens)
                 kv_rows.layer_kv[0][:, row, 0, length, 0] = torch.tensor([token, token + 1])

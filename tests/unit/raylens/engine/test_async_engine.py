@@ -89,12 +89,10 @@ async def test_jobs_leave_half_of_the_queue_to_interactive_requests() -> None:
         return asyncio.ensure_future(anext(engine.generate(vision_request, Prompt((99,)))))
 
     first_deltas = [ask(Priority.JOB, n=3)]
-    with pytest.raises(
-        Overloaded, match="3 answers of jobs are running or waiting; the limit is 3"
-    ):
+    with pytest.raises(Overloaded, match="3 job answers are in flight; the limit is 3"):
         await ask(Priority.JOB)
     first_deltas += [ask(Priority.INTERACTIVE) for _ in range(2)]
-    with pytest.raises(Overloaded, match="5 answers are running or waiting; the limit is 5"):
+    with pytest.raises(Overloaded, match="5 answers are in flight; the limit is 5"):
         await ask(Priority.INTERACTIVE)
     for first_delta in first_deltas:
         first_delta.cancel()

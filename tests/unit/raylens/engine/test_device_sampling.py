@@ -10,7 +10,7 @@ import torch
 
 from raylens.core.types import SamplingParams
 from raylens.engine.device_sampling import DeviceSampler
-from raylens.engine.sampling import Sampler, sample_rows
+from raylens.engine.sampling import AnswerSampler, sample_rows
 from raylens.engine.structured import GrammarCompiler
 from testing.tokenizers import byte_tokenizer
 from tests.unit.raylens.engine.fakes import EOS
@@ -41,8 +41,10 @@ def test_mixed_batches_get_the_same_tokens_as_on_the_host() -> None:
     params = [random_params(rng) for _ in range(64)]
     slots = list(range(64))
     rng.shuffle(slots)
-    samplers = [Sampler(row_params, PROMPT, row) for row, row_params in enumerate(params)]
-    host_samplers = [Sampler(row_params, PROMPT, row) for row, row_params in enumerate(params)]
+    samplers = [AnswerSampler(row_params, PROMPT, row) for row, row_params in enumerate(params)]
+    host_samplers = [
+        AnswerSampler(row_params, PROMPT, row) for row, row_params in enumerate(params)
+    ]
     device_sampler = DeviceSampler(64, VOCABULARY, "cpu")
     for slot, sampler in zip(slots, samplers, strict=True):
         device_sampler.reset_slot(slot, sampler)
@@ -67,7 +69,7 @@ def test_a_new_answer_does_not_inherit_the_penalties_of_its_slot() -> None:
     device_sampler = DeviceSampler(2, VOCABULARY, "cpu")
     prompts: tuple[tuple[int, ...], ...] = ((), (0,), ())
     for prompt, expected in zip(prompts, ([0, 1], [1, 0], [0, 1]), strict=True):
-        sampler = Sampler(params, prompt)
+        sampler = AnswerSampler(params, prompt)
         device_sampler.reset_slot(1, sampler)
         tokens = [device_sampler.sample(logits, [sampler], [1]).tokens.item() for _ in range(2)]
         assert tokens == expected
@@ -78,10 +80,10 @@ def test_a_schema_is_followed_in_a_batch_with_unconstrained_answers() -> None:
     schema = json.dumps({"enum": ["yes", "no"]})
     random_params = SamplingParams(temperature=1.0, seed=1)
     samplers = [
-        Sampler(SamplingParams(), grammar=compiler.compile(schema)),
-        Sampler(SamplingParams()),
-        Sampler(random_params, grammar=compiler.compile(schema)),
-        Sampler(random_params),
+        AnswerSampler(SamplingParams(), grammar=compiler.compile(schema)),
+        AnswerSampler(SamplingParams()),
+        AnswerSampler(random_params, grammar=compiler.compile(schema)),
+        AnswerSampler(random_params),
     ]
     device_sampler = DeviceSampler(4, VOCABULARY, "cpu")
     steps = [device_sampler.sample(noise(4, step), samplers, [0, 1, 2, 3]) for step in range(4)]
@@ -97,7 +99,9 @@ def test_only_a_row_with_non_finite_logits_fails(value: float) -> None:
     for params in (SamplingParams(), SamplingParams(temperature=1.0, top_p=0.5)):
         logits = noise(3, 0)
         logits[1, 5] = value
-        sampled = device_sampler.sample(logits, [Sampler(params) for _ in range(3)], [0, 1, 2])
+        sampled = device_sampler.sample(
+            logits, [AnswerSampler(params) for _ in range(3)], [0, 1, 2]
+        )
         assert sampled.is_finite is not None
         assert sampled.is_finite.tolist() == [True, False, True]
 
@@ -107,6 +111,6 @@ def test_only_the_row_of_an_unusable_grammar_fails() -> None:
     unusable = compiler.compile(json.dumps({"const": 1}))
     with pytest.raises(ValueError, match="forbids"):
         unusable.accept(ord("x"))
-    samplers = [Sampler(SamplingParams(), grammar=unusable), Sampler(SamplingParams())]
+    samplers = [AnswerSampler(SamplingParams(), grammar=unusable), AnswerSampler(SamplingParams())]
     sampled = DeviceSampler(2, VOCABULARY, "cpu").sample(noise(2, 0), samplers, [0, 1])
     assert list(sampled.failures) == [0]

@@ -335,8 +335,8 @@ def test_random_arrivals_and_aborts_change_no_answer(make_engine: MakeEngine, sm
     assert len(complete) > 100
     assert complete == {s: answer(*submitted[s]) for s in complete}
     assert all(answer(*submitted[s]).startswith(answer_texts[s]) for s in submitted)
-    assert engine.cache.used_bytes == 0
-    assert engine.cache.allocated_bytes <= engine.cache.budget
+    assert engine.kv_cache.used_bytes == 0
+    assert engine.kv_cache.allocated_bytes <= engine.kv_cache.budget
     assert engine.gauges.feature_bytes <= engine.limits.feature_bytes
 
 
@@ -570,19 +570,19 @@ def test_the_row_of_a_failed_sequence_is_zeroed(make_engine: MakeEngine) -> None
     engine = make_engine(4)
     submit(engine, [GIVES_NAN, 100, 101])
     run(engine)
-    assert engine.cache.reserve("next", 10)  # type: ignore[arg-type]
-    assert not any(layer.any() for layer in engine.cache.row_of("next").layer_kv)  # type: ignore[arg-type]
+    assert engine.kv_cache.reserve("next", 10)  # type: ignore[arg-type]
+    assert not any(layer.any() for layer in engine.kv_cache.row_of("next").layer_kv)  # type: ignore[arg-type]
 
 
 def test_the_row_of_a_sequence_aborted_in_prefill_is_zeroed(make_engine: MakeEngine) -> None:
     engine = make_engine(4, max_prefill_slice_s=0.0, max_prefill_tokens=16)
     prefilling = submit(engine, list(range(1, 100)))[0]
     engine.step()
-    assert any(layer.any() for layer in engine.cache.row_of(prefilling).layer_kv)
+    assert any(layer.any() for layer in engine.kv_cache.row_of(prefilling).layer_kv)
     prefilling.aborted = True
     engine.step()
-    assert engine.cache.reserve("next", 99)  # type: ignore[arg-type]
-    assert not any(layer.any() for layer in engine.cache.row_of("next").layer_kv)  # type: ignore[arg-type]
+    assert engine.kv_cache.reserve("next", 99)  # type: ignore[arg-type]
+    assert not any(layer.any() for layer in engine.kv_cache.row_of("next").layer_kv)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("failures", [1, 2])
@@ -599,7 +599,7 @@ def test_without_memory_for_a_row_the_caches_are_emptied_and_then_the_request_fa
             return super().reserve(owner, tokens)
 
     engine = make_engine(4)
-    engine.cache.__class__ = OutOfMemoryCache
+    engine.kv_cache.__class__ = OutOfMemoryCache
     submit(engine, [97] * 40, max_tokens=2)
     run(engine)
     assert engine.gauges.prefix_bytes

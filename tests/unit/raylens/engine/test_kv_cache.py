@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from raylens.engine.kv_cache import MIN_CAPACITY, KVCache
-from raylens.engine.model import KVShape
+from raylens.engine.model import KVSpec
 
-SHAPE = KVShape(num_layers=2, num_kv_heads=3, head_dim=4, dtype=torch.float32, device="cpu")
+SHAPE = KVSpec(num_layers=2, num_kv_heads=3, head_dim=4, dtype=torch.float32, device="cpu")
 TOKEN_BYTES = 2 * 2 * 3 * 4 * 4
 ROW_BYTES = MIN_CAPACITY * TOKEN_BYTES
 

@@ -18,13 +18,13 @@ from transformers.generation.logits_process import (
 
 from raylens.core.types import SamplingParams
 from raylens.engine import sampling
-from raylens.engine.sampling import Sampler, sample_rows
+from raylens.engine.sampling import AnswerSampler, sample_rows
 
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
 
 
 def draw(count: int, logits: Tensor = LOGITS, **params: Any) -> list[int]:
-    sampler = Sampler(SamplingParams(**params))
+    sampler = AnswerSampler(SamplingParams(**params))
     return [sampler.sample(logits) for _ in range(count)]
 
 
@@ -34,7 +34,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def probabilities(logits: Tensor, params: SamplingParams, prompt: tuple[int, ...] = ()) -> Tensor:
     """Return the distribution that a sampler draws from, float64 (vocabulary,)."""
-    sampler = Sampler(params, prompt)
+    sampler = AnswerSampler(params, prompt)
     row = logits.numpy()
     if sampler.has_penalties:
         row = sampler._penalize(row)
@@ -67,7 +67,7 @@ def test_zero_temperature_is_greedy() -> None:
 def test_greedy_sampling_chooses_the_first_of_equal_logits() -> None:
     logits = torch.tensor([0.0, 3.0, 1.0, 3.0, 3.0])
     assert set(draw(3, logits)) == {1}
-    samplers = [Sampler(SamplingParams()) for _ in range(3)]
+    samplers = [AnswerSampler(SamplingParams()) for _ in range(3)]
     assert sample_rows(logits.expand(3, 5), samplers) == [1, 1, 1]
 
 
@@ -101,7 +101,7 @@ def test_draws_fit_the_distribution_of_transformers(params) -> None:
     # A new sampler for each draw: earlier tokens of an answer would change its penalties.
     for seed in range(count):
         seeded_params = SamplingParams(**{"temperature": 1.0, **params, "seed": seed})
-        counts[Sampler(seeded_params, prompt).sample(logits)] += 1
+        counts[AnswerSampler(seeded_params, prompt).sample(logits)] += 1
     assert all(expected[token] > 0 for token in counts)
     is_likely = expected >= 5
     chi_squared = sum(
@@ -169,7 +169,7 @@ def test_a_nucleus_of_few_candidates_equals_that_of_a_full_sort(monkeypatch, sca
 
 def test_repetition_penalty_by_hand() -> None:
     logits = torch.tensor([4.0, -1.0, 3.0, 2.5])
-    sampler = Sampler(SamplingParams(repetition_penalty=2.0), prompt_ids=(0, 1, 1, 99))
+    sampler = AnswerSampler(SamplingParams(repetition_penalty=2.0), prompt_ids=(0, 1, 1, 99))
     assert sampler.sample(logits) == 2  # 2, -2, 3, 2.5
     assert sampler.sample(logits) == 3  # 2, -2, 1.5, 2.5
     assert sampler.sample(logits) == 0  # 2, -2, 1.5, 1.25
@@ -178,21 +178,21 @@ def test_repetition_penalty_by_hand() -> None:
 
 def test_presence_and_frequency_penalties_by_hand() -> None:
     logits = torch.tensor([4.0, 3.0, 2.2])
-    both = Sampler(
+    both = AnswerSampler(
         SamplingParams(presence_penalty=0.5, frequency_penalty=1.0), prompt_ids=(0, 1, 2)
     )
     # 4 3 2.2 | 2.5 3 2.2 | 2.5 1.5 2.2 | 1.5 1.5 2.2 | 1.5 1.5 0.7 | 0.5 1.5 0.7
     assert [both.sample(logits) for _ in range(6)] == [0, 1, 0, 2, 0, 1]
-    presence = Sampler(SamplingParams(presence_penalty=1.5))
+    presence = AnswerSampler(SamplingParams(presence_penalty=1.5))
     assert [presence.sample(logits) for _ in range(4)] == [0, 1, 0, 0]
-    negative = Sampler(SamplingParams(frequency_penalty=-1.0))
+    negative = AnswerSampler(SamplingParams(frequency_penalty=-1.0))
     assert [negative.sample(row) for row in (logits, torch.tensor([4.0, 4.5, 0.0]))] == [0, 0]
 
 
 def test_penalties_do_not_modify_the_logits() -> None:
     logits = noise(50)
     before = logits.clone()
-    sampler = Sampler(
+    sampler = AnswerSampler(
         SamplingParams(temperature=1.0, repetition_penalty=1.5, presence_penalty=1.0, top_p=0.9),
         (3,),
     )
@@ -203,7 +203,7 @@ def test_penalties_do_not_modify_the_logits() -> None:
 
 def test_a_seed_is_reproducible_and_its_answers_differ() -> None:
     params = SamplingParams(temperature=1.0, seed=3)
-    samplers = [Sampler(params), Sampler(params), Sampler(params, offset=1)]
+    samplers = [AnswerSampler(params), AnswerSampler(params), AnswerSampler(params, offset=1)]
     first, repeated, second = ([s.sample(LOGITS) for _ in range(40)] for s in samplers)
     assert first == repeated != second
 
@@ -213,14 +213,14 @@ def test_a_seed_is_reproducible_and_its_answers_differ() -> None:
 )
 def test_seeded_draws_depend_neither_on_other_rows_nor_on_rounding(params) -> None:
     seeded_params = SamplingParams(temperature=0.8, seed=11, **params)
-    alone = Sampler(seeded_params)
-    batched = Sampler(seeded_params)
+    alone = AnswerSampler(seeded_params)
+    batched = AnswerSampler(seeded_params)
     other_params = [
         SamplingParams(),
         SamplingParams(temperature=1.0),
         SamplingParams(temperature=1.3, seed=11, top_p=0.5),
     ]
-    others = [Sampler(row_params) for row_params in other_params]
+    others = [AnswerSampler(row_params) for row_params in other_params]
     for step in range(100):
         logits = noise(4, 5000, seed=step) * 3
         row = step % 4
@@ -232,7 +232,7 @@ def test_seeded_draws_depend_neither_on_other_rows_nor_on_rounding(params) -> No
 def test_each_draw_takes_one_random_number() -> None:
     """Answers that differ only in their parameters thus use the same random numbers."""
     first, second = (
-        Sampler(SamplingParams(temperature=1.0, seed=5, top_p=top_p)) for top_p in (1.0, 0.1)
+        AnswerSampler(SamplingParams(temperature=1.0, seed=5, top_p=top_p)) for top_p in (1.0, 0.1)
     )
     for _ in range(7):
         first.sample(noise(300))
@@ -242,7 +242,7 @@ def test_each_draw_takes_one_random_number() -> None:
 
 def test_negative_and_huge_seeds_work() -> None:
     for seed in (-1, 2**63 - 1, -(2**63)):
-        Sampler(SamplingParams(temperature=1.0, seed=seed), offset=3).sample(LOGITS)
+        AnswerSampler(SamplingParams(temperature=1.0, seed=seed), offset=3).sample(LOGITS)
 
 
 def test_a_temperature_near_zero_is_greedy() -> None:
@@ -258,7 +258,7 @@ def test_non_finite_logits_are_an_error(params, value) -> None:
     logits[2] = value
     for non_finite in (logits, torch.full((4,), value), torch.full((4,), -torch.inf)):
         with pytest.raises(ValueError, match="not finite"):
-            Sampler(SamplingParams(**params)).sample(non_finite)
+            AnswerSampler(SamplingParams(**params)).sample(non_finite)
 
 
 def test_tokens_with_a_logit_of_minus_infinity_are_never_drawn() -> None:
@@ -268,15 +268,15 @@ def test_tokens_with_a_logit_of_minus_infinity_are_never_drawn() -> None:
 
 
 def test_only_greedy_rows_without_penalties_are_a_plain_argmax() -> None:
-    assert Sampler(SamplingParams()).is_plain_argmax
-    assert Sampler(SamplingParams(top_p=0.5, top_k=3, min_p=0.1, seed=4)).is_plain_argmax
+    assert AnswerSampler(SamplingParams()).is_plain_argmax
+    assert AnswerSampler(SamplingParams(top_p=0.5, top_k=3, min_p=0.1, seed=4)).is_plain_argmax
     for params in (
         {"temperature": 0.1},
         {"repetition_penalty": 1.1},
         {"presence_penalty": -0.1},
         {"frequency_penalty": 0.1},
     ):
-        assert not Sampler(SamplingParams(**params)).is_plain_argmax  # type: ignore[arg-type]
+        assert not AnswerSampler(SamplingParams(**params)).is_plain_argmax  # type: ignore[arg-type]
 
 
 def test_a_batch_gets_the_same_tokens_as_each_row_alone() -> None:
@@ -289,8 +289,8 @@ def test_a_batch_gets_the_same_tokens_as_each_row_alone() -> None:
             temperature=0.5, top_p=0.9, top_k=9, min_p=0.01, frequency_penalty=1.0, seed=2
         ),
     ]
-    batch = [Sampler(row_params, (1, 2)) for row_params in params]
-    alone = [Sampler(row_params, (1, 2)) for row_params in params]
+    batch = [AnswerSampler(row_params, (1, 2)) for row_params in params]
+    alone = [AnswerSampler(row_params, (1, 2)) for row_params in params]
     for step in range(20):
         logits = noise(5, 200, seed=step)
         assert sample_rows(logits, batch) == [
@@ -303,7 +303,9 @@ def test_a_row_that_fails_does_not_affect_the_others() -> None:
     logits[0, 3] = logits[2, 7] = torch.nan
     greedy = SamplingParams()
     random = SamplingParams(temperature=1.0, top_k=1)
-    results = sample_rows(logits, [Sampler(params) for params in (greedy, greedy, random, random)])
+    results = sample_rows(
+        logits, [AnswerSampler(params) for params in (greedy, greedy, random, random)]
+    )
     assert isinstance(results[0], ValueError)
     assert isinstance(results[2], ValueError)
     assert [results[1], results[3]] == [int(logits[1].argmax()), int(logits[3].argmax())]

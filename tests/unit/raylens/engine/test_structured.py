@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import SamplingParams
-from raylens.engine.sampling import Sampler, sample_rows
+from raylens.engine.sampling import AnswerSampler, sample_rows
 from raylens.engine.structured import MAX_SCHEMA_CHARS, GrammarCompiler, GrammarState
 from testing.tokenizers import byte_tokenizer
 from tests.unit.raylens.engine.fakes import EOS
@@ -120,7 +120,7 @@ def walk(
     noise = torch.Generator().manual_seed(seed)
     bias = closing_bias(tokenizer, vocab_size)
     bias[list(eos_ids)] = 2.0
-    sampler = Sampler(SamplingParams(temperature=1.0, seed=seed), grammar=grammar)
+    sampler = AnswerSampler(SamplingParams(temperature=1.0, seed=seed), grammar=grammar)
     token_ids: list[int] = []
     for _ in range(max_tokens):
         token_id = sampler.sample(torch.randn(vocab_size, generator=noise) + bias)
@@ -225,8 +225,12 @@ def test_rows_with_and_without_a_grammar_share_a_batch(compiler) -> None:
     schema = {"type": "array", "items": {"type": "integer"}, "maxItems": 3}
     grammar = compiler.compile(json.dumps(schema))
     params = SamplingParams(temperature=1.0, seed=5)
-    samplers = [Sampler(SamplingParams()), Sampler(params, grammar=grammar), Sampler(params)]
-    alone = Sampler(params)
+    samplers = [
+        AnswerSampler(SamplingParams()),
+        AnswerSampler(params, grammar=grammar),
+        AnswerSampler(params),
+    ]
+    alone = AnswerSampler(params)
     noise = torch.Generator().manual_seed(2)
     structured_ids: list[int] = []
     while EOS not in structured_ids:
@@ -243,7 +247,7 @@ def test_neither_penalties_nor_greedy_sampling_violate_the_grammar(compiler) -> 
     logits = torch.zeros(257)
     logits[ord("x")] = 100.0
     params = SamplingParams(repetition_penalty=2.0, presence_penalty=2.0, frequency_penalty=2.0)
-    sampler = Sampler(params, grammar=compiler.compile('{"const": "aaaa"}'))
+    sampler = AnswerSampler(params, grammar=compiler.compile('{"const": "aaaa"}'))
     assert bytes(sampler.sample(logits) for _ in range(6)) == b'"aaaa"'
 
 
@@ -251,7 +255,9 @@ def test_non_finite_logits_are_an_error_even_if_they_are_masked(compiler) -> Non
     logits = torch.zeros(257)
     logits[ord("x")] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
-        Sampler(SamplingParams(), grammar=compiler.compile(json.dumps(ANYTHING))).sample(logits)
+        AnswerSampler(SamplingParams(), grammar=compiler.compile(json.dumps(ANYTHING))).sample(
+            logits
+        )
 
 
 INVALID = {

@@ -15,7 +15,7 @@ from raylens.core.errors import Conflict, InvalidRequest, Overloaded, QueueFull,
 from raylens.jobs.blobs import compute_digest, make_reference
 from raylens.jobs.job import DeliveryState, Job, JobState, Progress, Webhook
 from raylens.jobs.memory import MemoryStore
-from raylens.jobs.store import Change, UpdateJob
+from raylens.jobs.store import Change, ComputeUpdate
 from raylens.jobs.transitions import JobUpdate
 from raylens.net.address import AddressRefused
 from tests.unit.raylens.jobs.conftest import (
@@ -246,7 +246,7 @@ class FlakyStore(MemoryStore):
         if method in self.failing:
             raise OSError("the database has gone")
 
-    async def claim(self, count: int, now: float, update: UpdateJob) -> list[Job]:
+    async def claim(self, count: int, now: float, update: ComputeUpdate) -> list[Job]:
         self._check("claim")
         return await super().claim(count, now, update)
 
@@ -379,7 +379,7 @@ class TestFaults:
         class SlowStore(MemoryStore):
             is_slow = True
 
-            async def claim(self, count: int, now: float, update: UpdateJob) -> list[Job]:
+            async def claim(self, count: int, now: float, update: ComputeUpdate) -> list[Job]:
                 claimed = await super().claim(count, now, update)
                 if claimed and self.is_slow:
                     self.is_slow = False
@@ -397,7 +397,7 @@ class TestFaults:
         self, parts: QueueParts
     ) -> None:
         class SlowStore(MemoryStore):
-            async def claim(self, count: int, now: float, update: UpdateJob) -> list[Job]:
+            async def claim(self, count: int, now: float, update: ComputeUpdate) -> list[Job]:
                 claimed = await super().claim(count, now, update)
                 if claimed:
                     await asyncio.sleep(1.0)
@@ -411,7 +411,7 @@ class TestFaults:
             ended = await wait_until_ended(queue, job.id)
         assert (ended.state, ended.attempts) == (JobState.FAILED, 1)
         assert ended.problem is not None
-        assert ended.problem.message == "the attempt took longer than 0 s"
+        assert ended.problem.message == "the attempt did not finish in the 0 s it had"
 
     async def test_an_io_error_is_retried(self, parts: QueueParts) -> None:
         parts.service.errors = [OSError("I/O error")]

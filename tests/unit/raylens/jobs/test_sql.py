@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from raylens.core.config import JobsConfig
-from raylens.jobs.factory import make_blobs, make_store, read_webhook_secrets
+from raylens.jobs.factory import make_blob_storage, make_store, read_webhook_secrets
 from raylens.jobs.sql_engines import filesystem_type, postgres_store, sqlite_store
-from raylens.jobs.store import JobsUnusable, StoreUnreachable
+from raylens.jobs.store import QueueStartupError, StoreUnreachable
 
 MOUNTS = r"""rootfs / ext4 rw 0 0
 server:/home /home nfs4 rw 0 0
@@ -44,7 +44,7 @@ def test_sqlite_refuses_a_network_file_system_and_suggests_postgres(
     tmp_path: Path, filesystem: str
 ) -> None:
     message = rf"jobs.data_dir: .* is on {filesystem}.*postgresql://"
-    with pytest.raises(JobsUnusable, match=message):
+    with pytest.raises(QueueStartupError, match=message):
         sqlite_store(tmp_path / "jobs.sqlite", lambda folder: filesystem)
 
 
@@ -56,7 +56,7 @@ async def test_a_schema_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
     database.close()
     reopened = sqlite_store(tmp_path / "jobs.sqlite")
-    with pytest.raises(JobsUnusable, match=r"jobs\.store: unknown schema version"):
+    with pytest.raises(QueueStartupError, match=r"jobs\.store: unknown schema version"):
         await reopened.open()
     await reopened.close()
 
@@ -64,7 +64,7 @@ async def test_a_schema_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 async def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "jobs.sqlite").write_text("no database " * 100)
     store = sqlite_store(tmp_path / "jobs.sqlite")
-    with pytest.raises(JobsUnusable, match="not a database"):
+    with pytest.raises(QueueStartupError, match="not a database"):
         await store.open()
     await store.close()
 
@@ -79,11 +79,11 @@ async def test_a_server_that_does_not_answer_is_unreachable() -> None:
 def test_invalid_settings_are_named(tmp_path: Path) -> None:
     file = tmp_path / "a file"
     file.write_text("")
-    with pytest.raises(JobsUnusable, match=r"jobs\.data_dir: "):
+    with pytest.raises(QueueStartupError, match=r"jobs\.data_dir: "):
         make_store(JobsConfig(data_dir=file))
-    with pytest.raises(JobsUnusable, match=r"jobs\.blobs: "):
-        make_blobs(JobsConfig(blobs="no-such-protocol://x"))
-    with pytest.raises(JobsUnusable, match=r"RAYLENS_WEBHOOK_SECRETS: expected whsec_"):
+    with pytest.raises(QueueStartupError, match=r"jobs\.blobs: "):
+        make_blob_storage(JobsConfig(blobs="no-such-protocol://x"))
+    with pytest.raises(QueueStartupError, match=r"RAYLENS_WEBHOOK_SECRETS: expected whsec_"):
         read_webhook_secrets(JobsConfig(), {"RAYLENS_WEBHOOK_SECRETS": "secret"})
 
 
