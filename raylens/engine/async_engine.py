@@ -94,9 +94,10 @@ class AsyncEngine:
 
         Closing the generator aborts the answers.
 
-        Raises ``Overloaded`` if the engine is full, before and after the schema is compiled. Raises
-        ``InvalidRequest`` if the request can never fit in the KV cache, or its JSON schema is
-        invalid or unsupported. Raises ``DeadlineExceeded`` and ``ModelFailed``.
+        Raises ``Overloaded`` if the engine is full, which is checked before the schema is compiled
+        and again afterwards. Raises ``InvalidRequest`` if the request can never fit in the KV
+        cache, or its JSON schema is invalid or unsupported. Raises ``DeadlineExceeded`` and
+        ``ModelFailed``.
         """
         self.check_capacity(request)
         self._engine.check_fit(prompt, request.sampling.max_tokens)
@@ -143,7 +144,7 @@ class AsyncEngine:
     def _check_limit(self, answers: int, noun: str, in_flight: int, capacity: int) -> None:
         """Raise if accepting ``answers`` more would exceed ``capacity``.
 
-        Messages call the answers in flight ``noun``.
+        ``noun`` says in the message what ``in_flight`` counts.
         """
         if answers > capacity:
             raise InvalidRequest(

@@ -77,8 +77,7 @@ class Engine:
         )
         self._output_processor = OutputProcessor(model, self._prefill_runner, self._metrics)
         self._prefill_one_by_one = False
-        """Whether prefilling the admitted sequences together failed, so that they are being retried
-        one by one."""
+        """Whether prefill of the admitted sequences failed, so that each is retried on its own."""
         self._pending: list[PendingTokens] = []
         """Sampled tokens whose copy to the host has started but which are not processed yet."""
 
@@ -273,13 +272,15 @@ class Engine:
     def _run_prefill_slice(self, group: list[GenerationSequence]) -> list[StepOutput]:
         """Run the next slice of a group's prefill.
 
-        If it fails, the reusable caches are emptied and the sequences are prefilled again, one by
-        one, so that only the sequence that causes the failure fails.
+        If it fails, the feature and prefix caches are emptied and the sequences are prefilled
+        again, one by one, so that only the sequence that causes the failure fails.
         """
         output = attempt(partial(self._run_slice, group))
         if isinstance(output, Exception) and not self._prefill_one_by_one:
             logger.warning(
-                "prefill of %d prompts failed; retrying one by one: %r", len(group), output
+                "prefill failed for a group of %d; retrying one sequence at a time: %r",
+                len(group),
+                output,
             )
             self._prefill_runner.clear_feature_and_prefix_caches()
             self._prefill_runner.cancel(self.scheduler.prefilling)

@@ -25,14 +25,14 @@ Owner = TypeVar("Owner")
 class Arena(Generic[Owner]):
     """Rows of one capacity. ``owners`` and ``lengths`` are in the order of the rows."""
 
-    def __init__(self, shape: KVSpec, capacity: int) -> None:
+    def __init__(self, spec: KVSpec, capacity: int) -> None:
         self.capacity = capacity
         """Tokens per row."""
-        self.row_bytes = shape.bytes_per_token * capacity
+        self.row_bytes = spec.bytes_per_token * capacity
         self.owners: list[Owner] = []
         self.lengths: list[int] = []
-        self._shape = shape
-        self._layer_kv: list[Tensor] = [self._zeros(0)] * shape.num_layers
+        self._spec = spec
+        self._layer_kv: list[Tensor] = [self._zeros(0)] * spec.num_layers
 
     @property
     def allocated_rows(self) -> int:
@@ -57,13 +57,13 @@ class Arena(Generic[Owner]):
         Attention multiplies masked values by 0, and 0 · NaN is NaN. Uninitialized memory could
         contain NaN. On a GPU the heads of a token are contiguous, as flash attention expects.
         """
-        shape = self._shape
-        device = torch.device(shape.device)
+        spec = self._spec
+        device = torch.device(spec.device)
         if device.type == "cuda":
-            size = (2, num_rows, self.capacity, shape.num_kv_heads, shape.head_dim)
-            return torch.zeros(size, dtype=shape.dtype, device=device).transpose(2, 3)
-        size = (2, num_rows, shape.num_kv_heads, self.capacity, shape.head_dim)
-        return torch.zeros(size, dtype=shape.dtype, device=device)
+            shape = (2, num_rows, self.capacity, spec.num_kv_heads, spec.head_dim)
+            return torch.zeros(shape, dtype=spec.dtype, device=device).transpose(2, 3)
+        shape = (2, num_rows, spec.num_kv_heads, self.capacity, spec.head_dim)
+        return torch.zeros(shape, dtype=spec.dtype, device=device)
 
     def append(self, owner: Owner) -> None:
         self.owners.append(owner)
@@ -98,8 +98,8 @@ class Arena(Generic[Owner]):
 class KVCache(Generic[Owner]):
     """Arenas of different capacities, which together take at most ``budget`` bytes."""
 
-    def __init__(self, shape: KVSpec, budget: int, max_rows: int) -> None:
-        self.shape = shape
+    def __init__(self, spec: KVSpec, budget: int, max_rows: int) -> None:
+        self.spec = spec
         self.budget = budget
         self._max_rows = max_rows
         self._arenas: dict[int, Arena[Owner]] = {}
@@ -117,7 +117,7 @@ class KVCache(Generic[Owner]):
 
     def cost(self, num_tokens: int) -> int:
         """Return the bytes that a sequence of up to ``num_tokens`` tokens takes."""
-        return self.shape.bytes_per_token * _capacity(num_tokens)
+        return self.spec.bytes_per_token * _capacity(num_tokens)
 
     def reserve(self, owner: Owner, num_tokens: int) -> bool:
         """Take a row for up to ``num_tokens`` tokens. Return False if the budget has no room."""
@@ -125,7 +125,7 @@ class KVCache(Generic[Owner]):
         if self.used_bytes + cost > self.budget:
             return False
         capacity = _capacity(num_tokens)
-        arena = self._arenas.setdefault(capacity, Arena(self.shape, capacity))
+        arena = self._arenas.setdefault(capacity, Arena(self.spec, capacity))
         if len(arena.owners) == arena.allocated_rows:
             self._grow(arena)
         arena.append(owner)

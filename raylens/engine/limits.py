@@ -29,9 +29,9 @@ class EngineLimits:
     """Maximum number of prompts that are prefilled together. On a CPU, prefilling one after another
     is as fast, and the first answer starts sooner."""
     max_prefill_slice_s: float = 0.03
-    """Time budget for prefill between two decode steps, in seconds. Once it is used up, no further
-    slice starts, but at least one slice always runs (two if few sequences are running). With
-    ``async_scheduling``, exactly one runs."""
+    """Time budget for all slices of prefill between two decode steps, in seconds. Once it is used
+    up, no further slice starts, but at least one slice always runs (two if few sequences are
+    running). With ``async_scheduling``, exactly one runs."""
     async_scheduling: bool | None = None
     """Whether a decode step is launched before the previous step's tokens reach the host, so that
     the GPU rarely waits for the host (it still does for grammars, and for policies that read token

@@ -28,8 +28,8 @@ class EngineMetrics:
     def record_step(self, batch_size: int, seconds: float | None) -> None:
         """Record a decode step of ``batch_size`` rows.
 
-        ``seconds``: time since the previous step; None if nothing was running in between. For a
-        running answer this is the inter-token latency.
+        ``seconds``: time since the previous step. None for the first step, and if at some moment
+        since then no sequence was running. For a running answer this is the inter-token latency.
         """
 
     def record_cache_lookup(self, cache: str, hits: int, misses: int) -> None:

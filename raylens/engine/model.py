@@ -55,7 +55,7 @@ class Prompt:
     """Request field that determines the answer's maximum length; error messages name it."""
     greedy: bool = False
     """Whether to decode greedily, and ignore all of the request's sampling parameters (stop strings
-    and logprobs too) except ``max_tokens`` and ``n``."""
+    and logprobs too) except ``max_tokens``, ``n`` and ``json_schema``."""
     decode_plan: Any = None
     """The family's own data for its :class:`TokenPolicy` and ``parse_findings``, such as the
     expected layout of the answer."""
@@ -167,8 +167,8 @@ class AnswerProgress(Protocol):
 
 
 NO_TOKEN = -(2**62)
-"""Returned by a :class:`TokenPolicy` instead of an id, to end an answer at a limit of the family's
-own. The finish reason is ``length``."""
+"""Returned by a :class:`TokenPolicy` instead of an id, to end an answer at a limit that the
+model family sets. The finish reason is ``length``."""
 
 
 class TokenPolicy(Protocol):
@@ -244,10 +244,11 @@ class Model(Protocol):
     def decode(
         self, token_ids: Tensor, positions: Sequence[int], rows_by_arena: Sequence[KVRows]
     ) -> ModelOutput:
-        """Run one decode step over the rows of all arenas, concatenated.
+        """Run one decode step over the rows in ``rows_by_arena``, concatenated.
 
-        ``rows_by_arena`` has one :class:`KVRows` for each arena; ``lengths`` below are theirs,
-        concatenated.
+        ``rows_by_arena`` has one :class:`KVRows` for each arena with a sequence to decode, or a
+        single row if one sequence is retried alone. ``lengths[row]`` below is that row's entry in
+        their concatenated ``lengths``.
 
         ``token_ids``, int64 (rows,) on the model's device, and the rotary ``positions`` (rows,) are
         the inputs.

@@ -26,8 +26,8 @@ class OutputProcessor:
         self._metrics = metrics
         self._last_step_at: float | None = None
         """Time at which the previous decode step's tokens arrived (``time.monotonic()``, in
-        seconds). None if no sequence has been running since
-        then, or before the first step."""
+        seconds). None before the first step, and after a moment
+        in which no sequence was running."""
 
     def process(
         self, batch: PendingTokens
@@ -79,7 +79,7 @@ class OutputProcessor:
     ) -> Delta:
         """Append a token to its sequence, and return the delta.
 
-        None means that the answer has reached a limit of the family.
+        None means that the :class:`TokenPolicy` ended the answer at a limit of its own.
         """
         start = sequence.detokenizer.decoded_chars
         text = sequence.append(token, self._model.eos_ids, self._model.max_length)

@@ -146,7 +146,8 @@ class PrefillRunner:
     def _chunk_end(self, prompt: Prompt, start: int, group_size: int) -> int:
         """Return the end of the chunk that begins at ``start``.
 
-        A prompt in a larger group always fits in one chunk. A bidirectional prefix is never split.
+        In a group of several prompts, each fits in one chunk. A bidirectional prefix is never
+        split.
         """
         if group_size > 1:
             return len(prompt.token_ids)

@@ -50,8 +50,8 @@ class PendingTokens:
     def wait(self) -> list[int | Exception | None]:
         """Wait for the tokens, and return one entry for each sequence.
 
-        An entry is a token id, None if the answer has reached a limit of the family, or the
-        row's exception.
+        An entry is a token id, None if the :class:`TokenPolicy` ended the answer at a limit of
+        its own, or the row's exception.
         """
         ids, is_finite, *_ = self.download.wait()
         tokens: list[int | Exception | None] = [

@@ -65,7 +65,7 @@ class Scheduler:
         self, should_remove: Callable[[GenerationSequence], bool]
     ) -> list[GenerationSequence]:
         """Finish and return the sequences for which ``should_remove`` returns True."""
-        # Called once for each sequence: another thread may set `aborted` at any time.
+        # Once for each sequence, because another thread may set `aborted` between two calls.
         removed = [
             sequence
             for sequence in (*self.waiting, *self.prefilling, *self.running)

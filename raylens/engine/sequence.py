@@ -121,8 +121,9 @@ class GenerationSequence(AnswerProgress):
         """Append the next token, and return the text that this token makes final (which can no
         longer belong to a stop string).
 
-        Negative ids belong to the family and have no text. None means that the answer has reached
-        a limit of the family. Sets ``finish_reason`` if the answer ends.
+        Negative ids are the model family's own (see :class:`raylens.engine.model.TokenPolicy`) and
+        have no text. None means that the policy ended the answer at a limit of its own. Sets
+        ``finish_reason`` if the answer ends.
         """
         if token_id is None:
             self.finish_reason = FinishReason.LENGTH

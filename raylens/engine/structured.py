@@ -126,7 +126,7 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Tokenizer, eos_ids: frozenset[int], vocab_size: int) -> None:
         self._tokenizer = _make_ll_tokenizer(tokenizer, eos_ids, vocab_size)
         self._vocab_size = vocab_size
-        self._cached_validate = lru_cache(CACHED_SCHEMAS)(_validate)
+        self._cached_grammar = lru_cache(CACHED_SCHEMAS)(_to_validated_grammar)
 
     def compile(self, json_schema: str) -> GrammarState:
         """Return the state of a new answer in the schema's grammar.
@@ -137,7 +137,7 @@ class GrammarCompiler:
         llguidance does not support, cannot be satisfied, or takes more than 2 s or 1 GiB to
         compile.
         """
-        grammar = self._cached_validate(json_schema)
+        grammar = self._cached_grammar(json_schema)
         if isinstance(grammar, InvalidRequest):
             raise grammar
         # Not copied from a cached matcher: copies share lexer states, which count together toward
@@ -150,7 +150,7 @@ class GrammarCompiler:
         return GrammarState(matcher, self._vocab_size)
 
 
-def _validate(json_schema: str) -> str | InvalidRequest:
+def _to_validated_grammar(json_schema: str) -> str | InvalidRequest:
     """Return the schema's grammar in llguidance's format, or the error.
 
     Errors are returned, not raised, so that they are cached too. They take as long to find.

@@ -98,7 +98,7 @@ class BlobStorage:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    """Write a file atomically, and durably when this returns.
+    """Write a file atomically. It is durable when this returns.
 
     After a crash, ``path`` is complete or absent, never partial.
     """

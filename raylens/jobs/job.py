@@ -64,7 +64,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Progress:
-    """Completed and total steps of an attempt."""
+    """Completed and total steps of a job. Steps that earlier attempts completed count."""
 
     done: int
     total: int
@@ -129,7 +129,7 @@ class Job:
 
     @property
     def duration_s(self) -> float | None:
-        """Seconds from the first attempt since the submission or last requeue to the job's end."""
+        """Seconds from the first attempt, or the first one after a requeue, to the job's end."""
         if self.started_at is None or self.finished_at is None:
             return None
         return self.finished_at - self.started_at

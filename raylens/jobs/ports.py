@@ -12,9 +12,10 @@ class JobService(Protocol):
     """The job queue.
 
     A method that takes a ``job_id`` raises ``UnknownJob`` if there is no such job. Every method
-    raises ``Overloaded`` while the queue can't be reached. A failed call may be
-    retried: a repeated ``requeue`` raises ``Conflict`` while the job is queued or running, and a
-    repeated ``redeliver`` sends the delivery once more.
+    raises ``Overloaded`` while the queue can't be reached. A call that failed
+    may have taken effect. It may be retried, with two differences: if the first ``requeue`` took
+    effect, a second one raises ``Conflict`` while the job is queued or running; a second
+    ``redeliver`` may send the delivery twice.
     """
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:

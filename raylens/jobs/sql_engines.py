@@ -85,7 +85,8 @@ def postgres_store(url: str) -> SqlStore:
         engine = sa.create_engine(parsed, pool_size=READERS + 1, connect_args=defaults)
     except ImportError as error:
         raise QueueStartupError(
-            f"jobs.store: PostgreSQL needs pip install 'raylens[postgres]': {error}"
+            "jobs.store: the PostgreSQL driver is not installed;"
+            f" run pip install 'raylens[postgres]': {error}"
         ) from error
     except SQLAlchemyError as error:
         raise QueueStartupError(f"jobs.store: not a valid URL: {error}") from error

@@ -1,8 +1,8 @@
 """The interface of a job store.
 
-A store decides no transitions: it selects jobs, and atomically applies updates that its callers
-compute. ``tests/contract/`` runs one suite of tests over every
-implementation.
+A store makes no decisions about the states of jobs: it selects jobs, and atomically applies updates
+that its callers compute. It does disable and reset deliveries itself. ``tests/contract/`` runs one
+suite of tests over every implementation.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class JobStore(Protocol):
         ...
 
     async def touch_blobs(self, digests: Collection[str], now: float) -> None:
-        """Record that blobs were touched at ``now``.
+        """Register blobs that are new, and set the last-touched time of all to ``now``.
 
         :meth:`remove_unused_blobs` spares recently touched ones, which leaves time to add the job
         that refers to them.

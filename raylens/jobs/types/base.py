@@ -43,7 +43,7 @@ class JobContext:
     llm: LanguageModel | None
     """The language model of ``jobs.llm``, if one is configured."""
     save_progress: Callable[[Progress, dict[str, Any] | None], Awaitable[None]]
-    """For :meth:`report` only, which job types call."""
+    """Used by :meth:`report`. Job types call :meth:`report` instead of this."""
 
     async def load_picture(self, reference: str, field: str) -> PictureFile:
         """Load a picture of the job. ``field`` is its path in the input, for error messages.
