@@ -280,12 +280,11 @@ class DecodeAttention(CacheAttention):
     ) -> None:
         super().__init__(backend, cos_sin)
         self._batch_sizes = [batch.num_rows for batch in batches]
-        self._batches = [
-            _BiasedDecode(batch, batch_lengths)
-            if batch.padded_kv_len
-            else _FlashDecode(batch, batch_lengths)
-            for batch, batch_lengths in zip(batches, lengths.split(self._batch_sizes), strict=True)
-        ]
+        self._batches: list[_BiasedDecode | _FlashDecode] = []
+        lengths_by_batch = lengths.split(self._batch_sizes)
+        for batch, batch_lengths in zip(batches, lengths_by_batch, strict=True):
+            decode_type = _BiasedDecode if batch.padded_kv_len else _FlashDecode
+            self._batches.append(decode_type(batch, batch_lengths))
 
     def attend(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
         outputs = [

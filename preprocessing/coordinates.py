@@ -42,11 +42,7 @@ def in_processed(task: Task, geometry: Geometry) -> Task:
     to_processed = geometry.inverse()
     mapped_refs = []
     for index, ref in enumerate(task.spatial_refs):
-        mapped = (
-            _map_region(ref, to_processed)
-            if isinstance(ref, Region)
-            else _map_location(ref, to_processed)
-        )
+        mapped = _map_ref(ref, to_processed)
         if _is_cut_off(ref, mapped, geometry):
             field = f"spatial_refs.{index}"
             raise InvalidRequest(
@@ -63,6 +59,12 @@ def _is_cut_off(ref: Location | Region, mapped: Location | Region, geometry: Geo
     assert isinstance(ref, Location)
     x, y = geometry.point(mapped.x, mapped.y)
     return abs(x - ref.x) > TOLERANCE or abs(y - ref.y) > TOLERANCE
+
+
+def _map_ref(ref: Location | Region, geometry: Geometry) -> Location | Region:
+    if isinstance(ref, Region):
+        return _map_region(ref, geometry)
+    return _map_location(ref, geometry)
 
 
 def _map_region(region: Region, geometry: Geometry) -> Region:

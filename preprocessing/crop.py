@@ -26,6 +26,8 @@ _FLAT = 14
 """Levels from the bar's color within which a pixel belongs to the bar."""
 _FLAT_SHARE = 0.98
 """Share of a line's pixels that must belong to the bar."""
+_BLOCK_LINES = 64
+"""Lines that are examined at a time, so that the search can stop early."""
 _THINNEST = 2
 """Minimum thickness of a bar, in lines."""
 _CLOSEST = 5
@@ -162,10 +164,10 @@ def _find_bar(lines: Pixels) -> _Bar | None:
 
 
 def _count_flat_lines(lines: Pixels, color: NDArray[np.int16]) -> int:
-    """Return how many lines from the first on are flat. Blocks of lines allow stopping early."""
-    count, block = 0, 64
+    """Return how many lines from the first on are flat."""
+    count = 0
     while count < len(lines):
-        distance = _distance(lines[count : count + block], color)
+        distance = _distance(lines[count : count + _BLOCK_LINES], color)
         is_flat = (distance <= _FLAT).mean(1) >= _FLAT_SHARE
         if not is_flat.all():
             return count + int(is_flat.argmin())

@@ -266,7 +266,8 @@ def _check_png(data: bytes) -> None:
     Pillow checks the checksums of headers only. Format: PNG specification, third edition,
     section 5.
     """
-    offset, chunk_type = 8, b""
+    offset = 8
+    chunk_type = b""
     view = memoryview(data)
     while chunk_type != b"IEND":
         if offset + 12 > len(data):

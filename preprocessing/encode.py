@@ -13,11 +13,9 @@ def to_jpeg(pixels: NDArray[np.uint8], quality: int, optimize: bool) -> bytes:
     Color keeps its full resolution at quality 90 and above. The encoder is OpenCV's because
     Pillow's fails on noisy pictures: their file outgrows the size that it expects.
     """
-    sampling = (
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
-        if quality >= 90
-        else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
-    )
+    sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
+    if quality >= 90:
+        sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
     options = [
         cv2.IMWRITE_JPEG_QUALITY, quality,
         cv2.IMWRITE_JPEG_OPTIMIZE, int(optimize),

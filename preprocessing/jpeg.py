@@ -38,7 +38,8 @@ class Layout:
 
 def read_layout(data: bytes) -> Layout:
     """Walk the markers of the first picture, up to a limit; later pictures are ignored."""
-    offset, scans = 2, 0
+    offset = 2
+    scans = 0
     for _ in range(_MAX_MARKERS):
         match = _NEXT_MARKER.search(data, offset)
         if match is None:

@@ -374,7 +374,9 @@ class Trainer(trainer.Trainer[Picture]):
             build_row(index, picture, self.prompts, self.settings, rng)
             for index, picture in enumerate(pictures)
         ]
-        losses, weight, exact = [], 0.0, []
+        losses = []
+        weight = 0.0
+        exact = []
         for bucket in group_by_length(rows, 2):
             batch = pack(
                 bucket, self.config.tokenizer.eos_id, self.device, bidirectional_prefix=True

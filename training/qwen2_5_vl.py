@@ -270,7 +270,9 @@ def build_patches(pictures: list[Picture], head_dim: int, window: int, theta: fl
     The 2 × 2 patches of an image token are consecutive. ``window`` is the side of an attention
     window in image tokens.
     """
-    values, coordinates, windows = [], [], []
+    values = []
+    coordinates = []
+    windows = []
     for picture in pictures:
         rows, columns = picture.grid
         pixels = picture.pixels.reshape(rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
@@ -350,7 +352,9 @@ class Trainer(trainer.Trainer[Picture]):
         for number in range(reordered_count):
             index = number % len(pictures)
             rows.append(build_reordered_row(index, pictures[index], self.prompts, rng))
-        losses, weight, exact = [], 0.0, []
+        losses = []
+        weight = 0.0
+        exact = []
         for bucket in group_by_length(rows):
             batch = pack(bucket, self.tokenizer.pad_token_id, self.device)
             batch_features = torch.cat(
@@ -469,7 +473,9 @@ def probe_targets(pictures: list[Picture]) -> tuple[Tensor, Tensor, Tensor]:
     - (tokens, 6): the token's own center, and the edges of the shape's box, in pixels.
     - (tokens, 6): a mask of the previous target, since only shapes have edges.
     """
-    classes, edges, masks = [], [], []
+    classes = []
+    edges = []
+    masks = []
     for picture in pictures:
         rows, columns = picture.grid
         row, column = np.divmod(np.arange(rows * columns), columns)

@@ -224,7 +224,9 @@ class Trainer(trainer.Trainer[Picture]):
             tile_features = self._encode(cut_own_tiles(pixels, self.settings.own_tiles))
         features = torch.cat([picture_features, tile_features])
         rows = build_rows(pictures, self.prompts, self.settings, self.mix, rng)
-        losses, weight, exact = [], 0.0, []
+        losses = []
+        weight = 0.0
+        exact = []
         for bucket in group_by_length(rows):
             batch = pack(bucket, self.tokenizer.pad_token_id, self.device)
             loss, predicted = self._answer_loss(batch, features)

@@ -215,7 +215,8 @@ def _gpu_lines(trace: Trace, wall_s: float, steps: int, thread: int) -> Iterator
 
 def _busy_line(busy: float, gaps: np.ndarray) -> Line:
     """Report the share of the time in which the card is busy, and the gaps between its work."""
-    gap_us, gap_p90_us = 0.0, 0.0
+    gap_us = 0.0
+    gap_p90_us = 0.0
     if len(gaps):
         gap_us = 1e6 * gaps.mean()
         gap_p90_us = 1e6 * np.quantile(gaps, 0.9)
@@ -247,7 +248,8 @@ def _steps_line(title: str, steps: Sequence[Step], seconds: float, lag: int) -> 
         recent = steps[max(0, index - lag) : index + 1]
         times = read_ms if any(step.reads for step in recent) else decode_ms
         times.append(step.ms)
-    median, p90 = None, None
+    median = None
+    p90 = None
     phrases = [f"{title}: {len(steps)} steps in {seconds:.2f} s"]
     decoding = f"{len(decode_ms)} that only decode"
     if decode_ms:

@@ -180,12 +180,13 @@ class Moondream(Model):
             encoded = yield from self._vision_encoder.encode_in_slices(crops, self._slice_size)
         picture_features = iter(encoded)
         with torch.inference_mode():
-            return [
-                next(picture_features)
-                if isinstance(picture.data, Crops)
-                else self._regions.encode_spatial_refs(picture.data)
-                for picture in pictures
-            ]
+            features = []
+            for picture in pictures:
+                if isinstance(picture.data, Crops):
+                    features.append(next(picture_features))
+                else:
+                    features.append(self._regions.encode_spatial_refs(picture.data))
+            return features
 
     def prefill(
         self,
@@ -298,11 +299,9 @@ class Moondream(Model):
         coordinate_parts: list[list[int]] = [[]]
         for output_id in output_ids:
             is_coordinate = self._pseudo_tokens.decode_coordinate(output_id) is not None
-            token = (
-                tokenizer.coord_id
-                if is_coordinate
-                else self._pseudo_tokens.decode_reasoning(output_id)
-            )
+            token = self._pseudo_tokens.decode_reasoning(output_id)
+            if is_coordinate:
+                token = tokenizer.coord_id
             if token is None or token == tokenizer.answer_id:
                 break
             if token in (tokenizer.start_ground_points_id, tokenizer.end_ground_id):

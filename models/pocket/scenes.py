@@ -34,7 +34,9 @@ COLORS = {
 LENGTHS = ("short", "normal", "long")
 NUMBERS = ("Zero", "One", "Two", "Three")
 
-MIN_SIDE, MAX_SIDE, MAX_ASPECT = 96, 1024, 2.0
+MIN_SIDE = 96
+MAX_SIDE = 1024
+MAX_ASPECT = 2.0
 RADIUS_RANGE = (0.24, 0.42)
 """Range of a shape's radius, or half its side, as a fraction of its cell's shorter side."""
 OFFSET_RANGE = 0.10

@@ -113,6 +113,7 @@ def job_as_json(job: Job, *, with_input: bool = True) -> dict[str, Any]:
 
 
 def _delivery_as_json(delivery: Delivery) -> dict[str, Any]:
+    is_pending = delivery.state == "pending"
     return {
         "number": delivery.number,
         "webhook_id": delivery.id,
@@ -123,9 +124,7 @@ def _delivery_as_json(delivery: Delivery) -> dict[str, Any]:
         "http_status": delivery.status,
         "error": delivery.problem,
         "created_at": format_timestamp(delivery.created_at),
-        "next_attempt_at": format_timestamp(delivery.next_at)
-        if delivery.state == "pending"
-        else None,
+        "next_attempt_at": format_timestamp(delivery.next_at) if is_pending else None,
         "delivered_at": format_timestamp(delivery.delivered_at),
     }
 

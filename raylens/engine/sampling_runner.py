@@ -88,11 +88,9 @@ class SamplingRunner:
         """An extra slot for rows without a sequence."""
         self._last_tokens = torch.zeros(max_batch_size + 1, dtype=torch.int64, device=model.device)
         """By slot, int64 (slots + 1,)."""
-        self._batch_sampler: BatchSampler = (
-            HostSampler()
-            if self._last_tokens.device.type == "cpu"
-            else DeviceSampler(max_batch_size, model.vocab_size, model.device)
-        )
+        self._batch_sampler: BatchSampler = HostSampler()
+        if self._last_tokens.device.type != "cpu":
+            self._batch_sampler = DeviceSampler(max_batch_size, model.vocab_size, model.device)
 
     def reset_slot(self, sequence: GenerationSequence) -> None:
         """Reset the sequence's slot for a new answer."""
