@@ -17,7 +17,19 @@ from models.registry import load_model, pick_device
 from models.runtime import Runtime
 from raylens.core.config import ModelConfig
 from raylens.core.errors import ModelFailed
-from raylens.core.types import Caption, Delta, SamplingParams, VisionRequest
+from raylens.core.types import (
+    Caption,
+    Chat,
+    Delta,
+    Detect,
+    Message,
+    Query,
+    Role,
+    SamplingParams,
+    Task,
+    TextPart,
+    VisionRequest,
+)
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.engine import Engine
 from raylens.engine.limits import MIB, EngineLimits
@@ -87,15 +99,19 @@ def engine_limits(config: ModelConfig, model: Model, gpus: float) -> EngineLimit
 
 
 def warm_up(model: Model, limits: EngineLimits) -> None:
-    """Generate a short caption of a gray picture. Raises ``ModelFailed`` if that fails."""
+    """Generate a short answer: a gray picture's caption, if the model makes captions.
+
+    Raises ``ModelFailed`` if that fails.
+    """
+    task, pictures = _warm_up_task(model.tasks)
     request = VisionRequest(
         id="warm-up",
         model="",
-        task=Caption(),
+        task=task,
         deadline=time.time() + WARM_UP_DEADLINE_S,
         sampling=SamplingParams(max_tokens=4),
     )
-    prompt = model.prepare(request, [np.full((64, 64, 3), 128, np.uint8)])
+    prompt = model.prepare(request, pictures)
     engine = Engine(model, limits)
     engine.check_fit(prompt, request.sampling.max_tokens)
     engine.scheduler.add(make_sequences(request, prompt, model.tokenizer))
@@ -103,3 +119,15 @@ def warm_up(model: Model, limits: EngineLimits) -> None:
         for output in engine.step():
             if output.error is not None:
                 raise ModelFailed(f"the warm-up failed: {output.error}")
+
+
+def _warm_up_task(tasks: frozenset[str]) -> tuple[Task, list[Pixels]]:
+    """Return a task that the model supports, with its pictures."""
+    gray = np.full((64, 64, 3), 128, np.uint8)
+    if Caption.name in tasks:
+        return Caption(), [gray]
+    if Query.name in tasks:
+        return Query("Hello"), []
+    if Chat.name in tasks:
+        return Chat((Message(Role.USER, (TextPart("Hello"),)),)), []
+    return Detect("cat"), [gray]

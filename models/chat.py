@@ -44,7 +44,9 @@ def task_messages(
     """
     if task.name not in supported:
         raise UnsupportedTask(
-            f"this model can't {task.name}; it can {', '.join(sorted(supported))}", "model"
+            f"model: {task.name} is not supported; this model supports"
+            f" {', '.join(sorted(supported))}",
+            "model",
         )
     match task:
         case Chat(messages, reasoning=False):

@@ -25,5 +25,6 @@ FAMILY = Family(
     aliases=("moondream2", "moondream3-preview", "moondream:1.8b"),
     pocket=Path(__file__).parents[1] / "pocket" / "moondream",
     model_types=("moondream1",),
+    default_revisions={"vikhyatk/moondream2": "2025-06-21"},
     verifier="models.moondream.verify:reference",
 )

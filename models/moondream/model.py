@@ -328,7 +328,7 @@ def _with_one_picture(task: Task, pictures: Sequence[Pixels]) -> tuple[Task, Seq
     if not isinstance(task, Chat):
         if len(pictures) > 1:
             raise UnsupportedTask(
-                f"{len(pictures)} pictures; the limit is 1 for this model", "model"
+                f"model: {len(pictures)} pictures; the limit is 1 for this model", "model"
             )
         return task, pictures
     indices = [part.index for part in image_parts(task.messages)]

@@ -237,7 +237,9 @@ class MoondreamRuntime(Runtime):
         task = request.task
         if task.name not in self.tasks:
             raise UnsupportedTask(
-                f"this model can't {task.name}; it can {', '.join(sorted(self.tasks))}", "model"
+                f"model: {task.name} is not supported; this model supports"
+                f" {', '.join(sorted(self.tasks))}",
+                "model",
             )
         for name, field in _UNSUPPORTED_PARAMETERS.items():
             if getattr(request.sampling, name) != getattr(_DEFAULT_SAMPLING, name):

@@ -65,6 +65,8 @@ class OpenAIRuntime(Runtime):
     ) -> None:
         self._grounding = _load_grounding(config.family)
         self.tasks = TEXT_TASKS | (GROUNDING_TASKS if self._grounding else frozenset())
+        if config.family is not None:
+            self.tasks &= family_named(config.family).tasks
         self._model = remote.model or config.checkpoint
         self._limiter = ConcurrencyLimiter(config)
         self._family_settings = config.family_settings

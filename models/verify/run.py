@@ -24,8 +24,6 @@ from raylens.engine.sequence import GenerationSequence, make_sequences
 MAX_TOKENS = 48
 TIMEOUT_S = 3600.0
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-REVISIONS = {"vikhyatk/moondream2": "2025-06-21"}
-"""Default revisions, for repositories whose newest revision has another architecture."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def verify(
         raise Unverifiable(f"dtype: unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     commit = None
     if not Path(checkpoint).is_dir():
-        revision = revision or REVISIONS.get(checkpoint)
+        revision = revision or _default_revision(checkpoint)
         commit = HfApi().model_info(checkpoint, revision=revision).sha
     options = LoadOptions(revision=commit, dtype=DTYPES[dtype], device=device)
     family = _family_of(checkpoint, commit)
@@ -87,6 +85,11 @@ def verify(
     verifier: Verifier = load_attribute(family.verifier)
     verifiable = verifier(checkpoint, options, reference)
     return Report(checkpoint, commit, tuple(_lines(verifiable)))
+
+
+def _default_revision(checkpoint: str) -> str | None:
+    revisions = (family.default_revisions.get(checkpoint) for family in families().values())
+    return next(filter(None, revisions), None)
 
 
 def _family_of(checkpoint: str, revision: str | None) -> Family:

@@ -51,7 +51,8 @@ def _unsupported(
         alternatives = "no loaded model supports it"
     else:
         alternatives = "no served model supports it"
-    capability = required_capability(task)
+    needs_reasoning = required_capability(task) == REASONING
+    capability = "reasoning" if needs_reasoning else task.name
     return UnsupportedTask(
         f"model: {capability} is not supported by {preferred}; {alternatives}", "model"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -44,17 +45,14 @@ class Server:
     def serve(self) -> int:
         """Run until a signal arrives or the process ends. Returns the exit status; the last line of
         the log is the reason of a failure."""
-        if self._port_is_in_use():
-            failure: str | None = f"port {self._endpoint.port} of {self._endpoint.host} is in use"
-        else:
-            failure = self._run()
+        failure = self._find_port_problem() or self._run()
         if failure is not None:
             print(f"raylens: {failure}", file=sys.stderr, flush=True)
         return 0 if failure is None else 1
 
     def _run(self) -> str | None:
         """Start, watch and stop the process. Returns why it failed, None after a signal."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         self._process = self._start()
         try:
@@ -64,7 +62,7 @@ class Server:
             self._announce()
             while not self._stop.wait(POLL_PERIOD_S):
                 if self._process.poll() is not None:
-                    return f"the server ended by itself with status {self._process.returncode}"
+                    return f"the server {_describe_end(self._process.returncode)}"
             return None
         finally:
             self._shut_down()
@@ -72,14 +70,19 @@ class Server:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stop.set()
 
-    def _port_is_in_use(self) -> bool:
+    def _find_port_problem(self) -> str | None:
+        """Return why the server could not listen on its port, or None."""
+        host = self._endpoint.host
+        port = self._endpoint.port
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((self._endpoint.host, self._endpoint.port))
-            except OSError:
-                return True
-        return False
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    return f"port {port} of {host} is in use"
+                return f"http_options: can't listen on port {port} of {host}: {error.strerror}"
+        return None
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Start the process in a session of its own: a Ctrl-C at the terminal must not reach it
@@ -110,8 +113,7 @@ class Server:
         deadline = time.monotonic() + self._ready_timeout
         while not self._stop.wait(POLL_PERIOD_S):
             if self._process.poll() is not None:
-                status = self._process.returncode
-                return f"the server ended with status {status} before it was ready"
+                return f"the server {_describe_end(self._process.returncode)} before it was ready"
             if self._failure is not None:
                 return self._failure
             if self._is_ready():
@@ -138,8 +140,14 @@ class Server:
     def _shut_down(self) -> None:
         """Interrupt the process, which ends Serve and Ray; then end whatever remains of them."""
         if self._process.poll() is None:
+            print("raylens: stopping", file=sys.stderr, flush=True)
             self._process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_TIMEOUT_S)
         wait_for_exit(MARK, self._mark, LEFTOVER_TIMEOUT_S)
         self._process.wait()
+
+
+def _describe_end(status: int) -> str:
+    """Return what ended a process, from its exit status as :mod:`subprocess` reports it."""
+    return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"

@@ -7,10 +7,10 @@ A package adds families through the entry point group ``raylens.families``; each
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -61,6 +61,8 @@ class Family:
     """The folder of the bundled checkpoint ``pocket``."""
     model_types: tuple[str, ...] = ()
     """Values of ``model_type`` in the checkpoints' ``config.json``."""
+    default_revisions: Mapping[str, str] = field(default_factory=dict)
+    """Revisions by hub id, for repositories whose newest revision has another architecture."""
     verifier: str | None = None
     """Function that ``raylens verify`` calls: see :class:`models.verify.reference.Verifier`."""
     grounding: str | None = None
@@ -70,14 +72,34 @@ class Family:
 
 @cache
 def families() -> Mapping[str, Family]:
-    """Return all families by name: the built-in ones, and those of installed packages."""
+    """Return all families by name: the built-in ones, and those of installed packages.
+
+    Raises ``ValueError``, which names the entry point, if one can't be loaded, if it is not a
+    :class:`Family`, or if its name is taken.
+    """
     built_in: list[Family] = [load_attribute(path) for path in BUILT_IN]
-    added: list[Family] = [entry.load() for entry in entry_points(group=GROUP)]
-    return {family.name: family for family in (*built_in, *added)}
+    by_name = {family.name: family for family in built_in}
+    for entry in entry_points(group=GROUP):
+        family = _load_entry(entry)
+        if family.name in by_name:
+            raise ValueError(f"{GROUP}: {entry.value}: there is a family {family.name!r} already")
+        by_name[family.name] = family
+    return by_name
+
+
+def _load_entry(entry: EntryPoint) -> Family:
+    try:
+        family = entry.load()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{GROUP}: {entry.value}: loading it failed: {reason}") from error
+    if not isinstance(family, Family):
+        raise ValueError(f"{GROUP}: {entry.value}: expected a Family, got {family!r}")
+    return family
 
 
 def family_named(name: str) -> Family:
-    """Raises ``ValueError``, which names the known families."""
+    """Return a family. Raises ``ValueError``, which names the known ones."""
     known = families()
     if name not in known:
         raise ValueError(f"unknown family {name!r}; known: {', '.join(known)}")

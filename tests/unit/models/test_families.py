@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from deployments.engine_runtime import warm_up
 from models.registry import load_model
+from models.remote.openai import OpenAIRuntime
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig, ModelConfig
 from raylens.core.families import families
@@ -45,18 +48,31 @@ ENTRY_POINTS = "[raylens.families]\necho = echo_family:FAMILY\n"
 ECHO = {"name": "echo", "family": "echo", "checkpoint": "anywhere"}
 
 
+Install = Callable[..., None]
+
+
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Installs a package with the family ``echo``."""
-    (tmp_path / "echo_family.py").write_text(PLUGIN)
-    metadata = tmp_path / "echo_family-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(METADATA)
-    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
-    monkeypatch.syspath_prepend(tmp_path)
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Installs a package with a family."""
+
+    def install(code: str = PLUGIN, entry_points: str = ENTRY_POINTS) -> None:
+        (tmp_path / "echo_family.py").write_text(code)
+        metadata = tmp_path / "echo_family-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(METADATA)
+        (metadata / "entry_points.txt").write_text(entry_points)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "echo_family", raising=False)
+        families.cache_clear()
+
+    yield install
+    sys.modules.pop("echo_family", None)
     families.cache_clear()
-    yield
-    families.cache_clear()
+
+
+@pytest.fixture
+def plugin(install: Install) -> None:
+    install()
 
 
 @pytest.mark.usefixtures("plugin")
@@ -94,6 +110,38 @@ def test_its_model_answers_through_the_engine() -> None:
         output.delta for _ in iter(lambda: engine.has_work, False) for output in engine.step()
     ]
     assert "".join(delta.text for delta in deltas if delta) == "heyhey"
+
+
+@pytest.mark.usefixtures("plugin")
+def test_its_replica_warms_up_with_a_task_that_the_model_supports() -> None:
+    model = load_model(ModelConfig.model_validate(ECHO))
+    warm_up(model, EngineLimits())
+
+
+@pytest.mark.usefixtures("plugin")
+def test_on_another_server_it_has_no_more_tasks_than_the_family() -> None:
+    remote = {"base_url": "http://127.0.0.1:1/v1", "model": "echo"}
+    config = ModelConfig.model_validate(
+        {"name": "echo", "family": "echo", "runtime": "openai", "remote": remote}
+    )
+    assert OpenAIRuntime(config, config.remote).tasks == {"query"}
+
+
+@pytest.mark.parametrize(
+    ("code", "entry_points", "message"),
+    [
+        (PLUGIN, ENTRY_POINTS.replace(":FAMILY", ":NOTHING"), "echo_family:NOTHING: loading it"),
+        ("import nothing_of_this_name", ENTRY_POINTS, "echo_family:FAMILY: loading it failed"),
+        ("FAMILY = 5", ENTRY_POINTS, "echo_family:FAMILY: expected a Family, got 5"),
+        (PLUGIN.replace('"echo"', '"smolvlm"'), ENTRY_POINTS, "a family 'smolvlm' already"),
+    ],
+)
+def test_a_broken_plugin_is_named(
+    install: Install, code: str, entry_points: str, message: str
+) -> None:
+    install(code, entry_points)
+    with pytest.raises(ValidationError, match=message):
+        ModelConfig.model_validate({"name": "smolvlm", "family": "smolvlm"})
 
 
 @pytest.mark.usefixtures("plugin")

@@ -235,7 +235,7 @@ async def test_reasoning_comes_with_the_answer(client, service: FakeService) -> 
 async def test_reasoning_goes_to_a_model_that_supports_it(client, service: FakeService) -> None:
     refusal = await client.post("/v1/query", json={**QUERY, "reasoning": True})
     assert (refusal.status_code, service.requests) == (400, [])
-    message = "model: reason is not supported by smolvlm; no served model supports it"
+    message = "model: reasoning is not supported by smolvlm; no served model supports it"
     assert refusal.json()["detail"] == message
     service.tasks = {"other": (*TEXT_TASKS, "reason")}
     await client.post("/v1/query", json={**QUERY, "reasoning": True})
