@@ -1,6 +1,7 @@
 """``build_app``: the deployment graph. ``bind`` and ``options`` are called only here."""
 
 import logging
+import os
 from typing import Any
 
 from ray import serve
@@ -11,6 +12,7 @@ from deployments.ingress import Ingress
 from deployments.job_client import QUEUE_ACTOR_NAME
 from deployments.job_queue import JobQueueActor
 from deployments.preprocessor import Preprocessor
+from deployments.ray_environment import RUN_MARK
 from deployments.vision_model import VisionModel
 from raylens.core.config import AppConfig, ModelConfig
 from raylens.core.environment import load_config
@@ -42,8 +44,9 @@ def build_app(args: dict[str, Any]) -> Application:
     Raises pydantic's ``ValidationError``, which names the invalid fields of ``args``.
     """
     config, notes = load_config(args)
-    for note in notes:
-        logger.warning(note)
+    if RUN_MARK not in os.environ:  # else ``raylens run`` has printed them
+        for note in notes:
+            logger.warning(note)
     preprocessor = serve.deployment(Preprocessor).options(name="Preprocessor").bind(config)
     model_apps = {
         model.name: _bind_vision_model(model, config.log_level) for model in config.models

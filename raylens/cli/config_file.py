@@ -10,10 +10,9 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
-from raylens.core.config import AppConfig
-from raylens.core.environment import load_config
+from raylens.core.config import AppConfig, problems
+from raylens.core.environment import VariableError, load_config
 
 
 class ConfigError(Exception):
@@ -40,6 +39,8 @@ def check_config_file(path: Path) -> Endpoint:
     """
     config = _read_yaml(path)
     _check_serve_settings(config)
+    if not config["applications"]:
+        raise ConfigError("applications: expected at least one")
     for application in config["applications"]:
         app = _load_application(application.get("args") or {})
         _check_deployment_names(application.get("deployments") or (), app)
@@ -50,9 +51,11 @@ def check_config_file(path: Path) -> Endpoint:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {error}") from error
 
@@ -76,7 +79,7 @@ def _load_application(args: dict[str, Any]) -> AppConfig:
         config, notes = load_config(args)
     except ValidationError as error:
         raise ConfigError(_explain(error, "args")) from None
-    except SettingsError as error:
+    except VariableError as error:
         raise ConfigError(f"environment: {error}") from None
     for note in notes:
         print(f"raylens: {note}", file=sys.stderr)
@@ -108,7 +111,7 @@ def _check_job_queue(app: AppConfig) -> None:
 
 def _explain(error: ValidationError, *prefix: str) -> str:
     lines = []
-    for problem in error.errors():
-        key = ".".join((*prefix, *map(str, problem["loc"])))
-        lines.append(f"{key}: {problem['msg']}")
+    for key, message in problems(error):
+        path = ".".join(part for part in (*prefix, key) if part)
+        lines.append(f"{path}: {message}")
     return "; ".join(lines)

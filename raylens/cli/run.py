@@ -19,12 +19,10 @@ from typing import IO
 
 import httpx
 
-from deployments.ray_environment import ENVIRONMENT
+from deployments.ray_environment import ENVIRONMENT, RUN_MARK
 from raylens.cli.config_file import Endpoint
 from raylens.cli.processes import wait_for_exit
 
-MARK = "RAYLENS_RUN"
-"""The variable that every process of a run inherits, so that all of them can be found and ended."""
 STOP_TIMEOUT_S = 30.0
 LEFTOVER_TIMEOUT_S = 15.0
 POLL_PERIOD_S = 0.5
@@ -90,7 +88,7 @@ class Server:
         reader, writer = os.pipe()
         process = subprocess.Popen(
             [sys.executable, "-m", "deployments.local", str(self._config), str(writer)],
-            env={**ENVIRONMENT, **os.environ, MARK: self._mark},
+            env={**ENVIRONMENT, **os.environ, RUN_MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             pass_fds=[writer],
@@ -144,7 +142,7 @@ class Server:
             self._process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_TIMEOUT_S)
-        wait_for_exit(MARK, self._mark, LEFTOVER_TIMEOUT_S)
+        wait_for_exit(RUN_MARK, self._mark, LEFTOVER_TIMEOUT_S)
         self._process.wait()
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from raylens.core.config import AppConfig, ModelConfig
+from raylens.core.config import AppConfig
 from raylens.core.errors import UnknownModel
-from raylens.core.families import family_named
 
 Dialect = Literal["openai", "moondream", "caption", "jobs"]
 
@@ -24,8 +22,8 @@ class Catalog:
         self._defaults = config.dialect_models
         self._names = {name: name for name in self.models}
         for model in config.models:
-            for alias in _aliases(model):
-                self._names.setdefault(alias, model.name)
+            for name in model.all_names:
+                self._names.setdefault(name, model.name)
 
     def resolve(self, name: str | None, dialect: Dialect) -> str:
         """Return the model's own name; the dialect's default model if ``name`` is None or empty.
@@ -49,10 +47,3 @@ class Catalog:
 
     def aliases(self, name: str) -> list[str]:
         return [alias for alias, model in self._names.items() if model == name and alias != name]
-
-
-def _aliases(model: ModelConfig) -> tuple[str, ...]:
-    is_hub_id = model.checkpoint != "pocket" and not Path(model.checkpoint).exists()
-    hub_id = (model.checkpoint,) if is_hub_id else ()
-    family_aliases = () if model.family is None else family_named(model.family).aliases
-    return (*model.aliases, *hub_id, *family_aliases)

@@ -38,6 +38,7 @@ RecipeChoice = str | dict[str, Any]
 and every other one changes ``auto``.
 """
 
+_KEY = re.compile(r"[a-z_]+(\.[a-z_]+)*")
 _ADDRESS_OR_NAME = re.compile(
     r"[0-9a-fA-F.:]+(/[0-9]{1,3})?|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
 )
@@ -197,10 +198,26 @@ class ModelConfig(Frozen):
     """``Retry-After`` of answers that refuse a request as overloaded."""
 
     @property
+    def all_names(self) -> tuple[str, ...]:
+        """Every name of the model: its own, its aliases, its hub id, and its family's aliases."""
+        is_hub_id = self.checkpoint != "pocket" and not Path(self.checkpoint).exists()
+        hub_id = (self.checkpoint,) if is_hub_id else ()
+        family_aliases = () if self.family is None else family_named(self.family).aliases
+        return (self.name, *self.aliases, *hub_id, *family_aliases)
+
+    @property
     def family_settings(self) -> FamilySettings:
         """The settings that the family adds."""
         settings = FamilySettings if self.family is None else family_named(self.family).settings
         return settings.model_validate(self.model_extra or {})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, its aliases, its checkpoint's hub id, and its family's aliases."""
+        is_hub_id = self.checkpoint != "pocket" and not Path(self.checkpoint).exists()
+        hub_id = (self.checkpoint,) if is_hub_id else ()
+        family_aliases = () if self.family is None else family_named(self.family).aliases
+        return (self.name, *self.aliases, *hub_id, *family_aliases)
 
     @field_validator("family")
     @classmethod
@@ -221,13 +238,13 @@ class ModelConfig(Frozen):
         if self.family is None:
             if self.runtime != "openai":
                 raise ValueError(
-                    f"{self.name}: family: missing; only the runtime openai serves a model without"
+                    f"family: missing; only the runtime openai serves a model without"
                     f" one; known: {', '.join(families())}"
                 )
         elif self.runtime not in family_named(self.family).runtimes:
             serving = [name for name, f in families().items() if self.runtime in f.runtimes]
             raise ValueError(
-                f"{self.name}: runtime: {self.runtime} serves the family {', '.join(serving)} only"
+                f"runtime: {self.runtime} serves the family {', '.join(serving)} only"
             )
         return self
 
@@ -235,20 +252,20 @@ class ModelConfig(Frozen):
     def _runtime_has_what_it_needs(self) -> Self:
         names_a_model = self.remote.model or self.checkpoint != "pocket"
         if self.runtime == "openai" and not self.remote.base_url:
-            raise ValueError(f"{self.name}: remote.base_url: missing; the runtime openai needs it")
+            raise ValueError("remote.base_url: missing; the runtime openai needs it")
         if self.runtime in ("photon", "openai") and not names_a_model:
             raise ValueError(
-                f"{self.name}: remote.model: missing; the runtime {self.runtime} needs it"
+                f"remote.model: missing; the runtime {self.runtime} needs it"
             )
         if self.runtime == "engine":
             if self.remote != RemoteConfig():
-                raise ValueError(f"{self.name}: remote: the runtime engine has no server")
+                raise ValueError("remote: the runtime engine has no server")
             return self
         engine_only = ENGINE_SETTINGS | self.family_settings.engine_only
         unused = engine_only & (self.model_fields_set | set(self.model_extra or {}))
         if unused:
             raise ValueError(
-                f"{self.name}: {min(unused)}: only the runtime engine has this setting"
+                f"{min(unused)}: only the runtime engine has this setting"
             )
         return self
 
@@ -400,11 +417,10 @@ class AppConfig(Frozen):
 
     @model_validator(mode="after")
     def _llm_is_served(self) -> Self:
-        names = [name for model in self.models for name in (model.name, *model.aliases)]
+        names = {name for model in self.models for name in model.all_names}
         if self.jobs.llm is not None and self.jobs.llm not in names:
-            raise ValueError(
-                f"jobs.llm: unknown model {self.jobs.llm!r}; known: {', '.join(names)}"
-            )
+            known = ", ".join(model.name for model in self.models)
+            raise ValueError(f"jobs.llm: unknown model {self.jobs.llm!r}; known: {known}")
         return self
 
     @model_validator(mode="after")
@@ -442,3 +458,21 @@ def _resolve(
         return choose(choice, base, named)
     except InvalidRequest as error:
         raise ValueError(f"{setting}: {error.message}") from None
+
+
+def problems(error: ValidationError) -> list[tuple[str, str]]:
+    """Return the key, such as ``jobs.store``, and the message of each problem.
+
+    Validators of a whole section begin their messages with the key within the section.
+    """
+    result = []
+    for details in error.errors():
+        location = details["loc"]
+        message = details["msg"].removeprefix("Value error, ")
+        key, colon, rest = message.partition(": ")
+        is_in_list = bool(location) and isinstance(location[-1], int)
+        if colon and not is_in_list and _KEY.fullmatch(key):
+            location = (*location, key)
+            message = rest
+        result.append((".".join(map(str, location)), message))
+    return result

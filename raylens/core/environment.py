@@ -5,21 +5,30 @@ In order of precedence:
 1. the ``args`` of the config file,
 2. variables with the prefix ``RAYLENS_``, such as ``RAYLENS_JOBS__CAPACITY=70``,
 3. the variables of other servers in :data:`COMPATIBLE`, if ``compat_env`` is true.
+
+Names of the prefixed variables ignore case. An empty variable counts as unset.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
+from raylens.core.validation import Path, explain
 
 PREFIX = "RAYLENS_"
-NOT_SETTINGS = frozenset({"RAYLENS_SERVER", "RAYLENS_WEBHOOK_SECRETS", "RAYLENS_RUN"})
+RUN = "RAYLENS_RUN"
+"""Set in every process of ``raylens run``, which has printed the remarks on the environment."""
+COMPAT_ENV_OPTION = "RAYLENS_RUN_COMPAT_ENV"
+"""Set by ``raylens run --compat-env``, which wins over ``compat_env`` in the config file."""
+NOT_SETTINGS = frozenset({"RAYLENS_SERVER", RUN, COMPAT_ENV_OPTION})
 """Variables with our prefix that are no part of the application's configuration."""
 COMPATIBLE: Mapping[str, str] = {
     "POSTGRES_URL": "jobs.store",
@@ -34,7 +43,8 @@ COMPATIBLE: Mapping[str, str] = {
 }
 """Variables of the servers whose callers come to raylens, and the settings that they set."""
 MODEL_VARIABLES = ("VLM_MODEL", "LLM_MODEL")
-"""They name models; those that raylens doesn't serve are asked for at ``OLLAMA_HOST``."""
+"""Variables that name models. Requests for models that raylens doesn't serve go to
+``OLLAMA_HOST``."""
 WITHOUT_MEANING = (
     "DDS_URL",
     "POSEMESH_EMAIL",
@@ -44,6 +54,20 @@ WITHOUT_MEANING = (
 )
 """Variables of the same servers that set nothing here."""
 OLLAMA = "http://localhost:11434"
+OLLAMA_PORT = "11434"
+
+_EXPECTED_JSON = 'expected JSON, such as ["10.0.0.0/8"] or {"capacity": 70}'
+_NEEDS_JSON = frozenset({"tuple_type", "dict_type", "model_type"})
+"""Pydantic's errors for a plain string in place of a list or a section."""
+_HOST_AND_PORT = re.compile(r"(\[.*\]|[^:]*)(?::(.*))?", re.DOTALL)
+
+
+class InvalidConfig(ValueError):
+    """A configuration that can't work; the message names the keys of ``args``."""
+
+
+class InvalidVariable(InvalidConfig):
+    """Environment variables with invalid values; the message names the variables."""
 
 
 class _Environment(BaseSettings, AppConfig):
@@ -52,84 +76,192 @@ class _Environment(BaseSettings, AppConfig):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__")
 
 
+class _Settings:
+    """The settings of ``args``, and those that variables add."""
+
+    def __init__(self, args: Mapping[str, Any]) -> None:
+        self._args = args
+        self.values = dict(args)
+        self.variables: dict[Path, str] = {}
+        """The variable behind each setting that a variable added."""
+        self.notes: list[str] = []
+
+    def add(self, variable: str, settings: Mapping[str, Any]) -> bool:
+        """Add what a variable sets, except for settings that have a value already.
+
+        Returns whether it added any. Notes the exceptions.
+        """
+        paths = list(_leaves(settings))
+        overriding = {path: _find_value(self.values, path) for path in paths}
+        effective = [path for path in paths if overriding[path] is None]
+        self.variables |= dict.fromkeys(effective, variable)
+        self.values = _merge(settings, self.values)
+        present = dict.fromkeys(".".join(path) for path in overriding.values() if path)
+        if present:
+            extent = "ignored in part" if effective else "ignored"
+            self.notes.append(
+                f"{variable} is {extent}: the configuration sets {', '.join(present)}"
+            )
+        return bool(effective)
+
+    def add_remote_model(self, variable: str, name: str) -> None:
+        """Append a model behind ``OLLAMA_HOST`` to ``models``, unless it is there already."""
+        url = _ollama_url()
+        remote = {"base_url": url, "model": name}
+        model = {"name": name, "runtime": "openai", "remote": remote}
+        models = self.values["models"]
+        if model in models:
+            return
+        path = ("models", str(len(models)))
+        self.values["models"] = [*models, model]
+        self.variables[path] = variable
+        self.variables[*path, "remote", "base_url"] = "OLLAMA_HOST"
+        self.notes.append(f"requests for {name} go to {url}")
+
+    def validate(self) -> AppConfig:
+        """Raises ``InvalidVariable`` if a variable is at fault, and otherwise ``InvalidConfig``."""
+        try:
+            return AppConfig.model_validate(self.values)
+        except ValidationError as error:
+            raise self._explain(error) from None
+
+    def _explain(self, error: ValidationError) -> InvalidConfig:
+        problems = list(explain(error))
+        invalid_variables = []
+        for problem in problems:
+            variable = self._find_variable(problem.path)
+            message = _EXPECTED_JSON if problem.type in _NEEDS_JSON else problem.message
+            if variable is not None:
+                invalid_variables.append(f"{variable}: {message}")
+        if invalid_variables:
+            return InvalidVariable("; ".join(dict.fromkeys(invalid_variables)))
+        return InvalidConfig("; ".join(f"args.{problem}" for problem in problems))
+
+    def _find_variable(self, path: Path) -> str | None:
+        """Return the variable that set ``path``, a section that contains it, or a part of it."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.variables:
+                return self.variables[path[:length]]
+        if _find_value(self._args, path) is not None:
+            return None
+        parts = [name for part, name in self.variables.items() if part[: len(path)] == path]
+        return parts[0] if parts else None
+
+
 def load_config(args: Mapping[str, Any]) -> tuple[AppConfig, list[str]]:
     """Return the configuration, and remarks on the environment for the log.
 
-    Raises pydantic's ``ValidationError``, and ``pydantic_settings.SettingsError`` for a variable
-    that should hold JSON and does not.
+    Raises ``InvalidVariable`` if an environment variable is at fault, and ``InvalidConfig`` if
+    ``args`` are.
     """
-    settings = _merge(EnvSettingsSource(_Environment)(), args)
-    notes = [f"{name} is not a setting, and is ignored" for name in _unknown_variables()]
-    config = AppConfig.model_validate(settings)
-    if not config.compat_env:
-        return config, [*notes, *_unused_variables()]
-    compatible, remarks = _compatible_settings(Catalog(config), settings)
-    return AppConfig.model_validate(_merge(compatible, settings)), [*notes, *remarks]
+    if os.environ.get(COMPAT_ENV_OPTION):
+        args = {**args, "compat_env": True}
+    settings = _Settings(args)
+    unknown = _add_prefixed(settings)
+    config = settings.validate()
+    settings.notes += _note_unknown(unknown, config)
+    if config.compat_env:
+        _add_compatible(settings, Catalog(config))
+        config = settings.validate()
+    else:
+        settings.notes += _note_compatible()
+    meaningless = _join_set_variables(WITHOUT_MEANING)
+    if meaningless:
+        settings.notes.append(f"{meaningless}: ignored; raylens has no use for them")
+    return config, settings.notes
 
 
-def _unknown_variables() -> list[str]:
-    known = {f"{PREFIX}{name}".upper() for name in AppConfig.model_fields}
-    return sorted(
-        name
-        for name in os.environ
-        if name.startswith(PREFIX) and name.partition("__")[0] not in known | NOT_SETTINGS
-    )
+def _add_prefixed(settings: _Settings) -> list[str]:
+    """Add the variables with our prefix. Returns the names of those that set nothing.
+
+    ``RAYLENS_JOBS__CAPACITY`` precedes ``RAYLENS_JOBS``, and therefore wins.
+    """
+    names = [name for name in os.environ if name.upper().startswith(PREFIX) and os.environ[name]]
+    unknown = []
+    for name in sorted(names, key=lambda name: (-name.count("__"), name)):
+        parsed = _parse_variable(name)
+        if parsed:
+            settings.add(name, parsed)
+        else:
+            unknown.append(name)
+    return unknown
 
 
-def _unused_variables() -> list[str]:
-    """Remark on variables of other servers, which ``compat_env`` would honor."""
-    names = [name for name in (*COMPATIBLE, "OLLAMA_HOST") if os.environ.get(name)]
+def _parse_variable(name: str) -> dict[str, Any]:
+    """Return the settings in a variable; none if its name is not that of a setting."""
+    source = EnvSettingsSource(_Environment)
+    source.env_vars = {name.lower(): os.environ[name]}
+    try:
+        return source()
+    except SettingsError:
+        raise InvalidVariable(f"{name}: {_EXPECTED_JSON}") from None
+
+
+def _note_unknown(names: list[str], config: AppConfig) -> list[str]:
+    """Return a remark on variables, except for those that the configuration names."""
+    keys = {model.remote.api_key_env for model in config.models}
+    known = {*keys, config.jobs.webhooks.secrets_env}
+    unknown = [name for name in names if name not in known and name.upper() not in NOT_SETTINGS]
+    return [f"unknown settings are ignored: {', '.join(unknown)}"] if unknown else []
+
+
+def _note_compatible() -> list[str]:
+    """Return a remark on variables of other servers, which ``compat_env`` would honor."""
+    names = _join_set_variables((*COMPATIBLE, "OLLAMA_HOST"))
     if not names:
         return []
-    return [
-        f"{', '.join(names)}: ignored; --compat-env, or compat_env: true in the config file,"
-        " honors them"
-    ]
+    return [f"{names}: ignored; --compat-env, or compat_env: true in the config file, honors them"]
 
 
-def _compatible_settings(
-    catalog: Catalog, settings: dict[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings of other servers' variables, and a remark on each variable.
+def _add_compatible(settings: _Settings, catalog: Catalog) -> None:
+    """Add the variables of other servers, and note each of them.
 
-    Models that aren't served yet are appended to ``settings``.
+    Models that aren't served yet are appended to ``models``.
     """
-    compatible: dict[str, Any] = {}
-    notes: list[str] = []
     for name, setting in COMPATIBLE.items():
         value = os.environ.get(name)
         if not value:
             continue
-        if _has(settings, setting):
-            notes.append(f"{name} is ignored: the configuration sets {setting}")
-            continue
-        notes.append(f"{name} sets {setting}")
-        if name in MODEL_VARIABLES and catalog.knows(value):
+        is_served = catalog.knows(value)
+        if name in MODEL_VARIABLES and is_served:
             value = catalog.resolve(value, "jobs")
-        elif name in MODEL_VARIABLES:
-            _append_remote_model(settings, value)
-            notes.append(f"{value} is asked for at {_ollama_url()}")
-        compatible = _merge(_nested(setting, value), compatible)
-    if os.environ.get("OLLAMA_HOST") and not any(map(os.environ.get, MODEL_VARIABLES)):
-        notes.append("OLLAMA_HOST is ignored: neither VLM_MODEL nor LLM_MODEL names a model")
-    notes += [f"{name} has no meaning here" for name in WITHOUT_MEANING if os.environ.get(name)]
-    return compatible, notes
+        if not settings.add(name, _nested(setting, value)):
+            continue
+        settings.notes.append(f"{name} sets {setting}")
+        if name in MODEL_VARIABLES and not is_served:
+            settings.add_remote_model(name, value)
+    if os.environ.get("OLLAMA_HOST") and "OLLAMA_HOST" not in settings.variables.values():
+        settings.notes.append("OLLAMA_HOST is unused: no model in VLM_MODEL or LLM_MODEL needs it")
 
 
-def _append_remote_model(settings: dict[str, Any], name: str) -> None:
-    model = {
-        "name": name,
-        "runtime": "openai",
-        "remote": {"base_url": _ollama_url(), "model": name},
-    }
-    if model not in settings["models"]:
-        settings["models"] = [*settings["models"], model]
+def _join_set_variables(names: tuple[str, ...]) -> str:
+    return ", ".join(name for name in names if os.environ.get(name))
 
 
 def _ollama_url() -> str:
-    host = os.environ.get("OLLAMA_HOST") or OLLAMA
-    base = host if "://" in host else f"http://{host}"
-    return f"{base.rstrip('/')}/v1"
+    """Return the base URL of Ollama's OpenAI API.
+
+    Reads ``OLLAMA_HOST`` as Ollama's own client does (``envconfig.Host`` in its repository).
+    """
+    value = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'") or OLLAMA
+    scheme, _, location = value.rpartition("://")
+    address, _, path = location.partition("/")
+    if address.count(":") > 1 and not address.startswith("["):
+        address = f"[{address}]"  # IPv6
+    base = f"{scheme or 'http'}://{_add_port(address, '' if scheme else OLLAMA_PORT)}"
+    segments = [segment for segment in path.split("/") if segment]
+    if segments[-1:] != ["v1"]:
+        segments.append("v1")
+    return "/".join((base, *segments))
+
+
+def _add_port(address: str, default: str) -> str:
+    """Return ``address`` with this port if it has none, or none that is valid."""
+    match = _HOST_AND_PORT.fullmatch(address)
+    host, port = match.groups() if match else (address, None)
+    if not (port and port.isdecimal() and int(port) < 2**16):
+        port = default
+    return f"{host or '127.0.0.1'}:{port}" if port else host or "127.0.0.1"
 
 
 def _nested(setting: str, value: str) -> dict[str, Any]:
@@ -141,13 +273,26 @@ def _nested(setting: str, value: str) -> dict[str, Any]:
     return nested
 
 
-def _has(settings: Mapping[str, Any], setting: str) -> bool:
+def _leaves(settings: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the paths of all values that aren't sections."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            for path in _leaves(value):
+                yield (key, *path)
+        else:
+            yield (key,)
+
+
+def _find_value(settings: Mapping[str, Any], path: Path) -> Path | None:
+    """Return the part of ``path`` that leads to a value, or None if there is no value."""
     section: Any = settings
-    for key in setting.split("."):
-        if not isinstance(section, Mapping) or key not in section:
-            return False
+    for length, key in enumerate(path):
+        if not isinstance(section, Mapping):
+            return path[:length]
+        if key not in section:
+            return None
         section = section[key]
-    return True
+    return path
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

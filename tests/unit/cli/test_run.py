@@ -100,7 +100,7 @@ def test_a_queue_that_can_keep_nothing_is_named_before_anything_starts(tmp_path:
     config = copy.deepcopy(SHIPPED)
     file = tmp_path / "a file"
     file.write_text("")
-    config["applications"][0]["args"]["jobs"]["data_dir"] = str(file)
+    config["applications"][0]["args"]["jobs"] = {"data_dir": str(file)}
     result = CliRunner().invoke(app, ["run", str(written(tmp_path, config))])
     assert result.exit_code == 2
     assert "args.jobs.data_dir: " in result.stderr
@@ -113,7 +113,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         config = copy.deepcopy(SHIPPED)
         config["http_options"]["port"] = port
-        config["applications"][0]["args"]["jobs"]["data_dir"] = str(tmp_path / "data")
+        config["applications"][0]["args"]["jobs"] = {"data_dir": str(tmp_path / "data")}
         result = CliRunner().invoke(app, ["run", str(written(tmp_path, config))])
     assert result.exit_code == 1
     assert f"port {port} of 127.0.0.1 is in use" in result.stderr

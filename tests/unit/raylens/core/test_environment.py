@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from raylens.core.config import AppConfig
-from raylens.core.environment import COMPATIBLE, WITHOUT_MEANING, load_config
+from raylens.core.environment import COMPATIBLE, WITHOUT_MEANING, VariableError, load_config
 
 ARGS: dict[str, Any] = {"models": [{"name": "smolvlm", "family": "smolvlm", "aliases": ["small"]}]}
 COMPAT: dict[str, Any] = {**ARGS, "compat_env": True}
@@ -47,20 +46,67 @@ def test_our_own_variables_set_nested_settings(load: Load) -> None:
 
 def test_the_config_file_wins_setting_by_setting(load: Load) -> None:
     environment = {"RAYLENS_JOBS__CAPACITY": "9", "RAYLENS_JOBS__WORKERS": "3"}
-    config, _ = load(environment, {**ARGS, "jobs": {"capacity": 70}})
+    config, notes = load(environment, {**ARGS, "jobs": {"capacity": 70}})
     assert (config.jobs.capacity, config.jobs.workers) == (70, 3)
+    assert notes == ["RAYLENS_JOBS__CAPACITY is ignored: the configuration sets jobs.capacity"]
 
 
 def test_a_misspelled_variable_is_refused_or_noted(load: Load) -> None:
-    with pytest.raises(ValidationError, match=r"jobs\.capacty"):
+    with pytest.raises(VariableError, match="RAYLENS_JOBS__CAPACTY: Extra inputs"):
         load({"RAYLENS_JOBS__CAPACTY": "70"})
-    _, notes = load({"RAYLENS_JOB__CAPACITY": "70", "RAYLENS_SERVER": "http://127.0.0.1:8000"})
-    assert notes == ["RAYLENS_JOB__CAPACITY is not a setting, and is ignored"]
+    environment = {
+        "RAYLENS_JOB__CAPACITY": "70",
+        "raylens_port": "tcp://10.0.0.1:8000",
+        "RAYLENS_SERVER": "http://127.0.0.1:8000",
+    }
+    _, notes = load(environment)
+    assert notes == ["RAYLENS_JOB__CAPACITY, raylens_port: unknown, and ignored"]
 
 
-def test_a_variable_that_should_be_json_and_is_not_is_refused(load: Load) -> None:
-    with pytest.raises(SettingsError, match="recipes"):
-        load({"RAYLENS_RECIPES": "{"})
+def test_names_of_variables_may_be_in_lower_case(load: Load) -> None:
+    config, notes = load({"raylens_jobs__capacity": "71"})
+    assert (config.jobs.capacity, notes) == (71, [])
+
+
+def test_variables_that_the_configuration_names_are_known(load: Load) -> None:
+    jobs = {"webhooks": {"secrets_env": "RAYLENS_MY_SECRETS"}}
+    _, notes = load({"RAYLENS_MY_SECRETS": "whsec_x"}, {**ARGS, "jobs": jobs})
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RAYLENS_JOBS__CAPACITY": "abc"}, "RAYLENS_JOBS__CAPACITY: Input should be a valid int"),
+        ({"RAYLENS_JOBS__STORE": "mysql"}, "RAYLENS_JOBS__STORE: expected sqlite"),
+        ({"RAYLENS_JOBS__LLM": "none"}, "RAYLENS_JOBS__LLM: unknown model 'none'; known: smolvlm"),
+        ({"RAYLENS_RECIPES": "{"}, "RAYLENS_RECIPES: expected JSON"),
+        (
+            {"RAYLENS_JOBS__WEBHOOKS__ALLOW": "10.0.0.0/8"},
+            "RAYLENS_JOBS__WEBHOOKS__ALLOW: ",
+        ),
+        ({"QUEUE_SIZE": "abc", "RAYLENS_COMPAT_ENV": "1"}, "QUEUE_SIZE: Input should be"),
+        ({"LLM_MODEL": "bad name", "RAYLENS_COMPAT_ENV": "1"}, "LLM_MODEL: "),
+        ({"LLM_MODEL": "x", "OLLAMA_HOST": "h?x", "RAYLENS_COMPAT_ENV": "1"}, "OLLAMA_HOST: "),
+        ({"LLM_MODEL": "x", "OLLAMA_HOST": "h:port", "RAYLENS_COMPAT_ENV": "1"}, "OLLAMA_HOST: "),
+    ],
+)
+def test_an_invalid_variable_is_named(
+    load: Load, environment: dict[str, str], message: str
+) -> None:
+    with pytest.raises(VariableError) as error:
+        load(environment)
+    assert str(error.value).startswith(message)
+
+
+def test_a_mistake_in_the_file_is_not_blamed_on_a_variable(load: Load) -> None:
+    with pytest.raises(ValidationError, match=r"jobs\.workers"):
+        load({"RAYLENS_JOBS__CAPACITY": "7"}, {**ARGS, "jobs": {"workers": "many"}})
+
+
+def test_the_language_model_may_be_named_by_an_alias_of_its_family(load: Load) -> None:
+    config, _ = load({"RAYLENS_JOBS__LLM": "smolvlm2_500m_video"})
+    assert config.jobs.llm == "smolvlm2_500m_video"
 
 
 def test_the_variables_of_other_programs_are_left_alone_and_named(load: Load) -> None:
@@ -120,9 +166,15 @@ def test_the_config_file_and_our_own_variables_win_over_compatible_ones(load: Lo
         ({}, "http://localhost:11434/v1"),
         ({"OLLAMA_HOST": "http://box:1234/"}, "http://box:1234/v1"),
         ({"OLLAMA_HOST": "box:1234"}, "http://box:1234/v1"),
+        ({"OLLAMA_HOST": " box "}, "http://box:11434/v1"),
+        ({"OLLAMA_HOST": ":11435"}, "http://localhost:11435/v1"),
+        ({"OLLAMA_HOST": "0.0.0.0:11434"}, "http://0.0.0.0:11434/v1"),
+        ({"OLLAMA_HOST": "http://box"}, "http://box/v1"),
+        ({"OLLAMA_HOST": "https://box/v1"}, "https://box/v1"),
+        ({"OLLAMA_HOST": "[::1]"}, "http://[::1]:11434/v1"),
     ],
 )
-def test_models_that_are_not_served_are_asked_for_at_ollama(
+def test_requests_for_models_that_are_not_served_go_to_ollama(
     load: Load, host: dict[str, str], base_url: str
 ) -> None:
     config, notes = load({"VLM_MODEL": "llava:7b", "LLM_MODEL": "llama3", **host}, COMPAT)
@@ -131,7 +183,7 @@ def test_models_that_are_not_served_are_asked_for_at_ollama(
         assert (model.family, model.runtime) == (None, "openai")
         assert (model.remote.base_url, model.remote.model) == (base_url, model.name)
     assert (config.dialect_models.jobs, config.jobs.llm) == ("llava:7b", "llama3")
-    assert f"llama3 is asked for at {base_url}" in notes
+    assert f"requests for llama3 go to {base_url}" in notes
 
 
 def test_one_model_may_be_both(load: Load) -> None:
@@ -140,7 +192,9 @@ def test_one_model_may_be_both(load: Load) -> None:
 
 
 def test_models_that_are_served_stay_in_the_graph(load: Load) -> None:
-    config, _ = load({"VLM_MODEL": "small", "LLM_MODEL": "smolvlm2_500m_video"}, COMPAT)
+    environment = {"VLM_MODEL": "small", "LLM_MODEL": "smolvlm2_500m_video", "OLLAMA_HOST": "box"}
+    config, notes = load(environment, COMPAT)
+    assert notes[-1].startswith("OLLAMA_HOST is ignored")
     assert [model.name for model in config.models] == ["smolvlm"]
     assert config.jobs.llm == "smolvlm"
 
@@ -150,7 +204,7 @@ def test_variables_without_meaning_are_named(load: Load) -> None:
     config, notes = load(environment, COMPAT)
     assert config == load({}, COMPAT)[0]
     assert notes == [
-        "OLLAMA_HOST is ignored: neither VLM_MODEL nor LLM_MODEL names a model",
+        "OLLAMA_HOST is ignored: neither VLM_MODEL nor LLM_MODEL names a model there",
         *(f"{name} has no meaning here" for name in WITHOUT_MEANING),
     ]
 
@@ -165,7 +219,7 @@ def test_a_broken_config_file_is_refused_whatever_the_environment(
         load({"LLM_MODEL": "llama3", "QUEUE_SIZE": "9"}, {**broken, "compat_env": True})
 
 
-def test_empty_variables_and_those_of_nobody_change_nothing(load: Load) -> None:
-    config, notes = load({"PATH": "/bin", "QUEUE_SIZE": ""})
+def test_empty_and_unrelated_variables_change_nothing(load: Load) -> None:
+    config, notes = load({"PATH": "/bin", "QUEUE_SIZE": "", "RAYLENS_JOBS__CAPACITY": ""})
     assert config == AppConfig.model_validate(ARGS)
     assert notes == []
