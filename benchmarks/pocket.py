@@ -34,7 +34,7 @@ from models.pocket.drawing import draw, encode
 from models.pocket.scenes import LENGTHS, Scene, questions, random_scene
 
 TARGET = 0.98
-"""Least share of exact answers, in every row."""
+"""Minimum share of exact answers, in every row."""
 IN_FLIGHT = 12
 EXAMPLES = 20
 """Wrong answers to print, at most."""

@@ -20,10 +20,8 @@ from PIL import Image
 
 from models.pocket.drawing import Pixels, draw
 from models.pocket.scenes import COLORS, KINDS, Scene
+from testing.grounding import Box, Point, center, count_matching_boxes, count_matching_points
 
-Box = tuple[float, float, float, float]
-"""(x_min, y_min, x_max, y_max), normalized to [0, 1]."""
-Point = tuple[float, float]
 Turn = Image.Transpose
 
 NAMES = [f"{color} {kind}" for color in COLORS for kind in KINDS]
@@ -48,13 +46,13 @@ class Goal:
     """Target scores of a family's pocket model."""
 
     min_iou: float
-    """Least IoU of a correct box."""
+    """Minimum IoU of a correct box."""
     f1: float
-    """Least F1 of boxes."""
+    """Minimum F1 of boxes."""
     precision: float
-    """Least share of the points that lie inside a matching shape; each shape counts one point."""
+    """Minimum share of the points that lie inside a matching shape; each shape counts one point."""
     exact: float = 0.0
-    """Least share of point requests with nothing missed and nothing invented."""
+    """Minimum share of point requests with nothing missed and nothing invented."""
 
 
 GOALS = {
@@ -244,7 +242,7 @@ class GroundingScores:
     def add(self, trial: GroundingTrial, reply: dict[str, Any]) -> None:
         count_matches: Callable[[Sequence[Box], Sequence[Any]], int]
         if "objects" in reply:
-            count_matches = partial(count_matching_boxes, least=self.goal.min_iou)
+            count_matches = partial(count_matching_boxes, min_iou=self.goal.min_iou)
             answers = [tuple(box.values()) for box in reply["objects"]]
             guesses: tuple[Any, ...] = trial.blind
         else:
@@ -281,47 +279,3 @@ class GroundingScores:
     @property
     def meets_target(self) -> bool:
         return all(score.meets(self.goal, row) for row, score in self.scores.items())
-
-
-def center(box: Box) -> Point:
-    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-
-
-def count_matching_boxes(expected: Sequence[Box], answers: Sequence[Any], least: float) -> int:
-    """Return the number of pairs with an IoU of at least ``least``.
-
-    Pairs are formed by descending IoU. Each box is in one pair at most.
-    """
-    pairs = [
-        (iou(expected_box, answer), row, column)
-        for row, expected_box in enumerate(expected)
-        for column, answer in enumerate(answers)
-    ]
-    matched_rows: set[int] = set()
-    matched_columns: set[int] = set()
-    for overlap, row, column in sorted(pairs, reverse=True):
-        if overlap >= least and row not in matched_rows and column not in matched_columns:
-            matched_rows.add(row)
-            matched_columns.add(column)
-    return len(matched_rows)
-
-
-def count_matching_points(expected: Sequence[Box], answers: Sequence[Any]) -> int:
-    """Return the number of boxes with a point inside.
-
-    A scene's boxes don't overlap. A second point in a box matches nothing.
-    """
-    return sum(
-        any(x1 <= x <= x2 and y1 <= y <= y2 for x, y in answers) for x1, y1, x2, y2 in expected
-    )
-
-
-def iou(a: Box, b: Box) -> float:
-    """Return the intersection over union of two boxes."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    intersection = width * height
-    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return intersection / (areas - intersection)

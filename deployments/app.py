@@ -41,7 +41,8 @@ def build_app(args: dict[str, Any]) -> Application:
     the size of each deployment. The names are ``Ingress``, ``Preprocessor``, and the name of each
     model.
 
-    Raises pydantic's ``ValidationError``, which names the invalid fields of ``args``.
+    Raises pydantic's ``ValidationError``, which names the invalid fields of ``args``, and
+    :class:`raylens.core.environment.VariableError`, which names the invalid variables.
     """
     config, notes = load_config(args)
     if RUN_MARK not in os.environ:  # else ``raylens run`` has printed them

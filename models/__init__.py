@@ -1,1 +1,1 @@
-"""Vision-language model families, one file or package each, and the parts that they share."""
+"""Vision-language model families, one package each, and the parts that they share."""

@@ -23,7 +23,8 @@ MEMORY_SHARE = 1 / 50
 """Fraction of the process's share of GPU memory that the inputs and outputs of prompt graphs may
 take, and as much again for encoder graphs.
 
-GraphCache share all other memory with each other, but not with operations outside of graphs."""
+The graph caches share all other memory with each other, but not with operations outside of
+graphs."""
 
 Step = Callable[..., Tensor]
 """Maps tensors to states. Whatever else it reads or writes keeps its address between calls."""
@@ -44,8 +45,8 @@ Capture = Callable[[Step, Sequence[Tensor]], CapturedStep]
 class GraphCache:
     """A cache of captured steps.
 
-    A step is captured when its key comes for the second time, and replayed from then on. Most batch
-    shapes repeat soon, and a shape that comes only once isn't worth a capture.
+    A step is captured when its key is seen for the second time, and replayed from then on. Most
+    batch shapes repeat soon, and a shape that occurs only once isn't worth a capture.
 
     A key identifies everything that a captured step fixes: the addresses and shapes of what it
     reads and writes beside its inputs.
@@ -57,7 +58,7 @@ class GraphCache:
         self._min_size = budget // max_graphs
         self._graphs: ByteLRU[Hashable, CapturedStep] = ByteLRU(budget)
         self._seen: OrderedDict[Hashable, bool] = OrderedDict()
-        """Keys that have come, and whether their graphs fit into the budget."""
+        """Keys that have been seen, and whether their graphs fit into the budget."""
         self.enabled = True
 
     def run(self, key: Hashable, step: Step, inputs: Sequence[Tensor]) -> Tensor:
@@ -81,8 +82,8 @@ class GraphCache:
         try:
             captured = self._capture(step, [tensor.clone() for tensor in inputs])
         except torch.OutOfMemoryError:
-            # A capture can't use memory that the allocator caches. Free that memory, and retry when
-            # the key has come twice again.
+            # A capture can't use memory that the allocator caches. Free that memory, and capture
+            # the step when its key has been seen twice again.
             self._graphs.clear()
             self._seen.clear()
             torch.cuda.empty_cache()
@@ -143,7 +144,7 @@ class CudaCapture:
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            # thread_local: allocations by other threads are no error in this capture.
+            # thread_local: allocations by other threads do not fail this capture.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 output = step(*inputs)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-from models.moondream import model as moondream
-from models.qwen2_5_vl import model as qwen2_5_vl
-from models.smolvlm import model as smolvlm
+from raylens.core.families import BUILT_IN, Family, load_attribute
 from testing.checkpoints import random_moondream, random_qwen2_5_vl, random_smolvlm
 
 T = TypeVar("T")
 
+_RANDOM_CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
+    "moondream": random_moondream,
+    "smolvlm": random_smolvlm,
+    "qwen2_5_vl": random_qwen2_5_vl,
+}
+"""Functions that write a checkpoint of random weights, by family."""
+_BUILT_IN: list[Family] = [load_attribute(path) for path in BUILT_IN]
+
 every_family = pytest.mark.parametrize(
     ("make", "load"),
     [
-        (random_smolvlm, smolvlm.load),
-        (random_qwen2_5_vl, qwen2_5_vl.load),
-        (random_moondream, moondream.load),
+        pytest.param(_RANDOM_CHECKPOINTS[family.name], load_attribute(family.load), id=family.name)
+        for family in _BUILT_IN
     ],
-    ids=["smolvlm", "qwen2_5_vl", "moondream"],
 )
 
 

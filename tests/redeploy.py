@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import sys
 import time
 from collections import Counter
@@ -22,10 +21,9 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from benchmarks.jobs.app import MODEL, BenchIngress, StubModel, StubPreprocessor
-from deployments.app import job_queue_actor_config
-from raylens.core.config import AppConfig
 from raylens.core.types import Delta, VisionRequest
+from testing.ports import free_port
+from testing.stub_graph import StubModel, build_stub_graph
 
 JOBS = 120
 GENERATE_S = 0.3
@@ -58,21 +56,7 @@ def build(folder: Path, workers: int) -> Application:
         "lease_s": 3,
         "max_attempts": 20,
     }
-    args = {"models": [{"name": MODEL, "family": "smolvlm"}], "jobs": jobs}
-    config = AppConfig.model_validate(args)
-    resources = {"num_cpus": 0.1}
-    model = serve.deployment(SlowModel).options(
-        name=MODEL, max_ongoing_requests=64, ray_actor_options=resources
-    )
-    preprocessor = serve.deployment(StubPreprocessor).options(
-        name="Preprocessor", ray_actor_options=resources
-    )
-    ingress = serve.deployment(BenchIngress).options(
-        name="Ingress",
-        ray_actor_options=resources,
-        deployment_actors=[job_queue_actor_config(config, args)],
-    )
-    return ingress.bind(config, preprocessor.bind(), {MODEL: model.bind(str(folder))})
+    return build_stub_graph({"jobs": jobs}, SlowModel, str(folder))
 
 
 def list_queue_actors() -> set[str]:
@@ -136,9 +120,7 @@ def count_overlaps(folder: Path) -> int:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray.init(address="local", num_cpus=4, log_to_driver=False, include_dashboard=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(build(folder, 4), name="raylens")

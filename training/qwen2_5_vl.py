@@ -255,8 +255,8 @@ class Patches:
     angles: Tensor
     """(pictures, patches, head_dim): rotary angles."""
     full_mask: Tensor
-    """(pictures, 1, patches, patches) for full attention: True if the key is no padding. A padded
-    query attends to every key, because a softmax over no keys is NaN."""
+    """(pictures, 1, patches, patches) for full attention: True if the key is not padding. A
+    padded query attends to every key, because a softmax over no keys is NaN."""
     window_mask: Tensor
     """(pictures, 1, patches, patches) for window attention: True if both patches are in the same
     window."""

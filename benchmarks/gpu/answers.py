@@ -16,7 +16,9 @@ import numpy as np
 
 from models.pocket.drawing import draw
 from models.pocket.scenes import random_scene
+from raylens.core.families import family_named
 from raylens.core.types import (
+    REASONING,
     Caption,
     Detect,
     Findings,
@@ -96,14 +98,16 @@ def caption_requests(count: int, sampling: SamplingParams, seed: int = 3) -> lis
 
 def mixed_requests(family: str, rounds: int) -> list[PocketRequest]:
     """Return requests of every category that the family supports, about ``rounds`` scenes."""
+    tasks = family_named(family).tasks
     requests: list[PocketRequest] = []
     for number, (subject, pixels) in enumerate(_scenes(rounds, 7)):
         requests += _sampling_requests(number, pixels)
         sampling = SamplingParams(TOKENS)
-        if family != "smolvlm":
+        if Detect.name in tasks:
             requests.append(PocketRequest("detect", Detect("shape"), pixels, sampling))
+        if Point.name in tasks:
             requests.append(PocketRequest("point", Point(subject), pixels, sampling))
-        if family == "moondream":
+        if REASONING in tasks:
             reasoning = Query("How many shapes are there?", reasoning=True)
             requests.append(PocketRequest("reasoning", reasoning, pixels, sampling))
     random.Random(1).shuffle(requests)

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from benchmarks.engine.checkpoint import TRANSFORMERS_CLASSES
 from benchmarks.engine.decode import measure_decode_step
 from benchmarks.engine.generate import Generate
 from benchmarks.engine.limits import measure_seconds, run_in_thread
@@ -52,9 +53,9 @@ GOALS = {
     ("moondream2", 30, 16): 50.0,
     ("qwen2.5-vl-7b", 128, 64): 10.0,
 }
-"""Least requests a second, by model, tokens and requests in flight."""
+"""Minimum requests a second, by model, tokens and requests in flight."""
 DECODE_GOAL = 0.6
-"""Least share of the memory's limit of Qwen2.5-VL-7B's decode steps of one row."""
+"""Minimum share of the memory's limit of Qwen2.5-VL-7B's decode steps of one row."""
 CONTEXT = 500
 """Tokens in the cache before the first of the decode steps alone."""
 STEPS = 32
@@ -71,7 +72,7 @@ def parts(setup: Setup) -> Iterator[StagePart]:
         yield from _load_parts(setup, name, WORKLOADS[name], batches)
     for some_batches in (batches[:1], batches[1:]):
         for name in setup.models:
-            if FAMILY_BY_MODEL[name] != "moondream":  # transformers has no Moondream
+            if FAMILY_BY_MODEL[name] in TRANSFORMERS_CLASSES:  # not Moondream
                 yield from _generate_parts(setup, name, some_batches)
     for name in setup.models:
         yield from _load_parts(setup, name, EXTRA_WORKLOADS.get(name, ()), batches)

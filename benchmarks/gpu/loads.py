@@ -26,7 +26,7 @@ TARGET_SECONDS = 3.5
 TIMEOUT_S = 120.0
 """Timeout of a load."""
 MAX_REQUESTS = 640
-"""Most requests of a load."""
+"""Maximum number of requests of a load."""
 
 
 @dataclass(frozen=True)

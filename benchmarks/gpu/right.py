@@ -38,7 +38,6 @@ from models.moondream import model as moondream
 from models.moondream.model import Moondream
 from models.options import LoadOptions
 from models.qwen2_5_vl import verify as qwen2_5_vl_verify
-from models.qwen2_5_vl.model import Qwen2_5_VL
 from models.registry import pocket_folder
 from models.smolvlm import verify as smolvlm_verify
 from raylens.core.types import Caption, Detect, Point, Query, SamplingParams
@@ -56,12 +55,17 @@ RANDOM_CHECKPOINTS: dict[str, Callable[..., Path]] = {
     "smolvlm": random_smolvlm,
 }
 """Functions that write a checkpoint of random weights, by family."""
+GENERATE_INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "qwen2_5_vl": qwen2_5_vl_verify.generate_inputs,
+    "smolvlm": smolvlm_verify.generate_inputs,
+}
+"""Functions from a model and a prompt to the inputs of ``generate``, by family."""
 BATCH = 16
 """Batch size on the device under test."""
 CPU_BATCH = 5
 """Batch size on the CPU. It differs, so that answers can't depend on their batch."""
 SEEDED_DIFFERENCES = 20
-"""One in so many seeded answers may differ: a draw may fall close to the bound of two tokens."""
+"""One in this many seeded answers may differ: a draw may fall close to the bound of two tokens."""
 MAX_KL = 0.05
 """Largest mean KL divergence of the pocket checkpoints in bfloat16, in nats."""
 FEATURES_TOLERANCE = 5e-4
@@ -123,8 +127,8 @@ def _check_batching(setup: Setup, family: str, weights: str) -> Iterator[Line]:
     transformers_class = TRANSFORMERS_CLASSES[family]
     reference = transformers_class.from_pretrained(folder, dtype=torch.float32)
     reference = reference.to(setup.device).eval()
-    verify = qwen2_5_vl_verify if isinstance(model, Qwen2_5_VL) else smolvlm_verify
-    ties = assert_matches_generate(finished, reference, partial(verify.generate_inputs, model))
+    make_inputs = partial(GENERATE_INPUTS[family], model)
+    ties = assert_matches_generate(finished, reference, make_inputs)
     tokens = sum(len(sequence.output_ids) for sequence in finished)
     aborted = sum(sequence.aborted for sequence in finished)
     yield Line(
@@ -319,8 +323,8 @@ def _check_graphs(setup: Setup, family: str) -> Iterator[Line]:
             f"{name}: {same} of {len(requests)} answers equal those without graphs{note}",
             {"same": same, "asked": len(requests)},
         )
-        least = (1.0 if is_exact else 0.9) * len(requests)
-        assert same >= least, f"{name}: answers differ with CUDA graphs"
+        minimum = (1.0 if is_exact else 0.9) * len(requests)
+        assert same >= minimum, f"{name}: answers differ with CUDA graphs"
 
 
 def _answer_captions(

@@ -18,7 +18,7 @@ from benchmarks.photograph import draw_photograph
 Size = tuple[int, int]
 """(width, height) in pixels."""
 MAX_PROCESSES = 8
-"""Most processes that preprocess pictures."""
+"""Maximum number of processes that preprocess pictures."""
 
 
 @dataclass

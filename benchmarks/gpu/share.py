@@ -39,12 +39,12 @@ class Report:
 
     share: float
     bound: int = 0
-    """Most that torch may allocate; 0 if it is not limited."""
+    """Maximum that torch may allocate; 0 if it is not limited."""
     weights: int = 0
     kv: int = 0
     """KV cache budget."""
     peak: int = 0
-    """Most that torch has reserved."""
+    """Maximum that torch has reserved."""
     needed_kv: int = 0
     """KV cache that all requests would take together."""
     answered: int = 0

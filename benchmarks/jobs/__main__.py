@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -22,14 +21,15 @@ import httpx
 import ray
 from ray import serve
 
-from benchmarks.jobs.app import BLOCKING_QUESTION, MODEL, build_app
 from deployments.graph import Graph
 from raylens.core.config import AppConfig, JobsConfig
 from raylens.core.types import Query
 from raylens.jobs.factory import make_store
 from raylens.jobs.inference import InferenceClient, InferenceOptions
 from raylens.jobs.job import Job, JobState, new_id
+from testing.ports import free_port
 from testing.postgres import new_schema, postgres
+from testing.stub_graph import BLOCKING_QUESTION, MODEL, build_stub_graph
 
 WORKERS = 32
 IN_FLIGHT = 64
@@ -87,18 +87,16 @@ class QueueActor:
 
 
 class Server:
-    """The graph of :mod:`benchmarks.jobs.app` in a cluster of this process."""
+    """The graph of :mod:`testing.stub_graph` in a cluster of this process."""
 
     def __init__(self, jobs: dict[str, Any]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self._args = {"jobs": jobs, "log_level": "WARNING"}
 
     def __enter__(self) -> str:
         ray.init(address="local", num_cpus=4, log_to_driver=False, include_dashboard=False)
         serve.start(http_options={"host": "127.0.0.1", "port": self._port, "access_log": False})
-        serve.run(build_app(self._args), name="raylens")
+        serve.run(build_stub_graph(self._args), name="raylens")
         return f"http://127.0.0.1:{self._port}"
 
     def __exit__(self, *_: object) -> None:

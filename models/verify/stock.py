@@ -58,7 +58,10 @@ def load_strictly(
 def _compare(
     answer: Answer, model: Any, stock: GenerationMixin, inputs: dict[str, Tensor]
 ) -> Comparison:
-    """Compare token by token. A difference at a tie of the reference's logits is none."""
+    """Compare token by token.
+
+    A difference at a tie of the reference's logits does not count.
+    """
     token_ids = answer.sequence.output_ids
     ids = torch.tensor([answer.sequence.prompt.token_ids], device=model.device)
     generated = stock.generate(

@@ -11,12 +11,17 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from raylens.core.config import AppConfig, problems
+from raylens.core.config import AppConfig
 from raylens.core.environment import VariableError, load_config
+from raylens.core.validation import explain
 
 
 class ConfigError(Exception):
     """A config file that can't work; the message names the key."""
+
+
+class EnvironmentVariableError(ConfigError):
+    """A variable that can't work beside the config file; the message names the variable."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Endpoint:
 def check_config_file(path: Path) -> Endpoint:
     """Check a Serve config file and its applications, and print remarks on the environment.
 
-    Raises ``ConfigError``, which names the key at fault.
+    Raises ``ConfigError``, which names the key or the environment variable at fault.
     """
     config = _read_yaml(path)
     _check_serve_settings(config)
@@ -55,7 +60,7 @@ def _read_yaml(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(error.strerror or str(error)) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8: {error}") from error
+        raise ConfigError(f"not UTF-8: byte {error.start} is invalid") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {error}") from error
 
@@ -68,7 +73,7 @@ def _check_serve_settings(config: Any) -> None:
     try:
         serve_schema.validate(config)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, "")) from None
     unknown = serve_schema.unknown_keys(config)
     if unknown:
         raise ConfigError("; ".join(f"{key}: unknown key" for key in unknown))
@@ -78,9 +83,9 @@ def _load_application(args: dict[str, Any]) -> AppConfig:
     try:
         config, notes = load_config(args)
     except ValidationError as error:
-        raise ConfigError(_explain(error, "args")) from None
+        raise ConfigError(_explain(error, "args.")) from None
     except VariableError as error:
-        raise ConfigError(f"environment: {error}") from None
+        raise EnvironmentVariableError(str(error)) from None
     for note in notes:
         print(f"raylens: {note}", file=sys.stderr)
     return config
@@ -109,9 +114,5 @@ def _check_job_queue(app: AppConfig) -> None:
         raise ConfigError(f"args.{error}") from None
 
 
-def _explain(error: ValidationError, *prefix: str) -> str:
-    lines = []
-    for key, message in problems(error):
-        path = ".".join(part for part in (*prefix, key) if part)
-        lines.append(f"{path}: {message}")
-    return "; ".join(lines)
+def _explain(error: ValidationError, prefix: str) -> str:
+    return "; ".join(f"{prefix}{problem}" for problem in explain(error))

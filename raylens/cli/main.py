@@ -15,10 +15,11 @@ from raylens.cli import jobs
 from raylens.cli.caption import CaptionArguments, run_caption
 from raylens.cli.caption_job import CaptionOptions
 from raylens.cli.client import DEFAULT_SERVER, Client
-from raylens.cli.config_file import ConfigError, check_config_file
+from raylens.cli.config_file import ConfigError, EnvironmentVariableError, check_config_file
 from raylens.cli.errors import UsageError
 from raylens.cli.results import Format
 from raylens.cli.run import Server
+from raylens.core.environment import COMPAT_ENV_OPTION
 from raylens.core.errors import RaylensError
 
 app = typer.Typer(
@@ -46,9 +47,11 @@ def run(
 ) -> None:
     """Start Ray and the application on this machine; stop both on Ctrl-C."""
     if compat_env:
-        os.environ["RAYLENS_COMPAT_ENV"] = "true"
+        os.environ[COMPAT_ENV_OPTION] = "true"
     try:
         endpoint = check_config_file(config)
+    except EnvironmentVariableError as error:
+        _fail("environment", error)
     except ConfigError as error:
         _fail(config, error)
     raise typer.Exit(Server(config, endpoint, ready_timeout).serve())
@@ -172,6 +175,6 @@ def version() -> None:
 
 
 def _fail(subject: object, error: Exception) -> NoReturn:
-    """Print what is wrong with the argument ``subject``, and exit with status 2."""
+    """Print what is wrong with ``subject``, and exit with status 2."""
     console.print(f"[red]{escape(str(subject))}:[/red] {escape(str(error))}", soft_wrap=True)
     raise typer.Exit(2)

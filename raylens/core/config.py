@@ -38,7 +38,6 @@ RecipeChoice = str | dict[str, Any]
 and every other one changes ``auto``.
 """
 
-_KEY = re.compile(r"[a-z_]+(\.[a-z_]+)*")
 _ADDRESS_OR_NAME = re.compile(
     r"[0-9a-fA-F.:]+(/[0-9]{1,3})?|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
 )
@@ -211,14 +210,6 @@ class ModelConfig(Frozen):
         settings = FamilySettings if self.family is None else family_named(self.family).settings
         return settings.model_validate(self.model_extra or {})
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Its name, its aliases, its checkpoint's hub id, and its family's aliases."""
-        is_hub_id = self.checkpoint != "pocket" and not Path(self.checkpoint).exists()
-        hub_id = (self.checkpoint,) if is_hub_id else ()
-        family_aliases = () if self.family is None else family_named(self.family).aliases
-        return (self.name, *self.aliases, *hub_id, *family_aliases)
-
     @field_validator("family")
     @classmethod
     def _family_is_known(cls, name: str | None) -> str | None:
@@ -238,14 +229,12 @@ class ModelConfig(Frozen):
         if self.family is None:
             if self.runtime != "openai":
                 raise ValueError(
-                    f"family: missing; only the runtime openai serves a model without"
+                    "family: missing; only the runtime openai serves a model without"
                     f" one; known: {', '.join(families())}"
                 )
         elif self.runtime not in family_named(self.family).runtimes:
             serving = [name for name, f in families().items() if self.runtime in f.runtimes]
-            raise ValueError(
-                f"runtime: {self.runtime} serves the family {', '.join(serving)} only"
-            )
+            raise ValueError(f"runtime: {self.runtime} serves the family {', '.join(serving)} only")
         return self
 
     @model_validator(mode="after")
@@ -254,9 +243,7 @@ class ModelConfig(Frozen):
         if self.runtime == "openai" and not self.remote.base_url:
             raise ValueError("remote.base_url: missing; the runtime openai needs it")
         if self.runtime in ("photon", "openai") and not names_a_model:
-            raise ValueError(
-                f"remote.model: missing; the runtime {self.runtime} needs it"
-            )
+            raise ValueError(f"remote.model: missing; the runtime {self.runtime} needs it")
         if self.runtime == "engine":
             if self.remote != RemoteConfig():
                 raise ValueError("remote: the runtime engine has no server")
@@ -264,9 +251,7 @@ class ModelConfig(Frozen):
         engine_only = ENGINE_SETTINGS | self.family_settings.engine_only
         unused = engine_only & (self.model_fields_set | set(self.model_extra or {}))
         if unused:
-            raise ValueError(
-                f"{min(unused)}: only the runtime engine has this setting"
-            )
+            raise ValueError(f"{min(unused)}: only the runtime engine has this setting")
         return self
 
 
@@ -458,21 +443,3 @@ def _resolve(
         return choose(choice, base, named)
     except InvalidRequest as error:
         raise ValueError(f"{setting}: {error.message}") from None
-
-
-def problems(error: ValidationError) -> list[tuple[str, str]]:
-    """Return the key, such as ``jobs.store``, and the message of each problem.
-
-    Validators of a whole section begin their messages with the key within the section.
-    """
-    result = []
-    for details in error.errors():
-        location = details["loc"]
-        message = details["msg"].removeprefix("Value error, ")
-        key, colon, rest = message.partition(": ")
-        is_in_list = bool(location) and isinstance(location[-1], int)
-        if colon and not is_in_list and _KEY.fullmatch(key):
-            location = (*location, key)
-            message = rest
-        result.append((".".join(map(str, location)), message))
-    return result

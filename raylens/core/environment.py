@@ -24,11 +24,9 @@ from raylens.core.config import AppConfig
 from raylens.core.validation import Path, explain
 
 PREFIX = "RAYLENS_"
-RUN = "RAYLENS_RUN"
-"""Set in every process of ``raylens run``, which has printed the remarks on the environment."""
 COMPAT_ENV_OPTION = "RAYLENS_RUN_COMPAT_ENV"
 """Set by ``raylens run --compat-env``, which wins over ``compat_env`` in the config file."""
-NOT_SETTINGS = frozenset({"RAYLENS_SERVER", RUN, COMPAT_ENV_OPTION})
+NOT_SETTINGS = frozenset({"RAYLENS_SERVER", "RAYLENS_RUN", COMPAT_ENV_OPTION})
 """Variables with our prefix that are no part of the application's configuration."""
 COMPATIBLE: Mapping[str, str] = {
     "POSTGRES_URL": "jobs.store",
@@ -59,15 +57,19 @@ OLLAMA_PORT = "11434"
 _EXPECTED_JSON = 'expected JSON, such as ["10.0.0.0/8"] or {"capacity": 70}'
 _NEEDS_JSON = frozenset({"tuple_type", "dict_type", "model_type"})
 """Pydantic's errors for a plain string in place of a list or a section."""
-_HOST_AND_PORT = re.compile(r"(\[.*\]|[^:]*)(?::(.*))?", re.DOTALL)
+_OLLAMA_HOST = re.compile(
+    r"""
+    (?: (?P<scheme> https? ) :// )?
+    (?P<host> \[ [^]/]* \] | [0-9a-fA-F]* (?: : [0-9a-fA-F]* ){2,} | [^:/?\#\s]* )
+    (?: : (?P<port> [0-9]{1,5} ) )?
+    (?P<path> / [^?\#\s]* )?
+    """,
+    re.VERBOSE,
+)
 
 
-class InvalidConfig(ValueError):
-    """A configuration that can't work; the message names the keys of ``args``."""
-
-
-class InvalidVariable(InvalidConfig):
-    """Environment variables with invalid values; the message names the variables."""
+class VariableError(ValueError):
+    """Environment variables have invalid values. The message names the variables."""
 
 
 class _Environment(BaseSettings, AppConfig):
@@ -119,23 +121,22 @@ class _Settings:
         self.notes.append(f"requests for {name} go to {url}")
 
     def validate(self) -> AppConfig:
-        """Raises ``InvalidVariable`` if a variable is at fault, and otherwise ``InvalidConfig``."""
+        """Raises ``VariableError`` if a variable is at fault, and otherwise ``ValidationError``."""
         try:
             return AppConfig.model_validate(self.values)
         except ValidationError as error:
-            raise self._explain(error) from None
+            self._raise_variable_error(error)
+            raise
 
-    def _explain(self, error: ValidationError) -> InvalidConfig:
-        problems = list(explain(error))
-        invalid_variables = []
-        for problem in problems:
+    def _raise_variable_error(self, error: ValidationError) -> None:
+        lines = []
+        for problem in explain(error):
             variable = self._find_variable(problem.path)
             message = _EXPECTED_JSON if problem.type in _NEEDS_JSON else problem.message
             if variable is not None:
-                invalid_variables.append(f"{variable}: {message}")
-        if invalid_variables:
-            return InvalidVariable("; ".join(dict.fromkeys(invalid_variables)))
-        return InvalidConfig("; ".join(f"args.{problem}" for problem in problems))
+                lines.append(f"{variable}: {message}")
+        if lines:
+            raise VariableError("; ".join(dict.fromkeys(lines))) from None
 
     def _find_variable(self, path: Path) -> str | None:
         """Return the variable that set ``path``, a section that contains it, or a part of it."""
@@ -151,8 +152,7 @@ class _Settings:
 def load_config(args: Mapping[str, Any]) -> tuple[AppConfig, list[str]]:
     """Return the configuration, and remarks on the environment for the log.
 
-    Raises ``InvalidVariable`` if an environment variable is at fault, and ``InvalidConfig`` if
-    ``args`` are.
+    Raises ``VariableError``, or pydantic's ``ValidationError`` if ``args`` are invalid.
     """
     if os.environ.get(COMPAT_ENV_OPTION):
         args = {**args, "compat_env": True}
@@ -194,7 +194,7 @@ def _parse_variable(name: str) -> dict[str, Any]:
     try:
         return source()
     except SettingsError:
-        raise InvalidVariable(f"{name}: {_EXPECTED_JSON}") from None
+        raise VariableError(f"{name}: {_EXPECTED_JSON}") from None
 
 
 def _note_unknown(names: list[str], config: AppConfig) -> list[str]:
@@ -202,7 +202,7 @@ def _note_unknown(names: list[str], config: AppConfig) -> list[str]:
     keys = {model.remote.api_key_env for model in config.models}
     known = {*keys, config.jobs.webhooks.secrets_env}
     unknown = [name for name in names if name not in known and name.upper() not in NOT_SETTINGS]
-    return [f"unknown settings are ignored: {', '.join(unknown)}"] if unknown else []
+    return [f"{', '.join(unknown)}: unknown, and ignored"] if unknown else []
 
 
 def _note_compatible() -> list[str]:
@@ -231,7 +231,9 @@ def _add_compatible(settings: _Settings, catalog: Catalog) -> None:
         if name in MODEL_VARIABLES and not is_served:
             settings.add_remote_model(name, value)
     if os.environ.get("OLLAMA_HOST") and "OLLAMA_HOST" not in settings.variables.values():
-        settings.notes.append("OLLAMA_HOST is unused: no model in VLM_MODEL or LLM_MODEL needs it")
+        settings.notes.append(
+            "OLLAMA_HOST is ignored: neither VLM_MODEL nor LLM_MODEL names a model there"
+        )
 
 
 def _join_set_variables(names: tuple[str, ...]) -> str:
@@ -241,27 +243,21 @@ def _join_set_variables(names: tuple[str, ...]) -> str:
 def _ollama_url() -> str:
     """Return the base URL of Ollama's OpenAI API.
 
-    Reads ``OLLAMA_HOST`` as Ollama's own client does (``envconfig.Host`` in its repository).
+    Reads ``OLLAMA_HOST`` as Ollama's own client does (``envconfig.Host`` in its repository): the
+    default port is 11434, unless there is a scheme. Raises ``VariableError``.
     """
     value = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'") or OLLAMA
-    scheme, _, location = value.rpartition("://")
-    address, _, path = location.partition("/")
-    if address.count(":") > 1 and not address.startswith("["):
-        address = f"[{address}]"  # IPv6
-    base = f"{scheme or 'http'}://{_add_port(address, '' if scheme else OLLAMA_PORT)}"
-    segments = [segment for segment in path.split("/") if segment]
-    if segments[-1:] != ["v1"]:
-        segments.append("v1")
-    return "/".join((base, *segments))
-
-
-def _add_port(address: str, default: str) -> str:
-    """Return ``address`` with this port if it has none, or none that is valid."""
-    match = _HOST_AND_PORT.fullmatch(address)
-    host, port = match.groups() if match else (address, None)
-    if not (port and port.isdecimal() and int(port) < 2**16):
-        port = default
-    return f"{host or '127.0.0.1'}:{port}" if port else host or "127.0.0.1"
+    match = _OLLAMA_HOST.fullmatch(value)
+    if match is None:
+        raise VariableError("OLLAMA_HOST: expected a host and port, or a URL")
+    scheme, host, port, path = match.group("scheme", "host", "port", "path")
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"  # IPv6
+    if not scheme:
+        port = port or OLLAMA_PORT
+    address = f"{host or '127.0.0.1'}:{port}" if port else host or "127.0.0.1"
+    folder = (path or "").rstrip("/").removesuffix("/v1")
+    return f"{scheme or 'http'}://{address}{folder}/v1"
 
 
 def _nested(setting: str, value: str) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class TestAdding:
         await add_all(store, job)
         assert await store.get(job.id) == job
 
-    async def test_an_unknown_job_is_none(self, store: JobStore) -> None:
+    async def test_getting_an_unknown_job_returns_none(self, store: JobStore) -> None:
         assert await store.get("nothing") is None
 
     async def test_the_same_id_is_added_once(self, store: JobStore) -> None:
@@ -309,7 +309,7 @@ class TestChanging:
         assert stored is not None
         assert stored.progress == Progress(2, 3)
 
-    async def test_a_change_of_an_unknown_job_is_none(self, store: JobStore) -> None:
+    async def test_changing_an_unknown_job_returns_none(self, store: JobStore) -> None:
         assert await store.change([Change("nothing", JobUpdate)]) == [None]
 
     async def test_a_job_and_its_deliveries_are_stored_together_or_not_at_all(

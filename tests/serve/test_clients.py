@@ -15,8 +15,8 @@ import openai
 import pytest
 from PIL import Image
 
-from benchmarks.pocket_grounding import count_matching_boxes, count_matching_points
 from models.pocket.scenes import LENGTHS, ask_count, questions
+from testing.grounding import count_matching_boxes, count_matching_points
 from testing.scenes import draw_scene
 
 MIN_ACCURACY = 0.9

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.pocket_grounding import center, count_matching_boxes, count_matching_points
 from models.pocket import scenes
 from models.pocket.scenes import LENGTHS, Scene
+from testing.grounding import center, count_matching_boxes, count_matching_points
 from testing.scenes import draw_scene
 
 REQUESTS = 500

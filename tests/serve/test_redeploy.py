@@ -12,7 +12,7 @@ from deployments.ray_environment import ENVIRONMENT
 from tests.serve.conftest import ROOT
 
 
-def test_two_queues_that_overlap_in_a_redeploy_lose_no_job_and_run_none_twice_at_once(
+def test_queues_that_overlap_in_a_redeploy_neither_lose_a_job_nor_run_it_twice_at_once(
     tmp_path: Path,
 ) -> None:
     process = subprocess.run(

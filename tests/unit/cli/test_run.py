@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -77,15 +78,96 @@ def test_a_misspelled_key_is_named_and_the_exit_status_is_not_zero(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("a: [", "not YAML"), ("- 1", "mapping"), ("", "mapping"), ("{}", "applications")],
+    [
+        ("a: [", "not YAML"),
+        ("- 1", "mapping"),
+        ("", "mapping"),
+        ("{}", "applications"),
+        ("applications: []", "applications: expected at least one"),
+    ],
 )
-def test_what_is_no_config_is_refused(tmp_path: Path, text, words) -> None:
+def test_a_file_that_is_not_a_config_is_refused(tmp_path: Path, text, words) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         check_config_file(path)
     with pytest.raises(ConfigError, match="No such file"):
         check_config_file(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes("a: größe".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8: byte 5"):
+        check_config_file(path)
+
+
+MODEL = {"name": "a", "family": "smolvlm"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            {"models": [MODEL], "jobs": {"store": "mysql"}},
+            "args.jobs.store: expected sqlite or a postgresql:// URL",
+        ),
+        (
+            {"models": [MODEL], "jobs": {"llm": "x"}},
+            "args.jobs.llm: unknown model 'x'; known: a",
+        ),
+        (
+            {"models": [{**MODEL, "family": "x"}]},
+            "args.models.0.family: unknown family 'x'; known: moondream, smolvlm, qwen2_5_vl",
+        ),
+        (
+            {"models": [{**MODEL, "runtime": "openai"}]},
+            "args.models.0.remote.base_url: missing; the runtime openai needs it",
+        ),
+        (
+            {"models": [{**MODEL, "recipe": {"min_size": -1}}]},
+            "args.models: a: recipe.min_size: ",
+        ),
+        (
+            {"models": [MODEL], "jobs": {"webhooks": {"allow": ["a b"]}}},
+            "args.jobs.webhooks.allow: expected an address, a network or a host name: 'a b'",
+        ),
+    ],
+)
+def test_messages_begin_with_the_key(tmp_path: Path, args: dict[str, Any], message: str) -> None:
+    application = {"name": "x", "import_path": "deployments.app:build_app", "args": args}
+    with pytest.raises(ConfigError) as error:
+        check_config_file(written(tmp_path, {"applications": [application]}))
+    assert str(error.value).startswith(message)
+
+
+def test_an_invalid_variable_is_not_blamed_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYLENS_JOBS__CAPACITY", "abc")
+    result = CliRunner().invoke(app, ["run", str(written(tmp_path, SHIPPED))])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("environment: RAYLENS_JOBS__CAPACITY: Input should be a valid")
+
+
+def test_the_shipped_config_leaves_the_queue_to_variables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAYLENS_JOBS__CAPACITY", "70")
+    monkeypatch.setenv("RAYLENS_JOBS__WORKERS", "3")
+    check_config_file(ROOT / "serve_config.yaml")
+    assert "ignored" not in capsys.readouterr().err
+
+
+def test_compat_env_on_the_command_line_wins_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.environ", {**os.environ, "QUEUE_SIZE": "abc"})
+    config = copy.deepcopy(SHIPPED)
+    config["applications"][0]["args"]["compat_env"] = False
+    result = CliRunner().invoke(app, ["run", "--compat-env", str(written(tmp_path, config))])
+    assert result.exit_code == 2
+    assert "environment: QUEUE_SIZE: " in result.stderr
 
 
 def test_a_misspelled_deployment_is_named(tmp_path: Path) -> None:
@@ -96,7 +178,7 @@ def test_a_misspelled_deployment_is_named(tmp_path: Path) -> None:
         check_config_file(written(tmp_path, config))
 
 
-def test_a_queue_that_can_keep_nothing_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_an_unusable_data_folder_is_reported_before_anything_starts(tmp_path: Path) -> None:
     config = copy.deepcopy(SHIPPED)
     file = tmp_path / "a file"
     file.write_text("")

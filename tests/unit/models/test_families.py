@@ -76,7 +76,7 @@ def plugin(install: Install) -> None:
 
 
 @pytest.mark.usefixtures("plugin")
-def test_it_is_configured_like_a_built_in_one() -> None:
+def test_a_plugin_is_configured_like_a_built_in_family() -> None:
     assert list(families()) == ["moondream", "smolvlm", "qwen2_5_vl", "echo"]
     config = AppConfig.model_validate({"models": [{**ECHO, "repeat": 3}]})
     assert config.models[0].family_settings.model_dump() == {"repeat": 3}
@@ -94,13 +94,13 @@ def test_it_is_configured_like_a_built_in_one() -> None:
         ({"family": "ecco"}, "unknown family 'ecco'; known: moondream, smolvlm, qwen2_5_vl, echo"),
     ],
 )
-def test_its_settings_are_checked(settings: dict[str, object], message: str) -> None:
+def test_a_plugin_s_settings_are_checked(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ModelConfig.model_validate({**ECHO, **settings})
 
 
 @pytest.mark.usefixtures("plugin")
-def test_its_model_answers_through_the_engine() -> None:
+def test_a_plugin_s_model_answers_through_the_engine() -> None:
     model = load_model(ModelConfig.model_validate({**ECHO, "repeat": 2}))
     request = VisionRequest("r", "echo", Query("hey"), time.time() + 60, SamplingParams(99))
     engine = Engine(model, EngineLimits())
@@ -113,13 +113,13 @@ def test_its_model_answers_through_the_engine() -> None:
 
 
 @pytest.mark.usefixtures("plugin")
-def test_its_replica_warms_up_with_a_task_that_the_model_supports() -> None:
+def test_a_replica_warms_up_with_a_task_that_the_model_supports() -> None:
     model = load_model(ModelConfig.model_validate(ECHO))
     warm_up(model, EngineLimits())
 
 
 @pytest.mark.usefixtures("plugin")
-def test_on_another_server_it_has_no_more_tasks_than_the_family() -> None:
+def test_on_another_server_a_model_has_only_the_family_s_tasks() -> None:
     remote = {"base_url": "http://127.0.0.1:1/v1", "model": "echo"}
     config = ModelConfig.model_validate(
         {"name": "echo", "family": "echo", "runtime": "openai", "remote": remote}
@@ -145,7 +145,7 @@ def test_a_broken_plugin_is_named(
 
 
 @pytest.mark.usefixtures("plugin")
-def test_without_a_pocket_checkpoint_it_needs_one_of_its_own() -> None:
+def test_a_family_without_a_pocket_checkpoint_needs_one_in_the_configuration() -> None:
     with pytest.raises(OSError, match="the family echo has no pocket checkpoint"):
         load_model(ModelConfig.model_validate({"name": "echo", "family": "echo"}))
 

@@ -26,7 +26,7 @@ SMOLVLM = pocket_folder("smolvlm")
 
 
 @pytest.mark.parametrize("family", families())
-def test_it_is_at_most_5_mb_and_has_a_model_card(family: str) -> None:
+def test_a_pocket_checkpoint_is_at_most_5_mb_and_has_a_model_card(family: str) -> None:
     files = [path for path in pocket_folder(family).iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 5 * 10**6
     assert (pocket_folder(family) / "README.md").is_file()

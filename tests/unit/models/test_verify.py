@@ -32,7 +32,7 @@ def test_without_a_reference_a_model_that_sees_nothing_is_not_verified(tmp_path:
     assert not report.verified
 
 
-def test_a_penalty_among_the_checkpoint_s_defaults_is_no_difference(tmp_path: Path) -> None:
+def test_a_default_penalty_of_the_checkpoint_is_ignored(tmp_path: Path) -> None:
     shutil.copytree(pocket_folder("smolvlm"), tmp_path, dirs_exist_ok=True)
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 5.0}))
@@ -44,7 +44,7 @@ def test_answers_that_differ_in_control_characters_only_are_equal() -> None:
     assert normalize_text("two red circles") != normalize_text("two red circle")
 
 
-def test_a_reference_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_reference_that_is_not_a_checkout_is_refused(tmp_path: Path) -> None:
     random_moondream(tmp_path / "checkpoint")
     result = CliRunner().invoke(
         app, ["verify", str(tmp_path / "checkpoint"), "--reference", str(tmp_path)]
@@ -69,7 +69,7 @@ def test_a_family_that_is_not_known_is_refused_in_one_line(tmp_path: Path) -> No
     assert "unknown model_type 'bert'" in result.stderr
 
 
-def test_the_command_prints_a_table_and_says_yes() -> None:
+def test_the_command_prints_a_table_and_the_verdict() -> None:
     result = CliRunner().invoke(app, ["verify", str(pocket_folder("smolvlm"))])
     assert result.exit_code == 0
     assert "What color" in result.stdout

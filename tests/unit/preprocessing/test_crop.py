@@ -89,7 +89,7 @@ def test_a_noisy_scanner_bar_beside_a_page_is_trimmed() -> None:
     assert content_window(add_noise(page, 3, seed=1)) == (60, 0, 660, 800)
 
 
-def test_drawn_scenes_stay_uncut() -> None:
+def test_drawn_scenes_are_not_cropped() -> None:
     for seed in range(300):
         rng = random.Random(seed)
         data, _ = encode(draw(random_scene(rng), rng), rng)
@@ -97,7 +97,7 @@ def test_drawn_scenes_stay_uncut() -> None:
         assert content_window(pixels) == full_window(pixels), seed
 
 
-def test_a_picture_s_own_background_is_no_bar() -> None:
+def test_a_picture_s_own_background_is_not_a_bar() -> None:
     product = barred(landscape(120, 90), 100, 60, 100, 60, (250, 250, 250))
     stripes = np.array([[0, 0, 0], [220, 0, 0], [255, 200, 0]], np.uint8)
     flag = np.repeat(stripes, 60, axis=0)[:, None].repeat(300, 1)

@@ -300,7 +300,7 @@ def test_padding_before_the_end_of_a_jpeg_is_accepted_with_a_warning(trailer) ->
     assert "extraneous bytes" in padded.warnings[0]
 
 
-def test_bytes_that_replace_pixels_are_no_padding() -> None:
+def test_bytes_that_replace_pixels_are_not_padding() -> None:
     data = encode_picture(gradient(64, 64), "JPEG")
     with pytest.raises(InvalidRequest, match="extraneous bytes"):
         decode(data[:-2] + b"\x13\x57\x9b\xdf" + data[-2:], LIMITS)

@@ -28,7 +28,7 @@ def test_the_noise_level_is_the_standard_deviation_of_the_noise(sigma) -> None:
     assert noise_level(noisy) == pytest.approx(sigma, rel=0.15)
 
 
-def test_texture_and_small_text_are_no_noise() -> None:
+def test_texture_and_small_text_are_not_noise() -> None:
     wave = 60 * np.sin(np.arange(400) * 0.9)[None, :, None] * np.ones((300, 1, 3))
     stripes = (128 + wave).astype(np.uint8)
     leaves = np.random.default_rng(0).integers(0, 256, (100, 130, 3), dtype=np.uint8)

@@ -113,7 +113,7 @@ def test_a_damaged_picture_is_an_error_rather_than_a_warning() -> None:
         run(encode_picture(gradient(400, 300), "JPEG")[:1500], ENHANCED, LIMITS)
 
 
-def test_a_cropped_picture_does_not_keep_the_uncut_one_in_memory() -> None:
+def test_a_cropped_picture_does_not_keep_the_original_in_memory() -> None:
     data = encode_picture(barred(landscape(), 0, 40, 0, 40, (0, 0, 0)))
     pixels = run(data, Recipe(smart_crop=True), LIMITS).pixels
     assert pixels.base is None or pixels.base.nbytes == pixels.nbytes

@@ -10,7 +10,7 @@ from testing import ports
 from testing.ports import free_port
 
 
-def test_a_free_port_is_none_that_the_kernel_gives_to_outgoing_connections() -> None:
+def test_free_ports_are_outside_the_range_for_outgoing_connections() -> None:
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     for _ in range(50):
         assert not low <= free_port() <= high

@@ -64,7 +64,7 @@ def make(url: str, service: FakeService) -> Callable[..., MoondreamRuntime]:
 
 
 @pytest.mark.parametrize("task", [Caption(Length.LONG), Query("?"), CHAT])
-async def test_answers_are_streamed_or_whole(make, service: FakeService, task) -> None:
+async def test_answers_are_streamed_or_complete(make, service: FakeService, task) -> None:
     deltas = await generate(make(), request(task, max_tokens=7, temperature=0.5, top_p=0.5))
     assert [delta.text for delta in deltas] == ["two ", "red ", "circles", ""]
     assert deltas[-1].finish_reason is FinishReason.STOP
@@ -135,7 +135,7 @@ async def test_a_servers_error_becomes_a_raylens_error(
     assert raised.value.retry_after == error.retry_after
 
 
-async def test_an_unreachable_server_and_a_silent_one(
+async def test_an_unreachable_or_silent_server_is_an_error(
     make, closed_url: str, silent_url: str
 ) -> None:
     with pytest.raises(ModelNotLoaded):

@@ -196,7 +196,7 @@ async def test_a_servers_error_becomes_a_raylens_error(
     assert raised.value.retry_after == expected.retry_after
 
 
-async def test_an_unreachable_server_and_a_silent_one(
+async def test_an_unreachable_or_silent_server_is_an_error(
     make, closed_url: str, silent_url: str
 ) -> None:
     with pytest.raises(ModelNotLoaded):
@@ -279,7 +279,7 @@ async def test_a_status_becomes_an_error(
         b'data: {"choices": []}\n\n',
     ],
 )
-async def test_something_else_than_a_chat_completion_is_a_failure(
+async def test_a_body_other_than_a_chat_completion_is_a_failure(
     make_with: Callable[..., OpenAIRuntime], content: bytes
 ) -> None:
     runtime = make_with(lambda _: httpx.Response(200, content=content))
@@ -297,6 +297,6 @@ async def test_a_key_that_no_header_can_hold_stays_secret(
 
 
 @pytest.mark.parametrize("base_url", ["llm.test", "ftp://llm.test", "http://", "http:///v1"])
-def test_a_base_url_must_be_one(base_url: str) -> None:
+def test_an_invalid_base_url_is_refused(base_url: str) -> None:
     with pytest.raises(ValidationError, match="base_url"):
         RemoteConfig(base_url=base_url)

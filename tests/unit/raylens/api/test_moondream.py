@@ -277,7 +277,7 @@ async def test_empty_findings_are_an_answer_and_missing_findings_an_error(
         ("smolvlm", "other", "small", "smolvlm"),
     ],
 )
-async def test_an_unnamed_model_is_one_that_supports_the_task(
+async def test_an_unnamed_model_resolves_to_one_that_supports_the_task(
     client, service, supporting, down, requested, selected
 ) -> None:
     service.tasks = dict.fromkeys(supporting.split(), GROUNDING_TASKS)

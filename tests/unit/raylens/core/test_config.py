@@ -127,7 +127,7 @@ def test_a_bad_recipe_or_setting_is_named(changes, words) -> None:
         AppConfig.model_validate({"models": [{"name": "a", "family": "smolvlm"}], **changes})
 
 
-def test_a_setting_of_a_family_means_nothing_to_another_runtime_than_the_engine() -> None:
+def test_an_engine_only_setting_is_refused_for_other_runtimes() -> None:
     cloud = {"name": "m", "family": "moondream", "runtime": "cloud"}
     with pytest.raises(ValidationError, match="tokenizer_revision: only the runtime engine"):
         ModelConfig.model_validate({**cloud, "tokenizer_revision": "main"})
@@ -153,6 +153,9 @@ def test_only_a_server_s_model_may_be_without_a_family() -> None:
 def test_the_language_model_of_jobs_is_one_of_the_models() -> None:
     models = [MODEL]
     assert AppConfig.model_validate({"models": models, "jobs": {"llm": "smolvlm"}}).jobs.llm
+    for name in ("smolvlm2_500m_video", "org/checkpoint"):
+        served = [{**MODEL, "checkpoint": "org/checkpoint"}]
+        assert AppConfig.model_validate({"models": served, "jobs": {"llm": name}}).jobs.llm == name
     with pytest.raises(ValidationError, match=r"jobs\.llm: unknown model 'x'; known: smolvlm"):
         AppConfig.model_validate({"models": models, "jobs": {"llm": "x"}})
     with pytest.raises(ValidationError, match="one with runtime: openai"):

@@ -8,7 +8,13 @@ import pytest
 from pydantic import ValidationError
 
 from raylens.core.config import AppConfig
-from raylens.core.environment import COMPATIBLE, WITHOUT_MEANING, VariableError, load_config
+from raylens.core.environment import (
+    COMPAT_ENV_OPTION,
+    COMPATIBLE,
+    WITHOUT_MEANING,
+    VariableError,
+    load_config,
+)
 
 ARGS: dict[str, Any] = {"models": [{"name": "smolvlm", "family": "smolvlm", "aliases": ["small"]}]}
 COMPAT: dict[str, Any] = {**ARGS, "compat_env": True}
@@ -70,7 +76,12 @@ def test_names_of_variables_may_be_in_lower_case(load: Load) -> None:
 
 def test_variables_that_the_configuration_names_are_known(load: Load) -> None:
     jobs = {"webhooks": {"secrets_env": "RAYLENS_MY_SECRETS"}}
-    _, notes = load({"RAYLENS_MY_SECRETS": "whsec_x"}, {**ARGS, "jobs": jobs})
+    remote = {"base_url": "http://a", "model": "b", "api_key_env": "RAYLENS_MY_KEY"}
+    models = [{"name": "a", "runtime": "openai", "remote": remote}]
+    environment = {"RAYLENS_MY_SECRETS": "whsec_x", "RAYLENS_MY_KEY": "x"}
+    _, notes = load(environment, {"models": models, "jobs": jobs})
+    assert notes == []
+    _, notes = load({"RAYLENS_WEBHOOK_SECRETS": "whsec_x"})
     assert notes == []
 
 
@@ -83,8 +94,13 @@ def test_variables_that_the_configuration_names_are_known(load: Load) -> None:
         ({"RAYLENS_RECIPES": "{"}, "RAYLENS_RECIPES: expected JSON"),
         (
             {"RAYLENS_JOBS__WEBHOOKS__ALLOW": "10.0.0.0/8"},
-            "RAYLENS_JOBS__WEBHOOKS__ALLOW: ",
+            'RAYLENS_JOBS__WEBHOOKS__ALLOW: expected JSON, such as ["10.0.0.0/8"]',
         ),
+        ({"RAYLENS_CORS_ORIGINS": "http://a"}, "RAYLENS_CORS_ORIGINS: expected JSON"),
+        ({"RAYLENS_JOBS": "5"}, "RAYLENS_JOBS: expected JSON"),
+        ({"RAYLENS_JOBS": '{"capacity": 0}'}, "RAYLENS_JOBS: Input should be greater"),
+        ({"RAYLENS_RECIPES": '{"mine": {"sise": 1}}'}, "RAYLENS_RECIPES: recipe.sise: unknown"),
+        ({"POSTGRES_URL": "mysql://x", "RAYLENS_COMPAT_ENV": "1"}, "POSTGRES_URL: expected sqlite"),
         ({"QUEUE_SIZE": "abc", "RAYLENS_COMPAT_ENV": "1"}, "QUEUE_SIZE: Input should be"),
         ({"LLM_MODEL": "bad name", "RAYLENS_COMPAT_ENV": "1"}, "LLM_MODEL: "),
         ({"LLM_MODEL": "x", "OLLAMA_HOST": "h?x", "RAYLENS_COMPAT_ENV": "1"}, "OLLAMA_HOST: "),
@@ -102,6 +118,26 @@ def test_an_invalid_variable_is_named(
 def test_a_mistake_in_the_file_is_not_blamed_on_a_variable(load: Load) -> None:
     with pytest.raises(ValidationError, match=r"jobs\.workers"):
         load({"RAYLENS_JOBS__CAPACITY": "7"}, {**ARGS, "jobs": {"workers": "many"}})
+
+
+def test_a_section_in_json_is_ignored_in_part(load: Load) -> None:
+    environment = {"RAYLENS_JOBS": '{"capacity": 9, "workers": 3}', "RAYLENS_JOBS__WORKERS": "4"}
+    config, notes = load(environment, {**ARGS, "jobs": {"capacity": 70}})
+    assert (config.jobs.capacity, config.jobs.workers) == (70, 4)
+    assert notes == ["RAYLENS_JOBS is ignored: the configuration sets jobs.capacity, jobs.workers"]
+    config, notes = load(
+        {"RAYLENS_JOBS": environment["RAYLENS_JOBS"]}, {**ARGS, "jobs": {"capacity": 70}}
+    )
+    assert (config.jobs.capacity, config.jobs.workers) == (70, 3)
+    assert notes == ["RAYLENS_JOBS is ignored in part: the configuration sets jobs.capacity"]
+
+
+def test_the_option_wins_over_the_config_file(load: Load) -> None:
+    environment = {"QUEUE_SIZE": "9", COMPAT_ENV_OPTION: "true"}
+    config, notes = load(environment, {**ARGS, "compat_env": False})
+    assert config.compat_env
+    assert config.jobs.capacity == 9
+    assert notes == ["QUEUE_SIZE sets jobs.capacity"]
 
 
 def test_the_language_model_may_be_named_by_an_alias_of_its_family(load: Load) -> None:
@@ -167,11 +203,18 @@ def test_the_config_file_and_our_own_variables_win_over_compatible_ones(load: Lo
         ({"OLLAMA_HOST": "http://box:1234/"}, "http://box:1234/v1"),
         ({"OLLAMA_HOST": "box:1234"}, "http://box:1234/v1"),
         ({"OLLAMA_HOST": " box "}, "http://box:11434/v1"),
-        ({"OLLAMA_HOST": ":11435"}, "http://localhost:11435/v1"),
+        ({"OLLAMA_HOST": ":11435"}, "http://127.0.0.1:11435/v1"),
         ({"OLLAMA_HOST": "0.0.0.0:11434"}, "http://0.0.0.0:11434/v1"),
         ({"OLLAMA_HOST": "http://box"}, "http://box/v1"),
+        ({"OLLAMA_HOST": "0.0.0.0"}, "http://0.0.0.0:11434/v1"),
         ({"OLLAMA_HOST": "https://box/v1"}, "https://box/v1"),
+        ({"OLLAMA_HOST": "https://box/ollama/v1/"}, "https://box/ollama/v1"),
+        ({"OLLAMA_HOST": "box/ollama"}, "http://box:11434/ollama/v1"),
+        ({"OLLAMA_HOST": "http://:80"}, "http://127.0.0.1:80/v1"),
         ({"OLLAMA_HOST": "[::1]"}, "http://[::1]:11434/v1"),
+        ({"OLLAMA_HOST": "[::1]:80"}, "http://[::1]:80/v1"),
+        ({"OLLAMA_HOST": "::1"}, "http://[::1]:11434/v1"),
+        ({"OLLAMA_HOST": "fe80::1"}, "http://[fe80::1]:11434/v1"),
     ],
 )
 def test_requests_for_models_that_are_not_served_go_to_ollama(
@@ -186,7 +229,7 @@ def test_requests_for_models_that_are_not_served_go_to_ollama(
     assert f"requests for llama3 go to {base_url}" in notes
 
 
-def test_one_model_may_be_both(load: Load) -> None:
+def test_one_model_may_be_both_vlm_and_llm(load: Load) -> None:
     config, _ = load({"VLM_MODEL": "llava:7b", "LLM_MODEL": "llava:7b"}, COMPAT)
     assert [model.name for model in config.models] == ["smolvlm", "llava:7b"]
 
@@ -200,12 +243,15 @@ def test_models_that_are_served_stay_in_the_graph(load: Load) -> None:
 
 
 def test_variables_without_meaning_are_named(load: Load) -> None:
+    without_meaning = f"{', '.join(WITHOUT_MEANING)}: ignored; raylens has no use for them"
+    _, notes = load(dict.fromkeys(WITHOUT_MEANING, "x"))
+    assert notes == [without_meaning]
     environment = {**dict.fromkeys(WITHOUT_MEANING, "x"), "OLLAMA_HOST": "http://box"}
     config, notes = load(environment, COMPAT)
     assert config == load({}, COMPAT)[0]
     assert notes == [
         "OLLAMA_HOST is ignored: neither VLM_MODEL nor LLM_MODEL names a model there",
-        *(f"{name} has no meaning here" for name in WITHOUT_MEANING),
+        without_meaning,
     ]
 
 

@@ -15,7 +15,7 @@ def test_the_plain_recipe_enhances_nothing() -> None:
     assert Recipe() == PLAIN
 
 
-def test_enhanced_has_the_settings_of_the_configurations_that_people_have() -> None:
+def test_enhanced_has_the_usual_enhancement_settings() -> None:
     assert choose(
         {
             "smart_crop": True,

@@ -436,7 +436,7 @@ def test_logprobs_are_held_back_and_dropped_with_the_text_of_a_stop_string(
     assert all("".join(token.text for token in delta.logprobs) == delta.text for delta in deltas)
 
 
-def test_an_answer_without_streaming_is_one_delta_that_joins_all(make_engine: MakeEngine) -> None:
+def test_an_answer_without_streaming_is_one_complete_delta(make_engine: MakeEngine) -> None:
     engine = make_engine(4)
     streamed = submit(engine, [100], max_tokens=5, logprobs=1)[0]
     not_streamed = submit(engine, [100], max_tokens=5, logprobs=1)[0]

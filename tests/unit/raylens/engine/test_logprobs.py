@@ -46,7 +46,7 @@ def test_logprobs_are_those_of_the_models_own_logits() -> None:
     assert all(top.top == () for top in entry.top)
 
 
-def test_as_many_alternatives_as_requested() -> None:
+def test_there_are_as_many_alternatives_as_requested() -> None:
     logits = torch.arange(257.0)
     assert token_logprob(logits, 97, 0, byte_tokenizer()).top == ()
     assert len(token_logprob(logits, 97, 1000, byte_tokenizer()).top) == 257

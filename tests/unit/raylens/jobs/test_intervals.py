@@ -95,7 +95,7 @@ _ANY_VERDICTS = st.lists(st.sampled_from([True, False, None]), max_size=60)
 
 
 @given(_RUN_LENGTHS, st.booleans())
-def test_runs_without_errors_are_the_intervals(lengths, begins_with_yes) -> None:
+def test_intervals_equal_the_runs_if_there_are_no_errors(lengths, begins_with_yes) -> None:
     text = ""
     runs = []
     for number, length in enumerate(lengths):

@@ -64,7 +64,7 @@ def llm_over(service: FakeService) -> ServedLanguageModel:
     return ServedLanguageModel(InferenceClient(service, config), "llama3:latest")
 
 
-async def test_it_is_asked_in_a_greedy_chat_at_a_job_s_priority() -> None:
+async def test_the_llm_gets_a_greedy_chat_at_a_job_s_priority() -> None:
     service = FakeService()
     deadline = time.time() + 60
     assert await llm_over(service).complete("Is it?", deadline) == "Yes."
@@ -76,7 +76,7 @@ async def test_it_is_asked_in_a_greedy_chat_at_a_job_s_priority() -> None:
     assert request.priority is Priority.JOB
 
 
-async def test_the_job_s_id_is_the_request_s() -> None:
+async def test_the_request_has_the_job_s_id() -> None:
     service = FakeService()
     token = current_request_id.set("job-7")
     try:
@@ -94,7 +94,7 @@ async def test_an_error_of_the_vision_service_is_the_job_s_to_handle() -> None:
         await llm_over(FakeService(Overloaded("busy"))).complete("?", time.time() + 60)
 
 
-def test_there_is_none_unless_one_is_configured() -> None:
+def test_there_is_no_llm_unless_one_is_configured() -> None:
     inference = InferenceClient(FakeService(), AppConfig.model_validate({"models": MODELS}))
     assert make_llm(None, inference) is None
     assert isinstance(make_llm("moondream", inference), ServedLanguageModel)

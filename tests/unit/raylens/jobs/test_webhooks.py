@@ -100,7 +100,7 @@ class TestBodies:
 
 
 class TestSignatures:
-    def test_an_independent_library_verifies_them(self) -> None:
+    def test_an_independent_library_verifies_the_signature(self) -> None:
         secret = make_secret()
         delivery = delivery_of(make_job())
         headers = make_headers(delivery, [secret], time.time())

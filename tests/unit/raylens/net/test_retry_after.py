@@ -29,7 +29,7 @@ def test_seconds_and_dates_become_seconds_within_the_limit(header: str, seconds:
 @pytest.mark.parametrize(
     "header", [None, "", "soon", "-1", "1.5", "٣", "9" * 30, "Thu, 99 Foo 2023"]
 )
-def test_a_header_that_is_absent_or_malformed_gives_nothing(header: str | None) -> None:
+def test_an_absent_or_malformed_header_is_ignored(header: str | None) -> None:
     assert parse_retry_after(header, 60.0, NOW) is None
 
 

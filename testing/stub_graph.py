@@ -1,6 +1,6 @@
-"""The graph with a model that answers at once, and a no-op route.
+"""The graph with stubs, and a no-op route.
 
-What remains to measure is the queue, the transport and the load generator.
+The model answers at once, and the preprocessor does nothing. The job queue and HTTP are real.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StubPreprocessor:
 
 
 @serve.ingress()
-class BenchIngress(HttpApplication):
+class StubIngress(HttpApplication):
     """The real HTTP application, and ``POST /noop``, which parses its body and does nothing."""
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -51,20 +51,26 @@ class BenchIngress(HttpApplication):
         return app
 
 
-def build_app(args: dict[str, Any]) -> Application:
-    """Build the graph like :func:`deployments.app.build_app`, with stubs."""
+def build_stub_graph(
+    args: dict[str, Any], model: type[StubModel] = StubModel, *model_args: Any
+) -> Application:
+    """Build the graph like :func:`deployments.app.build_app`, with stubs.
+
+    ``model`` replaces the stub model, and is constructed with ``model_args``.
+    """
     args = {"models": [{"name": MODEL, "family": "smolvlm"}], **args}
     config = AppConfig.model_validate(args)
-    model = serve.deployment(StubModel).options(
-        name=MODEL, max_ongoing_requests=256, ray_actor_options={"num_cpus": 0.1}
+    resources = {"num_cpus": 0.1}
+    stub = serve.deployment(model).options(
+        name=MODEL, max_ongoing_requests=256, ray_actor_options=resources
     )
     preprocessor = serve.deployment(StubPreprocessor).options(
-        name="Preprocessor", ray_actor_options={"num_cpus": 0.1}
+        name="Preprocessor", ray_actor_options=resources
     )
-    ingress = serve.deployment(BenchIngress).options(
+    ingress = serve.deployment(StubIngress).options(
         name="Ingress",
         max_ongoing_requests=512,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options=resources,
         deployment_actors=[job_queue_actor_config(config, args)],
     )
-    return ingress.bind(config, preprocessor.bind(), {MODEL: model.bind()})
+    return ingress.bind(config, preprocessor.bind(), {MODEL: stub.bind(*model_args)})
