@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from models import llama
 from models.chat import ChatText, read_eos_ids
@@ -18,6 +19,28 @@ from models.linear import WeightPacker
 from models.options import LoadOptions
 from raylens.core.types import Findings
 from raylens.engine.model import KVRows, Model, ModelOutput, PrefillChunk, Prompt, TokenPolicy
+
+M = TypeVar("M", bound="ChatModel")
+
+
+def load_pretrained(
+    make: Callable[[Any, PreTrainedTokenizerBase, Any, LoadOptions], M],
+    weights_type: Any,
+    checkpoint: str,
+    options: LoadOptions,
+) -> M:
+    """Load a checkpoint by its hub id or from a folder. Raises ``OSError`` if there is none.
+
+    ``make`` builds the model from transformers' weights, tokenizer and image processor;
+    ``weights_type`` is transformers' class of the weights.
+    """
+    revision = options.revision
+    weights = weights_type.from_pretrained(checkpoint, revision=revision, dtype=options.dtype)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
+    image_processor = AutoImageProcessor.from_pretrained(
+        checkpoint, revision=revision, backend="pil"
+    )
+    return make(weights.eval(), tokenizer, image_processor, replace(options, free_modules=True))
 
 
 class ChatModel(Model):

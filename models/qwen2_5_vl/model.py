@@ -9,7 +9,7 @@ checkpoints were trained to write boxes and points as JSON, in pixels of the res
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     Qwen2_5_VLForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from models.chat import check_prompt_length, part_key, picture_key, task_messages, visual_parts
-from models.chat_model import ChatModel
+from models.chat_model import ChatModel, load_pretrained
 from models.operations import normalize_pixels
 from models.options import DEFAULTS, LoadOptions
 from models.qwen2_5_vl.family import FAMILY, Qwen2_5_VLSettings
@@ -59,15 +57,7 @@ MAX_ASPECT = 200
 
 def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Qwen2_5_VL:
     """Load a checkpoint by its hub id or from a folder. Raises ``OSError`` if there is none."""
-    revision = options.revision
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        checkpoint, revision=revision, dtype=options.dtype
-    )
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
-    image_processor = AutoImageProcessor.from_pretrained(
-        checkpoint, revision=revision, backend="pil"
-    )
-    return Qwen2_5_VL(model.eval(), tokenizer, image_processor, replace(options, free_modules=True))
+    return load_pretrained(Qwen2_5_VL, Qwen2_5_VLForConditionalGeneration, checkpoint, options)
 
 
 def resized_size(

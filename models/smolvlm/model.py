@@ -8,22 +8,19 @@ Weights, tokenizer and image processor are those of transformers. The prompt's l
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageTextToText,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
 )
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
 from models.chat import check_prompt_length, image_parts, part_key, picture_key, task_messages
-from models.chat_model import ChatModel
+from models.chat_model import ChatModel, load_pretrained
 from models.operations import normalize_pixels
 from models.options import DEFAULTS, LoadOptions
 from models.smolvlm.family import FAMILY
@@ -38,15 +35,7 @@ Grid = tuple[int, int]
 
 def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> SmolVLM:
     """Load a checkpoint by its hub id or from a folder. Raises ``OSError`` if there is none."""
-    revision = options.revision
-    model = AutoModelForImageTextToText.from_pretrained(
-        checkpoint, revision=revision, dtype=options.dtype
-    )
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
-    image_processor = AutoImageProcessor.from_pretrained(
-        checkpoint, revision=revision, backend="pil"
-    )
-    return SmolVLM(model.eval(), tokenizer, image_processor, replace(options, free_modules=True))
+    return load_pretrained(SmolVLM, AutoModelForImageTextToText, checkpoint, options)
 
 
 def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: int) -> Grid:

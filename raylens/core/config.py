@@ -207,8 +207,11 @@ class ModelConfig(Frozen):
     @property
     def family_settings(self) -> FamilySettings:
         """The settings that the family adds."""
-        settings = FamilySettings if self.family is None else family_named(self.family).settings
-        return settings.model_validate(self.model_extra or {})
+        return self._family_settings_type.model_validate(self.model_extra or {})
+
+    @property
+    def _family_settings_type(self) -> type[FamilySettings]:
+        return FamilySettings if self.family is None else family_named(self.family).settings
 
     @field_validator("family")
     @classmethod
@@ -217,9 +220,8 @@ class ModelConfig(Frozen):
 
     @model_validator(mode="after")
     def _family_has_the_extra_settings(self) -> Self:
-        settings = FamilySettings if self.family is None else family_named(self.family).settings
         for key in self.model_extra or {}:
-            if key not in settings.model_fields:
+            if key not in self._family_settings_type.model_fields:
                 raise _unknown_setting(key)
         _ = self.family_settings
         return self
