@@ -37,13 +37,13 @@ from benchmarks.pocket import wilson_interval
 from benchmarks.target import target
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import Scene, random_scene
-from preprocessing.decode import DecodeLimits
 from preprocessing.encode import to_jpeg
+from preprocessing.header import PictureLimits
 from preprocessing.pipeline import run
 from raylens.core.recipe import AUTO, ENHANCED, PLAIN, ColorBalance, Denoise, Recipe
 
 Pixels = NDArray[np.uint8]
-LIMITS = DecodeLimits(max_bytes=10**8, max_pixels=10**8, min_side=1, max_side=20_000)
+LIMITS = PictureLimits(max_bytes=10**8, max_pixels=10**8, min_side=1, max_side=20_000)
 IN_FLIGHT = 12
 ON = Recipe(denoise=Denoise(enabled=True), color_balance=ColorBalance(enabled=True))
 

@@ -8,6 +8,8 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.graph import Graph
 from deployments.job_client import JobQueueClient
+from deployments.picture_limits import picture_limits
+from preprocessing.header import check_file
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
 from raylens.core.logs import configure_logging
@@ -22,10 +24,21 @@ class HttpApplication:
         configure_logging(config.log_level)
         self._config = config
         self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
-        self._jobs = JobQueueClient() if config.jobs.enabled else None
+        self._jobs = JobQueueClient(config.jobs.queue_timeout_s) if config.jobs.enabled else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._graph, self._config, self._jobs, echo_request_id=False)
+        limits = picture_limits(self._config.limits)
+
+        def check_picture(data: bytes, field: str) -> None:
+            check_file(data, limits, field)
+
+        return create_app(
+            self._graph,
+            self._config,
+            self._jobs,
+            check_picture=check_picture,
+            echo_request_id=False,
+        )
 
 
 @serve.ingress()

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from raylens.core.errors import ModelFailed, Overloaded, RaylensError
+from raylens.jobs.changes import Changes
 from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.job import Delivery, Job, JobState, Stats
 from raylens.jobs.ports import JobService
 
 QUEUE_ACTOR_NAME = "jobs"
 """Name of the queue's actor among the deployment actors of the ingress."""
-RESTART_S = 20.0
-"""How long a call waits for a dead actor to restart, in seconds. It takes a few."""
 RECONNECT_S = 0.25
 """Pause between two attempts to reach the actor, in seconds."""
-CALL_S = 60.0
-"""Timeout of a call, in seconds."""
+TRANSPORT_S = 0.5
+"""What a call may take beyond the queue's own time limit, in seconds."""
 RETRY_AFTER_S = 5.0
 """``Retry-After`` if the queue can't be reached, in seconds."""
 MAX_SHARED_BYTES = 64 * 1024
@@ -36,10 +35,11 @@ class JobQueueClient(JobService):
     """The job queue in another process.
 
     A call is made again if the actor's death has interrupted it. That is safe, because no method of
-    the queue does its work twice.
+    the queue does its work twice. After ``timeout_s`` seconds in all, it raises ``Overloaded``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s + TRANSPORT_S
         self._actor: Any = None
         # A call costs more than a small job, so jobs that arrive together share one.
         self._small_jobs: GroupCommit[Submission, Job | RaylensError] = GroupCommit(
@@ -52,7 +52,8 @@ class JobQueueClient(JobService):
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         if sum(map(len, pictures.values())) > MAX_SHARED_BYTES:
             return await self._call("submit", job, dict(pictures))
-        result = await self._small_jobs.submit((job, pictures))
+        async with _time_limit(self._timeout_s):
+            result = await self._small_jobs.submit((job, pictures))
         if isinstance(result, RaylensError):
             raise result
         return result
@@ -60,13 +61,19 @@ class JobQueueClient(JobService):
     async def get(self, job_id: str) -> Job:
         return await self._call("get", job_id)
 
+    async def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
+        return await self._call("get_many", frozenset(job_ids))
+
     async def list_jobs(
-        self, states: Collection[JobState], limit: int, before_id: str | None
+        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
     ) -> list[Job]:
-        return await self._call("list_jobs", frozenset(states), limit, before_id)
+        return await self._call("list_jobs", frozenset(states), limit, before_id, with_input)
 
     async def cancel(self, job_id: str) -> Job:
         return await self._call("cancel", job_id)
+
+    async def remove(self, job_id: str) -> Job:
+        return await self._call("remove", job_id)
 
     async def requeue(self, job_id: str) -> Job:
         return await self._call("requeue", job_id)
@@ -74,8 +81,8 @@ class JobQueueClient(JobService):
     async def stats(self) -> Stats:
         return await self._call("stats")
 
-    async def watch(self, job_id: str, last_seen: Job | None, timeout_s: float) -> Job:
-        return await self._call("watch", job_id, last_seen, timeout_s)
+    async def wait_for_changes(self, cursor: str | None, timeout_s: float) -> Changes:
+        return await self._call("wait_for_changes", cursor, timeout_s, wait_s=timeout_s)
 
     async def deliveries(self, job_id: str) -> list[Delivery]:
         return await self._call("deliveries", job_id)
@@ -83,30 +90,33 @@ class JobQueueClient(JobService):
     async def redeliver(self, job_id: str, number: int) -> Delivery:
         return await self._call("redeliver", job_id, number)
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        give_up_at = time.monotonic() + RESTART_S
-        while True:
-            try:
-                if self._actor is None:
-                    self._actor = await asyncio.to_thread(
-                        serve.get_deployment_actor, QUEUE_ACTOR_NAME
-                    )
-                async with asyncio.timeout(CALL_S):
+    async def _call(self, method: str, *arguments: Any, wait_s: float = 0.0) -> Any:
+        async with _time_limit(self._timeout_s + wait_s):
+            while True:
+                try:
+                    if self._actor is None:
+                        self._actor = await asyncio.to_thread(
+                            serve.get_deployment_actor, QUEUE_ACTOR_NAME
+                        )
                     return await self._actor.call.remote(method, *arguments)
-            except TimeoutError as error:
-                message = f"the job queue didn't answer within {CALL_S:g} s"
-                raise Overloaded(message, retry_after=RETRY_AFTER_S) from error
-            except RayTaskError as error:
-                raise _unwrap(error) from error
-            except (RayActorError, ValueError) as error:  # the actor has died, or hasn't started
-                self._actor = None
-                if time.monotonic() >= give_up_at:
-                    message = "the job queue can't be reached"
+                except RayTaskError as error:
+                    raise _unwrap(error) from error
+                except (RayActorError, ValueError):  # the actor has died, or hasn't started
+                    self._actor = None
+                except RayError as error:
+                    message = f"the job queue can't be reached ({type(error).__name__})"
                     raise Overloaded(message, retry_after=RETRY_AFTER_S) from error
-            except RayError as error:
-                message = f"the job queue can't be reached ({type(error).__name__})"
-                raise Overloaded(message, retry_after=RETRY_AFTER_S) from error
-            await asyncio.sleep(RECONNECT_S)
+                await asyncio.sleep(RECONNECT_S)
+
+
+@asynccontextmanager
+async def _time_limit(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        message = "the job queue can't be reached at the moment"
+        raise Overloaded(message, retry_after=RETRY_AFTER_S) from None
 
 
 def _unwrap(error: RayTaskError) -> RaylensError:

@@ -19,7 +19,7 @@ from ray import serve
 
 from raylens.core.environment import load_config
 from raylens.core.errors import Overloaded
-from raylens.jobs.store import StoreUnreachable
+from raylens.jobs.store import StoreUnavailable
 
 logger = logging.getLogger("raylens.jobs.actor")
 
@@ -32,11 +32,13 @@ METHODS = frozenset(
         "submit",
         "submit_all",
         "get",
+        "get_many",
         "list_jobs",
         "cancel",
+        "remove",
         "requeue",
         "stats",
-        "watch",
+        "wait_for_changes",
         "deliveries",
         "redeliver",
     }
@@ -87,9 +89,8 @@ class JobQueueActor:
         with ThreadPoolExecutor(1) as thread:
             try:
                 thread.submit(asyncio.run, self._queue.open()).result()
-            except StoreUnreachable as error:
-                logger.error("%s", error)
-                return False
+            except StoreUnavailable:
+                return False  # the store has logged why
         self._is_open = True
         logger.info("the job queue is open")
         return True

@@ -12,7 +12,7 @@ from typing import TypeVar
 import cv2
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from preprocessing.decode import DecodeLimits
+from deployments.picture_limits import picture_limits
 from preprocessing.encode import to_jpeg
 from preprocessing.pipeline import ProcessedImage, run
 from raylens.core.config import AppConfig
@@ -32,13 +32,7 @@ class Preprocessor:
 
     def __init__(self, config: AppConfig, metrics: PreprocessorMetrics | None = None) -> None:
         configure_logging(config.log_level)
-        limits = config.limits
-        self._limits = DecodeLimits(
-            max_bytes=limits.max_image_bytes,
-            max_pixels=limits.max_image_pixels,
-            min_side=limits.min_image_side,
-            max_side=limits.max_image_side,
-        )
+        self._limits = picture_limits(config.limits)
         # Several pictures in parallel use the cores better than several threads on one picture.
         cv2.setNumThreads(1)
         self._pool = ThreadPoolExecutor(

@@ -5,9 +5,7 @@ Every limit is checked on the header before any pixel is decoded.
 
 from __future__ import annotations
 
-import io
 import struct
-import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,27 +13,26 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from preprocessing import jpeg
 from preprocessing.flatten import profile_of, to_rgb
-from preprocessing.formats import SUPPORTED, sniff
 from preprocessing.geometry import ORIENTATIONS, Geometry
+from preprocessing.header import (
+    JPEG_FORMATS,
+    PictureLimits,
+    check_header,
+    check_length,
+    damaged,
+    format_name,
+    open_picture,
+)
 from preprocessing.resize import Size
-from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError, UnsupportedMedia
+from raylens.core.errors import RaylensError
 
 Pixels = NDArray[np.uint8]
 """A picture as (height, width, 3) RGB."""
 
-_PLUGINS = tuple(name.upper() for name in SUPPORTED)
-_MODES = frozenset(
-    (
-        "1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr",
-        "I;16", "I;16B", "I;16L", "I;16N",
-    )
-)  # fmt: skip
-"""Pillow's pixel modes that can be converted to 8-bit RGB."""
-_MODES_IN_WORDS = "gray of 1 to 16 bits, a palette, RGB, YCbCr or CMYK, with or without alpha"
 _ROTATE_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
@@ -46,26 +43,6 @@ _ROTATE_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 """Functions that turn a stored picture upright, by EXIF orientation."""
-_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
-_SCANS = 16
-"""Maximum scans of a JPEG of ``max_pixels``; a smaller picture may have more in proportion."""
-_JPEG_FORMATS = ("JPEG", "MPO")
-
-# Pillow's own pixel limit would not name ours. ``_check_header`` is stricter and runs before any
-# decoding.
-Image.MAX_IMAGE_PIXELS = None
-# Pillow warns of odd files. They are the sender's concern, not the operator's.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-@dataclass(frozen=True)
-class DecodeLimits:
-    """Limits on one picture file: bytes, pixels, and its sides in pixels."""
-
-    max_bytes: int
-    max_pixels: int
-    min_side: int
-    max_side: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +60,7 @@ class Decoded:
 
 
 def decode(
-    data: bytes, limits: DecodeLimits, required_size: Callable[[Size], Size] | None = None
+    data: bytes, limits: PictureLimits, required_size: Callable[[Size], Size] | None = None
 ) -> Decoded:
     """Decode the first frame of a picture file to 8-bit RGB, transparency composited onto white.
 
@@ -92,17 +69,11 @@ def decode(
     exceeded, ``UnsupportedMedia`` if the format or the pixel mode is not supported, and
     ``InvalidRequest`` if the file is damaged or the picture is too small.
     """
-    if len(data) > limits.max_bytes:
-        raise PayloadTooLarge(
-            f"image: {len(data)} bytes; the limit is {limits.max_bytes} bytes",
-            "image",
-            limits.max_bytes,
-            len(data),
-        )
-    with _open(data) as picture:
+    check_length(data, limits)
+    with open_picture(data) as picture:
+        check_header(picture, data, limits)
         try:
-            _check_header(picture, data, limits)
-            description = f"{_format_name(data)}, {picture.mode}"
+            description = f"{format_name(data)}, {picture.mode}"
             stored = _decode_jpeg(picture, data, required_size or _full_size)
             if stored is None:
                 stored = _decode_with_pillow(picture, data)
@@ -110,98 +81,11 @@ def decode(
         except RaylensError:
             raise
         except Exception as error:  # a damaged file can make Pillow raise anything
-            raise _damaged(data, error) from error
+            raise damaged(data, error) from error
 
 
 def _full_size(size: Size) -> Size:
     return size
-
-
-def _open(data: bytes) -> Image.Image:
-    """Open the file and read its header."""
-    if not data:
-        raise UnsupportedMedia("image: the file is empty (0 bytes)", "image")
-    try:
-        return Image.open(io.BytesIO(data), formats=_PLUGINS)
-    except Exception as error:  # a damaged file can make Pillow raise anything
-        name = sniff(data)
-        if name in SUPPORTED:
-            raise _damaged(data, error) from error
-        problem = f"this is {name}" if name else "not a known picture format"
-        raise UnsupportedMedia(
-            f"image: {problem}, {len(data)} bytes that begin with {data[:8]!r};"
-            f" expected {', '.join(SUPPORTED[:-1])} or {SUPPORTED[-1]}",
-            "image",
-        ) from error
-
-
-def _damaged(data: bytes, error: Exception) -> InvalidRequest:
-    is_unidentified = isinstance(error, UnidentifiedImageError)
-    reason = ", or a variant that is not supported" if is_unidentified else f" ({error})"
-    message = (
-        f"image: the {_format_name(data)} of {len(data)} bytes is truncated or damaged{reason}"
-    )
-    return InvalidRequest(message[:300], "image")
-
-
-def _check_header(picture: Image.Image, data: bytes, limits: DecodeLimits) -> None:
-    """Raise if the header violates a limit or announces an unsupported pixel mode."""
-    _check_size(picture.size, limits)
-    if picture.format in _JPEG_FORMATS:
-        _check_scans(picture.size, jpeg.read_layout(data).scans, limits)
-    if picture.mode not in _MODES:
-        raise UnsupportedMedia(
-            f"image: pixel mode {picture.mode!r} is not supported; expected {_MODES_IN_WORDS}",
-            "image",
-        )
-    tags = getattr(picture, "tag_v2", {})
-    tile = tags.get(_TIFF_TILE_WIDTH, 1) * tags.get(_TIFF_TILE_LENGTH, 1)
-    if tile > limits.max_pixels:
-        raise PayloadTooLarge(
-            f"image: tiles of {tile} pixels; the limit is {limits.max_pixels} pixels",
-            "image",
-            limits.max_pixels,
-            tile,
-        )
-
-
-def _check_size(size: Size, limits: DecodeLimits) -> None:
-    width, height = size
-    message = f"image: {width}×{height} pixels"
-    if width * height > limits.max_pixels:
-        raise PayloadTooLarge(
-            f"{message}; the limit is {limits.max_pixels} pixels in total",
-            "image",
-            limits.max_pixels,
-            width * height,
-        )
-    if max(size) > limits.max_side:
-        raise PayloadTooLarge(
-            f"{message}; the limit is {limits.max_side} pixels per side",
-            "image",
-            limits.max_side,
-            max(size),
-        )
-    if min(size) < limits.min_side:
-        raise InvalidRequest(
-            f"{message}; expected at least {limits.min_side} pixels per side",
-            "image",
-            limits.min_side,
-            min(size),
-        )
-
-
-def _check_scans(size: Size, scans: int, limits: DecodeLimits) -> None:
-    """Raise if decoding every scan would touch too many pixels."""
-    width, height = size
-    if scans * width * height > _SCANS * limits.max_pixels:
-        allowed = _SCANS * limits.max_pixels // (width * height)
-        raise PayloadTooLarge(
-            f"image: {width}×{height} pixels in {scans} scans; the limit is {allowed} scans",
-            "image",
-            allowed,
-            scans,
-        )
 
 
 @dataclass(frozen=True)
@@ -250,7 +134,7 @@ def _decode_with_pillow(picture: Image.Image, data: bytes) -> _Stored:
     if picture.format == "PNG":
         _check_png(data)
         _scale_transparency(picture, data)
-    if picture.format in _JPEG_FORMATS:
+    if picture.format in JPEG_FORMATS:
         color_space = "CMYK" if picture.mode == "CMYK" else "GRAY"
         jpeg.decode(data, size, size, color_space)  # raises if the data is damaged
     pixels, profile, warnings = to_rgb(picture)
@@ -292,10 +176,6 @@ def _scale_transparency(picture: Image.Image, data: bytes) -> None:
         picture.info["transparency"] = level * 255 // (2**bits - 1)
 
 
-def _format_name(data: bytes) -> str:
-    return sniff(data) or "picture"
-
-
 def _decode_jpeg(
     picture: Image.Image, data: bytes, required_size: Callable[[Size], Size]
 ) -> _Stored | None:
@@ -306,7 +186,7 @@ def _decode_jpeg(
     """
     profile = profile_of(picture)
     is_plain = picture.mode == "RGB" or (picture.mode == "L" and not profile)
-    if picture.format not in _JPEG_FORMATS or not is_plain:
+    if picture.format not in JPEG_FORMATS or not is_plain:
         return None
     size = picture.size
     orientation = _orientation(picture)

@@ -1,7 +1,4 @@
-"""JPEG decoding with libjpeg-turbo: strict about damage, and at reduced scale if that suffices.
-
-Format: ITU-T T.81, annex B.
-"""
+"""JPEG decoding with libjpeg-turbo: strict about damage, and at reduced scale if that suffices."""
 
 from __future__ import annotations
 
@@ -13,44 +10,14 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from preprocessing.header import read_jpeg_layout
 from preprocessing.resize import Size
 
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""Within coded data, FF is followed only by 00 or by a restart marker."""
-_MAX_MARKERS = 20_000
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 """The decoder's message about bytes before the end marker."""
 _MAX_PADDING = 256
 """Padding accepted before the end marker, in bytes. Cameras leave some; more than this replaces
 missing pixels."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Structure of the first picture of a JPEG file."""
-
-    scans: int
-    """Number of scans."""
-    end: int
-    """Offset of the end marker, or the length of the file if there is none."""
-
-
-def read_layout(data: bytes) -> Layout:
-    """Walk the markers of the first picture, up to a limit; later pictures are ignored."""
-    offset = 2
-    scans = 0
-    for _ in range(_MAX_MARKERS):
-        match = _NEXT_MARKER.search(data, offset)
-        if match is None:
-            break
-        marker = data[match.start() + 1]
-        offset = match.end()
-        if marker == _END_OF_IMAGE:
-            return Layout(scans, match.start())
-        scans += marker == _START_OF_SCAN
-        offset += int.from_bytes(data[offset : offset + 2], "big")
-    return Layout(scans, len(data))
 
 
 @dataclass(frozen=True)
@@ -107,6 +74,6 @@ def _is_padding(data: bytes, message: str) -> bool:
     match = _EXTRANEOUS.search(message)
     if match is None or int(match[1]) > _MAX_PADDING:
         return False
-    end = read_layout(data).end
+    end = read_jpeg_layout(data).end
     padding = data[end - int(match[1]) : end]
     return not padding.strip(b"\0") or not padding.strip(b"\xff")

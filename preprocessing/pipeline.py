@@ -13,8 +13,9 @@ from PIL import ImageCms
 
 from preprocessing import color, crop, profile
 from preprocessing import denoise as noise
-from preprocessing.decode import DecodeLimits, decode
+from preprocessing.decode import decode
 from preprocessing.geometry import Geometry, Matrix
+from preprocessing.header import PictureLimits
 from preprocessing.resize import Size, resize, target_size
 from raylens.core.errors import RaylensError
 from raylens.core.recipe import Recipe
@@ -45,7 +46,7 @@ class ProcessedImage:
 
 
 def run(
-    data: bytes, recipe: Recipe, limits: DecodeLimits, check: Callable[[], None] = lambda: None
+    data: bytes, recipe: Recipe, limits: PictureLimits, check: Callable[[], None] = lambda: None
 ) -> ProcessedImage:
     """Decode a picture file and apply ``recipe``.
 
@@ -85,7 +86,7 @@ class _Pipeline:
     steps: list[StepReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def decode(self, data: bytes, recipe: Recipe, limits: DecodeLimits) -> None:
+    def decode(self, data: bytes, recipe: Recipe, limits: PictureLimits) -> None:
         started = self._start()
         # After a crop the rest is scaled up, so the required size is known only without one.
         required_size = None if recipe.smart_crop else lambda size: target_size(size, recipe)

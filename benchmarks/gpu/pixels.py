@@ -15,11 +15,11 @@ from multiprocessing.synchronize import Barrier
 
 import cv2
 
-from preprocessing.decode import DecodeLimits
+from preprocessing.header import PictureLimits
 from preprocessing.pipeline import Pixels, run
 from raylens.core.recipe import DEFAULT
 
-LIMITS = DecodeLimits(max_bytes=20 * 2**20, max_pixels=64_000_000, min_side=4, max_side=16_384)
+LIMITS = PictureLimits(max_bytes=20 * 2**20, max_pixels=64_000_000, min_side=4, max_side=16_384)
 """The server's default limits."""
 START_SECONDS = 60.0
 _all_started: Barrier

@@ -10,8 +10,9 @@ from fastapi.middleware.cors import CORSMiddleware
 from raylens import __version__
 from raylens.api import caption_service, moondream, openai, preprocess, system
 from raylens.api import jobs as job_routes
-from raylens.api.context import Context
+from raylens.api.context import CheckPicture, Context
 from raylens.api.errors import add_error_handlers
+from raylens.api.job_request import JobReader
 from raylens.api.media import Media
 from raylens.api.middleware import (
     REQUEST_ID_HEADER,
@@ -23,7 +24,10 @@ from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
 from raylens.core.ports import VisionService
 from raylens.jobs.ports import JobService
+from raylens.net.lookup import LookUp, look_up
 
+QUEUE_PATHS = ("/api/v1/jobs", "/caption/generate")
+"""Paths of requests that wait for the job queue."""
 LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
@@ -32,12 +36,15 @@ def create_app(
     config: AppConfig,
     jobs: JobService | None = None,
     *,
+    check_picture: CheckPicture = lambda data, field: None,
+    look_up: LookUp = look_up,
     echo_request_id: bool = True,
 ) -> FastAPI:
     """Return an ASGI application over ``service``; with ``jobs``, it has the job routes too.
 
-    ``echo_request_id`` puts the request's id into the answer's headers. Turn it off behind a proxy
-    that does the same.
+    ``check_picture`` checks the header of each picture of a job, and ``look_up`` finds the
+    addresses of webhooks' hosts. ``echo_request_id`` puts the request's id into the answer's
+    headers. Turn it off behind a proxy that does the same.
     """
     app = FastAPI(
         title="raylens",
@@ -45,19 +52,25 @@ def create_app(
         description="Vision-language models behind the APIs of existing clients.",
         redirect_slashes=False,  # never answer a POST with a redirect
     )
-    context = Context(service, config, Catalog(config), Media(config.limits))
+    context = Context(service, config, Catalog(config), Media(config.limits), check_picture)
     for dialect in (openai, moondream, preprocess, system):
         app.include_router(dialect.router(context))
     if jobs is not None:
-        for job_dialect in (job_routes, caption_service):
-            app.include_router(job_dialect.router(context, jobs))
+        reader = JobReader(context, look_up)
+        app.include_router(job_routes.router(reader, jobs, config.jobs))
+        app.include_router(caption_service.router(reader, jobs))
     add_error_handlers(app)
     limits = config.limits
     # The middleware that is added last handles a request first.
     app.add_middleware(
         BodyMiddleware, max_bytes=limits.max_body_bytes, timeout_s=limits.body_patience_s
     )
-    app.add_middleware(ConcurrencyLimitMiddleware, limit=limits.max_in_flight)
+    app.add_middleware(
+        ConcurrencyLimitMiddleware,
+        limit=limits.max_in_flight,
+        queue_limit=config.jobs.max_requests,
+        queue_paths=QUEUE_PATHS,
+    )
     app.add_middleware(RequestIdMiddleware, echo=echo_request_id)
     app.add_middleware(CORSMiddleware, **_cors_options(config))
     return app

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request
 from pydantic import field_validator
 from starlette.responses import JSONResponse
 
-from raylens.api.context import Context
 from raylens.api.job_request import JobReader, JobRequest
 from raylens.api.jobs import check_job_id
 from raylens.core.errors import RaylensError
@@ -32,10 +31,9 @@ class GenerateRequest(Body):
         return None if value == "" else value
 
 
-def router(context: Context, jobs: JobService) -> APIRouter:
+def router(reader: JobReader, jobs: JobService) -> APIRouter:
     """Return the dialect's routes."""
     routes = APIRouter(prefix="/caption", tags=["Caption service"])
-    reader = JobReader(context)
 
     @routes.post("/generate", status_code=202, summary="Caption a picture in the background")
     async def generate(body: GenerateRequest, http: Request) -> JSONResponse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +22,13 @@ from raylens.core.types import ModelInfo, SamplingParams, Task, VisionRequest
 TIMEOUT_HEADER = "X-Request-Timeout"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
+CheckPicture = Callable[[bytes, str], None]
+"""Checks the header of a picture file without decoding it.
+
+The second argument is the field that errors name. Raises ``InvalidRequest``, ``PayloadTooLarge`` or
+``UnsupportedMedia``.
+"""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -31,6 +38,7 @@ class Context:
     config: AppConfig
     catalog: Catalog
     media: Media
+    check_picture: CheckPicture
 
     def build_request(
         self,

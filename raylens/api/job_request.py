@@ -23,15 +23,18 @@ from raylens.jobs.blobs import compute_digest, make_reference
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Webhook, compute_rank, new_id
 from raylens.jobs.registry import get_job_type
+from raylens.jobs.types.base import JobType
 from raylens.jobs.webhooks import check_secret
 from raylens.net.address import AllowList
-from raylens.net.client import check_url
+from raylens.net.client import check_destination
+from raylens.net.lookup import LookUp
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 MAX_PRIORITY = 100
 MAX_QUERY_BYTES = 16 * 2**10
 """Bytes of ``query`` as JSON."""
+MAX_DOMAIN_ID_CHARS = 256
 MAX_DEPTH = 16
 """Levels of nested lists and objects in an input or a ``query``."""
 _PICTURE_KEYS = frozenset({"image", "images", "image_data", "image_url", "video"})
@@ -62,13 +65,16 @@ def _check_query(value: Any) -> Any:
     return value
 
 
+DomainId = Annotated[Text, Field(max_length=MAX_DOMAIN_ID_CHARS)]
+
+
 class JobRequest(Body):
     """Body of ``POST /api/v1/jobs``. ``query`` and ``domain_id`` are sent back unchanged."""
 
     job_type: Annotated[Text, Field(max_length=64)]
     input: Annotated[dict[str, Any], Field(default_factory=dict)]
     query: Annotated[dict[str, Any] | None, AfterValidator(_check_query)] = None
-    domain_id: Annotated[Text | None, BeforeValidator(_empty_to_none)] = None
+    domain_id: Annotated[DomainId | None, BeforeValidator(_empty_to_none)] = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY, strict=True)] = 0
 
 
@@ -97,10 +103,11 @@ class _PictureSlot(NamedTuple):
 
 
 class JobReader:
-    """Turns request bodies into jobs."""
+    """Turns request bodies into jobs. ``look_up`` finds the addresses of webhooks' hosts."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, look_up: LookUp) -> None:
         self._context = context
+        self._look_up = look_up
         self._config = context.config.jobs
         self._allowed = AllowList.parse(self._config.webhooks.allow)
         self._inference = InferenceClient(context.service, context.config)
@@ -124,11 +131,13 @@ class JobReader:
             name: fields.pop(name) for name in _CommonInput.model_fields if name in fields
         }
         common = _validate(_CommonInput, common_fields)
-        webhook = self._webhook(common)
-        job_input, pictures = await self._extract_pictures(fields)
+        webhook = await self._webhook(common)
+        job_input, pictures = await self._extract_pictures(fields, requested_type)
         validated_input = _validate(requested_type.input_model, job_input)
+        for name, length in validated_input.text_lengths().items():
+            self._context.check_text_length(length, f"input.{name}")
         try:
-            self._inference.resolve(validated_input)
+            model = self._inference.resolve(validated_input).model
         except RaylensError as error:
             raise error.about(f"input.{error.field}") from None
         extra = {"query": body.query, "domain_id": body.domain_id}
@@ -148,6 +157,7 @@ class JobReader:
             deadline=now + (common.timeout_s or self._config.timeout_s),
             max_attempts=self._config.max_attempts,
             rank=compute_rank(body.priority, now),
+            model=model,
             priority=body.priority,
             extra={name: value for name, value in extra.items() if value is not None},
             blobs=tuple(pictures),
@@ -158,14 +168,16 @@ class JobReader:
         )
         return Submission(job, pictures)
 
-    def _webhook(self, common: _CommonInput) -> Webhook | None:
+    async def _webhook(self, common: _CommonInput) -> Webhook | None:
         if common.webhook_url is None:
             if common.webhook_secret is not None:
                 raise InvalidRequest(
                     "input.webhook_secret: input.webhook_url is missing", "input.webhook_secret"
                 )
             return None
-        check_url(common.webhook_url, self._allowed, "input.webhook_url")
+        await check_destination(
+            common.webhook_url, self._allowed, "input.webhook_url", look_up=self._look_up
+        )
         if common.webhook_secret is not None:
             try:
                 check_secret(common.webhook_secret)
@@ -176,13 +188,14 @@ class JobReader:
         return Webhook(common.webhook_url, common.webhook_secret)
 
     async def _extract_pictures(
-        self, fields: dict[str, Any]
+        self, fields: dict[str, Any], job_type: JobType
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Return a copy of the input with references for its pictures, and the pictures by
         digest."""
         slots: list[_PictureSlot] = []
         copy = _copy(fields, "input", slots, is_picture=False, depth=0)
-        limit = self._config.max_images
+        config = self._context.config
+        limit = config.limits.max_images if job_type.asks_once else config.jobs.max_images
         if len(slots) > limit:
             raise InvalidRequest(
                 f"input: {len(slots)} pictures; the limit is {limit}", "input", limit, len(slots)
@@ -190,6 +203,8 @@ class JobReader:
         pictures: dict[str, bytes] = {}
         for slot in slots:
             picture = await self._read_picture(slot.container[slot.key], slot.field)
+            if not job_type.retries_pictures:
+                await asyncio.to_thread(self._context.check_picture, picture.data, slot.field)
             digest = await asyncio.to_thread(compute_digest, picture.data)
             pictures[digest] = picture.data
             slot.container[slot.key] = make_reference(digest)

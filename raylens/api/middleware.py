@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 import uuid
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -56,34 +57,45 @@ class RequestIdMiddleware:
 class ConcurrencyLimitMiddleware:
     """Refuses a POST while ``limit`` POSTs are in flight; other methods always pass.
 
+    POSTs whose path begins with one of ``queue_paths`` have a limit of their own, ``queue_limit``:
+    if the job queue is slow or away, those that wait for it take no place of the others.
+
     Serve's own limit on the ingress answers in plain text and refuses health checks too, so it is
-    set far above this limit.
+    set far above these limits.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(
+        self, app: ASGIApp, limit: int, queue_limit: int = 1, queue_paths: tuple[str, ...] = ()
+    ) -> None:
         self._app = app
-        self._limit = limit
-        self._in_flight = 0
+        self._requests = _InFlight(limit)
+        self._queue_requests = _InFlight(queue_limit)
+        self._queue_paths = queue_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        if self._in_flight >= self._limit:
-            error = Overloaded(
-                f"{self._in_flight} requests are in flight; the limit is {self._limit}",
-                None,
-                self._limit,
-                None,
-                1,
-            )
-            await error_response(scope["path"], error)(scope, receive, send)
+        is_for_queue = scope["path"].startswith(self._queue_paths)
+        in_flight = self._queue_requests if is_for_queue else self._requests
+        if in_flight.count >= in_flight.limit:
+            await error_response(scope["path"], in_flight.error())(scope, receive, send)
             return
-        self._in_flight += 1
+        in_flight.count += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._in_flight -= 1
+            in_flight.count -= 1
+
+
+@dataclass
+class _InFlight:
+    limit: int
+    count: int = 0
+
+    def error(self) -> Overloaded:
+        message = f"{self.count} requests are in flight; the limit is {self.limit}"
+        return Overloaded(message, None, self.limit, self.count, 1)
 
 
 class BodyMiddleware:

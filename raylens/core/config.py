@@ -44,7 +44,8 @@ _ADDRESS_OR_NAME = re.compile(
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Errors leave out what was entered: it may be a URL with a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class RequestLimits(Frozen):
@@ -136,7 +137,7 @@ class ModelConfig(Frozen):
     among these.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
 
     name: Name
     family: str | None = None
@@ -285,6 +286,8 @@ class WebhooksConfig(Frozen):
     """Concurrent deliveries to one host."""
     max_at_once: Annotated[int, Field(ge=1, le=256)] = 32
     """Concurrent deliveries in all."""
+    redeliveries_per_minute: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Deliveries of one job that may be sent again in a minute."""
     client_id: str = ""
     """Part of the deliveries' User-Agent."""
 
@@ -313,17 +316,32 @@ class JobsConfig(Frozen):
     """Jobs that may wait; more are refused with 429."""
     max_images: Annotated[int, Field(ge=1, le=10_000)] = 256
     """Pictures in one job. ``limits.max_body_bytes`` bounds them too."""
+    max_picture_bytes: ByteSize = ByteSize(20 * 2**30)
+    """Bytes of the pictures of all jobs, such as ``20GiB``; more are refused with 507."""
+    min_free_bytes: ByteSize = ByteSize(512 * 2**20)
+    """Free bytes of the disk with ``data_dir`` under which jobs are refused with 507."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    """Attempts without progress. Those that end for lack of capacity don't count."""
     backoff_s: Seconds = 1.0
     """Upper bound of the wait before the first retry; it doubles with each further retry."""
     max_backoff_s: Seconds = 60.0
     attempt_timeout_s: Seconds = 600.0
+    """Of one attempt; for jobs that retry their pictures one by one, of an attempt at a picture."""
+    queue_timeout_s: Seconds = 5.0
+    """How long a request waits for the queue; then it is refused with 503."""
+    max_requests: Annotated[int, Field(ge=1, le=4096)] = 64
+    """POST requests to the queue that one replica of the ingress works on; more are refused as
+    overloaded. They don't count towards ``limits.max_in_flight``."""
+    max_event_streams: Annotated[int, Field(ge=1, le=4096)] = 512
+    """Open streams of events of one replica of the ingress; more are refused as overloaded."""
     timeout_s: Seconds = 86_400.0
     """From submission until the job fails, for jobs that set no timeout."""
     lease_s: Annotated[float, Field(ge=1, le=600)] = 15.0
     """A job whose process died is claimed again after this time."""
     result_ttl_s: Seconds = 7 * 86_400.0
     """How long a finished job is kept."""
+    failed_pictures_ttl_s: Seconds = 86_400.0
+    """How long the pictures of a failed or canceled job are kept. Then it can't be retried."""
     batch_concurrency: Annotated[int, Field(ge=1, le=64)] = 4
     """Pictures of one job that are in flight at a time."""
     image_batch_size: Annotated[int, Field(ge=1, le=64)] = 5

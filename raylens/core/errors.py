@@ -1,25 +1,40 @@
-"""The errors of raylens. Each has a code, an HTTP status, and says whether a retry may help.
+"""The errors of raylens. Each has a code, an HTTP status, and the class of failure that it is.
 
 ::
 
-    RaylensError
-      InvalidRequest      400  (422 in dialects of our own)
-        UnsupportedTask   400
-      UnknownModel        404
-      UnknownJob          404
-      Conflict            409
-      PayloadTooLarge     413
-      UnsupportedMedia    415
-      QueueFull           429  retryable
-      Overloaded          503  retryable
-      ModelNotLoaded      503  retryable
-      DeadlineExceeded    504  retryable
-      ModelFailed         500
+    RaylensError            500  transient
+      InvalidRequest        400  permanent  (422 in dialects of our own)
+        UnsupportedTask     400  permanent
+      UnknownModel          404  permanent
+      UnknownJob            404  permanent
+      Conflict              409  permanent
+      PayloadTooLarge       413  permanent
+      UnsupportedMedia      415  permanent
+      TooManyRequests       429  capacity
+        QueueFull           429  capacity
+      Overloaded            503  capacity
+      ModelNotLoaded        503  capacity
+      InsufficientStorage   507  capacity
+      DeadlineExceeded      504  transient
+      ModelFailed           500  transient
 
 Their arguments are positional, so that an error survives pickling between processes.
 """
 
 from __future__ import annotations
+
+from enum import Enum
+
+
+class FailureClass(Enum):
+    """What a failure says about another attempt at the same work."""
+
+    CAPACITY = "capacity"
+    """Nothing was wrong with the work: a resource was full or away. It succeeds later."""
+    TRANSIENT = "transient"
+    """The work failed, for a reason that may be gone the next time."""
+    PERMANENT = "permanent"
+    """The work fails every time."""
 
 
 class RaylensError(Exception):
@@ -28,7 +43,7 @@ class RaylensError(Exception):
 
     code = "internal_error"
     http_status = 500
-    retryable = False
+    failure_class = FailureClass.TRANSIENT
 
     def __init__(
         self,
@@ -59,6 +74,7 @@ class RaylensError(Exception):
 class InvalidRequest(RaylensError):
     code = "invalid_request"
     http_status = 400
+    failure_class = FailureClass.PERMANENT
 
 
 class UnsupportedTask(InvalidRequest):
@@ -70,11 +86,13 @@ class UnsupportedTask(InvalidRequest):
 class UnknownModel(RaylensError):
     code = "model_not_found"
     http_status = 404
+    failure_class = FailureClass.PERMANENT
 
 
 class UnknownJob(RaylensError):
     code = "job_not_found"
     http_status = 404
+    failure_class = FailureClass.PERMANENT
 
 
 class Conflict(RaylensError):
@@ -82,11 +100,13 @@ class Conflict(RaylensError):
 
     code = "conflict"
     http_status = 409
+    failure_class = FailureClass.PERMANENT
 
 
 class PayloadTooLarge(RaylensError):
     code = "payload_too_large"
     http_status = 413
+    failure_class = FailureClass.PERMANENT
 
 
 class UnsupportedMedia(RaylensError):
@@ -94,32 +114,46 @@ class UnsupportedMedia(RaylensError):
 
     code = "unsupported_media"
     http_status = 415
+    failure_class = FailureClass.PERMANENT
 
 
-class QueueFull(RaylensError):
+class TooManyRequests(RaylensError):
+    """The caller has reached a limit on how much it may ask for at a time."""
+
+    code = "rate_limit_exceeded"
+    http_status = 429
+    failure_class = FailureClass.CAPACITY
+
+
+class QueueFull(TooManyRequests):
     """The job queue is at its capacity."""
 
     code = "queue_full"
-    http_status = 429
-    retryable = True
 
 
 class Overloaded(RaylensError):
     code = "overloaded"
     http_status = 503
-    retryable = True
+    failure_class = FailureClass.CAPACITY
 
 
 class ModelNotLoaded(RaylensError):
     code = "model_not_loaded"
     http_status = 503
-    retryable = True
+    failure_class = FailureClass.CAPACITY
+
+
+class InsufficientStorage(RaylensError):
+    """There is no room to store what was sent."""
+
+    code = "insufficient_storage"
+    http_status = 507
+    failure_class = FailureClass.CAPACITY
 
 
 class DeadlineExceeded(RaylensError):
     code = "deadline_exceeded"
     http_status = 504
-    retryable = True
 
 
 class ModelFailed(RaylensError):

@@ -7,19 +7,35 @@ storage that fsspec supports.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import logging
+import math
 import os
 import re
+import shutil
 import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from raylens.core.errors import InsufficientStorage
+from raylens.jobs.store import STORAGE_RETRY_AFTER_S, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
 REFERENCE_PREFIX = "blob:"
 THREADS = 4
+RETRY_AFTER_S = 5.0
+"""``Retry-After`` if the storage fails, in seconds."""
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFERENCE = re.compile(r"blob:[0-9a-f]{64}")
 
 
@@ -44,8 +60,8 @@ def is_reference(value: object) -> bool:
 class BlobStorage:
     """The blobs under ``url``: a path, or a URL for fsspec such as ``s3://bucket/folder``.
 
-    ``put``, ``get`` and ``remove`` block. ``put_async`` and ``get_async`` run in a thread pool of
-    their own, so other blocking work can't delay them.
+    ``put``, ``get`` and ``remove`` block. Their ``…_async`` counterparts run in a thread pool of
+    their own, so other blocking work can't delay them. Only this user may read local blobs.
 
     Raises ``ImportError``, which names the package, if the protocol's driver isn't installed.
     """
@@ -57,44 +73,80 @@ class BlobStorage:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
 
     async def put_async(self, digest: str, data: bytes) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._threads, self.put, digest, data)
+        await self._run(self.put, digest, data)
 
     async def get_async(self, digest: str) -> bytes:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.get, digest)
+        return await self._run(self.get, digest)
+
+    async def remove_async(self, digest: str) -> None:
+        await self._run(self.remove, digest)
+
+    async def _run(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, work, *arguments)
 
     def put(self, digest: str, data: bytes) -> None:
         """Store a blob. It is durable when this returns.
 
-        Raises ``OSError`` if the storage fails.
+        Raises ``InsufficientStorage``, or ``StoreUnavailable`` if the storage fails otherwise.
         """
         path = self._path(digest)
-        if self._filesystem.exists(path):
-            return
-        if self._is_local:
-            _write_durably(Path(path), data)
-        else:
-            self._filesystem.pipe_file(path, data)
+        with _translate_errors("storing a picture failed"):
+            if self._filesystem.exists(path):
+                return
+            if self._is_local:
+                _write_durably(Path(path), data)
+            else:
+                self._filesystem.pipe_file(path, data)
 
     def get(self, digest: str) -> bytes:
         """Return a blob's bytes.
 
-        Raises ``BlobMissing`` if there is no such blob, and ``OSError`` if the storage fails.
+        Raises ``BlobMissing`` if there is no such blob, and ``StoreUnavailable`` if the storage
+        fails.
         """
-        try:
-            data: bytes = self._filesystem.cat_file(self._path(digest))
-        except FileNotFoundError:
-            raise BlobMissing(f"no blob {digest} in {self._root}") from None
+        with _translate_errors("reading a picture failed"):
+            try:
+                data: bytes = self._filesystem.cat_file(self._path(digest))
+            except FileNotFoundError:
+                raise BlobMissing(digest) from None
         return data
 
     def remove(self, digest: str) -> None:
-        """Remove a blob, if it exists. Raises ``OSError`` if the storage fails."""
-        try:
-            self._filesystem.rm_file(self._path(digest))
-        except FileNotFoundError:
-            return
+        """Remove a blob, if it exists. Raises ``StoreUnavailable`` if the storage fails."""
+        with _translate_errors("removing a picture failed"):
+            try:
+                self._filesystem.rm_file(self._path(digest))
+            except FileNotFoundError:
+                return
+
+    def free_bytes(self) -> float:
+        """Return the free bytes of the disk; infinity for a storage that isn't a local folder."""
+        if not self._is_local:
+            return math.inf
+        folder = Path(self._root)
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
 
     def _path(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}"
+
+
+@contextmanager
+def _translate_errors(problem: str) -> Iterator[None]:
+    """Log the storage's error, which may name paths, and raise one for callers."""
+    try:
+        yield
+    except BlobMissing:
+        raise
+    except Exception as error:  # each of fsspec's drivers has its own errors
+        logger.warning("%s: %s: %s", problem, type(error).__name__, error)
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            message = "the disk for the pictures of jobs is full"
+            raise InsufficientStorage(message, None, None, None, STORAGE_RETRY_AFTER_S) from None
+        message = f"{problem}; see the server's log"
+        raise StoreUnavailable(message, None, None, None, RETRY_AFTER_S) from None
 
 
 def _write_durably(path: Path, data: bytes) -> None:
@@ -102,10 +154,10 @@ def _write_durably(path: Path, data: bytes) -> None:
 
     After a crash, ``path`` is complete or absent, never partial.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=_open_private) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -117,3 +169,7 @@ def _write_durably(path: Path, data: bytes) -> None:
         os.fsync(folder_fd)
     finally:
         os.close(folder_fd)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

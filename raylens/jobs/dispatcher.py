@@ -4,36 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from raylens.core.config import JobsConfig
-from raylens.core.errors import DeadlineExceeded, Overloaded, RaylensError
+from raylens.core.errors import DeadlineExceeded, FailureClass, RaylensError
 from raylens.core.logs import current_request_id
-from raylens.jobs.group_commit import GroupCommit
-from raylens.jobs.job import Job, JobState, Progress
+from raylens.jobs.circuit_breaker import CircuitBreakers
+from raylens.jobs.clock import Clock
+from raylens.jobs.failures import error_of, to_json
+from raylens.jobs.job import Job, JobState, Problem, Progress
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.poll_loop import PollLoop
+from raylens.jobs.progress import ChangeWriter, ProgressReporter
 from raylens.jobs.store import Change, JobStore
-from raylens.jobs.transitions import JobUpdate, RetryPolicy, retry_or_fail, start_or_fail, succeed
+from raylens.jobs.transitions import (
+    JobUpdate,
+    RetryPolicy,
+    end_failed_attempt,
+    expire,
+    fail,
+    release,
+    start_or_fail,
+    succeed,
+)
 
 logger = logging.getLogger(__name__)
 
 RESULT_RETRY_S = 1.0
 """Seconds to wait before retrying to store a result."""
-PROGRESS_PERIOD_S = 0.5
-"""Shortest time between two stored progress reports of a job, in seconds."""
+EXPIRY_BATCH = 200
+"""Maximum number of jobs that expire in one transaction."""
 
 SaveProgress = Callable[[Progress, dict[str, Any] | None], Awaitable[None]]
-"""Stores a job's progress and, unless it is None, its partial output."""
-RunJob = Callable[[Job, float, SaveProgress], Awaitable[dict[str, Any]]]
-"""Runs one attempt and returns the job's output.
+"""Reports a job's progress and, unless it is None, its output so far."""
+Transition = Callable[[Job], Job]
 
-The second argument is ``attempt_deadline``, in seconds since the epoch, on this machine's clock.
-"""
-ChangeWriter = GroupCommit[Change, Job | RaylensError | None]
+
+class JobRunner(Protocol):
+    """Runs the work of jobs."""
+
+    def attempt_timeout(self, job: Job) -> float:
+        """Return how long an attempt may take, in seconds; the job's deadline limits it too."""
+        ...
+
+    async def run(self, job: Job, timeout_s: float, save_progress: SaveProgress) -> Any:
+        """Run one attempt, which ends in ``timeout_s`` seconds. Return the job's output.
+
+        Any exception ends the attempt: :mod:`raylens.jobs.failures` says how.
+        """
+        ...
 
 
 @dataclass
@@ -41,8 +62,15 @@ class _Attempt:
     """An attempt that runs in this process."""
 
     job: Job
-    task: asyncio.Task[None]
+    reporter: ProgressReporter
+    ends_at: float
+    """When it times out, on the store's clock."""
     lease_until: float
+    task: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
 
 
 class Dispatcher:
@@ -50,7 +78,7 @@ class Dispatcher:
 
     ``with_deliveries`` pairs a job in a new state with the webhook deliveries for that state, so
     that both are stored in one transaction. ``on_change`` is called after every stored change.
-    ``clock`` is the store's clock.
+    ``now`` returns the time of the store's clock.
 
     The lease of a running job is renewed. If that fails, the attempt stops before the lease
     expires, because another process may then claim the job.
@@ -60,26 +88,31 @@ class Dispatcher:
         self,
         store: JobStore,
         change_writer: ChangeWriter,
-        run_job: RunJob,
+        runner: JobRunner,
         config: JobsConfig,
         owner: str,
-        clock: Callable[[], float],
+        clock: Clock,
+        now: Callable[[], float],
         with_deliveries: Callable[[Job], JobUpdate],
         on_change: Callable[[Job], None],
         metrics: JobMetrics,
     ) -> None:
         self._store = store
         self._change_writer = change_writer
-        self._run_job = run_job
+        self._runner = runner
         self._config = config
         self._owner = owner
         self._clock = clock
+        self._now = now
         self._with_deliveries = with_deliveries
         self._on_change = on_change
         self._metrics = metrics
         self._retry_policy = RetryPolicy(config.backoff_s, config.max_backoff_s)
+        self._breakers = CircuitBreakers(self._retry_policy)
         self._running: dict[str, _Attempt] = {}
-        self._poll_loop = PollLoop(self._claim, "jobs")
+        self._interrupted: dict[str, _Attempt] = {}
+        """Attempts that stopped because the store failed. Their jobs still have to be released."""
+        self._poll_loop = PollLoop(self._poll, "jobs")
 
     def wake(self) -> None:
         """Look for due jobs soon."""
@@ -89,7 +122,7 @@ class Dispatcher:
         """Stop the attempt at a job, if this process runs one."""
         attempt = self._running.get(job_id)
         if attempt is not None:
-            attempt.task.cancel()
+            attempt.stop()
 
     async def serve(self) -> None:
         """Claim and run jobs until canceled.
@@ -103,60 +136,103 @@ class Dispatcher:
                 group.create_task(self._renew_leases())
         finally:
             for attempt in self._running.values():
-                attempt.task.cancel()
+                attempt.stop()
 
-    async def _claim(self) -> bool:
-        """Claim as many jobs as may start now. Return whether to claim again at once."""
+    async def _poll(self) -> float:
+        """Claim as many jobs as may start now. Return the seconds until the next job is due."""
+        await self._release_interrupted()
+        now = self._now()
+        held = self._breakers.find_open(now)
         free = self._config.workers - len(self._running)
-        if free <= 0:
-            return False
-        now = self._clock()
+        if free > 0 and await self._claim(free, now, held) == free:
+            return 0.0
+        due = await self._store.next_due(held.keys())
+        if due.expiry <= now:
+            await self._expire(now)
+            return 0.0
+        times = [due.expiry, due.claim, *held.values()] if free > 0 else [due.expiry]
+        return max(min(times) - self._now(), 0.001)
+
+    async def _release_interrupted(self) -> None:
+        """Queue the jobs again whose attempts stopped because the store failed."""
+        for job_id, attempt in list(self._interrupted.items()):
+            if attempt.task is not None and not attempt.task.done():
+                continue
+            reporter = attempt.reporter
+
+            def update(job: Job, reporter: ProgressReporter = reporter) -> JobUpdate:
+                return JobUpdate(release(reporter.apply(job)))
+
+            result = await self._change_writer.submit(Change(job_id, update, attempt.job.fence))
+            del self._interrupted[job_id]
+            if isinstance(result, Job):
+                self._on_change(result)
+
+    async def _expire(self, now: float) -> None:
+        def update(job: Job) -> JobUpdate:
+            return self._with_deliveries(expire(job, now))
+
+        for job in await self._store.expire(EXPIRY_BATCH, now, update):
+            self._record_and_notify(job)
+
+    async def _claim(self, free: int, now: float, held: dict[str, float]) -> int:
+        """Claim at most ``free`` jobs and start their attempts. Return how many were claimed."""
         lease_until = now + self._config.lease_s
 
         def update(job: Job) -> JobUpdate:
             return self._with_deliveries(start_or_fail(job, now, self._owner, lease_until))
 
-        jobs = await self._store.claim(free, now, update)
+        jobs = await self._store.claim(free, now, update, held.keys())
         for job in jobs:
             if job.state is not JobState.RUNNING:
                 # start_or_fail() failed it: the deadline has passed or no attempt is left.
                 self._record_and_notify(job)
-            elif lease_until - self._clock() > self._config.lease_s / 2:
+            elif lease_until - self._now() > self._config.lease_s / 2:
                 self._spawn_attempt(job, lease_until)
             else:
                 # The lease could expire before its first renewal.
                 logger.warning(
-                    "job %s: not started, because the claim took too long; it is claimed again "
-                    "when its lease expires",
+                    "job %s: not started, because the claim took too long; it is queued again",
                     job.id,
                 )
-        return len(jobs) == free
+                self._interrupted[job.id] = self._make_attempt(job, lease_until)
+        return len(jobs)
+
+    def _make_attempt(self, job: Job, lease_until: float) -> _Attempt:
+        reporter = ProgressReporter(job, self._change_writer, self._clock, self._on_change)
+        now = self._now()
+        timeout_s = min(self._runner.attempt_timeout(job), job.deadline - now)
+        return _Attempt(job, reporter, now + max(0.0, timeout_s), lease_until)
 
     def _spawn_attempt(self, job: Job, lease_until: float) -> None:
         # An old attempt may still run here if this process was suspended until its lease expired.
         self.stop(job.id)
-        task = asyncio.create_task(self._run_and_store(job))
-        attempt = self._running[job.id] = _Attempt(job, task, lease_until)
-        task.add_done_callback(lambda _: self._on_done(attempt))
+        attempt = self._running[job.id] = self._make_attempt(job, lease_until)
+        task = attempt.task = asyncio.create_task(self._run_and_store(attempt))
+        task.add_done_callback(lambda task: self._on_done(attempt, task))
         self._on_change(job)
 
-    def _on_done(self, attempt: _Attempt) -> None:
+    def _on_done(self, attempt: _Attempt, task: asyncio.Task[None]) -> None:
         if self._running.get(attempt.job.id) is attempt:
             del self._running[attempt.job.id]
-        if not attempt.task.cancelled() and (error := attempt.task.exception()) is not None:
+        if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("job %s: the attempt crashed", attempt.job.id, exc_info=error)
         self.wake()
 
-    async def _run_and_store(self, job: Job) -> None:
+    async def _run_and_store(self, attempt: _Attempt) -> None:
+        job = attempt.job
         current_request_id.set(job.id)
         code = "canceled"
         try:
-            transition, code = await self._run(job)
+            transition, code = await self._run(attempt)
         finally:
             self._metrics.record_attempt(job.type, code)
-        result = await self._store_result(
-            Change(job.id, lambda stored: self._with_deliveries(transition(stored)), job.fence)
-        )
+        try:
+            result = await self._store_result(attempt, transition)
+        except RaylensError as error:
+            logger.warning("job %s: the result could not be stored: %s", job.id, error)
+            self._interrupted[job.id] = attempt
+            return
         if isinstance(result, Job):
             self._record_and_notify(result)
         else:
@@ -166,90 +242,102 @@ class Dispatcher:
                 job.id,
             )
 
-    async def _run(self, job: Job) -> tuple[Callable[[Job], Job], str]:
+    async def _run(self, attempt: _Attempt) -> tuple[Transition, str]:
         """Run one attempt.
 
         Return the transition to apply to the job, and the code to record in the metrics: ``ok`` or
         an error's code.
         """
-        seconds_left = job.deadline - self._clock()
-        timeout_s = max(0.0, min(self._config.attempt_timeout_s, seconds_left))
-        # The vision service's deadlines are on this machine's clock, not on the store's.
-        attempt_deadline = time.time() + timeout_s
+        job, reporter = attempt.job, attempt.reporter
+        timeout_s = max(0.0, attempt.ends_at - self._now())
+        limit = asyncio.timeout(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                output = await self._run_job(job, attempt_deadline, self._progress_saver(job))
-        except TimeoutError:
-            message = f"the attempt did not finish in the {timeout_s:.0f} s it had"
-            error: RaylensError = DeadlineExceeded(message)
-        except RaylensError as raised:
-            error = raised
-        except OSError as raised:
-            logger.exception("job %s: file or network access failed", job.id)
-            # Overloaded, because that error is retryable.
-            error = Overloaded(
-                f"file or network access failed: {type(raised).__name__}; see the server's log"
-            )
-        except Exception as raised:
-            logger.exception("job %s: internal error", job.id)
-            error = RaylensError(f"internal error: {type(raised).__name__}; see the server's log")
+            async with limit:
+                output = to_json(await self._runner.run(job, timeout_s, reporter.report))
+            reporter.check()
+        except Exception as exception:
+            if limit.expired():
+                message = f"the attempt did not finish in the {timeout_s:.0f} s it had"
+                error: RaylensError = DeadlineExceeded(message)
+            else:
+                error = error_of(exception)
         else:
-            return (lambda stored: succeed(stored, output, self._clock())), "ok"
-        logger.info("job %s, attempt %d: %s: %s", job.id, job.attempts, error.code, error.message)
-        policy = self._retry_policy
-        return (lambda stored: retry_or_fail(stored, error, policy, self._clock())), error.code
+            self._breakers.record_capacity(job.model)
+            return (lambda stored: succeed(reporter.apply(stored), output, self._now())), "ok"
+        return self._failure(attempt, error), error.code
 
-    async def _store_result(self, change: Change) -> Job | RaylensError | None:
+    def _failure(self, attempt: _Attempt, error: RaylensError) -> Transition:
+        """Return the transition of a failed attempt, and record what it says of capacity."""
+        job, reporter = attempt.job, attempt.reporter
+        logger.info("job %s, attempt %d: %s: %s", job.id, job.attempts, error.code, error.message)
+        if error.failure_class is FailureClass.CAPACITY:
+            self._breakers.record_failure(job.model, error.retry_after, self._now())
+        else:
+            self._breakers.record_capacity(job.model)
+        try:
+            reporter.check()
+        except RaylensError:
+            reporter.discard()  # the output so far isn't JSON
+        policy = self._retry_policy
+        return lambda stored: end_failed_attempt(reporter.apply(stored), error, policy, self._now())
+
+    async def _store_result(
+        self, attempt: _Attempt, transition: Transition
+    ) -> Job | RaylensError | None:
         """Store a result, and retry while the store fails.
 
-        The retries end when the lease can't be renewed, because that cancels the attempt.
+        The retries end with the attempt's time, or if the lease can't be renewed, which cancels the
+        attempt. A result that can't be stored for another reason fails the job.
         """
+        give_up_at = max(attempt.ends_at, self._now() + self._config.lease_s)
+        has_failed = False
         while True:
             try:
-                return await self._change_writer.submit(change)
-            except Exception:
-                logger.exception("job %s: storing the result failed", change.id)
+                return await self._store_transition(attempt.job, transition)
+            except RaylensError:
+                if self._now() >= give_up_at:
+                    raise
                 await asyncio.sleep(RESULT_RETRY_S)
+            except Exception as error:
+                if has_failed:
+                    raise
+                has_failed = True
+                logger.exception("job %s: the result can't be stored", attempt.job.id)
+                attempt.reporter.discard()
+                transition = self._unstorable(error)
+
+    async def _store_transition(
+        self, job: Job, transition: Transition
+    ) -> Job | RaylensError | None:
+        def update(stored: Job) -> JobUpdate:
+            return self._with_deliveries(transition(stored))
+
+        result: Job | RaylensError | None = await self._change_writer.submit(
+            Change(job.id, update, job.fence)
+        )
+        return result
+
+    def _unstorable(self, error: Exception) -> Transition:
+        message = f"the result can't be stored: {type(error).__name__}; see the server's log"
+        problem = Problem("internal_error", message)
+        return lambda stored: fail(stored, problem, self._now())
 
     def _record_and_notify(self, job: Job) -> None:
         if job.state.is_terminal:
             self._metrics.record_end(job.type, job.state, job.duration_s)
         self._on_change(job)
 
-    def _progress_saver(self, job: Job) -> SaveProgress:
-        last_save = 0.0
-
-        async def save(progress: Progress, partial: dict[str, Any] | None) -> None:
-            nonlocal last_save
-            is_complete = progress.done >= progress.total
-            if time.monotonic() - last_save < PROGRESS_PERIOD_S and not is_complete:
-                return
-            last_save = time.monotonic()
-
-            def update(stored: Job) -> JobUpdate:
-                output = stored.output if partial is None else partial
-                return JobUpdate(replace(stored, progress=progress, output=output))
-
-            try:
-                saved = await self._change_writer.submit(Change(job.id, update, job.fence))
-            except Exception:
-                # The attempt goes on: the next report replaces this one.
-                logger.exception("job %s: storing the progress failed", job.id)
-                return
-            if isinstance(saved, Job):
-                self._on_change(saved)
-
-        return save
-
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(self._config.lease_s / 3)
-            until = self._clock() + self._config.lease_s
+            until = self._now() + self._config.lease_s
             fences = {job_id: attempt.job.fence for job_id, attempt in self._running.items()}
             renewed: set[str] | None = None
             try:
                 async with asyncio.timeout(self._config.lease_s / 3):
                     renewed = await self._store.renew(fences, until) if fences else set()
+            except (RaylensError, TimeoutError) as error:
+                logger.warning("renewing leases failed: %s", error or type(error).__name__)
             except Exception:
                 logger.exception("renewing leases failed")
             self._apply_renewal(fences, renewed, until)
@@ -268,10 +356,12 @@ class Dispatcher:
             if renewed is not None and job_id in renewed:
                 attempt.lease_until = until
                 continue
-            is_near_end = attempt.lease_until - self._clock() < self._config.lease_s / 2
-            if renewed is not None or is_near_end:
-                logger.warning(
-                    "job %s: the attempt stops, because its lease is lost or about to expire",
-                    job_id,
-                )
-                attempt.task.cancel()
+            is_near_end = attempt.lease_until - self._now() < self._config.lease_s / 2
+            if renewed is None and not is_near_end:
+                continue
+            logger.warning(
+                "job %s: the attempt stops, because its lease is lost or about to expire", job_id
+            )
+            attempt.stop()
+            if renewed is None:
+                self._interrupted[job_id] = attempt

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Mapping
+from functools import partial
 
 from raylens import __version__
 from raylens.core.config import AppConfig, JobsConfig
 from raylens.core.ports import VisionService
 from raylens.jobs.blobs import BlobStorage
+from raylens.jobs.clock import SystemClock
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
-from raylens.jobs.sql_engines import postgres_store, sqlite_store
+from raylens.jobs.runner import TypedJobRunner
+from raylens.jobs.sql.engines import postgres_store, sqlite_store
 from raylens.jobs.store import JobStore, QueueStartupError
 from raylens.jobs.webhooks import check_secret
 from raylens.net.address import AllowList
@@ -36,15 +40,20 @@ def create_queue(
     """
     jobs_config = config.jobs
     allowed = AllowList.parse(jobs_config.webhooks.allow)
+    clock = SystemClock()
+    blobs = make_blob_storage(jobs_config)
+    inference = InferenceClient(service, config)
+    runner = TypedJobRunner(load_job_types(), inference, blobs, jobs_config, clock)
     return JobQueue(
         make_store(jobs_config),
-        make_blob_storage(jobs_config),
-        load_job_types(),
-        InferenceClient(service, config),
+        blobs,
+        runner,
         GuardedClient(allowed, jobs_config.webhooks.timeout_s, user_agent(jobs_config)),
         read_webhook_secrets(jobs_config, environment),
         jobs_config,
         metrics,
+        clock,
+        partial(free_bytes, jobs_config, blobs),
     )
 
 
@@ -82,6 +91,13 @@ def make_blob_storage(config: JobsConfig) -> BlobStorage:
         return BlobStorage(config.blobs_url)
     except (ImportError, ValueError) as error:
         raise QueueStartupError(f"jobs.blobs: {error}") from error
+
+
+def free_bytes(config: JobsConfig, blobs: BlobStorage) -> float:
+    """Return the free bytes of the disk with the queue's files; infinity if it has none."""
+    if config.store != "sqlite":
+        return blobs.free_bytes()
+    return min(shutil.disk_usage(config.folder).free, blobs.free_bytes())
 
 
 def read_webhook_secrets(config: JobsConfig, environment: Mapping[str, str]) -> list[str]:

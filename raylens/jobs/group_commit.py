@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from raylens.core.errors import FailureClass
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -15,7 +17,8 @@ class GroupCommit(Generic[Item, Result]):
     """Writes items in batches of at most ``limit``, one batch at a time.
 
     A durable commit takes milliseconds, which caps the commits per second. With batching, that caps
-    batches, not items.
+    batches, not items. If a batch fails, its items are written one by one, except for lack of
+    capacity, which no item is to blame for.
     """
 
     def __init__(
@@ -29,7 +32,7 @@ class GroupCommit(Generic[Item, Result]):
     async def submit(self, item: Item) -> Result:
         """Write an item, and return its result. Raises what ``write`` raised.
 
-        The item is written even if the caller is canceled.
+        If the caller is canceled before the item's batch has begun, the item is not written.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._pending.append((item, future))
@@ -41,28 +44,37 @@ class GroupCommit(Generic[Item, Result]):
         try:
             while self._pending:
                 size = min(self._limit, len(self._pending))
-                await self._write_batch([self._pending.popleft() for _ in range(size)])
+                batch = [self._pending.popleft() for _ in range(size)]
+                await self._write_batch([pair for pair in batch if not pair[1].cancelled()])
         finally:
             self._task = None
 
     async def _write_batch(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        if not batch:
+            return
         try:
             results = await self._write([item for item, _ in batch])
         except Exception as error:
-            if len(batch) > 1:
-                # One item may have made the whole batch fail: write each item on its own.
-                for pair in batch:
-                    await self._write_batch([pair])
-                return
-            _, future = batch[0]
-            if not future.done():
-                future.set_exception(error)
-            return
+            await self._on_failure(batch, error)
         except BaseException:
             # The writer was canceled, so its waiting callers are canceled too.
             for _, future in batch:
                 future.cancel()
             raise
-        for (_, future), result in zip(batch, results, strict=True):
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+    async def _on_failure(
+        self, batch: list[tuple[Item, asyncio.Future[Result]]], error: Exception
+    ) -> None:
+        may_pass = getattr(error, "failure_class", None) is FailureClass.CAPACITY
+        if len(batch) > 1 and not may_pass:
+            # One item may have made the whole batch fail: write each item on its own.
+            for pair in batch:
+                await self._write_batch([pair])
+            return
+        for _, future in batch:
             if not future.done():
-                future.set_result(result)
+                future.set_exception(error)

@@ -1,6 +1,7 @@
 """A job, its states, its webhook deliveries, and the state changes that are legal.
 
-All times are seconds since the epoch, on the store's clock.
+All times are seconds since the epoch, on the store's clock. What the queue returns to its callers
+is on the wall clock: :func:`shift_times`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -100,6 +101,9 @@ class Job:
     max_attempts: int
     rank: float
     """Position in the queue: the lowest rank runs first. :func:`compute_rank` computes it."""
+    model: str = ""
+    """The model that the input names, or the default. It may be a lack of this model's capacity
+    that a queued job waits for."""
     state: JobState = JobState.QUEUED
     priority: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -116,16 +120,21 @@ class Job:
     run_after: float = 0.0
     """Earliest time of the next attempt. 0 in a new job means at once."""
     attempts: int = 0
-    """Number of attempts started so far, at most ``max_attempts``."""
+    """Attempts used since the last progress, the running one included; at most ``max_attempts``."""
+    capacity_failures: int = 0
+    """Attempts since the last progress that ended for lack of capacity. They use up none."""
     progress: Progress | None = None
     output: dict[str, Any] | None = None
-    """The result if the job has succeeded. Until then, what the next attempt can resume from."""
+    """The result if the job has succeeded. Otherwise the results so far, from which the next
+    attempt resumes."""
     problem: Problem | None = None
     started_at: float | None = None
     finished_at: float | None = None
     fence: int = 0
     lease_owner: str | None = None
     lease_until: float | None = None
+    pictures_removed: bool = False
+    """Whether the pictures were removed some time after the job had failed or been canceled."""
 
     @property
     def duration_s(self) -> float | None:
@@ -174,6 +183,16 @@ class Delivery:
     def host(self) -> str:
         """Host and port of the endpoint."""
         return urlsplit(self.webhook.url).netloc.lower()
+
+
+def shift_times(job: Job, seconds: float) -> Job:
+    """Return the job with its times moved from one clock to another."""
+    if not seconds:
+        return job
+    times = ("created_at", "deadline", "rank", "run_after", "started_at", "finished_at")
+    shifted = {name: getattr(job, name) for name in (*times, "lease_until")}
+    moved = {name: time + seconds for name, time in shifted.items() if time is not None}
+    return replace(job, **moved)
 
 
 @dataclass(frozen=True)

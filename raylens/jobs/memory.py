@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
-from raylens.core.errors import RaylensError
+from raylens.core.errors import Conflict, RaylensError
+from raylens.jobs.clock import Clock, SystemClock
 from raylens.jobs.job import Delivery, DeliveryState, Job, JobState
-from raylens.jobs.store import Change, ComputeUpdate, JobStore, admit
+from raylens.jobs.store import Change, ComputeUpdate, JobStore, NextDue, admit, check_quota
 from raylens.jobs.transitions import JobUpdate
+
+
+@dataclass(frozen=True)
+class _Blob:
+    size: int
+    touched_at: float
+    removing_until: float = 0.0
 
 
 class MemoryStore(JobStore):
     """Jobs in dictionaries. No method awaits anything, so each runs atomically."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._epoch: float | None = None
         self._jobs: dict[str, Job] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._gone_urls: set[str] = set()
-        self._touched_at: dict[str, float] = {}
-        """When each blob was last touched, by digest."""
+        self._blobs: dict[str, _Blob] = {}
 
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
 
-    async def clock_skew(self) -> float:
-        return 0.0
+    async def read_clock(self) -> float:
+        if self._epoch is None:
+            self._epoch = self._clock.time() - self._clock.monotonic()
+        return self._epoch + self._clock.monotonic()
 
     async def add(self, new_jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
         results = []
@@ -40,11 +52,11 @@ class MemoryStore(JobStore):
             results.append(result)
         return results
 
-    async def get(self, job_id: str) -> Job | None:
-        return self._jobs.get(job_id)
+    async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
+        return {job_id: self._jobs[job_id] for job_id in job_ids if job_id in self._jobs}
 
     async def list_jobs(
-        self, states: Collection[JobState], limit: int, before_id: str | None
+        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
     ) -> list[Job]:
         newest_first = sorted(self._jobs.values(), key=lambda job: job.id, reverse=True)
         matches = (
@@ -52,22 +64,23 @@ class MemoryStore(JobStore):
             for job in newest_first
             if (not states or job.state in states) and (before_id is None or job.id < before_id)
         )
-        return list(islice(matches, limit))
+        page = islice(matches, limit)
+        return list(page) if with_input else [replace(job, input={}) for job in page]
 
     async def count_by_state(self) -> dict[JobState, int]:
         return {state: self._count(state) for state in JobState}
-
-    async def count_queued(self, limit: int) -> int:
-        return min(limit, self._count(JobState.QUEUED))
 
     async def recent_durations(self, limit: int) -> list[float]:
         succeeded = self._in_state(JobState.SUCCEEDED)
         latest_first = sorted(succeeded, key=lambda job: job.finished_at or 0, reverse=True)
         return [job.duration_s for job in latest_first[:limit] if job.duration_s is not None]
 
-    async def claim(self, count: int, now: float, update: ComputeUpdate) -> list[Job]:
+    async def claim(
+        self, count: int, now: float, update: ComputeUpdate, held_models: Collection[str] = ()
+    ) -> list[Job]:
         def is_due(job: Job) -> bool:
-            return job.state is JobState.QUEUED and job.run_after <= now
+            is_held = job.model in held_models
+            return job.state is JobState.QUEUED and job.run_after <= now and not is_held
 
         def has_expired_lease(job: Job) -> bool:
             return job.state is JobState.RUNNING and (job.lease_until or 0) <= now
@@ -75,6 +88,17 @@ class MemoryStore(JobStore):
         claimable = [job for job in self._jobs.values() if is_due(job) or has_expired_lease(job)]
         claimable.sort(key=lambda job: (job.rank, job.id))
         return [self._save(update(job)) for job in claimable[:count]]
+
+    async def expire(self, limit: int, now: float, update: ComputeUpdate) -> list[Job]:
+        expired = [job for job in self._in_state(JobState.QUEUED) if job.deadline <= now]
+        return [self._save(update(job)) for job in expired[:limit]]
+
+    async def next_due(self, held_models: Collection[str] = ()) -> NextDue:
+        queued = self._in_state(JobState.QUEUED)
+        free = [job.run_after for job in queued if job.model not in held_models]
+        leases = [job.lease_until or 0 for job in self._in_state(JobState.RUNNING)]
+        deadlines = [job.deadline for job in queued]
+        return NextDue(min(free + leases, default=math.inf), min(deadlines, default=math.inf))
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
         renewed = {
@@ -97,6 +121,14 @@ class MemoryStore(JobStore):
             return self._save(change.update(job))
         except RaylensError as error:
             return error
+
+    async def remove(self, job_id: str) -> Job | None:
+        job = self._jobs.get(job_id)
+        if job is not None:
+            if not job.state.is_terminal:
+                raise Conflict(f"job_id: the job is still {job.state}", "job_id")
+            self._delete(job)
+        return job
 
     async def deliveries(self, job_id: str) -> list[Delivery]:
         return sorted(self._deliveries_of(job_id), key=lambda delivery: delivery.number)
@@ -122,6 +154,16 @@ class MemoryStore(JobStore):
                 claimed.append(delivery)
             self._deliveries[delivery.id] = delivery
         return claimed
+
+    async def next_delivery_due(self, busy_hosts: Collection[str]) -> float:
+        due = (
+            delivery.next_at
+            for delivery in self._deliveries.values()
+            if delivery.state is DeliveryState.PENDING
+            and delivery.lease_until is None
+            and delivery.host not in busy_hosts
+        )
+        return min(due, default=math.inf)
 
     async def settle_delivery(
         self, delivery: Delivery, pause_until: float | None, is_gone: bool
@@ -172,28 +214,61 @@ class MemoryStore(JobStore):
         )
         purged = list(islice(ended, limit))
         for job in purged:
-            del self._jobs[job.id]
-            for delivery in list(self._deliveries_of(job.id)):
-                del self._deliveries[delivery.id]
+            self._delete(job)
         return len(purged)
 
-    async def touch_blobs(self, digests: Collection[str], now: float) -> None:
-        self._touched_at.update(dict.fromkeys(digests, now))
+    def _delete(self, job: Job) -> None:
+        del self._jobs[job.id]
+        for delivery in list(self._deliveries_of(job.id)):
+            del self._deliveries[delivery.id]
 
-    async def remove_unused_blobs(
-        self, touched_before: float, limit: int, remove: Callable[[str], None]
-    ) -> int:
-        used = {digest for job in self._jobs.values() for digest in job.blobs}
+    async def drop_pictures(self, ended_before: float, limit: int) -> int:
+        ended = (
+            job
+            for job in self._in_state(JobState.FAILED) + self._in_state(JobState.CANCELED)
+            if (job.finished_at or 0) < ended_before and job.blobs and not job.pictures_removed
+        )
+        dropped = list(islice(ended, limit))
+        for job in dropped:
+            self._jobs[job.id] = replace(job, pictures_removed=True)
+        return len(dropped)
+
+    async def touch_blobs(self, sizes: Mapping[str, int], now: float, max_bytes: float) -> set[str]:
+        added = sum(size for digest, size in sizes.items() if digest not in self._blobs)
+        if added:
+            stored = sum(blob.size for blob in self._blobs.values())
+            check_quota(stored, added, max_bytes)
+        being_removed = {
+            digest
+            for digest in sizes
+            if digest in self._blobs and self._blobs[digest].removing_until > now
+        }
+        for digest in sizes.keys() - being_removed:
+            self._blobs[digest] = _Blob(sizes[digest], now)
+        return being_removed
+
+    async def mark_unused_blobs(
+        self, touched_before: float, now: float, until: float, limit: int
+    ) -> list[str]:
+        jobs = self._jobs.values()
+        used = {digest for job in jobs if not job.pictures_removed for digest in job.blobs}
         unused = (
             digest
-            for digest, touched_at in self._touched_at.items()
-            if digest not in used and touched_at < touched_before
+            for digest, blob in self._blobs.items()
+            if digest not in used
+            and blob.touched_at < touched_before
+            and blob.removing_until <= now
         )
         digests = list(islice(unused, limit))
         for digest in digests:
-            remove(digest)
-            del self._touched_at[digest]
-        return len(digests)
+            self._blobs[digest] = replace(self._blobs[digest], removing_until=until)
+        return digests
+
+    async def forget_blobs(self, digests: Collection[str]) -> None:
+        for digest in digests:
+            blob = self._blobs.get(digest)
+            if blob is not None and blob.removing_until > 0:
+                del self._blobs[digest]
 
     def _save(self, update: JobUpdate) -> Job:
         job = update.job

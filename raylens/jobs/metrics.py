@@ -11,13 +11,10 @@ class JobMetrics:
     """The default: records nothing. Subclasses override the methods."""
 
     def record_counts(self, counts: Mapping[JobState, int]) -> None:
-        """Record the number of jobs in each state. Called about once a second."""
+        """Record the number of jobs in each state. Called every few seconds."""
 
     def record_end(self, job_type: str, state: JobState, duration_s: float | None) -> None:
-        """Record that a job succeeded or failed. ``duration_s`` is :attr:`Job.duration_s`.
-
-        Cancellations are not recorded.
-        """
+        """Record that a job ended. ``duration_s`` is :attr:`Job.duration_s`."""
 
     def record_attempt(self, job_type: str, code: str) -> None:
         """Record the end of an attempt.

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
+from raylens.jobs.changes import Changes
 from raylens.jobs.job import Delivery, Job, JobState, Stats
 
 
 class JobService(Protocol):
-    """The job queue.
+    """The job queue. The times of its jobs are on the wall clock.
 
     A method that takes a ``job_id`` raises ``UnknownJob`` if there is no such job. Every method
-    raises ``Overloaded`` while the queue can't be reached. A call that failed
-    may have taken effect. It may be retried, with two differences: if the first ``requeue`` took
-    effect, a second one raises ``Conflict`` while the job is queued or running; a second
-    ``redeliver`` may send the delivery twice.
+    raises ``Overloaded`` if the queue or its store can't be reached within ``jobs.queue_timeout_s``
+    seconds. A call that failed may have taken effect. It may be retried, with these differences: if
+    the first ``requeue`` took effect, a second one raises ``Conflict`` while the job is queued or
+    running; a second ``redeliver`` may send the delivery twice; a second ``remove`` raises
+    ``UnknownJob``.
     """
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
@@ -23,19 +25,24 @@ class JobService(Protocol):
 
         ``pictures`` maps digests to bytes. If a job was submitted before with the same idempotency
         key, return that job. The job and its pictures are durable when this returns. Raises
-        ``QueueFull``, or ``Conflict`` if the key was used for a different request.
+        ``QueueFull``, ``InsufficientStorage``, or ``Conflict`` if the key was used for a different
+        request.
         """
         ...
 
     async def get(self, job_id: str) -> Job: ...
 
+    async def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
+        """Return the jobs that exist, by id."""
+        ...
+
     async def list_jobs(
-        self, states: Collection[JobState], limit: int, before_id: str | None
+        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
     ) -> list[Job]:
         """Return the newest ``limit`` jobs, newest first.
 
         An empty ``states`` means any state. With a ``before_id``, only jobs older than that one
-        are returned.
+        are returned. Without ``with_input``, the jobs' ``input`` is empty.
         """
         ...
 
@@ -46,20 +53,28 @@ class JobService(Protocol):
         """
         ...
 
+    async def remove(self, job_id: str) -> Job:
+        """Delete a job that has ended, with its deliveries and its pictures, and return it.
+
+        Raises ``Conflict`` if it has not ended.
+        """
+        ...
+
     async def requeue(self, job_id: str) -> Job:
         """Queue a failed or canceled job again.
 
-        Raises ``QueueFull``, or ``Conflict`` if the job is in another state.
+        Raises ``QueueFull``, or ``Conflict`` if the job is in another state or its pictures have
+        been removed.
         """
         ...
 
     async def stats(self) -> Stats: ...
 
-    async def watch(self, job_id: str, last_seen: Job | None, timeout_s: float) -> Job:
-        """Wait until the job changes, for at most ``timeout_s`` seconds, and return it.
+    async def wait_for_changes(self, cursor: str | None, timeout_s: float) -> Changes:
+        """Return the jobs that have changed since ``cursor``; if there are none, wait for one.
 
-        The job has changed if its state, attempts, progress or problem differs from ``last_seen``.
-        If ``last_seen`` is None, return at once.
+        The wait ends after ``timeout_s`` seconds. Changes by other processes that share the store
+        are not among them. Without a cursor, return one at once.
         """
         ...
 
@@ -70,6 +85,7 @@ class JobService(Protocol):
     async def redeliver(self, job_id: str, number: int) -> Delivery:
         """Send a delivery again, with its attempts reset to 0.
 
-        Raises ``UnknownJob`` if the job has no delivery of this number.
+        Raises ``UnknownJob`` if the job has no delivery of this number, and ``TooManyRequests`` if
+        the job's deliveries were sent again too often.
         """
         ...

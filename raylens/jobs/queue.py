@@ -4,99 +4,111 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import statistics
-import time
 import uuid
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from raylens.core.config import JobsConfig
-from raylens.core.errors import Conflict, Overloaded, QueueFull, RaylensError, UnknownJob
+from raylens.core.errors import (
+    Conflict,
+    InsufficientStorage,
+    Overloaded,
+    QueueFull,
+    RaylensError,
+    UnknownJob,
+)
 from raylens.jobs.blobs import BlobStorage
-from raylens.jobs.dispatcher import ChangeWriter, Dispatcher, SaveProgress
+from raylens.jobs.changes import ChangeLog, Changes
+from raylens.jobs.clock import Clock, SystemClock
+from raylens.jobs.dispatcher import Dispatcher, JobRunner
 from raylens.jobs.group_commit import GroupCommit
-from raylens.jobs.inference import InferenceClient
-from raylens.jobs.job import Delivery, Job, JobState, Stats
-from raylens.jobs.llm import make_llm
+from raylens.jobs.job import Delivery, Job, JobState, Stats, shift_times
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.ports import JobService
-from raylens.jobs.store import Change, ComputeUpdate, JobStore
+from raylens.jobs.progress import ChangeWriter
+from raylens.jobs.rate_limit import RateLimit
+from raylens.jobs.store import STORAGE_RETRY_AFTER_S, Change, ComputeUpdate, JobStore
 from raylens.jobs.transitions import JobUpdate, cancel, move_to_store_clock, requeue
-from raylens.jobs.types.base import JobContext, JobType
 from raylens.jobs.webhook_dispatcher import WebhookClient, WebhookDispatcher
 from raylens.jobs.webhooks import STARTED, make_delivery
 
 logger = logging.getLogger(__name__)
 
 CLEANUP_PERIOD_S = 60.0
-COUNTS_PERIOD_S = 1.0
+COUNTS_PERIOD_S = 5.0
 """Seconds between updates of the jobs-by-state metric."""
 PURGE_BATCH = 200
 """Maximum number of jobs deleted per transaction."""
 BLOB_REMOVAL_BATCH = 10
-"""Maximum number of blobs removed per transaction.
-
-It is small, because each removal may be a call to remote storage within the transaction.
-"""
-BLOB_GRACE_S = 3600.0
+"""Maximum number of blobs marked for removal at a time."""
+BLOB_REMOVAL_S = 60.0
+"""How long a blob stays marked for removal. If it is not removed by half of that, the next cleanup
+tries again."""
+BLOB_GRACE_S = 120.0
 """How long an unreferenced blob is kept after its last touch, in seconds.
 
-This covers the time between writing a blob and adding its job.
+This covers the time between writing a blob and adding its job, ``jobs.queue_timeout_s``.
 """
-WATCH_POLL_S = 1.0
-"""Seconds between reads of a watched job. Another process may be running it."""
+BLOB_WAIT_S = 0.1
+"""Pause before the next look at a blob that is being removed, in seconds."""
 STATS_SAMPLE = 1000
 """Number of recent jobs that the duration statistics cover."""
 AVERAGE_WEIGHT = 1 / 20
 """Weight of the latest job in the moving average of durations."""
 MAX_ADVISED_RETRY_AFTER_S = 60.0
 """Longest ``Retry-After`` of a full queue, in seconds."""
-SUBMIT_RETRY_AFTER_S = 5.0
-"""``Retry-After`` for a job that couldn't be stored, in seconds."""
+RETRY_AFTER_S = 5.0
+"""``Retry-After`` for a request that the queue didn't answer in time, in seconds."""
+MINUTE_S = 60.0
 
 
 class JobQueue(JobService):
     """The queue of one process. :meth:`serve` does the background work.
 
-    Several queues, in as many processes, may share one store.
+    Several queues, in as many processes, may share one store. ``free_bytes`` returns the free bytes
+    of the disk that holds the queue's files.
     """
 
     def __init__(
         self,
         store: JobStore,
         blobs: BlobStorage,
-        job_types: Mapping[str, JobType],
-        inference: InferenceClient,
+        runner: JobRunner,
         webhook_client: WebhookClient,
         secrets: Sequence[str],
         config: JobsConfig,
         metrics: JobMetrics | None = None,
+        clock: Clock | None = None,
+        free_bytes: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._store = store
         self._blobs = blobs
-        self._job_types = job_types
-        self._inference = inference
-        self._llm = make_llm(config.llm, inference)
         self._config = config
         self._metrics = metrics or JobMetrics()
-        self._clock_skew = 0.0
+        self._clock = clock or SystemClock()
+        self._free_bytes = free_bytes
+        self._epoch: float | None = None
+        """The store's time minus the monotonic clock; None before the store is open."""
         self._add_writer: GroupCommit[Job, Job | RaylensError] = GroupCommit(
             lambda jobs: store.add(jobs, config.capacity)
         )
         self._change_writer: ChangeWriter = GroupCommit(store.change)
-        self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._change_log = ChangeLog()
+        self._redeliveries = RateLimit(config.webhooks.redeliveries_per_minute, MINUTE_S)
         self._average_duration_s = 1.0  # a first guess
+        self._cleanup_is_due = asyncio.Event()
         self._dispatcher = Dispatcher(
             store,
             self._change_writer,
-            self._run_job,
+            runner,
             config,
             owner=f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
-            clock=self.now,
+            clock=self._clock,
+            now=self.now,
             with_deliveries=self._with_deliveries,
             on_change=self._on_change,
             metrics=self._metrics,
@@ -107,15 +119,17 @@ class JobQueue(JobService):
 
     def now(self) -> float:
         """Return the time of the store's clock, in seconds since the epoch."""
-        return time.time() + self._clock_skew
+        if self._epoch is None:
+            return self._clock.time()
+        return self._epoch + self._clock.monotonic()
 
     async def open(self) -> None:
         """Open the store.
 
-        Raises ``QueueStartupError``, or ``StoreUnreachable`` if a retry may succeed.
+        Raises ``QueueStartupError``, or ``StoreUnavailable`` if a retry may succeed.
         """
         await self._store.open()
-        self._clock_skew = await self._store.clock_skew()
+        await self._read_store_clock()
 
     async def serve(self) -> None:
         """Run jobs, deliver webhooks, clean up and record metrics until canceled."""
@@ -129,18 +143,17 @@ class JobQueue(JobService):
         await self._store.close()
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
-        job = move_to_store_clock(job, self.now())
-        if pictures:
-            await self._check_capacity(job)
-            await self._store.touch_blobs(pictures.keys(), self.now())
-            await asyncio.gather(
-                *(self._blobs.put_async(digest, data) for digest, data in pictures.items())
-            )
-        result = await self._add_writer.submit(job)
+        async with self._time_limit():
+            self._check_free_space()
+            job = move_to_store_clock(job, self.now())
+            if pictures:
+                await self._check_capacity(job)
+                await self._store_pictures(pictures)
+            result = await self._add_writer.submit(job)
         if isinstance(result, RaylensError):
             raise self._with_retry_after(result)
         self._dispatcher.wake()
-        return result
+        return self._for_callers(result)
 
     async def submit_all(
         self, submissions: Sequence[tuple[Job, Mapping[str, bytes]]]
@@ -155,27 +168,47 @@ class JobQueue(JobService):
             except Exception:
                 logger.exception("job %s: storing the job failed", job.id)
                 message = "storing the job failed; see the server's log"
-                return Overloaded(message, retry_after=SUBMIT_RETRY_AFTER_S)
+                return Overloaded(message, retry_after=RETRY_AFTER_S)
 
         return list(await asyncio.gather(*(submit(job, pictures) for job, pictures in submissions)))
 
     async def get(self, job_id: str) -> Job:
-        return _require(await self._store.get(job_id), job_id)
+        return _require((await self.get_many([job_id])).get(job_id), job_id)
+
+    async def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
+        async with self._time_limit():
+            jobs = await self._store.get(job_ids)
+        return {job_id: self._for_callers(job) for job_id, job in jobs.items()}
 
     async def list_jobs(
-        self, states: Collection[JobState], limit: int, before_id: str | None
+        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
     ) -> list[Job]:
-        return await self._store.list_jobs(states, limit, before_id)
+        async with self._time_limit():
+            jobs = await self._store.list_jobs(states, limit, before_id, with_input)
+        return [self._for_callers(job) for job in jobs]
 
     async def cancel(self, job_id: str) -> Job:
+        canceled_now = False
+
         def update(job: Job) -> JobUpdate:
-            if job.state is JobState.CANCELED:  # the call was repeated
+            nonlocal canceled_now
+            canceled_now = job.state is not JobState.CANCELED
+            if not canceled_now:  # the call was repeated
                 return JobUpdate(job)
             return self._with_deliveries(cancel(job, self.now()))
 
         job = await self._change(job_id, update)
         self._dispatcher.stop(job_id)
+        if canceled_now:
+            self._metrics.record_end(job.type, job.state, job.duration_s)
         return job
+
+    async def remove(self, job_id: str) -> Job:
+        async with self._time_limit():
+            job = _require(await self._store.remove(job_id), job_id)
+        self._on_change(job)
+        self._cleanup_is_due.set()
+        return self._for_callers(job)
 
     async def requeue(self, job_id: str) -> Job:
         await self._check_capacity(None)
@@ -187,82 +220,89 @@ class JobQueue(JobService):
         return await self._change(job_id, update)
 
     async def stats(self) -> Stats:
-        counts, durations = await asyncio.gather(
-            self._store.count_by_state(), self._store.recent_durations(STATS_SAMPLE)
-        )
+        async with self._time_limit():
+            counts, durations = await asyncio.gather(
+                self._store.count_by_state(), self._store.recent_durations(STATS_SAMPLE)
+            )
         mean = statistics.fmean(durations) if durations else None
         p95 = sorted(durations)[(len(durations) * 95 - 1) // 100] if durations else None
         return Stats(counts, self._config.capacity, self._config.workers, mean, p95)
 
-    async def watch(self, job_id: str, last_seen: Job | None, timeout_s: float) -> Job:
-        end = time.monotonic() + timeout_s
-        event = asyncio.Event()
-        self._watchers[job_id].add(event)
-        try:
-            while True:
-                event.clear()
-                job = await self.get(job_id)
-                remaining = end - time.monotonic()
-                if last_seen is None or _differ(job, last_seen) or remaining <= 0:
-                    return job
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(remaining, WATCH_POLL_S)):
-                        await event.wait()
-        finally:
-            self._watchers[job_id].discard(event)
-            if not self._watchers[job_id]:
-                del self._watchers[job_id]
+    async def wait_for_changes(self, cursor: str | None, timeout_s: float) -> Changes:
+        return await self._change_log.wait(cursor, timeout_s)
 
     async def deliveries(self, job_id: str) -> list[Delivery]:
         await self.get(job_id)
-        return await self._store.deliveries(job_id)
+        async with self._time_limit():
+            return await self._store.deliveries(job_id)
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
         await self.get(job_id)
-        delivery = await self._store.redeliver(job_id, number, self.now())
+        self._redeliveries.check(job_id, self._clock.monotonic(), "this job's deliveries")
+        async with self._time_limit():
+            delivery = await self._store.redeliver(job_id, number, self.now())
         if delivery is None:
             raise UnknownJob(f"delivery: job {job_id} has no delivery {number}", "delivery")
         self._webhook_dispatcher.wake()
         return delivery
 
-    async def _run_job(
-        self, job: Job, attempt_deadline: float, save_progress: SaveProgress
-    ) -> dict[str, Any]:
-        """Run one attempt at a job, and return the job's output.
+    @asynccontextmanager
+    async def _time_limit(self) -> AsyncIterator[None]:
+        """Raise ``Overloaded`` if the work takes longer than a caller waits for it."""
+        limit_s = self._config.queue_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                yield
+        except TimeoutError:
+            message = f"the job queue didn't answer within {limit_s:g} s (jobs.queue_timeout_s)"
+            raise Overloaded(message, None, limit_s, None, RETRY_AFTER_S) from None
 
-        ``attempt_deadline`` is in seconds since the epoch, on this machine's clock.
-        """
-        job_type = self._job_types.get(job.type)
-        if job_type is None:
-            # Overloaded, because that error is retryable: the package of this type may be
-            # installed by the next attempt.
-            raise Overloaded(f"job_type: {job.type!r} is not installed", "job_type")
-        job_input = job_type.input_model.model_validate(job.input)
-        context = JobContext(
-            job,
-            attempt_deadline,
-            self._config,
-            self._inference,
-            self._blobs,
-            self._llm,
-            save_progress,
-        )
-        return await job_type.run(job_input, context)
+    def _check_free_space(self) -> None:
+        """Raise ``InsufficientStorage`` if the disk has too little free space."""
+        free = self._free_bytes()
+        floor = self._config.min_free_bytes
+        if free < floor:
+            message = (
+                f"the disk of the job queue has {free:.0f} free bytes; the limit is {int(floor)}"
+                " (jobs.min_free_bytes)"
+            )
+            raise InsufficientStorage(
+                message, "jobs.min_free_bytes", floor, free, STORAGE_RETRY_AFTER_S
+            )
+
+    async def _store_pictures(self, pictures: Mapping[str, bytes]) -> None:
+        sizes = {digest: len(data) for digest, data in pictures.items()}
+        quota = self._config.max_picture_bytes
+        while sizes:
+            being_removed = await self._store.touch_blobs(sizes, self.now(), quota)
+            sizes = {digest: sizes[digest] for digest in being_removed}
+            if sizes:
+                await asyncio.sleep(BLOB_WAIT_S)
+        writes = (self._blobs.put_async(digest, data) for digest, data in pictures.items())
+        await asyncio.gather(*writes)
 
     def _with_deliveries(self, job: Job) -> JobUpdate:
         """Pair a job in a new state with the webhook delivery for that state, if there is one."""
         if job.state is JobState.RUNNING and not self._config.webhooks.started:
             return JobUpdate(job)
         base_url = self._config.webhooks.public_url.rstrip("/")
-        delivery = make_delivery(job, self.now(), f"{base_url}/api/v1/jobs/{job.id}")
+        now = self.now()
+        shown = self._for_callers(job)
+        delivery = make_delivery(shown, now, f"{base_url}/api/v1/jobs/{job.id}")
         # job.started is sent for the first attempt only.
         if delivery is None or (delivery.event == STARTED and job.attempts > 1):
             return JobUpdate(job)
         return JobUpdate(job, (delivery,))
 
+    def _for_callers(self, job: Job) -> Job:
+        """Return the job with its times on the wall clock.
+
+        Differences under a second come from reading two clocks, and are left alone.
+        """
+        return shift_times(job, round(self._clock.time() - self.now()))
+
     def _on_change(self, job: Job) -> None:
-        for event in self._watchers.get(job.id, ()):
-            event.set()
+        self._change_log.append(job.id)
         if job.webhook is not None:
             self._webhook_dispatcher.wake()
         if job.state is JobState.SUCCEEDED and job.duration_s is not None:
@@ -271,13 +311,14 @@ class JobQueue(JobService):
 
     async def _change(self, job_id: str, update: ComputeUpdate) -> Job:
         """Change a job at a user's request, whichever process runs it."""
-        result = await self._change_writer.submit(Change(job_id, update))
+        async with self._time_limit():
+            result = await self._change_writer.submit(Change(job_id, update))
         if isinstance(result, RaylensError):
             raise result
         job = _require(result, job_id)
         self._on_change(job)
         self._dispatcher.wake()
-        return job
+        return self._for_callers(job)
 
     async def _check_capacity(self, job: Job | None) -> None:
         """Raise ``QueueFull`` if the queue is full, unless ``job`` is already stored.
@@ -285,7 +326,7 @@ class JobQueue(JobService):
         Raises ``Conflict`` if its idempotency key was used for a different request.
         """
         capacity = self._config.capacity
-        if await self._store.count_queued(capacity) < capacity:
+        if (await self._store.count_by_state())[JobState.QUEUED] < capacity:
             return
         if job is not None:
             # With a capacity of 0, add() only looks the job up: it returns the stored job,
@@ -306,35 +347,48 @@ class JobQueue(JobService):
         retry_after = min(MAX_ADVISED_RETRY_AFTER_S, max(1.0, estimate))
         return QueueFull(error.message, error.field, error.limit, error.actual, retry_after)
 
+    async def _read_store_clock(self) -> None:
+        self._epoch = await self._store.read_clock() - self._clock.monotonic()
+
     async def _clean_up_periodically(self) -> None:
         while True:
             with _log_errors("cleaning up the store or reading its clock failed"):
+                await self._read_store_clock()
                 await self._clean_up()
-                self._clock_skew = await self._store.clock_skew()
-            await asyncio.sleep(CLEANUP_PERIOD_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLEANUP_PERIOD_S):
+                    await self._cleanup_is_due.wait()
+            self._cleanup_is_due.clear()
 
     async def _clean_up(self) -> None:
-        """Delete jobs whose results are past their time to live, and unreferenced blobs."""
-        while True:
-            ended_before = self.now() - self._config.result_ttl_s
-            if await self._store.purge(ended_before, PURGE_BATCH) < PURGE_BATCH:
-                break
-            await asyncio.sleep(0)
-        touched_before = self.now() - BLOB_GRACE_S
-        while True:
-            count = await self._store.remove_unused_blobs(
-                touched_before, BLOB_REMOVAL_BATCH, self._remove_blob
-            )
-            if count < BLOB_REMOVAL_BATCH:
-                break
+        """Delete what is past its time to live: jobs, pictures of failed jobs, unused blobs."""
+        config = self._config
+        for delete, ttl_s in (
+            (self._store.purge, config.result_ttl_s),
+            (self._store.drop_pictures, config.failed_pictures_ttl_s),
+        ):
+            while await delete(self.now() - ttl_s, PURGE_BATCH) == PURGE_BATCH:
+                await asyncio.sleep(0)
+        while await self._remove_unused_blobs():
             await asyncio.sleep(0)
 
-    def _remove_blob(self, digest: str) -> None:
-        """Remove a blob. An error is logged, so that it doesn't block the other removals."""
-        try:
-            self._blobs.remove(digest)
-        except Exception:
-            logger.exception("blob %s: removal failed; the file is left behind", digest)
+    async def _remove_unused_blobs(self) -> bool:
+        """Remove some unused blobs, outside of any transaction. Return whether to go on."""
+        now = self.now()
+        until = now + BLOB_REMOVAL_S
+        digests = await self._store.mark_unused_blobs(
+            now - BLOB_GRACE_S, now, until, BLOB_REMOVAL_BATCH
+        )
+        removed = []
+        for digest in digests:
+            if self.now() > until - BLOB_REMOVAL_S / 2:
+                break  # a submission may soon take over what is left
+            with suppress(RaylensError):  # the storage has logged it
+                await self._blobs.remove_async(digest)
+                removed.append(digest)
+        if removed:
+            await self._store.forget_blobs(removed)
+        return len(removed) == BLOB_REMOVAL_BATCH
 
     async def _record_counts_periodically(self) -> None:
         while True:
@@ -348,6 +402,8 @@ def _log_errors(message: str) -> Iterator[None]:
     """Log an exception under ``message`` and suppress it."""
     try:
         yield
+    except RaylensError as error:
+        logger.warning("%s: %s", message, error)
     except Exception:
         logger.exception(message)
 
@@ -356,13 +412,3 @@ def _require(job: Job | None, job_id: str) -> Job:
     if job is None:
         raise UnknownJob(f"job_id: unknown job {job_id[:64]!r}", "job_id")
     return job
-
-
-def _differ(job: Job, other: Job) -> bool:
-    """Return whether two versions of a job differ in what a watcher sees."""
-    return (job.state, job.attempts, job.progress, job.problem) != (
-        other.state,
-        other.attempts,
-        other.progress,
-        other.problem,
-    )

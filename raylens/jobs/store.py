@@ -7,13 +7,23 @@ suite of tests over every implementation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from raylens.core.errors import Conflict, QueueFull, RaylensError
+from raylens.core.errors import (
+    Conflict,
+    InsufficientStorage,
+    Overloaded,
+    QueueFull,
+    RaylensError,
+)
 from raylens.jobs.job import Delivery, Job, JobState
 from raylens.jobs.transitions import JobUpdate
+
+STORAGE_RETRY_AFTER_S = 60.0
+"""``Retry-After`` if there is no room for a job's pictures, in seconds."""
 
 
 class QueueStartupError(Exception):
@@ -24,8 +34,10 @@ class QueueStartupError(Exception):
     """
 
 
-class StoreUnreachable(QueueStartupError):
-    """The store's database server doesn't answer, or refuses. A retry may succeed."""
+class StoreUnavailable(Overloaded):
+    """The store can't be read or written at the moment."""
+
+    code = "store_unavailable"
 
 
 ComputeUpdate = Callable[[Job], JobUpdate]
@@ -46,26 +58,38 @@ class Change:
     fence: int | None = None
 
 
+@dataclass(frozen=True)
+class NextDue:
+    """When a store has something to do next; infinity if nothing is known."""
+
+    claim: float = math.inf
+    """A job can be claimed."""
+    expiry: float = math.inf
+    """The deadline of a queued job passes."""
+
+
 class JobStore(Protocol):
     """Jobs, their deliveries, and their references to blobs.
 
     Each method is one transaction, and its effects are durable when it returns. Times are in
-    seconds since the epoch, on the store's clock.
+    seconds since the epoch, on the store's clock. Every method raises ``StoreUnavailable`` or
+    ``InsufficientStorage`` if the store fails for a reason that may pass.
     """
 
     async def open(self) -> None:
         """Connect, and migrate the schema to the latest version.
 
-        Raises ``QueueStartupError``, or ``StoreUnreachable`` if a retry may succeed.
+        Raises ``QueueStartupError``, or ``StoreUnavailable`` if a retry may succeed.
         """
         ...
 
     async def close(self) -> None: ...
 
-    async def clock_skew(self) -> float:
-        """Return how far the store's clock is ahead of this machine's, in seconds.
+    async def read_clock(self) -> float:
+        """Return the time of the store's clock.
 
-        All processes that share a store use its clock.
+        All processes that share a store use its clock. It follows this machine's monotonic clock,
+        or the database server's, so no step of this machine's wall clock moves it.
         """
         ...
 
@@ -79,37 +103,51 @@ class JobStore(Protocol):
         """
         ...
 
-    async def get(self, job_id: str) -> Job | None: ...
+    async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
+        """Return the jobs that exist, by id."""
+        ...
 
     async def list_jobs(
-        self, states: Collection[JobState], limit: int, before_id: str | None
+        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
     ) -> list[Job]:
         """Return the newest ``limit`` jobs, newest first.
 
         An empty ``states`` means any state. With a ``before_id``, only jobs older than that one
-        are returned.
+        are returned. Without ``with_input``, the jobs' ``input`` is empty.
         """
         ...
 
     async def count_by_state(self) -> dict[JobState, int]:
-        """Return the number of jobs in every state, zeros included."""
-        ...
+        """Return the number of jobs in every state, zeros included.
 
-    async def count_queued(self, limit: int) -> int:
-        """Return the number of queued jobs, at most ``limit``."""
+        It takes no longer if there are many jobs.
+        """
         ...
 
     async def recent_durations(self, limit: int) -> list[float]:
         """Return the durations, in seconds, of the last ``limit`` jobs that succeeded."""
         ...
 
-    async def claim(self, count: int, now: float, update: ComputeUpdate) -> list[Job]:
+    async def claim(
+        self, count: int, now: float, update: ComputeUpdate, held_models: Collection[str] = ()
+    ) -> list[Job]:
         """Apply ``update`` to at most ``count`` claimable jobs, lowest rank first.
 
-        Return the updated jobs. A job is claimable if it is queued and due, or if it is running
-        and its lease has expired. Concurrent claims never return the same job, even from different
-        processes.
+        Return the updated jobs. A job is claimable if it is queued, due and not of a model in
+        ``held_models``, or if it is running and its lease has expired. Concurrent claims never
+        return the same job, even from different processes.
         """
+        ...
+
+    async def expire(self, limit: int, now: float, update: ComputeUpdate) -> list[Job]:
+        """Apply ``update`` to at most ``limit`` queued jobs whose deadline has passed.
+
+        Return the updated jobs.
+        """
+        ...
+
+    async def next_due(self, held_models: Collection[str] = ()) -> NextDue:
+        """Return when :meth:`claim` and :meth:`expire` find something next."""
         ...
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
@@ -128,6 +166,13 @@ class JobStore(Protocol):
         """
         ...
 
+    async def remove(self, job_id: str) -> Job | None:
+        """Delete a job that has ended, its deliveries and its references to blobs.
+
+        Return the job, or None if it doesn't exist. Raises ``Conflict`` if it hasn't ended.
+        """
+        ...
+
     async def deliveries(self, job_id: str) -> list[Delivery]:
         """Return all deliveries of a job, ordered by number."""
         ...
@@ -140,6 +185,10 @@ class JobStore(Protocol):
         At most ``per_host`` go to one host, and none to a host in ``busy_hosts``. A due delivery to
         an endpoint that has answered 410 becomes disabled instead.
         """
+        ...
+
+    async def next_delivery_due(self, busy_hosts: Collection[str]) -> float:
+        """Return when a delivery without a lease is due next; infinity if there is none."""
         ...
 
     async def settle_delivery(
@@ -166,22 +215,37 @@ class JobStore(Protocol):
         """
         ...
 
-    async def touch_blobs(self, digests: Collection[str], now: float) -> None:
-        """Register blobs that are new, and set the last-touched time of all to ``now``.
+    async def drop_pictures(self, ended_before: float, limit: int) -> int:
+        """Delete the references of failed and canceled jobs to their pictures, and return how many
+        jobs it was, at most ``limit``.
 
-        :meth:`remove_unused_blobs` spares recently touched ones, which leaves time to add the job
-        that refers to them.
+        They are the jobs that ended before ``ended_before``; they become ``pictures_removed``.
         """
         ...
 
-    async def remove_unused_blobs(
-        self, touched_before: float, limit: int, remove: Callable[[str], None]
-    ) -> int:
-        """Call ``remove`` for at most ``limit`` unused blobs, and return how many.
+    async def touch_blobs(self, sizes: Mapping[str, int], now: float, max_bytes: float) -> set[str]:
+        """Register blobs with their sizes in bytes, and set their last-touched time to ``now``.
+
+        :meth:`mark_unused_blobs` spares recently touched ones, which leaves time to add the job
+        that refers to them. Return the digests of blobs that are being removed; they are left as
+        they are. Raises ``InsufficientStorage`` if all blobs together would exceed ``max_bytes``.
+        """
+        ...
+
+    async def mark_unused_blobs(
+        self, touched_before: float, now: float, until: float, limit: int
+    ) -> list[str]:
+        """Mark at most ``limit`` unused blobs as being removed until ``until``. Return their
+        digests.
 
         A blob is unused if no job refers to it and it was last touched before ``touched_before``.
-        It can't be touched while ``remove`` runs.
+        It can't be touched while it is marked. The caller removes the blobs before ``until``, and
+        then calls :meth:`forget_blobs`.
         """
+        ...
+
+    async def forget_blobs(self, digests: Collection[str]) -> None:
+        """Delete the records of blobs that have been removed."""
         ...
 
 
@@ -199,3 +263,16 @@ def admit(job: Job, existing: Job | None, queued: int, capacity: int) -> Job | R
         message = f"{queued} jobs are queued; the limit is {capacity}"
         return QueueFull(message, "jobs.capacity", capacity, queued)
     return job
+
+
+def check_quota(stored_bytes: int, new_bytes: int, max_bytes: float) -> None:
+    """Raise ``InsufficientStorage`` if all blobs together would exceed ``max_bytes``."""
+    if stored_bytes + new_bytes > max_bytes:
+        raise InsufficientStorage(
+            f"the pictures of jobs take {stored_bytes} bytes, and {new_bytes} more were sent;"
+            f" the limit is {max_bytes:.0f} bytes (jobs.max_picture_bytes)",
+            "jobs.max_picture_bytes",
+            max_bytes,
+            stored_bytes + new_bytes,
+            STORAGE_RETRY_AFTER_S,
+        )

@@ -10,8 +10,16 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raylens.core.errors import Conflict, RaylensError
-from raylens.jobs.job import ALLOWED_TRANSITIONS, Delivery, Job, JobState, Problem, compute_rank
+from raylens.core.errors import Conflict, FailureClass, RaylensError
+from raylens.jobs.job import (
+    ALLOWED_TRANSITIONS,
+    Delivery,
+    Job,
+    JobState,
+    Problem,
+    Progress,
+    compute_rank,
+)
 
 _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
 
@@ -35,19 +43,19 @@ class RetryPolicy:
     """
 
     base_s: float
-    """Upper bound of the random backoff after the first attempt, in seconds.
+    """Upper bound of the random backoff after the first failure, in seconds.
 
-    It doubles after each further attempt.
+    It doubles after each further failure.
     """
     max_s: float
     """Limit on that bound, in seconds."""
 
-    def delay(self, attempt: int, retry_after: float | None) -> float:
-        """Return the seconds to wait after attempt number ``attempt``, counted from 1.
+    def delay(self, failures: int, retry_after: float | None) -> float:
+        """Return the seconds to wait after failure number ``failures``, counted from 1.
 
         The backoff is added to the error's own ``retry_after``, in seconds.
         """
-        bound: float = min(self.max_s, self.base_s * 2.0 ** min(attempt - 1, 32))
+        bound: float = min(self.max_s, self.base_s * 2.0 ** min(failures - 1, 32))
         return (retry_after or 0.0) + random.uniform(0, bound)
 
 
@@ -73,8 +81,7 @@ def start_or_fail(job: Job, now: float, owner: str, lease_until: float) -> Job:
     the job has ended.
     """
     if now >= job.deadline:
-        message = "the deadline passed before the job finished"
-        return fail(job, Problem("deadline_exceeded", message), now)
+        return expire(job, now)
     if job.attempts >= job.max_attempts:
         message = f"attempt {job.attempts}, the last one, ended without a result"
         return fail(job, Problem("attempt_lost", message), now)
@@ -86,6 +93,14 @@ def start_or_fail(job: Job, now: float, owner: str, lease_until: float) -> Job:
         lease_until=lease_until,
         started_at=now if job.started_at is None else job.started_at,
     )
+
+
+def expire(job: Job, now: float) -> Job:
+    """Fail a job whose deadline has passed. Raises ``Conflict`` if the job has ended."""
+    message = "the deadline passed before the job finished"
+    if job.problem is not None:
+        message += f"; the last error: {job.problem.message}"
+    return fail(job, Problem("deadline_exceeded", message), now)
 
 
 def succeed(job: Job, output: dict[str, Any], now: float) -> Job:
@@ -108,20 +123,43 @@ def cancel(job: Job, now: float) -> Job:
     return replace(canceled, fence=job.fence + 1, lease_until=job.lease_until)
 
 
-def retry_or_fail(job: Job, error: RaylensError, policy: RetryPolicy, now: float) -> Job:
-    """Queue a running job again after a failed attempt, or fail it if a retry is pointless.
+def report_progress(job: Job, progress: Progress, partial: dict[str, Any] | None) -> Job:
+    """Store how far a running attempt is, and its output so far unless that is None.
 
-    A retry is pointless if the error is not retryable, if no attempt is left, or if the deadline
-    would pass before the next attempt.
+    Further steps than before make the attempts count from the current one again: ``max_attempts``
+    bounds the attempts without progress.
+    """
+    reported = replace(job, progress=progress, output=job.output if partial is None else partial)
+    done_before = job.progress.done if job.progress is not None else 0
+    if progress.done <= done_before:
+        return reported
+    return replace(reported, attempts=min(job.attempts, 1), capacity_failures=0)
+
+
+def end_failed_attempt(job: Job, error: RaylensError, policy: RetryPolicy, now: float) -> Job:
+    """Queue a running job again after a failed attempt, or fail it.
+
+    - Lack of capacity: the job is queued again until its deadline. The attempt doesn't count.
+    - A transient failure: the job is queued again if an attempt is left.
+    - A permanent one: the job fails.
     """
     problem = Problem(error.code, error.message, error.field)
-    if not error.retryable or job.attempts >= job.max_attempts:
+    if error.failure_class is FailureClass.CAPACITY:
+        failures = job.capacity_failures + 1
+        released = release(replace(job, capacity_failures=failures))
+    elif error.failure_class is FailureClass.TRANSIENT and job.attempts < job.max_attempts:
+        failures = job.attempts
+        released = replace(_with_state(job, JobState.QUEUED), **_NO_LEASE)
+    else:
         return fail(job, problem, now)
-    run_after = now + policy.delay(job.attempts, error.retry_after)
-    if run_after >= job.deadline:
-        return fail(job, problem, now)
+    run_after = min(now + policy.delay(failures, error.retry_after), job.deadline)
+    return replace(released, run_after=run_after, problem=problem)
+
+
+def release(job: Job) -> Job:
+    """Queue a running job again as if its attempt had not been made."""
     queued = _with_state(job, JobState.QUEUED)
-    return replace(queued, run_after=run_after, problem=problem, **_NO_LEASE)
+    return replace(queued, attempts=max(0, job.attempts - 1), **_NO_LEASE)
 
 
 def requeue(job: Job, now: float, more_attempts: int, timeout_s: float) -> Job:
@@ -129,13 +167,16 @@ def requeue(job: Job, now: float, more_attempts: int, timeout_s: float) -> Job:
 
     The job gets ``more_attempts`` more attempts and a deadline ``timeout_s`` seconds from now. It
     waits for an old lease to expire, because a canceled attempt may still be running under it.
-    Raises ``Conflict`` if the job is in any other state.
+    Raises ``Conflict`` if the job is in any other state, or if its pictures have been removed.
     """
     if not job.state.is_terminal:
         raise Conflict(f"job_id: the job is still {job.state}", "job_id")
+    if job.pictures_removed:
+        raise Conflict("job_id: the pictures of the job have been removed", "job_id")
     return replace(
         _with_state(job, JobState.QUEUED),
         max_attempts=job.attempts + more_attempts,
+        capacity_failures=0,
         deadline=now + timeout_s,
         run_after=max(now, job.lease_until or now),
         rank=compute_rank(job.priority, now),

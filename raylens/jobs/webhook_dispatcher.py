@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from raylens.jobs.webhooks import (
     make_headers,
     next_delay,
 )
+from raylens.net.client import describe_failure
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,6 @@ LEASE_FACTOR = 4
 
 It covers the wait for other deliveries to the same host, and then the request itself.
 """
-MAX_PROBLEM_CHARS = 500
 
 
 class WebhookClient(Protocol):
@@ -101,11 +102,11 @@ class WebhookDispatcher:
             for task in self._tasks:
                 task.cancel()
 
-    async def _claim(self) -> bool:
-        """Claim due deliveries up to the limits. Return whether to claim again at once."""
+    async def _claim(self) -> float:
+        """Claim due deliveries up to the limits. Return the seconds until the next one is due."""
         free = self._config.max_at_once - len(self._tasks)
         if free <= 0:
-            return False
+            return math.inf
         per_host = self._config.max_per_host
         busy_hosts = [host for host, count in self._claimed_by_host.items() if count >= per_host]
         now = self._clock()
@@ -116,7 +117,9 @@ class WebhookDispatcher:
             task = asyncio.create_task(self._deliver(delivery))
             self._tasks.add(task)
             task.add_done_callback(partial(self._on_done, delivery.host))
-        return bool(claimed)
+        if claimed:
+            return 0.0
+        return max(await self._store.next_delivery_due(busy_hosts) - self._clock(), 0.001)
 
     def _on_done(self, host: str, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -163,8 +166,7 @@ class WebhookDispatcher:
             problem = f"no answer within {self._config.timeout_s:g} s"
             return DeliveryResult(Outcome.RETRY, problem=problem)
         except (OSError, httpx.HTTPError) as error:
-            problem = f"{type(error).__name__}: {error}"[:MAX_PROBLEM_CHARS]
-            return DeliveryResult(Outcome.RETRY, problem=problem)
+            return DeliveryResult(Outcome.RETRY, problem=describe_failure(error))
         except Exception as error:
             # Any error must count as an attempt. Otherwise the delivery would be retried forever.
             logger.exception("delivery %s: internal error", delivery.id)

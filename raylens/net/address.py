@@ -7,15 +7,15 @@ of IANA's registries, as implemented by :mod:`ipaddress`.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from raylens.core.errors import InvalidRequest
+from raylens.net.host_name import to_ascii
+from raylens.net.lookup import Address, LookUp, find_addresses, look_up
 
-Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 _ALSO_REFUSED: tuple[Network, ...] = (
@@ -34,7 +34,6 @@ _ALSO_REFUSED: tuple[Network, ...] = (
     ip_network("3fff::/20"),
     ip_network("5f00::/16"),
 )
-_NOT_IN_HOST_NAMES = frozenset("/:@ ?#*")
 MAX_HOST_CHARS = 128
 """Longest part of a host name in an error message."""
 
@@ -64,11 +63,7 @@ class AllowList:
             try:
                 networks.append(ip_network(entry))
             except ValueError:
-                if not _is_host_name(entry):
-                    raise ValueError(
-                        f"{entry!r}: expected an address, a network or a host name"
-                    ) from None
-                hosts.add(_normalize(entry))
+                hosts.add(_parse_host_name(entry))
         return cls(tuple(networks), frozenset(hosts))
 
     def allows(self, host: str, address: Address) -> bool:
@@ -88,15 +83,14 @@ def is_public(address: Address) -> bool:
 
 
 def check(host: str, addresses: Sequence[Address], allowed: AllowList, field: str) -> None:
-    """Raise ``AddressRefused`` unless every address of a host may be called.
+    """Raise ``AddressRefused`` unless every address of a host name may be called.
 
-    One refused address refuses the host, because a later lookup might return only that one.
+    One refused address refuses the host, because a later lookup might return only that one. The
+    error doesn't say which: the caller must not learn the addresses of this network.
     """
-    for address in addresses:
-        if not (is_public(address) or allowed.allows(host, _unmap(address))):
-            name = host[:MAX_HOST_CHARS]
-            message = f"{field}: {name} resolves to {address}, which is not a public address"
-            raise AddressRefused(message, field)
+    if not _may_be_called(host, addresses, allowed):
+        name = host[:MAX_HOST_CHARS]
+        raise AddressRefused(f"{field}: {name} leads to an address that is not public", field)
 
 
 def check_literal(host: str, allowed: AllowList, field: str) -> None:
@@ -104,34 +98,40 @@ def check_literal(host: str, allowed: AllowList, field: str) -> None:
 
     A host name passes. It is not resolved.
     """
-    literal = host.partition("%")[0]
-    try:
-        entries = socket.getaddrinfo(
-            literal, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )
-    except (socket.gaierror, UnicodeError):
-        return
-    check(host, [_address_of(entry) for entry in entries], allowed, field)
+    if not _may_be_called(host, _parse_literal(host), allowed):
+        raise AddressRefused(f"{field}: {host[:MAX_HOST_CHARS]} is not a public address", field)
 
 
-async def resolve(host: str, port: int, allowed: AllowList, field: str) -> list[Address]:
+async def resolve(
+    host: str, allowed: AllowList, field: str, look_up: LookUp = look_up
+) -> Sequence[Address]:
     """Return all addresses of a host, after checking every one.
+
+    A host name is in ASCII. Only a name is looked up.
 
     Raises ``AddressRefused``, and ``OSError`` if the host has no address.
     """
-    try:
-        entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:
-        raise OSError(f"{host[:MAX_HOST_CHARS]!r}: not a host name: {error}") from None
-    addresses = list(dict.fromkeys(_address_of(entry) for entry in entries))
+    check_literal(host, allowed, field)
+    if literal := _parse_literal(host):
+        return literal
+    addresses = await look_up(host)
+    if not addresses:
+        raise socket.gaierror(socket.EAI_NONAME, "no address")
     check(host, addresses, allowed, field)
     return addresses
 
 
-def _address_of(entry: tuple[object, object, object, object, tuple[object, ...]]) -> Address:
-    """Return the address in an entry of ``getaddrinfo``, without an IPv6 zone."""
-    socket_address = entry[4]
-    return ip_address(str(socket_address[0]).partition("%")[0])
+def _parse_literal(host: str) -> Sequence[Address]:
+    """Return the address that a host is, in any notation, without its zone. Empty for a name."""
+    literal = host.partition("%")[0].removesuffix(".")
+    try:
+        return find_addresses(literal, socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError):
+        return []
+
+
+def _may_be_called(host: str, addresses: Iterable[Address], allowed: AllowList) -> bool:
+    return all(is_public(address) or allowed.allows(host, _unmap(address)) for address in addresses)
 
 
 def _is_in(address: Address, networks: Iterable[Network]) -> bool:
@@ -144,9 +144,18 @@ def _unmap(address: Address) -> Address:
     return address if mapped is None else mapped
 
 
-def _is_host_name(entry: str) -> bool:
-    is_number = entry.replace(".", "").isdigit()
-    return bool(entry) and not is_number and not _NOT_IN_HOST_NAMES & set(entry)
+def _parse_host_name(entry: str) -> str:
+    """Return an allowed host name as :meth:`AllowList.allows` compares it. Raises ``ValueError``.
+
+    A malformed address is not a host name.
+    """
+    try:
+        name = _normalize(to_ascii(entry))
+    except ValueError:
+        name = ""
+    if not name or name.replace(".", "").isdigit():
+        raise ValueError(f"{entry!r}: expected an address, a network or a host name")
+    return name
 
 
 def _normalize(host: str) -> str:

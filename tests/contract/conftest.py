@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raylens.jobs.memory import MemoryStore
-from raylens.jobs.sql_engines import postgres_store, sqlite_store
+from raylens.jobs.sql.engines import postgres_store, sqlite_store
 from raylens.jobs.store import JobStore
 from testing.postgres import new_schema, postgres
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from raylens.core.errors import Conflict, QueueFull, RaylensError
+from raylens.core.errors import Conflict, InsufficientStorage, QueueFull, RaylensError
 from raylens.jobs.job import (
     Delivery,
     DeliveryState,
@@ -21,8 +23,16 @@ from raylens.jobs.job import (
     Webhook,
     new_id,
 )
-from raylens.jobs.store import Change, ComputeUpdate, JobStore
-from raylens.jobs.transitions import JobUpdate, cancel, fail, start_or_fail, succeed
+from raylens.jobs.store import Change, ComputeUpdate, JobStore, NextDue
+from raylens.jobs.transitions import (
+    JobUpdate,
+    cancel,
+    expire,
+    fail,
+    requeue,
+    start_or_fail,
+    succeed,
+)
 
 NOW = 1_700_000_000.0
 LEASE = 15.0
@@ -70,6 +80,19 @@ def cancel_at(stored: Job, end: float = NOW) -> JobUpdate:
     return JobUpdate(cancel(stored, end))
 
 
+async def get(store: JobStore, job_id: str) -> Job | None:
+    return (await store.get([job_id])).get(job_id)
+
+
+async def touch(store: JobStore, now: float, *digests: str) -> None:
+    assert await store.touch_blobs(dict.fromkeys(digests, 10), now, math.inf) == set()
+
+
+async def mark(store: JobStore, now: float) -> list[str]:
+    """Mark the blobs that were touched before ``now`` as being removed for a minute."""
+    return await store.mark_unused_blobs(now, now, now + 60, 10)
+
+
 async def add_all(store: JobStore, *jobs: Job) -> None:
     assert await store.add(jobs, CAPACITY) == list(jobs)
 
@@ -95,10 +118,10 @@ class TestAdding:
             problem=Problem("overloaded", "no room", None),
         )
         await add_all(store, job)
-        assert await store.get(job.id) == job
+        assert await get(store, job.id) == job
 
     async def test_getting_an_unknown_job_returns_none(self, store: JobStore) -> None:
-        assert await store.get("nothing") is None
+        assert await get(store, "nothing") is None
 
     async def test_the_same_id_is_added_once(self, store: JobStore) -> None:
         job = make_job()
@@ -111,7 +134,7 @@ class TestAdding:
         second = make_job(idempotency_key="k", digest="a")
         await add_all(store, first)
         assert await store.add([second], 0) == [first]
-        assert await store.get(second.id) is None
+        assert await get(store, second.id) is None
 
     async def test_the_same_key_with_another_request_is_a_conflict(self, store: JobStore) -> None:
         await add_all(store, make_job(idempotency_key="k", digest="a"))
@@ -140,8 +163,7 @@ class TestAdding:
         results = await store.add(jobs, 3)
         assert results[:3] == jobs[:3]
         assert [type(result) for result in results[3:]] == [QueueFull, QueueFull]
-        assert await store.count_queued(10) == 3
-        assert await store.count_queued(2) == 2
+        assert (await store.count_by_state())[JobState.QUEUED] == 3
 
     async def test_only_queued_jobs_count_towards_the_capacity(self, store: JobStore) -> None:
         await add_all(store, make_job())
@@ -154,18 +176,18 @@ class TestListing:
     async def test_pages_cover_all_jobs_newest_first(self, store: JobStore) -> None:
         jobs = sorted((make_job() for _ in range(7)), key=lambda job: job.id, reverse=True)
         await add_all(store, *jobs)
-        first = await store.list_jobs((), 3, None)
-        second = await store.list_jobs((), 3, first[-1].id)
-        third = await store.list_jobs((), 3, second[-1].id)
+        first = await store.list_jobs((), 3, None, True)
+        second = await store.list_jobs((), 3, first[-1].id, True)
+        third = await store.list_jobs((), 3, second[-1].id, True)
         assert first + second + third == jobs
 
     async def test_a_page_can_be_limited_to_states(self, store: JobStore) -> None:
         jobs = [make_job() for _ in range(3)]
         await add_all(store, *jobs)
         await store.change([Change(jobs[1].id, cancel_at)])
-        canceled = await store.list_jobs([JobState.CANCELED], 10, None)
+        canceled = await store.list_jobs([JobState.CANCELED], 10, None, True)
         assert [job.id for job in canceled] == [jobs[1].id]
-        assert len(await store.list_jobs([JobState.CANCELED, JobState.QUEUED], 10, None)) == 3
+        assert len(await store.list_jobs([JobState.CANCELED, JobState.QUEUED], 10, None, True)) == 3
 
     async def test_counts_and_durations(self, store: JobStore) -> None:
         await add_all(store, *(make_job() for _ in range(4)))
@@ -199,7 +221,7 @@ class TestClaiming:
         assert (claimed.state, claimed.attempts, claimed.fence) == (JobState.RUNNING, 1, 1)
         assert (claimed.lease_owner, claimed.lease_until) == ("me", NOW + LEASE)
         assert claimed.started_at == NOW
-        assert await store.get(claimed.id) == claimed
+        assert await get(store, claimed.id) == claimed
 
     async def test_a_job_is_not_claimed_before_it_is_due(self, store: JobStore) -> None:
         await add_all(store, make_job(run_after=NOW + 10))
@@ -244,7 +266,7 @@ class TestClaiming:
         assert failed.state is JobState.FAILED
         assert failed.problem is not None
         assert failed.problem.code == "deadline_exceeded"
-        assert await store.get(failed.id) == failed
+        assert await get(store, failed.id) == failed
 
     async def test_only_a_renewed_lease_lasts_longer(self, store: JobStore) -> None:
         await add_all(store, make_job(), make_job())
@@ -275,7 +297,7 @@ class TestChanging:
         assert isinstance(ended, Job)
         assert ended.output == {"caption": "right"}
         assert await store.change([Change(new.id, succeed_with("twice"), new.fence)]) == [None]
-        assert await store.get(new.id) == ended
+        assert await get(store, new.id) == ended
 
     async def test_an_illegal_transition_changes_nothing_and_fails_no_other(
         self, store: JobStore
@@ -283,13 +305,13 @@ class TestChanging:
         jobs = [make_job(), make_job()]
         await add_all(store, *jobs)
         await store.change([Change(jobs[0].id, cancel_at)])
-        before = await store.get(jobs[0].id)
+        before = await get(store, jobs[0].id)
         cancel_later = partial(cancel_at, end=NOW + 1)
         results = await store.change([Change(job.id, cancel_later) for job in jobs])
         assert isinstance(results[0], Conflict)
         assert isinstance(results[1], Job)
-        assert await store.get(jobs[0].id) == before
-        assert await store.get(jobs[1].id) == results[1]
+        assert await get(store, jobs[0].id) == before
+        assert await get(store, jobs[1].id) == results[1]
 
     async def test_several_changes_of_one_job_build_on_each_other(self, store: JobStore) -> None:
         await add_all(store, make_job())
@@ -304,7 +326,7 @@ class TestChanging:
         end = Change(claimed.id, partial(succeed_at, end=NOW), claimed.fence)
         results = await store.change([set_progress(1), set_progress(2), end, set_progress(3)])
         assert results[3] is None
-        stored = await store.get(claimed.id)
+        stored = await get(store, claimed.id)
         assert stored == results[2]
         assert stored is not None
         assert stored.progress == Progress(2, 3)
@@ -458,12 +480,12 @@ class TestCleaning:
         await add_deliveries(store, with_delivery, make_delivery(with_delivery))
         assert await store.purge(NOW, 10) == 0
         assert await store.purge(NOW + 1, 10) == 1
-        assert await store.get(ended.id) is None
+        assert await get(store, ended.id) is None
         (delivery,) = await store.claim_deliveries(1, 1, NOW, NOW + 1, ())
         await store.settle_delivery(replace(delivery, state=DeliveryState.DELIVERED), None, False)
         assert await store.purge(NOW + 1, 10) == 1
         assert await store.deliveries(with_delivery.id) == []
-        assert await store.get(queued.id) == queued
+        assert await get(store, queued.id) == queued
 
     async def test_a_purge_stops_at_its_limit(self, store: JobStore) -> None:
         jobs = [make_job() for _ in range(5)]
@@ -472,40 +494,174 @@ class TestCleaning:
         assert [await store.purge(NOW + 1, 3) for _ in range(3)] == [3, 2, 0]
 
     async def test_a_blob_is_removed_when_no_job_refers_to_it(self, store: JobStore) -> None:
-        used = "a" * 64
-        unused = "b" * 64
-        recent = "c" * 64
+        used, unused, recent = (letter * 64 for letter in "abc")
         job = make_job(blobs=(used,))
-        await store.touch_blobs([used, unused], NOW)
-        await store.touch_blobs([recent], NOW + 100)
+        await touch(store, NOW, used, unused)
+        await touch(store, NOW + 100, recent)
         await add_all(store, job)
-        removed: list[str] = []
-        assert await store.remove_unused_blobs(NOW + 50, 10, removed.append) == 1
-        assert removed == [unused]
+        assert await mark(store, NOW + 50) == [unused]
+        await store.forget_blobs([unused])
+        assert await mark(store, NOW + 50) == []
         await store.change([Change(job.id, cancel_at)])
         assert await store.purge(NOW + 1, 10) == 1
-        assert await store.remove_unused_blobs(NOW + 50, 10, removed.append) == 1
-        assert removed == [unused, used]
-        assert await store.remove_unused_blobs(NOW + 50, 10, removed.append) == 0
+        assert await mark(store, NOW + 50) == [used]
 
     async def test_a_blob_that_is_touched_again_stays(self, store: JobStore) -> None:
-        await store.touch_blobs(["a" * 64], NOW)
-        await store.touch_blobs(["a" * 64], NOW + 100)
-        assert await store.remove_unused_blobs(NOW + 50, 10, lambda digest: None) == 0
+        await touch(store, NOW, "a" * 64)
+        await touch(store, NOW + 100, "a" * 64)
+        assert await mark(store, NOW + 50) == []
 
-    async def test_a_failed_removal_is_tried_again(self, store: JobStore) -> None:
-        await store.touch_blobs(["a" * 64], NOW)
+    async def test_a_blob_that_is_being_removed_cannot_be_touched(self, store: JobStore) -> None:
+        digest, other = "a" * 64, "b" * 64
+        await touch(store, NOW, digest)
+        assert await mark(store, NOW + 50) == [digest]
+        sizes = {digest: 10, other: 10}
+        assert await store.touch_blobs(sizes, NOW + 109, math.inf) == {digest}
+        await store.forget_blobs([digest, other])  # the other one was touched, so it stays
+        assert await store.touch_blobs(sizes, NOW + 109, 20) == set()
+        with pytest.raises(InsufficientStorage):
+            await store.touch_blobs({"c" * 64: 1}, NOW, 20)
 
-        def fail_to_remove(digest: str) -> None:
-            raise OSError("the disk is read-only")
+    async def test_a_removal_that_takes_too_long_is_taken_over(self, store: JobStore) -> None:
+        digest = "a" * 64
+        await touch(store, NOW, digest)
+        assert await mark(store, NOW + 50) == [digest]
+        assert await mark(store, NOW + 109) == []
+        assert await mark(store, NOW + 110) == [digest]
+        assert await store.touch_blobs({digest: 10}, NOW + 170, math.inf) == set()
+        await store.forget_blobs([digest])  # by the slow remover
+        assert await store.touch_blobs({digest: 10}, NOW + 171, 10) == set()
 
-        with pytest.raises(OSError, match="read-only"):
-            await store.remove_unused_blobs(NOW + 1, 10, fail_to_remove)
-        assert await store.remove_unused_blobs(NOW + 1, 10, lambda digest: None) == 1
+    async def test_the_bytes_of_all_blobs_are_limited(self, store: JobStore) -> None:
+        first, second = "a" * 64, "b" * 64
+        await store.touch_blobs({first: 60}, NOW, 100)
+        await store.touch_blobs({first: 60}, NOW, 100)  # the same blob
+        with pytest.raises(InsufficientStorage, match="take 60 bytes, and 41 more were sent") as e:
+            await store.touch_blobs({first: 60, second: 41}, NOW, 100)
+        assert (e.value.limit, e.value.actual) == (100, 101)
+        await store.touch_blobs({second: 40}, NOW, 100)
+        assert sorted(await mark(store, NOW + 50)) == [first, second]
+        await store.forget_blobs([first])
+        await store.touch_blobs({"c" * 64: 60}, NOW, 100)
+
+    async def test_a_removed_job_leaves_nothing_behind(self, store: JobStore) -> None:
+        job = make_job(blobs=("a" * 64,), idempotency_key="k")
+        await touch(store, NOW, "a" * 64)
+        await add_all(store, job)
+        with pytest.raises(Conflict, match="the job is still queued"):
+            await store.remove(job.id)
+        await store.change([Change(job.id, cancel_at)])
+        await add_deliveries(store, job, make_delivery(job))
+        removed = await store.remove(job.id)
+        assert removed is not None
+        assert removed.state is JobState.CANCELED
+        assert await get(store, job.id) is None
+        assert await store.deliveries(job.id) == []
+        assert await mark(store, NOW + 1) == ["a" * 64]
+        assert sum((await store.count_by_state()).values()) == 0
+        assert await store.remove(job.id) is None
+        await add_all(store, make_job(idempotency_key="k", digest="other"))
+
+    async def test_pictures_of_failed_jobs_are_dropped_before_the_jobs(
+        self, store: JobStore
+    ) -> None:
+        digests = [letter * 64 for letter in "abc"]
+        failed, succeeded, late = (make_job(blobs=(digest,)) for digest in digests)
+        await touch(store, NOW, *digests)
+        await add_all(store, failed, succeeded, late)
+        await store.claim(1, NOW, start_at())
+        problem = Problem("c", "m")
+        await store.change(
+            [
+                Change(failed.id, lambda stored: JobUpdate(fail(stored, problem, NOW))),
+                Change(late.id, lambda stored: JobUpdate(fail(stored, problem, NOW + 10))),
+            ]
+        )
+        assert await store.drop_pictures(NOW + 5, 10) == 1
+        assert await store.drop_pictures(NOW + 5, 10) == 0
+        assert await mark(store, NOW + 1) == [digests[0]]
+        kept = await store.get([failed.id, late.id])
+        assert kept[failed.id].pictures_removed
+        assert not kept[late.id].pictures_removed
+        assert kept[failed.id].blobs == failed.blobs
 
 
-async def test_the_clocks_of_one_machine_agree(store: JobStore) -> None:
-    assert abs(await store.clock_skew()) < 1
+class TestTimes:
+    async def test_nothing_is_due_in_an_empty_store(self, store: JobStore) -> None:
+        assert await store.next_due() == NextDue()
+        assert await store.next_delivery_due(()) == math.inf
+
+    async def test_the_next_claim_and_expiry_are_known(self, store: JobStore) -> None:
+        await add_all(
+            store,
+            make_job(run_after=NOW + 20, deadline=NOW + 90, model="a"),
+            make_job(run_after=NOW + 10, deadline=NOW + 99, model="b"),
+        )
+        assert await store.next_due() == NextDue(NOW + 10, NOW + 90)
+        assert await store.next_due(["b"]) == NextDue(NOW + 20, NOW + 90)
+        await store.claim(1, NOW + 10, start_at(NOW + 10))
+        assert await store.next_due() == NextDue(NOW + 20, NOW + 90)
+        await store.claim(1, NOW + 20, start_at(NOW + 20))
+        assert await store.next_due() == NextDue(NOW + 10 + LEASE, math.inf)
+
+    async def test_jobs_of_held_models_are_not_claimed(self, store: JobStore) -> None:
+        held, free = make_job(model="a"), make_job(model="b")
+        await add_all(store, held, free)
+        claimed = await store.claim(9, NOW, start_at(), ["a"])
+        assert [job.id for job in claimed] == [free.id]
+        # A lease that has expired is claimed whatever the model is.
+        after = NOW + LEASE
+        assert len(await store.claim(9, after, start_at(after), ["b"])) == 2
+
+    async def test_only_queued_jobs_past_their_deadline_expire(self, store: JobStore) -> None:
+        late = [make_job(deadline=NOW - 1, run_after=NOW + 60) for _ in range(3)]
+        running = make_job(deadline=NOW - 1, rank=NOW - 99)
+        await add_all(store, running, make_job(), *late)
+        await store.claim(1, NOW - 2, start_at(NOW - 2))
+
+        def expire_now(stored: Job) -> JobUpdate:
+            return JobUpdate(expire(stored, NOW))
+
+        first = await store.expire(2, NOW, expire_now)
+        second = await store.expire(2, NOW, expire_now)
+        assert {job.id for job in first + second} == {job.id for job in late}
+        assert {job.state for job in first + second} == {JobState.FAILED}
+        assert await store.expire(2, NOW, expire_now) == []
+
+    async def test_the_next_delivery_is_known(self, store: JobStore) -> None:
+        job = make_job()
+        await add_all(store, job)
+        later = make_delivery(job, "https://a.example/", NOW + 9)
+        await add_deliveries(store, job, later, make_delivery(job, "https://b.example/", NOW + 5))
+        assert await store.next_delivery_due(()) == NOW + 5
+        assert await store.next_delivery_due(["b.example"]) == NOW + 9
+        await store.claim_deliveries(1, 1, NOW + 5, NOW + 30, ())
+        assert await store.next_delivery_due(()) == NOW + 9
+
+
+class TestCounting:
+    async def test_the_counts_follow_every_change(self, store: JobStore) -> None:
+        jobs = [make_job() for _ in range(6)]
+        await add_all(store, *jobs)
+        await store.claim(4, NOW, start_at())
+        await store.change([Change(job.id, cancel_at) for job in jobs[:3]])
+        await store.change([Change(jobs[0].id, lambda job: JobUpdate(requeue(job, NOW, 1, 60)))])
+        await store.purge(NOW + 1, 1)
+        listed = await store.list_jobs((), 100, None, False)
+        assert {state: n for state, n in (await store.count_by_state()).items() if n} == Counter(
+            job.state for job in listed
+        )
+
+    async def test_a_list_leaves_out_the_inputs_unless_asked(self, store: JobStore) -> None:
+        job = make_job()
+        await add_all(store, job)
+        assert await store.list_jobs((), 1, None, True) == [job]
+        assert await store.list_jobs((), 1, None, False) == [replace(job, input={})]
+
+
+async def test_the_clocks_of_processes_agree(store: JobStore, other_store: JobStore) -> None:
+    assert await store.read_clock() == pytest.approx(time.time(), abs=1)
+    assert await other_store.read_clock() == pytest.approx(time.time(), abs=1)
 
 
 async def test_a_store_keeps_its_jobs_when_it_is_opened_again(
@@ -513,4 +669,4 @@ async def test_a_store_keeps_its_jobs_when_it_is_opened_again(
 ) -> None:
     job = make_job()
     await add_all(store, job)
-    assert await other_store.get(job.id) == job
+    assert await get(other_store, job.id) == job

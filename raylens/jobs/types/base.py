@@ -9,9 +9,10 @@ from typing import Annotated, Any, Protocol
 from pydantic import StringConstraints
 
 from raylens.core.config import JobsConfig
-from raylens.core.errors import InvalidRequest, Overloaded
+from raylens.core.errors import InvalidRequest
 from raylens.core.types import PictureFile, Task
-from raylens.jobs.blobs import REFERENCE_PREFIX, BlobMissing, BlobStorage
+from raylens.jobs.blobs import REFERENCE_PREFIX, BlobMissing, BlobStorage, is_reference
+from raylens.jobs.clock import Clock
 from raylens.jobs.inference import Answer, InferenceClient, InferenceOptions, ResolvedOptions
 from raylens.jobs.job import Job, Progress
 from raylens.jobs.llm import LanguageModel
@@ -29,6 +30,22 @@ class JobInput(InferenceOptions):
     to the job.
     """
 
+    def text_lengths(self) -> dict[str, int]:
+        """Return the number of characters of text in each field."""
+        fields = self.model_dump(mode="json", exclude_unset=True)
+        return {name: _count_chars(value) for name, value in fields.items()}
+
+
+def _count_chars(value: Any) -> int:
+    """Return the number of characters of all texts in a value, except for pictures' references."""
+    if isinstance(value, str):
+        return 0 if is_reference(value) else len(value)
+    if isinstance(value, dict):
+        return sum(map(_count_chars, value.values()))
+    if isinstance(value, list):
+        return sum(map(_count_chars, value))
+    return 0
+
 
 @dataclass(frozen=True)
 class JobContext:
@@ -38,6 +55,7 @@ class JobContext:
     attempt_deadline: float
     """When the attempt must have ended, in seconds since the epoch, on this machine's clock."""
     config: JobsConfig
+    clock: Clock
     inference: InferenceClient
     blobs: BlobStorage
     llm: LanguageModel | None
@@ -48,36 +66,52 @@ class JobContext:
     async def load_picture(self, reference: str, field: str) -> PictureFile:
         """Load a picture of the job. ``field`` is its path in the input, for error messages.
 
-        Raises ``InvalidRequest`` if the blob is missing, and ``Overloaded`` if it can't be read.
+        Raises ``InvalidRequest`` if the blob is missing, and ``StoreUnavailable`` if it can't be
+        read.
         """
         try:
             data = await self.blobs.get_async(reference.removeprefix(REFERENCE_PREFIX))
-        except BlobMissing as error:
-            raise InvalidRequest(
-                f"{field}: the stored picture is missing: {error}", field
-            ) from None
-        except OSError as error:
-            message = f"{field}: reading the stored picture failed: {type(error).__name__}"
-            raise Overloaded(message, field) from error
+        except BlobMissing:
+            raise InvalidRequest(f"{field}: the stored picture is missing", field) from None
         return PictureFile(data, field)
 
     async def ask(
-        self, options: ResolvedOptions, task: Task, pictures: Sequence[PictureFile] = ()
+        self,
+        options: ResolvedOptions,
+        task: Task,
+        pictures: Sequence[PictureFile] = (),
+        deadline: float | None = None,
     ) -> Answer:
-        """Return a model's answer to a task. Raises any of :mod:`raylens.core.errors`."""
-        return await self.inference.ask(self.job.id, self.attempt_deadline, options, task, pictures)
+        """Return a model's answer to a task. Raises any of :mod:`raylens.core.errors`.
+
+        ``deadline`` is in the unit of ``attempt_deadline``, the default.
+        """
+        deadline = self.attempt_deadline if deadline is None else deadline
+        return await self.inference.ask(self.job.id, deadline, options, task, pictures)
 
     async def report(self, done: int, total: int, partial: dict[str, Any] | None = None) -> None:
         """Report progress: ``done`` of ``total`` steps.
 
-        ``partial`` is the job's output so far. Reports in quick succession may be dropped. If this
-        attempt fails, the next one finds the last stored ``partial`` in ``job.output``.
+        ``partial`` is the job's output so far, as JSON. Reports in quick succession may be dropped,
+        except for the last one of the attempt. If this attempt fails, the next one finds that
+        ``partial`` in ``job.output``. ``max_attempts`` bounds the attempts without progress.
         """
         await self.save_progress(Progress(done, total), partial)
 
 
 class JobType(Protocol):
     """A type of job: its name in requests, the Pydantic model of its input, and its work."""
+
+    retries_pictures: bool = False
+    """Whether the type retries its pictures one by one, with
+    :class:`raylens.jobs.types.units.UnitRunner`.
+
+    If so, a timeout applies to each picture instead of the attempt, and a broken picture is
+    accepted: it becomes an error of its own in the output.
+    """
+    asks_once: bool = False
+    """Whether all pictures go into one request to a model, so that ``limits.max_images`` applies
+    instead of ``jobs.max_images``."""
 
     @property
     def name(self) -> str: ...
@@ -88,8 +122,9 @@ class JobType(Protocol):
     async def run(self, job_input: Any, context: JobContext) -> dict[str, Any]:
         """Return the job's output, as JSON. ``job_input`` is an instance of ``input_model``.
 
-        An error ends the attempt: the job is retried if the error is retryable, and fails
-        otherwise. This method may be called again after an attempt that failed or whose process
-        died.
+        An error ends the attempt. The error's :class:`raylens.core.errors.FailureClass` says
+        whether the job waits for capacity, makes another attempt, or fails; an exception that is
+        not from :mod:`raylens.core.errors` is transient. This method may be called again after an
+        attempt that failed or whose process died.
         """
         ...

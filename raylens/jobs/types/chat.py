@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import field_validator
 
 from raylens.core.types import Chat
-from raylens.core.wire import ChatMessage, Messages, read_messages
+from raylens.core.wire import ChatMessage, ChatText, Messages, read_messages
 from raylens.jobs.blobs import is_reference
 from raylens.jobs.types.base import JobContext, JobInput, JobType
 from raylens.jobs.types.picture import make_output
@@ -27,12 +27,18 @@ class ChatInput(JobInput):
             raise ValueError("expected every picture as a data URL")
         return messages
 
+    def text_lengths(self) -> dict[str, int]:
+        parts = [part for message in self.messages for part in message.content]
+        texts = [part.text for part in parts if isinstance(part, ChatText)]
+        return {**super().text_lengths(), "messages": sum(map(len, texts))}
+
 
 class ChatJob(JobType):
     """Output: ``{"answer": "…"}``, the assistant's next message."""
 
     name = "chat"
     input_model = ChatInput
+    asks_once = True
 
     async def run(self, job_input: ChatInput, context: JobContext) -> dict[str, Any]:
         messages, references = read_messages(job_input.messages, "input.messages")

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from raylens.core.errors import RaylensError
 from raylens.core.types import MAX_OBJECTS, Caption, Detect, Length, Point, Query
 from raylens.core.wire import MAX_OBJECTS_LIMIT, Text
 from raylens.jobs.inference import Answer, with_greedy_sampling
 from raylens.jobs.types.base import JobContext, JobInput, JobType, PictureReference
 
-Prompt = Annotated[Text, Field(min_length=1, max_length=100_000)]
+Prompt = Annotated[Text, Field(min_length=1)]
 
 
 class CaptionInput(JobInput):
@@ -125,7 +126,11 @@ async def _locate(task: Detect | Point, job_input: LocateInput, context: JobCont
 
 
 async def make_caption(
-    image: str, field: str, job_input: CaptionInput | CaptionFields, context: JobContext
+    image: str,
+    field: str,
+    job_input: CaptionInput | CaptionFields,
+    context: JobContext,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """Return ``{"caption": "…"}`` for one picture. ``field`` is its path in the input.
 
@@ -134,7 +139,7 @@ async def make_caption(
     task = Caption(job_input.length) if job_input.prompt is None else Query(job_input.prompt)
     options = context.inference.resolve(job_input)
     picture = await context.load_picture(image, field)
-    answer = await context.ask(options, task, [picture])
+    answer = await context.ask(options, task, [picture], deadline)
     return make_output({"caption": answer.text}, answer)
 
 
@@ -144,3 +149,8 @@ def make_output(results: dict[str, Any], answer: Answer) -> dict[str, Any]:
     if answer.warnings:
         output["warnings"] = list(answer.warnings)
     return output
+
+
+def error_as_json(error: RaylensError) -> dict[str, Any]:
+    """Return an error that concerns one picture, for the output."""
+    return {"code": error.code, "message": error.message, "field": error.field}

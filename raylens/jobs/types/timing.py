@@ -22,9 +22,12 @@ from raylens.core.errors import RaylensError
 from raylens.core.types import Caption, Length, PictureFile, Query
 from raylens.core.types import Task as InferenceTask
 from raylens.core.wire import Body, Text
+from raylens.jobs.failures import should_retry
 from raylens.jobs.inference import Answer, ResolvedOptions, with_greedy_sampling
 from raylens.jobs.intervals import Interval, Verdict, find_intervals
 from raylens.jobs.types.base import JobContext, JobInput, JobType, PictureReference
+from raylens.jobs.types.picture import error_as_json
+from raylens.jobs.types.units import UnitAttempt, UnitRunner
 
 QUESTION_PROMPT = "Task: {task}\nIs somebody doing this task in the picture? Answer yes or no."
 INTERPRET_PROMPT = (
@@ -144,11 +147,13 @@ class TaskTimingJob(JobType):
     ``answers``. ``answers`` has one value per task: true, false, or null if unclear. A frame that
     fails also has an ``error``. Times are numbers or date-times, like the timestamps of the input.
 
-    Finished entries are stored, and the next attempt resumes after them.
+    Finished entries are stored, and the next attempt makes only the missing ones. Until the job has
+    ended, a missing entry is null, and ``attempts`` counts the failed attempts by frame.
     """
 
     name = "task_timing_v1"
     input_model = TimingInput
+    retries_pictures = True
 
     async def run(self, job_input: TimingInput, context: JobContext) -> dict[str, Any]:
         attempt = _TimingAttempt(job_input, context)
@@ -158,7 +163,7 @@ class TaskTimingJob(JobType):
 
 
 class _TimingAttempt:
-    """One attempt. It collects the evidence in groups of frames."""
+    """One attempt. The units that it retries are frames, and later their unclear entries."""
 
     def __init__(self, job_input: TimingInput, context: JobContext) -> None:
         self._input = job_input
@@ -169,41 +174,53 @@ class _TimingAttempt:
         self._frames: list[tuple[int, Frame]] = by_time
         """The frames in order of time, each with its index in the input."""
         partial = context.job.output or {}
-        evidence = list(partial.get("evidence", ()))
-        self._evidence: list[dict[str, Any]] = evidence[: len(self._frames)]
+        evidence = [*partial.get("evidence", ()), *([None] * len(self._frames))]
+        self._evidence: list[dict[str, Any] | None] = evidence[: len(self._frames)]
+        """The entries in order of time. Each is replaced rather than modified, because the store
+        may be writing the old one."""
         self._warnings: list[str] = list(partial.get("warnings", ()))
         self._llm_warning: str | None = None
         """Why the language model is no longer used."""
-        self._group_size = context.config.image_batch_size
-        # Two slots per frame: with one task, the description and the answer of every frame in a
-        # group run at once. With more tasks, requests wait for a slot, so that they don't overflow
+        # Two slots per frame: with one task, the description and the answer of every frame in
+        # flight run at once. With more tasks, requests wait for a slot, so that they don't overflow
         # the model's queue.
-        self._request_slots = asyncio.Semaphore(2 * self._group_size)
+        concurrency = context.config.image_batch_size
+        self._request_slots = asyncio.Semaphore(2 * concurrency)
+        self._frame_runner = UnitRunner(
+            context,
+            concurrency,
+            partial.get("attempts", {}),
+            self._ask_about_frame,
+            self._finish_frame,
+            self._report,
+        )
+        self._entry_runner = UnitRunner(
+            context, concurrency, {}, self._interpret_entry, self._finish_entry, self._report
+        )
 
     async def ask_about_frames(self) -> None:
         """Ask the vision model about each frame that has no evidence yet."""
-        for first in range(len(self._evidence), len(self._frames), self._group_size):
-            group = self._frames[first : first + self._group_size]
-            entries = (self._ask_about_frame(frame_index, frame) for frame_index, frame in group)
-            self._evidence += await _gather(entries)
-            await self._report()
+        missing = [index for index, entry in enumerate(self._evidence) if entry is None]
+        await self._frame_runner.run(missing)
 
     async def interpret_descriptions(self) -> None:
         """Ask the language model the questions whose answers are unclear.
 
         It answers from the descriptions.
         """
+        if self._llm is None:
+            return
         unclear = [
-            entry_index
-            for entry_index, entry in enumerate(self._evidence)
+            index
+            for index, entry in enumerate(self._entries)
             if entry["description"] and None in entry["answers"]
         ]
-        for first in range(0, len(unclear), self._group_size):
-            if self._llm is None:
-                return
-            group = unclear[first : first + self._group_size]
-            await _gather(self._interpret_entry(entry_index) for entry_index in group)
-            await self._report()
+        await self._entry_runner.run(unclear)
+
+    @property
+    def _entries(self) -> list[dict[str, Any]]:
+        """The entries that exist: after :meth:`ask_about_frames`, one for each frame."""
+        return [entry for entry in self._evidence if entry is not None]
 
     async def make_output(self) -> dict[str, Any]:
         tasks = [
@@ -211,13 +228,13 @@ class _TimingAttempt:
             for task_index, text in enumerate(self._input.task_texts)
         ]
         plain_summary = _summarize_tasks(tasks)
-        seen = _summarize_evidence(self._evidence)
+        seen = _summarize_evidence(self._entries)
         prompt = SUMMARY_PROMPT.format(summary=plain_summary, seen=seen)
-        summary = await self._complete(prompt)
+        summary = await self._summarize(prompt)
         output = {
             "tasks": tasks,
             "summary": (summary or "").strip() or plain_summary,
-            "evidence": self._evidence,
+            "evidence": self._entries,
             "model": self._options.model,
         }
         warnings = self._all_warnings()
@@ -227,7 +244,7 @@ class _TimingAttempt:
 
     def _all_warnings(self) -> list[str]:
         warnings = list(self._warnings)
-        failed = sum("error" in entry for entry in self._evidence)
+        failed = sum("error" in entry for entry in self._entries)
         if failed:
             warnings.append(f"{failed} of {len(self._evidence)} frames have an error")
         if self._llm_warning is not None:
@@ -235,44 +252,54 @@ class _TimingAttempt:
         return warnings
 
     async def _report(self) -> None:
-        partial = {"evidence": list(self._evidence), "warnings": list(self._warnings)}
-        await self._context.report(len(self._evidence), len(self._frames), partial)
+        partial = {
+            "evidence": list(self._evidence),
+            "warnings": list(self._warnings),
+            "attempts": self._frame_runner.attempts_as_json,
+        }
+        await self._context.report(len(self._entries), len(self._frames), partial)
 
-    async def _ask_about_frame(self, frame_index: int, frame: Frame) -> dict[str, Any]:
-        """Return a frame's entry in the evidence. ``frame_index`` is its index in the input."""
-        task_texts = self._input.task_texts
+    async def _finish_frame(self, position: int, result: dict[str, Any] | RaylensError) -> None:
+        if isinstance(result, RaylensError):
+            _, frame = self._frames[position]
+            result = self._make_entry(frame, result, [result] * len(self._input.task_texts))
+        self._evidence[position] = result
+        await self._report()
+
+    async def _ask_about_frame(self, attempt: UnitAttempt) -> dict[str, Any]:
+        """Return the entry of a frame, a unit by its position in time."""
+        frame_index, frame = self._frames[attempt.unit]
         field = f"input.images.{frame_index}.image"
-        try:
-            picture = await self._context.load_picture(frame.image, field)
-        except RaylensError as error:
-            if error.retryable:
-                raise
-            return self._make_entry(frame, error, [error] * len(task_texts))
+        picture = await self._context.load_picture(frame.image, field)
         describe: InferenceTask = Caption(Length.SHORT)
         if self._input.vlm_prompt is not None:
             describe = Query(self._input.vlm_prompt)
         short = _with_short_answer(self._options)
-        questions = [Query(make_question(text)) for text in task_texts]
+        questions = [Query(make_question(text)) for text in self._input.task_texts]
         description_reply, *task_replies = await _gather(
             [
-                self._ask(self._options, describe, picture),
-                *(self._ask(short, question, picture) for question in questions),
+                self._ask(self._options, describe, picture, attempt),
+                *(self._ask(short, question, picture, attempt) for question in questions),
             ]
         )
         return self._make_entry(frame, description_reply, task_replies)
 
     async def _ask(
-        self, options: ResolvedOptions, inference_task: InferenceTask, picture: PictureFile
+        self,
+        options: ResolvedOptions,
+        inference_task: InferenceTask,
+        picture: PictureFile,
+        attempt: UnitAttempt,
     ) -> Answer | RaylensError:
-        """Return the answer, or a non-retryable error, which concerns only this frame.
+        """Return the answer, or the error that is this reply's result.
 
-        Raises retryable errors: they end the attempt.
+        Raises errors after which another attempt may succeed.
         """
         try:
             async with self._request_slots:
-                return await self._context.ask(options, inference_task, [picture])
+                return await self._context.ask(options, inference_task, [picture], attempt.deadline)
         except RaylensError as error:
-            if error.retryable:
+            if should_retry(error, attempt.is_last):
                 raise
             return error
 
@@ -294,7 +321,7 @@ class _TimingAttempt:
         }
         error = next((reply for reply in replies if isinstance(reply, RaylensError)), None)
         if error is not None:
-            entry["error"] = {"code": error.code, "message": error.message, "field": error.field}
+            entry["error"] = error_as_json(error)
         return entry
 
     def _add_warnings(self, warnings: Iterable[str]) -> None:
@@ -302,20 +329,25 @@ class _TimingAttempt:
             if warning not in self._warnings and len(self._warnings) < MAX_WARNINGS:
                 self._warnings.append(warning)
 
-    async def _interpret_entry(self, entry_index: int) -> None:
-        """Resolve the unclear answers of one entry.
-
-        The entry is replaced rather than modified in place, because the store may be writing the
-        old one.
-        """
-        entry = self._evidence[entry_index]
+    async def _interpret_entry(self, attempt: UnitAttempt) -> dict[str, Any]:
+        """Return an entry with its unclear answers resolved."""
+        entry = self._entries[attempt.unit]
         verdicts = await _gather(
-            self._interpret(entry["description"], task_index, verdict)
+            self._interpret(entry["description"], task_index, verdict, attempt)
             for task_index, verdict in enumerate(entry["answers"])
         )
-        self._evidence[entry_index] = {**entry, "answers": verdicts}
+        return {**entry, "answers": verdicts}
 
-    async def _interpret(self, description: str, task_index: int, verdict: Verdict) -> Verdict:
+    async def _finish_entry(self, index: int, result: dict[str, Any] | RaylensError) -> None:
+        if isinstance(result, RaylensError):
+            self._stop_using_llm(result)
+        else:
+            self._evidence[index] = result
+        await self._report()
+
+    async def _interpret(
+        self, description: str, task_index: int, verdict: Verdict, attempt: UnitAttempt
+    ) -> Verdict:
         """Return the verdict on one task.
 
         If ``verdict`` is unclear, ask the language model about the description.
@@ -326,34 +358,40 @@ class _TimingAttempt:
         prompt = INTERPRET_PROMPT.format(
             description=description[:MAX_DESCRIPTION_CHARS], question=question
         )
-        return parse_yes_or_no(await self._complete(prompt))
+        return parse_yes_or_no(await self._complete(prompt, attempt.deadline))
 
-    async def _complete(self, prompt: str) -> str | None:
-        """Return the language model's completion, or None if there is no language model.
+    async def _summarize(self, prompt: str) -> str | None:
+        """Return the language model's summary, or None if it makes none.
 
-        A retryable error is raised while attempts are left. After any other error, this attempt
-        goes on without the language model.
+        Raises an error after which another attempt may succeed, while attempts are left.
         """
-        if self._llm is None:
-            return None
-        job = self._context.job
+        job, context = self._context.job, self._context
+        deadline = context.clock.time() + context.config.attempt_timeout_s
         try:
-            async with self._request_slots:
-                return await self._llm.complete(prompt, self._context.attempt_deadline)
+            return await self._complete(prompt, min(deadline, context.attempt_deadline))
         except RaylensError as error:
-            if error.retryable and job.attempts < job.max_attempts:
+            if should_retry(error, job.attempts >= job.max_attempts):
                 raise
-            self._llm = None
-            self._llm_warning = (
-                f"the language model failed: {error.message};"
-                " the rest of this attempt did without it"
-            )
+            self._stop_using_llm(error)
             return None
+
+    async def _complete(self, prompt: str, deadline: float) -> str | None:
+        """Return the language model's completion, or None if there is no language model."""
+        async with self._request_slots:
+            if self._llm is None:  # perhaps another request has just found that it fails
+                return None
+            return await self._llm.complete(prompt, deadline)
+
+    def _stop_using_llm(self, error: RaylensError) -> None:
+        self._llm = None
+        self._llm_warning = (
+            f"the language model failed: {error.message}; the rest of this attempt did without it"
+        )
 
     def _find_intervals(self, task_index: int) -> list[dict[str, Any]]:
         """Return the intervals of one task, as JSON."""
         times = [frame.time for _, frame in self._frames]
-        verdicts: list[Verdict] = [entry["answers"][task_index] for entry in self._evidence]
+        verdicts: list[Verdict] = [entry["answers"][task_index] for entry in self._entries]
         intervals = find_intervals(times, verdicts, self._input.enter, self._input.leave)
         as_iso = isinstance(self._input.images[0].timestamp, str)
         return [_interval_as_json(interval, as_iso) for interval in intervals]

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from preprocessing.decode import DecodeLimits, decode
+from preprocessing.decode import decode
+from preprocessing.header import PictureLimits
 from raylens.core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from testing.pictures import encode_picture, gradient, png_header, random_pixels
 from tests.profiles import DISPLAY_P3, INKS, cmyk_profile, gray_profile, lab_to_srgb, matrix_profile
 
-LIMITS = DecodeLimits(max_bytes=10**6, max_pixels=10**6, min_side=4, max_side=2000)
+LIMITS = PictureLimits(max_bytes=10**6, max_pixels=10**6, min_side=4, max_side=2000)
 FORMATS: dict[str, tuple[str, dict[str, Any], int]] = {
     "PNG": ("PNG", {}, 0),
     "JPEG": ("JPEG", {"quality": 92}, 3),
@@ -420,7 +421,7 @@ def test_an_unsupported_tiff_and_a_png_without_its_end_are_refused_with_the_reas
 
 def test_a_huge_profile_is_skipped() -> None:
     profile = cmyk_profile() + bytes(5 * 2**20)
-    limits = DecodeLimits(10**8, 10**6, 4, 2000)
+    limits = PictureLimits(10**8, 10**6, 4, 2000)
     decoded = decode(
         encode_picture(Image.new("CMYK", (16, 16)), "TIFF", icc_profile=profile), limits
     )

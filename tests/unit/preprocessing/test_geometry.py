@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from preprocessing.decode import DecodeLimits
 from preprocessing.geometry import ORIENTATIONS, Geometry, compose
+from preprocessing.header import PictureLimits
 from preprocessing.pipeline import run
 from raylens.core.recipe import Recipe
 from testing.pictures import encode_picture
 
-LIMITS = DecodeLimits(max_bytes=10**7, max_pixels=10**7, min_side=4, max_side=4000)
+LIMITS = PictureLimits(max_bytes=10**7, max_pixels=10**7, min_side=4, max_side=4000)
 matrices = st.tuples(*[st.floats(-2, 2)] * 6)
 orientations = st.integers(1, 8)
 sides = st.integers(64, 300)

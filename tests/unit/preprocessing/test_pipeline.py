@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing.decode import DecodeLimits
 from preprocessing.encode import to_jpeg
+from preprocessing.header import PictureLimits
 from preprocessing.pipeline import run
 from raylens.core.errors import DeadlineExceeded, InvalidRequest
 from raylens.core.recipe import AUTO, ENHANCED, PLAIN, ColorBalance, Denoise, Recipe
@@ -18,7 +18,7 @@ from testing.pictures import encode_picture, gradient
 from tests.profiles import DISPLAY_P3, matrix_profile, rgb_to_srgb
 from tests.unit.preprocessing.test_crop import barred, landscape
 
-LIMITS = DecodeLimits(max_bytes=10**7, max_pixels=10**7, min_side=4, max_side=4000)
+LIMITS = PictureLimits(max_bytes=10**7, max_pixels=10**7, min_side=4, max_side=4000)
 
 
 def test_the_plain_recipe_leaves_a_picture_that_fits_unchanged() -> None:

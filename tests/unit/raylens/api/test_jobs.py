@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 from typing import Any
 
 import httpx
@@ -11,12 +12,16 @@ import pytest
 
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
+from raylens.core.errors import Overloaded, UnsupportedMedia
 from raylens.jobs.blobs import BlobStorage, compute_digest, make_reference
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
+from raylens.jobs.runner import TypedJobRunner
+from raylens.net.lookup import Address
+from testing.virtual_time import VirtualClock, VirtualTimePolicy
 from tests.unit.raylens.api.conftest import DATA_URL, PICTURE
 from tests.unit.raylens.jobs.conftest import FakeService, FakeWebhookClient, serving
 
@@ -26,8 +31,8 @@ PATH = "/api/v1/jobs"
 CONFIG = AppConfig.model_validate(
     {
         "models": [{"name": "moondream", "family": "moondream", "aliases": ["moon"]}],
-        "limits": {"max_image_bytes": 20_000, "max_tokens": 100},
-        "jobs": {"capacity": 5, "max_images": 3, "backoff_s": 0.01},
+        "limits": {"max_image_bytes": 20_000, "max_images": 2, "max_tokens": 100},
+        "jobs": {"capacity": 5, "max_images": 3, "max_event_streams": 2},
     }
 )
 
@@ -43,24 +48,44 @@ def webhook_client() -> FakeWebhookClient:
 
 
 @pytest.fixture
+def event_loop_policy() -> VirtualTimePolicy:
+    return VirtualTimePolicy()
+
+
+@pytest.fixture
 def queue(model: FakeService, webhook_client: FakeWebhookClient) -> JobQueue:
+    clock = VirtualClock()
     blobs = BlobStorage(f"memory://{new_id()}")
-    return JobQueue(
-        MemoryStore(),
-        blobs,
-        load_job_types(),
-        InferenceClient(model, CONFIG),
-        webhook_client,
-        [],
-        CONFIG.jobs,
-    )
+    inference = InferenceClient(model, CONFIG)
+    runner = TypedJobRunner(load_job_types(), inference, blobs, CONFIG.jobs, clock)
+    store = MemoryStore(clock)
+    return JobQueue(store, blobs, runner, webhook_client, [], CONFIG.jobs, clock=clock)
+
+
+async def look_up(host: str) -> list[Address]:
+    """Find the address of a host as the internet would, without asking it."""
+    addresses = {"localhost": "127.0.0.1", "intern.example": "10.0.0.5", "example.com": "1.1.1.1"}
+    if host not in addresses:
+        raise OSError("not found")
+    return [ip_address(addresses[host])]
+
+
+def check_picture(data: bytes, field: str) -> None:
+    if not data.startswith(b"\x89PNG"):
+        raise UnsupportedMedia(f"{field}: not a picture", field)
 
 
 @pytest.fixture
 async def http(model: FakeService, queue: JobQueue) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(model, CONFIG, queue), raise_app_exceptions=False)
+    app = create_app(model, CONFIG, queue, check_picture=check_picture, look_up=look_up)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
+
+
+def user_message(text: str, pictures: int = 0) -> list[dict[str, Any]]:
+    picture = {"type": "image_url", "image_url": {"url": DATA_URL}}
+    return [{"role": "user", "content": [{"type": "text", "text": text}, *[picture] * pictures]}]
 
 
 def caption_job(**fields: Any) -> dict[str, Any]:
@@ -103,6 +128,7 @@ class TestSubmitting:
             "query": {"ids": []},
             "domain_id": None,
             "output": None,
+            "partial_output": None,
             "error": None,
             "webhook_url": None,
             "created_at": job["created_at"],
@@ -188,7 +214,11 @@ class TestSubmitting:
                 422,
                 "query: 20009 bytes as JSON; the limit is 16384",
             ),
-            (caption_job(webhook_url="http://xn--/"), 422, "input.webhook_url: not a URL"),
+            (
+                caption_job(webhook_url="http://xn--/"),
+                422,
+                "input.webhook_url: 'xn--': not a host name",
+            ),
             ({"job_type": "caption"}, 422, "input.image: Field required"),
             (caption_job(colour="red"), 422, "input.colour: Extra inputs"),
             (caption_job(length="huge"), 422, "input.length"),
@@ -258,9 +288,40 @@ class TestSubmitting:
             (
                 caption_job(webhook_url="http://169.254.169.254/"),
                 422,
-                "input.webhook_url: 169.254.169.254 resolves to",
+                "input.webhook_url: 169.254.169.254 is not a public address",
             ),
             (caption_job(webhook_url="http://2130706433/"), 422, "not a public address"),
+            (
+                caption_job(webhook_url="http://localhost:9911/"),
+                422,
+                "input.webhook_url: localhost leads to an address that is not public",
+            ),
+            (
+                caption_job(webhook_url="https://intern.example/"),
+                422,
+                "input.webhook_url: intern.example leads to an address that is not public",
+            ),
+            (
+                {"job_type": "caption", "input": {"image": base64.b64encode(b"noise").decode()}},
+                415,
+                "input.image: not a picture",
+            ),
+            (
+                {"job_type": "chat", "input": {"messages": user_message("x" * 100_001)}},
+                422,
+                "input.messages: 100001 characters; the limit is 100000",
+            ),
+            (
+                {"job_type": "chat", "input": {"messages": user_message("x", 3)}},
+                422,
+                "input: 3 pictures; the limit is 2",
+            ),
+            (
+                caption_job(prompt="x" * 100_001),
+                422,
+                "input.prompt: 100001 characters; the limit is 100000",
+            ),
+            ({**caption_job(), "domain_id": "x" * 257}, 422, "domain_id"),
             (
                 caption_job(webhook_secret="whsec_" + "A" * 32),
                 422,
@@ -377,6 +438,7 @@ class TestReading:
             http.get(f"{PATH}/01a20e72-9167-72a4-85ae-09206c53dc66"),
             http.put(f"{PATH}/x"),
             http.delete(f"{PATH}/x"),
+            http.post(f"{PATH}/x/cancel"),
             http.get(f"{PATH}/x/events"),
             http.get(f"{PATH}/x/deliveries"),
             http.post(f"{PATH}/x/deliveries/1/redeliver"),
@@ -391,6 +453,79 @@ class TestReading:
         assert (await http.put(f"{PATH}/{job_id}")).status_code == 409
         assert (await http.delete(f"{PATH}/{job_id}")).json()["status"] == "canceled"
         assert (await http.put(f"{PATH}/{job_id}")).json()["status"] == "queued"
+        for _ in range(2):
+            canceled = await http.post(f"{PATH}/{job_id}/cancel")
+            assert canceled.json()["status"] == "canceled"
+
+    async def test_deleting_a_job_that_has_ended_removes_it(
+        self, http: httpx.AsyncClient, queue: JobQueue
+    ) -> None:
+        job_id = (await submit(http, caption_job()))["id"]
+        async with serving(queue):
+            await wait_until_ended(http, job_id)
+        refusal = await http.post(f"{PATH}/{job_id}/cancel")
+        assert refusal.status_code == 409
+        assert refusal.json()["detail"] == "job_id: a succeeded job can't become canceled"
+        removed = await http.delete(f"{PATH}/{job_id}")
+        assert (removed.status_code, removed.json()["status"]) == (200, "succeeded")
+        assert (await http.get(f"{PATH}/{job_id}")).status_code == 404
+        assert (await http.delete(f"{PATH}/{job_id}")).status_code == 404
+
+    async def test_a_list_shows_the_fields_that_are_asked_for(
+        self, http: httpx.AsyncClient
+    ) -> None:
+        job_id = (await submit(http, caption_job()))["id"]
+        (job,) = (await http.get(PATH)).json()["jobs"]
+        assert not {"input", "partial_output"} & job.keys()
+        assert {"id", "output", "error", "created_at"} <= job.keys()
+        response = await http.get(PATH, params={"fields": "input,id"})
+        assert response.json()["jobs"] == [{"id": job_id, "input": {"image": BLOB}}]
+        refused = await http.get(PATH, params={"fields": "id,secret"})
+        assert refused.status_code == 422
+        assert refused.json()["detail"].startswith("fields: unknown field 'secret'; known: id, ")
+
+    async def test_a_list_can_be_of_some_ids(self, http: httpx.AsyncClient) -> None:
+        ids = [(await submit(http, caption_job()))["id"] for _ in range(3)]
+        unknown = "01a20e72-9167-72a4-85ae-09206c53dc66"
+        params = {"ids": ",".join([ids[0], unknown, "x", ids[2]]), "fields": "id"}
+        page = (await http.get(PATH, params=params)).json()
+        assert page == {"jobs": [{"id": ids[2]}, {"id": ids[0]}], "next_cursor": None}
+        many = ",".join(new_id() for _ in range(201))
+        refused = await http.get(PATH, params={"ids": many})
+        assert refused.status_code == 422
+        assert refused.json()["detail"] == "ids: 201 ids; the limit is 200"
+
+    async def test_the_results_so_far_of_a_running_job_are_shown(
+        self, http: httpx.AsyncClient, queue: JobQueue, model: FakeService
+    ) -> None:
+        model.errors = [Overloaded("full", "model", retry_after=3600)]
+        job = await submit(http, {"job_type": "batch", "input": {"images": [RAW] * 3}})
+        async with serving(queue):
+            await asyncio.sleep(60)
+            waiting = (await http.get(f"{PATH}/{job['id']}")).json()
+        assert (waiting["status"], waiting["output"]) == ("queued", None)
+        assert waiting["error"]["code"] == "overloaded"
+        assert waiting["next_attempt_at"] is not None
+        results = waiting["partial_output"]["results"]
+        assert [result and result["caption"] for result in results] == [
+            None,
+            "two circles",
+            "two circles",
+        ]
+
+    async def test_event_streams_over_the_limit_are_a_503(
+        self, http: httpx.AsyncClient, queue: JobQueue
+    ) -> None:
+        job_id = (await submit(http, caption_job()))["id"]
+        streams = [asyncio.create_task(http.get(f"{PATH}/{job_id}/events")) for _ in range(2)]
+        await asyncio.sleep(1)
+        refused = await http.get(f"{PATH}/{job_id}/events")
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "5"
+        assert refused.json()["detail"] == "2 event streams are open; the limit is 2"
+        await http.delete(f"{PATH}/{job_id}")
+        for stream in streams:
+            assert (await stream).status_code == 200
 
     async def test_events_show_states_and_progress_until_the_job_ends(
         self, http: httpx.AsyncClient, queue: JobQueue, model: FakeService
@@ -428,6 +563,8 @@ class TestReading:
                 while (await http.get(path)).json()["deliveries"][0]["status"] != "delivered":
                     await asyncio.sleep(0.01)
         assert (await http.post(f"{path}/7/redeliver")).status_code == 404
+        for number in (2**31, 2**63, 10**40):
+            assert (await http.post(f"{path}/{number}/redeliver")).status_code == 404
         assert (await http.post(f"{path}/zero/redeliver")).status_code == 422
 
 
@@ -462,7 +599,7 @@ class TestCaptionService:
             ({"image_data": ""}, "image_data"),
             (
                 {"image_data": RAW, "webhook_url": "http://10.0.0.1/"},
-                "webhook_url: 10.0.0.1 resolves to",
+                "webhook_url: 10.0.0.1 is not a public address",
             ),
         ],
     )

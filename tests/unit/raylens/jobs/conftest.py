@@ -1,10 +1,13 @@
-"""A queue in this process, over a store in memory, a fake model and a fake webhook client."""
+"""A queue in this process, over a store in memory, a fake model and a fake webhook client.
+
+Time is virtual: a test that waits for a day takes milliseconds.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,12 +31,16 @@ from raylens.core.types import (
 )
 from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.inference import InferenceClient
-from raylens.jobs.job import Job, Webhook, new_id
+from raylens.jobs.job import Job, JobState, Webhook, new_id
 from raylens.jobs.memory import MemoryStore
+from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
+from raylens.jobs.runner import TypedJobRunner
 from raylens.jobs.store import JobStore
+from raylens.jobs.types.base import JobType
 from raylens.jobs.webhook_dispatcher import WebhookClient
+from testing.virtual_time import EPOCH, VirtualClock, VirtualTimePolicy
 
 APP = AppConfig.model_validate({"models": [{"name": "moondream", "family": "moondream"}]})
 URL = "https://hooks.example.com/raylens"
@@ -108,37 +115,61 @@ class FakeWebhookClient(WebhookClient):
         return httpx.Response(status, headers=self.headers)
 
 
-def jobs_config(**settings: Any) -> JobsConfig:
-    defaults = {"lease_s": 1.0, "backoff_s": 0.01, "max_backoff_s": 0.02, "workers": 4}
-    return JobsConfig.model_validate({**defaults, **settings})
+@pytest.fixture
+def event_loop_policy() -> VirtualTimePolicy:
+    return VirtualTimePolicy()
 
 
 @dataclass
 class QueueParts:
     """The parts of a queue. Tests inspect them, and share them between queues."""
 
+    clock: VirtualClock
     store: JobStore
     blobs: BlobStorage
     service: FakeService
     webhook_client: FakeWebhookClient
+    types: dict[str, JobType] = field(default_factory=lambda: dict(load_job_types()))
+    metrics: RecordingMetrics = field(default_factory=lambda: RecordingMetrics())
+    free_bytes: float = math.inf
 
     def make_queue(self, secrets: Sequence[str] = (), **settings: Any) -> JobQueue:
+        """Return a queue with the default configuration, but for ``settings``."""
+        config = JobsConfig.model_validate(settings)
+        inference = InferenceClient(self.service, APP)
+        runner = TypedJobRunner(self.types, inference, self.blobs, config, self.clock)
         return JobQueue(
             self.store,
             self.blobs,
-            load_job_types(),
-            InferenceClient(self.service, APP),
+            runner,
             self.webhook_client,
             secrets,
-            jobs_config(**settings),
+            config,
+            self.metrics,
+            self.clock,
+            lambda: self.free_bytes,
         )
+
+
+class RecordingMetrics(JobMetrics):
+    """The ends of jobs and of attempts, in order."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[str, JobState]] = []
+        self.attempts: list[str] = []
+
+    def record_end(self, job_type: str, state: JobState, duration_s: float | None) -> None:
+        self.ends.append((job_type, state))
+
+    def record_attempt(self, job_type: str, code: str) -> None:
+        self.attempts.append(code)
 
 
 @pytest.fixture
 def parts() -> QueueParts:
-    return QueueParts(
-        MemoryStore(), BlobStorage(f"memory://{new_id()}"), FakeService(), FakeWebhookClient()
-    )
+    clock = VirtualClock()
+    blobs = BlobStorage(f"memory://{new_id()}")
+    return QueueParts(clock, MemoryStore(clock), blobs, FakeService(), FakeWebhookClient())
 
 
 @asynccontextmanager
@@ -160,15 +191,18 @@ async def serving(*queues: JobQueue) -> AsyncIterator[None]:
 def make_job(
     job_type: str = "query", job_input: dict[str, Any] | None = None, **fields: Any
 ) -> Job:
-    now = time.time()
+    """Return a job with the default limits, submitted now."""
+    now = EPOCH + asyncio.get_running_loop().time()
+    config = JobsConfig()
     defaults: dict[str, Any] = {
         "id": new_id(),
         "type": job_type,
         "input": job_input or {"question": "how many?"},
         "created_at": now,
-        "deadline": now + 60,
-        "max_attempts": 3,
+        "deadline": now + config.timeout_s,
+        "max_attempts": config.max_attempts,
         "rank": now,
+        "model": "moondream",
     }
     return Job(**{**defaults, **fields})
 
@@ -177,15 +211,31 @@ def make_job_with_webhook() -> Job:
     return make_job(webhook=Webhook(URL))
 
 
-async def wait_until_ended(queue: JobQueue, job_id: str, timeout_s: float = 10.0) -> Job:
-    async with asyncio.timeout(timeout_s):
-        job: Job | None = None
-        while job is None or not job.state.is_terminal:
-            job = await queue.watch(job_id, job, 1.0)
-        return job
+async def wait_until_ended(queue: JobQueue, job_id: str) -> Job:
+    cursor: str | None = None
+    async with asyncio.timeout(7 * 86_400):
+        while True:
+            changes = await queue.wait_for_changes(cursor, 60)
+            job = await queue.get(job_id)
+            if job.state.is_terminal:
+                return job
+            cursor = changes.cursor
 
 
-async def wait_until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+async def run_jobs(queue: JobQueue, *jobs: Job, pictures: Mapping[str, bytes] = {}) -> list[Job]:
+    """Submit jobs to a queue, and return them once all have ended."""
+    async with serving(queue):
+        for job in jobs:
+            await queue.submit(job, pictures)
+        return [await wait_until_ended(queue, job.id) for job in jobs]
+
+
+async def wait_until(condition: Callable[[], Any], timeout_s: float = 600.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def now() -> float:
+    """Return the time of the queue's clock, if the wall clock has not been set."""
+    return EPOCH + asyncio.get_running_loop().time()

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
+from raylens.core.errors import Overloaded
 from raylens.jobs.group_commit import GroupCommit
 
 
@@ -29,18 +28,32 @@ async def test_items_that_arrive_during_a_write_share_the_next_batch() -> None:
 async def test_an_item_that_fails_does_not_fail_its_batch() -> None:
     async def write(items: list[int]) -> list[int]:
         if 1 in items:
-            raise OSError("the disk is full")
+            raise TypeError("this item")
         return items
 
     group_commit = GroupCommit(write)
     results = await asyncio.gather(
         *(group_commit.submit(number) for number in range(3)), return_exceptions=True
     )
-    assert [type(result) for result in results] == [int, OSError, int]
+    assert [type(result) for result in results] == [int, TypeError, int]
     assert await group_commit.submit(7) == 7
 
 
-async def test_an_item_is_written_even_if_its_caller_is_canceled() -> None:
+async def test_a_store_that_is_away_fails_the_whole_batch_at_once() -> None:
+    batches: list[list[int]] = []
+
+    async def write(items: list[int]) -> list[int]:
+        batches.append(items)
+        raise Overloaded("away")
+
+    group_commit = GroupCommit(write)
+    calls = (group_commit.submit(number) for number in range(3))
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [Overloaded] * 3
+    assert batches == [[0, 1, 2]]
+
+
+async def test_an_item_is_not_written_if_its_caller_is_canceled_before() -> None:
     written: list[int] = []
     can_write = asyncio.Event()
 
@@ -50,12 +63,13 @@ async def test_an_item_is_written_even_if_its_caller_is_canceled() -> None:
         return items
 
     group_commit = GroupCommit(write)
-    canceled = asyncio.create_task(group_commit.submit(1))
-    waiting = asyncio.create_task(group_commit.submit(2))
+    calls = [asyncio.create_task(group_commit.submit(number)) for number in range(2)]
     await asyncio.sleep(0.01)
-    canceled.cancel()
+    calls += [asyncio.create_task(group_commit.submit(number)) for number in range(2, 5)]
+    await asyncio.sleep(0.01)
+    calls[0].cancel()  # its batch has begun
+    calls[3].cancel()
     can_write.set()
-    assert await waiting == 2
-    assert written == [1, 2]
-    with pytest.raises(asyncio.CancelledError):
-        await canceled
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert written == [0, 1, 2, 4]
+    assert [type(result) for result in results[::3]] == [asyncio.CancelledError] * 2

@@ -1,14 +1,27 @@
 from __future__ import annotations
 
 import sqlite3
+import stat
+import traceback
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from pydantic import ValidationError
 
 from raylens.core.config import JobsConfig
 from raylens.jobs.factory import make_blob_storage, make_store, read_webhook_secrets
-from raylens.jobs.sql_engines import filesystem_type, postgres_store, sqlite_store
-from raylens.jobs.store import QueueStartupError, StoreUnreachable
+from raylens.jobs.job import Job, JobState
+from raylens.jobs.sql.engines import (
+    filesystem_type,
+    make_private_folder,
+    postgres_store,
+    sqlite_store,
+)
+from raylens.jobs.store import QueueStartupError, StoreUnavailable
+from testing.virtual_time import EPOCH, VirtualClock
 
 MOUNTS = r"""rootfs / ext4 rw 0 0
 server:/home /home nfs4 rw 0 0
@@ -71,9 +84,98 @@ async def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
 
 async def test_a_server_that_does_not_answer_is_unreachable() -> None:
     store = postgres_store("postgresql://nobody@127.0.0.1:9/jobs?connect_timeout=2")
-    with pytest.raises(StoreUnreachable, match=r"jobs\.store: "):
+    with pytest.raises(StoreUnavailable) as caught:
         await store.open()
+    assert "127.0.0.1" not in caught.value.message
+    assert caught.value.retry_after == 5
     await store.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hush@4711@db/jobs",
+        "postgresql://me:hush#4711@db:54x/jobs",
+        "postgresql:/me:hush4711@db/jobs",
+        "postgresql://me:hush4711@db:port/jobs",
+        "postgresql+nothing://me:hush4711@db/jobs",
+        "mysql://me:hush4711@db/jobs",
+    ],
+)
+def test_no_part_of_a_mistyped_url_is_repeated(url: str) -> None:
+    with pytest.raises((QueueStartupError, ValidationError)) as caught:
+        make_store(JobsConfig(store=url))
+    text = "".join(traceback.format_exception(caught.value))
+    assert "jobs.store: not a valid URL" in text or "store: expected" in text
+    assert not any(part in text for part in ("hush", "4711", "54x"))
+
+
+async def test_only_this_user_may_read_the_data_folder(tmp_path: Path) -> None:
+    store = sqlite_store(tmp_path / "new" / "jobs.sqlite")
+    await store.open()
+    await store.add([], 1)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    await store.close()
+    assert modes.pop("new") == 0o700
+    assert modes.keys() >= {"jobs.sqlite", "jobs.sqlite-wal"}
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_folder_that_is_shared_with_others_stays_open(tmp_path: Path) -> None:
+    def mode_after(folder: Path) -> int:
+        make_private_folder(folder, "jobs.sqlite")
+        return stat.S_IMODE(folder.stat().st_mode)
+
+    empty, ours, shared, sticky = (tmp_path / name for name in ("empty", "ours", "shared", "tmp"))
+    for folder in (empty, ours, shared, sticky):
+        folder.mkdir()
+        folder.chmod(0o755)
+    (ours / "jobs.sqlite").touch()
+    (shared / "other").touch()
+    sticky.chmod(0o1777)
+    assert [mode_after(folder) for folder in (empty, ours, shared)] == [0o700, 0o700, 0o755]
+    assert mode_after(sticky) == 0o1777
+
+
+async def test_a_store_of_the_release_before_is_migrated(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    store = sqlite_store(path)
+    await store.open()
+    job = Job("j", "caption", {}, created_at=1, deadline=2, max_attempts=3, rank=1)
+    await store.add([job], 1)
+    await store.close()
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as db:
+        config = Config(attributes={"connection": db})
+        config.set_main_option("script_location", "raylens.jobs.sql:migrations")
+        command.downgrade(config, "0001")
+    engine.dispose()
+    migrated = sqlite_store(path)
+    await migrated.open()
+    assert await migrated.get(["j"]) == {"j": job}
+    assert (await migrated.count_by_state())[JobState.QUEUED] == 1
+    await migrated.close()
+
+
+@pytest.mark.parametrize("step", [15.0, -15.0])
+async def test_the_time_of_sqlite_is_that_of_the_first_process_of_a_boot(
+    tmp_path: Path, step: float
+) -> None:
+    async def read_clock(clock: VirtualClock) -> float:
+        store = sqlite_store(tmp_path / "jobs.sqlite", clock=clock)
+        await store.open()
+        time = await store.read_clock()
+        await store.close()
+        return time
+
+    first = await read_clock(VirtualClock())
+    assert first == pytest.approx(EPOCH, abs=1)
+    stepped = VirtualClock()
+    stepped.step = step
+    assert await read_clock(stepped) == pytest.approx(first, abs=1)
+    after_boot = VirtualClock("boot-2")
+    after_boot.step = step
+    assert await read_clock(after_boot) == pytest.approx(first + step, abs=1)
 
 
 def test_invalid_settings_are_named(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -11,7 +11,13 @@ import pytest
 from pydantic import ValidationError
 
 from raylens.core.config import AppConfig
-from raylens.core.errors import ModelFailed, Overloaded, RaylensError, UnsupportedMedia
+from raylens.core.errors import (
+    InvalidRequest,
+    ModelFailed,
+    Overloaded,
+    RaylensError,
+    UnsupportedMedia,
+)
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
@@ -36,6 +42,7 @@ from raylens.jobs.types.timing import (
     make_question,
     parse_yes_or_no,
 )
+from testing.virtual_time import EPOCH, VirtualClock
 
 Reply = Callable[[str, VisionRequest], str | RaylensError]
 """Returns the answer to a request, or the error to raise, by the name of the picture."""
@@ -51,7 +58,7 @@ class FakeBlobs:
     async def get_async(self, digest: str) -> bytes:
         data = bytes.fromhex(digest).lstrip(b"\0")
         if data == b"gone":
-            raise BlobMissing("no such blob")
+            raise BlobMissing(digest)
         return data
 
 
@@ -99,11 +106,15 @@ class FakeLanguageModel(LanguageModel):
         return reply
 
 
+class ProcessDied(Exception):
+    pass
+
+
 @dataclass
 class Reports:
     """The progress reports of a job.
 
-    Report number ``dies_after`` cancels the attempt, as if its process died.
+    Report number ``dies_after`` ends the attempt, as if its process died.
     """
 
     saved: list[tuple[Progress, dict[str, Any]]] = field(default_factory=list)
@@ -112,7 +123,7 @@ class Reports:
     async def save(self, progress: Progress, partial: dict[str, Any] | None) -> None:
         self.saved.append((progress, copy.deepcopy(partial or {})))
         if len(self.saved) == self.dies_after:
-            raise asyncio.CancelledError
+            raise ProcessDied
 
 
 JOB = Job("j1", "task_timing_v1", {}, 0.0, 1e12, max_attempts=5, rank=0.0, attempts=1)
@@ -127,8 +138,9 @@ def make_context(
     config = AppConfig.model_validate({"models": [{"name": "moondream", "family": "moondream"}]})
     return JobContext(
         job,
-        time.time() + 60,
+        EPOCH + 86_400,
         config.jobs,
+        VirtualClock(),
         InferenceClient(service, config),
         cast(BlobStorage, FakeBlobs()),
         llm,
@@ -206,15 +218,13 @@ async def test_answers_are_greedy_and_short_whatever_the_settings() -> None:
     assert answer.sampling.max_tokens == ANSWER_TOKENS
 
 
-async def test_the_requests_of_a_group_run_together_and_groups_run_in_turn() -> None:
+async def test_the_requests_of_some_frames_run_together_and_each_frame_is_reported() -> None:
     service = FakeService(reply_by_name)
     reports = Reports()
     await run(make_input("nnyyyyynnnnn"), make_context(service, reports=reports))
     assert service.most_at_once == 10
     assert [progress for progress, _ in reports.saved] == [
-        Progress(5, 12),
-        Progress(10, 12),
-        Progress(12, 12),
+        Progress(done, 12) for done in range(1, 13)
     ]
 
 
@@ -254,16 +264,16 @@ async def test_date_times_are_returned_in_utc() -> None:
 
 
 async def test_an_attempt_resumes_after_the_frames_of_the_last_one() -> None:
-    reports = Reports(dies_after=1)
+    reports = Reports(dies_after=5)
     job_input = make_input("nnyyyyynn")
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(ProcessDied):
         await run(job_input, make_context(FakeService(reply_by_name), reports=reports))
-    _, partial = reports.saved[0]
+    _, partial = reports.saved[-1]
     second = FakeService(reply_by_name)
     job = replace(JOB, output=partial, attempts=2)
     output = await run(job_input, make_context(second, job=job))
     names = [name for name, _ in second.requests]
-    assert names == ["y", "y", "y", "y", "n", "n", "n", "n"]
+    assert sorted(names) == ["n", "n", "n", "n", "y", "y", "y", "y"]
     assert output == await run(job_input, make_context(FakeService(reply_by_name)))
 
 
@@ -292,16 +302,41 @@ async def test_a_frame_that_fails_is_unclear_and_the_others_count() -> None:
     assert output["warnings"] == ["2 of 6 frames have an error"]
 
 
-async def test_a_retryable_error_ends_the_attempt() -> None:
+async def test_an_overload_ends_the_attempt_after_the_frames_in_flight() -> None:
     def reply(name: str, request: VisionRequest) -> str | RaylensError:
         return Overloaded("the queue is full") if name == "late" else reply_by_name(name, request)
 
     reports = Reports()
+    job_input = make_input(["y"] * 3 + ["late"] + ["y"] * 9)
     with pytest.raises(Overloaded):
-        await run(
-            make_input(["y"] * 6 + ["late"]), make_context(FakeService(reply), reports=reports)
-        )
-    assert [progress.done for progress, _ in reports.saved] == [5]
+        await run(job_input, make_context(FakeService(reply), reports=reports))
+    progress, partial = reports.saved[-1]
+    assert progress.done < 12
+    assert len([entry for entry in partial["evidence"] if entry]) == progress.done
+    service = FakeService(reply_by_name)
+    job = replace(JOB, output=partial)
+    output = await run(job_input, make_context(service, job=job))
+    assert len(service.requests) == 2 * (13 - progress.done)
+    assert len(output["evidence"]) == 13
+
+
+async def test_a_frame_at_which_the_model_fails_is_retried_alone() -> None:
+    failures: Counter[str] = Counter()
+
+    def reply(name: str, request: VisionRequest) -> str | RaylensError:
+        if isinstance(request.task, Query) and failures[name] < {"a": 2, "b": 99}.get(name, 0):
+            failures[name] += 1
+            return ModelFailed("it broke")
+        return reply_by_name("y", request)
+
+    reports = Reports()
+    output = await run(make_input("cabd"), make_context(FakeService(reply), reports=reports))
+    assert failures == {"a": 2, "b": 5}
+    assert [entry["answers"] for entry in output["evidence"]] == [[True], [True], [None], [True]]
+    failed = output["evidence"][2]
+    assert failed["description"] == "a picture of y"  # the replies that came are kept
+    assert failed["error"]["code"] == "model_failed"
+    assert {"1", "2"} <= {unit for _, partial in reports.saved for unit in partial["attempts"]}
 
 
 async def test_a_repeated_preprocessing_warning_is_reported_once() -> None:
@@ -342,7 +377,7 @@ async def test_the_llms_prompt_is_bounded() -> None:
 
 
 async def test_an_llm_that_fails_for_good_is_not_asked_again_and_leaves_a_plain_summary() -> None:
-    llm = FakeLanguageModel(lambda _: ModelFailed("no such model"))
+    llm = FakeLanguageModel(lambda _: InvalidRequest("no such model"))
     output = await run(make_input("nuyyunnnnu"), make_context(FakeService(reply_by_name), llm))
     warning = "the language model failed: no such model; the rest of this attempt did without it"
     assert output["warnings"] == [warning]
@@ -350,21 +385,38 @@ async def test_an_llm_that_fails_for_good_is_not_asked_again_and_leaves_a_plain_
     assert len(llm.prompts) <= 5
 
 
-async def test_a_busy_llm_is_retried_by_the_next_attempt_but_not_after_the_last() -> None:
-    def busy() -> FakeLanguageModel:
-        return FakeLanguageModel(lambda _: Overloaded("busy"))
+@pytest.mark.parametrize("error", [InvalidRequest("gone"), ModelFailed("gone")])
+async def test_many_tasks_survive_an_llm_that_fails_for_good(error: RaylensError) -> None:
+    llm = FakeLanguageModel(lambda _: error)
+    tasks = [f"task {number}" for number in range(16)]
+    job_input = make_input("uuuuuuuu", tasks=tasks)
+    output = await run(job_input, make_context(FakeService(reply_by_name), llm))
+    warning = "the language model failed: gone; the rest of this attempt did without it"
+    assert output["warnings"] == [warning]
+    assert {answer for entry in output["evidence"] for answer in entry["answers"]} == {None}
 
+
+async def test_a_busy_llm_is_waited_for() -> None:
+    llm = FakeLanguageModel(lambda _: Overloaded("busy"))
     reports = Reports()
     job_input = make_input("nyyu")
     with pytest.raises(Overloaded):
-        await run(job_input, make_context(FakeService(reply_by_name), busy(), reports))
+        await run(job_input, make_context(FakeService(reply_by_name), llm, reports))
     _, partial = reports.saved[-1]
-    service = FakeService(reply_by_name)
     job = replace(JOB, attempts=5, output=partial)
-    output = await run(job_input, make_context(service, busy(), job=job))
-    assert service.requests == []
-    assert intervals_of(output) == [(0.5, 3.0)]
-    warning = "the language model failed: busy; the rest of this attempt did without it"
+    with pytest.raises(Overloaded):
+        await run(job_input, make_context(FakeService(reply_by_name), llm, job=job))
+
+
+async def test_a_summary_that_fails_is_retried_but_not_after_the_last_attempt() -> None:
+    llm = FakeLanguageModel(lambda _: ModelFailed("broken"))
+    job_input = make_input("nyyn")
+    with pytest.raises(ModelFailed):
+        await run(job_input, make_context(FakeService(reply_by_name), llm))
+    job = replace(JOB, attempts=5)
+    output = await run(job_input, make_context(FakeService(reply_by_name), llm, job=job))
+    assert output["summary"] == "wash a cup: from 0.5 to 3.0 (2.5 s)."
+    warning = "the language model failed: broken; the rest of this attempt did without it"
     assert output["warnings"] == [warning]
 
 

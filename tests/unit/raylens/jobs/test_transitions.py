@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import time
+import itertools
 import uuid
 from dataclasses import replace
 from typing import Any
@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from raylens.core.errors import Conflict, InvalidRequest, ModelFailed, Overloaded
-from raylens.jobs.job import ALLOWED_TRANSITIONS, TERMINAL, Job, JobState, Problem, new_id
+from raylens.jobs.job import ALLOWED_TRANSITIONS, TERMINAL, Job, JobState, Problem, Progress, new_id
 from raylens.jobs.transitions import (
     RetryPolicy,
     cancel,
+    end_failed_attempt,
+    expire,
     fail,
+    report_progress,
     requeue,
-    retry_or_fail,
     start_or_fail,
     succeed,
 )
@@ -87,23 +89,57 @@ def test_a_job_past_its_deadline_fails_and_does_not_start() -> None:
     assert (failed.state, failed.attempts, failed.finished_at) == (JobState.FAILED, 0, NOW + 100)
 
 
-def test_an_overload_is_retried_and_invalid_input_is_not() -> None:
-    running = start_or_fail(make_job(), NOW, "me", NOW + 15)
-    queued = retry_or_fail(running, Overloaded("full", "model"), POLICY, NOW)
-    assert queued.state is JobState.QUEUED
+def make_running(**fields: Any) -> Job:
+    return replace(start_or_fail(make_job(), NOW, "me", NOW + 15), **fields)
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_lack_of_capacity_uses_up_no_attempt(attempts: int) -> None:
+    running = make_running(attempts=attempts)
+    queued = end_failed_attempt(running, Overloaded("full", "model"), POLICY, NOW)
+    assert (queued.state, queued.attempts) == (JobState.QUEUED, attempts - 1)
+    assert queued.capacity_failures == 1
     assert NOW <= queued.run_after <= NOW + 1
     assert queued.problem == Problem("overloaded", "full", "model")
     assert (queued.lease_owner, queued.lease_until) == (None, None)
-    for error in (InvalidRequest("image: broken", "image"), ModelFailed("it broke")):
-        assert retry_or_fail(running, error, POLICY, NOW).state is JobState.FAILED
 
 
-def test_the_last_attempt_and_the_deadline_end_the_retries() -> None:
-    last = replace(start_or_fail(make_job(), NOW, "me", NOW + 15), attempts=3)
-    assert retry_or_fail(last, Overloaded("full"), POLICY, NOW).state is JobState.FAILED
-    running = start_or_fail(make_job(), NOW, "me", NOW + 15)
-    past_deadline = Overloaded("full", retry_after=200)
-    assert retry_or_fail(running, past_deadline, POLICY, NOW).state is JobState.FAILED
+def test_a_transient_failure_uses_up_an_attempt() -> None:
+    queued = end_failed_attempt(make_running(), ModelFailed("it broke"), POLICY, NOW)
+    assert (queued.state, queued.attempts) == (JobState.QUEUED, 1)
+    failed = end_failed_attempt(make_running(attempts=3), ModelFailed("it broke"), POLICY, NOW)
+    assert (failed.state, failed.problem) == (JobState.FAILED, Problem("model_failed", "it broke"))
+
+
+def test_a_permanent_failure_ends_the_job() -> None:
+    failed = end_failed_attempt(make_running(), InvalidRequest("broken", "image"), POLICY, NOW)
+    assert failed.state is JobState.FAILED
+    assert failed.problem == Problem("invalid_request", "broken", "image")
+
+
+def test_no_job_waits_past_its_deadline() -> None:
+    error = Overloaded("full", retry_after=200)
+    queued = end_failed_attempt(make_running(), error, POLICY, NOW)
+    assert queued.run_after == queued.deadline
+    expired = expire(queued, queued.deadline)
+    assert expired.problem is not None
+    assert expired.problem.message == (
+        "the deadline passed before the job finished; the last error: full"
+    )
+
+
+def test_progress_makes_the_attempts_count_from_the_current_one() -> None:
+    running = make_running(attempts=3, capacity_failures=4, progress=Progress(5, 9))
+    same = report_progress(running, Progress(5, 9), {"x": 1})
+    assert (same.attempts, same.capacity_failures, same.output) == (3, 4, {"x": 1})
+    further = report_progress(same, Progress(6, 9), None)
+    assert (further.attempts, further.capacity_failures, further.output) == (1, 0, {"x": 1})
+
+
+def test_a_job_without_its_pictures_cannot_be_requeued() -> None:
+    failed = fail(make_running(pictures_removed=True), Problem("c", "m"), NOW)
+    with pytest.raises(Conflict, match="the pictures of the job have been removed"):
+        requeue(failed, NOW, 3, 100)
 
 
 def test_backoff_doubles_up_to_its_bound_and_honors_retry_after() -> None:
@@ -131,11 +167,10 @@ def test_canceling_invalidates_the_fence_of_the_running_attempt() -> None:
     assert cancel(running, NOW).fence == running.fence + 1
 
 
-def test_ids_are_uuids_of_version_7_and_sort_by_time() -> None:
-    ids = []
-    for _ in range(5):
-        ids.append(new_id())
-        time.sleep(0.002)
+def test_ids_are_uuids_of_version_7_and_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = itertools.count(1_700_000_000_000_000_000, 1_000_000)
+    monkeypatch.setattr("raylens.jobs.job.time.time_ns", lambda: next(times))
+    ids = [new_id() for _ in range(5)]
     assert ids == sorted(ids)
     assert {uuid.UUID(job_id).version for job_id in ids} == {7}
     assert {uuid.UUID(job_id).variant for job_id in ids} == {uuid.RFC_4122}

@@ -1,8 +1,8 @@
-"""Alembic's environment: runs the migrations on the connection of :mod:`raylens.jobs.migrate`."""
+"""Alembic's environment: runs the migrations on :mod:`raylens.jobs.sql.migrate`'s connection."""
 
 from alembic import context
 
-from raylens.jobs.tables import metadata
+from raylens.jobs.sql.tables import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 with context.begin_transaction():

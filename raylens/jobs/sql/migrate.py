@@ -1,4 +1,4 @@
-"""Migrates a store's schema with the migration scripts in :mod:`raylens.jobs.migrations`."""
+"""Migrates a store's schema with the migration scripts in :mod:`raylens.jobs.sql.migrations`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def upgrade(db: sa.Connection) -> None:
             db.exec_driver_sql(f"SET LOCAL {setting} = 0")
         db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     config = Config(attributes={"connection": db})
-    config.set_main_option("script_location", "raylens.jobs:migrations")
+    config.set_main_option("script_location", "raylens.jobs.sql:migrations")
     try:
         command.upgrade(config, "head")
     except CommandError as error:

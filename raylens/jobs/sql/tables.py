@@ -1,6 +1,6 @@
 """The schema of the SQL stores, and the conversion between rows and objects.
 
-:mod:`raylens.jobs.migrations` creates the same schema in the database.
+:mod:`raylens.jobs.sql.migrations` creates the same schema in the database.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -20,6 +22,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    literal_column,
 )
 
 from raylens.jobs.job import Delivery, DeliveryState, Job, JobState, Problem, Progress, Webhook
@@ -54,8 +57,15 @@ jobs = Table(
     Column("fence", Integer, nullable=False),
     Column("lease_owner", String(64)),
     Column("lease_until", Float(53)),
+    Column("model", String(128), nullable=False),
+    Column("capacity_failures", Integer, nullable=False),
+    Column("pictures_removed", Boolean, nullable=False),
 )
+is_queued = jobs.c.state == literal_column("'queued'")
+"""The condition of two partial indexes, which a database uses only if a query repeats it."""
 Index("jobs_by_state", jobs.c.state, jobs.c.id)
+Index("jobs_by_deadline", jobs.c.deadline, sqlite_where=is_queued, postgresql_where=is_queued)
+Index("jobs_by_run_after", jobs.c.run_after, sqlite_where=is_queued, postgresql_where=is_queued)
 Index("jobs_by_rank", jobs.c.state, jobs.c.rank, jobs.c.id)
 Index("jobs_by_end", jobs.c.state, jobs.c.finished_at)
 
@@ -90,6 +100,8 @@ blobs = Table(
     metadata,
     Column("digest", String(64), primary_key=True),
     Column("touched_at", Float(53), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("removing_until", Float(53)),
 )
 job_blobs = Table(
     "job_blobs",
@@ -98,6 +110,21 @@ job_blobs = Table(
     Column("digest", String(64), primary_key=True),
 )
 Index("job_blobs_by_digest", job_blobs.c.digest)
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+"""The number of jobs in each state, by its name, and the bytes of all blobs."""
+anchors = Table(
+    "anchors",
+    metadata,
+    Column("boot_id", String(64), primary_key=True),
+    Column("epoch", Float(53), nullable=False),
+)
+"""What to add to the monotonic clock of one start of the machine, to get the store's time."""
 
 MUTABLE_COLUMNS = (
     "state",
@@ -111,6 +138,7 @@ MUTABLE_COLUMNS = (
     "finished_at",
     "attempts",
     "max_attempts",
+    "capacity_failures",
     "fence",
     "lease_owner",
     "lease_until",
@@ -134,7 +162,8 @@ def job_to_row(job: Job) -> dict[str, Any]:
 
 
 def job_from_row(row: RowMapping) -> Job:
-    values: dict[str, Any] = dict(row)
+    """Return the job of a row. Its input is empty if the row has none."""
+    values: dict[str, Any] = {"input": "{}", **row}
     url = values.pop("webhook_url")
     secret = values.pop("webhook_secret")
     for name in ("input", "extra", "output", "problem", "progress", "blobs"):

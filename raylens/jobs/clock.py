@@ -1,0 +1,40 @@
+"""The clocks of the job queue: one for people, and one that never steps for leases and waits."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Protocol
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Clock(Protocol):
+    """The clocks of one machine. All of its processes read the same times."""
+
+    def time(self) -> float:
+        """Return the wall-clock time, in seconds since the epoch. An operator may set it."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return the seconds since the machine started, suspended ones included."""
+        ...
+
+    @property
+    def boot_id(self) -> str:
+        """What tells this start of the machine from others; empty if unknown."""
+        ...
+
+
+class SystemClock(Clock):
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        if hasattr(time, "CLOCK_BOOTTIME"):  # Linux
+            return time.clock_gettime(time.CLOCK_BOOTTIME)
+        return time.monotonic()
+
+    @property
+    def boot_id(self) -> str:
+        return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""

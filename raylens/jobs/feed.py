@@ -1,0 +1,144 @@
+"""Versions of watched jobs, from one stream of changes for all watchers of a process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+
+from raylens.core.errors import FailureClass, Overloaded, RaylensError, UnknownJob
+from raylens.jobs.job import Job
+from raylens.jobs.ports import JobService
+
+logger = logging.getLogger(__name__)
+
+RECHECK_S = 2.0
+"""Seconds between two reads of all watched jobs: another process may have changed them."""
+READ_PERIOD_S = 0.02
+"""Shortest time between two reads of changed jobs, in seconds."""
+RETRY_S = 1.0
+"""Seconds to wait after the queue couldn't be reached."""
+RETRY_AFTER_S = 5.0
+"""``Retry-After`` if too many jobs are watched, in seconds."""
+
+
+class _Watcher:
+    """Hands the newest version of a job to one consumer."""
+
+    def __init__(self, last_seen: Job) -> None:
+        self._last_seen = last_seen
+        self._newest: Job | None = last_seen
+        self._has_news = asyncio.Event()
+
+    def offer(self, job: Job | None) -> None:
+        """Hand over a version of the job; None if the job is gone."""
+        if job is None or _differ(job, self._newest or self._last_seen):
+            self._newest = job
+            self._has_news.set()
+
+    async def next(self, timeout_s: float) -> Job | None:
+        """Return the next version, or the last one again after ``timeout_s`` seconds.
+
+        Return None if the job is gone.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._has_news.wait()
+        self._has_news.clear()
+        return self._newest
+
+
+class JobFeed:
+    """Watches jobs. ``limit`` is the most watchers at a time; more are refused as overloaded.
+
+    While there are watchers, one call at a time waits for changes of any job, and the watched ones
+    among those are read together. The number of watchers hardly matters.
+    """
+
+    def __init__(self, jobs: JobService, limit: int) -> None:
+        self._jobs = jobs
+        self._limit = limit
+        self._watchers: defaultdict[str, set[_Watcher]] = defaultdict(set)
+        self._count = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def watch(self, job_id: str, keepalive_s: float) -> AsyncGenerator[Job, None]:
+        """Yield the job now and at each change of its state, attempts, progress or problem, until
+        it has ended or is removed.
+
+        If nothing changes for ``keepalive_s`` seconds, the last version is yielded again. Raises
+        ``UnknownJob``, and ``Overloaded`` if the limit is reached or the queue can't be reached.
+        """
+        if self._count >= self._limit:
+            message = f"{self._count} event streams are open; the limit is {self._limit}"
+            raise Overloaded(message, None, self._limit, self._count, RETRY_AFTER_S)
+        self._count += 1
+        watcher: _Watcher | None = None
+        try:
+            job: Job | None = (await self._jobs.get_many([job_id])).get(job_id)
+            if job is None:
+                raise UnknownJob(f"job_id: unknown job {job_id[:64]!r}", "job_id")
+            watcher = _Watcher(job)
+            self._add(job_id, watcher)
+            while job is not None:
+                yield job
+                if job.state.is_terminal:
+                    return
+                job = await watcher.next(keepalive_s)
+        finally:
+            self._count -= 1
+            if watcher is not None:
+                self._remove(job_id, watcher)
+
+    def _add(self, job_id: str, watcher: _Watcher) -> None:
+        self._watchers[job_id].add(watcher)
+        if self._task is None:
+            self._task = asyncio.create_task(self._follow())
+
+    def _remove(self, job_id: str, watcher: _Watcher) -> None:
+        self._watchers[job_id].discard(watcher)
+        if not self._watchers[job_id]:
+            del self._watchers[job_id]
+        if not self._watchers and self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _follow(self) -> None:
+        cursor: str | None = None
+        clock = asyncio.get_running_loop().time
+        checked_at = clock()
+        while True:
+            try:
+                changes = await self._jobs.wait_for_changes(cursor, RECHECK_S)
+                if changes.job_ids is None or clock() - checked_at >= RECHECK_S:
+                    ids = frozenset(self._watchers)
+                    checked_at = clock()
+                else:
+                    ids = changes.job_ids & self._watchers.keys()
+                await self._read(ids)
+                cursor = changes.cursor
+            except RaylensError as error:
+                if error.failure_class is not FailureClass.CAPACITY:
+                    logger.exception("following the changes of jobs failed")
+                await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(READ_PERIOD_S)
+
+    async def _read(self, ids: frozenset[str]) -> None:
+        if not ids:
+            return
+        jobs = await self._jobs.get_many(ids)
+        for job_id in ids:
+            for watcher in self._watchers.get(job_id, ()):
+                watcher.offer(jobs.get(job_id))
+
+
+def _differ(job: Job, other: Job) -> bool:
+    """Return whether two versions of a job differ in what a watcher sees."""
+    return (job.state, job.attempts, job.progress, job.problem) != (
+        other.state,
+        other.attempts,
+        other.progress,
+        other.problem,
+    )

@@ -1,0 +1,82 @@
+"""The progress of one attempt: stored now and then, and with the attempt's end."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+from raylens.jobs.clock import Clock
+from raylens.jobs.failures import to_json
+from raylens.jobs.group_commit import GroupCommit
+from raylens.jobs.job import Job, Progress
+from raylens.jobs.store import Change
+from raylens.jobs.transitions import JobUpdate, report_progress
+
+logger = logging.getLogger(__name__)
+
+PERIOD_S = 0.5
+"""Shortest time between two stored reports, in seconds."""
+
+ChangeWriter = GroupCommit[Change, Any]
+"""Writes changes, and returns for each what :meth:`raylens.jobs.store.JobStore.change` does."""
+
+
+class ProgressReporter:
+    """Stores the reports of an attempt, at most one every ``PERIOD_S`` seconds.
+
+    A report that was not stored is kept, and :meth:`apply` adds it to what ends the attempt.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        change_writer: ChangeWriter,
+        clock: Clock,
+        on_change: Callable[[Job], None],
+    ) -> None:
+        self._job = job
+        self._change_writer = change_writer
+        self._clock = clock
+        self._on_change = on_change
+        self._unsaved: tuple[Progress, dict[str, Any] | None] | None = None
+        self._saved_at = -math.inf
+
+    async def report(self, progress: Progress, partial: dict[str, Any] | None) -> None:
+        """Report progress and, unless it is None, the output so far.
+
+        Raises ``InvalidOutput`` if that isn't JSON.
+        """
+        self._unsaved = (progress, partial)
+        is_complete = progress.done >= progress.total
+        if self._clock.monotonic() - self._saved_at < PERIOD_S and not is_complete:
+            return
+        self.check()
+        self._saved_at = self._clock.monotonic()
+        unsaved = self._unsaved
+        change = Change(self._job.id, lambda job: JobUpdate(self.apply(job)), self._job.fence)
+        try:
+            saved = await self._change_writer.submit(change)
+        except Exception as error:
+            # The attempt goes on: the next report replaces this one.
+            logger.warning("job %s: storing the progress failed: %s", self._job.id, error)
+            return
+        if self._unsaved is unsaved:
+            self._unsaved = None
+        if isinstance(saved, Job):
+            self._on_change(saved)
+
+    def check(self) -> None:
+        """Raise ``InvalidOutput`` if the output so far isn't JSON."""
+        if self._unsaved is not None and self._unsaved[1] is not None:
+            progress, partial = self._unsaved
+            self._unsaved = (progress, to_json(partial))
+
+    def discard(self) -> None:
+        """Forget the report that was not stored."""
+        self._unsaved = None
+
+    def apply(self, job: Job) -> Job:
+        """Return the job with the report that was not stored yet."""
+        return job if self._unsaved is None else report_progress(job, *self._unsaved)

@@ -1,0 +1,69 @@
+"""Runs the work of a job: its type, with what that may use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from raylens.core.config import JobsConfig
+from raylens.core.errors import InvalidRequest
+from raylens.core.validation import explain
+from raylens.jobs.blobs import BlobStorage
+from raylens.jobs.clock import Clock
+from raylens.jobs.dispatcher import JobRunner, SaveProgress
+from raylens.jobs.failures import UnknownType
+from raylens.jobs.inference import InferenceClient
+from raylens.jobs.job import Job
+from raylens.jobs.llm import make_llm
+from raylens.jobs.types.base import JobContext, JobType
+
+
+class TypedJobRunner(JobRunner):
+    """Runs each job by the :class:`raylens.jobs.types.base.JobType` of its name."""
+
+    def __init__(
+        self,
+        job_types: Mapping[str, JobType],
+        inference: InferenceClient,
+        blobs: BlobStorage,
+        config: JobsConfig,
+        clock: Clock,
+    ) -> None:
+        self._job_types = job_types
+        self._inference = inference
+        self._blobs = blobs
+        self._llm = make_llm(config.llm, inference)
+        self._config = config
+        self._clock = clock
+
+    def attempt_timeout(self, job: Job) -> float:
+        job_type = self._job_types.get(job.type)
+        if job_type is not None and job_type.retries_pictures:
+            return math.inf  # the timeout is that of each picture
+        return self._config.attempt_timeout_s
+
+    async def run(self, job: Job, timeout_s: float, save_progress: SaveProgress) -> Any:
+        job_type = self._job_types.get(job.type)
+        if job_type is None:
+            message = f"job_type: {job.type!r} is not installed"
+            raise UnknownType(message, "job_type")
+        try:
+            job_input = job_type.input_model.model_validate(job.input)
+        except ValidationError as error:  # another release accepted it
+            problem = next(explain(error))
+            field = ".".join(("input", *problem.path))
+            raise InvalidRequest(f"{field}: {problem.message}", field) from None
+        context = JobContext(
+            job,
+            self._clock.time() + timeout_s,
+            self._config,
+            self._clock,
+            self._inference,
+            self._blobs,
+            self._llm,
+            save_progress,
+        )
+        return await job_type.run(job_input, context)

@@ -1,0 +1,81 @@
+"""The statements on the records of blobs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+import sqlalchemy as sa
+
+from raylens.jobs.sql.counters import BLOB_BYTES, add_to_counters, read_counters
+from raylens.jobs.sql.dialects import insert
+from raylens.jobs.sql.tables import blobs, job_blobs
+from raylens.jobs.store import check_quota
+
+_is_used = sa.select(job_blobs.c.digest).where(job_blobs.c.digest == blobs.c.digest).exists()
+
+
+def touch_blobs(
+    db: sa.Connection, sizes: Mapping[str, int], now: float, max_bytes: float
+) -> set[str]:
+    if not sizes:
+        return set()
+    digests = sorted(sizes)
+    known = sa.select(blobs).where(blobs.c.digest.in_(digests)).order_by(blobs.c.digest)
+    rows = {row.digest: row for row in db.execute(known.with_for_update())}
+    being_removed = {
+        digest for digest, row in rows.items() if row.removing_until and row.removing_until > now
+    }
+    added = sum(sizes[digest] for digest in digests if digest not in rows)
+    if added:
+        check_quota(read_counters(db).get(BLOB_BYTES, 0), added, max_bytes)
+    values = [
+        {"digest": digest, "touched_at": now, "size": sizes[digest]}
+        for digest in digests
+        if digest not in being_removed
+    ]
+    if values:
+        touched = {"touched_at": now, "removing_until": None}
+        statement = insert(db, blobs).values(values)
+        db.execute(statement.on_conflict_do_update(index_elements=["digest"], set_=touched))
+    add_to_counters(db, Counter({BLOB_BYTES: added}))
+    return being_removed
+
+
+def find_unused_blobs(
+    db: sa.Connection, touched_before: float, now: float, limit: int
+) -> list[str]:
+    """Return the digests of blobs that may be removed. It may scan all blobs."""
+    query = sa.select(blobs.c.digest).where(_may_be_removed(touched_before, now)).limit(limit)
+    return list(db.scalars(query))
+
+
+def mark_blobs(
+    db: sa.Connection,
+    candidates: Collection[str],
+    touched_before: float,
+    now: float,
+    until: float,
+) -> list[str]:
+    """Mark those of the candidates that may still be removed, and return their digests."""
+    query = sa.select(blobs.c.digest).where(
+        blobs.c.digest.in_(candidates), _may_be_removed(touched_before, now)
+    )
+    locking = query.order_by(blobs.c.digest).with_for_update(skip_locked=True)
+    digests = list(db.scalars(locking))
+    marked = sa.update(blobs).where(blobs.c.digest.in_(digests))
+    db.execute(marked.values(removing_until=until))
+    return digests
+
+
+def _may_be_removed(touched_before: float, now: float) -> sa.ColumnElement[bool]:
+    is_free = blobs.c.removing_until.is_(None) | (blobs.c.removing_until <= now)
+    return (blobs.c.touched_at < touched_before) & is_free & ~_is_used
+
+
+def forget_blobs(db: sa.Connection, digests: Collection[str]) -> None:
+    is_removed = blobs.c.digest.in_(digests) & blobs.c.removing_until.is_not(None)
+    query = sa.select(blobs).where(is_removed).order_by(blobs.c.digest)
+    rows = db.execute(query.with_for_update()).all()
+    db.execute(sa.delete(blobs).where(blobs.c.digest.in_([row.digest for row in rows])))
+    add_to_counters(db, Counter({BLOB_BYTES: -sum(row.size for row in rows)}))

@@ -1,0 +1,253 @@
+"""The statements on jobs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from raylens.core.errors import Conflict, RaylensError
+from raylens.jobs.job import TERMINAL, Delivery, Job, JobState
+from raylens.jobs.sql.counters import add_to_counters, count_queued, moves
+from raylens.jobs.sql.deliveries import insert_deliveries, is_pending
+from raylens.jobs.sql.tables import (
+    MUTABLE_COLUMNS,
+    deliveries,
+    is_queued,
+    job_blobs,
+    job_from_row,
+    job_to_row,
+    jobs,
+)
+from raylens.jobs.store import Change, ComputeUpdate, NextDue, admit
+from raylens.jobs.transitions import JobUpdate
+
+_UPDATE_JOB = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("job_id"))
+    .values({name: sa.bindparam(f"new_{name}") for name in MUTABLE_COLUMNS})
+)
+_ALL_BUT_INPUT = [column for column in jobs.c if column.name != "input"]
+
+
+def select_jobs(db: sa.Connection, query: sa.Select[Any]) -> list[Job]:
+    return [job_from_row(row) for row in db.execute(query).mappings()]
+
+
+def add(db: sa.Connection, new: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
+    stored = _select_duplicates(db, new)
+    by_id = {job.id: job for job in stored}
+    by_key: dict[str | None, Job] = {
+        job.idempotency_key: job for job in stored if job.idempotency_key
+    }
+    queued = count_queued(db)
+    results: list[Job | RaylensError] = []
+    rows: list[dict[str, Any]] = []
+    references: list[dict[str, Any]] = []
+    for job in new:
+        existing = by_id.get(job.id) or by_key.get(job.idempotency_key)
+        result = admit(job, existing, queued, capacity)
+        results.append(result)
+        if result is not job:
+            continue
+        queued += 1
+        by_id[job.id] = job
+        if job.idempotency_key:
+            by_key[job.idempotency_key] = job
+        rows.append(job_to_row(job))
+        references += [{"job_id": job.id, "digest": digest} for digest in set(job.blobs)]
+    _insert_rows(db, jobs, rows)
+    _insert_rows(db, job_blobs, references)
+    add_to_counters(db, moves((None, JobState.QUEUED) for _ in rows))
+    return results
+
+
+def _select_duplicates(db: sa.Connection, new: Sequence[Job]) -> list[Job]:
+    """Return the stored jobs that have the id or the idempotency key of a new job."""
+    keys = [job.idempotency_key for job in new if job.idempotency_key is not None]
+    is_duplicate: sa.ColumnElement[bool] = jobs.c.id.in_([job.id for job in new])
+    if keys:
+        is_duplicate = is_duplicate | jobs.c.idempotency_key.in_(keys)
+    return select_jobs(db, sa.select(jobs).where(is_duplicate))
+
+
+def _insert_rows(db: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        db.execute(sa.insert(table), rows)
+
+
+def list_jobs(
+    db: sa.Connection,
+    states: Collection[JobState],
+    limit: int,
+    before_id: str | None,
+    with_input: bool,
+) -> list[Job]:
+    query = sa.select(jobs) if with_input else sa.select(*_ALL_BUT_INPUT)
+    query = query.order_by(jobs.c.id.desc()).limit(limit)
+    if states:
+        query = query.where(jobs.c.state.in_(states))
+    if before_id is not None:
+        query = query.where(jobs.c.id < before_id)
+    return select_jobs(db, query)
+
+
+def recent_durations(db: sa.Connection, limit: int) -> list[float]:
+    durations = sa.select(jobs.c.finished_at - jobs.c.started_at)
+    succeeded = durations.where(jobs.c.state == JobState.SUCCEEDED)
+    return list(db.scalars(succeeded.order_by(jobs.c.finished_at.desc()).limit(limit)))
+
+
+def claim(
+    db: sa.Connection,
+    count: int,
+    now: float,
+    update: ComputeUpdate,
+    held_models: Collection[str],
+) -> list[Job]:
+    has_expired_lease = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until <= now)
+    is_due = (jobs.c.state == JobState.QUEUED) & (jobs.c.run_after <= now)
+    if held_models:
+        is_due = is_due & jobs.c.model.not_in(held_models)
+    by_rank = (jobs.c.rank, jobs.c.id)
+
+    def first_ids(condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        ids = sa.select(jobs.c.id).where(condition).order_by(*by_rank).limit(count).subquery()
+        return sa.select(ids.c.id)
+
+    # Two subqueries, because each can use an index.
+    candidates = sa.union_all(first_ids(has_expired_lease), first_ids(is_due))
+    query = sa.select(jobs).where(jobs.c.id.in_(candidates), has_expired_lease | is_due)
+    # Another process may have just claimed a candidate. If its row is locked, skip_locked skips it;
+    # if not, the repeated condition excludes it.
+    locking = query.order_by(*by_rank).limit(count).with_for_update(skip_locked=True)
+    return _update_all(db, select_jobs(db, locking), update)
+
+
+def expire(db: sa.Connection, limit: int, now: float, update: ComputeUpdate) -> list[Job]:
+    query = sa.select(jobs).where(is_queued, jobs.c.deadline <= now).limit(limit)
+    locking = query.order_by(jobs.c.id).with_for_update(skip_locked=True)
+    return _update_all(db, select_jobs(db, locking), update)
+
+
+def _update_all(db: sa.Connection, selected: Sequence[Job], update: ComputeUpdate) -> list[Job]:
+    updates = [update(job) for job in selected]
+    _save(db, {job.id: job for job in selected}, updates)
+    return [job_update.job for job_update in updates]
+
+
+def next_due(db: sa.Connection, held_models: Collection[str]) -> NextDue:
+    is_free: list[sa.ColumnElement[bool]] = []
+    if held_models:
+        is_free.append(jobs.c.model.not_in(held_models))
+    run_after = sa.select(sa.func.min(jobs.c.run_after)).where(is_queued, *is_free)
+    is_running = jobs.c.state == JobState.RUNNING
+    lease_until = sa.select(sa.func.min(jobs.c.lease_until)).where(is_running)
+    deadline = sa.select(sa.func.min(jobs.c.deadline)).where(is_queued)
+    queries = (run_after, lease_until, deadline)
+    row = db.execute(sa.select(*(query.scalar_subquery() for query in queries))).one()
+    first_run, first_lease, first_deadline = (math.inf if time is None else time for time in row)
+    return NextDue(min(first_run, first_lease), first_deadline)
+
+
+def renew(db: sa.Connection, fences: Mapping[str, int], until: float) -> set[str]:
+    query = sa.select(jobs.c.id, jobs.c.fence).where(
+        jobs.c.id.in_(fences), jobs.c.state == JobState.RUNNING
+    )
+    rows = db.execute(query.order_by(jobs.c.id).with_for_update())
+    renewed = {job_id for job_id, fence in rows if fences[job_id] == fence}
+    db.execute(sa.update(jobs).where(jobs.c.id.in_(renewed)).values(lease_until=until))
+    return renewed
+
+
+def change(db: sa.Connection, changes: Sequence[Change]) -> list[Job | RaylensError | None]:
+    ids = sorted({change.id for change in changes})
+    # Transactions that wait for row locks take them in order of id, so they can't deadlock.
+    query = sa.select(jobs).where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update()
+    stored = {job.id: job for job in select_jobs(db, query)}
+    current = dict(stored)
+    updates: list[JobUpdate] = []
+    results: list[Job | RaylensError | None] = []
+    for change in changes:
+        job = current.get(change.id)
+        if job is None or (change.fence is not None and not _is_running_with(job, change.fence)):
+            results.append(None)
+            continue
+        try:
+            update = change.update(job)
+        except RaylensError as error:
+            results.append(error)
+            continue
+        updates.append(update)
+        current[job.id] = update.job
+        results.append(update.job)
+    _save(db, stored, updates)
+    return results
+
+
+def _is_running_with(job: Job, fence: int) -> bool:
+    return job.state is JobState.RUNNING and job.fence == fence
+
+
+def _save(db: sa.Connection, stored: Mapping[str, Job], updates: Iterable[JobUpdate]) -> None:
+    """Write the last version of each changed job, and insert the new deliveries."""
+    changed: dict[str, Job] = {}
+    new_deliveries: list[Delivery] = []
+    for update in updates:
+        changed[update.job.id] = update.job
+        new_deliveries += update.deliveries
+    if changed:
+        db.execute(_UPDATE_JOB, [_update_parameters(job) for job in changed.values()])
+    if new_deliveries:
+        insert_deliveries(db, new_deliveries)
+    states = ((stored[job_id].state, job.state) for job_id, job in changed.items())
+    add_to_counters(db, moves(states))
+
+
+def _update_parameters(job: Job) -> dict[str, Any]:
+    row = job_to_row(job)
+    return {"job_id": job.id, **{f"new_{name}": row[name] for name in MUTABLE_COLUMNS}}
+
+
+def remove(db: sa.Connection, job_id: str) -> Job | None:
+    query = sa.select(jobs).where(jobs.c.id == job_id).with_for_update()
+    matches = select_jobs(db, query)
+    if not matches:
+        return None
+    (job,) = matches
+    if not job.state.is_terminal:
+        raise Conflict(f"job_id: the job is still {job.state}", "job_id")
+    _delete(db, [job_id], [job.state])
+    return job
+
+
+def purge(db: sa.Connection, ended_before: float, limit: int) -> int:
+    of_job = sa.select(deliveries.c.id).where(deliveries.c.job_id == jobs.c.id)
+    has_pending = of_job.where(is_pending).exists()
+    ended = sa.select(jobs.c.id, jobs.c.state).where(
+        jobs.c.state.in_(TERMINAL), jobs.c.finished_at < ended_before, ~has_pending
+    )
+    rows = db.execute(ended.limit(limit).with_for_update(skip_locked=True)).all()
+    _delete(db, [row.id for row in rows], [JobState(row.state) for row in rows])
+    return len(rows)
+
+
+def _delete(db: sa.Connection, ids: Collection[str], states: Iterable[JobState]) -> None:
+    db.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
+    add_to_counters(db, moves((state, None) for state in states))
+
+
+def drop_pictures(db: sa.Connection, ended_before: float, limit: int) -> int:
+    has_pictures = sa.select(job_blobs.c.job_id).where(job_blobs.c.job_id == jobs.c.id).exists()
+    ended = sa.select(jobs.c.id).where(
+        jobs.c.state.in_([JobState.FAILED, JobState.CANCELED]),
+        jobs.c.finished_at < ended_before,
+        ~jobs.c.pictures_removed,
+        has_pictures,
+    )
+    ids = list(db.scalars(ended.limit(limit).with_for_update(skip_locked=True)))
+    db.execute(sa.delete(job_blobs).where(job_blobs.c.job_id.in_(ids)))
+    db.execute(sa.update(jobs).where(jobs.c.id.in_(ids)).values(pictures_removed=True))
+    return len(ids)

@@ -1,0 +1,277 @@
+"""The store over one database.
+
+One thread does all writes, so that a process never waits for its own locks. JobQueue groups its
+writes into batches. A few other threads read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from raylens.core.errors import InsufficientStorage, RaylensError
+from raylens.jobs.clock import Clock, SystemClock
+from raylens.jobs.job import Delivery, Job, JobState
+from raylens.jobs.sql import blobs as blob_statements
+from raylens.jobs.sql import deliveries as delivery_statements
+from raylens.jobs.sql import jobs as job_statements
+from raylens.jobs.sql.counters import read_counters, recount
+from raylens.jobs.sql.dialects import insert
+from raylens.jobs.sql.migrate import upgrade
+from raylens.jobs.sql.tables import anchors, deliveries, jobs
+from raylens.jobs.store import (
+    STORAGE_RETRY_AFTER_S,
+    Change,
+    ComputeUpdate,
+    JobStore,
+    NextDue,
+    QueueStartupError,
+    StoreUnavailable,
+)
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+READERS = 4
+"""Number of reader threads."""
+ADD_ATTEMPTS = 3
+"""Number of tries to add jobs while other processes add the same ones."""
+RETRY_AFTER_S = 5.0
+"""``Retry-After`` if the database doesn't answer, in seconds."""
+_MAY_PASS = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
+"""SQLAlchemy's errors for a database that is away, locked, full or overloaded."""
+_DISK_FULL = frozenset({"SQLITE_FULL", "53100"})
+"""SQLite's name and PostgreSQL's SQLSTATE of the error for a full disk."""
+
+
+class SqlStore(JobStore):
+    """A store over one database. :mod:`raylens.jobs.sql.engines` creates it.
+
+    ``clock`` is this machine's. SQLite's own time follows its monotonic clock, so that it is the
+    same in every process of the machine, whatever happens to the wall clock.
+    """
+
+    def __init__(self, engine: sa.Engine, clock: Clock | None = None) -> None:
+        self._engine = engine
+        self._read_engine = engine.execution_options(reading=True)
+        self._is_postgres = engine.dialect.name == "postgresql"
+        self._clock = clock or SystemClock()
+        self._epoch = 0.0
+        self._failure = ""
+        """The driver's message while the database fails."""
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="jobs-write")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="jobs-read")
+
+    async def open(self) -> None:
+        try:
+            await self._write(upgrade)
+            await self._write(recount)
+            if not self._is_postgres:
+                clock = self._clock
+                epoch = clock.time() - clock.monotonic()
+                self._epoch = await self._write(partial(_anchor, clock.boot_id, epoch))
+        except StoreUnavailable:
+            if self._is_postgres:
+                raise
+            raise QueueStartupError(f"jobs.store: {self._failure}") from None
+        except exc.SQLAlchemyError as error:
+            raise QueueStartupError(f"jobs.store: {_driver_message(error)}") from None
+
+    async def close(self) -> None:
+        for pool in (self._writer, self._readers):
+            await asyncio.to_thread(pool.shutdown)
+        self._engine.dispose()
+
+    async def read_clock(self) -> float:
+        if not self._is_postgres:
+            return self._epoch + self._clock.monotonic()
+        query = sa.text("SELECT extract(epoch FROM clock_timestamp())")
+        sent_at = self._clock.monotonic()
+        server_time: float = await self._read(lambda db: db.scalar(query))
+        return float(server_time) + (self._clock.monotonic() - sent_at) / 2
+
+    async def add(self, new_jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
+        add = partial(job_statements.add, new=new_jobs, capacity=capacity)
+        for _ in range(ADD_ATTEMPTS - 1):
+            try:
+                return await self._write(add)
+            except exc.IntegrityError:  # another process has just added one of the jobs
+                continue
+        return await self._write(add)  # the last try raises
+
+    async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
+        query = sa.select(jobs).where(jobs.c.id.in_(job_ids))
+        matches = await self._read(partial(job_statements.select_jobs, query=query))
+        return {job.id: job for job in matches}
+
+    async def list_jobs(
+        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
+    ) -> list[Job]:
+        return await self._read(
+            lambda db: job_statements.list_jobs(db, states, limit, before_id, with_input)
+        )
+
+    async def count_by_state(self) -> dict[JobState, int]:
+        counts = await self._read(read_counters)
+        return {state: counts.get(state.value, 0) for state in JobState}
+
+    async def recent_durations(self, limit: int) -> list[float]:
+        return await self._read(partial(job_statements.recent_durations, limit=limit))
+
+    async def claim(
+        self, count: int, now: float, update: ComputeUpdate, held_models: Collection[str] = ()
+    ) -> list[Job]:
+        return await self._write(
+            lambda db: job_statements.claim(db, count, now, update, held_models)
+        )
+
+    async def expire(self, limit: int, now: float, update: ComputeUpdate) -> list[Job]:
+        return await self._write(lambda db: job_statements.expire(db, limit, now, update))
+
+    async def next_due(self, held_models: Collection[str] = ()) -> NextDue:
+        return await self._read(partial(job_statements.next_due, held_models=held_models))
+
+    async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
+        return await self._write(lambda db: job_statements.renew(db, fences, until))
+
+    async def change(self, changes: Sequence[Change]) -> list[Job | RaylensError | None]:
+        return await self._write(partial(job_statements.change, changes=changes))
+
+    async def remove(self, job_id: str) -> Job | None:
+        return await self._write(partial(job_statements.remove, job_id=job_id))
+
+    async def deliveries(self, job_id: str) -> list[Delivery]:
+        query = sa.select(deliveries).where(deliveries.c.job_id == job_id)
+        ordered = query.order_by(deliveries.c.number)
+        return await self._read(partial(delivery_statements.select_deliveries, query=ordered))
+
+    async def claim_deliveries(
+        self, count: int, per_host: int, now: float, until: float, busy_hosts: Collection[str]
+    ) -> list[Delivery]:
+        return await self._write(
+            lambda db: delivery_statements.claim_deliveries(
+                db, count, per_host, now, until, busy_hosts
+            )
+        )
+
+    async def next_delivery_due(self, busy_hosts: Collection[str]) -> float:
+        return await self._read(
+            partial(delivery_statements.next_delivery_due, busy_hosts=busy_hosts)
+        )
+
+    async def settle_delivery(
+        self, delivery: Delivery, pause_until: float | None, is_gone: bool
+    ) -> bool:
+        return await self._write(
+            lambda db: delivery_statements.settle_delivery(db, delivery, pause_until, is_gone)
+        )
+
+    async def redeliver(self, job_id: str, number: int, now: float) -> Delivery | None:
+        return await self._write(lambda db: delivery_statements.redeliver(db, job_id, number, now))
+
+    async def purge(self, ended_before: float, limit: int) -> int:
+        return await self._write(lambda db: job_statements.purge(db, ended_before, limit))
+
+    async def drop_pictures(self, ended_before: float, limit: int) -> int:
+        return await self._write(lambda db: job_statements.drop_pictures(db, ended_before, limit))
+
+    async def touch_blobs(self, sizes: Mapping[str, int], now: float, max_bytes: float) -> set[str]:
+        return await self._write(lambda db: blob_statements.touch_blobs(db, sizes, now, max_bytes))
+
+    async def mark_unused_blobs(
+        self, touched_before: float, now: float, until: float, limit: int
+    ) -> list[str]:
+        # The search may take long, so it doesn't hold up the writer.
+        candidates = await self._read(
+            lambda db: blob_statements.find_unused_blobs(db, touched_before, now, limit)
+        )
+        if not candidates:
+            return []
+        return await self._write(
+            lambda db: blob_statements.mark_blobs(db, candidates, touched_before, now, until)
+        )
+
+    async def forget_blobs(self, digests: Collection[str]) -> None:
+        await self._write(partial(blob_statements.forget_blobs, digests=digests))
+
+    async def _write(self, work: Callable[[sa.Connection], Result]) -> Result:
+        return await self._run(self._writer, self._engine, work)
+
+    async def _read(self, work: Callable[[sa.Connection], Result]) -> Result:
+        return await self._run(self._readers, self._read_engine, work)
+
+    async def _run(
+        self,
+        threads: ThreadPoolExecutor,
+        engine: sa.Engine,
+        work: Callable[[sa.Connection], Result],
+    ) -> Result:
+        """Run ``work`` in a transaction in a thread.
+
+        Raises ``StoreUnavailable`` and ``InsufficientStorage`` for errors that may pass.
+        """
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(
+                threads, _in_transaction, engine, work
+            )
+        except exc.DBAPIError as error:
+            if not isinstance(error, _MAY_PASS) and not error.connection_invalidated:
+                raise
+            self._log_failure(error)
+            raise _translate(error) from None
+        except exc.TimeoutError as error:
+            self._log_failure(error)
+            raise _translate(error) from None
+        if self._failure:
+            logger.warning("the job store answers again")
+            self._failure = ""
+        return result
+
+    def _log_failure(self, error: exc.SQLAlchemyError) -> None:
+        """Log the first failure of an outage."""
+        if not self._failure:
+            logger.warning("the job store fails: %s", _driver_message(error))
+        self._failure = _driver_message(error)
+
+
+def _in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], Result]) -> Result:
+    with engine.begin() as db:
+        return work(db)
+
+
+def _translate(error: exc.SQLAlchemyError) -> RaylensError:
+    """Return an error for callers. The driver's message may name hosts, users and files."""
+    original = getattr(error, "orig", None)
+    code = getattr(original, "sqlite_errorname", None) or getattr(original, "sqlstate", None)
+    if code in _DISK_FULL:
+        message = "the disk of the job store is full"
+        return InsufficientStorage(message, None, None, None, STORAGE_RETRY_AFTER_S)
+    message = "the job store doesn't answer; see the server's log"
+    return StoreUnavailable(message, None, None, None, RETRY_AFTER_S)
+
+
+def _driver_message(error: exc.SQLAlchemyError) -> str:
+    """Return the driver's message, without the statement and its parameters."""
+    return str(getattr(error, "orig", None) or error).strip()
+
+
+def _anchor(boot_id: str, epoch: float, db: sa.Connection) -> float:
+    """Return what to add to the monotonic clock to get the store's time.
+
+    The first process after a start of the machine sets it, from its wall clock.
+    """
+    if not boot_id:
+        return epoch
+    is_this_boot = anchors.c.boot_id == boot_id
+    db.execute(sa.delete(anchors).where(~is_this_boot))
+    row = {"boot_id": boot_id, "epoch": epoch}
+    db.execute(insert(db, anchors).values(row).on_conflict_do_nothing())
+    return float(db.execute(sa.select(anchors.c.epoch).where(is_this_boot)).scalar_one())

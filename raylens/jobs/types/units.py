@@ -1,0 +1,122 @@
+"""Runs the units of a job, such as its pictures, and retries each of them on its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from raylens.core.errors import DeadlineExceeded, FailureClass, RaylensError
+from raylens.jobs.failures import error_of, should_retry
+from raylens.jobs.transitions import RetryPolicy
+from raylens.jobs.types.base import JobContext
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class UnitAttempt:
+    """One attempt at a unit."""
+
+    unit: int
+    deadline: float
+    """When it times out, in seconds since the epoch, on this machine's clock."""
+    is_last: bool
+    """Whether a transient failure now is the unit's result."""
+
+
+class UnitRunner(Generic[Result]):
+    """Runs units, ``concurrency`` at a time.
+
+    - A transient failure uses up one of the unit's ``max_attempts``. The unit runs again after the
+      others and a backoff. The failure of the last attempt is its result.
+    - A permanent failure is its result at once.
+    - Lack of capacity stops the run once the units in flight are done.
+
+    ``attempts`` counts the failed attempts so far, by unit. It starts with those of earlier runs,
+    and is part of what a job reports, so that the next run starts with it.
+
+    ``work`` runs one attempt. ``finish`` is called with the result of each unit, and ``on_retry``
+    after each failed attempt that is followed by another.
+    """
+
+    def __init__(
+        self,
+        context: JobContext,
+        concurrency: int,
+        attempts: Mapping[str, int],
+        work: Callable[[UnitAttempt], Awaitable[Result]],
+        finish: Callable[[int, Result | RaylensError], Awaitable[None]],
+        on_retry: Callable[[], Awaitable[None]],
+    ) -> None:
+        config = context.config
+        self.attempts = {int(unit): count for unit, count in attempts.items()}
+        self._clock = context.clock
+        self._concurrency = concurrency
+        self._max_attempts = config.max_attempts
+        self._timeout_s = config.attempt_timeout_s
+        self._policy = RetryPolicy(config.backoff_s, config.max_backoff_s)
+        self._work = work
+        self._finish = finish
+        self._on_retry = on_retry
+        self._pending: deque[tuple[int, float]] = deque()
+        """Units that wait, each with the earliest time of its next attempt on the monotonic
+        clock."""
+        self._capacity_error: RaylensError | None = None
+
+    async def run(self, units: Iterable[int]) -> None:
+        """Run all units.
+
+        Raises the first error that is a lack of capacity, and what ``finish`` or ``on_retry``
+        raises.
+        """
+        self._pending.extend((unit, 0.0) for unit in units)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._concurrency, len(self._pending))):
+                    group.create_task(self._drain())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        if self._capacity_error is not None:
+            raise self._capacity_error
+
+    async def _drain(self) -> None:
+        while self._pending and self._capacity_error is None:
+            unit, not_before = self._pending.popleft()
+            await asyncio.sleep(max(0.0, not_before - self._clock.monotonic()))
+            if self._capacity_error is None:
+                await self._attempt(unit)
+
+    async def _attempt(self, unit: int) -> None:
+        failures = self.attempts.get(unit, 0)
+        is_last = failures + 1 >= self._max_attempts
+        deadline = self._clock.time() + self._timeout_s
+        limit = asyncio.timeout(self._timeout_s)
+        try:
+            async with limit:
+                result = await self._work(UnitAttempt(unit, deadline, is_last))
+        except Exception as exception:
+            if limit.expired():
+                error: RaylensError = DeadlineExceeded(f"not finished in {self._timeout_s:g} s")
+            else:
+                error = error_of(exception)
+        else:
+            self.attempts.pop(unit, None)
+            await self._finish(unit, result)
+            return
+        if error.failure_class is FailureClass.CAPACITY:
+            self._capacity_error = self._capacity_error or error
+        elif should_retry(error, is_last):
+            self.attempts[unit] = failures + 1
+            delay_s = self._policy.delay(failures + 1, error.retry_after)
+            self._pending.append((unit, self._clock.monotonic() + delay_s))
+            await self._on_retry()
+        else:
+            self.attempts.pop(unit, None)
+            await self._finish(unit, error)
+
+    @property
+    def attempts_as_json(self) -> dict[str, int]:
+        return {str(unit): count for unit, count in self.attempts.items()}
