@@ -24,8 +24,10 @@ HEAD_RESOURCE = "node:__internal_head__"
 MAX_INGRESS_STARTS = 3
 """Number of attempts to start the ingress and its job queue before Serve marks the application as
 failed. Serve waits up to a minute between attempts."""
+SPARE_REQUESTS = 256
+"""Requests of a replica of the ingress beyond its limits: health checks, and other short reads."""
 MAX_QUEUE_CALLS = 4096
-"""Maximum concurrent calls to the job queue. Each open event stream counts as one."""
+"""Maximum concurrent calls to the job queue."""
 REMOTE_MODEL_CPUS = 0.1
 """CPUs reserved by a replica that proxies a remote model, unless the Serve config file overrides
 it."""
@@ -54,9 +56,18 @@ def build_app(args: dict[str, Any]) -> Application:
     }
     actors = [job_queue_actor_config(config, args)] if config.jobs.enabled else []
     ingress = serve.deployment(Ingress).options(
-        name="Ingress", deployment_actors=actors, max_constructor_retry_count=MAX_INGRESS_STARTS
+        name="Ingress",
+        deployment_actors=actors,
+        max_constructor_retry_count=MAX_INGRESS_STARTS,
+        max_ongoing_requests=_max_ingress_requests(config),
     )
     return ingress.bind(config, preprocessor, model_apps)
+
+
+def _max_ingress_requests(config: AppConfig) -> int:
+    """Return the requests of a replica of the ingress: what its own limits allow, and reads."""
+    jobs = config.jobs
+    return config.limits.max_in_flight + jobs.max_requests + jobs.max_event_streams + SPARE_REQUESTS
 
 
 def _bind_vision_model(model: ModelConfig, log_level: str) -> Application:

@@ -154,7 +154,7 @@ class Graph(VisionService):
                 "model",
                 retry_after=self._retry_after(deployment),
             )
-        if isinstance(error, RayTaskError):
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
             return ModelFailed(f"{deployment} failed on this request: {type(error.cause).__name__}")
         return ModelNotLoaded(
             f"no replica of {deployment} answers",

@@ -12,9 +12,12 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from raylens.core.errors import ModelFailed, Overloaded, RaylensError
 from raylens.jobs.changes import Changes
+from raylens.jobs.files import StoredFile
 from raylens.jobs.group_commit import GroupCommit
-from raylens.jobs.job import Delivery, Job, JobState, Stats
+from raylens.jobs.job import Delivery, Job, Stats
 from raylens.jobs.ports import JobService
+from raylens.jobs.queue import MAX_PART_BYTES, SLOWEST_BYTES_PER_S
+from raylens.jobs.store import JobQuery
 
 QUEUE_ACTOR_NAME = "jobs"
 """Name of the queue's actor among the deployment actors of the ingress."""
@@ -64,10 +67,8 @@ class JobQueueClient(JobService):
     async def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
         return await self._call("get_many", frozenset(job_ids))
 
-    async def list_jobs(
-        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
-    ) -> list[Job]:
-        return await self._call("list_jobs", frozenset(states), limit, before_id, with_input)
+    async def list_jobs(self, query: JobQuery) -> list[Job]:
+        return await self._call("list_jobs", query)
 
     async def cancel(self, job_id: str) -> Job:
         return await self._call("cancel", job_id)
@@ -89,6 +90,25 @@ class JobQueueClient(JobService):
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
         return await self._call("redeliver", job_id, number)
+
+    async def add_file(self, file: StoredFile, data: bytes) -> StoredFile:
+        wait_s = len(data) / SLOWEST_BYTES_PER_S
+        return await self._call("add_file", file, data, wait_s=wait_s)
+
+    async def get_file(self, file_id: str) -> StoredFile:
+        return await self._call("get_file", file_id)
+
+    async def read_file_part(self, file_id: str, number: int) -> bytes | None:
+        wait_s = MAX_PART_BYTES / SLOWEST_BYTES_PER_S
+        return await self._call("read_file_part", file_id, number, wait_s=wait_s)
+
+    async def list_files(
+        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+    ) -> list[StoredFile]:
+        return await self._call("list_files", purpose, limit, after_id, newest_first)
+
+    async def remove_file(self, file_id: str) -> None:
+        await self._call("remove_file", file_id)
 
     async def _call(self, method: str, *arguments: Any, wait_s: float = 0.0) -> Any:
         async with _time_limit(self._timeout_s + wait_s):

@@ -41,6 +41,11 @@ METHODS = frozenset(
         "wait_for_changes",
         "deliveries",
         "redeliver",
+        "add_file",
+        "get_file",
+        "read_file_part",
+        "list_files",
+        "remove_file",
     }
 )
 """The methods of the queue that :meth:`JobQueueActor.call` may call."""
@@ -58,8 +63,11 @@ class JobQueueActor:
         """``args`` are those of :func:`deployments.app.build_app`."""
         from deployments.graph import Graph
         from deployments.job_metrics import PrometheusJobMetrics
+        from raylens.api.app import create_app
+        from raylens.api.batch_job import OpenAIBatchJob
         from raylens.core.logs import configure_logging
         from raylens.jobs.factory import create_queue
+        from raylens.jobs.priority import BackgroundService
 
         config, _ = load_config(args)
         configure_logging(config.log_level)
@@ -71,7 +79,8 @@ class JobQueueActor:
 
         models = {model.name: get_handle(model.name) for model in config.models}
         graph = Graph(config, application, get_handle("Preprocessor"), models)
-        self._queue = create_queue(config, graph, PrometheusJobMetrics())
+        batch_job = OpenAIBatchJob(lambda: create_app(BackgroundService(graph), config))
+        self._queue = create_queue(config, graph, PrometheusJobMetrics(), [batch_job])
         self._is_open = False
         if self._open():
             self._serving = asyncio.ensure_future(self._queue.serve())

@@ -141,9 +141,11 @@ async def measure_latency(actor: QueueActor) -> list[Row]:
     latencies = []
     for _ in range(100):
         submitted_at = time.time()
+        changes = await actor.call("wait_for_changes", None, 0)
         job = await actor.submit()
         while not job.state.is_terminal:
-            job = await actor.call("watch", job.id, job, 5)
+            changes = await actor.call("wait_for_changes", changes.cursor, 5)
+            job = await actor.call("get", job.id)
         assert job.finished_at is not None
         latencies.append(job.finished_at - submitted_at)
     latency = median(latencies)

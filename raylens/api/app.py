@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from raylens import __version__
-from raylens.api import caption_service, moondream, openai, preprocess, system
+from raylens.api import batches, caption_service, files, moondream, openai, preprocess, system
 from raylens.api import jobs as job_routes
 from raylens.api.context import CheckPicture, Context
 from raylens.api.errors import add_error_handlers
@@ -26,8 +26,10 @@ from raylens.core.ports import VisionService
 from raylens.jobs.ports import JobService
 from raylens.net.lookup import LookUp, look_up
 
-QUEUE_PATHS = ("/api/v1/jobs", "/caption/generate")
+QUEUE_PATHS = ("/api/v1/jobs", "/caption/generate", files.PATH, batches.PATH)
 """Paths of requests that wait for the job queue."""
+MULTIPART_BYTES = 64 * 2**10
+"""What a multipart form may add to the size of its file."""
 LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
@@ -59,11 +61,16 @@ def create_app(
         reader = JobReader(context, look_up)
         app.include_router(job_routes.router(reader, jobs, config.jobs))
         app.include_router(caption_service.router(reader, jobs))
+        app.include_router(files.router(jobs, config.jobs))
+        app.include_router(batches.router(jobs, config))
     add_error_handlers(app)
     limits = config.limits
     # The middleware that is added last handles a request first.
     app.add_middleware(
-        BodyMiddleware, max_bytes=limits.max_body_bytes, timeout_s=limits.body_patience_s
+        BodyMiddleware,
+        max_bytes=limits.max_body_bytes,
+        timeout_s=limits.body_patience_s,
+        exceptions={files.PATH: config.jobs.max_file_bytes + MULTIPART_BYTES},
     )
     app.add_middleware(
         ConcurrencyLimitMiddleware,

@@ -26,7 +26,7 @@ _CODES = {
 }
 UNPROCESSABLE_PATHS = ("/v1/preprocess", "/api/v1/jobs", "/caption/")
 """Paths of the dialects that answer an invalid request with 422 instead of 400."""
-OPENAI_PATHS = ("/v1/chat", "/v1/models")
+OPENAI_PATHS = ("/v1/chat", "/v1/models", "/v1/files", "/v1/batches")
 
 
 def error_body(path: str, error: RaylensError) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from raylens.core.errors import Conflict, InvalidRequest, UnknownJob
 from raylens.jobs.feed import JobFeed
 from raylens.jobs.job import Job, JobState
 from raylens.jobs.ports import JobService
+from raylens.jobs.store import JobQuery
 
 PATH = "/api/v1/jobs"
 MAX_PAGE = 1000
@@ -68,7 +69,12 @@ def _add_listing(routes: APIRouter, jobs: JobService) -> None:
             return {"jobs": [job_as_json(job, shown) for job in found], "next_cursor": None}
         # One job more than the limit tells whether a next page exists.
         matches = await jobs.list_jobs(
-            _parse_states(status), limit + 1, _check_cursor(cursor), "input" in shown
+            JobQuery(
+                limit + 1,
+                _parse_states(status),
+                before_id=_check_cursor(cursor),
+                with_input="input" in shown,
+            )
         )
         page = matches[:limit]
         return {

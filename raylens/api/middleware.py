@@ -6,7 +6,9 @@ import asyncio
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -100,20 +102,31 @@ class _InFlight:
 
 class BodyMiddleware:
     """Refuses a body over ``max_bytes`` with 413, and a body that stalls for ``timeout_s`` seconds
-    with 408."""
+    with 408.
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+    ``exceptions`` holds other limits for some paths.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        timeout_s: float,
+        exceptions: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
+        self._exceptions = exceptions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        max_bytes = self._exceptions.get(scope["path"], self._max_bytes)
         content_length = Headers(scope=scope).get("content-length", "")
-        if content_length.isdecimal() and int(content_length) > self._max_bytes:
-            error = self._too_large(content_length[:32])
+        if content_length.isdecimal() and int(content_length) > max_bytes:
+            error = _too_large(content_length[:32], max_bytes)
             await error_response(scope["path"], error)(scope, receive, send)
             return
         received_bytes = 0
@@ -126,8 +139,8 @@ class BodyMiddleware:
             message = await self._receive_in_time(receive)
             received_bytes += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
-            if received_bytes > self._max_bytes:
-                raise HTTPException(413, self._too_large(f"over {self._max_bytes}").message)
+            if received_bytes > max_bytes:
+                raise HTTPException(413, _too_large(f"over {max_bytes}", max_bytes).message)
             return message
 
         await self._app(scope, receive_limited, send)
@@ -141,10 +154,7 @@ class BodyMiddleware:
                 408, f"body: no data received; the limit is {self._timeout_s:g} seconds"
             ) from None
 
-    def _too_large(self, actual: str) -> PayloadTooLarge:
-        return PayloadTooLarge(
-            f"body: {actual} bytes; the limit is {self._max_bytes} bytes",
-            "body",
-            self._max_bytes,
-            actual,
-        )
+
+def _too_large(actual: str, max_bytes: int) -> PayloadTooLarge:
+    message = f"body: {actual} bytes; the limit is {max_bytes} bytes"
+    return PayloadTooLarge(message, "body", max_bytes, actual)

@@ -9,6 +9,7 @@ from pathlib import Path
 from raylens.cli.caption_job import CaptionOptions, PictureError, encode_job
 from raylens.cli.client import CANCELED, FAILED, SUCCEEDED, TERMINAL, Client, Job
 from raylens.cli.errors import StatusError, Unreachable
+from raylens.cli.job_waiter import JobWaiter
 from raylens.cli.results import Result
 
 MAX_UPLOADS = 4
@@ -38,6 +39,7 @@ class Captioner:
         on_result: Callable[[Result], None],
     ) -> None:
         self._client = client
+        self._waiter = JobWaiter(client)
         self._options = options
         self._retry_failed = retry_failed
         self._on_result = on_result
@@ -52,7 +54,7 @@ class Captioner:
         """
         queue = iter(pictures)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self._waiter, asyncio.TaskGroup() as group:
                 for _ in range(in_flight):
                     group.create_task(self._work(queue))
         except ExceptionGroup as errors:
@@ -102,7 +104,7 @@ class Captioner:
         """Wait until a job ends, and return it. Retry it first if it is due for a retry."""
         if self._should_retry(job):
             job = await self._retry(job["id"])
-        return job if job["status"] in TERMINAL else await self._client.wait_for_end(job["id"])
+        return job if job["status"] in TERMINAL else await self._waiter.wait_for_end(job["id"])
 
     def _should_retry(self, job: Job) -> bool:
         has_failed = job["status"] in (FAILED, CANCELED)

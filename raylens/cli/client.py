@@ -6,9 +6,9 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -25,7 +25,9 @@ FAILED = "failed"
 CANCELED = "canceled"
 TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELED})
 PAGE_SIZE = 100
-BUSY = frozenset({429, 503})
+MAX_IDS = 200
+"""Most jobs that one request may ask for by their ids."""
+BUSY = frozenset({429, 503, 507})
 """HTTP statuses of a server that is up but has no capacity."""
 RESTARTING = frozenset({500, 502, 504})
 """HTTP statuses of a server, or of its proxy, while a part of it restarts."""
@@ -39,8 +41,7 @@ MAX_BACKOFF_S = 5.0
 TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
 """A stream of events sends at least a comment every 15 s, well within the read timeout."""
 _OUTAGE = "outage"
-_CAPACITY = "capacity"
-"""Reasons to wait, each reported once."""
+"""A reason to wait. The others are the statuses of a busy server; each is reported once."""
 
 
 def check_server(server: str) -> str:
@@ -60,8 +61,8 @@ class Client:
     The server may be busy, or restart, in the middle of a long run.
 
     ``patience_s``: how long a failing request is retried. ``waits_while_busy``: wait without limit
-    if the server is only busy (429, 503). ``notify`` receives a message about each reason to wait,
-    once. All methods raise ``ClientError``.
+    if the server is only busy (429, 503, 507). ``notify`` receives a message about each reason to
+    wait, once. ``sleep`` waits for a number of seconds. All methods raise ``ClientError``.
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class Client:
         waits_while_busy: bool = False,
         notify: Callable[[str], None] = lambda message: None,
         transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.server = server
         self.patience_s = patience_s
         self.waits_while_busy = waits_while_busy
+        self.sleep = sleep
         self.last_response_at = 0.0
         self._notify = notify
         self._notified_reasons: set[str] = set()
@@ -104,7 +107,37 @@ class Client:
         return await self._call("PUT", _path(job_id))
 
     async def cancel(self, job_id: str) -> Job:
-        return await self._call("DELETE", _path(job_id))
+        """Cancel a job. Raises ``StatusError`` (409) if it has succeeded or failed."""
+        return await self._call("POST", f"{_path(job_id)}/cancel")
+
+    async def delete(self, job_id: str) -> Job | None:
+        """Cancel a job and return it; if it has ended, remove it, and return None.
+
+        ``DELETE`` is not sent for a job that hasn't ended: if the answer were lost, a second one
+        would remove the job that the first one canceled. Raises ``StatusError`` (409) if the job
+        succeeds or fails just before it is canceled.
+        """
+        job = await self.get(job_id)
+        if job["status"] not in TERMINAL:
+            return await self.cancel(job_id)
+        try:
+            await self._call("DELETE", _path(job_id))
+        except StatusError as error:
+            # 404: it is removed already, perhaps by a request whose answer was lost.
+            if error.status != 404:
+                raise
+        return None
+
+    async def get_many(self, job_ids: Sequence[str], fields: Sequence[str]) -> list[Job]:
+        """Return the given fields of the jobs, in any order. Jobs that don't exist are left out."""
+        jobs: list[Job] = []
+        for start in range(0, len(job_ids), MAX_IDS):
+            ids = ",".join(job_ids[start : start + MAX_IDS])
+            # An escaped comma would be three times as long, and a long URL may be refused.
+            query = urlencode({"ids": ids, "fields": ",".join(fields)}, safe=",")
+            page = await self._call("GET", f"{PATH}?{query}")
+            jobs += page["jobs"]
+        return jobs
 
     async def list_newest(self, limit: int, status: str = "") -> list[Job]:
         """Return at most ``limit`` jobs, newest first.
@@ -143,13 +176,6 @@ class Client:
                 raise httpx.RemoteProtocolError("the events ended before the job did")
             except (httpx.TransportError, StatusError) as error:
                 await retry_policy.wait_or_raise(error)
-
-    async def wait_for_end(self, job_id: str) -> Job:
-        """Wait until the job ends, and return it."""
-        last: Job = {}
-        async for job in self.follow(job_id):
-            last = job
-        return last
 
     def notify_once(self, reason: str, message: str) -> None:
         """Send a message about a reason to wait, once for all requests that wait for it."""
@@ -210,10 +236,10 @@ class _RetryPolicy:
             raise error
         if status in BUSY and self._client.waits_while_busy:
             self.record_response()
-            self._client.notify_once(_CAPACITY, f"waiting for the server: {error}")
+            self._client.notify_once(f"busy: {status}", f"waiting for the server: {error}")
         else:
             self._check_patience(error)
-        await asyncio.sleep(self._next_wait_s(error) * random.uniform(1.0, 1.25))
+        await self._client.sleep(self._next_wait_s(error) * random.uniform(1.0, 1.25))
 
     def _check_patience(self, error: httpx.TransportError | StatusError) -> None:
         """Raise ``ClientError`` if the request has failed for longer than the client's patience."""

@@ -104,6 +104,20 @@ def cancel(
 
 
 @app.command()
+def delete(
+    context: typer.Context,
+    job_ids: JobIds,
+    server: ServerOption = DEFAULT_SERVER,
+    patience: PatienceOption = 60.0,
+) -> None:
+    """Cancel jobs, or remove those that have ended, with their pictures.
+
+    A job that this command cancels is not removed as well, even if a request has to be repeated.
+    """
+    _run(context, server, patience, lambda client: _change_jobs(job_ids, client.delete))
+
+
+@app.command()
 def watch(
     context: typer.Context,
     job_id: JobId,
@@ -123,11 +137,12 @@ def _run(
 ) -> T:
     """Return the result of ``work``; exit with status 1 if the client raises an error.
 
-    Tests pass the client's transport as ``context.obj``.
+    Tests pass arguments of the client as ``context.obj``.
     """
 
     async def run_with_client() -> T:
-        async with Client(server, patience, notify=stderr.print, transport=context.obj) as client:
+        arguments = context.obj or {}
+        async with Client(server, patience, notify=stderr.print, **arguments) as client:
             return await work(client)
 
     try:
@@ -139,17 +154,20 @@ def _run(
         raise typer.Exit(130) from None
 
 
-async def _change_jobs(job_ids: list[str], change: Callable[[str], Awaitable[Job]]) -> None:
-    """Change the jobs one by one. Go on after a refusal, and exit with status 1 at the end."""
+async def _change_jobs(job_ids: list[str], change: Callable[[str], Awaitable[Job | None]]) -> None:
+    """Change the jobs one by one, each once; ``change`` returns None if it has removed the job.
+
+    Go on after a refusal, and exit with status 1 at the end.
+    """
     refusals = 0
-    for job_id in job_ids:
+    for job_id in dict.fromkeys(job_ids):
         try:
             job = await change(job_id)
         except StatusError as error:
             stderr.print(f"{job_id}: {error}")
             refusals += 1
         else:
-            typer.echo(f"{job_id} {job['status']}")
+            typer.echo(f"{job_id} {job['status'] if job else 'removed'}")
     if refusals:
         raise typer.Exit(1)
 

@@ -158,7 +158,7 @@ def caption(
         status = run_caption(
             arguments,
             lambda notify: Client(
-                server, patience, waits_while_busy=True, notify=notify, transport=context.obj
+                server, patience, waits_while_busy=True, notify=notify, **(context.obj or {})
             ),
             jobs.stderr,
         )

@@ -38,9 +38,7 @@ RecipeChoice = str | dict[str, Any]
 and every other one changes ``auto``.
 """
 
-_ADDRESS_OR_NAME = re.compile(
-    r"[0-9a-fA-F.:]+(/[0-9]{1,3})?|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
-)
+_ADDRESS_OR_NAME = re.compile(r"[^\s/@?#*]+(/[0-9]{1,3})?")
 
 
 class Frozen(BaseModel):
@@ -320,6 +318,10 @@ class JobsConfig(Frozen):
     """Bytes of the pictures of all jobs, such as ``20GiB``; more are refused with 507."""
     min_free_bytes: ByteSize = ByteSize(512 * 2**20)
     """Free bytes of the disk with ``data_dir`` under which jobs are refused with 507."""
+    max_file_bytes: ByteSize = ByteSize(100 * 2**20)
+    """Bytes of a file that is uploaded for a batch of requests."""
+    max_batch_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
+    """Requests in one such file."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     """Attempts without progress. Those that end for lack of capacity don't count."""
     backoff_s: Seconds = 1.0
@@ -343,7 +345,8 @@ class JobsConfig(Frozen):
     failed_pictures_ttl_s: Seconds = 86_400.0
     """How long the pictures of a failed or canceled job are kept. Then it can't be retried."""
     batch_concurrency: Annotated[int, Field(ge=1, le=64)] = 4
-    """Pictures of one job that are in flight at a time."""
+    """Pictures of a ``batch`` job, or requests of an ``openai_batch`` job, that are in flight at a
+    time."""
     image_batch_size: Annotated[int, Field(ge=1, le=64)] = 5
     """Frames of a ``task_timing_v1`` job that are in flight at a time."""
     llm: Name | None = None

@@ -95,6 +95,7 @@ class BlobStorage:
             if self._filesystem.exists(path):
                 return
             if self._is_local:
+                Path(self._root).mkdir(mode=0o700, parents=True, exist_ok=True)
                 _write_durably(Path(path), data)
             else:
                 self._filesystem.pipe_file(path, data)
@@ -154,7 +155,7 @@ def _write_durably(path: Path, data: bytes) -> None:
 
     After a crash, ``path`` is complete or absent, never partial.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "wb", opener=_open_private) as file:

@@ -38,3 +38,30 @@ class SystemClock(Clock):
     @property
     def boot_id(self) -> str:
         return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+
+
+class StoreClock:
+    """The clock of the job store, kept by this machine's monotonic clock.
+
+    Before the first :meth:`set`, it is the wall clock.
+    """
+
+    def __init__(self, machine: Clock) -> None:
+        self.machine = machine
+        self._epoch: float | None = None
+
+    def set(self, time: float) -> None:
+        """Set the clock to the store's time, in seconds since the epoch."""
+        self._epoch = time - self.machine.monotonic()
+
+    def now(self) -> float:
+        """Return the store's time, in seconds since the epoch."""
+        if self._epoch is None:
+            return self.machine.time()
+        return self._epoch + self.machine.monotonic()
+
+    @property
+    def wall_offset(self) -> float:
+        """Seconds to add to get wall-clock time. It is whole seconds, because smaller differences
+        only come from reading two clocks."""
+        return round(self.machine.time() - self.now())

@@ -12,7 +12,7 @@ from raylens.core.config import JobsConfig
 from raylens.core.errors import DeadlineExceeded, FailureClass, RaylensError
 from raylens.core.logs import current_request_id
 from raylens.jobs.circuit_breaker import CircuitBreakers
-from raylens.jobs.clock import Clock
+from raylens.jobs.clock import StoreClock
 from raylens.jobs.failures import error_of, to_json
 from raylens.jobs.job import Job, JobState, Problem, Progress
 from raylens.jobs.metrics import JobMetrics
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 RESULT_RETRY_S = 1.0
 """Seconds to wait before retrying to store a result."""
+EXPIRY_PERIOD_S = 5.0
+"""Longest time between two looks for jobs whose deadline has passed, in seconds."""
 EXPIRY_BATCH = 200
 """Maximum number of jobs that expire in one transaction."""
 
@@ -78,7 +80,6 @@ class Dispatcher:
 
     ``with_deliveries`` pairs a job in a new state with the webhook deliveries for that state, so
     that both are stored in one transaction. ``on_change`` is called after every stored change.
-    ``now`` returns the time of the store's clock.
 
     The lease of a running job is renewed. If that fails, the attempt stops before the lease
     expires, because another process may then claim the job.
@@ -91,8 +92,7 @@ class Dispatcher:
         runner: JobRunner,
         config: JobsConfig,
         owner: str,
-        clock: Clock,
-        now: Callable[[], float],
+        clock: StoreClock,
         with_deliveries: Callable[[Job], JobUpdate],
         on_change: Callable[[Job], None],
         metrics: JobMetrics,
@@ -103,7 +103,6 @@ class Dispatcher:
         self._config = config
         self._owner = owner
         self._clock = clock
-        self._now = now
         self._with_deliveries = with_deliveries
         self._on_change = on_change
         self._metrics = metrics
@@ -112,7 +111,9 @@ class Dispatcher:
         self._running: dict[str, _Attempt] = {}
         self._interrupted: dict[str, _Attempt] = {}
         """Attempts that stopped because the store failed. Their jobs still have to be released."""
-        self._poll_loop = PollLoop(self._poll, "jobs")
+        self._expire_at = 0.0
+        """When to look for jobs whose deadline has passed, on the store's clock."""
+        self._poll_loop = PollLoop(self._poll, self._find_next_due, "jobs")
 
     def wake(self) -> None:
         """Look for due jobs soon."""
@@ -138,20 +139,24 @@ class Dispatcher:
             for attempt in self._running.values():
                 attempt.stop()
 
-    async def _poll(self) -> float:
-        """Claim as many jobs as may start now. Return the seconds until the next job is due."""
+    async def _poll(self) -> bool:
+        """Claim as many jobs as may start now. Return whether to poll again at once."""
         await self._release_interrupted()
-        now = self._now()
-        held = self._breakers.find_open(now)
+        now = self._clock.now()
+        if now >= self._expire_at:
+            return await self._expire(now)
         free = self._config.workers - len(self._running)
-        if free > 0 and await self._claim(free, now, held) == free:
-            return 0.0
-        due = await self._store.next_due(held.keys())
-        if due.expiry <= now:
-            await self._expire(now)
-            return 0.0
-        times = [due.expiry, due.claim, *held.values()] if free > 0 else [due.expiry]
-        return max(min(times) - self._now(), 0.001)
+        return free > 0 and await self._claim(free, now) == free
+
+    async def _find_next_due(self) -> float:
+        """Return the seconds until a job can be claimed or its deadline passes."""
+        held = self._breakers.find_open(self._clock.now())
+        has_free_worker = len(self._running) < self._config.workers
+        due = await self._store.next_due(held.keys(), has_free_worker)
+        now = self._clock.now()
+        self._expire_at = min(due.expiry, now + EXPIRY_PERIOD_S)
+        reopenings = held.values() if has_free_worker else ()
+        return min(due.expiry, due.claim, *reopenings) - now
 
     async def _release_interrupted(self) -> None:
         """Queue the jobs again whose attempts stopped because the store failed."""
@@ -168,15 +173,22 @@ class Dispatcher:
             if isinstance(result, Job):
                 self._on_change(result)
 
-    async def _expire(self, now: float) -> None:
+    async def _expire(self, now: float) -> bool:
+        """Fail the queued jobs whose deadline has passed. Return whether there may be more."""
+
         def update(job: Job) -> JobUpdate:
             return self._with_deliveries(expire(job, now))
 
-        for job in await self._store.expire(EXPIRY_BATCH, now, update):
+        expired = await self._store.expire(EXPIRY_BATCH, now, update)
+        for job in expired:
             self._record_and_notify(job)
+        if len(expired) < EXPIRY_BATCH:
+            self._expire_at = now + EXPIRY_PERIOD_S
+        return True
 
-    async def _claim(self, free: int, now: float, held: dict[str, float]) -> int:
+    async def _claim(self, free: int, now: float) -> int:
         """Claim at most ``free`` jobs and start their attempts. Return how many were claimed."""
+        held = self._breakers.find_open(now)
         lease_until = now + self._config.lease_s
 
         def update(job: Job) -> JobUpdate:
@@ -187,7 +199,7 @@ class Dispatcher:
             if job.state is not JobState.RUNNING:
                 # start_or_fail() failed it: the deadline has passed or no attempt is left.
                 self._record_and_notify(job)
-            elif lease_until - self._now() > self._config.lease_s / 2:
+            elif lease_until - self._clock.now() > self._config.lease_s / 2:
                 self._spawn_attempt(job, lease_until)
             else:
                 # The lease could expire before its first renewal.
@@ -199,8 +211,8 @@ class Dispatcher:
         return len(jobs)
 
     def _make_attempt(self, job: Job, lease_until: float) -> _Attempt:
-        reporter = ProgressReporter(job, self._change_writer, self._clock, self._on_change)
-        now = self._now()
+        reporter = ProgressReporter(job, self._change_writer, self._clock.machine, self._on_change)
+        now = self._clock.now()
         timeout_s = min(self._runner.attempt_timeout(job), job.deadline - now)
         return _Attempt(job, reporter, now + max(0.0, timeout_s), lease_until)
 
@@ -249,7 +261,7 @@ class Dispatcher:
         an error's code.
         """
         job, reporter = attempt.job, attempt.reporter
-        timeout_s = max(0.0, attempt.ends_at - self._now())
+        timeout_s = max(0.0, attempt.ends_at - self._clock.now())
         limit = asyncio.timeout(timeout_s)
         try:
             async with limit:
@@ -263,7 +275,7 @@ class Dispatcher:
                 error = error_of(exception)
         else:
             self._breakers.record_capacity(job.model)
-            return (lambda stored: succeed(reporter.apply(stored), output, self._now())), "ok"
+            return (lambda stored: succeed(reporter.apply(stored), output, self._clock.now())), "ok"
         return self._failure(attempt, error), error.code
 
     def _failure(self, attempt: _Attempt, error: RaylensError) -> Transition:
@@ -271,7 +283,7 @@ class Dispatcher:
         job, reporter = attempt.job, attempt.reporter
         logger.info("job %s, attempt %d: %s: %s", job.id, job.attempts, error.code, error.message)
         if error.failure_class is FailureClass.CAPACITY:
-            self._breakers.record_failure(job.model, error.retry_after, self._now())
+            self._breakers.record_failure(job.model, error.retry_after, self._clock.now())
         else:
             self._breakers.record_capacity(job.model)
         try:
@@ -279,7 +291,9 @@ class Dispatcher:
         except RaylensError:
             reporter.discard()  # the output so far isn't JSON
         policy = self._retry_policy
-        return lambda stored: end_failed_attempt(reporter.apply(stored), error, policy, self._now())
+        return lambda stored: end_failed_attempt(
+            reporter.apply(stored), error, policy, self._clock.now()
+        )
 
     async def _store_result(
         self, attempt: _Attempt, transition: Transition
@@ -289,13 +303,13 @@ class Dispatcher:
         The retries end with the attempt's time, or if the lease can't be renewed, which cancels the
         attempt. A result that can't be stored for another reason fails the job.
         """
-        give_up_at = max(attempt.ends_at, self._now() + self._config.lease_s)
+        give_up_at = max(attempt.ends_at, self._clock.now() + self._config.lease_s)
         has_failed = False
         while True:
             try:
                 return await self._store_transition(attempt.job, transition)
             except RaylensError:
-                if self._now() >= give_up_at:
+                if self._clock.now() >= give_up_at:
                     raise
                 await asyncio.sleep(RESULT_RETRY_S)
             except Exception as error:
@@ -320,7 +334,7 @@ class Dispatcher:
     def _unstorable(self, error: Exception) -> Transition:
         message = f"the result can't be stored: {type(error).__name__}; see the server's log"
         problem = Problem("internal_error", message)
-        return lambda stored: fail(stored, problem, self._now())
+        return lambda stored: fail(stored, problem, self._clock.now())
 
     def _record_and_notify(self, job: Job) -> None:
         if job.state.is_terminal:
@@ -330,7 +344,7 @@ class Dispatcher:
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(self._config.lease_s / 3)
-            until = self._now() + self._config.lease_s
+            until = self._clock.now() + self._config.lease_s
             fences = {job_id: attempt.job.fence for job_id, attempt in self._running.items()}
             renewed: set[str] | None = None
             try:
@@ -356,7 +370,7 @@ class Dispatcher:
             if renewed is not None and job_id in renewed:
                 attempt.lease_until = until
                 continue
-            is_near_end = attempt.lease_until - self._now() < self._config.lease_s / 2
+            is_near_end = attempt.lease_until - self._clock.now() < self._config.lease_s / 2
             if renewed is None and not is_near_end:
                 continue
             logger.warning(

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from raylens import __version__
 from raylens.core.config import AppConfig, JobsConfig
 from raylens.core.ports import VisionService
 from raylens.jobs.blobs import BlobStorage
-from raylens.jobs.clock import SystemClock
+from raylens.jobs.clock import StoreClock, SystemClock
 from raylens.jobs.inference import InferenceClient
+from raylens.jobs.job_files import JobFiles
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
 from raylens.jobs.runner import TypedJobRunner
 from raylens.jobs.sql.engines import postgres_store, sqlite_store
 from raylens.jobs.store import JobStore, QueueStartupError
+from raylens.jobs.types.base import JobType
 from raylens.jobs.webhooks import check_secret
 from raylens.net.address import AllowList
 from raylens.net.client import GuardedClient
@@ -32,20 +34,24 @@ def create_queue(
     config: AppConfig,
     service: VisionService,
     metrics: JobMetrics | None = None,
+    more_types: Iterable[JobType] = (),
     environment: Mapping[str, str] = os.environ,
 ) -> JobQueue:
-    """Return a queue that is not opened yet.
+    """Return a queue that is not opened yet. ``more_types`` are job types beside the registered.
 
     Raises ``QueueStartupError``, which names the invalid setting.
     """
     jobs_config = config.jobs
-    allowed = AllowList.parse(jobs_config.webhooks.allow)
-    clock = SystemClock()
+    allowed = parse_allowed(jobs_config)
+    clock = StoreClock(SystemClock())
+    store = make_store(jobs_config)
     blobs = make_blob_storage(jobs_config)
     inference = InferenceClient(service, config)
-    runner = TypedJobRunner(load_job_types(), inference, blobs, jobs_config, clock)
+    files = JobFiles(store, blobs, clock.now, jobs_config.max_picture_bytes)
+    types = {**load_job_types(), **{job_type.name: job_type for job_type in more_types}}
+    runner = TypedJobRunner(types, inference, blobs, files, jobs_config, clock.machine)
     return JobQueue(
-        make_store(jobs_config),
+        store,
         blobs,
         runner,
         GuardedClient(allowed, jobs_config.webhooks.timeout_s, user_agent(jobs_config)),
@@ -60,9 +66,11 @@ def create_queue(
 def check_settings(config: JobsConfig, environment: Mapping[str, str] = os.environ) -> None:
     """Check the settings before the server starts, without network access.
 
-    A SQLite database is opened, and so created or migrated. Raises ``QueueStartupError``, which
-    names the invalid setting.
+    A SQLite database is opened, and so created or migrated. A plugin that can't be loaded is
+    logged. Raises ``QueueStartupError``, which names the invalid setting.
     """
+    load_job_types()
+    parse_allowed(config)
     read_webhook_secrets(config, environment)
     make_blob_storage(config)
     store = make_store(config)
@@ -91,6 +99,14 @@ def make_blob_storage(config: JobsConfig) -> BlobStorage:
         return BlobStorage(config.blobs_url)
     except (ImportError, ValueError) as error:
         raise QueueStartupError(f"jobs.blobs: {error}") from error
+
+
+def parse_allowed(config: JobsConfig) -> AllowList:
+    """Return the addresses and hosts that webhooks may reach. Raises ``QueueStartupError``."""
+    try:
+        return AllowList.parse(config.webhooks.allow)
+    except ValueError as error:
+        raise QueueStartupError(f"jobs.webhooks.allow: {error}") from None
 
 
 def free_bytes(config: JobsConfig, blobs: BlobStorage) -> float:

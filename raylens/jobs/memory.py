@@ -10,8 +10,17 @@ from itertools import islice
 
 from raylens.core.errors import Conflict, RaylensError
 from raylens.jobs.clock import Clock, SystemClock
+from raylens.jobs.files import StoredFile
 from raylens.jobs.job import Delivery, DeliveryState, Job, JobState
-from raylens.jobs.store import Change, ComputeUpdate, JobStore, NextDue, admit, check_quota
+from raylens.jobs.store import (
+    Change,
+    ComputeUpdate,
+    JobQuery,
+    JobStore,
+    NextDue,
+    admit,
+    check_quota,
+)
 from raylens.jobs.transitions import JobUpdate
 
 
@@ -32,6 +41,9 @@ class MemoryStore(JobStore):
         self._deliveries: dict[str, Delivery] = {}
         self._gone_urls: set[str] = set()
         self._blobs: dict[str, _Blob] = {}
+        self._files: dict[str, StoredFile] = {}
+        self._parts: dict[str, list[str]] = {}
+        """The digests of each file's parts."""
 
     async def open(self) -> None: ...
 
@@ -55,17 +67,17 @@ class MemoryStore(JobStore):
     async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
         return {job_id: self._jobs[job_id] for job_id in job_ids if job_id in self._jobs}
 
-    async def list_jobs(
-        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
-    ) -> list[Job]:
+    async def list_jobs(self, query: JobQuery) -> list[Job]:
         newest_first = sorted(self._jobs.values(), key=lambda job: job.id, reverse=True)
         matches = (
             job
             for job in newest_first
-            if (not states or job.state in states) and (before_id is None or job.id < before_id)
+            if (not query.states or job.state in query.states)
+            and query.type in (None, job.type)
+            and (query.before_id is None or job.id < query.before_id)
         )
-        page = islice(matches, limit)
-        return list(page) if with_input else [replace(job, input={}) for job in page]
+        page = islice(matches, query.limit)
+        return list(page) if query.with_input else [replace(job, input={}) for job in page]
 
     async def count_by_state(self) -> dict[JobState, int]:
         return {state: self._count(state) for state in JobState}
@@ -93,12 +105,15 @@ class MemoryStore(JobStore):
         expired = [job for job in self._in_state(JobState.QUEUED) if job.deadline <= now]
         return [self._save(update(job)) for job in expired[:limit]]
 
-    async def next_due(self, held_models: Collection[str] = ()) -> NextDue:
+    async def next_due(
+        self, held_models: Collection[str] = (), with_claims: bool = True
+    ) -> NextDue:
         queued = self._in_state(JobState.QUEUED)
         free = [job.run_after for job in queued if job.model not in held_models]
         leases = [job.lease_until or 0 for job in self._in_state(JobState.RUNNING)]
         deadlines = [job.deadline for job in queued]
-        return NextDue(min(free + leases, default=math.inf), min(deadlines, default=math.inf))
+        claim = min(free + leases, default=math.inf) if with_claims else math.inf
+        return NextDue(claim, min(deadlines, default=math.inf))
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
         renewed = {
@@ -252,6 +267,7 @@ class MemoryStore(JobStore):
     ) -> list[str]:
         jobs = self._jobs.values()
         used = {digest for job in jobs if not job.pictures_removed for digest in job.blobs}
+        used |= {digest for parts in self._parts.values() for digest in parts}
         unused = (
             digest
             for digest, blob in self._blobs.items()
@@ -269,6 +285,48 @@ class MemoryStore(JobStore):
             blob = self._blobs.get(digest)
             if blob is not None and blob.removing_until > 0:
                 del self._blobs[digest]
+
+    async def add_file(self, file: StoredFile, digest: str) -> None:
+        self._files[file.id] = file
+        self._parts[file.id] = [digest]
+
+    async def append_to_file(
+        self, file: StoredFile, digest: str, size: int, job_id: str, fence: int
+    ) -> None:
+        if not self._is_running_with(job_id, fence):
+            raise Conflict("job_id: the attempt no longer holds the job", "job_id")
+        stored = self._files.setdefault(file.id, file)
+        self._files[file.id] = replace(stored, size=stored.size + size)
+        self._parts.setdefault(file.id, []).append(digest)
+
+    async def get_file(self, file_id: str) -> StoredFile | None:
+        return self._files.get(file_id)
+
+    async def file_parts(self, file_id: str) -> list[str]:
+        return list(self._parts.get(file_id, ()))
+
+    async def list_files(
+        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+    ) -> list[StoredFile]:
+        files = sorted(self._files.values(), key=lambda file: file.id, reverse=newest_first)
+
+        def is_behind(file_id: str) -> bool:
+            if after_id is None:
+                return True
+            return file_id < after_id if newest_first else file_id > after_id
+
+        matches = (file for file in files if purpose in (None, file.purpose) and is_behind(file.id))
+        return list(islice(matches, limit))
+
+    async def remove_file(self, file_id: str) -> bool:
+        self._parts.pop(file_id, None)
+        return self._files.pop(file_id, None) is not None
+
+    async def purge_files(self, now: float, limit: int) -> int:
+        expired = [file.id for file in self._files.values() if file.expires_at <= now][:limit]
+        for file_id in expired:
+            await self.remove_file(file_id)
+        return len(expired)
 
     def _save(self, update: JobUpdate) -> Job:
         job = update.job

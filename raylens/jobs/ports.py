@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from raylens.jobs.changes import Changes
-from raylens.jobs.job import Delivery, Job, JobState, Stats
+from raylens.jobs.files import StoredFile
+from raylens.jobs.job import Delivery, Job, Stats
+from raylens.jobs.store import JobQuery
 
 
 class JobService(Protocol):
@@ -36,15 +38,7 @@ class JobService(Protocol):
         """Return the jobs that exist, by id."""
         ...
 
-    async def list_jobs(
-        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
-    ) -> list[Job]:
-        """Return the newest ``limit`` jobs, newest first.
-
-        An empty ``states`` means any state. With a ``before_id``, only jobs older than that one
-        are returned. Without ``with_input``, the jobs' ``input`` is empty.
-        """
-        ...
+    async def list_jobs(self, query: JobQuery) -> list[Job]: ...
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job, and stop its attempt if it is running.
@@ -88,4 +82,32 @@ class JobService(Protocol):
         Raises ``UnknownJob`` if the job has no delivery of this number, and ``TooManyRequests`` if
         the job's deliveries were sent again too often.
         """
+        ...
+
+    async def add_file(self, file: StoredFile, data: bytes) -> StoredFile:
+        """Store a file, and return it as it was stored. It is durable when this returns.
+
+        Raises ``InsufficientStorage``.
+        """
+        ...
+
+    async def get_file(self, file_id: str) -> StoredFile:
+        """Raises ``UnknownFile``."""
+        ...
+
+    async def read_file_part(self, file_id: str, number: int) -> bytes | None:
+        """Return a part of a file, counted from 0; None behind the last one.
+
+        Raises ``UnknownFile``.
+        """
+        ...
+
+    async def list_files(
+        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+    ) -> list[StoredFile]:
+        """Return at most ``limit`` files in order of creation. ``purpose`` may be None for any."""
+        ...
+
+    async def remove_file(self, file_id: str) -> None:
+        """Delete a file. Raises ``UnknownFile``."""
         ...

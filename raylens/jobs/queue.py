@@ -11,6 +11,7 @@ import statistics
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 
 from raylens.core.config import JobsConfig
 from raylens.core.errors import (
@@ -21,17 +22,24 @@ from raylens.core.errors import (
     RaylensError,
     UnknownJob,
 )
-from raylens.jobs.blobs import BlobStorage
+from raylens.jobs.blobs import BlobStorage, compute_digest
 from raylens.jobs.changes import ChangeLog, Changes
-from raylens.jobs.clock import Clock, SystemClock
+from raylens.jobs.clock import StoreClock, SystemClock
 from raylens.jobs.dispatcher import Dispatcher, JobRunner
+from raylens.jobs.files import StoredFile, UnknownFile, shift_file_times
 from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.job import Delivery, Job, JobState, Stats, shift_times
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.ports import JobService
 from raylens.jobs.progress import ChangeWriter
 from raylens.jobs.rate_limit import RateLimit
-from raylens.jobs.store import STORAGE_RETRY_AFTER_S, Change, ComputeUpdate, JobStore
+from raylens.jobs.store import (
+    STORAGE_RETRY_AFTER_S,
+    Change,
+    ComputeUpdate,
+    JobQuery,
+    JobStore,
+)
 from raylens.jobs.transitions import JobUpdate, cancel, move_to_store_clock, requeue
 from raylens.jobs.webhook_dispatcher import WebhookClient, WebhookDispatcher
 from raylens.jobs.webhooks import STARTED, make_delivery
@@ -53,6 +61,8 @@ BLOB_GRACE_S = 120.0
 
 This covers the time between writing a blob and adding its job, ``jobs.queue_timeout_s``.
 """
+FREE_SPACE_PERIOD_S = 1.0
+"""Seconds between two looks at the free space of the disk."""
 BLOB_WAIT_S = 0.1
 """Pause before the next look at a blob that is being removed, in seconds."""
 STATS_SAMPLE = 1000
@@ -64,6 +74,12 @@ MAX_ADVISED_RETRY_AFTER_S = 60.0
 RETRY_AFTER_S = 5.0
 """``Retry-After`` for a request that the queue didn't answer in time, in seconds."""
 MINUTE_S = 60.0
+FILE_TTL_S = 30 * 86_400.0
+"""How long an uploaded file is kept, in seconds."""
+MAX_PART_BYTES = 100 * 2**20
+"""Size of a large part of a file."""
+SLOWEST_BYTES_PER_S = 10 * 2**20
+"""Bytes a second that a storage reads and writes at the least, for time limits."""
 
 
 class JobQueue(JobService):
@@ -82,23 +98,23 @@ class JobQueue(JobService):
         secrets: Sequence[str],
         config: JobsConfig,
         metrics: JobMetrics | None = None,
-        clock: Clock | None = None,
+        clock: StoreClock | None = None,
         free_bytes: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._config = config
         self._metrics = metrics or JobMetrics()
-        self._clock = clock or SystemClock()
+        self._clock = clock or StoreClock(SystemClock())
         self._free_bytes = free_bytes
-        self._epoch: float | None = None
-        """The store's time minus the monotonic clock; None before the store is open."""
         self._add_writer: GroupCommit[Job, Job | RaylensError] = GroupCommit(
             lambda jobs: store.add(jobs, config.capacity)
         )
         self._change_writer: ChangeWriter = GroupCommit(store.change)
         self._change_log = ChangeLog()
         self._redeliveries = RateLimit(config.webhooks.redeliveries_per_minute, MINUTE_S)
+        self._free_space = math.inf
+        self._free_space_at = -math.inf
         self._average_duration_s = 1.0  # a first guess
         self._cleanup_is_due = asyncio.Event()
         self._dispatcher = Dispatcher(
@@ -108,20 +124,13 @@ class JobQueue(JobService):
             config,
             owner=f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
             clock=self._clock,
-            now=self.now,
             with_deliveries=self._with_deliveries,
             on_change=self._on_change,
             metrics=self._metrics,
         )
         self._webhook_dispatcher = WebhookDispatcher(
-            store, webhook_client, secrets, config.webhooks, self.now, self._metrics
+            store, webhook_client, secrets, config.webhooks, self._clock.now, self._metrics
         )
-
-    def now(self) -> float:
-        """Return the time of the store's clock, in seconds since the epoch."""
-        if self._epoch is None:
-            return self._clock.time()
-        return self._epoch + self._clock.monotonic()
 
     async def open(self) -> None:
         """Open the store.
@@ -145,7 +154,7 @@ class JobQueue(JobService):
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         async with self._time_limit():
             self._check_free_space()
-            job = move_to_store_clock(job, self.now())
+            job = move_to_store_clock(job, self._clock.now())
             if pictures:
                 await self._check_capacity(job)
                 await self._store_pictures(pictures)
@@ -180,11 +189,9 @@ class JobQueue(JobService):
             jobs = await self._store.get(job_ids)
         return {job_id: self._for_callers(job) for job_id, job in jobs.items()}
 
-    async def list_jobs(
-        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
-    ) -> list[Job]:
+    async def list_jobs(self, query: JobQuery) -> list[Job]:
         async with self._time_limit():
-            jobs = await self._store.list_jobs(states, limit, before_id, with_input)
+            jobs = await self._store.list_jobs(query)
         return [self._for_callers(job) for job in jobs]
 
     async def cancel(self, job_id: str) -> Job:
@@ -195,7 +202,7 @@ class JobQueue(JobService):
             canceled_now = job.state is not JobState.CANCELED
             if not canceled_now:  # the call was repeated
                 return JobUpdate(job)
-            return self._with_deliveries(cancel(job, self.now()))
+            return self._with_deliveries(cancel(job, self._clock.now()))
 
         job = await self._change(job_id, update)
         self._dispatcher.stop(job_id)
@@ -215,7 +222,7 @@ class JobQueue(JobService):
 
         def update(job: Job) -> JobUpdate:
             config = self._config
-            return JobUpdate(requeue(job, self.now(), config.max_attempts, config.timeout_s))
+            return JobUpdate(requeue(job, self._clock.now(), config.max_attempts, config.timeout_s))
 
         return await self._change(job_id, update)
 
@@ -238,18 +245,61 @@ class JobQueue(JobService):
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
         await self.get(job_id)
-        self._redeliveries.check(job_id, self._clock.monotonic(), "this job's deliveries")
+        self._redeliveries.check(job_id, self._clock.now(), "this job's deliveries")
         async with self._time_limit():
-            delivery = await self._store.redeliver(job_id, number, self.now())
+            delivery = await self._store.redeliver(job_id, number, self._clock.now())
         if delivery is None:
             raise UnknownJob(f"delivery: job {job_id} has no delivery {number}", "delivery")
         self._webhook_dispatcher.wake()
         return delivery
 
+    async def add_file(self, file: StoredFile, data: bytes) -> StoredFile:
+        async with self._time_limit(len(data)):
+            self._check_free_space()
+            now = self._clock.now()
+            stored = replace(file, created_at=now, expires_at=now + FILE_TTL_S)
+            digest = await asyncio.to_thread(compute_digest, data)
+            await self._store_pictures({digest: data})
+            await self._store.add_file(stored, digest)
+        return self._file_for_callers(stored)
+
+    async def get_file(self, file_id: str) -> StoredFile:
+        async with self._time_limit():
+            file = await self._store.get_file(file_id)
+        return self._file_for_callers(_require_file(file, file_id))
+
+    async def read_file_part(self, file_id: str, number: int) -> bytes | None:
+        async with self._time_limit(MAX_PART_BYTES):
+            digests = await self._store.file_parts(file_id)
+            if not digests:
+                raise UnknownFile(f"file_id: unknown file {file_id[:64]!r}", "file_id")
+            if number >= len(digests):
+                return None
+            return await self._blobs.get_async(digests[number])
+
+    async def list_files(
+        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+    ) -> list[StoredFile]:
+        async with self._time_limit():
+            files = await self._store.list_files(purpose, limit, after_id, newest_first)
+        return [self._file_for_callers(file) for file in files]
+
+    async def remove_file(self, file_id: str) -> None:
+        async with self._time_limit():
+            if not await self._store.remove_file(file_id):
+                _require_file(None, file_id)
+        self._cleanup_is_due.set()
+
+    def _file_for_callers(self, file: StoredFile) -> StoredFile:
+        return shift_file_times(file, self._clock.wall_offset)
+
     @asynccontextmanager
-    async def _time_limit(self) -> AsyncIterator[None]:
-        """Raise ``Overloaded`` if the work takes longer than a caller waits for it."""
-        limit_s = self._config.queue_timeout_s
+    async def _time_limit(self, size: int = 0) -> AsyncIterator[None]:
+        """Raise ``Overloaded`` if the work takes longer than a caller waits for it.
+
+        Work on many bytes may take longer: ``size`` is their number.
+        """
+        limit_s = self._config.queue_timeout_s + size / SLOWEST_BYTES_PER_S
         try:
             async with asyncio.timeout(limit_s):
                 yield
@@ -259,22 +309,25 @@ class JobQueue(JobService):
 
     def _check_free_space(self) -> None:
         """Raise ``InsufficientStorage`` if the disk has too little free space."""
-        free = self._free_bytes()
+        now = self._clock.machine.monotonic()
+        if now - self._free_space_at > FREE_SPACE_PERIOD_S:
+            self._free_space = self._free_bytes()
+            self._free_space_at = now
         floor = self._config.min_free_bytes
-        if free < floor:
+        if self._free_space < floor:
             message = (
-                f"the disk of the job queue has {free:.0f} free bytes; the limit is {int(floor)}"
-                " (jobs.min_free_bytes)"
+                f"the disk of the job queue has {self._free_space:.0f} free bytes;"
+                f" the limit is {int(floor)} (jobs.min_free_bytes)"
             )
             raise InsufficientStorage(
-                message, "jobs.min_free_bytes", floor, free, STORAGE_RETRY_AFTER_S
+                message, "jobs.min_free_bytes", floor, self._free_space, STORAGE_RETRY_AFTER_S
             )
 
     async def _store_pictures(self, pictures: Mapping[str, bytes]) -> None:
         sizes = {digest: len(data) for digest, data in pictures.items()}
         quota = self._config.max_picture_bytes
         while sizes:
-            being_removed = await self._store.touch_blobs(sizes, self.now(), quota)
+            being_removed = await self._store.touch_blobs(sizes, self._clock.now(), quota)
             sizes = {digest: sizes[digest] for digest in being_removed}
             if sizes:
                 await asyncio.sleep(BLOB_WAIT_S)
@@ -286,7 +339,7 @@ class JobQueue(JobService):
         if job.state is JobState.RUNNING and not self._config.webhooks.started:
             return JobUpdate(job)
         base_url = self._config.webhooks.public_url.rstrip("/")
-        now = self.now()
+        now = self._clock.now()
         shown = self._for_callers(job)
         delivery = make_delivery(shown, now, f"{base_url}/api/v1/jobs/{job.id}")
         # job.started is sent for the first attempt only.
@@ -295,11 +348,8 @@ class JobQueue(JobService):
         return JobUpdate(job, (delivery,))
 
     def _for_callers(self, job: Job) -> Job:
-        """Return the job with its times on the wall clock.
-
-        Differences under a second come from reading two clocks, and are left alone.
-        """
-        return shift_times(job, round(self._clock.time() - self.now()))
+        """Return the job with its times on the wall clock."""
+        return shift_times(job, self._clock.wall_offset)
 
     def _on_change(self, job: Job) -> None:
         self._change_log.append(job.id)
@@ -348,7 +398,7 @@ class JobQueue(JobService):
         return QueueFull(error.message, error.field, error.limit, error.actual, retry_after)
 
     async def _read_store_clock(self) -> None:
-        self._epoch = await self._store.read_clock() - self._clock.monotonic()
+        self._clock.set(await self._store.read_clock())
 
     async def _clean_up_periodically(self) -> None:
         while True:
@@ -366,22 +416,23 @@ class JobQueue(JobService):
         for delete, ttl_s in (
             (self._store.purge, config.result_ttl_s),
             (self._store.drop_pictures, config.failed_pictures_ttl_s),
+            (self._store.purge_files, 0.0),
         ):
-            while await delete(self.now() - ttl_s, PURGE_BATCH) == PURGE_BATCH:
+            while await delete(self._clock.now() - ttl_s, PURGE_BATCH) == PURGE_BATCH:
                 await asyncio.sleep(0)
         while await self._remove_unused_blobs():
             await asyncio.sleep(0)
 
     async def _remove_unused_blobs(self) -> bool:
         """Remove some unused blobs, outside of any transaction. Return whether to go on."""
-        now = self.now()
+        now = self._clock.now()
         until = now + BLOB_REMOVAL_S
         digests = await self._store.mark_unused_blobs(
             now - BLOB_GRACE_S, now, until, BLOB_REMOVAL_BATCH
         )
         removed = []
         for digest in digests:
-            if self.now() > until - BLOB_REMOVAL_S / 2:
+            if self._clock.now() > until - BLOB_REMOVAL_S / 2:
                 break  # a submission may soon take over what is left
             with suppress(RaylensError):  # the storage has logged it
                 await self._blobs.remove_async(digest)
@@ -406,6 +457,12 @@ def _log_errors(message: str) -> Iterator[None]:
         logger.warning("%s: %s", message, error)
     except Exception:
         logger.exception(message)
+
+
+def _require_file(file: StoredFile | None, file_id: str) -> StoredFile:
+    if file is None:
+        raise UnknownFile(f"file_id: unknown file {file_id[:64]!r}", "file_id")
+    return file
 
 
 def _require(job: Job | None, job_id: str) -> Job:

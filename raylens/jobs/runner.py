@@ -17,6 +17,7 @@ from raylens.jobs.dispatcher import JobRunner, SaveProgress
 from raylens.jobs.failures import UnknownType
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job
+from raylens.jobs.job_files import JobFiles
 from raylens.jobs.llm import make_llm
 from raylens.jobs.types.base import JobContext, JobType
 
@@ -29,12 +30,14 @@ class TypedJobRunner(JobRunner):
         job_types: Mapping[str, JobType],
         inference: InferenceClient,
         blobs: BlobStorage,
+        files: JobFiles,
         config: JobsConfig,
         clock: Clock,
     ) -> None:
         self._job_types = job_types
         self._inference = inference
         self._blobs = blobs
+        self._files = files
         self._llm = make_llm(config.llm, inference)
         self._config = config
         self._clock = clock
@@ -63,6 +66,7 @@ class TypedJobRunner(JobRunner):
             self._clock,
             self._inference,
             self._blobs,
+            self._files,
             self._llm,
             save_progress,
         )

@@ -19,6 +19,7 @@ from raylens.core.errors import (
     QueueFull,
     RaylensError,
 )
+from raylens.jobs.files import StoredFile
 from raylens.jobs.job import Delivery, Job, JobState
 from raylens.jobs.transitions import JobUpdate
 
@@ -68,6 +69,20 @@ class NextDue:
     """The deadline of a queued job passes."""
 
 
+@dataclass(frozen=True)
+class JobQuery:
+    """Which jobs to list, newest first."""
+
+    limit: int
+    states: Collection[JobState] = ()
+    """An empty collection means any state."""
+    type: str | None = None
+    before_id: str | None = None
+    """Only jobs older than this one."""
+    with_input: bool = False
+    """Without this, the jobs' ``input`` is empty."""
+
+
 class JobStore(Protocol):
     """Jobs, their deliveries, and their references to blobs.
 
@@ -107,15 +122,7 @@ class JobStore(Protocol):
         """Return the jobs that exist, by id."""
         ...
 
-    async def list_jobs(
-        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
-    ) -> list[Job]:
-        """Return the newest ``limit`` jobs, newest first.
-
-        An empty ``states`` means any state. With a ``before_id``, only jobs older than that one
-        are returned. Without ``with_input``, the jobs' ``input`` is empty.
-        """
-        ...
+    async def list_jobs(self, query: JobQuery) -> list[Job]: ...
 
     async def count_by_state(self) -> dict[JobState, int]:
         """Return the number of jobs in every state, zeros included.
@@ -146,8 +153,13 @@ class JobStore(Protocol):
         """
         ...
 
-    async def next_due(self, held_models: Collection[str] = ()) -> NextDue:
-        """Return when :meth:`claim` and :meth:`expire` find something next."""
+    async def next_due(
+        self, held_models: Collection[str] = (), with_claims: bool = True
+    ) -> NextDue:
+        """Return when :meth:`claim` and :meth:`expire` find something next.
+
+        Without ``with_claims``, ``claim`` stays unknown, which is faster if many jobs are queued.
+        """
         ...
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
@@ -238,14 +250,51 @@ class JobStore(Protocol):
         """Mark at most ``limit`` unused blobs as being removed until ``until``. Return their
         digests.
 
-        A blob is unused if no job refers to it and it was last touched before ``touched_before``.
-        It can't be touched while it is marked. The caller removes the blobs before ``until``, and
-        then calls :meth:`forget_blobs`.
+        A blob is unused if no job and no file refers to it, and if it was last touched before
+        ``touched_before``. It can't be touched while it is marked. The caller removes the blobs
+        before ``until``, and then calls :meth:`forget_blobs`.
         """
         ...
 
     async def forget_blobs(self, digests: Collection[str]) -> None:
         """Delete the records of blobs that have been removed."""
+        ...
+
+    async def add_file(self, file: StoredFile, digest: str) -> None:
+        """Add a file with one part."""
+        ...
+
+    async def append_to_file(
+        self, file: StoredFile, digest: str, size: int, job_id: str, fence: int
+    ) -> None:
+        """Append a part of ``size`` bytes to a file. The file is added if it doesn't exist.
+
+        Raises ``Conflict`` unless the job is running with this fence.
+        """
+        ...
+
+    async def get_file(self, file_id: str) -> StoredFile | None: ...
+
+    async def file_parts(self, file_id: str) -> list[str]:
+        """Return the digests of a file's parts in order; none if the file doesn't exist."""
+        ...
+
+    async def list_files(
+        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+    ) -> list[StoredFile]:
+        """Return at most ``limit`` files in order of their ids.
+
+        ``purpose`` may be None for any. With an ``after_id``, only files behind that one in the
+        order are returned.
+        """
+        ...
+
+    async def remove_file(self, file_id: str) -> bool:
+        """Delete a file and its references to blobs. Return whether it existed."""
+        ...
+
+    async def purge_files(self, now: float, limit: int) -> int:
+        """Delete at most ``limit`` files that have expired, and return how many."""
         ...
 
 

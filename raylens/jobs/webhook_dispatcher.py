@@ -79,7 +79,7 @@ class WebhookDispatcher:
         self._config = config
         self._clock = clock
         self._metrics = metrics
-        self._poll_loop = PollLoop(self._claim, "deliveries")
+        self._poll_loop = PollLoop(self._claim, self._find_next_due, "deliveries")
         self._tasks: set[asyncio.Task[None]] = set()
         self._claimed_by_host: Counter[str] = Counter()
         self._host_slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
@@ -102,13 +102,13 @@ class WebhookDispatcher:
             for task in self._tasks:
                 task.cancel()
 
-    async def _claim(self) -> float:
-        """Claim due deliveries up to the limits. Return the seconds until the next one is due."""
+    async def _claim(self) -> bool:
+        """Claim due deliveries up to the limits. Return whether to claim again at once."""
         free = self._config.max_at_once - len(self._tasks)
         if free <= 0:
-            return math.inf
+            return False
         per_host = self._config.max_per_host
-        busy_hosts = [host for host, count in self._claimed_by_host.items() if count >= per_host]
+        busy_hosts = self._busy_hosts
         now = self._clock()
         lease_until = now + LEASE_FACTOR * self._config.timeout_s
         claimed = await self._store.claim_deliveries(free, per_host, now, lease_until, busy_hosts)
@@ -117,9 +117,18 @@ class WebhookDispatcher:
             task = asyncio.create_task(self._deliver(delivery))
             self._tasks.add(task)
             task.add_done_callback(partial(self._on_done, delivery.host))
-        if claimed:
-            return 0.0
-        return max(await self._store.next_delivery_due(busy_hosts) - self._clock(), 0.001)
+        return bool(claimed)
+
+    @property
+    def _busy_hosts(self) -> list[str]:
+        limit = self._config.max_per_host
+        return [host for host, count in self._claimed_by_host.items() if count >= limit]
+
+    async def _find_next_due(self) -> float:
+        """Return the seconds until a delivery is due."""
+        if len(self._tasks) >= self._config.max_at_once:
+            return math.inf
+        return await self._store.next_delivery_due(self._busy_hosts) - self._clock()
 
     def _on_done(self, host: str, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

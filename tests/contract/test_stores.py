@@ -23,7 +23,7 @@ from raylens.jobs.job import (
     Webhook,
     new_id,
 )
-from raylens.jobs.store import Change, ComputeUpdate, JobStore, NextDue
+from raylens.jobs.store import Change, ComputeUpdate, JobQuery, JobStore, NextDue
 from raylens.jobs.transitions import (
     JobUpdate,
     cancel,
@@ -176,18 +176,18 @@ class TestListing:
     async def test_pages_cover_all_jobs_newest_first(self, store: JobStore) -> None:
         jobs = sorted((make_job() for _ in range(7)), key=lambda job: job.id, reverse=True)
         await add_all(store, *jobs)
-        first = await store.list_jobs((), 3, None, True)
-        second = await store.list_jobs((), 3, first[-1].id, True)
-        third = await store.list_jobs((), 3, second[-1].id, True)
+        first = await store.list_jobs(JobQuery(3, with_input=True))
+        second = await store.list_jobs(JobQuery(3, before_id=first[-1].id, with_input=True))
+        third = await store.list_jobs(JobQuery(3, before_id=second[-1].id, with_input=True))
         assert first + second + third == jobs
 
     async def test_a_page_can_be_limited_to_states(self, store: JobStore) -> None:
         jobs = [make_job() for _ in range(3)]
         await add_all(store, *jobs)
         await store.change([Change(jobs[1].id, cancel_at)])
-        canceled = await store.list_jobs([JobState.CANCELED], 10, None, True)
+        canceled = await store.list_jobs(JobQuery(10, [JobState.CANCELED]))
         assert [job.id for job in canceled] == [jobs[1].id]
-        assert len(await store.list_jobs([JobState.CANCELED, JobState.QUEUED], 10, None, True)) == 3
+        assert len(await store.list_jobs(JobQuery(10, [JobState.CANCELED, JobState.QUEUED]))) == 3
 
     async def test_counts_and_durations(self, store: JobStore) -> None:
         await add_all(store, *(make_job() for _ in range(4)))
@@ -647,7 +647,7 @@ class TestCounting:
         await store.change([Change(job.id, cancel_at) for job in jobs[:3]])
         await store.change([Change(jobs[0].id, lambda job: JobUpdate(requeue(job, NOW, 1, 60)))])
         await store.purge(NOW + 1, 1)
-        listed = await store.list_jobs((), 100, None, False)
+        listed = await store.list_jobs(JobQuery(100))
         assert {state: n for state, n in (await store.count_by_state()).items() if n} == Counter(
             job.state for job in listed
         )
@@ -655,8 +655,8 @@ class TestCounting:
     async def test_a_list_leaves_out_the_inputs_unless_asked(self, store: JobStore) -> None:
         job = make_job()
         await add_all(store, job)
-        assert await store.list_jobs((), 1, None, True) == [job]
-        assert await store.list_jobs((), 1, None, False) == [replace(job, input={})]
+        assert await store.list_jobs(JobQuery(1, with_input=True)) == [job]
+        assert await store.list_jobs(JobQuery(1)) == [replace(job, input={})]
 
 
 async def test_the_clocks_of_processes_agree(store: JobStore, other_store: JobStore) -> None:

@@ -9,10 +9,11 @@ import sqlalchemy as sa
 
 from raylens.jobs.sql.counters import BLOB_BYTES, add_to_counters, read_counters
 from raylens.jobs.sql.dialects import insert
-from raylens.jobs.sql.tables import blobs, job_blobs
+from raylens.jobs.sql.tables import blobs, file_parts, job_blobs
 from raylens.jobs.store import check_quota
 
-_is_used = sa.select(job_blobs.c.digest).where(job_blobs.c.digest == blobs.c.digest).exists()
+_is_of_job = sa.select(job_blobs.c.digest).where(job_blobs.c.digest == blobs.c.digest).exists()
+_is_of_file = sa.select(file_parts.c.digest).where(file_parts.c.digest == blobs.c.digest).exists()
 
 
 def touch_blobs(
@@ -70,7 +71,7 @@ def mark_blobs(
 
 def _may_be_removed(touched_before: float, now: float) -> sa.ColumnElement[bool]:
     is_free = blobs.c.removing_until.is_(None) | (blobs.c.removing_until <= now)
-    return (blobs.c.touched_at < touched_before) & is_free & ~_is_used
+    return (blobs.c.touched_at < touched_before) & is_free & ~_is_of_job & ~_is_of_file
 
 
 def forget_blobs(db: sa.Connection, digests: Collection[str]) -> None:

@@ -11,10 +11,13 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 
 from raylens.jobs.job import JobState
-from raylens.jobs.sql.dialects import insert
 from raylens.jobs.sql.tables import blobs, counters, jobs
 
 BLOB_BYTES = "blob_bytes"
+_ADD = sa.text(
+    "INSERT INTO counters (name, value) VALUES (:name, :change)"
+    " ON CONFLICT (name) DO UPDATE SET value = counters.value + excluded.value"
+)
 
 
 def read_counters(db: sa.Connection) -> dict[str, int]:
@@ -29,10 +32,9 @@ def count_queued(db: sa.Connection) -> int:
 def add_to_counters(db: sa.Connection, changes: Counter[str]) -> None:
     """Add to counters by name. It is the last statement of a transaction, and takes the rows in
     order of name, so that transactions that wait for each other's rows can't deadlock."""
-    for name in sorted(name for name, change in changes.items() if change):
-        statement = insert(db, counters).values(name=name, value=changes[name])
-        added = counters.c.value + statement.excluded.value
-        db.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": added}))
+    rows = [{"name": name, "change": change} for name, change in sorted(changes.items()) if change]
+    if rows:
+        db.execute(_ADD, rows)
 
 
 def recount(db: sa.Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,7 +22,7 @@ from raylens.jobs.sql.tables import (
     job_to_row,
     jobs,
 )
-from raylens.jobs.store import Change, ComputeUpdate, NextDue, admit
+from raylens.jobs.store import Change, ComputeUpdate, JobQuery, NextDue, admit
 from raylens.jobs.transitions import JobUpdate
 
 _UPDATE_JOB = (
@@ -78,20 +79,18 @@ def _insert_rows(db: sa.Connection, table: sa.Table, rows: Sequence[dict[str, An
         db.execute(sa.insert(table), rows)
 
 
-def list_jobs(
-    db: sa.Connection,
-    states: Collection[JobState],
-    limit: int,
-    before_id: str | None,
-    with_input: bool,
-) -> list[Job]:
-    query = sa.select(jobs) if with_input else sa.select(*_ALL_BUT_INPUT)
-    query = query.order_by(jobs.c.id.desc()).limit(limit)
-    if states:
-        query = query.where(jobs.c.state.in_(states))
-    if before_id is not None:
-        query = query.where(jobs.c.id < before_id)
-    return select_jobs(db, query)
+def list_jobs(db: sa.Connection, query: JobQuery) -> list[Job]:
+    statement = sa.select(jobs) if query.with_input else sa.select(*_ALL_BUT_INPUT)
+    statement = statement.order_by(jobs.c.id.desc()).limit(query.limit)
+    if query.states:
+        statement = statement.where(jobs.c.state.in_(query.states))
+    if query.type is not None:
+        # A literal, so that a partial index of the type can be used.
+        type_literal = sa.literal(query.type, literal_execute=True)
+        statement = statement.where(jobs.c.type == type_literal)
+    if query.before_id is not None:
+        statement = statement.where(jobs.c.id < query.before_id)
+    return select_jobs(db, statement)
 
 
 def recent_durations(db: sa.Connection, limit: int) -> list[float]:
@@ -107,10 +106,23 @@ def claim(
     update: ComputeUpdate,
     held_models: Collection[str],
 ) -> list[Job]:
+    parameters: dict[str, Any] = {"count": count, "now": now}
+    if held_models:
+        parameters["held_models"] = list(held_models)
+    query = _select_claimable(bool(held_models))
+    claimable = [job_from_row(row) for row in db.execute(query, parameters).mappings()]
+    return _update_all(db, claimable, update)
+
+
+@cache
+def _select_claimable(has_held_models: bool) -> sa.Select[Any]:
+    """Return the query for claimable jobs. It is large, so it is built once."""
+    now = sa.bindparam("now", type_=sa.Float)
+    count = sa.bindparam("count", type_=sa.Integer)
     has_expired_lease = (jobs.c.state == JobState.RUNNING) & (jobs.c.lease_until <= now)
     is_due = (jobs.c.state == JobState.QUEUED) & (jobs.c.run_after <= now)
-    if held_models:
-        is_due = is_due & jobs.c.model.not_in(held_models)
+    if has_held_models:
+        is_due = is_due & jobs.c.model.not_in(sa.bindparam("held_models", expanding=True))
     by_rank = (jobs.c.rank, jobs.c.id)
 
     def first_ids(condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
@@ -122,8 +134,7 @@ def claim(
     query = sa.select(jobs).where(jobs.c.id.in_(candidates), has_expired_lease | is_due)
     # Another process may have just claimed a candidate. If its row is locked, skip_locked skips it;
     # if not, the repeated condition excludes it.
-    locking = query.order_by(*by_rank).limit(count).with_for_update(skip_locked=True)
-    return _update_all(db, select_jobs(db, locking), update)
+    return query.order_by(*by_rank).limit(count).with_for_update(skip_locked=True)
 
 
 def expire(db: sa.Connection, limit: int, now: float, update: ComputeUpdate) -> list[Job]:
@@ -138,18 +149,20 @@ def _update_all(db: sa.Connection, selected: Sequence[Job], update: ComputeUpdat
     return [job_update.job for job_update in updates]
 
 
-def next_due(db: sa.Connection, held_models: Collection[str]) -> NextDue:
-    is_free: list[sa.ColumnElement[bool]] = []
-    if held_models:
-        is_free.append(jobs.c.model.not_in(held_models))
-    run_after = sa.select(sa.func.min(jobs.c.run_after)).where(is_queued, *is_free)
-    is_running = jobs.c.state == JobState.RUNNING
-    lease_until = sa.select(sa.func.min(jobs.c.lease_until)).where(is_running)
-    deadline = sa.select(sa.func.min(jobs.c.deadline)).where(is_queued)
-    queries = (run_after, lease_until, deadline)
-    row = db.execute(sa.select(*(query.scalar_subquery() for query in queries))).one()
-    first_run, first_lease, first_deadline = (math.inf if time is None else time for time in row)
-    return NextDue(min(first_run, first_lease), first_deadline)
+def next_due(db: sa.Connection, held_models: Collection[str], with_claims: bool) -> NextDue:
+    expiry = _min(db, jobs.c.deadline, is_queued)
+    if not with_claims:
+        return NextDue(expiry=expiry)
+    is_free = [jobs.c.model.not_in(held_models)] if held_models else []
+    run_after = _min(db, jobs.c.run_after, is_queued, *is_free)
+    lease_until = _min(db, jobs.c.lease_until, jobs.c.state == JobState.RUNNING)
+    return NextDue(min(run_after, lease_until), expiry)
+
+
+def _min(db: sa.Connection, column: sa.Column[Any], *conditions: sa.ColumnElement[bool]) -> float:
+    """Return the least value of a column; infinity if there is none."""
+    value = db.scalar(sa.select(sa.func.min(column)).where(*conditions))
+    return math.inf if value is None else float(value)
 
 
 def renew(db: sa.Connection, fences: Mapping[str, int], until: float) -> set[str]:

@@ -18,9 +18,11 @@ from sqlalchemy import exc
 
 from raylens.core.errors import InsufficientStorage, RaylensError
 from raylens.jobs.clock import Clock, SystemClock
+from raylens.jobs.files import StoredFile
 from raylens.jobs.job import Delivery, Job, JobState
 from raylens.jobs.sql import blobs as blob_statements
 from raylens.jobs.sql import deliveries as delivery_statements
+from raylens.jobs.sql import files as file_statements
 from raylens.jobs.sql import jobs as job_statements
 from raylens.jobs.sql.counters import read_counters, recount
 from raylens.jobs.sql.dialects import insert
@@ -30,6 +32,7 @@ from raylens.jobs.store import (
     STORAGE_RETRY_AFTER_S,
     Change,
     ComputeUpdate,
+    JobQuery,
     JobStore,
     NextDue,
     QueueStartupError,
@@ -108,16 +111,15 @@ class SqlStore(JobStore):
         return await self._write(add)  # the last try raises
 
     async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
-        query = sa.select(jobs).where(jobs.c.id.in_(job_ids))
+        if len(job_ids) == 1:  # faster to compile
+            query = sa.select(jobs).where(jobs.c.id == next(iter(job_ids)))
+        else:
+            query = sa.select(jobs).where(jobs.c.id.in_(job_ids))
         matches = await self._read(partial(job_statements.select_jobs, query=query))
         return {job.id: job for job in matches}
 
-    async def list_jobs(
-        self, states: Collection[JobState], limit: int, before_id: str | None, with_input: bool
-    ) -> list[Job]:
-        return await self._read(
-            lambda db: job_statements.list_jobs(db, states, limit, before_id, with_input)
-        )
+    async def list_jobs(self, query: JobQuery) -> list[Job]:
+        return await self._read(partial(job_statements.list_jobs, query=query))
 
     async def count_by_state(self) -> dict[JobState, int]:
         counts = await self._read(read_counters)
@@ -136,8 +138,10 @@ class SqlStore(JobStore):
     async def expire(self, limit: int, now: float, update: ComputeUpdate) -> list[Job]:
         return await self._write(lambda db: job_statements.expire(db, limit, now, update))
 
-    async def next_due(self, held_models: Collection[str] = ()) -> NextDue:
-        return await self._read(partial(job_statements.next_due, held_models=held_models))
+    async def next_due(
+        self, held_models: Collection[str] = (), with_claims: bool = True
+    ) -> NextDue:
+        return await self._read(lambda db: job_statements.next_due(db, held_models, with_claims))
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
         return await self._write(lambda db: job_statements.renew(db, fences, until))
@@ -201,6 +205,35 @@ class SqlStore(JobStore):
 
     async def forget_blobs(self, digests: Collection[str]) -> None:
         await self._write(partial(blob_statements.forget_blobs, digests=digests))
+
+    async def add_file(self, file: StoredFile, digest: str) -> None:
+        await self._write(lambda db: file_statements.add_file(db, file, digest))
+
+    async def append_to_file(
+        self, file: StoredFile, digest: str, size: int, job_id: str, fence: int
+    ) -> None:
+        await self._write(
+            lambda db: file_statements.append_to_file(db, file, digest, size, job_id, fence)
+        )
+
+    async def get_file(self, file_id: str) -> StoredFile | None:
+        return await self._read(partial(file_statements.get_file, file_id=file_id))
+
+    async def file_parts(self, file_id: str) -> list[str]:
+        return await self._read(partial(file_statements.select_parts, file_id=file_id))
+
+    async def list_files(
+        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+    ) -> list[StoredFile]:
+        return await self._read(
+            lambda db: file_statements.list_files(db, purpose, limit, after_id, newest_first)
+        )
+
+    async def remove_file(self, file_id: str) -> bool:
+        return await self._write(partial(file_statements.remove_file, file_id=file_id))
+
+    async def purge_files(self, now: float, limit: int) -> int:
+        return await self._write(lambda db: file_statements.purge_files(db, now, limit))
 
     async def _write(self, work: Callable[[sa.Connection], Result]) -> Result:
         return await self._run(self._writer, self._engine, work)

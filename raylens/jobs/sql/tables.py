@@ -62,10 +62,11 @@ jobs = Table(
     Column("pictures_removed", Boolean, nullable=False),
 )
 is_queued = jobs.c.state == literal_column("'queued'")
-"""The condition of two partial indexes, which a database uses only if a query repeats it."""
+"""The condition of a partial index, which a database uses only if a query repeats it."""
+is_batch = jobs.c.type == literal_column("'openai_batch'")
 Index("jobs_by_state", jobs.c.state, jobs.c.id)
 Index("jobs_by_deadline", jobs.c.deadline, sqlite_where=is_queued, postgresql_where=is_queued)
-Index("jobs_by_run_after", jobs.c.run_after, sqlite_where=is_queued, postgresql_where=is_queued)
+Index("batches", jobs.c.id, sqlite_where=is_batch, postgresql_where=is_batch)
 Index("jobs_by_rank", jobs.c.state, jobs.c.rank, jobs.c.id)
 Index("jobs_by_end", jobs.c.state, jobs.c.finished_at)
 
@@ -110,6 +111,25 @@ job_blobs = Table(
     Column("digest", String(64), primary_key=True),
 )
 Index("job_blobs_by_digest", job_blobs.c.digest)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("expires_at", Float(53), nullable=False),
+    Column("size", BigInteger, nullable=False),
+)
+file_parts = Table(
+    "file_parts",
+    metadata,
+    Column("file_id", String(64), ForeignKey("files.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("digest", String(64), nullable=False),
+)
+Index("file_parts_by_digest", file_parts.c.digest)
 
 counters = Table(
     "counters",

@@ -15,6 +15,7 @@ from raylens.jobs.blobs import REFERENCE_PREFIX, BlobMissing, BlobStorage, is_re
 from raylens.jobs.clock import Clock
 from raylens.jobs.inference import Answer, InferenceClient, InferenceOptions, ResolvedOptions
 from raylens.jobs.job import Job, Progress
+from raylens.jobs.job_files import JobFiles
 from raylens.jobs.llm import LanguageModel
 
 PictureReference = Annotated[str, StringConstraints(pattern=r"^blob:[0-9a-f]{64}$")]
@@ -58,6 +59,7 @@ class JobContext:
     clock: Clock
     inference: InferenceClient
     blobs: BlobStorage
+    files: JobFiles
     llm: LanguageModel | None
     """The language model of ``jobs.llm``, if one is configured."""
     save_progress: Callable[[Progress, dict[str, Any] | None], Awaitable[None]]

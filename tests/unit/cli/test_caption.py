@@ -20,12 +20,13 @@ from tests.unit.cli.fake_server import (
     FakeServer,
     FlakyTransport,
     fail_for,
+    is_poll,
     write_pictures,
 )
 
 
 def run(server: FakeServer, *arguments: object) -> CommandResult:
-    return CliRunner().invoke(app, ["caption", *map(str, arguments)], obj=server.transport)
+    return CliRunner().invoke(app, ["caption", *map(str, arguments)], obj=server.client_arguments)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -93,6 +94,7 @@ def test_the_number_of_jobs_in_flight_is_limited(
     server: FakeServer, tmp_path: Path, out: Path
 ) -> None:
     folder = write_pictures(tmp_path / "in", *(f"{number}.jpg" for number in range(20)))
+    server.starts_at = 3
     run(server, folder, "--out", out, "--in-flight", 3)
     assert server.max_in_flight == 3
     assert len(read_records(out)) == 20
@@ -148,8 +150,11 @@ def test_two_runs_cannot_write_to_one_file(server: FakeServer, tmp_path: Path, o
 def test_an_interrupted_run_is_resumed_with_the_same_jobs(
     server: FakeServer, tmp_path: Path, out: Path
 ) -> None:
+    ended: list[str] = []
+
     def interrupt(picture: str) -> None:
-        if picture == "3":
+        ended.append(picture)
+        if len(ended) == 4:
             signal.raise_signal(signal.SIGINT)
 
     folder = write_pictures(tmp_path / "in", *(f"{number}.jpg" for number in range(8)))
@@ -178,24 +183,61 @@ def test_pictures_with_the_same_bytes_share_a_job_and_get_a_record_each(
     assert len(server.jobs) == 1
 
 
-def test_the_run_waits_for_a_full_queue_and_reports_it_once(
-    server: FakeServer, tmp_path: Path, out: Path
+@pytest.mark.parametrize(
+    "reply", [(429, "50 jobs wait; the limit is 50"), (507, "pictures: 9 MB are free")]
+)
+def test_the_run_waits_for_room_and_reports_it_once(
+    server: FakeServer, tmp_path: Path, out: Path, reply: tuple[int, str]
 ) -> None:
+    server.busy_reply = reply
     server.busy_replies = 3
     folder = write_pictures(tmp_path / "in", "cat.jpg", "dog.jpg")
     result = run(server, folder, "--out", out, "--patience", 0)
     assert result.exit_code == 0
     assert len(read_records(out)) == 2
-    assert result.stderr.count("waiting for the server: 50 jobs wait") == 1
+    assert result.stderr.count(f"waiting for the server: {reply[1]}\n") == 1
 
 
 def test_a_connection_that_fails_is_retried(server: FakeServer, tmp_path: Path, out: Path) -> None:
     server.transport = FlakyTransport(server.transport, 2)
-    server.broken_streams = 1
     result = run(server, write_pictures(tmp_path / "in", "cat.jpg"), "--out", out)
     assert result.exit_code == 0
     assert read_captions(out) == {"cat.jpg": "a cat"}
     assert "connection refused; retrying for up to 60 s" in result.stderr
+
+
+def test_jobs_outlast_an_outage_during_the_wait(
+    server: FakeServer, tmp_path: Path, out: Path
+) -> None:
+    server.transport = FlakyTransport(server.transport, 3, is_poll)
+    folder = write_pictures(tmp_path / "in", "cat.jpg", "dog.jpg")
+    result = run(server, folder, "--out", out)
+    assert result.exit_code == 0
+    assert read_captions(out) == {"cat.jpg": "a cat", "dog.jpg": "a dog"}
+    assert len(server.submissions) == 2
+    assert "connection refused; retrying for up to 60 s" in result.stderr
+
+
+def test_an_outage_during_the_wait_stops_the_run_when_the_patience_ends(
+    server: FakeServer, tmp_path: Path, out: Path
+) -> None:
+    server.transport = FlakyTransport(server.transport, 10**6, is_poll)
+    folder = write_pictures(tmp_path / "in", "cat.jpg", "dog.jpg")
+    result = run(server, folder, "--out", out, "--patience", 0)
+    assert result.exit_code == 1
+    assert "stopped with 0 of 2 done: " in result.stderr
+    assert "no response for 0 s: connection refused" in result.stderr
+    assert out.read_text() == ""
+
+
+def test_all_jobs_in_flight_share_the_requests_for_their_ends(
+    server: FakeServer, tmp_path: Path, out: Path
+) -> None:
+    folder = write_pictures(tmp_path / "in", *(f"{number}.jpg" for number in range(20)))
+    server.starts_at = 20
+    assert run(server, folder, "--out", out, "--in-flight", 20).exit_code == 0
+    assert max(map(len, server.polls)) > 10
+    assert server.streams == 0
 
 
 def test_a_server_that_is_down_stops_the_run_and_fails_no_picture(

@@ -5,6 +5,7 @@ import pytest
 
 from raylens.cli.client import Client
 from raylens.cli.errors import StatusError, Unreachable
+from tests.unit.cli.fake_server import skip
 
 
 def transport_of(*responses: httpx.Response) -> httpx.MockTransport:
@@ -21,6 +22,27 @@ async def test_a_busy_server_is_retried_until_the_patience_ends() -> None:
     async with Client(patience_s=0, transport=transport_of(busy)) as client:
         with pytest.raises(StatusError, match=r"^overloaded$"):
             await client.get("a")
+
+
+async def test_each_reason_why_a_server_is_busy_is_reported_once() -> None:
+    full, stuffed = (
+        httpx.Response(status, json={"detail": detail}, headers={"Retry-After": "0"})
+        for status, detail in ((429, "50 jobs wait"), (507, "pictures: 9 MB are free"))
+    )
+    transport = transport_of(full, full, stuffed, full, stuffed, httpx.Response(200, json={}))
+    messages: list[str] = []
+    async with Client(
+        patience_s=0,
+        waits_while_busy=True,
+        notify=messages.append,
+        transport=transport,
+        sleep=skip,
+    ) as client:
+        await client.submit(b"{}", "key")
+    assert messages == [
+        "waiting for the server: 50 jobs wait",
+        "waiting for the server: pictures: 9 MB are free",
+    ]
 
 
 async def test_a_restarting_server_is_retried() -> None:

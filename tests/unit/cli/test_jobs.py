@@ -7,14 +7,20 @@ from typer.testing import CliRunner
 from typer.testing import Result as CommandResult
 
 from raylens.cli.main import app
-from tests.unit.cli.fake_server import BLURRED, FakeServer, FlakyTransport, fail_for
+from tests.unit.cli.fake_server import (
+    BLURRED,
+    FakeServer,
+    FlakyTransport,
+    ForgetfulTransport,
+    fail_for,
+)
 
 JOB_ID = "0195f0b1-1111-7222-8333-944444444444"
 ENDED = {"started_at": "2026-03-01T10:00:01.5Z", "finished_at": "2026-03-01T10:00:04Z"}
 
 
 def run(server: FakeServer, *arguments: object) -> CommandResult:
-    return CliRunner().invoke(app, ["jobs", *map(str, arguments)], obj=server.transport)
+    return CliRunner().invoke(app, ["jobs", *map(str, arguments)], obj=server.client_arguments)
 
 
 @pytest.fixture
@@ -61,13 +67,13 @@ def test_list_requests_pages_up_to_the_limit(server: FakeServer) -> None:
 
 
 def test_show_prints_the_job(server: FakeServer) -> None:
-    job = server.add("a", output={"caption": "é"})
+    job = server.add("a", output={"caption": "é"}, partial_output={"results": [1]})
     result = run(server, "show", "a")
     assert json.loads(result.stdout) == job
     assert "é" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["show", "retry", "cancel", "watch"])
+@pytest.mark.parametrize("command", ["show", "retry", "cancel", "delete", "watch"])
 def test_the_server_s_error_is_printed_and_the_exit_status_is_1(
     server: FakeServer, command: str
 ) -> None:
@@ -98,6 +104,49 @@ def test_cancel_cancels_a_job(server: FakeServer) -> None:
     result = run(server, "cancel", "a")
     assert (result.exit_code, result.stdout) == (0, "a canceled\n")
     assert server.jobs["a"]["status"] == "canceled"
+
+
+def test_cancel_of_a_job_that_has_ended_is_refused_and_leaves_its_result(
+    server: FakeServer,
+) -> None:
+    job = dict(server.add("a", status="succeeded", output={"caption": "a cat"}))
+    server.add("b", status="canceled")
+    result = run(server, "cancel", "a", "b")
+    assert (result.exit_code, result.stdout) == (1, "b canceled\n")
+    assert result.stderr == "a: job_id: a succeeded job can't become canceled\n"
+    assert server.jobs["a"] == job
+    assert "b" in server.jobs
+
+
+def test_delete_cancels_a_job_or_removes_one_that_has_ended(server: FakeServer) -> None:
+    server.add("a")
+    server.add("b", status="running")
+    server.add("c", status="succeeded")
+    result = run(server, "delete", "a", "b", "none", "c", "a")
+    assert (result.exit_code, result.stdout) == (1, "a canceled\nb canceled\nc removed\n")
+    assert result.stderr == "none: job_id: it is not here\n"
+    assert set(server.jobs) == {"a", "b"}
+    assert run(server, "delete", "a").stdout == "a removed\n"
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_delete_has_the_same_effect_if_an_answer_is_lost(server: FakeServer, method: str) -> None:
+    server.transport = ForgetfulTransport(server.transport, method)
+    server.add("a")
+    server.add("b", status="failed", error=BLURRED)
+    result = run(server, "delete", "a", "b")
+    assert (result.exit_code, result.stdout) == (0, "a canceled\nb removed\n")
+    assert server.jobs["a"]["status"] == "canceled"
+    assert set(server.jobs) == {"a"}
+
+
+def test_a_queued_job_that_waits_for_capacity_says_so(server: FakeServer) -> None:
+    server.add("a", error={"code": "overloaded", "message": "m: the queue is full", "field": None})
+    assert run(server, "watch", "a").stdout.splitlines()[0] == "queued: m: the queue is full"
+    server.jobs["a"].update(status="queued", attempts=0)
+    _, row = run(server, "list").stdout.splitlines()
+    assert row.split()[:4] == ["a", "caption", "queued", "0/5"]
+    assert row.endswith("m: the queue is full")
 
 
 def test_watch_prints_each_change_once_and_ends_with_the_job(server: FakeServer) -> None:
@@ -131,7 +180,7 @@ def test_the_environment_may_set_the_server_s_url(server: FakeServer) -> None:
     result = CliRunner().invoke(
         app,
         ["jobs", "list", "--patience", "0"],
-        obj=FlakyTransport(server.transport, 10**6),
+        obj={"transport": FlakyTransport(server.transport, 10**6)},
         env={"RAYLENS_SERVER": "http://there:1"},
     )
     assert "http://there:1: no response" in result.stderr

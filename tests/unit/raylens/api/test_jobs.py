@@ -14,16 +14,18 @@ from raylens.api.app import create_app
 from raylens.core.config import AppConfig
 from raylens.core.errors import Overloaded, UnsupportedMedia
 from raylens.jobs.blobs import BlobStorage, compute_digest, make_reference
-from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
-from raylens.jobs.registry import load_job_types
-from raylens.jobs.runner import TypedJobRunner
 from raylens.net.lookup import Address
 from testing.virtual_time import VirtualClock, VirtualTimePolicy
 from tests.unit.raylens.api.conftest import DATA_URL, PICTURE
-from tests.unit.raylens.jobs.conftest import FakeService, FakeWebhookClient, serving
+from tests.unit.raylens.jobs.conftest import (
+    FakeService,
+    FakeWebhookClient,
+    QueueParts,
+    serving,
+)
 
 RAW = base64.b64encode(PICTURE).decode()
 BLOB = make_reference(compute_digest(PICTURE))
@@ -56,10 +58,8 @@ def event_loop_policy() -> VirtualTimePolicy:
 def queue(model: FakeService, webhook_client: FakeWebhookClient) -> JobQueue:
     clock = VirtualClock()
     blobs = BlobStorage(f"memory://{new_id()}")
-    inference = InferenceClient(model, CONFIG)
-    runner = TypedJobRunner(load_job_types(), inference, blobs, CONFIG.jobs, clock)
-    store = MemoryStore(clock)
-    return JobQueue(store, blobs, runner, webhook_client, [], CONFIG.jobs, clock=clock)
+    parts = QueueParts(clock, MemoryStore(clock), blobs, model, webhook_client, CONFIG)
+    return parts.make_queue()
 
 
 async def look_up(host: str) -> list[Address]:

@@ -30,8 +30,10 @@ from raylens.core.types import (
     VisionRequest,
 )
 from raylens.jobs.blobs import BlobStorage
+from raylens.jobs.clock import Clock, StoreClock
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, JobState, Webhook, new_id
+from raylens.jobs.job_files import JobFiles
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.queue import JobQueue
@@ -124,20 +126,28 @@ def event_loop_policy() -> VirtualTimePolicy:
 class QueueParts:
     """The parts of a queue. Tests inspect them, and share them between queues."""
 
-    clock: VirtualClock
+    machine: Clock
     store: JobStore
     blobs: BlobStorage
     service: FakeService
     webhook_client: FakeWebhookClient
+    app: AppConfig = APP
     types: dict[str, JobType] = field(default_factory=lambda: dict(load_job_types()))
     metrics: RecordingMetrics = field(default_factory=lambda: RecordingMetrics())
     free_bytes: float = math.inf
 
+    @property
+    def clock(self) -> VirtualClock:
+        assert isinstance(self.machine, VirtualClock)
+        return self.machine
+
     def make_queue(self, secrets: Sequence[str] = (), **settings: Any) -> JobQueue:
         """Return a queue with the default configuration, but for ``settings``."""
-        config = JobsConfig.model_validate(settings)
-        inference = InferenceClient(self.service, APP)
-        runner = TypedJobRunner(self.types, inference, self.blobs, config, self.clock)
+        config = JobsConfig.model_validate({**self.app.jobs.model_dump(), **settings})
+        inference = InferenceClient(self.service, self.app)
+        clock = StoreClock(self.machine)
+        files = JobFiles(self.store, self.blobs, clock.now, config.max_picture_bytes)
+        runner = TypedJobRunner(self.types, inference, self.blobs, files, config, self.machine)
         return JobQueue(
             self.store,
             self.blobs,
@@ -146,7 +156,7 @@ class QueueParts:
             secrets,
             config,
             self.metrics,
-            self.clock,
+            clock,
             lambda: self.free_bytes,
         )
 

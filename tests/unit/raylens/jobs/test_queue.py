@@ -204,6 +204,7 @@ class TestLimits:
             await queue.submit(make_job(), {})
         assert caught.value.retry_after is not None
         parts.free_bytes += 1
+        await asyncio.sleep(2)
         await queue.submit(make_job(), {})
 
     async def test_a_picture_that_is_being_removed_is_stored_again(self, parts: QueueParts) -> None:

@@ -33,6 +33,7 @@ from raylens.core.types import (
 from raylens.jobs.blobs import BlobMissing, BlobStorage
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Progress
+from raylens.jobs.job_files import JobFiles
 from raylens.jobs.llm import LanguageModel
 from raylens.jobs.types.base import JobContext
 from raylens.jobs.types.timing import (
@@ -143,6 +144,7 @@ def make_context(
         VirtualClock(),
         InferenceClient(service, config),
         cast(BlobStorage, FakeBlobs()),
+        cast(JobFiles, None),
         llm,
         (reports or Reports()).save,
     )

@@ -1,0 +1,346 @@
+"""The job that runs a file of OpenAI requests: JSON lines in, JSON lines out.
+
+Format: OpenAI's API reference, "Batch", request input and output objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp
+
+from raylens.core.config import JobsConfig
+from raylens.core.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelFailed,
+    Overloaded,
+    RaylensError,
+)
+from raylens.core.wire import Text
+from raylens.jobs.files import StoredFile
+from raylens.jobs.job import Job
+from raylens.jobs.types.base import JobContext, JobInput, JobType
+from raylens.jobs.types.units import UnitAttempt, UnitRunner
+from raylens.net.retry_after import parse_retry_after
+
+JOB_TYPE = "openai_batch"
+ENDPOINTS = ("/v1/chat/completions",)
+"""Routes that a batch may call."""
+FLUSH_LINES = 64
+"""Lines that are stored together."""
+FLUSH_PERIOD_S = 2.0
+"""Longest time that a line waits to be stored while others follow, in seconds."""
+LATE_S = 30.0
+"""Time before a batch's deadline at which requests are given up, so that the error file can say
+so; at most a tenth of the whole time."""
+MAX_CUSTOM_ID_CHARS = 512
+MAX_RETRY_AFTER_S = 3600.0
+_OUTPUT_ID = re.compile(rb'"id":"batch_req_[0-9a-f]{32}_([0-9]+)"')
+_CAPACITY = frozenset({429, 503, 507})
+"""HTTP statuses of requests that a lack of capacity stopped."""
+
+
+class BatchInput(JobInput):
+    input_file_id: Text
+    endpoint: Text
+    completion_window: Text = "24h"
+
+
+def output_file_id(job: Job) -> str:
+    return f"file-{job.id.replace('-', '')}-output"
+
+
+def error_file_id(job: Job) -> str:
+    return f"file-{job.id.replace('-', '')}-error"
+
+
+class InvalidLine(InvalidRequest):
+    """A line of the input file is not a request. ``custom_id`` is the line's, if it has one."""
+
+    def __init__(self, code: str, message: str, custom_id: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.custom_id = custom_id
+
+
+class OpenAIBatchJob(JobType):
+    """Sends each line's request to ``make_app()``, and appends its response to the output file.
+
+    Requests with an error, and lines that are no requests, go to the error file. Both files grow
+    while the job runs, and tell the next attempt which lines are done.
+    """
+
+    name = JOB_TYPE
+    input_model = BatchInput
+    retries_pictures = True
+
+    def __init__(self, make_app: Callable[[], ASGIApp]) -> None:
+        self._make_app = make_app
+        self._client: httpx.AsyncClient | None = None
+
+    async def run(self, job_input: BatchInput, context: JobContext) -> dict[str, Any]:
+        if self._client is None:
+            transport = httpx.ASGITransport(self._make_app(), raise_app_exceptions=False)
+            self._client = httpx.AsyncClient(transport=transport, base_url="http://batch")
+        return await _BatchAttempt(job_input, context, self._client).run()
+
+
+class _BatchAttempt:
+    def __init__(
+        self, job_input: BatchInput, context: JobContext, client: httpx.AsyncClient
+    ) -> None:
+        self._input = job_input
+        self._context = context
+        self._client = client
+        self._lines: list[bytes] = []
+        self._custom_ids: set[str] = set()
+        self._output = _ResultFile(output_file_id(context.job), "output", context)
+        self._errors = _ResultFile(error_file_id(context.job), "error", context)
+        partial = context.job.output or {}
+        self._runner = UnitRunner(
+            context,
+            context.config.batch_concurrency,
+            partial.get("attempts", {}),
+            self._request,
+            self._finish,
+            self._report,
+        )
+
+    async def run(self) -> dict[str, Any]:
+        self._lines = await self._read_lines()
+        done = await self._output.read_done() | await self._errors.read_done()
+        missing = [number for number in range(len(self._lines)) if number not in done]
+        self._collect_custom_ids(done)
+        await self._report()
+        expired = False
+        try:
+            async with asyncio.timeout(self._seconds_until_late()):
+                await self._runner.run(missing)
+        except TimeoutError:
+            expired = True
+            await self._give_up()
+        finally:
+            await self._flush()
+        await self._report()
+        return {**self._counts(), **({"expired": True} if expired else {})}
+
+    async def _read_lines(self) -> list[bytes]:
+        """Return the lines that aren't blank.
+
+        Raises ``InvalidRequest`` if the file is gone, empty or too long.
+        """
+        field = "input_file_id"
+        text = await self._context.files.read(self._input.input_file_id)
+        lines = [line for line in text.splitlines() if line.strip()]
+        limit = self._context.config.max_batch_requests
+        if not lines:
+            raise InvalidRequest(f"{field}: the file has no lines, or is gone", field)
+        if len(lines) > limit:
+            message = f"{field}: {len(lines)} requests; the limit is {limit}"
+            raise InvalidRequest(message, field, limit, len(lines))
+        return lines
+
+    def _collect_custom_ids(self, done: set[int]) -> None:
+        """Note the ids of lines that are done: a later line with the same id is invalid."""
+        for number in done:
+            try:
+                custom_id, _ = self._parse(number)
+            except InvalidLine:
+                continue
+            self._custom_ids.add(custom_id)
+
+    def _seconds_until_late(self) -> float:
+        job = self._context.job
+        late_s = min(LATE_S, (job.deadline - job.created_at) / 10)
+        return self._context.attempt_deadline - self._context.clock.time() - late_s
+
+    async def _request(self, attempt: UnitAttempt) -> tuple[str, httpx.Response]:
+        """Return the line's id and the response to its request.
+
+        Raises errors after which another attempt may succeed, and ``InvalidLine``.
+        """
+        custom_id, body = self._parse(attempt.unit)
+        response = await self._client.post(
+            self._input.endpoint,
+            json=body,
+            headers={
+                "X-Request-ID": f"{self._context.job.id}-{attempt.unit}",
+                "X-Request-Timeout": f"{self._context.config.attempt_timeout_s:.3f}",
+            },
+            timeout=None,
+        )
+        if response.status_code in _CAPACITY:
+            raise Overloaded(
+                _message_of(response),
+                "model",
+                retry_after=parse_retry_after(
+                    response.headers.get("retry-after"), MAX_RETRY_AFTER_S
+                ),
+            )
+        if response.status_code >= 500 and not attempt.is_last:
+            error_type = DeadlineExceeded if response.status_code == 504 else ModelFailed
+            raise error_type(_message_of(response))
+        return custom_id, response
+
+    def _parse(self, number: int) -> tuple[str, dict[str, Any]]:
+        """Return the id and the body of a line's request. Raises ``InvalidLine``."""
+        try:
+            line = json.loads(self._lines[number])
+        except (ValueError, RecursionError):
+            raise InvalidLine("invalid_json_line", f"line {number + 1}: not valid JSON") from None
+        custom_id = line.get("custom_id") if isinstance(line, dict) else None
+        if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARS:
+            message = (
+                f"line {number + 1}: custom_id: expected 1 to {MAX_CUSTOM_ID_CHARS} characters"
+            )
+            raise InvalidLine("invalid_custom_id", message)
+        prefix = f"line {number + 1}"
+        if line.get("method") != "POST":
+            raise InvalidLine("invalid_method", f"{prefix}: method: expected POST", custom_id)
+        if line.get("url") != self._input.endpoint:
+            message = f"{prefix}: url: expected the batch's endpoint, {self._input.endpoint}"
+            raise InvalidLine("invalid_url", message, custom_id)
+        body = line.get("body")
+        if not isinstance(body, dict):
+            raise InvalidLine("invalid_body", f"{prefix}: body: expected an object", custom_id)
+        if body.get("stream"):
+            message = f"{prefix}: body.stream: not supported in a batch"
+            raise InvalidLine("invalid_body", message, custom_id)
+        return custom_id, body
+
+    async def _finish(self, number: int, result: tuple[str, httpx.Response] | RaylensError) -> None:
+        if isinstance(result, RaylensError):
+            custom_id = result.custom_id if isinstance(result, InvalidLine) else None
+            self._add_error(number, custom_id, result.code, result.message)
+        elif result[0] in self._custom_ids:
+            message = f"line {number + 1}: custom_id: another line has the same one"
+            self._add_error(number, result[0], "duplicate_custom_id", message)
+        else:
+            self._custom_ids.add(result[0])
+            self._add_response(number, *result)
+        if self._output.is_due or self._errors.is_due:
+            await self._flush()
+            await self._report()
+
+    def _add_response(self, number: int, custom_id: str, response: httpx.Response) -> None:
+        file = self._output if response.is_success else self._errors
+        line = {
+            "id": self._line_id(number),
+            "custom_id": custom_id,
+            "response": {
+                "status_code": response.status_code,
+                "request_id": f"{self._context.job.id}-{number}",
+                "body": response.json(),
+            },
+            "error": None,
+        }
+        file.add(number, line)
+
+    def _add_error(self, number: int, custom_id: str | None, code: str, message: str) -> None:
+        line = {
+            "id": self._line_id(number),
+            "custom_id": custom_id,
+            "response": None,
+            "error": {"code": code, "message": message},
+        }
+        self._errors.add(number, line)
+
+    def _line_id(self, number: int) -> str:
+        return f"batch_req_{self._context.job.id.replace('-', '')}_{number}"
+
+    async def _give_up(self) -> None:
+        """Add an error for each line that was not done in time."""
+        done = self._output.done | self._errors.done
+        for number in range(len(self._lines)):
+            if number in done:
+                continue
+            try:
+                custom_id: str | None = self._parse(number)[0]
+            except InvalidLine as error:
+                custom_id = error.custom_id
+            message = "the request was not done before the batch expired"
+            self._add_error(number, custom_id, "batch_expired", message)
+
+    async def _flush(self) -> None:
+        await self._output.flush()
+        await self._errors.flush()
+
+    async def _report(self) -> None:
+        counts = self._counts()
+        partial = {**counts, "attempts": self._runner.attempts_as_json}
+        done = counts["completed"] + counts["failed"]
+        await self._context.report(done, counts["total"], partial)
+
+    def _counts(self) -> dict[str, int]:
+        """Return the numbers of requests whose results are stored."""
+        return {
+            "total": len(self._lines),
+            "completed": self._output.stored_lines,
+            "failed": self._errors.stored_lines,
+        }
+
+
+class _ResultFile:
+    """A file of results that grows by some lines at a time."""
+
+    def __init__(self, file_id: str, name: str, context: JobContext) -> None:
+        self._file_id = file_id
+        self._name = name
+        self._context = context
+        self._lines: list[bytes] = []
+        self._oldest_at = 0.0
+        self.done: set[int] = set()
+        """The numbers of the input's lines that have a result here."""
+        self.stored_lines = 0
+
+    async def read_done(self) -> set[int]:
+        """Return the numbers of the lines whose results earlier attempts have stored."""
+        text = await self._context.files.read(self._file_id)
+        self.done = {int(match[1]) for match in _OUTPUT_ID.finditer(text)}
+        self.stored_lines = len(self.done)
+        return self.done
+
+    def add(self, number: int, line: dict[str, Any]) -> None:
+        if not self._lines:
+            self._oldest_at = self._context.clock.monotonic()
+        text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+        self._lines.append(text.encode())
+        self.done.add(number)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the lines should be stored now."""
+        age_s = self._context.clock.monotonic() - self._oldest_at
+        return len(self._lines) >= FLUSH_LINES or (bool(self._lines) and age_s > FLUSH_PERIOD_S)
+
+    async def flush(self) -> None:
+        """Store the lines. Raises as :meth:`raylens.jobs.job_files.JobFiles.append` does."""
+        if not self._lines:
+            return
+        lines, self._lines = self._lines, []
+        await self._context.files.append(self._make_file(), b"\n".join(lines) + b"\n", self._job)
+        self.stored_lines += len(lines)
+
+    @property
+    def _job(self) -> Job:
+        return self._context.job
+
+    def _make_file(self) -> StoredFile:
+        config: JobsConfig = self._context.config
+        now = self._job.created_at
+        filename = f"batch_{self._job.id.replace('-', '')}_{self._name}.jsonl"
+        expires_at = self._job.deadline + config.result_ttl_s
+        return StoredFile(self._file_id, filename, f"batch_{self._name}", now, expires_at)
+
+
+def _message_of(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"the request ended with status {response.status_code}"

@@ -1,0 +1,195 @@
+"""The part of OpenAI's API that runs files of requests: each batch is one job of the queue.
+
+Format: OpenAI's API reference, "Batch".
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from raylens.api.batch_job import ENDPOINTS, JOB_TYPE, BatchInput, error_file_id, output_file_id
+from raylens.api.files import page_as_json
+from raylens.core.config import AppConfig
+from raylens.core.errors import InvalidRequest, RaylensError, UnknownJob
+from raylens.core.wire import Text
+from raylens.jobs.files import UnknownFile
+from raylens.jobs.job import Job, JobState, compute_rank, new_id
+from raylens.jobs.ports import JobService
+from raylens.jobs.store import JobQuery
+
+PATH = "/v1/batches"
+MAX_PAGE = 100
+MAX_METADATA = 16
+"""Entries of ``metadata``."""
+_PREFIX = "batch_"
+_BATCH_ID = re.compile(r"batch_([0-9a-f]{8})([0-9a-f]{4})([0-9a-f]{4})([0-9a-f]{4})([0-9a-f]{12})")
+_WINDOW = re.compile(r"([1-9][0-9]{0,3})([mhd])")
+_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
+MAX_WINDOW_S = 7 * 86_400
+
+Metadata = Annotated[
+    dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]],
+    Field(max_length=MAX_METADATA),
+]
+
+
+class BatchRequest(BaseModel):
+    """Body of ``POST /v1/batches``. Unknown fields are ignored, as OpenAI's clients add some."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    input_file_id: Text
+    endpoint: Text
+    completion_window: Text = "24h"
+    metadata: Metadata | None = None
+
+
+def router(jobs: JobService, config: AppConfig) -> APIRouter:
+    """Return the routes on batches."""
+    routes = APIRouter(prefix=PATH, tags=["OpenAI"])
+
+    @routes.post("", summary="Run a file of requests in the background")
+    async def create(body: BatchRequest) -> dict[str, Any]:
+        window_s = _parse_window(body.completion_window)
+        if body.endpoint not in ENDPOINTS:
+            known = ", ".join(ENDPOINTS)
+            raise InvalidRequest(f"endpoint: expected one of {known}", "endpoint")
+        await _check_input_file(jobs, body.input_file_id)
+        return batch_as_json(await jobs.submit(_make_job(body, window_s, config), {}))
+
+    @routes.get("", summary="List batches, newest first")
+    async def list_batches(
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20, after: str | None = None
+    ) -> dict[str, Any]:
+        before_id = None if after is None else _job_id(after)
+        # One batch more than the limit tells whether a next page exists.
+        query = JobQuery(limit + 1, type=JOB_TYPE, before_id=before_id, with_input=True)
+        batches = [batch_as_json(job) for job in await jobs.list_jobs(query)]
+        return page_as_json(batches, limit)
+
+    @routes.get("/{batch_id}", summary="Show a batch")
+    async def get(batch_id: str) -> dict[str, Any]:
+        return batch_as_json(await jobs.get(_job_id(batch_id)))
+
+    @routes.post("/{batch_id}/cancel", summary="Cancel a batch; what is done stays in its files")
+    async def cancel(batch_id: str) -> dict[str, Any]:
+        return batch_as_json(await jobs.cancel(_job_id(batch_id)))
+
+    return routes
+
+
+def _parse_window(window: str) -> int:
+    """Return the seconds of a window such as ``24h``. Raises ``InvalidRequest``."""
+    match = _WINDOW.fullmatch(window)
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= MAX_WINDOW_S:
+        raise InvalidRequest(
+            "completion_window: expected a time such as 24h; the limit is 7d",
+            "completion_window",
+        )
+    return seconds
+
+
+async def _check_input_file(jobs: JobService, file_id: str) -> None:
+    """Raise ``InvalidRequest`` unless the file may be the input of a batch."""
+    field = "input_file_id"
+    try:
+        file = await jobs.get_file(file_id)
+    except UnknownFile:
+        raise InvalidRequest(f"{field}: unknown file {file_id[:64]!r}", field) from None
+    if file.purpose != "batch":
+        raise InvalidRequest(f"{field}: the file's purpose is {file.purpose}, not batch", field)
+
+
+def _make_job(body: BatchRequest, window_s: float, config: AppConfig) -> Job:
+    now = time.time()
+    batch_input = BatchInput(
+        input_file_id=body.input_file_id,
+        endpoint=body.endpoint,
+        completion_window=body.completion_window,
+    )
+    return Job(
+        id=new_id(),
+        type=JOB_TYPE,
+        input=batch_input.model_dump(mode="json", exclude_unset=True),
+        created_at=now,
+        deadline=now + window_s,
+        max_attempts=config.jobs.max_attempts,
+        rank=compute_rank(0, now),
+        extra={"metadata": body.metadata} if body.metadata else {},
+        run_after=now,
+    )
+
+
+def batch_as_json(job: Job) -> dict[str, Any]:
+    """Return a batch as OpenAI's clients expect it."""
+    output = job.output or {}
+    status = _status(job, output)
+    finished_at = _seconds(job.finished_at)
+    problem = job.problem if status == "failed" else None
+    return {
+        "id": _PREFIX + job.id.replace("-", ""),
+        "object": "batch",
+        "endpoint": job.input.get("endpoint"),
+        "errors": problem
+        and {
+            "object": "list",
+            "data": [
+                {"code": problem.code, "message": problem.message, "param": None, "line": None}
+            ],
+        },
+        "input_file_id": job.input.get("input_file_id"),
+        "completion_window": job.input.get("completion_window"),
+        "status": status,
+        "output_file_id": output_file_id(job) if output.get("completed") else None,
+        "error_file_id": error_file_id(job) if output.get("failed") else None,
+        "created_at": int(job.created_at),
+        "in_progress_at": _seconds(job.started_at),
+        "expires_at": int(job.deadline),
+        "finalizing_at": finished_at if status == "completed" else None,
+        "completed_at": finished_at if status == "completed" else None,
+        "failed_at": finished_at if status == "failed" else None,
+        "expired_at": finished_at if status == "expired" else None,
+        "cancelling_at": finished_at if status == "cancelled" else None,
+        "cancelled_at": finished_at if status == "cancelled" else None,
+        "request_counts": {
+            "total": output.get("total", 0),
+            "completed": output.get("completed", 0),
+            "failed": output.get("failed", 0),
+        },
+        "metadata": job.extra.get("metadata"),
+    }
+
+
+def _status(job: Job, output: dict[str, Any]) -> str:
+    match job.state:
+        case JobState.SUCCEEDED:
+            return "expired" if output.get("expired") else "completed"
+        case JobState.CANCELED:
+            return "cancelled"
+        case JobState.FAILED:
+            is_late = job.problem is not None and job.problem.code == "deadline_exceeded"
+            return "expired" if is_late else "failed"
+        case _:
+            return "validating" if job.started_at is None else "in_progress"
+
+
+def _seconds(timestamp: float | None) -> int | None:
+    return None if timestamp is None else int(timestamp)
+
+
+def _job_id(batch_id: str) -> str:
+    """Return the id of a batch's job. Raises ``UnknownJob`` if no batch has such an id."""
+    match = _BATCH_ID.fullmatch(batch_id)
+    if match is None:
+        raise _unknown_batch(batch_id)
+    return "-".join(match.groups())
+
+
+def _unknown_batch(batch_id: str) -> RaylensError:
+    return UnknownJob(f"batch_id: unknown batch {batch_id[:64]!r}", "batch_id")

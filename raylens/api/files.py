@@ -1,0 +1,153 @@
+"""The part of OpenAI's API that stores files: the input and the output of batches.
+
+Format: OpenAI's API reference, "Files".
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
+
+from raylens.core.config import JobsConfig
+from raylens.core.errors import InvalidRequest, PayloadTooLarge
+from raylens.jobs.files import StoredFile
+from raylens.jobs.job import new_id
+from raylens.jobs.ports import JobService
+
+PATH = "/v1/files"
+PURPOSES = ("batch", "user_data", "vision")
+"""Purposes of uploads. Only a file for ``batch`` is of use so far."""
+MAX_FILENAME_CHARS = 255
+MAX_PAGE = 10_000
+_PREFIX = "file-"
+
+
+def router(jobs: JobService, config: JobsConfig) -> APIRouter:
+    """Return the routes on files."""
+    routes = APIRouter(prefix=PATH, tags=["OpenAI"])
+
+    @routes.post("", summary="Upload a file", openapi_extra=_UPLOAD)
+    async def upload(http: Request) -> dict[str, Any]:
+        file, data = await _read_upload(http, config.max_file_bytes)
+        return file_as_json(await jobs.add_file(file, data))
+
+    @routes.get("", summary="List files, newest first")
+    async def list_files(
+        purpose: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
+        order: Literal["asc", "desc"] = "desc",
+        after: str | None = None,
+    ) -> dict[str, Any]:
+        # One file more than the limit tells whether a next page exists.
+        files = await jobs.list_files(purpose, limit + 1, after, order == "desc")
+        return page_as_json([file_as_json(file) for file in files], limit)
+
+    @routes.get("/{file_id}", summary="Show a file")
+    async def get(file_id: str) -> dict[str, Any]:
+        return file_as_json(await jobs.get_file(file_id))
+
+    @routes.get("/{file_id}/content", summary="Download a file")
+    async def content(file_id: str) -> StreamingResponse:
+        first = await jobs.read_file_part(file_id, 0)  # so that an error keeps its status
+        return StreamingResponse(
+            _read_parts(jobs, file_id, first or b""), media_type="application/octet-stream"
+        )
+
+    @routes.delete("/{file_id}", summary="Delete a file")
+    async def delete(file_id: str) -> dict[str, Any]:
+        await jobs.remove_file(file_id)
+        return {"id": file_id, "object": "file", "deleted": True}
+
+    return routes
+
+
+def new_file_id() -> str:
+    return _PREFIX + new_id().replace("-", "")
+
+
+def file_as_json(file: StoredFile) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.size,
+        "created_at": int(file.created_at),
+        "expires_at": int(file.expires_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+
+
+def page_as_json(items: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """Return a page of a list. ``items`` may hold one item more: the next page begins with it."""
+    page = items[:limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(items) > limit,
+    }
+
+
+async def _read_upload(http: Request, max_bytes: int) -> tuple[StoredFile, bytes]:
+    """Return an uploaded file and its contents.
+
+    Raises ``InvalidRequest``, or ``PayloadTooLarge`` if the file is larger than ``max_bytes``.
+    """
+    try:
+        async with http.form(max_files=1, max_fields=16) as form:
+            upload = form.get("file")
+            purpose = form.get("purpose")
+            if not isinstance(upload, UploadFile):
+                raise InvalidRequest("file: expected an uploaded file", "file")
+            if purpose not in PURPOSES:
+                known = ", ".join(PURPOSES)
+                raise InvalidRequest(f"purpose: expected one of {known}", "purpose")
+            data = await upload.read()
+            name = (upload.filename or "upload")[:MAX_FILENAME_CHARS]
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise
+        raise InvalidRequest(f"body: {error.detail}", "body") from None
+    if len(data) > max_bytes:
+        message = f"file: {len(data)} bytes; the limit is {max_bytes} bytes"
+        raise PayloadTooLarge(message, "file", max_bytes, len(data))
+    if not data:
+        raise InvalidRequest("file: the file is empty (0 bytes)", "file")
+    # The queue fills in the times.
+    return StoredFile(new_file_id(), name, str(purpose), 0.0, 0.0, len(data)), data
+
+
+async def _read_parts(jobs: JobService, file_id: str, first: bytes) -> AsyncGenerator[bytes, None]:
+    part: bytes | None = first
+    number = 0
+    while part is not None:
+        yield part
+        number += 1
+        part = await jobs.read_file_part(file_id, number)
+
+
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": list(PURPOSES)},
+                    },
+                }
+            }
+        },
+    }
+}

@@ -1,0 +1,41 @@
+"""A vision service whose requests give way to interactive ones."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from raylens.core.ports import VisionService
+from raylens.core.recipe import Recipe
+from raylens.core.types import (
+    Delta,
+    ModelInfo,
+    PictureFile,
+    Priority,
+    ProcessedPicture,
+    VisionRequest,
+)
+
+
+class BackgroundService(VisionService):
+    """Passes each request on with the priority of jobs."""
+
+    def __init__(self, service: VisionService) -> None:
+        self._service = service
+
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[PictureFile]
+    ) -> AsyncGenerator[Delta, None]:
+        request = replace(request, priority=Priority.JOB)
+        async with aclosing(self._service.generate(request, pictures)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def preprocess(
+        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
+    ) -> ProcessedPicture:
+        return await self._service.preprocess(picture, recipe, deadline, request_id)
+
+    async def model_info(self, name: str) -> ModelInfo:
+        return await self._service.model_info(name)

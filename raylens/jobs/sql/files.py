@@ -1,0 +1,71 @@
+"""The statements on files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+
+from raylens.core.errors import Conflict
+from raylens.jobs.files import StoredFile
+from raylens.jobs.job import JobState
+from raylens.jobs.sql.dialects import insert
+from raylens.jobs.sql.tables import file_parts, files, jobs
+
+
+def add_file(db: sa.Connection, file: StoredFile, digest: str) -> None:
+    db.execute(sa.insert(files).values(asdict(file)))
+    db.execute(sa.insert(file_parts).values(file_id=file.id, number=1, digest=digest))
+
+
+def append_to_file(
+    db: sa.Connection, file: StoredFile, digest: str, size: int, job_id: str, fence: int
+) -> None:
+    is_held = (jobs.c.id == job_id) & (jobs.c.fence == fence) & (jobs.c.state == JobState.RUNNING)
+    # The row stays locked, so that the job can't be claimed by another process meanwhile.
+    if db.scalar(sa.select(jobs.c.id).where(is_held).with_for_update()) is None:
+        raise Conflict("job_id: the attempt no longer holds the job", "job_id")
+    db.execute(insert(db, files).values(asdict(file)).on_conflict_do_nothing())
+    last = sa.select(sa.func.max(file_parts.c.number)).where(file_parts.c.file_id == file.id)
+    number = (db.scalar(last) or 0) + 1
+    db.execute(sa.insert(file_parts).values(file_id=file.id, number=number, digest=digest))
+    grown = sa.update(files).where(files.c.id == file.id)
+    db.execute(grown.values(size=files.c.size + size))
+
+
+def get_file(db: sa.Connection, file_id: str) -> StoredFile | None:
+    matches = _select(db, sa.select(files).where(files.c.id == file_id))
+    return matches[0] if matches else None
+
+
+def select_parts(db: sa.Connection, file_id: str) -> list[str]:
+    query = sa.select(file_parts.c.digest).where(file_parts.c.file_id == file_id)
+    return list(db.scalars(query.order_by(file_parts.c.number)))
+
+
+def list_files(
+    db: sa.Connection, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+) -> list[StoredFile]:
+    query = sa.select(files).limit(limit)
+    query = query.order_by(files.c.id.desc() if newest_first else files.c.id)
+    if purpose is not None:
+        query = query.where(files.c.purpose == purpose)
+    if after_id is not None:
+        query = query.where(files.c.id < after_id if newest_first else files.c.id > after_id)
+    return _select(db, query)
+
+
+def remove_file(db: sa.Connection, file_id: str) -> bool:
+    return db.execute(sa.delete(files).where(files.c.id == file_id)).rowcount > 0
+
+
+def purge_files(db: sa.Connection, now: float, limit: int) -> int:
+    expired = sa.select(files.c.id).where(files.c.expires_at <= now).limit(limit)
+    ids = list(db.scalars(expired.with_for_update(skip_locked=True)))
+    db.execute(sa.delete(files).where(files.c.id.in_(ids)))
+    return len(ids)
+
+
+def _select(db: sa.Connection, query: sa.Select[Any]) -> list[StoredFile]:
+    return [StoredFile(**row) for row in db.execute(query).mappings()]

@@ -1,0 +1,368 @@
+"""Files and batches, called with OpenAI's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI
+from openai.types import Batch
+
+from raylens.api.app import create_app
+from raylens.api.batch_job import OpenAIBatchJob
+from raylens.core.config import AppConfig
+from raylens.core.errors import ModelFailed, Overloaded
+from raylens.core.types import Chat, PictureFile, Priority, TextPart, VisionRequest
+from raylens.jobs.blobs import BlobStorage
+from raylens.jobs.clock import SystemClock
+from raylens.jobs.job import Job, new_id
+from raylens.jobs.memory import MemoryStore
+from raylens.jobs.priority import BackgroundService
+from raylens.jobs.queue import JobQueue
+from raylens.jobs.store import Change, JobQuery
+from raylens.jobs.transitions import JobUpdate
+from tests.unit.raylens.api.conftest import DATA_URL
+from tests.unit.raylens.jobs.conftest import FakeService, FakeWebhookClient, QueueParts, serving
+
+ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+CONFIG = AppConfig.model_validate(
+    {
+        "models": [{"name": "moondream", "family": "moondream"}],
+        "jobs": {
+            "max_file_bytes": 200_000,
+            "max_batch_requests": 200,
+            "backoff_s": 0.01,
+            "max_backoff_s": 0.02,
+        },
+    }
+)
+
+
+def question_of(request: VisionRequest) -> str:
+    assert isinstance(request.task, Chat)
+    texts = [part.text for part in request.task.messages[-1].parts if isinstance(part, TextPart)]
+    return " ".join(texts)
+
+
+def answer(request: VisionRequest, pictures: Sequence[PictureFile]) -> str:
+    return f"the answer to {question_of(request)}"
+
+
+@pytest.fixture
+def model() -> FakeService:
+    return FakeService(answer)
+
+
+@pytest.fixture
+def parts(model: FakeService) -> QueueParts:
+    clock = SystemClock()
+    store = MemoryStore(clock)
+    blobs = BlobStorage(f"memory://{new_id()}")
+    parts = QueueParts(clock, store, blobs, model, FakeWebhookClient(), CONFIG)
+    app = create_app(BackgroundService(model), CONFIG)
+    parts.types["openai_batch"] = OpenAIBatchJob(lambda: app)
+    return parts
+
+
+@pytest.fixture
+def queue(parts: QueueParts) -> JobQueue:
+    return parts.make_queue()
+
+
+@pytest.fixture
+async def client(model: FakeService, queue: JobQueue) -> AsyncIterator[AsyncOpenAI]:
+    app = create_app(model, CONFIG, queue)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        httpx.AsyncClient(transport=transport) as http,
+        AsyncOpenAI(
+            base_url="http://test/v1", api_key="x", http_client=cast(Any, http), max_retries=0
+        ) as client,
+    ):
+        yield client
+
+
+def line(number: int, **changes: Any) -> str:
+    content = [
+        {"type": "text", "text": f"question {number}"},
+        {"type": "image_url", "image_url": {"url": DATA_URL}},
+    ]
+    body = {"model": "moondream", "messages": [{"role": "user", "content": content}]}
+    request = {"custom_id": f"id-{number}", "method": "POST", "url": ENDPOINT, "body": body}
+    return json.dumps({**request, **changes})
+
+
+async def create(client: AsyncOpenAI, lines: Sequence[str], **options: Any) -> Batch:
+    file = await client.files.create(
+        file=("requests.jsonl", "\n".join(lines).encode()), purpose="batch"
+    )
+    return await client.batches.create(
+        input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", **options
+    )
+
+
+async def wait_for_end(client: AsyncOpenAI, batch: Batch) -> Batch:
+    async with asyncio.timeout(20):
+        while batch.status in ("validating", "in_progress", "finalizing"):
+            await asyncio.sleep(0.01)
+            batch = await client.batches.retrieve(batch.id)
+    return batch
+
+
+async def run(client: AsyncOpenAI, queue: JobQueue, lines: Sequence[str], **options: Any) -> Batch:
+    async with serving(queue):
+        return await wait_for_end(client, await create(client, lines, **options))
+
+
+async def read_results(client: AsyncOpenAI, file_id: str | None) -> dict[Any, dict[str, Any]]:
+    """Return the lines of a file by their ``custom_id``."""
+    assert file_id is not None
+    text = (await client.files.content(file_id)).text
+    lines = [json.loads(text_line) for text_line in text.splitlines()]
+    assert len({result["id"] for result in lines}) == len(lines)
+    return {result["custom_id"]: result for result in lines}
+
+
+class TestFiles:
+    async def test_a_file_can_be_stored_read_listed_and_deleted(self, client: AsyncOpenAI) -> None:
+        files = [
+            await client.files.create(file=(f"{number}.jsonl", b"x" * number), purpose="batch")
+            for number in (1, 2, 3)
+        ]
+        assert (files[1].bytes, files[1].filename, files[1].status) == (2, "2.jsonl", "processed")
+        assert (await client.files.retrieve(files[1].id)) == files[1]
+        assert (await client.files.content(files[1].id)).content == b"xx"
+        listed = [file.id async for file in client.files.list(limit=2)]
+        assert listed == [file.id for file in reversed(files)]
+        oldest_first = [file.id async for file in client.files.list(order="asc", purpose="batch")]
+        assert oldest_first == [file.id for file in files]
+        assert [file async for file in client.files.list(purpose="vision")] == []
+        assert (await client.files.delete(files[0].id)).deleted
+        with pytest.raises(openai.NotFoundError):
+            await client.files.content(files[0].id)
+        with pytest.raises(openai.NotFoundError):
+            await client.files.delete(files[0].id)
+
+    @pytest.mark.parametrize(
+        ("data", "purpose", "error", "message"),
+        [
+            (b"x" * 200_001, "batch", openai.APIStatusError, "200001 bytes; the limit is 200000"),
+            (b"x" * 400_000, "batch", openai.APIStatusError, "the limit is 265536 bytes"),
+            (b"", "batch", openai.BadRequestError, "file: the file is empty"),
+            (b"x", "fine-tune", openai.BadRequestError, "purpose: expected one of batch"),
+        ],
+    )
+    async def test_a_file_that_is_of_no_use_is_refused(
+        self,
+        client: AsyncOpenAI,
+        data: bytes,
+        purpose: Any,
+        error: type[openai.APIStatusError],
+        message: str,
+    ) -> None:
+        with pytest.raises(error, match=message):
+            await client.files.create(file=("x", data), purpose=purpose)
+
+
+class TestBatches:
+    async def test_fifty_requests_run_and_two_bad_lines_are_errors(
+        self, client: AsyncOpenAI, queue: JobQueue, model: FakeService
+    ) -> None:
+        lines = [line(number) for number in range(50)]
+        lines[7] = "not JSON"
+        lines[20] = line(20, body={"model": "no-such", "messages": [{"role": "user"}]})
+        batch = await run(client, queue, lines, metadata={"name": "test"})
+        assert batch.status == "completed"
+        assert batch.request_counts is not None
+        assert batch.request_counts.model_dump() == {"total": 50, "completed": 48, "failed": 2}
+        assert (batch.metadata, batch.endpoint) == ({"name": "test"}, ENDPOINT)
+        assert None not in (batch.completed_at, batch.in_progress_at, batch.expires_at)
+        results = await read_results(client, batch.output_file_id)
+        assert results.keys() == {f"id-{number}" for number in range(50) if number not in (7, 20)}
+        for number in (0, 49):
+            response = results[f"id-{number}"]["response"]
+            assert response["status_code"] == 200
+            assert response["body"]["object"] == "chat.completion"
+            message = response["body"]["choices"][0]["message"]
+            assert message["content"] == f"the answer to question {number}"
+        errors = await read_results(client, batch.error_file_id)
+        assert errors[None]["error"] == {
+            "code": "invalid_json_line",
+            "message": "line 8: not valid JSON",
+        }
+        assert errors["id-20"]["response"]["status_code"] == 400
+        assert errors["id-20"]["response"]["body"]["error"]["param"].startswith("messages.0")
+        assert {request.priority for request in model.requests} == {Priority.JOB}
+
+    @pytest.mark.parametrize(
+        ("bad", "code"),
+        [
+            ("[1]", "invalid_custom_id"),
+            (line(1, custom_id=5), "invalid_custom_id"),
+            (line(1, custom_id="x" * 513), "invalid_custom_id"),
+            (line(1, method="GET"), "invalid_method"),
+            (line(1, url="/v1/models"), "invalid_url"),
+            (line(1, body=None), "invalid_body"),
+            (line(1, body={"messages": [], "stream": True}), "invalid_body"),
+            (line(0), "duplicate_custom_id"),
+        ],
+    )
+    async def test_a_line_that_is_no_request_is_an_error_of_its_own(
+        self, client: AsyncOpenAI, queue: JobQueue, bad: str, code: str
+    ) -> None:
+        batch = await run(client, queue, [line(0), bad, "", line(2)])
+        assert batch.request_counts is not None
+        assert batch.request_counts.model_dump() == {"total": 3, "completed": 2, "failed": 1}
+        (error,) = (await read_results(client, batch.error_file_id)).values()
+        assert error["error"]["code"] == code
+        assert error["error"]["message"].startswith("line ")
+
+    async def test_overloads_are_waited_out_and_failures_retried(
+        self, client: AsyncOpenAI, queue: JobQueue, model: FakeService
+    ) -> None:
+        calls: dict[str, int] = {}
+
+        def answer_or_fail(request: VisionRequest, pictures: Any) -> str:
+            question = question_of(request)
+            calls[question] = calls.get(question, 0) + 1
+            if question == "question 3" and calls[question] < 8:
+                raise Overloaded("full", "model", retry_after=0.001)
+            if question == "question 5" and calls[question] < 3:
+                raise ModelFailed("it broke")
+            if question == "question 9":
+                raise ModelFailed("it always breaks")
+            return "x"
+
+        model.answer = answer_or_fail
+        batch = await run(client, queue, [line(number) for number in range(12)])
+        assert batch.status == "completed"
+        assert (calls["question 3"], calls["question 5"], calls["question 9"]) == (8, 3, 5)
+        assert {calls[f"question {number}"] for number in (0, 1, 2, 4, 6, 7, 8, 10, 11)} == {1}
+        errors = await read_results(client, batch.error_file_id)
+        assert errors.keys() == {"id-9"}
+        assert errors["id-9"]["response"]["status_code"] == 500
+        assert len(await read_results(client, batch.output_file_id)) == 11
+
+    async def test_a_batch_whose_process_dies_answers_each_request_once(
+        self, client: AsyncOpenAI, parts: QueueParts, queue: JobQueue, model: FakeService
+    ) -> None:
+        model.seconds = 0.02
+        batch = await create(client, [line(number) for number in range(150)])
+        async with serving(parts.make_queue(lease_s=1)):
+            async with asyncio.timeout(20):
+                while len(model.requests) < 100:
+                    await asyncio.sleep(0.01)
+        asked = len(model.requests)
+        async with serving(queue):
+            batch = await wait_for_end(client, batch)
+        assert batch.status == "completed"
+        assert len(await read_results(client, batch.output_file_id)) == 150
+        assert len(model.requests) <= 150 + asked - 64  # those whose results were not stored yet
+
+    async def test_a_canceled_batch_keeps_what_is_done(
+        self, client: AsyncOpenAI, queue: JobQueue, model: FakeService
+    ) -> None:
+        model.seconds = 0.1
+        async with serving(queue):
+            batch = await create(client, [line(number) for number in range(180)])
+            async with asyncio.timeout(20):
+                while batch.request_counts is None or batch.request_counts.completed == 0:
+                    await asyncio.sleep(0.01)
+                    batch = await client.batches.retrieve(batch.id)
+            canceled = await client.batches.cancel(batch.id)
+        assert canceled.status == "cancelled"
+        assert canceled.cancelled_at is not None
+        batch = await client.batches.retrieve(batch.id)
+        assert batch.request_counts is not None
+        results = await read_results(client, batch.output_file_id)
+        assert 64 <= batch.request_counts.completed <= len(results) < 180
+
+    async def test_requests_that_come_too_late_are_errors(
+        self, client: AsyncOpenAI, parts: QueueParts, queue: JobQueue, model: FakeService
+    ) -> None:
+        generate = model.generate
+
+        async def hang_at_1(request: VisionRequest, pictures: Any) -> Any:
+            if question_of(request) == "question 1":
+                await asyncio.sleep(3600)
+            async for delta in generate(request, pictures):
+                yield delta
+
+        model.generate = hang_at_1  # type: ignore[method-assign]
+        batch = await create(client, [line(number) for number in range(3)])
+        (job,) = await parts.store.list_jobs(JobQuery(1))
+
+        def shorten(stored: Job) -> JobUpdate:
+            return JobUpdate(replace(stored, deadline=stored.created_at + 1))
+
+        await parts.store.change([Change(job.id, shorten)])
+        async with serving(queue):
+            batch = await wait_for_end(client, batch)
+        assert batch.status == "expired"
+        assert batch.expired_at is not None
+        errors = await read_results(client, batch.error_file_id)
+        assert errors.keys() == {"id-1"}
+        assert errors["id-1"]["error"]["code"] == "batch_expired"
+        assert (await read_results(client, batch.output_file_id)).keys() == {"id-0", "id-2"}
+
+    @pytest.mark.parametrize(
+        ("lines", "message"),
+        [
+            (["", " "], "input_file_id: the file has no lines, or is gone"),
+            (["{}"] * 201, "input_file_id: 201 requests; the limit is 200"),
+        ],
+    )
+    async def test_a_file_that_is_no_batch_fails(
+        self, client: AsyncOpenAI, queue: JobQueue, lines: list[str], message: str
+    ) -> None:
+        batch = await run(client, queue, lines)
+        assert (batch.status, batch.output_file_id, batch.error_file_id) == ("failed", None, None)
+        assert batch.errors is not None
+        assert batch.errors.data is not None
+        assert batch.errors.data[0].message == message
+        assert batch.failed_at is not None
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"input_file_id": "file-nothing"}, "input_file_id: unknown file 'file-nothing'"),
+            ({"endpoint": "/v1/embeddings"}, "endpoint: expected one of /v1/chat/completions"),
+            ({"completion_window": "8d"}, "completion_window: expected a time such as 24h"),
+            ({"completion_window": "soon"}, "completion_window: expected a time such as 24h"),
+            ({"metadata": {"x" * 65: "y"}}, "metadata"),
+        ],
+    )
+    async def test_an_invalid_batch_is_refused_with_the_fields_name(
+        self, client: AsyncOpenAI, changes: dict[str, Any], message: str
+    ) -> None:
+        file = await client.files.create(file=("x.jsonl", line(1).encode()), purpose="batch")
+        options: dict[str, Any] = {
+            "input_file_id": file.id,
+            "endpoint": ENDPOINT,
+            "completion_window": "24h",
+        }
+        with pytest.raises(openai.BadRequestError, match=message):
+            await client.batches.create(**{**options, **changes})
+
+    async def test_a_file_of_another_purpose_is_refused(self, client: AsyncOpenAI) -> None:
+        file = await client.files.create(file=("x.png", b"x"), purpose="vision")
+        with pytest.raises(openai.BadRequestError, match="the file's purpose is vision, not batch"):
+            await client.batches.create(
+                input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h"
+            )
+
+    async def test_batches_are_listed_page_by_page_without_other_jobs(
+        self, client: AsyncOpenAI, parts: QueueParts, queue: JobQueue
+    ) -> None:
+        batches = [await create(client, [line(1)]) for _ in range(5)]
+        listed = [batch.id async for batch in client.batches.list(limit=2)]
+        assert listed == [batch.id for batch in reversed(batches)]
+        for batch_id in ("batch_x", "batch_" + "0" * 32):
+            with pytest.raises(openai.NotFoundError):
+                await client.batches.retrieve(batch_id)
