@@ -54,7 +54,6 @@ def build(folder: Path, workers: int) -> Application:
         "workers": workers,
         "capacity": JOBS,
         "lease_s": 3,
-        "max_attempts": 20,
     }
     return build_stub_graph({"jobs": jobs}, SlowModel, str(folder))
 

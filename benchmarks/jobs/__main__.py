@@ -13,12 +13,15 @@ import os
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import httpx
 import ray
+import sqlalchemy as sa
 from ray import serve
 
 from deployments.graph import Graph
@@ -36,6 +39,8 @@ IN_FLIGHT = 64
 HTTP_IN_FLIGHT = 16
 BACKLOG = 10_000
 """Queued jobs at a restart."""
+STREAMS = 300
+"""Event streams that are open at once."""
 QUESTION = "what is it?"
 JOBS_PATH = "/api/v1/jobs"
 NOOP_PATH = "/noop"
@@ -230,12 +235,59 @@ def _submission_row(condition: str, rate: float, noop_rate: float) -> Row:
     return f"submissions over HTTP, {condition}", figure, "≥ 60 % of the baseline"
 
 
-async def fill_store(config: JobsConfig) -> None:
+async def fill_store(config: JobsConfig, delay_s: float = 0.0) -> None:
+    """Add ``BACKLOG`` jobs, which become due after ``delay_s`` seconds."""
     store = make_store(config)
     await store.open()
     for _ in range(BACKLOG // 500):
-        await store.add([make_job() for _ in range(500)], BACKLOG + 1)
+        jobs = [replace(make_job(), run_after=time.time() + delay_s) for _ in range(500)]
+        await store.add(jobs, BACKLOG + 1)
     await store.close()
+
+
+async def measure_streams(url: str, store_url: str) -> list[Row]:
+    """Measure what open event streams cost, on a queue of ``BACKLOG`` jobs that wait."""
+    rows = []
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        page = (await client.get(JOBS_PATH, params={"limit": STREAMS, "fields": "id"})).json()
+        job_ids = [job["id"] for job in page["jobs"]]
+        for count in (1, STREAMS):
+            async with AsyncExitStack() as streams:
+                for job_id in job_ids[:count]:
+                    path = f"{JOBS_PATH}/{job_id}/events"
+                    await streams.enter_async_context(client.stream("GET", path))
+                rows += await measure_with_streams(client, count, store_url)
+    return rows
+
+
+async def measure_with_streams(client: httpx.AsyncClient, count: int, store_url: str) -> list[Row]:
+    await asyncio.sleep(2)  # let the streams settle
+    before = count_transactions(store_url)
+    started = time.perf_counter()
+    durations = await measure_calls(500, 1, lambda: client.get("/live"))
+    await asyncio.sleep(max(0.0, 10 - (time.perf_counter() - started)))
+    rate = (count_transactions(store_url) - before) / (time.perf_counter() - started)
+    p50, p99 = 1000 * median(durations), 1000 * quantiles(durations, n=100)[98]
+    rows = [
+        (f"/live with {count} event streams, p50 / p99", f"{p50:.1f} / {p99:.1f} ms", "≤ 50 ms")
+    ]
+    if store_url != "sqlite":
+        what = f"the store's transactions with {count} event streams"
+        rows.append((what, f"{rate:.1f} a second", "flat"))
+    return rows
+
+
+def count_transactions(store_url: str) -> int:
+    """Return the transactions that PostgreSQL has committed so far; 0 for SQLite."""
+    if store_url == "sqlite":
+        return 0
+    engine = sa.create_engine(sa.make_url(store_url).set(drivername="postgresql+psycopg"))
+    query = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+    with engine.begin() as db:
+        count = db.exec_driver_sql(query).scalar_one()
+    engine.dispose()
+    return int(count)
 
 
 async def measure_restart(url: str, started_at: float) -> list[Row]:
@@ -307,7 +359,12 @@ def measure_disk(folder: Path) -> float:
 
 def run(name: str, store: str, folder: Path, count: int) -> None:
     """Run all measurements over one store, and print a table row for each."""
-    jobs = {"store": store, "workers": WORKERS, "capacity": 2 * BACKLOG, "data_dir": str(folder)}
+    jobs: dict[str, Any] = {
+        "store": store,
+        "workers": WORKERS,
+        "capacity": 2 * BACKLOG,
+        "data_dir": str(folder),
+    }
     with Server(jobs) as url:
         _run_and_print(name, measure_queue(url, count))
     jobs["data_dir"] = str(folder / "backlog")
@@ -317,6 +374,12 @@ def run(name: str, store: str, folder: Path, count: int) -> None:
     started_at = time.time()
     with Server(jobs) as url:
         _run_and_print(name, measure_restart(url, started_at))
+    jobs["data_dir"] = str(folder / "streams")
+    if store != "sqlite":
+        jobs["store"] = new_schema(store)
+    asyncio.run(fill_store(JobsConfig.model_validate(jobs), delay_s=3600))
+    with Server(jobs) as url:
+        _run_and_print(name, measure_streams(url, jobs["store"]))
 
 
 def _run_and_print(name: str, measurement: Coroutine[Any, Any, list[Row]]) -> None:

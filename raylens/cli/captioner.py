@@ -116,9 +116,15 @@ class Captioner:
         try:
             return await self._client.retry(job_id)
         except StatusError as error:
-            if error.status != 409:  # 409: another client has just retried it
+            if error.status != 409:
                 raise
-            return await self._client.get(job_id)
+            refusal = error
+        job = await self._client.get(job_id)
+        if job["status"] in (FAILED, CANCELED):
+            # The server no longer has its pictures. Without the job, the picture is sent again.
+            await self._client.delete(job_id)
+            raise StatusError(404, str(refusal))
+        return job  # another client has just retried it
 
 
 def _to_result(file: str, job: Job) -> Result:

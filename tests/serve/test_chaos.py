@@ -56,7 +56,6 @@ def server(data_dir: Path, mark: str) -> Iterator[str]:
             "capacity": JOBS,
             "workers": 8,
             "lease_s": 3,
-            "max_attempts": 50,
             "webhooks": {"allow": ["127.0.0.1"]},
         }
 

@@ -56,6 +56,8 @@ class FakeServer:
         """The inputs of all submissions, without their pictures."""
         self.submissions: list[str] = []
         """The pictures of all submissions."""
+        self.without_pictures: set[str] = set()
+        """Ids of failed jobs whose pictures have been removed."""
         self.retries: list[str] = []
         """Job ids of all retries."""
         self.pages: list[str] = []
@@ -163,6 +165,8 @@ class FakeServer:
         if request.method == "PUT":
             if job["status"] not in ("failed", "canceled"):
                 return refuse(409, f"job_id: a {job['status']} job can't become queued")
+            if job["id"] in self.without_pictures:
+                return refuse(409, "job_id: the pictures of the job have been removed")
             self.retries.append(job["id"])
             job.update(QUEUED)
         elif request.method == "DELETE" and job["status"] in TERMINAL:

@@ -306,6 +306,17 @@ def test_a_run_retries_a_job_once(tmp_path: Path) -> None:
     assert server.retries == ["job-1"]
 
 
+def test_a_picture_that_the_server_has_removed_is_sent_again(tmp_path: Path, out: Path) -> None:
+    folder = write_pictures(tmp_path / "in", "cat.jpg")
+    server = FakeServer(fail_for("cat"))
+    assert run(server, folder, "--out", out).exit_code == 1
+    server.without_pictures.add("job-1")
+    server.caption = fail_for()
+    assert run(server, folder, "--out", out, "--retry-failed").exit_code == 0
+    assert (server.submissions, server.retries) == (["cat"] * 3, [])
+    assert "job-1" not in server.jobs
+
+
 def test_a_canceled_job_counts_as_failed(server: FakeServer, tmp_path: Path, out: Path) -> None:
     folder = write_pictures(tmp_path / "in", "cat.jpg")
     _, key = encode_job(folder / "cat.jpg", CaptionOptions())
