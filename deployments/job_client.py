@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -34,15 +34,22 @@ MAX_SHARED_JOBS = 32
 Submission = tuple[Job, Mapping[str, bytes]]
 
 
+def find_queue_actor() -> Any:
+    return serve.get_deployment_actor(QUEUE_ACTOR_NAME)
+
+
 class JobQueueClient(JobService):
     """The job queue in another process.
 
     A call is made again if the actor's death has interrupted it. That is safe, because no method of
     the queue does its work twice. After ``timeout_s`` seconds in all, it raises ``Overloaded``.
+
+    ``find_actor`` returns the handle of the actor, and raises ``ValueError`` if there is none.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, find_actor: Callable[[], Any] = find_queue_actor) -> None:
         self._timeout_s = timeout_s + TRANSPORT_S
+        self._find_actor = find_actor
         self._actor: Any = None
         # A call costs more than a small job, so jobs that arrive together share one.
         self._small_jobs: GroupCommit[Submission, Job | RaylensError] = GroupCommit(
@@ -115,9 +122,7 @@ class JobQueueClient(JobService):
             while True:
                 try:
                     if self._actor is None:
-                        self._actor = await asyncio.to_thread(
-                            serve.get_deployment_actor, QUEUE_ACTOR_NAME
-                        )
+                        self._actor = await asyncio.to_thread(self._find_actor)
                     return await self._actor.call.remote(method, *arguments)
                 except RayTaskError as error:
                     raise _unwrap(error) from error

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from raylens.core.errors import Conflict, InsufficientStorage, QueueFull, RaylensError
+from raylens.jobs.files import StoredFile
 from raylens.jobs.job import (
     Delivery,
     DeliveryState,
@@ -180,6 +181,12 @@ class TestListing:
         second = await store.list_jobs(JobQuery(3, before_id=first[-1].id, with_input=True))
         third = await store.list_jobs(JobQuery(3, before_id=second[-1].id, with_input=True))
         assert first + second + third == jobs
+
+    async def test_a_page_can_be_limited_to_a_type(self, store: JobStore) -> None:
+        jobs = [make_job(type=name) for name in ("caption", "openai_batch", "openai_batch")]
+        await add_all(store, *jobs)
+        batches = await store.list_jobs(JobQuery(9, type="openai_batch"))
+        assert {job.id for job in batches} == {job.id for job in jobs[1:]}
 
     async def test_a_page_can_be_limited_to_states(self, store: JobStore) -> None:
         jobs = [make_job() for _ in range(3)]
@@ -584,6 +591,60 @@ class TestCleaning:
         assert kept[failed.id].pictures_removed
         assert not kept[late.id].pictures_removed
         assert kept[failed.id].blobs == failed.blobs
+
+
+def make_file(file_id: str, purpose: str = "batch", expires_at: float = NOW + 99) -> StoredFile:
+    return StoredFile(file_id, f"{file_id}.jsonl", purpose, NOW, expires_at)
+
+
+class TestFiles:
+    async def test_a_file_is_returned_as_it_was_added(self, store: JobStore) -> None:
+        file = replace(make_file("f"), size=7)
+        await store.add_file(file, "a" * 64)
+        assert await store.get_file("f") == file
+        assert await store.file_parts("f") == ["a" * 64]
+        assert await store.get_file("nothing") is None
+        assert await store.file_parts("nothing") == []
+
+    async def test_a_file_grows_while_its_job_is_held(self, store: JobStore) -> None:
+        await add_all(store, make_job())
+        (job,) = await store.claim(1, NOW, start_at())
+        for digest, size in (("a" * 64, 3), ("b" * 64, 4), ("a" * 64, 3)):
+            await store.append_to_file(make_file("f"), digest, size, job.id, job.fence)
+        assert await store.get_file("f") == replace(make_file("f"), size=10)
+        assert await store.file_parts("f") == ["a" * 64, "b" * 64, "a" * 64]
+        for fence in (job.fence - 1, job.fence + 1):
+            with pytest.raises(Conflict, match="no longer holds the job"):
+                await store.append_to_file(make_file("f"), "c" * 64, 1, job.id, fence)
+        await store.change([Change(job.id, cancel_at)])
+        with pytest.raises(Conflict, match="no longer holds the job"):
+            await store.append_to_file(make_file("f"), "c" * 64, 1, job.id, job.fence + 1)
+        assert len(await store.file_parts("f")) == 3
+
+    async def test_pages_cover_all_files_in_either_order(self, store: JobStore) -> None:
+        for number in range(5):
+            purpose = "vision" if number == 3 else "batch"
+            await store.add_file(make_file(f"f{number}", purpose), "a" * 64)
+
+        async def ids(*arguments: Any) -> list[str]:
+            return [file.id for file in await store.list_files(*arguments)]
+
+        assert await ids(None, 2, None, True) == ["f4", "f3"]
+        assert await ids(None, 9, "f3", True) == ["f2", "f1", "f0"]
+        assert await ids("batch", 9, None, False) == ["f0", "f1", "f2", "f4"]
+        assert await ids("batch", 9, "f1", False) == ["f2", "f4"]
+
+    async def test_the_blobs_of_a_file_stay_as_long_as_it_does(self, store: JobStore) -> None:
+        await touch(store, NOW, "a" * 64, "b" * 64)
+        await store.add_file(make_file("f"), "a" * 64)
+        await store.add_file(make_file("g", expires_at=NOW + 5), "b" * 64)
+        assert await mark(store, NOW + 1) == []
+        assert await store.remove_file("f")
+        assert not await store.remove_file("f")
+        assert await mark(store, NOW + 1) == ["a" * 64]
+        assert await store.purge_files(NOW + 4, 9) == 0
+        assert await store.purge_files(NOW + 5, 9) == 1
+        assert await mark(store, NOW + 1) == ["b" * 64]
 
 
 class TestTimes:

@@ -14,7 +14,7 @@ from raylens.api.app import create_app
 from raylens.core.config import AppConfig
 from raylens.core.errors import Overloaded, UnsupportedMedia
 from raylens.jobs.blobs import BlobStorage, compute_digest, make_reference
-from raylens.jobs.job import new_id
+from raylens.jobs.job import Job, new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
 from raylens.net.lookup import Address
@@ -629,6 +629,30 @@ class TestCaptionService:
             "capacity": 5,
             "workers": 2,
         }
+
+
+async def test_requests_that_wait_for_the_queue_take_no_place_of_others(
+    model: FakeService, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"limits": {"max_in_flight": 1}, "jobs": {"max_requests": 2}}
+    config = AppConfig.model_validate({**CONFIG.model_dump(exclude_unset=True), **limits})
+
+    async def submit_slowly(job: Job, pictures: Any) -> Job:
+        await asyncio.sleep(60)
+        return job
+
+    monkeypatch.setattr(queue, "submit", submit_slowly)
+    app = create_app(model, config, queue)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        waiting = [asyncio.create_task(http.post(PATH, json=caption_job())) for _ in range(2)]
+        await asyncio.sleep(1)
+        for path, body in ((PATH, caption_job()), ("/caption/generate", {"image_data": RAW})):
+            refused = await http.post(path, json=body)
+            assert refused.status_code == 503
+            assert refused.json()["detail"] == "2 requests are in flight; the limit is 2"
+        assert (await http.post("/v1/caption", json={})).status_code == 400
+        assert [(await task).status_code for task in waiting] == [202, 202]
 
 
 async def test_without_a_queue_the_job_routes_are_absent(model: FakeService) -> None:
