@@ -24,7 +24,7 @@ from raylens.jobs.store import StoreUnavailable
 logger = logging.getLogger("raylens.jobs.actor")
 
 THREADS = 64
-"""Threads for blocking calls. Each slow DNS lookup of a webhook's host occupies one."""
+"""Threads for blocking calls."""
 RETRY_S = 5.0
 """Seconds between two attempts to open a store that can't be reached."""
 METHODS = frozenset(
@@ -79,7 +79,9 @@ class JobQueueActor:
 
         models = {model.name: get_handle(model.name) for model in config.models}
         graph = Graph(config, application, get_handle("Preprocessor"), models)
-        batch_job = OpenAIBatchJob(lambda: create_app(BackgroundService(graph), config))
+        batch_job = OpenAIBatchJob(
+            lambda: create_app(BackgroundService(graph), config), config.defaults.max_timeout_s
+        )
         self._queue = create_queue(config, graph, PrometheusJobMetrics(), [batch_job])
         self._is_open = False
         if self._open():

@@ -80,24 +80,32 @@ class OpenAIBatchJob(JobType):
     input_model = BatchInput
     retries_pictures = True
 
-    def __init__(self, make_app: Callable[[], ASGIApp]) -> None:
+    def __init__(self, make_app: Callable[[], ASGIApp], max_timeout_s: float) -> None:
+        """``max_timeout_s`` is the longest timeout of a request that the application allows."""
         self._make_app = make_app
+        self._max_timeout_s = max_timeout_s
         self._client: httpx.AsyncClient | None = None
 
     async def run(self, job_input: BatchInput, context: JobContext) -> dict[str, Any]:
         if self._client is None:
             transport = httpx.ASGITransport(self._make_app(), raise_app_exceptions=False)
             self._client = httpx.AsyncClient(transport=transport, base_url="http://batch")
-        return await _BatchAttempt(job_input, context, self._client).run()
+        timeout_s = min(context.config.attempt_timeout_s, self._max_timeout_s)
+        return await _BatchAttempt(job_input, context, self._client, timeout_s).run()
 
 
 class _BatchAttempt:
     def __init__(
-        self, job_input: BatchInput, context: JobContext, client: httpx.AsyncClient
+        self,
+        job_input: BatchInput,
+        context: JobContext,
+        client: httpx.AsyncClient,
+        request_timeout_s: float,
     ) -> None:
         self._input = job_input
         self._context = context
         self._client = client
+        self._request_timeout_s = request_timeout_s
         self._lines: list[bytes] = []
         self._custom_ids: set[str] = set()
         self._output = _ResultFile(output_file_id(context.job), "output", context)
@@ -118,17 +126,25 @@ class _BatchAttempt:
         missing = [number for number in range(len(self._lines)) if number not in done]
         self._collect_custom_ids(done)
         await self._report()
-        expired = False
-        try:
-            async with asyncio.timeout(self._seconds_until_late()):
-                await self._runner.run(missing)
-        except TimeoutError:
-            expired = True
-            await self._give_up()
-        finally:
-            await self._flush()
+        expired = not await self._run_in_time(missing)
+        if expired:
+            self._give_up()
+        await self._flush()
         await self._report()
         return {**self._counts(), **({"expired": True} if expired else {})}
+
+    async def _run_in_time(self, lines: list[int]) -> bool:
+        """Run the requests of some lines. Return False if the batch expired before they ended."""
+        try:
+            async with asyncio.timeout(self._seconds_until_late()):
+                await self._runner.run(lines)
+        except TimeoutError:
+            return False
+        except RaylensError:
+            await self._flush()
+            await self._report()
+            raise
+        return True
 
     async def _read_lines(self) -> list[bytes]:
         """Return the lines that aren't blank.
@@ -171,7 +187,7 @@ class _BatchAttempt:
             json=body,
             headers={
                 "X-Request-ID": f"{self._context.job.id}-{attempt.unit}",
-                "X-Request-Timeout": f"{self._context.config.attempt_timeout_s:.3f}",
+                "X-Request-Timeout": f"{self._request_timeout_s:.3f}",
             },
             timeout=None,
         )
@@ -254,7 +270,7 @@ class _BatchAttempt:
     def _line_id(self, number: int) -> str:
         return f"batch_req_{self._context.job.id.replace('-', '')}_{number}"
 
-    async def _give_up(self) -> None:
+    def _give_up(self) -> None:
         """Add an error for each line that was not done in time."""
         done = self._output.done | self._errors.done
         for number in range(len(self._lines)):

@@ -5,18 +5,20 @@ Format: OpenAI's API reference, "Batch".
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Query, Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from raylens.api.batch_job import ENDPOINTS, JOB_TYPE, BatchInput, error_file_id, output_file_id
 from raylens.api.files import page_as_json
+from raylens.api.job_request import read_idempotency_key
 from raylens.core.config import AppConfig
 from raylens.core.errors import InvalidRequest, RaylensError, UnknownJob
-from raylens.core.wire import Text
+from raylens.core.wire import Text, well_formed
 from raylens.jobs.files import UnknownFile
 from raylens.jobs.job import Job, JobState, compute_rank, new_id
 from raylens.jobs.ports import JobService
@@ -33,7 +35,10 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 MAX_WINDOW_S = 7 * 86_400
 
 Metadata = Annotated[
-    dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]],
+    dict[
+        Annotated[str, Field(max_length=64), AfterValidator(well_formed)],
+        Annotated[str, Field(max_length=512), AfterValidator(well_formed)],
+    ],
     Field(max_length=MAX_METADATA),
 ]
 
@@ -54,13 +59,14 @@ def router(jobs: JobService, config: AppConfig) -> APIRouter:
     routes = APIRouter(prefix=PATH, tags=["OpenAI"])
 
     @routes.post("", summary="Run a file of requests in the background")
-    async def create(body: BatchRequest) -> dict[str, Any]:
+    async def create(body: BatchRequest, http: Request) -> dict[str, Any]:
         window_s = _parse_window(body.completion_window)
         if body.endpoint not in ENDPOINTS:
             known = ", ".join(ENDPOINTS)
             raise InvalidRequest(f"endpoint: expected one of {known}", "endpoint")
         await _check_input_file(jobs, body.input_file_id)
-        return batch_as_json(await jobs.submit(_make_job(body, window_s, config), {}))
+        job = _make_job(body, window_s, config, read_idempotency_key(http))
+        return batch_as_json(await jobs.submit(job, {}))
 
     @routes.get("", summary="List batches, newest first")
     async def list_batches(
@@ -74,11 +80,12 @@ def router(jobs: JobService, config: AppConfig) -> APIRouter:
 
     @routes.get("/{batch_id}", summary="Show a batch")
     async def get(batch_id: str) -> dict[str, Any]:
-        return batch_as_json(await jobs.get(_job_id(batch_id)))
+        return batch_as_json(await _get_job(jobs, batch_id))
 
     @routes.post("/{batch_id}/cancel", summary="Cancel a batch; what is done stays in its files")
     async def cancel(batch_id: str) -> dict[str, Any]:
-        return batch_as_json(await jobs.cancel(_job_id(batch_id)))
+        job = await _get_job(jobs, batch_id)
+        return batch_as_json(await jobs.cancel(job.id))
 
     return routes
 
@@ -106,7 +113,7 @@ async def _check_input_file(jobs: JobService, file_id: str) -> None:
         raise InvalidRequest(f"{field}: the file's purpose is {file.purpose}, not batch", field)
 
 
-def _make_job(body: BatchRequest, window_s: float, config: AppConfig) -> Job:
+def _make_job(body: BatchRequest, window_s: float, config: AppConfig, key: str | None) -> Job:
     now = time.time()
     batch_input = BatchInput(
         input_file_id=body.input_file_id,
@@ -122,6 +129,8 @@ def _make_job(body: BatchRequest, window_s: float, config: AppConfig) -> Job:
         max_attempts=config.jobs.max_attempts,
         rank=compute_rank(0, now),
         extra={"metadata": body.metadata} if body.metadata else {},
+        idempotency_key=key,
+        digest=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
         run_after=now,
     )
 
@@ -181,6 +190,15 @@ def _status(job: Job, output: dict[str, Any]) -> str:
 
 def _seconds(timestamp: float | None) -> int | None:
     return None if timestamp is None else int(timestamp)
+
+
+async def _get_job(jobs: JobService, batch_id: str) -> Job:
+    """Return the job of a batch. Raises ``UnknownJob``."""
+    job_id = _job_id(batch_id)
+    job = (await jobs.get_many([job_id])).get(job_id)
+    if job is None or job.type != JOB_TYPE:
+        raise _unknown_batch(batch_id)
+    return job
 
 
 def _job_id(batch_id: str) -> str:

@@ -18,7 +18,7 @@ from raylens.api.context import Context
 from raylens.api.errors import MAX_FIELD_CHARS, from_validation
 from raylens.core.errors import InvalidRequest, RaylensError
 from raylens.core.types import PictureFile
-from raylens.core.wire import Body, Text
+from raylens.core.wire import Body, Text, well_formed
 from raylens.jobs.blobs import compute_digest, make_reference
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Webhook, compute_rank, new_id
@@ -65,13 +65,14 @@ def _check_query(value: Any) -> Any:
     return value
 
 
-DomainId = Annotated[Text, Field(max_length=MAX_DOMAIN_ID_CHARS)]
+# The length is checked before ``Text`` hides from Pydantic that this is text.
+DomainId = Annotated[str, Field(max_length=MAX_DOMAIN_ID_CHARS), AfterValidator(well_formed)]
 
 
 class JobRequest(Body):
     """Body of ``POST /api/v1/jobs``. ``query`` and ``domain_id`` are sent back unchanged."""
 
-    job_type: Annotated[Text, Field(max_length=64)]
+    job_type: Annotated[str, Field(max_length=64), AfterValidator(well_formed)]
     input: Annotated[dict[str, Any], Field(default_factory=dict)]
     query: Annotated[dict[str, Any] | None, AfterValidator(_check_query)] = None
     domain_id: Annotated[DomainId | None, BeforeValidator(_empty_to_none)] = None
@@ -162,7 +163,7 @@ class JobReader:
             extra={name: value for name, value in extra.items() if value is not None},
             blobs=tuple(pictures),
             webhook=webhook,
-            idempotency_key=_idempotency_key(http),
+            idempotency_key=read_idempotency_key(http),
             digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
             run_after=now,
         )
@@ -260,7 +261,8 @@ def _validate(model: type[BaseModel], fields: dict[str, Any]) -> Any:
         raise from_validation(errors) from None
 
 
-def _idempotency_key(http: Request) -> str | None:
+def read_idempotency_key(http: Request) -> str | None:
+    """Return the request's idempotency key. Raises ``InvalidRequest`` if it is malformed."""
     key = http.headers.get(IDEMPOTENCY_HEADER)
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequest(

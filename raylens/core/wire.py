@@ -29,7 +29,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def _well_formed(text: str) -> str:
+def well_formed(text: str) -> str:
     """Refuse half a surrogate pair: JSON can spell it, but no tokenizer accepts it."""
     try:
         text.encode()
@@ -38,7 +38,7 @@ def _well_formed(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_well_formed)]
+Text = Annotated[str, AfterValidator(well_formed)]
 
 
 class ImageUrl(Body):

@@ -287,8 +287,8 @@ class MemoryStore(JobStore):
                 del self._blobs[digest]
 
     async def add_file(self, file: StoredFile, digest: str) -> None:
-        self._files[file.id] = file
-        self._parts[file.id] = [digest]
+        self._files.setdefault(file.id, file)
+        self._parts.setdefault(file.id, [digest])
 
     async def append_to_file(
         self, file: StoredFile, digest: str, size: int, job_id: str, fence: int

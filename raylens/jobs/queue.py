@@ -218,7 +218,8 @@ class JobQueue(JobService):
         return self._for_callers(job)
 
     async def requeue(self, job_id: str) -> Job:
-        await self._check_capacity(None)
+        async with self._time_limit():
+            await self._check_capacity(None)
 
         def update(job: Job) -> JobUpdate:
             config = self._config

@@ -261,7 +261,7 @@ class JobStore(Protocol):
         ...
 
     async def add_file(self, file: StoredFile, digest: str) -> None:
-        """Add a file with one part."""
+        """Add a file with one part, unless it exists already."""
         ...
 
     async def append_to_file(

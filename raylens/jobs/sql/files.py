@@ -15,8 +15,9 @@ from raylens.jobs.sql.tables import file_parts, files, jobs
 
 
 def add_file(db: sa.Connection, file: StoredFile, digest: str) -> None:
-    db.execute(sa.insert(files).values(asdict(file)))
-    db.execute(sa.insert(file_parts).values(file_id=file.id, number=1, digest=digest))
+    part = {"file_id": file.id, "number": 1, "digest": digest}
+    db.execute(insert(db, files).values(asdict(file)).on_conflict_do_nothing())
+    db.execute(insert(db, file_parts).values(part).on_conflict_do_nothing())
 
 
 def append_to_file(

@@ -28,7 +28,13 @@ from raylens.jobs.queue import JobQueue
 from raylens.jobs.store import Change, JobQuery
 from raylens.jobs.transitions import JobUpdate
 from tests.unit.raylens.api.conftest import DATA_URL
-from tests.unit.raylens.jobs.conftest import FakeService, FakeWebhookClient, QueueParts, serving
+from tests.unit.raylens.jobs.conftest import (
+    FakeService,
+    FakeWebhookClient,
+    QueueParts,
+    make_job,
+    serving,
+)
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 CONFIG = AppConfig.model_validate(
@@ -66,7 +72,7 @@ def parts(model: FakeService) -> QueueParts:
     blobs = BlobStorage(f"memory://{new_id()}")
     parts = QueueParts(clock, store, blobs, model, FakeWebhookClient(), CONFIG)
     app = create_app(BackgroundService(model), CONFIG)
-    parts.types["openai_batch"] = OpenAIBatchJob(lambda: app)
+    parts.types["openai_batch"] = OpenAIBatchJob(lambda: app, CONFIG.defaults.max_timeout_s)
     return parts
 
 
@@ -363,6 +369,25 @@ class TestBatches:
         batches = [await create(client, [line(1)]) for _ in range(5)]
         listed = [batch.id async for batch in client.batches.list(limit=2)]
         assert listed == [batch.id for batch in reversed(batches)]
-        for batch_id in ("batch_x", "batch_" + "0" * 32):
-            with pytest.raises(openai.NotFoundError):
-                await client.batches.retrieve(batch_id)
+        other = make_job()
+        await queue.submit(other, {})
+        assert len([batch async for batch in client.batches.list()]) == 5
+        for batch_id in ("batch_x", "batch_" + "0" * 32, "batch_" + other.id.replace("-", "")):
+            for call in (client.batches.retrieve, client.batches.cancel):
+                with pytest.raises(openai.NotFoundError, match="batch_id: unknown batch"):
+                    await call(batch_id)
+
+    async def test_a_key_makes_it_safe_to_create_a_batch_again(self, client: AsyncOpenAI) -> None:
+        file = await client.files.create(file=("x.jsonl", line(1).encode()), purpose="batch")
+
+        async def create_again(window: Literal["24h"]) -> Batch:
+            return await client.batches.create(
+                input_file_id=file.id,
+                endpoint=ENDPOINT,
+                completion_window=window,
+                extra_headers={"Idempotency-Key": "key"},
+            )
+
+        assert (await create_again("24h")).id == (await create_again("24h")).id
+        with pytest.raises(openai.ConflictError):
+            await create_again(cast(Any, "12h"))

@@ -321,7 +321,11 @@ class TestSubmitting:
                 422,
                 "input.prompt: 100001 characters; the limit is 100000",
             ),
-            ({**caption_job(), "domain_id": "x" * 257}, 422, "domain_id"),
+            (
+                {**caption_job(), "domain_id": "x" * 257},
+                422,
+                "domain_id: String should have at most 256 characters",
+            ),
             (
                 caption_job(webhook_secret="whsec_" + "A" * 32),
                 422,

@@ -6,10 +6,15 @@ import pytest
 
 from raylens.core import errors
 
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.RaylensError)
+]
 
-@pytest.mark.parametrize("name", [name for name in dir(errors) if name[0].isupper()])
-def test_an_error_keeps_its_data_between_processes(name) -> None:
-    kind = getattr(errors, name)
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_keeps_its_data_between_processes(kind: type[errors.RaylensError]) -> None:
     error = pickle.loads(pickle.dumps(kind("too many", "n", 8, 9, 1.5)))
     assert (error.message, error.field, error.limit, error.actual, error.retry_after) == (
         "too many",
