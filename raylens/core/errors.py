@@ -44,6 +44,8 @@ class RaylensError(Exception):
     code = "internal_error"
     http_status = 500
     failure_class = FailureClass.TRANSIENT
+    model: str | None = None
+    """The model that failed, if a request to it did. It doesn't cross between processes."""
 
     def __init__(
         self,

@@ -267,7 +267,7 @@ class Dispatcher:
             async with limit:
                 output = to_json(await self._runner.run(job, timeout_s, reporter.report))
             reporter.check()
-        except Exception as exception:
+        except (Exception, SystemExit) as exception:
             if limit.expired():
                 message = f"the attempt did not finish in the {timeout_s:.0f} s it had"
                 error: RaylensError = DeadlineExceeded(message)
@@ -282,10 +282,10 @@ class Dispatcher:
         """Return the transition of a failed attempt, and record what it says of capacity."""
         job, reporter = attempt.job, attempt.reporter
         logger.info("job %s, attempt %d: %s: %s", job.id, job.attempts, error.code, error.message)
-        if error.failure_class is FailureClass.CAPACITY:
-            self._breakers.record_failure(job.model, error.retry_after, self._clock.now())
-        else:
+        if error.failure_class is not FailureClass.CAPACITY:
             self._breakers.record_capacity(job.model)
+        elif error.model is not None:
+            self._breakers.record_failure(error.model, error.retry_after, self._clock.now())
         try:
             reporter.check()
         except RaylensError:

@@ -31,7 +31,7 @@ class UnknownType(RaylensError):
     failure_class = FailureClass.PERMANENT
 
 
-def error_of(exception: Exception) -> RaylensError:
+def error_of(exception: BaseException) -> RaylensError:
     """Return the error that an attempt ends with.
 
     The message of an exception that isn't ours is only logged: it may contain anything.

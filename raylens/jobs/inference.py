@@ -15,7 +15,7 @@ from pydantic import Field
 
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
-from raylens.core.errors import InvalidRequest, ModelFailed
+from raylens.core.errors import InvalidRequest, ModelFailed, RaylensError
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe, choose
 from raylens.core.types import (
@@ -110,7 +110,7 @@ class InferenceClient:
         """Return the complete answer to a task.
 
         ``deadline`` is in seconds since the epoch, on this machine's clock. Raises any of
-        :mod:`raylens.core.errors`.
+        :mod:`raylens.core.errors`, with its ``model``.
         """
         request = VisionRequest(
             id=request_id,
@@ -122,8 +122,12 @@ class InferenceClient:
             priority=Priority.JOB,
             stream=False,
         )
-        async with aclosing(self._service.generate(request, pictures)) as stream:
-            deltas = [delta async for delta in stream]
+        try:
+            async with aclosing(self._service.generate(request, pictures)) as stream:
+                deltas = [delta async for delta in stream]
+        except RaylensError as error:
+            error.model = options.model
+            raise
         if not deltas or deltas[-1].finish_reason in (None, FinishReason.ABORT):
             raise ModelFailed("the answer ended early")
         text = "".join(delta.text for delta in deltas)

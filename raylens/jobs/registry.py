@@ -48,7 +48,7 @@ def _load(entry: EntryPoint) -> JobType | None:
     try:
         plugin: JobType = entry.load()()
         _check_plugin(plugin)
-    except Exception as error:  # a plugin may raise anything
+    except (Exception, SystemExit) as error:  # a plugin may raise anything
         logger.error(
             "the job type %s (%s) can't be loaded: %s: %s",
             entry.name,
@@ -66,6 +66,8 @@ def _check_plugin(plugin: JobType) -> None:
         raise TypeError("name: expected text")
     if not issubclass(plugin.input_model, JobInput):
         raise TypeError("input_model: expected a subclass of JobInput")
+    if JobType not in type(plugin).__mro__:
+        raise TypeError("expected a subclass of JobType")
 
 
 def get_job_type(name: str) -> JobType:

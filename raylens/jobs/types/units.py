@@ -97,7 +97,7 @@ class UnitRunner(Generic[Result]):
         try:
             async with limit:
                 result = await self._work(UnitAttempt(unit, deadline, is_last))
-        except Exception as exception:
+        except (Exception, SystemExit) as exception:
             if limit.expired():
                 error: RaylensError = DeadlineExceeded(f"not finished in {self._timeout_s:g} s")
             else:

@@ -119,8 +119,8 @@ class TestCapacity:
 
         parts.service.answer = answer
         queue = parts.make_queue(workers=1, capacity=100)
-        held = [make_job(job_input={"question": "held"}, model="a") for _ in range(40)]
-        free = [make_job(model="b") for _ in range(5)]
+        held = [make_job(job_input={"question": "held"}) for _ in range(40)]
+        free = [make_job(model="another") for _ in range(5)]
         async with serving(queue):
             for job in (*held, *free):
                 await queue.submit(job, {})
@@ -128,6 +128,25 @@ class TestCapacity:
                 await wait_until_ended(queue, job.id)
             questions = [getattr(r.task, "question", "") for r in parts.service.requests]
             assert questions.count("held") < 6
+
+    async def test_another_lack_of_capacity_holds_back_no_other_job(
+        self, parts: QueueParts
+    ) -> None:
+        parts.types["plugin"] = FunctionJob(self._raise_overloaded)
+        queue = parts.make_queue(workers=1)
+        waiting = make_job("plugin", {"model": "moondream"})
+        async with serving(queue):
+            await queue.submit(waiting, {})
+            await asyncio.sleep(0.01)
+            started = now()
+            for job in [await queue.submit(make_job(), {}) for _ in range(5)]:
+                await wait_until_ended(queue, job.id)
+            assert now() - started < 0.5
+            assert (await queue.get(waiting.id)).state is JobState.QUEUED
+
+    @staticmethod
+    async def _raise_overloaded(context: JobContext) -> dict[str, Any]:
+        raise Overloaded("no license is free", retry_after=1)
 
     async def test_a_success_ends_the_wait_of_the_others(self, parts: QueueParts) -> None:
         parts.service.errors = [OVERLOADED]
@@ -173,6 +192,17 @@ class TestTransient:
         assert (ended.state, ended.attempts) == (JobState.FAILED, 5)
         assert ended.problem is not None
         assert ended.problem.message == "internal error: TimeoutError; see the server's log"
+
+    async def test_an_exit_of_the_work_is_an_exception_of_its_own(self, parts: QueueParts) -> None:
+        async def work(context: JobContext) -> dict[str, Any]:
+            raise SystemExit("no GPU")
+
+        ended = await run_plugin(parts, work)
+        assert (ended.state, ended.attempts, code_of(ended)) == (
+            JobState.FAILED,
+            5,
+            "internal_error",
+        )
 
     async def test_attempts_with_progress_do_not_add_up(self, parts: QueueParts) -> None:
         async def work(context: JobContext) -> dict[str, Any]:

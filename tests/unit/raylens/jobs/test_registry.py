@@ -23,6 +23,19 @@ class InputlessJob(JobType):
     input_model = dict  # type: ignore[assignment]
 
 
+class UnrelatedJob:
+    name = "unrelated"
+    input_model = JobInput
+
+
+class ExitingJob(JobType):
+    name = "exiting"
+    input_model = JobInput
+
+    def __init__(self) -> None:
+        raise SystemExit(1)
+
+
 class FailingJob(JobType):
     name = "failing"
     input_model = JobInput
@@ -44,6 +57,8 @@ def entry(value: str, name: str = "plugin") -> EntryPoint:
         (f"{__name__}:NamelessJob", "TypeError: name: expected text"),
         (f"{__name__}:InputlessJob", "input_model: expected a subclass of JobInput"),
         (f"{__name__}:entry", "TypeError"),
+        (f"{__name__}:UnrelatedJob", "TypeError: expected a subclass of JobType"),
+        (f"{__name__}:ExitingJob", "SystemExit: 1"),
     ],
 )
 def test_a_broken_plugin_is_named_and_the_other_types_stay(
