@@ -241,11 +241,11 @@ class TestCleaning:
 
     async def test_a_failed_jobs_pictures_are_removed_before_it(self, parts: QueueParts) -> None:
         parts.service.errors = [InvalidRequest("broken", "image")]
-        queue = parts.make_queue()
+        queue = parts.make_queue(failed_pictures_ttl_s=3600)
         async with serving(queue):
             job = await submit_picture(queue, PICTURE)
             assert (await wait_until_ended(queue, job.id)).state is JobState.FAILED
-            await asyncio.sleep(86_400 - 60)
+            await asyncio.sleep(3600 - 60)
             assert parts.blobs.get(DIGEST) == PICTURE
             await asyncio.sleep(300)
             assert (await queue.get(job.id)).state is JobState.FAILED
