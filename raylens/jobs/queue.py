@@ -9,14 +9,13 @@ import os
 import socket
 import statistics
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from raylens.core.config import JobsConfig
 from raylens.core.errors import (
     Conflict,
-    InsufficientStorage,
     Overloaded,
     QueueFull,
     RaylensError,
@@ -24,17 +23,18 @@ from raylens.core.errors import (
 )
 from raylens.jobs.blobs import BlobStorage, compute_digest
 from raylens.jobs.changes import ChangeLog, Changes
+from raylens.jobs.cleaner import Cleaner, log_errors
 from raylens.jobs.clock import StoreClock, SystemClock
 from raylens.jobs.dispatcher import Dispatcher, JobRunner
 from raylens.jobs.files import StoredFile, UnknownFile, shift_file_times
 from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.job import Delivery, Job, JobState, Stats, shift_times
 from raylens.jobs.metrics import JobMetrics
+from raylens.jobs.picture_storage import PictureStorage
 from raylens.jobs.ports import JobService
 from raylens.jobs.progress import ChangeWriter
 from raylens.jobs.rate_limit import RateLimit
 from raylens.jobs.store import (
-    STORAGE_RETRY_AFTER_S,
     Change,
     ComputeUpdate,
     JobQuery,
@@ -46,25 +46,8 @@ from raylens.jobs.webhooks import STARTED, make_delivery
 
 logger = logging.getLogger(__name__)
 
-CLEANUP_PERIOD_S = 60.0
 COUNTS_PERIOD_S = 5.0
 """Seconds between updates of the jobs-by-state metric."""
-PURGE_BATCH = 200
-"""Maximum number of jobs deleted per transaction."""
-BLOB_REMOVAL_BATCH = 10
-"""Maximum number of blobs marked for removal at a time."""
-BLOB_REMOVAL_S = 60.0
-"""How long a blob stays marked for removal. If it is not removed by half of that, the next cleanup
-tries again."""
-BLOB_GRACE_S = 120.0
-"""How long an unreferenced blob is kept after its last touch, in seconds.
-
-This covers the time between writing a blob and adding its job, ``jobs.queue_timeout_s``.
-"""
-FREE_SPACE_PERIOD_S = 1.0
-"""Seconds between two looks at the free space of the disk."""
-BLOB_WAIT_S = 0.1
-"""Pause before the next look at a blob that is being removed, in seconds."""
 STATS_SAMPLE = 1000
 """Number of recent jobs that the duration statistics cover."""
 AVERAGE_WEIGHT = 1 / 20
@@ -106,17 +89,15 @@ class JobQueue(JobService):
         self._config = config
         self._metrics = metrics or JobMetrics()
         self._clock = clock or StoreClock(SystemClock())
-        self._free_bytes = free_bytes
+        self._pictures = PictureStorage(store, blobs, config, self._clock, free_bytes)
+        self._cleaner = Cleaner(store, blobs, config, self._clock)
         self._add_writer: GroupCommit[Job, Job | RaylensError] = GroupCommit(
             lambda jobs: store.add(jobs, config.capacity)
         )
         self._change_writer: ChangeWriter = GroupCommit(store.change)
         self._change_log = ChangeLog()
         self._redeliveries = RateLimit(config.webhooks.redeliveries_per_minute, MINUTE_S)
-        self._free_space = math.inf
-        self._free_space_at = -math.inf
         self._average_duration_s = 1.0  # a first guess
-        self._cleanup_is_due = asyncio.Event()
         self._dispatcher = Dispatcher(
             store,
             self._change_writer,
@@ -138,14 +119,14 @@ class JobQueue(JobService):
         Raises ``QueueStartupError``, or ``StoreUnavailable`` if a retry may succeed.
         """
         await self._store.open()
-        await self._read_store_clock()
+        self._clock.set(await self._store.read_clock())
 
     async def serve(self) -> None:
         """Run jobs, deliver webhooks, clean up and record metrics until canceled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._dispatcher.serve())
             group.create_task(self._webhook_dispatcher.serve())
-            group.create_task(self._clean_up_periodically())
+            group.create_task(self._cleaner.serve())
             group.create_task(self._record_counts_periodically())
 
     async def close(self) -> None:
@@ -153,11 +134,11 @@ class JobQueue(JobService):
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         async with self._time_limit():
-            self._check_free_space()
+            self._pictures.check_free_space()
             job = move_to_store_clock(job, self._clock.now())
             if pictures:
                 await self._check_capacity(job)
-                await self._store_pictures(pictures)
+                await self._pictures.store(pictures)
             result = await self._add_writer.submit(job)
         if isinstance(result, RaylensError):
             raise self._with_retry_after(result)
@@ -214,7 +195,7 @@ class JobQueue(JobService):
         async with self._time_limit():
             job = _require(await self._store.remove(job_id), job_id)
         self._on_change(job)
-        self._cleanup_is_due.set()
+        self._cleaner.wake()
         return self._for_callers(job)
 
     async def requeue(self, job_id: str) -> Job:
@@ -256,11 +237,11 @@ class JobQueue(JobService):
 
     async def add_file(self, file: StoredFile, data: bytes) -> StoredFile:
         async with self._time_limit(len(data)):
-            self._check_free_space()
+            self._pictures.check_free_space()
             now = self._clock.now()
             stored = replace(file, created_at=now, expires_at=now + FILE_TTL_S)
             digest = await asyncio.to_thread(compute_digest, data)
-            await self._store_pictures({digest: data})
+            await self._pictures.store({digest: data})
             await self._store.add_file(stored, digest)
         return self._file_for_callers(stored)
 
@@ -289,7 +270,7 @@ class JobQueue(JobService):
         async with self._time_limit():
             if not await self._store.remove_file(file_id):
                 _require_file(None, file_id)
-        self._cleanup_is_due.set()
+        self._cleaner.wake()
 
     def _file_for_callers(self, file: StoredFile) -> StoredFile:
         return shift_file_times(file, self._clock.wall_offset)
@@ -307,33 +288,6 @@ class JobQueue(JobService):
         except TimeoutError:
             message = f"the job queue didn't answer within {limit_s:g} s (jobs.queue_timeout_s)"
             raise Overloaded(message, None, limit_s, None, RETRY_AFTER_S) from None
-
-    def _check_free_space(self) -> None:
-        """Raise ``InsufficientStorage`` if the disk has too little free space."""
-        now = self._clock.machine.monotonic()
-        if now - self._free_space_at > FREE_SPACE_PERIOD_S:
-            self._free_space = self._free_bytes()
-            self._free_space_at = now
-        floor = self._config.min_free_bytes
-        if self._free_space < floor:
-            message = (
-                f"the disk of the job queue has {self._free_space:.0f} free bytes;"
-                f" the limit is {int(floor)} (jobs.min_free_bytes)"
-            )
-            raise InsufficientStorage(
-                message, "jobs.min_free_bytes", floor, self._free_space, STORAGE_RETRY_AFTER_S
-            )
-
-    async def _store_pictures(self, pictures: Mapping[str, bytes]) -> None:
-        sizes = {digest: len(data) for digest, data in pictures.items()}
-        quota = self._config.max_picture_bytes
-        while sizes:
-            being_removed = await self._store.touch_blobs(sizes, self._clock.now(), quota)
-            sizes = {digest: sizes[digest] for digest in being_removed}
-            if sizes:
-                await asyncio.sleep(BLOB_WAIT_S)
-        writes = (self._blobs.put_async(digest, data) for digest, data in pictures.items())
-        await asyncio.gather(*writes)
 
     def _with_deliveries(self, job: Job) -> JobUpdate:
         """Pair a job in a new state with the webhook delivery for that state, if there is one."""
@@ -398,66 +352,11 @@ class JobQueue(JobService):
         retry_after = min(MAX_ADVISED_RETRY_AFTER_S, max(1.0, estimate))
         return QueueFull(error.message, error.field, error.limit, error.actual, retry_after)
 
-    async def _read_store_clock(self) -> None:
-        self._clock.set(await self._store.read_clock())
-
-    async def _clean_up_periodically(self) -> None:
-        while True:
-            with _log_errors("cleaning up the store or reading its clock failed"):
-                await self._read_store_clock()
-                await self._clean_up()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLEANUP_PERIOD_S):
-                    await self._cleanup_is_due.wait()
-            self._cleanup_is_due.clear()
-
-    async def _clean_up(self) -> None:
-        """Delete what is past its time to live: jobs, pictures of failed jobs, unused blobs."""
-        config = self._config
-        for delete, ttl_s in (
-            (self._store.purge, config.result_ttl_s),
-            (self._store.drop_pictures, config.failed_pictures_ttl_s),
-            (self._store.purge_files, 0.0),
-        ):
-            while await delete(self._clock.now() - ttl_s, PURGE_BATCH) == PURGE_BATCH:
-                await asyncio.sleep(0)
-        while await self._remove_unused_blobs():
-            await asyncio.sleep(0)
-
-    async def _remove_unused_blobs(self) -> bool:
-        """Remove some unused blobs, outside of any transaction. Return whether to go on."""
-        now = self._clock.now()
-        until = now + BLOB_REMOVAL_S
-        digests = await self._store.mark_unused_blobs(
-            now - BLOB_GRACE_S, now, until, BLOB_REMOVAL_BATCH
-        )
-        removed = []
-        for digest in digests:
-            if self._clock.now() > until - BLOB_REMOVAL_S / 2:
-                break  # a submission may soon take over what is left
-            with suppress(RaylensError):  # the storage has logged it
-                await self._blobs.remove_async(digest)
-                removed.append(digest)
-        if removed:
-            await self._store.forget_blobs(removed)
-        return len(removed) == BLOB_REMOVAL_BATCH
-
     async def _record_counts_periodically(self) -> None:
         while True:
-            with _log_errors("counting the jobs failed"):
+            with log_errors("counting the jobs failed"):
                 self._metrics.record_counts(await self._store.count_by_state())
             await asyncio.sleep(COUNTS_PERIOD_S)
-
-
-@contextmanager
-def _log_errors(message: str) -> Iterator[None]:
-    """Log an exception under ``message`` and suppress it."""
-    try:
-        yield
-    except RaylensError as error:
-        logger.warning("%s: %s", message, error)
-    except Exception:
-        logger.exception(message)
 
 
 def _require_file(file: StoredFile | None, file_id: str) -> StoredFile:

@@ -1,0 +1,100 @@
+"""Deletes what is past its time to live, and reads the store's clock."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from raylens.core.config import JobsConfig
+from raylens.core.errors import RaylensError
+from raylens.jobs.blobs import BlobStorage
+from raylens.jobs.clock import StoreClock
+from raylens.jobs.store import JobStore
+
+logger = logging.getLogger(__name__)
+
+CLEANUP_PERIOD_S = 60.0
+PURGE_BATCH = 200
+"""Maximum number of jobs deleted per transaction."""
+BLOB_REMOVAL_BATCH = 10
+"""Maximum number of blobs marked for removal at a time."""
+BLOB_REMOVAL_S = 60.0
+"""How long a blob stays marked for removal. If it is not removed by half of that, the next cleanup
+tries again."""
+BLOB_GRACE_S = 120.0
+"""How long an unreferenced blob is kept after its last touch, in seconds.
+
+This covers the time between writing a blob and adding its job, ``jobs.queue_timeout_s``.
+"""
+
+
+class Cleaner:
+    """Cleans up one store and its blobs. Several processes may do so at a time."""
+
+    def __init__(
+        self, store: JobStore, blobs: BlobStorage, config: JobsConfig, clock: StoreClock
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._config = config
+        self._clock = clock
+        self._is_due = asyncio.Event()
+
+    def wake(self) -> None:
+        """Clean up soon: something has been removed."""
+        self._is_due.set()
+
+    async def serve(self) -> None:
+        """Clean up once in a while, until canceled."""
+        while True:
+            with log_errors("cleaning up the store or reading its clock failed"):
+                self._clock.set(await self._store.read_clock())
+                await self._clean_up()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLEANUP_PERIOD_S):
+                    await self._is_due.wait()
+            self._is_due.clear()
+
+    async def _clean_up(self) -> None:
+        """Delete what is past its time to live: jobs, pictures of failed jobs, unused blobs."""
+        config = self._config
+        for delete, ttl_s in (
+            (self._store.purge, config.result_ttl_s),
+            (self._store.drop_pictures, config.failed_pictures_ttl_s),
+            (self._store.purge_files, 0.0),
+        ):
+            while await delete(self._clock.now() - ttl_s, PURGE_BATCH) == PURGE_BATCH:
+                await asyncio.sleep(0)
+        while await self._remove_unused_blobs():
+            await asyncio.sleep(0)
+
+    async def _remove_unused_blobs(self) -> bool:
+        """Remove some unused blobs, outside of any transaction. Return whether to go on."""
+        now = self._clock.now()
+        until = now + BLOB_REMOVAL_S
+        digests = await self._store.mark_unused_blobs(
+            now - BLOB_GRACE_S, now, until, BLOB_REMOVAL_BATCH
+        )
+        removed = []
+        for digest in digests:
+            if self._clock.now() > until - BLOB_REMOVAL_S / 2:
+                break  # a submission may soon take over what is left
+            with suppress(RaylensError):  # the storage has logged it
+                await self._blobs.remove_async(digest)
+                removed.append(digest)
+        if removed:
+            await self._store.forget_blobs(removed)
+        return len(removed) == BLOB_REMOVAL_BATCH
+
+
+@contextmanager
+def log_errors(message: str) -> Iterator[None]:
+    """Log an exception under ``message`` and suppress it."""
+    try:
+        yield
+    except RaylensError as error:
+        logger.warning("%s: %s", message, error)
+    except Exception:
+        logger.exception(message)
