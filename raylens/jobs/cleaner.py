@@ -23,8 +23,8 @@ BLOB_REMOVAL_BATCH = 10
 BLOB_REMOVAL_S = 60.0
 """How long a blob stays marked for removal. If it is not removed by half of that, the next cleanup
 tries again."""
-BLOB_GRACE_S = 120.0
-"""How long an unreferenced blob is kept after its last touch, in seconds.
+MIN_BLOB_GRACE_S = 120.0
+"""How long an unreferenced blob is kept at least after its last touch, in seconds.
 
 This covers the time between writing a blob and adding its job, ``jobs.queue_timeout_s``.
 """
@@ -40,6 +40,7 @@ class Cleaner:
         self._blobs = blobs
         self._config = config
         self._clock = clock
+        self._blob_grace_s = max(MIN_BLOB_GRACE_S, 2 * config.queue_timeout_s)
         self._is_due = asyncio.Event()
 
     def wake(self) -> None:
@@ -75,7 +76,7 @@ class Cleaner:
         now = self._clock.now()
         until = now + BLOB_REMOVAL_S
         digests = await self._store.mark_unused_blobs(
-            now - BLOB_GRACE_S, now, until, BLOB_REMOVAL_BATCH
+            now - self._blob_grace_s, now, until, BLOB_REMOVAL_BATCH
         )
         removed = []
         for digest in digests:

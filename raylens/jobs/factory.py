@@ -16,6 +16,7 @@ from raylens.jobs.clock import StoreClock, SystemClock
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job_files import JobFiles
 from raylens.jobs.metrics import JobMetrics
+from raylens.jobs.picture_storage import PictureStorage
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
 from raylens.jobs.runner import TypedJobRunner
@@ -47,19 +48,20 @@ def create_queue(
     store = make_store(jobs_config)
     blobs = make_blob_storage(jobs_config)
     inference = InferenceClient(service, config)
-    files = JobFiles(store, blobs, clock.now, jobs_config.max_picture_bytes)
+    free_space = partial(free_bytes, jobs_config, blobs)
+    pictures = PictureStorage(store, blobs, jobs_config, clock, free_space)
+    files = JobFiles(store, pictures)
     types = {**load_job_types(), **{job_type.name: job_type for job_type in more_types}}
     runner = TypedJobRunner(types, inference, blobs, files, jobs_config, clock.machine)
     return JobQueue(
         store,
-        blobs,
+        pictures,
         runner,
         GuardedClient(allowed, jobs_config.webhooks.timeout_s, user_agent(jobs_config)),
         read_webhook_secrets(jobs_config, environment),
         jobs_config,
-        metrics,
         clock,
-        partial(free_bytes, jobs_config, blobs),
+        metrics,
     )
 
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from raylens.jobs.blobs import BlobMissing, BlobStorage, compute_digest
+from raylens.jobs.blobs import BlobMissing, compute_digest
 from raylens.jobs.files import StoredFile
 from raylens.jobs.job import Job
+from raylens.jobs.picture_storage import PictureStorage
 from raylens.jobs.store import JobStore
 
 
 class JobFiles:
-    """Files in the store and the blob storage. ``now`` returns the time of the store's clock."""
+    """Files in the store, and their parts in the picture storage."""
 
-    def __init__(
-        self, store: JobStore, blobs: BlobStorage, now: Callable[[], float], max_bytes: float
-    ) -> None:
+    def __init__(self, store: JobStore, storage: PictureStorage) -> None:
         self._store = store
-        self._blobs = blobs
-        self._now = now
-        self._max_bytes = max_bytes
+        self._storage = storage
 
     async def read(self, file_id: str) -> bytes:
         """Return a file's contents; those of an unknown file are empty.
@@ -31,7 +26,7 @@ class JobFiles:
 
     async def _read_part(self, digest: str) -> bytes:
         try:
-            return await self._blobs.get_async(digest)
+            return await self._storage.blobs.get_async(digest)
         except BlobMissing:
             return b""
 
@@ -42,6 +37,5 @@ class JobFiles:
         ``InsufficientStorage`` if the part can't be stored.
         """
         digest = compute_digest(data)
-        await self._store.touch_blobs({digest: len(data)}, self._now(), self._max_bytes)
-        await self._blobs.put_async(digest, data)
+        await self._storage.store({digest: data})
         await self._store.append_to_file(file, digest, len(data), job.id, job.fence)

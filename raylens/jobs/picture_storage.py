@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 
 from raylens.core.config import JobsConfig
 from raylens.core.errors import InsufficientStorage
-from raylens.jobs.blobs import BlobStorage
+from raylens.jobs.blobs import RETRY_AFTER_S, BlobStorage
 from raylens.jobs.clock import StoreClock
-from raylens.jobs.store import STORAGE_RETRY_AFTER_S, JobStore
+from raylens.jobs.store import STORAGE_RETRY_AFTER_S, JobStore, StoreUnavailable
 
 FREE_SPACE_PERIOD_S = 1.0
 """Seconds between two looks at the free space of the disk."""
+MAX_WRITE_S = 60.0
+"""Longest time from the record of a blob to the end of its write, in seconds."""
 BLOB_WAIT_S = 0.1
 """Pause before the next look at a blob that is being removed, in seconds."""
 
@@ -32,8 +34,8 @@ class PictureStorage:
         clock: StoreClock,
         free_bytes: Callable[[], float],
     ) -> None:
+        self.blobs = blobs
         self._store = store
-        self._blobs = blobs
         self._config = config
         self._clock = clock
         self._free_bytes = free_bytes
@@ -63,10 +65,15 @@ class PictureStorage:
         """
         sizes = {digest: len(data) for digest, data in pictures.items()}
         quota = self._config.max_picture_bytes
+        touched_at = self._clock.now()
         while sizes:
             being_removed = await self._store.touch_blobs(sizes, self._clock.now(), quota)
             sizes = {digest: sizes[digest] for digest in being_removed}
             if sizes:
                 await asyncio.sleep(BLOB_WAIT_S)
-        writes = (self._blobs.put_async(digest, data) for digest, data in pictures.items())
+        writes = (self.blobs.put_async(digest, data) for digest, data in pictures.items())
         await asyncio.gather(*writes)
+        if self._clock.now() - touched_at > MAX_WRITE_S:
+            # The cleaner might soon remove them, before a job or a file refers to them.
+            message = f"storing the pictures took longer than {MAX_WRITE_S:g} s"
+            raise StoreUnavailable(message, None, MAX_WRITE_S, None, RETRY_AFTER_S)

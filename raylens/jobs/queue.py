@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import socket
 import statistics
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -21,10 +20,10 @@ from raylens.core.errors import (
     RaylensError,
     UnknownJob,
 )
-from raylens.jobs.blobs import BlobStorage, compute_digest
+from raylens.jobs.blobs import compute_digest
 from raylens.jobs.changes import ChangeLog, Changes
 from raylens.jobs.cleaner import Cleaner, log_errors
-from raylens.jobs.clock import StoreClock, SystemClock
+from raylens.jobs.clock import StoreClock
 from raylens.jobs.dispatcher import Dispatcher, JobRunner
 from raylens.jobs.files import StoredFile, UnknownFile, shift_file_times
 from raylens.jobs.group_commit import GroupCommit
@@ -68,29 +67,27 @@ SLOWEST_BYTES_PER_S = 10 * 2**20
 class JobQueue(JobService):
     """The queue of one process. :meth:`serve` does the background work.
 
-    Several queues, in as many processes, may share one store. ``free_bytes`` returns the free bytes
-    of the disk that holds the queue's files.
+    Several queues, in as many processes, may share one store. ``clock`` and ``pictures`` are shared
+    with ``runner``.
     """
 
     def __init__(
         self,
         store: JobStore,
-        blobs: BlobStorage,
+        pictures: PictureStorage,
         runner: JobRunner,
         webhook_client: WebhookClient,
         secrets: Sequence[str],
         config: JobsConfig,
+        clock: StoreClock,
         metrics: JobMetrics | None = None,
-        clock: StoreClock | None = None,
-        free_bytes: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._store = store
-        self._blobs = blobs
         self._config = config
         self._metrics = metrics or JobMetrics()
-        self._clock = clock or StoreClock(SystemClock())
-        self._pictures = PictureStorage(store, blobs, config, self._clock, free_bytes)
-        self._cleaner = Cleaner(store, blobs, config, self._clock)
+        self._clock = clock
+        self._pictures = pictures
+        self._cleaner = Cleaner(store, pictures.blobs, config, clock)
         self._add_writer: GroupCommit[Job, Job | RaylensError] = GroupCommit(
             lambda jobs: store.add(jobs, config.capacity)
         )
@@ -257,7 +254,7 @@ class JobQueue(JobService):
                 raise UnknownFile(f"file_id: unknown file {file_id[:64]!r}", "file_id")
             if number >= len(digests):
                 return None
-            return await self._blobs.get_async(digests[number])
+            return await self._pictures.blobs.get_async(digests[number])
 
     async def list_files(
         self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool

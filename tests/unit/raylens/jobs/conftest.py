@@ -36,6 +36,7 @@ from raylens.jobs.job import Job, JobState, Webhook, new_id
 from raylens.jobs.job_files import JobFiles
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.metrics import JobMetrics
+from raylens.jobs.picture_storage import PictureStorage
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
 from raylens.jobs.runner import TypedJobRunner
@@ -146,18 +147,18 @@ class QueueParts:
         config = JobsConfig.model_validate({**self.app.jobs.model_dump(), **settings})
         inference = InferenceClient(self.service, self.app)
         clock = StoreClock(self.machine)
-        files = JobFiles(self.store, self.blobs, clock.now, config.max_picture_bytes)
+        pictures = PictureStorage(self.store, self.blobs, config, clock, lambda: self.free_bytes)
+        files = JobFiles(self.store, pictures)
         runner = TypedJobRunner(self.types, inference, self.blobs, files, config, self.machine)
         return JobQueue(
             self.store,
-            self.blobs,
+            pictures,
             runner,
             self.webhook_client,
             secrets,
             config,
-            self.metrics,
             clock,
-            lambda: self.free_bytes,
+            self.metrics,
         )
 
 
