@@ -14,7 +14,13 @@ from typing import TypeVar
 
 import torch
 
-from raylens.core.errors import InvalidRequest, ModelFailed, Overloaded, RaylensError
+from raylens.core.errors import (
+    InvalidRequest,
+    ModelFailed,
+    ModelNotLoaded,
+    Overloaded,
+    RaylensError,
+)
 from raylens.core.types import Delta, Priority, VisionRequest
 from raylens.engine.engine import Engine, StepOutput
 from raylens.engine.limits import EngineLimits
@@ -26,6 +32,8 @@ from raylens.engine.structured import GrammarCompiler, GrammarState
 logger = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
 """Python's thread switch interval with async scheduling, in seconds."""
+RESTART_S = 5.0
+"""``Retry-After`` of an engine that has stopped, in seconds."""
 T = TypeVar("T")
 
 
@@ -96,8 +104,9 @@ class AsyncEngine:
 
         Raises ``Overloaded`` if the engine is full, which is checked before the schema is compiled
         and again afterwards. Raises ``InvalidRequest`` if the request can never fit in the KV
-        cache, or its JSON schema is invalid or unsupported. Raises ``DeadlineExceeded`` and
-        ``ModelFailed``.
+        cache, or its JSON schema is invalid or unsupported. Raises ``DeadlineExceeded``,
+        ``ModelNotLoaded`` if the engine has stopped, and ``ModelFailed``, also if the engine stops
+        because of an error: this request may be its cause.
         """
         self.check_capacity(request)
         self._engine.check_fit(prompt, request.sampling.max_tokens)
@@ -121,10 +130,10 @@ class AsyncEngine:
         prepared.
 
         Raises ``InvalidRequest`` if the request has more answers than the engine can hold,
-        ``Overloaded`` if the engine is full now, and ``ModelFailed`` if it has stopped.
+        ``Overloaded`` if the engine is full now, and ``ModelNotLoaded`` if it has stopped.
         """
         if self._failure is not None:
-            raise ModelFailed(f"the engine has stopped: {self._failure!r}")
+            raise _engine_stopped(f"the engine has stopped: {self._failure!r}")
         answers = request.sampling.n
         self._check_limit(answers, "answers", len(self._output_queues), self._capacity)
         if request.priority is Priority.JOB:
@@ -139,7 +148,7 @@ class AsyncEngine:
         self._thread.join()
         self._compiler_pool.shutdown(wait=False)
         self._failure = self._failure or RuntimeError("stop() was called")
-        self._fail_all(ModelFailed("the engine has stopped"))
+        self._fail_all(_engine_stopped("the engine has stopped"))
 
     def _check_limit(self, answers: int, noun: str, in_flight: int, capacity: int) -> None:
         """Raise if accepting ``answers`` more would exceed ``capacity``.
@@ -227,3 +236,8 @@ class AsyncEngine:
 
     def _fail_all(self, error: RaylensError) -> None:
         self._deliver([StepOutput(sequence, error=error) for sequence in self._output_queues])
+
+
+def _engine_stopped(message: str) -> RaylensError:
+    """Return the error for a request that another replica, or the next one, can answer."""
+    return ModelNotLoaded(message, "model", None, None, RESTART_S)

@@ -6,6 +6,7 @@ epoch, on the store's clock.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,8 @@ from raylens.jobs.job import (
     compute_rank,
 )
 
+MAX_RETRY_AFTER_S = 3600.0
+"""Longest ``Retry-After`` that is obeyed, in seconds."""
 _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
 
 
@@ -53,10 +56,13 @@ class RetryPolicy:
     def delay(self, failures: int, retry_after: float | None) -> float:
         """Return the seconds to wait after failure number ``failures``, counted from 1.
 
-        The backoff is added to the error's own ``retry_after``, in seconds.
+        The backoff is added to the error's own ``retry_after``, in seconds, of which at most
+        ``MAX_RETRY_AFTER_S`` count.
         """
+        wait_s = retry_after or 0.0
+        wait_s = min(max(wait_s, 0.0), MAX_RETRY_AFTER_S) if math.isfinite(wait_s) else 0.0
         bound: float = min(self.max_s, self.base_s * 2.0 ** min(failures - 1, 32))
-        return (retry_after or 0.0) + random.uniform(0, bound)
+        return wait_s + random.uniform(0, bound)
 
 
 def move_to_store_clock(job: Job, now: float) -> Job:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from raylens.core.errors import InvalidRequest, ModelFailed, Overloaded
+from raylens.core.errors import InvalidRequest, ModelFailed, ModelNotLoaded, Overloaded
 from raylens.core.types import Priority
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import EngineLimits
@@ -136,7 +136,7 @@ async def test_all_requests_fail_if_the_thread_fails() -> None:
     results = await asyncio.wait_for(asyncio.gather(ask(1), ask(9), return_exceptions=True), 10)
     assert any(isinstance(result, ModelFailed) for result in results)
     assert engine.failure is not None
-    with pytest.raises(ModelFailed, match="has stopped"):
+    with pytest.raises(ModelNotLoaded, match="has stopped"):
         await anext(engine.generate(request(LATER), Prompt((99,))))
 
 
@@ -148,7 +148,7 @@ async def test_unfinished_requests_fail_if_the_engine_is_stopped() -> None:
     threading.Timer(0.2, model.gate.release, [1]).start()
     engine.stop()
     model.gate.release(10**6)
-    with pytest.raises(ModelFailed, match="has stopped"):
+    with pytest.raises(ModelNotLoaded, match="has stopped"):
         async for _ in stream:
             pass
 

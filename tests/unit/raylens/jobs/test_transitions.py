@@ -150,6 +150,15 @@ def test_backoff_doubles_up_to_its_bound_and_honors_retry_after() -> None:
     assert all(7 <= POLICY.delay(1, 7) <= 8 for _ in range(50))
 
 
+@pytest.mark.parametrize(
+    ("retry_after", "longest"),
+    [(1e300, 3601), (-5, 1), (float("inf"), 1), (float("nan"), 1), (None, 1)],
+)
+def test_an_odd_retry_after_is_bounded(retry_after: float | None, longest: float) -> None:
+    delays = [POLICY.delay(1, retry_after) for _ in range(50)]
+    assert longest - 1 <= min(delays) <= max(delays) <= longest
+
+
 def test_a_requeued_job_gets_new_attempts_and_the_rank_of_a_new_job() -> None:
     last = replace(start_or_fail(make_job(), NOW, "me", NOW + 15), attempts=3)
     failed = fail(last, Problem("c", "m"), NOW + 50)
