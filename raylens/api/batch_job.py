@@ -17,12 +17,13 @@ from starlette.types import ASGIApp
 from raylens.core.config import JobsConfig
 from raylens.core.errors import (
     DeadlineExceeded,
+    FailureClass,
     InvalidRequest,
     ModelFailed,
     Overloaded,
     RaylensError,
 )
-from raylens.core.wire import Text
+from raylens.core.wire import Text, well_formed
 from raylens.jobs.files import StoredFile
 from raylens.jobs.job import Job
 from raylens.jobs.types.base import JobContext, JobInput, JobType
@@ -36,9 +37,9 @@ FLUSH_LINES = 64
 """Lines that are stored together."""
 FLUSH_PERIOD_S = 2.0
 """Longest time that a line waits to be stored while others follow, in seconds."""
-LATE_S = 30.0
-"""Time before a batch's deadline at which requests are given up, so that the error file can say
-so; at most a tenth of the whole time."""
+LAST_LINES_S = 600.0
+"""Time from the end of the batch's window to its job's deadline, in seconds. It is for the error
+file: a line for each request that was not done."""
 MAX_CUSTOM_ID_CHARS = 512
 MAX_RETRY_AFTER_S = 3600.0
 _OUTPUT_ID = re.compile(rb'"id":"batch_req_[0-9a-f]{32}_([0-9]+)"')
@@ -67,6 +68,11 @@ class InvalidLine(InvalidRequest):
         super().__init__(message)
         self.code = code
         self.custom_id = custom_id
+
+
+class BatchExpired(RaylensError):
+    code = "batch_expired"
+    failure_class = FailureClass.PERMANENT
 
 
 class OpenAIBatchJob(JobType):
@@ -107,7 +113,8 @@ class _BatchAttempt:
         self._client = client
         self._request_timeout_s = request_timeout_s
         self._lines: list[bytes] = []
-        self._custom_ids: set[str] = set()
+        self._first_lines: dict[str, int] = {}
+        self._has_expired = False
         self._output = _ResultFile(output_file_id(context.job), "output", context)
         self._errors = _ResultFile(error_file_id(context.job), "error", context)
         partial = context.job.output or {}
@@ -124,27 +131,26 @@ class _BatchAttempt:
         self._lines = await self._read_lines()
         done = await self._output.read_done() | await self._errors.read_done()
         missing = [number for number in range(len(self._lines)) if number not in done]
-        self._collect_custom_ids(done)
+        self._first_lines = await asyncio.to_thread(self._index_custom_ids)
         await self._report()
-        expired = not await self._run_in_time(missing)
-        if expired:
-            self._give_up()
+        try:
+            await self._runner.run(missing)
+        except RaylensError as error:  # a lack of capacity
+            raise await self._pause(error) from error
         await self._flush()
         await self._report()
-        return {**self._counts(), **({"expired": True} if expired else {})}
+        return self._counts() | ({"expired": True} if self._has_expired else {})
 
-    async def _run_in_time(self, lines: list[int]) -> bool:
-        """Run the requests of some lines. Return False if the batch expired before they ended."""
-        try:
-            async with asyncio.timeout(self._seconds_until_late()):
-                await self._runner.run(lines)
-        except TimeoutError:
-            return False
-        except RaylensError:
-            await self._flush()
-            await self._report()
-            raise
-        return True
+    async def _pause(self, error: RaylensError) -> RaylensError:
+        """Store the results so far. Return the error that ends the attempt.
+
+        The next attempt starts by the end of the window, if only to fill the error file.
+        """
+        await self._flush()
+        await self._report()
+        if error.retry_after is not None:
+            error.retry_after = min(error.retry_after, max(0.0, self._seconds_left()))
+        return error
 
     async def _read_lines(self) -> list[bytes]:
         """Return the lines that aren't blank.
@@ -162,35 +168,28 @@ class _BatchAttempt:
             raise InvalidRequest(message, field, limit, len(lines))
         return lines
 
-    def _collect_custom_ids(self, done: set[int]) -> None:
-        """Note the ids of lines that are done: a later line with the same id is invalid."""
-        for number in done:
-            try:
-                custom_id, _ = self._parse(number)
-            except InvalidLine:
-                continue
-            self._custom_ids.add(custom_id)
+    def _index_custom_ids(self) -> dict[str, int]:
+        """Return the first line of each id. Later lines with the same id are invalid."""
+        first: dict[str, int] = {}
+        for number in range(len(self._lines)):
+            custom_id = self._custom_id_of(number)
+            if custom_id is not None:
+                first.setdefault(custom_id, number)
+        return first
 
-    def _seconds_until_late(self) -> float:
-        job = self._context.job
-        late_s = min(LATE_S, (job.deadline - job.created_at) / 10)
-        return self._context.attempt_deadline - self._context.clock.time() - late_s
+    def _seconds_left(self) -> float:
+        """Return the seconds until the end of the batch's window."""
+        context = self._context
+        return context.attempt_deadline - LAST_LINES_S - context.clock.time()
 
     async def _request(self, attempt: UnitAttempt) -> tuple[str, httpx.Response]:
         """Return the line's id and the response to its request.
 
-        Raises errors after which another attempt may succeed, and ``InvalidLine``.
+        Raises errors after which another attempt may succeed, ``InvalidLine``, and ``BatchExpired``
+        after the end of the window.
         """
         custom_id, body = self._parse(attempt.unit)
-        response = await self._client.post(
-            self._input.endpoint,
-            json=body,
-            headers={
-                "X-Request-ID": f"{self._context.job.id}-{attempt.unit}",
-                "X-Request-Timeout": f"{self._request_timeout_s:.3f}",
-            },
-            timeout=None,
-        )
+        response = await self._send(attempt.unit, body)
         if response.status_code in _CAPACITY:
             raise Overloaded(
                 _message_of(response),
@@ -204,19 +203,45 @@ class _BatchAttempt:
             raise error_type(_message_of(response))
         return custom_id, response
 
+    async def _send(self, number: int, body: dict[str, Any]) -> httpx.Response:
+        """Send a line's request. Raises ``BatchExpired``."""
+        seconds_left = self._seconds_left()
+        try:
+            if seconds_left <= 0:
+                raise TimeoutError
+            async with asyncio.timeout(seconds_left):
+                return await self._client.post(
+                    self._input.endpoint,
+                    content=json.dumps(body),
+                    headers={
+                        "Content-Type": "application/json",
+                        "X-Request-ID": f"{self._context.job.id}-{number}",
+                        "X-Request-Timeout": f"{self._request_timeout_s:.3f}",
+                    },
+                    timeout=None,
+                )
+        except TimeoutError:
+            self._has_expired = True
+            message = "the request was not done before the batch expired"
+            raise BatchExpired(message) from None
+
     def _parse(self, number: int) -> tuple[str, dict[str, Any]]:
         """Return the id and the body of a line's request. Raises ``InvalidLine``."""
         try:
-            line = json.loads(self._lines[number])
+            line = json.loads(self._lines[number], parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
             raise InvalidLine("invalid_json_line", f"line {number + 1}: not valid JSON") from None
-        custom_id = line.get("custom_id") if isinstance(line, dict) else None
-        if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARS:
-            message = (
-                f"line {number + 1}: custom_id: expected 1 to {MAX_CUSTOM_ID_CHARS} characters"
-            )
-            raise InvalidLine("invalid_custom_id", message)
         prefix = f"line {number + 1}"
+        custom_id = line.get("custom_id") if isinstance(line, dict) else None
+        try:
+            if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARS:
+                raise ValueError(f"expected 1 to {MAX_CUSTOM_ID_CHARS} characters")
+            well_formed(custom_id)
+        except ValueError as error:
+            raise InvalidLine("invalid_custom_id", f"{prefix}: custom_id: {error}") from None
+        if self._first_lines.get(custom_id, number) != number:
+            message = f"{prefix}: custom_id: another line has the same one"
+            raise InvalidLine("duplicate_custom_id", message, custom_id)
         if line.get("method") != "POST":
             raise InvalidLine("invalid_method", f"{prefix}: method: expected POST", custom_id)
         if line.get("url") != self._input.endpoint:
@@ -232,13 +257,8 @@ class _BatchAttempt:
 
     async def _finish(self, number: int, result: tuple[str, httpx.Response] | RaylensError) -> None:
         if isinstance(result, RaylensError):
-            custom_id = result.custom_id if isinstance(result, InvalidLine) else None
-            self._add_error(number, custom_id, result.code, result.message)
-        elif result[0] in self._custom_ids:
-            message = f"line {number + 1}: custom_id: another line has the same one"
-            self._add_error(number, result[0], "duplicate_custom_id", message)
+            self._add_error(number, self._custom_id_of(number), result.code, result.message)
         else:
-            self._custom_ids.add(result[0])
             self._add_response(number, *result)
         if self._output.is_due or self._errors.is_due:
             await self._flush()
@@ -270,18 +290,11 @@ class _BatchAttempt:
     def _line_id(self, number: int) -> str:
         return f"batch_req_{self._context.job.id.replace('-', '')}_{number}"
 
-    def _give_up(self) -> None:
-        """Add an error for each line that was not done in time."""
-        done = self._output.done | self._errors.done
-        for number in range(len(self._lines)):
-            if number in done:
-                continue
-            try:
-                custom_id: str | None = self._parse(number)[0]
-            except InvalidLine as error:
-                custom_id = error.custom_id
-            message = "the request was not done before the batch expired"
-            self._add_error(number, custom_id, "batch_expired", message)
+    def _custom_id_of(self, number: int) -> str | None:
+        try:
+            return self._parse(number)[0]
+        except InvalidLine as error:
+            return error.custom_id
 
     async def _flush(self) -> None:
         await self._output.flush()
@@ -326,7 +339,8 @@ class _ResultFile:
         if not self._lines:
             self._oldest_at = self._context.clock.monotonic()
         text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
-        self._lines.append(text.encode())
+        # Half a surrogate pair, which UTF-8 can't represent, stays an escape sequence.
+        self._lines.append(text.encode(errors="backslashreplace"))
         self.done.add(number)
 
     @property
@@ -353,6 +367,10 @@ class _ResultFile:
         filename = f"batch_{self._job.id.replace('-', '')}_{self._name}.jsonl"
         expires_at = self._job.deadline + config.result_ttl_s
         return StoredFile(self._file_id, filename, f"batch_{self._name}", now, expires_at)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _message_of(response: httpx.Response) -> str:

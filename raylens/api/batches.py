@@ -13,7 +13,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from raylens.api.batch_job import ENDPOINTS, JOB_TYPE, BatchInput, error_file_id, output_file_id
+from raylens.api.batch_job import (
+    ENDPOINTS,
+    JOB_TYPE,
+    LAST_LINES_S,
+    BatchInput,
+    error_file_id,
+    output_file_id,
+)
 from raylens.api.files import page_as_json
 from raylens.api.job_request import read_idempotency_key
 from raylens.core.config import AppConfig
@@ -125,7 +132,7 @@ def _make_job(body: BatchRequest, window_s: float, config: AppConfig, key: str |
         type=JOB_TYPE,
         input=batch_input.model_dump(mode="json", exclude_unset=True),
         created_at=now,
-        deadline=now + window_s,
+        deadline=now + window_s + LAST_LINES_S,
         max_attempts=config.jobs.max_attempts,
         rank=compute_rank(0, now),
         extra={"metadata": body.metadata} if body.metadata else {},
@@ -159,7 +166,7 @@ def batch_as_json(job: Job) -> dict[str, Any]:
         "error_file_id": error_file_id(job) if output.get("failed") else None,
         "created_at": int(job.created_at),
         "in_progress_at": _seconds(job.started_at),
-        "expires_at": int(job.deadline),
+        "expires_at": int(job.deadline - LAST_LINES_S),
         "finalizing_at": finished_at if status == "completed" else None,
         "completed_at": finished_at if status == "completed" else None,
         "failed_at": finished_at if status == "failed" else None,

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raylens.core.config import JobsConfig
-from raylens.core.errors import DeadlineExceeded, FailureClass, RaylensError
+from raylens.core.errors import FailureClass, RaylensError
 from raylens.core.logs import current_request_id
 from raylens.jobs.circuit_breaker import CircuitBreakers
 from raylens.jobs.clock import StoreClock
-from raylens.jobs.failures import error_of, to_json
+from raylens.jobs.failures import to_json
 from raylens.jobs.job import Job, JobState, Problem, Progress
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.poll_loop import PollLoop
@@ -29,6 +29,7 @@ from raylens.jobs.transitions import (
     start_or_fail,
     succeed,
 )
+from raylens.jobs.work import run_in_time
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,7 @@ class Dispatcher:
             if attempt.task is not None and not attempt.task.done():
                 continue
             reporter = attempt.reporter
+            reporter.discard_invalid()
 
             def update(job: Job, reporter: ProgressReporter = reporter) -> JobUpdate:
                 return JobUpdate(release(reporter.apply(job)))
@@ -262,21 +264,14 @@ class Dispatcher:
         """
         job, reporter = attempt.job, attempt.reporter
         timeout_s = max(0.0, attempt.ends_at - self._clock.now())
-        limit = asyncio.timeout(timeout_s)
+        work = self._runner.run(job, timeout_s, reporter.report)
         try:
-            async with limit:
-                output = to_json(await self._runner.run(job, timeout_s, reporter.report))
+            output = to_json(await run_in_time(work, timeout_s))
             reporter.check()
-        except (Exception, SystemExit) as exception:
-            if limit.expired():
-                message = f"the attempt did not finish in the {timeout_s:.0f} s it had"
-                error: RaylensError = DeadlineExceeded(message)
-            else:
-                error = error_of(exception)
-        else:
-            self._breakers.record_capacity(job.model)
-            return (lambda stored: succeed(reporter.apply(stored), output, self._clock.now())), "ok"
-        return self._failure(attempt, error), error.code
+        except RaylensError as error:
+            return self._failure(attempt, error), error.code
+        self._breakers.record_capacity(job.model)
+        return (lambda stored: succeed(reporter.apply(stored), output, self._clock.now())), "ok"
 
     def _failure(self, attempt: _Attempt, error: RaylensError) -> Transition:
         """Return the transition of a failed attempt, and record what it says of capacity."""
@@ -286,10 +281,7 @@ class Dispatcher:
             self._breakers.record_capacity(job.model)
         elif error.model is not None:
             self._breakers.record_failure(error.model, error.retry_after, self._clock.now())
-        try:
-            reporter.check()
-        except RaylensError:
-            reporter.discard()  # the output so far isn't JSON
+        reporter.discard_invalid()
         policy = self._retry_policy
         return lambda stored: end_failed_attempt(
             reporter.apply(stored), error, policy, self._clock.now()

@@ -6,6 +6,7 @@ type's own code, and is transient: a server that it calls may be away.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any
@@ -35,11 +36,23 @@ def error_of(exception: BaseException) -> RaylensError:
     """Return the error that an attempt ends with.
 
     The message of an exception that isn't ours is only logged: it may contain anything.
+
+    Raises the exception itself if it stops the current task or the process, so that it says nothing
+    of the work. A ``CancelledError`` that nobody asked for is an error like others.
     """
     if isinstance(exception, RaylensError):
         return exception
+    if isinstance(exception, asyncio.CancelledError) and _is_being_canceled():
+        raise exception
+    if isinstance(exception, KeyboardInterrupt | GeneratorExit):
+        raise exception
     logger.error("the attempt failed", exc_info=exception)
     return RaylensError(f"internal error: {type(exception).__name__}; see the server's log")
+
+
+def _is_being_canceled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def should_retry(error: RaylensError, is_last_attempt: bool) -> bool:

@@ -65,7 +65,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Progress:
-    """Completed and total steps of a job. Steps that earlier attempts completed count."""
+    """Completed and total steps of a job: of the attempt that came furthest."""
 
     done: int
     total: int

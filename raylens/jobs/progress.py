@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raylens.jobs.clock import Clock
-from raylens.jobs.failures import to_json
+from raylens.jobs.failures import InvalidOutput, to_json
 from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.job import Job, Progress
 from raylens.jobs.store import Change
@@ -72,6 +72,13 @@ class ProgressReporter:
         if self._unsaved is not None and self._unsaved[1] is not None:
             progress, partial = self._unsaved
             self._unsaved = (progress, to_json(partial))
+
+    def discard_invalid(self) -> None:
+        """Forget the report that was not stored if its output isn't JSON."""
+        try:
+            self.check()
+        except InvalidOutput:
+            self.discard()
 
     def discard(self) -> None:
         """Forget the report that was not stored."""

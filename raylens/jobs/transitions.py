@@ -130,13 +130,15 @@ def cancel(job: Job, now: float) -> Job:
 
 
 def report_progress(job: Job, progress: Progress, partial: dict[str, Any] | None) -> Job:
-    """Store how far a running attempt is, and its output so far unless that is None.
+    """Store how far a job has come, and its output so far unless that is None.
 
+    The furthest step counts: an attempt that starts from the beginning again takes nothing back.
     Further steps than before make the attempts count from the current one again: ``max_attempts``
     bounds the attempts without progress.
     """
-    reported = replace(job, progress=progress, output=job.output if partial is None else partial)
     done_before = job.progress.done if job.progress is not None else 0
+    furthest = replace(progress, done=max(progress.done, done_before))
+    reported = replace(job, progress=furthest, output=job.output if partial is None else partial)
     if progress.done <= done_before:
         return reported
     return replace(reported, attempts=min(job.attempts, 1), capacity_failures=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Annotated, Any, Protocol
 
 from pydantic import StringConstraints
@@ -13,6 +14,7 @@ from raylens.core.errors import InvalidRequest
 from raylens.core.types import PictureFile, Task
 from raylens.jobs.blobs import REFERENCE_PREFIX, BlobMissing, BlobStorage, is_reference
 from raylens.jobs.clock import Clock
+from raylens.jobs.failures import InvalidOutput
 from raylens.jobs.inference import Answer, InferenceClient, InferenceOptions, ResolvedOptions
 from raylens.jobs.job import Job, Progress
 from raylens.jobs.job_files import JobFiles
@@ -92,13 +94,20 @@ class JobContext:
         return await self.inference.ask(self.job.id, deadline, options, task, pictures)
 
     async def report(self, done: int, total: int, partial: dict[str, Any] | None = None) -> None:
-        """Report progress: ``done`` of ``total`` steps.
+        """Report progress: ``done`` of ``total`` steps, as integers.
 
         ``partial`` is the job's output so far, as JSON. Reports in quick succession may be dropped,
         except for the last one of the attempt. If this attempt fails, the next one finds that
-        ``partial`` in ``job.output``. ``max_attempts`` bounds the attempts without progress.
+        ``partial`` in ``job.output``. ``max_attempts`` bounds the attempts that come no
+        further than an earlier one.
+
+        Raises ``InvalidOutput`` if the steps are no integers.
         """
-        await self.save_progress(Progress(done, total), partial)
+        try:
+            progress = Progress(int(index(done)), int(index(total)))
+        except TypeError:
+            raise InvalidOutput("progress: expected integers", "progress") from None
+        await self.save_progress(progress, partial)
 
 
 class JobType(Protocol):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from raylens.core.errors import DeadlineExceeded, FailureClass, RaylensError
-from raylens.jobs.failures import error_of, should_retry
+from raylens.core.errors import FailureClass, RaylensError
+from raylens.jobs.failures import should_retry
 from raylens.jobs.transitions import RetryPolicy
 from raylens.jobs.types.base import JobContext
+from raylens.jobs.work import run_in_time
 
 Result = TypeVar("Result")
 
@@ -33,7 +35,8 @@ class UnitRunner(Generic[Result]):
     - A transient failure uses up one of the unit's ``max_attempts``. The unit runs again after the
       others and a backoff. The failure of the last attempt is its result.
     - A permanent failure is its result at once.
-    - Lack of capacity stops the run once the units in flight are done.
+    - A unit that lacks capacity is left for the job's next attempt, and the others go on. The run
+      stops once ``concurrency`` units in a row have lacked it.
 
     ``attempts`` counts the failed attempts so far, by unit. It starts with those of earlier runs,
     and is part of what a job reports, so that the next run starts with it.
@@ -47,13 +50,14 @@ class UnitRunner(Generic[Result]):
         context: JobContext,
         concurrency: int,
         attempts: Mapping[str, int],
-        work: Callable[[UnitAttempt], Awaitable[Result]],
+        work: Callable[[UnitAttempt], Coroutine[Any, Any, Result]],
         finish: Callable[[int, Result | RaylensError], Awaitable[None]],
         on_retry: Callable[[], Awaitable[None]],
     ) -> None:
         config = context.config
         self.attempts = {int(unit): count for unit, count in attempts.items()}
         self._clock = context.clock
+        self._is_first_run = context.job.progress is None
         self._concurrency = concurrency
         self._max_attempts = config.max_attempts
         self._timeout_s = config.attempt_timeout_s
@@ -64,15 +68,21 @@ class UnitRunner(Generic[Result]):
         self._pending: deque[tuple[int, float]] = deque()
         """Units that wait, each with the earliest time of its next attempt on the monotonic
         clock."""
+        self._refused_in_a_row = 0
         self._capacity_error: RaylensError | None = None
+        """The last lack of capacity."""
 
     async def run(self, units: Iterable[int]) -> None:
         """Run all units.
 
-        Raises the first error that is a lack of capacity, and what ``finish`` or ``on_retry``
-        raises.
+        Raises a lack of capacity if units are left because of it, and what ``finish`` or
+        ``on_retry`` raises.
         """
-        self._pending.extend((unit, 0.0) for unit in units)
+        order = list(units)
+        if not self._is_first_run:
+            # Units that lack capacity each time must not come first each time.
+            random.shuffle(order)
+        self._pending.extend((unit, 0.0) for unit in order)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(self._concurrency, len(self._pending))):
@@ -83,39 +93,36 @@ class UnitRunner(Generic[Result]):
             raise self._capacity_error
 
     async def _drain(self) -> None:
-        while self._pending and self._capacity_error is None:
+        while self._pending and self._refused_in_a_row < self._concurrency:
             unit, not_before = self._pending.popleft()
             await asyncio.sleep(max(0.0, not_before - self._clock.monotonic()))
-            if self._capacity_error is None:
-                await self._attempt(unit)
+            await self._attempt(unit)
 
     async def _attempt(self, unit: int) -> None:
         failures = self.attempts.get(unit, 0)
         is_last = failures + 1 >= self._max_attempts
         deadline = self._clock.time() + self._timeout_s
-        limit = asyncio.timeout(self._timeout_s)
         try:
-            async with limit:
-                result = await self._work(UnitAttempt(unit, deadline, is_last))
-        except (Exception, SystemExit) as exception:
-            if limit.expired():
-                error: RaylensError = DeadlineExceeded(f"not finished in {self._timeout_s:g} s")
+            work = self._work(UnitAttempt(unit, deadline, is_last))
+            result = await run_in_time(work, self._timeout_s)
+        except RaylensError as error:
+            if error.failure_class is FailureClass.CAPACITY:
+                self._refused_in_a_row += 1
+                self._capacity_error = error
+                return
+            self._refused_in_a_row = 0
+            if should_retry(error, is_last):
+                self.attempts[unit] = failures + 1
+                delay_s = self._policy.delay(failures + 1, error.retry_after)
+                self._pending.append((unit, self._clock.monotonic() + delay_s))
+                await self._on_retry()
             else:
-                error = error_of(exception)
+                self.attempts.pop(unit, None)
+                await self._finish(unit, error)
         else:
+            self._refused_in_a_row = 0
             self.attempts.pop(unit, None)
             await self._finish(unit, result)
-            return
-        if error.failure_class is FailureClass.CAPACITY:
-            self._capacity_error = self._capacity_error or error
-        elif should_retry(error, is_last):
-            self.attempts[unit] = failures + 1
-            delay_s = self._policy.delay(failures + 1, error.retry_after)
-            self._pending.append((unit, self._clock.monotonic() + delay_s))
-            await self._on_retry()
-        else:
-            self.attempts.pop(unit, None)
-            await self._finish(unit, error)
 
     @property
     def attempts_as_json(self) -> dict[str, int]:

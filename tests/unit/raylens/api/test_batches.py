@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from typing import Any, Literal, cast
 
 import httpx
@@ -20,13 +20,11 @@ from raylens.core.config import AppConfig
 from raylens.core.errors import ModelFailed, Overloaded
 from raylens.core.types import Chat, PictureFile, Priority, TextPart, VisionRequest
 from raylens.jobs.blobs import BlobStorage
-from raylens.jobs.clock import SystemClock
-from raylens.jobs.job import Job, new_id
+from raylens.jobs.job import new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.priority import BackgroundService
 from raylens.jobs.queue import JobQueue
-from raylens.jobs.store import Change, JobQuery
-from raylens.jobs.transitions import JobUpdate
+from testing.virtual_time import VirtualClock, VirtualTimePolicy
 from tests.unit.raylens.api.conftest import DATA_URL
 from tests.unit.raylens.jobs.conftest import (
     FakeService,
@@ -39,15 +37,18 @@ from tests.unit.raylens.jobs.conftest import (
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 CONFIG = AppConfig.model_validate(
     {
-        "models": [{"name": "moondream", "family": "moondream"}],
-        "jobs": {
-            "max_file_bytes": 200_000,
-            "max_batch_requests": 200,
-            "backoff_s": 0.01,
-            "max_backoff_s": 0.02,
-        },
+        "models": [
+            {"name": "moondream", "family": "moondream"},
+            {"name": "smolvlm", "family": "smolvlm"},
+        ],
+        "jobs": {"max_file_bytes": 200_000, "max_batch_requests": 200},
     }
 )
+
+
+@pytest.fixture
+def event_loop_policy() -> VirtualTimePolicy:
+    return VirtualTimePolicy()
 
 
 def question_of(request: VisionRequest) -> str:
@@ -67,7 +68,7 @@ def model() -> FakeService:
 
 @pytest.fixture
 def parts(model: FakeService) -> QueueParts:
-    clock = SystemClock()
+    clock = VirtualClock()
     store = MemoryStore(clock)
     blobs = BlobStorage(f"memory://{new_id()}")
     parts = QueueParts(clock, store, blobs, model, FakeWebhookClient(), CONFIG)
@@ -95,28 +96,33 @@ async def client(model: FakeService, queue: JobQueue) -> AsyncIterator[AsyncOpen
 
 
 def line(number: int, **changes: Any) -> str:
+    """Return a line. ``changes`` are made to its request, or to the request's body."""
     content = [
         {"type": "text", "text": f"question {number}"},
         {"type": "image_url", "image_url": {"url": DATA_URL}},
     ]
     body = {"model": "moondream", "messages": [{"role": "user", "content": content}]}
     request = {"custom_id": f"id-{number}", "method": "POST", "url": ENDPOINT, "body": body}
-    return json.dumps({**request, **changes})
+    for name, value in changes.items():
+        (request if name in request else body)[name] = value
+    return json.dumps(request)
 
 
-async def create(client: AsyncOpenAI, lines: Sequence[str], **options: Any) -> Batch:
+async def create(
+    client: AsyncOpenAI, lines: Sequence[str], window: str = "24h", **options: Any
+) -> Batch:
     file = await client.files.create(
         file=("requests.jsonl", "\n".join(lines).encode()), purpose="batch"
     )
     return await client.batches.create(
-        input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", **options
+        input_file_id=file.id, endpoint=ENDPOINT, completion_window=cast(Any, window), **options
     )
 
 
 async def wait_for_end(client: AsyncOpenAI, batch: Batch) -> Batch:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(2 * 86_400):
         while batch.status in ("validating", "in_progress", "finalizing"):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(10)
             batch = await client.batches.retrieve(batch.id)
     return batch
 
@@ -217,10 +223,18 @@ class TestBatches:
             (line(1, body=None), "invalid_body"),
             (line(1, body={"messages": [], "stream": True}), "invalid_body"),
             (line(0), "duplicate_custom_id"),
+            (line(1, custom_id="\ud800"), "invalid_custom_id"),
+            (line(1, custom_id="\ud800", method="GET"), "invalid_custom_id"),
+            (line(1, priority=math.nan), "invalid_json_line"),
         ],
     )
     async def test_a_line_that_is_no_request_is_an_error_of_its_own(
-        self, client: AsyncOpenAI, queue: JobQueue, bad: str, code: str
+        self,
+        client: AsyncOpenAI,
+        queue: JobQueue,
+        model: FakeService,
+        bad: str,
+        code: str,
     ) -> None:
         batch = await run(client, queue, [line(0), bad, "", line(2)])
         assert batch.request_counts is not None
@@ -228,6 +242,30 @@ class TestBatches:
         (error,) = (await read_results(client, batch.error_file_id)).values()
         assert error["error"]["code"] == code
         assert error["error"]["message"].startswith("line ")
+        assert len(model.requests) == 2
+
+    @pytest.mark.parametrize(
+        ("changes", "field"),
+        [
+            ({"temperature": 10**4000}, "temperature"),
+            ({"stop": "\ud800"}, "stop.0"),
+        ],
+    )
+    async def test_a_request_that_is_invalid_is_the_response_of_its_line(
+        self,
+        client: AsyncOpenAI,
+        queue: JobQueue,
+        model: FakeService,
+        changes: dict[str, Any],
+        field: str,
+    ) -> None:
+        batch = await run(client, queue, [line(0), line(1, **changes), line(2)])
+        assert batch.request_counts is not None
+        assert batch.request_counts.model_dump() == {"total": 3, "completed": 2, "failed": 1}
+        errors = await read_results(client, batch.error_file_id)
+        assert errors["id-1"]["response"]["status_code"] == 400
+        assert errors["id-1"]["response"]["body"]["error"]["param"] == field
+        assert len(model.requests) == 2
 
     async def test_overloads_are_waited_out_and_failures_retried(
         self, client: AsyncOpenAI, queue: JobQueue, model: FakeService
@@ -290,32 +328,100 @@ class TestBatches:
         assert 64 <= batch.request_counts.completed <= len(results) < 180
 
     async def test_requests_that_come_too_late_are_errors(
-        self, client: AsyncOpenAI, parts: QueueParts, queue: JobQueue, model: FakeService
+        self, client: AsyncOpenAI, queue: JobQueue, model: FakeService
     ) -> None:
         generate = model.generate
 
         async def hang_at_1(request: VisionRequest, pictures: Any) -> Any:
             if question_of(request) == "question 1":
-                await asyncio.sleep(3600)
+                await asyncio.sleep(86_400)
             async for delta in generate(request, pictures):
                 yield delta
 
         model.generate = hang_at_1  # type: ignore[method-assign]
-        batch = await create(client, [line(number) for number in range(3)])
-        (job,) = await parts.store.list_jobs(JobQuery(1))
-
-        def shorten(stored: Job) -> JobUpdate:
-            return JobUpdate(replace(stored, deadline=stored.created_at + 1))
-
-        await parts.store.change([Change(job.id, shorten)])
         async with serving(queue):
+            batch = await create(client, [line(number) for number in range(3)], window="5m")
             batch = await wait_for_end(client, batch)
         assert batch.status == "expired"
-        assert batch.expired_at is not None
+        assert None not in (batch.expired_at, batch.expires_at)
+        assert batch.expires_at == batch.created_at + 300
+        assert batch.expired_at == pytest.approx(batch.expires_at, abs=2)
         errors = await read_results(client, batch.error_file_id)
         assert errors.keys() == {"id-1"}
         assert errors["id-1"]["error"]["code"] == "batch_expired"
         assert (await read_results(client, batch.output_file_id)).keys() == {"id-0", "id-2"}
+
+    async def test_a_batch_that_waits_for_capacity_to_the_end_says_so_for_each_line(
+        self, client: AsyncOpenAI, queue: JobQueue, model: FakeService
+    ) -> None:
+        def refuse(request: VisionRequest, pictures: Any) -> str:
+            raise Overloaded("full", "model", retry_after=3600.0)
+
+        model.answer = refuse
+        async with serving(queue):
+            batch = await create(client, [line(number) for number in range(150)], window="10m")
+            batch = await wait_for_end(client, batch)
+        assert batch.status == "expired"
+        assert batch.expired_at is not None
+        assert batch.expires_at is not None
+        assert batch.expired_at < batch.expires_at + 120
+        errors = await read_results(client, batch.error_file_id)
+        assert errors.keys() == {f"id-{number}" for number in range(150)}
+        assert {error["error"]["code"] for error in errors.values()} == {"batch_expired"}
+        assert len(model.requests) < 50
+
+    async def test_no_line_is_lost_if_the_window_ends_while_results_are_stored(
+        self, client: AsyncOpenAI, parts: QueueParts, queue: JobQueue, model: FakeService
+    ) -> None:
+        append = parts.store.append_to_file
+
+        async def append_slowly(*arguments: Any) -> None:
+            await asyncio.sleep(3)
+            await append(*arguments)
+
+        parts.store.append_to_file = append_slowly  # type: ignore[assignment, method-assign]
+        model.seconds = 3
+        async with serving(queue):
+            batch = await create(client, [line(number) for number in range(200)], window="1m")
+            batch = await wait_for_end(client, batch)
+        assert batch.status == "expired"
+        results = await read_results(client, batch.output_file_id)
+        errors = await read_results(client, batch.error_file_id)
+        assert results.keys() | errors.keys() == {f"id-{number}" for number in range(200)}
+        assert not results.keys() & errors.keys()
+
+    @pytest.mark.parametrize("refused", [{0}, set(range(8)), set(range(0, 100, 2))])
+    async def test_lines_without_capacity_do_not_hold_up_the_others(
+        self, client: AsyncOpenAI, queue: JobQueue, model: FakeService, refused: set[int]
+    ) -> None:
+        def answer_or_refuse(request: VisionRequest, pictures: Any) -> str:
+            if request.model == "smolvlm":
+                raise Overloaded("full", "model", retry_after=1.0)
+            return "x"
+
+        model.answer = answer_or_refuse
+        lines = [line(n, model="smolvlm" if n in refused else "moondream") for n in range(100)]
+        async with serving(queue):
+            batch = await create(client, lines)
+            await asyncio.sleep(120)
+            batch = await client.batches.retrieve(batch.id)
+            assert batch.request_counts is not None
+            assert batch.status == "in_progress"
+            assert batch.request_counts.completed == 100 - len(refused)
+            model.answer = answer
+            batch = await wait_for_end(client, batch)
+        assert batch.status == "completed"
+        assert len(await read_results(client, batch.output_file_id)) == 100
+
+    async def test_a_request_that_hangs_is_an_error_with_its_id(
+        self, client: AsyncOpenAI, queue: JobQueue, model: FakeService
+    ) -> None:
+        model.seconds = 86_400
+        batch = await run(client, queue, [line(1)])
+        assert batch.status == "completed"
+        errors = await read_results(client, batch.error_file_id)
+        assert errors["id-1"]["error"]["code"] == "deadline_exceeded"
+        assert len(model.requests) == 5
 
     @pytest.mark.parametrize(
         ("lines", "message"),

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +47,7 @@ from raylens.jobs.picture_storage import PictureStorage
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
 from raylens.jobs.runner import TypedJobRunner
-from raylens.jobs.store import JobStore
+from raylens.jobs.store import Change, ComputeUpdate, JobStore, StoreUnavailable
 from raylens.jobs.types.base import JobType
 from raylens.jobs.webhook_dispatcher import WebhookClient
 from testing.virtual_time import EPOCH, VirtualClock, VirtualTimePolicy
@@ -181,6 +188,44 @@ def parts() -> QueueParts:
     clock = VirtualClock()
     blobs = BlobStorage(f"memory://{new_id()}")
     return QueueParts(clock, MemoryStore(clock), blobs, FakeService(), FakeWebhookClient())
+
+
+class FlakyStore(MemoryStore):
+    """A store whose methods named in ``failing`` raise ``error``."""
+
+    def __init__(self, parts: QueueParts) -> None:
+        super().__init__(parts.clock)
+        self.failing: set[str] = set()
+        self.error: Exception = StoreUnavailable("the database has gone")
+
+    def _check(self, method: str) -> None:
+        if method in self.failing:
+            raise self.error
+
+    async def claim(
+        self, count: int, now: float, update: ComputeUpdate, held_models: Collection[str] = ()
+    ) -> list[Job]:
+        self._check("claim")
+        return await super().claim(count, now, update, held_models)
+
+    async def change(self, changes: Sequence[Change]) -> Any:
+        self._check("change")
+        return await super().change(changes)
+
+    async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
+        self._check("renew")
+        return await super().renew(fences, until)
+
+    async def add(self, new_jobs: Sequence[Job], capacity: int) -> Any:
+        self._check("add")
+        return await super().add(new_jobs, capacity)
+
+    async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
+        self._check("get")
+        return await super().get(job_ids)
+
+
+ALL_METHODS = {"claim", "change", "renew", "add", "get"}
 
 
 @asynccontextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import datetime
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raylens.core.errors import (
@@ -20,6 +22,8 @@ from raylens.jobs.failures import InvalidOutput, to_json
 from raylens.jobs.job import Job, JobState, Progress
 from raylens.jobs.types.base import JobContext, JobInput, JobType
 from tests.unit.raylens.jobs.conftest import (
+    ALL_METHODS,
+    FlakyStore,
     QueueParts,
     make_job,
     now,
@@ -193,16 +197,57 @@ class TestTransient:
         assert ended.problem is not None
         assert ended.problem.message == "internal error: TimeoutError; see the server's log"
 
-    async def test_an_exit_of_the_work_is_an_exception_of_its_own(self, parts: QueueParts) -> None:
+    @pytest.mark.parametrize(
+        "error", [SystemExit("no GPU"), asyncio.CancelledError(), BaseException()]
+    )
+    async def test_whatever_the_work_raises_ends_only_its_attempt(
+        self, parts: QueueParts, error: BaseException
+    ) -> None:
         async def work(context: JobContext) -> dict[str, Any]:
-            raise SystemExit("no GPU")
+            raise error
 
         ended = await run_plugin(parts, work)
-        assert (ended.state, ended.attempts, code_of(ended)) == (
-            JobState.FAILED,
-            5,
-            "internal_error",
-        )
+        assert (ended.state, ended.attempts) == (JobState.FAILED, 5)
+        assert ended.problem is not None
+        assert ended.problem.message.startswith(f"internal error: {type(error).__name__};")
+
+    async def test_work_that_ignores_its_cancellation_holds_up_nothing(
+        self, parts: QueueParts
+    ) -> None:
+        async def work(context: JobContext) -> dict[str, Any]:
+            while True:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(30)
+                if parts.clock.step:
+                    return {}
+
+        parts.types["plugin"] = FunctionJob(work)
+        queue = parts.make_queue()
+        stubborn = [make_job("plugin", {"model": "moondream"}) for _ in range(4)]
+        async with serving(queue):
+            for job in stubborn:
+                await queue.submit(job, {})
+            await queue.submit(caption := make_job(), {})
+            await asyncio.sleep(1)
+            canceled = await queue.cancel(stubborn[0].id)
+            ended = [await wait_until_ended(queue, job.id) for job in (*stubborn[1:], caption)]
+            parts.clock.step = 1.0
+            await asyncio.sleep(30)  # the abandoned work ends
+        assert canceled.state is JobState.CANCELED
+        assert {code_of(job) for job in ended[:-1]} == {"deadline_exceeded"}
+        assert {job.attempts for job in ended[:-1]} == {5}
+        assert ended[-1].state is JobState.SUCCEEDED
+
+    async def test_attempts_that_come_no_further_use_up_attempts(self, parts: QueueParts) -> None:
+        async def work(context: JobContext) -> dict[str, Any]:
+            for done in range(6):
+                await context.report(done, 10)
+                await asyncio.sleep(1)
+            raise ModelFailed("always at the sixth step")
+
+        ended = await run_plugin(parts, work)
+        assert (ended.state, ended.attempts) == (JobState.FAILED, 5)
+        assert ended.progress == Progress(5, 10)
 
     async def test_attempts_with_progress_do_not_add_up(self, parts: QueueParts) -> None:
         async def work(context: JobContext) -> dict[str, Any]:
@@ -283,6 +328,40 @@ class TestPermanent:
             return {}
 
         ended = await run_plugin(parts, work)
+        assert (ended.state, code_of(ended)) == (JobState.FAILED, "invalid_output")
+
+    async def test_a_report_that_is_not_json_does_not_stop_the_queue_after_an_outage(
+        self, parts: QueueParts
+    ) -> None:
+        async def work(context: JobContext) -> dict[str, Any]:
+            await context.report(1, 9, {"done": 1})
+            await context.report(2, 9, {"done": datetime(2026, 1, 1)})
+            await asyncio.sleep(60)
+            return {}
+
+        store = FlakyStore(parts)
+        parts.store = store
+        parts.types["plugin"] = FunctionJob(work)
+        queue = parts.make_queue()
+        async with serving(queue):
+            await queue.submit(job := make_job("plugin", {"model": "moondream"}), {})
+            await asyncio.sleep(1)
+            store.failing |= ALL_METHODS
+            await asyncio.sleep(30)
+            store.failing.clear()
+            await queue.submit(caption := make_job(), {})
+            ended = [await wait_until_ended(queue, each.id) for each in (caption, job)]
+        assert [code_of(each) for each in ended] == [None, "invalid_output"]
+
+    async def test_steps_are_integers_of_any_kind(self, parts: QueueParts) -> None:
+        async def work(context: JobContext) -> dict[str, Any]:
+            done: Any = 1.5 if context.job.extra else np.int64(3)
+            await context.report(done, 10)
+            return {}
+
+        ended = await run_plugin(parts, work)
+        assert (ended.state, ended.progress) == (JobState.SUCCEEDED, Progress(3, 10))
+        ended = await run_plugin(parts, work, extra={"fraction": True})
         assert (ended.state, code_of(ended)) == (JobState.FAILED, "invalid_output")
 
     async def test_the_last_report_before_a_failure_may_be_invalid(self, parts: QueueParts) -> None:

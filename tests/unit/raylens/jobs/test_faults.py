@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from raylens.jobs.memory import MemoryStore
 from raylens.jobs.store import Change, ComputeUpdate, StoreUnavailable
 from raylens.jobs.transitions import JobUpdate
 from tests.unit.raylens.jobs.conftest import (
+    ALL_METHODS,
+    FlakyStore,
     QueueParts,
     make_job,
     now,
@@ -25,44 +27,6 @@ from tests.unit.raylens.jobs.conftest import (
     wait_until,
     wait_until_ended,
 )
-
-
-class FlakyStore(MemoryStore):
-    """A store whose methods named in ``failing`` raise ``error``."""
-
-    def __init__(self, parts: QueueParts) -> None:
-        super().__init__(parts.clock)
-        self.failing: set[str] = set()
-        self.error: Exception = StoreUnavailable("the database has gone")
-
-    def _check(self, method: str) -> None:
-        if method in self.failing:
-            raise self.error
-
-    async def claim(
-        self, count: int, now: float, update: ComputeUpdate, held_models: Collection[str] = ()
-    ) -> list[Job]:
-        self._check("claim")
-        return await super().claim(count, now, update, held_models)
-
-    async def change(self, changes: Sequence[Change]) -> Any:
-        self._check("change")
-        return await super().change(changes)
-
-    async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
-        self._check("renew")
-        return await super().renew(fences, until)
-
-    async def add(self, new_jobs: Sequence[Job], capacity: int) -> Any:
-        self._check("add")
-        return await super().add(new_jobs, capacity)
-
-    async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
-        self._check("get")
-        return await super().get(job_ids)
-
-
-ALL = {"claim", "change", "renew", "add", "get"}
 
 
 class TestStore:
@@ -80,7 +44,7 @@ class TestStore:
         async with serving(queue):
             jobs = [await queue.submit(make_job(), {}) for _ in range(40)]
             await asyncio.sleep(3.5)
-            store.failing |= ALL
+            store.failing |= ALL_METHODS
             with pytest.raises(type(error)):
                 await queue.get(jobs[0].id)
             with pytest.raises(type(error)):
@@ -362,7 +326,10 @@ class TestClocks:
             async with serving(other_queue):
                 await asyncio.sleep(8)
                 assert len(parts.service.requests) == 2
-                ended = [await wait_until_ended(queue, job.id) for job in (running, queued)]
+                ended = [
+                    await wait_until_ended(queue, running.id),
+                    await wait_until_ended(other_queue, queued.id),
+                ]
         assert {(job.state, job.attempts) for job in ended} == {(JobState.SUCCEEDED, 1)}
         assert len(parts.service.requests) == 2
         # What people see is on the wall clock.

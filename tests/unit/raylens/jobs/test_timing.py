@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from pydantic import ValidationError
 
-from raylens.core.config import AppConfig
+from raylens.core.config import AppConfig, JobsConfig
 from raylens.core.errors import (
     InvalidRequest,
     ModelFailed,
@@ -304,7 +304,7 @@ async def test_a_frame_that_fails_is_unclear_and_the_others_count() -> None:
     assert output["warnings"] == ["2 of 6 frames have an error"]
 
 
-async def test_an_overload_ends_the_attempt_after_the_frames_in_flight() -> None:
+async def test_a_frame_that_lacks_capacity_is_left_for_the_next_attempt() -> None:
     def reply(name: str, request: VisionRequest) -> str | RaylensError:
         return Overloaded("the queue is full") if name == "late" else reply_by_name(name, request)
 
@@ -313,13 +313,20 @@ async def test_an_overload_ends_the_attempt_after_the_frames_in_flight() -> None
     with pytest.raises(Overloaded):
         await run(job_input, make_context(FakeService(reply), reports=reports))
     progress, partial = reports.saved[-1]
-    assert progress.done < 12
-    assert len([entry for entry in partial["evidence"] if entry]) == progress.done
+    assert progress.done == 12
+    assert [index for index, entry in enumerate(partial["evidence"]) if entry is None] == [3]
     service = FakeService(reply_by_name)
-    job = replace(JOB, output=partial)
+    job = replace(JOB, output=partial, progress=progress)
     output = await run(job_input, make_context(service, job=job))
-    assert len(service.requests) == 2 * (13 - progress.done)
+    assert len(service.requests) == 2
     assert len(output["evidence"]) == 13
+
+
+async def test_an_overloaded_model_is_asked_about_few_frames() -> None:
+    service = FakeService(lambda name, request: Overloaded("the queue is full"))
+    with pytest.raises(Overloaded):
+        await run(make_input("y" * 100), make_context(service))
+    assert len(service.requests) < 4 * JobsConfig().image_batch_size
 
 
 async def test_a_frame_at_which_the_model_fails_is_retried_alone() -> None:
