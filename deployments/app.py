@@ -24,7 +24,7 @@ HEAD_RESOURCE = "node:__internal_head__"
 MAX_INGRESS_STARTS = 3
 """Number of attempts to start the ingress and its job queue before Serve marks the application as
 failed. Serve waits up to a minute between attempts."""
-SPARE_REQUESTS = 256
+SPARE_REQUESTS = 64
 """Requests of a replica of the ingress beyond its limits: health checks, and other short reads."""
 MAX_QUEUE_CALLS = 4096
 """Maximum concurrent calls to the job queue."""
@@ -65,9 +65,10 @@ def build_app(args: dict[str, Any]) -> Application:
 
 
 def _max_ingress_requests(config: AppConfig) -> int:
-    """Return the requests of a replica of the ingress: what its own limits allow, and reads."""
+    """Return the requests of a replica of the ingress: what its limits allow, and a few more."""
     jobs = config.jobs
-    return config.limits.max_in_flight + jobs.max_requests + jobs.max_event_streams + SPARE_REQUESTS
+    of_queue = jobs.max_requests + jobs.max_reads + jobs.max_event_streams
+    return config.limits.max_in_flight + of_queue + SPARE_REQUESTS
 
 
 def _bind_vision_model(model: ModelConfig, log_level: str) -> Application:

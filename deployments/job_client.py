@@ -16,7 +16,7 @@ from raylens.jobs.files import StoredFile
 from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.job import Delivery, Job, Stats
 from raylens.jobs.ports import JobService
-from raylens.jobs.queue import MAX_PART_BYTES, SLOWEST_BYTES_PER_S
+from raylens.jobs.queue import PART_BYTES, SLOWEST_BYTES_PER_S
 from raylens.jobs.store import JobQuery
 
 QUEUE_ACTOR_NAME = "jobs"
@@ -106,7 +106,7 @@ class JobQueueClient(JobService):
         return await self._call("get_file", file_id)
 
     async def read_file_part(self, file_id: str, number: int) -> bytes | None:
-        wait_s = MAX_PART_BYTES / SLOWEST_BYTES_PER_S
+        wait_s = PART_BYTES / SLOWEST_BYTES_PER_S
         return await self._call("read_file_part", file_id, number, wait_s=wait_s)
 
     async def list_files(

@@ -26,7 +26,7 @@ from raylens.core.ports import VisionService
 from raylens.jobs.ports import JobService
 from raylens.net.lookup import LookUp, look_up
 
-QUEUE_PATHS = ("/api/v1/jobs", "/caption/generate", files.PATH, batches.PATH)
+QUEUE_PATHS = ("/api/v1/jobs", "/caption/", files.PATH, batches.PATH)
 """Paths of requests that wait for the job queue."""
 MULTIPART_BYTES = 64 * 2**10
 """What a multipart form may add to the size of its file."""
@@ -75,7 +75,8 @@ def create_app(
     app.add_middleware(
         ConcurrencyLimitMiddleware,
         limit=limits.max_in_flight,
-        queue_limit=config.jobs.max_requests,
+        max_queue_posts=config.jobs.max_requests,
+        max_queue_reads=config.jobs.max_reads,
         queue_paths=QUEUE_PATHS,
     )
     app.add_middleware(RequestIdMiddleware, echo=echo_request_id)

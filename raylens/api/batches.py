@@ -21,7 +21,7 @@ from raylens.api.batch_job import (
     error_file_id,
     output_file_id,
 )
-from raylens.api.files import page_as_json
+from raylens.api.files import check_file_id, page_as_json
 from raylens.api.job_request import read_idempotency_key
 from raylens.core.config import AppConfig
 from raylens.core.errors import InvalidRequest, RaylensError, UnknownJob
@@ -113,7 +113,7 @@ async def _check_input_file(jobs: JobService, file_id: str) -> None:
     """Raise ``InvalidRequest`` unless the file may be the input of a batch."""
     field = "input_file_id"
     try:
-        file = await jobs.get_file(file_id)
+        file = await jobs.get_file(check_file_id(file_id))
     except UnknownFile:
         raise InvalidRequest(f"{field}: unknown file {file_id[:64]!r}", field) from None
     if file.purpose != "batch":

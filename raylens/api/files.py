@@ -5,6 +5,7 @@ Format: OpenAI's API reference, "Files".
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from starlette.responses import StreamingResponse
 
 from raylens.core.config import JobsConfig
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
-from raylens.jobs.files import StoredFile
+from raylens.jobs.files import StoredFile, UnknownFile
 from raylens.jobs.job import new_id
 from raylens.jobs.ports import JobService
 
@@ -25,6 +26,9 @@ PURPOSES = ("batch", "user_data", "vision")
 MAX_FILENAME_CHARS = 255
 MAX_PAGE = 10_000
 _PREFIX = "file-"
+_FILE_ID = re.compile(r"file-[0-9a-f]{32}(-output|-error)?")
+_RESULT_PURPOSES = ("batch_output", "batch_error")
+"""Purposes of the files that batches write."""
 
 
 def router(jobs: JobService, config: JobsConfig) -> APIRouter:
@@ -43,24 +47,29 @@ def router(jobs: JobService, config: JobsConfig) -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
     ) -> dict[str, Any]:
+        if after is not None:
+            check_file_id(after)
+        if purpose not in (None, *PURPOSES, *_RESULT_PURPOSES):
+            return page_as_json([], limit)
         # One file more than the limit tells whether a next page exists.
         files = await jobs.list_files(purpose, limit + 1, after, order == "desc")
         return page_as_json([file_as_json(file) for file in files], limit)
 
     @routes.get("/{file_id}", summary="Show a file")
     async def get(file_id: str) -> dict[str, Any]:
-        return file_as_json(await jobs.get_file(file_id))
+        return file_as_json(await jobs.get_file(check_file_id(file_id)))
 
     @routes.get("/{file_id}/content", summary="Download a file")
     async def content(file_id: str) -> StreamingResponse:
-        first = await jobs.read_file_part(file_id, 0)  # so that an error keeps its status
+        # An error of the first part keeps its status.
+        first = await jobs.read_file_part(check_file_id(file_id), 0)
         return StreamingResponse(
             _read_parts(jobs, file_id, first or b""), media_type="application/octet-stream"
         )
 
     @routes.delete("/{file_id}", summary="Delete a file")
     async def delete(file_id: str) -> dict[str, Any]:
-        await jobs.remove_file(file_id)
+        await jobs.remove_file(check_file_id(file_id))
         return {"id": file_id, "object": "file", "deleted": True}
 
     return routes
@@ -68,6 +77,16 @@ def router(jobs: JobService, config: JobsConfig) -> APIRouter:
 
 def new_file_id() -> str:
     return _PREFIX + new_id().replace("-", "")
+
+
+def check_file_id(file_id: str) -> str:
+    """Return ``file_id`` if it has the form of this server's ids.
+
+    No file has an id of another form: raises ``UnknownFile`` without a look-up.
+    """
+    if not _FILE_ID.fullmatch(file_id):
+        raise UnknownFile(f"file_id: unknown file {file_id[:64]!r}", "file_id")
+    return file_id
 
 
 def file_as_json(file: StoredFile) -> dict[str, Any]:
@@ -111,7 +130,7 @@ async def _read_upload(http: Request, max_bytes: int) -> tuple[StoredFile, bytes
                 known = ", ".join(PURPOSES)
                 raise InvalidRequest(f"purpose: expected one of {known}", "purpose")
             data = await upload.read()
-            name = (upload.filename or "upload")[:MAX_FILENAME_CHARS]
+            name = _clean_filename(upload.filename or "")
     except HTTPException as error:
         if error.status_code != 400:
             raise
@@ -123,6 +142,13 @@ async def _read_upload(http: Request, max_bytes: int) -> tuple[StoredFile, bytes
         raise InvalidRequest("file: the file is empty (0 bytes)", "file")
     # The queue fills in the times.
     return StoredFile(new_file_id(), name, str(purpose), 0.0, 0.0, len(data)), data
+
+
+def _clean_filename(name: str) -> str:
+    """Return the last part of a path, without what can't be printed."""
+    base = re.split(r"[/\\]", name)[-1]
+    printable = "".join(character for character in base if character.isprintable())
+    return printable[:MAX_FILENAME_CHARS] or "upload"
 
 
 async def _read_parts(jobs: JobService, file_id: str, first: bytes) -> AsyncGenerator[bytes, None]:

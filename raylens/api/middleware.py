@@ -59,27 +59,34 @@ class RequestIdMiddleware:
 class ConcurrencyLimitMiddleware:
     """Refuses a POST while ``limit`` POSTs are in flight; other methods always pass.
 
-    POSTs whose path begins with one of ``queue_paths`` have a limit of their own, ``queue_limit``:
-    if the job queue is slow or away, those that wait for it take no place of the others.
+    Requests whose path begins with one of ``queue_paths`` have limits of their own,
+    ``max_queue_posts`` and, for the other methods, ``max_queue_reads``: if the job queue is slow or
+    away, those that wait for it take no place of the rest. Event streams, whose path ends with
+    ``/events``, have a limit elsewhere.
 
     Serve's own limit on the ingress answers in plain text and refuses health checks too, so it is
     set far above these limits.
     """
 
     def __init__(
-        self, app: ASGIApp, limit: int, queue_limit: int = 1, queue_paths: tuple[str, ...] = ()
+        self,
+        app: ASGIApp,
+        limit: int,
+        max_queue_posts: int = 1,
+        max_queue_reads: int = 1,
+        queue_paths: tuple[str, ...] = (),
     ) -> None:
         self._app = app
         self._requests = _InFlight(limit)
-        self._queue_requests = _InFlight(queue_limit)
+        self._queue_posts = _InFlight(max_queue_posts)
+        self._queue_reads = _InFlight(max_queue_reads)
         self._queue_paths = queue_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        in_flight = self._find_limit(scope)
+        if in_flight is None:
             await self._app(scope, receive, send)
             return
-        is_for_queue = scope["path"].startswith(self._queue_paths)
-        in_flight = self._queue_requests if is_for_queue else self._requests
         if in_flight.count >= in_flight.limit:
             await error_response(scope["path"], in_flight.error())(scope, receive, send)
             return
@@ -88,6 +95,16 @@ class ConcurrencyLimitMiddleware:
             await self._app(scope, receive, send)
         finally:
             in_flight.count -= 1
+
+    def _find_limit(self, scope: Scope) -> _InFlight | None:
+        if scope["type"] != "http":
+            return None
+        is_post = scope["method"] == "POST"
+        if not scope["path"].startswith(self._queue_paths):
+            return self._requests if is_post else None
+        if scope["path"].endswith("/events"):
+            return None
+        return self._queue_posts if is_post else self._queue_reads
 
 
 @dataclass

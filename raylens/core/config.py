@@ -334,6 +334,9 @@ class JobsConfig(Frozen):
     max_requests: Annotated[int, Field(ge=1, le=4096)] = 64
     """POST requests to the queue that one replica of the ingress works on; more are refused as
     overloaded. They don't count towards ``limits.max_in_flight``."""
+    max_reads: Annotated[int, Field(ge=1, le=4096)] = 192
+    """Other requests to the queue, such as for a job's state, that one replica of the ingress works
+    on; more are refused as overloaded."""
     max_event_streams: Annotated[int, Field(ge=1, le=4096)] = 512
     """Open streams of events of one replica of the ingress; more are refused as overloaded."""
     timeout_s: Seconds = 86_400.0

@@ -52,6 +52,7 @@ class Cleaner:
         while True:
             with log_errors("cleaning up the store or reading its clock failed"):
                 self._clock.set(await self._store.read_clock())
+                await self._store.check_counts()
                 await self._clean_up()
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLEANUP_PERIOD_S):

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+SLEW = 1 / 30
+"""Seconds by which the store's clock may be set forward or back per second."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -43,16 +45,24 @@ class SystemClock(Clock):
 class StoreClock:
     """The clock of the job store, kept by this machine's monotonic clock.
 
-    Before the first :meth:`set`, it is the wall clock.
+    Before the first :meth:`set`, it is the wall clock. A step of the store's own clock, as when
+    somebody sets that of its server, is followed slowly, so that no lease ends early.
     """
 
     def __init__(self, machine: Clock) -> None:
         self.machine = machine
         self._epoch: float | None = None
+        self._set_at = 0.0
 
     def set(self, time: float) -> None:
         """Set the clock to the store's time, in seconds since the epoch."""
-        self._epoch = time - self.machine.monotonic()
+        now = self.machine.monotonic()
+        epoch = time - now
+        if self._epoch is not None:
+            limit = SLEW * (now - self._set_at)
+            epoch = self._epoch + max(-limit, min(limit, epoch - self._epoch))
+        self._epoch = epoch
+        self._set_at = now
 
     def now(self) -> float:
         """Return the store's time, in seconds since the epoch."""

@@ -82,6 +82,9 @@ class MemoryStore(JobStore):
     async def count_by_state(self) -> dict[JobState, int]:
         return {state: self._count(state) for state in JobState}
 
+    async def check_counts(self) -> None:
+        """Nothing to do: they are counted when they are asked for."""
+
     async def recent_durations(self, limit: int) -> list[float]:
         succeeded = self._in_state(JobState.SUCCEEDED)
         latest_first = sorted(succeeded, key=lambda job: job.finished_at or 0, reverse=True)
@@ -286,9 +289,9 @@ class MemoryStore(JobStore):
             if blob is not None and blob.removing_until > 0:
                 del self._blobs[digest]
 
-    async def add_file(self, file: StoredFile, digest: str) -> None:
+    async def add_file(self, file: StoredFile, digests: Sequence[str]) -> None:
         self._files.setdefault(file.id, file)
-        self._parts.setdefault(file.id, [digest])
+        self._parts.setdefault(file.id, list(digests))
 
     async def append_to_file(
         self, file: StoredFile, digest: str, size: int, job_id: str, fence: int

@@ -58,8 +58,8 @@ RETRY_AFTER_S = 5.0
 MINUTE_S = 60.0
 FILE_TTL_S = 30 * 86_400.0
 """How long an uploaded file is kept, in seconds."""
-MAX_PART_BYTES = 100 * 2**20
-"""Size of a large part of a file."""
+PART_BYTES = 4 * 2**20
+"""Largest part of an uploaded file. A download is read part by part."""
 SLOWEST_BYTES_PER_S = 10 * 2**20
 """Bytes a second that a storage reads and writes at the least, for time limits."""
 
@@ -237,9 +237,10 @@ class JobQueue(JobService):
             self._pictures.check_free_space()
             now = self._clock.now()
             stored = replace(file, created_at=now, expires_at=now + FILE_TTL_S)
-            digest = await asyncio.to_thread(compute_digest, data)
-            await self._pictures.store({digest: data})
-            await self._store.add_file(stored, digest)
+            parts = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
+            digests = [await asyncio.to_thread(compute_digest, part) for part in parts]
+            await self._pictures.store(dict(zip(digests, parts, strict=True)))
+            await self._store.add_file(stored, digests)
         return self._file_for_callers(stored)
 
     async def get_file(self, file_id: str) -> StoredFile:
@@ -248,7 +249,7 @@ class JobQueue(JobService):
         return self._file_for_callers(_require_file(file, file_id))
 
     async def read_file_part(self, file_id: str, number: int) -> bytes | None:
-        async with self._time_limit(MAX_PART_BYTES):
+        async with self._time_limit(PART_BYTES):
             digests = await self._store.file_parts(file_id)
             if not digests:
                 raise UnknownFile(f"file_id: unknown file {file_id[:64]!r}", "file_id")

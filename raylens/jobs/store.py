@@ -131,6 +131,13 @@ class JobStore(Protocol):
         """
         ...
 
+    async def check_counts(self) -> None:
+        """Correct the counts if they are wrong.
+
+        A release of raylens that doesn't keep them may have used the store during an update.
+        """
+        ...
+
     async def recent_durations(self, limit: int) -> list[float]:
         """Return the durations, in seconds, of the last ``limit`` jobs that succeeded."""
         ...
@@ -260,8 +267,8 @@ class JobStore(Protocol):
         """Delete the records of blobs that have been removed."""
         ...
 
-    async def add_file(self, file: StoredFile, digest: str) -> None:
-        """Add a file with one part, unless it exists already."""
+    async def add_file(self, file: StoredFile, digests: Sequence[str]) -> None:
+        """Add a file with its parts in order, unless it exists already."""
         ...
 
     async def append_to_file(

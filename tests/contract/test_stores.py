@@ -446,6 +446,29 @@ class TestDeliveries:
         assert other.webhook.url == "https://a.example/other"
         assert len(await store.claim_deliveries(9, 9, NOW + 50, NOW + 90, ())) == 2
 
+    async def test_two_processes_that_pause_one_url_do_not_stop_each_other(
+        self, store: JobStore, other_store: JobStore
+    ) -> None:
+        job = make_job()
+        await add_all(store, job)
+        await add_deliveries(store, job, *(make_delivery(job) for _ in range(40)))
+
+        async def settle(through: JobStore, mine: list[Delivery], start: float) -> None:
+            for number, delivery in enumerate(mine):
+                retried = replace(delivery, attempts=1, next_at=start)
+                assert await through.settle_delivery(retried, start + number, False)
+
+        for start in range(1000, 6000, 1000):
+            due = [
+                await each.claim_deliveries(20, 20, NOW + start, NOW + start + 500, ())
+                for each in (store, other_store)
+            ]
+            assert list(map(len, due)) == [20, 20]
+            await asyncio.gather(
+                settle(store, due[0], NOW + start + 600),
+                settle(other_store, due[1][::-1], NOW + start + 600),
+            )
+
     async def test_an_endpoint_that_is_gone_gets_nothing_until_a_redelivery(
         self, store: JobStore
     ) -> None:
@@ -600,9 +623,11 @@ def make_file(file_id: str, purpose: str = "batch", expires_at: float = NOW + 99
 class TestFiles:
     async def test_a_file_is_returned_as_it_was_added(self, store: JobStore) -> None:
         file = replace(make_file("f"), size=7)
-        await store.add_file(file, "a" * 64)
+        parts = ["a" * 64, "b" * 64, "a" * 64]
+        for _ in range(2):  # the call was repeated
+            await store.add_file(file, parts)
         assert await store.get_file("f") == file
-        assert await store.file_parts("f") == ["a" * 64]
+        assert await store.file_parts("f") == parts
         assert await store.get_file("nothing") is None
         assert await store.file_parts("nothing") == []
 
@@ -624,7 +649,7 @@ class TestFiles:
     async def test_pages_cover_all_files_in_either_order(self, store: JobStore) -> None:
         for number in range(5):
             purpose = "vision" if number == 3 else "batch"
-            await store.add_file(make_file(f"f{number}", purpose), "a" * 64)
+            await store.add_file(make_file(f"f{number}", purpose), ["a" * 64])
 
         async def ids(*arguments: Any) -> list[str]:
             return [file.id for file in await store.list_files(*arguments)]
@@ -636,8 +661,8 @@ class TestFiles:
 
     async def test_the_blobs_of_a_file_stay_as_long_as_it_does(self, store: JobStore) -> None:
         await touch(store, NOW, "a" * 64, "b" * 64)
-        await store.add_file(make_file("f"), "a" * 64)
-        await store.add_file(make_file("g", expires_at=NOW + 5), "b" * 64)
+        await store.add_file(make_file("f"), ["a" * 64])
+        await store.add_file(make_file("g", expires_at=NOW + 5), ["b" * 64])
         assert await mark(store, NOW + 1) == []
         assert await store.remove_file("f")
         assert not await store.remove_file("f")
@@ -709,9 +734,12 @@ class TestCounting:
         await store.change([Change(jobs[0].id, lambda job: JobUpdate(requeue(job, NOW, 1, 60)))])
         await store.purge(NOW + 1, 1)
         listed = await store.list_jobs(JobQuery(100))
-        assert {state: n for state, n in (await store.count_by_state()).items() if n} == Counter(
+        counts = await store.count_by_state()
+        assert {state: n for state, n in counts.items() if n} == Counter(
             job.state for job in listed
         )
+        await store.check_counts()
+        assert await store.count_by_state() == counts
 
     async def test_a_list_leaves_out_the_inputs_unless_asked(self, store: JobStore) -> None:
         job = make_job()

@@ -37,6 +37,26 @@ def add_to_counters(db: sa.Connection, changes: Counter[str]) -> None:
         db.execute(_ADD, rows)
 
 
+def are_wrong(db: sa.Connection) -> bool:
+    """Return whether the counters differ from what they count. It scans all jobs and blobs."""
+    # One statement, because each has a snapshot of its own in PostgreSQL.
+    prefix = "counted: "
+    state = sa.literal(prefix) + jobs.c.state
+    size = sa.cast(sa.func.sum(blobs.c.size), sa.BigInteger)
+    query = sa.union_all(
+        sa.select(counters.c.name, counters.c.value),
+        sa.select(state, sa.func.count()).group_by(jobs.c.state),
+        sa.select(sa.literal(prefix + BLOB_BYTES), size),
+    )
+    values = {name: value for name, value in db.execute(query) if value}
+    kept = {name: value for name, value in values.items() if not name.startswith(prefix)}
+    return kept != {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
+
+
 def recount(db: sa.Connection) -> None:
     """Set the counters from what they count. It scans all jobs and blobs.
 

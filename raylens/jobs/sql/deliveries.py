@@ -87,17 +87,21 @@ def _update_deliveries(
 def settle_delivery(
     db: sa.Connection, delivery: Delivery, pause_until: float | None, is_gone: bool
 ) -> bool:
+    url = delivery.webhook.url
+    is_early: sa.ColumnElement[bool] = sa.false()
+    if pause_until is not None:
+        is_early = (deliveries.c.url == url) & is_pending & (deliveries.c.next_at < pause_until)
+        # Transactions that wait for row locks take them in order of id, so they can't deadlock.
+        affected = sa.select(deliveries.c.id).where((deliveries.c.id == delivery.id) | is_early)
+        db.execute(affected.order_by(deliveries.c.id).with_for_update())
     is_current = (deliveries.c.id == delivery.id) & (deliveries.c.fence == delivery.fence)
     values = delivery_to_row(replace(delivery, lease_until=None))
     if db.execute(sa.update(deliveries).where(is_current).values(values)).rowcount == 0:
         return False
-    url = delivery.webhook.url
     if is_gone:
         db.execute(insert(db, gone_endpoints).values(url=url).on_conflict_do_nothing())
     if pause_until is not None:
-        is_early = deliveries.c.next_at < pause_until
-        update = sa.update(deliveries).where(deliveries.c.url == url, is_pending, is_early)
-        db.execute(update.values(next_at=pause_until))
+        db.execute(sa.update(deliveries).where(is_early).values(next_at=pause_until))
     return True
 
 

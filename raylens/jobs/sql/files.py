@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,10 +15,13 @@ from raylens.jobs.sql.dialects import insert
 from raylens.jobs.sql.tables import file_parts, files, jobs
 
 
-def add_file(db: sa.Connection, file: StoredFile, digest: str) -> None:
-    part = {"file_id": file.id, "number": 1, "digest": digest}
+def add_file(db: sa.Connection, file: StoredFile, digests: Sequence[str]) -> None:
+    parts = [
+        {"file_id": file.id, "number": number, "digest": digest}
+        for number, digest in enumerate(digests, 1)
+    ]
     db.execute(insert(db, files).values(asdict(file)).on_conflict_do_nothing())
-    db.execute(insert(db, file_parts).values(part).on_conflict_do_nothing())
+    db.execute(insert(db, file_parts).on_conflict_do_nothing(), parts)
 
 
 def append_to_file(

@@ -175,6 +175,13 @@ def renew(db: sa.Connection, fences: Mapping[str, int], until: float) -> set[str
     return renewed
 
 
+def find_latest_time(db: sa.Connection) -> float:
+    """Return the latest time that any job has; 0 if there are none. It scans all jobs."""
+    times = (jobs.c.created_at, jobs.c.started_at, jobs.c.finished_at, jobs.c.lease_until)
+    row = db.execute(sa.select(*map(sa.func.max, times))).one()
+    return max((float(time) for time in row if time is not None), default=0.0)
+
+
 def change(db: sa.Connection, changes: Sequence[Change]) -> list[Job | RaylensError | None]:
     ids = sorted({change.id for change in changes})
     # Transactions that wait for row locks take them in order of id, so they can't deadlock.

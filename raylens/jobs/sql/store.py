@@ -24,8 +24,7 @@ from raylens.jobs.sql import blobs as blob_statements
 from raylens.jobs.sql import deliveries as delivery_statements
 from raylens.jobs.sql import files as file_statements
 from raylens.jobs.sql import jobs as job_statements
-from raylens.jobs.sql.counters import read_counters, recount
-from raylens.jobs.sql.dialects import insert
+from raylens.jobs.sql.counters import are_wrong, read_counters, recount
 from raylens.jobs.sql.migrate import upgrade
 from raylens.jobs.sql.tables import anchors, deliveries, jobs
 from raylens.jobs.store import (
@@ -79,8 +78,8 @@ class SqlStore(JobStore):
             await self._write(recount)
             if not self._is_postgres:
                 clock = self._clock
-                epoch = clock.time() - clock.monotonic()
-                self._epoch = await self._write(partial(_anchor, clock.boot_id, epoch))
+                times = clock.time(), clock.monotonic()
+                self._epoch = await self._write(partial(_anchor, clock.boot_id, *times))
         except StoreUnavailable:
             if self._is_postgres:
                 raise
@@ -124,6 +123,11 @@ class SqlStore(JobStore):
     async def count_by_state(self) -> dict[JobState, int]:
         counts = await self._read(read_counters)
         return {state: counts.get(state.value, 0) for state in JobState}
+
+    async def check_counts(self) -> None:
+        if await self._read(are_wrong):
+            logger.warning("the counts of jobs were wrong; an older release used the store")
+            await self._write(recount)
 
     async def recent_durations(self, limit: int) -> list[float]:
         return await self._read(partial(job_statements.recent_durations, limit=limit))
@@ -206,8 +210,8 @@ class SqlStore(JobStore):
     async def forget_blobs(self, digests: Collection[str]) -> None:
         await self._write(partial(blob_statements.forget_blobs, digests=digests))
 
-    async def add_file(self, file: StoredFile, digest: str) -> None:
-        await self._write(lambda db: file_statements.add_file(db, file, digest))
+    async def add_file(self, file: StoredFile, digests: Sequence[str]) -> None:
+        await self._write(lambda db: file_statements.add_file(db, file, digests))
 
     async def append_to_file(
         self, file: StoredFile, digest: str, size: int, job_id: str, fence: int
@@ -296,15 +300,17 @@ def _driver_message(error: exc.SQLAlchemyError) -> str:
     return str(getattr(error, "orig", None) or error).strip()
 
 
-def _anchor(boot_id: str, epoch: float, db: sa.Connection) -> float:
+def _anchor(boot_id: str, wall: float, monotonic: float, db: sa.Connection) -> float:
     """Return what to add to the monotonic clock to get the store's time.
 
-    The first process after a start of the machine sets it, from its wall clock.
+    The first process after a start of the machine sets it, from its wall clock. A machine without a
+    battery may start with its wall clock far behind: the store's time is never before its jobs'.
     """
     if not boot_id:
-        return epoch
-    is_this_boot = anchors.c.boot_id == boot_id
-    db.execute(sa.delete(anchors).where(~is_this_boot))
-    row = {"boot_id": boot_id, "epoch": epoch}
-    db.execute(insert(db, anchors).values(row).on_conflict_do_nothing())
-    return float(db.execute(sa.select(anchors.c.epoch).where(is_this_boot)).scalar_one())
+        return wall - monotonic
+    epoch = db.scalar(sa.select(anchors.c.epoch).where(anchors.c.boot_id == boot_id))
+    if epoch is None:
+        epoch = max(wall, job_statements.find_latest_time(db)) - monotonic
+        db.execute(sa.delete(anchors))
+        db.execute(sa.insert(anchors).values(boot_id=boot_id, epoch=epoch))
+    return float(epoch)

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal, cast
+from urllib.parse import quote
 
 import httpx
 import openai
@@ -160,6 +161,48 @@ class TestFiles:
             await client.files.content(files[0].id)
         with pytest.raises(openai.NotFoundError):
             await client.files.delete(files[0].id)
+
+    async def test_a_large_file_is_stored_and_read_in_parts(
+        self, client: AsyncOpenAI, parts: QueueParts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("raylens.jobs.queue.PART_BYTES", 1000)
+        data = b"x" * 2500 + b"y" * 1000
+        file = await client.files.create(file=("x.jsonl", data), purpose="batch")
+        assert len(await parts.store.file_parts(file.id)) == 4
+        assert (await client.files.content(file.id)).content == data
+        assert file.bytes == 3500
+
+    @pytest.mark.parametrize(
+        ("sent", "shown"),
+        [
+            ("../../etc/passwd", "passwd"),
+            ("C:\\data\\requests.jsonl", "requests.jsonl"),
+            ("a\x00b\u202e.jsonl", "ab.jsonl"),
+            ("naïve ☃.jsonl", "naïve ☃.jsonl"),
+            ("x" * 300, "x" * 255),
+        ],
+    )
+    async def test_a_filename_is_what_can_be_printed_of_its_last_part(
+        self, client: AsyncOpenAI, sent: str, shown: str
+    ) -> None:
+        head = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x\r\n'
+        disposition = f'Content-Disposition: form-data; name="file"; filename="{sent}"'
+        response = await client._client.post(
+            "http://test/v1/files",
+            content=head + disposition.encode() + b"\r\n\r\n{}\r\n--x--\r\n",
+            headers={"Content-Type": "multipart/form-data; boundary=x"},
+        )
+        assert (response.status_code, response.json()["filename"]) == (200, shown)
+
+    @pytest.mark.parametrize("file_id", ["file-nothing", "a\x00b", "file-" + "0" * 32])
+    async def test_an_id_of_no_file_is_unknown(self, client: AsyncOpenAI, file_id: str) -> None:
+        for call in (client.files.retrieve, client.files.content, client.files.delete):
+            with pytest.raises(openai.NotFoundError, match="file_id: unknown file"):
+                await call(quote(file_id))
+        if file_id != "file-" + "0" * 32:
+            with pytest.raises(openai.NotFoundError, match="file_id: unknown file"):
+                await client.files.list(after=file_id)
+        assert [file async for file in client.files.list(purpose="a\x00b")] == []
 
     @pytest.mark.parametrize(
         ("data", "purpose", "error", "message"),

@@ -638,14 +638,19 @@ class TestCaptionService:
 async def test_requests_that_wait_for_the_queue_take_no_place_of_others(
     model: FakeService, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = {"limits": {"max_in_flight": 1}, "jobs": {"max_requests": 2}}
+    limits = {"limits": {"max_in_flight": 1}, "jobs": {"max_requests": 2, "max_reads": 3}}
     config = AppConfig.model_validate({**CONFIG.model_dump(exclude_unset=True), **limits})
 
     async def submit_slowly(job: Job, pictures: Any) -> Job:
         await asyncio.sleep(60)
         return job
 
+    async def get_slowly(job_id: str) -> Job:
+        await asyncio.sleep(60)
+        return Job(job_id, "caption", {}, created_at=0, deadline=0, max_attempts=1, rank=0)
+
     monkeypatch.setattr(queue, "submit", submit_slowly)
+    monkeypatch.setattr(queue, "get", get_slowly)
     app = create_app(model, config, queue)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -655,8 +660,16 @@ async def test_requests_that_wait_for_the_queue_take_no_place_of_others(
             refused = await http.post(path, json=body)
             assert refused.status_code == 503
             assert refused.json()["detail"] == "2 requests are in flight; the limit is 2"
+        one = f"{PATH}/{new_id()}"
+        waiting += [asyncio.create_task(http.get(one)) for _ in range(3)]
+        await asyncio.sleep(1)
+        for path in (one, "/caption/stats", "/v1/files"):
+            refused = await http.get(path)
+            assert refused.status_code == 503
+            assert "3 requests are in flight; the limit is 3" in refused.text
         assert (await http.post("/v1/caption", json={})).status_code == 400
-        assert [(await task).status_code for task in waiting] == [202, 202]
+        assert (await http.get("/live")).status_code == 200
+        assert [(await task).status_code for task in waiting] == [202, 202, 200, 200, 200]
 
 
 async def test_without_a_queue_the_job_routes_are_absent(model: FakeService) -> None:

@@ -336,6 +336,21 @@ class TestClocks:
         finished_at = max(job.finished_at or 0 for job in ended)
         assert finished_at == pytest.approx(parts.clock.time(), abs=2)
 
+    @pytest.mark.parametrize("step", [20.0, -20.0])
+    async def test_a_step_of_the_stores_clock_disturbs_no_job(
+        self, parts: QueueParts, step: float
+    ) -> None:
+        read_clock = parts.store.read_clock
+
+        async def read_stepped_clock() -> float:
+            return await read_clock() + (step if parts.service.requests else 0.0)
+
+        parts.store.read_clock = read_stepped_clock  # type: ignore[method-assign]
+        parts.service.seconds = 300
+        ended = await run_jobs(parts.make_queue(), *(make_job() for _ in range(4)))
+        assert {(job.state, job.attempts) for job in ended} == {(JobState.SUCCEEDED, 1)}
+        assert len(parts.service.requests) == 4
+
     async def test_the_times_of_a_new_job_are_moved_to_the_stores_clock(
         self, parts: QueueParts
     ) -> None:

@@ -21,6 +21,7 @@ from raylens.jobs.sql.engines import (
     sqlite_store,
 )
 from raylens.jobs.store import QueueStartupError, StoreUnavailable
+from raylens.jobs.transitions import JobUpdate, start_or_fail
 from testing.virtual_time import EPOCH, VirtualClock
 
 MOUNTS = r"""rootfs / ext4 rw 0 0
@@ -155,6 +156,46 @@ async def test_a_store_of_the_release_before_is_migrated(tmp_path: Path) -> None
     assert await migrated.get(["j"]) == {"j": job}
     assert (await migrated.count_by_state())[JobState.QUEUED] == 1
     await migrated.close()
+
+
+async def test_counts_that_an_older_release_left_behind_are_corrected(tmp_path: Path) -> None:
+    store = sqlite_store(tmp_path / "jobs.sqlite")
+    await store.open()
+    jobs = [Job(f"j{n}", "x", {}, created_at=1, deadline=2, max_attempts=3, rank=1) for n in (1, 2)]
+    await store.add(jobs, 2)
+    await store.touch_blobs({"a" * 64: 10}, 1, 100)
+    await store.check_counts()
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    with engine.begin() as db:  # as an older release does it, without counters
+        db.exec_driver_sql("UPDATE jobs SET state = 'succeeded' WHERE id = 'j1'")
+        db.exec_driver_sql("DELETE FROM blobs")
+    engine.dispose()
+    assert (await store.count_by_state())[JobState.QUEUED] == 2
+    await store.check_counts()
+    counts = await store.count_by_state()
+    assert (counts[JobState.QUEUED], counts[JobState.SUCCEEDED]) == (1, 1)
+    assert await store.touch_blobs({"b" * 64: 100}, 1, 100) == set()
+    await store.close()
+
+
+async def test_the_time_of_a_new_boot_is_not_before_that_of_the_jobs(tmp_path: Path) -> None:
+    store = sqlite_store(tmp_path / "jobs.sqlite", clock=VirtualClock())
+    await store.open()
+    job = Job("j", "x", {}, created_at=EPOCH, deadline=EPOCH + 60, max_attempts=3, rank=EPOCH)
+    await store.add([job], 9)
+    await store.claim(1, EPOCH, lambda job: JobUpdate(start_or_fail(job, EPOCH, "a", EPOCH + 15)))
+    await store.close()
+    without_battery = VirtualClock("boot-2")
+    without_battery.step = -86_400.0
+    store = sqlite_store(tmp_path / "jobs.sqlite", clock=without_battery)
+    await store.open()
+    now = await store.read_clock()
+    assert now == pytest.approx(EPOCH + 15, abs=1)
+    (job,) = await store.claim(
+        1, now, lambda job: JobUpdate(start_or_fail(job, now, "b", now + 15))
+    )
+    assert job.fence == 2
+    await store.close()
 
 
 @pytest.mark.parametrize("step", [15.0, -15.0])
