@@ -67,17 +67,10 @@ def check_file(data: bytes, limits: PictureLimits, field: str) -> None:
     """Check a picture file without decoding it; ``field`` is the request's name for it.
 
     Raises ``PayloadTooLarge``, ``UnsupportedMedia`` or ``InvalidRequest`` as
-    :func:`preprocessing.decode.decode` does, except for damage beyond the header. Also raises
-    ``PayloadTooLarge`` if the header would take long to read.
+    :func:`preprocessing.decode.decode` does, except for damage beyond the header.
     """
     try:
         check_length(data, limits)
-        if is_laborious(data):
-            raise PayloadTooLarge(
-                f"image: the header of the {format_name(data)} of {len(data)} bytes has too many"
-                " parts, or parts that are too large",
-                "image",
-            )
         with open_picture(data) as picture:
             check_header(picture, data, limits)
     except RaylensError as error:
@@ -98,11 +91,17 @@ def check_length(data: bytes, limits: PictureLimits) -> None:
 def open_picture(data: bytes) -> Image.Image:
     """Open the file and read its header.
 
-    Raises ``UnsupportedMedia`` if it is not in a supported format, and ``InvalidRequest`` if its
-    header is damaged.
+    Raises ``UnsupportedMedia`` if it is not in a supported format, ``PayloadTooLarge`` if its
+    header would take long to read, and ``InvalidRequest`` if that is damaged.
     """
     if not data:
         raise UnsupportedMedia("image: the file is empty (0 bytes)", "image")
+    if is_laborious(data):
+        raise PayloadTooLarge(
+            f"image: the header of the {format_name(data)} of {len(data)} bytes has too many parts,"
+            " or parts that are too large",
+            "image",
+        )
     try:
         return Image.open(io.BytesIO(data), formats=_PLUGINS)
     except Exception as error:  # a damaged file can make Pillow raise anything
