@@ -113,6 +113,8 @@ class _BatchAttempt:
         self._client = client
         self._request_timeout_s = request_timeout_s
         self._lines: list[bytes] = []
+        self._numbers: list[int] = []
+        """The lines that are not blank."""
         self._first_lines: dict[str, int] = {}
         self._has_expired = False
         self._output = _ResultFile(output_file_id(context.job), "output", context)
@@ -128,50 +130,49 @@ class _BatchAttempt:
         )
 
     async def run(self) -> dict[str, Any]:
-        self._lines = await self._read_lines()
+        await self._read_lines()
         done = await self._output.read_done() | await self._errors.read_done()
-        missing = [number for number in range(len(self._lines)) if number not in done]
         self._first_lines = await asyncio.to_thread(self._index_custom_ids)
         await self._report()
         try:
-            await self._runner.run(missing)
+            await self._runner.run(number for number in self._numbers if number not in done)
         except RaylensError as error:  # a lack of capacity
-            raise await self._pause(error) from error
+            await self._pause(error)
+            raise
         await self._flush()
         await self._report()
         return self._counts() | ({"expired": True} if self._has_expired else {})
 
-    async def _pause(self, error: RaylensError) -> RaylensError:
-        """Store the results so far. Return the error that ends the attempt.
+    async def _pause(self, error: RaylensError) -> None:
+        """Store the results so far, before ``error`` ends the attempt.
 
-        The next attempt starts by the end of the window, if only to fill the error file.
+        The next attempt must start by the end of the window, if only to fill the error file.
         """
         await self._flush()
         await self._report()
         if error.retry_after is not None:
             error.retry_after = min(error.retry_after, max(0.0, self._seconds_left()))
-        return error
 
-    async def _read_lines(self) -> list[bytes]:
-        """Return the lines that aren't blank.
+    async def _read_lines(self) -> None:
+        """Read the lines of the input file. Blank ones only count in the numbers of the others.
 
         Raises ``InvalidRequest`` if the file is gone, empty or too long.
         """
         field = "input_file_id"
         text = await self._context.files.read(self._input.input_file_id)
-        lines = [line for line in text.splitlines() if line.strip()]
-        limit = self._context.config.max_batch_requests
-        if not lines:
+        self._lines = text.splitlines()
+        self._numbers = [number for number, line in enumerate(self._lines) if line.strip()]
+        total, limit = len(self._numbers), self._context.config.max_batch_requests
+        if not total:
             raise InvalidRequest(f"{field}: the file has no lines, or is gone", field)
-        if len(lines) > limit:
-            message = f"{field}: {len(lines)} requests; the limit is {limit}"
-            raise InvalidRequest(message, field, limit, len(lines))
-        return lines
+        if total > limit:
+            message = f"{field}: {total} requests; the limit is {limit}"
+            raise InvalidRequest(message, field, limit, total)
 
     def _index_custom_ids(self) -> dict[str, int]:
         """Return the first line of each id. Later lines with the same id are invalid."""
         first: dict[str, int] = {}
-        for number in range(len(self._lines)):
+        for number in self._numbers:
             custom_id = self._custom_id_of(number)
             if custom_id is not None:
                 first.setdefault(custom_id, number)
@@ -309,7 +310,7 @@ class _BatchAttempt:
     def _counts(self) -> dict[str, int]:
         """Return the numbers of requests whose results are stored."""
         return {
-            "total": len(self._lines),
+            "total": len(self._numbers),
             "completed": self._output.stored_lines,
             "failed": self._errors.stored_lines,
         }

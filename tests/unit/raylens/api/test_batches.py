@@ -279,12 +279,12 @@ class TestBatches:
         bad: str,
         code: str,
     ) -> None:
-        batch = await run(client, queue, [line(0), bad, "", line(2)])
+        batch = await run(client, queue, ["\ufeff" + line(0), " \r", bad + "\r", "", line(2)])
         assert batch.request_counts is not None
         assert batch.request_counts.model_dump() == {"total": 3, "completed": 2, "failed": 1}
         (error,) = (await read_results(client, batch.error_file_id)).values()
         assert error["error"]["code"] == code
-        assert error["error"]["message"].startswith("line ")
+        assert error["error"]["message"].startswith("line 3: ")
         assert len(model.requests) == 2
 
     @pytest.mark.parametrize(
