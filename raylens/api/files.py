@@ -5,8 +5,10 @@ Format: OpenAI's API reference, "Files".
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -25,6 +27,8 @@ PURPOSES = ("batch", "user_data", "vision")
 """Purposes of uploads. Only a file for ``batch`` is of use so far."""
 MAX_FILENAME_CHARS = 255
 MAX_PAGE = 10_000
+MAX_IN_MEMORY = 4
+"""Uploads whose contents are in memory at once, in one process. The others wait on the disk."""
 _PREFIX = "file-"
 _FILE_ID = re.compile(r"file-[0-9a-f]{32}(-output|-error)?")
 _RESULT_PURPOSES = ("batch_output", "batch_error")
@@ -34,11 +38,12 @@ _RESULT_PURPOSES = ("batch_output", "batch_error")
 def router(jobs: JobService, config: JobsConfig) -> APIRouter:
     """Return the routes on files."""
     routes = APIRouter(prefix=PATH, tags=["OpenAI"])
+    slots = asyncio.Semaphore(MAX_IN_MEMORY)
 
     @routes.post("", summary="Upload a file", openapi_extra=_UPLOAD)
     async def upload(http: Request) -> dict[str, Any]:
-        file, data = await _read_upload(http, config.max_file_bytes)
-        return file_as_json(await jobs.add_file(file, data))
+        async with _read_upload(http, config.max_file_bytes) as (file, contents), slots:
+            return file_as_json(await jobs.add_file(file, await contents.read()))
 
     @routes.get("", summary="List files, newest first")
     async def list_files(
@@ -115,33 +120,36 @@ def page_as_json(items: list[dict[str, Any]], limit: int) -> dict[str, Any]:
     }
 
 
-async def _read_upload(http: Request, max_bytes: int) -> tuple[StoredFile, bytes]:
-    """Return an uploaded file and its contents.
+@asynccontextmanager
+async def _read_upload(
+    http: Request, max_bytes: int
+) -> AsyncGenerator[tuple[StoredFile, UploadFile], None]:
+    """Yield an uploaded file, whose contents starlette has put on the disk if they are large.
 
     Raises ``InvalidRequest``, or ``PayloadTooLarge`` if the file is larger than ``max_bytes``.
     """
-    try:
-        async with http.form(max_files=1, max_fields=16) as form:
-            upload = form.get("file")
-            purpose = form.get("purpose")
-            if not isinstance(upload, UploadFile):
-                raise InvalidRequest("file: expected an uploaded file", "file")
-            if purpose not in PURPOSES:
-                known = ", ".join(PURPOSES)
-                raise InvalidRequest(f"purpose: expected one of {known}", "purpose")
-            data = await upload.read()
-            name = _clean_filename(upload.filename or "")
-    except HTTPException as error:
-        if error.status_code != 400:
-            raise
-        raise InvalidRequest(f"body: {error.detail}", "body") from None
-    if len(data) > max_bytes:
-        message = f"file: {len(data)} bytes; the limit is {max_bytes} bytes"
-        raise PayloadTooLarge(message, "file", max_bytes, len(data))
-    if not data:
-        raise InvalidRequest("file: the file is empty (0 bytes)", "file")
-    # The queue fills in the times.
-    return StoredFile(new_file_id(), name, str(purpose), 0.0, 0.0, len(data)), data
+    async with AsyncExitStack() as stack:
+        try:
+            form = await stack.enter_async_context(http.form(max_files=1, max_fields=16))
+        except HTTPException as error:
+            if error.status_code != 400:
+                raise
+            raise InvalidRequest(f"body: {error.detail}", "body") from None
+        upload, purpose = form.get("file"), form.get("purpose")
+        if not isinstance(upload, UploadFile):
+            raise InvalidRequest("file: expected an uploaded file", "file")
+        if purpose not in PURPOSES:
+            known = ", ".join(PURPOSES)
+            raise InvalidRequest(f"purpose: expected one of {known}", "purpose")
+        size = upload.size or 0
+        if size > max_bytes:
+            message = f"file: {size} bytes; the limit is {max_bytes} bytes"
+            raise PayloadTooLarge(message, "file", max_bytes, size)
+        if not size:
+            raise InvalidRequest("file: the file is empty (0 bytes)", "file")
+        name = _clean_filename(upload.filename or "")
+        # The queue fills in the times.
+        yield StoredFile(new_file_id(), name, str(purpose), 0.0, 0.0, size), upload
 
 
 def _clean_filename(name: str) -> str:

@@ -21,6 +21,7 @@ from raylens.core.config import AppConfig
 from raylens.core.errors import ModelFailed, Overloaded
 from raylens.core.types import Chat, PictureFile, Priority, TextPart, VisionRequest
 from raylens.jobs.blobs import BlobStorage
+from raylens.jobs.files import StoredFile
 from raylens.jobs.job import new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.priority import BackgroundService
@@ -161,6 +162,23 @@ class TestFiles:
             await client.files.content(files[0].id)
         with pytest.raises(openai.NotFoundError):
             await client.files.delete(files[0].id)
+
+    async def test_few_uploads_are_in_memory_at_once(
+        self, client: AsyncOpenAI, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        running: list[int] = []
+        add_file = queue.add_file
+
+        async def add_slowly(file: StoredFile, data: bytes) -> StoredFile:
+            running.append(running[-1] + 1 if running else 1)
+            await asyncio.sleep(1)
+            running.append(running[-1] - 1)
+            return await add_file(file, data)
+
+        monkeypatch.setattr(queue, "add_file", add_slowly)
+        uploads = [client.files.create(file=("x.jsonl", b"x"), purpose="batch") for _ in range(10)]
+        assert len({file.id for file in await asyncio.gather(*uploads)}) == 10
+        assert max(running) == 4
 
     async def test_a_large_file_is_stored_and_read_in_parts(
         self, client: AsyncOpenAI, parts: QueueParts, monkeypatch: pytest.MonkeyPatch
