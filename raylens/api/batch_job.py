@@ -40,9 +40,12 @@ FLUSH_PERIOD_S = 2.0
 LAST_LINES_S = 600.0
 """Time from the end of the batch's window to its job's deadline, in seconds. It is for the error
 file: a line for each request that was not done."""
+MAX_WINDOW_S = 7 * 86_400
 MAX_CUSTOM_ID_CHARS = 512
 MAX_RETRY_AFTER_S = 3600.0
 _OUTPUT_ID = re.compile(rb'"id":"batch_req_[0-9a-f]{32}_([0-9]+)"')
+_WINDOW = re.compile(r"([1-9][0-9]{0,3})([mhd])")
+_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 _CAPACITY = frozenset({429, 503, 507})
 """HTTP statuses of requests that a lack of capacity stopped."""
 
@@ -59,6 +62,18 @@ def output_file_id(job: Job) -> str:
 
 def error_file_id(job: Job) -> str:
     return f"file-{job.id.replace('-', '')}-error"
+
+
+def parse_window(window: str) -> int:
+    """Return the seconds of a window such as ``24h``. Raises ``InvalidRequest``."""
+    match = _WINDOW.fullmatch(window)
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= MAX_WINDOW_S:
+        raise InvalidRequest(
+            "completion_window: expected a time such as 24h; the limit is 7d",
+            "completion_window",
+        )
+    return seconds
 
 
 class InvalidLine(InvalidRequest):
@@ -91,6 +106,10 @@ class OpenAIBatchJob(JobType):
         self._make_app = make_app
         self._max_timeout_s = max_timeout_s
         self._client: httpx.AsyncClient | None = None
+
+    def timeout(self, job: Job) -> float:
+        window = self.input_model.model_validate(job.input).completion_window
+        return parse_window(window) + LAST_LINES_S
 
     async def run(self, job_input: BatchInput, context: JobContext) -> dict[str, Any]:
         if self._client is None:
@@ -180,8 +199,7 @@ class _BatchAttempt:
 
     def _seconds_left(self) -> float:
         """Return the seconds until the end of the batch's window."""
-        context = self._context
-        return context.attempt_deadline - LAST_LINES_S - context.clock.time()
+        return self._context.seconds_left - LAST_LINES_S
 
     async def _request(self, attempt: UnitAttempt) -> tuple[str, httpx.Response]:
         """Return the line's id and the response to its request.

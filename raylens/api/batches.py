@@ -20,6 +20,7 @@ from raylens.api.batch_job import (
     BatchInput,
     error_file_id,
     output_file_id,
+    parse_window,
 )
 from raylens.api.files import check_file_id, page_as_json
 from raylens.api.job_request import read_idempotency_key
@@ -37,9 +38,6 @@ MAX_METADATA = 16
 """Entries of ``metadata``."""
 _PREFIX = "batch_"
 _BATCH_ID = re.compile(r"batch_([0-9a-f]{8})([0-9a-f]{4})([0-9a-f]{4})([0-9a-f]{4})([0-9a-f]{12})")
-_WINDOW = re.compile(r"([1-9][0-9]{0,3})([mhd])")
-_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
-MAX_WINDOW_S = 7 * 86_400
 
 Metadata = Annotated[
     dict[
@@ -67,7 +65,7 @@ def router(jobs: JobService, config: AppConfig) -> APIRouter:
 
     @routes.post("", summary="Run a file of requests in the background")
     async def create(body: BatchRequest, http: Request) -> dict[str, Any]:
-        window_s = _parse_window(body.completion_window)
+        window_s = parse_window(body.completion_window)
         if body.endpoint not in ENDPOINTS:
             known = ", ".join(ENDPOINTS)
             raise InvalidRequest(f"endpoint: expected one of {known}", "endpoint")
@@ -95,18 +93,6 @@ def router(jobs: JobService, config: AppConfig) -> APIRouter:
         return batch_as_json(await jobs.cancel(job.id))
 
     return routes
-
-
-def _parse_window(window: str) -> int:
-    """Return the seconds of a window such as ``24h``. Raises ``InvalidRequest``."""
-    match = _WINDOW.fullmatch(window)
-    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
-    if not 0 < seconds <= MAX_WINDOW_S:
-        raise InvalidRequest(
-            "completion_window: expected a time such as 24h; the limit is 7d",
-            "completion_window",
-        )
-    return seconds
 
 
 async def _check_input_file(jobs: JobService, file_id: str) -> None:

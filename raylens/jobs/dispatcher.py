@@ -52,6 +52,10 @@ class JobRunner(Protocol):
         """Return how long an attempt may take, in seconds; the job's deadline limits it too."""
         ...
 
+    def timeout(self, job: Job) -> float:
+        """Return the seconds from the requeue of a job to its deadline."""
+        ...
+
     async def run(self, job: Job, timeout_s: float, save_progress: SaveProgress) -> Any:
         """Run one attempt, which ends in ``timeout_s`` seconds. Return the job's output.
 
@@ -79,8 +83,9 @@ class _Attempt:
 class Dispatcher:
     """Runs claimed jobs, and stores their results.
 
-    ``with_deliveries`` pairs a job in a new state with the webhook deliveries for that state, so
-    that both are stored in one transaction. ``on_change`` is called after every stored change.
+    ``with_deliveries`` takes a job before and after a transition, and pairs the latter with its
+    webhook deliveries, so that both are stored in one transaction. ``on_change`` is called after
+    every stored change.
 
     The lease of a running job is renewed. If that fails, the attempt stops before the lease
     expires, because another process may then claim the job.
@@ -94,7 +99,7 @@ class Dispatcher:
         config: JobsConfig,
         owner: str,
         clock: StoreClock,
-        with_deliveries: Callable[[Job], JobUpdate],
+        with_deliveries: Callable[[Job, Job], JobUpdate],
         on_change: Callable[[Job], None],
         metrics: JobMetrics,
     ) -> None:
@@ -179,7 +184,7 @@ class Dispatcher:
         """Fail the queued jobs whose deadline has passed. Return whether there may be more."""
 
         def update(job: Job) -> JobUpdate:
-            return self._with_deliveries(expire(job, now))
+            return self._with_deliveries(job, expire(job, now))
 
         expired = await self._store.expire(EXPIRY_BATCH, now, update)
         for job in expired:
@@ -194,7 +199,8 @@ class Dispatcher:
         lease_until = now + self._config.lease_s
 
         def update(job: Job) -> JobUpdate:
-            return self._with_deliveries(start_or_fail(job, now, self._owner, lease_until))
+            started = start_or_fail(job, now, self._owner, lease_until)
+            return self._with_deliveries(job, started)
 
         jobs = await self._store.claim(free, now, update, held.keys())
         for job in jobs:
@@ -316,7 +322,7 @@ class Dispatcher:
         self, job: Job, transition: Transition
     ) -> Job | RaylensError | None:
         def update(stored: Job) -> JobUpdate:
-            return self._with_deliveries(transition(stored))
+            return self._with_deliveries(stored, transition(stored))
 
         result: Job | RaylensError | None = await self._change_writer.submit(
             Change(job.id, update, job.fence)

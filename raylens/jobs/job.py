@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 PRIORITY_STEP_S = 60.0
@@ -185,14 +185,27 @@ class Delivery:
         return urlsplit(self.webhook.url).netloc.lower()
 
 
+_Item = TypeVar("_Item", Job, Delivery)
+
+
 def shift_times(job: Job, seconds: float) -> Job:
     """Return the job with its times moved from one clock to another."""
+    names = ("created_at", "deadline", "rank", "run_after", "started_at", "finished_at")
+    return _shift(job, (*names, "lease_until"), seconds)
+
+
+def shift_delivery_times(delivery: Delivery, seconds: float) -> Delivery:
+    """Return the delivery with its times moved from one clock to another."""
+    names = ("created_at", "next_at", "delivered_at", "lease_until")
+    return _shift(delivery, names, seconds)
+
+
+def _shift(item: _Item, names: tuple[str, ...], seconds: float) -> _Item:
     if not seconds:
-        return job
-    times = ("created_at", "deadline", "rank", "run_after", "started_at", "finished_at")
-    shifted = {name: getattr(job, name) for name in (*times, "lease_until")}
-    moved = {name: time + seconds for name, time in shifted.items() if time is not None}
-    return replace(job, **moved)
+        return item
+    times = {name: getattr(item, name) for name in names}
+    shifted = {name: time + seconds for name, time in times.items() if time is not None}
+    return replace(item, **shifted)
 
 
 @dataclass(frozen=True)

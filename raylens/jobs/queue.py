@@ -27,7 +27,7 @@ from raylens.jobs.clock import StoreClock
 from raylens.jobs.dispatcher import Dispatcher, JobRunner
 from raylens.jobs.files import StoredFile, UnknownFile, shift_file_times
 from raylens.jobs.group_commit import GroupCommit
-from raylens.jobs.job import Delivery, Job, JobState, Stats, shift_times
+from raylens.jobs.job import Delivery, Job, JobState, Stats, shift_delivery_times, shift_times
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.picture_storage import PictureStorage
 from raylens.jobs.ports import JobService
@@ -41,7 +41,7 @@ from raylens.jobs.store import (
 )
 from raylens.jobs.transitions import JobUpdate, cancel, move_to_store_clock, requeue
 from raylens.jobs.webhook_dispatcher import WebhookClient, WebhookDispatcher
-from raylens.jobs.webhooks import STARTED, make_delivery
+from raylens.jobs.webhooks import make_delivery
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ class JobQueue(JobService):
         self._config = config
         self._metrics = metrics or JobMetrics()
         self._clock = clock
+        self._runner = runner
         self._pictures = pictures
         self._cleaner = Cleaner(store, pictures.blobs, config, clock)
         self._add_writer: GroupCommit[Job, Job | RaylensError] = GroupCommit(
@@ -180,7 +181,7 @@ class JobQueue(JobService):
             canceled_now = job.state is not JobState.CANCELED
             if not canceled_now:  # the call was repeated
                 return JobUpdate(job)
-            return self._with_deliveries(cancel(job, self._clock.now()))
+            return self._with_deliveries(job, cancel(job, self._clock.now()))
 
         job = await self._change(job_id, update)
         self._dispatcher.stop(job_id)
@@ -200,8 +201,8 @@ class JobQueue(JobService):
             await self._check_capacity(None)
 
         def update(job: Job) -> JobUpdate:
-            config = self._config
-            return JobUpdate(requeue(job, self._clock.now(), config.max_attempts, config.timeout_s))
+            timeout_s = self._runner.timeout(job)
+            return JobUpdate(requeue(job, self._clock.now(), self._config.max_attempts, timeout_s))
 
         return await self._change(job_id, update)
 
@@ -220,7 +221,8 @@ class JobQueue(JobService):
     async def deliveries(self, job_id: str) -> list[Delivery]:
         await self.get(job_id)
         async with self._time_limit():
-            return await self._store.deliveries(job_id)
+            deliveries = await self._store.deliveries(job_id)
+        return [shift_delivery_times(each, self._clock.wall_offset) for each in deliveries]
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
         await self.get(job_id)
@@ -230,7 +232,7 @@ class JobQueue(JobService):
         if delivery is None:
             raise UnknownJob(f"delivery: job {job_id} has no delivery {number}", "delivery")
         self._webhook_dispatcher.wake()
-        return delivery
+        return shift_delivery_times(delivery, self._clock.wall_offset)
 
     async def add_file(self, file: StoredFile, data: bytes) -> StoredFile:
         async with self._time_limit(len(data)):
@@ -287,18 +289,23 @@ class JobQueue(JobService):
             message = f"the job queue didn't answer within {limit_s:g} s (jobs.queue_timeout_s)"
             raise Overloaded(message, None, limit_s, None, RETRY_AFTER_S) from None
 
-    def _with_deliveries(self, job: Job) -> JobUpdate:
-        """Pair a job in a new state with the webhook delivery for that state, if there is one."""
-        if job.state is JobState.RUNNING and not self._config.webhooks.started:
+    def _with_deliveries(self, before: Job, job: Job) -> JobUpdate:
+        """Pair a job in a new state with the webhook delivery for that state, if there is one.
+
+        That of ``job.started`` is for the first attempt only, or the first one after a requeue.
+        """
+        is_again = before.started_at is not None
+        if job.state is JobState.RUNNING and (is_again or not self._config.webhooks.started):
             return JobUpdate(job)
         base_url = self._config.webhooks.public_url.rstrip("/")
-        now = self._clock.now()
-        shown = self._for_callers(job)
-        delivery = make_delivery(shown, now, f"{base_url}/api/v1/jobs/{job.id}")
-        # job.started is sent for the first attempt only.
-        if delivery is None or (delivery.event == STARTED and job.attempts > 1):
-            return JobUpdate(job)
-        return JobUpdate(job, (delivery,))
+        offset = self._clock.wall_offset
+        # What the endpoint reads is on the wall clock.
+        delivery = make_delivery(
+            shift_times(job, offset),
+            self._clock.now() + offset,
+            f"{base_url}/api/v1/jobs/{job.id}",
+        )
+        return JobUpdate(job, (shift_delivery_times(delivery, -offset),) if delivery else ())
 
     def _for_callers(self, job: Job) -> Job:
         """Return the job with its times on the wall clock."""

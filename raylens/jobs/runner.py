@@ -48,6 +48,11 @@ class TypedJobRunner(JobRunner):
             return math.inf  # the timeout is that of each picture
         return self._config.attempt_timeout_s
 
+    def timeout(self, job: Job) -> float:
+        job_type = self._job_types.get(job.type)
+        timeout_s = None if job_type is None else job_type.timeout(job)
+        return self._config.timeout_s if timeout_s is None else timeout_s
+
     async def run(self, job: Job, timeout_s: float, save_progress: SaveProgress) -> Any:
         job_type = self._job_types.get(job.type)
         if job_type is None:
@@ -61,7 +66,7 @@ class TypedJobRunner(JobRunner):
             raise InvalidRequest(f"{field}: {problem.message}", field) from None
         context = JobContext(
             job,
-            self._clock.time() + timeout_s,
+            self._clock.monotonic() + timeout_s,
             self._config,
             self._clock,
             self._inference,

@@ -55,8 +55,8 @@ class JobContext:
     """One attempt at a job: the job, and what its type may use to run it."""
 
     job: Job
-    attempt_deadline: float
-    """When the attempt must have ended, in seconds since the epoch, on this machine's clock."""
+    ends_at: float
+    """When the attempt must have ended, on the monotonic clock."""
     config: JobsConfig
     clock: Clock
     inference: InferenceClient
@@ -66,6 +66,17 @@ class JobContext:
     """The language model of ``jobs.llm``, if one is configured."""
     save_progress: Callable[[Progress, dict[str, Any] | None], Awaitable[None]]
     """Used by :meth:`report`. Job types call :meth:`report` instead of this."""
+
+    @property
+    def seconds_left(self) -> float:
+        """The seconds until the attempt must have ended."""
+        return self.ends_at - self.clock.monotonic()
+
+    @property
+    def attempt_deadline(self) -> float:
+        """When the attempt must have ended, in seconds since the epoch, on this machine's clock as
+        it is set now."""
+        return self.clock.time() + self.seconds_left
 
     async def load_picture(self, reference: str, field: str) -> PictureFile:
         """Load a picture of the job. ``field`` is its path in the input, for error messages.
@@ -129,6 +140,11 @@ class JobType(Protocol):
 
     @property
     def input_model(self) -> type[JobInput]: ...
+
+    def timeout(self, job: Job) -> float | None:
+        """Return the seconds from the requeue of a job to its deadline; None for
+        ``jobs.timeout_s``."""
+        return None
 
     async def run(self, job_input: Any, context: JobContext) -> dict[str, Any]:
         """Return the job's output, as JSON. ``job_input`` is an instance of ``input_model``.

@@ -43,7 +43,7 @@ from raylens.jobs.types.timing import (
     make_question,
     parse_yes_or_no,
 )
-from testing.virtual_time import EPOCH, VirtualClock
+from testing.virtual_time import VirtualClock
 
 Reply = Callable[[str, VisionRequest], str | RaylensError]
 """Returns the answer to a request, or the error to raise, by the name of the picture."""
@@ -139,7 +139,7 @@ def make_context(
     config = AppConfig.model_validate({"models": [{"name": "moondream", "family": "moondream"}]})
     return JobContext(
         job,
-        EPOCH + 86_400,
+        VirtualClock().monotonic() + 86_400,
         config.jobs,
         VirtualClock(),
         InferenceClient(service, config),
