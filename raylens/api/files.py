@@ -66,10 +66,12 @@ def router(jobs: JobService, config: JobsConfig) -> APIRouter:
 
     @routes.get("/{file_id}/content", summary="Download a file")
     async def content(file_id: str) -> StreamingResponse:
-        # An error of the first part keeps its status.
-        first = await jobs.read_file_part(check_file_id(file_id), 0)
+        file = await jobs.get_file(check_file_id(file_id))
+        first = await jobs.read_file_part(file_id, 0)  # an error of it keeps its status
         return StreamingResponse(
-            _read_parts(jobs, file_id, first or b""), media_type="application/octet-stream"
+            _read_parts(jobs, file, first or b""),
+            media_type="application/octet-stream",
+            headers={"Content-Length": str(file.size)},
         )
 
     @routes.delete("/{file_id}", summary="Delete a file")
@@ -159,13 +161,17 @@ def _clean_filename(name: str) -> str:
     return printable[:MAX_FILENAME_CHARS] or "upload"
 
 
-async def _read_parts(jobs: JobService, file_id: str, first: bytes) -> AsyncGenerator[bytes, None]:
+async def _read_parts(
+    jobs: JobService, file: StoredFile, first: bytes
+) -> AsyncGenerator[bytes, None]:
+    """Yield the contents that the file had when its size was read; it may grow meanwhile."""
     part: bytes | None = first
-    number = 0
-    while part is not None:
-        yield part
+    number, missing = 0, file.size
+    while part and missing:
+        yield part[:missing]
+        missing -= len(part[:missing])
         number += 1
-        part = await jobs.read_file_part(file_id, number)
+        part = await jobs.read_file_part(file.id, number) if missing else None
 
 
 _UPLOAD = {

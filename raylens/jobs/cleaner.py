@@ -21,8 +21,10 @@ PURGE_BATCH = 200
 BLOB_REMOVAL_BATCH = 10
 """Maximum number of blobs marked for removal at a time."""
 BLOB_REMOVAL_S = 60.0
-"""How long a blob stays marked for removal. If it is not removed by half of that, the next cleanup
-tries again."""
+"""How long a blob stays marked for removal. What is not removed by half of that is left to the next
+cleanup."""
+REMOVAL_RETRY_S = 3600.0
+"""Time after which a blob that could not be removed is tried again, in seconds."""
 MIN_BLOB_GRACE_S = 120.0
 """How long an unreferenced blob is kept at least after its last touch, in seconds.
 
@@ -75,20 +77,26 @@ class Cleaner:
     async def _remove_unused_blobs(self) -> bool:
         """Remove some unused blobs, outside of any transaction. Return whether to go on."""
         now = self._clock.now()
+        unused_since = now - self._blob_grace_s
         until = now + BLOB_REMOVAL_S
-        digests = await self._store.mark_unused_blobs(
-            now - self._blob_grace_s, now, until, BLOB_REMOVAL_BATCH
-        )
-        removed = []
+        digests = await self._store.mark_unused_blobs(unused_since, now, until, BLOB_REMOVAL_BATCH)
+        removed, failed, skipped = [], [], []
         for digest in digests:
             if self._clock.now() > until - BLOB_REMOVAL_S / 2:
-                break  # a submission may soon take over what is left
-            with suppress(RaylensError):  # the storage has logged it
+                skipped.append(digest)  # a submission may soon take it over
+                continue
+            try:
                 await self._blobs.remove_async(digest)
                 removed.append(digest)
+            except RaylensError:  # the storage has logged it
+                failed.append(digest)
         if removed:
             await self._store.forget_blobs(removed)
-        return len(removed) == BLOB_REMOVAL_BATCH
+        if skipped:
+            await self._store.unmark_blobs(skipped, unused_since)
+        if failed:  # the next cleanup tries others
+            await self._store.unmark_blobs(failed, now + REMOVAL_RETRY_S)
+        return len(digests) == BLOB_REMOVAL_BATCH and bool(removed) and not skipped
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
-from raylens.core.errors import FailureClass, Overloaded, RaylensError, UnknownJob
+from raylens.core.errors import FailureClass, Overloaded, UnknownJob
 from raylens.jobs.job import Job
 from raylens.jobs.ports import JobService
 
@@ -119,8 +119,8 @@ class JobFeed:
                     ids = changes.job_ids & self._watchers.keys()
                 await self._read(ids)
                 cursor = changes.cursor
-            except RaylensError as error:
-                if error.failure_class is not FailureClass.CAPACITY:
+            except Exception as error:
+                if getattr(error, "failure_class", None) is not FailureClass.CAPACITY:
                     logger.exception("following the changes of jobs failed")
                 await asyncio.sleep(RETRY_S)
             await asyncio.sleep(READ_PERIOD_S)

@@ -8,6 +8,9 @@ from raylens.jobs.job import Job
 from raylens.jobs.picture_storage import PictureStorage
 from raylens.jobs.store import JobStore
 
+MERGE_BYTES = 128 * 2**10
+"""Size below which the last part of a file grows instead of another one being added."""
+
 
 class JobFiles:
     """Files in the store, and their parts in the picture storage."""
@@ -31,11 +34,17 @@ class JobFiles:
             return b""
 
     async def append(self, file: StoredFile, data: bytes, job: Job) -> None:
-        """Append a part to a file, which is created with its first part.
+        """Append data to a file, which is created if it doesn't exist.
 
         Raises ``Conflict`` if the attempt no longer holds the job, and ``StoreUnavailable`` or
-        ``InsufficientStorage`` if the part can't be stored.
+        ``InsufficientStorage`` if the data can't be stored.
         """
-        digest = compute_digest(data)
-        await self._storage.store({digest: data})
-        await self._store.append_to_file(file, digest, len(data), job.id, job.fence)
+        digests = await self._store.file_parts(file.id)
+        last = digests[-1] if digests else None
+        part = b"" if last is None else await self._read_part(last)
+        if not 0 < len(part) < MERGE_BYTES:
+            last, part = None, b""
+        part += data
+        digest = compute_digest(part)
+        await self._storage.store({digest: part})
+        await self._store.append_to_file(file, digest, len(data), job.id, job.fence, last)

@@ -105,7 +105,10 @@ class MemoryStore(JobStore):
         return [self._save(update(job)) for job in claimable[:count]]
 
     async def expire(self, limit: int, now: float, update: ComputeUpdate) -> list[Job]:
-        expired = [job for job in self._in_state(JobState.QUEUED) if job.deadline <= now]
+        running = self._in_state(JobState.RUNNING)
+        dead = [job for job in running if (job.lease_until or 0) <= now]
+        waiting = [*self._in_state(JobState.QUEUED), *dead]
+        expired = [job for job in waiting if job.deadline <= now]
         return [self._save(update(job)) for job in expired[:limit]]
 
     async def next_due(
@@ -113,8 +116,10 @@ class MemoryStore(JobStore):
     ) -> NextDue:
         queued = self._in_state(JobState.QUEUED)
         free = [job.run_after for job in queued if job.model not in held_models]
-        leases = [job.lease_until or 0 for job in self._in_state(JobState.RUNNING)]
+        running = self._in_state(JobState.RUNNING)
+        leases = [job.lease_until or 0 for job in running]
         deadlines = [job.deadline for job in queued]
+        deadlines += [max(job.deadline, job.lease_until or 0) for job in running]
         claim = min(free + leases, default=math.inf) if with_claims else math.inf
         return NextDue(claim, min(deadlines, default=math.inf))
 
@@ -289,21 +294,39 @@ class MemoryStore(JobStore):
             if blob is not None and blob.removing_until > 0:
                 del self._blobs[digest]
 
+    async def unmark_blobs(self, digests: Collection[str], touched_at: float) -> None:
+        for digest in digests:
+            blob = self._blobs.get(digest)
+            if blob is not None and blob.removing_until > 0:
+                self._blobs[digest] = _Blob(blob.size, touched_at)
+
     async def add_file(self, file: StoredFile, digests: Sequence[str]) -> None:
         self._files.setdefault(file.id, file)
         self._parts.setdefault(file.id, list(digests))
 
     async def append_to_file(
-        self, file: StoredFile, digest: str, size: int, job_id: str, fence: int
+        self,
+        file: StoredFile,
+        digest: str,
+        size: int,
+        job_id: str,
+        fence: int,
+        replaces: str | None = None,
     ) -> None:
         if not self._is_running_with(job_id, fence):
             raise Conflict("job_id: the attempt no longer holds the job", "job_id")
         stored = self._files.setdefault(file.id, file)
         self._files[file.id] = replace(stored, size=stored.size + size)
-        self._parts.setdefault(file.id, []).append(digest)
+        parts = self._parts.setdefault(file.id, [])
+        if replaces is not None:
+            parts.remove(replaces)
+        parts.append(digest)
 
     async def get_file(self, file_id: str) -> StoredFile | None:
         return self._files.get(file_id)
+
+    async def file_part(self, file_id: str, number: int) -> str | None:
+        return next(iter(self._parts.get(file_id, ())[number : number + 1]), None)
 
     async def file_parts(self, file_id: str) -> list[str]:
         return list(self._parts.get(file_id, ()))

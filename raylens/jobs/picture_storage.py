@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Mapping
 
@@ -11,6 +12,8 @@ from raylens.core.errors import InsufficientStorage
 from raylens.jobs.blobs import RETRY_AFTER_S, BlobStorage
 from raylens.jobs.clock import StoreClock
 from raylens.jobs.store import STORAGE_RETRY_AFTER_S, JobStore, StoreUnavailable
+
+logger = logging.getLogger(__name__)
 
 FREE_SPACE_PERIOD_S = 1.0
 """Seconds between two looks at the free space of the disk."""
@@ -23,7 +26,8 @@ BLOB_WAIT_S = 0.1
 class PictureStorage:
     """The blob storage, and the records of its blobs in the store.
 
-    ``free_bytes`` returns the free bytes of the disk that holds the queue's files.
+    ``free_bytes`` returns the free bytes of the disk that holds the queue's files. It may block, or
+    raise ``OSError``.
     """
 
     def __init__(
@@ -39,23 +43,32 @@ class PictureStorage:
         self._config = config
         self._clock = clock
         self._free_bytes = free_bytes
-        self._free_space = math.inf
+        self._free_space: asyncio.Future[float] | None = None
+        """The last look at the free space."""
         self._free_space_at = -math.inf
 
-    def check_free_space(self) -> None:
-        """Raise ``InsufficientStorage`` if the disk has too little free space."""
+    async def check_free_space(self) -> None:
+        """Raise ``InsufficientStorage`` if the disk has too little free space, and
+        ``StoreUnavailable`` if that can't be found out."""
         now = self._clock.machine.monotonic()
-        if now - self._free_space_at > FREE_SPACE_PERIOD_S:
-            self._free_space = self._free_bytes()
-            self._free_space_at = now
+        look = self._free_space
+        if look is None or (look.done() and now - self._free_space_at > FREE_SPACE_PERIOD_S):
+            look = asyncio.ensure_future(asyncio.to_thread(self._free_bytes))
+            self._free_space, self._free_space_at = look, now
+        try:
+            free_space = look.result() if look.done() else await asyncio.shield(look)
+        except OSError as error:
+            logger.warning("looking at the free space of the disk failed: %s", error)
+            message = "the disk of the job queue can't be read; see the server's log"
+            raise StoreUnavailable(message, None, None, None, RETRY_AFTER_S) from None
         floor = self._config.min_free_bytes
-        if self._free_space < floor:
+        if free_space < floor:
             message = (
-                f"the disk of the job queue has {self._free_space:.0f} free bytes;"
+                f"the disk of the job queue has {free_space:.0f} free bytes;"
                 f" the limit is {int(floor)} (jobs.min_free_bytes)"
             )
             raise InsufficientStorage(
-                message, "jobs.min_free_bytes", floor, self._free_space, STORAGE_RETRY_AFTER_S
+                message, "jobs.min_free_bytes", floor, free_space, STORAGE_RETRY_AFTER_S
             )
 
     async def store(self, pictures: Mapping[str, bytes]) -> None:

@@ -96,9 +96,9 @@ class JobService(Protocol):
         ...
 
     async def read_file_part(self, file_id: str, number: int) -> bytes | None:
-        """Return a part of a file, counted from 0; None behind the last one.
+        """Return a part of a file, counted from 0; None if there is no such part.
 
-        Raises ``UnknownFile``.
+        While a batch writes to the file, its last part grows.
         """
         ...
 

@@ -132,7 +132,7 @@ class JobQueue(JobService):
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         async with self._time_limit():
-            self._pictures.check_free_space()
+            await self._pictures.check_free_space()
             job = move_to_store_clock(job, self._clock.now())
             if pictures:
                 await self._check_capacity(job)
@@ -236,7 +236,7 @@ class JobQueue(JobService):
 
     async def add_file(self, file: StoredFile, data: bytes) -> StoredFile:
         async with self._time_limit(len(data)):
-            self._pictures.check_free_space()
+            await self._pictures.check_free_space()
             now = self._clock.now()
             stored = replace(file, created_at=now, expires_at=now + FILE_TTL_S)
             parts = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
@@ -252,12 +252,10 @@ class JobQueue(JobService):
 
     async def read_file_part(self, file_id: str, number: int) -> bytes | None:
         async with self._time_limit(PART_BYTES):
-            digests = await self._store.file_parts(file_id)
-            if not digests:
-                raise UnknownFile(f"file_id: unknown file {file_id[:64]!r}", "file_id")
-            if number >= len(digests):
+            digest = await self._store.file_part(file_id, number)
+            if digest is None:
                 return None
-            return await self._pictures.blobs.get_async(digests[number])
+            return await self._pictures.blobs.get_async(digest)
 
     async def list_files(
         self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool

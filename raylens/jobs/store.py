@@ -154,9 +154,8 @@ class JobStore(Protocol):
         ...
 
     async def expire(self, limit: int, now: float, update: ComputeUpdate) -> list[Job]:
-        """Apply ``update`` to at most ``limit`` queued jobs whose deadline has passed.
-
-        Return the updated jobs.
+        """Apply ``update`` to at most ``limit`` jobs whose deadline has passed. They are queued, or
+        their lease has expired. Return the updated jobs.
         """
         ...
 
@@ -259,7 +258,7 @@ class JobStore(Protocol):
 
         A blob is unused if no job and no file refers to it, and if it was last touched before
         ``touched_before``. It can't be touched while it is marked. The caller removes the blobs
-        before ``until``, and then calls :meth:`forget_blobs`.
+        before ``until``, and then calls :meth:`forget_blobs` or :meth:`unmark_blobs`.
         """
         ...
 
@@ -267,20 +266,37 @@ class JobStore(Protocol):
         """Delete the records of blobs that have been removed."""
         ...
 
+    async def unmark_blobs(self, digests: Collection[str], touched_at: float) -> None:
+        """Take back the marks of blobs that were not removed, as if they were last touched at
+        ``touched_at``."""
+        ...
+
     async def add_file(self, file: StoredFile, digests: Sequence[str]) -> None:
         """Add a file with its parts in order, unless it exists already."""
         ...
 
     async def append_to_file(
-        self, file: StoredFile, digest: str, size: int, job_id: str, fence: int
+        self,
+        file: StoredFile,
+        digest: str,
+        size: int,
+        job_id: str,
+        fence: int,
+        replaces: str | None = None,
     ) -> None:
-        """Append a part of ``size`` bytes to a file. The file is added if it doesn't exist.
+        """Append a part to a file, which grows by ``size`` bytes and is added if it doesn't exist.
+
+        With ``replaces``, the part replaces the last one, which has this digest.
 
         Raises ``Conflict`` unless the job is running with this fence.
         """
         ...
 
     async def get_file(self, file_id: str) -> StoredFile | None: ...
+
+    async def file_part(self, file_id: str, number: int) -> str | None:
+        """Return the digest of a part, counted from 0; None if there is no such part."""
+        ...
 
     async def file_parts(self, file_id: str) -> list[str]:
         """Return the digests of a file's parts in order; none if the file doesn't exist."""

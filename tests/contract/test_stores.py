@@ -552,6 +552,14 @@ class TestCleaning:
         with pytest.raises(InsufficientStorage):
             await store.touch_blobs({"c" * 64: 1}, NOW, 20)
 
+    async def test_a_blob_that_could_not_be_removed_can_be_touched(self, store: JobStore) -> None:
+        await touch(store, NOW, "a" * 64, "b" * 64)
+        assert len(await mark(store, NOW + 50)) == 2
+        await store.unmark_blobs(["a" * 64, "b" * 64], NOW + 300)
+        await touch(store, NOW + 60, "a" * 64)
+        assert await mark(store, NOW + 300) == ["a" * 64]
+        assert await mark(store, NOW + 301) == ["b" * 64]
+
     async def test_a_removal_that_takes_too_long_is_taken_over(self, store: JobStore) -> None:
         digest = "a" * 64
         await touch(store, NOW, digest)
@@ -628,6 +636,8 @@ class TestFiles:
             await store.add_file(file, parts)
         assert await store.get_file("f") == file
         assert await store.file_parts("f") == parts
+        assert [await store.file_part("f", number) for number in range(4)] == [*parts, None]
+        assert await store.file_part("nothing", 0) is None
         assert await store.get_file("nothing") is None
         assert await store.file_parts("nothing") == []
 
@@ -645,6 +655,18 @@ class TestFiles:
         with pytest.raises(Conflict, match="no longer holds the job"):
             await store.append_to_file(make_file("f"), "c" * 64, 1, job.id, job.fence + 1)
         assert len(await store.file_parts("f")) == 3
+
+    async def test_the_last_part_of_a_file_can_be_replaced(self, store: JobStore) -> None:
+        await add_all(store, make_job())
+        (job,) = await store.claim(1, NOW, start_at())
+        await touch(store, NOW, *(letter * 64 for letter in "abc"))
+        for digest, size, replaces in (("a", 3, None), ("b", 4, None), ("c", 5, "b")):
+            await store.append_to_file(
+                make_file("f"), digest * 64, size, job.id, job.fence, replaces and replaces * 64
+            )
+        assert await store.file_parts("f") == ["a" * 64, "c" * 64]
+        assert await store.get_file("f") == replace(make_file("f"), size=12)
+        assert await mark(store, NOW + 1) == ["b" * 64]
 
     async def test_pages_cover_all_files_in_either_order(self, store: JobStore) -> None:
         for number in range(5):
@@ -688,7 +710,10 @@ class TestTimes:
         await store.claim(1, NOW + 10, start_at(NOW + 10))
         assert await store.next_due() == NextDue(NOW + 20, NOW + 90)
         await store.claim(1, NOW + 20, start_at(NOW + 20))
-        assert await store.next_due() == NextDue(NOW + 10 + LEASE, math.inf)
+        assert await store.next_due() == NextDue(NOW + 10 + LEASE, NOW + 90)
+        fences = {job.id: job.fence for job in await store.list_jobs(JobQuery(9))}
+        await store.renew(fences, NOW + 95)
+        assert await store.next_due() == NextDue(NOW + 95, NOW + 95)
 
     async def test_jobs_of_held_models_are_not_claimed(self, store: JobStore) -> None:
         held, free = make_job(model="a"), make_job(model="b")
@@ -699,7 +724,9 @@ class TestTimes:
         after = NOW + LEASE
         assert len(await store.claim(9, after, start_at(after), ["b"])) == 2
 
-    async def test_only_queued_jobs_past_their_deadline_expire(self, store: JobStore) -> None:
+    async def test_jobs_past_their_deadline_expire_unless_a_process_holds_them(
+        self, store: JobStore
+    ) -> None:
         late = [make_job(deadline=NOW - 1, run_after=NOW + 60) for _ in range(3)]
         running = make_job(deadline=NOW - 1, rank=NOW - 99)
         await add_all(store, running, make_job(), *late)
@@ -713,6 +740,8 @@ class TestTimes:
         assert {job.id for job in first + second} == {job.id for job in late}
         assert {job.state for job in first + second} == {JobState.FAILED}
         assert await store.expire(2, NOW, expire_now) == []
+        (dead,) = await store.expire(2, NOW - 2 + LEASE, expire_now)
+        assert (dead.id, dead.state) == (running.id, JobState.FAILED)
 
     async def test_the_next_delivery_is_known(self, store: JobStore) -> None:
         job = make_job()

@@ -74,6 +74,12 @@ def _may_be_removed(touched_before: float, now: float) -> sa.ColumnElement[bool]
     return (blobs.c.touched_at < touched_before) & is_free & ~_is_of_job & ~_is_of_file
 
 
+def unmark_blobs(db: sa.Connection, digests: Collection[str], touched_at: float) -> None:
+    is_marked = blobs.c.digest.in_(digests) & blobs.c.removing_until.is_not(None)
+    values = {"removing_until": None, "touched_at": touched_at}
+    db.execute(sa.update(blobs).where(is_marked).values(values))
+
+
 def forget_blobs(db: sa.Connection, digests: Collection[str]) -> None:
     is_removed = blobs.c.digest.in_(digests) & blobs.c.removing_until.is_not(None)
     query = sa.select(blobs).where(is_removed).order_by(blobs.c.digest)

@@ -25,7 +25,13 @@ def add_file(db: sa.Connection, file: StoredFile, digests: Sequence[str]) -> Non
 
 
 def append_to_file(
-    db: sa.Connection, file: StoredFile, digest: str, size: int, job_id: str, fence: int
+    db: sa.Connection,
+    file: StoredFile,
+    digest: str,
+    size: int,
+    job_id: str,
+    fence: int,
+    replaces: str | None,
 ) -> None:
     is_held = (jobs.c.id == job_id) & (jobs.c.fence == fence) & (jobs.c.state == JobState.RUNNING)
     # The row stays locked, so that the job can't be claimed by another process meanwhile.
@@ -33,8 +39,14 @@ def append_to_file(
         raise Conflict("job_id: the attempt no longer holds the job", "job_id")
     db.execute(insert(db, files).values(asdict(file)).on_conflict_do_nothing())
     last = sa.select(sa.func.max(file_parts.c.number)).where(file_parts.c.file_id == file.id)
-    number = (db.scalar(last) or 0) + 1
-    db.execute(sa.insert(file_parts).values(file_id=file.id, number=number, digest=digest))
+    number = db.scalar(last) or 0
+    if replaces is None:
+        part = {"file_id": file.id, "number": number + 1, "digest": digest}
+        db.execute(sa.insert(file_parts).values(part))
+    else:
+        is_last = (file_parts.c.file_id == file.id) & (file_parts.c.number == number)
+        replaced = sa.update(file_parts).where(is_last, file_parts.c.digest == replaces)
+        db.execute(replaced.values(digest=digest))
     grown = sa.update(files).where(files.c.id == file.id)
     db.execute(grown.values(size=files.c.size + size))
 
@@ -42,6 +54,11 @@ def append_to_file(
 def get_file(db: sa.Connection, file_id: str) -> StoredFile | None:
     matches = _select(db, sa.select(files).where(files.c.id == file_id))
     return matches[0] if matches else None
+
+
+def select_part(db: sa.Connection, file_id: str, number: int) -> str | None:
+    is_part = (file_parts.c.file_id == file_id) & (file_parts.c.number == number + 1)
+    return db.scalar(sa.select(file_parts.c.digest).where(is_part))
 
 
 def select_parts(db: sa.Connection, file_id: str) -> list[str]:

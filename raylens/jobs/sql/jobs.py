@@ -30,6 +30,7 @@ _UPDATE_JOB = (
     .where(jobs.c.id == sa.bindparam("job_id"))
     .values({name: sa.bindparam(f"new_{name}") for name in MUTABLE_COLUMNS})
 )
+_is_running = jobs.c.state == JobState.RUNNING
 _ALL_BUT_INPUT = [column for column in jobs.c if column.name != "input"]
 
 
@@ -138,9 +139,12 @@ def _select_claimable(has_held_models: bool) -> sa.Select[Any]:
 
 
 def expire(db: sa.Connection, limit: int, now: float, update: ComputeUpdate) -> list[Job]:
-    query = sa.select(jobs).where(is_queued, jobs.c.deadline <= now).limit(limit)
-    locking = query.order_by(jobs.c.id).with_for_update(skip_locked=True)
-    return _update_all(db, select_jobs(db, locking), update)
+    expired: list[Job] = []
+    for is_waiting in (is_queued, _is_running & (jobs.c.lease_until <= now)):
+        query = sa.select(jobs).where(is_waiting, jobs.c.deadline <= now)
+        locking = query.order_by(jobs.c.id).with_for_update(skip_locked=True)
+        expired += select_jobs(db, locking.limit(limit - len(expired)))
+    return _update_all(db, expired, update)
 
 
 def _update_all(db: sa.Connection, selected: Sequence[Job], update: ComputeUpdate) -> list[Job]:
@@ -150,19 +154,25 @@ def _update_all(db: sa.Connection, selected: Sequence[Job], update: ComputeUpdat
 
 
 def next_due(db: sa.Connection, held_models: Collection[str], with_claims: bool) -> NextDue:
-    expiry = _min(db, jobs.c.deadline, is_queued)
+    is_late = jobs.c.lease_until > jobs.c.deadline
+    expiry = min(
+        _min(db, jobs.c.deadline, is_queued),
+        _min(db, sa.case((is_late, jobs.c.lease_until), else_=jobs.c.deadline), _is_running),
+    )
     if not with_claims:
         return NextDue(expiry=expiry)
     is_free = [jobs.c.model.not_in(held_models)] if held_models else []
     run_after = _min(db, jobs.c.run_after, is_queued, *is_free)
-    lease_until = _min(db, jobs.c.lease_until, jobs.c.state == JobState.RUNNING)
+    lease_until = _min(db, jobs.c.lease_until, _is_running)
     return NextDue(min(run_after, lease_until), expiry)
 
 
-def _min(db: sa.Connection, column: sa.Column[Any], *conditions: sa.ColumnElement[bool]) -> float:
-    """Return the least value of a column; infinity if there is none."""
-    value = db.scalar(sa.select(sa.func.min(column)).where(*conditions))
-    return math.inf if value is None else float(value)
+def _min(
+    db: sa.Connection, value: sa.ColumnElement[Any], *conditions: sa.ColumnElement[bool]
+) -> float:
+    """Return the least value of some rows; infinity if there is none."""
+    least = db.scalar(sa.select(sa.func.min(value)).where(*conditions))
+    return math.inf if least is None else float(least)
 
 
 def renew(db: sa.Connection, fences: Mapping[str, int], until: float) -> set[str]:

@@ -210,18 +210,32 @@ class SqlStore(JobStore):
     async def forget_blobs(self, digests: Collection[str]) -> None:
         await self._write(partial(blob_statements.forget_blobs, digests=digests))
 
+    async def unmark_blobs(self, digests: Collection[str], touched_at: float) -> None:
+        await self._write(lambda db: blob_statements.unmark_blobs(db, digests, touched_at))
+
     async def add_file(self, file: StoredFile, digests: Sequence[str]) -> None:
         await self._write(lambda db: file_statements.add_file(db, file, digests))
 
     async def append_to_file(
-        self, file: StoredFile, digest: str, size: int, job_id: str, fence: int
+        self,
+        file: StoredFile,
+        digest: str,
+        size: int,
+        job_id: str,
+        fence: int,
+        replaces: str | None = None,
     ) -> None:
         await self._write(
-            lambda db: file_statements.append_to_file(db, file, digest, size, job_id, fence)
+            lambda db: file_statements.append_to_file(
+                db, file, digest, size, job_id, fence, replaces
+            )
         )
 
     async def get_file(self, file_id: str) -> StoredFile | None:
         return await self._read(partial(file_statements.get_file, file_id=file_id))
+
+    async def file_part(self, file_id: str, number: int) -> str | None:
+        return await self._read(lambda db: file_statements.select_part(db, file_id, number))
 
     async def file_parts(self, file_id: str) -> list[str]:
         return await self._read(partial(file_statements.select_parts, file_id=file_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal, cast
 from urllib.parse import quote
@@ -473,6 +474,64 @@ class TestBatches:
             batch = await wait_for_end(client, batch)
         assert batch.status == "completed"
         assert len(await read_results(client, batch.output_file_id)) == 100
+
+    @pytest.mark.parametrize("step", [2 * 86_400.0, -2 * 86_400.0])
+    async def test_a_step_of_the_wall_clock_does_not_move_the_window(
+        self,
+        client: AsyncOpenAI,
+        parts: QueueParts,
+        queue: JobQueue,
+        model: FakeService,
+        step: float,
+    ) -> None:
+        model.seconds = 10
+        async with serving(queue):
+            batch = await create(client, [line(number) for number in range(40)], window="3m")
+            await asyncio.sleep(25)
+            parts.clock.step = step
+            await asyncio.sleep(40)
+            batch = await client.batches.retrieve(batch.id)
+            assert batch.status == "in_progress"
+            model.seconds = 1000
+            await asyncio.sleep(180)
+            batch = await client.batches.retrieve(batch.id)
+        assert batch.status == "expired"
+        assert batch.request_counts is not None
+        assert batch.request_counts.completed >= 24
+        assert batch.request_counts.completed + batch.request_counts.failed == 40
+
+    async def test_a_batch_that_is_queued_again_has_its_window_again(
+        self, client: AsyncOpenAI, parts: QueueParts, model: FakeService
+    ) -> None:
+        model.seconds = 10
+        queue = parts.make_queue(timeout_s=300)
+        async with serving(queue):
+            batch = await create(client, [line(number) for number in range(40)], window="2h")
+            await asyncio.sleep(25)
+            batch = await client.batches.cancel(batch.id)
+            await queue.requeue(str(uuid.UUID(batch.id.removeprefix("batch_"))))
+            batch = await client.batches.retrieve(batch.id)
+            assert batch.expires_at is not None
+            assert batch.expires_at == pytest.approx(batch.created_at + 25 + 7200, abs=2)
+            batch = await wait_for_end(client, batch)
+        assert batch.status == "completed"
+        assert len(await read_results(client, batch.output_file_id)) == 40
+
+    async def test_the_files_of_a_long_batch_have_few_parts(
+        self, client: AsyncOpenAI, parts: QueueParts, queue: JobQueue, model: FakeService
+    ) -> None:
+        model.seconds = 10
+        async with serving(queue):
+            batch = await create(client, [line(number) for number in range(200)])
+            await asyncio.sleep(200)
+            batch = await client.batches.retrieve(batch.id)
+            assert batch.output_file_id is not None
+            file = await client.files.retrieve(batch.output_file_id)
+            response = await client.files.content(file.id)
+            assert len(response.content) == int(response.response.headers["content-length"])
+            batch = await wait_for_end(client, batch)
+        assert len(await read_results(client, batch.output_file_id)) == 200
+        assert len(await parts.store.file_parts(file.id)) == 1
 
     async def test_a_request_that_hangs_is_an_error_with_its_id(
         self, client: AsyncOpenAI, queue: JobQueue, model: FakeService

@@ -71,6 +71,23 @@ async def test_changes_arrive_at_once_and_those_of_other_processes_soon(parts: Q
     assert delays[theirs.id] - canceled_at < 3
 
 
+async def test_an_unexpected_error_ends_no_stream(
+    parts: QueueParts, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = parts.store = CountingStore(parts.clock)
+    queue = parts.make_queue()
+    feed = JobFeed(queue, 10)
+    job = await queue.submit(make_job(), {})
+    watching = asyncio.create_task(watch_states(feed, job.id))
+    await settle(queue)
+    store.error = RuntimeError("Serve's controller is away")
+    await asyncio.sleep(10)
+    store.error = None
+    assert "following the changes of jobs failed" in caplog.text
+    await queue.cancel(job.id)
+    assert (await watching)[-1] is JobState.CANCELED
+
+
 async def test_the_number_of_watchers_costs_no_reads(parts: QueueParts) -> None:
     async def count_reads(watchers: int) -> int:
         store = parts.store = CountingStore(parts.clock)

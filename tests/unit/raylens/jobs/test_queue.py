@@ -207,6 +207,16 @@ class TestLimits:
         await asyncio.sleep(2)
         await queue.submit(make_job(), {})
 
+    async def test_a_disk_that_cannot_be_read_is_a_503(self, parts: QueueParts) -> None:
+        def fail() -> float:
+            raise FileNotFoundError("/data")
+
+        queue = parts.make_queue()
+        queue._pictures._free_bytes = fail
+        for submit in (queue.submit(make_job(), {}), submit_picture(queue, PICTURE)):
+            with pytest.raises(StoreUnavailable, match="the disk of the job queue can't be read"):
+                await submit
+
     async def test_a_picture_that_is_being_removed_is_stored_again(self, parts: QueueParts) -> None:
         await parts.store.touch_blobs({DIGEST: 1}, now() - 1000, 10)
         assert await parts.store.mark_unused_blobs(now(), now(), now() + 60, 9) == [DIGEST]
@@ -294,24 +304,35 @@ class TestCleaning:
         assert removed >= 100
         assert parts.blobs.get(DIGEST) == PICTURE
 
-    async def test_a_removal_that_fails_is_tried_again(self, parts: QueueParts) -> None:
-        failures = 2
+    async def test_a_removal_that_fails_is_tried_again_and_stops_no_other(
+        self, parts: QueueParts
+    ) -> None:
+        pictures = [f"{number}".encode() for number in range(60)]
+        digests = [compute_digest(picture) for picture in pictures]
+        stuck = set(digests[:12])
 
         class FlakyBlobs(BlobStorage):
             async def remove_async(self, digest: str) -> None:
-                nonlocal failures
-                if failures:
-                    failures -= 1
+                if digest in stuck:
                     raise StoreUnavailable("removing a picture failed")
                 await super().remove_async(digest)
 
-        parts.blobs = FlakyBlobs(f"memory://{new_id()}")
-        parts.blobs.put(DIGEST, PICTURE)
-        await parts.store.touch_blobs({DIGEST: 1}, now() - 1000, 10)
-        async with serving(parts.make_queue()):
+        blobs = parts.blobs = FlakyBlobs(f"memory://{new_id()}")
+
+        def stored() -> set[str]:
+            return {digest for digest in digests if blobs._filesystem.exists(blobs._path(digest))}
+
+        for digest, picture in zip(digests, pictures, strict=True):
+            blobs.put(digest, picture)
+            await parts.store.touch_blobs({digest: 1}, now() - 1000, 100)
+        queue = parts.make_queue()
+        async with serving(queue):
             await asyncio.sleep(600)
-        with pytest.raises(BlobMissing):
-            parts.blobs.get(DIGEST)
+            assert stored() == stuck
+            await submit_picture(queue, pictures[0])  # it can be used meanwhile
+            stuck.clear()
+            await asyncio.sleep(2 * 3600)
+            assert stored() == {digests[0]}
 
 
 class TestMetrics:

@@ -6,8 +6,9 @@ import json
 import httpx
 import pytest
 
-from raylens.core.errors import TooManyRequests
+from raylens.core.errors import InvalidRequest, Overloaded, TooManyRequests
 from raylens.jobs.job import DeliveryState, Webhook
+from raylens.jobs.webhooks import format_timestamp
 from raylens.net.address import AddressRefused
 from tests.unit.raylens.jobs.conftest import (
     URL,
@@ -48,6 +49,34 @@ async def test_the_start_if_enabled_and_a_cancellation_are_delivered(parts: Queu
         await wait_until(lambda: len(parts.webhook_client.sent) == 2)
     events = {json.loads(content)["type"] for _, content, _ in parts.webhook_client.sent}
     assert events == {"job.started", "job.canceled"}
+
+
+async def test_the_start_is_delivered_once_and_again_after_a_requeue(parts: QueueParts) -> None:
+    parts.service.errors = [Overloaded("full", "model")] * 5 + [InvalidRequest("broken")]
+    queue = parts.make_queue(webhooks={"started": True})
+    async with serving(queue):
+        job = await queue.submit(make_job_with_webhook(), {})
+        await wait_until_ended(queue, job.id)
+        await queue.requeue(job.id)
+        await wait_until_ended(queue, job.id)
+        events = [delivery.event for delivery in await queue.deliveries(job.id)]
+    assert events == ["job.started", "job.failed", "job.started", "job.succeeded"]
+
+
+async def test_what_an_endpoint_reads_is_on_the_wall_clock(parts: QueueParts) -> None:
+    queue = parts.make_queue()
+    async with serving(queue):
+        parts.clock.step = 7200.0
+        job = await queue.submit(make_job_with_webhook(), {})
+        ended = await wait_until_ended(queue, job.id)
+        await wait_until(lambda: parts.webhook_client.sent)
+        await asyncio.sleep(1)
+        (delivery,) = await queue.deliveries(job.id)
+    ((_, content, _),) = parts.webhook_client.sent
+    body = json.loads(content)
+    assert body["timestamp"] == body["data"]["finished_at"] == format_timestamp(ended.finished_at)
+    assert delivery.created_at == pytest.approx(now() + 7200, abs=3)
+    assert delivery.delivered_at == pytest.approx(now() + 7200, abs=3)
 
 
 async def test_a_failed_delivery_is_retried_on_the_schedule(parts: QueueParts) -> None:
