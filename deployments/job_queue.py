@@ -79,9 +79,7 @@ class JobQueueActor:
 
         models = {model.name: get_handle(model.name) for model in config.models}
         graph = Graph(config, application, get_handle("Preprocessor"), models)
-        batch_job = OpenAIBatchJob(
-            lambda: create_app(BackgroundService(graph), config), config.defaults.max_timeout_s
-        )
+        batch_job = OpenAIBatchJob(lambda: create_app(BackgroundService(graph), config), config)
         self._queue = create_queue(config, graph, PrometheusJobMetrics(), [batch_job])
         self._is_open = False
         if self._open():

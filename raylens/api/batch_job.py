@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp
 
-from raylens.core.config import JobsConfig
+from raylens.api.batch_lines import BatchLines
+from raylens.core.config import AppConfig, JobsConfig
 from raylens.core.errors import (
     DeadlineExceeded,
     FailureClass,
@@ -23,7 +24,7 @@ from raylens.core.errors import (
     Overloaded,
     RaylensError,
 )
-from raylens.core.wire import Text, well_formed
+from raylens.core.wire import Text
 from raylens.jobs.files import StoredFile
 from raylens.jobs.job import Job
 from raylens.jobs.types.base import JobContext, JobInput, JobType
@@ -41,7 +42,6 @@ LAST_LINES_S = 600.0
 """Time from the end of the batch's window to its job's deadline, in seconds. It is for the error
 file: a line for each request that was not done."""
 MAX_WINDOW_S = 7 * 86_400
-MAX_CUSTOM_ID_CHARS = 512
 MAX_RETRY_AFTER_S = 3600.0
 _OUTPUT_ID = re.compile(rb'"id":"batch_req_[0-9a-f]{32}_([0-9]+)"')
 _WINDOW = re.compile(r"([1-9][0-9]{0,3})([mhd])")
@@ -76,15 +76,6 @@ def parse_window(window: str) -> int:
     return seconds
 
 
-class InvalidLine(InvalidRequest):
-    """A line of the input file is not a request. ``custom_id`` is the line's, if it has one."""
-
-    def __init__(self, code: str, message: str, custom_id: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.custom_id = custom_id
-
-
 class BatchExpired(RaylensError):
     code = "batch_expired"
     failure_class = FailureClass.PERMANENT
@@ -101,10 +92,10 @@ class OpenAIBatchJob(JobType):
     input_model = BatchInput
     retries_pictures = True
 
-    def __init__(self, make_app: Callable[[], ASGIApp], max_timeout_s: float) -> None:
-        """``max_timeout_s`` is the longest timeout of a request that the application allows."""
+    def __init__(self, make_app: Callable[[], ASGIApp], config: AppConfig) -> None:
+        """``config`` is the application's."""
         self._make_app = make_app
-        self._max_timeout_s = max_timeout_s
+        self._config = config
         self._client: httpx.AsyncClient | None = None
 
     def timeout(self, job: Job) -> float:
@@ -115,8 +106,7 @@ class OpenAIBatchJob(JobType):
         if self._client is None:
             transport = httpx.ASGITransport(self._make_app(), raise_app_exceptions=False)
             self._client = httpx.AsyncClient(transport=transport, base_url="http://batch")
-        timeout_s = min(context.config.attempt_timeout_s, self._max_timeout_s)
-        return await _BatchAttempt(job_input, context, self._client, timeout_s).run()
+        return await _BatchAttempt(job_input, context, self._client, self._config).run()
 
 
 class _BatchAttempt:
@@ -125,16 +115,16 @@ class _BatchAttempt:
         job_input: BatchInput,
         context: JobContext,
         client: httpx.AsyncClient,
-        request_timeout_s: float,
+        config: AppConfig,
     ) -> None:
         self._input = job_input
         self._context = context
         self._client = client
-        self._request_timeout_s = request_timeout_s
-        self._lines: list[bytes] = []
-        self._numbers: list[int] = []
-        """The lines that are not blank."""
-        self._first_lines: dict[str, int] = {}
+        self._limits = config.limits
+        self._request_timeout_s = min(
+            context.config.attempt_timeout_s, config.defaults.max_timeout_s
+        )
+        self._lines = BatchLines(b"", "", 0)
         self._has_expired = False
         self._output = _ResultFile(output_file_id(context.job), "output", context)
         self._errors = _ResultFile(error_file_id(context.job), "error", context)
@@ -146,15 +136,15 @@ class _BatchAttempt:
             self._request,
             self._finish,
             self._report,
+            lambda number: self._lines[number].model,
         )
 
     async def run(self) -> dict[str, Any]:
-        await self._read_lines()
+        self._lines = await self._read_lines()
         done = await self._output.read_done() | await self._errors.read_done()
-        self._first_lines = await asyncio.to_thread(self._index_custom_ids)
         await self._report()
         try:
-            await self._runner.run(number for number in self._numbers if number not in done)
+            await self._runner.run(number for number in self._lines.numbers if number not in done)
         except RaylensError as error:  # a lack of capacity
             await self._pause(error)
             raise
@@ -172,43 +162,32 @@ class _BatchAttempt:
         if error.retry_after is not None:
             error.retry_after = min(error.retry_after, max(0.0, self._seconds_left()))
 
-    async def _read_lines(self) -> None:
-        """Read the lines of the input file. Blank ones only count in the numbers of the others.
-
-        Raises ``InvalidRequest`` if the file is gone, empty or too long.
-        """
+    async def _read_lines(self) -> BatchLines:
+        """Raises ``InvalidRequest`` if the file is gone, empty or too long."""
         field = "input_file_id"
         text = await self._context.files.read(self._input.input_file_id)
-        self._lines = text.splitlines()
-        self._numbers = [number for number, line in enumerate(self._lines) if line.strip()]
-        total, limit = len(self._numbers), self._context.config.max_batch_requests
-        if not total:
+        lines = await asyncio.to_thread(
+            BatchLines, text, self._input.endpoint, self._limits.max_body_bytes
+        )
+        limit = self._context.config.max_batch_requests
+        if not lines:
             raise InvalidRequest(f"{field}: the file has no lines, or is gone", field)
-        if total > limit:
-            message = f"{field}: {total} requests; the limit is {limit}"
-            raise InvalidRequest(message, field, limit, total)
-
-    def _index_custom_ids(self) -> dict[str, int]:
-        """Return the first line of each id. Later lines with the same id are invalid."""
-        first: dict[str, int] = {}
-        for number in self._numbers:
-            custom_id = self._custom_id_of(number)
-            if custom_id is not None:
-                first.setdefault(custom_id, number)
-        return first
+        if len(lines) > limit:
+            message = f"{field}: {len(lines)} requests; the limit is {limit}"
+            raise InvalidRequest(message, field, limit, len(lines))
+        return lines
 
     def _seconds_left(self) -> float:
         """Return the seconds until the end of the batch's window."""
         return self._context.seconds_left - LAST_LINES_S
 
-    async def _request(self, attempt: UnitAttempt) -> tuple[str, httpx.Response]:
-        """Return the line's id and the response to its request.
+    async def _request(self, attempt: UnitAttempt) -> httpx.Response:
+        """Return the response to a line's request.
 
         Raises errors after which another attempt may succeed, ``InvalidLine``, and ``BatchExpired``
         after the end of the window.
         """
-        custom_id, body = self._parse(attempt.unit)
-        response = await self._send(attempt.unit, body)
+        response = await self._send(attempt.unit, self._lines.body(attempt.unit))
         if response.status_code in _CAPACITY:
             raise Overloaded(
                 _message_of(response),
@@ -220,7 +199,7 @@ class _BatchAttempt:
         if response.status_code >= 500 and not attempt.is_last:
             error_type = DeadlineExceeded if response.status_code == 504 else ModelFailed
             raise error_type(_message_of(response))
-        return custom_id, response
+        return response
 
     async def _send(self, number: int, body: dict[str, Any]) -> httpx.Response:
         """Send a line's request. Raises ``BatchExpired``."""
@@ -244,50 +223,20 @@ class _BatchAttempt:
             message = "the request was not done before the batch expired"
             raise BatchExpired(message) from None
 
-    def _parse(self, number: int) -> tuple[str, dict[str, Any]]:
-        """Return the id and the body of a line's request. Raises ``InvalidLine``."""
-        try:
-            line = json.loads(self._lines[number], parse_constant=_refuse_constant)
-        except (ValueError, RecursionError):
-            raise InvalidLine("invalid_json_line", f"line {number + 1}: not valid JSON") from None
-        prefix = f"line {number + 1}"
-        custom_id = line.get("custom_id") if isinstance(line, dict) else None
-        try:
-            if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARS:
-                raise ValueError(f"expected 1 to {MAX_CUSTOM_ID_CHARS} characters")
-            well_formed(custom_id)
-        except ValueError as error:
-            raise InvalidLine("invalid_custom_id", f"{prefix}: custom_id: {error}") from None
-        if self._first_lines.get(custom_id, number) != number:
-            message = f"{prefix}: custom_id: another line has the same one"
-            raise InvalidLine("duplicate_custom_id", message, custom_id)
-        if line.get("method") != "POST":
-            raise InvalidLine("invalid_method", f"{prefix}: method: expected POST", custom_id)
-        if line.get("url") != self._input.endpoint:
-            message = f"{prefix}: url: expected the batch's endpoint, {self._input.endpoint}"
-            raise InvalidLine("invalid_url", message, custom_id)
-        body = line.get("body")
-        if not isinstance(body, dict):
-            raise InvalidLine("invalid_body", f"{prefix}: body: expected an object", custom_id)
-        if body.get("stream"):
-            message = f"{prefix}: body.stream: not supported in a batch"
-            raise InvalidLine("invalid_body", message, custom_id)
-        return custom_id, body
-
-    async def _finish(self, number: int, result: tuple[str, httpx.Response] | RaylensError) -> None:
+    async def _finish(self, number: int, result: httpx.Response | RaylensError) -> None:
         if isinstance(result, RaylensError):
-            self._add_error(number, self._custom_id_of(number), result.code, result.message)
+            self._add_error(number, result)
         else:
-            self._add_response(number, *result)
+            self._add_response(number, result)
         if self._output.is_due or self._errors.is_due:
             await self._flush()
             await self._report()
 
-    def _add_response(self, number: int, custom_id: str, response: httpx.Response) -> None:
+    def _add_response(self, number: int, response: httpx.Response) -> None:
         file = self._output if response.is_success else self._errors
         line = {
             "id": self._line_id(number),
-            "custom_id": custom_id,
+            "custom_id": self._lines[number].custom_id,
             "response": {
                 "status_code": response.status_code,
                 "request_id": f"{self._context.job.id}-{number}",
@@ -297,23 +246,17 @@ class _BatchAttempt:
         }
         file.add(number, line)
 
-    def _add_error(self, number: int, custom_id: str | None, code: str, message: str) -> None:
+    def _add_error(self, number: int, error: RaylensError) -> None:
         line = {
             "id": self._line_id(number),
-            "custom_id": custom_id,
+            "custom_id": self._lines[number].custom_id,
             "response": None,
-            "error": {"code": code, "message": message},
+            "error": {"code": error.code, "message": error.message},
         }
         self._errors.add(number, line)
 
     def _line_id(self, number: int) -> str:
         return f"batch_req_{self._context.job.id.replace('-', '')}_{number}"
-
-    def _custom_id_of(self, number: int) -> str | None:
-        try:
-            return self._parse(number)[0]
-        except InvalidLine as error:
-            return error.custom_id
 
     async def _flush(self) -> None:
         await self._output.flush()
@@ -323,12 +266,12 @@ class _BatchAttempt:
         counts = self._counts()
         partial = {**counts, "attempts": self._runner.attempts_as_json}
         done = counts["completed"] + counts["failed"]
-        await self._context.report(done, counts["total"], partial)
+        await self._context.report(done, counts["total"], partial, at_once=True)
 
     def _counts(self) -> dict[str, int]:
         """Return the numbers of requests whose results are stored."""
         return {
-            "total": len(self._numbers),
+            "total": len(self._lines),
             "completed": self._output.stored_lines,
             "failed": self._errors.stored_lines,
         }
@@ -386,10 +329,6 @@ class _ResultFile:
         filename = f"batch_{self._job.id.replace('-', '')}_{self._name}.jsonl"
         expires_at = self._job.deadline + config.result_ttl_s
         return StoredFile(self._file_id, filename, f"batch_{self._name}", now, expires_at)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _message_of(response: httpx.Response) -> str:

@@ -25,7 +25,7 @@ from raylens.api.batch_job import (
 from raylens.api.files import check_file_id, page_as_json
 from raylens.api.job_request import read_idempotency_key
 from raylens.core.config import AppConfig
-from raylens.core.errors import InvalidRequest, RaylensError, UnknownJob
+from raylens.core.errors import Conflict, InvalidRequest, RaylensError, UnknownJob
 from raylens.core.wire import Text, well_formed
 from raylens.jobs.files import UnknownFile
 from raylens.jobs.job import Job, JobState, compute_rank, new_id
@@ -90,7 +90,11 @@ def router(jobs: JobService, config: AppConfig) -> APIRouter:
     @routes.post("/{batch_id}/cancel", summary="Cancel a batch; what is done stays in its files")
     async def cancel(batch_id: str) -> dict[str, Any]:
         job = await _get_job(jobs, batch_id)
-        return batch_as_json(await jobs.cancel(job.id))
+        try:
+            return batch_as_json(await jobs.cancel(job.id))
+        except Conflict as error:
+            status = batch_as_json(await _get_job(jobs, batch_id))["status"]
+            raise Conflict(f"batch_id: the batch is already {status}", "batch_id") from error
 
     return routes
 

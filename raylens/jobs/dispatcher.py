@@ -40,8 +40,9 @@ EXPIRY_PERIOD_S = 5.0
 EXPIRY_BATCH = 200
 """Maximum number of jobs that expire in one transaction."""
 
-SaveProgress = Callable[[Progress, dict[str, Any] | None], Awaitable[None]]
-"""Reports a job's progress and, unless it is None, its output so far."""
+SaveProgress = Callable[[Progress, dict[str, Any] | None, bool], Awaitable[None]]
+"""Reports a job's progress, unless it is None its output so far, and whether to store that at once
+although other reports have just been stored."""
 Transition = Callable[[Job], Job]
 
 

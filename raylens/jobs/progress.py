@@ -43,14 +43,16 @@ class ProgressReporter:
         self._unsaved: tuple[Progress, dict[str, Any] | None] | None = None
         self._saved_at = -math.inf
 
-    async def report(self, progress: Progress, partial: dict[str, Any] | None) -> None:
+    async def report(
+        self, progress: Progress, partial: dict[str, Any] | None, at_once: bool = False
+    ) -> None:
         """Report progress and, unless it is None, the output so far.
 
         Raises ``InvalidOutput`` if that isn't JSON.
         """
         self._unsaved = (progress, partial)
-        is_complete = progress.done >= progress.total
-        if self._clock.monotonic() - self._saved_at < PERIOD_S and not is_complete:
+        is_soon = self._clock.monotonic() - self._saved_at < PERIOD_S
+        if is_soon and not at_once and progress.done < progress.total:
             return
         self.check()
         self._saved_at = self._clock.monotonic()

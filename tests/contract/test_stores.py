@@ -582,6 +582,17 @@ class TestCleaning:
         await store.forget_blobs([first])
         await store.touch_blobs({"c" * 64: 60}, NOW, 100)
 
+    async def test_a_blob_that_two_processes_add_counts_once(
+        self, store: JobStore, other_store: JobStore
+    ) -> None:
+        sizes = {f"{number:064}": 10 for number in range(50)}
+        await asyncio.gather(
+            *(each.touch_blobs(sizes, NOW, 500) for each in (store, other_store) * 4)
+        )
+        assert await store.touch_blobs({"a" * 64: 500}, NOW, 1000) == set()
+        with pytest.raises(InsufficientStorage):
+            await store.touch_blobs({"b" * 64: 1}, NOW, 1000)
+
     async def test_a_removed_job_leaves_nothing_behind(self, store: JobStore) -> None:
         job = make_job(blobs=("a" * 64,), idempotency_key="k")
         await touch(store, NOW, "a" * 64)

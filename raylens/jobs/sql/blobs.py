@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -24,23 +25,33 @@ def touch_blobs(
     digests = sorted(sizes)
     known = sa.select(blobs).where(blobs.c.digest.in_(digests)).order_by(blobs.c.digest)
     rows = {row.digest: row for row in db.execute(known.with_for_update())}
+    # An older release stored no sizes.
+    unsized = [digest for digest, row in rows.items() if not row.size]
+    missing = [digest for digest in digests if digest not in rows]
+    growth = sum(sizes[digest] for digest in (*unsized, *missing))
+    if growth:
+        check_quota(read_counters(db).get(BLOB_BYTES, 0), growth, max_bytes)
     being_removed = {
         digest for digest, row in rows.items() if row.removing_until and row.removing_until > now
     }
-    added = sum(sizes[digest] for digest in digests if digest not in rows)
-    if added:
-        check_quota(read_counters(db).get(BLOB_BYTES, 0), added, max_bytes)
-    values = [
-        {"digest": digest, "touched_at": now, "size": sizes[digest]}
-        for digest in digests
-        if digest not in being_removed
-    ]
-    if values:
-        touched = {"touched_at": now, "removing_until": None}
-        statement = insert(db, blobs).values(values)
-        db.execute(statement.on_conflict_do_update(index_elements=["digest"], set_=touched))
-    add_to_counters(db, Counter({BLOB_BYTES: added}))
+    touched = {"touched_at": now, "removing_until": None}
+    is_touched = blobs.c.digest.in_(rows.keys() - being_removed)
+    db.execute(sa.update(blobs).where(is_touched).values(touched))
+    for digest in unsized:
+        db.execute(sa.update(blobs).where(blobs.c.digest == digest).values(size=sizes[digest]))
+    added = _insert(db, [{"digest": d, "touched_at": now, "size": sizes[d]} for d in missing])
+    counted = sum(sizes[digest] for digest in (*unsized, *added))
+    add_to_counters(db, Counter({BLOB_BYTES: counted}))
     return being_removed
+
+
+def _insert(db: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Insert records of blobs, and return the digests of those that another process has not just
+    inserted."""
+    if not rows:
+        return []
+    statement = insert(db, blobs).values(rows).on_conflict_do_nothing()
+    return list(db.scalars(statement.returning(blobs.c.digest)))
 
 
 def find_unused_blobs(

@@ -126,7 +126,7 @@ class SqlStore(JobStore):
 
     async def check_counts(self) -> None:
         if await self._read(are_wrong):
-            logger.warning("the counts of jobs were wrong; an older release used the store")
+            logger.warning("the counts of jobs or blobs were wrong; perhaps an older release runs")
             await self._write(recount)
 
     async def recent_durations(self, limit: int) -> list[float]:

@@ -64,7 +64,7 @@ class JobContext:
     files: JobFiles
     llm: LanguageModel | None
     """The language model of ``jobs.llm``, if one is configured."""
-    save_progress: Callable[[Progress, dict[str, Any] | None], Awaitable[None]]
+    save_progress: Callable[[Progress, dict[str, Any] | None, bool], Awaitable[None]]
     """Used by :meth:`report`. Job types call :meth:`report` instead of this."""
 
     @property
@@ -104,12 +104,18 @@ class JobContext:
         deadline = self.attempt_deadline if deadline is None else deadline
         return await self.inference.ask(self.job.id, deadline, options, task, pictures)
 
-    async def report(self, done: int, total: int, partial: dict[str, Any] | None = None) -> None:
+    async def report(
+        self,
+        done: int,
+        total: int,
+        partial: dict[str, Any] | None = None,
+        at_once: bool = False,
+    ) -> None:
         """Report progress: ``done`` of ``total`` steps, as integers.
 
-        ``partial`` is the job's output so far, as JSON. Reports in quick succession may be dropped,
-        except for the last one of the attempt. If this attempt fails, the next one finds that
-        ``partial`` in ``job.output``. ``max_attempts`` bounds the attempts that come no
+        ``partial`` is the job's output so far, as JSON. Of reports in quick succession, only the
+        last one is stored, unless ``at_once`` is true. If this attempt fails, the next one finds
+        that ``partial`` in ``job.output``. ``max_attempts`` bounds the attempts that come no
         further than an earlier one.
 
         Raises ``InvalidOutput`` if the steps are no integers.
@@ -118,7 +124,7 @@ class JobContext:
             progress = Progress(int(index(done)), int(index(total)))
         except TypeError:
             raise InvalidOutput("progress: expected integers", "progress") from None
-        await self.save_progress(progress, partial)
+        await self.save_progress(progress, partial, at_once)
 
 
 class JobType(Protocol):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from raylens.core.errors import FailureClass, RaylensError
@@ -16,6 +17,9 @@ from raylens.jobs.types.base import JobContext
 from raylens.jobs.work import run_in_time
 
 Result = TypeVar("Result")
+
+HELD_POLL_S = 1.0
+"""Seconds between two looks at groups that are held back, while others run."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,34 @@ class UnitAttempt:
     """Whether a transient failure now is the unit's result."""
 
 
+@dataclass
+class _Group:
+    """Units that need the same capacity."""
+
+    refused_in_a_row: int = 0
+    holds: int = 0
+    """How often the group was held back since its last success."""
+    held_until: float = -math.inf
+    held: list[tuple[int, float]] = field(default_factory=list)
+    """Its units that were due while it was held back."""
+
+
 class UnitRunner(Generic[Result]):
     """Runs units, ``concurrency`` at a time.
 
     - A transient failure uses up one of the unit's ``max_attempts``. The unit runs again after the
       others and a backoff. The failure of the last attempt is its result.
     - A permanent failure is its result at once.
-    - A unit that lacks capacity is left for the job's next attempt, and the others go on. The run
-      stops once ``concurrency`` units in a row have lacked it.
+    - A unit that lacks capacity is left for the job's next attempt, and the others go on. If
+      ``concurrency`` units of a group in a row lack it, the group is held back for a while.
+    - The run ends when no unit is left but those without capacity.
 
     ``attempts`` counts the failed attempts so far, by unit. It starts with those of earlier runs,
     and is part of what a job reports, so that the next run starts with it.
 
     ``work`` runs one attempt. ``finish`` is called with the result of each unit, and ``on_retry``
-    after each failed attempt that is followed by another.
+    after each failed attempt that is followed by another. ``group_of`` returns what a unit needs
+    capacity of, such as its model.
     """
 
     def __init__(
@@ -53,6 +71,7 @@ class UnitRunner(Generic[Result]):
         work: Callable[[UnitAttempt], Coroutine[Any, Any, Result]],
         finish: Callable[[int, Result | RaylensError], Awaitable[None]],
         on_retry: Callable[[], Awaitable[None]],
+        group_of: Callable[[int], str] = lambda _: "",
     ) -> None:
         config = context.config
         self.attempts = {int(unit): count for unit, count in attempts.items()}
@@ -65,10 +84,12 @@ class UnitRunner(Generic[Result]):
         self._work = work
         self._finish = finish
         self._on_retry = on_retry
+        self._group_of = group_of
         self._pending: deque[tuple[int, float]] = deque()
         """Units that wait, each with the earliest time of its next attempt on the monotonic
         clock."""
-        self._refused_in_a_row = 0
+        self._groups: defaultdict[str, _Group] = defaultdict(_Group)
+        self._in_flight = 0
         self._capacity_error: RaylensError | None = None
         """The last lack of capacity."""
 
@@ -93,12 +114,51 @@ class UnitRunner(Generic[Result]):
             raise self._capacity_error
 
     async def _drain(self) -> None:
-        while self._pending and self._refused_in_a_row < self._concurrency:
-            unit, not_before = self._pending.popleft()
-            await asyncio.sleep(max(0.0, not_before - self._clock.monotonic()))
-            await self._attempt(unit)
+        while (item := self._next()) is not None or await self._wait_for_others():
+            if item is None:
+                continue
+            unit, not_before = item
+            self._in_flight += 1
+            try:
+                await asyncio.sleep(max(0.0, not_before - self._clock.monotonic()))
+                await self._attempt(unit)
+            finally:
+                self._in_flight -= 1
+
+    async def _wait_for_others(self) -> bool:
+        """Wait a little if groups are held back while other units run. Return whether these still
+        run, so that there may be more to do."""
+        if not self._in_flight or not any(group.held for group in self._groups.values()):
+            return False
+        await asyncio.sleep(HELD_POLL_S)
+        return self._in_flight > 0
+
+    def _next(self) -> tuple[int, float] | None:
+        """Take the next unit of a group that isn't held back."""
+        now = self._clock.monotonic()
+        for group in self._groups.values():
+            if group.held and group.held_until <= now:
+                self._pending.extend(group.held)
+                group.held.clear()
+        while self._pending:
+            item = self._pending.popleft()
+            group = self._groups[self._group_of(item[0])]
+            if group.held_until <= now:
+                return item
+            group.held.append(item)
+        return None
+
+    def _refuse(self, group: _Group, error: RaylensError) -> None:
+        """Record that a unit of the group lacked capacity."""
+        self._capacity_error = error
+        group.refused_in_a_row += 1
+        now = self._clock.monotonic()
+        if group.refused_in_a_row >= self._concurrency and group.held_until <= now:
+            group.holds += 1
+            group.held_until = now + self._policy.delay(group.holds, error.retry_after)
 
     async def _attempt(self, unit: int) -> None:
+        group = self._groups[self._group_of(unit)]
         failures = self.attempts.get(unit, 0)
         is_last = failures + 1 >= self._max_attempts
         deadline = self._clock.time() + self._timeout_s
@@ -107,10 +167,9 @@ class UnitRunner(Generic[Result]):
             result = await run_in_time(work, self._timeout_s)
         except RaylensError as error:
             if error.failure_class is FailureClass.CAPACITY:
-                self._refused_in_a_row += 1
-                self._capacity_error = error
+                self._refuse(group, error)
                 return
-            self._refused_in_a_row = 0
+            group.refused_in_a_row = group.holds = 0
             if should_retry(error, is_last):
                 self.attempts[unit] = failures + 1
                 delay_s = self._policy.delay(failures + 1, error.retry_after)
@@ -120,7 +179,7 @@ class UnitRunner(Generic[Result]):
                 self.attempts.pop(unit, None)
                 await self._finish(unit, error)
         else:
-            self._refused_in_a_row = 0
+            group.refused_in_a_row = group.holds = 0
             self.attempts.pop(unit, None)
             await self._finish(unit, result)
 

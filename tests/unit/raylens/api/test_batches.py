@@ -44,6 +44,7 @@ CONFIG = AppConfig.model_validate(
             {"name": "moondream", "family": "moondream"},
             {"name": "smolvlm", "family": "smolvlm"},
         ],
+        "limits": {"max_body_bytes": 100_000},
         "jobs": {"max_file_bytes": 200_000, "max_batch_requests": 200},
     }
 )
@@ -76,7 +77,7 @@ def parts(model: FakeService) -> QueueParts:
     blobs = BlobStorage(f"memory://{new_id()}")
     parts = QueueParts(clock, store, blobs, model, FakeWebhookClient(), CONFIG)
     app = create_app(BackgroundService(model), CONFIG)
-    parts.types["openai_batch"] = OpenAIBatchJob(lambda: app, CONFIG.defaults.max_timeout_s)
+    parts.types["openai_batch"] = OpenAIBatchJob(lambda: app, CONFIG)
     return parts
 
 
@@ -288,6 +289,7 @@ class TestBatches:
             (line(1, custom_id="\ud800"), "invalid_custom_id"),
             (line(1, custom_id="\ud800", method="GET"), "invalid_custom_id"),
             (line(1, priority=math.nan), "invalid_json_line"),
+            (line(1, padding="x" * 100_000), "line_too_long"),
         ],
     )
     async def test_a_line_that_is_no_request_is_an_error_of_its_own(
@@ -532,6 +534,44 @@ class TestBatches:
             batch = await wait_for_end(client, batch)
         assert len(await read_results(client, batch.output_file_id)) == 200
         assert len(await parts.store.file_parts(file.id)) == 1
+
+    async def test_a_model_that_is_down_does_not_slow_down_another(
+        self, client: AsyncOpenAI, queue: JobQueue, model: FakeService
+    ) -> None:
+        def answer_or_refuse(request: VisionRequest, pictures: Any) -> str:
+            if request.model == "smolvlm":
+                raise Overloaded("full", "model", retry_after=5.0)
+            return "x"
+
+        model.answer = answer_or_refuse
+        model.seconds = 0.2
+        names = ["moondream" if number % 20 == 9 else "smolvlm" for number in range(200)]
+        lines = [line(number, model=name) for number, name in enumerate(names)]
+        async with serving(queue):
+            batch = await create(client, lines)
+            await asyncio.sleep(20)
+            batch = await client.batches.retrieve(batch.id)
+            assert batch.request_counts is not None
+            assert batch.request_counts.completed == 10
+            await asyncio.sleep(3600)
+        assert len(model.requests) < 1500  # a few every 35 s
+
+    async def test_a_canceled_batch_shows_all_results_that_are_stored(
+        self, client: AsyncOpenAI, queue: JobQueue, model: FakeService
+    ) -> None:
+        model.seconds = 0.01
+        async with serving(queue):
+            batch = await create(client, [line(number) for number in range(200)])
+            while len(model.requests) < 70:
+                await asyncio.sleep(0.005)
+            canceled = await client.batches.cancel(batch.id)
+            assert canceled.output_file_id is not None
+            results = await read_results(client, canceled.output_file_id)
+            assert canceled.request_counts is not None
+            assert canceled.request_counts.completed == len(results) == 64
+            done = await wait_for_end(client, await create(client, [line(1)]))
+            with pytest.raises(openai.ConflictError, match="the batch is already completed"):
+                await client.batches.cancel(done.id)
 
     async def test_a_request_that_hangs_is_an_error_with_its_id(
         self, client: AsyncOpenAI, queue: JobQueue, model: FakeService

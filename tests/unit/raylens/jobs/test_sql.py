@@ -12,6 +12,7 @@ from alembic.config import Config
 from pydantic import ValidationError
 
 from raylens.core.config import JobsConfig
+from raylens.core.errors import InsufficientStorage
 from raylens.jobs.factory import make_blob_storage, make_store, read_webhook_secrets
 from raylens.jobs.job import Job, JobState
 from raylens.jobs.sql.engines import (
@@ -156,6 +157,18 @@ async def test_a_store_of_the_release_before_is_migrated(tmp_path: Path) -> None
     assert await migrated.get(["j"]) == {"j": job}
     assert (await migrated.count_by_state())[JobState.QUEUED] == 1
     await migrated.close()
+
+
+async def test_a_blob_of_the_release_before_counts_once_it_is_sent_again(tmp_path: Path) -> None:
+    store = sqlite_store(tmp_path / "jobs.sqlite")
+    await store.open()
+    await store.touch_blobs({"a" * 64: 0}, 1, 100)  # its size is unknown
+    for _ in range(2):
+        await store.touch_blobs({"a" * 64: 60}, 2, 100)
+    with pytest.raises(InsufficientStorage):
+        await store.touch_blobs({"b" * 64: 41}, 2, 100)
+    await store.touch_blobs({"b" * 64: 40}, 2, 100)
+    await store.close()
 
 
 async def test_counts_that_an_older_release_left_behind_are_corrected(tmp_path: Path) -> None:

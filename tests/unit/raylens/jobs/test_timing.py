@@ -121,7 +121,9 @@ class Reports:
     saved: list[tuple[Progress, dict[str, Any]]] = field(default_factory=list)
     dies_after: int | None = None
 
-    async def save(self, progress: Progress, partial: dict[str, Any] | None) -> None:
+    async def save(
+        self, progress: Progress, partial: dict[str, Any] | None, at_once: bool = False
+    ) -> None:
         self.saved.append((progress, copy.deepcopy(partial or {})))
         if len(self.saved) == self.dies_after:
             raise ProcessDied
