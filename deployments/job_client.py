@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +15,7 @@ from raylens.core.errors import ModelFailed, Overloaded, RaylensError
 from raylens.jobs.changes import Changes
 from raylens.jobs.files import StoredFile
 from raylens.jobs.group_commit import GroupCommit
-from raylens.jobs.job import Delivery, Job, Stats
+from raylens.jobs.job import BULKY_FIELDS, Delivery, Job, Stats
 from raylens.jobs.ports import JobService
 from raylens.jobs.queue import PART_BYTES, SLOWEST_BYTES_PER_S
 from raylens.jobs.store import JobQuery
@@ -51,6 +52,9 @@ class JobQueueClient(JobService):
         self._timeout_s = timeout_s + TRANSPORT_S
         self._find_actor = find_actor
         self._actor: Any = None
+        # The look-up may block. It must not occupy the threads that decode pictures.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="find-queue")
+        self._finding: asyncio.Future[Any] | None = None
         # A call costs more than a small job, so jobs that arrive together share one.
         self._small_jobs: GroupCommit[Submission, Job | RaylensError] = GroupCommit(
             self._submit_all, MAX_SHARED_JOBS
@@ -71,8 +75,10 @@ class JobQueueClient(JobService):
     async def get(self, job_id: str) -> Job:
         return await self._call("get", job_id)
 
-    async def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
-        return await self._call("get_many", frozenset(job_ids))
+    async def get_many(
+        self, job_ids: Collection[str], bulky_fields: Collection[str] = BULKY_FIELDS
+    ) -> dict[str, Job]:
+        return await self._call("get_many", frozenset(job_ids), frozenset(bulky_fields))
 
     async def list_jobs(self, query: JobQuery) -> list[Job]:
         return await self._call("list_jobs", query)
@@ -105,6 +111,9 @@ class JobQueueClient(JobService):
     async def get_file(self, file_id: str) -> StoredFile:
         return await self._call("get_file", file_id)
 
+    async def keep_file(self, file_id: str, seconds: float) -> StoredFile:
+        return await self._call("keep_file", file_id, seconds)
+
     async def read_file_part(self, file_id: str, number: int) -> bytes | None:
         wait_s = PART_BYTES / SLOWEST_BYTES_PER_S
         return await self._call("read_file_part", file_id, number, wait_s=wait_s)
@@ -122,7 +131,7 @@ class JobQueueClient(JobService):
             while True:
                 try:
                     if self._actor is None:
-                        self._actor = await asyncio.to_thread(self._find_actor)
+                        self._actor = await self._find()
                     return await self._actor.call.remote(method, *arguments)
                 except RayTaskError as error:
                     raise _unwrap(error) from error
@@ -132,6 +141,15 @@ class JobQueueClient(JobService):
                     message = f"the job queue can't be reached ({type(error).__name__})"
                     raise Overloaded(message, retry_after=RETRY_AFTER_S) from error
                 await asyncio.sleep(RECONNECT_S)
+
+    async def _find(self) -> Any:
+        """Return the actor's handle. Calls that need it at the same time share one look-up."""
+        if self._finding is None or self._finding.done():
+            loop = asyncio.get_running_loop()
+            self._finding = loop.run_in_executor(self._thread, self._find_actor)
+            # Otherwise asyncio logs an error that no call waits for any more.
+            self._finding.add_done_callback(asyncio.Future.exception)
+        return await asyncio.shield(self._finding)
 
 
 @asynccontextmanager

@@ -43,6 +43,7 @@ METHODS = frozenset(
         "redeliver",
         "add_file",
         "get_file",
+        "keep_file",
         "read_file_part",
         "list_files",
         "remove_file",
@@ -61,13 +62,15 @@ class JobQueueActor:
 
     def __init__(self, args: dict[str, Any]) -> None:
         """``args`` are those of :func:`deployments.app.build_app`."""
+        import httpx
+
         from deployments.graph import Graph
         from deployments.job_metrics import PrometheusJobMetrics
         from raylens.api.app import create_app
-        from raylens.api.batch_job import OpenAIBatchJob
         from raylens.core.logs import configure_logging
         from raylens.jobs.factory import create_queue
         from raylens.jobs.priority import BackgroundService
+        from raylens.jobs.types.openai_batch import OpenAIBatchJob
 
         config, _ = load_config(args)
         configure_logging(config.log_level)
@@ -79,7 +82,12 @@ class JobQueueActor:
 
         models = {model.name: get_handle(model.name) for model in config.models}
         graph = Graph(config, application, get_handle("Preprocessor"), models)
-        batch_job = OpenAIBatchJob(lambda: create_app(BackgroundService(graph), config), config)
+
+        def make_transport() -> httpx.AsyncBaseTransport:
+            app = create_app(BackgroundService(graph), config)
+            return httpx.ASGITransport(app, raise_app_exceptions=False)
+
+        batch_job = OpenAIBatchJob(make_transport, config)
         self._queue = create_queue(config, graph, PrometheusJobMetrics(), [batch_job])
         self._is_open = False
         if self._open():

@@ -75,7 +75,7 @@ def create_app(
     app.add_middleware(
         ConcurrencyLimitMiddleware,
         limit=limits.max_in_flight,
-        max_queue_posts=config.jobs.max_requests,
+        max_queue_writes=config.jobs.max_requests,
         max_queue_reads=config.jobs.max_reads,
         queue_paths=QUEUE_PATHS,
     )

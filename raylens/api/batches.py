@@ -13,15 +13,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from raylens.api.batch_job import (
-    ENDPOINTS,
-    JOB_TYPE,
-    LAST_LINES_S,
-    BatchInput,
-    error_file_id,
-    output_file_id,
-    parse_window,
-)
 from raylens.api.files import check_file_id, page_as_json
 from raylens.api.job_request import read_idempotency_key
 from raylens.core.config import AppConfig
@@ -31,6 +22,15 @@ from raylens.jobs.files import UnknownFile
 from raylens.jobs.job import Job, JobState, compute_rank, new_id
 from raylens.jobs.ports import JobService
 from raylens.jobs.store import JobQuery
+from raylens.jobs.types.openai_batch import (
+    ENDPOINTS,
+    JOB_TYPE,
+    LAST_LINES_S,
+    OpenAIBatchInput,
+    error_file_id,
+    output_file_id,
+    parse_window,
+)
 
 PATH = "/v1/batches"
 MAX_PAGE = 100
@@ -69,7 +69,7 @@ def router(jobs: JobService, config: AppConfig) -> APIRouter:
         if body.endpoint not in ENDPOINTS:
             known = ", ".join(ENDPOINTS)
             raise InvalidRequest(f"endpoint: expected one of {known}", "endpoint")
-        await _check_input_file(jobs, body.input_file_id)
+        await _check_input_file(jobs, body.input_file_id, window_s + LAST_LINES_S)
         job = _make_job(body, window_s, config, read_idempotency_key(http))
         return batch_as_json(await jobs.submit(job, {}))
 
@@ -79,7 +79,7 @@ def router(jobs: JobService, config: AppConfig) -> APIRouter:
     ) -> dict[str, Any]:
         before_id = None if after is None else _job_id(after)
         # One batch more than the limit tells whether a next page exists.
-        query = JobQuery(limit + 1, type=JOB_TYPE, before_id=before_id, with_input=True)
+        query = JobQuery(limit + 1, type=JOB_TYPE, before_id=before_id)
         batches = [batch_as_json(job) for job in await jobs.list_jobs(query)]
         return page_as_json(batches, limit)
 
@@ -99,11 +99,11 @@ def router(jobs: JobService, config: AppConfig) -> APIRouter:
     return routes
 
 
-async def _check_input_file(jobs: JobService, file_id: str) -> None:
-    """Raise ``InvalidRequest`` unless the file may be the input of a batch."""
+async def _check_input_file(jobs: JobService, file_id: str, seconds: float) -> None:
+    """Raise ``InvalidRequest`` unless the file may be the input of a batch. Keep it for that."""
     field = "input_file_id"
     try:
-        file = await jobs.get_file(check_file_id(file_id))
+        file = await jobs.keep_file(check_file_id(file_id), seconds)
     except UnknownFile:
         raise InvalidRequest(f"{field}: unknown file {file_id[:64]!r}", field) from None
     if file.purpose != "batch":
@@ -112,7 +112,7 @@ async def _check_input_file(jobs: JobService, file_id: str) -> None:
 
 def _make_job(body: BatchRequest, window_s: float, config: AppConfig, key: str | None) -> Job:
     now = time.time()
-    batch_input = BatchInput(
+    batch_input = OpenAIBatchInput(
         input_file_id=body.input_file_id,
         endpoint=body.endpoint,
         completion_window=body.completion_window,

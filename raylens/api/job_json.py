@@ -30,9 +30,14 @@ FIELDS = (
     "deadline",
 )
 """The fields of a job."""
-BULKY_FIELDS = frozenset({"input", "partial_output"})
-"""Fields that lists and events leave out."""
-LIST_FIELDS = frozenset(FIELDS) - BULKY_FIELDS
+LIST_FIELDS = frozenset(FIELDS) - {"input", "partial_output"}
+"""The fields that lists and events show."""
+
+
+def find_bulky(fields: frozenset[str]) -> list[str]:
+    """Return which of a job's bulky fields these need."""
+    needs_output = not fields.isdisjoint(("output", "partial_output"))
+    return ["input"] * ("input" in fields) + ["output"] * needs_output
 
 
 def job_as_json(job: Job, fields: frozenset[str] = frozenset(FIELDS)) -> dict[str, Any]:

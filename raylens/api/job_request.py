@@ -204,7 +204,7 @@ class JobReader:
         pictures: dict[str, bytes] = {}
         for slot in slots:
             picture = await self._read_picture(slot.container[slot.key], slot.field)
-            if not job_type.retries_pictures:
+            if not job_type.retries_units:
                 await asyncio.to_thread(self._context.check_picture, picture.data, slot.field)
             digest = await asyncio.to_thread(compute_digest, picture.data)
             pictures[digest] = picture.data

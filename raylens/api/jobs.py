@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import JSONResponse
 
 from raylens.api import sse
-from raylens.api.job_json import LIST_FIELDS, delivery_as_json, job_as_json, parse_fields
+from raylens.api.job_json import (
+    LIST_FIELDS,
+    delivery_as_json,
+    find_bulky,
+    job_as_json,
+    parse_fields,
+)
 from raylens.api.job_request import JobReader, JobRequest
 from raylens.core.config import JobsConfig
-from raylens.core.errors import Conflict, InvalidRequest, UnknownJob
+from raylens.core.errors import InvalidRequest, UnknownJob
 from raylens.jobs.feed import JobFeed
 from raylens.jobs.job import Job, JobState
 from raylens.jobs.ports import JobService
@@ -64,7 +70,7 @@ def _add_listing(routes: APIRouter, jobs: JobService) -> None:
     ) -> dict[str, Any]:
         shown = parse_fields(fields)
         if ids:
-            by_id = await jobs.get_many(_parse_ids(ids))
+            by_id = await jobs.get_many(_parse_ids(ids), find_bulky(shown))
             found = sorted(by_id.values(), key=lambda job: job.id, reverse=True)
             return {"jobs": [job_as_json(job, shown) for job in found], "next_cursor": None}
         # One job more than the limit tells whether a next page exists.
@@ -73,7 +79,7 @@ def _add_listing(routes: APIRouter, jobs: JobService) -> None:
                 limit + 1,
                 _parse_states(status),
                 before_id=_check_cursor(cursor),
-                with_input="input" in shown,
+                bulky_fields=find_bulky(shown),
             )
         )
         page = matches[:limit]
@@ -95,10 +101,9 @@ def _add_job_routes(routes: APIRouter, jobs: JobService) -> None:
     @routes.delete("/{job_id}", summary="Cancel a job, or remove one that has ended")
     async def delete(job_id: str) -> dict[str, Any]:
         job = await jobs.get(check_job_id(job_id))
-        if not job.state.is_terminal:
-            with suppress(Conflict):  # it has just ended
-                return job_as_json(await jobs.cancel(job_id))
-        return job_as_json(await jobs.remove(job_id))
+        if job.state.is_terminal:
+            return job_as_json(await jobs.remove(job_id))
+        return job_as_json(await jobs.cancel(job_id))  # Conflict if it has just ended
 
     @routes.post("/{job_id}/cancel", summary="Cancel a job")
     async def cancel(job_id: str) -> dict[str, Any]:
@@ -159,20 +164,25 @@ def _parse_ids(ids: str) -> frozenset[str]:
 
 
 async def _events(feed: JobFeed, job_id: str) -> AsyncGenerator[str, None]:
-    """Yield ``state`` first and on every change of state or attempt, ``progress`` in between.
+    """Yield ``state`` first and on every change of state, attempt or error, and ``progress`` in
+    between.
 
     Comments keep the connection alive.
     """
     previous: Job | None = None
     async with aclosing(feed.watch(job_id, KEEPALIVE_S)) as versions:
         async for job in versions:
-            if previous is None or (job.state, job.attempts) != (previous.state, previous.attempts):
-                yield _job_event("state", job)
-            elif job.progress != previous.progress:
-                yield _job_event("progress", job)
-            else:
+            if job is previous:
                 yield ": keepalive\n\n"
+            elif previous is None or _state_of(job) != _state_of(previous):
+                yield _job_event("state", job)
+            else:
+                yield _job_event("progress", job)
             previous = job
+
+
+def _state_of(job: Job) -> tuple[Any, ...]:
+    return job.state, job.attempts, job.problem
 
 
 def _job_event(name: str, job: Job) -> str:

@@ -20,6 +20,7 @@ from raylens.core.logs import current_request_id
 
 REQUEST_ID_HEADER = "X-Request-ID"
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_WRITES = ("POST", "PUT", "DELETE")
 _INVALID_ID = InvalidRequest(
     f"{REQUEST_ID_HEADER}: expected 1 to 128 visible ASCII characters", REQUEST_ID_HEADER, 128
 )
@@ -60,9 +61,9 @@ class ConcurrencyLimitMiddleware:
     """Refuses a POST while ``limit`` POSTs are in flight; other methods always pass.
 
     Requests whose path begins with one of ``queue_paths`` have limits of their own,
-    ``max_queue_posts`` and, for the other methods, ``max_queue_reads``: if the job queue is slow or
-    away, those that wait for it take no place of the rest. Event streams, whose path ends with
-    ``/events``, have a limit elsewhere.
+    ``max_queue_reads`` and, for those that change something, ``max_queue_writes``: if the job queue
+    is slow or away, those that wait for it take no place of the rest. Event streams, whose path
+    ends with ``/events``, have a limit elsewhere.
 
     Serve's own limit on the ingress answers in plain text and refuses health checks too, so it is
     set far above these limits.
@@ -72,13 +73,13 @@ class ConcurrencyLimitMiddleware:
         self,
         app: ASGIApp,
         limit: int,
-        max_queue_posts: int = 1,
+        max_queue_writes: int = 1,
         max_queue_reads: int = 1,
         queue_paths: tuple[str, ...] = (),
     ) -> None:
         self._app = app
         self._requests = _InFlight(limit)
-        self._queue_posts = _InFlight(max_queue_posts)
+        self._queue_writes = _InFlight(max_queue_writes)
         self._queue_reads = _InFlight(max_queue_reads)
         self._queue_paths = queue_paths
 
@@ -99,12 +100,12 @@ class ConcurrencyLimitMiddleware:
     def _find_limit(self, scope: Scope) -> _InFlight | None:
         if scope["type"] != "http":
             return None
-        is_post = scope["method"] == "POST"
-        if not scope["path"].startswith(self._queue_paths):
-            return self._requests if is_post else None
-        if scope["path"].endswith("/events"):
+        method, path = scope["method"], scope["path"]
+        if not path.startswith(self._queue_paths):
+            return self._requests if method == "POST" else None
+        if path.endswith("/events"):
             return None
-        return self._queue_posts if is_post else self._queue_reads
+        return self._queue_writes if method in _WRITES else self._queue_reads
 
 
 @dataclass

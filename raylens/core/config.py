@@ -332,10 +332,10 @@ class JobsConfig(Frozen):
     queue_timeout_s: Seconds = 5.0
     """How long a request waits for the queue; then it is refused with 503."""
     max_requests: Annotated[int, Field(ge=1, le=4096)] = 64
-    """POST requests to the queue that one replica of the ingress works on; more are refused as
-    overloaded. They don't count towards ``limits.max_in_flight``."""
+    """Requests that change something in the queue, and that one replica of the ingress works on;
+    more are refused as overloaded. They don't count towards ``limits.max_in_flight``."""
     max_reads: Annotated[int, Field(ge=1, le=4096)] = 192
-    """Other requests to the queue, such as for a job's state, that one replica of the ingress works
+    """Requests that only read, such as for a job's state, and that one replica of the ingress works
     on; more are refused as overloaded."""
     max_event_streams: Annotated[int, Field(ge=1, le=4096)] = 512
     """Open streams of events of one replica of the ingress; more are refused as overloaded."""

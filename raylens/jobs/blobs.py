@@ -144,7 +144,7 @@ def _translate_errors(problem: str) -> Iterator[None]:
     except Exception as error:  # each of fsspec's drivers has its own errors
         logger.warning("%s: %s: %s", problem, type(error).__name__, error)
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            message = "the disk for the pictures of jobs is full"
+            message = "the disk for the pictures and files of jobs is full"
             raise InsufficientStorage(message, None, None, None, STORAGE_RETRY_AFTER_S) from None
         message = f"{problem}; see the server's log"
         raise StoreUnavailable(message, None, None, None, RETRY_AFTER_S) from None

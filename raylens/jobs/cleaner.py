@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from raylens.core.config import JobsConfig
@@ -43,26 +43,29 @@ class Cleaner:
         self._config = config
         self._clock = clock
         self._blob_grace_s = max(MIN_BLOB_GRACE_S, 2 * config.queue_timeout_s)
-        self._is_due = asyncio.Event()
+        self._has_expired = asyncio.Event()
+        self._has_unused = asyncio.Event()
 
     def wake(self) -> None:
         """Clean up soon: something has been removed."""
-        self._is_due.set()
+        self._has_expired.set()
 
     async def serve(self) -> None:
-        """Clean up once in a while, until canceled."""
-        while True:
-            with log_errors("cleaning up the store or reading its clock failed"):
-                self._clock.set(await self._store.read_clock())
-                await self._store.check_counts()
-                await self._clean_up()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLEANUP_PERIOD_S):
-                    await self._is_due.wait()
-            self._is_due.clear()
+        """Clean up, and look after the store's clock and counts, until canceled.
 
-    async def _clean_up(self) -> None:
-        """Delete what is past its time to live: jobs, pictures of failed jobs, unused blobs."""
+        Each does so in a loop of its own: the storage of blobs may be slow.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_repeat(self._check_store, "checking the store", asyncio.Event()))
+            group.create_task(_repeat(self._delete_expired, "deleting jobs", self._has_expired))
+            group.create_task(_repeat(self._remove_unused, "removing pictures", self._has_unused))
+
+    async def _check_store(self) -> None:
+        self._clock.set(await self._store.read_clock())
+        await self._store.check_counts()
+
+    async def _delete_expired(self) -> None:
+        """Delete what is past its time to live: jobs, pictures of failed jobs, files."""
         config = self._config
         for delete, ttl_s in (
             (self._store.purge, config.result_ttl_s),
@@ -71,10 +74,13 @@ class Cleaner:
         ):
             while await delete(self._clock.now() - ttl_s, PURGE_BATCH) == PURGE_BATCH:
                 await asyncio.sleep(0)
-        while await self._remove_unused_blobs():
+        self._has_unused.set()
+
+    async def _remove_unused(self) -> None:
+        while await self._remove_batch():
             await asyncio.sleep(0)
 
-    async def _remove_unused_blobs(self) -> bool:
+    async def _remove_batch(self) -> bool:
         """Remove some unused blobs, outside of any transaction. Return whether to go on."""
         now = self._clock.now()
         unused_since = now - self._blob_grace_s
@@ -97,6 +103,17 @@ class Cleaner:
         if failed:  # the next cleanup tries others
             await self._store.unmark_blobs(failed, now + REMOVAL_RETRY_S)
         return len(digests) == BLOB_REMOVAL_BATCH and bool(removed) and not skipped
+
+
+async def _repeat(work: Callable[[], Awaitable[None]], name: str, is_due: asyncio.Event) -> None:
+    """Do some work every ``CLEANUP_PERIOD_S`` seconds, and when it is due before."""
+    while True:
+        with log_errors(f"{name} failed"):
+            await work()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLEANUP_PERIOD_S):
+                await is_due.wait()
+        is_due.clear()
 
 
 @contextmanager

@@ -170,16 +170,27 @@ class Dispatcher:
         for job_id, attempt in list(self._interrupted.items()):
             if attempt.task is not None and not attempt.task.done():
                 continue
-            reporter = attempt.reporter
-            reporter.discard_invalid()
-
-            def update(job: Job, reporter: ProgressReporter = reporter) -> JobUpdate:
-                return JobUpdate(release(reporter.apply(job)))
-
-            result = await self._change_writer.submit(Change(job_id, update, attempt.job.fence))
+            attempt.reporter.discard_invalid()
+            try:
+                result = await self._release(attempt)
+            except RaylensError:
+                raise  # the store fails again
+            except Exception:
+                # Another process may claim the job once the lease has expired.
+                logger.exception("job %s: it can't be queued again", job_id)
+                result = None
             del self._interrupted[job_id]
             if isinstance(result, Job):
                 self._on_change(result)
+
+    async def _release(self, attempt: _Attempt) -> Job | RaylensError | None:
+        def update(job: Job) -> JobUpdate:
+            return JobUpdate(release(attempt.reporter.apply(job)))
+
+        result: Job | RaylensError | None = await self._change_writer.submit(
+            Change(attempt.job.id, update, attempt.job.fence)
+        )
+        return result
 
     async def _expire(self, now: float) -> bool:
         """Fail the queued jobs whose deadline has passed. Return whether there may be more."""
@@ -247,6 +258,7 @@ class Dispatcher:
         try:
             transition, code = await self._run(attempt)
         finally:
+            attempt.reporter.stop()
             self._metrics.record_attempt(job.type, code)
         try:
             result = await self._store_result(attempt, transition)

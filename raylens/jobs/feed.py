@@ -20,6 +20,8 @@ READ_PERIOD_S = 0.02
 """Shortest time between two reads of changed jobs, in seconds."""
 RETRY_S = 1.0
 """Seconds to wait after the queue couldn't be reached."""
+_SHOWN = ("output",)
+"""The bulky fields of the first and of the last version that a watcher gets."""
 RETRY_AFTER_S = 5.0
 """``Retry-After`` if too many jobs are watched, in seconds."""
 
@@ -66,7 +68,7 @@ class JobFeed:
 
     async def watch(self, job_id: str, keepalive_s: float) -> AsyncGenerator[Job, None]:
         """Yield the job now and at each change of its state, attempts, progress or problem, until
-        it has ended or is removed.
+        it has ended or is removed. Its input is left out, and its output until it has ended.
 
         If nothing changes for ``keepalive_s`` seconds, the last version is yielded again. Raises
         ``UnknownJob``, and ``Overloaded`` if the limit is reached or the queue can't be reached.
@@ -77,7 +79,7 @@ class JobFeed:
         self._count += 1
         watcher: _Watcher | None = None
         try:
-            job: Job | None = (await self._jobs.get_many([job_id])).get(job_id)
+            job: Job | None = (await self._jobs.get_many([job_id], _SHOWN)).get(job_id)
             if job is None:
                 raise UnknownJob(f"job_id: unknown job {job_id[:64]!r}", "job_id")
             watcher = _Watcher(job)
@@ -128,7 +130,10 @@ class JobFeed:
     async def _read(self, ids: frozenset[str]) -> None:
         if not ids:
             return
-        jobs = await self._jobs.get_many(ids)
+        jobs = await self._jobs.get_many(ids, ())
+        ended = {job_id for job_id, job in jobs.items() if job.state.is_terminal}
+        if ended:
+            jobs |= await self._jobs.get_many(ended, _SHOWN)
         for job_id in ids:
             for watcher in self._watchers.get(job_id, ()):
                 watcher.offer(jobs.get(job_id))

@@ -83,6 +83,10 @@ class Webhook:
     secret: str | None = None
 
 
+BULKY_FIELDS = frozenset({"input", "output"})
+"""Fields of a job that may be large. Whoever reads many jobs can leave them out."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One job, as a store keeps it.

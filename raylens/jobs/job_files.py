@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from raylens.jobs.blobs import BlobMissing, compute_digest
 from raylens.jobs.files import StoredFile
 from raylens.jobs.job import Job
@@ -19,19 +21,20 @@ class JobFiles:
         self._store = store
         self._storage = storage
 
-    async def read(self, file_id: str) -> bytes:
+    async def read(self, file_id: str, skip_missing: bool = False) -> bytes:
         """Return a file's contents; those of an unknown file are empty.
 
-        Raises ``StoreUnavailable`` if they can't be read.
+        Raises ``BlobMissing`` if a part is missing, unless ``skip_missing`` is true, and
+        ``StoreUnavailable`` if the storage fails.
         """
-        digests = await self._store.file_parts(file_id)
-        return b"".join([await self._read_part(digest) for digest in digests])
-
-    async def _read_part(self, digest: str) -> bytes:
-        try:
-            return await self._storage.blobs.get_async(digest)
-        except BlobMissing:
-            return b""
+        parts = []
+        for digest in await self._store.file_parts(file_id):
+            try:
+                parts.append(await self._storage.blobs.get_async(digest))
+            except BlobMissing:
+                if not skip_missing:
+                    raise
+        return b"".join(parts)
 
     async def append(self, file: StoredFile, data: bytes, job: Job) -> None:
         """Append data to a file, which is created if it doesn't exist.
@@ -41,7 +44,10 @@ class JobFiles:
         """
         digests = await self._store.file_parts(file.id)
         last = digests[-1] if digests else None
-        part = b"" if last is None else await self._read_part(last)
+        part = b""
+        if last is not None:
+            with suppress(BlobMissing):
+                part = await self._storage.blobs.get_async(last)
         if not 0 < len(part) < MERGE_BYTES:
             last, part = None, b""
         part += data

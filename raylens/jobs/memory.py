@@ -11,7 +11,7 @@ from itertools import islice
 from raylens.core.errors import Conflict, RaylensError
 from raylens.jobs.clock import Clock, SystemClock
 from raylens.jobs.files import StoredFile
-from raylens.jobs.job import Delivery, DeliveryState, Job, JobState
+from raylens.jobs.job import BULKY_FIELDS, Delivery, DeliveryState, Job, JobState
 from raylens.jobs.store import (
     Change,
     ComputeUpdate,
@@ -64,8 +64,11 @@ class MemoryStore(JobStore):
             results.append(result)
         return results
 
-    async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
-        return {job_id: self._jobs[job_id] for job_id in job_ids if job_id in self._jobs}
+    async def get(
+        self, job_ids: Collection[str], bulky_fields: Collection[str] = BULKY_FIELDS
+    ) -> dict[str, Job]:
+        known = self._jobs.keys() & set(job_ids)
+        return {job_id: _without(self._jobs[job_id], bulky_fields) for job_id in known}
 
     async def list_jobs(self, query: JobQuery) -> list[Job]:
         newest_first = sorted(self._jobs.values(), key=lambda job: job.id, reverse=True)
@@ -76,8 +79,7 @@ class MemoryStore(JobStore):
             and query.type in (None, job.type)
             and (query.before_id is None or job.id < query.before_id)
         )
-        page = islice(matches, query.limit)
-        return list(page) if query.with_input else [replace(job, input={}) for job in page]
+        return [_without(job, query.bulky_fields) for job in islice(matches, query.limit)]
 
     async def count_by_state(self) -> dict[JobState, int]:
         return {state: self._count(state) for state in JobState}
@@ -316,7 +318,7 @@ class MemoryStore(JobStore):
         if not self._is_running_with(job_id, fence):
             raise Conflict("job_id: the attempt no longer holds the job", "job_id")
         stored = self._files.setdefault(file.id, file)
-        self._files[file.id] = replace(stored, size=stored.size + size)
+        self._files[file.id] = replace(stored, size=stored.size + size, expires_at=file.expires_at)
         parts = self._parts.setdefault(file.id, [])
         if replaces is not None:
             parts.remove(replaces)
@@ -324,6 +326,12 @@ class MemoryStore(JobStore):
 
     async def get_file(self, file_id: str) -> StoredFile | None:
         return self._files.get(file_id)
+
+    async def keep_file(self, file_id: str, until: float) -> StoredFile | None:
+        file = self._files.get(file_id)
+        if file is not None:
+            file = self._files[file_id] = replace(file, expires_at=max(file.expires_at, until))
+        return file
 
     async def file_part(self, file_id: str, number: int) -> str | None:
         return next(iter(self._parts.get(file_id, ())[number : number + 1]), None)
@@ -396,3 +404,12 @@ def _take_per_host(due: Iterable[Delivery], per_host: int) -> list[Delivery]:
         if count_by_host[delivery.host] <= per_host:
             within_limit.append(delivery)
     return within_limit
+
+
+def _without(job: Job, bulky_fields: Collection[str]) -> Job:
+    """Return the job with no other bulky fields than these."""
+    return replace(
+        job,
+        input=job.input if "input" in bulky_fields else {},
+        output=job.output if "output" in bulky_fields else None,
+    )

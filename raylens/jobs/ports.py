@@ -7,7 +7,7 @@ from typing import Protocol
 
 from raylens.jobs.changes import Changes
 from raylens.jobs.files import StoredFile
-from raylens.jobs.job import Delivery, Job, Stats
+from raylens.jobs.job import BULKY_FIELDS, Delivery, Job, Stats
 from raylens.jobs.store import JobQuery
 
 
@@ -34,8 +34,10 @@ class JobService(Protocol):
 
     async def get(self, job_id: str) -> Job: ...
 
-    async def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
-        """Return the jobs that exist, by id."""
+    async def get_many(
+        self, job_ids: Collection[str], bulky_fields: Collection[str] = BULKY_FIELDS
+    ) -> dict[str, Job]:
+        """Return the jobs that exist, by id, with these of ``BULKY_FIELDS``."""
         ...
 
     async def list_jobs(self, query: JobQuery) -> list[Job]: ...
@@ -95,10 +97,15 @@ class JobService(Protocol):
         """Raises ``UnknownFile``."""
         ...
 
+    async def keep_file(self, file_id: str, seconds: float) -> StoredFile:
+        """Keep a file for at least ``seconds`` from now, and return it. Raises ``UnknownFile``."""
+        ...
+
     async def read_file_part(self, file_id: str, number: int) -> bytes | None:
         """Return a part of a file, counted from 0; None if there is no such part.
 
-        While a batch writes to the file, its last part grows.
+        While a batch writes to the file, its last part grows. Raises ``UnknownFile`` if the part's
+        contents are missing.
         """
         ...
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from raylens.jobs.clock import Clock
@@ -42,6 +44,8 @@ class ProgressReporter:
         self._on_change = on_change
         self._unsaved: tuple[Progress, dict[str, Any] | None] | None = None
         self._saved_at = -math.inf
+        self._later: asyncio.Task[None] | None = None
+        """Stores the newest report once the last stored one is ``PERIOD_S`` old."""
 
     async def report(
         self, progress: Progress, partial: dict[str, Any] | None, at_once: bool = False
@@ -51,9 +55,19 @@ class ProgressReporter:
         Raises ``InvalidOutput`` if that isn't JSON.
         """
         self._unsaved = (progress, partial)
-        is_soon = self._clock.monotonic() - self._saved_at < PERIOD_S
-        if is_soon and not at_once and progress.done < progress.total:
-            return
+        wait_s = self._saved_at + PERIOD_S - self._clock.monotonic()
+        if wait_s <= 0 or at_once or progress.done >= progress.total:
+            await self._save()
+        elif self._later is None or self._later.done():
+            self._later = asyncio.create_task(self._save_later(wait_s))
+
+    async def _save_later(self, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
+        with suppress(InvalidOutput):  # the next report or the end of the attempt raises it again
+            if self._unsaved is not None:
+                await self._save()
+
+    async def _save(self) -> None:
         self.check()
         self._saved_at = self._clock.monotonic()
         unsaved = self._unsaved
@@ -68,6 +82,11 @@ class ProgressReporter:
             self._unsaved = None
         if isinstance(saved, Job):
             self._on_change(saved)
+
+    def stop(self) -> None:
+        """Store no further report: the attempt ends."""
+        if self._later is not None:
+            self._later.cancel()
 
     def check(self) -> None:
         """Raise ``InvalidOutput`` if the output so far isn't JSON."""

@@ -14,20 +14,28 @@ from dataclasses import replace
 
 from raylens.core.config import JobsConfig
 from raylens.core.errors import (
-    Conflict,
+    InsufficientStorage,
     Overloaded,
     QueueFull,
     RaylensError,
     UnknownJob,
 )
-from raylens.jobs.blobs import compute_digest
+from raylens.jobs.blobs import BlobMissing, compute_digest
 from raylens.jobs.changes import ChangeLog, Changes
 from raylens.jobs.cleaner import Cleaner, log_errors
 from raylens.jobs.clock import StoreClock
 from raylens.jobs.dispatcher import Dispatcher, JobRunner
 from raylens.jobs.files import StoredFile, UnknownFile, shift_file_times
 from raylens.jobs.group_commit import GroupCommit
-from raylens.jobs.job import Delivery, Job, JobState, Stats, shift_delivery_times, shift_times
+from raylens.jobs.job import (
+    BULKY_FIELDS,
+    Delivery,
+    Job,
+    JobState,
+    Stats,
+    shift_delivery_times,
+    shift_times,
+)
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.picture_storage import PictureStorage
 from raylens.jobs.ports import JobService
@@ -132,16 +140,30 @@ class JobQueue(JobService):
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         async with self._time_limit():
-            await self._pictures.check_free_space()
             job = move_to_store_clock(job, self._clock.now())
-            if pictures:
-                await self._check_capacity(job)
-                await self._pictures.store(pictures)
-            result = await self._add_writer.submit(job)
+            try:
+                await self._prepare(pictures)
+            except (QueueFull, InsufficientStorage) as error:
+                result = await self._find_first(job) or error
+            else:
+                result = await self._add_writer.submit(job)
         if isinstance(result, RaylensError):
             raise self._with_retry_after(result)
         self._dispatcher.wake()
         return self._for_callers(result)
+
+    async def _prepare(self, pictures: Mapping[str, bytes]) -> None:
+        """Store the pictures of a submission. Raises ``QueueFull`` and ``InsufficientStorage``."""
+        await self._pictures.check_free_space()
+        if pictures:
+            await self._check_capacity()
+            await self._pictures.store(pictures)
+
+    async def _find_first(self, job: Job) -> Job | RaylensError | None:
+        """Return the stored job if this submission repeats its own, and ``Conflict`` if it reuses
+        the idempotency key of another."""
+        (result,) = await self._store.add([job], 0)  # with a capacity of 0, it adds nothing
+        return None if isinstance(result, QueueFull) else result
 
     async def submit_all(
         self, submissions: Sequence[tuple[Job, Mapping[str, bytes]]]
@@ -163,9 +185,11 @@ class JobQueue(JobService):
     async def get(self, job_id: str) -> Job:
         return _require((await self.get_many([job_id])).get(job_id), job_id)
 
-    async def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
+    async def get_many(
+        self, job_ids: Collection[str], bulky_fields: Collection[str] = BULKY_FIELDS
+    ) -> dict[str, Job]:
         async with self._time_limit():
-            jobs = await self._store.get(job_ids)
+            jobs = await self._store.get(job_ids, bulky_fields)
         return {job_id: self._for_callers(job) for job_id, job in jobs.items()}
 
     async def list_jobs(self, query: JobQuery) -> list[Job]:
@@ -198,7 +222,7 @@ class JobQueue(JobService):
 
     async def requeue(self, job_id: str) -> Job:
         async with self._time_limit():
-            await self._check_capacity(None)
+            await self._check_capacity()
 
         def update(job: Job) -> JobUpdate:
             timeout_s = self._runner.timeout(job)
@@ -225,10 +249,12 @@ class JobQueue(JobService):
         return [shift_delivery_times(each, self._clock.wall_offset) for each in deliveries]
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
-        await self.get(job_id)
-        self._redeliveries.check(job_id, self._clock.now(), "this job's deliveries")
-        async with self._time_limit():
-            delivery = await self._store.redeliver(job_id, number, self._clock.now())
+        known = {delivery.number for delivery in await self.deliveries(job_id)}
+        delivery = None
+        if number in known:
+            self._redeliveries.check(job_id, self._clock.now(), "this job's deliveries")
+            async with self._time_limit():
+                delivery = await self._store.redeliver(job_id, number, self._clock.now())
         if delivery is None:
             raise UnknownJob(f"delivery: job {job_id} has no delivery {number}", "delivery")
         self._webhook_dispatcher.wake()
@@ -250,12 +276,21 @@ class JobQueue(JobService):
             file = await self._store.get_file(file_id)
         return self._file_for_callers(_require_file(file, file_id))
 
+    async def keep_file(self, file_id: str, seconds: float) -> StoredFile:
+        async with self._time_limit():
+            file = await self._store.keep_file(file_id, self._clock.now() + seconds)
+        return self._file_for_callers(_require_file(file, file_id))
+
     async def read_file_part(self, file_id: str, number: int) -> bytes | None:
         async with self._time_limit(PART_BYTES):
             digest = await self._store.file_part(file_id, number)
             if digest is None:
                 return None
-            return await self._pictures.blobs.get_async(digest)
+            try:
+                return await self._pictures.blobs.get_async(digest)
+            except BlobMissing:
+                message = f"file_id: a part of file {file_id} is missing"
+                raise UnknownFile(message, "file_id") from None
 
     async def list_files(
         self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
@@ -328,24 +363,12 @@ class JobQueue(JobService):
         self._dispatcher.wake()
         return self._for_callers(job)
 
-    async def _check_capacity(self, job: Job | None) -> None:
-        """Raise ``QueueFull`` if the queue is full, unless ``job`` is already stored.
-
-        Raises ``Conflict`` if its idempotency key was used for a different request.
-        """
+    async def _check_capacity(self) -> None:
+        """Raise ``QueueFull`` if the queue is full."""
         capacity = self._config.capacity
-        if (await self._store.count_by_state())[JobState.QUEUED] < capacity:
-            return
-        if job is not None:
-            # With a capacity of 0, add() only looks the job up: it returns the stored job,
-            # Conflict or QueueFull.
-            (result,) = await self._store.add([job], 0)
-            if isinstance(result, Conflict):
-                raise result
-            if isinstance(result, Job):
-                return
-        message = f"{capacity} jobs are queued; the limit is {capacity}"
-        raise self._with_retry_after(QueueFull(message, "jobs.capacity"))
+        if (await self._store.count_by_state())[JobState.QUEUED] >= capacity:
+            message = f"{capacity} jobs are queued; the limit is {capacity}"
+            raise self._with_retry_after(QueueFull(message, "jobs.capacity"))
 
     def _with_retry_after(self, error: RaylensError) -> RaylensError:
         """Add a ``Retry-After`` to ``QueueFull``: the estimated time until the next job starts."""

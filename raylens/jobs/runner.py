@@ -44,7 +44,7 @@ class TypedJobRunner(JobRunner):
 
     def attempt_timeout(self, job: Job) -> float:
         job_type = self._job_types.get(job.type)
-        if job_type is not None and job_type.retries_pictures:
+        if job_type is not None and job_type.retries_units:
             return math.inf  # the timeout is that of each picture
         return self._config.attempt_timeout_s
 

@@ -20,7 +20,7 @@ from raylens.core.errors import (
     RaylensError,
 )
 from raylens.jobs.files import StoredFile
-from raylens.jobs.job import Delivery, Job, JobState
+from raylens.jobs.job import BULKY_FIELDS, Delivery, Job, JobState
 from raylens.jobs.transitions import JobUpdate
 
 STORAGE_RETRY_AFTER_S = 60.0
@@ -79,8 +79,8 @@ class JobQuery:
     type: str | None = None
     before_id: str | None = None
     """Only jobs older than this one."""
-    with_input: bool = False
-    """Without this, the jobs' ``input`` is empty."""
+    bulky_fields: Collection[str] = BULKY_FIELDS
+    """Which of :data:`BULKY_FIELDS` to read. The others are empty."""
 
 
 class JobStore(Protocol):
@@ -118,8 +118,10 @@ class JobStore(Protocol):
         """
         ...
 
-    async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
-        """Return the jobs that exist, by id."""
+    async def get(
+        self, job_ids: Collection[str], bulky_fields: Collection[str] = BULKY_FIELDS
+    ) -> dict[str, Job]:
+        """Return the jobs that exist, by id, with these of :data:`BULKY_FIELDS`."""
         ...
 
     async def list_jobs(self, query: JobQuery) -> list[Job]: ...
@@ -286,13 +288,18 @@ class JobStore(Protocol):
     ) -> None:
         """Append a part to a file, which grows by ``size`` bytes and is added if it doesn't exist.
 
-        With ``replaces``, the part replaces the last one, which has this digest.
+        With ``replaces``, the part replaces the last one, which has this digest. The file expires
+        as ``file`` says.
 
         Raises ``Conflict`` unless the job is running with this fence.
         """
         ...
 
     async def get_file(self, file_id: str) -> StoredFile | None: ...
+
+    async def keep_file(self, file_id: str, until: float) -> StoredFile | None:
+        """Let a file expire at ``until`` at the earliest. Return it, if it exists."""
+        ...
 
     async def file_part(self, file_id: str, number: int) -> str | None:
         """Return the digest of a part, counted from 0; None if there is no such part."""
@@ -341,8 +348,8 @@ def check_quota(stored_bytes: int, new_bytes: int, max_bytes: float) -> None:
     """Raise ``InsufficientStorage`` if all blobs together would exceed ``max_bytes``."""
     if stored_bytes + new_bytes > max_bytes:
         raise InsufficientStorage(
-            f"the pictures of jobs take {stored_bytes} bytes, and {new_bytes} more were sent;"
-            f" the limit is {max_bytes:.0f} bytes (jobs.max_picture_bytes)",
+            f"the pictures and files of jobs take {stored_bytes} bytes, and {new_bytes} more were"
+            f" sent; the limit is {max_bytes:.0f} bytes (jobs.max_picture_bytes)",
             "jobs.max_picture_bytes",
             max_bytes,
             stored_bytes + new_bytes,

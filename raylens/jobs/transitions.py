@@ -170,12 +170,12 @@ def release(job: Job) -> Job:
     return replace(queued, attempts=max(0, job.attempts - 1), **_NO_LEASE)
 
 
-def requeue(job: Job, now: float, more_attempts: int, timeout_s: float) -> Job:
+def requeue(job: Job, now: float, max_attempts: int, timeout_s: float) -> Job:
     """Queue a failed or canceled job again, at a user's request.
 
-    The job gets ``more_attempts`` more attempts and a deadline ``timeout_s`` seconds from now. It
-    waits for an old lease to expire, because a canceled attempt may still be running under it.
-    Raises ``Conflict`` if the job is in any other state, or if its pictures have been removed.
+    Its attempts count from the start, and its deadline is ``timeout_s`` seconds from now. It waits
+    for an old lease to expire, because a canceled attempt may still be running under it. Raises
+    ``Conflict`` if the job is in any other state, or if its pictures have been removed.
     """
     if not job.state.is_terminal:
         raise Conflict(f"job_id: the job is still {job.state}", "job_id")
@@ -183,7 +183,8 @@ def requeue(job: Job, now: float, more_attempts: int, timeout_s: float) -> Job:
         raise Conflict("job_id: the pictures of the job have been removed", "job_id")
     return replace(
         _with_state(job, JobState.QUEUED),
-        max_attempts=job.attempts + more_attempts,
+        attempts=0,
+        max_attempts=max_attempts,
         capacity_failures=0,
         deadline=now + timeout_s,
         run_after=max(now, job.lease_until or now),

@@ -15,7 +15,7 @@ from typing import Self
 import httpx
 
 from raylens.core.errors import InvalidRequest
-from raylens.net.address import MAX_HOST_CHARS, AllowList, check_literal, resolve
+from raylens.net.address import MAX_HOST_CHARS, AllowList, resolve
 from raylens.net.host_name import to_ascii
 from raylens.net.lookup import Address, LookUp, look_up
 
@@ -133,11 +133,6 @@ def parse_url(url: str, field: str) -> httpx.URL:
     if parsed.userinfo:
         raise InvalidRequest(f"{field}: a user or password in the URL is not supported", field)
     return parsed
-
-
-def check_url(url: str, allowed: AllowList, field: str) -> None:
-    """Check a URL without network access. Raises ``InvalidRequest``."""
-    check_literal(_host(parse_url(url, field)), allowed, field)
 
 
 async def check_destination(

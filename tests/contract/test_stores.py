@@ -177,9 +177,9 @@ class TestListing:
     async def test_pages_cover_all_jobs_newest_first(self, store: JobStore) -> None:
         jobs = sorted((make_job() for _ in range(7)), key=lambda job: job.id, reverse=True)
         await add_all(store, *jobs)
-        first = await store.list_jobs(JobQuery(3, with_input=True))
-        second = await store.list_jobs(JobQuery(3, before_id=first[-1].id, with_input=True))
-        third = await store.list_jobs(JobQuery(3, before_id=second[-1].id, with_input=True))
+        first = await store.list_jobs(JobQuery(3))
+        second = await store.list_jobs(JobQuery(3, before_id=first[-1].id))
+        third = await store.list_jobs(JobQuery(3, before_id=second[-1].id))
         assert first + second + third == jobs
 
     async def test_a_page_can_be_limited_to_a_type(self, store: JobStore) -> None:
@@ -781,11 +781,18 @@ class TestCounting:
         await store.check_counts()
         assert await store.count_by_state() == counts
 
-    async def test_a_list_leaves_out_the_inputs_unless_asked(self, store: JobStore) -> None:
-        job = make_job()
+    async def test_large_fields_can_be_left_out(self, store: JobStore) -> None:
+        job = make_job(output={"results": [1]})
         await add_all(store, job)
-        assert await store.list_jobs(JobQuery(1, with_input=True)) == [job]
-        assert await store.list_jobs(JobQuery(1)) == [replace(job, input={})]
+        for fields, shown in (
+            (["input", "output"], job),
+            (["output"], replace(job, input={})),
+            (["input"], replace(job, output=None)),
+            ([], replace(job, input={}, output=None)),
+        ):
+            assert await store.list_jobs(JobQuery(1, bulky_fields=fields)) == [shown]
+            assert await store.get([job.id], fields) == {job.id: shown}
+        assert await store.list_jobs(JobQuery(1)) == [job]
 
 
 async def test_the_clocks_of_processes_agree(store: JobStore, other_store: JobStore) -> None:

@@ -51,5 +51,5 @@ def test_no_job_is_lost_or_fails_in_ordinary_trouble(small_disk: Path) -> None:
     assert report["without_webhook"] == report["wrong_webhooks"] == 0
     assert set(report["statuses"]["store"]) == {"503"}
     assert "507" in report["statuses"]["disk"]
-    assert "the disk for the pictures of jobs is full" in report["details"]["disk"]
+    assert "the disk for the pictures and files of jobs is full" in report["details"]["disk"]
     assert report["slowest_refusal_s"] < 8

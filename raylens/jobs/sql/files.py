@@ -48,12 +48,18 @@ def append_to_file(
         replaced = sa.update(file_parts).where(is_last, file_parts.c.digest == replaces)
         db.execute(replaced.values(digest=digest))
     grown = sa.update(files).where(files.c.id == file.id)
-    db.execute(grown.values(size=files.c.size + size))
+    db.execute(grown.values(size=files.c.size + size, expires_at=file.expires_at))
 
 
 def get_file(db: sa.Connection, file_id: str) -> StoredFile | None:
     matches = _select(db, sa.select(files).where(files.c.id == file_id))
     return matches[0] if matches else None
+
+
+def keep_file(db: sa.Connection, file_id: str, until: float) -> StoredFile | None:
+    is_early = (files.c.id == file_id) & (files.c.expires_at < until)
+    db.execute(sa.update(files).where(is_early).values(expires_at=until))
+    return get_file(db, file_id)
 
 
 def select_part(db: sa.Connection, file_id: str, number: int) -> str | None:

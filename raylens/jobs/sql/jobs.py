@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from raylens.core.errors import Conflict, RaylensError
-from raylens.jobs.job import TERMINAL, Delivery, Job, JobState
+from raylens.jobs.job import BULKY_FIELDS, TERMINAL, Delivery, Job, JobState
 from raylens.jobs.sql.counters import add_to_counters, count_queued, moves
 from raylens.jobs.sql.deliveries import insert_deliveries, is_pending
 from raylens.jobs.sql.tables import (
@@ -31,7 +31,12 @@ _UPDATE_JOB = (
     .values({name: sa.bindparam(f"new_{name}") for name in MUTABLE_COLUMNS})
 )
 _is_running = jobs.c.state == JobState.RUNNING
-_ALL_BUT_INPUT = [column for column in jobs.c if column.name != "input"]
+
+
+def select_with(bulky_fields: Collection[str]) -> sa.Select[Any]:
+    """Return a query of jobs with no other bulky fields than these."""
+    left_out = BULKY_FIELDS.difference(bulky_fields)
+    return sa.select(*(column for column in jobs.c if column.name not in left_out))
 
 
 def select_jobs(db: sa.Connection, query: sa.Select[Any]) -> list[Job]:
@@ -81,7 +86,7 @@ def _insert_rows(db: sa.Connection, table: sa.Table, rows: Sequence[dict[str, An
 
 
 def list_jobs(db: sa.Connection, query: JobQuery) -> list[Job]:
-    statement = sa.select(jobs) if query.with_input else sa.select(*_ALL_BUT_INPUT)
+    statement = select_with(query.bulky_fields)
     statement = statement.order_by(jobs.c.id.desc()).limit(query.limit)
     if query.states:
         statement = statement.where(jobs.c.state.in_(query.states))

@@ -19,7 +19,7 @@ from sqlalchemy import exc
 from raylens.core.errors import InsufficientStorage, RaylensError
 from raylens.jobs.clock import Clock, SystemClock
 from raylens.jobs.files import StoredFile
-from raylens.jobs.job import Delivery, Job, JobState
+from raylens.jobs.job import BULKY_FIELDS, Delivery, Job, JobState
 from raylens.jobs.sql import blobs as blob_statements
 from raylens.jobs.sql import deliveries as delivery_statements
 from raylens.jobs.sql import files as file_statements
@@ -109,11 +109,14 @@ class SqlStore(JobStore):
                 continue
         return await self._write(add)  # the last try raises
 
-    async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
+    async def get(
+        self, job_ids: Collection[str], bulky_fields: Collection[str] = BULKY_FIELDS
+    ) -> dict[str, Job]:
+        query = job_statements.select_with(bulky_fields)
         if len(job_ids) == 1:  # faster to compile
-            query = sa.select(jobs).where(jobs.c.id == next(iter(job_ids)))
+            query = query.where(jobs.c.id == next(iter(job_ids)))
         else:
-            query = sa.select(jobs).where(jobs.c.id.in_(job_ids))
+            query = query.where(jobs.c.id.in_(job_ids))
         matches = await self._read(partial(job_statements.select_jobs, query=query))
         return {job.id: job for job in matches}
 
@@ -233,6 +236,9 @@ class SqlStore(JobStore):
 
     async def get_file(self, file_id: str) -> StoredFile | None:
         return await self._read(partial(file_statements.get_file, file_id=file_id))
+
+    async def keep_file(self, file_id: str, until: float) -> StoredFile | None:
+        return await self._write(lambda db: file_statements.keep_file(db, file_id, until))
 
     async def file_part(self, file_id: str, number: int) -> str | None:
         return await self._read(lambda db: file_statements.select_part(db, file_id, number))

@@ -182,8 +182,8 @@ def job_to_row(job: Job) -> dict[str, Any]:
 
 
 def job_from_row(row: RowMapping) -> Job:
-    """Return the job of a row. Its input is empty if the row has none."""
-    values: dict[str, Any] = {"input": "{}", **row}
+    """Return the job of a row. Its input and output are empty if the row has none."""
+    values: dict[str, Any] = {"input": "{}", "output": None, **row}
     url = values.pop("webhook_url")
     secret = values.pop("webhook_secret")
     for name in ("input", "extra", "output", "problem", "progress", "blobs"):

@@ -130,7 +130,7 @@ class JobContext:
 class JobType(Protocol):
     """A type of job: its name in requests, the Pydantic model of its input, and its work."""
 
-    retries_pictures: bool = False
+    retries_units: bool = False
     """Whether the type retries its pictures one by one, with
     :class:`raylens.jobs.types.units.UnitRunner`.
 

@@ -25,7 +25,7 @@ class BatchJob(JobType):
 
     name = "batch"
     input_model = BatchInput
-    retries_pictures = True
+    retries_units = True
 
     async def run(self, job_input: BatchInput, context: JobContext) -> dict[str, Any]:
         total = len(job_input.images)

@@ -153,7 +153,7 @@ class TaskTimingJob(JobType):
 
     name = "task_timing_v1"
     input_model = TimingInput
-    retries_pictures = True
+    retries_units = True
 
     async def run(self, job_input: TimingInput, context: JobContext) -> dict[str, Any]:
         attempt = _TimingAttempt(job_input, context)

@@ -17,7 +17,6 @@ from openai import AsyncOpenAI
 from openai.types import Batch
 
 from raylens.api.app import create_app
-from raylens.api.batch_job import OpenAIBatchJob
 from raylens.core.config import AppConfig
 from raylens.core.errors import ModelFailed, Overloaded
 from raylens.core.types import Chat, PictureFile, Priority, TextPart, VisionRequest
@@ -27,6 +26,7 @@ from raylens.jobs.job import new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.priority import BackgroundService
 from raylens.jobs.queue import JobQueue
+from raylens.jobs.types.openai_batch import OpenAIBatchJob
 from testing.virtual_time import VirtualClock, VirtualTimePolicy
 from tests.unit.raylens.api.conftest import DATA_URL
 from tests.unit.raylens.jobs.conftest import (
@@ -77,7 +77,8 @@ def parts(model: FakeService) -> QueueParts:
     blobs = BlobStorage(f"memory://{new_id()}")
     parts = QueueParts(clock, store, blobs, model, FakeWebhookClient(), CONFIG)
     app = create_app(BackgroundService(model), CONFIG)
-    parts.types["openai_batch"] = OpenAIBatchJob(lambda: app, CONFIG)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    parts.types["openai_batch"] = OpenAIBatchJob(lambda: transport, CONFIG)
     return parts
 
 
@@ -586,7 +587,7 @@ class TestBatches:
     @pytest.mark.parametrize(
         ("lines", "message"),
         [
-            (["", " "], "input_file_id: the file has no lines, or is gone"),
+            (["", " "], "input_file_id: the file has no lines"),
             (["{}"] * 201, "input_file_id: 201 requests; the limit is 200"),
         ],
     )

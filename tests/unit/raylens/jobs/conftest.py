@@ -39,7 +39,7 @@ from raylens.core.types import (
 from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.clock import Clock, StoreClock
 from raylens.jobs.inference import InferenceClient
-from raylens.jobs.job import Job, JobState, Webhook, new_id
+from raylens.jobs.job import BULKY_FIELDS, Job, JobState, Webhook, new_id
 from raylens.jobs.job_files import JobFiles
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.metrics import JobMetrics
@@ -220,9 +220,11 @@ class FlakyStore(MemoryStore):
         self._check("add")
         return await super().add(new_jobs, capacity)
 
-    async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
+    async def get(
+        self, job_ids: Collection[str], bulky_fields: Collection[str] = BULKY_FIELDS
+    ) -> dict[str, Job]:
         self._check("get")
-        return await super().get(job_ids)
+        return await super().get(job_ids, bulky_fields)
 
 
 ALL_METHODS = {"claim", "change", "renew", "add", "get"}

@@ -12,7 +12,7 @@ import pytest
 from raylens.core.errors import Conflict, InsufficientStorage, ModelFailed, Overloaded
 from raylens.jobs.blobs import compute_digest
 from raylens.jobs.clock import SystemClock
-from raylens.jobs.job import Job, JobState
+from raylens.jobs.job import BULKY_FIELDS, Job, JobState
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.store import Change, ComputeUpdate, StoreUnavailable
 from raylens.jobs.transitions import JobUpdate
@@ -147,7 +147,9 @@ class TestStore:
             async def add(self, new_jobs: Sequence[Job], capacity: int) -> Any:
                 await asyncio.sleep(3600)
 
-            async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
+            async def get(
+                self, job_ids: Collection[str], bulky_fields: Collection[str] = BULKY_FIELDS
+            ) -> dict[str, Job]:
                 await asyncio.sleep(3600)
                 return {}
 

@@ -9,7 +9,7 @@ import pytest
 from raylens.core.errors import Overloaded, UnknownJob
 from raylens.jobs.changes import ChangeLog
 from raylens.jobs.feed import JobFeed
-from raylens.jobs.job import Job, JobState
+from raylens.jobs.job import BULKY_FIELDS, Job, JobState
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.store import StoreUnavailable
@@ -22,11 +22,13 @@ class CountingStore(MemoryStore):
     reads = 0
     error: Exception | None = None
 
-    async def get(self, job_ids: Collection[str]) -> dict[str, Job]:
+    async def get(
+        self, job_ids: Collection[str], bulky_fields: Collection[str] = BULKY_FIELDS
+    ) -> dict[str, Job]:
         self.reads += 1
         if self.error is not None:
             raise self.error
-        return await super().get(job_ids)
+        return await super().get(job_ids, bulky_fields)
 
 
 async def watch_states(feed: JobFeed, job_id: str) -> list[JobState]:

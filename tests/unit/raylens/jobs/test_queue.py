@@ -185,7 +185,7 @@ class TestLimits:
         self, parts: QueueParts
     ) -> None:
         queue = parts.make_queue(max_picture_bytes=2 * len(PICTURE) + 1)
-        message = "the pictures of jobs take 44 bytes, and 22 more were sent; the limit is 45 bytes"
+        message = "pictures and files of jobs take 44 bytes, and 22 more were sent; the limit is 45"
         pictures = [PICTURE, PICTURE[::-1], PICTURE.upper()]
         for picture in pictures[:2]:
             await submit_picture(queue, picture)

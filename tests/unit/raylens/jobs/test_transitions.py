@@ -163,7 +163,7 @@ def test_a_requeued_job_gets_new_attempts_and_the_rank_of_a_new_job() -> None:
     last = replace(start_or_fail(make_job(), NOW, "me", NOW + 15), attempts=3)
     failed = fail(last, Problem("c", "m"), NOW + 50)
     requeued = requeue(failed, NOW + 200, 3, 500)
-    assert (requeued.state, requeued.attempts, requeued.max_attempts) == (JobState.QUEUED, 3, 6)
+    assert (requeued.state, requeued.attempts, requeued.max_attempts) == (JobState.QUEUED, 0, 3)
     assert (requeued.deadline, requeued.rank) == (NOW + 700, NOW + 200)
     assert (requeued.problem, requeued.finished_at) == (None, None)
     assert start_or_fail(requeued, NOW + 201, "me", NOW + 216).started_at == NOW + 201

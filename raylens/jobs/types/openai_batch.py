@@ -12,9 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-from starlette.types import ASGIApp
 
-from raylens.api.batch_lines import BatchLines
 from raylens.core.config import AppConfig, JobsConfig
 from raylens.core.errors import (
     DeadlineExceeded,
@@ -25,9 +23,11 @@ from raylens.core.errors import (
     RaylensError,
 )
 from raylens.core.wire import Text
+from raylens.jobs.blobs import BlobMissing
 from raylens.jobs.files import StoredFile
 from raylens.jobs.job import Job
 from raylens.jobs.types.base import JobContext, JobInput, JobType
+from raylens.jobs.types.openai_batch_lines import BatchLines
 from raylens.jobs.types.units import UnitAttempt, UnitRunner
 from raylens.net.retry_after import parse_retry_after
 
@@ -50,7 +50,7 @@ _CAPACITY = frozenset({429, 503, 507})
 """HTTP statuses of requests that a lack of capacity stopped."""
 
 
-class BatchInput(JobInput):
+class OpenAIBatchInput(JobInput):
     input_file_id: Text
     endpoint: Text
     completion_window: Text = "24h"
@@ -82,19 +82,22 @@ class BatchExpired(RaylensError):
 
 
 class OpenAIBatchJob(JobType):
-    """Sends each line's request to ``make_app()``, and appends its response to the output file.
+    """Sends each line's request to the application behind
+    ``make_transport()``, and appends its response to the output file.
 
     Requests with an error, and lines that are no requests, go to the error file. Both files grow
     while the job runs, and tell the next attempt which lines are done.
     """
 
     name = JOB_TYPE
-    input_model = BatchInput
-    retries_pictures = True
+    input_model = OpenAIBatchInput
+    retries_units = True
 
-    def __init__(self, make_app: Callable[[], ASGIApp], config: AppConfig) -> None:
+    def __init__(
+        self, make_transport: Callable[[], httpx.AsyncBaseTransport], config: AppConfig
+    ) -> None:
         """``config`` is the application's."""
-        self._make_app = make_app
+        self._make_transport = make_transport
         self._config = config
         self._client: httpx.AsyncClient | None = None
 
@@ -102,9 +105,9 @@ class OpenAIBatchJob(JobType):
         window = self.input_model.model_validate(job.input).completion_window
         return parse_window(window) + LAST_LINES_S
 
-    async def run(self, job_input: BatchInput, context: JobContext) -> dict[str, Any]:
+    async def run(self, job_input: OpenAIBatchInput, context: JobContext) -> dict[str, Any]:
         if self._client is None:
-            transport = httpx.ASGITransport(self._make_app(), raise_app_exceptions=False)
+            transport = self._make_transport()
             self._client = httpx.AsyncClient(transport=transport, base_url="http://batch")
         return await _BatchAttempt(job_input, context, self._client, self._config).run()
 
@@ -112,7 +115,7 @@ class OpenAIBatchJob(JobType):
 class _BatchAttempt:
     def __init__(
         self,
-        job_input: BatchInput,
+        job_input: OpenAIBatchInput,
         context: JobContext,
         client: httpx.AsyncClient,
         config: AppConfig,
@@ -163,15 +166,20 @@ class _BatchAttempt:
             error.retry_after = min(error.retry_after, max(0.0, self._seconds_left()))
 
     async def _read_lines(self) -> BatchLines:
-        """Raises ``InvalidRequest`` if the file is gone, empty or too long."""
+        """Raises ``InvalidRequest`` if the file is deleted, empty or too long."""
         field = "input_file_id"
-        text = await self._context.files.read(self._input.input_file_id)
+        try:
+            text = await self._context.files.read(self._input.input_file_id)
+        except BlobMissing:
+            raise InvalidRequest(f"{field}: a part of the file is missing", field) from None
+        if not text:
+            raise InvalidRequest(f"{field}: the file has been deleted", field)
         lines = await asyncio.to_thread(
             BatchLines, text, self._input.endpoint, self._limits.max_body_bytes
         )
         limit = self._context.config.max_batch_requests
         if not lines:
-            raise InvalidRequest(f"{field}: the file has no lines, or is gone", field)
+            raise InvalidRequest(f"{field}: the file has no lines", field)
         if len(lines) > limit:
             message = f"{field}: {len(lines)} requests; the limit is {limit}"
             raise InvalidRequest(message, field, limit, len(lines))
@@ -292,7 +300,7 @@ class _ResultFile:
 
     async def read_done(self) -> set[int]:
         """Return the numbers of the lines whose results earlier attempts have stored."""
-        text = await self._context.files.read(self._file_id)
+        text = await self._context.files.read(self._file_id, skip_missing=True)
         self.done = {int(match[1]) for match in _OUTPUT_ID.finditer(text)}
         self.stored_lines = len(self.done)
         return self.done
