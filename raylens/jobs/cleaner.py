@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 
 from raylens.core.config import JobsConfig
@@ -21,8 +21,7 @@ PURGE_BATCH = 200
 BLOB_REMOVAL_BATCH = 10
 """Maximum number of blobs marked for removal at a time."""
 BLOB_REMOVAL_S = 60.0
-"""How long a blob stays marked for removal. What is not removed by half of that is left to the next
-cleanup."""
+"""How long a blob stays marked for removal, unless the mark is renewed."""
 REMOVAL_RETRY_S = 3600.0
 """Time after which a blob that could not be removed is tried again, in seconds."""
 MIN_BLOB_GRACE_S = 120.0
@@ -45,6 +44,8 @@ class Cleaner:
         self._blob_grace_s = max(MIN_BLOB_GRACE_S, 2 * config.queue_timeout_s)
         self._has_expired = asyncio.Event()
         self._has_unused = asyncio.Event()
+        self._marked_until = 0.0
+        """Until when the blobs that are being removed are marked."""
 
     def wake(self) -> None:
         """Clean up soon: something has been removed."""
@@ -83,26 +84,38 @@ class Cleaner:
     async def _remove_batch(self) -> bool:
         """Remove some unused blobs, outside of any transaction. Return whether to go on."""
         now = self._clock.now()
-        unused_since = now - self._blob_grace_s
-        until = now + BLOB_REMOVAL_S
-        digests = await self._store.mark_unused_blobs(unused_since, now, until, BLOB_REMOVAL_BATCH)
-        removed, failed, skipped = [], [], []
+        self._marked_until = now + BLOB_REMOVAL_S
+        digests = await self._store.mark_unused_blobs(
+            now - self._blob_grace_s, now, self._marked_until, BLOB_REMOVAL_BATCH
+        )
+        removed: list[str] = []
+        failed: list[str] = []
         for digest in digests:
-            if self._clock.now() > until - BLOB_REMOVAL_S / 2:
-                skipped.append(digest)  # a submission may soon take it over
-                continue
-            try:
-                await self._blobs.remove_async(digest)
-                removed.append(digest)
-            except RaylensError:  # the storage has logged it
-                failed.append(digest)
+            is_removed = await self._remove(digest, digests)
+            (removed if is_removed else failed).append(digest)
         if removed:
             await self._store.forget_blobs(removed)
-        if skipped:
-            await self._store.unmark_blobs(skipped, unused_since)
         if failed:  # the next cleanup tries others
-            await self._store.unmark_blobs(failed, now + REMOVAL_RETRY_S)
-        return len(digests) == BLOB_REMOVAL_BATCH and bool(removed) and not skipped
+            await self._store.unmark_blobs(failed, self._clock.now() + REMOVAL_RETRY_S)
+        return len(digests) == BLOB_REMOVAL_BATCH and bool(removed)
+
+    async def _remove(self, digest: str, marked: Collection[str]) -> bool:
+        """Remove a blob, and renew the marks of all meanwhile. Return whether that succeeded.
+
+        However long the storage takes, no submission may take over what it is about to remove.
+        """
+        removal = asyncio.ensure_future(self._blobs.remove_async(digest))
+        while not removal.done():
+            await asyncio.wait({removal}, timeout=BLOB_REMOVAL_S / 4)
+            now = self._clock.now()
+            if now > self._marked_until - BLOB_REMOVAL_S / 2:
+                self._marked_until = now + BLOB_REMOVAL_S
+                await self._store.renew_marks(marked, self._marked_until)
+        try:
+            removal.result()
+        except RaylensError:  # the storage has logged it
+            return False
+        return True
 
 
 async def _repeat(work: Callable[[], Awaitable[None]], name: str, is_due: asyncio.Event) -> None:

@@ -296,6 +296,12 @@ class MemoryStore(JobStore):
             if blob is not None and blob.removing_until > 0:
                 del self._blobs[digest]
 
+    async def renew_marks(self, digests: Collection[str], until: float) -> None:
+        for digest in digests:
+            blob = self._blobs.get(digest)
+            if blob is not None and blob.removing_until > 0:
+                self._blobs[digest] = replace(blob, removing_until=until)
+
     async def unmark_blobs(self, digests: Collection[str], touched_at: float) -> None:
         for digest in digests:
             blob = self._blobs.get(digest)

@@ -268,6 +268,10 @@ class JobStore(Protocol):
         """Delete the records of blobs that have been removed."""
         ...
 
+    async def renew_marks(self, digests: Collection[str], until: float) -> None:
+        """Let the marks of blobs that are being removed last until ``until``."""
+        ...
+
     async def unmark_blobs(self, digests: Collection[str], touched_at: float) -> None:
         """Take back the marks of blobs that were not removed, as if they were last touched at
         ``touched_at``."""

@@ -555,6 +555,8 @@ class TestCleaning:
     async def test_a_blob_that_could_not_be_removed_can_be_touched(self, store: JobStore) -> None:
         await touch(store, NOW, "a" * 64, "b" * 64)
         assert len(await mark(store, NOW + 50)) == 2
+        await store.renew_marks(["a" * 64, "b" * 64], NOW + 500)
+        assert await mark(store, NOW + 499) == []
         await store.unmark_blobs(["a" * 64, "b" * 64], NOW + 300)
         await touch(store, NOW + 60, "a" * 64)
         assert await mark(store, NOW + 300) == ["a" * 64]

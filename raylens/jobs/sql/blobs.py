@@ -85,15 +85,21 @@ def _may_be_removed(touched_before: float, now: float) -> sa.ColumnElement[bool]
     return (blobs.c.touched_at < touched_before) & is_free & ~_is_of_job & ~_is_of_file
 
 
+def _is_marked(digests: Collection[str]) -> sa.ColumnElement[bool]:
+    return blobs.c.digest.in_(digests) & blobs.c.removing_until.is_not(None)
+
+
+def renew_marks(db: sa.Connection, digests: Collection[str], until: float) -> None:
+    db.execute(sa.update(blobs).where(_is_marked(digests)).values(removing_until=until))
+
+
 def unmark_blobs(db: sa.Connection, digests: Collection[str], touched_at: float) -> None:
-    is_marked = blobs.c.digest.in_(digests) & blobs.c.removing_until.is_not(None)
     values = {"removing_until": None, "touched_at": touched_at}
-    db.execute(sa.update(blobs).where(is_marked).values(values))
+    db.execute(sa.update(blobs).where(_is_marked(digests)).values(values))
 
 
 def forget_blobs(db: sa.Connection, digests: Collection[str]) -> None:
-    is_removed = blobs.c.digest.in_(digests) & blobs.c.removing_until.is_not(None)
-    query = sa.select(blobs).where(is_removed).order_by(blobs.c.digest)
+    query = sa.select(blobs).where(_is_marked(digests)).order_by(blobs.c.digest)
     rows = db.execute(query.with_for_update()).all()
     db.execute(sa.delete(blobs).where(blobs.c.digest.in_([row.digest for row in rows])))
     add_to_counters(db, Counter({BLOB_BYTES: -sum(row.size for row in rows)}))

@@ -213,6 +213,9 @@ class SqlStore(JobStore):
     async def forget_blobs(self, digests: Collection[str]) -> None:
         await self._write(partial(blob_statements.forget_blobs, digests=digests))
 
+    async def renew_marks(self, digests: Collection[str], until: float) -> None:
+        await self._write(lambda db: blob_statements.renew_marks(db, digests, until))
+
     async def unmark_blobs(self, digests: Collection[str], touched_at: float) -> None:
         await self._write(lambda db: blob_statements.unmark_blobs(db, digests, touched_at))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from raylens.jobs.job import Job, new_id
 from testing.virtual_time import VirtualTimePolicy
 
 TIMEOUT_S = 5.0
+PICTURES = {"a" * 64: bytes(100_000)}
+"""More bytes than calls share."""
 
 
 @pytest.fixture
@@ -112,3 +115,21 @@ async def test_jobs_that_arrive_together_share_calls() -> None:
     results, _ = await submit_all(JobQueueClient(TIMEOUT_S, lambda: actor), 65)
     assert [type(result) for result in results] == [Job] * 65
     assert len(actor.calls) == 3
+
+
+async def test_calls_share_one_look_up_which_takes_no_thread_of_others() -> None:
+    looked_up = 0
+    may_end = threading.Event()
+
+    def find_slowly() -> Any:
+        nonlocal looked_up
+        looked_up += 1
+        may_end.wait(10)
+        return FakeActor()
+
+    client = JobQueueClient(3600.0, find_slowly)
+    calls = [asyncio.create_task(client.submit(make_job(), PICTURES)) for _ in range(64)]
+    assert await asyncio.to_thread(lambda: "a decoded picture") == "a decoded picture"
+    may_end.set()
+    assert all(isinstance(job, Job) for job in await asyncio.gather(*calls))
+    assert looked_up == 1

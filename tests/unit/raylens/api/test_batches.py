@@ -574,6 +574,41 @@ class TestBatches:
             with pytest.raises(openai.ConflictError, match="the batch is already completed"):
                 await client.batches.cancel(done.id)
 
+    async def test_a_file_with_a_missing_part_is_not_run(
+        self,
+        client: AsyncOpenAI,
+        parts: QueueParts,
+        queue: JobQueue,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("raylens.jobs.queue.PART_BYTES", 1000)
+        async with serving(queue):
+            batch = await create(client, [line(number) for number in range(40)])
+            digests = await parts.store.file_parts(batch.input_file_id)
+            for digest in (digests[0], digests[1]):
+                parts.blobs.remove(digest)
+            batch = await wait_for_end(client, batch)
+        assert batch.status == "failed"
+        assert batch.errors is not None
+        assert batch.errors.data is not None
+        assert batch.errors.data[0].message == "input_file_id: a part of the file is missing"
+        with pytest.raises(openai.NotFoundError, match=r"a part of file .* is missing"):
+            await client.files.content(batch.input_file_id)
+
+    async def test_the_input_file_stays_until_its_batch_has_ended(
+        self, client: AsyncOpenAI, queue: JobQueue, model: FakeService
+    ) -> None:
+        file = await client.files.create(file=("x.jsonl", line(1).encode()), purpose="batch")
+        await asyncio.sleep(29 * 86_400)
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint=ENDPOINT, completion_window=cast(Any, "7d")
+        )
+        await asyncio.sleep(5 * 86_400)
+        async with serving(queue):
+            await asyncio.sleep(300)
+            batch = await wait_for_end(client, batch)
+        assert batch.status == "completed"
+
     async def test_a_request_that_hangs_is_an_error_with_its_id(
         self, client: AsyncOpenAI, queue: JobQueue, model: FakeService
     ) -> None:

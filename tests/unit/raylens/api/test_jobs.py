@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -14,7 +15,7 @@ from raylens.api.app import create_app
 from raylens.core.config import AppConfig
 from raylens.core.errors import Overloaded, UnsupportedMedia
 from raylens.jobs.blobs import BlobStorage, compute_digest, make_reference
-from raylens.jobs.job import Job, new_id
+from raylens.jobs.job import Job, JobState, new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
 from raylens.net.lookup import Address
@@ -55,10 +56,14 @@ def event_loop_policy() -> VirtualTimePolicy:
 
 
 @pytest.fixture
-def queue(model: FakeService, webhook_client: FakeWebhookClient) -> JobQueue:
+def parts(model: FakeService, webhook_client: FakeWebhookClient) -> QueueParts:
     clock = VirtualClock()
     blobs = BlobStorage(f"memory://{new_id()}")
-    parts = QueueParts(clock, MemoryStore(clock), blobs, model, webhook_client, CONFIG)
+    return QueueParts(clock, MemoryStore(clock), blobs, model, webhook_client, CONFIG)
+
+
+@pytest.fixture
+def queue(parts: QueueParts) -> JobQueue:
     return parts.make_queue()
 
 
@@ -546,6 +551,46 @@ class TestReading:
         assert [job["status"] for job in jobs][-1] == "succeeded"
         assert jobs[-1]["progress"] == {"done": 3, "total": 3}
         assert all("input" not in job for job in jobs)
+
+    async def test_events_show_an_error_even_if_the_state_is_the_same_again(
+        self, http: httpx.AsyncClient, queue: JobQueue, parts: QueueParts, model: FakeService
+    ) -> None:
+        model.errors = [Overloaded("full", "model", retry_after=30)]
+        job = await submit(http, caption_job())
+        stream = asyncio.create_task(http.get(f"{PATH}/{job['id']}/events"))
+        await asyncio.sleep(1)
+        other = parts.make_queue()  # in another process, so that the changes are found later
+        async with serving(other):
+            await stream
+        events = (await stream).text.split("\n\n")
+        assert any('"overloaded"' in event and '"queued"' in event for event in events)
+
+    async def test_deleting_a_job_that_has_just_ended_keeps_its_result(
+        self, http: httpx.AsyncClient, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = await submit(http, caption_job())
+        async with serving(queue):
+            await wait_until_ended(http, job["id"])
+        ended = await queue.get(job["id"])
+
+        async def get_as_it_was(job_id: str) -> Job:
+            return replace(ended, state=JobState.RUNNING)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(queue, "get", get_as_it_was)
+            assert (await http.delete(f"{PATH}/{job['id']}")).status_code == 409
+        assert (await http.get(f"{PATH}/{job['id']}")).json()["output"] is not None
+
+    async def test_a_redelivery_of_nothing_uses_up_no_limit(
+        self, http: httpx.AsyncClient, queue: JobQueue
+    ) -> None:
+        job = await submit(http, caption_job(webhook_url="https://example.com/hook"))
+        path = f"{PATH}/{job['id']}/deliveries"
+        async with serving(queue):
+            await wait_until_ended(http, job["id"])
+            for _ in range(20):
+                assert (await http.post(f"{path}/999/redeliver")).status_code == 404
+            assert (await http.post(f"{path}/1/redeliver")).status_code == 202
 
     async def test_deliveries_are_listed_and_can_be_sent_again(
         self, http: httpx.AsyncClient, queue: JobQueue, webhook_client: FakeWebhookClient

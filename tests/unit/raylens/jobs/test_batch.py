@@ -152,6 +152,25 @@ async def test_attempts_at_a_picture_are_counted_across_attempts_at_the_job(
     assert "error" in results_of(ended)[0]
 
 
+async def test_results_can_be_read_while_the_last_picture_takes_long(parts: QueueParts) -> None:
+    generate = parts.service.generate
+
+    async def take_long_at_5(request: Any, pictures: Any) -> Any:
+        await asyncio.sleep(400 if pictures[0].data == b"5" else 0.01)
+        async for delta in generate(request, pictures):
+            yield delta
+
+    parts.service.generate = take_long_at_5  # type: ignore[method-assign]
+    queue = parts.make_queue()
+    job = make_batch(6)
+    async with serving(queue):
+        await queue.submit(job, make_pictures(6))
+        await asyncio.sleep(2)
+        running = await queue.get(job.id)
+        assert running.progress == Progress(5, 6)
+        await wait_until_ended(queue, job.id)
+
+
 async def test_the_results_so_far_can_be_read(parts: QueueParts) -> None:
     def answer(number: int, call: int) -> str:
         if number == 3:

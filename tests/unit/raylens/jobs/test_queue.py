@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from raylens.core.errors import (
     Conflict,
     InsufficientStorage,
     InvalidRequest,
+    Overloaded,
     QueueFull,
     UnknownJob,
 )
@@ -195,6 +197,21 @@ class TestLimits:
         assert caught.value.retry_after is not None
         await queue.submit(make_job(), {})  # without pictures
 
+    async def test_a_repeated_submission_is_answered_when_the_disk_is_nearly_full(
+        self, parts: QueueParts
+    ) -> None:
+        queue = parts.make_queue()
+        job = make_job(idempotency_key="key", digest="same")
+        first = await queue.submit(job, {})
+        parts.free_bytes = 0
+        await asyncio.sleep(2)
+        again = make_job(idempotency_key="key", digest="same")
+        assert await queue.submit(again, {}) == first
+        with pytest.raises(Conflict):
+            await queue.submit(replace(again, digest="other"), {})
+        with pytest.raises(InsufficientStorage):
+            await queue.submit(replace(again, idempotency_key="new"), {})
+
     async def test_nothing_is_accepted_when_the_disk_is_nearly_full(
         self, parts: QueueParts
     ) -> None:
@@ -279,6 +296,27 @@ class TestCleaning:
             running = await submit_picture(queue, PICTURE)
             with pytest.raises(Conflict, match="the job is still queued"):
                 await queue.remove(running.id)
+
+    async def test_a_slow_removal_takes_no_picture_of_a_new_job(self, parts: QueueParts) -> None:
+        class SlowBlobs(BlobStorage):
+            async def remove_async(self, digest: str) -> None:
+                await asyncio.sleep(200)
+                await super().remove_async(digest)
+
+        parts.blobs = SlowBlobs(f"memory://{new_id()}")
+        parts.blobs.put(DIGEST, PICTURE)
+        await parts.store.touch_blobs({DIGEST: 1}, now() - 1000, 100)
+        queue = parts.make_queue()
+        async with serving(queue):
+            for _ in range(19):
+                await asyncio.sleep(5)
+                with pytest.raises(Overloaded):
+                    await submit_picture(queue, PICTURE)
+            await asyncio.sleep(10)
+            job = await submit_picture(queue, PICTURE)
+            await asyncio.sleep(300)
+            assert (await queue.get(job.id)).state is JobState.SUCCEEDED
+            assert parts.blobs.get(DIGEST) == PICTURE
 
     async def test_slow_removals_hold_up_no_job(self, parts: QueueParts) -> None:
         parts.service.seconds = 60
