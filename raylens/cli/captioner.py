@@ -15,8 +15,7 @@ from raylens.cli.results import Result
 MAX_UPLOADS = 4
 """Pictures that are held in memory at a time, however many jobs are in flight."""
 MAX_SUBMISSIONS = 3
-"""Submissions of one picture. A server whose job store is in memory loses its jobs when it
-restarts."""
+"""Submissions of one picture. A server whose store was replaced has lost its jobs."""
 _PICTURE_STATUSES = frozenset({409, 413, 415, 422, 500})
 """HTTP statuses of errors that may concern one picture only."""
 _SHARED_FIELDS = ("input.prompt", "input.model", "input.length", "job_type")

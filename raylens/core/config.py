@@ -346,7 +346,8 @@ class JobsConfig(Frozen):
     result_ttl_s: Seconds = 7 * 86_400.0
     """How long a finished job is kept."""
     failed_pictures_ttl_s: Seconds = 86_400.0
-    """How long the pictures of a failed or canceled job are kept. Then it can't be retried."""
+    """How long the pictures of a failed or canceled job are kept. Without them, it can't be
+    retried."""
     batch_concurrency: Annotated[int, Field(ge=1, le=64)] = 4
     """Pictures of a ``batch`` job, or requests of an ``openai_batch`` job, that are in flight at a
     time."""

@@ -12,7 +12,7 @@ from raylens.jobs.store import JobQuery
 
 
 class JobService(Protocol):
-    """The job queue. The times of its jobs are on the wall clock.
+    """The job queue. The times of what it returns are on the wall clock.
 
     A method that takes a ``job_id`` raises ``UnknownJob`` if there is no such job. Every method
     raises ``Overloaded`` if the queue or its store can't be reached within ``jobs.queue_timeout_s``
