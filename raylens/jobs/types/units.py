@@ -7,7 +7,7 @@ import math
 import random
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from raylens.core.errors import FailureClass, RaylensError
@@ -41,8 +41,6 @@ class _Group:
     holds: int = 0
     """How often the group was held back since its last success."""
     held_until: float = -math.inf
-    held: list[tuple[int, float]] = field(default_factory=list)
-    """Its units that were due while it was held back."""
 
 
 class UnitRunner(Generic[Result]):
@@ -89,6 +87,8 @@ class UnitRunner(Generic[Result]):
         """Units that wait, each with the earliest time of its next attempt on the monotonic
         clock."""
         self._groups: defaultdict[str, _Group] = defaultdict(_Group)
+        self._held: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+        """Units of groups that are held back."""
         self._in_flight = 0
         self._capacity_error: RaylensError | None = None
         """The last lack of capacity."""
@@ -128,7 +128,7 @@ class UnitRunner(Generic[Result]):
     async def _wait_for_others(self) -> bool:
         """Wait a little if groups are held back while other units run. Return whether these still
         run, so that there may be more to do."""
-        if not self._in_flight or not any(group.held for group in self._groups.values()):
+        if not self._in_flight or not self._held:
             return False
         await asyncio.sleep(HELD_POLL_S)
         return self._in_flight > 0
@@ -136,16 +136,14 @@ class UnitRunner(Generic[Result]):
     def _next(self) -> tuple[int, float] | None:
         """Take the next unit of a group that isn't held back."""
         now = self._clock.monotonic()
-        for group in self._groups.values():
-            if group.held and group.held_until <= now:
-                self._pending.extend(group.held)
-                group.held.clear()
+        for name in [name for name in self._held if self._groups[name].held_until <= now]:
+            self._pending.extend(self._held.pop(name))
         while self._pending:
             item = self._pending.popleft()
-            group = self._groups[self._group_of(item[0])]
-            if group.held_until <= now:
+            name = self._group_of(item[0])
+            if self._groups[name].held_until <= now:
                 return item
-            group.held.append(item)
+            self._held[name].append(item)
         return None
 
     def _refuse(self, group: _Group, error: RaylensError) -> None:
