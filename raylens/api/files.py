@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 
 from raylens.core.config import JobsConfig
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
-from raylens.jobs.files import StoredFile, UnknownFile
+from raylens.jobs.files import StoredFile, unknown_file
 from raylens.jobs.job import new_id
 from raylens.jobs.ports import JobService
 
@@ -92,7 +92,7 @@ def check_file_id(file_id: str) -> str:
     No file has an id of another form: raises ``UnknownFile`` without a look-up.
     """
     if not _FILE_ID.fullmatch(file_id):
-        raise UnknownFile(f"file_id: unknown file {file_id[:64]!r}", "file_id")
+        raise unknown_file(file_id)
     return file_id
 
 

@@ -31,6 +31,10 @@ class StoredFile:
     """Bytes of all parts."""
 
 
+def unknown_file(file_id: str) -> UnknownFile:
+    return UnknownFile(f"file_id: unknown file {file_id[:64]!r}", "file_id")
+
+
 def shift_file_times(file: StoredFile, seconds: float) -> StoredFile:
     """Return the file with its times moved from one clock to another."""
     created_at = file.created_at + seconds

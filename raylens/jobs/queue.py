@@ -25,7 +25,7 @@ from raylens.jobs.changes import ChangeLog, Changes
 from raylens.jobs.cleaner import Cleaner, log_errors
 from raylens.jobs.clock import StoreClock
 from raylens.jobs.dispatcher import Dispatcher, JobRunner
-from raylens.jobs.files import StoredFile, UnknownFile, shift_file_times
+from raylens.jobs.files import StoredFile, UnknownFile, shift_file_times, unknown_file
 from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.job import (
     BULKY_FIELDS,
@@ -387,7 +387,7 @@ class JobQueue(JobService):
 
 def _require_file(file: StoredFile | None, file_id: str) -> StoredFile:
     if file is None:
-        raise UnknownFile(f"file_id: unknown file {file_id[:64]!r}", "file_id")
+        raise unknown_file(file_id)
     return file
 
 
