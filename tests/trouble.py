@@ -65,11 +65,14 @@ class Refusals:
     details: dict[str, set[str]] = field(default_factory=dict)
     slowest_s: float = 0.0
 
-    def add(self, response: httpx.Response, seconds: float) -> None:
+    def add(self, response: httpx.Response, seconds: float, trouble: str) -> None:
+        """``trouble`` is what there was when the request was sent."""
         assert response.status_code in BUSY, response.text
         assert int(response.headers["retry-after"]) >= 1
-        self.statuses.setdefault(self.trouble, Counter())[response.status_code] += 1
-        self.details.setdefault(self.trouble, set()).add(response.json()["detail"][:120])
+        if trouble != self.trouble:  # it began or ended meanwhile
+            trouble = "none"
+        self.statuses.setdefault(trouble, Counter())[response.status_code] += 1
+        self.details.setdefault(trouble, set()).add(response.json()["detail"][:120])
         self.slowest_s = max(self.slowest_s, seconds)
 
 
@@ -92,13 +95,13 @@ async def submit(
     """Submit a job until it is accepted, and return its id."""
     body = make_body(number, receiver)
     while True:
-        started = time.monotonic()
+        started, trouble = time.monotonic(), refusals.trouble
         response = await client.post(
             "/api/v1/jobs", json=body, headers={"Idempotency-Key": f"job-{number}"}
         )
         if response.status_code == 202:
             return str(response.json()["id"])
-        refusals.add(response, time.monotonic() - started)
+        refusals.add(response, time.monotonic() - started, trouble)
         await asyncio.sleep(random.uniform(0.5, 1.5))
 
 
