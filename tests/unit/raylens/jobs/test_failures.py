@@ -89,7 +89,7 @@ class TestCapacity:
 
         parts.service.answer = answer
         queue = parts.make_queue()
-        job = make_job(deadline=now() + 7200)
+        job = make_job(deadline=now() + 1800)
         (ended,) = await run_jobs(queue, job)
         assert ended.state is JobState.FAILED
         assert ended.finished_at == pytest.approx(job.deadline, abs=1)

@@ -104,7 +104,7 @@ async def test_the_number_of_watchers_costs_no_reads(parts: QueueParts) -> None:
             task.cancel()
         return store.reads
 
-    few, many = await count_reads(2), await count_reads(600)
+    few, many = await count_reads(2), await count_reads(200)
     assert many <= few <= 31
 
 
