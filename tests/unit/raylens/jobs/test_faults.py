@@ -72,6 +72,35 @@ class TestStore:
             ended = await wait_until_ended(queue, job.id)
         assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 1)
 
+    async def test_a_job_that_cannot_be_queued_again_holds_up_no_other(
+        self, parts: QueueParts
+    ) -> None:
+        class PickyStore(FlakyStore):
+            refused = ""
+
+            async def change(self, changes: Sequence[Change]) -> Any:
+                if self.refused in {change.id for change in changes}:
+                    raise ValueError("this job can't be written")
+                return await super().change(changes)
+
+        store = PickyStore(parts)
+        parts.store = store
+        parts.service.seconds = 60
+        queue = parts.make_queue()
+        async with serving(queue):
+            await queue.submit(job := make_job(), {})
+            await wait_until(lambda: parts.service.running)
+            store.failing |= ALL_METHODS
+            await asyncio.sleep(30)
+            store.refused = job.id
+            store.failing.clear()
+            await queue.submit(other := make_job(), {})
+            await asyncio.sleep(5)
+            assert (await queue.get(other.id)).state is JobState.RUNNING
+            store.refused = ""
+            for each in (other, job):
+                assert (await wait_until_ended(queue, each.id)).state is JobState.SUCCEEDED
+
     async def test_a_result_survives_a_failing_store(self, parts: QueueParts) -> None:
         store = FlakyStore(parts)
         parts.store = store
