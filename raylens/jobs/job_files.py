@@ -37,7 +37,7 @@ class JobFiles:
         return b"".join(parts)
 
     async def append(self, file: StoredFile, data: bytes, job: Job) -> None:
-        """Append data to a file, which is created if it doesn't exist.
+        """Append data to a file, which is created if it doesn't exist. One call at a time.
 
         Raises ``Conflict`` if the attempt no longer holds the job, and ``StoreUnavailable`` or
         ``InsufficientStorage`` if the data can't be stored.

@@ -323,12 +323,14 @@ class MemoryStore(JobStore):
     ) -> None:
         if not self._is_running_with(job_id, fence):
             raise Conflict("job_id: the attempt no longer holds the job", "job_id")
-        stored = self._files.setdefault(file.id, file)
-        self._files[file.id] = replace(stored, size=stored.size + size, expires_at=file.expires_at)
         parts = self._parts.setdefault(file.id, [])
         if replaces is not None:
-            parts.remove(replaces)
+            if parts[-1:] != [replaces]:
+                raise RuntimeError("the last part of the file is another one")
+            parts.pop()
         parts.append(digest)
+        stored = self._files.setdefault(file.id, file)
+        self._files[file.id] = replace(stored, size=stored.size + size, expires_at=file.expires_at)
 
     async def get_file(self, file_id: str) -> StoredFile | None:
         return self._files.get(file_id)

@@ -292,8 +292,8 @@ class JobStore(Protocol):
     ) -> None:
         """Append a part to a file, which grows by ``size`` bytes and is added if it doesn't exist.
 
-        With ``replaces``, the part replaces the last one, which has this digest. The file expires
-        as ``file`` says.
+        With ``replaces``, the part replaces the last one, which must have this digest. The file
+        expires as ``file`` says.
 
         Raises ``Conflict`` unless the job is running with this fence.
         """

@@ -680,6 +680,11 @@ class TestFiles:
         assert await store.file_parts("f") == ["a" * 64, "c" * 64]
         assert await store.get_file("f") == replace(make_file("f"), size=12)
         assert await mark(store, NOW + 1) == ["b" * 64]
+        with pytest.raises(RuntimeError, match="the last part of the file is another one"):
+            await store.append_to_file(
+                make_file("f"), "d" * 64, 1, job.id, job.fence, replaces="b" * 64
+            )
+        assert await store.get_file("f") == replace(make_file("f"), size=12)
 
     async def test_pages_cover_all_files_in_either_order(self, store: JobStore) -> None:
         for number in range(5):

@@ -46,7 +46,8 @@ def append_to_file(
     else:
         is_last = (file_parts.c.file_id == file.id) & (file_parts.c.number == number)
         replaced = sa.update(file_parts).where(is_last, file_parts.c.digest == replaces)
-        db.execute(replaced.values(digest=digest))
+        if db.execute(replaced.values(digest=digest)).rowcount == 0:
+            raise RuntimeError("the last part of the file is another one")
     grown = sa.update(files).where(files.c.id == file.id)
     db.execute(grown.values(size=files.c.size + size, expires_at=file.expires_at))
 

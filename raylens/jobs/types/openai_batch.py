@@ -293,6 +293,7 @@ class _ResultFile:
         self._name = name
         self._context = context
         self._lines: list[bytes] = []
+        self._lock = asyncio.Lock()
         self._oldest_at = 0.0
         self.done: set[int] = set()
         """The numbers of the input's lines that have a result here."""
@@ -321,11 +322,13 @@ class _ResultFile:
 
     async def flush(self) -> None:
         """Store the lines. Raises as :meth:`raylens.jobs.job_files.JobFiles.append` does."""
-        if not self._lines:
-            return
-        lines, self._lines = self._lines, []
-        await self._context.files.append(self._make_file(), b"\n".join(lines) + b"\n", self._job)
-        self.stored_lines += len(lines)
+        async with self._lock:  # each append builds on the one before
+            if not self._lines:
+                return
+            lines, self._lines = self._lines, []
+            data = b"\n".join(lines) + b"\n"
+            await self._context.files.append(self._make_file(), data, self._job)
+            self.stored_lines += len(lines)
 
     @property
     def _job(self) -> Job:

@@ -441,7 +441,7 @@ class TestBatches:
         append = parts.store.append_to_file
 
         async def append_slowly(*arguments: Any) -> None:
-            await asyncio.sleep(3)
+            await asyncio.sleep(10)
             await append(*arguments)
 
         parts.store.append_to_file = append_slowly  # type: ignore[assignment, method-assign]
@@ -454,6 +454,7 @@ class TestBatches:
         errors = await read_results(client, batch.error_file_id)
         assert results.keys() | errors.keys() == {f"id-{number}" for number in range(200)}
         assert not results.keys() & errors.keys()
+        assert len(model.requests) <= len(results) + 4  # no line was asked again
 
     @pytest.mark.parametrize("refused", [{0}, set(range(8)), set(range(0, 100, 2))])
     async def test_lines_without_capacity_do_not_hold_up_the_others(
