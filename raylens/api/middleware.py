@@ -66,7 +66,7 @@ class ConcurrencyLimitMiddleware:
     ends with ``/events``, have a limit elsewhere.
 
     Serve's own limit on the ingress answers in plain text and refuses health checks too, so it is
-    set far above these limits.
+    set above these limits.
     """
 
     def __init__(
