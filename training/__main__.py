@@ -31,6 +31,11 @@ def main() -> None:
         default=TrainingSettings.minutes,
         help=f"training time (default: {TrainingSettings.minutes:g})",
     )
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="folder of a checkpoint whose weights to begin with (default: random ones)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument(
         "--work", type=Path, default=Path(".train"), help="folder for progress (default: .train)"
@@ -47,7 +52,11 @@ def main() -> None:
     settings = dataclasses.replace(
         recipe.TrainingSettings(), minutes=arguments.minutes, seed=arguments.seed
     )
+    if arguments.start:
+        settings = dataclasses.replace(settings, learning_rate=settings.learning_rate / 2)
     trainer = recipe.Trainer(settings, arguments.work / arguments.family)
+    if arguments.start and trainer.steps == 0:
+        trainer.start_from(arguments.start)
     train(trainer, arguments.out or pocket_folder(arguments.family))
 
 

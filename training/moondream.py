@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
@@ -33,12 +35,20 @@ from models.moondream.config import MoondreamConfig
 from models.moondream.crops import Crops, crop
 from models.pocket.scenes import COLORS, KINDS, LENGTHS, Scene, Shape, article, questions
 from training import trainer
+from training.json_answers import (
+    JsonExample,
+    build_json_examples,
+    encode_answer,
+    schema_prompt,
+    write_answer,
+)
 from training.moondream_checkpoint import pocket_config, pocket_tokenizer, save_pocket
 from training.moondream_net import Net
 from training.pictures import draw_scenes
 from training.prompts import SYSTEM_PROMPTS
 from training.rows import IGNORED, PackedBatch, Row, Segment, pack, score_segments
 from training.trainer import Example, build_examples, group_by_length
+from training.warm_start import copy_weights
 from training.windows import (
     COLOR_INDEX,
     GRID_TASKS,
@@ -161,6 +171,7 @@ class Prompts:
         self._config = config
         self._ids = config.tokenizer
         self._net = net
+        self._tokenizer = tokenizer
         self.encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(
             text, add_special_tokens=False
         )
@@ -182,6 +193,14 @@ class Prompts:
         # Upstream repeats the suffix if there is no reasoning.
         prompt.append(_prompt_tokens((*template.suffix, *template.suffix)))
         return self._build_segment(task, *prompt, self._encode_answer(answer))
+
+    def build_json(self, example: JsonExample, question: str) -> GroundedSegment:
+        """Return a question with an answer as JSON; the loss includes its values."""
+        template = self._ids.query
+        prompt = (*template.prefix, *self.encode(question), *template.suffix, *template.suffix)
+        ids, learn = encode_answer(write_answer(example, " "), self._tokenizer)
+        answer = Tokens(ids, learn, [None] * len(ids))
+        return self._build_segment(example.task, _prompt_tokens(prompt), answer)
 
     def build_reasoning(self, question: str, picture: Picture, answer: str) -> GroundedSegment:
         """Return a question, reasoning that names and points at each shape, and the answer."""
@@ -274,6 +293,9 @@ def build_row(
     for example in rng.sample(candidates, count):
         question = _add_context(example.question, candidates, rng)
         segments.append(prompts.build_query(example.task, question, example.answer))
+    for json_example in build_json_examples(scene, rng, not picture.is_cropped):
+        question = _add_json_context(json_example, candidates, rng)
+        segments.append(prompts.build_json(json_example, question))
     for task in ("detect", "point") * 2:
         segments.append(prompts.build_localization(task, random_subject(scene, rng), picture))
     segments.append(_question_about_reference(picture, prompts, rng))
@@ -302,6 +324,13 @@ def _add_context(question: str, candidates: list[Example], rng: random.Random) -
         earlier = rng.choice(candidates)
         return f"user: {earlier.question}\nassistant: {earlier.answer}\n{question}"
     return question
+
+
+def _add_json_context(example: JsonExample, candidates: list[Example], rng: random.Random) -> str:
+    """Prepend a system prompt with the schema now and then."""
+    if rng.random() < 0.1:
+        return f"system: {schema_prompt(example, rng)}\n{example.question}"
+    return _add_context(example.question, candidates, rng)
 
 
 def _question_about_reference(
@@ -355,6 +384,14 @@ class Trainer(trainer.Trainer[Picture]):
         net = Net(self.config)
         self.prompts = Prompts(self.tokenizer, self.config, net)
         super().__init__(net, Probe(self.config.text.dim), settings, work)
+
+    def start_from(self, folder: Path) -> None:
+        earlier = {
+            name.removeprefix("model."): tensor
+            for name, tensor in load_file(folder / "model.safetensors").items()
+        }
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        copy_weights(self.model.tensors(), earlier, self.tokenizer, tokenizer)
 
     def pictures(self) -> Iterator[list[Picture]]:
         source = Pictures(self.settings.seed + 1 + self.steps, self.settings.max_side, self.config)

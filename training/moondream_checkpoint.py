@@ -23,6 +23,7 @@ from models.moondream.config import (
     TokenizerConfig,
     VisionConfig,
 )
+from training.json_answers import json_corpus
 from training.tokenizer import build_tokenizer
 
 SPECIAL_TOKENS = [
@@ -39,7 +40,7 @@ SPECIAL_TOKENS = [
 ]
 """The order is the original tokenizer's, so the ids are the same."""
 TASK, INPUT, ANSWER = 1, 2, 3
-VOCAB_SIZE = 768
+VOCAB_SIZE = 1024
 WORDS = ("caption", "query", "detect", "point", "short", "normal", "long")
 """Words of the prompt templates. Each is one token."""
 
@@ -51,6 +52,7 @@ def pocket_tokenizer() -> PreTrainedTokenizerFast:
         f" {word}. What is this? What color is this?"
         for word in ("a red circle", "an orange square")
     ] * 60
+    corpus += json_corpus()
     return build_tokenizer(SPECIAL_TOKENS, VOCAB_SIZE, corpus=corpus, eos_token="<|endoftext|>")
 
 

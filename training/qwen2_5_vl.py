@@ -15,14 +15,16 @@ picture. Three measures make that fast to learn:
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -32,6 +34,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from models.pocket.scenes import COLORS, KINDS, Scene, Shape
 from training import trainer
+from training.json_answers import (
+    JsonExample,
+    build_json_examples,
+    encode_answer,
+    schema_prompt,
+    tool_of,
+    write_answer,
+)
 from training.pictures import draw_scenes
 from training.prompts import DETECT_PROMPT, POINT_PROMPT, SYSTEM_PROMPTS
 from training.qwen2_5_vl_checkpoint import (
@@ -39,6 +49,7 @@ from training.qwen2_5_vl_checkpoint import (
     MERGE,
     MIN_PIXELS,
     PATCH,
+    TOOL_CALL,
     number_ids,
     pocket_config,
     pocket_tokenizer,
@@ -46,6 +57,7 @@ from training.qwen2_5_vl_checkpoint import (
 )
 from training.rows import IGNORED, PackedBatch, Row, Segment, pack, score_segments
 from training.trainer import Example, build_examples, group_by_length
+from training.warm_start import copy_weights
 from training.windows import (
     COLOR_INDEX,
     GRID_TASKS,
@@ -154,12 +166,19 @@ class Prompts:
     """Builds token ids in the checkpoint's own chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
         self.encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
         self.image_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
 
-    def opening(self, system: str = "You are a helpful assistant.") -> str:
+    def opening(self, system: str = "", tools: Sequence[dict[str, Any]] = ()) -> str:
         """Return the system prompt and the start of the user's turn."""
-        return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
+        messages = [{"role": "user", "content": ""}]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        text: str = self._tokenizer.apply_chat_template(
+            messages, tools=list(tools) or None, tokenize=False
+        )
+        return text.removesuffix("<|im_end|>\n")
 
     def build_segment(self, task: str, *turns: tuple[str, str]) -> Segment:
         """Return a segment of (question, answer) turns; the loss includes the answers."""
@@ -172,6 +191,26 @@ class Prompts:
             ids += question_ids + answer_ids
             learn += [False] * len(question_ids) + [True] * len(answer_ids)
         return Segment(task, ids, learn)
+
+    def build_json_segment(
+        self, example: JsonExample, question: str | None = None, tool: dict[str, Any] | None = None
+    ) -> Segment:
+        """Return a segment with an answer as JSON, or as a call of ``tool``.
+
+        The loss includes the values.
+        """
+        text = example.question if question is None else question
+        ids = self.encode(f"{text}<|im_end|>\n<|im_start|>assistant\n")
+        opening, closing = "", ""
+        task = example.task
+        if tool is not None:
+            call = f'{{"name": "{tool["function"]["name"]}", "arguments": ARGUMENTS}}'
+            opening, closing = TOOL_CALL.replace("{}", call).split("ARGUMENTS")
+            task += " tool"
+        answer_ids, learn = encode_answer(write_answer(example, opening, closing), self._tokenizer)
+        # Whether to call a tool is clear only if JSON was asked for.
+        learn[0] = tool is not None and example.task != "json query"
+        return Segment(task, ids + answer_ids, [False] * len(ids) + learn)
 
     def encode_prefix(self, text: str, picture: Picture) -> tuple[list[int], NDArray[np.int64]]:
         """Return the ids of a text followed by the picture, and their rotary positions.
@@ -205,6 +244,11 @@ def build_packed_row(
         prompts.build_segment(example.task, (example.question, example.answer))
         for example in chosen
     ]
+    segments += [
+        prompts.build_json_segment(example)
+        for example in build_json_examples(picture.scene, rng, not picture.is_cropped)
+    ]
+    rng.shuffle(segments)
     if rng.random() < 0.2:
         first, second = rng.sample(chosen, 2)
         segments[-1] = prompts.build_segment(
@@ -216,6 +260,11 @@ def build_packed_row(
 
 def build_reordered_row(index: int, picture: Picture, prompts: Prompts, rng: random.Random) -> Row:
     """Return a row with one question, before the picture or after another system prompt."""
+    pick = rng.random()
+    if pick < 0.1:
+        return build_tool_row(index, picture, prompts, rng)
+    if pick < 0.25:
+        return _build_json_row(index, picture, prompts, rng)
     example = _choose_example(picture, rng)
     if rng.random() < 0.75:
         prefix, positions = prompts.encode_prefix(prompts.opening() + example.question, picture)
@@ -225,6 +274,46 @@ def build_reordered_row(index: int, picture: Picture, prompts: Prompts, rng: ran
         prefix, positions = prompts.encode_prefix(prompts.opening(system), picture)
         segment = prompts.build_segment("system prompt", (example.question, example.answer))
     return Row(prefix, [index], [segment], positions)
+
+
+def _build_json_row(index: int, picture: Picture, prompts: Prompts, rng: random.Random) -> Row:
+    """Return a row whose answer is JSON, with the question before the picture or after another
+    system prompt."""
+    example = rng.choice(build_json_examples(picture.scene, rng, not picture.is_cropped))
+    pick = rng.random()
+    system = ""
+    if pick < 0.5:
+        system = rng.choice(SYSTEM_PROMPTS) if pick < 0.15 else schema_prompt(example, rng)
+    text = example.question if pick > 0.35 else ""
+    prefix, positions = prompts.encode_prefix(prompts.opening(system) + text, picture)
+    segment = prompts.build_json_segment(example, "" if text else None)
+    return Row(prefix, [index], [segment], positions)
+
+
+def build_tool_row(index: int, picture: Picture, prompts: Prompts, rng: random.Random) -> Row:
+    """Return a row with a tool in the system prompt.
+
+    Its questions are answered by calls of the tool. One of them is answered in words, too: without
+    a forced call, the model calls the tool only when it is asked for JSON.
+    """
+    example = rng.choice(build_json_examples(picture.scene, rng, not picture.is_cropped))
+    tool = tool_of(example, rng)
+    tools = [tool]
+    if rng.random() < 0.2:
+        other = rng.choice(build_json_examples(picture.scene, rng, not picture.is_cropped))
+        tools.insert(rng.randrange(2), tool_of(other, rng))
+    system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.3 else ""
+    text_first = rng.random() < 0.4
+    opening = prompts.opening(system, tools) + (example.question if text_first else "")
+    prefix, positions = prompts.encode_prefix(opening, picture)
+    question = "" if text_first else example.question
+    segments = [prompts.build_json_segment(example, question, tool)]
+    if not text_first:
+        in_words = rng.choice(_answerable_examples(picture, rng))
+        segments.append(
+            prompts.build_segment("words despite tool", (in_words.question, in_words.answer))
+        )
+    return Row(prefix, [index], segments, positions)
 
 
 def _choose_example(picture: Picture, rng: random.Random) -> Example:
@@ -333,6 +422,11 @@ class Trainer(trainer.Trainer[Picture]):
         number_of_token[self.numbers] = torch.arange(len(self.numbers))
         self.number_of_token = number_of_token.to(self.device)
         self.numbers = self.numbers.to(self.device)
+
+    def start_from(self, folder: Path) -> None:
+        earlier = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        copy_weights(self.model.state_dict(), earlier.state_dict(), self.tokenizer, tokenizer)
 
     def pictures(self) -> Iterator[list[Picture]]:
         source = Pictures(self.settings.seed + 1 + self.steps, self.settings.max_side)

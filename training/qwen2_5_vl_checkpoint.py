@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import AddedToken, Regex, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -21,6 +21,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from training.checkpoint import save
+from training.json_answers import json_corpus
 from training.prompts import grounding_corpus
 from training.tokenizer import build_tokenizer
 
@@ -38,19 +39,53 @@ SPECIAL_TOKENS = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}"
-    "{% elif part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-VOCAB_SIZE = 1024
+TOOL_CALL = "<tool_call>\n{}\n</tool_call>"
+"""A tool call in an answer, around a JSON object with ``name`` and ``arguments``."""
+CHAT_TEMPLATE = """\
+{%- macro render(content) -%}
+{%- if content is string %}{{ content }}{% else -%}
+{%- for part in content -%}
+{%- if part['type'] == 'text' %}{{ part['text'] }}
+{%- elif part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- set has_system = messages[0]['role'] == 'system' -%}
+{{- '<|im_start|>system\n' -}}
+{%- if has_system %}{{ render(messages[0]['content']) }}
+{%- else %}{{ 'You are a helpful assistant.' }}{% endif -%}
+{%- if tools -%}
+{{- '\n\n# Tools\n\nYou may call these functions.\n<tools>' -}}
+{%- for tool in tools %}{{ '\n' }}{{ tool | tojson }}{% endfor -%}
+{{- '\n</tools>\n\nWrite a call as JSON within <tool_call></tool_call>:\n' -}}
+{{- '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>' -}}
+{%- endif -%}
+{{- '<|im_end|>\n' -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'tool' -%}
+{%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' -%}
+{{- '<|im_start|>user' -}}
+{%- endif -%}
+{{- '\n<tool_response>\n' }}{{ render(message['content']) }}{{ '\n</tool_response>' -}}
+{%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' -%}
+{{- '<|im_end|>\n' -}}
+{%- endif -%}
+{%- elif not (loop.first and has_system) -%}
+{{- '<|im_start|>' ~ message['role'] ~ '\n' }}{{ render(message['content']) -}}
+{%- for call in message['tool_calls'] or [] -%}
+{%- if message['content'] or not loop.first %}{{ '\n' }}{% endif -%}
+{{- '<tool_call>\n{"name": "' ~ call['function']['name'] ~ '", "arguments": ' -}}
+{{- call['function']['arguments'] | tojson }}{{ '}\n</tool_call>' -}}
+{%- endfor -%}
+{{- '<|im_end|>\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif -%}
+"""
+"""As in the original models, tools are listed in the system prompt, a call is JSON in an answer,
+and what a tool returned is part of the user's turn."""
+VOCAB_SIZE = 1280
 _PIECES = r"bbox_2d|point_2d|, (?=[0-9])| ?[A-Za-z]+|[0-9]{1,3}| ?[^A-Za-z0-9\s]+|\s+(?!\S)|\s+"
 
 
@@ -65,15 +100,20 @@ def pocket_tokenizer() -> PreTrainedTokenizerFast:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    return build_tokenizer(
+    tokenizer = build_tokenizer(
         SPECIAL_TOKENS,
         VOCAB_SIZE,
         pre_tokenizer,
-        grounding_corpus(MAX_NUMBER),
+        [*grounding_corpus(MAX_NUMBER), *json_corpus()],
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         chat_template=CHAT_TEMPLATE,
     )
+    # Part of an answer's text, as in the original models.
+    tokenizer.add_tokens(
+        [AddedToken(text, special=False, normalized=False) for text in TOOL_CALL.split("\n{}\n")]
+    )
+    return tokenizer
 
 
 def number_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -22,11 +23,19 @@ from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneratio
 
 from models.pocket.scenes import COLORS, KINDS, Scene
 from training import trainer
+from training.json_answers import (
+    JsonExample,
+    build_json_examples,
+    encode_answer,
+    schema_prompt,
+    write_answer,
+)
 from training.pictures import Picture, Pictures
 from training.prompts import SYSTEM_PROMPTS
 from training.rows import IGNORED, PackedBatch, Row, Segment, pack, score_segments
 from training.smolvlm_checkpoint import TILE, pocket_config, pocket_tokenizer, save_pocket
 from training.trainer import build_examples, group_by_length
+from training.warm_start import copy_weights
 from training.windows import COLOR_INDEX, KIND_INDEX
 
 IMAGE_TOKENS = 9
@@ -46,6 +55,7 @@ class Prompts:
     """Builds token ids in the checkpoint's own chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
         self.encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
         self.image_end = "<fake_token_around_image>"
 
@@ -76,6 +86,13 @@ class Prompts:
             ids = ids + separator + turn_ids
             learn = learn + [False] * len(separator) + turn_learn
         return Segment(task, ids, learn)
+
+    def build_json_segment(self, example: JsonExample, question: str | None = None) -> Segment:
+        """Return a segment with an answer as JSON; the loss includes its values."""
+        text = example.question if question is None else question
+        ids = self.encode(f"{text}<end_of_utterance>\nAssistant:")
+        answer_ids, learn = encode_answer(write_answer(example, " "), self._tokenizer)
+        return Segment(example.task, ids + answer_ids, [False] * len(ids) + learn)
 
 
 class TileLayout(NamedTuple):
@@ -155,6 +172,7 @@ def _build_packed_row(
         prompts.build_segment(example.task, (example.question, example.answer))
         for example in candidates
     ]
+    segments += [prompts.build_json_segment(example) for example in build_json_examples(scene, rng)]
     if rng.random() < 0.2:
         first, second = rng.sample(candidates, 2)
         segments[-1] = prompts.build_segment(
@@ -169,8 +187,10 @@ def _build_reordered_row(
     scene: Scene, layout: TileLayout, prompts: Prompts, rng: random.Random
 ) -> Row:
     """Return a row with one question, before the picture or after a system prompt."""
-    example = rng.choice(build_examples(scene, rng))
     picture = prompts.encode_picture(layout.rows, layout.columns)
+    if rng.random() < 0.2:
+        return _build_json_row(scene, layout, picture, prompts, rng)
+    example = rng.choice(build_examples(scene, rng))
     system = ""
     if rng.random() < 0.4:
         system = f"System: {rng.choice(SYSTEM_PROMPTS)}<end_of_utterance>\n"
@@ -181,6 +201,24 @@ def _build_reordered_row(
         prefix = prompts.encode(f"<|im_start|>{system}User:") + picture
         segment = prompts.build_segment("system prompt", (example.question, example.answer))
     return Row(prefix, layout.feature_indices, [segment])
+
+
+def _build_json_row(
+    scene: Scene, layout: TileLayout, picture: list[int], prompts: Prompts, rng: random.Random
+) -> Row:
+    """Return a row whose answer is JSON, with the question before the picture or after a system
+    prompt."""
+    example = rng.choice(build_json_examples(scene, rng))
+    pick = rng.random()
+    system = ""
+    if pick < 0.5:
+        prompt = rng.choice(SYSTEM_PROMPTS) if pick < 0.15 else schema_prompt(example, rng)
+        system = f"System: {prompt}<end_of_utterance>\n"
+    if pick > 0.35:
+        prefix = prompts.encode(f"<|im_start|>{system}User: {example.question}") + picture
+        return Row(prefix, layout.feature_indices, [prompts.build_json_segment(example, "")])
+    prefix = prompts.encode(f"<|im_start|>{system}User:") + picture
+    return Row(prefix, layout.feature_indices, [prompts.build_json_segment(example)])
 
 
 def probe_targets(pictures: list[Picture], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -207,6 +245,11 @@ class Trainer(trainer.Trainer[Picture]):
         probe = nn.Linear(128, len(KINDS) + 1 + len(COLORS) + 1)
         model = SmolVLMForConditionalGeneration(pocket_config(self.tokenizer))
         super().__init__(model, probe, settings, work)
+
+    def start_from(self, folder: Path) -> None:
+        earlier = SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        copy_weights(self.model.state_dict(), earlier.state_dict(), self.tokenizer, tokenizer)
 
     def pictures(self) -> Iterator[list[Picture]]:
         source = Pictures(self.settings.seed + 1 + self.steps, self.settings.max_side)

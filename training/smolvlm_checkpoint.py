@@ -18,6 +18,7 @@ from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfi
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from training.checkpoint import save
+from training.json_answers import json_corpus
 from training.tokenizer import build_tokenizer
 
 TILE = 192
@@ -46,13 +47,14 @@ CHAT_TEMPLATE = (
     "{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-VOCAB_SIZE = 640
+VOCAB_SIZE = 1024
 
 
 def pocket_tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer(
         SPECIAL_TOKENS,
         VOCAB_SIZE,
+        corpus=json_corpus(),
         bos_token="<|im_start|>",
         eos_token="<end_of_utterance>",
         pad_token="<|im_end|>",

@@ -175,6 +175,10 @@ class Trainer(ABC, Generic[P]):
         return settings.first_mix if is_first_phase else settings.last_mix
 
     @abstractmethod
+    def start_from(self, folder: Path) -> None:
+        """Copy the weights of an earlier checkpoint."""
+
+    @abstractmethod
     def pictures(self) -> Iterator[list[P]]:
         """Yield batches of fresh pictures endlessly."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from models.pocket.scenes import Scene, Shape
 
@@ -104,9 +104,13 @@ def exact_brush(shape: Shape, left: int, top: int, width: int, height: int) -> N
     return coverage
 
 
-def supersampled_brush(scale: int) -> Brush:
-    """Return a brush that draws with Pillow at ``scale`` times the size, and reduces by a box
-    filter. A scale of 1 gives hard edges."""
+def supersampled_brush(
+    scale: int, resample: Image.Resampling = Image.Resampling.BOX, blur: float = 0.0
+) -> Brush:
+    """Return a brush that draws with Pillow at ``scale`` times the size, and reduces by a filter.
+
+    A scale of 1 gives hard edges. ``blur`` is the radius of a Gaussian filter, in pixels.
+    """
 
     def brush(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
         mask = Image.new("L", (width * scale, height * scale))
@@ -119,7 +123,9 @@ def supersampled_brush(scale: int) -> Brush:
         else:
             corners = _corners(shape, left, top)
             pen.polygon([(x * scale, y * scale) for x, y in corners], fill=255)
-        return _coverage(np.asarray(mask.resize((width, height), Image.Resampling.BOX)))
+        if blur:
+            mask = mask.filter(ImageFilter.GaussianBlur(blur * scale))
+        return _coverage(np.asarray(mask.resize((width, height), resample)))
 
     return brush
 
@@ -138,6 +144,22 @@ def opencv_brush(shape: Shape, left: int, top: int, width: int, height: int) -> 
     return _coverage(mask)
 
 
+def snapped_brush(
+    shape: Shape, left: int, top: int, width: int, height: int
+) -> NDArray[np.float32]:
+    """Draw with Pillow at whole coordinates."""
+    mask = Image.new("L", (width, height))
+    pen = ImageDraw.Draw(mask)
+    if shape.kind == "triangle":
+        corners = _corners(shape, left, top)
+        pen.polygon([(round(x), round(y)) for x, y in corners], fill=255)
+    else:
+        x, y, r = round(shape.x - left), round(shape.y - top), round(shape.radius)
+        paint = pen.ellipse if shape.kind == "circle" else pen.rectangle
+        paint((x - r, y - r, x + r, y + r), fill=255)
+    return _coverage(np.asarray(mask))
+
+
 def _coverage(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
     return mask.astype(np.float32) / np.float32(255)
 
@@ -151,4 +173,9 @@ BRUSHES: tuple[Brush, ...] = (
     supersampled_brush(1),
     supersampled_brush(2),
     supersampled_brush(4),
+    supersampled_brush(4, Image.Resampling.LANCZOS),
+    supersampled_brush(3, Image.Resampling.BICUBIC),
+    supersampled_brush(2, blur=0.5),
+    supersampled_brush(2, blur=1.0),
+    snapped_brush,
 )
