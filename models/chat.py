@@ -4,8 +4,10 @@ tokens out of users' text."""
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +26,11 @@ from raylens.core.types import (
     Role,
     Task,
     TextPart,
+    ToolCall,
+    Tools,
     VideoPart,
 )
+from raylens.engine.tool_calls import CLOSING, OPENING, ToolCallStyle
 
 CAPTION_PROMPTS = {
     Length.SHORT: "Caption this image in one short sentence.",
@@ -87,18 +92,57 @@ class ChatText:
         self, tokenizer: PreTrainedTokenizerBase, default_template: str | None = None
     ) -> None:
         self._tokenizer = tokenizer
-        self._template = tokenizer.chat_template or default_template
+        self._template = str(tokenizer.chat_template or default_template)
         self._control_tokens = tuple(tokenizer.get_added_vocab())
+        self._knows_tools = "tools" in self._template
+        self._knows_results = "tool" in self._template
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """Return the conversation as text that ends at the beginning of the model's answer."""
-        turns = [
-            {"role": message.role.value, "content": self._content(message)} for message in messages
-        ]
+    def render(self, messages: Sequence[Message], tools: Tools | None = None) -> str:
+        """Return the conversation as text that ends where the model's answer begins, or goes on.
+
+        A template that doesn't know tools doesn't list them.
+        """
+        continues = messages[-1].is_unfinished_answer
         text: str = self._tokenizer.apply_chat_template(
-            turns, chat_template=self._template, add_generation_prompt=True, tokenize=False
+            [self._turn(message) for message in messages],
+            tools=self._definitions(tools) if tools is not None and self._knows_tools else None,
+            chat_template=self._template,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            tokenize=False,
         )
         return text
+
+    def tool_call_style(self, tools: Tools | None) -> ToolCallStyle:
+        """Return how an answer writes its calls."""
+        return tool_call_style(tools, self._knows_tools)
+
+    def _definitions(self, tools: Tools) -> list[dict[str, Any]]:
+        return [
+            json.loads(break_control_tokens(tool.definition, self._control_tokens))
+            for tool in tools.functions
+        ]
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        """Return a message as the template takes it."""
+        role = message.role
+        if role is Role.TOOL and not self._knows_results:
+            role = Role.USER
+        calls = [
+            break_control_tokens(call_text(call), self._control_tokens)
+            for call in message.tool_calls
+        ]
+        content = self._content(message)
+        if not self._knows_tools:
+            content += [{"type": "text", "text": _tagged(call)} for call in calls]
+            calls = []
+        if not content and not calls:
+            content = [{"type": "text", "text": ""}]
+        turn: dict[str, Any] = {"role": role.value, "content": content}
+        if calls:
+            functions = map(json.loads, calls)
+            turn["tool_calls"] = [{"type": "function", "function": call} for call in functions]
+        return turn
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of rendered text; control tokens in it take effect."""
@@ -120,6 +164,47 @@ class ChatText:
                 name = "video" if part_type is VideoPart else "image"
                 content += [{"type": name} for _ in parts]
         return content
+
+
+def tool_call_style(tools: Tools | None, knows_tools: bool) -> ToolCallStyle:
+    """Return how an answer writes its calls.
+
+    A model that doesn't know tools doesn't know the envelope of a call, and is spared it if there
+    is only one function to call.
+    """
+    is_named = tools is not None and len(tools.required) == 1
+    return ToolCallStyle.ARGUMENTS if is_named and not knows_tools else ToolCallStyle.TAGGED
+
+
+def call_text(call: ToolCall) -> str:
+    """Return a call as a JSON object of its name and its arguments."""
+    try:
+        arguments = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        arguments = call.arguments  # of an answer that was cut off
+    return json.dumps({"name": call.name, "arguments": arguments}, ensure_ascii=False)
+
+
+def _tagged(call: str) -> str:
+    return f"{OPENING}\n{call}\n{CLOSING}"
+
+
+def message_text(message: Message) -> str:
+    """Return the text of a message, with the calls in it."""
+    texts = [part.text for part in message.parts if isinstance(part, TextPart)]
+    return "".join([*texts, *(_tagged(call_text(call)) for call in message.tool_calls)])
+
+
+def refuse_pixel_limits(task: Task) -> None:
+    """Raise ``UnsupportedTask`` if a request bounds the size of pictures.
+
+    For families whose pictures have sizes of their own.
+    """
+    if isinstance(task, Chat) and task.pixel_limits is not None:
+        raise UnsupportedTask(
+            "mm_processor_kwargs: min_pixels and max_pixels are not supported by this model",
+            "mm_processor_kwargs",
+        )
 
 
 def break_control_tokens(text: str, control_tokens: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from models.decoder import Decoder
 from models.graphs import ModelGraphs
 from models.linear import WeightPacker
 from models.options import LoadOptions
-from raylens.core.types import Findings
+from raylens.core.types import Chat, Findings, Message, Role, Task
 from raylens.engine.model import KVRows, Model, ModelOutput, PrefillChunk, Prompt, TokenPolicy
 
 M = TypeVar("M", bound="ChatModel")
@@ -57,6 +57,8 @@ class ChatModel(Model):
         default_template: str | None = None,
     ) -> None:
         self._chat = ChatText(tokenizer, default_template)
+        opening = self._chat.render([Message(Role.USER, ())])
+        self._answers_begin_with_space = not opening[-1:].isspace()
         self._packer = WeightPacker(options.device, options.quantize, options.free_modules)
         self._graphs = ModelGraphs.create(options.device, options.cuda_graphs)
         self.vocab_size = int(model.lm_head.weight.shape[0])  # before the packer empties it
@@ -68,6 +70,17 @@ class ChatModel(Model):
         self.eos_ids = read_eos_ids(tokenizer, model.generation_config)
         self.max_length = int(model.config.text_config.max_position_embeddings)
         self.kv_spec = self._decoder.kv_spec
+
+    def _chat_prompt(self, task: Task, messages: Sequence[Message], prompt: Prompt) -> Prompt:
+        """Return the prompt with what the engine has to know about the answer's text."""
+        tools = task.tools if isinstance(task, Chat) else None
+        continues = messages[-1].is_unfinished_answer
+        return replace(
+            prompt,
+            continues_answer=continues,
+            leading_space=self._answers_begin_with_space and not continues,
+            tool_call_style=self._chat.tool_call_style(tools),
+        )
 
     def prefill(
         self,

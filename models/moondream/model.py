@@ -12,7 +12,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from torch import Tensor
 
-from models.chat import break_control_tokens, check_prompt_length, image_parts, picture_key
+from models.chat import (
+    break_control_tokens,
+    check_prompt_length,
+    image_parts,
+    message_text,
+    picture_key,
+    refuse_pixel_limits,
+    tool_call_style,
+)
 from models.decoder import Decoder
 from models.graphs import ModelGraphs
 from models.linear import WeightPacker
@@ -39,13 +47,11 @@ from raylens.core.types import (
     Findings,
     Grounding,
     Location,
-    Message,
     Point,
     Query,
     Reasoning,
     Region,
     Task,
-    TextPart,
     VisionRequest,
 )
 from raylens.engine.model import (
@@ -143,6 +149,9 @@ class Moondream(Model):
         weights.check_all_used()
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
+        refuse_pixel_limits(request.task)
+        continuation = _continued_text(request.task)
+        tools = request.task.tools if isinstance(request.task, Chat) else None
         task, pictures = _with_one_picture(request.task, pictures)
         tokenizer = self.config.tokenizer
         inputs = [self._picture_input(picture) for picture in pictures]
@@ -154,6 +163,8 @@ class Moondream(Model):
             inputs.append(self._spatial_refs_input(task.spatial_refs))
             starts.append(len(token_ids) + len(tokenizer.query.prefix))
         token_ids += self._task_tokens(task)
+        if continuation is not None:
+            token_ids += self._encode_text(continuation)
         check_prompt_length(
             request.task, len(token_ids) + _min_tokens_after_first(task), self.max_length
         )
@@ -169,6 +180,9 @@ class Moondream(Model):
             max_output_tokens=_max_output_tokens(plan),
             limit_field="max_objects" if lists_objects else "max_tokens",
             greedy=lists_objects,
+            continues_answer=continuation is not None,
+            leading_space=continuation is None,
+            tool_call_style=tool_call_style(tools, knows_tools=False),
             decode_plan=plan,
             policy_reads_token_ids=plan.answer_type is AnswerType.REASONING,
         )
@@ -341,14 +355,31 @@ def _with_one_picture(task: Task, pictures: Sequence[Pixels]) -> tuple[Task, Seq
 
 
 def _flatten_chat(chat: Chat) -> str:
-    """Return the text of the last message after a transcript of the earlier ones."""
-    *earlier, last = chat.messages
-    lines = [f"{message.role}: {_text(message)}" for message in earlier]
-    return "\n".join([*lines, _text(last)])
+    """Return the text of the last message after a transcript of the earlier ones.
+
+    A last message that the answer continues is left out.
+    """
+    messages = chat.messages[:-1] if chat.continues_answer else chat.messages
+    if not messages:
+        return ""
+    *earlier, last = messages
+    lines = [f"{message.role}: {message_text(message)}" for message in earlier]
+    return "\n".join([*lines, message_text(last)])
 
 
-def _text(message: Message) -> str:
-    return "".join(part.text for part in message.parts if isinstance(part, TextPart))
+def _continued_text(task: Task) -> str | None:
+    """Return the text that the answer continues, or None if it is a new one.
+
+    Answers begin with a space.
+    """
+    if not isinstance(task, Chat) or not task.continues_answer:
+        return None
+    if task.reasoning:
+        raise UnsupportedTask(
+            "reasoning: not supported if the last message is the assistant's", "reasoning"
+        )
+    text = message_text(task.messages[-1])
+    return text if text[:1].isspace() else f" {text}"
 
 
 def _decode_plan(task: Task, max_tokens: int) -> DecodePlan:

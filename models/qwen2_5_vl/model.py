@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +31,16 @@ from models.qwen2_5_vl.grounding import parse_boxes, parse_points
 from models.qwen2_5_vl.vision import Grid, VisionEncoder
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import (
+    Chat,
     Detail,
     Detect,
     Findings,
     ImagePart,
     Message,
+    PixelLimits,
     Point,
+    Task,
+    Tools,
     VideoPart,
     VisionRequest,
 )
@@ -77,6 +81,18 @@ def resized_size(
         )
     resized: tuple[int, int] = smart_resize(height, width, token_side, min_pixels, max_pixels)
     return resized
+
+
+class PixelBounds(NamedTuple):
+    """Bounds of the area of a resized picture, in pixels."""
+
+    min_pixels: int
+    max_pixels: int
+
+    def within(self, max_pixels: int) -> PixelBounds:
+        """Return the bounds under an upper bound that is no higher than ``max_pixels``."""
+        max_pixels = min(self.max_pixels, max_pixels)
+        return PixelBounds(min(self.min_pixels, max_pixels), max_pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,31 +139,55 @@ class Qwen2_5_VL(ChatModel):
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         messages = task_messages(request.task, len(pictures), self.tasks, GROUNDING_PROMPTS)
+        bounds = self._pixel_bounds(request.task)
         inputs: list[PictureInput] = []
         for part in visual_parts(messages):
-            inputs.append(self._picture_input(part, pictures))
+            inputs.append(self._picture_input(part, pictures, bounds))
             # Checked for each picture, before the next one takes its memory.
             picture_tokens = sum(picture.num_tokens for picture in inputs)
             check_prompt_length(request.task, picture_tokens, self.max_length)
-        token_ids, image_starts = self._tokenize(messages, inputs)
+        tools = request.task.tools if isinstance(request.task, Chat) else None
+        token_ids, image_starts = self._tokenize(messages, tools, inputs)
         check_prompt_length(request.task, len(token_ids), self.max_length)
         positions = self._rope_positions(len(token_ids), image_starts, inputs)
-        return Prompt(
+        prompt = Prompt(
             tuple(token_ids),
             tuple(inputs),
             tuple(image_starts),
             positions,
             decode_plan=request.task,
         )
+        return self._chat_prompt(request.task, messages, prompt)
+
+    def _pixel_bounds(self, task: Task) -> PixelBounds:
+        """Return the bounds of the area of this request's pictures. Raises ``InvalidRequest``."""
+        asked = (task.pixel_limits if isinstance(task, Chat) else None) or PixelLimits()
+        bounds = PixelBounds(
+            asked.min_pixels or min(self._min_pixels, asked.max_pixels or self._min_pixels),
+            asked.max_pixels or max(self._max_pixels, asked.min_pixels or 0),
+        )
+        if bounds.min_pixels > bounds.max_pixels:
+            raise InvalidRequest(
+                f"mm_processor_kwargs.min_pixels: {bounds.min_pixels}; max_pixels is"
+                f" {bounds.max_pixels}",
+                "mm_processor_kwargs.min_pixels",
+                bounds.max_pixels,
+                bounds.min_pixels,
+            )
+        # Before a picture takes the memory: no picture may fill the context.
+        token_area = (self._patch * self._merge) ** 2
+        if asked.min_pixels is not None:
+            check_prompt_length(task, asked.min_pixels // token_area, self.max_length)
+        return bounds
 
     def _tokenize(
-        self, messages: Sequence[Message], inputs: Sequence[PictureInput]
+        self, messages: Sequence[Message], tools: Tools | None, inputs: Sequence[PictureInput]
     ) -> tuple[list[int], list[int]]:
         """Return the prompt's token ids, and the index of each picture's first token."""
         token_ids: list[int] = []
         image_starts: list[int] = []
         remaining = iter(inputs)
-        for token in self._chat.encode(self._chat.render(messages)):
+        for token in self._chat.encode(self._chat.render(messages, tools)):
             if token in (self.image_id, self._video_id):
                 image_starts.append(len(token_ids))
                 token_ids += [token] * next(remaining).num_tokens
@@ -205,43 +245,45 @@ class Qwen2_5_VL(ChatModel):
         return Findings(locations=parse_points(text, width, height)[: task.max_objects])
 
     def _picture_input(
-        self, part: ImagePart | VideoPart, pictures: Sequence[Pixels]
+        self, part: ImagePart | VideoPart, pictures: Sequence[Pixels], bounds: PixelBounds
     ) -> PictureInput:
         if isinstance(part, VideoPart):
             frames = [pictures[index] for index in part.indices]
-            patches = self._video_patches(frames, part.frames_per_second)
+            patches = self._video_patches(frames, part.frames_per_second, bounds)
         else:
             frames = [pictures[part.index]]
-            patches = self._image_patches(frames[0], part.detail)
+            patches = self._image_patches(frames[0], part.detail, bounds)
         frame_keys = b"".join(
             picture_key(frame, patches.grid, patches.seconds_per_frame) for frame in frames
         )
         key = part_key(frame_keys, len(frames))
         return PictureInput(key, patches.grid.patches // self._merge**2, patches)
 
-    def _image_patches(self, picture: Pixels, detail: Detail) -> Patches:
-        max_pixels = self._max_pixels
+    def _image_patches(self, picture: Pixels, detail: Detail, bounds: PixelBounds) -> Patches:
         if detail is Detail.LOW:
-            max_pixels = min(max_pixels, LOW_DETAIL_PIXELS)
-        frame = self._resize(picture, self._resized_size(picture, max_pixels))
+            bounds = bounds.within(LOW_DETAIL_PIXELS)
+        frame = self._resize(picture, self._resized_size(picture, bounds))
         return self._split_into_patches([frame, frame])
 
-    def _video_patches(self, frames: Sequence[Pixels], frames_per_second: float) -> Patches:
+    def _video_patches(
+        self, frames: Sequence[Pixels], frames_per_second: float, bounds: PixelBounds
+    ) -> Patches:
         """Pair the frames, repeating the last one if their number is odd.
 
         ``max_pixels`` is divided among the pairs. All frames get the first one's size.
         """
-        max_pixels = max(self._min_pixels, self._max_pixels // -(-len(frames) // 2))
-        size = self._resized_size(frames[0], max_pixels)
+        max_pixels = max(bounds.min_pixels, bounds.max_pixels // -(-len(frames) // 2))
+        size = self._resized_size(frames[0], bounds.within(max_pixels))
         resized = [self._resize(frame, size) for frame in frames]
         if len(resized) % 2:
             resized.append(resized[-1])
         return self._split_into_patches(resized, 2 / frames_per_second)
 
-    def _resized_size(self, picture: Pixels, max_pixels: int) -> tuple[int, int]:
+    def _resized_size(self, picture: Pixels, bounds: PixelBounds) -> tuple[int, int]:
         """Return (height, width) in pixels, in whole image tokens."""
-        min_pixels = min(self._min_pixels, max_pixels)
-        return resized_size(picture, self._patch * self._merge, min_pixels, max_pixels)
+        return resized_size(
+            picture, self._patch * self._merge, bounds.min_pixels, bounds.max_pixels
+        )
 
     def _resize(self, picture: Pixels, size: tuple[int, int]) -> Pixels:
         height, width = size

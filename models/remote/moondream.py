@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import moondream
 from PIL import Image
 
-from models.chat import visual_parts
+from models.chat import refuse_pixel_limits, visual_parts
 from models.remote.concurrency import ConcurrencyLimiter
 from models.remote.errors import (
     MAX_REASON,
@@ -72,6 +72,9 @@ _UNSUPPORTED_PARAMETERS = {
     "n": "n",
     "logprobs": "logprobs",
     "json_schema": "response_format",
+    "min_tokens": "min_tokens",
+    "stop_token_ids": "stop_token_ids",
+    "logit_bias": "logit_bias",
 }
 """Sampling parameters that the client lacks, and their names in a request."""
 
@@ -244,10 +247,15 @@ class MoondreamRuntime(Runtime):
         for name, field in _UNSUPPORTED_PARAMETERS.items():
             if getattr(request.sampling, name) != getattr(_DEFAULT_SAMPLING, name):
                 raise UnsupportedTask(f"{field}: not supported by this model's runtime", field)
-        if isinstance(task, Chat) and any(
-            isinstance(part, VideoPart) for part in visual_parts(task.messages)
-        ):
+        if not isinstance(task, Chat):
+            return
+        if any(isinstance(part, VideoPart) for part in visual_parts(task.messages)):
             raise videos_not_supported()
+        if task.tools is not None and task.tools.required:
+            raise UnsupportedTask(
+                "tool_choice: this model's runtime can't be made to call a tool", "tool_choice"
+            )
+        refuse_pixel_limits(task)
 
     def _call_client(
         self, request: VisionRequest, images: Sequence[Image.Image], pictures: Sequence[Pixels]

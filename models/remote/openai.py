@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -41,8 +42,10 @@ from raylens.core.types import (
     FinishReason,
     Point,
     Query,
-    SamplingParams,
+    Task,
     TokenLogprob,
+    ToolCallDelta,
+    Tools,
     Usage,
     VisionRequest,
 )
@@ -54,6 +57,12 @@ GROUNDING_TASKS = frozenset({Detect.name, Point.name})
 API_KEY_ENV = "OPENAI_API_KEY"
 
 CONNECT_TIMEOUT_S = 10.0
+_FINISH_REASONS = {
+    "length": FinishReason.LENGTH,
+    "tool_calls": FinishReason.TOOL_CALLS,
+    "function_call": FinishReason.TOOL_CALLS,
+}
+"""All others are ``STOP``."""
 
 
 class OpenAIRuntime(Runtime):
@@ -120,7 +129,8 @@ class OpenAIRuntime(Runtime):
                 stream=True,
                 stream_options={"include_usage": True},
                 timeout=_timeout(request),
-                **_parameters(request.sampling),
+                **_parameters(request),
+                **_task_parameters(request.task),
             )
             async with stream:
                 yield stream
@@ -182,11 +192,15 @@ class _Answers:
         text = (choice.delta and choice.delta.content) or ""
         self._texts[index].append(text)
         if choice.finish_reason is not None:
-            is_length = choice.finish_reason == "length"
-            self._finish_reasons[index] = FinishReason.LENGTH if is_length else FinishReason.STOP
+            self._finish_reasons[index] = _FINISH_REASONS.get(
+                choice.finish_reason, FinishReason.STOP
+            )
+        calls = tuple(map(_tool_call, (choice.delta and choice.delta.tool_calls) or ()))
         tokens = (choice.logprobs and choice.logprobs.content) or []
         logprobs = tuple(_token_logprob(token) for token in tokens)
-        return Delta(text, index, logprobs=logprobs) if text or logprobs else None
+        if not (text or logprobs or calls):
+            return None
+        return Delta(text, index, logprobs=logprobs, tool_calls=calls)
 
     def final_deltas(self, request: VisionRequest, pictures: Sequence[Pixels]) -> list[Delta]:
         """Return the last delta of each answer. Raises ``ModelFailed`` if one is not finished."""
@@ -216,31 +230,71 @@ class _Answers:
         return Findings(locations=locations[: task.max_objects])
 
 
-def _parameters(sampling: SamplingParams) -> dict[str, Any]:
+def _parameters(request: VisionRequest) -> dict[str, Any]:
     """Return the sampling parameters that differ from the defaults.
 
     A server need not support a parameter that the request does not set.
     """
+    sampling = request.sampling
     parameters = {
-        "max_tokens": sampling.max_tokens,
+        # Only if the request set it: otherwise the server knows better what is left.
+        "max_tokens": sampling.max_tokens if sampling.guaranteed_tokens is None else None,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p if sampling.top_p < 1 else None,
         "presence_penalty": sampling.presence_penalty or None,
         "frequency_penalty": sampling.frequency_penalty or None,
         "seed": sampling.seed,
+        "logit_bias": {str(token): bias for token, bias in sampling.logit_bias} or None,
         "stop": list(sampling.stop) or None,
         "n": sampling.n if sampling.n > 1 else None,
         "logprobs": True if sampling.logprobs is not None else None,
         "top_logprobs": sampling.logprobs or None,
         "response_format": _response_format(sampling.json_schema),
-        "extra_body": _extra_body(sampling),
+        "extra_body": _extra_body(request),
     }
     return {name: value for name, value in parameters.items() if value is not None}
 
 
-def _extra_body(sampling: SamplingParams) -> dict[str, float]:
+def _task_parameters(task: Task) -> dict[str, Any]:
+    """Return the parameters of a chat's tools."""
+    if not isinstance(task, Chat) or task.tools is None:
+        return {}
+    parameters: dict[str, Any] = {
+        "tools": [json.loads(tool.definition) for tool in task.tools.functions],
+        "tool_choice": _tool_choice(task.tools),
+    }
+    if not task.tools.parallel:
+        parameters["parallel_tool_calls"] = False
+    return parameters
+
+
+def _tool_choice(tools: Tools) -> Any:
+    if len(tools.required) == 1:
+        return {"type": "function", "function": {"name": tools.required[0]}}
+    return "required" if tools.required else "auto"
+
+
+def _tool_call(call: Any) -> ToolCallDelta:
+    function = call.function
+    name = (function and function.name) or None
+    return ToolCallDelta(call.index or 0, name, (function and function.arguments) or "")
+
+
+def _extra_body(request: VisionRequest) -> dict[str, Any]:
     """Return the parameters that OpenAI's API lacks, under vLLM's names."""
-    extra: dict[str, float] = {}
+    sampling, task = request.sampling, request.task
+    extra: dict[str, Any] = {}
+    if isinstance(task, Chat) and task.pixel_limits is not None:
+        limits = {
+            name: value for name, value in asdict(task.pixel_limits).items() if value is not None
+        }
+        extra["mm_processor_kwargs"] = limits
+    if isinstance(task, Chat) and task.continues_answer:
+        extra |= {"continue_final_message": True, "add_generation_prompt": False}
+    if sampling.min_tokens:
+        extra["min_tokens"] = sampling.min_tokens
+    if sampling.stop_token_ids:
+        extra["stop_token_ids"] = list(sampling.stop_token_ids)
     if sampling.top_k != 0:
         extra["top_k"] = sampling.top_k
     if sampling.min_p != 0:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import uuid
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
 from models.remote.errors import videos_not_supported
-from raylens.core.types import ImagePart, Message, TextPart, VideoPart
+from raylens.core.types import ImagePart, Message, Role, TextPart, VideoPart
 from raylens.engine.model import Pixels
 
 JPEG_QUALITY = 95
@@ -28,13 +30,31 @@ def chat_messages(messages: Sequence[Message], pictures: Sequence[Pixels]) -> li
 
     Raises ``UnsupportedTask`` if there is a video: the format has no part for it.
     """
-    return [
-        {
-            "role": message.role.value,
-            "content": [_content_part(part, pictures) for part in message.parts],
-        }
-        for message in messages
-    ]
+    calls: deque[str] = deque()
+    return [_chat_message(message, pictures, calls) for message in messages]
+
+
+def _chat_message(
+    message: Message, pictures: Sequence[Pixels], calls: deque[str]
+) -> dict[str, Any]:
+    """Return one message. ``calls`` are the ids of calls without a result, which it updates."""
+    content: Any = [_content_part(part, pictures) for part in message.parts]
+    turn: dict[str, Any] = {"role": message.role.value, "content": content or ""}
+    if message.tool_calls:
+        ids = [f"call_{uuid.uuid4().hex[:24]}" for _ in message.tool_calls]
+        calls.extend(ids)
+        turn["tool_calls"] = [
+            {
+                "id": call_id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call_id, call in zip(ids, message.tool_calls, strict=True)
+        ]
+    if message.role is Role.TOOL:
+        turn["content"] = "".join(part["text"] for part in content if part["type"] == "text")
+        turn["tool_call_id"] = calls.popleft() if calls else "call_0"
+    return turn
 
 
 def _content_part(

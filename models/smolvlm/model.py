@@ -19,13 +19,20 @@ from transformers import (
 )
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
-from models.chat import check_prompt_length, image_parts, part_key, picture_key, task_messages
+from models.chat import (
+    check_prompt_length,
+    image_parts,
+    part_key,
+    picture_key,
+    refuse_pixel_limits,
+    task_messages,
+)
 from models.chat_model import ChatModel, load_pretrained
 from models.operations import normalize_pixels
 from models.options import DEFAULTS, LoadOptions
 from models.smolvlm.family import FAMILY
 from models.smolvlm.vision import VisionEncoder
-from raylens.core.types import Detail, Message, VisionRequest
+from raylens.core.types import Chat, Detail, Message, Tools, VisionRequest
 from raylens.engine.model import PictureInput, Pixels, Prompt
 from raylens.engine.transfer import upload
 
@@ -81,6 +88,7 @@ class SmolVLM(ChatModel):
         self._vision_encoder = VisionEncoder(model.model, self._packer, self._graphs.vision)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
+        refuse_pixel_limits(request.task)
         messages = task_messages(request.task, len(pictures), self.tasks, {})
         inputs: list[PictureInput] = []
         grids: list[Grid] = []
@@ -90,16 +98,20 @@ class SmolVLM(ChatModel):
             grids.append(grid)
             # Checked for each picture, before the next: tiles take far more memory than a picture.
             check_prompt_length(request.task, self._tokens_per_tile * len(inputs), self.max_length)
-        token_ids = self._tokenize(messages, grids)
+        tools = request.task.tools if isinstance(request.task, Chat) else None
+        token_ids = self._tokenize(messages, tools, grids)
         check_prompt_length(request.task, len(token_ids), self.max_length)
         image_tokens = np.flatnonzero(np.array(token_ids) == self._image_id)
         image_starts = image_tokens[:: self._tokens_per_tile]
-        return Prompt(tuple(token_ids), tuple(inputs), tuple(map(int, image_starts)))
+        prompt = Prompt(tuple(token_ids), tuple(inputs), tuple(map(int, image_starts)))
+        return self._chat_prompt(request.task, messages, prompt)
 
-    def _tokenize(self, messages: Sequence[Message], grids: Sequence[Grid]) -> list[int]:
+    def _tokenize(
+        self, messages: Sequence[Message], tools: Tools | None, grids: Sequence[Grid]
+    ) -> list[int]:
         """Return the prompt's token ids, with each picture's tokens in the place of its
         ``<image>``."""
-        text, *texts = self._chat.render(messages).split("<image>")
+        text, *texts = self._chat.render(messages, tools).split("<image>")
         for grid, following in zip(grids, texts, strict=True):
             text += self._picture_text(grid) + following
         return self._chat.encode(text)

@@ -40,6 +40,7 @@ class Role(StrEnum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
 
 
 class Priority(IntEnum):
@@ -52,6 +53,8 @@ class Priority(IntEnum):
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    """The answer is complete, and calls tools."""
     ABORT = "abort"
     """The client disconnected, or the deadline passed."""
 
@@ -78,9 +81,58 @@ class VideoPart:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool in an earlier answer."""
+
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+@dataclass(frozen=True)
 class Message:
+    """A message of a conversation. Only an assistant's has ``tool_calls``."""
+
     role: Role
     parts: tuple[TextPart | ImagePart | VideoPart, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def is_unfinished_answer(self) -> bool:
+        """Whether an answer continues this message, if it is the last one."""
+        has_text = any(isinstance(part, TextPart) and part.text for part in self.parts)
+        return self.role is Role.ASSISTANT and has_text and not self.tool_calls
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the answer may call."""
+
+    name: str
+    """Letters, digits, and ``_ . : / -``."""
+    parameters: str
+    """The JSON schema of the arguments."""
+    definition: str
+    """The whole tool in OpenAI's format, as JSON, for chat templates."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The functions that an answer may call."""
+
+    functions: tuple[Tool, ...]
+    required: tuple[str, ...] = ()
+    """If not empty, the answer is a call of one of these functions."""
+    parallel: bool = True
+    """Whether an answer may contain several calls, if none is required."""
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """Bounds of the area of a resized picture, in pixels. None means the model's own."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -141,12 +193,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Chat:
-    """Answer the last message of a conversation."""
+    """Answer the last message of a conversation, or continue it if it is an assistant's text."""
 
     messages: tuple[Message, ...]
     reasoning: bool = False
     """As in :class:`Query`."""
+    tools: Tools | None = None
+    pixel_limits: PixelLimits | None = None
     name = "chat"
+
+    @property
+    def continues_answer(self) -> bool:
+        """Whether the answer continues the last message."""
+        return self.messages[-1].is_unfinished_answer
 
 
 Task = Caption | Query | Detect | Point | Chat
@@ -157,6 +216,10 @@ class SamplingParams:
     """How tokens are sampled."""
 
     max_tokens: int = 512
+    guaranteed_tokens: int | None = None
+    """Tokens that an answer gets even if memory is short; None means ``max_tokens``."""
+    min_tokens: int = 0
+    """Tokens before which an answer doesn't end."""
     temperature: float = 0.0
     """0 means greedy."""
     top_p: float = 1.0
@@ -172,6 +235,10 @@ class SamplingParams:
     """Subtracted from the logits of tokens in the answer, once for each occurrence."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer, besides the model's own."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, and what is added to their logits."""
     n: int = 1
     """Answers to one prompt."""
     logprobs: int | None = None
@@ -259,6 +326,17 @@ class Findings:
 
 
 @dataclass(frozen=True)
+class ToolCallDelta:
+    """A piece of a tool call. The first piece of each call has its ``name``."""
+
+    index: int
+    """Number of the call in its answer."""
+    name: str | None = None
+    arguments: str = ""
+    """Part of a JSON object, as text."""
+
+
+@dataclass(frozen=True)
 class Delta:
     """A piece of answer number ``index``.
 
@@ -273,6 +351,7 @@ class Delta:
     warnings: tuple[str, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     findings: Findings | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True)

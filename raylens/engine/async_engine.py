@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -21,13 +21,14 @@ from raylens.core.errors import (
     Overloaded,
     RaylensError,
 )
-from raylens.core.types import Delta, Priority, VisionRequest
+from raylens.core.types import Delta, Priority, SamplingParams, VisionRequest
 from raylens.engine.engine import Engine, StepOutput
+from raylens.engine.grammar import AnswerFormat
 from raylens.engine.limits import EngineLimits
 from raylens.engine.metrics import EngineMetrics, Gauges
 from raylens.engine.model import Model, Prompt
-from raylens.engine.sequence import GenerationSequence, make_sequences
-from raylens.engine.structured import GrammarCompiler, GrammarState
+from raylens.engine.sequence import GenerationSequence, make_sequences, tools_of
+from raylens.engine.structured import CompiledGrammar, GrammarCompiler
 
 logger = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
@@ -90,7 +91,7 @@ class AsyncEngine:
     def gauges(self) -> Gauges:
         """The engine's gauges. Sequences that the thread has not taken yet count as waiting."""
         gauges = self._engine.gauges
-        return dataclasses.replace(gauges, waiting=gauges.waiting + len(self._inbox))
+        return replace(gauges, waiting=gauges.waiting + len(self._inbox))
 
     @property
     def in_flight(self) -> int:
@@ -109,10 +110,18 @@ class AsyncEngine:
         because of an error: this request may be its cause.
         """
         self.check_capacity(request)
-        self._engine.check_fit(prompt, request.sampling.max_tokens)
-        grammar = await self._compile(request.sampling.json_schema)
-        sequences = make_sequences(request, prompt, self._model.tokenizer, grammar)
+        self._check_token_ids(request.sampling)
+        request = self._engine.fit_to_memory(request, prompt)
+        grammar = await self._compile(request, prompt)
+        sequences = make_sequences(
+            request,
+            prompt,
+            self._model.tokenizer,
+            grammar and grammar.state,
+            self._model.eos_ids,
+        )
         outputs = self._submit(request, sequences)
+        warnings = grammar.warnings if grammar else ()
         try:
             num_unfinished = len(sequences)
             while num_unfinished:
@@ -121,7 +130,11 @@ class AsyncEngine:
                     raise output.error
                 assert output.delta is not None
                 num_unfinished -= output.delta.finish_reason is not None
-                yield output.delta
+                if warnings:
+                    yield replace(output.delta, warnings=warnings)
+                    warnings = ()
+                else:
+                    yield output.delta
         finally:
             self._abort(sequences)
 
@@ -168,12 +181,27 @@ class AsyncEngine:
                 self._retry_after,
             )
 
-    async def _compile(self, json_schema: str | None) -> GrammarState | None:
-        if json_schema is None:
+    async def _compile(self, request: VisionRequest, prompt: Prompt) -> CompiledGrammar | None:
+        json_schema = request.sampling.json_schema
+        tools = tools_of(request)
+        if json_schema is None and tools is None:
             return None
         return await asyncio.get_running_loop().run_in_executor(
-            self._compiler_pool, self._grammar_compiler.compile, json_schema
+            self._compiler_pool,
+            self._grammar_compiler.compile,
+            AnswerFormat(json_schema, tools, prompt.tool_call_style, prompt.leading_space),
         )
+
+    def _check_token_ids(self, params: SamplingParams) -> None:
+        """Raise ``InvalidRequest`` if the request names a token that the model doesn't have."""
+        named = [("stop_token_ids", token) for token in params.stop_token_ids]
+        named += [("logit_bias", token) for token, _ in params.logit_bias]
+        limit = self._model.vocab_size - 1
+        for field, token in named:
+            if token > limit:
+                raise InvalidRequest(
+                    f"{field}: token {token}; this model's last one is {limit}", field, limit, token
+                )
 
     def _submit(
         self, request: VisionRequest, sequences: list[GenerationSequence]

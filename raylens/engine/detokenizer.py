@@ -5,21 +5,26 @@ from __future__ import annotations
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from raylens.engine.overlap import overlap
+
 
 class Detokenizer:
     """Turns one answer's token ids into text, one at a time.
 
     Never returns half a character or part of a stop string. Strips leading whitespace, which models
-    often generate first because the chat template does not end with it.
+    often generate first because the chat template does not end with it. With ``continues``, the
+    answer continues a text, and its leading whitespace stays.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), continues: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._stop_strings = stop
         self._buffer = ""
         """Text that may be the beginning of a stop string."""
-        self._has_text = False
+        self._has_text = continues
         self.stopped = False
         """Whether a stop string is complete."""
         self.decoded_chars = 0
@@ -28,30 +33,36 @@ class Detokenizer:
         self.returned_chars = 0
         """Number of these characters that ``push`` and ``flush`` have returned."""
 
-    def push(self, token_id: int) -> str:
+    def push(self, token_id: int, can_stop: bool = True) -> str:
         """Add a token, and return the text that this token makes final (which can no longer belong
         to a stop string).
 
-        Sets ``stopped`` once a stop string is complete.
+        Sets ``stopped`` once a stop string is complete. Without ``can_stop``, the text so far ends
+        at none.
         """
-        text = self._push(token_id)
+        text = self._buffer + self._decode(token_id)
+        self._buffer = ""
+        if can_stop:
+            text = self._hold_back(text)
         self.returned_chars += len(text)
         return text
 
-    def _push(self, token_id: int) -> str:
+    def _decode(self, token_id: int) -> str:
         piece = self._stream.step(self._tokenizer, token_id) or ""
         if not self._has_text:
             piece = piece.lstrip()
             self._has_text = bool(piece)
         self.decoded_chars += len(piece)
-        text = self._buffer + piece
+        return piece
+
+    def _hold_back(self, text: str) -> str:
+        """Return the text before a stop string, or what can't belong to one, and keep the rest."""
         matches = [text.find(stop_string) for stop_string in self._stop_strings]
         stop_starts = [index for index in matches if index >= 0]
         if stop_starts:
             self.stopped = True
-            self._buffer = ""
             return text[: min(stop_starts)]
-        overlaps = (_overlap(text, stop_string) for stop_string in self._stop_strings)
+        overlaps = (overlap(text, stop_string) for stop_string in self._stop_strings)
         final_chars = len(text) - max(overlaps, default=0)
         self._buffer = text[final_chars:]
         return text[:final_chars]
@@ -62,12 +73,3 @@ class Detokenizer:
         self._buffer = ""
         self.returned_chars += len(text)
         return text
-
-
-def _overlap(text: str, stop_string: str) -> int:
-    """Return the length of the longest suffix of ``text`` that is a proper prefix of
-    ``stop_string``."""
-    for length in range(min(len(text), len(stop_string) - 1), 0, -1):
-        if text.endswith(stop_string[:length]):
-            return length
-    return 0

@@ -63,6 +63,7 @@ class DeviceSampler(BatchSampler):
             return SampledTokens(logits.argmax(-1), {}, logits.amax(-1).isfinite())
         processed = logits.clone()
         failures = self._mask_with_grammars(processed, samplers)
+        self._adjust(processed, samplers)
         self._penalize(processed, samplers, slots)
         best_logits = processed.amax(-1)
         tokens = processed.argmax(-1)
@@ -96,6 +97,15 @@ class DeviceSampler(BatchSampler):
             row_indices = upload(constrained_rows, self._device)
             logits[row_indices] = logits[row_indices].masked_fill(~is_allowed, -torch.inf)
         return failures
+
+    def _adjust(self, logits: Tensor, samplers: Sequence[AnswerSampler]) -> None:
+        """Add the biases, and rule out the ends of answers that are too short."""
+        for row, sampler in enumerate(samplers):
+            if len(sampler.bias_ids):
+                ids = upload(sampler.bias_ids, self._device)
+                logits[row].index_add_(0, ids, upload(sampler.biases, self._device))
+            if sampler.must_go_on:
+                logits[row].index_fill_(0, upload(sampler.end_ids, self._device), -torch.inf)
 
     def _penalize(
         self, logits: Tensor, samplers: Sequence[AnswerSampler], slots: Sequence[int]
@@ -146,6 +156,8 @@ class DeviceSampler(BatchSampler):
         failures: dict[int, Exception],
     ) -> None:
         """Add the tokens to the counts and the grammars. Adds failing rows to ``failures``."""
+        for sampler in samplers:
+            sampler.count_token()
         penalized_rows = [row for row, sampler in enumerate(samplers) if sampler.has_penalties]
         if penalized_rows and self._penalty_state is not None:
             row_indices = upload(penalized_rows, self._device)

@@ -16,13 +16,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from raylens.core.errors import DeadlineExceeded, InvalidRequest, ModelFailed, RaylensError
-from raylens.core.types import Delta, FinishReason
+from raylens.core.types import Delta, FinishReason, VisionRequest
 from raylens.engine.attempt import attempt
 from raylens.engine.decode_runner import DecodeRunner
 from raylens.engine.kv_cache import KVCache
@@ -78,6 +78,8 @@ class Engine:
         self._output_processor = OutputProcessor(model, self._prefill_runner, self._metrics)
         self._prefill_one_by_one = False
         """Whether prefill of the admitted sequences failed, so that each is retried on its own."""
+        self._memory_is_short = False
+        """Whether a running sequence waits for memory."""
         self._pending: list[PendingTokens] = []
         """Sampled tokens whose copy to the host has started but which are not processed yet."""
 
@@ -95,6 +97,17 @@ class Engine:
             self._prefill_runner.feature_cache.bytes,
             self._prefill_runner.prefix_cache.bytes,
         )
+
+    def fit_to_memory(self, request: VisionRequest, prompt: Prompt) -> VisionRequest:
+        """Return the request with no more tokens for its answer than the KV cache can hold.
+
+        Raises ``InvalidRequest`` if that is none, or less than a list of objects needs.
+        """
+        params = request.sampling
+        room = max(1, self.kv_cache.max_capacity - len(prompt.token_ids))
+        max_tokens = min(params.max_tokens, room)
+        self.check_fit(prompt, max_tokens)
+        return replace(request, sampling=replace(params, max_tokens=max_tokens))
 
     def check_fit(self, prompt: Prompt, max_tokens: int) -> None:
         """Raise ``InvalidRequest`` if a sequence could not fit even in an empty KV cache."""
@@ -192,12 +205,19 @@ class Engine:
         return outputs
 
     def _decode(self) -> list[StepOutput]:
-        """Decode one token for each running sequence that has not reached its token limit."""
-        decoding = {
+        """Decode one token for each running sequence that has not reached its token limit.
+
+        Sequences whose row is full wait until there is memory for a larger one.
+        """
+        unfinished = [
             sequence
             for sequence in self.scheduler.running
             if not sequence.is_full(self.model.max_length)
-        }
+        ]
+        decoding = {sequence for sequence in unfinished if self._has_room(sequence)}
+        self._memory_is_short = len(decoding) < len(unfinished)
+        if self._memory_is_short and not (decoding or self.scheduler.prefilling or self._pending):
+            decoding = {self._end_newest(unfinished)}
         if not decoding:
             return []
         outputs: list[StepOutput] = []
@@ -207,6 +227,28 @@ class Engine:
             else:
                 outputs += self._sample(sequences, output, from_decode=True)
         return outputs
+
+    def _has_room(self, sequence: GenerationSequence) -> bool:
+        """Return whether a sequence's row has room for the next token and the one after it.
+
+        If not, try to enlarge the row. The room of a last token is left, so that the sequence can
+        still be ended with it.
+        """
+        num_tokens = len(sequence.prompt.token_ids) + sequence.num_output_tokens
+        if num_tokens + 1 >= sequence.max_total_tokens(self.model.max_length):
+            return True
+        if num_tokens < self.kv_cache.capacity_of(sequence):
+            return True
+        return attempt(partial(self.kv_cache.enlarge, sequence)) is True
+
+    def _end_newest(self, sequences: list[GenerationSequence]) -> GenerationSequence:
+        """Let the newest sequence end with its next token, which frees its memory for the others.
+
+        All running sequences have what they were guaranteed, and none can go on.
+        """
+        newest = max(sequences, key=lambda sequence: sequence.arrival_number)
+        newest.token_limit = len(newest.prompt.token_ids) + newest.num_output_tokens + 1
+        return newest
 
     def _sample(
         self, sequences: list[GenerationSequence], output: ModelOutput, from_decode: bool
@@ -267,7 +309,11 @@ class Engine:
         return group, errors
 
     def _reserve_row(self, sequence: GenerationSequence) -> bool:
-        return self.kv_cache.reserve(sequence, sequence.max_total_tokens(self.model.max_length))
+        """Take a row for the guaranteed part of an answer, unless running answers need memory."""
+        if self._memory_is_short:
+            return False
+        num_tokens = sequence.guaranteed_total_tokens(self.model.max_length)
+        return self.kv_cache.reserve(sequence, num_tokens)
 
     def _run_prefill_slice(self, group: list[GenerationSequence]) -> list[StepOutput]:
         """Run the next slice of a group's prefill.

@@ -132,6 +132,35 @@ class KVCache(Generic[Owner]):
         self._arena_of[owner] = arena
         return True
 
+    @property
+    def max_capacity(self) -> int:
+        """Tokens of the largest row that the budget can hold; 0 if it can hold none."""
+        capacity = MIN_CAPACITY
+        while self.cost(2 * capacity) <= self.budget:
+            capacity *= 2
+        return capacity if self.cost(capacity) <= self.budget else 0
+
+    def capacity_of(self, owner: Owner) -> int:
+        """Return how many tokens the owner's row can hold."""
+        return self._arena_of[owner].capacity
+
+    def enlarge(self, owner: Owner) -> bool:
+        """Move the owner to a row of twice the capacity. Return False if the budget has no room.
+
+        Both rows exist for a moment.
+        """
+        old = self._arena_of[owner]
+        length = old.lengths[old.owners.index(owner)]
+        if not self.reserve(owner, 2 * old.capacity):
+            return False
+        source = old.row_of(owner)
+        target = self.row_of(owner)
+        for source_layer, layer in zip(source.layer_kv, target.layer_kv, strict=True):
+            layer[:, 0, :, :length] = source_layer[:, 0, :, :length]
+        self.advance(owner, length)
+        old.remove(owner)
+        return True
+
     def release_row(self, owner: Owner) -> None:
         """Free the owner's row, if it has one."""
         arena = self._arena_of.pop(owner, None)

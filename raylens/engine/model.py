@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from raylens.core.types import Findings, VisionRequest
+from raylens.engine.tool_calls import ToolCallStyle
 from raylens.engine.transfer import upload
 
 Pixels = NDArray[np.uint8]
@@ -56,6 +57,13 @@ class Prompt:
     greedy: bool = False
     """Whether to decode greedily, and ignore all of the request's sampling parameters (stop strings
     and logprobs too) except ``max_tokens``, ``n`` and ``json_schema``."""
+    continues_answer: bool = False
+    """Whether the answer continues a text at the prompt's end, so that white space at its start
+    counts."""
+    leading_space: bool = False
+    """Whether answers begin with a space."""
+    tool_call_style: ToolCallStyle = ToolCallStyle.TAGGED
+    """How the answer writes the calls of the request's tools."""
     decode_plan: Any = None
     """The family's own data for its :class:`TokenPolicy` and ``parse_findings``, such as the
     expected layout of the answer."""

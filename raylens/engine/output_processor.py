@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
-from raylens.core.types import Delta
+from raylens.core.types import Delta, FinishReason
 from raylens.engine.attempt import attempt
 from raylens.engine.logprobs import make_token_logprob
 from raylens.engine.metrics import EngineMetrics
@@ -86,18 +87,17 @@ class OutputProcessor:
         if logprobs is not None and token is not None:
             self._add_logprob(sequence, start, token, logprobs)
         reason = sequence.finish_reason
+        text, tool_calls = sequence.parse_tool_calls(text)
+        delta = Delta(
+            text, sequence.index, logprobs=sequence.take_logprobs(), tool_calls=tool_calls
+        )
         if reason is None:
-            return Delta(text, sequence.index, logprobs=sequence.take_logprobs())
+            return delta
+        if reason is FinishReason.STOP and sequence.has_tool_calls:
+            reason = FinishReason.TOOL_CALLS
         findings = self._model.parse_findings(sequence.prompt, sequence.output_ids)
         self._metrics.record_end(reason.value, sequence.usage, sequence.index)
-        return Delta(
-            text,
-            sequence.index,
-            reason,
-            sequence.usage,
-            logprobs=sequence.take_logprobs(),
-            findings=findings,
-        )
+        return replace(delta, finish_reason=reason, usage=sequence.usage, findings=findings)
 
     def _add_logprob(
         self, sequence: GenerationSequence, start: int, token: int, logprobs: SampledLogprobs

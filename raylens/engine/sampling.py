@@ -8,7 +8,7 @@ for its slowest thread.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,10 +45,13 @@ class NonFiniteLogits(ValueError):
 class AnswerSampler:
     """Sampling parameters, random numbers and grammar of one answer.
 
+    ``eos_ids`` are the model's own tokens that end an answer.
+
     On the host it also samples and keeps the token counts; on a GPU :class:`DeviceSampler` does.
 
-    Order of the steps: grammar, penalties, temperature, top-k, top-p, min-p, draw. Each of top-k,
-    top-p and min-p filters the tokens that the previous step kept. Temperature 0 is greedy.
+    Order of the steps: grammar, bias, minimum length, penalties, temperature, top-k, top-p, min-p,
+    draw. Each of top-k, top-p and min-p filters the tokens that the previous step kept. Temperature
+    0 is greedy.
 
     Sources: the order of top-k, top-p and min-p is transformers'
     (``GenerationMixin._get_logits_processor``). Penalties come before the temperature, as in
@@ -63,9 +66,15 @@ class AnswerSampler:
         prompt_ids: Sequence[int] = (),
         offset: int = 0,
         grammar: GrammarState | None = None,
+        eos_ids: Collection[int] = (),
     ) -> None:
         self.params = params
         self.grammar = grammar
+        self.end_ids = np.array(sorted({*eos_ids, *params.stop_token_ids}), dtype=np.int64)
+        """Tokens that end the answer."""
+        self.bias_ids = np.array([token for token, _ in params.logit_bias], dtype=np.int64)
+        self.biases = np.array([bias for _, bias in params.logit_bias], dtype=np.float32)
+        self._num_sampled = 0
         self.prompt_ids = np.unique(np.array(prompt_ids, dtype=np.int64))
         self._random_numbers: list[float] = []
         """Generated but not used yet, in reverse order."""
@@ -80,8 +89,28 @@ class AnswerSampler:
     @property
     def is_plain_argmax(self) -> bool:
         """Whether the next token is the argmax of the unmodified logits: temperature 0, no grammar,
-        no penalties."""
-        return self.params.temperature == 0 and self.grammar is None and not self.has_penalties
+        no bias, no penalties."""
+        return (
+            self.params.temperature == 0
+            and self.grammar is None
+            and not self.has_penalties
+            and not self.params.logit_bias
+            and not self.must_go_on
+        )
+
+    @property
+    def must_go_on(self) -> bool:
+        """Whether the answer is too short to end.
+
+        A complete structured answer ends all the same, since nothing else can follow.
+        """
+        if self._num_sampled >= self.params.min_tokens:
+            return False
+        return self.grammar is None or not self.grammar.is_complete
+
+    def count_token(self) -> None:
+        """Count a token towards the minimum length."""
+        self._num_sampled += 1
 
     @property
     def has_penalties(self) -> bool:
@@ -109,7 +138,7 @@ class AnswerSampler:
         _check_finite(logits.numpy().max())
         if self.grammar is not None:
             logits = self.grammar.mask_logits(logits)
-        row = logits.numpy()
+        row = self._adjust(logits.numpy())
         if self.has_penalties:
             row = self._penalize(row)
         best = int(row.argmax())
@@ -118,7 +147,18 @@ class AnswerSampler:
         self._record(token_id)
         return token_id
 
+    def _adjust(self, row: LogitsRow) -> LogitsRow:
+        """Return the row with the bias, and without the tokens that would end it too early."""
+        if not self.params.logit_bias and not self.must_go_on:
+            return row
+        row = row.copy()
+        row[self.bias_ids] += self.biases
+        if self.must_go_on:
+            row[self.end_ids] = -np.inf
+        return row
+
     def _record(self, token_id: int) -> None:
+        self.count_token()
         if self.grammar is not None:
             self.grammar.accept(token_id)
         if self.has_penalties:

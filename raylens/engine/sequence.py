@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from itertools import count
@@ -11,11 +11,13 @@ from itertools import count
 from tokenizers import Tokenizer
 
 from raylens.core.types import (
+    Chat,
     Delta,
     FinishReason,
     Priority,
     SamplingParams,
     TokenLogprob,
+    Tools,
     Usage,
     VisionRequest,
 )
@@ -23,6 +25,7 @@ from raylens.engine.detokenizer import Detokenizer
 from raylens.engine.model import AnswerProgress, Prompt
 from raylens.engine.sampling import AnswerSampler
 from raylens.engine.structured import GrammarState
+from raylens.engine.tool_calls import ParsedText, ToolCallParser, make_parser
 
 
 class SequenceState(Enum):
@@ -89,6 +92,11 @@ class GenerationSequence(AnswerProgress):
     """``time.monotonic()``, in seconds."""
     arrival_number: int = field(default_factory=lambda: next(_arrivals))
     """Orders sequences that arrived at the same time."""
+    tool_calls: ToolCallParser | None = None
+    """None if the answer can't call tools."""
+    has_tool_calls: bool = False
+    token_limit: int | None = None
+    """Maximum number of tokens of the prompt and the answer together, if memory limits it."""
     _buffered_deltas: list[Delta] = field(default_factory=list)
     """All deltas so far, if not ``stream``."""
     _buffered_logprobs: list[_BufferedLogprob] = field(default_factory=list)
@@ -105,7 +113,16 @@ class GenerationSequence(AnswerProgress):
 
     def max_total_tokens(self, max_length: int) -> int:
         """Return the maximum number of tokens of the prompt and its answer together."""
-        return self.prompt.max_total_tokens(self.params.max_tokens, max_length)
+        limit = self.prompt.max_total_tokens(self.params.max_tokens, max_length)
+        return limit if self.token_limit is None else min(limit, self.token_limit)
+
+    def guaranteed_total_tokens(self, max_length: int) -> int:
+        """Return how many tokens of the prompt and its answer are sure to find memory."""
+        guaranteed = self.params.guaranteed_tokens
+        if guaranteed is None:
+            return self.max_total_tokens(max_length)
+        tokens = min(guaranteed, self.params.max_tokens)
+        return self.prompt.max_total_tokens(tokens, max_length)
 
     def is_full(self, max_length: int) -> bool:
         """Return whether the answer has reached its token limit."""
@@ -117,7 +134,7 @@ class GenerationSequence(AnswerProgress):
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
         self.state = state
 
-    def append(self, token_id: int | None, eos_ids: Iterable[int], max_length: int) -> str:
+    def append(self, token_id: int | None, eos_ids: Collection[int], max_length: int) -> str:
         """Append the next token, and return the text that this token makes final (which can no
         longer belong to a stop string).
 
@@ -132,14 +149,26 @@ class GenerationSequence(AnswerProgress):
         if token_id in eos_ids:
             self.finish_reason = FinishReason.STOP
             return self.detokenizer.flush()
-        text = self.detokenizer.push(token_id) if token_id >= 0 else ""
+        can_stop = len(self.output_ids) > self.params.min_tokens
+        text = self.detokenizer.push(token_id, can_stop) if token_id >= 0 else ""
         num_tokens = len(self.prompt.token_ids) + len(self.output_ids)
-        if self.detokenizer.stopped:
+        if self.detokenizer.stopped or token_id in self.params.stop_token_ids:
             self.finish_reason = FinishReason.STOP
+            text += self.detokenizer.flush()
         elif num_tokens >= self.max_total_tokens(max_length):
             self.finish_reason = FinishReason.LENGTH
             text += self.detokenizer.flush()
         return text
+
+    def parse_tool_calls(self, text: str) -> ParsedText:
+        """Split the next piece of the answer's text into text and tool calls."""
+        if self.tool_calls is None:
+            return ParsedText(text)
+        parsed = self.tool_calls.push(text)
+        if self.finish_reason is not None:
+            parsed = ParsedText(parsed.text + self.tool_calls.flush(), parsed.calls)
+        self.has_tool_calls = self.has_tool_calls or bool(parsed.calls)
+        return parsed
 
     def add_logprob(self, start: int, logprob: TokenLogprob) -> None:
         """Add the last token's logprob. The token's text begins at character ``start``."""
@@ -170,14 +199,16 @@ class GenerationSequence(AnswerProgress):
         into one when the answer ends.
         """
         if self.stream:
-            return delta if delta.text or delta.finish_reason or delta.logprobs else None
+            has_content = delta.text or delta.logprobs or delta.tool_calls
+            return delta if has_content or delta.finish_reason else None
         deltas = self._buffered_deltas
         deltas.append(delta)
         if delta.finish_reason is None:
             return None
         text = "".join(buffered.text for buffered in deltas)
         logprobs = tuple(logprob for buffered in deltas for logprob in buffered.logprobs)
-        return replace(delta, text=text, logprobs=logprobs)
+        tool_calls = tuple(call for buffered in deltas for call in buffered.tool_calls)
+        return replace(delta, text=text, logprobs=logprobs, tool_calls=tool_calls)
 
 
 def make_sequences(
@@ -185,21 +216,26 @@ def make_sequences(
     prompt: Prompt,
     tokenizer: Tokenizer,
     grammar: GrammarState | None = None,
+    eos_ids: Collection[int] = (),
 ) -> list[GenerationSequence]:
     """Return one sequence for each of the request's ``n`` answers.
 
     If the request has a seed, answer i is sampled with the seed plus i. All answers start from
-    copies of ``grammar``.
+    copies of ``grammar``. ``eos_ids`` are the model's.
     """
     params = request.sampling
     if prompt.greedy:
-        params = SamplingParams(max_tokens=params.max_tokens, n=params.n)
+        params = SamplingParams(params.max_tokens, params.guaranteed_tokens, n=params.n)
+    tools = tools_of(request)
     return [
         GenerationSequence(
             prompt=prompt,
             params=params,
-            sampler=AnswerSampler(params, prompt.token_ids, index, grammar and grammar.copy()),
-            detokenizer=Detokenizer(tokenizer, params.stop),
+            sampler=AnswerSampler(
+                params, prompt.token_ids, index, grammar and grammar.copy(), eos_ids
+            ),
+            detokenizer=Detokenizer(tokenizer, params.stop, prompt.continues_answer),
+            tool_calls=None if tools is None else make_parser(tools, prompt.tool_call_style),
             deadline=request.deadline,
             request_id=request.id,
             priority=request.priority,
@@ -208,3 +244,8 @@ def make_sequences(
         )
         for index in range(params.n)
     ]
+
+
+def tools_of(request: VisionRequest) -> Tools | None:
+    """Return the tools that the request's answer may call."""
+    return request.task.tools if isinstance(request.task, Chat) else None

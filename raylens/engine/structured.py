@@ -1,6 +1,6 @@
-"""Structured output: answers that follow a JSON schema.
+"""Structured output: answers that follow a JSON schema, or call a tool.
 
-llguidance computes which tokens would violate the schema. Their logits are masked.
+llguidance computes which tokens would violate the grammar. Their logits are masked.
 
 Source: https://github.com/guidance-ai/llguidance (an Earley parser over derivatives of regular
 expressions).
@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,17 +24,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from raylens.core.errors import InvalidRequest
+from raylens.engine.grammar import (
+    SCHEMA_FIELD,
+    TOOLS_FIELD,
+    AnswerFormat,
+    build_grammar,
+    invalid,
+    reason,
+)
+from raylens.engine.tool_calls import CLOSING, OPENING
 
-REQUEST_FIELD = "response_format"
-MAX_SCHEMA_CHARS = 65_536
-"""A matcher's memory grows with its schema: 64 KiB of properties take about 25 MB."""
-
-CACHED_SCHEMAS = 16
-
-# Whitespace is one space, or one line break and an indent. llguidance allows any amount by default,
-# and a small model that goes off track fills the answer with whitespace until max_tokens.
-# Allowing none would force the model away from the format that it has learned.
-_GRAMMAR_OPTIONS: Any = {"whitespace_pattern": r" |\n[ \t]{0,32}"}
+CACHED_FORMATS = 16
 
 # Limits on llguidance's work, at or below its defaults. Errors are not verbose: the parser's state
 # must not appear in them.
@@ -59,9 +61,10 @@ grammar, limits = json.load(sys.stdin)
 try:
     matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0, limits=LLParserLimits(**limits))
     matcher.is_error() or matcher.compute_bitmask()
-    json.dump(matcher.get_error(), sys.stdout)
+    matcher.try_consume_tokens([32]) and matcher.compute_bitmask()
+    json.dump((matcher.get_error(), matcher.get_grammar_warnings()), sys.stdout)
 except BaseException as error:
-    json.dump(repr(error), sys.stdout)
+    json.dump((repr(error), []), sys.stdout)
 """
 _TRIAL_TIMEOUT_S = 30.0
 """Wall-clock timeout; generous because the machine may be busy. CPU time is limited to 2 s."""
@@ -94,12 +97,21 @@ class GrammarState:
     def bitmask(self) -> NDArray[np.uint8]:
         """Return which tokens can come next, one bit per token, lowest bit of a byte first.
 
+        Text that the grammar leaves no choice about, such as the name of a property, is spelled in
+        the tokenizer's own way: only its next token can come.
+
         Raises ``InvalidRequest`` like ``mask_logits``.
         """
+        size = -(-self._vocab_size // 8)
+        forced = self._matcher.compute_ff_tokens()
+        if forced and forced[0] < self._vocab_size:
+            bits = np.zeros(size, dtype=np.uint8)
+            bits[forced[0] // 8] = 1 << forced[0] % 8
+            return bits
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise _invalid(f"the schema cannot be enforced: {_reason(self._matcher.get_error())}")
-        return bits[: -(-self._vocab_size // 8)]
+            raise invalid(f"the schema cannot be enforced: {reason(self._matcher.get_error())}")
+        return bits[:size]
 
     def accept(self, token_id: int) -> None:
         """Advance past a token.
@@ -108,7 +120,7 @@ class GrammarState:
         """
         if not self._matcher.consume_token(token_id):
             raise ValueError(
-                f"the schema forbids token {token_id}: {_reason(self._matcher.get_error())}"
+                f"the schema forbids token {token_id}: {reason(self._matcher.get_error())}"
             )
 
     def copy(self) -> GrammarState:
@@ -116,8 +128,23 @@ class GrammarState:
         return GrammarState(self._matcher.deep_copy(), self._vocab_size)
 
 
+class CompiledGrammar(NamedTuple):
+    """The state of a new answer, and remarks on what of its schema is not enforced."""
+
+    state: GrammarState
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Grammar:
+    """A grammar that is known to compile."""
+
+    text: str
+    warnings: tuple[str, ...]
+
+
 class GrammarCompiler:
-    """Compiles schemas for one model. Thread-safe.
+    """Compiles answer formats for one model. Thread-safe.
 
     ``vocab_size`` is the width of the logits, which can exceed the tokenizer's vocabulary. Each of
     ``eos_ids`` can end an answer.
@@ -126,77 +153,71 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Tokenizer, eos_ids: frozenset[int], vocab_size: int) -> None:
         self._tokenizer = _make_ll_tokenizer(tokenizer, eos_ids, vocab_size)
         self._vocab_size = vocab_size
-        self._cached_grammar = lru_cache(CACHED_SCHEMAS)(_to_validated_grammar)
+        self._tags_are_tokens = all(tokenizer.token_to_id(tag) for tag in (OPENING, CLOSING))
+        self._validate = lru_cache(CACHED_FORMATS)(self._validate_uncached)
 
-    def compile(self, json_schema: str) -> GrammarState:
-        """Return the state of a new answer in the schema's grammar.
+    def compile(self, answer_format: AnswerFormat) -> CompiledGrammar:
+        """Return the state of a new answer in the format's grammar.
 
-        A schema not seen before takes about 0.1 s and a subprocess.
+        A format not seen before takes about 0.1 s and a subprocess. As in vLLM, what llguidance
+        can't enforce is ignored, with a warning.
 
-        Raises ``InvalidRequest`` about "response_format" if the text is not a schema, uses what
-        llguidance does not support, cannot be satisfied, or takes more than 2 s or 1 GiB to
-        compile.
+        Raises ``InvalidRequest`` about "response_format" or "tools" if a text is not a schema,
+        cannot be satisfied, or takes more than 2 s or 1 GiB to compile.
         """
-        grammar = self._cached_grammar(json_schema)
+        grammar = self._validate(answer_format)
         if isinstance(grammar, InvalidRequest):
             raise grammar
         # Not copied from a cached matcher: copies share lexer states, which count together toward
         # the limit.
         matcher = LLMatcher(
-            self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**_PARSER_LIMITS)
+            self._tokenizer, grammar.text, log_level=0, limits=LLParserLimits(**_PARSER_LIMITS)
         )
         if matcher.is_error():
-            raise _invalid(_reason(matcher.get_error()))
-        return GrammarState(matcher, self._vocab_size)
+            raise invalid(reason(matcher.get_error()), _field_of(answer_format))
+        return CompiledGrammar(GrammarState(matcher, self._vocab_size), grammar.warnings)
+
+    def _validate_uncached(self, answer_format: AnswerFormat) -> _Grammar | InvalidRequest:
+        """Return the grammar, or the error.
+
+        Errors are returned, not raised, so that they are cached too. They take as long to find.
+        """
+        error = ""
+        for lenient in (False, True):
+            try:
+                text = build_grammar(answer_format, lenient)
+            except InvalidRequest as invalid_request:
+                return invalid_request
+            trial = _compile_in_subprocess(text)
+            if not trial.error:
+                if self._tags_are_tokens:
+                    text = build_grammar(answer_format, lenient, tags_are_tokens=True)
+                return _Grammar(text, _describe(trial.warnings, _field_of(answer_format)))
+            error = error or trial.error
+            if trial.error == _TOO_COMPLEX:
+                break
+        return invalid(reason(error), _field_of(answer_format))
 
 
-def _to_validated_grammar(json_schema: str) -> str | InvalidRequest:
-    """Return the schema's grammar in llguidance's format, or the error.
+def _field_of(answer_format: AnswerFormat) -> str:
+    return TOOLS_FIELD if answer_format.json_schema is None else SCHEMA_FIELD
 
-    Errors are returned, not raised, so that they are cached too. They take as long to find.
+
+def _describe(warnings: Sequence[str], field: str) -> tuple[str, ...]:
+    """Return llguidance's warnings as warnings about a request."""
+    return tuple(f"{field}: not enforced: {reason(warning)}" for warning in dict.fromkeys(warnings))
+
+
+class _Trial(NamedTuple):
+    error: str
+    warnings: list[str]
+
+
+def _compile_in_subprocess(grammar: str) -> _Trial:
+    """Compile a grammar with a byte-level tokenizer, in a subprocess.
+
+    Returns its error, or "", and its warnings.
     """
-    try:
-        grammar = _to_grammar(_parse(json_schema))
-    except InvalidRequest as error:
-        return error
-    error_message = _compile_in_subprocess(grammar)
-    return _invalid(_reason(error_message)) if error_message else grammar
-
-
-def _to_grammar(schema: dict[str, Any]) -> str:
-    try:
-        return LLMatcher.grammar_from_json_schema(schema, overrides=_GRAMMAR_OPTIONS)
-    except ValueError as error:  # a lone surrogate, or an integer of more than 64 bits
-        raise _invalid(_reason(str(error))) from None
-
-
-def _parse(json_schema: str) -> dict[str, Any]:
-    """Return the schema as an object.
-
-    llguidance must not get the raw text. It would paste the text verbatim into a grammar, which
-    allows injection.
-    """
-    if len(json_schema) > MAX_SCHEMA_CHARS:
-        raise InvalidRequest(
-            f"{REQUEST_FIELD}: the schema has {len(json_schema)} characters; the limit is"
-            f" {MAX_SCHEMA_CHARS}",
-            REQUEST_FIELD,
-            MAX_SCHEMA_CHARS,
-            len(json_schema),
-        )
-    try:
-        schema = json.loads(json_schema)
-    except (ValueError, RecursionError) as error:
-        raise _invalid(f"the schema is not valid JSON: {_reason(str(error))}") from None
-    if not isinstance(schema, dict):
-        raise _invalid("the schema must be a JSON object")
-    if "x-guidance" in schema:  # would set llguidance's options
-        raise _invalid("x-guidance is not supported")
-    return schema
-
-
-def _compile_in_subprocess(grammar: str) -> str:
-    """Compile a grammar with a byte-level tokenizer, in a subprocess. Return its error, or ""."""
     search_path = json.dumps([path for path in sys.path if path])
     try:
         trial = subprocess.run(
@@ -207,11 +228,11 @@ def _compile_in_subprocess(grammar: str) -> str:
             timeout=_TRIAL_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        return _TOO_COMPLEX
+        return _Trial(_TOO_COMPLEX, [])
     if trial.returncode < 0:  # killed by a signal, at its limit of CPU time or memory
-        return _TOO_COMPLEX
+        return _Trial(_TOO_COMPLEX, [])
     trial.check_returncode()
-    return str(json.loads(trial.stdout))
+    return _Trial(*json.loads(trial.stdout))
 
 
 def _make_ll_tokenizer(
@@ -230,15 +251,3 @@ def _make_ll_tokenizer(
         [f"<|unnamed {number}|>" for number in range(copy.get_vocab_size(), size)]
     )
     return LLTokenizer(copy.to_str(), n_vocab=max(vocab_size, size), eos_token=sorted(eos_ids))
-
-
-def _reason(error: str) -> str:
-    """Return one short line for one of llguidance's errors."""
-    if error.startswith("NoExtension"):  # its parser is stuck
-        return "nothing satisfies the schema"
-    line = " ".join(error.split())
-    return line if len(line) <= 200 else line[:199] + "…"
-
-
-def _invalid(message: str) -> InvalidRequest:
-    return InvalidRequest(f"{REQUEST_FIELD}: {message}", REQUEST_FIELD)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from raylens.core.types import Caption, Findings, SamplingParams, VisionRequest
+from raylens.engine.grammar import AnswerFormat
 from raylens.engine.model import (
     KVRows,
     KVSpec,
@@ -22,6 +23,7 @@ from raylens.engine.model import (
     Prompt,
     TokenPolicy,
 )
+from raylens.engine.structured import GrammarCompiler, GrammarState
 from testing.tokenizers import byte_tokenizer
 
 EOS = 256
@@ -47,6 +49,11 @@ def answer(prompt: Sequence[int], max_tokens: int, stops_at_eos: bool = True) ->
         text += chr(token) if token != EOS else ""
         history.append(token)
     return text
+
+
+def compile_schema(compiler: GrammarCompiler, schema: str) -> GrammarState:
+    """Return the state of an answer that must follow a JSON schema."""
+    return compiler.compile(AnswerFormat(schema)).state
 
 
 ONE_NUMBER_PER_TOKEN = KVSpec(

@@ -13,7 +13,7 @@ from raylens.engine.device_sampling import DeviceSampler
 from raylens.engine.sampling import AnswerSampler, sample_rows
 from raylens.engine.structured import GrammarCompiler
 from testing.tokenizers import byte_tokenizer
-from tests.unit.raylens.engine.fakes import EOS
+from tests.unit.raylens.engine.fakes import EOS, compile_schema
 
 VOCABULARY = 700
 PROMPT = (1, 2, 2, 650, 9999)
@@ -80,9 +80,9 @@ def test_a_schema_is_followed_in_a_batch_with_unconstrained_answers() -> None:
     schema = json.dumps({"enum": ["yes", "no"]})
     random_params = SamplingParams(temperature=1.0, seed=1)
     samplers = [
-        AnswerSampler(SamplingParams(), grammar=compiler.compile(schema)),
+        AnswerSampler(SamplingParams(), grammar=compile_schema(compiler, schema)),
         AnswerSampler(SamplingParams()),
-        AnswerSampler(random_params, grammar=compiler.compile(schema)),
+        AnswerSampler(random_params, grammar=compile_schema(compiler, schema)),
         AnswerSampler(random_params),
     ]
     device_sampler = DeviceSampler(4, VOCABULARY, "cpu")
@@ -108,7 +108,7 @@ def test_only_a_row_with_non_finite_logits_fails(value: float) -> None:
 
 def test_only_the_row_of_an_unusable_grammar_fails() -> None:
     compiler = GrammarCompiler(byte_tokenizer(), frozenset({EOS}), VOCABULARY)
-    unusable = compiler.compile(json.dumps({"const": 1}))
+    unusable = compile_schema(compiler, json.dumps({"const": 1}))
     with pytest.raises(ValueError, match="forbids"):
         unusable.accept(ord("x"))
     samplers = [AnswerSampler(SamplingParams(), grammar=unusable), AnswerSampler(SamplingParams())]

@@ -29,6 +29,7 @@ from tests.unit.raylens.engine.fakes import (
     GIVES_NAN,
     FakeModel,
     answer,
+    compile_schema,
     request,
 )
 
@@ -468,7 +469,7 @@ def test_a_schema_is_followed_in_a_batch_with_an_unconstrained_answer(
         request(LATER, max_tokens=200),
         Prompt((101,)),
         model.tokenizer,
-        compiler.compile(json.dumps(schema)),
+        compile_schema(compiler, json.dumps(schema)),
     )
     engine.scheduler.add([constrained])
     answer_texts = texts(run(engine))

@@ -14,10 +14,11 @@ from tokenizers import Tokenizer
 
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import SamplingParams
+from raylens.engine.grammar import MAX_SCHEMA_CHARS, AnswerFormat
 from raylens.engine.sampling import AnswerSampler, sample_rows
-from raylens.engine.structured import MAX_SCHEMA_CHARS, GrammarCompiler, GrammarState
+from raylens.engine.structured import GrammarCompiler, GrammarState
 from testing.tokenizers import byte_tokenizer
-from tests.unit.raylens.engine.fakes import EOS
+from tests.unit.raylens.engine.fakes import EOS, compile_schema
 
 POCKET = Path(__file__).parents[4] / "models" / "pocket" / "smolvlm" / "tokenizer.json"
 ANYTHING = {"type": "object"}
@@ -134,18 +135,18 @@ def walk(
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:40])
 def test_random_walks_end_with_an_answer_that_follows_the_schema(name, schema) -> None:
     model = MODELS[name]()
-    grammar = GrammarCompiler(*model).compile(json.dumps(schema))
+    grammar = compile_schema(GrammarCompiler(*model), json.dumps(schema))
     for seed in range(12):
         jsonschema.validate(json.loads(walk(model, grammar.copy(), seed)), schema)
 
 
 def test_text_in_strings_may_be_any_unicode(compiler) -> None:
     text = '{"k": "naïve 日本 🙂 \\n \\" \\\\"}'
-    assert accept(compiler.compile(json.dumps(ANYTHING)), text).is_complete
+    assert accept(compile_schema(compiler, json.dumps(ANYTHING)), text).is_complete
 
 
 def test_only_the_end_follows_a_complete_answer(compiler) -> None:
-    grammar = accept(compiler.compile('{"const": 1}'), "")
+    grammar = accept(compile_schema(compiler, '{"const": 1}'), "")
     assert not grammar.is_complete
     accept(grammar, "1")
     assert grammar.is_complete
@@ -155,7 +156,7 @@ def test_only_the_end_follows_a_complete_answer(compiler) -> None:
 
 
 def test_the_end_is_optional_while_more_can_follow(compiler) -> None:
-    grammar = accept(compiler.compile('{"type": "integer", "minimum": 0}'), "12")
+    grammar = accept(compile_schema(compiler, '{"type": "integer", "minimum": 0}'), "12")
     assert not grammar.is_complete
     assert allowed_ids(grammar) == {EOS, *b"0123456789"}
 
@@ -163,7 +164,7 @@ def test_the_end_is_optional_while_more_can_follow(compiler) -> None:
 def test_all_eos_ids_of_a_model_are_allowed_and_accepted() -> None:
     tokenizer, eos_ids, vocab_size = pocket()
     assert len(eos_ids) == 2
-    grammar = GrammarCompiler(tokenizer, eos_ids, vocab_size).compile('{"const": 1}')
+    grammar = compile_schema(GrammarCompiler(tokenizer, eos_ids, vocab_size), '{"const": 1}')
     assert not allowed_ids(grammar, vocab_size) & eos_ids
     grammar.accept(id_of(tokenizer, "1"))
     assert allowed_ids(grammar, vocab_size) == eos_ids
@@ -176,7 +177,7 @@ def test_all_eos_ids_of_a_model_are_allowed_and_accepted() -> None:
 def test_ids_beyond_the_tokenizer_and_special_tokens_are_never_allowed() -> None:
     tokenizer, eos_ids, vocab_size = pocket()
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    grammar = GrammarCompiler(tokenizer, eos_ids, vocab_size).compile('{"type": "string"}')
+    grammar = compile_schema(GrammarCompiler(tokenizer, eos_ids, vocab_size), '{"type": "string"}')
     grammar.accept(id_of(tokenizer, '"'))
     in_string = allowed_ids(grammar, vocab_size)
     assert len(in_string) > 100
@@ -184,7 +185,9 @@ def test_ids_beyond_the_tokenizer_and_special_tokens_are_never_allowed() -> None
 
 
 def test_logits_can_be_narrower_than_the_tokenizer() -> None:
-    grammar = GrammarCompiler(byte_tokenizer(), frozenset({3}), 128).compile('{"type": "string"}')
+    grammar = compile_schema(
+        GrammarCompiler(byte_tokenizer(), frozenset({3}), 128), '{"type": "string"}'
+    )
     grammar.accept(ord('"'))
     assert ord("a") in allowed_ids(grammar, 128)
 
@@ -192,38 +195,130 @@ def test_logits_can_be_narrower_than_the_tokenizer() -> None:
 def test_masking_changes_neither_its_argument_nor_the_allowed_logits(compiler) -> None:
     logits = torch.randn(257)
     before = logits.clone()
-    masked = compiler.compile(json.dumps(ANYTHING)).mask_logits(logits)
+    masked = compile_schema(compiler, json.dumps(ANYTHING)).mask_logits(logits)
     assert torch.equal(logits, before)
     assert masked[ord("{")] == logits[ord("{")]
     assert torch.isfinite(masked).sum() == 1
 
 
-def test_whitespace_is_one_space_or_one_line_break_and_an_indent(compiler) -> None:
-    grammar = compiler.compile(json.dumps(TREE))
-    accept(grammar.copy(), json.dumps({"kids": [{}, {"kids": []}]}, indent=4))
+def test_white_space_is_one_space_after_a_comma_or_a_colon(compiler) -> None:
+    grammar = compile_schema(compiler, json.dumps(TREE))
     accept(grammar.copy(), json.dumps({"kids": [{}, {"kids": []}]}))
     accept(grammar.copy(), '{"kids":[{},{"kids":[]}]}')
-    for whitespace in (" " * 3, "\n" * 2, "\n" + " " * 33, "\t"):
+    for start in (
+        " ",
+        "\n",
+        "{ ",
+        "{\n",
+        '{"kids":  ',
+        '{"kids" ',
+        '{"kids": [{},  ',
+        '{"kids": [ ',
+    ):
         with pytest.raises(ValueError, match="forbids"):
-            accept(grammar.copy(), "{" + whitespace)
+            accept(grammar.copy(), start)
+
+
+def test_an_answer_begins_with_a_space_if_the_models_answers_do(compiler) -> None:
+    answer_format = AnswerFormat(json.dumps(ANYTHING), leading_space=True)
+    grammar = compiler.compile(answer_format).state
+    assert allowed_ids(grammar) == {ord(" ")}
+    accept(grammar, ' {"a": 1}')
+
+
+def test_what_the_grammar_forces_is_spelled_in_the_tokenizers_own_way() -> None:
+    tokenizer, eos_ids, vocab_size = pocket()
+    schema = {"type": "object", "properties": {"circle": {"type": "integer"}}}
+    schema["required"] = ["circle"]
+    grammar = compile_schema(GrammarCompiler(tokenizer, eos_ids, vocab_size), json.dumps(schema))
+    ids = tokenizer.encode('{"circle":', add_special_tokens=False).ids
+    grammar.accept(ids[0])
+    for token_id in ids[1:]:
+        assert allowed_ids(grammar, vocab_size) == {token_id}
+        grammar.accept(token_id)
+
+
+CLOSED = [
+    {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+    {"properties": {"a": {"type": "integer"}}, "required": ["a"], "type": ["object"]},
+    {"$defs": {"x": {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}},
+     "$ref": "#/$defs/x"},
+    {"anyOf": [{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", CLOSED, ids=json.dumps)
+def test_an_object_that_lists_its_properties_has_no_others(compiler, schema) -> None:
+    grammar = accept(compile_schema(compiler, json.dumps(schema)), '{"a":1')
+    assert ord("}") in allowed_ids(grammar)
+    assert ord(",") not in allowed_ids(grammar)
+
+
+OPEN = [
+    {"type": "object", "properties": {"a": {"const": 1}}, "additionalProperties": True},
+    {"type": "object", "properties": {"a": {"const": 1}}, "patternProperties": {"^b": {}}},
+    {"type": "object"},
+    {"allOf": [{"type": "object", "properties": {"a": {"const": 1}}},
+               {"type": "object", "properties": {"b": {"const": 2}}}]},
+    {"type": "object", "properties": {"a": {"const": 1}},
+     "anyOf": [{"properties": {"b": {"const": 2}}, "required": ["b"]}, {}]},
+    {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a", "b"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", OPEN, ids=json.dumps)
+def test_an_object_that_may_have_other_properties_stays_open(compiler, schema) -> None:
+    accept(compile_schema(compiler, json.dumps(schema)), '{"a":1,"b":2}')
+
+
+def test_a_property_called_like_a_keyword_is_a_property(compiler) -> None:
+    inner = {"type": "object", "properties": {"x": {"const": 1}}, "required": ["x"]}
+    for name in ("allOf", "properties", "$defs", "enum", "required"):
+        schema = {"type": "object", "properties": {name: inner}, "required": [name]}
+        grammar = compile_schema(compiler, json.dumps(schema))
+        accept(grammar, f'{{"{name}":{{"x":1')
+        assert ord(",") not in allowed_ids(grammar)
+
+
+UNENFORCED = {
+    "uniqueItems": {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True},
+    "contains": {"type": "array", "contains": {"const": 1}},
+    "not": {"not": {"type": "string"}},
+    "if": {"type": "object", "if": {}, "then": {}},
+    "dependentRequired": {"type": "object", "dependentRequired": {"a": ["b"]}},
+    "oneOf": {"oneOf": [{"type": "string"}, {"minLength": 2}]},
+    "format": {"type": "string", "format": "color"},
+}
+
+
+@pytest.mark.parametrize("keyword", UNENFORCED)
+def test_what_can_not_be_enforced_is_ignored_with_a_warning(compiler, keyword) -> None:
+    compiled = compiler.compile(AnswerFormat(json.dumps(UNENFORCED[keyword])))
+    assert allowed_ids(compiled.state)
+    assert any(keyword in warning for warning in compiled.warnings)
+    assert all(warning.startswith("response_format: ") for warning in compiled.warnings)
+
+
+def test_what_is_enforced_has_no_warning(compiler) -> None:
+    assert compiler.compile(AnswerFormat(json.dumps(SCENE))).warnings == ()
 
 
 def test_a_forbidden_token_is_an_error(compiler) -> None:
     with pytest.raises(ValueError, match="forbids token 97"):
-        compiler.compile(json.dumps(ANYTHING)).accept(97)
+        compile_schema(compiler, json.dumps(ANYTHING)).accept(97)
 
 
 def test_copies_are_independent(compiler) -> None:
-    first = accept(compiler.compile('{"enum": ["ab", "cd"]}'), '"')
+    first = accept(compile_schema(compiler, '{"enum": ["ab", "cd"]}'), '"')
     second = accept(first.copy(), "ab")
     assert allowed_ids(first) == {ord("a"), ord("c")}
     assert allowed_ids(second) == {ord('"')}
-    assert allowed_ids(compiler.compile('{"enum": ["ab", "cd"]}')) == {ord('"')}
+    assert allowed_ids(compile_schema(compiler, '{"enum": ["ab", "cd"]}')) == {ord('"')}
 
 
 def test_rows_with_and_without_a_grammar_share_a_batch(compiler) -> None:
     schema = {"type": "array", "items": {"type": "integer"}, "maxItems": 3}
-    grammar = compiler.compile(json.dumps(schema))
+    grammar = compile_schema(compiler, json.dumps(schema))
     params = SamplingParams(temperature=1.0, seed=5)
     samplers = [
         AnswerSampler(SamplingParams()),
@@ -247,7 +342,7 @@ def test_neither_penalties_nor_greedy_sampling_violate_the_grammar(compiler) -> 
     logits = torch.zeros(257)
     logits[ord("x")] = 100.0
     params = SamplingParams(repetition_penalty=2.0, presence_penalty=2.0, frequency_penalty=2.0)
-    sampler = AnswerSampler(params, grammar=compiler.compile('{"const": "aaaa"}'))
+    sampler = AnswerSampler(params, grammar=compile_schema(compiler, '{"const": "aaaa"}'))
     assert bytes(sampler.sample(logits) for _ in range(6)) == b'"aaaa"'
 
 
@@ -255,9 +350,9 @@ def test_non_finite_logits_are_an_error_even_if_they_are_masked(compiler) -> Non
     logits = torch.zeros(257)
     logits[ord("x")] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
-        AnswerSampler(SamplingParams(), grammar=compiler.compile(json.dumps(ANYTHING))).sample(
-            logits
-        )
+        AnswerSampler(
+            SamplingParams(), grammar=compile_schema(compiler, json.dumps(ANYTHING))
+        ).sample(logits)
 
 
 INVALID = {
@@ -270,7 +365,6 @@ INVALID = {
     "unknown type": '{"type": "circle"}',
     "wrong keyword": '{"type": "object", "properties": 3}',
     "look-around": '{"type": "string", "pattern": "(?=a)b"}',
-    "not supported": '{"not": {"type": "string"}}',
     "elsewhere": '{"$ref": "https://example.com/schema.json"}',
     "a file": '{"$ref": "file:///etc/passwd"}',
     "dangling": '{"$ref": "#/$defs/none"}',
@@ -286,7 +380,7 @@ INVALID = {
 @pytest.mark.parametrize("name", INVALID)
 def test_an_invalid_schema_is_an_invalid_request(compiler, name) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        compiler.compile(INVALID[name])
+        compile_schema(compiler, INVALID[name])
     error = caught.value
     assert error.field == "response_format"
     assert error.message.startswith("response_format: ")
@@ -306,16 +400,16 @@ def test_a_schema_that_is_too_complex_is_refused_in_time(compiler, name) -> None
     with pytest.raises(
         InvalidRequest, match="response_format: the schema is too complex to enforce"
     ):
-        compiler.compile(json.dumps(TOO_COMPLEX[name]))
+        compile_schema(compiler, json.dumps(TOO_COMPLEX[name]))
     assert time.monotonic() - started < 20
 
 
 def test_a_schema_is_compiled_once(compiler) -> None:
     schema = json.dumps(SCENE)
-    compiler.compile(schema)
+    compile_schema(compiler, schema)
     started = time.monotonic()
     for _ in range(20):
-        compiler.compile(schema)
+        compile_schema(compiler, schema)
     assert time.monotonic() - started < 0.5
 
 
@@ -325,7 +419,7 @@ def test_a_schema_can_be_followed_by_any_number_of_answers(compiler) -> None:
     schema = json.dumps({"type": "string", "pattern": "^(a|b)*a(a|b){40}$"})
     rng = random.Random(0)
     for _ in range(400):
-        grammar = accept(compiler.compile(schema), '"')
+        grammar = accept(compile_schema(compiler, schema), '"')
         for _ in range(60):
             assert allowed_ids(grammar)
             accept(grammar, rng.choice("ab"))
@@ -335,5 +429,7 @@ def test_schemas_can_be_compiled_in_any_thread(compiler) -> None:
     model = byte_level()
     schemas = [json.dumps({"const": f"number {i % 5}"}) for i in range(40)]
     with ThreadPoolExecutor(8) as threads:
-        answers = threads.map(lambda schema: walk(model, compiler.compile(schema), 1), schemas)
+        answers = threads.map(
+            lambda schema: walk(model, compile_schema(compiler, schema), 1), schemas
+        )
     assert list(answers) == [json.dumps(f"number {i % 5}") for i in range(40)]

@@ -1,0 +1,190 @@
+"""Tool calls in an answer's text.
+
+Source of the tagged form: the chat template of Qwen2.5, which is that of Nous Hermes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from raylens.core.types import ToolCallDelta, Tools
+from raylens.engine.overlap import overlap
+
+OPENING = "<tool_call>"
+CLOSING = "</tool_call>"
+_HEADER = re.compile(
+    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*'
+)
+MAX_HEADER_CHARS = 512
+"""A call whose arguments begin later than this is plain text."""
+
+
+class ToolCallStyle(Enum):
+    """How a call is written in the text of an answer."""
+
+    TAGGED = "tagged"
+    """``<tool_call>``, a line with a JSON object of ``name`` and ``arguments``, and
+    ``</tool_call>``. Text and calls may alternate."""
+    ARGUMENTS = "arguments"
+    """The whole answer is the arguments of the only function that may be called."""
+
+
+class ParsedText(NamedTuple):
+    """What a piece of an answer adds: text outside calls, and pieces of calls."""
+
+    text: str
+    calls: tuple[ToolCallDelta, ...] = ()
+
+
+class ToolCallParser(Protocol):
+    """Splits the text of an answer, piece by piece, into text and calls."""
+
+    def push(self, text: str) -> ParsedText: ...
+
+    def flush(self) -> str:
+        """Return the text that was held back, at the end of the answer."""
+        ...
+
+
+def make_parser(tools: Tools, style: ToolCallStyle) -> ToolCallParser:
+    if style is ToolCallStyle.ARGUMENTS:
+        return ArgumentsParser(tools.required[0])
+    return TaggedParser(frozenset(function.name for function in tools.functions))
+
+
+class ArgumentsParser(ToolCallParser):
+    """Reads an answer that is a call's arguments."""
+
+    def __init__(self, name: str) -> None:
+        self._name: str | None = name
+
+    def push(self, text: str) -> ParsedText:
+        if not text:
+            return ParsedText("")
+        name, self._name = self._name, None
+        return ParsedText("", (ToolCallDelta(0, name, text),))
+
+    def flush(self) -> str:
+        return ""
+
+
+class TaggedParser(ToolCallParser):
+    """Reads an answer that may contain calls between tags.
+
+    What looks like a call, but is not JSON or calls none of the functions ``names``, stays text.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+        self._buffer = ""
+        """Text that is not classified yet."""
+        self._count = 0
+        self._arguments: _JsonValue | None = None
+        """The arguments of the open call; None outside of calls."""
+        self._after_call = False
+
+    def push(self, text: str) -> ParsedText:
+        self._buffer += text
+        texts: list[str] = []
+        calls: list[ToolCallDelta] = []
+        while self._step(texts, calls):
+            pass
+        return ParsedText("".join(texts), tuple(calls))
+
+    def flush(self) -> str:
+        text, self._buffer = self._buffer, ""
+        return "" if self._arguments or self._after_call else text
+
+    def _step(self, texts: list[str], calls: list[ToolCallDelta]) -> bool:
+        """Classify the next part of the buffer. Returns whether to go on."""
+        if self._arguments is not None:
+            return self._read_arguments(calls)
+        if self._after_call:
+            return self._skip_closing()
+        start = self._buffer.find(OPENING)
+        if start < 0:
+            # White space before a call separates it from the text, and is not part of it.
+            end = len(self._buffer) - overlap(self._buffer, OPENING)
+            end = len(self._buffer[:end].rstrip())
+            self._take(end, texts)
+            return False
+        self._take(len(self._buffer[:start].rstrip()), texts)
+        self._buffer = self._buffer.lstrip()
+        return self._read_header(texts, calls)
+
+    def _take(self, end: int, texts: list[str]) -> None:
+        texts.append(self._buffer[:end])
+        self._buffer = self._buffer[end:]
+
+    def _read_header(self, texts: list[str], calls: list[ToolCallDelta]) -> bool:
+        """Read a call's name from the buffer, which begins with the opening tag."""
+        header = _HEADER.match(self._buffer, len(OPENING))
+        if header is None or header.end() == len(self._buffer):
+            is_hopeless = CLOSING in self._buffer or len(self._buffer) > MAX_HEADER_CHARS
+            if is_hopeless:
+                self._take(len(OPENING), texts)
+            return is_hopeless
+        name = json.loads(header[1], strict=False)
+        if name not in self._names:
+            self._take(len(OPENING), texts)
+            return True
+        calls.append(ToolCallDelta(self._count, name))
+        self._buffer = self._buffer[header.end() :]
+        self._arguments = _JsonValue()
+        return True
+
+    def _read_arguments(self, calls: list[ToolCallDelta]) -> bool:
+        assert self._arguments is not None
+        length = self._arguments.push(self._buffer)
+        if length:
+            calls.append(ToolCallDelta(self._count, arguments=self._buffer[:length]))
+            self._buffer = self._buffer[length:]
+        if not self._arguments.is_complete:
+            return False
+        self._arguments = None
+        self._after_call = True
+        self._count += 1
+        return True
+
+    def _skip_closing(self) -> bool:
+        """Skip the end of a call, up to the closing tag."""
+        end = self._buffer.find(CLOSING)
+        if end >= 0:
+            self._buffer = self._buffer[end + len(CLOSING) :].lstrip()
+            self._after_call = False
+        return end >= 0
+
+
+class _JsonValue:
+    """Finds the end of an object or array."""
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        self._depth = 0
+        self._in_string = False
+        self._is_escaped = False
+
+    def push(self, text: str) -> int:
+        """Return how many characters of ``text`` belong to the value."""
+        for index, character in enumerate(text):
+            self._read(character)
+            if self.is_complete:
+                return index + 1
+        return len(text)
+
+    def _read(self, character: str) -> None:
+        if self._is_escaped:
+            self._is_escaped = False
+        elif self._in_string:
+            self._is_escaped = character == "\\"
+            self._in_string = character != '"'
+        elif character == '"':
+            self._in_string = True
+        elif character in "{[":
+            self._depth += 1
+        elif character in "}]":
+            self._depth -= 1
+            self.is_complete = self._depth <= 0
