@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, meta
 from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -17,6 +18,7 @@ from raylens.core.errors import InvalidRequest, UnsupportedTask
 from raylens.core.types import (
     Caption,
     Chat,
+    Completion,
     Detect,
     ImagePart,
     Length,
@@ -29,6 +31,7 @@ from raylens.core.types import (
     ToolCall,
     Tools,
     VideoPart,
+    VisionRequest,
 )
 from raylens.engine.tool_calls import CLOSING, OPENING, ToolCallStyle
 
@@ -64,6 +67,8 @@ def task_messages(
             text = question
         case Query():
             raise UnsupportedTask("spatial_refs: not supported by this model", "spatial_refs")
+        case Completion():
+            raise UnsupportedTask("model: this model's runtime can't continue a text", "model")
         case Detect(subject) | Point(subject):
             text = prompts[task.name].format(subject)
     pictures = tuple(ImagePart(index) for index in range(image_count))
@@ -85,6 +90,12 @@ def visual_parts(messages: Sequence[Message]) -> list[ImagePart | VideoPart]:
     ]
 
 
+_STANDARD_VARIABLES = frozenset(
+    {"add_generation_prompt", "documents", "messages", "raise_exception", "strftime_now", "tools"}
+)
+"""Variables of chat templates that ``apply_chat_template`` sets."""
+
+
 class ChatText:
     """A checkpoint's tokenizer and chat template, which treat users' text as plain text."""
 
@@ -94,15 +105,20 @@ class ChatText:
         self._tokenizer = tokenizer
         self._template = str(tokenizer.chat_template or default_template)
         self._control_tokens = tuple(tokenizer.get_added_vocab())
-        self._knows_tools = "tools" in self._template
+        variables = meta.find_undeclared_variables(Environment().parse(self._template))
+        self._knows_tools = "tools" in variables
         self._knows_results = "tool" in self._template
+        self._own_variables = variables - _STANDARD_VARIABLES - set(tokenizer.special_tokens_map)
 
-    def render(self, messages: Sequence[Message], tools: Tools | None = None) -> str:
+    def render(self, messages: Sequence[Message], request: VisionRequest | None = None) -> str:
         """Return the conversation as text that ends where the model's answer begins, or goes on.
 
-        A template that doesn't know tools doesn't list them.
+        A template that doesn't know tools doesn't list those of the request.
         """
         continues = messages[-1].is_unfinished_answer
+        task = None if request is None else request.task
+        tools = None if request is None else request.tools
+        given = task.template_variables if isinstance(task, Chat) else {}
         text: str = self._tokenizer.apply_chat_template(
             [self._turn(message) for message in messages],
             tools=self._definitions(tools) if tools is not None and self._knows_tools else None,
@@ -110,8 +126,18 @@ class ChatText:
             add_generation_prompt=not continues,
             continue_final_message=continues,
             tokenize=False,
+            **{name: value for name, value in given.items() if name in self._own_variables},
         )
         return text
+
+    def encode_completion(self, text: str, placeholders: Iterable[str]) -> list[int]:
+        """Return the token ids of a text to continue; control tokens in it take effect.
+
+        ``placeholders`` are the tokens that stand for pictures, which a text doesn't have.
+        """
+        ids: list[int] = self._tokenizer.encode(break_control_tokens(text, placeholders))
+        start = self._tokenizer.bos_token_id
+        return ids or [self._tokenizer.eos_token_id if start is None else start]
 
     def tool_call_style(self, tools: Tools | None) -> ToolCallStyle:
         """Return how an answer writes its calls."""
@@ -214,7 +240,12 @@ def break_control_tokens(text: str, control_tokens: Iterable[str]) -> str:
     return text
 
 
-_PROMPT_FIELDS = {Chat.name: "messages", Query.name: "question", Caption.name: "image_url"}
+_PROMPT_FIELDS = {
+    Chat.name: "messages",
+    Completion.name: "prompt",
+    Query.name: "question",
+    Caption.name: "image_url",
+}
 """Task name -> the request field that most of the prompt comes from. For detect and point it is
 ``object``."""
 

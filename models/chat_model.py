@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from models import llama
-from models.chat import ChatText, read_eos_ids
+from models.chat import ChatText, check_prompt_length, read_eos_ids
 from models.decoder import Decoder
 from models.graphs import ModelGraphs
 from models.linear import WeightPacker
 from models.options import LoadOptions
-from raylens.core.types import Chat, Findings, Message, Role, Task
+from raylens.core.types import Completion, Findings, Message, Role, VisionRequest
 from raylens.engine.model import KVRows, Model, ModelOutput, PrefillChunk, Prompt, TokenPolicy
 
 M = TypeVar("M", bound="ChatModel")
@@ -47,6 +47,8 @@ class ChatModel(Model):
     """A model without its vision part; a family adds ``tasks``, ``prepare`` and ``encode``."""
 
     token_policy: TokenPolicy | None = None
+    _placeholders: tuple[str, ...]
+    """Tokens that stand for pictures in rendered text."""
 
     def __init__(
         self,
@@ -71,15 +73,22 @@ class ChatModel(Model):
         self.max_length = int(model.config.text_config.max_position_embeddings)
         self.kv_spec = self._decoder.kv_spec
 
-    def _chat_prompt(self, task: Task, messages: Sequence[Message], prompt: Prompt) -> Prompt:
+    def _completion_prompt(self, task: Completion) -> Prompt:
+        """Return the prompt of a text to continue. Raises ``InvalidRequest`` if it is too long."""
+        token_ids = self._chat.encode_completion(task.text, self._placeholders)
+        check_prompt_length(task, len(token_ids), self.max_length)
+        return Prompt(tuple(token_ids), continues_answer=True)
+
+    def _chat_prompt(
+        self, request: VisionRequest, messages: Sequence[Message], prompt: Prompt
+    ) -> Prompt:
         """Return the prompt with what the engine has to know about the answer's text."""
-        tools = task.tools if isinstance(task, Chat) else None
         continues = messages[-1].is_unfinished_answer
         return replace(
             prompt,
             continues_answer=continues,
             leading_space=self._answers_begin_with_space and not continues,
-            tool_call_style=self._chat.tool_call_style(tools),
+            tool_call_style=self._chat.tool_call_style(request.tools),
         )
 
     def prefill(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from raylens.core.families import Family, FamilySettings
-from raylens.core.types import REASONING, Caption, Chat, Detect, Point, Query
+from raylens.core.types import REASONING, Caption, Chat, Completion, Detect, Point, Query
 
 
 class MoondreamSettings(FamilySettings):
@@ -19,7 +19,17 @@ class MoondreamSettings(FamilySettings):
 FAMILY = Family(
     name="moondream",
     load="models.moondream.model:load",
-    tasks=frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name, REASONING}),
+    tasks=frozenset(
+        {
+            Caption.name,
+            Query.name,
+            Detect.name,
+            Point.name,
+            Chat.name,
+            Completion.name,
+            REASONING,
+        }
+    ),
     settings=MoondreamSettings,
     runtimes=frozenset({"engine", "openai", "photon", "cloud"}),
     aliases=("moondream2", "moondream3-preview", "moondream:1.8b"),

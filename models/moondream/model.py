@@ -43,6 +43,7 @@ from raylens.core.errors import UnsupportedTask
 from raylens.core.types import (
     Caption,
     Chat,
+    Completion,
     Detect,
     Findings,
     Grounding,
@@ -151,7 +152,6 @@ class Moondream(Model):
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         refuse_pixel_limits(request.task)
         continuation = _continued_text(request.task)
-        tools = request.task.tools if isinstance(request.task, Chat) else None
         task, pictures = _with_one_picture(request.task, pictures)
         tokenizer = self.config.tokenizer
         inputs = [self._picture_input(picture) for picture in pictures]
@@ -171,6 +171,7 @@ class Moondream(Model):
         # Reasoning and the text after it take max_tokens each: both must fit into the context.
         half = (self.max_length - len(token_ids) - 2) // 2
         plan = _decode_plan(task, min(request.sampling.max_tokens, max(1, half)))
+        continues = continuation is not None or isinstance(task, Completion)
         lists_objects = plan.answer_type in (AnswerType.BOXES, AnswerType.POINTS)
         return Prompt(
             tuple(token_ids),
@@ -180,9 +181,9 @@ class Moondream(Model):
             max_output_tokens=_max_output_tokens(plan),
             limit_field="max_objects" if lists_objects else "max_tokens",
             greedy=lists_objects,
-            continues_answer=continuation is not None,
-            leading_space=continuation is None,
-            tool_call_style=tool_call_style(tools, knows_tools=False),
+            continues_answer=continues,
+            leading_space=not continues,
+            tool_call_style=tool_call_style(request.tools, knows_tools=False),
             decode_plan=plan,
             policy_reads_token_ids=plan.answer_type is AnswerType.REASONING,
         )
@@ -264,6 +265,8 @@ class Moondream(Model):
                 # Upstream repeats the suffix if there is no reasoning.
                 end = [tokenizer.thinking_id] if reasoning else template.suffix
                 return [*template.prefix, *text, *template.suffix, *end]
+            case Completion(text):
+                return self._encode_text(text)
             case Detect(subject) | Point(subject):
                 template = tokenizer.detect if isinstance(task, Detect) else tokenizer.point
                 return [*template.prefix, *self._encode_text(f" {subject}"), *template.suffix]

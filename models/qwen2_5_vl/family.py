@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import PositiveInt, model_validator
 
 from raylens.core.families import Family, FamilySettings
-from raylens.core.types import Caption, Chat, Detect, Point, Query
+from raylens.core.types import Caption, Chat, Completion, Detect, Point, Query
 
 
 class Qwen2_5_VLSettings(FamilySettings):
@@ -27,7 +27,9 @@ class Qwen2_5_VLSettings(FamilySettings):
 FAMILY = Family(
     name="qwen2_5_vl",
     load="models.qwen2_5_vl.model:load",
-    tasks=frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name}),
+    tasks=frozenset(
+        {Caption.name, Query.name, Detect.name, Point.name, Chat.name, Completion.name}
+    ),
     settings=Qwen2_5_VLSettings,
     pocket=Path(__file__).parents[1] / "pocket" / "qwen2_5_vl",
     model_types=("qwen2_5_vl",),

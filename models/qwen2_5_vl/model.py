@@ -9,7 +9,7 @@ checkpoints were trained to write boxes and points as JSON, in pixels of the res
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ from models.qwen2_5_vl.vision import Grid, VisionEncoder
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import (
     Chat,
+    Completion,
     Detail,
     Detect,
     Findings,
@@ -40,7 +41,6 @@ from raylens.core.types import (
     PixelLimits,
     Point,
     Task,
-    Tools,
     VideoPart,
     VisionRequest,
 )
@@ -129,6 +129,8 @@ class Qwen2_5_VL(ChatModel):
         self._max_pixels = settings.max_pixels or int(image_processor.size["longest_edge"])
         self.image_id = int(config.image_token_id)
         self._video_id = int(config.video_token_id)
+        ids = [self.image_id, self._video_id]
+        self._placeholders = tuple(str(self.tokenizer.id_to_token(token)) for token in ids)
         self._positions_per_second = int(config.vision_config.tokens_per_second)
         self._slice_size = options.slice_size
         depth = int(config.vision_config.depth)
@@ -138,6 +140,9 @@ class Qwen2_5_VL(ChatModel):
         self._vision_encoder = VisionEncoder(model.model.visual, self._packer, self._graphs.vision)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
+        if isinstance(request.task, Completion):
+            prompt = self._completion_prompt(request.task)
+            return replace(prompt, positions=self._rope_positions(len(prompt.token_ids), (), ()))
         messages = task_messages(request.task, len(pictures), self.tasks, GROUNDING_PROMPTS)
         bounds = self._pixel_bounds(request.task)
         inputs: list[PictureInput] = []
@@ -146,8 +151,7 @@ class Qwen2_5_VL(ChatModel):
             # Checked for each picture, before the next one takes its memory.
             picture_tokens = sum(picture.num_tokens for picture in inputs)
             check_prompt_length(request.task, picture_tokens, self.max_length)
-        tools = request.task.tools if isinstance(request.task, Chat) else None
-        token_ids, image_starts = self._tokenize(messages, tools, inputs)
+        token_ids, image_starts = self._tokenize(messages, request, inputs)
         check_prompt_length(request.task, len(token_ids), self.max_length)
         positions = self._rope_positions(len(token_ids), image_starts, inputs)
         prompt = Prompt(
@@ -157,7 +161,7 @@ class Qwen2_5_VL(ChatModel):
             positions,
             decode_plan=request.task,
         )
-        return self._chat_prompt(request.task, messages, prompt)
+        return self._chat_prompt(request, messages, prompt)
 
     def _pixel_bounds(self, task: Task) -> PixelBounds:
         """Return the bounds of the area of this request's pictures. Raises ``InvalidRequest``."""
@@ -181,13 +185,13 @@ class Qwen2_5_VL(ChatModel):
         return bounds
 
     def _tokenize(
-        self, messages: Sequence[Message], tools: Tools | None, inputs: Sequence[PictureInput]
+        self, messages: Sequence[Message], request: VisionRequest, inputs: Sequence[PictureInput]
     ) -> tuple[list[int], list[int]]:
         """Return the prompt's token ids, and the index of each picture's first token."""
         token_ids: list[int] = []
         image_starts: list[int] = []
         remaining = iter(inputs)
-        for token in self._chat.encode(self._chat.render(messages, tools)):
+        for token in self._chat.encode(self._chat.render(messages, request)):
             if token in (self.image_id, self._video_id):
                 image_starts.append(len(token_ids))
                 token_ids += [token] * next(remaining).num_tokens

@@ -38,6 +38,7 @@ from raylens.core.types import (
     REASONING,
     Caption,
     Chat,
+    Completion,
     Delta,
     Detect,
     Findings,
@@ -284,6 +285,8 @@ class MoondreamRuntime(Runtime):
                     Location(point["x"], point["y"]) for point in points[:max_objects]
                 )
                 return _final_delta(findings=Findings(locations=locations))
+            case Completion():
+                raise AssertionError("not among the supported tasks")
             case Chat(messages, reasoning):
                 body = chat_messages(messages, pictures)
                 return _chat_answer(self._client.chat(body, stream, settings, reasoning or None))

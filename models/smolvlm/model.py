@@ -32,10 +32,11 @@ from models.operations import normalize_pixels
 from models.options import DEFAULTS, LoadOptions
 from models.smolvlm.family import FAMILY
 from models.smolvlm.vision import VisionEncoder
-from raylens.core.types import Chat, Detail, Message, Tools, VisionRequest
+from raylens.core.types import Completion, Detail, Message, VisionRequest
 from raylens.engine.model import PictureInput, Pixels, Prompt
 from raylens.engine.transfer import upload
 
+IMAGE = "<image>"
 Grid = tuple[int, int]
 """Rows and columns of tiles; (1, 1) is a global view without tiles."""
 
@@ -62,6 +63,7 @@ class SmolVLM(ChatModel):
     """A loaded checkpoint. Methods that run the model are not thread-safe."""
 
     tasks = FAMILY.tasks
+    _placeholders = (IMAGE,)
 
     def __init__(
         self,
@@ -88,6 +90,8 @@ class SmolVLM(ChatModel):
         self._vision_encoder = VisionEncoder(model.model, self._packer, self._graphs.vision)
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
+        if isinstance(request.task, Completion):
+            return self._completion_prompt(request.task)
         refuse_pixel_limits(request.task)
         messages = task_messages(request.task, len(pictures), self.tasks, {})
         inputs: list[PictureInput] = []
@@ -98,20 +102,19 @@ class SmolVLM(ChatModel):
             grids.append(grid)
             # Checked for each picture, before the next: tiles take far more memory than a picture.
             check_prompt_length(request.task, self._tokens_per_tile * len(inputs), self.max_length)
-        tools = request.task.tools if isinstance(request.task, Chat) else None
-        token_ids = self._tokenize(messages, tools, grids)
+        token_ids = self._tokenize(messages, request, grids)
         check_prompt_length(request.task, len(token_ids), self.max_length)
         image_tokens = np.flatnonzero(np.array(token_ids) == self._image_id)
         image_starts = image_tokens[:: self._tokens_per_tile]
         prompt = Prompt(tuple(token_ids), tuple(inputs), tuple(map(int, image_starts)))
-        return self._chat_prompt(request.task, messages, prompt)
+        return self._chat_prompt(request, messages, prompt)
 
     def _tokenize(
-        self, messages: Sequence[Message], tools: Tools | None, grids: Sequence[Grid]
+        self, messages: Sequence[Message], request: VisionRequest, grids: Sequence[Grid]
     ) -> list[int]:
         """Return the prompt's token ids, with each picture's tokens in the place of its
         ``<image>``."""
-        text, *texts = self._chat.render(messages, tools).split("<image>")
+        text, *texts = self._chat.render(messages, request).split(IMAGE)
         for grid, following in zip(grids, texts, strict=True):
             text += self._picture_text(grid) + following
         return self._chat.encode(text)
@@ -162,7 +165,7 @@ class SmolVLM(ChatModel):
         """Return a picture's text in the prompt: its tiles, if there are several, and the global
         view."""
         rows, columns = grid
-        tile = "<image>" * self._tokens_per_tile
+        tile = IMAGE * self._tokens_per_tile
         text = ""
         if rows * columns > 1:
             for row in range(1, rows + 1):

@@ -8,7 +8,19 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from raylens import __version__
-from raylens.api import batches, caption_service, files, moondream, openai, preprocess, system
+from raylens.api import (
+    batches,
+    caption_service,
+    completions,
+    files,
+    moondream,
+    ollama,
+    ollama_models,
+    openai,
+    preprocess,
+    responses,
+    system,
+)
 from raylens.api import jobs as job_routes
 from raylens.api.context import CheckPicture, Context
 from raylens.api.errors import add_error_handlers
@@ -28,6 +40,17 @@ from raylens.net.lookup import LookUp, look_up
 
 QUEUE_PATHS = ("/api/v1/jobs", "/caption/", files.PATH, batches.PATH)
 """Paths of requests that wait for the job queue."""
+DIALECTS = (
+    openai,
+    responses,
+    completions,
+    ollama,
+    ollama_models,
+    moondream,
+    preprocess,
+    system,
+)
+"""Modules of the dialects that need no job queue."""
 MULTIPART_BYTES = 64 * 2**10
 """What a multipart form may add to the size of its file."""
 LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
@@ -55,7 +78,7 @@ def create_app(
         redirect_slashes=False,  # never answer a POST with a redirect
     )
     context = Context(service, config, Catalog(config), Media(config.limits), check_picture)
-    for dialect in (openai, moondream, preprocess, system):
+    for dialect in DIALECTS:
         app.include_router(dialect.router(context))
     if jobs is not None:
         reader = JobReader(context, look_up)

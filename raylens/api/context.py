@@ -17,7 +17,7 @@ from raylens.core.config import AppConfig
 from raylens.core.errors import InvalidRequest, ModelNotLoaded
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Choice, Recipe, choose
-from raylens.core.types import ModelInfo, SamplingParams, Task, VisionRequest
+from raylens.core.types import ModelInfo, SamplingParams, Task, Tools, VisionRequest
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -121,6 +121,8 @@ class Context:
         self,
         *,
         max_tokens: int | None = None,
+        capped: bool = False,
+        min_tokens: int = 0,
         temperature: float | None = None,
         top_p: float | None = None,
         top_k: int = 0,
@@ -130,25 +132,45 @@ class Context:
         frequency_penalty: float = 0.0,
         seed: int | None = None,
         stop: tuple[str, ...] = (),
+        stop_token_ids: tuple[int, ...] = (),
+        logit_bias: tuple[tuple[int, float], ...] = (),
         n: int = 1,
         logprobs: int | None = None,
         json_schema: str | None = None,
+        tools: Tools | None = None,
+        schema_field: str = "response_format",
     ) -> SamplingParams:
         """Return sampling parameters, with the configured defaults for unset ones.
+
+        With ``capped``, an answer without ``max_tokens`` gets what is left, of which only the
+        default is guaranteed, and a value over the limit counts as the limit. ``schema_field`` is
+        the request's name of ``json_schema``.
 
         Raises ``InvalidRequest`` if a parameter is over its limit.
         """
         limits = self.config.limits
         defaults = self.config.defaults
+        guaranteed_tokens = None
         if max_tokens is None:
             max_tokens = defaults.max_tokens
+            if capped:
+                guaranteed_tokens = max_tokens
+                max_tokens = limits.max_tokens
+        if capped:
+            max_tokens = min(max_tokens, limits.max_tokens)
+        functions = tools.functions if tools else ()
+        tool_bytes = sum(len(function.parameters.encode()) for function in functions)
         schema_bytes = len((json_schema or "").encode())
         _check_limit("max_tokens", max_tokens, limits.max_tokens)
+        _check_limit("min_tokens", min_tokens, max_tokens)
         _check_limit("n", n, limits.max_answers)
         _check_limit("stop", len(stop), limits.max_stop_strings)
-        _check_limit("response_format", schema_bytes, limits.max_schema_bytes, " bytes of schema")
+        _check_limit(schema_field, schema_bytes, limits.max_schema_bytes, " bytes of schema")
+        _check_limit("tools", tool_bytes, limits.max_schema_bytes, " bytes of schemas")
         return SamplingParams(
             max_tokens=max_tokens,
+            guaranteed_tokens=guaranteed_tokens,
+            min_tokens=min_tokens,
             temperature=defaults.temperature if temperature is None else temperature,
             top_p=1.0 if top_p is None else top_p,
             top_k=top_k,
@@ -158,6 +180,8 @@ class Context:
             frequency_penalty=frequency_penalty,
             seed=seed,
             stop=stop,
+            stop_token_ids=stop_token_ids,
+            logit_bias=logit_bias,
             n=n,
             logprobs=logprobs,
             json_schema=json_schema,

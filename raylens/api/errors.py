@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+from difflib import get_close_matches
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from raylens.api.paths import route_path
 from raylens.core.errors import InvalidRequest, RaylensError
 
 logger = logging.getLogger(__name__)
@@ -26,14 +29,32 @@ _CODES = {
 }
 UNPROCESSABLE_PATHS = ("/v1/preprocess", "/api/v1/jobs", "/caption/")
 """Paths of the dialects that answer an invalid request with 422 instead of 400."""
-OPENAI_PATHS = ("/v1/chat", "/v1/models", "/v1/files", "/v1/batches")
+UNKNOWN_ROUTE = "/v1/chat"
+"""An unknown route answers in the shape of this path's errors: most clients speak that dialect."""
+OPENAI_PATHS = (
+    "/v1/batches",
+    "/v1/chat",
+    "/v1/completions",
+    "/v1/files",
+    "/v1/models",
+    "/v1/responses",
+)
+
+
+OLLAMA_PATHS = ("/api/chat", "/api/generate", "/api/ps", "/api/show", "/api/tags", "/api/version")
 
 
 def error_body(path: str, error: RaylensError) -> dict[str, Any]:
     """Return ``error`` in the shape of the dialect that ``path`` belongs to."""
     message = error.message.encode("utf-8", "replace").decode()
+    if path in OLLAMA_PATHS:
+        return {"error": message}
     if not path.startswith(OPENAI_PATHS):
         return {"detail": message}
+    return _openai_error(error, message)
+
+
+def _openai_error(error: RaylensError, message: str) -> dict[str, Any]:
     error_type = "invalid_request_error" if error.http_status < 500 else "server_error"
     return {
         "error": {"message": message, "type": error_type, "param": error.field, "code": error.code}
@@ -57,18 +78,23 @@ def add_error_handlers(app: FastAPI) -> None:
     async def handle_raylens_error(request: Request, error: RaylensError) -> Response:
         if error.http_status >= 500:
             logger.warning("%s: %s", error.code, error.message)
-        return error_response(request.url.path, error)
+        return error_response(route_path(request.scope), error)
 
     @app.exception_handler(RequestValidationError)
     async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
-        return error_response(request.url.path, from_validation(error.errors()))
+        path = route_path(request.scope)
+        return error_response(path, from_validation(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def handle_http_exception(request: Request, error: HTTPException) -> Response:
+        path = route_path(request.scope)
         raylens_error = RaylensError(str(error.detail))
         raylens_error.http_status = error.status_code
         raylens_error.code = _CODES.get(error.status_code, "http_error")
-        response = error_response(request.url.path, raylens_error)
+        if error.status_code == 404:
+            raylens_error.message = _describe_unknown_route(request, path)
+            path = UNKNOWN_ROUTE
+        response = error_response(path, raylens_error)
         response.headers.update(error.headers or {})
         return response
 
@@ -76,7 +102,23 @@ def add_error_handlers(app: FastAPI) -> None:
     async def handle_unexpected_error(request: Request, error: Exception) -> Response:
         logger.error("unexpected error", exc_info=error)
         raylens_error = RaylensError("internal error; see the server's log")
-        return error_response(request.url.path, raylens_error)
+        return error_response(route_path(request.scope), raylens_error)
+
+
+def _describe_unknown_route(request: Request, path: str) -> str:
+    """Return a message with the route that the sender probably means."""
+    routes = {route.path for route in request.app.routes if isinstance(route, APIRoute)}
+    known = sorted(route for route in routes if "{" not in route)
+    message = f"no route {request.method} {path[:MAX_FIELD_CHARS]}"
+    for prefix in ("/v1", "/api/v1", "/api"):
+        if prefix + path in known:
+            return f"{message}; did you mean {prefix}{path}? (add {prefix} to the base URL)"
+    while (shorter := "/" + path.strip("/").partition("/")[2]) != "/":
+        path = shorter
+        if path in known:
+            return f"{message}; did you mean {path}?"
+    nearest = get_close_matches(path, known, 1)
+    return f"{message}; did you mean {nearest[0]}?" if nearest else f"{message}; see /docs"
 
 
 def from_validation(errors: Any) -> InvalidRequest:

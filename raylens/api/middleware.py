@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.errors import error_response
+from raylens.api.paths import route_path
 from raylens.core.errors import InvalidRequest, Overloaded, PayloadTooLarge
 from raylens.core.logs import current_request_id
 
@@ -44,7 +45,7 @@ class RequestIdMiddleware:
             return
         request_id = Headers(scope=scope).get(REQUEST_ID_HEADER) or uuid.uuid4().hex
         if not _SAFE_ID.fullmatch(request_id):
-            await error_response(scope["path"], _INVALID_ID)(scope, receive, send)
+            await error_response(route_path(scope), _INVALID_ID)(scope, receive, send)
             return
         current_request_id.set(request_id)
         scope.setdefault("state", {}).update(request_id=request_id, received_at=time.time())
@@ -89,7 +90,7 @@ class ConcurrencyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         if in_flight.count >= in_flight.limit:
-            await error_response(scope["path"], in_flight.error())(scope, receive, send)
+            await error_response(route_path(scope), in_flight.error())(scope, receive, send)
             return
         in_flight.count += 1
         try:
@@ -100,7 +101,7 @@ class ConcurrencyLimitMiddleware:
     def _find_limit(self, scope: Scope) -> _InFlight | None:
         if scope["type"] != "http":
             return None
-        method, path = scope["method"], scope["path"]
+        method, path = scope["method"], route_path(scope)
         if not path.startswith(self._queue_paths):
             return self._requests if method == "POST" else None
         if path.endswith("/events"):
@@ -141,11 +142,11 @@ class BodyMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        max_bytes = self._exceptions.get(scope["path"], self._max_bytes)
+        max_bytes = self._exceptions.get(route_path(scope), self._max_bytes)
         content_length = Headers(scope=scope).get("content-length", "")
         if content_length.isdecimal() and int(content_length) > max_bytes:
             error = _too_large(content_length[:32], max_bytes)
-            await error_response(scope["path"], error)(scope, receive, send)
+            await error_response(route_path(scope), error)(scope, receive, send)
             return
         received_bytes = 0
         is_complete = False

@@ -20,6 +20,7 @@ from raylens.api.context import Context
 from raylens.api.errors import error_body
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
 from raylens.api.model_selection import required_capability, select_model
+from raylens.api.paths import route_path
 from raylens.api.picture_body import PictureBody, describe_body, read_body, require_picture
 from raylens.core.errors import InvalidRequest, RaylensError, UnsupportedTask
 from raylens.core.types import (
@@ -201,7 +202,7 @@ async def _answer_text(
     request = _build_request(context, http, body, model, task, body.settings.temperature)
     deltas = context.service.generate(request, pictures)
     if body.stream:
-        return await sse.stream(_events(deltas, http.url.path))
+        return await sse.stream(_events(deltas, route_path(http.scope)))
     answer = await _collect(deltas)
     text = "".join(delta.text for delta in answer)
     return _with_warnings({**_reasoning(answer), key: text}, answer)

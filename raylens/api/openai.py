@@ -23,11 +23,12 @@ from raylens.api.context import Context
 from raylens.api.errors import error_body
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
 from raylens.api.model_selection import select_model
+from raylens.api.openai_json import logprob_as_json, new_call_id
 from raylens.api.openai_request import (
     ChatRequest,
     build_sampling,
+    parse_chat,
     parse_grounding_task,
-    parse_messages,
     refuse_unsupported_parameters,
 )
 from raylens.core.errors import ModelFailed, RaylensError
@@ -38,6 +39,7 @@ from raylens.core.types import (
     Point,
     Task,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
     VisionRequest,
 )
@@ -45,8 +47,6 @@ from raylens.core.types import (
 logger = logging.getLogger(__name__)
 
 PATH = "/v1/chat/completions"
-_MIN_LOGPROB = -9999.0
-"""Lowest log probability that OpenAI reports; JSON has no infinity."""
 
 
 def router(context: Context) -> APIRouter:
@@ -56,10 +56,10 @@ def router(context: Context) -> APIRouter:
     @routes.post(PATH, summary="Chat about pictures")
     async def chat_completions(body: ChatRequest, http: Request) -> Any:
         refuse_unsupported_parameters(body)
-        chat, pictures = await parse_messages(body, context)
+        chat, pictures = await parse_chat(body, context)
         grounding = parse_grounding_task(body, chat, context)
         task = grounding or chat
-        sampling = build_sampling(body, context)
+        sampling = build_sampling(body, chat, context)
         if grounding is not None or chat.reasoning:
             model = await select_model(context, body.model, "openai", task)
         else:
@@ -93,24 +93,36 @@ class _Answer:
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     findings: Findings | None = None
 
     def add(self, delta: Delta) -> None:
         self.texts.append(delta.text)
-        self.logprobs.extend(map(_logprob_as_json, delta.logprobs))
+        self.logprobs.extend(map(logprob_as_json, delta.logprobs))
+        for call in delta.tool_calls:
+            if call.name is not None:
+                function = {"name": call.name, "arguments": ""}
+                self.tool_calls.append(
+                    {"id": new_call_id(), "type": "function", "function": function}
+                )
+            self.tool_calls[call.index]["function"]["arguments"] += call.arguments
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason.value
             self.findings = delta.findings
 
     def as_choice(self, task: Task, with_logprobs: bool) -> dict[str, Any]:
+        content = self._content(task)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": content,
+            "refusal": None,
+            **_reasoning_fields(self.findings),
+        }
+        if self.tool_calls:
+            message |= {"content": content or None, "tool_calls": self.tool_calls}
         return {
-            "message": {
-                "role": "assistant",
-                "content": self._content(task),
-                "refusal": None,
-                **_reasoning_fields(self.findings),
-            },
+            "message": message,
             "logprobs": {"content": self.logprobs, "refusal": None} if with_logprobs else None,
             "finish_reason": self.finish_reason,
         }
@@ -133,7 +145,11 @@ class Reply:
             "created": int(time.time()),
             "model": request.model,
         }
-        self._include_usage = body.stream_options is not None and body.stream_options.include_usage
+        options = body.stream_options
+        self._continuous_usage = options.continuous_usage_stats
+        self._include_usage = options.include_usage or options.continuous_usage_stats
+        self._usages: dict[int, Usage] = {}
+        """The latest usage of each answer."""
 
     async def complete(self, deltas: AsyncGenerator[Delta, None]) -> dict[str, Any]:
         """Return a ``chat.completion``, with the pictures' warnings in ``warnings``.
@@ -141,14 +157,12 @@ class Reply:
         Raises ``ModelFailed`` if an answer ends without a finish reason.
         """
         answers = [_Answer() for _ in range(self._n)]
-        usages: list[Usage] = []
         warnings: list[str] = []
         async with aclosing(deltas):
             async for delta in deltas:
                 answers[delta.index].add(delta)
                 warnings.extend(delta.warnings)
-                if delta.usage is not None:
-                    usages.append(delta.usage)
+                self._note_usage(delta)
         if any(answer.finish_reason is None for answer in answers):
             raise ModelFailed("the answer ended early")
         choices = [
@@ -159,7 +173,7 @@ class Reply:
             **self._head,
             "object": "chat.completion",
             "choices": choices,
-            "usage": _total_usage(usages),
+            "usage": self._total_usage(),
         }
         return {**completion, "warnings": warnings} if warnings else completion
 
@@ -169,21 +183,21 @@ class Reply:
         An error after the first event is an event of its own, and ends the stream.
         """
         begun: set[int] = set()
-        usages: list[Usage] = []
         async with aclosing(deltas):
             try:
                 async for delta in deltas:
+                    self._note_usage(delta)
                     if delta.index not in begun:
                         role = {"role": "assistant", "content": ""}
                         yield self._chunk(delta.index, role, warnings=delta.warnings)
                         begun.add(delta.index)
                     if content := self._content(delta):
                         yield self._chunk(delta.index, content, logprobs=delta.logprobs)
+                    for call in delta.tool_calls:
+                        yield self._chunk(delta.index, {"tool_calls": [_call_as_json(call)]})
                     if delta.finish_reason is not None:
                         reasoning = _reasoning_fields(delta.findings)
                         yield self._chunk(delta.index, reasoning, delta.finish_reason.value)
-                    if delta.usage is not None:
-                        usages.append(delta.usage)
             except RaylensError as error:
                 if not begun:
                     raise
@@ -196,10 +210,25 @@ class Reply:
                     **self._head,
                     "object": "chat.completion.chunk",
                     "choices": [],
-                    "usage": _total_usage(usages),
+                    "usage": self._total_usage(),
                 }
             )
         yield sse.event("[DONE]")
+
+    def _note_usage(self, delta: Delta) -> None:
+        if delta.usage is not None:
+            self._usages[delta.index] = delta.usage
+
+    def _total_usage(self) -> dict[str, int]:
+        """Return the usage of all answers. They share one prompt, which counts once."""
+        usages = self._usages.values()
+        prompt = max((usage.prompt_tokens for usage in usages), default=0)
+        completion = sum(usage.completion_tokens for usage in usages)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
 
     def _content(self, delta: Delta) -> dict[str, Any]:
         """Return a chunk's content: the delta's text, or the findings of a complete answer.
@@ -225,7 +254,7 @@ class Reply:
             "finish_reason": finish_reason,
         }
         if logprobs:
-            content = [_logprob_as_json(token) for token in logprobs]
+            content = [logprob_as_json(token) for token in logprobs]
             choice["logprobs"] = {"content": content, "refusal": None}
         chunk: dict[str, Any] = {
             **self._head,
@@ -233,7 +262,7 @@ class Reply:
             "choices": [choice],
         }
         if self._include_usage:
-            chunk["usage"] = None
+            chunk["usage"] = self._total_usage() if self._continuous_usage else None
         if warnings:
             chunk["warnings"] = warnings
         return sse.event(chunk)
@@ -254,29 +283,12 @@ def _reasoning_fields(findings: Findings | None) -> dict[str, Any]:
     }
 
 
-def _logprob_as_json(token: TokenLogprob) -> dict[str, Any]:
-    alternatives = [_token_as_json(alternative) for alternative in token.top]
-    return {**_token_as_json(token), "top_logprobs": alternatives}
-
-
-def _token_as_json(token: TokenLogprob) -> dict[str, Any]:
-    return {
-        "token": token.text,
-        # NaN becomes the lowest value too: `max` keeps its first argument.
-        "logprob": max(_MIN_LOGPROB, token.logprob),
-        "bytes": list(token.data),
-    }
-
-
-def _total_usage(usages: list[Usage]) -> dict[str, int]:
-    """Return the usage of all answers. They share one prompt, which counts once."""
-    prompt = max((usage.prompt_tokens for usage in usages), default=0)
-    completion = sum(usage.completion_tokens for usage in usages)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
+def _call_as_json(call: ToolCallDelta) -> dict[str, Any]:
+    """Return a piece of a tool call. The first one has the call's id and name."""
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": new_call_id(), "type": "function", "function": function}
 
 
 def _model_as_json(context: Context, name: str) -> dict[str, Any]:

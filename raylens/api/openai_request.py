@@ -1,70 +1,100 @@
 """The OpenAI dialect's request: the body of a chat completion, its messages, pictures and sampling.
 
-An unsupported parameter is refused with a 400 that names it.
+Null and empty values count as absent. An unsupported parameter that would change the answer is
+refused with a 400 that names it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from raylens.api.body import RecipeField
 from raylens.api.context import Context
+from raylens.api.openai_tools import parse_tools
+from raylens.api.response_format import parse_response_format
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import (
     MAX_OBJECTS,
     Chat,
     Detect,
     PictureFile,
+    PixelLimits,
     Point,
-    Role,
     SamplingParams,
     TextPart,
+    Tools,
     VideoPart,
 )
-from raylens.core.wire import MAX_OBJECTS_LIMIT, Body, Messages, Text, read_messages
+from raylens.core.wire import (
+    MAX_OBJECTS_LIMIT,
+    Body,
+    ChatMessage,
+    LenientBody,
+    Messages,
+    Text,
+    is_absent,
+    read_messages,
+)
 
-_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+ANY_VALUE = object()
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    # OpenAI's
     "audio": (),
     "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
+    "functions": (),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
+    # vLLM's
+    "add_generation_prompt": (True, False),
+    "add_special_tokens": (False,),
+    "allowed_token_ids": (),
+    "bad_words": (),
+    "best_of": (1,),
+    "cache_salt": (ANY_VALUE,),
+    "echo": (False,),
+    "ignore_eos": (False,),
+    "include_reasoning": (ANY_VALUE,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "priority": (ANY_VALUE,),
+    "prompt_logprobs": (0,),
+    "request_id": (ANY_VALUE,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "use_beam_search": (False,),
+    # Advice to other servers
+    "metadata": (ANY_VALUE,),
+    "prompt_cache_key": (ANY_VALUE,),
+    "prompt_cache_retention": (ANY_VALUE,),
+    "safety_identifier": (ANY_VALUE,),
+    "service_tier": (ANY_VALUE,),
+    "store": (ANY_VALUE,),
+    "user": (ANY_VALUE,),
 }
-"""Unsupported parameters, with the values that have no effect. Null never has an effect."""
+"""Unsupported parameters, with the values that have no effect. Null and empty values never have
+an effect."""
+
+Strict = Field(strict=True)
 
 
-class PlainText(Body):
-    type: Literal["text"]
+def _accept_whole_floats(value: Any) -> Any:
+    """JSON doesn't tell 5.0 from 5, and some languages write the former."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-class JsonObject(Body):
-    type: Literal["json_object"]
-
-
-class NamedSchema(Body):
-    name: Text
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    description: str | None = None
-    strict: bool | None = None
-    """Ignored: an answer always follows its schema."""
-
-
-class JsonSchema(Body):
-    type: Literal["json_schema"]
-    json_schema: NamedSchema
-
-
-ResponseFormat = Annotated[PlainText | JsonObject | JsonSchema, Field(discriminator="type")]
+Integer = Annotated[int, BeforeValidator(_accept_whole_floats), Strict]
+TOKEN_ID = Field(ge=0, lt=2**31)
+TokenId = Annotated[Integer, TOKEN_ID]
+MAX_STOP_TOKENS = 128
+MAX_BIASES = 1024
 Penalty = Annotated[float, Field(ge=-2, le=2, strict=True)]
 
 
@@ -77,80 +107,179 @@ class GroundingOptions(Body):
     max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_LIMIT, strict=True)] = MAX_OBJECTS
 
 
-class StreamOptions(Body):
+class StreamOptions(LenientBody):
     include_usage: bool = False
-    include_obfuscation: bool = False
+    continuous_usage_stats: bool = False
+    """vLLM's: whether every chunk has the usage so far. It includes ``include_usage``."""
 
 
-class ChatRequest(Body):
-    """Body of ``POST /v1/chat/completions``.
+class PictureOptions(LenientBody):
+    """vLLM's ``mm_processor_kwargs``: bounds of a resized picture's area, in pixels."""
 
-    ``top_k``, ``min_p`` and ``repetition_penalty`` come from vLLM's clients, ``reasoning`` from
-    Moondream's client. ``recipe`` and ``raylens`` are our own. All others are OpenAI's.
+    model_config = ConfigDict(extra="forbid")
+
+    min_pixels: Annotated[Integer, Field(ge=1, lt=2**31)] | None = None
+    max_pixels: Annotated[Integer, Field(ge=1, lt=2**31)] | None = None
+
+
+class Sampling(LenientBody):
+    """The sampling parameters that OpenAI's dialects share.
+
+    ``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens`` and ``stop_token_ids`` come from
+    vLLM's clients. All others are OpenAI's.
     """
 
-    model_config = ConfigDict(extra="allow")
-
-    messages: Messages
-    model: str | None = None
-    max_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, strict=True)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=2**31, strict=True)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+    """0 means greedy."""
+    top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] | None = None
     """-1 and 0 mean all tokens."""
     min_p: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=10, strict=True)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    n: Annotated[int, Field(ge=1, strict=True)] | None = None
+    seed: Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: list[Text] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)] | None = None
-    logprobs: Annotated[bool, Field(strict=True)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
-    response_format: ResponseFormat | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    recipe: RecipeField = None
-    reasoning: Annotated[bool, Field(strict=True)] | None = None
-    raylens: GroundingOptions | None = None
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    min_tokens: Annotated[Integer, Field(ge=0, lt=2**31)] = 0
+    stop_token_ids: Annotated[
+        list[TokenId], Field(default_factory=list, max_length=MAX_STOP_TOKENS)
+    ]
+    logit_bias: Annotated[
+        dict[Annotated[int, TOKEN_ID], Annotated[float, Field(ge=-100, le=100)]],
+        Field(default_factory=dict, max_length=MAX_BIASES),
+    ]
 
     @field_validator("stop", mode="before")
     @classmethod
     def _wrap_one_stop_string(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    def build(self, context: Context, max_tokens: int | None, **others: Any) -> SamplingParams:
+        """Return the request's sampling parameters.
+
+        Raises ``InvalidRequest`` if one is over its limit.
+        """
+        return context.build_sampling(
+            max_tokens=max_tokens,
+            capped=True,
+            min_tokens=self.min_tokens,
+            temperature=0.0 if self.top_p == 0 else self.temperature,
+            top_p=self.top_p or None,
+            top_k=max(self.top_k or 0, 0),
+            min_p=self.min_p or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            seed=self.seed,
+            stop=tuple(text for text in self.stop or () if text),
+            stop_token_ids=tuple(self.stop_token_ids),
+            logit_bias=tuple(self.logit_bias.items()),
+            **others,
+        )
+
+
+class ChatRequest(Sampling):
+    """Body of ``POST /v1/chat/completions``.
+
+    ``chat_template_kwargs``, ``continue_final_message`` and ``mm_processor_kwargs`` come from
+    vLLM's clients, ``reasoning`` from Moondream's client. ``recipe`` and ``raylens`` are our own.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    messages: Messages
+    model: str | None = None
+    max_tokens: Annotated[Integer, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[Integer, Field(ge=1)] | None = None
+    n: Annotated[Integer, Field(ge=1)] | None = None
+    logprobs: Annotated[bool, Strict] | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    response_format: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions = StreamOptions()
+    recipe: RecipeField = None
+    reasoning: bool | dict[str, Any] | None = None
+    """True, or OpenRouter's object with ``effort`` or ``enabled``."""
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool = False
+    mm_processor_kwargs: PictureOptions = PictureOptions()
+    raylens: GroundingOptions | None = None
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model should think before it answers."""
+        asked = self.reasoning
+        if isinstance(asked, dict):
+            asked = is_effort(asked.get("effort")) and asked.get("enabled") is not False
+        return is_effort(self.reasoning_effort or "none") if asked is None else asked
+
+    def parse_tools(self) -> Tools | None:
+        return parse_tools(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+
+def is_effort(effort: Any) -> bool:
+    """Whether an effort asks for thoughts."""
+    return effort not in ("none", "minimal")
+
 
 def refuse_unsupported_parameters(body: ChatRequest) -> None:
     """Raise ``InvalidRequest`` for an unknown parameter, or an unsupported one with an effect."""
-    for name, value in (body.model_extra or {}).items():
-        if name not in _NEUTRAL_VALUES:
+    refuse_extra_parameters(body.model_extra or {}, NEUTRAL_VALUES)
+
+
+def refuse_extra_parameters(
+    extra: dict[str, Any], neutral_values: dict[str, tuple[Any, ...]]
+) -> None:
+    """Raise ``InvalidRequest`` unless all of ``extra`` have one of their neutral values."""
+    for name, value in extra.items():
+        if name not in neutral_values:
             raise InvalidRequest(f"{name[:64]}: unknown parameter", name[:64])
-        if value is not None and value not in _NEUTRAL_VALUES[name]:
+        neutral = neutral_values[name]
+        if not is_absent(value) and value not in neutral and ANY_VALUE not in neutral:
             raise InvalidRequest(f"{name}: not supported", name)
 
 
-async def parse_messages(body: ChatRequest, context: Context) -> tuple[Chat, list[PictureFile]]:
+async def parse_messages(
+    messages: Sequence[ChatMessage], context: Context, field: str = "messages"
+) -> tuple[Chat, list[PictureFile]]:
     """Return the chat, and its pictures in the order of their appearance.
+
+    ``field`` is the name of the messages in the request. Raises ``InvalidRequest`` or
+    ``PayloadTooLarge``.
+    """
+    parsed, urls = read_messages(messages, field)
+    context.media.check_count(len(urls), field)
+    context.check_text_length(sum(message.text_length for message in messages), field)
+    pictures = await asyncio.gather(*(context.media.from_url(url, name) for url, name in urls))
+    return Chat(parsed), list(pictures)
+
+
+async def parse_chat(body: ChatRequest, context: Context) -> tuple[Chat, list[PictureFile]]:
+    """Return the chat with its tools, and its pictures in the order of their appearance.
 
     Raises ``InvalidRequest`` or ``PayloadTooLarge``.
     """
-    messages, urls = read_messages(body.messages, "messages")
-    if messages[-1].role is not Role.USER:
-        raise InvalidRequest("messages: expected the last message to be the user's", "messages")
-    context.media.check_count(len(urls), "messages")
-    texts = (
-        part.text for message in messages for part in message.parts if isinstance(part, TextPart)
+    tools = body.parse_tools()
+    chat, pictures = await parse_messages(body.messages, context)
+    if body.continue_final_message and not chat.continues_answer:
+        raise InvalidRequest(
+            "continue_final_message: expected the last message to be text of the assistant's",
+            "continue_final_message",
+        )
+    limits = body.mm_processor_kwargs
+    has_limits = limits.min_pixels is not None or limits.max_pixels is not None
+    chat = Chat(
+        chat.messages,
+        body.reasons,
+        tools,
+        PixelLimits(limits.min_pixels, limits.max_pixels) if has_limits else None,
+        body.chat_template_kwargs or {},
     )
-    context.check_text_length(sum(map(len, texts)), "messages")
-    pictures = await asyncio.gather(*(context.media.from_url(url, field) for url, field in urls))
-    return Chat(messages, bool(body.reasoning)), list(pictures)
+    return chat, pictures
 
 
 def parse_grounding_task(body: ChatRequest, chat: Chat, context: Context) -> Detect | Point | None:
@@ -164,9 +293,10 @@ def parse_grounding_task(body: ChatRequest, chat: Chat, context: Context) -> Det
         return None
     text_only_parameters = {
         "n": (body.n or 1) > 1,
-        "response_format": _json_schema(body) is not None,
+        "response_format": parse_response_format(body.response_format) is not None,
+        "tools": chat.tools is not None,
         "logprobs": body.logprobs,
-        "reasoning": body.reasoning,
+        "reasoning": chat.reasoning,
     }
     for field, is_in_use in text_only_parameters.items():
         if is_in_use:
@@ -191,53 +321,33 @@ def _require_one_picture(chat: Chat) -> None:
         raise InvalidRequest("messages: expected exactly one picture with raylens", "messages")
 
 
-def build_sampling(body: ChatRequest, context: Context) -> SamplingParams:
+def build_sampling(body: ChatRequest, chat: Chat, context: Context) -> SamplingParams:
     """Return the request's sampling parameters.
 
     Raises ``InvalidRequest`` if one is over its limit, or if two exclude each other.
     """
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs: expected logprobs to be true", "top_logprobs")
-    if body.reasoning and _json_schema(body):
-        raise InvalidRequest(
-            "response_format: not supported together with reasoning, which follows no schema",
-            "response_format",
-        )
-    return context.build_sampling(
-        max_tokens=body.max_completion_tokens or body.max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=max(body.top_k or 0, 0),
-        min_p=body.min_p or 0.0,
-        repetition_penalty=body.repetition_penalty or 1.0,
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        seed=body.seed,
-        stop=tuple(text for text in body.stop or () if text),
+    json_schema = parse_response_format(body.response_format)
+    check_reasoning(chat, json_schema)
+    return body.build(
+        context,
+        body.max_completion_tokens or body.max_tokens,
         n=body.n or 1,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        json_schema=_json_schema(body),
+        json_schema=json_schema,
+        tools=chat.tools,
     )
 
 
-def _json_schema(body: ChatRequest) -> str | None:
-    """Return the answer's schema as compact JSON, or None for plain text.
-
-    The schema's keys keep their order: the answer's keys follow it. Raises ``InvalidRequest`` if
-    the schema is not valid JSON.
-    """
-    response_format = body.response_format
-    if response_format is None or isinstance(response_format, PlainText):
-        return None
-    schema: dict[str, Any] = {"type": "object"}
-    if isinstance(response_format, JsonSchema):
-        schema = response_format.json_schema.schema_
-    try:
-        text = json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        text.encode()
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(
-            f"response_format: expected a schema that is valid JSON ({type(error).__name__})",
-            "response_format",
-        ) from None
-    return text
+def check_reasoning(
+    chat: Chat, json_schema: str | None, schema_field: str = "response_format"
+) -> None:
+    """Raise ``InvalidRequest`` if thoughts, which follow no grammar, would have to follow one."""
+    if not chat.reasoning:
+        return
+    for field, is_in_use in ((schema_field, json_schema), ("tools", chat.tools)):
+        if is_in_use:
+            raise InvalidRequest(
+                f"{field}: not supported together with reasoning, which follows no schema", field
+            )

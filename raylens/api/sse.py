@@ -10,24 +10,27 @@ from typing import Any
 from starlette.responses import StreamingResponse
 
 
-def event(data: Any) -> str:
+def event(data: Any, name: str = "") -> str:
     """Return one event. A string ``data`` is sent as it is, anything else as JSON."""
     if isinstance(data, str):
         text = data
     else:
         text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n"
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {text}\n\n"
 
 
-async def stream(events: AsyncGenerator[str, None]) -> StreamingResponse:
-    """Return a response that streams ``events``.
+async def stream(
+    events: AsyncGenerator[str, None], media_type: str = "text/event-stream"
+) -> StreamingResponse:
+    """Return a response that streams ``events``, or pieces of another ``media_type``.
 
     It waits for the first event: an error before that keeps its own status instead of 200.
     """
     first = await anext(events, None)
     return StreamingResponse(
         _with_first(first, events),
-        media_type="text/event-stream",
+        media_type=media_type,
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )
 

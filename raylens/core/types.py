@@ -8,8 +8,10 @@ down. Times are seconds since the epoch, so that every process and node means th
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import Any
 
 from raylens.core.recipe import Recipe
 
@@ -200,6 +202,8 @@ class Chat:
     """As in :class:`Query`."""
     tools: Tools | None = None
     pixel_limits: PixelLimits | None = None
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    """Values for variables of the model's chat template, as JSON. It need not have them."""
     name = "chat"
 
     @property
@@ -208,7 +212,15 @@ class Chat:
         return self.messages[-1].is_unfinished_answer
 
 
-Task = Caption | Query | Detect | Point | Chat
+@dataclass(frozen=True)
+class Completion:
+    """Continue a text, without a chat template and pictures."""
+
+    text: str
+    name = "completion"
+
+
+Task = Caption | Query | Detect | Point | Chat | Completion
 
 
 @dataclass(frozen=True)
@@ -272,6 +284,11 @@ class VisionRequest:
     priority: Priority = Priority.INTERACTIVE
     stream: bool = True
     """Whether to send deltas as tokens come. Otherwise each answer is one delta, at its end."""
+
+    @property
+    def tools(self) -> Tools | None:
+        """The tools that the answer may call."""
+        return self.task.tools if isinstance(self.task, Chat) else None
 
     @property
     def remaining(self) -> float:
@@ -341,7 +358,7 @@ class Delta:
     """A piece of answer number ``index``.
 
     The last delta of an answer has a ``finish_reason``, the ``usage``, and the ``findings`` if
-    there are any.
+    there are any. An earlier one may have the usage so far.
     """
 
     text: str = ""

@@ -1,18 +1,39 @@
-"""JSON that more than one layer reads: well-formed text, and OpenAI's chat messages."""
+"""JSON that more than one layer reads: well-formed text, and OpenAI's chat messages.
+
+Clients send back whole messages of earlier answers, with keys of every server and library that they
+have met. So messages are read liberally: null and empty values count as absent, and unknown keys
+are ignored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
-from raylens.core.types import Detail, ImagePart, Message, Role, TextPart, VideoPart
+from raylens.core.types import (
+    Detail,
+    ImagePart,
+    Message,
+    Role,
+    TextPart,
+    ToolCall,
+    VideoPart,
+)
 
 MAX_MESSAGES = 1024
 """Messages of a chat. Each costs time, even if it is empty."""
 MAX_PARTS = 1024
-"""Parts of a message, and frames of a video."""
+"""Parts of a message, tool calls in it, and frames of a video."""
 MAX_OBJECTS_LIMIT = 1000
 """Upper bound of ``max_objects`` for detect and point."""
 _ROLES = {
@@ -20,13 +41,42 @@ _ROLES = {
     "developer": Role.SYSTEM,
     "user": Role.USER,
     "assistant": Role.ASSISTANT,
+    "tool": Role.TOOL,
+    "function": Role.TOOL,
 }
+_TEXT_PARTS = {
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "text": "text",
+}
+"""Types of parts that hold text, and where."""
+_THOUGHTS = frozenset({"reasoning", "reasoning_text", "redacted_thinking", "thinking"})
+"""Types of parts that hold earlier thoughts, which no template shows to a model again."""
 
 
 class Body(BaseModel):
     """Part of a request's body. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a JSON value is null or empty."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+class LenientBody(BaseModel):
+    """Part of a request's body. Null and empty values count as absent; unknown keys are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_absent_values(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: item for key, item in value.items() if not is_absent(item)}
 
 
 def well_formed(text: str) -> str:
@@ -41,17 +91,17 @@ def well_formed(text: str) -> str:
 Text = Annotated[str, AfterValidator(well_formed)]
 
 
-class ImageUrl(Body):
+class ImageUrl(LenientBody):
     url: Text
     detail: Detail = Detail.AUTO
 
 
-class ChatText(Body):
+class ChatText(LenientBody):
     type: Literal["text"]
-    text: Text
+    text: Text = ""
 
 
-class ChatImage(Body):
+class ChatImage(LenientBody):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -61,7 +111,7 @@ class ChatImage(Body):
         return {"url": value} if isinstance(value, str) else value
 
 
-class ChatVideo(Body):
+class ChatVideo(LenientBody):
     """A video as a list of frames, the form that Qwen's clients send."""
 
     type: Literal["video"]
@@ -69,23 +119,81 @@ class ChatVideo(Body):
     fps: Annotated[float, Field(ge=0.01, le=240, strict=True)] = 2.0
 
 
+def _normalize_part(part: Any) -> Any:
+    """Return a part in the form of chat completions; an empty text for what no model reads.
+
+    Clients also send bare strings, parts without a type, the parts of OpenAI's Responses, and
+    Qwen's ``{"type": "image", "image": …}``.
+    """
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, dict):
+        return part
+    kind = part.get("type") or next(
+        (key for key in ("text", "image_url", "image", "video") if key in part), None
+    )
+    if kind in _THOUGHTS:
+        return {"type": "text"}
+    if kind in _TEXT_PARTS:
+        return {"type": "text", "text": part.get(_TEXT_PARTS[kind]) or ""}
+    if kind == "image":
+        return {"type": "image_url", "image_url": part.get("image") or part.get("url")}
+    if kind == "input_image":
+        url = part.get("image_url")
+        return {"type": "image_url", "image_url": {"detail": part.get("detail"), "url": url}}
+    return {**part, "type": kind}
+
+
+def _normalize_content(content: Any) -> Any:
+    if isinstance(content, str | dict):
+        content = [content]
+    if not isinstance(content, list):
+        raise ValueError("Input should be a string or a list of parts")
+    return [_normalize_part(part) for part in content]
+
+
 ChatPart = Annotated[ChatText | ChatImage | ChatVideo, Field(discriminator="type")]
+Content = Annotated[
+    list[ChatPart],
+    Field(default_factory=list, max_length=MAX_PARTS),
+    BeforeValidator(_normalize_content),
+]
 
 
-class ChatMessage(Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[ChatPart], Field(min_length=1, max_length=MAX_PARTS)]
-    name: str | None = None
-    refusal: None = None
+class FunctionCall(LenientBody):
+    name: Text
+    arguments: Text = "{}"
 
-    @field_validator("content", mode="before")
-    @classmethod
-    def _accept_a_bare_string(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return [{"type": "text", "text": value}]
-        if not isinstance(value, list):
-            raise ValueError("Input should be a string or a list of parts")
-        return value
+
+class ChatToolCall(LenientBody):
+    function: FunctionCall
+
+
+class ChatMessage(LenientBody):
+    """A message as clients write it, or as any server answered it."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content
+    refusal: Text = ""
+    tool_calls: Annotated[list[ChatToolCall], Field(default_factory=list, max_length=MAX_PARTS)]
+    function_call: FunctionCall | None = None
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The tools that the message calls. Only an assistant's has any."""
+        functions = [call.function for call in self.tool_calls]
+        if self.function_call is not None:
+            functions.append(self.function_call)
+        if self.role != "assistant":
+            return ()
+        return tuple(ToolCall(function.name, function.arguments) for function in functions)
+
+    @property
+    def text_length(self) -> int:
+        """Characters of text, and of arguments of calls."""
+        texts = [part.text for part in self.content if isinstance(part, ChatText)]
+        texts += [call.name + call.arguments for call in self.calls]
+        return sum(map(len, texts)) + (0 if self.content else len(self.refusal))
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -115,5 +223,7 @@ def read_messages(
                     for frame, url in enumerate(part.video):
                         pictures.append((url, f"{part_field}.video.{frame}"))
                     parts.append(VideoPart(tuple(range(first, len(pictures))), part.fps))
-        parsed.append(Message(_ROLES[message.role], tuple(parts)))
+        if not parts and message.refusal:
+            parts.append(TextPart(message.refusal))
+        parsed.append(Message(_ROLES[message.role], tuple(parts), message.calls))
     return tuple(parsed), pictures

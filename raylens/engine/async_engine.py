@@ -27,7 +27,7 @@ from raylens.engine.grammar import AnswerFormat
 from raylens.engine.limits import EngineLimits
 from raylens.engine.metrics import EngineMetrics, Gauges
 from raylens.engine.model import Model, Prompt
-from raylens.engine.sequence import GenerationSequence, make_sequences, tools_of
+from raylens.engine.sequence import GenerationSequence, make_sequences
 from raylens.engine.structured import CompiledGrammar, GrammarCompiler
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class AsyncEngine:
 
     async def _compile(self, request: VisionRequest, prompt: Prompt) -> CompiledGrammar | None:
         json_schema = request.sampling.json_schema
-        tools = tools_of(request)
+        tools = request.tools
         if json_schema is None and tools is None:
             return None
         return await asyncio.get_running_loop().run_in_executor(

@@ -89,7 +89,11 @@ class OutputProcessor:
         reason = sequence.finish_reason
         text, tool_calls = sequence.parse_tool_calls(text)
         delta = Delta(
-            text, sequence.index, logprobs=sequence.take_logprobs(), tool_calls=tool_calls
+            text,
+            sequence.index,
+            usage=sequence.usage,
+            logprobs=sequence.take_logprobs(),
+            tool_calls=tool_calls,
         )
         if reason is None:
             return delta
@@ -97,7 +101,7 @@ class OutputProcessor:
             reason = FinishReason.TOOL_CALLS
         findings = self._model.parse_findings(sequence.prompt, sequence.output_ids)
         self._metrics.record_end(reason.value, sequence.usage, sequence.index)
-        return replace(delta, finish_reason=reason, usage=sequence.usage, findings=findings)
+        return replace(delta, finish_reason=reason, findings=findings)
 
     def _add_logprob(
         self, sequence: GenerationSequence, start: int, token: int, logprobs: SampledLogprobs

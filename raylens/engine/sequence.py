@@ -11,13 +11,11 @@ from itertools import count
 from tokenizers import Tokenizer
 
 from raylens.core.types import (
-    Chat,
     Delta,
     FinishReason,
     Priority,
     SamplingParams,
     TokenLogprob,
-    Tools,
     Usage,
     VisionRequest,
 )
@@ -226,7 +224,7 @@ def make_sequences(
     params = request.sampling
     if prompt.greedy:
         params = SamplingParams(params.max_tokens, params.guaranteed_tokens, n=params.n)
-    tools = tools_of(request)
+    tools = request.tools
     return [
         GenerationSequence(
             prompt=prompt,
@@ -244,8 +242,3 @@ def make_sequences(
         )
         for index in range(params.n)
     ]
-
-
-def tools_of(request: VisionRequest) -> Tools | None:
-    """Return the tools that the request's answer may call."""
-    return request.task.tools if isinstance(request.task, Chat) else None

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import field_validator
 
 from raylens.core.types import Chat
-from raylens.core.wire import ChatMessage, ChatText, Messages, read_messages
+from raylens.core.wire import ChatMessage, Messages, read_messages
 from raylens.jobs.blobs import is_reference
 from raylens.jobs.types.base import JobContext, JobInput, JobType
 from raylens.jobs.types.picture import make_output
@@ -19,8 +19,6 @@ class ChatInput(JobInput):
     @field_validator("messages")
     @classmethod
     def _check_messages(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
-        if messages[-1].role != "user":
-            raise ValueError("expected the last message to be the user's")
         _, references = read_messages(messages, "")
         # Data URLs were replaced by references before validation.
         if not all(is_reference(reference) for reference, _ in references):
@@ -28,9 +26,8 @@ class ChatInput(JobInput):
         return messages
 
     def text_lengths(self) -> dict[str, int]:
-        parts = [part for message in self.messages for part in message.content]
-        texts = [part.text for part in parts if isinstance(part, ChatText)]
-        return {**super().text_lengths(), "messages": sum(map(len, texts))}
+        length = sum(message.text_length for message in self.messages)
+        return {**super().text_lengths(), "messages": length}
 
 
 class ChatJob(JobType):

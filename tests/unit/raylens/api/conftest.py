@@ -29,6 +29,7 @@ from raylens.core.types import (
     Region,
     StepReport,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
     VisionRequest,
 )
@@ -88,6 +89,8 @@ class FakeService(VisionService):
     recipes: list[Recipe] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
     closed: int = 0
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    """Sent after the words, one at a time."""
     loaded: frozenset[str] = frozenset({"smolvlm", "other"})
     tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -106,6 +109,8 @@ class FakeService(VisionService):
                     logprobs = self._logprobs(word, request)
                     yield Delta(word, index, warnings=warnings, logprobs=logprobs)
             for index in range(request.sampling.n):
+                for call in self.tool_calls:
+                    yield Delta(index=index, tool_calls=(call,), usage=Usage(7, 1))
                 yield self._last(index, request)
         finally:
             self.closed += 1
@@ -115,9 +120,9 @@ class FakeService(VisionService):
         locations = self.locations if isinstance(request.task, Point) else None
         usage = Usage(7, len(self.words))
         reasoning = self.reasoning if getattr(request.task, "reasoning", False) else None
-        return Delta(
-            "", index, FinishReason.STOP, usage, findings=Findings(regions, locations, reasoning)
-        )
+        reason = FinishReason.TOOL_CALLS if self.tool_calls else FinishReason.STOP
+        findings = Findings(regions, locations, reasoning)
+        return Delta("", index, reason, usage, findings=findings)
 
     def _logprobs(self, word: str, request: VisionRequest) -> tuple[TokenLogprob, ...]:
         count = request.sampling.logprobs

@@ -252,7 +252,7 @@ class TestBatches:
     ) -> None:
         lines = [line(number) for number in range(50)]
         lines[7] = "not JSON"
-        lines[20] = line(20, body={"model": "no-such", "messages": [{"role": "user"}]})
+        lines[20] = line(20, body={"model": "no-such", "messages": [{"content": "x"}]})
         batch = await run(client, queue, lines, metadata={"name": "test"})
         assert batch.status == "completed"
         assert batch.request_counts is not None

@@ -1,0 +1,171 @@
+"""The request of OpenAI's Responses API, without state: every request has the whole conversation.
+
+Format: OpenAI's API reference, "Responses".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from raylens.api.body import RecipeField
+from raylens.api.context import Context
+from raylens.api.openai_request import (
+    ANY_VALUE,
+    NEUTRAL_VALUES,
+    Integer,
+    Sampling,
+    check_reasoning,
+    is_effort,
+    parse_messages,
+    refuse_extra_parameters,
+)
+from raylens.api.openai_tools import parse_tools
+from raylens.api.response_format import parse_response_format
+from raylens.core.errors import InvalidRequest
+from raylens.core.types import Chat, Message, PictureFile, Role, SamplingParams, TextPart
+from raylens.core.wire import LenientBody, Messages, Text
+
+LOGPROBS = "message.output_text.logprobs"
+"""The entry of ``include`` that asks for log probabilities."""
+_NEUTRAL = {
+    **NEUTRAL_VALUES,
+    "background": (False,),
+    "context_management": (),
+    "conversation": (),
+    "max_tool_calls": (ANY_VALUE,),
+    "moderation": (),
+    "prompt": (),
+    "stream_options": (ANY_VALUE,),
+    "truncation": ("disabled", "auto"),
+}
+
+
+def _read_items(value: Any) -> Any:
+    """Return the input as messages of chat completions, one for each item."""
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list):
+        raise ValueError("Input should be a string or a list of items")
+    return [_read_item(item) for item in value]
+
+
+def _read_item(item: Any) -> Any:
+    if not isinstance(item, dict):
+        return item
+    kind = item.get("type") or "message"
+    if kind == "message":
+        return item
+    if kind == "function_call":
+        return {"role": "assistant", "tool_calls": [{"function": item}]}
+    if kind == "function_call_output":
+        return {"role": "tool", "content": item.get("output") or ""}
+    if kind == "reasoning":
+        return {"role": "assistant"}
+    raise ValueError(
+        f"{str(kind)[:64]!r} is not supported; expected 'message', 'function_call',"
+        " 'function_call_output' or 'reasoning'"
+    )
+
+
+class TextOptions(LenientBody):
+    format: Any = None
+
+
+class ReasoningOptions(LenientBody):
+    effort: str | None = None
+
+
+class ResponsesRequest(Sampling):
+    """Body of ``POST /v1/responses``. ``recipe`` is our own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    input: Annotated[Messages, BeforeValidator(_read_items)]
+    model: str | None = None
+    instructions: Text = ""
+    max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
+    text: TextOptions = TextOptions()
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    reasoning: ReasoningOptions = ReasoningOptions()
+    include: Annotated[list[str], Field(default_factory=list)]
+    top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    stream: bool | None = None
+    recipe: RecipeField = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return LOGPROBS in self.include or bool(self.top_logprobs)
+
+
+def refuse_unsupported_parameters(body: ResponsesRequest) -> None:
+    """Raise ``InvalidRequest`` for state, and for parameters that are unknown or unsupported."""
+    for field, is_in_use in (
+        ("store", body.store),
+        ("previous_response_id", body.previous_response_id),
+    ):
+        if is_in_use:
+            raise InvalidRequest(
+                f"{field}: not supported; responses are not stored, so send the whole"
+                " conversation as input",
+                field,
+            )
+    refuse_extra_parameters(body.model_extra or {}, _NEUTRAL)
+
+
+async def parse_chat(body: ResponsesRequest, context: Context) -> tuple[Chat, list[PictureFile]]:
+    """Return the conversation with its tools, and its pictures in the order of their appearance.
+
+    Raises ``InvalidRequest`` or ``PayloadTooLarge``.
+    """
+    tools = parse_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    chat, pictures = await parse_messages(body.input, context, "input")
+    context.check_text_length(len(body.instructions), "instructions")
+    messages = _join_turns(chat.messages)
+    if body.instructions:
+        messages = (Message(Role.SYSTEM, (TextPart(body.instructions),)), *messages)
+    if not messages:
+        raise InvalidRequest("input: expected at least one message", "input")
+    return Chat(messages, is_effort(body.reasoning.effort or "none"), tools), pictures
+
+
+def _join_turns(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Join the items of one turn of the assistant's: its text and its calls."""
+    joined: list[Message] = []
+    for message in messages:
+        if message.role is not Role.ASSISTANT:
+            joined.append(message)
+        elif joined and joined[-1].role is Role.ASSISTANT:
+            last = joined[-1]
+            joined[-1] = replace(
+                last,
+                parts=last.parts + message.parts,
+                tool_calls=last.tool_calls + message.tool_calls,
+            )
+        elif message.parts or message.tool_calls:
+            joined.append(message)
+    return tuple(joined)
+
+
+def build_sampling(body: ResponsesRequest, chat: Chat, context: Context) -> SamplingParams:
+    """Return the request's sampling parameters.
+
+    Raises ``InvalidRequest`` if one is over its limit, or if two exclude each other.
+    """
+    json_schema = parse_response_format(body.text.format, "text.format")
+    check_reasoning(chat, json_schema, "text.format")
+    return body.build(
+        context,
+        body.max_output_tokens,
+        logprobs=(body.top_logprobs or 0) if body.wants_logprobs else None,
+        json_schema=json_schema,
+        schema_field="text.format",
+        tools=chat.tools,
+    )

@@ -1,0 +1,294 @@
+"""Conversations as clients send them back, and tools."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from raylens.api.openai import PATH
+from raylens.core.types import (
+    Chat,
+    ImagePart,
+    Message,
+    PixelLimits,
+    Role,
+    TextPart,
+    ToolCall,
+    ToolCallDelta,
+    Tools,
+)
+from tests.unit.raylens.api.conftest import FakeService, chat, image
+from tests.unit.raylens.api.test_openai import events
+from tests.unit.raylens.api.test_openai_request import named, tool
+
+CALLS = [
+    {"id": "call_1", "type": "function", "index": 0,
+     "function": {"name": "look", "arguments": '{"at": "top"}', "parsed_arguments": {"at": "top"}}}
+]  # fmt: skip
+LOOK = tool("look", {"type": "object", "properties": {"at": {"type": "string"}}})
+READ = tool("read", description="Reads.")
+
+
+async def send(client: httpx.AsyncClient, service: FakeService, body: dict[str, Any]) -> Chat:
+    """Send a chat, and return what the model got."""
+    response = await client.post(PATH, json=body)
+    assert response.status_code == 200, response.text
+    task = service.requests[-1].task
+    assert isinstance(task, Chat)
+    return task
+
+
+@pytest.mark.parametrize(
+    ("extra", "text"),
+    [
+        ({"content": "two"}, "two"),
+        ({"content": "two", "refusal": None, "annotations": [], "audio": None}, "two"),
+        ({"content": "two", "function_call": None, "tool_calls": None}, "two"),
+        ({"content": "two", "tool_calls": [], "parsed": {"n": 2}, "name": "bot"}, "two"),
+        ({"content": "two", "reasoning": "hm", "reasoning_content": "hm",
+          "reasoning_details": [{"type": "reasoning.text"}]}, "two"),
+        ({"content": "two", "provider_specific_fields": {"a": 1}, "id": "msg_1",
+          "annotations": [{"type": "url_citation"}], "cache_control": {"type": "x"}}, "two"),
+        ({"content": [{"type": "text", "text": "two", "annotations": []}]}, "two"),
+        ({"content": ["two"]}, "two"),
+        ({"content": {"type": "text", "text": "two"}}, "two"),
+        ({"content": [{"text": "two"}]}, "two"),
+        ({"content": [{"type": "output_text", "text": "two"}]}, "two"),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "two"}]},
+         "two"),
+        ({"content": [{"type": "refusal", "refusal": "no"}]}, "no"),
+        ({"content": None, "refusal": "no"}, "no"),
+        ({"content": None}, ""),
+        ({"content": ""}, ""),
+        ({"content": []}, ""),
+        ({}, ""),
+    ],
+)  # fmt: skip
+async def test_an_assistant_message_comes_back_as_anyone_wrote_it(
+    client, service: FakeService, extra, text
+) -> None:
+    body = chat("well?")
+    body["messages"][:0] = [
+        {"role": "user", "content": "how many?"},
+        {"role": "assistant", **extra},
+    ]
+    task = await send(client, service, body)
+    assert [message.role for message in task.messages] == [Role.USER, Role.ASSISTANT, Role.USER]
+    parts = [part for part in task.messages[1].parts if isinstance(part, TextPart)]
+    assert "".join(part.text for part in parts) == text
+    assert task.messages[1].tool_calls == ()
+
+
+async def test_calls_and_their_results_come_back(client, service: FakeService) -> None:
+    body = {
+        "messages": [
+            {"role": "system", "content": "be brief"},
+            {"role": "developer", "content": [{"type": "text", "text": "be kind"}]},
+            {"role": "user", "content": "look"},
+            {"role": "assistant", "content": None, "tool_calls": CALLS},
+            {"role": "tool", "tool_call_id": "call_1", "content": "a circle"},
+            {"role": "assistant", "function_call": {"name": "look", "arguments": ""}},
+            {"role": "function", "name": "look", "content": [{"type": "text", "text": "no"}]},
+        ],
+        "tools": [LOOK],
+    }
+    task = await send(client, service, body)
+    assert task.messages[3:] == (
+        Message(Role.ASSISTANT, (), (ToolCall("look", '{"at": "top"}'),)),
+        Message(Role.TOOL, (TextPart("a circle"),)),
+        Message(Role.ASSISTANT, (), (ToolCall("look", "{}"),)),
+        Message(Role.TOOL, (TextPart("no"),)),
+    )
+    assert [message.role for message in task.messages[:2]] == [Role.SYSTEM] * 2
+    assert not task.continues_answer
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "tool"])
+async def test_a_last_message_of_any_role_is_answered(client, service, role) -> None:
+    task = await send(client, service, {"messages": [{"role": role, "content": "look"}]})
+    assert not task.continues_answer
+
+
+async def test_an_answer_continues_a_last_message_of_the_assistants(client, service) -> None:
+    body = chat("look", continue_final_message=True, add_generation_prompt=False)
+    body["messages"].append({"role": "assistant", "content": "a red"})
+    assert (await send(client, service, body)).continues_answer
+    body = chat("look")
+    body["messages"].append({"role": "assistant", "content": ""})
+    assert not (await send(client, service, body)).continues_answer
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        image(detail=None),
+        image(detail="", format="image/png"),
+        {**image(), "cache_control": {"type": "ephemeral"}, "uuid": None},
+        {"image_url": image()["image_url"]},
+        {"type": "image", "image": image()["image_url"]["url"]},
+        {"type": "input_image", "image_url": image()["image_url"]["url"], "detail": "auto"},
+    ],
+)
+async def test_a_picture_comes_in_any_of_the_usual_parts(client, service, part) -> None:
+    task = await send(client, service, chat("look", part))
+    assert task.messages[0].parts == (TextPart("look"), ImagePart(0))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        dict.fromkeys(("temperature", "max_tokens", "stop", "tools", "response_format", "user",
+                       "stream_options", "logit_bias", "reasoning", "mm_processor_kwargs",
+                       "functions", "audio", "raylens", "recipe", "model", "frobnicate")),
+        {"model": "", "stop": "", "user": "", "tools": [], "response_format": {}, "metadata": {},
+         "functions": [], "prediction": {}, "recipe": "", "raylens": {}, "frobnicate": []},
+        {"reasoning_effort": "none", "chat_template_kwargs": {}},
+        {"skip_special_tokens": True, "include_stop_str_in_output": False, "ignore_eos": False},
+        {"reasoning": {"effort": "none"}, "store": True, "service_tier": "auto", "n": 1.0},
+        {"reasoning": {"enabled": False, "exclude": True}, "parallel_tool_calls": True},
+        {"tool_choice": "none"}, {"tool_choice": "auto"}, {"best_of": 1, "echo": False},
+    ],
+)  # fmt: skip
+async def test_what_changes_nothing_is_accepted(client, service, parameters) -> None:
+    task = await send(client, service, chat("look", **parameters))
+    assert task == Chat((Message(Role.USER, (TextPart("look"),)),))
+    expected = service.requests[0].sampling
+    await send(client, service, chat("look"))
+    assert service.requests[-1].sampling == expected
+
+
+async def test_a_top_p_of_zero_is_greedy(client, service) -> None:
+    await send(client, service, chat("look", top_p=0, temperature=1))
+    sampling = service.requests[0].sampling
+    assert (sampling.temperature, sampling.top_p) == (0, 1)
+
+
+async def test_a_long_answer_is_capped_to_the_limit(client, service) -> None:
+    for field in ("max_tokens", "max_completion_tokens"):
+        await send(client, service, chat("look", **{field: 100_000}))
+        sampling = service.requests[-1].sampling
+        assert (sampling.max_tokens, sampling.guaranteed_tokens) == (100, None)
+
+
+async def test_variables_of_the_template_reach_the_model(client, service) -> None:
+    task = await send(client, service, chat("look", chat_template_kwargs={"add_vision_id": True}))
+    assert task.template_variables == {"add_vision_id": True}
+
+
+async def test_vllms_parameters_reach_the_model(client, service) -> None:
+    parameters = {
+        "min_tokens": 3,
+        "stop_token_ids": [5, 6],
+        "logit_bias": {"7": -100, "8": 1.5},
+        "mm_processor_kwargs": {"min_pixels": 784, "max_pixels": None},
+    }
+    task = await send(client, service, chat("look", **parameters))
+    sampling = service.requests[0].sampling
+    assert (sampling.min_tokens, sampling.stop_token_ids) == (3, (5, 6))
+    assert sampling.logit_bias == ((7, -100.0), (8, 1.5))
+    assert task.pixel_limits == PixelLimits(784)
+
+
+@pytest.mark.parametrize("effort", [{"reasoning_effort": "low"}, {"reasoning": {"effort": "high"}}])
+async def test_an_effort_asks_for_reasoning(client, service, effort) -> None:
+    service.tasks = {"smolvlm": ("chat", "reason")}
+    assert (await send(client, service, chat("look", **effort))).reasoning
+
+
+class TestTools:
+    @pytest.mark.parametrize(
+        ("choice", "required"),
+        [
+            (None, ()), ("auto", ()), ("required", ("look", "read")), ("any", ("look", "read")),
+            (named("read"), ("read",)), ({"type": "function", "name": "read"}, ("read",)),
+            ({"name": "read"}, ("read",)),
+        ],
+    )  # fmt: skip
+    async def test_the_choice_says_which_must_be_called(
+        self, client, service, choice, required
+    ) -> None:
+        task = await send(client, service, chat("look", tools=[LOOK, READ], tool_choice=choice))
+        assert isinstance(task.tools, Tools)
+        assert [function.name for function in task.tools.functions] == ["look", "read"]
+        assert task.tools.required == required
+        look, read = task.tools.functions
+        assert json.loads(look.parameters) == LOOK["function"]["parameters"]
+        assert json.loads(look.definition) == LOOK
+        assert json.loads(read.definition)["function"]["description"] == "Reads."
+        assert json.loads(read.parameters)["additionalProperties"] is False
+
+    async def test_none_ignores_them(self, client, service) -> None:
+        task = await send(client, service, chat("look", tools=[LOOK], tool_choice="none"))
+        assert task.tools is None
+
+    @pytest.mark.parametrize("mode", ["auto", "required"])
+    async def test_some_may_be_allowed(self, client, service, mode) -> None:
+        allowed = {"mode": mode, "tools": [named("read")]}
+        for choice in (
+            {"type": "allowed_tools", "allowed_tools": allowed},
+            {
+                "type": "allowed_tools",
+                "mode": mode,
+                "tools": [{"type": "function", "name": "read"}],
+            },
+        ):
+            task = await send(client, service, chat("look", tools=[LOOK, READ], tool_choice=choice))
+            assert task.tools is not None
+            assert [function.name for function in task.tools.functions] == ["read"]
+            assert task.tools.required == (("read",) if mode == "required" else ())
+
+    async def test_a_call_is_part_of_the_message(self, client, service) -> None:
+        service.words = ()
+        service.tool_calls = (
+            ToolCallDelta(0, "look"),
+            ToolCallDelta(0, arguments='{"at":'),
+            ToolCallDelta(0, arguments=' "top"}'),
+            ToolCallDelta(1, "read", "{}"),
+        )
+        response = await client.post(PATH, json=chat("look", tools=[LOOK, READ], n=2))
+        completion = ChatCompletion.model_validate(response.json(), strict=True)
+        for choice in completion.choices:
+            assert choice.finish_reason == "tool_calls"
+            assert choice.message.content is None
+            calls = choice.message.tool_calls or []
+            assert [(call.function.name, call.function.arguments) for call in calls] == [
+                ("look", '{"at": "top"}'),
+                ("read", "{}"),
+            ]
+            assert len({call.id for call in calls}) == 2
+            assert all(call.type == "function" and call.id.startswith("call_") for call in calls)
+
+    async def test_a_stream_sends_the_arguments_in_pieces(self, client, service) -> None:
+        service.words = ("I look. ",)
+        service.tool_calls = (
+            ToolCallDelta(0, "look"),
+            ToolCallDelta(0, arguments='{"at":'),
+            ToolCallDelta(0, arguments=' "top"}'),
+        )
+        response = await client.post(PATH, json=chat("look", tools=[LOOK], stream=True))
+        chunks = [
+            ChatCompletionChunk.model_validate(event, strict=True) for event in events(response)
+        ]
+        deltas = [chunk.choices[0].delta for chunk in chunks]
+        calls = [delta.tool_calls[0] for delta in deltas if delta.tool_calls]
+        assert [call.index for call in calls] == [0, 0, 0]
+        assert calls[0].function is not None
+        assert (calls[0].type, calls[0].function.name) == ("function", "look")
+        assert calls[0].id is not None
+        assert [call.id for call in calls[1:]] == [None, None]
+        arguments = "".join((call.function and call.function.arguments) or "" for call in calls)
+        assert arguments == '{"at": "top"}'
+        assert "".join(delta.content or "" for delta in deltas) == "I look. "
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+    async def test_every_chunk_can_have_the_usage_so_far(self, client, service) -> None:
+        service.tool_calls = (ToolCallDelta(0, "look", "{}"),)
+        options = {"continuous_usage_stats": True}
+        body = chat("look", tools=[LOOK], stream=True, stream_options=options)
+        *chunks, last = events(await client.post(PATH, json=body))
+        assert all(isinstance(chunk["usage"]["completion_tokens"], int) for chunk in chunks)
+        assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 3)
