@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -107,16 +106,15 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def _describe_unknown_route(request: Request, path: str) -> str:
     """Return a message with the route that the sender probably means."""
-    routes = {route.path for route in request.app.routes if isinstance(route, APIRoute)}
-    known = sorted(route for route in routes if "{" not in route)
+    known = [route for route in request.app.openapi()["paths"] if "{" not in route]
     message = f"no route {request.method} {path[:MAX_FIELD_CHARS]}"
     for prefix in ("/v1", "/api/v1", "/api"):
         if prefix + path in known:
             return f"{message}; did you mean {prefix}{path}? (add {prefix} to the base URL)"
-    while (shorter := "/" + path.strip("/").partition("/")[2]) != "/":
-        path = shorter
-        if path in known:
-            return f"{message}; did you mean {path}?"
+    tail = path
+    while (tail := "/" + tail.strip("/").partition("/")[2]) != "/":
+        if tail in known:
+            return f"{message}; did you mean {tail}?"
     nearest = get_close_matches(path, known, 1)
     return f"{message}; did you mean {nearest[0]}?" if nearest else f"{message}; see /docs"
 

@@ -44,7 +44,8 @@ def router(reader: JobReader, jobs: JobService, config: JobsConfig) -> APIRouter
     async def submit(body: JobRequest, http: Request) -> JSONResponse:
         submission = await reader.read(http, body)
         job = await jobs.submit(submission.job, submission.pictures)
-        return JSONResponse(job_as_json(job), 202, {"Location": f"{http.scope.get('root_path', '')}{PATH}/{job.id}"})
+        location = f"{http.scope.get('root_path', '')}{PATH}/{job.id}"
+        return JSONResponse(job_as_json(job), 202, {"Location": location})
 
     @routes.get(
         "/{job_id}/events",

@@ -137,7 +137,7 @@ class Engine:
             for batch in self._take_pending():
                 outputs += self._process(batch)
         batches = self._take_pending()
-        outputs += self._decode()
+        outputs += self._decode(tokens_are_pending=bool(batches))
         outputs += self._process_or_defer(batches)
         outputs += self._prefill()
         if not self.has_work:  # any tokens left belong to finished sequences
@@ -204,10 +204,11 @@ class Engine:
             self._remove(lambda s: s.finish_reason is not None)
         return outputs
 
-    def _decode(self) -> list[StepOutput]:
+    def _decode(self, tokens_are_pending: bool) -> list[StepOutput]:
         """Decode one token for each running sequence that has not reached its token limit.
 
-        Sequences whose row is full wait until there is memory for a larger one.
+        Sequences whose row is full wait until there is memory for a larger one. If all do, and no
+        pending token can end one of them, the newest one ends.
         """
         unfinished = [
             sequence
@@ -216,7 +217,8 @@ class Engine:
         ]
         decoding = {sequence for sequence in unfinished if self._has_room(sequence)}
         self._memory_is_short = len(decoding) < len(unfinished)
-        if self._memory_is_short and not (decoding or self.scheduler.prefilling or self._pending):
+        others_go_on = decoding or self.scheduler.prefilling or tokens_are_pending
+        if self._memory_is_short and not others_go_on:
             decoding = {self._end_newest(unfinished)}
         if not decoding:
             return []
@@ -234,10 +236,10 @@ class Engine:
         If not, try to enlarge the row. The room of a last token is left, so that the sequence can
         still be ended with it.
         """
-        num_tokens = len(sequence.prompt.token_ids) + sequence.num_output_tokens
-        if num_tokens + 1 >= sequence.max_total_tokens(self.model.max_length):
+        next_length = len(sequence.prompt.token_ids) + sequence.num_output_tokens + 1
+        if next_length >= sequence.max_total_tokens(self.model.max_length):
             return True
-        if num_tokens < self.kv_cache.capacity_of(sequence):
+        if next_length < self.kv_cache.capacity_of(sequence):
             return True
         return attempt(partial(self.kv_cache.enlarge, sequence)) is True
 

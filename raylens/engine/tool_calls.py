@@ -85,6 +85,7 @@ class TaggedParser(ToolCallParser):
         self._arguments: _JsonValue | None = None
         """The arguments of the open call; None outside of calls."""
         self._after_call = False
+        self._has_text = False
 
     def push(self, text: str) -> ParsedText:
         self._buffer += text
@@ -96,6 +97,8 @@ class TaggedParser(ToolCallParser):
 
     def flush(self) -> str:
         text, self._buffer = self._buffer, ""
+        if self._count and not text.strip():
+            return ""
         return "" if self._arguments or self._after_call else text
 
     def _step(self, texts: list[str], calls: list[ToolCallDelta]) -> bool:
@@ -106,18 +109,22 @@ class TaggedParser(ToolCallParser):
             return self._skip_closing()
         start = self._buffer.find(OPENING)
         if start < 0:
-            # White space before a call separates it from the text, and is not part of it.
             end = len(self._buffer) - overlap(self._buffer, OPENING)
-            end = len(self._buffer[:end].rstrip())
             self._take(end, texts)
             return False
-        self._take(len(self._buffer[:start].rstrip()), texts)
+        self._take(start, texts)
         self._buffer = self._buffer.lstrip()
         return self._read_header(texts, calls)
 
     def _take(self, end: int, texts: list[str]) -> None:
-        texts.append(self._buffer[:end])
+        """Take text up to ``end``, without the white space around calls."""
+        end = len(self._buffer[:end].rstrip())
+        text = self._buffer[:end]
         self._buffer = self._buffer[end:]
+        if not self._has_text:
+            text = text.lstrip()
+        self._has_text = self._has_text or bool(text)
+        texts.append(text)
 
     def _read_header(self, texts: list[str], calls: list[ToolCallDelta]) -> bool:
         """Read a call's name from the buffer, which begins with the opening tag."""
@@ -153,7 +160,7 @@ class TaggedParser(ToolCallParser):
         """Skip the end of a call, up to the closing tag."""
         end = self._buffer.find(CLOSING)
         if end >= 0:
-            self._buffer = self._buffer[end + len(CLOSING) :].lstrip()
+            self._buffer = self._buffer[end + len(CLOSING) :]
             self._after_call = False
         return end >= 0
 

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 import pytest
 
+from raylens.api.app import create_app
 from raylens.core.types import Delta, FinishReason, Usage
-from tests.unit.raylens.api.conftest import DATA_URL, FakeService, chat
+from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, FakeService, chat
 
 
 async def test_a_missing_request_id_is_generated(client, service: FakeService) -> None:
@@ -148,7 +150,43 @@ async def test_the_api_page_describes_every_route(client) -> None:
     assert (await client.get("/docs")).status_code == 200
 
 
-async def test_an_unknown_route_answers_in_its_dialects_shape(client) -> None:
-    assert (await client.get("/nothing")).json() == {"detail": "Not Found"}
-    assert (await client.get("/v1/chat/nothing")).json()["error"]["code"] == "not_found"
-    assert (await client.get("/v1/chat/completions")).status_code == 405
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "/v1/chat/completions? (add /v1 to the base URL)"),
+        ("/models", "/v1/models? (add /v1 to the base URL)"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions?"),
+        ("/openai/v1/chat/completions", "/v1/chat/completions?"),
+        ("/v1/chat/completion", "/v1/chat/completions?"),
+        ("/api/v1/chat/completions", "/v1/chat/completions?"),
+        ("/tags", "/api/tags? (add /api to the base URL)"),
+        ("/v1/embeddings/x/y/z", "see /docs"),
+    ],
+)
+async def test_an_unknown_route_names_the_nearest_in_openais_shape(client, path, hint) -> None:
+    response = await client.post(path)
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert error["code"] == "not_found"
+    assert error["message"].startswith(f"no route POST {path}; ")
+    assert error["message"].endswith(hint)
+
+
+async def test_a_wrong_method_names_the_right_one(client) -> None:
+    response = await client.get("/v1/chat/completions")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [("/v1/responses", "error"), ("/v1/caption", "detail"), ("/api/tags", "error")],
+)
+async def test_an_error_under_a_prefix_has_its_dialects_shape(service, path, shape) -> None:
+    app = create_app(service, CONFIG)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, root_path="/vlm")
+    async with httpx.AsyncClient(transport=transport, base_url="http://test/vlm") as client:
+        response = await client.delete(path)
+        assert response.status_code == 405
+        assert set(response.json()) == {shape}
+        assert (await client.get("/live")).json() == {"status": "alive"}

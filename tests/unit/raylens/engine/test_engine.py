@@ -6,14 +6,16 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from raylens.core.errors import DeadlineExceeded, InvalidRequest, ModelFailed
-from raylens.core.types import FinishReason, Priority, Usage
+from raylens.core.types import Chat, FinishReason, Priority, Tool, Tools, Usage
 from raylens.engine.engine import Engine, StepOutput
+from raylens.engine.grammar import AnswerFormat
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import EngineLimits
 from raylens.engine.metrics import EngineMetrics
@@ -643,3 +645,118 @@ def test_prompts_with_non_finite_logits_are_not_cached(make_engine: MakeEngine) 
         run(engine)
     assert model.encoded_pictures == 2
     assert engine.gauges.prefix_bytes == engine.gauges.feature_bytes == 0
+
+
+def test_an_answer_is_not_shorter_than_its_minimum(make_engine: MakeEngine) -> None:
+    engine = make_engine(4)
+    for minimum in (0, 1, 7, 20):
+        (sequence,) = make_sequences(
+            request(LATER, max_tokens=30, min_tokens=minimum),
+            Prompt((104,)),
+            engine.model.tokenizer,
+            eos_ids=engine.model.eos_ids,
+        )
+        engine.scheduler.add([sequence])
+        run(engine)
+        assert EOS not in sequence.output_ids[:minimum]
+        assert sequence.usage.completion_tokens >= minimum
+        assert len(answer([104], 30)) < 20
+
+
+def test_a_stop_string_before_the_minimum_is_text(make_engine: MakeEngine) -> None:
+    engine = make_engine(4, FakeModel(eos_ids=NEVER))
+    text = answer([104], 30, stops_at_eos=False)
+    (plain,) = submit(engine, [104], max_tokens=20, stop=(text[3],))
+    (late,) = submit(engine, [104], max_tokens=20, stop=(text[3],), min_tokens=10)
+    answers = texts(run(engine))
+    assert answers[plain] == text[: text.index(text[3])]
+    assert len(answers[late]) >= 10
+    assert text.startswith(answers[late])
+
+
+def test_a_stop_token_ends_the_answer_and_is_part_of_it(make_engine: MakeEngine) -> None:
+    engine = make_engine(4, FakeModel(eos_ids=NEVER))
+    text = answer([104], 30, stops_at_eos=False)
+    (sequence,) = submit(engine, [104], max_tokens=20, stop_token_ids=(ord(text[4]),))
+    assert texts(run(engine))[sequence] == text[: text.index(text[4]) + 1]
+    assert sequence.finish_reason is FinishReason.STOP
+
+
+def test_a_bias_changes_the_most_likely_token(make_engine: MakeEngine) -> None:
+    engine = make_engine(4, FakeModel(eos_ids=NEVER))
+    (liked,) = submit(engine, [104], max_tokens=5, logit_bias=((ord("!"), 6.0),))
+    (disliked,) = submit(engine, [104], max_tokens=1, logit_bias=((ord(answer([104], 1)), -9.0),))
+    answers = texts(run(engine))
+    assert answers[liked] == "!!!!!"
+    assert answers[disliked] != answer([104], 1)
+
+
+def test_calls_of_tools_are_apart_from_the_text(make_engine: MakeEngine) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    tools = Tools((Tool("look", json.dumps(schema), "{}"),), ("look",))
+    engine = make_engine(4, FakeModel(max_length=512))
+    model = engine.model
+    compiler = GrammarCompiler(model.tokenizer, model.eos_ids, model.vocab_size)
+    for stream in (True, False):
+        vision_request = replace(
+            request(LATER, max_tokens=200), task=Chat((), tools=tools), stream=stream
+        )
+        grammar = compiler.compile(AnswerFormat(None, tools)).state
+        (sequence,) = make_sequences(vision_request, Prompt((101,)), model.tokenizer, grammar)
+        engine.scheduler.add([sequence])
+        deltas = [output.delta for output in run(engine) if output.delta is not None]
+        assert "".join(delta.text for delta in deltas) == ""
+        calls = [call for delta in deltas for call in delta.tool_calls]
+        assert calls[0].name == "look"
+        assert json.loads("".join(call.arguments for call in calls))["a"] in (True, False)
+        assert deltas[-1].finish_reason is FinishReason.TOOL_CALLS
+
+
+class TestMemory:
+    """Answers whose memory grows as they do. A row of 128 tokens takes 1 KiB."""
+
+    def engine(self, make_engine: MakeEngine, rows: int) -> Engine:
+        model = FakeModel(max_length=400, eos_ids=NEVER)
+        return make_engine(8, model, kv_bytes=rows * 1024)
+
+    def submit(self, engine: Engine, letter: int, guaranteed: int | None) -> GenerationSequence:
+        (sequence,) = submit(engine, [letter], max_tokens=390, guaranteed_tokens=guaranteed)
+        return sequence
+
+    def test_an_answer_gets_what_is_left(self, make_engine: MakeEngine) -> None:
+        engine = self.engine(make_engine, 8)
+        sequences = [self.submit(engine, letter, 100) for letter in (100, 101)]
+        answers = texts(run(engine))
+        for sequence in sequences:
+            expected = answer(sequence.prompt.token_ids, 390, stops_at_eos=False)
+            assert answers[sequence] == expected
+            assert sequence.finish_reason is FinishReason.LENGTH
+        assert engine.kv_cache.used_bytes == 0
+
+    def test_what_is_guaranteed_is_all_that_it_takes_at_first(self, make_engine) -> None:
+        engine = self.engine(make_engine, 4)
+        sequences = [self.submit(engine, letter, 100) for letter in (100, 101, 102, 103)]
+        engine.step()
+        assert {sequence.state for sequence in sequences} == {SequenceState.RUNNING}
+
+    def test_if_memory_is_short_the_oldest_answers_go_on(self, make_engine: MakeEngine) -> None:
+        engine = self.engine(make_engine, 8)
+        sequences = [self.submit(engine, letter, 100) for letter in range(100, 106)]
+        late = self.submit(engine, 106, 100)
+        answers = texts(run(engine))
+        lengths = [len(sequence.output_ids) for sequence in sequences]
+        for sequence in (*sequences, late):
+            expected = answer(sequence.prompt.token_ids, 390, stops_at_eos=False)
+            assert expected.startswith(answers[sequence])
+            assert sequence.finish_reason is FinishReason.LENGTH
+        assert min(lengths) >= 100
+        assert lengths[0] == 390
+        assert engine.kv_cache.used_bytes == 0
+
+    def test_an_answer_that_needs_more_than_the_cache_is_cut(self, make_engine) -> None:
+        engine = self.engine(make_engine, 2)
+        vision_request = request(LATER, max_tokens=390)
+        fitted = engine.fit_to_memory(vision_request, Prompt((100,) * 56))
+        assert fitted.sampling.max_tokens == 200
+        with pytest.raises(InvalidRequest, match="300 prompt tokens"):
+            engine.fit_to_memory(vision_request, Prompt((100,) * 300))
