@@ -13,7 +13,7 @@ from testing.checkpoints import random_moondream, random_qwen2_5_vl, random_smol
 
 T = TypeVar("T")
 
-_RANDOM_CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
+RANDOM_CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "moondream": random_moondream,
     "smolvlm": random_smolvlm,
     "qwen2_5_vl": random_qwen2_5_vl,
@@ -24,7 +24,7 @@ _BUILT_IN: list[Family] = [load_attribute(path) for path in BUILT_IN]
 every_family = pytest.mark.parametrize(
     ("make", "load"),
     [
-        pytest.param(_RANDOM_CHECKPOINTS[family.name], load_attribute(family.load), id=family.name)
+        pytest.param(RANDOM_CHECKPOINTS[family.name], load_attribute(family.load), id=family.name)
         for family in _BUILT_IN
     ],
 )

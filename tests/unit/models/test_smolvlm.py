@@ -103,7 +103,8 @@ def test_tasks_become_chats(model: SmolVLM) -> None:
     text = model.tokenizer.decode(list(model.prepare(request(Query("How many?")), []).token_ids))
     assert text == "User: How many?\nAssistant:"
     with pytest.raises(
-        UnsupportedTask, match="detect is not supported; this model supports caption, chat, query"
+        UnsupportedTask,
+        match="detect is not supported; this model supports caption, chat, completion, query",
     ):
         model.prepare(request(Detect("cat")), [picture])
 
