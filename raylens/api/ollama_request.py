@@ -187,6 +187,8 @@ def parse_body(body: bytes, request_type: type[B]) -> B:
     Raises ``InvalidRequest``.
     """
     try:
-        return request_type.model_validate_json(body)
+        return request_type.model_validate(json.loads(body))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"body: not valid JSON ({error})", "body") from None
     except ValidationError as error:
         raise from_validation(error.errors()) from None

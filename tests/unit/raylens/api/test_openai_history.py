@@ -254,7 +254,7 @@ class TestTools:
         for choice in completion.choices:
             assert choice.finish_reason == "tool_calls"
             assert choice.message.content is None
-            calls = choice.message.tool_calls or []
+            calls: list[Any] = list(choice.message.tool_calls or [])
             assert [(call.function.name, call.function.arguments) for call in calls] == [
                 ("look", '{"at": "top"}'),
                 ("read", "{}"),

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from raylens.core.errors import InvalidRequest
 from raylens.core.types import Tool, ToolCallDelta, Tools
 from raylens.engine.grammar import AnswerFormat
 from raylens.engine.structured import GrammarCompiler, GrammarState
@@ -139,6 +140,6 @@ class TestGrammar:
 
     def test_a_functions_schema_is_refused_under_its_own_name(self, compiler) -> None:
         tools = Tools((Tool("a", "{}", "{}"), Tool("b", "[]", "{}")))
-        with pytest.raises(Exception, match=r"^tools\.1\.function\.parameters: ") as caught:
+        with pytest.raises(InvalidRequest, match=r"^tools\.1\.function\.parameters: ") as caught:
             compiler.compile(AnswerFormat(None, tools))
         assert caught.value.field == "tools.1.function.parameters"

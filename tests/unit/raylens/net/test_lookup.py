@@ -84,7 +84,7 @@ async def test_only_so_many_lookups_wait(dns: StuckDns) -> None:
     with pytest.raises(socket.gaierror, match="too many lookups"):
         await threads.look_up("b")
     dns.recover()
-    assert await asyncio.gather(stuck, waiting) == [[ADDRESS]] * 2
+    assert [await stuck, await waiting] == [[ADDRESS]] * 2
     assert await threads.look_up("c") == [ADDRESS]
 
 
