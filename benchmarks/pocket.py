@@ -3,8 +3,8 @@
 ``python -m benchmarks.pocket`` draws fresh scenes over all sizes, aspect ratios and encodings, and
 asks every kind of question about each. It prints the share of exact answers with its 95% Wilson
 interval. The baseline is a model that always gives the most frequent answer to that kind of
-question. Models that detect and point get requests for boxes and points as well:
-:mod:`benchmarks.pocket_grounding`.
+question. :mod:`benchmarks.pocket_json` asks for JSON. Models that detect and point get requests for
+boxes and points as well: :mod:`benchmarks.pocket_grounding`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import sqrt
 from typing import Any
 
 import httpx
@@ -29,6 +28,8 @@ from benchmarks.pocket_grounding import (
     GroundingTrial,
     grounding_trials,
 )
+from benchmarks.pocket_json import JsonScores, JsonTrial, json_trials
+from benchmarks.statistics import wilson_interval
 from benchmarks.target import target
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import LENGTHS, Scene, questions, random_scene
@@ -84,20 +85,18 @@ def chat_body(model: str, text: str, url: str, detail: str, text_first: bool) ->
     return {"model": model, "messages": [{"role": "user", "content": content}]}
 
 
+def picture_part(scene: Scene, rng: random.Random, detail: str) -> dict[str, Any]:
+    """Return a drawing of the scene as a part of a message."""
+    data, media_type = encode(draw(scene, rng), rng)
+    url = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url, "detail": detail}}
+
+
 def answer_text(reply: dict[str, Any]) -> str:
     """Return the answer's text from a reply in either dialect."""
     if "choices" in reply:
         return str(reply["choices"][0]["message"]["content"])
     return str(reply.get("caption", reply.get("answer")))
-
-
-def wilson_interval(count: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95% confidence interval of a share (Wilson 1927)."""
-    share = count / total
-    middle = share + z * z / (2 * total)
-    spread = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, middle - spread) / scale, (middle + spread) / scale
 
 
 @dataclass
@@ -141,15 +140,18 @@ async def measure(
     ``goal`` is the target of boxes and points; None if the model has neither.
     """
     texts = TextScores()
+    jsons = JsonScores()
     grounding = None if goal is None else GroundingScores(goal)
     slots = asyncio.Semaphore(IN_FLIGHT)
 
-    async def send(trial: TextTrial | GroundingTrial) -> None:
+    async def send(trial: TextTrial | JsonTrial | GroundingTrial) -> None:
         async with slots:
             response = await client.post(trial.path, json=trial.body)
         reply = response.raise_for_status().json()
         if isinstance(trial, TextTrial):
             texts.add(trial, reply)
+        elif isinstance(trial, JsonTrial):
+            jsons.add(trial, reply)
         elif grounding is not None:
             grounding.add(trial, reply)
 
@@ -157,20 +159,24 @@ async def measure(
     for _ in range(scenes):
         scene = random_scene(rng)
         detail = rng.choice(("auto", "low", "high"))
-        trials: list[TextTrial | GroundingTrial] = [*text_trials(scene, rng, model, detail)]
+        trials: list[TextTrial | JsonTrial | GroundingTrial] = [
+            *text_trials(scene, rng, model, detail),
+            *json_trials(scene, rng, model, [picture_part(scene, rng, detail)]),
+        ]
         if grounding is not None:
             trials += grounding_trials(scene, random_scene(rng), rng, model)
         await asyncio.gather(*map(send, trials))
-    wrong = texts.wrong[:EXAMPLES]
+    wrong = texts.wrong[:EXAMPLES] + jsons.wrong[:EXAMPLES]
     if grounding is not None:
         wrong += grounding.wrong[:EXAMPLES]
     for line in wrong:
         print(line, file=sys.stderr)
-    print(f"\n{model}, {scenes} scenes\n", *texts.table(), sep="\n")
+    print(f"\n{model}, {scenes} scenes\n", *texts.table(), "", *jsons.table(), sep="\n")
+    meets_targets = texts.meets_target and jsons.meets_target
     if grounding is None:
-        return texts.meets_target
+        return meets_targets
     print("", *grounding.table(), sep="\n")
-    return texts.meets_target and grounding.meets_target
+    return meets_targets and grounding.meets_target
 
 
 async def run(url: str, model: str | None, scenes: int, seed: int) -> int:

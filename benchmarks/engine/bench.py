@@ -250,7 +250,8 @@ class EngineClient:
         async with aclosing(self._engine.generate(vision_request, request.prompt)) as deltas:
             async for delta in deltas:
                 timeline.record_piece()
-                if delta.usage is not None:
+                if delta.finish_reason is not None:
+                    assert delta.usage is not None
                     tokens = delta.usage.completion_tokens
                     assert tokens == request.tokens, f"{tokens} tokens instead of {request.tokens}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -233,9 +233,15 @@ def widen_tokenizer(
     missing = [token for token in control_tokens if token not in tokenizer.get_vocab()]
     state = json.loads(tokenizer._tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
-    for number in range(len(vocabulary), size - len(missing)):
+    # Tokens that were added to the end of the vocabulary move to its new end.
+    last = [token for token in state["added_tokens"] if token["content"] not in vocabulary]
+    state["added_tokens"] = [token for token in state["added_tokens"] if token not in last]
+    for number in range(len(vocabulary), size - len(missing) - len(last)):
         vocabulary[f"Ġword{number}"] = number
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.add_tokens(
+        [AddedToken(token["content"], special=False, normalized=False) for token in last]
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": missing})
     assert len(tokenizer) == size
     return tokenizer
