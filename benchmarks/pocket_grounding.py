@@ -1,8 +1,9 @@
 """Requests to the pocket models for boxes and points, and the scores of the answers.
 
 Each task is asked about a plain picture, about one that EXIF rotates, about one with letterbox bars
-that smart crop removes, and about one that preprocessing resizes or stretches. Answers are in the
-coordinates of the stored picture, and so are the boxes that they are compared with.
+that smart crop removes, about one that is rotated *and* has bars, and about one that preprocessing
+resizes or stretches. Answers are in the coordinates of the upright picture, and so are the boxes
+that they are compared with.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ Turn = Image.Transpose
 NAMES = [f"{color} {kind}" for color in COLORS for kind in KINDS]
 TASKS = ("detect", "point")
 ORIENTATION_TAG = 0x0112
-ORIENTATIONS: dict[int, tuple[Turn, Callable[[float, float], Point]]] = {
-    2: (Turn.FLIP_LEFT_RIGHT, lambda x, y: (1 - x, y)),
-    3: (Turn.ROTATE_180, lambda x, y: (1 - x, 1 - y)),
-    4: (Turn.FLIP_TOP_BOTTOM, lambda x, y: (x, 1 - y)),
-    5: (Turn.TRANSPOSE, lambda x, y: (y, x)),
-    6: (Turn.ROTATE_90, lambda x, y: (y, 1 - x)),
-    7: (Turn.TRANSVERSE, lambda x, y: (1 - y, 1 - x)),
-    8: (Turn.ROTATE_270, lambda x, y: (1 - y, x)),
+TURNS = {
+    2: Turn.FLIP_LEFT_RIGHT,
+    3: Turn.ROTATE_180,
+    4: Turn.FLIP_TOP_BOTTOM,
+    5: Turn.TRANSPOSE,
+    6: Turn.ROTATE_90,
+    7: Turn.TRANSVERSE,
+    8: Turn.ROTATE_270,
 }
 """By EXIF orientation (EXIF 2.32, tag 0x0112): the transposition that stores an upright picture
-so that the tag restores it, and the map from upright to stored coordinates. The server's own table
-is not reused, because then a mistake there would not show."""
+so that the tag restores it. The server's own table is not reused, because then a mistake there
+would not show."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class GroundingTrial:
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """A picture file as a data URL, and the map from the scene's coordinates to the file's."""
+    """A picture file as a data URL, and the map from the scene's coordinates to those of the
+    upright picture."""
 
     url: str
     fields: dict[str, Any]
@@ -130,14 +132,29 @@ def store_plain(pixels: Pixels, rng: random.Random) -> StoredPicture:
 
 def store_rotated(pixels: Pixels, rng: random.Random) -> StoredPicture:
     """Store the picture rotated or mirrored, with the EXIF tag that restores it."""
-    orientation = rng.choice(list(ORIENTATIONS))
-    turn, map_point = ORIENTATIONS[orientation]
-    url = _data_url(Image.fromarray(pixels).transpose(turn), rng, orientation)
-    return StoredPicture(url, {}, map_point)
+    return StoredPicture(_rotated_url(pixels, rng), {}, lambda x, y: (x, y))
 
 
 def store_letterboxed(pixels: Pixels, rng: random.Random) -> StoredPicture:
     """Store the picture between black or white bars, on two opposite sides or on all four."""
+    barred, map_point = _add_bars(pixels, rng)
+    url = _data_url(Image.fromarray(barred), rng)
+    return StoredPicture(url, {"recipe": {"smart_crop": True}}, map_point)
+
+
+def store_rotated_and_letterboxed(pixels: Pixels, rng: random.Random) -> StoredPicture:
+    """Store the picture between bars, and rotated or mirrored by EXIF."""
+    barred, map_point = _add_bars(pixels, rng)
+    return StoredPicture(_rotated_url(barred, rng), {"recipe": {"smart_crop": True}}, map_point)
+
+
+def _rotated_url(pixels: Pixels, rng: random.Random) -> str:
+    orientation = rng.choice(list(TURNS))
+    return _data_url(Image.fromarray(pixels).transpose(TURNS[orientation]), rng, orientation)
+
+
+def _add_bars(pixels: Pixels, rng: random.Random) -> tuple[Pixels, Callable[[float, float], Point]]:
+    """Return the picture between bars, and the map of its coordinates to the new ones."""
     height, width = pixels.shape[:2]
     sides = rng.choice(("two across", "two down", "four"))
     share = rng.uniform(0.05, 0.18) if sides == "four" else rng.uniform(0.05, 0.6)
@@ -152,8 +169,7 @@ def store_letterboxed(pixels: Pixels, rng: random.Random) -> StoredPicture:
             (y * height + down) / (height + 2 * down),
         )
 
-    url = _data_url(Image.fromarray(barred), rng)
-    return StoredPicture(url, {"recipe": {"smart_crop": True}}, map_point)
+    return barred, map_point
 
 
 def store_resized(pixels: Pixels, rng: random.Random) -> StoredPicture:
@@ -188,6 +204,7 @@ STORES = {
     "plain": store_plain,
     "rotated by EXIF": store_rotated,
     "smart-cropped": store_letterboxed,
+    "rotated and smart-cropped": store_rotated_and_letterboxed,
     "resized": store_resized,
 }
 """Ways to store a picture, by the name in the table."""

@@ -33,7 +33,7 @@ from PIL import Image, ImageChops, ImageCms, ImageFilter, ImageOps
 
 from benchmarks.documents import draw_document
 from benchmarks.photograph import draw_photograph
-from benchmarks.pocket import wilson_interval
+from benchmarks.statistics import wilson_interval
 from benchmarks.target import target
 from models.pocket.drawing import draw, encode
 from models.pocket.scenes import Scene, random_scene

@@ -129,6 +129,7 @@ def _encode_preview(processed: ProcessedImage, recipe: Recipe) -> ProcessedPictu
     )
     return ProcessedPicture(
         jpeg,
+        processed.stored_size,
         geometry.original,
         geometry.processed,
         geometry.to_original,

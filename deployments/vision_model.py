@@ -64,8 +64,10 @@ class VisionModel:
                 if delta.findings is not None and pictures:
                     findings = in_original(delta.findings, pictures[0].geometry)
                     delta = replace(delta, findings=findings)
-                yield replace(delta, warnings=warnings) if warnings else delta
-                warnings = ()
+                if warnings:
+                    delta = replace(delta, warnings=warnings + delta.warnings)
+                    warnings = ()
+                yield delta
 
     async def info(self) -> ModelInfo:
         return ModelInfo(

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from preprocessing import jpeg
 from preprocessing.flatten import profile_of, to_rgb
-from preprocessing.geometry import ORIENTATIONS, Geometry
+from preprocessing.geometry import ORIENTATIONS, Geometry, compose, invert
 from preprocessing.header import (
     JPEG_FORMATS,
     PictureLimits,
@@ -52,6 +52,8 @@ class Decoded:
     pixels: Pixels
     """Upright pixels in the color space of ``profile``."""
     geometry: Geometry
+    stored_size: Size
+    """(width, height) of the file's own pixels, before any EXIF rotation."""
     profile: bytes | None
     """ICC profile that remains to be applied; None means sRGB."""
     description: str
@@ -110,11 +112,16 @@ def _turn_upright(stored: _Stored, description: str) -> Decoded:
     if orientation in _ROTATE_UPRIGHT and not stored.is_upright:
         pixels = np.asarray(_ROTATE_UPRIGHT[orientation](pixels), np.uint8)
     width_extent, height_extent = stored.extent
-    geometry = Geometry(stored.size, stored.size, (width_extent, 0, 0, 0, height_extent, 0))
-    geometry = geometry.then((pixels.shape[1], pixels.shape[0]), ORIENTATIONS[orientation])
+    to_stored = ORIENTATIONS[orientation]
+    # What the pixels cover beyond the picture is at its stored right and lower edge.
+    to_upright = compose(
+        invert(to_stored), compose((width_extent, 0, 0, 0, height_extent, 0), to_stored)
+    )
+    size = stored.size if orientation < 5 else stored.size[::-1]
     return Decoded(
         pixels,
-        geometry,
+        Geometry(size, (pixels.shape[1], pixels.shape[0]), to_upright),
+        stored.size,
         stored.profile,
         f"{description}, orientation {orientation}",
         stored.warnings,

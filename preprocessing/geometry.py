@@ -1,7 +1,7 @@
 """The map from coordinates of a processed picture to coordinates of the original.
 
-Both are normalized to [0, 1], x to the right, y down. The original is the picture as it is stored
-in the file, before any EXIF rotation: the pixel grid that the caller's own tools index.
+Both are normalized to [0, 1], x to the right, y down. The original is the upright picture, after
+any EXIF rotation, as viewers, browsers and OpenCV show it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,17 @@ def compose(outer: Matrix, inner: Matrix) -> Matrix:
     )
 
 
+def invert(matrix: Matrix) -> Matrix:
+    """Return the inverse of a map that has one."""
+    a, b, c, d, e, f = matrix
+    determinant = a * e - b * d
+    g = e / determinant
+    h = -b / determinant
+    j = -d / determinant
+    k = a / determinant
+    return (g, h, -(g * c + h * f), j, k, -(j * c + k * f))
+
+
 @dataclass(frozen=True)
 class Geometry:
     """The sizes of the original and the processed picture, and the map between them."""
@@ -66,14 +77,7 @@ class Geometry:
 
     def inverse(self) -> Geometry:
         """Return the geometry that maps from the original to the processed picture."""
-        a, b, c, d, e, f = self.to_original
-        determinant = a * e - b * d
-        g = e / determinant
-        h = -b / determinant
-        j = -d / determinant
-        k = a / determinant
-        to_processed = (g, h, -(g * c + h * f), j, k, -(j * c + k * f))
-        return Geometry(self.processed, self.original, to_processed)
+        return Geometry(self.processed, self.original, invert(self.to_original))
 
     def box(
         self, x_min: float, y_min: float, x_max: float, y_max: float

@@ -39,6 +39,8 @@ class ProcessedImage:
     """(height, width, 3) RGB."""
     geometry: Geometry
     """Map back to the original picture."""
+    stored_size: Size
+    """(width, height) of the file's own pixels, before any EXIF rotation."""
     steps: tuple[StepReport, ...] = ()
     """All steps in order, with what each did."""
     warnings: tuple[str, ...] = ()
@@ -71,7 +73,11 @@ def run(
             "color_balance", lambda pixels: color.balance(pixels, recipe.color_balance)
         )
     return ProcessedImage(
-        pipeline.pixels, pipeline.geometry, tuple(pipeline.steps), tuple(pipeline.warnings)
+        pipeline.pixels,
+        pipeline.geometry,
+        pipeline.stored_size,
+        tuple(pipeline.steps),
+        tuple(pipeline.warnings),
     )
 
 
@@ -82,6 +88,7 @@ class _Pipeline:
     check: Callable[[], None]
     pixels: Pixels = field(init=False)
     geometry: Geometry = field(init=False)
+    stored_size: Size = field(init=False)
     profile: bytes | None = None
     steps: list[StepReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -93,6 +100,7 @@ class _Pipeline:
         decoded = decode(data, limits, required_size)
         self.pixels = decoded.pixels
         self.geometry = decoded.geometry
+        self.stored_size = decoded.stored_size
         self.profile = decoded.profile
         self.warnings.extend(decoded.warnings)
         self._record("decode", decoded.description, started)

@@ -55,6 +55,7 @@ def _as_json(picture: ProcessedPicture) -> dict[str, Any]:
     return {
         "image_url": f"data:{JPEG};base64,{base64.b64encode(picture.jpeg).decode()}",
         "geometry": {
+            "stored": picture.stored,
             "original": picture.original,
             "processed": picture.processed,
             "to_original": picture.to_original,

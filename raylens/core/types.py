@@ -1,8 +1,9 @@
 """The nouns of raylens. HTTP dialects parse requests into these types, models answer with them, and
 nothing else crosses between processes.
 
-Coordinates are normalized to [0, 1] of the original picture as it is stored, x to the right and y
-down. Times are seconds since the epoch, so that every process and node means the same.
+Coordinates are normalized to [0, 1] of the original upright picture, after any EXIF rotation, x to
+the right and y down. Times are seconds since the epoch, so that every process and node means the
+same.
 """
 
 from __future__ import annotations
@@ -384,12 +385,14 @@ class StepReport:
 class ProcessedPicture:
     """A preprocessed picture as a JPEG file, and the affine map back to the original.
 
-    ``original`` and ``processed`` are (width, height) in pixels. A point (x, y) of the processed
+    ``stored``, ``original`` and ``processed`` are (width, height) in pixels: of the file, of the
+    upright picture, and of the processed one. A point (x, y) of the processed
     picture is (a·x + b·y + c, d·x + e·y + f) in the original, with ``to_original`` =
     (a, b, c, d, e, f) and all coordinates normalized to [0, 1].
     """
 
     jpeg: bytes
+    stored: tuple[int, int]
     original: tuple[int, int]
     processed: tuple[int, int]
     to_original: tuple[float, float, float, float, float, float]

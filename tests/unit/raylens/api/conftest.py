@@ -144,7 +144,9 @@ class FakeService(VisionService):
         self.recipes.append(recipe)
         self.deadlines.append(deadline)
         steps = (StepReport("decode", "PNG", 0.0125),)
-        return ProcessedPicture(b"jpeg", (16, 12), (8, 6), (1, 0, 0, 0, 1, 0), steps, self.warnings)
+        return ProcessedPicture(
+            b"jpeg", (12, 16), (16, 12), (8, 6), (1, 0, 0, 0, 1, 0), steps, self.warnings
+        )
 
     async def model_info(self, name: str) -> ModelInfo:
         if name not in self.loaded:
