@@ -70,6 +70,9 @@ class EngineRuntime(Runtime):
     def gauges(self) -> Gauges:
         return self._engine.gauges
 
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        return self._model.input_size(width, height)
+
     def check_capacity(self, request: VisionRequest) -> None:
         self._engine.check_capacity(request)
 

@@ -108,6 +108,15 @@ class Graph(VisionService):
                 _cancel(call)
         return processed
 
+    async def input_size(self, model: str, size: tuple[int, int]) -> tuple[int, int]:
+        await self.model_info(model)
+        try:
+            async with asyncio.timeout(INFO_TIMEOUT_S):
+                resized: tuple[int, int] = await self._models[model].input_size.remote(size)
+        except (TimeoutError, RayError, RayServeException) as error:
+            raise self._silent(model) from error
+        return resized
+
     async def model_info(self, name: str) -> ModelInfo:
         # Serve's controller reports the running replicas: a call to a busy model would wait in its
         # queue. The info itself never changes, so one call per model is enough.
@@ -120,10 +129,13 @@ class Graph(VisionService):
                 async with asyncio.timeout(INFO_TIMEOUT_S):
                     self._infos[name] = await self._models[name].info.remote()
             except (TimeoutError, RayError, RayServeException) as error:
-                raise ModelNotLoaded(
-                    f"no replica of {name} answers", "model", retry_after=STATUS_TTL_S
-                ) from error
+                raise self._silent(name) from error
         return self._infos[name]
+
+    def _silent(self, name: str) -> ModelNotLoaded:
+        return ModelNotLoaded(
+            f"no replica of {name} answers", "model", retry_after=self._retry_after(name)
+        )
 
     async def _running_deployments(self) -> dict[str, bool]:
         """Return by name whether a deployment has a running replica.
@@ -156,11 +168,7 @@ class Graph(VisionService):
             )
         if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
             return ModelFailed(f"{deployment} failed on this request: {type(error.cause).__name__}")
-        return ModelNotLoaded(
-            f"no replica of {deployment} answers",
-            "model",
-            retry_after=self._retry_after(deployment),
-        )
+        return self._silent(deployment)
 
     def _retry_after(self, name: str) -> float:
         for model in self._config.models:

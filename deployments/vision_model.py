@@ -69,6 +69,10 @@ class VisionModel:
                     warnings = ()
                 yield delta
 
+    async def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (width, height) to which the model resizes a picture of ``size``."""
+        return self._runtime.input_size(*size)
+
     async def info(self) -> ModelInfo:
         return ModelInfo(
             name=self._config.name,

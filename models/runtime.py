@@ -26,6 +26,10 @@ class Runtime(Protocol):
         """Its current load."""
         ...
 
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) to which it resizes a picture; the same, if it can't tell."""
+        return width, height
+
     def check_capacity(self, request: VisionRequest) -> None:
         """Raise ``Overloaded`` if there is no room for the request's answers, or another error that
         is known without running it."""

@@ -78,7 +78,7 @@ TOLERANCE = 2
 class TrainingSettings(trainer.TrainingSettings):
     text_questions: int = 10
     """Text questions per packed row; four more ask for boxes and points."""
-    first_mix: tuple[int, int] = (48, 0)
+    first_mix: tuple[int, int] = (44, 6)
     last_mix: tuple[int, int] = (40, 40)
     target_std: float = 1.0
     """Standard deviation of the target of a coordinate, in pixels."""
@@ -261,9 +261,9 @@ def build_packed_row(
 def build_reordered_row(index: int, picture: Picture, prompts: Prompts, rng: random.Random) -> Row:
     """Return a row with one question, before the picture or after another system prompt."""
     pick = rng.random()
-    if pick < 0.1:
+    if pick < 0.3:
         return build_tool_row(index, picture, prompts, rng)
-    if pick < 0.25:
+    if pick < 0.4:
         return _build_json_row(index, picture, prompts, rng)
     example = _choose_example(picture, rng)
     if rng.random() < 0.75:

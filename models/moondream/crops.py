@@ -48,6 +48,14 @@ def crop(picture: NDArray[np.uint8], config: VisionConfig) -> Crops:
     return Crops(np.stack(crops), (rows, columns))
 
 
+def stretched_size(width: int, height: int, config: VisionConfig) -> tuple[int, int]:
+    """Return the (width, height) to which a picture is stretched before it is cut into crops."""
+    overlap = 2 * config.overlap_margin * config.enc_patch_size
+    step = config.crop_size - overlap
+    rows, columns = select_tiling(height - overlap, width - overlap, step, config.max_crops)
+    return columns * step + overlap, rows * step + overlap
+
+
 def select_tiling(height: int, width: int, step: int, max_crops: int) -> tuple[int, int]:
     """Return the number of rows and columns of local crops.
 

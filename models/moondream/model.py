@@ -25,7 +25,7 @@ from models.decoder import Decoder
 from models.graphs import ModelGraphs
 from models.linear import WeightPacker
 from models.moondream.config import MoondreamConfig, read_config
-from models.moondream.crops import Crops, crop
+from models.moondream.crops import Crops, crop, stretched_size
 from models.moondream.family import FAMILY, MoondreamSettings
 from models.moondream.region import RegionHead
 from models.moondream.text import decoder_spec
@@ -187,6 +187,9 @@ class Moondream(Model):
             decode_plan=plan,
             policy_reads_token_ids=plan.answer_type is AnswerType.REASONING,
         )
+
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        return stretched_size(width, height, self.config.vision)
 
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
         crops = [picture.data for picture in pictures if isinstance(picture.data, Crops)]

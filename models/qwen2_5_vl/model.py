@@ -65,14 +65,13 @@ def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Qwen2_5_VL:
 
 
 def resized_size(
-    picture: Pixels, token_side: int, min_pixels: int, max_pixels: int
+    width: int, height: int, token_side: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
     """Return (height, width) of the resized picture, in pixels.
 
     Both are multiples of ``token_side``, the side of an image token in pixels, and the area is
     between ``min_pixels`` and ``max_pixels``. Raises ``InvalidRequest`` if the picture is too long.
     """
-    height, width = picture.shape[:2]
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise InvalidRequest(
             f"image: {width} × {height} pixels; one side may be {MAX_ASPECT} times the other"
@@ -285,9 +284,13 @@ class Qwen2_5_VL(ChatModel):
 
     def _resized_size(self, picture: Pixels, bounds: PixelBounds) -> tuple[int, int]:
         """Return (height, width) in pixels, in whole image tokens."""
-        return resized_size(
-            picture, self._patch * self._merge, bounds.min_pixels, bounds.max_pixels
-        )
+        height, width = picture.shape[:2]
+        return resized_size(width, height, self._patch * self._merge, *bounds)
+
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        bounds = self._min_pixels, self._max_pixels
+        rows, columns = resized_size(width, height, self._patch * self._merge, *bounds)
+        return columns, rows
 
     def _resize(self, picture: Pixels, size: tuple[int, int]) -> Pixels:
         height, width = size

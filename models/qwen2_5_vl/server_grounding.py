@@ -30,7 +30,8 @@ class ServerGrounding(Grounding):
         assert isinstance(settings, Qwen2_5_VLSettings)
         min_pixels = settings.min_pixels or MIN_PIXELS
         max_pixels = settings.max_pixels or MAX_PIXELS
-        height, width = resized_size(picture, TOKEN_SIDE, min_pixels, max_pixels)
+        height, width = picture.shape[:2]
+        height, width = resized_size(width, height, TOKEN_SIDE, min_pixels, max_pixels)
         image = Image.fromarray(picture)
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 

@@ -119,6 +119,10 @@ class SmolVLM(ChatModel):
             text += self._picture_text(grid) + following
         return self._chat.encode(text)
 
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        rows, columns = tile_grid(width, height, Detail.AUTO, self._tile, self._longest_edge)
+        return columns * self._tile, rows * self._tile
+
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
         """Encode tiles: each of these ``pictures`` is one tile."""
         features: list[Tensor] = []

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from raylens.api.context import Context
 from raylens.api.picture_body import PictureBody, describe_body, read_body, require_picture
+from raylens.core.errors import ModelNotLoaded
 from raylens.core.types import ProcessedPicture
 
 JPEG = "image/jpeg"
@@ -40,8 +41,14 @@ def router(context: Context) -> APIRouter:
         )
         if _accepts_only_jpeg(http):
             return Response(picture.jpeg, media_type=JPEG)
+        try:
+            seen = await context.service.input_size(model, picture.processed)
+        except ModelNotLoaded:  # the picture can be shown all the same
+            seen = None
         # Encoding megabytes as base64 would block the event loop.
-        return await asyncio.to_thread(lambda: JSONResponse({"model": model, **_as_json(picture)}))
+        return await asyncio.to_thread(
+            lambda: JSONResponse({"model": model, **_as_json(picture, seen)})
+        )
 
     return routes
 
@@ -51,13 +58,14 @@ def _accepts_only_jpeg(http: Request) -> bool:
     return JPEG in accept and "application/json" not in accept
 
 
-def _as_json(picture: ProcessedPicture) -> dict[str, Any]:
+def _as_json(picture: ProcessedPicture, seen: tuple[int, int] | None) -> dict[str, Any]:
     return {
         "image_url": f"data:{JPEG};base64,{base64.b64encode(picture.jpeg).decode()}",
         "geometry": {
             "stored": picture.stored,
             "original": picture.original,
             "processed": picture.processed,
+            "model": seen,
             "to_original": picture.to_original,
         },
         "steps": [

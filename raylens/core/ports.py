@@ -30,6 +30,13 @@ class VisionService(Protocol):
         """
         ...
 
+    async def input_size(self, model: str, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size to which a model resizes a preprocessed picture of ``size``.
+
+        Sizes are (width, height) in pixels. Raises as :meth:`model_info` does.
+        """
+        return size
+
     async def model_info(self, name: str) -> ModelInfo:
         """Describe a model. Raises ``ModelNotLoaded`` while none of its replicas answers."""
         ...

@@ -229,6 +229,13 @@ class Model(Protocol):
         """
         ...
 
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) to which a picture of this size is resized, in pixels.
+
+        Coordinates in the text of an answer, if there are any, are pixels of that size.
+        """
+        return width, height
+
     def encode(self, pictures: Sequence[PictureInput]) -> Generator[None, None, list[Tensor]]:
         """Return the features of each picture (tokens, hidden). Yield between slices of work."""
         ...

@@ -37,5 +37,8 @@ class BackgroundService(VisionService):
     ) -> ProcessedPicture:
         return await self._service.preprocess(picture, recipe, deadline, request_id)
 
+    async def input_size(self, model: str, size: tuple[int, int]) -> tuple[int, int]:
+        return await self._service.input_size(model, size)
+
     async def model_info(self, name: str) -> ModelInfo:
         return await self._service.model_info(name)

@@ -161,12 +161,13 @@ def test_preprocess_shows_the_picture_and_maps_back_to_the_original(server: str)
     assert picture.format == "JPEG"
     assert [picture.width, picture.height] == geometry["processed"]
     assert max(picture.size) == 300
-    assert geometry["original"] == [letterboxed.shape[1], letterboxed.shape[0]]
+    assert geometry["stored"] == [letterboxed.shape[1], letterboxed.shape[0]]
+    assert geometry["original"] == [letterboxed.shape[0], letterboxed.shape[1]]
+    assert geometry["model"] == [192, 192]
     a, b, c, d, e, f = geometry["to_original"]
-    # The picture is rotated by 90°. Its top left corner is the lower left corner of the stored
-    # picture, inside the bars.
+    # The picture is rotated by 90°, so the bars are at the left and the right.
     corners = [(a * x + b * y + c, d * x + e * y + f) for x, y in ((0, 0), (0, 1), (1, 0))]
-    expected = [(0, 0.8), (1, 0.8), (0, 0.2)]
+    expected = [(0.2, 0), (0.2, 1), (0.8, 0)]
     assert corners == [pytest.approx(corner, abs=1 / 100) for corner in expected]
     names = [step["name"] for step in preview["steps"]]
     assert names == ["decode", "smart_crop", "resize", "denoise", "color_balance", "encode"]

@@ -196,6 +196,14 @@ def test_a_request_may_bound_the_size_of_pictures(qwen: Qwen2_5_VL) -> None:
         count(PixelLimits(min_pixels=2**31 - 1))
 
 
+def test_qwen_tells_the_size_that_it_sees(qwen: Qwen2_5_VL) -> None:
+    message = Message(Role.USER, (ImagePart(0),))
+    for width, height in ((640, 480), (30, 200), (1024, 1024)):
+        pictures = [random_pixels(width, height)]
+        grid = qwen.prepare(request(Chat((message,))), pictures).pictures[0].data.grid
+        assert qwen.input_size(width, height) == (14 * grid.columns, 14 * grid.rows)
+
+
 def test_other_models_refuse_bounds(model: Model) -> None:
     if isinstance(model, Qwen2_5_VL):
         return

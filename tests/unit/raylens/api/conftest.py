@@ -148,6 +148,10 @@ class FakeService(VisionService):
             b"jpeg", (12, 16), (16, 12), (8, 6), (1, 0, 0, 0, 1, 0), steps, self.warnings
         )
 
+    async def input_size(self, model: str, size: tuple[int, int]) -> tuple[int, int]:
+        await self.model_info(model)
+        return size[0] // 2, size[1] // 2
+
     async def model_info(self, name: str) -> ModelInfo:
         if name not in self.loaded:
             raise ModelNotLoaded(f"{name} is down", "model", retry_after=2)

@@ -20,7 +20,13 @@ async def test_the_answer_holds_the_picture_its_geometry_and_its_steps(
     assert response.json() == {
         "model": "smolvlm",
         "image_url": "data:image/jpeg;base64,anBlZw==",
-        "geometry": {"original": [16, 12], "processed": [8, 6], "to_original": [1, 0, 0, 0, 1, 0]},
+        "geometry": {
+            "stored": [12, 16],
+            "original": [16, 12],
+            "processed": [8, 6],
+            "model": [4, 3],
+            "to_original": [1, 0, 0, 0, 1, 0],
+        },
         "steps": [{"name": "decode", "did": "PNG", "ms": 12.5}],
         "warnings": ["denoise: skipped"],
     }
