@@ -27,6 +27,7 @@ from preprocessing.header import (
     format_name,
     open_picture,
 )
+from preprocessing.png import without_ballast
 from preprocessing.resize import Size
 from raylens.core.errors import RaylensError
 
@@ -72,6 +73,7 @@ def decode(
     ``InvalidRequest`` if the file is damaged or the picture is too small.
     """
     check_length(data, limits)
+    data, warnings = without_ballast(data)
     with open_picture(data) as picture:
         check_header(picture, data, limits)
         try:
@@ -79,7 +81,7 @@ def decode(
             stored = _decode_jpeg(picture, data, required_size or _full_size)
             if stored is None:
                 stored = _decode_with_pillow(picture, data)
-            return _turn_upright(stored, description)
+            return _turn_upright(stored, description, warnings)
         except RaylensError:
             raise
         except Exception as error:  # a damaged file can make Pillow raise anything
@@ -106,7 +108,7 @@ class _Stored:
     """Whether the decoder has already turned the pixels upright."""
 
 
-def _turn_upright(stored: _Stored, description: str) -> Decoded:
+def _turn_upright(stored: _Stored, description: str, warnings: tuple[str, ...]) -> Decoded:
     pixels = stored.pixels
     orientation = stored.orientation
     if orientation in _ROTATE_UPRIGHT and not stored.is_upright:
@@ -124,7 +126,7 @@ def _turn_upright(stored: _Stored, description: str) -> Decoded:
         stored.size,
         stored.profile,
         f"{description}, orientation {orientation}",
-        stored.warnings,
+        warnings + stored.warnings,
     )
 
 

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from preprocessing.effort import is_laborious
 from preprocessing.formats import SUPPORTED, sniff
+from preprocessing.png import without_ballast
 from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError, UnsupportedMedia
 
 JPEG_FORMATS = ("JPEG", "MPO")
@@ -71,6 +72,7 @@ def check_file(data: bytes, limits: PictureLimits, field: str) -> None:
     """
     try:
         check_length(data, limits)
+        data, _ = without_ballast(data)
         with open_picture(data) as picture:
             check_header(picture, data, limits)
     except RaylensError as error:

@@ -11,6 +11,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from preprocessing.header import read_jpeg_layout
+from preprocessing.jpeg_end import END_MARKER, find_end_of_pixels, is_trailer, tail_of
 from preprocessing.resize import Size
 
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
@@ -45,9 +46,13 @@ def decode(data: bytes, size: Size, min_size: Size, color_space: str = "RGB") ->
         pixels = simplejpeg.decode_jpeg(data, color_space, **scaled)
     except ValueError as error:
         message = str(error)
+        complete = _complete(data)
         if _is_padding(data, message):
             pixels = simplejpeg.decode_jpeg(data, color_space, strict=False, **scaled)
             warnings = (f"decode: {message}",)
+        elif complete is not None:
+            pixels = simplejpeg.decode_jpeg(complete, color_space, strict=False, **scaled)
+            warnings = ("decode: the end marker of the JPEG is missing",)
         elif "Corrupt JPEG" in message or "Premature end" in message:
             raise
         else:
@@ -67,6 +72,21 @@ def _smallest_scale(size: Size, min_size: Size) -> int:
         if width >= min_size[0] and height >= min_size[1]:
             return eighths
     return 8
+
+
+def _complete(data: bytes) -> bytes | None:
+    """Return the file with the end marker that it lacks; None if more than that is missing."""
+    end = find_end_of_pixels(data)
+    if end is None:
+        return None
+    complete = data[:end] + END_MARKER
+    try:
+        simplejpeg.decode_jpeg(complete, "GRAY")
+    except ValueError as error:
+        match = _EXTRANEOUS.search(str(error))
+        if match is None or not is_trailer(tail_of(data, end, int(match[1]))):
+            return None
+    return complete
 
 
 def _is_padding(data: bytes, message: str) -> bool:
