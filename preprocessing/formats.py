@@ -6,8 +6,12 @@ An error message can thus name the actual format of a file that is not a support
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 
-SUPPORTED = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+HEIC = "HEIC"
+HAS_HEIC = find_spec("pillow_heif") is not None
+"""Whether HEIC can be decoded: by pillow-heif, which the extra ``heic`` installs."""
+SUPPORTED = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", *([HEIC] if HAS_HEIC else []))
 """The picture formats that can be decoded."""
 
 _MAGIC: tuple[tuple[str, bytes], ...] = (
@@ -18,7 +22,7 @@ _MAGIC: tuple[tuple[str, bytes], ...] = (
     ("BMP", rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"),
     ("TIFF", rb"II\*\0|MM\0\*|II\+\0|MM\0\+"),
     ("AVIF", rb"....ftypavi[fs]"),
-    ("a HEIC picture", rb"....ftyp(hei[cmsx]|hev[cx]|mif1|msf1)"),
+    (HEIC, rb"....ftyp(hei[cmsx]|hev[cx]|mif1|msf1)"),
     ("a JPEG XL picture", rb"\xff\x0a|\0\0\0\x0cJXL "),
     ("a JPEG 2000 picture", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
     ("a Photoshop file", rb"8BPS"),

@@ -11,14 +11,14 @@ from numbers import Real
 from PIL import Image, UnidentifiedImageError
 
 from preprocessing.effort import is_laborious
-from preprocessing.formats import SUPPORTED, sniff
+from preprocessing.formats import HAS_HEIC, HEIC, SUPPORTED, sniff
 from preprocessing.png import without_ballast
 from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError, UnsupportedMedia
 
 JPEG_FORMATS = ("JPEG", "MPO")
 """Pillow's names of JPEG files."""
 
-_PLUGINS = tuple(name.upper() for name in SUPPORTED)
+_PLUGINS = tuple("HEIF" if name == HEIC else name.upper() for name in SUPPORTED)
 _MODES = frozenset(
     (
         "1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr",
@@ -42,6 +42,10 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # Pillow would import its plugins at the first file, which would wait for them.
 Image.init()
+if HAS_HEIC:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ def open_picture(data: bytes) -> Image.Image:
         if name in SUPPORTED:
             raise damaged(data, error) from error
         problem = f"this is {name}" if name else "not a known picture format"
+        if name == HEIC:
+            problem = "this is HEIC, which the server reads only with the extra heic (pillow-heif)"
         raise UnsupportedMedia(
             f"image: {problem}, {len(data)} bytes that begin with {data[:8]!r};"
             f" expected {', '.join(SUPPORTED[:-1])} or {SUPPORTED[-1]}",

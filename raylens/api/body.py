@@ -10,6 +10,16 @@ from pydantic import BeforeValidator, WithJsonSchema
 from raylens.core.recipe import RECIPE
 
 
+def parse_object(value: Any) -> Any:
+    """Return an object that a form sends as JSON text. Raises ``ValueError``."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError("expected an object; the text is not valid JSON") from None
+
+
 def _parse_recipe(value: Any) -> Any:
     """Return a recipe's name, an object of changes, or None. A form sends all three as text.
 
@@ -18,10 +28,7 @@ def _parse_recipe(value: Any) -> Any:
     if isinstance(value, str) and value.strip() in ("", "null"):
         return None
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise ValueError("expected an object; the text is not valid JSON") from None
+        value = parse_object(value)
     if value is not None and not isinstance(value, (str, dict)):
         raise ValueError("expected a recipe's name or an object of its fields")
     return value

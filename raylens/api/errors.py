@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 MAX_FIELD_CHARS = 160
 """Characters of a field's name in an error: the client can make up names of any length."""
+URLENCODED = "application/x-www-form-urlencoded"
+_JSON = re.compile(r"application/([\w.+-]+\+)?json\b")
 _NOT_AN_OBJECT = ("model_type", "model_attributes_type")
 _CODES = {
     408: "request_timeout",
@@ -82,7 +85,11 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
         path = route_path(request.scope)
-        return error_response(path, from_validation(error.errors()))
+        errors = error.errors()
+        content_type = request.headers.get("content-type", "").lower()
+        if _is_no_object(errors[0]) and not _JSON.match(content_type):
+            return error_response(path, not_json(content_type))
+        return error_response(path, from_validation(errors))
 
     @app.exception_handler(HTTPException)
     async def handle_http_exception(request: Request, error: HTTPException) -> Response:
@@ -119,13 +126,25 @@ def _describe_unknown_route(request: Request, path: str) -> str:
     return f"{message}; did you mean {nearest[0]}?" if nearest else f"{message}; see /docs"
 
 
+def not_json(content_type: str) -> InvalidRequest:
+    """Return the error for a body whose Content-Type is not that of JSON."""
+    got = content_type[:MAX_FIELD_CHARS] or "none"
+    if content_type.startswith(URLENCODED):
+        got += ", which is curl's default for -d; add -H 'Content-Type: application/json'"
+    return InvalidRequest(
+        f"body: expected JSON with Content-Type: application/json; got {got}", "body"
+    )
+
+
+def _is_no_object(error: Any) -> bool:
+    return error["type"] in _NOT_AN_OBJECT and error["loc"] in ((), ("body",))
+
+
 def from_validation(errors: Any) -> InvalidRequest:
     """Return the first of pydantic's errors as ``field: message``, without the value itself."""
     first = errors[0]
-    if first["type"] in _NOT_AN_OBJECT and len(first["loc"]) <= 1:
-        return InvalidRequest(
-            "body: expected a JSON object with Content-Type: application/json", "body"
-        )
+    if _is_no_object(first):
+        return InvalidRequest("body: expected a JSON object", "body")
     if first["type"] == "json_invalid":
         reason = f"{first['ctx']['error']} at character {first['loc'][-1]}"
         return InvalidRequest(f"body: not valid JSON ({reason})", "body")

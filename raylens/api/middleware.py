@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 import uuid
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.errors import error_response
 from raylens.api.paths import route_path
-from raylens.core.errors import InvalidRequest, Overloaded, PayloadTooLarge
+from raylens.core.errors import InvalidRequest, Overloaded, PayloadTooLarge, UnsupportedMedia
 from raylens.core.logs import current_request_id
 
 REQUEST_ID_HEADER = "X-Request-ID"
@@ -109,6 +110,12 @@ class ConcurrencyLimitMiddleware:
         return self._queue_writes if method in _WRITES else self._queue_reads
 
 
+_UNPACKED = ("gzip", "x-gzip", "deflate")
+_UNCHANGED = ("", "identity")
+_ANY_HEADER = 32 + zlib.MAX_WBITS
+"""Zlib's code for data with the header of gzip or of zlib."""
+
+
 @dataclass
 class _InFlight:
     limit: int
@@ -123,7 +130,8 @@ class BodyMiddleware:
     """Refuses a body over ``max_bytes`` with 413, and a body that stalls for ``timeout_s`` seconds
     with 408.
 
-    ``exceptions`` holds other limits for some paths.
+    Unpacks bodies with the Content-Encoding gzip or deflate, within the same limit, and refuses
+    others with 415. ``exceptions`` holds other limits for some paths.
     """
 
     def __init__(
@@ -143,19 +151,31 @@ class BodyMiddleware:
             await self._app(scope, receive, send)
             return
         max_bytes = self._exceptions.get(route_path(scope), self._max_bytes)
-        content_length = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        encoding = headers.get("content-encoding", "").strip().lower()
+        if encoding not in (*_UNPACKED, *_UNCHANGED):
+            message = f"Content-Encoding: {encoding[:32]!r}; expected gzip, deflate or none"
+            unsupported = UnsupportedMedia(message, "Content-Encoding")
+            await error_response(route_path(scope), unsupported)(scope, receive, send)
+            return
+        content_length = headers.get("content-length", "")
         if content_length.isdecimal() and int(content_length) > max_bytes:
             error = _too_large(content_length[:32], max_bytes)
             await error_response(route_path(scope), error)(scope, receive, send)
             return
         received_bytes = 0
         is_complete = False
+        unpack = _Unpacker(max_bytes) if encoding in _UNPACKED else None
+        if unpack is not None:
+            scope = _without_encoding(scope)
 
         async def receive_limited() -> Message:
             nonlocal received_bytes, is_complete
             if is_complete:  # only the client's disconnect follows, however long it takes
                 return await receive()
             message = await self._receive_in_time(receive)
+            if unpack is not None and message["type"] == "http.request":
+                message = {**message, "body": unpack(message)}
             received_bytes += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
             if received_bytes > max_bytes:
@@ -172,6 +192,37 @@ class BodyMiddleware:
             raise HTTPException(
                 408, f"body: no data received; the limit is {self._timeout_s:g} seconds"
             ) from None
+
+
+class _Unpacker:
+    """Unpacks a compressed body as it arrives."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._decompressor = zlib.decompressobj(_ANY_HEADER)
+        self._left = max_bytes
+
+    def __call__(self, message: Message) -> bytes:
+        """Return the unpacked data of a message; one byte over the limit, if there is more.
+
+        Raises ``HTTPException`` if the data is damaged.
+        """
+        try:
+            data = self._decompressor.decompress(message.get("body", b""), self._left + 1)
+        except zlib.error as error:
+            raise HTTPException(400, f"body: unpacking it failed: {error}") from None
+        if not message.get("more_body", False) and not (
+            self._decompressor.eof or self._left < len(data)
+        ):
+            raise HTTPException(400, "body: its compressed data is cut off")
+        self._left -= len(data)
+        return data
+
+
+def _without_encoding(scope: Scope) -> Scope:
+    """Return the scope of a request whose body is unpacked."""
+    gone = (b"content-encoding", b"content-length")
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in gone]
+    return {**scope, "headers": headers}
 
 
 def _too_large(actual: str, max_bytes: int) -> PayloadTooLarge:

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request
 from pydantic import BeforeValidator, Field
 
 from raylens.api import sse
+from raylens.api.body import parse_object
 from raylens.api.context import Context
 from raylens.api.errors import error_body
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
@@ -38,7 +39,7 @@ from raylens.core.types import (
     Task,
     VisionRequest,
 )
-from raylens.core.wire import MAX_OBJECTS_LIMIT, Body, Text
+from raylens.core.wire import MAX_OBJECTS_LIMIT, LenientBody, Text
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +68,10 @@ SpatialRefs = Annotated[
 """Points [x, y] and boxes [x_min, y_min, x_max, y_max] that a question is about."""
 
 
-class RequestSettings(Body):
+class RequestSettings(LenientBody):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """0 means greedy."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_LIMIT)] = MAX_OBJECTS
 
@@ -77,7 +79,7 @@ class RequestSettings(Body):
 class PictureRequest(PictureBody):
     """Fields of every request of the dialect."""
 
-    settings: RequestSettings = RequestSettings()
+    settings: Annotated[RequestSettings, BeforeValidator(parse_object)] = RequestSettings()
     stream: bool = False
 
 

@@ -10,14 +10,14 @@ from pydantic import BaseModel, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from raylens.api.body import RecipeField
+from raylens.api.body import RecipeField, parse_object
 from raylens.api.context import Context
-from raylens.api.errors import from_validation
+from raylens.api.errors import URLENCODED, from_validation, not_json
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import PictureFile
-from raylens.core.wire import Body, Text
+from raylens.core.wire import Body, Text, is_absent
 
-_FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
+_FORM_TYPES = ("multipart/form-data", URLENCODED)
 _MAX_FORM_FIELD_BYTES = 64 * 2**20
 """Bytes of a form field other than the file: enough for the limit on the whole body to decide."""
 
@@ -31,10 +31,10 @@ class PictureBody(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
+    def _drop_absent_values(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {name: item for name, item in value.items() if item is not None}
+        return {name: item for name, item in value.items() if not is_absent(item)}
 
 
 BodyT = TypeVar("BodyT", bound=PictureBody)
@@ -46,6 +46,8 @@ async def read_body(
     """Return the body and its picture. Raises ``InvalidRequest`` or ``PayloadTooLarge``."""
     content_type = http.headers.get("content-type", "").lower()
     upload: bytes | None = None
+    if content_type.startswith(URLENCODED) and (await http.body()).lstrip()[:1] == b"{":
+        raise not_json(content_type)
     if content_type.startswith(_FORM_TYPES):
         fields, upload = await _read_form(http, body_type)
     else:
@@ -86,7 +88,8 @@ async def _read_form(
 ) -> tuple[dict[str, Any], bytes | None]:
     """Return a form's fields and the file's bytes.
 
-    A form is flat: its fields of ``settings`` are moved into an object of that name.
+    A form is flat: its fields of ``settings`` are moved into an object of that name, which the form
+    may also send as JSON text.
     """
     try:
         async with http.form(
@@ -107,7 +110,11 @@ async def _read_form(
         raise InvalidRequest(f"body: {error.detail}", "body") from None
     settings = {name: fields.pop(name) for name in _settings_fields(body_type) if name in fields}
     if settings:
-        fields["settings"] = settings
+        try:
+            whole = parse_object(fields.get("settings") or "{}")
+        except ValueError as error:
+            raise InvalidRequest(f"settings: {error}", "settings") from None
+        fields["settings"] = {**whole, **settings} if isinstance(whole, dict) else whole
     return fields, data
 
 

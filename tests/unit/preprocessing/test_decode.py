@@ -349,11 +349,11 @@ def test_a_jpeg_of_any_mode_with_missing_data_is_refused(mode, options) -> None:
             "this is a PDF document, 18 bytes that begin with b'%PDF-1.7'",
         ),
         (b"<?xml version='1.0'?>\n<svg xmlns=''/>", UnsupportedMedia, "an SVG drawing"),
-        (b"\0\0\0\x1cftypheic\0\0\0\0mif1", UnsupportedMedia, "a HEIC picture"),
+        (b"\0\0\0\x1cftypheic\0\0\0\0mif1", InvalidRequest, "the HEIC of 16 bytes is truncated"),
         (
             b"hello",
             UnsupportedMedia,
-            "not a known picture format.*expected JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF",
+            "not a known picture format.*expected JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC",
         ),
         (encode_picture(gradient(300, 300), "JPEG")[:2000], InvalidRequest, "truncated"),
         (

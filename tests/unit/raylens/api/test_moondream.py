@@ -142,7 +142,7 @@ async def test_preprocessing_warnings_are_passed_on(client, service: FakeService
         ("detect", {**DETECT, "stream": True}, 400, "stream: not supported"),
         ("point", {**DETECT, "spatial_refs": [[0.5, 0.5]]}, 400, "spatial_refs: not supported"),
         ("detect", {**DETECT, "spatial_refs": [[0.5, 0.5]]}, 400, "spatial_refs: not supported"),
-        ("detect", {**DETECT, "object": ""}, 400, "object: Value should have at least 1"),
+        ("detect", {**DETECT, "object": ""}, 400, "object: Field required"),
         ("point", {**DETECT, "object": "x" * 2001}, 400,
          "object: 2001 characters; the limit is 2000"),
         ("detect", {**DETECT, "settings": {"max_objects": 0}}, 400, "settings.max_objects"),

@@ -259,8 +259,6 @@ async def test_a_schema_that_is_nested_too_deep_is_refused(client) -> None:
         (chat("\ud800"), 400, "messages.0.content.0.text", "surrogate"),
         (chat("x", image("\ud800:x")), 400, "messages.0.content.1.image_url.url", "surrogate"),
         (chat("x", stop="\ud800"), 400, "stop.0", "surrogate"),
-        (chat("x", image("data:image/png,abc")), 400,
-         "messages.0.content.1.image_url.url", "base64"),
         ({"messages": [{"role": "user", "content": [{"type": "q" * 3000}]}]}, 400,
          "messages.0.content.0", "tag"),
     ],
