@@ -349,7 +349,7 @@ def test_a_jpeg_of_any_mode_with_missing_data_is_refused(mode, options) -> None:
             "this is a PDF document, 18 bytes that begin with b'%PDF-1.7'",
         ),
         (b"<?xml version='1.0'?>\n<svg xmlns=''/>", UnsupportedMedia, "an SVG drawing"),
-        (b"\0\0\0\x1cftypheic\0\0\0\0mif1", InvalidRequest, "the HEIC of 16 bytes is truncated"),
+        (b"\0\0\0\x1cftypheic\0\0\0\0mif1", InvalidRequest, "the HEIC of 20 bytes is truncated"),
         (
             b"hello",
             UnsupportedMedia,
