@@ -1,7 +1,7 @@
 """Questions that are answered by JSON, for training.
 
 Structured output forces the names of an answer's properties, which the model can't know. It learns
-only the values, and where they end.
+everything else: what a grammar forbids, it can't choose anyway.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ class JsonExample:
 
 
 class Answer(NamedTuple):
-    """An answer's text, and the ranges of characters that the model learns."""
+    """An answer's text, and the ranges of characters that the model can't know."""
 
     text: str
-    learned: tuple[tuple[int, int], ...]
+    unknown: tuple[tuple[int, int], ...]
 
 
 def build_json_examples(
@@ -179,41 +179,38 @@ def _shape_value(shape: Shape, meaning: str) -> str:
 
 
 def write_answer(example: JsonExample, opening: str = "", closing: str = "") -> Answer:
-    """Return the answer as JSON between ``opening`` and ``closing``, which are not learned."""
+    """Return the answer as JSON between ``opening``, which the model can't know, and
+    ``closing``."""
     writer = _Writer(opening)
     writer.write_object({entry.name: entry.value for entry in example.properties})
-    writer.text += closing
-    return Answer(writer.text, tuple(writer.learned))
+    return Answer(writer.text + closing, ((0, len(opening)), *writer.names))
 
 
 class _Writer:
-    """Writes JSON as ``json.dumps`` does, and notes the ranges of the values.
-
-    A range includes the character after the value, by which the model ends it.
-    """
+    """Writes JSON as ``json.dumps`` does, and notes the ranges of the names."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.learned: list[tuple[int, int]] = []
+        self.names: list[tuple[int, int]] = []
 
     def write_object(self, value: dict[str, Any]) -> None:
         for index, (name, member) in enumerate(value.items()):
-            self.text += f"{', ' if index else '{'}{json.dumps(name)}: "
+            self.text += ', "' if index else '{"'
+            start = len(self.text)
+            self.text += name
+            self.names.append((start, len(self.text)))
+            self.text += '": '
             self._write(member)
         self.text += "}"
 
     def _write(self, value: Any) -> None:
-        if isinstance(value, list):
-            self.text += "["
-            for index, item in enumerate(value):
-                self.text += ", " if index else ""
-                self.write_object(item)
-                self.learned.append((len(self.text), len(self.text) + 1))
-            self.text += "]"
+        if not isinstance(value, list):
+            self.text += json.dumps(value)
             return
-        start = len(self.text) + isinstance(value, str)
-        self.text += json.dumps(value)
-        self.learned.append((start, len(self.text) + (not isinstance(value, str))))
+        for index, item in enumerate(value):
+            self.text += ", " if index else "["
+            self.write_object(item)
+        self.text += "]"
 
 
 def encode_answer(
@@ -222,7 +219,7 @@ def encode_answer(
     """Return the answer's token ids, and whether the loss includes each of them."""
     encoded = tokenizer(answer.text, add_special_tokens=False, return_offsets_mapping=True)
     learn = [
-        any(start < last and first < end for first, last in answer.learned)
+        not any(start < last and first < end for first, last in answer.unknown)
         for start, end in encoded["offset_mapping"]
     ]
     return encoded["input_ids"], learn
