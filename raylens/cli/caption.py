@@ -20,7 +20,7 @@ from raylens.cli.caption_job import CaptionOptions
 from raylens.cli.captioner import Captioner
 from raylens.cli.client import Client
 from raylens.cli.errors import ClientError, StatusError, UsageError
-from raylens.cli.pictures import SUFFIXES, find_pictures
+from raylens.cli.pictures import find_pictures
 from raylens.cli.progress import ProgressDisplay, Tally
 from raylens.cli.results import Format, Result, ResultFile, ResultStore, TextFiles
 
@@ -47,10 +47,14 @@ def run_caption(arguments: CaptionArguments, connect: Connect, console: Console)
     Raises ``UsageError`` before anything is sent.
     """
     file_format = _choose_format(arguments)
-    pictures = find_pictures(arguments.paths, arguments.recursive)
+    found = find_pictures(arguments.paths, arguments.recursive)
+    pictures = found.pictures
+    passed_over = found.describe_passed_over()
     if not pictures:
         paths = ", ".join(map(str, arguments.paths))
-        raise UsageError(f"no pictures in {paths}; known suffixes: {' '.join(sorted(SUFFIXES))}")
+        raise UsageError(f"no pictures in {paths}{f'; {passed_over}' if passed_over else ''}")
+    if passed_over:
+        console.print(passed_over)
     with _open_store(arguments, file_format, pictures) as store:
         return _caption_pending(arguments, pictures, store, connect, console)
 

@@ -45,14 +45,17 @@ _OUTAGE = "outage"
 
 
 def check_server(server: str) -> str:
-    """Return ``server``. Raises ``ValueError`` if it is not an HTTP URL."""
+    """Return the server's base URL, also for a URL such as OpenAI's clients take, with ``/v1``.
+
+    Raises ``ValueError`` if it is not an HTTP URL.
+    """
     try:
         url = httpx.URL(server)
     except httpx.InvalidURL as error:
         raise ValueError(f"{server!r}: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(f"{server!r}: expected a URL such as {DEFAULT_SERVER}")
-    return server
+    return server.rstrip("/").removesuffix("/v1")
 
 
 class Client:

@@ -23,10 +23,30 @@ from raylens.core.environment import COMPAT_ENV_OPTION
 from raylens.core.errors import RaylensError
 
 app = typer.Typer(
-    help="Serve vision-language models as one Ray Serve deployment graph.", no_args_is_help=True
+    help="Serve vision-language models as one Ray Serve deployment graph.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(jobs.app, name="jobs")
 console = Console(stderr=True, highlight=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Serve vision-language models as one Ray Serve deployment graph."""
 
 
 @app.command()
@@ -105,6 +125,8 @@ def caption(
     out: Annotated[
         Path | None,
         typer.Option(
+            "--out",
+            "-o",
             help="File for the captions, one record per picture. "
             "Pictures that already have a record are skipped.",
             show_default=False,

@@ -4,43 +4,134 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from preprocessing.formats import HEIC, SUPPORTED, sniff
 from raylens.cli.errors import UsageError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp"),
+        *(".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif"),
+    }
+)
+"""Suffixes of pictures that the server reads."""
+_PICTURES = frozenset({*SUPPORTED, HEIC}) - {"TIFF"}
+"""Formats by which a file without such a suffix is a picture. Raw photographs are TIFF files, too,
+which the server can't develop."""
+_SNIFFED_BYTES = 1024
 _DIGITS = re.compile("([0-9]+)")
 
 
-def find_pictures(paths: Iterable[Path], recursive: bool = True) -> list[Path]:
-    """Return each picture among files and in folders once, in natural order.
+@dataclass(frozen=True)
+class Discovery:
+    """The pictures, each once, in natural order, and what was passed over."""
 
-    Files and folders inside a folder are skipped if their name begins with a dot. Raises
-    ``UsageError`` if a path does not exist.
+    pictures: list[Path]
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """Number of files by reason."""
+
+    def describe_passed_over(self) -> str:
+        """Return the reasons in one line; empty if there are none."""
+        if not self.passed_over:
+            return ""
+        reasons = (f"{count} {reason}" for reason, count in self.passed_over.most_common())
+        return f"passed over {self.passed_over.total()} files: {', '.join(reasons)}"
+
+
+def find_pictures(paths: Iterable[Path], recursive: bool = True) -> Discovery:
+    """Find the pictures among files and in folders.
+
+    In a folder, a file is a picture by its suffix or its first bytes; links to folders are
+    followed, each folder once. Raises ``UsageError`` if a path does not exist, or if a file that is
+    named outright cannot be read or is no picture.
     """
     pictures: dict[str, Path] = {}
+    passed_over: Counter[str] = Counter()
+    seen: set[tuple[int, int]] = set()
     for path in paths:
         if not os.path.lexists(path):
             raise UsageError(f"{path}: no such file or folder")
-        candidates = _walk(path, recursive) if os.path.isdir(path) else [path]
-        for candidate in candidates:
-            if candidate.suffix.lower() in SUFFIXES or os.path.isdir(candidate):
+        if not os.path.isdir(path):
+            _check_named_file(path)
+            pictures.setdefault(os.path.abspath(path), path)
+            continue
+        for candidate in _walk(path, recursive, seen, passed_over):
+            reason = "" if os.path.isdir(candidate) else _reason_against(candidate)
+            if reason:
+                passed_over[reason] += 1
+            else:
                 pictures.setdefault(os.path.abspath(candidate), candidate)
-    return sorted(pictures.values(), key=_natural_key)
+    return Discovery(sorted(pictures.values(), key=_natural_key), passed_over)
 
 
-def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+def _check_named_file(path: Path) -> None:
+    """Raise ``UsageError`` unless a file that is named outright can be read, and is a picture."""
+    try:
+        data = _read_start(path)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    kind = sniff(data)
+    if kind not in SUPPORTED and kind != HEIC:
+        raise UsageError(f"{path}: not a picture{f', but {kind}' if kind else ''}")
+
+
+def _reason_against(path: Path) -> str:
+    """Return why a file in a folder is no picture; empty if it is one."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return ""
+    try:
+        if sniff(_read_start(path)) in _PICTURES:
+            return ""
+    except OSError:
+        return "unreadable"
+    return suffix or "without a suffix"
+
+
+def _read_start(path: Path) -> bytes:
+    """Return a regular file's first bytes. Raises ``OSError``."""
+    if not path.is_file():
+        path.stat()  # says why, if there is an error
+        raise OSError("not a regular file")
+    with path.open("rb") as file:
+        return file.read(_SNIFFED_BYTES)
+
+
+def _walk(
+    folder: Path, recursive: bool, seen: set[tuple[int, int]], passed_over: Counter[str]
+) -> Iterator[Path]:
     """Yield the files in a folder, and the folders that cannot be listed.
 
     Such a folder is treated as a picture. It fails when it is read, and that failure shows the user
-    that pictures are missing.
+    that pictures are missing. ``seen`` are the folders that were listed before: a link may lead
+    back to one.
     """
     errors: list[OSError] = []
-    for parent, folders, files in os.walk(folder, onerror=errors.append):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        yield from (Path(parent, name) for name in files if not name.startswith("."))
+    for parent, folders, files in os.walk(folder, onerror=errors.append, followlinks=True):
+        identity = _identity(parent)
+        if identity in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
+        visible = [name for name in folders if not name.startswith(".")]
+        passed_over["hidden"] += len(folders) - len(visible)
+        folders[:] = visible if recursive else []
+        for name in files:
+            if name.startswith("."):
+                passed_over["hidden"] += 1
+            else:
+                yield Path(parent, name)
+    passed_over += Counter()  # drops the zeros
     yield from (Path(error.filename) for error in errors)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _natural_key(path: Path) -> tuple[list[list[str | int]], str]:
