@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 import struct
-import zlib
 
 import numpy as np
 from PIL import Image
@@ -103,9 +102,6 @@ def make_bomb(rng: random.Random) -> tuple[str, bytes]:
         "JPEG's header": b"\xff\xd8\xff\xc0\0\x0b\x08"
         + struct.pack(">HH", side, side)
         + b"\1\1\x11\0\xff\xd9",
-        "PNG with 200 MB of text": _png_with_chunk(
-            b"zTXt", b"a\0\0" + zlib.compress(bytes(2 * 10**8), 1)
-        ),
         "progressive JPEG of 200 scans": _jpeg_with_scans(200),
     }
     name = rng.choice(list(bombs))
@@ -126,13 +122,6 @@ def _tiff_header(side: int) -> bytes:
     ]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-
-
-def _png_with_chunk(chunk_type: bytes, data: bytes) -> bytes:
-    png = encode_picture(gradient(20, 20))
-    checksum = zlib.crc32(chunk_type + data)
-    chunk = struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", checksum)
-    return png[:33] + chunk + png[33:]
 
 
 def _jpeg_with_scans(count: int) -> bytes:

@@ -78,7 +78,7 @@ TOLERANCE = 2
 class TrainingSettings(trainer.TrainingSettings):
     text_questions: int = 10
     """Text questions per packed row; four more ask for boxes and points."""
-    first_mix: tuple[int, int] = (44, 6)
+    first_mix: tuple[int, int] = (40, 16)
     last_mix: tuple[int, int] = (40, 40)
     target_std: float = 1.0
     """Standard deviation of the target of a coordinate, in pixels."""

@@ -195,10 +195,8 @@ def test_openai_errors_have_openais_types(openai_client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "hi"}]
     with pytest.raises(openai.NotFoundError, match="gpt-4o"):
         openai_client.chat.completions.create(model="gpt-4o", messages=messages)
-    with pytest.raises(openai.BadRequestError, match="logit_bias: not supported"):
-        openai_client.chat.completions.create(
-            model="smolvlm", messages=messages, logit_bias={"5": 10}
-        )
+    with pytest.raises(openai.BadRequestError, match="verbosity: not supported"):
+        openai_client.chat.completions.create(model="smolvlm", messages=messages, verbosity="high")
     with pytest.raises(openai.BadRequestError, match="top_logprobs: expected logprobs to be true"):
         openai_client.chat.completions.create(model="smolvlm", messages=messages, top_logprobs=2)
 
@@ -335,7 +333,7 @@ def test_the_api_page_and_health_are_served(server: str) -> None:
     assert httpx.get(f"{server}/docs").status_code == 200
     health = httpx.get(f"{server}/health").json()
     assert health["status"] == "healthy"
-    assert health["models"]["smolvlm"]["tasks"] == ["caption", "chat", "query"]
+    assert health["models"]["smolvlm"]["tasks"] == ["caption", "chat", "completion", "query"]
     tasks = ["caption", "chat", "detect", "point", "query"]
     assert health["models"]["qwen2.5-vl"]["tasks"] == tasks
     assert health["models"]["moondream"]["tasks"] == [*tasks, "reason"]

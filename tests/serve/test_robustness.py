@@ -66,7 +66,7 @@ INVALID_PICTURES = {
     "broken base64": ("data:image/png;base64,@@@@", 400, "base64"),
     "a web address": ("https://example.com/a.png", 400, "data URL"),
     "a path": ("/etc/passwd", 400, "data URL"),
-    "nothing": ("data:image/png;base64,", 415, "empty"),
+    "nothing": ("data:image/png;base64,", 400, "empty"),
 }
 
 

@@ -34,6 +34,7 @@ def png(*chunks: bytes, before_end: bytes = b"") -> bytes:
 
 
 BALLAST = {
+    "a bomb of text": (png(chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2 * 10**8), 1))), "zTXt"),
     "large iTXt": (png(chunk(b"iTXt", b"k\0\1\0\0\0" + ZEROS)), "iTXt"),
     "large zTXt": (png(chunk(b"zTXt", b"k\0\0" + ZEROS)), "zTXt"),
     "large tEXt": (png(chunk(b"tEXt", b"k\0" + bytes(MAX_CONTENT))), "tEXt"),
