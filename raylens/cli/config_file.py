@@ -16,6 +16,10 @@ from raylens.core.environment import VariableError, load_config
 from raylens.core.validation import explain
 
 
+IMPORT_PATH = "deployments.app:build_app"
+"""The import path of a raylens application."""
+
+
 class ConfigError(Exception):
     """A config file that can't work; the message names the key."""
 
@@ -26,32 +30,44 @@ class EnvironmentVariableError(ConfigError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The address that the HTTP server listens on."""
+    """The address that the HTTP server listens on, and the application's prefix there."""
 
     host: str
     port: int
+    prefix: str = ""
+    """The application's ``route_prefix``, without a slash at its end."""
 
     @property
     def url(self) -> str:
         host = "127.0.0.1" if self.host in ("", "0.0.0.0") else self.host
-        return f"http://{host}:{self.port}"
+        return f"http://{host}:{self.port}{self.prefix}"
 
 
 def check_config_file(path: Path) -> Endpoint:
-    """Check a Serve config file and its applications, and print remarks on the environment.
+    """Check a Serve config file and its raylens application, and print remarks on the environment.
 
-    Raises ``ConfigError``, which names the key or the environment variable at fault.
+    Other applications in the file are Serve's concern. Raises ``ConfigError``, which names the key or the environment variable at fault.
     """
     config = _read_yaml(path)
     _check_serve_settings(config)
-    if not config["applications"]:
-        raise ConfigError("applications: expected at least one")
-    for application in config["applications"]:
+    applications = [
+        application
+        for application in config["applications"]
+        if application.get("import_path") == IMPORT_PATH
+    ]
+    if not applications:
+        raise ConfigError(f"applications: expected at least one with the import_path {IMPORT_PATH}")
+    for application in applications:
         app = _load_application(application.get("args") or {})
         _check_deployment_names(application.get("deployments") or (), app)
         _check_job_queue(app)
     options = config.get("http_options") or {}
-    return Endpoint(str(options.get("host", "127.0.0.1")), int(options.get("port", 8000)))
+    prefix = applications[0].get("route_prefix", "/")
+    return Endpoint(
+        str(options.get("host", "127.0.0.1")),
+        int(options.get("port", 8000)),
+        str(prefix or "").rstrip("/"),
+    )
 
 
 def _read_yaml(path: Path) -> Any:

@@ -205,3 +205,15 @@ def test_the_cluster_file_passes_rays_own_validation() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text())))
+
+
+def test_another_application_in_the_file_is_left_alone(tmp_path: Path) -> None:
+    config = copy.deepcopy(SHIPPED)
+    (ours,) = config["applications"]
+    ours["route_prefix"] = "/vlm"
+    other = {"name": "other", "route_prefix": "/", "import_path": "a.b:c", "args": {"d": 1}}
+    config["applications"] = [other, ours]
+    assert check_config_file(written(tmp_path, config)).url == "http://127.0.0.1:8000/vlm"
+    config["applications"] = [other]
+    with pytest.raises(ConfigError, match=r"import_path deployments\.app:build_app"):
+        check_config_file(written(tmp_path, config))
