@@ -15,7 +15,6 @@ from raylens.core.config import AppConfig
 from raylens.core.environment import VariableError, load_config
 from raylens.core.validation import explain
 
-
 IMPORT_PATH = "deployments.app:build_app"
 """The import path of a raylens application."""
 
@@ -46,7 +45,8 @@ class Endpoint:
 def check_config_file(path: Path) -> Endpoint:
     """Check a Serve config file and its raylens application, and print remarks on the environment.
 
-    Other applications in the file are Serve's concern. Raises ``ConfigError``, which names the key or the environment variable at fault.
+    Other applications in the file are Serve's concern. Raises ``ConfigError``, which names the key
+    or the environment variable at fault.
     """
     config = _read_yaml(path)
     _check_serve_settings(config)
