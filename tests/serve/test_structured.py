@@ -161,13 +161,13 @@ def test_a_text_is_continued(client: openai.OpenAI) -> None:
 
 
 def test_ollamas_client_gets_right_answers(server: str) -> None:
-    client = ollama.Client(server)
-    scene, data, _ = draw_scene(46)
-    message = {"role": "user", "content": "How many shapes are there?", "images": [data]}
-    answer = client.chat(model="smolvlm", messages=[message])
-    assert answer.message.content == str(len(scene.shapes))
-    message["content"] = "Describe this image."
-    parts = list(client.chat(model="smolvlm:latest", messages=[message], stream=True))
-    assert "".join(part.message.content or "" for part in parts) == scene.caption()
-    assert parts[-1].done
-    assert {model.model for model in client.list().models} >= {"smolvlm:latest"}
+    with ollama.Client(server) as client:
+        scene, data, _ = draw_scene(46)
+        message = {"role": "user", "content": "How many shapes are there?", "images": [data]}
+        answer = client.chat(model="smolvlm", messages=[message])
+        assert answer.message.content == str(len(scene.shapes))
+        message["content"] = "Describe this image."
+        parts = list(client.chat(model="smolvlm:latest", messages=[message], stream=True))
+        assert "".join(part.message.content or "" for part in parts) == scene.caption()
+        assert parts[-1].done
+        assert {model.model for model in client.list().models} >= {"smolvlm:latest"}
