@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import httpx
@@ -34,12 +36,17 @@ from raylens.core.types import (
     Length,
     Location,
     Message,
+    PixelLimits,
     Point,
     Query,
     Region,
     Role,
     SamplingParams,
     TextPart,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    Tools,
     Usage,
     VideoPart,
     VisionRequest,
@@ -115,6 +122,9 @@ async def test_sampling_parameters_are_passed_on(make, service: FakeService) -> 
         n=2,
         logprobs=1,
         json_schema='{"type":"object"}',
+        min_tokens=2,
+        stop_token_ids=(7, 8),
+        logit_bias=((5, -1.5),),
     )
     vision_request = VisionRequest("r", "far", Query("?"), time.time() + 20, sampling)
     deltas = await generate(make(), vision_request)
@@ -135,6 +145,72 @@ async def test_a_conversation_is_passed_on(make, service: FakeService) -> None:
     )
     await generate(make(), request(chat), pictures=2)
     assert service.requests[0].task == chat
+
+
+def tool(name: str) -> Tool:
+    function = {"name": name, "parameters": {"type": "object"}}
+    definition = json.dumps({"type": "function", "function": function})
+    return Tool(name, '{"type": "object"}', definition)
+
+
+TOOLS = Tools((tool("look_up"), tool("add")))
+
+
+@pytest.mark.parametrize("required", [(), ("look_up",), ("look_up", "add")])
+@pytest.mark.parametrize("parallel", [True, False])
+async def test_tools_are_passed_on_and_their_calls_come_back(
+    make, service: FakeService, required: tuple[str, ...], parallel: bool
+) -> None:
+    service.words = ("I ", "look.")
+    service.tool_calls = (
+        ToolCallDelta(0, "look_up", '{"word"'),
+        ToolCallDelta(0, None, ': "red"}'),
+        ToolCallDelta(1, "add", "{}"),
+    )
+    tools = replace(TOOLS, required=required, parallel=parallel)
+    question = Message(Role.USER, (TextPart("What is red?"),))
+    deltas = await generate(make(), request(Chat((question,), tools=tools)), pictures=0)
+
+    received = service.requests[0].tools
+    assert received is not None
+    assert received.required == required
+    assert received.parallel is parallel
+    assert [function.name for function in received.functions] == ["look_up", "add"]
+    assert "".join(delta.text for delta in deltas) == "I look."
+    assert tuple(call for delta in deltas for call in delta.tool_calls) == service.tool_calls
+    assert deltas[-1].finish_reason is FinishReason.TOOL_CALLS
+
+
+async def test_a_history_with_tool_calls_is_passed_on(make, service: FakeService) -> None:
+    chat = Chat(
+        (
+            Message(Role.USER, (TextPart("What is red?"),)),
+            Message(Role.ASSISTANT, (), (ToolCall("look_up", '{"word": "red"}'),)),
+            Message(Role.TOOL, (TextPart("a colour"),)),
+        ),
+        tools=TOOLS,
+    )
+    await generate(make(), request(chat), pictures=0)
+    received = service.requests[0].task
+    assert isinstance(received, Chat)
+    assert received.messages == chat.messages
+
+
+async def test_limits_of_pixels_and_the_start_of_an_answer_are_passed_on(
+    make, service: FakeService
+) -> None:
+    chat = Chat(
+        (
+            Message(Role.USER, (TextPart("What is this?"), ImagePart(0))),
+            Message(Role.ASSISTANT, (TextPart("It is a "),)),
+        ),
+        pixel_limits=PixelLimits(max_pixels=50_000),
+    )
+    await generate(make(), request(chat))
+    received = service.requests[0].task
+    assert isinstance(received, Chat)
+    assert received.continues_answer
+    assert received.pixel_limits == PixelLimits(max_pixels=50_000)
 
 
 async def test_a_video_is_refused(make) -> None:

@@ -162,3 +162,29 @@ async def test_gauges_include_sequences_that_the_thread_has_not_taken_yet(gated)
     assert (gauges.running + gauges.waiting, gauges.kv_bytes > 0) == (3, True)
     for first_delta in first_deltas:
         first_delta.cancel()
+
+
+async def test_what_a_schema_does_not_enforce_is_said_once() -> None:
+    engine = AsyncEngine(FakeModel(), EngineLimits(max_batch_size=2), max_waiting=2)
+    schema = '{"type": "array", "items": {"type": "boolean"}, "uniqueItems": true}'
+    deltas = engine.generate(request(LATER, max_tokens=9, json_schema=schema), Prompt((99,)))
+    first, *later = [delta async for delta in deltas]
+    assert len(first.warnings) == 1
+    assert first.warnings[0].startswith("response_format: not enforced:")
+    assert "uniqueItems" in first.warnings[0]
+    assert later
+    assert not any(delta.warnings for delta in later)
+    engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("field", "sampling"),
+    [("stop_token_ids", {"stop_token_ids": (3, 257)}), ("logit_bias", {"logit_bias": ((257, 5),)})],
+)
+async def test_a_token_that_the_model_lacks_is_refused(
+    gated, field: str, sampling: dict[str, Any]
+) -> None:
+    _, engine = gated
+    with pytest.raises(InvalidRequest, match=f"{field}: token 257; this model's last one is 256"):
+        await anext(engine.generate(request(LATER, **sampling), Prompt((99,))))
+    assert engine.in_flight == 0
