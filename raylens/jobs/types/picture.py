@@ -6,8 +6,8 @@ picture's size, from 0 to 1.
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated, Any, Self
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,9 @@ from raylens.core.types import MAX_OBJECTS, Caption, Detect, Length, Point, Quer
 from raylens.core.wire import MAX_OBJECTS_LIMIT, Text
 from raylens.jobs.inference import Answer, with_greedy_sampling
 from raylens.jobs.types.base import JobContext, JobInput, JobType, PictureReference
+
+MAX_TARGETS = 100
+"""Largest number of different objects that one job looks for."""
 
 Prompt = Annotated[Text, Field(min_length=1)]
 
@@ -50,22 +53,26 @@ class QueryInput(JobInput):
 
 
 class LocateInput(JobInput):
-    """``prompt`` is an alias of ``object``."""
+    """One object, or several as ``objects``. ``prompt`` is an alias of ``object``.
+
+    ``max_objects`` limits the places of each.
+    """
 
     image: PictureReference
     object: Prompt | None = None
+    objects: Annotated[list[Prompt], Field(min_length=1, max_length=MAX_TARGETS)] | None = None
     prompt: Prompt | None = None
     max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_LIMIT)] = MAX_OBJECTS
 
     @model_validator(mode="after")
     def _check_object(self) -> Self:
-        if (self.object is None) == (self.prompt is None):
-            raise ValueError("object: expected exactly one of object and prompt")
+        if [self.object, self.objects, self.prompt].count(None) != 2:
+            raise ValueError("object: expected exactly one of object, objects and prompt")
         return self
 
     @property
-    def target(self) -> str:
-        return self.object or self.prompt or ""
+    def targets(self) -> list[str]:
+        return self.objects or [self.object or self.prompt or ""]
 
 
 class CaptionJob(JobType):
@@ -94,35 +101,52 @@ class QueryJob(JobType):
 
 
 class DetectJob(JobType):
-    """Output: ``{"objects": [{x_min, y_min, x_max, y_max}]}``."""
+    """Output: ``{"objects": [{x_min, y_min, x_max, y_max}]}``.
+
+    If the input has ``objects``, each box has the one that it shows as its ``label``.
+    """
 
     name = "detect"
     input_model = LocateInput
 
     async def run(self, job_input: LocateInput, context: JobContext) -> dict[str, Any]:
-        task = Detect(job_input.target, job_input.max_objects)
-        answer = await _locate(task, job_input, context)
-        objects = [asdict(region) for region in answer.findings.regions or ()]
-        return make_output({"objects": objects}, answer)
+        return await _locate("objects", job_input, context)
 
 
 class PointJob(JobType):
-    """Output: ``{"points": [{x, y}]}``."""
+    """Output: ``{"points": [{x, y}]}``, with labels as in :class:`DetectJob`."""
 
     name = "point"
     input_model = LocateInput
 
     async def run(self, job_input: LocateInput, context: JobContext) -> dict[str, Any]:
-        task = Point(job_input.target, job_input.max_objects)
-        answer = await _locate(task, job_input, context)
-        points = [asdict(location) for location in answer.findings.locations or ()]
-        return make_output({"points": points}, answer)
+        return await _locate("points", job_input, context)
 
 
-async def _locate(task: Detect | Point, job_input: LocateInput, context: JobContext) -> Answer:
+async def _locate(
+    key: Literal["objects", "points"], job_input: LocateInput, context: JobContext
+) -> dict[str, Any]:
+    """Return the boxes or the points of all targets under ``key``.
+
+    The targets that an earlier attempt looked for are not looked for again.
+    """
     options = with_greedy_sampling(context.inference.resolve(job_input))
     picture = await context.load_picture(job_input.image, "input.image")
-    return await context.ask(options, task, [picture])
+    targets = job_input.targets
+    partial, progress = context.job.output, context.job.progress
+    done = progress.done if partial and progress else 0
+    output: dict[str, Any] = partial or {key: []}
+    for number, target in enumerate(targets[done:], start=done + 1):
+        make_task = Detect if key == "objects" else Point
+        answer = await context.ask(options, make_task(target, job_input.max_objects), [picture])
+        found = answer.findings.regions if key == "objects" else answer.findings.locations
+        label = {} if job_input.objects is None else {"label": target}
+        places = [*output[key], *({**asdict(place), **label} for place in found or ())]
+        warnings = dict.fromkeys((*output.get("warnings", ()), *answer.warnings))
+        output = make_output({key: places}, replace(answer, warnings=tuple(warnings)))
+        if number < len(targets):
+            await context.report(number, len(targets), output)
+    return output
 
 
 async def make_caption(

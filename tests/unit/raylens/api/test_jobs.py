@@ -161,6 +161,7 @@ class TestSubmitting:
             ("query", {"image": DATA_URL, "question": "what?"}),
             ("query", {"prompt": "what is red?"}),
             ("detect", {"image": RAW, "object": "circle", "max_objects": 3}),
+            ("detect", {"image": RAW, "objects": ["circle", "square"]}),
             ("point", {"image": RAW, "prompt": "circle"}),
             (
                 "chat",
@@ -263,6 +264,16 @@ class TestSubmitting:
                 {"job_type": "query", "input": {}},
                 422,
                 "question: expected exactly one of question and prompt",
+            ),
+            (
+                {"job_type": "detect", "input": {"image": RAW, "object": "a", "objects": ["b"]}},
+                422,
+                "object: expected exactly one of object, objects and prompt",
+            ),
+            (
+                {"job_type": "point", "input": {"image": RAW, "objects": ["b"] * 101}},
+                422,
+                "input.objects",
             ),
             ({"job_type": "chat", "input": {"messages": []}}, 422, "input.messages"),
             (

@@ -68,6 +68,7 @@ class FakeService(VisionService):
     """
 
     answer: Callable[[VisionRequest, Sequence[PictureFile]], str] = _answer_two_circles
+    find: Callable[[VisionRequest], Findings] = lambda _: Findings()
     seconds: float = 0.0
     errors: list[Exception] = field(default_factory=list)
     requests: list[VisionRequest] = field(default_factory=list)
@@ -89,7 +90,7 @@ class FakeService(VisionService):
                 raise self.errors.pop(0)
             await asyncio.sleep(self.seconds)
             text = self.answer(request, pictures)
-            yield Delta(text, 0, FinishReason.STOP, Usage(1, 1), findings=Findings())
+            yield Delta(text, 0, FinishReason.STOP, Usage(1, 1), findings=self.find(request))
         except (asyncio.CancelledError, GeneratorExit):
             self.stopped += 1
             raise
