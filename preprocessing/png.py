@@ -53,7 +53,7 @@ def without_ballast(data: bytes) -> tuple[bytes, tuple[str, ...]]:
             elif chunk.kind in (b"iCCP", *_TEXTS):
                 size = _content_size(data, chunk, min(budget, MAX_CONTENT))
                 budget -= size or 0
-                problem = f"it is over {MAX_CONTENT} bytes" if size is None else None
+                problem = "its content is too large" if size is None else None
         if problem is None:
             kept.append((chunk.start, chunk.end))
         else:
@@ -94,10 +94,11 @@ def _content_size(data: bytes, chunk: Chunk, limit: int) -> int | None:
         return len(content) if len(content) <= limit else None
     decompressor = zlib.decompressobj()
     try:
-        size = len(decompressor.decompress(compressed, limit))
+        # One byte more: no limit at all would be written as 0.
+        size = len(decompressor.decompress(compressed, limit + 1))
     except zlib.error:
         return 0  # Pillow ignores it, or says what is wrong
-    return None if decompressor.unconsumed_tail else size
+    return size if size <= limit else None
 
 
 def _compressed_part(kind: bytes, content: bytes) -> bytes | None:

@@ -17,7 +17,15 @@ from raylens.api.openai_tools import dump_schema, parse_tools
 from raylens.api.response_format import ANY_OBJECT
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import Chat, PictureFile, SamplingParams, Tools
-from raylens.core.wire import MAX_MESSAGES, ChatMessage, LenientBody, Text, is_absent, read_messages
+from raylens.core.wire import (
+    MAX_MESSAGES,
+    MAX_PARTS,
+    ChatMessage,
+    LenientBody,
+    Text,
+    is_absent,
+    read_messages,
+)
 
 B = TypeVar("B", bound=BaseModel)
 DATA_URL = "data:image/*;base64,"
@@ -44,20 +52,26 @@ def _read_message(message: Any) -> Any:
     """Return a message in OpenAI's form: pictures are parts, and arguments are text."""
     if not isinstance(message, dict):
         return message
+    images = _as_list(message, "images")
+    pictures = [{"type": "image_url", "image_url": picture_url(image)} for image in images]
     content = message.get("content")
-    images = message.get("images") or []
-    parts = [content] if isinstance(content, str) else list(content or [])
-    if isinstance(images, list):
-        parts = [{"type": "image_url", "image_url": picture_url(image)} for image in images] + parts
+    parts = [content] if isinstance(content, str) else _as_list(message, "content")
     calls = []
-    for call in message.get("tool_calls") or []:
+    for call in _as_list(message, "tool_calls"):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
             raise ValueError("tool_calls: expected objects with a function")
         arguments = function.get("arguments")
         text = arguments if isinstance(arguments, str) else json.dumps(arguments or {})
         calls.append({"function": {"name": function.get("name"), "arguments": text}})
-    return {"role": message.get("role"), "content": parts, "tool_calls": calls}
+    return {"role": message.get("role"), "content": pictures + parts, "tool_calls": calls}
+
+
+def _as_list(message: dict[str, Any], key: str) -> list[Any]:
+    value = message.get(key) or []
+    if not isinstance(value, list):
+        raise ValueError(f"{key}: expected a list")
+    return value
 
 
 def picture_url(image: Any) -> Any:
@@ -132,7 +146,8 @@ class GenerateRequest(OllamaRequest):
 
     prompt: Text = ""
     system: Text = ""
-    images: Annotated[list[Text], Field(default_factory=list)]
+    images: Annotated[list[Text], Field(default_factory=list, max_length=MAX_PARTS - 1)]
+    """With the prompt, they are the parts of one message."""
     suffix: str = ""
     raw: bool = False
 
@@ -188,7 +203,7 @@ def parse_body(body: bytes, request_type: type[B]) -> B:
     """
     try:
         return request_type.model_validate(json.loads(body))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"body: not valid JSON ({error})", "body") from None
-    except ValidationError as error:
+    except ValidationError as error:  # a ValueError, too
         raise from_validation(error.errors()) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"body: not valid JSON ({error})", "body") from None

@@ -33,6 +33,7 @@ from raylens.core.wire import (
     MAX_OBJECTS_LIMIT,
     Body,
     ChatMessage,
+    JsonValue,
     LenientBody,
     Messages,
     Text,
@@ -204,7 +205,7 @@ class ChatRequest(Sampling):
     reasoning: bool | dict[str, Any] | None = None
     """True, or OpenRouter's object with ``effort`` or ``enabled``."""
     reasoning_effort: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[Text, JsonValue] | None = None
     continue_final_message: bool = False
     mm_processor_kwargs: PictureOptions = PictureOptions()
     raylens: GroundingOptions | None = None

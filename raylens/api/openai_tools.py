@@ -30,7 +30,7 @@ def parse_tools(tools: Any, choice: Any, parallel: bool | None) -> Tools | None:
     if allowed is not None:
         functions = [function for function in functions if function.name in allowed]
     if not functions:
-        if choice in _FORCED or required:
+        if choice in _FORCED or required != []:
             raise InvalidRequest("tool_choice: no such tool in tools", "tool_choice")
         return None
     if choice == "none":
@@ -85,12 +85,15 @@ def _parse_function(tool: Any, field: str) -> Tool:
         parameters = {"type": "object", "properties": {}, "additionalProperties": False}
     if not isinstance(parameters, dict):
         raise InvalidRequest(f"{field}.parameters: expected a JSON schema", f"{field}.parameters")
+    if parameters.get("type", "object") != "object":
+        raise InvalidRequest(f"{field}.parameters.type: expected 'object'", f"{field}.parameters")
     definition: dict[str, Any] = {"name": name}
     if isinstance(function.get("description"), str) and function["description"]:
         definition["description"] = function["description"]
     definition["parameters"] = parameters
     field = f"{field}.parameters"
     full_definition = dump_schema({"type": "function", "function": definition}, field)
+    parameters = {"type": "object", **parameters}
     if parameters.get("properties") == {}:
         parameters = {"additionalProperties": False, **parameters}  # it takes none
     return Tool(name, dump_schema(parameters, field), full_definition)
@@ -123,10 +126,11 @@ def _parse_choice(choice: Any) -> tuple[list[str] | None, set[str] | None]:
 def _parse_allowed_tools(choice: dict[str, Any]) -> tuple[list[str] | None, set[str]]:
     nested = choice.get("allowed_tools")
     allowed = nested if isinstance(nested, dict) else choice
-    names = set()
-    for tool in allowed.get("tools") or ():
-        function = tool.get("function", tool) if isinstance(tool, dict) else {}
-        names.add(str(function.get("name")))
+    tools = allowed.get("tools")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise InvalidRequest("tool_choice.tools: expected a list of objects", "tool_choice")
+    functions = [tool.get("function") or tool for tool in tools]
+    names = {str(function.get("name")) for function in functions if isinstance(function, dict)}
     return (None if allowed.get("mode") == "required" else []), names
 
 

@@ -77,7 +77,7 @@ class Reply:
             "error": None,
             "instructions": body.instructions or None,
             "max_output_tokens": body.max_output_tokens,
-            "metadata": (body.model_extra or {}).get("metadata") or {},
+            "metadata": body.metadata or {},
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": body.reasoning.effort, "summary": None},

@@ -27,7 +27,7 @@ from raylens.api.openai_tools import parse_tools
 from raylens.api.response_format import parse_response_format
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import Chat, Message, PictureFile, Role, SamplingParams, TextPart
-from raylens.core.wire import LenientBody, Messages, Text
+from raylens.core.wire import JsonValue, LenientBody, Messages, Text
 
 LOGPROBS = "message.output_text.logprobs"
 """The entry of ``include`` that asks for log probabilities."""
@@ -72,7 +72,7 @@ def _read_item(item: Any) -> Any:
 
 
 class TextOptions(LenientBody):
-    format: Any = None
+    format: JsonValue = None
 
 
 class ReasoningOptions(LenientBody):
@@ -89,12 +89,13 @@ class ResponsesRequest(Sampling):
     instructions: Text = ""
     max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
     text: TextOptions = TextOptions()
-    tools: Any = None
-    tool_choice: Any = None
+    tools: JsonValue = None
+    tool_choice: JsonValue = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningOptions = ReasoningOptions()
     include: Annotated[list[str], Field(default_factory=list)]
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    metadata: JsonValue = None
     store: bool | None = None
     previous_response_id: str | None = None
     stream: bool | None = None

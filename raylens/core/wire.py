@@ -7,6 +7,7 @@ are ignored.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -91,6 +92,19 @@ def well_formed(text: str) -> str:
 Text = Annotated[str, AfterValidator(well_formed)]
 
 
+def _check_json(value: Any) -> Any:
+    """Refuse what JSON can't hold, but Python's parser lets through."""
+    try:
+        well_formed(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected valid JSON: {error}") from None
+    return value
+
+
+JsonValue = Annotated[Any, AfterValidator(_check_json)]
+"""A value that is checked elsewhere, or only passed on."""
+
+
 class ImageUrl(LenientBody):
     url: Text
     detail: Detail = Detail.AUTO
@@ -132,6 +146,8 @@ def _normalize_part(part: Any) -> Any:
     kind = part.get("type") or next(
         (key for key in ("text", "image_url", "image", "video") if key in part), None
     )
+    if not isinstance(kind, str):
+        raise ValueError("expected parts whose type is a text")
     if kind in _THOUGHTS:
         return {"type": "text"}
     if kind in _TEXT_PARTS:

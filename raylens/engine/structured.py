@@ -24,14 +24,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from raylens.core.errors import InvalidRequest
-from raylens.engine.grammar import (
-    SCHEMA_FIELD,
-    TOOLS_FIELD,
-    AnswerFormat,
-    build_grammar,
-    invalid,
-    reason,
-)
+from raylens.engine.grammar import AnswerFormat, build_grammar
+from raylens.engine.schemas import SCHEMA_FIELD, TOOLS_FIELD, invalid, reason
 from raylens.engine.tool_calls import CLOSING, OPENING
 
 CACHED_FORMATS = 16
@@ -185,14 +179,15 @@ class GrammarCompiler:
         error = ""
         for lenient in (False, True):
             try:
-                text = build_grammar(answer_format, lenient)
+                grammar = build_grammar(answer_format, lenient)
             except InvalidRequest as invalid_request:
                 return invalid_request
-            trial = _compile_in_subprocess(text)
+            trial = _compile_in_subprocess(grammar.text)
             if not trial.error:
                 if self._tags_are_tokens:
-                    text = build_grammar(answer_format, lenient, tags_are_tokens=True)
-                return _Grammar(text, _describe(trial.warnings, _field_of(answer_format)))
+                    grammar = build_grammar(answer_format, lenient, tags_are_tokens=True)
+                warnings = (*grammar.ignored, *trial.warnings)
+                return _Grammar(grammar.text, _describe(warnings, _field_of(answer_format)))
             error = error or trial.error
             if trial.error == _TOO_COMPLEX:
                 break

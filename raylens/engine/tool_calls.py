@@ -16,7 +16,7 @@ from raylens.engine.overlap import overlap
 OPENING = "<tool_call>"
 CLOSING = "</tool_call>"
 _HEADER = re.compile(
-    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*'
+    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
 MAX_HEADER_CHARS = 512
 """A call whose arguments begin later than this is plain text."""
@@ -129,7 +129,7 @@ class TaggedParser(ToolCallParser):
     def _read_header(self, texts: list[str], calls: list[ToolCallDelta]) -> bool:
         """Read a call's name from the buffer, which begins with the opening tag."""
         header = _HEADER.match(self._buffer, len(OPENING))
-        if header is None or header.end() == len(self._buffer):
+        if header is None:
             is_hopeless = CLOSING in self._buffer or len(self._buffer) > MAX_HEADER_CHARS
             if is_hopeless:
                 self._take(len(OPENING), texts)
@@ -166,7 +166,7 @@ class TaggedParser(ToolCallParser):
 
 
 class _JsonValue:
-    """Finds the end of an object or array."""
+    """Finds the end of an object."""
 
     def __init__(self) -> None:
         self.is_complete = False

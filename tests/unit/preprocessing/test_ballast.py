@@ -42,6 +42,10 @@ BALLAST = {
     "large profile": (png(chunk(b"iCCP", b"k\0\0" + ZEROS)), "iCCP"),
     "text after the pixels": (png(before_end=chunk(b"zTXt", b"k\0\0" + ZEROS)), "zTXt"),
     "many texts": (png(*[chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(10**6)))] * 9), "zTXt"),
+    "a bomb behind as much text as is read": (
+        png(*[chunk(b"tEXt", b"k" * MAX_CONTENT)] * 4, chunk(b"zTXt", b"k\0\0" + ZEROS)),
+        "zTXt",
+    ),
     "wrong text": (png(chunk(b"tEXt", b"k\0v", wrong=1)), "tEXt"),
     "wrong time": (png(chunk(b"tIME", bytes(7), wrong=1)), "tIME"),
     "wrong gamma": (png(chunk(b"gAMA", bytes(4), wrong=9)), "gAMA"),

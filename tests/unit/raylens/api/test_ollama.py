@@ -187,6 +187,11 @@ async def test_a_body_of_any_type_is_read(client, service) -> None:
         ("/api/chat", {"messages": [{"role": "user", "images": ["@@"]}]}, 400,
          "messages.0.images.0: invalid base64"),
         ("/api/chat", {"messages": "hi"}, 400, "messages"),
+        ("/api/chat", {"messages": [{"role": "user", "content": 5}]}, 400, "content: expected"),
+        ("/api/chat", {"messages": [{"role": "user", "images": "aa"}]}, 400, "images: expected"),
+        ("/api/chat", {"messages": [{"role": "assistant", "tool_calls": 5}]}, 400,
+         "tool_calls: expected a list"),
+        ("/api/generate", {"prompt": "a", "images": ["aa"] * 1024}, 400, "images: "),
         ("/api/generate", {"prompt": "a", "suffix": "b"}, 400, "suffix: not supported"),
         ("/api/generate", {"prompt": "a", "format": 5}, 400, "format"),
         ("/api/generate", {"prompt": "a", "raw": True, "images": ["aa"]}, 400, "images"),
@@ -202,8 +207,10 @@ async def test_an_error_is_a_string(client, service, path, body, status, message
     assert service.requests == []
 
 
-async def test_a_body_that_is_not_json_is_refused(client) -> None:
-    response = await client.post("/api/chat", content=b"{")
+@pytest.mark.parametrize("body", [b"{", b"\xff", b'{"options": {"seed": ' + b"9" * 5000 + b"}}"])
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/api/show"])
+async def test_a_body_that_is_not_json_is_refused(client, path, body) -> None:
+    response = await client.post(path, content=body)
     assert response.status_code == 400
     assert "not valid JSON" in response.json()["error"]
 

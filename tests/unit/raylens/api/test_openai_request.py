@@ -215,6 +215,12 @@ async def test_a_schema_that_is_nested_too_deep_is_refused(client) -> None:
          "bytes of schemas; the limit is 200"),
         (chat("x", tools=[tool("f")], tool_choice="g"), 400, "tool_choice", '"required"'),
         (chat("x", tools=[tool("f")], tool_choice=named("g")), 400, "tool_choice", "'g'"),
+        (chat("x", tools=[tool("f")], tool_choice={"type": "allowed_tools", "tools": 5}), 400,
+         "tool_choice", "tool_choice.tools: expected a list"),
+        (chat("x", tools=[tool("f")],
+              tool_choice={"type": "allowed_tools", "mode": "required",
+                           "tools": [{"function": "x"}]}), 400,
+         "tool_choice", "no such tool"),
         (chat("x", tool_choice="required"), 400, "tool_choice", "no such tool"),
         (chat("x", tool_choice=named("g")), 400, "tool_choice", "no such tool"),
         (chat("x", tools=[tool("f")], reasoning=True), 400, "tools", "reasoning"),
@@ -261,6 +267,9 @@ async def test_a_schema_that_is_nested_too_deep_is_refused(client) -> None:
         (chat("x", stop="\ud800"), 400, "stop.0", "surrogate"),
         ({"messages": [{"role": "user", "content": [{"type": "q" * 3000}]}]}, 400,
          "messages.0.content.0", "tag"),
+        (chat({"type": ["text"], "text": "x"}), 400, "messages.0.content", "type is a text"),
+        (chat("x", chat_template_kwargs={"a": "\ud800"}), 400, "chat_template_kwargs.a",
+         "surrogate"),
     ],
 )  # fmt: skip
 async def test_an_invalid_request_is_refused_with_the_fields_name_and_its_limit(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import httpx
@@ -233,10 +234,15 @@ async def test_a_later_error_is_an_event(client, service) -> None:
                                              "schema": {"const": "x" * 300}}}},
          "text.format", "the limit is 200"),
         ({"input": "hi", "instructions": "x" * 3000}, "instructions", "the limit is 2000"),
+        ({"input": "hi", "metadata": {"a": "\ud800"}}, "metadata", "surrogate"),
+        ({"input": "hi", "metadata": {"a": math.nan}}, "metadata", "valid JSON"),
+        ({"input": "hi", "tools": [{"name": "f", "\ud800": 1}]}, "tools", "surrogate"),
+        ({"input": "hi", "tool_choice": {"a": math.inf}}, "tool_choice", "valid JSON"),
     ],
 )  # fmt: skip
 async def test_an_invalid_request_is_refused(client, service, body, param, message) -> None:
-    response = await client.post(PATH, json=body)
+    headers = {"content-type": "application/json"}
+    response = await client.post(PATH, content=json.dumps(body), headers=headers)
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["param"] == param

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import SamplingParams
-from raylens.engine.grammar import MAX_SCHEMA_CHARS, AnswerFormat
+from raylens.engine.grammar import AnswerFormat
 from raylens.engine.sampling import AnswerSampler, sample_rows
+from raylens.engine.schemas import MAX_SCHEMA_CHARS
 from raylens.engine.structured import GrammarCompiler, GrammarState
 from testing.tokenizers import byte_tokenizer
 from tests.unit.raylens.engine.fakes import EOS, compile_schema
@@ -244,6 +245,7 @@ CLOSED = [
     {"$defs": {"x": {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}},
      "$ref": "#/$defs/x"},
     {"anyOf": [{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}]},
+    {"type": "object", "properties": {"a": {"const": 1}}, "unevaluatedProperties": False},
 ]  # fmt: skip
 
 
@@ -263,12 +265,38 @@ OPEN = [
     {"type": "object", "properties": {"a": {"const": 1}},
      "anyOf": [{"properties": {"b": {"const": 2}}, "required": ["b"]}, {}]},
     {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a", "b"]},
+    {"definitions": {"base": {"type": "object", "properties": {"a": {"const": 1}}}},
+     "allOf": [{"$ref": "#/definitions/base"},
+               {"type": "object", "properties": {"b": {"const": 2}}, "required": ["b"]}]},
+    {"$defs": {"base": {"properties": {"a": {"const": 1}}}},
+     "type": "object", "$ref": "#/$defs/base", "properties": {"b": {"const": 2}}},
+    {"$defs": {"first/base": {"properties": {"a": {"const": 1}}},
+               "base": {"$ref": "#/$defs/first~1base", "properties": {"c": {"const": 3}}}},
+     "type": "object",
+     "allOf": [{"$ref": "#/$defs/base"}, {"properties": {"b": {"const": 2}}, "required": ["b"]}]},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("schema", OPEN, ids=json.dumps)
 def test_an_object_that_may_have_other_properties_stays_open(compiler, schema) -> None:
     accept(compile_schema(compiler, json.dumps(schema)), '{"a":1,"b":2}')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "nullable": True},
+        {"allOf": [{"$ref": "#/$defs/x"}], "nullable": True},
+        {"enum": [1], "nullable": True},
+    ],
+    ids=json.dumps,
+)
+def test_openapis_nullable_allows_null(compiler, schema) -> None:
+    outer = {"type": "object", "properties": {"a": schema}, "$defs": {"x": {"type": "integer"}}}
+    compiled = compiler.compile(AnswerFormat(json.dumps(outer)))
+    accept(compiled.state.copy(), '{"a":null}')
+    accept(compiled.state, '{"a":1}')
+    assert compiled.warnings == ()
 
 
 def test_a_property_called_like_a_keyword_is_a_property(compiler) -> None:
@@ -288,6 +316,10 @@ UNENFORCED = {
     "dependentRequired": {"type": "object", "dependentRequired": {"a": ["b"]}},
     "oneOf": {"oneOf": [{"type": "string"}, {"minLength": 2}]},
     "format": {"type": "string", "format": "color"},
+    "pattern": {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"},
+    "minProperties": {"properties": {"a": {}, "b": {}}, "minProperties": 2},
+    "maximum": {"type": "number", "maximum": 1.7976931348623157e308},
+    "minimum": {"type": "integer", "minimum": -(2**63)},
 }
 
 
@@ -364,7 +396,7 @@ INVALID = {
     "a string": '"object"',
     "unknown type": '{"type": "circle"}',
     "wrong keyword": '{"type": "object", "properties": 3}',
-    "look-around": '{"type": "string", "pattern": "(?=a)b"}',
+    "a broken pattern": '{"type": "string", "pattern": "a["}',
     "elsewhere": '{"$ref": "https://example.com/schema.json"}',
     "a file": '{"$ref": "file:///etc/passwd"}',
     "dangling": '{"$ref": "#/$defs/none"}',

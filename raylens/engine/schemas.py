@@ -1,0 +1,206 @@
+"""JSON schemas of requests, in the form that llguidance enforces.
+
+Sources: JSON Schema 2020-12; OpenAPI 3.0.3 for ``nullable``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from raylens.core.errors import InvalidRequest
+
+SCHEMA_FIELD = "response_format"
+TOOLS_FIELD = "tools"
+MAX_SCHEMA_CHARS = 65_536
+"""A matcher's memory grows with its schema: 64 KiB of properties take about 25 MB."""
+
+# Between tokens of JSON there may be one space after a comma or a colon, and nothing else. With
+# free white space, a small model that goes off track fills the answer with it until max_tokens.
+_SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+_LENIENT = {"lenient": True, "coerce_one_of": True}
+_COMBINATORS = frozenset({"allOf", "anyOf", "oneOf", "$ref", "if", "then", "else", "not"})
+_MAPS = frozenset({"properties", "$defs", "definitions", "patternProperties"})
+"""Keywords whose values are schemas by name."""
+_NOT_SCHEMAS = frozenset({"const", "default", "enum", "example", "examples"})
+"""Keywords whose values may look like schemas, and are none."""
+_UNSUPPORTED_PATTERN = re.compile(r"\(\?<?[=!]|\\[bBZ1-9]")
+"""Look-around, word boundaries and back-references, which no finite automaton can follow."""
+_LARGEST_BOUND = 2**53
+"""Bounds from here on stand for "none": code generators write the limits of int64 and float64."""
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+
+Pointer = tuple[str, ...]
+"""A place in a schema: the keys that lead there."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    keywords: dict[str, Any]
+    ignored: tuple[str, ...]
+    """Keywords that were left out, as "pattern '…'"."""
+
+
+def read_schema(text: str, field: str, lenient: bool) -> Schema:
+    """Return a schema with closed objects and llguidance's options.
+
+    With ``lenient``, what llguidance can't enforce is left out.
+
+    llguidance must not get the raw text. It would paste the text verbatim into a grammar, which
+    allows injection. Raises ``InvalidRequest`` if the text is no schema.
+    """
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise InvalidRequest(
+            f"{field}: the schema has {len(text)} characters; the limit is {MAX_SCHEMA_CHARS}",
+            field,
+            MAX_SCHEMA_CHARS,
+            len(text),
+        )
+    ignored: list[str] = []
+    try:
+        schema = json.loads(text)
+        if lenient:
+            ignored += _drop_unsupported(schema)
+        close_objects(schema)
+        _allow_nulls(schema)
+        json.dumps(schema)
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"the schema is not valid JSON: {reason(str(error))}", field) from None
+    if not isinstance(schema, dict):
+        raise invalid("the schema must be a JSON object", field)
+    if "x-guidance" in schema:  # would set llguidance's options
+        raise invalid("x-guidance is not supported", field)
+    schema["x-guidance"] = _SEPARATORS | (_LENIENT if lenient else {})
+    return Schema(schema, tuple(dict.fromkeys(ignored)))
+
+
+def close_objects(schema: Any) -> None:
+    """Forbid further properties in each object that lists its properties.
+
+    An object that says something about other properties stays as it is, and so does one that is
+    combined with other schemas: closed, they would contradict each other. That includes
+    definitions that a combined schema refers to.
+    """
+    open_definitions: set[Pointer] = set()
+    objects: dict[Pointer, dict[str, Any]] = {}
+    count = -1
+    while len(open_definitions) > count:  # an open definition may open others
+        count = len(open_definitions)
+        objects = {}
+        _find_closed(schema, (), False, open_definitions, objects)
+    for found in objects.values():
+        found.pop("unevaluatedProperties", None)
+        found["additionalProperties"] = False
+
+
+def _find_closed(
+    schema: Any,
+    place: Pointer,
+    is_open: bool,
+    open_definitions: set[Pointer],
+    closed: dict[Pointer, dict[str, Any]],
+) -> None:
+    """Collect the objects to close in ``closed``, and the definitions that must stay open.
+
+    ``is_open`` says that ``schema`` is combined with others.
+    """
+    if isinstance(schema, list):
+        for number, item in enumerate(schema):
+            _find_closed(item, (*place, str(number)), is_open, open_definitions, closed)
+    if not isinstance(schema, dict):
+        return
+    is_open = is_open or place in open_definitions
+    properties = schema.get("properties")
+    lists_properties = isinstance(properties, dict) and bool(properties)
+    joins = is_open or lists_properties
+    for key, value in schema.items():
+        if key == "$ref" and joins:
+            open_definitions.add(_parse_reference(value))
+        if key in _MAPS and isinstance(value, dict):
+            stays_open = is_open and key == "patternProperties"
+            for name, member in value.items():
+                _find_closed(member, (*place, key, name), stays_open, open_definitions, closed)
+        elif key not in _NOT_SCHEMAS:
+            is_joined = key == "allOf" and isinstance(value, list) and len(value) > 1
+            stays_open = key in _COMBINATORS and (joins or is_joined)
+            _find_closed(value, (*place, key), stays_open, open_definitions, closed)
+    if lists_properties and not is_open and not _is_extended(schema):
+        closed[place] = schema
+
+
+def _is_extended(schema: dict[str, Any]) -> bool:
+    """Whether an object may have properties that it doesn't list."""
+    required = schema.get("required")
+    names = required if isinstance(required, list) else []
+    return (
+        not _COMBINATORS.isdisjoint(schema)
+        or "additionalProperties" in schema
+        or "patternProperties" in schema
+        or schema.get("unevaluatedProperties", False) is not False
+        or any(name not in schema["properties"] for name in names)
+    )
+
+
+def _parse_reference(reference: Any) -> Pointer:
+    """Return the place that a JSON pointer in a URI fragment (RFC 6901) names."""
+    keys = unquote(str(reference)).split("/")[1:]
+    return tuple(key.replace("~1", "/").replace("~0", "~") for key in keys)
+
+
+def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """Yield the schema and all schemas within it, the inner ones first."""
+    if isinstance(schema, list):
+        for item in schema:
+            yield from _schemas(item)
+    if not isinstance(schema, dict):
+        return
+    for key, value in list(schema.items()):
+        if key in _MAPS:
+            for member in value.values() if isinstance(value, dict) else ():
+                yield from _schemas(member)
+        elif key not in _NOT_SCHEMAS:
+            yield from _schemas(value)
+    yield schema
+
+
+def _allow_nulls(schema: Any) -> None:
+    """Spell OpenAPI's ``nullable: true`` as JSON Schema does."""
+    for found in _schemas(schema):
+        if found.pop("nullable", None) is True and found is not schema:
+            described = dict(found)
+            found.clear()
+            found["anyOf"] = [described, {"type": "null"}]
+
+
+def _drop_unsupported(schema: Any) -> Iterator[str]:
+    """Drop keywords that llguidance refuses, and yield a description of each."""
+    for found in _schemas(schema):
+        for key in list(found):
+            if _is_unsupported(found, key):
+                yield f"{key} {str(found.pop(key))[:64]!r}"
+
+
+def _is_unsupported(schema: dict[str, Any], key: str) -> bool:
+    value = schema[key]
+    if key == "pattern":
+        return isinstance(value, str) and _UNSUPPORTED_PATTERN.search(value) is not None
+    if key in _BOUNDS:
+        return isinstance(value, int | float) and abs(value) >= _LARGEST_BOUND
+    # Only if all properties are required, llguidance can count them.
+    return key in ("minProperties", "maxProperties") and bool(schema.get("properties"))
+
+
+def reason(error: str) -> str:
+    """Return one short line for one of llguidance's errors."""
+    if error.startswith("NoExtension"):  # its parser is stuck
+        return "nothing satisfies the schema"
+    line = " ".join(error.split())
+    return line if len(line) <= 200 else line[:199] + "…"
+
+
+def invalid(message: str, field: str = SCHEMA_FIELD) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {message}", field)
