@@ -90,6 +90,7 @@ def visual_parts(messages: Sequence[Message]) -> list[ImagePart | VideoPart]:
     ]
 
 
+MAX_ARGUMENT_DEPTH = 100
 _STANDARD_VARIABLES = frozenset(
     {"add_generation_prompt", "documents", "messages", "raise_exception", "strftime_now", "tools"}
 )
@@ -203,12 +204,26 @@ def tool_call_style(tools: Tools | None, knows_tools: bool) -> ToolCallStyle:
 
 
 def call_text(call: ToolCall) -> str:
-    """Return a call as a JSON object of its name and its arguments."""
+    """Return a call as a JSON object of its name and its arguments.
+
+    Arguments that no template could write are a text, such as those of an answer that was cut off.
+    """
     try:
         arguments = json.loads(call.arguments)
+        json.dumps(arguments, ensure_ascii=False).encode()
+        _check_depth(arguments)
     except (ValueError, RecursionError):
-        arguments = call.arguments  # of an answer that was cut off
+        arguments = call.arguments
     return json.dumps({"name": call.name, "arguments": arguments}, ensure_ascii=False)
+
+
+def _check_depth(value: Any, levels: int = MAX_ARGUMENT_DEPTH) -> None:
+    """Raise ``ValueError`` if a JSON value is nested too deep for a template's recursion."""
+    if levels == 0:
+        raise ValueError("nested too deep")
+    members = value.values() if isinstance(value, dict) else value
+    for member in members if isinstance(value, dict | list) else ():
+        _check_depth(member, levels - 1)
 
 
 def _tagged(call: str) -> str:

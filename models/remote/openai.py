@@ -165,6 +165,33 @@ def _make_client(remote: RemoteConfig) -> openai.AsyncOpenAI:
     )
 
 
+class _Calls:
+    """The tool calls of an answer, numbered in the order of their arrival.
+
+    Servers differ in how they number theirs: from 0, from 1, or all alike, with an id for each.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._open: dict[int, tuple[int, str]] = {}
+        """Number and id (or name) of the last call, by the server's number."""
+
+    def add(self, piece: Any) -> ToolCallDelta:
+        """Return a piece of a call as a delta. Raises ``ModelFailed`` if a call has no name."""
+        function = piece.function
+        name = (function and function.name) or None
+        arguments = (function and function.arguments) or ""
+        identity = piece.id or name
+        number, known = self._open.get(piece.index or 0, (0, None))
+        if known is not None and identity in (None, known):
+            return ToolCallDelta(number, None, arguments)
+        if name is None:
+            raise ModelFailed("the runtime's server sent a tool call without a name")
+        self._open[piece.index or 0] = self.count, str(identity)
+        self.count += 1
+        return ToolCallDelta(self.count - 1, name, arguments)
+
+
 class _Answers:
     """The texts and finish reasons of a request's answers so far.
 
@@ -176,6 +203,7 @@ class _Answers:
         self._grounding = grounding
         self._finish_reasons: list[FinishReason | None] = [None] * count
         self._texts: list[list[str]] = [[] for _ in range(count)]
+        self._calls = [_Calls() for _ in range(count)]
         self._usage: CompletionUsage | None = None
 
     def add(self, chunk: ChatCompletionChunk) -> list[Delta]:
@@ -195,7 +223,8 @@ class _Answers:
             self._finish_reasons[index] = _FINISH_REASONS.get(
                 choice.finish_reason, FinishReason.STOP
             )
-        calls = tuple(map(_tool_call, (choice.delta and choice.delta.tool_calls) or ()))
+        pieces = (choice.delta and choice.delta.tool_calls) or ()
+        calls = tuple(self._calls[index].add(piece) for piece in pieces)
         tokens = (choice.logprobs and choice.logprobs.content) or []
         logprobs = tuple(_token_logprob(token) for token in tokens)
         if not (text or logprobs or calls):
@@ -210,6 +239,8 @@ class _Answers:
         completion_tokens = self._usage.completion_tokens if self._usage else 0
         deltas = []
         for index, finish_reason in enumerate(self._finish_reasons):
+            if self._calls[index].count and finish_reason is FinishReason.STOP:
+                finish_reason = FinishReason.TOOL_CALLS  # servers say "stop" after a forced call
             # The server's count is of all answers together.
             usage = Usage(prompt_tokens, completion_tokens if index == 0 else 0)
             findings = self._findings(request, "".join(self._texts[index]), pictures)
@@ -274,12 +305,6 @@ def _tool_choice(tools: Tools) -> Any:
     return "required" if tools.required else "auto"
 
 
-def _tool_call(call: Any) -> ToolCallDelta:
-    function = call.function
-    name = (function and function.name) or None
-    return ToolCallDelta(call.index or 0, name, (function and function.arguments) or "")
-
-
 def _extra_body(request: VisionRequest) -> dict[str, Any]:
     """Return the parameters that OpenAI's API lacks, under vLLM's names."""
     sampling, task = request.sampling, request.task
@@ -289,6 +314,8 @@ def _extra_body(request: VisionRequest) -> dict[str, Any]:
             name: value for name, value in asdict(task.pixel_limits).items() if value is not None
         }
         extra["mm_processor_kwargs"] = limits
+    if isinstance(task, Chat) and task.template_variables:
+        extra["chat_template_kwargs"] = dict(task.template_variables)
     if isinstance(task, Chat) and task.continues_answer:
         extra |= {"continue_final_message": True, "add_generation_prompt": False}
     if sampling.min_tokens:

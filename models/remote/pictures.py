@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from models.remote.errors import videos_not_supported
+from raylens.core.errors import UnsupportedTask
 from raylens.core.types import ImagePart, Message, Role, TextPart, VideoPart
 from raylens.engine.model import Pixels
 
@@ -52,7 +53,11 @@ def _chat_message(
             for call_id, call in zip(ids, message.tool_calls, strict=True)
         ]
     if message.role is Role.TOOL:
-        turn["content"] = "".join(part["text"] for part in content if part["type"] == "text")
+        if any(part["type"] != "text" for part in content):
+            raise UnsupportedTask(
+                "messages: this model's server takes pictures in a user's messages only", "messages"
+            )
+        turn["content"] = "".join(part["text"] for part in content)
         turn["tool_call_id"] = calls.popleft() if calls else "call_0"
     return turn
 

@@ -64,6 +64,8 @@ class Reply:
     def __init__(self, request: VisionRequest, body: ResponsesRequest) -> None:
         self._items: list[dict[str, Any]] = []
         """Finished items, and perhaps an open one, in the order of the answer."""
+        self._logprobs: list[dict[str, Any]] = []
+        """Those of tokens whose text has not come yet: it may become a call."""
         self._usage: Usage | None = None
         self._finish_reason: FinishReason | None = None
         self._warnings: list[str] = []
@@ -154,33 +156,43 @@ class Reply:
         """Add a delta to the items, and yield its events."""
         self._warnings += delta.warnings
         self._usage = delta.usage or self._usage
-        if delta.text or delta.logprobs:
-            yield from self._add_text(delta)
+        self._logprobs += map(logprob_as_json, delta.logprobs)
+        if delta.text:
+            yield from self._add_text(delta.text)
         for call in delta.tool_calls:
             yield from self._add_call(call)
         if delta.finish_reason is not None:
             self._finish_reason = delta.finish_reason
-            if not self._items:
-                yield from self._open_message()
+            if not self._items or self._is_open("message"):
+                yield from self._add_text("")
             is_cut = delta.finish_reason is FinishReason.LENGTH
             yield from self._close_item("incomplete" if is_cut else "completed")
             if delta.findings is not None and delta.findings.reasoning is not None:
-                summary = [{"type": "summary_text", "text": delta.findings.reasoning.text}]
-                self._items.insert(0, {"type": "reasoning", "id": new_id("rs"), "summary": summary})
+                yield from self._add_reasoning(delta.findings.reasoning.text)
 
-    def _add_text(self, delta: Delta) -> Iterator[Event]:
-        item = self._open_item
-        if item is None or item["type"] != "message":
+    def _add_text(self, text: str) -> Iterator[Event]:
+        """Add text with the log probabilities so far. Without both, only open the message."""
+        if not self._is_open("message"):
             yield from self._close_item()
             yield from self._open_message()
+        logprobs, self._logprobs = self._logprobs, []
+        if not (text or logprobs):
+            return
         content = self._items[-1]["content"][0]
-        logprobs = [logprob_as_json(token) for token in delta.logprobs]
-        content["text"] += delta.text
+        content["text"] += text
         content["logprobs"] += logprobs
-        fields = {**self._place(), "content_index": 0, "delta": delta.text, "logprobs": logprobs}
+        fields = {**self._place(), "content_index": 0, "delta": text, "logprobs": logprobs}
         yield "response.output_text.delta", fields
 
+    def _add_reasoning(self, text: str) -> Iterator[Event]:
+        """Add the thoughts as the last item: they are known at the end of the answer only."""
+        summary = [{"type": "summary_text", "text": text}]
+        item = {"type": "reasoning", "id": new_id("rs"), "summary": summary, "status": "completed"}
+        yield from self._open(item)
+        yield "response.output_item.done", {"output_index": len(self._items) - 1, "item": item}
+
     def _add_call(self, call: ToolCallDelta) -> Iterator[Event]:
+        self._logprobs = []  # calls have none
         if call.name is not None:
             yield from self._close_item()
             item = {
@@ -202,6 +214,10 @@ class Reply:
         """The item that is not finished yet."""
         is_open = bool(self._items) and self._items[-1]["status"] == "in_progress"
         return self._items[-1] if is_open else None
+
+    def _is_open(self, kind: str) -> bool:
+        item = self._open_item
+        return item is not None and item["type"] == kind
 
     def _place(self) -> dict[str, Any]:
         """Return the fields by which events name the last item."""

@@ -102,9 +102,10 @@ class Message:
 
     @property
     def is_unfinished_answer(self) -> bool:
-        """Whether an answer continues this message, if it is the last one."""
-        has_text = any(isinstance(part, TextPart) and part.text for part in self.parts)
-        return self.role is Role.ASSISTANT and has_text and not self.tool_calls
+        """Whether an answer continues this message, if it is the last one: it ends with text."""
+        visible = [part for part in self.parts if part != TextPart("")]
+        ends_with_text = bool(visible) and isinstance(visible[-1], TextPart)
+        return self.role is Role.ASSISTANT and ends_with_text and not self.tool_calls
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,11 @@ class DeviceSampler(BatchSampler):
                 ids = upload(sampler.bias_ids, self._device)
                 logits[row].index_add_(0, ids, upload(sampler.biases, self._device))
             if sampler.must_go_on:
-                logits[row].index_fill_(0, upload(sampler.end_ids, self._device), -torch.inf)
+                longer = logits[row].index_fill(
+                    0, upload(sampler.end_ids, self._device), -torch.inf
+                )
+                # A grammar may allow nothing but a token that would end the answer.
+                logits[row] = torch.where(longer.isfinite().any(), longer, logits[row])
 
     def _penalize(
         self, logits: Tensor, samplers: Sequence[AnswerSampler], slots: Sequence[int]

@@ -154,7 +154,10 @@ class AnswerSampler:
         row = row.copy()
         row[self.bias_ids] += self.biases
         if self.must_go_on:
-            row[self.end_ids] = -np.inf
+            longer = row.copy()
+            longer[self.end_ids] = -np.inf
+            # A grammar may allow nothing but a token that would end the answer.
+            row = longer if np.isfinite(longer).any() else row
         return row
 
     def _record(self, token_id: int) -> None:

@@ -52,7 +52,8 @@ class ToolCallParser(Protocol):
 def make_parser(tools: Tools, style: ToolCallStyle) -> ToolCallParser:
     if style is ToolCallStyle.ARGUMENTS:
         return ArgumentsParser(tools.required[0])
-    return TaggedParser(frozenset(function.name for function in tools.functions))
+    names = frozenset(function.name for function in tools.functions)
+    return TaggedParser(names, is_call=bool(tools.required))
 
 
 class ArgumentsParser(ToolCallParser):
@@ -75,10 +76,12 @@ class TaggedParser(ToolCallParser):
     """Reads an answer that may contain calls between tags.
 
     What looks like a call, but is not JSON or calls none of the functions ``names``, stays text.
+    ``is_call`` says that the answer is a call, so that its beginning is no text if it is cut off.
     """
 
-    def __init__(self, names: frozenset[str]) -> None:
+    def __init__(self, names: frozenset[str], is_call: bool = False) -> None:
         self._names = names
+        self._is_call = is_call
         self._buffer = ""
         """Text that is not classified yet."""
         self._count = 0
@@ -99,7 +102,7 @@ class TaggedParser(ToolCallParser):
         text, self._buffer = self._buffer, ""
         if self._count and not text.strip():
             return ""
-        return "" if self._arguments or self._after_call else text
+        return "" if self._is_call or self._arguments or self._after_call else text
 
     def _step(self, texts: list[str], calls: list[ToolCallDelta]) -> bool:
         """Classify the next part of the buffer. Returns whether to go on."""

@@ -82,6 +82,18 @@ def test_a_last_message_without_text_begins_a_new_answer(model: Model) -> None:
     assert not prompt.continues_answer
 
 
+def test_a_last_message_that_ends_with_a_picture_begins_a_new_answer(model: Model) -> None:
+    parts = (TextPart("The"), ImagePart(0), TextPart(""))
+    chat = Chat((QUESTION, Message(Role.ASSISTANT, parts)))
+    assert not model.prepare(request(chat), [random_pixels(64, 64)]).continues_answer
+
+
+@pytest.mark.parametrize("arguments", ['{"a":"\\ud800"}', "[" * 700 + "]" * 700])
+def test_arguments_that_no_template_can_write_are_text(model: Model, arguments: str) -> None:
+    call = Message(Role.ASSISTANT, (), (ToolCall("look", arguments),))
+    assert "look" in prompt_text(model, QUESTION, call, QUESTION)
+
+
 def test_every_role_may_come_last(model: Model) -> None:
     for role in (Role.SYSTEM, Role.USER, Role.TOOL):
         text = prompt_text(model, QUESTION, Message(role, (TextPart("Look left."),)))

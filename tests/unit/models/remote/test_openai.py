@@ -181,6 +181,71 @@ async def test_tools_are_passed_on_and_their_calls_come_back(
     assert deltas[-1].finish_reason is FinishReason.TOOL_CALLS
 
 
+def call(index: int, call_id: str | None, name: str | None, arguments: str) -> dict[str, Any]:
+    return {
+        "index": index,
+        "id": call_id,
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+CALLS = {
+    "from 1": [call(1, "a", "f", '{"x":'), call(1, None, None, "1}"), call(2, "b", "g", "{}")],
+    "all alike": [call(0, "a", "f", '{"x":1}'), call(0, "b", "g", "{}")],
+    "without ids": [call(0, None, "f", '{"x":1}'), call(0, None, "g", "{}")],
+    "names repeated": [
+        call(0, "a", "f", '{"x":'), call(0, "a", "f", "1}"), call(1, "b", "g", "{}"),
+    ],
+    "interleaved": [
+        call(0, "a", "f", '{"x":'), call(1, "b", "g", "{}"), call(0, None, None, "1}"),
+    ],
+}  # fmt: skip
+
+
+def chunks_of(calls: list[dict[str, Any]]) -> bytes:
+    deltas: list[dict[str, Any]] = [{"tool_calls": [piece]} for piece in calls]
+    choices: list[dict[str, Any]] = [
+        {"index": 0, "delta": delta, "finish_reason": None} for delta in deltas
+    ]
+    choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
+    head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    events = (json.dumps({**head, "choices": [choice]}) for choice in choices)
+    return "".join(f"data: {event}\n\n" for event in events).encode()
+
+
+@pytest.mark.parametrize("numbering", CALLS)
+async def test_calls_are_told_apart_however_the_server_numbers_them(make_with, numbering) -> None:
+    content = chunks_of(CALLS[numbering])
+    headers = {"content-type": "text/event-stream"}
+    runtime = make_with(lambda _: httpx.Response(200, headers=headers, content=content))
+    deltas = await generate(runtime, request(Query("?")))
+    names: dict[int, str] = {}
+    arguments: dict[int, str] = {}
+    for piece in (piece for delta in deltas for piece in delta.tool_calls):
+        if piece.name is not None:
+            assert piece.index not in names
+            names[piece.index] = piece.name
+        arguments[piece.index] = arguments.get(piece.index, "") + piece.arguments
+    assert names == {0: "f", 1: "g"}
+    assert arguments == {0: '{"x":1}', 1: "{}"}
+    assert deltas[-1].finish_reason is FinishReason.TOOL_CALLS
+
+
+async def test_a_call_without_a_name_is_a_failure(make_with) -> None:
+    content = chunks_of([call(0, "a", None, "{}")])
+    headers = {"content-type": "text/event-stream"}
+    runtime = make_with(lambda _: httpx.Response(200, headers=headers, content=content))
+    with pytest.raises(ModelFailed, match="without a name"):
+        await generate(runtime, request(Query("?")))
+
+
+async def test_a_result_with_a_picture_is_refused(make) -> None:
+    result = Message(Role.TOOL, (TextPart("look"), ImagePart(0)))
+    with pytest.raises(UnsupportedTask, match="in a user's messages only"):
+        await generate(make(), request(Chat((result,))))
+
+
 async def test_a_history_with_tool_calls_is_passed_on(make, service: FakeService) -> None:
     chat = Chat(
         (
@@ -205,11 +270,13 @@ async def test_limits_of_pixels_and_the_start_of_an_answer_are_passed_on(
             Message(Role.ASSISTANT, (TextPart("It is a "),)),
         ),
         pixel_limits=PixelLimits(max_pixels=50_000),
+        template_variables={"add_vision_id": True},
     )
     await generate(make(), request(chat))
     received = service.requests[0].task
     assert isinstance(received, Chat)
     assert received.continues_answer
+    assert received.template_variables == {"add_vision_id": True}
     assert received.pixel_limits == PixelLimits(max_pixels=50_000)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -13,14 +14,18 @@ from raylens.api.responses import PATH
 from raylens.core.errors import DeadlineExceeded, Overloaded
 from raylens.core.types import (
     Chat,
+    Delta,
     Detail,
+    FinishReason,
     ImagePart,
     Message,
     Reasoning,
     Role,
     TextPart,
+    TokenLogprob,
     ToolCall,
     ToolCallDelta,
+    Usage,
 )
 from tests.unit.raylens.api.conftest import DATA_URL, FakeService
 
@@ -187,12 +192,39 @@ async def test_logprobs_are_part_of_the_text(openai_client, service) -> None:
     assert len(content.logprobs[0].top_logprobs) == 2
 
 
-async def test_thoughts_are_an_item_before_the_answer(openai_client, service) -> None:
+async def test_calls_have_no_logprobs(client, openai_client, service, monkeypatch) -> None:
+    token = TokenLogprob("x", b"x", -0.5)
+    deltas = [
+        Delta(logprobs=(token,)),
+        Delta(tool_calls=(ToolCallDelta(0, "look", "{"),), logprobs=(token,)),
+        Delta(tool_calls=(ToolCallDelta(0, None, "}"),), logprobs=(token,)),
+        Delta(finish_reason=FinishReason.TOOL_CALLS, usage=Usage(1, 3)),
+    ]
+
+    async def generate(request: Any, pictures: Any) -> AsyncGenerator[Delta, None]:
+        for delta in deltas:
+            yield delta
+
+    monkeypatch.setattr(service, "generate", generate)
+    options = {"input": "hi", "include": ["message.output_text.logprobs"]}
+    response = await openai_client.responses.create(**options)
+    assert [item.type for item in response.output] == ["function_call"]
+    assert response.output[0].arguments == "{}"
+    *_, last = events(await client.post(PATH, json={**options, "stream": True}))
+    assert [item["arguments"] for item in last["response"]["output"]] == ["{}"]
+
+
+async def test_thoughts_are_an_item_behind_the_answer(client, openai_client, service) -> None:
     service.tasks = {"smolvlm": ("chat", "reason")}
     service.reasoning = Reasoning("I see two.")
-    response = await openai_client.responses.create(input="hi", reasoning={"effort": "low"})
-    assert [item.type for item in response.output] == ["reasoning", "message"]
-    assert response.output[0].summary[0].text == "I see two."
+    options = {"input": "hi", "reasoning": {"effort": "low"}}
+    response = await openai_client.responses.create(**options)
+    assert [item.type for item in response.output] == ["message", "reasoning"]
+    assert response.output[1].summary[0].text == "I see two."
+    *sent, last = events(await client.post(PATH, json={**options, "stream": True}))
+    done = [event for event in sent if event["type"] == "response.output_item.done"]
+    assert [event["output_index"] for event in done] == [0, 1]
+    assert [event["item"] for event in done] == last["response"]["output"]
 
 
 @pytest.mark.parametrize("stream", [True, False])

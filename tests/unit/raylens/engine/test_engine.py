@@ -663,6 +663,26 @@ def test_an_answer_is_not_shorter_than_its_minimum(make_engine: MakeEngine) -> N
         assert len(answer([104], 30)) < 20
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_of_the_minimum_follows_its_grammar(
+    make_engine: MakeEngine, temperature: float
+) -> None:
+    """The only token that may come first is one that would end the answer."""
+    engine = make_engine(4)
+    params = {"min_tokens": 3, "stop_token_ids": (ord("{"),), "temperature": temperature}
+    compiler = GrammarCompiler(engine.model.tokenizer, engine.model.eos_ids, 257)
+    schema = '{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}'
+    (sequence,) = make_sequences(
+        request(LATER, max_tokens=30, **params),
+        Prompt((104,)),
+        engine.model.tokenizer,
+        compile_schema(compiler, schema),
+        engine.model.eos_ids,
+    )
+    engine.scheduler.add([sequence])
+    assert texts(run(engine))[sequence].startswith("{")
+
+
 def test_a_stop_string_before_the_minimum_is_text(make_engine: MakeEngine) -> None:
     engine = make_engine(4, FakeModel(eos_ids=NEVER))
     text = answer([104], 30, stops_at_eos=False)

@@ -90,6 +90,16 @@ def test_arguments_come_before_the_call_is_complete() -> None:
     assert parser.push("1").calls == (ToolCallDelta(0, arguments="1"),)
 
 
+@pytest.mark.parametrize("required", [(), ("look",)])
+@pytest.mark.parametrize("end", [3, len("<tool_call>"), 20])
+def test_the_beginning_of_a_call_that_must_come_is_no_text(required, end) -> None:
+    parser = make_parser(Tools(TOOLS, required), ToolCallStyle.TAGGED)
+    parsed = parser.push(LOOK[:end])
+    text = "" if required else LOOK[:end]
+    assert parsed.text + parser.flush() == text
+    assert parsed.calls == ()
+
+
 def test_bare_arguments_are_a_call() -> None:
     parser = make_parser(Tools(TOOLS, ("look",)), ToolCallStyle.ARGUMENTS)
     assert parser.push("") == ParsedText("")
