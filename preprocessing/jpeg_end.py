@@ -6,12 +6,15 @@ complete. One that was cut off in the middle is not, even if a trailer follows.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterator
 
 END_MARKER = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
+_RESTART_INTERVAL = 0xDD
+_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))
 """Start of frame: baseline, extended and progressive, with Huffman codes."""
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
@@ -26,20 +29,40 @@ _TRAILERS = (b"ftyp", b"Image_UTC_Data", b"MotionPhoto", b"MCC_Data", b"SEFH", b
 
 
 def find_end_of_pixels(data: bytes) -> int | None:
-    """Return where the coded pixels end, or None if a scan is missing.
+    """Return where the coded pixels end, or None if a scan or a part of the last one is missing.
 
     It is the place of the next marker: other bytes may come before it. Format: ITU-T T.81, annexes
     B and G.
     """
     scans = _Scans()
+    coded_from = 0
+    end = len(data)
     for offset, marker, content in _segments(data):
         if scans.are_complete:
-            return offset
+            end = offset
+            break
         if marker in _FRAMES:
             scans.start_frame(content)
+        elif marker == _RESTART_INTERVAL:
+            scans.restart_interval = int.from_bytes(content[:2], "big")
         elif marker == _START_OF_SCAN:
             scans.add(content)
-    return len(data) if scans.are_complete else None
+            coded_from = offset
+    has_all = scans.are_complete and _count_restarts(data[coded_from:end]) >= scans.restarts
+    return end if has_all else None
+
+
+def _count_restarts(coded: bytes) -> int:
+    """Return the number of restart markers up to the first one out of order.
+
+    A decoder stops at a missing one, and leaves over whatever follows.
+    """
+    count = 0
+    for match in _RESTART.finditer(coded):
+        if match[1][0] != 0xD0 + count % 8:
+            break
+        count += 1
+    return count
 
 
 def is_trailer(tail: bytes) -> bool:
@@ -78,16 +101,46 @@ class _Scans:
     """Which coefficients of each component the scans so far contain, in full precision."""
 
     def __init__(self) -> None:
+        self.restart_interval = 0
+        """Blocks of pixels between two restart markers; 0 if there are none."""
+        self._size = (0, 0)
+        """(width, height) in pixels."""
         self._missing: dict[int, set[int]] = {}
         """Coefficients that are missing, by component."""
+        self._sampling: dict[int, tuple[int, int]] = {}
+        """Horizontal and vertical sampling factor, by component."""
+        self._last: tuple[int, ...] = ()
+        """The components of the last scan."""
 
     @property
     def are_complete(self) -> bool:
         return bool(self._missing) and not any(self._missing.values())
 
+    @property
+    def restarts(self) -> int:
+        """Number of restart markers in the last scan."""
+        if not self.restart_interval:
+            return 0
+        largest = [max(factors) for factors in zip(*self._sampling.values(), strict=True)]
+        # A scan of one component consists of its own blocks; others of the largest blocks.
+        own = self._sampling[self._last[0]] if len(self._last) == 1 else (1, 1)
+        blocks: int = math.prod(
+            math.ceil(pixels * factor / (8 * most))
+            for pixels, factor, most in zip(self._size, own, largest, strict=True)
+        )
+        return math.ceil(blocks / self.restart_interval) - 1
+
     def start_frame(self, content: bytes) -> None:
-        count = content[5] if len(content) > 5 else 0
-        self._missing = {component: set(range(64)) for component in content[6 : 6 + 3 * count : 3]}
+        if len(content) < 6 or len(content) < 6 + 3 * content[5]:
+            return
+        _, height, width, count = struct.unpack_from(">BHHB", content)
+        components = content[6 : 6 + 3 * count : 3]
+        self._size = width, height
+        self._missing = {component: set(range(64)) for component in components}
+        self._sampling = {
+            component: (max(1, factors >> 4), max(1, factors & 0x0F))
+            for component, factors in zip(components, content[7::3], strict=False)
+        }
 
     def add(self, content: bytes) -> None:
         """Add a scan by its header."""
@@ -96,6 +149,9 @@ class _Scans:
         count = content[0]
         first, last, approximation = struct.unpack_from("BBB", content, 1 + 2 * count)
         is_exact = approximation & 0x0F == 0
+        self._last = tuple(
+            component for component in content[1 : 1 + 2 * count : 2] if component in self._missing
+        )
         for component in content[1 : 1 + 2 * count : 2]:
             if is_exact and component in self._missing:
                 self._missing[component] -= set(range(first, last + 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,21 +109,29 @@ TRAILERS = {
 }
 
 
-@pytest.mark.parametrize("is_progressive", [False, True])
+VARIANTS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 4},
+    "restart markers, progressive": {"restart_marker_rows": 1, "progressive": True},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", TRAILERS)
-def test_a_jpeg_may_lack_its_end_marker(name, is_progressive) -> None:
-    for pixels in (gradient(64, 64), random_pixels(200, 120)):
-        data = encode_picture(pixels, "JPEG", progressive=is_progressive)
+def test_a_jpeg_may_lack_its_end_marker(name, variant) -> None:
+    for pixels in (gradient(64, 64), random_pixels(200, 120), random_pixels(200, 120)[..., 0]):
+        data = encode_picture(pixels, "JPEG", **VARIANTS[variant])
         decoded = decode(data[:-2] + TRAILERS[name], LIMITS)
         assert np.array_equal(decoded.pixels, decode(data, LIMITS).pixels)
         assert len(decoded.warnings) == 1
 
 
-@pytest.mark.parametrize("is_progressive", [False, True])
-@pytest.mark.parametrize("name", ["none", "Samsung's blocks", "a video of random bytes"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", TRAILERS)
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_a_jpeg_that_was_cut_off_is_damaged(name, is_progressive, share) -> None:
-    data = encode_picture(random_pixels(200, 120), "JPEG", progressive=is_progressive)
+def test_a_jpeg_that_was_cut_off_is_damaged(name, variant, share) -> None:
+    data = encode_picture(random_pixels(200, 120), "JPEG", **VARIANTS[variant])
     cut = data[: int(len(data) * share)]
     with pytest.raises(InvalidRequest, match="truncated or damaged"):
         decode(cut + TRAILERS[name], LIMITS)
