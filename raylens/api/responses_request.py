@@ -60,9 +60,11 @@ def _read_item(item: Any) -> Any:
     if kind == "message":
         return item
     if kind == "function_call":
-        return {"role": "assistant", "tool_calls": [{"function": item}]}
+        call = {"id": item.get("call_id"), "function": item}
+        return {"role": "assistant", "tool_calls": [call]}
     if kind == "function_call_output":
-        return {"role": "tool", "content": item.get("output") or ""}
+        result = {"content": item.get("output") or "", "tool_call_id": item.get("call_id")}
+        return {"role": "tool", **result}
     if kind == "reasoning":
         return {"role": "assistant"}
     raise ValueError(

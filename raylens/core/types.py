@@ -213,6 +213,13 @@ class Chat:
         """Whether the answer continues the last message."""
         return self.messages[-1].is_unfinished_answer
 
+    @property
+    def answer_start(self) -> str:
+        """The text that the answer continues; empty if it begins anew."""
+        if not self.continues_answer:
+            return ""
+        return "".join(part.text for part in self.messages[-1].parts if isinstance(part, TextPart))
+
 
 @dataclass(frozen=True)
 class Completion:

@@ -181,7 +181,11 @@ class FunctionCall(LenientBody):
     arguments: Text = "{}"
 
 
+CallId = Annotated[str, BeforeValidator(str)]
+
+
 class ChatToolCall(LenientBody):
+    id: CallId = ""
     function: FunctionCall
 
 
@@ -192,6 +196,7 @@ class ChatMessage(LenientBody):
     content: Content
     refusal: Text = ""
     tool_calls: Annotated[list[ChatToolCall], Field(default_factory=list, max_length=MAX_PARTS)]
+    tool_call_id: CallId = ""
     function_call: FunctionCall | None = None
 
     @property
@@ -220,11 +225,12 @@ def read_messages(
 ) -> tuple[tuple[Message, ...], list[tuple[str, str]]]:
     """Return the messages, and (URL, field) of their pictures in order of appearance.
 
-    ``field`` is the name of the messages in the request, such as ``input.messages``.
+    ``field`` is the name of the messages in the request, such as ``input.messages``. The results of
+    parallel calls are put into the order of the calls.
     """
     parsed: list[Message] = []
     pictures: list[tuple[str, str]] = []
-    for number, message in enumerate(messages):
+    for number, message in _in_order_of_calls(messages):
         parts: list[TextPart | ImagePart | VideoPart] = []
         for index, part in enumerate(message.content):
             part_field = f"{field}.{number}.content.{index}"
@@ -243,3 +249,26 @@ def read_messages(
             parts.append(TextPart(message.refusal))
         parsed.append(Message(_ROLES[message.role], tuple(parts), message.calls))
     return tuple(parsed), pictures
+
+
+def _in_order_of_calls(messages: Sequence[ChatMessage]) -> list[tuple[int, ChatMessage]]:
+    """Return the messages with their numbers, and each turn's results in the order of its calls.
+
+    Clients send results in the order in which tools end. Chat templates tell them apart by place.
+    """
+    keys: list[tuple[int, int]] = []
+    turn = 0
+    places: dict[str, int] = {}
+    """Places of the turn's calls, by id."""
+    for number, message in enumerate(messages):
+        if message.role == "tool":
+            keys.append((turn, places.get(message.tool_call_id, len(places)) + 1))
+            continue
+        if message.role != "assistant" or turn != number - 1:
+            places = {}
+        for call in message.tool_calls:
+            places[call.id] = len(places)
+        turn = number
+        keys.append((turn, 0))
+    order = sorted(range(len(messages)), key=keys.__getitem__)
+    return [(number, messages[number]) for number in order]

@@ -21,7 +21,7 @@ from raylens.core.errors import (
     Overloaded,
     RaylensError,
 )
-from raylens.core.types import Delta, Priority, SamplingParams, VisionRequest
+from raylens.core.types import Chat, Delta, Priority, SamplingParams, VisionRequest
 from raylens.engine.engine import Engine, StepOutput
 from raylens.engine.grammar import AnswerFormat
 from raylens.engine.limits import EngineLimits
@@ -190,6 +190,7 @@ class AsyncEngine:
             self._compiler_pool,
             self._grammar_compiler.compile,
             AnswerFormat(json_schema, tools, prompt.tool_call_style, prompt.leading_space),
+            request.task.answer_start if isinstance(request.task, Chat) else "",
         )
 
     def _check_token_ids(self, params: SamplingParams) -> None:

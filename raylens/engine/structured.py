@@ -117,6 +117,10 @@ class GrammarState:
                 f"the schema forbids token {token_id}: {reason(self._matcher.get_error())}"
             )
 
+    def try_accept(self, token_ids: Sequence[int]) -> bool:
+        """Advance past tokens. Returns whether the grammar allows all of them."""
+        return bool(self._matcher.try_consume_tokens(list(token_ids)) == len(token_ids))
+
     def copy(self) -> GrammarState:
         """Return an independent copy."""
         return GrammarState(self._matcher.deep_copy(), self._vocab_size)
@@ -150,8 +154,11 @@ class GrammarCompiler:
         self._tags_are_tokens = all(tokenizer.token_to_id(tag) for tag in (OPENING, CLOSING))
         self._validate = lru_cache(CACHED_FORMATS)(self._validate_uncached)
 
-    def compile(self, answer_format: AnswerFormat) -> CompiledGrammar:
+    def compile(self, answer_format: AnswerFormat, answer_start: str = "") -> CompiledGrammar:
         """Return the state of a new answer in the format's grammar.
+
+        If ``answer_start`` is the beginning of such an answer, the state is the one after it. It
+        may also be text before the answer.
 
         A format not seen before takes about 0.1 s and a subprocess. As in vLLM, what llguidance
         can't enforce is ignored, with a warning.
@@ -169,7 +176,11 @@ class GrammarCompiler:
         )
         if matcher.is_error():
             raise invalid(reason(matcher.get_error()), _field_of(answer_format))
-        return CompiledGrammar(GrammarState(matcher, self._vocab_size), grammar.warnings)
+        state = GrammarState(matcher, self._vocab_size)
+        continued = state.copy() if answer_start else state
+        if continued.try_accept(self._tokenizer.tokenize_str(answer_start)):
+            state = continued
+        return CompiledGrammar(state, grammar.warnings)
 
     def _validate_uncached(self, answer_format: AnswerFormat) -> _Grammar | InvalidRequest:
         """Return the grammar, or the error.

@@ -107,6 +107,24 @@ async def test_calls_and_their_results_come_back(client, service: FakeService) -
     assert not task.continues_answer
 
 
+async def test_results_are_in_the_order_of_their_calls(client, service: FakeService) -> None:
+    def calls(*ids: str) -> dict[str, Any]:
+        function = {"name": "look", "arguments": "{}"}
+        return {"role": "assistant", "tool_calls": [{"id": i, "function": function} for i in ids]}
+
+    def result(call_id: str | None) -> dict[str, Any]:
+        return {"role": "tool", "tool_call_id": call_id, "content": f"of {call_id}", "name": "look"}
+
+    first_turn = [calls("a", "b", "c"), result("c"), result("a"), result("b")]
+    # A call whose id was used before, and a result without one.
+    second_turn = [calls("c", "a"), result("a"), result(None), result("c")]
+    turns = [*first_turn, *second_turn, calls("d"), calls("e"), result("e"), result("d")]
+    task = await send(client, service, {"messages": turns, "tools": [LOOK]})
+    results = [message.parts[0] for message in task.messages if message.role is Role.TOOL]
+    expected = ["a", "b", "c", "c", "a", None, "d", "e"]
+    assert results == [TextPart(f"of {call_id}") for call_id in expected]
+
+
 @pytest.mark.parametrize("role", ["system", "developer", "user", "tool"])
 async def test_a_last_message_of_any_role_is_answered(client, service, role) -> None:
     task = await send(client, service, {"messages": [{"role": role, "content": "look"}]})

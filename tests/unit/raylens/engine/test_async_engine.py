@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from raylens.core.errors import InvalidRequest, ModelFailed, ModelNotLoaded, Overloaded
-from raylens.core.types import Priority
+from raylens.core.types import Chat, Message, Priority, Role, TextPart
 from raylens.engine.async_engine import AsyncEngine
 from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Prompt
@@ -174,6 +174,19 @@ async def test_what_a_schema_does_not_enforce_is_said_once() -> None:
     assert "uniqueItems" in first.warnings[0]
     assert later
     assert not any(delta.warnings for delta in later)
+    engine.stop()
+
+
+async def test_a_structured_answer_goes_on_where_the_last_message_ends() -> None:
+    engine = AsyncEngine(FakeModel(), EngineLimits(max_batch_size=2), max_waiting=2)
+    begun = Message(Role.ASSISTANT, (TextPart('{"a": [tr'),))
+    schema = '{"properties": {"a": {"items": {"const": true}}}, "required": ["a"]}'
+    vision_request = dataclasses.replace(
+        request(LATER, max_tokens=20, json_schema=schema), task=Chat((begun,))
+    )
+    deltas = engine.generate(vision_request, Prompt((99,), continues_answer=True))
+    text = "".join([delta.text async for delta in deltas])
+    assert text.startswith("ue")
     engine.stop()
 
 

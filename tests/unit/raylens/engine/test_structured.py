@@ -227,6 +227,28 @@ def test_an_answer_begins_with_a_space_if_the_models_answers_do(compiler) -> Non
     accept(grammar, ' {"a": 1}')
 
 
+@pytest.mark.parametrize(
+    ("start", "following"),
+    [
+        ('{"a":', "1}"),
+        ('{"a": ', "1}"),
+        ('{"a": 1', "2}"),
+        ("", '{"a": 1}'),
+        ("Here it is: ", '{"a": 1}'),
+        ('{"b": ', '{"a": 1}'),
+    ],
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_an_answer_goes_on_where_its_beginning_ends(name, start, following) -> None:
+    tokenizer, eos_ids, vocab_size = MODELS[name]()
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    compiler = GrammarCompiler(tokenizer, eos_ids, vocab_size)
+    state = compiler.compile(AnswerFormat(json.dumps(schema)), start).state
+    for token_id in tokenizer.encode(following, add_special_tokens=False).ids:
+        state.accept(token_id)
+    assert eos_ids & allowed_ids(state, vocab_size)
+
+
 def test_what_the_grammar_forces_is_spelled_in_the_tokenizers_own_way() -> None:
     tokenizer, eos_ids, vocab_size = pocket()
     schema = {"type": "object", "properties": {"circle": {"type": "integer"}}}
