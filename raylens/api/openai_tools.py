@@ -25,15 +25,15 @@ def parse_tools(tools: Any, choice: Any, parallel: bool | None) -> Tools | None:
 
     Raises ``InvalidRequest`` if a tool is no function, or if ``choice`` names none of them.
     """
-    functions = _parse_functions(tools)
     required, allowed = _parse_choice(choice)
+    if choice == "none":
+        return None
+    functions = _parse_functions(tools)
     if allowed is not None:
         functions = [function for function in functions if function.name in allowed]
     if not functions:
         if choice in _FORCED or required != []:
             raise InvalidRequest("tool_choice: no such tool in tools", "tool_choice")
-        return None
-    if choice == "none":
         return None
     names = [function.name for function in functions]
     if required is None:

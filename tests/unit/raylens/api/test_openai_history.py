@@ -240,7 +240,8 @@ class TestTools:
         assert json.loads(read.parameters)["additionalProperties"] is False
 
     async def test_none_ignores_them(self, client, service) -> None:
-        task = await send(client, service, chat("look", tools=[LOOK], tool_choice="none"))
+        tools = [LOOK, {"type": "web_search"}]
+        task = await send(client, service, chat("look", tools=tools, tool_choice="none"))
         assert task.tools is None
 
     @pytest.mark.parametrize("mode", ["auto", "required"])
