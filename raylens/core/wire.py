@@ -105,9 +105,13 @@ JsonValue = Annotated[Any, AfterValidator(_check_json)]
 """A value that is checked elsewhere, or only passed on."""
 
 
+def _read_detail(value: Any) -> Any:
+    return Detail.HIGH if value == "original" else value  # OpenAI's name for no resizing
+
+
 class ImageUrl(LenientBody):
     url: Text
-    detail: Detail = Detail.AUTO
+    detail: Annotated[Detail, BeforeValidator(_read_detail)] = Detail.AUTO
 
 
 class ChatText(LenientBody):
@@ -165,7 +169,7 @@ def _normalize_content(content: Any) -> Any:
         content = [content]
     if not isinstance(content, list):
         raise ValueError("Input should be a string or a list of parts")
-    return [_normalize_part(part) for part in content]
+    return [_normalize_part(part) for part in content if part is not None]
 
 
 ChatPart = Annotated[ChatText | ChatImage | ChatVideo, Field(discriminator="type")]
@@ -176,9 +180,13 @@ Content = Annotated[
 ]
 
 
+def _read_arguments(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict) else value
+
+
 class FunctionCall(LenientBody):
     name: Text
-    arguments: Text = "{}"
+    arguments: Annotated[Text, BeforeValidator(_read_arguments)] = "{}"
 
 
 CallId = Annotated[str, BeforeValidator(str)]
@@ -198,6 +206,17 @@ class ChatMessage(LenientBody):
     tool_calls: Annotated[list[ChatToolCall], Field(default_factory=list, max_length=MAX_PARTS)]
     tool_call_id: CallId = ""
     function_call: FunctionCall | None = None
+
+    @field_validator("tool_calls", mode="before")
+    @classmethod
+    def _drop_absent_calls(cls, value: Any) -> Any:
+        return [call for call in value if not is_absent(call)] if isinstance(value, list) else value
+
+    @field_validator("function_call", mode="before")
+    @classmethod
+    def _drop_nameless_call(cls, value: Any) -> Any:
+        """What is left of a stream without a call has an empty name."""
+        return None if isinstance(value, dict) and is_absent(value.get("name")) else value
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:

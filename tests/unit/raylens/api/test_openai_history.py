@@ -66,6 +66,8 @@ async def send(client: httpx.AsyncClient, service: FakeService, body: dict[str, 
         ({"content": ""}, ""),
         ({"content": []}, ""),
         ({}, ""),
+        ({"content": [None, {"type": "text", "text": "two"}], "tool_calls": [None]}, "two"),
+        ({"content": "two", "function_call": {"name": "", "arguments": ""}}, "two"),
     ],
 )  # fmt: skip
 async def test_an_assistant_message_comes_back_as_anyone_wrote_it(
@@ -91,7 +93,7 @@ async def test_calls_and_their_results_come_back(client, service: FakeService) -
             {"role": "user", "content": "look"},
             {"role": "assistant", "content": None, "tool_calls": CALLS},
             {"role": "tool", "tool_call_id": "call_1", "content": "a circle"},
-            {"role": "assistant", "function_call": {"name": "look", "arguments": ""}},
+            {"role": "assistant", "function_call": {"name": "look", "arguments": {"at": "top"}}},
             {"role": "function", "name": "look", "content": [{"type": "text", "text": "no"}]},
         ],
         "tools": [LOOK],
@@ -100,7 +102,7 @@ async def test_calls_and_their_results_come_back(client, service: FakeService) -
     assert task.messages[3:] == (
         Message(Role.ASSISTANT, (), (ToolCall("look", '{"at": "top"}'),)),
         Message(Role.TOOL, (TextPart("a circle"),)),
-        Message(Role.ASSISTANT, (), (ToolCall("look", "{}"),)),
+        Message(Role.ASSISTANT, (), (ToolCall("look", '{"at": "top"}'),)),
         Message(Role.TOOL, (TextPart("no"),)),
     )
     assert [message.role for message in task.messages[:2]] == [Role.SYSTEM] * 2

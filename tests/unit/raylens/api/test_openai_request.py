@@ -302,6 +302,15 @@ async def test_neutral_values_of_unsupported_parameters_are_accepted(client) -> 
     assert (await client.post(PATH, json=body)).status_code == 200
 
 
+@pytest.mark.parametrize(("sent", "detail"), [("original", Detail.HIGH), ("low", Detail.LOW)])
+async def test_a_picture_has_a_detail(client, service: FakeService, sent, detail) -> None:
+    response = await client.post(PATH, json=chat("x", image(detail=sent)))
+    assert response.status_code == 200
+    task = service.requests[0].task
+    assert isinstance(task, Chat)
+    assert task.messages[0].parts[1] == ImagePart(0, detail)
+
+
 async def test_an_image_url_can_be_a_bare_string(client, service: FakeService) -> None:
     part = {"type": "image_url", "image_url": image()["image_url"]["url"]}
     assert (await client.post(PATH, json=chat("hi", part))).status_code == 200
