@@ -334,7 +334,7 @@ def test_the_api_page_and_health_are_served(server: str) -> None:
     health = httpx.get(f"{server}/health").json()
     assert health["status"] == "healthy"
     assert health["models"]["smolvlm"]["tasks"] == ["caption", "chat", "completion", "query"]
-    tasks = ["caption", "chat", "detect", "point", "query"]
+    tasks = ["caption", "chat", "completion", "detect", "point", "query"]
     assert health["models"]["qwen2.5-vl"]["tasks"] == tasks
     assert health["models"]["moondream"]["tasks"] == [*tasks, "reason"]
     assert httpx.get(f"{server}/ready").json() == {"status": "ready"}
