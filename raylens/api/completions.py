@@ -5,7 +5,6 @@ Format: OpenAI's API reference, "Completions".
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -18,7 +17,7 @@ from starlette.responses import JSONResponse
 
 from raylens.api import sse
 from raylens.api.context import Context
-from raylens.api.errors import error_body
+from raylens.api.errors import error_event
 from raylens.api.openai_json import clip_logprob, new_id
 from raylens.api.openai_request import (
     NEUTRAL_VALUES,
@@ -28,11 +27,9 @@ from raylens.api.openai_request import (
     refuse_extra_parameters,
 )
 from raylens.api.response_format import parse_response_format
-from raylens.core.errors import ModelFailed, RaylensError
+from raylens.core.errors import InvalidRequest, ModelFailed, RaylensError
 from raylens.core.types import Completion, Delta, TokenLogprob, Usage, VisionRequest
 from raylens.core.wire import Text
-
-logger = logging.getLogger(__name__)
 
 PATH = "/v1/completions"
 MAX_TOKENS = 16
@@ -74,6 +71,10 @@ def router(context: Context) -> APIRouter:
     @routes.post(PATH, summary="Continue a text")
     async def create_completion(body: CompletionRequest, http: Request) -> Any:
         refuse_extra_parameters(body.model_extra or {}, _NEUTRAL)
+        if body.echo and body.logprobs is not None:
+            raise InvalidRequest(
+                "echo: not supported together with logprobs, which a prompt doesn't have", "echo"
+            )
         context.check_text_length(sum(map(len, body.prompt)), "prompt")
         model = context.catalog.resolve(body.model, "openai")
         sampling = body.build(
@@ -105,12 +106,14 @@ class _Choice:
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
+    offset: int = 0
+    """Characters of the text before this piece of it."""
 
     def as_json(self, index: int, with_logprobs: bool) -> dict[str, Any]:
         return {
             "index": index,
             "text": self.text,
-            "logprobs": _logprobs_as_json(self.logprobs) if with_logprobs else None,
+            "logprobs": _logprobs_as_json(self.logprobs, self.offset) if with_logprobs else None,
             "finish_reason": self.finish_reason,
         }
 
@@ -126,7 +129,9 @@ class Reply:
         self._prompts = body.prompt if body.echo else [""] * len(body.prompt)
         self._n = requests[0].sampling.n
         self._with_logprobs = body.logprobs is not None
-        self._include_usage = body.stream_options.include_usage
+        options = body.stream_options
+        self._continuous_usage = options.continuous_usage_stats
+        self._include_usage = options.include_usage or options.continuous_usage_stats
         self._usages: dict[int, Usage] = {}
         """The latest usage of each choice."""
         self._head = {
@@ -163,23 +168,30 @@ class Reply:
 
         An error after the first event is an event of its own, and ends the stream.
         """
-        begun: set[int] = set()
+        lengths: dict[int, int] = {}
+        """Characters so far, by choice."""
+        finished: set[int] = set()
         async with aclosing(self._deltas(context)) as deltas:
             try:
                 async for index, delta in deltas:
                     text = delta.text
-                    if index not in begun:
+                    if index not in lengths:
                         text = self._prompts[index // self._n] + text
-                        begun.add(index)
+                    offset = lengths.get(index, 0)
+                    lengths[index] = offset + len(text)
                     reason = delta.finish_reason
+                    if reason is not None:
+                        finished.add(index)
                     if text or delta.logprobs or reason is not None:
-                        choice = _Choice(text, list(delta.logprobs), reason and reason.value)
+                        logprobs = list(delta.logprobs)
+                        choice = _Choice(text, logprobs, reason and reason.value, offset)
                         yield self._chunk([choice.as_json(index, self._with_logprobs)])
+                if len(finished) < self._n * len(self._requests):
+                    raise ModelFailed("the answer ended early")
             except RaylensError as error:
-                if not begun:
+                if not lengths:
                     raise
-                logger.warning("%s after the stream began: %s", error.code, error.message)
-                yield sse.event(error_body(PATH, error))
+                yield error_event(PATH, error)
                 return
         if self._include_usage:
             yield self._chunk([], self._total_usage())
@@ -188,7 +200,7 @@ class Reply:
     def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> str:
         chunk: dict[str, Any] = {**self._head, "choices": choices}
         if self._include_usage:
-            chunk["usage"] = usage
+            chunk["usage"] = self._total_usage() if self._continuous_usage else usage
         return sse.event(chunk)
 
     async def _deltas(self, context: Context) -> AsyncGenerator[tuple[int, Delta], None]:
@@ -213,8 +225,8 @@ class Reply:
         }
 
 
-def _logprobs_as_json(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    offsets = [0]
+def _logprobs_as_json(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+    offsets = [offset]
     for token in tokens:
         offsets.append(offsets[-1] + len(token.text))
     return {

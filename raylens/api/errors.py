@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from raylens.api import sse
 from raylens.api.paths import route_path
 from raylens.core.errors import InvalidRequest, RaylensError
 
@@ -61,6 +62,12 @@ def _openai_error(error: RaylensError, message: str) -> dict[str, Any]:
     return {
         "error": {"message": message, "type": error_type, "param": error.field, "code": error.code}
     }
+
+
+def error_event(path: str, error: RaylensError) -> str:
+    """Return the last event of a stream that has begun and can't go on."""
+    logger.warning("%s after the stream began: %s", error.code, error.message)
+    return sse.event(error_body(path, error))
 
 
 def error_response(path: str, error: RaylensError) -> Response:

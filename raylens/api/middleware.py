@@ -112,6 +112,7 @@ class ConcurrencyLimitMiddleware:
 
 _UNPACKED = ("gzip", "x-gzip", "deflate")
 _UNCHANGED = ("", "identity")
+_MAX_MEMBERS = 1000
 _ANY_HEADER = 32 + zlib.MAX_WBITS
 """Zlib's code for data with the header of gzip or of zlib."""
 
@@ -200,16 +201,27 @@ class _Unpacker:
     def __init__(self, max_bytes: int) -> None:
         self._decompressor = zlib.decompressobj(_ANY_HEADER)
         self._left = max_bytes
+        self._members = 1
 
     def __call__(self, message: Message) -> bytes:
         """Return the unpacked data of a message; one byte over the limit, if there is more.
 
-        Raises ``HTTPException`` if the data is damaged.
+        A gzip file may have several members, one after the other (RFC 1952, section 2.2). Raises
+        ``HTTPException`` if the data is damaged.
         """
-        try:
-            data = self._decompressor.decompress(message.get("body", b""), self._left + 1)
-        except zlib.error as error:
-            raise HTTPException(400, f"body: unpacking it failed: {error}") from None
+        data = b""
+        packed = message.get("body", b"")
+        while packed and len(data) <= self._left:
+            if self._decompressor.eof:
+                self._members += 1
+                if self._members > _MAX_MEMBERS:
+                    raise HTTPException(400, f"body: over {_MAX_MEMBERS} members of gzip")
+                self._decompressor = zlib.decompressobj(_ANY_HEADER)
+            try:
+                data += self._decompressor.decompress(packed, self._left + 1 - len(data))
+            except zlib.error as error:
+                raise HTTPException(400, f"body: unpacking it failed: {error}") from None
+            packed = self._decompressor.unused_data
         if not message.get("more_body", False) and not (
             self._decompressor.eof or self._left < len(data)
         ):

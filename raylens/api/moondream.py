@@ -7,7 +7,6 @@ also be the multipart field ``file``, next to the other fields.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from pydantic import BeforeValidator, Field
 from raylens.api import sse
 from raylens.api.body import parse_object
 from raylens.api.context import Context
-from raylens.api.errors import error_body
+from raylens.api.errors import error_event
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
 from raylens.api.model_selection import required_capability, select_model
 from raylens.api.paths import route_path
@@ -40,9 +39,6 @@ from raylens.core.types import (
     VisionRequest,
 )
 from raylens.core.wire import MAX_OBJECTS_LIMIT, LenientBody, Text
-
-logger = logging.getLogger(__name__)
-
 
 MAX_SPATIAL_REFS = 64
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -277,8 +273,7 @@ async def _events(deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenera
         except RaylensError as error:
             if not has_begun:
                 raise
-            logger.warning("%s after the stream began: %s", error.code, error.message)
-            yield sse.event(error_body(path, error))
+            yield error_event(path, error)
             return
     end = {"completed": True, **_reasoning(last)}
     yield sse.event({**end, "warnings": warnings} if warnings else end)

@@ -139,6 +139,7 @@ class Reply:
         self._usage = Usage(0, 0)
         self._finish_reason: FinishReason | None = None
         self._thinking = ""
+        self._warnings: list[str] = []
         self._call: _Call | None = None
         """The call whose arguments are coming."""
 
@@ -177,6 +178,7 @@ class Reply:
         if self._first_delta_at is None:
             self._first_delta_at = time.perf_counter()
         self._usage = delta.usage or self._usage
+        self._warnings += delta.warnings
         completed = []
         for piece in delta.tool_calls:
             completed += self._add_call(piece)
@@ -219,6 +221,8 @@ class Reply:
             target["thinking"] = self._thinking
         if not self._is_chat:
             piece["context"] = []
+        if self._warnings:
+            piece["warnings"] = self._warnings
         now = time.perf_counter()
         first = now if self._first_delta_at is None else self._first_delta_at
         return {

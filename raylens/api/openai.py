@@ -7,7 +7,6 @@ requests.
 from __future__ import annotations
 
 import json
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -20,7 +19,7 @@ from starlette.responses import JSONResponse
 
 from raylens.api import sse
 from raylens.api.context import Context
-from raylens.api.errors import error_body
+from raylens.api.errors import error_event
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
 from raylens.api.model_selection import select_model
 from raylens.api.openai_json import logprob_as_json, new_call_id
@@ -43,8 +42,6 @@ from raylens.core.types import (
     Usage,
     VisionRequest,
 )
-
-logger = logging.getLogger(__name__)
 
 PATH = "/v1/chat/completions"
 
@@ -183,6 +180,7 @@ class Reply:
         An error after the first event is an event of its own, and ends the stream.
         """
         begun: set[int] = set()
+        finished: set[int] = set()
         async with aclosing(deltas):
             try:
                 async for delta in deltas:
@@ -196,13 +194,15 @@ class Reply:
                     for call in delta.tool_calls:
                         yield self._chunk(delta.index, {"tool_calls": [_call_as_json(call)]})
                     if delta.finish_reason is not None:
+                        finished.add(delta.index)
                         reasoning = _reasoning_fields(delta.findings)
                         yield self._chunk(delta.index, reasoning, delta.finish_reason.value)
+                if len(finished) < self._n:
+                    raise ModelFailed("the answer ended early")
             except RaylensError as error:
                 if not begun:
                     raise
-                logger.warning("%s after the stream began: %s", error.code, error.message)
-                yield sse.event(error_body(PATH, error))
+                yield error_event(PATH, error)
                 return
         if self._include_usage:
             yield sse.event(

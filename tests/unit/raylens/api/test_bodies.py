@@ -62,7 +62,9 @@ async def test_a_large_percent_encoded_picture_is_over_the_limit(client) -> None
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP", "deflate"])
 async def test_a_compressed_body_is_unpacked(client, service, encoding) -> None:
     body = json.dumps({"image_url": DATA_URL}).encode()
-    packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
+    # A gzip file may consist of several members.
+    members = gzip.compress(body[:20]) + gzip.compress(body[20:])
+    packed = zlib.compress(body) if encoding == "deflate" else members
     headers = {**JSON, "content-encoding": encoding}
     response = await client.post("/v1/caption", content=packed, headers=headers)
     assert response.status_code == 200, response.text
@@ -74,6 +76,8 @@ async def test_a_compressed_body_is_unpacked(client, service, encoding) -> None:
     [
         (gzip.compress(bytes(10**7)), 413, "the limit is 40000 bytes"),
         (gzip.compress(b'{"image_url": "x"}')[:-9], 400, "cut off"),
+        (gzip.compress(b'{"image_url": "x"}') + b"more", 400, "unpacking it failed"),
+        (gzip.compress(b"") * 1001, 400, "over 1000 members"),
         (b'{"image_url": "x"}', 400, "unpacking it failed"),
         (b"", 400, "cut off"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import openai
@@ -7,7 +8,7 @@ import pytest
 
 from raylens.api.completions import PATH
 from raylens.core.errors import Overloaded
-from raylens.core.types import Completion
+from raylens.core.types import Completion, Delta
 from tests.unit.raylens.api.conftest import FakeService
 from tests.unit.raylens.api.test_openai import events
 
@@ -21,10 +22,10 @@ def openai_client(client: Any) -> openai.AsyncOpenAI:
 
 async def test_a_text_is_continued(openai_client, service: FakeService) -> None:
     completion = await openai_client.completions.create(
-        model="smolvlm", prompt="I see ", echo=True, logprobs=1, stop=["x"]
+        model="smolvlm", prompt="I see ", logprobs=1, stop=["x"]
     )
     (choice,) = completion.choices
-    assert (choice.text, choice.finish_reason) == ("I see two red circles", "stop")
+    assert (choice.text, choice.finish_reason) == ("two red circles", "stop")
     assert choice.logprobs is not None
     assert choice.logprobs.tokens == ["two ", "red ", "circles"]
     assert choice.logprobs.text_offset == [0, 4, 8]
@@ -58,6 +59,25 @@ async def test_a_stream_sends_text_and_then_the_reason(client, service) -> None:
     assert (last["choices"], last["usage"]["total_tokens"]) == ([], 20)
 
 
+async def test_every_chunk_tells_its_place_and_the_usage_so_far(client, service) -> None:
+    body = {"prompt": "a", "logprobs": 1, "stream": True,
+            "stream_options": {"continuous_usage_stats": True}}  # fmt: skip
+    chunks = events(await client.post(PATH, json=body))
+    logprobs = [chunk["choices"][0]["logprobs"] for chunk in chunks[:3]]
+    assert [piece["text_offset"] for piece in logprobs] == [[0], [4], [8]]
+    assert all(chunk["usage"] for chunk in chunks)
+
+
+async def test_a_stream_that_ends_early_ends_with_an_error(client, service, monkeypatch) -> None:
+    async def generate(request: Any, pictures: Any) -> AsyncGenerator[Delta, None]:
+        yield Delta("two ")
+
+    monkeypatch.setattr(service, "generate", generate)
+    response = await client.post(PATH, json={"prompt": "a", "stream": True})
+    assert "ended early" in response.text
+    assert "[DONE]" not in response.text
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_error_keeps_its_status(client, service, stream) -> None:
     service.error = Overloaded("full", "model", 3, 4, 2.5)
@@ -75,6 +95,7 @@ async def test_an_error_keeps_its_status(client, service, stream) -> None:
         ({"prompt": "x" * 3000}, "prompt", "the limit is 2000"),
         ({"prompt": "x", "suffix": "y"}, "suffix", "not supported"),
         ({"prompt": "x", "best_of": 2}, "best_of", "not supported"),
+        ({"prompt": "x", "echo": True, "logprobs": 1}, "echo", "together with logprobs"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens", "or equal to 1"),
         ({"prompt": "x", "frobnicate": 1}, "frobnicate", "unknown parameter"),
     ],

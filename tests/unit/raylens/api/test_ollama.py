@@ -92,6 +92,14 @@ async def test_a_schema_is_the_format(ollama_client, service) -> None:
     assert json.loads(service.requests[1].sampling.json_schema) == {"type": "object"}
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_warnings_are_in_the_last_line(client, service, stream) -> None:
+    service.warnings = ("format: not enforced: uniqueItems",)
+    body = {"messages": [{"role": "user", "content": "hi"}], "stream": stream}
+    *_, last = (await client.post("/api/chat", json=body)).text.splitlines()
+    assert json.loads(last)["warnings"] == list(service.warnings)
+
+
 async def test_a_call_is_sent_whole(ollama_client, service) -> None:
     def look(at: str) -> str:
         """Look.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 
 from raylens.api.openai import PATH
 from raylens.core.errors import DeadlineExceeded, Overloaded
-from raylens.core.types import Detect, Grounding, Location, Point, Reasoning
+from raylens.core.types import Delta, Detect, Grounding, Location, Point, Reasoning
 from tests.unit.raylens.api.conftest import TEXT_TASKS, FakeService, chat, image
 
 
@@ -136,6 +137,16 @@ async def test_an_error_before_the_first_delta_keeps_its_status(
             "param": "model",
             "code": "overloaded",
         }
+
+
+async def test_a_stream_that_ends_early_ends_with_an_error(client, service, monkeypatch) -> None:
+    async def generate(request: Any, pictures: Any) -> AsyncGenerator[Delta, None]:
+        yield Delta("two ")
+
+    monkeypatch.setattr(service, "generate", generate)
+    response = await client.post(PATH, json=chat("hi", stream=True))
+    assert "ended early" in response.text
+    assert "[DONE]" not in response.text
 
 
 async def test_an_error_in_a_stream_is_an_event(client, service: FakeService) -> None:
