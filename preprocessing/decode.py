@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from preprocessing import jpeg
 from preprocessing.flatten import profile_of, to_rgb
@@ -26,6 +26,7 @@ from preprocessing.header import (
     damaged,
     format_name,
     open_picture,
+    orientation_of,
 )
 from preprocessing.png import without_ballast
 from preprocessing.resize import Size
@@ -138,7 +139,7 @@ def _decode_with_pillow(picture: Image.Image, data: bytes) -> _Stored:
     """
     is_tiff = picture.format == "TIFF"
     size = picture.size
-    tiff_orientation = _orientation(picture) if is_tiff else 1
+    tiff_orientation = orientation_of(picture) if is_tiff else 1
     picture.load()
     if picture.format == "PNG":
         _check_png(data)
@@ -150,7 +151,7 @@ def _decode_with_pillow(picture: Image.Image, data: bytes) -> _Stored:
     if is_tiff:
         size = size if tiff_orientation < 5 else size[::-1]
         return _Stored(pixels, size, tiff_orientation, profile, warnings, is_upright=True)
-    return _Stored(pixels, size, _orientation(picture), profile, warnings)
+    return _Stored(pixels, size, orientation_of(picture), profile, warnings)
 
 
 def _check_png(data: bytes) -> None:
@@ -198,18 +199,9 @@ def _decode_jpeg(
     if picture.format not in JPEG_FORMATS or not is_plain:
         return None
     size = picture.size
-    orientation = _orientation(picture)
+    orientation = orientation_of(picture)
     required = required_size(size) if orientation < 5 else required_size(size[::-1])[::-1]
     decoded = jpeg.decode(data, size, required)
     if decoded is None:
         return None
     return _Stored(decoded.pixels, size, orientation, profile, decoded.warnings, decoded.extent)
-
-
-def _orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if none can be read."""
-    try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # unreadable tags are no reason to refuse the picture
-        return 1
-    return orientation if orientation in ORIENTATIONS else 1

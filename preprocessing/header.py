@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from numbers import Real
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from preprocessing.effort import is_laborious
 from preprocessing.formats import HAS_HEIC, HEIC, SUPPORTED, sniff
@@ -140,6 +140,27 @@ def check_header(picture: Image.Image, data: bytes, limits: PictureLimits) -> No
         raise
     except Exception as error:  # a damaged tag can have any type
         raise damaged(data, error) from error
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Return the (width, height) of a picture file after EXIF rotation.
+
+    Raises ``PayloadTooLarge``, ``UnsupportedMedia`` or ``InvalidRequest`` as
+    :func:`open_picture` does.
+    """
+    data, _ = without_ballast(data)
+    with open_picture(data) as picture:
+        width, height = picture.size
+        return (width, height) if orientation_of(picture) < 5 else (height, width)
+
+
+def orientation_of(picture: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 if none can be read."""
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # unreadable tags are no reason to refuse the picture
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def damaged(data: bytes, error: Exception) -> InvalidRequest:

@@ -53,7 +53,7 @@ def main() -> None:
         recipe.TrainingSettings(), minutes=arguments.minutes, seed=arguments.seed
     )
     if arguments.start:
-        settings = dataclasses.replace(settings, learning_rate=settings.learning_rate / 4)
+        settings = dataclasses.replace(settings, learning_rate=settings.learning_rate / 2)
     trainer = recipe.Trainer(settings, arguments.work / arguments.family)
     if arguments.start and trainer.steps == 0:
         trainer.start_from(arguments.start)

@@ -10,7 +10,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
@@ -108,6 +108,21 @@ def build_json_examples(
         others = rng.sample(meanings, rng.randrange(3))
         examples.append(_description(scene, _shuffle(["shapes", *others], rng), rng))
     return examples
+
+
+def build_similar_queries(
+    scene: Scene, example: JsonExample, rng: random.Random, has_grid: bool = True
+) -> list[JsonExample]:
+    """Return other queries that the schema of the query ``example`` fits."""
+    (entry,) = example.properties
+    result = {example.question: example}
+    for _ in range(8):
+        query = _query(scene, rng, has_grid)
+        meaning, value = query.properties[0][1:]
+        if meaning == entry.meaning and type(value) is type(entry.value):
+            renamed = Property(entry.name, meaning, value)
+            result.setdefault(query.question, replace(query, properties=(renamed,)))
+    return list(result.values())[1:]
 
 
 def _shuffle(meanings: list[str], rng: random.Random) -> list[str]:

@@ -66,8 +66,6 @@ TOLERANCE = 2
 class TrainingSettings(trainer.TrainingSettings):
     images_per_step: int = 32
     fresh_per_step: int = 12
-    text_questions: int = 10
-    """Captions and text questions per row."""
     first_mix: tuple[int, int] = (32, 0)
     last_mix: tuple[int, int] = (32, 0)
     target_std: float = 1.0
@@ -293,9 +291,10 @@ def build_row(
     for example in rng.sample(candidates, count):
         question = _add_context(example.question, candidates, rng)
         segments.append(prompts.build_query(example.task, question, example.answer))
-    for json_example in build_json_examples(scene, rng, not picture.is_cropped):
-        question = _add_json_context(json_example, candidates, rng)
-        segments.append(prompts.build_json(json_example, question))
+    for _ in range(settings.json_rounds):
+        for json_example in build_json_examples(scene, rng, not picture.is_cropped):
+            question = _add_json_context(json_example, candidates, rng)
+            segments.append(prompts.build_json(json_example, question))
     for task in ("detect", "point") * 2:
         segments.append(prompts.build_localization(task, random_subject(scene, rng), picture))
     segments.append(_question_about_reference(picture, prompts, rng))
@@ -320,7 +319,7 @@ def _add_context(question: str, candidates: list[Example], rng: random.Random) -
     pick = rng.random()
     if pick < 0.06:
         return f"system: {rng.choice(SYSTEM_PROMPTS)}\n{question}"
-    if pick < 0.12:
+    if pick < 0.16:
         earlier = rng.choice(candidates)
         return f"user: {earlier.question}\nassistant: {earlier.answer}\n{question}"
     return question

@@ -37,6 +37,7 @@ from training import trainer
 from training.json_answers import (
     JsonExample,
     build_json_examples,
+    build_similar_queries,
     encode_answer,
     schema_prompt,
     tool_of,
@@ -76,8 +77,6 @@ TOLERANCE = 2
 
 @dataclass(frozen=True)
 class TrainingSettings(trainer.TrainingSettings):
-    text_questions: int = 10
-    """Text questions per packed row; four more ask for boxes and points."""
     first_mix: tuple[int, int] = (40, 16)
     last_mix: tuple[int, int] = (40, 40)
     target_std: float = 1.0
@@ -235,7 +234,7 @@ def build_packed_row(
 ) -> Row:
     """Return a row with the picture first and many questions about it.
 
-    One time in five, the last segment is a conversation of two turns.
+    Every other time, the last segment is a conversation of two turns.
     """
     candidates = _answerable_examples(picture, rng)
     chosen = rng.sample(candidates, min(len(candidates), settings.text_questions))
@@ -246,10 +245,11 @@ def build_packed_row(
     ]
     segments += [
         prompts.build_json_segment(example)
+        for _ in range(settings.json_rounds)
         for example in build_json_examples(picture.scene, rng, not picture.is_cropped)
     ]
     rng.shuffle(segments)
-    if rng.random() < 0.2:
+    if rng.random() < 0.5:
         first, second = rng.sample(chosen, 2)
         segments[-1] = prompts.build_segment(
             "second turn", (first.question, first.answer), (second.question, second.answer)
@@ -261,9 +261,9 @@ def build_packed_row(
 def build_reordered_row(index: int, picture: Picture, prompts: Prompts, rng: random.Random) -> Row:
     """Return a row with one question, before the picture or after another system prompt."""
     pick = rng.random()
-    if pick < 0.3:
+    if pick < 0.45:
         return build_tool_row(index, picture, prompts, rng)
-    if pick < 0.4:
+    if pick < 0.55:
         return _build_json_row(index, picture, prompts, rng)
     example = _choose_example(picture, rng)
     if rng.random() < 0.75:
@@ -309,6 +309,9 @@ def build_tool_row(index: int, picture: Picture, prompts: Prompts, rng: random.R
     question = "" if text_first else example.question
     segments = [prompts.build_json_segment(example, question, tool)]
     if not text_first:
+        if example.task == "json query":
+            similar = build_similar_queries(picture.scene, example, rng, not picture.is_cropped)
+            segments += [prompts.build_json_segment(query, tool=tool) for query in similar]
         in_words = rng.choice(_answerable_examples(picture, rng))
         segments.append(
             prompts.build_segment("words despite tool", (in_words.question, in_words.answer))

@@ -152,7 +152,7 @@ def build_rows(
     rows = []
     for index in range(packed_count):
         layout = choose_layout(index, settings, rng)
-        rows.append(_build_packed_row(pictures[index].scene, layout, prompts, rng))
+        rows.append(_build_packed_row(pictures[index].scene, layout, prompts, settings, rng))
     for number in range(reordered_count):
         index = number % len(pictures)
         layout = choose_layout(index, settings, rng)
@@ -161,19 +161,28 @@ def build_rows(
 
 
 def _build_packed_row(
-    scene: Scene, layout: TileLayout, prompts: Prompts, rng: random.Random
+    scene: Scene,
+    layout: TileLayout,
+    prompts: Prompts,
+    settings: TrainingSettings,
+    rng: random.Random,
 ) -> Row:
-    """Return a row with the picture first and all questions about it.
+    """Return a row with the picture first and many questions about it.
 
-    One time in five, the last segment is a conversation of two turns.
+    Every other time, the last segment is a conversation of two turns.
     """
     candidates = build_examples(scene, rng)
+    chosen = rng.sample(candidates, min(len(candidates), settings.text_questions))
     segments = [
         prompts.build_segment(example.task, (example.question, example.answer))
-        for example in candidates
+        for example in chosen
     ]
-    segments += [prompts.build_json_segment(example) for example in build_json_examples(scene, rng)]
-    if rng.random() < 0.2:
+    segments += [
+        prompts.build_json_segment(example)
+        for _ in range(settings.json_rounds)
+        for example in build_json_examples(scene, rng)
+    ]
+    if rng.random() < 0.5:
         first, second = rng.sample(candidates, 2)
         segments[-1] = prompts.build_segment(
             "second turn", (first.question, first.answer), (second.question, second.answer)
@@ -188,7 +197,7 @@ def _build_reordered_row(
 ) -> Row:
     """Return a row with one question, before the picture or after a system prompt."""
     picture = prompts.encode_picture(layout.rows, layout.columns)
-    if rng.random() < 0.2:
+    if rng.random() < 0.35:
         return _build_json_row(scene, layout, picture, prompts, rng)
     example = rng.choice(build_examples(scene, rng))
     system = ""

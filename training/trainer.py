@@ -57,6 +57,10 @@ class TrainingSettings:
     """Pictures encoded in every step. The two mixes set how many rows are built from them."""
     fresh_per_step: int = 16
     """Minimum number of new pictures per step."""
+    text_questions: int = 10
+    """Captions and questions with answers in words, per packed row."""
+    json_rounds: int = 3
+    """Times that a packed row asks for each kind of JSON: a query, fields and a list."""
     first_mix: tuple[int, int] = (48, 32)
     """Rows per step in the first phase, in which the model learns to see: packed rows with the
     picture first, and rows with other orders of text and picture."""

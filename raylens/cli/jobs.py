@@ -62,7 +62,10 @@ def list_jobs(
     server: ServerOption = DEFAULT_SERVER,
     patience: PatienceOption = 60.0,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first.
+
+    Example: raylens jobs list --status failed --limit 100
+    """
     jobs = _run(context, server, patience, lambda client: client.list_newest(limit, status))
     if as_json:
         _print_json(jobs)

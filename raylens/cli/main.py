@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -12,12 +12,8 @@ from rich.markup import escape
 
 from raylens import __version__
 from raylens.cli import jobs
-from raylens.cli.caption import CaptionArguments, run_caption
-from raylens.cli.caption_job import CaptionOptions
-from raylens.cli.client import DEFAULT_SERVER, Client
+from raylens.cli.annotate_commands import add_commands
 from raylens.cli.config_file import ConfigError, EnvironmentVariableError, check_config_file
-from raylens.cli.errors import UsageError
-from raylens.cli.results import Format
 from raylens.cli.run import Server
 from raylens.core.environment import COMPAT_ENV_OPTION
 from raylens.core.errors import RaylensError
@@ -65,7 +61,10 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Start Ray and the application on this machine; stop both on Ctrl-C."""
+    """Start Ray and the application on this machine; stop both on Ctrl-C.
+
+    Example: raylens run serve_config.yaml
+    """
     if compat_env:
         os.environ[COMPAT_ENV_OPTION] = "true"
     try:
@@ -99,6 +98,8 @@ def verify(
     """Compare a real checkpoint's answers with those of plain transformers.
 
     The checkpoint is loaded strictly and asked fixed questions.
+
+    Example: raylens verify Qwen/Qwen2.5-VL-3B-Instruct --dtype bfloat16 --device cuda
     """
     # These imports take seconds.
     from models.verify.reference import Unverifiable
@@ -113,81 +114,7 @@ def verify(
     raise typer.Exit(0 if report.verified else 1)
 
 
-@app.command()
-def caption(
-    context: typer.Context,
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FOLDER_OR_FILE", help="Pictures, and folders of pictures.", show_default=False
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="File for the captions, one record per picture. "
-            "Pictures that already have a record are skipped.",
-            show_default=False,
-        ),
-    ] = None,
-    file_format: Annotated[
-        Literal["jsonl", "txt", "csv"] | None,
-        typer.Option(
-            "--format",
-            help="Format of --out; txt writes a text file beside each picture instead. "
-            "By default csv if --out ends in .csv, otherwise jsonl.",
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Question to ask about each picture instead of a caption.")
-    ] = None,
-    length: Annotated[
-        Literal["short", "normal", "long"] | None, typer.Option(help="Length of the captions.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Name of the model; the server chooses by default.")
-    ] = None,
-    in_flight: Annotated[
-        int, typer.Option(min=1, max=256, help="Maximum number of jobs in flight.")
-    ] = 32,
-    recursive: Annotated[bool, typer.Option(help="Search subfolders too.")] = True,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Retry pictures that failed in an earlier run.")
-    ] = False,
-    server: jobs.ServerOption = DEFAULT_SERVER,
-    patience: jobs.PatienceOption = 60.0,
-) -> None:
-    """Caption thousands of pictures through the server's job queue.
-
-    If a run is interrupted, the same command resumes it.
-
-    The exit status is 1 if a picture failed or the run had to stop,
-    2 if the arguments are invalid or the server refuses them, and
-    130 after Ctrl-C.
-    """
-    arguments = CaptionArguments(
-        paths=tuple(paths),
-        options=CaptionOptions(prompt or None, length, model or None),
-        out=out,
-        file_format=Format(file_format) if file_format else None,
-        recursive=recursive,
-        in_flight=in_flight,
-        retry_failed=retry_failed,
-    )
-    try:
-        status = run_caption(
-            arguments,
-            lambda notify: Client(
-                server, patience, waits_while_busy=True, notify=notify, **(context.obj or {})
-            ),
-            jobs.stderr,
-        )
-    except UsageError as error:
-        jobs.stderr.print(str(error))
-        raise typer.Exit(2) from None
-    raise typer.Exit(status)
+add_commands(app)
 
 
 @app.command()

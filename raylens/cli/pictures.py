@@ -19,6 +19,8 @@ SUFFIXES = frozenset(
     }
 )
 """Suffixes of pictures that the server reads."""
+SETTINGS_PREFIX = ".raylens-"
+"""Prefix of the files in which an earlier run left its settings among the pictures."""
 _PICTURES = frozenset({*SUPPORTED, HEIC}) - {"TIFF"}
 """Formats by which a file without such a suffix is a picture. Raw photographs are TIFF files, too,
 which the server can't develop."""
@@ -65,7 +67,7 @@ def find_pictures(paths: Iterable[Path], recursive: bool = True) -> Discovery:
                 passed_over[reason] += 1
             else:
                 pictures.setdefault(os.path.abspath(candidate), candidate)
-    return Discovery(sorted(pictures.values(), key=_natural_key), passed_over)
+    return Discovery(sorted(pictures.values(), key=natural_key), passed_over)
 
 
 def _check_named_file(path: Path) -> None:
@@ -121,6 +123,8 @@ def _walk(
         passed_over["hidden"] += len(folders) - len(visible)
         folders[:] = visible if recursive else []
         for name in files:
+            if name.startswith(SETTINGS_PREFIX):
+                continue
             if name.startswith("."):
                 passed_over["hidden"] += 1
             else:
@@ -134,7 +138,7 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _natural_key(path: Path) -> tuple[list[list[str | int]], str]:
+def natural_key(path: Path) -> tuple[list[list[str | int]], str]:
     """Return a sort key that puts ``2.png`` before ``10.png``."""
     return [_split_numbers(part.casefold()) for part in path.parts], str(path)
 

@@ -1,4 +1,4 @@
-"""Progress of a ``raylens caption`` run, and its display."""
+"""Progress of a run over many pictures, and its display."""
 
 from __future__ import annotations
 
@@ -16,23 +16,27 @@ LINE_PERIOD_S = 5.0
 
 
 class Tally:
-    """Counts of the pictures that are captioned, failed and still to do."""
+    """Counts of the pictures that are answered, failed and still to do.
 
-    def __init__(self, total: int) -> None:
+    ``verb`` says of a picture that it is answered, such as "captioned".
+    """
+
+    def __init__(self, total: int, verb: str) -> None:
         self.total = total
-        self.captioned_earlier = 0
-        """Pictures captioned by an earlier run."""
-        self.captioned = 0
-        """Pictures captioned by this run."""
+        self.verb = verb
+        self.answered_earlier = 0
+        """Pictures answered by an earlier run."""
+        self.answered = 0
+        """Pictures answered by this run."""
         self.processed = 0
-        """Pictures captioned or failed by this run."""
+        """Pictures answered or failed by this run."""
         self.failures: list[tuple[str, str]] = []
         """File and problem of each failed picture, of earlier runs too."""
         self._started_at = time.monotonic()
 
     @property
     def done(self) -> int:
-        return self.captioned_earlier + self.captioned + len(self.failures)
+        return self.answered_earlier + self.answered + len(self.failures)
 
     @property
     def rate(self) -> float:
@@ -43,16 +47,16 @@ class Tally:
         """Count a result of this run."""
         self.processed += 1
         if result.error is None:
-            self.captioned += 1
+            self.answered += 1
         else:
             self.failures.append((result.file, result.problem))
 
     def add_earlier(self, file: str, problem: str) -> None:
-        """Count a result of an earlier run; ``problem`` is empty if it is a caption."""
+        """Count a result of an earlier run; ``problem`` is empty if it is an answer."""
         if problem:
             self.failures.append((file, problem))
         else:
-            self.captioned_earlier += 1
+            self.answered_earlier += 1
 
     def status(self) -> str:
         """Return the progress so far in one line."""
@@ -64,10 +68,10 @@ class Tally:
 
     def summary(self) -> str:
         """Return the totals of a finished run in one line."""
-        captioned = f"{self.captioned_earlier + self.captioned} captioned"
-        if self.captioned_earlier:
-            captioned += f" ({self.captioned_earlier} by an earlier run)"
-        summary = f"{self.total} pictures: {captioned}, {len(self.failures)} failed"
+        answered = f"{self.answered_earlier + self.answered} {self.verb}"
+        if self.answered_earlier:
+            answered += f" ({self.answered_earlier} by an earlier run)"
+        summary = f"{self.total} pictures: {answered}, {len(self.failures)} failed"
         if not self.processed:
             return summary
         elapsed_s = time.monotonic() - self._started_at

@@ -1,40 +1,42 @@
-"""Stores for the results of ``raylens caption``: one file of records, or text files."""
+"""Results of the commands for many pictures, and the places where they are stored."""
 
 from __future__ import annotations
 
-import csv
-import fcntl
-import io
-import json
 import os
-import stat
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 from raylens.cli.errors import UsageError
-
-CSV_HEADER = ["file", "caption", "error"]
+from raylens.cli.pictures import SETTINGS_PREFIX
 
 
 class Format(StrEnum):
     JSONL = "jsonl"
     TXT = "txt"
     CSV = "csv"
+    COCO = "coco"
+    YOLO = "yolo"
 
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one picture: a caption, or an error's code and message."""
+    """The result of one picture: an answer, or an error's code and message."""
 
     file: str
-    caption: str | None = None
+    answer: Any = None
+    """A text, or a list of boxes ``{x_min, y_min, x_max, y_max, label}`` in fractions of the
+    upright picture's size."""
     model: str | None = None
     error: dict[str, str] | None = None
     job_id: str | None = None
+    size: tuple[int, int] | None = None
+    """(width, height) of the upright picture, if there are boxes and the size is known."""
 
     @property
     def problem(self) -> str:
@@ -44,16 +46,40 @@ class Result:
         return self.error["message"] or self.error["code"]
 
 
-class ResultStore(Protocol):
+class ResultStore(AbstractContextManager["ResultStore"], ABC):
     """A store of results that outlasts a run."""
 
+    settings_paths: Sequence[Path] = ()
+    """Files that hold the settings of the stored results; none if nothing is stored."""
+    scope: Mapping[str, str] = {}
+    """Settings beside the request that must stay the same."""
+
+    @property
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """Whether no result is stored."""
+
+    @abstractmethod
     def earlier_problem(self, file: str) -> str | None:
         """Return the ``Result.problem`` that an earlier run stored; None if it stored nothing."""
-        ...
 
+    @abstractmethod
+    def clear(self) -> None:
+        """Remove all results. Raises ``OSError``."""
+
+    @abstractmethod
     def write(self, result: Result) -> None:
         """Store a result. Raises ``OSError`` if it cannot be written."""
-        ...
+
+    def finish(self) -> str:
+        """Write what is written at the end of a run only. Return a message, or an empty one.
+
+        Raises ``OSError`` if it cannot be written.
+        """
+        return ""
+
+    def __exit__(self, *exception: object) -> None:
+        return None
 
 
 class TextFiles(ResultStore):
@@ -62,201 +88,91 @@ class TextFiles(ResultStore):
     Raises ``UsageError`` if two pictures would have the same text file.
     """
 
-    def __init__(self, pictures: Sequence[Path]) -> None:
-        owners: dict[Path, Path] = {}
-        for picture in pictures:
-            owner = owners.setdefault(picture.with_suffix(".txt"), picture)
-            if owner != picture:
-                raise UsageError(
-                    f"{owner} and {picture} would share one text file; use --format jsonl --out …"
-                )
+    def __init__(self, roots: Sequence[Path], pictures: Sequence[Path], job_type: str) -> None:
+        check_stems(pictures, "text file")
+        folders = {root if root.is_dir() else root.parent: None for root in roots}
+        self.settings_paths = [folder / f"{SETTINGS_PREFIX}{job_type}.json" for folder in folders]
+        self._pictures = pictures
+
+    @property
+    def is_empty(self) -> bool:
+        return all(self.earlier_problem(str(picture)) is None for picture in self._pictures)
 
     def earlier_problem(self, file: str) -> str | None:
         return "" if os.path.exists(Path(file).with_suffix(".txt")) else None
 
+    def clear(self) -> None:
+        for picture in self._pictures:
+            picture.with_suffix(".txt").unlink(missing_ok=True)
+
     def write(self, result: Result) -> None:
-        if result.caption is None:
-            return
-        path = Path(result.file).with_suffix(".txt")
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(f"{result.caption}\n", encoding="utf-8")
-        part.replace(path)
+        if result.answer is not None:
+            replace_file(Path(result.file).with_suffix(".txt"), f"{result.answer}\n")
 
 
-class ResultFile(ResultStore, AbstractContextManager["ResultFile"]):
-    """A file of JSON lines or CSV with one record per result, locked against other runs.
+class StandardOutput(ResultStore):
+    """The standard output, which keeps nothing for a later run.
 
-    Opening it removes an incomplete last record, and the records of failed pictures in ``retry``.
-    Raises ``UsageError`` if the file cannot be opened, is locked by another run, or is not a file
-    of captions.
+    ``encode`` makes a record of a result. A text of ``encode_all``, if there is one, is written at
+    the end instead.
     """
 
-    def __init__(self, path: Path, file_format: Format, retry: Collection[str] = ()) -> None:
-        self._path = path
-        self._is_csv = file_format is Format.CSV
-        self._problems: dict[str, str] = {}
-        try:
-            self._file = _open_locked(path)
-            with ExitStack() as on_error:
-                on_error.callback(lambda: self._file.close())
-                self._load(retry)
-                on_error.pop_all()
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror or error}") from None
+    def __init__(
+        self,
+        encode: Callable[[Result], bytes],
+        header: bytes = b"",
+        encode_all: Callable[[list[Result]], str] | None = None,
+    ) -> None:
+        self._encode = encode
+        self._encode_all = encode_all
+        self._results: list[Result] = []
+        if header:
+            self._write(header)
 
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
+    @property
+    def is_empty(self) -> bool:
+        return True
 
     def earlier_problem(self, file: str) -> str | None:
-        return self._problems.get(file)
+        return None
+
+    def clear(self) -> None:
+        pass
 
     def write(self, result: Result) -> None:
-        self._file.write(_encode_csv_result(result) if self._is_csv else _encode_json(result))
-        self._file.flush()
-
-    def _load(self, retry: Collection[str]) -> None:
-        end, dropped = self._scan(retry)
-        if dropped:
-            self._file = self._rewrite_without(dropped)
+        if self._encode_all is None:
+            self._write(self._encode(result))
         else:
-            self._file.truncate(end)
-        if self._is_csv and end == 0:
-            self._file.write(_encode_csv(CSV_HEADER))
-            self._file.flush()
+            self._results.append(result)
 
-    def _scan(self, retry: Collection[str]) -> tuple[int, set[int]]:
-        """Read the problems of the earlier results.
+    def finish(self) -> str:
+        if self._encode_all is not None:
+            self._write(self._encode_all(self._results).encode())
+        return ""
 
-        Return the end of the last complete record and the starts of the records to drop, in bytes
-        from the start of the file.
-        """
-        end = 0
-        dropped: set[int] = set()
-        for number, record in enumerate(self._read_records(), start=1):
-            if self._is_csv and number == 1:
-                self._check_header(record)
-            else:
-                file, problem = self._decode(record, number)
-                if problem and file in retry:
-                    dropped.add(end)
-                    self._problems.pop(file, None)
-                else:
-                    self._problems[file] = problem
-            end += len(record)
-        if end == 0:
-            self._check_start()
-        return end, dropped
-
-    def _read_records(self) -> Iterator[bytes]:
-        """Yield the complete records with their line ends.
-
-        A line end between quotation marks in CSV is part of the record.
-        """
-        self._file.seek(0)
-        lines: list[bytes] = []
-        quotes = 0
-        for line in self._file:
-            lines.append(line)
-            quotes += line.count(b'"') if self._is_csv else 0
-            if line.endswith(b"\n") and quotes % 2 == 0:
-                yield b"".join(lines)
-                lines = []
-                quotes = 0
-
-    def _check_header(self, record: bytes) -> None:
-        if record.rstrip(b"\r\n") != _encode_csv(CSV_HEADER).rstrip():
-            header = ",".join(CSV_HEADER)
-            raise UsageError(f"{self._path}: the first line is not {header}; choose another --out")
-
-    def _decode(self, record: bytes, number: int) -> tuple[str, str]:
+    def _write(self, data: bytes) -> None:
         try:
-            return _decode_csv(record) if self._is_csv else _decode_json(record)
-        except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            # Otherwise the interpreter would fail to flush the rest as it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise
+
+
+def check_stems(pictures: Sequence[Path], product: str) -> None:
+    """Raise ``UsageError`` if two pictures differ in their suffix only."""
+    owners: dict[Path, Path] = {}
+    for picture in pictures:
+        owner = owners.setdefault(picture.with_suffix(""), picture)
+        if owner != picture:
             raise UsageError(
-                f"{self._path}: record {number} is not a caption; choose another --out"
-            ) from None
-
-    def _check_start(self) -> None:
-        """Check that a file without a complete record starts as a file of captions does.
-
-        Any other content is not ours to truncate.
-        """
-        expected = _encode_csv(CSV_HEADER) if self._is_csv else b'{"file": "'
-        self._file.seek(0)
-        start = self._file.read(16)
-        if not start.startswith(expected) and not expected.startswith(start):
-            raise UsageError(f"{self._path}: not a file of captions; choose another --out")
-
-    def _rewrite_without(self, dropped: set[int]) -> BinaryIO:
-        """Replace the file by a copy without the records that start at ``dropped``.
-
-        An incomplete last record is left out too. Return the new file, open and locked.
-        """
-        part = self._path.with_name(f".{self._path.name}.part")
-        offset = 0
-        with part.open("wb") as copy:
-            for record in self._read_records():
-                if offset not in dropped:
-                    copy.write(record)
-                offset += len(record)
-        part.replace(self._path)
-        self._file.close()
-        return _open_locked(self._path)
+                f"{owner} and {picture} would share one {product}; use --format jsonl --out …"
+            )
 
 
-def _open_locked(path: Path) -> BinaryIO:
-    """Open a file for reading and appending, with an exclusive lock.
-
-    Raises ``UsageError`` if it is not a regular file or another run holds the lock.
-    """
-    file = path.open("a+b")
-    try:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UsageError(f"{path}: not a regular file")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UsageError(f"{path}: another run is writing to it") from None
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _encode_json(result: Result) -> bytes:
-    fields: dict[str, Any] = {"file": result.file}
-    if result.error is None:
-        fields |= {"caption": result.caption, "model": result.model}
-    else:
-        fields["error"] = result.error
-    fields["job_id"] = result.job_id
-    try:
-        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # the file's name is not valid UTF-8
-        return json.dumps(fields).encode() + b"\n"
-
-
-def _decode_json(record: bytes) -> tuple[str, str]:
-    """Return a record's file and its problem; the problem is empty if there is a caption."""
-    fields = json.loads(record)
-    has_caption = isinstance(fields.get("caption"), str)
-    problem = "" if has_caption else str(fields["error"]["message"]) or "failed"
-    return os.fspath(fields["file"]), problem
-
-
-def _encode_csv_result(result: Result) -> bytes:
-    return _encode_csv([result.file, result.caption or "", result.problem])
-
-
-def _encode_csv(row: Sequence[str]) -> bytes:
-    """Return a row that ends with CRLF (RFC 4180). Cells that contain CR or LF are quoted."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerow(row)
-    return text.getvalue().encode(errors="surrogateescape")
-
-
-def _decode_csv(record: bytes) -> tuple[str, str]:
-    """Return a row's file and its problem; the problem is empty if there is a caption."""
-    text = io.StringIO(record.decode(errors="surrogateescape"), newline="")
-    file, _, problem = next(csv.reader(text))
-    return file, problem
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file in one step: a reader sees the old text or the new. Raises ``OSError``."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8", errors="surrogateescape")
+    part.replace(path)

@@ -33,6 +33,7 @@ QUEUED = {
     "output": None,
     "error": None,
 }
+ANSWER_KEYS = {"caption": "caption", "query": "answer", "detect": "objects"}
 BLURRED = {"code": "model_failed", "message": "too blurred, they say", "field": None}
 
 
@@ -41,12 +42,13 @@ class FakeServer:
 
     It also runs when it is requested by ``ids``: the first time it starts, the second time it ends.
 
-    A picture is a text, and its caption is made from that text.
+    A picture is a text, and its answer is made from that text. Bytes that are no text are read as
+    Latin-1.
     """
 
-    def __init__(self, caption: Callable[[str], Any] = lambda picture: f"a {picture}") -> None:
-        self.caption = caption
-        """Returns a picture's caption, or its job's error."""
+    def __init__(self, answer: Callable[[str], Any] = lambda picture: f"a {picture}") -> None:
+        self.answer = answer
+        """Returns a picture's answer, or its job's error as a dictionary."""
         self.jobs: dict[str, dict[str, Any]] = {}
         self.job_ids: dict[str, str] = {}
         """Job ids by idempotency key."""
@@ -109,7 +111,7 @@ class FakeServer:
     async def _submit(self, request: Request) -> Response:
         body = await request.json()
         key = request.headers["Idempotency-Key"]
-        picture = base64.b64decode(body["input"].pop("image"), validate=True).decode()
+        picture = base64.b64decode(body["input"].pop("image"), validate=True).decode("latin-1")
         if self.busy_replies:
             self.busy_replies -= 1
             return refuse(*self.busy_reply)
@@ -121,7 +123,7 @@ class FakeServer:
             job_id = f"job-{len(self.submissions)}"
             self.job_ids[key] = job_id
             self.pictures[job_id] = picture
-            self.add(job_id)
+            self.add(job_id, job_type=body["job_type"])
         in_flight = sum(job["status"] not in TERMINAL for job in self.jobs.values())
         self.max_in_flight = max(self.max_in_flight, in_flight)
         return JSONResponse(self.jobs[self.job_ids[key]], 202)
@@ -206,11 +208,12 @@ class FakeServer:
         yield encode_event("state", job)
 
     def _end(self, job: dict[str, Any], picture: str) -> None:
-        outcome = self.caption(picture)
-        if isinstance(outcome, str):
-            job.update(status="succeeded", output={"caption": outcome, "model": "moondream"})
-        else:
+        outcome = self.answer(picture)
+        if isinstance(outcome, dict):
             job.update(status="failed", error=outcome)
+        else:
+            output = {ANSWER_KEYS[job["job_type"]]: outcome, "model": "moondream"}
+            job.update(status="succeeded", output=output)
         self.on_end(picture)
 
 
@@ -243,7 +246,7 @@ def encode_event(name: str, job: dict[str, Any]) -> str:
 
 
 def fail_for(*pictures: str) -> Callable[[str], Any]:
-    """Return a ``FakeServer.caption`` that fails for the given pictures."""
+    """Return a ``FakeServer.answer`` that fails for the given pictures."""
     return lambda picture: BLURRED if picture in pictures else f"a {picture}"
 
 

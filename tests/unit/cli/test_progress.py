@@ -12,7 +12,7 @@ from raylens.cli.results import Result
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_the_display_shows_the_count_the_rate_and_the_remaining_time(is_terminal: bool) -> None:
     output = io.StringIO()
-    tally = Tally(4)
+    tally = Tally(4, "captioned")
     console = Console(file=output, force_terminal=is_terminal, width=100, soft_wrap=True)
     with ProgressDisplay(tally, console, period_s=0.0) as display:
         tally.add(Result("a.jpg", "a cat"))

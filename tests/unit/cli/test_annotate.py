@@ -12,9 +12,10 @@ import pytest
 from typer.testing import CliRunner
 from typer.testing import Result as CommandResult
 
-from raylens.cli.caption_job import CaptionOptions, encode_job
 from raylens.cli.main import app
-from raylens.cli.results import Format, ResultFile
+from raylens.cli.record_file import RecordFile
+from raylens.cli.records import JsonRecords
+from raylens.cli.tasks import caption_task, encode_job
 from tests.unit.cli.fake_server import (
     BLURRED,
     FakeServer,
@@ -25,8 +26,8 @@ from tests.unit.cli.fake_server import (
 )
 
 
-def run(server: FakeServer, *arguments: object) -> CommandResult:
-    return CliRunner().invoke(app, ["caption", *map(str, arguments)], obj=server.client_arguments)
+def run(server: FakeServer, *arguments: object, command: str = "caption") -> CommandResult:
+    return CliRunner().invoke(app, [command, *map(str, arguments)], obj=server.client_arguments)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -142,7 +143,7 @@ def test_a_file_of_something_else_is_not_changed(
 
 
 def test_two_runs_cannot_write_to_one_file(server: FakeServer, tmp_path: Path, out: Path) -> None:
-    with ResultFile(out, Format.JSONL):
+    with RecordFile(out, JsonRecords("caption")):
         result = run(server, write_pictures(tmp_path / "in", "cat.jpg"), "--out", out)
     assert (result.exit_code, result.stderr) == (2, f"{out}: another run is writing to it\n")
 
@@ -289,7 +290,7 @@ def test_a_failure_is_kept_until_it_is_retried_and_then_its_record_is_replaced(
     assert result.exit_code == 1
     assert "too blurred" in result.stderr
     assert server.submissions == ["cat", "dog", "owl"]
-    server.caption = fail_for()
+    server.answer = fail_for()
     assert run(server, folder, "--out", out, "--retry-failed").exit_code == 0
     assert server.retries == ["job-2"]
     captions = [(Path(record["file"]).name, record["caption"]) for record in read_records(out)]
@@ -311,7 +312,7 @@ def test_a_picture_that_the_server_has_removed_is_sent_again(tmp_path: Path, out
     server = FakeServer(fail_for("cat"))
     assert run(server, folder, "--out", out).exit_code == 1
     server.without_pictures.add("job-1")
-    server.caption = fail_for()
+    server.answer = fail_for()
     assert run(server, folder, "--out", out, "--retry-failed").exit_code == 0
     assert (server.submissions, server.retries) == (["cat"] * 3, [])
     assert "job-1" not in server.jobs
@@ -319,7 +320,7 @@ def test_a_picture_that_the_server_has_removed_is_sent_again(tmp_path: Path, out
 
 def test_a_canceled_job_counts_as_failed(server: FakeServer, tmp_path: Path, out: Path) -> None:
     folder = write_pictures(tmp_path / "in", "cat.jpg")
-    _, key = encode_job(folder / "cat.jpg", CaptionOptions())
+    key = encode_job(folder / "cat.jpg", caption_task(None, None, None)).key
     server.job_ids[key] = "old"
     server.add("old", status="canceled")
     assert run(server, folder, "--out", out).exit_code == 1
@@ -433,6 +434,7 @@ def test_pictures_that_would_share_a_text_file_are_refused(
         (["in", "--format", "pdf", "--out", "x"], "pdf"),
         (["empty", "--out", "x"], "no pictures in empty"),
         (["nowhere", "--out", "x"], "nowhere: no such file or folder"),
+        (["in", "--out", "-", "--format", "txt"], "--out: not supported with --format txt"),
         (["in", "--out", "in"], "in: Is a directory"),
         (["in", "--out", "x", "--server", "localhost:8000"], "expected a URL"),
         (["in", "--out", "x", "--in-flight", "0"], "greater than or equal to 1"),
@@ -463,3 +465,118 @@ def test_captions_that_cannot_be_written_stop_the_run(server: FakeServer, tmp_pa
     result = run(server, folder, "--format", "txt")
     assert result.exit_code == 1
     assert f"cannot write {part}: Is a directory" in result.stderr
+
+
+def test_a_query_is_a_job_of_its_own_type(server: FakeServer, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    folder = write_pictures(tmp_path / "in", "cat.jpg")
+    result = run(server, folder, "What is it?", "-o", out, "--model", "m", command="query")
+    assert result.exit_code == 0
+    assert server.inputs == [{"question": "What is it?", "model": "m"}]
+    (record,) = read_records(out)
+    assert record["answer"] == "a cat"
+    assert "1 pictures: 1 answered, 0 failed" in result.stderr
+    (tmp_path / "captions.jsonl").write_text('{"file": "x", "caption": "y"}\n')
+    result = run(server, folder, "What?", "-o", tmp_path / "captions.jsonl", command="query")
+    assert result.exit_code == 2
+    assert "choose another --out" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ([], ["--prompt", "B"], 'prompt unset, and now it is "B"'),
+        (["--prompt", "A"], ["--prompt", "B"], 'prompt "A", and now it is "B"'),
+        (["--length", "long"], [], 'length "long", and now it is unset'),
+        (["--model", "a"], ["--model", "b"], 'model "a", and now it is "b"'),
+    ],
+)
+@pytest.mark.parametrize("output", ["captions.jsonl", "captions.csv", "txt"])
+def test_a_run_with_another_request_is_refused_unless_it_begins_again(
+    server: FakeServer,
+    tmp_path: Path,
+    output: str,
+    before: list[str],
+    after: list[str],
+    message: str,
+) -> None:
+    folder = write_pictures(tmp_path / "in", "cat.jpg", "dog.jpg")
+    outputs = ["--format", "txt"] if output == "txt" else ["--out", str(tmp_path / output)]
+    assert run(server, folder, *outputs, *before).exit_code == 0
+    submissions = len(server.submissions)
+    result = run(server, folder, *outputs, *after)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "add --redo" in result.stderr
+    assert len(server.submissions) == submissions
+    assert run(server, folder, *outputs, *before).exit_code == 0
+    assert len(server.submissions) == submissions
+    server.answer = lambda picture: f"another {picture}"
+    assert run(server, folder, *outputs, *after, "--redo").exit_code == 0
+    assert len(server.jobs) == 4
+    path = folder / "cat.txt" if output == "txt" else tmp_path / output
+    assert "another cat" in path.read_text()
+    assert "a cat" not in path.read_text()
+    assert run(server, folder, *outputs, *after).exit_code == 0
+    assert len(server.submissions) == submissions + 2
+
+
+def test_the_same_request_is_done_anew_by_new_jobs(
+    server: FakeServer, tmp_path: Path, out: Path
+) -> None:
+    folder = write_pictures(tmp_path / "in", "cat.jpg", "dog.jpg")
+    assert run(server, folder, "--out", out).exit_code == 0
+    server.refusals = {"dog": (503, "closed")}
+    server.transport = FlakyTransport(server.transport, 10**6, lambda r: r.method == "POST")
+    result = run(server, folder, "--out", out, "--redo", "--patience", 0)
+    assert result.exit_code == 1
+    assert "Run the same command again without --redo to resume." in result.stderr
+    assert out.read_text() == ""
+    fresh = FakeServer(lambda picture: f"another {picture}")
+    fresh.jobs, fresh.job_ids = server.jobs, server.job_ids
+    for _ in range(2):  # the first run finishes what --redo began, under the same keys
+        assert run(fresh, folder, "--out", out).exit_code == 0
+    assert read_captions(out) == {"cat.jpg": "another cat", "dog.jpg": "another dog"}
+    assert len(fresh.submissions) == 2
+
+
+def test_settings_among_the_pictures_are_not_counted_as_passed_over(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    folder = write_pictures(tmp_path, "cat.jpg")
+    for _ in range(2):
+        result = run(server, folder, "--format", "txt")
+    assert "passed over 1 files: 1 .txt" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("file_format", "expected"),
+    [
+        (
+            "jsonl",
+            '{"file": "cat.jpg", "caption": "a cat", "model": "moondream", "job_id": "job-1"}\n',
+        ),
+        ("csv", "file,caption,error\r\ncat.jpg,a cat,\r\n"),
+    ],
+)
+def test_records_on_standard_output_are_all_that_is_there(
+    server: FakeServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file_format: str,
+    expected: str,
+) -> None:
+    write_pictures(tmp_path, "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    result = run(server, ".", "--out", "-", "--format", file_format)
+    assert (result.exit_code, result.stdout_bytes.decode()) == (0, expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.jpg"]
+
+
+def test_failures_on_standard_output_promise_no_resumption(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, "cat.jpg")
+    result = run(FakeServer(fail_for("cat")), folder, "--out", "-")
+    assert result.exit_code == 1
+    assert "--retry-failed" not in result.stderr
+    result = run(FakeServer(fail_for("cat")), folder, "--out", tmp_path / "x")
+    assert "Add --retry-failed to try the failed pictures again." in result.stderr

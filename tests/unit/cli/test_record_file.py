@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from raylens.cli.results import Format, Result, ResultFile
+from raylens.cli.record_file import RecordFile
+from raylens.cli.records import CsvRecords, JsonRecords, RecordFormat
+from raylens.cli.results import Result
 
 
-@pytest.mark.parametrize("file_format", [Format.JSONL, Format.CSV])
+@pytest.mark.parametrize("records", [JsonRecords("caption"), CsvRecords("caption")])
 def test_an_incomplete_record_is_cut_off_and_no_complete_one_is_lost(
-    tmp_path: Path, file_format: Format
+    tmp_path: Path, records: RecordFormat
 ) -> None:
     path = tmp_path / "captions"
     results = [
@@ -19,13 +21,13 @@ def test_an_incomplete_record_is_cut_off_and_no_complete_one_is_lost(
     ]
     ends = []
     for result in results:
-        with ResultFile(path, file_format) as store:
+        with RecordFile(path, records) as store:
             store.write(result)
         ends.append(path.stat().st_size)
     content = path.read_bytes()
     for size in range(len(content) + 1):
         path.write_bytes(content[:size])
-        with ResultFile(path, file_format) as store:
+        with RecordFile(path, records) as store:
             for result, end in zip(results, ends, strict=True):
                 expected = result.problem if size >= end else None
                 assert store.earlier_problem(result.file) == expected
