@@ -19,6 +19,7 @@ from raylens.api import sse
 from raylens.api.context import Context
 from raylens.api.model_selection import select_model
 from raylens.api.openai_json import logprob_as_json, new_call_id, new_id
+from raylens.api.responses_input import RecentItems
 from raylens.api.responses_request import (
     ResponsesRequest,
     build_sampling,
@@ -38,18 +39,19 @@ Event = tuple[str, dict[str, Any]]
 def router(context: Context) -> APIRouter:
     """Return the dialect's route."""
     routes = APIRouter(tags=["OpenAI"])
+    recent = RecentItems()
 
     @routes.post(PATH, summary="Chat about pictures, in items")
     async def create_response(body: ResponsesRequest, http: Request) -> Any:
         refuse_unsupported_parameters(body)
-        chat, pictures = await parse_chat(body, context)
+        chat, pictures = await parse_chat(body, context, recent)
         sampling = build_sampling(body, chat, context)
         if chat.reasoning:
             model = await select_model(context, body.model, "openai", chat)
         else:
             model = context.catalog.resolve(body.model, "openai")
         request = context.build_request(http, model, chat, sampling, body.recipe, bool(body.stream))
-        reply = Reply(request, body)
+        reply = Reply(request, body, RecentItems(0) if body.store is False else recent)
         deltas = context.service.generate(request, pictures)
         if body.stream:
             return await sse.stream(reply.stream(deltas))
@@ -61,7 +63,8 @@ def router(context: Context) -> APIRouter:
 class Reply:
     """A response, built from its deltas: as a whole, or as a stream of events."""
 
-    def __init__(self, request: VisionRequest, body: ResponsesRequest) -> None:
+    def __init__(self, request: VisionRequest, body: ResponsesRequest, recent: RecentItems) -> None:
+        self._recent = recent
         self._items: list[dict[str, Any]] = []
         """Finished items, and perhaps an open one, in the order of the answer."""
         self._logprobs: list[dict[str, Any]] = []
@@ -138,6 +141,7 @@ class Reply:
     def _finish(self) -> dict[str, Any]:
         if self._finish_reason is None:
             raise ModelFailed("the answer ended early")
+        self._recent.remember(self._items)
         is_cut = self._finish_reason is FinishReason.LENGTH
         return self._as_json("incomplete" if is_cut else "completed")
 

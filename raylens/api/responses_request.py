@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from raylens.api.body import RecipeField
 from raylens.api.context import Context
@@ -25,9 +25,10 @@ from raylens.api.openai_request import (
 )
 from raylens.api.openai_tools import parse_tools
 from raylens.api.response_format import parse_response_format
+from raylens.api.responses_input import RecentItems, read_input
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import Chat, Message, PictureFile, Role, SamplingParams, TextPart
-from raylens.core.wire import JsonValue, LenientBody, Messages, Text
+from raylens.core.wire import JsonValue, LenientBody, Text
 
 LOGPROBS = "message.output_text.logprobs"
 """The entry of ``include`` that asks for log probabilities."""
@@ -44,35 +45,6 @@ _NEUTRAL = {
 }
 
 
-def _read_items(value: Any) -> Any:
-    """Return the input as messages of chat completions, one for each item."""
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    if not isinstance(value, list):
-        raise ValueError("Input should be a string or a list of items")
-    return [_read_item(item) for item in value]
-
-
-def _read_item(item: Any) -> Any:
-    if not isinstance(item, dict):
-        return item
-    kind = item.get("type") or "message"
-    if kind == "message":
-        return item
-    if kind == "function_call":
-        call = {"id": item.get("call_id"), "function": item}
-        return {"role": "assistant", "tool_calls": [call]}
-    if kind == "function_call_output":
-        result = {"content": item.get("output") or "", "tool_call_id": item.get("call_id")}
-        return {"role": "tool", **result}
-    if kind == "reasoning":
-        return {"role": "assistant"}
-    raise ValueError(
-        f"{str(kind)[:64]!r} is not supported; expected 'message', 'function_call',"
-        " 'function_call_output' or 'reasoning'"
-    )
-
-
 class TextOptions(LenientBody):
     format: JsonValue = None
 
@@ -86,7 +58,8 @@ class ResponsesRequest(Sampling):
 
     model_config = ConfigDict(extra="allow")
 
-    input: Annotated[Messages, BeforeValidator(_read_items)]
+    input: Any
+    """A text, or a list of items; :func:`read_input` reads it."""
     model: str | None = None
     instructions: Text = ""
     max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
@@ -123,20 +96,23 @@ def refuse_unsupported_parameters(body: ResponsesRequest) -> None:
     refuse_extra_parameters(body.model_extra or {}, _NEUTRAL)
 
 
-async def parse_chat(body: ResponsesRequest, context: Context) -> tuple[Chat, list[PictureFile]]:
+async def parse_chat(
+    body: ResponsesRequest, context: Context, recent: RecentItems
+) -> tuple[Chat, list[PictureFile]]:
     """Return the conversation with its tools, and its pictures in the order of their appearance.
 
     Raises ``InvalidRequest`` or ``PayloadTooLarge``.
     """
     tools = parse_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    chat, pictures = await parse_messages(body.input, context, "input")
+    messages = read_input(body.input, recent)
+    chat, pictures = await parse_messages(messages, context, "input")
     context.check_text_length(len(body.instructions), "instructions")
-    messages = _join_turns(chat.messages)
+    turns = _join_turns(chat.messages)
     if body.instructions:
-        messages = (Message(Role.SYSTEM, (TextPart(body.instructions),)), *messages)
-    if not messages:
+        turns = (Message(Role.SYSTEM, (TextPart(body.instructions),)), *turns)
+    if not turns:
         raise InvalidRequest("input: expected at least one message", "input")
-    return Chat(messages, is_effort(body.reasoning.effort or "none"), tools), pictures
+    return Chat(turns, is_effort(body.reasoning.effort or "none"), tools), pictures
 
 
 def _join_turns(messages: Sequence[Message]) -> tuple[Message, ...]:

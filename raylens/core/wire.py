@@ -122,6 +122,8 @@ class ChatText(LenientBody):
 class ChatImage(LenientBody):
     type: Literal["image_url"]
     image_url: ImageUrl
+    field: str = "image_url.url"
+    """The sender's name of the picture within the part."""
 
     @field_validator("image_url", mode="before")
     @classmethod
@@ -157,10 +159,20 @@ def _normalize_part(part: Any) -> Any:
     if kind in _TEXT_PARTS:
         return {"type": "text", "text": part.get(_TEXT_PARTS[kind]) or ""}
     if kind == "image":
-        return {"type": "image_url", "image_url": part.get("image") or part.get("url")}
+        field = "image" if part.get("image") else "url"
+        return {"type": "image_url", "image_url": part.get(field), "field": field}
     if kind == "input_image":
+        picture = {"detail": part.get("detail"), "url": part.get("image_url")}
+        return {"type": "image_url", "image_url": picture, "field": "image_url"}
+    if kind == "image_url":
         url = part.get("image_url")
-        return {"type": "image_url", "image_url": {"detail": part.get("detail"), "url": url}}
+        field = "image_url" if isinstance(url, str) else "image_url.url"
+        return {"type": "image_url", "image_url": url, "field": field}
+    if kind != "video":
+        raise ValueError(
+            f"parts of the type {kind[:64]!r} are not supported; expected 'text', 'image_url' or"
+            " 'video', or 'input_text' and 'input_image' of Responses"
+        )
     return {**part, "type": kind}
 
 
@@ -169,10 +181,13 @@ def _normalize_content(content: Any) -> Any:
         content = [content]
     if not isinstance(content, list):
         raise ValueError("Input should be a string or a list of parts")
-    return [_normalize_part(part) for part in content if part is not None]
+    return [part for part in content if part is not None]
 
 
-ChatPart = Annotated[ChatText | ChatImage | ChatVideo, Field(discriminator="type")]
+ChatPart = Annotated[
+    Annotated[ChatText | ChatImage | ChatVideo, Field(discriminator="type")],
+    BeforeValidator(_normalize_part),
+]
 Content = Annotated[
     list[ChatPart],
     Field(default_factory=list, max_length=MAX_PARTS),
@@ -258,7 +273,7 @@ def read_messages(
                 case ChatText():
                     parts.append(TextPart(part.text))
                 case ChatImage():
-                    pictures.append((part.image_url.url, f"{part_field}.image_url.url"))
+                    pictures.append((part.image_url.url, f"{part_field}.{part.field}"))
                     parts.append(ImagePart(first, part.image_url.detail))
                 case ChatVideo():
                     for frame, url in enumerate(part.video):

@@ -11,6 +11,7 @@ import pytest
 from openai.types.responses import Response
 
 from raylens.api.responses import PATH
+from raylens.api.responses_input import RecentItems
 from raylens.core.errors import DeadlineExceeded, Overloaded
 from raylens.core.types import (
     Chat,
@@ -111,7 +112,7 @@ async def test_input_becomes_a_chat(client, service: FakeService) -> None:
     assert request.task.tools is not None
     assert request.task.tools.required == ("look",)
     assert request.sampling.max_tokens == 9
-    assert service.picture_fields == ["input.1.content.1.image_url.url"]
+    assert service.picture_fields == ["input.1.content.1.image_url"]
 
 
 async def test_an_answer_is_a_message(openai_client, service: FakeService) -> None:
@@ -255,7 +256,15 @@ async def test_a_later_error_is_an_event(client, service) -> None:
         ({"input": []}, "input", "required"),
         ({"input": 5}, "input", "string or a list"),
         ({"input": [{"type": "reasoning"}]}, "input", "at least one message"),
-        ({"input": [{"type": "item_reference", "id": "a"}]}, "input", "'item_reference'"),
+        ({"input": ["hi", {"type": "item_reference", "id": "a"}]}, "input.1.id", "not remembered"),
+        ({"input": [{"id": "a"}]}, "input.0.id", "not remembered"),
+        ({"input": [{"type": "web_search_call"}]}, "input.0.type", "expected 'message'"),
+        ({"input": [{"type": "function_call", "name": "f", "arguments": 5}]},
+         "input.0.arguments", "string"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": 5}]}]},
+         "input.0.content.0.image_url", "string"),
+        ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+         "input.0.content.0", "'input_image' of Responses"),
         ({"input": [{"role": "wizard", "content": "x"}]}, "input.0.role", "'user'"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
          "input.0.content.0", "image_url"),
@@ -285,3 +294,40 @@ async def test_an_invalid_request_is_refused(client, service, body, param, messa
     assert error["param"] == param
     assert message in error["message"]
     assert service.requests == []
+
+
+async def test_a_reference_stands_for_the_item_of_a_recent_answer(
+    client, service: FakeService
+) -> None:
+    service.tool_calls = CALL
+    first = (await client.post(PATH, json={"input": "Look."})).json()
+    service.tool_calls = ()
+    references = [{"type": "item_reference", "id": item["id"]} for item in first["output"]]
+    call_id = first["output"][-1]["call_id"]
+    output = {"type": "function_call_output", "call_id": call_id, "output": "a circle"}
+    without_type = [{"id": item["id"]} for item in first["output"]]
+    for items in (references, without_type, first["output"]):
+        body = {"input": [{"role": "user", "content": "Look."}, *items, output]}
+        response = await client.post(PATH, json=body)
+        assert response.status_code == 200, response.text
+    tasks = [request.task for request in service.requests[1:]]
+    assert tasks == [tasks[-1]] * 3
+    assert isinstance(tasks[0], Chat)
+    assert tasks[0].messages[1].tool_calls == (ToolCall("look", '{"at":1}'),)
+
+
+async def test_the_items_of_an_answer_that_is_not_stored_are_not_remembered(client) -> None:
+    first = (await client.post(PATH, json={"input": "Look.", "store": False})).json()
+    reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+    response = await client.post(PATH, json={"input": [reference]})
+    assert response.status_code == 400
+    assert '"store": false' in response.json()["error"]["message"]
+
+
+def test_the_oldest_items_are_forgotten_first() -> None:
+    recent = RecentItems(max_bytes=100)
+    for number in range(5):
+        recent.remember([{"id": f"msg_{number}", "text": "x" * 20}])
+    known = [number for number in range(5) if recent.get(f"msg_{number}")]
+    assert known == [3, 4]
+    assert recent.get(["msg_4"]) is None

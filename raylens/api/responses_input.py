@@ -1,0 +1,106 @@
+"""The input of OpenAI's Responses API: items, and references to the items of recent answers.
+
+Format: OpenAI's API reference, "Responses".
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from raylens.api.errors import from_validation
+from raylens.core.errors import InvalidRequest
+from raylens.core.wire import ChatMessage, Messages
+
+MAX_REMEMBERED_BYTES = 16 * 2**20
+MAX_SHOWN_CHARS = 80
+"""Characters of the sender's text in an error."""
+_MESSAGES: TypeAdapter[list[ChatMessage]] = TypeAdapter(Messages)
+_OUR_NAMES = ((".tool_calls.0.function.", "."), (".image_url.url", ".image_url"))
+"""Parts of the fields of chat completions, and what they are called here."""
+
+
+class RecentItems:
+    """The items of recent answers, by id; the oldest are forgotten first.
+
+    Some clients, such as Vercel's AI SDK, send a reference to an answer's item back in place of the
+    item. The API stays without state: a reference may fail, and the error says what to send.
+    """
+
+    def __init__(self, max_bytes: int = MAX_REMEMBERED_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._items: OrderedDict[str, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def remember(self, items: list[dict[str, Any]]) -> None:
+        for item in items:
+            encoded = json.dumps(item).encode()
+            self._items[item["id"]] = encoded
+            self._bytes += len(encoded)
+        while self._bytes > self._max_bytes:
+            _, forgotten = self._items.popitem(last=False)
+            self._bytes -= len(forgotten)
+
+    def get(self, item_id: object) -> dict[str, Any] | None:
+        encoded = self._items.get(item_id) if isinstance(item_id, str) else None
+        return None if encoded is None else json.loads(encoded)
+
+
+def read_input(value: Any, recent: RecentItems) -> list[ChatMessage]:
+    """Return the input as messages of chat completions, one for each item.
+
+    Raises ``InvalidRequest``.
+    """
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list):
+        raise InvalidRequest("input: expected a string or a list of items", "input")
+    messages = [_read_item(item, f"input.{number}", recent) for number, item in enumerate(value)]
+    try:
+        return _MESSAGES.validate_python(messages)
+    except ValidationError as error:
+        errors = [{**each, "loc": ("input", *each["loc"])} for each in error.errors()]
+        raise rename(from_validation(errors)) from None
+
+
+def rename(error: InvalidRequest) -> InvalidRequest:
+    """Return an error about a message with the sender's name of the field."""
+    field = error.field or "input"
+    for theirs, ours in _OUR_NAMES:
+        field = field.replace(theirs, ours)
+    return InvalidRequest(f"{field}{error.message.removeprefix(error.field or '')}", field)
+
+
+def _read_item(item: Any, field: str, recent: RecentItems) -> Any:
+    if not isinstance(item, dict):
+        return item
+    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    if kind == "item_reference":
+        found = recent.get(item.get("id"))
+        if found is None:
+            shown = repr(item.get("id"))[:MAX_SHOWN_CHARS]
+            raise InvalidRequest(
+                f"{field}.id: the item {shown} is not remembered; send the item itself,"
+                ' which clients do with "store": false',
+                f"{field}.id",
+            )
+        return _read_item(found, field, recent)
+    if kind == "message":
+        return item
+    if kind == "function_call":
+        call = {"id": item.get("call_id"), "function": item}
+        return {"role": "assistant", "tool_calls": [call]}
+    if kind == "function_call_output":
+        result = {"content": item.get("output") or "", "tool_call_id": item.get("call_id")}
+        return {"role": "tool", **result}
+    if kind == "reasoning":
+        return {"role": "assistant"}
+    shown = repr(kind)[:MAX_SHOWN_CHARS]
+    raise InvalidRequest(
+        f"{field}.type: {shown} is not supported; expected 'message', 'function_call',"
+        " 'function_call_output', 'reasoning' or 'item_reference'",
+        f"{field}.type",
+    )

@@ -1,0 +1,3 @@
+"""The folder ``suites`` is run in environments of its own, which have the clients."""
+
+collect_ignore = ["suites"]
