@@ -3,6 +3,7 @@ import json
 from huggingface_hub import InferenceClient
 from scene import BASE_URL, DESCRIBE, HOW_MANY, WHAT_COLOR, ask
 
+SCHEMA = {"type": "object", "properties": {"count": {"type": "integer"}}, "required": ["count"]}
 client = InferenceClient(base_url=BASE_URL, api_key="none")
 
 
@@ -17,10 +18,9 @@ def test_two_turns_and_a_stream() -> None:
 
 
 def test_a_schema_in_both_forms() -> None:
-    schema = {"type": "object", "properties": {"count": {"type": "integer"}}, "required": ["count"]}
     for response_format in (
-        {"type": "json_schema", "json_schema": {"name": "count", "schema": schema}},
-        {"type": "json_object", "value": schema},
+        {"type": "json_schema", "json_schema": {"name": "count", "schema": SCHEMA}},
+        {"type": "json_object", "value": SCHEMA},
     ):
         reply = client.chat_completion(
             ask(DESCRIBE), model="qwen2.5-vl", response_format=response_format
