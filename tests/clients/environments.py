@@ -29,8 +29,9 @@ def python_of(name: str) -> Path:
     if not _is_current(folder, requirements):
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         # The pins are complete. What they leave out, such as Moondream's own engine, isn't needed.
-        pip = [folder / "bin/python", "-m", "pip", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", "-q", "--no-deps", "-r", requirements], check=True)
+        pip = [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check"]
+        command = [*pip, "install", "-q", "--no-deps", "-r", str(requirements)]
+        subprocess.run(command, check=True)
         _mark_as_current(folder, requirements)
     return folder / "bin/python"
 
