@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from raylens.engine.overlap import overlap
+from raylens.engine.stop_strings import StopStrings
 
 
 class Detokenizer:
@@ -21,12 +21,8 @@ class Detokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
-        self._stop_strings = stop
-        self._buffer = ""
-        """Text that may be the beginning of a stop string."""
+        self._stop_strings = StopStrings(stop)
         self._has_text = continues
-        self.stopped = False
-        """Whether a stop string is complete."""
         self.decoded_chars = 0
         """Number of characters in the decoded text of all tokens so far, without leading
         whitespace."""
@@ -40,12 +36,14 @@ class Detokenizer:
         Sets ``stopped`` once a stop string is complete. Without ``can_stop``, the text so far ends
         at none.
         """
-        text = self._buffer + self._decode(token_id)
-        self._buffer = ""
-        if can_stop:
-            text = self._hold_back(text)
+        text = self._stop_strings.push(self._decode(token_id), can_stop)
         self.returned_chars += len(text)
         return text
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self._stop_strings.stopped
 
     def _decode(self, token_id: int) -> str:
         piece = self._stream.step(self._tokenizer, token_id) or ""
@@ -55,21 +53,8 @@ class Detokenizer:
         self.decoded_chars += len(piece)
         return piece
 
-    def _hold_back(self, text: str) -> str:
-        """Return the text before a stop string, or what can't belong to one, and keep the rest."""
-        matches = [text.find(stop_string) for stop_string in self._stop_strings]
-        stop_starts = [index for index in matches if index >= 0]
-        if stop_starts:
-            self.stopped = True
-            return text[: min(stop_starts)]
-        overlaps = (overlap(text, stop_string) for stop_string in self._stop_strings)
-        final_chars = len(text) - max(overlaps, default=0)
-        self._buffer = text[final_chars:]
-        return text[:final_chars]
-
     def flush(self) -> str:
         """Return the text that was held back as the possible beginning of a stop string."""
-        text = self._buffer
-        self._buffer = ""
+        text = self._stop_strings.flush()
         self.returned_chars += len(text)
         return text

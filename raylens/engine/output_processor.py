@@ -86,8 +86,8 @@ class OutputProcessor:
         text = sequence.append(token, self._model.eos_ids, self._model.max_length)
         if logprobs is not None and token is not None:
             self._add_logprob(sequence, start, token, logprobs)
-        reason = sequence.finish_reason
         text, tool_calls = sequence.parse_tool_calls(text)
+        reason = sequence.finish_reason
         delta = Delta(
             text,
             sequence.index,
@@ -97,7 +97,7 @@ class OutputProcessor:
         )
         if reason is None:
             return delta
-        if reason is FinishReason.STOP and sequence.has_tool_calls:
+        if reason is FinishReason.STOP and sequence.ends_with_calls:
             reason = FinishReason.TOOL_CALLS
         findings = self._model.parse_findings(sequence.prompt, sequence.output_ids)
         self._metrics.record_end(reason.value, sequence.usage, sequence.index)

@@ -92,7 +92,7 @@ class GenerationSequence(AnswerProgress):
     """Orders sequences that arrived at the same time."""
     tool_calls: ToolCallParser | None = None
     """None if the answer can't call tools."""
-    has_tool_calls: bool = False
+    _has_tool_calls: bool = False
     token_limit: int | None = None
     """Maximum number of tokens of the prompt and the answer together, if memory limits it."""
     _buffered_deltas: list[Delta] = field(default_factory=list)
@@ -147,8 +147,7 @@ class GenerationSequence(AnswerProgress):
         if token_id in eos_ids:
             self.finish_reason = FinishReason.STOP
             return self.detokenizer.flush()
-        can_stop = len(self.output_ids) > self.params.min_tokens
-        text = self.detokenizer.push(token_id, can_stop) if token_id >= 0 else ""
+        text = self.detokenizer.push(token_id, self._can_stop) if token_id >= 0 else ""
         num_tokens = len(self.prompt.token_ids) + len(self.output_ids)
         if self.detokenizer.stopped or token_id in self.params.stop_token_ids:
             self.finish_reason = FinishReason.STOP
@@ -158,15 +157,34 @@ class GenerationSequence(AnswerProgress):
             text += self.detokenizer.flush()
         return text
 
+    @property
+    def _can_stop(self) -> bool:
+        """Whether the answer is long enough to end at a stop string."""
+        return len(self.output_ids) > self.params.min_tokens
+
     def parse_tool_calls(self, text: str) -> ParsedText:
-        """Split the next piece of the answer's text into text and tool calls."""
+        """Split the next piece of the answer's text into text and tool calls.
+
+        Sets ``finish_reason`` if a stop string ends the text.
+        """
         if self.tool_calls is None:
             return ParsedText(text)
-        parsed = self.tool_calls.push(text)
+        parsed = self.tool_calls.push(text, self._can_stop)
+        if self.tool_calls.stopped and self.finish_reason is None:
+            self.finish_reason = FinishReason.STOP
         if self.finish_reason is not None:
             parsed = ParsedText(parsed.text + self.tool_calls.flush(), parsed.calls)
-        self.has_tool_calls = self.has_tool_calls or bool(parsed.calls)
+        self._has_tool_calls = self._has_tool_calls or bool(parsed.calls)
         return parsed
+
+    @property
+    def ends_with_calls(self) -> bool:
+        """Whether the answer has tool calls, of which none was cut off."""
+        return (
+            self.tool_calls is not None
+            and self._has_tool_calls
+            and not self.tool_calls.has_open_call
+        )
 
     def add_logprob(self, start: int, logprob: TokenLogprob) -> None:
         """Add the last token's logprob. The token's text begins at character ``start``."""
@@ -225,6 +243,8 @@ def make_sequences(
     if prompt.greedy:
         params = SamplingParams(params.max_tokens, params.guaranteed_tokens, n=params.n)
     tools = request.tools
+    # Stop strings end the text of an answer, and no tool call.
+    stop = params.stop if tools is None else ()
     return [
         GenerationSequence(
             prompt=prompt,
@@ -232,8 +252,10 @@ def make_sequences(
             sampler=AnswerSampler(
                 params, prompt.token_ids, index, grammar and grammar.copy(), eos_ids
             ),
-            detokenizer=Detokenizer(tokenizer, params.stop, prompt.continues_answer),
-            tool_calls=None if tools is None else make_parser(tools, prompt.tool_call_style),
+            detokenizer=Detokenizer(tokenizer, stop, prompt.continues_answer),
+            tool_calls=(
+                None if tools is None else make_parser(tools, prompt.tool_call_style, params.stop)
+            ),
             deadline=request.deadline,
             request_id=request.id,
             priority=request.priority,

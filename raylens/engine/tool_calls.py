@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from raylens.core.types import ToolCallDelta, Tools
 from raylens.engine.overlap import overlap
+from raylens.engine.stop_strings import StopStrings
 
 OPENING = "<tool_call>"
 CLOSING = "</tool_call>"
@@ -42,18 +43,31 @@ class ParsedText(NamedTuple):
 class ToolCallParser(Protocol):
     """Splits the text of an answer, piece by piece, into text and calls."""
 
-    def push(self, text: str) -> ParsedText: ...
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return False
+
+    @property
+    def has_open_call(self) -> bool:
+        """Whether the last call is incomplete."""
+        ...
+
+    def push(self, text: str, can_stop: bool = True) -> ParsedText:
+        """Add text. Without ``can_stop``, the text so far ends at no stop string."""
+        ...
 
     def flush(self) -> str:
         """Return the text that was held back, at the end of the answer."""
         ...
 
 
-def make_parser(tools: Tools, style: ToolCallStyle) -> ToolCallParser:
+def make_parser(tools: Tools, style: ToolCallStyle, stop: tuple[str, ...] = ()) -> ToolCallParser:
+    """Return the parser of an answer. Stop strings end its text, but no call."""
     if style is ToolCallStyle.ARGUMENTS:
         return ArgumentsParser(tools.required[0])
     names = frozenset(function.name for function in tools.functions)
-    return TaggedParser(names, is_call=bool(tools.required))
+    return TaggedParser(names, StopStrings(stop), is_call=bool(tools.required))
 
 
 class ArgumentsParser(ToolCallParser):
@@ -61,10 +75,16 @@ class ArgumentsParser(ToolCallParser):
 
     def __init__(self, name: str) -> None:
         self._name: str | None = name
+        self._arguments = _JsonValue()
 
-    def push(self, text: str) -> ParsedText:
+    @property
+    def has_open_call(self) -> bool:
+        return not self._arguments.is_complete
+
+    def push(self, text: str, can_stop: bool = True) -> ParsedText:
         if not text:
             return ParsedText("")
+        self._arguments.push(text)
         name, self._name = self._name, None
         return ParsedText("", (ToolCallDelta(0, name, text),))
 
@@ -79,8 +99,12 @@ class TaggedParser(ToolCallParser):
     ``is_call`` says that the answer is a call, so that its beginning is no text if it is cut off.
     """
 
-    def __init__(self, names: frozenset[str], is_call: bool = False) -> None:
+    def __init__(
+        self, names: frozenset[str], stop: StopStrings | None = None, is_call: bool = False
+    ) -> None:
         self._names = names
+        self._stop = stop or StopStrings()
+        self._can_stop = True
         self._is_call = is_call
         self._buffer = ""
         """Text that is not classified yet."""
@@ -90,8 +114,17 @@ class TaggedParser(ToolCallParser):
         self._after_call = False
         self._has_text = False
 
-    def push(self, text: str) -> ParsedText:
+    @property
+    def stopped(self) -> bool:
+        return self._stop.stopped
+
+    @property
+    def has_open_call(self) -> bool:
+        return self._arguments is not None
+
+    def push(self, text: str, can_stop: bool = True) -> ParsedText:
         self._buffer += text
+        self._can_stop = can_stop
         texts: list[str] = []
         calls: list[ToolCallDelta] = []
         while self._step(texts, calls):
@@ -100,12 +133,25 @@ class TaggedParser(ToolCallParser):
 
     def flush(self) -> str:
         text, self._buffer = self._buffer, ""
-        if self._count and not text.strip():
-            return ""
-        return "" if self._is_call or self._arguments or self._after_call else text
+        if self.stopped or self._arguments or self._after_call or self._is_part_of_call(text):
+            text = ""
+        return self._stop.flush() + text
+
+    def _is_part_of_call(self, text: str) -> bool:
+        """Whether the rest of an answer that was cut off is the beginning of a call."""
+        text = text.strip()
+        if self._is_call or not text:
+            return bool(self._is_call or self._count)
+        content = text.removeprefix(OPENING)
+        if content != text:
+            return content.lstrip()[:1] in ("", "{")
+        return bool(self._count) and OPENING.startswith(text)
 
     def _step(self, texts: list[str], calls: list[ToolCallDelta]) -> bool:
         """Classify the next part of the buffer. Returns whether to go on."""
+        if self.stopped:
+            self._buffer = ""
+            return False
         if self._arguments is not None:
             return self._read_arguments(calls)
         if self._after_call:
@@ -116,8 +162,7 @@ class TaggedParser(ToolCallParser):
             self._take(end, texts)
             return False
         self._take(start, texts)
-        self._buffer = self._buffer.lstrip()
-        return self._read_header(texts, calls)
+        return not self.stopped and self._read_header(texts, calls)
 
     def _take(self, end: int, texts: list[str]) -> None:
         """Take text up to ``end``, without the white space around calls."""
@@ -127,20 +172,22 @@ class TaggedParser(ToolCallParser):
         if not self._has_text:
             text = text.lstrip()
         self._has_text = self._has_text or bool(text)
-        texts.append(text)
+        texts.append(self._stop.push(text, self._can_stop))
 
     def _read_header(self, texts: list[str], calls: list[ToolCallDelta]) -> bool:
-        """Read a call's name from the buffer, which begins with the opening tag."""
-        header = _HEADER.match(self._buffer, len(OPENING))
+        """Read a call's name from the buffer, which begins with white space and the opening tag."""
+        end = self._buffer.index(OPENING) + len(OPENING)
+        header = _HEADER.match(self._buffer, end)
         if header is None:
             is_hopeless = CLOSING in self._buffer or len(self._buffer) > MAX_HEADER_CHARS
             if is_hopeless:
-                self._take(len(OPENING), texts)
+                self._take(end, texts)
             return is_hopeless
         name = json.loads(header[1], strict=False)
         if name not in self._names:
-            self._take(len(OPENING), texts)
+            self._take(end, texts)
             return True
+        texts.append(self._stop.flush())
         calls.append(ToolCallDelta(self._count, name))
         self._buffer = self._buffer[header.end() :]
         self._arguments = _JsonValue()

@@ -8,6 +8,7 @@ import pytest
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import Tool, ToolCallDelta, Tools
 from raylens.engine.grammar import AnswerFormat
+from raylens.engine.stop_strings import StopStrings
 from raylens.engine.structured import GrammarCompiler, GrammarState
 from raylens.engine.tool_calls import ParsedText, TaggedParser, ToolCallStyle, make_parser
 from testing.tokenizers import byte_tokenizer
@@ -65,7 +66,10 @@ CASES = {
     READ.replace("read.text", "unknown"): (READ.replace("read.text", "unknown"), []),
     "a <tool and a < b": ("a <tool and a < b", []),
     "a <tool_call": ("a <tool_call", []),
-    '<tool_call>\n{"name": "lo': ('<tool_call>\n{"name": "lo', []),
+    "Use <tool_call> tags": ("Use <tool_call> tags", []),
+    '<tool_call>\n{"name": "lo': ("", []),
+    f'{READ}\n<tool_call>\n{{"name": "lo': ("", [("read.text", "{}")]),
+    f"{READ}\n<tool": ("", [("read.text", "{}")]),
     LOOK[:-20]: ("", [("look", '{"x": 1, "note": "}')]),
     "<tool_call>" + "x" * 600: ("<tool_call>" + "x" * 600, []),
 }
@@ -92,12 +96,51 @@ def test_arguments_come_before_the_call_is_complete() -> None:
 
 @pytest.mark.parametrize("required", [(), ("look",)])
 @pytest.mark.parametrize("end", [3, len("<tool_call>"), 20])
-def test_the_beginning_of_a_call_that_must_come_is_no_text(required, end) -> None:
+def test_the_beginning_of_a_call_is_no_text(required, end) -> None:
     parser = make_parser(Tools(TOOLS, required), ToolCallStyle.TAGGED)
     parsed = parser.push(LOOK[:end])
-    text = "" if required else LOOK[:end]
-    assert parsed.text + parser.flush() == text
+    is_text = not required and end < len("<tool_call>")
+    assert parsed.text + parser.flush() == (LOOK[:end] if is_text else "")
     assert parsed.calls == ()
+
+
+@pytest.mark.parametrize("stop", ["\n", "name", "tool", "}", "<", '"x"'])
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_no_stop_string_ends_a_call(stop: str, size: int) -> None:
+    parser = TaggedParser(frozenset({"look"}), StopStrings((stop,)))
+    calls: list[ToolCallDelta] = []
+    for start in range(0, len(LOOK), size):
+        parsed = parser.push(LOOK[start : start + size])
+        calls += parsed.calls
+        assert parsed.text == ""
+    assert merge(tuple(calls)) == [("look", ARGUMENTS)]
+    assert (parser.stopped, parser.has_open_call) == (False, False)
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_a_stop_string_ends_the_text_around_calls(size: int) -> None:
+    text = f"I stand. {READ} So I sto{LOOK}pp; stop here {READ}"
+    parser = TaggedParser(frozenset({"look", "read.text"}), StopStrings(("stop",)))
+    texts = []
+    calls: list[ToolCallDelta] = []
+    for start in range(0, len(text), size):
+        parsed = parser.push(text[start : start + size])
+        texts.append(parsed.text)
+        calls += parsed.calls
+    assert "".join(texts) == "I stand. So I stopp; "
+    assert [name for name, _ in merge(tuple(calls))] == ["read.text", "look"]
+    assert parser.stopped
+    assert parser.flush() == ""
+
+
+def test_a_call_is_open_until_its_arguments_are_complete() -> None:
+    for style, end in ((ToolCallStyle.TAGGED, LOOK.index("}\n")), (ToolCallStyle.ARGUMENTS, None)):
+        parser = make_parser(Tools(TOOLS, ("look",)), style)
+        text = LOOK[:end] if end else ARGUMENTS
+        parser.push(text[:-1])
+        assert parser.has_open_call
+        parser.push(text[-1])
+        assert not parser.has_open_call
 
 
 def test_bare_arguments_are_a_call() -> None:
