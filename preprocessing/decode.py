@@ -140,18 +140,31 @@ def _decode_with_pillow(picture: Image.Image, data: bytes) -> _Stored:
     is_tiff = picture.format == "TIFF"
     size = picture.size
     tiff_orientation = orientation_of(picture) if is_tiff else 1
+    warnings: tuple[str, ...] = ()
+    if picture.format in JPEG_FORMATS:
+        picture, warnings = _complete_jpeg(picture, data)
     picture.load()
     if picture.format == "PNG":
         _check_png(data)
         _scale_transparency(picture, data)
-    if picture.format in JPEG_FORMATS:
-        color_space = "CMYK" if picture.mode == "CMYK" else "GRAY"
-        jpeg.decode(data, size, size, color_space)  # raises if the data is damaged
-    pixels, profile, warnings = to_rgb(picture)
+    pixels, profile, flattening_warnings = to_rgb(picture)
+    warnings += flattening_warnings
     if is_tiff:
         size = size if tiff_orientation < 5 else size[::-1]
         return _Stored(pixels, size, tiff_orientation, profile, warnings, is_upright=True)
     return _Stored(pixels, size, orientation_of(picture), profile, warnings)
+
+
+def _complete_jpeg(picture: Image.Image, data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
+    """Return the picture with the end marker that its file may lack, and warnings.
+
+    Raises ``ValueError`` if the data is damaged.
+    """
+    color_space = "CMYK" if picture.mode == "CMYK" else "GRAY"
+    decoded = jpeg.decode(data, picture.size, picture.size, color_space)
+    if decoded is None or not decoded.warnings:
+        return picture, ()
+    return open_picture(decoded.data), decoded.warnings
 
 
 def _check_png(data: bytes) -> None:

@@ -31,6 +31,8 @@ class DecodedJpeg:
     """Width and height covered by ``pixels``, as a multiple of the picture's own; a reduced scale
     rounds up to whole pixels beyond the right and lower edge."""
     warnings: tuple[str, ...]
+    data: bytes
+    """The file, with the end marker that it may have lacked."""
 
 
 def decode(data: bytes, size: Size, min_size: Size, color_space: str = "RGB") -> DecodedJpeg | None:
@@ -51,14 +53,15 @@ def decode(data: bytes, size: Size, min_size: Size, color_space: str = "RGB") ->
             pixels = simplejpeg.decode_jpeg(data, color_space, strict=False, **scaled)
             warnings = (f"decode: {message}",)
         elif complete is not None:
-            pixels = simplejpeg.decode_jpeg(complete, color_space, strict=False, **scaled)
+            data = complete
+            pixels = simplejpeg.decode_jpeg(data, color_space, strict=False, **scaled)
             warnings = ("decode: the end marker of the JPEG is missing",)
         elif "Corrupt JPEG" in message or "Premature end" in message:
             raise
         else:
             return None
     extent = pixels.shape[1] * 8 / eighths / size[0], pixels.shape[0] * 8 / eighths / size[1]
-    return DecodedJpeg(pixels, extent, warnings)
+    return DecodedJpeg(pixels, extent, warnings, data)
 
 
 def _smallest_scale(size: Size, min_size: Size) -> int:

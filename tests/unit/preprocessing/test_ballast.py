@@ -16,6 +16,7 @@ from preprocessing.header import PictureLimits, check_file
 from preprocessing.png import MAX_CONTENT, without_ballast
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
 from testing.pictures import encode_picture, gradient, random_pixels
+from tests.profiles import cmyk_profile, gray_profile
 
 LIMITS = PictureLimits(max_bytes=10**8, max_pixels=10**7, min_side=4, max_side=4000)
 PIXELS = gradient(64, 48)
@@ -135,3 +136,24 @@ def test_a_jpeg_that_was_cut_off_is_damaged(name, variant, share) -> None:
     cut = data[: int(len(data) * share)]
     with pytest.raises(InvalidRequest, match="truncated or damaged"):
         decode(cut + TRAILERS[name], LIMITS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", TRAILERS)
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("CMYK", {}),
+        ("L", {"icc_profile": gray_profile(2.2)}),
+        ("CMYK", {"icc_profile": cmyk_profile()}),
+    ],
+    ids=["CMYK", "gray with a profile", "CMYK with a profile"],
+)
+def test_a_jpeg_of_unusual_colors_may_lack_its_end_marker(name, variant, mode, options) -> None:
+    picture = Image.fromarray(random_pixels(200, 120)).convert(mode)
+    data = encode_picture(picture, "JPEG", **options, **VARIANTS[variant])
+    decoded = decode(data[:-2] + TRAILERS[name], LIMITS)
+    assert np.array_equal(decoded.pixels, decode(data, LIMITS).pixels)
+    assert len(decoded.warnings) == 1
+    with pytest.raises(InvalidRequest, match="truncated or damaged"):
+        decode(data[: len(data) // 2] + TRAILERS[name], LIMITS)
