@@ -116,7 +116,7 @@ def warm_up(model: Model, limits: EngineLimits) -> None:
     )
     prompt = model.prepare(request, pictures)
     engine = Engine(model, limits)
-    engine.check_fit(prompt, request.sampling.max_tokens)
+    engine.check_fit(prompt, request.sampling.max_tokens, task.prompt_field)
     engine.scheduler.add(make_sequences(request, prompt, model.tokenizer))
     while engine.has_work:
         for output in engine.step():

@@ -255,20 +255,10 @@ def break_control_tokens(text: str, control_tokens: Iterable[str]) -> str:
     return text
 
 
-_PROMPT_FIELDS = {
-    Chat.name: "messages",
-    Completion.name: "prompt",
-    Query.name: "question",
-    Caption.name: "image_url",
-}
-"""Task name -> the request field that most of the prompt comes from. For detect and point it is
-``object``."""
-
-
 def check_prompt_length(task: Task, num_tokens: int, max_length: int) -> None:
     """Raise ``InvalidRequest`` if a prompt leaves no room for an answer."""
     if num_tokens >= max_length:
-        field = _PROMPT_FIELDS.get(task.name, "object")
+        field = task.prompt_field
         raise InvalidRequest(
             f"{field}: the prompt takes {num_tokens} tokens or more, pictures included;"
             f" the model's context is {max_length}",

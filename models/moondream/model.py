@@ -179,7 +179,7 @@ class Moondream(Model):
             tuple(starts),
             bidirectional_prefix_len=prefix_len,
             max_output_tokens=_max_output_tokens(plan),
-            limit_field="max_objects" if lists_objects else "max_tokens",
+            limit_field="max_objects" if lists_objects else None,
             greedy=lists_objects,
             continues_answer=continues,
             leading_space=not continues,

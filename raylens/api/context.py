@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from fastapi import Request
 
@@ -98,6 +100,16 @@ class Context:
         Raises ``InvalidRequest`` if ``length``, in characters, is over the limit.
         """
         _check_limit(field, length, self.config.limits.max_text_chars, " characters")
+
+    def check_prompt_text(self, tools: Tools | None, variables: Any = None) -> None:
+        """Refuse tools, or values for a chat template, whose text is over the limit.
+
+        Raises ``InvalidRequest``.
+        """
+        functions = tools.functions if tools else ()
+        self.check_text_length(sum(len(function.definition) for function in functions), "tools")
+        if variables:
+            self.check_text_length(len(json.dumps(variables)), "chat_template_kwargs")
 
     async def fetch_model_infos(
         self, names: Iterable[str]

@@ -115,6 +115,7 @@ _UNCHANGED = ("", "identity")
 _MAX_MEMBERS = 1000
 _ANY_HEADER = 32 + zlib.MAX_WBITS
 """Zlib's code for data with the header of gzip or of zlib."""
+_HEADER_BYTES = 2
 
 
 @dataclass
@@ -166,7 +167,8 @@ class BodyMiddleware:
             return
         received_bytes = 0
         is_complete = False
-        unpack = _Unpacker(max_bytes) if encoding in _UNPACKED else None
+        is_deflate = encoding == "deflate"
+        unpack = _Unpacker(max_bytes, is_deflate) if encoding in _UNPACKED else None
         if unpack is not None:
             scope = _without_encoding(scope)
 
@@ -198,7 +200,10 @@ class BodyMiddleware:
 class _Unpacker:
     """Unpacks a compressed body as it arrives."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, may_lack_header: bool) -> None:
+        self._start = b""
+        """The first bytes, until there are enough to tell whether there is a header."""
+        self._has_started = not may_lack_header
         self._decompressor = zlib.decompressobj(_ANY_HEADER)
         self._left = max_bytes
         self._members = 1
@@ -210,7 +215,7 @@ class _Unpacker:
         ``HTTPException`` if the data is damaged.
         """
         data = b""
-        packed = message.get("body", b"")
+        packed = self._skip_start(message.get("body", b""), message.get("more_body", False))
         while packed and len(data) <= self._left:
             if self._decompressor.eof:
                 self._members += 1
@@ -228,6 +233,27 @@ class _Unpacker:
             raise HTTPException(400, "body: its compressed data is cut off")
         self._left -= len(data)
         return data
+
+    def _skip_start(self, packed: bytes, more: bool) -> bytes:
+        """Return the packed data, once enough has arrived to tell whether it has a header.
+
+        Many clients send "deflate" without one (RFC 9110, section 8.4.1.2).
+        """
+        if self._has_started:
+            return packed
+        packed = self._start + packed
+        if more and len(packed) < _HEADER_BYTES:
+            self._start = packed
+            return b""
+        self._has_started = True
+        if packed and not _has_header(packed[:_HEADER_BYTES]):
+            self._decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+        return packed
+
+
+def _has_header(start: bytes) -> bool:
+    """Whether data begins with zlib's header (RFC 1950, section 2.2)."""
+    return start[0] & 15 == 8 and int.from_bytes(start, "big") % 31 == 0
 
 
 def _without_encoding(scope: Scope) -> Scope:

@@ -13,12 +13,14 @@ def required_capability(task: Task) -> str:
     return REASONING if getattr(task, "reasoning", False) else task.name
 
 
-async def select_model(context: Context, name: str | None, dialect: Dialect, task: Task) -> str:
+async def select_model(
+    context: Context, name: str | None, dialect: Dialect, task: Task, field: str = "model"
+) -> str:
     """Return the model called ``name``, or a default model that supports ``task``.
 
     Without a ``name``, the dialect's default model goes first, then the first model that supports
-    the task. Raises ``UnsupportedTask``, with the names of the models that support the task, and
-    ``ModelNotLoaded`` if a model that is down might support it.
+    the task. Raises ``UnsupportedTask``, with the names of the models that support the task and
+    the ``field`` that asks for it, and ``ModelNotLoaded`` if a model that is down might support it.
     """
     preferred = context.catalog.resolve(name, dialect)
     # Query the other models only if necessary: a model that hangs would delay the answer.
@@ -30,7 +32,7 @@ async def select_model(context: Context, name: str | None, dialect: Dialect, tas
         return preferred
     if supporting and not name:
         return supporting[0]
-    raise _unsupported(preferred, task, supporting, infos, is_named=bool(name))
+    raise _unsupported(preferred, task, supporting, infos, field, is_named=bool(name))
 
 
 def _unsupported(
@@ -38,6 +40,7 @@ def _unsupported(
     task: Task,
     supporting: list[str],
     infos: dict[str, ModelInfo | ModelNotLoaded],
+    field: str,
     *,
     is_named: bool,
 ) -> RaylensError:
@@ -54,7 +57,7 @@ def _unsupported(
     needs_reasoning = required_capability(task) == REASONING
     capability = "reasoning" if needs_reasoning else task.name
     return UnsupportedTask(
-        f"model: {capability} is not supported by {preferred}; {alternatives}", "model"
+        f"{field}: {capability} is not supported by {preferred}; {alternatives}", field
     )
 
 

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from raylens.api import sse
 from raylens.api.context import Context
+from raylens.api.field_names import rename_fields
 from raylens.api.model_selection import select_model
 from raylens.api.ollama_models import resolve
 from raylens.api.ollama_request import (
@@ -59,6 +60,7 @@ def router(context: Context) -> APIRouter:
         if not body.messages:
             return _loaded(model, {"message": {"role": "assistant", "content": ""}})
         tools = body.parse_tools()
+        context.check_prompt_text(tools)
         task, pictures = await parse_chat(body.messages, context, body, tools)
         return await _answer(context, http, body, model, task, pictures)
 
@@ -71,8 +73,9 @@ def router(context: Context) -> APIRouter:
         if not body.prompt and not body.images:
             return _loaded(model, {"response": ""})
         if body.raw:
-            if body.images:
-                raise InvalidRequest("images: not supported together with raw", "images")
+            for field, is_in_use in (("images", body.images), ("think", body.reasons)):
+                if is_in_use:
+                    raise InvalidRequest(f"{field}: not supported together with raw", field)
             context.check_text_length(len(body.prompt), "prompt")
             completion = Completion(body.prompt)
             return await _answer(context, http, body, model, completion, [])
@@ -92,11 +95,11 @@ async def _answer(
 ) -> Response:
     tools = task.tools if isinstance(task, Chat) else None
     if body.reasons:
-        model = await select_model(context, model, "openai", task)
+        model = await select_model(context, model, "openai", task, "think")
     sampling = body.build_sampling(context, tools)
     request = context.build_request(http, model, task, sampling, None, body.stream)
     reply = Reply(request, body.model or model, is_chat=isinstance(body, ChatRequest))
-    deltas = context.service.generate(request, list(pictures))
+    deltas = rename_fields(context.service.generate(request, list(pictures)), body.field_names)
     if body.stream:
         return await sse.stream(reply.lines(deltas), MEDIA_TYPE)
     return JSONResponse(await reply.complete(deltas))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from raylens.api.context import Context
 from raylens.api.errors import from_validation
+from raylens.api.field_names import FieldNames
 from raylens.api.openai_tools import dump_schema, parse_tools
 from raylens.api.response_format import ANY_OBJECT
 from raylens.core.errors import InvalidRequest
@@ -92,6 +93,7 @@ class OllamaRequest(LenientBody):
     """``json``, or a JSON schema."""
     options: Options = Field(default_factory=Options)
     think: bool | str = False
+    field_names: ClassVar[FieldNames] = {"response_format": "format"}
 
     def build_sampling(self, context: Context, tools: Tools | None = None) -> SamplingParams:
         """Return the request's sampling parameters.
@@ -144,6 +146,7 @@ class ChatRequest(OllamaRequest):
 class GenerateRequest(OllamaRequest):
     """Body of ``POST /api/generate``. ``raw`` continues the prompt without a chat template."""
 
+    field_names: ClassVar[FieldNames] = {"response_format": "format", "messages": "prompt"}
     prompt: Text = ""
     system: Text = ""
     images: Annotated[list[Text], Field(default_factory=list, max_length=MAX_PARTS - 1)]

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from raylens.api import sse
 from raylens.api.context import Context
 from raylens.api.errors import error_event
+from raylens.api.field_names import rename_fields
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
 from raylens.api.model_selection import select_model
 from raylens.api.openai_json import logprob_as_json, new_call_id
@@ -58,15 +59,16 @@ def router(context: Context) -> APIRouter:
         task = grounding or chat
         sampling = build_sampling(body, chat, context)
         if grounding is not None or chat.reasoning:
-            model = await select_model(context, body.model, "openai", task)
+            model = await select_model(context, body.model, "openai", task, body.reasoning_field)
         else:
             model = context.catalog.resolve(body.model, "openai")
         request = context.build_request(http, model, task, sampling, body.recipe, bool(body.stream))
+        deltas = rename_fields(context.service.generate(request, pictures), body.field_names)
         reply = Reply(request, body)
         if body.stream:
-            return await sse.stream(reply.events(context.service.generate(request, pictures)))
+            return await sse.stream(reply.events(deltas))
         # FastAPI's encoder takes too long over the log probabilities of a long answer.
-        return JSONResponse(await reply.complete(context.service.generate(request, pictures)))
+        return JSONResponse(await reply.complete(deltas))
 
     @routes.get("/v1/models", summary="List the served models")
     async def list_models() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from raylens.api.body import RecipeField
 from raylens.api.context import Context
+from raylens.api.field_names import FieldNames
 from raylens.api.openai_tools import parse_tools
 from raylens.api.response_format import parse_response_format
 from raylens.core.errors import InvalidRequest
@@ -211,6 +212,18 @@ class ChatRequest(Sampling):
     raylens: GroundingOptions | None = None
 
     @property
+    def field_names(self) -> FieldNames:
+        """The names of fields that the client has chosen."""
+        return {"max_tokens": "max_completion_tokens"} if self.max_completion_tokens else {}
+
+    @property
+    def reasoning_field(self) -> str:
+        """The field that asks for reasoning; ``model`` if none does."""
+        if not self.reasons:
+            return "model"
+        return "reasoning_effort" if is_absent(self.reasoning) else "reasoning"
+
+    @property
     def reasons(self) -> bool:
         """Whether the model should think before it answers."""
         asked = self.reasoning
@@ -265,11 +278,18 @@ async def parse_chat(body: ChatRequest, context: Context) -> tuple[Chat, list[Pi
     Raises ``InvalidRequest`` or ``PayloadTooLarge``.
     """
     tools = body.parse_tools()
+    context.check_prompt_text(tools, body.chat_template_kwargs)
     chat, pictures = await parse_messages(body.messages, context)
     if body.continue_final_message and not chat.continues_answer:
         raise InvalidRequest(
             "continue_final_message: expected the last message to be text of the assistant's",
             "continue_final_message",
+        )
+    if (body.model_extra or {}).get("add_generation_prompt") is False and not chat.continues_answer:
+        raise InvalidRequest(
+            "add_generation_prompt: expected the last message to be text of the assistant's, which"
+            " the answer continues",
+            "add_generation_prompt",
         )
     limits = body.mm_processor_kwargs
     has_limits = limits.min_pixels is not None or limits.max_pixels is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from raylens.core.errors import InvalidRequest
@@ -30,6 +31,7 @@ def parse_tools(tools: Any, choice: Any, parallel: bool | None) -> Tools | None:
         return None
     functions = _parse_functions(tools)
     if allowed is not None:
+        _check_allowed(allowed, [function.name for function in functions])
         functions = [function for function in functions if function.name in allowed]
     if not functions:
         if choice in _FORCED or required != []:
@@ -38,13 +40,17 @@ def parse_tools(tools: Any, choice: Any, parallel: bool | None) -> Tools | None:
     names = [function.name for function in functions]
     if required is None:
         required = names
-    for name in required:
+    _check_allowed(required, names)
+    return Tools(tuple(functions), tuple(required), parallel is not False)
+
+
+def _check_allowed(chosen: Iterable[str], names: list[str]) -> None:
+    for name in chosen:
         if name not in names:
             raise InvalidRequest(
                 f"tool_choice: {name[:128]!r} is none of the tools: {', '.join(names)[:512]}",
                 "tool_choice",
             )
-    return Tools(tuple(functions), tuple(required), parallel is not False)
 
 
 def _parse_functions(tools: Any) -> list[Tool]:
@@ -81,6 +87,11 @@ def _parse_function(tool: Any, field: str) -> Tool:
             f"{field}.name: expected 1 to 128 letters, digits or _ . : / -", f"{field}.name"
         )
     parameters = function.get("parameters")
+    if not is_absent(function.get("input_schema")):
+        raise InvalidRequest(
+            f"{field}.input_schema: the name of a schema in Anthropic's API; here it is parameters",
+            f"{field}.input_schema",
+        )
     if is_absent(parameters):
         parameters = {"type": "object", "properties": {}, "additionalProperties": False}
     if not isinstance(parameters, dict):
@@ -88,8 +99,10 @@ def _parse_function(tool: Any, field: str) -> Tool:
     if parameters.get("type", "object") != "object":
         raise InvalidRequest(f"{field}.parameters.type: expected 'object'", f"{field}.parameters")
     definition: dict[str, Any] = {"name": name}
-    if isinstance(function.get("description"), str) and function["description"]:
-        definition["description"] = function["description"]
+    description = function.get("description")
+    if isinstance(description, str) and description:
+        dump_schema(description, f"{field}.description", "text")
+        definition["description"] = description
     definition["parameters"] = parameters
     field = f"{field}.parameters"
     full_definition = dump_schema({"type": "function", "function": definition}, field)
@@ -134,16 +147,16 @@ def _parse_allowed_tools(choice: dict[str, Any]) -> tuple[list[str] | None, set[
     return (None if allowed.get("mode") == "required" else []), names
 
 
-def dump_schema(schema: Any, field: str) -> str:
+def dump_schema(schema: Any, field: str, noun: str = "schema") -> str:
     """Return a schema as compact JSON. Its keys keep their order: the answer's keys follow it.
 
-    Raises ``InvalidRequest`` if the schema is not valid JSON.
+    Raises ``InvalidRequest`` if the schema, which the error calls ``noun``, is not valid JSON.
     """
     try:
         text = json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         text.encode()
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(
-            f"{field}: expected a schema that is valid JSON ({type(error).__name__})", field
+            f"{field}: expected a {noun} that is valid JSON ({type(error).__name__})", field
         ) from None
     return text

@@ -17,10 +17,12 @@ from starlette.responses import JSONResponse
 
 from raylens.api import sse
 from raylens.api.context import Context
+from raylens.api.field_names import rename_fields
 from raylens.api.model_selection import select_model
 from raylens.api.openai_json import logprob_as_json, new_call_id, new_id
 from raylens.api.responses_input import RecentItems
 from raylens.api.responses_request import (
+    FIELD_NAMES,
     ResponsesRequest,
     build_sampling,
     parse_chat,
@@ -47,12 +49,12 @@ def router(context: Context) -> APIRouter:
         chat, pictures = await parse_chat(body, context, recent)
         sampling = build_sampling(body, chat, context)
         if chat.reasoning:
-            model = await select_model(context, body.model, "openai", chat)
+            model = await select_model(context, body.model, "openai", chat, "reasoning.effort")
         else:
             model = context.catalog.resolve(body.model, "openai")
         request = context.build_request(http, model, chat, sampling, body.recipe, bool(body.stream))
         reply = Reply(request, body, RecentItems(0) if body.store is False else recent)
-        deltas = context.service.generate(request, pictures)
+        deltas = rename_fields(context.service.generate(request, pictures), FIELD_NAMES)
         if body.stream:
             return await sse.stream(reply.stream(deltas))
         return JSONResponse(await reply.complete(deltas))

@@ -23,7 +23,7 @@ from raylens.api.openai_request import (
     parse_messages,
     refuse_extra_parameters,
 )
-from raylens.api.openai_tools import parse_tools
+from raylens.api.openai_tools import MAX_TOOLS, parse_tools
 from raylens.api.response_format import parse_response_format
 from raylens.api.responses_input import RecentItems, read_input
 from raylens.core.errors import InvalidRequest
@@ -32,6 +32,12 @@ from raylens.core.wire import JsonValue, LenientBody, Text
 
 LOGPROBS = "message.output_text.logprobs"
 """The entry of ``include`` that asks for log probabilities."""
+FIELD_NAMES = {
+    "messages": "input",
+    "response_format": "text.format",
+    **{f"tools.{number}.function": f"tools.{number}" for number in range(MAX_TOOLS)},
+}
+"""As :data:`raylens.api.field_names.FieldNames`."""
 _NEUTRAL = {
     **NEUTRAL_VALUES,
     "background": (False,),
@@ -104,6 +110,7 @@ async def parse_chat(
     Raises ``InvalidRequest`` or ``PayloadTooLarge``.
     """
     tools = parse_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    context.check_prompt_text(tools)
     messages = read_input(body.input, recent)
     chat, pictures = await parse_messages(messages, context, "input")
     context.check_text_length(len(body.instructions), "instructions")

@@ -163,6 +163,7 @@ class Caption:
 
     length: Length = Length.NORMAL
     name = "caption"
+    prompt_field = "image_url"
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class Query:
     spatial_refs: tuple[Location | Region, ...] = ()
     """Points and boxes in the picture that the question is about."""
     name = "query"
+    prompt_field = "question"
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class Detect:
     subject: str
     max_objects: int = MAX_OBJECTS
     name = "detect"
+    prompt_field = "object"
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,7 @@ class Point:
     subject: str
     max_objects: int = MAX_OBJECTS
     name = "point"
+    prompt_field = "object"
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,7 @@ class Chat:
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     """Values for variables of the model's chat template, as JSON. It need not have them."""
     name = "chat"
+    prompt_field = "messages"
 
     @property
     def continues_answer(self) -> bool:
@@ -227,8 +232,10 @@ class Completion:
 
     text: str
     name = "completion"
+    prompt_field = "prompt"
 
 
+# ``prompt_field`` is the request's field that most of the prompt comes from.
 Task = Caption | Query | Detect | Point | Chat | Completion
 
 

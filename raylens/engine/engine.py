@@ -106,21 +106,25 @@ class Engine:
         params = request.sampling
         room = max(1, self.kv_cache.max_capacity - len(prompt.token_ids))
         max_tokens = min(params.max_tokens, room)
-        self.check_fit(prompt, max_tokens)
+        self.check_fit(prompt, max_tokens, request.task.prompt_field)
         return replace(request, sampling=replace(params, max_tokens=max_tokens))
 
-    def check_fit(self, prompt: Prompt, max_tokens: int) -> None:
-        """Raise ``InvalidRequest`` if a sequence could not fit even in an empty KV cache."""
+    def check_fit(self, prompt: Prompt, max_tokens: int, prompt_field: str) -> None:
+        """Raise ``InvalidRequest`` if a sequence could not fit even in an empty KV cache.
+
+        ``prompt_field`` is the request's name of the prompt.
+        """
         num_tokens = prompt.max_total_tokens(max_tokens, self.model.max_length)
         prompt_tokens = len(prompt.token_ids)
         cost = self.kv_cache.cost(num_tokens)
         budget = self.kv_cache.budget
         if cost > budget:
+            field = prompt.limit_field or prompt_field
             raise InvalidRequest(
-                f"{prompt.limit_field}: {prompt_tokens} prompt tokens (pictures included) and"
+                f"{field}: {prompt_tokens} prompt tokens (pictures included) and"
                 f" {num_tokens - prompt_tokens} answer tokens need {cost / MIB:.1f} MiB of"
                 f" KV cache; the limit is {budget / MIB:.1f} MiB",
-                prompt.limit_field,
+                field,
                 budget,
                 cost,
             )

@@ -24,6 +24,17 @@ class AnswerFormat:
     leading_space: bool = False
     """Whether the answer begins with a space, as words do after some chat templates."""
 
+    @property
+    def parts(self) -> dict[str, AnswerFormat]:
+        """Each schema by itself, by its field in the request."""
+        parts = {}
+        if self.json_schema is not None:
+            parts[SCHEMA_FIELD] = AnswerFormat(self.json_schema)
+        for number, function in enumerate(self.tools.functions if self.tools else ()):
+            tools = Tools((function,), (function.name,))
+            parts[f"{TOOLS_FIELD}.{number}.function.parameters"] = AnswerFormat(None, tools)
+        return parts
+
 
 @dataclass(frozen=True)
 class Grammar:

@@ -52,8 +52,9 @@ class Prompt:
     prefilled in one chunk."""
     max_output_tokens: int | None = None
     """Maximum number of tokens in the answer. None means the request's ``max_tokens``."""
-    limit_field: str = "max_tokens"
-    """Request field that determines the answer's maximum length; error messages name it."""
+    limit_field: str | None = None
+    """Request field that determines the answer's maximum length, which errors name if the answer
+    is too long for the KV cache. None means that the prompt is too long then."""
     greedy: bool = False
     """Whether to decode greedily, and ignore all of the request's sampling parameters (stop strings
     and logprobs too) except ``max_tokens``, ``n`` and ``json_schema``."""

@@ -29,6 +29,8 @@ from raylens.engine.schemas import SCHEMA_FIELD, TOOLS_FIELD, invalid, reason
 from raylens.engine.tool_calls import CLOSING, OPENING
 
 CACHED_FORMATS = 16
+_MAX_PARTS_TRIED = 8
+"""Schemas of a request that are compiled one by one to find which of them is invalid."""
 
 # Limits on llguidance's work, at or below its defaults. Errors are not verbose: the parser's state
 # must not appear in them.
@@ -202,7 +204,16 @@ class GrammarCompiler:
             error = error or trial.error
             if trial.error == _TOO_COMPLEX:
                 break
-        return invalid(reason(error), _field_of(answer_format))
+        return invalid(reason(error), _find_faulty_field(answer_format))
+
+
+def _find_faulty_field(answer_format: AnswerFormat) -> str:
+    """Return the field of the schema that doesn't compile, if it can be told in a few trials."""
+    parts = answer_format.parts
+    for field, part in list(parts.items())[:_MAX_PARTS_TRIED]:
+        if len(parts) == 1 or _compile_in_subprocess(build_grammar(part, lenient=True).text).error:
+            return field
+    return _field_of(answer_format)
 
 
 def _field_of(answer_format: AnswerFormat) -> str:

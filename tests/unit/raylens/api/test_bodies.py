@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import zlib
+from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 import pytest
@@ -59,14 +60,25 @@ async def test_a_large_percent_encoded_picture_is_over_the_limit(client) -> None
         assert "the limit is 20000 bytes" in response.json()["detail"]
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP", "deflate"])
-async def test_a_compressed_body_is_unpacked(client, service, encoding) -> None:
+@pytest.mark.parametrize("piece_bytes", [1, 10**6])
+@pytest.mark.parametrize(
+    "encoding", ["gzip", "x-gzip", "GZIP", "deflate", "deflate without a header"]
+)
+async def test_a_compressed_body_is_unpacked(client, service, encoding, piece_bytes) -> None:
     body = json.dumps({"image_url": DATA_URL}).encode()
     # A gzip file may consist of several members.
-    members = gzip.compress(body[:20]) + gzip.compress(body[20:])
-    packed = zlib.compress(body) if encoding == "deflate" else members
-    headers = {**JSON, "content-encoding": encoding}
-    response = await client.post("/v1/caption", content=packed, headers=headers)
+    packed = gzip.compress(body[:20]) + gzip.compress(body[20:])
+    if encoding.startswith("deflate"):
+        packed = zlib.compress(body)
+    if encoding.endswith("header"):
+        packed = packed[2:-4]
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(packed), piece_bytes):
+            yield packed[start : start + piece_bytes]
+
+    headers = {**JSON, "content-encoding": encoding.split()[0]}
+    response = await client.post("/v1/caption", content=pieces(), headers=headers)
     assert response.status_code == 200, response.text
     assert service.pictures == [PICTURE]
 

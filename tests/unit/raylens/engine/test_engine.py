@@ -359,11 +359,11 @@ def test_a_sequence_waits_for_room_in_the_cache(make_engine: MakeEngine) -> None
 def test_a_request_that_can_never_fit_is_refused_with_the_numbers(make_engine: MakeEngine) -> None:
     engine = make_engine(8, FakeModel(max_length=10_000), kv_bytes=4096)
     with pytest.raises(
-        InvalidRequest, match=r"300 prompt tokens .* and 300 answer tokens .* 0\.0 MiB"
+        InvalidRequest, match=r"messages: 300 prompt tokens .* and 300 answer tokens .* 0\.0 MiB"
     ) as caught:
-        engine.check_fit(Prompt((97,) * 300), 300)
+        engine.check_fit(Prompt((97,) * 300), 300, "messages")
     assert (caught.value.limit, caught.value.actual) == (4096, 8 * 1024)
-    engine.check_fit(Prompt((97,) * 300), 200)
+    engine.check_fit(Prompt((97,) * 300), 200, "messages")
 
 
 def test_a_small_request_does_not_overtake_a_waiting_large_one(make_engine: MakeEngine) -> None:

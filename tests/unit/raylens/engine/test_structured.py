@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from raylens.core.errors import InvalidRequest
-from raylens.core.types import SamplingParams
+from raylens.core.types import SamplingParams, Tool, Tools
 from raylens.engine.grammar import AnswerFormat
 from raylens.engine.sampling import AnswerSampler, sample_rows
 from raylens.engine.schemas import MAX_SCHEMA_CHARS
@@ -446,6 +446,26 @@ TOO_COMPLEX = {
     "multiples": {"type": "integer", "multipleOf": 99_999_999},
     "joined": {"allOf": [{"type": "string", "pattern": f".*{chr(97 + i)}.*"} for i in range(20)]},
 }
+
+
+def test_the_invalid_one_of_several_schemas_is_named(compiler) -> None:
+    def tool(name: str, schema: Any) -> Tool:
+        return Tool(name, json.dumps(schema), "{}")
+
+    bad = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}
+    cases: list[tuple[Any, list[Any], str]] = [
+        (None, [SCENE, bad], "tools.1.function.parameters"),
+        (SCENE, [bad], "tools.0.function.parameters"),
+        (bad, [SCENE], "response_format"),
+        (None, [bad], "tools.0.function.parameters"),
+        (None, [SCENE] * 9 + [bad], "tools"),
+    ]
+    for schema, parameters, field in cases:
+        tools = Tools(tuple(tool(f"f{n}", each) for n, each in enumerate(parameters)))
+        json_schema = None if schema is None else json.dumps(schema)
+        with pytest.raises(InvalidRequest) as caught:
+            compiler.compile(AnswerFormat(json_schema, tools))
+        assert caught.value.field == field
 
 
 @pytest.mark.parametrize("name", TOO_COMPLEX)
