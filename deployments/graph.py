@@ -22,6 +22,7 @@ from raylens.core.errors import (
     ModelNotLoaded,
     Overloaded,
     RaylensError,
+    picture_field,
 )
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
@@ -83,7 +84,11 @@ class Graph(VisionService):
                 "the deadline passed before the answer was complete", "deadline"
             ) from error
         except (RayError, RayServeException) as error:
-            raise self._translate(error, request.model) from error
+            translated = self._translate(error, request.model)
+            for index, picture in enumerate(pictures):
+                if translated.field == picture_field(index):
+                    translated = translated.about(picture.field)
+            raise translated from error
         finally:
             for call in unfinished:
                 _cancel(call)

@@ -29,7 +29,7 @@ from models.options import DEFAULTS, LoadOptions
 from models.qwen2_5_vl.family import FAMILY, Qwen2_5_VLSettings
 from models.qwen2_5_vl.grounding import parse_boxes, parse_points
 from models.qwen2_5_vl.vision import Grid, VisionEncoder
-from raylens.core.errors import InvalidRequest
+from raylens.core.errors import InvalidRequest, picture_field
 from raylens.core.types import (
     Chat,
     Completion,
@@ -73,10 +73,11 @@ def resized_size(
     between ``min_pixels`` and ``max_pixels``. Raises ``InvalidRequest`` if the picture is too long.
     """
     if max(height, width) > MAX_ASPECT * min(height, width):
+        field = picture_field(0)
         raise InvalidRequest(
-            f"image: {width} × {height} pixels; one side may be {MAX_ASPECT} times the other"
+            f"{field}: {width} × {height} pixels; one side may be {MAX_ASPECT} times the other"
             " at most",
-            "image",
+            field,
         )
     resized: tuple[int, int] = smart_resize(height, width, token_side, min_pixels, max_pixels)
     return resized
@@ -250,12 +251,15 @@ class Qwen2_5_VL(ChatModel):
     def _picture_input(
         self, part: ImagePart | VideoPart, pictures: Sequence[Pixels], bounds: PixelBounds
     ) -> PictureInput:
-        if isinstance(part, VideoPart):
-            frames = [pictures[index] for index in part.indices]
-            patches = self._video_patches(frames, part.frames_per_second, bounds)
-        else:
-            frames = [pictures[part.index]]
-            patches = self._image_patches(frames[0], part.detail, bounds)
+        indices = part.indices if isinstance(part, VideoPart) else (part.index,)
+        frames = [pictures[index] for index in indices]
+        try:
+            if isinstance(part, VideoPart):
+                patches = self._video_patches(frames, part.frames_per_second, bounds)
+            else:
+                patches = self._image_patches(frames[0], part.detail, bounds)
+        except InvalidRequest as error:  # it names the first picture
+            raise error.about(picture_field(indices[0])) from None
         frame_keys = b"".join(
             picture_key(frame, patches.grid, patches.seconds_per_frame) for frame in frames
         )

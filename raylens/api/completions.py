@@ -36,6 +36,7 @@ MAX_TOKENS = 16
 """OpenAI's default of ``max_tokens``, which is that of completions only."""
 _NEUTRAL = {
     **{name: values for name, values in NEUTRAL_VALUES.items() if name != "echo"},
+    "add_special_tokens": (True,),
     "suffix": (),
 }
 

@@ -14,6 +14,8 @@ from raylens.core.types import PictureFile
 
 _BASE64 = re.compile(r"; *base64[ \t\n\f\r]*$", re.IGNORECASE)
 """The end of a data URL's head that announces base64."""
+_LEADING = "".join(map(chr, range(33)))
+"""Control characters and spaces, which may precede a URL."""
 _THREAD_MIN_CHARS = 256 * 1024
 """Longer base64, in characters, is decoded in a thread, to keep the event loop free."""
 
@@ -39,7 +41,8 @@ class Media:
         ``InvalidRequest`` for any other URL, for a path and for invalid base64, and
         ``PayloadTooLarge``.
         """
-        head, comma, payload = url.lstrip().partition(",")
+        head, comma, payload = url.lstrip(_LEADING).partition(",")
+        head = _without_line_breaks(head)
         scheme = head.partition(":")[0].lower() if ":" in head[:16] else ""
         if scheme != "data":
             source = f"{scheme}: URLs" if scheme else "paths and bare strings"
@@ -58,7 +61,7 @@ class Media:
                 payload = await asyncio.to_thread(unquote, payload, "latin-1")
             return await self.from_base64(payload, field)
         self._check_size(len(payload) // 3, field)
-        return self._to_picture(await asyncio.to_thread(unquote_to_bytes, payload), field)
+        return self._to_picture(await asyncio.to_thread(_unescape, payload), field)
 
     async def from_base64(self, text: str, field: str) -> PictureFile:
         """Return the picture of raw base64; white space is ignored.
@@ -92,6 +95,15 @@ class Media:
                 limit,
                 size,
             )
+
+
+def _unescape(payload: str) -> bytes:
+    return unquote_to_bytes(_without_line_breaks(payload))
+
+
+def _without_line_breaks(url: str) -> str:
+    """Return a URL, or a part of it, without line breaks and tabs, which mean nothing there."""
+    return url.replace("\n", "").replace("\r", "").replace("\t", "")
 
 
 def _decode_base64(text: str, field: str) -> bytes:

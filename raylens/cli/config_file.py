@@ -27,6 +27,10 @@ class EnvironmentVariableError(ConfigError):
     """A variable that can't work beside the config file; the message names the variable."""
 
 
+_ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+"""The loopback address by the address that stands for all of them."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """The address that the HTTP server listens on, and the application's prefix there."""
@@ -38,7 +42,9 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.host in ("", "0.0.0.0") else self.host
+        host = _ANY_ADDRESS.get(self.host, self.host)
+        if ":" in host:
+            host = f"[{host}]"
         return f"http://{host}:{self.port}{self.prefix}"
 
 

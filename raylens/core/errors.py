@@ -73,6 +73,12 @@ class RaylensError(Exception):
         return type(self)(message, field, self.limit, self.actual, self.retry_after)
 
 
+def picture_field(index: int) -> str:
+    """Return the field by which models call a picture of a request. Its senders have other names
+    for it, which the graph knows."""
+    return f"image.{index}"
+
+
 class InvalidRequest(RaylensError):
     code = "invalid_request"
     http_status = 400

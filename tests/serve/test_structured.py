@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ import openai
 import pytest
 
 from models.pocket.scenes import CELLS, Scene
+from testing.pictures import encode_picture, random_pixels
 from testing.scenes import draw_scene
 from tests.serve.test_clients import make_messages
 
@@ -171,3 +173,14 @@ def test_ollamas_client_gets_right_answers(server: str) -> None:
         assert "".join(part.message.content or "" for part in parts) == scene.caption()
         assert parts[-1].done
         assert {model.model for model in client.list().models} >= {"smolvlm:latest"}
+
+
+def test_a_picture_that_a_model_refuses_is_named_as_it_was_sent(client: openai.OpenAI) -> None:
+    data = base64.b64encode(encode_picture(random_pixels(2000, 8))).decode()
+    _, _, scene = draw_scene(1)
+    urls = (scene, f"data:image/png;base64,{data}")
+    parts: Any = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    messages: Any = [{"role": "user", "content": [{"type": "text", "text": DESCRIBE}, *parts]}]
+    with pytest.raises(openai.BadRequestError, match="200 times the other") as caught:
+        client.chat.completions.create(model="qwen2.5-vl", messages=messages)
+    assert caught.value.param == "messages.0.content.2.image_url.url"

@@ -23,6 +23,17 @@ def written(folder: Path, config: Any) -> Path:
     return path
 
 
+def test_the_url_of_any_address_is_that_of_loopback() -> None:
+    urls = {host: Endpoint(host, 8000, "/x").url for host in ("0.0.0.0", "", "::", "::1", "h.de")}
+    assert urls == {
+        "0.0.0.0": "http://127.0.0.1:8000/x",
+        "": "http://127.0.0.1:8000/x",
+        "::": "http://[::1]:8000/x",
+        "::1": "http://[::1]:8000/x",
+        "h.de": "http://h.de:8000/x",
+    }
+
+
 @pytest.mark.parametrize(
     "path",
     [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))],

@@ -22,7 +22,6 @@ from models.qwen2_5_vl.vision import Grid, window_order
 from models.registry import pocket_folder
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import (
-    Caption,
     Detail,
     Detect,
     Findings,
@@ -185,10 +184,11 @@ def test_low_detail_takes_fewer_tokens_than_the_model_allows(folder: Path) -> No
 
 
 def test_a_picture_that_is_too_long_is_refused(model: Qwen2_5_VL) -> None:
-    with pytest.raises(
-        InvalidRequest, match="4000 × 10 pixels; one side may be 200 times the other"
-    ):
-        model.prepare(request(Caption()), [random_pixels(4000, 10)])
+    message = "image.1: 4000 × 10 pixels; one side may be 200 times the other"
+    pictures = [random_pixels(40, 40), random_pixels(4000, 10)]
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        model.prepare(request(user(ImagePart(0), ImagePart(1))), pictures)
+    assert caught.value.field == "image.1"
 
 
 def test_tasks_become_chats(model: Qwen2_5_VL) -> None:

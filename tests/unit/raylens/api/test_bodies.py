@@ -24,6 +24,8 @@ DATA_URLS = {
     "parameters": f"data:image/png;name=a.png;charset=utf-8;base64,{TEXT}",
     "spaces": f" data: image/png ; base64 ,{TEXT}",
     "line breaks": f"data:image/png;base64,{TEXT[:20]}\r\n {TEXT[20:]}\n",
+    "line breaks in the head": f" \x01\ndata:image/png;\nbase\t64,{TEXT}",
+    "line breaks without base64": "data:image/\npng," + quote(PICTURE, safe="") + "\r\n",
     "no padding": f"data:image/png;base64,{TEXT.rstrip('=')}",
     "URL-safe": f"data:image/png;base64,{base64.urlsafe_b64encode(PICTURE).decode()}",
     "percent-encoded": f"data:image/png;base64,{quote(TEXT, safe='')}",
