@@ -45,9 +45,14 @@ def to_tile(pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
 
 
 def draw_scenes(rng: random.Random, max_side: int) -> Iterator[tuple[Scene, NDArray[np.uint8]]]:
-    """Yield random scenes and their pixels endlessly. Most are encoded and decoded once."""
+    """Yield random scenes and their pixels endlessly. Most are encoded and decoded once.
+
+    More than half have three shapes, which are the hardest to tell apart.
+    """
     while True:
         scene = random_scene(rng, 1024 if rng.random() < 0.03 else max_side)
+        if len(scene.shapes) < 3 and rng.random() < 0.5:
+            continue
         pixels = draw(scene, rng)
         if rng.random() < 0.65:
             pixels = np.asarray(Image.open(io.BytesIO(encode(pixels, rng)[0])).convert("RGB"))

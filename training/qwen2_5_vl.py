@@ -232,12 +232,15 @@ class Prompts:
 def build_packed_row(
     index: int, picture: Picture, prompts: Prompts, settings: TrainingSettings, rng: random.Random
 ) -> Row:
-    """Return a row with the picture first and many questions about it.
+    """Return a row with the picture first, and captions and many questions about it.
 
     Every other time, the last segment is a conversation of two turns.
     """
     candidates = _answerable_examples(picture, rng)
-    chosen = rng.sample(candidates, min(len(candidates), settings.text_questions))
+    chosen = [example for example in candidates if example.task.startswith("caption")]
+    others = [example for example in candidates if not example.task.startswith("caption")]
+    count = min(len(others), settings.text_questions - len(chosen))
+    chosen += rng.sample(others, count)
     chosen += build_grounding_examples(picture, rng)
     segments = [
         prompts.build_segment(example.task, (example.question, example.answer))

@@ -72,12 +72,15 @@ def resized_size(
     Both are multiples of ``token_side``, the side of an image token in pixels, and the area is
     between ``min_pixels`` and ``max_pixels``. Raises ``InvalidRequest`` if the picture is too long.
     """
-    if max(height, width) > MAX_ASPECT * min(height, width):
+    aspect = max(height, width) / min(height, width)
+    if aspect > MAX_ASPECT:
+        # Preprocessing may have resized the picture, so its sides would mean nothing to the sender.
         field = picture_field(0)
         raise InvalidRequest(
-            f"{field}: {width} × {height} pixels; one side may be {MAX_ASPECT} times the other"
-            " at most",
+            f"{field}: one side is {aspect:.0f} times the other; the limit is {MAX_ASPECT}",
             field,
+            MAX_ASPECT,
+            aspect,
         )
     resized: tuple[int, int] = smart_resize(height, width, token_side, min_pixels, max_pixels)
     return resized

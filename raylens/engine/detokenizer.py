@@ -26,8 +26,6 @@ class Detokenizer:
         self.decoded_chars = 0
         """Number of characters in the decoded text of all tokens so far, without leading
         whitespace."""
-        self.returned_chars = 0
-        """Number of these characters that ``push`` and ``flush`` have returned."""
 
     def push(self, token_id: int, can_stop: bool = True) -> str:
         """Add a token, and return the text that this token makes final (which can no longer belong
@@ -36,9 +34,7 @@ class Detokenizer:
         Sets ``stopped`` once a stop string is complete. Without ``can_stop``, the text so far ends
         at none.
         """
-        text = self._stop_strings.push(self._decode(token_id), can_stop)
-        self.returned_chars += len(text)
-        return text
+        return self._stop_strings.push(self._decode(token_id), can_stop)
 
     @property
     def stopped(self) -> bool:
@@ -55,6 +51,9 @@ class Detokenizer:
 
     def flush(self) -> str:
         """Return the text that was held back as the possible beginning of a stop string."""
-        text = self._stop_strings.flush()
-        self.returned_chars += len(text)
-        return text
+        return self._stop_strings.flush()
+
+    @property
+    def returned_chars(self) -> int:
+        """Number of these characters that ``push`` and ``flush`` have returned."""
+        return self._stop_strings.returned_chars

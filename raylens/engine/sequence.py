@@ -174,6 +174,8 @@ class GenerationSequence(AnswerProgress):
             self.finish_reason = FinishReason.STOP
         if self.finish_reason is not None:
             parsed = ParsedText(parsed.text + self.tool_calls.flush(), parsed.calls)
+            if self.tool_calls.stopped:
+                self.finish_reason = FinishReason.STOP
         self._has_tool_calls = self._has_tool_calls or bool(parsed.calls)
         return parsed
 
@@ -198,6 +200,9 @@ class GenerationSequence(AnswerProgress):
         """
         returned_chars = self.detokenizer.returned_chars
         stopped = self.detokenizer.stopped
+        if self.tool_calls is not None:
+            returned_chars = self.tool_calls.final_chars
+            stopped = self.tool_calls.stopped
         logprobs = tuple(
             entry.logprob
             for entry in self._buffered_logprobs
@@ -254,7 +259,11 @@ def make_sequences(
             ),
             detokenizer=Detokenizer(tokenizer, stop, prompt.continues_answer),
             tool_calls=(
-                None if tools is None else make_parser(tools, prompt.tool_call_style, params.stop)
+                None
+                if tools is None
+                else make_parser(
+                    tools, prompt.tool_call_style, params.stop, prompt.continues_answer
+                )
             ),
             deadline=request.deadline,
             request_id=request.id,

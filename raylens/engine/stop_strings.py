@@ -14,6 +14,8 @@ class StopStrings:
         """Text that may be the beginning of a stop string."""
         self.stopped = False
         """Whether a stop string is complete."""
+        self.returned_chars = 0
+        """Characters that ``push`` and ``flush`` have returned so far."""
 
     def push(self, text: str, can_stop: bool = True) -> str:
         """Add text, and return the text that is final: it can no longer belong to a stop string.
@@ -22,19 +24,22 @@ class StopStrings:
         at none.
         """
         text, self._buffer = self._buffer + text, ""
-        if not can_stop:
-            return text
-        matches = [text.find(string) for string in self._strings]
-        starts = [index for index in matches if index >= 0]
+        end = self._end_of_final(text) if can_stop else len(text)
+        if not self.stopped:
+            self._buffer = text[end:]
+        self.returned_chars += end
+        return text[:end]
+
+    def _end_of_final(self, text: str) -> int:
+        """Return where the final part of ``text`` ends. Sets ``stopped``."""
+        starts = [start for string in self._strings if (start := text.find(string)) >= 0]
         if starts:
             self.stopped = True
-            return text[: min(starts)]
-        held = max((overlap(text, string) for string in self._strings), default=0)
-        final_chars = len(text) - held
-        self._buffer = text[final_chars:]
-        return text[:final_chars]
+            return min(starts)
+        return len(text) - max((overlap(text, string) for string in self._strings), default=0)
 
     def flush(self) -> str:
         """Return the text that was held back as the possible beginning of a stop string."""
         text, self._buffer = self._buffer, ""
+        self.returned_chars += len(text)
         return text

@@ -53,6 +53,11 @@ class ToolCallParser(Protocol):
         """Whether the last call is incomplete."""
         ...
 
+    @property
+    def final_chars(self) -> int:
+        """Characters of the answer, calls included, that can't belong to a stop string."""
+        ...
+
     def push(self, text: str, can_stop: bool = True) -> ParsedText:
         """Add text. Without ``can_stop``, the text so far ends at no stop string."""
         ...
@@ -62,12 +67,17 @@ class ToolCallParser(Protocol):
         ...
 
 
-def make_parser(tools: Tools, style: ToolCallStyle, stop: tuple[str, ...] = ()) -> ToolCallParser:
-    """Return the parser of an answer. Stop strings end its text, but no call."""
+def make_parser(
+    tools: Tools, style: ToolCallStyle, stop: tuple[str, ...] = (), continues: bool = False
+) -> ToolCallParser:
+    """Return the parser of an answer. Stop strings end its text, but no call.
+
+    With ``continues``, the answer continues a text, and its leading white space stays.
+    """
     if style is ToolCallStyle.ARGUMENTS:
         return ArgumentsParser(tools.required[0])
     names = frozenset(function.name for function in tools.functions)
-    return TaggedParser(names, StopStrings(stop), is_call=bool(tools.required))
+    return TaggedParser(names, StopStrings(stop), bool(tools.required), continues)
 
 
 class ArgumentsParser(ToolCallParser):
@@ -76,14 +86,20 @@ class ArgumentsParser(ToolCallParser):
     def __init__(self, name: str) -> None:
         self._name: str | None = name
         self._arguments = _JsonValue()
+        self._chars = 0
 
     @property
     def has_open_call(self) -> bool:
         return not self._arguments.is_complete
 
+    @property
+    def final_chars(self) -> int:
+        return self._chars
+
     def push(self, text: str, can_stop: bool = True) -> ParsedText:
         if not text:
             return ParsedText("")
+        self._chars += len(text)
         self._arguments.push(text)
         name, self._name = self._name, None
         return ParsedText("", (ToolCallDelta(0, name, text),))
@@ -96,11 +112,16 @@ class TaggedParser(ToolCallParser):
     """Reads an answer that may contain calls between tags.
 
     What looks like a call, but is not JSON or calls none of the functions ``names``, stays text.
-    ``is_call`` says that the answer is a call, so that its beginning is no text if it is cut off.
+    White space around calls is dropped. ``is_call`` says that the answer is a call, so that its
+    beginning is no text if it is cut off. ``continues`` is as in :func:`make_parser`.
     """
 
     def __init__(
-        self, names: frozenset[str], stop: StopStrings | None = None, is_call: bool = False
+        self,
+        names: frozenset[str],
+        stop: StopStrings | None = None,
+        is_call: bool = False,
+        continues: bool = False,
     ) -> None:
         self._names = names
         self._stop = stop or StopStrings()
@@ -108,11 +129,17 @@ class TaggedParser(ToolCallParser):
         self._is_call = is_call
         self._buffer = ""
         """Text that is not classified yet."""
+        self._space = ""
+        """White space that may stand before a call."""
         self._count = 0
         self._arguments: _JsonValue | None = None
         """The arguments of the open call; None outside of calls."""
         self._after_call = False
-        self._has_text = False
+        self._has_text = continues
+        self._ends_with_text = True
+        """Whether there was text since the last call."""
+        self._call_chars = 0
+        """Characters of calls so far, tags included."""
 
     @property
     def stopped(self) -> bool:
@@ -121,6 +148,10 @@ class TaggedParser(ToolCallParser):
     @property
     def has_open_call(self) -> bool:
         return self._arguments is not None
+
+    @property
+    def final_chars(self) -> int:
+        return self._stop.returned_chars + self._call_chars
 
     def push(self, text: str, can_stop: bool = True) -> ParsedText:
         self._buffer += text
@@ -132,16 +163,25 @@ class TaggedParser(ToolCallParser):
         return ParsedText("".join(texts), tuple(calls))
 
     def flush(self) -> str:
-        text, self._buffer = self._buffer, ""
-        if self.stopped or self._arguments or self._after_call or self._is_part_of_call(text):
-            text = ""
-        return self._stop.flush() + text
+        texts: list[str] = []
+        if self.stopped:
+            self._buffer = ""
+        if self._arguments or self._after_call or self._is_part_of_call(self._buffer):
+            self._skip(len(self._buffer))
+            self._space = ""
+        else:
+            self._take(len(self._buffer), texts)
+        if not self.stopped:
+            self._emit(self._stop.flush(), texts)
+        if self._ends_with_text:
+            texts.append(self._space)
+        return "".join(texts)
 
     def _is_part_of_call(self, text: str) -> bool:
         """Whether the rest of an answer that was cut off is the beginning of a call."""
         text = text.strip()
         if self._is_call or not text:
-            return bool(self._is_call or self._count)
+            return self._is_call
         content = text.removeprefix(OPENING)
         if content != text:
             return content.lstrip()[:1] in ("", "{")
@@ -158,38 +198,49 @@ class TaggedParser(ToolCallParser):
             return self._skip_closing()
         start = self._buffer.find(OPENING)
         if start < 0:
-            end = len(self._buffer) - overlap(self._buffer, OPENING)
-            self._take(end, texts)
+            self._take(len(self._buffer) - overlap(self._buffer, OPENING), texts)
             return False
         self._take(start, texts)
         return not self.stopped and self._read_header(texts, calls)
 
     def _take(self, end: int, texts: list[str]) -> None:
-        """Take text up to ``end``, without the white space around calls."""
-        end = len(self._buffer[:end].rstrip())
-        text = self._buffer[:end]
-        self._buffer = self._buffer[end:]
+        """Take the buffer up to ``end`` as text."""
+        text, self._buffer = self._buffer[:end], self._buffer[end:]
+        self._emit(self._stop.push(text, self._can_stop), texts)
+
+    def _emit(self, text: str, texts: list[str]) -> None:
+        """Return text in ``texts``. White space at its end is held back."""
+        text = self._space + text
         if not self._has_text:
             text = text.lstrip()
-        self._has_text = self._has_text or bool(text)
-        texts.append(self._stop.push(text, self._can_stop))
+        final = text.rstrip()
+        self._space = text[len(final) :]
+        self._has_text = self._has_text or bool(final)
+        self._ends_with_text = self._ends_with_text or bool(final)
+        texts.append(final)
+
+    def _skip(self, end: int) -> None:
+        """Remove the buffer up to ``end``, which is part of a call."""
+        self._buffer = self._buffer[end:]
+        self._call_chars += end
 
     def _read_header(self, texts: list[str], calls: list[ToolCallDelta]) -> bool:
-        """Read a call's name from the buffer, which begins with white space and the opening tag."""
-        end = self._buffer.index(OPENING) + len(OPENING)
-        header = _HEADER.match(self._buffer, end)
+        """Read a call's name from the buffer, which begins with the opening tag."""
+        header = _HEADER.match(self._buffer, len(OPENING))
         if header is None:
             is_hopeless = CLOSING in self._buffer or len(self._buffer) > MAX_HEADER_CHARS
             if is_hopeless:
-                self._take(end, texts)
+                self._take(len(OPENING), texts)
             return is_hopeless
         name = json.loads(header[1], strict=False)
         if name not in self._names:
-            self._take(end, texts)
+            self._take(len(OPENING), texts)
             return True
-        texts.append(self._stop.flush())
+        self._emit(self._stop.flush(), texts)
+        self._space = ""
+        self._ends_with_text = False
         calls.append(ToolCallDelta(self._count, name))
-        self._buffer = self._buffer[header.end() :]
+        self._skip(header.end())
         self._arguments = _JsonValue()
         return True
 
@@ -198,7 +249,7 @@ class TaggedParser(ToolCallParser):
         length = self._arguments.push(self._buffer)
         if length:
             calls.append(ToolCallDelta(self._count, arguments=self._buffer[:length]))
-            self._buffer = self._buffer[length:]
+            self._skip(length)
         if not self._arguments.is_complete:
             return False
         self._arguments = None
@@ -210,7 +261,7 @@ class TaggedParser(ToolCallParser):
         """Skip the end of a call, up to the closing tag."""
         end = self._buffer.find(CLOSING)
         if end >= 0:
-            self._buffer = self._buffer[end + len(CLOSING) :]
+            self._skip(end + len(CLOSING))
             self._after_call = False
         return end >= 0
 

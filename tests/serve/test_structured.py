@@ -181,6 +181,6 @@ def test_a_picture_that_a_model_refuses_is_named_as_it_was_sent(client: openai.O
     urls = (scene, f"data:image/png;base64,{data}")
     parts: Any = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     messages: Any = [{"role": "user", "content": [{"type": "text", "text": DESCRIBE}, *parts]}]
-    with pytest.raises(openai.BadRequestError, match="200 times the other") as caught:
+    with pytest.raises(openai.BadRequestError, match="times the other; the limit is 200") as caught:
         client.chat.completions.create(model="qwen2.5-vl", messages=messages)
     assert caught.value.param == "messages.0.content.2.image_url.url"

@@ -312,7 +312,7 @@ async def test_findings_are_parsed_from_qwens_text(
 
 async def test_a_picture_that_cannot_be_resized_to_whole_tokens_is_refused(make) -> None:
     deltas = make("qwen2_5_vl").generate(request(Caption()), [random_pixels(4, 1000)])
-    with pytest.raises(InvalidRequest, match="one side may be 200 times the other"):
+    with pytest.raises(InvalidRequest, match="one side is 250 times the other; the limit is 200"):
         await anext(deltas)
 
 

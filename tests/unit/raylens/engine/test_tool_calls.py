@@ -127,10 +127,38 @@ def test_a_stop_string_ends_the_text_around_calls(size: int) -> None:
         parsed = parser.push(text[start : start + size])
         texts.append(parsed.text)
         calls += parsed.calls
-    assert "".join(texts) == "I stand. So I stopp; "
+    assert "".join(texts) + parser.flush() == "I stand. So I stopp; "
     assert [name for name, _ in merge(tuple(calls))] == ["read.text", "look"]
     assert parser.stopped
-    assert parser.flush() == ""
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "expected"),
+    [
+        ("\n", "One line\n", "One line"),
+        ("\n\n", "One line\n\n\n\n", "One line"),
+        ("\n", f"One line\n{LOOK}", "One line"),
+        ("<", "a < b", "a "),
+        ("<", "a <", "a "),
+        ("tool", "a <tool", "a <"),
+        ("b", "a  ", "a  "),
+    ],
+)
+def test_a_stop_string_of_white_space_or_a_tags_beginning_ends_the_text(
+    stop: str, text: str, expected: str
+) -> None:
+    for size in (1, len(text)):
+        parser = TaggedParser(frozenset({"look"}), StopStrings((stop,)))
+        pieces = [parser.push(text[start : start + size]) for start in range(0, len(text), size)]
+        assert "".join(piece.text for piece in pieces) + parser.flush() == expected
+        assert parser.final_chars == len(expected)
+        assert not any(piece.calls for piece in pieces)
+
+
+def test_a_continued_answer_keeps_its_leading_space() -> None:
+    for continues, expected in ((True, " world"), (False, "world")):
+        parser = make_parser(Tools(TOOLS), ToolCallStyle.TAGGED, (), continues)
+        assert parser.push(" world").text + parser.flush() == expected
 
 
 def test_a_call_is_open_until_its_arguments_are_complete() -> None:
