@@ -115,6 +115,7 @@ _UNCHANGED = ("", "identity")
 _MAX_MEMBERS = 1000
 _ANY_HEADER = 32 + zlib.MAX_WBITS
 """Zlib's code for data with the header of gzip or of zlib."""
+_GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 2
 
 
@@ -252,8 +253,8 @@ class _Unpacker:
 
 
 def _has_header(start: bytes) -> bool:
-    """Whether data begins with zlib's header (RFC 1950, section 2.2)."""
-    return start[0] & 15 == 8 and int.from_bytes(start, "big") % 31 == 0
+    """Whether data begins with the header of gzip (RFC 1952) or of zlib (RFC 1950)."""
+    return start == _GZIP or (start[0] & 15 == 8 and int.from_bytes(start, "big") % 31 == 0)
 
 
 def _without_encoding(scope: Scope) -> Scope:

@@ -109,7 +109,7 @@ def _parse_function(tool: Any, field: str) -> Tool:
     parameters = {"type": "object", **parameters}
     if parameters.get("properties") == {}:
         parameters = {"additionalProperties": False, **parameters}  # it takes none
-    return Tool(name, dump_schema(parameters, field), full_definition)
+    return Tool(name, dump_schema(parameters, field), full_definition, field)
 
 
 def _parse_choice(choice: Any) -> tuple[list[str] | None, set[str] | None]:

@@ -13,9 +13,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from raylens.api.errors import from_validation
 from raylens.core.errors import InvalidRequest
-from raylens.core.wire import ChatMessage, Messages
+from raylens.core.wire import MAX_MESSAGES, ChatMessage, Messages
 
 MAX_REMEMBERED_BYTES = 16 * 2**20
+ITEM_BYTES = 2048
+"""What an item takes beside its JSON, at most."""
 MAX_SHOWN_CHARS = 80
 """Characters of the sender's text in an error."""
 _MESSAGES: TypeAdapter[list[ChatMessage]] = TypeAdapter(Messages)
@@ -32,21 +34,31 @@ class RecentItems:
 
     def __init__(self, max_bytes: int = MAX_REMEMBERED_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._items: OrderedDict[str, bytes] = OrderedDict()
+        self._items: OrderedDict[str, tuple[dict[str, Any], int]] = OrderedDict()
+        """Each item with its size in bytes, which includes an allowance for Python's objects."""
         self._bytes = 0
 
     def remember(self, items: list[dict[str, Any]]) -> None:
+        """Remember the parts of the items that a request reads."""
         for item in items:
-            encoded = json.dumps(item).encode()
-            self._items[item["id"]] = encoded
-            self._bytes += len(encoded)
+            kept = _without_logprobs(item)
+            size = len(json.dumps(kept)) + ITEM_BYTES
+            self._items[item["id"]] = kept, size
+            self._bytes += size
         while self._bytes > self._max_bytes:
-            _, forgotten = self._items.popitem(last=False)
-            self._bytes -= len(forgotten)
+            _, (_, size) = self._items.popitem(last=False)
+            self._bytes -= size
 
     def get(self, item_id: object) -> dict[str, Any] | None:
-        encoded = self._items.get(item_id) if isinstance(item_id, str) else None
-        return None if encoded is None else json.loads(encoded)
+        item, _ = self._items.get(item_id, (None, 0)) if isinstance(item_id, str) else (None, 0)
+        return item
+
+
+def _without_logprobs(item: dict[str, Any]) -> dict[str, Any]:
+    if "content" not in item:
+        return dict(item)
+    parts = [{"type": part["type"], "text": part["text"]} for part in item["content"]]
+    return {**item, "content": parts}
 
 
 def read_input(value: Any, recent: RecentItems) -> list[ChatMessage]:
@@ -58,15 +70,29 @@ def read_input(value: Any, recent: RecentItems) -> list[ChatMessage]:
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list):
         raise InvalidRequest("input: expected a string or a list of items", "input")
+    if len(value) > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"input: {len(value)} items; the limit is {MAX_MESSAGES}",
+            "input",
+            MAX_MESSAGES,
+            len(value),
+        )
     messages = [_read_item(item, f"input.{number}", recent) for number, item in enumerate(value)]
     try:
         return _MESSAGES.validate_python(messages)
     except ValidationError as error:
-        errors = [{**each, "loc": ("input", *each["loc"])} for each in error.errors()]
-        raise rename(from_validation(errors)) from None
+        first = error.errors()[0]
+        location: list[Any] = ["input", *first["loc"]]
+        if location[2:3] == ["content"] and _is_output(value[location[1]]):
+            location[2] = "output"
+        raise _rename(from_validation([{**first, "loc": location}])) from None
 
 
-def rename(error: InvalidRequest) -> InvalidRequest:
+def _is_output(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == "function_call_output"
+
+
+def _rename(error: InvalidRequest) -> InvalidRequest:
     """Return an error about a message with the sender's name of the field."""
     field = error.field or "input"
     for theirs, ours in _OUR_NAMES:
@@ -74,10 +100,15 @@ def rename(error: InvalidRequest) -> InvalidRequest:
     return InvalidRequest(f"{field}{error.message.removeprefix(error.field or '')}", field)
 
 
+def _is_reference(item: dict[str, Any]) -> bool:
+    """Whether an item without a type has an id and nothing else."""
+    return "id" in item and all(key in ("id", "type") for key in item)
+
+
 def _read_item(item: Any, field: str, recent: RecentItems) -> Any:
     if not isinstance(item, dict):
         return item
-    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    kind = item.get("type") or ("item_reference" if _is_reference(item) else "message")
     if kind == "item_reference":
         found = recent.get(item.get("id"))
         if found is None:

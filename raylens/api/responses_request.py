@@ -23,7 +23,7 @@ from raylens.api.openai_request import (
     parse_messages,
     refuse_extra_parameters,
 )
-from raylens.api.openai_tools import MAX_TOOLS, parse_tools
+from raylens.api.openai_tools import parse_tools
 from raylens.api.response_format import parse_response_format
 from raylens.api.responses_input import RecentItems, read_input
 from raylens.core.errors import InvalidRequest
@@ -35,7 +35,6 @@ LOGPROBS = "message.output_text.logprobs"
 FIELD_NAMES = {
     "messages": "input",
     "response_format": "text.format",
-    **{f"tools.{number}.function": f"tools.{number}" for number in range(MAX_TOOLS)},
 }
 """As :data:`raylens.api.field_names.FieldNames`."""
 _NEUTRAL = {

@@ -118,6 +118,8 @@ class Tool:
     """The JSON schema of the arguments."""
     definition: str
     """The whole tool in OpenAI's format, as JSON, for chat templates."""
+    field: str = "tools"
+    """The request's name of the schema."""
 
 
 @dataclass(frozen=True)

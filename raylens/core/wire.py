@@ -196,7 +196,10 @@ Content = Annotated[
 
 
 def _read_arguments(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, dict) else value
+    try:
+        return json.dumps(value) if isinstance(value, dict) else value
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 class FunctionCall(LenientBody):

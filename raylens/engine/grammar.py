@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylens.core.types import Tools
-from raylens.engine.schemas import SCHEMA_FIELD, TOOLS_FIELD, read_schema
+from raylens.engine.schemas import SCHEMA_FIELD, read_schema
 from raylens.engine.tool_calls import CLOSING, OPENING, ToolCallStyle
 
 
@@ -30,9 +30,8 @@ class AnswerFormat:
         parts = {}
         if self.json_schema is not None:
             parts[SCHEMA_FIELD] = AnswerFormat(self.json_schema)
-        for number, function in enumerate(self.tools.functions if self.tools else ()):
-            tools = Tools((function,), (function.name,))
-            parts[f"{TOOLS_FIELD}.{number}.function.parameters"] = AnswerFormat(None, tools)
+        for function in self.tools.functions if self.tools else ():
+            parts[function.field] = AnswerFormat(None, Tools((function,), (function.name,)))
         return parts
 
 
@@ -60,8 +59,7 @@ def build_grammar(
     if answer_format.json_schema is not None:
         texts["schema"] = answer_format.json_schema, SCHEMA_FIELD
     for number, function in enumerate(tools.functions if tools else ()):
-        field = f"{TOOLS_FIELD}.{number}.function.parameters"
-        texts[f"arguments_{number}"] = function.parameters, field
+        texts[f"arguments_{number}"] = function.parameters, function.field
     grammars: list[dict[str, Any]] = [{"lark_grammar": _build_lark(answer_format, tags_are_tokens)}]
     ignored: list[str] = []
     for rule, (text, field) in texts.items():

@@ -28,7 +28,6 @@ def error_of(field: str) -> InvalidRequest:
          "max_completion_tokens"),
         ("/v1/responses", {"input": "hi"}, "response_format", "text.format"),
         ("/v1/responses", {"input": "hi"}, "messages", "input"),
-        ("/v1/responses", {"input": "hi"}, "tools.12.function.parameters", "tools.12.parameters"),
         ("/v1/responses", {"input": "hi"}, "tools", "tools"),
         ("/v1/completions", {"prompt": "hi"}, "prompt", "prompt"),
     ],

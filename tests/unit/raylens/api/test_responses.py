@@ -11,7 +11,7 @@ import pytest
 from openai.types.responses import Response
 
 from raylens.api.responses import PATH
-from raylens.api.responses_input import RecentItems
+from raylens.api.responses_input import ITEM_BYTES, RecentItems
 from raylens.core.errors import DeadlineExceeded, Overloaded
 from raylens.core.types import (
     Chat,
@@ -258,6 +258,12 @@ async def test_a_later_error_is_an_event(client, service) -> None:
         ({"input": [{"type": "reasoning"}]}, "input", "at least one message"),
         ({"input": ["hi", {"type": "item_reference", "id": "a"}]}, "input.1.id", "not remembered"),
         ({"input": [{"id": "a"}]}, "input.0.id", "not remembered"),
+        ({"input": [{"content": "hi"}]}, "input.0.role", "required"),
+        ({"input": []}, "input", "at least 1 item"),
+        ({"input": None}, "input", "string or a list"),
+        ({"input": [{"type": "item_reference", "id": "a"}] * 1025}, "input", "the limit is 1024"),
+        ({"input": [{"type": "function_call_output", "call_id": "a", "output": [{"type": "x"}]}]},
+         "input.0.output.0", "not supported"),
         ({"input": [{"type": "web_search_call"}]}, "input.0.type", "expected 'message'"),
         ({"input": [{"type": "function_call", "name": "f", "arguments": 5}]},
          "input.0.arguments", "string"),
@@ -325,9 +331,21 @@ async def test_the_items_of_an_answer_that_is_not_stored_are_not_remembered(clie
 
 
 def test_the_oldest_items_are_forgotten_first() -> None:
-    recent = RecentItems(max_bytes=100)
+    recent = RecentItems(max_bytes=2 * ITEM_BYTES + 200)
     for number in range(5):
         recent.remember([{"id": f"msg_{number}", "text": "x" * 20}])
     known = [number for number in range(5) if recent.get(f"msg_{number}")]
     assert known == [3, 4]
     assert recent.get(["msg_4"]) is None
+
+
+async def test_a_references_item_has_no_log_probabilities(client, service: FakeService) -> None:
+    body = {"input": "Look.", "include": ["message.output_text.logprobs"], "top_logprobs": 20}
+    first = (await client.post(PATH, json=body)).json()
+    recent = RecentItems()
+    recent.remember(first["output"])
+    (item,) = first["output"]
+    assert item["content"][0]["logprobs"]
+    remembered = recent.get(item["id"])
+    assert remembered is not None
+    assert remembered["content"] == [{"type": "output_text", "text": item["content"][0]["text"]}]

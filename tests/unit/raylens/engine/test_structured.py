@@ -450,7 +450,7 @@ TOO_COMPLEX = {
 
 def test_the_invalid_one_of_several_schemas_is_named(compiler) -> None:
     def tool(name: str, schema: Any) -> Tool:
-        return Tool(name, json.dumps(schema), "{}")
+        return Tool(name, json.dumps(schema), "{}", f"tools.{name[1:]}.function.parameters")
 
     bad = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}
     cases: list[tuple[Any, list[Any], str]] = [
