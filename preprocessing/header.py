@@ -151,7 +151,9 @@ def upright_size(data: bytes) -> tuple[int, int]:
     data, _ = without_ballast(data)
     with open_picture(data) as picture:
         width, height = picture.size
-        return (width, height) if orientation_of(picture) < 5 else (height, width)
+        # Pillow has already swapped the sides of a TIFF.
+        is_upright = picture.format == "TIFF" or orientation_of(picture) < 5
+        return (width, height) if is_upright else (height, width)
 
 
 def orientation_of(picture: Image.Image) -> int:

@@ -22,7 +22,7 @@ from raylens.cli.outputs import choose_format, open_store
 from raylens.cli.pictures import find_pictures
 from raylens.cli.progress import ProgressDisplay, Tally
 from raylens.cli.results import Format, Result, ResultStore
-from raylens.cli.run_settings import settle
+from raylens.cli.run_settings import RunSettings
 from raylens.cli.tasks import Task
 
 Connect = Callable[[Callable[[str], None]], Client]
@@ -60,27 +60,27 @@ def annotate(arguments: Arguments, connect: Connect, console: Console) -> int:
         console.print(passed_over)
     retry = list(map(str, pictures)) if arguments.retry_failed else []
     with open_store(task, out, file_format, arguments.paths, pictures, retry) as store:
-        try:
-            settled = settle(store, task, arguments.redo)
-        except OSError as error:
-            raise UsageError(_cannot_write(error)) from None
-        return _annotate_pending(arguments, settled, pictures, store, connect, console)
+        settings = RunSettings(store, task, arguments.redo)
+        return _annotate_pending(arguments, settings, pictures, store, connect, console)
 
 
 def _annotate_pending(
     arguments: Arguments,
-    task: Task,
+    settings: RunSettings,
     pictures: Sequence[Path],
     store: ResultStore,
     connect: Connect,
     console: Console,
 ) -> int:
     """Ask about the pictures that have no result yet, and return the exit status."""
+    task = settings.task
     tally = Tally(len(pictures), task.verb)
-    pending = _find_pending(pictures, store, tally)
+    pending = _find_pending(pictures, store, tally, arguments.redo)
     with ProgressDisplay(tally, console) as display:
 
         def record(result: Result) -> None:
+            if not settings.has_begun:
+                settings.begin()
             store.write(result)
             tally.add(result)
             display.update()
@@ -92,20 +92,30 @@ def _annotate_pending(
 
         status, reason = _run(work)
     try:
-        message = store.finish()
+        # Until the first result, --redo leaves the earlier ones alone.
+        is_unchanged = arguments.redo and not settings.has_begun
+        message = "" if is_unchanged else store.finish()
+    except KeyboardInterrupt:
+        status, reason, message = 130, "interrupted", ""
     except OSError as error:
         status, reason, message = status or 1, reason or _cannot_write(error), ""
     if message:
         console.print(message)
-    return _report(arguments, tally, status, reason, store, console)
+    hint = _hint(tally, status, store, arguments.redo and settings.has_begun)
+    return _report(tally, status, reason, hint, console)
 
 
-def _find_pending(pictures: Iterable[Path], store: ResultStore, tally: Tally) -> list[Path]:
-    """Return the pictures without a result from an earlier run. Count the others in ``tally``."""
+def _find_pending(
+    pictures: Iterable[Path], store: ResultStore, tally: Tally, redo: bool
+) -> list[Path]:
+    """Return the pictures without a result from an earlier run, or with one that is redone.
+
+    Count the others in ``tally``.
+    """
     pending = []
     for picture in pictures:
         problem = store.earlier_problem(str(picture))
-        if problem is None:
+        if problem is None or (redo and not store.keeps(str(picture))):
             pending.append(picture)
         else:
             tally.add_earlier(str(picture), problem)
@@ -131,14 +141,7 @@ def _cannot_write(error: OSError) -> str:
     return f"cannot write {error.filename or 'the results'}: {error.strerror or error}"
 
 
-def _report(
-    arguments: Arguments,
-    tally: Tally,
-    status: int,
-    reason: str,
-    store: ResultStore,
-    console: Console,
-) -> int:
+def _report(tally: Tally, status: int, reason: str, hint: str, console: Console) -> int:
     """Print the failures, the totals and what to do next.
 
     Return the exit status: 1 if a picture failed.
@@ -148,18 +151,20 @@ def _report(
     console.print(tally.summary())
     if reason:
         console.print(f"stopped with {tally.done} of {tally.total} done: {reason}")
-    hint = _hint(arguments, tally, status, store)
     if hint:
         console.print(hint)
     return status or (1 if tally.failures else 0)
 
 
-def _hint(arguments: Arguments, tally: Tally, status: int, store: ResultStore) -> str:
-    """Return what to do next; empty if nothing is left to do."""
-    if not store.settings_paths:  # nothing is kept that a run could resume
+def _hint(tally: Tally, status: int, store: ResultStore, has_redone: bool) -> str:
+    """Return what to do next; empty if nothing is left to do.
+
+    ``has_redone``: the earlier results are gone, so that ``--redo`` would begin again.
+    """
+    if store.settings_path is None:  # nothing is kept that a run could resume
         return ""
     if status:
-        change = " without --redo" if arguments.redo else ""
+        change = " without --redo" if has_redone else ""
         return f"Run the same command again{change} to resume."
     if tally.failures:
         return "Add --retry-failed to try the failed pictures again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from raylens.cli import jobs
 from raylens.cli.annotate import Arguments, annotate
 from raylens.cli.client import DEFAULT_SERVER, Client
 from raylens.cli.errors import UsageError
+from raylens.cli.pictures import SUFFIXES
 from raylens.cli.results import Format
 from raylens.cli.tasks import caption_task, detect_task, query_task
 
@@ -163,6 +165,12 @@ def detect(
     without any of the objects are part of the dataset; pictures that failed are not.
     """
     names = [name.strip() for name in names]
+    for name in names:
+        if Path(name).suffix.lower() in SUFFIXES and os.path.exists(name):
+            raise typer.BadParameter(
+                f"{name} is a picture; give one folder or picture, and then the names of objects",
+                param_hint="NAME",
+            )
     if not all(names):
         raise typer.BadParameter("a name is empty", param_hint="NAME")
     if len(set(names)) < len(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from raylens.cli.datasets import (
     format_coco,
     format_csv,
     in_natural_order,
+    with_names,
 )
 from raylens.cli.errors import UsageError
 from raylens.cli.record_file import RecordFile
@@ -41,8 +43,9 @@ def choose_format(task: Task, out: Path | None, requested: Format | None) -> For
             f"--out: not supported with {option}, which writes each text beside its picture"
         )
     if file_format is not Format.TXT and out is None:
-        place = "a folder" if file_format is Format.YOLO else "one file"
-        raise UsageError(f"--out: missing; {option} writes to {place}, or to - for standard output")
+        is_folder = file_format is Format.YOLO
+        place = "a folder" if is_folder else "one file, or to - for standard output"
+        raise UsageError(f"--out: missing; {option} writes to {place}")
     if file_format is Format.YOLO and out == STDOUT:
         raise UsageError(f"--out -: not supported with {option}, which writes a folder")
     return file_format
@@ -68,8 +71,8 @@ def open_store(
     are forgotten. Raises ``UsageError``.
     """
     if out is None:
-        return TextFiles(roots, pictures, task.job_type)
-    folder = roots[0] if roots[0].is_dir() else roots[0].parent
+        return TextFiles(_folder_of(roots), pictures)
+    folder = _folder_of(roots)
     names = task.fields.get("objects", [])
     if out == STDOUT:
         return _standard_output(task, file_format, folder)
@@ -78,11 +81,19 @@ def open_store(
         records = (CsvRecords if is_csv else JsonRecords)(task.answer_key)
         return RecordFile(out, records, retry)
     if file_format is Format.CSV:
-        return DatasetStore(CsvBoxes(out), retry)
+        return DatasetStore(CsvBoxes(out), names, None, retry)
     if file_format is Format.COCO:
-        return DatasetStore(CocoFile(out, folder, names), retry)
-    check_stems(pictures, "file of boxes")
-    return DatasetStore(YoloFolder(out, folder, names), retry)
+        return DatasetStore(CocoFile(out, names), names, folder, retry)
+    check_stems(pictures, "file of boxes", "rename one of them")
+    return DatasetStore(YoloFolder(out, folder, names), names, folder, retry)
+
+
+def _folder_of(roots: Sequence[Path]) -> Path:
+    """Return the folder that has all of a command's folders and files."""
+    folders = [root if root.is_dir() else root.parent for root in roots]
+    if len(folders) == 1:
+        return folders[0]
+    return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
 
 
 def _standard_output(task: Task, file_format: Format, folder: Path) -> StandardOutput:
@@ -91,7 +102,9 @@ def _standard_output(task: Task, file_format: Format, folder: Path) -> StandardO
         names = task.fields["objects"]
         return StandardOutput(
             records.encode,
-            encode_all=lambda results: format_coco(in_natural_order(results), folder, names),
+            encode_all=lambda results: format_coco(
+                in_natural_order(with_names(results, folder)), names
+            ),
         )
     if task.is_detection and file_format is Format.CSV:
         return StandardOutput(

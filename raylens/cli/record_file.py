@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -18,21 +18,26 @@ from raylens.cli.results import Result, ResultStore
 class RecordFile(ResultStore):
     """A file with one record per result, locked against other runs.
 
-    Opening it removes an incomplete last record, and the records of failed pictures in ``retry``.
+    Opening it removes an incomplete last record. The records of failed pictures in ``retry`` are
+    removed before the first new one is written.
+
     Raises ``UsageError`` if the file cannot be opened, is locked by another run, or is a file of
     something else.
     """
 
-    def __init__(self, path: Path, records: RecordFormat, retry: Collection[str] = ()) -> None:
+    def __init__(self, path: Path, records: RecordFormat, retry: Iterable[str] = ()) -> None:
         self._path = path
         self._records = records
         self._problems: dict[str, str] = {}
-        self.settings_paths = [path.with_name(f".{path.name}.settings")]
+        self._retried: set[int] = set()
+        """Starts of the records that :meth:`begin` removes, in bytes."""
+        self.name = str(path)
+        self.settings_path = path.with_name(f".{path.name}.settings")
         try:
             self._file = _open_locked(path)
             with ExitStack() as on_error:
                 on_error.callback(lambda: self._file.close())
-                self._load(retry)
+                self._load(frozenset(retry))
                 on_error.pop_all()
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror or error}") from None
@@ -42,15 +47,18 @@ class RecordFile(ResultStore):
 
     @property
     def is_empty(self) -> bool:
-        return not self._problems
+        return not (self._problems or self._retried)
 
     def earlier_problem(self, file: str) -> str | None:
         return self._problems.get(file)
 
-    def clear(self) -> None:
-        self._problems.clear()
-        self._file.truncate(0)
-        self._write(self._records.header)
+    def begin(self, redo: bool) -> None:
+        if redo:
+            self._problems.clear()
+            self._file.truncate(0)
+            self._write(self._records.header)
+        elif self._retried:
+            self._file = self._rewrite_without(self._retried)
 
     def write(self, result: Result) -> None:
         self._write(self._records.encode(result))
@@ -66,36 +74,31 @@ class RecordFile(ResultStore):
         self._file.flush()
 
     def _load(self, retry: Collection[str]) -> None:
-        end, dropped = self._scan(retry)
-        if dropped:
-            self._file = self._rewrite_without(dropped)
-        else:
-            self._file.truncate(end)
+        end = self._scan(retry)
+        self._file.truncate(end)
         if end == 0:
             self._write(self._records.header)
 
-    def _scan(self, retry: Collection[str]) -> tuple[int, set[int]]:
-        """Read the problems of the earlier results.
+    def _scan(self, retry: Collection[str]) -> int:
+        """Read the problems of the earlier results, and the starts of the records to retry.
 
-        Return the end of the last complete record and the starts of the records to drop, in bytes
-        from the start of the file.
+        Return the end of the last complete record, in bytes from the start of the file.
         """
         end = 0
-        dropped: set[int] = set()
         for number, record in enumerate(self._read_records(), start=1):
             if self._records.header and number == 1:
                 self._check_header(record)
             else:
                 result = self._decode(record, number)
                 if result.problem and result.file in retry:
-                    dropped.add(end)
+                    self._retried.add(end)
                     self._problems.pop(result.file, None)
                 else:
                     self._problems[result.file] = result.problem
             end += len(record)
         if end == 0:
             self._check_start()
-        return end, dropped
+        return end
 
     def _read_records(self) -> Iterator[bytes]:
         """Yield the complete records with their line ends."""
@@ -134,7 +137,7 @@ class RecordFile(ResultStore):
     def _rewrite_without(self, dropped: set[int]) -> BinaryIO:
         """Replace the file by a copy without the records that start at ``dropped``.
 
-        An incomplete last record is left out too. Return the new file, open and locked.
+        Return the new file, open and locked.
         """
         part = self._path.with_name(f".{self._path.name}.part")
         offset = 0

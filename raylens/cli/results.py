@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -14,6 +15,11 @@ from typing import Any
 
 from raylens.cli.errors import UsageError
 from raylens.cli.pictures import SETTINGS_PREFIX
+
+TEXT_SETTINGS = f"{SETTINGS_PREFIX}texts.json"
+"""File of the settings of text files, in a folder of pictures."""
+TEXT_LIST = f"{SETTINGS_PREFIX}texts.list"
+"""File of the names of text files, as JSON lines."""
 
 
 class Format(StrEnum):
@@ -49,8 +55,10 @@ class Result:
 class ResultStore(AbstractContextManager["ResultStore"], ABC):
     """A store of results that outlasts a run."""
 
-    settings_paths: Sequence[Path] = ()
-    """Files that hold the settings of the stored results; none if nothing is stored."""
+    name: str
+    """What messages call it."""
+    settings_path: Path | None = None
+    """The file that holds the settings of the stored results; None if nothing is stored."""
     scope: Mapping[str, str] = {}
     """Settings beside the request that must stay the same."""
 
@@ -61,11 +69,27 @@ class ResultStore(AbstractContextManager["ResultStore"], ABC):
 
     @abstractmethod
     def earlier_problem(self, file: str) -> str | None:
-        """Return the ``Result.problem`` that an earlier run stored; None if it stored nothing."""
+        """Return the ``Result.problem`` that an earlier run stored; None if it stored nothing.
 
-    @abstractmethod
-    def clear(self) -> None:
-        """Remove all results. Raises ``OSError``."""
+        None, too, for failures that this run retries.
+        """
+
+    def keeps(self, file: str) -> bool:
+        """Whether a run that begins again leaves the result alone."""
+        return False
+
+    def check(self) -> None:
+        """Raise ``UsageError`` if the stored results, whose request is unknown, are of another."""
+        return
+
+    def check_redo(self) -> None:
+        """Raise ``UsageError`` if a new request would leave other results of the earlier one."""
+        return
+
+    def begin(self, redo: bool) -> None:
+        """Remove what this run's results replace: with ``redo``, all results, and else the failures
+        that it retries. Called before the first :meth:`write`. Raises ``OSError``."""
+        return
 
     @abstractmethod
     def write(self, result: Result) -> None:
@@ -85,37 +109,87 @@ class ResultStore(AbstractContextManager["ResultStore"], ABC):
 class TextFiles(ResultStore):
     """A text file beside each picture, written atomically. Failures are not stored.
 
-    Raises ``UsageError`` if two pictures would have the same text file.
+    A list of the files that were written is kept in ``root``, or in the nearest folder above it
+    that has one: texts by hand are never replaced. Raises ``UsageError`` if two pictures would have
+    the same text file.
     """
 
-    def __init__(self, roots: Sequence[Path], pictures: Sequence[Path], job_type: str) -> None:
-        check_stems(pictures, "text file")
-        folders = {root if root.is_dir() else root.parent: None for root in roots}
-        self.settings_paths = [folder / f"{SETTINGS_PREFIX}{job_type}.json" for folder in folders]
-        self._pictures = pictures
+    def __init__(self, root: Path, pictures: Sequence[Path]) -> None:
+        check_stems(pictures, "text file", "use --format jsonl --out …")
+        self.name = str(root)
+        self._home = _find_home(root)
+        self.settings_path = self._home / TEXT_SETTINGS
+        self._list = self._home / TEXT_LIST
+        self._written = set(_read_lines(self._list))
+        """Names of the text files of earlier runs, relative to the list."""
+        self._texts = {self._text_name(picture) for picture in pictures}
 
     @property
     def is_empty(self) -> bool:
-        return all(self.earlier_problem(str(picture)) is None for picture in self._pictures)
+        return not self._written
 
     def earlier_problem(self, file: str) -> str | None:
         return "" if os.path.exists(Path(file).with_suffix(".txt")) else None
 
-    def clear(self) -> None:
-        for picture in self._pictures:
-            picture.with_suffix(".txt").unlink(missing_ok=True)
+    def keeps(self, file: str) -> bool:
+        return self._text_name(Path(file)) not in self._written
+
+    def check_redo(self) -> None:
+        others = len(self._written - self._texts)
+        if others:
+            raise UsageError(
+                f"{self.name}: {others} texts beside other pictures, below {self._home}, have the"
+                " earlier request; redo them, too, or use --format jsonl --out …"
+            )
+
+    def begin(self, redo: bool) -> None:
+        if redo:
+            for name in sorted(self._written & self._texts):
+                (self._home / name).unlink(missing_ok=True)
 
     def write(self, result: Result) -> None:
-        if result.answer is not None:
-            replace_file(Path(result.file).with_suffix(".txt"), f"{result.answer}\n")
+        if result.answer is None:
+            return
+        path = Path(result.file).with_suffix(".txt")
+        name = self._text_name(path)
+        if name not in self._written:
+            self._written.add(name)
+            with self._list.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(json.dumps(name) + "\n")
+        replace_file(path, f"{result.answer}\n")
+
+    def _text_name(self, picture: Path) -> str:
+        return os.path.relpath(picture.with_suffix(".txt"), self._home)
+
+
+def _find_home(root: Path) -> Path:
+    """Return the nearest folder from ``root`` upwards with settings of earlier texts.
+
+    Without any, it is ``root`` itself.
+    """
+    folder = Path(os.path.abspath(root))
+    homes = (parent for parent in (folder, *folder.parents) if (parent / TEXT_SETTINGS).exists())
+    return next(homes, root)
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return the names in a list; a line that was cut off is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines[:-1]]
 
 
 class StandardOutput(ResultStore):
     """The standard output, which keeps nothing for a later run.
 
-    ``encode`` makes a record of a result. A text of ``encode_all``, if there is one, is written at
-    the end instead.
+    ``encode`` makes a record of a result, and ``header`` goes before the first. A text of
+    ``encode_all``, if there is one, is written at the end instead. Raises ``UsageError`` if the
+    standard output is closed.
     """
+
+    name = "-"
 
     def __init__(
         self,
@@ -123,11 +197,12 @@ class StandardOutput(ResultStore):
         header: bytes = b"",
         encode_all: Callable[[list[Result]], str] | None = None,
     ) -> None:
+        if sys.stdout is None:
+            raise UsageError("--out -: the standard output is closed")
         self._encode = encode
+        self._header = header
         self._encode_all = encode_all
         self._results: list[Result] = []
-        if header:
-            self._write(header)
 
     @property
     def is_empty(self) -> bool:
@@ -135,9 +210,6 @@ class StandardOutput(ResultStore):
 
     def earlier_problem(self, file: str) -> str | None:
         return None
-
-    def clear(self) -> None:
-        pass
 
     def write(self, result: Result) -> None:
         if self._encode_all is None:
@@ -147,28 +219,27 @@ class StandardOutput(ResultStore):
 
     def finish(self) -> str:
         if self._encode_all is not None:
-            self._write(self._encode_all(self._results).encode())
+            self._write(self._encode_all(self._results).encode(errors="surrogateescape"))
         return ""
 
     def _write(self, data: bytes) -> None:
+        header, self._header = self._header, b""
         try:
-            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.write(header + data)
             sys.stdout.buffer.flush()
-        except BrokenPipeError:
+        except OSError:
             # Otherwise the interpreter would fail to flush the rest as it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise
 
 
-def check_stems(pictures: Sequence[Path], product: str) -> None:
+def check_stems(pictures: Sequence[Path], product: str, hint: str) -> None:
     """Raise ``UsageError`` if two pictures differ in their suffix only."""
     owners: dict[Path, Path] = {}
     for picture in pictures:
         owner = owners.setdefault(picture.with_suffix(""), picture)
         if owner != picture:
-            raise UsageError(
-                f"{owner} and {picture} would share one {product}; use --format jsonl --out …"
-            )
+            raise UsageError(f"{owner} and {picture} would share one {product}; {hint}")
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -15,28 +15,43 @@ from raylens.cli.tasks import Task
 _REDO_ID = "redo_id"
 
 
-def settle(store: ResultStore, task: Task, redo: bool) -> Task:
-    """Return the task as the store's earlier runs had it, and store its settings.
+class RunSettings:
+    """The request of a run, beside that of the stored results.
 
-    With ``redo``, remove the earlier results, and give the task a new ``redo_id``. Raises
-    ``UsageError`` if there are results of another request, and ``OSError``.
+    With ``redo``, the task gets a new ``redo_id``; otherwise it has that of the earlier runs.
+    Nothing is changed before :meth:`begin`. Raises ``UsageError`` if there are results of another
+    request that the run would not replace.
     """
-    request = {"command": task.job_type, **task.fields, **store.scope}
-    if redo:
-        store.clear()
-        task = task.redone(secrets.token_hex(8))
-    else:
-        for path in store.settings_paths:
-            earlier = _load(path)
-            redo_id = earlier.pop(_REDO_ID, "")
-            if earlier == request:
-                task = task.redone(redo_id)
-            elif earlier and not store.is_empty:
-                raise UsageError(_describe(path, earlier, request))
-    text = json.dumps({**request, _REDO_ID: task.redo_id}, indent=1) + "\n"
-    for path in store.settings_paths:
-        replace_file(path, text)
-    return task
+
+    def __init__(self, store: ResultStore, task: Task, redo: bool) -> None:
+        self._store = store
+        self._redo = redo
+        self._request = {"command": task.job_type, **task.fields, **store.scope}
+        self.has_begun = False
+        earlier = {} if store.settings_path is None else _load(store.settings_path)
+        redo_id = secrets.token_hex(8) if redo else earlier.get(_REDO_ID, "")
+        earlier.pop(_REDO_ID, None)
+        if not store.is_empty:
+            self._check(earlier)
+        self.task = task.redone(redo_id)
+
+    def _check(self, earlier: Mapping[str, Any]) -> None:
+        if not self._redo and not earlier:
+            self._store.check()
+        if earlier in ({}, self._request):
+            return
+        if self._redo:
+            self._store.check_redo()
+            return
+        raise UsageError(_describe(self._store.name, earlier, self._request))
+
+    def begin(self) -> None:
+        """Store the settings, and remove the results that this run replaces. Raises ``OSError``."""
+        self._store.begin(self._redo)
+        self.has_begun = True
+        if self._store.settings_path is not None:
+            settings = {**self._request, _REDO_ID: self.task.redo_id}
+            replace_file(self._store.settings_path, json.dumps(settings, indent=1) + "\n")
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -48,13 +63,13 @@ def _load(path: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _describe(path: Path, earlier: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+def _describe(name: str, earlier: Mapping[str, Any], request: Mapping[str, Any]) -> str:
     """Return the message that names the first setting that differs."""
-    name = next(name for name in {**request, **earlier} if earlier.get(name) != request.get(name))
-    before, now = (_quote(settings.get(name)) for settings in (earlier, request))
+    key = next(key for key in {**request, **earlier} if earlier.get(key) != request.get(key))
+    before, now = (_quote(settings.get(key)) for settings in (earlier, request))
     return (
-        f"{path.parent}: holds results with {name} {before}, and now it is {now}; "
-        "add --redo to replace them, or choose another --out"
+        f"{name}: holds results with {key} {before}, and now it is {now};"
+        " add --redo to replace them, or choose another output"
     )
 
 

@@ -52,9 +52,11 @@ def node_folder() -> Path:
 
 
 def _is_current(folder: Path, requirements: Path) -> bool:
-    """Whether the environment has these pins. Removes one that has others, or is incomplete."""
+    """Whether the environment has these pins. Removes one that has others, or is incomplete, or
+    whose Python is gone."""
     marker = folder / ".pins"
-    if marker.exists() and marker.read_text() == requirements.read_text():
+    has_pins = marker.exists() and marker.read_text() == requirements.read_text()
+    if has_pins and (requirements.name == NODE_MODULES or (folder / "bin/python").exists()):
         return True
     shutil.rmtree(folder, ignore_errors=True)
     return False

@@ -60,8 +60,14 @@ def environment(server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """Return the variables that the suites read."""
     pictures = tmp_path_factory.mktemp("pictures")
     write_pictures(pictures, PICTURES)
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OPENAI_", "OLLAMA_")) and not name.lower().endswith("_proxy")
+    }
     return {
-        **os.environ,
+        **inherited,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # not from the network
         "PYTHONPATH": str(SUITES),
         "RAYLENS_URL": server,
         "RAYLENS_SCENE": str(ROOT / "docs/scene.png"),

@@ -526,18 +526,88 @@ def test_the_same_request_is_done_anew_by_new_jobs(
 ) -> None:
     folder = write_pictures(tmp_path / "in", "cat.jpg", "dog.jpg")
     assert run(server, folder, "--out", out).exit_code == 0
-    server.refusals = {"dog": (503, "closed")}
-    server.transport = FlakyTransport(server.transport, 10**6, lambda r: r.method == "POST")
-    result = run(server, folder, "--out", out, "--redo", "--patience", 0)
-    assert result.exit_code == 1
+    server.answer = lambda picture: f"another {picture}"
+    server.refusals = {"dog": (404, "input.model: it is gone")}
+    result = run(server, folder, "--out", out, "--redo", "--in-flight", 1)
+    assert result.exit_code == 2
     assert "Run the same command again without --redo to resume." in result.stderr
-    assert out.read_text() == ""
-    fresh = FakeServer(lambda picture: f"another {picture}")
-    fresh.jobs, fresh.job_ids = server.jobs, server.job_ids
-    for _ in range(2):  # the first run finishes what --redo began, under the same keys
-        assert run(fresh, folder, "--out", out).exit_code == 0
+    assert read_captions(out) == {"cat.jpg": "another cat"}
+    server.refusals = {}
+    for _ in range(2):
+        assert run(server, folder, "--out", out).exit_code == 0
     assert read_captions(out) == {"cat.jpg": "another cat", "dog.jpg": "another dog"}
-    assert len(fresh.submissions) == 2
+    assert (len(server.jobs), len(server.submissions)) == (4, 4)
+
+
+@pytest.mark.parametrize("output", ["captions.jsonl", "captions.csv", "txt"])
+def test_the_earlier_results_stay_until_there_is_a_new_one(
+    server: FakeServer, tmp_path: Path, output: str
+) -> None:
+    folder = write_pictures(tmp_path / "in", "cat.jpg")
+    outputs = ["--format", "txt"] if output == "txt" else ["--out", str(tmp_path / output)]
+    assert run(server, folder, *outputs).exit_code == 0
+    path = folder / "cat.txt" if output == "txt" else tmp_path / output
+    before = path.read_bytes()
+    server.refusals = {"cat": (404, "input.model: no 'typo' here")}
+    result = run(server, folder, *outputs, "--model", "typo", "--redo")
+    assert result.exit_code == 2
+    assert "Run the same command again to resume." in result.stderr
+    assert path.read_bytes() == before
+    server.refusals = {}
+    assert run(server, folder, *outputs).exit_code == 0
+    assert len(server.submissions) == 1
+
+
+def test_failures_stay_until_a_retry_has_a_result(tmp_path: Path, out: Path) -> None:
+    folder = write_pictures(tmp_path / "in", "cat.jpg", "dog.jpg")
+    server = FakeServer(fail_for("dog"))
+    run(server, folder, "--out", out)
+    before = out.read_bytes()
+    for options in (["--prompt", "B"], ["--patience", "0"]):
+        server.transport = FlakyTransport(server.transport, 10**6)
+        assert run(server, folder, "--out", out, "--retry-failed", *options).exit_code != 0
+        assert out.read_bytes() == before
+
+
+class TestTextFiles:
+    @pytest.fixture
+    def folder(self, server: FakeServer, tmp_path: Path) -> Path:
+        """A folder with captions of two pictures, and a text by hand."""
+        folder = write_pictures(tmp_path / "in", "cat.jpg", "sub/dog.jpg", "owl.jpg")
+        (folder / "owl.txt").write_text("by hand")
+        assert run(server, folder, "--format", "txt").exit_code == 0
+        return folder
+
+    def texts(self, folder: Path) -> dict[str, str]:
+        return {path.name: path.read_text().strip() for path in folder.rglob("*.txt")}
+
+    def test_another_command_is_refused(self, server: FakeServer, folder: Path) -> None:
+        for path in (folder, folder / "sub"):
+            result = run(server, path, "What?", "--format", "txt", command="query")
+            assert result.exit_code == 2
+            assert 'command "caption", and now it is "query"' in result.stderr
+
+    def test_a_new_picture_with_another_request_is_refused(
+        self, server: FakeServer, folder: Path
+    ) -> None:
+        write_pictures(folder, "new.jpg")
+        for redo in ([], ["--redo"]):
+            picture = folder / "sub"
+            result = run(server, picture, "--format", "txt", "--prompt", "X", *redo)
+            assert result.exit_code == 2
+        assert "1 texts beside other pictures" in result.stderr
+        assert run(server, folder, "--format", "txt").exit_code == 0
+        assert self.texts(folder)["new.txt"] == "a new"
+
+    def test_a_text_by_hand_is_never_removed(self, server: FakeServer, folder: Path) -> None:
+        server.answer = lambda picture: f"another {picture}"
+        result = run(server, folder, "--format", "txt", "--prompt", "X", "--redo")
+        assert result.exit_code == 0
+        assert self.texts(folder) == {
+            "cat.txt": "another cat",
+            "dog.txt": "another dog",
+            "owl.txt": "by hand",
+        }
 
 
 def test_settings_among_the_pictures_are_not_counted_as_passed_over(

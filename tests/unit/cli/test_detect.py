@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 from typer.testing import Result as CommandResult
 
+from preprocessing.header import upright_size
 from raylens.cli.main import app
 from tests.unit.cli.fake_server import BLURRED, FakeServer, write_pictures
 
@@ -221,7 +222,7 @@ def test_files_that_no_earlier_run_has_written_are_not_replaced(
     for out, file_format in ((path, "coco"), (path, "csv"), (tmp_path / "dataset", "yolo")):
         result = run(server, folder, "cat", "--out", out, "--format", file_format)
         assert result.exit_code == 2
-        assert "exists already; choose another --out" in result.stderr
+        assert "exists already; move it, or choose another --out" in result.stderr
     assert path.read_text() == "{}"
 
 
@@ -273,3 +274,141 @@ def test_pictures_that_would_share_a_file_of_boxes_are_refused(
     result = run(server, folder, "cat", "--format", "yolo", "--out", tmp_path / "x")
     assert result.exit_code == 2
     assert "would share one file of boxes" in result.stderr
+
+
+def test_another_spelling_of_the_path_means_the_same_pictures(
+    server: FakeServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "annotations.json"
+    assert run(server, folder, "dog", "cat", "--out", out).exit_code == 0
+    monkeypatch.chdir(folder.parent)
+    assert run(server, folder.name, "dog", "cat", "--out", out).exit_code == 0
+    monkeypatch.chdir(folder / "more")
+    assert run(server, "..", "dog", "cat", "--out", out).exit_code == 0
+    assert len(server.submissions) == 3
+    assert read_json(out) == COCO
+
+
+@pytest.mark.parametrize("file_format", ["coco", "yolo"])
+def test_a_picture_that_is_gone_leaves_the_dataset(
+    server: FakeServer, folder: Path, tmp_path: Path, file_format: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = (folder, "dog", "cat", "--format", file_format, "--out", out)
+    assert run(server, *arguments).exit_code == 0
+    (folder / "2.png").rename(folder / "renamed.png")
+    (folder / "more" / "3.png").rename(folder / "more" / "3.bmp")
+    assert run(server, *arguments).exit_code == 0
+    assert names_in_dataset(out) == {"10", "renamed", "more/3"}
+    if file_format == "yolo":
+        links = {path.name for path in (out / "images").rglob("*.*")}
+        assert links == {"10.jpg", "renamed.png", "3.bmp"}
+
+
+def test_a_dataset_of_another_folder_keeps_nothing_of_the_first(
+    server: FakeServer, folder: Path, tmp_path: Path
+) -> None:
+    arguments = ("dog", "cat", "--format", "yolo", "--out", tmp_path / "out")
+    assert run(server, folder, *arguments).exit_code == 0
+    other = tmp_path / "other" / "deep"
+    save_picture(other / "3.png", color=9)
+    by_hand = [tmp_path / "2.txt", tmp_path / "other" / "2.txt", folder / "2.txt"]
+    for path in by_hand:
+        path.write_text("by hand")
+    refused = run(server, other, *arguments)
+    assert refused.exit_code == 2
+    assert "holds results with folder" in refused.stderr
+    assert run(server, other, *arguments, "--redo").exit_code == 0
+    assert names_in_dataset(tmp_path / "out") == {"3"}
+    assert [path.name for path in (tmp_path / "out" / "images").rglob("*.*")] == ["3.png"]
+    assert all(path.read_text() == "by hand" for path in by_hand)
+
+
+def test_a_link_of_the_same_name_leads_to_the_new_picture(
+    server: FakeServer, folder: Path, tmp_path: Path
+) -> None:
+    arguments = ("dog", "cat", "--format", "yolo", "--out", tmp_path / "out")
+    assert run(server, folder, *arguments).exit_code == 0
+    other = tmp_path / "other"
+    save_picture(other / "2.png", color=9)
+    assert run(server, other, *arguments, "--redo").exit_code == 0
+    assert (tmp_path / "out/images/2.png").read_bytes() == (other / "2.png").read_bytes()
+    assert (tmp_path / "out/labels/2.txt").read_text() == ""
+
+
+def test_labels_lie_where_training_tools_look_for_them(
+    server: FakeServer, folder: Path, tmp_path: Path
+) -> None:
+    save_picture(folder / "train" / "images" / "4.png", color=9)
+    out = tmp_path / "images" / "out"
+    assert run(server, folder, "dog", "cat", "--format", "yolo", "--out", out).exit_code == 0
+    pictures = [*(out / "images").rglob("*.png"), *(out / "images").rglob("*.jpg")]
+    assert len(pictures) == 4
+    for picture in pictures:
+        # What Ultralytics does: https://github.com/ultralytics/ultralytics, img2label_paths
+        before, after = str(picture).rsplit("/images/", 1)
+        assert Path(f"{before}/labels/{after}").with_suffix(".txt").exists()
+
+
+def test_a_link_to_the_pictures_of_the_dataset_is_the_same_folder(
+    server: FakeServer, folder: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "dataset" / "images"
+    images.parent.mkdir()
+    folder.rename(images)
+    link = tmp_path / "link"
+    link.symlink_to(images)
+    out = images.parent
+    assert run(server, link, "dog", "cat", "--format", "yolo", "--out", out).exit_code == 0
+    assert names_in_dataset(out) == {"2", "10", "more/3"}
+    assert not list(images.rglob("*.txt"))
+
+
+def test_without_links_the_pictures_are_copied(
+    server: FakeServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    out = tmp_path / "out"
+    assert run(server, folder, "dog", "cat", "--format", "yolo", "--out", out).exit_code == 0
+    assert (out / "images/2.png").read_bytes() == (folder / "2.png").read_bytes()
+
+
+def test_records_without_settings_must_have_the_same_names(
+    server: FakeServer, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "annotations.json"
+    assert run(server, folder, "dog", "cat", "--out", out).exit_code == 0
+    (tmp_path / ".annotations.json.jsonl.settings").unlink()
+    result = run(server, folder, "dog", "--out", out)
+    assert result.exit_code == 2
+    assert "holds boxes of cat; choose another --out" in result.stderr
+    server.answer = lambda picture: [DOG]
+    assert run(server, folder, "dog", "--out", out, "--redo").exit_code == 0
+
+
+def test_names_of_pictures_are_no_names_of_objects(
+    server: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    result = run(server, "2.png", "10.jpg", "cat", "--out", "-")
+    assert result.exit_code == 2
+    assert "10.jpg is a picture; give one folder or picture" in " ".join(result.stderr.split())
+
+
+def test_boxes_of_a_name_that_is_not_utf_8_are_written(server: FakeServer, folder: Path) -> None:
+    name = os.fsdecode(os.fsencode(folder) + b"/\xff.png")
+    os.rename(folder / "2.png", name)
+    for file_format in ("csv", "coco", "jsonl"):
+        result = run(server, folder, "dog", "cat", "--out", "-", "--format", file_format)
+        assert result.exit_code == 0
+        assert result.stdout_bytes
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_the_size_is_that_of_the_upright_picture(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rotated.{suffix}"
+    save_picture(path, ROTATED)
+    assert upright_size(path.read_bytes()) == SIZE[::-1]
