@@ -6,21 +6,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from raylens.cli.datasets import (
-    CocoFile,
-    CsvBoxes,
-    DatasetStore,
-    YoloFolder,
-    format_coco,
-    format_csv,
-    in_natural_order,
-    with_names,
-)
+from raylens.cli.box_formats import format_coco, format_csv, in_natural_order, with_names
+from raylens.cli.datasets import CocoFile, CsvBoxes, DatasetStore, YoloFolder
 from raylens.cli.errors import UsageError
 from raylens.cli.record_file import RecordFile
 from raylens.cli.records import CsvRecords, JsonRecords
-from raylens.cli.results import Format, ResultStore, StandardOutput, TextFiles, check_stems
+from raylens.cli.results import Format, ResultStore, StandardOutput, check_stems
 from raylens.cli.tasks import Task
+from raylens.cli.text_files import TextFiles
 
 STDOUT = Path("-")
 """The path that means the standard output."""

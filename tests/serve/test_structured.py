@@ -15,7 +15,7 @@ from testing.pictures import encode_picture, random_pixels
 from testing.scenes import draw_scene
 from tests.serve.test_clients import make_messages
 
-MODELS = ("qwen2.5-vl",)
+MODELS = ("moondream", "smolvlm", "qwen2.5-vl")
 MIN_EXACT = 0.8
 """Share of exact answers for these few scenes; ``benchmarks.pocket`` measures the accuracy."""
 SEEDS = range(40, 50)
