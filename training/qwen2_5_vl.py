@@ -234,7 +234,9 @@ def build_packed_row(
 ) -> Row:
     """Return a row with the picture first, and captions and many questions about it.
 
-    Every other time, the last segment is a conversation of two turns.
+    Every other time, the last segment is a conversation of two turns. A third of the rows have a
+    tool in the system prompt, which answers the questions for JSON, and a sixth another system
+    prompt.
     """
     candidates = _answerable_examples(picture, rng)
     chosen = [example for example in candidates if example.task.startswith("caption")]
@@ -246,18 +248,28 @@ def build_packed_row(
         prompts.build_segment(example.task, (example.question, example.answer))
         for example in chosen
     ]
-    segments += [
-        prompts.build_json_segment(example)
+    examples = [
+        example
         for _ in range(settings.json_rounds)
         for example in build_json_examples(picture.scene, rng, not picture.is_cropped)
     ]
+    pick = rng.random()
+    system = rng.choice(SYSTEM_PROMPTS) if 0.3 < pick < 0.5 else ""
+    tools: list[dict[str, Any]] = []
+    if pick < 0.35:
+        example = rng.choice(examples)
+        tools, tool = _choose_tools(example, picture, rng)
+        segments.append(prompts.build_json_segment(example, tool=tool))
+        segments += _build_similar_calls(example, tool, picture, prompts, rng)
+    else:
+        segments += [prompts.build_json_segment(example) for example in examples]
     rng.shuffle(segments)
     if rng.random() < 0.5:
         first, second = rng.sample(chosen, 2)
         segments[-1] = prompts.build_segment(
             "second turn", (first.question, first.answer), (second.question, second.answer)
         )
-    prefix, positions = prompts.encode_prefix(prompts.opening(), picture)
+    prefix, positions = prompts.encode_prefix(prompts.opening(system, tools), picture)
     return Row(prefix, [index], segments, positions)
 
 
@@ -300,11 +312,7 @@ def build_tool_row(index: int, picture: Picture, prompts: Prompts, rng: random.R
     a forced call, the model calls the tool only when it is asked for JSON.
     """
     example = rng.choice(build_json_examples(picture.scene, rng, not picture.is_cropped))
-    tool = tool_of(example, rng)
-    tools = [tool]
-    if rng.random() < 0.2:
-        other = rng.choice(build_json_examples(picture.scene, rng, not picture.is_cropped))
-        tools.insert(rng.randrange(2), tool_of(other, rng))
+    tools, tool = _choose_tools(example, picture, rng)
     system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.3 else ""
     text_first = rng.random() < 0.4
     opening = prompts.opening(system, tools) + (example.question if text_first else "")
@@ -312,14 +320,38 @@ def build_tool_row(index: int, picture: Picture, prompts: Prompts, rng: random.R
     question = "" if text_first else example.question
     segments = [prompts.build_json_segment(example, question, tool)]
     if not text_first:
-        if example.task == "json query":
-            similar = build_similar_queries(picture.scene, example, rng, not picture.is_cropped)
-            segments += [prompts.build_json_segment(query, tool=tool) for query in similar]
+        segments += _build_similar_calls(example, tool, picture, prompts, rng)
         in_words = rng.choice(_answerable_examples(picture, rng))
         segments.append(
             prompts.build_segment("words despite tool", (in_words.question, in_words.answer))
         )
     return Row(prefix, [index], segments, positions)
+
+
+def _choose_tools(
+    example: JsonExample, picture: Picture, rng: random.Random
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the tools of a row, of which one fits the example, and that one."""
+    tool = tool_of(example, rng)
+    tools = [tool]
+    if rng.random() < 0.2:
+        other = rng.choice(build_json_examples(picture.scene, rng, not picture.is_cropped))
+        tools.insert(rng.randrange(2), tool_of(other, rng))
+    return tools, tool
+
+
+def _build_similar_calls(
+    example: JsonExample,
+    tool: dict[str, Any],
+    picture: Picture,
+    prompts: Prompts,
+    rng: random.Random,
+) -> list[Segment]:
+    """Return other queries that the same tool answers."""
+    if example.task != "json query":
+        return []
+    similar = build_similar_queries(picture.scene, example, rng, not picture.is_cropped)
+    return [prompts.build_json_segment(query, tool=tool) for query in similar]
 
 
 def _choose_example(picture: Picture, rng: random.Random) -> Example:
