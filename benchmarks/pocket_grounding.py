@@ -22,24 +22,10 @@ from PIL import Image
 from models.pocket.drawing import Pixels, draw
 from models.pocket.scenes import COLORS, KINDS, Scene
 from testing.grounding import Box, Point, center, count_matching_boxes, count_matching_points
-
-Turn = Image.Transpose
+from testing.pictures import ORIENTATION_TAG, TURNS
 
 NAMES = [f"{color} {kind}" for color in COLORS for kind in KINDS]
 TASKS = ("detect", "point")
-ORIENTATION_TAG = 0x0112
-TURNS = {
-    2: Turn.FLIP_LEFT_RIGHT,
-    3: Turn.ROTATE_180,
-    4: Turn.FLIP_TOP_BOTTOM,
-    5: Turn.TRANSPOSE,
-    6: Turn.ROTATE_90,
-    7: Turn.TRANSVERSE,
-    8: Turn.ROTATE_270,
-}
-"""By EXIF orientation (EXIF 2.32, tag 0x0112): the transposition that stores an upright picture
-so that the tag restores it. The server's own table is not reused, because then a mistake there
-would not show."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+Turn = Image.Transpose
+
+ORIENTATION_TAG = 0x0112
+TURNS = {
+    2: Turn.FLIP_LEFT_RIGHT,
+    3: Turn.ROTATE_180,
+    4: Turn.FLIP_TOP_BOTTOM,
+    5: Turn.TRANSPOSE,
+    6: Turn.ROTATE_90,
+    7: Turn.TRANSVERSE,
+    8: Turn.ROTATE_270,
+}
+"""By EXIF orientation (EXIF 2.32, tag 0x0112): the transposition that stores an upright picture
+so that the tag restores it. The server's own table is not reused, because then a mistake there
+would not show."""
+
 
 def encode_picture(
     pixels: np.ndarray[Any, Any] | Image.Image, file_format: str = "PNG", **options: Any

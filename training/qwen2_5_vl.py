@@ -257,7 +257,7 @@ def build_packed_row(
     system = rng.choice(SYSTEM_PROMPTS) if 0.3 < pick < 0.5 else ""
     tools: list[dict[str, Any]] = []
     if pick < 0.35:
-        example = rng.choice(examples)
+        example = _choose_json_example(examples, rng)
         tools, tool = _choose_tools(example, picture, rng)
         segments.append(prompts.build_json_segment(example, tool=tool))
         segments += _build_similar_calls(example, tool, picture, prompts, rng)
@@ -311,7 +311,8 @@ def build_tool_row(index: int, picture: Picture, prompts: Prompts, rng: random.R
     Its questions are answered by calls of the tool. One of them is answered in words, too: without
     a forced call, the model calls the tool only when it is asked for JSON.
     """
-    example = rng.choice(build_json_examples(picture.scene, rng, not picture.is_cropped))
+    examples = build_json_examples(picture.scene, rng, not picture.is_cropped)
+    example = _choose_json_example(examples, rng)
     tools, tool = _choose_tools(example, picture, rng)
     system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.3 else ""
     text_first = rng.random() < 0.4
@@ -326,6 +327,12 @@ def build_tool_row(index: int, picture: Picture, prompts: Prompts, rng: random.R
             prompts.build_segment("words despite tool", (in_words.question, in_words.answer))
         )
     return Row(prefix, [index], segments, positions)
+
+
+def _choose_json_example(examples: Sequence[JsonExample], rng: random.Random) -> JsonExample:
+    """Return an example for a call of a tool: every other time a list, which is the hardest."""
+    lists = [example for example in examples if example.task == "json list"]
+    return rng.choice(lists if lists and rng.random() < 0.5 else examples)
 
 
 def _choose_tools(

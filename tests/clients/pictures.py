@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.pocket_grounding import ORIENTATION_TAG, TURNS
 from models.pocket.drawing import draw
 from models.pocket.scenes import KINDS, random_scene
+from testing.pictures import ORIENTATION_TAG, TURNS
 
 
 def write_pictures(folder: Path, count: int) -> None:

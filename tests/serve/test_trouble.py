@@ -49,7 +49,9 @@ def test_no_job_is_lost_or_fails_in_ordinary_trouble(small_disk: Path) -> None:
     assert report["jobs"] == {"succeeded": 300}
     assert report["lost"] == 0
     assert report["without_webhook"] == report["wrong_webhooks"] == 0
-    assert set(report["statuses"]["store"]) == {"503"}
+    # A queue that is still full when the store goes away answers 429 first.
+    assert "503" in report["statuses"]["store"]
+    assert set(report["statuses"]["store"]) <= {"429", "503"}
     assert "507" in report["statuses"]["disk"]
     assert "the disk for the pictures and files of jobs is full" in report["details"]["disk"]
     assert report["slowest_refusal_s"] < 8

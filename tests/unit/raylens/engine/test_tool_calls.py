@@ -220,7 +220,8 @@ class TestGrammar:
         assert not self.accepts(compiler, answer_format, LOOK)
 
     def test_a_functions_schema_is_refused_under_its_own_name(self, compiler) -> None:
-        tools = Tools((Tool("a", "{}", "{}"), Tool("b", "[]", "{}")))
+        field = "tools.1.function.parameters"
+        tools = Tools((Tool("a", "{}", "{}"), Tool("b", "[]", "{}", field)))
         with pytest.raises(InvalidRequest, match=r"^tools\.1\.function\.parameters: ") as caught:
             compiler.compile(AnswerFormat(None, tools))
-        assert caught.value.field == "tools.1.function.parameters"
+        assert caught.value.field == field
