@@ -76,20 +76,21 @@ def warm(pixels: Pixels) -> Pixels:
 
 
 def add_noise(pixels: Pixels) -> Pixels:
-    return to_uint8(pixels + np.random.default_rng(0).normal(0, 25, pixels.shape))
+    return to_uint8(pixels + np.random.default_rng(0).normal(0, 40, pixels.shape))
 
 
-FAULTS: dict[str, tuple[Callable[[Pixels], Pixels], Any]] = {
-    "dark": (darken, "auto"),
-    "warm": (warm, "auto"),
-    "noisy": (add_noise, {"name": "auto", "denoise": {"method": "nlm"}}),
+FAULTS: dict[str, tuple[Callable[[Pixels], Pixels], Any, float]] = {
+    "dark": (darken, "auto", 0.85),
+    "warm": (warm, "auto", 0.85),
+    "noisy": (add_noise, {"name": "auto", "denoise": {"method": "nlm"}}, 0.6),
 }
-"""Faults, each with a recipe that corrects it."""
+"""Faults, each with a recipe that corrects it, and the share of captions that are right then. Of
+those about noise, a fourth are right without it."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_recipe_makes_a_bad_picture_readable(server: str, fault: str) -> None:
-    spoil, recipe = FAULTS[fault]
+    spoil, recipe, min_accuracy = FAULTS[fault]
     before = after = 0
     for seed in range(12):
         scene, pixels = scene_pixels(seed)
@@ -98,8 +99,8 @@ def test_a_recipe_makes_a_bad_picture_readable(server: str, fault: str) -> None:
         corrected = caption(server, data, model="smolvlm", recipe=recipe)
         before += plain["caption"] == scene.caption()
         after += corrected["caption"] == scene.caption()
-    assert after >= 12 * MIN_ACCURACY
-    assert after > before
+    assert after >= 12 * min_accuracy
+    assert after >= before + 4
 
 
 def test_an_openai_client_sends_a_recipe(server: str) -> None:
