@@ -131,10 +131,16 @@ class Pictures(IterableDataset[Picture]):
 
 
 def _resize(picture: Image.Image, rng: random.Random) -> NDArray[np.uint8]:
-    """Resize to the model's own size, sometimes through another size as a server may do."""
-    if rng.random() < 0.4:
-        scale = rng.uniform(192, 512) / max(picture.size)
+    """Resize to the model's own size, sometimes through another size as preprocessing may do it.
+
+    One time in seven, that size has other proportions.
+    """
+    pick = rng.random()
+    if pick < 0.4:
+        scale = rng.uniform(112, 512) / max(picture.size)
         size = round(picture.width * scale), round(picture.height * scale)
+        if pick < 0.15:
+            size = rng.randint(112, 512), rng.randint(112, 512)
         picture = picture.resize(size, rng.choice((Image.Resampling.LANCZOS, Image.Resampling.BOX)))
     height, width = smart_resize(picture.height, picture.width, TOKEN, MIN_PIXELS, MAX_PIXELS)
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
