@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raylens.engine.lru import ByteLRU
+from raylens.core.lru import ByteLRU
 
 logger = logging.getLogger(__name__)
 

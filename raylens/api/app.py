@@ -36,7 +36,9 @@ from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
 from raylens.core.ports import VisionService
 from raylens.jobs.ports import JobService
+from raylens.net.fetcher import Fetcher
 from raylens.net.lookup import LookUp, look_up
+from raylens.net.media_root import MediaRoot
 
 QUEUE_PATHS = ("/api/v1/jobs", "/caption/", files.PATH, batches.PATH)
 """Paths of requests that wait for the job queue."""
@@ -68,8 +70,8 @@ def create_app(
     """Return an ASGI application over ``service``; with ``jobs``, it has the job routes too.
 
     ``check_picture`` checks the header of each picture of a job, and ``look_up`` finds the
-    addresses of webhooks' hosts. ``echo_request_id`` puts the request's id into the answer's
-    headers. Turn it off behind a proxy that does the same.
+    addresses of the hosts of webhooks and downloads. ``echo_request_id`` puts the request's id into
+    the answer's headers. Turn it off behind a proxy that does the same.
     """
     app = FastAPI(
         title="raylens",
@@ -77,7 +79,7 @@ def create_app(
         description="Vision-language models behind the APIs of existing clients.",
         redirect_slashes=False,  # never answer a POST with a redirect
     )
-    context = Context(service, config, Catalog(config), Media(config.limits), check_picture)
+    context = Context(service, config, Catalog(config), _media(config, look_up), check_picture)
     for dialect in DIALECTS:
         app.include_router(dialect.router(context))
     if jobs is not None:
@@ -105,6 +107,11 @@ def create_app(
     app.add_middleware(RequestIdMiddleware, echo=echo_request_id)
     app.add_middleware(CORSMiddleware, **_cors_options(config))
     return app
+
+
+def _media(config: AppConfig, look_up: LookUp) -> Media:
+    root = MediaRoot(config.media_root) if config.media_root else None
+    return Media(config.limits, Fetcher(config.fetch, look_up), root)
 
 
 def _cors_options(config: AppConfig) -> dict[str, Any]:

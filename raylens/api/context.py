@@ -6,10 +6,10 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 
@@ -19,11 +19,12 @@ from raylens.core.config import AppConfig
 from raylens.core.errors import InvalidRequest, ModelNotLoaded
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Choice, Recipe, choose
-from raylens.core.types import ModelInfo, SamplingParams, Task, Tools, VisionRequest
+from raylens.core.types import ModelInfo, PictureFile, SamplingParams, Task, Tools, VisionRequest
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
+Result = TypeVar("Result")
 CheckPicture = Callable[[bytes, str], None]
 """Checks the header of a picture file without decoding it.
 
@@ -93,6 +94,28 @@ class Context:
             return received_at + self._parse_timeout(header)
         model_timeout_s = self.catalog.models[model].expected_response_time
         return received_at + (model_timeout_s or self.config.defaults.timeout_s)
+
+    def fetch_deadline(self, http: Request) -> float:
+        """Return the time by which the request's pictures must be downloaded.
+
+        Without ``X-Request-Timeout`` it is the longest deadline that the request may get: its model
+        isn't known yet.
+        """
+        received_at: float = http.state.received_at
+        header = http.headers.get(TIMEOUT_HEADER)
+        defaults = self.config.defaults
+        timeout_s = defaults.max_timeout_s if header is None else self._parse_timeout(header)
+        return received_at + timeout_s
+
+    async def read_pictures(
+        self, http: Request, urls: Sequence[tuple[str, str]]
+    ) -> list[PictureFile]:
+        """Return the pictures of URLs and their fields, which are downloaded at the same time.
+
+        Raises what :meth:`raylens.api.media.Media.from_url` raises.
+        """
+        deadline = self.fetch_deadline(http)
+        return await gather(self.media.from_url(url, field, deadline) for url, field in urls)
 
     def check_text_length(self, length: int, field: str) -> None:
         """Refuse text that no model's context can hold before seconds are spent on tokenizing it.
@@ -210,6 +233,16 @@ class Context:
                 limit,
             )
         return seconds
+
+
+async def gather(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Return the results of coroutines that run together. The first error cancels the others."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _check_limit(field: str, actual: int, limit: int, unit: str = "") -> None:

@@ -14,10 +14,9 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
-from raylens.api.context import Context
+from raylens.api.context import Context, gather
 from raylens.api.errors import MAX_FIELD_CHARS, from_validation
 from raylens.core.errors import InvalidRequest, RaylensError
-from raylens.core.types import PictureFile
 from raylens.core.wire import Body, Text, well_formed
 from raylens.jobs.blobs import compute_digest, make_reference
 from raylens.jobs.inference import InferenceClient
@@ -133,7 +132,7 @@ class JobReader:
         }
         common = _validate(_CommonInput, common_fields)
         webhook = await self._webhook(common)
-        job_input, pictures = await self._extract_pictures(fields, requested_type)
+        job_input, pictures = await self._extract_pictures(http, fields, requested_type)
         validated_input = _validate(requested_type.input_model, job_input)
         for name, length in validated_input.text_lengths().items():
             self._context.check_text_length(length, f"input.{name}")
@@ -189,7 +188,7 @@ class JobReader:
         return Webhook(common.webhook_url, common.webhook_secret)
 
     async def _extract_pictures(
-        self, fields: dict[str, Any], job_type: JobType
+        self, http: Request, fields: dict[str, Any], job_type: JobType
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Return a copy of the input with references for its pictures, and the pictures by
         digest."""
@@ -201,22 +200,19 @@ class JobReader:
             raise InvalidRequest(
                 f"input: {len(slots)} pictures; the limit is {limit}", "input", limit, len(slots)
             )
+        deadline = self._context.fetch_deadline(http)
+        files = await gather(
+            self._context.media.from_text(slot.container[slot.key], slot.field, deadline)
+            for slot in slots
+        )
         pictures: dict[str, bytes] = {}
-        for slot in slots:
-            picture = await self._read_picture(slot.container[slot.key], slot.field)
+        for slot, picture in zip(slots, files, strict=True):
             if not job_type.retries_units:
                 await asyncio.to_thread(self._context.check_picture, picture.data, slot.field)
             digest = await asyncio.to_thread(compute_digest, picture.data)
             pictures[digest] = picture.data
             slot.container[slot.key] = make_reference(digest)
         return copy, pictures
-
-    async def _read_picture(self, text: str, field: str) -> PictureFile:
-        """Return the picture of a data URL or of raw base64."""
-        media = self._context.media
-        if ":" in text[:16]:
-            return await media.from_url(text, field)
-        return await media.from_base64(text, field)
 
 
 def _copy(

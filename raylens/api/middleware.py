@@ -6,7 +6,6 @@ import asyncio
 import re
 import time
 import uuid
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from raylens.api.errors import error_response
 from raylens.api.paths import route_path
 from raylens.core.errors import InvalidRequest, Overloaded, PayloadTooLarge, UnsupportedMedia
 from raylens.core.logs import current_request_id
+from raylens.net.unpack import ENCODINGS, Unpacker
 
 REQUEST_ID_HEADER = "X-Request-ID"
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -110,13 +110,7 @@ class ConcurrencyLimitMiddleware:
         return self._queue_writes if method in _WRITES else self._queue_reads
 
 
-_UNPACKED = ("gzip", "x-gzip", "deflate")
 _UNCHANGED = ("", "identity")
-_MAX_MEMBERS = 1000
-_ANY_HEADER = 32 + zlib.MAX_WBITS
-"""Zlib's code for data with the header of gzip or of zlib."""
-_GZIP = b"\x1f\x8b"
-_HEADER_BYTES = 2
 
 
 @dataclass
@@ -156,7 +150,7 @@ class BodyMiddleware:
         max_bytes = self._exceptions.get(route_path(scope), self._max_bytes)
         headers = Headers(scope=scope)
         encoding = headers.get("content-encoding", "").strip().lower()
-        if encoding not in (*_UNPACKED, *_UNCHANGED):
+        if encoding not in (*ENCODINGS, *_UNCHANGED):
             message = f"Content-Encoding: {encoding[:32]!r}; expected gzip, deflate or none"
             unsupported = UnsupportedMedia(message, "Content-Encoding")
             await error_response(route_path(scope), unsupported)(scope, receive, send)
@@ -168,9 +162,8 @@ class BodyMiddleware:
             return
         received_bytes = 0
         is_complete = False
-        is_deflate = encoding == "deflate"
-        unpack = _Unpacker(max_bytes, is_deflate) if encoding in _UNPACKED else None
-        if unpack is not None:
+        unpacker = Unpacker(encoding, max_bytes) if encoding in ENCODINGS else None
+        if unpacker is not None:
             scope = _without_encoding(scope)
 
         async def receive_limited() -> Message:
@@ -178,8 +171,8 @@ class BodyMiddleware:
             if is_complete:  # only the client's disconnect follows, however long it takes
                 return await receive()
             message = await self._receive_in_time(receive)
-            if unpack is not None and message["type"] == "http.request":
-                message = {**message, "body": unpack(message)}
+            if unpacker is not None and message["type"] == "http.request":
+                message = {**message, "body": _unpack(unpacker, message)}
             received_bytes += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
             if received_bytes > max_bytes:
@@ -198,63 +191,13 @@ class BodyMiddleware:
             ) from None
 
 
-class _Unpacker:
-    """Unpacks a compressed body as it arrives."""
-
-    def __init__(self, max_bytes: int, may_lack_header: bool) -> None:
-        self._start = b""
-        """The first bytes, until there are enough to tell whether there is a header."""
-        self._has_started = not may_lack_header
-        self._decompressor = zlib.decompressobj(_ANY_HEADER)
-        self._left = max_bytes
-        self._members = 1
-
-    def __call__(self, message: Message) -> bytes:
-        """Return the unpacked data of a message; one byte over the limit, if there is more.
-
-        A gzip file may have several members, one after the other (RFC 1952, section 2.2). Raises
-        ``HTTPException`` if the data is damaged.
-        """
-        data = b""
-        packed = self._skip_start(message.get("body", b""), message.get("more_body", False))
-        while packed and len(data) <= self._left:
-            if self._decompressor.eof:
-                self._members += 1
-                if self._members > _MAX_MEMBERS:
-                    raise HTTPException(400, f"body: over {_MAX_MEMBERS} members of gzip")
-                self._decompressor = zlib.decompressobj(_ANY_HEADER)
-            try:
-                data += self._decompressor.decompress(packed, self._left + 1 - len(data))
-            except zlib.error as error:
-                raise HTTPException(400, f"body: unpacking it failed: {error}") from None
-            packed = self._decompressor.unused_data
-        if not message.get("more_body", False) and not (
-            self._decompressor.eof or self._left < len(data)
-        ):
-            raise HTTPException(400, "body: its compressed data is cut off")
-        self._left -= len(data)
-        return data
-
-    def _skip_start(self, packed: bytes, more: bool) -> bytes:
-        """Return the packed data, once enough has arrived to tell whether it has a header.
-
-        Many clients send "deflate" without one (RFC 9110, section 8.4.1.2).
-        """
-        if self._has_started:
-            return packed
-        packed = self._start + packed
-        if more and len(packed) < _HEADER_BYTES:
-            self._start = packed
-            return b""
-        self._has_started = True
-        if packed and not _has_header(packed[:_HEADER_BYTES]):
-            self._decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
-        return packed
-
-
-def _has_header(start: bytes) -> bool:
-    """Whether data begins with the header of gzip (RFC 1952) or of zlib (RFC 1950)."""
-    return start == _GZIP or (start[0] & 15 == 8 and int.from_bytes(start, "big") % 31 == 0)
+def _unpack(unpacker: Unpacker, message: Message) -> bytes:
+    """Return the unpacked data of a message. Raises ``HTTPException`` if it is damaged."""
+    is_last = not message.get("more_body", False)
+    try:
+        return unpacker.unpack(message.get("body", b""), is_last)
+    except ValueError as error:
+        raise HTTPException(400, f"body: {error}") from None
 
 
 def _without_encoding(scope: Scope) -> Scope:

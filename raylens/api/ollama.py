@@ -61,7 +61,7 @@ def router(context: Context) -> APIRouter:
             return _loaded(model, {"message": {"role": "assistant", "content": ""}})
         tools = body.parse_tools()
         context.check_prompt_text(tools)
-        task, pictures = await parse_chat(body.messages, context, body, tools)
+        task, pictures = await parse_chat(http, body.messages, context, body, tools)
         return await _answer(context, http, body, model, task, pictures)
 
     @routes.post(GENERATE_PATH, summary="Answer a prompt, as with Ollama")
@@ -79,7 +79,7 @@ def router(context: Context) -> APIRouter:
             context.check_text_length(len(body.prompt), "prompt")
             completion = Completion(body.prompt)
             return await _answer(context, http, body, model, completion, [])
-        task, pictures = await parse_chat(generate_messages(body), context, body)
+        task, pictures = await parse_chat(http, generate_messages(body), context, body)
         return await _answer(context, http, body, model, task, pictures)
 
     return routes

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
+from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from raylens.api.context import Context
@@ -163,6 +164,7 @@ class ShowRequest(LenientBody):
 
 
 async def parse_chat(
+    http: Request,
     messages: Sequence[ChatMessage],
     context: Context,
     body: OllamaRequest,
@@ -175,9 +177,8 @@ async def parse_chat(
     parsed, urls = read_messages(messages, "messages")
     context.media.check_count(len(urls), "images")
     context.check_text_length(sum(message.text_length for message in messages), "messages")
-    pictures = [
-        await context.media.from_url(url, _picture_field(field, body)) for url, field in urls
-    ]
+    named = [(url, _picture_field(field, body)) for url, field in urls]
+    pictures = await context.read_pictures(http, named)
     return Chat(parsed, body.reasons, tools), pictures
 
 

@@ -54,7 +54,7 @@ def router(context: Context) -> APIRouter:
     @routes.post(PATH, summary="Chat about pictures")
     async def chat_completions(body: ChatRequest, http: Request) -> Any:
         refuse_unsupported_parameters(body)
-        chat, pictures = await parse_chat(body, context)
+        chat, pictures = await parse_chat(http, body, context)
         grounding = parse_grounding_task(body, chat, context)
         task = grounding or chat
         sampling = build_sampling(body, chat, context)

@@ -6,10 +6,10 @@ refused with a 400 that names it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from fastapi import Request
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from raylens.api.body import RecipeField
@@ -258,28 +258,29 @@ def refuse_extra_parameters(
 
 
 async def parse_messages(
-    messages: Sequence[ChatMessage], context: Context, field: str = "messages"
+    http: Request, messages: Sequence[ChatMessage], context: Context, field: str = "messages"
 ) -> tuple[Chat, list[PictureFile]]:
     """Return the chat, and its pictures in the order of their appearance.
 
     ``field`` is the name of the messages in the request. Raises ``InvalidRequest`` or
-    ``PayloadTooLarge``.
+    ``PayloadTooLarge``, and what a download raises.
     """
     parsed, urls = read_messages(messages, field)
     context.media.check_count(len(urls), field)
     context.check_text_length(sum(message.text_length for message in messages), field)
-    pictures = await asyncio.gather(*(context.media.from_url(url, name) for url, name in urls))
-    return Chat(parsed), list(pictures)
+    return Chat(parsed), await context.read_pictures(http, urls)
 
 
-async def parse_chat(body: ChatRequest, context: Context) -> tuple[Chat, list[PictureFile]]:
+async def parse_chat(
+    http: Request, body: ChatRequest, context: Context
+) -> tuple[Chat, list[PictureFile]]:
     """Return the chat with its tools, and its pictures in the order of their appearance.
 
     Raises ``InvalidRequest`` or ``PayloadTooLarge``.
     """
     tools = body.parse_tools()
     context.check_prompt_text(tools, body.chat_template_kwargs)
-    chat, pictures = await parse_messages(body.messages, context)
+    chat, pictures = await parse_messages(http, body.messages, context)
     if body.continue_final_message and not chat.continues_answer:
         raise InvalidRequest(
             "continue_final_message: expected the last message to be text of the assistant's",

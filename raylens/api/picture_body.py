@@ -62,7 +62,8 @@ async def read_body(
         return body, context.media.from_upload(upload, "file")
     if body.image_url is None:
         return body, None
-    return body, await context.media.from_url(body.image_url, "image_url")
+    (picture,) = await context.read_pictures(http, [(body.image_url, "image_url")])
+    return body, picture
 
 
 def require_picture(picture: PictureFile | None) -> PictureFile:

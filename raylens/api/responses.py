@@ -46,7 +46,7 @@ def router(context: Context) -> APIRouter:
     @routes.post(PATH, summary="Chat about pictures, in items")
     async def create_response(body: ResponsesRequest, http: Request) -> Any:
         refuse_unsupported_parameters(body)
-        chat, pictures = await parse_chat(body, context, recent)
+        chat, pictures = await parse_chat(http, body, context, recent)
         sampling = build_sampling(body, chat, context)
         if chat.reasoning:
             model = await select_model(context, body.model, "openai", chat, "reasoning.effort")

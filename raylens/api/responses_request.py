@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
+from fastapi import Request
 from pydantic import ConfigDict, Field
 
 from raylens.api.body import RecipeField
@@ -102,7 +103,7 @@ def refuse_unsupported_parameters(body: ResponsesRequest) -> None:
 
 
 async def parse_chat(
-    body: ResponsesRequest, context: Context, recent: RecentItems
+    http: Request, body: ResponsesRequest, context: Context, recent: RecentItems
 ) -> tuple[Chat, list[PictureFile]]:
     """Return the conversation with its tools, and its pictures in the order of their appearance.
 
@@ -111,7 +112,7 @@ async def parse_chat(
     tools = parse_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
     context.check_prompt_text(tools)
     messages = read_input(body.input, recent)
-    chat, pictures = await parse_messages(messages, context, "input")
+    chat, pictures = await parse_messages(http, messages, context, "input")
     context.check_text_length(len(body.instructions), "instructions")
     turns = _join_turns(chat.messages)
     if body.instructions:

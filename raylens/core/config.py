@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     ByteSize,
@@ -38,7 +39,17 @@ RecipeChoice = str | dict[str, Any]
 and every other one changes ``auto``.
 """
 
-_ADDRESS_OR_NAME = re.compile(r"[^\s/@?#*]+(/[0-9]{1,3})?")
+_ADDRESS_OR_NAME = re.compile(r"(\*\.)?[^\s/@?#*]+(/[0-9]{1,3})?")
+
+
+def _check_address_or_name(entry: str) -> str:
+    if not _ADDRESS_OR_NAME.fullmatch(entry):
+        raise ValueError(f"expected an address, a network or a host name: {entry!r}")
+    return entry
+
+
+AddressOrName = Annotated[str, AfterValidator(_check_address_or_name)]
+"""An address, a network (``10.1.0.0/16``), a host name, or ``*.example.com``."""
 
 
 class Frozen(BaseModel):
@@ -274,7 +285,7 @@ class WebhooksConfig(Frozen):
     public_url: str = ""
     """The URL by which callers reach this server, such as ``https://vlm.example.com``. Webhooks
     link results that are too large for their bodies."""
-    allow: tuple[str, ...] = ()
+    allow: tuple[AddressOrName, ...] = ()
     """Networks (``10.1.0.0/16``), addresses and host names that webhooks may reach although they
     aren't public."""
     started: bool = False
@@ -289,12 +300,23 @@ class WebhooksConfig(Frozen):
     client_id: str = ""
     """Part of the deliveries' User-Agent."""
 
-    @model_validator(mode="after")
-    def _allowed_entries_are_addresses_or_names(self) -> Self:
-        for entry in self.allow:
-            if not _ADDRESS_OR_NAME.fullmatch(entry):
-                raise ValueError(f"allow: expected an address, a network or a host name: {entry!r}")
-        return self
+
+class FetchConfig(Frozen):
+    """Downloads of pictures and videos whose web addresses a request contains."""
+
+    mode: Literal["off", "public", "list"] = "public"
+    """``public`` means any public address and what ``allow`` adds, ``list`` only what ``allow``
+    contains."""
+    allow: tuple[AddressOrName, ...] = ()
+    """Networks (``10.1.0.0/16``), addresses, host names, and all names of a domain
+    (``*.example.com``)."""
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 20.0
+    """For one file, with all redirects and attempts."""
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+    max_at_once: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Concurrent downloads of one replica of the ingress; more of them wait."""
+    cache: ByteSize = ByteSize(64 * 2**20)
+    """Memory of one replica for files that were downloaded before."""
 
 
 class JobsConfig(Frozen):
@@ -401,6 +423,10 @@ class AppConfig(Frozen):
     defaults: Defaults = Defaults()
     dialect_models: DialectModels = DialectModels()
     jobs: JobsConfig = JobsConfig()
+    fetch: FetchConfig = FetchConfig()
+    media_root: Path | None = None
+    """The folder whose pictures and videos requests may name by path, or as ``file://`` URLs; unset
+    allows no paths. Every node with a replica of the ingress needs it."""
     cors_origins: tuple[str, ...] | None = None
     """Allowed origins; unset allows every port of localhost."""
     preprocessor_threads: Annotated[int, Field(ge=1, le=64)] = 2

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raylens.core.lru import ByteLRU
 from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import EngineLimits
-from raylens.engine.lru import ByteLRU
 from raylens.engine.metrics import EngineMetrics
 from raylens.engine.model import Model, ModelOutput, PictureInput, PrefillChunk, Prompt
 from raylens.engine.prefix_cache import PrefixCache

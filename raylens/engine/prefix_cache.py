@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raylens.engine.lru import ByteLRU
+from raylens.core.lru import ByteLRU
 from raylens.engine.model import Prompt
 
 Key = bytes

@@ -2,7 +2,8 @@
 
 Only public addresses may be called, unless the configuration allows others. The checks follow
 OWASP's "Server-Side Request Forgery Prevention Cheat Sheet". The special-purpose ranges are those
-of IANA's registries, as implemented by :mod:`ipaddress`.
+of IANA's registries (iana-ipv4-special-registry, iana-ipv6-special-registry). ``is_global`` of
+:mod:`ipaddress` is no help: it lets 6to4, NAT64 and multicast addresses pass.
 """
 
 from __future__ import annotations
@@ -18,22 +19,28 @@ from raylens.net.lookup import Address, LookUp, find_addresses, look_up
 
 Network = IPv4Network | IPv6Network
 
-_ALSO_REFUSED: tuple[Network, ...] = (
-    ip_network("168.63.129.16/32"),  # Azure's platform services, on a public address
-    ip_network("192.88.99.0/24"),  # 6to4 relays
-    # Addresses that embed an IPv4 address. A gateway forwards them to any IPv4 host.
-    ip_network("64:ff9b::/96"),
-    ip_network("64:ff9b:1::/48"),
-    ip_network("2001::/32"),
-    ip_network("2002::/16"),
-    ip_network("::/96"),
-    ip_network("::ffff:0:0:0/96"),
-    ip_network("fec0::/10"),  # site-local, deprecated
-    # Special-purpose ranges that are newer than the table of the ipaddress module.
-    ip_network("100:0:0:1::/64"),
-    ip_network("3fff::/20"),
-    ip_network("5f00::/16"),
+
+def _networks(*texts: str) -> tuple[Network, ...]:
+    return tuple(map(ip_network, texts))
+
+
+_NOT_PUBLIC_IPV4 = _networks(
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+    *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.168.0.0/16", "198.18.0.0/15"),
+    *("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+    "168.63.129.16/32",  # Azure's platform services, on a public address
+    "192.88.99.0/24",  # 6to4 relays
 )
+_GLOBAL_UNICAST = ip_network("2000::/3")
+_NOT_PUBLIC_IPV6 = _networks(
+    "2001::/23",  # protocol assignments, among them Teredo, which embeds IPv4 addresses
+    "2001:db8::/32",
+    "2002::/16",  # 6to4, which embeds IPv4 addresses
+    "3fff::/20",
+)
+"""The special-purpose ranges of ``_GLOBAL_UNICAST``. What is outside of it is not public: addresses
+of the machine, of links and sites, multicast, and those that embed an IPv4 address for a gateway,
+as 64:ff9b::/96."""
 MAX_HOST_CHARS = 128
 """Longest part of a host name in an error message."""
 
@@ -50,12 +57,16 @@ class AllowList:
 
     networks: tuple[Network, ...] = ()
     hosts: frozenset[str] = frozenset()
+    """``.example.com`` stands for all names under it."""
+    excludes_others: bool = False
+    """Whether nothing else may be called, not even public addresses."""
 
     @classmethod
-    def parse(cls, entries: Iterable[str]) -> AllowList:
+    def parse(cls, entries: Iterable[str], excludes_others: bool = False) -> AllowList:
         """Parse addresses, networks such as ``10.1.0.0/16``, and host names.
 
-        Raises ``ValueError`` if an entry is none of them.
+        ``*.example.com`` stands for all names under it. Raises ``ValueError`` if an entry is none
+        of these.
         """
         networks: list[Network] = []
         hosts: set[str] = set()
@@ -64,10 +75,25 @@ class AllowList:
                 networks.append(ip_network(entry))
             except ValueError:
                 hosts.add(_parse_host_name(entry))
-        return cls(tuple(networks), frozenset(hosts))
+        return cls(tuple(networks), frozenset(hosts), excludes_others)
 
     def allows(self, host: str, address: Address) -> bool:
-        return _normalize(host) in self.hosts or _is_in(address, self.networks)
+        """Whether this address of this host may be called."""
+        is_public_enough = is_public(address) and not self.excludes_others
+        return is_public_enough or self._lists(host) or _is_in(_unmap(address), self.networks)
+
+    def _lists(self, host: str) -> bool:
+        name = _normalize(host)
+        labels = name.split(".")
+        parents = {"." + ".".join(labels[start:]) for start in range(1, len(labels))}
+        return not self.hosts.isdisjoint({name, *parents})
+
+    def refuse(self, field: str, host: str, reason: str) -> AddressRefused:
+        """Return the error for a host that may not be called. ``reason`` is why, unless it is that
+        the host isn't listed."""
+        if self.excludes_others:
+            reason = "is not on the list of allowed hosts"
+        return AddressRefused(f"{field}: {host[:MAX_HOST_CHARS]} {reason}", field)
 
 
 def is_public(address: Address) -> bool:
@@ -77,9 +103,9 @@ def is_public(address: Address) -> bool:
     """
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return is_public(address.ipv4_mapped)
-    if address.is_multicast or not address.is_global:
-        return False
-    return not _is_in(address, _ALSO_REFUSED)
+    if isinstance(address, IPv6Address):
+        return address in _GLOBAL_UNICAST and not _is_in(address, _NOT_PUBLIC_IPV6)
+    return not _is_in(address, _NOT_PUBLIC_IPV4)
 
 
 def check(host: str, addresses: Sequence[Address], allowed: AllowList, field: str) -> None:
@@ -89,8 +115,7 @@ def check(host: str, addresses: Sequence[Address], allowed: AllowList, field: st
     error doesn't say which: the caller must not learn the addresses of this network.
     """
     if not _may_be_called(host, addresses, allowed):
-        name = host[:MAX_HOST_CHARS]
-        raise AddressRefused(f"{field}: {name} leads to an address that is not public", field)
+        raise allowed.refuse(field, host, "leads to an address that is not public")
 
 
 def check_literal(host: str, allowed: AllowList, field: str) -> None:
@@ -99,7 +124,7 @@ def check_literal(host: str, allowed: AllowList, field: str) -> None:
     A host name passes. It is not resolved.
     """
     if not _may_be_called(host, _parse_literal(host), allowed):
-        raise AddressRefused(f"{field}: {host[:MAX_HOST_CHARS]} is not a public address", field)
+        raise allowed.refuse(field, host, "is not a public address")
 
 
 async def resolve(
@@ -131,7 +156,7 @@ def _parse_literal(host: str) -> Sequence[Address]:
 
 
 def _may_be_called(host: str, addresses: Iterable[Address], allowed: AllowList) -> bool:
-    return all(is_public(address) or allowed.allows(host, _unmap(address)) for address in addresses)
+    return all(allowed.allows(host, address) for address in addresses)
 
 
 def _is_in(address: Address, networks: Iterable[Network]) -> bool:
@@ -149,13 +174,14 @@ def _parse_host_name(entry: str) -> str:
 
     A malformed address is not a host name.
     """
+    below = entry.startswith("*.")
     try:
-        name = _normalize(to_ascii(entry))
+        name = _normalize(to_ascii(entry.removeprefix("*.")))
     except ValueError:
         name = ""
     if not name or name.replace(".", "").isdigit():
         raise ValueError(f"{entry!r}: expected an address, a network or a host name")
-    return name
+    return f".{name}" if below else name
 
 
 def _normalize(host: str) -> str:

@@ -8,7 +8,8 @@ import errno
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,7 @@ import httpx
 from raylens.core.errors import InvalidRequest
 from raylens.net.address import MAX_HOST_CHARS, AllowList, resolve
 from raylens.net.host_name import to_ascii
-from raylens.net.lookup import Address, LookUp, look_up
+from raylens.net.lookup import LookUp, look_up
 
 MAX_URL_CHARS = 2048
 LOOKUP_TIMEOUT_S = 2.0
@@ -86,28 +87,53 @@ class GuardedClient:
         Raises ``InvalidRequest`` if the URL is invalid or may not be called, ``OSError`` if its
         host has no address, and httpx's errors.
         """
-        parsed = parse_url(url, field)
-        addresses = await resolve(_host(parsed), self._allowed, field, self._look_up)
-        for address in addresses[:-1]:
-            try:
-                return await self._post_to(address, parsed, content, headers)
-            except httpx.ConnectError:
-                continue
-        return await self._post_to(addresses[-1], parsed, content, headers)
+        async with self.request("POST", parse_url(url, field), headers, field, content) as response:
+            return response
 
-    async def _post_to(
-        self, address: Address, url: httpx.URL, content: bytes, headers: dict[str, str]
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        url: httpx.URL,
+        headers: dict[str, str],
+        field: str,
+        content: bytes | None = None,
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request to a URL from :func:`parse_url`. The response's body can be streamed.
+
+        Raises ``AddressRefused`` if the URL may not be called, ``OSError`` if its host has no
+        address, and httpx's errors.
+        """
+        response = await self._send(method, url, headers, field, content)
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    async def _send(
+        self,
+        method: str,
+        url: httpx.URL,
+        headers: dict[str, str],
+        field: str,
+        content: bytes | None,
     ) -> httpx.Response:
-        request = self._http.build_request(
-            "POST",
-            url.copy_with(host=str(address)),
-            content=content,
-            headers={**headers, "Host": url.netloc.decode("ascii")},
-            extensions={"sni_hostname": _host(url).removesuffix(".")},
-        )
-        response = await self._http.send(request, stream=True)
-        await response.aclose()
-        return response
+        """Send a request to the first of the host's addresses that accepts a connection."""
+        addresses = await resolve(_host(url), self._allowed, field, self._look_up)
+        failure: httpx.ConnectError | None = None
+        for address in addresses:
+            request = self._http.build_request(
+                method,
+                url.copy_with(host=str(address)),
+                content=content,
+                headers={**headers, "Host": url.netloc.decode("ascii")},
+                extensions={"sni_hostname": _host(url).removesuffix(".")},
+            )
+            try:
+                return await self._http.send(request, stream=True)
+            except httpx.ConnectError as error:
+                failure = error
+        raise failure or socket.gaierror(socket.EAI_NONAME, "no address")
 
 
 def parse_url(url: str, field: str) -> httpx.URL:

@@ -141,7 +141,7 @@ MODEL = {"name": "a", "family": "smolvlm"}
         ),
         (
             {"models": [MODEL], "jobs": {"webhooks": {"allow": ["a b"]}}},
-            "args.jobs.webhooks.allow: expected an address, a network or a host name: 'a b'",
+            "args.jobs.webhooks.allow.0: expected an address, a network or a host name: 'a b'",
         ),
     ],
 )

@@ -235,9 +235,9 @@ class TestSubmitting:
                 "input.image: blob: URLs",
             ),
             (
-                {"job_type": "caption", "input": {"image": "https://x.example/a.png"}},
+                {"job_type": "caption", "input": {"image": "ftp://x.example/a.png"}},
                 422,
-                "input.image: https: URLs",
+                "input.image: ftp: URLs",
             ),
             (
                 {"job_type": "caption", "input": {"image": "no base64!"}},

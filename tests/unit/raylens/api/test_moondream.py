@@ -121,7 +121,7 @@ async def test_preprocessing_warnings_are_passed_on(client, service: FakeService
          "settings.temperature"),
         ("caption", {"image_url": DATA_URL, "colour": 1}, 400, "colour"),
         ("caption", {"image_url": DATA_URL, "model": "x" * 999}, 404, "model: unknown model"),
-        ("caption", {"image_url": "http://a/b.png"}, 400, "http: URLs are not supported"),
+        ("caption", {"image_url": "ftp://a/b.png"}, 400, "ftp: URLs are not supported"),
         ("caption", [], 400, "body"),
         ("query", {"image_url": DATA_URL}, 400, "question: Field required"),
         ("query", {"question": "?", "spatial_refs": [[0.5, 0.5]]}, 400,

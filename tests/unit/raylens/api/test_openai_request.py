@@ -244,7 +244,7 @@ async def test_a_schema_that_is_nested_too_deep_is_refused(client) -> None:
         (chat("x", image(detail="ultra")), 400, "messages.0.content.1.image_url.detail", "'low'"),
         (chat("x", {"type": "input_audio", "input_audio": {}}), 400,
          "messages.0.content.1", "image_url"),
-        (chat("x", image("https://example.com/a.png")), 400,
+        (chat("x", image("ftp://example.com/a.png")), 400,
          "messages.0.content.1.image_url.url", "data URL"),
         (chat("x", {"type": "video", "video": ["a"]}), 400,
          "messages.0.content.1.video", "at least 2"),

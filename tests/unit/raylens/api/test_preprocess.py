@@ -142,7 +142,7 @@ async def test_an_invalid_recipe_is_refused_in_every_dialect(
         ({}, 422, "image_url: missing; expected a picture"),
         ({"image_url": DATA_URL, "colour": 1}, 422, "colour"),
         ({"image_url": DATA_URL, "model": "nope"}, 404, "model: unknown model"),
-        ({"image_url": "http://a/b.png"}, 422, "http: URLs are not supported"),
+        ({"image_url": "ftp://a/b.png"}, 422, "ftp: URLs are not supported"),
         ([], 422, "body"),
     ],
 )

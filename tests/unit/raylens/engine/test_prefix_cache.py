@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from raylens.engine.lru import ByteLRU
+from raylens.core.lru import ByteLRU
 from raylens.engine.model import PictureInput, Prompt
 from raylens.engine.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache
 
