@@ -74,6 +74,7 @@ def decode(
     ``InvalidRequest`` if the file is damaged or the picture is too small.
     """
     check_length(data, limits)
+    sent = data
     data, warnings = without_ballast(data)
     with open_picture(data) as picture:
         check_header(picture, data, limits)
@@ -86,7 +87,7 @@ def decode(
         except RaylensError:
             raise
         except Exception as error:  # a damaged file can make Pillow raise anything
-            raise damaged(data, error) from error
+            raise damaged(sent, error) from error
 
 
 def _full_size(size: Size) -> Size:

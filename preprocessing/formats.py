@@ -26,7 +26,7 @@ _MAGIC: tuple[tuple[str, bytes], ...] = (
     ("a JPEG XL picture", rb"\xff\x0a|\0\0\0\x0cJXL "),
     ("a JPEG 2000 picture", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
     ("a Photoshop file", rb"8BPS"),
-    ("an icon", rb"\0\0[\1\2]\0"),
+    ("an icon", rb"\0\0\x01\0|\0\0\x02\0[^\0]"),
     ("a PDF document", rb"%PDF-"),
     ("an SVG drawing", rb"\s*(<\?xml.{0,400})?(<!--.{0,400})?<svg[\s>]"),
     ("an HTML page", rb"\s*<(!doctype html|html)"),

@@ -17,6 +17,14 @@ MAX_CONTENT = 2**20
 _MAX_TOTAL = 4 * MAX_CONTENT
 """Bytes of the decompressed contents of all chunks."""
 MAX_CHUNKS = 50_000
+_CUT_OFF = b"CUT "
+"""Stands for the type of a chunk that is cut off: the end of the picture isn't looked for."""
+_END = b"\0\0\0\0IEND\xaeB`\x82"
+_FRAME = 12
+"""Bytes of a chunk's length, type and checksum."""
+_COLOR_TYPE_AT = 25
+_LEAST_SIZES = {b"acTL": 8, b"cHRM": 32, b"fcTL": 26, b"gAMA": 4, b"pHYs": 9, b"sRGB": 1}
+"""Bytes of the contents of ancillary chunks that Pillow reads; tRNS depends on the color type."""
 _TEXTS = (b"iTXt", b"tEXt", b"zTXt")
 
 
@@ -36,52 +44,85 @@ class Chunk:
 def without_ballast(data: bytes) -> tuple[bytes, tuple[str, ...]]:
     """Return the file without ancillary chunks that are damaged or too large, and warnings.
 
-    The file itself, if there are none, and if it has too many chunks to look at.
+    An IEND chunk that is missing or damaged is replaced: whether the pixels are complete is for the
+    decoder to see. Returns the file itself if nothing is wrong with it, and if it has too many
+    chunks to look at.
     """
     if not data.startswith(SIGNATURE):
         return data, ()
-    kept: list[tuple[int, int]] = [(0, len(SIGNATURE))]
+    view = memoryview(data)
+    kept = [view[: len(SIGNATURE)]]
     warnings: dict[str, None] = {}
     budget = _MAX_TOTAL
+    has_end = is_cut_off = False
     for number, chunk in enumerate(_chunks(data)):
         if number > MAX_CHUNKS:
             return data, ()
-        problem = None
-        if not chunk.is_critical:
-            if not chunk.is_intact:
-                problem = "its checksum is wrong"
-            elif chunk.kind in (b"iCCP", *_TEXTS):
-                size = _content_size(data, chunk, min(budget, MAX_CONTENT))
-                budget -= size or 0
-                problem = "its content is too large" if size is None else None
+        if chunk.kind == b"IEND":
+            has_end = data[chunk.start : chunk.end] == _END
+            break
+        is_cut_off = chunk.kind == _CUT_OFF
+        problem, size = _judge(data, chunk, min(budget, MAX_CONTENT))
+        budget -= size
         if problem is None:
-            kept.append((chunk.start, chunk.end))
+            kept.append(view[chunk.start : chunk.end])
         else:
             name = chunk.kind.decode("latin-1")
             warnings[f"decode: the chunk {name} was ignored: {problem}"] = None
+    if not has_end and not is_cut_off:
+        warnings["decode: the end of the PNG is missing or damaged"] = None
     if not warnings:
         return data, ()
-    return b"".join(data[start:end] for start, end in kept), tuple(warnings)[:8]
+    if not is_cut_off:
+        kept.append(memoryview(_END))
+    return b"".join(kept), tuple(warnings)[:8]
+
+
+def _judge(data: bytes, chunk: Chunk, limit: int) -> tuple[str | None, int]:
+    """Return what is wrong with an ancillary chunk, and the size of its text or profile.
+
+    ``limit`` bounds that size, in bytes.
+    """
+    if chunk.is_critical:
+        return None, 0
+    if not chunk.is_intact:
+        return "its checksum is wrong", 0
+    if chunk.end - chunk.start - _FRAME < _least_size(chunk.kind, data):
+        return "it is too short", 0
+    if chunk.kind not in (b"iCCP", *_TEXTS):
+        return None, 0
+    size = _content_size(data, chunk, limit)
+    return ("its content is too large", 0) if size is None else (None, size)
+
+
+def _least_size(kind: bytes, data: bytes) -> int:
+    """Return the least size of a chunk's content, in bytes."""
+    if kind != b"tRNS":
+        return _LEAST_SIZES.get(kind, 0)
+    color_type = data[_COLOR_TYPE_AT] if len(data) > _COLOR_TYPE_AT else 0
+    return {0: 2, 2: 6}.get(color_type, 1)
 
 
 def _chunks(data: bytes) -> Iterator[Chunk]:
-    """Yield the chunks, the last one perhaps cut off."""
+    """Yield the chunks up to the end of the picture.
+
+    The last one may be cut off. It then counts as critical, for the decoder to judge. A rest that
+    is too short for a chunk is left out.
+    """
     view = memoryview(data)
     offset = len(SIGNATURE)
-    while offset < len(data):
-        if offset + 12 > len(data):
-            yield Chunk(offset, len(data), b"IEND", True)  # a rest, for the decoder to judge
-            return
+    while offset + _FRAME <= len(data):
         length, kind = struct.unpack_from(">I4s", data, offset)
-        end = offset + 12 + length
+        end = offset + _FRAME + length
+        if end > len(data):
+            yield Chunk(offset, len(data), _CUT_OFF, True)
+            return
         is_intact = True
         if not kind[:1].isupper():
             checksum = data[end - 4 : end]
             is_intact = zlib.crc32(view[offset + 4 : end - 4]).to_bytes(4, "big") == checksum
-        yield Chunk(offset, min(end, len(data)), kind, is_intact)
+        yield Chunk(offset, end, kind, is_intact)
         if kind == b"IEND":
-            if end < len(data):
-                yield Chunk(end, len(data), b"REST", True)
             return
         offset = end
 

@@ -39,7 +39,7 @@ from models.moondream.token_policy import (
 from models.moondream.vision import VisionEncoder
 from models.moondream.weights import ShapeRecorder, Weights
 from models.options import DEFAULTS, LoadOptions
-from raylens.core.errors import UnsupportedTask
+from raylens.core.errors import UnsupportedTask, picture_field
 from raylens.core.types import (
     Caption,
     Chat,
@@ -353,9 +353,9 @@ def _with_one_picture(task: Task, pictures: Sequence[Pixels]) -> tuple[Task, Seq
         return task, pictures
     indices = [part.index for part in image_parts(task.messages)]
     if len(indices) > 1:
-        raise UnsupportedTask(
-            f"messages: {len(indices)} pictures; the limit is 1 for this model", "messages"
-        )
+        field = picture_field(indices[1])
+        message = f"{field}: {len(indices)} pictures; the limit is 1 for this model"
+        raise UnsupportedTask(message, field)
     query = Query(_flatten_chat(task), task.reasoning)
     return query, [pictures[index] for index in indices]
 

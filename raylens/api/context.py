@@ -174,12 +174,14 @@ class Context:
         json_schema: str | None = None,
         tools: Tools | None = None,
         schema_field: str = "response_format",
+        section: str = "",
     ) -> SamplingParams:
         """Return sampling parameters, with the configured defaults for unset ones.
 
         With ``capped``, an answer without ``max_tokens`` gets what is left, of which only the
         default is guaranteed, and a value over the limit counts as the limit. ``schema_field`` is
-        the request's name of ``json_schema``.
+        the request's name of ``json_schema``, and ``section`` what precedes the names of the other
+        parameters there, such as ``settings.``.
 
         Raises ``InvalidRequest`` if a parameter is over its limit.
         """
@@ -196,10 +198,10 @@ class Context:
         functions = tools.functions if tools else ()
         tool_bytes = sum(len(function.parameters.encode()) for function in functions)
         schema_bytes = len((json_schema or "").encode())
-        _check_limit("max_tokens", max_tokens, limits.max_tokens)
-        _check_limit("min_tokens", min_tokens, max_tokens)
-        _check_limit("n", n, limits.max_answers)
-        _check_limit("stop", len(stop), limits.max_stop_strings)
+        _check_limit(f"{section}max_tokens", max_tokens, limits.max_tokens)
+        _check_limit(f"{section}min_tokens", min_tokens, max_tokens)
+        _check_limit(f"{section}n", n, limits.max_answers)
+        _check_limit(f"{section}stop", len(stop), limits.max_stop_strings)
         _check_limit(schema_field, schema_bytes, limits.max_schema_bytes, " bytes of schema")
         _check_limit("tools", tool_bytes, limits.max_schema_bytes, " bytes of schemas")
         return SamplingParams(

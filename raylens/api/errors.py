@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -94,13 +95,15 @@ def add_error_handlers(app: FastAPI) -> None:
         path = route_path(request.scope)
         errors = error.errors()
         content_type = request.headers.get("content-type", "").lower()
-        if _is_no_object(errors[0]) and not _JSON.match(content_type):
+        if _is_no_object(errors[0]) and not is_json(content_type):
             return error_response(path, not_json(content_type))
         return error_response(path, from_validation(errors))
 
     @app.exception_handler(HTTPException)
     async def handle_http_exception(request: Request, error: HTTPException) -> Response:
         path = route_path(request.scope)
+        if error.status_code == 400 and isinstance(error.__cause__, ValueError | RecursionError):
+            return error_response(path, invalid_json(error.__cause__))  # FastAPI read the body
         raylens_error = RaylensError(str(error.detail))
         raylens_error.http_status = error.status_code
         raylens_error.code = _CODES.get(error.status_code, "http_error")
@@ -133,6 +136,25 @@ def _describe_unknown_route(request: Request, path: str) -> str:
     return f"{message}; did you mean {nearest[0]}?" if nearest else f"{message}; see /docs"
 
 
+def is_json(content_type: str) -> bool:
+    """Whether a Content-Type, in lower case, is that of JSON."""
+    return _JSON.match(content_type) is not None
+
+
+def invalid_json(error: Exception) -> InvalidRequest:
+    """Return the error for a body that Python's JSON parser refuses with ``error``."""
+    match error:
+        case json.JSONDecodeError():
+            reason = f"{error.msg} at character {error.pos}"
+        case UnicodeDecodeError():
+            reason = f"byte {error.start} is not UTF-8"
+        case RecursionError():
+            reason = "nested too deep"
+        case _:
+            reason = "a number is too long"
+    return InvalidRequest(f"body: not valid JSON ({reason})", "body")
+
+
 def not_json(content_type: str) -> InvalidRequest:
     """Return the error for a body whose Content-Type is not that of JSON."""
     got = content_type[:MAX_FIELD_CHARS] or "none"
@@ -157,13 +179,19 @@ def from_validation(errors: Any) -> InvalidRequest:
         return InvalidRequest(f"body: not valid JSON ({reason})", "body")
     field = _field_of(first["loc"])[:MAX_FIELD_CHARS]
     message = str(first["msg"]).removeprefix("Value error, ")[: 2 * MAX_FIELD_CHARS]
+    if first["type"] in _NOT_AN_OBJECT:
+        message = "expected an object"
     others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return InvalidRequest(f"{field}: {message}{others}", field)
 
 
 def _field_of(location: Any) -> str:
     """Return the dotted name of the field at pydantic's ``location``."""
-    parts = [str(part) for part in location if part != "body"]
+    parts = [part for part in location if part not in ("body", "[key]")]
     # A tagged union adds its tag in front of the field, which has the same name.
-    names = [part for part, previous in zip(parts, ["", *parts], strict=False) if part != previous]
+    names = [
+        str(part)
+        for part, previous in zip(parts, ["", *parts], strict=False)
+        if part != previous or isinstance(part, int)
+    ]
     return ".".join(names) or "body"

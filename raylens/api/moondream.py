@@ -105,7 +105,7 @@ def router(context: Context) -> APIRouter:
     )
     async def caption(http: Request) -> Any:
         body, picture = await read_body(http, CaptionRequest, context)
-        pictures = [require_picture(picture)]
+        pictures = [require_picture(http, picture)]
         return await _answer_text(context, http, body, Caption(body.length), pictures, "caption")
 
     @routes.post(
@@ -129,7 +129,7 @@ def router(context: Context) -> APIRouter:
     async def detect(http: Request) -> Any:
         body, picture = await read_body(http, ObjectRequest, context)
         task = Detect(body.object, body.settings.max_objects)
-        return await _answer_findings(context, http, body, task, require_picture(picture))
+        return await _answer_findings(context, http, body, task, require_picture(http, picture))
 
     @routes.post(
         "/point",
@@ -139,7 +139,7 @@ def router(context: Context) -> APIRouter:
     async def point(http: Request) -> Any:
         body, picture = await read_body(http, ObjectRequest, context)
         task = Point(body.object, body.settings.max_objects)
-        return await _answer_findings(context, http, body, task, require_picture(picture))
+        return await _answer_findings(context, http, body, task, require_picture(http, picture))
 
     @routes.post(
         "/segment", summary="Not supported: always 400", openapi_extra=describe_body(ObjectRequest)
@@ -230,7 +230,10 @@ def _build_request(
 ) -> VisionRequest:
     settings = body.settings
     sampling = context.build_sampling(
-        max_tokens=settings.max_tokens, temperature=temperature, top_p=settings.top_p
+        max_tokens=settings.max_tokens,
+        temperature=temperature,
+        top_p=settings.top_p,
+        section="settings.",
     )
     return context.build_request(http, model, task, sampling, body.recipe, body.stream)
 

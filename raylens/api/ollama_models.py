@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.responses import PlainTextResponse
 
 from raylens.api.context import Context
 from raylens.api.ollama_request import ShowRequest, parse_body
@@ -30,10 +31,18 @@ def router(context: Context) -> APIRouter:
     """Return the routes about models."""
     routes = APIRouter(tags=["Ollama"])
 
+    @routes.head("/", include_in_schema=False)
+    @routes.get("/", include_in_schema=False)
+    async def root() -> PlainTextResponse:
+        """Ollama's clients ask here whether there is a server."""
+        return PlainTextResponse("raylens is running; /docs describes its API")
+
+    @routes.head(TAGS_PATH, include_in_schema=False)
     @routes.get(TAGS_PATH, summary="List the models, as with Ollama")
     async def tags() -> dict[str, Any]:
         return {"models": [_model_as_json(model) for model in context.config.models]}
 
+    @routes.head(PS_PATH, include_in_schema=False)
     @routes.get(PS_PATH, summary="List the loaded models, as with Ollama")
     async def ps() -> dict[str, Any]:
         infos = await context.fetch_model_infos(context.catalog.models)
@@ -65,6 +74,7 @@ def router(context: Context) -> APIRouter:
             "capabilities": capabilities + ["thinking"] * (REASONING in tasks),
         }
 
+    @routes.head(VERSION_PATH, include_in_schema=False)
     @routes.get(VERSION_PATH, summary="Show the version of Ollama whose API this is")
     async def version() -> dict[str, str]:
         return {"version": VERSION}

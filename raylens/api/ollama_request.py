@@ -13,7 +13,7 @@ from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from raylens.api.context import Context
-from raylens.api.errors import from_validation
+from raylens.api.errors import from_validation, invalid_json
 from raylens.api.field_names import FieldNames
 from raylens.api.openai_tools import dump_schema, parse_tools
 from raylens.api.response_format import ANY_OBJECT
@@ -118,6 +118,7 @@ class OllamaRequest(LenientBody):
             stop=tuple(text for text in stop if text),
             json_schema=self._parse_format(),
             schema_field="format",
+            section="options.",
             tools=tools,
         )
 
@@ -210,4 +211,4 @@ def parse_body(body: bytes, request_type: type[B]) -> B:
     except ValidationError as error:  # a ValueError, too
         raise from_validation(error.errors()) from None
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"body: not valid JSON ({error})", "body") from None
+        raise invalid_json(error) from None

@@ -70,6 +70,7 @@ def router(context: Context) -> APIRouter:
         # FastAPI's encoder takes too long over the log probabilities of a long answer.
         return JSONResponse(await reply.complete(deltas))
 
+    @routes.head("/v1/models", include_in_schema=False)
     @routes.get("/v1/models", summary="List the served models")
     async def list_models() -> dict[str, Any]:
         return {

@@ -6,7 +6,7 @@ refused with a 400 that names it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
@@ -60,6 +60,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "cache_salt": (ANY_VALUE,),
     "echo": (False,),
+    "enable_thinking": (False,),
     "ignore_eos": (False,),
     "include_reasoning": (ANY_VALUE,),
     "include_stop_str_in_output": (False,),
@@ -79,6 +80,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "safety_identifier": (ANY_VALUE,),
     "service_tier": (ANY_VALUE,),
     "store": (ANY_VALUE,),
+    "thinking": ({"type": "disabled"},),
     "user": (ANY_VALUE,),
 }
 """Unsupported parameters, with the values that have no effect. Null and empty values never have
@@ -92,7 +94,13 @@ def _accept_whole_floats(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _read_max_tokens(value: Any) -> Any:
+    """-1 means no limit to clients of llama.cpp and LM Studio."""
+    return None if value == -1 and not isinstance(value, bool) else value
+
+
 Integer = Annotated[int, BeforeValidator(_accept_whole_floats), Strict]
+MaxTokens = Annotated[Annotated[Integer, Field(ge=1)] | None, BeforeValidator(_read_max_tokens)]
 TOKEN_ID = Field(ge=0, lt=2**31)
 TokenId = Annotated[Integer, TOKEN_ID]
 MAX_STOP_TOKENS = 128
@@ -154,6 +162,8 @@ class Sampling(LenientBody):
     @field_validator("stop", mode="before")
     @classmethod
     def _wrap_one_stop_string(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [text for text in value if text is not None]
         return [value] if isinstance(value, str) else value
 
     def build(self, context: Context, max_tokens: int | None, **others: Any) -> SamplingParams:
@@ -191,8 +201,8 @@ class ChatRequest(Sampling):
 
     messages: Messages
     model: str | None = None
-    max_tokens: Annotated[Integer, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[Integer, Field(ge=1)] | None = None
+    max_tokens: MaxTokens = None
+    max_completion_tokens: MaxTokens = None
     n: Annotated[Integer, Field(ge=1)] | None = None
     logprobs: Annotated[bool, Strict] | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
@@ -258,17 +268,24 @@ def refuse_extra_parameters(
 
 
 async def parse_messages(
-    http: Request, messages: Sequence[ChatMessage], context: Context, field: str = "messages"
+    http: Request,
+    messages: Sequence[ChatMessage],
+    context: Context,
+    field: str = "messages",
+    rename: Callable[[str], str] = str,
 ) -> tuple[Chat, list[PictureFile]]:
     """Return the chat, and its pictures in the order of their appearance.
 
-    ``field`` is the name of the messages in the request. Raises ``InvalidRequest`` or
+    ``field`` is the name of the messages in the request, and ``rename`` returns the sender's name
+    of a picture. Raises ``InvalidRequest`` or
     ``PayloadTooLarge``, and what a download raises.
     """
     parsed, urls = read_messages(messages, field)
     context.media.check_count(len(urls), field)
     context.check_text_length(sum(message.text_length for message in messages), field)
-    return Chat(parsed), await context.read_pictures(http, urls)
+    return Chat(parsed), await context.read_pictures(
+        http, [(url, rename(name)) for url, name in urls]
+    )
 
 
 async def parse_chat(

@@ -26,6 +26,8 @@ def parse_tools(tools: Any, choice: Any, parallel: bool | None) -> Tools | None:
 
     Raises ``InvalidRequest`` if a tool is no function, or if ``choice`` names none of them.
     """
+    if isinstance(choice, dict) and choice.get("type") in (*_FORCED, *_UNFORCED):
+        choice = choice["type"]
     required, allowed = _parse_choice(choice)
     if choice == "none":
         return None
@@ -62,7 +64,11 @@ def _parse_functions(tools: Any) -> list[Tool]:
         raise InvalidRequest(
             f"tools: {len(tools)}; the limit is {MAX_TOOLS}", "tools", MAX_TOOLS, len(tools)
         )
-    functions = [_parse_function(tool, f"tools.{number}") for number, tool in enumerate(tools)]
+    functions = [
+        _parse_function(tool, f"tools.{number}")
+        for number, tool in enumerate(tools)
+        if not is_absent(tool)
+    ]
     names = [function.name for function in functions]
     for number, name in enumerate(names):
         if name in names[:number]:
@@ -86,18 +92,7 @@ def _parse_function(tool: Any, field: str) -> Tool:
         raise InvalidRequest(
             f"{field}.name: expected 1 to 128 letters, digits or _ . : / -", f"{field}.name"
         )
-    parameters = function.get("parameters")
-    if not is_absent(function.get("input_schema")):
-        raise InvalidRequest(
-            f"{field}.input_schema: the name of a schema in Anthropic's API; here it is parameters",
-            f"{field}.input_schema",
-        )
-    if is_absent(parameters):
-        parameters = {"type": "object", "properties": {}, "additionalProperties": False}
-    if not isinstance(parameters, dict):
-        raise InvalidRequest(f"{field}.parameters: expected a JSON schema", f"{field}.parameters")
-    if parameters.get("type", "object") != "object":
-        raise InvalidRequest(f"{field}.parameters.type: expected 'object'", f"{field}.parameters")
+    parameters = _read_parameters(function, field)
     definition: dict[str, Any] = {"name": name}
     description = function.get("description")
     if isinstance(description, str) and description:
@@ -110,6 +105,26 @@ def _parse_function(tool: Any, field: str) -> Tool:
     if parameters.get("properties") == {}:
         parameters = {"additionalProperties": False, **parameters}  # it takes none
     return Tool(name, dump_schema(parameters, field), full_definition, field)
+
+
+def _read_parameters(function: dict[str, Any], field: str) -> dict[str, Any]:
+    """Return the schema of a function's arguments. Keywords that are null count as absent."""
+    parameters = function.get("parameters")
+    if not is_absent(function.get("input_schema")):
+        raise InvalidRequest(
+            f"{field}.input_schema: the name of a schema in Anthropic's API; here it is parameters",
+            f"{field}.input_schema",
+        )
+    if is_absent(parameters):
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if not isinstance(parameters, dict):
+        raise InvalidRequest(f"{field}.parameters: expected a JSON schema", f"{field}.parameters")
+    if "properties" in parameters:
+        parameters = {**parameters, "properties": parameters["properties"] or {}}
+    parameters = {key: value for key, value in parameters.items() if value is not None}
+    if parameters.get("type", "object") != "object":
+        raise InvalidRequest(f"{field}.parameters.type: expected 'object'", f"{field}.parameters")
+    return parameters
 
 
 def _parse_choice(choice: Any) -> tuple[list[str] | None, set[str] | None]:

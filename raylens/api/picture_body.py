@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -12,7 +11,14 @@ from starlette.exceptions import HTTPException
 
 from raylens.api.body import RecipeField, parse_object
 from raylens.api.context import Context
-from raylens.api.errors import URLENCODED, from_validation, not_json
+from raylens.api.errors import (
+    MAX_FIELD_CHARS,
+    URLENCODED,
+    from_validation,
+    invalid_json,
+    is_json,
+    not_json,
+)
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import PictureFile
 from raylens.core.wire import Body, Text, is_absent
@@ -44,7 +50,7 @@ async def read_body(
     http: Request, body_type: type[BodyT], context: Context
 ) -> tuple[BodyT, PictureFile | None]:
     """Return the body and its picture. Raises ``InvalidRequest`` or ``PayloadTooLarge``."""
-    content_type = http.headers.get("content-type", "").lower()
+    content_type = _content_type(http)
     upload: bytes | None = None
     if content_type.startswith(URLENCODED) and (await http.body()).lstrip()[:1] == b"{":
         raise not_json(content_type)
@@ -66,22 +72,25 @@ async def read_body(
     return body, picture
 
 
-def require_picture(picture: PictureFile | None) -> PictureFile:
+def require_picture(http: Request, picture: PictureFile | None) -> PictureFile:
     """Return ``picture``. Raises ``InvalidRequest`` if it is None."""
     if picture is None:
-        raise InvalidRequest("image_url: missing; expected a picture", "image_url")
+        field = "file" if _content_type(http).startswith(_FORM_TYPES) else "image_url"
+        raise InvalidRequest(f"{field}: missing; expected a picture", field)
     return picture
+
+
+def _content_type(http: Request) -> str:
+    return http.headers.get("content-type", "").lower()
 
 
 async def _read_json(http: Request) -> Any:
     try:
         return await http.json()
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(
-            f"body: not valid JSON ({error.msg} at character {error.pos})", "body"
-        ) from None
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"body: not valid JSON ({type(error).__name__})", "body") from None
+        if is_json(_content_type(http)):
+            raise invalid_json(error) from None
+        raise not_json(_content_type(http)) from None
 
 
 async def _read_form(
@@ -100,6 +109,10 @@ async def _read_form(
             if upload is not None and not isinstance(upload, UploadFile):
                 raise InvalidRequest("file: expected an uploaded file", "file")
             fields: dict[str, Any] = {name: value for name, value in form.items() if name != "file"}
+            for name, value in fields.items():
+                if isinstance(value, UploadFile):
+                    name = name[:MAX_FIELD_CHARS]
+                    raise InvalidRequest(f"{name}: expected the picture in the field file", name)
             data = None if upload is None else await upload.read()
     except (UnicodeError, LookupError) as error:
         raise InvalidRequest(

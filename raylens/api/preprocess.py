@@ -37,7 +37,7 @@ def router(context: Context) -> APIRouter:
         recipe = context.resolve_recipe(model, body.recipe)
         deadline = context.compute_deadline(http, model)
         picture = await context.service.preprocess(
-            require_picture(upload), recipe, deadline, http.state.request_id
+            require_picture(http, upload), recipe, deadline, http.state.request_id
         )
         if _accepts_only_jpeg(http):
             return Response(picture.jpeg, media_type=JPEG)

@@ -6,6 +6,7 @@ Format: OpenAI's API reference, "Responses".
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from typing import Any
 
@@ -21,6 +22,7 @@ ITEM_BYTES = 2048
 MAX_SHOWN_CHARS = 80
 """Characters of the sender's text in an error."""
 _MESSAGES: TypeAdapter[list[ChatMessage]] = TypeAdapter(Messages)
+_CONTENT = re.compile(r"input\.(\d+)\.content(?=\.|$)")
 _OUR_NAMES = ((".tool_calls.0.function.", "."), (".image_url.url", ".image_url"))
 """Parts of the fields of chat completions, and what they are called here."""
 
@@ -82,19 +84,26 @@ def read_input(value: Any, recent: RecentItems) -> list[ChatMessage]:
         return _MESSAGES.validate_python(messages)
     except ValidationError as error:
         first = error.errors()[0]
-        location: list[Any] = ["input", *first["loc"]]
-        if location[2:3] == ["content"] and _is_output(value[location[1]]):
-            location[2] = "output"
-        raise _rename(from_validation([{**first, "loc": location}])) from None
+        failure = from_validation([{**first, "loc": ["input", *first["loc"]]}])
+        raise _rename(failure, value) from None
 
 
-def _is_output(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("type") == "function_call_output"
+def name_of_output(value: Any, field: str) -> str:
+    """Return the sender's name of a field of the messages from :func:`read_input`.
+
+    The content of a tool's message is the item's ``output``.
+    """
+    match = _CONTENT.match(field)
+    if match is None or not isinstance(value, list):
+        return field
+    item = value[int(match[1])]
+    is_output = isinstance(item, dict) and item.get("type") == "function_call_output"
+    return f"input.{match[1]}.output{field[match.end() :]}" if is_output else field
 
 
-def _rename(error: InvalidRequest) -> InvalidRequest:
-    """Return an error about a message with the sender's name of the field."""
-    field = error.field or "input"
+def _rename(error: InvalidRequest, value: Any) -> InvalidRequest:
+    """Return an error about a message of the input with the sender's name of the field."""
+    field = name_of_output(value, error.field or "input")
     for theirs, ours in _OUR_NAMES:
         field = field.replace(theirs, ours)
     return InvalidRequest(f"{field}{error.message.removeprefix(error.field or '')}", field)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from pydantic import ConfigDict, Field
@@ -18,6 +19,7 @@ from raylens.api.openai_request import (
     ANY_VALUE,
     NEUTRAL_VALUES,
     Integer,
+    MaxTokens,
     Sampling,
     check_reasoning,
     is_effort,
@@ -26,7 +28,7 @@ from raylens.api.openai_request import (
 )
 from raylens.api.openai_tools import parse_tools
 from raylens.api.response_format import parse_response_format
-from raylens.api.responses_input import RecentItems, read_input
+from raylens.api.responses_input import RecentItems, name_of_output, read_input
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import Chat, Message, PictureFile, Role, SamplingParams, TextPart
 from raylens.core.wire import JsonValue, LenientBody, Text
@@ -53,6 +55,7 @@ _NEUTRAL = {
 
 class TextOptions(LenientBody):
     format: JsonValue = None
+    verbosity: Literal["medium"] | None = None
 
 
 class ReasoningOptions(LenientBody):
@@ -68,7 +71,7 @@ class ResponsesRequest(Sampling):
     """A text, or a list of items; :func:`read_input` reads it."""
     model: str | None = None
     instructions: Text = ""
-    max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
+    max_output_tokens: MaxTokens = None
     text: TextOptions = TextOptions()
     tools: JsonValue = None
     tool_choice: JsonValue = None
@@ -112,7 +115,8 @@ async def parse_chat(
     tools = parse_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
     context.check_prompt_text(tools)
     messages = read_input(body.input, recent)
-    chat, pictures = await parse_messages(http, messages, context, "input")
+    rename = partial(name_of_output, body.input)
+    chat, pictures = await parse_messages(http, messages, context, "input", rename)
     context.check_text_length(len(body.instructions), "instructions")
     turns = _join_turns(chat.messages)
     if body.instructions:

@@ -77,7 +77,7 @@ class RequestLimits(Frozen):
     max_tokens: PositiveInt = 4096
     max_answers: PositiveInt = 8
     """Upper bound of ``n``."""
-    max_stop_strings: PositiveInt = 4
+    max_stop_strings: PositiveInt = 64
     max_schema_bytes: PositiveInt = 64 * 2**10
     """Size of a JSON schema in ``response_format``, as compact JSON."""
 

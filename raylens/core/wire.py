@@ -52,6 +52,8 @@ _TEXT_PARTS = {
     "text": "text",
 }
 """Types of parts that hold text, and where."""
+_UNTYPED = ("image_url", "image", "video", "text")
+"""Keys of parts without a type, which are the types that such parts have."""
 _THOUGHTS = frozenset({"reasoning", "reasoning_text", "redacted_thinking", "thinking"})
 """Types of parts that hold earlier thoughts, which no template shows to a model again."""
 
@@ -142,31 +144,22 @@ class ChatVideo(LenientBody):
 def _normalize_part(part: Any) -> Any:
     """Return a part in the form of chat completions; an empty text for what no model reads.
 
-    Clients also send bare strings, parts without a type, the parts of OpenAI's Responses, and
-    Qwen's ``{"type": "image", "image": …}``.
+    Clients also send bare strings, parts without a type, the parts of OpenAI's Responses, Qwen's
+    ``{"type": "image", "image": …}``, and the pictures of Anthropic's API, of MCP and of LangChain.
     """
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, dict):
         return part
-    kind = part.get("type") or next(
-        (key for key in ("text", "image_url", "image", "video") if key in part), None
-    )
+    kind = part.get("type") or _guess_type(part)
     if not isinstance(kind, str):
         raise ValueError("expected parts whose type is a text")
     if kind in _THOUGHTS:
         return {"type": "text"}
     if kind in _TEXT_PARTS:
         return {"type": "text", "text": part.get(_TEXT_PARTS[kind]) or ""}
-    if kind == "image":
-        field = "image" if part.get("image") else "url"
-        return {"type": "image_url", "image_url": part.get(field), "field": field}
-    if kind == "input_image":
-        picture = {"detail": part.get("detail"), "url": part.get("image_url")}
-        return {"type": "image_url", "image_url": picture, "field": "image_url"}
-    if kind == "image_url":
-        url = part.get("image_url")
-        field = "image_url" if isinstance(url, str) else "image_url.url"
+    if kind in _PICTURE_PARTS:
+        url, field = _PICTURE_PARTS[kind](part)
         return {"type": "image_url", "image_url": url, "field": field}
     if kind != "video":
         raise ValueError(
@@ -174,6 +167,56 @@ def _normalize_part(part: Any) -> Any:
             " 'video', or 'input_text' and 'input_image' of Responses"
         )
     return {**part, "type": kind}
+
+
+def _guess_type(part: dict[str, Any]) -> str:
+    """Return the type of a part that doesn't say it."""
+    present = [key for key in _UNTYPED if not is_absent(part.get(key))]
+    if len(present) > 1:
+        raise ValueError(f"expected a type: the part has both {present[0]} and {present[1]}")
+    return present[0] if present else "text"
+
+
+# Each returns the value of ``image_url``, and the sender's name of the picture.
+
+
+def _find_picture_of_chat(part: dict[str, Any]) -> tuple[Any, str]:
+    url = part.get("image_url")
+    return url, "image_url" if isinstance(url, str) else "image_url.url"
+
+
+def _find_picture_of_responses(part: dict[str, Any]) -> tuple[Any, str]:
+    if is_absent(part.get("image_url")):
+        raise ValueError("expected the picture in image_url")
+    return {"detail": part.get("detail"), "url": part["image_url"]}, "image_url"
+
+
+def _find_picture(part: dict[str, Any]) -> tuple[Any, str]:
+    """Read the formats of Qwen's clients (``image``), of Anthropic's Messages (``source``), and of
+    the content blocks of LangChain (``url``, or ``base64`` or ``data`` with ``mime_type``) and MCP
+    (``data`` with ``mimeType``).
+    """
+    for field in ("image", "url"):
+        if not is_absent(part.get(field)):
+            return part[field], field
+    source = part.get("source")
+    holder, prefix = (source, "source.") if isinstance(source, dict) else (part, "")
+    if not is_absent(holder.get("url")):
+        return holder["url"], f"{prefix}url"
+    for field in ("base64", "data"):
+        data = holder.get(field)
+        if isinstance(data, str) and data:
+            names = ("media_type", "mime_type", "mimeType")
+            media_type = next((holder[name] for name in names if holder.get(name)), "image/png")
+            return f"data:{media_type};base64,{data}", f"{prefix}{field}"
+    raise ValueError("expected the picture in image or url")
+
+
+_PICTURE_PARTS = {
+    "image": _find_picture,
+    "image_url": _find_picture_of_chat,
+    "input_image": _find_picture_of_responses,
+}
 
 
 def _normalize_content(content: Any) -> Any:

@@ -24,6 +24,9 @@ MAX_SCHEMA_CHARS = 65_536
 _SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _LENIENT = {"lenient": True, "coerce_one_of": True}
 _COMBINATORS = frozenset({"allOf", "anyOf", "oneOf", "$ref", "if", "then", "else", "not"})
+_HAVE_A_TYPE = _COMBINATORS | {"type", "enum", "const"}
+_OF_OBJECTS = frozenset({"properties", "patternProperties", "additionalProperties", "required"})
+_OF_ARRAYS = frozenset({"items", "prefixItems"})
 _MAPS = frozenset({"properties", "$defs", "definitions", "patternProperties"})
 """Keywords whose values are schemas by name."""
 _NOT_SCHEMAS = frozenset({"const", "default", "enum", "example", "examples"})
@@ -63,6 +66,7 @@ def read_schema(text: str, field: str, lenient: bool) -> Schema:
     ignored: list[str] = []
     try:
         schema = json.loads(text)
+        _complete(schema)
         if lenient:
             ignored += _drop_unsupported(schema)
         close_objects(schema)
@@ -165,6 +169,22 @@ def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
         elif key not in _NOT_SCHEMAS:
             yield from _schemas(value)
     yield schema
+
+
+def _complete(schema: Any) -> None:
+    """Drop keywords that are null, and name the type of schemas that describe objects or arrays.
+
+    In JSON Schema, ``properties`` alone allow a number, too. Nobody means that.
+    """
+    for found in _schemas(schema):
+        for key in [key for key, value in found.items() if value is None]:
+            if key not in _NOT_SCHEMAS or key == "enum":
+                del found[key]
+        if _HAVE_A_TYPE.isdisjoint(found):
+            if not _OF_OBJECTS.isdisjoint(found):
+                found["type"] = "object"
+            elif not _OF_ARRAYS.isdisjoint(found):
+                found["type"] = "array"
 
 
 def _allow_nulls(schema: Any) -> None:

@@ -435,7 +435,7 @@ def test_a_chat_is_a_query_after_a_transcript(load) -> None:
             chat((Role.USER, (ImagePart(0), ImagePart(1)))),
             2,
             UnsupportedTask,
-            "messages: 2 pictures; the limit is 1",
+            "image.1: 2 pictures; the limit is 1",
         ),
         (chat((Role.USER, (VideoPart((0, 1)),))), 2, UnsupportedTask, "no videos"),
         (

@@ -51,6 +51,10 @@ BALLAST = {
     "wrong text": (png(chunk(b"tEXt", b"k\0v", wrong=1)), "tEXt"),
     "wrong time": (png(chunk(b"tIME", bytes(7), wrong=1)), "tIME"),
     "wrong gamma": (png(chunk(b"gAMA", bytes(4), wrong=9)), "gAMA"),
+    "short size": (png(chunk(b"pHYs", bytes(2))), "pHYs"),
+    "short color": (png(chunk(b"cHRM", bytes(4))), "cHRM"),
+    "short rendering": (png(chunk(b"sRGB")), "sRGB"),
+    "short transparency": (png(chunk(b"tRNS", bytes(2))), "tRNS"),
     "wrong unknown chunk": (png(chunk(b"raND", bytes(40), wrong=9)), "raND"),
 }
 
@@ -67,10 +71,27 @@ def test_a_png_is_decoded_without_its_ballast(name) -> None:
 
 def test_a_usual_png_is_not_copied() -> None:
     usual = png(chunk(b"tEXt", b"Software\0x"), chunk(b"zTXt", b"k\0\0" + zlib.compress(b"text")))
-    for data in (PNG, usual, PNG + b"junk behind it", PNG[:-7]):
+    for data in (PNG, usual, PNG + b"junk behind it", PNG[:-20]):
         cleaned, warnings = without_ballast(data)
         assert cleaned is data
         assert warnings == ()
+
+
+@pytest.mark.parametrize("cut", [12, 7, 1])
+def test_a_png_whose_pixels_are_complete_needs_no_end(cut: int) -> None:
+    for data in (PNG[:-cut], PNG[:-4] + b"\0\0\0\0"):
+        decoded = decode(data, LIMITS)
+        assert decoded.warnings == ("decode: the end of the PNG is missing or damaged",)
+        assert np.array_equal(decoded.pixels, PIXELS)
+
+
+def test_a_png_whose_pixels_are_cut_off_is_refused() -> None:
+    start = PNG.index(b"IDAT") - 4
+    (length,) = struct.unpack_from(">I", PNG, start)
+    shorter = chunk(b"IDAT", PNG[start + 8 : start + 8 + length - 20])
+    for data in (PNG[:-20], PNG[: start + 6], PNG[:start] + shorter, PNG[:start]):
+        with pytest.raises(InvalidRequest, match=f"the PNG of {len(data)} bytes is truncated"):
+            decode(data, LIMITS)
 
 
 def test_the_orientation_in_a_small_text_counts() -> None:

@@ -417,12 +417,10 @@ def test_a_tiff_with_a_tag_of_the_wrong_type_is_refused() -> None:
         decode(data, LIMITS)
 
 
-def test_an_unsupported_tiff_and_a_png_without_its_end_are_refused_with_the_reason() -> None:
+def test_an_unsupported_tiff_is_refused_with_the_reason() -> None:
     floats = cv2.imencode(".tiff", np.zeros((20, 20, 3), np.float32))[1].tobytes()
     with pytest.raises(InvalidRequest, match="or a variant that is not supported"):
         decode(floats, LIMITS)
-    with pytest.raises(InvalidRequest, match="the IEND chunk is missing"):
-        decode(encode_picture(gradient(20, 20))[:-12], LIMITS)
 
 
 def test_a_huge_profile_is_skipped() -> None:

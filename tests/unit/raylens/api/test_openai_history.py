@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -21,10 +22,11 @@ from raylens.core.types import (
     ToolCallDelta,
     Tools,
 )
-from tests.unit.raylens.api.conftest import FakeService, chat, image
+from tests.unit.raylens.api.conftest import PICTURE, FakeService, chat, image
 from tests.unit.raylens.api.test_openai import events
 from tests.unit.raylens.api.test_openai_request import named, tool
 
+BASE64 = base64.b64encode(PICTURE).decode()
 CALLS = [
     {"id": "call_1", "type": "function", "index": 0,
      "function": {"name": "look", "arguments": '{"at": "top"}', "parsed_arguments": {"at": "top"}}}
@@ -151,11 +153,33 @@ async def test_an_answer_continues_a_last_message_of_the_assistants(client, serv
         {"image_url": image()["image_url"]},
         {"type": "image", "image": image()["image_url"]["url"]},
         {"type": "input_image", "image_url": image()["image_url"]["url"], "detail": "auto"},
+        {"text": None, "image_url": image()["image_url"]},
+        {"text": "", "image": image()["image_url"]["url"], "video": []},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}},
+        {"type": "image", "source": {"type": "url", "url": image()["image_url"]["url"]}},
+        {"type": "image", "base64": BASE64, "mime_type": "image/png"},
+        {"type": "image", "source_type": "base64", "data": BASE64, "mime_type": "image/png"},
+        {"type": "image", "data": BASE64, "mimeType": "image/png"},
     ],
 )
 async def test_a_picture_comes_in_any_of_the_usual_parts(client, service, part) -> None:
     task = await send(client, service, chat("look", part))
     assert task.messages[0].parts == (TextPart("look"), ImagePart(0))
+    assert service.pictures == [PICTURE]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"text": "hm", "image_url": "x"}, "expected a type: the part has both image_url and text"),
+        ({"type": "image", "source": {"type": "file"}}, "expected the picture in image or url"),
+        ({"type": "input_image", "file_id": "f"}, "expected the picture in image_url"),
+    ],
+)
+async def test_a_picture_is_never_overlooked(client, part, message) -> None:
+    response = await client.post(PATH, json=chat("look", part))
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == f"messages.0.content.1: {message}"
 
 
 @pytest.mark.parametrize(
@@ -171,6 +195,9 @@ async def test_a_picture_comes_in_any_of_the_usual_parts(client, service, part) 
         {"reasoning": {"effort": "none"}, "store": True, "service_tier": "auto", "n": 1.0},
         {"reasoning": {"enabled": False, "exclude": True}, "parallel_tool_calls": True},
         {"tool_choice": "none"}, {"tool_choice": "auto"}, {"best_of": 1, "echo": False},
+        {"tool_choice": {"type": "none"}, "tools": [LOOK]}, {"tool_choice": {"type": "auto"}},
+        {"enable_thinking": False, "thinking": {"type": "disabled"}, "tools": [None]},
+        {"max_tokens": -1, "stop": [None, ""]},
     ],
 )  # fmt: skip
 async def test_what_changes_nothing_is_accepted(client, service, parameters) -> None:
@@ -225,7 +252,7 @@ class TestTools:
         [
             (None, ()), ("auto", ()), ("required", ("look", "read")), ("any", ("look", "read")),
             (named("read"), ("read",)), ({"type": "function", "name": "read"}, ("read",)),
-            ({"name": "read"}, ("read",)),
+            ({"name": "read"}, ("read",)), ({"type": "required"}, ("look", "read")),
         ],
     )  # fmt: skip
     async def test_the_choice_says_which_must_be_called(
@@ -240,6 +267,16 @@ class TestTools:
         assert json.loads(look.definition) == LOOK
         assert json.loads(read.definition)["function"]["description"] == "Reads."
         assert json.loads(read.parameters)["additionalProperties"] is False
+
+    @pytest.mark.parametrize(
+        "parameters", [None, {}, {"type": "object", "properties": None, "required": None},
+                       {"type": None, "properties": {}}],
+    )  # fmt: skip
+    async def test_null_keywords_count_as_absent(self, client, service, parameters) -> None:
+        task = await send(client, service, chat("look", tools=[tool("read", parameters)]))
+        assert task.tools is not None
+        schema = json.loads(task.tools.functions[0].parameters)
+        assert schema == {"type": "object", "properties": {}, "additionalProperties": False}
 
     async def test_none_ignores_them(self, client, service) -> None:
         tools = [LOOK, {"type": "web_search"}]

@@ -91,7 +91,7 @@ async def test_input_becomes_a_chat(client, service: FakeService) -> None:
         "include": ["reasoning.encrypted_content"],
         "reasoning": {"effort": None, "summary": "auto"},
         "truncation": "auto",
-        "text": {"verbosity": "low"},
+        "text": {"verbosity": "medium"},
     }  # fmt: skip
     response = await client.post(PATH, json=body)
     assert response.status_code == 200, response.text
@@ -267,6 +267,10 @@ async def test_a_later_error_is_an_event(client, service) -> None:
          "input.0.arguments", "string"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": 5}]}]},
          "input.0.content.0.image_url", "string"),
+        ({"input": [{"role": "user"}, {"type": "function_call_output", "call_id": "a",
+                    "output": [{"type": "input_image", "image_url": "ftp://a"}]}]},
+         "input.1.output.0.image_url", "ftp: URLs"),
+        ({"input": "hi", "text": {"verbosity": "low"}}, "text.verbosity", "'medium'"),
         ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]},
          "input.0.content.0", "'input_image' of Responses"),
         ({"input": [{"role": "wizard", "content": "x"}]}, "input.0.role", "'user'"),

@@ -321,6 +321,24 @@ def test_openapis_nullable_allows_null(compiler, schema) -> None:
     assert compiled.warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("schema", "answer"),
+    [
+        ({"properties": {"a": {"type": "integer"}}, "required": ["a"]}, '{"a":1}'),
+        ({"type": None, "properties": {"a": {"properties": {}}}}, '{"a":{}}'),
+        ({"items": {"type": "integer"}}, "[1]"),
+        ({"anyOf": [{"properties": {"a": {"const": 1}}}, {"items": {"const": 2}}]}, "[2]"),
+        ({"type": "object", "properties": {"a": {"type": "integer", "enum": None}}}, '{"a":1}'),
+        ({"type": "object", "properties": {"a": {"const": None}}, "required": None}, '{"a":null}'),
+    ],
+    ids=json.dumps,
+)
+def test_a_schema_without_a_type_is_of_what_it_describes(compiler, schema, answer) -> None:
+    accept(compile_schema(compiler, json.dumps(schema)), answer)
+    grammar = compile_schema(compiler, json.dumps(schema))
+    assert not {ord('"'), ord("t"), ord("1")} & set(allowed_ids(grammar))
+
+
 def test_a_property_called_like_a_keyword_is_a_property(compiler) -> None:
     inner = {"type": "object", "properties": {"x": {"const": 1}}, "required": ["x"]}
     for name in ("allOf", "properties", "$defs", "enum", "required"):
