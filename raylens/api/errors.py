@@ -124,16 +124,17 @@ def add_error_handlers(app: FastAPI) -> None:
 def _describe_unknown_route(request: Request, path: str) -> str:
     """Return a message with the route that the sender probably means."""
     known = [route for route in request.app.openapi()["paths"] if "{" not in route]
-    message = f"no route {request.method} {path[:MAX_FIELD_CHARS]}"
+    root = request.scope.get("root_path", "").rstrip("/")
+    message = f"no route {request.method} {root}{path[:MAX_FIELD_CHARS]}"
     for prefix in ("/v1", "/api/v1", "/api"):
         if prefix + path in known:
-            return f"{message}; did you mean {prefix}{path}? (add {prefix} to the base URL)"
+            return f"{message}; did you mean {root}{prefix}{path}? (add {prefix} to the base URL)"
     tail = path
     while (tail := "/" + tail.strip("/").partition("/")[2]) != "/":
         if tail in known:
-            return f"{message}; did you mean {tail}?"
+            return f"{message}; did you mean {root}{tail}?"
     nearest = get_close_matches(path, known, 1)
-    return f"{message}; did you mean {nearest[0]}?" if nearest else f"{message}; see /docs"
+    return f"{message}; {f'did you mean {root}{nearest[0]}?' if nearest else f'see {root}/docs'}"
 
 
 def is_json(content_type: str) -> bool:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from raylens.api.context import Context, gather
 from raylens.api.errors import MAX_FIELD_CHARS, from_validation
+from raylens.api.model_selection import refuse_incapable
 from raylens.core.errors import InvalidRequest, RaylensError
 from raylens.core.wire import Body, Text, well_formed
 from raylens.jobs.blobs import compute_digest, make_reference
@@ -45,6 +46,14 @@ def _empty_to_none(value: Any) -> Any:
     return None if value == "" else value
 
 
+def _none_to_empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+def _none_to_zero(value: Any) -> Any:
+    return 0 if value is None else value
+
+
 def _check_query(value: Any) -> Any:
     """Return ``value`` if it is JSON that can be stored and sent back unchanged.
 
@@ -72,10 +81,13 @@ class JobRequest(Body):
     """Body of ``POST /api/v1/jobs``. ``query`` and ``domain_id`` are sent back unchanged."""
 
     job_type: Annotated[str, Field(max_length=64), AfterValidator(well_formed)]
-    input: Annotated[dict[str, Any], Field(default_factory=dict)]
+    input: Annotated[dict[str, Any], Field(default_factory=dict), BeforeValidator(_none_to_empty)]
     query: Annotated[dict[str, Any] | None, AfterValidator(_check_query)] = None
     domain_id: Annotated[DomainId | None, BeforeValidator(_empty_to_none)] = None
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY, strict=True)] = 0
+    priority: Annotated[
+        Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY, strict=True)],
+        BeforeValidator(_none_to_zero),
+    ] = 0
 
 
 class _CommonInput(Body):
@@ -140,6 +152,8 @@ class JobReader:
             model = self._inference.resolve(validated_input).model
         except RaylensError as error:
             raise error.about(f"input.{error.field}") from None
+        if requested_type.capability is not None:
+            await refuse_incapable(self._context, model, requested_type.capability, "input.model")
         extra = {"query": body.query, "domain_id": body.domain_id}
         content = {
             "input": job_input,

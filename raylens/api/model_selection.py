@@ -32,12 +32,23 @@ async def select_model(
         return preferred
     if supporting and not name:
         return supporting[0]
-    raise _unsupported(preferred, task, supporting, infos, field, is_named=bool(name))
+    capability = required_capability(task)
+    raise _unsupported(preferred, capability, supporting, infos, field, is_named=bool(name))
+
+
+async def refuse_incapable(context: Context, model: str, capability: str, field: str) -> None:
+    """Raise ``UnsupportedTask`` if a model lacks a capability. One that is down passes."""
+    info = (await context.fetch_model_infos([model]))[model]
+    if isinstance(info, ModelNotLoaded) or capability in info.tasks:
+        return
+    infos = await context.fetch_model_infos(context.catalog.models)
+    supporting = [name for name, other in infos.items() if _has(other, capability)]
+    raise _unsupported(model, capability, supporting, infos, field, is_named=True)
 
 
 def _unsupported(
     preferred: str,
-    task: Task,
+    capability: str,
     supporting: list[str],
     infos: dict[str, ModelInfo | ModelNotLoaded],
     field: str,
@@ -54,12 +65,15 @@ def _unsupported(
         alternatives = "no loaded model supports it"
     else:
         alternatives = "no served model supports it"
-    needs_reasoning = required_capability(task) == REASONING
-    capability = "reasoning" if needs_reasoning else task.name
+    noun = "reasoning" if capability == REASONING else capability
     return UnsupportedTask(
-        f"{field}: {capability} is not supported by {preferred}; {alternatives}", field
+        f"{field}: {noun} is not supported by {preferred}; {alternatives}", field
     )
 
 
 def _supports(info: ModelInfo | ModelNotLoaded, task: Task) -> bool:
-    return isinstance(info, ModelInfo) and required_capability(task) in info.tasks
+    return _has(info, required_capability(task))
+
+
+def _has(info: ModelInfo | ModelNotLoaded, capability: str) -> bool:
+    return isinstance(info, ModelInfo) and capability in info.tasks

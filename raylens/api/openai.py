@@ -139,6 +139,7 @@ class Reply:
     def __init__(self, request: VisionRequest, body: ChatRequest) -> None:
         self._n = request.sampling.n
         self._task = request.task
+        self._must_call = request.tools is not None and bool(request.tools.required)
         self._with_logprobs = request.sampling.logprobs is not None
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -189,7 +190,7 @@ class Reply:
                 async for delta in deltas:
                     self._note_usage(delta)
                     if delta.index not in begun:
-                        role = {"role": "assistant", "content": ""}
+                        role = {"role": "assistant", "content": None if self._must_call else ""}
                         yield self._chunk(delta.index, role, warnings=delta.warnings)
                         begun.add(delta.index)
                     if content := self._content(delta):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from raylens.api.body import RecipeField
 from raylens.api.context import Context
@@ -32,7 +32,6 @@ from raylens.core.types import (
 )
 from raylens.core.wire import (
     MAX_OBJECTS_LIMIT,
-    Body,
     ChatMessage,
     JsonValue,
     LenientBody,
@@ -108,8 +107,10 @@ MAX_BIASES = 1024
 Penalty = Annotated[float, Field(ge=-2, le=2, strict=True)]
 
 
-class GroundingOptions(Body):
+class GroundingOptions(LenientBody):
     """Our own extension ``raylens``: boxes or points instead of text."""
+
+    model_config = ConfigDict(extra="forbid")
 
     task: Literal["detect", "point"]
     object: Annotated[Text, Field(min_length=1)] | None = None
@@ -124,12 +125,23 @@ class StreamOptions(LenientBody):
 
 
 class PictureOptions(LenientBody):
-    """vLLM's ``mm_processor_kwargs``: bounds of a resized picture's area, in pixels."""
+    """vLLM's ``mm_processor_kwargs``: bounds of a resized picture's area, in pixels.
 
-    model_config = ConfigDict(extra="forbid")
+    ``size`` holds the same bounds under the names that transformers has for them.
+    """
 
     min_pixels: Annotated[Integer, Field(ge=1, lt=2**31)] | None = None
     max_pixels: Annotated[Integer, Field(ge=1, lt=2**31)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_size(cls, value: Any) -> Any:
+        size = value.get("size") if isinstance(value, dict) else None
+        if not isinstance(size, dict):
+            return value
+        bounds = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+        named = {ours: size[theirs] for ours, theirs in bounds.items() if theirs in size}
+        return named | {key: item for key, item in value.items() if item is not None}
 
 
 class Sampling(LenientBody):

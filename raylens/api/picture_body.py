@@ -52,7 +52,7 @@ async def read_body(
     """Return the body and its picture. Raises ``InvalidRequest`` or ``PayloadTooLarge``."""
     content_type = _content_type(http)
     upload: bytes | None = None
-    if content_type.startswith(URLENCODED) and (await http.body()).lstrip()[:1] == b"{":
+    if content_type.startswith(URLENCODED) and not _is_urlencoded(await http.body()):
         raise not_json(content_type)
     if content_type.startswith(_FORM_TYPES):
         fields, upload = await _read_form(http, body_type)
@@ -78,6 +78,13 @@ def require_picture(http: Request, picture: PictureFile | None) -> PictureFile:
         field = "file" if _content_type(http).startswith(_FORM_TYPES) else "image_url"
         raise InvalidRequest(f"{field}: missing; expected a picture", field)
     return picture
+
+
+def _is_urlencoded(body: bytes) -> bool:
+    """Whether a body can be what its Content-Type says, and not the JSON or the file of a sender
+    who left curl's default type."""
+    start = body[:64].strip()
+    return start[:1] != b"{" and all(0x20 < byte < 0x7F for byte in start)
 
 
 def _content_type(http: Request) -> str:

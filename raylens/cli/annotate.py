@@ -29,6 +29,10 @@ Connect = Callable[[Callable[[str], None]], Client]
 """Makes a client that reports its waits to the given function."""
 
 
+REFUSED = 2
+"""Exit status if the server refuses the request: the same one would be refused again."""
+
+
 @dataclass(frozen=True)
 class Arguments:
     """A command's arguments: the pictures, the request about each, and the output."""
@@ -101,7 +105,7 @@ def _annotate_pending(
         status, reason, message = status or 1, reason or _cannot_write(error), ""
     if message:
         console.print(message)
-    hint = _hint(tally, status, store, arguments.redo and settings.has_begun)
+    hint = _hint(tally, status, store, arguments, settings)
     return _report(tally, status, reason, hint, console)
 
 
@@ -129,7 +133,7 @@ def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> tuple[int, str]:
     except KeyboardInterrupt:
         return 130, "interrupted; submitted jobs continue on the server"
     except StatusError as error:
-        return 2, str(error)
+        return REFUSED, str(error)
     except ClientError as error:
         return 1, str(error)
     except OSError as error:
@@ -156,16 +160,17 @@ def _report(tally: Tally, status: int, reason: str, hint: str, console: Console)
     return status or (1 if tally.failures else 0)
 
 
-def _hint(tally: Tally, status: int, store: ResultStore, has_redone: bool) -> str:
-    """Return what to do next; empty if nothing is left to do.
-
-    ``has_redone``: the earlier results are gone, so that ``--redo`` would begin again.
-    """
-    if store.settings_path is None:  # nothing is kept that a run could resume
+def _hint(
+    tally: Tally, status: int, store: ResultStore, arguments: Arguments, settings: RunSettings
+) -> str:
+    """Return what to do next; empty if nothing is left to do."""
+    is_useless = status == REFUSED and not tally.processed
+    if store.settings_path is None or is_useless:  # there is nothing that a run could resume
         return ""
     if status:
-        change = " without --redo" if has_redone else ""
+        # The earlier results are gone: --redo would begin again.
+        change = " without --redo" if arguments.redo and settings.has_begun else ""
         return f"Run the same command again{change} to resume."
-    if tally.failures:
+    if tally.failures and not arguments.retry_failed:
         return "Add --retry-failed to try the failed pictures again."
     return ""

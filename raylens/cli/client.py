@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
@@ -292,10 +293,11 @@ def _parse_object(response: httpx.Response) -> dict[str, Any]:
 
 
 def _read_detail(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"{response.status_code} {response.text[:200].strip() or response.reason_phrase}"
+    """Return the message of an error, in the shape of our own API or of OpenAI's."""
+    with suppress(ValueError, KeyError, TypeError):
+        body = response.json()
+        return str(body["detail"] if "detail" in body else body["error"]["message"])
+    return f"{response.status_code} {response.text[:200].strip() or response.reason_phrase}"
 
 
 async def _read_events(response: httpx.Response) -> AsyncIterator[Job]:

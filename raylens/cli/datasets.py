@@ -109,7 +109,8 @@ class DatasetStore(ResultStore):
         unsized = sum(result.error is None for result in present) - len(included)
         if unsized <= 0:
             return ""
-        return f"left out {unsized} pictures whose size can't be read here; HEIC needs pillow-heif"
+        pictures = "1 picture" if unsized == 1 else f"{unsized} pictures"
+        return f"left out {pictures} whose size can't be read here; HEIC needs pillow-heif"
 
     def _name_of(self, file: str) -> str:
         return file if self._root is None else relative_name(file, self._root)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,8 @@ class Discovery:
         if not self.passed_over:
             return ""
         reasons = (f"{count} {reason}" for reason, count in self.passed_over.most_common())
-        return f"passed over {self.passed_over.total()} files: {', '.join(reasons)}"
+        total = self.passed_over.total()
+        return f"passed over {total} {'file' if total == 1 else 'files'}: {', '.join(reasons)}"
 
 
 def find_pictures(paths: Iterable[Path], recursive: bool = True) -> Discovery:
@@ -76,6 +77,8 @@ def _check_named_file(path: Path) -> None:
         data = _read_start(path)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
+    if not data:
+        raise UsageError(f"{path}: the file is empty (0 bytes)")
     kind = sniff(data)
     if kind not in SUPPORTED and kind != HEIC:
         raise UsageError(f"{path}: not a picture{f', but {kind}' if kind else ''}")
@@ -113,7 +116,7 @@ def _walk(
     back to one.
     """
     errors: list[OSError] = []
-    for parent, folders, files in os.walk(folder, onerror=errors.append, followlinks=True):
+    for parent, folders, files in _walk_links_last(folder, errors):
         identity = _identity(parent)
         if identity in seen:
             folders.clear()
@@ -122,7 +125,7 @@ def _walk(
         visible = [name for name in folders if not name.startswith(".")]
         passed_over["hidden"] += len(folders) - len(visible)
         folders[:] = visible if recursive else []
-        for name in files:
+        for name in sorted(files):
             if name.startswith(SETTINGS_PREFIX):
                 continue
             if name.startswith("."):
@@ -131,6 +134,22 @@ def _walk(
                 yield Path(parent, name)
     passed_over += Counter()  # drops the zeros
     yield from (Path(error.filename) for error in errors)
+
+
+def _walk_links_last(
+    folder: Path, errors: list[OSError]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk as ``os.walk`` does, in a fixed order, and into linked folders after all real ones.
+
+    So the files in a folder that is also linked have the same names in every run.
+    """
+    starts = deque([os.fspath(folder)])
+    while starts:
+        for parent, folders, files in os.walk(starts.popleft(), onerror=errors.append):
+            yield parent, folders, files
+            paths = {name: os.path.join(parent, name) for name in sorted(folders)}
+            starts.extend(path for path in paths.values() if os.path.islink(path))
+            folders[:] = [name for name, path in paths.items() if not os.path.islink(path)]
 
 
 def _identity(folder: str) -> tuple[int, int]:

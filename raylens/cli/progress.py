@@ -71,7 +71,8 @@ class Tally:
         answered = f"{self.answered_earlier + self.answered} {self.verb}"
         if self.answered_earlier:
             answered += f" ({self.answered_earlier} by an earlier run)"
-        summary = f"{self.total} pictures: {answered}, {len(self.failures)} failed"
+        noun = "picture" if self.total == 1 else "pictures"
+        summary = f"{self.total} {noun}: {answered}, {len(self.failures)} failed"
         if not self.processed:
             return summary
         elapsed_s = time.monotonic() - self._started_at

@@ -85,9 +85,11 @@ def encode_job(path: Path, task: Task) -> EncodedJob:
     """Return a picture's job.
 
     The key depends on the file's bytes and on the task only, so every run uses the same one.
-    Raises ``PictureError`` if the file cannot be read.
+    Raises ``PictureError`` if the file cannot be read, or is empty.
     """
     data = _read(path)
+    if not data:
+        raise PictureError("invalid_request", "the picture is empty (0 bytes)")
     envelope = json.dumps({"job_type": task.job_type, "input": {**task.fields, "image": ""}})
     # The picture goes between the last two quotation marks: the envelope ends with `""}}`.
     body = b"".join((envelope[:-3].encode(), base64.b64encode(data), envelope[-3:].encode()))

@@ -31,8 +31,9 @@ _MAPS = frozenset({"properties", "$defs", "definitions", "patternProperties"})
 """Keywords whose values are schemas by name."""
 _NOT_SCHEMAS = frozenset({"const", "default", "enum", "example", "examples"})
 """Keywords whose values may look like schemas, and are none."""
-_UNSUPPORTED_PATTERN = re.compile(r"\(\?<?[=!]|\\[bBZ1-9]")
-"""Look-around, word boundaries and back-references, which no finite automaton can follow."""
+_UNSUPPORTED_PATTERN = re.compile(r"\(\?<?[=!]|\(\?P=|\\[bBZ1-9kc]|\[\^?\]")
+"""Look-around, word boundaries and back-references, which no finite automaton can follow, and what
+of ECMAScript's syntax llguidance's regular expressions lack."""
 _LARGEST_BOUND = 2**53
 """Bounds from here on stand for "none": code generators write the limits of int64 and float64."""
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -202,12 +203,15 @@ def _drop_unsupported(schema: Any) -> Iterator[str]:
         for key in list(found):
             if _is_unsupported(found, key):
                 yield f"{key} {str(found.pop(key))[:64]!r}"
+                if key == "patternProperties":  # any other property may be one of these
+                    found["additionalProperties"] = True
 
 
 def _is_unsupported(schema: dict[str, Any], key: str) -> bool:
     value = schema[key]
-    if key == "pattern":
-        return isinstance(value, str) and _UNSUPPORTED_PATTERN.search(value) is not None
+    if key in ("pattern", "patternProperties"):
+        patterns = [value] if isinstance(value, str) else value if isinstance(value, dict) else []
+        return any(_UNSUPPORTED_PATTERN.search(pattern) for pattern in patterns)
     if key in _BOUNDS:
         return isinstance(value, int | float) and abs(value) >= _LARGEST_BOUND
     # Only if all properties are required, llguidance can count them.

@@ -141,6 +141,10 @@ class JobType(Protocol):
     """Whether all pictures go into one request to a model, so that ``limits.max_images`` applies
     instead of ``jobs.max_images``."""
 
+    capability: str | None = None
+    """A task that not every model can do, if the type needs one: its name in
+    :attr:`raylens.core.types.ModelInfo.tasks`."""
+
     @property
     def name(self) -> str: ...
 

@@ -106,7 +106,7 @@ class DetectJob(JobType):
     If the input has ``objects``, each box has the one that it shows as its ``label``.
     """
 
-    name = "detect"
+    name = capability = "detect"
     input_model = LocateInput
 
     async def run(self, job_input: LocateInput, context: JobContext) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class DetectJob(JobType):
 class PointJob(JobType):
     """Output: ``{"points": [{x, y}]}``, with labels as in :class:`DetectJob`."""
 
-    name = "point"
+    name = capability = "point"
     input_model = LocateInput
 
     async def run(self, job_input: LocateInput, context: JobContext) -> dict[str, Any]:

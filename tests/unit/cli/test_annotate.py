@@ -303,8 +303,17 @@ def test_a_run_retries_a_job_once(tmp_path: Path) -> None:
     arguments = (folder, "--format", "txt", "--in-flight", 1)
     assert run(server, *arguments).exit_code == 1
     assert server.retries == []
-    assert run(server, *arguments, "--retry-failed").exit_code == 1
-    assert server.retries == ["job-1"]
+    result = run(server, *arguments, "--retry-failed")
+    assert (result.exit_code, server.retries) == (1, ["job-1"])
+    assert "--retry-failed" not in result.stderr
+
+
+def test_an_empty_picture_is_not_sent(server: FakeServer, tmp_path: Path, out: Path) -> None:
+    folder = write_pictures(tmp_path / "in", "cat.jpg")
+    (folder / "zero.png").touch()
+    result = run(server, folder, "--out", out)
+    assert (result.exit_code, server.submissions) == (1, ["cat"])
+    assert "zero.png: the picture is empty (0 bytes)" in result.stderr
 
 
 def test_a_picture_that_the_server_has_removed_is_sent_again(tmp_path: Path, out: Path) -> None:
@@ -375,6 +384,7 @@ def test_a_refusal_that_would_meet_every_picture_stops_the_run(
     assert f"stopped with 0 of 2 done: {detail}" in result.stderr
     assert server.submissions == []
     assert out.read_text() == ""
+    assert "to resume" not in result.stderr
 
 
 def test_csv_is_chosen_by_the_suffix_and_quotes_its_cells(tmp_path: Path) -> None:
@@ -475,7 +485,7 @@ def test_a_query_is_a_job_of_its_own_type(server: FakeServer, tmp_path: Path) ->
     assert server.inputs == [{"question": "What is it?", "model": "m"}]
     (record,) = read_records(out)
     assert record["answer"] == "a cat"
-    assert "1 pictures: 1 answered, 0 failed" in result.stderr
+    assert "1 picture: 1 answered, 0 failed" in result.stderr
     (tmp_path / "captions.jsonl").write_text('{"file": "x", "caption": "y"}\n')
     result = run(server, folder, "What?", "-o", tmp_path / "captions.jsonl", command="query")
     assert result.exit_code == 2
@@ -551,7 +561,7 @@ def test_the_earlier_results_stay_until_there_is_a_new_one(
     server.refusals = {"cat": (404, "input.model: no 'typo' here")}
     result = run(server, folder, *outputs, "--model", "typo", "--redo")
     assert result.exit_code == 2
-    assert "Run the same command again to resume." in result.stderr
+    assert "to resume" not in result.stderr
     assert path.read_bytes() == before
     server.refusals = {}
     assert run(server, folder, *outputs).exit_code == 0
@@ -616,7 +626,7 @@ def test_settings_among_the_pictures_are_not_counted_as_passed_over(
     folder = write_pictures(tmp_path, "cat.jpg")
     for _ in range(2):
         result = run(server, folder, "--format", "txt")
-    assert "passed over 1 files: 1 .txt" in result.stderr
+    assert "passed over 1 file: 1 .txt" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_a_picture_of_unknown_size_is_in_the_records_only(tmp_path: Path) -> Non
     out = tmp_path / "boxes.json"
     result = run(server, folder, "cat", "--out", out)
     assert result.exit_code == 0
-    assert "left out 1 pictures whose size can't be read here" in result.stderr
+    assert "left out 1 picture whose size can't be read here" in result.stderr
     assert read_json(out)["images"] == []
     assert read_json(tmp_path / "boxes.json.jsonl")["objects"] == [CAT]
 

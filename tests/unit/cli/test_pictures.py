@@ -69,15 +69,24 @@ def test_links_to_folders_are_followed_and_end(tmp_path: Path) -> None:
     assert find_pictures([tmp_path / "in"]).passed_over == {"unreadable": 1}
 
 
+def test_a_folder_that_is_also_linked_keeps_its_own_name(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "in/b/1.jpg", "in/c/2.jpg")
+    os.symlink(tmp_path / "in" / "b", tmp_path / "in" / "a")
+    os.symlink(tmp_path / "in" / "c", tmp_path / "in" / "b" / "link")
+    assert names(tmp_path, tmp_path / "in") == ["in/b/1.jpg", "in/c/2.jpg"]
+
+
 def test_a_file_that_is_named_outright_must_be_a_picture(tmp_path: Path) -> None:
     (tmp_path / "a.dat").write_bytes(PICTURE)
     (tmp_path / "a.jpg").write_bytes(b"%PDF-1.7")
     (tmp_path / "b.jpg").write_bytes(b"words")
+    (tmp_path / "d.jpg").touch()
     assert names(tmp_path, tmp_path / "a.dat") == ["a.dat"]
     for name, message in (
         ("a.jpg", "a.jpg: not a picture, but a PDF document"),
         ("b.jpg", "b.jpg: not a picture"),
         ("c.jpg", "c.jpg: no such file or folder"),
+        ("d.jpg", "d.jpg: the file is empty"),
     ):
         with pytest.raises(UsageError, match=message):
             find_pictures([tmp_path / name])

@@ -190,3 +190,35 @@ async def test_an_error_under_a_prefix_has_its_dialects_shape(service, path, sha
         assert response.status_code == 405
         assert set(response.json()) == {shape}
         assert (await client.get("/live")).json() == {"status": "alive"}
+        response = await client.post("/chat/completions")
+        assert response.json()["error"]["message"] == (
+            "no route POST /vlm/chat/completions; did you mean /vlm/v1/chat/completions?"
+            " (add /v1 to the base URL)"
+        )
+
+
+@pytest.mark.parametrize("path", ["/", "/api/tags", "/api/version", "/api/ps", "/v1/models"])
+async def test_clients_can_ask_whether_there_is_a_server(client, path) -> None:
+    assert (await client.head(path)).status_code == 200
+    assert (await client.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/responses", "/v1/caption", "/api/chat"]
+)
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"a": "\xe9"}', "byte 7 is not UTF-8"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "a number is too long"),
+        (b"[" * 20_000, "nested too deep"),
+        (b"{", "at character 1"),
+    ],
+)  # fmt: skip
+async def test_a_body_that_is_no_json_is_refused_with_the_reason(
+    client, path, body, reason
+) -> None:
+    response = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert "body: not valid JSON (" in response.text
+    assert reason in response.text

@@ -368,6 +368,24 @@ class TestSubmitting:
         assert len(response.text) < 1000
         assert (await http.get(PATH)).json()["jobs"] == []
 
+    @pytest.mark.parametrize("job_type", ["detect", "point"])
+    async def test_a_task_that_the_model_can_not_do_is_refused_at_once(
+        self, model: FakeService, http: httpx.AsyncClient, job_type: str
+    ) -> None:
+        model.tasks = ("caption", "query")
+        body = {"job_type": job_type, "input": {"image": DATA_URL, "object": "cat"}}
+        response = await http.post(PATH, json=body)
+        assert response.status_code == 422
+        assert response.json()["detail"] == (
+            f"input.model: {job_type} is not supported by moondream; no served model supports it"
+        )
+
+    async def test_null_counts_as_absent(self, http: httpx.AsyncClient) -> None:
+        body = {**caption_job(prompt=None), "priority": None, "query": None, "domain_id": None}
+        assert (await http.post(PATH, json=body)).status_code == 202
+        response = await http.post(PATH, json={"job_type": "caption", "input": None})
+        assert response.json()["detail"] == "input.image: Field required"
+
     @pytest.mark.parametrize(
         "value", ['"\\ud800"', "NaN", "1e400", "[" * 900 + "]" * 900, '{"\\udfff": 1}']
     )

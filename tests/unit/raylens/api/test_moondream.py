@@ -336,3 +336,36 @@ async def test_an_error_of_a_grounding_task_keeps_its_status(
     response = await client.post(f"/v1/{path}", json=DETECT)
     assert (response.status_code, response.json()) == (415, {"detail": "image: not a picture"})
     assert service.closed == 1
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "application/x-www-form-urlencoded"])
+async def test_a_bare_picture_is_refused_with_its_content_type(client, content_type) -> None:
+    headers = {"Content-Type": content_type}
+    response = await client.post("/v1/caption", content=PICTURE + b"&" * 40, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["detail"].startswith(
+        f"body: expected JSON with Content-Type: application/json; got {content_type}"
+    )
+
+
+async def test_a_form_is_told_the_field_of_its_picture(client) -> None:
+    response = await client.post("/v1/caption", data={"length": "short"}, files={"image": PICTURE})
+    assert response.json() == {"detail": "image: expected the picture in the field file"}
+    form = {"length": (None, "short")}
+    response = await client.post("/v1/caption", files=form)
+    assert response.json() == {"detail": "file: missing; expected a picture"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"settings": {"max_tokens": 101}}, "settings.max_tokens: 101; the limit is 100"),
+        ({"settings": [1]}, "settings: expected an object"),
+        ({"question": "?", "spatial_refs": [[0.5, 0.5], [0.5, 400]]}, "spatial_refs.1.1: "),
+    ],
+)
+async def test_a_limit_is_said_in_the_senders_terms(client, fields, message) -> None:
+    path = "/v1/query" if "question" in fields else "/v1/caption"
+    response = await client.post(path, json={"image_url": DATA_URL, **fields})
+    assert response.status_code == 400
+    assert response.json()["detail"].startswith(message)

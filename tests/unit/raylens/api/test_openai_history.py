@@ -240,6 +240,12 @@ async def test_vllms_parameters_reach_the_model(client, service) -> None:
     assert task.pixel_limits == PixelLimits(784)
 
 
+async def test_bounds_of_pictures_have_transformers_names_too(client, service) -> None:
+    options = {"size": {"shortest_edge": 784, "longest_edge": 1568}, "use_fast": True, "fps": 2}
+    task = await send(client, service, chat("look", mm_processor_kwargs=options))
+    assert task.pixel_limits == PixelLimits(784, 1568)
+
+
 @pytest.mark.parametrize("effort", [{"reasoning_effort": "low"}, {"reasoning": {"effort": "high"}}])
 async def test_an_effort_asks_for_reasoning(client, service, effort) -> None:
     service.tasks = {"smolvlm": ("chat", "reason")}
@@ -342,6 +348,14 @@ class TestTools:
         assert arguments == '{"at": "top"}'
         assert "".join(delta.content or "" for delta in deltas) == "I look. "
         assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+    @pytest.mark.parametrize(("choice", "content"), [("auto", ""), ("required", None)])
+    async def test_a_stream_of_a_forced_call_begins_without_text(
+        self, client, service, choice, content
+    ) -> None:
+        body = chat("look", tools=[LOOK], tool_choice=choice, stream=True)
+        first = events(await client.post(PATH, json=body))[0]
+        assert first["choices"][0]["delta"] == {"role": "assistant", "content": content}
 
     async def test_every_chunk_can_have_the_usage_so_far(self, client, service) -> None:
         service.tool_calls = (ToolCallDelta(0, "look", "{}"),)

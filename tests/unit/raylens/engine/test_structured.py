@@ -322,6 +322,21 @@ def test_openapis_nullable_allows_null(compiler, schema) -> None:
 
 
 @pytest.mark.parametrize(
+    "pattern",
+    [r"^(?!x)", r"^(?<y>a)\k<y>$", "(?P<y>a)(?P=y)", "[^]", r"\cA", r"\bx"],
+)
+def test_a_pattern_that_can_not_be_enforced_is_ignored_with_a_warning(compiler, pattern) -> None:
+    for member in ({"pattern": pattern}, {"patternProperties": {pattern: {"const": 1}}}):
+        kind = "string" if "pattern" in member else "object"
+        value = '"zz"' if kind == "string" else '{"zz":2}'
+        schema = {"type": "object", "properties": {"a": {"type": kind, **member}}}
+        compiled = compiler.compile(AnswerFormat(json.dumps(schema)))
+        accept(compiled.state, f'{{"a":{value}')
+        (warning,) = compiled.warnings
+        assert warning.startswith(f"response_format: not enforced: {next(iter(member))} ")
+
+
+@pytest.mark.parametrize(
     ("schema", "answer"),
     [
         ({"properties": {"a": {"type": "integer"}}, "required": ["a"]}, '{"a":1}'),

@@ -76,6 +76,7 @@ class FakeService(VisionService):
     running: int = 0
     most_at_once: int = 0
     stopped: int = 0
+    tasks: tuple[str, ...] = ("caption", "query", "detect", "point")
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[PictureFile]
@@ -103,7 +104,7 @@ class FakeService(VisionService):
         raise NotImplementedError
 
     async def model_info(self, name: str) -> ModelInfo:
-        raise NotImplementedError
+        return ModelInfo(name, "pocket", "moondream", "cpu", self.tasks)
 
 
 @dataclass
