@@ -28,7 +28,7 @@ from preprocessing.header import (
     open_picture,
     orientation_of,
 )
-from preprocessing.png import without_ballast
+from preprocessing.png import clean_png
 from preprocessing.resize import Size
 from raylens.core.errors import RaylensError
 
@@ -75,7 +75,7 @@ def decode(
     """
     check_length(data, limits)
     sent = data
-    data, warnings = without_ballast(data)
+    data, warnings = clean_png(data)
     with open_picture(data) as picture:
         check_header(picture, data, limits)
         try:

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from preprocessing.effort import is_laborious
 from preprocessing.formats import HAS_HEIC, HEIC, SUPPORTED, sniff
-from preprocessing.png import without_ballast
+from preprocessing.png import clean_png
 from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError, UnsupportedMedia
 
 JPEG_FORMATS = ("JPEG", "MPO")
@@ -76,7 +76,7 @@ def check_file(data: bytes, limits: PictureLimits, field: str) -> None:
     """
     try:
         check_length(data, limits)
-        data, _ = without_ballast(data)
+        data, _ = clean_png(data)
         with open_picture(data) as picture:
             check_header(picture, data, limits)
     except RaylensError as error:
@@ -148,7 +148,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
     Raises ``PayloadTooLarge``, ``UnsupportedMedia`` or ``InvalidRequest`` as
     :func:`open_picture` does.
     """
-    data, _ = without_ballast(data)
+    data, _ = clean_png(data)
     with open_picture(data) as picture:
         width, height = picture.size
         # Pillow has already swapped the sides of a TIFF.

@@ -41,7 +41,7 @@ class Chunk:
         return self.kind[:1].isupper()
 
 
-def without_ballast(data: bytes) -> tuple[bytes, tuple[str, ...]]:
+def clean_png(data: bytes) -> tuple[bytes, tuple[str, ...]]:
     """Return the file without ancillary chunks that are damaged or too large, and warnings.
 
     An IEND chunk that is missing or damaged is replaced: whether the pixels are complete is for the

@@ -13,7 +13,7 @@ from PIL import Image
 
 from preprocessing.decode import decode
 from preprocessing.header import PictureLimits, check_file
-from preprocessing.png import MAX_CONTENT, without_ballast
+from preprocessing.png import MAX_CONTENT, clean_png
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
 from testing.pictures import encode_picture, gradient, random_pixels
 from tests.profiles import cmyk_profile, gray_profile
@@ -35,7 +35,7 @@ def png(*chunks: bytes, before_end: bytes = b"") -> bytes:
     return PNG[:33] + b"".join(chunks) + PNG[33:-12] + before_end + PNG[-12:]
 
 
-BALLAST = {
+EXTRAS = {
     "a bomb of text": (png(chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2 * 10**8), 1))), "zTXt"),
     "large iTXt": (png(chunk(b"iTXt", b"k\0\1\0\0\0" + ZEROS)), "iTXt"),
     "large zTXt": (png(chunk(b"zTXt", b"k\0\0" + ZEROS)), "zTXt"),
@@ -59,9 +59,9 @@ BALLAST = {
 }
 
 
-@pytest.mark.parametrize("name", BALLAST)
-def test_a_png_is_decoded_without_its_ballast(name) -> None:
-    data, kind = BALLAST[name]
+@pytest.mark.parametrize("name", EXTRAS)
+def test_a_png_is_decoded_without_its_extras(name) -> None:
+    data, kind = EXTRAS[name]
     decoded = decode(data, LIMITS)
     assert np.array_equal(decoded.pixels, PIXELS)
     assert len(decoded.warnings) == 1
@@ -72,7 +72,7 @@ def test_a_png_is_decoded_without_its_ballast(name) -> None:
 def test_a_usual_png_is_not_copied() -> None:
     usual = png(chunk(b"tEXt", b"Software\0x"), chunk(b"zTXt", b"k\0\0" + zlib.compress(b"text")))
     for data in (PNG, usual, PNG + b"junk behind it", PNG[:-20]):
-        cleaned, warnings = without_ballast(data)
+        cleaned, warnings = clean_png(data)
         assert cleaned is data
         assert warnings == ()
 
