@@ -12,7 +12,13 @@ import numpy as np
 import ray
 import torch
 
-from models.memory import kv_cache_bytes, limit_gpu_memory, report_oversized_weights
+from models.memory import (
+    kv_cache_bytes,
+    limit_gpu_memory,
+    memory_usage,
+    report_oversized_weights,
+    return_unused_memory,
+)
 from models.registry import load_model, pick_device
 from models.runtime import Runtime
 from raylens.core.config import ModelConfig
@@ -22,6 +28,7 @@ from raylens.core.types import (
     Chat,
     Delta,
     Detect,
+    MemoryUsage,
     Message,
     Query,
     Role,
@@ -55,6 +62,7 @@ class EngineRuntime(Runtime):
             self._model = load_model(config)
         self.tasks = self._model.tasks
         self.device = self._model.device
+        self.parameters = self._model.parameters
         limits = engine_limits(config, self._model, gpus)
         warm_up(self._model, limits)
         self._engine = AsyncEngine(
@@ -72,6 +80,13 @@ class EngineRuntime(Runtime):
 
     def input_size(self, width: int, height: int) -> tuple[int, int]:
         return self._model.input_size(width, height)
+
+    def memory_usage(self) -> MemoryUsage:
+        return memory_usage(self.device)
+
+    async def clear_memory(self) -> None:
+        await self._engine.clear_caches()
+        await asyncio.to_thread(return_unused_memory)
 
     def check_capacity(self, request: VisionRequest) -> None:
         self._engine.check_capacity(request)

@@ -26,9 +26,17 @@ from raylens.core.errors import (
 )
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
-from raylens.core.types import Delta, ModelInfo, PictureFile, ProcessedPicture, VisionRequest
+from raylens.core.types import (
+    Delta,
+    MemoryUsage,
+    ModelInfo,
+    PictureFile,
+    ProcessedPicture,
+    VisionRequest,
+)
 
 INFO_TIMEOUT_S = 2.0
+CLEAR_TIMEOUT_S = 20.0
 STATUS_TTL_S = 1.0
 PREPROCESSOR = "Preprocessor"
 
@@ -121,6 +129,26 @@ class Graph(VisionService):
         except (TimeoutError, RayError, RayServeException) as error:
             raise self._silent(model) from error
         return resized
+
+    async def memory_usage(self) -> list[MemoryUsage]:
+        return await self._broadcast("memory_usage", INFO_TIMEOUT_S)
+
+    async def clear_memory(self) -> list[MemoryUsage]:
+        return await self._broadcast("clear_memory", CLEAR_TIMEOUT_S)
+
+    async def _broadcast(self, method: str, timeout_s: float) -> list[MemoryUsage]:
+        """Call a method of every replica of every model. Those that don't answer are left out."""
+        running = await self._running_deployments()
+        answers = await asyncio.gather(
+            *(
+                handle.broadcast(method).results_async(timeout_s=timeout_s, return_exceptions=True)
+                for name, handle in self._models.items()
+                if running.get(name)
+            ),
+            return_exceptions=True,
+        )
+        replicas = [replica for answer in answers if isinstance(answer, list) for replica in answer]
+        return [usage for usage in replicas if isinstance(usage, MemoryUsage)]
 
     async def model_info(self, name: str) -> ModelInfo:
         # Serve's controller reports the running replicas: a call to a busy model would wait in its

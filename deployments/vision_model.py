@@ -18,7 +18,7 @@ from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import ModelConfig
 from raylens.core.errors import DeadlineExceeded
 from raylens.core.logs import configure_logging, current_request_id
-from raylens.core.types import Delta, ModelInfo, VisionRequest
+from raylens.core.types import Delta, MemoryUsage, ModelInfo, VisionRequest
 from raylens.engine.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
@@ -74,13 +74,26 @@ class VisionModel:
         return self._runtime.input_size(*size)
 
     async def info(self) -> ModelInfo:
+        config = self._config
+        is_ours = config.runtime == "engine"
         return ModelInfo(
-            name=self._config.name,
-            checkpoint=self._config.remote.model or self._config.checkpoint,
-            family=self._config.family,
+            name=config.name,
+            checkpoint=config.remote.model or config.checkpoint,
+            family=config.family,
             device=self._runtime.device,
             tasks=tuple(sorted(self._runtime.tasks)),
+            dtype=(config.quantize or config.dtype) if is_ours else None,
+            parameters=self._runtime.parameters,
         )
+
+    async def memory_usage(self) -> MemoryUsage | None:
+        """Return the memory of this replica; None if its model runs elsewhere."""
+        return self._runtime.memory_usage()
+
+    async def clear_memory(self) -> MemoryUsage | None:
+        """Empty the caches, return unused memory, and return what is left."""
+        await self._runtime.clear_memory()
+        return self._runtime.memory_usage()
 
     async def check_health(self) -> None:
         """Raise ``RuntimeError`` if the engine has stopped. Serve then replaces the replica."""

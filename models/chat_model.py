@@ -63,7 +63,9 @@ class ChatModel(Model):
         self._answers_begin_with_space = not opening[-1:].isspace()
         self._packer = WeightPacker(options.device, options.quantize, options.free_modules)
         self._graphs = ModelGraphs.create(options.device, options.cuda_graphs)
-        self.vocab_size = int(model.lm_head.weight.shape[0])  # before the packer empties it
+        # Both before the packer empties the modules. Tied weights count once.
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.vocab_size = int(model.lm_head.weight.shape[0])
         self._decoder = Decoder(
             llama.decoder_spec(text_model, model.lm_head, self._packer), self._graphs
         )

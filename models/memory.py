@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
+
+from models.malloc_trim import malloc_trim
+from raylens.core.types import MemoryUsage
 
 CPU_KV_BYTES = 2**30
 CONTEXT_BYTES = 2**30
@@ -24,6 +30,25 @@ def limit_gpu_memory(device: str, gpus: float) -> None:
     if device.startswith("cuda") and 0 < gpus < 1:
         total = _gpu_bytes()
         torch.cuda.set_per_process_memory_fraction(max(0.0, share_bytes(total, gpus) / total))
+
+
+def memory_usage(device: str) -> MemoryUsage:
+    """Return the memory of this process: on its GPU, or on its node if the device is a CPU."""
+    if device.startswith("cuda"):
+        unit = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+        return MemoryUsage(device, unit, _gpu_bytes(), allocated, reserved)
+    resident = int(psutil.Process().memory_info().rss)
+    total = int(psutil.virtual_memory().total)
+    return MemoryUsage(device, socket.gethostname(), total, resident, resident)
+
+
+def return_unused_memory() -> None:
+    """Return what the allocators of the GPU and of this process keep for later."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    malloc_trim()
 
 
 @contextmanager

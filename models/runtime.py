@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from raylens.core.types import Delta, VisionRequest
+from raylens.core.types import Delta, MemoryUsage, VisionRequest
 from raylens.engine.metrics import Gauges
 from raylens.engine.model import Pixels
 
@@ -15,6 +15,8 @@ class Runtime(Protocol):
 
     tasks: frozenset[str]
     device: str
+    parameters: int | None = None
+    """Number of the weights' values, if it is known."""
 
     @property
     def failure(self) -> BaseException | None:
@@ -29,6 +31,14 @@ class Runtime(Protocol):
     def input_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) to which it resizes a picture; the same, if it can't tell."""
         return width, height
+
+    def memory_usage(self) -> MemoryUsage | None:
+        """Return the memory of this process; None if the model runs elsewhere."""
+        return None
+
+    async def clear_memory(self) -> None:
+        """Empty caches, and return unused memory. Answers in progress go on."""
+        return
 
     def check_capacity(self, request: VisionRequest) -> None:
         """Raise ``Overloaded`` if there is no room for the request's answers, or another error that

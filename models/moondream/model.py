@@ -148,6 +148,7 @@ class Moondream(Model):
         self._decoder = Decoder(decoder_spec(config.text, weights, embedding, tokens), graphs)
         self.kv_spec = self._decoder.kv_spec
         weights.check_all_used()
+        self.parameters = weights.parameters
 
     def prepare(self, request: VisionRequest, pictures: Sequence[Pixels]) -> Prompt:
         refuse_pixel_limits(request.task)

@@ -33,6 +33,8 @@ class Weights:
         self._read = read
         self._packer = packer
         self._dtype = dtype
+        self.parameters = 0
+        """Number of values in the tensors that were taken."""
 
     @classmethod
     def from_file(cls, path: Path, packer: WeightPacker, dtype: torch.dtype) -> Weights:
@@ -78,6 +80,7 @@ class Weights:
             raise CheckpointMismatch(
                 f"tensor {name}: shape {list(tensor.shape)}; expected {list(shape)}"
             )
+        self.parameters += tensor.numel()
         return tensor
 
     def check_all_used(self) -> None:

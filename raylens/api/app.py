@@ -10,9 +10,11 @@ from fastapi.middleware.cors import CORSMiddleware
 from raylens import __version__
 from raylens.api import (
     batches,
+    caption_jobs,
     caption_service,
     completions,
     files,
+    generate,
     moondream,
     ollama,
     ollama_models,
@@ -49,6 +51,8 @@ DIALECTS = (
     ollama,
     ollama_models,
     moondream,
+    caption_service,
+    generate,
     preprocess,
     system,
 )
@@ -85,7 +89,7 @@ def create_app(
     if jobs is not None:
         reader = JobReader(context, look_up)
         app.include_router(job_routes.router(reader, jobs, config.jobs))
-        app.include_router(caption_service.router(reader, jobs))
+        app.include_router(caption_jobs.router(reader, jobs))
         app.include_router(files.router(jobs, config.jobs))
         app.include_router(batches.router(jobs, config))
     add_error_handlers(app)

@@ -1,91 +1,187 @@
-"""The caption service's dialect: captions as background jobs."""
+"""The caption service's dialect: captions, descriptions and surveillance reports while the client
+waits. :mod:`raylens.api.caption_jobs` has its captions in the background."""
 
 from __future__ import annotations
 
+import re
+import time
+from contextlib import aclosing
+from dataclasses import asdict, replace
+from itertools import count
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import model_validator
-from starlette.responses import JSONResponse
 
-from raylens.api.job_request import JobReader, JobRequest
-from raylens.api.jobs import check_job_id
-from raylens.core.errors import RaylensError
-from raylens.core.wire import Body, Text, is_absent
-from raylens.jobs.job import Job, JobState
-from raylens.jobs.ports import JobService
-from raylens.jobs.webhooks import format_timestamp
+from raylens.api.context import Context, gather
+from raylens.api.picture_body import PictureBody, describe_body, read_body, require_picture
+from raylens.core.errors import ModelFailed
+from raylens.core.types import Caption, Delta, Detect, Findings, Length, PictureFile, Query, Task
+from raylens.core.wire import Text
+
+ACTIVITIES = "What activities are happening in this image?"
+UNUSUAL = "Is there anything unusual or suspicious in this image?"
+SUBJECTS = {"people": "person", "vehicles": "vehicle"}
+"""What a surveillance report counts, and the object to detect."""
+HOW_MANY = "How many {} are there in this image?"
+"""The question to a model that can't detect."""
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBER = re.compile(rf"\b(\d{{1,6}}|none|{'|'.join(_NUMBERS)})\b", re.IGNORECASE)
 
 
-class GenerateRequest(Body):
-    """Body of ``POST /caption/generate``. ``image_data`` is raw base64 or a data URL."""
+class DescribeRequest(PictureBody):
+    """Body of the dialect's requests. ``image_data`` is raw base64 or a URL, and ``prompt`` a
+    question that is answered in place of a caption."""
 
-    image_data: Text
+    picture_field = "image_data"
+    accepts_base64 = True
+    image_data: Text | None = None
     prompt: Text | None = None
-    webhook_url: Text | None = None
-    model: Text | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_absent_values(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {name: item for name, item in value.items() if not is_absent(item)}
+    length: Length | None = None
 
 
-def router(reader: JobReader, jobs: JobService) -> APIRouter:
+def router(context: Context) -> APIRouter:
     """Return the dialect's routes."""
-    routes = APIRouter(prefix="/caption", tags=["Caption service"])
+    routes = APIRouter(tags=["Caption service"])
+    body = describe_body(DescribeRequest)
 
-    @routes.post("/generate", status_code=202, summary="Caption a picture in the background")
-    async def generate(body: GenerateRequest, http: Request) -> JSONResponse:
-        job_input = body.model_dump(exclude_none=True)
-        job_input["image"] = job_input.pop("image_data")
-        try:
-            submission = await reader.read(http, JobRequest(job_type="caption", input=job_input))
-        except RaylensError as error:
-            raise error.about(_dialect_field(error.field)) from None
-        job = await jobs.submit(submission.job, submission.pictures)
-        return JSONResponse({"job_id": job.id, "status": job.state.value}, 202)
+    @routes.post("/caption", summary="Caption a picture", openapi_extra=body)
+    async def caption(http: Request) -> dict[str, Any]:
+        inquiry = await Inquiry.read(context, http)
+        return inquiry.finish({"caption": await inquiry.describe(Length.NORMAL)})
 
-    @routes.get("/job/{job_id}", summary="Show a caption job")
-    async def job(job_id: str) -> dict[str, Any]:
-        return _job_as_json(await jobs.get(check_job_id(job_id)))
+    @routes.post("/describe/file", summary="Describe an uploaded picture", openapi_extra=body)
+    @routes.post("/describe", summary="Describe a picture", openapi_extra=body)
+    async def describe(http: Request) -> dict[str, Any]:
+        inquiry = await Inquiry.read(context, http)
+        return inquiry.finish({"description": await inquiry.describe(Length.LONG)})
 
-    @routes.get("/stats", summary="Show the queue's statistics")
-    async def stats() -> dict[str, Any]:
-        current = await jobs.stats()
+    @routes.post(
+        "/surveillance",
+        summary="Report people, vehicles, activities and anything unusual in a picture",
+        openapi_extra=body,
+    )
+    async def surveillance(http: Request) -> dict[str, Any]:
+        inquiry = await Inquiry.read(context, http)
+        return inquiry.finish(await inquiry.report())
+
+    @routes.get("/model/info", summary="Describe a model; by default, the one that captions")
+    async def model_info(model: str | None = None) -> dict[str, Any]:
+        config = context.catalog.models[context.catalog.resolve(model, "caption")]
+        info = await context.service.model_info(config.name)
+        jobs = context.config.jobs
         return {
-            "waiting": current.counts[JobState.QUEUED],
-            "running": current.counts[JobState.RUNNING],
-            "done": current.counts[JobState.SUCCEEDED],
-            "failed": current.counts[JobState.FAILED],
-            "canceled": current.counts[JobState.CANCELED],
-            "capacity": current.capacity,
-            "workers": current.workers,
-            "mean_seconds": current.mean_s and round(current.mean_s, 4),
-            "p95_seconds": current.p95_s and round(current.p95_s, 4),
+            "model": info.name,
+            "family": info.family,
+            "checkpoint": info.checkpoint,
+            "device": info.device,
+            "dtype": info.dtype,
+            "tasks": list(info.tasks),
+            "parameters": info.parameters,
+            "max_image_size": config.max_image_size,
+            "queue": {"capacity": jobs.capacity, "workers": jobs.workers} if jobs.enabled else None,
         }
 
     return routes
 
 
-def _dialect_field(job_field: str | None) -> str:
-    """Return this dialect's name for a field of the jobs dialect."""
-    if job_field == "input.image":
-        return "image_data"
-    return (job_field or "").removeprefix("input.")
+class Inquiry:
+    """One or more questions about the picture of a request."""
+
+    def __init__(
+        self, context: Context, http: Request, body: DescribeRequest, picture: PictureFile
+    ) -> None:
+        self._context = context
+        self._http = http
+        self._body = body
+        self._picture = picture
+        self._model = context.catalog.resolve(body.model, "caption")
+        self._numbers = count()
+        self._warnings: dict[str, None] = {}
+
+    @classmethod
+    async def read(cls, context: Context, http: Request) -> Inquiry:
+        """Read a request. Raises ``InvalidRequest``, ``UnknownModel``, and what a download does."""
+        body, picture = await read_body(http, DescribeRequest, context)
+        context.check_text_length(len(body.prompt or ""), "prompt")
+        return cls(context, http, body, require_picture(http, body, picture))
+
+    async def describe(self, length: Length) -> str:
+        """Return the answer to the prompt, or without one a caption of ``length`` by default."""
+        prompt = self._body.prompt
+        text, _ = await self._ask(Query(prompt) if prompt else Caption(self._body.length or length))
+        return text
+
+    async def report(self) -> dict[str, Any]:
+        """Return a summary, and what there is of people, vehicles, activities and the unusual.
+
+        The first answer leaves the encoded picture in the model's cache, where the other questions
+        find it.
+        """
+        summary = await self.describe(Length.NORMAL)
+        info = await self._context.service.model_info(self._model)
+        count_objects = self._count
+        if Detect.name not in info.tasks:
+            count_objects = self._estimate
+            note = f"people, vehicles: counted by questions, because {self._model} can't detect"
+            self._warnings[note] = None
+        *counts, activities, unusual = await gather(
+            [
+                *(count_objects(field) for field in SUBJECTS),
+                self._describe(ACTIVITIES),
+                self._describe(UNUSUAL),
+            ]
+        )
+        found = unusual["description"].strip().lower()
+        return {
+            "summary": summary,
+            **dict(zip(SUBJECTS, counts, strict=True)),
+            "activities": activities,
+            "unusual": {"found": not found.startswith(("no", "none")), **unusual},
+        }
+
+    def finish(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Return an answer with what every answer has beside it."""
+        seconds = time.time() - self._http.state.received_at
+        answer |= {"model": self._model, "processing_time": round(seconds, 4)}
+        return {**answer, "warnings": list(self._warnings)} if self._warnings else answer
+
+    async def _count(self, field: str) -> dict[str, Any]:
+        """Detect objects, and return their number and boxes."""
+        _, findings = await self._ask(Detect(SUBJECTS[field]))
+        if findings.regions is None:
+            raise ModelFailed("the answer ended early")
+        boxes = [asdict(region) for region in findings.regions]
+        return {"count": len(boxes), "objects": boxes}
+
+    async def _estimate(self, field: str) -> dict[str, Any]:
+        """Ask for the number of objects; None if the answer has no number."""
+        text, _ = await self._ask(Query(HOW_MANY.format(field)))
+        return {"count": parse_count(text), "description": text}
+
+    async def _describe(self, question: str) -> dict[str, Any]:
+        text, _ = await self._ask(Query(question))
+        return {"description": text}
+
+    async def _ask(self, task: Task) -> tuple[str, Findings]:
+        """Return the model's answer about the picture: its text, and its findings."""
+        sampling = self._context.build_sampling()
+        request = self._context.build_request(
+            self._http, self._model, task, sampling, self._body.recipe
+        )
+        request = replace(request, id=f"{request.id}.{next(self._numbers)}")
+        async with aclosing(self._context.service.generate(request, [self._picture])) as stream:
+            deltas: list[Delta] = [delta async for delta in stream]
+        self._warnings |= dict.fromkeys(warning for delta in deltas for warning in delta.warnings)
+        findings = deltas[-1].findings if deltas else None
+        return "".join(delta.text for delta in deltas), findings or Findings()
 
 
-def _job_as_json(job: Job) -> dict[str, Any]:
-    output = job.output if job.state is JobState.SUCCEEDED else None
-    problem = job.problem if job.state is JobState.FAILED else None
-    return {
-        "job_id": job.id,
-        "status": job.state.value,
-        "caption": output and output.get("caption"),
-        "error": problem and problem.message,
-        "created_at": format_timestamp(job.created_at),
-        "started_at": format_timestamp(job.started_at),
-        "finished_at": format_timestamp(job.finished_at),
-    }
+def parse_count(text: str) -> int | None:
+    """Return the first number in an answer, in digits or as a word; None if there is none."""
+    match = _NUMBER.search(text)
+    if match is None:
+        return None
+    word = match[0].lower()
+    if word.isdecimal():
+        return int(word)
+    return 0 if word == "none" else _NUMBERS.index(word)

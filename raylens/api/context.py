@@ -108,14 +108,16 @@ class Context:
         return received_at + timeout_s
 
     async def read_pictures(
-        self, http: Request, urls: Sequence[tuple[str, str]]
+        self, http: Request, urls: Sequence[tuple[str, str]], accept_base64: bool = False
     ) -> list[PictureFile]:
         """Return the pictures of URLs and their fields, which are downloaded at the same time.
 
-        Raises what :meth:`raylens.api.media.Media.from_url` raises.
+        With ``accept_base64``, raw base64 and paths stand for pictures, too. Raises what
+        :meth:`raylens.api.media.Media.from_url` raises.
         """
         deadline = self.fetch_deadline(http)
-        return await gather(self.media.from_url(url, field, deadline) for url, field in urls)
+        read = self.media.from_text if accept_base64 else self.media.from_url
+        return await gather(read(url, field, deadline) for url, field in urls)
 
     def check_text_length(self, length: int, field: str) -> None:
         """Refuse text that no model's context can hold before seconds are spent on tokenizing it.

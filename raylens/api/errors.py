@@ -31,7 +31,14 @@ _CODES = {
     405: "method_not_allowed",
     413: "payload_too_large",
 }
-UNPROCESSABLE_PATHS = ("/v1/preprocess", "/api/v1/jobs", "/caption/")
+UNPROCESSABLE_PATHS = (
+    "/v1/preprocess",
+    "/api/v1/jobs",
+    "/caption",
+    "/describe",
+    "/surveillance",
+    "/model/",
+)
 """Paths of the dialects that answer an invalid request with 422 instead of 400."""
 UNKNOWN_ROUTE = "/v1/chat"
 """An unknown route answers in the shape of this path's errors: most clients speak that dialect."""

@@ -21,7 +21,7 @@ from raylens.api.errors import error_event
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
 from raylens.api.model_selection import required_capability, select_model
 from raylens.api.paths import route_path
-from raylens.api.picture_body import PictureBody, describe_body, read_body, require_picture
+from raylens.api.picture_body import ImageUrlBody, describe_body, read_body, require_picture
 from raylens.core.errors import InvalidRequest, RaylensError, UnsupportedTask
 from raylens.core.types import (
     MAX_OBJECTS,
@@ -72,7 +72,7 @@ class RequestSettings(LenientBody):
     max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS_LIMIT)] = MAX_OBJECTS
 
 
-class PictureRequest(PictureBody):
+class PictureRequest(ImageUrlBody):
     """Fields of every request of the dialect."""
 
     settings: Annotated[RequestSettings, BeforeValidator(parse_object)] = RequestSettings()
@@ -105,7 +105,7 @@ def router(context: Context) -> APIRouter:
     )
     async def caption(http: Request) -> Any:
         body, picture = await read_body(http, CaptionRequest, context)
-        pictures = [require_picture(http, picture)]
+        pictures = [require_picture(http, body, picture)]
         return await _answer_text(context, http, body, Caption(body.length), pictures, "caption")
 
     @routes.post(
@@ -129,7 +129,9 @@ def router(context: Context) -> APIRouter:
     async def detect(http: Request) -> Any:
         body, picture = await read_body(http, ObjectRequest, context)
         task = Detect(body.object, body.settings.max_objects)
-        return await _answer_findings(context, http, body, task, require_picture(http, picture))
+        return await _answer_findings(
+            context, http, body, task, require_picture(http, body, picture)
+        )
 
     @routes.post(
         "/point",
@@ -139,7 +141,9 @@ def router(context: Context) -> APIRouter:
     async def point(http: Request) -> Any:
         body, picture = await read_body(http, ObjectRequest, context)
         task = Point(body.object, body.settings.max_objects)
-        return await _answer_findings(context, http, body, task, require_picture(http, picture))
+        return await _answer_findings(
+            context, http, body, task, require_picture(http, body, picture)
+        )
 
     @routes.post(
         "/segment", summary="Not supported: always 400", openapi_extra=describe_body(ObjectRequest)

@@ -1,8 +1,8 @@
-"""Request bodies with one picture: JSON with a data URL, or a multipart form with a file."""
+"""Request bodies with one picture: JSON with a URL, or a multipart form with a file."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError, model_validator
@@ -29,9 +29,12 @@ _MAX_FORM_FIELD_BYTES = 64 * 2**20
 
 
 class PictureBody(Body):
-    """A body whose picture is ``image_url``, or the form's ``file`` next to the body's fields."""
+    """A body with a picture, which may also be the form's ``file`` next to the body's fields."""
 
-    image_url: Text | None = None
+    picture_field: ClassVar[str]
+    """The field with the picture's URL."""
+    accepts_base64: ClassVar[bool] = False
+    """Whether that may also be raw base64."""
     model: str | None = None
     recipe: RecipeField = None
 
@@ -41,6 +44,13 @@ class PictureBody(Body):
         if not isinstance(value, dict):
             return value
         return {name: item for name, item in value.items() if not is_absent(item)}
+
+
+class ImageUrlBody(PictureBody):
+    """A body whose picture is ``image_url``."""
+
+    picture_field = "image_url"
+    image_url: Text | None = None
 
 
 BodyT = TypeVar("BodyT", bound=PictureBody)
@@ -62,20 +72,23 @@ async def read_body(
         body = body_type.model_validate(fields)
     except ValidationError as error:
         raise from_validation(error.errors()) from None
+    field = body.picture_field
+    text = getattr(body, field)
     if upload is not None:
-        if body.image_url is not None:
-            raise InvalidRequest("file: expected either file or image_url, not both", "file")
+        if text is not None:
+            raise InvalidRequest(f"file: expected either file or {field}, not both", "file")
         return body, context.media.from_upload(upload, "file")
-    if body.image_url is None:
+    if text is None:
         return body, None
-    (picture,) = await context.read_pictures(http, [(body.image_url, "image_url")])
-    return body, picture
+    read = context.media.from_text if body.accepts_base64 else context.media.from_url
+    return body, await read(text, field, context.fetch_deadline(http))
 
 
-def require_picture(http: Request, picture: PictureFile | None) -> PictureFile:
+def require_picture(http: Request, body: PictureBody, picture: PictureFile | None) -> PictureFile:
     """Return ``picture``. Raises ``InvalidRequest`` if it is None."""
     if picture is None:
-        field = "file" if _content_type(http).startswith(_FORM_TYPES) else "image_url"
+        is_form = _content_type(http).startswith(_FORM_TYPES)
+        field = "file" if is_form else body.picture_field
         raise InvalidRequest(f"{field}: missing; expected a picture", field)
     return picture
 

@@ -10,14 +10,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from raylens.api.context import Context
-from raylens.api.picture_body import PictureBody, describe_body, read_body, require_picture
+from raylens.api.picture_body import ImageUrlBody, describe_body, read_body, require_picture
 from raylens.core.errors import ModelNotLoaded
 from raylens.core.types import ProcessedPicture
 
 JPEG = "image/jpeg"
 
 
-class PreprocessRequest(PictureBody):
+class PreprocessRequest(ImageUrlBody):
     """Body of ``POST /v1/preprocess``. ``recipe`` changes the recipe of ``model``."""
 
 
@@ -37,7 +37,7 @@ def router(context: Context) -> APIRouter:
         recipe = context.resolve_recipe(model, body.recipe)
         deadline = context.compute_deadline(http, model)
         picture = await context.service.preprocess(
-            require_picture(http, upload), recipe, deadline, http.state.request_id
+            require_picture(http, body, upload), recipe, deadline, http.state.request_id
         )
         if _accepts_only_jpeg(http):
             return Response(picture.jpeg, media_type=JPEG)

@@ -104,6 +104,7 @@ class DialectModels(Frozen):
     openai: Name = "smolvlm"
     moondream: Name = "moondream"
     caption: Name = "moondream"
+    generate: Name = "qwen2.5-vl"
     jobs: Name = "moondream"
 
 

@@ -6,7 +6,14 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from raylens.core.recipe import Recipe
-from raylens.core.types import Delta, ModelInfo, PictureFile, ProcessedPicture, VisionRequest
+from raylens.core.types import (
+    Delta,
+    MemoryUsage,
+    ModelInfo,
+    PictureFile,
+    ProcessedPicture,
+    VisionRequest,
+)
 
 
 class VisionService(Protocol):
@@ -36,6 +43,17 @@ class VisionService(Protocol):
         Sizes are (width, height) in pixels. Raises as :meth:`model_info` does.
         """
         return size
+
+    async def memory_usage(self) -> list[MemoryUsage]:
+        """Return the memory of every replica of a model that runs in this application."""
+        return []
+
+    async def clear_memory(self) -> list[MemoryUsage]:
+        """Empty the caches of every such replica, return unused memory, and return what is left.
+
+        Answers in progress go on.
+        """
+        return []
 
     async def model_info(self, name: str) -> ModelInfo:
         """Describe a model. Raises ``ModelNotLoaded`` while none of its replicas answers."""

@@ -418,6 +418,21 @@ class ProcessedPicture:
 
 
 @dataclass(frozen=True)
+class MemoryUsage:
+    """Memory of one replica of a model, in bytes."""
+
+    device: str
+    unit: str
+    """The GPU's or node's id: replicas with the same one share its memory."""
+    total: int
+    """Of the GPU or node."""
+    allocated: int
+    """In use by the replica."""
+    reserved: int
+    """In use, or kept by the replica's allocator for later."""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """Description of a loaded model."""
 
@@ -428,3 +443,7 @@ class ModelInfo:
     device: str
     tasks: tuple[str, ...]
     """Names of tasks, and perhaps :data:`REASONING`."""
+    dtype: str | None = None
+    """The type of its numbers, if it runs in this application."""
+    parameters: int | None = None
+    """Their number, if it is known."""

@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -75,6 +75,8 @@ class AsyncEngine:
         self._inbox: list[GenerationSequence] = []
         """Sequences that the thread has not taken yet. ``_condition`` guards this and
         ``_stopping``."""
+        self._clearances: list[Future[None]] = []
+        """Waiting calls of :meth:`clear_caches`. ``_condition`` guards them, too."""
         self._condition = threading.Condition()
         self._stopping = False
         self._failure: BaseException | None = None
@@ -137,6 +139,20 @@ class AsyncEngine:
                     yield output.delta
         finally:
             self._abort(sequences)
+
+    async def clear_caches(self) -> None:
+        """Empty the caches of features and prefixes, between two steps.
+
+        Raises ``ModelNotLoaded`` if the engine has stopped.
+        """
+        self._loop = asyncio.get_running_loop()
+        done: Future[None] = Future()
+        with self._condition:
+            if self._failure is not None or self._stopping:
+                raise _engine_stopped("the engine has stopped")
+            self._clearances.append(done)
+            self._condition.notify()
+        await asyncio.wrap_future(done)
 
     def check_capacity(self, request: VisionRequest) -> None:
         """Raise if the engine can't accept the request now. Can be called before the prompt is
@@ -244,11 +260,18 @@ class AsyncEngine:
     def _take_inbox(self) -> bool:
         """Wait for work, and pass it to the scheduler. Return False if the thread must end."""
         with self._condition:
-            while not (self._inbox or self._engine.has_work or self._stopping):
+            while not (self._inbox or self._clearances or self._engine.has_work or self._stopping):
                 self._condition.wait()
             self._engine.scheduler.add(self._inbox)
             self._inbox = []
-            return not self._stopping
+            clearances = list(self._clearances)
+        if clearances:
+            self._engine.clear_caches()
+            for done in clearances:
+                self._clearances.remove(done)
+                if done.set_running_or_notify_cancel():
+                    done.set_result(None)
+        return not self._stopping
 
     def _call_in_loop(self, callback: Callable[[T], None], argument: T) -> None:
         """Schedule the callback on the event loop; do nothing if the loop is closed."""
@@ -264,6 +287,10 @@ class AsyncEngine:
                 queue.put_nowait(output)
 
     def _fail_all(self, error: RaylensError) -> None:
+        for done in self._clearances:
+            if done.set_running_or_notify_cancel():
+                done.set_exception(error)
+        self._clearances.clear()
         self._deliver([StepOutput(sequence, error=error) for sequence in self._output_queues])
 
 

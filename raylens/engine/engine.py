@@ -98,6 +98,10 @@ class Engine:
             self._prefill_runner.prefix_cache.bytes,
         )
 
+    def clear_caches(self) -> None:
+        """Empty the caches of features and prefixes, but not that of running sequences."""
+        self._prefill_runner.clear_feature_and_prefix_caches()
+
     def fit_to_memory(self, request: VisionRequest, prompt: Prompt) -> VisionRequest:
         """Return the request with no more tokens for its answer than the KV cache can hold.
 

@@ -213,6 +213,8 @@ class Model(Protocol):
     """Names of the supported tasks of :mod:`raylens.core.types`, such as ``caption``; includes
     ``REASONING`` if the model can reason before it answers."""
     device: str
+    parameters: int | None = None
+    """Number of the weights' values, if it is known."""
     tokenizer: Tokenizer
     eos_ids: frozenset[int]
     vocab_size: int

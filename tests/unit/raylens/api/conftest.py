@@ -21,6 +21,7 @@ from raylens.core.types import (
     Findings,
     FinishReason,
     Location,
+    MemoryUsage,
     ModelInfo,
     PictureFile,
     Point,
@@ -152,10 +153,17 @@ class FakeService(VisionService):
         await self.model_info(model)
         return size[0] // 2, size[1] // 2
 
+    async def memory_usage(self) -> list[MemoryUsage]:
+        return [MemoryUsage("cpu", "node", 8 * 2**30, 2 * 2**30, 3 * 2**30)]
+
+    async def clear_memory(self) -> list[MemoryUsage]:
+        return [MemoryUsage("cpu", "node", 8 * 2**30, 2 * 2**30, 2 * 2**30)]
+
     async def model_info(self, name: str) -> ModelInfo:
         if name not in self.loaded:
             raise ModelNotLoaded(f"{name} is down", "model", retry_after=2)
-        return ModelInfo(name, "pocket", "smolvlm", "cpu", self.tasks.get(name, TEXT_TASKS))
+        tasks = self.tasks.get(name, TEXT_TASKS)
+        return ModelInfo(name, "pocket", "smolvlm", "cpu", tasks, "float32", 1234)
 
 
 @pytest.fixture

@@ -201,3 +201,27 @@ async def test_a_token_that_the_model_lacks_is_refused(
     with pytest.raises(InvalidRequest, match=f"{field}: token 257; this model's last one is 256"):
         await anext(engine.generate(request(LATER, **sampling), Prompt((99,))))
     assert engine.in_flight == 0
+
+
+async def test_caches_are_cleared_between_steps_while_answers_go_on(gated) -> None:
+    model, engine = gated
+    stream = engine.generate(request(LATER, max_tokens=3), Prompt(tuple(range(90, 110))))
+    await asyncio.wait_for(anext(stream), 5)
+    assert engine.gauges.prefix_bytes > 0
+    clearing = asyncio.ensure_future(engine.clear_caches())
+    abandoned = asyncio.ensure_future(engine.clear_caches())
+    await asyncio.sleep(0)
+    abandoned.cancel()
+    assert not clearing.done()
+    model.gate.release(10)
+    await asyncio.wait_for(clearing, 5)
+    assert engine.gauges.prefix_bytes == 0
+    assert [delta async for delta in stream][-1].finish_reason is not None
+
+
+async def test_an_idle_engine_clears_its_caches_and_a_stopped_one_refuses() -> None:
+    engine = AsyncEngine(FakeModel(), EngineLimits(max_batch_size=2), max_waiting=1)
+    await asyncio.wait_for(engine.clear_caches(), 5)
+    engine.stop()
+    with pytest.raises(ModelNotLoaded, match="has stopped"):
+        await engine.clear_caches()
