@@ -39,6 +39,8 @@ class Row:
     segments: list[Segment] = field(default_factory=list)
     positions: NDArray[np.int64] | None = None
     """Rotary positions of the prefix (axes, length); None means 0, 1, 2, …"""
+    next_position: int | None = None
+    """Rotary position of a segment's first token; None means the one after the largest."""
 
     @property
     def prefix_positions(self) -> NDArray[np.int64]:
@@ -90,7 +92,9 @@ def pack(
         end = len(row.prefix)
         ids[index, :end] = torch.tensor(row.prefix)
         positions[:, index, :end] = torch.from_numpy(row.prefix_positions)
-        first_position = int(row.prefix_positions.max()) + 1
+        first_position = row.next_position
+        if first_position is None:
+            first_position = int(row.prefix_positions.max()) + 1
         groups[index, :end] = 0
         for number, segment in enumerate(row.segments, start=1):
             start = end

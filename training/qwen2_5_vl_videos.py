@@ -1,0 +1,128 @@
+"""Training videos of the pocket Qwen2.5-VL, and questions about them."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import IterableDataset
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from models.pocket.drawing import draw
+from models.pocket.scenes import Question, Scene
+from models.pocket.videos import VideoScene, random_video
+from training.qwen2_5_vl_checkpoint import MIN_PIXELS
+from training.qwen2_5_vl_pictures import TOKEN, Picture
+from training.qwen2_5_vl_rows import Prompts
+from training.rows import Row
+
+FRAMES_PER_SECOND = 2.0
+MAX_FRAMES = 12
+VARIANTS = {
+    "describe": ("Describe this video.", "Describe the video clip.", "What is in the video?"),
+    "end": ("How many shapes are there in the end?", "How many shapes does the video end with?"),
+    "moves": ("Which shape is moving?", "What moves?"),
+    "first": ("Which shape comes first?", "What appears first?"),
+}
+"""Other words for the questions, by category."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """Pairs of a video's frames at the model's own size."""
+
+    pairs: list[Picture]
+    questions: list[Question]
+    seconds_per_pair: float
+
+    def positions(self, start: int, positions_per_second: int) -> NDArray[np.int64]:
+        """Return the time, row and column of every image token (3, tokens), from ``start``."""
+        shape = (len(self.pairs), *self.pairs[0].grid)
+        time, row, column = np.unravel_index(np.arange(np.prod(shape)), shape)
+        time = (time * (positions_per_second * self.seconds_per_pair)).astype(np.int64)
+        return start + np.stack([time, row, column])
+
+
+class Videos(IterableDataset[Video]):
+    """An endless dataset of videos."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Video]:
+        rng = random.Random(self.seed)
+        while True:
+            yield make_video(random_video(rng), rng)
+
+
+def make_video(video: VideoScene, rng: random.Random) -> Video:
+    """Sample a video's frames evenly, the first and the last one included, and draw them."""
+    count = min(MAX_FRAMES, max(2, 2 * round(video.seconds * FRAMES_PER_SECOND / 2)))
+    # A file ends with its last frame, which is a little before its duration.
+    last = video.seconds - rng.uniform(0, 0.12)
+    scenes = [video.at(last * index / (count - 1)) for index in range(count)]
+    seed = rng.getrandbits(32)
+    quality = rng.choice((None, rng.randint(30, 95)))
+    canvas = video.canvas
+    height, width = smart_resize(canvas.height, canvas.width, TOKEN, MIN_PIXELS, MIN_PIXELS)
+    frames = [_draw(scene, seed, quality, (width, height)) for scene in scenes]
+    whole = (0, 0, canvas.width, canvas.height)
+    pairs = [
+        Picture(frames[index + 1], scenes[index + 1], whole, False, earlier=frames[index])
+        for index in range(0, count, 2)
+    ]
+    return Video(pairs, list(video.questions()), 2 * video.seconds / count)
+
+
+def _draw(scene: Scene, seed: int, quality: int | None, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Draw a frame as the others of its video; JPEG stands for the losses of a video's coding."""
+    picture = Image.fromarray(draw(scene, random.Random(seed)))
+    if quality is not None:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality)
+        picture = Image.open(buffer)
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+def build_video_row(
+    first_index: int, video: Video, prompts: Prompts, positions_per_second: int, rng: random.Random
+) -> Row:
+    """Return a row with a video and all questions about it, or one question before the video.
+
+    The features of its pairs begin at ``first_index``.
+    """
+    questions = [(question, _phrase(question, rng)) for question in video.questions]
+    opening = prompts.opening()
+    if rng.random() < 0.25:
+        question, text = rng.choice(questions)
+        segments = [prompts.build_segment("text first video", ("", question.answer))]
+        opening += text
+    else:
+        segments = [
+            prompts.build_segment(f"video {question.category}", (text, question.answer))
+            for question, text in questions
+        ]
+    head = prompts.encode(opening + "<|vision_start|>")
+    tail = prompts.encode("<|vision_end|>")
+    positions = video.positions(len(head), positions_per_second)
+    after = len(head) + max(video.pairs[0].grid)
+    ids = head + [prompts.video_id] * positions.shape[1] + tail
+    prefix_positions = np.concatenate(
+        [
+            np.tile(np.arange(len(head)), (3, 1)),
+            positions,
+            np.tile(after + np.arange(len(tail)), (3, 1)),
+        ],
+        axis=1,
+    )
+    indices = list(range(first_index, first_index + len(video.pairs)))
+    return Row(ids, indices, segments, prefix_positions, after + len(tail))
+
+
+def _phrase(question: Question, rng: random.Random) -> str:
+    return question.text if rng.random() < 0.7 else rng.choice(VARIANTS[question.category])
