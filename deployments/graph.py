@@ -28,6 +28,7 @@ from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
     Delta,
+    MediaFile,
     MemoryUsage,
     ModelInfo,
     PictureFile,
@@ -67,7 +68,7 @@ class Graph(VisionService):
         self._status_lock = asyncio.Lock()
 
     async def generate(
-        self, request: VisionRequest, pictures: Sequence[PictureFile]
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
         unfinished: list[DeploymentResponse[Any] | DeploymentResponseGenerator[Any]] = []
         try:

@@ -12,14 +12,16 @@ from typing import TypeVar
 import cv2
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from deployments.picture_limits import picture_limits
+from deployments.picture_limits import picture_limits, video_limits
+from preprocessing.clip import ProcessedVideo, run_video
 from preprocessing.encode import to_jpeg
 from preprocessing.pipeline import ProcessedImage, run
+from preprocessing.video import Sampling
 from raylens.core.config import AppConfig
 from raylens.core.errors import DeadlineExceeded, RaylensError
 from raylens.core.logs import configure_logging, current_request_id
 from raylens.core.recipe import Recipe
-from raylens.core.types import PictureFile, ProcessedPicture, StepReport
+from raylens.core.types import MediaFile, PictureFile, ProcessedPicture, StepReport
 
 Result = TypeVar("Result")
 
@@ -33,6 +35,7 @@ class Preprocessor:
     def __init__(self, config: AppConfig, metrics: PreprocessorMetrics | None = None) -> None:
         configure_logging(config.log_level)
         self._limits = picture_limits(config.limits)
+        self._video_limits = video_limits(config.limits)
         # Several pictures in parallel use the cores better than several threads on one picture.
         cv2.setNumThreads(1)
         self._pool = ThreadPoolExecutor(
@@ -44,20 +47,28 @@ class Preprocessor:
         self._metrics = metrics or PreprocessorMetrics()
 
     async def process(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
-    ) -> ProcessedImage:
-        """Decode the picture and apply the recipe.
+        self, media: MediaFile, recipe: Recipe, deadline: float, request_id: str
+    ) -> ProcessedImage | ProcessedVideo:
+        """Decode a picture or a video, and apply the recipe.
 
         A call that is canceled or passes its deadline stops at the next step, or never starts.
-        Raises what :func:`preprocessing.pipeline.run` raises; messages name the request's field
-        of the picture.
+        Raises what :func:`preprocessing.pipeline.run` and :func:`preprocessing.clip.run_video`
+        raise; messages name the request's field of the picture or video.
         """
         current_request_id.set(request_id)
         processed = await self._run_in_pool(
-            lambda check: run(picture.data, recipe, self._limits, check), picture, deadline
+            lambda check: self._process(media, recipe, check), media, deadline
         )
         self._metrics.observe(processed.steps)
         return processed
+
+    def _process(
+        self, media: MediaFile, recipe: Recipe, check: Callable[[], None]
+    ) -> ProcessedImage | ProcessedVideo:
+        if isinstance(media, PictureFile):
+            return run(media.data, recipe, self._limits, check)
+        sampling = Sampling(media.frames_per_second, media.max_frames)
+        return run_video(media.data, sampling, recipe, self._video_limits, check)
 
     async def preview(
         self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
@@ -76,7 +87,7 @@ class Preprocessor:
         return preview
 
     async def _run_in_pool(
-        self, work: Callable[[Callable[[], None]], Result], picture: PictureFile, deadline: float
+        self, work: Callable[[Callable[[], None]], Result], media: MediaFile, deadline: float
     ) -> Result:
         """Run ``work`` in the pool.
 
@@ -109,8 +120,8 @@ class Preprocessor:
             raise
         except Exception as error:
             self._metrics.pictures.inc(tags={"outcome": getattr(error, "code", RaylensError.code)})
-            if isinstance(error, RaylensError) and error.field == "image":
-                raise error.about(picture.field) from None
+            if isinstance(error, RaylensError) and error.field in ("image", "video"):
+                raise error.about(media.field) from None
             raise
         finally:
             abandoned.set()

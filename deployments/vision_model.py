@@ -13,10 +13,11 @@ from itertools import count
 from deployments.engine_metrics import PrometheusEngineMetrics
 from models.malloc_trim import malloc_trim
 from models.runtime import Runtime
+from preprocessing.clip import ProcessedVideo, expand
 from preprocessing.coordinates import in_original, in_processed
 from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import ModelConfig
-from raylens.core.errors import DeadlineExceeded
+from raylens.core.errors import DeadlineExceeded, RaylensError, picture_field, picture_index
 from raylens.core.logs import configure_logging, current_request_id
 from raylens.core.types import Delta, MemoryUsage, ModelInfo, VisionRequest
 from raylens.engine.metrics import EngineMetrics
@@ -42,9 +43,9 @@ class VisionModel:
         logger.info("%s is ready on %s after %.1f s", config.name, self._runtime.device, seconds)
 
     async def generate(
-        self, request: VisionRequest, *pictures: ProcessedImage
+        self, request: VisionRequest, *media: ProcessedImage | ProcessedVideo
     ) -> AsyncGenerator[Delta, None]:
-        """Yield the answer's deltas. The first one carries the warnings about the pictures.
+        """Yield the answer's deltas. The first one carries the warnings about pictures and videos.
 
         Closing the generator aborts the request.
         """
@@ -55,19 +56,28 @@ class VisionModel:
             raise DeadlineExceeded(
                 "the deadline passed before the request reached the model", "deadline"
             )
-        if pictures:
-            request = replace(request, task=in_processed(request.task, pictures[0].geometry))
-        pixels = [picture.pixels for picture in pictures]
-        warnings = _collect_warnings(pictures)
-        async with aclosing(self._runtime.generate(request, pixels)) as deltas:
-            async for delta in deltas:
-                if delta.findings is not None and pictures:
-                    findings = in_original(delta.findings, pictures[0].geometry)
-                    delta = replace(delta, findings=findings)
-                if warnings:
-                    delta = replace(delta, warnings=warnings + delta.warnings)
-                    warnings = ()
-                yield delta
+        expansion = expand(request.task, media, self._runtime.frames_as_pictures)
+        request = replace(request, task=expansion.task)
+        # Only a task about a single picture has places in it.
+        geometry = media[0].geometry if media and isinstance(media[0], ProcessedImage) else None
+        if geometry is not None:
+            request = replace(request, task=in_processed(request.task, geometry))
+        warnings = _collect_warnings(media) + expansion.warnings
+        try:
+            async with aclosing(self._runtime.generate(request, expansion.pictures)) as deltas:
+                async for delta in deltas:
+                    if delta.findings is not None and geometry is not None:
+                        findings = in_original(delta.findings, geometry)
+                        delta = replace(delta, findings=findings)
+                    if warnings:
+                        delta = replace(delta, warnings=warnings + delta.warnings)
+                        warnings = ()
+                    yield delta
+        except RaylensError as error:
+            index = picture_index(error.field)
+            if index is None:
+                raise
+            raise error.about(picture_field(expansion.owners[index])) from None
 
     async def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (width, height) to which the model resizes a picture of ``size``."""
@@ -140,12 +150,12 @@ def make_runtime(config: ModelConfig, metrics: EngineMetrics) -> Runtime:
         ) from error
 
 
-def _collect_warnings(pictures: Sequence[ProcessedImage]) -> tuple[str, ...]:
-    """Return the warnings about all pictures, numbered if there are several pictures."""
-    if len(pictures) == 1:
-        return pictures[0].warnings
+def _collect_warnings(media: Sequence[ProcessedImage | ProcessedVideo]) -> tuple[str, ...]:
+    """Return the warnings about all pictures and videos, numbered if there are several."""
+    if len(media) == 1:
+        return media[0].warnings
     return tuple(
-        f"picture {number}: {warning}"
-        for number, picture in enumerate(pictures, 1)
-        for warning in picture.warnings
+        f"{'video' if isinstance(item, ProcessedVideo) else 'picture'} {number}: {warning}"
+        for number, item in enumerate(media, 1)
+        for warning in item.warnings
     )

@@ -17,6 +17,8 @@ class Runtime(Protocol):
     device: str
     parameters: int | None = None
     """Number of the weights' values, if it is known."""
+    frames_as_pictures: int | None = 4
+    """As :attr:`raylens.engine.model.Model.frames_as_pictures`."""
 
     @property
     def failure(self) -> BaseException | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 
+from raylens.core.errors import UnsupportedMedia
+
 HEIC = "HEIC"
 HAS_HEIC = find_spec("pillow_heif") is not None
 """Whether HEIC can be decoded: by pillow-heif, which the extra ``heic`` installs."""
@@ -46,3 +48,22 @@ def sniff(data: bytes) -> str | None:
     """Return one of ``SUPPORTED``, another file format in words, or None if it is unknown."""
     head = data[:1024]
     return next((name for name, pattern in _PATTERNS if pattern.match(head)), None)
+
+
+VIDEOS = {
+    "an MP4 or QuickTime video": "MP4",
+    "a Matroska or WebM video": "WebM",
+    "an AVI video": "AVI",
+}
+"""The video formats that can be decoded, by their names in errors about pictures."""
+
+
+def sniff_video(data: bytes) -> str:
+    """Return one of the values of :data:`VIDEOS`. Raises ``UnsupportedMedia``."""
+    name = sniff(data)
+    if name in VIDEOS:
+        return VIDEOS[name]
+    this = f"this is {name}" if name else "not a known video format"
+    if name in SUPPORTED:
+        this = f"this is a {name} picture"
+    raise UnsupportedMedia(f"video: {this}; expected MP4, WebM or AVI", "video")

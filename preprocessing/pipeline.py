@@ -14,7 +14,7 @@ from PIL import ImageCms
 from preprocessing import color, crop, profile
 from preprocessing import denoise as noise
 from preprocessing.decode import decode
-from preprocessing.geometry import Geometry, Matrix
+from preprocessing.geometry import IDENTITY, Geometry, Matrix
 from preprocessing.header import PictureLimits
 from preprocessing.resize import Size, resize, target_size
 from raylens.core.errors import RaylensError
@@ -63,6 +63,25 @@ def run(
         pipeline.crop("smart_crop", crop.content_window)
         if not recipe.preserve_aspect_ratio:
             pipeline.crop("salient_window", lambda pixels: crop.salient_window(pixels, recipe.size))
+    return _finish(pipeline, recipe)
+
+
+def enhance(
+    pixels: Pixels, recipe: Recipe, check: Callable[[], None] = lambda: None
+) -> ProcessedImage:
+    """Apply ``recipe``, but for ``smart_crop``, to upright pixels. ``check`` is as in
+    :func:`run`."""
+    pipeline = _Pipeline(check)
+    height, width = pixels.shape[:2]
+    pipeline.pixels = pixels
+    pipeline.geometry = Geometry((width, height), (width, height), IDENTITY)
+    pipeline.stored_size = (width, height)
+    return _finish(pipeline, recipe)
+
+
+def _finish(pipeline: _Pipeline, recipe: Recipe) -> ProcessedImage:
+    """Resize and enhance the pipeline's picture."""
+    check = pipeline.check
     pipeline.resize(recipe)
     if pipeline.profile is not None:
         pipeline.enhance("color_profile", pipeline.convert_to_srgb)

@@ -116,6 +116,7 @@ class Moondream(Model):
     """A loaded checkpoint. Methods that run the model are not thread-safe."""
 
     tasks = FAMILY.tasks
+    frames_as_pictures = 1
 
     def __init__(
         self,

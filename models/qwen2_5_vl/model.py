@@ -114,6 +114,7 @@ class Qwen2_5_VL(ChatModel):
     """A loaded checkpoint. Methods that run the model are not thread-safe."""
 
     tasks = FAMILY.tasks
+    frames_as_pictures = None
 
     def __init__(
         self,

@@ -151,6 +151,7 @@ class MoondreamRuntime(Runtime):
         self, config: ModelConfig, client: Client, device: str, tasks: frozenset[str] = TASKS
     ) -> None:
         self.tasks = tasks
+        self.frames_as_pictures = 1
         self.device = device
         self._client = client
         self._limiter = ConcurrencyLimiter(config)

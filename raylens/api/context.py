@@ -19,7 +19,8 @@ from raylens.core.config import AppConfig
 from raylens.core.errors import InvalidRequest, ModelNotLoaded
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Choice, Recipe, choose
-from raylens.core.types import ModelInfo, PictureFile, SamplingParams, Task, Tools, VisionRequest
+from raylens.core.types import MediaFile, ModelInfo, SamplingParams, Task, Tools, VisionRequest
+from raylens.core.wire import MediaUrl
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -107,17 +108,18 @@ class Context:
         timeout_s = defaults.max_timeout_s if header is None else self._parse_timeout(header)
         return received_at + timeout_s
 
-    async def read_pictures(
-        self, http: Request, urls: Sequence[tuple[str, str]], accept_base64: bool = False
-    ) -> list[PictureFile]:
-        """Return the pictures of URLs and their fields, which are downloaded at the same time.
+    async def read_media(
+        self, http: Request, urls: Sequence[MediaUrl], field: str, accept_base64: bool = False
+    ) -> list[MediaFile]:
+        """Return the pictures and videos of URLs, which are downloaded at the same time.
 
-        With ``accept_base64``, raw base64 and paths stand for pictures, too. Raises what
-        :meth:`raylens.api.media.Media.from_url` raises.
+        ``field`` is the request's name of all of them. With ``accept_base64``, raw base64 and paths
+        stand for them, too. Raises what :meth:`raylens.api.media.Media.read` raises, and
+        ``InvalidRequest`` if there are too many.
         """
+        self.media.check_count(urls, field)
         deadline = self.fetch_deadline(http)
-        read = self.media.from_text if accept_base64 else self.media.from_url
-        return await gather(read(url, field, deadline) for url, field in urls)
+        return await gather(self.media.read(url, deadline, accept_base64) for url in urls)
 
     def check_text_length(self, length: int, field: str) -> None:
         """Refuse text that no model's context can hold before seconds are spent on tokenizing it.

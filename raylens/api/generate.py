@@ -50,10 +50,9 @@ def router(context: Context) -> APIRouter:
     async def generate(body: GenerateRequest, http: Request) -> dict[str, Any]:
         model = context.catalog.resolve(body.model, "generate")
         messages, urls = read_messages(body.messages, "messages")
-        context.media.check_count(len(urls), "messages")
         texts = sum(message.text_length for message in body.messages)
         context.check_text_length(texts, "messages")
-        pictures = await context.read_pictures(http, urls, accept_base64=True)
+        pictures = await context.read_media(http, urls, "messages", accept_base64=True)
         sampling = context.build_sampling(
             max_tokens=body.max_new_tokens,
             capped=True,

@@ -1,5 +1,5 @@
-"""Pictures of requests as bytes: data URLs, web addresses, paths, raw base64 and uploads, and the
-limits on them."""
+"""Pictures and videos of requests as bytes: data URLs, web addresses, paths, raw base64 and
+uploads, and the limits on them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import asyncio
 import base64
 import binascii
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from raylens.core.config import RequestLimits
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
-from raylens.core.types import PictureFile
+from raylens.core.types import MediaFile, PictureFile, VideoFile
+from raylens.core.wire import MediaUrl
 from raylens.net.fetcher import Fetcher
 from raylens.net.media_root import MediaRoot
 
@@ -25,8 +28,17 @@ _THREAD_MIN_CHARS = 256 * 1024
 """Longer base64, in characters, is decoded in a thread, to keep the event loop free."""
 
 
+class _Kind(NamedTuple):
+    """Pictures or videos, and what limits a file of them."""
+
+    noun: str
+    example: str
+    """Beginning of a data URL."""
+    max_bytes: int
+
+
 class Media:
-    """Reads the pictures of requests. ``field`` names a picture's field in error messages.
+    """Reads the pictures and videos of requests. ``field`` names one in error messages.
 
     Without ``root``, no path is allowed.
     """
@@ -37,14 +49,36 @@ class Media:
         self._limits = limits
         self._fetcher = fetcher
         self._root = root
+        self._pictures = _Kind("picture", "data:image/jpeg;base64,…", limits.max_image_bytes)
+        self._videos = _Kind("video", "data:video/mp4;base64,…", limits.max_video_bytes)
 
-    def check_count(self, count: int, field: str) -> None:
-        """Raise ``InvalidRequest`` if a request has more pictures than the limit."""
-        limit = self._limits.max_images
-        if count > limit:
-            raise InvalidRequest(
-                f"{field}: {count} pictures; the limit is {limit}", field, limit, count
-            )
+    def check_count(self, urls: Sequence[MediaUrl], field: str) -> None:
+        """Raise ``InvalidRequest`` if a request has more pictures or videos than the limit.
+
+        The frames of a video count as pictures, if they are sent one by one.
+        """
+        videos = sum(url.video is not None for url in urls)
+        counts = (
+            (len(urls) - videos, "pictures", self._limits.max_images),
+            (videos, "videos", self._limits.max_videos),
+        )
+        for count, noun, limit in counts:
+            if count > limit:
+                message = f"{field}: {count} {noun}; the limit is {limit}"
+                raise InvalidRequest(message, field, limit, count)
+
+    async def read(self, media: MediaUrl, deadline: float, accept_base64: bool) -> MediaFile:
+        """Return the picture or video of a URL.
+
+        With ``accept_base64``, the URL may also be raw base64, or a path in the media folder.
+        Raises as :meth:`from_url` does.
+        """
+        read = self._read_text if accept_base64 else self._read_url
+        if media.video is None:
+            data = await read(media.url, media.field, deadline, self._pictures)
+            return PictureFile(data, media.field)
+        data = await read(media.url, media.field, deadline, self._videos)
+        return VideoFile(data, media.field, media.video.fps, media.video.max_frames)
 
     async def from_url(self, url: str, field: str, deadline: float) -> PictureFile:
         """Return the picture of a data URL, of a web address or of a file URL.
@@ -52,43 +86,54 @@ class Media:
         Raises ``InvalidRequest`` for any other URL, for a path and for invalid base64,
         ``PayloadTooLarge``, and what :meth:`raylens.net.fetcher.Fetcher.fetch` raises.
         """
-        url = url.lstrip(_LEADING)
-        match _scheme(url):
-            case "data":
-                return await self._from_data_url(url, field)
-            case "http" | "https":
-                limit = self._limits.max_image_bytes
-                data = await self._fetcher.fetch(url.rstrip(_LEADING), field, limit, deadline)
-                return self._to_picture(data, field)
-            case "file":
-                return await self._from_file_url(url, field)
-            case scheme:
-                source = f"{scheme}: URLs" if scheme else "paths and bare strings"
-        raise InvalidRequest(
-            f"{field}: {source} are not supported;"
-            " expected the picture as a data URL, data:image/jpeg;base64,…, or a web address",
-            field,
-        )
+        return PictureFile(await self._read_url(url, field, deadline, self._pictures), field)
 
     async def from_text(self, text: str, field: str, deadline: float) -> PictureFile:
         """Return the picture of a URL, of a path in the media folder, or of raw base64.
 
-        Base64 may look like a path: that of a JPEG begins with ``/9j/``. So only an existing file
-        is one. Raises as :meth:`from_url` does.
+        Raises as :meth:`from_url` does.
         """
+        return PictureFile(await self._read_text(text, field, deadline, self._pictures), field)
+
+    def from_upload(self, data: bytes, field: str) -> PictureFile:
+        """Return the picture of an uploaded file. Raises ``PayloadTooLarge``."""
+        return PictureFile(_checked(data, field, self._pictures), field)
+
+    async def _read_url(self, url: str, field: str, deadline: float, kind: _Kind) -> bytes:
+        url = url.lstrip(_LEADING)
+        match _scheme(url):
+            case "data":
+                return await _read_data_url(url, field, kind)
+            case "http" | "https":
+                url = url.rstrip(_LEADING)
+                data = await self._fetcher.fetch(url, field, kind.max_bytes, deadline)
+                return _checked(data, field, kind)
+            case "file":
+                return await self._read_file_url(url, field, kind)
+            case scheme:
+                source = f"{scheme}: URLs" if scheme else "paths and bare strings"
+        raise InvalidRequest(
+            f"{field}: {source} are not supported;"
+            f" expected the {kind.noun} as a data URL, {kind.example}, or a web address",
+            field,
+        )
+
+    async def _read_text(self, text: str, field: str, deadline: float, kind: _Kind) -> bytes:
+        """Base64 may look like a path: that of a JPEG begins with ``/9j/``. So only an existing
+        file is one."""
         if _scheme(text.lstrip(_LEADING)):
-            return await self.from_url(text, field, deadline)
+            return await self._read_url(text, field, deadline, kind)
         root = self._root
         if (
             root is not None
             and len(text) <= _MAX_PATH_CHARS
             and await asyncio.to_thread(root.has_file, text)
         ):
-            return await self._from_path(root, text, field)
-        return await self.from_base64(text, field)
+            return await _read_path(root, text, field, kind)
+        return await _read_base64(text, field, kind)
 
-    async def _from_file_url(self, url: str, field: str) -> PictureFile:
-        """Return the picture of a file URL (RFC 8089) of this machine."""
+    async def _read_file_url(self, url: str, field: str, kind: _Kind) -> bytes:
+        """Return the file of a URL (RFC 8089) on this machine."""
         if self._root is None:
             raise InvalidRequest(
                 f"{field}: this server reads no files of its own; its configuration has no"
@@ -101,63 +146,57 @@ class Media:
             raise InvalidRequest(f"{field}: not a URL ({error})", field) from None
         if parts.netloc.lower() not in ("", "localhost"):
             raise InvalidRequest(f"{field}: expected file:/// and a path", field)
-        return await self._from_path(self._root, unquote(parts.path), field)
+        return await _read_path(self._root, unquote(parts.path), field, kind)
 
-    async def _from_path(self, root: MediaRoot, path: str, field: str) -> PictureFile:
-        limit = self._limits.max_image_bytes
-        return self._to_picture(await asyncio.to_thread(root.read, path, limit, field), field)
 
-    async def _from_data_url(self, url: str, field: str) -> PictureFile:
-        """Return the picture of a data URL.
+async def _read_path(root: MediaRoot, path: str, field: str, kind: _Kind) -> bytes:
+    data = await asyncio.to_thread(root.read, path, kind.max_bytes, field)
+    return _checked(data, field, kind)
 
-        Source: RFC 2397, as browsers read it (WHATWG Fetch, "data: URL processor").
-        """
-        head, comma, payload = url.partition(",")
-        head = _without_line_breaks(head)
-        if not comma:
-            raise InvalidRequest(f"{field}: expected a comma before the data URL's data", field)
-        payload = payload.partition("#")[0]
-        if _BASE64.search(head):
-            # An escape takes three characters for one of the text.
-            self._check_size((len(payload) - 2 * payload.count("%")) * 9 // 16, field)
-            if "%" in payload:
-                payload = await asyncio.to_thread(unquote, payload, "latin-1")
-            return await self.from_base64(payload, field)
-        self._check_size(len(payload) // 3, field)
-        return self._to_picture(await asyncio.to_thread(_unescape, payload), field)
 
-    async def from_base64(self, text: str, field: str) -> PictureFile:
-        """Return the picture of raw base64; white space is ignored.
+async def _read_data_url(url: str, field: str, kind: _Kind) -> bytes:
+    """Return the data of a data URL.
 
-        Raises ``InvalidRequest`` for invalid base64, and ``PayloadTooLarge``.
-        """
-        # Line breaks make up to a twentieth of the text.
-        self._check_size(len(text) * 3 // 4 * 19 // 20, field)
-        if len(text) < _THREAD_MIN_CHARS:
-            data = _decode_base64(text, field)
-        else:
-            data = await asyncio.to_thread(_decode_base64, text, field)
-        return self._to_picture(data, field)
+    Source: RFC 2397, as browsers read it (WHATWG Fetch, "data: URL processor").
+    """
+    head, comma, payload = url.partition(",")
+    head = _without_line_breaks(head)
+    if not comma:
+        raise InvalidRequest(f"{field}: expected a comma before the data URL's data", field)
+    payload = payload.partition("#")[0]
+    if _BASE64.search(head):
+        # An escape takes three characters for one of the text.
+        _check_size((len(payload) - 2 * payload.count("%")) * 9 // 16, field, kind)
+        if "%" in payload:
+            payload = await asyncio.to_thread(unquote, payload, "latin-1")
+        return await _read_base64(payload, field, kind)
+    _check_size(len(payload) // 3, field, kind)
+    return _checked(await asyncio.to_thread(_unescape, payload), field, kind)
 
-    def from_upload(self, data: bytes, field: str) -> PictureFile:
-        """Return the picture of an uploaded file. Raises ``PayloadTooLarge``."""
-        return self._to_picture(data, field)
 
-    def _to_picture(self, data: bytes, field: str) -> PictureFile:
-        if not data:
-            raise InvalidRequest(f"{field}: the picture is empty (0 bytes)", field)
-        self._check_size(len(data), field)
-        return PictureFile(data, field)
+async def _read_base64(text: str, field: str, kind: _Kind) -> bytes:
+    """Return the data of raw base64; white space is ignored."""
+    # Line breaks make up to a twentieth of the text.
+    _check_size(len(text) * 3 // 4 * 19 // 20, field, kind)
+    if len(text) < _THREAD_MIN_CHARS:
+        data = _decode_base64(text, field)
+    else:
+        data = await asyncio.to_thread(_decode_base64, text, field)
+    return _checked(data, field, kind)
 
-    def _check_size(self, size: int, field: str) -> None:
-        limit = self._limits.max_image_bytes
-        if size > limit + 3:
-            raise PayloadTooLarge(
-                f"{field}: a picture of {size} bytes; the limit is {limit} bytes",
-                field,
-                limit,
-                size,
-            )
+
+def _checked(data: bytes, field: str, kind: _Kind) -> bytes:
+    if not data:
+        raise InvalidRequest(f"{field}: the {kind.noun} is empty (0 bytes)", field)
+    _check_size(len(data), field, kind)
+    return data
+
+
+def _check_size(size: int, field: str, kind: _Kind) -> None:
+    limit = kind.max_bytes
+    if size > limit + 3:
+        message = f"{field}: a {kind.noun} of {size} bytes; the limit is {limit} bytes"
+        raise PayloadTooLarge(message, field, limit, size)
 
 
 def _scheme(url: str) -> str:

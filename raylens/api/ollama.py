@@ -36,7 +36,7 @@ from raylens.core.types import (
     Completion,
     Delta,
     FinishReason,
-    PictureFile,
+    MediaFile,
     ToolCallDelta,
     Usage,
     VisionRequest,
@@ -91,7 +91,7 @@ async def _answer(
     body: OllamaRequest,
     model: str,
     task: Chat | Completion,
-    pictures: Sequence[PictureFile],
+    pictures: Sequence[MediaFile],
 ) -> Response:
     tools = task.tools if isinstance(task, Chat) else None
     if body.reasons:

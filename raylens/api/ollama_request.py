@@ -18,7 +18,7 @@ from raylens.api.field_names import FieldNames
 from raylens.api.openai_tools import dump_schema, parse_tools
 from raylens.api.response_format import ANY_OBJECT
 from raylens.core.errors import InvalidRequest
-from raylens.core.types import Chat, PictureFile, SamplingParams, Tools
+from raylens.core.types import Chat, MediaFile, SamplingParams, Tools
 from raylens.core.wire import (
     MAX_MESSAGES,
     MAX_PARTS,
@@ -170,16 +170,15 @@ async def parse_chat(
     context: Context,
     body: OllamaRequest,
     tools: Tools | None = None,
-) -> tuple[Chat, list[PictureFile]]:
+) -> tuple[Chat, list[MediaFile]]:
     """Return the chat, and its pictures in the order of their appearance.
 
     Raises ``InvalidRequest`` or ``PayloadTooLarge``.
     """
     parsed, urls = read_messages(messages, "messages")
-    context.media.check_count(len(urls), "images")
     context.check_text_length(sum(message.text_length for message in messages), "messages")
-    named = [(url, _picture_field(field, body)) for url, field in urls]
-    pictures = await context.read_pictures(http, named)
+    urls = [url._replace(field=_picture_field(url.field, body)) for url in urls]
+    pictures = await context.read_media(http, urls, "images")
     return Chat(parsed, body.reasons, tools), pictures
 
 

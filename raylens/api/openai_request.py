@@ -22,7 +22,7 @@ from raylens.core.types import (
     MAX_OBJECTS,
     Chat,
     Detect,
-    PictureFile,
+    MediaFile,
     PixelLimits,
     Point,
     SamplingParams,
@@ -285,7 +285,7 @@ async def parse_messages(
     context: Context,
     field: str = "messages",
     rename: Callable[[str], str] = str,
-) -> tuple[Chat, list[PictureFile]]:
+) -> tuple[Chat, list[MediaFile]]:
     """Return the chat, and its pictures in the order of their appearance.
 
     ``field`` is the name of the messages in the request, and ``rename`` returns the sender's name
@@ -293,16 +293,14 @@ async def parse_messages(
     ``PayloadTooLarge``, and what a download raises.
     """
     parsed, urls = read_messages(messages, field)
-    context.media.check_count(len(urls), field)
     context.check_text_length(sum(message.text_length for message in messages), field)
-    return Chat(parsed), await context.read_pictures(
-        http, [(url, rename(name)) for url, name in urls]
-    )
+    urls = [url._replace(field=rename(url.field)) for url in urls]
+    return Chat(parsed), await context.read_media(http, urls, field)
 
 
 async def parse_chat(
     http: Request, body: ChatRequest, context: Context
-) -> tuple[Chat, list[PictureFile]]:
+) -> tuple[Chat, list[MediaFile]]:
     """Return the chat with its tools, and its pictures in the order of their appearance.
 
     Raises ``InvalidRequest`` or ``PayloadTooLarge``.

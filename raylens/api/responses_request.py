@@ -30,7 +30,7 @@ from raylens.api.openai_tools import parse_tools
 from raylens.api.response_format import parse_response_format
 from raylens.api.responses_input import RecentItems, name_of_output, read_input
 from raylens.core.errors import InvalidRequest
-from raylens.core.types import Chat, Message, PictureFile, Role, SamplingParams, TextPart
+from raylens.core.types import Chat, MediaFile, Message, Role, SamplingParams, TextPart
 from raylens.core.wire import JsonValue, LenientBody, Text
 
 LOGPROBS = "message.output_text.logprobs"
@@ -107,7 +107,7 @@ def refuse_unsupported_parameters(body: ResponsesRequest) -> None:
 
 async def parse_chat(
     http: Request, body: ResponsesRequest, context: Context, recent: RecentItems
-) -> tuple[Chat, list[PictureFile]]:
+) -> tuple[Chat, list[MediaFile]]:
     """Return the conversation with its tools, and its pictures in the order of their appearance.
 
     Raises ``InvalidRequest`` or ``PayloadTooLarge``.

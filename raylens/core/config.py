@@ -73,6 +73,14 @@ class RequestLimits(Frozen):
     max_image_side: PositiveInt = 16_384
     """Pixels."""
     max_images: PositiveInt = 16
+    max_videos: PositiveInt = 4
+    max_video_bytes: PositiveInt = 64 * 2**20
+    """``max_body_bytes`` bounds videos within a body, too."""
+    max_video_seconds: PositiveFloat = 3600.0
+    max_video_pixels: PositiveInt = 9_000_000
+    """Of one frame: 4K video has 8.3 million."""
+    max_video_frames: Annotated[int, Field(ge=2, le=1024)] = 32
+    """Frames that a model sees of one video."""
     max_text_chars: PositiveInt = 100_000
     max_tokens: PositiveInt = 4096
     max_answers: PositiveInt = 8

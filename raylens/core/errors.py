@@ -79,6 +79,12 @@ def picture_field(index: int) -> str:
     return f"image.{index}"
 
 
+def picture_index(field: str | None) -> int | None:
+    """Return the index of the picture that :func:`picture_field` names; None for other fields."""
+    prefix, _, index = (field or "").partition(".")
+    return int(index) if prefix == "image" and index.isdecimal() else None
+
+
 class InvalidRequest(RaylensError):
     code = "invalid_request"
     http_status = 400

@@ -8,6 +8,7 @@ from typing import Protocol
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
     Delta,
+    MediaFile,
     MemoryUsage,
     ModelInfo,
     PictureFile,
@@ -20,7 +21,7 @@ class VisionService(Protocol):
     """The deployment graph, as HTTP routes and jobs see it."""
 
     def generate(
-        self, request: VisionRequest, pictures: Sequence[PictureFile]
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
         """Stream the answer's deltas as they are computed. Closing the iterator aborts the work.
 

@@ -77,10 +77,15 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class VideoPart:
-    """Refers to pictures of the request, in order: frames of a video, evenly spaced in time."""
+    """Refers to pictures of the request, in order: frames of a video, evenly spaced in time.
+
+    Or to one video file of the request, which preprocessing replaces with frames.
+    """
 
     indices: tuple[int, ...]
     frames_per_second: float = 2.0
+    timestamps: tuple[float, ...] = ()
+    """Seconds from the start of the video of each frame, if they are known."""
 
 
 @dataclass(frozen=True)
@@ -287,10 +292,25 @@ class PictureFile:
 
 
 @dataclass(frozen=True)
+class VideoFile:
+    """A video as it was sent, and how to sample its frames. ``field`` is as in
+    :class:`PictureFile`."""
+
+    data: bytes
+    field: str
+    frames_per_second: float = 2.0
+    max_frames: int | None = None
+    """None means the limit's."""
+
+
+MediaFile = PictureFile | VideoFile
+
+
+@dataclass(frozen=True)
 class VisionRequest:
     """One request, the same for every dialect.
 
-    Its :class:`PictureFile` objects travel beside it, to the preprocessor only.
+    Its :data:`MediaFile` objects travel beside it, to the preprocessor only.
     """
 
     id: str

@@ -8,8 +8,9 @@ are ignored.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -52,7 +53,9 @@ _TEXT_PARTS = {
     "text": "text",
 }
 """Types of parts that hold text, and where."""
-_UNTYPED = ("image_url", "image", "video", "text")
+_VIDEO_PARTS = frozenset({"video", "video_url"})
+_JPEG_FRAMES = re.compile(r"data:\s*video/jpeg\s*;\s*base64\s*,", re.IGNORECASE)
+_UNTYPED = ("image_url", "image", "video_url", "video", "text")
 """Keys of parts without a type, which are the types that such parts have."""
 _THOUGHTS = frozenset({"reasoning", "reasoning_text", "redacted_thinking", "thinking"})
 """Types of parts that hold earlier thoughts, which no template shows to a model again."""
@@ -133,12 +136,28 @@ class ChatImage(LenientBody):
         return {"url": value} if isinstance(value, str) else value
 
 
-class ChatVideo(LenientBody):
+FramesPerSecond = Annotated[float, Field(ge=0.01, le=240, strict=True)]
+
+
+class ChatFrames(LenientBody):
     """A video as a list of frames, the form that Qwen's clients send."""
 
     type: Literal["video"]
     video: Annotated[list[Text], Field(min_length=2, max_length=MAX_PARTS)]
-    fps: Annotated[float, Field(ge=0.01, le=240, strict=True)] = 2.0
+    fps: FramesPerSecond = 2.0
+    field: str = "video"
+    """The sender's name of the frames within the part."""
+
+
+class ChatVideo(LenientBody):
+    """A video file, of which ``fps`` frames a second are sampled, at most ``max_frames``."""
+
+    type: Literal["video_url"]
+    video_url: Text
+    fps: FramesPerSecond = 2.0
+    max_frames: Annotated[int, Field(ge=2, le=MAX_PARTS, strict=True)] | None = None
+    field: str = "video_url.url"
+    """The sender's name of the video within the part."""
 
 
 def _normalize_part(part: Any) -> Any:
@@ -161,12 +180,36 @@ def _normalize_part(part: Any) -> Any:
     if kind in _PICTURE_PARTS:
         url, field = _PICTURE_PARTS[kind](part)
         return {"type": "image_url", "image_url": url, "field": field}
-    if kind != "video":
-        raise ValueError(
-            f"parts of the type {kind[:64]!r} are not supported; expected 'text', 'image_url' or"
-            " 'video', or 'input_text' and 'input_image' of Responses"
-        )
-    return {**part, "type": kind}
+    if kind in _VIDEO_PARTS:
+        return _normalize_video(kind, part)
+    raise ValueError(
+        f"parts of the type {kind[:64]!r} are not supported; expected 'text', 'image_url',"
+        " 'video_url' or 'video', or 'input_text' and 'input_image' of Responses"
+    )
+
+
+def _normalize_video(kind: str, part: dict[str, Any]) -> dict[str, Any]:
+    """Return a part with a video as :class:`ChatVideo` or :class:`ChatFrames`.
+
+    Formats: Qwen's clients (``video``, ``fps``, ``max_frames`` or ``nframes``), and vLLM's
+    (``video_url``, whose data URL of the type ``video/jpeg`` is a list of frames).
+    """
+    video: Any = part.get(kind)
+    field, options = kind, part
+    if isinstance(video, dict):
+        field, options = f"{kind}.url", {**part, **video}
+        video = video.get("url")
+    if is_absent(video):
+        raise ValueError(f"expected the video in {field}")
+    if isinstance(video, str) and (match := _JPEG_FRAMES.match(video)):
+        frames = video[match.end() :].split(",")
+        video = [f"data:image/jpeg;base64,{frame}" for frame in frames]
+        video = video * 2 if len(video) == 1 else video
+    normalized = {"fps": options.get("fps"), "field": field}
+    if isinstance(video, list):
+        return {"type": "video", "video": video, **normalized}
+    max_frames = options.get("max_frames") or options.get("nframes")
+    return {"type": "video_url", "video_url": video, "max_frames": max_frames, **normalized}
 
 
 def _guess_type(part: dict[str, Any]) -> str:
@@ -228,7 +271,7 @@ def _normalize_content(content: Any) -> Any:
 
 
 ChatPart = Annotated[
-    Annotated[ChatText | ChatImage | ChatVideo, Field(discriminator="type")],
+    Annotated[ChatText | ChatImage | ChatVideo | ChatFrames, Field(discriminator="type")],
     BeforeValidator(_normalize_part),
 ]
 Content = Annotated[
@@ -300,35 +343,47 @@ class ChatMessage(LenientBody):
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
+class MediaUrl(NamedTuple):
+    """The URL of a picture or video in a message, and its name in the request."""
+
+    url: str
+    field: str
+    video: ChatVideo | None = None
+    """The part of a video file; None for a picture, and for a frame."""
+
+
 def read_messages(
     messages: Sequence[ChatMessage], field: str
-) -> tuple[tuple[Message, ...], list[tuple[str, str]]]:
-    """Return the messages, and (URL, field) of their pictures in order of appearance.
+) -> tuple[tuple[Message, ...], list[MediaUrl]]:
+    """Return the messages, and their pictures and videos in order of appearance.
 
     ``field`` is the name of the messages in the request, such as ``input.messages``. The results of
     parallel calls are put into the order of the calls.
     """
     parsed: list[Message] = []
-    pictures: list[tuple[str, str]] = []
+    media: list[MediaUrl] = []
     for number, message in _in_order_of_calls(messages):
         parts: list[TextPart | ImagePart | VideoPart] = []
         for index, part in enumerate(message.content):
             part_field = f"{field}.{number}.content.{index}"
-            first = len(pictures)
+            first = len(media)
             match part:
                 case ChatText():
                     parts.append(TextPart(part.text))
                 case ChatImage():
-                    pictures.append((part.image_url.url, f"{part_field}.{part.field}"))
+                    media.append(MediaUrl(part.image_url.url, f"{part_field}.{part.field}"))
                     parts.append(ImagePart(first, part.image_url.detail))
                 case ChatVideo():
+                    media.append(MediaUrl(part.video_url, f"{part_field}.{part.field}", part))
+                    parts.append(VideoPart((first,), part.fps))
+                case ChatFrames():
                     for frame, url in enumerate(part.video):
-                        pictures.append((url, f"{part_field}.video.{frame}"))
-                    parts.append(VideoPart(tuple(range(first, len(pictures))), part.fps))
+                        media.append(MediaUrl(url, f"{part_field}.{part.field}.{frame}"))
+                    parts.append(VideoPart(tuple(range(first, len(media))), part.fps))
         if not parts and message.refusal:
             parts.append(TextPart(message.refusal))
         parsed.append(Message(_ROLES[message.role], tuple(parts), message.calls))
-    return tuple(parsed), pictures
+    return tuple(parsed), media
 
 
 def _in_order_of_calls(messages: Sequence[ChatMessage]) -> list[tuple[int, ChatMessage]]:

@@ -215,6 +215,9 @@ class Model(Protocol):
     device: str
     parameters: int | None = None
     """Number of the weights' values, if it is known."""
+    frames_as_pictures: int | None = 4
+    """Frames that stand for a video, because the model reads pictures only; None if it reads
+    videos."""
     tokenizer: Tokenizer
     eos_ids: frozenset[int]
     vocab_size: int

@@ -10,6 +10,7 @@ from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
     Delta,
+    MediaFile,
     ModelInfo,
     PictureFile,
     Priority,
@@ -25,7 +26,7 @@ class BackgroundService(VisionService):
         self._service = service
 
     async def generate(
-        self, request: VisionRequest, pictures: Sequence[PictureFile]
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
         request = replace(request, priority=Priority.JOB)
         async with aclosing(self._service.generate(request, pictures)) as deltas:

@@ -21,7 +21,9 @@ class ChatInput(JobInput):
     def _check_messages(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
         _, references = read_messages(messages, "")
         # Data URLs were replaced by references before validation.
-        if not all(is_reference(reference) for reference, _ in references):
+        if any(reference.video for reference in references):
+            raise ValueError("video files are not supported in jobs; send frames as pictures")
+        if not all(is_reference(reference.url) for reference in references):
             raise ValueError("expected every picture as a data URL")
         return messages
 
@@ -39,7 +41,7 @@ class ChatJob(JobType):
 
     async def run(self, job_input: ChatInput, context: JobContext) -> dict[str, Any]:
         messages, references = read_messages(job_input.messages, "input.messages")
-        pictures = [await context.load_picture(reference, field) for reference, field in references]
+        pictures = [await context.load_picture(url, field) for url, field, _ in references]
         options = context.inference.resolve(job_input)
         answer = await context.ask(options, Chat(messages), pictures)
         return make_output({"answer": answer.text}, answer)

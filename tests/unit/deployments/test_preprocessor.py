@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from deployments.preprocessor import Preprocessor
+from preprocessing.clip import ProcessedVideo
 from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import AppConfig
 from raylens.core.errors import DeadlineExceeded, InvalidRequest
 from raylens.core.recipe import ENHANCED, PLAIN, Denoise, Recipe
-from raylens.core.types import PictureFile, StepReport
+from raylens.core.types import PictureFile, StepReport, VideoFile
 from testing.pictures import encode_picture, gradient, random_pixels
+from testing.videos import encode_video
 
 CONFIG = AppConfig.model_validate(
     {"models": [{"name": "a", "family": "smolvlm"}], "preprocessor_threads": 1}
@@ -170,3 +172,16 @@ async def test_a_preview_is_a_jpeg_with_its_steps(preprocessor: Preprocessor) ->
     assert preview.jpeg.startswith(b"\xff\xd8\xff")
     assert (preview.original, preview.processed) == ((64, 48), (64, 48))
     assert [step.name for step in preview.steps] == ["decode", "resize", "encode"]
+
+
+async def test_a_video_is_sampled_as_its_request_asks(preprocessor: Preprocessor) -> None:
+    frames = [random_pixels(32, 32)] * 16
+    video = VideoFile(encode_video(frames, 8), "video_url", 4.0, 6)
+    processed = await preprocessor.process(video, PLAIN, FAR_DEADLINE, "id")
+    assert isinstance(processed, ProcessedVideo)
+    assert processed.frames.shape == (6, 32, 32, 3)
+    broken = VideoFile(video.data[:-9], "messages.0.content.1.video_url.url")
+    with pytest.raises(InvalidRequest) as caught:
+        await preprocessor.process(broken, PLAIN, FAR_DEADLINE, "id")
+    assert caught.value.field == "messages.0.content.1.video_url.url"
+    assert caught.value.message.startswith("messages.0.content.1.video_url.url: the MP4 video of")

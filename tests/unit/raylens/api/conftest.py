@@ -21,6 +21,7 @@ from raylens.core.types import (
     Findings,
     FinishReason,
     Location,
+    MediaFile,
     MemoryUsage,
     ModelInfo,
     PictureFile,
@@ -85,6 +86,7 @@ class FakeService(VisionService):
     reasoning: Reasoning | None = None
     logprob: float = -0.5
     requests: list[VisionRequest] = field(default_factory=list)
+    media: list[MediaFile] = field(default_factory=list)
     pictures: list[bytes] = field(default_factory=list)
     picture_fields: list[str] = field(default_factory=list)
     recipes: list[Recipe] = field(default_factory=list)
@@ -96,9 +98,10 @@ class FakeService(VisionService):
     tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     async def generate(
-        self, request: VisionRequest, pictures: Sequence[PictureFile]
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
+        self.media.extend(pictures)
         self.pictures.extend(picture.data for picture in pictures)
         self.picture_fields.extend(picture.field for picture in pictures)
         try:

@@ -19,7 +19,7 @@ from openai.types import Batch
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
 from raylens.core.errors import ModelFailed, Overloaded
-from raylens.core.types import Chat, PictureFile, Priority, TextPart, VisionRequest
+from raylens.core.types import Chat, MediaFile, Priority, TextPart, VisionRequest
 from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.files import StoredFile
 from raylens.jobs.job import new_id
@@ -61,7 +61,7 @@ def question_of(request: VisionRequest) -> str:
     return " ".join(texts)
 
 
-def answer(request: VisionRequest, pictures: Sequence[PictureFile]) -> str:
+def answer(request: VisionRequest, pictures: Sequence[MediaFile]) -> str:
     return f"the answer to {question_of(request)}"
 
 

@@ -29,6 +29,7 @@ from raylens.core.types import (
     Delta,
     Findings,
     FinishReason,
+    MediaFile,
     ModelInfo,
     PictureFile,
     Priority,
@@ -56,7 +57,7 @@ APP = AppConfig.model_validate({"models": [{"name": "moondream", "family": "moon
 URL = "https://hooks.example.com/raylens"
 
 
-def _answer_two_circles(request: VisionRequest, pictures: Sequence[PictureFile]) -> str:
+def _answer_two_circles(request: VisionRequest, pictures: Sequence[MediaFile]) -> str:
     return "two circles"
 
 
@@ -67,7 +68,7 @@ class FakeService(VisionService):
     It first raises each of ``errors``, one a request.
     """
 
-    answer: Callable[[VisionRequest, Sequence[PictureFile]], str] = _answer_two_circles
+    answer: Callable[[VisionRequest, Sequence[MediaFile]], str] = _answer_two_circles
     find: Callable[[VisionRequest], Findings] = lambda _: Findings()
     seconds: float = 0.0
     errors: list[Exception] = field(default_factory=list)
@@ -79,7 +80,7 @@ class FakeService(VisionService):
     tasks: tuple[str, ...] = ("caption", "query", "detect", "point")
 
     async def generate(
-        self, request: VisionRequest, pictures: Sequence[PictureFile]
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
         assert request.priority is Priority.JOB
         self.requests.append(request)

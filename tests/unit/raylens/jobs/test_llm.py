@@ -14,6 +14,7 @@ from raylens.core.types import (
     Chat,
     Delta,
     FinishReason,
+    MediaFile,
     Message,
     ModelInfo,
     PictureFile,
@@ -42,7 +43,7 @@ class FakeService(VisionService):
         self._error = error
 
     async def generate(
-        self, request: VisionRequest, pictures: Sequence[PictureFile]
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
         assert not pictures
         self.requests.append(request)

@@ -24,6 +24,7 @@ from raylens.core.types import (
     Caption,
     Delta,
     FinishReason,
+    MediaFile,
     ModelInfo,
     PictureFile,
     ProcessedPicture,
@@ -72,7 +73,7 @@ class FakeService(VisionService):
         self.requests: list[tuple[str, VisionRequest]] = []
 
     async def generate(
-        self, request: VisionRequest, pictures: Sequence[PictureFile]
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
         name = pictures[0].data.decode()
         self.requests.append((name, request))
