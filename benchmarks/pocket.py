@@ -113,7 +113,7 @@ class TextScores:
         self.expected[trial.row][trial.answer] += 1
         self.exact[trial.row] += text == trial.answer
         if text != trial.answer:
-            self.wrong.append(f"{trial.row}: got {text!r}, expected {trial.answer!r}")
+            self.wrong.append(f"{trial.row}: got {text[:200]!r}, expected {trial.answer!r}")
 
     def table(self) -> Iterator[str]:
         yield "| row | exact | 95% interval | requests | most frequent answer |"
