@@ -51,9 +51,7 @@ def build_app(args: dict[str, Any]) -> Application:
         for note in notes:
             logger.warning(note)
     preprocessor = serve.deployment(Preprocessor).options(name="Preprocessor").bind(config)
-    model_apps = {
-        model.name: _bind_vision_model(model, config.log_level) for model in config.models
-    }
+    model_apps = {model.name: _bind_vision_model(model, config) for model in config.models}
     actors = [job_queue_actor_config(config, args)] if config.jobs.enabled else []
     ingress = serve.deployment(Ingress).options(
         name="Ingress",
@@ -71,14 +69,14 @@ def _max_ingress_requests(config: AppConfig) -> int:
     return config.limits.max_in_flight + of_queue + SPARE_REQUESTS
 
 
-def _bind_vision_model(model: ModelConfig, log_level: str) -> Application:
+def _bind_vision_model(model: ModelConfig, config: AppConfig) -> Application:
     # A handle's queue ignores priorities and deadlines. The replica therefore accepts as many
     # requests as the engine can hold, and they wait there.
     options: dict[str, Any] = {"max_ongoing_requests": model.max_batch_size + model.max_waiting}
     if model.runtime in ("openai", "cloud"):
         options["ray_actor_options"] = {"num_cpus": REMOTE_MODEL_CPUS}
     deployment = serve.deployment(VisionModel).options(name=model.name, **options)
-    return deployment.bind(model, log_level)
+    return deployment.bind(model, config.log_level, config.vram_threshold)
 
 
 def job_queue_actor_config(config: AppConfig, args: dict[str, Any]) -> DeploymentActorConfig:

@@ -15,6 +15,7 @@ import torch
 from models.memory import (
     kv_cache_bytes,
     limit_gpu_memory,
+    make_memory_guard,
     memory_usage,
     report_oversized_weights,
     return_unused_memory,
@@ -52,7 +53,9 @@ WARM_UP_DEADLINE_S = 600
 class EngineRuntime(Runtime):
     """Loads a model, warms it up, and runs it in an :class:`AsyncEngine`."""
 
-    def __init__(self, config: ModelConfig, metrics: EngineMetrics) -> None:
+    def __init__(
+        self, config: ModelConfig, metrics: EngineMetrics, vram_threshold: float | None = None
+    ) -> None:
         num_threads = config.threads or torch.get_num_threads()
         # Only the engine's thread runs multi-threaded torch operations; see AsyncEngine.
         torch.set_num_threads(1)
@@ -67,7 +70,13 @@ class EngineRuntime(Runtime):
         limits = engine_limits(config, self._model, gpus)
         warm_up(self._model, limits)
         self._engine = AsyncEngine(
-            self._model, limits, config.max_waiting, config.retry_after_s, metrics, num_threads
+            self._model,
+            limits,
+            config.max_waiting,
+            config.retry_after_s,
+            metrics,
+            num_threads,
+            make_memory_guard(self.device, gpus, limits.kv_bytes, vram_threshold),
         )
         logger.info("the KV cache has a budget of %.0f MiB", limits.kv_bytes / MIB)
 

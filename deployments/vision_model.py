@@ -32,12 +32,14 @@ UPDATES_PER_TRIM = 40
 class VisionModel:
     """Creates the model's runtime, and streams deltas from it."""
 
-    def __init__(self, config: ModelConfig, log_level: str) -> None:
+    def __init__(
+        self, config: ModelConfig, log_level: str, vram_threshold: float | None = None
+    ) -> None:
         configure_logging(log_level)
         self._config = config
         started = time.monotonic()
         self._metrics = PrometheusEngineMetrics(config.name)
-        self._runtime = make_runtime(config, self._metrics)
+        self._runtime = make_runtime(config, self._metrics, vram_threshold)
         self._gauge_task: asyncio.Task[None] | None = None
         seconds = time.monotonic() - started
         logger.info("%s is ready on %s after %.1f s", config.name, self._runtime.device, seconds)
@@ -125,7 +127,9 @@ class VisionModel:
             await asyncio.sleep(GAUGE_PERIOD_S)
 
 
-def make_runtime(config: ModelConfig, metrics: EngineMetrics) -> Runtime:
+def make_runtime(
+    config: ModelConfig, metrics: EngineMetrics, vram_threshold: float | None
+) -> Runtime:
     """Create the runtime that the configuration names.
 
     Raises ``ImportError``, which names the extra to install, if Moondream's clients are missing.
@@ -134,7 +138,7 @@ def make_runtime(config: ModelConfig, metrics: EngineMetrics) -> Runtime:
     if config.runtime == "engine":
         from deployments.engine_runtime import EngineRuntime
 
-        return EngineRuntime(config, metrics)
+        return EngineRuntime(config, metrics, vram_threshold)
     if config.runtime == "openai":
         from models.remote.openai import OpenAIRuntime
 

@@ -101,11 +101,19 @@ class ChatText:
     """A checkpoint's tokenizer and chat template, which treat users' text as plain text."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, default_template: str | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        default_template: str | None = None,
+        template: str | None = None,
+        placeholders: Iterable[str] = (),
     ) -> None:
+        """``template`` stands in for the checkpoint's, and ``default_template`` for a missing one.
+
+        ``placeholders`` are further texts that take effect in rendered text.
+        """
         self._tokenizer = tokenizer
-        self._template = str(tokenizer.chat_template or default_template)
-        self._control_tokens = tuple(tokenizer.get_added_vocab())
+        self._template = str(template or tokenizer.chat_template or default_template)
+        self._control_tokens = (*tokenizer.get_added_vocab(), *placeholders)
         variables = meta.find_undeclared_variables(Environment().parse(self._template))
         self._knows_tools = "tools" in variables
         self._knows_results = "tool" in self._template

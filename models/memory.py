@@ -12,6 +12,7 @@ import torch
 
 from models.malloc_trim import malloc_trim
 from raylens.core.types import MemoryUsage
+from raylens.engine.memory_guard import MemoryGuard
 
 CPU_KV_BYTES = 2**30
 CONTEXT_BYTES = 2**30
@@ -41,6 +42,18 @@ def memory_usage(device: str) -> MemoryUsage:
     resident = int(psutil.Process().memory_info().rss)
     total = int(psutil.virtual_memory().total)
     return MemoryUsage(device, socket.gethostname(), total, resident, resident)
+
+
+def make_memory_guard(
+    device: str, gpus: float, kv_bytes: int, threshold: float | None
+) -> MemoryGuard | None:
+    """Return a guard of the replica's share of its GPU; None on a CPU, and without a threshold."""
+    if threshold is None or not device.startswith("cuda"):
+        return None
+    available = share_bytes(_gpu_bytes(), gpus) - kv_bytes
+    return MemoryGuard(
+        available, kv_bytes, threshold, torch.cuda.memory_reserved, torch.cuda.empty_cache
+    )
 
 
 def return_unused_memory() -> None:

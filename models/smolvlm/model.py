@@ -2,41 +2,55 @@
 
 Weights, tokenizer and image processor are those of transformers. The prompt's layout follows
 ``processing_smolvlm.py`` there: a picture is its tiles row by row, each preceded by
-``<row_r_col_c>``, and then a global view.
+``<row_r_col_c>``, and then a global view. A video is an introduction, and its frames with their
+times. SmolVLM2's checkpoints say how to resize frames; those of SmolVLM read pictures only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import re
+from collections.abc import Generator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
+from num2words import num2words
 from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
     PreTrainedTokenizerBase,
 )
-from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
+from transformers.models.smolvlm.processing_smolvlm import (
+    DEFAULT_CHAT_TEMPLATE,
+    DEFAULT_MEDIA_OUTTRO,
+    DEFAULT_VIDEO_INTRO,
+    FRAME_TIMESTAMP_MESSAGE,
+)
 
 from models.chat import (
+    ChatText,
     check_prompt_length,
-    image_parts,
     part_key,
     picture_key,
     refuse_pixel_limits,
     task_messages,
+    visual_parts,
 )
 from models.chat_model import ChatModel, load_pretrained
 from models.operations import normalize_pixels
 from models.options import DEFAULTS, LoadOptions
 from models.smolvlm.family import FAMILY
 from models.smolvlm.vision import VisionEncoder
-from raylens.core.types import Completion, Detail, Message, VisionRequest
+from raylens.core.errors import UnsupportedTask
+from raylens.core.types import Completion, Detail, Message, VideoPart, VisionRequest
 from raylens.engine.model import PictureInput, Pixels, Prompt
 from raylens.engine.transfer import upload
 
 IMAGE = "<image>"
+VIDEO = "<video>"
+_IMAGE_PLACEHOLDER = re.compile(IMAGE)
+_PLACEHOLDER = re.compile(f"{IMAGE}|{VIDEO}")
 Grid = tuple[int, int]
 """Rows and columns of tiles; (1, 1) is a global view without tiles."""
 
@@ -57,6 +71,26 @@ def tile_grid(width: int, height: int, detail: Detail, tile: int, longest_edge: 
         return 1, 1
     scale = min(1.0, longest_edge / max(width, height))
     return max(1, int(height * scale) // tile), max(1, int(width * scale) // tile)
+
+
+def video_frame_size(width: int, height: int, longest_edge: int) -> tuple[int, int]:
+    """Return the (width, height) to which a video's frames are resized first.
+
+    Source: ``get_resize_output_image_size`` in ``video_processing_smolvlm.py``.
+    """
+    if width >= height:
+        other = int(longest_edge * height / width)
+        return longest_edge, max(1, other + other % 2)
+    other = int(longest_edge * width / height)
+    return max(1, other + other % 2), longest_edge
+
+
+def _read_frame_side(image_processor: Any) -> int | None:
+    """Return the longest edge of a video's frames; None if the checkpoint reads no videos."""
+    sampling = getattr(image_processor, "video_sampling", None)
+    if not isinstance(sampling, Mapping) or "video_size" not in sampling:
+        return None
+    return int(sampling["video_size"]["longest_edge"])
 
 
 class SmolVLM(ChatModel):
@@ -82,6 +116,13 @@ class SmolVLM(ChatModel):
         self._tile = int(image_processor.max_image_size["longest_edge"])
         self._longest_edge = int(image_processor.size["longest_edge"])
         self._image_id = int(config.image_token_id)
+        self._frame_side = _read_frame_side(image_processor)
+        if self._frame_side is not None:
+            self.frames_as_pictures = None
+        # As in transformers, a chat with a video has a template of its own.
+        self._video_chat = ChatText(
+            tokenizer, template=DEFAULT_CHAT_TEMPLATE, placeholders=(VIDEO,)
+        )
         self.normalization = (
             float(image_processor.rescale_factor),
             tuple(image_processor.image_mean),
@@ -95,14 +136,21 @@ class SmolVLM(ChatModel):
         refuse_pixel_limits(request.task)
         messages = task_messages(request.task, len(pictures), self.tasks, {})
         inputs: list[PictureInput] = []
-        grids: list[Grid] = []
-        for part in image_parts(messages):
-            tiles, grid = self._split_into_tiles(pictures[part.index], part.detail)
-            inputs += tiles
-            grids.append(grid)
+        texts: list[str] = []
+        for part in visual_parts(messages):
+            if isinstance(part, VideoPart):
+                if self._frame_side is None:
+                    message = "messages: this checkpoint reads pictures, but no videos"
+                    raise UnsupportedTask(message, "messages")
+                inputs += [self._frame_tile(pictures[index]) for index in part.indices]
+                texts.append(self._video_text(part))
+            else:
+                tiles, grid = self._split_into_tiles(pictures[part.index], part.detail)
+                inputs += tiles
+                texts.append(self._picture_text(grid))
             # Checked for each picture, before the next: tiles take far more memory than a picture.
             check_prompt_length(request.task, self._tokens_per_tile * len(inputs), self.max_length)
-        token_ids = self._tokenize(messages, request, grids)
+        token_ids = self._tokenize(messages, request, texts)
         check_prompt_length(request.task, len(token_ids), self.max_length)
         image_tokens = np.flatnonzero(np.array(token_ids) == self._image_id)
         image_starts = image_tokens[:: self._tokens_per_tile]
@@ -110,13 +158,15 @@ class SmolVLM(ChatModel):
         return self._chat_prompt(request, messages, prompt)
 
     def _tokenize(
-        self, messages: Sequence[Message], request: VisionRequest, grids: Sequence[Grid]
+        self, messages: Sequence[Message], request: VisionRequest, texts: Sequence[str]
     ) -> list[int]:
-        """Return the prompt's token ids, with each picture's tokens in the place of its
-        ``<image>``."""
-        text, *texts = self._chat.render(messages, request).split(IMAGE)
-        for grid, following in zip(grids, texts, strict=True):
-            text += self._picture_text(grid) + following
+        """Return the prompt's token ids. ``texts`` are those of pictures and videos, in order."""
+        has_video = any(isinstance(part, VideoPart) for part in visual_parts(messages))
+        chat = self._video_chat if has_video else self._chat
+        placeholder = _PLACEHOLDER if has_video else _IMAGE_PLACEHOLDER
+        text, *following = placeholder.split(chat.render(messages, request))
+        for visual, after in zip(texts, following, strict=True):
+            text += visual + after
         return self._chat.encode(text)
 
     def input_size(self, width: int, height: int) -> tuple[int, int]:
@@ -164,6 +214,32 @@ class SmolVLM(ChatModel):
             for number, tile in enumerate(split["pixel_values"][0])
         ]
         return tiles, grid
+
+    def _frame_tile(self, frame: Pixels) -> PictureInput:
+        """Return a frame of a video as one tile: resized to the checkpoint's size for videos, and
+        then to a square."""
+        picture = Image.fromarray(frame)
+        size = video_frame_size(*picture.size, self._frame_side or self._tile)
+        square = (self._tile, self._tile)
+        resized = picture.resize(size, Image.Resampling.BICUBIC).resize(
+            square, Image.Resampling.BICUBIC
+        )
+        tile = np.asarray(resized).transpose(2, 0, 1)
+        key = picture_key(frame, VIDEO, self._frame_side)
+        return PictureInput(key, self._tokens_per_tile, np.ascontiguousarray(tile))
+
+    def _video_text(self, video: VideoPart) -> str:
+        """Return a video's text in the prompt, as ``SmolVLMProcessor.replace_video_token`` does."""
+        count = len(video.indices)
+        seconds = count / video.frames_per_second
+        times = video.timestamps or [index / video.frames_per_second for index in range(count)]
+        text = DEFAULT_VIDEO_INTRO.format(
+            frame_count=num2words(count), video_duration=timedelta(seconds=int(seconds))
+        )
+        for time in times:
+            timestamp = f"{int(time // 60):02d}:{int(time % 60):02d}"
+            text += FRAME_TIMESTAMP_MESSAGE.format(timestamp=timestamp) + self._picture_text((1, 1))
+        return text + str(DEFAULT_MEDIA_OUTTRO)
 
     def _picture_text(self, grid: Grid) -> str:
         """Return a picture's text in the prompt: its tiles, if there are several, and the global

@@ -439,6 +439,9 @@ class AppConfig(Frozen):
     cors_origins: tuple[str, ...] | None = None
     """Allowed origins; unset allows every port of localhost."""
     preprocessor_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    vram_threshold: Annotated[float, Field(gt=0, le=1)] | None = 0.85
+    """Fraction of a replica's share of a GPU, without its KV cache, above which unused memory is
+    given back and caches are shrunk; null never does it."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     compat_env: bool = False
     """Whether environment variables of other servers, such as ``QUEUE_SIZE``, count:

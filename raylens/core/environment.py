@@ -38,6 +38,7 @@ COMPATIBLE: Mapping[str, str] = {
     "QUEUE_WORKERS": "jobs.workers",
     "VLM_MODEL": "dialect_models.jobs",
     "LLM_MODEL": "jobs.llm",
+    "VRAM_THRESHOLD": "vram_threshold",
 }
 """Variables of the servers whose callers come to raylens, and the settings that they set."""
 MODEL_VARIABLES = ("VLM_MODEL", "LLM_MODEL")

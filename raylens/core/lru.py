@@ -33,14 +33,22 @@ class ByteLRU(Generic[K, V]):
         self.remove(key)
         if size > self.budget:
             return []
-        evicted = []
-        while self.bytes + size > self.budget:
-            oldest = next(iter(self._entries))
-            self.remove(oldest)
-            evicted.append(oldest)
+        evicted = self.shrink(self.budget - size)
         self._entries[key] = value, size
         self.bytes += size
         return evicted
+
+    def shrink(self, budget: int) -> list[K]:
+        """Remove the oldest entries until the others take at most ``budget`` bytes.
+
+        Returns the keys that were removed.
+        """
+        removed = []
+        while self.bytes > budget:
+            oldest = next(iter(self._entries))
+            self.remove(oldest)
+            removed.append(oldest)
+        return removed
 
     def remove(self, key: K) -> None:
         """Remove an entry, if it exists."""

@@ -25,6 +25,7 @@ from raylens.core.types import Chat, Delta, Priority, SamplingParams, VisionRequ
 from raylens.engine.engine import Engine, StepOutput
 from raylens.engine.grammar import AnswerFormat
 from raylens.engine.limits import EngineLimits
+from raylens.engine.memory_guard import MemoryGuard
 from raylens.engine.metrics import EngineMetrics, Gauges
 from raylens.engine.model import Model, Prompt
 from raylens.engine.sequence import GenerationSequence, make_sequences
@@ -55,8 +56,10 @@ class AsyncEngine:
         retry_after: float = 1.0,
         metrics: EngineMetrics | None = None,
         num_threads: int | None = None,
+        memory_guard: MemoryGuard | None = None,
     ) -> None:
         self._model = model
+        self._memory_guard = memory_guard
         self._engine = Engine(model, limits, metrics)
         self._grammar_compiler = GrammarCompiler(model.tokenizer, model.eos_ids, model.vocab_size)
         # One thread, so that schemas are compiled one at a time. A schema can occupy a core
@@ -252,6 +255,8 @@ class AsyncEngine:
                 outputs = self._engine.step()
                 if outputs:
                     self._call_in_loop(self._deliver, outputs)
+                if self._memory_guard is not None:
+                    self._memory_guard.check(self._engine)
         except BaseException as error:
             logger.exception("the engine's thread failed")
             self._failure = error

@@ -102,6 +102,16 @@ class Engine:
         """Empty the caches of features and prefixes, but not that of running sequences."""
         self._prefill_runner.clear_feature_and_prefix_caches()
 
+    def shrink_caches(self) -> bool:
+        """Drop the older half of the caches of features and prefixes. Return False if they are
+        empty already."""
+        runner = self._prefill_runner
+        caches = (runner.feature_cache, runner.prefix_cache)
+        has_entries = any(cache.bytes for cache in caches)
+        for cache in caches:
+            cache.shrink(cache.bytes // 2)
+        return has_entries
+
     def fit_to_memory(self, request: VisionRequest, prompt: Prompt) -> VisionRequest:
         """Return the request with no more tokens for its answer than the KV cache can hold.
 

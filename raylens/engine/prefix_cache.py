@@ -48,6 +48,11 @@ class PrefixCache:
     def bytes(self) -> int:
         return self._prompts.bytes
 
+    def shrink(self, budget: int) -> None:
+        """Remove the oldest prompts until the others take at most ``budget`` bytes."""
+        for removed in self._prompts.shrink(budget):
+            self._remove_from_bucket(removed)
+
     def clear(self) -> None:
         self._prompts.clear()
         self._buckets.clear()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+from transformers.models.smolvlm.processing_smolvlm import (
+    SmolVLMProcessor,
+    get_image_prompt_string,
+)
+from transformers.video_utils import VideoMetadata
 
 from models.registry import pocket_folder
-from models.smolvlm.model import SmolVLM, load, tile_grid
+from models.smolvlm.model import SmolVLM, load, tile_grid, video_frame_size
 from models.smolvlm.verify import generate_inputs
 from raylens.core.errors import InvalidRequest, UnsupportedTask
 from raylens.core.types import (
@@ -25,6 +31,7 @@ from raylens.core.types import (
     Length,
     Query,
     TextPart,
+    VideoPart,
 )
 from raylens.engine.engine import Engine
 from raylens.engine.limits import EngineLimits
@@ -174,3 +181,77 @@ def test_first_generation_checkpoints_are_supported(tmp_path: Path) -> None:
             ).logits[0, -1]
         expected = logits.log_softmax(-1).topk(5).values.tolist()
         assert [token.logprob for token in logprobs[0].top] == pytest.approx(expected, abs=1e-5)
+
+
+class TestVideo:
+    """A checkpoint of SmolVLM2, whose configuration says how frames are resized."""
+
+    @pytest.fixture(scope="class")
+    def model(self, tmp_path_factory: pytest.TempPathFactory) -> SmolVLM:
+        return load(str(video_checkpoint(tmp_path_factory.mktemp("smolvlm2"))))
+
+    def test_a_prompt_equals_that_of_transformers(self, model: SmolVLM) -> None:
+        frames = [random_pixels(64, 48, seed) for seed in range(4)]
+        times = (0.0, 61.9, 123.5, 185.2)
+        chat = user(TextPart("Look: "), VideoPart((0, 1, 2, 3), 4 / 190.4, times), TextPart("Hi"))
+        prompt = model.prepare(request(chat), frames)
+        metadata = VideoMetadata(
+            total_num_frames=1904, fps=10, duration=190.4, frames_indices=[0, 619, 1235, 1852]
+        )
+        stock = SimpleNamespace(
+            image_seq_len=9,
+            image_token="<image>",
+            fake_image_token="<fake_token_around_image>",
+            global_image_token="<global-img>",
+        )
+        inputs = {"pixel_values": np.zeros((1, 4)), "video_metadata": [metadata]}
+        video_text = SmolVLMProcessor.replace_video_token(stock, inputs, 0)
+        assert "four frames from a 0:03:10 [H:MM:SS] video" in video_text
+        text = f"<|im_start|>User: Look: {video_text}Hi<end_of_utterance>\nAssistant:"
+        assert list(prompt.token_ids) == model._chat.encode(text)
+        assert len(prompt.pictures) == 4
+
+    @pytest.mark.parametrize(
+        ("size", "expected"),
+        [((64, 48), (384, 288)), ((100, 33), (384, 126)), ((33, 100), (126, 384)),
+         ((9, 9), (384, 384))],
+    )  # fmt: skip
+    def test_frames_are_resized_as_in_transformers(
+        self, size: tuple[int, int], expected: tuple[int, int]
+    ) -> None:
+        """The values are those of ``get_resize_output_image_size``, which needs torchvision."""
+        assert video_frame_size(*size, 384) == expected
+
+    def test_frames_without_times_have_those_of_their_rate(self, model: SmolVLM) -> None:
+        frames = [random_pixels(64, 48, seed) for seed in range(3)]
+        prompt = model.prepare(request(user(VideoPart((0, 1, 2), 0.5))), frames)
+        text = model.tokenizer.decode(list(prompt.token_ids))
+        assert [f"Frame from 00:0{second}:" in text for second in (0, 2, 4)] == [True] * 3
+
+    def test_answers_in_changing_batches_equal_generate_alone(
+        self, model: SmolVLM, tmp_path: Path
+    ) -> None:
+        finished = run_in_random_batches(model, random.Random(5), 60, videos=True)
+        reference = SmolVLMForConditionalGeneration.from_pretrained(video_checkpoint(tmp_path))
+        assert_matches_generate(finished, reference, partial(generate_inputs, model))
+
+    def test_the_placeholder_of_a_video_in_a_users_text_is_plain_text(self, model: SmolVLM) -> None:
+        frames = [random_pixels(64, 48)] * 2
+        prompt = model.prepare(request(user(TextPart("<video>"), VideoPart((0, 1)))), frames)
+        assert len(prompt.pictures) == 2
+
+    def test_the_first_generation_reads_no_videos(self, folder: Path) -> None:
+        model = load(str(folder))
+        assert model.frames_as_pictures == 4
+        with pytest.raises(UnsupportedTask, match="reads pictures, but no videos"):
+            model.prepare(request(user(VideoPart((0, 1)))), [random_pixels(64, 48)] * 2)
+
+
+def video_checkpoint(folder: Path) -> Path:
+    """Write a random checkpoint in the format of SmolVLM2's, which read videos."""
+    random_smolvlm(folder, scale=3.0)
+    path = folder / "preprocessor_config.json"
+    config = json.loads(path.read_text())
+    config["video_sampling"] = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 384}}
+    path.write_text(json.dumps(config))
+    return folder
