@@ -166,12 +166,14 @@ def test_each_compatible_variable_sets_its_setting_and_is_noted(load: Load, how:
         "QUEUE_WORKERS": "3",
         "VLM_MODEL": "small",
         "LLM_MODEL": "llama3:latest",
+        "VRAM_THRESHOLD": "0.7",
     }
     assert values.keys() == COMPATIBLE.keys()
     if how == "file":
         config, notes = load(values, COMPAT)
     else:
         config, notes = load({**values, "RAYLENS_COMPAT_ENV": "true"})
+    assert config.vram_threshold == 0.7
     jobs = config.jobs
     assert jobs.store == values["POSTGRES_URL"]
     assert str(jobs.data_dir) == "/data"
