@@ -11,6 +11,7 @@ from ray.serve.config import DeploymentActorConfig
 from deployments.ingress import Ingress
 from deployments.job_client import QUEUE_ACTOR_NAME
 from deployments.job_queue import JobQueueActor
+from deployments.pipeline_defaults import pipeline_defaults_actor_config
 from deployments.preprocessor import Preprocessor
 from deployments.ray_environment import RUN_MARK
 from deployments.vision_model import VisionModel
@@ -52,7 +53,9 @@ def build_app(args: dict[str, Any]) -> Application:
             logger.warning(note)
     preprocessor = serve.deployment(Preprocessor).options(name="Preprocessor").bind(config)
     model_apps = {model.name: _bind_vision_model(model, config) for model in config.models}
-    actors = [job_queue_actor_config(config, args)] if config.jobs.enabled else []
+    actors = [pipeline_defaults_actor_config()]
+    if config.jobs.enabled:
+        actors.append(job_queue_actor_config(config, args))
     ingress = serve.deployment(Ingress).options(
         name="Ingress",
         deployment_actors=actors,

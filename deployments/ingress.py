@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.graph import Graph
 from deployments.job_client import JobQueueClient
 from deployments.picture_limits import picture_limits
+from deployments.pipeline_defaults import PipelineDefaultsClient
 from preprocessing.header import check_file
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
@@ -36,6 +37,7 @@ class HttpApplication:
             self._graph,
             self._config,
             self._jobs,
+            pipelines=PipelineDefaultsClient(),
             check_picture=check_picture,
             echo_request_id=False,
         )

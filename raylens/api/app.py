@@ -24,6 +24,7 @@ from raylens.api import (
     system,
 )
 from raylens.api import jobs as job_routes
+from raylens.api import pipelines as pipeline_routes
 from raylens.api.context import CheckPicture, Context
 from raylens.api.errors import add_error_handlers
 from raylens.api.job_request import JobReader
@@ -67,12 +68,14 @@ def create_app(
     config: AppConfig,
     jobs: JobService | None = None,
     *,
+    pipelines: pipeline_routes.PipelineDefaults | None = None,
     check_picture: CheckPicture = lambda data, field: None,
     look_up: LookUp = look_up,
     echo_request_id: bool = True,
 ) -> FastAPI:
     """Return an ASGI application over ``service``; with ``jobs``, it has the job routes too.
 
+    ``pipelines`` remembers the pipelines that clients have loaded; the default is this process.
     ``check_picture`` checks the header of each picture of a job, and ``look_up`` finds the
     addresses of the hosts of webhooks and downloads. ``echo_request_id`` puts the request's id into
     the answer's headers. Turn it off behind a proxy that does the same.
@@ -86,6 +89,8 @@ def create_app(
     context = Context(service, config, Catalog(config), _media(config, look_up), check_picture)
     for dialect in DIALECTS:
         app.include_router(dialect.router(context))
+    defaults = pipelines or pipeline_routes.LocalDefaults()
+    app.include_router(pipeline_routes.router(context, defaults))
     if jobs is not None:
         reader = JobReader(context, look_up)
         app.include_router(job_routes.router(reader, jobs, config.jobs))

@@ -38,6 +38,8 @@ UNPROCESSABLE_PATHS = (
     "/describe",
     "/surveillance",
     "/model/",
+    "/api/v1/pipeline",
+    "/api/v1/plugins",
 )
 """Paths of the dialects that answer an invalid request with 422 instead of 400."""
 UNKNOWN_ROUTE = "/v1/chat"

@@ -1,0 +1,184 @@
+"""The pipelines of live video: their settings, and those with which sessions begin.
+
+Format: Scope's API (``daydreamlive/scope``), and the shorthand of its plugin for Moondream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections import OrderedDict
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Protocol
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import JSONResponse
+
+from raylens.api.context import Context
+from raylens.core.errors import InvalidRequest, RaylensError
+from raylens.core.types import PictureFile
+from raylens.core.wire import Body
+from raylens.realtime.pipeline import MoondreamPipeline, task_of
+from raylens.realtime.plugins import Pipeline, load_registry
+from raylens.realtime.sessions import find_pipeline, merge_params
+from raylens.realtime.settings import MoondreamConfig
+
+PREFIX = "/api/v1"
+MAX_CLIENTS = 10_000
+"""Clients whose pipelines are remembered; the oldest are forgotten first."""
+_GRAY = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAAAAAA6mKC9AAAAEUlEQVR42mNsYEAFTAwjWgAAmZAAoFDIQrAAAAAASUVO"
+    "RK5CYII="
+)
+"""A small gray picture, for the request that warms a model up."""
+
+
+class LoadRequest(Body):
+    """Body of ``POST /api/v1/pipeline/load``, in Scope's form or in the plugin's shorthand."""
+
+    pipeline_ids: Annotated[list[str], Field(max_length=16)] | None = None
+    pipeline_id: str | None = None
+    load_params: dict[str, Any] | None = None
+
+    @property
+    def chosen_id(self) -> str:
+        """The one pipeline to load. Raises ``InvalidRequest``."""
+        chosen: list[str] = list(self.pipeline_ids or ())
+        if self.pipeline_id:
+            chosen.append(self.pipeline_id)
+        if len(chosen) != 1:
+            field = "pipeline_id" if self.pipeline_ids is None else "pipeline_ids"
+            raise InvalidRequest(f"{field}: {len(chosen)} pipelines; expected one", field)
+        return chosen[0]
+
+    @property
+    def field(self) -> str:
+        return "pipeline_id" if self.pipeline_ids is None else "pipeline_ids.0"
+
+
+@dataclass(frozen=True)
+class LoadedPipeline:
+    """The pipeline that a client has loaded, and the settings with which its sessions begin."""
+
+    pipeline_id: str
+    load_params: dict[str, Any]
+    status: str = "loaded"
+    error: str | None = None
+
+
+class PipelineDefaults(Protocol):
+    """The pipelines that clients have loaded. All replicas of the ingress share them.
+
+    A client is its API key's digest, or an empty text. The methods raise ``Overloaded`` if the
+    defaults are away.
+    """
+
+    async def get(self, client: str) -> LoadedPipeline | None: ...
+
+    async def put(self, client: str, loaded: LoadedPipeline) -> None: ...
+
+
+class LocalDefaults(PipelineDefaults):
+    """The defaults in this process."""
+
+    def __init__(self) -> None:
+        self._loaded: OrderedDict[str, LoadedPipeline] = OrderedDict()
+
+    async def get(self, client: str) -> LoadedPipeline | None:
+        return self._loaded.get(client)
+
+    async def put(self, client: str, loaded: LoadedPipeline) -> None:
+        self._loaded[client] = loaded
+        self._loaded.move_to_end(client)
+        while len(self._loaded) > MAX_CLIENTS:
+            self._loaded.popitem(last=False)
+
+
+def router(context: Context, defaults: PipelineDefaults) -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter(prefix=PREFIX, tags=["Pipelines"])
+
+    @routes.get("/pipelines/schemas", summary="Show the pipelines and their settings")
+    async def schemas() -> dict[str, Any]:
+        pipelines = (await asyncio.to_thread(load_registry)).pipelines
+        return {"pipelines": {name: _schema(pipeline) for name, pipeline in pipelines.items()}}
+
+    @routes.post("/pipeline/load", summary="Set the pipeline and the settings of new sessions")
+    async def load(body: LoadRequest, http: Request) -> dict[str, str]:
+        registry = await asyncio.to_thread(load_registry)
+        pipeline = find_pipeline(registry, body.chosen_id, body.field)
+        params = merge_params(pipeline, body.load_params or {})
+        client = identify(http)
+        try:
+            await _warm_up(context, http, pipeline, params)
+        except RaylensError as error:
+            failed = LoadedPipeline(pipeline.id, params, "error", error.message)
+            await defaults.put(client, failed)
+            raise
+        await defaults.put(client, LoadedPipeline(pipeline.id, params))
+        is_shorthand = body.pipeline_ids is None
+        return {"message": "loaded" if is_shorthand else "Pipeline loading initiated successfully"}
+
+    @routes.get("/pipeline/status", summary="Show the pipeline of new sessions")
+    async def status(http: Request) -> dict[str, Any]:
+        loaded = await defaults.get(identify(http))
+        if loaded is None:
+            return {"status": "not_loaded", "pipeline_id": None, "load_params": None, "error": None}
+        return asdict(loaded)
+
+    @routes.get("/plugins", summary="List the installed plugins")
+    async def plugins() -> dict[str, Any]:
+        registry = await asyncio.to_thread(load_registry)
+        return {
+            "plugins": [asdict(plugin) for plugin in registry.plugins],
+            "total": len(registry.plugins),
+            "failed_plugins": [asdict(plugin) for plugin in registry.failed],
+        }
+
+    @routes.post("/plugins", summary="Not supported: always 403")
+    @routes.delete("/plugins", include_in_schema=False)
+    @routes.delete("/plugins/{name:path}", summary="Not supported: always 403")
+    async def change_plugins() -> JSONResponse:
+        reason = (
+            "plugins can't be installed or removed while the server runs: they come with its"
+            " environment or its image"
+        )
+        return JSONResponse({"detail": reason}, 403)
+
+    return routes
+
+
+def identify(http: Request) -> str:
+    """Return a digest of the client's API key; empty if it sends none."""
+    key = http.headers.get("authorization", "")
+    return hashlib.sha256(key.encode()).hexdigest() if key else ""
+
+
+def _schema(pipeline: Pipeline) -> dict[str, Any]:
+    return {
+        "id": pipeline.id,
+        "name": pipeline.name,
+        "description": pipeline.description,
+        "version": pipeline.version,
+        "config_schema": pipeline.schema(),
+        "plugin_name": pipeline.plugin_name,
+    }
+
+
+async def _warm_up(
+    context: Context, http: Request, pipeline: Pipeline, params: dict[str, Any]
+) -> None:
+    """Have the built-in pipeline's model answer once. Raises what the model raises."""
+    if pipeline.pipeline_class is not MoondreamPipeline:
+        return
+    model = context.catalog.resolve(None, "moondream")
+    task = task_of(MoondreamConfig.model_validate(params))
+    sampling = context.build_sampling(max_tokens=1)
+    request = context.build_request(http, model, task, sampling, None)
+    picture = PictureFile(_GRAY, "load_params")
+    async with aclosing(context.service.generate(request, [picture])) as deltas:
+        async for _ in deltas:
+            pass

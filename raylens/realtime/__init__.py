@@ -1,0 +1,1 @@
+"""Pipelines over live video: settings, results that are kept between frames, and overlays."""

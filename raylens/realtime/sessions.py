@@ -1,0 +1,92 @@
+"""Instances of pipelines: the built-in one over a model, and those of plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from raylens.core.errors import InvalidRequest
+from raylens.realtime.pipeline import FrameModel, MoondreamPipeline, read_frame
+from raylens.realtime.plugins import Pipeline, Registry
+
+FramePipeline = Callable[..., dict[str, NDArray[np.float32]]]
+"""Maps ``video=[frame]`` and parameters to ``{"video": frame}``, as
+:class:`raylens.realtime.pipeline.MoondreamPipeline` does."""
+
+
+def find_pipeline(registry: Registry, pipeline_id: str, field: str = "pipeline_id") -> Pipeline:
+    """Return a pipeline. Raises ``InvalidRequest``, which lists the known ones."""
+    if pipeline_id not in registry.pipelines:
+        known = ", ".join(registry.pipelines)
+        raise InvalidRequest(
+            f"{field}: unknown pipeline {pipeline_id[:64]!r}; known: {known}", field
+        )
+    return registry.pipelines[pipeline_id]
+
+
+def merge_params(
+    pipeline: Pipeline, params: Mapping[str, Any], field: str = "load_params"
+) -> dict[str, Any]:
+    """Return a pipeline's default settings with changes. Raises ``InvalidRequest``.
+
+    The result is JSON.
+    """
+    try:
+        settings: BaseModel = pipeline.config_class.model_validate(dict(params))
+    except ValidationError as error:
+        details = error.errors()[0]
+        name = ".".join((field, *map(str, details["loc"])))
+        message = details["msg"].removeprefix("Value error, ")
+        if details["type"] == "extra_forbidden":
+            known = ", ".join(pipeline.config_class.model_fields)
+            message = f"no such setting; known: {known}"
+        raise InvalidRequest(f"{name}: {message}", name) from None
+    return settings.model_dump(mode="json")
+
+
+def open_pipeline(
+    pipeline: Pipeline,
+    params: Mapping[str, Any],
+    model: FrameModel,
+    to_tensor: Callable[[NDArray[np.uint8]], Any],
+) -> FramePipeline:
+    """Return an instance of a pipeline with the given settings.
+
+    ``model`` answers for the built-in pipeline, and ``to_tensor`` turns arrays into a plugin's
+    frames. Raises ``InvalidRequest``, and what a plugin raises.
+    """
+    merged = merge_params(pipeline, params)
+    if pipeline.pipeline_class is MoondreamPipeline:
+        return MoondreamPipeline(model, **merged)
+    return PluginPipeline(pipeline, merged, to_tensor)
+
+
+class PluginPipeline:
+    """A pipeline of Scope's interface, which gets tensors and every setting with each frame."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        params: Mapping[str, Any],
+        to_tensor: Callable[[NDArray[np.uint8]], Any],
+    ) -> None:
+        self._pipeline = pipeline
+        self._params = dict(params)
+        self._to_tensor = to_tensor
+        self._instance = pipeline.pipeline_class(**self._params)
+        if hasattr(self._instance, "prepare"):
+            self._instance.prepare(**self._params)
+
+    def __call__(self, video: Sequence[Any], **parameters: Any) -> dict[str, NDArray[np.float32]]:
+        """Return the plugin's frame, float32 (1, H, W, C) in [0, 1], as an array.
+
+        Raises ``InvalidRequest`` for invalid frames and parameters, and what the plugin raises.
+        """
+        frame = read_frame(video)
+        settings = merge_params(self._pipeline, {**self._params, **parameters}, "parameters")
+        output = self._instance(video=[self._to_tensor(frame[None])], **settings)
+        return {"video": np.asarray(output["video"], np.float32)}

@@ -1,0 +1,117 @@
+"""The settings of the Moondream pipeline, with hints from which a page renders its controls.
+
+Names, defaults and hints are those of Scope's plugin for Moondream, so that its frontend can render
+them without a change. A field without hints is not shown.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Category = Literal["configuration", "input"]
+
+
+class MoondreamFeature(StrEnum):
+    """What the pipeline does with a frame."""
+
+    CAPTION = "caption"
+    QUERY = "query"
+    DETECT = "detect"
+    POINT = "point"
+
+
+class CaptionLength(StrEnum):
+    SHORT = "short"
+    NORMAL = "normal"
+    LONG = "long"
+
+
+def _ui(order: int, category: Category = "configuration", **hints: Any) -> dict[str, Any]:
+    return {"ui": {"order": order, "category": category, **hints}}
+
+
+class MoondreamConfig(BaseModel):
+    """Settings of one session. All but ``compile_model`` may change while it runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pipeline_id: ClassVar[str] = "moondream"
+    pipeline_name: ClassVar[str] = "Moondream"
+    pipeline_description: ClassVar[str] = "Captions, answers, boxes and points over live video."
+    pipeline_version: ClassVar[str] = "1.0.0"
+
+    feature: MoondreamFeature = Field(
+        MoondreamFeature.DETECT,
+        description="What to do with each frame.",
+        json_schema_extra=_ui(1, label="Feature"),
+    )
+    caption_length: CaptionLength = Field(
+        CaptionLength.NORMAL,
+        description="Length of captions.",
+        json_schema_extra=_ui(2, label="Caption Length"),
+    )
+    temperature: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        description="Randomness of captions and answers; 0 gives the most likely one.",
+        json_schema_extra=_ui(3, label="Temperature"),
+    )
+    max_objects: int = Field(
+        10,
+        ge=1,
+        le=50,
+        description="Largest number of boxes or points.",
+        json_schema_extra=_ui(4, label="Max Objects"),
+    )
+    inference_interval: int = Field(
+        3,
+        ge=1,
+        le=30,
+        description="The model sees one of this many frames; the others show its last result.",
+        json_schema_extra=_ui(5, label="Inference Interval"),
+    )
+    overlay_opacity: float = Field(
+        0.8,
+        ge=0.0,
+        le=1.0,
+        description="Opacity of boxes, points and text.",
+        json_schema_extra=_ui(6, label="Overlay Opacity"),
+    )
+    font_scale: float = Field(
+        1.0,
+        ge=0.5,
+        le=3.0,
+        description="Size of labels and text.",
+        json_schema_extra=_ui(7, label="Font Scale"),
+    )
+    compile_model: bool = Field(
+        False,
+        description="Has no effect here: models are compiled as their configuration says.",
+        json_schema_extra=_ui(8, label="Compile Model", is_load_param=True),
+    )
+    question: str = Field(
+        "What is in this image?",
+        max_length=2000,
+        description="The question that the feature query asks.",
+        json_schema_extra=_ui(1, "input", label="Question"),
+    )
+    detect_object: str = Field(
+        "person",
+        max_length=200,
+        description="The object that the features detect and point look for.",
+        json_schema_extra=_ui(2, "input", label="Detect Object"),
+    )
+
+    @property
+    def prompt(self) -> str:
+        """What the feature asks the model, beside the frame."""
+        match self.feature:
+            case MoondreamFeature.CAPTION:
+                return self.caption_length.value
+            case MoondreamFeature.QUERY:
+                return self.question
+        return self.detect_object
