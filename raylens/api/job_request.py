@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from raylens.api.context import Context, gather
 from raylens.api.errors import MAX_FIELD_CHARS, from_validation
 from raylens.api.model_selection import refuse_incapable
+from raylens.api.sourced_pictures import SourcedPictures
 from raylens.core.errors import InvalidRequest, RaylensError
 from raylens.core.wire import Body, Text, well_formed
 from raylens.jobs.blobs import compute_digest, make_reference
@@ -123,6 +124,7 @@ class JobReader:
         self._config = context.config.jobs
         self._allowed = AllowList.parse(self._config.webhooks.allow)
         self._inference = InferenceClient(context.service, context.config)
+        self._sourced = SourcedPictures(context.config)
 
     async def read(self, http: Request, body: JobRequest) -> Submission:
         """Return the job and its pictures.
@@ -130,12 +132,6 @@ class JobReader:
         Raises ``InvalidRequest``, ``UnknownModel`` or ``PayloadTooLarge`` with the field's name.
         """
         requested_type = get_job_type(body.job_type)
-        if body.query and body.query.get("ids"):
-            raise InvalidRequest(
-                "query.ids: not supported: no source of pictures is configured;"
-                " send the pictures in input.images",
-                "query.ids",
-            )
         fields = {
             name: value for name, value in body.input.items() if value != "" and value is not None
         }
@@ -145,6 +141,22 @@ class JobReader:
         common = _validate(_CommonInput, common_fields)
         webhook = await self._webhook(common)
         job_input, pictures = await self._extract_pictures(http, fields, requested_type)
+        sourced = await self._sourced.read(
+            body.query,
+            body.domain_id,
+            has_pictures=bool(pictures),
+            takes_many="images" in requested_type.input_model.model_fields,
+        )
+        if sourced:
+            job_input |= requested_type.input_model.with_pictures(
+                [make_reference(picture.digest) for picture in sourced],
+                [picture.taken_at for picture in sourced],
+            )
+            pictures |= {picture.digest: picture.data for picture in sourced}
+            if not requested_type.retries_units:
+                for picture in sourced:
+                    check = self._context.check_picture
+                    await asyncio.to_thread(check, picture.data, picture.field)
         validated_input = _validate(requested_type.input_model, job_input)
         for name, length in validated_input.text_lengths().items():
             self._context.check_text_length(length, f"input.{name}")

@@ -328,6 +328,44 @@ class FetchConfig(Frozen):
     """Memory of one replica for files that were downloaded before."""
 
 
+class PictureSourceConfig(Frozen):
+    """Where jobs find the pictures that ``query.ids`` and ``domain_id`` name."""
+
+    kind: str | None = None
+    """``files``, ``domain``, or the name of a plugin. Unset means ``files`` if there is a ``url``,
+    ``domain`` if there are ``api_url`` and ``dds_url``, and otherwise none."""
+    url: str | None = None
+    """Of ``files``: a folder, or an fsspec URL (``s3://…``)."""
+    api_url: str | None = None
+    """Of ``domain``: the service that logs users in."""
+    dds_url: str | None = None
+    """Of ``domain``: the service that knows the domains' servers."""
+    email_env: str = "POSEMESH_EMAIL"
+    """The environment variable with the user's email address."""
+    password_env: str = "POSEMESH_PASSWORD"
+    client_id: str = ""
+    """This client's name to the domain data service; empty means that of webhooks, or raylens."""
+    max_bytes: ByteSize = ByteSize(256 * 2**20)
+    """Of all pictures of one job that come from the source."""
+
+    @property
+    def source(self) -> str | None:
+        """The kind, also if it follows from the other settings."""
+        if self.kind is not None:
+            return self.kind
+        if self.url:
+            return "files"
+        return "domain" if self.api_url and self.dds_url else None
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self) -> Self:
+        if self.source == "files" and not self.url:
+            raise ValueError("url: missing; the kind files needs it")
+        if self.source == "domain" and not (self.api_url and self.dds_url):
+            raise ValueError("api_url: missing, or dds_url; the kind domain needs both")
+        return self
+
+
 class JobsConfig(Frozen):
     """The durable queue of background jobs. docs/jobs.md has its guarantees."""
 
@@ -339,6 +377,7 @@ class JobsConfig(Frozen):
     blobs: str | None = None
     """Where pictures of jobs are stored: a folder, or an fsspec URL (``s3://…``). Unset means
     ``data_dir/blobs``."""
+    picture_source: PictureSourceConfig = PictureSourceConfig()
     workers: Annotated[int, Field(ge=1, le=1024)] = 2
     """Jobs that run at once."""
     capacity: Annotated[int, Field(ge=1, le=1_000_000)] = 50

@@ -33,7 +33,8 @@ COMPATIBLE: Mapping[str, str] = {
     "DATA_DIR": "jobs.data_dir",
     "IMAGE_BATCH_SIZE": "jobs.image_batch_size",
     "CLIENT_ID": "jobs.webhooks.client_id",
-    "API_URL": "jobs.webhooks.public_url",
+    "API_URL": "jobs.picture_source.api_url",
+    "DDS_URL": "jobs.picture_source.dds_url",
     "QUEUE_SIZE": "jobs.capacity",
     "QUEUE_WORKERS": "jobs.workers",
     "VLM_MODEL": "dialect_models.jobs",
@@ -44,13 +45,7 @@ COMPATIBLE: Mapping[str, str] = {
 MODEL_VARIABLES = ("VLM_MODEL", "LLM_MODEL")
 """Variables that name models. Requests for models that raylens doesn't serve go to
 ``OLLAMA_HOST``."""
-WITHOUT_MEANING = (
-    "DDS_URL",
-    "POSEMESH_EMAIL",
-    "POSEMESH_PASSWORD",
-    "MOONDREAM_BACKEND",
-    "MOONDREAM_MF_PATH",
-)
+WITHOUT_MEANING = ("MOONDREAM_BACKEND", "MOONDREAM_MF_PATH")
 """Variables of the same servers that set nothing here."""
 OLLAMA = "http://localhost:11434"
 OLLAMA_PORT = "11434"

@@ -20,6 +20,7 @@ from raylens.jobs.picture_storage import PictureStorage
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
 from raylens.jobs.runner import TypedJobRunner
+from raylens.jobs.sources.registry import make_source
 from raylens.jobs.sql.engines import postgres_store, sqlite_store
 from raylens.jobs.store import JobStore, QueueStartupError
 from raylens.jobs.types.base import JobType
@@ -73,6 +74,7 @@ def check_settings(config: JobsConfig, environment: Mapping[str, str] = os.envir
     """
     load_job_types()
     parse_allowed(config)
+    check_picture_source(config)
     read_webhook_secrets(config, environment)
     make_blob_storage(config)
     store = make_store(config)
@@ -109,6 +111,14 @@ def parse_allowed(config: JobsConfig) -> AllowList:
         return AllowList.parse(config.webhooks.allow)
     except ValueError as error:
         raise QueueStartupError(f"jobs.webhooks.allow: {error}") from None
+
+
+def check_picture_source(config: JobsConfig) -> None:
+    """Raise ``QueueStartupError`` if the picture source can't be made."""
+    try:
+        make_source(config)
+    except (ImportError, ValueError) as error:
+        raise QueueStartupError(f"jobs.picture_source: {error}") from error
 
 
 def free_bytes(config: JobsConfig, blobs: BlobStorage) -> float:

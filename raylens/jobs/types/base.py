@@ -33,6 +33,24 @@ class JobInput(InferenceOptions):
     to the job.
     """
 
+    @classmethod
+    def with_pictures(
+        cls, references: Sequence[str], taken_at: Sequence[float | None]
+    ) -> dict[str, Any]:
+        """Return the fields of an input whose pictures come from a source.
+
+        ``taken_at`` are the pictures' times in seconds since the epoch, as far as they are known.
+        Raises ``InvalidRequest`` if the type takes none, or another number of them.
+        """
+        if "images" in cls.model_fields:
+            return {"images": list(references)}
+        if "image" not in cls.model_fields:
+            raise InvalidRequest("query.ids: not supported by jobs of this type", "query.ids")
+        if len(references) != 1:
+            message = f"query.ids: {len(references)} pictures; jobs of this type take one"
+            raise InvalidRequest(message, "query.ids", 1, len(references))
+        return {"image": references[0]}
+
     def text_lengths(self) -> dict[str, int]:
         """Return the number of characters of text in each field."""
         fields = self.model_dump(mode="json", exclude_unset=True)

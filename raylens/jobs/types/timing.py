@@ -111,6 +111,17 @@ class TimingInput(JobInput):
     enter: FrameCount = 2
     leave: FrameCount = 2
 
+    @classmethod
+    def with_pictures(
+        cls, references: Sequence[str], taken_at: Sequence[float | None]
+    ) -> dict[str, Any]:
+        """The frames have the pictures' times, or if these say nothing, numbers in order."""
+        times = list(taken_at)
+        if None in times or len(set(times)) < len(times):
+            times = list(range(len(references)))
+        frames = zip(references, times, strict=True)
+        return {"images": [{"image": image, "timestamp": time} for image, time in frames]}
+
     @field_validator("images")
     @classmethod
     def _check_timestamps(cls, images: list[Frame]) -> list[Frame]:

@@ -355,7 +355,7 @@ class TestSubmitting:
             (
                 {"job_type": "task_timing_v1", "query": {"ids": ["a"]}, "input": {"prompt": "x"}},
                 422,
-                "query.ids: not supported: no source of pictures is configured",
+                "query.ids: no source of pictures is configured",
             ),
         ],
     )

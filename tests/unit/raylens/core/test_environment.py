@@ -162,6 +162,7 @@ def test_each_compatible_variable_sets_its_setting_and_is_noted(load: Load, how:
         "IMAGE_BATCH_SIZE": "7",
         "CLIENT_ID": "me",
         "API_URL": "https://x.example",
+        "DDS_URL": "https://dds.example",
         "QUEUE_SIZE": "9",
         "QUEUE_WORKERS": "3",
         "VLM_MODEL": "small",
@@ -178,7 +179,10 @@ def test_each_compatible_variable_sets_its_setting_and_is_noted(load: Load, how:
     assert jobs.store == values["POSTGRES_URL"]
     assert str(jobs.data_dir) == "/data"
     assert jobs.image_batch_size == 7
-    assert (jobs.webhooks.client_id, jobs.webhooks.public_url) == ("me", "https://x.example")
+    source = jobs.picture_source
+    assert (source.source, source.api_url) == ("domain", "https://x.example")
+    assert (source.dds_url, jobs.webhooks.public_url) == ("https://dds.example", "")
+    assert jobs.webhooks.client_id == "me"
     assert (jobs.capacity, jobs.workers) == (9, 3)
     assert config.dialect_models.jobs == "smolvlm"
     assert jobs.llm == "llama3:latest"

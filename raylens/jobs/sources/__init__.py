@@ -1,0 +1,1 @@
+"""Pictures that are in another place, and that a job names by their ids."""

@@ -1,0 +1,108 @@
+"""Pictures in a folder, or in any storage that fsspec reaches.
+
+``domain_id`` is a folder below the root, and an id is the path of a file below that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from raylens.core.config import PictureSourceConfig
+from raylens.core.errors import InvalidRequest, PayloadTooLarge
+from raylens.jobs.sources.base import (
+    PictureSource,
+    SourcePicture,
+    SourceUnavailable,
+    unknown_domain,
+    unknown_picture,
+)
+from raylens.net.media_root import MediaRoot
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+"""Files that count as pictures if none is named."""
+RETRY_AFTER_S = 5.0
+
+
+class FileSource(PictureSource):
+    """The files under ``config.url``. Raises ``ImportError`` if fsspec lacks a driver for it."""
+
+    def __init__(self, config: PictureSourceConfig) -> None:
+        self._filesystem: Any
+        self._filesystem, self._root = fsspec.core.url_to_fs(config.url)
+        is_local = isinstance(self._filesystem, LocalFileSystem)
+        # Links must not lead out of a local folder.
+        self._local = MediaRoot(Path(self._root)) if is_local else None
+
+    async def list_pictures(self, domain_id: str, ids: Sequence[str]) -> list[SourcePicture]:
+        return await asyncio.to_thread(self._list, domain_id, ids)
+
+    async def read(self, domain_id: str, picture: SourcePicture, max_bytes: int) -> bytes:
+        return await asyncio.to_thread(self._read, domain_id, picture, max_bytes)
+
+    def _list(self, domain_id: str, ids: Sequence[str]) -> list[SourcePicture]:
+        folder = self._folder(domain_id)
+        if ids:
+            return [
+                self._named(folder, number, picture_id) for number, picture_id in enumerate(ids)
+            ]
+        try:
+            found: dict[str, dict[str, Any]] = self._filesystem.find(folder, detail=True)
+        except FileNotFoundError:
+            raise unknown_domain(domain_id) from None
+        except OSError as error:
+            raise _unavailable(error) from error
+        if not found:
+            raise unknown_domain(domain_id)
+        return [
+            SourcePicture(path[len(folder) :].lstrip("/"), posixpath.basename(path))
+            for path in sorted(found)
+            if path.lower().endswith(SUFFIXES)
+        ]
+
+    def _named(self, folder: str, number: int, picture_id: str) -> SourcePicture:
+        path = posixpath.join(folder, _checked(picture_id, f"query.ids.{number}"))
+        try:
+            is_file = self._filesystem.isfile(path)
+        except OSError as error:
+            raise _unavailable(error) from error
+        if not is_file or (self._local is not None and not self._local.has_file(path)):
+            raise unknown_picture(number, picture_id)
+        return SourcePicture(picture_id, posixpath.basename(picture_id))
+
+    def _read(self, domain_id: str, picture: SourcePicture, max_bytes: int) -> bytes:
+        path = posixpath.join(self._folder(domain_id), picture.id)
+        if self._local is not None:
+            return self._local.read(path, max_bytes, "query.ids")
+        try:
+            data: bytes = self._filesystem.cat_file(path, 0, max_bytes + 1)
+        except OSError as error:
+            raise _unavailable(error) from error
+        if len(data) > max_bytes:
+            message = f"query.ids: {picture.name} has over {max_bytes} bytes, which is the limit"
+            raise PayloadTooLarge(message, "query.ids", max_bytes, len(data))
+        return data
+
+    def _folder(self, domain_id: str) -> str:
+        if not domain_id:
+            return str(self._root)
+        return posixpath.join(self._root, _checked(domain_id, "domain_id"))
+
+
+def _checked(path: str, field: str) -> str:
+    """Return a relative path. Raises ``InvalidRequest`` if it might lead out of its folder."""
+    parts = path.split("/")
+    if "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise InvalidRequest(f"{field}: expected a relative path without . and ..", field)
+    return path
+
+
+def _unavailable(error: OSError) -> SourceUnavailable:
+    message = f"the pictures can't be read: {type(error).__name__}"
+    return SourceUnavailable(message, None, None, None, RETRY_AFTER_S)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from raylens.core.config import PictureSourceConfig
+from raylens.core.errors import InvalidRequest, PayloadTooLarge
+from raylens.jobs.sources.base import SourcePicture
+from raylens.jobs.sources.files import FileSource
+
+
+@pytest.fixture(params=["folder", "memory"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> FileSource:
+    files = {
+        "shop/2.jpg": b"two",
+        "shop/1.PNG": b"one",
+        "shop/in/3.webp": b"three",
+        "shop/notes.txt": b"x",
+        "other/4.jpg": b"4",
+    }
+    root = str(tmp_path) if request.param == "folder" else "memory://pictures"
+    filesystem, path = fsspec.core.url_to_fs(root)
+    for name, data in files.items():
+        filesystem.makedirs(f"{path}/{name.rpartition('/')[0]}", exist_ok=True)
+        filesystem.pipe_file(f"{path}/{name}", data)
+    return FileSource(PictureSourceConfig(url=root))
+
+
+async def test_without_ids_all_pictures_of_the_domain_are_listed(source: FileSource) -> None:
+    pictures = await source.list_pictures("shop", [])
+    assert [picture.id for picture in pictures] == ["1.PNG", "2.jpg", "in/3.webp"]
+    everything = await source.list_pictures("", [])
+    assert len(everything) == 4
+
+
+async def test_ids_keep_their_order(source: FileSource) -> None:
+    pictures = await source.list_pictures("shop", ["in/3.webp", "1.PNG"])
+    assert [picture.name for picture in pictures] == ["3.webp", "1.PNG"]
+    assert [await source.read("shop", picture, 5) for picture in pictures] == [b"three", b"one"]
+
+
+@pytest.mark.parametrize(
+    ("domain", "ids", "message"),
+    [
+        ("shop", ["9.jpg"], "query.ids.0: there is no picture '9.jpg'"),
+        ("shop", ["1.PNG", "in"], "query.ids.1: there is no picture 'in'"),
+        ("shop", ["../other/4.jpg"], "query.ids.0: expected a relative path"),
+        ("shop", ["/etc/passwd"], "query.ids.0: expected a relative path"),
+        ("..", [], "domain_id: expected a relative path"),
+        ("nowhere", [], "domain_id: there is no domain 'nowhere'"),
+    ],
+)
+async def test_what_is_not_there_is_refused(
+    source: FileSource, domain: str, ids: list[str], message: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await source.list_pictures(domain, ids)
+    assert caught.value.message.startswith(message)
+
+
+async def test_a_picture_over_the_limit_is_refused(source: FileSource) -> None:
+    with pytest.raises(PayloadTooLarge, match=r"query\.ids"):
+        await source.read("shop", SourcePicture("in/3.webp", "3.webp"), 4)
+
+
+async def test_a_link_out_of_the_folder_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    source = FileSource(PictureSourceConfig(url=str(root)))
+    with pytest.raises(InvalidRequest):
+        await source.list_pictures("", ["link.jpg"])
+    (picture,) = await source.list_pictures("", [])
+    with pytest.raises(InvalidRequest):
+        await source.read("", picture, 100)
