@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -157,15 +158,21 @@ def random_moondream(
     folder: Path, config: MoondreamConfig = MOONDREAMS["2b"], seed: int = 0
 ) -> Path:
     """Write a Moondream with random weights, the same on every machine. Its tokens are bytes."""
-    rng = np.random.default_rng(seed)
-    tensors = {name: _noise(name, shape, rng) for name, shape in tensor_shapes(config).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors")
+    save_file(random_tensors(tensor_shapes(config), seed), folder / "model.safetensors")
     (folder / "config.json").write_text(
         json.dumps({"model_type": "moondream1", "config": config.to_dict()})
     )
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     return folder
+
+
+def random_tensors(
+    shapes: Mapping[str, tuple[int, ...]], seed: int = 0
+) -> dict[str, NDArray[np.float32]]:
+    """Return random weights of a Moondream, the same on every machine."""
+    rng = np.random.default_rng(seed)
+    return {name: _noise(name, shape, rng) for name, shape in shapes.items()}
 
 
 def _noise(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -204,6 +204,7 @@ class Prompts:
         """Return a question, reasoning that names and points at each shape, and the answer."""
         ids = self._ids
         template = ids.query
+        assert ids.thinking_id is not None
         prompt = [*template.prefix, *self.encode(question), *template.suffix, ids.thinking_id]
         thoughts = []
         for shape in picture.scene.shapes:

@@ -47,6 +47,8 @@ class VisionConfig:
     overlap_margin: int = 4
     """Patches on each side of a crop that overlap its neighbor."""
     proj_inner_dim: int = 8192
+    halves: bool = False
+    """Cut large pictures into halves or quarters, as ``.mf`` files need, not into crops."""
 
     @property
     def grid(self) -> int:
@@ -64,6 +66,8 @@ class RegionConfig:
     size_out_dim: int = 2048
     """Bins of a width plus bins of a height."""
     inner_dim: int = 8192
+    linear_sizes: bool = False
+    """The bins of a size are equally wide, as in ``.mf`` files, not each wider by a factor."""
 
     @property
     def size_bins(self) -> int:
@@ -86,7 +90,8 @@ class TokenizerConfig:
     bos_id: int = 0
     eos_id: int = 0
     answer_id: int = 3
-    thinking_id: int = 4
+    thinking_id: int | None = 4
+    """None if the checkpoint can't reason."""
     coord_id: int = 5
     size_id: int = 6
     start_ground_points_id: int = 7

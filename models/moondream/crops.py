@@ -16,6 +16,9 @@ from torch import Tensor
 
 from models.moondream.config import VisionConfig
 
+HALVES_FROM = 1.4
+"""Sides of a crop from which on a picture is cut into halves."""
+
 
 @dataclass(frozen=True, eq=False)
 class Crops:
@@ -33,6 +36,8 @@ def crop(picture: NDArray[np.uint8], config: VisionConfig) -> Crops:
 
     The picture is stretched to the area that the local crops cover together.
     """
+    if config.halves:
+        return _halve(Image.fromarray(picture), config.crop_size)
     side = config.crop_size
     overlap = 2 * config.overlap_margin * config.enc_patch_size
     step = side - overlap
@@ -50,6 +55,9 @@ def crop(picture: NDArray[np.uint8], config: VisionConfig) -> Crops:
 
 def stretched_size(width: int, height: int, config: VisionConfig) -> tuple[int, int]:
     """Return the (width, height) to which a picture is stretched before it is cut into crops."""
+    if config.halves:
+        rows, columns = select_halves(width, height, config.crop_size)
+        return columns * config.crop_size, rows * config.crop_size
     overlap = 2 * config.overlap_margin * config.enc_patch_size
     step = config.crop_size - overlap
     rows, columns = select_tiling(height - overlap, width - overlap, step, config.max_crops)
@@ -80,6 +88,29 @@ def select_tiling(height: int, width: int, step: int, max_crops: int) -> tuple[i
     return max(1, rows), max(1, columns)
 
 
+def select_halves(width: int, height: int, side: int) -> tuple[int, int]:
+    """Return the number of rows and columns of crops of a picture that is cut into halves.
+
+    Source: ``preprocess.py`` in release 0.0.6 of the package ``moondream``.
+    """
+    if max(width, height) < side * HALVES_FROM:
+        return 1, 1
+    ratio = width / height
+    return min([(1, 2), (2, 1), (2, 2)], key=lambda tiling: abs(tiling[1] / tiling[0] - ratio))
+
+
+def _halve(image: Image.Image, side: int) -> Crops:
+    rows, columns = select_halves(image.width, image.height, side)
+    crops = [_resize(image, side, side, Image.Resampling.BICUBIC)]
+    if rows * columns > 1:
+        width, height = image.width // columns, image.height // rows
+        for top in range(0, rows * height, height):
+            for left in range(0, columns * width, width):
+                part = image.crop((left, top, left + width, top + height))
+                crops.append(_resize(part, side, side, Image.Resampling.BICUBIC))
+    return Crops(np.stack(crops), (rows, columns))
+
+
 def stitch(crops: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
     """Join the features of local crops into the features of one picture.
 
@@ -105,5 +136,10 @@ def stitch(crops: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
     return torch.cat(bands)
 
 
-def _resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
-    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+def _resize(
+    image: Image.Image,
+    width: int,
+    height: int,
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
+) -> NDArray[np.uint8]:
+    return np.asarray(image.resize((width, height), resampling))

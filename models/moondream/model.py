@@ -27,6 +27,7 @@ from models.linear import WeightPacker
 from models.moondream.config import MoondreamConfig, read_config
 from models.moondream.crops import Crops, crop, stretched_size
 from models.moondream.family import FAMILY, MoondreamSettings
+from models.moondream.moonfile import is_moonfile, read_moonfile
 from models.moondream.region import RegionHead
 from models.moondream.text import decoder_spec
 from models.moondream.token_policy import (
@@ -41,6 +42,7 @@ from models.moondream.weights import ShapeRecorder, Weights
 from models.options import DEFAULTS, LoadOptions
 from raylens.core.errors import UnsupportedTask, picture_field
 from raylens.core.types import (
+    REASONING,
     Caption,
     Chat,
     Completion,
@@ -70,12 +72,17 @@ TOKENIZER = "moondream/starmie-v1"
 
 
 def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Moondream:
-    """Load a checkpoint by hub id or from a folder.
+    """Load a checkpoint by hub id, from a folder, or from a ``.mf`` file.
 
     Raises ``OSError`` if the checkpoint is not found, or if a tensor is missing or unknown.
     """
-    config_path, weights_path, tokenizer_path = checkpoint_files(checkpoint, options)
     packer = WeightPacker(options.device, options.quantize)
+    if is_moonfile(checkpoint):
+        moonfile = read_moonfile(Path(checkpoint))
+        names = tensor_shapes(moonfile.config)
+        weights = Weights(names, moonfile.tensor, packer, options.dtype)
+        return Moondream(moonfile.config, weights, moonfile.tokenizer, options)
+    config_path, weights_path, tokenizer_path = checkpoint_files(checkpoint, options)
     weights = Weights.from_file(weights_path, packer, options.dtype)
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     return Moondream(read_config(config_path), weights, tokenizer, options)
@@ -115,7 +122,6 @@ def tensor_shapes(config: MoondreamConfig) -> dict[str, tuple[int, ...]]:
 class Moondream(Model):
     """A loaded checkpoint. Methods that run the model are not thread-safe."""
 
-    tasks = FAMILY.tasks
     frames_as_pictures = 1
 
     def __init__(
@@ -126,6 +132,8 @@ class Moondream(Model):
         options: LoadOptions = DEFAULTS,
     ) -> None:
         self.config = config
+        can_reason = config.tokenizer.thinking_id is not None
+        self.tasks = FAMILY.tasks if can_reason else FAMILY.tasks - {REASONING}
         self.device = options.device
         self.tokenizer = tokenizer
         self._control_tokens = tuple(
@@ -267,9 +275,11 @@ class Moondream(Model):
             case Query(question, reasoning, spatial_refs):
                 template = tokenizer.query
                 text = [*self._placeholders(spatial_refs), *self._encode_text(question)]
+                prompt = [*template.prefix, *text, *template.suffix]
+                if tokenizer.thinking_id is None:
+                    return prompt
                 # Upstream repeats the suffix if there is no reasoning.
-                end = [tokenizer.thinking_id] if reasoning else template.suffix
-                return [*template.prefix, *text, *template.suffix, *end]
+                return [*prompt, *([tokenizer.thinking_id] if reasoning else template.suffix)]
             case Completion(text):
                 return self._encode_text(text)
             case Detect(subject) | Point(subject):

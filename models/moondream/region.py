@@ -89,6 +89,8 @@ class RegionHead:
 
     def bins_to_sizes(self, bins: Tensor) -> Tensor:
         """Convert bins to widths and heights, normalized to the picture."""
+        if self._config.linear_sizes:
+            return bins / self._config.size_bins
         return torch.exp2(bins / (self._config.size_bins - 1) * OCTAVES - OCTAVES)
 
 

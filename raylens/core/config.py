@@ -148,11 +148,15 @@ ENGINE_SETTINGS = frozenset(
 """Settings of a model that only the runtime ``engine`` reads."""
 
 
+_SMOLVLM_KEYS = frozenset({"model_id", "model_name", "inference"})
+
+
 class ModelConfig(Frozen):
     """One model, which becomes one deployment.
 
     A family may add settings of its own (:attr:`raylens.core.families.Family.settings`); they stand
-    among these.
+    among these. The form of SmolVLM back ends is accepted too: ``model_name`` and ``model_id`` are
+    names of the model, and the settings under ``inference`` are among these.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
@@ -231,6 +235,33 @@ class ModelConfig(Frozen):
     @property
     def _family_settings_type(self) -> type[FamilySettings]:
         return FamilySettings if self.family is None else family_named(self.family).settings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_smolvlm_form(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not values.keys() & _SMOLVLM_KEYS:
+            return values
+        values = dict(values)
+        inference = values.pop("inference", None)
+        if inference is not None:
+            if not isinstance(inference, dict):
+                raise ValueError("inference: expected an object")
+            repeated = values.keys() & inference.keys()
+            if repeated:
+                raise ValueError(f"inference.{min(repeated)}: given twice")
+            values |= inference
+        other_names = [values.pop(key) for key in ("model_id", "model_name") if key in values]
+        if "name" not in values and other_names:
+            values["name"] = other_names.pop(0)
+        aliases = values.get("aliases", ())
+        if isinstance(aliases, list | tuple):
+            values["aliases"] = [*aliases, *other_names]
+        if "family" not in values:
+            names = {values.get("name"), *other_names}
+            known = [family.name for family in families().values() if names & {*family.aliases}]
+            if known:
+                values["family"] = known[0]
+        return values
 
     @field_validator("family")
     @classmethod

@@ -45,7 +45,10 @@ COMPATIBLE: Mapping[str, str] = {
 MODEL_VARIABLES = ("VLM_MODEL", "LLM_MODEL")
 """Variables that name models. Requests for models that raylens doesn't serve go to
 ``OLLAMA_HOST``."""
-WITHOUT_MEANING = ("MOONDREAM_BACKEND", "MOONDREAM_MF_PATH")
+MOONFILE_VARIABLE = "MOONDREAM_MF_PATH"
+"""The variable with the path of a ``.mf`` file: the checkpoint of the model that captions, if that
+is the bundled Moondream."""
+WITHOUT_MEANING = ("MOONDREAM_BACKEND",)
 """Variables of the same servers that set nothing here."""
 OLLAMA = "http://localhost:11434"
 OLLAMA_PORT = "11434"
@@ -115,6 +118,19 @@ class _Settings:
         self.variables[path] = variable
         self.variables[*path, "remote", "base_url"] = "OLLAMA_HOST"
         self.notes.append(f"requests for {name} go to {url}")
+
+    def set_checkpoint(self, variable: str, name: str, checkpoint: str) -> None:
+        """Set the checkpoint of a model, unless it is no bundled Moondream."""
+        models = [dict(model) for model in self.values["models"]]
+        for index, model in enumerate(models):
+            is_bundled = model.get("checkpoint", "pocket") == "pocket"
+            if model.get("name") == name and model.get("family") == "moondream" and is_bundled:
+                model["checkpoint"] = checkpoint
+                self.values["models"] = models
+                self.variables["models", str(index), "checkpoint"] = variable
+                self.notes.append(f"{variable} sets the checkpoint of {name}")
+                return
+        self.notes.append(f"{variable} is ignored: {name} isn't the bundled Moondream")
 
     def validate(self) -> AppConfig:
         """Raises ``VariableError`` if a variable is at fault, and otherwise ``ValidationError``."""
@@ -203,7 +219,7 @@ def _note_unknown(names: list[str], config: AppConfig) -> list[str]:
 
 def _note_compatible() -> list[str]:
     """Return a remark on variables of other servers, which ``compat_env`` would honor."""
-    names = _join_set_variables((*COMPATIBLE, "OLLAMA_HOST"))
+    names = _join_set_variables((*COMPATIBLE, "OLLAMA_HOST", MOONFILE_VARIABLE))
     if not names:
         return []
     return [f"{names}: ignored; --compat-env, or compat_env: true in the config file, honors them"]
@@ -226,6 +242,8 @@ def _add_compatible(settings: _Settings, catalog: Catalog) -> None:
         settings.notes.append(f"{name} sets {setting}")
         if name in MODEL_VARIABLES and not is_served:
             settings.add_remote_model(name, value)
+    if path := os.environ.get(MOONFILE_VARIABLE):
+        settings.set_checkpoint(MOONFILE_VARIABLE, catalog.resolve(None, "caption"), path)
     if os.environ.get("OLLAMA_HOST") and "OLLAMA_HOST" not in settings.variables.values():
         settings.notes.append(
             "OLLAMA_HOST is ignored: neither VLM_MODEL nor LLM_MODEL names a model there"

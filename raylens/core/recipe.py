@@ -119,6 +119,9 @@ BUNDLED: Mapping[str, Recipe] = MappingProxyType(
     {"plain": PLAIN, "auto": AUTO, "enhanced": ENHANCED}
 )
 
+NOISE_REDUCTION = "noise_reduction"
+"""Another name of the field ``denoise``."""
+
 _SIZE_EXPECTED = "expected a list of two numbers, width and height"
 _MESSAGES = {
     "unexpected_keyword_argument": "unknown field",
@@ -145,6 +148,8 @@ def choose(choice: Choice, base: Recipe, named: Mapping[str, Recipe]) -> Recipe:
     if isinstance(choice, str):
         choice = {"name": choice}
     changes = dict(choice)
+    if NOISE_REDUCTION in changes and "denoise" not in changes:
+        changes["denoise"] = changes.pop(NOISE_REDUCTION)
     name = changes.pop("name", None)
     if name is not None:
         base = _by_name(name, named)

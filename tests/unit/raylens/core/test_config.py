@@ -66,6 +66,45 @@ def test_a_model_takes_the_settings_of_other_servers() -> None:
     )
 
 
+SMOLVLM_FORM = {
+    "model_name": "SmolVLM2-500M-Video",
+    "model_id": "smolvlm2_500m_video",
+    "inference": {"batch_size": 1, "expected_response_time": 10.0, "max_image_size": 1024},
+}
+
+
+def test_a_model_may_have_the_form_of_smolvlm_back_ends() -> None:
+    model = ModelConfig.model_validate(SMOLVLM_FORM)
+    assert (model.name, model.family) == ("smolvlm2_500m_video", "smolvlm")
+    assert "SmolVLM2-500M-Video" in model.all_names
+    assert (model.max_batch_size, model.expected_response_time, model.max_image_size) == (
+        1,
+        10.0,
+        1024,
+    )
+    named = ModelConfig.model_validate({"name": "mine", "aliases": ["a"], **SMOLVLM_FORM})
+    assert named.name == "mine"
+    assert {"a", "smolvlm2_500m_video", "SmolVLM2-500M-Video"} <= set(named.all_names)
+    other = ModelConfig.model_validate({**SMOLVLM_FORM, "family": "qwen2_5_vl"})
+    assert other.family == "qwen2_5_vl"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"inference": 3}, "inference: expected an object"),
+        ({"max_image_size": 5}, "inference.max_image_size: given twice"),
+        ({"inference": {"batch_size": 0}}, "batch_size"),
+        ({"inference": {"beams": 2}}, "beams"),
+        ({"model_id": 3}, "name"),
+        ({"aliases": 3}, "aliases"),
+    ],
+)
+def test_a_bad_setting_in_the_form_of_smolvlm_back_ends_is_named(changes, words) -> None:
+    with pytest.raises(ValidationError, match=words):
+        ModelConfig.model_validate({**SMOLVLM_FORM, **changes})
+
+
 def test_bytes_may_have_units_and_pixels_are_bounds_of_a_family_that_has_them() -> None:
     model = ModelConfig.model_validate(
         {**MODEL, "family": "qwen2_5_vl", "kv_cache": "2GiB", "max_pixels": 1000}

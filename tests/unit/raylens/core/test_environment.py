@@ -192,6 +192,33 @@ def test_each_compatible_variable_sets_its_setting_and_is_noted(load: Load, how:
     assert "u:p" not in str(notes)
 
 
+@pytest.mark.parametrize(
+    ("model", "checkpoint", "note"),
+    [
+        ({}, "/m/small.mf", "MOONDREAM_MF_PATH sets the checkpoint of eye"),
+        ({"checkpoint": "pocket"}, "/m/small.mf", "MOONDREAM_MF_PATH sets the checkpoint of eye"),
+        (
+            {"checkpoint": "/own"},
+            "/own",
+            "MOONDREAM_MF_PATH is ignored: eye isn't the bundled Moondream",
+        ),
+        (
+            {"family": "smolvlm"},
+            "pocket",
+            "MOONDREAM_MF_PATH is ignored: eye isn't the bundled Moondream",
+        ),
+    ],
+)
+def test_a_moonfile_replaces_the_bundled_moondream(
+    load: Load, model: dict[str, str], checkpoint: str, note: str
+) -> None:
+    models = [*ARGS["models"], {"name": "eye", "family": "moondream", **model}]
+    args = {**COMPAT, "models": models, "dialect_models": {"caption": "eye"}}
+    config, notes = load({"MOONDREAM_MF_PATH": "/m/small.mf"}, args)
+    assert [model.checkpoint for model in config.models] == ["pocket", checkpoint]
+    assert notes == [note]
+
+
 def test_the_config_file_and_our_own_variables_win_over_compatible_ones(load: Load) -> None:
     environment = {"QUEUE_SIZE": "9", "QUEUE_WORKERS": "3", "RAYLENS_JOBS__WORKERS": "5"}
     config, notes = load(environment, {**COMPAT, "jobs": {"capacity": 70}})
