@@ -35,6 +35,7 @@ FAMILY = Family(
     aliases=("moondream2", "moondream3-preview", "moondream:1.8b"),
     pocket=Path(__file__).parents[1] / "pocket" / "moondream",
     model_types=("moondream1",),
+    file_suffixes=(".mf", ".mf.gz"),
     default_revisions={"vikhyatk/moondream2": "2025-06-21"},
     verifier="models.moondream.verify:reference",
 )

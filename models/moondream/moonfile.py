@@ -39,12 +39,12 @@ from models.moondream.config import (
     TokenizerConfig,
     VisionConfig,
 )
+from models.moondream.family import FAMILY
 from models.moondream.onnx_weights import OnnxGraph
 from models.moondream.weights import CheckpointMismatch
 
 MAGIC = b"MOON"
 VERSION = 1
-SUFFIXES = (".mf", ".mf.gz")
 VISION_HEAD_DIM = 72
 MAX_CONTEXT = 2048
 _COMPONENTS = (
@@ -79,7 +79,7 @@ class MoonFile:
 
 
 def is_moonfile(checkpoint: str) -> bool:
-    return checkpoint.endswith(SUFFIXES)
+    return checkpoint.endswith(FAMILY.file_suffixes)
 
 
 def read_moonfile(path: Path) -> MoonFile:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.moondream.model import Moondream, checkpoint_files, load
+from models.moondream.moonfile import is_moonfile
 from models.operations import normalize_pixels
 from models.options import LoadOptions
 from models.verify.questions import Question, format_numbers, normalize_text
@@ -35,6 +36,8 @@ def reference(checkpoint: str, options: LoadOptions, reference: Path | None) -> 
     model = load(checkpoint, options)
     if reference is None:
         return VerifiableModel(model, lambda question, answer: NO_REFERENCE)
+    if is_moonfile(checkpoint):
+        raise Unverifiable("the reference doesn't read .mf files")
     weights = load_file(checkpoint_files(checkpoint, options)[1])
     upstream = _Upstream(_import_upstream(reference), model, weights)
     return VerifiableModel(model, upstream.compare)

@@ -75,7 +75,10 @@ def verify(
     if dtype not in DTYPES:
         raise Unverifiable(f"dtype: unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     commit = None
-    if not Path(checkpoint).is_dir():
+    is_file = checkpoint.endswith(_file_suffixes())
+    if is_file and not Path(checkpoint).is_file():
+        raise Unverifiable("no such file")
+    if not is_file and not Path(checkpoint).is_dir():
         revision = revision or _default_revision(checkpoint)
         commit = HfApi().model_info(checkpoint, revision=revision).sha
     options = LoadOptions(revision=commit, dtype=DTYPES[dtype], device=device)
@@ -92,7 +95,14 @@ def _default_revision(checkpoint: str) -> str | None:
     return next(filter(None, revisions), None)
 
 
+def _file_suffixes() -> tuple[str, ...]:
+    return tuple(suffix for family in families().values() for suffix in family.file_suffixes)
+
+
 def _family_of(checkpoint: str, revision: str | None) -> Family:
+    for family in families().values():
+        if checkpoint.endswith(family.file_suffixes):
+            return family
     folder = Path(checkpoint)
     if folder.is_dir():
         path = folder / "config.json"

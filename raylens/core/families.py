@@ -61,6 +61,8 @@ class Family:
     """The folder of the bundled checkpoint ``pocket``."""
     model_types: tuple[str, ...] = ()
     """Values of ``model_type`` in the checkpoints' ``config.json``."""
+    file_suffixes: tuple[str, ...] = ()
+    """Endings of the names of checkpoints that are single files."""
     default_revisions: Mapping[str, str] = field(default_factory=dict)
     """Revisions by hub id, for repositories whose newest revision has another architecture."""
     verifier: str | None = None

@@ -28,6 +28,8 @@ from models.moondream.model import Moondream, tensor_shapes
 from models.moondream.moonfile import read_moonfile
 from models.moondream.onnx_weights import OnnxGraph
 from models.moondream.weights import CheckpointMismatch, Weights
+from models.verify.reference import Unverifiable
+from models.verify.run import verify
 from raylens.core.errors import UnsupportedTask
 from raylens.core.types import REASONING, Caption, Detect, Length, Point, Query
 from testing.checkpoints import MOONDREAM_TOKENS, random_tensors
@@ -261,6 +263,16 @@ def test_large_pictures_are_cut_into_halves(
     expected = Image.fromarray(last).resize((70, 70), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(crops.pixels[-1], expected)
     assert len(crops.pixels) == 1 + rows * columns
+
+
+def test_verify_loads_it_strictly_and_has_no_reference(write: Write, tmp_path: Path) -> None:
+    path = str(write()[0])
+    report = verify(path)
+    assert {line.is_same for line in report.lines} == {None}
+    with pytest.raises(Unverifiable, match="the reference doesn't read .mf files"):
+        verify(path, reference=tmp_path)
+    with pytest.raises(Unverifiable, match="no such file"):
+        verify("/nowhere.mf")
 
 
 def test_bins_of_sizes_are_equally_wide(write: Write) -> None:
