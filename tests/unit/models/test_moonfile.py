@@ -269,7 +269,7 @@ def test_verify_loads_it_strictly_and_has_no_reference(write: Write, tmp_path: P
     path = str(write()[0])
     report = verify(path)
     assert {line.is_same for line in report.lines} == {None}
-    with pytest.raises(Unverifiable, match="the reference doesn't read .mf files"):
+    with pytest.raises(Unverifiable, match=r"the reference doesn't read \.mf files"):
         verify(path, reference=tmp_path)
     with pytest.raises(Unverifiable, match="no such file"):
         verify("/nowhere.mf")
