@@ -103,6 +103,9 @@ def sample_video(
         raise _over(f"{len(data)} bytes", "bytes", limits.max_bytes, len(data))
     container_format = sniff_video(data)
     _check_complete(data, container_format)
+    if container_format == "MP4":
+        for width, height in _sizes(data):
+            _check_size(width, height, limits)
     try:
         with closing(_open(data, container_format)) as container:
             stream = _find_stream(container)
@@ -239,23 +242,34 @@ def _check_promise(data: bytes, container: Any, container_format: str, seconds: 
     """
     promised = (container.duration or 0) / av.time_base
     if container_format == "MP4":  # whose headers FFmpeg corrects
-        promised = max([promised, *_durations(data, 0, len(data))])
+        promised = max([promised, *_durations(data)])
     if promised > 10 * seconds + 600:
         raise ValueError(f"it ends after {seconds:.1f} of its {promised:.1f} seconds")
 
 
-def _durations(data: bytes, start: int, end: int) -> Iterator[float]:
+def _durations(data: bytes) -> Iterator[float]:
     """Yield the seconds that the headers of a movie and of its tracks promise.
 
     Format: ISO/IEC 14496-12, 8.2.2 and 8.4.2.
     """
-    for kind, content, content_end in _boxes(data, start, end):
-        if kind in (b"moov", b"trak", b"mdia"):
-            yield from _durations(data, content, content_end)
-        elif kind in (b"mvhd", b"mdhd") and content_end - content >= 24:
+    for kind, content, end in _all_boxes(data, 0, len(data)):
+        if kind in (b"mvhd", b"mdhd") and end - content >= 24:
             layout, offset = (">IQ", 20) if data[content] == 1 else (">II", 12)
             scale, duration = struct.unpack_from(layout, data, content + offset)
             yield duration / scale if scale else 0.0
+
+
+def _sizes(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the width and height that the headers of an MP4's tracks and frames announce.
+
+    FFmpeg prefers what the frames say. Format: ISO/IEC 14496-12, 8.3.2 and 12.1.3.
+    """
+    for kind, content, end in _all_boxes(data, 0, len(data)):
+        if kind == b"tkhd" and end - content >= 84:
+            width, height = struct.unpack_from(">II", data, end - 8)
+            yield width >> 16, height >> 16
+        elif kind in _FRAME_ENTRIES and end - content >= 28:
+            yield struct.unpack_from(">HH", data, content + 24)
 
 
 def _decode(
@@ -342,6 +356,15 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
         start += size
 
 
+def _all_boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield boxes as :func:`_boxes` does, and those within."""
+    for kind, content, content_end in _boxes(data, start, end):
+        content_end = min(content_end, end)  # It can't reach beyond the box around it.
+        yield kind, content, content_end
+        if kind in _CONTAINERS:
+            yield from _all_boxes(data, content + _CONTAINERS[kind], content_end)
+
+
 def _end_of_segment(data: bytes) -> int:
     offset = 0
     while offset < len(data):
@@ -367,6 +390,9 @@ def _end_of_riff(data: bytes) -> int:
     return 8 + int.from_bytes(data[4:8], "little")
 
 
+_CONTAINERS = dict.fromkeys((b"moov", b"trak", b"mdia", b"minf", b"stbl"), 0) | {b"stsd": 8}
+"""Boxes that contain boxes, and the bytes before the first of these."""
+_FRAME_ENTRIES = frozenset({b"avc1", b"avc3", b"hvc1", b"hev1", b"vp08", b"vp09", b"av01", b"mp4v"})
 _DEMUXERS = {"MP4": "mp4", "WebM": "matroska", "AVI": "avi"}
 _ENDS = {"MP4": _end_of_boxes, "WebM": _end_of_segment, "AVI": _end_of_riff}
 
@@ -377,7 +403,7 @@ def _reason(error: Exception) -> str:
 
 
 def _over(what: str, unit: str, limit: float, actual: float) -> PayloadTooLarge:
-    message = f"{_FIELD}: {what}; the limit is {limit:g} {unit}"
+    message = f"{_FIELD}: {what}; the limit is {limit:.15g} {unit}"
     return PayloadTooLarge(message, _FIELD, limit, actual)
 
 

@@ -218,6 +218,23 @@ def test_a_header_that_promises_too_much_is_refused(box: bytes, offset: int) -> 
         sample_video(bytes(lying), LIMITS, Sampling())
 
 
+@pytest.mark.parametrize(
+    ("box", "offset", "size"),
+    [
+        (b"tkhd", 76, struct.pack(">II", 65_000 << 16, 65_000 << 16)),
+        (b"avc1", 24, struct.pack(">HH", 65_000, 65_000)),
+    ],
+)
+def test_a_header_that_announces_huge_frames_is_refused(
+    box: bytes, offset: int, size: bytes
+) -> None:
+    lying = bytearray(encode_video(grays(16), 8))
+    place = lying.rindex(box) + 4 + offset
+    lying[place : place + len(size)] = size
+    with pytest.raises(PayloadTooLarge, match="frames of 65000×65000 pixels; the limit is 1000000"):
+        sample_video(bytes(lying), LIMITS, Sampling())
+
+
 def test_a_moment_is_shown_by_the_frame_before_it() -> None:
     times = [0, 10, 20, 25]
     assert choose_times(times, 4, Sampling(1), LIMITS) == [0, 0, 10, 25]
