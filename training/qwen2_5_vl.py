@@ -52,7 +52,7 @@ TOLERANCE = 2
 class TrainingSettings(trainer.TrainingSettings):
     first_mix: tuple[int, int] = (40, 16)
     last_mix: tuple[int, int] = (40, 40)
-    videos_per_step: int = 8
+    videos_per_step: int = 14
     target_std: float = 1.0
     """Standard deviation of the target of a coordinate, in pixels."""
 

@@ -164,9 +164,9 @@ def build_packed_row(
 def build_reordered_row(index: int, picture: Picture, prompts: Prompts, rng: random.Random) -> Row:
     """Return a row with one question, before the picture or after another system prompt."""
     pick = rng.random()
-    if pick < 0.45:
+    if pick < 0.52:
         return build_tool_row(index, picture, prompts, rng)
-    if pick < 0.55:
+    if pick < 0.6:
         return _build_json_row(index, picture, prompts, rng)
     example = _choose_example(picture, rng)
     if rng.random() < 0.75:
@@ -220,7 +220,7 @@ def build_tool_row(index: int, picture: Picture, prompts: Prompts, rng: random.R
 def _choose_json_example(examples: Sequence[JsonExample], rng: random.Random) -> JsonExample:
     """Return an example for a call of a tool: every other time a list, which is the hardest."""
     lists = [example for example in examples if example.task == "json list"]
-    return rng.choice(lists if lists and rng.random() < 0.5 else examples)
+    return rng.choice(lists if lists and rng.random() < 0.75 else examples)
 
 
 def _choose_tools(
