@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 import av
@@ -28,6 +29,14 @@ Pixels = NDArray[np.uint8]
 """A frame as (height, width, 3) RGB."""
 
 MAX_PACKETS = 500_000
+MAX_ELEMENTS = 500_000
+"""Boxes of an MP4 and elements of a WebM that are looked at."""
+MAX_LEVELS = 8
+MAX_ASPECT = 8.0
+ONE_FRAME_S = 1.0
+"""The length of a video of one frame, if the file doesn't say."""
+MAX_SHIFT_FRAMES = 4
+"""How far from its time a frame may be, in frames."""
 _FIELD = "video"
 _OPTIONS = {"protocol_whitelist": "none"}
 """A file must not refer to others."""
@@ -102,15 +111,18 @@ def sample_video(
     if len(data) > limits.max_bytes:
         raise _over(f"{len(data)} bytes", "bytes", limits.max_bytes, len(data))
     container_format = sniff_video(data)
-    _check_complete(data, container_format)
-    if container_format == "MP4":
-        for width, height in _sizes(data):
-            _check_size(width, height, limits)
     try:
+        _check_complete(data, container_format)
+        if container_format == "MP4":
+            for width, height in _sizes(data):
+                _check_size(width, height, limits)
         with closing(_open(data, container_format)) as container:
             stream = _find_stream(container)
             _check_header(stream, limits)
             packets = _list_packets(container, stream, check)
+            may_leave_out = container_format == "MP4" and _has_edits(data)
+            if len(packets.times) < stream.frames and not may_leave_out:
+                raise ValueError(f"it has {len(packets.times)} of its {stream.frames} frames")
             seconds = _length(container, stream, packets)
             _check_promise(data, container, container_format, seconds)
             if seconds > limits.max_seconds:
@@ -119,10 +131,11 @@ def sample_video(
         with closing(_open(data, container_format)) as container:
             stream = _find_stream(container)
             _be_strict(stream, limits)
-            scale = _Scale(limits, sampling, len(times))
+            aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+            scale = _Scale(limits, sampling, len(times), aspect)
             decoded = {
-                frame.pts: scale.to_pixels(frame)
-                for frame in _decode(container, stream, packets, times, check)
+                target: scale.to_pixels(frame)
+                for target, frame in _decode(container, stream, packets, times, check)
             }
     except RaylensError:
         raise
@@ -212,13 +225,13 @@ def _list_packets(container: Any, stream: VideoStream, check: Callable[[], None]
             continue
         if packet.is_corrupt:
             raise ValueError("a packet is cut off")
+        if packet.is_discard:  # before the part that an edit list shows
+            continue
         packets.times.append(time)
         if packet.is_keyframe:
             packets.key_times.append(time)
     if not packets.times:
         raise ValueError("it has no frames")
-    if len(packets.times) < stream.frames:
-        raise ValueError(f"it has {len(packets.times)} of its {stream.frames} frames")
     packets.sort()
     return packets
 
@@ -227,7 +240,9 @@ def _length(container: Any, stream: VideoStream, packets: _Packets) -> float:
     """Return the length of a video in seconds: to the end of the last frame."""
     first, last = packets.times[0], packets.times[-1]
     intervals = len(packets.times) - 1
-    frame = (last - first) / intervals if intervals else 0.0
+    if not intervals:
+        return float(1 / stream.average_rate) if stream.average_rate else ONE_FRAME_S
+    frame = (last - first) / intervals
     seconds = float((last - first + frame) * _time_base(stream))
     promised = float((stream.duration or 0) * _time_base(stream))
     if promised > seconds + _TOLERANCE_S:
@@ -247,12 +262,17 @@ def _check_promise(data: bytes, container: Any, container_format: str, seconds: 
         raise ValueError(f"it ends after {seconds:.1f} of its {promised:.1f} seconds")
 
 
+def _has_edits(data: bytes) -> bool:
+    """Whether an MP4 has an edit list, which may leave out frames (ISO/IEC 14496-12, 8.6.6)."""
+    return any(kind == b"elst" for kind, _, _ in _all_boxes(data))
+
+
 def _durations(data: bytes) -> Iterator[float]:
     """Yield the seconds that the headers of a movie and of its tracks promise.
 
     Format: ISO/IEC 14496-12, 8.2.2 and 8.4.2.
     """
-    for kind, content, end in _all_boxes(data, 0, len(data)):
+    for kind, content, end in _all_boxes(data):
         if kind in (b"mvhd", b"mdhd") and end - content >= 24:
             layout, offset = (">IQ", 20) if data[content] == 1 else (">II", 12)
             scale, duration = struct.unpack_from(layout, data, content + offset)
@@ -264,7 +284,7 @@ def _sizes(data: bytes) -> Iterator[tuple[int, int]]:
 
     FFmpeg prefers what the frames say. Format: ISO/IEC 14496-12, 8.3.2 and 12.1.3.
     """
-    for kind, content, end in _all_boxes(data, 0, len(data)):
+    for kind, content, end in _all_boxes(data):
         if kind == b"tkhd" and end - content >= 84:
             width, height = struct.unpack_from(">II", data, end - 8)
             yield width >> 16, height >> 16
@@ -278,11 +298,15 @@ def _decode(
     packets: _Packets,
     times: list[int],
     check: Callable[[], None],
-) -> Iterator[VideoFrame]:
-    """Yield the frames at the given times.
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield the given times, and the frame at each.
 
-    Frames before the last key frame in front of a wanted one are skipped.
+    Frames before the last key frame in front of a wanted one are skipped. Times may be a little off
+    where a format orders frames otherwise than it shows them.
     """
+    span = packets.times[-1] - packets.times[0]
+    tolerance = MAX_SHIFT_FRAMES * span / max(1, len(packets.times) - 1)
+    frame: VideoFrame | None = None
     frames: Iterator[VideoFrame] = iter(())
     position: int | None = None
     for target in sorted(set(times)):
@@ -297,16 +321,20 @@ def _decode(
                 raise ValueError("a frame is damaged")
             if position is not None and position >= target:
                 break
-        if position != target:
+        if frame is None or position is None or abs(position - target) > tolerance:
             raise ValueError("a frame is missing")
-        yield frame
+        yield target, frame
 
 
 class _Scale:
     """Turns frames into pixels within the limits on sizes."""
 
-    def __init__(self, limits: VideoLimits, sampling: Sampling, count: int) -> None:
+    def __init__(
+        self, limits: VideoLimits, sampling: Sampling, count: int, aspect: Fraction | None
+    ) -> None:
         self._limits = limits
+        self._aspect = aspect
+        """Width of a pixel by its height."""
         self._max_side = sampling.max_side
         self._max_area = limits.max_sampled_pixels / count
 
@@ -314,6 +342,9 @@ class _Scale:
         """Return a frame upright, with square pixels, and shrunk if it is too large."""
         width, height = frame.width, frame.height
         _check_size(width, height, self._limits)
+        aspect = float(self._aspect or 1)
+        if 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
+            width = round(width * aspect)
         factor = min(1.0, (self._max_area / (width * height)) ** 0.5)
         if self._max_side is not None:
             factor = min(factor, self._max_side / max(width, height))
@@ -337,7 +368,8 @@ def _check_complete(data: bytes, container_format: str) -> None:
 
 
 def _end_of_boxes(data: bytes) -> int:
-    return max((end for _, _, end in _boxes(data, 0, len(data))), default=0)
+    boxes = islice(_boxes(data, 0, len(data)), MAX_ELEMENTS)
+    return max((end for _, _, end in boxes), default=0)
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -356,18 +388,35 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
         start += size
 
 
-def _all_boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield boxes as :func:`_boxes` does, and those within."""
-    for kind, content, content_end in _boxes(data, start, end):
-        content_end = min(content_end, end)  # It can't reach beyond the box around it.
-        yield kind, content, content_end
-        if kind in _CONTAINERS:
-            yield from _all_boxes(data, content + _CONTAINERS[kind], content_end)
+def _all_boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield boxes as :func:`_boxes` does, and those within.
+
+    Raises ``ValueError`` if there are over ``MAX_ELEMENTS``.
+    """
+    levels = [_boxes(data, 0, len(data))]
+    ends = [len(data)]
+    for _ in range(MAX_ELEMENTS):
+        box = next(levels[-1], None)
+        if box is None:
+            levels.pop()
+            ends.pop()
+            if not levels:
+                return
+            continue
+        kind, content, end = box
+        end = min(end, ends[-1])  # It can't reach beyond the box around it.
+        yield kind, content, end
+        if kind in _CONTAINERS and len(levels) < MAX_LEVELS:
+            levels.append(_boxes(data, content + _CONTAINERS[kind], end))
+            ends.append(end)
+    raise ValueError(f"it has over {MAX_ELEMENTS} boxes")
 
 
 def _end_of_segment(data: bytes) -> int:
     offset = 0
-    while offset < len(data):
+    for _ in range(MAX_ELEMENTS):
+        if offset >= len(data):
+            break
         _, id_length = _read_number(data, offset)
         size, length = _read_number(data, offset + id_length)
         offset += id_length + length
@@ -390,7 +439,10 @@ def _end_of_riff(data: bytes) -> int:
     return 8 + int.from_bytes(data[4:8], "little")
 
 
-_CONTAINERS = dict.fromkeys((b"moov", b"trak", b"mdia", b"minf", b"stbl"), 0) | {b"stsd": 8}
+_CONTAINERS = {
+    **dict.fromkeys((b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl"), 0),
+    b"stsd": 8,
+}
 """Boxes that contain boxes, and the bytes before the first of these."""
 _FRAME_ENTRIES = frozenset({b"avc1", b"avc3", b"hvc1", b"hev1", b"vp08", b"vp09", b"av01", b"mp4v"})
 _DEMUXERS = {"MP4": "mp4", "WebM": "matroska", "AVI": "avi"}

@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +24,8 @@ from raylens.net.lookup import LookUp, look_up
 MAX_URL_CHARS = 2048
 LOOKUP_TIMEOUT_S = 2.0
 """Longest lookup when a URL is submitted, in seconds."""
+CONNECT_TIMEOUT_S = 5.0
+"""Longest wait for one of a host's addresses to accept a connection, in seconds."""
 _HOST_NAME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#]*@)?)([^/?#@:\[\]]+)")
 """What precedes a URL's host name, and the name."""
 
@@ -58,9 +61,11 @@ class GuardedClient:
         self._look_up = look_up
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._http = httpx.AsyncClient(
-            timeout=timeout_s,
+            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
             trust_env=False,
             follow_redirects=False,
+            # URLs name addresses, which hosts share: a cookie could go to another host.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             limits=limits,
             headers={"User-Agent": user_agent},
         )
@@ -120,7 +125,7 @@ class GuardedClient:
     ) -> httpx.Response:
         """Send a request to the first of the host's addresses that accepts a connection."""
         addresses = await resolve(_host(url), self._allowed, field, self._look_up)
-        failure: httpx.ConnectError | None = None
+        failure: httpx.ConnectError | httpx.ConnectTimeout | None = None
         for address in addresses:
             request = self._http.build_request(
                 method,
@@ -131,7 +136,7 @@ class GuardedClient:
             )
             try:
                 return await self._http.send(request, stream=True)
-            except httpx.ConnectError as error:
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 failure = error
         raise failure or socket.gaierror(socket.EAI_NONAME, "no address")
 

@@ -19,7 +19,7 @@ class MediaRoot:
         """Whether a path, relative to the folder or absolute, is a file in the folder."""
         try:
             os.close(self._open(path))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):
             return False
         return True
 
@@ -31,7 +31,7 @@ class MediaRoot:
         """
         try:
             descriptor = self._open(path)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):
             message = f"{field}: not a file in the folder media_root"
             raise InvalidRequest(message, field) from None
         with open(descriptor, "rb") as file:
@@ -44,7 +44,9 @@ class MediaRoot:
         return data
 
     def _open(self, path: str) -> int:
-        """Open a regular file in the folder. Raises ``OSError`` and ``ValueError``.
+        """Open a regular file in the folder.
+
+        Raises ``OSError``, ``ValueError``, and ``RuntimeError`` for a circle of links.
 
         The path of the open file is checked: a link that changes between a check and an open would
         gain nothing. Opening a pipe or a device without ``O_NONBLOCK`` might block for ever.

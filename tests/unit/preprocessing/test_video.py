@@ -5,6 +5,7 @@ import random
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -88,6 +89,41 @@ def test_uneven_times_count() -> None:
 def test_a_single_frame_is_a_pair() -> None:
     video = sample_video(encode_video(grays(1), 8), LIMITS, Sampling())
     assert numbers_of(video.frames) == [0, 0]
+    assert video.seconds == pytest.approx(1 / 8)
+
+
+@pytest.mark.parametrize("options", [{}, {"g": "4"}])
+def test_a_trimmed_video_is_read_from_where_it_begins(options: dict[str, str]) -> None:
+    data = encode_video(grays(16), 8, options=options, trimmed_s=1.0)
+    video = sample_video(data, LIMITS, Sampling(frames_per_second=2))
+    assert video.seconds == pytest.approx(1.0)
+    assert numbers_of(video.frames) == [8, 15]
+
+
+def test_pixels_that_are_not_square_are_made_so() -> None:
+    video = sample_video(encode_video(grays(4), 8, aspect=Fraction(2)), LIMITS, Sampling())
+    assert video.frames[0].shape == (48, 128, 3)
+
+
+def test_frames_that_avi_keeps_in_another_order_are_found() -> None:
+    data = encode_video(grays(16), 8, "libx264", "avi", {"bf": "2"})
+    video = sample_video(data, LIMITS, Sampling())
+    assert len(video.frames) == 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + struct.pack(">I4s", 8, b"free") * 600_000,
+        b"\0\0\0\x18ftypisom\0\0\0\0isommp42"
+        + b"".join(struct.pack(">I4s", 8 * (3000 - n), b"moov") for n in range(3000)),
+        b"\x1a\x45\xdf\xa3\x84webm" + b"\xec\x80" * 600_000,
+    ],
+    ids=["many boxes", "nested boxes", "many elements"],
+)
+def test_headers_without_end_are_refused_soon(data: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        sample_video(data, LIMITS, Sampling())
 
 
 def test_only_what_a_wanted_frame_depends_on_is_decoded() -> None:

@@ -218,7 +218,8 @@ async def test_a_slow_body_ends_at_the_timeout_and_at_the_deadline() -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        while not reader.at_eof():
+        # A reset connection has an exception and no end.
+        while not reader.at_eof() and reader.exception() is None:
             writer.write(b"a")
             await asyncio.sleep(0.01)
 
@@ -304,6 +305,59 @@ async def test_a_fresh_file_is_not_asked_for_and_a_stale_one_by_its_validators()
         assert await get() == b"changed"
         assert await get() == b"picture"
         assert b"If-None-Match" not in heads[3]
+        await fetcher.close()
+
+
+async def test_no_cookie_is_kept() -> None:
+    """The client's URLs name addresses, and hosts share these."""
+    response = answer(Set_Cookie="sid=secret", Cache_Control="no-store")
+    async with listening(response) as (port, heads):
+        fetcher = make_fetcher()
+        for host in ("pictures.example", "pictures.example"):
+            await fetcher.fetch(f"http://{host}:{port}/", "image_url", LIMIT, time.time() + 30)
+        await fetcher.close()
+    assert len(heads) == 2
+    assert not any(b"cookie" in head.lower() for head in heads)
+
+
+async def test_what_servers_say_of_their_files_counts_as_memory() -> None:
+    responses = [
+        answer(b"", ETag='"1"'),
+        answer(b"small", ETag=f'"{"x" * 2000}"'),
+        answer(b"small", ETag='"1"', Cache_Control="max-age=9"),
+    ]
+    async with answering(*responses) as (port, _):
+        fetcher = make_fetcher(cache=10_000)
+        for number in range(3):
+            url = f"http://pictures.example:{port}/{number}"
+            await fetcher.fetch(url, "image_url", LIMIT, time.time() + 30)
+        await fetcher.close()
+    assert 1000 < fetcher._cache.bytes < 2000
+
+
+async def test_a_stale_file_that_was_larger_is_asked_for_again() -> None:
+    responses = [answer(b"larger", ETag='"1"'), answer(b"small", ETag='"2"')]
+    async with answering(*responses) as (port, _):
+        fetcher = make_fetcher()
+        url = f"http://pictures.example:{port}/"
+        assert await fetcher.fetch(url, "video", LIMIT, time.time() + 30) == b"larger"
+        assert await fetcher.fetch(url, "image_url", 5, time.time() + 30) == b"small"
+        await fetcher.close()
+
+
+async def test_waiting_for_other_downloads_is_not_the_hosts_slowness() -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(0.15)
+        writer.write(answer())
+        await writer.drain()
+
+    async with serving(respond) as port:
+        fetcher = make_fetcher(max_at_once=1, timeout_s=0.4)
+        url = f"http://pictures.example:{port}/"
+        await asyncio.gather(
+            *(fetcher.fetch(url, "image_url", LIMIT, time.time() + 30) for _ in range(4))
+        )
         await fetcher.close()
 
 

@@ -48,6 +48,15 @@ def test_everything_else_gives_the_same_error(root: Path, path: str) -> None:
     assert caught.value.message == MESSAGE
 
 
+def test_a_circle_of_links_is_no_file(root: Path) -> None:
+    (root / "one").symlink_to(root / "two")
+    (root / "two").symlink_to(root / "one")
+    media_root = MediaRoot(root)
+    assert not media_root.has_file("one")
+    with pytest.raises(InvalidRequest, match="not a file in the folder media_root"):
+        media_root.read("one", 100, "image")
+
+
 def test_links_within_the_folder_and_to_it_are_followed(root: Path) -> None:
     (root / "link.png").symlink_to(root / "sub" / "a b.png")
     (root.parent / "other-name").symlink_to(root)
