@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,13 +36,15 @@ def limit_gpu_memory(device: str, gpus: float) -> None:
 
 def memory_usage(device: str) -> MemoryUsage:
     """Return the memory of this process: on its GPU, or on its node if the device is a CPU."""
+    host = socket.gethostname()
+    replica = f"{host}:{os.getpid()}"
     if device.startswith("cuda"):
         unit = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-        return MemoryUsage(device, unit, _gpu_bytes(), allocated, reserved)
+        return MemoryUsage(device, unit, _gpu_bytes(), allocated, reserved, replica)
     resident = int(psutil.Process().memory_info().rss)
     total = int(psutil.virtual_memory().total)
-    return MemoryUsage(device, socket.gethostname(), total, resident, resident)
+    return MemoryUsage(device, host, total, resident, resident, replica)
 
 
 def make_memory_guard(

@@ -24,8 +24,17 @@ SUBJECTS = {"people": "person", "vehicles": "vehicle"}
 """What a surveillance report counts, and the object to detect."""
 HOW_MANY = "How many {} are there in this image?"
 """The question to a model that can't detect."""
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBER = re.compile(rf"\b(\d{{1,6}}|none|{'|'.join(_NUMBERS)})\b", re.IGNORECASE)
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_OTHER_NUMBERS = {"none": 0, "no": 0, "dozen": 12}
+_DIGITS = re.compile(r"\b\d{1,3}(?:,\d{3})+\b|\b\d{1,9}\b")
+_NUMBER = re.compile(rf"\b(none|no(?= \w)|dozen|{'|'.join(_NUMBERS)})\b", re.IGNORECASE)
+_NOTHING = re.compile(
+    r"^\W*(?:no|none|nothing|not)\b"
+    r"|\bnothing\b|\bnot?\b(?:\W+\w+){0,4}?\W+(?:anything|unusual|suspicious|visible)"
+    r"|n't\b(?:\W+\w+){0,4}?\W+(?:anything|unusual|suspicious)",
+    re.IGNORECASE,
+)
+"""Answers that deny that there is anything unusual."""
 
 
 class DescribeRequest(PictureBody):
@@ -131,12 +140,11 @@ class Inquiry:
                 self._describe(UNUSUAL),
             ]
         )
-        found = unusual["description"].strip().lower()
         return {
             "summary": summary,
             **dict(zip(SUBJECTS, counts, strict=True)),
             "activities": activities,
-            "unusual": {"found": not found.startswith(("no", "none")), **unusual},
+            "unusual": {"found": not _NOTHING.search(unusual["description"]), **unusual},
         }
 
     def finish(self, answer: dict[str, Any]) -> dict[str, Any]:
@@ -177,11 +185,14 @@ class Inquiry:
 
 
 def parse_count(text: str) -> int | None:
-    """Return the first number in an answer, in digits or as a word; None if there is none."""
+    """Return the first number in an answer; None if there is none.
+
+    Digits count before words: in "No, there are 3", only the digits are a number.
+    """
+    if digits := _DIGITS.search(text):
+        return int(digits[0].replace(",", ""))
     match = _NUMBER.search(text)
     if match is None:
         return None
     word = match[0].lower()
-    if word.isdecimal():
-        return int(word)
-    return 0 if word == "none" else _NUMBERS.index(word)
+    return _NUMBERS.index(word) if word in _NUMBERS else _OTHER_NUMBERS[word]

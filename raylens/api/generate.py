@@ -16,12 +16,13 @@ from pydantic import ConfigDict, Field
 from raylens.api.body import RecipeField
 from raylens.api.context import Context
 from raylens.api.openai_request import Integer
-from raylens.core.errors import ModelFailed
+from raylens.core.errors import ModelFailed, ModelNotLoaded
 from raylens.core.types import Chat, MemoryUsage
 from raylens.core.wire import LenientBody, Messages, read_messages
 
 PATH = "/api/v1/generate"
 GIB = 2**30
+RETRY_AFTER_S = 2.0
 
 
 class GenerateRequest(LenientBody):
@@ -79,12 +80,20 @@ def router(context: Context) -> APIRouter:
 
     @routes.get("/vram_status", summary="Show the memory that the models take")
     async def vram_status() -> dict[str, Any]:
-        return summarize(await context.service.memory_usage())
+        return summarize(_reported(await context.service.memory_usage()))
 
     @routes.post("/clear_vram", summary="Empty the models' caches, and return unused memory")
     async def clear_vram() -> dict[str, Any]:
-        before = summarize(await context.service.memory_usage())
-        after = summarize(await context.service.clear_memory())
+        usages_before = await context.service.memory_usage()
+        usages_after = await context.service.clear_memory()
+        # A replica that answers only once has neither taken nor given anything.
+        replicas = {usage.replica for usage in usages_before} & {
+            usage.replica for usage in usages_after
+        }
+        before, after = (
+            summarize(_reported([usage for usage in usages if usage.replica in replicas]))
+            for usages in (usages_before, usages_after)
+        )
         freed = round(max(0.0, before["reserved_gb"] - after["reserved_gb"]), 3)
         device = after["device"]
         return {
@@ -96,6 +105,14 @@ def router(context: Context) -> APIRouter:
         }
 
     return routes
+
+
+def _reported(usages: list[MemoryUsage]) -> list[MemoryUsage]:
+    """Return the usages. Raises ``ModelNotLoaded`` if there are none."""
+    if not usages:
+        message = "no replica of a model has reported its memory"
+        raise ModelNotLoaded(message, None, retry_after=RETRY_AFTER_S)
+    return usages
 
 
 def summarize(usages: list[MemoryUsage]) -> dict[str, Any]:

@@ -450,6 +450,8 @@ class MemoryUsage:
     """In use by the replica."""
     reserved: int
     """In use, or kept by the replica's allocator for later."""
+    replica: str = ""
+    """Host and id of the replica's process."""
 
 
 @dataclass(frozen=True)

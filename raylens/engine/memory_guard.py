@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
 """Seconds between two checks."""
+PERIOD_IF_FULL_S = 60.0
+"""The same, after there was nothing more to give back."""
 
 
 class MemoryGuard:
@@ -41,14 +43,14 @@ class MemoryGuard:
         self._read_reserved = read_reserved
         self._release = release
         self._clock = clock
-        self._checked_at = clock()
+        self._next_check = clock() + PERIOD_S
 
     def check(self, engine: Engine) -> None:
         """Clear memory if that is due and necessary."""
         now = self._clock()
-        if now - self._checked_at < PERIOD_S:
+        if now < self._next_check:
             return
-        self._checked_at = now
+        self._next_check = now + PERIOD_S
         if not self._is_over:
             return
         before = self._read_reserved()
@@ -57,6 +59,9 @@ class MemoryGuard:
             self._release()
         freed = before - self._read_reserved()
         logger.info("gave back %.0f MiB of memory", freed / MIB)
+        if self._is_over:
+            logger.warning("the memory in use exceeds vram_threshold without any cache")
+            self._next_check = now + PERIOD_IF_FULL_S
 
     @property
     def _is_over(self) -> bool:

@@ -57,6 +57,7 @@ class FrameCache:
     def __init__(self) -> None:
         self._number = -1
         self._subject: tuple[MoondreamFeature, str] | None = None
+        self._is_missing = True
         self.result: FrameResult | None = None
 
     def is_due(self, settings: MoondreamConfig) -> bool:
@@ -67,7 +68,13 @@ class FrameCache:
             self._subject = subject
             self.result = None
         is_turn = self._number % settings.inference_interval == 0
-        return is_turn or self.result is None
+        self._is_missing = self._is_missing or is_turn or self.result is None
+        return self._is_missing
+
+    def store(self, result: FrameResult) -> None:
+        """Keep the result of a frame that was due."""
+        self.result = result
+        self._is_missing = False
 
 
 def task_of(settings: MoondreamConfig) -> Tasks:
@@ -133,7 +140,7 @@ class MoondreamPipeline:
         if parameters:
             settings = MoondreamConfig.model_validate({**settings.model_dump(), **parameters})
         if self._cache.is_due(settings):
-            self._cache.result = self._model(frame, task_of(settings), settings.temperature)
+            self._cache.store(self._model(frame, task_of(settings), settings.temperature))
         annotated = draw(frame, self._cache.result, settings)
         return {"video": (annotated.astype(np.float32) / np.float32(255))[None]}
 

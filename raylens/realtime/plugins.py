@@ -142,11 +142,13 @@ def _plugin_of(entry: EntryPoint) -> Plugin:
 def _describe(pipeline_class: Any, plugin_name: str) -> Pipeline:
     """Return what a pipeline class and its settings say of it, in Scope's names.
 
-    Raises ``TypeError`` if the class has no settings.
+    Raises ``TypeError`` if the class has no settings, and pydantic's errors if JSON can't describe
+    these.
     """
     config_class = pipeline_class.get_config_class()
     if not (isinstance(config_class, type) and issubclass(config_class, BaseModel)):
         raise TypeError("get_config_class: expected a class of pydantic models")
+    config_class.model_json_schema()
     pipeline_id = str(getattr(config_class, "pipeline_id", "") or pipeline_class.__name__.lower())
     return Pipeline(
         pipeline_id,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from raylens.core.errors import InvalidRequest
 from raylens.realtime.pipeline import FrameModel, MoondreamPipeline, read_frame
@@ -45,7 +46,10 @@ def merge_params(
             known = ", ".join(pipeline.config_class.model_fields)
             message = f"no such setting; known: {known}"
         raise InvalidRequest(f"{name}: {message}", name) from None
-    return settings.model_dump(mode="json")
+    try:
+        return settings.model_dump(mode="json")
+    except PydanticSerializationError as error:
+        raise InvalidRequest(f"{field}: not JSON: {error}"[:300], field) from None
 
 
 def open_pipeline(

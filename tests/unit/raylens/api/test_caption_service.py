@@ -141,12 +141,26 @@ class TestSurveillance:
         assert Query(HOW_MANY.format("people")) in tasks
         assert not any(isinstance(task, Detect) for task in tasks)
 
-    async def test_nothing_unusual_is_not_found(
-        self, client: httpx.AsyncClient, service: FakeService
+    @pytest.mark.parametrize(
+        ("description", "found"),
+        [
+            ("No, nothing.", False),
+            ("None", False),
+            ("There is nothing unusual or suspicious in this image.", False),
+            ("There is not anything unusual in this image.", False),
+            ("The image does not appear to show anything suspicious.", False),
+            ("There isn't anything unusual.", False),
+            ("Now a man climbs a fence with a knife.", True),
+            ("Northern wall is on fire.", True),
+            ("Yes, a man without shoes climbs a fence.", True),
+        ],
+    )
+    async def test_a_denial_is_understood(
+        self, client: httpx.AsyncClient, service: FakeService, description: str, found: bool
     ) -> None:
-        service.words = ("No", ", nothing.")
+        service.words = (description,)
         answer = (await client.post("/surveillance", json={"image_data": BASE64})).json()
-        assert answer["unusual"] == {"found": False, "description": "No, nothing."}
+        assert answer["unusual"] == {"found": found, "description": description}
 
     async def test_an_error_is_the_answer(
         self, client: httpx.AsyncClient, service: FakeService
@@ -161,7 +175,8 @@ class TestSurveillance:
     ("text", "number"),
     [
         ("3", 3), ("There are 12 people.", 12), ("Two people", 2), ("None.", 0), ("No cars", 0),
-        ("many", None), ("", None), ("someone", None),
+        ("many", None), ("", None), ("someone", None), ("No, there are 3 people.", 3),
+        ("There are 1,200 people.", 1200), ("A dozen people", 12), ("Zero", 0), ("No.", None),
     ],
 )  # fmt: skip
 def test_a_count_is_the_first_number(text: str, number: int | None) -> None:

@@ -155,6 +155,34 @@ async def test_memory_is_shown_and_cleared(client: httpx.AsyncClient, service: F
     }
 
 
+@pytest.mark.parametrize(("method", "path"), [("GET", "/vram_status"), ("POST", "/clear_vram")])
+async def test_memory_that_nobody_reports_is_no_zero(
+    client: httpx.AsyncClient,
+    service: FakeService,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+) -> None:
+    async def report_nothing() -> list[MemoryUsage]:
+        return []
+
+    monkeypatch.setattr(service, "memory_usage", report_nothing)
+    response = await client.request(method, path)
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "2")
+
+
+async def test_a_replica_that_answers_once_gives_nothing_back(
+    client: httpx.AsyncClient, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def report_two() -> list[MemoryUsage]:
+        gone = MemoryUsage("cuda", "a", 24 * GIB, 9 * GIB, 9 * GIB, "gone")
+        return [gone, MemoryUsage("cpu", "node", 8 * GIB, 2 * GIB, 3 * GIB)]
+
+    monkeypatch.setattr(service, "memory_usage", report_two)
+    answer = (await client.post("/clear_vram")).json()
+    assert (answer["freed_gb"], answer["before"]["device"]) == (1.0, "cpu")
+
+
 def test_a_shared_gpu_counts_once_and_processes_on_cpus_do_not_count() -> None:
     usages = [
         MemoryUsage("cuda", "a", 24 * GIB, 5 * GIB, 6 * GIB),

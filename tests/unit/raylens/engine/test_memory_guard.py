@@ -5,7 +5,7 @@ import torch
 
 from raylens.engine.engine import Engine
 from raylens.engine.limits import EngineLimits
-from raylens.engine.memory_guard import PERIOD_S, MemoryGuard
+from raylens.engine.memory_guard import PERIOD_IF_FULL_S, PERIOD_S, MemoryGuard
 from tests.unit.raylens.engine.fakes import FakeModel
 
 
@@ -65,6 +65,17 @@ def test_unused_blocks_are_given_back_first(allocator: Allocator) -> None:
     allocator.unused = 500
     check_later(make_guard(allocator, 1600), allocator)
     assert (allocator.releases, allocator.engine.gauges.feature_bytes) == (1, 800)
+
+
+def test_what_caches_do_not_hold_is_not_looked_for_every_second(allocator: Allocator) -> None:
+    guard = make_guard(allocator, -100)
+    check_later(guard, allocator)
+    releases = allocator.releases
+    check_later(guard, allocator)
+    assert allocator.releases == releases
+    allocator.now += PERIOD_IF_FULL_S
+    guard.check(allocator.engine)
+    assert allocator.releases > releases
 
 
 def test_then_the_older_entries_of_the_caches_are_dropped(allocator: Allocator) -> None:

@@ -129,6 +129,14 @@ def test_after_a_failure_the_next_frame_is_seen(model: FakeModel) -> None:
     model.error = None
     pipeline(video=[frame()])
     assert len(model.tasks) == 2
+    # Also if there is an older result.
+    pipeline(video=[frame()])
+    model.error = ModelFailed("broken")
+    with pytest.raises(ModelFailed):
+        pipeline(video=[frame()])
+    model.error = None
+    pipeline(video=[frame()])
+    assert len(model.tasks) == 4
 
 
 def test_a_frame_is_uint8_in_and_float32_out(model: FakeModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from typing import Any, ClassVar
 
@@ -159,7 +159,10 @@ class TestDiscovery:
     def test_entry_points_of_both_groups_are_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         here = "tests.unit.raylens.realtime.test_plugins"
         entries = {
-            plugins.GROUP: [EntryPoint("own", f"{here}:OwnPipeline", plugins.GROUP)],
+            plugins.GROUP: [
+                EntryPoint("own", f"{here}:OwnPipeline", plugins.GROUP),
+                EntryPoint("odd", f"{here}:UndescribablePipeline", plugins.GROUP),
+            ],
             plugins.SCOPE: [
                 EntryPoint("tint", f"{here}:SCOPE_PLUGIN", plugins.SCOPE),
                 EntryPoint("gone", "no_such_module:plugin", plugins.SCOPE),
@@ -170,15 +173,30 @@ class TestDiscovery:
         registry = load_registry()
         assert list(registry.pipelines) == ["moondream", "ownpipeline", "tint"]
         assert [plugin.name for plugin in registry.plugins] == ["raylens", "own", "tint"]
-        assert [plugin.name for plugin in registry.failed] == ["gone", "again"]
-        assert registry.failed[0].error.startswith("ModuleNotFoundError")
-        assert "there is a pipeline 'tint' already" in registry.failed[1].error
+        assert [plugin.name for plugin in registry.failed] == ["odd", "gone", "again"]
+        assert registry.failed[1].error.startswith("ModuleNotFoundError")
+        assert "there is a pipeline 'tint' already" in registry.failed[2].error
 
 
 class OwnPipeline:
     @staticmethod
     def get_config_class() -> type[BaseModel]:
-        return BaseModel
+        return OwnConfig
+
+
+class OwnConfig(BaseModel):
+    strength: int = 1
+
+
+class UndescribablePipeline:
+    """Its settings have no JSON schema, which must not break the others'."""
+
+    @staticmethod
+    def get_config_class() -> type[BaseModel]:
+        class Config(BaseModel):
+            callback: Callable[[], None] = print
+
+        return Config
 
 
 SCOPE_PLUGIN = ScopePlugin()
