@@ -11,10 +11,18 @@ from raylens.api.context import gather
 from raylens.core.config import AppConfig
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
 from raylens.jobs.blobs import compute_digest
-from raylens.jobs.sources.base import PictureSource, SourcePicture
+from raylens.jobs.sources.base import (
+    PictureGone,
+    PictureSource,
+    SourcePicture,
+    SourceUnavailable,
+)
 from raylens.jobs.sources.registry import make_source
 
 READS_AT_ONCE = 8
+TIMEOUT_S = 60.0
+"""For all pictures of a job; its sender waits meanwhile."""
+RETRY_AFTER_S = 5.0
 MAX_ID_CHARS = 1024
 
 
@@ -36,6 +44,7 @@ class SourcedPictures:
         self._max_pictures = config.jobs.max_images
         self._max_picture_bytes = config.limits.max_image_bytes
         self._max_bytes = config.jobs.picture_source.max_bytes
+        self._domain_id = config.jobs.picture_source.domain_id
 
     async def read(
         self,
@@ -67,8 +76,17 @@ class SourcedPictures:
             return []
         if not ids and (not takes_many or (query is None and domain_id is None)):
             return []
-        domain = domain_id or ""
-        pictures = await self._source.list_pictures(domain, ids)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await self._list_and_read(self._source, domain_id or self._domain_id, ids)
+        except TimeoutError:
+            message = f"the pictures were not there in {TIMEOUT_S:g} seconds"
+            raise SourceUnavailable(message, None, None, None, RETRY_AFTER_S) from None
+
+    async def _list_and_read(
+        self, source: PictureSource, domain: str, ids: Sequence[str]
+    ) -> list[SourcedPicture]:
+        pictures = await source.list_pictures(domain, ids)
         field = "query.ids" if ids else "domain_id"
         if not pictures:
             raise InvalidRequest(f"{field}: there are no pictures", field)
@@ -76,7 +94,7 @@ class SourcedPictures:
             limit = self._max_pictures
             message = f"{field}: {len(pictures)} pictures; the limit is {limit}"
             raise InvalidRequest(message, field, limit, len(pictures))
-        return await self._read_all(self._source, domain, pictures)
+        return await self._read_all(source, domain, pictures)
 
     async def _read_all(
         self, source: PictureSource, domain_id: str, pictures: Sequence[SourcePicture]
@@ -86,14 +104,19 @@ class SourcedPictures:
 
         async def read(number: int, picture: SourcePicture) -> SourcedPicture:
             nonlocal total
+            field = f"query.ids.{number}"
             async with slots:
-                data = await source.read(domain_id, picture, self._max_picture_bytes)
+                try:
+                    data = await source.read(domain_id, picture, self._max_picture_bytes)
+                except PictureGone:
+                    message = f"{field}: the picture {picture.name[:80]!r} is gone"
+                    raise InvalidRequest(message, field) from None
             total += len(data)
             if total > self._max_bytes:
                 message = f"query.ids: over {self._max_bytes} bytes of pictures, which is the limit"
                 raise PayloadTooLarge(message, "query.ids", self._max_bytes, total)
             digest = await asyncio.to_thread(compute_digest, data)
-            return SourcedPicture(data, digest, f"query.ids.{number}", picture.taken_at)
+            return SourcedPicture(data, digest, field, picture.taken_at)
 
         return await gather(read(number, picture) for number, picture in enumerate(pictures))
 

@@ -374,6 +374,8 @@ class PictureSourceConfig(Frozen):
     email_env: str = "POSEMESH_EMAIL"
     """The environment variable with the user's email address."""
     password_env: str = "POSEMESH_PASSWORD"
+    domain_id: str = ""
+    """The domain of jobs that name none. Empty means all of ``url``; ``domain`` needs one."""
     client_id: str = ""
     """This client's name to the domain data service; empty means that of webhooks, or raylens."""
     max_bytes: ByteSize = ByteSize(256 * 2**20)

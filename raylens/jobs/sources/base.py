@@ -17,6 +17,10 @@ class SourceUnavailable(RaylensError):
     failure_class = FailureClass.CAPACITY
 
 
+class PictureGone(Exception):
+    """A picture that was listed can't be read any more."""
+
+
 @dataclass(frozen=True)
 class SourcePicture:
     """A picture in a source."""
@@ -44,7 +48,10 @@ class PictureSource(Protocol):
         ...
 
     async def read(self, domain_id: str, picture: SourcePicture, max_bytes: int) -> bytes:
-        """Return a picture's file. Raises ``PayloadTooLarge``, and as :meth:`list_pictures`."""
+        """Return a picture's file.
+
+        Raises ``PayloadTooLarge``, ``PictureGone`` and ``SourceUnavailable``.
+        """
         ...
 
 

@@ -25,12 +25,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 import httpx
 
 from raylens.core.config import PictureSourceConfig
-from raylens.core.errors import PayloadTooLarge
+from raylens.core.errors import InvalidRequest, PayloadTooLarge
 from raylens.jobs.sources.base import (
+    PictureGone,
     PictureSource,
     SourcePicture,
     SourceUnavailable,
@@ -67,9 +69,12 @@ class DomainSource(PictureSource):
         headers = {"posemesh-client-id": config.client_id}
         self._http = httpx.AsyncClient(timeout=TIMEOUT_S, headers=headers, transport=transport)
         self._access: dict[str, _Access] = {}
-        self._lock = asyncio.Lock()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """One for each domain that is being logged in to."""
 
     async def list_pictures(self, domain_id: str, ids: Sequence[str]) -> list[SourcePicture]:
+        if not domain_id:
+            raise InvalidRequest("domain_id: missing; expected the domain's id", "domain_id")
         params = {"ids": ",".join(ids)} if ids else {}
         response = await self._get(domain_id, "", params)
         entries = _entries(response)
@@ -90,26 +95,32 @@ class DomainSource(PictureSource):
         self, domain_id: str, path: str, params: dict[str, str], max_bytes: int | None = None
     ) -> httpx.Response:
         """Request something of a domain's data. An expired token is renewed once."""
-        for attempt in range(2):
-            access = await self._access_to(domain_id)
+        expired: _Access | None = None
+        for _ in range(2):
+            access = await self._access_to(domain_id, expired)
             url = f"{access.url}/api/v1/domains/{quote(domain_id, safe='')}/data{path}"
             bearer = {"Authorization": f"Bearer {access.token}", "Accept": "*/*"}
             request = self._http.build_request("GET", url, params=params, headers=bearer)
             response = await self._send(request, max_bytes)
-            if response.status_code != 401 or attempt:
+            if response.status_code != 401:
                 break
-            self._access.pop(domain_id, None)
+            expired = access
         if response.status_code == 404:
-            raise unknown_domain(domain_id) if not path else unknown_picture(0, path[1:])
+            raise unknown_domain(domain_id) if not path else PictureGone
         return _succeeded(response)
 
-    async def _access_to(self, domain_id: str) -> _Access:
-        async with self._lock:
-            if domain_id not in self._access:
-                while len(self._access) >= MAX_DOMAINS:
-                    self._access.pop(next(iter(self._access)))
-                self._access[domain_id] = await self._log_in(domain_id)
-            return self._access[domain_id]
+    async def _access_to(self, domain_id: str, expired: _Access | None) -> _Access:
+        """Return the access to a domain, anew if the known one has ``expired``."""
+        lock = self._locks.setdefault(domain_id, asyncio.Lock())
+        async with lock:
+            known = self._access.get(domain_id)
+            if known is not None and known is not expired:
+                return known
+            access = await self._log_in(domain_id)
+            while len(self._access) >= MAX_DOMAINS:
+                self._access.pop(next(iter(self._access)))
+            self._access[domain_id] = access
+            return access
 
     async def _log_in(self, domain_id: str) -> _Access:
         config = self._config
@@ -154,7 +165,7 @@ class DomainSource(PictureSource):
                     parts.append(part)
             finally:
                 await response.aclose()
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _unavailable(type(error).__name__) from error
         return httpx.Response(response.status_code, content=b"".join(parts))
 

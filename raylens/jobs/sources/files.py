@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from raylens.core.config import PictureSourceConfig
-from raylens.core.errors import InvalidRequest, PayloadTooLarge
+from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError
 from raylens.jobs.sources.base import (
+    PictureGone,
     PictureSource,
     SourcePicture,
     SourceUnavailable,
@@ -28,6 +31,10 @@ from raylens.net.media_root import MediaRoot
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 """Files that count as pictures if none is named."""
 RETRY_AFTER_S = 5.0
+THREADS = 8
+"""They may all wait for the storage, so they are not those of the rest of the program."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class FileSource(PictureSource):
@@ -36,15 +43,27 @@ class FileSource(PictureSource):
     def __init__(self, config: PictureSourceConfig) -> None:
         self._filesystem: Any
         self._filesystem, self._root = fsspec.core.url_to_fs(config.url)
+        self._threads = ThreadPoolExecutor(THREADS, "picture-source")
         is_local = isinstance(self._filesystem, LocalFileSystem)
         # Links must not lead out of a local folder.
         self._local = MediaRoot(Path(self._root)) if is_local else None
 
     async def list_pictures(self, domain_id: str, ids: Sequence[str]) -> list[SourcePicture]:
-        return await asyncio.to_thread(self._list, domain_id, ids)
+        return await self._run(self._list, domain_id, ids)
 
     async def read(self, domain_id: str, picture: SourcePicture, max_bytes: int) -> bytes:
-        return await asyncio.to_thread(self._read, domain_id, picture, max_bytes)
+        return await self._run(self._read, domain_id, picture, max_bytes)
+
+    async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in a thread. Raises ``SourceUnavailable`` for a storage's own errors."""
+        call = functools.partial(function, *args, **kwargs)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except (RaylensError, PictureGone):
+            raise
+        except Exception as error:  # each storage has its own kinds
+            message = f"the pictures can't be read: {type(error).__name__}"
+            raise SourceUnavailable(message, None, None, None, RETRY_AFTER_S) from error
 
     def _list(self, domain_id: str, ids: Sequence[str]) -> list[SourcePicture]:
         folder = self._folder(domain_id)
@@ -52,42 +71,43 @@ class FileSource(PictureSource):
             return [
                 self._named(folder, number, picture_id) for number, picture_id in enumerate(ids)
             ]
+        self._filesystem.invalidate_cache()
         try:
-            found: dict[str, dict[str, Any]] = self._filesystem.find(folder, detail=True)
+            found: list[str] = self._filesystem.find(folder)
         except FileNotFoundError:
             raise unknown_domain(domain_id) from None
-        except OSError as error:
-            raise _unavailable(error) from error
         if not found:
             raise unknown_domain(domain_id)
         return [
             SourcePicture(path[len(folder) :].lstrip("/"), posixpath.basename(path))
             for path in sorted(found)
-            if path.lower().endswith(SUFFIXES)
+            if path.lower().endswith(SUFFIXES) and self._may_read(path)
         ]
 
     def _named(self, folder: str, number: int, picture_id: str) -> SourcePicture:
         path = posixpath.join(folder, _checked(picture_id, f"query.ids.{number}"))
-        try:
-            is_file = self._filesystem.isfile(path)
-        except OSError as error:
-            raise _unavailable(error) from error
-        if not is_file or (self._local is not None and not self._local.has_file(path)):
+        if not self._filesystem.isfile(path) or not self._may_read(path):
             raise unknown_picture(number, picture_id)
         return SourcePicture(picture_id, posixpath.basename(picture_id))
 
     def _read(self, domain_id: str, picture: SourcePicture, max_bytes: int) -> bytes:
         path = posixpath.join(self._folder(domain_id), picture.id)
+        if not self._may_read(path):
+            raise PictureGone
         if self._local is not None:
             return self._local.read(path, max_bytes, "query.ids")
         try:
             data: bytes = self._filesystem.cat_file(path, 0, max_bytes + 1)
-        except OSError as error:
-            raise _unavailable(error) from error
+        except FileNotFoundError:
+            raise PictureGone from None
         if len(data) > max_bytes:
             message = f"query.ids: {picture.name} has over {max_bytes} bytes, which is the limit"
             raise PayloadTooLarge(message, "query.ids", max_bytes, len(data))
         return data
+
+    def _may_read(self, path: str) -> bool:
+        """Whether a path is no link that leads out of a local folder."""
+        return self._local is None or self._local.has_file(path)
 
     def _folder(self, domain_id: str) -> str:
         if not domain_id:
@@ -101,8 +121,3 @@ def _checked(path: str, field: str) -> str:
     if "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise InvalidRequest(f"{field}: expected a relative path without . and ..", field)
     return path
-
-
-def _unavailable(error: OSError) -> SourceUnavailable:
-    message = f"the pictures can't be read: {type(error).__name__}"
-    return SourceUnavailable(message, None, None, None, RETRY_AFTER_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from raylens.core.config import PictureSourceConfig
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
-from raylens.jobs.sources.base import SourceUnavailable
+from raylens.jobs.sources.base import PictureGone, SourceUnavailable
 from raylens.jobs.sources.domain import DomainSource
 
 CONFIG = PictureSourceConfig(
@@ -115,6 +116,28 @@ async def test_an_expired_token_is_renewed_once(service: Service, source: Domain
     service.valid_token = "never"
     with pytest.raises(SourceUnavailable, match="it answered 401"):
         await source.list_pictures("shop", [])
+
+
+async def test_a_domain_is_needed(service: Service, source: DomainSource) -> None:
+    with pytest.raises(InvalidRequest, match="domain_id: missing"):
+        await source.list_pictures("", [])
+    assert service.calls == []
+
+
+async def test_many_that_find_a_token_expired_log_in_once(
+    service: Service, source: DomainSource
+) -> None:
+    pictures = await source.list_pictures("shop", [])
+    service.valid_token = "domain-2"
+    await asyncio.gather(*(source.read("shop", picture, 100) for picture in pictures * 4))
+    assert service.tokens == 2
+
+
+async def test_a_picture_that_is_gone_is_told(service: Service, source: DomainSource) -> None:
+    (picture,) = await source.list_pictures("shop", ["a"])
+    service.failure = httpx.Response(404)
+    with pytest.raises(PictureGone):
+        await source.read("shop", picture, 100)
 
 
 async def test_an_unknown_domain_is_refused(source: DomainSource) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from raylens.core.config import PictureSourceConfig
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
-from raylens.jobs.sources.base import SourcePicture
+from raylens.jobs.sources.base import PictureGone, SourcePicture, SourceUnavailable
 from raylens.jobs.sources.files import FileSource
 
 
@@ -73,6 +73,20 @@ async def test_a_link_out_of_the_folder_leads_nowhere(tmp_path: Path) -> None:
     source = FileSource(PictureSourceConfig(url=str(root)))
     with pytest.raises(InvalidRequest):
         await source.list_pictures("", ["link.jpg"])
-    (picture,) = await source.list_pictures("", [])
-    with pytest.raises(InvalidRequest):
-        await source.read("", picture, 100)
+    assert await source.list_pictures("", []) == []
+    with pytest.raises(PictureGone):
+        await source.read("", SourcePicture("link.jpg", "link.jpg"), 100)
+
+
+async def test_a_picture_that_is_gone_is_told_from_a_storage_that_is_away(
+    source: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PictureGone):
+        await source.read("shop", SourcePicture("gone.jpg", "gone.jpg"), 100)
+
+    def fail(path: str) -> list[str]:
+        raise LookupError("no credentials")
+
+    monkeypatch.setattr(source._filesystem, "find", fail)
+    with pytest.raises(SourceUnavailable, match="can't be read: LookupError"):
+        await source.list_pictures("shop", [])
