@@ -269,6 +269,8 @@ def _copy(
             item_is_picture = is_picture
         else:
             item_is_picture = key in _PICTURE_KEYS or (is_picture and key == "url")
+            if key == "video" and isinstance(item, str):  # a file, which the job's type refuses
+                item_is_picture = False
         copy[key] = _copy(item, item_field, slots, is_picture=item_is_picture, depth=depth + 1)
         if item_is_picture and isinstance(item, str):
             slots.append(_PictureSlot(copy, key, item_field[:MAX_FIELD_CHARS]))

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import binascii
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -53,19 +54,23 @@ class Media:
         self._videos = _Kind("video", "data:video/mp4;base64,…", limits.max_video_bytes)
 
     def check_count(self, urls: Sequence[MediaUrl], field: str) -> None:
-        """Raise ``InvalidRequest`` if a request has more pictures or videos than the limit.
-
-        The frames of a video count as pictures, if they are sent one by one.
-        """
-        videos = sum(url.video is not None for url in urls)
-        counts = (
-            (len(urls) - videos, "pictures", self._limits.max_images),
-            (videos, "videos", self._limits.max_videos),
-        )
-        for count, noun, limit in counts:
+        """Raise ``InvalidRequest`` if a request has more pictures or videos than the limit, or if
+        a video has more frames."""
+        frames = Counter(url.frame_of for url in urls if url.frame_of is not None)
+        files = sum(url.video is not None for url in urls)
+        pictures = len(urls) - files - frames.total()
+        limits = self._limits
+        counts = [
+            (field, pictures, "pictures", limits.max_images),
+            (field, files + len(frames), "videos", limits.max_videos),
+        ]
+        counts += [
+            (name, count, "frames", limits.max_video_frames) for name, count in frames.items()
+        ]
+        for name, count, noun, limit in counts:
             if count > limit:
-                message = f"{field}: {count} {noun}; the limit is {limit}"
-                raise InvalidRequest(message, field, limit, count)
+                message = f"{name}: {count} {noun}; the limit is {limit}"
+                raise InvalidRequest(message, name, limit, count)
 
     async def read(self, media: MediaUrl, deadline: float, accept_base64: bool) -> MediaFile:
         """Return the picture or video of a URL.

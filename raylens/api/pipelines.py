@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 from collections import OrderedDict
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Request
@@ -29,6 +30,7 @@ from raylens.realtime.settings import MoondreamConfig
 PREFIX = "/api/v1"
 MAX_CLIENTS = 10_000
 """Clients whose pipelines are remembered; the oldest are forgotten first."""
+MAX_PARAMS_BYTES = 16 * 2**10
 _GRAY = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAAAAAA6mKC9AAAAEUlEQVR42mNsYEAFTAwjWgAAmZAAoFDIQrAAAAAASUVO"
     "RK5CYII="
@@ -111,14 +113,21 @@ def router(context: Context, defaults: PipelineDefaults) -> APIRouter:
         registry = await asyncio.to_thread(load_registry)
         pipeline = find_pipeline(registry, body.chosen_id, body.field)
         params = merge_params(pipeline, body.load_params or {})
+        _check_size(params)
         client = identify(http)
+        loading = LoadedPipeline(pipeline.id, params, "loading")
+        # After a failure, sessions go on with the last settings that worked.
+        last = await defaults.get(client) or loading
+        outcome = replace(last, status="error", error="interrupted")
+        await defaults.put(client, loading)
         try:
             await _warm_up(context, http, pipeline, params)
+            outcome = LoadedPipeline(pipeline.id, params)
         except RaylensError as error:
-            failed = LoadedPipeline(pipeline.id, params, "error", error.message)
-            await defaults.put(client, failed)
+            outcome = replace(outcome, error=error.message)
             raise
-        await defaults.put(client, LoadedPipeline(pipeline.id, params))
+        finally:
+            await defaults.put(client, outcome)
         is_shorthand = body.pipeline_ids is None
         return {"message": "loaded" if is_shorthand else "Pipeline loading initiated successfully"}
 
@@ -153,8 +162,16 @@ def router(context: Context, defaults: PipelineDefaults) -> APIRouter:
 
 def identify(http: Request) -> str:
     """Return a digest of the client's API key; empty if it sends none."""
-    key = http.headers.get("authorization", "")
+    key = http.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    key = key or http.headers.get("x-moondream-auth", "").strip()
     return hashlib.sha256(key.encode()).hexdigest() if key else ""
+
+
+def _check_size(params: dict[str, Any]) -> None:
+    size = len(json.dumps(params))
+    if size > MAX_PARAMS_BYTES:
+        message = f"load_params: {size} bytes as JSON; the limit is {MAX_PARAMS_BYTES}"
+        raise InvalidRequest(message, "load_params", MAX_PARAMS_BYTES, size)
 
 
 def _schema(pipeline: Pipeline) -> dict[str, Any]:

@@ -350,6 +350,8 @@ class MediaUrl(NamedTuple):
     field: str
     video: ChatVideo | None = None
     """The part of a video file; None for a picture, and for a frame."""
+    frame_of: str | None = None
+    """The request's name of the video, if this is one of its frames."""
 
 
 def read_messages(
@@ -377,8 +379,11 @@ def read_messages(
                     media.append(MediaUrl(part.video_url, f"{part_field}.{part.field}", part))
                     parts.append(VideoPart((first,), part.fps))
                 case ChatFrames():
-                    for frame, url in enumerate(part.video):
-                        media.append(MediaUrl(url, f"{part_field}.{part.field}.{frame}"))
+                    video = f"{part_field}.{part.field}"
+                    media += [
+                        MediaUrl(url, f"{video}.{number}", frame_of=video)
+                        for number, url in enumerate(part.video)
+                    ]
                     parts.append(VideoPart(tuple(range(first, len(media))), part.fps))
         if not parts and message.refusal:
             parts.append(TextPart(message.refusal))

@@ -41,7 +41,7 @@ class ChatJob(JobType):
 
     async def run(self, job_input: ChatInput, context: JobContext) -> dict[str, Any]:
         messages, references = read_messages(job_input.messages, "input.messages")
-        pictures = [await context.load_picture(url, field) for url, field, _ in references]
+        pictures = [await context.load_picture(media.url, media.field) for media in references]
         options = context.inference.resolve(job_input)
         answer = await context.ask(options, Chat(messages), pictures)
         return make_output({"answer": answer.text}, answer)

@@ -87,6 +87,8 @@ async def test_each_key_has_a_pipeline_of_its_own(client: httpx.AsyncClient) -> 
         ({"pipeline_ids": ["x"]}, "pipeline_ids.0: unknown pipeline 'x'"),
         ({"pipeline_id": "moondream", "load_params": {"font_scale": 9}},
          "load_params.font_scale: "),
+        ({"pipeline_id": "moondream", "load_params": {"question": "x" * 2001}},
+         "load_params.question: "),
         ({"pipeline_id": "moondream", "load_params": {"x": 9}}, "load_params.x: no such setting"),
     ],
 )  # fmt: skip
@@ -106,6 +108,28 @@ async def test_a_model_that_does_not_answer_is_an_error(
     assert (await client.post(LOAD, json={"pipeline_id": "moondream"})).status_code == 503
     status = (await client.get(STATUS)).json()
     assert (status["status"], status["error"]) == ("error", "full")
+
+
+async def test_after_a_failure_the_last_settings_that_worked_remain(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    body = {"pipeline_id": "moondream", "load_params": {"max_objects": 3}}
+    await client.post(LOAD, json=body)
+    service.error = Overloaded("full", "model", retry_after=1)
+    await client.post(LOAD, json={"pipeline_id": "moondream", "load_params": {"max_objects": 9}})
+    status = (await client.get(STATUS)).json()
+    assert (status["status"], status["load_params"]["max_objects"]) == ("error", 3)
+    service.error = None
+    await client.post(LOAD, json={"pipeline_id": "moondream"})
+    status = (await client.get(STATUS)).json()
+    assert (status["status"], status["error"]) == ("loaded", None)
+
+
+async def test_a_key_is_the_same_in_both_headers(client: httpx.AsyncClient) -> None:
+    mine = {"X-Moondream-Auth": "mine"}
+    await client.post(LOAD, json={"pipeline_id": "moondream"}, headers=mine)
+    status = await client.get(STATUS, headers={"Authorization": "Bearer mine"})
+    assert status.json()["status"] == "loaded"
 
 
 async def test_plugins_are_listed_and_can_not_be_changed(client: httpx.AsyncClient) -> None:

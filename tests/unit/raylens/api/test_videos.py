@@ -99,6 +99,10 @@ async def test_videos_and_pictures_have_limits_of_their_own(client: httpx.AsyncC
     video = {"type": "video", "video": VIDEO_URL}
     response = await client.post(CHAT, json=chat(*[video] * 5))
     assert response.json()["error"]["message"] == "messages: 5 videos; the limit is 4"
-    frames = {"type": "video", "video": [DATA_URL] * 4}
-    response = await client.post(CHAT, json=chat(frames))
-    assert response.json()["error"]["message"] == "messages: 4 pictures; the limit is 3"
+    frames = {"type": "video", "video": [DATA_URL] * 32}
+    assert (await client.post(CHAT, json=chat(frames))).status_code == 200
+    response = await client.post(CHAT, json=chat("x", {**frames, "video": [DATA_URL] * 33}))
+    message = "messages.0.content.1.video: 33 frames; the limit is 32"
+    assert response.json()["error"]["message"] == message
+    response = await client.post(CHAT, json=chat(video, *[frames] * 4))
+    assert response.json()["error"]["message"] == "messages: 5 videos; the limit is 4"
