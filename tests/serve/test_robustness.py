@@ -64,7 +64,7 @@ INVALID_PICTURES = {
         "50000×50000 pixels; the limit is",
     ),
     "broken base64": ("data:image/png;base64,@@@@", 400, "base64"),
-    "a web address": ("https://example.com/a.png", 400, "data URL"),
+    "a private address": ("http://127.0.0.1:9/a.png", 400, "is not a public address"),
     "a path": ("/etc/passwd", 400, "data URL"),
     "nothing": ("data:image/png;base64,", 400, "empty"),
 }
