@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,9 @@ class Overlay:
         lines: list[str] = []
         for paragraph in text.split("\n"):
             line = ""
-            for word in paragraph.split():
+            for word in self._words(paragraph, width):
+                if len(lines) > most:
+                    break
                 longer = f"{line} {word}" if line else word
                 if line and self._font.getlength(longer) > width:
                     lines.append(line)
@@ -102,8 +105,21 @@ class Overlay:
                     line = longer
             lines.append(line)
         if len(lines) > most:
-            lines = [*lines[: most - 1], lines[most - 1] + "…"]
+            last = lines[most - 1]
+            while last and self._font.getlength(f"{last}…") > width:
+                last = last[:-1]
+            lines = [*lines[: most - 1], f"{last}…"]
         return lines
+
+    def _words(self, text: str, width: int) -> Iterator[str]:
+        """Yield the words of a text, and those that are wider than a line in parts that fit."""
+        for word in text.split():
+            rest = word
+            while rest:
+                lengths = (self._font.getlength(rest[:count]) for count in range(1, len(rest) + 1))
+                fits = sum(1 for _ in takewhile(lambda length: length <= width, lengths))
+                yield rest[: max(1, fits)]
+                rest = rest[max(1, fits) :]
 
     def _label(self, text: str, x: float, top: float, bottom: float, color: Any) -> None:
         left, up, right, down = self._font.getbbox(text)

@@ -213,6 +213,16 @@ class TestOverlays:
         assert changed.sum() <= 101
         assert not changed[:199].any()
 
+    def test_words_that_are_wider_than_the_frame_are_broken(self) -> None:
+        overlay = Overlay(frame(200, 300, 400)[0], 1.0, 1.0)
+        width = 100
+        lines = overlay._wrap("一" * 60 + " " + "w" * 3000, width, 5)
+        assert len(lines) == 5
+        assert all(overlay._font.getlength(line) <= width for line in lines)
+        assert lines[-1].endswith("…")
+        assert overlay._wrap("two words\nnext", 1000, 5) == ["two words", "next"]
+        assert overlay._wrap("ab", 1, 5) == ["a", "b"]
+
     def test_opacity_scales_what_is_drawn(self) -> None:
         changes = []
         for opacity in (0.0, 0.4, 0.8):
