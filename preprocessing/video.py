@@ -302,7 +302,7 @@ def _decode(
     """Yield the given times, and the frame at each.
 
     Frames before the last key frame in front of a wanted one are skipped. Times may be a little off
-    where a format orders frames otherwise than it shows them.
+    if a format orders frames otherwise than it shows them.
     """
     span = packets.times[-1] - packets.times[0]
     tolerance = MAX_SHIFT_FRAMES * span / max(1, len(packets.times) - 1)
