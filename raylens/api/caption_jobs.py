@@ -5,32 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import model_validator
 from starlette.responses import JSONResponse
 
 from raylens.api.job_request import JobReader, JobRequest
 from raylens.api.jobs import check_job_id
 from raylens.core.errors import RaylensError
-from raylens.core.wire import Body, Text, is_absent
+from raylens.core.wire import SparseBody, Text
 from raylens.jobs.job import Job, JobState
 from raylens.jobs.ports import JobService
 from raylens.jobs.webhooks import format_timestamp
 
 
-class GenerateRequest(Body):
+class GenerateRequest(SparseBody):
     """Body of ``POST /caption/generate``. ``image_data`` is raw base64 or a data URL."""
 
     image_data: Text
     prompt: Text | None = None
     webhook_url: Text | None = None
     model: Text | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_absent_values(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {name: item for name, item in value.items() if not is_absent(item)}
 
 
 def router(reader: JobReader, jobs: JobService) -> APIRouter:

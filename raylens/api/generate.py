@@ -11,28 +11,26 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from raylens.api.body import RecipeField
 from raylens.api.context import Context
 from raylens.api.openai_request import Integer
 from raylens.core.errors import ModelFailed, ModelNotLoaded
 from raylens.core.types import Chat, MemoryUsage
-from raylens.core.wire import LenientBody, Messages, read_messages
+from raylens.core.wire import Messages, SparseBody, read_messages
 
 PATH = "/api/v1/generate"
 GIB = 2**30
 RETRY_AFTER_S = 2.0
 
 
-class GenerateRequest(LenientBody):
+class GenerateRequest(SparseBody):
     """Body of ``POST /api/v1/generate``.
 
     An ``image`` or ``video`` part is a URL, raw base64 or a path in the media folder. ``model`` and
     ``recipe`` are our own.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     messages: Messages
     max_new_tokens: Annotated[Integer, Field(ge=1)] = 512

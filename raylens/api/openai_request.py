@@ -36,6 +36,7 @@ from raylens.core.wire import (
     JsonValue,
     LenientBody,
     Messages,
+    SparseBody,
     Text,
     is_absent,
     read_messages,
@@ -107,10 +108,8 @@ MAX_BIASES = 1024
 Penalty = Annotated[float, Field(ge=-2, le=2, strict=True)]
 
 
-class GroundingOptions(LenientBody):
+class GroundingOptions(SparseBody):
     """Our own extension ``raylens``: boxes or points instead of text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     task: Literal["detect", "point"]
     object: Annotated[Text, Field(min_length=1)] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -21,14 +21,14 @@ from raylens.api.errors import (
 )
 from raylens.core.errors import InvalidRequest
 from raylens.core.types import PictureFile
-from raylens.core.wire import Body, Text, is_absent
+from raylens.core.wire import SparseBody, Text
 
 _FORM_TYPES = ("multipart/form-data", URLENCODED)
 _MAX_FORM_FIELD_BYTES = 64 * 2**20
 """Bytes of a form field other than the file: enough for the limit on the whole body to decide."""
 
 
-class PictureBody(Body):
+class PictureBody(SparseBody):
     """A body with a picture, which may also be the form's ``file`` next to the body's fields."""
 
     picture_field: ClassVar[str]
@@ -37,13 +37,6 @@ class PictureBody(Body):
     """Whether that may also be raw base64."""
     model: str | None = None
     recipe: RecipeField = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_absent_values(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {name: item for name, item in value.items() if not is_absent(item)}
 
 
 class ImageUrlBody(PictureBody):

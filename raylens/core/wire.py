@@ -72,10 +72,8 @@ def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
-class LenientBody(BaseModel):
-    """Part of a request's body. Null and empty values count as absent; unknown keys are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
+class SparseBody(Body):
+    """Part of a request's body. Null and empty values count as absent; unknown keys are refused."""
 
     @model_validator(mode="before")
     @classmethod
@@ -83,6 +81,12 @@ class LenientBody(BaseModel):
         if not isinstance(value, Mapping):
             return value
         return {key: item for key, item in value.items() if not is_absent(item)}
+
+
+class LenientBody(SparseBody):
+    """Part of a request's body. Null and empty values count as absent; unknown keys are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 def well_formed(text: str) -> str:
