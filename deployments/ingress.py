@@ -10,10 +10,13 @@ from deployments.graph import Graph
 from deployments.job_client import JobQueueClient
 from deployments.picture_limits import picture_limits
 from deployments.pipeline_defaults import PipelineDefaultsClient
+from preprocessing.formats import sniff_video
 from preprocessing.header import check_file
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
+from raylens.core.errors import UnsupportedMedia
 from raylens.core.logs import configure_logging
+from raylens.core.types import MediaFile, PictureFile
 
 
 class HttpApplication:
@@ -30,15 +33,21 @@ class HttpApplication:
     def __serve_build_asgi_app__(self) -> FastAPI:
         limits = picture_limits(self._config.limits)
 
-        def check_picture(data: bytes, field: str) -> None:
-            check_file(data, limits, field)
+        def check_media(media: MediaFile) -> None:
+            if isinstance(media, PictureFile):
+                check_file(media.data, limits, media.field)
+                return
+            try:
+                sniff_video(media.data)
+            except UnsupportedMedia as error:
+                raise error.about(media.field) from None
 
         return create_app(
             self._graph,
             self._config,
             self._jobs,
             pipelines=PipelineDefaultsClient(),
-            check_picture=check_picture,
+            check_media=check_media,
             echo_request_id=False,
         )
 

@@ -52,7 +52,7 @@ TOLERANCE = 2
 class TrainingSettings(trainer.TrainingSettings):
     first_mix: tuple[int, int] = (40, 16)
     last_mix: tuple[int, int] = (40, 40)
-    videos_per_step: int = 14
+    videos_per_step: int = 18
     target_std: float = 1.0
     """Standard deviation of the target of a coordinate, in pixels."""
 
@@ -60,9 +60,9 @@ class TrainingSettings(trainer.TrainingSettings):
 class Probe(nn.Module):
     """A linear readout of image tokens."""
 
-    sizes = (len(KINDS) + 1, len(COLORS) + 1, 10, 2)
-    """Classes of each readout: kind, color, cell, and whether the token contains the shape's
-    center."""
+    sizes = (len(KINDS) + 1, len(COLORS) + 1, 10, 2, 2)
+    """Classes of each readout: kind, color, cell, whether the token contains the shape's center,
+    and whether the shape moves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,6 +112,12 @@ class Trainer(trainer.Trainer[Picture]):
         )
 
     def loss(
+        self, pictures: list[Picture], rng: random.Random
+    ) -> tuple[Tensor, list[tuple[str, bool]]]:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self._loss(pictures, rng)
+
+    def _loss(
         self, pictures: list[Picture], rng: random.Random
     ) -> tuple[Tensor, list[tuple[str, bool]]]:
         if self._video_pool is None:
@@ -165,10 +171,10 @@ class Trainer(trainer.Trainer[Picture]):
         patches = build_patches(pictures, head_dim, config.window_size // TOKEN, theta)
         cos = patches.angles.cos().to(self.device)[:, :, None]
         sin = patches.angles.sin().to(self.device)[:, :, None]
-        full_mask = patches.full_mask.to(self.device)
-        window_mask = patches.window_mask.to(self.device)
+        full_mask = _additive(patches.full_mask.to(self.device))
+        window_mask = _additive(patches.window_mask.to(self.device))
         weight = encoder.patch_embed.proj.weight.flatten(1)
-        states = F.linear(patches.values.to(self.device), weight)
+        states = F.linear(patches.values.to(self.device), weight).float()
         for index, block in enumerate(encoder.blocks):
             qkv = block.attn.qkv(block.norm1(states)).unflatten(-1, (3, config.num_heads, head_dim))
             query, key, value = qkv.unbind(2)
@@ -193,16 +199,16 @@ class Trainer(trainer.Trainer[Picture]):
         embeds = model.get_input_embeddings()(batch.ids)
         config = self.model.config
         is_visual = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
-        embeds = embeds.masked_scatter(is_visual[..., None], features)
+        embeds = embeds.masked_scatter(is_visual[..., None], features.float())
         states = model.language_model(
             inputs_embeds=embeds,
-            attention_mask={"full_attention": batch.mask},
+            attention_mask={"full_attention": _additive(batch.mask)},
             position_ids=batch.positions,
             use_cache=False,
         ).last_hidden_state
         is_learned = batch.labels != IGNORED
         labels = batch.labels[is_learned]
-        logits = self.model.lm_head(states[is_learned])
+        logits = self.model.lm_head(states[is_learned]).float()
         may_be_coordinate = _is_grounding_segment(batch)[is_learned]
         numbers = torch.where(may_be_coordinate, self.number_of_token[labels], -1)
         losses = F.cross_entropy(logits, labels, reduction="none")
@@ -228,12 +234,12 @@ class Trainer(trainer.Trainer[Picture]):
     def _probe_loss(self, features: Tensor, pictures: list[Picture]) -> Tensor:
         classes, edges, has_edge = (target.to(self.device) for target in probe_targets(pictures))
         loss = torch.zeros((), device=self.device)
-        class_logits = self.probe.classes(features).split(Probe.sizes, -1)
+        class_logits = self.probe.classes(features).float().split(Probe.sizes, -1)
         for logits, target in zip(class_logits, classes.unbind(1), strict=True):
             loss = loss + F.cross_entropy(logits, target)
         number_embeddings = self.model.get_input_embeddings().weight[self.numbers]
         states = self.probe.edges(features).unflatten(-1, (6, -1))[has_edge]
-        log_probs = (states @ number_embeddings.T).log_softmax(-1)
+        log_probs = (states @ number_embeddings.T).float().log_softmax(-1)
         return loss - (self._targets(edges[has_edge]) * log_probs).sum(-1).mean()
 
 
@@ -244,6 +250,14 @@ def _is_grounding_segment(batch: PackedBatch) -> Tensor:
         if "detect" in task or "point" in task:
             mask[row, start:end] = True
     return mask
+
+
+def _additive(mask: Tensor) -> Tensor:
+    """Return what to add to attention scores: 0 if ``mask`` is True, and else minus infinity.
+
+    Attention would otherwise make it anew in every layer.
+    """
+    return torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill_(~mask, -torch.inf)
 
 
 def _rotate_half(states: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ class Picture:
     """Whether the window is smaller than the scene."""
     earlier: NDArray[np.uint8] | None = None
     """The frame before this one, if the picture is the second of a pair of a video's frames."""
+    moving: Shape | None = None
+    """The shape of the scene that is elsewhere in the earlier frame."""
 
     @property
     def frames(self) -> NDArray[np.uint8]:
@@ -56,6 +58,11 @@ class Picture:
         column = round((x - left) / (right - left) * width)
         row = round((y - top) / (bottom - top) * height)
         return min(width, max(0, column)), min(height, max(0, row))
+
+    def cell_at(self, pixel: tuple[int, int]) -> int:
+        """Return the cell of the grid that contains a pixel (x, y) of an uncropped picture."""
+        height, width = self.pixels.shape[:2]
+        return min(2, 3 * pixel[1] // height) * 3 + min(2, 3 * pixel[0] // width)
 
     def box(self, shape: Shape) -> tuple[int, int, int, int]:
         """Return the shape's box (x_min, y_min, x_max, y_max) in pixels of the picture."""
@@ -154,8 +161,8 @@ def probe_targets(pictures: list[Picture]) -> tuple[Tensor, Tensor, Tensor]:
     A token belongs to a shape if the shape's box contains the token's center, or if the token
     contains the shape's center. The targets are:
 
-    - (tokens, 4): kind, color and cell of the shape, 0 for none, and whether the token contains
-      the shape's center.
+    - (tokens, 5): kind, color and cell of the shape, 0 for none, whether the token contains the
+      shape's center, and whether the shape moves.
     - (tokens, 6): the token's own center, and the edges of the shape's box, in pixels.
     - (tokens, 6): a mask of the previous target, since only shapes have edges.
     """
@@ -167,7 +174,7 @@ def probe_targets(pictures: list[Picture]) -> tuple[Tensor, Tensor, Tensor]:
         row, column = np.divmod(np.arange(rows * columns), columns)
         x = column * TOKEN + TOKEN // 2
         y = row * TOKEN + TOKEN // 2
-        token_classes = np.zeros((len(x), 4), np.int64)
+        token_classes = np.zeros((len(x), 5), np.int64)
         token_edges = np.zeros((len(x), 6), np.int64)
         token_edges[:, 0] = x
         token_edges[:, 1] = y
@@ -177,9 +184,10 @@ def probe_targets(pictures: list[Picture]) -> tuple[Tensor, Tensor, Tensor]:
             has_center = (abs(x - center[0]) <= TOKEN / 2) & (abs(y - center[1]) <= TOKEN / 2)
             in_box = (left <= x) & (x <= right) & (top <= y) & (y <= bottom)
             in_shape = has_center | in_box
-            cell = 0 if picture.is_cropped else shape.cell + 1
+            cell = 0 if picture.is_cropped else picture.cell_at(center) + 1
             token_classes[in_shape, :3] = KIND_INDEX[shape.kind], COLOR_INDEX[shape.color], cell
             token_classes[has_center, 3] = 1
+            token_classes[in_shape, 4] = shape == picture.moving
             token_edges[in_shape, 2:] = left, top, right, bottom
         mask = np.repeat(token_classes[:, :1] > 0, 6, axis=1)
         mask[:, :2] = True

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from models.pocket.drawing import draw
-from models.pocket.scenes import Question, Scene
+from models.pocket.scenes import CELLS, Question, Scene, Shape
 from models.pocket.videos import VideoScene, random_video
 from training.qwen2_5_vl_checkpoint import MIN_PIXELS
 from training.qwen2_5_vl_pictures import TOKEN, Picture
@@ -23,6 +23,8 @@ from training.rows import Row
 
 FRAMES_PER_SECOND = 2.0
 MAX_FRAMES = 12
+MIN_MOVE = 0.02
+"""Least move between two frames that a model can see, as a share of the picture's side."""
 VARIANTS = {
     "describe": ("Describe this video.", "Describe the video clip.", "What is in the video?"),
     "end": ("How many shapes are there in the end?", "How many shapes does the video end with?"),
@@ -65,7 +67,8 @@ def make_video(video: VideoScene, rng: random.Random) -> Video:
     count = min(MAX_FRAMES, max(2, 2 * round(video.seconds * FRAMES_PER_SECOND / 2)))
     # A file ends with its last frame, which is a little before its duration.
     last = video.seconds - rng.uniform(0, 0.12)
-    scenes = [video.at(last * index / (count - 1)) for index in range(count)]
+    times = [last * index / (count - 1) for index in range(count)]
+    scenes = [video.at(time) for time in times]
     seed = rng.getrandbits(32)
     quality = rng.choice((None, rng.randint(30, 95)))
     canvas = video.canvas
@@ -73,10 +76,52 @@ def make_video(video: VideoScene, rng: random.Random) -> Video:
     frames = [_draw(scene, seed, quality, (width, height)) for scene in scenes]
     whole = (0, 0, canvas.width, canvas.height)
     pairs = [
-        Picture(frames[index + 1], scenes[index + 1], whole, False, earlier=frames[index])
+        Picture(
+            frames[index + 1],
+            scenes[index + 1],
+            whole,
+            False,
+            earlier=frames[index],
+            moving=_moving(video, times[index], times[index + 1]),
+        )
         for index in range(0, count, 2)
     ]
-    return Video(pairs, list(video.questions()), 2 * video.seconds / count)
+    questions = [*video.questions(), *build_auxiliary_questions(video)]
+    return Video(pairs, questions, 2 * video.seconds / count)
+
+
+def build_auxiliary_questions(video: VideoScene) -> list[Question]:
+    """Return questions about single shapes, which need the same lookups in time as the benchmark's.
+
+    To look at one time only, and to compare two, are the last skills that the model learns.
+    """
+    result = []
+    names = [track.shape.name for track in video.tracks]
+    for track in video.tracks:
+        name = track.shape.name
+        if names.count(name) > 1:
+            continue
+        for words, shape in (("at the end", track.last), ("when it appears", track.shape)):
+            text = f"Where is the {name} {words}?"
+            result.append(Question(f"where {words}", text, CELLS[shape.cell]))
+        answer = "yes" if track.target is not None else "no"
+        result.append(Question("does it move", f"Does the {name} move?", answer))
+        cell = CELLS[track.last.cell]
+        result.append(Question("what ends", f"What shape is at the {cell} at the end?", name))
+    return result
+
+
+def _moving(video: VideoScene, start: float, end: float) -> Shape | None:
+    """Return the shape that moves visibly from one time to another, at its last place."""
+    canvas = video.canvas
+    for track in video.tracks:
+        before, after = track.at(start), track.at(end)
+        if before is None or after is None:
+            continue
+        move = max(abs(after.x - before.x) / canvas.width, abs(after.y - before.y) / canvas.height)
+        if move >= MIN_MOVE:
+            return after
+    return None
 
 
 def _draw(scene: Scene, seed: int, quality: int | None, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -125,4 +170,5 @@ def build_video_row(
 
 
 def _phrase(question: Question, rng: random.Random) -> str:
-    return question.text if rng.random() < 0.7 else rng.choice(VARIANTS[question.category])
+    variants = VARIANTS.get(question.category)
+    return rng.choice(variants) if variants and rng.random() < 0.3 else question.text

@@ -25,7 +25,7 @@ from raylens.api import (
 )
 from raylens.api import jobs as job_routes
 from raylens.api import pipelines as pipeline_routes
-from raylens.api.context import CheckPicture, Context
+from raylens.api.context import CheckMedia, Context
 from raylens.api.errors import add_error_handlers
 from raylens.api.job_request import JobReader
 from raylens.api.media import Media
@@ -69,14 +69,14 @@ def create_app(
     jobs: JobService | None = None,
     *,
     pipelines: pipeline_routes.PipelineDefaults | None = None,
-    check_picture: CheckPicture = lambda data, field: None,
+    check_media: CheckMedia = lambda media: None,
     look_up: LookUp = look_up,
     echo_request_id: bool = True,
 ) -> FastAPI:
     """Return an ASGI application over ``service``; with ``jobs``, it has the job routes too.
 
     ``pipelines`` remembers the pipelines that clients have loaded; the default is this process.
-    ``check_picture`` checks the header of each picture of a job, and ``look_up`` finds the
+    ``check_media`` checks the header of each picture and video of a job, and ``look_up`` finds the
     addresses of the hosts of webhooks and downloads. ``echo_request_id`` puts the request's id into
     the answer's headers. Turn it off behind a proxy that does the same.
     """
@@ -86,7 +86,7 @@ def create_app(
         description="Vision-language models behind the APIs of existing clients.",
         redirect_slashes=False,  # never answer a POST with a redirect
     )
-    context = Context(service, config, Catalog(config), _media(config, look_up), check_picture)
+    context = Context(service, config, Catalog(config), _media(config, look_up), check_media)
     for dialect in DIALECTS:
         app.include_router(dialect.router(context))
     defaults = pipelines or pipeline_routes.LocalDefaults()

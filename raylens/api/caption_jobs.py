@@ -37,7 +37,7 @@ def router(reader: JobReader, jobs: JobService) -> APIRouter:
             submission = await reader.read(http, JobRequest(job_type="caption", input=job_input))
         except RaylensError as error:
             raise error.about(_dialect_field(error.field)) from None
-        job = await jobs.submit(submission.job, submission.pictures)
+        job = await jobs.submit(submission.job, submission.files)
         return JSONResponse({"job_id": job.id, "status": job.state.value}, 202)
 
     @routes.get("/job/{job_id}", summary="Show a caption job")

@@ -26,10 +26,10 @@ TIMEOUT_HEADER = "X-Request-Timeout"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 Result = TypeVar("Result")
-CheckPicture = Callable[[bytes, str], None]
-"""Checks the header of a picture file without decoding it.
+CheckMedia = Callable[[MediaFile], None]
+"""Checks the header of a picture or video file without decoding it.
 
-The second argument is the field that errors name. Raises ``InvalidRequest``, ``PayloadTooLarge`` or
+Raises ``InvalidRequest``, ``PayloadTooLarge`` or
 ``UnsupportedMedia``.
 """
 
@@ -42,7 +42,7 @@ class Context:
     config: AppConfig
     catalog: Catalog
     media: Media
-    check_picture: CheckPicture
+    check_media: CheckMedia
 
     def build_request(
         self,

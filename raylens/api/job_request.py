@@ -19,7 +19,8 @@ from raylens.api.errors import MAX_FIELD_CHARS, from_validation
 from raylens.api.model_selection import refuse_incapable
 from raylens.api.sourced_pictures import SourcedPictures
 from raylens.core.errors import InvalidRequest, RaylensError
-from raylens.core.wire import Body, Text, well_formed
+from raylens.core.types import PictureFile
+from raylens.core.wire import Body, FrameRate, MediaUrl, Text, split_frames, well_formed
 from raylens.jobs.blobs import compute_digest, make_reference
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Webhook, compute_rank, new_id
@@ -38,9 +39,12 @@ MAX_QUERY_BYTES = 16 * 2**10
 MAX_DOMAIN_ID_CHARS = 256
 MAX_DEPTH = 16
 """Levels of nested lists and objects in an input or a ``query``."""
-_PICTURE_KEYS = frozenset({"image", "images", "image_data", "image_url", "video"})
-"""Keys of an input that hold a picture, a list of pictures, or objects with pictures of their
-own."""
+_MEDIA_KEYS = {
+    **dict.fromkeys(("image", "images", "image_data", "image_url"), "picture"),
+    **dict.fromkeys(("video", "video_url"), "video"),
+}
+"""Keys of an input that hold a picture or a video, a list of pictures, or objects with pictures or
+videos of their own, and what they hold. A list under a video's key is its frames."""
 
 
 def _empty_to_none(value: Any) -> Any:
@@ -61,7 +65,7 @@ def _check_query(value: Any) -> Any:
     Raises ``ValueError`` for ill-formed text, NaN and infinity, deep nesting, and too many bytes.
     """
     try:
-        _copy(value, "query", [], is_picture=False, depth=0)
+        _copy(value, "query", [], kind=None, depth=0)
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         size = len(text.encode())
     except (ValueError, RecursionError, InvalidRequest):
@@ -101,18 +105,18 @@ class _CommonInput(Body):
 
 @dataclass(frozen=True)
 class Submission:
-    """A job, and its pictures by digest."""
+    """A job, and its pictures and videos by digest."""
 
     job: Job
-    pictures: Mapping[str, bytes]
+    files: Mapping[str, bytes]
 
 
-class _PictureSlot(NamedTuple):
-    """Position of a picture in an input: ``container[key]``, named ``field`` in errors."""
+class _Slot(NamedTuple):
+    """Position of a picture or video in an input: ``container[key]``."""
 
     container: Any
     key: Any
-    field: str
+    media: MediaUrl
 
 
 class JobReader:
@@ -127,7 +131,7 @@ class JobReader:
         self._sourced = SourcedPictures(context.config)
 
     async def read(self, http: Request, body: JobRequest) -> Submission:
-        """Return the job and its pictures.
+        """Return the job and its pictures and videos.
 
         Raises ``InvalidRequest``, ``UnknownModel`` or ``PayloadTooLarge`` with the field's name.
         """
@@ -140,11 +144,11 @@ class JobReader:
         }
         common = _validate(_CommonInput, common_fields)
         webhook = await self._webhook(common)
-        job_input, pictures = await self._extract_pictures(http, fields, requested_type)
+        job_input, files = await self._extract_files(http, fields, requested_type)
         sourced = await self._sourced.read(
             body.query,
             body.domain_id,
-            has_pictures=bool(pictures),
+            has_pictures=bool(files),
             takes_many="images" in requested_type.input_model.model_fields,
         )
         if sourced:
@@ -152,11 +156,11 @@ class JobReader:
                 [make_reference(picture.digest) for picture in sourced],
                 [picture.taken_at for picture in sourced],
             )
-            pictures |= {picture.digest: picture.data for picture in sourced}
+            files |= {picture.digest: picture.data for picture in sourced}
             if not requested_type.retries_units:
                 for picture in sourced:
-                    check = self._context.check_picture
-                    await asyncio.to_thread(check, picture.data, picture.field)
+                    file = PictureFile(picture.data, picture.field)
+                    await asyncio.to_thread(self._context.check_media, file)
         validated_input = _validate(requested_type.input_model, job_input)
         for name, length in validated_input.text_lengths().items():
             self._context.check_text_length(length, f"input.{name}")
@@ -186,13 +190,13 @@ class JobReader:
             model=model,
             priority=body.priority,
             extra={name: value for name, value in extra.items() if value is not None},
-            blobs=tuple(pictures),
+            blobs=tuple(files),
             webhook=webhook,
             idempotency_key=read_idempotency_key(http),
             digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
             run_after=now,
         )
-        return Submission(job, pictures)
+        return Submission(job, files)
 
     async def _webhook(self, common: _CommonInput) -> Webhook | None:
         if common.webhook_url is None:
@@ -213,40 +217,39 @@ class JobReader:
                 ) from None
         return Webhook(common.webhook_url, common.webhook_secret)
 
-    async def _extract_pictures(
+    async def _extract_files(
         self, http: Request, fields: dict[str, Any], job_type: JobType
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Return a copy of the input with references for its pictures, and the pictures by
+        """Return a copy of the input with references for its pictures and videos, and these by
         digest."""
-        slots: list[_PictureSlot] = []
-        copy = _copy(fields, "input", slots, is_picture=False, depth=0)
-        config = self._context.config
-        limit = config.limits.max_images if job_type.asks_once else config.jobs.max_images
-        if len(slots) > limit:
+        slots: list[_Slot] = []
+        copy = _copy(fields, "input", slots, kind=None, depth=0)
+        urls = [slot.media for slot in slots]
+        limit = self._config.max_images
+        if job_type.asks_once:
+            self._context.media.check_count(urls, "input")
+        elif len(urls) > limit:
             raise InvalidRequest(
-                f"input: {len(slots)} pictures; the limit is {limit}", "input", limit, len(slots)
+                f"input: {len(urls)} pictures; the limit is {limit}", "input", limit, len(urls)
             )
         deadline = self._context.fetch_deadline(http)
-        files = await gather(
-            self._context.media.from_text(slot.container[slot.key], slot.field, deadline)
-            for slot in slots
-        )
-        pictures: dict[str, bytes] = {}
-        for slot, picture in zip(slots, files, strict=True):
+        read = self._context.media.read
+        contents = await gather(read(url, deadline, accept_base64=True) for url in urls)
+        files: dict[str, bytes] = {}
+        for slot, file in zip(slots, contents, strict=True):
             if not job_type.retries_units:
-                await asyncio.to_thread(self._context.check_picture, picture.data, slot.field)
-            digest = await asyncio.to_thread(compute_digest, picture.data)
-            pictures[digest] = picture.data
+                await asyncio.to_thread(self._context.check_media, file)
+            digest = await asyncio.to_thread(compute_digest, file.data)
+            files[digest] = file.data
             slot.container[slot.key] = make_reference(digest)
-        return copy, pictures
+        return copy, files
 
 
-def _copy(
-    value: Any, field: str, slots: list[_PictureSlot], *, is_picture: bool, depth: int
-) -> Any:
-    """Return a copy of an input, and append the slots of its pictures to ``slots``.
+def _copy(value: Any, field: str, slots: list[_Slot], *, kind: str | None, depth: int) -> Any:
+    """Return a copy of an input, and append the slots of its pictures and videos to ``slots``.
 
-    Raises ``InvalidRequest`` if the input is nested too deep.
+    ``kind`` says what a text in a list, or under ``url``, is: "picture", "video", "frame", or None
+    for a plain text. Raises ``InvalidRequest`` if the input is nested too deep.
     """
     if depth > MAX_DEPTH:
         field = field[:MAX_FIELD_CHARS]
@@ -266,14 +269,20 @@ def _copy(
     for key, item in items:
         item_field = f"{field}.{key}"
         if isinstance(value, list):
-            item_is_picture = is_picture
+            item_kind = "frame" if kind == "video" else kind
         else:
-            item_is_picture = key in _PICTURE_KEYS or (is_picture and key == "url")
-            if key == "video" and isinstance(item, str):  # a file, which the job's type refuses
-                item_is_picture = False
-        copy[key] = _copy(item, item_field, slots, is_picture=item_is_picture, depth=depth + 1)
-        if item_is_picture and isinstance(item, str):
-            slots.append(_PictureSlot(copy, key, item_field[:MAX_FIELD_CHARS]))
+            item_kind = _MEDIA_KEYS.get(key) or (kind if key == "url" else None)
+        if item_kind == "video":
+            item = split_frames(item)
+        if item_kind is not None and isinstance(item, str):
+            media = MediaUrl(
+                item,
+                item_field[:MAX_FIELD_CHARS],
+                FrameRate() if item_kind == "video" else None,
+                field[:MAX_FIELD_CHARS] if item_kind == "frame" else None,
+            )
+            slots.append(_Slot(copy, key, media))
+        copy[key] = _copy(item, item_field, slots, kind=item_kind, depth=depth + 1)
     return copy
 
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from raylens.core.config import RequestLimits
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
-from raylens.core.types import MediaFile, PictureFile, VideoFile
+from raylens.core.types import MediaFile, PictureFile
 from raylens.core.wire import MediaUrl
 from raylens.net.fetcher import Fetcher
 from raylens.net.media_root import MediaRoot
@@ -79,11 +79,8 @@ class Media:
         Raises as :meth:`from_url` does.
         """
         read = self._read_text if accept_base64 else self._read_url
-        if media.video is None:
-            data = await read(media.url, media.field, deadline, self._pictures)
-            return PictureFile(data, media.field)
-        data = await read(media.url, media.field, deadline, self._videos)
-        return VideoFile(data, media.field, media.video.fps, media.video.max_frames)
+        kind = self._pictures if media.video is None else self._videos
+        return media.to_file(await read(media.url, media.field, deadline, kind))
 
     async def from_url(self, url: str, field: str, deadline: float) -> PictureFile:
         """Return the picture of a data URL, of a web address or of a file URL.

@@ -86,13 +86,13 @@ class SourcedPictures:
     async def _list_and_read(
         self, source: PictureSource, domain: str, ids: Sequence[str]
     ) -> list[SourcedPicture]:
-        pictures = await source.list_pictures(domain, ids)
+        pictures = await source.list_pictures(domain, ids, self._max_pictures)
         field = "query.ids" if ids else "domain_id"
         if not pictures:
             raise InvalidRequest(f"{field}: there are no pictures", field)
         if len(pictures) > self._max_pictures:
             limit = self._max_pictures
-            message = f"{field}: {len(pictures)} pictures; the limit is {limit}"
+            message = f"{field}: over {limit} pictures, which is the limit"
             raise InvalidRequest(message, field, limit, len(pictures))
         return await self._read_all(source, domain, pictures)
 

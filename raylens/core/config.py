@@ -355,6 +355,8 @@ class FetchConfig(Frozen):
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
     max_at_once: Annotated[int, Field(ge=1, le=1024)] = 32
     """Concurrent downloads of one replica of the ingress; more of them wait."""
+    max_per_host: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Of these, from one host, so that a slow one doesn't hold up the others."""
     cache: ByteSize = ByteSize(64 * 2**20)
     """Memory of one replica for files that were downloaded before."""
 

@@ -25,10 +25,13 @@ from pydantic import (
 from raylens.core.types import (
     Detail,
     ImagePart,
+    MediaFile,
     Message,
+    PictureFile,
     Role,
     TextPart,
     ToolCall,
+    VideoFile,
     VideoPart,
 )
 
@@ -205,15 +208,21 @@ def _normalize_video(kind: str, part: dict[str, Any]) -> dict[str, Any]:
         video = video.get("url")
     if is_absent(video):
         raise ValueError(f"expected the video in {field}")
-    if isinstance(video, str) and (match := _JPEG_FRAMES.match(video)):
-        frames = video[match.end() :].split(",")
-        video = [f"data:image/jpeg;base64,{frame}" for frame in frames]
-        video = video * 2 if len(video) == 1 else video
+    video = split_frames(video)
     normalized = {"fps": options.get("fps"), "field": field}
     if isinstance(video, list):
         return {"type": "video", "video": video, **normalized}
     max_frames = options.get("max_frames") or options.get("nframes")
     return {"type": "video_url", "video_url": video, "max_frames": max_frames, **normalized}
+
+
+def split_frames(video: Any) -> Any:
+    """Return the frames of a ``data:video/jpeg`` URL as data URLs; any other value unchanged."""
+    match = _JPEG_FRAMES.match(video) if isinstance(video, str) else None
+    if match is None:
+        return video
+    frames = [f"data:image/jpeg;base64,{frame}" for frame in video[match.end() :].split(",")]
+    return frames * 2 if len(frames) == 1 else frames
 
 
 def _guess_type(part: dict[str, Any]) -> str:
@@ -347,15 +356,28 @@ class ChatMessage(LenientBody):
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
+class FrameRate(NamedTuple):
+    """Which frames of a video file to sample."""
+
+    fps: float = 2.0
+    max_frames: int | None = None
+
+
 class MediaUrl(NamedTuple):
     """The URL of a picture or video in a message, and its name in the request."""
 
     url: str
     field: str
-    video: ChatVideo | None = None
-    """The part of a video file; None for a picture, and for a frame."""
+    video: FrameRate | None = None
+    """How to sample a video file; None for a picture, and for a frame."""
     frame_of: str | None = None
     """The request's name of the video, if this is one of its frames."""
+
+    def to_file(self, data: bytes) -> MediaFile:
+        """Return the picture or video whose bytes ``data`` are."""
+        if self.video is None:
+            return PictureFile(data, self.field)
+        return VideoFile(data, self.field, self.video.fps, self.video.max_frames)
 
 
 def read_messages(
@@ -380,7 +402,8 @@ def read_messages(
                     media.append(MediaUrl(part.image_url.url, f"{part_field}.{part.field}"))
                     parts.append(ImagePart(first, part.image_url.detail))
                 case ChatVideo():
-                    media.append(MediaUrl(part.video_url, f"{part_field}.{part.field}", part))
+                    rate = FrameRate(part.fps, part.max_frames)
+                    media.append(MediaUrl(part.video_url, f"{part_field}.{part.field}", rate))
                     parts.append(VideoPart((first,), part.fps))
                 case ChatFrames():
                     video = f"{part_field}.{part.field}"

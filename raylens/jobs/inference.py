@@ -21,7 +21,7 @@ from raylens.core.recipe import Recipe, choose
 from raylens.core.types import (
     Findings,
     FinishReason,
-    PictureFile,
+    MediaFile,
     Priority,
     SamplingParams,
     Task,
@@ -105,7 +105,7 @@ class InferenceClient:
         deadline: float,
         options: ResolvedOptions,
         task: Task,
-        pictures: Sequence[PictureFile],
+        files: Sequence[MediaFile],
     ) -> Answer:
         """Return the complete answer to a task.
 
@@ -123,7 +123,7 @@ class InferenceClient:
             stream=False,
         )
         try:
-            async with aclosing(self._service.generate(request, pictures)) as stream:
+            async with aclosing(self._service.generate(request, files)) as stream:
                 deltas = [delta async for delta in stream]
         except RaylensError as error:
             error.model = options.model

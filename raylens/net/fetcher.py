@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import httpx
 from tenacity import (
@@ -92,6 +93,8 @@ class Fetcher:
         user_agent = f"raylens/{__version__}"
         self._client = GuardedClient(allowed, config.timeout_s, user_agent, look_up)
         self._downloads = asyncio.Semaphore(config.max_at_once)
+        self._hosts: WeakValueDictionary[bytes, asyncio.Semaphore] = WeakValueDictionary()
+        """The downloads of each host from which there are any."""
         self._cache: ByteLRU[httpx.URL, _File] = ByteLRU(config.cache)
         self._wait = wait or _wait
         self._clock = clock
@@ -112,9 +115,11 @@ class Fetcher:
             )
         parsed = parse_url(url, field)
         passed = f"the deadline passed before {field} was downloaded"
+        limit = asyncio.Semaphore(self._config.max_per_host)
+        host = self._hosts.setdefault(parsed.raw_host, limit)
         try:
             async with asyncio.timeout(max(0.0, deadline - self._clock())):
-                async with self._downloads:
+                async with host, self._downloads:
                     return await self._follow_in_time(parsed, field, max_bytes)
         except TimeoutError:
             raise DeadlineExceeded(passed, "deadline") from None

@@ -40,10 +40,13 @@ class PictureSource(Protocol):
     request's fields ``domain_id`` and ``query.ids``.
     """
 
-    async def list_pictures(self, domain_id: str, ids: Sequence[str]) -> list[SourcePicture]:
+    async def list_pictures(
+        self, domain_id: str, ids: Sequence[str], limit: int
+    ) -> list[SourcePicture]:
         """Return the pictures with these ids, in their order; without ids, all of the domain.
 
-        Raises ``InvalidRequest`` if there is no such domain or picture, and ``SourceUnavailable``.
+        A list of more than ``limit`` will be refused, so it may be cut off there. Raises
+        ``InvalidRequest`` if there is no such domain or picture, and ``SourceUnavailable``.
         """
         ...
 

@@ -72,7 +72,9 @@ class DomainSource(PictureSource):
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """One for each domain that is being logged in to."""
 
-    async def list_pictures(self, domain_id: str, ids: Sequence[str]) -> list[SourcePicture]:
+    async def list_pictures(
+        self, domain_id: str, ids: Sequence[str], limit: int
+    ) -> list[SourcePicture]:
         if not domain_id:
             raise InvalidRequest("domain_id: missing; expected the domain's id", "domain_id")
         params = {"ids": ",".join(ids)} if ids else {}

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -48,8 +49,10 @@ class FileSource(PictureSource):
         # Links must not lead out of a local folder.
         self._local = MediaRoot(Path(self._root)) if is_local else None
 
-    async def list_pictures(self, domain_id: str, ids: Sequence[str]) -> list[SourcePicture]:
-        return await self._run(self._list, domain_id, ids)
+    async def list_pictures(
+        self, domain_id: str, ids: Sequence[str], limit: int
+    ) -> list[SourcePicture]:
+        return await self._run(self._list, domain_id, ids, limit)
 
     async def read(self, domain_id: str, picture: SourcePicture, max_bytes: int) -> bytes:
         return await self._run(self._read, domain_id, picture, max_bytes)
@@ -65,7 +68,7 @@ class FileSource(PictureSource):
             message = f"the pictures can't be read: {type(error).__name__}"
             raise SourceUnavailable(message, None, None, None, RETRY_AFTER_S) from error
 
-    def _list(self, domain_id: str, ids: Sequence[str]) -> list[SourcePicture]:
+    def _list(self, domain_id: str, ids: Sequence[str], limit: int) -> list[SourcePicture]:
         folder = self._folder(domain_id)
         if ids:
             return [
@@ -73,16 +76,23 @@ class FileSource(PictureSource):
             ]
         self._filesystem.invalidate_cache()
         try:
-            found: list[str] = self._filesystem.find(folder)
+            if not self._filesystem.isdir(folder):
+                raise unknown_domain(domain_id)
+            paths = sorted(islice(self._find(folder), limit + 1))
         except FileNotFoundError:
             raise unknown_domain(domain_id) from None
-        if not found:
-            raise unknown_domain(domain_id)
         return [
             SourcePicture(path[len(folder) :].lstrip("/"), posixpath.basename(path))
-            for path in sorted(found)
-            if path.lower().endswith(SUFFIXES) and self._may_read(path)
+            for path in paths
         ]
+
+    def _find(self, folder: str) -> Iterator[str]:
+        """Yield the paths of all pictures in a folder and below."""
+        for parent, _, names in self._filesystem.walk(folder, on_error="raise"):
+            for name in names:
+                path = posixpath.join(parent, name)
+                if name.lower().endswith(SUFFIXES) and self._may_read(path):
+                    yield path
 
     def _named(self, folder: str, number: int, picture_id: str) -> SourcePicture:
         path = posixpath.join(folder, _checked(picture_id, f"query.ids.{number}"))

@@ -11,7 +11,8 @@ from pydantic import StringConstraints
 
 from raylens.core.config import JobsConfig
 from raylens.core.errors import InvalidRequest
-from raylens.core.types import PictureFile, Task
+from raylens.core.types import MediaFile, PictureFile, Task
+from raylens.core.wire import MediaUrl
 from raylens.jobs.blobs import REFERENCE_PREFIX, BlobMissing, BlobStorage, is_reference
 from raylens.jobs.clock import Clock
 from raylens.jobs.failures import InvalidOutput
@@ -21,14 +22,15 @@ from raylens.jobs.job_files import JobFiles
 from raylens.jobs.llm import LanguageModel
 
 PictureReference = Annotated[str, StringConstraints(pattern=r"^blob:[0-9a-f]{64}$")]
-"""What stands for a picture in a stored input: the reference to its blob."""
+"""What stands for a picture or video in a stored input: the reference to its blob."""
 
 
 class JobInput(InferenceOptions):
     """The stored input of a job. Each job type subclasses it.
 
-    A client puts pictures under ``image``, ``images`` or OpenAI's ``image_url``. Before the input
-    is validated, each picture is replaced by its :data:`PictureReference`. The fields
+    A client puts pictures under ``image``, ``images`` or OpenAI's ``image_url``, and videos under
+    ``video`` or ``video_url``. Before the input is validated, each picture and video is replaced by
+    its :data:`PictureReference`. The fields
     ``webhook_url``, ``webhook_secret`` and ``timeout_s`` are not part of the input: they are moved
     to the job.
     """
@@ -102,17 +104,27 @@ class JobContext:
         Raises ``InvalidRequest`` if the blob is missing, and ``StoreUnavailable`` if it can't be
         read.
         """
+        return PictureFile(await self._read_blob(reference, field), field)
+
+    async def load(self, media: MediaUrl) -> MediaFile:
+        """Load a picture or video of the job, whose URL is a reference.
+
+        Raises as :meth:`load_picture` does.
+        """
+        data = await self._read_blob(media.url, media.field)
+        return media.to_file(data)
+
+    async def _read_blob(self, reference: str, field: str) -> bytes:
         try:
-            data = await self.blobs.get_async(reference.removeprefix(REFERENCE_PREFIX))
+            return await self.blobs.get_async(reference.removeprefix(REFERENCE_PREFIX))
         except BlobMissing:
-            raise InvalidRequest(f"{field}: the stored picture is missing", field) from None
-        return PictureFile(data, field)
+            raise InvalidRequest(f"{field}: the stored file is missing", field) from None
 
     async def ask(
         self,
         options: ResolvedOptions,
         task: Task,
-        pictures: Sequence[PictureFile] = (),
+        files: Sequence[MediaFile] = (),
         deadline: float | None = None,
     ) -> Answer:
         """Return a model's answer to a task. Raises any of :mod:`raylens.core.errors`.
@@ -120,7 +132,7 @@ class JobContext:
         ``deadline`` is in the unit of ``attempt_deadline``, the default.
         """
         deadline = self.attempt_deadline if deadline is None else deadline
-        return await self.inference.ask(self.job.id, deadline, options, task, pictures)
+        return await self.inference.ask(self.job.id, deadline, options, task, files)
 
     async def report(
         self,

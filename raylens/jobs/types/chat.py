@@ -1,4 +1,4 @@
-"""A job that answers a chat, in OpenAI's message format, with any number of pictures."""
+"""A job that answers a chat about pictures and videos, in OpenAI's message format."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ class ChatInput(JobInput):
     def _check_messages(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
         _, references = read_messages(messages, "")
         # Data URLs were replaced by references before validation.
-        if any(reference.video for reference in references):
-            raise ValueError("video files are not supported in jobs; send frames as pictures")
         if not all(is_reference(reference.url) for reference in references):
-            raise ValueError("expected every picture as a data URL")
+            raise ValueError("expected every picture and video as a URL or base64")
         return messages
 
     def text_lengths(self) -> dict[str, int]:
@@ -41,7 +39,7 @@ class ChatJob(JobType):
 
     async def run(self, job_input: ChatInput, context: JobContext) -> dict[str, Any]:
         messages, references = read_messages(job_input.messages, "input.messages")
-        pictures = [await context.load_picture(media.url, media.field) for media in references]
+        files = [await context.load(media) for media in references]
         options = context.inference.resolve(job_input)
-        answer = await context.ask(options, Chat(messages), pictures)
+        answer = await context.ask(options, Chat(messages), files)
         return make_output({"answer": answer.text}, answer)

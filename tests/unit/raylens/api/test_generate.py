@@ -12,6 +12,7 @@ from raylens.api.generate import GIB, PATH, summarize
 from raylens.core.config import AppConfig
 from raylens.core.errors import ModelFailed, ModelNotLoaded
 from raylens.core.types import Chat, ImagePart, MemoryUsage, Message, Role, TextPart, VideoPart
+from raylens.net.fetcher import Fetcher
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, PICTURE, FakeService
 
 BASE64 = base64.b64encode(PICTURE).decode()
@@ -36,6 +37,94 @@ async def test_the_answer_has_every_documented_field(
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p) == (0.7, 0.9)
     assert sampling.max_tokens == CONFIG.limits.max_tokens  # under the dialect's 512
+
+
+WEB_PICTURE = {"type": "image", "image": "https://example.com/chart.png"}
+QUESTION = {"type": "text", "text": "What does it show?"}
+DOCUMENTED: list[tuple[dict[str, Any], tuple[Any, ...], int]] = [
+    # What its documentation sends, the parts of the last message, and its limit on tokens.
+    ({"messages": [{"role": "user", "content": "Hello"}]}, (TextPart("Hello"),), 100),
+    (
+        {"messages": [{"role": "user", "content": [WEB_PICTURE, QUESTION]}], "max_new_tokens": 64},
+        (ImagePart(0), TextPart("What does it show?")),
+        64,
+    ),
+    (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": f"data:image/jpeg;base64,{BASE64}"},
+                        QUESTION,
+                    ],
+                }
+            ],
+            "max_new_tokens": 50,
+        },
+        (ImagePart(0), TextPart("What does it show?")),
+        50,
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "Hello"},
+                {"role": "assistant", "content": "Hello!"},
+                {"role": "user", "content": [WEB_PICTURE, QUESTION]},
+            ]
+        },
+        (ImagePart(0), TextPart("What does it show?")),
+        100,
+    ),
+    (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "video", "video": "https://example.com/clip.mp4"},
+                        QUESTION,
+                    ],
+                }
+            ],
+            "max_new_tokens": 512,
+            "temperature": 0.7,
+            "top_p": 0.9,
+        },
+        (VideoPart((0,)), TextPart("What does it show?")),
+        100,
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "parts", "max_tokens"), DOCUMENTED)
+async def test_the_documented_requests_are_answered_as_they_stand(
+    client: httpx.AsyncClient,
+    service: FakeService,
+    monkeypatch: pytest.MonkeyPatch,
+    body: dict[str, Any],
+    parts: tuple[Any, ...],
+    max_tokens: int,
+) -> None:
+    async def fetch(fetcher: Fetcher, url: str, *_: Any) -> bytes:
+        assert url.startswith("https://example.com/")
+        return PICTURE
+
+    monkeypatch.setattr(Fetcher, "fetch", fetch)
+    response = await client.post(PATH, json=body)
+    answer = response.json()
+    assert response.status_code == 200, answer
+    assert isinstance(answer.pop("processing_time"), float)
+    assert answer == {
+        "response": "two red circles",
+        "usage": {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10},
+    }
+    (request,) = service.requests
+    assert isinstance(request.task, Chat)
+    assert request.task.messages[-1].parts == parts
+    sampling = request.sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (max_tokens, 0.7, 0.9)
+    assert service.pictures == [PICTURE] * (len(parts) - 1)
 
 
 async def test_options_are_kept(client: httpx.AsyncClient, service: FakeService) -> None:

@@ -14,6 +14,7 @@ import pytest
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
 from raylens.core.errors import Overloaded, UnsupportedMedia
+from raylens.core.types import MediaFile, PictureFile
 from raylens.jobs.blobs import BlobStorage, compute_digest, make_reference
 from raylens.jobs.job import Job, JobState, new_id
 from raylens.jobs.memory import MemoryStore
@@ -75,14 +76,15 @@ async def look_up(host: str) -> list[Address]:
     return [ip_address(addresses[host])]
 
 
-def check_picture(data: bytes, field: str) -> None:
-    if not data.startswith(b"\x89PNG"):
-        raise UnsupportedMedia(f"{field}: not a picture", field)
+def check_media(media: MediaFile) -> None:
+    start, noun = (b"\x89PNG", "picture") if isinstance(media, PictureFile) else (b"\0", "video")
+    if not media.data.startswith(start):
+        raise UnsupportedMedia(f"{media.field}: not a {noun}", media.field)
 
 
 @pytest.fixture
 async def http(model: FakeService, queue: JobQueue) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(model, CONFIG, queue, check_picture=check_picture, look_up=look_up)
+    app = create_app(model, CONFIG, queue, check_media=check_media, look_up=look_up)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client

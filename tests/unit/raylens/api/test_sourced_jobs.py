@@ -15,7 +15,7 @@ from raylens.core.config import AppConfig
 from raylens.jobs.queue import JobQueue
 from tests.unit.raylens.api.test_jobs import (
     PATH,
-    check_picture,
+    check_media,
     event_loop_policy,
     look_up,
     model,
@@ -63,7 +63,7 @@ async def http(
             "jobs": {"max_images": 3, "picture_source": {"url": str(folder), "max_bytes": 150}},
         }
     )
-    app = create_app(model, config, queue, check_picture=check_picture, look_up=look_up)
+    app = create_app(model, config, queue, check_media=check_media, look_up=look_up)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client

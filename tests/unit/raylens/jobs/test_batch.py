@@ -86,7 +86,7 @@ async def test_an_invalid_or_missing_picture_fails_alone(parts: QueueParts) -> N
     assert results[0]["error"]["code"] == "invalid_request"
     assert results[4]["error"] == {
         "code": "invalid_request",
-        "message": "input.images.4: the stored picture is missing",
+        "message": "input.images.4: the stored file is missing",
         "field": "input.images.4",
     }
     assert results[5]["caption"] == "two circles"

@@ -361,7 +361,32 @@ async def test_waiting_for_other_downloads_is_not_the_hosts_slowness() -> None:
         await fetcher.close()
 
 
-async def test_downloads_beyond_the_limit_wait() -> None:
+async def test_a_host_that_does_not_answer_holds_up_no_other() -> None:
+    is_over = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await is_over.wait()
+        writer.write(answer())
+        await writer.drain()
+
+    async with serving(hang) as slow_port, answering(answer()) as (port, _):
+        fetcher = make_fetcher(max_at_once=4, max_per_host=3)
+        slow = [
+            asyncio.create_task(
+                fetcher.fetch(f"http://slow.example:{slow_port}/", "video", LIMIT, time.time() + 30)
+            )
+            for _ in range(8)
+        ]
+        url = f"http://pictures.example:{port}/"
+        assert await fetcher.fetch(url, "image_url", LIMIT, time.time() + 30) == b"picture"
+        is_over.set()
+        assert await asyncio.gather(*slow) == [b"picture"] * 8
+        await fetcher.close()
+
+
+@pytest.mark.parametrize("limits", [{"max_at_once": 2}, {"max_per_host": 2}])
+async def test_downloads_beyond_the_limit_wait(limits: dict[str, int]) -> None:
     running = 0
     peak = 0
 
@@ -376,7 +401,7 @@ async def test_downloads_beyond_the_limit_wait() -> None:
         await writer.drain()
 
     async with serving(respond) as port:
-        fetcher = make_fetcher(max_at_once=2)
+        fetcher = make_fetcher(**limits)
         url = f"http://pictures.example:{port}/"
         await asyncio.gather(
             *(fetcher.fetch(url, "image_url", LIMIT, time.time() + 30) for _ in range(6))

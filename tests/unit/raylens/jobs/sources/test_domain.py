@@ -17,6 +17,7 @@ from raylens.jobs.sources.domain import DomainSource
 CONFIG = PictureSourceConfig(
     api_url="https://api.example", dds_url="https://dds.example", client_id="me"
 )
+LIMIT = 1000
 ENTRIES = [
     {"id": "b", "name": "later", "data_type": "jpg", "created_at": "2026-01-01T00:00:02Z"},
     {"id": "a", "name": "first", "data_type": "image/png", "created_at": "2026-01-01T00:00:01Z"},
@@ -89,7 +90,7 @@ def source(service: Service) -> DomainSource:
 async def test_without_ids_all_pictures_of_the_domain_are_listed(
     service: Service, source: DomainSource
 ) -> None:
-    pictures = await source.list_pictures("shop", [])
+    pictures = await source.list_pictures("shop", [], LIMIT)
     assert [(picture.id, picture.name) for picture in pictures] == [("b", "later"), ("a", "first")]
     assert [picture.taken_at for picture in pictures] == [1767225602.0, 1767225601.0]
     assert await source.read("shop", pictures[1], 100) == b"picture a"
@@ -103,38 +104,38 @@ async def test_without_ids_all_pictures_of_the_domain_are_listed(
 
 
 async def test_named_entries_keep_their_order_whatever_their_type(source: DomainSource) -> None:
-    pictures = await source.list_pictures("shop", ["m", "a"])
+    pictures = await source.list_pictures("shop", ["m", "a"], LIMIT)
     assert [picture.id for picture in pictures] == ["m", "a"]
     with pytest.raises(InvalidRequest, match=r"query\.ids\.1: there is no picture 'z'"):
-        await source.list_pictures("shop", ["a", "z"])
+        await source.list_pictures("shop", ["a", "z"], LIMIT)
 
 
 async def test_an_expired_token_is_renewed_once(service: Service, source: DomainSource) -> None:
-    await source.list_pictures("shop", [])
+    await source.list_pictures("shop", [], LIMIT)
     service.valid_token = "domain-2"
-    assert len(await source.list_pictures("shop", [])) == 2
+    assert len(await source.list_pictures("shop", [], LIMIT)) == 2
     service.valid_token = "never"
     with pytest.raises(SourceUnavailable, match="it answered 401"):
-        await source.list_pictures("shop", [])
+        await source.list_pictures("shop", [], LIMIT)
 
 
 async def test_a_domain_is_needed(service: Service, source: DomainSource) -> None:
     with pytest.raises(InvalidRequest, match="domain_id: missing"):
-        await source.list_pictures("", [])
+        await source.list_pictures("", [], LIMIT)
     assert service.calls == []
 
 
 async def test_many_that_find_a_token_expired_log_in_once(
     service: Service, source: DomainSource
 ) -> None:
-    pictures = await source.list_pictures("shop", [])
+    pictures = await source.list_pictures("shop", [], LIMIT)
     service.valid_token = "domain-2"
     await asyncio.gather(*(source.read("shop", picture, 100) for picture in pictures * 4))
     assert service.tokens == 2
 
 
 async def test_a_picture_that_is_gone_is_told(service: Service, source: DomainSource) -> None:
-    (picture,) = await source.list_pictures("shop", ["a"])
+    (picture,) = await source.list_pictures("shop", ["a"], LIMIT)
     service.failure = httpx.Response(404)
     with pytest.raises(PictureGone):
         await source.read("shop", picture, 100)
@@ -142,7 +143,7 @@ async def test_a_picture_that_is_gone_is_told(service: Service, source: DomainSo
 
 async def test_an_unknown_domain_is_refused(source: DomainSource) -> None:
     with pytest.raises(InvalidRequest, match="domain_id: there is no domain 'mall'"):
-        await source.list_pictures("mall", [])
+        await source.list_pictures("mall", [], LIMIT)
 
 
 async def test_a_wrong_password_is_the_operators_problem(
@@ -150,7 +151,7 @@ async def test_a_wrong_password_is_the_operators_problem(
 ) -> None:
     monkeypatch.setenv("POSEMESH_PASSWORD", "wrong")
     with pytest.raises(SourceUnavailable, match="it answered 401") as caught:
-        await source.list_pictures("shop", [])
+        await source.list_pictures("shop", [], LIMIT)
     assert "wrong" not in caught.value.message
 
 
@@ -170,13 +171,13 @@ async def test_a_service_that_is_away_can_be_asked_again(
 ) -> None:
     service.failure = failure
     with pytest.raises(SourceUnavailable) as caught:
-        await source.list_pictures("shop", [])
+        await source.list_pictures("shop", [], LIMIT)
     assert caught.value.retry_after
     service.failure = None
-    assert len(await source.list_pictures("shop", [])) == 2
+    assert len(await source.list_pictures("shop", [], LIMIT)) == 2
 
 
 async def test_a_picture_over_the_limit_is_refused(source: DomainSource) -> None:
-    (picture,) = await source.list_pictures("shop", ["a"])
+    (picture,) = await source.list_pictures("shop", ["a"], LIMIT)
     with pytest.raises(PayloadTooLarge, match="over 5 bytes"):
         await source.read("shop", picture, 5)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -9,6 +11,8 @@ from raylens.core.config import PictureSourceConfig
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
 from raylens.jobs.sources.base import PictureGone, SourcePicture, SourceUnavailable
 from raylens.jobs.sources.files import FileSource
+
+LIMIT = 1000
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -29,14 +33,14 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> FileSource:
 
 
 async def test_without_ids_all_pictures_of_the_domain_are_listed(source: FileSource) -> None:
-    pictures = await source.list_pictures("shop", [])
+    pictures = await source.list_pictures("shop", [], LIMIT)
     assert [picture.id for picture in pictures] == ["1.PNG", "2.jpg", "in/3.webp"]
-    everything = await source.list_pictures("", [])
+    everything = await source.list_pictures("", [], LIMIT)
     assert len(everything) == 4
 
 
 async def test_ids_keep_their_order(source: FileSource) -> None:
-    pictures = await source.list_pictures("shop", ["in/3.webp", "1.PNG"])
+    pictures = await source.list_pictures("shop", ["in/3.webp", "1.PNG"], LIMIT)
     assert [picture.name for picture in pictures] == ["3.webp", "1.PNG"]
     assert [await source.read("shop", picture, 5) for picture in pictures] == [b"three", b"one"]
 
@@ -56,7 +60,7 @@ async def test_what_is_not_there_is_refused(
     source: FileSource, domain: str, ids: list[str], message: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        await source.list_pictures(domain, ids)
+        await source.list_pictures(domain, ids, LIMIT)
     assert caught.value.message.startswith(message)
 
 
@@ -72,8 +76,8 @@ async def test_a_link_out_of_the_folder_leads_nowhere(tmp_path: Path) -> None:
     (root / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     source = FileSource(PictureSourceConfig(url=str(root)))
     with pytest.raises(InvalidRequest):
-        await source.list_pictures("", ["link.jpg"])
-    assert await source.list_pictures("", []) == []
+        await source.list_pictures("", ["link.jpg"], LIMIT)
+    assert await source.list_pictures("", [], LIMIT) == []
     with pytest.raises(PictureGone):
         await source.read("", SourcePicture("link.jpg", "link.jpg"), 100)
 
@@ -84,9 +88,27 @@ async def test_a_picture_that_is_gone_is_told_from_a_storage_that_is_away(
     with pytest.raises(PictureGone):
         await source.read("shop", SourcePicture("gone.jpg", "gone.jpg"), 100)
 
-    def fail(path: str) -> list[str]:
+    def fail(path: str, on_error: str) -> list[str]:
         raise LookupError("no credentials")
 
-    monkeypatch.setattr(source._filesystem, "find", fail)
+    monkeypatch.setattr(source._filesystem, "walk", fail)
     with pytest.raises(SourceUnavailable, match="can't be read: LookupError"):
-        await source.list_pictures("shop", [])
+        await source.list_pictures("shop", [], LIMIT)
+
+
+async def test_a_list_ends_where_it_is_too_long(
+    source: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = source._filesystem.walk
+
+    def walk_one_folder(path: str, on_error: str) -> Iterator[Any]:
+        yield next(walk(path, on_error=on_error))
+        pytest.fail("the list goes on")
+
+    monkeypatch.setattr(source._filesystem, "walk", walk_one_folder)
+    assert len(await source.list_pictures("shop", [], 1)) == 2
+
+
+async def test_a_folder_without_pictures_is_a_domain(source: FileSource, tmp_path: Path) -> None:
+    source._filesystem.makedirs(f"{source._root}/empty", exist_ok=True)
+    assert await source.list_pictures("empty", [], LIMIT) == []
