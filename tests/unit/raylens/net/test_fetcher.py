@@ -386,7 +386,7 @@ async def test_a_host_that_does_not_answer_holds_up_no_other() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"max_at_once": 2}, {"max_per_host": 2}])
-async def test_downloads_beyond_the_limit_wait(limits: dict[str, int]) -> None:
+async def test_downloads_beyond_the_limit_wait(limits: dict[str, Any]) -> None:
     running = 0
     peak = 0
 
