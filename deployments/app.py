@@ -69,7 +69,8 @@ def _max_ingress_requests(config: AppConfig) -> int:
     """Return the requests of a replica of the ingress: what its limits allow, and a few more."""
     jobs = config.jobs
     of_queue = jobs.max_requests + jobs.max_reads + jobs.max_event_streams
-    return config.limits.max_in_flight + of_queue + SPARE_REQUESTS
+    limits = config.limits
+    return limits.max_in_flight + limits.max_unfinished_bodies + of_queue + SPARE_REQUESTS
 
 
 def _bind_vision_model(model: ModelConfig, config: AppConfig) -> Application:

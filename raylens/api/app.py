@@ -31,10 +31,10 @@ from raylens.api.job_request import JobReader
 from raylens.api.media import Media
 from raylens.api.middleware import (
     REQUEST_ID_HEADER,
-    BodyMiddleware,
-    ConcurrencyLimitMiddleware,
+    AdmissionMiddleware,
     RequestIdMiddleware,
 )
+from raylens.api.request_body import BodyReader
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
 from raylens.core.ports import VisionService
@@ -98,17 +98,12 @@ def create_app(
         app.include_router(files.router(jobs, config.jobs))
         app.include_router(batches.router(jobs, config))
     add_error_handlers(app)
-    limits = config.limits
+    uploads = {files.PATH: config.jobs.max_file_bytes + MULTIPART_BYTES}
     # The middleware that is added last handles a request first.
     app.add_middleware(
-        BodyMiddleware,
-        max_bytes=limits.max_body_bytes,
-        timeout_s=limits.body_patience_s,
-        exceptions={files.PATH: config.jobs.max_file_bytes + MULTIPART_BYTES},
-    )
-    app.add_middleware(
-        ConcurrencyLimitMiddleware,
-        limit=limits.max_in_flight,
+        AdmissionMiddleware,
+        bodies=BodyReader(config.limits, config.defaults.max_timeout_s, uploads),
+        limit=config.limits.max_in_flight,
         max_queue_writes=config.jobs.max_requests,
         max_queue_reads=config.jobs.max_reads,
         queue_paths=QUEUE_PATHS,

@@ -58,7 +58,10 @@ def _parse_json(value: Any) -> Any:
 
 
 SpatialRefs = Annotated[
-    Annotated[list[list[Fraction]], Field(max_length=MAX_SPATIAL_REFS)] | None,
+    Annotated[
+        list[Annotated[list[Fraction], Field(max_length=4)]], Field(max_length=MAX_SPATIAL_REFS)
+    ]
+    | None,
     BeforeValidator(_parse_json),
 ]
 """Points [x, y] and boxes [x_min, y_min, x_max, y_max] that a question is about."""

@@ -24,6 +24,7 @@ from raylens.core.wire import (
     MAX_PARTS,
     ChatMessage,
     LenientBody,
+    StopStrings,
     Text,
     is_absent,
     read_messages,
@@ -44,7 +45,7 @@ class Options(LenientBody):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     num_predict: int | None = None
     """Negative values mean no limit."""
-    stop: list[Text] | str = Field(default_factory=list)
+    stop: StopStrings | Text = Field(default_factory=list)
     repeat_penalty: Annotated[float, Field(ge=0.01, le=10)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0

@@ -37,6 +37,7 @@ from raylens.core.wire import (
     LenientBody,
     Messages,
     SparseBody,
+    StopStrings,
     Text,
     is_absent,
     read_messages,
@@ -160,7 +161,7 @@ class Sampling(LenientBody):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: list[Text] | None = None
+    stop: StopStrings | None = None
     min_tokens: Annotated[Integer, Field(ge=0, lt=2**31)] = 0
     stop_token_ids: Annotated[
         list[TokenId], Field(default_factory=list, max_length=MAX_STOP_TOKENS)

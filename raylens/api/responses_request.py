@@ -33,6 +33,7 @@ from raylens.core.errors import InvalidRequest
 from raylens.core.types import Chat, MediaFile, Message, Role, SamplingParams, TextPart
 from raylens.core.wire import JsonValue, LenientBody, Text
 
+MAX_INCLUDES = 64
 LOGPROBS = "message.output_text.logprobs"
 """The entry of ``include`` that asks for log probabilities."""
 FIELD_NAMES = {
@@ -77,7 +78,7 @@ class ResponsesRequest(Sampling):
     tool_choice: JsonValue = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningOptions = ReasoningOptions()
-    include: Annotated[list[str], Field(default_factory=list)]
+    include: Annotated[list[str], Field(default_factory=list, max_length=MAX_INCLUDES)]
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
     metadata: JsonValue = None
     store: bool | None = None

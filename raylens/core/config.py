@@ -57,6 +57,9 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+MAX_JOB_PICTURES = 10_000
+
+
 class RequestLimits(Frozen):
     """Limits on one request, and on the requests in flight."""
 
@@ -64,6 +67,17 @@ class RequestLimits(Frozen):
     """Base64 makes a picture a third larger than ``max_image_bytes``."""
     body_patience_s: PositiveFloat = 10.0
     """Timeout between two parts of a body."""
+    min_body_bytes_per_s: PositiveInt = 4096
+    """Least rate of a body, after ``body_patience_s``."""
+    max_unfinished_bodies: PositiveInt = 256
+    """Bodies that one replica of the ingress receives at a time. If there are more, the one that
+    has taken the longest is refused."""
+    max_unfinished_bodies_per_client: PositiveInt = 128
+    """Of these, from one address."""
+    max_json_bytes: PositiveInt = 2**20
+    """JSON of a body, beside pictures and long texts."""
+    max_json_values: PositiveInt = 20_000
+    """Elements of lists and objects in a body of JSON."""
     max_in_flight: PositiveInt = 192
     """POST requests that one replica of the ingress works on; more are refused as overloaded."""
     max_image_bytes: PositiveInt = 20 * 2**20
@@ -85,7 +99,7 @@ class RequestLimits(Frozen):
     max_tokens: PositiveInt = 4096
     max_answers: PositiveInt = 8
     """Upper bound of ``n``."""
-    max_stop_strings: PositiveInt = 64
+    max_stop_strings: Annotated[int, Field(ge=1, le=1024)] = 64
     max_schema_bytes: PositiveInt = 64 * 2**10
     """Size of a JSON schema in ``response_format``, as compact JSON."""
 
@@ -417,7 +431,7 @@ class JobsConfig(Frozen):
     """Jobs that run at once."""
     capacity: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Jobs that may wait; more are refused with 429."""
-    max_images: Annotated[int, Field(ge=1, le=10_000)] = 256
+    max_images: Annotated[int, Field(ge=1, le=MAX_JOB_PICTURES)] = 256
     """Pictures in one job. ``limits.max_body_bytes`` bounds them too."""
     max_picture_bytes: ByteSize = ByteSize(20 * 2**30)
     """Bytes of the pictures of all jobs, such as ``20GiB``; more are refused with 507."""

@@ -5,6 +5,7 @@
     RaylensError            500  transient
       InvalidRequest        400  permanent  (422 in dialects of our own)
         UnsupportedTask     400  permanent
+      RequestTimeout        408  transient
       UnknownModel          404  permanent
       UnknownJob            404  permanent
       Conflict              409  permanent
@@ -95,6 +96,13 @@ class UnsupportedTask(InvalidRequest):
     """The model can't do this task, or no model can."""
 
     code = "unsupported_task"
+
+
+class RequestTimeout(RaylensError):
+    """The request's body did not arrive in time."""
+
+    code = "request_timeout"
+    http_status = 408
 
 
 class UnknownModel(RaylensError):

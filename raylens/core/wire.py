@@ -39,6 +39,8 @@ MAX_MESSAGES = 1024
 """Messages of a chat. Each costs time, even if it is empty."""
 MAX_PARTS = 1024
 """Parts of a message, tool calls in it, and frames of a video."""
+MAX_STOP_STRINGS = 1024
+"""Upper bound of ``limits.max_stop_strings``."""
 MAX_OBJECTS_LIMIT = 1000
 """Upper bound of ``max_objects`` for detect and point."""
 _ROLES = {
@@ -102,6 +104,7 @@ def well_formed(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(well_formed)]
+StopStrings = Annotated[list[Text], Field(max_length=MAX_STOP_STRINGS)]
 
 
 def _check_json(value: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from raylens.core.config import MAX_JOB_PICTURES
 from raylens.core.errors import RaylensError
 from raylens.jobs.types.base import JobContext, JobType, PictureReference
 from raylens.jobs.types.picture import CaptionFields, error_as_json, make_caption
@@ -13,7 +14,7 @@ from raylens.jobs.types.units import UnitAttempt, UnitRunner
 
 
 class BatchInput(CaptionFields):
-    images: Annotated[list[PictureReference], Field(min_length=1)]
+    images: Annotated[list[PictureReference], Field(min_length=1, max_length=MAX_JOB_PICTURES)]
 
 
 class BatchJob(JobType):

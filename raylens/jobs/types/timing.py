@@ -18,6 +18,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from raylens.core.config import MAX_JOB_PICTURES
 from raylens.core.errors import RaylensError
 from raylens.core.types import Caption, Length, PictureFile, Query
 from raylens.core.types import Task as InferenceTask
@@ -107,7 +108,7 @@ class TimingInput(JobInput):
     prompt: TaskText | None = None
     tasks: Annotated[list[TaskText], Field(min_length=1, max_length=16)] | None = None
     vlm_prompt: PromptText | None = None
-    images: Annotated[list[Frame], Field(min_length=1)]
+    images: Annotated[list[Frame], Field(min_length=1, max_length=MAX_JOB_PICTURES)]
     enter: FrameCount = 2
     leave: FrameCount = 2
 

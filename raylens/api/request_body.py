@@ -1,0 +1,264 @@
+"""Reads the bodies of requests, within limits on their size and on the time that they take.
+
+A body is read as a whole before its request takes a place among those in flight. What a stranger
+can hold is therefore a place among the unfinished bodies. If these run out, the one that has
+arrived for the longest time gives way: a client that sends its body at once is never shut out by
+others that don't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope
+
+from raylens.api.json_limits import check_json
+from raylens.api.paths import route_path
+from raylens.core.config import RequestLimits
+from raylens.core.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMedia
+from raylens.net.unpack import ENCODINGS, Unpacker
+
+_UNCHANGED = ("", "identity")
+_NOT_JSON = ("multipart/", "image/", "video/")
+
+
+class Disconnected(Exception):
+    """The client has closed the connection before its body was complete."""
+
+
+class BodyReader:
+    """Reads bodies of at most ``limits.max_body_bytes``, in at most ``max_seconds``.
+
+    Bodies with the Content-Encoding gzip or deflate are unpacked, within the same limit. The paths
+    of ``uploads`` have other limits in bytes, and their bodies are passed on as they arrive.
+    """
+
+    def __init__(
+        self,
+        limits: RequestLimits,
+        max_seconds: float,
+        uploads: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        self._limits = limits
+        self._max_seconds = max_seconds
+        self._uploads = uploads
+        self._unfinished = _UnfinishedBodies(
+            limits.max_unfinished_bodies, limits.max_unfinished_bodies_per_client
+        )
+
+    async def read(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+        """Return a request's scope and ``receive`` with its body, which is complete and unpacked.
+
+        Raises ``UnsupportedMedia``, ``PayloadTooLarge``, ``InvalidRequest``, ``RequestTimeout`` and
+        ``Disconnected``. For an upload, the ``receive`` raises the first three as an
+        ``HTTPException``.
+        """
+        headers = Headers(scope=scope)
+        if "content-length" not in headers and "transfer-encoding" not in headers:
+            return scope, receive
+        path = route_path(scope)
+        max_bytes = self._uploads.get(path, self._limits.max_body_bytes)
+        encoding = headers.get("content-encoding", "").strip().lower()
+        if encoding not in (*ENCODINGS, *_UNCHANGED):
+            message = f"Content-Encoding: {encoding[:32]!r}; expected gzip, deflate or none"
+            raise UnsupportedMedia(message, "Content-Encoding")
+        content_length = headers.get("content-length", "")
+        if content_length.isdecimal() and int(content_length[:32]) > max_bytes:
+            raise _too_large(content_length[:32], max_bytes)
+        unpacker = Unpacker(encoding, max_bytes) if encoding in ENCODINGS else None
+        body = _Body(max_bytes, unpacker, asyncio.get_running_loop().time())
+        if unpacker is not None:
+            scope = _without_encoding(scope)
+        if path in self._uploads:
+            return scope, self._pass_on(body, receive)
+        client = scope.get("client") or ("",)
+        content = await self._read_whole(body, receive, client[0])
+        if not headers.get("content-type", "").lower().startswith(_NOT_JSON):
+            check_json(content, self._limits.max_json_bytes, self._limits.max_json_values)
+        return scope, _replay(content, receive)
+
+    async def _read_whole(self, body: _Body, receive: Receive, client: str) -> bytes:
+        parts = []
+        try:
+            async with asyncio.timeout(None) as limit:
+                with self._unfinished.enter(client, limit) as place:
+                    while not body.is_complete:
+                        if place.is_lost:
+                            raise _too_slow()
+                        limit.reschedule(self._next_part_at(body))
+                        parts.append(body.add(await receive()))
+        except TimeoutError:
+            if place.is_lost:
+                raise _too_slow() from None
+            raise self._explain_timeout(body) from None
+        return b"".join(parts)
+
+    def _next_part_at(self, body: _Body) -> float:
+        """Return when the next part of a body must be there, in the event loop's time."""
+        limits = self._limits
+        in_all_s = limits.body_patience_s + body.received_bytes / limits.min_body_bytes_per_s
+        return min(
+            body.last_at + limits.body_patience_s,
+            body.started + min(self._max_seconds, in_all_s),
+        )
+
+    def _explain_timeout(self, body: _Body) -> RequestTimeout:
+        limits = self._limits
+        now = asyncio.get_running_loop().time()
+        seconds = now - body.started
+        if now - body.last_at >= limits.body_patience_s or not body.received_bytes:
+            message = f"no data received; the limit is {limits.body_patience_s:g} seconds"
+        elif seconds >= self._max_seconds:
+            message = f"not complete; the limit is {self._max_seconds:g} seconds"
+        else:
+            rate = body.received_bytes / seconds
+            limit = limits.min_body_bytes_per_s
+            message = f"{rate:.0f} bytes a second; the limit is {limit}"
+        return RequestTimeout(f"body: {message}", "body")
+
+    def _pass_on(self, body: _Body, receive: Receive) -> Receive:
+        """Return a ``receive`` that checks the parts of a body as they arrive."""
+
+        async def receive_in_time() -> Message:
+            if body.is_complete:  # only the client's disconnect follows, however long it takes
+                return await receive()
+            try:
+                async with asyncio.timeout_at(self._next_part_at(body)):
+                    message = await receive()
+            except TimeoutError:
+                error = self._explain_timeout(body)
+                raise HTTPException(error.http_status, error.message) from None
+            if message["type"] != "http.request":
+                return message
+            try:
+                return {**message, "body": body.add(message)}
+            except (InvalidRequest, PayloadTooLarge) as error:
+                raise HTTPException(error.http_status, error.message) from None
+
+        return receive_in_time
+
+
+@dataclass
+class _Body:
+    """A body that arrives."""
+
+    max_bytes: int
+    unpacker: Unpacker | None
+    started: float
+    """When it began, in the event loop's time."""
+    last_at: float = 0.0
+    """When its last part came."""
+    received_bytes: int = 0
+    """As they were sent."""
+    unpacked_bytes: int = 0
+    is_complete: bool = False
+
+    def __post_init__(self) -> None:
+        self.last_at = self.started
+
+    def add(self, message: Message) -> bytes:
+        """Return the unpacked data of a message.
+
+        Raises ``PayloadTooLarge``, ``InvalidRequest`` for damaged data, and ``Disconnected``.
+        """
+        if message["type"] != "http.request":
+            raise Disconnected
+        data: bytes = message.get("body", b"")
+        self.is_complete = not message.get("more_body", False)
+        self.received_bytes += len(data)
+        self.last_at = asyncio.get_running_loop().time()
+        if self.unpacker is not None:
+            try:
+                data = self.unpacker.unpack(data, self.is_complete)
+            except ValueError as error:
+                raise InvalidRequest(f"body: {error}", "body") from None
+        self.unpacked_bytes += len(data)
+        if self.unpacked_bytes > self.max_bytes:
+            raise _too_large(f"over {self.max_bytes}", self.max_bytes)
+        return data
+
+
+@dataclass(eq=False)
+class _Place:
+    """The place of an unfinished body."""
+
+    timeout: asyncio.Timeout
+    is_lost: bool = False
+
+
+class _UnfinishedBodies:
+    """The bodies that arrive, oldest first, of each client."""
+
+    def __init__(self, limit: int, limit_per_client: int) -> None:
+        self._limit = limit
+        self._limit_per_client = limit_per_client
+        self._count = 0
+        self._clients: dict[str, dict[_Place, None]] = {}
+
+    @contextmanager
+    def enter(self, client: str, timeout: asyncio.Timeout) -> Iterator[_Place]:
+        """Hold a place. If there is none left, another body loses its own: the oldest of the same
+        client, or of the client that holds the most."""
+        own = self._clients.get(client, {})
+        if len(own) >= self._limit_per_client:
+            self._take_from(client)
+        elif self._count >= self._limit:
+            self._take_from(max(self._clients, key=lambda name: len(self._clients[name])))
+        place = _Place(timeout)
+        self._clients.setdefault(client, {})[place] = None
+        self._count += 1
+        try:
+            yield place
+        finally:
+            self._leave(client, place)
+
+    def _take_from(self, client: str) -> None:
+        place = next(iter(self._clients[client]))
+        place.is_lost = True
+        place.timeout.reschedule(asyncio.get_running_loop().time())
+        self._leave(client, place)
+
+    def _leave(self, client: str, place: _Place) -> None:
+        places = self._clients.get(client, {})
+        if place not in places:
+            return
+        del places[place]
+        self._count -= 1
+        if not places:
+            del self._clients[client]
+
+
+def _replay(content: bytes, receive: Receive) -> Receive:
+    """Return a ``receive`` that begins with a complete body."""
+    is_sent = False
+
+    async def receive_whole() -> Message:
+        nonlocal is_sent
+        if is_sent:
+            return await receive()
+        is_sent = True
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    return receive_whole
+
+
+def _without_encoding(scope: Scope) -> Scope:
+    """Return the scope of a request whose body is unpacked."""
+    gone = (b"content-encoding", b"content-length")
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in gone]
+    return {**scope, "headers": headers}
+
+
+def _too_large(actual: str, max_bytes: int) -> PayloadTooLarge:
+    message = f"body: {actual} bytes; the limit is {max_bytes} bytes"
+    return PayloadTooLarge(message, "body", max_bytes, actual)
+
+
+def _too_slow() -> RequestTimeout:
+    return RequestTimeout("body: too slow, while others wait for its place", "body")
