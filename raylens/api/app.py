@@ -34,6 +34,7 @@ from raylens.api.middleware import (
     AdmissionMiddleware,
     RequestIdMiddleware,
 )
+from raylens.api.origins import LOCALHOST, OriginMiddleware, allows
 from raylens.api.request_body import BodyReader
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
@@ -60,7 +61,6 @@ DIALECTS = (
 """Modules of the dialects that need no job queue."""
 MULTIPART_BYTES = 64 * 2**10
 """What a multipart form may add to the size of its file."""
-LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 def create_app(
@@ -108,6 +108,11 @@ def create_app(
         max_queue_reads=config.jobs.max_reads,
         queue_paths=QUEUE_PATHS,
     )
+    app.add_middleware(
+        OriginMiddleware,
+        allowed_hosts=config.allowed_hosts,
+        is_allowed_origin=allows(config.cors_origins),
+    )
     app.add_middleware(RequestIdMiddleware, echo=echo_request_id)
     app.add_middleware(CORSMiddleware, **_cors_options(config))
     return app
@@ -126,7 +131,7 @@ def _cors_options(config: AppConfig) -> dict[str, Any]:
         "expose_headers": [REQUEST_ID_HEADER, "Retry-After"],
     }
     if config.cors_origins is None:
-        options["allow_origin_regex"] = LOCALHOST
+        options["allow_origin_regex"] = LOCALHOST.pattern
     else:
         options["allow_origins"] = config.cors_origins
     return options

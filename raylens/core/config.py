@@ -52,6 +52,9 @@ AddressOrName = Annotated[str, AfterValidator(_check_address_or_name)]
 """An address, a network (``10.1.0.0/16``), a host name, or ``*.example.com``."""
 
 
+HostPattern = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?)$")]
+
+
 class Frozen(BaseModel):
     # Errors leave out what was entered: it may be a URL with a password.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -525,7 +528,10 @@ class AppConfig(Frozen):
     """The folder whose pictures and videos requests may name by path, or as ``file://`` URLs; unset
     allows no paths. Every node with a replica of the ingress needs it."""
     cors_origins: tuple[str, ...] | None = None
-    """Allowed origins; unset allows every port of localhost."""
+    """Origins of the web pages that may use this server; unset allows every port of localhost."""
+    allowed_hosts: tuple[HostPattern, ...] = ()
+    """Names of this server beside localhost and its addresses: ``name.example.com``, all names of a
+    domain (``*.example.com``), or ``*`` for any. A request for another name is refused."""
     preprocessor_threads: Annotated[int, Field(ge=1, le=64)] = 2
     vram_threshold: Annotated[float, Field(gt=0, le=1)] | None = 0.85
     """Fraction of a replica's share of a GPU, without its KV cache, above which unused memory is

@@ -5,12 +5,14 @@
     RaylensError            500  transient
       InvalidRequest        400  permanent  (422 in dialects of our own)
         UnsupportedTask     400  permanent
+      PermissionDenied      403  permanent
       RequestTimeout        408  transient
       UnknownModel          404  permanent
       UnknownJob            404  permanent
       Conflict              409  permanent
       PayloadTooLarge       413  permanent
       UnsupportedMedia      415  permanent
+      MisdirectedRequest    421  permanent
       TooManyRequests       429  capacity
         QueueFull           429  capacity
       Overloaded            503  capacity
@@ -98,6 +100,14 @@ class UnsupportedTask(InvalidRequest):
     code = "unsupported_task"
 
 
+class PermissionDenied(RaylensError):
+    """The caller may not do this."""
+
+    code = "permission_denied"
+    http_status = 403
+    failure_class = FailureClass.PERMANENT
+
+
 class RequestTimeout(RaylensError):
     """The request's body did not arrive in time."""
 
@@ -136,6 +146,14 @@ class UnsupportedMedia(RaylensError):
 
     code = "unsupported_media"
     http_status = 415
+    failure_class = FailureClass.PERMANENT
+
+
+class MisdirectedRequest(RaylensError):
+    """The request is for a server of another name (RFC 9110, section 15.5.20)."""
+
+    code = "misdirected_request"
+    http_status = 421
     failure_class = FailureClass.PERMANENT
 
 

@@ -185,7 +185,7 @@ async def test_a_wrong_method_names_the_right_one(client) -> None:
 async def test_an_error_under_a_prefix_has_its_dialects_shape(service, path, shape) -> None:
     app = create_app(service, CONFIG)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, root_path="/vlm")
-    async with httpx.AsyncClient(transport=transport, base_url="http://test/vlm") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost/vlm") as client:
         response = await client.delete(path)
         assert response.status_code == 405
         assert set(response.json()) == {shape}

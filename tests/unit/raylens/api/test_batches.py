@@ -94,7 +94,7 @@ async def client(model: FakeService, queue: JobQueue) -> AsyncIterator[AsyncOpen
     async with (
         httpx.AsyncClient(transport=transport) as http,
         AsyncOpenAI(
-            base_url="http://test/v1", api_key="x", http_client=cast(Any, http), max_retries=0
+            base_url="http://localhost/v1", api_key="x", http_client=cast(Any, http), max_retries=0
         ) as client,
     ):
         yield client
@@ -209,7 +209,7 @@ class TestFiles:
         head = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x\r\n'
         disposition = f'Content-Disposition: form-data; name="file"; filename="{sent}"'
         response = await client._client.post(
-            "http://test/v1/files",
+            "http://localhost/v1/files",
             content=head + disposition.encode() + b"\r\n\r\n{}\r\n--x--\r\n",
             headers={"Content-Type": "multipart/form-data; boundary=x"},
         )

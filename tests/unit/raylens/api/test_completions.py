@@ -16,7 +16,7 @@ from tests.unit.raylens.api.test_openai import events
 @pytest.fixture
 def openai_client(client: Any) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
-        api_key="key", base_url="http://test/v1", http_client=client, max_retries=0
+        api_key="key", base_url="http://localhost/v1", http_client=client, max_retries=0
     )
 
 

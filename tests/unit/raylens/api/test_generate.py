@@ -171,7 +171,7 @@ async def test_a_picture_comes_by_path_only_below_the_media_folder(
         CONFIG.model_dump(exclude_unset=True) | {"media_root": str(tmp_path)}
     )
     transport = httpx.ASGITransport(create_app(service, config), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         for path in ("9j/a.png", f"{tmp_path}/9j/a.png", f"file://{tmp_path}/9j/a.png", BASE64):
             response = await http.post(PATH, json=ask({"type": "image", "image": path}))
             assert response.status_code == 200

@@ -86,7 +86,7 @@ def check_media(media: MediaFile) -> None:
 async def http(model: FakeService, queue: JobQueue) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(model, CONFIG, queue, check_media=check_media, look_up=look_up)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
 
 
@@ -729,7 +729,7 @@ async def test_requests_that_wait_for_the_queue_take_no_place_of_others(
     monkeypatch.setattr(queue, "get", get_slowly)
     app = create_app(model, config, queue)
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         waiting = [asyncio.create_task(http.post(PATH, json=caption_job())) for _ in range(2)]
         await asyncio.sleep(1)
         for path, body in ((PATH, caption_job()), ("/caption/generate", {"image_data": RAW})):
@@ -750,6 +750,6 @@ async def test_requests_that_wait_for_the_queue_take_no_place_of_others(
 
 async def test_without_a_queue_the_job_routes_are_absent(model: FakeService) -> None:
     transport = httpx.ASGITransport(create_app(model, CONFIG))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         assert (await http.get(PATH)).status_code == 404
         assert (await http.get("/caption/stats")).status_code == 404

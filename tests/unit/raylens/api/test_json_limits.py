@@ -126,7 +126,7 @@ async def test_a_body_of_many_values_is_refused_in_the_dialects_shape(
 ) -> None:
     config = CONFIG.model_copy(update={"limits": RequestLimits(max_json_values=4000)})
     transport = httpx.ASGITransport(create_app(service, config))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         response = await client.post(path, json=body)
     assert response.status_code == 413
     assert read_message(response.json()) == "body: over 4000 values, which is the limit"
@@ -174,7 +174,7 @@ async def test_what_is_wrong_throughout_is_refused_at_once(
     config = CONFIG.model_copy(update={"limits": RequestLimits()})
     transport = httpx.ASGITransport(create_app(FakeService(), config))
     tracemalloc.start()
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         response = await client.post("/v1/chat/completions", json=body)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

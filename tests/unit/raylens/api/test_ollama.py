@@ -33,7 +33,7 @@ class Scene(BaseModel):
 @pytest.fixture
 def ollama_client(service: FakeService) -> ollama.AsyncClient:
     return ollama.AsyncClient(
-        "http://test", transport=httpx.ASGITransport(create_app(service, CONFIG))
+        "http://localhost", transport=httpx.ASGITransport(create_app(service, CONFIG))
     )
 
 

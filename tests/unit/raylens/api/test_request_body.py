@@ -38,7 +38,7 @@ def connect(service: FakeService) -> Connect:
 
     def connect_from(address: str) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(app, client=(address, 1234))
-        return httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None)
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None)
 
     return connect_from
 

@@ -65,7 +65,7 @@ async def http(
     )
     app = create_app(model, config, queue, check_media=check_media, look_up=look_up)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
 
 

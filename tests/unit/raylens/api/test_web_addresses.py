@@ -26,7 +26,7 @@ def connect(service: FakeService, **settings: Any) -> httpx.AsyncClient:
     config = AppConfig.model_validate(CONFIG.model_dump(exclude_unset=True) | settings)
     app = create_app(service, config, look_up=FakeDns("127.0.0.1").look_up)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 @pytest.fixture
