@@ -8,6 +8,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.graph import Graph
 from deployments.job_client import JobQueueClient
+from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits
 from deployments.pipeline_defaults import PipelineDefaultsClient
 from preprocessing.formats import sniff_video
@@ -25,6 +26,7 @@ class HttpApplication:
     def __init__(
         self, config: AppConfig, preprocessor: DeploymentHandle, models: dict[str, DeploymentHandle]
     ) -> None:
+        bind_to_loopback()
         configure_logging(config.log_level)
         self._config = config
         self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)

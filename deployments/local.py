@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -31,15 +32,29 @@ def main(config: Path, status: IO[str]) -> None:
     schema = ServeDeploySchema.model_validate(yaml.safe_load(config.read_text()))
     try:
         context = ray.init(address="local", namespace=SERVE_NAMESPACE)
+        session = Path(context.address_info["session_dir"])
+        _keep_private(session)
         _report(status, dashboard=f"http://{context.dashboard_url}")
         _deploy(schema)
         failure = _wait_until_deployed()
         if failure is not None:
             _report(status, failure=failure)
         while True:
+            _keep_private(session)
             time.sleep(STATUS_PERIOD_S)
     except KeyboardInterrupt:
         serve.shutdown()
+
+
+def _keep_private(session: Path) -> None:
+    """Close what Ray opens to all users of the machine: its logs and sockets, and an older token.
+
+    Ray opens the session's folder again whenever a driver connects.
+    """
+    session.chmod(0o700)
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    with suppress(OSError):  # there is none, or it is somebody else's
+        token.chmod(0o600)
 
 
 def _deploy(schema: ServeDeploySchema) -> None:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import cv2
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits, video_limits
 from preprocessing.clip import ProcessedVideo, run_video
 from preprocessing.encode import to_jpeg
@@ -33,6 +34,7 @@ class Preprocessor:
     """
 
     def __init__(self, config: AppConfig, metrics: PreprocessorMetrics | None = None) -> None:
+        bind_to_loopback()
         configure_logging(config.log_level)
         self._limits = picture_limits(config.limits)
         self._video_limits = video_limits(config.limits)

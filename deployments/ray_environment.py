@@ -16,7 +16,11 @@ ENVIRONMENT = {
     # Serve's controller otherwise wakes ten times a second, which slowed a model on 2 cores by a
     # seventh.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # Ray's own ports listen on every interface; a token guards them.
+    # Limits on connections and headers, which the proxy doesn't have by itself.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http_protocol:install",
+    # All of Ray listens on 127.0.0.1, and no other machine can join. The token guards these ports
+    # from other users of this machine.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

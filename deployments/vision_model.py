@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import count
 
 from deployments.engine_metrics import PrometheusEngineMetrics
+from deployments.loopback import bind_to_loopback
 from models.malloc_trim import malloc_trim
 from models.runtime import Runtime
 from preprocessing.clip import ProcessedVideo, expand
@@ -35,6 +36,7 @@ class VisionModel:
     def __init__(
         self, config: ModelConfig, log_level: str, vram_threshold: float | None = None
     ) -> None:
+        bind_to_loopback()
         configure_logging(log_level)
         self._config = config
         started = time.monotonic()

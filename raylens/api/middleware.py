@@ -17,9 +17,9 @@ from raylens.core.errors import InvalidRequest, Overloaded, RaylensError
 from raylens.core.logs import current_request_id
 
 REQUEST_ID_HEADER = "X-Request-ID"
-_SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _WRITES = ("POST", "PUT", "DELETE")
-_INVALID_ID = InvalidRequest(
+INVALID_ID = InvalidRequest(
     f"{REQUEST_ID_HEADER}: expected 1 to 128 visible ASCII characters", REQUEST_ID_HEADER, 128
 )
 
@@ -41,8 +41,8 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         request_id = Headers(scope=scope).get(REQUEST_ID_HEADER) or uuid.uuid4().hex
-        if not _SAFE_ID.fullmatch(request_id):
-            await error_response(route_path(scope), _INVALID_ID)(scope, receive, send)
+        if not SAFE_ID.fullmatch(request_id):
+            await error_response(route_path(scope), INVALID_ID)(scope, receive, send)
             return
         current_request_id.set(request_id)
         scope.setdefault("state", {}).update(request_id=request_id, received_at=time.time())

@@ -92,6 +92,7 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             pass_fds=[writer],
+            umask=0o077,
             start_new_session=True,
         )
         os.close(writer)

@@ -1,0 +1,227 @@
+"""Limits on connections and on the heads of requests, which Uvicorn doesn't have.
+
+They hold in the process of Serve's proxy, which calls :func:`install` before it starts Uvicorn:
+``raylens run`` names it in ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn.config
+from httptools import parse_url
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from raylens.api.middleware import INVALID_ID, SAFE_ID
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Of the target and the headers of a request."""
+MAX_HEADERS = 200
+HEAD_TIMEOUT_S = 15.0
+"""Longest time from the first byte of a request, or from a connection, to the end of its head."""
+LINGER_S = 1.0
+"""How long a refused connection may go on to send, in seconds."""
+MAX_IDLE = 1024
+"""Connections without a request. If there are more, the oldest is closed: of the same address if
+that holds more than :data:`MAX_IDLE_PER_ADDRESS`, or else of the one that holds the most."""
+MAX_IDLE_PER_ADDRESS = 256
+_ADVICE_TO_SERVE = frozenset({b"serve_multiplexed_model_id", b"x_session_id"})
+"""Headers that Serve reads, and fails on if they are not UTF-8."""
+
+
+def install() -> list[Any]:
+    """Have Uvicorn use :class:`BoundedProtocol` in this process. Returns no middleware."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = BoundedProtocol  # type: ignore[assignment]
+    return []
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """An HTTP connection whose heads are limited in bytes and in time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._refusal: tuple[int, str] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_in_head = True
+        """Whether the next bytes are of a head, and not of a body."""
+        self._await_head()
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return
+        if self._timer is None and self._awaits_head:
+            self._start_timer()
+        super().data_received(data)
+        if self._awaits_head and self._is_in_head and self._refusal is None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_message_complete(self) -> None:
+        self._is_in_head = True
+        super().on_message_complete()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._check_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._check_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        self._end_head()
+        self._is_in_head = False
+        refusal = self._find_fault()
+        if refusal is not None:
+            self._refusal = refusal
+            raise ValueError(refusal[1])  # httptools stops, and Uvicorn answers
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing() and not self.pipeline:
+            self._await_head()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._end_head()
+        super().handle_websocket_upgrade()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what can't be parsed, or what :meth:`on_headers_complete` refuses."""
+        self._end_head()
+        status, message = self._refusal or (HTTPStatus.BAD_REQUEST, msg)
+        self._refusal = status, message
+        body = json.dumps({"detail": message}).encode()
+        headers = (
+            b"content-type: application/json\r\nconnection: close\r\n"
+            b"content-length: %d\r\n\r\n" % len(body)
+        )
+        if self.transport.is_closing():
+            return
+        self.transport.write(STATUS_LINE[status] + headers + body)
+        # Closing at once, while the client still sends, would lose the answer.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
+
+    def _find_fault(self) -> tuple[int, str] | None:
+        """Return why a complete head is refused, as status and message; None if it isn't."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        target = parse_url(self.url).host if b"://" in self.url else None
+        if target is not None and [target.lower()] != [_name_of(host) for host in hosts]:
+            return HTTPStatus.BAD_REQUEST, "Host: it differs from the host of the request's target"
+        for name, value in self.headers:
+            if name == b"x-request-id" and not SAFE_ID.fullmatch(value.decode("latin-1")):
+                return INVALID_ID.http_status, INVALID_ID.message
+        self.headers[:] = [header for header in self.headers if not _confuses_serve(*header)]
+        return None
+
+    def _check_head(self, more_bytes: int) -> None:
+        self._head_bytes += more_bytes
+        if self._head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            self._refusal = _head_too_large()
+            raise ValueError(self._refusal[1])
+
+    def _refuse_head(self) -> None:
+        self._refusal = _head_too_large()
+        self.send_400_response(self._refusal[1])
+
+    def _await_head(self) -> None:
+        """Count the connection as idle. If no byte follows, Uvicorn closes it after a while."""
+        self._awaits_head = True
+        self._head_bytes = 0
+        IDLE.add(self)
+
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_timeout)
+
+    def _end_head(self) -> None:
+        self._awaits_head = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        IDLE.remove(self)
+
+    def _on_timeout(self) -> None:
+        if self._head_bytes:
+            message = f"the head of the request is not complete after {HEAD_TIMEOUT_S:g} seconds"
+            self._refusal = HTTPStatus.REQUEST_TIMEOUT, message
+            self.send_400_response(message)
+        else:
+            self.transport.close()
+
+    @property
+    def address(self) -> str:
+        return self.client[0] if self.client else ""
+
+
+class IdleConnections:
+    """The connections that have no request, of each address, oldest first."""
+
+    def __init__(self) -> None:
+        self._addresses: dict[str, dict[BoundedProtocol, None]] = {}
+        self._count = 0
+
+    def add(self, connection: BoundedProtocol) -> None:
+        """Add a connection, and close another one if there are too many."""
+        own = self._addresses.setdefault(connection.address, {})
+        own[connection] = None
+        self._count += 1
+        if len(own) > MAX_IDLE_PER_ADDRESS:
+            self._close_oldest(own)
+        elif self._count > MAX_IDLE:
+            self._close_oldest(max(self._addresses.values(), key=len))
+
+    def _close_oldest(self, connections: dict[BoundedProtocol, None]) -> None:
+        oldest = next(iter(connections))
+        self.remove(oldest)
+        oldest.transport.close()
+
+    def remove(self, connection: BoundedProtocol) -> None:
+        own = self._addresses.get(connection.address, {})
+        if connection not in own:
+            return
+        del own[connection]
+        self._count -= 1
+        if not own:
+            del self._addresses[connection.address]
+
+
+IDLE = IdleConnections()
+"""Those of this process."""
+
+
+def _head_too_large() -> tuple[int, str]:
+    limits = f"{MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers"
+    return (
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        f"the head of the request is too large; the limit is {limits}",
+    )
+
+
+def _name_of(host: bytes) -> bytes:
+    """Return a Host without its port, in lower case."""
+    return parse_url(b"http://" + host).host.lower() if host else b""
+
+
+def _confuses_serve(name: bytes, value: bytes) -> bool:
+    if name.replace(b"-", b"_") not in _ADVICE_TO_SERVE:
+        return False
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
