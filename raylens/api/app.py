@@ -26,6 +26,7 @@ from raylens.api import (
 from raylens.api import jobs as job_routes
 from raylens.api import pipelines as pipeline_routes
 from raylens.api.context import CheckMedia, Context
+from raylens.api.docs import add_pages
 from raylens.api.errors import add_error_handlers
 from raylens.api.job_request import JobReader
 from raylens.api.media import Media
@@ -85,6 +86,8 @@ def create_app(
         version=__version__,
         description="Vision-language models behind the APIs of existing clients.",
         redirect_slashes=False,  # never answer a POST with a redirect
+        docs_url=None,
+        redoc_url=None,
     )
     context = Context(service, config, Catalog(config), _media(config, look_up), check_media)
     for dialect in DIALECTS:
@@ -97,6 +100,7 @@ def create_app(
         app.include_router(caption_jobs.router(reader, jobs))
         app.include_router(files.router(jobs, config.jobs))
         app.include_router(batches.router(jobs, config))
+    add_pages(app)
     add_error_handlers(app)
     uploads = {files.PATH: config.jobs.max_file_bytes + MULTIPART_BYTES}
     # The middleware that is added last handles a request first.

@@ -156,9 +156,8 @@ def _settings_fields(body_type: type[PictureBody]) -> list[str]:
 
 def describe_body(body_type: type[BaseModel]) -> dict[str, Any]:
     """Return the OpenAPI description of a body that is either JSON or a form."""
-    schema = body_type.model_json_schema(ref_template="#/components/schemas/{model}")
-    for definition in schema.pop("$defs", {}).values():
-        _inline(schema, definition)
+    schema = body_type.model_json_schema()
+    schema = _inline(schema, schema.pop("$defs", {}))
     form = {
         **schema,
         "properties": {**schema["properties"], "file": {"type": "string", "format": "binary"}},
@@ -174,10 +173,14 @@ def describe_body(body_type: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def _inline(schema: dict[str, Any], definition: dict[str, Any]) -> None:
-    """Replace the references of the schema's properties to ``definition`` by the definition."""
-    reference = f"#/components/schemas/{definition['title']}"
-    for name, value in schema["properties"].items():
-        if value.get("$ref") == reference:
-            overrides = {key: item for key, item in value.items() if key != "$ref"}
-            schema["properties"][name] = {**definition, **overrides}
+def _inline(schema: Any, definitions: dict[str, Any]) -> Any:
+    """Return a schema with the definitions in the place of the references to them."""
+    if isinstance(schema, list):
+        return [_inline(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = dict(schema)
+    if "$ref" in schema:
+        definition = definitions[schema.pop("$ref").rpartition("/")[2]]
+        schema = {**definition, **schema}
+    return {key: _inline(item, definitions) for key, item in schema.items()}
