@@ -65,6 +65,8 @@ except BaseException as error:
 _TRIAL_TIMEOUT_S = 30.0
 """Wall-clock timeout; generous because the machine may be busy. CPU time is limited to 2 s."""
 
+_FORBIDDEN = "doesn't satisfy the grammar"
+"""Part of llguidance's error for a token that the grammar forbids."""
 _TOO_COMPLEX = "the schema is too complex to enforce"
 
 
@@ -112,12 +114,15 @@ class GrammarState:
     def accept(self, token_id: int) -> None:
         """Advance past a token.
 
-        Raises ``ValueError`` if the token is forbidden. The state is then unusable.
+        Raises ``ValueError`` if the token is forbidden, and ``InvalidRequest`` like
+        ``mask_logits``. The state is then unusable.
         """
-        if not self._matcher.consume_token(token_id):
-            raise ValueError(
-                f"the schema forbids token {token_id}: {reason(self._matcher.get_error())}"
-            )
+        if self._matcher.consume_token(token_id):
+            return
+        error = reason(self._matcher.get_error())
+        if _FORBIDDEN not in error:
+            raise invalid(f"the schema cannot be enforced: {error}")
+        raise ValueError(f"the schema forbids token {token_id}: {error}")
 
     def try_accept(self, token_ids: Sequence[int]) -> bool:
         """Advance past tokens. Returns whether the grammar allows all of them."""
@@ -159,8 +164,8 @@ class GrammarCompiler:
     def compile(self, answer_format: AnswerFormat, answer_start: str = "") -> CompiledGrammar:
         """Return the state of a new answer in the format's grammar.
 
-        If ``answer_start`` is the beginning of such an answer, the state is the one after it. It
-        may also be text before the answer.
+        It is ready for the first token. If ``answer_start`` is the beginning of such an answer, the
+        state is the one after it. It may also be text before the answer.
 
         A format not seen before takes about 0.1 s and a subprocess. As in vLLM, what llguidance
         can't enforce is ignored, with a warning.
@@ -179,6 +184,10 @@ class GrammarCompiler:
         if matcher.is_error():
             raise invalid(reason(matcher.get_error()), _field_of(answer_format))
         state = GrammarState(matcher, self._vocab_size)
+        try:
+            state.bitmask()  # the dearest one: later it would hold up the answers of others
+        except InvalidRequest as error:
+            raise error.about(_field_of(answer_format)) from None
         continued = state.copy() if answer_start else state
         if continued.try_accept(self._tokenizer.tokenize_str(answer_start)):
             state = continued

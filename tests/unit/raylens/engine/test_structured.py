@@ -16,7 +16,7 @@ from raylens.core.errors import InvalidRequest
 from raylens.core.types import SamplingParams, Tool, Tools
 from raylens.engine.grammar import AnswerFormat
 from raylens.engine.sampling import AnswerSampler, sample_rows
-from raylens.engine.schemas import MAX_SCHEMA_CHARS
+from raylens.engine.schemas import MAX_PATTERN_CHARS, MAX_SCHEMA_CHARS
 from raylens.engine.structured import GrammarCompiler, GrammarState
 from testing.tokenizers import byte_tokenizer
 from tests.unit.raylens.engine.fakes import EOS, compile_schema
@@ -509,6 +509,38 @@ def test_a_schema_that_is_too_complex_is_refused_in_time(compiler, name) -> None
     ):
         compile_schema(compiler, json.dumps(TOO_COMPLEX[name]))
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("schema", "count"),
+    [
+        ({"type": "string", "pattern": "^" + "(a|b)?" * 9000 + "$"}, 54_002),
+        ({"properties": {"a": {"anyOf": [{"pattern": "a?" * 1500}] * 2}}}, 6000),
+        ({"patternProperties": {"^" + "a?" * 2500: {}}}, 5001),
+    ],
+)
+def test_long_patterns_are_refused_before_anything_is_compiled(compiler, schema, count) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        compile_schema(compiler, json.dumps(schema))
+    expected = f"the schema's patterns have {count} characters; the limit is {MAX_PATTERN_CHARS}"
+    assert caught.value.message == f"response_format: {expected}"
+
+
+@pytest.mark.parametrize("pattern", ["(a|b)?" * 680, "a?" * 2047, "[ab]{0,50}" * 400])
+def test_a_pattern_that_takes_too_long_is_an_invalid_request(pattern) -> None:
+    """Whether that shows at the first token or a later one."""
+    tokenizer = Tokenizer.from_file(str(POCKET))
+    compiler = GrammarCompiler(tokenizer, frozenset({0}), tokenizer.get_vocab_size())
+    schema = json.dumps({"type": "string", "pattern": f"^{pattern}$"})
+
+    def answer() -> None:
+        state = compile_schema(compiler, schema)
+        for token in tokenizer.encode('"' + "a" * 3000, add_special_tokens=False).ids:
+            state.bitmask()
+            state.accept(token)
+
+    with pytest.raises(InvalidRequest, match="the schema cannot be enforced"):
+        answer()
 
 
 def test_a_schema_is_compiled_once(compiler) -> None:
