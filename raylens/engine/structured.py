@@ -65,8 +65,8 @@ except BaseException as error:
 _TRIAL_TIMEOUT_S = 30.0
 """Wall-clock timeout; generous because the machine may be busy. CPU time is limited to 2 s."""
 
-_FORBIDDEN = "doesn't satisfy the grammar"
-"""Part of llguidance's error for a token that the grammar forbids."""
+_FORBIDDEN = ("doesn't satisfy the grammar", "parser stopped")
+"""Parts of llguidance's errors for a token that the grammar forbids. Others are its limits."""
 _TOO_COMPLEX = "the schema is too complex to enforce"
 
 
@@ -120,7 +120,7 @@ class GrammarState:
         if self._matcher.consume_token(token_id):
             return
         error = reason(self._matcher.get_error())
-        if _FORBIDDEN not in error:
+        if not any(part in error for part in _FORBIDDEN):
             raise invalid(f"the schema cannot be enforced: {error}")
         raise ValueError(f"the schema forbids token {token_id}: {error}")
 
