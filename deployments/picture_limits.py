@@ -13,6 +13,7 @@ def picture_limits(limits: RequestLimits) -> PictureLimits:
         max_pixels=limits.max_image_pixels,
         min_side=limits.min_image_side,
         max_side=limits.max_image_side,
+        max_filter_s=limits.max_filter_s,
     )
 
 
@@ -23,4 +24,5 @@ def video_limits(limits: RequestLimits) -> VideoLimits:
         max_pixels=limits.max_video_pixels,
         max_frames=limits.max_video_frames,
         max_sampled_pixels=limits.max_image_pixels,
+        max_filter_s=limits.max_filter_s,
     )

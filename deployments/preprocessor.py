@@ -16,6 +16,7 @@ from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits, video_limits
 from preprocessing.clip import ProcessedVideo, run_video
 from preprocessing.encode import to_jpeg
+from preprocessing.memory import MemoryBudget
 from preprocessing.pipeline import ProcessedImage, run
 from preprocessing.video import Sampling
 from raylens.core.config import AppConfig
@@ -44,6 +45,7 @@ class Preprocessor:
             config.preprocessor_threads, thread_name_prefix="preprocess"
         )
         self._pool_size = config.preprocessor_threads
+        self._memory = MemoryBudget(config.preprocessor_memory)
         self._pending = 0
         """Pictures that are queued or running in the pool."""
         self._metrics = metrics or PreprocessorMetrics()
@@ -68,9 +70,16 @@ class Preprocessor:
         self, media: MediaFile, recipe: Recipe, check: Callable[[], None]
     ) -> ProcessedImage | ProcessedVideo:
         if isinstance(media, PictureFile):
-            return run(media.data, recipe, self._limits, check)
+            return self._run(media, recipe, check)
         sampling = Sampling(media.frames_per_second, media.max_frames)
-        return run_video(media.data, sampling, recipe, self._video_limits, check)
+        with self._memory.open(check) as reserve:
+            return run_video(media.data, sampling, recipe, self._video_limits, check, reserve)
+
+    def _run(
+        self, picture: PictureFile, recipe: Recipe, check: Callable[[], None]
+    ) -> ProcessedImage:
+        with self._memory.open(check) as reserve:
+            return run(picture.data, recipe, self._limits, check, reserve)
 
     async def preview(
         self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
@@ -81,7 +90,7 @@ class Preprocessor:
         """
         current_request_id.set(request_id)
         preview = await self._run_in_pool(
-            lambda check: _encode_preview(run(picture.data, recipe, self._limits, check), recipe),
+            lambda check: _encode_preview(self._run(picture, recipe, check), recipe),
             picture,
             deadline,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocessing.memory import Reserve
 from preprocessing.pipeline import ProcessedImage, enhance
 from preprocessing.video import Sampling, VideoLimits, sample_video
 from raylens.core.recipe import Recipe
@@ -45,17 +46,19 @@ def run_video(
     recipe: Recipe,
     limits: VideoLimits,
     check: Callable[[], None] = lambda: None,
+    reserve: Reserve = lambda count: None,
 ) -> ProcessedVideo:
     """Sample a video's frames, and apply ``recipe`` to each of them, but for ``smart_crop``.
 
-    ``check`` is as in :func:`preprocessing.pipeline.run`. Raises what
+    ``check`` and ``reserve`` are as in :func:`preprocessing.pipeline.run`. Raises what
     :func:`preprocessing.video.sample_video` raises.
     """
     started = time.perf_counter()
     sampling = replace(sampling, max_side=sampling.max_side or max(recipe.size))
-    video = sample_video(data, limits, sampling, check)
+    video = sample_video(data, limits, sampling, check, reserve)
     decode_step = StepReport("decode", video.description, time.perf_counter() - started)
-    images = [enhance(frame, recipe, check) for frame in video.frames]
+    max_filter_s = limits.max_filter_s / len(video.frames)
+    images = [enhance(frame, recipe, check, max_filter_s) for frame in video.frames]
     warnings = dict.fromkeys(warning for image in images for warning in image.warnings)
     return ProcessedVideo(
         np.stack([image.pixels for image in images]),

@@ -28,6 +28,7 @@ from preprocessing.header import (
     open_picture,
     orientation_of,
 )
+from preprocessing.memory import Reserve, estimate_picture
 from preprocessing.png import clean_png
 from preprocessing.resize import Size
 from raylens.core.errors import RaylensError
@@ -64,12 +65,16 @@ class Decoded:
 
 
 def decode(
-    data: bytes, limits: PictureLimits, required_size: Callable[[Size], Size] | None = None
+    data: bytes,
+    limits: PictureLimits,
+    required_size: Callable[[Size], Size] | None = None,
+    reserve: Reserve = lambda count: None,
 ) -> Decoded:
     """Decode the first frame of a picture file to 8-bit RGB, transparency composited onto white.
 
     ``required_size`` maps the upright size to the smallest size that suffices. A JPEG may then be
-    decoded at a half, a quarter or an eighth of its size. Raises ``PayloadTooLarge`` if a limit is
+    decoded at a half, a quarter or an eighth of its size. ``reserve`` is called with the bytes that
+    decoding takes; what it raises propagates. Raises ``PayloadTooLarge`` if a limit is
     exceeded, ``UnsupportedMedia`` if the format or the pixel mode is not supported, and
     ``InvalidRequest`` if the file is damaged or the picture is too small.
     """
@@ -78,6 +83,7 @@ def decode(
     data, warnings = clean_png(data)
     with open_picture(data) as picture:
         check_header(picture, data, limits)
+        reserve(estimate_picture(picture.format, *picture.size))
         try:
             description = f"{format_name(data)}, {picture.mode}"
             stored = _decode_jpeg(picture, data, required_size or _full_size)

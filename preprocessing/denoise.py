@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,8 +40,26 @@ _STRIP = 250_000
 """Pixels filtered at a time: a quarter of a second for the slowest filter."""
 
 
+class TooSlow(Exception):
+    """A filter would take longer than it may."""
+
+
+def estimate_seconds(pixels: int, settings: Denoise) -> float:
+    """Return what a filter takes for a number of pixels, on one core of a server."""
+    match settings.method:
+        case "nlm":
+            return 1.0e-6 * pixels
+        case "bilateral":
+            return 0.8e-9 * settings.diameter**2 * pixels
+        case "median":
+            return 1.0e-9 * pixels
+
+
 def denoise(
-    pixels: Pixels, settings: Denoise, check: Callable[[], None] = lambda: None
+    pixels: Pixels,
+    settings: Denoise,
+    check: Callable[[], None] = lambda: None,
+    max_seconds: float = math.inf,
 ) -> tuple[Pixels, str] | None:
     """Return (height, width, 3) pixels with less noise, and a description of the filter.
 
@@ -48,11 +67,20 @@ def denoise(
     of a second, and may raise to stop the work. Under ``auto`` the ``sigma_color`` of the
     bilateral filter is four times the measured noise, up to the configured value: the less noise,
     the less the filter changes.
+
+    Raises ``TooSlow`` if the filter would take more than ``max_seconds``.
     """
     is_auto = settings.enabled == "auto"
     noise = noise_level(pixels) if is_auto or settings.method == "nlm" else 0.0
     if is_auto and noise < NOISY:
         return None
+    height, width = pixels.shape[:2]
+    seconds = estimate_seconds(height * width, settings)
+    if seconds > max_seconds:
+        raise TooSlow(
+            f"{settings.method} of {width}×{height} pixels takes about {seconds:.0f} s;"
+            f" the limit is {max_seconds:g} s"
+        )
     match settings.method:
         case "bilateral":
             sigma_color = settings.sigma_color

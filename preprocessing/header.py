@@ -56,6 +56,8 @@ class PictureLimits:
     max_pixels: int
     min_side: int
     max_side: int
+    max_filter_s: float = 5.0
+    """What a filter may take, by estimate. A dearer one is skipped."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from preprocessing import denoise as noise
 from preprocessing.decode import decode
 from preprocessing.geometry import IDENTITY, Geometry, Matrix
 from preprocessing.header import PictureLimits
+from preprocessing.memory import Reserve
 from preprocessing.resize import Size, resize, target_size
 from raylens.core.errors import RaylensError
 from raylens.core.recipe import Recipe
@@ -23,8 +25,8 @@ from raylens.core.types import StepReport
 
 logger = logging.getLogger(__name__)
 
-_SENDER_ERRORS = (OSError, ImageCms.PyCMSError)
-"""Errors caused by the sender's data. Any other error is logged."""
+_SENDER_ERRORS = (OSError, ImageCms.PyCMSError, noise.TooSlow)
+"""Errors caused by the sender's data or recipe. Any other error is logged."""
 
 Pixels = NDArray[np.uint8]
 Enhancement = Callable[[Pixels], tuple[Pixels, str] | None]
@@ -48,45 +50,57 @@ class ProcessedImage:
 
 
 def run(
-    data: bytes, recipe: Recipe, limits: PictureLimits, check: Callable[[], None] = lambda: None
+    data: bytes,
+    recipe: Recipe,
+    limits: PictureLimits,
+    check: Callable[[], None] = lambda: None,
+    reserve: Reserve = lambda count: None,
 ) -> ProcessedImage:
     """Decode a picture file and apply ``recipe``.
 
     ``check`` is called between steps and often during slow ones. It may raise a ``RaylensError``
-    to stop the work; that error propagates. Raises what :func:`preprocessing.decode.decode`
-    raises. An enhancement that fails is skipped, and the warnings name it. They also hold the
-    reason if the sender's data caused the failure; otherwise the log does.
+    to stop the work; that error propagates. ``reserve`` waits for the memory that the picture
+    takes. Raises what :func:`preprocessing.decode.decode` raises.
+
+    An enhancement that fails, or would take too long, is skipped, and the warnings name it. They
+    also hold the reason if the sender's data or recipe caused it; otherwise the log does.
     """
     pipeline = _Pipeline(check)
-    pipeline.decode(data, recipe, limits)
+    pipeline.decode(data, recipe, limits, reserve)
     if recipe.smart_crop:
         pipeline.crop("smart_crop", crop.content_window)
         if not recipe.preserve_aspect_ratio:
             pipeline.crop("salient_window", lambda pixels: crop.salient_window(pixels, recipe.size))
-    return _finish(pipeline, recipe)
+    return _finish(pipeline, recipe, limits.max_filter_s)
 
 
 def enhance(
-    pixels: Pixels, recipe: Recipe, check: Callable[[], None] = lambda: None
+    pixels: Pixels,
+    recipe: Recipe,
+    check: Callable[[], None] = lambda: None,
+    max_filter_s: float = math.inf,
 ) -> ProcessedImage:
     """Apply ``recipe``, but for ``smart_crop``, to upright pixels. ``check`` is as in
-    :func:`run`."""
+    :func:`run`, and ``max_filter_s`` as in its limits."""
     pipeline = _Pipeline(check)
     height, width = pixels.shape[:2]
     pipeline.pixels = pixels
     pipeline.geometry = Geometry((width, height), (width, height), IDENTITY)
     pipeline.stored_size = (width, height)
-    return _finish(pipeline, recipe)
+    return _finish(pipeline, recipe, max_filter_s)
 
 
-def _finish(pipeline: _Pipeline, recipe: Recipe) -> ProcessedImage:
+def _finish(pipeline: _Pipeline, recipe: Recipe, max_filter_s: float) -> ProcessedImage:
     """Resize and enhance the pipeline's picture."""
     check = pipeline.check
     pipeline.resize(recipe)
     if pipeline.profile is not None:
         pipeline.enhance("color_profile", pipeline.convert_to_srgb)
     if recipe.denoise.enabled:
-        pipeline.enhance("denoise", lambda pixels: noise.denoise(pixels, recipe.denoise, check))
+        pipeline.enhance(
+            "denoise",
+            lambda pixels: noise.denoise(pixels, recipe.denoise, check, max_filter_s),
+        )
     if recipe.color_balance.enabled:
         pipeline.enhance(
             "color_balance", lambda pixels: color.balance(pixels, recipe.color_balance)
@@ -112,11 +126,11 @@ class _Pipeline:
     steps: list[StepReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def decode(self, data: bytes, recipe: Recipe, limits: PictureLimits) -> None:
+    def decode(self, data: bytes, recipe: Recipe, limits: PictureLimits, reserve: Reserve) -> None:
         started = self._start()
         # After a crop the rest is scaled up, so the required size is known only without one.
         required_size = None if recipe.smart_crop else lambda size: target_size(size, recipe)
-        decoded = decode(data, limits, required_size)
+        decoded = decode(data, limits, required_size, reserve)
         self.pixels = decoded.pixels
         self.geometry = decoded.geometry
         self.stored_size = decoded.stored_size

@@ -23,6 +23,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from preprocessing.formats import sniff_video
+from preprocessing.memory import Reserve
 from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError, UnsupportedMedia
 
 Pixels = NDArray[np.uint8]
@@ -33,6 +34,10 @@ MAX_ELEMENTS = 500_000
 """Boxes of an MP4 and elements of a WebM that are looked at."""
 MAX_LEVELS = 8
 MAX_ASPECT = 8.0
+FRAME_BYTES_PER_PIXEL = 6
+"""A sampled frame, and its copy among all of them."""
+DECODER_BYTES_PER_PIXEL = 32
+"""Sixteen frames of a decoder, and one on its way to RGB."""
 ONE_FRAME_S = 1.0
 """The length of a video of one frame, if the file doesn't say."""
 MAX_SHIFT_FRAMES = 4
@@ -57,6 +62,8 @@ class VideoLimits:
     """That are sampled."""
     max_sampled_pixels: int
     """Of all sampled frames together. Larger frames are shrunk."""
+    max_filter_s: float = 5.0
+    """What a filter may take for all frames together, by estimate. A dearer one is skipped."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +107,13 @@ def sample_video(
     limits: VideoLimits,
     sampling: Sampling,
     check: Callable[[], None] = lambda: None,
+    reserve: Reserve = lambda count: None,
 ) -> SampledVideo:
     """Decode an even number of frames, spread evenly from the first one to the last.
 
     ``check`` is called before each frame is decoded. It may raise a ``RaylensError`` to stop the
-    work; that error propagates. Raises ``PayloadTooLarge`` if a limit is exceeded,
+    work; that error propagates. ``reserve`` waits for the memory that the frames take. Raises
+    ``PayloadTooLarge`` if a limit is exceeded,
     ``UnsupportedMedia`` if the file is no video in a supported format, and ``InvalidRequest`` if it
     is damaged or cut off.
     """
@@ -128,6 +137,7 @@ def sample_video(
             if seconds > limits.max_seconds:
                 raise _over(f"{seconds:.0f} seconds", "seconds", limits.max_seconds, seconds)
             times = choose_times(packets.times, seconds, sampling, limits)
+            reserve(_estimate_memory(stream, len(times), limits))
         with closing(_open(data, container_format)) as container:
             stream = _find_stream(container)
             _be_strict(stream, limits)
@@ -151,6 +161,13 @@ def sample_video(
         seconds,
         f"{container_format}, {stream.codec_context.name}, {seconds:.2f} s, {len(frames)} frames",
     )
+
+
+def _estimate_memory(stream: VideoStream, count: int, limits: VideoLimits) -> int:
+    """Return the bytes that the sampled frames take, and those to which the decoder refers."""
+    pixels = stream.codec_context.width * stream.codec_context.height
+    sampled = min(count * pixels, limits.max_sampled_pixels)
+    return sampled * FRAME_BYTES_PER_PIXEL + pixels * DECODER_BYTES_PER_PIXEL
 
 
 def choose_times(

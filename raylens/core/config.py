@@ -85,6 +85,9 @@ class RequestLimits(Frozen):
     """POST requests that one replica of the ingress works on; more are refused as overloaded."""
     max_image_bytes: PositiveInt = 20 * 2**20
     max_image_pixels: PositiveInt = 64_000_000
+    max_filter_s: PositiveFloat = 5.0
+    """What the noise reduction of one request may take, by estimate. A dearer one is skipped, and
+    the answer's warnings say so."""
     min_image_side: PositiveInt = 4
     """Pixels."""
     max_image_side: PositiveInt = 16_384
@@ -533,6 +536,9 @@ class AppConfig(Frozen):
     """Names of this server beside localhost and its addresses: ``name.example.com``, all names of a
     domain (``*.example.com``), or ``*`` for any. A request for another name is refused."""
     preprocessor_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    preprocessor_memory: ByteSize = ByteSize(5 * 2**28)
+    """Of one replica, for the pictures and videos in its threads. Those that don't fit beside the
+    others wait; those that would take more than all of it are refused."""
     vram_threshold: Annotated[float, Field(gt=0, le=1)] | None = 0.85
     """Fraction of a replica's share of a GPU, without its KV cache, above which unused memory is
     given back and caches are shrunk; null never does it."""

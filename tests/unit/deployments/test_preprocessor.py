@@ -22,7 +22,11 @@ from testing.pictures import encode_picture, gradient, random_pixels
 from testing.videos import encode_video
 
 CONFIG = AppConfig.model_validate(
-    {"models": [{"name": "a", "family": "smolvlm"}], "preprocessor_threads": 1}
+    {
+        "models": [{"name": "a", "family": "smolvlm"}],
+        "preprocessor_threads": 1,
+        "limits": {"max_filter_s": 60},
+    }
 )
 FAR_DEADLINE = time.time() + 600
 SMALL = PictureFile(encode_picture(gradient(20, 20)), "file")
