@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from deployments.graph import Graph
@@ -27,6 +28,7 @@ class HttpApplication:
         self, config: AppConfig, preprocessor: DeploymentHandle, models: dict[str, DeploymentHandle]
     ) -> None:
         bind_to_loopback()
+        config.check_reach(_listening_host())
         configure_logging(config.log_level)
         self._config = config
         self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
@@ -52,6 +54,11 @@ class HttpApplication:
             check_media=check_media,
             echo_request_id=False,
         )
+
+
+def _listening_host() -> str:
+    """Return the address on which Serve's proxies listen."""
+    return _get_global_client().http_config.host or ""
 
 
 @serve.ingress()

@@ -119,9 +119,14 @@ class JobQueueClient(JobService):
         return await self._call("read_file_part", file_id, number, wait_s=wait_s)
 
     async def list_files(
-        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+        self,
+        purpose: str | None,
+        limit: int,
+        after_id: str | None,
+        newest_first: bool,
+        owner: str | None = None,
     ) -> list[StoredFile]:
-        return await self._call("list_files", purpose, limit, after_id, newest_first)
+        return await self._call("list_files", purpose, limit, after_id, newest_first, owner)
 
     async def remove_file(self, file_id: str) -> None:
         await self._call("remove_file", file_id)

@@ -83,8 +83,10 @@ class JobQueueActor:
         models = {model.name: get_handle(model.name) for model in config.models}
         graph = Graph(config, application, get_handle("Preprocessor"), models)
 
+        open_config = config.model_copy(update={"auth": "none"})  # the batch had a key
+
         def make_transport() -> httpx.AsyncBaseTransport:
-            app = create_app(BackgroundService(graph), config)
+            app = create_app(BackgroundService(graph), open_config)
             return httpx.ASGITransport(app, raise_app_exceptions=False)
 
         batch_job = OpenAIBatchJob(make_transport, config)

@@ -18,9 +18,13 @@ ENVIRONMENT = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # Limits on connections and headers, which the proxy doesn't have by itself.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http_protocol:install",
-    # All of Ray listens on 127.0.0.1, and no other machine can join. The token guards these ports
-    # from other users of this machine.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray's own ports need a token.
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+ONE_MACHINE = {
+    # All of Ray listens on 127.0.0.1, so no other machine can join. Its ports must not be reached:
+    # some of them can be made to end the server without a token.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+"""What a server adds that will never be part of a cluster."""

@@ -25,6 +25,7 @@ from raylens.api import (
 )
 from raylens.api import jobs as job_routes
 from raylens.api import pipelines as pipeline_routes
+from raylens.api.auth import JOB_PATHS, AuthMiddleware
 from raylens.api.context import CheckMedia, Context
 from raylens.api.docs import add_pages
 from raylens.api.errors import add_error_handlers
@@ -36,17 +37,17 @@ from raylens.api.middleware import (
     RequestIdMiddleware,
 )
 from raylens.api.origins import LOCALHOST, OriginMiddleware, allows
+from raylens.api.own_jobs import OwnJobs
 from raylens.api.request_body import BodyReader
 from raylens.core.catalog import Catalog
-from raylens.core.config import AppConfig
+from raylens.core.config import AppConfig, AuthConfig
 from raylens.core.ports import VisionService
+from raylens.jobs.feed import JobFeed
 from raylens.jobs.ports import JobService
 from raylens.net.fetcher import Fetcher
 from raylens.net.lookup import LookUp, look_up
 from raylens.net.media_root import MediaRoot
 
-QUEUE_PATHS = ("/api/v1/jobs", "/caption/", files.PATH, batches.PATH)
-"""Paths of requests that wait for the job queue."""
 DIALECTS = (
     openai,
     responses,
@@ -79,7 +80,8 @@ def create_app(
     ``pipelines`` remembers the pipelines that clients have loaded; the default is this process.
     ``check_media`` checks the header of each picture and video of a job, and ``look_up`` finds the
     addresses of the hosts of webhooks and downloads. ``echo_request_id`` puts the request's id into
-    the answer's headers. Turn it off behind a proxy that does the same.
+    the answer's headers. Turn it off behind a proxy that does the same. Raises ``ValueError`` if
+    the configuration's keys can't be read.
     """
     app = FastAPI(
         title="raylens",
@@ -96,10 +98,12 @@ def create_app(
     app.include_router(pipeline_routes.router(context, defaults))
     if jobs is not None:
         reader = JobReader(context, look_up)
-        app.include_router(job_routes.router(reader, jobs, config.jobs))
-        app.include_router(caption_jobs.router(reader, jobs))
-        app.include_router(files.router(jobs, config.jobs))
-        app.include_router(batches.router(jobs, config))
+        own_jobs = OwnJobs(jobs)
+        feed = JobFeed(jobs, config.jobs.max_event_streams)
+        app.include_router(job_routes.router(reader, own_jobs, feed))
+        app.include_router(caption_jobs.router(reader, own_jobs))
+        app.include_router(files.router(own_jobs, config.jobs))
+        app.include_router(batches.router(own_jobs, config))
     add_pages(app)
     add_error_handlers(app)
     uploads = {files.PATH: config.jobs.max_file_bytes + MULTIPART_BYTES}
@@ -110,8 +114,10 @@ def create_app(
         limit=config.limits.max_in_flight,
         max_queue_writes=config.jobs.max_requests,
         max_queue_reads=config.jobs.max_reads,
-        queue_paths=QUEUE_PATHS,
+        queue_paths=JOB_PATHS,
     )
+    if isinstance(config.auth, AuthConfig):
+        app.add_middleware(AuthMiddleware, keys=config.auth.key_ring())
     app.add_middleware(
         OriginMiddleware,
         allowed_hosts=config.allowed_hosts,

@@ -19,10 +19,9 @@ from raylens.api.job_json import (
     parse_fields,
 )
 from raylens.api.job_request import JobReader, JobRequest
-from raylens.core.config import JobsConfig
 from raylens.core.errors import InvalidRequest, UnknownJob
 from raylens.jobs.feed import JobFeed
-from raylens.jobs.job import Job, JobState
+from raylens.jobs.job import Job, JobState, unknown_job
 from raylens.jobs.ports import JobService
 from raylens.jobs.store import JobQuery
 
@@ -35,10 +34,9 @@ KEEPALIVE_S = 15.0
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def router(reader: JobReader, jobs: JobService, config: JobsConfig) -> APIRouter:
+def router(reader: JobReader, jobs: JobService, feed: JobFeed) -> APIRouter:
     """Return the dialect's routes."""
     routes = APIRouter(prefix=PATH, tags=["Jobs"])
-    feed = JobFeed(jobs, config.max_event_streams)
 
     @routes.post("", status_code=202, summary="Submit a job")
     async def submit(body: JobRequest, http: Request) -> JSONResponse:
@@ -52,7 +50,9 @@ def router(reader: JobReader, jobs: JobService, config: JobsConfig) -> APIRouter
         summary="Stream a job's state and progress as server-sent events until it ends",
     )
     async def events(job_id: str) -> Any:
-        return await sse.stream(_events(feed, check_job_id(job_id)))
+        if not await jobs.get_many([check_job_id(job_id)], ()):
+            raise unknown_job(job_id)
+        return await sse.stream(_events(feed, job_id))
 
     _add_listing(routes, jobs)
     _add_job_routes(routes, jobs)
@@ -134,7 +134,7 @@ def check_job_id(job_id: str) -> str:
     No job has an id of another form: raises ``UnknownJob`` without a look-up.
     """
     if not _JOB_ID.fullmatch(job_id):
-        raise UnknownJob(f"job_id: unknown job {job_id[:64]!r}", "job_id")
+        raise unknown_job(job_id)
     return job_id
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -21,6 +22,8 @@ Job = dict[str, Any]
 
 PATH = "/api/v1/jobs"
 DEFAULT_SERVER = "http://127.0.0.1:8000"
+KEY_VARIABLE = "RAYLENS_API_KEY"
+"""The environment variable with the API key. On the command line, other users could see it."""
 SUCCEEDED = "succeeded"
 FAILED = "failed"
 CANCELED = "canceled"
@@ -67,6 +70,8 @@ class Client:
     ``patience_s``: how long a failing request is retried. ``waits_while_busy``: wait without limit
     if the server is only busy (429, 503, 507). ``notify`` receives a message about each reason to
     wait, once. ``sleep`` waits for a number of seconds. All methods raise ``ClientError``.
+
+    The API key comes from the environment variable ``RAYLENS_API_KEY``.
     """
 
     def __init__(
@@ -86,9 +91,14 @@ class Client:
         self.last_response_at = 0.0
         self._notify = notify
         self._notified_reasons: set[str] = set()
+        key = os.environ.get(KEY_VARIABLE)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._http = httpx.AsyncClient(
-            base_url=server, timeout=TIMEOUT, limits=limits, transport=transport
+            base_url=server,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=TIMEOUT,
+            limits=limits,
+            transport=transport,
         )
 
     async def __aenter__(self) -> Self:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from raylens.core.config import AppConfig
+from raylens.core.config import AppConfig, AuthConfig
 from raylens.core.environment import VariableError, load_config
 from raylens.core.validation import explain
 
@@ -63,14 +63,16 @@ def check_config_file(path: Path) -> Endpoint:
     ]
     if not applications:
         raise ConfigError(f"applications: expected at least one with the import_path {IMPORT_PATH}")
+    options = config.get("http_options") or {}
+    host = str(options.get("host", "127.0.0.1"))
     for application in applications:
         app = _load_application(application.get("args") or {})
+        _check_access(app, host)
         _check_deployment_names(application.get("deployments") or (), app)
         _check_job_queue(app)
-    options = config.get("http_options") or {}
     prefix = applications[0].get("route_prefix", "/")
     return Endpoint(
-        str(options.get("host", "127.0.0.1")),
+        host,
         int(options.get("port", 8000)),
         str(prefix or "").rstrip("/"),
     )
@@ -111,6 +113,15 @@ def _load_application(args: dict[str, Any]) -> AppConfig:
     for note in notes:
         print(f"raylens: {note}", file=sys.stderr)
     return config
+
+
+def _check_access(app: AppConfig, host: str) -> None:
+    try:
+        app.check_reach(host)
+        if isinstance(app.auth, AuthConfig):
+            app.auth.key_ring()
+    except ValueError as error:
+        raise ConfigError(f"args.{error}") from None
 
 
 def _check_deployment_names(deployments: Iterable[dict[str, Any]], app: AppConfig) -> None:

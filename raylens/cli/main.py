@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from raylens import __version__
-from raylens.cli import jobs
+from raylens.cli import jobs, keys
 from raylens.cli.annotate_commands import add_commands
 from raylens.cli.config_file import ConfigError, EnvironmentVariableError, check_config_file
 from raylens.cli.run import Server
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="key")
 console = Console(stderr=True, highlight=False)
 
 

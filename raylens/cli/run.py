@@ -19,7 +19,7 @@ from typing import IO
 
 import httpx
 
-from deployments.ray_environment import ENVIRONMENT, RUN_MARK
+from deployments.ray_environment import ENVIRONMENT, ONE_MACHINE, RUN_MARK
 from raylens.cli.config_file import Endpoint
 from raylens.cli.processes import wait_for_exit
 
@@ -88,7 +88,7 @@ class Server:
         reader, writer = os.pipe()
         process = subprocess.Popen(
             [sys.executable, "-m", "deployments.local", str(self._config), str(writer)],
-            env={**ENVIRONMENT, **os.environ, RUN_MARK: self._mark},
+            env={**ENVIRONMENT, **ONE_MACHINE, **os.environ, RUN_MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             pass_fds=[writer],

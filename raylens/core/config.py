@@ -7,6 +7,7 @@ environment variables set.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -27,6 +28,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raylens.core.errors import InvalidRequest
 from raylens.core.families import FamilySettings, RuntimeName, families, family_named
+from raylens.core.keys import (
+    DEFAULT_SCOPES,
+    ApiKey,
+    KeyRing,
+    Scope,
+    explain_key,
+    read_keys_file,
+)
 from raylens.core.recipe import BUNDLED, DEFAULT, Recipe, choose
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
@@ -53,6 +62,13 @@ AddressOrName = Annotated[str, AfterValidator(_check_address_or_name)]
 
 
 HostPattern = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?)$")]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 class Frozen(BaseModel):
@@ -361,6 +377,41 @@ class WebhooksConfig(Frozen):
     """Part of the deliveries' User-Agent."""
 
 
+class ApiKeyConfig(Frozen):
+    """One key. ``raylens key new NAME`` makes it, and prints this entry."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@-]{0,63}$")]
+    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] = DEFAULT_SCOPES
+    """``infer``, ``jobs`` (with files and batches), and ``admin``."""
+
+    def to_key(self) -> ApiKey:
+        return ApiKey(self.name, self.hash, frozenset(self.scopes))
+
+
+class AuthConfig(Frozen):
+    """The keys that requests need."""
+
+    keys: tuple[ApiKeyConfig, ...] = ()
+    keys_file: Path | None = None
+    """A YAML file with more of them under ``keys``. Every node with a replica of the ingress needs
+    it."""
+
+    def key_ring(self) -> KeyRing:
+        """Return all keys. Raises ``ValueError`` if there are none, or if the file is invalid."""
+        keys = [entry.to_key() for entry in self.keys]
+        if self.keys_file is not None:
+            for number, entry in enumerate(read_keys_file(self.keys_file)):
+                try:
+                    keys.append(ApiKeyConfig.model_validate(entry).to_key())
+                except ValidationError as error:
+                    message = f"{self.keys_file}: keys.{number}.{explain_key(error)}"
+                    raise ValueError(message) from None
+        if not keys:
+            raise ValueError("auth: expected keys or a keys_file with at least one key")
+        return KeyRing(keys)
+
+
 class FetchConfig(Frozen):
     """Downloads of pictures and videos whose web addresses a request contains."""
 
@@ -530,6 +581,9 @@ class AppConfig(Frozen):
     media_root: Path | None = None
     """The folder whose pictures and videos requests may name by path, or as ``file://`` URLs; unset
     allows no paths. Every node with a replica of the ingress needs it."""
+    auth: AuthConfig | Literal["none"] | None = None
+    """Who may send requests. Unset means everybody, but only on a loopback address: a server that
+    other machines can reach needs keys, or ``none`` spelled out."""
     cors_origins: tuple[str, ...] | None = None
     """Origins of the web pages that may use this server; unset allows every port of localhost."""
     allowed_hosts: tuple[HostPattern, ...] = ()
@@ -584,6 +638,15 @@ class AppConfig(Frozen):
                     f" {limit:g}"
                 )
         return self
+
+    def check_reach(self, host: str) -> None:
+        """Raise ``ValueError`` if other machines reach ``host``, on which the server listens, and
+        nothing says who may send requests."""
+        if self.auth is None and not _is_loopback(host):
+            raise ValueError(
+                f"auth: other machines can reach this server at {host or 'every address'}; list"
+                " the keys of those who may use it (raylens key new NAME), or write auth: none"
+            )
 
     def named_recipes(self) -> dict[str, Recipe]:
         """Return all recipes that a request may name."""

@@ -5,6 +5,7 @@
     RaylensError            500  transient
       InvalidRequest        400  permanent  (422 in dialects of our own)
         UnsupportedTask     400  permanent
+      Unauthorized          401  permanent
       PermissionDenied      403  permanent
       RequestTimeout        408  transient
       UnknownModel          404  permanent
@@ -98,6 +99,14 @@ class UnsupportedTask(InvalidRequest):
     """The model can't do this task, or no model can."""
 
     code = "unsupported_task"
+
+
+class Unauthorized(RaylensError):
+    """The request has no key, or an unknown one."""
+
+    code = "invalid_api_key"
+    http_status = 401
+    failure_class = FailureClass.PERMANENT
 
 
 class PermissionDenied(RaylensError):

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
-from raylens.core.errors import FailureClass, Overloaded, UnknownJob
-from raylens.jobs.job import Job
+from raylens.core.errors import FailureClass, Overloaded
+from raylens.jobs.job import Job, unknown_job
 from raylens.jobs.ports import JobService
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class JobFeed:
         try:
             job: Job | None = (await self._jobs.get_many([job_id], _SHOWN)).get(job_id)
             if job is None:
-                raise UnknownJob(f"job_id: unknown job {job_id[:64]!r}", "job_id")
+                raise unknown_job(job_id)
             watcher = _Watcher(job)
             self._add(job_id, watcher)
             while job is not None:

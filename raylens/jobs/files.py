@@ -29,6 +29,8 @@ class StoredFile:
     expires_at: float
     size: int = 0
     """Bytes of all parts."""
+    owner: str = ""
+    """The name of the API key that it belongs to; empty without keys."""
 
 
 def unknown_file(file_id: str) -> UnknownFile:

@@ -16,6 +16,8 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from raylens.core.errors import UnknownJob
+
 PRIORITY_STEP_S = 60.0
 """Head start in the queue that each priority level gives a job, in seconds.
 
@@ -115,6 +117,8 @@ class Job:
     blobs: tuple[str, ...] = ()
     """SHA-256 digests of the blobs that ``input`` refers to."""
     webhook: Webhook | None = None
+    owner: str = ""
+    """The name of the API key that submitted it; empty without keys."""
     idempotency_key: str | None = None
     digest: str = ""
     """SHA-256 of the whole submit request.
@@ -146,6 +150,10 @@ class Job:
         if self.started_at is None or self.finished_at is None:
             return None
         return self.finished_at - self.started_at
+
+
+def unknown_job(job_id: str) -> UnknownJob:
+    return UnknownJob(f"job_id: unknown job {job_id[:64]!r}", "job_id")
 
 
 class DeliveryState(StrEnum):

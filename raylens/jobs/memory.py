@@ -78,6 +78,7 @@ class MemoryStore(JobStore):
             if (not query.states or job.state in query.states)
             and query.type in (None, job.type)
             and (query.before_id is None or job.id < query.before_id)
+            and query.owner in (None, job.owner)
         )
         return [_without(job, query.bulky_fields) for job in islice(matches, query.limit)]
 
@@ -348,7 +349,12 @@ class MemoryStore(JobStore):
         return list(self._parts.get(file_id, ()))
 
     async def list_files(
-        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+        self,
+        purpose: str | None,
+        limit: int,
+        after_id: str | None,
+        newest_first: bool,
+        owner: str | None = None,
     ) -> list[StoredFile]:
         files = sorted(self._files.values(), key=lambda file: file.id, reverse=newest_first)
 
@@ -357,7 +363,13 @@ class MemoryStore(JobStore):
                 return True
             return file_id < after_id if newest_first else file_id > after_id
 
-        matches = (file for file in files if purpose in (None, file.purpose) and is_behind(file.id))
+        matches = (
+            file
+            for file in files
+            if purpose in (None, file.purpose)
+            and owner in (None, file.owner)
+            and is_behind(file.id)
+        )
         return list(islice(matches, limit))
 
     async def remove_file(self, file_id: str) -> bool:

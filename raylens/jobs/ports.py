@@ -110,9 +110,15 @@ class JobService(Protocol):
         ...
 
     async def list_files(
-        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+        self,
+        purpose: str | None,
+        limit: int,
+        after_id: str | None,
+        newest_first: bool,
+        owner: str | None = None,
     ) -> list[StoredFile]:
-        """Return at most ``limit`` files in order of creation. ``purpose`` may be None for any."""
+        """Return at most ``limit`` files in order of creation. ``purpose`` and ``owner`` may be
+        None for any."""
         ...
 
     async def remove_file(self, file_id: str) -> None:

@@ -35,6 +35,7 @@ from raylens.jobs.job import (
     Stats,
     shift_delivery_times,
     shift_times,
+    unknown_job,
 )
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.picture_storage import PictureStorage
@@ -293,10 +294,15 @@ class JobQueue(JobService):
                 raise UnknownFile(message, "file_id") from None
 
     async def list_files(
-        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+        self,
+        purpose: str | None,
+        limit: int,
+        after_id: str | None,
+        newest_first: bool,
+        owner: str | None = None,
     ) -> list[StoredFile]:
         async with self._time_limit():
-            files = await self._store.list_files(purpose, limit, after_id, newest_first)
+            files = await self._store.list_files(purpose, limit, after_id, newest_first, owner)
         return [self._file_for_callers(file) for file in files]
 
     async def remove_file(self, file_id: str) -> None:
@@ -393,5 +399,5 @@ def _require_file(file: StoredFile | None, file_id: str) -> StoredFile:
 
 def _require(job: Job | None, job_id: str) -> Job:
     if job is None:
-        raise UnknownJob(f"job_id: unknown job {job_id[:64]!r}", "job_id")
+        raise unknown_job(job_id)
     return job

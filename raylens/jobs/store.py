@@ -79,6 +79,8 @@ class JobQuery:
     type: str | None = None
     before_id: str | None = None
     """Only jobs older than this one."""
+    owner: str | None = None
+    """None means anybody's."""
     bulky_fields: Collection[str] = BULKY_FIELDS
     """Which of :data:`BULKY_FIELDS` to read. The others are empty."""
 
@@ -314,12 +316,17 @@ class JobStore(Protocol):
         ...
 
     async def list_files(
-        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+        self,
+        purpose: str | None,
+        limit: int,
+        after_id: str | None,
+        newest_first: bool,
+        owner: str | None = None,
     ) -> list[StoredFile]:
         """Return at most ``limit`` files in order of their ids.
 
-        ``purpose`` may be None for any. With an ``after_id``, only files behind that one in the
-        order are returned.
+        ``purpose`` and ``owner`` may be None for any. With an ``after_id``, only files behind that
+        one in the order are returned.
         """
         ...
 

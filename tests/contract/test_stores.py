@@ -196,6 +196,13 @@ class TestListing:
         assert [job.id for job in canceled] == [jobs[1].id]
         assert len(await store.list_jobs(JobQuery(10, [JobState.CANCELED, JobState.QUEUED]))) == 3
 
+    async def test_a_page_can_be_limited_to_an_owner(self, store: JobStore) -> None:
+        jobs = [make_job(owner=name) for name in ("ann", "bob", "")]
+        await add_all(store, *jobs)
+        listed = await store.list_jobs(JobQuery(9, owner="ann"))
+        assert [(job.id, job.owner) for job in listed] == [(jobs[0].id, "ann")]
+        assert len(await store.list_jobs(JobQuery(9))) == 3
+
     async def test_counts_and_durations(self, store: JobStore) -> None:
         await add_all(store, *(make_job() for _ in range(4)))
         claimed = await store.claim(3, NOW, start_at())
@@ -698,6 +705,9 @@ class TestFiles:
         assert await ids(None, 9, "f3", True) == ["f2", "f1", "f0"]
         assert await ids("batch", 9, None, False) == ["f0", "f1", "f2", "f4"]
         assert await ids("batch", 9, "f1", False) == ["f2", "f4"]
+        await store.add_file(replace(make_file("g"), owner="ann"), ["a" * 64])
+        assert await ids(None, 9, None, False, "ann") == ["g"]
+        assert "g" in await ids(None, 9, None, False)
 
     async def test_the_blobs_of_a_file_stay_as_long_as_it_does(self, store: JobStore) -> None:
         await touch(store, NOW, "a" * 64, "b" * 64)

@@ -74,12 +74,19 @@ def select_parts(db: sa.Connection, file_id: str) -> list[str]:
 
 
 def list_files(
-    db: sa.Connection, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+    db: sa.Connection,
+    purpose: str | None,
+    limit: int,
+    after_id: str | None,
+    newest_first: bool,
+    owner: str | None,
 ) -> list[StoredFile]:
     query = sa.select(files).limit(limit)
     query = query.order_by(files.c.id.desc() if newest_first else files.c.id)
     if purpose is not None:
         query = query.where(files.c.purpose == purpose)
+    if owner is not None:
+        query = query.where(files.c.owner == owner)
     if after_id is not None:
         query = query.where(files.c.id < after_id if newest_first else files.c.id > after_id)
     return _select(db, query)

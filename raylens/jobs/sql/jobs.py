@@ -94,6 +94,8 @@ def list_jobs(db: sa.Connection, query: JobQuery) -> list[Job]:
         # A literal, so that a partial index of the type can be used.
         type_literal = sa.literal(query.type, literal_execute=True)
         statement = statement.where(jobs.c.type == type_literal)
+    if query.owner is not None:
+        statement = statement.where(jobs.c.owner == query.owner)
     if query.before_id is not None:
         statement = statement.where(jobs.c.id < query.before_id)
     return select_jobs(db, statement)

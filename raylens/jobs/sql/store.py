@@ -250,10 +250,15 @@ class SqlStore(JobStore):
         return await self._read(partial(file_statements.select_parts, file_id=file_id))
 
     async def list_files(
-        self, purpose: str | None, limit: int, after_id: str | None, newest_first: bool
+        self,
+        purpose: str | None,
+        limit: int,
+        after_id: str | None,
+        newest_first: bool,
+        owner: str | None = None,
     ) -> list[StoredFile]:
         return await self._read(
-            lambda db: file_statements.list_files(db, purpose, limit, after_id, newest_first)
+            lambda db: file_statements.list_files(db, purpose, limit, after_id, newest_first, owner)
         )
 
     async def remove_file(self, file_id: str) -> bool:

@@ -60,11 +60,13 @@ jobs = Table(
     Column("model", String(128), nullable=False),
     Column("capacity_failures", Integer, nullable=False),
     Column("pictures_removed", Boolean, nullable=False),
+    Column("owner", String(64), nullable=False),
 )
 is_queued = jobs.c.state == literal_column("'queued'")
 """The condition of a partial index, which a database uses only if a query repeats it."""
 is_batch = jobs.c.type == literal_column("'openai_batch'")
 Index("jobs_by_state", jobs.c.state, jobs.c.id)
+Index("jobs_by_owner", jobs.c.owner, jobs.c.id)
 Index("jobs_by_deadline", jobs.c.deadline, sqlite_where=is_queued, postgresql_where=is_queued)
 Index("batches", jobs.c.id, sqlite_where=is_batch, postgresql_where=is_batch)
 Index("jobs_by_rank", jobs.c.state, jobs.c.rank, jobs.c.id)
@@ -121,6 +123,7 @@ files = Table(
     Column("created_at", Float(53), nullable=False),
     Column("expires_at", Float(53), nullable=False),
     Column("size", BigInteger, nullable=False),
+    Column("owner", String(64), nullable=False),
 )
 file_parts = Table(
     "file_parts",

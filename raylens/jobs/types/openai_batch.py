@@ -108,7 +108,7 @@ class OpenAIBatchJob(JobType):
     async def run(self, job_input: OpenAIBatchInput, context: JobContext) -> dict[str, Any]:
         if self._client is None:
             transport = self._make_transport()
-            self._client = httpx.AsyncClient(transport=transport, base_url="http://batch")
+            self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
         return await _BatchAttempt(job_input, context, self._client, self._config).run()
 
 
@@ -339,7 +339,9 @@ class _ResultFile:
         now = self._job.created_at
         filename = f"batch_{self._job.id.replace('-', '')}_{self._name}.jsonl"
         expires_at = self._job.deadline + config.result_ttl_s
-        return StoredFile(self._file_id, filename, f"batch_{self._name}", now, expires_at)
+        owner = self._job.owner
+        purpose = f"batch_{self._name}"
+        return StoredFile(self._file_id, filename, purpose, now, expires_at, owner=owner)
 
 
 def _message_of(response: httpx.Response) -> str:

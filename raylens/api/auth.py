@@ -1,0 +1,104 @@
+"""Requires a key for every request, if the server has keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from raylens.api import batches, files
+from raylens.api.docs import ASSETS
+from raylens.api.errors import error_response
+from raylens.api.origins import PROBES
+from raylens.api.paths import route_path
+from raylens.core.errors import PermissionDenied, RaylensError, Unauthorized
+from raylens.core.keys import ApiKey, KeyRing, current_key
+from raylens.core.keys import Scope as KeyScope
+
+KEY_HEADERS = ("x-moondream-auth", "x-api-key")
+"""Headers that hold a key, beside ``Authorization: Bearer``."""
+SUBPROTOCOL = "raylens-key."
+"""Beginning of the WebSocket subprotocol that holds a key: browsers can't send headers there."""
+OPEN_PATHS = PROBES | {"/", "/docs", "/redoc", "/openapi.json"}
+"""Paths that need no key: probes, and pages that hold no data."""
+JOB_PATHS = ("/api/v1/jobs", "/caption/", files.PATH, batches.PATH)
+"""Paths of requests that wait for the job queue."""
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+class AuthMiddleware:
+    """Refuses requests without a key of ``keys``, or with one whose scopes don't include theirs.
+
+    The key is :data:`raylens.core.keys.current_key` for what the request calls.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or is_open(scope):
+            await self._app(scope, receive, send)
+            return
+        try:
+            key = self._identify(scope)
+            required = required_scope(scope.get("method", "GET"), route_path(scope))
+            if required not in key.scopes:
+                raise PermissionDenied(
+                    f"the key {key.name!r} may not do this: it lacks the scope {required}"
+                )
+        except RaylensError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        current_key.set(key)
+        await self._app(scope, receive, send)
+
+    def _identify(self, scope: Scope) -> ApiKey:
+        presented = [key for key in _presented_keys(Headers(scope=scope)) if key]
+        for candidate in presented:
+            if (key := self._keys.find(candidate)) is not None:
+                return key
+        problem = "unknown key" if presented else "missing key"
+        raise Unauthorized(
+            f"Authorization: {problem}; expected 'Authorization: Bearer KEY', or the key in"
+            " X-API-Key or X-Moondream-Auth",
+            "Authorization",
+        )
+
+
+def is_open(scope: Scope) -> bool:
+    """Whether a request needs no key."""
+    path = route_path(scope)
+    return scope["type"] == "http" and (path in OPEN_PATHS or path.startswith(f"{ASSETS}/"))
+
+
+def required_scope(method: str, path: str) -> KeyScope:
+    """Return the scope that a request needs."""
+    if path.startswith(JOB_PATHS):
+        return KeyScope.JOBS
+    is_change = method not in _SAFE_METHODS
+    if path == "/clear_vram" or (path.startswith("/api/v1/plugins") and is_change):
+        return KeyScope.ADMIN
+    return KeyScope.INFER
+
+
+def _presented_keys(headers: Headers) -> Iterator[str]:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        yield key.strip()
+    for name in KEY_HEADERS:
+        yield headers.get(name, "").strip()
+    for protocol in headers.get("sec-websocket-protocol", "").split(","):
+        if protocol.strip().startswith(SUBPROTOCOL):
+            yield protocol.strip().removeprefix(SUBPROTOCOL)
+
+
+async def _refuse(error: RaylensError, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": error.message[:123]})
+        return
+    response = error_response(route_path(scope), error)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    await response(scope, receive, send)
