@@ -80,7 +80,7 @@ def _bind_vision_model(model: ModelConfig, config: AppConfig) -> Application:
     if model.runtime in ("openai", "cloud"):
         options["ray_actor_options"] = {"num_cpus": REMOTE_MODEL_CPUS}
     deployment = serve.deployment(VisionModel).options(name=model.name, **options)
-    return deployment.bind(model, config.log_level, config.vram_threshold)
+    return deployment.bind(model, config.log_settings, config.vram_threshold)
 
 
 def job_queue_actor_config(config: AppConfig, args: dict[str, Any]) -> DeploymentActorConfig:

@@ -29,7 +29,7 @@ class HttpApplication:
     ) -> None:
         bind_to_loopback()
         config.check_reach(_listening_host())
-        configure_logging(config.log_level)
+        configure_logging(config.log_settings, "ingress")
         self._config = config
         self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
         self._jobs = JobQueueClient(config.jobs.queue_timeout_s) if config.jobs.enabled else None

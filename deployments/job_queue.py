@@ -73,7 +73,7 @@ class JobQueueActor:
         from raylens.jobs.types.openai_batch import OpenAIBatchJob
 
         config, _ = load_config(args)
-        configure_logging(config.log_level)
+        configure_logging(config.log_settings, "jobs")
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         application = serve.get_deployment_actor_context().app_name
 

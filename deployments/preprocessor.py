@@ -36,7 +36,7 @@ class Preprocessor:
 
     def __init__(self, config: AppConfig, metrics: PreprocessorMetrics | None = None) -> None:
         bind_to_loopback()
-        configure_logging(config.log_level)
+        configure_logging(config.log_settings, "preprocessor")
         self._limits = picture_limits(config.limits)
         self._video_limits = video_limits(config.limits)
         # Several pictures in parallel use the cores better than several threads on one picture.

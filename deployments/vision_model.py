@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -19,7 +20,7 @@ from preprocessing.coordinates import in_original, in_processed
 from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import ModelConfig
 from raylens.core.errors import DeadlineExceeded, RaylensError, picture_field, picture_index
-from raylens.core.logs import configure_logging, current_request_id
+from raylens.core.logs import LogSettings, configure_logging, current_request_id
 from raylens.core.types import Delta, MemoryUsage, ModelInfo, VisionRequest
 from raylens.engine.metrics import EngineMetrics
 
@@ -34,10 +35,10 @@ class VisionModel:
     """Creates the model's runtime, and streams deltas from it."""
 
     def __init__(
-        self, config: ModelConfig, log_level: str, vram_threshold: float | None = None
+        self, config: ModelConfig, logs: LogSettings, vram_threshold: float | None = None
     ) -> None:
         bind_to_loopback()
-        configure_logging(log_level)
+        configure_logging(logs, re.sub(r"[^\w.-]", "_", config.name))
         self._config = config
         started = time.monotonic()
         self._metrics = PrometheusEngineMetrics(config.name)

@@ -50,9 +50,9 @@ TOLERANCE = 2
 
 @dataclass(frozen=True)
 class TrainingSettings(trainer.TrainingSettings):
-    first_mix: tuple[int, int] = (40, 16)
-    last_mix: tuple[int, int] = (40, 40)
-    videos_per_step: int = 18
+    first_mix: tuple[int, int] = (24, 24)
+    last_mix: tuple[int, int] = (24, 40)
+    videos_per_step: int = 32
     target_std: float = 1.0
     """Standard deviation of the target of a coordinate, in pixels."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -25,6 +25,7 @@ from raylens.api import (
 )
 from raylens.api import jobs as job_routes
 from raylens.api import pipelines as pipeline_routes
+from raylens.api.access_log import AccessLogMiddleware, RecordedService
 from raylens.api.auth import JOB_PATHS, AuthMiddleware
 from raylens.api.context import CheckMedia, Context
 from raylens.api.docs import add_pages
@@ -91,7 +92,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    context = Context(service, config, Catalog(config), _media(config, look_up), check_media)
+    recorded = cast(VisionService, RecordedService(service))
+    context = Context(recorded, config, Catalog(config), _media(config, look_up), check_media)
     for dialect in DIALECTS:
         app.include_router(dialect.router(context))
     defaults = pipelines or pipeline_routes.LocalDefaults()
@@ -123,6 +125,7 @@ def create_app(
         allowed_hosts=config.allowed_hosts,
         is_allowed_origin=allows(config.cors_origins),
     )
+    app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware, echo=echo_request_id)
     app.add_middleware(CORSMiddleware, **_cors_options(config))
     return app

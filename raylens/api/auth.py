@@ -8,6 +8,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raylens.api import batches, files
+from raylens.api.access_log import note_key
 from raylens.api.docs import ASSETS
 from raylens.api.errors import error_response
 from raylens.api.origins import PROBES
@@ -52,6 +53,7 @@ class AuthMiddleware:
             await _refuse(error, scope, receive, send)
             return
         current_key.set(key)
+        note_key(key)
         await self._app(scope, receive, send)
 
     def _identify(self, scope: Scope) -> ApiKey:

@@ -36,6 +36,7 @@ from raylens.core.keys import (
     explain_key,
     read_keys_file,
 )
+from raylens.core.logs import LogSettings
 from raylens.core.recipe import BUNDLED, DEFAULT, Recipe, choose
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
@@ -597,6 +598,10 @@ class AppConfig(Frozen):
     """Fraction of a replica's share of a GPU, without its KV cache, above which unused memory is
     given back and caches are shrunk; null never does it."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
+    log_dir: Path | None = None
+    """A folder for log files, beside standard error: one for each process, which rotates at 10 MiB
+    and keeps five older ones."""
     compat_env: bool = False
     """Whether environment variables of other servers, such as ``QUEUE_SIZE``, count:
     :mod:`raylens.core.environment` lists them."""
@@ -638,6 +643,10 @@ class AppConfig(Frozen):
                     f" {limit:g}"
                 )
         return self
+
+    @property
+    def log_settings(self) -> LogSettings:
+        return LogSettings(self.log_level, self.log_format, self.log_dir)
 
     def check_reach(self, host: str) -> None:
         """Raise ``ValueError`` if other machines reach ``host``, on which the server listens, and

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 
 from raylens.core.errors import RaylensError
 
 current_request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """The id of the request that the current task belongs to."""
 
+MAX_FILE_BYTES = 10 * 2**20
+OLD_FILES = 5
+"""Rotated files of a process that are kept."""
 _FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
 _PACKAGES = ("raylens", "deployments", "models", "preprocessing")
 
@@ -36,17 +45,63 @@ class RefusalFilter(logging.Filter):
         return True
 
 
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, with the record's ``fields``, if it has any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {
+            "time": time,
+            "level": record.levelname,
+            "logger": record.name,
+            "request_id": getattr(record, "request_id", "-"),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """How a process logs."""
+
+    level: str = "INFO"
+    format: str = "text"
+    """``text`` or ``json``."""
+    folder: Path | None = None
+    """Where it also writes files, which rotate."""
+
+
 _REFUSALS = RefusalFilter()
 
 
-def configure_logging(level: str) -> None:
-    """Send our own loggers to standard error, and quiet Serve's. May be called repeatedly."""
+def configure_logging(settings: LogSettings, process: str) -> None:
+    """Send our own loggers to standard error, and quiet Serve's. May be called repeatedly.
+
+    ``process`` is the beginning of the log file's name. Raises ``OSError`` if the folder can't be
+    written.
+    """
     logging.getLogger("ray.serve").addFilter(_REFUSALS)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(_FORMAT))
-    handler.addFilter(RequestIdFilter())
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if settings.folder is not None:
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        # Several processes must not rotate the same file.
+        path = settings.folder / f"{process}-{os.getpid()}.log"
+        handlers.append(
+            RotatingFileHandler(
+                path, maxBytes=MAX_FILE_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True
+            )
+        )
+    formatter = JsonFormatter() if settings.format == "json" else logging.Formatter(_FORMAT)
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        handler.addFilter(RequestIdFilter())
     for name in _PACKAGES:
         logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.setLevel(level)
+        for old in logger.handlers:
+            old.close()
+        logger.handlers = handlers
+        logger.setLevel(settings.level)
         logger.propagate = False

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from raylens.core.errors import InvalidRequest
-from raylens.core.logs import RefusalFilter
+from raylens.core.logs import (
+    JsonFormatter,
+    LogSettings,
+    RefusalFilter,
+    configure_logging,
+    current_request_id,
+)
 
 
 def record_of(error: Exception) -> logging.LogRecord:
@@ -31,3 +40,33 @@ def test_a_failure_keeps_its_traceback(error) -> None:
     assert RefusalFilter().filter(record)
     assert (record.levelname, record.getMessage()) == ("ERROR", "Request failed.")
     assert record.exc_info is not None
+
+
+def test_json_lines_hold_the_exception_and_further_fields() -> None:
+    record = record_of(KeyError("x"))
+    record.fields = {"key": "ann"}
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["level"], line["message"], line["key"]) == ("ERROR", "Request failed.", "ann")
+    assert "KeyError: 'x'" in line["exception"]
+
+
+@pytest.mark.parametrize(("name", "is_json"), [("text", False), ("json", True)])
+def test_a_folder_gets_a_file_for_each_process(tmp_path: Path, name: str, is_json: bool) -> None:
+    loggers = [logging.getLogger(package) for package in ("raylens", "deployments")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    try:
+        configure_logging(LogSettings("INFO", name, tmp_path / "logs"), "ingress")
+        current_request_id.set("id-7")
+        logging.getLogger("raylens.api").info("größer\nthan %s", "life")
+        logging.getLogger("raylens.api").debug("left out")
+        (path,) = (tmp_path / "logs").iterdir()
+        assert path.name == f"ingress-{os.getpid()}.log"
+        text = path.read_text(encoding="utf-8")
+        assert "id-7" in text
+        assert "left out" not in text
+        if is_json:
+            assert json.loads(text)["message"] == "größer\nthan life"
+    finally:
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)

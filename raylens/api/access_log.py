@@ -1,0 +1,130 @@
+"""One line in the log for each request: who asked which model, and how long it took."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raylens.api.origins import PROBES
+from raylens.api.paths import route_path
+from raylens.core.keys import ApiKey
+from raylens.core.ports import VisionService
+from raylens.core.types import Delta, MediaFile, VisionRequest
+
+logger = logging.getLogger("raylens.access")
+
+MAX_PATH_CHARS = 200
+
+
+@dataclass
+class AccessRecord:
+    """What is known of a request. Times are in seconds."""
+
+    method: str
+    path: str
+    client: str
+    status: int = 0
+    """0 if the client left before the answer."""
+    seconds: float = 0.0
+    key: str | None = None
+    """The name of the API key."""
+    model: str | None = None
+    task: str | None = None
+    first_token_s: float | None = None
+    """From the call of the model to the first part of its answer."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __str__(self) -> str:
+        text = f"{self.method} {self.path} {self.status} {self.seconds:.3f}s"
+        if self.key is not None:
+            text += f" key={self.key}"
+        if self.model is not None:
+            text += f" model={self.model} task={self.task}"
+            text += f" tokens={self.prompt_tokens}+{self.completion_tokens}"
+        return text
+
+
+current_record: ContextVar[AccessRecord | None] = ContextVar("access_record", default=None)
+
+
+class AccessLogMiddleware:
+    """Logs each request when it has ended; probes only at the level DEBUG."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        client = scope.get("client") or ("-",)
+        record = AccessRecord(scope["method"], _printable(scope["path"]), client[0])
+        current_record.set(record)
+        started = time.perf_counter()
+
+        async def send_and_note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        finally:
+            record.seconds = round(time.perf_counter() - started, 6)
+            level = logging.DEBUG if route_path(scope) in PROBES else logging.INFO
+            logger.log(level, "%s", record, extra={"fields": asdict(record)})
+
+
+class RecordedService:
+    """Notes in the request's record what a service does for it.
+
+    Everything else of :class:`VisionService` is the service's own.
+    """
+
+    def __init__(self, service: VisionService) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._service, name)
+
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
+    ) -> AsyncGenerator[Delta, None]:
+        record = current_record.get()
+        if record is not None:
+            record.model, record.task = request.model, request.task.name
+        started = time.perf_counter()
+        async with aclosing(self._service.generate(request, pictures)) as stream:
+            async for delta in stream:
+                if record is not None:
+                    _note(record, delta, time.perf_counter() - started)
+                yield delta
+
+
+def _printable(path: str) -> str:
+    """Return a path without line breaks and the like, which would forge lines of a log."""
+    characters = (char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in path)
+    return "".join(characters)[:MAX_PATH_CHARS]
+
+
+def note_key(key: ApiKey) -> None:
+    """Note whose key the current request has."""
+    record = current_record.get()
+    if record is not None:
+        record.key = key.name
+
+
+def _note(record: AccessRecord, delta: Delta, seconds: float) -> None:
+    if record.first_token_s is None:
+        record.first_token_s = round(seconds, 6)
+    if delta.usage is not None:
+        record.prompt_tokens = max(record.prompt_tokens, delta.usage.prompt_tokens)
+        record.completion_tokens += delta.usage.completion_tokens

@@ -1,0 +1,106 @@
+"""The line that each request leaves in the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from raylens.api.app import create_app
+from raylens.core.config import AppConfig
+from raylens.core.keys import hash_key
+from raylens.core.logs import JsonFormatter, RequestIdFilter
+from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, FakeService, chat, image
+
+SECRETS = ("rl-ann", "What is it?", DATA_URL[-40:], "two red circles")
+
+
+class Lines(logging.Handler):
+    """Keeps what is logged, as JSON and as text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.objects: list[dict[str, Any]] = []
+        self.addFilter(RequestIdFilter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+        self.objects.append(json.loads(JsonFormatter().format(record)))
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    handler = Lines()
+    logger = logging.getLogger("raylens.access")
+    logger.addHandler(handler)
+    logger.setLevel("INFO")
+    yield handler
+    logger.removeHandler(handler)
+
+
+async def send(
+    service: FakeService, path: str, body: dict[str, Any], **headers: str
+) -> httpx.Response:
+    keys = [{"name": "ann", "hash": hash_key("rl-ann")}]
+    settings = {**CONFIG.model_dump(exclude_unset=True), "auth": {"keys": keys}}
+    app = create_app(service, AppConfig.model_validate(settings))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=("10.1.2.3", 5))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        headers = {"X-API-Key": "rl-ann", **headers}
+        return await client.post(path, json=body, headers=headers)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_line_says_who_asked_which_model(
+    service: FakeService, lines: Lines, stream: bool
+) -> None:
+    body = chat("What is it?", image(), stream=stream)
+    await send(service, "/v1/chat/completions", body, **{"X-Request-ID": "id-7"})
+    (line,) = lines.objects
+    assert line.pop("seconds") > 0
+    assert line.pop("first_token_s") >= 0
+    assert line.pop("time").endswith("+00:00")
+    assert line.pop("message") == lines.texts[0]
+    assert line == {
+        "level": "INFO",
+        "logger": "raylens.access",
+        "request_id": "id-7",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "client": "10.1.2.3",
+        "status": 200,
+        "key": "ann",
+        "model": "smolvlm",
+        "task": "chat",
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+    }
+    assert lines.texts[0].startswith("POST /v1/chat/completions 200 0.")
+    assert lines.texts[0].endswith(" key=ann model=smolvlm task=chat tokens=7+3")
+    assert not [secret for secret in SECRETS if secret in str(lines.objects)]
+
+
+async def test_refused_requests_leave_a_line_too(service: FakeService, lines: Lines) -> None:
+    await send(service, "/v1/caption", {}, **{"X-API-Key": "rl-wrong"})
+    await send(service, "/v1/caption", {}, Host="evil.example")
+    await send(service, "/v1/caption", {"image_url": "nonsense"})
+    assert [line["status"] for line in lines.objects] == [401, 421, 400]
+    assert [line["key"] for line in lines.objects] == [None, None, "ann"]
+    assert "rl-wrong" not in str(lines.objects)
+
+
+async def test_a_path_forges_no_line(service: FakeService, lines: Lines) -> None:
+    await send(service, "/v1/x%0aPOST%20/v1/caption%20200%1b[2J", {})
+    assert "\n" not in lines.texts[0]
+    assert "\x1b" not in lines.texts[0]
+
+
+async def test_probes_leave_none(client: httpx.AsyncClient, lines: Lines) -> None:
+    for path in ("/live", "/ready", "/health"):
+        await client.get(path)
+    assert lines.texts == []
