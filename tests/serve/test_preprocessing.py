@@ -216,7 +216,7 @@ def test_a_warning_names_the_picture_of_several(server: str) -> None:
 
 def test_abandoned_slow_work_does_not_delay_other_requests(server: str) -> None:
     slow = {
-        "size": [4096, 4096],
+        "size": [2200, 2200],
         "preserve_aspect_ratio": False,
         "denoise": {"enabled": True, "method": "nlm"},
     }
