@@ -72,6 +72,9 @@ class JobQueueClient(JobService):
             raise result
         return result
 
+    async def find_submitted(self, idempotency_key: str, digest: str) -> Job | None:
+        return await self._call("find_submitted", idempotency_key, digest)
+
     async def get(self, job_id: str) -> Job:
         return await self._call("get", job_id)
 

@@ -31,6 +31,7 @@ METHODS = frozenset(
     {
         "submit",
         "submit_all",
+        "find_submitted",
         "get",
         "get_many",
         "list_jobs",

@@ -34,10 +34,12 @@ def router(reader: JobReader, jobs: JobService) -> APIRouter:
         job_input = body.model_dump(exclude_none=True)
         job_input["image"] = job_input.pop("image_data")
         try:
-            submission = await reader.read(http, JobRequest(job_type="caption", input=job_input))
+            request = JobRequest(job_type="caption", input=job_input)
+            job = await reader.submit(http, request, jobs)
         except RaylensError as error:
+            if not (error.field or "").startswith("input"):
+                raise
             raise error.about(_dialect_field(error.field)) from None
-        job = await jobs.submit(submission.job, submission.files)
         return JSONResponse({"job_id": job.id, "status": job.state.value}, 202)
 
     @routes.get("/job/{job_id}", summary="Show a caption job")

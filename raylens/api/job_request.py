@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Request
@@ -24,6 +24,7 @@ from raylens.core.wire import Body, FrameRate, MediaUrl, Text, split_frames, wel
 from raylens.jobs.blobs import compute_digest, make_reference
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Webhook, compute_rank, new_id
+from raylens.jobs.ports import JobService
 from raylens.jobs.registry import get_job_type
 from raylens.jobs.types.base import JobType
 from raylens.jobs.webhooks import check_secret
@@ -130,6 +131,25 @@ class JobReader:
         self._inference = InferenceClient(context.service, context.config)
         self._sourced = SourcedPictures(context.config)
 
+    async def submit(self, http: Request, body: JobRequest, jobs: JobService) -> Job:
+        """Submit the job of a request, and return it.
+
+        A request with the idempotency key of an earlier one returns that one's job, without a look
+        at its pictures: what was at a web address or in a source may have changed meanwhile.
+
+        Raises what :meth:`read` and :meth:`raylens.jobs.ports.JobService.submit` raise.
+        """
+        key = read_idempotency_key(http)
+        digest = ""
+        if key is not None:
+            digest = await asyncio.to_thread(_compute_digest, body)
+            earlier = await jobs.find_submitted(key, digest)
+            if earlier is not None:
+                return earlier
+        submission = await self.read(http, body)
+        job = replace(submission.job, idempotency_key=key, digest=digest)
+        return await jobs.submit(job, submission.files)
+
     async def read(self, http: Request, body: JobRequest) -> Submission:
         """Return the job and its pictures and videos.
 
@@ -171,13 +191,6 @@ class JobReader:
         if requested_type.capability is not None:
             await refuse_incapable(self._context, model, requested_type.capability, "input.model")
         extra = {"query": body.query, "domain_id": body.domain_id}
-        content = {
-            "input": job_input,
-            **extra,
-            "type": requested_type.name,
-            "priority": body.priority,
-            **common.model_dump(),
-        }
         now = time.time()
         job = Job(
             id=new_id(),
@@ -192,8 +205,6 @@ class JobReader:
             extra={name: value for name, value in extra.items() if value is not None},
             blobs=tuple(files),
             webhook=webhook,
-            idempotency_key=read_idempotency_key(http),
-            digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
             run_after=now,
         )
         return Submission(job, files)
@@ -284,6 +295,12 @@ def _copy(value: Any, field: str, slots: list[_Slot], *, kind: str | None, depth
             slots.append(_Slot(copy, key, media))
         copy[key] = _copy(item, item_field, slots, kind=item_kind, depth=depth + 1)
     return copy
+
+
+def _compute_digest(body: JobRequest) -> str:
+    """Return the SHA-256 of a request as it was sent."""
+    text = json.dumps(body.model_dump(), sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _validate(model: type[BaseModel], fields: dict[str, Any]) -> Any:

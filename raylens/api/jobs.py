@@ -40,8 +40,7 @@ def router(reader: JobReader, jobs: JobService, feed: JobFeed) -> APIRouter:
 
     @routes.post("", status_code=202, summary="Submit a job")
     async def submit(body: JobRequest, http: Request) -> JSONResponse:
-        submission = await reader.read(http, body)
-        job = await jobs.submit(submission.job, submission.files)
+        job = await reader.submit(http, body, jobs)
         location = f"{http.scope.get('root_path', '')}{PATH}/{job.id}"
         return JSONResponse(job_as_json(job), 202, {"Location": location})
 

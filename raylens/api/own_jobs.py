@@ -25,14 +25,11 @@ class OwnJobs(JobService):
         self._jobs = jobs
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
-        owner = _owner()
-        idempotency_key = job.idempotency_key
-        if owner and idempotency_key:
-            # Two keys may choose the same one.
-            text = f"{owner}\0{idempotency_key}"
-            idempotency_key = hashlib.sha256(text.encode()).hexdigest()
-        job = replace(job, owner=owner, idempotency_key=idempotency_key)
-        return await self._jobs.submit(job, pictures)
+        key = job.idempotency_key and _own_idempotency_key(job.idempotency_key)
+        return await self._jobs.submit(replace(job, owner=_owner(), idempotency_key=key), pictures)
+
+    async def find_submitted(self, idempotency_key: str, digest: str) -> Job | None:
+        return await self._jobs.find_submitted(_own_idempotency_key(idempotency_key), digest)
 
     async def get(self, job_id: str) -> Job:
         return _require_own(await self._jobs.get(job_id))
@@ -114,6 +111,14 @@ def _owner() -> str:
     """Return the name of the current key; empty without keys."""
     key = current_key.get()
     return "" if key is None else key.name
+
+
+def _own_idempotency_key(idempotency_key: str) -> str:
+    """Return what to store: two owners may choose the same key."""
+    owner = _owner()
+    if not owner:
+        return idempotency_key
+    return hashlib.sha256(f"{owner}\0{idempotency_key}".encode()).hexdigest()
 
 
 def _is_own(item: Job | StoredFile) -> bool:

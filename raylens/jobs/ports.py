@@ -32,6 +32,13 @@ class JobService(Protocol):
         """
         ...
 
+    async def find_submitted(self, idempotency_key: str, digest: str) -> Job | None:
+        """Return the job that was submitted with an idempotency key; None if there is none.
+
+        Raises ``Conflict`` if its digest is another one.
+        """
+        ...
+
     async def get(self, job_id: str) -> Job: ...
 
     async def get_many(

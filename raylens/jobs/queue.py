@@ -33,6 +33,7 @@ from raylens.jobs.job import (
     Job,
     JobState,
     Stats,
+    new_id,
     shift_delivery_times,
     shift_times,
     unknown_job,
@@ -165,6 +166,24 @@ class JobQueue(JobService):
         the idempotency key of another."""
         (result,) = await self._store.add([job], 0)  # with a capacity of 0, it adds nothing
         return None if isinstance(result, QueueFull) else result
+
+    async def find_submitted(self, idempotency_key: str, digest: str) -> Job | None:
+        job = Job(
+            id=new_id(),
+            type="",
+            input={},
+            created_at=0.0,
+            deadline=0.0,
+            max_attempts=1,
+            rank=0.0,
+            idempotency_key=idempotency_key,
+            digest=digest,
+        )
+        async with self._time_limit():
+            result = await self._find_first(job)
+        if isinstance(result, RaylensError):
+            raise result
+        return None if result is None else self._for_callers(result)
 
     async def submit_all(
         self, submissions: Sequence[tuple[Job, Mapping[str, bytes]]]

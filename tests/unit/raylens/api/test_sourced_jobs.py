@@ -179,3 +179,18 @@ async def test_files_over_the_limits_or_without_pictures_are_refused(
     body = {"job_type": "caption", "query": {"ids": ["shop/2.png"]}}
     response = await http.post(PATH, json=body)
     assert response.json()["detail"] == "query.ids.0: not a picture"
+
+
+async def test_a_repeated_request_does_not_look_for_its_pictures_again(
+    http: httpx.AsyncClient, folder: Path
+) -> None:
+    headers = {"idempotency_key": "k-1"}
+    first = await submit(http, REQUEST, **headers)
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    assert await submit(http, REQUEST, **headers) == first
+    other = {**REQUEST, "priority": 5}
+    response = await http.post(PATH, json=other, headers={"Idempotency-Key": "k-1"})
+    assert response.status_code == 409
+    new = await http.post(PATH, json=REQUEST, headers={"Idempotency-Key": "k-2"})
+    assert new.status_code == 422
