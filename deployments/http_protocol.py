@@ -45,9 +45,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._refusal: tuple[int, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_in_head = True
-        """Whether the next bytes are of a head, and not of a body."""
-        self._await_head()
+        self._is_in_head = False
+        """Whether a head has begun, and not ended."""
+        self._head_bytes = 0
+        self._await_request()
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -57,33 +58,29 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
             return
-        if self._timer is None and self._awaits_head:
-            self._start_timer()
+        if self._awaits_request:
+            self._start_timer()  # for empty lines, too, which may come before a request
+        had_begun = self._is_in_head
         super().data_received(data)
-        if self._awaits_head and self._is_in_head and self._refusal is None:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse_head()
+        if had_begun and self._is_in_head:
+            self._count(len(data))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = 0
-
-    def on_message_complete(self) -> None:
         self._is_in_head = True
-        super().on_message_complete()
+        self._head_bytes = 0
+        self._start_timer()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        self._check_head(len(url))
+        self._check(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
-        self._check_head(len(name) + len(value))
+        self._check(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
         self._end_head()
-        self._is_in_head = False
         refusal = self._find_fault()
         if refusal is not None:
             self._refusal = refusal
@@ -93,7 +90,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self.transport.is_closing() and not self.pipeline:
-            self._await_head()
+            self._await_request()
 
     def handle_websocket_upgrade(self) -> None:
         self._end_head()
@@ -129,34 +126,40 @@ class BoundedProtocol(HttpToolsProtocol):
         self.headers[:] = [header for header in self.headers if not _confuses_serve(*header)]
         return None
 
-    def _check_head(self, more_bytes: int) -> None:
+    def _check(self, more_bytes: int) -> None:
+        """Count a part of a head. Raises ``ValueError`` if it is too large: httptools stops then,
+        and Uvicorn answers."""
         self._head_bytes += more_bytes
         if self._head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refusal = _head_too_large()
             raise ValueError(self._refusal[1])
 
-    def _refuse_head(self) -> None:
-        self._refusal = _head_too_large()
-        self.send_400_response(self._refusal[1])
+    def _count(self, more_bytes: int) -> None:
+        """Count data in the middle of a head, which httptools keeps until a header is complete."""
+        try:
+            self._check(more_bytes)
+        except ValueError as error:
+            self.send_400_response(str(error))
 
-    def _await_head(self) -> None:
+    def _await_request(self) -> None:
         """Count the connection as idle. If no byte follows, Uvicorn closes it after a while."""
-        self._awaits_head = True
-        self._head_bytes = 0
+        self._awaits_request = True
         IDLE.add(self)
 
     def _start_timer(self) -> None:
-        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_timeout)
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_timeout)
 
     def _end_head(self) -> None:
-        self._awaits_head = False
+        self._is_in_head = False
+        self._awaits_request = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         IDLE.remove(self)
 
     def _on_timeout(self) -> None:
-        if self._head_bytes:
+        if self._is_in_head:
             message = f"the head of the request is not complete after {HEAD_TIMEOUT_S:g} seconds"
             self._refusal = HTTPStatus.REQUEST_TIMEOUT, message
             self.send_400_response(message)

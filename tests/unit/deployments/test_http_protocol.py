@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -23,6 +23,8 @@ GET = b"GET /path HTTP/1.1\r\nHost: localhost\r\n"
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer with the path and the headers of a request."""
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.1)
     headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
     body = json.dumps({"path": scope["path"], "headers": headers}).encode()
     fields = [(b"content-length", b"%d" % len(body))]
@@ -152,11 +154,31 @@ async def test_a_body_that_the_server_has_not_read_is_no_head(connect: Connect) 
     async with connect() as (reader, writer):
         writer.write(GET + b"Content-Length: 200000\r\n\r\n")
         assert (await read_answer(reader))[0] == 200
-        for _ in range(10):
-            writer.write(b"x" * 20_000)
-            await writer.drain()
+        writer.write(b"x" * 200_000)
+        await writer.drain()
         writer.write(GET + b"\r\n")
         assert (await read_answer(reader))[0] == 200
+
+
+@pytest.mark.parametrize("start", [GET + b"X: ", b"\r\n"], ids=["head", "empty lines"])
+async def test_what_follows_a_request_is_limited_in_time(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    """It may come while that request is still being answered, and a byte at a time."""
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
+    async with connect() as (reader, writer):
+        writer.write(GET.replace(b"/path", b"/slow") + b"\r\n" + start)
+        assert (await read_answer(reader))[0] == 200
+        rest = b""
+        with suppress(ConnectionError):
+            for _ in range(100):
+                writer.write(start[-1:])
+                with suppress(TimeoutError):
+                    rest += await asyncio.wait_for(reader.read(1000), 0.05)
+                if reader.at_eof():
+                    break
+        assert reader.at_eof() or writer.is_closing() or reader.exception()
+        assert (b"408" in rest) is (start != b"\r\n")
 
 
 async def test_the_oldest_idle_connection_gives_way(
