@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import re
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from raylens.api.media import Media
+from raylens.api.request_body import TIMEOUT_HEADER, parse_timeout
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
 from raylens.core.errors import InvalidRequest, ModelNotLoaded
@@ -21,9 +20,6 @@ from raylens.core.ports import VisionService
 from raylens.core.recipe import Choice, Recipe, choose
 from raylens.core.types import MediaFile, ModelInfo, SamplingParams, Task, Tools, VisionRequest
 from raylens.core.wire import MediaUrl
-
-TIMEOUT_HEADER = "X-Request-Timeout"
-_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 Result = TypeVar("Result")
 CheckMedia = Callable[[MediaFile], None]
@@ -92,7 +88,7 @@ class Context:
         received_at: float = http.state.received_at
         header = http.headers.get(TIMEOUT_HEADER)
         if header is not None:
-            return received_at + self._parse_timeout(header)
+            return received_at + parse_timeout(header, self.config.defaults.max_timeout_s)
         model_timeout_s = self.catalog.models[model].expected_response_time
         return received_at + (model_timeout_s or self.config.defaults.timeout_s)
 
@@ -104,9 +100,7 @@ class Context:
         """
         received_at: float = http.state.received_at
         header = http.headers.get(TIMEOUT_HEADER)
-        defaults = self.config.defaults
-        timeout_s = defaults.max_timeout_s if header is None else self._parse_timeout(header)
-        return received_at + timeout_s
+        return received_at + parse_timeout(header, self.config.defaults.max_timeout_s)
 
     async def read_media(
         self, http: Request, urls: Sequence[MediaUrl], field: str, accept_base64: bool = False
@@ -227,18 +221,6 @@ class Context:
             logprobs=logprobs,
             json_schema=json_schema,
         )
-
-    def _parse_timeout(self, header: str) -> float:
-        limit = self.config.defaults.max_timeout_s
-        seconds = float(header) if _NUMBER.fullmatch(header) else math.nan
-        if not 0 < seconds <= limit:
-            raise InvalidRequest(
-                f"{TIMEOUT_HEADER}: {header[:32]!r}; expected a number of seconds over 0;"
-                f" the limit is {limit:g}",
-                TIMEOUT_HEADER,
-                limit,
-            )
-        return seconds
 
 
 async def gather(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

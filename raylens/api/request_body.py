@@ -9,6 +9,8 @@ others that don't.
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +26,28 @@ from raylens.core.config import RequestLimits
 from raylens.core.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMedia
 from raylens.net.unpack import ENCODINGS, Unpacker
 
+TIMEOUT_HEADER = "X-Request-Timeout"
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _UNCHANGED = ("", "identity")
 _NOT_JSON = ("multipart/", "image/", "video/")
+
+
+def parse_timeout(header: str | None, limit: float) -> float:
+    """Return the seconds of an ``X-Request-Timeout``; without one, ``limit``.
+
+    Raises ``InvalidRequest``.
+    """
+    if header is None:
+        return limit
+    seconds = float(header) if _NUMBER.fullmatch(header) else math.nan
+    if not 0 < seconds <= limit:
+        raise InvalidRequest(
+            f"{TIMEOUT_HEADER}: {header[:32]!r}; expected a number of seconds over 0;"
+            f" the limit is {limit:g}",
+            TIMEOUT_HEADER,
+            limit,
+        )
+    return seconds
 
 
 class Disconnected(Exception):
@@ -33,7 +55,8 @@ class Disconnected(Exception):
 
 
 class BodyReader:
-    """Reads bodies of at most ``limits.max_body_bytes``, in at most ``max_seconds``.
+    """Reads bodies of at most ``limits.max_body_bytes``, in the seconds of ``X-Request-Timeout`` or
+    at most ``max_seconds``.
 
     Bodies with the Content-Encoding gzip or deflate are unpacked, within the same limit. The paths
     of ``uploads`` have other limits in bytes, and their bodies are passed on as they arrive.
@@ -72,7 +95,8 @@ class BodyReader:
         if content_length.isdecimal() and int(content_length[:32]) > max_bytes:
             raise _too_large(content_length[:32], max_bytes)
         unpacker = Unpacker(encoding, max_bytes) if encoding in ENCODINGS else None
-        body = _Body(max_bytes, unpacker, asyncio.get_running_loop().time())
+        seconds = parse_timeout(headers.get(TIMEOUT_HEADER), self._max_seconds)
+        body = _Body(max_bytes, seconds, unpacker, asyncio.get_running_loop().time())
         if unpacker is not None:
             scope = _without_encoding(scope)
         if path in self._uploads:
@@ -105,7 +129,7 @@ class BodyReader:
         in_all_s = limits.body_patience_s + body.received_bytes / limits.min_body_bytes_per_s
         return min(
             body.last_at + limits.body_patience_s,
-            body.started + min(self._max_seconds, in_all_s),
+            body.started + min(body.max_seconds, in_all_s),
         )
 
     def _explain_timeout(self, body: _Body) -> RequestTimeout:
@@ -114,8 +138,8 @@ class BodyReader:
         seconds = now - body.started
         if now - body.last_at >= limits.body_patience_s or not body.received_bytes:
             message = f"no data received; the limit is {limits.body_patience_s:g} seconds"
-        elif seconds >= self._max_seconds:
-            message = f"not complete; the limit is {self._max_seconds:g} seconds"
+        elif seconds >= body.max_seconds:
+            message = f"not complete; the limit is {body.max_seconds:g} seconds"
         else:
             rate = body.received_bytes / seconds
             limit = limits.min_body_bytes_per_s
@@ -149,6 +173,7 @@ class _Body:
     """A body that arrives."""
 
     max_bytes: int
+    max_seconds: float
     unpacker: Unpacker | None
     started: float
     """When it began, in the event loop's time."""

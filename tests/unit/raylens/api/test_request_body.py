@@ -127,6 +127,18 @@ async def test_a_slow_body_ends_in_time(
     assert loop.time() - started == pytest.approx(seconds, rel=0.12)
 
 
+async def test_the_requests_own_timeout_covers_its_body(connect: Connect) -> None:
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    headers = {"Content-Type": "application/json", "X-Request-Timeout": "5"}
+    content = trickle(1, part=b" " * 200)
+    async with connect("10.0.0.1") as client:
+        response = await client.post(PATH, content=content, headers=headers)
+    assert response.status_code == 408
+    assert response.json() == {"detail": "body: not complete; the limit is 5 seconds"}
+    assert loop.time() - started == pytest.approx(5, rel=0.1)
+
+
 async def test_a_slow_body_within_the_limits_is_read(connect: Connect) -> None:
     async def slowly() -> AsyncIterator[bytes]:
         for start in range(0, len(BODY), 60):
