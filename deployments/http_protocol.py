@@ -15,6 +15,7 @@ import uvicorn.config
 from httptools import parse_url
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from raylens.api.clients import client_of
 from raylens.api.middleware import INVALID_ID, SAFE_ID
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -48,6 +49,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_head = False
         """Whether a head has begun, and not ended."""
         self._head_bytes = 0
+        """Of its parts that are complete."""
+        self._raw_bytes = 0
+        """Of data in its middle."""
         self._await_request()
         self._start_timer()
 
@@ -68,7 +72,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._raw_bytes = 0
         self._start_timer()
 
     def on_url(self, url: bytes) -> None:
@@ -88,8 +92,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
+        has_next = bool(self.pipeline)
         super().on_response_complete()
-        if not self.transport.is_closing() and not self.pipeline:
+        if not self.transport.is_closing() and not has_next:
             self._await_request()
 
     def handle_websocket_upgrade(self) -> None:
@@ -109,9 +114,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.transport.write(STATUS_LINE[status] + headers + body)
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if is_answering or not self.transport.can_write_eof():
+            self.transport.close()
+            return
         # Closing at once, while the client still sends, would lose the answer.
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
 
     def _find_fault(self) -> tuple[int, str] | None:
@@ -121,7 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if target is not None and [target.lower()] != [_name_of(host) for host in hosts]:
             return HTTPStatus.BAD_REQUEST, "Host: it differs from the host of the request's target"
         for name, value in self.headers:
-            if name == b"x-request-id" and not SAFE_ID.fullmatch(value.decode("latin-1")):
+            if name == b"x-request-id" and value and not SAFE_ID.fullmatch(value.decode("latin-1")):
                 return INVALID_ID.http_status, INVALID_ID.message
         self.headers[:] = [header for header in self.headers if not _confuses_serve(*header)]
         return None
@@ -136,10 +144,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _count(self, more_bytes: int) -> None:
         """Count data in the middle of a head, which httptools keeps until a header is complete."""
-        try:
-            self._check(more_bytes)
-        except ValueError as error:
-            self.send_400_response(str(error))
+        self._raw_bytes += more_bytes
+        if self._raw_bytes > MAX_HEAD_BYTES:
+            self._refusal = _head_too_large()
+            self.send_400_response(self._refusal[1])
 
     def _await_request(self) -> None:
         """Count the connection as idle. If no byte follows, Uvicorn closes it after a while."""
@@ -168,7 +176,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def address(self) -> str:
-        return self.client[0] if self.client else ""
+        return client_of(self.client)
 
 
 class IdleConnections:
@@ -181,6 +189,8 @@ class IdleConnections:
     def add(self, connection: BoundedProtocol) -> None:
         """Add a connection, and close another one if there are too many."""
         own = self._addresses.setdefault(connection.address, {})
+        if connection in own:
+            return
         own[connection] = None
         self._count += 1
         if len(own) > MAX_IDLE_PER_ADDRESS:

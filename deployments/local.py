@@ -25,11 +25,15 @@ from ray.serve.config import gRPCOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
 
 STATUS_PERIOD_S = 0.5
+LOCAL_HOST = "127.0.0.1"
 FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
 def main(config: Path, status: IO[str]) -> None:
-    schema = ServeDeploySchema.model_validate(yaml.safe_load(config.read_text()))
+    settings = yaml.safe_load(config.read_text())
+    # Serve's own default is every address.
+    settings["http_options"] = {"host": LOCAL_HOST, **(settings.get("http_options") or {})}
+    schema = ServeDeploySchema.model_validate(settings)
     try:
         context = ray.init(address="local", namespace=SERVE_NAMESPACE)
         session = Path(context.address_info["session_dir"])

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _SENDER_ERRORS = (OSError, ImageCms.PyCMSError, noise.TooSlow)
 """Errors caused by the sender's data or recipe. Any other error is logged."""
 
+ENLARGED_BYTES_PER_PIXEL = 12
+"""An enlarged picture, and what its filters take."""
 Pixels = NDArray[np.uint8]
 Enhancement = Callable[[Pixels], tuple[Pixels, str] | None]
 """Returns new pixels of the same shape and a description, or None if there is nothing to do."""
@@ -66,7 +68,11 @@ def run(
     also hold the reason if the sender's data or recipe caused it; otherwise the log does.
     """
     pipeline = _Pipeline(check)
-    pipeline.decode(data, recipe, limits, reserve)
+    # A recipe may enlarge a picture. All is reserved at once: whoever held a part and waited for
+    # the rest would wait for others that do the same.
+    enlarges = not recipe.preserve_aspect_ratio or recipe.min_size > 0
+    enlarged = math.prod(recipe.size) * ENLARGED_BYTES_PER_PIXEL if enlarges else 0
+    pipeline.decode(data, recipe, limits, lambda count: reserve(count + enlarged))
     if recipe.smart_crop:
         pipeline.crop("smart_crop", crop.content_window)
         if not recipe.preserve_aspect_ratio:

@@ -77,6 +77,9 @@ class AccessLogMiddleware:
 
         try:
             await self._app(scope, receive, send_and_note)
+        except Exception:  # which becomes an answer further out
+            record.status = record.status or 500
+            raise
         finally:
             record.seconds = round(time.perf_counter() - started, 6)
             level = logging.DEBUG if route_path(scope) in PROBES else logging.INFO

@@ -57,7 +57,7 @@ class AuthMiddleware:
         await self._app(scope, receive, send)
 
     def _identify(self, scope: Scope) -> ApiKey:
-        presented = [key for key in _presented_keys(Headers(scope=scope)) if key]
+        presented = [key for key in presented_keys(Headers(scope=scope)) if key]
         for candidate in presented:
             if (key := self._keys.find(candidate)) is not None:
                 return key
@@ -85,7 +85,8 @@ def required_scope(method: str, path: str) -> KeyScope:
     return KeyScope.INFER
 
 
-def _presented_keys(headers: Headers) -> Iterator[str]:
+def presented_keys(headers: Headers) -> Iterator[str]:
+    """Yield the keys in a request's headers; some are empty."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         yield key.strip()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
 from raylens.core.recipe import RECIPE
+from raylens.core.wire import parse_json_text
 
 
 def parse_object(value: Any) -> Any:
@@ -15,9 +15,9 @@ def parse_object(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise ValueError("expected an object; the text is not valid JSON") from None
+        return parse_json_text(value)
+    except ValueError as error:
+        raise ValueError(f"expected an object; {error}") from None
 
 
 def _parse_recipe(value: Any) -> Any:

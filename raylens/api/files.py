@@ -130,6 +130,8 @@ async def _read_upload(
 
     Raises ``InvalidRequest``, or ``PayloadTooLarge`` if the file is larger than ``max_bytes``.
     """
+    if not http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise InvalidRequest("body: expected multipart/form-data with the field file", "body")
     async with AsyncExitStack() as stack:
         try:
             form = await stack.enter_async_context(http.form(max_files=1, max_fields=16))

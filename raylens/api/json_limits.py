@@ -11,7 +11,7 @@ import re
 
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
 
-LONG_STRING_BYTES = 16 * 1024
+LONG_STRING_BYTES = 1024
 """Longer strings don't count towards the limit on the text: they are pictures and videos, or
 prompts, which have a limit of their own."""
 _START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*[\[{]")
@@ -29,15 +29,17 @@ def check_json(body: bytes, max_bytes: int, max_values: int) -> None:
     """
     if b"\0" in body[:4] or body.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InvalidRequest("body: not valid JSON (expected UTF-8)", "body")
-    if not _START.match(body, 0, max_bytes):
+    if not _START.match(body):
         return
-    text_bytes = values = position = 0
+    text_bytes = values = strings = position = 0
     while True:
         quote = body.find(b'"', position)
         end = len(body) if quote < 0 else quote
         text_bytes += end - position
         values += sum(body.count(mark, position, end) for mark in _VALUES)
-        if values > max_values:
+        strings += 1
+        # Each value may have a key. More strings are no JSON, and take as long to count.
+        if values > max_values or strings > 2 * max_values + 2:
             raise _too_much("values", max_values)
         if text_bytes > max_bytes:
             raise _too_much("bytes of JSON beside pictures and texts", max_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -62,7 +63,7 @@ class AdmissionMiddleware:
     methods always pass. Requests whose path begins with one of ``queue_paths`` have limits of their
     own, ``max_queue_reads`` and, for those that change something, ``max_queue_writes``: if the job
     queue is slow or away, those that wait for it take no place of the rest. Event streams, whose
-    path ends with ``/events``, have a limit elsewhere.
+    path ends with ``/events``, and uploads have limits elsewhere.
 
     Serve's own limit on the ingress answers in plain text and refuses health checks too, so it is
     set above these limits.
@@ -89,26 +90,28 @@ class AdmissionMiddleware:
             await self._app(scope, receive, send)
             return
         in_flight = self._find_limit(scope)
-        try:
-            in_flight.check()
-            scope, receive = await self._bodies.read(scope, receive)
-            in_flight.check()
-        except Disconnected:
-            return
-        except RaylensError as error:
-            await error_response(route_path(scope), error)(scope, receive, send)
-            return
-        in_flight.count += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            in_flight.count -= 1
+        async with AsyncExitStack() as stack:
+            try:
+                in_flight.check()
+                reading = self._bodies.read(scope, receive)
+                scope, receive = await stack.enter_async_context(reading)
+                in_flight.check()
+            except Disconnected:
+                return
+            except RaylensError as error:
+                await error_response(route_path(scope), error)(scope, receive, send)
+                return
+            in_flight.count += 1
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                in_flight.count -= 1
 
     def _find_limit(self, scope: Scope) -> _InFlight:
         method, path = scope["method"], route_path(scope)
         if not path.startswith(self._queue_paths):
             return self._requests if method == "POST" else _InFlight(None)
-        if path.endswith("/events"):
+        if path.endswith("/events") or self._bodies.is_upload(scope):
             return _InFlight(None)
         return self._queue_writes if method in _WRITES else self._queue_reads
 

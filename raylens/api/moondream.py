@@ -6,7 +6,6 @@ also be the multipart field ``file``, next to the other fields.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -38,7 +37,7 @@ from raylens.core.types import (
     Task,
     VisionRequest,
 )
-from raylens.core.wire import MAX_OBJECTS_LIMIT, LenientBody, Text
+from raylens.core.wire import MAX_OBJECTS_LIMIT, LenientBody, Text, parse_json_text
 
 MAX_SPATIAL_REFS = 64
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -50,11 +49,9 @@ def _parse_json(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
-    except (ValueError, RecursionError):
-        raise ValueError(
-            "expected a list of points and boxes; the text is not valid JSON"
-        ) from None
+        return parse_json_text(value) if value.strip() else None
+    except ValueError as error:
+        raise ValueError(f"expected a list of points and boxes; {error}") from None
 
 
 SpatialRefs = Annotated[

@@ -18,8 +18,10 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import JSONResponse
 
+from raylens.api.auth import presented_keys
 from raylens.api.context import Context
 from raylens.core.errors import InvalidRequest, RaylensError
+from raylens.core.keys import current_key
 from raylens.core.types import PictureFile
 from raylens.core.wire import Body
 from raylens.realtime.pipeline import MoondreamPipeline, task_of
@@ -161,9 +163,10 @@ def router(context: Context, defaults: PipelineDefaults) -> APIRouter:
 
 
 def identify(http: Request) -> str:
-    """Return a digest of the client's API key; empty if it sends none."""
-    key = http.headers.get("authorization", "").removeprefix("Bearer ").strip()
-    key = key or http.headers.get("x-moondream-auth", "").strip()
+    """Return the name of the client's API key. On a server without keys, return a digest of
+    whatever key the client sends; empty if it sends none."""
+    known = current_key.get()
+    key = known.name if known else next(filter(None, presented_keys(http.headers)), "")
     return hashlib.sha256(key.encode()).hexdigest() if key else ""
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -20,6 +20,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 
+from raylens.api.clients import client_of
 from raylens.api.json_limits import check_json
 from raylens.api.paths import route_path
 from raylens.core.config import RequestLimits
@@ -29,7 +30,11 @@ from raylens.net.unpack import ENCODINGS, Unpacker
 TIMEOUT_HEADER = "X-Request-Timeout"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _UNCHANGED = ("", "identity")
-_NOT_JSON = ("multipart/", "image/", "video/")
+MAX_UPLOADS = 64
+"""Uploads that one replica receives at a time."""
+MAX_UPLOADS_PER_CLIENT = 32
+_FORM = "multipart/form-data"
+_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
 
 def parse_timeout(header: str | None, limit: float) -> float:
@@ -72,21 +77,29 @@ class BodyReader:
         self._max_seconds = max_seconds
         self._uploads = uploads
         self._unfinished = _UnfinishedBodies(
-            limits.max_unfinished_bodies, limits.max_unfinished_bodies_per_client
+            limits.max_unfinished_bodies,
+            limits.max_unfinished_bodies_per_client,
+            limits.max_unfinished_bytes,
         )
+        self._unfinished_uploads = _UnfinishedBodies(MAX_UPLOADS, MAX_UPLOADS_PER_CLIENT)
 
-    async def read(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
-        """Return a request's scope and ``receive`` with its body, which is complete and unpacked.
+    def is_upload(self, scope: Scope) -> bool:
+        """Whether a request's body is passed on as it arrives."""
+        return scope["method"] == "POST" and route_path(scope) in self._uploads
+
+    @asynccontextmanager
+    async def read(self, scope: Scope, receive: Receive) -> AsyncIterator[tuple[Scope, Receive]]:
+        """Yield a request's scope and ``receive`` with its body, which is complete and unpacked.
 
         Raises ``UnsupportedMedia``, ``PayloadTooLarge``, ``InvalidRequest``, ``RequestTimeout`` and
-        ``Disconnected``. For an upload, the ``receive`` raises the first three as an
-        ``HTTPException``.
+        ``Disconnected``. For an upload, the ``receive`` raises them as an ``HTTPException``.
         """
         headers = Headers(scope=scope)
-        if "content-length" not in headers and "transfer-encoding" not in headers:
-            return scope, receive
-        path = route_path(scope)
-        max_bytes = self._uploads.get(path, self._limits.max_body_bytes)
+        has_body = "content-length" in headers or "transfer-encoding" in headers
+        if not has_body or scope["method"] not in _WITH_BODY:
+            yield scope, receive
+            return
+        max_bytes = self._uploads.get(route_path(scope), self._limits.max_body_bytes)
         encoding = headers.get("content-encoding", "").strip().lower()
         if encoding not in (*ENCODINGS, *_UNCHANGED):
             message = f"Content-Encoding: {encoding[:32]!r}; expected gzip, deflate or none"
@@ -94,34 +107,44 @@ class BodyReader:
         content_length = headers.get("content-length", "")
         if content_length.isdecimal() and int(content_length[:32]) > max_bytes:
             raise _too_large(content_length[:32], max_bytes)
-        unpacker = Unpacker(encoding, max_bytes) if encoding in ENCODINGS else None
         seconds = parse_timeout(headers.get(TIMEOUT_HEADER), self._max_seconds)
-        body = _Body(max_bytes, seconds, unpacker, asyncio.get_running_loop().time())
+        body = _Body(max_bytes, seconds, asyncio.get_running_loop().time())
+        client = client_of(scope.get("client"))
+        unpacker = Unpacker(encoding, max_bytes) if encoding in ENCODINGS else None
         if unpacker is not None:
             scope = _without_encoding(scope)
-        if path in self._uploads:
-            return scope, self._pass_on(body, receive)
-        client = scope.get("client") or ("",)
-        content = await self._read_whole(body, receive, client[0])
-        if not headers.get("content-type", "").lower().startswith(_NOT_JSON):
+        if self.is_upload(scope):
+            body.unpacker = unpacker
+            with self._unfinished_uploads.enter(client) as place:
+                yield scope, self._pass_on(body, place, receive)
+            return
+        content = await self._read_whole(body, receive, client)
+        if unpacker is not None:
+            content = await asyncio.to_thread(_unpack, unpacker, content, max_bytes)
+        if not headers.get("content-type", "").lower().startswith(_FORM):
             check_json(content, self._limits.max_json_bytes, self._limits.max_json_values)
-        return scope, _replay(content, receive)
+        yield scope, _replay(content, receive)
 
     async def _read_whole(self, body: _Body, receive: Receive, client: str) -> bytes:
         parts = []
-        try:
-            async with asyncio.timeout(None) as limit:
-                with self._unfinished.enter(client, limit) as place:
-                    while not body.is_complete:
-                        if place.is_lost:
-                            raise _too_slow()
-                        limit.reschedule(self._next_part_at(body))
-                        parts.append(body.add(await receive()))
-        except TimeoutError:
+        with self._unfinished.enter(client) as place:
+            while not body.is_complete:
+                part = body.add(await self._receive_in_time(body, place, receive))
+                place.grow(len(part))
+                parts.append(part)
             if place.is_lost:
-                raise _too_slow() from None
-            raise self._explain_timeout(body) from None
+                raise _too_slow()
         return b"".join(parts)
+
+    async def _receive_in_time(self, body: _Body, place: _Place, receive: Receive) -> Message:
+        """Raises ``RequestTimeout`` if the next message is late, or if the place is lost."""
+        if place.is_lost:
+            raise _too_slow()
+        try:
+            async with asyncio.timeout_at(self._next_part_at(body)) as place.timeout:
+                return await receive()
+        except TimeoutError:
+            raise (_too_slow() if place.is_lost else self._explain_timeout(body)) from None
 
     def _next_part_at(self, body: _Body) -> float:
         """Return when the next part of a body must be there, in the event loop's time."""
@@ -146,24 +169,22 @@ class BodyReader:
             message = f"{rate:.0f} bytes a second; the limit is {limit}"
         return RequestTimeout(f"body: {message}", "body")
 
-    def _pass_on(self, body: _Body, receive: Receive) -> Receive:
+    def _pass_on(self, body: _Body, place: _Place, receive: Receive) -> Receive:
         """Return a ``receive`` that checks the parts of a body as they arrive."""
 
         async def receive_in_time() -> Message:
             if body.is_complete:  # only the client's disconnect follows, however long it takes
                 return await receive()
             try:
-                async with asyncio.timeout_at(self._next_part_at(body)):
-                    message = await receive()
-            except TimeoutError:
-                error = self._explain_timeout(body)
+                message = await self._receive_in_time(body, place, receive)
+                if message["type"] != "http.request":
+                    return message
+                message = {**message, "body": body.add(message)}
+            except (InvalidRequest, PayloadTooLarge, RequestTimeout) as error:
                 raise HTTPException(error.http_status, error.message) from None
-            if message["type"] != "http.request":
-                return message
-            try:
-                return {**message, "body": body.add(message)}
-            except (InvalidRequest, PayloadTooLarge) as error:
-                raise HTTPException(error.http_status, error.message) from None
+            if body.is_complete:
+                place.leave()
+            return message
 
         return receive_in_time
 
@@ -174,9 +195,10 @@ class _Body:
 
     max_bytes: int
     max_seconds: float
-    unpacker: Unpacker | None
     started: float
     """When it began, in the event loop's time."""
+    unpacker: Unpacker | None = None
+    """Unpacks its parts as they arrive."""
     last_at: float = 0.0
     """When its last part came."""
     received_bytes: int = 0
@@ -213,50 +235,91 @@ class _Body:
 class _Place:
     """The place of an unfinished body."""
 
-    timeout: asyncio.Timeout
+    client: str
+    bodies: _UnfinishedBodies
+    timeout: asyncio.Timeout | None = None
+    """Of the message that it waits for."""
     is_lost: bool = False
+    received_bytes: int = 0
+
+    def grow(self, count: int) -> None:
+        """Note that a part has come. The body may lose its place for it."""
+        self.received_bytes += count
+        self.bodies.make_room(count)
+
+    def leave(self) -> None:
+        self.bodies.remove(self)
+
+    def lose(self) -> None:
+        """End the body for the sake of others."""
+        self.is_lost = True
+        self.leave()
+        if self.timeout is not None:
+            with suppress(RuntimeError):  # it has just ended anyway
+                self.timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class _UnfinishedBodies:
     """The bodies that arrive, oldest first, of each client."""
 
-    def __init__(self, limit: int, limit_per_client: int) -> None:
+    def __init__(self, limit: int, limit_per_client: int, max_bytes: float = math.inf) -> None:
         self._limit = limit
         self._limit_per_client = limit_per_client
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._count = 0
         self._clients: dict[str, dict[_Place, None]] = {}
 
     @contextmanager
-    def enter(self, client: str, timeout: asyncio.Timeout) -> Iterator[_Place]:
+    def enter(self, client: str) -> Iterator[_Place]:
         """Hold a place. If there is none left, another body loses its own: the oldest of the same
         client, or of the client that holds the most."""
         own = self._clients.get(client, {})
         if len(own) >= self._limit_per_client:
-            self._take_from(client)
+            self._oldest_of(client).lose()
         elif self._count >= self._limit:
-            self._take_from(max(self._clients, key=lambda name: len(self._clients[name])))
-        place = _Place(timeout)
+            self._oldest_of(max(self._clients, key=lambda name: len(self._clients[name]))).lose()
+        place = _Place(client, self)
         self._clients.setdefault(client, {})[place] = None
         self._count += 1
         try:
             yield place
         finally:
-            self._leave(client, place)
+            self.remove(place)
 
-    def _take_from(self, client: str) -> None:
-        place = next(iter(self._clients[client]))
-        place.is_lost = True
-        place.timeout.reschedule(asyncio.get_running_loop().time())
-        self._leave(client, place)
+    def make_room(self, count: int) -> None:
+        """Count the bytes of a part. If all bodies hold too many, the client that holds the most
+        loses its oldest ones."""
+        self._bytes += count
+        while self._bytes > self._max_bytes and self._clients:
+            self._oldest_of(max(self._clients, key=self._bytes_of)).lose()
 
-    def _leave(self, client: str, place: _Place) -> None:
-        places = self._clients.get(client, {})
+    def remove(self, place: _Place) -> None:
+        places = self._clients.get(place.client, {})
         if place not in places:
             return
         del places[place]
         self._count -= 1
+        self._bytes -= place.received_bytes
         if not places:
-            del self._clients[client]
+            del self._clients[place.client]
+
+    def _oldest_of(self, client: str) -> _Place:
+        return next(iter(self._clients[client]))
+
+    def _bytes_of(self, client: str) -> int:
+        return sum(place.received_bytes for place in self._clients[client])
+
+
+def _unpack(unpacker: Unpacker, content: bytes, max_bytes: int) -> bytes:
+    """Return an unpacked body. Raises ``InvalidRequest`` and ``PayloadTooLarge``."""
+    try:
+        data = unpacker.unpack(content, is_last=True)
+    except ValueError as error:
+        raise InvalidRequest(f"body: {error}", "body") from None
+    if len(data) > max_bytes:
+        raise _too_large(f"over {max_bytes}", max_bytes)
+    return data
 
 
 def _replay(content: bytes, receive: Receive) -> Receive:

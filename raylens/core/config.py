@@ -93,7 +93,9 @@ class RequestLimits(Frozen):
     """Bodies that one replica of the ingress receives at a time. If there are more, the one that
     has taken the longest is refused."""
     max_unfinished_bodies_per_client: PositiveInt = 128
-    """Of these, from one address."""
+    """Of these, from one address, or one IPv6 network of 64 bits."""
+    max_unfinished_bytes: PositiveInt = 512 * 2**20
+    """Of all of them together. If there are more, the client with the most loses its oldest one."""
     max_json_bytes: PositiveInt = 2**20
     """JSON of a body, beside pictures and long texts."""
     max_json_values: PositiveInt = 20_000

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +19,8 @@ current_request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """The id of the request that the current task belongs to."""
 
 MAX_FILE_BYTES = 10 * 2**20
+KEPT_FILES = 30
+"""Files of a kind of process that are kept when another one starts."""
 OLD_FILES = 5
 """Rotated files of a process that are kept."""
 _FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
@@ -87,8 +91,9 @@ def configure_logging(settings: LogSettings, process: str) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if settings.folder is not None:
         settings.folder.mkdir(parents=True, exist_ok=True)
-        # Several processes must not rotate the same file.
-        path = settings.folder / f"{process}-{os.getpid()}.log"
+        _remove_old_files(settings.folder, process)
+        # Several processes must not rotate the same file, nor several machines.
+        path = settings.folder / f"{process}-{socket.gethostname()}-{os.getpid()}.log"
         handlers.append(
             RotatingFileHandler(
                 path, maxBytes=MAX_FILE_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True
@@ -105,3 +110,11 @@ def configure_logging(settings: LogSettings, process: str) -> None:
         logger.handlers = handlers
         logger.setLevel(settings.level)
         logger.propagate = False
+
+
+def _remove_old_files(folder: Path, process: str) -> None:
+    """Remove the oldest files of processes of a kind, which have probably ended."""
+    with suppress(OSError):  # another process may remove them, too
+        files = sorted(folder.glob(f"{process}-*.log*"), key=lambda path: path.stat().st_mtime)
+        for path in files[:-KEPT_FILES]:
+            path.unlink(missing_ok=True)

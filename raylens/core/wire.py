@@ -39,6 +39,8 @@ MAX_MESSAGES = 1024
 """Messages of a chat. Each costs time, even if it is empty."""
 MAX_PARTS = 1024
 """Parts of a message, tool calls in it, and frames of a video."""
+MAX_JSON_TEXT_CHARS = 64 * 1024
+"""Of JSON within a text, such as a form's field."""
 MAX_STOP_STRINGS = 1024
 """Upper bound of ``limits.max_stop_strings``."""
 MAX_OBJECTS_LIMIT = 1000
@@ -92,6 +94,16 @@ class LenientBody(SparseBody):
     """Part of a request's body. Null and empty values count as absent; unknown keys are ignored."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+def parse_json_text(text: str) -> Any:
+    """Return the JSON in a text. Raises ``ValueError`` if it is too long, or none."""
+    if len(text) > MAX_JSON_TEXT_CHARS:
+        raise ValueError(f"{len(text)} characters of JSON; the limit is {MAX_JSON_TEXT_CHARS}")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("the text is not valid JSON") from None
 
 
 def well_formed(text: str) -> str:
@@ -224,7 +236,8 @@ def split_frames(video: Any) -> Any:
     match = _JPEG_FRAMES.match(video) if isinstance(video, str) else None
     if match is None:
         return video
-    frames = [f"data:image/jpeg;base64,{frame}" for frame in video[match.end() :].split(",")]
+    texts = video[match.end() :].split(",", MAX_PARTS)  # with more commas, the last is no picture
+    frames = [f"data:image/jpeg;base64,{frame}" for frame in texts]
     return frames * 2 if len(frames) == 1 else frames
 
 

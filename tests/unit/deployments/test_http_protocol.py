@@ -181,6 +181,30 @@ async def test_what_follows_a_request_is_limited_in_time(
         assert (b"408" in rest) is (start != b"\r\n")
 
 
+async def test_pipelined_requests_count_once(connect: Connect) -> None:
+    for _ in range(5):
+        async with connect() as (reader, writer):
+            writer.write((GET + b"\r\n") * 3)
+            for _ in range(3):
+                assert (await read_answer(reader))[0] == 200
+    for _ in range(200):
+        if not http_protocol.IDLE._addresses:
+            break
+        await asyncio.sleep(0.01)
+    assert (http_protocol.IDLE._count, http_protocol.IDLE._addresses) == (0, {})
+
+
+async def test_a_head_of_many_parts_is_counted_once(connect: Connect) -> None:
+    async with connect() as (reader, writer):
+        writer.write(GET)
+        for number in range(40):
+            writer.write(b"X-%d: " % number + b"x" * 1000 + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.001)
+        writer.write(b"\r\n")
+        assert (await read_answer(reader))[0] == 200
+
+
 async def test_the_oldest_idle_connection_gives_way(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,3 +104,10 @@ async def test_probes_leave_none(client: httpx.AsyncClient, lines: Lines) -> Non
     for path in ("/live", "/ready", "/health"):
         await client.get(path)
     assert lines.texts == []
+
+
+async def test_an_unexpected_error_is_a_500(service: FakeService, lines: Lines) -> None:
+    service.words = (None,)  # type: ignore[assignment]
+    response = await send(service, "/v1/caption", {"image_url": DATA_URL})
+    assert response.status_code == 500
+    assert [line["status"] for line in lines.objects] == [500]

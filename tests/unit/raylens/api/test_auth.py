@@ -245,3 +245,15 @@ async def test_a_websocket_brings_its_key_as_a_subprotocol(
     await app({"type": "websocket", "path": "/ws", "headers": headers}, receive, send)
     refusals = [message for message in sent if "Authorization" in message.get("reason", "")]
     assert bool(refusals) is is_refused
+
+
+async def test_the_pipeline_of_a_key_is_nobody_elses(app: FastAPI) -> None:
+    load = {"pipeline_id": "moondream", "load_params": {"question": "Whose cat is this?"}}
+    path = "/api/v1/pipeline/status"
+    async with connect(app, None, **{"X-API-Key": ANN}) as ann:
+        assert (await ann.post("/api/v1/pipeline/load", json=load)).status_code == 200
+        assert "Whose cat" in (await ann.get(path)).text
+    async with connect(app, None, **{"X-API-Key": BOB}) as bob:
+        assert "Whose cat" not in (await bob.get(path)).text
+    async with connect(app, ANN) as ann:
+        assert "Whose cat" in (await ann.get(path)).text

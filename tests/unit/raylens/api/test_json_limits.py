@@ -16,7 +16,7 @@ from raylens.api.app import create_app
 from raylens.api.json_limits import LONG_STRING_BYTES, check_json
 from raylens.core.config import RequestLimits
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
-from raylens.core.wire import Body
+from raylens.core.wire import MAX_PARTS, Body, split_frames
 from tests.unit.raylens.api.conftest import CONFIG, FakeService
 
 MAX_BYTES = 2**20
@@ -39,6 +39,8 @@ def check(body: bytes) -> None:
         json.dumps({"text": '"quoted", \\"twice\\"' * 10_000}).encode(),
         json.dumps({"text": "[{,:" * 20_000}).encode(),
         json.dumps([["x"] * 10] * 80).encode(),
+        json.dumps({"video": ["A" * 12_000] * 200}).encode(),
+        json.dumps({str(number): "x" for number in range(990)}).encode(),
         b"\x89PNG\r\n\x1a\n" + bytes(2_000_000),
         b'{"never ends',
         b'{"never ends\\"',
@@ -58,7 +60,8 @@ def test_what_costs_little_passes(body: bytes) -> None:
         (json.dumps({"a": "\\", "b": ["x"] * 2000}).encode(), "body: over 1000 values"),
         (json.dumps({"a": '\\\\"', "b": ["x"] * 2000}).encode(), "body: over 1000 values"),
         (b"{" + b" " * 2_000_000 + b"}", "body: over 1048576 bytes of JSON"),
-        (json.dumps({"a": ["x" * 10_000] * 200}).encode(), "body: over 1048576 bytes of JSON"),
+        (b"{" + b'""' * 500_000, "body: over 1000 values"),
+        (b" " * 2**20 + b"[" + b"[]," * 2000, "body: over 1000 values"),
         (b'{"a": "' + b'\\"' * 2_000_000 + b'"}', "body: over 1048576 bytes of a text"),
     ],
 )
@@ -130,6 +133,45 @@ async def test_a_body_of_many_values_is_refused_in_the_dialects_shape(
         response = await client.post(path, json=body)
     assert response.status_code == 413
     assert read_message(response.json()) == "body: over 4000 values, which is the limit"
+
+
+@pytest.mark.parametrize("path", ["/v1/caption", "/api/chat"])
+@pytest.mark.parametrize("content_type", ["image/png", "text/plain", "", "multipart/x"])
+async def test_json_is_measured_whatever_its_type(
+    service: FakeService, path: str, content_type: str
+) -> None:
+    config = CONFIG.model_copy(update={"limits": RequestLimits(max_json_values=4000)})
+    transport = httpx.ASGITransport(create_app(service, config))
+    headers = {"Content-Type": content_type}
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        response = await client.post(path, content=b"[" + b"[]," * 5000, headers=headers)
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize("field", ["recipe", "spatial_refs", "settings"])
+async def test_json_within_a_text_is_limited(client: httpx.AsyncClient, field: str) -> None:
+    text = "[" + "[]," * 30_000
+    config = CONFIG.model_copy(update={"limits": RequestLimits()})
+    transport = httpx.ASGITransport(create_app(FakeService(), config))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        response = await client.post("/v1/query", json={"question": "x", field: text})
+        assert response.status_code == 400
+        assert "the limit is 65536" in response.text or "not valid" not in response.text
+
+
+async def test_a_form_in_a_url_is_limited() -> None:
+    config = CONFIG.model_copy(update={"limits": RequestLimits()})
+    transport = httpx.ASGITransport(create_app(FakeService(), config))
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        response = await client.post("/v1/caption", content=b"a=1" + b"&" * 2**20, headers=headers)
+        assert response.status_code == 413
+        assert "multipart/form-data" in response.json()["detail"]
+
+
+def test_a_video_of_a_million_frames_is_cut_off() -> None:
+    frames = split_frames("data:video/jpeg;base64," + "," * 10**6)
+    assert len(frames) == MAX_PARTS + 1
 
 
 def all_bodies() -> Iterator[type[Body]]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
 import pytest
+from starlette.exceptions import HTTPException
 
 from raylens.api.app import create_app
+from raylens.api.clients import client_of
+from raylens.api.request_body import MAX_UPLOADS_PER_CLIENT, BodyReader
 from raylens.core.config import RequestLimits
 from testing.virtual_time import VirtualTimePolicy
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, FakeService
@@ -147,6 +151,80 @@ async def test_a_slow_body_within_the_limits_is_read(connect: Connect) -> None:
 
     async with connect("10.0.0.1") as client:
         assert (await client.post(PATH, content=slowly())).status_code == 200
+
+
+async def test_all_bodies_together_hold_no_more_than_their_budget(service: FakeService) -> None:
+    limits = LIMITS.model_copy(update={"max_unfinished_bytes": 20_000})
+    app = create_app(service, CONFIG.model_copy(update={"limits": limits}))
+
+    def connect_from(address: str) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app, client=(address, 1))
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None)
+
+    async with connect_from("10.0.0.1") as greedy, connect_from("10.0.0.2") as other:
+        held = start(greedy, 3, part=b" " * 3000)
+        small = start(other, 1, part=b" " * 200)
+        await asyncio.sleep(4.5)
+        assert any(task.done() for task in held)
+        assert not small[0].done()
+        await stop(held + small)
+
+
+async def test_an_upload_gives_way_to_newer_ones() -> None:
+    bodies = BodyReader(LIMITS, 600, {"/v1/files": 10**6})
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/files",
+        "headers": [(b"content-length", b"1000")],
+        "client": ("10.0.0.1", 1),
+    }
+
+    async def stall() -> Any:
+        await asyncio.sleep(3600)
+
+    async with AsyncExitStack() as stack:
+        receivers: list[asyncio.Future[Any]] = []
+        for _ in range(MAX_UPLOADS_PER_CLIENT):
+            _, receive = await stack.enter_async_context(bodies.read(scope, stall))
+            receivers.append(asyncio.ensure_future(receive()))
+        await asyncio.sleep(1)
+        assert not any(task.done() for task in receivers)
+        await stack.enter_async_context(bodies.read(scope, stall))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [task.done() for task in receivers].count(True) == 1
+        with pytest.raises(HTTPException, match="408"):
+            receivers[0].result()
+        for task in receivers:
+            task.cancel()
+        await asyncio.gather(*receivers, return_exceptions=True)
+
+
+async def test_a_place_that_ends_at_the_same_moment_can_be_taken(connect: Connect) -> None:
+    async with connect("10.0.0.1") as client:
+        slow = start(client, 4, pause_s=60)
+        await asyncio.sleep(10)  # their own timeouts end now
+        responses = await asyncio.gather(*(client.post(PATH, content=BODY) for _ in range(8)))
+        assert {response.status_code for response in responses} <= {200, 503}
+        assert responses[0].status_code == 200
+        await stop(slow)
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.1"),
+        ("", ""),
+        ("unix", "unix"),
+    ],
+)
+def test_an_ipv6_network_is_one_client(address: str, client: str) -> None:
+    assert client_of((address, 1)) == client
+    assert client_of(None) == ""
 
 
 async def test_a_client_that_leaves_frees_its_place(connect: Connect) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_a_folder_gets_a_file_for_each_process(tmp_path: Path, name: str, is_jso
         logging.getLogger("raylens.api").info("größer\nthan %s", "life")
         logging.getLogger("raylens.api").debug("left out")
         (path,) = (tmp_path / "logs").iterdir()
-        assert path.name == f"ingress-{os.getpid()}.log"
+        assert path.name == f"ingress-{socket.gethostname()}-{os.getpid()}.log"
         text = path.read_text(encoding="utf-8")
         assert "id-7" in text
         assert "left out" not in text
