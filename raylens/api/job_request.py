@@ -21,7 +21,7 @@ from raylens.api.sourced_pictures import SourcedPictures
 from raylens.core.errors import InvalidRequest, RaylensError
 from raylens.core.types import PictureFile
 from raylens.core.wire import Body, FrameRate, MediaUrl, Text, split_frames, well_formed
-from raylens.jobs.blobs import compute_digest, make_reference
+from raylens.jobs.blobs import compute_digest, is_reference, make_reference
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Webhook, compute_rank, new_id
 from raylens.jobs.ports import JobService
@@ -182,6 +182,8 @@ class JobReader:
                     file = PictureFile(picture.data, picture.field)
                     await asyncio.to_thread(self._context.check_media, file)
         validated_input = _validate(requested_type.input_model, job_input)
+        stored_input = validated_input.model_dump(mode="json", exclude_unset=True)
+        _check_references(stored_input, "input", files)
         for name, length in validated_input.text_lengths().items():
             self._context.check_text_length(length, f"input.{name}")
         try:
@@ -195,7 +197,7 @@ class JobReader:
         job = Job(
             id=new_id(),
             type=requested_type.name,
-            input=validated_input.model_dump(mode="json", exclude_unset=True),
+            input=stored_input,
             created_at=now,
             deadline=now + (common.timeout_s or self._config.timeout_s),
             max_attempts=self._config.max_attempts,
@@ -295,6 +297,18 @@ def _copy(value: Any, field: str, slots: list[_Slot], *, kind: str | None, depth
             slots.append(_Slot(copy, key, media))
         copy[key] = _copy(item, item_field, slots, kind=item_kind, depth=depth + 1)
     return copy
+
+
+def _check_references(value: Any, field: str, files: Mapping[str, bytes]) -> None:
+    """Raise ``InvalidRequest`` if an input refers to a file that didn't come with its request: that
+    would be another job's."""
+    if isinstance(value, (list, dict)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            _check_references(item, f"{field}.{key}", files)
+    elif is_reference(value) and value not in map(make_reference, files):
+        field = field[:MAX_FIELD_CHARS]
+        raise InvalidRequest(f"{field}: blob: URLs are not supported", field)
 
 
 def _compute_digest(body: JobRequest) -> str:

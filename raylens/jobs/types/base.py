@@ -115,11 +115,8 @@ class JobContext:
         return media.to_file(data)
 
     async def _read_blob(self, reference: str, field: str) -> bytes:
-        digest = reference.removeprefix(REFERENCE_PREFIX)
-        if digest not in self.job.blobs:  # another job's
-            raise InvalidRequest(f"{field}: this job has no such file", field)
         try:
-            return await self.blobs.get_async(digest)
+            return await self.blobs.get_async(reference.removeprefix(REFERENCE_PREFIX))
         except BlobMissing:
             raise InvalidRequest(f"{field}: the stored file is missing", field) from None
 

@@ -142,3 +142,21 @@ async def test_a_job_takes_as_many_videos_as_a_request(http: httpx.AsyncClient) 
     response = await http.post(PATH, json=chat_job(*[{"video": VIDEO_URL}] * 9))
     assert response.status_code == 422
     assert "input: 9 videos; the limit is" in response.text
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "url": BLOB},
+        {"type": "image", "source": {"type": "url", "url": BLOB}},
+        {"type": "image_url", "image_url": {"url": BLOB}},
+        {"type": "video", "video": BLOB},
+    ],
+)
+async def test_a_job_reads_no_files_of_other_jobs(
+    http: httpx.AsyncClient, part: dict[str, Any]
+) -> None:
+    assert (await http.post(PATH, json=chat_job({"video": VIDEO_URL}))).status_code == 202
+    response = await http.post(PATH, json=chat_job(part))
+    assert response.status_code == 422
+    assert "blob: URLs are not supported" in response.text
