@@ -22,8 +22,8 @@ import numpy as np
 from benchmarks.pocket import EXAMPLES, TextScores, TextTrial
 from benchmarks.target import target
 from models.pocket.drawing import draw, encode
+from models.pocket.video_files import FAST_VP9, Pixels, encode_video
 from models.pocket.videos import VideoScene, random_video
-from testing.videos import Pixels, encode_video
 
 TARGET = 0.90
 """Minimum share of exact answers over all questions."""
@@ -52,7 +52,7 @@ def video_part(video: VideoScene, rng: random.Random) -> dict[str, Any]:
         draw_frame(video, number / rate, seed) for number in range(round(video.seconds * rate))
     ]
     codec = "libx264" if form == "mp4" else "libvpx-vp9"
-    options = {"deadline": "realtime", "cpu-used": "8"} if form == "webm" else {}
+    options = FAST_VP9 if form == "webm" else {}
     data = base64.b64encode(encode_video(frames, rate, codec, form, options)).decode()
     return {"type": "video_url", "video_url": {"url": f"data:video/{form};base64,{data}"}}
 

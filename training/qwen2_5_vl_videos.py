@@ -15,7 +15,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from models.pocket.drawing import draw
 from models.pocket.scenes import CELLS, Question, Scene, Shape
+from models.pocket.video_files import FAST_VP9, Pixels, encode_video
 from models.pocket.videos import VideoScene, random_video
+from preprocessing.video import Sampling, VideoLimits, sample_video
 from training.qwen2_5_vl_checkpoint import MIN_PIXELS
 from training.qwen2_5_vl_pictures import TOKEN, Picture
 from training.qwen2_5_vl_rows import Prompts
@@ -23,6 +25,12 @@ from training.rows import Row
 
 FRAMES_PER_SECOND = 2.0
 MAX_FRAMES = 12
+CODECS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("libx264", "mp4", {}),
+    ("libx264", "mp4", {}),
+    ("libvpx-vp9", "webm", FAST_VP9),
+)
+LIMITS = VideoLimits(10**8, 60, 10**6, MAX_FRAMES, 10**8)
 MIN_MOVE = 0.02
 """Least move between two frames that a model can see, as a share of the picture's side."""
 VARIANTS = {
@@ -63,17 +71,20 @@ class Videos(IterableDataset[Video]):
 
 
 def make_video(video: VideoScene, rng: random.Random) -> Video:
-    """Sample a video's frames evenly, the first and the last one included, and draw them."""
-    count = min(MAX_FRAMES, max(2, 2 * round(video.seconds * FRAMES_PER_SECOND / 2)))
-    # A file ends with its last frame, which is a little before its duration.
-    last = video.seconds - rng.uniform(0, 0.12)
-    times = [last * index / (count - 1) for index in range(count)]
+    """Draw a video, and sample its frames evenly, the first and the last one included.
+
+    Three times in four it is coded as a file and decoded again: what a codec does to a picture from
+    one frame to the next looks like motion to a model that has never seen it.
+    """
+    times, drawn = _draw_file(video, rng) if rng.random() < 0.75 else _draw_frames(video, rng)
+    count = len(times)
     scenes = [video.at(time) for time in times]
-    seed = rng.getrandbits(32)
-    quality = rng.choice((None, rng.randint(30, 95)))
     canvas = video.canvas
     height, width = smart_resize(canvas.height, canvas.width, TOKEN, MIN_PIXELS, MIN_PIXELS)
-    frames = [_draw(scene, seed, quality, (width, height)) for scene in scenes]
+    frames = [
+        np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+        for pixels in drawn
+    ]
     whole = (0, 0, canvas.width, canvas.height)
     pairs = [
         Picture(
@@ -124,14 +135,38 @@ def _moving(video: VideoScene, start: float, end: float) -> Shape | None:
     return None
 
 
-def _draw(scene: Scene, seed: int, quality: int | None, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Draw a frame as the others of its video; JPEG stands for the losses of a video's coding."""
+def _draw_frames(video: VideoScene, rng: random.Random) -> tuple[list[float], list[Pixels]]:
+    """Return the times of frames that are sent one by one, and the frames."""
+    count = min(MAX_FRAMES, max(2, 2 * round(video.seconds * FRAMES_PER_SECOND / 2)))
+    times = [video.seconds * index / (count - 1) for index in range(count)]
+    quality = rng.choice((None, rng.randint(70, 95)))
+    seed = rng.getrandbits(32)
+    return times, [_draw(video.at(time), seed, quality) for time in times]
+
+
+def _draw_file(video: VideoScene, rng: random.Random) -> tuple[list[float], list[Pixels]]:
+    """Return the times of the frames that are sampled from a video file, and the frames."""
+    rate = rng.randint(8, 30)
+    seed = rng.getrandbits(32)
+    frames = []
+    for number in range(round(video.seconds * rate)):
+        pixels = draw(video.at(number / rate), random.Random(seed))
+        height, width = (side - side % 2 for side in pixels.shape[:2])
+        frames.append(np.ascontiguousarray(pixels[:height, :width]))
+    codec, container, options = rng.choice(CODECS)
+    data = encode_video(frames, rate, codec, container, options)
+    sampled = sample_video(data, LIMITS, Sampling(FRAMES_PER_SECOND))
+    return list(sampled.timestamps), list(sampled.frames)
+
+
+def _draw(scene: Scene, seed: int, quality: int | None) -> Pixels:
+    """Draw a frame as the others of its video; as a JPEG of a quality, unless that is None."""
     picture = Image.fromarray(draw(scene, random.Random(seed)))
     if quality is not None:
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=quality)
         picture = Image.open(buffer)
-    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(picture)
 
 
 def build_video_row(

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from testing.videos import encode_video, malformed_video
+from models.pocket.video_files import encode_video
+from testing.videos import malformed_video
 from tests.serve.test_preprocessing import replica_names, resident_mb
 
 PATH = "/v1/chat/completions"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from deployments.preprocessor import Preprocessor
+from models.pocket.video_files import encode_video
 from preprocessing.clip import ProcessedVideo
 from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import AppConfig
@@ -19,7 +20,6 @@ from raylens.core.errors import DeadlineExceeded, InvalidRequest
 from raylens.core.recipe import ENHANCED, PLAIN, Denoise, Recipe
 from raylens.core.types import PictureFile, StepReport, VideoFile
 from testing.pictures import encode_picture, gradient, random_pixels
-from testing.videos import encode_video
 
 CONFIG = AppConfig.model_validate(
     {

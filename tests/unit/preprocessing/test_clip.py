@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from models.pocket.video_files import encode_video
 from preprocessing.clip import ProcessedVideo, expand, run_video
 from preprocessing.geometry import IDENTITY, Geometry
 from preprocessing.pipeline import ProcessedImage
@@ -20,7 +21,6 @@ from raylens.core.types import (
     TextPart,
     VideoPart,
 )
-from testing.videos import encode_video
 
 LIMITS = VideoLimits(10**7, 60, 10**6, 8, 10**7)
 FRAMES = [np.full((48, 64, 3), 10 + 8 * number, np.uint8) for number in range(16)]

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from models.pocket.video_files import Pixels, encode_video
 from preprocessing.video import Sampling, VideoLimits, choose_times, sample_video
 from raylens.core.errors import (
     DeadlineExceeded,
@@ -19,7 +20,6 @@ from raylens.core.errors import (
     UnsupportedMedia,
 )
 from testing.pictures import encode_picture
-from testing.videos import Pixels, encode_video
 
 LIMITS = VideoLimits(
     max_bytes=10**7, max_seconds=60, max_pixels=10**6, max_frames=8, max_sampled_pixels=10**7
