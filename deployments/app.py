@@ -15,6 +15,7 @@ from deployments.pipeline_defaults import pipeline_defaults_actor_config
 from deployments.preprocessor import Preprocessor
 from deployments.ray_environment import RUN_MARK
 from deployments.vision_model import VisionModel
+from raylens.api.request_body import MAX_UPLOADS
 from raylens.core.config import AppConfig, ModelConfig
 from raylens.core.environment import load_config
 
@@ -70,7 +71,8 @@ def _max_ingress_requests(config: AppConfig) -> int:
     jobs = config.jobs
     of_queue = jobs.max_requests + jobs.max_reads + jobs.max_event_streams
     limits = config.limits
-    return limits.max_in_flight + limits.max_unfinished_bodies + of_queue + SPARE_REQUESTS
+    unfinished = limits.max_unfinished_bodies + MAX_UPLOADS
+    return limits.max_in_flight + unfinished + of_queue + SPARE_REQUESTS
 
 
 def _bind_vision_model(model: ModelConfig, config: AppConfig) -> Application:

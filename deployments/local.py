@@ -55,10 +55,10 @@ def _keep_private(session: Path) -> None:
 
     Ray opens the session's folder again whenever a driver connects.
     """
-    session.chmod(0o700)
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    with suppress(OSError):  # there is none, or it is somebody else's
-        token.chmod(0o600)
+    for path, mode in ((session, 0o700), (token, 0o600)):
+        with suppress(OSError):  # there is none, or it is somebody else's
+            path.chmod(mode)
 
 
 def _deploy(schema: ServeDeploySchema) -> None:

@@ -51,7 +51,7 @@ def check_json(body: bytes, max_bytes: int, max_values: int) -> None:
 
 
 def _end_of_string(body: bytes, start: int, max_bytes: int) -> int:
-    """Return where a string ends, behind its closing quote; the end of the body if it is open."""
+    """Return the offset behind a string's closing quote; the end of the body if it is open."""
     quote = body.find(b'"', start)
     if quote < 0:
         return len(body)

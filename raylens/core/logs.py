@@ -75,7 +75,7 @@ class LogSettings:
     format: str = "text"
     """``text`` or ``json``."""
     folder: Path | None = None
-    """Where it also writes files, which rotate."""
+    """A folder for log files, beside standard error. They rotate."""
 
 
 _REFUSALS = RefusalFilter()
