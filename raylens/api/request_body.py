@@ -99,7 +99,10 @@ class BodyReader:
         if not has_body or scope["method"] not in _WITH_BODY:
             yield scope, receive
             return
-        max_bytes = self._uploads.get(route_path(scope), self._limits.max_body_bytes)
+        is_upload = self.is_upload(scope)
+        max_bytes = self._limits.max_body_bytes
+        if is_upload:
+            max_bytes = self._uploads[route_path(scope)]
         encoding = headers.get("content-encoding", "").strip().lower()
         if encoding not in (*ENCODINGS, *_UNCHANGED):
             message = f"Content-Encoding: {encoding[:32]!r}; expected gzip, deflate or none"
@@ -113,7 +116,7 @@ class BodyReader:
         unpacker = Unpacker(encoding, max_bytes) if encoding in ENCODINGS else None
         if unpacker is not None:
             scope = _without_encoding(scope)
-        if self.is_upload(scope):
+        if is_upload:
             body.unpacker = unpacker
             with self._unfinished_uploads.enter(client) as place:
                 yield scope, self._pass_on(body, place, receive)
@@ -129,11 +132,9 @@ class BodyReader:
         parts = []
         with self._unfinished.enter(client) as place:
             while not body.is_complete:
-                part = body.add(await self._receive_in_time(body, place, receive))
-                place.grow(len(part))
-                parts.append(part)
-            if place.is_lost:
-                raise _too_slow()
+                parts.append(body.add(await self._receive_in_time(body, place, receive)))
+                if not body.is_complete:
+                    place.grow(len(parts[-1]))
         return b"".join(parts)
 
     async def _receive_in_time(self, body: _Body, place: _Place, receive: Receive) -> Message:
@@ -244,6 +245,8 @@ class _Place:
 
     def grow(self, count: int) -> None:
         """Note that a part has come. The body may lose its place for it."""
+        if self.is_lost:  # while the part was on its way
+            return
         self.received_bytes += count
         self.bodies.make_room(count)
 

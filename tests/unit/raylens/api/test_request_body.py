@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from raylens.api.app import create_app
 from raylens.api.clients import client_of
-from raylens.api.request_body import MAX_UPLOADS_PER_CLIENT, BodyReader
+from raylens.api.request_body import MAX_UPLOADS_PER_CLIENT, BodyReader, _UnfinishedBodies
 from raylens.core.config import RequestLimits
 from testing.virtual_time import VirtualTimePolicy
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, FakeService
@@ -168,6 +168,18 @@ async def test_all_bodies_together_hold_no_more_than_their_budget(service: FakeS
         assert any(task.done() for task in held)
         assert not small[0].done()
         await stop(held + small)
+
+
+async def test_a_part_of_a_lost_body_counts_no_more() -> None:
+    bodies = _UnfinishedBodies(9, 1, 1000)
+    with bodies.enter("10.0.0.1") as first:
+        first.grow(400)
+        with bodies.enter("10.0.0.1") as second:
+            assert first.is_lost
+            first.grow(400)  # it was on its way
+            second.grow(700)
+            assert not second.is_lost
+    assert bodies._bytes == 0
 
 
 async def test_an_upload_gives_way_to_newer_ones() -> None:
