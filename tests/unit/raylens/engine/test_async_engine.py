@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -17,7 +17,7 @@ from raylens.engine.limits import EngineLimits
 from raylens.engine.model import Prompt
 from tests.unit.raylens.engine.fakes import FakeModel, answer, request
 
-LATER = time.time() + 3600
+LATER = math.inf
 
 
 class GatedModel(FakeModel):

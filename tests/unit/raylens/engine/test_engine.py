@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import time
 from collections import defaultdict
@@ -35,7 +36,7 @@ from tests.unit.raylens.engine.fakes import (
     request,
 )
 
-LATER = time.time() + 3600
+LATER = math.inf
 NEVER = frozenset({300})
 """An EOS id that the fake model never generates."""
 
