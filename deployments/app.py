@@ -18,6 +18,7 @@ from deployments.vision_model import VisionModel
 from raylens.api.request_body import MAX_UPLOADS
 from raylens.core.config import AppConfig, ModelConfig
 from raylens.core.environment import load_config
+from raylens.core.fairness import reserve
 
 logger = logging.getLogger(__name__)
 
@@ -69,16 +70,16 @@ def build_app(args: dict[str, Any]) -> Application:
 def _max_ingress_requests(config: AppConfig) -> int:
     """Return the requests of a replica of the ingress: what its limits allow, and a few more."""
     jobs = config.jobs
-    of_queue = jobs.max_requests + jobs.max_reads + jobs.max_event_streams
     limits = config.limits
-    unfinished = limits.max_unfinished_bodies + MAX_UPLOADS
-    return limits.max_in_flight + unfinished + of_queue + SPARE_REQUESTS
+    shared = (limits.max_in_flight, jobs.max_requests, jobs.max_reads, jobs.max_event_streams)
+    in_flight = sum(limit + reserve(limit) for limit in shared)
+    return in_flight + limits.max_unfinished_bodies + MAX_UPLOADS + SPARE_REQUESTS
 
 
 def _bind_vision_model(model: ModelConfig, config: AppConfig) -> Application:
     # A handle's queue ignores priorities and deadlines. The replica therefore accepts as many
     # requests as the engine can hold, and they wait there.
-    options: dict[str, Any] = {"max_ongoing_requests": model.max_batch_size + model.max_waiting}
+    options: dict[str, Any] = {"max_ongoing_requests": model.capacity + reserve(model.capacity)}
     if model.runtime in ("openai", "cloud"):
         options["ray_actor_options"] = {"num_cpus": REMOTE_MODEL_CPUS}
     deployment = serve.deployment(VisionModel).options(name=model.name, **options)

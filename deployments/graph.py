@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, aclosing, suppress
 from typing import Any
 
 from ray import serve
@@ -24,6 +24,7 @@ from raylens.core.errors import (
     RaylensError,
     picture_field,
 )
+from raylens.core.fairness import FairPlaces
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
@@ -63,11 +64,34 @@ class Graph(VisionService):
         self._preprocessor = preprocessor.options(_by_reference=True)
         self._models = {name: handle.options(_by_reference=True) for name, handle in models.items()}
         self._infos: dict[str, ModelInfo] = {}
-        self._is_running: dict[str, bool] = {}
+        self._places = {
+            model.name: FairPlaces("answers are in flight", model.capacity, "model")
+            for model in config.models
+        }
+        self._replicas: dict[str, int] = {}
         self._status_at = -math.inf
         self._status_lock = asyncio.Lock()
 
     async def generate(
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
+    ) -> AsyncGenerator[Delta, None]:
+        with await self._take_place(request):
+            async with aclosing(self._generate(request, pictures)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    async def _take_place(self, request: VisionRequest) -> AbstractContextManager[None]:
+        """Return a place for the request among those of its client.
+
+        A model that has no room refuses it here, before its pictures are processed. Raises
+        ``Overloaded``.
+        """
+        replicas = (await self._running_replicas()).get(request.model, 0)
+        return self._places[request.model].take(
+            request.client, request.sampling.n, max(1, replicas), self._retry_after(request.model)
+        )
+
+    async def _generate(
         self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
         unfinished: list[DeploymentResponse[Any] | DeploymentResponseGenerator[Any]] = []
@@ -139,7 +163,7 @@ class Graph(VisionService):
 
     async def _broadcast(self, method: str, timeout_s: float) -> list[MemoryUsage]:
         """Call a method of every replica of every model. Those that don't answer are left out."""
-        running = await self._running_deployments()
+        running = await self._running_replicas()
         answers = await asyncio.gather(
             *(
                 handle.broadcast(method).results_async(timeout_s=timeout_s, return_exceptions=True)
@@ -154,7 +178,7 @@ class Graph(VisionService):
     async def model_info(self, name: str) -> ModelInfo:
         # Serve's controller reports the running replicas: a call to a busy model would wait in its
         # queue. The info itself never changes, so one call per model is enough.
-        if not (await self._running_deployments()).get(name):
+        if not (await self._running_replicas()).get(name):
             raise ModelNotLoaded(
                 f"no replica of {name} is running", "model", retry_after=STATUS_TTL_S
             )
@@ -171,8 +195,8 @@ class Graph(VisionService):
             f"no replica of {name} answers", "model", retry_after=self._retry_after(name)
         )
 
-    async def _running_deployments(self) -> dict[str, bool]:
-        """Return by name whether a deployment has a running replica.
+    async def _running_replicas(self) -> dict[str, int]:
+        """Return the number of running replicas of each deployment.
 
         The status is cached for ``STATUS_TTL_S`` seconds.
         """
@@ -180,12 +204,12 @@ class Graph(VisionService):
             if time.monotonic() - self._status_at > STATUS_TTL_S:
                 status = await asyncio.to_thread(serve.status)
                 deployments = status.applications[self._application].deployments
-                self._is_running = {
-                    name: deployment.replica_states.get(ReplicaState.RUNNING, 0) > 0
+                self._replicas = {
+                    name: deployment.replica_states.get(ReplicaState.RUNNING, 0)
                     for name, deployment in deployments.items()
                 }
                 self._status_at = time.monotonic()
-            return self._is_running
+            return self._replicas
 
     def _translate(self, error: Exception, deployment: str) -> RaylensError:
         """Return the project's error for an error of Ray's.

@@ -58,7 +58,8 @@ def build_stub_graph(
 
     ``model`` replaces the stub model, and is constructed with ``model_args``.
     """
-    args = {"models": [{"name": MODEL, "family": "smolvlm"}], **args}
+    models = [{"name": MODEL, "family": "smolvlm", "max_batch_size": 256}]
+    args = {"models": models, **args}
     config = AppConfig.model_validate(args)
     resources = {"num_cpus": 0.1}
     stub = serve.deployment(model).options(

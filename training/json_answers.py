@@ -105,9 +105,14 @@ def build_json_examples(
         _description(scene, rng.sample(meanings, rng.randint(1, len(meanings))), rng),
     ]
     if has_grid:
-        others = rng.sample(meanings, rng.randrange(3))
-        examples.append(_description(scene, _shuffle(["shapes", *others], rng), rng))
+        examples.append(build_json_list(scene, rng))
     return examples
+
+
+def build_json_list(scene: Scene, rng: random.Random) -> JsonExample:
+    """Return a description with a list of all shapes among its properties."""
+    others = rng.sample(["color", "shape", "count", "position"], rng.randrange(3))
+    return _description(scene, _shuffle(["shapes", *others], rng), rng)
 
 
 def build_similar_queries(

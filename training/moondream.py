@@ -38,6 +38,7 @@ from training import trainer
 from training.json_answers import (
     JsonExample,
     build_json_examples,
+    build_json_list,
     encode_answer,
     schema_prompt,
     write_answer,
@@ -68,6 +69,9 @@ class TrainingSettings(trainer.TrainingSettings):
     fresh_per_step: int = 12
     first_mix: tuple[int, int] = (32, 0)
     last_mix: tuple[int, int] = (32, 0)
+    extra_lists: int = 3
+    """Lists as JSON per row, beside those of ``json_rounds``: to know when a list is complete is
+    the last skill that the model learns."""
     target_std: float = 1.0
     """Standard deviation of the target of a coordinate or a size, in bins."""
 
@@ -292,10 +296,14 @@ def build_row(
     for example in rng.sample(candidates, count):
         question = _add_context(example.question, candidates, rng)
         segments.append(prompts.build_query(example.task, question, example.answer))
+    json_examples: list[JsonExample] = []
     for _ in range(settings.json_rounds):
-        for json_example in build_json_examples(scene, rng, not picture.is_cropped):
-            question = _add_json_context(json_example, candidates, rng)
-            segments.append(prompts.build_json(json_example, question))
+        json_examples += build_json_examples(scene, rng, not picture.is_cropped)
+    if not picture.is_cropped:
+        json_examples += [build_json_list(scene, rng) for _ in range(settings.extra_lists)]
+    for json_example in json_examples:
+        question = _add_json_context(json_example, candidates, rng)
+        segments.append(prompts.build_json(json_example, question))
     for task in ("detect", "point") * 2:
         segments.append(prompts.build_localization(task, random_subject(scene, rng), picture))
     segments.append(_question_about_reference(picture, prompts, rng))
@@ -400,6 +408,12 @@ class Trainer(trainer.Trainer[Picture]):
         )
 
     def loss(
+        self, pictures: list[Picture], rng: random.Random
+    ) -> tuple[Tensor, list[tuple[str, bool]]]:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self._loss(pictures, rng)
+
+    def _loss(
         self, pictures: list[Picture], rng: random.Random
     ) -> tuple[Tensor, list[tuple[str, bool]]]:
         pixels = torch.from_numpy(

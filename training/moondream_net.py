@@ -119,7 +119,8 @@ class Net(nn.Module):
         states = F.embedding(ids.clamp(max=self.first_size - 1), table)
         is_size = ids >= self.first_size
         sizes = torch.exp2(self.size_bins(ids[is_size]) / (region.size_bins - 1) * 10 - 10)
-        return states.masked_scatter(is_size[..., None], self._embed_values("size", sizes))
+        size_states = self._embed_values("size", sizes).float()  # autocast computes in bfloat16
+        return states.masked_scatter(is_size[..., None], size_states)
 
     def _embed_values(self, name: str, values: Tensor) -> Tensor:
         """Return the embeddings of coordinates or sizes, through their Fourier features."""

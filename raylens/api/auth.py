@@ -14,6 +14,7 @@ from raylens.api.errors import error_response
 from raylens.api.origins import PROBES
 from raylens.api.paths import route_path
 from raylens.core.errors import PermissionDenied, RaylensError, Unauthorized
+from raylens.core.fairness import current_client
 from raylens.core.keys import ApiKey, KeyRing, current_key
 from raylens.core.keys import Scope as KeyScope
 
@@ -53,6 +54,7 @@ class AuthMiddleware:
             await _refuse(error, scope, receive, send)
             return
         current_key.set(key)
+        current_client.set(key.name)
         note_key(key)
         await self._app(scope, receive, send)
 

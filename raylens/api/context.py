@@ -16,6 +16,7 @@ from raylens.api.request_body import TIMEOUT_HEADER, parse_timeout
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
 from raylens.core.errors import InvalidRequest, ModelNotLoaded
+from raylens.core.fairness import current_client
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Choice, Recipe, choose
 from raylens.core.types import MediaFile, ModelInfo, SamplingParams, Task, Tools, VisionRequest
@@ -61,6 +62,7 @@ class Context:
             sampling=sampling,
             recipe=self.resolve_recipe(model, recipe),
             stream=stream,
+            client=current_client.get(),
         )
 
     def resolve_recipe(self, model: str, choice: Choice) -> Recipe:

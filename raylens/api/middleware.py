@@ -6,15 +6,16 @@ import re
 import time
 import uuid
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raylens.api.clients import client_of
 from raylens.api.errors import error_response
 from raylens.api.paths import route_path
 from raylens.api.request_body import BodyReader, Disconnected
-from raylens.core.errors import InvalidRequest, Overloaded, RaylensError
+from raylens.core.errors import InvalidRequest, RaylensError
+from raylens.core.fairness import FairPlaces, current_client
 from raylens.core.logs import current_request_id
 
 REQUEST_ID_HEADER = "X-Request-ID"
@@ -30,7 +31,8 @@ class RequestIdMiddleware:
     arrival.
 
     Every log line carries the id. With ``echo``, the answer's header carries it too; turn that off
-    behind Serve's proxy, which sets the header on every answer.
+    behind Serve's proxy, which sets the header on every answer. The address is the request's
+    client, until its key is known.
     """
 
     def __init__(self, app: ASGIApp, echo: bool = True) -> None:
@@ -46,6 +48,7 @@ class RequestIdMiddleware:
             await error_response(route_path(scope), INVALID_ID)(scope, receive, send)
             return
         current_request_id.set(request_id)
+        current_client.set(client_of(scope.get("client")))
         scope.setdefault("state", {}).update(request_id=request_id, received_at=time.time())
 
         async def send_with_id(message: Message) -> None:
@@ -59,11 +62,12 @@ class RequestIdMiddleware:
 class AdmissionMiddleware:
     """Reads the body of a request, and then gives it a place among those in flight.
 
-    Refuses a POST while ``limit`` POSTs are in flight, before and after its body is read; other
-    methods always pass. Requests whose path begins with one of ``queue_paths`` have limits of their
-    own, ``max_queue_reads`` and, for those that change something, ``max_queue_writes``: if the job
-    queue is slow or away, those that wait for it take no place of the rest. Event streams, whose
-    path ends with ``/events``, and uploads have limits elsewhere.
+    Refuses a POST while its client has ``limit`` POSTs in flight, or its fair share if others have
+    some, before and after its body is read; other methods always pass. Requests whose path begins
+    with one of ``queue_paths`` have limits of their own, ``max_queue_reads`` and, for those that
+    change something, ``max_queue_writes``: if the job queue is slow or away, those that wait for it
+    take no place of the rest. Event streams, whose path ends with ``/events``, and uploads have
+    limits elsewhere.
 
     Serve's own limit on the ingress answers in plain text and refuses health checks too, so it is
     set above these limits.
@@ -80,50 +84,37 @@ class AdmissionMiddleware:
     ) -> None:
         self._app = app
         self._bodies = bodies
-        self._requests = _InFlight(limit)
-        self._queue_writes = _InFlight(max_queue_writes)
-        self._queue_reads = _InFlight(max_queue_reads)
+        self._requests = FairPlaces("requests are in flight", limit)
+        self._queue_writes = FairPlaces("requests are in flight", max_queue_writes)
+        self._queue_reads = FairPlaces("requests are in flight", max_queue_reads)
         self._queue_paths = queue_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        in_flight = self._find_limit(scope)
+        places = self._find_places(scope)
+        client = current_client.get()
         async with AsyncExitStack() as stack:
             try:
-                in_flight.check()
+                if places is not None:
+                    places.check(client)
                 reading = self._bodies.read(scope, receive)
                 scope, receive = await stack.enter_async_context(reading)
-                in_flight.check()
+                if places is not None:
+                    stack.enter_context(places.take(client))
             except Disconnected:
                 return
             except RaylensError as error:
                 await error_response(route_path(scope), error)(scope, receive, send)
                 return
-            in_flight.count += 1
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                in_flight.count -= 1
+            await self._app(scope, receive, send)
 
-    def _find_limit(self, scope: Scope) -> _InFlight:
+    def _find_places(self, scope: Scope) -> FairPlaces | None:
+        """Return what limits requests like this one; None if nothing does."""
         method, path = scope["method"], route_path(scope)
         if not path.startswith(self._queue_paths):
-            return self._requests if method == "POST" else _InFlight(None)
+            return self._requests if method == "POST" else None
         if path.endswith("/events") or self._bodies.is_upload(scope):
-            return _InFlight(None)
+            return None
         return self._queue_writes if method in _WRITES else self._queue_reads
-
-
-@dataclass
-class _InFlight:
-    limit: int | None
-    """None means that there is none."""
-    count: int = 0
-
-    def check(self) -> None:
-        """Raise ``Overloaded`` if there is no place left."""
-        if self.limit is not None and self.count >= self.limit:
-            message = f"{self.count} requests are in flight; the limit is {self.limit}"
-            raise Overloaded(message, None, self.limit, self.count, 1)

@@ -101,7 +101,8 @@ class RequestLimits(Frozen):
     max_json_values: PositiveInt = 20_000
     """Elements of lists and objects in a body of JSON."""
     max_in_flight: PositiveInt = 192
-    """POST requests that one replica of the ingress works on; more are refused as overloaded."""
+    """POST requests of one client that a replica of the ingress works on; more are refused as
+    overloaded. For other clients there is a quarter more room."""
     max_image_bytes: PositiveInt = 20 * 2**20
     max_image_pixels: PositiveInt = 64_000_000
     max_filter_s: PositiveFloat = 5.0
@@ -229,7 +230,8 @@ class ModelConfig(Frozen):
     ] = 8
     """Sequences that run together. ``batch_size`` is another name for this setting."""
     max_waiting: Annotated[int, Field(ge=0, le=4096)] = 24
-    """Sequences that may wait in a replica; more are refused as overloaded."""
+    """Sequences of one client that may wait in a replica; more are refused as overloaded. For other
+    clients there is a quarter more room."""
     max_tiles_per_step: PositiveInt | None = None
     """Tiles that the vision encoder encodes together. Running answers pause for about half of that
     time whenever a new one starts. Unset means 1 on a CPU and 64 on a GPU, whose CUDA graphs take
@@ -257,6 +259,11 @@ class ModelConfig(Frozen):
     share's working memory."""
     retry_after_s: PositiveFloat = 1.0
     """``Retry-After`` of answers that refuse a request as overloaded."""
+
+    @property
+    def capacity(self) -> int:
+        """Sequences that one client may have in a replica."""
+        return self.max_batch_size + self.max_waiting
 
     @property
     def all_names(self) -> tuple[str, ...]:

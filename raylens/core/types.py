@@ -322,6 +322,8 @@ class VisionRequest:
     priority: Priority = Priority.INTERACTIVE
     stream: bool = True
     """Whether to send deltas as tokens come. Otherwise each answer is one delta, at its end."""
+    client: str = ""
+    """Who sends it. Models divide their work fairly among clients."""
 
     @property
     def tools(self) -> Tools | None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -18,9 +18,9 @@ from raylens.core.errors import (
     InvalidRequest,
     ModelFailed,
     ModelNotLoaded,
-    Overloaded,
     RaylensError,
 )
+from raylens.core.fairness import check_share
 from raylens.core.types import Chat, Delta, Priority, SamplingParams, VisionRequest
 from raylens.engine.engine import Engine, StepOutput
 from raylens.engine.grammar import AnswerFormat
@@ -166,11 +166,10 @@ class AsyncEngine:
         """
         if self._failure is not None:
             raise _engine_stopped(f"the engine has stopped: {self._failure!r}")
-        answers = request.sampling.n
-        self._check_limit(answers, "answers", len(self._output_queues), self._capacity)
+        self._check_share(request, "answers are in flight", [*self._output_queues], self._capacity)
         if request.priority is Priority.JOB:
-            job_answers = sum(sequence.priority is Priority.JOB for sequence in self._output_queues)
-            self._check_limit(answers, "job answers", job_answers, self._job_capacity)
+            of_jobs = [entry for entry in self._output_queues if entry.priority is Priority.JOB]
+            self._check_share(request, "job answers are in flight", of_jobs, self._job_capacity)
 
     def stop(self) -> None:
         """End the thread after the current step. Unfinished requests fail."""
@@ -182,23 +181,24 @@ class AsyncEngine:
         self._failure = self._failure or RuntimeError("stop() was called")
         self._fail_all(_engine_stopped("the engine has stopped"))
 
-    def _check_limit(self, answers: int, noun: str, in_flight: int, capacity: int) -> None:
-        """Raise if accepting ``answers`` more would exceed ``capacity``.
+    def _check_share(
+        self,
+        request: VisionRequest,
+        what: str,
+        in_flight: Collection[GenerationSequence],
+        capacity: int,
+    ) -> None:
+        """Raise if the request's client may not have its answers among those ``in_flight``.
 
-        ``noun`` says in the message what ``in_flight`` counts.
+        ``what`` says so in the message.
         """
+        answers = request.sampling.n
         if answers > capacity:
             raise InvalidRequest(
                 f"n: {answers} answers requested; the limit is {capacity}", "n", capacity, answers
             )
-        if in_flight + answers > capacity:
-            raise Overloaded(
-                f"{in_flight} {noun} are in flight; the limit is {capacity}",
-                "model",
-                capacity,
-                in_flight,
-                self._retry_after,
-            )
+        held = sum(sequence.client == request.client for sequence in in_flight)
+        check_share(what, answers, held, len(in_flight), capacity, self._retry_after, "model")
 
     async def _compile(self, request: VisionRequest, prompt: Prompt) -> CompiledGrammar | None:
         json_schema = request.sampling.json_schema

@@ -1,17 +1,19 @@
 """Decides which sequences run. Uses no tensors.
 
-Sequences are admitted in order of arrival; a short sequence never overtakes a long one. A job's
-sequence is ranked as if it had arrived ``JOB_RANK_DELAY_S`` seconds later. Interactive requests
-thus go first, but jobs are not starved.
+A client's sequences are admitted in order of arrival; a short sequence never overtakes a long one.
+A job's sequence is ranked as if it had arrived ``JOB_RANK_DELAY_S`` seconds later. Interactive
+requests thus go first, but jobs are not starved. Among clients, the one goes first that has had the
+least service.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from raylens.core.types import Priority
 from raylens.engine.model import Prompt
 from raylens.engine.sequence import GenerationSequence, SequenceState
+from raylens.engine.service_counters import ServiceCounters
 
 JOB_RANK_DELAY_S = 10.0
 
@@ -30,6 +32,7 @@ class Scheduler:
         self._max_prefill_batch_size = max_prefill_batch_size
         self._max_prefill_tokens = max_prefill_tokens
         self._free_slots = list(range(max_batch_size))
+        self._service = ServiceCounters()
 
     @property
     def has_work(self) -> bool:
@@ -38,9 +41,19 @@ class Scheduler:
     @property
     def next_waiting(self) -> GenerationSequence:
         """The waiting sequence to admit next."""
-        return min(self.waiting, key=_rank)
+        first = min(self.waiting, key=_rank)
+        rivals = [sequence for sequence in self.waiting if sequence.priority is first.priority]
+        if all(sequence.client == first.client for sequence in rivals):
+            return first
+        service = self._service.totals(self._current)
+        return min(rivals, key=lambda sequence: (service[sequence.client], _rank(sequence)))
 
-    def add(self, sequences: Iterable[GenerationSequence]) -> None:
+    @property
+    def _current(self) -> tuple[GenerationSequence, ...]:
+        return (*self.waiting, *self.prefilling, *self.running)
+
+    def add(self, sequences: Collection[GenerationSequence]) -> None:
+        self._service.add(sequences, self._current)
         self.waiting.extend(sequences)
 
     def admit(self, reserve_row: Callable[[GenerationSequence], bool]) -> list[GenerationSequence]:
@@ -66,12 +79,9 @@ class Scheduler:
     ) -> list[GenerationSequence]:
         """Finish and return the sequences for which ``should_remove`` returns True."""
         # Once for each sequence, because another thread may set `aborted` between two calls.
-        removed = [
-            sequence
-            for sequence in (*self.waiting, *self.prefilling, *self.running)
-            if should_remove(sequence)
-        ]
+        removed = [sequence for sequence in self._current if should_remove(sequence)]
         for sequence in removed:
+            self._service.end(sequence)
             if sequence.state is not SequenceState.WAITING:
                 self._free_slots.append(sequence.slot)
             sequence.transition_to(SequenceState.FINISHED)

@@ -73,6 +73,7 @@ class GenerationSequence(AnswerProgress):
     """Unix time, in seconds."""
     request_id: str = ""
     priority: Priority = Priority.INTERACTIVE
+    client: str = ""
     index: int = 0
     """Zero-based index of this answer among the request's ``n``."""
     stream: bool = True
@@ -268,6 +269,7 @@ def make_sequences(
             deadline=request.deadline,
             request_id=request.id,
             priority=request.priority,
+            client=request.client,
             index=index,
             stream=request.stream,
         )

@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
-from raylens.core.errors import FailureClass, Overloaded
+from raylens.core.errors import FailureClass
+from raylens.core.fairness import FairPlaces, current_client
 from raylens.jobs.job import Job, unknown_job
 from raylens.jobs.ports import JobService
 
@@ -53,7 +54,8 @@ class _Watcher:
 
 
 class JobFeed:
-    """Watches jobs. ``limit`` is the most watchers at a time; more are refused as overloaded.
+    """Watches jobs. ``limit`` is the most watchers of a client at a time, or fewer if other clients
+    have some, too; more are refused as overloaded.
 
     While there are watchers, one call at a time waits for changes of any job, and the watched ones
     among those are read together. The number of watchers hardly matters.
@@ -61,9 +63,8 @@ class JobFeed:
 
     def __init__(self, jobs: JobService, limit: int) -> None:
         self._jobs = jobs
-        self._limit = limit
+        self._places = FairPlaces("event streams are open", limit)
         self._watchers: defaultdict[str, set[_Watcher]] = defaultdict(set)
-        self._count = 0
         self._task: asyncio.Task[None] | None = None
 
     async def watch(self, job_id: str, keepalive_s: float) -> AsyncGenerator[Job, None]:
@@ -73,25 +74,19 @@ class JobFeed:
         If nothing changes for ``keepalive_s`` seconds, the last version is yielded again. Raises
         ``UnknownJob``, and ``Overloaded`` if the limit is reached or the queue can't be reached.
         """
-        if self._count >= self._limit:
-            message = f"{self._count} event streams are open; the limit is {self._limit}"
-            raise Overloaded(message, None, self._limit, self._count, RETRY_AFTER_S)
-        self._count += 1
-        watcher: _Watcher | None = None
-        try:
+        with self._places.take(current_client.get(), retry_after=RETRY_AFTER_S):
             job: Job | None = (await self._jobs.get_many([job_id], _SHOWN)).get(job_id)
             if job is None:
                 raise unknown_job(job_id)
             watcher = _Watcher(job)
             self._add(job_id, watcher)
-            while job is not None:
-                yield job
-                if job.state.is_terminal:
-                    return
-                job = await watcher.next(keepalive_s)
-        finally:
-            self._count -= 1
-            if watcher is not None:
+            try:
+                while job is not None:
+                    yield job
+                    if job.state.is_terminal:
+                        return
+                    job = await watcher.next(keepalive_s)
+            finally:
                 self._remove(job_id, watcher)
 
     def _add(self, job_id: str, watcher: _Watcher) -> None:

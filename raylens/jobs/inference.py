@@ -16,6 +16,7 @@ from pydantic import Field
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
 from raylens.core.errors import InvalidRequest, ModelFailed, RaylensError
+from raylens.core.fairness import current_client
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe, choose
 from raylens.core.types import (
@@ -121,6 +122,7 @@ class InferenceClient:
             recipe=options.recipe,
             priority=Priority.JOB,
             stream=False,
+            client=current_client.get(),
         )
         try:
             async with aclosing(self._service.generate(request, files)) as stream:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from raylens.cli.config_file import ConfigError, Endpoint, check_config_file
 from raylens.cli.main import app
+from raylens.core.fairness import reserve
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
@@ -50,7 +51,8 @@ def test_the_shipped_configs_are_valid_and_stay_on_loopback(path: Path) -> None:
         }
         for model in application["args"]["models"]:
             (sized,) = (d for d in application["deployments"] if d["name"] == model["name"])
-            assert sized["max_ongoing_requests"] == model["max_batch_size"] + model["max_waiting"]
+            capacity = model["max_batch_size"] + model["max_waiting"]
+            assert sized["max_ongoing_requests"] == capacity + reserve(capacity)
             if "autoscaling_config" in sized:
                 assert (
                     sized["autoscaling_config"]["target_ongoing_requests"]

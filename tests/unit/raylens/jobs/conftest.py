@@ -273,12 +273,16 @@ def make_job_with_webhook() -> Job:
 
 
 async def wait_until_ended(queue: JobQueue, job_id: str) -> Job:
+    return await wait_for(queue, job_id, lambda job: job.state.is_terminal)
+
+
+async def wait_for(queue: JobQueue, job_id: str, condition: Callable[[Job], bool]) -> Job:
     cursor: str | None = None
     async with asyncio.timeout(7 * 86_400):
         while True:
             changes = await queue.wait_for_changes(cursor, 60)
             job = await queue.get(job_id)
-            if job.state.is_terminal:
+            if condition(job):
                 return job
             cursor = changes.cursor
 

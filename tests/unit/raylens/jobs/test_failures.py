@@ -29,7 +29,7 @@ from tests.unit.raylens.jobs.conftest import (
     now,
     run_jobs,
     serving,
-    wait_until,
+    wait_for,
     wait_until_ended,
 )
 
@@ -104,9 +104,7 @@ class TestCapacity:
         queue = parts.make_queue()
         async with serving(queue):
             job = await queue.submit(make_job(), {})
-            await wait_until(lambda: parts.service.requests)
-            await asyncio.sleep(0)
-            waiting = await queue.get(job.id)
+            waiting = await wait_for(queue, job.id, lambda job: job.problem is not None)
             assert waiting.state is JobState.QUEUED
             assert 100 <= waiting.run_after - now() <= 101
             assert code_of(waiting) == "overloaded"

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+from raylens.core.types import Caption, Priority, SamplingParams, VisionRequest
+from raylens.engine.model import Prompt
+from raylens.engine.scheduler import JOB_RANK_DELAY_S, Scheduler
+from raylens.engine.sequence import GenerationSequence, make_sequences
+from testing.tokenizers import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+PROMPT_TOKENS = itertools.count(1000)
+
+
+def sequence(
+    client: str,
+    tokens: int = 10,
+    priority: Priority = Priority.INTERACTIVE,
+    arrived_at: float | None = None,
+) -> GenerationSequence:
+    request = VisionRequest("id", "model", Caption(), 1e12, SamplingParams(), priority=priority)
+    prompt = Prompt((next(PROMPT_TOKENS),) * tokens)
+    (made,) = make_sequences(replace(request, client=client), prompt, TOKENIZER)
+    if arrived_at is not None:
+        made.arrived_at = arrived_at
+    return made
+
+
+def finish(scheduler: Scheduler, *sequences: GenerationSequence) -> None:
+    scheduler.remove(lambda each: any(each is sequence for sequence in sequences))
+
+
+def run(scheduler: Scheduler, output_tokens: int = 10) -> list[str]:
+    """Run everything one at a time. Returns the clients in the order of their service."""
+    order = []
+    while scheduler.has_work:
+        (admitted,) = scheduler.admit(lambda sequence: True)
+        order.append(admitted.client)
+        admitted.output_ids = [1] * output_tokens
+        scheduler.start_decoding([admitted])
+        finish(scheduler, admitted)
+    return order
+
+
+def test_one_client_is_served_in_order_of_arrival() -> None:
+    scheduler = Scheduler(1)
+    waiting = [sequence("a", tokens) for tokens in (50, 10, 30)]
+    scheduler.add(waiting)
+    admitted = []
+    while scheduler.has_work:
+        admitted += scheduler.admit(lambda sequence: True)
+        finish(scheduler, admitted[-1])
+    assert admitted == waiting
+
+
+def test_a_flood_waits_for_itself() -> None:
+    scheduler = Scheduler(1)
+    scheduler.add([sequence("flood") for _ in range(20)])
+    (first,) = scheduler.admit(lambda sequence: True)
+    scheduler.add([sequence("another")])
+    first.output_ids = [1]
+    finish(scheduler, first)
+    assert run(scheduler)[0] == "another"
+
+
+def test_clients_take_turns() -> None:
+    scheduler = Scheduler(1)
+    scheduler.add([sequence(client) for client in "aaaaabbbbb"])
+    assert run(scheduler)[:8] in ([*"abababab"], [*"abbaabba"])
+
+
+def test_a_turn_is_measured_in_tokens() -> None:
+    scheduler = Scheduler(1)
+    scheduler.add([sequence("long", 100) for _ in range(5)])
+    scheduler.add([sequence("short", 10) for _ in range(20)])
+    order = run(scheduler, 0)
+    assert order[:11].count("short") == 10
+
+
+def test_a_client_gets_no_credit_for_the_time_in_which_it_asked_for_nothing() -> None:
+    scheduler = Scheduler(1)
+    scheduler.add([sequence("busy") for _ in range(30)])
+    for _ in range(20):
+        (admitted,) = scheduler.admit(lambda sequence: True)
+        finish(scheduler, admitted)
+    scheduler.add([sequence("late") for _ in range(10)])
+    assert run(scheduler)[:8].count("busy") in (3, 4, 5)
+
+
+def test_jobs_wait_behind_interactive_requests_of_all_clients() -> None:
+    scheduler = Scheduler(1)
+    scheduler.add([sequence("a", priority=Priority.JOB, arrived_at=100.0)])
+    scheduler.add([sequence("b", arrived_at=101.0 + n) for n in range(3)])
+    assert run(scheduler) == [*"bbba"]
+
+
+def test_a_job_that_has_waited_long_enough_goes_first() -> None:
+    scheduler = Scheduler(1)
+    scheduler.add([sequence("b", arrived_at=100.0 + JOB_RANK_DELAY_S + 1) for _ in range(3)])
+    scheduler.add([sequence("a", priority=Priority.JOB, arrived_at=100.0)])
+    assert run(scheduler)[0] == "a"
