@@ -11,6 +11,7 @@ from ray.serve.config import DeploymentActorConfig
 from deployments.ingress import Ingress
 from deployments.job_client import QUEUE_ACTOR_NAME
 from deployments.job_queue import JobQueueActor
+from deployments.ledger import ledger_actor_config
 from deployments.pipeline_defaults import pipeline_defaults_actor_config
 from deployments.preprocessor import Preprocessor
 from deployments.ray_environment import RUN_MARK
@@ -55,7 +56,7 @@ def build_app(args: dict[str, Any]) -> Application:
             logger.warning(note)
     preprocessor = serve.deployment(Preprocessor).options(name="Preprocessor").bind(config)
     model_apps = {model.name: _bind_vision_model(model, config) for model in config.models}
-    actors = [pipeline_defaults_actor_config()]
+    actors = [pipeline_defaults_actor_config(), ledger_actor_config()]
     if config.jobs.enabled:
         actors.append(job_queue_actor_config(config, args))
     ingress = serve.deployment(Ingress).options(

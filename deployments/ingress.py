@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.graph import Graph
 from deployments.job_client import JobQueueClient
+from deployments.ledger import LedgerClient
 from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits
 from deployments.pipeline_defaults import PipelineDefaultsClient
@@ -51,6 +52,7 @@ class HttpApplication:
             self._config,
             self._jobs,
             pipelines=PipelineDefaultsClient(),
+            ledger=LedgerClient(),
             check_media=check_media,
             echo_request_id=False,
         )

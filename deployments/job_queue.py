@@ -68,6 +68,7 @@ class JobQueueActor:
         from deployments.graph import Graph
         from deployments.job_metrics import PrometheusJobMetrics
         from raylens.api.app import create_app
+        from raylens.core.client_limits import NO_LIMITS
         from raylens.core.logs import configure_logging
         from raylens.jobs.factory import create_queue
         from raylens.jobs.priority import BackgroundService
@@ -84,11 +85,12 @@ class JobQueueActor:
         models = {model.name: get_handle(model.name) for model in config.models}
         graph = Graph(config, application, get_handle("Preprocessor"), models)
 
-        open_config = config.model_copy(update={"auth": "none"})  # the batch had a key
+        # Whoever submitted a batch had a key, and was within limits.
+        open_config = config.model_copy(update={"auth": "none", "client_limits": NO_LIMITS})
 
-        def make_transport() -> httpx.AsyncBaseTransport:
+        def make_transport(client: str) -> httpx.AsyncBaseTransport:
             app = create_app(BackgroundService(graph), open_config)
-            return httpx.ASGITransport(app, raise_app_exceptions=False)
+            return httpx.ASGITransport(app, raise_app_exceptions=False, client=(client, 0))
 
         batch_job = OpenAIBatchJob(make_transport, config)
         self._queue = create_queue(config, graph, PrometheusJobMetrics(), [batch_job])

@@ -27,6 +27,7 @@ from raylens.api import jobs as job_routes
 from raylens.api import pipelines as pipeline_routes
 from raylens.api.access_log import AccessLogMiddleware, RecordedService
 from raylens.api.auth import JOB_PATHS, AuthMiddleware
+from raylens.api.client_limits import RATE_HEADERS, ClientLimitsMiddleware
 from raylens.api.context import CheckMedia, Context
 from raylens.api.docs import add_pages
 from raylens.api.errors import add_error_handlers
@@ -42,6 +43,8 @@ from raylens.api.own_jobs import OwnJobs
 from raylens.api.request_body import BodyReader
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig, AuthConfig
+from raylens.core.key_source import KeySource
+from raylens.core.leases import Leases, LedgerService
 from raylens.core.ports import VisionService
 from raylens.jobs.feed import JobFeed
 from raylens.jobs.ports import JobService
@@ -72,13 +75,15 @@ def create_app(
     jobs: JobService | None = None,
     *,
     pipelines: pipeline_routes.PipelineDefaults | None = None,
+    ledger: LedgerService | None = None,
     check_media: CheckMedia = lambda media: None,
     look_up: LookUp = look_up,
     echo_request_id: bool = True,
 ) -> FastAPI:
     """Return an ASGI application over ``service``; with ``jobs``, it has the job routes too.
 
-    ``pipelines`` remembers the pipelines that clients have loaded; the default is this process.
+    ``pipelines`` remembers the pipelines that clients have loaded, and ``ledger`` what they have
+    used of their limits; the default of both is this process.
     ``check_media`` checks the header of each picture and video of a job, and ``look_up`` finds the
     addresses of the hosts of webhooks and downloads. ``echo_request_id`` puts the request's id into
     the answer's headers. Turn it off behind a proxy that does the same. Raises ``ValueError`` if
@@ -118,8 +123,9 @@ def create_app(
         max_queue_reads=config.jobs.max_reads,
         queue_paths=JOB_PATHS,
     )
+    app.add_middleware(ClientLimitsMiddleware, leases=Leases(ledger), limits=config.client_limits)
     if isinstance(config.auth, AuthConfig):
-        app.add_middleware(AuthMiddleware, keys=config.auth.key_ring())
+        app.add_middleware(AuthMiddleware, keys=KeySource(config))
     app.add_middleware(
         OriginMiddleware,
         allowed_hosts=config.allowed_hosts,
@@ -141,7 +147,7 @@ def _cors_options(config: AppConfig) -> dict[str, Any]:
         "allow_methods": ["GET", "POST", "PUT", "DELETE"],
         # Clients send many headers of their own. No cookie is ever honored.
         "allow_headers": ["*"],
-        "expose_headers": [REQUEST_ID_HEADER, "Retry-After"],
+        "expose_headers": [REQUEST_ID_HEADER, "Retry-After", *RATE_HEADERS],
     }
     if config.cors_origins is None:
         options["allow_origin_regex"] = LOCALHOST.pattern

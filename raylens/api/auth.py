@@ -15,7 +15,8 @@ from raylens.api.origins import PROBES
 from raylens.api.paths import route_path
 from raylens.core.errors import PermissionDenied, RaylensError, Unauthorized
 from raylens.core.fairness import current_client
-from raylens.core.keys import ApiKey, KeyRing, current_key
+from raylens.core.key_source import KeySource
+from raylens.core.keys import ApiKey, current_key
 from raylens.core.keys import Scope as KeyScope
 
 KEY_HEADERS = ("x-moondream-auth", "x-api-key")
@@ -35,7 +36,7 @@ class AuthMiddleware:
     The key is :data:`raylens.core.keys.current_key` for what the request calls.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: KeySource) -> None:
         self._app = app
         self._keys = keys
 
@@ -61,7 +62,7 @@ class AuthMiddleware:
     def _identify(self, scope: Scope) -> ApiKey:
         presented = [key for key in presented_keys(Headers(scope=scope)) if key]
         for candidate in presented:
-            if (key := self._keys.find(candidate)) is not None:
+            if (key := self._keys.ring.find(candidate)) is not None:
                 return key
         problem = "unknown key" if presented else "missing key"
         raise Unauthorized(

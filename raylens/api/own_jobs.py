@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from raylens.core.fairness import current_client
 from raylens.core.keys import current_key
 from raylens.jobs.changes import Changes
 from raylens.jobs.files import StoredFile, unknown_file
@@ -26,7 +27,8 @@ class OwnJobs(JobService):
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         key = job.idempotency_key and _own_idempotency_key(job.idempotency_key)
-        return await self._jobs.submit(replace(job, owner=_owner(), idempotency_key=key), pictures)
+        own = replace(job, owner=_owner(), client=current_client.get())
+        return await self._jobs.submit(replace(own, idempotency_key=key), pictures)
 
     async def find_submitted(self, idempotency_key: str, digest: str) -> Job | None:
         return await self._jobs.find_submitted(_own_idempotency_key(idempotency_key), digest)
@@ -70,7 +72,8 @@ class OwnJobs(JobService):
         return await self._jobs.redeliver(job_id, number)
 
     async def add_file(self, file: StoredFile, data: bytes) -> StoredFile:
-        return await self._jobs.add_file(replace(file, owner=_owner()), data)
+        own = replace(file, owner=_owner(), client=current_client.get())
+        return await self._jobs.add_file(own, data)
 
     async def get_file(self, file_id: str) -> StoredFile:
         file = await self._jobs.get_file(file_id)

@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from raylens.core.client_limits import NO_LIMITS, ClientLimits
 from raylens.core.errors import InvalidRequest
 from raylens.core.families import FamilySettings, RuntimeName, families, family_named
 from raylens.core.keys import (
@@ -394,9 +395,11 @@ class ApiKeyConfig(Frozen):
     hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] = DEFAULT_SCOPES
     """``infer``, ``jobs`` (with files and batches), and ``admin``."""
+    limits: ClientLimits = NO_LIMITS
+    """Those that it doesn't set are ``client_limits``."""
 
     def to_key(self) -> ApiKey:
-        return ApiKey(self.name, self.hash, frozenset(self.scopes))
+        return ApiKey(self.name, self.hash, frozenset(self.scopes), self.limits)
 
 
 class AuthConfig(Frozen):
@@ -594,6 +597,9 @@ class AppConfig(Frozen):
     auth: AuthConfig | Literal["none"] | None = None
     """Who may send requests. Unset means everybody, but only on a loopback address: a server that
     other machines can reach needs keys, or ``none`` spelled out."""
+    client_limits: ClientLimits = NO_LIMITS
+    """What each key may ask for, or each address if there are no keys. A key may have limits of its
+    own."""
     cors_origins: tuple[str, ...] | None = None
     """Origins of the web pages that may use this server; unset allows every port of localhost."""
     allowed_hosts: tuple[HostPattern, ...] = ()

@@ -18,6 +18,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from raylens.core.client_limits import NO_LIMITS, ClientLimits
+
 PREFIX = "rl-"
 HASH_PREFIX = "sha256:"
 RANDOM_BYTES = 32
@@ -39,6 +41,8 @@ class ApiKey:
     name: str
     hash: str
     scopes: frozenset[Scope]
+    limits: ClientLimits = NO_LIMITS
+    """Those that it sets. The others are the configuration's ``client_limits``."""
 
 
 current_key: ContextVar[ApiKey | None] = ContextVar("current_key", default=None)
@@ -60,6 +64,7 @@ class KeyRing:
 
     def __init__(self, keys: Iterable[ApiKey]) -> None:
         self._keys = tuple(keys)
+        self._by_name = {key.name: key for key in self._keys}
         for attribute in ("name", "hash"):
             values = [getattr(key, attribute) for key in self._keys]
             if twice := {value for value in values if values.count(value) > 1}:
@@ -67,6 +72,9 @@ class KeyRing:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def named(self, name: str) -> ApiKey | None:
+        return self._by_name.get(name)
 
     def find(self, presented: str) -> ApiKey | None:
         """Return the key that a sender presents. The time that it takes tells nothing of others."""

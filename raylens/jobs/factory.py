@@ -10,6 +10,7 @@ from functools import partial
 
 from raylens import __version__
 from raylens.core.config import AppConfig, JobsConfig
+from raylens.core.key_source import KeySource
 from raylens.core.ports import VisionService
 from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.clock import StoreClock, SystemClock
@@ -63,6 +64,7 @@ def create_queue(
         jobs_config,
         clock,
         metrics,
+        KeySource(config).limits_of,
     )
 
 

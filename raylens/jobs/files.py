@@ -31,6 +31,8 @@ class StoredFile:
     """Bytes of all parts."""
     owner: str = ""
     """The name of the API key that it belongs to; empty without keys."""
+    client: str = ""
+    """Whose limits it counts towards: the owner, or an address without keys."""
 
 
 def unknown_file(file_id: str) -> UnknownFile:

@@ -119,6 +119,8 @@ class Job:
     webhook: Webhook | None = None
     owner: str = ""
     """The name of the API key that submitted it; empty without keys."""
+    client: str = ""
+    """Whose limits it counts towards: the owner, or an address without keys."""
     idempotency_key: str | None = None
     digest: str = ""
     """SHA-256 of the whole submit request.

@@ -13,6 +13,7 @@ from raylens.jobs.clock import Clock, SystemClock
 from raylens.jobs.files import StoredFile
 from raylens.jobs.job import BULKY_FIELDS, Delivery, DeliveryState, Job, JobState
 from raylens.jobs.store import (
+    NO_SHARES,
     Change,
     ComputeUpdate,
     JobQuery,
@@ -54,11 +55,16 @@ class MemoryStore(JobStore):
             self._epoch = self._clock.time() - self._clock.monotonic()
         return self._epoch + self._clock.monotonic()
 
-    async def add(self, new_jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
+    async def add(
+        self, new_jobs: Sequence[Job], capacity: int, shares: Mapping[str, int] = NO_SHARES
+    ) -> list[Job | RaylensError]:
         results = []
         for job in new_jobs:
             existing = self._jobs.get(job.id) or self._find_by_key(job.idempotency_key)
-            result = admit(job, existing, self._count(JobState.QUEUED), capacity)
+            queued = [each for each in self._jobs.values() if each.state is JobState.QUEUED]
+            own = sum(each.client == job.client for each in queued)
+            share = shares.get(job.client)
+            result = admit(job, existing, len(queued), capacity, own, share)
             if result is job:
                 self._jobs[job.id] = job
             results.append(result)
@@ -258,6 +264,13 @@ class MemoryStore(JobStore):
         for job in dropped:
             self._jobs[job.id] = replace(job, pictures_removed=True)
         return len(dropped)
+
+    async def client_bytes(self, client: str) -> int:
+        jobs = (job for job in self._jobs.values() if job.client == client)
+        digests = {digest for job in jobs if not job.pictures_removed for digest in job.blobs}
+        files = (file_id for file_id, file in self._files.items() if file.client == client)
+        digests |= {digest for file_id in files for digest in self._parts.get(file_id, ())}
+        return sum(self._blobs[digest].size for digest in digests if digest in self._blobs)
 
     async def touch_blobs(self, sizes: Mapping[str, int], now: float, max_bytes: float) -> set[str]:
         added = sum(size for digest, size in sizes.items() if digest not in self._blobs)

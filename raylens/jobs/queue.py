@@ -8,16 +8,19 @@ import os
 import socket
 import statistics
 import uuid
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
+from raylens.core.client_limits import NO_LIMITS, ClientLimits
 from raylens.core.config import JobsConfig
 from raylens.core.errors import (
     InsufficientStorage,
     Overloaded,
     QueueFull,
     RaylensError,
+    TooManyRequests,
     UnknownJob,
 )
 from raylens.jobs.blobs import BlobMissing, compute_digest
@@ -91,7 +94,9 @@ class JobQueue(JobService):
         config: JobsConfig,
         clock: StoreClock,
         metrics: JobMetrics | None = None,
+        limits_of: Callable[[str], ClientLimits] = lambda client: NO_LIMITS,
     ) -> None:
+        """``limits_of`` returns the limits of a client."""
         self._store = store
         self._config = config
         self._metrics = metrics or JobMetrics()
@@ -100,8 +105,11 @@ class JobQueue(JobService):
         self._pictures = pictures
         self._cleaner = Cleaner(store, pictures.blobs, config, clock)
         self._add_writer: GroupCommit[Job, Job | RaylensError] = GroupCommit(
-            lambda jobs: store.add(jobs, config.capacity)
+            lambda jobs: store.add(jobs, config.capacity, self._shares(jobs))
         )
+        self._limits_of = limits_of
+        self._storing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Held while pictures of a client are stored whose bytes are limited."""
         self._change_writer: ChangeWriter = GroupCommit(store.change)
         self._change_log = ChangeLog()
         self._redeliveries = RateLimit(config.webhooks.redeliveries_per_minute, MINUTE_S)
@@ -141,11 +149,12 @@ class JobQueue(JobService):
         await self._store.close()
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
-        async with self._time_limit():
+        async with self._time_limit(), self._within_bytes(job.client, pictures) as check_bytes:
             job = move_to_store_clock(job, self._clock.now())
             try:
+                await check_bytes()
                 await self._prepare(pictures)
-            except (QueueFull, InsufficientStorage) as error:
+            except (TooManyRequests, InsufficientStorage) as error:
                 result = await self._find_first(job) or error
             else:
                 result = await self._add_writer.submit(job)
@@ -153,6 +162,40 @@ class JobQueue(JobService):
             raise self._with_retry_after(result)
         self._dispatcher.wake()
         return self._for_callers(result)
+
+    def _shares(self, jobs: Sequence[Job]) -> dict[str, int]:
+        """Return how many jobs each client may have in the queue, if that is limited."""
+        limits = {job.client: self._limits_of(job.client).max_queued_jobs for job in jobs}
+        return {client: limit for client, limit in limits.items() if limit is not None}
+
+    @asynccontextmanager
+    async def _within_bytes(
+        self, client: str, new: Mapping[str, bytes]
+    ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Yield a check that raises ``TooManyRequests`` if the client may not store so much more.
+
+        What is stored within the context is counted by the next one.
+        """
+        limit = self._limits_of(client).max_picture_bytes
+
+        async def check() -> None:
+            new_bytes = sum(map(len, new.values()))
+            stored = await self._store.client_bytes(client) if limit and new_bytes else 0
+            if limit is not None and new_bytes and stored + new_bytes > limit:
+                message = (
+                    f"your jobs and files take {stored} bytes, and {new_bytes} more were sent; your"
+                    f" limit is {int(limit)} bytes"
+                )
+                raise TooManyRequests(
+                    message, "max_picture_bytes", int(limit), stored + new_bytes, RETRY_AFTER_S
+                )
+
+        if limit is None or not new:
+            yield check
+            return
+        lock = self._storing.setdefault(client, asyncio.Lock())
+        async with lock:
+            yield check
 
     async def _prepare(self, pictures: Mapping[str, bytes]) -> None:
         """Store the pictures of a submission. Raises ``QueueFull`` and ``InsufficientStorage``."""
@@ -287,8 +330,11 @@ class JobQueue(JobService):
             stored = replace(file, created_at=now, expires_at=now + FILE_TTL_S)
             parts = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
             digests = [await asyncio.to_thread(compute_digest, part) for part in parts]
-            await self._pictures.store(dict(zip(digests, parts, strict=True)))
-            await self._store.add_file(stored, digests)
+            by_digest = dict(zip(digests, parts, strict=True))
+            async with self._within_bytes(file.client, by_digest) as check_bytes:
+                await check_bytes()
+                await self._pictures.store(by_digest)
+                await self._store.add_file(stored, digests)
         return self._file_for_callers(stored)
 
     async def get_file(self, file_id: str) -> StoredFile:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from raylens.core.config import JobsConfig
 from raylens.core.errors import InvalidRequest
+from raylens.core.fairness import current_client
 from raylens.core.validation import explain
 from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.clock import Clock
@@ -64,6 +65,7 @@ class TypedJobRunner(JobRunner):
             problem = next(explain(error))
             field = ".".join(("input", *problem.path))
             raise InvalidRequest(f"{field}: {problem.message}", field) from None
+        current_client.set(job.client)
         context = JobContext(
             job,
             self._clock.monotonic() + timeout_s,

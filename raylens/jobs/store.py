@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from raylens.core.errors import (
@@ -85,6 +86,9 @@ class JobQuery:
     """Which of :data:`BULKY_FIELDS` to read. The others are empty."""
 
 
+NO_SHARES: Mapping[str, int] = MappingProxyType({})
+
+
 class JobStore(Protocol):
     """Jobs, their deliveries, and their references to blobs.
 
@@ -110,13 +114,15 @@ class JobStore(Protocol):
         """
         ...
 
-    async def add(self, new_jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
+    async def add(
+        self, new_jobs: Sequence[Job], capacity: int, shares: Mapping[str, int] = NO_SHARES
+    ) -> list[Job | RaylensError]:
         """Add jobs, and return a result for each.
 
         - The job itself: it is now stored.
         - A stored job: it has the same id, or the same idempotency key and digest.
         - ``Conflict``: a stored job has the same idempotency key and another digest.
-        - ``QueueFull``: ``capacity`` jobs are queued.
+        - ``QueueFull``: ``capacity`` jobs are queued, or those of ``shares`` of the job's client.
         """
         ...
 
@@ -330,6 +336,13 @@ class JobStore(Protocol):
         """
         ...
 
+    async def client_bytes(self, client: str) -> int:
+        """Return the bytes of the blobs that a client's jobs and files refer to.
+
+        It takes longer the more jobs and files the client has.
+        """
+        ...
+
     async def remove_file(self, file_id: str) -> bool:
         """Delete a file and its references to blobs. Return whether it existed."""
         ...
@@ -339,10 +352,18 @@ class JobStore(Protocol):
         ...
 
 
-def admit(job: Job, existing: Job | None, queued: int, capacity: int) -> Job | RaylensError:
+def admit(
+    job: Job,
+    existing: Job | None,
+    queued: int,
+    capacity: int,
+    own_queued: int = 0,
+    share: int | None = None,
+) -> Job | RaylensError:
     """Return the result of :meth:`JobStore.add` for one job.
 
-    ``existing`` is a stored job with the same id or the same idempotency key.
+    ``existing`` is a stored job with the same id or the same idempotency key. ``own_queued`` of the
+    ``queued`` jobs are the client's, which may have ``share``.
     """
     if existing is not None:
         if existing.id == job.id or existing.digest == job.digest:
@@ -352,6 +373,9 @@ def admit(job: Job, existing: Job | None, queued: int, capacity: int) -> Job | R
     if queued >= capacity:
         message = f"{queued} jobs are queued; the limit is {capacity}"
         return QueueFull(message, "jobs.capacity", capacity, queued)
+    if share is not None and own_queued >= share:
+        message = f"your limit of {share} queued jobs is reached"
+        return QueueFull(message, "max_queued_jobs", share, own_queued)
     return job
 
 

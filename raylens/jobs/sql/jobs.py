@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -43,23 +44,28 @@ def select_jobs(db: sa.Connection, query: sa.Select[Any]) -> list[Job]:
     return [job_from_row(row) for row in db.execute(query).mappings()]
 
 
-def add(db: sa.Connection, new: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
+def add(
+    db: sa.Connection, new: Sequence[Job], capacity: int, shares: Mapping[str, int]
+) -> list[Job | RaylensError]:
     stored = _select_duplicates(db, new)
     by_id = {job.id: job for job in stored}
     by_key: dict[str | None, Job] = {
         job.idempotency_key: job for job in stored if job.idempotency_key
     }
     queued = count_queued(db)
+    own_queued = _count_queued_by_client(db, {job.client for job in new} & shares.keys())
     results: list[Job | RaylensError] = []
     rows: list[dict[str, Any]] = []
     references: list[dict[str, Any]] = []
     for job in new:
         existing = by_id.get(job.id) or by_key.get(job.idempotency_key)
-        result = admit(job, existing, queued, capacity)
+        share = shares.get(job.client)
+        result = admit(job, existing, queued, capacity, own_queued[job.client], share)
         results.append(result)
         if result is not job:
             continue
         queued += 1
+        own_queued[job.client] += 1
         by_id[job.id] = job
         if job.idempotency_key:
             by_key[job.idempotency_key] = job
@@ -69,6 +75,15 @@ def add(db: sa.Connection, new: Sequence[Job], capacity: int) -> list[Job | Rayl
     _insert_rows(db, job_blobs, references)
     add_to_counters(db, moves((None, JobState.QUEUED) for _ in rows))
     return results
+
+
+def _count_queued_by_client(db: sa.Connection, clients: Collection[str]) -> Counter[str]:
+    if not clients:
+        return Counter()
+    query = sa.select(jobs.c.client, sa.func.count()).where(
+        jobs.c.client.in_(clients), jobs.c.state == JobState.QUEUED
+    )
+    return Counter(dict(db.execute(query.group_by(jobs.c.client)).tuples().all()))
 
 
 def _select_duplicates(db: sa.Connection, new: Sequence[Job]) -> list[Job]:

@@ -28,6 +28,7 @@ from raylens.jobs.sql.counters import are_wrong, read_counters, recount
 from raylens.jobs.sql.migrate import upgrade
 from raylens.jobs.sql.tables import anchors, deliveries, jobs
 from raylens.jobs.store import (
+    NO_SHARES,
     STORAGE_RETRY_AFTER_S,
     Change,
     ComputeUpdate,
@@ -100,8 +101,10 @@ class SqlStore(JobStore):
         server_time: float = await self._read(lambda db: db.scalar(query))
         return float(server_time) + (self._clock.monotonic() - sent_at) / 2
 
-    async def add(self, new_jobs: Sequence[Job], capacity: int) -> list[Job | RaylensError]:
-        add = partial(job_statements.add, new=new_jobs, capacity=capacity)
+    async def add(
+        self, new_jobs: Sequence[Job], capacity: int, shares: Mapping[str, int] = NO_SHARES
+    ) -> list[Job | RaylensError]:
+        add = partial(job_statements.add, new=new_jobs, capacity=capacity, shares=shares)
         for _ in range(ADD_ATTEMPTS - 1):
             try:
                 return await self._write(add)
@@ -193,6 +196,9 @@ class SqlStore(JobStore):
 
     async def drop_pictures(self, ended_before: float, limit: int) -> int:
         return await self._write(lambda db: job_statements.drop_pictures(db, ended_before, limit))
+
+    async def client_bytes(self, client: str) -> int:
+        return await self._read(lambda db: blob_statements.client_bytes(db, client))
 
     async def touch_blobs(self, sizes: Mapping[str, int], now: float, max_bytes: float) -> set[str]:
         return await self._write(lambda db: blob_statements.touch_blobs(db, sizes, now, max_bytes))

@@ -61,12 +61,14 @@ jobs = Table(
     Column("capacity_failures", Integer, nullable=False),
     Column("pictures_removed", Boolean, nullable=False),
     Column("owner", String(64), nullable=False),
+    Column("client", String(64), nullable=False),
 )
 is_queued = jobs.c.state == literal_column("'queued'")
 """The condition of a partial index, which a database uses only if a query repeats it."""
 is_batch = jobs.c.type == literal_column("'openai_batch'")
 Index("jobs_by_state", jobs.c.state, jobs.c.id)
 Index("jobs_by_owner", jobs.c.owner, jobs.c.id)
+Index("jobs_by_client", jobs.c.client, jobs.c.state)
 Index("jobs_by_deadline", jobs.c.deadline, sqlite_where=is_queued, postgresql_where=is_queued)
 Index("batches", jobs.c.id, sqlite_where=is_batch, postgresql_where=is_batch)
 Index("jobs_by_rank", jobs.c.state, jobs.c.rank, jobs.c.id)
@@ -124,7 +126,9 @@ files = Table(
     Column("expires_at", Float(53), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("owner", String(64), nullable=False),
+    Column("client", String(64), nullable=False),
 )
+Index("files_by_client", files.c.client)
 file_parts = Table(
     "file_parts",
     metadata,

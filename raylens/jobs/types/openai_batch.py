@@ -83,7 +83,7 @@ class BatchExpired(RaylensError):
 
 class OpenAIBatchJob(JobType):
     """Sends each line's request to the application behind
-    ``make_transport()``, and appends its response to the output file.
+    ``make_transport(client)``, and appends its response to the output file.
 
     Requests with an error, and lines that are no requests, go to the error file. Both files grow
     while the job runs, and tell the next attempt which lines are done.
@@ -94,7 +94,7 @@ class OpenAIBatchJob(JobType):
     retries_units = True
 
     def __init__(
-        self, make_transport: Callable[[], httpx.AsyncBaseTransport], config: AppConfig
+        self, make_transport: Callable[[str], httpx.AsyncBaseTransport], config: AppConfig
     ) -> None:
         """``config`` is the application's."""
         self._make_transport = make_transport
@@ -107,7 +107,7 @@ class OpenAIBatchJob(JobType):
 
     async def run(self, job_input: OpenAIBatchInput, context: JobContext) -> dict[str, Any]:
         if self._client is None:
-            transport = self._make_transport()
+            transport = self._make_transport(context.job.client)
             self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
         return await _BatchAttempt(job_input, context, self._client, self._config).run()
 
@@ -339,9 +339,11 @@ class _ResultFile:
         now = self._job.created_at
         filename = f"batch_{self._job.id.replace('-', '')}_{self._name}.jsonl"
         expires_at = self._job.deadline + config.result_ttl_s
-        owner = self._job.owner
+        owner, client = self._job.owner, self._job.client
         purpose = f"batch_{self._name}"
-        return StoredFile(self._file_id, filename, purpose, now, expires_at, owner=owner)
+        return StoredFile(
+            self._file_id, filename, purpose, now, expires_at, owner=owner, client=client
+        )
 
 
 def _message_of(response: httpx.Response) -> str:

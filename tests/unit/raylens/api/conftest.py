@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -94,6 +95,7 @@ class FakeService(VisionService):
     closed: int = 0
     tool_calls: tuple[ToolCallDelta, ...] = ()
     """Sent after the words, one at a time."""
+    delay_s: float = 0.0
     loaded: frozenset[str] = frozenset({"smolvlm", "other"})
     tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -105,6 +107,7 @@ class FakeService(VisionService):
         self.pictures.extend(picture.data for picture in pictures)
         self.picture_fields.extend(picture.field for picture in pictures)
         try:
+            await asyncio.sleep(self.delay_s)
             for number, word in enumerate(self.words):
                 if self.error is not None and number == self.before_error:
                     raise self.error

@@ -78,7 +78,7 @@ def parts(model: FakeService) -> QueueParts:
     parts = QueueParts(clock, store, blobs, model, FakeWebhookClient(), CONFIG)
     app = create_app(BackgroundService(model), CONFIG)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    parts.types["openai_batch"] = OpenAIBatchJob(lambda: transport, CONFIG)
+    parts.types["openai_batch"] = OpenAIBatchJob(lambda client: transport, CONFIG)
     return parts
 
 

@@ -23,6 +23,7 @@ import httpx
 import pytest
 
 from raylens.core.config import AppConfig, JobsConfig
+from raylens.core.key_source import KeySource
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
@@ -169,6 +170,7 @@ class QueueParts:
             config,
             clock,
             self.metrics,
+            KeySource(self.app).limits_of,
         )
 
 
@@ -219,9 +221,9 @@ class FlakyStore(MemoryStore):
         self._check("renew")
         return await super().renew(fences, until)
 
-    async def add(self, new_jobs: Sequence[Job], capacity: int) -> Any:
+    async def add(self, new_jobs: Sequence[Job], capacity: int, *rest: Any) -> Any:
         self._check("add")
-        return await super().add(new_jobs, capacity)
+        return await super().add(new_jobs, capacity, *rest)
 
     async def get(
         self, job_ids: Collection[str], bulky_fields: Collection[str] = BULKY_FIELDS

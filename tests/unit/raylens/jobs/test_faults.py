@@ -173,7 +173,7 @@ class TestStore:
 
     async def test_a_store_that_hangs_is_a_503_within_seconds(self, parts: QueueParts) -> None:
         class HangingStore(MemoryStore):
-            async def add(self, new_jobs: Sequence[Job], capacity: int) -> Any:
+            async def add(self, new_jobs: Sequence[Job], capacity: int, *rest: Any) -> Any:
                 await asyncio.sleep(3600)
 
             async def get(

@@ -104,9 +104,9 @@ class TestSubmitting:
         order: list[str] = []
 
         class RecordingStore(MemoryStore):
-            async def add(self, jobs: Sequence[Job], capacity: int) -> Any:
+            async def add(self, jobs: Sequence[Job], capacity: int, *rest: Any) -> Any:
                 order.append("job")
-                return await super().add(jobs, capacity)
+                return await super().add(jobs, capacity, *rest)
 
             async def touch_blobs(self, *arguments: Any) -> set[str]:
                 order.append("touched")

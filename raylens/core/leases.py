@@ -1,0 +1,223 @@
+"""The budgets of clients, as one replica of the ingress uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from raylens.core.errors import TooManyRequests
+from raylens.core.ledger import LEASE_S, MINUTE_S, Budget, Grant, Ledger
+
+logger = logging.getLogger(__name__)
+
+AHEAD_S = 1.0
+"""A replica leases what a rate allows in this time."""
+SPARE_PLACES = 16
+"""A replica keeps one place in so many for the next request."""
+RETRY_S = 2.0
+"""Time without calls to a ledger that doesn't answer."""
+PLACE_RETRY_S = 1.0
+"""``Retry-After`` if all places are taken."""
+MAX_CLIENTS = 10_000
+"""Clients whose rates a replica remembers."""
+RENEWALS = 3
+"""Renewals of places in the time of their lease."""
+
+
+class LedgerService(Protocol):
+    """A ledger that other replicas use, too."""
+
+    async def spend(self, budget: Budget, replica: str, debt: float, wanted: float) -> Grant:
+        """As :meth:`Ledger.spend`. Raises ``ConnectionError`` if the ledger doesn't answer."""
+        ...
+
+    async def hold(self, budget: Budget, replica: str, held: int, wanted: int) -> Grant:
+        """As :meth:`Ledger.hold`. Raises ``ConnectionError`` if the ledger doesn't answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a client stands with a rate."""
+
+    budget: Budget
+    left: float
+    retry_after: float = 0.0
+    """Seconds until a request is allowed; 0 if one is."""
+
+    @property
+    def full_after(self) -> float:
+        """Seconds until the whole budget is there again."""
+        return max(0.0, self.budget.limit - self.left) / self.budget.limit * MINUTE_S
+
+
+@dataclass
+class _RateLease:
+    credit: float = 0.0
+    """Below zero, it is what the ledger doesn't yet know of."""
+    left: float = 0.0
+    """Of the budget, beside the credit, at the last call of the ledger."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass
+class _PlaceLease:
+    leased: int = 0
+    used: int = 0
+    callers: int = 0
+    """Those who use a place or wait for one."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Leases:
+    """What this replica has leased from the ledger.
+
+    If the ledger doesn't answer, the replica goes on alone, with its part of each budget: what the
+    ledger last left, divided by the replicas that used it.
+    """
+
+    def __init__(
+        self, ledger: LedgerService | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._ledger = ledger
+        self._own_ledger = Ledger(clock)
+        self._clock = clock
+        self._replica = uuid.uuid4().hex
+        self._silent_until = float("-inf")
+        self._sharers: defaultdict[Budget, int] = defaultdict(lambda: 1)
+        self._rates: OrderedDict[Budget, _RateLease] = OrderedDict()
+        """The last used one is last."""
+        self._places: defaultdict[Budget, _PlaceLease] = defaultdict(_PlaceLease)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._renewal: asyncio.Task[None] | None = None
+
+    async def spend(self, budget: Budget, cost: int) -> Standing:
+        """Spend ``cost``, 0 or 1, of a rate, and return where its client stands.
+
+        With a cost of 0, what is used becomes known later (:meth:`charge`). Nothing is spent if the
+        standing has a ``retry_after``.
+        """
+        lease = self._rate(budget)
+        async with lease.lock:
+            retry_after = 0.0
+            if lease.credit < 1:
+                ahead = max(1.0, budget.limit / MINUTE_S * AHEAD_S)
+                grant = await self._spend(budget, max(0.0, -lease.credit), ahead)
+                lease.credit = max(0.0, lease.credit) + grant.amount
+                lease.left = grant.left
+                retry_after = grant.retry_after
+            if lease.credit < 1:
+                return Standing(budget, lease.left, max(retry_after, 0.001))
+            lease.credit -= cost
+            return Standing(budget, lease.left + lease.credit)
+
+    def charge(self, budget: Budget, amount: int) -> None:
+        """Take what has been used off a rate."""
+        lease = self._rate(budget)
+        lease.credit -= amount
+        if lease.credit < 0:
+            self._start(self._settle(budget, lease))
+
+    @asynccontextmanager
+    async def hold(self, budget: Budget) -> AsyncIterator[None]:
+        """Hold a place within the context. Raises ``TooManyRequests`` if there is none."""
+        lease = self._places[budget]
+        lease.callers += 1
+        try:
+            await self._take_place(budget, lease)
+            try:
+                yield
+            finally:
+                lease.used -= 1
+        finally:
+            lease.callers -= 1
+            self._start(self._give_back(budget, lease))
+
+    async def _take_place(self, budget: Budget, lease: _PlaceLease) -> None:
+        async with lease.lock:
+            if lease.used >= lease.leased:
+                ahead = max(1, budget.limit // SPARE_PLACES)
+                grant = await self._hold(budget, lease.leased, ahead)
+                lease.leased += int(grant.amount)
+            if lease.used >= lease.leased:
+                message = f"your limit of {budget.limit} {budget.name} at a time is reached"
+                raise TooManyRequests(message, None, budget.limit, budget.limit, PLACE_RETRY_S)
+            lease.used += 1
+        if self._renewal is None and self._ledger is not None:
+            self._renewal = self._start(self._renew())
+
+    def _rate(self, budget: Budget) -> _RateLease:
+        lease = self._rates.setdefault(budget, _RateLease())
+        self._rates.move_to_end(budget)
+        if len(self._rates) > MAX_CLIENTS:
+            self._rates.popitem(last=False)
+        return lease
+
+    async def _settle(self, budget: Budget, lease: _RateLease) -> None:
+        async with lease.lock:
+            if lease.credit < 0:
+                debt, lease.credit = -lease.credit, 0.0
+                lease.left = (await self._spend(budget, debt, 0.0)).left
+
+    async def _give_back(self, budget: Budget, lease: _PlaceLease) -> None:
+        """Give back the places beyond those in use and a few to spare."""
+        async with lease.lock:
+            needed = lease.used + budget.limit // SPARE_PLACES
+            if lease.leased > needed:
+                lease.leased = needed
+                await self._hold(budget, needed, 0)
+        if not lease.leased and not lease.callers:
+            self._places.pop(budget, None)
+
+    async def _renew(self) -> None:
+        while self._places:
+            await asyncio.sleep(LEASE_S / RENEWALS)
+            for budget, lease in list(self._places.items()):
+                async with lease.lock:
+                    await self._hold(budget, lease.leased, 0)
+        self._renewal = None
+
+    async def _spend(self, budget: Budget, debt: float, wanted: float) -> Grant:
+        if self._ledger is not None and self._clock() >= self._silent_until:
+            try:
+                grant = await self._ledger.spend(budget, self._replica, debt, wanted)
+            except ConnectionError as error:
+                self._note_silence(error)
+            else:
+                sharers = self._sharers[budget] = max(1, grant.sharers)
+                self._own_ledger.refill(self._own_part(budget), grant.left / sharers)
+                return grant
+        return self._own_ledger.spend(self._own_part(budget), self._replica, debt, wanted)
+
+    async def _hold(self, budget: Budget, held: int, wanted: int) -> Grant:
+        if self._ledger is not None and self._clock() >= self._silent_until:
+            try:
+                grant = await self._ledger.hold(budget, self._replica, held, wanted)
+            except ConnectionError as error:
+                self._note_silence(error)
+            else:
+                self._sharers[budget] = max(1, grant.sharers)
+                return grant
+        return self._own_ledger.hold(self._own_part(budget), self._replica, held, wanted)
+
+    def _own_part(self, budget: Budget) -> Budget:
+        """Return the part of a budget that this replica may use alone."""
+        limit = max(1, budget.limit // self._sharers[budget]) if self._ledger else budget.limit
+        return Budget(budget.client, budget.name, limit)
+
+    def _note_silence(self, error: ConnectionError) -> None:
+        logger.warning("the ledger of the limits doesn't answer: %s", error)
+        self._silent_until = self._clock() + RETRY_S
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
