@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -13,12 +15,15 @@ from deployments.ledger import LedgerClient
 from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits
 from deployments.pipeline_defaults import PipelineDefaultsClient
+from deployments.request_metrics import PrometheusRequestMetrics
 from preprocessing.formats import sniff_video
 from preprocessing.header import check_file
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
 from raylens.core.errors import UnsupportedMedia
+from raylens.core.fallback import FallbackService
 from raylens.core.logs import configure_logging
+from raylens.core.ports import VisionService
 from raylens.core.types import MediaFile, PictureFile
 
 
@@ -32,7 +37,8 @@ class HttpApplication:
         config.check_reach(_listening_host())
         configure_logging(config.log_settings, "ingress")
         self._config = config
-        self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
+        graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
+        self._service = cast(VisionService, FallbackService(graph, config))
         self._jobs = JobQueueClient(config.jobs.queue_timeout_s) if config.jobs.enabled else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -48,11 +54,12 @@ class HttpApplication:
                 raise error.about(media.field) from None
 
         return create_app(
-            self._graph,
+            self._service,
             self._config,
             self._jobs,
             pipelines=PipelineDefaultsClient(),
             ledger=LedgerClient(),
+            metrics=PrometheusRequestMetrics(),
             check_media=check_media,
             echo_request_id=False,
         )

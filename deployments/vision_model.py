@@ -68,12 +68,16 @@ class VisionModel:
         if geometry is not None:
             request = replace(request, task=in_processed(request.task, geometry))
         warnings = _collect_warnings(media) + expansion.warnings
+        preprocess_s = sum(step.seconds for item in media for step in item.steps)
         try:
             async with aclosing(self._runtime.generate(request, expansion.pictures)) as deltas:
                 async for delta in deltas:
                     if delta.findings is not None and geometry is not None:
                         findings = in_original(delta.findings, geometry)
                         delta = replace(delta, findings=findings)
+                    if delta.timings is not None:
+                        timings = replace(delta.timings, preprocess=preprocess_s)
+                        delta = replace(delta, timings=timings)
                     if warnings:
                         delta = replace(delta, warnings=warnings + delta.warnings)
                         warnings = ()

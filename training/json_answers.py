@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """Names of properties, by what they mean."""
 ANSWER_NAMES = ("answer", "result", "value", "response", "output", "reply", "text", "data")
+_END_OF_LIST = re.compile(r"(?<=})(?=])")
 _SYLLABLES = tuple(
     [
         "ba",
@@ -236,13 +238,26 @@ class _Writer:
 def encode_answer(
     answer: Answer, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[list[int], list[bool]]:
-    """Return the answer's token ids, and whether the loss includes each of them."""
-    encoded = tokenizer(answer.text, add_special_tokens=False, return_offsets_mapping=True)
-    learn = [
-        not any(start < last and first < end for first, last in answer.unknown)
-        for start, end in encoded["offset_mapping"]
-    ]
-    return encoded["input_ids"], learn
+    """Return the answer's token ids, and whether the loss includes each of them.
+
+    No token spans the end of a list. Otherwise, the end of the last item would be one token if the
+    list is the last property, and another one if not, which the model can't know. A grammar allows
+    both, and after the wrong one the model would go on with the list.
+    """
+    ids: list[int] = []
+    learn: list[bool] = []
+    offset = 0
+    for part in _END_OF_LIST.split(answer.text):
+        encoded = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
+        ids += encoded["input_ids"]
+        learn += [
+            not any(
+                offset + start < last and first < offset + end for first, last in answer.unknown
+            )
+            for start, end in encoded["offset_mapping"]
+        ]
+        offset += len(part)
+    return ids, learn
 
 
 def build_schema(properties: Sequence[Property], rng: random.Random) -> dict[str, Any]:

@@ -38,7 +38,6 @@ from training import trainer
 from training.json_answers import (
     JsonExample,
     build_json_examples,
-    build_json_list,
     encode_answer,
     schema_prompt,
     write_answer,
@@ -69,9 +68,6 @@ class TrainingSettings(trainer.TrainingSettings):
     fresh_per_step: int = 12
     first_mix: tuple[int, int] = (32, 0)
     last_mix: tuple[int, int] = (32, 0)
-    extra_lists: int = 3
-    """Lists as JSON per row, beside those of ``json_rounds``: to know when a list is complete is
-    the last skill that the model learns."""
     target_std: float = 1.0
     """Standard deviation of the target of a coordinate or a size, in bins."""
 
@@ -296,14 +292,10 @@ def build_row(
     for example in rng.sample(candidates, count):
         question = _add_context(example.question, candidates, rng)
         segments.append(prompts.build_query(example.task, question, example.answer))
-    json_examples: list[JsonExample] = []
     for _ in range(settings.json_rounds):
-        json_examples += build_json_examples(scene, rng, not picture.is_cropped)
-    if not picture.is_cropped:
-        json_examples += [build_json_list(scene, rng) for _ in range(settings.extra_lists)]
-    for json_example in json_examples:
-        question = _add_json_context(json_example, candidates, rng)
-        segments.append(prompts.build_json(json_example, question))
+        for json_example in build_json_examples(scene, rng, not picture.is_cropped):
+            question = _add_json_context(json_example, candidates, rng)
+            segments.append(prompts.build_json(json_example, question))
     for task in ("detect", "point") * 2:
         segments.append(prompts.build_localization(task, random_subject(scene, rng), picture))
     segments.append(_question_about_reference(picture, prompts, rng))

@@ -10,17 +10,20 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.origins import PROBES
 from raylens.api.paths import route_path
 from raylens.core.keys import ApiKey
 from raylens.core.ports import VisionService
-from raylens.core.types import Delta, MediaFile, VisionRequest
+from raylens.core.types import Delta, MediaFile, Timings, VisionRequest
 
 logger = logging.getLogger("raylens.access")
 
 MAX_PATH_CHARS = 200
+MODEL_HEADER = "X-Raylens-Model"
+TIMING_HEADER = "X-Server-Timing"
 
 
 @dataclass
@@ -41,6 +44,10 @@ class AccessRecord:
     """From the call of the model to the first part of its answer."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    timings: Timings | None = None
+    """Of the slowest answer."""
+    route: str = ""
+    """The path's template, such as ``/api/v1/jobs/{job_id}``; empty if no route fits."""
 
     def __str__(self) -> str:
         text = f"{self.method} {self.path} {self.status} {self.seconds:.3f}s"
@@ -55,11 +62,22 @@ class AccessRecord:
 current_record: ContextVar[AccessRecord | None] = ContextVar("access_record", default=None)
 
 
-class AccessLogMiddleware:
-    """Logs each request when it has ended; probes only at the level DEBUG."""
+class RequestMetrics:
+    """Receives the record of each request that has ended. This base class ignores them."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def record(self, record: AccessRecord) -> None: ...
+
+
+class AccessLogMiddleware:
+    """Logs each request when it has ended; probes only at the level DEBUG.
+
+    The answer's headers name the model that answers and, if the request has ``X-Server-Timing: 1``,
+    the milliseconds of each stage by then. A stream's headers are sent with its first token.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,10 +87,16 @@ class AccessLogMiddleware:
         record = AccessRecord(scope["method"], _printable(scope["path"]), client[0])
         current_record.set(record)
         started = time.perf_counter()
+        wants_timing = Headers(scope=scope).get(TIMING_HEADER, "0") not in ("0", "false")
 
         async def send_and_note(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                if record.model is not None:
+                    headers[MODEL_HEADER] = record.model
+                if wants_timing:
+                    headers["Server-Timing"] = _server_timing(record, time.perf_counter() - started)
             await send(message)
 
         try:
@@ -82,6 +106,8 @@ class AccessLogMiddleware:
             raise
         finally:
             record.seconds = round(time.perf_counter() - started, 6)
+            record.route = getattr(scope.get("route"), "path", "")
+            self._metrics.record(record)
             level = logging.DEBUG if route_path(scope) in PROBES else logging.INFO
             logger.log(level, "%s", record, extra={"fields": asdict(record)})
 
@@ -128,6 +154,21 @@ def note_key(key: ApiKey) -> None:
 def _note(record: AccessRecord, delta: Delta, seconds: float) -> None:
     if record.first_token_s is None:
         record.first_token_s = round(seconds, 6)
+    if delta.model is not None:
+        record.model = delta.model
+    if delta.timings is not None:
+        record.timings = max(record.timings or delta.timings, delta.timings, key=_total)
     if delta.usage is not None:
         record.prompt_tokens = max(record.prompt_tokens, delta.usage.prompt_tokens)
         record.completion_tokens += delta.usage.completion_tokens
+
+
+def _total(timings: Timings) -> float:
+    return timings.queue + timings.prefill + timings.decode
+
+
+def _server_timing(record: AccessRecord, seconds: float) -> str:
+    """Return the value of a ``Server-Timing`` header (W3C, "Server Timing")."""
+    stages = {} if record.timings is None else asdict(record.timings)
+    entries = {**stages, "total": seconds}
+    return ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in entries.items())

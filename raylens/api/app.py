@@ -25,7 +25,12 @@ from raylens.api import (
 )
 from raylens.api import jobs as job_routes
 from raylens.api import pipelines as pipeline_routes
-from raylens.api.access_log import AccessLogMiddleware, RecordedService
+from raylens.api.access_log import (
+    MODEL_HEADER,
+    AccessLogMiddleware,
+    RecordedService,
+    RequestMetrics,
+)
 from raylens.api.auth import JOB_PATHS, AuthMiddleware
 from raylens.api.client_limits import RATE_HEADERS, ClientLimitsMiddleware
 from raylens.api.context import CheckMedia, Context
@@ -65,6 +70,14 @@ DIALECTS = (
     system,
 )
 """Modules of the dialects that need no job queue."""
+EXPOSED_HEADERS = [
+    REQUEST_ID_HEADER,
+    MODEL_HEADER,
+    "Retry-After",
+    "Server-Timing",
+    *RATE_HEADERS,
+]
+"""Headers that web pages of other origins may read."""
 MULTIPART_BYTES = 64 * 2**10
 """What a multipart form may add to the size of its file."""
 
@@ -76,6 +89,7 @@ def create_app(
     *,
     pipelines: pipeline_routes.PipelineDefaults | None = None,
     ledger: LedgerService | None = None,
+    metrics: RequestMetrics | None = None,
     check_media: CheckMedia = lambda media: None,
     look_up: LookUp = look_up,
     echo_request_id: bool = True,
@@ -83,7 +97,8 @@ def create_app(
     """Return an ASGI application over ``service``; with ``jobs``, it has the job routes too.
 
     ``pipelines`` remembers the pipelines that clients have loaded, and ``ledger`` what they have
-    used of their limits; the default of both is this process.
+    used of their limits; the default of both is this process. ``metrics`` receives the record of
+    each request.
     ``check_media`` checks the header of each picture and video of a job, and ``look_up`` finds the
     addresses of the hosts of webhooks and downloads. ``echo_request_id`` puts the request's id into
     the answer's headers. Turn it off behind a proxy that does the same. Raises ``ValueError`` if
@@ -131,7 +146,7 @@ def create_app(
         allowed_hosts=config.allowed_hosts,
         is_allowed_origin=allows(config.cors_origins),
     )
-    app.add_middleware(AccessLogMiddleware)
+    app.add_middleware(AccessLogMiddleware, metrics=metrics or RequestMetrics())
     app.add_middleware(RequestIdMiddleware, echo=echo_request_id)
     app.add_middleware(CORSMiddleware, **_cors_options(config))
     return app
@@ -147,7 +162,7 @@ def _cors_options(config: AppConfig) -> dict[str, Any]:
         "allow_methods": ["GET", "POST", "PUT", "DELETE"],
         # Clients send many headers of their own. No cookie is ever honored.
         "allow_headers": ["*"],
-        "expose_headers": [REQUEST_ID_HEADER, "Retry-After", *RATE_HEADERS],
+        "expose_headers": EXPOSED_HEADERS,
     }
     if config.cors_origins is None:
         options["allow_origin_regex"] = LOCALHOST.pattern

@@ -106,6 +106,7 @@ class Inquiry:
         self._model = context.catalog.resolve(body.model, "caption")
         self._numbers = count()
         self._warnings: dict[str, None] = {}
+        self._answered_by: dict[str, None] = {}
 
     @classmethod
     async def read(cls, context: Context, http: Request) -> Inquiry:
@@ -150,7 +151,8 @@ class Inquiry:
     def finish(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Return an answer with what every answer has beside it."""
         seconds = time.time() - self._http.state.received_at
-        answer |= {"model": self._model, "processing_time": round(seconds, 4)}
+        model = ", ".join(self._answered_by) or self._model
+        answer |= {"model": model, "processing_time": round(seconds, 4)}
         return {**answer, "warnings": list(self._warnings)} if self._warnings else answer
 
     async def _count(self, field: str) -> dict[str, Any]:
@@ -180,6 +182,7 @@ class Inquiry:
         async with aclosing(self._context.service.generate(request, [self._picture])) as stream:
             deltas: list[Delta] = [delta async for delta in stream]
         self._warnings |= dict.fromkeys(warning for delta in deltas for warning in delta.warnings)
+        self._answered_by |= {delta.model or self._model: None for delta in deltas[:1]}
         findings = deltas[-1].findings if deltas else None
         return "".join(delta.text for delta in deltas), findings or Findings()
 

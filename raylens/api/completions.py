@@ -212,6 +212,7 @@ class Reply:
                     index = number * self._n + delta.index
                     if delta.usage is not None:
                         self._usages[index] = delta.usage
+                    self._head["model"] = delta.model or self._head["model"]
                     yield index, delta
 
     def _total_usage(self) -> dict[str, int]:

@@ -5,12 +5,7 @@ from __future__ import annotations
 from raylens.api.context import Context
 from raylens.core.catalog import Dialect
 from raylens.core.errors import ModelNotLoaded, RaylensError, UnsupportedTask
-from raylens.core.types import REASONING, ModelInfo, Task
-
-
-def required_capability(task: Task) -> str:
-    """Return the capability that a model needs for ``task``: reasoning, or the task itself."""
-    return REASONING if getattr(task, "reasoning", False) else task.name
+from raylens.core.types import REASONING, ModelInfo, Task, required_capability
 
 
 async def select_model(
@@ -23,6 +18,8 @@ async def select_model(
     the ``field`` that asks for it, and ``ModelNotLoaded`` if a model that is down might support it.
     """
     preferred = context.catalog.resolve(name, dialect)
+    if context.catalog.models[preferred].fallback and await _is_down(context, preferred):
+        return preferred  # the service finds the model that answers in its place
     # Query the other models only if necessary: a model that hangs would delay the answer.
     infos = await context.fetch_model_infos([preferred])
     if not _supports(infos[preferred], task):
@@ -34,6 +31,10 @@ async def select_model(
         return supporting[0]
     capability = required_capability(task)
     raise _unsupported(preferred, capability, supporting, infos, field, is_named=bool(name))
+
+
+async def _is_down(context: Context, model: str) -> bool:
+    return isinstance((await context.fetch_model_infos([model]))[model], ModelNotLoaded)
 
 
 async def refuse_incapable(context: Context, model: str, capability: str, field: str) -> None:

@@ -18,7 +18,7 @@ from raylens.api.body import parse_object
 from raylens.api.context import Context
 from raylens.api.errors import error_event
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
-from raylens.api.model_selection import required_capability, select_model
+from raylens.api.model_selection import select_model
 from raylens.api.paths import route_path
 from raylens.api.picture_body import ImageUrlBody, describe_body, read_body, require_picture
 from raylens.core.errors import InvalidRequest, RaylensError, UnsupportedTask
@@ -36,6 +36,7 @@ from raylens.core.types import (
     Region,
     Task,
     VisionRequest,
+    required_capability,
 )
 from raylens.core.wire import MAX_OBJECTS_LIMIT, LenientBody, Text, parse_json_text
 

@@ -180,6 +180,7 @@ class Reply:
         """Note a delta. Returns the calls that it completes: Ollama sends them whole."""
         if self._first_delta_at is None:
             self._first_delta_at = time.perf_counter()
+        self._model = delta.model or self._model
         self._usage = delta.usage or self._usage
         self._warnings += delta.warnings
         completed = []

@@ -163,7 +163,7 @@ class Reply:
             async for delta in deltas:
                 answers[delta.index].add(delta)
                 warnings.extend(delta.warnings)
-                self._note_usage(delta)
+                self._note(delta)
         if any(answer.finish_reason is None for answer in answers):
             raise ModelFailed("the answer ended early")
         choices = [
@@ -188,7 +188,7 @@ class Reply:
         async with aclosing(deltas):
             try:
                 async for delta in deltas:
-                    self._note_usage(delta)
+                    self._note(delta)
                     if delta.index not in begun:
                         role = {"role": "assistant", "content": None if self._must_call else ""}
                         yield self._chunk(delta.index, role, warnings=delta.warnings)
@@ -219,9 +219,10 @@ class Reply:
             )
         yield sse.event("[DONE]")
 
-    def _note_usage(self, delta: Delta) -> None:
+    def _note(self, delta: Delta) -> None:
         if delta.usage is not None:
             self._usages[delta.index] = delta.usage
+        self._head["model"] = delta.model or self._head["model"]
 
     def _total_usage(self) -> dict[str, int]:
         """Return the usage of all answers. They share one prompt, which counts once."""

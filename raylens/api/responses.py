@@ -125,6 +125,7 @@ class Reply:
         async with aclosing(deltas):
             try:
                 async for delta in deltas:
+                    self._head["model"] = delta.model or self._head["model"]
                     if number == 0:
                         for kind in ("response.created", "response.in_progress"):
                             yield render((kind, {"response": self._as_json("in_progress")}))
@@ -160,6 +161,7 @@ class Reply:
 
     def _add(self, delta: Delta) -> Iterator[Event]:
         """Add a delta to the items, and yield its events."""
+        self._head["model"] = delta.model or self._head["model"]
         self._warnings += delta.warnings
         self._usage = delta.usage or self._usage
         self._logprobs += map(logprob_as_json, delta.logprobs)

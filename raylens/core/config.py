@@ -220,6 +220,9 @@ class ModelConfig(Frozen):
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """Torch threads of a replica; unset means torch's default."""
     aliases: tuple[Name, ...] = ()
+    fallback: tuple[Name, ...] = ()
+    """Models that answer in its place while it isn't loaded or has no room, in this order. The
+    response says which one answered. Background jobs wait instead."""
     recipe: RecipeChoice | None = None
     """Preprocessing for this model; unset means ``defaults.recipe``."""
     max_image_size: Annotated[int, Field(ge=16, le=4096)] | None = None
@@ -631,6 +634,16 @@ class AppConfig(Frozen):
                 if name in seen:
                     raise ValueError(f"models: the name {name!r} is used twice")
                 seen.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _fallbacks_are_served(self) -> Self:
+        names = {model.name for model in self.models}
+        for model in self.models:
+            for name in model.fallback:
+                if name == model.name or name not in names:
+                    message = f"models: {model.name}: fallback: {name!r}"
+                    raise ValueError(f"{message}; expected the name of another model")
         return self
 
     @model_validator(mode="after")

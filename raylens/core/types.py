@@ -306,6 +306,11 @@ class VideoFile:
 MediaFile = PictureFile | VideoFile
 
 
+def required_capability(task: Task) -> str:
+    """Return the capability that a model needs for ``task``: reasoning, or the task itself."""
+    return REASONING if getattr(task, "reasoning", False) else task.name
+
+
 @dataclass(frozen=True)
 class VisionRequest:
     """One request, the same for every dialect.
@@ -394,11 +399,25 @@ class ToolCallDelta:
 
 
 @dataclass(frozen=True)
+class Timings:
+    """Seconds of each stage of an answer so far."""
+
+    preprocess: float = 0.0
+    """Work on all pictures and videos; several of them may be processed at a time."""
+    queue: float = 0.0
+    """In the engine, until there is a slot in the batch."""
+    prefill: float = 0.0
+    """To the first token, the vision encoder included."""
+    decode: float = 0.0
+
+
+@dataclass(frozen=True)
 class Delta:
     """A piece of answer number ``index``.
 
     The last delta of an answer has a ``finish_reason``, the ``usage``, and the ``findings`` if
-    there are any. An earlier one may have the usage so far.
+    there are any. An earlier one may have the usage so far. The first delta and the last one may
+    have ``timings``.
     """
 
     text: str = ""
@@ -409,6 +428,9 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     findings: Findings | None = None
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    timings: Timings | None = None
+    model: str | None = None
+    """Which model answers, if it isn't the one that was asked; in the first delta."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ class OutputProcessor:
     def _on_first_token(self, sequence: GenerationSequence, token: int | Exception | None) -> None:
         """Record TTFT. Add the prompt to the prefix cache; after non-finite logits, evict its
         pictures' features instead."""
-        self._metrics.record_first_token(time.monotonic() - sequence.arrived_at)
+        sequence.first_token_at = time.monotonic()
+        self._metrics.record_first_token(sequence.first_token_at - sequence.arrived_at)
         if isinstance(token, NonFiniteLogits):
             self._prefill_runner.evict_features(sequence)
         else:
@@ -95,6 +96,8 @@ class OutputProcessor:
             logprobs=sequence.take_logprobs(),
             tool_calls=tool_calls,
         )
+        if reason is not None or len(sequence.output_ids) == 1:
+            delta = replace(delta, timings=sequence.timings(time.monotonic()))
         if reason is None:
             return delta
         if reason is FinishReason.STOP and sequence.ends_with_calls:

@@ -8,6 +8,7 @@ least service.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable
 
 from raylens.core.types import Priority
@@ -122,6 +123,7 @@ class Scheduler:
 
     def _admit(self, sequence: GenerationSequence) -> None:
         sequence.transition_to(SequenceState.PREFILLING)
+        sequence.admitted_at = time.monotonic()
         sequence.slot = self._free_slots.pop()
         self.waiting.remove(sequence)
         self.prefilling.append(sequence)

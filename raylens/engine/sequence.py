@@ -15,6 +15,7 @@ from raylens.core.types import (
     FinishReason,
     Priority,
     SamplingParams,
+    Timings,
     TokenLogprob,
     Usage,
     VisionRequest,
@@ -89,6 +90,8 @@ class GenerationSequence(AnswerProgress):
     finish_reason: FinishReason | None = None
     arrived_at: float = field(default_factory=time.monotonic)
     """``time.monotonic()``, in seconds."""
+    admitted_at: float | None = None
+    first_token_at: float | None = None
     arrival_number: int = field(default_factory=lambda: next(_arrivals))
     """Orders sequences that arrived at the same time."""
     tool_calls: ToolCallParser | None = None
@@ -96,6 +99,8 @@ class GenerationSequence(AnswerProgress):
     _has_tool_calls: bool = False
     token_limit: int | None = None
     """Maximum number of tokens of the prompt and the answer together, if memory limits it."""
+    _unsent_timings: Timings | None = None
+    """Those of the first token, until there is something to send."""
     _buffered_deltas: list[Delta] = field(default_factory=list)
     """All deltas so far, if not ``stream``."""
     _buffered_logprobs: list[_BufferedLogprob] = field(default_factory=list)
@@ -109,6 +114,16 @@ class GenerationSequence(AnswerProgress):
     def decode_position(self) -> int:
         """Rotary position of the last sampled token, which is the input of the next decode step."""
         return self.prompt.next_position + self.num_output_tokens - 1
+
+    def timings(self, now: float) -> Timings:
+        """Return how long each stage has taken by ``now``, in seconds of ``time.monotonic()``."""
+        admitted_at = now if self.admitted_at is None else self.admitted_at
+        first_token_at = now if self.first_token_at is None else self.first_token_at
+        return Timings(
+            queue=admitted_at - self.arrived_at,
+            prefill=first_token_at - admitted_at,
+            decode=now - first_token_at,
+        )
 
     def max_total_tokens(self, max_length: int) -> int:
         """Return the maximum number of tokens of the prompt and its answer together."""
@@ -221,8 +236,11 @@ class GenerationSequence(AnswerProgress):
         into one when the answer ends.
         """
         if self.stream:
-            has_content = delta.text or delta.logprobs or delta.tool_calls
-            return delta if has_content or delta.finish_reason else None
+            if not (delta.text or delta.logprobs or delta.tool_calls or delta.finish_reason):
+                self._unsent_timings = delta.timings or self._unsent_timings
+                return None
+            timings, self._unsent_timings = delta.timings or self._unsent_timings, None
+            return replace(delta, timings=timings) if timings else delta
         deltas = self._buffered_deltas
         deltas.append(delta)
         if delta.finish_reason is None:

@@ -31,6 +31,7 @@ from raylens.core.types import (
     Reasoning,
     Region,
     StepReport,
+    Timings,
     TokenLogprob,
     ToolCallDelta,
     Usage,
@@ -96,6 +97,7 @@ class FakeService(VisionService):
     tool_calls: tuple[ToolCallDelta, ...] = ()
     """Sent after the words, one at a time."""
     delay_s: float = 0.0
+    timings: Timings | None = None
     loaded: frozenset[str] = frozenset({"smolvlm", "other"})
     tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -114,7 +116,9 @@ class FakeService(VisionService):
                 for index in range(request.sampling.n):
                     warnings = self.warnings if number == index == 0 else ()
                     logprobs = self._logprobs(word, request)
-                    yield Delta(word, index, warnings=warnings, logprobs=logprobs)
+                    yield Delta(
+                        word, index, warnings=warnings, logprobs=logprobs, timings=self.timings
+                    )
             for index in range(request.sampling.n):
                 for call in self.tool_calls:
                     yield Delta(index=index, tool_calls=(call,), usage=Usage(7, 1))

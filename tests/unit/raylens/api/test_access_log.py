@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
+from raylens.api.access_log import AccessRecord, RequestMetrics
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
 from raylens.core.keys import hash_key
 from raylens.core.logs import JsonFormatter, RequestIdFilter
+from raylens.core.types import Timings
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, FakeService, chat, image
 
 SECRETS = ("rl-ann", "What is it?", DATA_URL[-40:], "two red circles")
@@ -111,3 +113,53 @@ async def test_an_unexpected_error_is_a_500(service: FakeService, lines: Lines) 
     response = await send(service, "/v1/caption", {"image_url": DATA_URL})
     assert response.status_code == 500
     assert [line["status"] for line in lines.objects] == [500]
+
+
+class TestTiming:
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_the_stages_are_told_on_request(
+        self, service: FakeService, lines: Lines, stream: bool
+    ) -> None:
+        service.timings = Timings(preprocess=0.001, queue=0.25, prefill=0.5, decode=1.5)
+        body = chat(image(), stream=stream)
+        told = await send(service, "/v1/chat/completions", body, **{"X-Server-Timing": "1"})
+        stages = dict(entry.split(";dur=") for entry in told.headers["Server-Timing"].split(", "))
+        assert stages.pop("total") != ""
+        assert stages == {
+            "preprocess": "1.0",
+            "queue": "250.0",
+            "prefill": "500.0",
+            "decode": "1500.0",
+        }
+        silent = await send(service, "/v1/chat/completions", body)
+        assert "Server-Timing" not in silent.headers
+        assert lines.objects[0]["timings"]["prefill"] == 0.5
+
+    async def test_an_answer_names_its_model_in_a_header(self, service: FakeService) -> None:
+        response = await send(service, "/v1/query", {"image_url": DATA_URL, "question": "What?"})
+        assert response.headers["X-Raylens-Model"] == "smolvlm"
+
+
+class Recorder(RequestMetrics):
+    def __init__(self) -> None:
+        self.records: list[AccessRecord] = []
+
+    def record(self, record: AccessRecord) -> None:
+        self.records.append(record)
+
+
+async def test_metrics_get_the_routes_template(service: FakeService) -> None:
+    recorder = Recorder()
+    app = create_app(service, CONFIG, metrics=recorder)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        await client.get("/v1/models/smolvlm")
+        await client.post("/v1/chat/completions", json=chat(image()))
+        await client.get("/made/up/by/a/stranger")
+    assert [(record.route, record.status) for record in recorder.records] == [
+        ("/v1/models/{name:path}", 200),
+        ("/v1/chat/completions", 200),
+        ("", 404),
+    ]
+    answered = recorder.records[1]
+    assert (answered.model, answered.task, answered.prompt_tokens > 0) == ("smolvlm", "chat", True)
