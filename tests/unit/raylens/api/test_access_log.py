@@ -81,6 +81,8 @@ async def test_a_line_says_who_asked_which_model(
         "task": "chat",
         "prompt_tokens": 7,
         "completion_tokens": 3,
+        "timings": None,
+        "route": "/v1/chat/completions",
     }
     assert lines.texts[0].startswith("POST /v1/chat/completions 200 0.")
     assert lines.texts[0].endswith(" key=ann model=smolvlm task=chat tokens=7+3")

@@ -13,7 +13,7 @@ from raylens.core.fallback import FallbackService
 from raylens.core.ports import VisionService
 from raylens.core.types import Delta, Detect, FinishReason, ModelInfo, Query, VisionRequest
 
-MODELS = [
+MODELS: list[dict[str, Any]] = [
     {"name": "a", "family": "smolvlm", "fallback": ["b", "c"]},
     {"name": "b", "family": "smolvlm"},
     {"name": "c", "family": "moondream", "max_image_size": 100},
@@ -41,6 +41,8 @@ class Models(VisionService):
             raise self.errors[request.model]
         yield Delta(request.model)
         yield Delta("", 0, FinishReason.STOP)
+
+    async def preprocess(self, *_: Any) -> Any: ...
 
     async def model_info(self, name: str) -> ModelInfo:
         if name in self.not_loaded:
@@ -110,5 +112,5 @@ async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
 @pytest.mark.parametrize("fallback", [["a"], ["x"], ["b", "a"]])
 def test_a_fallback_must_be_another_model(fallback: list[str]) -> None:
     models = [{**MODELS[0], "fallback": fallback}, *MODELS[1:]]
-    with pytest.raises(ValueError, match="models: a: fallback: '.'; expected the name of another"):
+    with pytest.raises(ValueError, match=r"models: a: fallback: '.'; expected the name"):
         AppConfig.model_validate({"models": models})
