@@ -11,14 +11,16 @@ from testing.server import running_server
 
 @contextmanager
 def target(
-    url: str | None, change: Callable[[dict[str, Any]], None] = lambda config: None
+    url: str | None,
+    change: Callable[[dict[str, Any]], None] = lambda config: None,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[str]:
     """Yield the server's URL. Without ``url``, start a server and stop it with the context.
 
-    ``change`` alters the configuration of the new server.
+    ``change`` alters the configuration of the new server, and ``environment`` adds variables.
     """
     if url is not None:
         yield url
         return
-    with running_server(change=change) as new_url:
+    with running_server(change=change, environment=environment) as new_url:
         yield new_url

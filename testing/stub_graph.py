@@ -15,6 +15,7 @@ from ray.serve import Application
 
 from deployments.app import job_queue_actor_config
 from deployments.ingress import HttpApplication
+from deployments.ledger import ledger_actor_config
 from raylens.core.config import AppConfig
 from raylens.core.types import Delta, FinishReason, ModelInfo, Query, Usage, VisionRequest
 
@@ -72,6 +73,6 @@ def build_stub_graph(
         name="Ingress",
         max_ongoing_requests=512,
         ray_actor_options=resources,
-        deployment_actors=[job_queue_actor_config(config, args)],
+        deployment_actors=[job_queue_actor_config(config, args), ledger_actor_config()],
     )
     return ingress.bind(config, preprocessor.bind(), {MODEL: stub.bind(*model_args)})

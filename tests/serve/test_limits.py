@@ -1,0 +1,84 @@
+"""Limits of clients over two replicas of the ingress, with the ledger and without it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from raylens.cli.processes import find_marked
+from testing.pictures import encode_picture, gradient
+from testing.server import running_server
+from tests.serve.conftest import ROOT
+
+MARK = f"raylens-limits-{uuid.uuid4().hex}"
+REPLICAS = 2
+PER_MINUTE = 30
+AT_ONCE = 3
+QUERY = "/v1/query"
+
+
+def limit(config: dict[str, Any]) -> None:
+    (application,) = config["applications"]
+    args = application["args"]
+    args["models"] = [model for model in args["models"] if model["name"] == "smolvlm"]
+    args["client_limits"] = {"requests_per_minute": PER_MINUTE, "max_in_flight": AT_ONCE}
+    names = {"Ingress", "Preprocessor", "smolvlm"}
+    application["deployments"] = [d for d in application["deployments"] if d["name"] in names]
+    application["deployments"][0]["num_replicas"] = REPLICAS
+
+
+@pytest.fixture(scope="module")
+def limited() -> Iterator[str]:
+    with running_server(ROOT / "serve_config.yaml", limit, {"RAYLENS_TEST": MARK}) as url:
+        yield url
+
+
+def find_ledger() -> psutil.Process:
+    processes = [psutil.Process(process.pid) for process in find_marked("RAYLENS_TEST", MARK)]
+    (ledger,) = [each for each in processes if "LedgerActor" in " ".join(each.cmdline())]
+    return ledger
+
+
+async def ask(url: str, count: int, at_once: int) -> list[httpx.Response]:
+    """Send ``count`` questions, ``at_once`` at a time, each over a connection of its own."""
+    picture = encode_picture(gradient(64, 64))
+    slots = asyncio.Semaphore(at_once)
+
+    async def send() -> httpx.Response:
+        async with slots, httpx.AsyncClient(base_url=url, timeout=60) as client:
+            form = {"question": "How many shapes are there?"}
+            return await client.post(QUERY, files={"file": picture}, data=form)
+
+    return list(await asyncio.gather(*(send() for _ in range(count))))
+
+
+async def test_a_rate_holds_over_all_replicas_and_without_the_ledger(limited: str) -> None:
+    statuses = Counter(response.status_code for response in await ask(limited, 80, 1))
+    assert statuses.keys() == {200, 429}
+    # The bucket fills up by one every two seconds meanwhile.
+    assert PER_MINUTE <= statuses[200] <= PER_MINUTE + 15
+    ledger = find_ledger()
+    ledger.kill()
+    ledger.wait()
+    answers = await ask(limited, 40, 1)
+    refused = [response for response in answers if response.status_code == 429]
+    assert len(refused) >= 40 - PER_MINUTE // REPLICAS
+    assert {response.status_code for response in answers} <= {200, 429}
+    assert int(refused[0].headers["Retry-After"]) >= 1
+
+
+async def test_requests_in_flight_are_limited_over_all_replicas(limited: str) -> None:
+    await asyncio.sleep(0)
+    async with httpx.AsyncClient(base_url=limited, timeout=60) as client:
+        while (answer := await client.post(QUERY, json={})).status_code == 429:
+            await asyncio.sleep(float(answer.headers["Retry-After"]))
+    answers = await ask(limited, 3 * AT_ONCE, 3 * AT_ONCE)
+    reasons = {answer.json()["detail"] for answer in answers if answer.status_code == 429}
+    assert f"your limit of {AT_ONCE} requests in flight at a time is reached" in reasons
