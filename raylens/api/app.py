@@ -34,6 +34,7 @@ from raylens.api.access_log import (
 from raylens.api.auth import JOB_PATHS, AuthMiddleware
 from raylens.api.client_limits import RATE_HEADERS, ClientLimitsMiddleware
 from raylens.api.context import CheckMedia, Context
+from raylens.api.contract import describe
 from raylens.api.docs import add_pages
 from raylens.api.errors import add_error_handlers
 from raylens.api.job_request import JobReader
@@ -127,6 +128,7 @@ def create_app(
         app.include_router(files.router(own_jobs, config.jobs))
         app.include_router(batches.router(own_jobs, config))
     add_pages(app)
+    describe(app, has_keys=isinstance(config.auth, AuthConfig))
     add_error_handlers(app)
     uploads = {files.PATH: config.jobs.max_file_bytes + MULTIPART_BYTES}
     # The middleware that is added last handles a request first.

@@ -74,8 +74,11 @@ class AuthMiddleware:
 
 def is_open(scope: Scope) -> bool:
     """Whether a request needs no key."""
-    path = route_path(scope)
-    return scope["type"] == "http" and (path in OPEN_PATHS or path.startswith(f"{ASSETS}/"))
+    return scope["type"] == "http" and is_open_path(route_path(scope))
+
+
+def is_open_path(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(f"{ASSETS}/")
 
 
 def required_scope(method: str, path: str) -> KeyScope:

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from raylens.api.answers import answers
+from raylens.api.answers import openai as shapes
 from raylens.api.files import check_file_id, page_as_json
 from raylens.api.job_request import read_idempotency_key
 from raylens.core.config import AppConfig
@@ -63,7 +65,7 @@ def router(jobs: JobService, config: AppConfig) -> APIRouter:
     """Return the routes on batches."""
     routes = APIRouter(prefix=PATH, tags=["OpenAI"])
 
-    @routes.post("", summary="Run a file of requests in the background")
+    @routes.post("", summary="Run a file of requests in the background", **answers(shapes.Batch))
     async def create(body: BatchRequest, http: Request) -> dict[str, Any]:
         window_s = parse_window(body.completion_window)
         if body.endpoint not in ENDPOINTS:
@@ -73,7 +75,7 @@ def router(jobs: JobService, config: AppConfig) -> APIRouter:
         job = _make_job(body, window_s, config, read_idempotency_key(http))
         return batch_as_json(await jobs.submit(job, {}))
 
-    @routes.get("", summary="List batches, newest first")
+    @routes.get("", summary="List batches, newest first", **answers(shapes.BatchPage))
     async def list_batches(
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20, after: str | None = None
     ) -> dict[str, Any]:
@@ -83,11 +85,15 @@ def router(jobs: JobService, config: AppConfig) -> APIRouter:
         batches = [batch_as_json(job) for job in await jobs.list_jobs(query)]
         return page_as_json(batches, limit)
 
-    @routes.get("/{batch_id}", summary="Show a batch")
+    @routes.get("/{batch_id}", summary="Show a batch", **answers(shapes.Batch))
     async def get(batch_id: str) -> dict[str, Any]:
         return batch_as_json(await _get_job(jobs, batch_id))
 
-    @routes.post("/{batch_id}/cancel", summary="Cancel a batch; what is done stays in its files")
+    @routes.post(
+        "/{batch_id}/cancel",
+        summary="Cancel a batch; what is done stays in its files",
+        **answers(shapes.Batch),
+    )
     async def cancel(batch_id: str) -> dict[str, Any]:
         job = await _get_job(jobs, batch_id)
         try:

@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
+from raylens.api.answers import answers
+from raylens.api.answers import services as shapes
 from raylens.api.job_request import JobReader, JobRequest
 from raylens.api.jobs import check_job_id
 from raylens.core.errors import RaylensError
@@ -29,7 +31,12 @@ def router(reader: JobReader, jobs: JobService) -> APIRouter:
     """Return the dialect's routes."""
     routes = APIRouter(prefix="/caption", tags=["Caption service"])
 
-    @routes.post("/generate", status_code=202, summary="Caption a picture in the background")
+    @routes.post(
+        "/generate",
+        status_code=202,
+        summary="Caption a picture in the background",
+        **answers(shapes.QueuedCaption, status=202),
+    )
     async def generate(body: GenerateRequest, http: Request) -> JSONResponse:
         job_input = body.model_dump(exclude_none=True)
         job_input["image"] = job_input.pop("image_data")
@@ -42,11 +49,11 @@ def router(reader: JobReader, jobs: JobService) -> APIRouter:
             raise error.about(_dialect_field(error.field)) from None
         return JSONResponse({"job_id": job.id, "status": job.state.value}, 202)
 
-    @routes.get("/job/{job_id}", summary="Show a caption job")
+    @routes.get("/job/{job_id}", summary="Show a caption job", **answers(shapes.CaptionJob))
     async def job(job_id: str) -> dict[str, Any]:
         return _job_as_json(await jobs.get(check_job_id(job_id)))
 
-    @routes.get("/stats", summary="Show the queue's statistics")
+    @routes.get("/stats", summary="Show the queue's statistics", **answers(shapes.QueueStats))
     async def stats() -> dict[str, Any]:
         current = await jobs.stats()
         return {

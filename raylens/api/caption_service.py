@@ -12,6 +12,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from raylens.api.answers import answers
+from raylens.api.answers import services as shapes
 from raylens.api.context import Context, gather
 from raylens.api.picture_body import PictureBody, describe_body, read_body, require_picture
 from raylens.core.errors import ModelFailed
@@ -53,13 +55,25 @@ def router(context: Context) -> APIRouter:
     routes = APIRouter(tags=["Caption service"])
     body = describe_body(DescribeRequest)
 
-    @routes.post("/caption", summary="Caption a picture", openapi_extra=body)
+    @routes.post(
+        "/caption", summary="Caption a picture", openapi_extra=body, **answers(shapes.Caption)
+    )
     async def caption(http: Request) -> dict[str, Any]:
         inquiry = await Inquiry.read(context, http)
         return inquiry.finish({"caption": await inquiry.describe(Length.NORMAL)})
 
-    @routes.post("/describe/file", summary="Describe an uploaded picture", openapi_extra=body)
-    @routes.post("/describe", summary="Describe a picture", openapi_extra=body)
+    @routes.post(
+        "/describe/file",
+        summary="Describe an uploaded picture",
+        openapi_extra=body,
+        **answers(shapes.Description),
+    )
+    @routes.post(
+        "/describe",
+        summary="Describe a picture",
+        openapi_extra=body,
+        **answers(shapes.Description),
+    )
     async def describe(http: Request) -> dict[str, Any]:
         inquiry = await Inquiry.read(context, http)
         return inquiry.finish({"description": await inquiry.describe(Length.LONG)})
@@ -68,12 +82,17 @@ def router(context: Context) -> APIRouter:
         "/surveillance",
         summary="Report people, vehicles, activities and anything unusual in a picture",
         openapi_extra=body,
+        **answers(shapes.Surveillance),
     )
     async def surveillance(http: Request) -> dict[str, Any]:
         inquiry = await Inquiry.read(context, http)
         return inquiry.finish(await inquiry.report())
 
-    @routes.get("/model/info", summary="Describe a model; by default, the one that captions")
+    @routes.get(
+        "/model/info",
+        summary="Describe a model; by default, the one that captions",
+        **answers(shapes.ModelInfo),
+    )
     async def model_info(model: str | None = None) -> dict[str, Any]:
         config = context.catalog.models[context.catalog.resolve(model, "caption")]
         info = await context.service.model_info(config.name)

@@ -16,6 +16,8 @@ from pydantic import ConfigDict, Field, field_validator
 from starlette.responses import JSONResponse
 
 from raylens.api import sse
+from raylens.api.answers import EVENTS, answers
+from raylens.api.answers import openai as shapes
 from raylens.api.context import Context
 from raylens.api.errors import error_event
 from raylens.api.openai_json import clip_logprob, new_id
@@ -69,7 +71,7 @@ def router(context: Context) -> APIRouter:
     """Return the dialect's route."""
     routes = APIRouter(tags=["OpenAI"])
 
-    @routes.post(PATH, summary="Continue a text")
+    @routes.post(PATH, summary="Continue a text", **answers(shapes.TextCompletion, EVENTS))
     async def create_completion(body: CompletionRequest, http: Request) -> Any:
         refuse_extra_parameters(body.model_extra or {}, _NEUTRAL)
         if body.echo and body.logprobs is not None:

@@ -16,6 +16,8 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
+from raylens.api.answers import answers
+from raylens.api.answers import openai as shapes
 from raylens.core.config import JobsConfig
 from raylens.core.errors import InvalidRequest, PayloadTooLarge
 from raylens.jobs.files import StoredFile, unknown_file
@@ -40,12 +42,12 @@ def router(jobs: JobService, config: JobsConfig) -> APIRouter:
     routes = APIRouter(prefix=PATH, tags=["OpenAI"])
     slots = asyncio.Semaphore(MAX_IN_MEMORY)
 
-    @routes.post("", summary="Upload a file", openapi_extra=_UPLOAD)
+    @routes.post("", summary="Upload a file", openapi_extra=_UPLOAD, **answers(shapes.File))
     async def upload(http: Request) -> dict[str, Any]:
         async with _read_upload(http, config.max_file_bytes) as (file, contents), slots:
             return file_as_json(await jobs.add_file(file, await contents.read()))
 
-    @routes.get("", summary="List files, newest first")
+    @routes.get("", summary="List files, newest first", **answers(shapes.FilePage))
     async def list_files(
         purpose: str | None = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
@@ -60,11 +62,15 @@ def router(jobs: JobService, config: JobsConfig) -> APIRouter:
         files = await jobs.list_files(purpose, limit + 1, after, order == "desc")
         return page_as_json([file_as_json(file) for file in files], limit)
 
-    @routes.get("/{file_id}", summary="Show a file")
+    @routes.get("/{file_id}", summary="Show a file", **answers(shapes.File))
     async def get(file_id: str) -> dict[str, Any]:
         return file_as_json(await jobs.get_file(check_file_id(file_id)))
 
-    @routes.get("/{file_id}/content", summary="Download a file")
+    @routes.get(
+        "/{file_id}/content",
+        summary="Download a file",
+        **answers(None, "application/octet-stream"),
+    )
     async def content(file_id: str) -> StreamingResponse:
         file = await jobs.get_file(check_file_id(file_id))
         first = await jobs.read_file_part(file_id, 0)  # an error of it keeps its status
@@ -74,7 +80,7 @@ def router(jobs: JobService, config: JobsConfig) -> APIRouter:
             headers={"Content-Length": str(file.size)},
         )
 
-    @routes.delete("/{file_id}", summary="Delete a file")
+    @routes.delete("/{file_id}", summary="Delete a file", **answers(shapes.DeletedFile))
     async def delete(file_id: str) -> dict[str, Any]:
         await jobs.remove_file(check_file_id(file_id))
         return {"id": file_id, "object": "file", "deleted": True}

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import Field
 
+from raylens.api.answers import answers
+from raylens.api.answers import services as shapes
 from raylens.api.body import RecipeField
 from raylens.api.context import Context
 from raylens.api.openai_request import Integer
@@ -45,7 +47,7 @@ def router(context: Context) -> APIRouter:
     """Return the dialect's routes."""
     routes = APIRouter(tags=["Generate"])
 
-    @routes.post(PATH, summary="Answer a chat with pictures")
+    @routes.post(PATH, summary="Answer a chat with pictures", **answers(shapes.Generated))
     async def generate(body: GenerateRequest, http: Request) -> dict[str, Any]:
         model = context.catalog.resolve(body.model, "generate")
         messages, urls = read_messages(body.messages, "messages")
@@ -76,11 +78,17 @@ def router(context: Context) -> APIRouter:
         warnings = [warning for delta in deltas for warning in delta.warnings]
         return {**answer, "warnings": warnings} if warnings else answer
 
-    @routes.get("/vram_status", summary="Show the memory that the models take")
+    @routes.get(
+        "/vram_status", summary="Show the memory that the models take", **answers(shapes.Memory)
+    )
     async def vram_status() -> dict[str, Any]:
         return summarize(_reported(await context.service.memory_usage()))
 
-    @routes.post("/clear_vram", summary="Empty the models' caches, and return unused memory")
+    @routes.post(
+        "/clear_vram",
+        summary="Empty the models' caches, and return unused memory",
+        **answers(shapes.Cleared),
+    )
     async def clear_vram() -> dict[str, Any]:
         usages_before = await context.service.memory_usage()
         usages_after = await context.service.clear_memory()

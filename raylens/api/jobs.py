@@ -11,6 +11,8 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import JSONResponse
 
 from raylens.api import sse
+from raylens.api.answers import EVENTS, answers
+from raylens.api.answers import jobs as shapes
 from raylens.api.job_json import (
     LIST_FIELDS,
     delivery_as_json,
@@ -38,7 +40,7 @@ def router(reader: JobReader, jobs: JobService, feed: JobFeed) -> APIRouter:
     """Return the dialect's routes."""
     routes = APIRouter(prefix=PATH, tags=["Jobs"])
 
-    @routes.post("", status_code=202, summary="Submit a job")
+    @routes.post("", status_code=202, summary="Submit a job", **answers(shapes.Job, status=202))
     async def submit(body: JobRequest, http: Request) -> JSONResponse:
         job = await reader.submit(http, body, jobs)
         location = f"{http.scope.get('root_path', '')}{PATH}/{job.id}"
@@ -47,6 +49,7 @@ def router(reader: JobReader, jobs: JobService, feed: JobFeed) -> APIRouter:
     @routes.get(
         "/{job_id}/events",
         summary="Stream a job's state and progress as server-sent events until it ends",
+        **answers(None, EVENTS),
     )
     async def events(job_id: str) -> Any:
         if not await jobs.get_many([check_job_id(job_id)], ()):
@@ -60,7 +63,7 @@ def router(reader: JobReader, jobs: JobService, feed: JobFeed) -> APIRouter:
 
 
 def _add_listing(routes: APIRouter, jobs: JobService) -> None:
-    @routes.get("", summary="List the jobs, newest first")
+    @routes.get("", summary="List the jobs, newest first", **answers(shapes.JobPage))
     async def list_jobs(
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
         status: str = "",
@@ -90,28 +93,34 @@ def _add_listing(routes: APIRouter, jobs: JobService) -> None:
 
 
 def _add_job_routes(routes: APIRouter, jobs: JobService) -> None:
-    @routes.get("/{job_id}", summary="Show a job")
+    @routes.get("/{job_id}", summary="Show a job", **answers(shapes.Job))
     async def get(job_id: str) -> dict[str, Any]:
         return job_as_json(await jobs.get(check_job_id(job_id)))
 
-    @routes.put("/{job_id}", summary="Queue a failed or canceled job again")
+    @routes.put("/{job_id}", summary="Queue a failed or canceled job again", **answers(shapes.Job))
     async def retry(job_id: str) -> dict[str, Any]:
         return job_as_json(await jobs.requeue(check_job_id(job_id)))
 
-    @routes.delete("/{job_id}", summary="Cancel a job, or remove one that has ended")
+    @routes.delete(
+        "/{job_id}", summary="Cancel a job, or remove one that has ended", **answers(shapes.Job)
+    )
     async def delete(job_id: str) -> dict[str, Any]:
         job = await jobs.get(check_job_id(job_id))
         if job.state.is_terminal:
             return job_as_json(await jobs.remove(job_id))
         return job_as_json(await jobs.cancel(job_id))  # Conflict if it has just ended
 
-    @routes.post("/{job_id}/cancel", summary="Cancel a job")
+    @routes.post("/{job_id}/cancel", summary="Cancel a job", **answers(shapes.Job))
     async def cancel(job_id: str) -> dict[str, Any]:
         return job_as_json(await jobs.cancel(check_job_id(job_id)))
 
 
 def _add_delivery_routes(routes: APIRouter, jobs: JobService) -> None:
-    @routes.get("/{job_id}/deliveries", summary="List the deliveries of a job's webhooks")
+    @routes.get(
+        "/{job_id}/deliveries",
+        summary="List the deliveries of a job's webhooks",
+        **answers(shapes.Deliveries),
+    )
     async def deliveries(job_id: str) -> dict[str, Any]:
         job_deliveries = await jobs.deliveries(check_job_id(job_id))
         return {"deliveries": [delivery_as_json(delivery) for delivery in job_deliveries]}
@@ -120,6 +129,7 @@ def _add_delivery_routes(routes: APIRouter, jobs: JobService) -> None:
         "/{job_id}/deliveries/{number}/redeliver",
         status_code=202,
         summary="Send a delivery again",
+        **answers(shapes.Delivery, status=202),
     )
     async def redeliver(job_id: str, number: Annotated[int, Path(ge=1)]) -> dict[str, Any]:
         if number > MAX_DELIVERY_NUMBER:

@@ -14,6 +14,8 @@ from fastapi import APIRouter, Request
 from pydantic import BeforeValidator, Field
 
 from raylens.api import sse
+from raylens.api.answers import EVENTS, answers
+from raylens.api.answers import pictures as shapes
 from raylens.api.body import parse_object
 from raylens.api.context import Context
 from raylens.api.errors import error_event
@@ -102,7 +104,10 @@ def router(context: Context) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["Moondream"])
 
     @routes.post(
-        "/caption", summary="Caption a picture", openapi_extra=describe_body(CaptionRequest)
+        "/caption",
+        summary="Caption a picture",
+        openapi_extra=describe_body(CaptionRequest),
+        **answers(shapes.CaptionAnswer, EVENTS),
     )
     async def caption(http: Request) -> Any:
         body, picture = await read_body(http, CaptionRequest, context)
@@ -113,6 +118,7 @@ def router(context: Context) -> APIRouter:
         "/query",
         summary="Ask a question about a picture",
         openapi_extra=describe_body(QueryRequest),
+        **answers(shapes.QueryAnswer, EVENTS),
     )
     async def query(http: Request) -> Any:
         body, picture = await read_body(http, QueryRequest, context)
@@ -126,6 +132,7 @@ def router(context: Context) -> APIRouter:
         "/detect",
         summary="Find the boxes of an object",
         openapi_extra=describe_body(ObjectRequest),
+        **answers(shapes.Findings),
     )
     async def detect(http: Request) -> Any:
         body, picture = await read_body(http, ObjectRequest, context)
@@ -138,6 +145,7 @@ def router(context: Context) -> APIRouter:
         "/point",
         summary="Find the centers of an object",
         openapi_extra=describe_body(ObjectRequest),
+        **answers(shapes.Points),
     )
     async def point(http: Request) -> Any:
         body, picture = await read_body(http, ObjectRequest, context)
@@ -147,7 +155,10 @@ def router(context: Context) -> APIRouter:
         )
 
     @routes.post(
-        "/segment", summary="Not supported: always 400", openapi_extra=describe_body(ObjectRequest)
+        "/segment",
+        summary="Not supported: always 400",
+        openapi_extra=describe_body(ObjectRequest),
+        **answers(),
     )
     async def segment(http: Request) -> Any:
         raise UnsupportedTask("segment: not supported by any served model", "model")

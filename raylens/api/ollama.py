@@ -18,6 +18,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from raylens.api import sse
+from raylens.api.answers import answers
+from raylens.api.answers import ollama as shapes
 from raylens.api.context import Context
 from raylens.api.field_names import rename_fields
 from raylens.api.model_selection import select_model
@@ -30,6 +32,7 @@ from raylens.api.ollama_request import (
     parse_body,
     parse_chat,
 )
+from raylens.api.picture_body import describe_json
 from raylens.core.errors import InvalidRequest, ModelFailed, RaylensError
 from raylens.core.types import (
     Chat,
@@ -53,7 +56,12 @@ def router(context: Context) -> APIRouter:
     """Return the routes that answer prompts."""
     routes = APIRouter(tags=["Ollama"])
 
-    @routes.post(CHAT_PATH, summary="Chat about pictures, as with Ollama")
+    @routes.post(
+        CHAT_PATH,
+        summary="Chat about pictures, as with Ollama",
+        openapi_extra=describe_json(ChatRequest),
+        **answers(shapes.ChatAnswer, MEDIA_TYPE),
+    )
     async def chat(http: Request) -> Response:
         body = parse_body(await http.body(), ChatRequest)
         model = resolve(context, body.model)
@@ -64,7 +72,12 @@ def router(context: Context) -> APIRouter:
         task, pictures = await parse_chat(http, body.messages, context, body, tools)
         return await _answer(context, http, body, model, task, pictures)
 
-    @routes.post(GENERATE_PATH, summary="Answer a prompt, as with Ollama")
+    @routes.post(
+        GENERATE_PATH,
+        summary="Answer a prompt, as with Ollama",
+        openapi_extra=describe_json(GenerateRequest),
+        **answers(shapes.GenerateAnswer, MEDIA_TYPE),
+    )
     async def generate(http: Request) -> Response:
         body = parse_body(await http.body(), GenerateRequest)
         if body.suffix:

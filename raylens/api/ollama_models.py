@@ -12,8 +12,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse
 
+from raylens.api.answers import answers
+from raylens.api.answers import ollama as shapes
 from raylens.api.context import Context
 from raylens.api.ollama_request import ShowRequest, parse_body
+from raylens.api.picture_body import describe_json
 from raylens.core.config import ModelConfig
 from raylens.core.types import REASONING, ModelInfo
 
@@ -38,12 +41,14 @@ def router(context: Context) -> APIRouter:
         return PlainTextResponse("raylens is running; /docs describes its API")
 
     @routes.head(TAGS_PATH, include_in_schema=False)
-    @routes.get(TAGS_PATH, summary="List the models, as with Ollama")
+    @routes.get(TAGS_PATH, summary="List the models, as with Ollama", **answers(shapes.Models))
     async def tags() -> dict[str, Any]:
         return {"models": [_model_as_json(model) for model in context.config.models]}
 
     @routes.head(PS_PATH, include_in_schema=False)
-    @routes.get(PS_PATH, summary="List the loaded models, as with Ollama")
+    @routes.get(
+        PS_PATH, summary="List the loaded models, as with Ollama", **answers(shapes.LoadedModels)
+    )
     async def ps() -> dict[str, Any]:
         infos = await context.fetch_model_infos(context.catalog.models)
         never = datetime.max.replace(tzinfo=UTC).isoformat()
@@ -55,7 +60,12 @@ def router(context: Context) -> APIRouter:
             ]
         }
 
-    @routes.post(SHOW_PATH, summary="Show a model, as with Ollama")
+    @routes.post(
+        SHOW_PATH,
+        summary="Show a model, as with Ollama",
+        openapi_extra=describe_json(ShowRequest),
+        **answers(shapes.ShownModel),
+    )
     async def show(http: Request) -> dict[str, Any]:
         body = parse_body(await http.body(), ShowRequest)
         name = resolve(context, body.model or body.name)
@@ -75,7 +85,11 @@ def router(context: Context) -> APIRouter:
         }
 
     @routes.head(VERSION_PATH, include_in_schema=False)
-    @routes.get(VERSION_PATH, summary="Show the version of Ollama whose API this is")
+    @routes.get(
+        VERSION_PATH,
+        summary="Show the version of Ollama whose API this is",
+        **answers(shapes.Version),
+    )
     async def version() -> dict[str, str]:
         return {"version": VERSION}
 

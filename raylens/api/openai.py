@@ -18,6 +18,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
 from raylens.api import sse
+from raylens.api.answers import EVENTS, answers
+from raylens.api.answers import openai as shapes
 from raylens.api.context import Context
 from raylens.api.errors import error_event
 from raylens.api.field_names import rename_fields
@@ -51,7 +53,7 @@ def router(context: Context) -> APIRouter:
     """Return the dialect's routes."""
     routes = APIRouter(tags=["OpenAI"])
 
-    @routes.post(PATH, summary="Chat about pictures")
+    @routes.post(PATH, summary="Chat about pictures", **answers(shapes.ChatCompletion, EVENTS))
     async def chat_completions(body: ChatRequest, http: Request) -> Any:
         refuse_unsupported_parameters(body)
         chat, pictures = await parse_chat(http, body, context)
@@ -71,14 +73,18 @@ def router(context: Context) -> APIRouter:
         return JSONResponse(await reply.complete(deltas))
 
     @routes.head("/v1/models", include_in_schema=False)
-    @routes.get("/v1/models", summary="List the served models")
+    @routes.get("/v1/models", summary="List the served models", **answers(shapes.ModelList))
     async def list_models() -> dict[str, Any]:
         return {
             "object": "list",
             "data": [_model_as_json(context, name) for name in context.catalog.models],
         }
 
-    @routes.get("/v1/models/{name:path}", summary="Show a model by name or alias")
+    @routes.get(
+        "/v1/models/{name:path}",
+        summary="Show a model by name or alias",
+        **answers(shapes.Model),
+    )
     async def get_model(name: str) -> dict[str, Any]:
         if not name:
             return await list_models()

@@ -186,6 +186,13 @@ def describe_body(body_type: type[BaseModel]) -> dict[str, Any]:
     }
 
 
+def describe_json(body_type: type[BaseModel]) -> dict[str, Any]:
+    """Return the OpenAPI description of a body of JSON, whatever its Content-Type."""
+    schema = body_type.model_json_schema()
+    schema = _inline(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def _inline(schema: Any, definitions: dict[str, Any]) -> Any:
     """Return a schema with the definitions in the place of the references to them."""
     if isinstance(schema, list):

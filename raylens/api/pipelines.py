@@ -18,6 +18,8 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import JSONResponse
 
+from raylens.api.answers import answers
+from raylens.api.answers import services as shapes
 from raylens.api.auth import presented_keys
 from raylens.api.context import Context
 from raylens.core.errors import InvalidRequest, RaylensError
@@ -105,12 +107,20 @@ def router(context: Context, defaults: PipelineDefaults) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(prefix=PREFIX, tags=["Pipelines"])
 
-    @routes.get("/pipelines/schemas", summary="Show the pipelines and their settings")
+    @routes.get(
+        "/pipelines/schemas",
+        summary="Show the pipelines and their settings",
+        **answers(shapes.Pipelines),
+    )
     async def schemas() -> dict[str, Any]:
         pipelines = (await asyncio.to_thread(load_registry)).pipelines
         return {"pipelines": {name: _schema(pipeline) for name, pipeline in pipelines.items()}}
 
-    @routes.post("/pipeline/load", summary="Set the pipeline and the settings of new sessions")
+    @routes.post(
+        "/pipeline/load",
+        summary="Set the pipeline and the settings of new sessions",
+        **answers(shapes.Message),
+    )
     async def load(body: LoadRequest, http: Request) -> dict[str, str]:
         registry = await asyncio.to_thread(load_registry)
         pipeline = find_pipeline(registry, body.chosen_id, body.field)
@@ -133,14 +143,18 @@ def router(context: Context, defaults: PipelineDefaults) -> APIRouter:
         is_shorthand = body.pipeline_ids is None
         return {"message": "loaded" if is_shorthand else "Pipeline loading initiated successfully"}
 
-    @routes.get("/pipeline/status", summary="Show the pipeline of new sessions")
+    @routes.get(
+        "/pipeline/status",
+        summary="Show the pipeline of new sessions",
+        **answers(shapes.LoadedPipeline),
+    )
     async def status(http: Request) -> dict[str, Any]:
         loaded = await defaults.get(identify(http))
         if loaded is None:
             return {"status": "not_loaded", "pipeline_id": None, "load_params": None, "error": None}
         return asdict(loaded)
 
-    @routes.get("/plugins", summary="List the installed plugins")
+    @routes.get("/plugins", summary="List the installed plugins", **answers(shapes.Plugins))
     async def plugins() -> dict[str, Any]:
         registry = await asyncio.to_thread(load_registry)
         return {
@@ -149,9 +163,9 @@ def router(context: Context, defaults: PipelineDefaults) -> APIRouter:
             "failed_plugins": [asdict(plugin) for plugin in registry.failed],
         }
 
-    @routes.post("/plugins", summary="Not supported: always 403")
+    @routes.post("/plugins", summary="Not supported: always 403", **answers())
     @routes.delete("/plugins", include_in_schema=False)
-    @routes.delete("/plugins/{name:path}", summary="Not supported: always 403")
+    @routes.delete("/plugins/{name:path}", summary="Not supported: always 403", **answers())
     async def change_plugins() -> JSONResponse:
         reason = (
             "plugins can't be installed or removed while the server runs: they come with its"

@@ -9,6 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from raylens.api.answers import answers
+from raylens.api.answers import pictures as shapes
 from raylens.api.context import Context
 from raylens.api.picture_body import ImageUrlBody, describe_body, read_body, require_picture
 from raylens.core.errors import ModelNotLoaded
@@ -30,6 +32,7 @@ def router(context: Context) -> APIRouter:
         summary="Show a picture as a model sees it",
         description="Answers with JSON, or with the JPEG file alone if Accept is image/jpeg.",
         openapi_extra=describe_body(PreprocessRequest),
+        **answers(shapes.Preview, JPEG),
     )
     async def preprocess(http: Request) -> Response:
         body, upload = await read_body(http, PreprocessRequest, context)

@@ -16,6 +16,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
 from raylens.api import sse
+from raylens.api.answers import EVENTS, answers
+from raylens.api.answers import openai as shapes
 from raylens.api.context import Context
 from raylens.api.field_names import rename_fields
 from raylens.api.model_selection import select_model
@@ -43,7 +45,7 @@ def router(context: Context) -> APIRouter:
     routes = APIRouter(tags=["OpenAI"])
     recent = RecentItems()
 
-    @routes.post(PATH, summary="Chat about pictures, in items")
+    @routes.post(PATH, summary="Chat about pictures, in items", **answers(shapes.Response, EVENTS))
     async def create_response(body: ResponsesRequest, http: Request) -> Any:
         refuse_unsupported_parameters(body)
         chat, pictures = await parse_chat(http, body, context, recent)

@@ -8,6 +8,8 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
+from raylens.api.answers import answers
+from raylens.api.answers import services as shapes
 from raylens.api.context import Context
 from raylens.core.types import ModelInfo
 
@@ -17,12 +19,17 @@ def router(context: Context) -> APIRouter:
     routes = APIRouter(tags=["System"])
 
     @routes.head("/live", include_in_schema=False)
-    @routes.get("/live", summary="Check that the process answers")
+    @routes.get("/live", summary="Check that the process answers", **answers(shapes.Alive))
     async def live() -> dict[str, str]:
         return {"status": "alive"}
 
     @routes.head("/ready", include_in_schema=False)
-    @routes.get("/ready", summary="Check that every model answers: 200, else 503")
+    @routes.get(
+        "/ready",
+        summary="Check that every model answers: 200, else 503",
+        response_model=None,
+        responses={200: {"model": shapes.Ready}, 503: {"model": shapes.NotReady}},
+    )
     async def ready() -> JSONResponse:
         infos = await _fetch_infos(context)
         missing = [name for name, info in infos.items() if info is None]
@@ -32,7 +39,11 @@ def router(context: Context) -> APIRouter:
         return JSONResponse({"status": "ready"})
 
     @routes.head("/health", include_in_schema=False)
-    @routes.get("/health", summary="Show the state of the server and of each model")
+    @routes.get(
+        "/health",
+        summary="Show the state of the server and of each model",
+        **answers(shapes.Health),
+    )
     async def health() -> dict[str, Any]:
         infos = await _fetch_infos(context)
         active = context.catalog.resolve(None, "openai")
