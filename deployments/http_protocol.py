@@ -16,7 +16,6 @@ from httptools import parse_url
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from raylens.api.clients import client_of
-from raylens.api.middleware import INVALID_ID, SAFE_ID
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of the target and the headers of a request."""
@@ -128,10 +127,8 @@ class BoundedProtocol(HttpToolsProtocol):
         target = parse_url(self.url).host if b"://" in self.url else None
         if target is not None and [target.lower()] != [_name_of(host) for host in hosts]:
             return HTTPStatus.BAD_REQUEST, "Host: it differs from the host of the request's target"
-        for name, value in self.headers:
-            if name == b"x-request-id" and value and not SAFE_ID.fullmatch(value.decode("latin-1")):
-                return INVALID_ID.http_status, INVALID_ID.message
-        self.headers[:] = [header for header in self.headers if not _confuses_serve(*header)]
+        headers = (header for header in self.headers if not _confuses_serve(*header))
+        self.headers[:] = [_without_strange_id(*header) for header in headers]
         return None
 
     def _check(self, more_bytes: int) -> None:
@@ -228,6 +225,13 @@ def _head_too_large() -> tuple[int, str]:
 def _name_of(host: bytes) -> bytes:
     """Return a Host without its port, in lower case."""
     return parse_url(b"http://" + host).host.lower() if host else b""
+
+
+def _without_strange_id(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return a header that Serve can read, and the application still refuses if it is wrong."""
+    if name == b"x-request-id" and not value.isascii():
+        return name, b"not ASCII"
+    return name, value
 
 
 def _confuses_serve(name: bytes, value: bytes) -> bool:

@@ -47,6 +47,7 @@ from raylens.api.middleware import (
 from raylens.api.origins import LOCALHOST, OriginMiddleware, allows
 from raylens.api.own_jobs import OwnJobs
 from raylens.api.request_body import BodyReader
+from raylens.api.routes import RouteTable
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig, AuthConfig
 from raylens.core.key_source import KeySource
@@ -128,7 +129,7 @@ def create_app(
         app.include_router(files.router(own_jobs, config.jobs))
         app.include_router(batches.router(own_jobs, config))
     add_pages(app)
-    describe(app, has_keys=isinstance(config.auth, AuthConfig))
+    describe(app, isinstance(config.auth, AuthConfig), config.defaults.max_timeout_s)
     add_error_handlers(app)
     uploads = {files.PATH: config.jobs.max_file_bytes + MULTIPART_BYTES}
     # The middleware that is added last handles a request first.
@@ -139,6 +140,7 @@ def create_app(
         max_queue_writes=config.jobs.max_requests,
         max_queue_reads=config.jobs.max_reads,
         queue_paths=JOB_PATHS,
+        routes=RouteTable(app.routes),
     )
     app.add_middleware(ClientLimitsMiddleware, leases=Leases(ledger), limits=config.client_limits)
     if isinstance(config.auth, AuthConfig):

@@ -35,28 +35,23 @@ _ERRORS = {
 }
 _LIMITED = (429, 503, 507)
 """Statuses whose answers have ``Retry-After``."""
-_PARAMETERS = (
-    (REQUEST_ID_HEADER, {"type": "string", "pattern": "^[!-~]{1,128}$"}, "Identifies the request"),
-    (
-        TIMEOUT_HEADER,
-        {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"},
-        "Seconds until the request is given up",
-    ),
-)
 
 
-def describe(app: FastAPI, has_keys: bool) -> None:
-    """Complete the description of an application that has all of its routes."""
+def describe(app: FastAPI, has_keys: bool, max_timeout_s: float) -> None:
+    """Complete the description of an application that has all of its routes.
+
+    ``max_timeout_s`` is the upper bound of ``X-Request-Timeout``.
+    """
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
-            app.openapi_schema = _complete(app, has_keys)
+            app.openapi_schema = _complete(app, has_keys, max_timeout_s)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _complete(app: FastAPI, has_keys: bool) -> dict[str, Any]:
+def _complete(app: FastAPI, has_keys: bool, max_timeout_s: float) -> dict[str, Any]:
     schema = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
@@ -71,7 +66,7 @@ def _complete(app: FastAPI, has_keys: bool) -> dict[str, Any]:
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             _add_errors(operation, method.upper(), path, has_keys)
-            _add_parameters(operation, method.upper())
+            _add_headers(operation, method.upper(), max_timeout_s)
             if has_keys and not is_open_path(path):
                 operation["security"] = [{name: []} for name in _SECURITY]
     if has_keys:
@@ -138,15 +133,16 @@ def _statuses(method: str, path: str, has_keys: bool) -> Iterator[int]:
         yield from (404, 503)
 
 
-def _add_parameters(operation: dict[str, Any], method: str) -> None:
-    parameters = operation.setdefault("parameters", [])
-    for name, schema, description in _PARAMETERS[: 1 if method == "GET" else None]:
-        parameters.append(
-            {
-                "name": name,
-                "in": "header",
-                "required": False,
-                "schema": schema,
-                "description": description,
-            }
-        )
+def _add_headers(operation: dict[str, Any], method: str, max_timeout_s: float) -> None:
+    """Add the headers that every request may have."""
+    request_id = {"type": "string", "pattern": "^[!-~]{0,128}$"}
+    seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": max_timeout_s}
+    headers: list[tuple[str, dict[str, Any], str]] = [
+        (REQUEST_ID_HEADER, request_id, "The request's id, in the answer and in every log line"),
+    ]
+    if method != "GET":
+        headers.append((TIMEOUT_HEADER, seconds, "Seconds until the request is given up"))
+    operation.setdefault("parameters", []).extend(
+        {"name": name, "in": "header", "schema": schema, "description": description}
+        for name, schema, description in headers
+    )

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from raylens.api import sse
 from raylens.api.paths import route_path
+from raylens.api.routes import RouteTable
 from raylens.core.errors import InvalidRequest, RaylensError
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,10 @@ def add_error_handlers(app: FastAPI) -> None:
             path = UNKNOWN_ROUTE
         response = error_response(path, raylens_error)
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            # Starlette names the methods of the first route with this path only.
+            methods = RouteTable(request.app.routes).methods_of(request.scope)
+            response.headers["Allow"] = ", ".join(methods)
         return response
 
     @app.exception_handler(Exception)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from raylens.api import sse
 from raylens.api.answers import EVENTS, answers
 from raylens.api.answers import jobs as shapes
 from raylens.api.job_json import (
+    FIELDS,
     LIST_FIELDS,
     delivery_as_json,
     find_bulky,
@@ -34,6 +35,17 @@ MAX_IDS = 200
 MAX_DELIVERY_NUMBER = 2**31 - 1
 KEEPALIVE_S = 15.0
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def _like(pattern: str) -> Any:
+    """Return a parameter that is described by a pattern. The route checks it itself, and says what
+    is wrong in better words."""
+    return Query(json_schema_extra={"pattern": f"^({pattern})?$"})
+
+
+def _list_of(names: Iterable[str]) -> Any:
+    """Return a parameter that is described as a comma-separated list of names."""
+    return _like(f"({'|'.join(names)}|,)*")
 
 
 def router(reader: JobReader, jobs: JobService, feed: JobFeed) -> APIRouter:
@@ -66,9 +78,9 @@ def _add_listing(routes: APIRouter, jobs: JobService) -> None:
     @routes.get("", summary="List the jobs, newest first", **answers(shapes.JobPage))
     async def list_jobs(
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-        status: str = "",
-        cursor: str = "",
-        fields: str = "",
+        status: Annotated[str, _list_of(JobState)] = "",
+        cursor: Annotated[str, _like(_JOB_ID.pattern)] = "",
+        fields: Annotated[str, _list_of(FIELDS)] = "",
         ids: str = "",
     ) -> dict[str, Any]:
         shown = parse_fields(fields)

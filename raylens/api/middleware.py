@@ -14,6 +14,7 @@ from raylens.api.clients import client_of
 from raylens.api.errors import error_response
 from raylens.api.paths import route_path
 from raylens.api.request_body import BodyReader, Disconnected
+from raylens.api.routes import RouteTable
 from raylens.core.errors import InvalidRequest, RaylensError
 from raylens.core.fairness import FairPlaces, current_client
 from raylens.core.logs import current_request_id
@@ -81,8 +82,11 @@ class AdmissionMiddleware:
         max_queue_writes: int = 1,
         max_queue_reads: int = 1,
         queue_paths: tuple[str, ...] = (),
+        *,
+        routes: RouteTable,
     ) -> None:
         self._app = app
+        self._routes = routes
         self._bodies = bodies
         self._requests = FairPlaces("requests are in flight", limit)
         self._queue_writes = FairPlaces("requests are in flight", max_queue_writes)
@@ -90,8 +94,8 @@ class AdmissionMiddleware:
         self._queue_paths = queue_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
+        if scope["type"] != "http" or not self._routes.serves(scope):
+            await self._app(scope, receive, send)  # which answers 404 or 405 without the body
             return
         places = self._find_places(scope)
         client = current_client.get()

@@ -16,13 +16,13 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Request
 from pydantic import Field
-from starlette.responses import JSONResponse
+from starlette.convertors import Convertor, register_url_convertor
 
 from raylens.api.answers import answers
 from raylens.api.answers import services as shapes
 from raylens.api.auth import presented_keys
 from raylens.api.context import Context
-from raylens.core.errors import InvalidRequest, RaylensError
+from raylens.core.errors import InvalidRequest, PermissionDenied, RaylensError
 from raylens.core.keys import current_key
 from raylens.core.types import PictureFile
 from raylens.core.wire import Body
@@ -103,6 +103,27 @@ class LocalDefaults(PipelineDefaults):
             self._loaded.popitem(last=False)
 
 
+_FIXED_PLUGINS = (
+    "plugins can't be installed or removed while the server runs: they come with its environment or"
+    " its image"
+)
+
+
+class _AnyText(Convertor[str]):
+    """A part of a path with slashes and line breaks, which ``path`` doesn't accept."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any_text", _AnyText())
+
+
 def router(context: Context, defaults: PipelineDefaults) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(prefix=PREFIX, tags=["Pipelines"])
@@ -164,14 +185,12 @@ def router(context: Context, defaults: PipelineDefaults) -> APIRouter:
         }
 
     @routes.post("/plugins", summary="Not supported: always 403", **answers())
-    @routes.delete("/plugins", include_in_schema=False)
-    @routes.delete("/plugins/{name:path}", summary="Not supported: always 403", **answers())
-    async def change_plugins() -> JSONResponse:
-        reason = (
-            "plugins can't be installed or removed while the server runs: they come with its"
-            " environment or its image"
-        )
-        return JSONResponse({"detail": reason}, 403)
+    async def install_plugin() -> None:
+        raise PermissionDenied(_FIXED_PLUGINS)
+
+    @routes.delete("/plugins/{name:any_text}", summary="Not supported: always 403", **answers())
+    async def remove_plugin(name: str) -> None:
+        raise PermissionDenied(_FIXED_PLUGINS)
 
     return routes
 

@@ -28,7 +28,7 @@ from raylens.core.errors import InvalidRequest, PayloadTooLarge, RequestTimeout,
 from raylens.net.unpack import ENCODINGS, Unpacker
 
 TIMEOUT_HEADER = "X-Request-Timeout"
-_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?")
 _UNCHANGED = ("", "identity")
 MAX_UPLOADS = 64
 """Uploads that one replica receives at a time."""

@@ -18,9 +18,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from raylens.core.types import (
     Detail,
@@ -79,6 +82,9 @@ def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
+_ABSENT: JsonSchemaValue = {"enum": [None, "", [], {}], "description": "counts as absent"}
+
+
 class SparseBody(Body):
     """Part of a request's body. Null and empty values count as absent; unknown keys are refused."""
 
@@ -88,6 +94,18 @@ class SparseBody(Body):
         if not isinstance(value, Mapping):
             return value
         return {key: item for key, item in value.items() if not is_absent(item)}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        described = handler.resolve_ref_schema(schema)
+        required = described.get("required", ())
+        for name, field in described.get("properties", {}).items():
+            if name not in required and _ABSENT not in field.get("anyOf", ()):
+                described["properties"][name] = {"anyOf": [field, _ABSENT]}
+        return schema
 
 
 class LenientBody(SparseBody):

@@ -10,6 +10,14 @@ from typing import Any
 from pydantic import BaseModel
 
 EVENTS = "text/event-stream"
+_TEXT = {"type": "string"}
+_EVENT = {
+    "type": "object",
+    "description": "An event of the stream",
+    "properties": {"event": _TEXT, "data": _TEXT},
+    "required": ["data"],
+}
+_STREAMS = {EVENTS: _EVENT}
 
 
 def answers(
@@ -19,7 +27,7 @@ def answers(
 
     ``model`` describes the JSON. ``media_type`` is that of streams, or of other answers.
     """
-    content = {media_type: {"schema": {"type": "string"}}} if media_type else {}
+    content = {media_type: {"schema": _STREAMS.get(media_type, _TEXT)}} if media_type else {}
     answer: dict[str, Any] = {"description": "The answer", "content": content}
     if model is not None:
         answer["model"] = model

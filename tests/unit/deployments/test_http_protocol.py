@@ -96,9 +96,6 @@ async def test_a_large_head_is_refused(connect: Connect, request_head: bytes) ->
 @pytest.mark.parametrize(
     ("head", "status", "message"),
     [
-        (b"X-Request-ID: \xff\xfe\r\n", 400, "X-Request-ID: expected 1 to 128 visible ASCII"),
-        (b"X-Request-ID: a b\r\n", 400, "X-Request-ID: expected"),
-        (b"X-Request-ID: " + b"x" * 129 + b"\r\n", 400, "X-Request-ID: expected"),
         (b"no colon\r\n", 400, "Invalid HTTP request"),
     ],
 )

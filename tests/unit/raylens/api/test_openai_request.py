@@ -287,7 +287,7 @@ async def test_an_invalid_request_is_refused_with_the_fields_name_and_its_limit(
     assert service.requests == []
 
 
-@pytest.mark.parametrize("value", ["soon", "0", "-1", "31", "nan", "inf", "1_0", "1e1"])
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "31", "nan", "inf", "1_0", "1e2"])
 async def test_an_invalid_timeout_is_refused(client, value) -> None:
     response = await client.post(PATH, json=chat("hi"), headers={"X-Request-Timeout": value})
     assert response.status_code == 400
