@@ -12,10 +12,13 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve._private.constants import SERVE_DEPLOYMENT_ACTOR_PREFIX
 
 from deployments.app import job_queue_actor_config
 from deployments.ingress import HttpApplication
+from deployments.job_client import QUEUE_ACTOR_NAME
 from deployments.ledger import ledger_actor_config
+from deployments.preprocessor import Preprocessor
 from raylens.core.config import AppConfig
 from raylens.core.types import Delta, FinishReason, ModelInfo, Query, Usage, VisionRequest
 
@@ -53,11 +56,15 @@ class StubIngress(HttpApplication):
 
 
 def build_stub_graph(
-    args: dict[str, Any], model: type[StubModel] = StubModel, *model_args: Any
+    args: dict[str, Any],
+    model: type[StubModel] = StubModel,
+    *model_args: Any,
+    real_preprocessor: bool = False,
 ) -> Application:
     """Build the graph like :func:`deployments.app.build_app`, with stubs.
 
-    ``model`` replaces the stub model, and is constructed with ``model_args``.
+    ``model`` replaces the stub model, and is constructed with ``model_args``. With
+    ``real_preprocessor``, pictures are processed.
     """
     models = [{"name": MODEL, "family": "smolvlm", "max_batch_size": 256}]
     args = {"models": models, **args}
@@ -66,13 +73,27 @@ def build_stub_graph(
     stub = serve.deployment(model).options(
         name=MODEL, max_ongoing_requests=256, ray_actor_options=resources
     )
-    preprocessor = serve.deployment(StubPreprocessor).options(
+    stub_preprocessor = serve.deployment(StubPreprocessor).options(
         name="Preprocessor", ray_actor_options=resources
     )
+    preprocessor = stub_preprocessor.bind()
+    if real_preprocessor:
+        real = serve.deployment(Preprocessor).options(
+            name="Preprocessor", max_ongoing_requests=256, ray_actor_options=resources
+        )
+        preprocessor = real.bind(config)
+    actors = [ledger_actor_config()]
+    if config.jobs.enabled:
+        actors.append(job_queue_actor_config(config, args))
     ingress = serve.deployment(StubIngress).options(
         name="Ingress",
         max_ongoing_requests=512,
         ray_actor_options=resources,
-        deployment_actors=[job_queue_actor_config(config, args), ledger_actor_config()],
+        deployment_actors=actors,
     )
-    return ingress.bind(config, preprocessor.bind(), {MODEL: stub.bind(*model_args)})
+    return ingress.bind(config, preprocessor, {MODEL: stub.bind(*model_args)})
+
+
+def is_queue_actor(name: str) -> bool:
+    """Whether a named actor of Ray's runs a job queue."""
+    return name.startswith(SERVE_DEPLOYMENT_ACTOR_PREFIX) and name.endswith(QUEUE_ACTOR_NAME)

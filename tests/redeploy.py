@@ -23,7 +23,7 @@ from ray.serve import Application
 
 from raylens.core.types import Delta, VisionRequest
 from testing.ports import free_port
-from testing.stub_graph import StubModel, build_stub_graph
+from testing.stub_graph import StubModel, build_stub_graph, is_queue_actor
 
 JOBS = 120
 GENERATE_S = 0.3
@@ -60,7 +60,8 @@ def build(folder: Path, workers: int) -> Application:
 
 def list_queue_actors() -> set[str]:
     actors = ray.util.list_named_actors(all_namespaces=True)
-    return {actor["name"] for actor in actors if "DEPLOYMENT_ACTOR" in actor["name"].upper()}
+    names = [actor["name"] for actor in actors]
+    return {name for name in names if is_queue_actor(name)}
 
 
 async def list_jobs(client: httpx.AsyncClient) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from raylens.jobs.inference import InferenceClient, InferenceOptions
 from raylens.jobs.job import Job, JobState, new_id
 from testing.ports import free_port
 from testing.postgres import new_schema, postgres
-from testing.stub_graph import BLOCKING_QUESTION, MODEL, build_stub_graph
+from testing.stub_graph import BLOCKING_QUESTION, MODEL, build_stub_graph, is_queue_actor
 
 WORKERS = 32
 IN_FLIGHT = 64
@@ -73,7 +73,7 @@ class QueueActor:
         (actor,) = [
             actor
             for actor in ray.util.list_named_actors(all_namespaces=True)
-            if "DEPLOYMENT_ACTOR" in actor["name"].upper()
+            if is_queue_actor(actor["name"])
         ]
         self._actor = ray.get_actor(actor["name"], namespace=actor["namespace"])
 
