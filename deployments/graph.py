@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -37,6 +38,8 @@ from raylens.core.types import (
     VisionRequest,
 )
 
+logger = logging.getLogger(__name__)
+
 INFO_TIMEOUT_S = 2.0
 CLEAR_TIMEOUT_S = 20.0
 STATUS_TTL_S = 1.0
@@ -63,6 +66,7 @@ class Graph(VisionService):
         self._application = application
         self._preprocessor = preprocessor.options(_by_reference=True)
         self._models = {name: handle.options(_by_reference=True) for name, handle in models.items()}
+        self._streams = {name: handle.options(stream=True) for name, handle in self._models.items()}
         self._infos: dict[str, ModelInfo] = {}
         self._places = {
             model.name: FairPlaces("answers are in flight", model.capacity, "model")
@@ -71,6 +75,7 @@ class Graph(VisionService):
         self._replicas: dict[str, int] = {}
         self._status_at = -math.inf
         self._status_lock = asyncio.Lock()
+        self._renewal: asyncio.Task[None] | None = None
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[MediaFile]
@@ -86,7 +91,7 @@ class Graph(VisionService):
         A model that has no room refuses it here, before its pictures are processed. Raises
         ``Overloaded``.
         """
-        replicas = (await self._running_replicas()).get(request.model, 0)
+        replicas = (await self._recent_replicas()).get(request.model, 0)
         return self._places[request.model].take(
             request.client, request.sampling.n, max(1, replicas), self._retry_after(request.model)
         )
@@ -102,8 +107,7 @@ class Graph(VisionService):
                         picture, request.recipe, request.deadline, request.id
                     )
                 )
-            model = self._models[request.model].options(stream=True)
-            deltas = model.generate.remote(request, *unfinished)
+            deltas = self._streams[request.model].generate.remote(request, *unfinished)
             unfinished.append(deltas)
             while True:
                 async with asyncio.timeout(max(0.0, request.remaining)):
@@ -194,6 +198,21 @@ class Graph(VisionService):
         return ModelNotLoaded(
             f"no replica of {name} answers", "model", retry_after=self._retry_after(name)
         )
+
+    async def _recent_replicas(self) -> dict[str, int]:
+        """Return what is known of the running replicas, and renew it in the background if it is
+        old: a request doesn't wait for that."""
+        if self._status_at == -math.inf:
+            return await self._running_replicas()
+        if time.monotonic() - self._status_at > STATUS_TTL_S and not self._status_lock.locked():
+            self._renewal = asyncio.create_task(self._renew())
+        return self._replicas
+
+    async def _renew(self) -> None:
+        try:
+            await self._running_replicas()
+        except (RayError, RayServeException) as error:
+            logger.warning("the state of the deployments can't be read: %s", error)
 
     async def _running_replicas(self) -> dict[str, int]:
         """Return the number of running replicas of each deployment.

@@ -8,6 +8,7 @@ import base64
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import cv2
 from fastapi import FastAPI, Request
 from ray import serve
 from ray.serve import Application
@@ -31,6 +32,7 @@ class BarePreprocessor:
 
     def __init__(self, is_preprocessed: bool) -> None:
         self._is_preprocessed = is_preprocessed
+        cv2.setNumThreads(1)  # as raylens, which uses the cores for several pictures
 
     async def process(self, data: bytes) -> ProcessedImage | None:
         if not self._is_preprocessed:
