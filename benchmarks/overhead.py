@@ -40,6 +40,7 @@ KEY = generate_key()
 MAX_ADDED_MS = 5.0
 MIN_SHARE = 0.75
 IN_FLIGHT = 32
+WARM_UP = 400
 PICTURE_BYTES = 100_000
 LIMITS = {"requests_per_minute": 10_000_000, "tokens_per_minute": 10**9, "max_in_flight": 1000}
 
@@ -121,8 +122,8 @@ async def measure(url: str, body: bytes, count: int) -> tuple[list[float], float
     headers = {"Authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
         load = Load(client, body)
+        await load.rate(WARM_UP)  # the cluster before it is still ending, too
         await load.alone(50)
-        await load.rate(4 * IN_FLIGHT)
         load.stages.clear()
         alone = await load.alone(count)
         stages = {name: median(values) for name, values in load.stages.items()}
