@@ -1,4 +1,5 @@
-"""Limits on connections and on the heads of requests, which Uvicorn doesn't have.
+"""Limits on connections and on the heads of requests, which Uvicorn doesn't have, and refusals that
+are repeated at once.
 
 They hold in the process of Serve's proxy, which calls :func:`install` before it starts Uvicorn:
 ``raylens run`` names it in ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
@@ -9,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 from http import HTTPStatus
-from typing import Any
 
 import uvicorn.config
 from httptools import parse_url
+from starlette.middleware import Middleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from raylens.api.clients import client_of
+from raylens.api.refusals import RefusalMiddleware
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of the target and the headers of a request."""
@@ -32,10 +34,10 @@ _ADVICE_TO_SERVE = frozenset({b"serve_multiplexed_model_id", b"x_session_id"})
 """Headers that Serve reads, and fails on if they are not UTF-8."""
 
 
-def install() -> list[Any]:
-    """Have Uvicorn use :class:`BoundedProtocol` in this process. Returns no middleware."""
+def install() -> list[Middleware]:
+    """Have Uvicorn use :class:`BoundedProtocol` in this process. Returns the proxy's middleware."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = BoundedProtocol  # type: ignore[assignment]
-    return []
+    return [Middleware(RefusalMiddleware)]
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raylens.api import batches, files
 from raylens.api.access_log import note_key
+from raylens.api.clients import presented_keys
 from raylens.api.docs import ASSETS
 from raylens.api.errors import error_response
 from raylens.api.origins import PROBES
@@ -19,10 +18,6 @@ from raylens.core.key_source import KeySource
 from raylens.core.keys import ApiKey, current_key
 from raylens.core.keys import Scope as KeyScope
 
-KEY_HEADERS = ("x-moondream-auth", "x-api-key")
-"""Headers that hold a key, beside ``Authorization: Bearer``."""
-SUBPROTOCOL = "raylens-key."
-"""Beginning of the WebSocket subprotocol that holds a key: browsers can't send headers there."""
 OPEN_PATHS = PROBES | {"/", "/docs", "/redoc", "/openapi.json"}
 """Paths that need no key: probes, and pages that hold no data."""
 JOB_PATHS = ("/api/v1/jobs", "/caption/", files.PATH, batches.PATH)
@@ -89,18 +84,6 @@ def required_scope(method: str, path: str) -> KeyScope:
     if path == "/clear_vram" or (path.startswith("/api/v1/plugins") and is_change):
         return KeyScope.ADMIN
     return KeyScope.INFER
-
-
-def presented_keys(headers: Headers) -> Iterator[str]:
-    """Yield the keys in a request's headers; some are empty."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        yield key.strip()
-    for name in KEY_HEADERS:
-        yield headers.get(name, "").strip()
-    for protocol in headers.get("sec-websocket-protocol", "").split(","):
-        if protocol.strip().startswith(SUBPROTOCOL):
-            yield protocol.strip().removeprefix(SUBPROTOCOL)
 
 
 async def _refuse(error: RaylensError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -20,7 +20,7 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from raylens.api.answers import answers
 from raylens.api.answers import services as shapes
-from raylens.api.auth import presented_keys
+from raylens.api.clients import presented_keys
 from raylens.api.context import Context
 from raylens.core.errors import InvalidRequest, PermissionDenied, RaylensError
 from raylens.core.keys import current_key

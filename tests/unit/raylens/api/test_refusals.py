@@ -1,0 +1,121 @@
+"""Refusals that the proxy repeats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from raylens.api.refusals import REPEAT_S, RefusalMiddleware
+
+
+@dataclass
+class Server:
+    """Refuses or answers, and counts what reaches it."""
+
+    status: int = 503
+    headers: dict[str, str] = field(default_factory=lambda: {"Retry-After": "1"})
+    size: int = 1
+    requests: list[str] = field(default_factory=list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.requests.append(scope["path"])
+        headers = {**self.headers, "X-Request-ID": "first"}
+        content = {"detail": "full" * self.size}
+        await JSONResponse(content, self.status, headers)(scope, receive, send)
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def now() -> list[float]:
+    return [100.0]
+
+
+@pytest.fixture
+def app(server: Server, now: list[float]) -> RefusalMiddleware:
+    return RefusalMiddleware(server, lambda: now[0])
+
+
+async def send(
+    app: Any,
+    path: str = "/v1/query",
+    key: str = "",
+    address: str = "192.0.2.1",
+    method: str = "POST",
+) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    transport = httpx.ASGITransport(app, client=(address, 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        return await client.request(method, path, headers={**headers, "X-Request-ID": "own"})
+
+
+async def test_a_refusal_is_repeated_without_the_server(
+    app: RefusalMiddleware, server: Server, now: list[float]
+) -> None:
+    first = await send(app)
+    now[0] += 0.9 * REPEAT_S
+    again = await send(app)
+    assert len(server.requests) == 1
+    assert (again.status_code, again.json()) == (first.status_code, first.json())
+    assert again.headers["Retry-After"] == "1"
+    assert again.headers["X-Request-ID"] == "own"
+
+
+async def test_it_is_forgotten_after_a_moment(
+    app: RefusalMiddleware, server: Server, now: list[float]
+) -> None:
+    await send(app)
+    now[0] += REPEAT_S
+    server.status = 200
+    assert (await send(app)).status_code == 200
+    assert (await send(app)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"path": "/v1/caption"}, {"key": "rl-b"}, {"key": ""}, {"key": "rl-a", "method": "GET"}],
+    ids=str,
+)
+async def test_others_are_not_refused(
+    app: RefusalMiddleware, server: Server, other: dict[str, str]
+) -> None:
+    await send(app, key="rl-a")
+    await send(app, **{"key": "rl-a", **other})
+    assert len(server.requests) == 2
+
+
+async def test_without_keys_a_client_is_an_address(app: RefusalMiddleware, server: Server) -> None:
+    for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1"):
+        await send(app, address=address)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 408, 500, 504])
+async def test_other_answers_are_not_repeated(
+    app: RefusalMiddleware, server: Server, status: int
+) -> None:
+    server.status = status
+    for _ in range(2):
+        await send(app)
+    assert len(server.requests) == 2
+
+
+async def test_refusals_without_retry_after_or_of_many_bytes_are_not_repeated(
+    app: RefusalMiddleware, server: Server
+) -> None:
+    server.headers = {}
+    for _ in range(2):
+        await send(app)
+    server.headers = {"Retry-After": "1"}
+    server.size = 5000
+    for _ in range(2):
+        await send(app, "/v1/caption")
+    assert len(server.requests) == 4
