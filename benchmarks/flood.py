@@ -18,14 +18,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import json
 import random
+import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -40,6 +42,9 @@ MODEL = "smolvlm"
 BATCH = 16
 """``max_batch_size`` of the model in serve_config.yaml."""
 OVERLOAD = 4
+PATH = "/v1/caption"
+MAX_CONNECTIONS = 256
+"""Of the flood. What finds none free isn't sent."""
 PAUSE_S = 5.0
 MAX_SLOWDOWN = 1.3
 MAX_REFUSAL_S = 0.1
@@ -54,17 +59,18 @@ class Phase:
     name: str
     steady_s: list[float] = field(default_factory=list)
     steady_refused: int = 0
-    flood: Counter[int] = field(default_factory=Counter)
+    flood: Counter[str] = field(default_factory=Counter)
     refusal_s: list[float] = field(default_factory=list)
     seconds: float = 0.0
     bytes_after: int = 0
 
     def row(self) -> str:
         refusals = f"{1000 * p99(self.refusal_s):.0f}" if self.refusal_s else "–"
-        refused = self.flood.total() - self.flood[200]
+        answered = self.flood["200"]
+        refused = self.flood["503"] + self.flood["429"]
         return (
             f"| {self.name} | {1000 * median(self.steady_s):.0f} | {1000 * p99(self.steady_s):.0f}"
-            f" | {self.steady_refused} | {self.flood[200] / self.seconds:.1f} | {refused}"
+            f" | {self.steady_refused} | {answered / self.seconds:.1f} | {refused}"
             f" | {refusals} | {self.bytes_after / 2**20:.0f} |"
         )
 
@@ -78,84 +84,64 @@ def add_keys(config: dict[str, Any]) -> None:
     config["applications"][0]["args"]["auth"] = {"keys": keys}
 
 
-class Sender:
-    """Sends requests of one key, each about a picture of its own."""
-
-    def __init__(self, url: str, key: str, seed: int) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
-        headers = {"Authorization": f"Bearer {KEYS[key]}"}
-        self.client = httpx.AsyncClient(base_url=url, headers=headers, timeout=60, limits=limits)
-        rng = random.Random(seed)
-        self._bodies = [self._body(rng) for _ in range(64)]
-        self._next = 0
-
-    @staticmethod
-    def _body(rng: random.Random) -> dict[str, Any]:
+def make_bodies(seed: int) -> list[dict[str, Any]]:
+    """Return requests about pictures that the server has not seen."""
+    rng = random.Random(seed)
+    bodies = []
+    for _ in range(64):
         data, media_type = encode(draw(random_scene(rng, 512), rng), rng)
         url = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-        return {"model": MODEL, "image_url": url, "length": "long"}
-
-    async def send(self) -> tuple[int, float]:
-        """Return the status of a request, and its seconds."""
-        self._next += 1
-        body = self._bodies[self._next % len(self._bodies)]
-        started = time.perf_counter()
-        response = await self.client.post("/v1/caption", json=body)
-        return response.status_code, time.perf_counter() - started
+        bodies.append({"model": MODEL, "image_url": url, "length": "long"})
+    return bodies
 
 
-async def be_steady(sender: Sender, phase: Phase, seconds: float) -> None:
+async def be_steady(url: str, phase: Phase, seconds: float) -> None:
     """Send one request a second."""
+    bodies = make_bodies(1)
+    headers = {"Authorization": f"Bearer {KEYS['steady']}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
 
-    async def send() -> None:
-        status, elapsed = await sender.send()
-        phase.steady_s.append(elapsed)
-        phase.steady_refused += status != 200
+        async def send(number: int) -> None:
+            started = time.perf_counter()
+            response = await client.post(PATH, json=bodies[number % len(bodies)])
+            phase.steady_s.append(time.perf_counter() - started)
+            phase.steady_refused += response.status_code != 200
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(round(seconds)):
-            group.create_task(send())
-            await asyncio.sleep(1)
-
-
-async def flood(sender: Sender, phase: Phase) -> None:
-    try:
-        status, elapsed = await sender.send()
-    except httpx.TimeoutException:
-        status, elapsed = 0, sender.client.timeout.read or 0.0
-    phase.flood[status] += 1
-    if status != 200:
-        phase.refusal_s.append(elapsed)
+        async with asyncio.TaskGroup() as group:
+            for number in range(round(seconds)):
+                group.create_task(send(number))
+                await asyncio.sleep(1)
 
 
-async def fill_batch(sender: Sender, phase: Phase) -> None:
-    async def repeat() -> None:
-        while True:
-            await flood(sender, phase)
+async def flood(url: str, phase: Phase, seconds: float, rate: float) -> None:
+    """Send requests at a rate; with a rate of 0, keep the batch full, and no more."""
+    address = urlsplit(url)
+    settings = {
+        "host": address.hostname,
+        "port": address.port,
+        "requests": [base64.b64encode(_as_http(body)).decode() for body in make_bodies(2)],
+        "rate": rate,
+        "seconds": seconds,
+        "connections": MAX_CONNECTIONS if rate else BATCH - 1,
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.raw_sender"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate(json.dumps(settings).encode())
+    report = json.loads(output)
+    phase.flood.update(report["statuses"])
+    phase.refusal_s = report["refusal_s"]
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(BATCH - 1):
-            group.create_task(repeat())
 
-
-async def flood_at(sender: Sender, phase: Phase, per_second: float) -> None:
-    async with asyncio.TaskGroup() as group:
-        due = time.perf_counter()
-        while True:
-            group.create_task(flood(sender, phase))
-            due += 1 / per_second
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-
-
-@asynccontextmanager
-async def running(work: Any) -> AsyncIterator[None]:
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+def _as_http(body: dict[str, Any]) -> bytes:
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEYS['flood']}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
 
 
 def server_bytes() -> int:
@@ -167,35 +153,36 @@ def server_bytes() -> int:
     return total
 
 
+async def measure(url: str, phase: Phase, seconds: float, rate: float | None = None) -> None:
+    """Measure a phase. Without a rate, nobody floods."""
+    started = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(be_steady(url, phase, seconds))
+        if rate is not None:
+            group.create_task(flood(url, phase, seconds, rate))
+    phase.seconds = time.perf_counter() - started
+    phase.bytes_after = server_bytes()
+    print(phase.row(), flush=True)
+
+
 async def run(url: str, seconds: float) -> int:
     """Print the table. Returns the exit status: 0 if all targets are met."""
-    steady, flooding = Sender(url, "steady", 1), Sender(url, "flood", 2)
-    for _ in range(10):
-        await steady.send()
-    phases = [Phase(name) for name in ("alone", "full batch", "flood", "alone again")]
-    alone, full, flooded, after = phases
-
-    async def measure(phase: Phase, work: Any = None) -> None:
-        started = time.perf_counter()
-        async with running(work or asyncio.sleep(0)):
-            await be_steady(steady, phase, seconds)
-        phase.seconds = time.perf_counter() - started
-        phase.bytes_after = server_bytes()
-        print(phase.row(), flush=True)
-
+    await be_steady(url, Phase("warm-up"), 5)
+    alone, full, flooded, after = map(Phase, ("alone", "full batch", "flood", "alone again"))
     print(
         "| phase | steady p50 ms | p99 ms | refused | flood answered/s | flood refused"
         " | refusal p99 ms | server MiB |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
-    await measure(alone)
-    await measure(full, fill_batch(flooding, full))
-    rate = OVERLOAD * full.flood[200] / full.seconds
-    await measure(flooded, flood_at(flooding, flooded, rate))
+    await measure(url, alone, seconds)
+    await measure(url, full, seconds, 0.0)
+    rate = OVERLOAD * full.flood["200"] / full.seconds
+    await measure(url, flooded, seconds, rate)
     await asyncio.sleep(PAUSE_S)
-    await measure(after)
+    await measure(url, after, seconds)
     slowdown = p99(flooded.steady_s) / p99(full.steady_s)
     told = f"{slowdown:.2f} of a full batch"
     print(f"\nthe flood: {rate:.0f} requests/s; p99 of steady: {told}")
+    print(f"the flood's answers: {dict(flooded.flood)}")
     is_met = (
         flooded.steady_refused == 0
         and slowdown <= MAX_SLOWDOWN

@@ -2,17 +2,25 @@
 
 To refuse a request in a replica of the ingress takes some ten milliseconds of the machine's time:
 it passes through the proxy and the ingress with its body. A client that floods the server would
-take that time from others. This middleware runs in the proxy. After a refusal with ``Retry-After``,
-it answers the client's next requests for the same path by itself for a moment.
+take that time from others. This middleware runs in the proxy, and learns from refusals with
+``Retry-After`` how much of a client the server takes:
+
+- After a 503, a client may have one request fewer in flight than it had then. Each answer raises
+  that limit a little (additive increase, as TCP's: Chiu and Jain, 1989).
+- After a 429, which is about time, it has to wait for a moment.
+
+Requests beyond get the last refusal again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -22,25 +30,56 @@ from raylens.api.clients import client_of, presented_keys
 from raylens.api.middleware import REQUEST_ID_HEADER
 
 REPEAT_S = 0.25
-"""How long a refusal is repeated; shorter than any ``Retry-After``, so nobody who waits sees it."""
+"""How long a 429 is repeated; shorter than any ``Retry-After``, so nobody who waits sees it."""
+MEMORY_S = 5.0
+"""How long after its last refusal, a repeated one or not, a client is limited."""
 MAX_CLIENTS = 10_000
 MAX_BODY_BYTES = 4096
-_REFUSALS = (429, 503)
 _OWN_HEADERS = (REQUEST_ID_HEADER.lower().encode(), b"server-timing")
 """Headers that belong to one answer only."""
 
 
 @dataclass
 class _Refusal:
-    until: float
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytearray = field(default_factory=bytearray)
-    is_complete: bool = False
+
+
+@dataclass
+class _Sender:
+    """A client and a path, as the proxy knows them."""
+
+    in_flight: int = 0
+    refusal: _Refusal | None = None
+    """The last one."""
+    refused_at: float = -math.inf
+    limit: float = math.inf
+    """Of requests in flight."""
+    waits_until: float = -math.inf
+
+    def refuses(self, now: float) -> bool:
+        """Whether the next request gets the last refusal again."""
+        if self.refusal is None or now - self.refused_at > MEMORY_S:
+            return False
+        if now >= self.waits_until and self.in_flight + 1 <= self.limit:
+            return False
+        self.refused_at = now
+        return True
+
+    def note_refusal(self, refusal: _Refusal, now: float) -> None:
+        self.refusal, self.refused_at = refusal, now
+        if refusal.status == HTTPStatus.TOO_MANY_REQUESTS:
+            self.waits_until = now + REPEAT_S
+        else:
+            self.limit = max(1.0, self.in_flight - 1)
+
+    def note_answer(self) -> None:
+        self.limit += 1 / self.limit
 
 
 class RefusalMiddleware:
-    """Repeats the last refusal of a POST to the same client, for :data:`REPEAT_S`.
+    """Repeats refusals of POSTs to the same client, as this module describes.
 
     A client is the key that it sends, whether it is known or not, or else an address.
     """
@@ -48,49 +87,62 @@ class RefusalMiddleware:
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._clock = clock
-        self._refusals: OrderedDict[tuple[str, str], _Refusal] = OrderedDict()
+        self._senders: OrderedDict[tuple[str, str], _Sender] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        sender = _sender_of(scope)
-        refusal = self._refusals.get(sender)
-        if refusal is not None and refusal.is_complete and self._clock() < refusal.until:
-            await _repeat(refusal, scope, send)
+        sender = self._find(scope)
+        if sender.refusal is not None and sender.refuses(self._clock()):
+            await _repeat(sender.refusal, scope, send)
             return
-        await self._app(scope, receive, self._watch(sender, send))
+        sender.in_flight += 1
+        try:
+            await self._app(scope, receive, self._watch(sender, send))
+        finally:
+            sender.in_flight -= 1
 
-    def _watch(self, sender: tuple[str, str], send: Send) -> Send:
-        """Return a ``send`` that remembers a refusal."""
+    def _find(self, scope: Scope) -> _Sender:
+        name = _name_of_sender(scope)
+        sender = self._senders.setdefault(name, _Sender())
+        self._senders.move_to_end(name)
+        if len(self._senders) > MAX_CLIENTS:
+            self._senders.popitem(last=False)
+        return sender
+
+    def _watch(self, sender: _Sender, send: Send) -> Send:
+        """Return a ``send`` that notes whether the request is refused."""
         refusal: _Refusal | None = None
 
         async def send_and_note(message: Message) -> None:
             nonlocal refusal
             if message["type"] == "http.response.start":
-                headers = [(name.lower(), value) for name, value in message.get("headers", ())]
-                if message["status"] in _REFUSALS and any(n == b"retry-after" for n, _ in headers):
-                    kept = [header for header in headers if header[0] not in _OWN_HEADERS]
-                    refusal = _Refusal(self._clock() + REPEAT_S, message["status"], kept)
+                refusal = _begin_refusal(message)
+                if refusal is None:
+                    sender.note_answer()
             elif message["type"] == "http.response.body" and refusal is not None:
                 refusal.body += message.get("body", b"")
-                if len(refusal.body) > MAX_BODY_BYTES:
-                    refusal = None
-                elif not message.get("more_body", False):
-                    refusal.is_complete = True
-                    self._remember(sender, refusal)
+                is_complete = not message.get("more_body", False)
+                if is_complete and len(refusal.body) <= MAX_BODY_BYTES:
+                    sender.note_refusal(refusal, self._clock())
             await send(message)
 
         return send_and_note
 
-    def _remember(self, sender: tuple[str, str], refusal: _Refusal) -> None:
-        self._refusals[sender] = refusal
-        self._refusals.move_to_end(sender)
-        if len(self._refusals) > MAX_CLIENTS:
-            self._refusals.popitem(last=False)
+
+def _begin_refusal(message: Message) -> _Refusal | None:
+    """Return what an answer's start tells of a refusal; None if it is none."""
+    status = message["status"]
+    if status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        return None
+    headers = [(name.lower(), value) for name, value in message.get("headers", ())]
+    if all(name != b"retry-after" for name, _ in headers):
+        return None
+    return _Refusal(status, [header for header in headers if header[0] not in _OWN_HEADERS])
 
 
-def _sender_of(scope: Scope) -> tuple[str, str]:
+def _name_of_sender(scope: Scope) -> tuple[str, str]:
     """Return who sends a request, and its path."""
     key = next(filter(None, presented_keys(Headers(scope=scope))), "")
     if not key:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +11,14 @@ import pytest
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from raylens.api.refusals import REPEAT_S, RefusalMiddleware
+from raylens.api.refusals import MEMORY_S, REPEAT_S, RefusalMiddleware
 
 
 @dataclass
 class Server:
     """Refuses or answers, and counts what reaches it."""
 
-    status: int = 503
+    status: int = 429
     headers: dict[str, str] = field(default_factory=lambda: {"Retry-After": "1"})
     size: int = 1
     requests: list[str] = field(default_factory=list)
@@ -57,7 +58,7 @@ async def send(
         return await client.request(method, path, headers={**headers, "X-Request-ID": "own"})
 
 
-async def test_a_refusal_is_repeated_without_the_server(
+async def test_a_429_is_repeated_without_the_server(
     app: RefusalMiddleware, server: Server, now: list[float]
 ) -> None:
     first = await send(app)
@@ -96,6 +97,66 @@ async def test_without_keys_a_client_is_an_address(app: RefusalMiddleware, serve
     for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1"):
         await send(app, address=address)
     assert len(server.requests) == 2
+
+
+@dataclass
+class Full:
+    """Answers as many requests at a time as it has places, once they are let go."""
+
+    places: int = 3
+    arrived: int = 0
+    in_flight: int = 0
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.arrived += 1
+        if self.in_flight >= self.places:
+            headers = {"Retry-After": "1"}
+            await JSONResponse({"detail": "full"}, 503, headers)(scope, receive, send)
+            return
+        self.in_flight += 1
+        await self.go.wait()
+        self.in_flight -= 1
+        await JSONResponse({"answer": "x"})(scope, receive, send)
+
+
+async def test_a_client_that_met_a_full_server_has_as_much_in_flight_as_that_took() -> None:
+    server = Full()
+    app = RefusalMiddleware(server)
+    waiting = [asyncio.create_task(send(app)) for _ in range(3)]
+    await asyncio.sleep(0)
+    for _ in range(20):
+        assert (await send(app)).status_code == 503
+    assert server.arrived == 4  # one refusal was enough
+    assert (await send(app, key="another")).status_code == 503
+    assert server.arrived == 5
+    server.go.set()
+    assert [(await task).status_code for task in waiting] == [200] * 3
+    assert (await send(app)).status_code == 200
+
+
+async def test_the_limit_rises_with_answers_and_is_forgotten(now: list[float]) -> None:
+    server = Full(places=2)
+    app = RefusalMiddleware(server, lambda: now[0])
+    waiting = [asyncio.create_task(send(app)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert (await send(app)).status_code == 503
+    server.go.set()
+    await asyncio.gather(*waiting)
+    for _ in range(8):
+        assert (await send(app)).status_code == 200
+    server.go.clear()
+    server.places = 10
+    arrived = server.arrived
+    waiting = [asyncio.create_task(send(app)) for _ in range(6)]
+    await asyncio.sleep(0.01)
+    assert 3 <= server.arrived - arrived < 6
+    now[0] += MEMORY_S + 1
+    waiting += [asyncio.create_task(send(app)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    assert server.arrived - arrived >= 6
+    server.go.set()
+    await asyncio.gather(*waiting)
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 408, 500, 504])
