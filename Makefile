@@ -50,7 +50,7 @@ test-clients: install-dev
 	$(BIN)/python -m pytest -m clients tests/clients
 
 contract: install-dev
-	$(BIN)/python -m pytest -m contract tests/contract
+	$(BIN)/python -m pytest -m contract tests/openapi
 
 soak: install-dev
 	$(BIN)/python -m pytest -m soak tests/soak
