@@ -11,13 +11,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raylens.api.access_log import current_record
 from raylens.api.errors import error_response
 from raylens.api.paths import route_path
-from raylens.core.client_limits import ClientLimits, current_limits
+from raylens.core.client_limits import ClientLimits
 from raylens.core.errors import RaylensError, TooManyRequests
 from raylens.core.fairness import current_client
 from raylens.core.keys import current_key
 from raylens.core.leases import Leases, Standing
 from raylens.core.ledger import MINUTE_S, Budget
 
+REQUESTS = "requests"
+TOKENS = "tokens"
 RATE_HEADERS = (
     "RateLimit",
     "RateLimit-Policy",
@@ -47,7 +49,6 @@ class ClientLimitsMiddleware:
             return
         key = current_key.get()
         limits = self._limits if key is None else key.limits.or_else(self._limits)
-        current_limits.set(limits)
         is_post = scope["method"] == "POST"
         is_stream = route_path(scope).endswith("/events")
         rates = _rates(limits) if is_post else []
@@ -83,10 +84,6 @@ class ClientLimitsMiddleware:
         for budget in rates:
             if budget.name == TOKENS and record is not None:
                 self._leases.charge(budget, record.prompt_tokens + record.completion_tokens)
-
-
-REQUESTS = "requests"
-TOKENS = "tokens"
 
 
 def _rates(limits: ClientLimits) -> list[Budget]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-
 from pydantic import BaseModel, ByteSize, ConfigDict, PositiveInt
 
 
@@ -36,5 +34,3 @@ class ClientLimits(BaseModel):
 
 
 NO_LIMITS = ClientLimits()
-current_limits: ContextVar[ClientLimits] = ContextVar("current_limits", default=NO_LIMITS)
-"""The limits of :data:`raylens.core.fairness.current_client`."""
