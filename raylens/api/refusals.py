@@ -31,8 +31,12 @@ from raylens.api.middleware import REQUEST_ID_HEADER
 
 REPEAT_S = 0.25
 """How long a 429 is repeated; shorter than any ``Retry-After``, so nobody who waits sees it."""
-MEMORY_S = 5.0
-"""How long after its last refusal, a repeated one or not, a client is limited."""
+MEMORY_S = 1.0
+"""How long after its last refusal, a repeated one or not, a client is limited: nobody is who waits
+as ``Retry-After`` says."""
+MIN_LIMIT = 16
+"""So many requests of a client always reach the ingress, which knows what their model has room for:
+another one may be full."""
 MAX_CLIENTS = 10_000
 MAX_BODY_BYTES = 4096
 _OWN_HEADERS = (REQUEST_ID_HEADER.lower().encode(), b"server-timing")
@@ -67,12 +71,12 @@ class _Sender:
         self.refused_at = now
         return True
 
-    def note_refusal(self, refusal: _Refusal, now: float) -> None:
+    def note_refusal(self, refusal: _Refusal, now: float, min_limit: int) -> None:
         self.refusal, self.refused_at = refusal, now
         if refusal.status == HTTPStatus.TOO_MANY_REQUESTS:
             self.waits_until = now + REPEAT_S
         else:
-            self.limit = max(1.0, self.in_flight - 1)
+            self.limit = max(min_limit, self.in_flight - 1)
 
     def note_answer(self) -> None:
         self.limit += 1 / self.limit
@@ -84,8 +88,14 @@ class RefusalMiddleware:
     A client is the key that it sends, whether it is known or not, or else an address.
     """
 
-    def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        clock: Callable[[], float] = time.monotonic,
+        min_limit: int = MIN_LIMIT,
+    ) -> None:
         self._app = app
+        self._min_limit = min_limit
         self._clock = clock
         self._senders: OrderedDict[tuple[str, str], _Sender] = OrderedDict()
 
@@ -125,7 +135,7 @@ class RefusalMiddleware:
                 refusal.body += message.get("body", b"")
                 is_complete = not message.get("more_body", False)
                 if is_complete and len(refusal.body) <= MAX_BODY_BYTES:
-                    sender.note_refusal(refusal, self._clock())
+                    sender.note_refusal(refusal, self._clock(), self._min_limit)
             await send(message)
 
         return send_and_note

@@ -122,7 +122,7 @@ class Full:
 
 async def test_a_client_that_met_a_full_server_has_as_much_in_flight_as_that_took() -> None:
     server = Full()
-    app = RefusalMiddleware(server)
+    app = RefusalMiddleware(server, min_limit=1)
     waiting = [asyncio.create_task(send(app)) for _ in range(3)]
     await asyncio.sleep(0)
     for _ in range(20):
@@ -137,7 +137,7 @@ async def test_a_client_that_met_a_full_server_has_as_much_in_flight_as_that_too
 
 async def test_the_limit_rises_with_answers_and_is_forgotten(now: list[float]) -> None:
     server = Full(places=2)
-    app = RefusalMiddleware(server, lambda: now[0])
+    app = RefusalMiddleware(server, lambda: now[0], min_limit=1)
     waiting = [asyncio.create_task(send(app)) for _ in range(2)]
     await asyncio.sleep(0)
     assert (await send(app)).status_code == 503
