@@ -90,10 +90,10 @@ class RequestLimits(Frozen):
     """Timeout between two parts of a body."""
     min_body_bytes_per_s: PositiveInt = 4096
     """Least rate of a body, after ``body_patience_s``."""
-    max_unfinished_bodies: PositiveInt = 256
+    max_unfinished_bodies: PositiveInt = 512
     """Bodies that one replica of the ingress receives at a time. If there are more, the one that
     has taken the longest is refused."""
-    max_unfinished_bodies_per_client: PositiveInt = 128
+    max_unfinished_bodies_per_client: PositiveInt = 256
     """Of these, from one address, or one IPv6 network of 64 bits."""
     max_unfinished_bytes: PositiveInt = 512 * 2**20
     """Of all of them together. If there are more, the client with the most loses its oldest one."""
