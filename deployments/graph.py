@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractContextManager, aclosing, suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 from ray import serve
@@ -80,21 +80,16 @@ class Graph(VisionService):
     async def generate(
         self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
-        with await self._take_place(request):
+        # A model that has no room refuses the request here, before its pictures are processed.
+        model = request.model
+        replicas = (await self._recent_replicas()).get(model, 0)
+        place = self._places[model].take(
+            request.client, request.sampling.n, max(1, replicas), self._retry_after(model)
+        )
+        with place:
             async with aclosing(self._generate(request, pictures)) as deltas:
                 async for delta in deltas:
                     yield delta
-
-    async def _take_place(self, request: VisionRequest) -> AbstractContextManager[None]:
-        """Return a place for the request among those of its client.
-
-        A model that has no room refuses it here, before its pictures are processed. Raises
-        ``Overloaded``.
-        """
-        replicas = (await self._recent_replicas()).get(request.model, 0)
-        return self._places[request.model].take(
-            request.client, request.sampling.n, max(1, replicas), self._retry_after(request.model)
-        )
 
     async def _generate(
         self, request: VisionRequest, pictures: Sequence[MediaFile]
@@ -211,7 +206,7 @@ class Graph(VisionService):
     async def _renew(self) -> None:
         try:
             await self._running_replicas()
-        except (RayError, RayServeException) as error:
+        except Exception as error:  # the next request tries again
             logger.warning("the state of the deployments can't be read: %s", error)
 
     async def _running_replicas(self) -> dict[str, int]:

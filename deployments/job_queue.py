@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import ray
@@ -88,9 +89,10 @@ class JobQueueActor:
         # Whoever submitted a batch had a key, and was within limits.
         open_config = config.model_copy(update={"auth": "none", "client_limits": NO_LIMITS})
 
+        make_app = cache(lambda: create_app(BackgroundService(graph), open_config))
+
         def make_transport(client: str) -> httpx.AsyncBaseTransport:
-            app = create_app(BackgroundService(graph), open_config)
-            return httpx.ASGITransport(app, raise_app_exceptions=False, client=(client, 0))
+            return httpx.ASGITransport(make_app(), raise_app_exceptions=False, client=(client, 0))
 
         batch_job = OpenAIBatchJob(make_transport, config)
         self._queue = create_queue(config, graph, PrometheusJobMetrics(), [batch_job])

@@ -14,7 +14,6 @@ Requests beyond get the last refusal again.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections import OrderedDict
@@ -28,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.clients import client_of, presented_keys
 from raylens.api.middleware import REQUEST_ID_HEADER
+from raylens.core.keys import hash_key
 
 REPEAT_S = 0.25
 """How long a 429 is repeated; shorter than any ``Retry-After``, so nobody who waits sees it."""
@@ -85,7 +85,7 @@ class _Sender:
 class RefusalMiddleware:
     """Repeats refusals of POSTs to the same client, as this module describes.
 
-    A client is the key that it sends, whether it is known or not, or else an address.
+    A client is an address and the key that it sends, which may be unknown.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RefusalMiddleware:
         self._app = app
         self._min_limit = min_limit
         self._clock = clock
-        self._senders: OrderedDict[tuple[str, str], _Sender] = OrderedDict()
+        self._senders: OrderedDict[tuple[str, str, str], _Sender] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -152,12 +152,10 @@ def _begin_refusal(message: Message) -> _Refusal | None:
     return _Refusal(status, [header for header in headers if header[0] not in _OWN_HEADERS])
 
 
-def _name_of_sender(scope: Scope) -> tuple[str, str]:
-    """Return who sends a request, and its path."""
+def _name_of_sender(scope: Scope) -> tuple[str, str, str]:
+    """Return the address and the key of who sends a request, and its path."""
     key = next(filter(None, presented_keys(Headers(scope=scope))), "")
-    if not key:
-        return f"address {client_of(scope.get('client'))}", scope["path"]
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest(), scope["path"]
+    return client_of(scope.get("client")), hash_key(key), scope["path"]
 
 
 async def _repeat(refusal: _Refusal, scope: Scope, send: Send) -> None:

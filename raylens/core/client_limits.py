@@ -28,7 +28,7 @@ class ClientLimits(BaseModel):
     """Of the pictures of all jobs, and of all files."""
 
     def or_else(self, others: ClientLimits) -> ClientLimits:
-        """Return these limits, with those of ``others`` where nothing is set, not even null."""
+        """Return these limits, and those of ``others`` for what isn't set, not even to null."""
         own = {name: getattr(self, name) for name in self.model_fields_set}
         return others.model_copy(update=own)
 

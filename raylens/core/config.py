@@ -410,8 +410,8 @@ class AuthConfig(Frozen):
 
     keys: tuple[ApiKeyConfig, ...] = ()
     keys_file: Path | None = None
-    """A YAML file with more of them under ``keys``. Every node with a replica of the ingress needs
-    it."""
+    """A YAML file with more of them under ``keys``. Every node with a replica of the ingress, or
+    with the job queue, needs it."""
 
     def key_ring(self) -> KeyRing:
         """Return all keys. Raises ``ValueError`` if there are none, or if the file is invalid."""

@@ -9,7 +9,7 @@ import uuid
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from raylens.core.errors import TooManyRequests
@@ -64,6 +64,8 @@ class _RateLease:
     """Below zero, it is what the ledger doesn't yet know of."""
     left: float = 0.0
     """Of the budget, beside the credit, at the last call of the ledger."""
+    sharers: int = 1
+    """Replicas that use the budget."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -73,6 +75,7 @@ class _PlaceLease:
     used: int = 0
     callers: int = 0
     """Those who use a place or wait for one."""
+    sharers: int = 1
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -91,7 +94,6 @@ class Leases:
         self._clock = clock
         self._replica = uuid.uuid4().hex
         self._silent_until = float("-inf")
-        self._sharers: defaultdict[Budget, int] = defaultdict(lambda: 1)
         self._rates: OrderedDict[Budget, _RateLease] = OrderedDict()
         """The last used one is last."""
         self._places: defaultdict[Budget, _PlaceLease] = defaultdict(_PlaceLease)
@@ -109,9 +111,9 @@ class Leases:
             retry_after = 0.0
             if lease.credit < 1:
                 ahead = max(1.0, budget.limit / MINUTE_S * AHEAD_S)
-                grant = await self._spend(budget, max(0.0, -lease.credit), ahead)
+                debt = max(0.0, -lease.credit)
+                grant = await self._spend(budget, lease, debt, ahead)
                 lease.credit = max(0.0, lease.credit) + grant.amount
-                lease.left = grant.left
                 retry_after = grant.retry_after
             if lease.credit < 1:
                 return Standing(budget, lease.left, max(retry_after, 0.001))
@@ -138,19 +140,20 @@ class Leases:
                 lease.used -= 1
         finally:
             lease.callers -= 1
-            self._start(self._give_back(budget, lease))
+            if lease.leased > self._needed(budget, lease) or not lease.leased:
+                self._start(self._give_back(budget, lease))
 
     async def _take_place(self, budget: Budget, lease: _PlaceLease) -> None:
         async with lease.lock:
             if lease.used >= lease.leased:
                 ahead = max(1, budget.limit // SPARE_PLACES)
-                grant = await self._hold(budget, lease.leased, ahead)
+                grant = await self._hold(budget, lease, ahead)
                 lease.leased += int(grant.amount)
             if lease.used >= lease.leased:
                 message = f"your limit of {budget.limit} {budget.name} at a time is reached"
                 raise TooManyRequests(message, None, budget.limit, budget.limit, PLACE_RETRY_S)
             lease.used += 1
-        if self._renewal is None and self._ledger is not None:
+        if self._renewal is None:
             self._renewal = self._start(self._renew())
 
     def _rate(self, budget: Budget) -> _RateLease:
@@ -164,15 +167,20 @@ class Leases:
         async with lease.lock:
             if lease.credit < 0:
                 debt, lease.credit = -lease.credit, 0.0
-                lease.left = (await self._spend(budget, debt, 0.0)).left
+                await self._spend(budget, lease, debt, 0.0)
+
+    @staticmethod
+    def _needed(budget: Budget, lease: _PlaceLease) -> int:
+        """Return the places in use and a few to spare; none if nobody uses one."""
+        return lease.used + budget.limit // SPARE_PLACES if lease.callers else 0
 
     async def _give_back(self, budget: Budget, lease: _PlaceLease) -> None:
-        """Give back the places beyond those in use and a few to spare."""
+        """Give back the places that aren't needed."""
         async with lease.lock:
-            needed = lease.used + budget.limit // SPARE_PLACES
+            needed = self._needed(budget, lease)
             if lease.leased > needed:
                 lease.leased = needed
-                await self._hold(budget, needed, 0)
+                await self._hold(budget, lease, 0)
         if not lease.leased and not lease.callers:
             self._places.pop(budget, None)
 
@@ -181,36 +189,34 @@ class Leases:
             await asyncio.sleep(LEASE_S / RENEWALS)
             for budget, lease in list(self._places.items()):
                 async with lease.lock:
-                    await self._hold(budget, lease.leased, 0)
+                    await self._hold(budget, lease, 0)
         self._renewal = None
 
-    async def _spend(self, budget: Budget, debt: float, wanted: float) -> Grant:
+    async def _spend(self, budget: Budget, lease: _RateLease, debt: float, wanted: float) -> Grant:
         if self._ledger is not None and self._clock() >= self._silent_until:
             try:
                 grant = await self._ledger.spend(budget, self._replica, debt, wanted)
             except ConnectionError as error:
                 self._note_silence(error)
             else:
-                sharers = self._sharers[budget] = max(1, grant.sharers)
-                self._own_ledger.refill(self._own_part(budget), grant.left / sharers)
+                lease.left, lease.sharers = grant.left, grant.sharers
+                self._own_ledger.refill(_part(budget, lease.sharers), grant.left / lease.sharers)
                 return grant
-        return self._own_ledger.spend(self._own_part(budget), self._replica, debt, wanted)
+        own = self._own_ledger.spend(_part(budget, lease.sharers), self._replica, debt, wanted)
+        lease.left = own.left
+        return own
 
-    async def _hold(self, budget: Budget, held: int, wanted: int) -> Grant:
+    async def _hold(self, budget: Budget, lease: _PlaceLease, wanted: int) -> Grant:
         if self._ledger is not None and self._clock() >= self._silent_until:
             try:
-                grant = await self._ledger.hold(budget, self._replica, held, wanted)
+                grant = await self._ledger.hold(budget, self._replica, lease.leased, wanted)
             except ConnectionError as error:
                 self._note_silence(error)
             else:
-                self._sharers[budget] = max(1, grant.sharers)
+                lease.sharers = grant.sharers
                 return grant
-        return self._own_ledger.hold(self._own_part(budget), self._replica, held, wanted)
-
-    def _own_part(self, budget: Budget) -> Budget:
-        """Return the part of a budget that this replica may use alone."""
-        limit = max(1, budget.limit // self._sharers[budget]) if self._ledger else budget.limit
-        return Budget(budget.client, budget.name, limit)
+        part = _part(budget, lease.sharers)
+        return self._own_ledger.hold(part, self._replica, lease.leased, wanted)
 
     def _note_silence(self, error: ConnectionError) -> None:
         logger.warning("the ledger of the limits doesn't answer: %s", error)
@@ -221,3 +227,8 @@ class Leases:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _part(budget: Budget, sharers: int) -> Budget:
+    """Return what one of several replicas may use of a budget."""
+    return replace(budget, limit=max(1, budget.limit // sharers))

@@ -166,7 +166,7 @@ class AsyncEngine:
         """
         if self._failure is not None:
             raise _engine_stopped(f"the engine has stopped: {self._failure!r}")
-        self._check_share(request, "answers are in flight", [*self._output_queues], self._capacity)
+        self._check_share(request, "answers are in flight", self._output_queues, self._capacity)
         if request.priority is Priority.JOB:
             of_jobs = [entry for entry in self._output_queues if entry.priority is Priority.JOB]
             self._check_share(request, "job answers are in flight", of_jobs, self._job_capacity)

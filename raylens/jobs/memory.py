@@ -61,10 +61,8 @@ class MemoryStore(JobStore):
         results = []
         for job in new_jobs:
             existing = self._jobs.get(job.id) or self._find_by_key(job.idempotency_key)
-            queued = [each for each in self._jobs.values() if each.state is JobState.QUEUED]
-            own = sum(each.client == job.client for each in queued)
-            share = shares.get(job.client)
-            result = admit(job, existing, len(queued), capacity, own, share)
+            queued, own = self._count(JobState.QUEUED), await self.count_queued(job.client)
+            result = admit(job, existing, queued, capacity, own, shares.get(job.client))
             if result is job:
                 self._jobs[job.id] = job
             results.append(result)
@@ -264,6 +262,10 @@ class MemoryStore(JobStore):
         for job in dropped:
             self._jobs[job.id] = replace(job, pictures_removed=True)
         return len(dropped)
+
+    async def count_queued(self, client: str) -> int:
+        own = (job for job in self._jobs.values() if job.client == client)
+        return sum(job.state is JobState.QUEUED for job in own)
 
     async def client_bytes(self, client: str) -> int:
         jobs = (job for job in self._jobs.values() if job.client == client)

@@ -8,7 +8,7 @@ import os
 import socket
 import statistics
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from weakref import WeakValueDictionary
@@ -51,6 +51,7 @@ from raylens.jobs.store import (
     ComputeUpdate,
     JobQuery,
     JobStore,
+    check_share,
 )
 from raylens.jobs.transitions import JobUpdate, cancel, move_to_store_clock, requeue
 from raylens.jobs.webhook_dispatcher import WebhookClient, WebhookDispatcher
@@ -149,15 +150,14 @@ class JobQueue(JobService):
         await self._store.close()
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
-        async with self._time_limit(), self._within_bytes(job.client, pictures) as check_bytes:
+        async with self._time_limit():
             job = move_to_store_clock(job, self._clock.now())
             try:
-                await check_bytes()
-                await self._prepare(pictures)
+                async with self._room_for(job.client, pictures):
+                    await self._prepare(pictures)
+                    result = await self._add_writer.submit(job)
             except (TooManyRequests, InsufficientStorage) as error:
                 result = await self._find_first(job) or error
-            else:
-                result = await self._add_writer.submit(job)
         if isinstance(result, RaylensError):
             raise self._with_retry_after(result)
         self._dispatcher.wake()
@@ -168,34 +168,35 @@ class JobQueue(JobService):
         limits = {job.client: self._limits_of(job.client).max_queued_jobs for job in jobs}
         return {client: limit for client, limit in limits.items() if limit is not None}
 
+    async def _check_share(self, job_id: str) -> None:
+        """Raise ``QueueFull`` if a job's client has no room for it in the queue."""
+        job = (await self._store.get([job_id], ())).get(job_id)
+        share = self._limits_of(job.client).max_queued_jobs if job else None
+        if job is not None and share is not None:
+            own_queued = await self._store.count_queued(job.client)
+            refusal = check_share(own_queued, share)
+            if refusal is not None:
+                raise self._with_retry_after(refusal)
+
     @asynccontextmanager
-    async def _within_bytes(
-        self, client: str, new: Mapping[str, bytes]
-    ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Yield a check that raises ``TooManyRequests`` if the client may not store so much more.
-
-        What is stored within the context is counted by the next one.
-        """
+    async def _room_for(self, client: str, new: Mapping[str, bytes]) -> AsyncIterator[None]:
+        """Keep what a client stores within its limit: what is stored within the context is counted
+        by the next one. Raises ``TooManyRequests``."""
         limit = self._limits_of(client).max_picture_bytes
-
-        async def check() -> None:
-            new_bytes = sum(map(len, new.values()))
-            stored = await self._store.client_bytes(client) if limit and new_bytes else 0
-            if limit is not None and new_bytes and stored + new_bytes > limit:
+        if limit is None or not new:
+            yield
+            return
+        async with self._storing.setdefault(client, asyncio.Lock()):
+            stored, more = await self._store.client_bytes(client), sum(map(len, new.values()))
+            if stored + more > limit:
                 message = (
-                    f"your jobs and files take {stored} bytes, and {new_bytes} more were sent; your"
+                    f"your jobs and files take {stored} bytes, and {more} more were sent; your"
                     f" limit is {int(limit)} bytes"
                 )
                 raise TooManyRequests(
-                    message, "max_picture_bytes", int(limit), stored + new_bytes, RETRY_AFTER_S
+                    message, "max_picture_bytes", int(limit), stored + more, RETRY_AFTER_S
                 )
-
-        if limit is None or not new:
-            yield check
-            return
-        lock = self._storing.setdefault(client, asyncio.Lock())
-        async with lock:
-            yield check
+            yield
 
     async def _prepare(self, pictures: Mapping[str, bytes]) -> None:
         """Store the pictures of a submission. Raises ``QueueFull`` and ``InsufficientStorage``."""
@@ -286,6 +287,7 @@ class JobQueue(JobService):
     async def requeue(self, job_id: str) -> Job:
         async with self._time_limit():
             await self._check_capacity()
+            await self._check_share(job_id)
 
         def update(job: Job) -> JobUpdate:
             timeout_s = self._runner.timeout(job)
@@ -331,8 +333,7 @@ class JobQueue(JobService):
             parts = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
             digests = [await asyncio.to_thread(compute_digest, part) for part in parts]
             by_digest = dict(zip(digests, parts, strict=True))
-            async with self._within_bytes(file.client, by_digest) as check_bytes:
-                await check_bytes()
+            async with self._room_for(file.client, by_digest):
                 await self._pictures.store(by_digest)
                 await self._store.add_file(stored, digests)
         return self._file_for_callers(stored)

@@ -336,6 +336,10 @@ class JobStore(Protocol):
         """
         ...
 
+    async def count_queued(self, client: str) -> int:
+        """Return how many of a client's jobs are queued."""
+        ...
+
     async def client_bytes(self, client: str) -> int:
         """Return the bytes of the blobs that a client's jobs and files refer to.
 
@@ -373,10 +377,15 @@ def admit(
     if queued >= capacity:
         message = f"{queued} jobs are queued; the limit is {capacity}"
         return QueueFull(message, "jobs.capacity", capacity, queued)
-    if share is not None and own_queued >= share:
-        message = f"your limit of {share} queued jobs is reached"
-        return QueueFull(message, "max_queued_jobs", share, own_queued)
-    return job
+    return (share is not None and check_share(own_queued, share)) or job
+
+
+def check_share(own_queued: int, share: int) -> QueueFull | None:
+    """Return the error if a client has as many jobs in the queue as it may."""
+    if own_queued < share:
+        return None
+    message = f"your limit of {share} queued jobs is reached"
+    return QueueFull(message, "max_queued_jobs", share, own_queued)
 
 
 def check_quota(stored_bytes: int, new_bytes: int, max_bytes: float) -> None:

@@ -166,6 +166,22 @@ class TestAdding:
         assert [type(result) for result in results[3:]] == [QueueFull, QueueFull]
         assert (await store.count_by_state())[JobState.QUEUED] == 3
 
+    async def test_a_client_may_have_its_share_of_the_queue(self, store: JobStore) -> None:
+        shares = {"ann": 2, "idle": 1}
+        clients = ("ann", "bob", "ann", "ann", "bob", "bob")
+        new = [make_job(client=client, rank=NOW + n) for n, client in enumerate(clients)]
+        results = await store.add(new, CAPACITY, shares)
+        assert [isinstance(result, QueueFull) for result in results] == [
+            client == "ann" and number == 3 for number, client in enumerate(clients)
+        ]
+        assert isinstance(results[3], QueueFull)
+        assert results[3].message == "your limit of 2 queued jobs is reached"
+        assert [await store.count_queued(name) for name in ("ann", "bob", "idle")] == [2, 3, 0]
+        await store.claim(1, NOW, start_at())
+        (later,) = await store.add([make_job(client="ann")], CAPACITY, shares)
+        assert isinstance(later, Job)
+        assert await store.count_queued("ann") == 2
+
     async def test_only_queued_jobs_count_towards_the_capacity(self, store: JobStore) -> None:
         await add_all(store, make_job())
         await store.claim(1, NOW, start_at())
@@ -823,3 +839,21 @@ async def test_a_store_keeps_its_jobs_when_it_is_opened_again(
     job = make_job()
     await add_all(store, job)
     assert await get(other_store, job.id) == job
+
+
+async def test_the_bytes_of_a_client_are_those_of_its_jobs_and_files(store: JobStore) -> None:
+    sizes = {"a" * 64: 1, "b" * 64: 10, "c" * 64: 100, "d" * 64: 1000}
+    a, b, c, d = sizes
+    await store.touch_blobs(sizes, NOW, math.inf)
+    jobs = [
+        make_job(client="ann", blobs=(a, b)),
+        make_job(client="ann", blobs=(b,)),
+        make_job(client="bob", blobs=(b, d)),
+    ]
+    await store.add(jobs, CAPACITY)
+    file = StoredFile("file-1", "x.jsonl", "batch", NOW, NOW + 100, size=100, client="ann")
+    await store.add_file(file, [c])
+    clients = ("ann", "bob", "idle")
+    assert [await store.client_bytes(client) for client in clients] == [111, 1010, 0]
+    await store.remove_file(file.id)
+    assert await store.client_bytes("ann") == 11

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import create_model
+
 from raylens.api.answers.base import LEFT_OUT, Answer
 from raylens.jobs.job import JobState
 
@@ -43,28 +45,15 @@ class Job(Answer):
     deadline: str
 
 
-class ListedJob(Answer):
-    """A job with the fields that were asked for."""
-
-    id: str = LEFT_OUT
-    job_type: str = LEFT_OUT
-    status: JobState = LEFT_OUT
-    priority: int = LEFT_OUT
-    attempts: int = LEFT_OUT
-    max_attempts: int = LEFT_OUT
-    progress: Progress | None = LEFT_OUT
-    input: dict[str, Any] = LEFT_OUT
-    query: Any = LEFT_OUT
-    domain_id: Any = LEFT_OUT
-    output: dict[str, Any] | None = LEFT_OUT
-    partial_output: dict[str, Any] | None = LEFT_OUT
-    error: JobProblem | None = LEFT_OUT
-    webhook_url: str | None = LEFT_OUT
-    created_at: str = LEFT_OUT
-    started_at: str | None = LEFT_OUT
-    finished_at: str | None = LEFT_OUT
-    next_attempt_at: str | None = LEFT_OUT
-    deadline: str = LEFT_OUT
+_optional: dict[str, Any] = {
+    name: (field.annotation, LEFT_OUT) for name, field in Job.model_fields.items()
+}
+ListedJob = create_model(
+    "ListedJob",
+    __base__=Answer,
+    __doc__="A job with the fields that were asked for.",
+    **_optional,
+)
 
 
 class JobPage(Answer):

@@ -53,7 +53,7 @@ def add(
         job.idempotency_key: job for job in stored if job.idempotency_key
     }
     queued = count_queued(db)
-    own_queued = _count_queued_by_client(db, {job.client for job in new} & shares.keys())
+    own_queued = count_queued_by_client(db, {job.client for job in new} & shares.keys())
     results: list[Job | RaylensError] = []
     rows: list[dict[str, Any]] = []
     references: list[dict[str, Any]] = []
@@ -77,7 +77,7 @@ def add(
     return results
 
 
-def _count_queued_by_client(db: sa.Connection, clients: Collection[str]) -> Counter[str]:
+def count_queued_by_client(db: sa.Connection, clients: Collection[str]) -> Counter[str]:
     if not clients:
         return Counter()
     query = sa.select(jobs.c.client, sa.func.count()).where(

@@ -197,6 +197,10 @@ class SqlStore(JobStore):
     async def drop_pictures(self, ended_before: float, limit: int) -> int:
         return await self._write(lambda db: job_statements.drop_pictures(db, ended_before, limit))
 
+    async def count_queued(self, client: str) -> int:
+        counts = await self._read(lambda db: job_statements.count_queued_by_client(db, [client]))
+        return int(counts[client])
+
     async def client_bytes(self, client: str) -> int:
         return await self._read(lambda db: blob_statements.client_bytes(db, client))
 

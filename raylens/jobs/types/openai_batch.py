@@ -99,17 +99,17 @@ class OpenAIBatchJob(JobType):
         """``config`` is the application's."""
         self._make_transport = make_transport
         self._config = config
-        self._client: httpx.AsyncClient | None = None
 
     def timeout(self, job: Job) -> float:
         window = self.input_model.model_validate(job.input).completion_window
         return parse_window(window) + LAST_LINES_S
 
     async def run(self, job_input: OpenAIBatchInput, context: JobContext) -> dict[str, Any]:
-        if self._client is None:
-            transport = self._make_transport(context.job.client)
-            self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
-        return await _BatchAttempt(job_input, context, self._client, self._config).run()
+        transport = self._make_transport(context.job.client)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", trust_env=False
+        ) as client:
+            return await _BatchAttempt(job_input, context, client, self._config).run()
 
 
 class _BatchAttempt:

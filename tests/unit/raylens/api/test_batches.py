@@ -77,8 +77,11 @@ def parts(model: FakeService) -> QueueParts:
     blobs = BlobStorage(f"memory://{new_id()}")
     parts = QueueParts(clock, store, blobs, model, FakeWebhookClient(), CONFIG)
     app = create_app(BackgroundService(model), CONFIG)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    parts.types["openai_batch"] = OpenAIBatchJob(lambda client: transport, CONFIG)
+
+    def make_transport(client: str) -> httpx.AsyncBaseTransport:
+        return httpx.ASGITransport(app, raise_app_exceptions=False, client=(client, 0))
+
+    parts.types["openai_batch"] = OpenAIBatchJob(make_transport, CONFIG)
     return parts
 
 
@@ -275,6 +278,22 @@ class TestBatches:
         assert errors["id-20"]["response"]["status_code"] == 400
         assert errors["id-20"]["response"]["body"]["error"]["param"].startswith("messages.0")
         assert {request.priority for request in model.requests} == {Priority.JOB}
+
+    async def test_the_requests_of_each_batch_are_those_of_its_client(
+        self, model: FakeService, queue: JobQueue
+    ) -> None:
+        app = create_app(model, CONFIG, queue)
+        async with serving(queue):
+            for address in ("192.0.2.1", "192.0.2.2"):
+                transport = httpx.ASGITransport(app, client=(address, 1))
+                async with (
+                    httpx.AsyncClient(transport=transport) as http,
+                    AsyncOpenAI(
+                        base_url="http://localhost/v1", api_key="x", http_client=cast(Any, http)
+                    ) as client,
+                ):
+                    await wait_for_end(client, await create(client, [line(1)]))
+        assert [request.client for request in model.requests] == ["192.0.2.1", "192.0.2.2"]
 
     @pytest.mark.parametrize(
         ("bad", "code"),

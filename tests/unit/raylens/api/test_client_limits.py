@@ -179,6 +179,19 @@ async def test_queued_jobs_are_limited_for_each_client(service: FakeService) -> 
         assert (await bob.post("/api/v1/jobs", json=JOB)).status_code == 202
 
 
+async def test_a_job_that_is_retried_counts_too(service: FakeService) -> None:
+    app = make_app(service, configure({"max_queued_jobs": 1}, {}))
+    async with connect(app, ANN) as ann, connect(app, BOB) as bob:
+        first = (await ann.post("/api/v1/jobs", json=JOB)).json()["id"]
+        await ann.delete(f"/api/v1/jobs/{first}")
+        assert (await ann.post("/api/v1/jobs", json=JOB)).status_code == 202
+        retried = await ann.put(f"/api/v1/jobs/{first}")
+        assert retried.status_code == 429
+        assert retried.json()["detail"] == "your limit of 1 queued jobs is reached"
+        assert int(retried.headers["Retry-After"]) >= 1
+        assert (await bob.post("/api/v1/jobs", json=JOB)).status_code == 202
+
+
 async def test_bytes_of_stored_pictures_are_limited_for_each_client(service: FakeService) -> None:
     app = make_app(service, configure({"max_picture_bytes": 1000}, {}))
     async with connect(app, ANN) as ann, connect(app, BOB) as bob:

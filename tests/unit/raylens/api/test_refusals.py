@@ -93,9 +93,12 @@ async def test_others_are_not_refused(
     assert len(server.requests) == 2
 
 
-async def test_without_keys_a_client_is_an_address(app: RefusalMiddleware, server: Server) -> None:
+@pytest.mark.parametrize("key", ["", "EMPTY"])
+async def test_addresses_are_told_apart_whatever_key_they_send(
+    app: RefusalMiddleware, server: Server, key: str
+) -> None:
     for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1"):
-        await send(app, address=address)
+        await send(app, address=address, key=key)
     assert len(server.requests) == 2
 
 
