@@ -1,7 +1,7 @@
 """Measure what a client notices while another one floods the server.
 
-``python -m benchmarks.flood`` starts a server with two keys, and has the key ``steady`` send one
-request a second in four phases:
+``python -m benchmarks.flood`` starts a server with two keys and one replica of each deployment, and
+has the key ``steady`` send one request a second in four phases:
 
 1. alone;
 2. while ``flood`` keeps the model's batch full, and no more: the baseline;
@@ -79,7 +79,11 @@ def p99(values: list[float]) -> float:
     return quantiles(values, n=100, method="inclusive")[98] if len(values) > 1 else values[0]
 
 
-def add_keys(config: dict[str, Any]) -> None:
+def change(config: dict[str, Any]) -> None:
+    """Add the keys, and fix the number of replicas: what the server can do must not change while it
+    is measured."""
+    for deployment in config["applications"][0]["deployments"]:
+        deployment.pop("autoscaling_config", None)
     keys = [{"name": name, "hash": hash_key(key)} for name, key in KEYS.items()]
     config["applications"][0]["args"]["auth"] = {"keys": keys}
 
@@ -197,7 +201,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
     arguments = parser.parse_args()
-    with target(None, add_keys, {"RAYLENS_TEST": MARK}) as url:
+    with target(None, change, {"RAYLENS_TEST": MARK}) as url:
         status = asyncio.run(run(url, arguments.seconds))
     raise SystemExit(status)
 

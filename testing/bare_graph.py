@@ -18,6 +18,7 @@ from deployments.picture_limits import picture_limits
 from preprocessing.pipeline import ProcessedImage, run
 from raylens.core.config import RequestLimits
 from raylens.core.recipe import DEFAULT
+from testing.stub_graph import MODEL
 
 PATH = "/v1/query"
 
@@ -61,6 +62,6 @@ class BareIngress:
 def bare_graph(is_preprocessed: bool) -> Application:
     few = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 256}
     preprocessor = serve.deployment(BarePreprocessor).options(**few)
-    model = serve.deployment(BareModel).options(**few)
+    model = serve.deployment(BareModel).options(name=MODEL, **few)
     ingress = serve.deployment(BareIngress).options(**few)
     return ingress.bind(preprocessor.bind(is_preprocessed), model.bind())
