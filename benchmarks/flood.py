@@ -48,6 +48,10 @@ MAX_CONNECTIONS = 256
 PAUSE_S = 5.0
 MAX_SLOWDOWN = 1.3
 MAX_REFUSAL_S = 0.1
+MAX_AFTER = 1.5
+"""How many times longer a request may take after the flood than before it: noise."""
+MAX_GROWTH = 1.1
+"""Of the memory since the full batch."""
 KEYS = {name: generate_key() for name in ("steady", "flood")}
 MARK = "raylens-flood"
 
@@ -76,6 +80,8 @@ class Phase:
 
 
 def p99(values: list[float]) -> float:
+    if not values:
+        return 0.0
     return quantiles(values, n=100, method="inclusive")[98] if len(values) > 1 else values[0]
 
 
@@ -191,6 +197,8 @@ async def run(url: str, seconds: float) -> int:
         flooded.steady_refused == 0
         and slowdown <= MAX_SLOWDOWN
         and p99(flooded.refusal_s) <= MAX_REFUSAL_S
+        and median(after.steady_s) <= MAX_AFTER * median(alone.steady_s)
+        and after.bytes_after <= MAX_GROWTH * full.bytes_after
     )
     return 0 if is_met else 1
 

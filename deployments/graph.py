@@ -83,9 +83,9 @@ class Graph(VisionService):
         # A model that has no room refuses the request here, before its pictures are processed.
         model = request.model
         replicas = (await self._recent_replicas()).get(model, 0)
-        place = self._places[model].take(
-            request.client, request.sampling.n, max(1, replicas), self._retry_after(model)
-        )
+        places = self._places[model]
+        asked = min(request.sampling.n, places.limit)  # more than that is refused by the engine
+        place = places.take(request.client, asked, max(1, replicas), self._retry_after(model))
         with place:
             async with aclosing(self._generate(request, pictures)) as deltas:
                 async for delta in deltas:

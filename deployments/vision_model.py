@@ -21,7 +21,7 @@ from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import ModelConfig
 from raylens.core.errors import DeadlineExceeded, RaylensError, picture_field, picture_index
 from raylens.core.logs import LogSettings, configure_logging, current_request_id
-from raylens.core.types import Delta, MemoryUsage, ModelInfo, VisionRequest
+from raylens.core.types import Delta, MemoryUsage, ModelInfo, Timings, VisionRequest
 from raylens.engine.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
@@ -68,16 +68,19 @@ class VisionModel:
         if geometry is not None:
             request = replace(request, task=in_processed(request.task, geometry))
         warnings = _collect_warnings(media) + expansion.warnings
-        preprocess_s = sum(step.seconds for item in media for step in item.steps)
+        preprocessed = Timings(sum(step.seconds for item in media for step in item.steps))
+        is_first = True
         try:
             async with aclosing(self._runtime.generate(request, expansion.pictures)) as deltas:
                 async for delta in deltas:
                     if delta.findings is not None and geometry is not None:
                         findings = in_original(delta.findings, geometry)
                         delta = replace(delta, findings=findings)
-                    if delta.timings is not None:
-                        timings = replace(delta.timings, preprocess=preprocess_s)
+                    if delta.timings is not None or is_first:
+                        timings = delta.timings or preprocessed
+                        timings = replace(timings, preprocess=preprocessed.preprocess)
                         delta = replace(delta, timings=timings)
+                        is_first = False
                     if warnings:
                         delta = replace(delta, warnings=warnings + delta.warnings)
                         warnings = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -15,9 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.origins import PROBES
 from raylens.api.paths import route_path
+from raylens.api.routes import RouteTable
 from raylens.core.keys import ApiKey
 from raylens.core.ports import VisionService
-from raylens.core.types import Delta, MediaFile, Timings, VisionRequest
+from raylens.core.types import Delta, MediaFile, Timings, Usage, VisionRequest
 
 logger = logging.getLogger("raylens.access")
 
@@ -75,8 +77,9 @@ class AccessLogMiddleware:
     the milliseconds of each stage by then. A stream's headers are sent with its first token.
     """
 
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics, routes: RouteTable) -> None:
         self._app = app
+        self._routes = routes
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,7 +109,7 @@ class AccessLogMiddleware:
             raise
         finally:
             record.seconds = round(time.perf_counter() - started, 6)
-            record.route = getattr(scope.get("route"), "path", "")
+            record.route = self._routes.template_of(scope)
             self._metrics.record(record)
             level = logging.DEBUG if route_path(scope) in PROBES else logging.INFO
             logger.log(level, "%s", record, extra={"fields": asdict(record)})
@@ -127,15 +130,19 @@ class RecordedService:
     async def generate(
         self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
-        record = current_record.get()
-        if record is not None:
-            record.model, record.task = request.model, request.task.name
+        record = current_record.get() or AccessRecord("", "", "")
+        record.model, record.task = request.model, request.task.name
         started = time.perf_counter()
-        async with aclosing(self._service.generate(request, pictures)) as stream:
-            async for delta in stream:
-                if record is not None:
+        tokens = _TokenCount()
+        try:
+            async with aclosing(self._service.generate(request, pictures)) as stream:
+                async for delta in stream:
                     _note(record, delta, time.perf_counter() - started)
-                yield delta
+                    tokens.add(delta)
+                    yield delta
+        finally:
+            record.prompt_tokens += tokens.prompt
+            record.completion_tokens += tokens.completion
 
 
 def _printable(path: str) -> str:
@@ -158,9 +165,30 @@ def _note(record: AccessRecord, delta: Delta, seconds: float) -> None:
         record.model = delta.model
     if delta.timings is not None:
         record.timings = max(record.timings or delta.timings, delta.timings, key=_total)
-    if delta.usage is not None:
-        record.prompt_tokens = max(record.prompt_tokens, delta.usage.prompt_tokens)
-        record.completion_tokens += delta.usage.completion_tokens
+
+
+class _TokenCount:
+    """Counts the tokens of one call of a model. Its answers share a prompt, which counts once."""
+
+    def __init__(self) -> None:
+        self._usages: dict[int, Usage] = {}
+        """The latest of each answer."""
+        self._pieces: Counter[int] = Counter()
+        """Deltas with text of each answer: at least one token each."""
+
+    def add(self, delta: Delta) -> None:
+        self._pieces[delta.index] += bool(delta.text)
+        if delta.usage is not None:
+            self._usages[delta.index] = delta.usage
+
+    @property
+    def prompt(self) -> int:
+        return max((usage.prompt_tokens for usage in self._usages.values()), default=0)
+
+    @property
+    def completion(self) -> int:
+        known = {index: usage.completion_tokens for index, usage in self._usages.items()}
+        return sum(max(known.get(index, 0), count) for index, count in self._pieces.items())
 
 
 def _total(timings: Timings) -> float:

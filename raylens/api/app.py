@@ -131,6 +131,7 @@ def create_app(
     add_pages(app)
     describe(app, isinstance(config.auth, AuthConfig), config.defaults.max_timeout_s)
     add_error_handlers(app)
+    routes = RouteTable(app.routes)
     uploads = {files.PATH: config.jobs.max_file_bytes + MULTIPART_BYTES}
     # The middleware that is added last handles a request first.
     app.add_middleware(
@@ -140,7 +141,7 @@ def create_app(
         max_queue_writes=config.jobs.max_requests,
         max_queue_reads=config.jobs.max_reads,
         queue_paths=JOB_PATHS,
-        routes=RouteTable(app.routes),
+        routes=routes,
     )
     app.add_middleware(ClientLimitsMiddleware, leases=Leases(ledger), limits=config.client_limits)
     if isinstance(config.auth, AuthConfig):
@@ -150,8 +151,8 @@ def create_app(
         allowed_hosts=config.allowed_hosts,
         is_allowed_origin=allows(config.cors_origins),
     )
-    app.add_middleware(AccessLogMiddleware, metrics=metrics or RequestMetrics())
     app.add_middleware(RequestIdMiddleware, echo=echo_request_id)
+    app.add_middleware(AccessLogMiddleware, metrics=metrics or RequestMetrics(), routes=routes)
     app.add_middleware(CORSMiddleware, **_cors_options(config))
     return app
 

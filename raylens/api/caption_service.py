@@ -147,11 +147,13 @@ class Inquiry:
         find it.
         """
         summary = await self.describe(Length.NORMAL)
-        info = await self._context.service.model_info(self._model)
+        # The others are probably answered by the same model, which may be a fallback.
+        model = next(iter(self._answered_by), self._model)
+        info = await self._context.service.model_info(model)
         count_objects = self._count
         if Detect.name not in info.tasks:
             count_objects = self._estimate
-            note = f"people, vehicles: counted by questions, because {self._model} can't detect"
+            note = f"people, vehicles: counted by questions, because {model} can't detect"
             self._warnings[note] = None
         *counts, activities, unusual = await gather(
             [

@@ -65,11 +65,13 @@ class ClientLimitsMiddleware:
 
         async with AsyncExitStack() as stack:
             try:
+                standings = [self._leases.standing(budget) for budget in rates]
                 for budget in places:
                     await stack.enter_async_context(self._leases.hold(budget))
-                for budget in rates:
-                    standings.append(await self._leases.spend(budget, int(budget.name == REQUESTS)))
-                    _check(standings[-1])
+                for index, budget in enumerate(rates):
+                    cost = int(budget.name == REQUESTS)
+                    standings[index] = await self._leases.spend(budget, cost)
+                    _check(standings[index])
             except RaylensError as error:
                 response = error_response(route_path(scope), error)
                 await response(scope, receive, send_with_standing)

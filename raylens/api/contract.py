@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from raylens.api.access_log import TIMING_HEADER
 from raylens.api.answers import ollama, openai, services
 from raylens.api.auth import JOB_PATHS, is_open_path
 from raylens.api.errors import OLLAMA_PATHS, OPENAI_PATHS, UNPROCESSABLE_PATHS
@@ -139,6 +140,7 @@ def _add_headers(operation: dict[str, Any], method: str, max_timeout_s: float) -
     seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": max_timeout_s}
     headers: list[tuple[str, dict[str, Any], str]] = [
         (REQUEST_ID_HEADER, request_id, "The request's id, in the answer and in every log line"),
+        (TIMING_HEADER, {"type": "string"}, "1 asks for Server-Timing in the answer"),
     ]
     if method != "GET":
         headers.append((TIMEOUT_HEADER, seconds, "Seconds until the request is given up"))

@@ -44,10 +44,10 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        app = self._app
         request_id = Headers(scope=scope).get(REQUEST_ID_HEADER) or uuid.uuid4().hex
         if not SAFE_ID.fullmatch(request_id):
-            await error_response(route_path(scope), INVALID_ID)(scope, receive, send)
-            return
+            app, request_id = error_response(route_path(scope), INVALID_ID), uuid.uuid4().hex
         current_request_id.set(request_id)
         current_client.set(client_of(scope.get("client")))
         scope.setdefault("state", {}).update(request_id=request_id, received_at=time.time())
@@ -57,7 +57,7 @@ class RequestIdMiddleware:
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
-        await self._app(scope, receive, send_with_id if self._echo else send)
+        await app(scope, receive, send_with_id if self._echo else send)
 
 
 class AdmissionMiddleware:
@@ -94,7 +94,7 @@ class AdmissionMiddleware:
         self._queue_paths = queue_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._routes.serves(scope):
+        if scope["type"] != "http" or not self._routes.template_of(scope):
             await self._app(scope, receive, send)  # which answers 404 or 405 without the body
             return
         places = self._find_places(scope)

@@ -14,6 +14,7 @@ Requests beyond get the last refusal again.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections import OrderedDict
@@ -27,7 +28,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.clients import client_of, presented_keys
 from raylens.api.middleware import REQUEST_ID_HEADER
-from raylens.core.keys import hash_key
 
 REPEAT_S = 0.25
 """How long a 429 is repeated; shorter than any ``Retry-After``, so nobody who waits sees it."""
@@ -97,13 +97,15 @@ class RefusalMiddleware:
         self._app = app
         self._min_limit = min_limit
         self._clock = clock
-        self._senders: OrderedDict[tuple[str, str, str], _Sender] = OrderedDict()
+        self._senders: OrderedDict[bytes, _Sender] = OrderedDict()
+        """Those with requests in flight, and those refused lately."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        sender = self._find(scope)
+        name = _name_of_sender(scope)
+        sender = self._find(name)
         if sender.refusal is not None and sender.refuses(self._clock()):
             await _repeat(sender.refusal, scope, send)
             return
@@ -112,9 +114,11 @@ class RefusalMiddleware:
             await self._app(scope, receive, self._watch(sender, send))
         finally:
             sender.in_flight -= 1
+            is_needed = sender.in_flight or sender.refusal is not None
+            if not is_needed and self._senders.get(name) is sender:
+                del self._senders[name]
 
-    def _find(self, scope: Scope) -> _Sender:
-        name = _name_of_sender(scope)
+    def _find(self, name: bytes) -> _Sender:
         sender = self._senders.setdefault(name, _Sender())
         self._senders.move_to_end(name)
         if len(self._senders) > MAX_CLIENTS:
@@ -152,10 +156,12 @@ def _begin_refusal(message: Message) -> _Refusal | None:
     return _Refusal(status, [header for header in headers if header[0] not in _OWN_HEADERS])
 
 
-def _name_of_sender(scope: Scope) -> tuple[str, str, str]:
-    """Return the address and the key of who sends a request, and its path."""
+def _name_of_sender(scope: Scope) -> bytes:
+    """Return a digest of the address and the key of who sends a request, and of its path: they may
+    be long."""
     key = next(filter(None, presented_keys(Headers(scope=scope))), "")
-    return client_of(scope.get("client")), hash_key(key), scope["path"]
+    parts = (client_of(scope.get("client")), key, scope["path"])
+    return hashlib.sha256(repr(parts).encode()).digest()
 
 
 async def _repeat(refusal: _Refusal, scope: Scope, send: Send) -> None:

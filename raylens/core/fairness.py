@@ -25,7 +25,7 @@ class FairPlaces:
 
     def __init__(self, what: str, limit: int, field: str | None = None) -> None:
         self._what = what
-        self._limit = limit
+        self.limit = limit
         self._field = field
         self._held: Counter[str] = Counter()
 
@@ -39,7 +39,7 @@ class FairPlaces:
         ``factor`` multiplies the limit.
         """
         in_flight = self._held.total()
-        limit = factor * self._limit
+        limit = factor * self.limit
         check_share(
             self._what, asked, self._held[client], in_flight, limit, retry_after, self._field
         )

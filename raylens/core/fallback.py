@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from raylens.core.config import AppConfig
-from raylens.core.errors import ModelNotLoaded, Overloaded, RaylensError
+from raylens.core.errors import InvalidRequest, ModelNotLoaded, Overloaded, RaylensError
 from raylens.core.ports import VisionService
 from raylens.core.types import Delta, MediaFile, VisionRequest, required_capability
 
@@ -47,8 +47,10 @@ class FallbackService:
                         has_begun = True
                         yield delta
                 return
-            except (ModelNotLoaded, Overloaded) as error:
-                if has_begun or error.field != "model":
+            except (ModelNotLoaded, Overloaded, InvalidRequest) as error:
+                is_asked = candidate is request
+                is_away = not isinstance(error, InvalidRequest) and error.field == "model"
+                if has_begun or (is_asked and not is_away):
                     raise
                 first_error = first_error or error
                 logger.info("%s can't answer: %s", candidate.model, error)

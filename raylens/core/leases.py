@@ -75,6 +75,8 @@ class _PlaceLease:
     used: int = 0
     callers: int = 0
     """Those who use a place or wait for one."""
+    was_used: bool = True
+    """Since the last renewal."""
     sharers: int = 1
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -111,10 +113,7 @@ class Leases:
             retry_after = 0.0
             if lease.credit < 1:
                 ahead = max(1.0, budget.limit / MINUTE_S * AHEAD_S)
-                debt = max(0.0, -lease.credit)
-                grant = await self._spend(budget, lease, debt, ahead)
-                lease.credit = max(0.0, lease.credit) + grant.amount
-                retry_after = grant.retry_after
+                retry_after = await self._settle(budget, lease, ahead)
             if lease.credit < 1:
                 return Standing(budget, lease.left, max(retry_after, 0.001))
             lease.credit -= cost
@@ -125,13 +124,14 @@ class Leases:
         lease = self._rate(budget)
         lease.credit -= amount
         if lease.credit < 0:
-            self._start(self._settle(budget, lease))
+            self._start(self._pay_debt(budget, lease))
 
     @asynccontextmanager
     async def hold(self, budget: Budget) -> AsyncIterator[None]:
         """Hold a place within the context. Raises ``TooManyRequests`` if there is none."""
         lease = self._places[budget]
         lease.callers += 1
+        lease.was_used = True
         try:
             await self._take_place(budget, lease)
             try:
@@ -163,16 +163,31 @@ class Leases:
             self._rates.popitem(last=False)
         return lease
 
-    async def _settle(self, budget: Budget, lease: _RateLease) -> None:
+    async def _pay_debt(self, budget: Budget, lease: _RateLease) -> None:
         async with lease.lock:
             if lease.credit < 0:
-                debt, lease.credit = -lease.credit, 0.0
-                await self._spend(budget, lease, debt, 0.0)
+                await self._settle(budget, lease, 0.0)
+
+    async def _settle(self, budget: Budget, lease: _RateLease, wanted: float) -> float:
+        """Tell the ledger what has been used, and lease more. Returns its ``retry_after``.
+
+        More may be used meanwhile (:meth:`charge` doesn't wait).
+        """
+        debt = max(0.0, -lease.credit)
+        lease.credit += debt
+        grant = await self._spend(budget, lease, debt, wanted)
+        lease.credit += grant.amount
+        return grant.retry_after
+
+    def standing(self, budget: Budget) -> Standing:
+        """Return where a client stands with a rate, as far as this replica knows."""
+        lease = self._rates.get(budget)
+        return Standing(budget, budget.limit if lease is None else lease.left + lease.credit)
 
     @staticmethod
     def _needed(budget: Budget, lease: _PlaceLease) -> int:
-        """Return the places in use and a few to spare; none if nobody uses one."""
-        return lease.used + budget.limit // SPARE_PLACES if lease.callers else 0
+        """Return the places in use, and a few to spare for a client that has lately used one."""
+        return lease.used + budget.limit // SPARE_PLACES if lease.was_used else lease.used
 
     async def _give_back(self, budget: Budget, lease: _PlaceLease) -> None:
         """Give back the places that aren't needed."""
@@ -181,15 +196,19 @@ class Leases:
             if lease.leased > needed:
                 lease.leased = needed
                 await self._hold(budget, lease, 0)
-        if not lease.leased and not lease.callers:
-            self._places.pop(budget, None)
+        if not (lease.leased or lease.callers) and self._places.get(budget) is lease:
+            del self._places[budget]
 
     async def _renew(self) -> None:
         while self._places:
             await asyncio.sleep(LEASE_S / RENEWALS)
             for budget, lease in list(self._places.items()):
-                async with lease.lock:
-                    await self._hold(budget, lease, 0)
+                lease.was_used, was_used = bool(lease.callers), lease.was_used
+                if was_used:
+                    async with lease.lock:
+                        await self._hold(budget, lease, 0)
+                else:
+                    await self._give_back(budget, lease)
         self._renewal = None
 
     async def _spend(self, budget: Budget, lease: _RateLease, debt: float, wanted: float) -> Grant:

@@ -8,6 +8,7 @@ least service.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable
 
@@ -43,7 +44,13 @@ class Scheduler:
     def next_waiting(self) -> GenerationSequence:
         """The waiting sequence to admit next."""
         first = min(self.waiting, key=_rank)
-        rivals = [sequence for sequence in self.waiting if sequence.priority is first.priority]
+        others = [sequence for sequence in self.waiting if sequence.priority is not first.priority]
+        end = min(map(_rank, others), default=(math.inf, 0))
+        rivals = [
+            sequence
+            for sequence in self.waiting
+            if sequence.priority is first.priority and _rank(sequence) < end
+        ]
         if all(sequence.client == first.client for sequence in rivals):
             return first
         service = self._service.totals(self._current)

@@ -30,14 +30,19 @@ class ServiceCounters:
         A client that comes back gets no credit for the time in which it asked for nothing: its
         counter begins at the lowest of the others.
         """
+        new = {sequence.client for sequence in sequences}
+        if not new:
+            return
         active = {sequence.client for sequence in current}
+        totals = self.totals(current)
+        lowest = min((totals[client] for client in active), default=0)
         if not active:
             self._ended.clear()
-            return
-        totals = self.totals(current)
-        lowest = min(totals[client] for client in active)
-        for client in {sequence.client for sequence in sequences} - active:
+        for client in new - active:
             self._ended[client] = max(self._ended[client], lowest)
+        for client in self._ended.keys() - active - new:
+            if self._ended[client] <= lowest:  # where it would begin anyway
+                del self._ended[client]
 
     def end(self, sequence: GenerationSequence) -> None:
         """Note that a sequence ends."""

@@ -267,12 +267,13 @@ class MemoryStore(JobStore):
         own = (job for job in self._jobs.values() if job.client == client)
         return sum(job.state is JobState.QUEUED for job in own)
 
-    async def client_bytes(self, client: str) -> int:
+    async def client_bytes(self, client: str, besides: Collection[str]) -> int:
         jobs = (job for job in self._jobs.values() if job.client == client)
         digests = {digest for job in jobs if not job.pictures_removed for digest in job.blobs}
         files = (file_id for file_id, file in self._files.items() if file.client == client)
         digests |= {digest for file_id in files for digest in self._parts.get(file_id, ())}
-        return sum(self._blobs[digest].size for digest in digests if digest in self._blobs)
+        counted = digests.intersection(self._blobs).difference(besides)
+        return sum(self._blobs[digest].size for digest in counted)
 
     async def touch_blobs(self, sizes: Mapping[str, int], now: float, max_bytes: float) -> set[str]:
         added = sum(size for digest, size in sizes.items() if digest not in self._blobs)

@@ -8,10 +8,10 @@ import os
 import socket
 import statistics
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from weakref import WeakValueDictionary
 
 from raylens.core.client_limits import NO_LIMITS, ClientLimits
 from raylens.core.config import JobsConfig
@@ -109,8 +109,8 @@ class JobQueue(JobService):
             lambda jobs: store.add(jobs, config.capacity, self._shares(jobs))
         )
         self._limits_of = limits_of
-        self._storing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """Held while pictures of a client are stored whose bytes are limited."""
+        self._being_stored: defaultdict[str, list[Mapping[str, bytes]]] = defaultdict(list)
+        """What is just being stored for each client whose bytes are limited."""
         self._change_writer: ChangeWriter = GroupCommit(store.change)
         self._change_log = ChangeLog()
         self._redeliveries = RateLimit(config.webhooks.redeliveries_per_minute, MINUTE_S)
@@ -154,7 +154,7 @@ class JobQueue(JobService):
             job = move_to_store_clock(job, self._clock.now())
             try:
                 async with self._room_for(job.client, pictures):
-                    await self._prepare(pictures)
+                    await self._prepare(job.client, pictures)
                     result = await self._add_writer.submit(job)
             except (TooManyRequests, InsufficientStorage) as error:
                 result = await self._find_first(job) or error
@@ -168,41 +168,46 @@ class JobQueue(JobService):
         limits = {job.client: self._limits_of(job.client).max_queued_jobs for job in jobs}
         return {client: limit for client, limit in limits.items() if limit is not None}
 
-    async def _check_share(self, job_id: str) -> None:
-        """Raise ``QueueFull`` if a job's client has no room for it in the queue."""
-        job = (await self._store.get([job_id], ())).get(job_id)
-        share = self._limits_of(job.client).max_queued_jobs if job else None
-        if job is not None and share is not None:
-            own_queued = await self._store.count_queued(job.client)
-            refusal = check_share(own_queued, share)
+    async def _check_share(self, client: str) -> None:
+        """Raise ``QueueFull`` if a client may have no further job in the queue."""
+        share = self._limits_of(client).max_queued_jobs
+        if share is not None:
+            refusal = check_share(await self._store.count_queued(client), share)
             if refusal is not None:
                 raise self._with_retry_after(refusal)
 
     @asynccontextmanager
     async def _room_for(self, client: str, new: Mapping[str, bytes]) -> AsyncIterator[None]:
-        """Keep what a client stores within its limit: what is stored within the context is counted
-        by the next one. Raises ``TooManyRequests``."""
+        """Keep what a client stores within its limit. ``new`` is stored within the context.
+
+        Raises ``TooManyRequests``.
+        """
         limit = self._limits_of(client).max_picture_bytes
         if limit is None or not new:
             yield
             return
-        async with self._storing.setdefault(client, asyncio.Lock()):
-            stored, more = await self._store.client_bytes(client), sum(map(len, new.values()))
-            if stored + more > limit:
+        being_stored = self._being_stored[client]
+        being_stored.append(new)
+        sizes = {digest: len(data) for blobs in being_stored for digest, data in blobs.items()}
+        try:
+            size = sum(sizes.values()) + await self._store.client_bytes(client, sizes)
+            if size > limit:
                 message = (
-                    f"your jobs and files take {stored} bytes, and {more} more were sent; your"
-                    f" limit is {int(limit)} bytes"
+                    f"your jobs and files would take {size} bytes; your limit is {int(limit)} bytes"
                 )
-                raise TooManyRequests(
-                    message, "max_picture_bytes", int(limit), stored + more, RETRY_AFTER_S
-                )
+                raise TooManyRequests(message, "max_picture_bytes", int(limit), size, RETRY_AFTER_S)
             yield
+        finally:
+            being_stored.remove(new)
+            if not being_stored:
+                del self._being_stored[client]
 
-    async def _prepare(self, pictures: Mapping[str, bytes]) -> None:
+    async def _prepare(self, client: str, pictures: Mapping[str, bytes]) -> None:
         """Store the pictures of a submission. Raises ``QueueFull`` and ``InsufficientStorage``."""
         await self._pictures.check_free_space()
         if pictures:
             await self._check_capacity()
+            await self._check_share(client)
             await self._pictures.store(pictures)
 
     async def _find_first(self, job: Job) -> Job | RaylensError | None:
@@ -287,7 +292,8 @@ class JobQueue(JobService):
     async def requeue(self, job_id: str) -> Job:
         async with self._time_limit():
             await self._check_capacity()
-            await self._check_share(job_id)
+            job = (await self._store.get([job_id], ())).get(job_id)
+            await self._check_share(_require(job, job_id).client)
 
         def update(job: Job) -> JobUpdate:
             timeout_s = self._runner.timeout(job)

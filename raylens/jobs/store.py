@@ -340,8 +340,9 @@ class JobStore(Protocol):
         """Return how many of a client's jobs are queued."""
         ...
 
-    async def client_bytes(self, client: str) -> int:
-        """Return the bytes of the blobs that a client's jobs and files refer to.
+    async def client_bytes(self, client: str, besides: Collection[str]) -> int:
+        """Return the bytes of the blobs that a client's jobs and files refer to, without those of
+        which ``besides`` has the digests.
 
         It takes longer the more jobs and files the client has.
         """

@@ -854,6 +854,7 @@ async def test_the_bytes_of_a_client_are_those_of_its_jobs_and_files(store: JobS
     file = StoredFile("file-1", "x.jsonl", "batch", NOW, NOW + 100, size=100, client="ann")
     await store.add_file(file, [c])
     clients = ("ann", "bob", "idle")
-    assert [await store.client_bytes(client) for client in clients] == [111, 1010, 0]
+    assert [await store.client_bytes(client, ()) for client in clients] == [111, 1010, 0]
+    assert await store.client_bytes("ann", {a, d}) == 110
     await store.remove_file(file.id)
-    assert await store.client_bytes("ann") == 11
+    assert await store.client_bytes("ann", ()) == 11

@@ -17,14 +17,14 @@ _is_of_job = sa.select(job_blobs.c.digest).where(job_blobs.c.digest == blobs.c.d
 _is_of_file = sa.select(file_parts.c.digest).where(file_parts.c.digest == blobs.c.digest).exists()
 
 
-def client_bytes(db: sa.Connection, client: str) -> int:
+def client_bytes(db: sa.Connection, client: str, besides: Collection[str]) -> int:
     of_jobs = sa.select(job_blobs.c.digest).join(jobs, jobs.c.id == job_blobs.c.job_id)
     of_files = sa.select(file_parts.c.digest).join(files, files.c.id == file_parts.c.file_id)
     digests = sa.union(
         of_jobs.where(jobs.c.client == client), of_files.where(files.c.client == client)
     )
-    query = sa.select(sa.func.sum(blobs.c.size)).where(blobs.c.digest.in_(digests))
-    return int(db.scalar(query) or 0)
+    is_counted = blobs.c.digest.in_(digests) & blobs.c.digest.not_in(besides)
+    return int(db.scalar(sa.select(sa.func.sum(blobs.c.size)).where(is_counted)) or 0)
 
 
 def touch_blobs(

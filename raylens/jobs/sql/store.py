@@ -201,8 +201,8 @@ class SqlStore(JobStore):
         counts = await self._read(lambda db: job_statements.count_queued_by_client(db, [client]))
         return int(counts[client])
 
-    async def client_bytes(self, client: str) -> int:
-        return await self._read(lambda db: blob_statements.client_bytes(db, client))
+    async def client_bytes(self, client: str, besides: Collection[str]) -> int:
+        return await self._read(lambda db: blob_statements.client_bytes(db, client, besides))
 
     async def touch_blobs(self, sizes: Mapping[str, int], now: float, max_bytes: float) -> set[str]:
         return await self._write(lambda db: blob_statements.touch_blobs(db, sizes, now, max_bytes))

@@ -98,6 +98,8 @@ class FakeService(VisionService):
     """Sent after the words, one at a time."""
     delay_s: float = 0.0
     timings: Timings | None = None
+    answers_as: str | None = None
+    """The fallback that answers."""
     loaded: frozenset[str] = frozenset({"smolvlm", "other"})
     tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -117,7 +119,12 @@ class FakeService(VisionService):
                     warnings = self.warnings if number == index == 0 else ()
                     logprobs = self._logprobs(word, request)
                     yield Delta(
-                        word, index, warnings=warnings, logprobs=logprobs, timings=self.timings
+                        word,
+                        index,
+                        warnings=warnings,
+                        logprobs=logprobs,
+                        timings=self.timings,
+                        model=self.answers_as,
                     )
             for index in range(request.sampling.n):
                 for call in self.tool_calls:

@@ -13,9 +13,10 @@ import pytest
 from raylens.api.access_log import AccessRecord, RequestMetrics
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
+from raylens.core.errors import ModelFailed
 from raylens.core.keys import hash_key
 from raylens.core.logs import JsonFormatter, RequestIdFilter
-from raylens.core.types import Timings
+from raylens.core.types import Timings, ToolCallDelta
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, FakeService, chat, image
 
 SECRETS = ("rl-ann", "What is it?", DATA_URL[-40:], "two red circles")
@@ -89,6 +90,48 @@ async def test_a_line_says_who_asked_which_model(
     assert not [secret for secret in SECRETS if secret in str(lines.objects)]
 
 
+async def test_a_prompt_with_several_answers_counts_once(
+    service: FakeService, lines: Lines
+) -> None:
+    await send(service, "/v1/chat/completions", chat("What is it?", image(), n=3))
+    (line,) = lines.objects
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (7, 9)
+
+
+async def test_several_calls_of_a_model_add_up(service: FakeService, lines: Lines) -> None:
+    await send(service, "/v1/completions", {"prompt": ["a", "b"], "model": "smolvlm"})
+    (line,) = lines.objects
+    assert len(service.requests) == 2
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (14, 6)
+
+
+async def test_an_answer_that_repeats_its_usage_counts_once(
+    service: FakeService, lines: Lines
+) -> None:
+    service.tool_calls = (ToolCallDelta(0, "f"), ToolCallDelta(0, arguments="{}"))
+    await send(service, "/v1/chat/completions", chat("What is it?", image()))
+    (line,) = lines.objects
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (7, 3)
+
+
+async def test_the_tokens_before_an_error_count(service: FakeService, lines: Lines) -> None:
+    service.error, service.before_error = ModelFailed("broken"), 2
+    await send(service, "/v1/chat/completions", chat("What is it?", image()))
+    (line,) = lines.objects
+    assert line["completion_tokens"] == 2
+
+
+async def test_a_request_with_an_invalid_id_leaves_a_line(
+    service: FakeService, lines: Lines
+) -> None:
+    response = await send(service, "/v1/caption", {}, **{"X-Request-ID": "a b"})
+    assert response.status_code == 400
+    assert "X-Request-ID" in response.json()["detail"]
+    (line,) = lines.objects
+    assert line["status"] == 400
+    assert line["request_id"] == response.headers["X-Request-ID"] != "a b"
+
+
 async def test_refused_requests_leave_a_line_too(service: FakeService, lines: Lines) -> None:
     await send(service, "/v1/caption", {}, **{"X-API-Key": "rl-wrong"})
     await send(service, "/v1/caption", {}, Host="evil.example")
@@ -158,10 +201,12 @@ async def test_metrics_get_the_routes_template(service: FakeService) -> None:
         await client.get("/v1/models/smolvlm")
         await client.post("/v1/chat/completions", json=chat(image()))
         await client.get("/made/up/by/a/stranger")
+        await client.post("/v1/caption", json={}, headers={"Host": "evil.example"})
     assert [(record.route, record.status) for record in recorder.records] == [
         ("/v1/models/{name:path}", 200),
         ("/v1/chat/completions", 200),
         ("", 404),
+        ("/v1/caption", 421),
     ]
     answered = recorder.records[1]
     assert (answered.model, answered.task, answered.prompt_tokens > 0) == ("smolvlm", "chat", True)

@@ -141,6 +141,17 @@ class TestSurveillance:
         assert Query(HOW_MANY.format("people")) in tasks
         assert not any(isinstance(task, Detect) for task in tasks)
 
+    async def test_the_model_that_answers_counts(
+        self, client: httpx.AsyncClient, service: FakeService
+    ) -> None:
+        service.tasks = {"smolvlm": ("caption", "query", "detect"), "other": ("caption", "query")}
+        service.answers_as = "other"
+        answer = (await client.post("/surveillance", json={"image_data": BASE64})).json()
+        assert answer["people"] == {"count": 2, "description": ANSWER}
+        assert answer["warnings"] == [
+            "people, vehicles: counted by questions, because other can't detect"
+        ]
+
     @pytest.mark.parametrize(
         ("description", "found"),
         [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,8 +22,9 @@ from raylens.core.keys import hash_key
 from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.job import new_id
 from raylens.jobs.memory import MemoryStore
+from testing.pictures import encode_picture, gradient
 from testing.virtual_time import VirtualClock, VirtualTimePolicy
-from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, FakeService
+from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, PICTURE, FakeService
 from tests.unit.raylens.jobs.conftest import FakeService as JobModel
 from tests.unit.raylens.jobs.conftest import FakeWebhookClient, QueueParts
 
@@ -29,6 +32,8 @@ ANN, BOB = "rl-ann", "rl-bob"
 QUERY = {"image_url": DATA_URL, "question": "How many?"}
 JOB = {"job_type": "caption", "input": {"image": DATA_URL}}
 PATH = "/v1/query"
+OTHER_PICTURE = base64.b64encode(encode_picture(gradient(12, 16))).decode()
+OTHER_JOB = {"job_type": "caption", "input": {"image": OTHER_PICTURE}}
 
 
 @pytest.fixture
@@ -45,10 +50,11 @@ def configure(limits: dict[str, Any], of_ann: dict[str, Any] | None = None) -> A
     return AppConfig.model_validate(config)
 
 
-def make_app(service: FakeService, config: AppConfig) -> FastAPI:
+def make_app(service: FakeService, config: AppConfig, store: MemoryStore | None = None) -> FastAPI:
     clock = VirtualClock()
     blobs = BlobStorage(f"memory://{new_id()}")
-    parts = QueueParts(clock, MemoryStore(clock), blobs, JobModel(), FakeWebhookClient(), config)
+    store = store or MemoryStore(clock)
+    parts = QueueParts(clock, store, blobs, JobModel(), FakeWebhookClient(), config)
     return create_app(service, config, parts.make_queue())
 
 
@@ -203,11 +209,29 @@ async def test_bytes_of_stored_pictures_are_limited_for_each_client(service: Fak
         refused = await ann.post("/v1/files", files=upload, data=purpose)
         assert refused.status_code == 429
         assert refused.json()["error"]["message"] == (
-            "your jobs and files take 700 bytes, and 700 more were sent; your limit is 1000 bytes"
+            "your jobs and files would take 1400 bytes; your limit is 1000 bytes"
         )
         assert (await bob.post("/v1/files", files=upload, data=purpose)).status_code == 200
         await ann.delete(f"/v1/files/{first.json()['id']}")
         assert (await ann.post("/v1/files", files=upload, data=purpose)).status_code == 200
+
+
+async def test_pictures_of_refused_jobs_are_not_stored(service: FakeService) -> None:
+    store = MemoryStore(VirtualClock())
+    app = make_app(service, configure({"max_queued_jobs": 1}, {}), store)
+    async with connect(app, ANN) as ann:
+        assert (await ann.post("/api/v1/jobs", json=JOB)).status_code == 202
+        assert (await ann.post("/api/v1/jobs", json=OTHER_JOB)).status_code == 429
+    assert await store.mark_unused_blobs(math.inf, 0, 0, 10) == []
+
+
+async def test_a_picture_that_is_sent_again_takes_no_more_room(service: FakeService) -> None:
+    limit = int(1.5 * len(PICTURE))
+    app = make_app(service, configure({"max_picture_bytes": limit}, {}))
+    async with connect(app, ANN) as ann:
+        answers = await asyncio.gather(*(ann.post("/api/v1/jobs", json=JOB) for _ in range(5)))
+        assert {answer.status_code for answer in answers} == {202}
+        assert (await ann.post("/api/v1/jobs", json=OTHER_JOB)).status_code == 429
 
 
 async def test_event_streams_are_limited_for_each_client(service: FakeService) -> None:

@@ -102,6 +102,15 @@ async def test_addresses_are_told_apart_whatever_key_they_send(
     assert len(server.requests) == 2
 
 
+async def test_what_strangers_make_up_is_not_remembered(
+    app: RefusalMiddleware, server: Server
+) -> None:
+    server.status = 404
+    for number in range(50):
+        await send(app, f"/{number}" + "x" * 1000, key=f"rl-{number}")
+    assert not app._senders
+
+
 @dataclass
 class Full:
     """Answers as many requests at a time as it has places, once they are let go."""

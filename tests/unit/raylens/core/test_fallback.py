@@ -8,7 +8,13 @@ from typing import Any, cast
 import pytest
 
 from raylens.core.config import AppConfig
-from raylens.core.errors import ModelFailed, ModelNotLoaded, Overloaded, RaylensError
+from raylens.core.errors import (
+    InvalidRequest,
+    ModelFailed,
+    ModelNotLoaded,
+    Overloaded,
+    RaylensError,
+)
 from raylens.core.fallback import FallbackService
 from raylens.core.ports import VisionService
 from raylens.core.types import Delta, Detect, FinishReason, ModelInfo, Query, VisionRequest
@@ -84,6 +90,15 @@ async def test_a_model_that_cant_do_the_task_is_left_out() -> None:
     models = Models(not_loaded={"a"})
     assert (await ask(models, task=Detect("cat")))[0].model == "c"
     assert [request.model for request in models.requests] == ["c"]
+
+
+async def test_a_fallback_that_refuses_the_request_is_passed_over() -> None:
+    too_long = InvalidRequest("the prompt is too long", "messages")
+    assert (await ask(Models(errors={"a": FULL, "b": too_long})))[0].model == "c"
+    with pytest.raises(Overloaded, match="full"):
+        await ask(Models(errors={"a": FULL, "b": too_long, "c": too_long}))
+    with pytest.raises(InvalidRequest):
+        await ask(Models(errors={"a": too_long}))
 
 
 async def test_if_none_answers_the_error_is_that_of_the_model_that_was_asked() -> None:

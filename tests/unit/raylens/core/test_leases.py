@@ -134,6 +134,28 @@ class TestRates:
         await asyncio.sleep(0.01)
         assert [await allowed(leases, TOKENS, 1, cost=0) for leases in replicas] == [0, 0, 0]
 
+    async def test_what_is_charged_during_a_call_of_the_ledger_is_kept(
+        self, clock: FakeClock, ledger: SharedLedger
+    ) -> None:
+        leases = Leases(ledger, clock)
+        await leases.spend(TOKENS, 0)
+
+        async def spend(budget: Budget, replica: str, debt: float, wanted: float) -> Grant:
+            if ledger.calls == 1:
+                leases.charge(TOKENS, 500)
+            return await SharedLedger.spend(ledger, budget, replica, debt, wanted)
+
+        ledger.spend = spend  # type: ignore[method-assign]
+        leases.charge(TOKENS, 500)
+        await asyncio.sleep(0.01)
+        assert leases.standing(TOKENS).left == pytest.approx(5000)
+
+    async def test_a_replica_knows_where_a_client_stands(self, clock: FakeClock) -> None:
+        leases = Leases(clock=clock)
+        assert leases.standing(REQUESTS).left == 60
+        await allowed(leases, REQUESTS, 10)
+        assert leases.standing(REQUESTS).left == 50
+
 
 class TestPlaces:
     PLACES = Budget("ann", "requests in flight", 3)
@@ -184,6 +206,14 @@ class TestPlaces:
             async with replicas[0].hold(two), AsyncExitStack() as stack:
                 with pytest.raises(TooManyRequests):
                     await stack.enter_async_context(replicas[1].hold(two))
+
+    async def test_a_client_that_asks_again_and_again_costs_few_calls(
+        self, replicas: list[Leases], ledger: SharedLedger
+    ) -> None:
+        for _ in range(100):
+            async with replicas[0].hold(Budget("ann", "requests in flight", 32)):
+                await asyncio.sleep(0)
+        assert ledger.calls == 1
 
     async def test_hundreds_at_once_never_exceed_the_limit(self, replicas: list[Leases]) -> None:
         limit = Budget("ann", "requests in flight", 40)

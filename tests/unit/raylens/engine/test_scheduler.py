@@ -7,6 +7,7 @@ from raylens.core.types import Caption, Priority, SamplingParams, VisionRequest
 from raylens.engine.model import Prompt
 from raylens.engine.scheduler import JOB_RANK_DELAY_S, Scheduler
 from raylens.engine.sequence import GenerationSequence, make_sequences
+from raylens.engine.service_counters import ServiceCounters
 from testing.tokenizers import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -100,3 +101,27 @@ def test_a_job_that_has_waited_long_enough_goes_first() -> None:
     scheduler.add([sequence("b", arrived_at=100.0 + JOB_RANK_DELAY_S + 1) for _ in range(3)])
     scheduler.add([sequence("a", priority=Priority.JOB, arrived_at=100.0)])
     assert run(scheduler)[0] == "a"
+
+
+def test_a_job_that_has_waited_longest_goes_before_others_that_have_not() -> None:
+    """The fair share is among requests that wait for the same, not between jobs and the rest."""
+    scheduler = Scheduler(1)
+    scheduler.add([sequence("a")])
+    (running,) = scheduler.admit(lambda sequence: True)
+    late = 100.0 + JOB_RANK_DELAY_S + 1
+    scheduler.add([sequence("a", priority=Priority.JOB, arrived_at=100.0)])
+    scheduler.add([sequence("b", arrived_at=late)])
+    scheduler.add([sequence("c", priority=Priority.JOB, arrived_at=late)])
+    running.output_ids = [1] * 10
+    finish(scheduler, running)
+    assert run(scheduler) == ["a", "b", "c"]
+
+
+def test_counters_forget_clients_that_no_longer_count() -> None:
+    counters = ServiceCounters()
+    for number in range(100):
+        gone = sequence(f"client {number}")
+        busy = sequence("busy", 1000)
+        counters.add([gone], [busy])
+        counters.end(gone)
+    assert len(counters.totals([])) <= 3
