@@ -39,8 +39,9 @@ from raylens.cli.processes import find_marked
 from raylens.core.keys import generate_key, hash_key
 
 MODEL = "smolvlm"
-BATCH = 16
-"""``max_batch_size`` of the model in serve_config.yaml."""
+FULL = 47
+"""Requests in flight that, with one of ``steady``, keep a batch of 16 (``max_batch_size`` in
+serve_config.yaml) full: they spend two thirds of their time elsewhere."""
 OVERLOAD = 4
 PATH = "/v1/caption"
 MAX_CONNECTIONS = 256
@@ -132,7 +133,7 @@ async def flood(url: str, phase: Phase, seconds: float, rate: float) -> None:
         "requests": [base64.b64encode(_as_http(body)).decode() for body in make_bodies(2)],
         "rate": rate,
         "seconds": seconds,
-        "connections": MAX_CONNECTIONS if rate else BATCH - 1,
+        "connections": MAX_CONNECTIONS if rate else FULL,
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.raw_sender"),

@@ -1,23 +1,24 @@
-"""Repeats recent refusals to clients that don't wait.
+"""Keeps the requests of a client that floods the server out of the ingress.
 
 To refuse a request in a replica of the ingress takes some ten milliseconds of the machine's time:
 it passes through the proxy and the ingress with its body. A client that floods the server would
-take that time from others. This middleware runs in the proxy, and learns from refusals with
-``Retry-After`` how much of a client the server takes:
+take that time from others. This middleware runs in the proxy, and learns how much of a client the
+server takes, as TCP does (Jacobson, 1988; Chiu and Jain, 1989):
 
-- After a 503, a client may have one request fewer in flight than it had then. Each answer raises
-  that limit a little (additive increase, as TCP's: Chiu and Jain, 1989).
-- After a 429, which is about time, it has to wait for a moment.
-
-Requests beyond get the last refusal again.
+- At first a client may have some requests in flight, and each answer and each moment allow more.
+  Those beyond wait, their bodies unread.
+- After a 503 with ``Retry-After`` it may have one fewer in flight than it had then. Each answer
+  raises that limit a little. Those beyond get the last refusal again at once.
+- After a 429, which is about time, all of them do for a moment.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -32,8 +33,13 @@ from raylens.api.middleware import REQUEST_ID_HEADER
 REPEAT_S = 0.25
 """How long a 429 is repeated; shorter than any ``Retry-After``, so nobody who waits sees it."""
 MEMORY_S = 1.0
-"""How long after its last refusal, a repeated one or not, a client is limited: nobody is who waits
-as ``Retry-After`` says."""
+"""How long after its last refusal, a repeated one or not, it is remembered: nobody gets it again
+who waits as ``Retry-After`` says."""
+FIRST_LIMIT = 32
+"""Of the requests in flight of a client that has not been refused."""
+DOUBLING_S = 0.5
+"""While requests beyond that wait, the limit doubles in this time: answers may take long. A full
+server refuses some of the others sooner."""
 MIN_LIMIT = 16
 """So many requests of a client always reach the ingress, which knows what their model has room for:
 another one may be full."""
@@ -54,22 +60,31 @@ class _Refusal:
 class _Sender:
     """A client and a path, as the proxy knows them."""
 
+    limit: float
+    """Of requests in flight."""
     in_flight: int = 0
     refusal: _Refusal | None = None
     """The last one."""
     refused_at: float = -math.inf
-    limit: float = math.inf
-    """Of requests in flight."""
     waits_until: float = -math.inf
+    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    """Requests that wait for room."""
+    doubling: asyncio.TimerHandle | None = None
+
+    @property
+    def has_room(self) -> bool:
+        return self.in_flight + 1 <= self.limit
 
     def refuses(self, now: float) -> bool:
         """Whether the next request gets the last refusal again."""
-        if self.refusal is None or now - self.refused_at > MEMORY_S:
-            return False
-        if now >= self.waits_until and self.in_flight + 1 <= self.limit:
+        if self.refusal is None or (now >= self.waits_until and self.has_room):
             return False
         self.refused_at = now
         return True
+
+    def forget_refusal(self, now: float, first_limit: int) -> None:
+        if self.refusal is not None and now - self.refused_at > MEMORY_S:
+            self.refusal, self.limit = None, max(self.limit, first_limit)
 
     def note_refusal(self, refusal: _Refusal, now: float, min_limit: int) -> None:
         self.refusal, self.refused_at = refusal, now
@@ -77,13 +92,42 @@ class _Sender:
             self.waits_until = now + REPEAT_S
         else:
             self.limit = max(min_limit, self.in_flight - 1)
+        self._wake(len(self.waiting))
 
     def note_answer(self) -> None:
-        self.limit += 1 / self.limit
+        self.limit += 1 if self.refusal is None else 1 / self.limit
+        self._wake(math.floor(self.limit - self.in_flight))
+
+    def note_end(self) -> None:
+        self.in_flight -= 1
+        self._wake(math.floor(self.limit - self.in_flight))
+
+    async def wait_for_room(self) -> None:
+        """Return when there is room, or when the server has refused a request."""
+        loop = asyncio.get_running_loop()
+        if self.doubling is None:
+            self.doubling = loop.call_later(DOUBLING_S, self._double)
+        turn: asyncio.Future[None] = loop.create_future()
+        self.waiting.append(turn)
+        await turn
+
+    def _double(self) -> None:
+        self.doubling = None
+        if self.waiting:
+            self.limit *= 2
+            self.doubling = asyncio.get_running_loop().call_later(DOUBLING_S, self._double)
+            self._wake(math.floor(self.limit - self.in_flight))
+
+    def _wake(self, count: int) -> None:
+        while count > 0 and self.waiting:
+            turn = self.waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                count -= 1
 
 
 class RefusalMiddleware:
-    """Repeats refusals of POSTs to the same client, as this module describes.
+    """Limits POSTs of a client to the same path, as this module describes.
 
     A client is an address and the key that it sends, which may be unknown.
     """
@@ -93,8 +137,10 @@ class RefusalMiddleware:
         app: ASGIApp,
         clock: Callable[[], float] = time.monotonic,
         min_limit: int = MIN_LIMIT,
+        first_limit: int = FIRST_LIMIT,
     ) -> None:
         self._app = app
+        self._first_limit = first_limit
         self._min_limit = min_limit
         self._clock = clock
         self._senders: OrderedDict[bytes, _Sender] = OrderedDict()
@@ -106,6 +152,9 @@ class RefusalMiddleware:
             return
         name = _name_of_sender(scope)
         sender = self._find(name)
+        sender.forget_refusal(self._clock(), self._first_limit)
+        if sender.refusal is None and not sender.has_room:
+            await sender.wait_for_room()
         if sender.refusal is not None and sender.refuses(self._clock()):
             await _repeat(sender.refusal, scope, send)
             return
@@ -113,13 +162,13 @@ class RefusalMiddleware:
         try:
             await self._app(scope, receive, self._watch(sender, send))
         finally:
-            sender.in_flight -= 1
-            is_needed = sender.in_flight or sender.refusal is not None
+            sender.note_end()
+            is_needed = sender.in_flight or sender.waiting or sender.refusal is not None
             if not is_needed and self._senders.get(name) is sender:
                 del self._senders[name]
 
     def _find(self, name: bytes) -> _Sender:
-        sender = self._senders.setdefault(name, _Sender())
+        sender = self._senders.setdefault(name, _Sender(self._first_limit))
         self._senders.move_to_end(name)
         if len(self._senders) > MAX_CLIENTS:
             self._senders.popitem(last=False)

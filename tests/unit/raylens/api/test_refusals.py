@@ -11,7 +11,8 @@ import pytest
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from raylens.api.refusals import MEMORY_S, REPEAT_S, RefusalMiddleware
+from raylens.api.refusals import DOUBLING_S, MEMORY_S, REPEAT_S, RefusalMiddleware
+from testing.virtual_time import VirtualTimePolicy
 
 
 @dataclass
@@ -169,6 +170,48 @@ async def test_the_limit_rises_with_answers_and_is_forgotten(now: list[float]) -
     assert server.arrived - arrived >= 6
     server.go.set()
     await asyncio.gather(*waiting)
+
+
+async def test_a_burst_waits_until_the_server_has_shown_what_it_takes() -> None:
+    server = Full(places=3)
+    app = RefusalMiddleware(server, min_limit=1, first_limit=4)
+    burst = [asyncio.create_task(send(app)) for _ in range(50)]
+    await asyncio.sleep(0)
+    await asyncio.wait(burst, return_when=asyncio.FIRST_COMPLETED)
+    while sum(task.done() for task in burst) < 47:
+        await asyncio.sleep(0)
+    assert server.arrived == 4  # one refusal was enough for all
+    server.go.set()
+    statuses = [response.status_code for response in await asyncio.gather(*burst)]
+    assert sorted(statuses) == [200] * 3 + [503] * 47
+
+
+async def test_a_burst_on_a_server_with_room_is_let_in_by_its_answers() -> None:
+    server = Full(places=100)
+    app = RefusalMiddleware(server, first_limit=4)
+    burst = [asyncio.create_task(send(app)) for _ in range(50)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert server.arrived == 4
+    server.go.set()
+    assert {response.status_code for response in await asyncio.gather(*burst)} == {200}
+
+
+class TestPatience:
+    @pytest.fixture
+    def event_loop_policy(self) -> VirtualTimePolicy:
+        return VirtualTimePolicy()
+
+    async def test_what_waits_for_slow_answers_goes_on(self) -> None:
+        server = Full(places=100)
+        app = RefusalMiddleware(server, first_limit=4)
+        burst = [asyncio.create_task(send(app)) for _ in range(20)]
+        await asyncio.sleep(0.9 * DOUBLING_S)
+        for expected in (4, 8, 16, 20):
+            assert server.arrived == expected
+            await asyncio.sleep(DOUBLING_S)
+        server.go.set()
+        assert {response.status_code for response in await asyncio.gather(*burst)} == {200}
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 408, 500, 504])
