@@ -84,18 +84,16 @@ def _add_listing(routes: APIRouter, jobs: JobService) -> None:
         ids: str = "",
     ) -> dict[str, Any]:
         shown = parse_fields(fields)
+        states = _parse_states(status)
+        before_id = _check_cursor(cursor)
         if ids:
             by_id = await jobs.get_many(_parse_ids(ids), find_bulky(shown))
-            found = sorted(by_id.values(), key=lambda job: job.id, reverse=True)
+            found = [job for job in by_id.values() if not states or job.state in states]
+            found.sort(key=lambda job: job.id, reverse=True)
             return {"jobs": [job_as_json(job, shown) for job in found], "next_cursor": None}
         # One job more than the limit tells whether a next page exists.
         matches = await jobs.list_jobs(
-            JobQuery(
-                limit + 1,
-                _parse_states(status),
-                before_id=_check_cursor(cursor),
-                bulky_fields=find_bulky(shown),
-            )
+            JobQuery(limit + 1, states, before_id=before_id, bulky_fields=find_bulky(shown))
         )
         page = matches[:limit]
         return {

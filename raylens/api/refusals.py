@@ -40,6 +40,9 @@ FIRST_LIMIT = 32
 DOUBLING_S = 0.5
 """While requests beyond that wait, the limit doubles in this time: answers may take long. A full
 server refuses some of the others sooner."""
+BODY_S = 0.1
+"""A request whose body takes longer isn't in flight until that is complete: the ingress bounds such
+requests, and slow ones must not hold up others of the same address."""
 MIN_LIMIT = 16
 """So many requests of a client always reach the ingress, which knows what their model has room for:
 another one may be full."""
@@ -67,8 +70,8 @@ class _Sender:
     """The last one."""
     refused_at: float = -math.inf
     waits_until: float = -math.inf
-    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
-    """Requests that wait for room."""
+    waiting: deque[asyncio.Future[bool]] = field(default_factory=deque)
+    """Requests that wait for a place."""
     doubling: asyncio.TimerHandle | None = None
 
     @property
@@ -92,38 +95,80 @@ class _Sender:
             self.waits_until = now + REPEAT_S
         else:
             self.limit = max(min_limit, self.in_flight - 1)
-        self._wake(len(self.waiting))
+        while self.waiting:
+            self._answer_next(False)
 
     def note_answer(self) -> None:
         self.limit += 1 if self.refusal is None else 1 / self.limit
-        self._wake(math.floor(self.limit - self.in_flight))
+        self._admit_waiting()
 
-    def note_end(self) -> None:
+    def take_place(self) -> None:
+        self.in_flight += 1
+
+    def give_back_place(self) -> None:
         self.in_flight -= 1
-        self._wake(math.floor(self.limit - self.in_flight))
+        self._admit_waiting()
 
-    async def wait_for_room(self) -> None:
-        """Return when there is room, or when the server has refused a request."""
+    async def wait_for_place(self) -> bool:
+        """Return whether there is one, which is taken then; if not, the server has refused a
+        request meanwhile."""
         loop = asyncio.get_running_loop()
         if self.doubling is None:
             self.doubling = loop.call_later(DOUBLING_S, self._double)
-        turn: asyncio.Future[None] = loop.create_future()
+        turn: asyncio.Future[bool] = loop.create_future()
         self.waiting.append(turn)
-        await turn
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled() and turn.result():
+                self.give_back_place()
+            raise
 
     def _double(self) -> None:
         self.doubling = None
         if self.waiting:
             self.limit *= 2
             self.doubling = asyncio.get_running_loop().call_later(DOUBLING_S, self._double)
-            self._wake(math.floor(self.limit - self.in_flight))
+            self._admit_waiting()
 
-    def _wake(self, count: int) -> None:
-        while count > 0 and self.waiting:
-            turn = self.waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                count -= 1
+    def _admit_waiting(self) -> None:
+        while self.waiting and self.has_room:
+            self._answer_next(True)
+
+    def _answer_next(self, is_admitted: bool) -> None:
+        turn = self.waiting.popleft()
+        if not turn.done():  # its client may have left
+            turn.set_result(is_admitted)
+            self.in_flight += is_admitted
+
+
+class _Place:
+    """The place of a request among those of its sender that are in flight. It has been taken."""
+
+    def __init__(self, sender: _Sender) -> None:
+        self._sender = sender
+        self._is_held = True
+        self._timer = asyncio.get_running_loop().call_later(BODY_S, self.release)
+
+    def watch(self, receive: Receive) -> Receive:
+        """Return a ``receive`` that holds the place from the end of the body on."""
+
+        async def receive_and_note() -> Message:
+            message = await receive()
+            if not message.get("more_body", False):
+                self._timer.cancel()
+                if not self._is_held:
+                    self._is_held = True
+                    self._sender.take_place()
+            return message
+
+        return receive_and_note
+
+    def release(self) -> None:
+        self._timer.cancel()
+        if self._is_held:
+            self._is_held = False
+            self._sender.give_back_place()
 
 
 class RefusalMiddleware:
@@ -153,16 +198,17 @@ class RefusalMiddleware:
         name = _name_of_sender(scope)
         sender = self._find(name)
         sender.forget_refusal(self._clock(), self._first_limit)
-        if sender.refusal is None and not sender.has_room:
-            await sender.wait_for_room()
-        if sender.refusal is not None and sender.refuses(self._clock()):
-            await _repeat(sender.refusal, scope, send)
-            return
-        sender.in_flight += 1
+        must_wait = sender.refusal is None and not sender.has_room
+        if not (must_wait and await sender.wait_for_place()):
+            if sender.refusal is not None and sender.refuses(self._clock()):
+                await _repeat(sender.refusal, scope, send)
+                return
+            sender.take_place()
+        place = _Place(sender)
         try:
-            await self._app(scope, receive, self._watch(sender, send))
+            await self._app(scope, place.watch(receive), self._watch(sender, send))
         finally:
-            sender.note_end()
+            place.release()
             is_needed = sender.in_flight or sender.waiting or sender.refusal is not None
             if not is_needed and self._senders.get(name) is sender:
                 del self._senders[name]

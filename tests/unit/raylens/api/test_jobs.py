@@ -462,6 +462,8 @@ class TestReading:
             ("status=done", "status: unknown state 'done'; known: queued, running"),
             ("cursor=zzz", "cursor: expected the next_cursor of a page"),
             ("cursor=%00", "cursor: expected the next_cursor of a page"),
+            ("ids=a&status=done", "status: unknown state 'done'; known: queued, running"),
+            ("ids=a&cursor=zzz", "cursor: expected the next_cursor of a page"),
         ],
     )
     async def test_an_invalid_list_request_is_a_422(
@@ -530,6 +532,9 @@ class TestReading:
         params = {"ids": ",".join([ids[0], unknown, "x", ids[2]]), "fields": "id"}
         page = (await http.get(PATH, params=params)).json()
         assert page == {"jobs": [{"id": ids[2]}, {"id": ids[0]}], "next_cursor": None}
+        await http.delete(f"{PATH}/{ids[2]}")
+        canceled = (await http.get(PATH, params={**params, "status": "canceled"})).json()
+        assert canceled["jobs"] == [{"id": ids[2]}]
         many = ",".join(new_id() for _ in range(201))
         refused = await http.get(PATH, params={"ids": many})
         assert refused.status_code == 422

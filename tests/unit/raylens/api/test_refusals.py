@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from raylens.api.refusals import DOUBLING_S, MEMORY_S, REPEAT_S, RefusalMiddleware
+from raylens.api.refusals import BODY_S, DOUBLING_S, MEMORY_S, REPEAT_S, RefusalMiddleware
 from testing.virtual_time import VirtualTimePolicy
 
 
@@ -52,11 +53,13 @@ async def send(
     key: str = "",
     address: str = "192.0.2.1",
     method: str = "POST",
+    content: AsyncIterator[bytes] | None = None,
 ) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     transport = httpx.ASGITransport(app, client=(address, 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-        return await client.request(method, path, headers={**headers, "X-Request-ID": "own"})
+        headers["X-Request-ID"] = "own"
+        return await client.request(method, path, headers=headers, content=content)
 
 
 async def test_a_429_is_repeated_without_the_server(
@@ -87,7 +90,7 @@ async def test_it_is_forgotten_after_a_moment(
     ids=str,
 )
 async def test_others_are_not_refused(
-    app: RefusalMiddleware, server: Server, other: dict[str, str]
+    app: RefusalMiddleware, server: Server, other: dict[str, Any]
 ) -> None:
     await send(app, key="rl-a")
     await send(app, **{"key": "rl-a", **other})
@@ -112,6 +115,11 @@ async def test_what_strangers_make_up_is_not_remembered(
     assert not app._senders
 
 
+async def read_body(receive: Receive) -> None:
+    while (await receive()).get("more_body"):
+        pass
+
+
 @dataclass
 class Full:
     """Answers as many requests at a time as it has places, once they are let go."""
@@ -128,6 +136,7 @@ class Full:
             await JSONResponse({"detail": "full"}, 503, headers)(scope, receive, send)
             return
         self.in_flight += 1
+        await read_body(receive)
         await self.go.wait()
         self.in_flight -= 1
         await JSONResponse({"answer": "x"})(scope, receive, send)
@@ -197,10 +206,39 @@ async def test_a_burst_on_a_server_with_room_is_let_in_by_its_answers() -> None:
     assert {response.status_code for response in await asyncio.gather(*burst)} == {200}
 
 
+@dataclass
+class SlowReader:
+    """Answers when it has the whole body."""
+
+    arrived: int = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.arrived += 1
+        await read_body(receive)
+        await JSONResponse({})(scope, receive, send)
+
+
 class TestPatience:
     @pytest.fixture
     def event_loop_policy(self) -> VirtualTimePolicy:
         return VirtualTimePolicy()
+
+    async def test_slow_bodies_hold_up_nobody(self) -> None:
+        server = SlowReader()
+        app = RefusalMiddleware(server, first_limit=4)
+
+        async def trickle() -> AsyncIterator[bytes]:
+            yield b"x"
+            await asyncio.sleep(60)
+
+        trickles = [asyncio.create_task(send(app, content=trickle())) for _ in range(4)]
+        await asyncio.sleep(2 * BODY_S)
+        complete = asyncio.create_task(send(app))
+        await asyncio.sleep(0)
+        assert server.arrived == 5
+        await complete
+        for task in trickles:
+            task.cancel()
 
     async def test_what_waits_for_slow_answers_goes_on(self) -> None:
         server = Full(places=100)
