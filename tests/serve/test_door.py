@@ -14,10 +14,9 @@ import psutil
 import pytest
 
 from testing.pictures import encode_picture, gradient
+from testing.slow_clients import slow_clients
 from tests.serve.conftest import server_processes
 
-TRICKLES = 192
-IDLE = 500
 CAPTION = "/v1/caption"
 
 
@@ -66,36 +65,12 @@ def test_strange_heads_are_answered_as_json(server: str, head: bytes, status: in
 
 
 async def test_slow_and_idle_connections_shut_out_nobody(server: str) -> None:
-    address = urlsplit(server)
-    head = (
-        f"POST {CAPTION} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        "Content-Length: 1000000\r\n\r\n{"
-    )
-    writers = []
-    for number in range(TRICKLES + IDLE):
-        _, writer = await asyncio.open_connection(address.hostname, address.port)
-        writers.append(writer)
-        if number < TRICKLES:
-            writer.write(head.encode())
-
-    async def trickle() -> None:
-        while True:
-            await asyncio.sleep(0.5)
-            for writer in writers[:TRICKLES]:
-                writer.write(b" ")
-
-    trickling = asyncio.create_task(trickle())
     picture = encode_picture(gradient(64, 64))
-    try:
-        async with httpx.AsyncClient(base_url=server, timeout=60) as client:
-            for _ in range(10):
-                response = await client.post(CAPTION, files={"file": picture})
-                assert response.status_code == 200, response.text
-                await asyncio.sleep(0.3)
-    finally:
-        trickling.cancel()
-        for writer in writers:
-            writer.close()
+    async with slow_clients(server), httpx.AsyncClient(base_url=server, timeout=60) as client:
+        for _ in range(10):
+            response = await client.post(CAPTION, files={"file": picture})
+            assert response.status_code == 200, response.text
+            await asyncio.sleep(0.3)
 
 
 def test_other_users_can_not_read_the_token_and_the_logs(server: str) -> None:
