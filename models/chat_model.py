@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -9,7 +10,13 @@ from typing import Any, TypeVar
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from models import llama
 from models.chat import ChatText, check_prompt_length, read_eos_ids
@@ -17,6 +24,7 @@ from models.decoder import Decoder
 from models.graphs import ModelGraphs
 from models.linear import WeightPacker
 from models.options import LoadOptions
+from models.sizing import Footprint
 from raylens.core.types import Completion, Findings, Message, Role, VisionRequest
 from raylens.engine.model import KVRows, Model, ModelOutput, PrefillChunk, Prompt, TokenPolicy
 
@@ -41,6 +49,15 @@ def load_pretrained(
         checkpoint, revision=revision, backend="pil"
     )
     return make(weights.eval(), tokenizer, image_processor, replace(options, free_modules=True))
+
+
+def read_footprint(checkpoint: str, revision: str | None) -> Footprint:
+    """Read a checkpoint's footprint. Raises ``OSError`` if there is no such checkpoint."""
+    config = AutoConfig.from_pretrained(checkpoint, revision=revision)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Footprint(parameters, 2 * math.prod(llama.kv_shape(config.get_text_config())))
 
 
 class ChatModel(Model):

@@ -71,15 +71,17 @@ def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: WeightPacker) -
             (config.rope_parameters or {}).get("mrope_section"),
         ),
         num_query_heads=num_query_heads,
-        kv_spec=KVSpec(
-            num_layers=len(model.layers),
-            num_kv_heads=int(config.num_key_value_heads),
-            head_dim=int(
-                getattr(config, "head_dim", None) or config.hidden_size // num_query_heads
-            ),
-            dtype=embeddings.dtype,
-            device=str(embeddings.device),
-        ),
+        kv_spec=KVSpec(*kv_shape(config), embeddings.dtype, str(embeddings.device)),
+    )
+
+
+def kv_shape(config: Any) -> tuple[int, int, int]:
+    """Return the numbers of layers and of heads that keep keys and values, and a head's size."""
+    head_dim = getattr(config, "head_dim", None)
+    return (
+        int(config.num_hidden_layers),
+        int(config.num_key_value_heads),
+        int(head_dim or config.hidden_size // config.num_attention_heads),
     )
 
 

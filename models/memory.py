@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -128,6 +129,12 @@ def remaining_bytes(share: int, weights: int, caches: int) -> int:
             f" the caches ({_gib(caches)}) leave nothing for the KV cache"
         )
     return remaining
+
+
+def needed_bytes(weights: int, caches: int, kv_cache: int) -> int:
+    """Return the least part of a GPU's memory in which :func:`remaining_bytes` leaves ``kv_cache``
+    bytes."""
+    return math.ceil((weights + caches + kv_cache) / (1 - WORKING_SHARE)) + CONTEXT_BYTES
 
 
 def _gib(size: int) -> str:

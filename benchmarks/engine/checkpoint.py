@@ -153,6 +153,10 @@ SHAPES = {
 """Shapes by family and scale. ``tiny`` is for smoke tests."""
 
 
+POCKETS: dict[str, Any] = {"smolvlm": smolvlm_checkpoint, "qwen2_5_vl": qwen2_5_vl_checkpoint}
+"""Modules of the pocket checkpoints, by family."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model in transformers' own modules, with its tokenizer and image processor."""
@@ -186,13 +190,24 @@ def assemble(family: str, shape: Shape, dtype: torch.dtype, device: str) -> Chec
 
     Weights are drawn on the device: every call on the same kind of device gives the same ones.
     """
+    tokenizer, config = make_config(family, shape)
+    image_processor = POCKETS[family].pocket_image_processor()
+    for name, value in shape.processor.items():
+        setattr(image_processor, name, value)
+    model = _random_model(TRANSFORMERS_CLASSES[family], config, dtype, device)
+    with torch.no_grad():
+        for table in (model.get_input_embeddings(), model.lm_head):
+            table.weight[list(tokenizer.get_added_vocab().values())] = 0
+    return Checkpoint(family, shape, model, tokenizer, image_processor)
+
+
+def make_config(family: str, shape: Shape) -> tuple[PreTrainedTokenizerFast, Any]:
+    """Return the tokenizer and the configuration of a checkpoint of any shape."""
+    tile_tokens = []
     if family == "smolvlm":
-        pocket: Any = smolvlm_checkpoint
         sides = range(1, shape.tiles_per_side + 1)
         tile_tokens = [f"<row_{row}_col_{column}>" for row in sides for column in sides]
-    else:
-        pocket = qwen2_5_vl_checkpoint
-        tile_tokens = []
+    pocket = POCKETS[family]
     tokenizer = widen_tokenizer(pocket.pocket_tokenizer(), shape.vocabulary, tile_tokens)
     fields = pocket.pocket_config(tokenizer).to_dict()
     fields |= shape.config
@@ -201,14 +216,7 @@ def assemble(family: str, shape: Shape, dtype: torch.dtype, device: str) -> Chec
     # The pocket configuration lists the types of the pocket model's layers only.
     fields["text_config"].pop("layer_types", None)
     config = (SmolVLMConfig if family == "smolvlm" else Qwen2_5_VLConfig)(**fields)
-    image_processor = pocket.pocket_image_processor()
-    for name, value in shape.processor.items():
-        setattr(image_processor, name, value)
-    model = _random_model(TRANSFORMERS_CLASSES[family], config, dtype, device)
-    with torch.no_grad():
-        for table in (model.get_input_embeddings(), model.lm_head):
-            table.weight[list(tokenizer.get_added_vocab().values())] = 0
-    return Checkpoint(family, shape, model, tokenizer, image_processor)
+    return tokenizer, config
 
 
 def _random_model(model_class: Any, config: Any, dtype: torch.dtype, device: str) -> Any:

@@ -19,6 +19,7 @@ class MoondreamSettings(FamilySettings):
 FAMILY = Family(
     name="moondream",
     load="models.moondream.model:load",
+    footprint="models.moondream.model:read_footprint",
     tasks=frozenset(
         {
             Caption.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from models.moondream.token_policy import (
 from models.moondream.vision import VisionEncoder
 from models.moondream.weights import ShapeRecorder, Weights
 from models.options import DEFAULTS, LoadOptions
+from models.sizing import Footprint, config_path
 from raylens.core.errors import UnsupportedTask, picture_field
 from raylens.core.types import (
     REASONING,
@@ -82,10 +84,10 @@ def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Moondream:
         names = tensor_shapes(moonfile.config)
         weights = Weights(names, moonfile.tensor, packer, options.dtype)
         return Moondream(moonfile.config, weights, moonfile.tokenizer, options)
-    config_path, weights_path, tokenizer_path = checkpoint_files(checkpoint, options)
+    config_file, weights_path, tokenizer_path = checkpoint_files(checkpoint, options)
     weights = Weights.from_file(weights_path, packer, options.dtype)
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    return Moondream(read_config(config_path), weights, tokenizer, options)
+    return Moondream(read_config(config_file), weights, tokenizer, options)
 
 
 def checkpoint_files(checkpoint: str, options: LoadOptions) -> tuple[Path, Path, Path]:
@@ -110,6 +112,19 @@ def checkpoint_files(checkpoint: str, options: LoadOptions) -> tuple[Path, Path,
 
 def _download(repository: str, file: str, revision: str | None) -> Path:
     return Path(hf_hub_download(repository, file, revision=revision))
+
+
+def read_footprint(checkpoint: str, revision: str | None) -> Footprint:
+    """Read a checkpoint's footprint. Raises ``OSError`` if there is no such checkpoint."""
+    if is_moonfile(checkpoint):
+        config = read_moonfile(Path(checkpoint)).config
+    else:
+        config = read_config(config_path(checkpoint, revision))
+    text = config.text
+    return Footprint(
+        sum(map(math.prod, tensor_shapes(config).values())),
+        2 * text.n_layers * text.n_kv_heads * text.head_dim,
+    )
 
 
 def tensor_shapes(config: MoondreamConfig) -> dict[str, tuple[int, ...]]:

@@ -27,6 +27,7 @@ class Qwen2_5_VLSettings(FamilySettings):
 FAMILY = Family(
     name="qwen2_5_vl",
     load="models.qwen2_5_vl.model:load",
+    footprint="models.chat_model:read_footprint",
     tasks=frozenset(
         {Caption.name, Query.name, Detect.name, Point.name, Chat.name, Completion.name}
     ),

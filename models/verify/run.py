@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi
 
 from models.options import LoadOptions
+from models.sizing import find_family
 from models.verify.questions import QUESTIONS, Question, format_findings, normalize_text
 from models.verify.reference import Answer, Unverifiable, VerifiableModel, Verifier
-from raylens.core.families import Family, families, load_attribute
+from raylens.core.families import families, load_attribute
 from raylens.core.types import Findings, SamplingParams, VisionRequest
 from raylens.engine.engine import Engine
 from raylens.engine.limits import EngineLimits
@@ -69,8 +69,8 @@ def verify(
 ) -> Report:
     """Load a checkpoint, from a folder or the hub, and ask the questions.
 
-    ``reference`` is a checkout of vikhyat/moondream, for Moondream. Raises ``Unverifiable``, and
-    ``OSError`` if there is no such checkpoint.
+    ``reference`` is a checkout of vikhyat/moondream, for Moondream. Raises ``Unverifiable``,
+    ``ValueError`` if the checkpoint's family is unknown, and ``OSError`` if there is none.
     """
     if dtype not in DTYPES:
         raise Unverifiable(f"dtype: unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
@@ -82,7 +82,7 @@ def verify(
         revision = revision or _default_revision(checkpoint)
         commit = HfApi().model_info(checkpoint, revision=revision).sha
     options = LoadOptions(revision=commit, dtype=DTYPES[dtype], device=device)
-    family = _family_of(checkpoint, commit)
+    family = find_family(checkpoint, commit)
     if family.verifier is None:
         raise Unverifiable(f"{checkpoint}: the family {family.name} has no verifier")
     verifier: Verifier = load_attribute(family.verifier)
@@ -97,23 +97,6 @@ def _default_revision(checkpoint: str) -> str | None:
 
 def _file_suffixes() -> tuple[str, ...]:
     return tuple(suffix for family in families().values() for suffix in family.file_suffixes)
-
-
-def _family_of(checkpoint: str, revision: str | None) -> Family:
-    for family in families().values():
-        if checkpoint.endswith(family.file_suffixes):
-            return family
-    folder = Path(checkpoint)
-    if folder.is_dir():
-        path = folder / "config.json"
-    else:
-        path = Path(hf_hub_download(checkpoint, "config.json", revision=revision))
-    model_type = json.loads(path.read_text()).get("model_type")
-    by_model_type = {name: family for family in families().values() for name in family.model_types}
-    if model_type not in by_model_type:
-        known = ", ".join(by_model_type)
-        raise Unverifiable(f"{checkpoint}: unknown model_type {model_type!r}; known: {known}")
-    return by_model_type[model_type]
 
 
 def _lines(verifiable: VerifiableModel) -> Iterator[Line]:

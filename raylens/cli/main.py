@@ -115,6 +115,44 @@ def verify(
     raise typer.Exit(0 if report.verified else 1)
 
 
+@app.command()
+def size(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="A folder, or a Hugging Face hub id, of which the configuration is downloaded."
+        ),
+    ],
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit on the hub.")
+    ] = None,
+    gpu: Annotated[
+        list[float] | None,
+        typer.Option(min=1, help="Memory of one GPU, in GiB; may be repeated; default: 24."),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Answers that run together (max_batch_size).")
+    ] = 8,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of an answer with its pictures and its prompt.")
+    ] = 2048,
+) -> None:
+    """Print which share of a GPU a model needs, for each dtype.
+
+    It is computed from the shapes in the checkpoint's configuration.
+
+    Example: raylens size Qwen/Qwen2.5-VL-7B-Instruct --gpu 24 --gpu 80 --batch 16
+    """
+    from models.sizing import read_footprint  # takes seconds
+    from raylens.cli.size import print_sizes
+
+    try:
+        footprint = read_footprint(checkpoint, revision)
+    except (OSError, ValueError) as error:
+        _fail(checkpoint, error)
+    print_sizes(checkpoint, footprint, gpu or [24.0], batch, tokens)
+
+
 add_commands(app)
 
 

@@ -67,6 +67,9 @@ class Family:
     """Revisions by hub id, for repositories whose newest revision has another architecture."""
     verifier: str | None = None
     """Function that ``raylens verify`` calls: see :class:`models.verify.reference.Verifier`."""
+    footprint: str | None = None
+    """Function from a checkpoint and its revision to a :class:`models.sizing.Footprint`, which
+    ``raylens size`` calls. It reads the configuration only."""
     grounding: str | None = None
     """A :class:`models.grounding.Grounding`, by which the runtime ``openai`` finds boxes and
     points. Without it, that runtime does neither."""

@@ -1,0 +1,106 @@
+"""``raylens size``, and the table of sizes in docs/cluster.md."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.engine.checkpoint import (
+    QWEN2_5_VL_3B,
+    QWEN2_5_VL_7B,
+    SMOLVLM2_2B,
+    SMOLVLM2_500M,
+    make_config,
+)
+from models import memory
+from models.moondream.config import MoondreamConfig
+from models.registry import load_model, pocket_folder
+from models.sizing import Footprint, place, read_footprint
+from raylens.cli.main import app
+from raylens.cli.size import size_rows
+from raylens.core.config import ModelConfig
+
+ROOT = Path(__file__).parents[3]
+GPUS = (24.0, 80.0)
+TOKENS = 16 * 2048
+UNTIED = {"tie_word_embeddings": False}
+CHAT_MODELS = {
+    "SmolVLM2-500M": (
+        "smolvlm",
+        replace(SMOLVLM2_500M, config=UNTIED, text=SMOLVLM2_500M.text | UNTIED),
+    ),
+    "SmolVLM2-2.2B": ("smolvlm", SMOLVLM2_2B),
+    "Qwen2.5-VL-3B": ("qwen2_5_vl", QWEN2_5_VL_3B),
+    "Qwen2.5-VL-7B": ("qwen2_5_vl", QWEN2_5_VL_7B),
+}
+"""The published shapes."""
+PUBLISHED_BILLIONS = {
+    "Moondream 2": 1.93,
+    "SmolVLM2-500M": 0.51,
+    "SmolVLM2-2.2B": 2.25,
+    "Qwen2.5-VL-3B": 3.75,
+    "Qwen2.5-VL-7B": 8.29,
+}
+"""Parameters by the models' pages on the hub."""
+
+
+def read_published(name: str, folder: Path) -> Footprint:
+    """Return a published model's footprint, from a configuration in ``folder``."""
+    if name == "Moondream 2":
+        config = {"model_type": "moondream1", "config": MoondreamConfig().to_dict()}
+        (folder / "config.json").write_text(json.dumps(config))
+    else:
+        make_config(*CHAT_MODELS[name])[1].save_pretrained(folder)
+    return read_footprint(str(folder))
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED_BILLIONS))
+def test_the_docs_tell_the_sizes_of_published_models(name: str, tmp_path: Path) -> None:
+    footprint = read_published(name, tmp_path)
+    assert round(footprint.parameters / 1e9, 2) == PUBLISHED_BILLIONS[name]
+    docs = (ROOT / "docs" / "cluster.md").read_text()
+    for row in size_rows(footprint, GPUS, TOKENS):
+        assert f"| {' | '.join([name, *row])} |" in docs
+
+
+@pytest.mark.parametrize("family", ["moondream", "smolvlm", "qwen2_5_vl"])
+def test_the_footprint_is_that_of_the_loaded_model(family: str) -> None:
+    model = load_model(ModelConfig(name="m", family=family, checkpoint="pocket"))
+    footprint = read_footprint(str(pocket_folder(family)))
+    assert footprint.parameters == model.parameters
+    assert footprint.kv_values_per_token * 4 == model.kv_spec.bytes_per_token
+
+
+def test_the_share_leaves_room_for_the_kv_cache() -> None:
+    gpu_bytes, caches, footprint = 24 * 2**30, 384 * 2**20, Footprint(3_000_000_000, 36_864)
+    gpus = place(footprint, 2, gpu_bytes, TOKENS, caches)
+    weights, kv_cache = 2 * footprint.parameters, 2 * footprint.kv_values_per_token * TOKENS
+    assert memory.remaining_bytes(memory.share_bytes(gpu_bytes, gpus), weights, caches) >= kv_cache
+    smaller = memory.share_bytes(gpu_bytes, gpus - 0.01)
+    assert memory.remaining_bytes(smaller, weights, caches) < kv_cache
+
+
+def test_the_command_prints_a_table() -> None:
+    folder = str(pocket_folder("smolvlm"))
+    result = CliRunner().invoke(app, ["size", folder, "--gpu", "8", "--batch", "4"])
+    assert result.exit_code == 0
+    assert "4 answers of 2048 tokens" in result.output
+    assert "bfloat16" in result.output
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [(None, "No such file"), ({"model_type": "bert"}, "unknown model_type 'bert'; known: ")],
+)
+def test_a_checkpoint_that_is_unknown_is_an_error(
+    tmp_path: Path, config: dict[str, str] | None, message: str
+) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    result = CliRunner().invoke(app, ["size", str(tmp_path)])
+    assert result.exit_code == 2
+    assert message in result.output
