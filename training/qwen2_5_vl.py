@@ -50,7 +50,8 @@ TOLERANCE = 2
 
 @dataclass(frozen=True)
 class TrainingSettings(trainer.TrainingSettings):
-    first_mix: tuple[int, int] = (24, 24)
+    images_per_step: int = 32
+    first_mix: tuple[int, int] = (16, 16)
     last_mix: tuple[int, int] = (24, 40)
     videos_per_step: int = 32
     fresh_videos_per_step: int = 16

@@ -141,6 +141,7 @@ def pocket_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
             num_heads=4,
             out_hidden_size=128,
             patch_size=PATCH,
+            tokens_per_second=2,  # as in the published checkpoints
             spatial_merge_size=MERGE,
             window_size=112,
             fullatt_block_indexes=[1, 3],
