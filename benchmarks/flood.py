@@ -195,7 +195,9 @@ async def run(url: str, seconds: float) -> int:
     print(f"\nthe flood: {rate:.0f} requests/s; p99 of steady: {told}")
     print(f"the flood's answers: {dict(flooded.flood)}")
     is_met = (
-        flooded.steady_refused == 0
+        sum(phase.steady_refused for phase in (alone, full, flooded, after)) == 0
+        and full.flood["200"] > 0
+        and len(flooded.refusal_s) > 0
         and slowdown <= MAX_SLOWDOWN
         and p99(flooded.refusal_s) <= MAX_REFUSAL_S
         and median(after.steady_s) <= MAX_AFTER * median(alone.steady_s)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import math
 import random
 import sys
 import time
@@ -29,7 +30,7 @@ MAX_SLOWDOWN = 2.0
 
 
 async def measure(url: str, name: str, count: int) -> list[float]:
-    """Print a row of the table, and return the seconds of each request."""
+    """Print a row of the table, and return the seconds of each request; infinity if one failed."""
     rng = random.Random(1)
     times, failed = [], 0
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
@@ -37,13 +38,16 @@ async def measure(url: str, name: str, count: int) -> list[float]:
             data, media_type = encode(draw(random_scene(rng, 512), rng), rng)
             image_url = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
             started = time.perf_counter()
-            response = await client.post(PATH, json={"image_url": image_url})
+            try:
+                response = await client.post(PATH, json={"image_url": image_url})
+                failed += response.status_code != 200
+            except httpx.HTTPError:
+                failed += 1
             times.append(time.perf_counter() - started)
-            failed += response.status_code != 200
             await asyncio.sleep(PAUSE_S)
     p99 = quantiles(times, n=100, method="inclusive")[98]
     print(f"| {name} | {1000 * median(times):.0f} | {1000 * p99:.0f} | {failed} |", flush=True)
-    return times if not failed else [float("inf")]
+    return times if not failed else [math.inf]
 
 
 async def run(url: str, count: int) -> int:
@@ -53,8 +57,9 @@ async def run(url: str, count: int) -> int:
     alone = await measure(url, "alone", count)
     async with slow_clients(url):
         beside = await measure(url, "beside slow clients", count)
-    await measure(url, "alone again", count)
-    return 0 if median(beside) <= MAX_SLOWDOWN * median(alone) else 1
+    again = await measure(url, "alone again", count)
+    is_met = max(map(median, (alone, again))) < math.inf
+    return 0 if is_met and median(beside) <= MAX_SLOWDOWN * median(alone) else 1
 
 
 def main() -> None:

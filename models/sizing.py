@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from huggingface_hub import hf_hub_download
 
 from models.memory import needed_bytes
 from raylens.core.families import Family, families, load_attribute
+from raylens.engine.kv_cache import row_capacity
 
 CONFIG_FILE = "config.json"
 
@@ -25,39 +25,52 @@ class Footprint:
     """Keys and values of one token, in all layers."""
 
 
-def place(footprint: Footprint, itemsize: int, gpu_bytes: int, tokens: int, caches: int) -> float:
-    """Return the smallest share of a GPU in which a model runs, rounded up to a hundredth.
+def needed_gpu_bytes(
+    footprint: Footprint, itemsize: int, batch: int, tokens: int, caches: int
+) -> int:
+    """Return the least part of a GPU's memory in which a model runs.
 
-    That is Ray's ``num_gpus``; above 1, a GPU is too small. The model's values have ``itemsize``
-    bytes, its running answers have ``tokens`` in all, with their pictures and prompts, and its
-    other caches take ``caches`` bytes.
+    Its values have ``itemsize`` bytes, ``batch`` answers run together, each of up to ``tokens``
+    tokens with its pictures and its prompt, and its other caches take ``caches`` bytes.
     """
-    weights = footprint.parameters * itemsize
-    kv_cache = tokens * footprint.kv_values_per_token * itemsize
-    return math.ceil(100 * needed_bytes(weights, caches, kv_cache) / gpu_bytes) / 100
+    kv_values = batch * row_capacity(tokens) * footprint.kv_values_per_token
+    return needed_bytes(footprint.parameters * itemsize, caches, kv_values * itemsize)
 
 
 def read_footprint(checkpoint: str, revision: str | None = None) -> Footprint:
     """Read the footprint of a checkpoint: a hub id, a folder or a file.
 
-    Raises ``ValueError`` if its family is unknown or has none, and ``OSError`` if there is no such
-    checkpoint.
+    Raises ``ValueError`` if its family is unknown or can't be sized, or if its configuration can't
+    be read, and ``OSError`` if there is no such checkpoint.
     """
-    family = find_family(checkpoint, revision)
-    if family.footprint is None:
-        raise ValueError(f"the family {family.name} tells no footprint")
-    read: Callable[[str, str | None], Footprint] = load_attribute(family.footprint)
-    return read(checkpoint, revision)
+    revision = revision or default_revision(checkpoint)
+    try:
+        family = find_family(checkpoint, revision)
+        if family.footprint is None:
+            raise ValueError(f"the family {family.name} can't be sized")
+        read: Callable[[str, str | None], Footprint] = load_attribute(family.footprint)
+        return read(checkpoint, revision)
+    except OSError:
+        raise
+    except Exception as error:  # the libraries raise many kinds for what they can't read
+        raise ValueError(f"its configuration can't be read: {error}") from error
+
+
+def default_revision(checkpoint: str) -> str | None:
+    """Return the revision of a hub id that its family reads, if that isn't the newest."""
+    revisions = (family.default_revisions.get(checkpoint) for family in families().values())
+    return next(filter(None, revisions), None)
 
 
 def find_family(checkpoint: str, revision: str | None) -> Family:
     """Return a checkpoint's family. Raises ``ValueError`` if it is unknown."""
     for family in families().values():
-        if family.file_suffixes and checkpoint.endswith(family.file_suffixes):
+        if checkpoint.endswith(family.file_suffixes):
             return family
-    model_type = json.loads(config_path(checkpoint, revision).read_text()).get("model_type")
+    config = json.loads(config_path(checkpoint, revision).read_text())
+    model_type = config.get("model_type") if isinstance(config, dict) else None
     by_model_type = {name: family for family in families().values() for name in family.model_types}
-    if model_type not in by_model_type:
+    if not isinstance(model_type, str) or model_type not in by_model_type:
         known = ", ".join(by_model_type)
         raise ValueError(f"{checkpoint}: unknown model_type {model_type!r}; known: {known}")
     return by_model_type[model_type]

@@ -20,11 +20,14 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 @asynccontextmanager
 async def slow_clients(url: str) -> AsyncIterator[None]:
     """Within the context, hold 192 requests whose bodies trickle and 500 idle connections, and send
-    one head of 20 MiB after the other. Connections that the server closes are opened again."""
+    one head of 20 MiB after the other. Connections that the server closes are opened again. The
+    context begins when that many have been opened."""
     talks = [_trickle] * TRICKLES + [_idle] * IDLE + [_send_head]
-    tasks = [asyncio.create_task(_repeat(url, talk)) for talk in talks]
+    opened: asyncio.Queue[None] = asyncio.Queue()
+    tasks = [asyncio.create_task(_repeat(url, talk, opened)) for talk in talks]
     try:
-        await asyncio.sleep(2 * BYTE_S)
+        for _ in tasks:
+            await opened.get()
         yield
     finally:
         for task in tasks:
@@ -32,11 +35,12 @@ async def slow_clients(url: str) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _repeat(url: str, talk: Talk) -> None:
+async def _repeat(url: str, talk: Talk, opened: asyncio.Queue[None]) -> None:
     address = urlsplit(url)
     while True:
         with suppress(OSError):
             reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            opened.put_nowait(None)
             try:
                 await talk(reader, writer)
             finally:

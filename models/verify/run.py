@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import HfApi
 
 from models.options import LoadOptions
-from models.sizing import find_family
+from models.sizing import default_revision, find_family
 from models.verify.questions import QUESTIONS, Question, format_findings, normalize_text
 from models.verify.reference import Answer, Unverifiable, VerifiableModel, Verifier
 from raylens.core.families import families, load_attribute
@@ -79,7 +79,7 @@ def verify(
     if is_file and not Path(checkpoint).is_file():
         raise Unverifiable("no such file")
     if not is_file and not Path(checkpoint).is_dir():
-        revision = revision or _default_revision(checkpoint)
+        revision = revision or default_revision(checkpoint)
         commit = HfApi().model_info(checkpoint, revision=revision).sha
     options = LoadOptions(revision=commit, dtype=DTYPES[dtype], device=device)
     family = find_family(checkpoint, commit)
@@ -88,11 +88,6 @@ def verify(
     verifier: Verifier = load_attribute(family.verifier)
     verifiable = verifier(checkpoint, options, reference)
     return Report(checkpoint, commit, tuple(_lines(verifiable)))
-
-
-def _default_revision(checkpoint: str) -> str | None:
-    revisions = (family.default_revisions.get(checkpoint) for family in families().values())
-    return next(filter(None, revisions), None)
 
 
 def _file_suffixes() -> tuple[str, ...]:

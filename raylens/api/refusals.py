@@ -5,11 +5,11 @@ it passes through the proxy and the ingress with its body. A client that floods 
 take that time from others. This middleware runs in the proxy, and learns how much of a client the
 server takes, as TCP does (Jacobson, 1988; Chiu and Jain, 1989):
 
-- At first a client may have some requests in flight, and each answer and each moment allow more.
-  Those beyond wait, their bodies unread.
+- At first a client may have some requests in flight. Those beyond wait, their bodies unread. While
+  some wait, each answer lets in one more, and time lets in more, too.
 - After a 503 with ``Retry-After`` it may have one fewer in flight than it had then. Each answer
   raises that limit a little. Those beyond get the last refusal again at once.
-- After a 429, which is about time, all of them do for a moment.
+- After a 429 because of a rate, every request gets it again for a moment.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ BODY_S = 0.1
 requests, and slow ones must not hold up others of the same address."""
 MIN_LIMIT = 16
 """So many requests of a client always reach the ingress, which knows what their model has room for:
-another one may be full."""
+it may have been another one that was full."""
 MAX_CLIENTS = 10_000
 MAX_BODY_BYTES = 4096
+USED_UP = b";r=0;"
+"""Of a rate, in the header ``RateLimit``."""
 _OWN_HEADERS = (REQUEST_ID_HEADER.lower().encode(), b"server-timing")
 """Headers that belong to one answer only."""
 
@@ -55,6 +57,8 @@ _OWN_HEADERS = (REQUEST_ID_HEADER.lower().encode(), b"server-timing")
 @dataclass
 class _Refusal:
     status: int
+    is_rate: bool
+    """Whether a rate is used up: only time helps."""
     headers: list[tuple[bytes, bytes]]
     body: bytearray = field(default_factory=bytearray)
 
@@ -65,11 +69,13 @@ class _Sender:
 
     limit: float
     """Of requests in flight."""
+    open: int = 0
+    """Requests that have begun and not ended, those with an unfinished body included."""
     in_flight: int = 0
+    """Those of them that count towards the limit."""
     refusal: _Refusal | None = None
     """The last one."""
     refused_at: float = -math.inf
-    waits_until: float = -math.inf
     waiting: deque[asyncio.Future[bool]] = field(default_factory=deque)
     """Requests that wait for a place."""
     doubling: asyncio.TimerHandle | None = None
@@ -80,26 +86,33 @@ class _Sender:
 
     def refuses(self, now: float) -> bool:
         """Whether the next request gets the last refusal again."""
-        if self.refusal is None or (now >= self.waits_until and self.has_room):
+        if self.refusal is None:
+            return False
+        if self.refusal.is_rate:
+            return True
+        if self.has_room:
             return False
         self.refused_at = now
         return True
 
     def forget_refusal(self, now: float, first_limit: int) -> None:
-        if self.refusal is not None and now - self.refused_at > MEMORY_S:
-            self.refusal, self.limit = None, max(self.limit, first_limit)
+        if self.refusal is None:
+            return
+        if now - self.refused_at >= (REPEAT_S if self.refusal.is_rate else MEMORY_S):
+            self.refusal, self.limit = None, first_limit
 
     def note_refusal(self, refusal: _Refusal, now: float, min_limit: int) -> None:
         self.refusal, self.refused_at = refusal, now
-        if refusal.status == HTTPStatus.TOO_MANY_REQUESTS:
-            self.waits_until = now + REPEAT_S
-        else:
+        if not refusal.is_rate:
             self.limit = max(min_limit, self.in_flight - 1)
         while self.waiting:
             self._answer_next(False)
 
     def note_answer(self) -> None:
-        self.limit += 1 if self.refusal is None else 1 / self.limit
+        if self.refusal is not None:
+            self.limit += 1 / self.limit
+        elif self.waiting:  # else the limit has not been tried
+            self.limit += 1
         self._admit_waiting()
 
     def take_place(self) -> None:
@@ -148,7 +161,9 @@ class _Place:
     def __init__(self, sender: _Sender) -> None:
         self._sender = sender
         self._is_held = True
-        self._timer = asyncio.get_running_loop().call_later(BODY_S, self.release)
+        self._has_ended = False
+        self._timer = asyncio.get_running_loop().call_later(BODY_S, self._give_back)
+        sender.open += 1
 
     def watch(self, receive: Receive) -> Receive:
         """Return a ``receive`` that holds the place from the end of the body on."""
@@ -157,15 +172,20 @@ class _Place:
             message = await receive()
             if not message.get("more_body", False):
                 self._timer.cancel()
-                if not self._is_held:
+                if not (self._is_held or self._has_ended):
                     self._is_held = True
                     self._sender.take_place()
             return message
 
         return receive_and_note
 
-    def release(self) -> None:
+    def end(self) -> None:
+        self._has_ended = True
         self._timer.cancel()
+        self._sender.open -= 1
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._is_held:
             self._is_held = False
             self._sender.give_back_place()
@@ -189,7 +209,7 @@ class RefusalMiddleware:
         self._min_limit = min_limit
         self._clock = clock
         self._senders: OrderedDict[bytes, _Sender] = OrderedDict()
-        """Those with requests in flight, and those refused lately."""
+        """Those with open requests, and the last ones that were refused."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -208,8 +228,8 @@ class RefusalMiddleware:
         try:
             await self._app(scope, place.watch(receive), self._watch(sender, send))
         finally:
-            place.release()
-            is_needed = sender.in_flight or sender.waiting or sender.refusal is not None
+            place.end()
+            is_needed = sender.open or sender.waiting or sender.refusal is not None
             if not is_needed and self._senders.get(name) is sender:
                 del self._senders[name]
 
@@ -241,14 +261,16 @@ class RefusalMiddleware:
 
 
 def _begin_refusal(message: Message) -> _Refusal | None:
-    """Return what an answer's start tells of a refusal; None if it is none."""
+    """Return what an answer's start tells of a refusal that holds for the next request, too; None
+    if it is none."""
     status = message["status"]
-    if status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-        return None
     headers = [(name.lower(), value) for name, value in message.get("headers", ())]
-    if all(name != b"retry-after" for name, _ in headers):
+    by_name = dict(headers)
+    is_rate = status == HTTPStatus.TOO_MANY_REQUESTS and USED_UP in by_name.get(b"ratelimit", b"")
+    if b"retry-after" not in by_name or not (is_rate or status == HTTPStatus.SERVICE_UNAVAILABLE):
         return None
-    return _Refusal(status, [header for header in headers if header[0] not in _OWN_HEADERS])
+    own = [header for header in headers if header[0] not in _OWN_HEADERS]
+    return _Refusal(status, is_rate, own)
 
 
 def _name_of_sender(scope: Scope) -> bytes:

@@ -13,11 +13,11 @@ from raylens.api.paths import route_path
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 REMEMBERED_PATHS = 1024
 MAX_REMEMBERED_CHARS = 64
-"""Of a path. Longer ones have ids in them, or are made up."""
+"""Of a path; so the memory is bounded, whatever paths strangers make up."""
 
 
 class RouteTable:
-    """The routes of an application. They must all be there by the first question."""
+    """The routes of an application, which must be complete."""
 
     def __init__(self, routes: list[BaseRoute]) -> None:
         self._routes = list(iter_route_contexts(routes))  # those of included routers too

@@ -128,7 +128,10 @@ def size(
     ] = None,
     gpu: Annotated[
         list[float] | None,
-        typer.Option(min=1, help="Memory of one GPU, in GiB; may be repeated; default: 24."),
+        typer.Option(
+            min=1,
+            help="GiB of one GPU, as its driver tells; may be repeated; default: 24.",
+        ),
     ] = None,
     batch: Annotated[
         int, typer.Option(min=1, help="Answers that run together (max_batch_size).")

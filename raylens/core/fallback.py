@@ -48,9 +48,9 @@ class FallbackService:
                         yield delta
                 return
             except (ModelNotLoaded, Overloaded, InvalidRequest) as error:
-                is_asked = candidate is request
-                is_away = not isinstance(error, InvalidRequest) and error.field == "model"
-                if has_begun or (is_asked and not is_away):
+                # A fallback may refuse what the model that was asked would have taken.
+                is_own = isinstance(error, InvalidRequest) or error.field != "model"
+                if has_begun or (candidate is request and is_own):
                     raise
                 first_error = first_error or error
                 logger.info("%s can't answer: %s", candidate.model, error)

@@ -68,8 +68,8 @@ class Family:
     verifier: str | None = None
     """Function that ``raylens verify`` calls: see :class:`models.verify.reference.Verifier`."""
     footprint: str | None = None
-    """Function from a checkpoint and its revision to a :class:`models.sizing.Footprint`, which
-    ``raylens size`` calls. It reads the configuration only."""
+    """Function from a checkpoint and its revision to a :class:`models.sizing.Footprint`, for
+    ``raylens size``. It downloads no weights."""
     grounding: str | None = None
     """A :class:`models.grounding.Grounding`, by which the runtime ``openai`` finds boxes and
     points. Without it, that runtime does neither."""

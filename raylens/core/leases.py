@@ -60,10 +60,11 @@ class Standing:
 
 @dataclass
 class _RateLease:
+    left: float
+    """Of the budget, beside the credit, at ``left_at``: the last call of the ledger."""
+    left_at: float
     credit: float = 0.0
     """Below zero, it is what the ledger doesn't yet know of."""
-    left: float = 0.0
-    """Of the budget, beside the credit, at the last call of the ledger."""
     sharers: int = 1
     """Replicas that use the budget."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -157,7 +158,7 @@ class Leases:
             self._renewal = self._start(self._renew())
 
     def _rate(self, budget: Budget) -> _RateLease:
-        lease = self._rates.setdefault(budget, _RateLease())
+        lease = self._rates.setdefault(budget, _RateLease(budget.limit, self._clock()))
         self._rates.move_to_end(budget)
         if len(self._rates) > MAX_CLIENTS:
             self._rates.popitem(last=False)
@@ -181,13 +182,17 @@ class Leases:
 
     def standing(self, budget: Budget) -> Standing:
         """Return where a client stands with a rate, as far as this replica knows."""
-        lease = self._rates.get(budget)
-        return Standing(budget, budget.limit if lease is None else lease.left + lease.credit)
+        lease = self._rate(budget)
+        refilled = (self._clock() - lease.left_at) * budget.limit / MINUTE_S
+        left = min(budget.limit, lease.left + lease.credit + refilled)
+        return Standing(budget, max(0.0, left))
 
     @staticmethod
     def _needed(budget: Budget, lease: _PlaceLease) -> int:
-        """Return the places in use, and a few to spare for a client that has lately used one."""
-        return lease.used + budget.limit // SPARE_PLACES if lease.was_used else lease.used
+        """Return the places in use, and a few to spare for a client that has lately used one, if
+        all replicas together spare no more than a quarter of the limit."""
+        may_spare = lease.was_used and 4 * lease.sharers <= SPARE_PLACES
+        return lease.used + (budget.limit // SPARE_PLACES if may_spare else 0)
 
     async def _give_back(self, budget: Budget, lease: _PlaceLease) -> None:
         """Give back the places that aren't needed."""
@@ -218,11 +223,12 @@ class Leases:
             except ConnectionError as error:
                 self._note_silence(error)
             else:
-                lease.left, lease.sharers = grant.left, grant.sharers
+                lease.left, lease.left_at = grant.left, self._clock()
+                lease.sharers = grant.sharers
                 self._own_ledger.refill(_part(budget, lease.sharers), grant.left / lease.sharers)
                 return grant
         own = self._own_ledger.spend(_part(budget, lease.sharers), self._replica, debt, wanted)
-        lease.left = own.left
+        lease.left, lease.left_at = own.left, self._clock()
         return own
 
     async def _hold(self, budget: Budget, lease: _PlaceLease, wanted: int) -> Grant:

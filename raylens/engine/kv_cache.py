@@ -117,14 +117,14 @@ class KVCache(Generic[Owner]):
 
     def cost(self, num_tokens: int) -> int:
         """Return the bytes that a sequence of up to ``num_tokens`` tokens takes."""
-        return self.spec.bytes_per_token * _capacity(num_tokens)
+        return self.spec.bytes_per_token * row_capacity(num_tokens)
 
     def reserve(self, owner: Owner, num_tokens: int) -> bool:
         """Take a row for up to ``num_tokens`` tokens. Return False if the budget has no room."""
         cost = self.cost(num_tokens)
         if self.used_bytes + cost > self.budget:
             return False
-        capacity = _capacity(num_tokens)
+        capacity = row_capacity(num_tokens)
         arena = self._arenas.setdefault(capacity, Arena(self.spec, capacity))
         if len(arena.owners) == arena.allocated_rows:
             self._grow(arena)
@@ -230,5 +230,6 @@ class KVCache(Generic[Owner]):
         return self.allocated_bytes + added_bytes <= self.budget
 
 
-def _capacity(num_tokens: int) -> int:
+def row_capacity(num_tokens: int) -> int:
+    """Return the tokens of the row that a sequence of up to ``num_tokens`` tokens takes."""
     return max(MIN_CAPACITY, 1 << (num_tokens - 1).bit_length())

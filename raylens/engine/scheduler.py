@@ -8,8 +8,8 @@ least service.
 
 from __future__ import annotations
 
-import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 
 from raylens.core.types import Priority
@@ -43,18 +43,15 @@ class Scheduler:
     @property
     def next_waiting(self) -> GenerationSequence:
         """The waiting sequence to admit next."""
-        first = min(self.waiting, key=_rank)
-        others = [sequence for sequence in self.waiting if sequence.priority is not first.priority]
-        end = min(map(_rank, others), default=(math.inf, 0))
-        rivals = [
-            sequence
-            for sequence in self.waiting
-            if sequence.priority is first.priority and _rank(sequence) < end
-        ]
-        if all(sequence.client == first.client for sequence in rivals):
-            return first
         service = self._service.totals(self._current)
-        return min(rivals, key=lambda sequence: (service[sequence.client], _rank(sequence)))
+        by_priority: defaultdict[Priority, list[GenerationSequence]] = defaultdict(list)
+        for sequence in self.waiting:
+            by_priority[sequence.priority].append(sequence)
+        fairest = [
+            min(rivals, key=lambda sequence: (service[sequence.client], _rank(sequence)))
+            for rivals in by_priority.values()
+        ]
+        return min(fairest, key=_rank)
 
     @property
     def _current(self) -> tuple[GenerationSequence, ...]:

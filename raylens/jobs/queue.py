@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from raylens.core.client_limits import NO_LIMITS, ClientLimits
 from raylens.core.config import JobsConfig
@@ -111,6 +112,8 @@ class JobQueue(JobService):
         self._limits_of = limits_of
         self._being_stored: defaultdict[str, list[Mapping[str, bytes]]] = defaultdict(list)
         """What is just being stored for each client whose bytes are limited."""
+        self._checks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Held while what a client stores is compared with its limit."""
         self._change_writer: ChangeWriter = GroupCommit(store.change)
         self._change_log = ChangeLog()
         self._redeliveries = RateLimit(config.webhooks.redeliveries_per_minute, MINUTE_S)
@@ -186,20 +189,21 @@ class JobQueue(JobService):
         if limit is None or not new:
             yield
             return
-        being_stored = self._being_stored[client]
-        being_stored.append(new)
-        sizes = {digest: len(data) for blobs in being_stored for digest, data in blobs.items()}
-        try:
+        async with self._checks.setdefault(client, asyncio.Lock()):
+            blobs = [*self._being_stored[client], new]
+            sizes = {digest: len(data) for each in blobs for digest, data in each.items()}
             size = sum(sizes.values()) + await self._store.client_bytes(client, sizes)
             if size > limit:
                 message = (
                     f"your jobs and files would take {size} bytes; your limit is {int(limit)} bytes"
                 )
                 raise TooManyRequests(message, "max_picture_bytes", int(limit), size, RETRY_AFTER_S)
+            self._being_stored[client].append(new)
+        try:
             yield
         finally:
-            being_stored.remove(new)
-            if not being_stored:
+            self._being_stored[client].remove(new)
+            if not self._being_stored[client]:
                 del self._being_stored[client]
 
     async def _prepare(self, client: str, pictures: Mapping[str, bytes]) -> None:

@@ -234,6 +234,19 @@ async def test_a_picture_that_is_sent_again_takes_no_more_room(service: FakeServ
         assert (await ann.post("/api/v1/jobs", json=OTHER_JOB)).status_code == 429
 
 
+async def test_a_large_upload_that_is_refused_pushes_out_no_small_one(
+    service: FakeService,
+) -> None:
+    app = make_app(service, configure({"max_picture_bytes": 1000}, {}))
+    async with connect(app, ANN) as ann:
+        uploads = [
+            ann.post("/v1/files", files={"file": ("a", data)}, data={"purpose": "batch"})
+            for data in (b"x" * 2000, b"y" * 500)
+        ]
+        answers = await asyncio.gather(*uploads)
+    assert [answer.status_code for answer in answers] == [429, 200]
+
+
 async def test_event_streams_are_limited_for_each_client(service: FakeService) -> None:
     app = make_app(service, configure({"max_event_streams": 1}, {}))
     async with connect(app, ANN) as ann, connect(app, BOB) as bob:

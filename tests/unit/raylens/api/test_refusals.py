@@ -15,13 +15,15 @@ from starlette.types import Receive, Scope, Send
 from raylens.api.refusals import BODY_S, DOUBLING_S, MEMORY_S, REPEAT_S, RefusalMiddleware
 from testing.virtual_time import VirtualTimePolicy
 
+USED_UP = {"Retry-After": "1", "RateLimit": '"requests";r=0;t=60'}
+
 
 @dataclass
 class Server:
     """Refuses or answers, and counts what reaches it."""
 
     status: int = 429
-    headers: dict[str, str] = field(default_factory=lambda: {"Retry-After": "1"})
+    headers: dict[str, str] = field(default_factory=lambda: dict(USED_UP))
     size: int = 1
     requests: list[str] = field(default_factory=list)
 
@@ -252,6 +254,75 @@ class TestPatience:
         assert {response.status_code for response in await asyncio.gather(*burst)} == {200}
 
 
+async def test_a_429_that_is_not_about_a_rate_is_not_repeated(
+    app: RefusalMiddleware, server: Server
+) -> None:
+    server.headers = {"Retry-After": "1", "RateLimit": '"requests";r=7;t=60'}
+    for _ in range(2):
+        await send(app)
+    assert len(server.requests) == 2
+
+
+async def test_a_rate_that_was_used_up_limits_no_requests_in_flight(now: list[float]) -> None:
+    server = Full(places=100)
+    rates = Server()
+    current: list[Any] = [rates]
+
+    async def either(scope: Scope, receive: Receive, send: Send) -> None:
+        await current[0](scope, receive, send)
+
+    app = RefusalMiddleware(either, lambda: now[0], first_limit=4)
+    assert (await send(app)).status_code == 429
+    now[0] += REPEAT_S
+    current[0] = server
+    waiting = [asyncio.create_task(send(app)) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    assert server.arrived == 4
+    server.go.set()
+    assert {response.status_code for response in await asyncio.gather(*waiting)} == {200}
+
+
+async def test_the_first_limit_grows_only_if_it_is_reached() -> None:
+    server = Full(places=100)
+    app = RefusalMiddleware(server, first_limit=4)
+    server.go.set()
+    first = asyncio.create_task(send(app))
+    for _ in range(20):
+        second = asyncio.create_task(send(app))  # so the client is never idle
+        await first
+        first = second
+    server.go.clear()
+    arrived = server.arrived
+    burst = [asyncio.create_task(send(app)) for _ in range(20)]
+    await asyncio.sleep(0.01)
+    assert server.arrived - arrived <= 5
+    server.go.set()
+    await asyncio.gather(first, *burst)
+
+
+async def test_a_client_with_unfinished_bodies_is_not_forgotten() -> None:
+    server = Full(places=1)
+    app = RefusalMiddleware(server, min_limit=1)
+    complete = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x"
+        await complete.wait()
+
+    waiting = [asyncio.create_task(send(app, content=slow())) for _ in range(3)]
+    await asyncio.sleep(1.5 * BODY_S)
+    server.places = 0
+    assert (await send(app)).status_code == 503
+    arrived = server.arrived
+    assert (await send(app)).status_code == 503
+    assert (await send(app)).status_code == 503
+    assert server.arrived - arrived <= 2
+    complete.set()
+    server.go.set()
+    await asyncio.gather(*waiting)
+    assert app._senders  # its last refusal
+
+
 @pytest.mark.parametrize("status", [200, 400, 401, 408, 500, 504])
 async def test_other_answers_are_not_repeated(
     app: RefusalMiddleware, server: Server, status: int
@@ -268,7 +339,7 @@ async def test_refusals_without_retry_after_or_of_many_bytes_are_not_repeated(
     server.headers = {}
     for _ in range(2):
         await send(app)
-    server.headers = {"Retry-After": "1"}
+    server.headers = USED_UP
     server.size = 5000
     for _ in range(2):
         await send(app, "/v1/caption")

@@ -153,8 +153,10 @@ class TestRates:
     async def test_a_replica_knows_where_a_client_stands(self, clock: FakeClock) -> None:
         leases = Leases(clock=clock)
         assert leases.standing(REQUESTS).left == 60
-        await allowed(leases, REQUESTS, 10)
-        assert leases.standing(REQUESTS).left == 50
+        await allowed(leases, REQUESTS, 60)
+        assert leases.standing(REQUESTS).left == 0
+        clock.now += 30
+        assert leases.standing(REQUESTS).left == pytest.approx(30)
 
 
 class TestPlaces:

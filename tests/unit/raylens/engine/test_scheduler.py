@@ -103,8 +103,18 @@ def test_a_job_that_has_waited_long_enough_goes_first() -> None:
     assert run(scheduler)[0] == "a"
 
 
-def test_a_job_that_has_waited_longest_goes_before_others_that_have_not() -> None:
-    """The fair share is among requests that wait for the same, not between jobs and the rest."""
+def test_a_quiet_client_goes_before_a_backlog_while_an_old_job_waits() -> None:
+    scheduler = Scheduler(1)
+    scheduler.add([sequence("a", priority=Priority.JOB, arrived_at=100.0)])
+    scheduler.add([sequence("flood", arrived_at=100.0 + n) for n in range(9)])
+    (running,) = scheduler.admit(lambda sequence: True)
+    scheduler.add([sequence("quiet", arrived_at=100.0 + JOB_RANK_DELAY_S + 1)])
+    running.output_ids = [1] * 10
+    finish(scheduler, running)
+    assert run(scheduler)[:2] == ["a", "quiet"]
+
+
+def test_a_new_job_never_goes_first_because_its_client_has_had_little() -> None:
     scheduler = Scheduler(1)
     scheduler.add([sequence("a")])
     (running,) = scheduler.admit(lambda sequence: True)
@@ -114,7 +124,7 @@ def test_a_job_that_has_waited_longest_goes_before_others_that_have_not() -> Non
     scheduler.add([sequence("c", priority=Priority.JOB, arrived_at=late)])
     running.output_ids = [1] * 10
     finish(scheduler, running)
-    assert run(scheduler) == ["a", "b", "c"]
+    assert run(scheduler) == ["b", "c", "a"]
 
 
 def test_counters_forget_clients_that_no_longer_count() -> None:
