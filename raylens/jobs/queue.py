@@ -190,7 +190,7 @@ class JobQueue(JobService):
             yield
             return
         async with self._checks.setdefault(client, asyncio.Lock()):
-            blobs = [*self._being_stored[client], new]
+            blobs = [*self._being_stored.get(client, ()), new]
             sizes = {digest: len(data) for each in blobs for digest, data in each.items()}
             size = sum(sizes.values()) + await self._store.client_bytes(client, sizes)
             if size > limit:
