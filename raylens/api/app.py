@@ -130,8 +130,8 @@ def create_app(
         app.include_router(batches.router(own_jobs, config))
     add_pages(app)
     describe(app, isinstance(config.auth, AuthConfig), config.defaults.max_timeout_s)
-    add_error_handlers(app)
     routes = RouteTable(app.routes)
+    add_error_handlers(app, routes)
     uploads = {files.PATH: config.jobs.max_file_bytes + MULTIPART_BYTES}
     # The middleware that is added last handles a request first.
     app.add_middleware(

@@ -91,7 +91,7 @@ def error_response(path: str, error: RaylensError) -> Response:
     return JSONResponse(error_body(path, error), status, headers)
 
 
-def add_error_handlers(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI, routes: RouteTable) -> None:
     """Render every error in its dialect's shape. No error repeats the body that was sent."""
 
     @app.exception_handler(RaylensError)
@@ -124,8 +124,7 @@ def add_error_handlers(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         if error.status_code == 405:
             # Starlette names the methods of the first route with this path only.
-            methods = RouteTable(request.app.routes).methods_of(request.scope)
-            response.headers["Allow"] = ", ".join(methods)
+            response.headers["Allow"] = ", ".join(routes.methods_of(request.scope))
         return response
 
     @app.exception_handler(Exception)

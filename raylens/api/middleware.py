@@ -20,6 +20,10 @@ from raylens.core.fairness import FairPlaces, current_client
 from raylens.core.logs import current_request_id
 
 REQUEST_ID_HEADER = "X-Request-ID"
+WAITED_HEADER = "X-Raylens-Waited"
+"""Seconds that a request has waited in the proxy, which replaces what the client sends. Without the
+proxy's middleware a client can only shorten its own deadline."""
+_SECONDS = re.compile(r"[0-9]{1,4}\.[0-9]{3}")
 SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _WRITES = ("POST", "PUT", "DELETE")
 INVALID_ID = InvalidRequest(
@@ -50,7 +54,8 @@ class RequestIdMiddleware:
             app, request_id = error_response(route_path(scope), INVALID_ID), uuid.uuid4().hex
         current_request_id.set(request_id)
         current_client.set(client_of(scope.get("client")))
-        scope.setdefault("state", {}).update(request_id=request_id, received_at=time.time())
+        received_at = time.time() - _waited(Headers(scope=scope))
+        scope.setdefault("state", {}).update(request_id=request_id, received_at=received_at)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -58,6 +63,11 @@ class RequestIdMiddleware:
             await send(message)
 
         await app(scope, receive, send_with_id if self._echo else send)
+
+
+def _waited(headers: Headers) -> float:
+    text = headers.get(WAITED_HEADER, "")
+    return float(text) if _SECONDS.fullmatch(text) else 0.0
 
 
 class AdmissionMiddleware:

@@ -10,6 +10,9 @@ server takes, as TCP does (Jacobson, 1988; Chiu and Jain, 1989):
 - After a 503 with ``Retry-After`` it may have one fewer in flight than it had then. Each answer
   raises that limit a little. Those beyond get the last refusal again at once.
 - After a 429 because of a rate, every request gets it again for a moment.
+
+The proxy knows paths, but not models: bodies are unread. A client whose requests for a full model
+wait here therefore has its requests for others on the same path refused with them.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.clients import client_of, presented_keys
-from raylens.api.middleware import REQUEST_ID_HEADER
+from raylens.api.middleware import REQUEST_ID_HEADER, WAITED_HEADER
 
 REPEAT_S = 0.25
 """How long a 429 is repeated; shorter than any ``Retry-After``, so nobody who waits sees it."""
@@ -218,6 +221,7 @@ class RefusalMiddleware:
         name = _name_of_sender(scope)
         sender = self._find(name)
         sender.forget_refusal(self._clock(), self._first_limit)
+        arrived_at = self._clock()
         must_wait = sender.refusal is None and not sender.has_room
         if not (must_wait and await sender.wait_for_place()):
             if sender.refusal is not None and sender.refuses(self._clock()):
@@ -225,8 +229,15 @@ class RefusalMiddleware:
                 return
             sender.take_place()
         place = _Place(sender)
+        receive = place.watch(receive)
+        scope = _with_waiting_time(scope, self._clock() - arrived_at)
         try:
-            await self._app(scope, place.watch(receive), self._watch(sender, send))
+            if must_wait:
+                first = await receive()
+                if first["type"] == "http.disconnect":
+                    return
+                receive = _replay(first, receive)
+            await self._app(scope, receive, self._watch(sender, send))
         finally:
             place.end()
             is_needed = sender.open or sender.waiting or sender.refusal is not None
@@ -279,6 +290,24 @@ def _name_of_sender(scope: Scope) -> bytes:
     key = next(filter(None, presented_keys(Headers(scope=scope))), "")
     parts = (client_of(scope.get("client")), key, scope["path"])
     return hashlib.sha256(repr(parts).encode()).digest()
+
+
+def _with_waiting_time(scope: Scope, seconds: float) -> Scope:
+    """Return a scope that tells the ingress how long a request has waited here, which its deadline
+    includes."""
+    name = WAITED_HEADER.lower().encode()
+    headers = [header for header in scope["headers"] if header[0] != name]
+    return {**scope, "headers": [*headers, (name, f"{seconds:.3f}".encode())]}
+
+
+def _replay(first: Message, receive: Receive) -> Receive:
+    """Return a ``receive`` that begins with a message that has been received."""
+    begun = [first]
+
+    async def replay() -> Message:
+        return begun.pop() if begun else await receive()
+
+    return replay
 
 
 async def _repeat(refusal: _Refusal, scope: Scope, send: Send) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from raylens.api.middleware import WAITED_HEADER
 from raylens.api.openai import PATH
 from raylens.core.types import Chat, Detail, ImagePart, Role, SamplingParams, TextPart, VideoPart
 from tests.unit.raylens.api.conftest import PICTURE, FakeService, chat, image
@@ -28,6 +29,21 @@ def tool(name: str, *schema: dict[str, Any], **others: Any) -> dict[str, Any]:
 def named(name: str) -> dict[str, Any]:
     """Return the choice of one tool."""
     return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize(
+    ("waited", "seconds"),
+    [("2.500", 2.5), ("-2.500", 0.0), ("2.5e9", 0.0), ("nan", 0.0), ("99999.000", 0.0)],
+)
+async def test_a_deadline_includes_the_wait_in_the_proxy(
+    client, service: FakeService, waited: str, seconds: float
+) -> None:
+    before = time.time()
+    headers = {"X-Request-Timeout": "12.5", WAITED_HEADER: waited}
+    response = await client.post(PATH, json=chat("hi"), headers=headers)
+    assert response.status_code == 200
+    (request,) = service.requests
+    assert before + 12.5 - seconds <= request.deadline <= time.time() + 12.5 - seconds
 
 
 async def test_a_chat_becomes_a_request(client, service: FakeService) -> None:

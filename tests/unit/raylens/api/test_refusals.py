@@ -9,9 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from raylens.api.middleware import WAITED_HEADER
 from raylens.api.refusals import BODY_S, DOUBLING_S, MEMORY_S, REPEAT_S, RefusalMiddleware
 from testing.virtual_time import VirtualTimePolicy
 
@@ -56,8 +58,11 @@ async def send(
     address: str = "192.0.2.1",
     method: str = "POST",
     content: AsyncIterator[bytes] | None = None,
+    waited: str | None = None,
 ) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    if waited is not None:
+        headers[WAITED_HEADER] = waited
     transport = httpx.ASGITransport(app, client=(address, 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         headers["X-Request-ID"] = "own"
@@ -252,6 +257,50 @@ class TestPatience:
             await asyncio.sleep(DOUBLING_S)
         server.go.set()
         assert {response.status_code for response in await asyncio.gather(*burst)} == {200}
+
+    async def test_the_server_learns_how_long_a_request_has_waited(self) -> None:
+        told: list[str] = []
+        go = asyncio.Event()
+
+        async def server(scope: Scope, receive: Receive, send: Send) -> None:
+            told.append(Headers(scope=scope)[WAITED_HEADER])
+            await read_body(receive)
+            await go.wait()
+            await JSONResponse({})(scope, receive, send)
+
+        clock = asyncio.get_running_loop().time
+        app = RefusalMiddleware(server, clock, first_limit=1)
+        pair = [asyncio.create_task(send(app, waited="99.000")) for _ in range(2)]
+        await asyncio.sleep(1.5 * DOUBLING_S)
+        go.set()
+        await asyncio.gather(*pair)
+        assert told == ["0.000", f"{DOUBLING_S:.3f}"]
+
+
+async def test_whoever_leaves_while_waiting_does_not_reach_the_server() -> None:
+    server = Full()
+    app = RefusalMiddleware(server, first_limit=1)
+    in_flight = asyncio.create_task(send(app))
+    await asyncio.sleep(0)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def ignore(message: Message) -> None: ...
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/query",
+        "client": ("192.0.2.1", 1),
+        "headers": [],
+    }
+    left = asyncio.create_task(app(scope, receive, ignore))
+    await asyncio.sleep(0)
+    server.go.set()
+    await asyncio.gather(in_flight, left)
+    assert server.arrived == 1
+    assert not app._senders
 
 
 async def test_a_429_that_is_not_about_a_rate_is_not_repeated(
