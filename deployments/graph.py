@@ -29,6 +29,7 @@ from raylens.core.fairness import FairPlaces
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
+    Caller,
     Delta,
     MediaFile,
     MemoryUsage,
@@ -98,9 +99,7 @@ class Graph(VisionService):
         try:
             for picture in pictures:
                 unfinished.append(
-                    self._preprocessor.process.remote(
-                        picture, request.recipe, request.deadline, request.id
-                    )
+                    self._preprocessor.process.remote(picture, request.recipe, request.caller)
                 )
             deltas = self._streams[request.model].generate.remote(request, *unfinished)
             unfinished.append(deltas)
@@ -126,12 +125,12 @@ class Graph(VisionService):
                 _cancel(call)
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
+        self, picture: PictureFile, recipe: Recipe, caller: Caller
     ) -> ProcessedPicture:
-        call = self._preprocessor.preview.remote(picture, recipe, deadline, request_id)
+        call = self._preprocessor.preview.remote(picture, recipe, caller)
         is_unfinished = True
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.time())):
+            async with asyncio.timeout(max(0.0, caller.deadline - time.time())):
                 processed: ProcessedPicture = await call
             is_unfinished = False
         except TimeoutError as error:

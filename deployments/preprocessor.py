@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import cv2
@@ -21,15 +20,17 @@ from preprocessing.pipeline import ProcessedImage, run
 from preprocessing.video import Sampling
 from raylens.core.config import AppConfig
 from raylens.core.errors import DeadlineExceeded, RaylensError
+from raylens.core.fair_pool import FairPool
 from raylens.core.logs import configure_logging, current_request_id
 from raylens.core.recipe import Recipe
-from raylens.core.types import MediaFile, PictureFile, ProcessedPicture, StepReport
+from raylens.core.types import Caller, MediaFile, PictureFile, ProcessedPicture, StepReport
 
 Result = TypeVar("Result")
 
 
 class Preprocessor:
-    """Decodes and processes one picture per call in a small thread pool.
+    """Decodes and processes one picture per call in a small thread pool, which its clients share
+    fairly.
 
     The event loop stays free.
     """
@@ -41,9 +42,7 @@ class Preprocessor:
         self._video_limits = video_limits(config.limits)
         # Several pictures in parallel use the cores better than several threads on one picture.
         cv2.setNumThreads(1)
-        self._pool = ThreadPoolExecutor(
-            config.preprocessor_threads, thread_name_prefix="preprocess"
-        )
+        self._pool = FairPool(config.preprocessor_threads, "preprocess")
         self._pool_size = config.preprocessor_threads
         self._memory = MemoryBudget(config.preprocessor_memory)
         self._pending = 0
@@ -51,7 +50,7 @@ class Preprocessor:
         self._metrics = metrics or PreprocessorMetrics()
 
     async def process(
-        self, media: MediaFile, recipe: Recipe, deadline: float, request_id: str
+        self, media: MediaFile, recipe: Recipe, caller: Caller
     ) -> ProcessedImage | ProcessedVideo:
         """Decode a picture or a video, and apply the recipe.
 
@@ -59,9 +58,9 @@ class Preprocessor:
         Raises what :func:`preprocessing.pipeline.run` and :func:`preprocessing.clip.run_video`
         raise; messages name the request's field of the picture or video.
         """
-        current_request_id.set(request_id)
+        current_request_id.set(caller.request_id)
         processed = await self._run_in_pool(
-            lambda check: self._process(media, recipe, check), media, deadline
+            lambda check: self._process(media, recipe, check), media, caller
         )
         self._metrics.observe(processed.steps)
         return processed
@@ -82,23 +81,23 @@ class Preprocessor:
             return run(picture.data, recipe, self._limits, check, reserve)
 
     async def preview(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
+        self, picture: PictureFile, recipe: Recipe, caller: Caller
     ) -> ProcessedPicture:
         """Return the processed picture as a JPEG file for people to look at.
 
         Raises what :meth:`process` raises.
         """
-        current_request_id.set(request_id)
+        current_request_id.set(caller.request_id)
         preview = await self._run_in_pool(
             lambda check: _encode_preview(self._run(picture, recipe, check), recipe),
             picture,
-            deadline,
+            caller,
         )
         self._metrics.observe(preview.steps)
         return preview
 
     async def _run_in_pool(
-        self, work: Callable[[Callable[[], None]], Result], media: MediaFile, deadline: float
+        self, work: Callable[[Callable[[], None]], Result], media: MediaFile, caller: Caller
     ) -> Result:
         """Run ``work`` in the pool.
 
@@ -110,7 +109,7 @@ class Preprocessor:
         abandoned = threading.Event()
 
         def check() -> None:
-            if abandoned.is_set() or time.time() >= deadline:
+            if abandoned.is_set() or time.time() >= caller.deadline:
                 raise DeadlineExceeded(
                     "the deadline passed before the picture was processed", "deadline"
                 )
@@ -122,7 +121,7 @@ class Preprocessor:
             return work(check)
 
         self._change_pending(+1)
-        future = self._pool.submit(start)
+        future = self._pool.submit(start, caller)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._change_pending, -1))
         try:
             return await asyncio.wrap_future(future)

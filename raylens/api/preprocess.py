@@ -14,7 +14,8 @@ from raylens.api.answers import pictures as shapes
 from raylens.api.context import Context
 from raylens.api.picture_body import ImageUrlBody, describe_body, read_body, require_picture
 from raylens.core.errors import ModelNotLoaded
-from raylens.core.types import ProcessedPicture
+from raylens.core.fairness import current_client
+from raylens.core.types import Caller, ProcessedPicture
 
 JPEG = "image/jpeg"
 
@@ -39,9 +40,9 @@ def router(context: Context) -> APIRouter:
         model = context.catalog.resolve(body.model, "openai")
         recipe = context.resolve_recipe(model, body.recipe)
         deadline = context.compute_deadline(http, model)
-        picture = await context.service.preprocess(
-            require_picture(http, body, upload), recipe, deadline, http.state.request_id
-        )
+        caller = Caller(http.state.request_id, deadline, current_client.get())
+        file = require_picture(http, body, upload)
+        picture = await context.service.preprocess(file, recipe, caller)
         if _accepts_only_jpeg(http):
             return Response(picture.jpeg, media_type=JPEG)
         try:

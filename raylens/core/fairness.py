@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Protocol, TypeVar
 
 from raylens.core.errors import Overloaded
+from raylens.core.types import Priority
 
 current_client: ContextVar[str] = ContextVar("current_client", default="")
 """The client of the current request or job: the name of its key, or its address."""
@@ -18,6 +20,46 @@ RESERVE = 4
 def reserve(limit: int) -> int:
     """Return the places beyond a limit, which one client alone can't take."""
     return max(1, limit // RESERVE)
+
+
+JOB_RANK_DELAY_S = 10.0
+
+
+class Waiting(Protocol):
+    """What waits for its turn."""
+
+    @property
+    def client(self) -> str: ...
+    @property
+    def priority(self) -> Priority: ...
+    @property
+    def arrived_at(self) -> float: ...
+    @property
+    def arrival_number(self) -> int:
+        """Orders those that arrived at the same time."""
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+def fairest(waiting: Iterable[W], service: Mapping[str, float]) -> W:
+    """Return whose turn it is: the client's that has had the least of ``service``, and its first.
+
+    A job's work is ranked as if it had arrived ``JOB_RANK_DELAY_S`` seconds later. Interactive
+    requests thus go first, but jobs are not starved.
+    """
+    first: dict[Priority, W] = {}
+    for work in waiting:
+        rival = first.setdefault(work.priority, work)
+        if (service[work.client], _rank(work)) < (service[rival.client], _rank(rival)):
+            first[work.priority] = work
+    return min(first.values(), key=_rank)
+
+
+def _rank(work: Waiting) -> tuple[float, int]:
+    """Return what orders the work of one client."""
+    delay = JOB_RANK_DELAY_S if work.priority is Priority.JOB else 0.0
+    return work.arrived_at + delay, work.arrival_number
 
 
 class FairPlaces:

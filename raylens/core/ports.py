@@ -7,6 +7,7 @@ from typing import Protocol
 
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
+    Caller,
     Delta,
     MediaFile,
     MemoryUsage,
@@ -30,9 +31,9 @@ class VisionService(Protocol):
         ...
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
+        self, picture: PictureFile, recipe: Recipe, caller: Caller
     ) -> ProcessedPicture:
-        """Return the picture as a model would see it. ``request_id`` is the request's id.
+        """Return the picture as a model would see it.
 
         Raises as :meth:`generate` does.
         """

@@ -312,6 +312,17 @@ def required_capability(task: Task) -> str:
 
 
 @dataclass(frozen=True)
+class Caller:
+    """Who waits for work on a picture, and until when."""
+
+    request_id: str
+    deadline: float
+    """Unix time, in seconds."""
+    client: str = ""
+    priority: Priority = Priority.INTERACTIVE
+
+
+@dataclass(frozen=True)
 class VisionRequest:
     """One request, the same for every dialect.
 
@@ -334,6 +345,10 @@ class VisionRequest:
     def tools(self) -> Tools | None:
         """The tools that the answer may call."""
         return self.task.tools if isinstance(self.task, Chat) else None
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(self.id, self.deadline, self.client, self.priority)
 
     @property
     def remaining(self) -> float:

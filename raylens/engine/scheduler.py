@@ -1,23 +1,19 @@
 """Decides which sequences run. Uses no tensors.
 
 A client's sequences are admitted in order of arrival; a short sequence never overtakes a long one.
-A job's sequence is ranked as if it had arrived ``JOB_RANK_DELAY_S`` seconds later. Interactive
-requests thus go first, but jobs are not starved. Among clients, the one goes first that has had the
-least service.
+:func:`raylens.core.fairness.fairest` chooses among clients, and between jobs and interactive
+requests.
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 
-from raylens.core.types import Priority
+from raylens.core.fairness import fairest
 from raylens.engine.model import Prompt
 from raylens.engine.sequence import GenerationSequence, SequenceState
 from raylens.engine.service_counters import ServiceCounters
-
-JOB_RANK_DELAY_S = 10.0
 
 
 class Scheduler:
@@ -43,15 +39,7 @@ class Scheduler:
     @property
     def next_waiting(self) -> GenerationSequence:
         """The waiting sequence to admit next."""
-        service = self._service.totals(self._current)
-        by_priority: defaultdict[Priority, list[GenerationSequence]] = defaultdict(list)
-        for sequence in self.waiting:
-            by_priority[sequence.priority].append(sequence)
-        fairest = [
-            min(rivals, key=lambda sequence: (service[sequence.client], _rank(sequence)))
-            for rivals in by_priority.values()
-        ]
-        return min(fairest, key=_rank)
+        return fairest(self.waiting, self._service.totals(self._current))
 
     @property
     def _current(self) -> tuple[GenerationSequence, ...]:
@@ -137,8 +125,3 @@ def _in_state(
     sequences: list[GenerationSequence], state: SequenceState
 ) -> list[GenerationSequence]:
     return [sequence for sequence in sequences if sequence.state is state]
-
-
-def _rank(sequence: GenerationSequence) -> tuple[float, int]:
-    delay = JOB_RANK_DELAY_S if sequence.priority is Priority.JOB else 0.0
-    return sequence.arrived_at + delay, sequence.arrival_number

@@ -9,6 +9,7 @@ from dataclasses import replace
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
+    Caller,
     Delta,
     MediaFile,
     ModelInfo,
@@ -34,9 +35,10 @@ class BackgroundService(VisionService):
                 yield delta
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
+        self, picture: PictureFile, recipe: Recipe, caller: Caller
     ) -> ProcessedPicture:
-        return await self._service.preprocess(picture, recipe, deadline, request_id)
+        caller = replace(caller, priority=Priority.JOB)
+        return await self._service.preprocess(picture, recipe, caller)
 
     async def input_size(self, model: str, size: tuple[int, int]) -> tuple[int, int]:
         return await self._service.input_size(model, size)

@@ -19,7 +19,7 @@ from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import AppConfig
 from raylens.core.errors import DeadlineExceeded, InvalidRequest
 from raylens.core.recipe import ENHANCED, PLAIN, Denoise, Recipe
-from raylens.core.types import PictureFile, StepReport, VideoFile
+from raylens.core.types import Caller, PictureFile, StepReport, VideoFile
 from testing.pictures import encode_picture, gradient, random_pixels
 
 CONFIG = AppConfig.model_validate(
@@ -29,7 +29,9 @@ CONFIG = AppConfig.model_validate(
         "limits": {"max_filter_s": 60},
     }
 )
-FAR_DEADLINE = math.inf  # a time counted from here would pass while slower suites run first
+CALLER = Caller(
+    "id", math.inf
+)  # a deadline counted from here would pass while slower suites run first
 SMALL = PictureFile(encode_picture(gradient(20, 20)), "file")
 SLOW = Recipe(size=(4096, 4096), preserve_aspect_ratio=False, denoise=Denoise(True, "nlm"))
 """Ten seconds of work."""
@@ -89,10 +91,7 @@ async def test_the_event_loop_keeps_running_while_pictures_are_processed(
 ) -> None:
     data = encode_picture(random_pixels(1500, 1200), "JPEG", quality=90)
     work = asyncio.gather(
-        *(
-            preprocessor.process(PictureFile(data, "file"), ENHANCED, FAR_DEADLINE, "id")
-            for _ in range(3)
-        )
+        *(preprocessor.process(PictureFile(data, "file"), ENHANCED, CALLER) for _ in range(3))
     )
     ticks = 0
     while not work.done():
@@ -107,10 +106,7 @@ async def test_waiting_pictures_count_as_queue_depth(
 ) -> None:
     data = encode_picture(random_pixels(600, 400))
     await asyncio.gather(
-        *(
-            preprocessor.process(PictureFile(data, "file"), PLAIN, FAR_DEADLINE, "id")
-            for _ in range(4)
-        )
+        *(preprocessor.process(PictureFile(data, "file"), PLAIN, CALLER) for _ in range(4))
     )
     await asyncio.sleep(0.05)
     assert max(metrics.queue_depth.values) == 3
@@ -125,14 +121,14 @@ async def test_a_call_canceled_while_it_waits_never_starts(
     preprocessor: Preprocessor, metrics: FakeMetrics
 ) -> None:
     release = threading.Event()
-    preprocessor._pool.submit(release.wait)  # the pool has one thread
-    waiting = asyncio.ensure_future(preprocessor.process(SMALL, PLAIN, FAR_DEADLINE, "id"))
+    preprocessor._pool.submit(release.wait, CALLER)  # the pool has one thread
+    waiting = asyncio.ensure_future(preprocessor.process(SMALL, PLAIN, CALLER))
     await asyncio.sleep(0.02)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     release.set()
-    assert isinstance(await preprocessor.process(SMALL, PLAIN, FAR_DEADLINE, "id"), ProcessedImage)
+    assert isinstance(await preprocessor.process(SMALL, PLAIN, CALLER), ProcessedImage)
     await asyncio.sleep(0.05)
     assert metrics.pictures.counts == {"canceled": 1, "ok": 1}
     assert metrics.queue_depth.values[-1] == 0
@@ -143,19 +139,19 @@ async def test_a_passed_deadline_stops_the_work_and_frees_its_thread(
 ) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        await preprocessor.process(SMALL, SLOW, time.time() + 1, "id")
-    await preprocessor.process(SMALL, PLAIN, FAR_DEADLINE, "id")
+        await preprocessor.process(SMALL, SLOW, Caller("id", time.time() + 1))
+    await preprocessor.process(SMALL, PLAIN, CALLER)
     assert time.monotonic() - started < 4
 
 
 async def test_cancellation_stops_the_work_and_frees_its_thread(
     preprocessor: Preprocessor,
 ) -> None:
-    work = asyncio.ensure_future(preprocessor.process(SMALL, SLOW, FAR_DEADLINE, "id"))
+    work = asyncio.ensure_future(preprocessor.process(SMALL, SLOW, CALLER))
     await asyncio.sleep(0.8)
     work.cancel()
     started = time.monotonic()
-    await preprocessor.process(SMALL, PLAIN, FAR_DEADLINE, "id")
+    await preprocessor.process(SMALL, PLAIN, CALLER)
     assert time.monotonic() - started < 3
 
 
@@ -164,16 +160,16 @@ async def test_errors_name_the_field_and_are_counted_by_code(
 ) -> None:
     damaged = PictureFile(encode_picture(gradient(300, 300), "JPEG")[:1500], "messages.0")
     with pytest.raises(InvalidRequest, match=r"^messages\.0: the JPEG") as caught:
-        await preprocessor.process(damaged, PLAIN, FAR_DEADLINE, "id")
+        await preprocessor.process(damaged, PLAIN, CALLER)
     assert caught.value.field == "messages.0"
     with pytest.raises(DeadlineExceeded, match="before the picture was processed"):
-        await preprocessor.process(SMALL, PLAIN, time.time() - 1, "id")
+        await preprocessor.process(SMALL, PLAIN, Caller("id", time.time() - 1))
     assert metrics.pictures.counts == {"invalid_request": 1, "deadline_exceeded": 1}
 
 
 async def test_a_preview_is_a_jpeg_with_its_steps(preprocessor: Preprocessor) -> None:
     picture = PictureFile(encode_picture(gradient(64, 48)), "file")
-    preview = await preprocessor.preview(picture, PLAIN, FAR_DEADLINE, "id")
+    preview = await preprocessor.preview(picture, PLAIN, CALLER)
     assert preview.jpeg.startswith(b"\xff\xd8\xff")
     assert (preview.original, preview.processed) == ((64, 48), (64, 48))
     assert [step.name for step in preview.steps] == ["decode", "resize", "encode"]
@@ -182,11 +178,11 @@ async def test_a_preview_is_a_jpeg_with_its_steps(preprocessor: Preprocessor) ->
 async def test_a_video_is_sampled_as_its_request_asks(preprocessor: Preprocessor) -> None:
     frames = [random_pixels(32, 32)] * 16
     video = VideoFile(encode_video(frames, 8), "video_url", 4.0, 6)
-    processed = await preprocessor.process(video, PLAIN, FAR_DEADLINE, "id")
+    processed = await preprocessor.process(video, PLAIN, CALLER)
     assert isinstance(processed, ProcessedVideo)
     assert processed.frames.shape == (6, 32, 32, 3)
     broken = VideoFile(video.data[:-9], "messages.0.content.1.video_url.url")
     with pytest.raises(InvalidRequest) as caught:
-        await preprocessor.process(broken, PLAIN, FAR_DEADLINE, "id")
+        await preprocessor.process(broken, PLAIN, CALLER)
     assert caught.value.field == "messages.0.content.1.video_url.url"
     assert caught.value.message.startswith("messages.0.content.1.video_url.url: the MP4 video of")

@@ -17,6 +17,7 @@ from raylens.core.errors import ModelNotLoaded, RaylensError
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
+    Caller,
     Delta,
     Detect,
     Findings,
@@ -92,7 +93,7 @@ class FakeService(VisionService):
     pictures: list[bytes] = field(default_factory=list)
     picture_fields: list[str] = field(default_factory=list)
     recipes: list[Recipe] = field(default_factory=list)
-    deadlines: list[float] = field(default_factory=list)
+    callers: list[Caller] = field(default_factory=list)
     closed: int = 0
     tool_calls: tuple[ToolCallDelta, ...] = ()
     """Sent after the words, one at a time."""
@@ -154,13 +155,13 @@ class FakeService(VisionService):
         return (TokenLogprob(text, data, self.logprob, alternatives),)
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
+        self, picture: PictureFile, recipe: Recipe, caller: Caller
     ) -> ProcessedPicture:
         if self.error is not None:
             raise self.error
         self.pictures.append(picture.data)
         self.recipes.append(recipe)
-        self.deadlines.append(deadline)
+        self.callers.append(caller)
         steps = (StepReport("decode", "PNG", 0.0125),)
         return ProcessedPicture(
             b"jpeg", (12, 16), (16, 12), (8, 6), (1, 0, 0, 0, 1, 0), steps, self.warnings

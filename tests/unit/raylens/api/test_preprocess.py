@@ -61,7 +61,7 @@ async def test_a_models_recipe_and_deadline_apply_unless_the_request_changes_the
     assert of_model.size == (640, 640)
     assert (of_request.smart_crop, of_request.size) == (False, (640, 640))
     assert default == AUTO
-    timeouts = [deadline - before for deadline in service.deadlines]
+    timeouts = [caller.deadline - before for caller in service.callers]
     assert timeouts == [pytest.approx(seconds, abs=1) for seconds in (7, 7, 3)]
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from raylens.core.errors import DeadlineExceeded, InvalidRequest, ModelFailed
+from raylens.core.fairness import JOB_RANK_DELAY_S
 from raylens.core.types import Chat, FinishReason, Priority, Tool, Tools, Usage
 from raylens.engine.engine import Engine, StepOutput
 from raylens.engine.grammar import AnswerFormat
@@ -21,7 +22,6 @@ from raylens.engine.kv_cache import KVCache
 from raylens.engine.limits import EngineLimits
 from raylens.engine.metrics import EngineMetrics
 from raylens.engine.model import ModelOutput, PictureInput, Prompt
-from raylens.engine.scheduler import JOB_RANK_DELAY_S
 from raylens.engine.sequence import GenerationSequence, SequenceState, make_sequences
 from raylens.engine.structured import GrammarCompiler
 from raylens.engine.transfer import Download

@@ -3,9 +3,10 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+from raylens.core.fairness import JOB_RANK_DELAY_S
 from raylens.core.types import Caption, Priority, SamplingParams, VisionRequest
 from raylens.engine.model import Prompt
-from raylens.engine.scheduler import JOB_RANK_DELAY_S, Scheduler
+from raylens.engine.scheduler import Scheduler
 from raylens.engine.sequence import GenerationSequence, make_sequences
 from raylens.engine.service_counters import ServiceCounters
 from testing.tokenizers import byte_tokenizer

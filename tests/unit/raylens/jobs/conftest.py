@@ -27,6 +27,7 @@ from raylens.core.key_source import KeySource
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
+    Caller,
     Delta,
     Findings,
     FinishReason,
@@ -101,7 +102,7 @@ class FakeService(VisionService):
             self.running -= 1
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
+        self, picture: PictureFile, recipe: Recipe, caller: Caller
     ) -> ProcessedPicture:
         raise NotImplementedError
 

@@ -11,6 +11,7 @@ from raylens.core.logs import current_request_id
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
+    Caller,
     Chat,
     Delta,
     FinishReason,
@@ -52,7 +53,7 @@ class FakeService(VisionService):
         yield Delta("Yes.", finish_reason=FinishReason.STOP)
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
+        self, picture: PictureFile, recipe: Recipe, caller: Caller
     ) -> ProcessedPicture:
         raise NotImplementedError
 

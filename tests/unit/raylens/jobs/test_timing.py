@@ -21,6 +21,7 @@ from raylens.core.errors import (
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import (
+    Caller,
     Caption,
     Delta,
     FinishReason,
@@ -87,7 +88,7 @@ class FakeService(VisionService):
         yield Delta(reply, finish_reason=FinishReason.STOP, warnings=self._warnings)
 
     async def preprocess(
-        self, picture: PictureFile, recipe: Recipe, deadline: float, request_id: str
+        self, picture: PictureFile, recipe: Recipe, caller: Caller
     ) -> ProcessedPicture:
         raise NotImplementedError
 
