@@ -32,6 +32,9 @@ SPARE_REQUESTS = 64
 """Requests of a replica of the ingress beyond its limits: health checks, and other short reads."""
 MAX_QUEUE_CALLS = 4096
 """Maximum concurrent calls to the job queue."""
+MAX_PICTURES = 128
+"""Pictures that a replica of the preprocessor holds. Others wait in a handle, which knows neither
+clients nor priorities."""
 REMOTE_MODEL_CPUS = 0.1
 """CPUs reserved by a replica that proxies a remote model, unless the Serve config file overrides
 it."""
@@ -54,7 +57,9 @@ def build_app(args: dict[str, Any]) -> Application:
     if RUN_MARK not in os.environ:  # else ``raylens run`` has printed them
         for note in notes:
             logger.warning(note)
-    preprocessor = serve.deployment(Preprocessor).options(name="Preprocessor").bind(config)
+    preprocessor = serve.deployment(Preprocessor).options(
+        name="Preprocessor", max_ongoing_requests=MAX_PICTURES
+    )
     model_apps = {model.name: _bind_vision_model(model, config) for model in config.models}
     actors = [pipeline_defaults_actor_config(), ledger_actor_config()]
     if config.jobs.enabled:
@@ -65,7 +70,7 @@ def build_app(args: dict[str, Any]) -> Application:
         max_constructor_retry_count=MAX_INGRESS_STARTS,
         max_ongoing_requests=_max_ingress_requests(config),
     )
-    return ingress.bind(config, preprocessor, model_apps)
+    return ingress.bind(config, preprocessor.bind(config), model_apps)
 
 
 def _max_ingress_requests(config: AppConfig) -> int:

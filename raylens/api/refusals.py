@@ -3,12 +3,13 @@
 To refuse a request in a replica of the ingress takes some ten milliseconds of the machine's time:
 it passes through the proxy and the ingress with its body. A client that floods the server would
 take that time from others. This middleware runs in the proxy, and learns how much of a client the
-server takes, as TCP does (Jacobson, 1988; Chiu and Jain, 1989):
+server takes, much as TCP does (Jacobson, 1988; Chiu and Jain, 1989):
 
 - At first a client may have some requests in flight. Those beyond wait, their bodies unread. While
-  some wait, each answer lets in one more, and time lets in more, too.
-- After a 503 with ``Retry-After`` it may have one fewer in flight than it had then. Each answer
-  raises that limit a little. Those beyond get the last refusal again at once.
+  some wait, time lets in more.
+- After a 503 with ``Retry-After`` it may have fewer in flight than it had then: by 30% after the
+  first one, and by one after others. Each answer raises that limit a little. Those beyond get the
+  last refusal again at once.
 - After a 429 because of a rate, every request gets it again for a moment.
 
 The proxy knows paths, but not models: bodies are unread. A client whose requests for a full model
@@ -40,9 +41,13 @@ MEMORY_S = 1.0
 who waits as ``Retry-After`` says."""
 FIRST_LIMIT = 32
 """Of the requests in flight of a client that has not been refused."""
-DOUBLING_S = 0.5
-"""While requests beyond that wait, the limit doubles in this time: answers may take long. A full
-server refuses some of the others sooner."""
+GROWTH = 10
+GROWTH_S = 0.1
+"""While requests beyond that wait, the limit grows by ``GROWTH`` every ``GROWTH_S``: answers may
+take long. On a slow machine the ingress can work on a hundred requests a second. More would queue
+up there, before those of others and before the first refusal."""
+FIRST_DECREASE = 0.7
+"""What of the requests in flight the server is thought to take after its first refusal."""
 BODY_S = 0.1
 """A request whose body takes longer isn't in flight until that is complete: the ingress bounds such
 requests, and slow ones must not hold up others of the same address."""
@@ -81,7 +86,7 @@ class _Sender:
     refused_at: float = -math.inf
     waiting: deque[asyncio.Future[bool]] = field(default_factory=deque)
     """Requests that wait for a place."""
-    doubling: asyncio.TimerHandle | None = None
+    growth: asyncio.TimerHandle | None = None
 
     @property
     def has_room(self) -> bool:
@@ -105,18 +110,18 @@ class _Sender:
             self.refusal, self.limit = None, first_limit
 
     def note_refusal(self, refusal: _Refusal, now: float, min_limit: int) -> None:
-        self.refusal, self.refused_at = refusal, now
         if not refusal.is_rate:
-            self.limit = max(min_limit, self.in_flight - 1)
+            # At first, many of those in flight have not yet been refused.
+            taken = self.in_flight - 1 if self.refusal else FIRST_DECREASE * self.in_flight
+            self.limit = min(self.limit, max(min_limit, taken))
+        self.refusal, self.refused_at = refusal, now
         while self.waiting:
             self._answer_next(False)
 
     def note_answer(self) -> None:
         if self.refusal is not None:
             self.limit += 1 / self.limit
-        elif self.waiting:  # else the limit has not been tried
-            self.limit += 1
-        self._admit_waiting()
+            self._admit_waiting()
 
     def take_place(self) -> None:
         self.in_flight += 1
@@ -129,8 +134,8 @@ class _Sender:
         """Return whether there is one, which is taken then; if not, the server has refused a
         request meanwhile."""
         loop = asyncio.get_running_loop()
-        if self.doubling is None:
-            self.doubling = loop.call_later(DOUBLING_S, self._double)
+        if self.growth is None:
+            self.growth = loop.call_later(GROWTH_S, self._grow)
         turn: asyncio.Future[bool] = loop.create_future()
         self.waiting.append(turn)
         try:
@@ -140,11 +145,11 @@ class _Sender:
                 self.give_back_place()
             raise
 
-    def _double(self) -> None:
-        self.doubling = None
+    def _grow(self) -> None:
+        self.growth = None
         if self.waiting:
-            self.limit *= 2
-            self.doubling = asyncio.get_running_loop().call_later(DOUBLING_S, self._double)
+            self.limit += GROWTH
+            self.growth = asyncio.get_running_loop().call_later(GROWTH_S, self._grow)
             self._admit_waiting()
 
     def _admit_waiting(self) -> None:

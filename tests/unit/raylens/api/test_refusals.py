@@ -14,7 +14,15 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from raylens.api.middleware import WAITED_HEADER
-from raylens.api.refusals import BODY_S, DOUBLING_S, MEMORY_S, REPEAT_S, RefusalMiddleware
+from raylens.api.refusals import (
+    BODY_S,
+    FIRST_DECREASE,
+    GROWTH,
+    GROWTH_S,
+    MEMORY_S,
+    REPEAT_S,
+    RefusalMiddleware,
+)
 from testing.virtual_time import VirtualTimePolicy
 
 USED_UP = {"Retry-After": "1", "RateLimit": '"requests";r=0;t=60'}
@@ -164,6 +172,22 @@ async def test_a_client_that_met_a_full_server_has_as_much_in_flight_as_that_too
     assert (await send(app)).status_code == 200
 
 
+async def test_the_first_refusal_lowers_the_limit_by_more_than_later_ones() -> None:
+    server = Full(places=20)
+    app = RefusalMiddleware(server, min_limit=1)
+    waiting = [asyncio.create_task(send(app)) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert (await send(app)).status_code == 503
+    (sender,) = app._senders.values()
+    assert sender.limit == FIRST_DECREASE * 21
+    server.places = 0
+    server.go.set()
+    await asyncio.gather(*waiting)
+    assert sender.limit > FIRST_DECREASE * 21
+    assert (await send(app)).status_code == 503
+    assert sender.limit == 1  # one was in flight, and was refused
+
+
 async def test_the_limit_rises_with_answers_and_is_forgotten(now: list[float]) -> None:
     server = Full(places=2)
     app = RefusalMiddleware(server, lambda: now[0], min_limit=1)
@@ -250,11 +274,11 @@ class TestPatience:
     async def test_what_waits_for_slow_answers_goes_on(self) -> None:
         server = Full(places=100)
         app = RefusalMiddleware(server, first_limit=4)
-        burst = [asyncio.create_task(send(app)) for _ in range(20)]
-        await asyncio.sleep(0.9 * DOUBLING_S)
-        for expected in (4, 8, 16, 20):
+        burst = [asyncio.create_task(send(app)) for _ in range(2 * GROWTH + 5)]
+        await asyncio.sleep(0.9 * GROWTH_S)
+        for expected in (4, GROWTH + 4, 2 * GROWTH + 4, 2 * GROWTH + 5):
             assert server.arrived == expected
-            await asyncio.sleep(DOUBLING_S)
+            await asyncio.sleep(GROWTH_S)
         server.go.set()
         assert {response.status_code for response in await asyncio.gather(*burst)} == {200}
 
@@ -271,10 +295,10 @@ class TestPatience:
         clock = asyncio.get_running_loop().time
         app = RefusalMiddleware(server, clock, first_limit=1)
         pair = [asyncio.create_task(send(app, waited="99.000")) for _ in range(2)]
-        await asyncio.sleep(1.5 * DOUBLING_S)
+        await asyncio.sleep(1.5 * GROWTH_S)
         go.set()
         await asyncio.gather(*pair)
-        assert told == ["0.000", f"{DOUBLING_S:.3f}"]
+        assert told == ["0.000", f"{GROWTH_S:.3f}"]
 
 
 async def test_whoever_leaves_while_waiting_does_not_reach_the_server() -> None:
