@@ -6,12 +6,13 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import DeploymentActorConfig
+from ray.serve.config import DeploymentActorConfig, RequestRouterConfig
 
 from deployments.ingress import Ingress
 from deployments.job_client import QUEUE_ACTOR_NAME
 from deployments.job_queue import JobQueueActor
 from deployments.ledger import ledger_actor_config
+from deployments.picture_router import PictureRouter
 from deployments.pipeline_defaults import pipeline_defaults_actor_config
 from deployments.preprocessor import Preprocessor
 from deployments.ray_environment import RUN_MARK
@@ -86,6 +87,8 @@ def _bind_vision_model(model: ModelConfig, config: AppConfig) -> Application:
     # A handle's queue ignores priorities and deadlines. The replica therefore accepts as many
     # requests as the engine can hold, and they wait there.
     options: dict[str, Any] = {"max_ongoing_requests": model.capacity + reserve(model.capacity)}
+    if model.runtime == "engine":  # the others have no caches of pictures
+        options["request_router_config"] = RequestRouterConfig(request_router_class=PictureRouter)
     if model.runtime in ("openai", "cloud"):
         options["ray_actor_options"] = {"num_cpus": REMOTE_MODEL_CPUS}
     deployment = serve.deployment(VisionModel).options(name=model.name, **options)

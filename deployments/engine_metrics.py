@@ -30,6 +30,7 @@ class PrometheusEngineMetrics(EngineMetrics):
         self._kv_bytes = gauge("kv_cache_bytes", "Bytes of the KV cache in use by answers")
         self._feature_bytes = gauge("feature_cache_bytes", "Bytes of the cache of picture features")
         self._prefix_bytes = gauge("prefix_cache_bytes", "Bytes of the prefix cache")
+        self._load = gauge("load", "What all answers ask for, over what fits at a time")
         self._first_token_seconds = histogram(
             "time_to_first_token_seconds",
             "Time from an answer's arrival in the engine to its first token",
@@ -64,6 +65,7 @@ class PrometheusEngineMetrics(EngineMetrics):
         self._kv_bytes.set(gauges.kv_bytes)
         self._feature_bytes.set(gauges.feature_bytes)
         self._prefix_bytes.set(gauges.prefix_bytes)
+        self._load.set(gauges.load)
 
     def record_first_token(self, seconds: float) -> None:
         self._first_token_seconds.observe(seconds)

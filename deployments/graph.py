@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
-from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
-from ray.serve.schema import ReplicaState
 
+from deployments.deployment_states import STATUS_TTL_S, DeploymentStates
+from raylens.core.affinity import picture_key
 from raylens.core.config import AppConfig
 from raylens.core.errors import (
     DeadlineExceeded,
@@ -43,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 INFO_TIMEOUT_S = 2.0
 CLEAR_TIMEOUT_S = 20.0
-STATUS_TTL_S = 1.0
 PREPROCESSOR = "Preprocessor"
 
 
@@ -54,6 +52,9 @@ class Graph(VisionService):
     this process. To that end, both handles pass by reference: the preprocessor's response becomes
     an argument of the model's call without being awaited. Serve resolves it at the model, because
     it is a top-level argument.
+
+    :class:`deployments.picture_router.PictureRouter` chooses a model's replica by the first
+    picture.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Graph(VisionService):
         models: dict[str, DeploymentHandle],
     ) -> None:
         self._config = config
-        self._application = application
+        self._states = DeploymentStates(application)
         self._preprocessor = preprocessor.options(_by_reference=True)
         self._models = {name: handle.options(_by_reference=True) for name, handle in models.items()}
         self._streams = {name: handle.options(stream=True) for name, handle in self._models.items()}
@@ -73,17 +74,13 @@ class Graph(VisionService):
             model.name: FairPlaces("answers are in flight", model.capacity, "model")
             for model in config.models
         }
-        self._replicas: dict[str, int] = {}
-        self._status_at = -math.inf
-        self._status_lock = asyncio.Lock()
-        self._renewal: asyncio.Task[None] | None = None
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
         # A model that has no room refuses the request here, before its pictures are processed.
         model = request.model
-        replicas = (await self._recent_replicas()).get(model, 0)
+        replicas = (await self._states.recent(model)).running
         places = self._places[model]
         asked = min(request.sampling.n, places.limit)  # more than that is refused by the engine
         place = places.take(request.client, asked, max(1, replicas), self._retry_after(model))
@@ -101,7 +98,10 @@ class Graph(VisionService):
                 unfinished.append(
                     self._preprocessor.process.remote(picture, request.recipe, request.caller)
                 )
-            deltas = self._streams[request.model].generate.remote(request, *unfinished)
+            model = self._streams[request.model]
+            for picture in pictures[:1]:
+                model = model.options(session_id=picture_key(picture.data))
+            deltas = model.generate.remote(request, *unfinished)
             unfinished.append(deltas)
             while True:
                 async with asyncio.timeout(max(0.0, request.remaining)):
@@ -111,9 +111,7 @@ class Graph(VisionService):
                     return
                 yield delta
         except TimeoutError as error:
-            raise DeadlineExceeded(
-                "the deadline passed before the answer was complete", "deadline"
-            ) from error
+            raise await self._too_late(request.model) from error
         except (RayError, RayServeException) as error:
             translated = self._translate(error, request.model)
             for index, picture in enumerate(pictures):
@@ -123,6 +121,13 @@ class Graph(VisionService):
         finally:
             for call in unfinished:
                 _cancel(call)
+
+    async def _too_late(self, model: str) -> DeadlineExceeded:
+        state = await self._states.recent(model)
+        message = "the deadline passed before the answer was complete"
+        if state.on_demand is not None:
+            message = f"the deadline passed before {model} was loaded ({state.on_demand})"
+        return DeadlineExceeded(message, "deadline")
 
     async def preprocess(
         self, picture: PictureFile, recipe: Recipe, caller: Caller
@@ -161,12 +166,15 @@ class Graph(VisionService):
 
     async def _broadcast(self, method: str, timeout_s: float) -> list[MemoryUsage]:
         """Call a method of every replica of every model. Those that don't answer are left out."""
-        running = await self._running_replicas()
+        running = [
+            handle
+            for name, handle in self._models.items()
+            if (await self._states.current(name)).running
+        ]
         answers = await asyncio.gather(
             *(
                 handle.broadcast(method).results_async(timeout_s=timeout_s, return_exceptions=True)
-                for name, handle in self._models.items()
-                if running.get(name)
+                for handle in running
             ),
             return_exceptions=True,
         )
@@ -176,10 +184,14 @@ class Graph(VisionService):
     async def model_info(self, name: str) -> ModelInfo:
         # Serve's controller reports the running replicas: a call to a busy model would wait in its
         # queue. The info itself never changes, so one call per model is enough.
-        if not (await self._running_replicas()).get(name):
-            raise ModelNotLoaded(
-                f"no replica of {name} is running", "model", retry_after=STATUS_TTL_S
-            )
+        state = await self._states.current(name)
+        if not state.running:
+            message = f"no replica of {name} is running"
+            if state.on_demand is not None:
+                message = f"{name} is not loaded: {state.on_demand}"
+            error = ModelNotLoaded(message, "model", retry_after=STATUS_TTL_S)
+            error.on_demand = state.on_demand
+            raise error
         if name not in self._infos:
             try:
                 async with asyncio.timeout(INFO_TIMEOUT_S):
@@ -192,37 +204,6 @@ class Graph(VisionService):
         return ModelNotLoaded(
             f"no replica of {name} answers", "model", retry_after=self._retry_after(name)
         )
-
-    async def _recent_replicas(self) -> dict[str, int]:
-        """Return what is known of the running replicas, and renew it in the background if it is
-        old: a request doesn't wait for that."""
-        if self._status_at == -math.inf:
-            return await self._running_replicas()
-        if time.monotonic() - self._status_at > STATUS_TTL_S and not self._status_lock.locked():
-            self._renewal = asyncio.create_task(self._renew())
-        return self._replicas
-
-    async def _renew(self) -> None:
-        try:
-            await self._running_replicas()
-        except Exception as error:  # the next request tries again
-            logger.warning("the state of the deployments can't be read: %s", error)
-
-    async def _running_replicas(self) -> dict[str, int]:
-        """Return the number of running replicas of each deployment.
-
-        The status is cached for ``STATUS_TTL_S`` seconds.
-        """
-        async with self._status_lock:
-            if time.monotonic() - self._status_at > STATUS_TTL_S:
-                status = await asyncio.to_thread(serve.status)
-                deployments = status.applications[self._application].deployments
-                self._replicas = {
-                    name: deployment.replica_states.get(ReplicaState.RUNNING, 0)
-                    for name, deployment in deployments.items()
-                }
-                self._status_at = time.monotonic()
-            return self._replicas
 
     def _translate(self, error: Exception, deployment: str) -> RaylensError:
         """Return the project's error for an error of Ray's.

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from itertools import count
 
+from deployments.autoscaling import ENGINE_LOAD
 from deployments.engine_metrics import PrometheusEngineMetrics
 from deployments.loopback import bind_to_loopback
 from models.malloc_trim import malloc_trim
@@ -19,9 +20,23 @@ from preprocessing.clip import ProcessedVideo, expand
 from preprocessing.coordinates import in_original, in_processed
 from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import ModelConfig
-from raylens.core.errors import DeadlineExceeded, RaylensError, picture_field, picture_index
+from raylens.core.errors import (
+    DeadlineExceeded,
+    RaylensError,
+    UnsupportedTask,
+    picture_field,
+    picture_index,
+)
 from raylens.core.logs import LogSettings, configure_logging, current_request_id
-from raylens.core.types import Delta, MemoryUsage, ModelInfo, Timings, VisionRequest
+from raylens.core.types import (
+    Delta,
+    MemoryUsage,
+    ModelInfo,
+    Task,
+    Timings,
+    VisionRequest,
+    required_capability,
+)
 from raylens.engine.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
@@ -56,6 +71,7 @@ class VisionModel:
         """
         current_request_id.set(request.id)
         self._start_gauge_task()
+        self._check_task(request.task)
         self._runtime.check_capacity(request)
         if request.remaining <= 0:
             raise DeadlineExceeded(
@@ -91,6 +107,14 @@ class VisionModel:
                 raise
             raise error.about(picture_field(expansion.owners[index])) from None
 
+    def _check_task(self, task: Task) -> None:
+        """Raise ``UnsupportedTask`` for a task that the ingress could not check, because no replica
+        was running."""
+        capability = required_capability(task)
+        if capability not in self._runtime.tasks:
+            name = self._config.name
+            raise UnsupportedTask(f"model: {capability} is not supported by {name}", "model")
+
     async def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (width, height) to which the model resizes a picture of ``size``."""
         return self._runtime.input_size(*size)
@@ -116,6 +140,10 @@ class VisionModel:
         """Empty the caches, return unused memory, and return what is left."""
         await self._runtime.clear_memory()
         return self._runtime.memory_usage()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what :func:`deployments.autoscaling.by_engine_load` scales by."""
+        return {ENGINE_LOAD: self._runtime.gauges.load}
 
     async def check_health(self) -> None:
         """Raise ``RuntimeError`` if the engine has stopped. Serve then replaces the replica."""

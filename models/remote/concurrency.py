@@ -26,7 +26,8 @@ class ConcurrencyLimiter:
     @property
     def gauges(self) -> Gauges:
         running = min(self._requests, self.max_running)
-        return Gauges(waiting=self._requests - running, running=running)
+        load = self._requests / self.max_running
+        return Gauges(waiting=self._requests - running, running=running, load=load)
 
     def check_capacity(self) -> None:
         """Raise ``Overloaded`` if all slots are taken and the queue is full."""

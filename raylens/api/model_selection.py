@@ -22,7 +22,10 @@ async def select_model(
         return preferred  # the service finds the model that answers in its place
     # Query the other models only if necessary: a model that hangs would delay the answer.
     infos = await context.fetch_model_infos([preferred])
-    if not _supports(infos[preferred], task):
+    info = infos[preferred]
+    if isinstance(info, ModelNotLoaded) and info.on_demand is not None:
+        return preferred  # the request loads it, and is refused there if it can't do the task
+    if not _supports(info, task):
         infos = await context.fetch_model_infos(context.catalog.models)
     supporting = [model for model, info in infos.items() if _supports(info, task)]
     if preferred in supporting:

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from raylens.api.answers import answers
 from raylens.api.answers import services as shapes
 from raylens.api.context import Context
+from raylens.core.errors import ModelNotLoaded
 from raylens.core.types import ModelInfo
 
 
@@ -26,17 +27,21 @@ def router(context: Context) -> APIRouter:
     @routes.head("/ready", include_in_schema=False)
     @routes.get(
         "/ready",
-        summary="Check that every model answers: 200, else 503",
+        summary="Check that every model answers or is loaded on demand: 200, else 503",
         response_model=None,
         responses={200: {"model": shapes.Ready}, 503: {"model": shapes.NotReady}},
     )
     async def ready() -> JSONResponse:
-        infos = await _fetch_infos(context)
-        missing = [name for name, info in infos.items() if info is None]
+        infos = await context.fetch_model_infos(context.catalog.models)
+        errors = {name: info for name, info in infos.items() if isinstance(info, ModelNotLoaded)}
+        missing = [name for name, error in errors.items() if error.on_demand is None]
+        on_demand = {name: error.on_demand for name, error in errors.items() if error.on_demand}
+        body: dict[str, Any] = {"status": "ready"}
         if missing:
             body = {"status": "not ready", "waiting_for": missing}
-            return JSONResponse(body, 503, {"Retry-After": "5"})
-        return JSONResponse({"status": "ready"})
+        if on_demand:
+            body["on_demand"] = on_demand
+        return JSONResponse(body, 503, {"Retry-After": "5"}) if missing else JSONResponse(body)
 
     @routes.head("/health", include_in_schema=False)
     @routes.get(

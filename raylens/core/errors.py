@@ -190,6 +190,9 @@ class ModelNotLoaded(RaylensError):
     code = "model_not_loaded"
     http_status = 503
     failure_class = FailureClass.CAPACITY
+    on_demand: str | None = None
+    """If a request loads the model, which was scaled to zero: its state, such as ``loading for
+    3 s``. It doesn't cross between processes."""
 
 
 class InsufficientStorage(RaylensError):

@@ -72,5 +72,10 @@ class FallbackService:
         """
         if candidate is request and not self._models[request.model].fallback:
             return True
-        info = await self._service.model_info(candidate.model)
+        try:
+            info = await self._service.model_info(candidate.model)
+        except ModelNotLoaded as error:
+            if candidate is request and error.on_demand is not None:
+                return True  # the request loads it
+            raise
         return candidate is request or required_capability(request.task) in info.tasks

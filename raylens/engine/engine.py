@@ -90,13 +90,25 @@ class Engine:
     @property
     def gauges(self) -> Gauges:
         scheduler = self.scheduler
+        waiting = list(scheduler.waiting)
+        admitted = len(scheduler.running) + len(scheduler.prefilling)
+        used_bytes = self.kv_cache.used_bytes
+        wanted_bytes = used_bytes + sum(map(self._cost, waiting))
+        slots = (len(waiting) + admitted) / self.limits.max_batch_size
         return Gauges(
-            len(scheduler.waiting),
-            len(scheduler.running) + len(scheduler.prefilling),
-            self.kv_cache.used_bytes,
+            len(waiting),
+            admitted,
+            used_bytes,
             self._prefill_runner.feature_cache.bytes,
             self._prefill_runner.prefix_cache.bytes,
+            max(slots, wanted_bytes / self.kv_cache.budget),
         )
+
+    def _cost(self, sequence: GenerationSequence) -> int:
+        """Return the bytes of the KV cache that a sequence may take."""
+        max_tokens = sequence.params.max_tokens
+        num_tokens = sequence.prompt.max_total_tokens(max_tokens, self.model.max_length)
+        return self.kv_cache.cost(num_tokens)
 
     def clear_caches(self) -> None:
         """Empty the caches of features and prefixes, but not that of running sequences."""

@@ -17,6 +17,9 @@ class Gauges:
     kv_bytes: int = 0
     feature_bytes: int = 0
     prefix_bytes: int = 0
+    load: float = 0.0
+    """What all sequences ask for, over what fits at a time: slots of the batch, or bytes of the KV
+    cache, whichever is scarcer. Over 1 while some must wait."""
 
 
 class EngineMetrics:

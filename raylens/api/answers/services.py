@@ -158,11 +158,14 @@ class Alive(Answer):
 
 class Ready(Answer):
     status: Literal["ready"]
+    on_demand: dict[str, str] = LEFT_OUT
+    """Models that the next request loads, or that are being loaded for one."""
 
 
 class NotReady(Answer):
     status: Literal["not ready"]
     waiting_for: list[str]
+    on_demand: dict[str, str] = LEFT_OUT
 
 
 class ModelState(Answer):

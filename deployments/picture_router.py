@@ -1,0 +1,70 @@
+"""Serve's request router for models: :mod:`raylens.core.affinity` over a deployment's replicas.
+
+The caller sets the picture's key as the session id of its handle.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from raylens.core.affinity import Affinity
+
+_routed: ContextVar[PendingRequest | None] = ContextVar("routed_request", default=None)
+"""The request that the current task routes."""
+
+
+class PictureRouter(RequestRouter):
+    """Sends requests about one picture to one replica, unless that has more than its share or is
+    full. Others go to the less busy one of two."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._affinity: Affinity[ReplicaID] = Affinity()
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        if {replica.replica_id for replica in replicas} != self._replica_id_set:
+            ids = (replica.replica_id for replica in replicas)
+            self._affinity.update({replica_id: replica_id.unique_id for replica_id in ids})
+        super().update_replicas(replicas)
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: Sequence[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        _routed.set(pending_request)
+        everyone = random.sample(candidate_replicas, len(candidate_replicas))
+        ranks = [everyone[:2], everyone[2:]]
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True
+            if preferred := self._find_preferred(pending_request.metadata.session_id):
+                ranks.insert(0, [preferred])
+        return ranks
+
+    def _find_preferred(self, key: str) -> RunningReplica | None:
+        if not key:
+            return None
+        queues = (self._replica_queue_len_cache.get(replica) for replica in self._replicas)
+        # Shares matter only if there is something to share.
+        replica_id = self._affinity.choose(key, is_bounded=any(queues))
+        return None if replica_id is None else self._replicas.get(replica_id)
+
+    def _fulfill_next_pending_request(
+        self, replica: RunningReplica, request_metadata: Any = None
+    ) -> None:
+        self._affinity.note(replica.replica_id)
+        super()._fulfill_next_pending_request(replica, request_metadata)
+
+    def _get_pending_request_matching_internal_request_id(
+        self, request_metadata: Any = None
+    ) -> PendingRequest | None:
+        """Serve gives a replica to the request with the same internal id. Two calls out of one
+        request share that id, so that one of them would wait forever. The task knows which request
+        it routes."""
+        request = _routed.get()
+        return None if request is None or request.future.done() else request
