@@ -5,17 +5,15 @@ The caller sets the picture's key as the session id of its handle.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from raylens.core.affinity import Affinity
-
-_routed: ContextVar[PendingRequest | None] = ContextVar("routed_request", default=None)
-"""The request that the current task routes."""
 
 
 class PictureRouter(RequestRouter):
@@ -25,6 +23,8 @@ class PictureRouter(RequestRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._affinity: Affinity[ReplicaID] = Affinity()
+        self._routed: WeakKeyDictionary[asyncio.Task[Any], PendingRequest] = WeakKeyDictionary()
+        """The request that each task routes."""
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         if {replica.replica_id for replica in replicas} != self._replica_id_set:
@@ -37,10 +37,11 @@ class PictureRouter(RequestRouter):
         candidate_replicas: Sequence[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        _routed.set(pending_request)
         everyone = random.sample(candidate_replicas, len(candidate_replicas))
         ranks = [everyone[:2], everyone[2:]]
-        if pending_request is not None:
+        task = asyncio.current_task()
+        if pending_request is not None and task is not None:
+            self._routed[task] = pending_request
             pending_request.routing_context.should_backoff = True
             if preferred := self._find_preferred(pending_request.metadata.session_id):
                 ranks.insert(0, [preferred])
@@ -66,5 +67,6 @@ class PictureRouter(RequestRouter):
         """Serve gives a replica to the request with the same internal id. Two calls out of one
         request share that id, so that one of them would wait forever. The task knows which request
         it routes."""
-        request = _routed.get()
+        task = asyncio.current_task()
+        request = None if task is None else self._routed.get(task)
         return None if request is None or request.future.done() else request

@@ -94,6 +94,7 @@ class FakeService(VisionService):
     picture_fields: list[str] = field(default_factory=list)
     recipes: list[Recipe] = field(default_factory=list)
     callers: list[Caller] = field(default_factory=list)
+    on_demand: dict[str, str] = field(default_factory=dict)
     closed: int = 0
     tool_calls: tuple[ToolCallDelta, ...] = ()
     """Sent after the words, one at a time."""
@@ -179,7 +180,9 @@ class FakeService(VisionService):
 
     async def model_info(self, name: str) -> ModelInfo:
         if name not in self.loaded:
-            raise ModelNotLoaded(f"{name} is down", "model", retry_after=2)
+            error = ModelNotLoaded(f"{name} is down", "model", retry_after=2)
+            error.on_demand = self.on_demand.get(name)
+            raise error
         tasks = self.tasks.get(name, TEXT_TASKS)
         return ModelInfo(name, "pocket", "smolvlm", "cpu", tasks, "float32", 1234)
 

@@ -121,6 +121,23 @@ async def test_health_shows_the_state_of_each_model(client, service: FakeService
     assert (await client.get("/live")).status_code == 200
 
 
+async def test_a_model_that_is_loaded_on_demand_keeps_the_server_ready(
+    client, service: FakeService
+) -> None:
+    service.loaded = frozenset({"other"})
+    service.on_demand = {"smolvlm": "loading for 3 s"}
+    ready = await client.get("/ready")
+    assert ready.status_code == 200
+    assert ready.json() == {"status": "ready", "on_demand": {"smolvlm": "loading for 3 s"}}
+    response = await client.post("/v1/chat/completions", json=chat("hi", model="smolvlm"))
+    assert response.status_code == 200  # the request waits for it
+    service.loaded = frozenset()
+    ready = await client.get("/ready")
+    assert ready.status_code == 503
+    assert ready.json()["waiting_for"] == ["other"]
+    assert ready.json()["on_demand"] == {"smolvlm": "loading for 3 s"}
+
+
 async def test_an_unexpected_error_has_the_dialects_shape_and_hides_its_message(
     client, service: FakeService
 ) -> None:

@@ -36,6 +36,7 @@ class Models(VisionService):
     errors: dict[str, RaylensError] = field(default_factory=dict)
     requests: list[VisionRequest] = field(default_factory=list)
     words_before_error: int = 0
+    are_loaded_on_demand: bool = False
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[Any]
@@ -52,7 +53,9 @@ class Models(VisionService):
 
     async def model_info(self, name: str) -> ModelInfo:
         if name in self.not_loaded:
-            raise ModelNotLoaded("not loaded", "model")
+            error = ModelNotLoaded("not loaded", "model")
+            error.on_demand = "scaled to zero" if self.are_loaded_on_demand else None
+            raise error
         tasks = ("query", "detect") if name == "c" else ("query",)
         return ModelInfo(name, "", None, "cpu", tasks)
 
@@ -77,6 +80,13 @@ async def test_the_first_other_model_answers_and_says_so(models: Models) -> None
     deltas = await ask(models)
     assert [delta.text for delta in deltas] == ["b", ""]
     assert [delta.model for delta in deltas] == ["b", None]
+
+
+async def test_a_model_that_was_scaled_to_zero_is_loaded_and_a_fallback_is_not() -> None:
+    models = Models(not_loaded={"a", "b"}, are_loaded_on_demand=True)
+    assert (await ask(models))[0].text == "a"
+    models.errors["a"] = FULL
+    assert (await ask(models))[0].model == "c"
 
 
 async def test_the_next_one_answers_if_that_cant_either() -> None:
