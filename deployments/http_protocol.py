@@ -27,8 +27,9 @@ HEAD_TIMEOUT_S = 15.0
 LINGER_S = 1.0
 """How long a refused connection may go on to send, in seconds."""
 MAX_IDLE = 1024
-"""Connections without a request. If there are more, the oldest is closed: of the same address if
-that holds more than :data:`MAX_IDLE_PER_ADDRESS`, or else of the one that holds the most."""
+"""Connections without a request. If there are more, the oldest that never sent one is closed, or
+else the oldest of all: of the same address if that holds more than :data:`MAX_IDLE_PER_ADDRESS`, or
+else of the one that holds the most."""
 MAX_IDLE_PER_ADDRESS = 256
 _ADVICE_TO_SERVE = frozenset({b"serve_multiplexed_model_id", b"x_session_id"})
 """Headers that Serve reads, and fails on if they are not UTF-8."""
@@ -53,6 +54,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Of its parts that are complete."""
         self._raw_bytes = 0
         """Of data in its middle."""
+        self.has_answered = False
         self._await_request()
         self._start_timer()
 
@@ -95,6 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         has_next = bool(self.pipeline)
         super().on_response_complete()
+        self.has_answered = True
         if not self.transport.is_closing() and not has_next:
             self._await_request()
 
@@ -193,14 +196,16 @@ class IdleConnections:
         own[connection] = None
         self._count += 1
         if len(own) > MAX_IDLE_PER_ADDRESS:
-            self._close_oldest(own)
+            self._close_one(own, connection)
         elif self._count > MAX_IDLE:
-            self._close_oldest(max(self._addresses.values(), key=len))
+            self._close_one(max(self._addresses.values(), key=len), connection)
 
-    def _close_oldest(self, connections: dict[BoundedProtocol, None]) -> None:
-        oldest = next(iter(connections))
-        self.remove(oldest)
-        oldest.transport.close()
+    def _close_one(self, connections: dict[BoundedProtocol, None], newest: BoundedProtocol) -> None:
+        # Whoever keeps a connection between its requests should not lose it to those without any.
+        silent = (other for other in connections if not other.has_answered and other is not newest)
+        closed = next(silent, None) or next(iter(connections))
+        self.remove(closed)
+        closed.transport.close()
 
     def remove(self, connection: BoundedProtocol) -> None:
         own = self._addresses.get(connection.address, {})

@@ -219,6 +219,20 @@ async def test_the_oldest_idle_connection_gives_way(
         assert (await read_answer(third[0]))[0] == 200
 
 
+async def test_connections_without_any_request_give_way_first(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "MAX_IDLE_PER_ADDRESS", 3)
+    async with connect() as (reader, writer):
+        writer.write(GET + b"\r\n")
+        assert (await read_answer(reader))[0] == 200
+        async with connect() as first, connect() as second, connect(), connect():
+            assert await asyncio.wait_for(first[0].read(), 10) == b""
+            assert await asyncio.wait_for(second[0].read(), 10) == b""
+        writer.write(GET + b"\r\n")
+        assert (await read_answer(reader))[0] == 200
+
+
 def test_raylens_run_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     path = ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
