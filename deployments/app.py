@@ -54,6 +54,11 @@ def build_app(args: dict[str, Any]) -> Application:
     Raises pydantic's ``ValidationError``, which names the invalid fields of ``args``, and
     :class:`raylens.core.environment.VariableError`, which names the invalid variables.
     """
+    return build_graph(args, VisionModel)
+
+
+def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Application:
+    """As :func:`build_app`, with another class for the models."""
     config, notes = load_config(args)
     if RUN_MARK not in os.environ:  # else ``raylens run`` has printed them
         for note in notes:
@@ -61,7 +66,9 @@ def build_app(args: dict[str, Any]) -> Application:
     preprocessor = serve.deployment(Preprocessor).options(
         name="Preprocessor", max_ongoing_requests=MAX_PICTURES
     )
-    model_apps = {model.name: _bind_vision_model(model, config) for model in config.models}
+    model_apps = {
+        model.name: _bind_vision_model(model_class, model, config) for model in config.models
+    }
     actors = [pipeline_defaults_actor_config(), ledger_actor_config()]
     if config.jobs.enabled:
         actors.append(job_queue_actor_config(config, args))
@@ -83,7 +90,9 @@ def _max_ingress_requests(config: AppConfig) -> int:
     return in_flight + limits.max_unfinished_bodies + MAX_UPLOADS + SPARE_REQUESTS
 
 
-def _bind_vision_model(model: ModelConfig, config: AppConfig) -> Application:
+def _bind_vision_model(
+    model_class: type[VisionModel], model: ModelConfig, config: AppConfig
+) -> Application:
     # A handle's queue ignores priorities and deadlines. The replica therefore accepts as many
     # requests as the engine can hold, and they wait there.
     options: dict[str, Any] = {"max_ongoing_requests": model.capacity + reserve(model.capacity)}
@@ -91,7 +100,7 @@ def _bind_vision_model(model: ModelConfig, config: AppConfig) -> Application:
         options["request_router_config"] = RequestRouterConfig(request_router_class=PictureRouter)
     if model.runtime in ("openai", "cloud"):
         options["ray_actor_options"] = {"num_cpus": REMOTE_MODEL_CPUS}
-    deployment = serve.deployment(VisionModel).options(name=model.name, **options)
+    deployment = serve.deployment(model_class).options(name=model.name, **options)
     return deployment.bind(model, config.log_settings, config.vram_threshold)
 
 

@@ -86,4 +86,4 @@ class DeploymentStates:
             self._loading_since.pop(name, None)
             return DeploymentState(0, "scaled to zero")
         seconds = self._clock() - self._loading_since.setdefault(name, self._clock())
-        return DeploymentState(0, f"loading for {seconds:.0f} s")
+        return DeploymentState(0, f"loading for {int(seconds)} s")

@@ -50,14 +50,19 @@ class VisionModel:
     """Creates the model's runtime, and streams deltas from it."""
 
     def __init__(
-        self, config: ModelConfig, logs: LogSettings, vram_threshold: float | None = None
+        self,
+        config: ModelConfig,
+        logs: LogSettings,
+        vram_threshold: float | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
+        """Without a ``runtime``, create the one that the configuration names."""
         bind_to_loopback()
         configure_logging(logs, re.sub(r"[^\w.-]", "_", config.name))
         self._config = config
         started = time.monotonic()
         self._metrics = PrometheusEngineMetrics(config.name)
-        self._runtime = make_runtime(config, self._metrics, vram_threshold)
+        self._runtime = runtime or make_runtime(config, self._metrics, vram_threshold)
         self._gauge_task: asyncio.Task[None] | None = None
         seconds = time.monotonic() - started
         logger.info("%s is ready on %s after %.1f s", config.name, self._runtime.device, seconds)

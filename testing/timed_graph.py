@@ -1,0 +1,69 @@
+"""The real graph over models that answer after a fixed time, whatever they are asked.
+
+A model's ``checkpoint`` is that time in seconds. It answers ``max_batch_size`` requests at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from deployments.app import build_graph
+from deployments.vision_model import VisionModel
+from models.remote.concurrency import ConcurrencyLimiter
+from models.runtime import Runtime
+from raylens.core.config import ModelConfig
+from raylens.core.logs import LogSettings
+from raylens.core.types import Caption, Chat, Delta, FinishReason, Query, Usage, VisionRequest
+from raylens.engine.metrics import Gauges
+from raylens.engine.model import Pixels
+
+
+class TimedRuntime(Runtime):
+    """Its answer is the name of its replica, and whether that has seen the picture before."""
+
+    tasks = frozenset({Caption.name, Chat.name, Query.name})
+    device = "cpu"
+    failure: BaseException | None = None
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._seconds = float(config.checkpoint)
+        self._limiter = ConcurrencyLimiter(config)
+        self._seen: set[bytes] = set()
+
+    @property
+    def gauges(self) -> Gauges:
+        return self._limiter.gauges
+
+    def check_capacity(self, request: VisionRequest) -> None:
+        self._limiter.check_capacity()
+
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[Pixels]
+    ) -> AsyncGenerator[Delta, None]:
+        await self._limiter.acquire(request)
+        try:
+            await asyncio.sleep(self._seconds)
+            digest = hashlib.sha1(b"".join(picture.tobytes() for picture in pictures)).digest()
+            verdict = "seen" if digest in self._seen else "new"
+            self._seen.add(digest)
+            replica = serve.get_replica_context().replica_tag
+            yield Delta(f"{replica} {verdict}", 0, FinishReason.STOP, Usage(1, 1))
+        finally:
+            self._limiter.release()
+
+
+class TimedModel(VisionModel):
+    def __init__(
+        self, config: ModelConfig, logs: LogSettings, vram_threshold: float | None = None
+    ) -> None:
+        super().__init__(config, logs, runtime=TimedRuntime(config))
+
+
+def build_timed_app(args: dict[str, Any]) -> Application:
+    return build_graph(args, TimedModel)
