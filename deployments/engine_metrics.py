@@ -30,7 +30,9 @@ class PrometheusEngineMetrics(EngineMetrics):
         self._kv_bytes = gauge("kv_cache_bytes", "Bytes of the KV cache in use by answers")
         self._feature_bytes = gauge("feature_cache_bytes", "Bytes of the cache of picture features")
         self._prefix_bytes = gauge("prefix_cache_bytes", "Bytes of the prefix cache")
-        self._max_waiting = gauge("max_waiting", "Answers that may wait; more are refused")
+        self._max_waiting = gauge(
+            "max_waiting", "Answers of one client that may wait; more are refused"
+        )
         self._max_kv_bytes = gauge("kv_cache_limit_bytes", "Bytes that the KV cache may take")
         self._load = gauge("load", "What all answers ask for, over what fits at a time")
         self._memory = gauge(
