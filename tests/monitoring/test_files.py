@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
@@ -16,22 +14,11 @@ import yaml
 from monitoring.build import ALERTS, COLUMNS, DASHBOARD, FOLDER, render
 from monitoring.panels import Unit
 from tests.monitoring.expressions import Expression
+from tests.monitoring.promtool import needs_promtool, promtool
 from tests.monitoring.test_metrics import QUERIES, RULES
 
 ROOT = Path(__file__).parents[2]
 BUILT_IN_VARIABLES = {"__rate_interval", "datasource"}
-
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None,
-    reason="promtool is missing: apt-get install prometheus",
-)
-
-
-def promtool(*arguments: object) -> None:
-    """Run promtool. Fails with what it prints."""
-    command = ["promtool", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")

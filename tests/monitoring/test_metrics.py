@@ -74,11 +74,11 @@ def test_a_legend_names_labels_that_the_query_keeps(
     exported: dict[str, Labels | None], name: str, legend: str, expression: Expression
 ) -> None:
     labels = set(re.findall(r"\{\{(\w+)\}\}", legend))
-    kept = expression.groupings or [
-        allowed_labels(exported, expression.metrics) if labels else set()
-    ]
-    for grouping in kept:
-        assert grouping is not None
+    if not expression.groupings:
+        allowed = allowed_labels(exported, expression.metrics)
+        assert allowed is not None
+        assert labels <= allowed
+    for grouping in expression.groupings:
         assert labels <= grouping
     if expression.groupings:
         assert expression.groupings[0] - {"le", "unit"} == labels - {"unit"}, (
