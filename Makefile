@@ -1,7 +1,7 @@
 # raylens: `make run` and `make test` do all of their set-up themselves.
 #
 #   make run [CONFIG=configs/cpu.yaml] [TORCH_INDEX=https://download.pytorch.org/whl/cpu]
-#   make test | check | test-clients | contract | soak | bench | train-pocket [FAMILY=smolvlm|qwen2_5_vl|moondream]
+#   make test | check | test-clients | test-cluster | contract | soak | bench | train-pocket [FAMILY=smolvlm|qwen2_5_vl|moondream]
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ FAMILY ?= smolvlm
 MINUTES ?= 88
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install install-dev run check format test test-clients contract soak bench train-pocket
+.PHONY: install install-dev run check format test test-clients test-cluster contract soak bench train-pocket
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -48,6 +48,9 @@ test: install-dev
 
 test-clients: install-dev
 	$(BIN)/python -m pytest -m clients tests/clients
+
+test-cluster: install-dev
+	$(BIN)/python -m pytest -m cluster
 
 contract: install-dev
 	$(BIN)/python -m pytest -m contract tests/openapi

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ray.serve import metrics
 
-from raylens.core.types import Usage
+from raylens.core.types import MemoryUsage, Usage
 from raylens.engine.metrics import EngineMetrics, Gauges
 
 M = TypeVar("M", metrics.Gauge, metrics.Counter, metrics.Histogram)
@@ -30,10 +30,28 @@ class PrometheusEngineMetrics(EngineMetrics):
         self._kv_bytes = gauge("kv_cache_bytes", "Bytes of the KV cache in use by answers")
         self._feature_bytes = gauge("feature_cache_bytes", "Bytes of the cache of picture features")
         self._prefix_bytes = gauge("prefix_cache_bytes", "Bytes of the prefix cache")
+        self._max_waiting = gauge(
+            "max_waiting", "Answers of one client that may wait; more are refused"
+        )
+        self._max_kv_bytes = gauge("kv_cache_limit_bytes", "Bytes that the KV cache may take")
         self._load = gauge("load", "What all answers ask for, over what fits at a time")
+        self._memory = gauge(
+            "memory_bytes",
+            "Memory of a replica by kind: allocated, reserved by its allocator, its share (what it"
+            " may reserve), and the total of the GPU or node",
+            "kind",
+            "device",
+            "unit",
+        )
         self._first_token_seconds = histogram(
             "time_to_first_token_seconds",
             "Time from an answer's arrival in the engine to its first token",
+            boundaries=_SECONDS,
+        )
+        self._stage_seconds = histogram(
+            "stage_seconds",
+            "Time of an answer in each stage of the engine: queue, prefill, decode",
+            "stage",
             boundaries=_SECONDS,
         )
         self._step_seconds = histogram(
@@ -66,9 +84,22 @@ class PrometheusEngineMetrics(EngineMetrics):
         self._feature_bytes.set(gauges.feature_bytes)
         self._prefix_bytes.set(gauges.prefix_bytes)
         self._load.set(gauges.load)
+        self._max_waiting.set(gauges.max_waiting)
+        if gauges.max_kv_bytes:
+            self._max_kv_bytes.set(gauges.max_kv_bytes)
+
+    def set_memory(self, usage: MemoryUsage) -> None:
+        kinds = {"allocated": usage.allocated, "reserved": usage.reserved, "total": usage.total}
+        if usage.share:
+            kinds["share"] = usage.share
+        for kind, size in kinds.items():
+            self._memory.set(size, tags={"kind": kind, "device": usage.device, "unit": usage.unit})
 
     def record_first_token(self, seconds: float) -> None:
         self._first_token_seconds.observe(seconds)
+
+    def record_stage(self, stage: str, seconds: float) -> None:
+        self._stage_seconds.observe(seconds, tags={"stage": stage})
 
     def record_step(self, batch_size: int, seconds: float | None) -> None:
         self._batch_size.observe(batch_size)

@@ -60,6 +60,7 @@ class EngineRuntime(Runtime):
         # Only the engine's thread runs multi-threaded torch operations; see AsyncEngine.
         torch.set_num_threads(1)
         gpus = float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
+        self._gpus = gpus
         limit_gpu_memory(pick_device(config.device), gpus)
         with report_oversized_weights(pick_device(config.device), gpus):
             self._model = load_model(config)
@@ -92,7 +93,7 @@ class EngineRuntime(Runtime):
         return self._model.input_size(width, height)
 
     def memory_usage(self) -> MemoryUsage:
-        return memory_usage(self.device)
+        return memory_usage(self.device, self._gpus)
 
     async def clear_memory(self) -> None:
         await self._engine.clear_caches()

@@ -17,6 +17,18 @@ class PrometheusJobMetrics(JobMetrics):
 
     def __init__(self) -> None:
         self._counts = Gauge("raylens_jobs", "Number of jobs, by state.", ("state",))
+        self._wait = Gauge(
+            "raylens_jobs_wait_seconds", "Seconds that the oldest due job has waited for a worker."
+        )
+        self._store = Gauge(
+            "raylens_jobs_store_available", "1 if the store of the job queue answers, else 0."
+        )
+        self._free = Gauge(
+            "raylens_jobs_free_bytes", "Free bytes of the disk with the job queue's files."
+        )
+        self._min_free = Gauge(
+            "raylens_jobs_min_free_bytes", "Free bytes under which jobs are refused."
+        )
         self._ended = Counter(
             "raylens_jobs_ended", "Number of jobs that ended, by type and state.", ("type", "state")
         )
@@ -45,6 +57,16 @@ class PrometheusJobMetrics(JobMetrics):
     def record_counts(self, counts: Mapping[JobState, int]) -> None:
         for state, count in counts.items():
             self._counts.set(count, {"state": state.value})
+
+    def record_wait(self, seconds: float) -> None:
+        self._wait.set(seconds)
+
+    def record_store(self, is_available: bool) -> None:
+        self._store.set(is_available)
+
+    def record_free_bytes(self, free: float, limit: float) -> None:
+        self._free.set(free)
+        self._min_free.set(limit)
 
     def record_end(self, job_type: str, state: JobState, duration_s: float | None) -> None:
         self._ended.inc(tags={"type": job_type, "state": state.value})

@@ -95,7 +95,8 @@ class JobQueueActor:
             return httpx.ASGITransport(make_app(), raise_app_exceptions=False, client=(client, 0))
 
         batch_job = OpenAIBatchJob(make_transport, config)
-        self._queue = create_queue(config, graph, PrometheusJobMetrics(), [batch_job])
+        self._metrics = PrometheusJobMetrics()
+        self._queue = create_queue(config, graph, self._metrics, [batch_job])
         self._is_open = False
         if self._open():
             self._serving = asyncio.ensure_future(self._queue.serve())
@@ -121,6 +122,7 @@ class JobQueueActor:
 
     async def _open_and_serve(self) -> None:
         while not await asyncio.to_thread(self._open):
+            self._metrics.record_store(False)
             await asyncio.sleep(RETRY_S)
         await self._queue.serve()
 

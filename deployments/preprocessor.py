@@ -96,6 +96,10 @@ class Preprocessor:
         self._metrics.observe(preview.steps)
         return preview
 
+    async def check_health(self) -> None:
+        """Set the gauge again: Ray drops a gauge that isn't set for some 20 seconds."""
+        self._change_pending(0)
+
     async def _run_in_pool(
         self, work: Callable[[Callable[[], None]], Result], media: MediaFile, caller: Caller
     ) -> Result:

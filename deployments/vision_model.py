@@ -165,6 +165,9 @@ class VisionModel:
         """Update the gauges periodically, for as long as the replica lives."""
         for update in count(1):
             self._metrics.set_gauges(self._runtime.gauges)
+            memory = self._runtime.memory_usage()
+            if memory is not None:
+                self._metrics.set_memory(memory)
             if update % UPDATES_PER_TRIM == 0:
                 await asyncio.to_thread(malloc_trim)
             await asyncio.sleep(GAUGE_PERIOD_S)

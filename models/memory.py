@@ -35,14 +35,17 @@ def limit_gpu_memory(device: str, gpus: float) -> None:
         torch.cuda.set_per_process_memory_fraction(max(0.0, share_bytes(total, gpus) / total))
 
 
-def memory_usage(device: str) -> MemoryUsage:
-    """Return the memory of this process: on its GPU, or on its node if the device is a CPU."""
+def memory_usage(device: str, gpus: float = 0.0) -> MemoryUsage:
+    """Return the memory of this process: on its GPU, of which its share is ``gpus``, or on its node
+    if the device is a CPU."""
     host = socket.gethostname()
     replica = f"{host}:{os.getpid()}"
     if device.startswith("cuda"):
         unit = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-        return MemoryUsage(device, unit, _gpu_bytes(), allocated, reserved, replica)
+        total = _gpu_bytes()
+        share = share_bytes(total, gpus)
+        return MemoryUsage(device, unit, total, allocated, reserved, replica, share)
     resident = int(psutil.Process().memory_info().rss)
     total = int(psutil.virtual_memory().total)
     return MemoryUsage(device, host, total, resident, resident, replica)

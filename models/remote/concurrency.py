@@ -27,7 +27,12 @@ class ConcurrencyLimiter:
     def gauges(self) -> Gauges:
         running = min(self._requests, self.max_running)
         load = self._requests / self.max_running
-        return Gauges(waiting=self._requests - running, running=running, load=load)
+        return Gauges(
+            waiting=self._requests - running,
+            running=running,
+            load=load,
+            max_waiting=self._capacity - self.max_running,
+        )
 
     def check_capacity(self) -> None:
         """Raise ``Overloaded`` if all slots are taken and the queue is full."""

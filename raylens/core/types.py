@@ -491,6 +491,8 @@ class MemoryUsage:
     """In use, or kept by the replica's allocator for later."""
     replica: str = ""
     """Host and id of the replica's process."""
+    share: int = 0
+    """What of ``total`` this replica may reserve; 0 if nothing limits it."""
 
 
 @dataclass(frozen=True)

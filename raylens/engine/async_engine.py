@@ -66,6 +66,7 @@ class AsyncEngine:
         # for seconds, and other requests need the cores to prepare their pictures.
         self._compiler_pool = ThreadPoolExecutor(1, "raylens-grammar")
         self._num_threads = num_threads or torch.get_num_threads()
+        self._max_waiting = max_waiting
         self._capacity = limits.max_batch_size + max_waiting
         # Jobs may fill only half of the queue; otherwise interactive requests could find it full
         # for minutes.
@@ -96,7 +97,8 @@ class AsyncEngine:
     def gauges(self) -> Gauges:
         """The engine's gauges. Sequences that the thread has not taken yet count as waiting."""
         gauges = self._engine.gauges
-        return replace(gauges, waiting=gauges.waiting + len(self._inbox))
+        waiting = gauges.waiting + len(self._inbox)
+        return replace(gauges, waiting=waiting, max_waiting=self._max_waiting)
 
     @property
     def in_flight(self) -> int:

@@ -102,6 +102,7 @@ class Engine:
             self._prefill_runner.feature_cache.bytes,
             self._prefill_runner.prefix_cache.bytes,
             max(slots, wanted_bytes / self.kv_cache.budget),
+            max_kv_bytes=self.kv_cache.budget,
         )
 
     def _cost(self, sequence: GenerationSequence) -> int:

@@ -20,6 +20,10 @@ class Gauges:
     load: float = 0.0
     """What all sequences ask for, over what fits at a time: slots of the batch, or bytes of the KV
     cache, whichever is scarcer. Over 1 while some must wait."""
+    max_waiting: int = 0
+    """Limit of ``waiting``; more are refused. 0 if it isn't known."""
+    max_kv_bytes: int = 0
+    """Limit of ``kv_bytes``; 0 if there is no KV cache in this process."""
 
 
 class EngineMetrics:
@@ -27,6 +31,13 @@ class EngineMetrics:
 
     def record_first_token(self, seconds: float) -> None:
         """Record an answer's time to first token (TTFT)."""
+
+    def record_stage(self, stage: str, seconds: float) -> None:
+        """Record how long a stage of an answer took, once it is over.
+
+        ``stage`` is ``queue``, ``prefill`` or ``decode``, as in
+        :class:`raylens.core.types.Timings`.
+        """
 
     def record_step(self, batch_size: int, seconds: float | None) -> None:
         """Record a decode step of ``batch_size`` rows.

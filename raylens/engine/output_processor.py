@@ -70,7 +70,10 @@ class OutputProcessor:
         """Record TTFT. Add the prompt to the prefix cache; after non-finite logits, evict its
         pictures' features instead."""
         sequence.first_token_at = time.monotonic()
-        self._metrics.record_first_token(sequence.first_token_at - sequence.arrived_at)
+        timings = sequence.timings(sequence.first_token_at)
+        self._metrics.record_first_token(timings.queue + timings.prefill)
+        self._metrics.record_stage("queue", timings.queue)
+        self._metrics.record_stage("prefill", timings.prefill)
         if isinstance(token, NonFiniteLogits):
             self._prefill_runner.evict_features(sequence)
         else:
@@ -104,6 +107,8 @@ class OutputProcessor:
             reason = FinishReason.TOOL_CALLS
         findings = self._model.parse_findings(sequence.prompt, sequence.output_ids)
         self._metrics.record_end(reason.value, sequence.usage, sequence.index)
+        if delta.timings is not None:
+            self._metrics.record_stage("decode", delta.timings.decode)
         return replace(delta, finish_reason=reason, findings=findings)
 
     def _add_logprob(

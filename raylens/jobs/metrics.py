@@ -13,6 +13,17 @@ class JobMetrics:
     def record_counts(self, counts: Mapping[JobState, int]) -> None:
         """Record the number of jobs in each state. Called every few seconds."""
 
+    def record_wait(self, seconds: float) -> None:
+        """Record for how long the oldest due job has waited; 0 if none does. Called every few
+        seconds."""
+
+    def record_store(self, is_available: bool) -> None:
+        """Record whether the store answers. Called every few seconds."""
+
+    def record_free_bytes(self, free: float, limit: float) -> None:
+        """Record the free bytes of the disk with the queue's files, and the number under which jobs
+        are refused. Called every few seconds, if the queue has such files."""
+
     def record_end(self, job_type: str, state: JobState, duration_s: float | None) -> None:
         """Record that a job ended. ``duration_s`` is :attr:`Job.duration_s`."""
 

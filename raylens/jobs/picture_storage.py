@@ -50,13 +50,8 @@ class PictureStorage:
     async def check_free_space(self) -> None:
         """Raise ``InsufficientStorage`` if the disk has too little free space, and
         ``StoreUnavailable`` if that can't be found out."""
-        now = self._clock.machine.monotonic()
-        look = self._free_space
-        if look is None or (look.done() and now - self._free_space_at > FREE_SPACE_PERIOD_S):
-            look = asyncio.ensure_future(asyncio.to_thread(self._free_bytes))
-            self._free_space, self._free_space_at = look, now
         try:
-            free_space = look.result() if look.done() else await asyncio.shield(look)
+            free_space = await self.free_bytes()
         except OSError as error:
             logger.warning("looking at the free space of the disk failed: %s", error)
             message = "the disk of the job queue can't be read; see the server's log"
@@ -70,6 +65,16 @@ class PictureStorage:
             raise InsufficientStorage(
                 message, "jobs.min_free_bytes", floor, free_space, STORAGE_RETRY_AFTER_S
             )
+
+    async def free_bytes(self) -> float:
+        """Return the free bytes of the disk, as they were a moment ago; infinity if no disk holds
+        the queue's files. Raises ``OSError``."""
+        now = self._clock.machine.monotonic()
+        look = self._free_space
+        if look is None or (look.done() and now - self._free_space_at > FREE_SPACE_PERIOD_S):
+            look = asyncio.ensure_future(asyncio.to_thread(self._free_bytes))
+            self._free_space, self._free_space_at = look, now
+        return look.result() if look.done() else await asyncio.shield(look)
 
     async def store(self, pictures: Mapping[str, bytes]) -> None:
         """Store pictures by digest. They are durable when this returns.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import statistics
@@ -60,7 +61,7 @@ from raylens.jobs.webhooks import make_delivery
 
 logger = logging.getLogger(__name__)
 
-COUNTS_PERIOD_S = 5.0
+STATE_PERIOD_S = 5.0
 """Seconds between updates of the jobs-by-state metric."""
 STATS_SAMPLE = 1000
 """Number of recent jobs that the duration statistics cover."""
@@ -147,7 +148,7 @@ class JobQueue(JobService):
             group.create_task(self._dispatcher.serve())
             group.create_task(self._webhook_dispatcher.serve())
             group.create_task(self._cleaner.serve())
-            group.create_task(self._record_counts_periodically())
+            group.create_task(self._record_state_periodically())
 
     async def close(self) -> None:
         await self._store.close()
@@ -460,11 +461,26 @@ class JobQueue(JobService):
         retry_after = min(MAX_ADVISED_RETRY_AFTER_S, max(1.0, estimate))
         return QueueFull(error.message, error.field, error.limit, error.actual, retry_after)
 
-    async def _record_counts_periodically(self) -> None:
+    async def _record_state_periodically(self) -> None:
         while True:
+            is_available = False
             with log_errors("counting the jobs failed"):
-                self._metrics.record_counts(await self._store.count_by_state())
-            await asyncio.sleep(COUNTS_PERIOD_S)
+                await self._record_state()
+                is_available = True
+            self._metrics.record_store(is_available)
+            with log_errors("looking at the free space of the disk failed"):
+                await self._record_free_space()
+            await asyncio.sleep(STATE_PERIOD_S)
+
+    async def _record_state(self) -> None:
+        self._metrics.record_counts(await self._store.count_by_state())
+        due = await self._store.next_due()
+        self._metrics.record_wait(max(0.0, self._clock.now() - due.claim))
+
+    async def _record_free_space(self) -> None:
+        free_bytes = await self._pictures.free_bytes()
+        if math.isfinite(free_bytes):
+            self._metrics.record_free_bytes(free_bytes, self._config.min_free_bytes)
 
 
 def _require_file(file: StoredFile | None, file_id: str) -> StoredFile:

@@ -117,6 +117,14 @@ async def test_waiting_pictures_count_as_queue_depth(
     assert metrics.steps[0] == ["decode", "resize"]
 
 
+async def test_a_health_check_sets_the_queue_depth_again_which_ray_would_drop(
+    preprocessor: Preprocessor, metrics: FakeMetrics
+) -> None:
+    await preprocessor.check_health()
+    await preprocessor.check_health()
+    assert metrics.queue_depth.values == [0, 0]
+
+
 async def test_a_call_canceled_while_it_waits_never_starts(
     preprocessor: Preprocessor, metrics: FakeMetrics
 ) -> None:

@@ -160,6 +160,8 @@ async def test_gauges_include_sequences_that_the_thread_has_not_taken_yet(gated)
     await asyncio.wait_for(first_deltas[0], 5)
     gauges = engine.gauges
     assert (gauges.running + gauges.waiting, gauges.kv_bytes > 0) == (3, True)
+    assert gauges.max_waiting == 1
+    assert gauges.kv_bytes <= gauges.max_kv_bytes
     for first_delta in first_deltas:
         first_delta.cancel()
 

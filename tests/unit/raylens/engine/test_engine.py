@@ -5,7 +5,7 @@ import json
 import math
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -486,10 +486,15 @@ def test_every_answer_is_measured_until_its_end() -> None:
             self.first_tokens = 0
             self.reasons: list[str] = []
             self.batch_sizes: list[int] = []
+            self.stages: list[str] = []
 
         def record_first_token(self, seconds: float) -> None:
             assert seconds >= 0
             self.first_tokens += 1
+
+        def record_stage(self, stage: str, seconds: float) -> None:
+            assert seconds >= 0
+            self.stages.append(stage)
 
         def record_step(self, batch_size: int, seconds: float | None) -> None:
             self.batch_sizes.append(batch_size)
@@ -510,6 +515,7 @@ def test_every_answer_is_measured_until_its_end() -> None:
     run(engine)
     assert sorted(metrics.reasons) == ["abort", "deadline", "error", "length", "length"]
     assert metrics.first_tokens == 3
+    assert Counter(metrics.stages) == {"queue": 3, "prefill": 3, "decode": 2}
     assert max(metrics.batch_sizes) == 3
 
 

@@ -176,11 +176,23 @@ class QueueParts:
 
 
 class RecordingMetrics(JobMetrics):
-    """The ends of jobs and of attempts, in order."""
+    """The ends of jobs and of attempts, in order, and the latest state of the queue."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[str, JobState]] = []
         self.attempts: list[str] = []
+        self.waits: list[float] = []
+        self.is_available: list[bool] = []
+        self.free_bytes: list[tuple[float, float]] = []
+
+    def record_wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def record_store(self, is_available: bool) -> None:
+        self.is_available.append(is_available)
+
+    def record_free_bytes(self, free: float, limit: float) -> None:
+        self.free_bytes.append((free, limit))
 
     def record_end(self, job_type: str, state: JobState, duration_s: float | None) -> None:
         self.ends.append((job_type, state))
@@ -207,6 +219,10 @@ class FlakyStore(MemoryStore):
     def _check(self, method: str) -> None:
         if method in self.failing:
             raise self.error
+
+    async def count_by_state(self) -> dict[JobState, int]:
+        self._check("count_by_state")
+        return await super().count_by_state()
 
     async def claim(
         self, count: int, now: float, update: ComputeUpdate, held_models: Collection[str] = ()

@@ -22,6 +22,7 @@ from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.store import StoreUnavailable
 from tests.unit.raylens.jobs.conftest import (
+    FlakyStore,
     QueueParts,
     make_job,
     now,
@@ -394,6 +395,47 @@ class TestMetrics:
             JobState.SUCCEEDED,
         ]
         assert {"invalid_request", "ok"} <= set(parts.metrics.attempts)
+
+    async def test_the_oldest_due_job_is_measured_and_those_of_later_are_not(
+        self, parts: QueueParts
+    ) -> None:
+        parts.service.seconds = 100
+        queue = parts.make_queue(workers=1)
+        async with serving(queue):
+            await queue.submit(make_job(), {})
+            await asyncio.sleep(10)
+            assert parts.metrics.waits[-1] == 0  # it runs
+            await queue.submit(make_job(), {})
+            await asyncio.sleep(30)
+            assert parts.metrics.waits[-1] == pytest.approx(30, abs=5)
+            await asyncio.sleep(75)
+            assert parts.metrics.waits[-1] == 0
+
+    async def test_a_store_that_fails_is_reported_as_away_until_it_answers(
+        self, parts: QueueParts
+    ) -> None:
+        store = FlakyStore(parts)
+        queue = replace(parts, store=store).make_queue()
+        async with serving(queue):
+            await asyncio.sleep(1)
+            assert parts.metrics.is_available == [True]
+            store.failing.add("count_by_state")
+            await asyncio.sleep(5)
+            assert parts.metrics.is_available == [True, False]
+            store.failing.clear()
+            await asyncio.sleep(5)
+            assert parts.metrics.is_available == [True, False, True]
+
+    async def test_the_free_space_is_measured_if_a_disk_holds_the_files(
+        self, parts: QueueParts
+    ) -> None:
+        async with serving(parts.make_queue()):
+            await asyncio.sleep(1)
+            assert parts.metrics.free_bytes == []
+        parts.free_bytes = 5000
+        async with serving(parts.make_queue(min_free_bytes=1000)):
+            await asyncio.sleep(1)
+            assert parts.metrics.free_bytes == [(5000, 1000)]
 
     async def test_statistics(self, parts: QueueParts) -> None:
         parts.service.seconds = 2

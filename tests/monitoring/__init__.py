@@ -1,0 +1,1 @@
+"""The files of ``monitoring/``: their syntax, their metrics, and a server that they watch."""
