@@ -16,9 +16,6 @@ ENVIRONMENT = {
     # Serve's controller otherwise wakes ten times a second, which slowed a model on 2 cores by a
     # seventh.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # Replicas are added within seconds of a queue.
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
-    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     # Limits on connections and headers, which the proxy doesn't have by itself.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http_protocol:install",
     # Ray's own ports need a token.
