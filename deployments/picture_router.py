@@ -23,6 +23,7 @@ class PictureRouter(RequestRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._affinity: Affinity[ReplicaID] = Affinity()
+        self._in_flight = 0
         self._routed: WeakKeyDictionary[asyncio.Task[Any], PendingRequest] = WeakKeyDictionary()
         """The request that each task routes."""
 
@@ -50,16 +51,19 @@ class PictureRouter(RequestRouter):
     def _find_preferred(self, key: str) -> RunningReplica | None:
         if not key:
             return None
-        queues = (self._replica_queue_len_cache.get(replica) for replica in self._replicas)
         # Shares matter only if there is something to share.
-        replica_id = self._affinity.choose(key, is_bounded=any(queues))
+        replica_id = self._affinity.choose(key, is_bounded=self._in_flight > 0)
         return None if replica_id is None else self._replicas.get(replica_id)
 
     def _fulfill_next_pending_request(
         self, replica: RunningReplica, request_metadata: Any = None
     ) -> None:
         self._affinity.note(replica.replica_id)
+        self._in_flight += 1
         super()._fulfill_next_pending_request(replica, request_metadata)
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        self._in_flight = max(0, self._in_flight - 1)
 
     def _get_pending_request_matching_internal_request_id(
         self, request_metadata: Any = None

@@ -1,0 +1,115 @@
+"""Serve's router of requests to models, over replicas that only tell how long their queues are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from ray.serve._private.common import (
+    DeploymentHandleSource,
+    DeploymentID,
+    ReplicaID,
+    RequestMetadata,
+)
+from ray.serve._private.request_router.common import PendingRequest
+
+from deployments.picture_router import PictureRouter
+
+MODEL = DeploymentID("a")
+
+
+@dataclass
+class Replica:
+    """What the router knows of a replica."""
+
+    replica_id: ReplicaID
+    max_ongoing_requests: int = 10
+    queue: int = 0
+
+    async def get_queue_len(self, *, deadline_s: float) -> int:
+        return self.queue
+
+
+class Router(PictureRouter):
+    """Takes requests as a handle does."""
+
+    async def route(self, session_id: str = "", internal_id: str = "request") -> str:
+        metadata = RequestMetadata("id", internal_id, session_id=session_id)
+        request = PendingRequest(args=[], kwargs={}, metadata=metadata)
+        replica = await self._choose_replica_for_request(request)
+        self.on_send_request(replica.replica_id)
+        return str(replica.replica_id.unique_id)
+
+
+@pytest.fixture
+def replicas() -> list[Any]:
+    return [Replica(ReplicaID(name, MODEL)) for name in ("first", "second", "third", "fourth")]
+
+
+@pytest.fixture
+async def router(replicas: list[Any]) -> Router:
+    router = Router(MODEL, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
+    router.update_replicas(replicas)
+    return router
+
+
+def end_all(router: Router, replicas: list[Any]) -> None:
+    for replica in replicas:
+        router.on_new_queue_len_info(replica.replica_id, 0)
+        router.on_request_completed(replica.replica_id, "request")
+
+
+async def test_requests_about_one_picture_go_to_one_replica(
+    router: Router, replicas: list[Any]
+) -> None:
+    homes = set()
+    for number in range(20):
+        homes.add(await router.route("picture", f"request {number}"))
+        end_all(router, replicas)
+    assert len(homes) == 1
+    others = set()
+    for number in range(40):
+        others.add(await router.route(f"picture {number}", f"request {number}"))
+        end_all(router, replicas)
+    assert len(others) == 4
+
+
+async def test_a_picture_that_many_ask_about_spills_over(router: Router) -> None:
+    requests = (router.route("picture", f"request {number}") for number in range(20))
+    counts = Counter(await asyncio.gather(*requests))
+    assert max(counts.values()) <= 7
+    assert counts.total() == 20
+
+
+async def test_a_full_replica_is_passed_over(router: Router, replicas: list[Any]) -> None:
+    home = await router.route("picture")
+    end_all(router, replicas)
+    full = next(replica for replica in replicas if replica.replica_id.unique_id == home)
+    full.queue = full.max_ongoing_requests
+    router.on_new_queue_len_info(full.replica_id, full.queue)
+    assert await router.route("picture", "another") != home
+
+
+async def test_requests_without_a_picture_go_where_the_queue_is_short(
+    router: Router, replicas: list[Any]
+) -> None:
+    counts = Counter([await router.route("", f"request {number}") for number in range(20)])
+    assert max(counts.values()) <= 7
+
+
+async def test_concurrent_calls_out_of_one_request_are_all_routed(router: Router) -> None:
+    calls = [router.route(f"picture {number}", "one request") for number in range(12)]
+    async with asyncio.timeout(10):
+        assert len(await asyncio.gather(*calls)) == 12
+
+
+async def test_requests_wait_for_the_first_replica(replicas: list[Any]) -> None:
+    router = Router(MODEL, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
+    waiting = [asyncio.create_task(router.route("picture", "one request")) for _ in range(3)]
+    await asyncio.sleep(0)
+    router.update_replicas(replicas[:1])
+    async with asyncio.timeout(10):
+        assert await asyncio.gather(*waiting) == ["first"] * 3
