@@ -1,7 +1,7 @@
-"""Write the parts of the Kubernetes files that have their source elsewhere.
+"""Write the parts of the cluster's files that have their source elsewhere.
 
-``python -m deployments.manifests`` writes the application of each overlay and of the Helm chart
-from ``configs/``, and the environment of their containers from
+``python -m deployments.manifests`` writes the application of each overlay, of the Helm chart and of
+``cluster.yaml`` from ``configs/``, and the environment of containers from
 :mod:`deployments.ray_environment`.
 """
 
@@ -18,7 +18,7 @@ from deployments.ray_environment import ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
 SERVICE = "raylens"
-"""The name of the RayService, and the release that the chart's defaults describe."""
+"""The name of the RayService."""
 FRONT = "front"
 """The Ray resource of the nodes for the ingress and the preprocessors.
 
@@ -28,6 +28,9 @@ FRONT_SHARE = 0.001
 SPREAD = {"num_replicas": 2, "max_replicas_per_node": 1}
 """The ingress, on two nodes: one of them may be lost, or drained."""
 KEYS_FILE = "/etc/raylens/keys/keys.yaml"
+"""In the pods, from a Secret."""
+LAUNCHER_KEYS_FILE = "/home/ray/.raylens/keys.yaml"
+"""On the nodes of ``cluster.yaml``, from its ``file_mounts``."""
 _HEADER = "# Written by `python -m deployments.manifests`. Change its sources instead: {source}.\n"
 
 
@@ -38,7 +41,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def cluster_config(config: dict[str, Any], hosts: list[str]) -> dict[str, Any]:
+def cluster_config(
+    config: dict[str, Any], hosts: list[str], keys_file: str = KEYS_FILE
+) -> dict[str, Any]:
     """Return a Serve config for a cluster, whose proxies answer to ``hosts``.
 
     This is all that differs from the same config on one machine.
@@ -49,7 +54,7 @@ def cluster_config(config: dict[str, Any], hosts: list[str]) -> dict[str, Any]:
     (application,) = config["applications"]
     application["args"] |= {
         "allowed_hosts": hosts,
-        "auth": {"keys_file": KEYS_FILE},
+        "auth": {"keys_file": keys_file},
         "log_format": "json",
     }
     for deployment in application["deployments"]:
@@ -73,16 +78,26 @@ def service_hosts(service: str) -> list[str]:
 def files() -> dict[str, str]:
     """Return the text of every written file by its path in the repository."""
     written = {}
-    for overlay, source in {"cpu": "cpu", "gpu": "gpu"}.items():
-        config = yaml.safe_load((ROOT / f"configs/{source}.yaml").read_text())
-        text = _dump(cluster_config(config, service_hosts(f"{SERVICE}-serve-svc")))
-        header = _HEADER.format(source=f"configs/{source}.yaml, deployments/manifests.py")
-        written[f"kubernetes/overlays/{overlay}/application.yaml"] = header + _service_patch(text)
-        written[f"charts/raylens/files/{overlay}.yaml"] = header + text
+    for name in ("cpu", "gpu"):
+        text = _dump(cluster_config(_config(name), service_hosts(f"{SERVICE}-serve-svc")))
+        header = _application_header(name)
+        written[f"kubernetes/overlays/{name}/application.yaml"] = header + _service_patch(text)
+        written[f"charts/raylens/files/{name}.yaml"] = header + text
+    launched = cluster_config(_config("gpu"), [], LAUNCHER_KEYS_FILE)
+    written["cluster_application.yaml"] = _application_header("gpu") + _dump(launched)
     header = _HEADER.format(source="deployments/ray_environment.py")
     written["kubernetes/base/environment.yaml"] = header + _environment_patch()
     written["charts/raylens/files/environment.yaml"] = header + _dump(ENVIRONMENT)
     return written
+
+
+def _config(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())
+    return config
+
+
+def _application_header(name: str) -> str:
+    return _HEADER.format(source=f"configs/{name}.yaml, deployments/manifests.py")
 
 
 def _service_patch(serve_config: str) -> str:
