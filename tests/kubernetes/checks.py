@@ -20,7 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 from deployments.manifests import FRONT
 from deployments.ray_environment import ENVIRONMENT
 from deployments.serve_schema import unknown_keys
-from raylens.core.config import AppConfig
+from raylens.core.config import AppConfig, AuthConfig
 from tests.kubernetes.objects import Object, Objects, claims, environment, quantity, secret_keys
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ SECRETS = {
 def check(objects: Objects) -> None:
     """Check everything that holds whatever the overlay or the values are."""
     check_schemas(objects)
-    check_service_against_its_definition(objects)
+    check_service(objects)
     check_application(objects)
     check_resources(objects)
     check_environment(objects)
@@ -96,9 +96,14 @@ def _closed(schema: Any) -> Any:
     return closed
 
 
-def check_service_against_its_definition(objects: Objects) -> None:
+def check_definition(objects: Objects) -> None:
+    """Check the RayService against KubeRay's definition, which is not always at hand."""
     errors = list(service_validator().iter_errors(objects.service))
     assert not errors, [f"{error.json_path}: {error.message}" for error in errors]
+
+
+def check_service(objects: Objects) -> None:
+    """Check what KubeRay's definition doesn't say."""
     cluster = objects.cluster
     assert len(objects.service["metadata"]["name"]) <= 47
     assert cluster["rayVersion"] == _installed_ray()
@@ -240,8 +245,10 @@ def check_pods(objects: Objects) -> None:
         assert shared["emptyDir"]["medium"] == "Memory"
         memory = quantity(container["resources"]["limits"]["memory"])
         assert 0 < quantity(shared["emptyDir"]["sizeLimit"]) < memory / 2
-        keys_file = AppConfig.model_validate(objects.application["args"]).auth.keys_file  # type: ignore[union-attr]
-        assert paths[str(keys_file.parent)] == "keys"
+        auth = AppConfig.model_validate(objects.application["args"]).auth
+        assert isinstance(auth, AuthConfig)
+        assert auth.keys_file
+        assert paths[str(auth.keys_file.parent)] == "keys"
 
 
 def _check_container(container: Object, volumes: set[str]) -> None:

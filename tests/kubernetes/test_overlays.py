@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def overlay(name: str) -> Objects:
 
 
 @pytest.fixture
-def composed(tmp_path: Path) -> Iterator[object]:
+def composed(tmp_path: Path) -> Callable[..., Objects]:
     """A function that renders an overlay with components, as an operator's own overlay does."""
     shutil.copytree(FOLDER, tmp_path / "kubernetes")
 
@@ -56,13 +56,18 @@ def composed(tmp_path: Path) -> Iterator[object]:
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(own))
         return render(folder)
 
-    yield compose
+    return compose
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_holds_together(name: str) -> None:
     checks.check(overlay(name))
     checks.check_job_store(overlay(name), tied=True)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlays_rayservice_matches_kuberays_definition(name: str) -> None:
+    checks.check_definition(overlay(name))
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -76,6 +81,7 @@ def test_an_overlay_with_a_component_holds_together(composed, name: str, compone
 def test_all_components_go_together(composed) -> None:
     objects = composed("gpu", *COMPONENTS)
     checks.check(objects)
+    checks.check_definition(objects)
     checks.check_job_store(objects, tied=False)
     assert not objects.of("StatefulSet")
     (claim,) = objects.of("PersistentVolumeClaim")
@@ -120,10 +126,7 @@ def test_a_misspelled_field_of_a_rayservice_is_found() -> None:
     service = {**objects.service, "spec": {**objects.service["spec"], "serveConfigV3": ""}}
     errors = list(checks.service_validator().iter_errors(service))
     assert ["serveConfigV3" in error.message for error in errors] == [True]
-    head = yaml.safe_load(yaml.safe_dump(objects.service))
-    container = head["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][
-        0
-    ]
-    container["volumeMount"] = []
+    head = Objects(yaml.safe_load_all(yaml.safe_dump(objects.service)))
+    head.ray_pods["head"]["spec"]["containers"][0]["volumeMount"] = []
     with pytest.raises(ValidationError, match="volumeMount"):
-        checks.service_validator().validate(head)
+        checks.service_validator().validate(head.service)
