@@ -19,7 +19,8 @@ COMMIT = "0" * 39 + "1"
 class FakeHub:
     """``repositories``: the folder of each repository. ``gated``: those that need ``token``.
 
-    ``requests`` are the paths that were asked for; ``failing`` are files that answer 500.
+    ``requests`` are the paths that were asked for; ``failing`` are files
+    that answer 501, which clients don't repeat.
     """
 
     repositories: Mapping[str, Path]
@@ -51,7 +52,7 @@ class FakeHub:
 
     def _answer_file(self, folder: Path, name: str) -> tuple[int, dict[str, str], bytes]:
         if name in self.failing:
-            return _refuse(500, "")
+            return _refuse(501, "")
         if not (folder / name).is_file():
             return _refuse(404, "EntryNotFound")
         body = (folder / name).read_bytes()
