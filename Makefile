@@ -1,7 +1,10 @@
 # raylens: `make run` and `make test` do all of their set-up themselves.
 #
 #   make run [CONFIG=configs/cpu.yaml] [TORCH_INDEX=https://download.pytorch.org/whl/cpu]
-#   make test | check | test-clients | test-cluster | contract | soak | bench | train-pocket [FAMILY=smolvlm|qwen2_5_vl|moondream]
+#   make docker-cpu | docker-gpu | wheel     docs/containers.md
+#   make worker RAY_ADDRESS=head:6379        adds this machine to a Ray cluster
+#   make test | check | test-clients | test-cluster | test-wheel | contract | soak | bench
+#   make train-pocket [FAMILY=smolvlm|qwen2_5_vl|moondream]
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +14,10 @@ FAMILY ?= smolvlm
 MINUTES ?= 88
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install install-dev run check format test test-clients test-cluster contract soak bench train-pocket
+COMPOSE ?= docker compose
+
+.PHONY: install install-dev run server worker docker-cpu docker-gpu wheel check format test test-clients test-cluster \
+	test-wheel contract soak bench train-pocket
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -33,6 +39,24 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 run: install
 	@exec $(BIN)/raylens run $(CONFIG)
 
+server: run
+
+# Workers of the job queue are part of the server. This one works on a server's models, on another machine.
+worker: install
+	@test -n "$(RAY_ADDRESS)" || { echo "background jobs need no worker of their own: they run in the server (make server)."; \
+	  echo "To add this machine to a Ray cluster: make worker RAY_ADDRESS=head:6379 (docs/cluster.md)"; exit 2; }
+	@exec env $$($(BIN)/python -m deployments.ray_environment) $(BIN)/ray start --address=$(RAY_ADDRESS) --block
+
+docker-cpu:
+	$(COMPOSE) up --build
+
+docker-gpu:
+	RAYLENS_SERVICE=raylens-gpu $(COMPOSE) --profile gpu up --build --scale raylens=0
+
+wheel: install-dev
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
 check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,6 +75,9 @@ test-clients: install-dev
 
 test-cluster: install-dev
 	$(BIN)/python -m pytest -m cluster
+
+test-wheel: install-dev
+	$(BIN)/python -m pytest -m wheel tests/packaging
 
 contract: install-dev
 	$(BIN)/python -m pytest -m contract tests/openapi

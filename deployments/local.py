@@ -1,5 +1,5 @@
-"""``python -m deployments.local CONFIG STATUS_FD``: Ray, Serve and the applications of a config
-file, in this process and its children, until SIGINT.
+"""``python -m deployments.local CONFIG STATUS_FD HOST PORT``: Ray, Serve and the applications of a
+config file, in this process and its children, until SIGINT. HOST and PORT are those of HTTP.
 
 ``raylens run`` supervises this process. Its progress goes to the file descriptor as JSON lines:
 ``{"dashboard": url}`` once Ray runs, and ``{"failure": reason}`` if an application can't be
@@ -25,14 +25,12 @@ from ray.serve.config import gRPCOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
 
 STATUS_PERIOD_S = 0.5
-LOCAL_HOST = "127.0.0.1"
 FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
-def main(config: Path, status: IO[str]) -> None:
+def main(config: Path, status: IO[str], host: str, port: int) -> None:
     settings = yaml.safe_load(config.read_text())
-    # Serve's own default is every address.
-    settings["http_options"] = {"host": LOCAL_HOST, **(settings.get("http_options") or {})}
+    settings["http_options"] = {**(settings.get("http_options") or {}), "host": host, "port": port}
     schema = ServeDeploySchema.model_validate(settings)
     try:
         context = ray.init(address="local", namespace=SERVE_NAMESPACE)
@@ -96,4 +94,4 @@ def _report(status: IO[str], **message: str) -> None:
 
 if __name__ == "__main__":
     with os.fdopen(int(sys.argv[2]), "w") as status_file:
-        main(Path(sys.argv[1]), status_file)
+        main(Path(sys.argv[1]), status_file, sys.argv[3], int(sys.argv[4]))

@@ -1,5 +1,8 @@
 """Environment variables that Ray and Serve read when they start, with the values that raylens
-needs."""
+needs.
+
+``python -m deployments.ray_environment`` prints them for a shell that starts a node of a cluster.
+"""
 
 from __future__ import annotations
 
@@ -28,3 +31,6 @@ ONE_MACHINE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 """What a server adds that will never be part of a cluster."""
+
+if __name__ == "__main__":
+    print(*(f"{name}={value}" for name, value in ENVIRONMENT.items()))

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-
+from models.hub import default_revision, find_family
 from models.memory import needed_bytes
-from raylens.core.families import Family, families, load_attribute
+from raylens.core.families import load_attribute
 from raylens.engine.kv_cache import row_capacity
-
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
@@ -54,31 +49,3 @@ def read_footprint(checkpoint: str, revision: str | None = None) -> Footprint:
         raise
     except Exception as error:  # the libraries raise many kinds for what they can't read
         raise ValueError(f"its configuration can't be read: {error}") from error
-
-
-def default_revision(checkpoint: str) -> str | None:
-    """Return the revision of a hub id that its family reads, if that isn't the newest."""
-    revisions = (family.default_revisions.get(checkpoint) for family in families().values())
-    return next(filter(None, revisions), None)
-
-
-def find_family(checkpoint: str, revision: str | None) -> Family:
-    """Return a checkpoint's family. Raises ``ValueError`` if it is unknown."""
-    for family in families().values():
-        if checkpoint.endswith(family.file_suffixes):
-            return family
-    config = json.loads(config_path(checkpoint, revision).read_text())
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    by_model_type = {name: family for family in families().values() for name in family.model_types}
-    if not isinstance(model_type, str) or model_type not in by_model_type:
-        known = ", ".join(by_model_type)
-        raise ValueError(f"{checkpoint}: unknown model_type {model_type!r}; known: {known}")
-    return by_model_type[model_type]
-
-
-def config_path(checkpoint: str, revision: str | None) -> Path:
-    """Return the path of a checkpoint's configuration, which is downloaded from the hub if the
-    checkpoint is no folder."""
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint) / CONFIG_FILE
-    return Path(hf_hub_download(checkpoint, CONFIG_FILE, revision=revision))

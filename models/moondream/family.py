@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from raylens.core.families import Family, FamilySettings
+from raylens.core.families import Family, FamilySettings, HubFiles
 from raylens.core.types import REASONING, Caption, Chat, Completion, Detect, Point, Query
+
+TOKENIZER = "moondream/starmie-v1"
+"""The tokenizer's own repository on the hub."""
 
 
 class MoondreamSettings(FamilySettings):
     engine_only: ClassVar[frozenset[str]] = frozenset({"tokenizer_revision"})
 
     tokenizer_revision: str | None = None
-    """Revision of ``moondream/starmie-v1``, the tokenizer's own repository on the hub."""
+    """Revision of :data:`TOKENIZER`."""
 
 
 FAMILY = Family(
@@ -38,5 +41,9 @@ FAMILY = Family(
     model_types=("moondream1",),
     file_suffixes=(".mf", ".mf.gz"),
     default_revisions={"vikhyatk/moondream2": "2025-06-21"},
+    hub_files=(
+        HubFiles(("config.json", "model.safetensors")),
+        HubFiles(("tokenizer.json",), TOKENIZER, "tokenizer_revision"),
+    ),
     verifier="models.moondream.verify:reference",
 )

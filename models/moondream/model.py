@@ -24,10 +24,11 @@ from models.chat import (
 )
 from models.decoder import Decoder
 from models.graphs import ModelGraphs
+from models.hub import config_path
 from models.linear import WeightPacker
 from models.moondream.config import MoondreamConfig, read_config
 from models.moondream.crops import Crops, crop, stretched_size
-from models.moondream.family import FAMILY, MoondreamSettings
+from models.moondream.family import FAMILY, TOKENIZER, MoondreamSettings
 from models.moondream.moonfile import is_moonfile, read_moonfile
 from models.moondream.region import RegionHead
 from models.moondream.text import decoder_spec
@@ -41,7 +42,7 @@ from models.moondream.token_policy import (
 from models.moondream.vision import VisionEncoder
 from models.moondream.weights import ShapeRecorder, Weights
 from models.options import DEFAULTS, LoadOptions
-from models.sizing import Footprint, config_path
+from models.sizing import Footprint
 from raylens.core.errors import UnsupportedTask, picture_field
 from raylens.core.types import (
     REASONING,
@@ -69,8 +70,6 @@ from raylens.engine.model import (
     Prompt,
     TokenPolicy,
 )
-
-TOKENIZER = "moondream/starmie-v1"
 
 
 def load(checkpoint: str, options: LoadOptions = DEFAULTS) -> Moondream:

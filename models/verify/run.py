@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 
+from models.hub import default_revision, find_family
 from models.options import LoadOptions
-from models.sizing import default_revision, find_family
 from models.verify.questions import QUESTIONS, Question, format_findings, normalize_text
 from models.verify.reference import Answer, Unverifiable, VerifiableModel, Verifier
 from raylens.core.families import families, load_attribute

@@ -48,12 +48,41 @@ class Endpoint:
         return f"http://{host}:{self.port}{self.prefix}"
 
 
-def check_config_file(path: Path) -> Endpoint:
+def check_config_file(path: Path, host: str | None = None, port: int | None = None) -> Endpoint:
     """Check a Serve config file and its raylens application, and print remarks on the environment.
 
+    ``host`` and ``port`` replace those in the file's ``http_options``.
     Other applications in the file are Serve's concern. Raises ``ConfigError``, which names the key
     or the environment variable at fault.
     """
+    config, applications = _read_serve_config(path)
+    options = config.get("http_options") or {}
+    if host is None:
+        host = str(options.get("host", "127.0.0.1"))
+    for application in applications:
+        app = _load_application(application.get("args") or {})
+        _check_access(app, host)
+        _check_deployment_names(application.get("deployments") or (), app)
+        _check_job_queue(app)
+    prefix = applications[0].get("route_prefix", "/")
+    return Endpoint(
+        host,
+        int(options.get("port", 8000)) if port is None else port,
+        str(prefix or "").rstrip("/"),
+    )
+
+
+def read_applications(path: Path) -> list[AppConfig]:
+    """Return the raylens applications of a Serve config file, with what the environment adds.
+
+    Raises ``ConfigError``.
+    """
+    _, applications = _read_serve_config(path)
+    return [_load_application(application.get("args") or {}) for application in applications]
+
+
+def _read_serve_config(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the file's contents, and its raylens applications."""
     config = _read_yaml(path)
     _check_serve_settings(config)
     applications = [
@@ -63,19 +92,7 @@ def check_config_file(path: Path) -> Endpoint:
     ]
     if not applications:
         raise ConfigError(f"applications: expected at least one with the import_path {IMPORT_PATH}")
-    options = config.get("http_options") or {}
-    host = str(options.get("host", "127.0.0.1"))
-    for application in applications:
-        app = _load_application(application.get("args") or {})
-        _check_access(app, host)
-        _check_deployment_names(application.get("deployments") or (), app)
-        _check_job_queue(app)
-    prefix = applications[0].get("route_prefix", "/")
-    return Endpoint(
-        host,
-        int(options.get("port", 8000)),
-        str(prefix or "").rstrip("/"),
-    )
+    return config, applications
 
 
 def _read_yaml(path: Path) -> Any:

@@ -13,8 +13,15 @@ from rich.markup import escape
 from raylens import __version__
 from raylens.cli import jobs, keys
 from raylens.cli.annotate_commands import add_commands
-from raylens.cli.config_file import ConfigError, EnvironmentVariableError, check_config_file
+from raylens.cli.config_file import (
+    ConfigError,
+    EnvironmentVariableError,
+    check_config_file,
+    read_applications,
+)
+from raylens.cli.errors import UsageError
 from raylens.cli.run import Server
+from raylens.cli.shipped_configs import DEFAULT, find_config
 from raylens.core.environment import COMPAT_ENV_OPTION
 from raylens.core.errors import RaylensError
 
@@ -48,9 +55,16 @@ def main(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="A Serve config file.")] = Path(
-        "serve_config.yaml"
-    ),
+    config: Annotated[
+        Path,
+        typer.Argument(help="A Serve config file, or a shipped one, such as configs/cpu.yaml."),
+    ] = DEFAULT,
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen on, instead of the file's.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The port, instead of the file's.")
+    ] = None,
     ready_timeout: Annotated[
         float, typer.Option(help="Seconds that the models may take to load.")
     ] = 600.0,
@@ -68,13 +82,52 @@ def run(
     """
     if compat_env:
         os.environ[COMPAT_ENV_OPTION] = "true"
+    config = find_config(config)
     try:
-        endpoint = check_config_file(config)
+        endpoint = check_config_file(config, host, port)
     except EnvironmentVariableError as error:
         _fail("environment", error)
     except ConfigError as error:
         _fail(config, error)
     raise typer.Exit(Server(config, endpoint, ready_timeout).serve())
+
+
+@app.command()
+def pull(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A Hugging Face hub id; with --config, the name of a model in it."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit on the hub.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A Serve config file, of which all models are fetched.")
+    ] = None,
+) -> None:
+    """Fetch weights into the Hugging Face cache, so that a server starts without a download.
+
+    HF_TOKEN opens private and gated repositories; HF_HOME is the cache's folder. Exit status: 0 if
+    everything is there, 1 if a download failed and may succeed later, 2 if it can't.
+
+    Example: raylens pull --config configs/cpu.yaml
+    """
+    from raylens.cli.pull import Wanted, choose_models, pull  # takes a second
+
+    if config is None and model is None:
+        _fail("pull", UsageError("expected a hub id, or --config with a Serve config file"))
+    if config is None:
+        raise typer.Exit(pull([Wanted(str(model), revision)], console))
+    if revision is not None and model is None:
+        _fail("--revision", UsageError("expected the name of one model beside it"))
+    config = find_config(config)
+    try:
+        wanted = choose_models(read_applications(config), model, revision)
+    except EnvironmentVariableError as error:
+        _fail("environment", error)
+    except ConfigError as error:
+        _fail(config, error)
+    raise typer.Exit(pull(wanted, console))
 
 
 @app.command()

@@ -86,8 +86,9 @@ class Server:
         """Start the process in a session of its own: a Ctrl-C at the terminal must not reach it
         before it reaches us."""
         reader, writer = os.pipe()
+        host, port = self._endpoint.host, str(self._endpoint.port)
         process = subprocess.Popen(
-            [sys.executable, "-m", "deployments.local", str(self._config), str(writer)],
+            [sys.executable, "-m", "deployments.local", str(self._config), str(writer), host, port],
             env={**ENVIRONMENT, **ONE_MACHINE, **os.environ, RUN_MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),

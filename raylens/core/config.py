@@ -682,7 +682,8 @@ class AppConfig(Frozen):
         if self.auth is None and not _is_loopback(host):
             raise ValueError(
                 f"auth: other machines can reach this server at {host or 'every address'}; list"
-                " the keys of those who may use it (raylens key new NAME), or write auth: none"
+                " the keys of those who may use it (raylens key new NAME), or let everyone in:"
+                " auth: none, or RAYLENS_AUTH=none in the environment"
             )
 
     def named_recipes(self) -> dict[str, Recipe]:

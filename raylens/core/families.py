@@ -39,6 +39,22 @@ NO_SETTINGS = FamilySettings()
 
 
 @dataclass(frozen=True)
+class HubFiles:
+    """Files of a repository on the Hugging Face hub, which a loader downloads."""
+
+    patterns: tuple[str, ...]
+    """Of the files' names, with ``*`` for anything; files in folders don't count."""
+    repository: str | None = None
+    """Unset means the checkpoint's own."""
+    revision_setting: str | None = None
+    """The family's setting with the revision; unset means the checkpoint's revision."""
+
+
+PRETRAINED = HubFiles(("*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors"))
+"""What transformers loads: configurations, templates, tokenizer and weights."""
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family.
 
@@ -65,6 +81,8 @@ class Family:
     """Endings of the names of checkpoints that are single files."""
     default_revisions: Mapping[str, str] = field(default_factory=dict)
     """Revisions by hub id, for repositories whose newest revision has another architecture."""
+    hub_files: tuple[HubFiles, ...] = (PRETRAINED,)
+    """What ``raylens pull`` fetches for a checkpoint with a hub id."""
     verifier: str | None = None
     """Function that ``raylens verify`` calls: see :class:`models.verify.reference.Verifier`."""
     footprint: str | None = None

@@ -16,7 +16,8 @@ def test_every_package_is_in_a_layer() -> None:
     in_layers = {name for layer in layers for name in layer.split(" | ")}
 
     roots = {path.parent.name for path in ROOT.glob("[a-z]*/__init__.py")}
-    parts_of_raylens = {f"raylens.{path.stem}" for path in (ROOT / "raylens").glob("[a-z]*")}
+    parts = {path.parent.name for path in (ROOT / "raylens").glob("[a-z]*/__init__.py")}
+    parts_of_raylens = {f"raylens.{name}" for name in parts}
     assert set(linter["root_packages"]) == roots
     assert in_layers == roots - {"raylens"} | parts_of_raylens
 

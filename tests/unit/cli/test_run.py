@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from raylens.cli.config_file import ConfigError, Endpoint, check_config_file
 from raylens.cli.main import app
+from raylens.cli.shipped_configs import find_config
 from raylens.core.fairness import reserve
 
 ROOT = Path(__file__).parents[3]
@@ -212,6 +213,43 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["run", str(written(tmp_path, config))])
     assert result.exit_code == 1
     assert f"port {port} of 127.0.0.1 is in use" in result.stderr
+
+
+def test_host_and_port_of_the_command_replace_the_files() -> None:
+    path = ROOT / "serve_config.yaml"
+    assert check_config_file(path, "127.0.0.2", 8123) == Endpoint("127.0.0.2", 8123)
+    assert check_config_file(path, port=8123) == Endpoint("127.0.0.1", 8123)
+
+
+def test_an_address_for_others_needs_keys_or_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(app, ["run", str(ROOT / "serve_config.yaml"), "--host", "0.0.0.0"])
+    assert result.exit_code == 2
+    assert "raylens key new NAME" in result.stderr
+    assert "RAYLENS_AUTH=none" in result.stderr
+    monkeypatch.setenv("RAYLENS_AUTH", "none")
+    assert check_config_file(ROOT / "serve_config.yaml", "0.0.0.0") == Endpoint("0.0.0.0", 8000)
+
+
+def test_the_environment_does_not_open_what_the_file_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = copy.deepcopy(SHIPPED)
+    config["applications"][0]["args"]["auth"] = {"keys_file": str(tmp_path / "none.yaml")}
+    monkeypatch.setenv("RAYLENS_AUTH", "none")
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        check_config_file(written(tmp_path, config), "0.0.0.0")
+
+
+def test_a_shipped_config_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (Path("serve_config.yaml"), Path("configs/cpu.yaml")):
+        assert find_config(name).read_text() == (ROOT / name).read_text()
+        assert find_config(name, (tmp_path / "none",)) == name
+    assert find_config(Path("mine.yaml")) == Path("mine.yaml")
+    (tmp_path / "serve_config.yaml").write_text("mine")
+    assert find_config(Path("serve_config.yaml")) == Path("serve_config.yaml")
 
 
 def test_the_cluster_file_passes_rays_own_validation() -> None:
