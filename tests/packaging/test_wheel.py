@@ -93,8 +93,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def _show_dependencies(python: Path) -> None:
     """Let a virtual environment see this one's packages, but for an editable raylens: Python reads
     no .pth files in folders that a .pth file adds. Its own old setuptools would hide this one's."""
-    subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools"], check=True)
-    command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    uninstall = [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools"]
+    subprocess.run(uninstall, check=True)
+    command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     target = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     Path(target, "dependencies.pth").write_text(sysconfig.get_path("purelib"))
 
