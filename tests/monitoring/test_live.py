@@ -95,8 +95,10 @@ def send_a_few(client: httpx.Client, webhook_url: str) -> None:
         {"type": "text", "text": "Describe this image."},
     ]
     for model in ("smolvlm", "qwen2.5-vl"):
-        body = {"model": model, "messages": [{"role": "user", "content": parts}]}
-        client.post("/v1/chat/completions", json=body).raise_for_status()
+        # After another text, the picture's features are cached, but no prefix with it.
+        for content in (parts, parts[::-1]):
+            body = {"model": model, "messages": [{"role": "user", "content": content}]}
+            client.post("/v1/chat/completions", json=body).raise_for_status()
     job = {"job_type": "caption", "input": {"image": picture, "webhook_url": webhook_url}}
     response = client.post("/api/v1/jobs", json=job)
     assert response.status_code in (202, 429), response.text  # refused while the queue is full

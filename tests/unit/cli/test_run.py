@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from deployments.autoscaling import by_engine_load
 from raylens.cli.config_file import ConfigError, Endpoint, check_config_file
 from raylens.cli.main import app
 from raylens.cli.shipped_configs import find_config
@@ -54,11 +55,11 @@ def test_the_shipped_configs_are_valid_and_stay_on_loopback(path: Path) -> None:
             (sized,) = (d for d in application["deployments"] if d["name"] == model["name"])
             capacity = model["max_batch_size"] + model["max_waiting"]
             assert sized["max_ongoing_requests"] == capacity + reserve(capacity)
-            if "autoscaling_config" in sized:
-                assert (
-                    sized["autoscaling_config"]["target_ongoing_requests"]
-                    == model["max_batch_size"]
-                )
+            if model.get("runtime", "engine") == "engine":
+                policy = sized["autoscaling_config"]["policy"]["policy_function"]
+                assert policy == f"{by_engine_load.__module__}:{by_engine_load.__name__}"
+            else:  # the server behind it has a queue of its own
+                assert sized["num_replicas"] == 1
 
 
 def misspell(config: dict[str, Any], *path: str | int) -> dict[str, Any]:
