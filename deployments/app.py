@@ -95,7 +95,11 @@ def _bind_vision_model(
 ) -> Application:
     # A handle's queue ignores priorities and deadlines. The replica therefore accepts as many
     # requests as the engine can hold, and they wait there.
-    options: dict[str, Any] = {"max_ongoing_requests": model.capacity + reserve(model.capacity)}
+    options: dict[str, Any] = {
+        "max_ongoing_requests": model.capacity + reserve(model.capacity),
+        # A replica that is stopped, such as by autoscaling, ends its answers before.
+        "graceful_shutdown_timeout_s": config.defaults.max_timeout_s,
+    }
     if model.runtime == "engine":  # the others have no caches of pictures
         options["request_router_config"] = RequestRouterConfig(request_router_class=PictureRouter)
     if model.runtime in ("openai", "cloud"):

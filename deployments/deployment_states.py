@@ -15,7 +15,10 @@ from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, Replica
 logger = logging.getLogger(__name__)
 
 STATUS_TTL_S = 1.0
+PATIENCE_S = 1.0
+"""How long anybody waits for the controller, if an older state is known."""
 ReadStatuses = Callable[[], dict[str, DeploymentStatusOverview]]
+_ANSWERING = (ReplicaState.RUNNING, ReplicaState.PENDING_MIGRATION)
 _ON_DEMAND = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
 
 
@@ -43,41 +46,61 @@ class DeploymentStates:
         self._states: dict[str, DeploymentState] = {}
         self._loading_since: dict[str, float] = {}
         self._read_at = -math.inf
-        self._lock = asyncio.Lock()
-        self._renewal: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._reading_since = -math.inf
 
     async def current(self, name: str) -> DeploymentState:
-        """Return the state of a deployment, which is at most ``STATUS_TTL_S`` old."""
-        async with self._lock:
-            if self._clock() - self._read_at > STATUS_TTL_S:
-                statuses = await asyncio.to_thread(self._read_statuses)
-                self._states = {
-                    name: self._judge(name, status) for name, status in statuses.items()
-                }
-                self._read_at = self._clock()
-            return self._states.get(name, DeploymentState())
+        """Return the state of a deployment, which is at most ``STATUS_TTL_S`` old.
+
+        While the controller is away, the last known state counts, after ``PATIENCE_S``. Raises what
+        asking it for the first time raises.
+        """
+        if self._is_old:
+            reading = self._read_soon()
+            patience = max(0.0, self._reading_since + PATIENCE_S - self._clock())
+            await asyncio.wait([reading], timeout=patience if self._states else None)
+            if reading.done() and not self._states:
+                reading.result()
+        return self._states.get(name, DeploymentState())
 
     async def recent(self, name: str) -> DeploymentState:
         """Return what is known of a deployment. If it is old, it is renewed in the background: a
         request doesn't wait for that."""
-        if self._read_at == -math.inf:
+        if not self._states:
             return await self.current(name)
-        if self._clock() - self._read_at > STATUS_TTL_S and not self._lock.locked():
-            self._renewal = asyncio.create_task(self._renew(name))
+        if self._is_old:
+            self._read_soon()
         return self._states.get(name, DeploymentState())
 
-    async def _renew(self, name: str) -> None:
+    @property
+    def _is_old(self) -> bool:
+        return self._clock() - self._read_at > STATUS_TTL_S
+
+    def _read_soon(self) -> asyncio.Task[None]:
+        """Return the task that asks the controller; there is one at a time."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read())
+            self._reading_since = self._clock()
+        return self._reading
+
+    async def _read(self) -> None:
         try:
-            await self.current(name)
-        except Exception as error:  # the next request tries again
+            statuses = await asyncio.to_thread(self._read_statuses)
+        except Exception as error:
+            if not self._states:
+                raise
             logger.warning("the state of the deployments can't be read: %s", error)
+        else:
+            self._states = {key: self._judge(key, status) for key, status in statuses.items()}
+            self._read_at = self._clock()
 
     def _ask_controller(self) -> dict[str, DeploymentStatusOverview]:
         return serve.status().applications[self._application].deployments
 
     def _judge(self, name: str, status: DeploymentStatusOverview) -> DeploymentState:
         replicas = status.replica_states
-        running = replicas.get(ReplicaState.RUNNING, 0)
+        # Replicas on a node that is drained answer until others have taken their places.
+        running = sum(replicas.get(state, 0) for state in _ANSWERING)
         # While an application is deployed, or after a replica has failed, the status is another.
         if running or status.status not in _ON_DEMAND:
             self._loading_since.pop(name, None)

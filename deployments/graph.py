@@ -123,7 +123,7 @@ class Graph(VisionService):
                 _cancel(call)
 
     async def _too_late(self, model: str) -> DeadlineExceeded:
-        state = await self._states.recent(model)
+        state = await self._states.current(model)
         message = "the deadline passed before the answer was complete"
         if state.on_demand is not None:
             message = f"the deadline passed before {model} was loaded ({state.on_demand})"

@@ -6,7 +6,9 @@ The caller sets the picture's key as the session id of its handle.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,6 +16,9 @@ from weakref import WeakKeyDictionary
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from raylens.core.affinity import Affinity
+
+BURST_S = 0.05
+"""Requests that follow each other so closely are not yet seen in the replicas' queues."""
 
 
 class PictureRouter(RequestRouter):
@@ -23,15 +28,21 @@ class PictureRouter(RequestRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._affinity: Affinity[ReplicaID] = Affinity()
-        self._in_flight = 0
+        self._routed_at = -math.inf
         self._routed: WeakKeyDictionary[asyncio.Task[Any], PendingRequest] = WeakKeyDictionary()
         """The request that each task routes."""
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        if {replica.replica_id for replica in replicas} != self._replica_id_set:
-            ids = (replica.replica_id for replica in replicas)
-            self._affinity.update({replica_id: replica_id.unique_id for replica_id in ids})
+        self._update_affinity({replica.replica_id for replica in replicas})
         super().update_replicas(replicas)
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        super().on_replica_actor_died(replica_id)
+        self._update_affinity(self._replica_id_set)
+
+    def _update_affinity(self, replicas: set[ReplicaID]) -> None:
+        if replicas != self._affinity.replicas:
+            self._affinity.update({replica: replica.unique_id for replica in replicas})
 
     async def choose_replicas(
         self,
@@ -52,18 +63,18 @@ class PictureRouter(RequestRouter):
         if not key:
             return None
         # Shares matter only if there is something to share.
-        replica_id = self._affinity.choose(key, is_bounded=self._in_flight > 0)
+        queues = (self._replica_queue_len_cache.get(replica) for replica in self._replicas)
+        is_burst = time.monotonic() - self._routed_at < BURST_S
+        replica_id = self._affinity.choose(key, is_bounded=is_burst or any(queues))
         return None if replica_id is None else self._replicas.get(replica_id)
 
     def _fulfill_next_pending_request(
         self, replica: RunningReplica, request_metadata: Any = None
     ) -> None:
-        self._affinity.note(replica.replica_id)
-        self._in_flight += 1
+        if self._get_pending_request_matching_internal_request_id() is not None:
+            self._affinity.note(replica.replica_id)
+            self._routed_at = time.monotonic()
         super()._fulfill_next_pending_request(replica, request_metadata)
-
-    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        self._in_flight = max(0, self._in_flight - 1)
 
     def _get_pending_request_matching_internal_request_id(
         self, request_metadata: Any = None

@@ -147,7 +147,7 @@ class VisionModel:
         return self._runtime.memory_usage()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return what :func:`deployments.autoscaling.by_engine_load` scales by."""
+        """Return what :func:`deployments.autoscaling.EngineLoadPolicy` scales by."""
         return {ENGINE_LOAD: self._runtime.gauges.load}
 
     async def check_health(self) -> None:

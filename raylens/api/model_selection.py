@@ -5,6 +5,7 @@ from __future__ import annotations
 from raylens.api.context import Context
 from raylens.core.catalog import Dialect
 from raylens.core.errors import ModelNotLoaded, RaylensError, UnsupportedTask
+from raylens.core.families import family_named
 from raylens.core.types import REASONING, ModelInfo, Task, required_capability
 
 
@@ -22,18 +23,33 @@ async def select_model(
         return preferred  # the service finds the model that answers in its place
     # Query the other models only if necessary: a model that hangs would delay the answer.
     infos = await context.fetch_model_infos([preferred])
-    info = infos[preferred]
-    if isinstance(info, ModelNotLoaded) and info.on_demand is not None:
-        return preferred  # the request loads it, and is refused there if it can't do the task
-    if not _supports(info, task):
-        infos = await context.fetch_model_infos(context.catalog.models)
-    supporting = [model for model, info in infos.items() if _supports(info, task)]
-    if preferred in supporting:
+    if _supports(infos[preferred], task):
         return preferred
+    # A request loads a model that was scaled to zero, and is refused there if it can't do the task.
+    if _is_on_demand(infos[preferred]) and (name or _family_does(context, preferred, task)):
+        return preferred
+    infos = await context.fetch_model_infos(context.catalog.models)
+    supporting = [model for model, info in infos.items() if _supports(info, task)]
+    if not name:
+        supporting += [
+            model
+            for model, info in infos.items()
+            if _is_on_demand(info) and _family_does(context, model, task)
+        ]
     if supporting and not name:
         return supporting[0]
     capability = required_capability(task)
     raise _unsupported(preferred, capability, supporting, infos, field, is_named=bool(name))
+
+
+def _is_on_demand(info: ModelInfo | ModelNotLoaded) -> bool:
+    return isinstance(info, ModelNotLoaded) and info.on_demand is not None
+
+
+def _family_does(context: Context, model: str, task: Task) -> bool:
+    """Return whether models of a model's family do a task; True if there is no family to ask."""
+    family = context.catalog.models[model].family
+    return family is None or required_capability(task) in family_named(family).tasks
 
 
 async def _is_down(context: Context, model: str) -> bool:

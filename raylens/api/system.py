@@ -50,13 +50,13 @@ def router(context: Context) -> APIRouter:
         **answers(shapes.Health),
     )
     async def health() -> dict[str, Any]:
-        infos = await _fetch_infos(context)
+        infos = await context.fetch_model_infos(context.catalog.models)
         active = context.catalog.resolve(None, "openai")
         info = infos[active]
         return {
-            "status": "healthy" if all(infos.values()) else "degraded",
-            "model_loaded": info is not None,
-            "device": info.device if info else None,
+            "status": "healthy" if all(map(_is_healthy, infos.values())) else "degraded",
+            "model_loaded": isinstance(info, ModelInfo),
+            "device": info.device if isinstance(info, ModelInfo) else None,
             "active_model": active,
             "timestamp": datetime.now(UTC).isoformat(),
             "models": {name: _as_json(info) for name, info in infos.items()},
@@ -65,14 +65,12 @@ def router(context: Context) -> APIRouter:
     return routes
 
 
-async def _fetch_infos(context: Context) -> dict[str, ModelInfo | None]:
-    """Return each model's info by name, or None if the model is down."""
-    infos = await context.fetch_model_infos(context.catalog.models)
-    return {name: info if isinstance(info, ModelInfo) else None for name, info in infos.items()}
+def _is_healthy(info: ModelInfo | ModelNotLoaded) -> bool:
+    return isinstance(info, ModelInfo) or info.on_demand is not None
 
 
-def _as_json(info: ModelInfo | None) -> dict[str, Any]:
-    if info is None:
+def _as_json(info: ModelInfo | ModelNotLoaded) -> dict[str, Any]:
+    if isinstance(info, ModelNotLoaded):
         return {"loaded": False}
     return {
         "loaded": True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Set
 from typing import Generic, TypeVar
 
 MAX_SHARE = 1.2
@@ -43,6 +43,10 @@ class Affinity(Generic[R]):
         """Of each point."""
         self._counts: dict[R, float] = {}
         """Recent requests of each replica."""
+
+    @property
+    def replicas(self) -> Set[R]:
+        return self._counts.keys()
 
     def update(self, replicas: dict[R, str]) -> None:
         """Set the replicas, with their names. Those that stay keep nearly all of their pictures."""

@@ -45,15 +45,17 @@ class FairPool:
         self._waiting: list[_Work] = []
         self._unfinished: Counter[str] = Counter()
         """Work of each client that is waiting or running."""
+        self._running: dict[_Work, float] = {}
+        """When each began."""
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        """What the work of each client has taken."""
+        """What the work of each client has taken that has ended."""
 
     def submit(self, run: Callable[[], Result], caller: Caller) -> Future[Result]:
         """Call ``run`` in a thread when its turn comes, unless the future is canceled before."""
         client = caller.client
         with self._lock:
             if client not in self._unfinished:
-                self._seconds[client] = max(self._seconds[client], self._lowest())
+                self._seconds[client] = max(self._seconds[client], self._lowest(self._totals()))
             self._unfinished[client] += 1
             work = _Work(run, client, caller.priority, next(self._numbers), self._clock())
             self._waiting.append(work)
@@ -62,35 +64,44 @@ class FairPool:
 
     def _run_next(self) -> None:
         with self._lock:
-            work = fairest(self._waiting, self._seconds)
+            work = fairest(self._waiting, self._totals())
             self._waiting.remove(work)
+            self._running[work] = self._clock()
         if not work.future.set_running_or_notify_cancel():
-            self._end(work.client, 0.0)
+            self._end(work)
             return
         try:
-            result = self._measure(work)
+            result = self._run(work)
         except BaseException as error:
             work.future.set_exception(error)
         else:
             work.future.set_result(result)
 
-    def _measure(self, work: _Work) -> Any:
-        started = self._clock()
+    def _run(self, work: _Work) -> Any:
         try:
             return work.run()
         finally:
-            self._end(work.client, self._clock() - started)
+            self._end(work)
 
-    def _end(self, client: str, seconds: float) -> None:
+    def _end(self, work: _Work) -> None:
+        client = work.client
         with self._lock:
-            self._seconds[client] += seconds
+            self._seconds[client] += self._clock() - self._running.pop(work)
             self._unfinished[client] -= 1
             if not self._unfinished[client]:
                 del self._unfinished[client]
-            lowest = self._lowest()
+            lowest = self._lowest(self._totals())
             for other in self._seconds.keys() - self._unfinished.keys():
                 if not self._unfinished or self._seconds[other] <= lowest:
                     del self._seconds[other]  # it would begin there anyway
 
-    def _lowest(self) -> float:
-        return min((self._seconds[client] for client in self._unfinished), default=0.0)
+    def _totals(self) -> defaultdict[str, float]:
+        """Return what the work of each client has taken, that which is running included."""
+        totals = self._seconds.copy()
+        now = self._clock()
+        for work, started in self._running.items():
+            totals[work.client] += now - started
+        return totals
+
+    def _lowest(self, totals: defaultdict[str, float]) -> float:
+        return min((totals[client] for client in self._unfinished), default=0.0)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from deployments.autoscaling import by_engine_load
+from deployments.autoscaling import EngineLoadPolicy
 from raylens.cli.config_file import ConfigError, Endpoint, check_config_file
 from raylens.cli.main import app
 from raylens.cli.shipped_configs import find_config
@@ -57,7 +57,7 @@ def test_the_shipped_configs_are_valid_and_stay_on_loopback(path: Path) -> None:
             assert sized["max_ongoing_requests"] == capacity + reserve(capacity)
             if model.get("runtime", "engine") == "engine":
                 policy = sized["autoscaling_config"]["policy"]["policy_function"]
-                assert policy == f"{by_engine_load.__module__}:{by_engine_load.__name__}"
+                assert policy == f"{EngineLoadPolicy.__module__}:{EngineLoadPolicy.__name__}"
             else:  # the server behind it has a queue of its own
                 assert sized["num_replicas"] == 1
 

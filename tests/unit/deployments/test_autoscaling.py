@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ray.serve._private.autoscaling_state import _resolve_policy_callable
 from ray.serve._private.common import DeploymentID, ReplicaID
-from ray.serve.config import AutoscalingContext
+from ray.serve.config import AutoscalingContext, AutoscalingPolicy
 
-from deployments.autoscaling import ENGINE_LOAD, by_engine_load
+from deployments.autoscaling import ENGINE_LOAD, EngineLoadPolicy
 
 MODEL = DeploymentID("a")
 
@@ -55,14 +56,19 @@ def context(*loads: float, target_num_replicas: int | None = None) -> Autoscalin
     ],
 )
 def test_replicas_follow_the_load(loads: tuple[float, ...], wanted: float) -> None:
-    number, state = by_engine_load(context(*loads))
+    number, state = EngineLoadPolicy()(context(*loads))
     assert number == pytest.approx(wanted)
     assert state == {}
 
 
 def test_a_lower_target_needs_more_replicas() -> None:
-    assert by_engine_load(context(0.9), target=0.5)[0] == pytest.approx(1.8)
+    settings = {
+        "policy_function": "deployments.autoscaling:EngineLoadPolicy",
+        "policy_kwargs": {"target": 0.5},
+    }
+    policy = _resolve_policy_callable(AutoscalingPolicy(**settings))  # as Serve does it
+    assert policy(context(0.9))[0] == pytest.approx(1.8)
 
 
 def test_nothing_changes_before_the_first_report() -> None:
-    assert by_engine_load(context(target_num_replicas=3))[0] == 3
+    assert EngineLoadPolicy()(context(target_num_replicas=3))[0] == 3

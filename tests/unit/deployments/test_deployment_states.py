@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,7 +14,12 @@ from ray.serve.schema import (
     ReplicaState,
 )
 
-from deployments.deployment_states import STATUS_TTL_S, DeploymentState, DeploymentStates
+from deployments.deployment_states import (
+    PATIENCE_S,
+    STATUS_TTL_S,
+    DeploymentState,
+    DeploymentStates,
+)
 
 HEALTHY, UPSCALING = DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING
 RUNNING, STARTING, STOPPING = ReplicaState.RUNNING, ReplicaState.STARTING, ReplicaState.STOPPING
@@ -35,9 +41,14 @@ class Controller:
     status: DeploymentStatusOverview = field(default_factory=lambda: overview(HEALTHY, RUNNING=1))
     error: Exception | None = None
     calls: int = 0
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.go.set()
 
     def read(self) -> dict[str, DeploymentStatusOverview]:
         self.calls += 1
+        self.go.wait()
         if self.error is not None:
             raise self.error
         return {"a": self.status}
@@ -78,6 +89,42 @@ async def test_a_request_does_not_wait_for_the_controller(
     assert await states.recent("a") == DeploymentState(1)
     while await states.recent("a") != DeploymentState(2):
         await asyncio.sleep(0.001)
+
+
+async def test_nobody_waits_long_for_a_controller_that_hangs(
+    states: DeploymentStates, controller: Controller, now: list[float]
+) -> None:
+    await states.current("a")
+    now[0] += STATUS_TTL_S + 0.1
+    controller.go.clear()
+    try:
+        first = asyncio.create_task(states.current("a"))
+        while controller.calls < 2:
+            await asyncio.sleep(0.001)
+        now[0] += PATIENCE_S  # for whoever comes later
+        async with asyncio.timeout(0.5 * PATIENCE_S):
+            assert await states.current("a") == DeploymentState(1)
+        assert await first == DeploymentState(1)
+        assert controller.calls == 2
+    finally:
+        controller.go.set()
+
+
+async def test_the_first_question_raises_what_goes_wrong(
+    states: DeploymentStates, controller: Controller
+) -> None:
+    controller.error = ConnectionError("away")
+    with pytest.raises(ConnectionError):
+        await states.current("a")
+    controller.error = None
+    assert await states.current("a") == DeploymentState(1)
+
+
+async def test_replicas_that_migrate_still_answer(
+    states: DeploymentStates, controller: Controller
+) -> None:
+    controller.status = overview(HEALTHY, PENDING_MIGRATION=1, STARTING=1)
+    assert await states.current("a") == DeploymentState(1)
 
 
 async def test_a_controller_that_is_away_leaves_what_was_known(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ async def router(replicas: list[Any]) -> Router:
 def end_all(router: Router, replicas: list[Any]) -> None:
     for replica in replicas:
         router.on_new_queue_len_info(replica.replica_id, 0)
-        router.on_request_completed(replica.replica_id, "request")
+    router._routed_at = -math.inf
 
 
 async def test_requests_about_one_picture_go_to_one_replica(
@@ -91,6 +92,21 @@ async def test_a_full_replica_is_passed_over(router: Router, replicas: list[Any]
     full.queue = full.max_ongoing_requests
     router.on_new_queue_len_info(full.replica_id, full.queue)
     assert await router.route("picture", "another") != home
+
+
+async def test_the_pictures_of_a_dead_replica_find_another_home(
+    router: Router, replicas: list[Any]
+) -> None:
+    home = await router.route("picture")
+    (dead,) = (replica for replica in replicas if replica.replica_id.unique_id == home)
+    router.on_replica_actor_died(dead.replica_id)
+    router.update_replicas([replica for replica in replicas if replica is not dead])
+    homes = set()
+    for number in range(20):
+        end_all(router, replicas)
+        homes.add(await router.route("picture", f"request {number}"))
+    assert len(homes) == 1
+    assert home not in homes
 
 
 async def test_requests_without_a_picture_go_where_the_queue_is_short(

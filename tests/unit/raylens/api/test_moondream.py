@@ -327,6 +327,30 @@ async def test_a_refused_task_names_the_models_that_support_it(
     assert service.requests == []
 
 
+@pytest.mark.parametrize(
+    ("path", "requested", "selected"),
+    [
+        ("caption", None, "smolvlm"),  # its family makes captions
+        ("detect", None, "other"),  # its family finds no objects
+        ("detect", "smolvlm", "smolvlm"),  # whose replica refuses what it can't do
+    ],
+)
+async def test_a_model_that_was_scaled_to_zero_is_loaded_by_a_request(
+    client, service: FakeService, path, requested, selected
+) -> None:
+    service.tasks = {"other": GROUNDING_TASKS}
+    service.loaded -= {"smolvlm"}
+    service.on_demand = {"smolvlm": "scaled to zero"}
+    body = {"image_url": DATA_URL, "model": requested}
+    if path == "detect":
+        body["object"] = "cat"
+    response = await client.post(f"/v1/{path}", json=body)
+    assert response.status_code == 200, response.text
+    assert service.requests[0].model == selected
+    health = (await client.get("/health")).json()
+    assert (health["status"], health["model_loaded"]) == ("healthy", False)
+
+
 @pytest.mark.parametrize("path", ["detect", "point"])
 async def test_an_error_of_a_grounding_task_keeps_its_status(
     client, service: FakeService, path

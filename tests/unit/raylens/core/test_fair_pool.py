@@ -14,12 +14,12 @@ from raylens.core.types import Caller, Priority
 
 
 class Pool:
-    """One thread, with a clock that only work moves on."""
+    """Threads with a clock that only work moves on."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
         self.now = 0.0
         self.order: list[str] = []
-        self._pool = FairPool(1, "test", lambda: self.now)
+        self._pool = FairPool(threads, "test", lambda: self.now)
         self._gate = threading.Event()
 
     def hold(self) -> None:
@@ -52,6 +52,10 @@ class Pool:
         self._gate.set()
         wait(futures)
         return " ".join(self.order)
+
+
+def wait_for(event: threading.Event) -> None:
+    event.wait()
 
 
 @pytest.fixture
@@ -97,6 +101,19 @@ def test_a_client_that_comes_back_begins_where_the_others_are(pool: Pool) -> Non
     pool._gate.set()
     seen.wait()
     assert pool.finish(*busy, *late) == "busy busy busy busy busy back busy back back"
+
+
+def test_running_work_counts_too() -> None:
+    pool = Pool(threads=2)
+    video = threading.Event()
+    pool.submit("video", run=lambda: wait_for(video))
+    pool.submit("busy", 30.0).result()  # on the other thread, while the video runs
+    pool.hold()
+    busy = [pool.submit("busy", 1.0) for _ in range(2)]
+    new = [pool.submit("new", 1.0) for _ in range(2)]
+    pool.order.clear()
+    assert pool.finish(*busy, *new) == "busy new busy new"  # it has no credit of 30 s
+    video.set()
 
 
 def test_jobs_give_way_but_not_forever(pool: Pool) -> None:
