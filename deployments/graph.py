@@ -98,10 +98,8 @@ class Graph(VisionService):
                 unfinished.append(
                     self._preprocessor.process.remote(picture, request.recipe, request.caller)
                 )
-            model = self._streams[request.model]
-            for picture in pictures[:1]:
-                model = model.options(session_id=picture_key(picture.data))
-            deltas = model.generate.remote(request, *unfinished)
+            handle = self._handle_for(request.model, pictures)
+            deltas = handle.generate.remote(request, *unfinished)
             unfinished.append(deltas)
             while True:
                 async with asyncio.timeout(max(0.0, request.remaining)):
@@ -121,6 +119,11 @@ class Graph(VisionService):
         finally:
             for call in unfinished:
                 _cancel(call)
+
+    def _handle_for(self, model: str, pictures: Sequence[MediaFile]) -> DeploymentHandle:
+        """Return the model's handle, which knows the picture that chooses the replica."""
+        handle = self._streams[model]
+        return handle.options(session_id=picture_key(pictures[0].data)) if pictures else handle
 
     async def _too_late(self, model: str) -> DeadlineExceeded:
         state = await self._states.current(model)

@@ -15,16 +15,14 @@ from ray.serve import Application
 
 from deployments.app import build_graph
 from deployments.vision_model import VisionModel
-from models.remote.concurrency import ConcurrencyLimiter
-from models.runtime import Runtime
+from models.remote.concurrency import LimitedRuntime
 from raylens.core.config import ModelConfig
 from raylens.core.logs import LogSettings
 from raylens.core.types import Caption, Chat, Delta, FinishReason, Query, Usage, VisionRequest
-from raylens.engine.metrics import Gauges
 from raylens.engine.model import Pixels
 
 
-class TimedRuntime(Runtime):
+class TimedRuntime(LimitedRuntime):
     """Its answer is the name of its replica, and whether that has seen the picture before."""
 
     tasks = frozenset({Caption.name, Chat.name, Query.name})
@@ -32,16 +30,9 @@ class TimedRuntime(Runtime):
     failure: BaseException | None = None
 
     def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
         self._seconds = float(config.checkpoint)
-        self._limiter = ConcurrencyLimiter(config)
         self._seen: set[bytes] = set()
-
-    @property
-    def gauges(self) -> Gauges:
-        return self._limiter.gauges
-
-    def check_capacity(self, request: VisionRequest) -> None:
-        self._limiter.check_capacity()
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[Pixels]

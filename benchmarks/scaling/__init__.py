@@ -5,6 +5,5 @@ import os
 
 from deployments.ray_environment import ENVIRONMENT
 
-# Ray reads these variables when it is imported. Its workers find the test's own packages by the
-# path.
+# Ray reads these variables when it is imported. Its workers find `testing` by the path.
 os.environ.update({"PYTHONPATH": os.getcwd(), **ENVIRONMENT, **os.environ})

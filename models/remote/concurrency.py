@@ -1,10 +1,11 @@
-"""A limit on the requests that run at a time, and on those that wait."""
+"""A limit on the requests that run at a time and on those that wait, and runtimes that have one."""
 
 from __future__ import annotations
 
 import asyncio
 
 from models.remote.errors import deadline_exceeded
+from models.runtime import Runtime
 from raylens.core.config import ModelConfig
 from raylens.core.errors import Overloaded
 from raylens.core.types import VisionRequest
@@ -65,3 +66,17 @@ class ConcurrencyLimiter:
         """Free a slot."""
         self._slots.release()
         self._requests -= 1
+
+
+class LimitedRuntime(Runtime):
+    """A runtime whose load is what its limiter counts."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._limiter = ConcurrencyLimiter(config)
+
+    @property
+    def gauges(self) -> Gauges:
+        return self._limiter.gauges
+
+    def check_capacity(self, request: VisionRequest) -> None:
+        self._limiter.check_capacity()

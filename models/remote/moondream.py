@@ -21,7 +21,7 @@ import moondream
 from PIL import Image
 
 from models.chat import refuse_pixel_limits, visual_parts
-from models.remote.concurrency import ConcurrencyLimiter
+from models.remote.concurrency import LimitedRuntime
 from models.remote.errors import (
     MAX_REASON,
     api_key,
@@ -31,7 +31,6 @@ from models.remote.errors import (
     videos_not_supported,
 )
 from models.remote.pictures import chat_messages
-from models.runtime import Runtime
 from raylens.core.config import ModelConfig, RemoteConfig
 from raylens.core.errors import ModelFailed, RaylensError, UnsupportedTask
 from raylens.core.types import (
@@ -54,7 +53,6 @@ from raylens.core.types import (
     VideoPart,
     VisionRequest,
 )
-from raylens.engine.metrics import Gauges
 from raylens.engine.model import Pixels
 
 TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name, REASONING})
@@ -141,7 +139,7 @@ class DeadlineHandler(urllib.request.BaseHandler):
     https_request = http_request
 
 
-class MoondreamRuntime(Runtime):
+class MoondreamRuntime(LimitedRuntime):
     """Calls a client in threads, because the client blocks.
 
     Each running request has a thread, and keeps its slot until that thread is free again.
@@ -150,11 +148,11 @@ class MoondreamRuntime(Runtime):
     def __init__(
         self, config: ModelConfig, client: Client, device: str, tasks: frozenset[str] = TASKS
     ) -> None:
+        super().__init__(config)
         self.tasks = tasks
         self.frames_as_pictures = 1
         self.device = device
         self._client = client
-        self._limiter = ConcurrencyLimiter(config)
         self._threads = ThreadPoolExecutor(self._limiter.max_running, "raylens-runtime")
         self._abandoned: list[float] = []
         """Deadlines of ended requests whose threads are still in the client."""
@@ -166,13 +164,6 @@ class MoondreamRuntime(Runtime):
         if overdue < self._limiter.max_running:
             return None
         return RuntimeError("the client hangs: every thread is past its request's deadline")
-
-    @property
-    def gauges(self) -> Gauges:
-        return self._limiter.gauges
-
-    def check_capacity(self, request: VisionRequest) -> None:
-        self._limiter.check_capacity()
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[Pixels]

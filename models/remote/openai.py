@@ -21,7 +21,7 @@ from openai.types.completion_usage import CompletionUsage
 
 from models.chat import task_messages
 from models.grounding import Grounding
-from models.remote.concurrency import ConcurrencyLimiter
+from models.remote.concurrency import LimitedRuntime
 from models.remote.errors import (
     api_key,
     deadline_exceeded,
@@ -29,7 +29,6 @@ from models.remote.errors import (
     server_unreachable,
 )
 from models.remote.pictures import chat_messages
-from models.runtime import Runtime
 from raylens.core.config import ModelConfig, RemoteConfig
 from raylens.core.errors import ModelFailed, RaylensError
 from raylens.core.families import family_named, load_attribute
@@ -49,7 +48,6 @@ from raylens.core.types import (
     Usage,
     VisionRequest,
 )
-from raylens.engine.metrics import Gauges
 from raylens.engine.model import Pixels
 
 TEXT_TASKS = frozenset({Caption.name, Query.name, Chat.name})
@@ -65,28 +63,21 @@ _FINISH_REASONS = {
 """All others are ``STOP``."""
 
 
-class OpenAIRuntime(Runtime):
+class OpenAIRuntime(LimitedRuntime):
     device = "remote"
     failure: BaseException | None = None
 
     def __init__(
         self, config: ModelConfig, remote: RemoteConfig, client: openai.AsyncOpenAI | None = None
     ) -> None:
+        super().__init__(config)
         self._grounding = _load_grounding(config.family)
         self.tasks = TEXT_TASKS | (GROUNDING_TASKS if self._grounding else frozenset())
         if config.family is not None:
             self.tasks &= family_named(config.family).tasks
         self._model = remote.model or config.checkpoint
-        self._limiter = ConcurrencyLimiter(config)
         self._family_settings = config.family_settings
         self._client = client or _make_client(remote)
-
-    @property
-    def gauges(self) -> Gauges:
-        return self._limiter.gauges
-
-    def check_capacity(self, request: VisionRequest) -> None:
-        self._limiter.check_capacity()
 
     async def generate(
         self, request: VisionRequest, pictures: Sequence[Pixels]

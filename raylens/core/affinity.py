@@ -85,7 +85,8 @@ class Affinity(Generic[R]):
         """Yield the replicas in the order of the ring, from the key's point on."""
         start = bisect_right(self._points, _hash(key))
         seen: set[R] = set()
-        for replica in self._owners[start:] + self._owners[:start]:
+        for index in range(start - len(self._owners), start):  # negative ones count from the end
+            replica = self._owners[index]
             if replica not in seen:
                 seen.add(replica)
                 yield replica
