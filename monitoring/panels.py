@@ -178,12 +178,12 @@ IS_IT_SLOW = Row(
                 title,
                 "s",
                 {
-                    "{{model}} p50": quantile(0.5, f"{ENGINE}_stage_seconds", "model", selector),
-                    "{{model}} p95": quantile(0.95, f"{ENGINE}_stage_seconds", "model", selector),
+                    "{{model}} p50": quantile(0.5, f"{ENGINE}_stage_seconds", "model", matchers),
+                    "{{model}} p95": quantile(0.95, f"{ENGINE}_stage_seconds", "model", matchers),
                 },
                 help=help_text,
             )
-            for title, help_text, selector in (
+            for title, help_text, matchers in (
                 ("Engine: waiting", "For a slot in the batch.", f'{MODEL}, stage="queue"'),
                 (
                     "Engine: prefill",

@@ -50,7 +50,7 @@ def test_a_share_is_0_for_a_label_that_no_series_has(tmp_path: Path) -> None:
     query = share(REQUESTS, 'status="503"', "model")
     check(tmp_path, query, series, {'{model="a"}': 0.25, '{model="b"}': 0})
     check(tmp_path, share(REQUESTS, 'status="500"'), series, {"{}": 0})
-    by_route = share(REQUESTS, 'status="503"', where='model="a"')
+    by_route = share(REQUESTS, 'status="503"', matchers='model="a"')
     check(tmp_path, by_route, series, {"{}": 0.25})
 
 
