@@ -94,9 +94,10 @@ def send_a_few(client: httpx.Client, webhook_url: str) -> None:
         {"type": "image_url", "image_url": {"url": picture}},
         {"type": "text", "text": "Describe this image."},
     ]
+    # After a text that is new each time, the picture's features are cached, but no prefix with it.
+    new_text = {"type": "text", "text": f"It is {time.time():.3f}."}
     for model in ("smolvlm", "qwen2.5-vl"):
-        # After another text, the picture's features are cached, but no prefix with it.
-        for content in (parts, parts[::-1]):
+        for content in (parts, [new_text, *parts]):
             body = {"model": model, "messages": [{"role": "user", "content": content}]}
             client.post("/v1/chat/completions", json=body).raise_for_status()
     job = {"job_type": "caption", "input": {"image": picture, "webhook_url": webhook_url}}
