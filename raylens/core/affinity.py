@@ -20,7 +20,7 @@ POINTS = 100
 WINDOW = 100
 """Requests per replica that "of late" means: the weight of a request falls by half after 69 of
 them for each replica."""
-_SAMPLE_BYTES = 2**16
+_SAMPLE_BYTES = 2**13
 
 R = TypeVar("R", bound=Hashable)
 
