@@ -18,7 +18,7 @@ STATUS_TTL_S = 1.0
 PATIENCE_S = 1.0
 """How long anybody waits for the controller, if an older state is known."""
 ReadStatuses = Callable[[], dict[str, DeploymentStatusOverview]]
-_ANSWERING = (ReplicaState.RUNNING, ReplicaState.PENDING_MIGRATION)
+_ANSWERING = (ReplicaState.RUNNING, ReplicaState.UPDATING, ReplicaState.PENDING_MIGRATION)
 _ON_DEMAND = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
 
 
@@ -99,7 +99,8 @@ class DeploymentStates:
 
     def _judge(self, name: str, status: DeploymentStatusOverview) -> DeploymentState:
         replicas = status.replica_states
-        # Replicas on a node that is drained answer until others have taken their places.
+        # Replicas that take other settings answer meanwhile, and those on a node that is drained
+        # until others have taken their places.
         running = sum(replicas.get(state, 0) for state in _ANSWERING)
         # While an application is deployed, or after a replica has failed, the status is another.
         if running or status.status not in _ON_DEMAND:

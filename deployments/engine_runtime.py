@@ -99,6 +99,14 @@ class EngineRuntime(Runtime):
         await self._engine.clear_caches()
         await asyncio.to_thread(return_unused_memory)
 
+    async def configure(self, config: ModelConfig) -> None:
+        await self._engine.change_limits(
+            config.max_batch_size,
+            config.max_waiting,
+            config.max_prefill_slice_s,
+            config.retry_after_s,
+        )
+
     def check_capacity(self, request: VisionRequest) -> None:
         self._engine.check_capacity(request)
 

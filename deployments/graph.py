@@ -75,6 +75,12 @@ class Graph(VisionService):
             for model in config.models
         }
 
+    def configure(self, config: AppConfig) -> None:
+        """Take other limits of the models. They must be the same models."""
+        self._config = config
+        for model in config.models:
+            self._places[model.name].limit = model.capacity
+
     async def generate(
         self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:

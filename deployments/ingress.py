@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import cast
 
 from fastapi import FastAPI
@@ -12,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.graph import Graph
 from deployments.job_client import JobQueueClient
 from deployments.ledger import LedgerClient
+from deployments.live_deployment import LiveDeployment, Settings
 from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits
 from deployments.pipeline_defaults import PipelineDefaultsClient
@@ -19,15 +21,18 @@ from deployments.request_metrics import PrometheusRequestMetrics
 from preprocessing.formats import sniff_video
 from preprocessing.header import check_file
 from raylens.api.app import create_app
+from raylens.api.live_app import LiveApp
 from raylens.core.config import AppConfig
 from raylens.core.errors import UnsupportedMedia
 from raylens.core.fallback import FallbackService
+from raylens.core.leases import Leases
+from raylens.core.live_settings import apply_settings
 from raylens.core.logs import configure_logging
 from raylens.core.ports import VisionService
 from raylens.core.types import MediaFile, PictureFile
 
 
-class HttpApplication:
+class HttpApplication(LiveDeployment):
     """The HTTP application over the graph and the job queue, not yet a Serve ingress."""
 
     def __init__(
@@ -37,12 +42,27 @@ class HttpApplication:
         config.check_reach(_listening_host())
         configure_logging(config.log_settings, "ingress")
         self._config = config
-        graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
-        self._service = cast(VisionService, FallbackService(graph, config))
+        self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
+        self._leases = Leases(LedgerClient())
         self._jobs = JobQueueClient(config.jobs.queue_timeout_s) if config.jobs.enabled else None
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        limits = picture_limits(self._config.limits)
+    def __serve_build_asgi_app__(self) -> LiveApp:
+        self._app = LiveApp(self._build(self._config))
+        return self._app
+
+    async def configure(self, settings: Settings) -> None:
+        config = apply_settings(self._config, settings)
+        config.check_reach(_listening_host())
+        app = await asyncio.to_thread(self._build, config)
+        self._graph.configure(config)
+        self._app.current = app
+
+    async def live_settings(self) -> Settings:
+        """Return the settings in force, for the job queue, which Serve doesn't reconfigure."""
+        return self._settings
+
+    def _build(self, config: AppConfig) -> FastAPI:
+        limits = picture_limits(config.limits)
 
         def check_media(media: MediaFile) -> None:
             if isinstance(media, PictureFile):
@@ -54,11 +74,11 @@ class HttpApplication:
                 raise error.about(media.field) from None
 
         return create_app(
-            self._service,
-            self._config,
+            cast(VisionService, FallbackService(self._graph, config)),
+            config,
             self._jobs,
             pipelines=PipelineDefaultsClient(),
-            ledger=LedgerClient(),
+            leases=self._leases,
             metrics=PrometheusRequestMetrics(),
             check_media=check_media,
             echo_request_id=False,

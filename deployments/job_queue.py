@@ -12,8 +12,7 @@ import asyncio
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -21,6 +20,11 @@ from ray import serve
 from raylens.core.environment import load_config
 from raylens.core.errors import Overloaded
 from raylens.jobs.store import StoreUnavailable
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from raylens.core.config import AppConfig
 
 logger = logging.getLogger("raylens.jobs.actor")
 
@@ -70,12 +74,14 @@ class JobQueueActor:
         from deployments.job_metrics import PrometheusJobMetrics
         from raylens.api.app import create_app
         from raylens.core.client_limits import NO_LIMITS
+        from raylens.core.live_settings import LastResult, current
         from raylens.core.logs import configure_logging
         from raylens.jobs.factory import create_queue
         from raylens.jobs.priority import BackgroundService
         from raylens.jobs.types.openai_batch import OpenAIBatchJob
 
         config, _ = load_config(args)
+        self._given_config = self._config = config
         configure_logging(config.log_settings, "jobs")
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         application = serve.get_deployment_actor_context().app_name
@@ -84,19 +90,26 @@ class JobQueueActor:
             return serve.get_deployment_handle(name, app_name=application)
 
         models = {model.name: get_handle(model.name) for model in config.models}
-        graph = Graph(config, application, get_handle("Preprocessor"), models)
+        self._ingress = get_handle("Ingress")
+        self._graph = Graph(config, application, get_handle("Preprocessor"), models)
 
-        # Whoever submitted a batch had a key, and was within limits.
-        open_config = config.model_copy(update={"auth": "none", "client_limits": NO_LIMITS})
+        def make_app(config: AppConfig) -> FastAPI:
+            # Whoever submitted a batch had a key, and was within limits.
+            update = {"auth": "none", "client_limits": NO_LIMITS}
+            open_config = config.model_copy(update=update)
+            return create_app(BackgroundService(self._graph), open_config)
 
-        make_app = cache(lambda: create_app(BackgroundService(graph), open_config))
+        apps = LastResult(make_app)
 
         def make_transport(client: str) -> httpx.AsyncBaseTransport:
-            return httpx.ASGITransport(make_app(), raise_app_exceptions=False, client=(client, 0))
+            app = apps(self._config)
+            return httpx.ASGITransport(app, raise_app_exceptions=False, client=(client, 0))
 
-        batch_job = OpenAIBatchJob(make_transport, config)
+        live_config = current(lambda: self._config)
+        batch_job = OpenAIBatchJob(make_transport, live_config)
         self._metrics = PrometheusJobMetrics()
-        self._queue = create_queue(config, graph, self._metrics, [batch_job])
+        self._queue = create_queue(live_config, self._graph, self._metrics, [batch_job])
+        self._following = asyncio.ensure_future(self._follow_settings())
         self._is_open = False
         if self._open():
             self._serving = asyncio.ensure_future(self._queue.serve())
@@ -125,6 +138,19 @@ class JobQueueActor:
             self._metrics.record_store(False)
             await asyncio.sleep(RETRY_S)
         await self._queue.serve()
+
+    async def _follow_settings(self) -> None:
+        """Take the live settings of the ingress: Serve doesn't reconfigure an actor."""
+        from deployments.live_deployment import changed_settings
+        from raylens.core.live_settings import apply_settings
+
+        async for settings in changed_settings(self._ingress.live_settings.remote):
+            try:
+                self._config = apply_settings(self._given_config, settings)
+            except ValueError as error:  # the ingress is of another release
+                logger.error("the former settings stay in force: %s", error)
+                continue
+            self._graph.configure(self._config)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the queue. Raises ``Overloaded`` while the store can't be reached."""

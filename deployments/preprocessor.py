@@ -11,6 +11,7 @@ from typing import TypeVar
 import cv2
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from deployments.live_deployment import LiveDeployment, Settings
 from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits, video_limits
 from preprocessing.clip import ProcessedVideo, run_video
@@ -21,6 +22,7 @@ from preprocessing.video import Sampling
 from raylens.core.config import AppConfig
 from raylens.core.errors import DeadlineExceeded, RaylensError
 from raylens.core.fair_pool import FairPool
+from raylens.core.live_settings import apply_settings
 from raylens.core.logs import configure_logging, current_request_id
 from raylens.core.recipe import Recipe
 from raylens.core.types import Caller, MediaFile, PictureFile, ProcessedPicture, StepReport
@@ -28,7 +30,7 @@ from raylens.core.types import Caller, MediaFile, PictureFile, ProcessedPicture,
 Result = TypeVar("Result")
 
 
-class Preprocessor:
+class Preprocessor(LiveDeployment):
     """Decodes and processes one picture per call in a small thread pool, which its clients share
     fairly.
 
@@ -38,6 +40,7 @@ class Preprocessor:
     def __init__(self, config: AppConfig, metrics: PreprocessorMetrics | None = None) -> None:
         bind_to_loopback()
         configure_logging(config.log_settings, "preprocessor")
+        self._config = config
         self._limits = picture_limits(config.limits)
         self._video_limits = video_limits(config.limits)
         # Several pictures in parallel use the cores better than several threads on one picture.
@@ -48,6 +51,11 @@ class Preprocessor:
         self._pending = 0
         """Pictures that are queued or running in the pool."""
         self._metrics = metrics or PreprocessorMetrics()
+
+    async def configure(self, settings: Settings) -> None:
+        limits = apply_settings(self._config, settings).limits
+        self._limits = picture_limits(limits)
+        self._video_limits = video_limits(limits)
 
     async def process(
         self, media: MediaFile, recipe: Recipe, caller: Caller

@@ -13,6 +13,7 @@ from itertools import count
 
 from deployments.autoscaling import ENGINE_LOAD
 from deployments.engine_metrics import PrometheusEngineMetrics
+from deployments.live_deployment import LiveDeployment, Settings
 from deployments.loopback import bind_to_loopback
 from models.malloc_trim import malloc_trim
 from models.runtime import Runtime
@@ -27,6 +28,7 @@ from raylens.core.errors import (
     picture_field,
     picture_index,
 )
+from raylens.core.live_settings import apply_to_model
 from raylens.core.logs import LogSettings, configure_logging, current_request_id
 from raylens.core.types import (
     Delta,
@@ -46,7 +48,7 @@ UPDATES_PER_TRIM = 40
 """Updates of the gauges for each time that unused memory is returned to the operating system."""
 
 
-class VisionModel:
+class VisionModel(LiveDeployment):
     """Creates the model's runtime, and streams deltas from it."""
 
     def __init__(
@@ -66,6 +68,9 @@ class VisionModel:
         self._gauge_task: asyncio.Task[None] | None = None
         seconds = time.monotonic() - started
         logger.info("%s is ready on %s after %.1f s", config.name, self._runtime.device, seconds)
+
+    async def configure(self, settings: Settings) -> None:
+        await self._runtime.configure(apply_to_model(self._config, settings))
 
     async def generate(
         self, request: VisionRequest, *media: ProcessedImage | ProcessedVideo

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
+from raylens.core.config import ModelConfig
 from raylens.core.types import Delta, MemoryUsage, VisionRequest
 from raylens.engine.metrics import Gauges
 from raylens.engine.model import Pixels
@@ -41,6 +42,11 @@ class Runtime(Protocol):
     async def clear_memory(self) -> None:
         """Empty caches, and return unused memory. Answers in progress go on."""
         return
+
+    async def configure(self, config: ModelConfig) -> None:
+        """Take the settings of ``config`` that may change while it runs
+        (:data:`raylens.core.live_settings.LIVE_OF_MODELS`). Answers in progress go on."""
+        ...
 
     def check_capacity(self, request: VisionRequest) -> None:
         """Raise ``Overloaded`` if there is no room for the request's answers, or another error that

@@ -45,8 +45,8 @@ class StubPreprocessor:
 class StubIngress(HttpApplication):
     """The real HTTP application, and ``POST /noop``, which parses its body and does nothing."""
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        app = super().__serve_build_asgi_app__()
+    def _build(self, config: AppConfig) -> FastAPI:
+        app = super()._build(config)
 
         @app.post("/noop")
         async def noop(body: dict[str, Any]) -> dict[str, str]:

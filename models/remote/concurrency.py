@@ -19,10 +19,24 @@ class ConcurrencyLimiter:
     def __init__(self, config: ModelConfig) -> None:
         self.max_running = config.max_batch_size
         self._slots = asyncio.Semaphore(config.max_batch_size)
+        self._surplus = 0
+        """Slots that are taken away once they are free."""
         self._capacity = config.max_batch_size + config.max_waiting
         self._retry_after = config.retry_after_s
         self._requests = 0
         """Number of requests that are running or waiting."""
+
+    async def configure(self, config: ModelConfig) -> None:
+        """Take other limits. Requests that are running or waiting go on."""
+        for _ in range(config.max_batch_size - self.max_running):
+            self._free_slot()
+        self._surplus += max(0, self.max_running - config.max_batch_size)
+        self.max_running = config.max_batch_size
+        self._capacity = config.max_batch_size + config.max_waiting
+        self._retry_after = config.retry_after_s
+        while self._surplus and not self._slots.locked():
+            await self._slots.acquire()
+            self._surplus -= 1
 
     @property
     def gauges(self) -> Gauges:
@@ -64,8 +78,14 @@ class ConcurrencyLimiter:
 
     def release(self) -> None:
         """Free a slot."""
-        self._slots.release()
+        self._free_slot()
         self._requests -= 1
+
+    def _free_slot(self) -> None:
+        if self._surplus:
+            self._surplus -= 1
+        else:
+            self._slots.release()
 
 
 class LimitedRuntime(Runtime):
@@ -77,6 +97,9 @@ class LimitedRuntime(Runtime):
     @property
     def gauges(self) -> Gauges:
         return self._limiter.gauges
+
+    async def configure(self, config: ModelConfig) -> None:
+        await self._limiter.configure(config)
 
     def check_capacity(self, request: VisionRequest) -> None:
         self._limiter.check_capacity()

@@ -57,6 +57,8 @@ from raylens.engine.model import Pixels
 
 TASKS = frozenset({Caption.name, Query.name, Detect.name, Point.name, Chat.name, REASONING})
 API_KEY_ENV = "MOONDREAM_API_KEY"
+MAX_THREADS = 256
+"""Upper bound of ``max_batch_size``. A thread starts when it is needed."""
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 """The running request's deadline, for :class:`DeadlineHandler`."""
 _DEFAULT_SAMPLING = SamplingParams()
@@ -153,7 +155,7 @@ class MoondreamRuntime(LimitedRuntime):
         self.frames_as_pictures = 1
         self.device = device
         self._client = client
-        self._threads = ThreadPoolExecutor(self._limiter.max_running, "raylens-runtime")
+        self._threads = ThreadPoolExecutor(MAX_THREADS, "raylens-runtime")
         self._abandoned: list[float] = []
         """Deadlines of ended requests whose threads are still in the client."""
 

@@ -51,7 +51,7 @@ from raylens.api.routes import RouteTable
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig, AuthConfig
 from raylens.core.key_source import KeySource
-from raylens.core.leases import Leases, LedgerService
+from raylens.core.leases import Leases
 from raylens.core.ports import VisionService
 from raylens.jobs.feed import JobFeed
 from raylens.jobs.ports import JobService
@@ -90,7 +90,7 @@ def create_app(
     jobs: JobService | None = None,
     *,
     pipelines: pipeline_routes.PipelineDefaults | None = None,
-    ledger: LedgerService | None = None,
+    leases: Leases | None = None,
     metrics: RequestMetrics | None = None,
     check_media: CheckMedia = lambda media: None,
     look_up: LookUp = look_up,
@@ -98,7 +98,7 @@ def create_app(
 ) -> FastAPI:
     """Return an ASGI application over ``service``; with ``jobs``, it has the job routes too.
 
-    ``pipelines`` remembers the pipelines that clients have loaded, and ``ledger`` what they have
+    ``pipelines`` remembers the pipelines that clients have loaded, and ``leases`` what they have
     used of their limits; the default of both is this process. ``metrics`` receives the record of
     each request.
     ``check_media`` checks the header of each picture and video of a job, and ``look_up`` finds the
@@ -143,7 +143,8 @@ def create_app(
         queue_paths=JOB_PATHS,
         routes=routes,
     )
-    app.add_middleware(ClientLimitsMiddleware, leases=Leases(ledger), limits=config.client_limits)
+    leases = leases or Leases()
+    app.add_middleware(ClientLimitsMiddleware, leases=leases, limits=config.client_limits)
     if isinstance(config.auth, AuthConfig):
         app.add_middleware(AuthMiddleware, keys=KeySource(config))
     app.add_middleware(

@@ -20,44 +20,49 @@ CHECK_S = 1.0
 class KeySource:
     """The current keys of ``config.auth``, and the limits of clients.
 
+    ``config`` may be a :func:`raylens.core.live_settings.current` one.
     Raises ``ValueError`` if the keys can't be read. If a later version of the file can't be read,
     the last one stays in force, and the log says so.
     """
 
     def __init__(self, config: AppConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self._auth = config.auth if isinstance(config.auth, AuthConfig) else None
-        self._default_limits = config.client_limits
+        self._config = config
         self._clock = clock
+        self._auth = config.auth
         self._version = self._read_version()
-        self._ring = KeyRing(()) if self._auth is None else self._auth.key_ring()
+        self._ring = self._read_ring()
         self._checked_at = clock()
 
     @property
     def ring(self) -> KeyRing:
-        if self._auth is not None and self._clock() - self._checked_at >= CHECK_S:
-            self._checked_at = self._clock()
-            self._read_again(self._auth)
+        if self._config.auth is not self._auth:
+            self._auth = self._config.auth
+            self._read_again()
+        elif self._clock() - self._checked_at >= CHECK_S and self._read_version() != self._version:
+            self._read_again()
         return self._ring
 
     def limits_of(self, client: str) -> ClientLimits:
         """Return the limits of a client: of a key's name, or of an address."""
         key = self.ring.named(client)
-        return self._default_limits if key is None else key.limits.or_else(self._default_limits)
+        default = self._config.client_limits
+        return default if key is None else key.limits.or_else(default)
 
-    def _read_again(self, auth: AuthConfig) -> None:
-        version = self._read_version()
-        if version == self._version:
-            return
-        self._version = version
+    def _read_ring(self) -> KeyRing:
+        return self._auth.key_ring() if isinstance(self._auth, AuthConfig) else KeyRing(())
+
+    def _read_again(self) -> None:
+        self._version = self._read_version()
+        self._checked_at = self._clock()
         try:
-            self._ring = auth.key_ring()
+            self._ring = self._read_ring()
             logger.info("%d keys are in force", len(self._ring))
         except ValueError as error:
             logger.error("the former keys stay in force: %s", error)
 
     def _read_version(self) -> tuple[int, ...]:
         """Return what differs if the file has changed."""
-        if self._auth is None or self._auth.keys_file is None:
+        if not isinstance(self._auth, AuthConfig) or self._auth.keys_file is None:
             return ()
         try:
             status = os.stat(self._auth.keys_file)

@@ -22,6 +22,7 @@ from raylens.core.errors import (
 )
 from raylens.core.fairness import check_share
 from raylens.core.types import Chat, Delta, Priority, SamplingParams, VisionRequest
+from raylens.engine.attempt import attempt
 from raylens.engine.engine import Engine, StepOutput
 from raylens.engine.grammar import AnswerFormat
 from raylens.engine.limits import EngineLimits
@@ -66,12 +67,7 @@ class AsyncEngine:
         # for seconds, and other requests need the cores to prepare their pictures.
         self._compiler_pool = ThreadPoolExecutor(1, "raylens-grammar")
         self._num_threads = num_threads or torch.get_num_threads()
-        self._max_waiting = max_waiting
-        self._capacity = limits.max_batch_size + max_waiting
-        # Jobs may fill only half of the queue; otherwise interactive requests could find it full
-        # for minutes.
-        self._job_capacity = limits.max_batch_size + max_waiting // 2
-        self._retry_after = retry_after
+        self._set_queue(limits.max_batch_size, max_waiting, retry_after)
         self._loop: asyncio.AbstractEventLoop | None = None
         """The callers' event loop; None before the first request."""
         self._output_queues: dict[GenerationSequence, asyncio.Queue[StepOutput]] = {}
@@ -79,8 +75,8 @@ class AsyncEngine:
         self._inbox: list[GenerationSequence] = []
         """Sequences that the thread has not taken yet. ``_condition`` guards this and
         ``_stopping``."""
-        self._clearances: list[Future[None]] = []
-        """Waiting calls of :meth:`clear_caches`. ``_condition`` guards them, too."""
+        self._calls: list[tuple[Callable[[], None], Future[None]]] = []
+        """What the thread calls between two steps. ``_condition`` guards it, too."""
         self._condition = threading.Condition()
         self._stopping = False
         self._failure: BaseException | None = None
@@ -150,12 +146,35 @@ class AsyncEngine:
 
         Raises ``ModelNotLoaded`` if the engine has stopped.
         """
+        await self._call_between_steps(self._engine.clear_caches)
+
+    async def change_limits(
+        self, max_batch_size: int, max_waiting: int, max_prefill_slice_s: float, retry_after: float
+    ) -> None:
+        """Change these limits. What is running or waiting goes on.
+
+        Raises ``ModelNotLoaded`` if the engine has stopped.
+        """
+        await self._call_between_steps(
+            lambda: self._engine.change_limits(max_batch_size, max_prefill_slice_s)
+        )
+        self._set_queue(max_batch_size, max_waiting, retry_after)
+
+    def _set_queue(self, max_batch_size: int, max_waiting: int, retry_after: float) -> None:
+        self._max_waiting = max_waiting
+        self._capacity = max_batch_size + max_waiting
+        # Jobs may fill only half of the queue; otherwise interactive requests could find it full
+        # for minutes.
+        self._job_capacity = max_batch_size + max_waiting // 2
+        self._retry_after = retry_after
+
+    async def _call_between_steps(self, function: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         done: Future[None] = Future()
         with self._condition:
             if self._failure is not None or self._stopping:
                 raise _engine_stopped("the engine has stopped")
-            self._clearances.append(done)
+            self._calls.append((function, done))
             self._condition.notify()
         await asyncio.wrap_future(done)
 
@@ -267,17 +286,21 @@ class AsyncEngine:
     def _take_inbox(self) -> bool:
         """Wait for work, and pass it to the scheduler. Return False if the thread must end."""
         with self._condition:
-            while not (self._inbox or self._clearances or self._engine.has_work or self._stopping):
+            while not (self._inbox or self._calls or self._engine.has_work or self._stopping):
                 self._condition.wait()
             self._engine.scheduler.add(self._inbox)
             self._inbox = []
-            clearances = list(self._clearances)
-        if clearances:
-            self._engine.clear_caches()
-            for done in clearances:
-                self._clearances.remove(done)
-                if done.set_running_or_notify_cancel():
-                    done.set_result(None)
+            calls = list(self._calls)
+        for call in calls:
+            function, done = call
+            failure = attempt(function)
+            self._calls.remove(call)
+            if not done.set_running_or_notify_cancel():
+                continue
+            if failure is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
         return not self._stopping
 
     def _call_in_loop(self, callback: Callable[[T], None], argument: T) -> None:
@@ -294,10 +317,10 @@ class AsyncEngine:
                 queue.put_nowait(output)
 
     def _fail_all(self, error: RaylensError) -> None:
-        for done in self._clearances:
+        for _, done in self._calls:
             if done.set_running_or_notify_cancel():
                 done.set_exception(error)
-        self._clearances.clear()
+        self._calls.clear()
         self._deliver([StepOutput(sequence, error=error) for sequence in self._output_queues])
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from raylens.engine.sampling import AnswerSampler, BatchSampler, SampledTokens
 from raylens.engine.transfer import upload
@@ -55,6 +56,15 @@ class DeviceSampler(BatchSampler):
         self._penalty_state.is_in_prompt[slot].zero_()
         ids = sampler.prompt_ids[sampler.prompt_ids < self._vocab_size]
         self._penalty_state.is_in_prompt[slot].index_fill_(0, upload(ids, self._device), True)
+
+    def add_slots(self, num_slots: int) -> None:
+        more = num_slots - self._num_slots
+        self._num_slots = num_slots
+        if self._penalty_state is not None:
+            self._penalty_state = _PenaltyState(
+                functional.pad(self._penalty_state.output_counts, (0, 0, 0, more)),
+                functional.pad(self._penalty_state.is_in_prompt, (0, 0, 0, more)),
+            )
 
     def sample(
         self, logits: Tensor, samplers: Sequence[AnswerSampler], slots: Sequence[int]

@@ -53,6 +53,7 @@ class Engine:
     def __init__(
         self, model: Model, limits: EngineLimits, metrics: EngineMetrics | None = None
     ) -> None:
+        self._given_limits = limits
         limits = limits.with_device_defaults(model.device)
         assert limits.max_prefill_batch_size is not None
         assert limits.max_prefill_tokens is not None
@@ -110,6 +111,19 @@ class Engine:
         max_tokens = sequence.params.max_tokens
         num_tokens = sequence.prompt.max_total_tokens(max_tokens, self.model.max_length)
         return self.kv_cache.cost(num_tokens)
+
+    def change_limits(self, max_batch_size: int, max_prefill_slice_s: float) -> None:
+        """Change these limits, between two steps. Sequences that are admitted go on."""
+        self._given_limits = replace(
+            self._given_limits,
+            max_batch_size=max_batch_size,
+            max_prefill_slice_s=max_prefill_slice_s,
+        )
+        self.limits = self._given_limits.with_device_defaults(self.model.device)
+        assert self.limits.max_prefill_batch_size is not None
+        self._sampling_runner.add_slots(max_batch_size)
+        self.kv_cache.max_rows = max_batch_size
+        self.scheduler.resize(max_batch_size, self.limits.max_prefill_batch_size)
 
     def clear_caches(self) -> None:
         """Empty the caches of features and prefixes, but not that of running sequences."""

@@ -101,7 +101,8 @@ class KVCache(Generic[Owner]):
     def __init__(self, spec: KVSpec, budget: int, max_rows: int) -> None:
         self.spec = spec
         self.budget = budget
-        self._max_rows = max_rows
+        self.max_rows = max_rows
+        """An arena is enlarged to more rows only one by one."""
         self._arenas: dict[int, Arena[Owner]] = {}
         """By capacity."""
         self._arena_of: dict[Owner, Arena[Owner]] = {}
@@ -215,9 +216,10 @@ class KVCache(Generic[Owner]):
 
         If the budget requires it, free the unused rows of other arenas.
         """
-        num_rows = max(1, min(2 * arena.allocated_rows, self._max_rows))
+        one_more = arena.allocated_rows + 1
+        num_rows = max(one_more, min(2 * arena.allocated_rows, self.max_rows))
         if not self._fits_budget(arena, num_rows):
-            num_rows = arena.allocated_rows + 1
+            num_rows = one_more
         for other in self._arenas.values():
             has_unused_rows = other.allocated_rows > len(other.owners)
             if has_unused_rows and not self._fits_budget(arena, num_rows):

@@ -254,6 +254,10 @@ class BatchSampler(Protocol):
         """Reset a slot's state for a new answer that uses this sampler."""
         ...
 
+    def add_slots(self, num_slots: int) -> None:
+        """Have ``num_slots`` slots, which are more than before."""
+        ...
+
     def sample(
         self, logits: Tensor, samplers: Sequence[AnswerSampler], slots: Sequence[int]
     ) -> SampledTokens:
@@ -265,6 +269,9 @@ class HostSampler(BatchSampler):
     """Samples on the host, with each row's own :class:`AnswerSampler`, which holds all state."""
 
     def reset_slot(self, slot: int, sampler: AnswerSampler) -> None:
+        pass
+
+    def add_slots(self, num_slots: int) -> None:
         pass
 
     def sample(

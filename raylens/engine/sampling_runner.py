@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from raylens.engine.attempt import attempt
 from raylens.engine.device_sampling import DeviceSampler
@@ -84,13 +85,18 @@ class SamplingRunner:
     ) -> None:
         self._model = model
         self._clear_feature_and_prefix_caches = clear_feature_and_prefix_caches
-        self._padding_slot = max_batch_size
-        """An extra slot for rows without a sequence."""
         self._last_tokens = torch.zeros(max_batch_size + 1, dtype=torch.int64, device=model.device)
-        """By slot, int64 (slots + 1,)."""
+        """By slot, int64 (slots + 1,). The last slot is for rows without a sequence."""
         self._batch_sampler: BatchSampler = HostSampler()
         if self._last_tokens.device.type != "cpu":
             self._batch_sampler = DeviceSampler(max_batch_size, model.vocab_size, model.device)
+
+    def add_slots(self, num_slots: int) -> None:
+        """Have at least ``num_slots`` slots. Those in use keep what is in them."""
+        more = num_slots + 1 - len(self._last_tokens)
+        if more > 0:
+            self._last_tokens = functional.pad(self._last_tokens, (0, more))
+            self._batch_sampler.add_slots(num_slots)
 
     def reset_slot(self, sequence: GenerationSequence) -> None:
         """Reset the sequence's slot for a new answer."""
@@ -101,7 +107,8 @@ class SamplingRunner:
 
         The token for None is arbitrary.
         """
-        slots = [self._padding_slot if s is None else s.slot for s in sequences]
+        padding_slot = len(self._last_tokens) - 1
+        slots = [padding_slot if s is None else s.slot for s in sequences]
         return self._last_tokens[self._upload(slots)]
 
     def sample(

@@ -45,6 +45,13 @@ class Scheduler:
     def _current(self) -> tuple[GenerationSequence, ...]:
         return (*self.waiting, *self.prefilling, *self.running)
 
+    def resize(self, max_batch_size: int, max_prefill_batch_size: int) -> None:
+        """Change the limits. If more sequences are admitted, they go on, and none joins them."""
+        self.max_batch_size = max_batch_size
+        self._max_prefill_batch_size = max_prefill_batch_size
+        taken = {sequence.slot for sequence in (*self.prefilling, *self.running)}
+        self._free_slots = [slot for slot in range(max_batch_size) if slot not in taken]
+
     def add(self, sequences: Collection[GenerationSequence]) -> None:
         self._service.add(sequences, self._current)
         self.waiting.extend(sequences)
@@ -75,7 +82,8 @@ class Scheduler:
         removed = [sequence for sequence in self._current if should_remove(sequence)]
         for sequence in removed:
             self._service.end(sequence)
-            if sequence.state is not SequenceState.WAITING:
+            was_admitted = sequence.state is not SequenceState.WAITING
+            if was_admitted and sequence.slot < self.max_batch_size:
                 self._free_slots.append(sequence.slot)
             sequence.transition_to(SequenceState.FINISHED)
         if removed:
@@ -86,7 +94,8 @@ class Scheduler:
 
     def _can_admit_next(self) -> bool:
         """Return whether the next waiting sequence can join those in prefill."""
-        if not self.waiting or not self._free_slots:
+        admitted = len(self.prefilling) + len(self.running)
+        if not self.waiting or admitted >= self.max_batch_size:
             return False
         if len(self.prefilling) >= self._max_prefill_batch_size:
             return False

@@ -72,8 +72,6 @@ class InferenceClient:
     def __init__(self, service: VisionService, config: AppConfig) -> None:
         self._service = service
         self._config = config
-        self._catalog = Catalog(config)
-        self._named_recipes = config.named_recipes()
 
     def resolve(self, options: InferenceOptions) -> ResolvedOptions:
         """Fill in the defaults of the configuration.
@@ -81,9 +79,12 @@ class InferenceClient:
         Raises ``UnknownModel``, or ``InvalidRequest`` if the recipe or a sampling option is
         invalid.
         """
-        model = self._catalog.models[self._catalog.resolve(options.model, "jobs")]
+        # Not kept: the configuration of a job queue may change.
+        catalog = Catalog(self._config)
+        model = catalog.models[catalog.resolve(options.model, "jobs")]
         sampling = self._resolve_sampling(options.settings)
-        recipe = choose(options.recipe, self._config.recipe_of(model), self._named_recipes)
+        named_recipes = self._config.named_recipes()
+        recipe = choose(options.recipe, self._config.recipe_of(model), named_recipes)
         return ResolvedOptions(model.name, recipe.within(model.max_image_size), sampling)
 
     def _resolve_sampling(self, settings: SamplingOptions) -> SamplingParams:
