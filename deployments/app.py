@@ -33,6 +33,8 @@ SPARE_REQUESTS = 64
 """Requests of a replica of the ingress beyond its limits: health checks, and other short reads."""
 MAX_QUEUE_CALLS = 4096
 """Maximum concurrent calls to the job queue."""
+UPDATE: dict[str, Any] = {"max_surge_percent": 100}
+"""In an update, a new replica is ready before it replaces an old one."""
 MAX_PICTURES = 128
 """Pictures that a replica of the preprocessor holds. Others wait in a handle, which knows neither
 clients nor priorities."""
@@ -64,7 +66,7 @@ def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Applica
         for note in notes:
             logger.warning(note)
     preprocessor = serve.deployment(Preprocessor).options(
-        name="Preprocessor", max_ongoing_requests=MAX_PICTURES
+        name="Preprocessor", max_ongoing_requests=MAX_PICTURES, **UPDATE
     )
     model_apps = {
         model.name: _bind_vision_model(model_class, model, config) for model in config.models
@@ -77,6 +79,7 @@ def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Applica
         deployment_actors=actors,
         max_constructor_retry_count=MAX_INGRESS_STARTS,
         max_ongoing_requests=_max_ingress_requests(config),
+        **UPDATE,
     )
     return ingress.bind(config, preprocessor.bind(config), model_apps)
 
@@ -96,6 +99,7 @@ def _bind_vision_model(
     # A handle's queue ignores priorities and deadlines. The replica therefore accepts as many
     # requests as the engine can hold, and they wait there.
     options: dict[str, Any] = {
+        **UPDATE,
         "max_ongoing_requests": model.capacity + reserve(model.capacity),
         # A replica that is stopped, such as by autoscaling, ends its answers before.
         "graceful_shutdown_timeout_s": config.defaults.max_timeout_s,

@@ -25,8 +25,11 @@ FRONT = "front"
 Without it, a preprocessor could take half a CPU of a node whose model needs all of them.
 """
 FRONT_SHARE = 0.001
-SPREAD = {"num_replicas": 2, "max_replicas_per_node": 1}
-"""The ingress, on two nodes: one of them may be lost, or drained."""
+SPREAD = {"num_replicas": 2, "max_replicas_per_node": 1, "max_surge_percent": 0}
+"""The ingress, on two nodes: one of them may be lost, or drained. In an update the two are replaced
+one after the other, for which no third node is needed."""
+LIVE: dict[str, Any] = {}
+"""The ``user_config`` of the shipped configurations."""
 KEYS_FILE = "/etc/raylens/keys/keys.yaml"
 """In the pods, from a Secret."""
 LAUNCHER_KEYS_FILE = "/home/ray/.raylens/keys.yaml"
@@ -35,10 +38,14 @@ _HEADER = "# Written by `python -m deployments.manifests`. Change its sources in
 
 
 class _Dumper(yaml.SafeDumper):
-    """Repeats values instead of writing anchors, which hide what a deployment gets."""
+    """Repeats values instead of writing anchors, which hide what a deployment gets. The live
+    settings are those of all deployments, and stand there once."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        return True
+        return data != LIVE
+
+    def generate_anchor(self, node: yaml.Node) -> str:
+        return "live"
 
 
 def cluster_config(
@@ -60,6 +67,8 @@ def cluster_config(
     for deployment in application["deployments"]:
         if deployment["name"] == "Ingress":
             deployment |= SPREAD
+        elif deployment.get("max_surge_percent") == 0:
+            del deployment["max_surge_percent"]  # a cluster has room for another replica
         if deployment["name"] == "Preprocessor":
             deployment["autoscaling_config"]["min_replicas"] = 2
         if deployment["name"] in ("Ingress", "Preprocessor"):

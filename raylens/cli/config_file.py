@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from raylens.core.config import AppConfig, AuthConfig
 from raylens.core.environment import VariableError, load_config
+from raylens.core.live_settings import apply_settings
 from raylens.core.validation import explain
 
 IMPORT_PATH = "deployments.app:build_app"
@@ -62,6 +63,7 @@ def check_config_file(path: Path, host: str | None = None, port: int | None = No
     for application in applications:
         app = _load_application(application.get("args") or {})
         _check_access(app, host)
+        _check_live_settings(application.get("deployments") or (), app, host)
         _check_deployment_names(application.get("deployments") or (), app)
         _check_job_queue(app)
     prefix = applications[0].get("route_prefix", "/")
@@ -132,13 +134,28 @@ def _load_application(args: dict[str, Any]) -> AppConfig:
     return config
 
 
-def _check_access(app: AppConfig, host: str) -> None:
+def _check_access(app: AppConfig, host: str, prefix: str = "args.") -> None:
     try:
         app.check_reach(host)
         if isinstance(app.auth, AuthConfig):
             app.auth.key_ring()
     except ValueError as error:
-        raise ConfigError(f"args.{error}") from None
+        raise ConfigError(f"{prefix}{error}") from None
+
+
+def _check_live_settings(deployments: Iterable[dict[str, Any]], app: AppConfig, host: str) -> None:
+    first_name, first_settings = "", None
+    for deployment in deployments:
+        name, settings = deployment["name"], deployment.get("user_config")
+        try:
+            _check_access(apply_settings(app, settings), host, "")
+        except (ConfigError, ValueError) as error:
+            raise ConfigError(f"deployments.{name}.user_config: {error}") from None
+        if not first_name:
+            first_name, first_settings = name, settings
+        elif settings != first_settings:
+            message = f"the user_config of {name} is not that of {first_name}"
+            print(f"raylens: {message}, though all should be the same", file=sys.stderr)
 
 
 def _check_deployment_names(deployments: Iterable[dict[str, Any]], app: AppConfig) -> None:

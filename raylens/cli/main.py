@@ -15,6 +15,7 @@ from raylens.cli import jobs, keys
 from raylens.cli.annotate_commands import add_commands
 from raylens.cli.config_file import (
     ConfigError,
+    Endpoint,
     EnvironmentVariableError,
     check_config_file,
     read_applications,
@@ -83,13 +84,26 @@ def run(
     if compat_env:
         os.environ[COMPAT_ENV_OPTION] = "true"
     config = find_config(config)
-    try:
-        endpoint = check_config_file(config, host, port)
-    except EnvironmentVariableError as error:
-        _fail("environment", error)
-    except ConfigError as error:
-        _fail(config, error)
+    endpoint = _check(config, host, port)
     raise typer.Exit(Server(config, endpoint, ready_timeout).serve())
+
+
+@app.command()
+def check(
+    config: Annotated[
+        Path,
+        typer.Argument(help="A Serve config file, or a shipped one, such as configs/cpu.yaml."),
+    ] = DEFAULT,
+) -> None:
+    """Check a config file before it is deployed. Exit status: 0 if it is valid, 2 if not.
+
+    Serve itself doesn't look into the application's settings before they are in force.
+
+    Example: raylens check serve_config.yaml && serve deploy serve_config.yaml
+    """
+    config = find_config(config)
+    _check(config)
+    typer.echo(f"{config}: valid")
 
 
 @app.command()
@@ -216,6 +230,15 @@ add_commands(app)
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+def _check(config: Path, host: str | None = None, port: int | None = None) -> Endpoint:
+    try:
+        return check_config_file(config, host, port)
+    except EnvironmentVariableError as error:
+        _fail("environment", error)
+    except ConfigError as error:
+        _fail(config, error)
 
 
 def _fail(subject: object, error: Exception) -> NoReturn:

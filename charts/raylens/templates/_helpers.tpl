@@ -41,6 +41,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if .Values.application.deployments -}}
 {{- $_ := set $application "deployments" .Values.application.deployments -}}
 {{- end -}}
+{{- if .Values.application.live -}}
+{{- range $application.deployments -}}
+{{- $_ := set . "user_config" $.Values.application.live -}}
+{{- end -}}
+{{- end -}}
 {{- toYaml $config -}}
 {{- end }}
 
