@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 PERIOD_S = 5.0
@@ -55,7 +55,9 @@ class LiveDeployment(ABC):
         """
 
 
-async def changed_settings(read: Callable[[], Awaitable[Settings]]) -> AsyncIterator[Settings]:
+async def changed_settings(
+    read: Callable[[], Awaitable[Settings]],
+) -> AsyncGenerator[Settings, None]:
     """Yield the settings of a deployment whenever they have changed.
 
     They are None at first. While ``read`` fails, the last ones count.

@@ -50,10 +50,12 @@ class TimedRuntime(LimitedRuntime):
 
 
 class TimedModel(VisionModel):
+    runtime = TimedRuntime
+
     def __init__(
         self, config: ModelConfig, logs: LogSettings, vram_threshold: float | None = None
     ) -> None:
-        super().__init__(config, logs, runtime=TimedRuntime(config))
+        super().__init__(config, logs, runtime=self.runtime(config))
 
 
 def build_timed_app(args: dict[str, Any]) -> Application:

@@ -269,3 +269,42 @@ def test_another_application_in_the_file_is_left_alone(tmp_path: Path) -> None:
     config["applications"] = [other]
     with pytest.raises(ConfigError, match=r"import_path deployments\.app:build_app"):
         check_config_file(written(tmp_path, config))
+
+
+def with_settings(*blocks: Any) -> dict[str, Any]:
+    config: dict[str, Any] = copy.deepcopy(SHIPPED)
+    for deployment, block in zip(config["applications"][0]["deployments"], blocks, strict=False):
+        deployment["user_config"] = block
+    return config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"limits": {"max_token": 1}}, "limits.max_token: Extra inputs"),
+        ({"models": {"moondreem": {}}}, "models.moondreem: unknown model"),
+        ({"jobs": {"store": "sqlite"}}, "jobs.store: needs new replicas; change it in args"),
+        ({"auth": {"keys": []}}, "auth: expected keys or a keys_file with at least one key"),
+    ],
+)
+def test_settings_that_could_not_be_in_force_are_reported(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    path = written(tmp_path, with_settings({}, settings))
+    with pytest.raises(ConfigError) as error:
+        check_config_file(path)
+    assert str(error.value).startswith(f"deployments.Preprocessor.user_config: {message}")
+
+
+def test_a_check_tells_whether_a_file_is_valid(tmp_path: Path) -> None:
+    same = 5 * [{"limits": {"max_tokens": 9}}]
+    result = CliRunner().invoke(app, ["check", str(written(tmp_path, with_settings(*same)))])
+    assert result.exit_code == 0
+    assert result.stdout.endswith("config.yaml: valid\n")
+    assert result.stderr == ""
+    different = written(tmp_path, with_settings(same[0], {}))
+    result = CliRunner().invoke(app, ["check", str(different)])
+    assert result.exit_code == 0
+    assert "the user_config of Preprocessor is not that of Ingress" in result.stderr
+    result = CliRunner().invoke(app, ["check", str(written(tmp_path, with_settings(3)))])
+    assert result.exit_code == 2

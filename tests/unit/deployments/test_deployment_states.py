@@ -177,3 +177,9 @@ async def test_the_seconds_of_loading_are_counted(
 
 async def test_an_unknown_deployment_has_no_replicas(states: DeploymentStates) -> None:
     assert await states.current("b") == DeploymentState()
+
+
+async def test_a_replica_that_takes_other_settings_answers(controller: Controller) -> None:
+    states = DeploymentStates("raylens", controller.read)
+    controller.status = overview(DeploymentStatus.UPDATING, UPDATING=1)
+    assert await states.current("a") == DeploymentState(1)

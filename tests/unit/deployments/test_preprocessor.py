@@ -194,3 +194,12 @@ async def test_a_video_is_sampled_as_its_request_asks(preprocessor: Preprocessor
         await preprocessor.process(broken, PLAIN, CALLER)
     assert caught.value.field == "messages.0.content.1.video_url.url"
     assert caught.value.message.startswith("messages.0.content.1.video_url.url: the MP4 video of")
+
+
+async def test_changed_limits_hold_for_the_next_picture() -> None:
+    preprocessor = Preprocessor(CONFIG)
+    await preprocessor.reconfigure({"limits": {"max_image_pixels": 399}})
+    with pytest.raises(InvalidRequest, match="399"):
+        await preprocessor.process(SMALL, PLAIN, CALLER)
+    await preprocessor.reconfigure({})
+    await preprocessor.process(SMALL, PLAIN, CALLER)

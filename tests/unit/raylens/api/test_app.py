@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from raylens.api.app import create_app
-from raylens.core.types import Delta, FinishReason, Usage
+from raylens.api.live_app import LiveApp
+from raylens.core.live_settings import apply_settings
+from raylens.core.types import Delta, FinishReason, MediaFile, Usage, VisionRequest
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, FakeService, chat
 
 
@@ -240,3 +244,38 @@ async def test_a_body_that_is_no_json_is_refused_with_the_reason(
     assert response.status_code == 400
     assert "body: not valid JSON (" in response.text
     assert reason in response.text
+
+
+class GatedService(FakeService):
+    """Answers once its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_asked = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
+    ) -> AsyncGenerator[Delta, None]:
+        self.was_asked.set()
+        await self.gate.wait()
+        yield Delta("late", 0, FinishReason.STOP, Usage(1, 1))
+
+
+async def test_an_exchanged_application_ends_the_requests_that_it_began() -> None:
+    service = GatedService()
+    live = LiveApp(create_app(service, CONFIG))
+    body = chat("hi", model="smolvlm")
+    transport = httpx.ASGITransport(cast(Any, live))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        before = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+        await asyncio.wait_for(service.was_asked.wait(), 5)
+        live.current = create_app(
+            service, apply_settings(CONFIG, {"limits": {"max_text_chars": 1}})
+        )
+        refused = await http.post("/v1/chat/completions", json=body)
+        service.gate.set()
+        answer = (await before).json()
+    assert answer["choices"][0]["message"]["content"] == "late"
+    assert refused.status_code == 400
+    assert "2 characters; the limit is 1" in refused.text

@@ -227,3 +227,55 @@ async def test_an_idle_engine_clears_its_caches_and_a_stopped_one_refuses() -> N
     engine.stop()
     with pytest.raises(ModelNotLoaded, match="has stopped"):
         await engine.clear_caches()
+
+
+async def test_limits_change_while_answers_go_on(gated) -> None:
+    model, engine = gated
+
+    def ask(letter: int) -> asyncio.Task[str]:
+        async def collect() -> str:
+            deltas = engine.generate(request(LATER, max_tokens=9), Prompt((letter,)))
+            return "".join([delta.text async for delta in deltas])
+
+        return asyncio.create_task(collect())
+
+    answers = [ask(letter) for letter in range(97, 100)]  # two run, and one waits
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await ask(100)
+    changing = asyncio.ensure_future(engine.change_limits(8, 2, 0.03, 7))
+    model.gate.release(1)
+    await asyncio.wait_for(changing, 5)
+    answers += [ask(letter) for letter in range(100, 107)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="the limit is 10") as refused:
+        await ask(110)
+    assert refused.value.retry_after == 7
+    model.gate.release(1000)
+    texts = await asyncio.wait_for(asyncio.gather(*answers), 10)
+    assert texts == [answer([letter], 9, stops_at_eos=False) for letter in range(97, 107)]
+    assert max(model.decode_batches) == 8
+
+
+async def test_a_smaller_batch_is_in_force_once_the_answers_beyond_it_have_ended() -> None:
+    model = FakeModel()
+    engine = AsyncEngine(model, EngineLimits(max_batch_size=6), max_waiting=60)
+
+    async def ask(letter: int) -> str:
+        deltas = engine.generate(request(LATER, max_tokens=9), Prompt((letter,)))
+        return "".join([delta.text async for delta in deltas])
+
+    await asyncio.gather(*map(ask, range(97, 109)))
+    await engine.change_limits(2, 60, 0.03, 1)
+    model.decode_batches.clear()
+    texts = await asyncio.gather(*map(ask, range(97, 121)))
+    assert texts == [answer([letter], 9) for letter in range(97, 121)]
+    assert max(model.decode_batches) == 2
+    engine.stop()
+
+
+async def test_a_stopped_engine_takes_no_limits() -> None:
+    engine = AsyncEngine(FakeModel(), EngineLimits(max_batch_size=2), max_waiting=1)
+    engine.stop()
+    with pytest.raises(ModelNotLoaded, match="has stopped"):
+        await engine.change_limits(4, 1, 0.03, 1)

@@ -114,3 +114,18 @@ def test_only_the_row_of_an_unusable_grammar_fails() -> None:
     samplers = [AnswerSampler(SamplingParams(), grammar=unusable), AnswerSampler(SamplingParams())]
     sampled = DeviceSampler(2, VOCABULARY, "cpu").sample(noise(2, 0), samplers, [0, 1])
     assert list(sampled.failures) == [0]
+
+
+def test_more_slots_keep_the_penalties_of_those_in_use() -> None:
+    params = SamplingParams(frequency_penalty=2.0)
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, :2] = torch.tensor([3.0, 2.0])
+    device_sampler = DeviceSampler(1, VOCABULARY, "cpu")
+    sampler, other = AnswerSampler(params), AnswerSampler(params)
+    device_sampler.reset_slot(0, sampler)
+    tokens = [device_sampler.sample(logits, [sampler], [0]).tokens.item()]
+    device_sampler.add_slots(3)
+    device_sampler.reset_slot(2, other)
+    tokens.append(device_sampler.sample(logits, [sampler], [0]).tokens.item())
+    assert tokens == [0, 1]
+    assert device_sampler.sample(logits, [other], [2]).tokens.item() == 0

@@ -136,3 +136,34 @@ def test_counters_forget_clients_that_no_longer_count() -> None:
         counters.add([gone], [busy])
         counters.end(gone)
     assert len(counters.totals([])) <= 3
+
+
+def test_a_larger_batch_admits_more_at_once() -> None:
+    scheduler = Scheduler(1, max_prefill_batch_size=4, max_prefill_tokens=1000)
+    first, *others = [sequence("a") for _ in range(4)]
+    scheduler.add([first, *others])
+    scheduler.admit(lambda sequence: True)
+    scheduler.start_decoding([first])
+    first.output_ids = [1]
+    assert scheduler.admit(lambda sequence: True) == []
+    scheduler.resize(3, 4)
+    assert scheduler.admit(lambda sequence: True) == others[:2]
+    assert len({entry.slot for entry in (first, *others[:2])}) == 3
+
+
+def test_a_smaller_batch_lets_go_on_what_runs_and_admits_when_there_is_room() -> None:
+    scheduler = Scheduler(4, max_prefill_batch_size=4, max_prefill_tokens=1000)
+    running = [sequence("a") for _ in range(4)]
+    scheduler.add(running)
+    scheduler.start_decoding(list(scheduler.admit(lambda sequence: True)))
+    for each in running:
+        each.output_ids = [1]
+    scheduler.resize(2, 4)
+    last = [sequence("a"), sequence("a")]
+    scheduler.add(last)
+    by_slot = sorted(running, key=lambda each: each.slot)
+    for done, admitted in ((0, []), (3, []), (1, last[:1]), (2, last[1:])):
+        finish(scheduler, by_slot[done])
+        assert list(scheduler.admit(lambda sequence: True)) == admitted
+        scheduler.start_decoding(admitted)
+    assert {each.slot for each in last} == {0, 1}

@@ -1,0 +1,77 @@
+"""What a deployment does with the ``user_config`` that Serve passes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+from contextlib import aclosing
+
+import pytest
+
+from deployments.live_deployment import LiveDeployment, Settings, changed_settings
+from testing.virtual_time import VirtualTimePolicy
+
+
+@pytest.fixture
+def event_loop_policy() -> VirtualTimePolicy:
+    return VirtualTimePolicy()
+
+
+class Deployment(LiveDeployment):
+    def __init__(self) -> None:
+        self.taken: list[Settings] = []
+
+    async def configure(self, settings: Settings) -> None:
+        if settings and "bad" in settings:
+            raise ValueError("bad: unknown setting")
+        self.taken.append(settings)
+
+
+async def test_only_changed_settings_are_taken_even_none() -> None:
+    deployment = Deployment()
+    for settings in (None, {}, {"a": 1}, {"a": 1}, {"a": 2}, {}, None):
+        await deployment.reconfigure(settings)
+    assert deployment.taken == [{"a": 1}, {"a": 2}, None]
+
+
+async def test_a_mistake_leaves_the_former_settings_in_force(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    deployment = Deployment()
+    await deployment.reconfigure({"a": 1})
+    with caplog.at_level(logging.ERROR):
+        await deployment.reconfigure({"bad": 1})
+    assert "the former settings stay in force: user_config: bad: unknown setting" in caplog.text
+    await deployment.reconfigure({"a": 1})
+    await deployment.reconfigure({"a": 2})
+    assert deployment.taken == [{"a": 1}, {"a": 2}]
+
+
+async def test_a_replica_does_not_start_with_a_mistake() -> None:
+    with pytest.raises(ValueError, match="user_config: bad: unknown setting"):
+        await Deployment().reconfigure({"bad": 1})
+
+
+async def test_settings_are_followed_while_they_can_be_read() -> None:
+    answers: list[Settings | Exception] = [
+        RuntimeError("starting"),
+        None,
+        {"a": 1},
+        {"a": 1},
+        RuntimeError("busy"),
+        {"a": 1},
+        {"a": 2},
+    ]
+
+    async def answer() -> Settings:
+        last = answers.pop(0)
+        if isinstance(last, Exception):
+            raise last
+        return last
+
+    def read() -> Awaitable[Settings]:
+        return answer()
+
+    async with aclosing(changed_settings(read)) as changes:
+        assert [await anext(changes), await anext(changes)] == [{"a": 1}, {"a": 2}]
+    assert not answers
