@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import cast
 
 from fastapi import FastAPI
@@ -41,6 +42,7 @@ class HttpApplication(LiveDeployment):
         bind_to_loopback()
         config.check_reach(_listening_host())
         configure_logging(config.log_settings, "ingress")
+        logging.getLogger("ray.serve").addFilter(_is_worth_a_line)
         self._config = config
         self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
         self._leases = Leases(LedgerClient())
@@ -83,6 +85,11 @@ class HttpApplication(LiveDeployment):
             check_media=check_media,
             echo_request_id=False,
         )
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Leave out the calls with which the job queue follows the settings."""
+    return not record.getMessage().startswith("CALL live_settings OK")
 
 
 def _listening_host() -> str:

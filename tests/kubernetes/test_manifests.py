@@ -33,6 +33,7 @@ def test_only_the_listed_settings_differ_from_one_machine(source: str) -> None:
         "applications.0.args.log_format",
         f"{deployments}.0.num_replicas",
         f"{deployments}.0.max_replicas_per_node",
+        *(f"{deployments}.{number}.max_surge_percent" for number in (0, 2, 3, 4)),
         f"{deployments}.0.ray_actor_options.resources",
         f"{deployments}.1.autoscaling_config.min_replicas",
         f"{deployments}.1.ray_actor_options.resources",

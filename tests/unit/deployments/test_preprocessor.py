@@ -17,7 +17,7 @@ from models.pocket.video_files import encode_video
 from preprocessing.clip import ProcessedVideo
 from preprocessing.pipeline import ProcessedImage
 from raylens.core.config import AppConfig
-from raylens.core.errors import DeadlineExceeded, InvalidRequest
+from raylens.core.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
 from raylens.core.recipe import ENHANCED, PLAIN, Denoise, Recipe
 from raylens.core.types import Caller, PictureFile, StepReport, VideoFile
 from testing.pictures import encode_picture, gradient, random_pixels
@@ -199,7 +199,7 @@ async def test_a_video_is_sampled_as_its_request_asks(preprocessor: Preprocessor
 async def test_changed_limits_hold_for_the_next_picture() -> None:
     preprocessor = Preprocessor(CONFIG)
     await preprocessor.reconfigure({"limits": {"max_image_pixels": 399}})
-    with pytest.raises(InvalidRequest, match="399"):
+    with pytest.raises(PayloadTooLarge, match="the limit is 399"):
         await preprocessor.process(SMALL, PLAIN, CALLER)
     await preprocessor.reconfigure({})
     await preprocessor.process(SMALL, PLAIN, CALLER)
