@@ -21,6 +21,9 @@ from raylens.core.logs import LogSettings
 from raylens.core.types import Caption, Chat, Delta, FinishReason, Query, Usage, VisionRequest
 from raylens.engine.model import Pixels
 
+STREAMED_DELTAS = 32
+"""Parts of an answer that is streamed."""
+
 
 class TimedRuntime(LimitedRuntime):
     """Its answer is the name of its replica, and whether that has seen the picture before."""
@@ -44,6 +47,9 @@ class TimedRuntime(LimitedRuntime):
             verdict = "seen" if digest in self._seen else "new"
             self._seen.add(digest)
             replica = serve.get_replica_context().replica_tag
+            if request.stream:
+                for _ in range(STREAMED_DELTAS - 1):
+                    yield Delta("word ")
             yield Delta(f"{replica} {verdict}", 0, FinishReason.STOP, Usage(1, 1))
         finally:
             self._limiter.release()
