@@ -137,8 +137,8 @@ async def send(url: str, kind: Kind, requests: int) -> None:
 
         await asyncio.gather(*(ask_on() for _ in range(IN_FLIGHT)))
         while kind.path == "/api/v1/jobs":
-            counts = (await http.get("/api/v1/jobs/stats")).json()
-            if not counts["queued"] + counts["running"]:
+            counts = (await http.get("/caption/stats")).json()
+            if not counts["waiting"] + counts["running"]:
                 return
             await asyncio.sleep(0.2)
 
