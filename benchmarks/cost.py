@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.cost`` sends requests to a server whose model only waits, so that everything
 but the model is measured, and prints the milliseconds of CPU time that each process takes for one.
-It then prints what the processes take while nothing happens, by the number of replicas.
+It then prints what the processes take while nothing happens, by the number of replicas, and how
+long a picture takes from the preprocessor's node to the model's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,9 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import ray
 from ray import serve
+from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
@@ -155,6 +159,39 @@ def measure(url: str, kind: Kind, requests: int, idle_rates: dict[str, float]) -
     }
 
 
+class _Holder:
+    def make(self, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+        return np.zeros(shape, np.uint8)
+
+    def read(self, pixels: np.ndarray[Any, Any]) -> int:
+        return int(pixels[0, 0, 0])
+
+
+def measure_transfers(repeats: int) -> None:
+    """Print the time of a call with a picture as its argument, by where that lies."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "resources": {"a": 1}})
+    cluster.add_node(num_cpus=1, resources={"b": 1})
+    ray.init(address=cluster.address, log_to_driver=False)
+    actor = ray.remote(_Holder)
+    near, far = (actor.options(num_cpus=0, resources={name: 0.1}) for name in "ab")
+    model, holders = near.remote(), {"same": near.remote(), "other": far.remote()}
+    print("\na call with a picture | same node, ms | other node, ms")
+    for width, height in ((640, 480), (2048, 1536)):
+        medians = []
+        for holder in holders.values():
+            seconds = []
+            for _ in range(repeats):
+                picture = holder.make.remote((height, width, 3))
+                ray.wait([picture], fetch_local=False)
+                started = time.perf_counter()
+                ray.get(model.read.remote(picture))
+                seconds.append(time.perf_counter() - started)
+            medians.append(1000 * statistics.median(seconds))
+        print(f"{width}×{height} | {medians[0]:.1f} | {medians[1]:.1f}", flush=True)
+    ray.shutdown()
+    cluster.shutdown()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -177,6 +214,7 @@ def main() -> None:
             rates = idle(2 * IDLE_S)
             cells = [f"{1000 * rates[name]:.1f}" for name in names]
             print(f"{replicas} model replicas | {' | '.join(cells)}", flush=True)
+    measure_transfers(40)
 
 
 if __name__ == "__main__":
