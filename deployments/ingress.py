@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
+from deployments.answer_spans import ReadingMiddleware
 from deployments.graph import Graph
 from deployments.job_client import JobQueueClient
 from deployments.ledger import LedgerClient
@@ -16,6 +17,7 @@ from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits
 from deployments.pipeline_defaults import PipelineDefaultsClient
 from deployments.request_metrics import PrometheusRequestMetrics
+from deployments.spans import is_on
 from preprocessing.formats import sniff_video
 from preprocessing.header import check_file
 from raylens.api.app import create_app
@@ -53,7 +55,7 @@ class HttpApplication:
             except UnsupportedMedia as error:
                 raise error.about(media.field) from None
 
-        return create_app(
+        app = create_app(
             self._service,
             self._config,
             self._jobs,
@@ -63,6 +65,9 @@ class HttpApplication:
             check_media=check_media,
             echo_request_id=False,
         )
+        if is_on():
+            app.add_middleware(ReadingMiddleware)
+        return app
 
 
 def _listening_host() -> str:
