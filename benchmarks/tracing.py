@@ -64,18 +64,20 @@ class _Discard(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
+HANDLE = _Handle()
+REQUEST = VisionRequest("id", "stub", Caption(), 0.0)
+STEPS = [StepReport(name, "nothing to do", 0.0) for name in "abcd"]
+
+
 async def follow_request() -> None:
     """Do what all processes together do for the spans of a request with a picture."""
-    request = VisionRequest("id", "stub", Caption(), 0.0)
-    handle = _Handle()
-    steps = [StepReport(name, "nothing to do", 0.0) for name in "abcd"]
-    with answer_span(request, 1) as answer:
-        answer.call(handle)
-        answer.call(handle)
+    with answer_span(REQUEST, 1) as answer:
+        answer.call(HANDLE)
+        answer.call(HANDLE)
         with picture_spans("picture") as picture:
             picture.begin_work()
-            picture.note(steps)
-        async for delta in follow_answers(_answer(), request, 1):
+            picture.note(STEPS)
+        async for delta in follow_answers(_answer(), REQUEST, 1):
             answer.note(delta)
 
 
