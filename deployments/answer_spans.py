@@ -47,10 +47,8 @@ class ReadingMiddleware:
                 reading.note_status(message["status"])
             await send(message)
 
-        try:
+        with ending(reading.end_request):
             await self._app(scope, receive, send_and_note)
-        finally:
-            reading.describe_request()
 
 
 class _Reading:
@@ -73,22 +71,24 @@ class _Reading:
         if 400 <= status < 500:  # unless a model has been called, reading was all that happened
             self.end(str(status))
 
-    def describe_request(self) -> None:
+    def end_request(self, error: str | None) -> None:
         """Add to the span of Serve what is known of the request when it ends."""
         from opentelemetry import trace
 
         span = trace.get_current_span(self._context)
         known = current_record.get()
         if known is not None:
-            span.set_attribute("http.route", known.route)
+            span.set_attribute("raylens.route", known.route)  # Serve sets http.route to "/"
             if known.key is not None:
                 span.set_attribute("raylens.key", known.key)
-        if self._status == 0:
-            fail(span, "canceled")
-            return
-        span.set_attribute("http.response.status_code", self._status)
+        if self._status:
+            span.set_attribute("http.response.status_code", self._status)
         if self._status >= 500:
-            fail(span, str(self._status))
+            error = str(self._status)
+        elif self._status == 0:  # an exception becomes an answer further out
+            error = error or "canceled"
+        if error is not None:
+            fail(span, error)
 
 
 _current_reading: ContextVar[_Reading | None] = ContextVar("reading", default=None)

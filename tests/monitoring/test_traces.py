@@ -223,6 +223,7 @@ def test_a_refused_request_says_so(recorded: Recorded) -> None:
     assert reading.attributes["error.type"] == "400"
     ingress = named(spans, "replica_handle_request Ingress __call__")
     assert ingress.attributes["http.response.status_code"] == 400
+    assert ingress.attributes["raylens.route"] == "/v1/chat/completions"
     assert not any(span.name.startswith("chat") for span in spans)
 
 

@@ -357,7 +357,7 @@ async def test_reading_ends_with_the_first_call_of_a_model() -> None:
     assert reading.end_time <= first.start_time <= second.start_time
     replica = finished()["replica"]
     assert dict(replica.attributes or {}) == {
-        "http.route": "/v1/caption",
+        "raylens.route": "/v1/caption",
         "raylens.key": "alice",
         "http.response.status_code": 200,
     }
@@ -386,13 +386,24 @@ async def test_a_refused_request_ends_while_it_is_read(
     assert (spans["replica"].attributes or {})["http.response.status_code"] == status
 
 
-async def test_a_client_that_leaves_is_an_error() -> None:
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(asyncio.CancelledError(), "canceled"), (None, "canceled"), (KeyError("x"), "KeyError")],
+)
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_a_request_that_does_not_end_well_is_an_error(
+    raised: BaseException | None, code: str, has_begun: bool
+) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        raise asyncio.CancelledError
+        if has_begun:
+            await send({"type": "http.response.start", "status": 200})
+        if raised is not None:
+            raise raised
 
-    with TRACER.start_as_current_span("replica"), suppress(asyncio.CancelledError):
+    with TRACER.start_as_current_span("replica"), suppress(asyncio.CancelledError, KeyError):
         await handle(app)
-    assert error_of(finished()["replica"]) == "canceled"
+    is_well = has_begun and raised is None
+    assert error_of(finished()["replica"]) == (None if is_well else code)
 
 
 async def test_websockets_pass_through() -> None:
