@@ -1,9 +1,9 @@
 """Measure what tracing adds to a request.
 
 ``python -m benchmarks.tracing`` serves the whole application over a model that takes no time, as
-:mod:`benchmarks.overhead` does, and sends each round the same requests: without tracing, with a
-trace of every request, with one of a hundred, and without tracing again. A collector takes the
-spans. ``--only code`` measures just our own code of a request, in this process, without Ray.
+:mod:`benchmarks.overhead` does, with tracing on and a collector that takes the spans. Traced and
+untraced requests, by the flag of ``traceparent``, take turns, so that both meet the same machine.
+``--only code`` measures just our own code of a request, in this process, without Ray.
 """
 
 from __future__ import annotations
@@ -11,20 +11,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from statistics import median, quantiles
 from typing import Any
 
+import httpx
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from benchmarks.overhead import IN_FLIGHT, make_body, measure, our_graph, serving
+from benchmarks.overhead import (
+    HOPS,
+    IN_FLIGHT,
+    KEY,
+    cpu_seconds,
+    make_body,
+    our_graph,
+    serving,
+)
 from deployments.answer_spans import answer_span
 from deployments.stage_spans import follow_answers, picture_spans
-from deployments.tracing import EXPORTER, EXPORTER_VARIABLE, RATIO_VARIABLE
+from deployments.tracing import EXPORTER, EXPORTER_VARIABLE
 from raylens.core.types import (
     Caption,
     Delta,
@@ -34,8 +44,14 @@ from raylens.core.types import (
     Usage,
     VisionRequest,
 )
+from testing.bare_graph import PATH
 from testing.stub_graph import StubModel
 from testing.trace_collector import running_collector
+
+FLAGS = {"00": "untraced", "01": "traced"}
+BLOCK = 100
+EXPORT_S = 0.2
+"""The period of the processes' exports."""
 
 
 class StagedModel(StubModel):
@@ -116,32 +132,88 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
+class Pair:
+    """Sends traced and untraced requests in turn."""
+
+    def __init__(self, client: httpx.AsyncClient, body: bytes) -> None:
+        self._client = client
+        self._body = body
+        self.alone: dict[str, list[float]] = {flag: [] for flag in FLAGS}
+        """Milliseconds."""
+        self.seconds = dict.fromkeys(FLAGS, 0.0)
+        """Of all blocks with ``IN_FLIGHT`` in flight."""
+        self.cpu = {flag: dict.fromkeys(HOPS, 0.0) for flag in FLAGS}
+        """CPU seconds of each hop in these blocks."""
+
+    async def send(self, flag: str) -> float:
+        parent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{flag}"
+        headers = {"Content-Type": "application/json", "traceparent": parent}
+        started = time.perf_counter()
+        response = await self._client.post(PATH, content=self._body, headers=headers)
+        response.raise_for_status()
+        return 1000 * (time.perf_counter() - started)
+
+    async def send_block(self, flag: str) -> None:
+        """Send ``BLOCK`` requests, and wait until their spans are exported, too."""
+        slots = asyncio.Semaphore(IN_FLIGHT)
+
+        async def send() -> None:
+            async with slots:
+                await self.send(flag)
+
+        before = cpu_seconds()
+        started = time.perf_counter()
+        await asyncio.gather(*(send() for _ in range(BLOCK)))
+        self.seconds[flag] += time.perf_counter() - started
+        await asyncio.sleep(3 * EXPORT_S)
+        for hop, total in cpu_seconds().items():
+            self.cpu[flag][hop] += total - before[hop]
+
+
+async def measure_pairs(url: str, body: bytes, count: int) -> tuple[Pair, int]:
+    """Return the measurements, and how many requests of each kind the blocks had."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
+        warm_up = Pair(client, body)
+        for flag in FLAGS:
+            await warm_up.send_block(flag)
+        pair = Pair(client, body)
+        for _ in range(count):
+            for flag in FLAGS:
+                pair.alone[flag].append(await pair.send(flag))
+        blocks = max(1, count // BLOCK)
+        for _ in range(blocks):
+            for flag in FLAGS:
+                await pair.send_block(flag)
+        return pair, blocks * BLOCK
+
+
 def measure_server(count: int) -> None:
     body = make_body()
-    print(f"| tracing | alone p50 ms | p99 ms | requests/s, {IN_FLIGHT} in flight | CPU, ms |")
-    print("| --- | --- | --- | --- | --- |")
     with running_collector(keeps=False) as collector:
-        on = {EXPORTER_VARIABLE: EXPORTER, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
-        rounds = {
-            "off": {},
-            "every request": {**on, RATIO_VARIABLE: "1"},
-            "one in a hundred": {**on, RATIO_VARIABLE: "0.01"},
-            "off again": {},
+        variables = {
+            EXPORTER_VARIABLE: EXPORTER,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": str(int(1000 * EXPORT_S)),
         }
-        for name, variables in rounds.items():
-            with environment(variables), serving(our_graph(True, StagedModel)) as url:
-                alone, rate, _, hops = asyncio.run(measure(url, body, count))
-            p99 = quantiles(alone, n=100)[98]
-            cpu = ", ".join(f"{hop} {value:.1f}" for hop, value in hops.items())
-            row = f"{median(alone):.1f} | {p99:.1f} | {rate:.0f} | {cpu}"
-            print(f"| {name} | {row} |", flush=True)
+        with environment(variables), serving(our_graph(True, StagedModel)) as url:
+            pair, requests = asyncio.run(measure_pairs(url, body, count))
+    print(f"| request | alone p50 ms | p90 ms | requests/s, {IN_FLIGHT} in flight | CPU, ms |")
+    print("| --- | --- | --- | --- | --- |")
+    for flag, name in FLAGS.items():
+        alone = pair.alone[flag]
+        hops = {hop: 1000 * used / requests for hop, used in pair.cpu[flag].items()}
+        cpu = ", ".join(f"{hop} {used:.1f}" for hop, used in hops.items())
+        rate = requests / pair.seconds[flag]
+        p90 = quantiles(alone, n=10)[8]
+        print(f"| {name} | {median(alone):.1f} | {p90:.1f} | {rate:.0f} | {cpu} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=500, help="requests alone; twice at once")
+    parser.add_argument("--count", type=int, default=400, help="requests alone and at once")
     parser.add_argument("--only", choices=("code", "server"))
     arguments = parser.parse_args()
     if arguments.only != "server":
