@@ -68,14 +68,21 @@ def make_jpeg() -> bytes:
     return best
 
 
-def our_graph(is_preprocessed: bool) -> Application:
+def make_body(jpeg: bytes | None = None) -> bytes:
+    """Return the JSON of a request with the picture, by default that of :func:`make_jpeg`."""
+    picture_url = f"data:image/jpeg;base64,{base64.b64encode(jpeg or make_jpeg()).decode()}"
+    fields = {"image_url": picture_url, "question": "What?", "model": MODEL}
+    return httpx.Request("POST", "http://x", json=fields).read()
+
+
+def our_graph(is_preprocessed: bool, model: type[StubModel] = StubModel) -> Application:
     args = {
         "log_level": "WARNING",
         "jobs": {"enabled": False},
         "client_limits": LIMITS,
         "auth": {"keys": [{"name": "overhead", "hash": hash_key(KEY)}]},
     }
-    return build_stub_graph(args, StubModel, real_preprocessor=is_preprocessed)
+    return build_stub_graph(args, model, real_preprocessor=is_preprocessed)
 
 
 @contextmanager
@@ -163,10 +170,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="requests alone; twice at once")
     arguments = parser.parse_args()
     jpeg = make_jpeg()
-    picture_url = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    body = httpx.Request(
-        "POST", "http://x", json={"image_url": picture_url, "question": "What?", "model": MODEL}
-    ).read()
+    body = make_body(jpeg)
     graphs = {
         f"{name}, {what}": (make, is_preprocessed)
         for what, is_preprocessed in (("preprocessing", True), ("no preprocessing", False))

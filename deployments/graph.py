@@ -13,7 +13,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
+from deployments.answer_spans import AnswerSpan, answer_span
 from deployments.deployment_states import STATUS_TTL_S, DeploymentStates
+from deployments.spans import call as call_handle
 from raylens.core.affinity import picture_key
 from raylens.core.config import AppConfig
 from raylens.core.errors import (
@@ -86,26 +88,27 @@ class Graph(VisionService):
     ) -> AsyncGenerator[Delta, None]:
         # A model that has no room refuses the request here, before its pictures are processed.
         model = request.model
-        replicas = (await self._states.recent(model)).running
-        places = self._places[model]
-        asked = min(request.sampling.n, places.limit)  # more than that is refused by the engine
-        place = places.take(request.client, asked, max(1, replicas), self._retry_after(model))
-        with place:
-            async with aclosing(self._generate(request, pictures)) as deltas:
-                async for delta in deltas:
-                    yield delta
+        with answer_span(request, len(pictures)) as span:
+            replicas = (await self._states.recent(model)).running
+            places = self._places[model]
+            asked = min(request.sampling.n, places.limit)  # the engine refuses more than that
+            place = places.take(request.client, asked, max(1, replicas), self._retry_after(model))
+            with place:
+                async with aclosing(self._generate(request, pictures, span)) as deltas:
+                    async for delta in deltas:
+                        span.note(delta)
+                        yield delta
 
     async def _generate(
-        self, request: VisionRequest, pictures: Sequence[MediaFile]
+        self, request: VisionRequest, pictures: Sequence[MediaFile], span: AnswerSpan
     ) -> AsyncGenerator[Delta, None]:
         unfinished: list[DeploymentResponse[Any] | DeploymentResponseGenerator[Any]] = []
         try:
             for picture in pictures:
-                unfinished.append(
-                    self._preprocessor.process.remote(picture, request.recipe, request.caller)
-                )
+                process = self._preprocessor.process
+                unfinished.append(span.call(process, picture, request.recipe, request.caller))
             handle = self._handle_for(request.model, pictures)
-            deltas = handle.generate.remote(request, *unfinished)
+            deltas = span.call(handle.generate, request, *unfinished)
             unfinished.append(deltas)
             while True:
                 async with asyncio.timeout(max(0.0, request.remaining)):
@@ -204,7 +207,7 @@ class Graph(VisionService):
         if name not in self._infos:
             try:
                 async with asyncio.timeout(INFO_TIMEOUT_S):
-                    self._infos[name] = await self._models[name].info.remote()
+                    self._infos[name] = await call_handle(self._models[name].info)
             except (TimeoutError, RayError, RayServeException) as error:
                 raise self._silent(name) from error
         return self._infos[name]

@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
+from deployments.answer_spans import ReadingMiddleware
 from deployments.graph import Graph
 from deployments.job_client import JobQueueClient
 from deployments.ledger import LedgerClient
@@ -19,6 +20,7 @@ from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits
 from deployments.pipeline_defaults import PipelineDefaultsClient
 from deployments.request_metrics import PrometheusRequestMetrics
+from deployments.spans import is_on
 from preprocessing.formats import sniff_video
 from preprocessing.header import check_file
 from raylens.api.app import create_app
@@ -75,7 +77,7 @@ class HttpApplication(LiveDeployment):
             except UnsupportedMedia as error:
                 raise error.about(media.field) from None
 
-        return create_app(
+        app = create_app(
             cast(VisionService, FallbackService(self._graph, config)),
             config,
             self._jobs,
@@ -85,6 +87,9 @@ class HttpApplication(LiveDeployment):
             check_media=check_media,
             echo_request_id=False,
         )
+        if is_on():
+            app.add_middleware(ReadingMiddleware)
+        return app
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:

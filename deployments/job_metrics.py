@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from deployments.spans import begin_attempt, end_attempt
 from raylens.jobs.job import JobState
 from raylens.jobs.metrics import JobMetrics
 
@@ -73,7 +74,11 @@ class PrometheusJobMetrics(JobMetrics):
         if duration_s is not None:
             self._durations.observe(duration_s, {"type": job_type})
 
+    def record_start(self, job_type: str, job_id: str, number: int) -> None:
+        begin_attempt(job_type, job_id, number)
+
     def record_attempt(self, job_type: str, code: str) -> None:
+        end_attempt(code)
         self._attempts.inc(tags={"type": job_type, "outcome": code})
 
     def record_delivery(self, outcome: str, duration_s: float) -> None:

@@ -72,6 +72,7 @@ class JobQueueActor:
 
         from deployments.graph import Graph
         from deployments.job_metrics import PrometheusJobMetrics
+        from deployments.tracing import trace_this_actor
         from raylens.api.app import create_app
         from raylens.core.client_limits import NO_LIMITS
         from raylens.core.live_settings import LastResult, current
@@ -83,6 +84,7 @@ class JobQueueActor:
         config, _ = load_config(args)
         self._given_config = self._config = config
         configure_logging(config.log_settings, "jobs")
+        trace_this_actor("jobs")
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         application = serve.get_deployment_actor_context().app_name
 

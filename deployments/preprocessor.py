@@ -14,6 +14,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from deployments.live_deployment import LiveDeployment, Settings
 from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits, video_limits
+from deployments.stage_spans import PictureSpans, picture_spans
 from preprocessing.clip import ProcessedVideo, run_video
 from preprocessing.encode import to_jpeg
 from preprocessing.memory import MemoryBudget
@@ -67,9 +68,12 @@ class Preprocessor(LiveDeployment):
         raise; messages name the request's field of the picture or video.
         """
         current_request_id.set(caller.request_id)
-        processed = await self._run_in_pool(
-            lambda check: self._process(media, recipe, check), media, caller
-        )
+        kind = "picture" if isinstance(media, PictureFile) else "video"
+        with picture_spans(kind) as spans:
+            processed = await self._run_in_pool(
+                lambda check: self._process(media, recipe, check), media, caller, spans
+            )
+            spans.note(processed.steps)
         self._metrics.observe(processed.steps)
         return processed
 
@@ -96,11 +100,14 @@ class Preprocessor(LiveDeployment):
         Raises what :meth:`process` raises.
         """
         current_request_id.set(caller.request_id)
-        preview = await self._run_in_pool(
-            lambda check: _encode_preview(self._run(picture, recipe, check), recipe),
-            picture,
-            caller,
-        )
+        with picture_spans("picture") as spans:
+            preview = await self._run_in_pool(
+                lambda check: _encode_preview(self._run(picture, recipe, check), recipe),
+                picture,
+                caller,
+                spans,
+            )
+            spans.note(preview.steps)
         self._metrics.observe(preview.steps)
         return preview
 
@@ -109,7 +116,11 @@ class Preprocessor(LiveDeployment):
         self._change_pending(0)
 
     async def _run_in_pool(
-        self, work: Callable[[Callable[[], None]], Result], media: MediaFile, caller: Caller
+        self,
+        work: Callable[[Callable[[], None]], Result],
+        media: MediaFile,
+        caller: Caller,
+        spans: PictureSpans,
     ) -> Result:
         """Run ``work`` in the pool.
 
@@ -127,6 +138,7 @@ class Preprocessor(LiveDeployment):
                 )
 
         def start() -> Result:
+            spans.begin_work()
             wait = time.perf_counter() - submitted_at
             loop.call_soon_threadsafe(self._metrics.wait.observe, wait)
             check()

@@ -15,6 +15,7 @@ from deployments.autoscaling import ENGINE_LOAD
 from deployments.engine_metrics import PrometheusEngineMetrics
 from deployments.live_deployment import LiveDeployment, Settings
 from deployments.loopback import bind_to_loopback
+from deployments.stage_spans import follow_answers
 from models.malloc_trim import malloc_trim
 from models.runtime import Runtime
 from preprocessing.clip import ProcessedVideo, expand
@@ -96,15 +97,18 @@ class VisionModel(LiveDeployment):
         warnings = _collect_warnings(media) + expansion.warnings
         preprocessed = Timings(sum(step.seconds for item in media for step in item.steps))
         is_first = True
+        generated = self._runtime.generate(request, expansion.pictures)
         try:
-            async with aclosing(self._runtime.generate(request, expansion.pictures)) as deltas:
+            async with aclosing(follow_answers(generated, request, len(media))) as deltas:
                 async for delta in deltas:
                     if delta.findings is not None and geometry is not None:
                         findings = in_original(delta.findings, geometry)
                         delta = replace(delta, findings=findings)
                     if delta.timings is not None or is_first:
                         timings = delta.timings or preprocessed
-                        timings = replace(timings, preprocess=preprocessed.preprocess)
+                        timings = Timings(
+                            preprocessed.preprocess, timings.queue, timings.prefill, timings.decode
+                        )
                         delta = replace(delta, timings=timings)
                         is_first = False
                     if warnings:

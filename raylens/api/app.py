@@ -113,6 +113,9 @@ def create_app(
         redirect_slashes=False,  # never answer a POST with a redirect
         docs_url=None,
         redoc_url=None,
+        # Serve traces requests. FastAPI's own spans would begin a second trace of each, and its log
+        # quotes what clients send.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     recorded = cast(VisionService, RecordedService(service))
     context = Context(recorded, config, Catalog(config), _media(config, look_up), check_media)

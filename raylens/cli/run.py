@@ -19,6 +19,7 @@ from typing import IO
 
 import httpx
 
+from deployments import tracing
 from deployments.ray_environment import ENVIRONMENT, ONE_MACHINE, RUN_MARK
 from raylens.cli.config_file import Endpoint
 from raylens.cli.processes import wait_for_exit
@@ -43,7 +44,7 @@ class Server:
     def serve(self) -> int:
         """Run until a signal arrives or the process ends. Returns the exit status; the last line of
         the log is the reason of a failure."""
-        failure = self._find_port_problem() or self._run()
+        failure = tracing.find_problem(os.environ) or self._find_port_problem() or self._run()
         if failure is not None:
             print(f"raylens: {failure}", file=sys.stderr, flush=True)
         return 0 if failure is None else 1

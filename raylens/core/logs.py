@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ KEPT_FILES = 30
 OLD_FILES = 5
 """Rotated files of a process that are kept."""
 _FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
+_trace_ids: list[Callable[[], str | None]] = [lambda: None]
+"""The last one finds the id of the current task's trace."""
 _PACKAGES = ("raylens", "deployments", "models", "preprocessing")
 
 
@@ -50,21 +53,29 @@ class RefusalFilter(logging.Filter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the record's ``fields``, if it has any."""
+    """One JSON object a line, with the record's ``fields``, if it has any, and the trace's id, if
+    there is a trace."""
 
     def format(self, record: logging.LogRecord) -> str:
+        trace_id = _trace_ids[-1]()
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {
             "time": time,
             "level": record.levelname,
             "logger": record.name,
             "request_id": getattr(record, "request_id", "-"),
+            **({} if trace_id is None else {"trace_id": trace_id}),
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def set_trace_ids(find: Callable[[], str | None]) -> None:
+    """Add what ``find`` returns to every JSON line of this process, unless it is None."""
+    _trace_ids.append(find)
 
 
 @dataclass(frozen=True)

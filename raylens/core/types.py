@@ -427,6 +427,16 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class EngineTimings(Timings):
+    """What the engine also knows of an answer; it stays in the replica."""
+
+    arrived_at: float = 0.0
+    """When the queue began."""
+    cached_tokens: int = 0
+    """Tokens of the prompt whose keys and values were in the prefix cache."""
+
+
+@dataclass(frozen=True)
 class Delta:
     """A piece of answer number ``index``.
 

@@ -137,6 +137,7 @@ class PrefillRunner:
         """Copy the longest cached prefix to the sequence's row, and return its number of tokens."""
         prefix = self.prefix_cache.find(sequence.prompt)
         num_cached = 0 if prefix is None else prefix.shape[3]
+        sequence.num_cached_tokens = num_cached
         num_missing = len(sequence.prompt.token_ids) - num_cached
         self._metrics.record_cache_lookup("prefix", num_cached, num_missing)
         if prefix is not None:

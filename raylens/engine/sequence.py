@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from raylens.core.types import (
     Delta,
+    EngineTimings,
     FinishReason,
     Priority,
     SamplingParams,
@@ -91,6 +92,8 @@ class GenerationSequence(AnswerProgress):
     arrived_at: float = field(default_factory=time.monotonic)
     """``time.monotonic()``, in seconds."""
     admitted_at: float | None = None
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that came from the prefix cache."""
     first_token_at: float | None = None
     arrival_number: int = field(default_factory=lambda: next(_arrivals))
     """Orders sequences that arrived at the same time."""
@@ -115,14 +118,16 @@ class GenerationSequence(AnswerProgress):
         """Rotary position of the last sampled token, which is the input of the next decode step."""
         return self.prompt.next_position + self.num_output_tokens - 1
 
-    def timings(self, now: float) -> Timings:
+    def timings(self, now: float) -> EngineTimings:
         """Return how long each stage has taken by ``now``, in seconds of ``time.monotonic()``."""
         admitted_at = now if self.admitted_at is None else self.admitted_at
         first_token_at = now if self.first_token_at is None else self.first_token_at
-        return Timings(
+        return EngineTimings(
             queue=admitted_at - self.arrived_at,
             prefill=first_token_at - admitted_at,
             decode=now - first_token_at,
+            arrived_at=time.time() - (time.monotonic() - self.arrived_at),
+            cached_tokens=self.num_cached_tokens,
         )
 
     def max_total_tokens(self, max_length: int) -> int:

@@ -254,6 +254,7 @@ class Dispatcher:
     async def _run_and_store(self, attempt: _Attempt) -> None:
         job = attempt.job
         current_request_id.set(job.id)
+        self._metrics.record_start(job.type, job.id, job.attempts)
         code = "canceled"
         try:
             transition, code = await self._run(attempt)

@@ -27,8 +27,11 @@ class JobMetrics:
     def record_end(self, job_type: str, state: JobState, duration_s: float | None) -> None:
         """Record that a job ended. ``duration_s`` is :attr:`Job.duration_s`."""
 
+    def record_start(self, job_type: str, job_id: str, number: int) -> None:
+        """Record the beginning of an attempt, in the task that makes it."""
+
     def record_attempt(self, job_type: str, code: str) -> None:
-        """Record the end of an attempt.
+        """Record the end of an attempt, in the same task.
 
         ``code`` is ``ok``, an error's code, or ``canceled`` if the attempt was stopped: the job was
         canceled, its lease was lost, or the process shut down.

@@ -16,6 +16,7 @@ from raylens.core.logs import (
     RefusalFilter,
     configure_logging,
     current_request_id,
+    set_trace_ids,
 )
 
 
@@ -49,6 +50,19 @@ def test_json_lines_hold_the_exception_and_further_fields() -> None:
     line = json.loads(JsonFormatter().format(record))
     assert (line["level"], line["message"], line["key"]) == ("ERROR", "Request failed.", "ann")
     assert "KeyError: 'x'" in line["exception"]
+
+
+def test_json_lines_name_the_trace_if_there_is_one() -> None:
+    traces = iter(["4bf92f3577b34da6a3ce929d0e0e4736", None])
+    set_trace_ids(lambda: next(traces))
+    try:
+        first, second = (
+            json.loads(JsonFormatter().format(record_of(KeyError("x")))) for _ in range(2)
+        )
+    finally:
+        set_trace_ids(lambda: None)
+    assert first["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert "trace_id" not in second
 
 
 @pytest.mark.parametrize(("name", "is_json"), [("text", False), ("json", True)])

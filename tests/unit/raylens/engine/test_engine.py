@@ -15,7 +15,7 @@ import torch
 
 from raylens.core.errors import DeadlineExceeded, InvalidRequest, ModelFailed
 from raylens.core.fairness import JOB_RANK_DELAY_S
-from raylens.core.types import Chat, FinishReason, Priority, Tool, Tools, Usage
+from raylens.core.types import Chat, EngineTimings, FinishReason, Priority, Tool, Tools, Usage
 from raylens.engine.engine import Engine, StepOutput
 from raylens.engine.grammar import AnswerFormat
 from raylens.engine.kv_cache import KVCache
@@ -135,6 +135,23 @@ def test_each_answer_ends_once_with_its_reason_and_usage(make_engine: MakeEngine
         assert delta.usage
         assert delta.usage.prompt_tokens == 1
         assert delta.usage.completion_tokens <= 6
+
+
+def test_an_answer_tells_when_it_arrived_and_what_of_its_prompt_was_cached(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(4)
+    cached = []
+    for prompt in ([97] * 40, [*[97] * 40, 98, 99]):
+        before = time.time()
+        submit(engine, prompt, max_tokens=3)
+        deltas = [output.delta for output in run(engine) if output.delta]
+        timings = deltas[-1].timings
+        assert isinstance(timings, EngineTimings)
+        stages = timings.queue + timings.prefill + timings.decode
+        assert before - 0.01 <= timings.arrived_at <= time.time() - stages + 0.01
+        cached.append(timings.cached_tokens)
+    assert cached == [0, 40]
 
 
 def test_rows_leave_a_running_batch_as_they_finish(make_engine: MakeEngine) -> None:
