@@ -64,7 +64,9 @@ def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Applica
         for note in notes:
             logger.warning(note)
     preprocessor = serve.deployment(Preprocessor).options(
-        name="Preprocessor", max_ongoing_requests=MAX_PICTURES
+        name="Preprocessor",
+        max_ongoing_requests=MAX_PICTURES,
+        graceful_shutdown_timeout_s=config.defaults.max_timeout_s,
     )
     model_apps = {
         model.name: _bind_vision_model(model_class, model, config) for model in config.models
@@ -77,6 +79,7 @@ def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Applica
         deployment_actors=actors,
         max_constructor_retry_count=MAX_INGRESS_STARTS,
         max_ongoing_requests=_max_ingress_requests(config),
+        graceful_shutdown_timeout_s=config.defaults.max_timeout_s,
     )
     return ingress.bind(config, preprocessor.bind(config), model_apps)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 from fastapi import FastAPI
@@ -9,8 +11,10 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
+from deployments.draining import replica_draining
 from deployments.graph import Graph
 from deployments.job_client import JobQueueClient
+from deployments.job_handover import hand_over_jobs
 from deployments.ledger import LedgerClient
 from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits
@@ -20,6 +24,7 @@ from preprocessing.formats import sniff_video
 from preprocessing.header import check_file
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
+from raylens.core.draining import Draining
 from raylens.core.errors import UnsupportedMedia
 from raylens.core.fallback import FallbackService
 from raylens.core.logs import configure_logging
@@ -60,9 +65,17 @@ class HttpApplication:
             pipelines=PipelineDefaultsClient(),
             ledger=LedgerClient(),
             metrics=PrometheusRequestMetrics(),
+            draining=Draining(replica_draining()),
+            lifespan=self._lifespan,
             check_media=check_media,
             echo_request_id=False,
         )
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if self._jobs is not None:
+            await hand_over_jobs()
 
 
 def _listening_host() -> str:

@@ -9,6 +9,9 @@ from __future__ import annotations
 RUN_MARK = "RAYLENS_RUN"
 """The variable that every process of a ``raylens run`` inherits, so that all of them can be found
 and ended."""
+DRAIN_FILE = "RAYLENS_DRAIN_FILE"
+"""The variable with the path of a file that exists while a ``raylens run`` drains. It holds JSON,
+which ``/ready`` shows."""
 ENVIRONMENT = {
     # gRPC between replicas, and user code on the replica's own event loop, took a graph that does
     # nothing from 79 to 127 requests/s on 2 cores.
@@ -19,6 +22,8 @@ ENVIRONMENT = {
     # Serve's controller otherwise wakes ten times a second, which slowed a model on 2 cores by a
     # seventh.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # An actor that died, or left a node that is drained, is back before a request gives up on it.
+    "RAY_SERVE_DEPLOYMENT_ACTOR_HEALTH_CHECK_PERIOD_S": "2",
     # Limits on connections and headers, which the proxy doesn't have by itself.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http_protocol:install",
     # Ray's own ports need a token.
