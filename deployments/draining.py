@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,19 @@ NODE_PERIOD_S = 2.0
 """Time between two looks at whether this node drains."""
 
 
-def replica_draining() -> Callable[[], bool]:
-    """Return what tells whether this replica is stopped: its own flag, or else what the controller
-    says."""
-    replica: Any = getattr(this_actor(), "_replica_impl", None)
+def replica_draining(
+    actor: Any, ask_controller: Callable[[], bool], period_s: float = ASK_PERIOD_S
+) -> Callable[[], bool]:
+    """Return what tells whether a replica is stopped: its own flag, or else what the controller
+    says.
+
+    ``actor`` is :func:`this_actor`, and ``ask_controller`` is :func:`is_stopping`.
+    """
+    replica: Any = getattr(actor, "_replica_impl", None)
     if isinstance(getattr(replica, "_shutting_down", None), bool):
         return lambda: bool(replica._shutting_down)
     logger.warning("Serve's replicas have no flag _shutting_down: the controller is asked instead")
-    context = serve.get_replica_context()
-
-    def is_stopping() -> bool:
-        return find_replica_state(context) is ReplicaState.STOPPING
-
-    return AskedInBackground(is_stopping)
+    return AskedInBackground(ask_controller, period_s)
 
 
 def proxy_draining(app: Any) -> Callable[[], bool]:
@@ -80,12 +80,18 @@ def this_actor() -> Any:
     return getattr(worker, "actors", {}).get(worker.actor_id)
 
 
-def find_replica_state(context: Any) -> ReplicaState | None:
-    """Return the state of a replica as the controller knows it."""
+def is_stopping() -> bool:
+    """Return whether the controller stops this replica."""
+    context = serve.get_replica_context()
     details = _get_global_client().get_serve_details()
     deployments = details["applications"][context.app_name]["deployments"]
-    for replica in deployments[context.deployment]["replicas"]:
-        if replica["replica_id"] == context.replica_tag:
+    return find_state(deployments[context.deployment], context.replica_tag) is ReplicaState.STOPPING
+
+
+def find_state(deployment: Mapping[str, Any], replica_id: str) -> ReplicaState | None:
+    """Return a replica's state in Serve's details of its deployment; None if it isn't there."""
+    for replica in deployment["replicas"]:
+        if replica["replica_id"] == replica_id:
             return ReplicaState(replica["state"])
     return None
 
@@ -94,19 +100,21 @@ class AskedInBackground:
     """A question that takes long. It is asked every ``period_s`` seconds, until the answer is yes;
     a failed one counts as no."""
 
-    def __init__(self, question: Callable[[], bool], period_s: float = ASK_PERIOD_S) -> None:
+    def __init__(self, question: Callable[[], bool], period_s: float) -> None:
         self._question = question
         self._period_s = period_s
-        self._answer = False
+        self.answered = threading.Event()
+        """Set when the answer is yes."""
         threading.Thread(target=self._ask, name="draining", daemon=True).start()
 
     def __call__(self) -> bool:
-        return self._answer
+        return self.answered.is_set()
 
     def _ask(self) -> None:
-        while not self._answer:
+        while not self.answered.is_set():
             try:
-                self._answer = self._question()
+                if self._question():
+                    self.answered.set()
             except Exception as error:
                 logger.warning("Serve's controller can't be asked: %s", error)
             time.sleep(self._period_s)

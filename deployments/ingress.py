@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from deployments.draining import replica_draining
+from deployments.draining import is_stopping, replica_draining, this_actor
 from deployments.graph import Graph
 from deployments.job_client import JobQueueClient
 from deployments.job_handover import hand_over_jobs
@@ -65,7 +65,7 @@ class HttpApplication:
             pipelines=PipelineDefaultsClient(),
             ledger=LedgerClient(),
             metrics=PrometheusRequestMetrics(),
-            draining=Draining(replica_draining()),
+            draining=Draining(replica_draining(this_actor(), is_stopping)),
             lifespan=self._lifespan,
             check_media=check_media,
             echo_request_id=False,

@@ -30,6 +30,13 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+WORKER = {
+    # A pod that is to end: more than the longest answer, by the time in which a replica of a model
+    # starts elsewhere. Within it, Serve stops no replica before another one has taken its place.
+    # The head, which can't be drained, keeps Ray's 30 s.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "900",
+}
+"""What a worker of a cluster on Kubernetes adds."""
 ONE_MACHINE = {
     # All of Ray listens on 127.0.0.1, so no other machine can join. Its ports must not be reached:
     # some of them can be made to end the server without a token.
