@@ -157,12 +157,13 @@ class RayCluster(Cluster):
             for application, app in details["applications"].items()
             for deployment, state in app["deployments"].items()
             for replica in state["replicas"]
-            if replica["node_id"] == node.id
+            if replica.get("node_id") == node.id  # none yet, if it starts
         )
-        return Rest(replicas, node.id in details["proxies"], _count_actors(node.id))
+        return Rest(replicas, node.id in details["proxies"], count_actors(node.id))
 
 
-def _count_actors(node_id: str) -> int:
+def count_actors(node_id: str) -> int:
+    """Return the number of actors on a node that replicas of the ingress share."""
     actors: list[dict[str, Any]] = list(ray_state.actors(actor_state_name="ALIVE").values())
     return sum(
         actor["Name"].startswith(SERVE_DEPLOYMENT_ACTOR_PREFIX)

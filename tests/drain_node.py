@@ -24,6 +24,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 
+from deployments.node_drain import count_actors
 from testing.ports import free_port
 from testing.timed_graph import build_timed_app
 
@@ -84,7 +85,7 @@ def replicas_of(node: str) -> list[str]:
         name
         for name, deployment in app["deployments"].items()
         for replica in deployment["replicas"]
-        if replica["node_id"] == node
+        if replica.get("node_id") == node
     ]
 
 
@@ -173,8 +174,9 @@ async def drain(address: str, node: str) -> tuple[int, str]:
 
 
 async def run(nodes: Nodes) -> dict[str, Any]:
-    victim = max(nodes.ports, key=lambda node: "Ingress" in replicas_of(node))
+    victim = max(nodes.ports, key=lambda node: ("Ingress" in replicas_of(node), count_actors(node)))
     moved = replicas_of(victim)
+    actors = count_actors(victim)
     balancer = LoadBalancer(list(nodes.ports.values()))
     probing = asyncio.create_task(balancer.probe())
     while victim not in nodes.ports or nodes.ports[victim] not in balancer.healthy:
@@ -202,6 +204,7 @@ async def run(nodes: Nodes) -> dict[str, Any]:
     probing.cancel()
     return {
         "moved": moved,
+        "actors": actors,
         "left": left,
         "status": status,
         "output": re.sub(r"\x1b\[[0-9;]*m", "", output),

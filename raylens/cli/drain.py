@@ -46,13 +46,11 @@ def drain_server(
     After ``timeout_s`` seconds it ends at once; without, after the time that it was started with.
     Raises ``psutil.AccessDenied`` if it belongs to another user.
     """
-    server.send_signal(signal.SIGTERM)
+    if not _describe(endpoint):  # else it drains already, and a second signal would end it at once
+        server.send_signal(signal.SIGTERM)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     reported = ""
-    while True:
-        with suppress(psutil.TimeoutExpired):
-            server.wait(PERIOD_S)
-            return
+    while not has_ended(server):
         if deadline is not None and time.monotonic() >= deadline:
             report(f"what is left ends now, after {timeout_s:g} s")
             server.send_signal(signal.SIGTERM)
@@ -61,6 +59,15 @@ def drain_server(
         if text and text != reported:
             reported = text
             report(text)
+        time.sleep(PERIOD_S)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Return whether a process has ended, even if its parent hasn't noticed."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _describe(endpoint: Endpoint) -> str:
