@@ -26,7 +26,7 @@ from raylens.core.types import Delta, VisionRequest
 from testing.ports import free_port
 from testing.stub_graph import StubModel, build_stub_graph, is_queue_actor
 
-JOBS = 120
+JOBS = int(os.environ.get("JOBS", "120"))
 GENERATE_S = float(os.environ.get("GENERATE_S", "0.3"))
 LEASE_S = float(os.environ.get("LEASE_S", "3"))
 TIMEOUT_S = 120

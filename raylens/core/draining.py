@@ -9,7 +9,7 @@ POLL_PERIOD_S = 0.5
 
 
 class Draining:
-    """Tells once that a process drains: it takes no new requests, and ends when the others have.
+    """Tells that a process drains: it takes no new requests, and ends when the others have.
 
     ``has_begun`` asks; it must be quick. It is asked every ``POLL_PERIOD_S`` seconds, by one task,
     as soon as anybody waits.
@@ -22,20 +22,21 @@ class Draining:
     ) -> None:
         self._ask = has_begun
         self._sleep = sleep
-        self._has_begun = asyncio.Event()
+        self._begun = asyncio.Event()
         self._polling: asyncio.Task[None] | None = None
 
     @property
     def has_begun(self) -> bool:
-        return self._has_begun.is_set() or self._ask()
+        return self._ask()
 
     async def wait(self) -> None:
         """Return when the process drains."""
         if self._polling is None or self._polling.done():
-            self._polling = asyncio.create_task(self._poll())
-        await self._has_begun.wait()
+            self._begun = asyncio.Event()  # a proxy that has drained may be needed again
+            self._polling = asyncio.create_task(self._poll(self._begun))
+        await self._begun.wait()
 
-    async def _poll(self) -> None:
+    async def _poll(self, begun: asyncio.Event) -> None:
         while not self._ask():
             await self._sleep(POLL_PERIOD_S)
-        self._has_begun.set()
+        begun.set()

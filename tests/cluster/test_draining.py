@@ -37,6 +37,7 @@ def test_a_drained_node_loses_no_request_and_hands_over_events(tmp_path: Path) -
     assert process.returncode == 0, process.stderr[-4000:]
     lines = process.stdout.splitlines()
     report = json.loads(next(line for line in lines if line.startswith("{")))
+    print(json.dumps(report, indent=1))
     assert report["status"] == 0, report["output"]
     assert "Ingress" in report["moved"]
     assert report["left"] == []

@@ -133,6 +133,7 @@ async def test_a_server_that_is_drained_ends_what_has_begun_and_keeps_its_jobs(
     assert states_of_jobs(tmp_path / "data") == ["succeeded", "queued"]
 
 
+@pytest.mark.cluster  # for its time: it needs a server of its own, too
 async def test_a_second_signal_ends_a_server_at_once(url: str, tmp_path: Path) -> None:
     server, _ = find_server(int(url.rpartition(":")[2]))
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:

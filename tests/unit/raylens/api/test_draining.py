@@ -149,6 +149,19 @@ async def test_a_proxy_that_drains_answers_and_closes_its_connections(
     assert (await http.get("/missing/events")).status_code == 404
 
 
+async def test_a_proxy_that_is_needed_again_streams_as_before(
+    server: Server, http: httpx.AsyncClient
+) -> None:
+    server.proxy_drains = True
+    await asyncio.wait_for(http.get(EVENTS), 2)
+    server.proxy_drains = False
+    begun = await begin(http.get(EVENTS))
+    await asyncio.sleep(60)
+    assert not begun.done()
+    server.proxy_drains = True
+    assert (await asyncio.wait_for(begun, 2)).text.startswith("data: first\n\nretry: ")
+
+
 async def test_events_that_end_by_themselves_end_as_ever(
     server: Server, http: httpx.AsyncClient
 ) -> None:
