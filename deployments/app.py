@@ -33,8 +33,6 @@ SPARE_REQUESTS = 64
 """Requests of a replica of the ingress beyond its limits: health checks, and other short reads."""
 MAX_QUEUE_CALLS = 4096
 """Maximum concurrent calls to the job queue."""
-UPDATE: dict[str, Any] = {"max_surge_percent": 100}
-"""In an update, a new replica is ready before it replaces an old one."""
 MAX_PICTURES = 128
 """Pictures that a replica of the preprocessor holds. Others wait in a handle, which knows neither
 clients nor priorities."""
@@ -66,7 +64,7 @@ def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Applica
         for note in notes:
             logger.warning(note)
     preprocessor = serve.deployment(Preprocessor).options(
-        name="Preprocessor", max_ongoing_requests=MAX_PICTURES, **UPDATE
+        name="Preprocessor", max_ongoing_requests=MAX_PICTURES, **_update_options(config)
     )
     model_apps = {
         model.name: _bind_vision_model(model_class, model, config) for model in config.models
@@ -79,9 +77,18 @@ def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Applica
         deployment_actors=actors,
         max_constructor_retry_count=MAX_INGRESS_STARTS,
         max_ongoing_requests=_max_ingress_requests(config),
-        **UPDATE,
+        **_update_options(config),
     )
     return ingress.bind(config, preprocessor.bind(config), model_apps)
+
+
+def _update_options(config: AppConfig) -> dict[str, Any]:
+    """Return options with which replicas are replaced, and removed, without a failed request.
+
+    A new one is ready before it replaces an old one, and that ends its answers before it stops.
+    """
+    timeout_s = config.defaults.max_timeout_s
+    return {"max_surge_percent": 100, "graceful_shutdown_timeout_s": timeout_s}
 
 
 def _max_ingress_requests(config: AppConfig) -> int:
@@ -99,10 +106,8 @@ def _bind_vision_model(
     # A handle's queue ignores priorities and deadlines. The replica therefore accepts as many
     # requests as the engine can hold, and they wait there.
     options: dict[str, Any] = {
-        **UPDATE,
         "max_ongoing_requests": model.capacity + reserve(model.capacity),
-        # A replica that is stopped, such as by autoscaling, ends its answers before.
-        "graceful_shutdown_timeout_s": config.defaults.max_timeout_s,
+        **_update_options(config),
     }
     if model.runtime == "engine":  # the others have no caches of pictures
         options["request_router_config"] = RequestRouterConfig(request_router_class=PictureRouter)

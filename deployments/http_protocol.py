@@ -16,7 +16,9 @@ from httptools import parse_url
 from starlette.middleware import Middleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from deployments.draining import machine_drain, proxy_draining
 from raylens.api.clients import client_of
+from raylens.api.draining import DrainMiddleware
 from raylens.api.refusals import RefusalMiddleware
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -38,7 +40,8 @@ _ADVICE_TO_SERVE = frozenset({b"serve_multiplexed_model_id", b"x_session_id"})
 def install() -> list[Middleware]:
     """Have Uvicorn use :class:`BoundedProtocol` in this process. Returns the proxy's middleware."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = BoundedProtocol  # type: ignore[assignment]
-    return [Middleware(RefusalMiddleware)]
+    draining = Middleware(DrainMiddleware, find_drain=machine_drain, proxy_drains=proxy_draining)
+    return [Middleware(RefusalMiddleware), draining]
 
 
 class BoundedProtocol(HttpToolsProtocol):

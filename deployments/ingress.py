@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 from fastapi import FastAPI
@@ -12,8 +14,10 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from deployments.answer_spans import ReadingMiddleware
+from deployments.draining import is_stopping, replica_draining, this_actor
 from deployments.graph import Graph
 from deployments.job_client import JobQueueClient
+from deployments.job_handover import hand_over_jobs
 from deployments.ledger import LedgerClient
 from deployments.live_deployment import LiveDeployment, Settings
 from deployments.loopback import bind_to_loopback
@@ -26,6 +30,7 @@ from preprocessing.header import check_file
 from raylens.api.app import create_app
 from raylens.api.live_app import LiveApp
 from raylens.core.config import AppConfig
+from raylens.core.draining import Draining
 from raylens.core.errors import UnsupportedMedia
 from raylens.core.fallback import FallbackService
 from raylens.core.leases import Leases
@@ -84,12 +89,20 @@ class HttpApplication(LiveDeployment):
             pipelines=PipelineDefaultsClient(),
             leases=self._leases,
             metrics=PrometheusRequestMetrics(),
+            draining=Draining(replica_draining(this_actor(), is_stopping)),
+            lifespan=self._lifespan,
             check_media=check_media,
             echo_request_id=False,
         )
         if is_on():
             app.add_middleware(ReadingMiddleware)
         return app
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if self._jobs is not None:
+            await hand_over_jobs()
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:

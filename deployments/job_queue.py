@@ -62,14 +62,17 @@ METHODS = frozenset(
 class JobQueueActor:
     """Runs one :class:`raylens.jobs.queue.JobQueue` over the graph's handles.
 
-    During an update, an old and a new actor run side by side for a few seconds, and then the old
-    one is killed without notice. The store's leases and fences keep their work apart.
+    During an update, an old and a new actor run side by side until the old replicas of the ingress
+    have ended; the store's leases and fences keep their work apart. Serve then kills the old one
+    without notice. Therefore the replicas tell it before (:mod:`deployments.job_handover`), and
+    whatever it still runs goes over to the new one.
     """
 
     def __init__(self, args: dict[str, Any]) -> None:
         """``args`` are those of :func:`deployments.app.build_app`."""
         import httpx
 
+        from deployments.draining import leave_with_node
         from deployments.graph import Graph
         from deployments.job_metrics import PrometheusJobMetrics
         from deployments.tracing import trace_this_actor
@@ -118,6 +121,7 @@ class JobQueueActor:
         else:
             self._serving = asyncio.ensure_future(self._open_and_serve())
         self._serving.add_done_callback(_exit_process)
+        self._leaving = asyncio.ensure_future(leave_with_node(self._release_jobs))
 
     def _open(self) -> bool:
         """Open the store. Return False if it can't be reached at the moment.
@@ -164,6 +168,23 @@ class JobQueueActor:
                 retry_after=RETRY_S,
             )
         return await getattr(self._queue, method)(*arguments)
+
+    async def _release_jobs(self) -> None:
+        self._queue.pause()
+        await self._queue.hand_over()
+
+    async def drain(self) -> int:
+        """Run no further jobs. Return how many run."""
+        self._queue.pause()
+        return self._queue.running
+
+    async def hand_over(self, pause_s: float) -> None:
+        """Let another process begin at once the jobs that run here, and run none for a time.
+
+        The pause ends, in case that this actor lives on.
+        """
+        self._queue.pause(pause_s)
+        await self._queue.hand_over()
 
 
 def _exit_process(serving: asyncio.Future[None]) -> None:

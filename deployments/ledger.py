@@ -27,6 +27,9 @@ class LedgerActor:
     """Keeps the budgets of clients, as long as it lives. A new one begins with whole budgets."""
 
     def __init__(self) -> None:
+        from deployments.draining import leave_with_node
+
+        self._leaving = asyncio.ensure_future(leave_with_node())
         self._ledger = Ledger(time.monotonic)
 
     async def spend(self, budget: Budget, replica: str, debt: float, wanted: float) -> Grant:

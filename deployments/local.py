@@ -1,17 +1,20 @@
-"""``python -m deployments.local CONFIG STATUS_FD HOST PORT``: Ray, Serve and the applications of a
-config file, in this process and its children, until SIGINT. HOST and PORT are those of HTTP.
+"""``python -m deployments.local CONFIG STATUS_FD HOST PORT DRAIN_TIMEOUT_S``: Ray, Serve and the
+applications of a config file, in this process and its children, until a signal. HOST and PORT are
+those of HTTP. SIGINT ends them at once; SIGTERM drains them before, for DRAIN_TIMEOUT_S seconds at
+the most.
 
 ``raylens run`` supervises this process. Its progress goes to the file descriptor as JSON lines:
-``{"dashboard": url}`` once Ray runs, and ``{"failure": reason}`` if an application can't be
-deployed.
+``{"dashboard": url}`` once Ray runs, ``{"failure": reason}`` if an application can't be deployed,
+and ``{"drain": text}`` about what a drain waits for.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-import time
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -24,28 +27,36 @@ from ray.serve._private.constants import SERVE_NAMESPACE
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
 
+from deployments.server_drain import ServerDrain
+from raylens.core.endpoint import Endpoint
+
 STATUS_PERIOD_S = 0.5
 FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
-def main(config: Path, status: IO[str], host: str, port: int) -> None:
+def main(config: Path, status: IO[str], endpoint: Endpoint, drain_timeout_s: float) -> None:
     settings = yaml.safe_load(config.read_text())
-    settings["http_options"] = {**(settings.get("http_options") or {}), "host": host, "port": port}
+    address = {"host": endpoint.host, "port": endpoint.port}
+    settings["http_options"] = {**(settings.get("http_options") or {}), **address}
     schema = ServeDeploySchema.model_validate(settings)
     try:
         context = ray.init(address="local", namespace=SERVE_NAMESPACE)
+        # Ray has a handler of its own for this signal, which ends the cluster.
+        must_drain = threading.Event()
+        signal.signal(signal.SIGTERM, lambda number, frame: must_drain.set())
         session = Path(context.address_info["session_dir"])
         _keep_private(session)
         _report(status, dashboard=f"http://{context.dashboard_url}")
         _deploy(schema)
-        failure = _wait_until_deployed()
+        failure = _wait_until_deployed(must_drain)
         if failure is not None:
             _report(status, failure=failure)
-        while True:
+        while not must_drain.wait(STATUS_PERIOD_S):
             _keep_private(session)
-            time.sleep(STATUS_PERIOD_S)
+        ServerDrain(endpoint, lambda text: _report(status, drain=text)).run(drain_timeout_s)
     except KeyboardInterrupt:
-        serve.shutdown()
+        pass
+    serve.shutdown()
 
 
 def _keep_private(session: Path) -> None:
@@ -70,16 +81,16 @@ def _deploy(schema: ServeDeploySchema) -> None:
     client.deploy_apps(schema, _blocking=False)
 
 
-def _wait_until_deployed() -> str | None:
+def _wait_until_deployed(must_drain: threading.Event) -> str | None:
     """Wait until every application runs, or one has failed. Returns the reason of the failure."""
-    while True:
+    while not must_drain.wait(STATUS_PERIOD_S):
         applications = serve.status().applications
         for name, application in applications.items():
             if application.status in FAILED:
                 return f"application {name} failed to start: {_messages(application)}"
         if all(a.status is ApplicationStatus.RUNNING for a in applications.values()):
             return None
-        time.sleep(STATUS_PERIOD_S)
+    return None
 
 
 def _messages(application: ApplicationStatusOverview) -> str:
@@ -94,4 +105,9 @@ def _report(status: IO[str], **message: str) -> None:
 
 if __name__ == "__main__":
     with os.fdopen(int(sys.argv[2]), "w") as status_file:
-        main(Path(sys.argv[1]), status_file, sys.argv[3], int(sys.argv[4]))
+        main(
+            Path(sys.argv[1]),
+            status_file,
+            Endpoint(sys.argv[3], int(sys.argv[4])),
+            float(sys.argv[5]),
+        )

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from deployments.ray_environment import ENVIRONMENT
+from deployments.ray_environment import ENVIRONMENT, WORKER
 
 ROOT = Path(__file__).parents[1]
 SERVICE = "raylens"
@@ -97,6 +97,7 @@ def files() -> dict[str, str]:
     header = _HEADER.format(source="deployments/ray_environment.py")
     written["kubernetes/base/environment.yaml"] = header + _environment_patch()
     written["charts/raylens/files/environment.yaml"] = header + _dump(ENVIRONMENT)
+    written["charts/raylens/files/worker-environment.yaml"] = header + _dump(WORKER)
     return written
 
 
@@ -117,11 +118,11 @@ def _service_patch(serve_config: str) -> str:
 
 def _environment_patch() -> str:
     """Return a JSON patch that appends the environment to the head's and the workers' own."""
-    pods = ("headGroupSpec", "workerGroupSpecs/0")
+    pods = {"headGroupSpec": ENVIRONMENT, "workerGroupSpecs/0": {**ENVIRONMENT, **WORKER}}
     lines = []
-    for pod in pods:
+    for pod, variables in pods.items():
         path = f"/spec/rayClusterConfig/{pod}/template/spec/containers/0/env/-"
-        for name, value in ENVIRONMENT.items():
+        for name, value in variables.items():
             variable = f"{{name: {name}, value: {json.dumps(value)}}}"
             lines.append(f"- op: add\n  path: {path}\n  value: {variable}\n")
     return "".join(lines)

@@ -27,6 +27,9 @@ class PipelineDefaultsActor:
     """Remembers the pipelines of clients, as long as it lives."""
 
     def __init__(self) -> None:
+        from deployments.draining import leave_with_node
+
+        self._leaving = asyncio.ensure_future(leave_with_node())
         self._defaults = LocalDefaults()
 
     async def get(self, client: str) -> LoadedPipeline | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -25,8 +26,9 @@ from raylens.core.types import Delta, VisionRequest
 from testing.ports import free_port
 from testing.stub_graph import StubModel, build_stub_graph, is_queue_actor
 
-JOBS = 120
-GENERATE_S = 0.3
+JOBS = int(os.environ.get("JOBS", "120"))
+GENERATE_S = float(os.environ.get("GENERATE_S", "0.3"))
+LEASE_S = float(os.environ.get("LEASE_S", "3"))
 TIMEOUT_S = 120
 TERMINAL_STATES = ("succeeded", "failed", "canceled")
 
@@ -53,7 +55,7 @@ def build(folder: Path, workers: int) -> Application:
         "data_dir": str(folder),
         "workers": workers,
         "capacity": JOBS,
-        "lease_s": 3,
+        "lease_s": LEASE_S,
     }
     return build_stub_graph({"jobs": jobs}, SlowModel, str(folder))
 
@@ -79,6 +81,7 @@ async def run(folder: Path, url: str) -> dict[str, Any]:
         for _ in range(JOBS):
             response = await client.post("/api/v1/jobs", json=body)
             submitted.add(response.raise_for_status().json()["id"])
+        following = asyncio.create_task(follow(url, max(submitted)))
         redeploy = asyncio.create_task(
             asyncio.to_thread(serve.run, build(folder, 5), name="raylens")
         )
@@ -90,6 +93,8 @@ async def run(folder: Path, url: str) -> dict[str, Any]:
                 jobs = await list_jobs(client)
                 await asyncio.sleep(0.1)
         await redeploy
+        events = await asyncio.wait_for(following, 30)
+    longest_gap_s, repeated = measure_gaps(folder)
     return {
         "jobs": Counter(job["status"] for job in jobs),
         "lost": len(submitted - {job["id"] for job in jobs}),
@@ -97,25 +102,68 @@ async def run(folder: Path, url: str) -> dict[str, Any]:
         "actors": len(actors),
         "most_alive": most_alive,
         "overlaps": count_overlaps(folder),
+        "repeated": repeated,
+        "longest_gap_s": longest_gap_s,
+        "events": events,
     }
+
+
+async def follow(url: str, job_id: str) -> list[str]:
+    """Follow a job as an EventSource does. Returns its states, ``retry`` for each stream that was
+    handed over, and the name of each error."""
+    seen: list[str] = []
+    headers: dict[str, str] = {}
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        while True:
+            wait_s = 0.1
+            try:
+                path = f"/api/v1/jobs/{job_id}/events"
+                async with client.stream("GET", path, headers=headers) as response:
+                    if response.status_code == 204:
+                        return seen
+                    async for line in response.aiter_lines():
+                        name, _, value = line.partition(": ")
+                        if name == "data":
+                            seen.append(json.loads(value)["status"])
+                        elif name == "id":
+                            headers = {"Last-Event-ID": value}
+                        elif name == "retry":
+                            seen.append("retry")
+                            wait_s = int(value) / 1000
+            except httpx.HTTPError as error:
+                seen.append(type(error).__name__)
+            await asyncio.sleep(wait_s)
 
 
 def have_ended(jobs: list[dict[str, Any]]) -> bool:
     return len(jobs) >= JOBS and all(job["status"] in TERMINAL_STATES for job in jobs)
 
 
-def count_overlaps(folder: Path) -> int:
-    """Return how often an attempt at a job started before the previous one had ended."""
+def find_gaps(folder: Path) -> list[float]:
+    """Return the seconds from the end of an attempt to the start of the next one at its job, for
+    all of those."""
     attempts: dict[str, list[tuple[float, float]]] = {}
     for log in folder.glob("log-*"):
         for line in log.read_text().splitlines():
             job_id, started_at, ended_at = json.loads(line)
             attempts.setdefault(job_id, []).append((started_at, ended_at))
-    overlaps = 0
-    for spans in attempts.values():
-        for (_, previous_end), (next_start, _) in pairwise(sorted(spans)):
-            overlaps += next_start < previous_end
-    return overlaps
+    return [
+        next_start - previous_end
+        for spans in attempts.values()
+        for (_, previous_end), (next_start, _) in pairwise(sorted(spans))
+    ]
+
+
+def count_overlaps(folder: Path) -> int:
+    """Return how often an attempt at a job started before the previous one had ended."""
+    return sum(gap < 0 for gap in find_gaps(folder))
+
+
+def measure_gaps(folder: Path) -> tuple[float, int]:
+    """Return how long a job has waited for its next attempt, and how many attempts were made
+    again."""
+    gaps = find_gaps(folder)
+    return round(max(gaps, default=0.0), 2), len(gaps)
 
 
 def main() -> None:

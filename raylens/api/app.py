@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.types import Lifespan
 
 from raylens import __version__
 from raylens.api import (
@@ -50,6 +51,7 @@ from raylens.api.request_body import BodyReader
 from raylens.api.routes import RouteTable
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig, AuthConfig
+from raylens.core.draining import Draining
 from raylens.core.key_source import KeySource
 from raylens.core.leases import Leases
 from raylens.core.ports import VisionService
@@ -92,6 +94,8 @@ def create_app(
     pipelines: pipeline_routes.PipelineDefaults | None = None,
     leases: Leases | None = None,
     metrics: RequestMetrics | None = None,
+    draining: Draining | None = None,
+    lifespan: Lifespan[FastAPI] | None = None,
     check_media: CheckMedia = lambda media: None,
     look_up: LookUp = look_up,
     echo_request_id: bool = True,
@@ -100,7 +104,8 @@ def create_app(
 
     ``pipelines`` remembers the pipelines that clients have loaded, and ``leases`` what they have
     used of their limits; the default of both is this process. ``metrics`` receives the record of
-    each request.
+    each request. ``draining`` tells when requests that last for long have to go on elsewhere.
+    ``lifespan`` is FastAPI's.
     ``check_media`` checks the header of each picture and video of a job, and ``look_up`` finds the
     addresses of the hosts of webhooks and downloads. ``echo_request_id`` puts the request's id into
     the answer's headers. Turn it off behind a proxy that does the same. Raises ``ValueError`` if
@@ -116,6 +121,7 @@ def create_app(
         # Serve traces requests. FastAPI's own spans would begin a second trace of each, and its log
         # quotes what clients send.
         telemetry={"tracing": False, "metrics": False, "logs": False},
+        lifespan=lifespan,
     )
     recorded = cast(VisionService, RecordedService(service))
     context = Context(recorded, config, Catalog(config), _media(config, look_up), check_media)
@@ -126,7 +132,7 @@ def create_app(
     if jobs is not None:
         reader = JobReader(context, look_up)
         own_jobs = OwnJobs(jobs)
-        feed = JobFeed(jobs, config.jobs.max_event_streams)
+        feed = JobFeed(jobs, config.jobs.max_event_streams, draining)
         app.include_router(job_routes.router(reader, own_jobs, feed))
         app.include_router(caption_jobs.router(reader, own_jobs))
         app.include_router(files.router(own_jobs, config.jobs))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.responses import JSONResponse
 
 from raylens.api import sse
@@ -34,6 +35,10 @@ MAX_IDS = 200
 """Ids in ``ids``: they have to fit into a URL."""
 MAX_DELIVERY_NUMBER = 2**31 - 1
 KEEPALIVE_S = 15.0
+_EVENT_ANSWERS = answers(None, EVENTS)
+_EVENT_ANSWERS["responses"][204] = {
+    "description": "Last-Event-ID is the last event of a job that has ended"
+}
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -61,12 +66,15 @@ def router(reader: JobReader, jobs: JobService, feed: JobFeed) -> APIRouter:
     @routes.get(
         "/{job_id}/events",
         summary="Stream a job's state and progress as server-sent events until it ends",
-        **answers(None, EVENTS),
+        **_EVENT_ANSWERS,
     )
-    async def events(job_id: str) -> Any:
-        if not await jobs.get_many([check_job_id(job_id)], ()):
+    async def events(job_id: str, last_event_id: Annotated[str, Header()] = "") -> Any:
+        job = (await jobs.get_many([check_job_id(job_id)], ())).get(job_id)
+        if job is None:
             raise unknown_job(job_id)
-        return await sse.stream(_events(feed, job_id))
+        if job.state.is_terminal and _event_id(job) == last_event_id:
+            return Response(status_code=204)  # by which clients stop to reconnect
+        return await sse.stream(_events(feed, job_id, last_event_id))
 
     _add_listing(routes, jobs)
     _add_job_routes(routes, jobs)
@@ -183,27 +191,37 @@ def _parse_ids(ids: str) -> frozenset[str]:
     return job_ids
 
 
-async def _events(feed: JobFeed, job_id: str) -> AsyncGenerator[str, None]:
+async def _events(feed: JobFeed, job_id: str, last_event_id: str) -> AsyncGenerator[str, None]:
     """Yield ``state`` first and on every change of state, attempt or error, and ``progress`` in
     between.
 
-    Comments keep the connection alive.
+    A client that reconnects doesn't get the event again that it has got last. Comments keep the
+    connection alive. If this process drains, the stream ends before the job does, and the client
+    has to reconnect.
     """
     previous: Job | None = None
     async with aclosing(feed.watch(job_id, KEEPALIVE_S)) as versions:
         async for job in versions:
-            if job is previous:
+            if job is previous or (previous is None and _event_id(job) == last_event_id):
                 yield ": keepalive\n\n"
             elif previous is None or _state_of(job) != _state_of(previous):
                 yield _job_event("state", job)
             else:
                 yield _job_event("progress", job)
             previous = job
+    if feed.is_handed_over and previous is not None and not previous.state.is_terminal:
+        yield sse.handover()
 
 
 def _state_of(job: Job) -> tuple[Any, ...]:
     return job.state, job.attempts, job.problem
 
 
+def _event_id(job: Job) -> str:
+    """Return the same id in every process for what an event shows of a job."""
+    shown = repr((*_state_of(job), job.progress))
+    return hashlib.blake2b(shown.encode(), digest_size=8).hexdigest()
+
+
 def _job_event(name: str, job: Job) -> str:
-    return f"event: {name}\n{sse.event(job_as_json(job, LIST_FIELDS))}"
+    return sse.event(job_as_json(job, LIST_FIELDS), name, _event_id(job))

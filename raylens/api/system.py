@@ -29,7 +29,7 @@ def router(context: Context) -> APIRouter:
         "/ready",
         summary="Check that every model answers or is loaded on demand: 200, else 503",
         response_model=None,
-        responses={200: {"model": shapes.Ready}, 503: {"model": shapes.NotReady}},
+        responses={200: {"model": shapes.Ready}, 503: {"model": shapes.NotReady | shapes.Drains}},
     )
     async def ready() -> JSONResponse:
         infos = await context.fetch_model_infos(context.catalog.models)

@@ -172,22 +172,27 @@ class Client:
     async def follow(self, job_id: str) -> AsyncGenerator[Job, None]:
         """Yield the job, without its input, now and at each change until it ends.
 
-        Reconnects if the stream breaks, so a state may be repeated.
+        Reconnects if the stream breaks, so a state may be repeated, and if the server hands it
+        over.
         """
         retry_policy = _RetryPolicy(self)
+        events = _Events()
         while True:
             try:
-                async with self._http.stream("GET", f"{_path(job_id)}/events") as response:
+                path = f"{_path(job_id)}/events"
+                async with self._http.stream("GET", path, headers=events.headers) as response:
                     if not response.is_success:
                         await response.aread()
                     self._check_status(response)
-                    async for job in _read_events(response):
+                    async for job in events.read(response):
                         self._record_response()
                         retry_policy.record_response()
                         yield job
                         if job["status"] in TERMINAL:
                             return
-                raise httpx.RemoteProtocolError("the events ended before the job did")
+                if events.reconnect_s is None:
+                    raise httpx.RemoteProtocolError("the events ended before the job did")
+                await self.sleep(events.reconnect_s)
             except (httpx.TransportError, StatusError) as error:
                 await retry_policy.wait_or_raise(error)
 
@@ -310,14 +315,32 @@ def _read_detail(response: httpx.Response) -> str:
     return f"{response.status_code} {response.text[:200].strip() or response.reason_phrase}"
 
 
-async def _read_events(response: httpx.Response) -> AsyncIterator[Job]:
-    """Yield the data of server-sent events (WHATWG HTML, section 9.2), one line per event.
+class _Events:
+    """Reads streams of server-sent events (WHATWG HTML, section 9.2), one line of data per event.
 
     Comments are skipped.
     """
-    async for line in _read_lines(response):
-        if line.startswith(b"data:"):
-            yield json.loads(line.removeprefix(b"data:"))
+
+    def __init__(self) -> None:
+        self._last_id = ""
+        self.reconnect_s: float | None = None
+        """When to reconnect, if the server has ended the last stream to hand it over."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What lets the next stream begin after the last event."""
+        return {"Last-Event-ID": self._last_id} if self._last_id else {}
+
+    async def read(self, response: httpx.Response) -> AsyncIterator[Job]:
+        self.reconnect_s = None
+        async for line in _read_lines(response):
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                yield json.loads(value)
+            elif name == b"id":
+                self._last_id = value.strip().decode("ascii", "ignore")
+            elif name == b"retry" and value.strip().isdigit():
+                self.reconnect_s = int(value) / 1000
 
 
 async def _read_lines(response: httpx.Response) -> AsyncIterator[bytes]:

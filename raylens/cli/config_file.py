@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from raylens.core.config import AppConfig, AuthConfig
+from raylens.core.endpoint import Endpoint
 from raylens.core.environment import VariableError, load_config
 from raylens.core.live_settings import apply_settings
 from raylens.core.validation import explain
@@ -26,27 +26,6 @@ class ConfigError(Exception):
 
 class EnvironmentVariableError(ConfigError):
     """A variable that can't work beside the config file; the message names the variable."""
-
-
-_ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
-"""The loopback address by the address that stands for all of them."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """The address that the HTTP server listens on, and the application's prefix there."""
-
-    host: str
-    port: int
-    prefix: str = ""
-    """The application's ``route_prefix``, without a slash at its end."""
-
-    @property
-    def url(self) -> str:
-        host = _ANY_ADDRESS.get(self.host, self.host)
-        if ":" in host:
-            host = f"[{host}]"
-        return f"http://{host}:{self.port}{self.prefix}"
 
 
 def check_config_file(path: Path, host: str | None = None, port: int | None = None) -> Endpoint:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import psutil
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -15,7 +16,6 @@ from raylens.cli import jobs, keys
 from raylens.cli.annotate_commands import add_commands
 from raylens.cli.config_file import (
     ConfigError,
-    Endpoint,
     EnvironmentVariableError,
     check_config_file,
     read_applications,
@@ -23,6 +23,7 @@ from raylens.cli.config_file import (
 from raylens.cli.errors import UsageError
 from raylens.cli.run import Server
 from raylens.cli.shipped_configs import DEFAULT, find_config
+from raylens.core.endpoint import Endpoint
 from raylens.core.environment import COMPAT_ENV_OPTION
 from raylens.core.errors import RaylensError
 
@@ -69,6 +70,14 @@ def run(
     ready_timeout: Annotated[
         float, typer.Option(help="Seconds that the models may take to load.")
     ] = 600.0,
+    drain_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds that requests and jobs have to end after SIGTERM."
+            " Default: the longest deadline of a request, defaults.max_timeout_s.",
+        ),
+    ] = None,
     compat_env: Annotated[
         bool,
         typer.Option(
@@ -79,13 +88,66 @@ def run(
 ) -> None:
     """Start Ray and the application on this machine; stop both on Ctrl-C.
 
+    SIGTERM drains the server first, as `raylens drain` does. A second one ends it at once.
+
     Example: raylens run serve_config.yaml
     """
     if compat_env:
         os.environ[COMPAT_ENV_OPTION] = "true"
     config = find_config(config)
     endpoint = _check(config, host, port)
-    raise typer.Exit(Server(config, endpoint, ready_timeout).serve())
+    if drain_timeout is None:
+        drain_timeout = max(each.defaults.max_timeout_s for each in read_applications(config))
+    raise typer.Exit(Server(config, endpoint, ready_timeout, drain_timeout).serve())
+
+
+@app.command()
+def drain(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port of the server.")] = 8000,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Seconds after which the server ends at once; default: its --drain-timeout."
+        ),
+    ] = None,
+    node: Annotated[
+        str | None,
+        typer.Option(help="Drain this node of a Ray cluster instead: its id, address or name."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="With --node: the cluster, HOST:PORT; default: that of this machine."),
+    ] = None,
+) -> None:
+    """End the server that `raylens run` started on this machine, without a failed request.
+
+    It takes no new requests (503), /ready is no longer 200, answers and jobs that have begun are
+    finished, and jobs that wait stay in the store. With --node: have Serve move the replicas of a
+    node of a Ray cluster, and wait until the node can be stopped.
+
+    Examples: raylens drain --timeout 60; raylens drain --node 10.0.0.7
+    """
+    if node is not None:
+        raise typer.Exit(_drain_node(node, address, timeout))
+    from raylens.cli.drain import ServerNotFound, drain_server, find_server
+
+    try:
+        server, endpoint = find_server(port)
+        drain_server(server, endpoint, timeout, typer.echo)
+    except (ServerNotFound, psutil.AccessDenied) as error:
+        _fail("drain", error)
+    typer.echo("the server has ended")
+
+
+def _drain_node(node: str, address: str | None, timeout: float | None) -> int:
+    from deployments.node_drain import NodeDrainError, RayCluster, drain_node  # takes a second
+
+    try:
+        drain_node(RayCluster(address), node, timeout, typer.echo)
+    except (NodeDrainError, ConnectionError) as error:
+        console.print(f"[red]drain:[/red] {escape(str(error))}", soft_wrap=True)
+        return 1
+    return 0
 
 
 @app.command()

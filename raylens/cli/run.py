@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -20,9 +21,9 @@ from typing import IO
 import httpx
 
 from deployments import tracing
-from deployments.ray_environment import ENVIRONMENT, ONE_MACHINE, RUN_MARK
-from raylens.cli.config_file import Endpoint
+from deployments.ray_environment import DRAIN_FILE, ENVIRONMENT, ONE_MACHINE, RUN_MARK
 from raylens.cli.processes import wait_for_exit
+from raylens.core.endpoint import Endpoint
 
 STOP_TIMEOUT_S = 30.0
 LEFTOVER_TIMEOUT_S = 15.0
@@ -30,12 +31,21 @@ POLL_PERIOD_S = 0.5
 
 
 class Server:
-    """A server on this machine. Its log goes to standard error."""
+    """A server on this machine. Its log goes to standard error.
 
-    def __init__(self, config: Path, endpoint: Endpoint, ready_timeout: float) -> None:
+    SIGTERM drains it, for ``drain_timeout`` seconds at the most: it takes no new requests, answers
+    those that have begun, and ends. A second signal, and any other one, ends it at once.
+    """
+
+    def __init__(
+        self, config: Path, endpoint: Endpoint, ready_timeout: float, drain_timeout: float
+    ) -> None:
         self._config = config
         self._endpoint = endpoint
         self._ready_timeout = ready_timeout
+        self._drain_timeout = drain_timeout
+        self._is_ready = False
+        self._drains = False
         self._dashboard: str | None = None
         self._failure: str | None = None
         self._stop = threading.Event()
@@ -44,7 +54,9 @@ class Server:
     def serve(self) -> int:
         """Run until a signal arrives or the process ends. Returns the exit status; the last line of
         the log is the reason of a failure."""
-        failure = tracing.find_problem(os.environ) or self._find_port_problem() or self._run()
+        with tempfile.TemporaryDirectory(prefix="raylens-") as folder:
+            self._drain_file = Path(folder) / "drain"
+            failure = self._find_problem() or self._run()
         if failure is not None:
             print(f"raylens: {failure}", file=sys.stderr, flush=True)
         return 0 if failure is None else 1
@@ -59,15 +71,26 @@ class Server:
             if failure is not None or self._stop.is_set():
                 return failure
             self._announce()
+            self._is_ready = True
             while not self._stop.wait(POLL_PERIOD_S):
-                if self._process.poll() is not None:
-                    return f"the server {_describe_end(self._process.returncode)}"
+                status = self._process.poll()
+                if self._drains and status == 0:
+                    return None
+                if status is not None:
+                    return f"the server {_describe_end(status)}"
             return None
         finally:
             self._shut_down()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._stop.set()
+        if number != signal.SIGTERM or self._drains or not self._is_ready:
+            self._stop.set()
+            return
+        self._drains = True
+        self._process.send_signal(signal.SIGTERM)
+
+    def _find_problem(self) -> str | None:
+        return tracing.find_problem(os.environ) or self._find_port_problem()
 
     def _find_port_problem(self) -> str | None:
         """Return why the server could not listen on its port, or None."""
@@ -89,8 +112,23 @@ class Server:
         reader, writer = os.pipe()
         host, port = self._endpoint.host, str(self._endpoint.port)
         process = subprocess.Popen(
-            [sys.executable, "-m", "deployments.local", str(self._config), str(writer), host, port],
-            env={**ENVIRONMENT, **ONE_MACHINE, **os.environ, RUN_MARK: self._mark},
+            [
+                sys.executable,
+                "-m",
+                "deployments.local",
+                str(self._config),
+                str(writer),
+                host,
+                port,
+                str(self._drain_timeout),
+            ],
+            env={
+                **ENVIRONMENT,
+                **ONE_MACHINE,
+                **os.environ,
+                RUN_MARK: self._mark,
+                DRAIN_FILE: str(self._drain_file),
+            },
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             pass_fds=[writer],
@@ -108,6 +146,8 @@ class Server:
                 message = json.loads(line)
                 self._dashboard = message.get("dashboard", self._dashboard)
                 self._failure = message.get("failure", self._failure)
+                if "drain" in message:
+                    print(f"raylens: draining: {message['drain']}", file=sys.stderr, flush=True)
 
     def _wait_until_ready(self) -> str | None:
         """Wait until every model answers, or a signal arrives. Returns the reason of a failure."""
@@ -117,13 +157,13 @@ class Server:
                 return f"the server {_describe_end(self._process.returncode)} before it was ready"
             if self._failure is not None:
                 return self._failure
-            if self._is_ready():
+            if self._answers():
                 return None
             if time.monotonic() > deadline:
                 return f"not ready after {self._ready_timeout:g} s"
         return None
 
-    def _is_ready(self) -> bool:
+    def _answers(self) -> bool:
         try:
             return httpx.get(f"{self._endpoint.url}/ready", timeout=5).status_code == 200
         except httpx.HTTPError:

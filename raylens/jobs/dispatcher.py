@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 RESULT_RETRY_S = 1.0
 """Seconds to wait before retrying to store a result."""
+HANDOVER_PERIOD_S = 0.02
+"""Seconds between two looks at whether all jobs are handed over."""
 EXPIRY_PERIOD_S = 5.0
 """Longest time between two looks for jobs whose deadline has passed, in seconds."""
 EXPIRY_BATCH = 200
@@ -120,7 +123,32 @@ class Dispatcher:
         """Attempts that stopped because the store failed. Their jobs still have to be released."""
         self._expire_at = 0.0
         """When to look for jobs whose deadline has passed, on the store's clock."""
+        self._paused_until = -math.inf
+        """Until when no job is claimed, on the machine's clock."""
         self._poll_loop = PollLoop(self._poll, self._find_next_due, "jobs")
+
+    @property
+    def running(self) -> int:
+        """Jobs that this process runs."""
+        return len(self._running)
+
+    def pause(self, seconds: float = math.inf) -> None:
+        """Claim no job for a time."""
+        self._paused_until = self._clock.machine.monotonic() + seconds
+
+    async def hand_over(self) -> None:
+        """Stop the running attempts, and queue their jobs again for other processes.
+
+        An attempt doesn't count. Returns when the last one is queued; while the store fails, that
+        isn't the case.
+        """
+        while self._running or self._interrupted:
+            for job_id, attempt in self._running.items():
+                if job_id not in self._interrupted:
+                    attempt.stop()
+                    self._interrupted[job_id] = attempt
+            self.wake()
+            await asyncio.sleep(HANDOVER_PERIOD_S)
 
     def wake(self) -> None:
         """Look for due jobs soon."""
@@ -152,13 +180,19 @@ class Dispatcher:
         now = self._clock.now()
         if now >= self._expire_at:
             return await self._expire(now)
-        free = self._config.workers - len(self._running)
+        free = self._free_workers
         return free > 0 and await self._claim(free, now) == free
+
+    @property
+    def _free_workers(self) -> int:
+        if self._clock.machine.monotonic() < self._paused_until:
+            return 0
+        return self._config.workers - len(self._running)
 
     async def _find_next_due(self) -> float:
         """Return the seconds until a job can be claimed or its deadline passes."""
         held = self._breakers.find_open(self._clock.now())
-        has_free_worker = len(self._running) < self._config.workers
+        has_free_worker = self._free_workers > 0
         due = await self._store.next_due(held.keys(), has_free_worker)
         now = self._clock.now()
         self._expire_at = min(due.expiry, now + EXPIRY_PERIOD_S)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
+from raylens.core.draining import Draining
 from raylens.core.errors import FailureClass
 from raylens.core.fairness import FairPlaces, current_client
 from raylens.jobs.job import Job, unknown_job
@@ -34,6 +35,7 @@ class _Watcher:
         self._last_seen = last_seen
         self._newest: Job | None = last_seen
         self._has_news = asyncio.Event()
+        self._has_ended = False
 
     def offer(self, job: Job | None) -> None:
         """Hand over a version of the job; None if the job is gone."""
@@ -41,16 +43,21 @@ class _Watcher:
             self._newest = job
             self._has_news.set()
 
+    def end(self) -> None:
+        """End the watch, whatever happens to the job."""
+        self._has_ended = True
+        self._has_news.set()
+
     async def next(self, timeout_s: float) -> Job | None:
         """Return the next version, or the last one again after ``timeout_s`` seconds.
 
-        Return None if the job is gone.
+        Return None if the job is gone, or the watch has ended.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._has_news.wait()
         self._has_news.clear()
-        return self._newest
+        return None if self._has_ended else self._newest
 
 
 class JobFeed:
@@ -59,17 +66,27 @@ class JobFeed:
 
     While there are watchers, one call at a time waits for changes of any job, and the watched ones
     among those are read together. The number of watchers hardly matters.
+
+    When this process drains, all watches end.
     """
 
-    def __init__(self, jobs: JobService, limit: int) -> None:
+    def __init__(self, jobs: JobService, limit: int, draining: Draining | None = None) -> None:
         self._jobs = jobs
+        self._draining = draining or Draining()
         self._places = FairPlaces("event streams are open", limit)
         self._watchers: defaultdict[str, set[_Watcher]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether watches end because another process has to go on with them."""
+        return self._draining.has_begun
 
     async def watch(self, job_id: str, keepalive_s: float) -> AsyncGenerator[Job, None]:
         """Yield the job now and at each change of its state, attempts, progress or problem, until
-        it has ended or is removed. Its input is left out, and its output until it has ended.
+        it has ended or is removed, or this process drains. Its input is left out, and its output
+        until it has ended.
 
         If nothing changes for ``keepalive_s`` seconds, the last version is yielded again. Raises
         ``UnknownJob``, and ``Overloaded`` if the limit is reached or the queue can't be reached.
@@ -83,7 +100,7 @@ class JobFeed:
             try:
                 while job is not None:
                     yield job
-                    if job.state.is_terminal:
+                    if job.state.is_terminal or self.is_handed_over:
                         return
                     job = await watcher.next(keepalive_s)
             finally:
@@ -93,14 +110,21 @@ class JobFeed:
         self._watchers[job_id].add(watcher)
         if self._task is None:
             self._task = asyncio.create_task(self._follow())
+            self._ending = asyncio.create_task(self._end_when_draining())
 
     def _remove(self, job_id: str, watcher: _Watcher) -> None:
         self._watchers[job_id].discard(watcher)
         if not self._watchers[job_id]:
             del self._watchers[job_id]
-        if not self._watchers and self._task is not None:
+        if not self._watchers and self._task is not None and self._ending is not None:
             self._task.cancel()
-            self._task = None
+            self._ending.cancel()
+            self._task = self._ending = None
+
+    async def _end_when_draining(self) -> None:
+        await self._draining.wait()
+        for watcher in [watcher for each in self._watchers.values() for watcher in each]:
+            watcher.end()
 
     async def _follow(self) -> None:
         cursor: str | None = None

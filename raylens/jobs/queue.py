@@ -153,6 +153,22 @@ class JobQueue(JobService):
     async def close(self) -> None:
         await self._store.close()
 
+    @property
+    def running(self) -> int:
+        """Jobs that this process runs."""
+        return self._dispatcher.running
+
+    def pause(self, seconds: float = math.inf) -> None:
+        """Run no further job for a time; everything else goes on."""
+        self._dispatcher.pause(seconds)
+
+    async def hand_over(self) -> None:
+        """Stop the jobs that run here, and let other processes begin them at once.
+
+        :meth:`pause` it before. Returns when that is stored.
+        """
+        await self._dispatcher.hand_over()
+
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         async with self._time_limit():
             job = move_to_store_clock(job, self._clock.now())

@@ -18,13 +18,15 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.manifests import FRONT
-from deployments.ray_environment import ENVIRONMENT
+from deployments.ray_environment import ENVIRONMENT, WORKER
 from deployments.serve_schema import unknown_keys
 from raylens.core.config import AppConfig, AuthConfig
 from tests.kubernetes.objects import Object, Objects, claims, environment, quantity, secret_keys
 
 ROOT = Path(__file__).parents[2]
 VERSION = "1.37"
+LOADING_S = 300
+"""In which a replica of a model starts on another node."""
 RAY_DRAIN_S = 30
 """RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S of Ray."""
 NOT_BUILT_IN = ("RayService", "PodMonitor")
@@ -341,8 +343,14 @@ def check_references(objects: Objects) -> None:
 
 def check_grace_periods(objects: Objects) -> None:
     longest = AppConfig.model_validate(objects.application["args"]).defaults.max_timeout_s
-    for pod in objects.ray_pods.values():  # a replica of a model ends its answers
-        assert pod["spec"]["terminationGracePeriodSeconds"] > RAY_DRAIN_S + longest
+    for name, pod in objects.ray_pods.items():
+        drain_s = RAY_DRAIN_S
+        if name != "head":
+            assert environment(pod).items() >= WORKER.items()
+            drain_s = int(WORKER["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+            # Until then a replica of a model is replaced, and ends its answers.
+            assert drain_s >= LOADING_S + longest
+        assert pod["spec"]["terminationGracePeriodSeconds"] > drain_s
     assert objects.service["spec"]["rayClusterDeletionDelaySeconds"] > longest
 
 

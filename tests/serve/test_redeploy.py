@@ -31,3 +31,9 @@ def test_queues_that_overlap_in_a_redeploy_neither_lose_a_job_nor_run_it_twice_a
     assert report["lost"] == 0
     assert report["overlaps"] == 0
     assert report["actors"] == 2
+    # What the old queue still runs at its end goes over to the new one, and doesn't wait for the
+    # lease of 3 s, nor for the next look at the store 5 s after that.
+    assert report["longest_gap_s"] < 2.5
+    states = [event for event in report["events"] if event != "retry"]
+    assert "retry" in report["events"]
+    assert [state for state in states if state != "running"] == ["queued", "succeeded"]

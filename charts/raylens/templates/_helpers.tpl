@@ -183,6 +183,9 @@ tolerations:
             - {name: metrics, containerPort: 8080}
           env:
             {{- include "raylens.environment" .root | nindent 12 }}
+            {{- range $name, $value := .root.Files.Get "files/worker-environment.yaml" | fromYaml }}
+            - {name: {{ $name }}, value: {{ $value | quote }}}
+            {{- end }}
           volumeMounts:
             {{- include "raylens.mounts" .root | nindent 12 }}
       volumes:

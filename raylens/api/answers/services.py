@@ -168,6 +168,14 @@ class NotReady(Answer):
     on_demand: dict[str, str] = LEFT_OUT
 
 
+class Drains(Answer):
+    """What Serve's proxy answers for a server that drains."""
+
+    status: Literal["draining"]
+    requests: int
+    jobs: int = LEFT_OUT
+
+
 class ModelState(Answer):
     loaded: bool
     checkpoint: str = LEFT_OUT

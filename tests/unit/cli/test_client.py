@@ -57,6 +57,30 @@ async def test_a_restarting_server_is_retried() -> None:
     assert messages == ["http://127.0.0.1:8000: 500 Internal Server Error; retrying for up to 60 s"]
 
 
+async def test_a_stream_that_is_handed_over_goes_on_after_its_last_event() -> None:
+    first = b'event: state\ndata: {"id":"a","status":"queued"}\nid: 7f\n\nretry: 250\n\n'
+    second = b': keepalive\n\nevent: state\ndata: {"id":"a","status":"succeeded"}\nid: 80\n\n'
+    bodies = [first, second]
+    seen: list[str | None] = []
+    waits: list[float] = []
+    messages: list[str] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("last-event-id"))
+        return httpx.Response(200, content=bodies.pop(0))
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    transport = httpx.MockTransport(respond)
+    async with Client(transport=transport, sleep=sleep, notify=messages.append) as client:
+        states = [job["status"] async for job in client.follow("a")]
+    assert states == ["queued", "succeeded"]
+    assert seen == [None, "7f"]
+    assert waits == [0.25]
+    assert messages == []  # it is no outage
+
+
 async def test_a_response_that_is_not_json_is_an_error() -> None:
     async with Client(transport=transport_of(httpx.Response(200, text="<html>"))) as client:
         with pytest.raises(StatusError, match="is this a raylens server"):

@@ -11,9 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from deployments.autoscaling import EngineLoadPolicy
-from raylens.cli.config_file import ConfigError, Endpoint, check_config_file
+from raylens.cli.config_file import ConfigError, check_config_file
 from raylens.cli.main import app
 from raylens.cli.shipped_configs import find_config
+from raylens.core.endpoint import Endpoint
 from raylens.core.fairness import reserve
 
 ROOT = Path(__file__).parents[3]

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from deployments import http_protocol
 from deployments.http_protocol import BoundedProtocol, install
 from deployments.ray_environment import ENVIRONMENT
+from raylens.api.draining import DrainMiddleware
 from raylens.api.refusals import RefusalMiddleware
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -237,8 +238,9 @@ def test_raylens_run_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     path = ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     assert path == f"{install.__module__}:{install.__name__}"
-    (middleware,) = install()
-    assert str(middleware.cls) == str(RefusalMiddleware)
+    refusals, draining = install()
+    assert str(refusals.cls) == str(RefusalMiddleware)
+    assert str(draining.cls) == str(DrainMiddleware)
     config = uvicorn.Config(echo)
     config.load()
     assert config.http_protocol_class is BoundedProtocol

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -13,6 +14,7 @@ import pytest
 
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
+from raylens.core.draining import Draining
 from raylens.core.errors import Overloaded, UnsupportedMedia
 from raylens.core.types import MediaFile, PictureFile
 from raylens.jobs.blobs import BlobStorage, compute_digest, make_reference
@@ -587,6 +589,38 @@ class TestReading:
         assert [job["status"] for job in jobs][-1] == "succeeded"
         assert jobs[-1]["progress"] == {"done": 3, "total": 3}
         assert all("input" not in job for job in jobs)
+
+    async def test_a_stream_of_events_is_handed_over_without_a_lost_or_repeated_one(
+        self, parts: QueueParts, queue: JobQueue, model: FakeService
+    ) -> None:
+        model.seconds = 20
+        drains = False
+        old, new = [
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(create_app(model, CONFIG, queue, draining=draining)),
+                base_url="http://localhost",
+            )
+            for draining in (Draining(lambda: drains), None)
+        ]
+        async with old, new, serving(queue):
+            job = await submit(old, caption_job())
+            events = f"{PATH}/{job['id']}/events"
+            first = asyncio.create_task(old.get(events))
+            await asyncio.sleep(10)  # longer than a poll: the job runs
+            drains = True
+            text = (await first).text
+            begun = list(re.findall(r'"status":"(\w+)"', text))
+            assert begun[-1] == "running"
+            assert re.search(r"\n\nretry: \d{3,4}\n\n$", text)
+            last_id = re.findall(r"^id: (\w+)$", text, re.MULTILINE)[-1]
+            rest = await new.get(events, headers={"Last-Event-ID": last_id})
+            assert rest.text.startswith(": keepalive\n\nevent: state\ndata: ")
+            assert re.findall(r'"status":"(\w+)"', rest.text) == ["succeeded"]
+            last_id = re.findall(r"^id: (\w+)$", rest.text, re.MULTILINE)[-1]
+            end = await new.get(events, headers={"Last-Event-ID": last_id})
+            assert end.status_code == 204  # an EventSource reconnects until it gets that
+            again = await new.get(events)
+            assert re.findall(r'"status":"(\w+)"', again.text) == ["succeeded"]
 
     async def test_events_show_an_error_even_if_the_state_is_the_same_again(
         self, http: httpx.AsyncClient, queue: JobQueue, parts: QueueParts, model: FakeService

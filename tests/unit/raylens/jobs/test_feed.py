@@ -6,6 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
+from raylens.core.draining import POLL_PERIOD_S, Draining
 from raylens.core.errors import Overloaded, UnknownJob
 from raylens.jobs.changes import ChangeLog
 from raylens.jobs.feed import JobFeed
@@ -50,6 +51,25 @@ async def test_a_watcher_gets_each_state_until_the_end(parts: QueueParts) -> Non
     async with serving(queue):
         states = await watching
     assert states == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
+
+
+async def test_watches_end_when_the_process_drains_and_new_ones_get_one_version(
+    parts: QueueParts,
+) -> None:
+    drains = False
+    queue = parts.make_queue()
+    feed = JobFeed(queue, 10, Draining(lambda: drains))
+    jobs = [await queue.submit(make_job(), {}) for _ in range(3)]
+    watching = [asyncio.create_task(watch_states(feed, job.id)) for job in jobs]
+    await asyncio.sleep(10)
+    assert not any(watch.done() for watch in watching)
+    drains = True
+    begun_at = now()
+    assert await asyncio.gather(*watching) == [[JobState.QUEUED]] * 3
+    assert now() - begun_at <= POLL_PERIOD_S
+    assert feed.is_handed_over
+    assert await watch_states(feed, jobs[0].id) == [JobState.QUEUED]
+    assert now() - begun_at <= POLL_PERIOD_S
 
 
 async def test_changes_arrive_at_once_and_those_of_other_processes_soon(parts: QueueParts) -> None:

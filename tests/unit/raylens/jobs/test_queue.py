@@ -19,6 +19,7 @@ from raylens.core.errors import (
 from raylens.jobs.blobs import BlobMissing, BlobStorage, compute_digest, make_reference
 from raylens.jobs.job import Job, JobState, new_id
 from raylens.jobs.memory import MemoryStore
+from raylens.jobs.poll_loop import SAFETY_NET_S
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.store import StoreUnavailable
 from tests.unit.raylens.jobs.conftest import (
@@ -57,6 +58,42 @@ class TestRunning:
                 await wait_until_ended(queue, job.id)
         assert parts.service.most_at_once == 3
         assert len(parts.service.requests) == 9
+
+    async def test_a_paused_queue_ends_what_runs_and_begins_nothing(
+        self, parts: QueueParts
+    ) -> None:
+        parts.service.seconds = 5
+        queue = parts.make_queue(workers=1)
+        async with serving(queue):
+            first, second = [await queue.submit(make_job(), {}) for _ in range(2)]
+            await wait_until(lambda: queue.running == 1)
+            queue.pause(100)
+            assert (await wait_until_ended(queue, first.id)).state is JobState.SUCCEEDED
+            await asyncio.sleep(90)
+            assert queue.running == 0
+            assert (await queue.get(second.id)).state is JobState.QUEUED
+            assert (await wait_until_ended(queue, second.id)).state is JobState.SUCCEEDED
+
+    async def test_another_queue_begins_at_once_what_is_handed_over(
+        self, parts: QueueParts
+    ) -> None:
+        parts.service.seconds = 60
+        old = parts.make_queue(workers=2)
+        new = parts.make_queue(workers=2)
+        async with serving(old):
+            jobs = [await old.submit(make_job(), {}) for _ in range(2)]
+            await wait_until(lambda: old.running == 2)
+            async with serving(new):
+                begun_at = now()
+                old.pause()
+                await old.hand_over()
+                assert old.running == 0
+                assert now() - begun_at < 1
+                for job in jobs:
+                    ended = await wait_until_ended(new, job.id)
+                    assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 1)
+                # The lease of 15 s would have come before the 60 s of an attempt.
+                assert now() - begun_at < 60 + SAFETY_NET_S + 1
 
     async def test_a_deadline_ends_a_running_and_a_queued_job(self, parts: QueueParts) -> None:
         parts.service.seconds = 500

@@ -1,0 +1,174 @@
+"""What Serve's proxy does while a server, or the proxy itself, drains."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raylens.api import sse
+from raylens.api.errors import error_response
+from raylens.api.middleware import REQUEST_ID_HEADER, SAFE_ID
+from raylens.core.draining import Draining
+from raylens.core.errors import Overloaded
+
+RETRY_AFTER_S = 10.0
+BODY_S = 1.0
+"""How long the body of a refused request is read. To close a connection whose client still sends
+would lose the answer."""
+READY = ("/ready", "/-/healthz")
+"""Ends of paths that tell a load balancer whether to send requests."""
+ALIVE = ("/health", "/live")
+EVENTS = "/events"
+Drain = Mapping[str, Any]
+"""What else ``/ready`` shows of a server that drains."""
+
+
+class DrainMiddleware:
+    """Refuses new requests while the server drains, and hands over streams of events.
+
+    ``find_drain`` returns None while the server doesn't drain. If it does, a new request gets 503
+    and its connection is closed; what has begun is answered. ``/health`` and ``/live`` go on to
+    answer, and ``/ready`` tells how many requests are left.
+
+    ``proxy_drains`` tells whether Serve drains this proxy, as on a node that leaves the cluster.
+    Then requests are still answered, and each connection is closed after its answer, so that
+    clients find another proxy.
+
+    In both cases a stream of events ends, and its client reconnects elsewhere.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        find_drain: Callable[[], Drain | None] = lambda: None,
+        proxy_drains: Callable[[ASGIApp], Callable[[], bool]] = lambda app: lambda: False,
+    ) -> None:
+        self._app = app
+        self._find_drain = find_drain
+        self._proxy_drains = proxy_drains(app)
+        self._draining = Draining(lambda: find_drain() is not None or self._proxy_drains())
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or _ends(scope, ALIVE):
+            await self._app(scope, receive, send)
+            return
+        drain = self._find_drain()
+        if drain is not None:
+            await self._refuse(drain, scope, receive, send)
+        elif _ends(scope, READY):
+            await self._app(scope, receive, send)
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._draining.has_begun:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        self._in_flight += 1
+        try:
+            if scope["type"] == "http" and _ends(scope, (EVENTS,)):
+                await self._stream(scope, receive, send_and_close)
+            else:
+                await self._app(scope, receive, send_and_close)
+        finally:
+            self._in_flight -= 1
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request for events, and end the answer early if this proxy drains."""
+        stream = _EventStream(send)
+        answering = asyncio.ensure_future(self._app(scope, receive, stream.send))
+        ending = asyncio.create_task(self._end(stream))
+        try:
+            await asyncio.wait({answering, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                answering.result()
+        finally:
+            for task in (answering, ending):
+                task.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
+
+    async def _end(self, stream: _EventStream) -> None:
+        await self._draining.wait()
+        await stream.begun.wait()
+        await stream.hand_over()
+
+    async def _refuse(self, drain: Drain, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1012})  # "service restart"
+            return
+        if _ends(scope, READY):
+            body = {"status": "draining", **drain, "requests": self._in_flight}
+            answer: ASGIApp = JSONResponse(body, 503)
+        else:
+            await _read_body(scope, receive)
+            message = "this server is about to stop and takes no new requests"
+            answer = error_response(scope["path"], Overloaded(message, retry_after=RETRY_AFTER_S))
+        await answer(scope, receive, _closing(scope, send))
+
+
+class _EventStream:
+    """Passes on the messages of an answer, and can end it between two events."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._is_stream = False
+        self._has_ended = False
+        self.begun = asyncio.Event()
+        """Set once the client has got an event."""
+
+    async def send(self, message: Message) -> None:
+        if self._has_ended:
+            return
+        if message["type"] == "http.response.start":
+            content_type = Headers(raw=list(message.get("headers", ()))).get("content-type", "")
+            self._is_stream = content_type.startswith("text/event-stream")
+        await self._send(message)
+        if self._is_stream and message["type"] == "http.response.body":
+            self.begun.set()
+
+    async def hand_over(self) -> None:
+        self._has_ended = True
+        body = sse.handover().encode()
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _ends(scope: Scope, paths: tuple[str, ...]) -> bool:
+    # The proxy doesn't know the application's prefix.
+    return scope.get("method") in ("GET", "HEAD") and scope["path"].endswith(paths)
+
+
+async def _read_body(scope: Scope, receive: Receive) -> None:
+    """Read what the client sends anyway; one that asks before sends nothing."""
+    if "expect" in Headers(scope=scope):
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(BODY_S):
+            while (await receive()).get("more_body", False):
+                pass
+
+
+def _closing(scope: Scope, send: Send) -> Send:
+    request_id = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+
+    async def send_and_close(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["Connection"] = "close"
+            if message["status"] == 503:
+                headers["Retry-After"] = str(int(RETRY_AFTER_S))
+            if SAFE_ID.fullmatch(request_id):
+                headers[REQUEST_ID_HEADER] = request_id
+        await send(message)
+
+    return send_and_close
