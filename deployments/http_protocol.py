@@ -1,5 +1,5 @@
-"""Limits on connections and on the heads of requests, which Uvicorn doesn't have, and refusals that
-are repeated at once.
+"""Limits on connections and on the heads of requests, which Uvicorn doesn't have, refusals that are
+repeated at once, and requests that are repeated if their replica dies.
 
 They hold in the process of Serve's proxy, which calls :func:`install` before it starts Uvicorn:
 ``raylens run`` names it in ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from raylens.api.clients import client_of
+from raylens.api.proxy_retries import RetryMiddleware
 from raylens.api.refusals import RefusalMiddleware
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -38,7 +39,8 @@ _ADVICE_TO_SERVE = frozenset({b"serve_multiplexed_model_id", b"x_session_id"})
 def install() -> list[Middleware]:
     """Have Uvicorn use :class:`BoundedProtocol` in this process. Returns the proxy's middleware."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = BoundedProtocol  # type: ignore[assignment]
-    return [Middleware(RefusalMiddleware)]
+    # Serve puts each around those before it.
+    return [Middleware(RefusalMiddleware), Middleware(RetryMiddleware)]
 
 
 class BoundedProtocol(HttpToolsProtocol):

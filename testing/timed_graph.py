@@ -1,6 +1,7 @@
 """The real graph over models that answer after a fixed time, whatever they are asked.
 
-A model's ``checkpoint`` is that time in seconds. It answers ``max_batch_size`` requests at a time.
+A model's ``checkpoint`` is that time in seconds, such as ``0.2``, or the time of each part of an
+answer that comes in parts, such as ``0.05*4``. It answers ``max_batch_size`` requests at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class TimedRuntime(LimitedRuntime):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self._seconds = float(config.checkpoint)
+        seconds, _, parts = config.checkpoint.partition("*")
+        self._seconds = float(seconds)
+        self._parts = int(parts or 1)
         self._seen: set[bytes] = set()
 
     async def generate(
@@ -44,7 +47,10 @@ class TimedRuntime(LimitedRuntime):
             verdict = "seen" if digest in self._seen else "new"
             self._seen.add(digest)
             replica = serve.get_replica_context().replica_tag
-            yield Delta(f"{replica} {verdict}", 0, FinishReason.STOP, Usage(1, 1))
+            for _ in range(self._parts - 1):
+                yield Delta("part ", 0)
+                await asyncio.sleep(self._seconds)
+            yield Delta(f"{replica} {verdict}", 0, FinishReason.STOP, Usage(1, self._parts))
         finally:
             self._limiter.release()
 

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from deployments import http_protocol
 from deployments.http_protocol import BoundedProtocol, install
 from deployments.ray_environment import ENVIRONMENT
+from raylens.api.proxy_retries import RetryMiddleware
 from raylens.api.refusals import RefusalMiddleware
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -237,8 +238,10 @@ def test_raylens_run_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     path = ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     assert path == f"{install.__module__}:{install.__name__}"
-    (middleware,) = install()
-    assert str(middleware.cls) == str(RefusalMiddleware)
+    # Serve puts each around those before it: an attempt that is repeated counts as one, each time.
+    inner, outer = install()
+    assert str(inner.cls) == str(RefusalMiddleware)
+    assert str(outer.cls) == str(RetryMiddleware)
     config = uvicorn.Config(echo)
     config.load()
     assert config.http_protocol_class is BoundedProtocol
