@@ -90,6 +90,7 @@ class Graph(VisionService):
             attempts = retried(
                 lambda: self._generate(request, pictures),
                 lambda loss: self._may_repeat(request, loss),
+                request.stream,
             )
             async with aclosing(attempts) as deltas:
                 async for delta in deltas:

@@ -61,19 +61,27 @@ def find_loss(error: BaseException | None) -> Loss | None:
 async def retried(
     attempt: Callable[[], AsyncGenerator[Delta, None]],
     may_repeat: Callable[[Loss], Awaitable[bool]],
+    is_streamed: bool,
 ) -> AsyncGenerator[Delta, None]:
-    """Yield the deltas of the first attempt that has any.
+    """Yield the deltas of the first attempt that has any or, unless the answer is streamed, of the
+    first one that is complete.
 
     An attempt raises a ``RaylensError`` whose cause is that of Ray. If there is no other attempt,
     that is raised.
     """
     for number in count(1):
         has_begun = False
+        held: list[Delta] = []
         try:
             async with aclosing(attempt()) as deltas:
                 async for delta in deltas:
-                    has_begun = True
-                    yield delta
+                    if is_streamed:
+                        has_begun = True
+                        yield delta
+                    else:
+                        held.append(delta)
+            for delta in held:
+                yield delta
             return
         except RaylensError as error:
             loss = None if has_begun else _loss_before(number, error)

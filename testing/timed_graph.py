@@ -1,7 +1,8 @@
 """The real graph over models that answer after a fixed time, whatever they are asked.
 
 A model's ``checkpoint`` is that time in seconds, such as ``0.2``, or the time of each part of an
-answer that comes in parts, such as ``0.05*4``. It answers ``max_batch_size`` requests at a time.
+answer that is streamed in parts, such as ``0.05*4``. It answers ``max_batch_size`` requests at a
+time.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class TimedRuntime(LimitedRuntime):
             self._seen.add(digest)
             replica = serve.get_replica_context().replica_tag
             for _ in range(self._parts - 1):
-                yield Delta("part ", 0)
+                if request.stream:
+                    yield Delta("part ", 0)
                 await asyncio.sleep(self._seconds)
             yield Delta(f"{replica} {verdict}", 0, FinishReason.STOP, Usage(1, self._parts))
         finally:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.chaos import environment  # noqa: F401 (before Ray)
 from benchmarks.chaos.cluster import (
     CONTROLLER,
     MODEL,

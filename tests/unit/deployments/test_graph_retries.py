@@ -39,6 +39,7 @@ from raylens.core.types import Caller, Delta, FinishReason, PictureFile, Query, 
 MODEL = "a"
 PICTURE = PictureFile(b"picture", "image")
 DELTA = Delta("text", 0, FinishReason.STOP)
+OTHER = Delta("text", 1, FinishReason.STOP)
 Step = Delta | BaseException
 
 
@@ -56,7 +57,7 @@ def upstream_error() -> RayServeException:
 LOST_REPLICA = [ActorDiedError(), ActorUnavailableError("away", None)]
 LOST_PICTURE = [
     task_error(ActorDiedError()),
-    task_error(ActorUnavailableError("away", None)),
+    task_error(ActorUnavailableError("away", None)).as_instanceof_cause(),
     task_error(ObjectLostError("00", None, "")),
     upstream_error(),
 ]
@@ -143,9 +144,10 @@ class Server:
         handles = cast(Any, self.preprocessor), cast(Any, {MODEL: self.model})
         self._graph = Graph(config, "raylens", *handles, states)
 
-    async def ask(self, timeout_s: float = 10.0) -> list[Delta]:
+    async def ask(self, timeout_s: float = 10.0, stream: bool = True) -> list[Delta]:
         """Ask about a picture."""
-        request = VisionRequest("id", MODEL, Query("what?"), time.time() + timeout_s)
+        deadline = time.time() + timeout_s
+        request = VisionRequest("id", MODEL, Query("what?"), deadline, stream=stream)
         async with aclosing(self._graph.generate(request, [PICTURE])) as deltas:
             return [delta async for delta in deltas]
 
@@ -178,11 +180,14 @@ async def test_a_request_that_kills_its_replicas_is_tried_three_times(loss: Exce
     assert caught.value.retry_after is not None
 
 
-async def test_what_has_begun_is_not_repeated() -> None:
+async def test_a_stream_that_has_begun_is_not_repeated_but_parts_of_a_whole_answer_are() -> None:
     server = Server([[DELTA, ActorDiedError()], [DELTA]])
     with pytest.raises(ModelNotLoaded):
         await server.ask()
     assert server.attempts == 1
+    # Of two answers, the first one was complete.
+    server = Server([[DELTA, ActorDiedError()], [DELTA, OTHER]])
+    assert await server.ask(stream=False) == [DELTA, OTHER]
 
 
 @pytest.mark.parametrize(
