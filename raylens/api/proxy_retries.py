@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 PAUSE_S = 0.2
 RETRY_AFTER_S = 1.0
-MAX_KEPT_BYTES = 256 * 2**20
+MAX_KEPT_BYTES = 128 * 2**20
 """Of the bodies of all requests that have no answer yet. A request beyond isn't repeated."""
 ELAPSED = "raylens.elapsed"
 """Key of a scope: seconds that earlier attempts have taken, which the deadline includes."""
