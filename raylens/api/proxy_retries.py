@@ -7,7 +7,8 @@ until an answer begins:
 - A request that may be repeated goes to another replica, ``MAX_ATTEMPTS`` times in all: a request
   that kills its replica must not kill all of them.
 - Any other, such as a job without an ``Idempotency-Key``, gets a 503 with ``Retry-After``.
-- A stream that has begun ends with an error event.
+- An answer that has begun to stream ends with an error event. A job's events break off, and clients
+  connect again.
 """
 
 from __future__ import annotations
@@ -101,9 +102,9 @@ class RetryMiddleware:
                 await asyncio.sleep(PAUSE_S)
         finally:
             body.forget()
-        await error_response(scope["path"], Overloaded(_GONE, retry_after=RETRY_AFTER_S))(
-            scope, receive, send
-        )
+        refusal = error_response(scope["path"], Overloaded(_GONE, retry_after=RETRY_AFTER_S))
+        refusal.headers[REQUEST_ID_HEADER] = Headers(scope=scope)[REQUEST_ID_HEADER]
+        await refusal(scope, receive, send)
 
     def take_room(self, size: int) -> bool:
         """Return whether there is room for so many bytes more, which are taken then."""
@@ -188,8 +189,10 @@ class _Answer:
 
 
 async def _end_stream(scope: Scope, answer: _Answer) -> None:
-    """End a stream between two events with an error. Anything else breaks off, as it must."""
+    """End an answer's stream between two events with an error. Anything else breaks off."""
     logger.warning("the answer to %s broke off: %s", _name_of(scope), _GONE)
+    if scope["method"] != "POST":
+        return
     error = Overloaded(_GONE)
     content = error_body(scope["path"], error)
     if answer.media_type == "text/event-stream" and answer.tail in (b"", b"\n\n"):

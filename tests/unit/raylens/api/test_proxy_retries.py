@@ -114,6 +114,7 @@ async def test_a_request_that_kills_its_replicas_is_tried_three_times() -> None:
     assert len(proxy.bodies) == MAX_ATTEMPTS == 3
     assert (status, headers["retry-after"]) == (503, "1")
     assert body["error"]["code"] == "overloaded"
+    assert headers["x-request-id"] == proxy.headers[0]["x-request-id"]
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,12 @@ async def test_a_stream_that_has_begun_ends_with_an_error_event(
 async def test_what_broke_off_elsewhere_stays_incomplete(media_type: str, sent: str) -> None:
     messages = begun(media_type, sent)
     assert await send(RetryMiddleware(Proxy([messages, ANSWER]))) == messages
+
+
+async def test_events_of_a_job_break_off_so_that_clients_connect_again() -> None:
+    messages = begun("text/event-stream", "data: {}\n\n")
+    app = RetryMiddleware(Proxy([messages, ANSWER]))
+    assert await send(app, f"{JOBS}/x/events", "GET") == messages
 
 
 async def test_a_body_beyond_the_room_passes_but_is_not_repeated() -> None:
