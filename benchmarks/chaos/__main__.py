@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.chaos import environment  # noqa: F401 (before Ray)
 from benchmarks.chaos.cluster import (
@@ -129,28 +130,36 @@ class Chaos:
         return time.perf_counter() - killed_at
 
 
-def print_head() -> None:
+def print_table(phases: Sequence[Phase]) -> None:
     columns = ["killed", "requests", *(outcome.value for outcome in Outcome)]
     columns += ["slowest, s", "healthy after, s"]
-    print("|", " | ".join(columns), "|")
-    print("|", " | ".join("---" for _ in columns), "|", flush=True)
+    print("\n|", " | ".join(columns), "|")
+    print("|", " | ".join("---" for _ in columns), "|")
+    for phase in phases:
+        outcomes = count(phase.results)
+        slowest = max(result.seconds for result in phase.results)
+        cells = [phase.name, len(phase.results), *(outcomes[outcome] for outcome in Outcome)]
+        cells += [f"{slowest:.1f}", f"{phase.recovery_s:.0f}"]
+        print("|", " | ".join(map(str, cells)), "|")
 
 
-def print_phase(phase: Phase) -> None:
-    outcomes = count(phase.results)
-    slowest = max(result.seconds for result in phase.results)
-    cells = [phase.name, len(phase.results), *(outcomes[outcome] for outcome in Outcome)]
-    cells += [f"{slowest:.1f}", f"{phase.recovery_s:.0f}"]
-    print("|", " | ".join(map(str, cells)), "|", flush=True)
+def print_jobs(ended: list[dict[str, Any]], jobs: Jobs) -> None:
+    states = dict(Counter(job["status"] for job in ended))
+    more = sum(job["attempts"] > 1 for job in ended)
+    tries = {outcome.value: times for outcome, times in jobs.tries.items()}
+    print(f"\n{len(ended)} jobs: {states}, {more} after more than one attempt")
+    print(f"their submissions: {tries}")
 
 
-def print_reasons(phases: Sequence[Phase]) -> None:
+def print_reasons(phases: Sequence[Phase], jobs: Jobs) -> None:
     for phase in phases:
         reasons = Counter(
             (result.outcome.value, result.reason) for result in phase.results if result.reason
         )
         for (outcome, reason), times in reasons.most_common(8):
             print(f"- {phase.name}: {times} × {outcome}: {reason}")
+    for reason, times in jobs.reasons.items():
+        print(f"- submission of a job: {times} × {reason}")
 
 
 async def wreak(
@@ -160,32 +169,21 @@ async def wreak(
     proxies = Proxies(lambda: cluster.ports)
     load = Load(MODEL, proxies)
     quota, share = math.ceil(requests / len(names)), math.ceil(jobs / len(names))
+    phases = []
     with receiving() as endings:
         submissions = Jobs(proxies, endings)
         chaos = Chaos(cluster, load, submissions, proxies)
-        phases = []
-        print_head()
         for index, name in enumerate(names):
             numbers = range(index * share, min(jobs, (index + 1) * share))
+            print(f"{name} …", flush=True)  # Ray prints of what has died, too
             phases.append(await chaos.run(name, quota, numbers))
-            print_phase(phases[-1])
         ended = await submissions.wait_until_ended(jobs)
-        faults = submissions.find_faults(ended)
-        more = sum(job["attempts"] > 1 for job in ended)
-        tries = {outcome.value: times for outcome, times in submissions.tries.items()}
-        print(
-            f"\n{len(ended)} jobs: {dict(Counter(job['status'] for job in ended))}, {more} after"
-            f" more than one attempt; their submissions:"
-            f" {tries}"
-        )
-        print_reasons(phases)
-        for reason, times in submissions.reasons.items():
-            print(f"- submission of a job: {times} × {reason}")
-        if submissions.tries[Outcome.FAILED]:
-            faults.append("submissions failed")
-        await submissions.close()
+    print_table(phases)
+    print_jobs(ended, submissions)
+    print_reasons(phases, submissions)
+    await submissions.close()
     await load.close()
-    return phases, faults
+    return phases, submissions.find_faults(ended)
 
 
 def main() -> None:

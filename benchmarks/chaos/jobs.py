@@ -138,7 +138,8 @@ class Jobs:
         return jobs
 
     def find_faults(self, jobs: list[dict[str, Any]]) -> list[str]:
-        """Return what is wrong with the jobs: each must have succeeded, once."""
+        """Return what is wrong with the jobs: each must have succeeded, once, and its submission
+        must not have failed but by a clear 503."""
         listed = {job["id"] for job in jobs}
         faults = [f"lost: {job_id}" for job_id in self.accepted if job_id not in listed]
         faults += [f"not submitted: {job_id}" for job_id in listed - set(self.accepted)]
@@ -147,6 +148,8 @@ class Jobs:
             for job in jobs
             if job["status"] != "succeeded"
         ]
+        if failed := self.tries[Outcome.FAILED]:
+            faults.append(f"{failed} submissions failed")
         return faults + [
             f"{job_id}: ended {len(events)} times"
             for job_id, events in self._endings.events.items()

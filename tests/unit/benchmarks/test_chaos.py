@@ -60,6 +60,8 @@ async def test_a_job_must_succeed_and_end_once() -> None:
         {"id": "c", "status": "succeeded"},
     ]
     assert jobs.find_faults(listed) == ["lost: lost", "b: failed (why)", "c: ended 2 times"]
+    jobs.tries[Outcome.FAILED] += 1
+    assert "1 submissions failed" in jobs.find_faults(listed)
     await jobs.close()
 
 
