@@ -31,7 +31,6 @@ from ray.serve.schema import ServeDeploySchema
 from benchmarks.scaling.__main__ import MODEL, timed
 from testing.pictures import encode_picture, random_pixels
 from testing.ports import free_port
-from testing.timed_graph import STREAMED_DELTAS
 
 PROCESSES = {
     "ray::ProxyActor": "proxy",
@@ -44,6 +43,8 @@ PROCESSES = {
     "gcs_server": "GCS",
 }
 IN_FLIGHT = 4
+PARTS = 32
+"""Of an answer that is streamed."""
 IDLE_S = 15.0
 
 
@@ -66,7 +67,7 @@ def kinds() -> list[Kind]:
         Kind("with a picture of 640×480", "/v1/query", with_picture),
         Kind("with one of 1920×1080", "/v1/query", {**question, "image_url": picture(1920, 1080)}),
         Kind(
-            f"a picture, {STREAMED_DELTAS} streamed parts",
+            f"a picture, {PARTS} streamed parts",
             "/v1/query",
             {**with_picture, "stream": True},
         ),
@@ -93,6 +94,7 @@ def server(replicas: int, folder: str) -> Iterator[str]:
     (application,) = config["applications"]
     application["args"]["jobs"] = {"data_dir": folder, "capacity": 10_000, "workers": IN_FLIGHT}
     application["args"]["dialect_models"] = {"jobs": MODEL}
+    application["args"]["models"][0]["checkpoint"] = f"0.001*{PARTS}"
     application["deployments"][-1]["ray_actor_options"] = {"num_cpus": 0.01}
     ray.init(address="local", num_cpus=8, log_to_driver=False, include_dashboard=False)
     serve.start(http_options=config["http_options"])

@@ -12,6 +12,7 @@ from deployments.ingress import Ingress
 from deployments.job_client import QUEUE_ACTOR_NAME
 from deployments.job_queue import JobQueueActor
 from deployments.ledger import ledger_actor_config
+from deployments.lost_arguments import DefaultRouter
 from deployments.picture_router import PictureRouter
 from deployments.pipeline_defaults import pipeline_defaults_actor_config
 from deployments.preprocessor import Preprocessor
@@ -105,12 +106,12 @@ def _bind_vision_model(
 ) -> Application:
     # A handle's queue ignores priorities and deadlines. The replica therefore accepts as many
     # requests as the engine can hold, and they wait there.
+    router = PictureRouter if model.runtime == "engine" else DefaultRouter  # others have no caches
     options: dict[str, Any] = {
+        "request_router_config": RequestRouterConfig(request_router_class=router),
         "max_ongoing_requests": model.capacity + reserve(model.capacity),
         **_update_options(config),
     }
-    if model.runtime == "engine":  # the others have no caches of pictures
-        options["request_router_config"] = RequestRouterConfig(request_router_class=PictureRouter)
     if model.runtime in ("openai", "cloud"):
         options["ray_actor_options"] = {"num_cpus": REMOTE_MODEL_CPUS}
     deployment = serve.deployment(model_class).options(name=model.name, **options)

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentRes
 
 from deployments.answer_spans import AnswerSpan, answer_span
 from deployments.deployment_states import STATUS_TTL_S, DeploymentStates
+from deployments.retries import PAUSE_S, Loss, retried, retried_call
 from deployments.spans import call as call_handle
 from raylens.core.affinity import picture_key
 from raylens.core.config import AppConfig
@@ -65,9 +66,10 @@ class Graph(VisionService):
         application: str,
         preprocessor: DeploymentHandle,
         models: dict[str, DeploymentHandle],
+        states: DeploymentStates | None = None,
     ) -> None:
         self._config = config
-        self._states = DeploymentStates(application)
+        self._states = states or DeploymentStates(application)
         self._preprocessor = preprocessor.options(_by_reference=True)
         self._models = {name: handle.options(_by_reference=True) for name, handle in models.items()}
         self._streams = {name: handle.options(stream=True) for name, handle in self._models.items()}
@@ -94,10 +96,23 @@ class Graph(VisionService):
             asked = min(request.sampling.n, places.limit)  # the engine refuses more than that
             place = places.take(request.client, asked, max(1, replicas), self._retry_after(model))
             with place:
-                async with aclosing(self._generate(request, pictures, span)) as deltas:
+                attempts = retried(
+                    lambda: self._generate(request, pictures, span),
+                    lambda loss: self._may_repeat(request, loss),
+                    request.stream,
+                )
+                async with aclosing(attempts) as deltas:
                     async for delta in deltas:
                         span.note(delta)
                         yield delta
+
+    async def _may_repeat(self, request: VisionRequest, loss: Loss) -> bool:
+        """Without another replica, a request would wait until one is loaded. It is refused instead,
+        and another model may answer it."""
+        if request.remaining <= PAUSE_S:
+            return False
+        state = await self._states.recent(request.model)
+        return loss is Loss.ARGUMENT or state.running > 1
 
     async def _generate(
         self, request: VisionRequest, pictures: Sequence[MediaFile], span: AnswerSpan
@@ -142,6 +157,11 @@ class Graph(VisionService):
         return DeadlineExceeded(message, "deadline")
 
     async def preprocess(
+        self, picture: PictureFile, recipe: Recipe, caller: Caller
+    ) -> ProcessedPicture:
+        return await retried_call(lambda: self._preview(picture, recipe, caller))
+
+    async def _preview(
         self, picture: PictureFile, recipe: Recipe, caller: Caller
     ) -> ProcessedPicture:
         call = self._preprocessor.preview.remote(picture, recipe, caller)

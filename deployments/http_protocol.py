@@ -1,5 +1,5 @@
-"""Limits on connections and on the heads of requests, which Uvicorn doesn't have, and refusals that
-are repeated at once.
+"""Limits on connections and on the heads of requests, which Uvicorn doesn't have, refusals that are
+repeated at once, and requests that are repeated if their replica dies.
 
 They hold in the process of Serve's proxy, which calls :func:`install` before it starts Uvicorn:
 ``raylens run`` names it in ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from deployments.draining import machine_drain, proxy_draining
 from raylens.api.clients import client_of
 from raylens.api.draining import DrainMiddleware
+from raylens.api.proxy_retries import RetryMiddleware
 from raylens.api.refusals import RefusalMiddleware
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -41,7 +42,8 @@ def install() -> list[Middleware]:
     """Have Uvicorn use :class:`BoundedProtocol` in this process. Returns the proxy's middleware."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = BoundedProtocol  # type: ignore[assignment]
     draining = Middleware(DrainMiddleware, find_drain=machine_drain, proxy_drains=proxy_draining)
-    return [Middleware(RefusalMiddleware), draining]
+    # Serve puts each around those before it.
+    return [Middleware(RefusalMiddleware), Middleware(RetryMiddleware), draining]
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -15,13 +15,14 @@ from weakref import WeakKeyDictionary
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
+from deployments.lost_arguments import LostArgumentMixin
 from raylens.core.affinity import Affinity
 
 BURST_S = 0.05
 """Requests that follow each other so closely are not yet seen in the replicas' queues."""
 
 
-class PictureRouter(RequestRouter):
+class PictureRouter(LostArgumentMixin, RequestRouter):
     """Sends requests about one picture to one replica, unless that has more than its share or is
     full. Others go to the less busy one of two."""
 

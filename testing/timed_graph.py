@@ -1,6 +1,8 @@
 """The real graph over models that answer after a fixed time, whatever they are asked.
 
-A model's ``checkpoint`` is that time in seconds. It answers ``max_batch_size`` requests at a time.
+A model's ``checkpoint`` is that time in seconds, such as ``0.2``, or the time of each part of an
+answer that is streamed in parts, such as ``0.05*4``. It answers ``max_batch_size`` requests at a
+time.
 """
 
 from __future__ import annotations
@@ -21,9 +23,6 @@ from raylens.core.logs import LogSettings
 from raylens.core.types import Caption, Chat, Delta, FinishReason, Query, Usage, VisionRequest
 from raylens.engine.model import Pixels
 
-STREAMED_DELTAS = 32
-"""Parts of an answer that is streamed."""
-
 
 class TimedRuntime(LimitedRuntime):
     """Its answer is the name of its replica, and whether that has seen the picture before."""
@@ -34,7 +33,9 @@ class TimedRuntime(LimitedRuntime):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self._seconds = float(config.checkpoint)
+        seconds, _, parts = config.checkpoint.partition("*")
+        self._seconds = float(seconds)
+        self._parts = int(parts or 1)
         self._seen: set[bytes] = set()
 
     async def generate(
@@ -47,10 +48,11 @@ class TimedRuntime(LimitedRuntime):
             verdict = "seen" if digest in self._seen else "new"
             self._seen.add(digest)
             replica = serve.get_replica_context().replica_tag
-            if request.stream:
-                for _ in range(STREAMED_DELTAS - 1):
-                    yield Delta("word ")
-            yield Delta(f"{replica} {verdict}", 0, FinishReason.STOP, Usage(1, 1))
+            for _ in range(self._parts - 1):
+                if request.stream:
+                    yield Delta("part ", 0)
+                await asyncio.sleep(self._seconds)
+            yield Delta(f"{replica} {verdict}", 0, FinishReason.STOP, Usage(1, self._parts))
         finally:
             self._limiter.release()
 

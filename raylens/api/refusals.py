@@ -33,6 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.clients import client_of, presented_keys
 from raylens.api.middleware import REQUEST_ID_HEADER, WAITED_HEADER
+from raylens.api.proxy_retries import ELAPSED
 
 REPEAT_S = 0.25
 """How long a 429 is repeated; shorter than any ``Retry-After``, so nobody who waits sees it."""
@@ -235,7 +236,8 @@ class RefusalMiddleware:
             sender.take_place()
         place = _Place(sender)
         receive = place.watch(receive)
-        scope = _with_waiting_time(scope, self._clock() - arrived_at)
+        waited = self._clock() - arrived_at + scope.get(ELAPSED, 0.0)
+        scope = _with_waiting_time(scope, waited)
         try:
             if must_wait:
                 first = await receive()

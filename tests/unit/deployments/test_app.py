@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from deployments.app import build_app
+from deployments.lost_arguments import LostArgumentMixin
 from deployments.ray_environment import RUN_MARK
 
 
@@ -20,3 +21,15 @@ def test_remarks_on_the_environment_are_logged_unless_raylens_run_printed_them(
     monkeypatch.delenv(RUN_MARK)
     build_app(args)
     assert caplog.messages == ["RAYLENS_NO_SETTING: unknown, and ignored"]
+
+
+def test_no_router_tries_a_call_again_whose_picture_is_lost() -> None:
+    remote = {"base_url": "http://127.0.0.1:1/v1", "model": "x"}
+    models = [
+        {"name": "a", "family": "smolvlm"},
+        {"name": "b", "runtime": "openai", "remote": remote},
+    ]
+    _, _, bound = build_app({"models": models})._bound_deployment.init_args
+    for model in bound.values():
+        config = model._bound_deployment._deployment_config.request_router_config
+        assert issubclass(config.get_request_router_class(), LostArgumentMixin)

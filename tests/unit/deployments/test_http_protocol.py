@@ -16,6 +16,7 @@ from deployments import http_protocol
 from deployments.http_protocol import BoundedProtocol, install
 from deployments.ray_environment import ENVIRONMENT
 from raylens.api.draining import DrainMiddleware
+from raylens.api.proxy_retries import RetryMiddleware
 from raylens.api.refusals import RefusalMiddleware
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -238,9 +239,11 @@ def test_raylens_run_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     path = ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     assert path == f"{install.__module__}:{install.__name__}"
-    refusals, draining = install()
-    assert str(refusals.cls) == str(RefusalMiddleware)
-    assert str(draining.cls) == str(DrainMiddleware)
+    # Serve puts each around those before it: an attempt that is repeated counts as one, each time.
+    inner, middle, outer = install()
+    assert str(inner.cls) == str(RefusalMiddleware)
+    assert str(middle.cls) == str(RetryMiddleware)
+    assert str(outer.cls) == str(DrainMiddleware)
     config = uvicorn.Config(echo)
     config.load()
     assert config.http_protocol_class is BoundedProtocol

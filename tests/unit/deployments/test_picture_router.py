@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.serve._private.common import (
     DeploymentHandleSource,
     DeploymentID,
@@ -16,8 +17,10 @@ from ray.serve._private.common import (
     RequestMetadata,
 )
 from ray.serve._private.request_router.common import PendingRequest
+from ray.serve.exceptions import RayServeException
 
 from deployments.picture_router import PictureRouter
+from deployments.retries import Loss, find_loss
 
 MODEL = DeploymentID("a")
 
@@ -129,3 +132,26 @@ async def test_requests_wait_for_the_first_replica(replicas: list[Any]) -> None:
     router.update_replicas(replicas[:1])
     async with asyncio.timeout(10):
         assert await asyncio.gather(*waiting) == ["first"] * 3
+
+
+async def handle_failure(router: Router, replica: Any, failure: Exception) -> None:
+    """Tell a router of a failed call as Serve does, which then sends the call to another one."""
+    try:
+        raise failure
+    except ActorUnavailableError:
+        router.on_replica_actor_unavailable(replica.replica_id)
+
+
+async def test_a_call_whose_argument_is_lost_is_given_up(
+    router: Router, replicas: list[Any]
+) -> None:
+    away = ActorUnavailableError("away", None)
+    router.on_new_queue_len_info(replicas[0].replica_id, 3)
+    lost = RayTaskError("generate", "Traceback", away).as_instanceof_cause()
+    with pytest.raises(RayServeException) as caught:
+        await handle_failure(router, replicas[0], lost)
+    assert find_loss(caught.value) is Loss.ARGUMENT
+    # The replica itself is as it was.
+    assert router._replica_queue_len_cache.get(replicas[0].replica_id) == 3
+    await handle_failure(router, replicas[0], away)
+    assert router._replica_queue_len_cache.get(replicas[0].replica_id) is None

@@ -1,0 +1,2 @@
+"""What happens to requests and jobs while parts of a cluster are killed: ``python -m
+benchmarks.chaos``."""

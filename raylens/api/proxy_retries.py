@@ -1,0 +1,226 @@
+"""Repeats requests whose replica of the ingress dies before it answers.
+
+If a replica of the ingress dies, Serve's proxy drops its requests, and Uvicorn would answer with a
+500 in plain text. This middleware runs in the proxy. It keeps what has arrived of a request's body
+until an answer begins:
+
+- A request that may be repeated goes to another replica, ``MAX_ATTEMPTS`` times in all: a request
+  that kills its replica must not kill all of them.
+- Any other, such as a job without an ``Idempotency-Key``, gets a 503 with ``Retry-After``.
+- An answer that has begun to stream ends with an error event. A job's events break off, and clients
+  connect again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raylens.api import sse
+from raylens.api.errors import error_body, error_response
+from raylens.api.middleware import REQUEST_ID_HEADER
+from raylens.core.errors import Overloaded
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+PAUSE_S = 0.2
+RETRY_AFTER_S = 1.0
+MAX_KEPT_BYTES = 128 * 2**20
+"""Of the bodies of all requests that have no answer yet. A request beyond isn't repeated."""
+ELAPSED = "raylens.elapsed"
+"""Key of a scope: seconds that earlier attempts have taken, which the deadline includes."""
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+RESPONSES = "/v1/responses"
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+REPEATABLE = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        RESPONSES,
+        "/v1/caption",
+        "/v1/query",
+        "/v1/detect",
+        "/v1/point",
+        "/v1/segment",
+        "/v1/preprocess",
+        "/api/chat",
+        "/api/generate",
+        "/api/show",
+        "/api/v1/generate",
+        "/caption",
+        "/describe",
+        "/describe/file",
+        "/surveillance",
+    }
+)
+"""Paths whose POSTs change nothing."""
+_GONE = "the replica that worked on this request has died"
+
+
+class RetryMiddleware:
+    """Repeats requests as this module describes. It belongs outside of every other middleware."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app = app
+        self._clock = clock
+        self._room = max_kept_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope = _with_id(scope)
+        started_at = self._clock()
+        answer = _Answer(send)
+        body = _Body(receive, self)
+        try:
+            for attempt in range(1, MAX_ATTEMPTS + 1):
+                scope_of_attempt = {**scope, ELAPSED: self._clock() - started_at}
+                await self._app(scope_of_attempt, body.receive, answer.send_from(body))
+                if answer.is_complete or body.is_disconnected:
+                    return
+                if answer.has_begun:
+                    await _end_stream(scope, answer)
+                    return
+                logger.warning("attempt %d of %s: %s", attempt, _name_of(scope), _GONE)
+                if attempt == MAX_ATTEMPTS or not (_may_repeat(scope) and body.is_kept):
+                    break
+                body.rewind()
+                await asyncio.sleep(PAUSE_S)
+        finally:
+            body.forget()
+        refusal = error_response(scope["path"], Overloaded(_GONE, retry_after=RETRY_AFTER_S))
+        refusal.headers[REQUEST_ID_HEADER] = Headers(scope=scope)[REQUEST_ID_HEADER]
+        await refusal(scope, receive, send)
+
+    def take_room(self, size: int) -> bool:
+        """Return whether there is room for so many bytes more, which are taken then."""
+        if size > self._room:
+            return False
+        self._room -= size
+        return True
+
+    def give_back_room(self, size: int) -> None:
+        self._room += size
+
+
+class _Body:
+    """A request's messages, which are kept for another attempt while there is room."""
+
+    def __init__(self, receive: Receive, owner: RetryMiddleware) -> None:
+        self._receive = receive
+        self._owner = owner
+        self._messages: list[Message] = []
+        self._size = 0
+        self._next = 0
+        self.is_kept = True
+        self.is_disconnected = False
+
+    async def receive(self) -> Message:
+        if self._next < len(self._messages):
+            self._next += 1
+            return self._messages[self._next - 1]
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.is_disconnected = True
+        elif self.is_kept:
+            self._keep(message)
+        return message
+
+    def _keep(self, message: Message) -> None:
+        size = len(message.get("body", b""))
+        if not self._owner.take_room(size):
+            self.forget()
+            return
+        self._size += size
+        self._messages.append(message)
+        self._next += 1
+
+    def rewind(self) -> None:
+        self._next = 0
+
+    def forget(self) -> None:
+        """Drop what has been read."""
+        self._owner.give_back_room(self._size)
+        self.is_kept = False
+        self._messages, self._size, self._next = self._messages[self._next :], 0, 0
+
+
+class _Answer:
+    """What is known of an answer that passes."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.has_begun = False
+        self.is_complete = False
+        self.media_type = ""
+        self.tail = b""
+        """The last bytes that were sent."""
+
+    def send_from(self, body: _Body) -> Send:
+        """Return a ``send`` that notes what it sends. The first message ends the need for a
+        body."""
+
+        async def send_and_note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.has_begun = True
+                headers = Headers(raw=message.get("headers", []))
+                self.media_type = headers.get("content-type", "").partition(";")[0]
+                body.forget()
+            elif message["type"] == "http.response.body":
+                self.tail = message.get("body", b"")[-2:] or self.tail
+                self.is_complete = not message.get("more_body", False)
+            await self.send(message)
+
+        return send_and_note
+
+
+async def _end_stream(scope: Scope, answer: _Answer) -> None:
+    """End an answer's stream between two events with an error. Anything else breaks off."""
+    logger.warning("the answer to %s broke off: %s", _name_of(scope), _GONE)
+    if scope["method"] != "POST":
+        return
+    error = Overloaded(_GONE)
+    content = error_body(scope["path"], error)
+    if answer.media_type == "text/event-stream" and answer.tail in (b"", b"\n\n"):
+        if scope["path"] == RESPONSES:
+            failure = {"type": "error", "code": error.code, "message": error.message}
+            text = sse.event({**failure, "param": None}, "error")
+        else:
+            text = sse.event(content)
+    elif answer.media_type == "application/x-ndjson" and answer.tail[-1:] in (b"", b"\n"):
+        text = json.dumps(content) + "\n"
+    else:
+        return
+    await answer.send({"type": "http.response.body", "body": text.encode()})
+
+
+def _may_repeat(scope: Scope) -> bool:
+    if scope["method"] in SAFE_METHODS or IDEMPOTENCY_HEADER in Headers(scope=scope):
+        return True
+    return scope["method"] == "POST" and scope["path"] in REPEATABLE
+
+
+def _with_id(scope: Scope) -> Scope:
+    """Return a scope with an id of the request, which all of its attempts share."""
+    if REQUEST_ID_HEADER in Headers(scope=scope):
+        return scope
+    header = REQUEST_ID_HEADER.lower().encode(), uuid.uuid4().hex.encode()
+    return {**scope, "headers": [*scope["headers"], header]}
+
+
+def _name_of(scope: Scope) -> str:
+    return f"{scope['method']} {scope['path']} ({Headers(scope=scope)[REQUEST_ID_HEADER]})"

@@ -1,0 +1,219 @@
+"""Requests whose replica of the ingress dies, behind a proxy that drops them then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
+
+from raylens.api.middleware import WAITED_HEADER
+from raylens.api.proxy_retries import MAX_ATTEMPTS, PAUSE_S, RetryMiddleware
+from raylens.api.refusals import RefusalMiddleware
+from testing.virtual_time import VirtualTimePolicy
+
+CHAT = "/v1/chat/completions"
+JOBS = "/api/v1/jobs"
+PARTS = (b"first", b"second")
+START: Message = {"type": "http.response.start", "status": 200, "headers": []}
+END: Message = {"type": "http.response.body", "body": b"answer"}
+ANSWER = (START, END)
+DIES: Sequence[Message] = ()
+
+
+@pytest.fixture
+def event_loop_policy() -> VirtualTimePolicy:
+    return VirtualTimePolicy()
+
+
+@dataclass
+class Proxy:
+    """Serve's proxy: each attempt reads the body, sends some messages, and returns."""
+
+    attempts: Sequence[Sequence[Message]]
+    bodies: list[list[bytes]] = field(default_factory=list)
+    headers: list[Headers] = field(default_factory=list)
+    reads_body: bool = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        messages = self.attempts[len(self.headers)]
+        scope["root_path"] = "changed"  # as Serve's does
+        self.headers.append(Headers(scope=scope))
+        if self.reads_body:
+            self.bodies.append(await read(receive))
+        for message in messages:
+            await send(message)
+
+
+async def read(receive: Receive) -> list[bytes]:
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return [*parts, b"disconnected"]
+        parts.append(message["body"])
+        if not message["more_body"]:
+            return parts
+
+
+async def send(
+    app: Any,
+    path: str = CHAT,
+    method: str = "POST",
+    parts: Sequence[bytes] = PARTS,
+    disconnects: bool = False,
+    **headers: str,
+) -> list[Message]:
+    """Send a request, and return the messages of its answer."""
+    names = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
+    scope = {"type": "http", "method": method, "path": path, "headers": list(names.items())}
+    last = len(parts) - 1
+    incoming: list[Message] = [
+        {"type": "http.request", "body": part, "more_body": disconnects or index < last}
+        for index, part in enumerate(parts)
+    ]
+    incoming.append({"type": "http.disconnect"})
+    answer: list[Message] = []
+
+    async def receive() -> Message:
+        return incoming.pop(0)
+
+    async def note(message: Message) -> None:
+        answer.append(message)
+
+    await app(scope, receive, note)
+    return answer
+
+
+def parse(answer: Sequence[Message]) -> tuple[int, Headers, Any]:
+    start, body = answer
+    return start["status"], Headers(raw=start["headers"]), json.loads(body["body"])
+
+
+async def test_a_request_goes_to_another_replica_with_its_whole_body() -> None:
+    proxy = Proxy([DIES, ANSWER])
+    assert await send(RetryMiddleware(proxy)) == [*ANSWER]
+    assert proxy.bodies == [[*PARTS], [*PARTS]]
+    first, second = (headers["x-request-id"] for headers in proxy.headers)
+    assert first == second
+
+
+async def test_a_request_keeps_its_own_id() -> None:
+    proxy = Proxy([ANSWER])
+    await send(RetryMiddleware(proxy), x_request_id="own")
+    assert proxy.headers[0].getlist("x-request-id") == ["own"]
+
+
+async def test_a_request_that_kills_its_replicas_is_tried_three_times() -> None:
+    proxy = Proxy([DIES] * 10)
+    status, headers, body = parse(await send(RetryMiddleware(proxy)))
+    assert len(proxy.bodies) == MAX_ATTEMPTS == 3
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert body["error"]["code"] == "overloaded"
+    assert headers["x-request-id"] == proxy.headers[0]["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [(JOBS, "POST"), (f"{JOBS}/x", "DELETE"), ("/v1/batches", "POST")]
+)
+async def test_what_changes_something_is_refused_instead(path: str, method: str) -> None:
+    proxy = Proxy([DIES, ANSWER])
+    status, headers, body = parse(await send(RetryMiddleware(proxy), path, method))
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert "has died" in str(body)
+    assert len(proxy.bodies) == 1
+
+
+async def test_a_key_or_a_safe_method_allows_another_attempt() -> None:
+    app = RetryMiddleware(Proxy([DIES, ANSWER]))
+    assert await send(app, JOBS, idempotency_key="a") == [*ANSWER]
+    app = RetryMiddleware(Proxy([DIES, ANSWER]))
+    assert await send(app, f"{JOBS}/x", "GET") == [*ANSWER]
+
+
+async def test_nobody_works_for_a_client_that_has_left() -> None:
+    proxy = Proxy([DIES, ANSWER])
+    assert await send(RetryMiddleware(proxy), disconnects=True) == []
+    assert len(proxy.bodies) == 1
+
+
+def begun(media_type: str, *texts: str) -> list[Message]:
+    headers = [(b"content-type", media_type.encode())]
+    return [
+        {**START, "headers": headers},
+        *(
+            {"type": "http.response.body", "body": text.encode(), "more_body": True}
+            for text in texts
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type", "sent", "last"),
+    [
+        (CHAT, "text/event-stream; charset=utf-8", "data: {}\n\n", 'data: {"error":'),
+        ("/v1/caption", "text/event-stream", "data: {}\n\n", 'data: {"detail":'),
+        ("/v1/responses", "text/event-stream", "data: {}\n\n", 'event: error\ndata: {"type":'),
+        ("/api/chat", "application/x-ndjson", "{}\n", '{"error":'),
+    ],
+)
+async def test_a_stream_that_has_begun_ends_with_an_error_event(
+    path: str, media_type: str, sent: str, last: str
+) -> None:
+    proxy = Proxy([begun(media_type, sent), ANSWER])
+    *_, end = await send(RetryMiddleware(proxy), path)
+    assert end["body"].decode().startswith(last)
+    assert not end.get("more_body", False)
+    assert len(proxy.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("media_type", "sent"), [("text/event-stream", "data: {"), ("application/json", "{")]
+)
+async def test_what_broke_off_elsewhere_stays_incomplete(media_type: str, sent: str) -> None:
+    messages = begun(media_type, sent)
+    assert await send(RetryMiddleware(Proxy([messages, ANSWER]))) == messages
+
+
+async def test_events_of_a_job_break_off_so_that_clients_connect_again() -> None:
+    messages = begun("text/event-stream", "data: {}\n\n")
+    app = RetryMiddleware(Proxy([messages, ANSWER]))
+    assert await send(app, f"{JOBS}/x/events", "GET") == messages
+
+
+async def test_a_body_beyond_the_room_passes_but_is_not_repeated() -> None:
+    proxy = Proxy([DIES, DIES, ANSWER])
+    app = RetryMiddleware(proxy, max_kept_bytes=8)
+    status, _, _ = parse(await send(app))
+    assert (status, proxy.bodies) == (503, [[*PARTS]])
+    # The room is free again for the next one.
+    assert await send(app, parts=[b"8 bytes!"]) == [*ANSWER]
+    assert proxy.bodies[1:] == [[b"8 bytes!"], [b"8 bytes!"]]
+
+
+async def test_a_body_that_is_read_after_the_answer_has_begun_is_whole() -> None:
+    bodies: list[list[bytes]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if not bodies:
+            bodies.append(await read(receive))
+            return
+        await send(START)
+        bodies.append(await read(receive))
+        await send(END)
+
+    assert await send(RetryMiddleware(app)) == [*ANSWER]
+    assert bodies == [[*PARTS], [*PARTS]]
+
+
+async def test_the_deadline_includes_the_attempts_before() -> None:
+    proxy = Proxy([DIES, ANSWER])
+    times = iter([100.0, 100.0, 107.5])
+    app = RetryMiddleware(RefusalMiddleware(proxy), clock=lambda: next(times))
+    await send(app, x_raylens_waited="99.000")
+    assert [headers[WAITED_HEADER] for headers in proxy.headers] == ["0.000", "7.500"]
+    assert PAUSE_S > 0
