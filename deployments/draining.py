@@ -143,7 +143,11 @@ def node_drains() -> bool:
     return ray.get_runtime_context().get_node_id() in nodes
 
 
-async def leave_with_node(prepare: Callable[[], Awaitable[None]] | None = None) -> None:
+async def leave_with_node(
+    prepare: Callable[[], Awaitable[None]] | None = None,
+    drains: Callable[[], bool] = node_drains,
+    end: Callable[[int], object] = os._exit,
+) -> None:
     """End this actor of a deployment when its node drains: Serve starts it on another one.
 
     Serve itself moves replicas only. ``prepare`` is awaited before, for ``PREPARE_S`` at the most.
@@ -153,7 +157,7 @@ async def leave_with_node(prepare: Callable[[], Awaitable[None]] | None = None) 
     while True:
         await asyncio.sleep(NODE_PERIOD_S)
         try:
-            if await asyncio.to_thread(node_drains):
+            if await asyncio.to_thread(drains):
                 break
         except Exception as error:  # the GCS is away, too
             logger.debug("the GCS can't be asked: %s", error)
@@ -162,4 +166,4 @@ async def leave_with_node(prepare: Callable[[], Awaitable[None]] | None = None) 
         with suppress(Exception):
             async with asyncio.timeout(PREPARE_S):
                 await prepare()
-    os._exit(0)
+    end(0)

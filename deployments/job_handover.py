@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.constants import SERVE_NAMESPACE
 
 from deployments.draining import queue_actor_names
 from deployments.job_client import find_queue_actor
@@ -36,6 +38,9 @@ async def hand_over_jobs() -> None:
             if others:
                 actor = await asyncio.to_thread(find_queue_actor)
                 await actor.hand_over.remote(PAUSE_S)
+                for name in others:  # which would look at the store within 5 s
+                    other = await asyncio.to_thread(ray.get_actor, name, SERVE_NAMESPACE)
+                    other.wake.remote()
                 logger.info("the running jobs are handed over")
     except (RayError, TimeoutError, ValueError) as error:
         logger.warning("the running jobs wait for their leases: %s", error or type(error).__name__)

@@ -178,6 +178,10 @@ class JobQueueActor:
         self._queue.pause()
         return self._queue.running
 
+    async def wake(self) -> None:
+        """Look for jobs: another process has handed some over."""
+        self._queue.wake()
+
     async def hand_over(self, pause_s: float) -> None:
         """Let another process begin at once the jobs that run here, and run none for a time.
 

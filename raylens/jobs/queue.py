@@ -162,6 +162,10 @@ class JobQueue(JobService):
         """Run no further job for a time; everything else goes on."""
         self._dispatcher.pause(seconds)
 
+    def wake(self) -> None:
+        """Look for jobs soon, which another process may have added."""
+        self._dispatcher.wake()
+
     async def hand_over(self) -> None:
         """Stop the jobs that run here, and let other processes begin them at once.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import threading
@@ -19,8 +20,11 @@ from ray.serve.schema import ReplicaState
 from starlette.middleware import Middleware
 
 from deployments.draining import (
+    NODE_PERIOD_S,
+    PREPARE_S,
     AskedInBackground,
     find_state,
+    leave_with_node,
     machine_drain,
     proxy_draining,
     replica_draining,
@@ -30,6 +34,7 @@ from deployments.ray_environment import DRAIN_FILE
 from deployments.server_drain import JobQueues, ServerDrain
 from raylens.api.draining import DrainMiddleware
 from raylens.core.endpoint import Endpoint
+from testing.virtual_time import VirtualTimePolicy
 
 HEAD = Node("aa11" + "0" * 52, "10.0.0.1", "10.0.0.1", is_head=True)
 FIRST = Node("bb22" + "0" * 52, "10.0.0.2", "gpu-1")
@@ -112,6 +117,49 @@ def test_the_proxy_is_found_behind_serves_own_middleware() -> None:
 
 def test_an_unknown_proxy_never_drains() -> None:
     assert not proxy_draining(lambda: None)()
+
+
+@pytest.fixture
+def event_loop_policy() -> VirtualTimePolicy:
+    return VirtualTimePolicy()
+
+
+@pytest.mark.parametrize("fault", [None, ValueError("the store is away"), TimeoutError()])
+async def test_an_actor_leaves_its_node_when_that_drains(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception | None
+) -> None:
+    monkeypatch.delenv(DRAIN_FILE, raising=False)
+    answers: list[Any] = [OSError("the GCS is away"), False, True]
+    happened: list[str] = []
+
+    def drains() -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return bool(answer)
+
+    async def prepare() -> None:
+        happened.append("prepared")
+        if isinstance(fault, TimeoutError):
+            await asyncio.sleep(3600)
+        if fault is not None:
+            raise fault
+
+    await leave_with_node(prepare, drains, lambda status: happened.append(f"ended {status}"))
+    assert answers == []
+    assert happened == ["prepared", "ended 0"]
+    seconds = asyncio.get_running_loop().time()
+    waits = PREPARE_S if isinstance(fault, TimeoutError) else 0
+    assert seconds == pytest.approx(3 * NODE_PERIOD_S + waits, abs=0.5)
+
+
+async def test_an_actor_of_a_single_machine_has_nowhere_to_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(DRAIN_FILE, "/nowhere")
+    ended: list[int] = []
+    await leave_with_node(None, lambda: True, ended.append)
+    assert ended == []
 
 
 def test_the_machine_drains_while_the_file_exists(
