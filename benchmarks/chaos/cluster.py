@@ -19,7 +19,9 @@ import psutil
 import ray
 import yaml
 from ray import serve
+from ray._common.utils import reset_ray_address
 from ray._private.node import Node
+from ray._private.utils import read_ray_address
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, ProxyStatus, ServeDeploySchema
@@ -201,10 +203,13 @@ class LocalCluster:
         return next((f"port {port}" for port in self.ports if not _answers(port)), "")
 
     def shutdown(self) -> None:
-        """End everything that was started."""
+        """End everything that was started. Nothing may join the cluster by default any more."""
+        address = self._cluster.address
         for close in (serve.shutdown, ray.shutdown, self._cluster.shutdown):
             with suppress(Exception):
                 close()
+        if read_ray_address() == address:
+            reset_ray_address()
 
 
 def _raylet(node: Node) -> psutil.Process:
