@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
-from deployments.ray_environment import ENVIRONMENT
 from tests.serve.conftest import ROOT
 
 
@@ -15,7 +13,6 @@ def test_changed_settings_are_in_force_without_a_restart_or_a_failed_request() -
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks.updates", "--part", "settings", "--requests", "160"],
         cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=300,

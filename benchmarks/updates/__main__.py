@@ -120,8 +120,7 @@ def _config(port: int) -> dict[str, Any]:
 @contextmanager
 def server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
-        paths = [folder, str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        os.environ["PYTHONPATH"] += os.pathsep + folder
         sys.path.insert(0, folder)
         started = Server(Path(folder))
         started.write_code(1)
