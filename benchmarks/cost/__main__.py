@@ -28,8 +28,8 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from benchmarks.photograph import draw_photograph
 from benchmarks.scaling.__main__ import MODEL, timed
-from testing.pictures import encode_picture, random_pixels
 from testing.ports import free_port
 
 PROCESSES = {
@@ -57,8 +57,8 @@ class Kind:
 
 def kinds() -> list[Kind]:
     def picture(width: int, height: int) -> str:
-        data = encode_picture(random_pixels(width, height, 0), "JPEG")
-        return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+        data = base64.b64encode(draw_photograph(width, height, 0)).decode()
+        return f"data:image/jpeg;base64,{data}"
 
     question = {"model": MODEL, "question": "what is it?"}
     with_picture = {**question, "image_url": picture(640, 480)}
@@ -198,8 +198,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=400, help="of each kind")
-    parser.add_argument("--replicas", type=int, nargs="*", default=[1, 9, 25])
+    parser.add_argument("--requests", type=int, default=300, help="of each kind")
+    parser.add_argument("--replicas", type=int, nargs="*", default=[1, 17])
     arguments = parser.parse_args()
     names = list(PROCESSES.values())
     with tempfile.TemporaryDirectory() as folder, server(1, folder) as url:
