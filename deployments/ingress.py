@@ -29,6 +29,7 @@ from preprocessing.formats import sniff_video
 from preprocessing.header import check_file
 from raylens.api.app import create_app
 from raylens.api.live_app import LiveApp
+from raylens.api.shared import Shared
 from raylens.core.config import AppConfig
 from raylens.core.draining import Draining
 from raylens.core.errors import UnsupportedMedia
@@ -50,10 +51,11 @@ class HttpApplication(LiveDeployment):
         config.check_reach(_listening_host())
         configure_logging(config.log_settings, "ingress")
         logging.getLogger("ray.serve").addFilter(_is_worth_a_line)
-        self._config = config
+        self._config = self._current_config = config
         self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
-        self._leases = Leases(LedgerClient())
         self._jobs = JobQueueClient(config.jobs.queue_timeout_s) if config.jobs.enabled else None
+        draining = Draining(replica_draining(this_actor(), is_stopping))
+        self._shared = Shared(config, self._jobs, Leases(LedgerClient()), draining)
 
     def __serve_build_asgi_app__(self) -> LiveApp:
         self._app = LiveApp(self._build(self._config))
@@ -62,9 +64,15 @@ class HttpApplication(LiveDeployment):
     async def configure(self, settings: Settings) -> None:
         config = apply_settings(self._config, settings)
         config.check_reach(_listening_host())
-        app = await asyncio.to_thread(self._build, config)
+        self._shared.configure(config)
+        try:
+            app = await asyncio.to_thread(self._build, config)
+        except ValueError:
+            self._shared.configure(self._current_config)
+            raise
         self._graph.configure(config)
         self._app.current = app
+        self._current_config = config
 
     async def live_settings(self) -> Settings:
         """Return the settings in force, for the job queue, which Serve doesn't reconfigure."""
@@ -87,9 +95,8 @@ class HttpApplication(LiveDeployment):
             config,
             self._jobs,
             pipelines=PipelineDefaultsClient(),
-            leases=self._leases,
+            shared=self._shared,
             metrics=PrometheusRequestMetrics(),
-            draining=Draining(replica_draining(this_actor(), is_stopping)),
             lifespan=self._lifespan,
             check_media=check_media,
             echo_request_id=False,

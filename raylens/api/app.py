@@ -49,15 +49,12 @@ from raylens.api.origins import LOCALHOST, OriginMiddleware, allows
 from raylens.api.own_jobs import OwnJobs
 from raylens.api.request_body import BodyReader
 from raylens.api.routes import RouteTable
+from raylens.api.shared import Shared
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig, AuthConfig
-from raylens.core.draining import Draining
 from raylens.core.key_source import KeySource
-from raylens.core.leases import Leases
 from raylens.core.ports import VisionService
-from raylens.jobs.feed import JobFeed
 from raylens.jobs.ports import JobService
-from raylens.net.fetcher import Fetcher
 from raylens.net.lookup import LookUp, look_up
 from raylens.net.media_root import MediaRoot
 
@@ -92,9 +89,8 @@ def create_app(
     jobs: JobService | None = None,
     *,
     pipelines: pipeline_routes.PipelineDefaults | None = None,
-    leases: Leases | None = None,
+    shared: Shared | None = None,
     metrics: RequestMetrics | None = None,
-    draining: Draining | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
     check_media: CheckMedia = lambda media: None,
     look_up: LookUp = look_up,
@@ -102,15 +98,16 @@ def create_app(
 ) -> FastAPI:
     """Return an ASGI application over ``service``; with ``jobs``, it has the job routes too.
 
-    ``pipelines`` remembers the pipelines that clients have loaded, and ``leases`` what they have
-    used of their limits; the default of both is this process. ``metrics`` receives the record of
-    each request. ``draining`` tells when requests that last for long have to go on elsewhere.
-    ``lifespan`` is FastAPI's.
+    ``pipelines`` remembers the pipelines that clients have loaded; the default is this process.
+    ``shared``, made for the same configuration and ``jobs``, is what this application has in common
+    with others before and after it. ``metrics`` receives the record of each request. ``lifespan``
+    is FastAPI's.
     ``check_media`` checks the header of each picture and video of a job, and ``look_up`` finds the
     addresses of the hosts of webhooks and downloads. ``echo_request_id`` puts the request's id into
     the answer's headers. Turn it off behind a proxy that does the same. Raises ``ValueError`` if
     the configuration's keys can't be read.
     """
+    shared = shared or Shared(config, jobs, look_up=look_up)
     app = FastAPI(
         title="raylens",
         version=__version__,
@@ -124,16 +121,15 @@ def create_app(
         lifespan=lifespan,
     )
     recorded = cast(VisionService, RecordedService(service))
-    context = Context(recorded, config, Catalog(config), _media(config, look_up), check_media)
+    context = Context(recorded, config, Catalog(config), _media(config, shared), check_media)
     for dialect in DIALECTS:
         app.include_router(dialect.router(context))
     defaults = pipelines or pipeline_routes.LocalDefaults()
     app.include_router(pipeline_routes.router(context, defaults))
-    if jobs is not None:
+    if jobs is not None and shared.feed is not None:
         reader = JobReader(context, look_up)
         own_jobs = OwnJobs(jobs)
-        feed = JobFeed(jobs, config.jobs.max_event_streams, draining)
-        app.include_router(job_routes.router(reader, own_jobs, feed))
+        app.include_router(job_routes.router(reader, own_jobs, shared.feed))
         app.include_router(caption_jobs.router(reader, own_jobs))
         app.include_router(files.router(own_jobs, config.jobs))
         app.include_router(batches.router(own_jobs, config))
@@ -145,15 +141,14 @@ def create_app(
     # The middleware that is added last handles a request first.
     app.add_middleware(
         AdmissionMiddleware,
-        bodies=BodyReader(config.limits, config.defaults.max_timeout_s, uploads),
-        limit=config.limits.max_in_flight,
-        max_queue_writes=config.jobs.max_requests,
-        max_queue_reads=config.jobs.max_reads,
+        bodies=BodyReader(
+            config.limits, config.defaults.max_timeout_s, shared.bodies, shared.uploads, uploads
+        ),
+        shared=shared,
         queue_paths=JOB_PATHS,
         routes=routes,
     )
-    leases = leases or Leases()
-    app.add_middleware(ClientLimitsMiddleware, leases=leases, limits=config.client_limits)
+    app.add_middleware(ClientLimitsMiddleware, leases=shared.leases, limits=config.client_limits)
     if isinstance(config.auth, AuthConfig):
         app.add_middleware(AuthMiddleware, keys=KeySource(config))
     app.add_middleware(
@@ -167,9 +162,9 @@ def create_app(
     return app
 
 
-def _media(config: AppConfig, look_up: LookUp) -> Media:
+def _media(config: AppConfig, shared: Shared) -> Media:
     root = MediaRoot(config.media_root) if config.media_root else None
-    return Media(config.limits, Fetcher(config.fetch, look_up), root)
+    return Media(config.limits, shared.fetcher, root)
 
 
 def _cors_options(config: AppConfig) -> dict[str, Any]:

@@ -9,10 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 
 class LiveApp:
-    """Passes each request to the application of that moment, in which it also ends.
-
-    Limits on requests in flight count those of the current application only.
-    """
+    """Passes each request to the application of that moment, in which it also ends."""
 
     def __init__(self, current: FastAPI) -> None:
         self.current = current

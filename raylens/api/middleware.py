@@ -15,6 +15,7 @@ from raylens.api.errors import error_response
 from raylens.api.paths import route_path
 from raylens.api.request_body import BodyReader, Disconnected
 from raylens.api.routes import RouteTable
+from raylens.api.shared import Shared
 from raylens.core.errors import InvalidRequest, RaylensError
 from raylens.core.fairness import FairPlaces, current_client
 from raylens.core.logs import current_request_id
@@ -73,11 +74,11 @@ def _waited(headers: Headers) -> float:
 class AdmissionMiddleware:
     """Reads the body of a request, and then gives it a place among those in flight.
 
-    Refuses a POST while its client has ``limit`` POSTs in flight, or its fair share if others have
-    some, before and after its body is read; other methods always pass. Requests whose path begins
-    with one of ``queue_paths`` have limits of their own, ``max_queue_reads`` and, for those that
-    change something, ``max_queue_writes``: if the job queue is slow or away, those that wait for it
-    take no place of the rest. Event streams, whose path ends with ``/events``, and uploads have
+    Refuses a POST while its client has all places of ``shared.requests``, or its fair share if
+    others have some, before and after its body is read; other methods always pass. Requests whose
+    path begins with one of ``queue_paths`` have places of their own, and those that change
+    something others: if the job queue is slow or away, those that wait for it take no place of the
+    rest. Event streams, whose path ends with ``/events``, and uploads have
     limits elsewhere.
 
     Serve's own limit on the ingress answers in plain text and refuses health checks too, so it is
@@ -88,19 +89,14 @@ class AdmissionMiddleware:
         self,
         app: ASGIApp,
         bodies: BodyReader,
-        limit: int,
-        max_queue_writes: int = 1,
-        max_queue_reads: int = 1,
-        queue_paths: tuple[str, ...] = (),
-        *,
+        shared: Shared,
+        queue_paths: tuple[str, ...],
         routes: RouteTable,
     ) -> None:
         self._app = app
         self._routes = routes
         self._bodies = bodies
-        self._requests = FairPlaces("requests are in flight", limit)
-        self._queue_writes = FairPlaces("requests are in flight", max_queue_writes)
-        self._queue_reads = FairPlaces("requests are in flight", max_queue_reads)
+        self._shared = shared
         self._queue_paths = queue_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,7 +124,7 @@ class AdmissionMiddleware:
         """Return what limits requests like this one; None if nothing does."""
         method, path = scope["method"], route_path(scope)
         if not path.startswith(self._queue_paths):
-            return self._requests if method == "POST" else None
+            return self._shared.requests if method == "POST" else None
         if path.endswith("/events") or self._bodies.is_upload(scope):
             return None
-        return self._queue_writes if method in _WRITES else self._queue_reads
+        return self._shared.queue_writes if method in _WRITES else self._shared.queue_reads

@@ -71,17 +71,15 @@ class BodyReader:
         self,
         limits: RequestLimits,
         max_seconds: float,
+        unfinished: UnfinishedBodies,
+        unfinished_uploads: UnfinishedBodies,
         uploads: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._limits = limits
         self._max_seconds = max_seconds
         self._uploads = uploads
-        self._unfinished = _UnfinishedBodies(
-            limits.max_unfinished_bodies,
-            limits.max_unfinished_bodies_per_client,
-            limits.max_unfinished_bytes,
-        )
-        self._unfinished_uploads = _UnfinishedBodies(MAX_UPLOADS, MAX_UPLOADS_PER_CLIENT)
+        self._unfinished = unfinished
+        self._unfinished_uploads = unfinished_uploads
 
     def is_upload(self, scope: Scope) -> bool:
         """Whether a request's body is passed on as it arrives."""
@@ -237,7 +235,7 @@ class _Place:
     """The place of an unfinished body."""
 
     client: str
-    bodies: _UnfinishedBodies
+    bodies: UnfinishedBodies
     timeout: asyncio.Timeout | None = None
     """Of the message that it waits for."""
     is_lost: bool = False
@@ -262,13 +260,18 @@ class _Place:
                 self.timeout.reschedule(asyncio.get_running_loop().time())
 
 
-class _UnfinishedBodies:
+class UnfinishedBodies:
     """The bodies that arrive, oldest first, of each client."""
 
-    def __init__(self, limit: int, limit_per_client: int, max_bytes: float = math.inf) -> None:
-        self._limit = limit
-        self._limit_per_client = limit_per_client
-        self._max_bytes = max_bytes
+    def __init__(
+        self,
+        limit: float = math.inf,
+        limit_per_client: float = math.inf,
+        max_bytes: float = math.inf,
+    ) -> None:
+        self.limit = limit
+        self.limit_per_client = limit_per_client
+        self.max_bytes = max_bytes
         self._bytes = 0
         self._count = 0
         self._clients: dict[str, dict[_Place, None]] = {}
@@ -278,9 +281,9 @@ class _UnfinishedBodies:
         """Hold a place. If there is none left, another body loses its own: the oldest of the same
         client, or of the client that holds the most."""
         own = self._clients.get(client, {})
-        if len(own) >= self._limit_per_client:
+        if len(own) >= self.limit_per_client:
             self._oldest_of(client).lose()
-        elif self._count >= self._limit:
+        elif self._count >= self.limit:
             self._oldest_of(max(self._clients, key=lambda name: len(self._clients[name]))).lose()
         place = _Place(client, self)
         self._clients.setdefault(client, {})[place] = None
@@ -294,7 +297,7 @@ class _UnfinishedBodies:
         """Count the bytes of a part. If all bodies hold too many, the client that holds the most
         loses its oldest ones."""
         self._bytes += count
-        while self._bytes > self._max_bytes and self._clients:
+        while self._bytes > self.max_bytes and self._clients:
             self._oldest_of(max(self._clients, key=self._bytes_of)).lose()
 
     def remove(self, place: _Place) -> None:

@@ -38,8 +38,10 @@ class KeySource:
         if self._config.auth is not self._auth:
             self._auth = self._config.auth
             self._read_again()
-        elif self._clock() - self._checked_at >= CHECK_S and self._read_version() != self._version:
-            self._read_again()
+        elif self._clock() - self._checked_at >= CHECK_S:
+            self._checked_at = self._clock()
+            if self._read_version() != self._version:
+                self._read_again()
         return self._ring
 
     def limits_of(self, client: str) -> ClientLimits:

@@ -79,6 +79,14 @@ class JobFeed:
         self._ending: asyncio.Task[None] | None = None
 
     @property
+    def limit(self) -> int:
+        return self._places.limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._places.limit = limit
+
+    @property
     def is_handed_over(self) -> bool:
         """Whether watches end because another process has to go on with them."""
         return self._draining.has_begun

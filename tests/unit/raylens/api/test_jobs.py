@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from raylens.api.app import create_app
+from raylens.api.shared import Shared
 from raylens.core.config import AppConfig
 from raylens.core.draining import Draining
 from raylens.core.errors import Overloaded, UnsupportedMedia
@@ -597,10 +598,10 @@ class TestReading:
         drains = False
         old, new = [
             httpx.AsyncClient(
-                transport=httpx.ASGITransport(create_app(model, CONFIG, queue, draining=draining)),
+                transport=httpx.ASGITransport(create_app(model, CONFIG, queue, shared=shared)),
                 base_url="http://localhost",
             )
-            for draining in (Draining(lambda: drains), None)
+            for shared in (Shared(CONFIG, queue, draining=Draining(lambda: drains)), None)
         ]
         async with old, new, serving(queue):
             job = await submit(old, caption_job())

@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 
 from raylens.api.app import create_app
 from raylens.api.clients import client_of
-from raylens.api.request_body import MAX_UPLOADS_PER_CLIENT, BodyReader, _UnfinishedBodies
+from raylens.api.request_body import MAX_UPLOADS_PER_CLIENT, BodyReader, UnfinishedBodies
+from raylens.api.shared import Shared
 from raylens.core.config import RequestLimits
 from testing.virtual_time import VirtualTimePolicy
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, FakeService
@@ -171,7 +172,7 @@ async def test_all_bodies_together_hold_no_more_than_their_budget(service: FakeS
 
 
 async def test_a_part_of_a_lost_body_counts_no_more() -> None:
-    bodies = _UnfinishedBodies(9, 1, 1000)
+    bodies = UnfinishedBodies(9, 1, 1000)
     with bodies.enter("10.0.0.1") as first:
         first.grow(400)
         with bodies.enter("10.0.0.1") as second:
@@ -183,7 +184,8 @@ async def test_a_part_of_a_lost_body_counts_no_more() -> None:
 
 
 async def test_an_upload_gives_way_to_newer_ones() -> None:
-    bodies = BodyReader(LIMITS, 600, {"/v1/files": 10**6})
+    shared = Shared(CONFIG)
+    bodies = BodyReader(LIMITS, 600, shared.bodies, shared.uploads, {"/v1/files": 10**6})
     scope = {
         "type": "http",
         "method": "POST",
