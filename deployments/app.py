@@ -77,7 +77,7 @@ def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Applica
         name="Ingress",
         deployment_actors=actors,
         max_constructor_retry_count=MAX_INGRESS_STARTS,
-        max_ongoing_requests=_max_ingress_requests(config),
+        max_ongoing_requests=max_ingress_requests(config),
         **_update_options(config),
     )
     return ingress.bind(config, preprocessor.bind(config), model_apps)
@@ -92,7 +92,7 @@ def _update_options(config: AppConfig) -> dict[str, Any]:
     return {"max_surge_percent": 100, "graceful_shutdown_timeout_s": timeout_s}
 
 
-def _max_ingress_requests(config: AppConfig) -> int:
+def max_ingress_requests(config: AppConfig) -> int:
     """Return the requests of a replica of the ingress: what its limits allow, and a few more."""
     jobs = config.jobs
     limits = config.limits
@@ -115,7 +115,7 @@ def _bind_vision_model(
     if model.runtime in ("openai", "cloud"):
         options["ray_actor_options"] = {"num_cpus": REMOTE_MODEL_CPUS}
     deployment = serve.deployment(model_class).options(name=model.name, **options)
-    return deployment.bind(model, config.log_settings, config.vram_threshold)
+    return deployment.bind(model, config)
 
 
 def job_queue_actor_config(config: AppConfig, args: dict[str, Any]) -> DeploymentActorConfig:

@@ -32,13 +32,15 @@ from raylens.api.live_app import LiveApp
 from raylens.api.shared import Shared
 from raylens.core.config import AppConfig
 from raylens.core.draining import Draining
-from raylens.core.errors import UnsupportedMedia
+from raylens.core.errors import RaylensError, UnsupportedMedia
 from raylens.core.fallback import FallbackService
 from raylens.core.leases import Leases
 from raylens.core.live_settings import apply_settings
 from raylens.core.logs import configure_logging
 from raylens.core.ports import VisionService
 from raylens.core.types import MediaFile, PictureFile
+
+logger = logging.getLogger(__name__)
 
 
 class HttpApplication(LiveDeployment):
@@ -50,7 +52,6 @@ class HttpApplication(LiveDeployment):
         bind_to_loopback()
         config.check_reach(_listening_host())
         configure_logging(config.log_settings, "ingress")
-        logging.getLogger("ray.serve").addFilter(_is_worth_a_line)
         self._config = self._current_config = config
         self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
         self._jobs = JobQueueClient(config.jobs.queue_timeout_s) if config.jobs.enabled else None
@@ -70,12 +71,18 @@ class HttpApplication(LiveDeployment):
         except ValueError:
             self._shared.configure(self._current_config)
             raise
+        if self._jobs is not None:
+            # First, so that it knows a new recipe before a job names it.
+            try:
+                await self._jobs.take_settings(settings)
+            except RaylensError as error:
+                logger.warning("the job queue doesn't know the changed settings: %s", error)
         self._graph.configure(config)
         self._app.current = app
         self._current_config = config
 
     async def live_settings(self) -> Settings:
-        """Return the settings in force, for the job queue, which Serve doesn't reconfigure."""
+        """Return the settings in force, for a job queue that starts."""
         return self._settings
 
     def _build(self, config: AppConfig) -> FastAPI:
@@ -110,11 +117,6 @@ class HttpApplication(LiveDeployment):
         yield
         if self._jobs is not None:
             await hand_over_jobs()
-
-
-def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Leave out the calls with which the job queue follows the settings."""
-    return not record.getMessage().startswith("CALL live_settings OK")
 
 
 def _listening_host() -> str:

@@ -134,13 +134,22 @@ class JobQueueClient(JobService):
     async def remove_file(self, file_id: str) -> None:
         await self._call("remove_file", file_id)
 
+    async def take_settings(self, settings: Mapping[str, Any] | None) -> None:
+        """Tell the queue the live settings, for jobs that run from now on."""
+        await self._call_actor(lambda actor: actor.take_settings.remote(settings))
+
     async def _call(self, method: str, *arguments: Any, wait_s: float = 0.0) -> Any:
+        return await self._call_actor(
+            lambda actor: actor.call.remote(method, *arguments), wait_s=wait_s
+        )
+
+    async def _call_actor(self, call: Callable[[Any], Any], wait_s: float = 0.0) -> Any:
         async with _time_limit(self._timeout_s + wait_s):
             while True:
                 try:
                     if self._actor is None:
                         self._actor = await self._find()
-                    return await self._actor.call.remote(method, *arguments)
+                    return await call(self._actor)
                 except RayTaskError as error:
                     raise _unwrap(error) from error
                 except (RayActorError, ValueError):  # the actor has died, or hasn't started

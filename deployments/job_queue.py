@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ class JobQueueActor:
         from deployments.tracing import trace_this_actor
         from raylens.api.app import create_app
         from raylens.core.client_limits import NO_LIMITS
-        from raylens.core.live_settings import LastResult, current
+        from raylens.core.live_settings import LastResult, live_view
         from raylens.core.logs import configure_logging
         from raylens.jobs.factory import create_queue
         from raylens.jobs.priority import BackgroundService
@@ -110,16 +111,13 @@ class JobQueueActor:
             app = apps(self._config)
             return httpx.ASGITransport(app, raise_app_exceptions=False, client=(client, 0))
 
-        live_config = current(lambda: self._config)
+        live_config = live_view(lambda: self._config)
         batch_job = OpenAIBatchJob(make_transport, live_config)
         self._metrics = PrometheusJobMetrics()
         self._queue = create_queue(live_config, self._graph, self._metrics, [batch_job])
-        self._following = asyncio.ensure_future(self._follow_settings())
-        self._is_open = False
-        if self._open():
-            self._serving = asyncio.ensure_future(self._queue.serve())
-        else:
-            self._serving = asyncio.ensure_future(self._open_and_serve())
+        self._has_settings = False
+        self._is_open = self._open()
+        self._serving = asyncio.ensure_future(self._open_and_serve())
         self._serving.add_done_callback(_exit_process)
         self._leaving = asyncio.ensure_future(leave_with_node(self._release_jobs))
 
@@ -135,28 +133,32 @@ class JobQueueActor:
                 thread.submit(asyncio.run, self._queue.open()).result()
             except StoreUnavailable:
                 return False  # the store has logged why
-        self._is_open = True
         logger.info("the job queue is open")
         return True
 
     async def _open_and_serve(self) -> None:
-        while not await asyncio.to_thread(self._open):
+        from deployments.live_deployment import read_settings
+
+        while not self._is_open:
             self._metrics.record_store(False)
             await asyncio.sleep(RETRY_S)
+            self._is_open = await asyncio.to_thread(self._open)
+        # Before any job runs: its recipe may be a new one.
+        settings = await read_settings(self._ingress.live_settings.remote)
+        if not self._has_settings:
+            await self.take_settings(settings)
         await self._queue.serve()
 
-    async def _follow_settings(self) -> None:
-        """Take the live settings of the ingress: Serve doesn't reconfigure an actor."""
-        from deployments.live_deployment import changed_settings
+    async def take_settings(self, settings: Mapping[str, Any] | None) -> None:
+        """Take the live settings of the ingress: Serve doesn't reconfigure an actor.
+
+        Raises ``ValueError``.
+        """
         from raylens.core.live_settings import apply_settings
 
-        async for settings in changed_settings(self._ingress.live_settings.remote):
-            try:
-                self._config = apply_settings(self._given_config, settings)
-            except ValueError as error:  # the ingress is of another release
-                logger.error("the former settings stay in force: %s", error)
-                continue
-            self._graph.configure(self._config)
+        self._config = apply_settings(self._given_config, settings)
+        self._graph.configure(self._config)
+        self._has_settings = True
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the queue. Raises ``Overloaded`` while the store can't be reached."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-PERIOD_S = 5.0
-"""Seconds between two looks at another deployment's settings."""
-TIMEOUT_S = 20.0
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+PATIENCE_S = 60.0
+"""How long a process waits for another deployment's settings."""
+RETRY_S = 0.5
 logger = logging.getLogger(__name__)
 Settings = Mapping[str, Any] | None
 
@@ -55,23 +58,16 @@ class LiveDeployment(ABC):
         """
 
 
-async def changed_settings(
-    read: Callable[[], Awaitable[Settings]],
-) -> AsyncGenerator[Settings, None]:
-    """Yield the settings of a deployment whenever they have changed.
-
-    They are None at first. While ``read`` fails, the last ones count.
-    """
-    known: Settings = None
-    while True:
-        await asyncio.sleep(PERIOD_S)
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                settings = await read()
-        except Exception as error:
-            # The other deployment may be starting, or have too much to do.
-            logger.warning("the live settings can't be read: %r", error)
-            continue
-        if settings != known:
-            known = settings
-            yield settings
+async def read_settings(read: Callable[[], Awaitable[Settings]]) -> Settings:
+    """Return another deployment's settings once they can be read, or None after ``PATIENCE_S``."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    return await read()
+                except (RayError, RayServeException) as error:  # the other deployment is starting
+                    logger.info("the live settings can't be read yet: %r", error)
+                await asyncio.sleep(RETRY_S)
+    except TimeoutError:
+        logger.warning("the live settings can't be read; those of args are in force")
+        return None

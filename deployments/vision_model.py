@@ -21,7 +21,7 @@ from models.runtime import Runtime
 from preprocessing.clip import ProcessedVideo, expand
 from preprocessing.coordinates import in_original, in_processed
 from preprocessing.pipeline import ProcessedImage
-from raylens.core.config import ModelConfig
+from raylens.core.config import AppConfig, ModelConfig
 from raylens.core.errors import (
     DeadlineExceeded,
     RaylensError,
@@ -29,8 +29,8 @@ from raylens.core.errors import (
     picture_field,
     picture_index,
 )
-from raylens.core.live_settings import apply_to_model
-from raylens.core.logs import LogSettings, configure_logging, current_request_id
+from raylens.core.live_settings import apply_settings
+from raylens.core.logs import configure_logging, current_request_id
 from raylens.core.types import (
     Delta,
     MemoryUsage,
@@ -55,23 +55,25 @@ class VisionModel(LiveDeployment):
     def __init__(
         self,
         config: ModelConfig,
-        logs: LogSettings,
-        vram_threshold: float | None = None,
+        app: AppConfig,
         runtime: Runtime | None = None,
     ) -> None:
-        """Without a ``runtime``, create the one that the configuration names."""
+        """``config`` is the model's own in ``app``. Without a ``runtime``, make the one it names."""
         bind_to_loopback()
-        configure_logging(logs, re.sub(r"[^\w.-]", "_", config.name))
+        configure_logging(app.log_settings, re.sub(r"[^\w.-]", "_", config.name))
         self._config = config
+        self._app = app
         started = time.monotonic()
         self._metrics = PrometheusEngineMetrics(config.name)
-        self._runtime = runtime or make_runtime(config, self._metrics, vram_threshold)
+        self._runtime = runtime or make_runtime(config, self._metrics, app.vram_threshold)
         self._gauge_task: asyncio.Task[None] | None = None
         seconds = time.monotonic() - started
         logger.info("%s is ready on %s after %.1f s", config.name, self._runtime.device, seconds)
 
     async def configure(self, settings: Settings) -> None:
-        await self._runtime.configure(apply_to_model(self._config, settings))
+        models = apply_settings(self._app, settings).models
+        (config,) = (model for model in models if model.name == self._config.name)
+        await self._runtime.configure(config)
 
     async def generate(
         self, request: VisionRequest, *media: ProcessedImage | ProcessedVideo

@@ -18,8 +18,7 @@ from ray.serve import Application
 from deployments.app import build_graph
 from deployments.vision_model import VisionModel
 from models.remote.concurrency import LimitedRuntime
-from raylens.core.config import ModelConfig
-from raylens.core.logs import LogSettings
+from raylens.core.config import AppConfig, ModelConfig
 from raylens.core.types import Caption, Chat, Delta, FinishReason, Query, Usage, VisionRequest
 from raylens.engine.model import Pixels
 
@@ -60,10 +59,8 @@ class TimedRuntime(LimitedRuntime):
 class TimedModel(VisionModel):
     runtime = TimedRuntime
 
-    def __init__(
-        self, config: ModelConfig, logs: LogSettings, vram_threshold: float | None = None
-    ) -> None:
-        super().__init__(config, logs, runtime=self.runtime(config))
+    def __init__(self, config: ModelConfig, app: AppConfig) -> None:
+        super().__init__(config, app, self.runtime(config))
 
 
 def build_timed_app(args: dict[str, Any]) -> Application:

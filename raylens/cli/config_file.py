@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from raylens.core.config import AppConfig, AuthConfig
 from raylens.core.endpoint import Endpoint
 from raylens.core.environment import VariableError, load_config
+from raylens.core.fairness import reserve
 from raylens.core.live_settings import apply_settings
 from raylens.core.validation import explain
 
@@ -109,7 +110,7 @@ def _load_application(args: dict[str, Any]) -> AppConfig:
     except VariableError as error:
         raise EnvironmentVariableError(str(error)) from None
     for note in notes:
-        print(f"raylens: {note}", file=sys.stderr)
+        _note(note)
     return config
 
 
@@ -123,18 +124,38 @@ def _check_access(app: AppConfig, host: str, prefix: str = "args.") -> None:
 
 
 def _check_live_settings(deployments: Iterable[dict[str, Any]], app: AppConfig, host: str) -> None:
-    first_name, first_settings = "", None
-    for deployment in deployments:
-        name, settings = deployment["name"], deployment.get("user_config")
+    blocks = {deployment["name"]: deployment.get("user_config") or {} for deployment in deployments}
+    for name, settings in blocks.items():
         try:
-            _check_access(apply_settings(app, settings), host, "")
+            live = apply_settings(app, settings)
+            _check_access(live, host, "")
         except (ConfigError, ValueError) as error:
             raise ConfigError(f"deployments.{name}.user_config: {error}") from None
-        if not first_name:
-            first_name, first_settings = name, settings
-        elif settings != first_settings:
-            message = f"the user_config of {name} is not that of {first_name}"
-            print(f"raylens: {message}, though all should be the same", file=sys.stderr)
+        if name == "Ingress":
+            _note_small_queues(deployments, live)
+    settings = blocks.get("Ingress", {})
+    for name in ("Ingress", "Preprocessor", *(model.name for model in app.models)):
+        if blocks.get(name, {}) != settings:
+            _note(
+                f"the user_config of {name} is not that of Ingress, though both should be the same"
+            )
+
+
+def _note_small_queues(deployments: Iterable[dict[str, Any]], app: AppConfig) -> None:
+    """Note deployments that would refuse requests which the settings allow."""
+    from deployments.app import max_ingress_requests  # imports Ray, which takes a second
+
+    needed = {model.name: model.capacity + reserve(model.capacity) for model in app.models}
+    needed["Ingress"] = max_ingress_requests(app)
+    for deployment in deployments:
+        name = deployment["name"]
+        limit = deployment.get("max_ongoing_requests")
+        if limit is not None and limit < needed.get(name, 0):
+            _note(f"max_ongoing_requests of {name} is {limit}; its limits allow {needed[name]}")
+
+
+def _note(text: str) -> None:
+    print(f"raylens: {text}", file=sys.stderr)
 
 
 def _check_deployment_names(deployments: Iterable[dict[str, Any]], app: AppConfig) -> None:

@@ -92,29 +92,16 @@ def apply_settings(config: AppConfig, settings: Mapping[str, Any] | None) -> App
         else:
             values[name] = value
     try:
-        return AppConfig.model_validate(values)
+        changed = AppConfig.model_validate(values)
     except ValidationError as error:
         raise ValueError("; ".join(map(str, explain(error)))) from None
-
-
-def apply_to_model(model: ModelConfig, settings: Mapping[str, Any] | None) -> ModelConfig:
-    """Return ``model`` with its part of the application's ``settings``.
-
-    Raises ``ValueError`` as :func:`apply_settings` does, but only for this model's settings.
-    """
-    of_models = (settings or {}).get("models") or {}
-    _check_mapping(of_models, "models")
-    if model.name not in of_models:
-        return model
-    prefix = f"models.{model.name}."
-    changes = of_models[model.name]
-    _check_mapping(changes, prefix.rstrip("."))
-    changes = {_OTHER_NAMES.get(name, name): value for name, value in changes.items()}
-    _check_names(changes, LIVE_OF_MODELS, ModelConfig, prefix)
-    try:
-        return ModelConfig.model_validate(_merge(model, changes))
-    except ValidationError as error:
-        raise ValueError("; ".join(f"{prefix}{problem}" for problem in explain(error))) from None
+    limit = config.defaults.max_timeout_s
+    if changed.defaults.max_timeout_s > limit:  # by which replicas have ended their answers
+        raise ValueError(
+            f"defaults.max_timeout_s: {changed.defaults.max_timeout_s:g}; the limit is that of"
+            f" args, {limit:g}"
+        )
+    return changed
 
 
 class LastResult(Generic[S, T]):
@@ -130,7 +117,7 @@ class LastResult(Generic[S, T]):
         return self._last[1]
 
 
-class _Current:
+class _LiveView:
     def __init__(self, read: Callable[[], Any]) -> None:
         self._read = read
 
@@ -138,18 +125,33 @@ class _Current:
         return getattr(self._read(), name)
 
 
-def current(read: Callable[[], T]) -> T:
+def live_view(read: Callable[[], T]) -> T:
     """Return an object whose attributes are at any time those of what ``read`` returns."""
-    return cast(T, _Current(read))
+    return cast(T, _LiveView(read))
 
 
-def _apply_to_models(models: Iterable[ModelConfig], settings: Any) -> tuple[ModelConfig, ...]:
-    changed = tuple(apply_to_model(model, {"models": settings}) for model in models)
+def _apply_to_models(models: Iterable[ModelConfig], of_models: Any) -> tuple[ModelConfig, ...]:
+    _check_mapping(of_models, "models")
+    changed = tuple(_apply_to_model(model, of_models) for model in models)
     known = [model.name for model in changed]
-    for name in settings or ():
+    for name in of_models:
         if name not in known:
             raise ValueError(f"models.{name}: unknown model; known: {', '.join(known)}")
     return changed
+
+
+def _apply_to_model(model: ModelConfig, of_models: Mapping[str, Any]) -> ModelConfig:
+    if model.name not in of_models:
+        return model
+    prefix = f"models.{model.name}."
+    changes = of_models[model.name]
+    _check_mapping(changes, prefix.rstrip("."))
+    changes = {_OTHER_NAMES.get(name, name): value for name, value in changes.items()}
+    _check_names(changes, LIVE_OF_MODELS, ModelConfig, prefix)
+    try:
+        return ModelConfig.model_validate(_merge(model, changes))
+    except ValidationError as error:
+        raise ValueError("; ".join(f"{prefix}{problem}" for problem in explain(error))) from None
 
 
 def _merge(section: BaseModel, changes: Mapping[str, Any]) -> dict[str, Any]:

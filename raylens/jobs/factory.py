@@ -11,7 +11,7 @@ from functools import partial
 from raylens import __version__
 from raylens.core.config import AppConfig, JobsConfig
 from raylens.core.key_source import KeySource
-from raylens.core.live_settings import current
+from raylens.core.live_settings import live_view
 from raylens.core.ports import VisionService
 from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.clock import StoreClock, SystemClock
@@ -43,10 +43,10 @@ def create_queue(
 ) -> JobQueue:
     """Return a queue that is not opened yet. ``more_types`` are job types beside the registered.
 
-    ``config`` may be a :func:`raylens.core.live_settings.current` one.
+    ``config`` may be a :func:`raylens.core.live_settings.live_view` one.
     Raises ``QueueStartupError``, which names the invalid setting.
     """
-    jobs_config = current(lambda: config.jobs)
+    jobs_config = live_view(lambda: config.jobs)
     allowed = parse_allowed(jobs_config)
     clock = StoreClock(SystemClock())
     store = make_store(jobs_config)

@@ -307,5 +307,10 @@ def test_a_check_tells_whether_a_file_is_valid(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["check", str(different)])
     assert result.exit_code == 0
     assert "the user_config of Preprocessor is not that of Ingress" in result.stderr
+    same = 5 * [{"limits": {"max_in_flight": 5000}, "models": {"smolvlm": {"max_waiting": 200}}}]
+    result = CliRunner().invoke(app, ["check", str(written(tmp_path, with_settings(*same)))])
+    assert result.exit_code == 0
+    assert "max_ongoing_requests of Ingress is 2048; its limits allow " in result.stderr
+    assert "max_ongoing_requests of smolvlm is 80; its limits allow 270" in result.stderr
     result = CliRunner().invoke(app, ["check", str(written(tmp_path, with_settings(3)))])
     assert result.exit_code == 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable
-from contextlib import aclosing
 
 import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
 
-from deployments.live_deployment import LiveDeployment, Settings, changed_settings
+from deployments.live_deployment import PATIENCE_S, LiveDeployment, Settings, read_settings
 from testing.virtual_time import VirtualTimePolicy
 
 
@@ -52,26 +53,25 @@ async def test_a_replica_does_not_start_with_a_mistake() -> None:
         await Deployment().reconfigure({"bad": 1})
 
 
-async def test_settings_are_followed_while_they_can_be_read() -> None:
-    answers: list[Settings | Exception] = [
-        RuntimeError("starting"),
-        None,
-        {"a": 1},
-        {"a": 1},
-        RuntimeError("busy"),
-        {"a": 1},
-        {"a": 2},
-    ]
+async def test_settings_are_read_once_that_is_possible() -> None:
+    answers: list[Settings | Exception] = [RayActorError(), RayServeException("starting"), {"a": 1}]
 
-    async def answer() -> Settings:
-        last = answers.pop(0)
-        if isinstance(last, Exception):
-            raise last
-        return last
+    async def read() -> Settings:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    def read() -> Awaitable[Settings]:
-        return answer()
+    assert await read_settings(read) == {"a": 1}
 
-    async with aclosing(changed_settings(read)) as changes:
-        assert [await anext(changes), await anext(changes)] == [{"a": 1}, {"a": 2}]
-    assert not answers
+
+async def test_without_an_answer_there_are_no_settings_in_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def read() -> Settings:
+        await asyncio.sleep(10**6)
+        return {"a": 1}
+
+    assert await read_settings(read) is None
+    assert asyncio.get_running_loop().time() >= PATIENCE_S
+    assert "those of args are in force" in caplog.text

@@ -13,8 +13,7 @@ from raylens.core.live_settings import (
     LIVE_OF_MODELS,
     LastResult,
     apply_settings,
-    apply_to_model,
-    current,
+    live_view,
 )
 from raylens.core.recipe import DEFAULT
 
@@ -41,9 +40,12 @@ def test_a_section_keeps_what_the_settings_do_not_mention() -> None:
     assert CONFIG.limits.max_tokens == 100
 
 
-@pytest.mark.parametrize("settings", [None, {}, {"models": {}}, {"models": {"a": {}}}])
+@pytest.mark.parametrize(
+    "settings",
+    [None, {}, {"models": {}}, {"models": {"a": {}}}, {"defaults": {"max_timeout_s": 600}}],
+)
 def test_without_settings_nothing_changes(settings: dict[str, Any] | None) -> None:
-    assert apply_settings(CONFIG, settings) == CONFIG
+    assert apply_settings(CONFIG, settings).model_dump() == CONFIG.model_dump()
 
 
 def test_a_model_takes_its_settings_under_either_name() -> None:
@@ -52,7 +54,6 @@ def test_a_model_takes_its_settings_under_either_name() -> None:
     assert (a.max_batch_size, a.dtype) == (16, "bfloat16")
     assert changed.recipe_of(a).jpeg_quality == 33
     assert b == CONFIG.models[1]
-    assert apply_to_model(CONFIG.models[0], {"models": {"a": {"max_waiting": 0}}}).max_waiting == 0
 
 
 def test_a_recipe_is_added_or_replaced_as_a_whole() -> None:
@@ -91,6 +92,7 @@ def test_keys_replace_the_former_ones() -> None:
         ({"models": {"a": {"recipe": "none"}}}, "a: recipe: unknown recipe 'none'"),
         ({"recipes": {"x": {"sise": 1}}}, "recipes.x: recipe.sise: unknown field"),
         (["limits"], "expected a mapping"),
+        ({"defaults": {"max_timeout_s": 601}}, "defaults.max_timeout_s: 601; the limit is that of"),
     ],
 )
 def test_what_is_wrong_is_named(settings: Any, message: str) -> None:
@@ -107,8 +109,8 @@ def test_the_settings_that_may_change_exist() -> None:
 
 def test_a_current_configuration_follows_its_source() -> None:
     configs = [CONFIG]
-    live = current(lambda: configs[-1])
-    jobs = current(lambda: live.jobs)
+    live = live_view(lambda: configs[-1])
+    jobs = live_view(lambda: live.jobs)
     configs.append(apply_settings(CONFIG, {"jobs": {"capacity": 8}}))
     assert (live.jobs.capacity, jobs.capacity) == (8, 8)
 

@@ -12,7 +12,7 @@ import pytest
 
 from raylens.core.config import AppConfig
 from raylens.core.errors import QueueFull
-from raylens.core.live_settings import apply_settings, current
+from raylens.core.live_settings import apply_settings, live_view
 from raylens.jobs.blobs import compute_digest, make_reference
 from raylens.jobs.factory import create_queue
 from raylens.jobs.job import Job, JobState
@@ -42,7 +42,7 @@ async def test_capacity_recipe_and_limits_of_clients_follow_the_configuration(
     given = AppConfig.model_validate({"models": models, "jobs": jobs})
     configs = [given]
     service = FakeService()
-    queue = create_queue(current(lambda: configs[-1]), service)
+    queue = create_queue(live_view(lambda: configs[-1]), service)
     await queue.open()
     first, second, third = (caption() for _ in range(3))
     await queue.submit(first, {DIGEST: PICTURE})
