@@ -58,7 +58,7 @@ class VisionModel(LiveDeployment):
         app: AppConfig,
         runtime: Runtime | None = None,
     ) -> None:
-        """``config`` is the model's own in ``app``. Without a ``runtime``, make the one it names."""
+        """``config`` is this model's in ``app``. Without a ``runtime``, make the one it names."""
         bind_to_loopback()
         configure_logging(app.log_settings, re.sub(r"[^\w.-]", "_", config.name))
         self._config = config

@@ -1,13 +1,13 @@
 """Measure updates under load: changed settings, and then changed code.
 
 ``python -m benchmarks.updates`` sends 20 requests a second, some of them with pictures, some
-streamed, to a server with one replica of each deployment, whose model answers after 20 ms. Its
+streamed, some of them jobs, to a server with one replica of each deployment, whose model answers after 20 ms. Its
 configuration is deployed again meanwhile:
 
 - four times with other live settings, for which no replica is restarted, and
 - once with other code, for which each replica is replaced.
 
-The target: none of 2,000 requests fails in either part.
+The target: none of 2,000 requests fails in either part, and no job.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ MODEL = "timed"
 SECONDS = 0.02
 RATE = 20
 """Requests a second."""
+JOB_EVERY = 20
+"""One in so many requests submits a job."""
 KEY, OTHER_KEY = "first-key-of-this-benchmark", "other-key-of-this-benchmark"
 MODULE = "released_graph"
 CODE = """
@@ -72,6 +74,8 @@ class Outcome:
     replicas: set[str] = field(default_factory=set)
     releases: set[str] = field(default_factory=set)
     slowest_s: float = 0.0
+    jobs: list[str] = field(default_factory=list)
+    failed_jobs: int = 0
 
     @property
     def failed(self) -> int:
@@ -83,7 +87,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.config = _config(free_port())
+        self.config = _config(free_port(), str(folder / "jobs"))
         self.url = f"http://127.0.0.1:{self.config['http_options']['port']}"
 
     def write_code(self, release: int) -> None:
@@ -100,7 +104,7 @@ class Server:
         _get_global_client().deploy_apps(schema, _blocking=True)
 
 
-def _config(port: int) -> dict[str, Any]:
+def _config(port: int, folder: str) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
     config["http_options"]["port"] = port
     (application,) = config["applications"]
@@ -108,7 +112,8 @@ def _config(port: int) -> dict[str, Any]:
     model = {"name": MODEL, "family": "smolvlm", "checkpoint": str(SECONDS), "max_batch_size": 8}
     application["args"] = {
         "models": [model],
-        "jobs": {"enabled": False},
+        "jobs": {"data_dir": folder, "capacity": 1000},
+        "dialect_models": {"jobs": MODEL},
         "auth": {"keys": [{"name": "first", "hash": hash_key(KEY)}]},
     }
     by_name = {deployment["name"]: deployment for deployment in application["deployments"]}
@@ -147,7 +152,38 @@ async def send_load(url: str, requests: int, outcome: Outcome) -> None:
         async with asyncio.TaskGroup() as tasks:
             for number in range(requests):
                 await asyncio.sleep(max(0, started + number / RATE - time.perf_counter()))
-                tasks.create_task(_ask(http, number, image_url, outcome))
+                if number % JOB_EVERY == 0:
+                    tasks.create_task(_submit(http, image_url, outcome))
+                else:
+                    tasks.create_task(_ask(http, number, image_url, outcome))
+        outcome.failed_jobs += await _count_failed_jobs(http, outcome)
+
+
+async def _submit(http: httpx.AsyncClient, image_url: str, outcome: Outcome) -> None:
+    body = {"job_type": "caption", "input": {"image": image_url}}
+    try:
+        response = await http.post("/api/v1/jobs", json=body)
+    except httpx.HTTPError as error:
+        outcome.statuses[repr(error)] += 1
+        return
+    accepted = response.status_code == 202
+    outcome.statuses["200" if accepted else f"{response.status_code} {response.text[:300]}"] += 1
+    if accepted:
+        outcome.jobs.append(response.json()["id"])
+
+
+async def _count_failed_jobs(http: httpx.AsyncClient, outcome: Outcome) -> int:
+    """Wait for all jobs, and return how many have not succeeded."""
+    failed = 0
+    for job_id in outcome.jobs:
+        async with asyncio.timeout(120):
+            while True:
+                job = (await http.get(f"/api/v1/jobs/{job_id}")).json()
+                if job.get("status") in ("succeeded", "failed", "canceled"):
+                    break
+                await asyncio.sleep(0.2)
+        failed += job["status"] != "succeeded"
+    return failed
 
 
 async def _ask(http: httpx.AsyncClient, number: int, image_url: str, outcome: Outcome) -> None:
@@ -244,7 +280,8 @@ def report(name: str, outcome: Outcome) -> None:
     print(
         f"{name}: {outcome.failed} of {outcome.statuses.total()} requests failed; the slowest took"
         f" {outcome.slowest_s:.2f} s; answered by {len(outcome.replicas)} replicas, of"
-        f" {', '.join(sorted(outcome.releases))}",
+        f" {', '.join(sorted(outcome.releases))}; {outcome.failed_jobs} of {len(outcome.jobs)} jobs"
+        " failed",
         flush=True,
     )
     for status, count in outcome.statuses.items():
@@ -264,11 +301,12 @@ def main() -> None:
         if arguments.part != "code":
             outcome = asyncio.run(update_settings(running, arguments.requests))
             report("changed settings", outcome)
-            is_met &= not outcome.failed and len(outcome.replicas) == 1
+            is_met &= not outcome.failed + outcome.failed_jobs and len(outcome.replicas) == 1
         if arguments.part != "settings":
             outcome = asyncio.run(update_code(running, arguments.requests))
             report("changed code", outcome)
-            is_met &= not outcome.failed and outcome.releases == {"release1", "release2"}
+            is_met &= not outcome.failed + outcome.failed_jobs
+            is_met &= outcome.releases == {"release1", "release2"}
     sys.exit(0 if is_met else 1)
 
 

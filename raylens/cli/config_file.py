@@ -136,9 +136,7 @@ def _check_live_settings(deployments: Iterable[dict[str, Any]], app: AppConfig, 
     settings = blocks.get("Ingress", {})
     for name in ("Ingress", "Preprocessor", *(model.name for model in app.models)):
         if blocks.get(name, {}) != settings:
-            _note(
-                f"the user_config of {name} is not that of Ingress, though both should be the same"
-            )
+            _note(f"the user_config of {name} is not that of Ingress; give both the same")
 
 
 def _note_small_queues(deployments: Iterable[dict[str, Any]], app: AppConfig) -> None:

@@ -298,7 +298,7 @@ def test_settings_that_could_not_be_in_force_are_reported(
 
 
 def test_a_check_tells_whether_a_file_is_valid(tmp_path: Path) -> None:
-    same = 5 * [{"limits": {"max_tokens": 9}}]
+    same: list[Any] = 5 * [{"limits": {"max_tokens": 9}}]
     result = CliRunner().invoke(app, ["check", str(written(tmp_path, with_settings(*same)))])
     assert result.exit_code == 0
     assert result.stdout.endswith("config.yaml: valid\n")
