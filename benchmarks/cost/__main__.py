@@ -88,7 +88,8 @@ def kinds() -> list[Kind]:
 
 @contextmanager
 def server(replicas: int, folder: str) -> Iterator[str]:
-    config = timed({"num_replicas": replicas}, 0.005)
+    scaling = {"min_replicas": replicas, "max_replicas": replicas}  # autoscaled, as shipped
+    config = timed(scaling, 0.005)
     port = free_port()
     config["http_options"]["port"] = port
     (application,) = config["applications"]
@@ -129,6 +130,16 @@ def idle(seconds: float) -> dict[str, float]:
     time.sleep(seconds)
     after = cpu_seconds()
     return {name: (after[name] - before[name]) / seconds for name in PROCESSES.values()}
+
+
+def status_cost() -> float:
+    """Return the CPU milliseconds that the controller takes to tell the application's status."""
+    rate = idle(5.0)["controller"]
+    before, started = cpu_seconds()["controller"], time.perf_counter()
+    for _ in range(100):
+        serve.status()
+    seconds = time.perf_counter() - started
+    return 1000 * (cpu_seconds()["controller"] - before - rate * seconds) / 100
 
 
 async def send(url: str, kind: Kind, requests: int) -> None:
@@ -209,13 +220,15 @@ def main() -> None:
             costs = measure(url, kind, arguments.requests, rates)
             cells = [f"{costs[name]:.1f}" for name in names]
             print(f"{kind.name} | {' | '.join(cells)} | {sum(costs.values()):.1f}", flush=True)
-    print(f"\nidle, CPU milliseconds a second | {' | '.join(names)}")
+    print(f"\nidle, CPU milliseconds a second | {' | '.join(names)} | controller, of a status")
     for replicas in arguments.replicas:
         with tempfile.TemporaryDirectory() as folder, server(replicas, folder):
             time.sleep(10)
             rates = idle(2 * IDLE_S)
             cells = [f"{1000 * rates[name]:.1f}" for name in names]
-            print(f"{replicas} model replicas | {' | '.join(cells)}", flush=True)
+            print(
+                f"{replicas} model replicas | {' | '.join(cells)} | {status_cost():.1f}", flush=True
+            )
     measure_transfers(40)
 
 

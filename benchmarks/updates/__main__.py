@@ -1,8 +1,8 @@
 """Measure updates under load: changed settings, and then changed code.
 
 ``python -m benchmarks.updates`` sends 20 requests a second, some of them with pictures, some
-streamed, some of them jobs, to a server with one replica of each deployment, whose model answers after 20 ms. Its
-configuration is deployed again meanwhile:
+streamed, and some that submit jobs, to a server with one replica of each deployment, whose model
+answers after 20 ms. Its configuration is deployed again meanwhile:
 
 - four times with other live settings, for which no replica is restarted, and
 - once with other code, for which each replica is replaced.
