@@ -9,6 +9,7 @@ import pytest
 
 from raylens.api.app import create_app
 from raylens.api.live_app import LiveApp
+from raylens.api.shared import Shared
 from raylens.core.live_settings import apply_settings
 from raylens.core.types import Delta, FinishReason, MediaFile, Usage, VisionRequest
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, FakeService, chat
@@ -260,6 +261,35 @@ class GatedService(FakeService):
         self.was_asked.set()
         await self.gate.wait()
         yield Delta("late", 0, FinishReason.STOP, Usage(1, 1))
+
+
+async def test_requests_in_an_exchanged_application_count_for_the_limits_of_the_next() -> None:
+    service = GatedService()
+    shared = Shared(CONFIG)
+    live = LiveApp(create_app(service, CONFIG, shared=shared))
+    body = chat("hi", model="smolvlm")
+    transport = httpx.ASGITransport(cast(Any, live))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        before = [asyncio.create_task(http.post("/v1/chat/completions", json=body))]
+        await asyncio.wait_for(service.was_asked.wait(), 5)
+        changed = apply_settings(CONFIG, {"limits": {"max_in_flight": 1}})
+        shared.configure(changed)
+        live.current = create_app(service, changed, shared=shared)
+        refused = await http.post("/v1/chat/completions", json=body)
+        service.gate.set()
+        assert [(await each).status_code for each in before] == [200]
+        assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+    assert refused.status_code == 503
+    assert "the limit is 1" in refused.text
+
+
+def test_downloads_are_kept_unless_their_settings_change() -> None:
+    shared = Shared(CONFIG)
+    fetcher = shared.fetcher
+    shared.configure(apply_settings(CONFIG, {"limits": {"max_images": 2}}))
+    assert shared.fetcher is fetcher
+    shared.configure(apply_settings(CONFIG, {"fetch": {"mode": "off"}}))
+    assert shared.fetcher is not fetcher
 
 
 async def test_an_exchanged_application_ends_the_requests_that_it_began() -> None:

@@ -19,6 +19,7 @@ from raylens.api.app import create_app
 from raylens.core.config import AppConfig
 from raylens.core.key_source import CHECK_S, KeySource
 from raylens.core.keys import hash_key
+from raylens.core.live_settings import live_view
 from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.job import new_id
 from raylens.jobs.memory import MemoryStore
@@ -289,6 +290,39 @@ class TestKeysFile:
         assert source.ring.find(BOB) is not None
         assert source.limits_of("bob").requests_per_minute == 7
         assert source.limits_of("ann").requests_per_minute is None
+
+    def test_the_file_is_looked_at_once_in_a_period(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.write(path, "ann")
+        source, now = self.make_source(path)
+        looks: list[tuple[int, ...]] = []
+        look = source._read_version
+
+        def count_and_look() -> tuple[int, ...]:
+            looks.append(look())
+            return looks[-1]
+
+        monkeypatch.setattr(source, "_read_version", count_and_look)
+        for _ in range(10):
+            now[0] += CHECK_S / 4
+            assert source.ring.find(ANN) is not None
+        assert len(looks) == 2
+
+    def test_other_keys_of_a_changed_configuration_count_at_once(self, path: Path) -> None:
+        self.write(path, "ann")
+        configs = [
+            AppConfig.model_validate({**CONFIG.model_dump(exclude_unset=True), "auth": auth})
+            for auth in (
+                {"keys_file": str(path)},
+                {"keys": [{"name": "bob", "hash": hash_key(BOB)}]},
+            )
+        ]
+        source = KeySource(live_view(lambda: configs[0]), lambda: 0.0)
+        assert source.ring.find(ANN) is not None
+        del configs[0]
+        assert source.ring.find(ANN) is None
+        assert source.ring.find(BOB) is not None
 
     @pytest.mark.parametrize("broken", ["keys: []", "keys: [{name: x}]", "a: [", ""])
     def test_a_broken_file_changes_nothing(
