@@ -15,6 +15,10 @@ from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, Replica
 logger = logging.getLogger(__name__)
 
 STATUS_TTL_S = 1.0
+MAX_STATUS_TTL_S = 30.0
+REST = 20
+"""A replica waits so many times as long as the controller took for its last answer. Hundreds of them
+thus share a controller that has much to do."""
 PATIENCE_S = 1.0
 """How long anybody waits for the controller, if an older state is known."""
 ReadStatuses = Callable[[], dict[str, DeploymentStatusOverview]]
@@ -32,7 +36,7 @@ class DeploymentState:
 
 
 class DeploymentStates:
-    """Asks the controller at most once in ``STATUS_TTL_S`` seconds."""
+    """Asks the controller at most once in ``STATUS_TTL_S`` seconds, or less often if it is slow."""
 
     def __init__(
         self,
@@ -46,11 +50,13 @@ class DeploymentStates:
         self._states: dict[str, DeploymentState] = {}
         self._loading_since: dict[str, float] = {}
         self._read_at = -math.inf
+        self._ttl_s = STATUS_TTL_S
         self._reading: asyncio.Task[None] | None = None
         self._reading_since = -math.inf
 
     async def current(self, name: str) -> DeploymentState:
-        """Return the state of a deployment, which is at most ``STATUS_TTL_S`` old.
+        """Return the state of a deployment, which is at most ``STATUS_TTL_S`` old, or
+        ``MAX_STATUS_TTL_S`` if the controller is slow.
 
         While the controller is away, the last known state counts, after ``PATIENCE_S``. Raises what
         asking it for the first time raises.
@@ -74,7 +80,7 @@ class DeploymentStates:
 
     @property
     def _is_old(self) -> bool:
-        return self._clock() - self._read_at > STATUS_TTL_S
+        return self._clock() - self._read_at > self._ttl_s
 
     def _read_soon(self) -> asyncio.Task[None]:
         """Return the task that asks the controller; there is one at a time."""
@@ -93,6 +99,8 @@ class DeploymentStates:
         else:
             self._states = {key: self._judge(key, status) for key, status in statuses.items()}
             self._read_at = self._clock()
+            took_s = self._read_at - self._reading_since
+            self._ttl_s = min(max(STATUS_TTL_S, REST * took_s), MAX_STATUS_TTL_S)
 
     def _ask_controller(self) -> dict[str, DeploymentStatusOverview]:
         return serve.status().applications[self._application].deployments

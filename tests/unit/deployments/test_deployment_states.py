@@ -80,6 +80,24 @@ async def test_the_controller_is_asked_once_a_second(
     assert await states.current("a") == DeploymentState(3)
 
 
+@pytest.mark.parametrize(("took_s", "ttl_s"), [(0.02, 1.0), (0.5, 10.0), (9.0, 30.0)])
+async def test_a_slow_controller_is_asked_less_often(
+    controller: Controller, now: list[float], took_s: float, ttl_s: float
+) -> None:
+    def read() -> dict[str, DeploymentStatusOverview]:
+        now[0] += took_s
+        return controller.read()
+
+    states = DeploymentStates("raylens", read, lambda: now[0])
+    await states.current("a")
+    now[0] += ttl_s
+    await states.current("a")
+    assert controller.calls == 1
+    now[0] += 0.01
+    await states.current("a")
+    assert controller.calls == 2
+
+
 async def test_a_request_does_not_wait_for_the_controller(
     states: DeploymentStates, controller: Controller, now: list[float]
 ) -> None:
