@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 STATUS_TTL_S = 1.0
 MAX_STATUS_TTL_S = 30.0
 REST = 20
-"""A replica waits so many times as long as the controller took for its last answer. Hundreds of them
-thus share a controller that has much to do."""
+"""A replica waits so many times as long as the controller took for its last answer: hundreds of them
+may share it."""
 PATIENCE_S = 1.0
 """How long anybody waits for the controller, if an older state is known."""
 ReadStatuses = Callable[[], dict[str, DeploymentStatusOverview]]
