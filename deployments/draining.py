@@ -121,15 +121,20 @@ class AskedInBackground:
 
 
 def queue_actor_names(application: str = "", code_version: str = "") -> list[str]:
-    """Return the names of the actors that run a job queue, but for those of a version."""
+    """Return the names of the actors that run a job queue, of one application or of all of them,
+    but for those of a version."""
     names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    return [
-        name
-        for name in names
-        if name.startswith(f"{SERVE_DEPLOYMENT_ACTOR_PREFIX}{application}")
-        and name.endswith(f"::{QUEUE_ACTOR_NAME}")
-        and not (code_version and f"::{code_version}::" in name)
-    ]
+    return [name for name in names if _is_queue(name, application, code_version)]
+
+
+def _is_queue(actor_name: str, application: str, but_version: str) -> bool:
+    """Take the name apart that Serve's ``get_deployment_actor_name`` makes."""
+    parts = actor_name.removeprefix(SERVE_DEPLOYMENT_ACTOR_PREFIX).rsplit("::", 3)
+    if not actor_name.startswith(SERVE_DEPLOYMENT_ACTOR_PREFIX) or len(parts) != 4:
+        return False
+    owner, _, version, name = parts
+    is_wanted = not application or owner == application
+    return name == QUEUE_ACTOR_NAME and is_wanted and not (but_version and version == but_version)
 
 
 def find_queue_actors() -> list[Any]:

@@ -12,10 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
+from ray.serve._private.common import DeploymentID
 from ray.serve._private.deployment_state import DeploymentActorWrapper
 from ray.serve._private.http_util import _apply_middlewares
 from ray.serve._private.proxy import HTTPProxy
 from ray.serve._private.replica import Replica, ReplicaActor
+from ray.serve._private.utils import get_deployment_actor_name
 from ray.serve.schema import ReplicaState
 from starlette.middleware import Middleware
 
@@ -27,6 +29,7 @@ from deployments.draining import (
     leave_with_node,
     machine_drain,
     proxy_draining,
+    queue_actor_names,
     replica_draining,
 )
 from deployments.node_drain import Cluster, Node, NodeDrainError, Rest, drain_node, find_node
@@ -174,6 +177,25 @@ def test_the_machine_drains_while_the_file_exists(
     assert machine_drain() == {"jobs": 1}
     file.write_text("")
     assert machine_drain() == {}
+
+
+def test_the_queues_of_an_application_are_not_those_of_a_similar_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def name(application: str, version: str, actor: str = "jobs") -> str:
+        owner = DeploymentID("Ingress", application)
+        return str(get_deployment_actor_name(owner, actor, version))
+
+    old, new = name("raylens", "v1"), name("raylens", "v2")
+    others = [name("raylens2", "v2"), name("my-raylens", "v2")]
+    actors = [old, new, *others, name("raylens", "v2", "ledger"), "raylens::Ingress::v2::jobs"]
+    monkeypatch.setattr(
+        "ray.util.list_named_actors",
+        lambda all_namespaces: [{"name": name, "namespace": "serve"} for name in actors],
+    )
+    assert queue_actor_names("raylens") == [old, new]
+    assert queue_actor_names("raylens", "v2") == [old]
+    assert queue_actor_names() == [old, new, *others]
 
 
 class FakeQueues(JobQueues):
