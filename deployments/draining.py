@@ -7,6 +7,7 @@ request. What is private in Serve is read here and nowhere else, and a test note
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -42,13 +43,19 @@ def replica_draining(
     """Return what tells whether a replica is stopped: its own flag, or else what the controller
     says.
 
-    ``actor`` is :func:`this_actor`, and ``ask_controller`` is :func:`is_stopping`.
+    ``actor`` is :func:`this_actor`, and ``ask_controller`` is :func:`is_stopping`. A question has
+    one thread, however often this is called.
     """
     replica: Any = getattr(actor, "_replica_impl", None)
     if isinstance(getattr(replica, "_shutting_down", None), bool):
         return lambda: bool(replica._shutting_down)
+    return _ask_in_background(ask_controller, period_s)
+
+
+@functools.cache
+def _ask_in_background(question: Callable[[], bool], period_s: float) -> AskedInBackground:
     logger.warning("Serve's replicas have no flag _shutting_down: the controller is asked instead")
-    return AskedInBackground(ask_controller, period_s)
+    return AskedInBackground(question, period_s)
 
 
 def proxy_draining(app: Any) -> Callable[[], bool]:

@@ -87,6 +87,24 @@ def test_a_replica_without_the_flag_asks_the_controller() -> None:
     assert find_state(deployment, "r2") is None
 
 
+def test_a_question_has_one_thread() -> None:
+    may_end = threading.Event()
+
+    def ask() -> bool:
+        return may_end.wait(30)
+
+    def number_of_threads() -> int:
+        return sum(thread.name == "draining" for thread in threading.enumerate())
+
+    before = number_of_threads()
+    drains = [replica_draining(None, ask, 0.001) for _ in range(3)]
+    assert number_of_threads() - before == 1
+    may_end.set()
+    for each in drains:
+        assert isinstance(each, AskedInBackground)
+        assert each.answered.wait(10)
+
+
 def test_a_failed_question_is_asked_again() -> None:
     answers: list[Any] = [OSError("away"), False, True]
     asked = threading.Event()
