@@ -34,7 +34,7 @@ from deployments.draining import (
 )
 from deployments.node_drain import Cluster, Node, NodeDrainError, Rest, drain_node, find_node
 from deployments.ray_environment import DRAIN_FILE
-from deployments.server_drain import JobQueues, ServerDrain
+from deployments.server_drain import PERIOD_S, JobQueues, ServerDrain
 from raylens.api.draining import DrainMiddleware
 from raylens.core.endpoint import Endpoint
 from testing.virtual_time import VirtualTimePolicy
@@ -231,7 +231,7 @@ class FakeQueues(JobQueues):
 class Drill:
     """A drain of a server in virtual time, whose proxy answers with the numbers of requests."""
 
-    def __init__(self, folder: Path, queues: FakeQueues, *requests: int | None) -> None:
+    def __init__(self, folder: Path, queues: FakeQueues, *requests: int | Exception) -> None:
         self.file = folder / "drain"
         self.now = 0.0
         self.reports: list[str] = []
@@ -253,8 +253,8 @@ class Drill:
         assert str(request.url) == "http://127.0.0.1:8000/ready"
         self.jobs_shown.append(json.loads(self.file.read_text())["jobs"])
         number = self._requests.pop(0) if len(self._requests) > 1 else self._requests[0]
-        if number is None:
-            raise httpx.ConnectError("refused")
+        if isinstance(number, Exception):
+            raise number
         return httpx.Response(503, json={"status": "draining", "requests": number})
 
 
@@ -289,9 +289,26 @@ def test_a_drain_ends_in_time_and_hands_the_jobs_over(
 
 def test_a_dead_proxy_has_no_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DRAIN_FILE, str(tmp_path / "drain"))
-    drill = Drill(tmp_path, FakeQueues(0), None)
+    drill = Drill(tmp_path, FakeQueues(0), 3, httpx.ConnectError("refused"))
     drill.drain.run(30)
-    assert drill.now == 0
+    assert drill.now == PERIOD_S
+
+
+@pytest.mark.parametrize(
+    "fault", [httpx.ReadTimeout("busy"), httpx.ConnectTimeout("busy"), httpx.ReadError("reset")]
+)
+def test_a_proxy_that_does_not_answer_may_have_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    monkeypatch.setenv(DRAIN_FILE, str(tmp_path / "drain"))
+    drill = Drill(tmp_path, FakeQueues(0), fault, 3, fault, 0)
+    drill.drain.run(30)
+    assert drill.reports == [
+        "1 request in flight, 0 jobs running",
+        "3 requests in flight, 0 jobs running",
+        "0 requests in flight, 0 jobs running",
+    ]
+    assert drill.now == 3 * PERIOD_S
 
 
 class FakeCluster(Cluster):
