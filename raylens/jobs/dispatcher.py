@@ -133,8 +133,9 @@ class Dispatcher:
         return len(self._running)
 
     def pause(self, seconds: float = math.inf) -> None:
-        """Claim no job for a time."""
-        self._paused_until = self._clock.machine.monotonic() + seconds
+        """Claim no job for a time, or until a longer pause ends that has begun."""
+        until = self._clock.machine.monotonic() + seconds
+        self._paused_until = max(self._paused_until, until)
 
     async def hand_over(self) -> None:
         """Stop the running attempts, and queue their jobs again for other processes.

@@ -73,6 +73,16 @@ class TestRunning:
             assert (await queue.get(second.id)).state is JobState.QUEUED
             assert (await wait_until_ended(queue, second.id)).state is JobState.SUCCEEDED
 
+    async def test_a_pause_shortens_no_longer_one(self, parts: QueueParts) -> None:
+        queue = parts.make_queue()
+        async with serving(queue):
+            queue.pause(100)
+            queue.pause(10)
+            job = await queue.submit(make_job(), {})
+            await asyncio.sleep(90)
+            assert (await queue.get(job.id)).state is JobState.QUEUED
+            assert (await wait_until_ended(queue, job.id)).state is JobState.SUCCEEDED
+
     async def test_another_queue_begins_at_once_what_is_handed_over(
         self, parts: QueueParts
     ) -> None:
