@@ -7,6 +7,7 @@ request. What is private in Serve is read here and nowhere else, and a test note
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -42,13 +43,19 @@ def replica_draining(
     """Return what tells whether a replica is stopped: its own flag, or else what the controller
     says.
 
-    ``actor`` is :func:`this_actor`, and ``ask_controller`` is :func:`is_stopping`.
+    ``actor`` is :func:`this_actor`, and ``ask_controller`` is :func:`is_stopping`. A question has
+    one thread, however often this is called.
     """
     replica: Any = getattr(actor, "_replica_impl", None)
     if isinstance(getattr(replica, "_shutting_down", None), bool):
         return lambda: bool(replica._shutting_down)
+    return _ask_in_background(ask_controller, period_s)
+
+
+@functools.cache
+def _ask_in_background(question: Callable[[], bool], period_s: float) -> AskedInBackground:
     logger.warning("Serve's replicas have no flag _shutting_down: the controller is asked instead")
-    return AskedInBackground(ask_controller, period_s)
+    return AskedInBackground(question, period_s)
 
 
 def proxy_draining(app: Any) -> Callable[[], bool]:
@@ -121,15 +128,20 @@ class AskedInBackground:
 
 
 def queue_actor_names(application: str = "", code_version: str = "") -> list[str]:
-    """Return the names of the actors that run a job queue, but for those of a version."""
+    """Return the names of the actors that run a job queue, of one application or of all of them,
+    but for those of a version."""
     names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    return [
-        name
-        for name in names
-        if name.startswith(f"{SERVE_DEPLOYMENT_ACTOR_PREFIX}{application}")
-        and name.endswith(f"::{QUEUE_ACTOR_NAME}")
-        and not (code_version and f"::{code_version}::" in name)
-    ]
+    return [name for name in names if _is_queue(name, application, code_version)]
+
+
+def _is_queue(actor_name: str, application: str, but_version: str) -> bool:
+    """Take the name apart that Serve's ``get_deployment_actor_name`` makes."""
+    parts = actor_name.removeprefix(SERVE_DEPLOYMENT_ACTOR_PREFIX).rsplit("::", 3)
+    if not actor_name.startswith(SERVE_DEPLOYMENT_ACTOR_PREFIX) or len(parts) != 4:
+        return False
+    owner, _, version, name = parts
+    is_wanted = not application or owner == application
+    return name == QUEUE_ACTOR_NAME and is_wanted and not (but_version and version == but_version)
 
 
 def find_queue_actors() -> list[Any]:

@@ -1,7 +1,7 @@
 """``python -m deployments.local CONFIG STATUS_FD HOST PORT DRAIN_TIMEOUT_S``: Ray, Serve and the
 applications of a config file, in this process and its children, until a signal. HOST and PORT are
-those of HTTP. SIGINT ends them at once; SIGTERM drains them before, for DRAIN_TIMEOUT_S seconds at
-the most.
+those of HTTP. SIGINT ends them at once; SIGTERM and SIGUSR1 drain them before, for DRAIN_TIMEOUT_S
+seconds at the most.
 
 ``raylens run`` supervises this process. Its progress goes to the file descriptor as JSON lines:
 ``{"dashboard": url}`` once Ray runs, ``{"failure": reason}`` if an application can't be deployed,
@@ -39,10 +39,11 @@ def main(config: Path, status: IO[str], endpoint: Endpoint, drain_timeout_s: flo
     address = {"host": endpoint.host, "port": endpoint.port}
     settings["http_options"] = {**(settings.get("http_options") or {}), **address}
     schema = ServeDeploySchema.model_validate(settings)
+    must_drain = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda number, frame: must_drain.set())
     try:
         context = ray.init(address="local", namespace=SERVE_NAMESPACE)
         # Ray has a handler of its own for this signal, which ends the cluster.
-        must_drain = threading.Event()
         signal.signal(signal.SIGTERM, lambda number, frame: must_drain.set())
         session = Path(context.address_info["session_dir"])
         _keep_private(session)
@@ -100,11 +101,12 @@ def _messages(application: ApplicationStatusOverview) -> str:
 
 
 def _report(status: IO[str], **message: str) -> None:
-    print(json.dumps(message), file=status, flush=True)
+    with suppress(BrokenPipeError):  # `raylens run` was killed
+        print(json.dumps(message), file=status, flush=True)
 
 
 if __name__ == "__main__":
-    with os.fdopen(int(sys.argv[2]), "w") as status_file:
+    with suppress(BrokenPipeError), os.fdopen(int(sys.argv[2]), "w") as status_file:
         main(
             Path(sys.argv[1]),
             status_file,

@@ -10,8 +10,8 @@ RUN_MARK = "RAYLENS_RUN"
 """The variable that every process of a ``raylens run`` inherits, so that all of them can be found
 and ended."""
 DRAIN_FILE = "RAYLENS_DRAIN_FILE"
-"""The variable with the path of a file that exists while a ``raylens run`` drains. It holds JSON,
-which ``/ready`` shows."""
+"""The variable with the path of a file that exists while a ``raylens run`` drains. The file holds
+JSON, and ``/ready`` shows that."""
 ENVIRONMENT = {
     # gRPC between replicas, and user code on the replica's own event loop, took a graph that does
     # nothing from 79 to 127 requests/s on 2 cores.

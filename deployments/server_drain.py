@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,6 +57,7 @@ class ServerDrain:
         self._clock = clock
         self._sleep = sleep
         self._reported = ""
+        self._requests = 1  # there may be one, until the proxy tells
 
     def run(self, timeout_s: float) -> None:
         """Return when nothing is left, or after ``timeout_s`` seconds."""
@@ -82,10 +82,17 @@ class ServerDrain:
             self._queues.hand_over()
 
     def _count_requests(self, client: httpx.Client) -> int:
-        """Return how many requests are in flight; 0 if there is no proxy any more."""
-        with suppress(httpx.HTTPError, ValueError):
-            return int(client.get(self._url).json().get("requests", 1))
-        return 0
+        """Return how many requests are in flight; 0 if there is no proxy any more.
+
+        A proxy that is too busy to tell may still be in the middle of answers.
+        """
+        try:
+            self._requests = int(client.get(self._url).json().get("requests", 1))
+        except httpx.ConnectError:
+            self._requests = 0
+        except (httpx.HTTPError, ValueError):
+            self._requests = max(1, self._requests)
+        return self._requests
 
     def _tell(self, text: str) -> None:
         if text != self._reported:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +25,10 @@ READY = ("/ready", "/-/healthz")
 """Ends of paths that tell a load balancer whether to send requests."""
 ALIVE = ("/health", "/live")
 EVENTS = "/events"
+SERVICE_RESTART = 1012
+"""The code that closes a WebSocket whose client should open another one."""
+CLOSE_S = 5.0
+"""How long an application may take to end once its WebSocket is closed."""
 Drain = Mapping[str, Any]
 """What else ``/ready`` shows of a server that drains."""
 
@@ -40,7 +44,8 @@ class DrainMiddleware:
     Then requests are still answered, and each connection is closed after its answer, so that
     clients find another proxy.
 
-    In both cases a stream of events ends, and its client reconnects elsewhere.
+    In both cases a stream of events ends, and a WebSocket is closed, and the client reconnects
+    elsewhere.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class DrainMiddleware:
         self._find_drain = find_drain
         self._proxy_drains = proxy_drains(app)
         self._draining = Draining(lambda: find_drain() is not None or self._proxy_drains())
+        self._web_sockets = WebSocketDrainMiddleware(app, self._draining)
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,24 +84,14 @@ class DrainMiddleware:
             if scope["type"] == "http" and _ends(scope, (EVENTS,)):
                 await self._stream(scope, receive, send_and_close)
             else:
-                await self._app(scope, receive, send_and_close)
+                await self._web_sockets(scope, receive, send_and_close)
         finally:
             self._in_flight -= 1
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for events, and end the answer early if this proxy drains."""
         stream = _EventStream(send)
-        answering = asyncio.ensure_future(self._app(scope, receive, stream.send))
-        ending = asyncio.create_task(self._end(stream))
-        try:
-            await asyncio.wait({answering, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                answering.result()
-        finally:
-            for task in (answering, ending):
-                task.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await task
+        await _run_until(self._app(scope, receive, stream.send), self._end(stream))
 
     async def _end(self, stream: _EventStream) -> None:
         await self._draining.wait()
@@ -105,7 +101,7 @@ class DrainMiddleware:
     async def _refuse(self, drain: Drain, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await receive()
-            await send({"type": "websocket.close", "code": 1012})  # "service restart"
+            await send({"type": "websocket.close", "code": SERVICE_RESTART})
             return
         if _ends(scope, READY):
             body = {"status": "draining", **drain, "requests": self._in_flight}
@@ -115,6 +111,63 @@ class DrainMiddleware:
             message = "this server is about to stop and takes no new requests"
             answer = error_response(scope["path"], Overloaded(message, retry_after=RETRY_AFTER_S))
         await answer(scope, receive, _closing(scope, send))
+
+
+class WebSocketDrainMiddleware:
+    """Closes the WebSockets of an application that drains; everything else passes."""
+
+    def __init__(self, app: ASGIApp, draining: Draining) -> None:
+        self._app = app
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+            return
+        socket = _WebSocket(send)
+        await _run_until(self._app(scope, receive, socket.send), self._end(socket))
+
+    async def _end(self, socket: _WebSocket) -> None:
+        await self._draining.wait()
+        await socket.accepted.wait()
+        with suppress(Exception):  # the client has gone
+            await socket.close()
+        await asyncio.sleep(CLOSE_S)  # the server tells the application, which ends by itself
+
+
+class _WebSocket:
+    """Passes on what an application sends, and can close the connection for it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._is_closed = False
+        self.accepted = asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = message["type"] == "websocket.close"
+        await self._send(message)
+        if message["type"] == "websocket.accept":
+            self.accepted.set()
+
+    async def close(self) -> None:
+        await self.send({"type": "websocket.close", "code": SERVICE_RESTART})
+
+
+async def _run_until(answer: Awaitable[None], end: Coroutine[None, None, None]) -> None:
+    """Run an application, and cancel it if ``end`` returns before."""
+    answering = asyncio.ensure_future(answer)
+    ending = asyncio.create_task(end)
+    try:
+        await asyncio.wait({answering, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            answering.result()
+    finally:
+        for task in (answering, ending):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
 
 
 class _EventStream:

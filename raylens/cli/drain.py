@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import psutil
@@ -14,6 +16,8 @@ from raylens.core.endpoint import Endpoint
 
 PERIOD_S = 0.25
 MODULE = "deployments.local"
+ARGUMENTS = 8
+"""Of its command line, Python's own included."""
 
 
 class ServerNotFound(Exception):
@@ -23,16 +27,31 @@ class ServerNotFound(Exception):
 def find_server(port: int) -> tuple[psutil.Process, Endpoint]:
     """Return the ``raylens run`` whose server listens on a port of this machine, and its address.
 
-    Raises ``ServerNotFound``.
+    It is one of this user: others can call a process of theirs what they like. If the ``raylens
+    run`` was killed, this is what it has left behind, which understands the same signals. Raises
+    ``ServerNotFound``.
     """
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = process.cmdline()
-            if command[1:3] == ["-m", MODULE] and command[6:7] == [str(port)]:
+            is_server = len(command) == ARGUMENTS and command[1:3] == ["-m", MODULE]
+            if is_server and command[6] == str(port) and _is_mine(process):
                 supervisor = process.parent()
-                if supervisor is not None:
-                    return supervisor, Endpoint(command[5], port)
-    raise ServerNotFound(f"no `raylens run` on this machine listens on port {port}")
+                if supervisor is None or not _is_supervisor(supervisor):
+                    supervisor = process
+                return supervisor, Endpoint(command[5], port)
+    raise ServerNotFound(f"no `raylens run` of this user on this machine listens on port {port}")
+
+
+def _is_mine(process: psutil.Process) -> bool:
+    return bool(process.uids().real == os.getuid())
+
+
+def _is_supervisor(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        command = [Path(argument).name for argument in process.cmdline()]
+        return _is_mine(process) and command[1:3] == ["raylens", "run"]
+    return False
 
 
 def drain_server(
@@ -46,14 +65,13 @@ def drain_server(
     After ``timeout_s`` seconds it ends at once; without, after the time that it was started with.
     Raises ``psutil.AccessDenied`` if it belongs to another user.
     """
-    if not _describe(endpoint):  # else it drains already, and a second signal would end it at once
-        server.send_signal(signal.SIGTERM)
+    server.send_signal(signal.SIGUSR1)  # a second SIGTERM would end it, if it drains already
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     reported = ""
     while not has_ended(server):
         if deadline is not None and time.monotonic() >= deadline:
             report(f"what is left ends now, after {timeout_s:g} s")
-            server.send_signal(signal.SIGTERM)
+            server.send_signal(signal.SIGINT)
             deadline = None
         text = _describe(endpoint)
         if text and text != reported:

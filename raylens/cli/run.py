@@ -34,7 +34,8 @@ class Server:
     """A server on this machine. Its log goes to standard error.
 
     SIGTERM drains it, for ``drain_timeout`` seconds at the most: it takes no new requests, answers
-    those that have begun, and ends. A second signal, and any other one, ends it at once.
+    those that have begun, and ends. SIGUSR1 does the same, and may be repeated. A second SIGTERM,
+    and any other signal, ends it at once.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Server:
         self._drain_timeout = drain_timeout
         self._is_ready = False
         self._drains = False
+        self._was_terminated = False
         self._dashboard: str | None = None
         self._failure: str | None = None
         self._stop = threading.Event()
@@ -63,7 +65,7 @@ class Server:
 
     def _run(self) -> str | None:
         """Start, watch and stop the process. Returns why it failed, None after a signal."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
         self._process = self._start()
         try:
@@ -83,11 +85,14 @@ class Server:
             self._shut_down()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGTERM or self._drains or not self._is_ready:
+        is_repeated = number == signal.SIGTERM and self._was_terminated
+        self._was_terminated |= number == signal.SIGTERM
+        may_drain = number in (signal.SIGTERM, signal.SIGUSR1) and self._is_ready
+        if is_repeated or not may_drain:
             self._stop.set()
-            return
-        self._drains = True
-        self._process.send_signal(signal.SIGTERM)
+        elif not self._drains:
+            self._drains = True
+            self._process.send_signal(signal.SIGUSR1)
 
     def _find_problem(self) -> str | None:
         return tracing.find_problem(os.environ) or self._find_port_problem()

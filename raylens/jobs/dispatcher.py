@@ -120,7 +120,9 @@ class Dispatcher:
         self._breakers = CircuitBreakers(self._retry_policy)
         self._running: dict[str, _Attempt] = {}
         self._interrupted: dict[str, _Attempt] = {}
-        """Attempts that stopped because the store failed. Their jobs still have to be released."""
+        """Attempts that stopped because the store failed, or can't begin. Their jobs still have to
+        be released."""
+        self._is_claiming = False
         self._expire_at = 0.0
         """When to look for jobs whose deadline has passed, on the store's clock."""
         self._paused_until = -math.inf
@@ -129,12 +131,13 @@ class Dispatcher:
 
     @property
     def running(self) -> int:
-        """Jobs that this process runs."""
-        return len(self._running)
+        """Jobs that this process runs. A claim on its way counts as one."""
+        return len(self._running) + self._is_claiming
 
     def pause(self, seconds: float = math.inf) -> None:
-        """Claim no job for a time."""
-        self._paused_until = self._clock.machine.monotonic() + seconds
+        """Claim no job for a time, or until a longer pause ends that has begun."""
+        until = self._clock.machine.monotonic() + seconds
+        self._paused_until = max(self._paused_until, until)
 
     async def hand_over(self) -> None:
         """Stop the running attempts, and queue their jobs again for other processes.
@@ -142,7 +145,7 @@ class Dispatcher:
         An attempt doesn't count. Returns when the last one is queued; while the store fails, that
         isn't the case.
         """
-        while self._running or self._interrupted:
+        while self._is_claiming or self._running or self._interrupted:
             for job_id, attempt in self._running.items():
                 if job_id not in self._interrupted:
                     attempt.stop()
@@ -181,11 +184,24 @@ class Dispatcher:
         if now >= self._expire_at:
             return await self._expire(now)
         free = self._free_workers
-        return free > 0 and await self._claim(free, now) == free
+        if free <= 0:
+            return False
+        self._is_claiming = True
+        try:
+            claimed = await self._claim(free, now)
+            if self._is_paused:
+                await self._release_interrupted()  # before the process ends
+        finally:
+            self._is_claiming = False
+        return claimed == free
+
+    @property
+    def _is_paused(self) -> bool:
+        return self._clock.machine.monotonic() < self._paused_until
 
     @property
     def _free_workers(self) -> int:
-        if self._clock.machine.monotonic() < self._paused_until:
+        if self._is_paused:
             return 0
         return self._config.workers - len(self._running)
 
@@ -200,7 +216,7 @@ class Dispatcher:
         return min(due.expiry, due.claim, *reopenings) - now
 
     async def _release_interrupted(self) -> None:
-        """Queue the jobs again whose attempts stopped because the store failed."""
+        """Queue the jobs again whose attempts stopped, or can't begin."""
         for job_id, attempt in list(self._interrupted.items()):
             if attempt.task is not None and not attempt.task.done():
                 continue
@@ -240,7 +256,10 @@ class Dispatcher:
         return True
 
     async def _claim(self, free: int, now: float) -> int:
-        """Claim at most ``free`` jobs and start their attempts. Return how many were claimed."""
+        """Claim at most ``free`` jobs and start their attempts. Return how many were claimed.
+
+        If a pause has begun meanwhile, they have to be released.
+        """
         held = self._breakers.find_open(now)
         lease_until = now + self._config.lease_s
 
@@ -253,6 +272,8 @@ class Dispatcher:
             if job.state is not JobState.RUNNING:
                 # start_or_fail() failed it: the deadline has passed or no attempt is left.
                 self._record_and_notify(job)
+            elif self._is_paused:
+                self._interrupted[job.id] = self._make_attempt(job, lease_until)
             elif lease_until - self._clock.now() > self._config.lease_s / 2:
                 self._spawn_attempt(job, lease_until)
             else:

@@ -155,7 +155,7 @@ class JobQueue(JobService):
 
     @property
     def running(self) -> int:
-        """Jobs that this process runs."""
+        """Jobs that this process runs. A claim on its way counts as one."""
         return self._dispatcher.running
 
     def pause(self, seconds: float = math.inf) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
+from ray.serve._private.common import DeploymentID
 from ray.serve._private.deployment_state import DeploymentActorWrapper
 from ray.serve._private.http_util import _apply_middlewares
 from ray.serve._private.proxy import HTTPProxy
 from ray.serve._private.replica import Replica, ReplicaActor
+from ray.serve._private.utils import get_deployment_actor_name
 from ray.serve.schema import ReplicaState
 from starlette.middleware import Middleware
 
@@ -27,11 +29,12 @@ from deployments.draining import (
     leave_with_node,
     machine_drain,
     proxy_draining,
+    queue_actor_names,
     replica_draining,
 )
 from deployments.node_drain import Cluster, Node, NodeDrainError, Rest, drain_node, find_node
 from deployments.ray_environment import DRAIN_FILE
-from deployments.server_drain import JobQueues, ServerDrain
+from deployments.server_drain import PERIOD_S, JobQueues, ServerDrain
 from raylens.api.draining import DrainMiddleware
 from raylens.core.endpoint import Endpoint
 from testing.virtual_time import VirtualTimePolicy
@@ -82,6 +85,24 @@ def test_a_replica_without_the_flag_asks_the_controller() -> None:
     mine["state"] = ReplicaState.STOPPING
     assert find_state(deployment, "r1") is ReplicaState.STOPPING
     assert find_state(deployment, "r2") is None
+
+
+def test_a_question_has_one_thread() -> None:
+    may_end = threading.Event()
+
+    def ask() -> bool:
+        return may_end.wait(30)
+
+    def number_of_threads() -> int:
+        return sum(thread.name == "draining" for thread in threading.enumerate())
+
+    before = number_of_threads()
+    drains = [replica_draining(None, ask, 0.001) for _ in range(3)]
+    assert number_of_threads() - before == 1
+    may_end.set()
+    for each in drains:
+        assert isinstance(each, AskedInBackground)
+        assert each.answered.wait(10)
 
 
 def test_a_failed_question_is_asked_again() -> None:
@@ -176,6 +197,25 @@ def test_the_machine_drains_while_the_file_exists(
     assert machine_drain() == {}
 
 
+def test_the_queues_of_an_application_are_not_those_of_a_similar_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def name(application: str, version: str, actor: str = "jobs") -> str:
+        owner = DeploymentID("Ingress", application)
+        return str(get_deployment_actor_name(owner, actor, version))
+
+    old, new = name("raylens", "v1"), name("raylens", "v2")
+    others = [name("raylens2", "v2"), name("my-raylens", "v2")]
+    actors = [old, new, *others, name("raylens", "v2", "ledger"), "raylens::Ingress::v2::jobs"]
+    monkeypatch.setattr(
+        "ray.util.list_named_actors",
+        lambda all_namespaces: [{"name": name, "namespace": "serve"} for name in actors],
+    )
+    assert queue_actor_names("raylens") == [old, new]
+    assert queue_actor_names("raylens", "v2") == [old]
+    assert queue_actor_names() == [old, new, *others]
+
+
 class FakeQueues(JobQueues):
     def __init__(self, *running: int) -> None:
         self._running = list(running)
@@ -191,7 +231,7 @@ class FakeQueues(JobQueues):
 class Drill:
     """A drain of a server in virtual time, whose proxy answers with the numbers of requests."""
 
-    def __init__(self, folder: Path, queues: FakeQueues, *requests: int | None) -> None:
+    def __init__(self, folder: Path, queues: FakeQueues, *requests: int | Exception) -> None:
         self.file = folder / "drain"
         self.now = 0.0
         self.reports: list[str] = []
@@ -213,8 +253,8 @@ class Drill:
         assert str(request.url) == "http://127.0.0.1:8000/ready"
         self.jobs_shown.append(json.loads(self.file.read_text())["jobs"])
         number = self._requests.pop(0) if len(self._requests) > 1 else self._requests[0]
-        if number is None:
-            raise httpx.ConnectError("refused")
+        if isinstance(number, Exception):
+            raise number
         return httpx.Response(503, json={"status": "draining", "requests": number})
 
 
@@ -249,9 +289,26 @@ def test_a_drain_ends_in_time_and_hands_the_jobs_over(
 
 def test_a_dead_proxy_has_no_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DRAIN_FILE, str(tmp_path / "drain"))
-    drill = Drill(tmp_path, FakeQueues(0), None)
+    drill = Drill(tmp_path, FakeQueues(0), 3, httpx.ConnectError("refused"))
     drill.drain.run(30)
-    assert drill.now == 0
+    assert drill.now == PERIOD_S
+
+
+@pytest.mark.parametrize(
+    "fault", [httpx.ReadTimeout("busy"), httpx.ConnectTimeout("busy"), httpx.ReadError("reset")]
+)
+def test_a_proxy_that_does_not_answer_may_have_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    monkeypatch.setenv(DRAIN_FILE, str(tmp_path / "drain"))
+    drill = Drill(tmp_path, FakeQueues(0), fault, 3, fault, 0)
+    drill.drain.run(30)
+    assert drill.reports == [
+        "1 request in flight, 0 jobs running",
+        "3 requests in flight, 0 jobs running",
+        "0 requests in flight, 0 jobs running",
+    ]
+    assert drill.now == 3 * PERIOD_S
 
 
 class FakeCluster(Cluster):

@@ -214,3 +214,67 @@ async def test_a_web_socket_is_refused_as_by_a_restart(server: Server) -> None:
     await app(scope, receive, send)
     assert sent == [{"type": "websocket.close", "code": 1012}]
     assert server.paths == []
+
+
+class WebSocket:
+    """A client's WebSocket, and the application behind it, which echoes what it gets."""
+
+    def __init__(self, ends_by_itself: bool = True) -> None:
+        self.drains = False
+        self.to_server: asyncio.Queue[Message] = asyncio.Queue()
+        self.from_server: asyncio.Queue[Message] = asyncio.Queue()
+        self.seen: list[Message] = []
+        self.was_canceled = False
+        self._ends_by_itself = ends_by_itself
+
+    async def open(self) -> asyncio.Task[None]:
+        app = DrainMiddleware(self._echo, proxy_drains=lambda app: lambda: self.drains)
+        self.to_server.put_nowait({"type": "websocket.connect"})
+        scope = {"type": "websocket", "path": "/ws", "headers": []}
+        call: Any = app(scope, self.to_server.get, self._send)
+        return asyncio.create_task(call)
+
+    async def _send(self, message: Message) -> None:
+        self.from_server.put_nowait(message)
+        if message["type"] == "websocket.close":  # as a server does
+            self.to_server.put_nowait({"type": "websocket.disconnect", "code": message["code"]})
+
+    async def _echo(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            while True:
+                self.seen.append(message := await receive())
+                if message["type"] == "websocket.connect":
+                    await send({"type": "websocket.accept"})
+                elif message["type"] == "websocket.receive":
+                    await send({"type": "websocket.send", "text": message["text"]})
+                elif self._ends_by_itself:
+                    await send({"type": "websocket.send", "text": "too late"})
+                    return
+        except asyncio.CancelledError:
+            self.was_canceled = True
+            raise
+
+
+@pytest.mark.parametrize("ends_by_itself", [True, False])
+async def test_an_open_web_socket_is_closed_as_by_a_restart(ends_by_itself: bool) -> None:
+    socket = WebSocket(ends_by_itself)
+    begun = await socket.open()
+    assert await socket.from_server.get() == {"type": "websocket.accept"}
+    await asyncio.sleep(60)
+    socket.to_server.put_nowait({"type": "websocket.receive", "text": "hello"})
+    assert await socket.from_server.get() == {"type": "websocket.send", "text": "hello"}
+    socket.drains = True
+    close = await asyncio.wait_for(socket.from_server.get(), 1)
+    assert close == {"type": "websocket.close", "code": 1012}
+    await asyncio.wait_for(begun, 6)
+    assert socket.seen[-1] == {"type": "websocket.disconnect", "code": 1012}
+    assert socket.was_canceled is not ends_by_itself
+    assert socket.from_server.empty()
+
+
+async def test_a_web_socket_of_a_proxy_that_drains_is_closed_once_it_is_open() -> None:
+    socket = WebSocket()
+    socket.drains = True
+    await asyncio.wait_for(await socket.open(), 2)
+    types = [socket.from_server.get_nowait()["type"] for _ in range(2)]
+    assert types == ["websocket.accept", "websocket.close"]

@@ -20,7 +20,7 @@ from raylens.jobs.blobs import BlobMissing, BlobStorage, compute_digest, make_re
 from raylens.jobs.job import Job, JobState, new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
-from raylens.jobs.store import StoreUnavailable
+from raylens.jobs.store import Change, StoreUnavailable
 from tests.unit.raylens.jobs.conftest import (
     FlakyStore,
     QueueParts,
@@ -72,6 +72,51 @@ class TestRunning:
             assert queue.running == 0
             assert (await queue.get(second.id)).state is JobState.QUEUED
             assert (await wait_until_ended(queue, second.id)).state is JobState.SUCCEEDED
+
+    async def test_a_pause_shortens_no_longer_one(self, parts: QueueParts) -> None:
+        queue = parts.make_queue()
+        async with serving(queue):
+            queue.pause(100)
+            queue.pause(10)
+            job = await queue.submit(make_job(), {})
+            await asyncio.sleep(90)
+            assert (await queue.get(job.id)).state is JobState.QUEUED
+            assert (await wait_until_ended(queue, job.id)).state is JobState.SUCCEEDED
+
+    @pytest.mark.parametrize("hands_over", [False, True])
+    async def test_a_claim_on_its_way_escapes_no_pause(
+        self, parts: QueueParts, hands_over: bool
+    ) -> None:
+        class SlowStore(FlakyStore):
+            is_claiming = False
+
+            async def claim(self, *args: Any) -> list[Job]:
+                if jobs := await super().claim(*args):
+                    self.is_claiming = True
+                    await asyncio.sleep(2)
+                    self.is_claiming = False
+                return jobs
+
+            async def change(self, changes: Sequence[Change]) -> Any:
+                await asyncio.sleep(0.1)
+                return await super().change(changes)
+
+        parts.store = store = SlowStore(parts)
+        queue = parts.make_queue(workers=2)
+        async with serving(queue):
+            job = await queue.submit(make_job(), {})
+            await wait_until(lambda: store.is_claiming)
+            queue.pause()
+            assert queue.running == 1
+            if hands_over:
+                await queue.hand_over()
+            else:
+                await wait_until(lambda: queue.running == 0, 10)
+            # The process may end now.
+            stored = await queue.get(job.id)
+            assert (stored.state, stored.attempts) == (JobState.QUEUED, 0)
+            await asyncio.sleep(60)
+            assert parts.service.requests == []
 
     async def test_another_queue_begins_at_once_what_is_handed_over(
         self, parts: QueueParts
