@@ -62,6 +62,9 @@ REPEATABLE = frozenset(
     }
 )
 """Paths whose POSTs change nothing."""
+IDEMPOTENT = frozenset({"/api/v1/jobs", "/caption/generate", "/v1/batches"})
+"""Paths whose POSTs may be repeated if they have an ``Idempotency-Key``. Elsewhere the application
+doesn't look at it."""
 _GONE = "the replica that worked on this request has died"
 
 
@@ -209,9 +212,13 @@ async def _end_stream(scope: Scope, answer: _Answer) -> None:
 
 
 def _may_repeat(scope: Scope) -> bool:
-    if scope["method"] in SAFE_METHODS or IDEMPOTENCY_HEADER in Headers(scope=scope):
+    if scope["method"] in SAFE_METHODS:
         return True
-    return scope["method"] == "POST" and scope["path"] in REPEATABLE
+    if scope["method"] != "POST":
+        return False
+    if scope["path"] in IDEMPOTENT:
+        return IDEMPOTENCY_HEADER in Headers(scope=scope)
+    return scope["path"] in REPEATABLE
 
 
 def _with_id(scope: Scope) -> Scope:

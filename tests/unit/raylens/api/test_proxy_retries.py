@@ -128,9 +128,29 @@ async def test_what_changes_something_is_refused_instead(path: str, method: str)
     assert len(proxy.bodies) == 1
 
 
-async def test_a_key_or_a_safe_method_allows_another_attempt() -> None:
+@pytest.mark.parametrize("path", [JOBS, "/caption/generate", "/v1/batches"])
+async def test_a_key_allows_another_attempt(path: str) -> None:
     app = RetryMiddleware(Proxy([DIES, ANSWER]))
-    assert await send(app, JOBS, idempotency_key="a") == [*ANSWER]
+    assert await send(app, path, idempotency_key="a") == [*ANSWER]
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        (f"{JOBS}/x", "DELETE"),  # of a canceled job, the second one removes it
+        (f"{JOBS}/x", "PUT"),
+        (f"{JOBS}/x/cancel", "POST"),
+        (f"{JOBS}/x/deliveries/1/redeliver", "POST"),
+        ("/v1/files", "POST"),
+    ],
+)
+async def test_a_key_allows_none_where_the_application_ignores_it(path: str, method: str) -> None:
+    proxy = Proxy([DIES, ANSWER])
+    status, _, _ = parse(await send(RetryMiddleware(proxy), path, method, idempotency_key="a"))
+    assert (status, len(proxy.bodies)) == (503, 1)
+
+
+async def test_a_safe_method_allows_another_attempt() -> None:
     app = RetryMiddleware(Proxy([DIES, ANSWER]))
     assert await send(app, f"{JOBS}/x", "GET") == [*ANSWER]
 
