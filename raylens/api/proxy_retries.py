@@ -66,6 +66,8 @@ IDEMPOTENT = frozenset({"/api/v1/jobs", "/caption/generate", "/v1/batches"})
 """Paths whose POSTs may be repeated if they have an ``Idempotency-Key``. Elsewhere the application
 doesn't look at it."""
 _GONE = "the replica that worked on this request has died"
+_BROKE_OFF = "the answer broke off; send the request again"
+"""The proxy doesn't learn why: the replica may have died, or the application may have failed."""
 
 
 class RetryMiddleware:
@@ -193,10 +195,10 @@ class _Answer:
 
 async def _end_stream(scope: Scope, answer: _Answer) -> None:
     """End an answer's stream between two events with an error. Anything else breaks off."""
-    logger.warning("the answer to %s broke off: %s", _name_of(scope), _GONE)
+    logger.warning("the answer to %s broke off", _name_of(scope))
     if scope["method"] != "POST":
         return
-    error = Overloaded(_GONE)
+    error = Overloaded(_BROKE_OFF)
     content = error_body(scope["path"], error)
     if answer.media_type == "text/event-stream" and answer.tail in (b"", b"\n\n"):
         if scope["path"] == RESPONSES:

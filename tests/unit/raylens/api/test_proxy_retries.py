@@ -187,6 +187,8 @@ async def test_a_stream_that_has_begun_ends_with_an_error_event(
     proxy = Proxy([begun(media_type, sent), ANSWER])
     *_, end = await send(RetryMiddleware(proxy), path)
     assert end["body"].decode().startswith(last)
+    assert b"the answer broke off" in end["body"]
+    assert b"died" not in end["body"]  # the application may have failed instead
     assert not end.get("more_body", False)
     assert len(proxy.bodies) == 1
 
