@@ -24,8 +24,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api import sse
+from raylens.api.access_log import MAX_PATH_CHARS
 from raylens.api.errors import error_body, error_response
-from raylens.api.middleware import REQUEST_ID_HEADER
+from raylens.api.middleware import REQUEST_ID_HEADER, SAFE_ID
 from raylens.core.errors import Overloaded
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,9 @@ class RetryMiddleware:
         finally:
             body.forget()
         refusal = error_response(scope["path"], Overloaded(_GONE, retry_after=RETRY_AFTER_S))
-        refusal.headers[REQUEST_ID_HEADER] = Headers(scope=scope)[REQUEST_ID_HEADER]
+        request_id = Headers(scope=scope)[REQUEST_ID_HEADER]
+        if SAFE_ID.fullmatch(request_id):
+            refusal.headers[REQUEST_ID_HEADER] = request_id
         await refusal(scope, receive, send)
 
     def take_room(self, size: int) -> bool:
@@ -232,4 +235,9 @@ def _with_id(scope: Scope) -> Scope:
 
 
 def _name_of(scope: Scope) -> str:
-    return f"{scope['method']} {scope['path']} ({Headers(scope=scope)[REQUEST_ID_HEADER]})"
+    """Return what the log calls a request. Its path is decoded, and may hold line breaks."""
+    path = scope["path"][:MAX_PATH_CHARS]
+    request_id = Headers(scope=scope)[REQUEST_ID_HEADER]
+    if not SAFE_ID.fullmatch(request_id):
+        request_id = "-"
+    return f"{scope['method']} {path!r} ({request_id})"

@@ -108,6 +108,27 @@ async def test_a_request_keeps_its_own_id() -> None:
     assert proxy.headers[0].getlist("x-request-id") == ["own"]
 
 
+@pytest.mark.parametrize("request_id", ["a b", "a\tb", "x" * 129, ""])
+async def test_an_id_that_the_application_refuses_is_not_echoed(
+    request_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = RetryMiddleware(Proxy([DIES]))
+    _, headers, _ = parse(await send(app, JOBS, x_request_id=request_id))
+    assert "x-request-id" not in headers
+    assert caplog.messages[0].startswith(f"attempt 1 of POST '{JOBS}' (-): ")
+
+
+@pytest.mark.parametrize("messages", [DIES, [START]])
+async def test_a_path_breaks_no_line_of_the_log(
+    messages: Sequence[Message], caplog: pytest.LogCaptureFixture
+) -> None:
+    await send(RetryMiddleware(Proxy([messages])), "/x\nforged" + 9999 * "y")
+    (line,) = caplog.messages
+    assert "POST '/x\\nforgedyyy" in line
+    assert len(line.splitlines()) == 1
+    assert len(line) < 400
+
+
 async def test_a_request_that_kills_its_replicas_is_tried_three_times() -> None:
     proxy = Proxy([DIES] * 10)
     status, headers, body = parse(await send(RetryMiddleware(proxy)))
