@@ -67,7 +67,7 @@ IDEMPOTENT = frozenset({"/api/v1/jobs", "/caption/generate", "/v1/batches"})
 """Paths whose POSTs may be repeated if they have an ``Idempotency-Key``. Elsewhere the application
 doesn't look at it."""
 _GONE = "the replica that worked on this request has died"
-_BROKE_OFF = "the answer broke off; send the request again"
+_BROKE_OFF = "the answer broke off"
 """The proxy doesn't learn why: the replica may have died, or the application may have failed."""
 
 
