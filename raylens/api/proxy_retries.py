@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api import sse
 from raylens.api.access_log import MAX_PATH_CHARS
-from raylens.api.errors import error_body, error_response
+from raylens.api.errors import dialect_path, error_body, error_response
 from raylens.api.middleware import REQUEST_ID_HEADER, SAFE_ID
 from raylens.core.errors import Overloaded
 
@@ -41,31 +41,29 @@ ELAPSED = "raylens.elapsed"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 RESPONSES = "/v1/responses"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-REPEATABLE = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        RESPONSES,
-        "/v1/caption",
-        "/v1/query",
-        "/v1/detect",
-        "/v1/point",
-        "/v1/segment",
-        "/v1/preprocess",
-        "/api/chat",
-        "/api/generate",
-        "/api/show",
-        "/api/v1/generate",
-        "/caption",
-        "/describe",
-        "/describe/file",
-        "/surveillance",
-    }
+REPEATABLE = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    RESPONSES,
+    "/v1/caption",
+    "/v1/query",
+    "/v1/detect",
+    "/v1/point",
+    "/v1/segment",
+    "/v1/preprocess",
+    "/api/chat",
+    "/api/generate",
+    "/api/show",
+    "/api/v1/generate",
+    "/caption",
+    "/describe",
+    "/describe/file",
+    "/surveillance",
 )
-"""Paths whose POSTs change nothing."""
-IDEMPOTENT = frozenset({"/api/v1/jobs", "/caption/generate", "/v1/batches"})
-"""Paths whose POSTs may be repeated if they have an ``Idempotency-Key``. Elsewhere the application
-doesn't look at it."""
+"""Ends of paths whose POSTs change nothing. The proxy doesn't know the application's prefix."""
+IDEMPOTENT = ("/api/v1/jobs", "/caption/generate", "/v1/batches")
+"""Ends of paths whose POSTs may be repeated if they have an ``Idempotency-Key``. Elsewhere the
+application doesn't look at it."""
 _GONE = "the replica that worked on this request has died"
 _BROKE_OFF = "the answer broke off"
 """The proxy doesn't learn why: the replica may have died, or the application may have failed."""
@@ -108,7 +106,8 @@ class RetryMiddleware:
                 await asyncio.sleep(PAUSE_S)
         finally:
             body.forget()
-        refusal = error_response(scope["path"], Overloaded(_GONE, retry_after=RETRY_AFTER_S))
+        error = Overloaded(_GONE, retry_after=RETRY_AFTER_S)
+        refusal = error_response(dialect_path(scope["path"]), error)
         request_id = Headers(scope=scope)[REQUEST_ID_HEADER]
         if SAFE_ID.fullmatch(request_id):
             refusal.headers[REQUEST_ID_HEADER] = request_id
@@ -202,9 +201,9 @@ async def _end_stream(scope: Scope, answer: _Answer) -> None:
     if scope["method"] != "POST":
         return
     error = Overloaded(_BROKE_OFF)
-    content = error_body(scope["path"], error)
+    content = error_body(dialect_path(scope["path"]), error)
     if answer.media_type == "text/event-stream" and answer.tail in (b"", b"\n\n"):
-        if scope["path"] == RESPONSES:
+        if scope["path"].endswith(RESPONSES):
             failure = {"type": "error", "code": error.code, "message": error.message}
             text = sse.event({**failure, "param": None}, "error")
         else:
@@ -221,9 +220,10 @@ def _may_repeat(scope: Scope) -> bool:
         return True
     if scope["method"] != "POST":
         return False
-    if scope["path"] in IDEMPOTENT:
+    if scope["path"].endswith(IDEMPOTENT):
         return IDEMPOTENCY_HEADER in Headers(scope=scope)
-    return scope["path"] in REPEATABLE
+    path: str = scope["path"]
+    return path.endswith(REPEATABLE)
 
 
 def _with_id(scope: Scope) -> Scope:

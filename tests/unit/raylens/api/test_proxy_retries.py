@@ -15,6 +15,8 @@ from raylens.api.middleware import WAITED_HEADER
 from raylens.api.proxy_retries import MAX_ATTEMPTS, PAUSE_S, RetryMiddleware
 from raylens.api.refusals import RefusalMiddleware
 from testing.virtual_time import VirtualTimePolicy
+from tests.unit.raylens.api.conftest import CONFIG, FakeService
+from tests.unit.raylens.api.test_client_limits import make_app
 
 CHAT = "/v1/chat/completions"
 JOBS = "/api/v1/jobs"
@@ -149,7 +151,7 @@ async def test_what_changes_something_is_refused_instead(path: str, method: str)
     assert len(proxy.bodies) == 1
 
 
-@pytest.mark.parametrize("path", [JOBS, "/caption/generate", "/v1/batches"])
+@pytest.mark.parametrize("path", [JOBS, "/caption/generate", "/v1/batches", f"/vlm{JOBS}"])
 async def test_a_key_allows_another_attempt(path: str) -> None:
     app = RetryMiddleware(Proxy([DIES, ANSWER]))
     assert await send(app, path, idempotency_key="a") == [*ANSWER]
@@ -176,6 +178,49 @@ async def test_a_safe_method_allows_another_attempt() -> None:
     assert await send(app, f"{JOBS}/x", "GET") == [*ANSWER]
 
 
+@pytest.mark.parametrize("prefix", ["", "/vlm", "/a/v1"])
+async def test_what_is_repeated_of_all_posts_of_the_application(
+    prefix: str, service: FakeService
+) -> None:
+    paths = make_app(service, CONFIG).openapi()["paths"]
+    posts = {path for path, methods in paths.items() if "post" in methods}
+    repeated = set()
+    for path in posts:
+        proxy = Proxy([DIES, ANSWER])
+        await send(RetryMiddleware(proxy), prefix + path)
+        if len(proxy.bodies) == 2:
+            repeated.add(path)
+    assert posts - repeated == {
+        "/api/v1/jobs",
+        "/api/v1/jobs/{job_id}/cancel",
+        "/api/v1/jobs/{job_id}/deliveries/{number}/redeliver",
+        "/api/v1/pipeline/load",
+        "/api/v1/plugins",
+        "/caption/generate",
+        "/clear_vram",
+        "/v1/batches",
+        "/v1/batches/{batch_id}/cancel",
+        "/v1/files",
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        (CHAT, {"error": {"message", "type", "param", "code"}}),
+        (f"/vlm{CHAT}", {"error": {"message", "type", "param", "code"}}),
+        ("/vlm/api/generate", {"error": None}),
+        ("/vlm/v1/caption", {"detail": None}),
+        ("/vlm/api/v1/generate", {"detail": None}),
+    ],
+)
+async def test_a_refusal_has_the_shape_of_its_dialect_behind_any_prefix(
+    path: str, shape: dict[str, Any]
+) -> None:
+    _, _, body = parse(await send(RetryMiddleware(Proxy([DIES] * MAX_ATTEMPTS)), path))
+    assert {k: set(v) if isinstance(v, dict) else None for k, v in body.items()} == shape
+
+
 async def test_nobody_works_for_a_client_that_has_left() -> None:
     proxy = Proxy([DIES, ANSWER])
     assert await send(RetryMiddleware(proxy), disconnects=True) == []
@@ -197,6 +242,9 @@ def begun(media_type: str, *texts: str) -> list[Message]:
     ("path", "media_type", "sent", "last"),
     [
         (CHAT, "text/event-stream; charset=utf-8", "data: {}\n\n", 'data: {"error":'),
+        (f"/vlm{CHAT}", "text/event-stream", "data: {}\n\n", 'data: {"error":'),
+        ("/vlm/v1/responses", "text/event-stream", "data: {}\n\n", 'event: error\ndata: {"type":'),
+        ("/vlm/api/chat", "application/x-ndjson", "{}\n", '{"error": "the'),
         ("/v1/caption", "text/event-stream", "data: {}\n\n", 'data: {"detail":'),
         ("/v1/responses", "text/event-stream", "data: {}\n\n", 'event: error\ndata: {"type":'),
         ("/api/chat", "application/x-ndjson", "{}\n", '{"error":'),
