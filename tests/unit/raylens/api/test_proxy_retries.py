@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import tracemalloc
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +24,9 @@ from tests.unit.raylens.api.test_client_limits import make_app
 CHAT = "/v1/chat/completions"
 JOBS = "/api/v1/jobs"
 PARTS = (b"first", b"second")
+SMALL = 1000
+"""Bytes of one client's room."""
+FITS = b"x" * (SMALL - 100)
 START: Message = {"type": "http.response.start", "status": 200, "headers": []}
 END: Message = {"type": "http.response.body", "body": b"answer"}
 ANSWER = (START, END)
@@ -68,11 +74,18 @@ async def send(
     method: str = "POST",
     parts: Sequence[bytes] = PARTS,
     disconnects: bool = False,
+    client: str = "192.0.2.1",
     **headers: str,
 ) -> list[Message]:
     """Send a request, and return the messages of its answer."""
     names = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
-    scope = {"type": "http", "method": method, "path": path, "headers": list(names.items())}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "client": (client, 1),
+        "headers": list(names.items()),
+    }
     last = len(parts) - 1
     incoming: list[Message] = [
         {"type": "http.request", "body": part, "more_body": disconnects or index < last}
@@ -99,7 +112,7 @@ def parse(answer: Sequence[Message]) -> tuple[int, Headers, Any]:
 async def test_a_request_goes_to_another_replica_with_its_whole_body() -> None:
     proxy = Proxy([DIES, ANSWER])
     assert await send(RetryMiddleware(proxy)) == [*ANSWER]
-    assert proxy.bodies == [[*PARTS], [*PARTS]]
+    assert proxy.bodies == [[*PARTS], [b"".join(PARTS)]]
     first, second = (headers["x-request-id"] for headers in proxy.headers)
     assert first == second
 
@@ -278,12 +291,86 @@ async def test_events_of_a_job_break_off_so_that_clients_connect_again() -> None
 
 async def test_a_body_beyond_the_room_passes_but_is_not_repeated() -> None:
     proxy = Proxy([DIES, DIES, ANSWER])
-    app = RetryMiddleware(proxy, max_kept_bytes=8)
-    status, _, _ = parse(await send(app))
-    assert (status, proxy.bodies) == (503, [[*PARTS]])
+    app = RetryMiddleware(proxy, max_kept_bytes=4 * SMALL)
+    status, _, _ = parse(await send(app, parts=[b"x" * SMALL]))
+    assert (status, proxy.bodies) == (503, [[b"x" * SMALL]])
     # The room is free again for the next one.
-    assert await send(app, parts=[b"8 bytes!"]) == [*ANSWER]
-    assert proxy.bodies[1:] == [[b"8 bytes!"], [b"8 bytes!"]]
+    assert await send(app, parts=[FITS]) == [*ANSWER]
+    assert proxy.bodies[1:] == [[FITS], [FITS]]
+
+
+async def test_a_body_that_arrives_while_it_is_repeated_is_whole() -> None:
+    bodies: list[list[bytes]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if len(bodies) < 2:
+            bodies.append([(await receive())["body"] for _ in range(len(bodies) + 1)])
+            return
+        bodies.append(await read(receive))
+        await send(START)
+        await send(END)
+
+    assert await send(RetryMiddleware(app), parts=[b"a", b"b", b"c", b"d"]) == [*ANSWER]
+    assert bodies == [[b"a"], [b"a", b"b"], [b"ab", b"c", b"d"]]
+
+
+class Holder:
+    """Holds requests that have sent their bodies, and lets their replicas die once told to."""
+
+    def __init__(self) -> None:
+        self.dies = asyncio.Event()
+        self.answers: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await read(receive)
+        if not self.dies.is_set():
+            await self.dies.wait()
+            return
+        self.answers[scope["client"][0]] += 1
+        await send(START)
+        await send(END)
+
+
+async def test_the_bodies_of_one_client_leave_room_for_those_of_others() -> None:
+    holder = Holder()
+    app = RetryMiddleware(holder, max_kept_bytes=4 * SMALL)
+    clients = ["a"] * 9 + ["b", "c", "d", "e"]
+    calls = [asyncio.create_task(send(app, parts=[FITS], client=client)) for client in clients]
+    await asyncio.sleep(1)
+    holder.dies.set()
+    await asyncio.gather(*calls)
+    assert holder.answers == {"a": 1, "b": 1, "c": 1, "d": 1}
+    await send(app, parts=[FITS], client="e")
+    assert holder.answers["e"] == 1
+
+
+async def test_what_is_not_repeated_takes_no_room() -> None:
+    holder = Holder()
+    app = RetryMiddleware(holder, max_kept_bytes=4 * SMALL)
+    upload = asyncio.create_task(send(app, "/v1/files", parts=[FITS], client="a"))
+    call = asyncio.create_task(send(app, parts=[FITS], client="a"))
+    await asyncio.sleep(1)
+    holder.dies.set()
+    await asyncio.gather(upload, call)
+    assert holder.answers == {"a": 1}
+
+
+async def test_a_body_in_tiny_parts_takes_no_more_than_its_size() -> None:
+    taken: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        before, _ = tracemalloc.get_traced_memory()
+        while (await receive())["more_body"]:
+            pass
+        taken.append(tracemalloc.get_traced_memory()[0] - before)
+
+    tracemalloc.start()
+    try:
+        await send(RetryMiddleware(app), parts=[b"x"] * 10_000)
+    finally:
+        tracemalloc.stop()
+    assert len(taken) == MAX_ATTEMPTS
+    assert max(taken) < 20_000
 
 
 async def test_a_body_that_is_read_after_the_answer_has_begun_is_whole() -> None:
@@ -298,7 +385,7 @@ async def test_a_body_that_is_read_after_the_answer_has_begun_is_whole() -> None
         await send(END)
 
     assert await send(RetryMiddleware(app)) == [*ANSWER]
-    assert bodies == [[*PARTS], [*PARTS]]
+    assert bodies == [[*PARTS], [b"".join(PARTS)]]
 
 
 async def test_the_deadline_includes_the_attempts_before() -> None:
