@@ -6,7 +6,7 @@ import asyncio
 import json
 import tracemalloc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,14 @@ async def read(receive: Receive) -> list[bytes]:
             return parts
 
 
+def make_messages(parts: Sequence[bytes], disconnects: bool) -> Iterator[Message]:
+    last = len(parts) - 1
+    for index, part in enumerate(parts):
+        more = disconnects or index < last
+        yield {"type": "http.request", "body": part, "more_body": more}
+    yield {"type": "http.disconnect"}
+
+
 async def send(
     app: Any,
     path: str = CHAT,
@@ -86,16 +94,11 @@ async def send(
         "client": (client, 1),
         "headers": list(names.items()),
     }
-    last = len(parts) - 1
-    incoming: list[Message] = [
-        {"type": "http.request", "body": part, "more_body": disconnects or index < last}
-        for index, part in enumerate(parts)
-    ]
-    incoming.append({"type": "http.disconnect"})
+    incoming = make_messages(parts, disconnects)
     answer: list[Message] = []
 
     async def receive() -> Message:
-        return incoming.pop(0)
+        return next(incoming)
 
     async def note(message: Message) -> None:
         answer.append(message)
