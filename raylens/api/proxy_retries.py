@@ -29,7 +29,7 @@ from raylens.api import sse
 from raylens.api.access_log import MAX_PATH_CHARS
 from raylens.api.clients import client_of
 from raylens.api.errors import dialect_path, error_body, error_response
-from raylens.api.middleware import REQUEST_ID_HEADER, SAFE_ID
+from raylens.api.middleware import REPEATED_HEADER, REQUEST_ID_HEADER, SAFE_ID
 from raylens.core.errors import Overloaded
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ REPEATABLE = (
 IDEMPOTENT = ("/api/v1/jobs", "/caption/generate", "/v1/batches")
 """Ends of paths whose POSTs may be repeated if they have an ``Idempotency-Key``. Elsewhere the
 application doesn't look at it."""
+_MARK = REPEATED_HEADER.lower().encode()
 _GONE = "the replica that worked on this request has died"
 _BROKE_OFF = "the answer broke off"
 """The proxy doesn't learn why: the replica may have died, or the application may have failed."""
@@ -94,13 +95,15 @@ class RetryMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = _with_id(scope)
+        scope = _without_mark(_with_id(scope))
         started_at = self._clock()
         answer = _Answer(send)
         body = _Body(receive, self, client_of(scope.get("client")), _may_repeat(scope))
         try:
             for attempt in range(1, MAX_ATTEMPTS + 1):
                 scope_of_attempt = {**scope, ELAPSED: self._clock() - started_at}
+                if attempt > 1:
+                    scope_of_attempt["headers"] = [*scope["headers"], (_MARK, b"1")]
                 await self._app(scope_of_attempt, body.receive, answer.send_from(body))
                 if answer.is_complete or body.is_disconnected:
                     return
@@ -258,6 +261,11 @@ def _with_id(scope: Scope) -> Scope:
         return scope
     header = REQUEST_ID_HEADER.lower().encode(), uuid.uuid4().hex.encode()
     return {**scope, "headers": [*scope["headers"], header]}
+
+
+def _without_mark(scope: Scope) -> Scope:
+    """Return a scope without the header that marks repeated requests: only this proxy sets it."""
+    return {**scope, "headers": [header for header in scope["headers"] if header[0] != _MARK]}
 
 
 def _name_of(scope: Scope) -> str:

@@ -14,7 +14,7 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from raylens.api.middleware import WAITED_HEADER
+from raylens.api.middleware import REPEATED_HEADER, WAITED_HEADER
 from raylens.api.proxy_retries import MAX_ATTEMPTS, PAUSE_S, RetryMiddleware
 from raylens.api.refusals import RefusalMiddleware
 from testing.virtual_time import VirtualTimePolicy
@@ -389,6 +389,14 @@ async def test_a_body_that_is_read_after_the_answer_has_begun_is_whole() -> None
 
     assert await send(RetryMiddleware(app)) == [*ANSWER]
     assert bodies == [[*PARTS], [b"".join(PARTS)]]
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_only_the_proxy_marks_what_is_repeated(method: str) -> None:
+    proxy = Proxy([DIES, DIES, ANSWER])
+    await send(RetryMiddleware(proxy), method=method, x_raylens_repeated="9")
+    marks = [headers.getlist(REPEATED_HEADER) for headers in proxy.headers]
+    assert marks == [[], ["1"], ["1"]]
 
 
 async def test_the_deadline_includes_the_attempts_before() -> None:
