@@ -119,7 +119,7 @@ class _RecordedAnswer(AnswerSpan):
     def note(self, delta: Delta) -> None:
         if not self._has_begun:
             self._has_begun = True
-            seconds = (time.time_ns() - self._started) / NS
+            seconds = (time.time_ns() - self._started) / NS - delta.held_s
             self._span.set_attribute("gen_ai.response.time_to_first_chunk", seconds)
         if delta.usage is not None:
             self._usages[delta.index] = delta.usage

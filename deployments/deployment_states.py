@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 STATUS_TTL_S = 1.0
 MAX_STATUS_TTL_S = 30.0
 REST = 20
-"""A replica waits so many times as long as the controller took for its last answer: hundreds of them
+"""A replica waits so many times as long as the controller took for its last answer, since hundreds
 may share it."""
 PATIENCE_S = 1.0
 """How long anybody waits for the controller, if an older state is known."""

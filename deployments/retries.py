@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from enum import Enum
 from itertools import count
 from typing import TypeVar
@@ -64,13 +65,15 @@ async def retried(
     is_streamed: bool,
 ) -> AsyncGenerator[Delta, None]:
     """Yield the deltas of the first attempt that has any or, unless the answer is streamed, of the
-    first one that is complete.
+    first one that is complete. The first delta then says for how long it was held.
 
     An attempt raises a ``RaylensError`` whose cause is that of Ray. If there is no other attempt,
     that is raised.
     """
+    now = asyncio.get_running_loop().time
     for number in count(1):
         has_begun = False
+        first_at = 0.0
         held: list[Delta] = []
         try:
             async with aclosing(attempt()) as deltas:
@@ -79,9 +82,11 @@ async def retried(
                         has_begun = True
                         yield delta
                     else:
+                        if not held:
+                            first_at = now()
                         held.append(delta)
-            for delta in held:
-                yield delta
+            for index, delta in enumerate(held):
+                yield delta if index else replace(delta, held_s=now() - first_at)
             return
         except RaylensError as error:
             loss = None if has_begun else _loss_before(number, error)

@@ -105,6 +105,8 @@ def _code(error: BaseException) -> str:
 def begin_attempt(job_type: str, job_id: str, number: int) -> None:
     """Begin a trace of an attempt at a job, if this process traces. The current task must be the
     attempt's own."""
+    if not is_on():
+        return
     from opentelemetry.context import attach
     from opentelemetry.trace import set_span_in_context
 

@@ -160,7 +160,7 @@ def note_key(key: ApiKey) -> None:
 
 def _note(record: AccessRecord, delta: Delta, seconds: float) -> None:
     if record.first_token_s is None:
-        record.first_token_s = round(seconds, 6)
+        record.first_token_s = round(seconds - delta.held_s, 6)
     if delta.model is not None:
         record.model = delta.model
     if delta.timings is not None:

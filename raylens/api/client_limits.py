@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.access_log import current_record
 from raylens.api.errors import error_response
+from raylens.api.middleware import REPEATED_HEADER
 from raylens.api.paths import route_path
 from raylens.core.client_limits import ClientLimits
 from raylens.core.errors import RaylensError, TooManyRequests
@@ -36,6 +38,11 @@ class ClientLimitsMiddleware:
 
     ``limits`` are those of clients whose key sets none. The other methods count towards no limit,
     except that streams of events have one of their own.
+
+    What a dead replica held for a request that the proxy repeats is free only after a while. Such a
+    request takes its place even beyond the limit, where it counts for the others, and costs no
+    rate. To bound what clients gain that mark requests themselves, repeated requests have budgets
+    of their own, of the same size. One beyond these is held to the limits as any other.
     """
 
     def __init__(self, app: ASGIApp, leases: Leases, limits: ClientLimits) -> None:
@@ -56,6 +63,7 @@ class ClientLimitsMiddleware:
         if not (rates or places):
             await self._app(scope, receive, send)
             return
+        is_repeated = REPEATED_HEADER in Headers(scope=scope)
         standings: list[Standing] = []
 
         async def send_with_standing(message: Message) -> None:
@@ -67,8 +75,11 @@ class ClientLimitsMiddleware:
             try:
                 standings = [self._leases.standing(budget) for budget in rates]
                 for budget in places:
-                    await stack.enter_async_context(self._leases.hold(budget))
+                    may_exceed = is_repeated and await self._hold_repeated(stack, budget)
+                    await stack.enter_async_context(self._leases.hold(budget, may_exceed))
                 for index, budget in enumerate(rates):
+                    if is_repeated and await self._spend_repeated(budget):
+                        continue
                     cost = int(budget.name == REQUESTS)
                     standings[index] = await self._leases.spend(budget, cost)
                     _check(standings[index])
@@ -80,11 +91,26 @@ class ClientLimitsMiddleware:
                 await self._app(scope, receive, send_with_standing)
             finally:
                 self._charge_tokens(rates)
+                if is_repeated:
+                    self._charge_tokens([_of_repeated(budget) for budget in rates])
+
+    async def _hold_repeated(self, stack: AsyncExitStack, budget: Budget) -> bool:
+        """Return whether there is a place for a repeated request, which is held then."""
+        try:
+            await stack.enter_async_context(self._leases.hold(_of_repeated(budget)))
+        except TooManyRequests:
+            return False
+        return True
+
+    async def _spend_repeated(self, budget: Budget) -> bool:
+        """Return whether a rate allows a repeated request, which costs nothing else then."""
+        cost = int(budget.name == REQUESTS)
+        return not (await self._leases.spend(_of_repeated(budget), cost)).retry_after
 
     def _charge_tokens(self, rates: list[Budget]) -> None:
         record = current_record.get()
         for budget in rates:
-            if budget.name == TOKENS and record is not None:
+            if budget.name.endswith(TOKENS) and record is not None:
                 self._leases.charge(budget, record.prompt_tokens + record.completion_tokens)
 
 
@@ -102,6 +128,11 @@ def _places(limits: ClientLimits, is_post: bool, is_stream: bool) -> list[Budget
     if is_stream and limits.max_event_streams is not None:
         places.append(Budget(client, "event streams", limits.max_event_streams))
     return places
+
+
+def _of_repeated(budget: Budget) -> Budget:
+    """Return the budget of a client's repeated requests."""
+    return replace(budget, name=f"repeated {budget.name}")
 
 
 def _check(standing: Standing) -> None:

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api import sse
-from raylens.api.errors import error_response
+from raylens.api.errors import dialect_path, error_response
 from raylens.api.middleware import REQUEST_ID_HEADER, SAFE_ID
 from raylens.core.draining import Draining
 from raylens.core.errors import Overloaded
@@ -109,7 +109,8 @@ class DrainMiddleware:
         else:
             await _read_body(scope, receive)
             message = "this server is about to stop and takes no new requests"
-            answer = error_response(scope["path"], Overloaded(message, retry_after=RETRY_AFTER_S))
+            error = Overloaded(message, retry_after=RETRY_AFTER_S)
+            answer = error_response(dialect_path(scope["path"]), error)
         await answer(scope, receive, _closing(scope, send))
 
 

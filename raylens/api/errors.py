@@ -58,6 +58,16 @@ OPENAI_PATHS = (
 OLLAMA_PATHS = ("/api/chat", "/api/generate", "/api/ps", "/api/show", "/api/tags", "/api/version")
 
 
+def dialect_path(path: str) -> str:
+    """Return a path from where its dialect's paths begin, for error bodies.
+
+    The proxy doesn't know the application's prefix.
+    """
+    starts = [path.find(known) for known in OPENAI_PATHS]
+    starts += [len(path) - len(known) for known in OLLAMA_PATHS if path.endswith(known)]
+    return path[min((start for start in starts if start >= 0), default=0) :]
+
+
 def error_body(path: str, error: RaylensError) -> dict[str, Any]:
     """Return ``error`` in the shape of the dialect that ``path`` belongs to."""
     message = error.message.encode("utf-8", "replace").decode()

@@ -24,6 +24,9 @@ REQUEST_ID_HEADER = "X-Request-ID"
 WAITED_HEADER = "X-Raylens-Waited"
 """Seconds that a request has waited in the proxy, which replaces what the client sends. Without the
 proxy's middleware a client can only shorten its own deadline."""
+REPEATED_HEADER = "X-Raylens-Repeated"
+"""Marks a request that the proxy repeats, which removes it from what clients send. Without the
+proxy's middleware a client that sends it has each of its limits twice (ClientLimitsMiddleware)."""
 _SECONDS = re.compile(r"[0-9]{1,4}\.[0-9]{3}")
 SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _WRITES = ("POST", "PUT", "DELETE")

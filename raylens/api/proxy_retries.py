@@ -16,16 +16,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api import sse
-from raylens.api.errors import error_body, error_response
-from raylens.api.middleware import REQUEST_ID_HEADER
+from raylens.api.access_log import MAX_PATH_CHARS
+from raylens.api.clients import client_of
+from raylens.api.errors import dialect_path, error_body, error_response
+from raylens.api.middleware import REPEATED_HEADER, REQUEST_ID_HEADER, SAFE_ID
 from raylens.core.errors import Overloaded
 
 logger = logging.getLogger(__name__)
@@ -35,34 +39,40 @@ PAUSE_S = 0.2
 RETRY_AFTER_S = 1.0
 MAX_KEPT_BYTES = 128 * 2**20
 """Of the bodies of all requests that have no answer yet. A request beyond isn't repeated."""
+SHARES = 4
+"""One client has at most one in so many of these bytes."""
 ELAPSED = "raylens.elapsed"
 """Key of a scope: seconds that earlier attempts have taken, which the deadline includes."""
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 RESPONSES = "/v1/responses"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-REPEATABLE = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        RESPONSES,
-        "/v1/caption",
-        "/v1/query",
-        "/v1/detect",
-        "/v1/point",
-        "/v1/segment",
-        "/v1/preprocess",
-        "/api/chat",
-        "/api/generate",
-        "/api/show",
-        "/api/v1/generate",
-        "/caption",
-        "/describe",
-        "/describe/file",
-        "/surveillance",
-    }
+REPEATABLE = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    RESPONSES,
+    "/v1/caption",
+    "/v1/query",
+    "/v1/detect",
+    "/v1/point",
+    "/v1/segment",
+    "/v1/preprocess",
+    "/api/chat",
+    "/api/generate",
+    "/api/show",
+    "/api/v1/generate",
+    "/caption",
+    "/describe",
+    "/describe/file",
+    "/surveillance",
 )
-"""Paths whose POSTs change nothing."""
+"""Ends of paths whose POSTs change nothing. The proxy doesn't know the application's prefix."""
+IDEMPOTENT = ("/api/v1/jobs", "/caption/generate", "/v1/batches")
+"""Ends of paths whose POSTs may be repeated if they have an ``Idempotency-Key``. Elsewhere the
+application doesn't look at it."""
+_MARK = REPEATED_HEADER.lower().encode()
 _GONE = "the replica that worked on this request has died"
+_BROKE_OFF = "the answer broke off"
+"""The proxy doesn't learn why: the replica may have died, or the application may have failed."""
 
 
 class RetryMiddleware:
@@ -77,18 +87,23 @@ class RetryMiddleware:
         self._app = app
         self._clock = clock
         self._room = max_kept_bytes
+        self._share = max_kept_bytes // SHARES
+        self._kept: Counter[str] = Counter()
+        """Bytes of each client."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = _with_id(scope)
+        scope = _without_mark(_with_id(scope))
         started_at = self._clock()
         answer = _Answer(send)
-        body = _Body(receive, self)
+        body = _Body(receive, self, client_of(scope.get("client")), _may_repeat(scope))
         try:
             for attempt in range(1, MAX_ATTEMPTS + 1):
                 scope_of_attempt = {**scope, ELAPSED: self._clock() - started_at}
+                if attempt > 1:
+                    scope_of_attempt["headers"] = [*scope["headers"], (_MARK, b"1")]
                 await self._app(scope_of_attempt, body.receive, answer.send_from(body))
                 if answer.is_complete or body.is_disconnected:
                     return
@@ -96,43 +111,54 @@ class RetryMiddleware:
                     await _end_stream(scope, answer)
                     return
                 logger.warning("attempt %d of %s: %s", attempt, _name_of(scope), _GONE)
-                if attempt == MAX_ATTEMPTS or not (_may_repeat(scope) and body.is_kept):
+                if attempt == MAX_ATTEMPTS or not body.is_kept:
                     break
                 body.rewind()
                 await asyncio.sleep(PAUSE_S)
         finally:
             body.forget()
-        refusal = error_response(scope["path"], Overloaded(_GONE, retry_after=RETRY_AFTER_S))
-        refusal.headers[REQUEST_ID_HEADER] = Headers(scope=scope)[REQUEST_ID_HEADER]
+        error = Overloaded(_GONE, retry_after=RETRY_AFTER_S)
+        refusal = error_response(dialect_path(scope["path"]), error)
+        request_id = Headers(scope=scope)[REQUEST_ID_HEADER]
+        if SAFE_ID.fullmatch(request_id):
+            refusal.headers[REQUEST_ID_HEADER] = request_id
         await refusal(scope, receive, send)
 
-    def take_room(self, size: int) -> bool:
-        """Return whether there is room for so many bytes more, which are taken then."""
-        if size > self._room:
+    def take_room(self, client: str, size: int) -> bool:
+        """Return whether a client has room for so many bytes more, which are taken then."""
+        if size > min(self._room, self._share - self._kept[client]):
             return False
         self._room -= size
+        self._kept[client] += size
         return True
 
-    def give_back_room(self, size: int) -> None:
+    def give_back_room(self, client: str, size: int) -> None:
         self._room += size
+        self._kept[client] -= size
+        if not self._kept[client]:
+            del self._kept[client]
 
 
 class _Body:
-    """A request's messages, which are kept for another attempt while there is room."""
+    """A request's body, which is kept for another attempt while there is room."""
 
-    def __init__(self, receive: Receive, owner: RetryMiddleware) -> None:
+    def __init__(
+        self, receive: Receive, owner: RetryMiddleware, client: str, may_repeat: bool
+    ) -> None:
         self._receive = receive
         self._owner = owner
-        self._messages: list[Message] = []
+        self._client = client
+        self._data = bytearray()  # a list of small messages would take a hundred times their size
         self._size = 0
-        self._next = 0
-        self.is_kept = True
+        self._has_begun = False
+        self._has_more = True
+        self._must_replay = False
+        self.is_kept = may_repeat
         self.is_disconnected = False
 
     async def receive(self) -> Message:
-        if self._next < len(self._messages):
-            self._next += 1
-            return self._messages[self._next - 1]
+        if self._must_replay:
+            return self._replay()
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self.is_disconnected = True
@@ -141,22 +167,32 @@ class _Body:
         return message
 
     def _keep(self, message: Message) -> None:
-        size = len(message.get("body", b""))
-        if not self._owner.take_room(size):
+        self._has_begun = True
+        self._data += message.get("body", b"")
+        self._has_more = message.get("more_body", False)
+        size = sys.getsizeof(self._data)
+        if self._owner.take_room(self._client, size - self._size):
+            self._size = size
+        else:
             self.forget()
-            return
-        self._size += size
-        self._messages.append(message)
-        self._next += 1
+
+    def _replay(self) -> Message:
+        self._must_replay = False
+        data = bytes(self._data)
+        if not self.is_kept:
+            self._data = bytearray()
+        return {"type": "http.request", "body": data, "more_body": self._has_more}
 
     def rewind(self) -> None:
-        self._next = 0
+        self._must_replay = self._has_begun
 
     def forget(self) -> None:
         """Drop what has been read."""
-        self._owner.give_back_room(self._size)
+        self._owner.give_back_room(self._client, self._size)
+        self._size = 0
         self.is_kept = False
-        self._messages, self._size, self._next = self._messages[self._next :], 0, 0
+        if not self._must_replay:
+            self._data = bytearray()
 
 
 class _Answer:
@@ -190,13 +226,13 @@ class _Answer:
 
 async def _end_stream(scope: Scope, answer: _Answer) -> None:
     """End an answer's stream between two events with an error. Anything else breaks off."""
-    logger.warning("the answer to %s broke off: %s", _name_of(scope), _GONE)
+    logger.warning("the answer to %s broke off", _name_of(scope))
     if scope["method"] != "POST":
         return
-    error = Overloaded(_GONE)
-    content = error_body(scope["path"], error)
+    error = Overloaded(_BROKE_OFF)
+    content = error_body(dialect_path(scope["path"]), error)
     if answer.media_type == "text/event-stream" and answer.tail in (b"", b"\n\n"):
-        if scope["path"] == RESPONSES:
+        if scope["path"].endswith(RESPONSES):
             failure = {"type": "error", "code": error.code, "message": error.message}
             text = sse.event({**failure, "param": None}, "error")
         else:
@@ -209,9 +245,14 @@ async def _end_stream(scope: Scope, answer: _Answer) -> None:
 
 
 def _may_repeat(scope: Scope) -> bool:
-    if scope["method"] in SAFE_METHODS or IDEMPOTENCY_HEADER in Headers(scope=scope):
+    if scope["method"] in SAFE_METHODS:
         return True
-    return scope["method"] == "POST" and scope["path"] in REPEATABLE
+    if scope["method"] != "POST":
+        return False
+    if scope["path"].endswith(IDEMPOTENT):
+        return IDEMPOTENCY_HEADER in Headers(scope=scope)
+    path: str = scope["path"]
+    return path.endswith(REPEATABLE)
 
 
 def _with_id(scope: Scope) -> Scope:
@@ -222,5 +263,15 @@ def _with_id(scope: Scope) -> Scope:
     return {**scope, "headers": [*scope["headers"], header]}
 
 
+def _without_mark(scope: Scope) -> Scope:
+    """Return a scope without the header that marks repeated requests: only this proxy sets it."""
+    return {**scope, "headers": [header for header in scope["headers"] if header[0] != _MARK]}
+
+
 def _name_of(scope: Scope) -> str:
-    return f"{scope['method']} {scope['path']} ({Headers(scope=scope)[REQUEST_ID_HEADER]})"
+    """Return what the log calls a request. Its path is decoded, and may hold line breaks."""
+    path = scope["path"][:MAX_PATH_CHARS]
+    request_id = Headers(scope=scope)[REQUEST_ID_HEADER]
+    if not SAFE_ID.fullmatch(request_id):
+        request_id = "-"
+    return f"{scope['method']} {path!r} ({request_id})"

@@ -128,13 +128,14 @@ class Leases:
             self._start(self._pay_debt(budget, lease))
 
     @asynccontextmanager
-    async def hold(self, budget: Budget) -> AsyncIterator[None]:
-        """Hold a place within the context. Raises ``TooManyRequests`` if there is none."""
+    async def hold(self, budget: Budget, may_exceed: bool = False) -> AsyncIterator[None]:
+        """Hold a place within the context, even beyond the limit if it ``may_exceed`` that. Raises
+        ``TooManyRequests`` if there is none."""
         lease = self._places[budget]
         lease.callers += 1
         lease.was_used = True
         try:
-            await self._take_place(budget, lease)
+            await self._take_place(budget, lease, may_exceed)
             try:
                 yield
             finally:
@@ -144,12 +145,15 @@ class Leases:
             if lease.leased > self._needed(budget, lease) or not lease.leased:
                 self._start(self._give_back(budget, lease))
 
-    async def _take_place(self, budget: Budget, lease: _PlaceLease) -> None:
+    async def _take_place(self, budget: Budget, lease: _PlaceLease, may_exceed: bool) -> None:
         async with lease.lock:
             if lease.used >= lease.leased:
                 ahead = max(1, budget.limit // SPARE_PLACES)
                 grant = await self._hold(budget, lease, ahead)
                 lease.leased += int(grant.amount)
+            if lease.used >= lease.leased and may_exceed:
+                lease.leased = lease.used + 1
+                await self._hold(budget, lease, 0)
             if lease.used >= lease.leased:
                 message = f"your limit of {budget.limit} {budget.name} at a time is reached"
                 raise TooManyRequests(message, None, budget.limit, budget.limit, PLACE_RETRY_S)
@@ -192,7 +196,8 @@ class Leases:
         """Return the places in use, and a few to spare for a client that has lately used one, if
         all replicas together spare no more than a quarter of the limit."""
         may_spare = lease.was_used and 4 * lease.sharers <= SPARE_PLACES
-        return lease.used + (budget.limit // SPARE_PLACES if may_spare else 0)
+        spare = budget.limit // SPARE_PLACES if may_spare else 0
+        return max(lease.used, min(lease.used + spare, budget.limit))
 
     async def _give_back(self, budget: Budget, lease: _PlaceLease) -> None:
         """Give back the places that aren't needed."""

@@ -456,6 +456,8 @@ class Delta:
     timings: Timings | None = None
     model: str | None = None
     """Which model answers, if it isn't the one that was asked; in the first delta."""
+    held_s: float = field(default=0.0, compare=False)
+    """Seconds from when it came until it was passed on; in the first delta."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 from ray.exceptions import (
@@ -23,9 +25,12 @@ from ray.serve.schema import (
     ReplicaState,
 )
 
+from deployments.answer_spans import _RecordedAnswer
 from deployments.deployment_states import DeploymentStates
 from deployments.graph import Graph
 from deployments.retries import MAX_ATTEMPTS, PAUSE_S
+from deployments.spans import NS
+from raylens.api.access_log import AccessRecord, RecordedService, current_record
 from raylens.core.config import AppConfig
 from raylens.core.errors import (
     InvalidRequest,
@@ -33,14 +38,16 @@ from raylens.core.errors import (
     ModelNotLoaded,
     Overloaded,
 )
+from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
 from raylens.core.types import Caller, Delta, FinishReason, PictureFile, Query, VisionRequest
+from testing.virtual_time import VirtualTimePolicy
 
 MODEL = "a"
 PICTURE = PictureFile(b"picture", "image")
 DELTA = Delta("text", 0, FinishReason.STOP)
 OTHER = Delta("text", 1, FinishReason.STOP)
-Step = Delta | BaseException
+Step = Delta | BaseException | float
 
 
 def task_error(cause: Exception) -> RayTaskError:
@@ -64,7 +71,7 @@ LOST_PICTURE = [
 
 
 class Stream:
-    """A streaming call that yields deltas, and raises exceptions."""
+    """A streaming call that yields deltas, raises exceptions, and waits for seconds."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._deltas = self._play(steps)
@@ -74,7 +81,10 @@ class Stream:
         for step in steps:
             if isinstance(step, BaseException):
                 raise step
-            yield step
+            if isinstance(step, float):
+                await asyncio.sleep(step)
+            else:
+                yield step
 
     def __aiter__(self) -> AsyncGenerator[Delta, None]:
         return self._deltas
@@ -148,7 +158,8 @@ class Server:
         """Ask about a picture."""
         deadline = time.time() + timeout_s
         request = VisionRequest("id", MODEL, Query("what?"), deadline, stream=stream)
-        async with aclosing(self._graph.generate(request, [PICTURE])) as deltas:
+        service = cast(VisionService, RecordedService(self._graph))
+        async with aclosing(service.generate(request, [PICTURE])) as deltas:
             return [delta async for delta in deltas]
 
     async def preview(self) -> Any:
@@ -158,6 +169,11 @@ class Server:
     @property
     def attempts(self) -> int:
         return len(self.model.calls)
+
+
+@pytest.fixture
+def event_loop_policy() -> VirtualTimePolicy:
+    return VirtualTimePolicy()
 
 
 @pytest.mark.parametrize("loss", [*LOST_REPLICA, *LOST_PICTURE], ids=repr)
@@ -188,6 +204,27 @@ async def test_a_stream_that_has_begun_is_not_repeated_but_parts_of_a_whole_answ
     # Of two answers, the first one was complete.
     server = Server([[DELTA, ActorDiedError()], [DELTA, OTHER]])
     assert await server.ask(stream=False) == [DELTA, OTHER]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_first_token_has_come_before_a_whole_answer_is_passed_on(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = asyncio.get_running_loop().time
+    monkeypatch.setattr("raylens.api.access_log.time.perf_counter", now)
+    monkeypatch.setattr("deployments.answer_spans.time.time_ns", lambda: int(now() * NS))
+    span = MagicMock()
+    recorded = _RecordedAnswer(span, 1)
+    monkeypatch.setattr("deployments.graph.answer_span", lambda *_: nullcontext(recorded))
+    monkeypatch.setattr(recorded, "call", lambda method, *arguments: method.remote(*arguments))
+    record = AccessRecord("POST", "/", "")
+    current_record.set(record)
+    server = Server([[2.0, Delta("a"), 4.0, Delta("b"), DELTA]])
+    await server.ask(stream=stream)
+    assert record.first_token_s == pytest.approx(2.0)
+    name, seconds = span.set_attribute.call_args_list[0].args
+    assert name == "gen_ai.response.time_to_first_chunk"
+    assert seconds == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(

@@ -477,7 +477,9 @@ async def test_a_picture_that_never_gets_a_thread_has_only_waited() -> None:
 # Jobs
 
 
-async def test_an_attempt_at_a_job_is_a_trace_of_its_own() -> None:
+async def test_an_attempt_at_a_job_is_a_trace_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.spans.is_on", lambda: True)
+
     async def attempt(job: str, code: str) -> None:
         begin_attempt("caption", job, 2)
         with answer_span(make_request(), 0) as span:
@@ -508,6 +510,7 @@ from ray import serve
 before = {name for name in sys.modules if name.startswith("opentelemetry")}
 from deployments import graph, ingress, job_queue, preprocessor, tracing, vision_model
 from deployments.answer_spans import ReadingMiddleware, answer_span
+from deployments.spans import begin_attempt, end_attempt
 from deployments.stage_spans import follow_answers, picture_spans
 from raylens.core.types import Caption, VisionRequest
 
@@ -518,6 +521,8 @@ async def respond(scope, receive, send):
 
 asyncio.run(ReadingMiddleware(respond)({"type": "http"}, None, None))
 tracing.trace_this_actor("jobs")
+begin_attempt("caption", "a", 1)
+end_attempt("ok")
 print(*{name for name in sys.modules if name.startswith("opentelemetry")} - before)
 """
 
@@ -531,7 +536,9 @@ def test_without_tracing_nothing_of_opentelemetry_is_imported_but_by_serve() -> 
 
 async def test_without_a_trace_nothing_is_recorded() -> None:
     deltas = deltas_of(LAST)
+    begin_attempt("caption", "a", 1)
     assert serve.get_trace_context() is None
+    end_attempt("ok")
     assert follow_answers(deltas, make_request(), 0) is deltas
     await deltas.aclose()
     assert await handle(call_model) == [{"type": "http.response.start", "status": 200}]

@@ -16,9 +16,13 @@ import yaml
 from fastapi import FastAPI
 
 from raylens.api.app import create_app
+from raylens.api.middleware import REPEATED_HEADER
+from raylens.api.shared import Shared
 from raylens.core.config import AppConfig
 from raylens.core.key_source import CHECK_S, KeySource
 from raylens.core.keys import hash_key
+from raylens.core.leases import Leases
+from raylens.core.ledger import Budget
 from raylens.core.live_settings import live_view
 from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.job import new_id
@@ -26,6 +30,7 @@ from raylens.jobs.memory import MemoryStore
 from testing.pictures import encode_picture, gradient
 from testing.virtual_time import VirtualClock, VirtualTimePolicy
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, PICTURE, FakeService
+from tests.unit.raylens.core.test_leases import FakeClock, SharedLedger
 from tests.unit.raylens.jobs.conftest import FakeService as JobModel
 from tests.unit.raylens.jobs.conftest import FakeWebhookClient, QueueParts
 
@@ -156,6 +161,61 @@ async def test_requests_in_flight_are_limited(service: FakeService) -> None:
         assert refused.json()["detail"] == "your limit of 2 requests in flight at a time is reached"
         assert refused.headers["Retry-After"] == "1"
         assert (await client.post(PATH, json=QUERY)).status_code == 200
+
+
+REPEATED = {REPEATED_HEADER: "1"}
+
+
+async def test_a_repeated_request_costs_no_rate(service: FakeService) -> None:
+    app = make_app(service, configure({"requests_per_minute": 2}))
+    async with connect(app) as client:
+        first = await client.post(PATH, json=QUERY)
+        again = await client.post(PATH, json=QUERY, headers=REPEATED)
+        assert first.headers["RateLimit"] == again.headers["RateLimit"]
+        assert (await client.post(PATH, json=QUERY)).status_code == 200
+        assert (await client.post(PATH, json=QUERY)).status_code == 429
+        assert (await client.post(PATH, json=QUERY, headers=REPEATED)).status_code == 200
+
+
+async def test_who_marks_requests_as_repeated_has_its_rate_twice(service: FakeService) -> None:
+    app = make_app(service, configure({"requests_per_minute": 3}))
+    async with connect(app) as client:
+        answers = [await client.post(PATH, json=QUERY, headers=REPEATED) for _ in range(9)]
+    assert [answer.status_code for answer in answers] == [200] * 6 + [429] * 3
+
+
+async def test_who_marks_requests_as_repeated_has_its_tokens_twice(service: FakeService) -> None:
+    statuses: dict[bool, list[int]] = {}
+    for is_marked in (False, True):
+        app = make_app(service, configure({"tokens_per_minute": 20}))
+        async with connect(app) as client:
+            statuses[is_marked] = []
+            for _ in range(20):
+                headers = REPEATED if is_marked else {}
+                answer = await client.post(PATH, json=QUERY, headers=headers)
+                statuses[is_marked].append(answer.status_code)
+                await asyncio.sleep(0)
+    counts = {is_marked: codes.count(200) for is_marked, codes in statuses.items()}
+    assert 1 <= counts[False] <= counts[True] <= 2 * counts[False]
+
+
+async def test_a_repeated_request_takes_a_place_that_its_dead_replica_still_holds(
+    service: FakeService,
+) -> None:
+    service.delay_s = 5.0
+    clock = FakeClock()
+    ledger = SharedLedger(clock)
+    dead = Leases(ledger, clock)
+    config = configure({"max_in_flight": 2})
+    shared = Shared(config, leases=Leases(ledger, clock))
+    app = create_app(service, config, shared=shared)
+    places = Budget("192.0.2.1", "requests in flight", 2)
+    async with connect(app) as client, dead.hold(places), dead.hold(places):
+        assert (await client.post(PATH, json=QUERY)).status_code == 429
+        # Only as many as there may have been.
+        calls = (client.post(PATH, json=QUERY, headers=REPEATED) for _ in range(5))
+        answers = await asyncio.gather(*calls)
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429]
 
 
 async def test_a_refused_body_is_not_read(service: FakeService) -> None:

@@ -89,9 +89,10 @@ async def test_a_server_that_drains_refuses_new_requests_and_ends_the_others(
     assert refused.headers["connection"] == "close"
     assert refused.headers["x-request-id"] == "own"
     assert "about to stop" in refused.json()["detail"]
-    openai = await http.post(STREAM)
-    assert openai.status_code == 503
-    assert openai.json()["error"]["code"] == "overloaded"
+    for path in (STREAM, f"/prefix{STREAM}"):
+        openai = await http.post(path)
+        assert openai.status_code == 503
+        assert openai.json()["error"]["code"] == "overloaded"
     assert server.paths == [STREAM]
     server.may_end.set()
     answer = await begun

@@ -199,6 +199,39 @@ class TestPlaces:
             async with replicas[1].hold(self.PLACES):
                 pass
 
+    async def test_a_place_beyond_the_limit_counts_in_all_replicas(
+        self, replicas: list[Leases], clock: FakeClock
+    ) -> None:
+        two = Budget("ann", "requests in flight", 2)
+        dead, first, second = replicas
+        async with AsyncExitStack() as gone, AsyncExitStack() as stack:
+            for _ in range(2):
+                await gone.enter_async_context(dead.hold(two))
+            for _ in range(2):
+                await stack.enter_async_context(first.hold(two, may_exceed=True))
+            clock.now += LEASE_S + 1
+            await first._hold(two, first._places[two], 0)  # renews its lease
+            with pytest.raises(TooManyRequests):
+                await stack.enter_async_context(second.hold(two))
+            await stack.aclose()
+            await asyncio.sleep(0)
+            async with second.hold(two), second.hold(two):
+                pass
+
+    async def test_places_beyond_the_limit_are_not_kept(
+        self, replicas: list[Leases], ledger: SharedLedger
+    ) -> None:
+        limit = Budget("ann", "requests in flight", 32)
+        async with AsyncExitStack() as stack:
+            for _ in range(32):
+                await stack.enter_async_context(replicas[0].hold(limit))
+            async with replicas[0].hold(limit, may_exceed=True):
+                assert sum(ledger.ledger._accounts[limit].held.values()) == 33
+            await asyncio.sleep(0)
+            assert sum(ledger.ledger._accounts[limit].held.values()) == 32
+            with pytest.raises(TooManyRequests):
+                await stack.enter_async_context(replicas[0].hold(limit))
+
     async def test_a_new_ledger_learns_what_replicas_hold(
         self, replicas: list[Leases], ledger: SharedLedger
     ) -> None:
