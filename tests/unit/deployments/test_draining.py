@@ -87,22 +87,23 @@ def test_a_replica_without_the_flag_asks_the_controller() -> None:
     assert find_state(deployment, "r2") is None
 
 
-def test_a_question_has_one_thread() -> None:
+def test_a_question_is_asked_by_one_thread() -> None:
+    started = threading.Event()
     may_end = threading.Event()
+    askers: set[int] = set()
 
     def ask() -> bool:
+        askers.add(threading.get_ident())
+        started.set()
         return may_end.wait(30)
 
-    def number_of_threads() -> int:
-        return sum(thread.name == "draining" for thread in threading.enumerate())
-
-    before = number_of_threads()
     drains = [replica_draining(None, ask, 0.001) for _ in range(3)]
-    assert number_of_threads() - before == 1
+    assert started.wait(10)
+    assert drains[0] is drains[1] is drains[2]
     may_end.set()
-    for each in drains:
-        assert isinstance(each, AskedInBackground)
-        assert each.answered.wait(10)
+    assert isinstance(drains[0], AskedInBackground)
+    assert drains[0].answered.wait(10)
+    assert len(askers) == 1
 
 
 def test_a_failed_question_is_asked_again() -> None:
