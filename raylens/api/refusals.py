@@ -32,7 +32,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylens.api.clients import client_of, presented_keys
-from raylens.api.middleware import REQUEST_ID_HEADER, WAITED_HEADER
+from raylens.api.middleware import REQUEST_ID_HEADER, SAFE_ID, WAITED_HEADER
 from raylens.api.proxy_retries import ELAPSED
 
 REPEAT_S = 0.25
@@ -318,9 +318,9 @@ def _replay(first: Message, receive: Receive) -> Receive:
 
 
 async def _repeat(refusal: _Refusal, scope: Scope, send: Send) -> None:
-    request_id = Headers(scope=scope).get(REQUEST_ID_HEADER)
+    request_id = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
     headers = list(refusal.headers)
-    if request_id is not None:
+    if SAFE_ID.fullmatch(request_id):
         headers.append((REQUEST_ID_HEADER.lower().encode(), request_id.encode("latin-1")))
     start: dict[str, Any] = {"type": "http.response.start", "status": refusal.status}
     await send({**start, "headers": headers})
