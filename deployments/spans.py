@@ -1,8 +1,8 @@
 """The spans of our own, below those of Serve.
 
 ``serve.get_trace_context()`` is None if tracing is off, and if the current request isn't traced.
-Then nothing is recorded. Attributes follow OpenTelemetry's conventions for generative AI where it
-has any, and never hold prompts, answers or pictures.
+Then nothing is recorded. Attributes follow OpenTelemetry's conventions for generative AI, if it has
+any for them, and never hold prompts, answers or pictures.
 """
 
 from __future__ import annotations

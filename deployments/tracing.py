@@ -113,7 +113,7 @@ def make_sampler(environment: Mapping[str, str]) -> Sampler:
 
     What a traced request calls is traced, too. An untraced request has no context to pass on, so
     that its next hop looks like the begin of a trace. Serve would then choose again, and record
-    traces that begin in the middle. Here, a trace begins in a proxy, or where no proxy traces, in
+    traces that begin in the middle. Here, a trace begins in a proxy or, if proxies don't trace, in
     the ingress.
     """
     from opentelemetry.sdk.trace.sampling import (

@@ -25,12 +25,9 @@ import psutil
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
-from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
 
 from benchmarks.photograph import draw_photograph
-from benchmarks.scaling.__main__ import MODEL, timed
-from testing.ports import free_port
+from benchmarks.scaling.__main__ import MODEL, deployed, timed
 
 PROCESSES = {
     "ray::ProxyActor": "proxy",
@@ -90,21 +87,13 @@ def kinds() -> list[Kind]:
 def server(replicas: int, folder: str) -> Iterator[str]:
     scaling = {"min_replicas": replicas, "max_replicas": replicas}  # autoscaled, as shipped
     config = timed(scaling, 0.005)
-    port = free_port()
-    config["http_options"]["port"] = port
     (application,) = config["applications"]
     application["args"]["jobs"] = {"data_dir": folder, "capacity": 10_000, "workers": IN_FLIGHT}
     application["args"]["dialect_models"] = {"jobs": MODEL}
     application["args"]["models"][0]["checkpoint"] = f"0.001*{PARTS}"
     application["deployments"][-1]["ray_actor_options"] = {"num_cpus": 0.01}
-    ray.init(address="local", num_cpus=8, log_to_driver=False, include_dashboard=False)
-    serve.start(http_options=config["http_options"])
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    with deployed(config, num_cpus=8) as url:
+        yield url
 
 
 def cpu_seconds() -> dict[str, float]:
@@ -181,7 +170,7 @@ class _Holder:
 
 
 def measure_transfers(repeats: int) -> None:
-    """Print the time of a call with a picture as its argument, by where that lies."""
+    """Print the time of a call with a picture of the same node, and with one of another node."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "resources": {"a": 1}})
     cluster.add_node(num_cpus=1, resources={"b": 1})
     ray.init(address=cluster.address, log_to_driver=False)

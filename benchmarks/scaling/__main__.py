@@ -87,10 +87,16 @@ def timed(scaling: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 @contextmanager
 def server(scaling: dict[str, Any], seconds: float = SECONDS) -> Iterator[str]:
-    config = timed(scaling, seconds)
+    with deployed(timed(scaling, seconds), num_cpus=4) as url:
+        yield url
+
+
+@contextmanager
+def deployed(config: dict[str, Any], num_cpus: int) -> Iterator[str]:
+    """Deploy a Serve config on a Ray of its own, and yield the URL."""
     port = free_port()
     config["http_options"]["port"] = port
-    ray.init(address="local", num_cpus=4, log_to_driver=False, include_dashboard=False)
+    ray.init(address="local", num_cpus=num_cpus, log_to_driver=False, include_dashboard=False)
     serve.start(http_options=config["http_options"])
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
     try:
