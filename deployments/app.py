@@ -13,7 +13,7 @@ from deployments.job_client import QUEUE_ACTOR_NAME
 from deployments.job_queue import JobQueueActor
 from deployments.ledger import ledger_actor_config
 from deployments.lost_arguments import DefaultRouter
-from deployments.picture_router import PictureRouter
+from deployments.picture_router import PictureRouter, PreprocessorRouter
 from deployments.pipeline_defaults import pipeline_defaults_actor_config
 from deployments.preprocessor import Preprocessor
 from deployments.ray_environment import RUN_MARK
@@ -65,7 +65,10 @@ def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Applica
         for note in notes:
             logger.warning(note)
     preprocessor = serve.deployment(Preprocessor).options(
-        name="Preprocessor", max_ongoing_requests=MAX_PICTURES, **_update_options(config)
+        name="Preprocessor",
+        max_ongoing_requests=MAX_PICTURES,
+        request_router_config=RequestRouterConfig(request_router_class=PreprocessorRouter),
+        **_update_options(config),
     )
     model_apps = {
         model.name: _bind_vision_model(model_class, model, config) for model in config.models

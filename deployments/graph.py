@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentRes
 
 from deployments.answer_spans import AnswerSpan, answer_span
 from deployments.deployment_states import STATUS_TTL_S, DeploymentStates
+from deployments.picture_router import preprocessor_session_id
 from deployments.retries import PAUSE_S, Loss, retried, retried_call
 from deployments.spans import call as call_handle
 from raylens.core.affinity import picture_key
@@ -119,10 +120,16 @@ class Graph(VisionService):
     ) -> AsyncGenerator[Delta, None]:
         unfinished: list[DeploymentResponse[Any] | DeploymentResponseGenerator[Any]] = []
         try:
+            # Both handles learn which picture chooses the replica.
+            preprocessor, handle = self._preprocessor, self._streams[request.model]
+            if pictures:
+                key = picture_key(pictures[0].data)
+                session_id = preprocessor_session_id(request.model, key)
+                preprocessor = preprocessor.options(session_id=session_id)
+                handle = handle.options(session_id=key)
             for picture in pictures:
-                process = self._preprocessor.process
+                process = preprocessor.process
                 unfinished.append(span.call(process, picture, request.recipe, request.caller))
-            handle = self._handle_for(request.model, pictures)
             deltas = span.call(handle.generate, request, *unfinished)
             unfinished.append(deltas)
             while True:
@@ -143,11 +150,6 @@ class Graph(VisionService):
         finally:
             for call in unfinished:
                 _cancel(call)
-
-    def _handle_for(self, model: str, pictures: Sequence[MediaFile]) -> DeploymentHandle:
-        """Return the model's handle, which knows the picture that chooses the replica."""
-        handle = self._streams[model]
-        return handle.options(session_id=picture_key(pictures[0].data)) if pictures else handle
 
     async def _too_late(self, model: str) -> DeadlineExceeded:
         state = await self._states.current(model)

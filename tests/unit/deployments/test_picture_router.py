@@ -19,7 +19,12 @@ from ray.serve._private.common import (
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve.exceptions import RayServeException
 
-from deployments.picture_router import PictureRouter
+from deployments.picture_router import (
+    PictureRouter,
+    PreferenceRouter,
+    PreprocessorRouter,
+    preprocessor_session_id,
+)
 from deployments.retries import Loss, find_loss
 
 MODEL = DeploymentID("a")
@@ -32,12 +37,13 @@ class Replica:
     replica_id: ReplicaID
     max_ongoing_requests: int = 10
     queue: int = 0
+    node_id: str = "node"
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
         return self.queue
 
 
-class Router(PictureRouter):
+class Routed(PreferenceRouter):
     """Takes requests as a handle does."""
 
     async def route(self, session_id: str = "", internal_id: str = "request") -> str:
@@ -46,6 +52,14 @@ class Router(PictureRouter):
         replica = await self._choose_replica_for_request(request)
         self.on_send_request(replica.replica_id)
         return str(replica.replica_id.unique_id)
+
+
+class Router(Routed, PictureRouter):
+    pass
+
+
+class NearRouter(Routed, PreprocessorRouter):
+    pass
 
 
 @pytest.fixture
@@ -60,10 +74,11 @@ async def router(replicas: list[Any]) -> Router:
     return router
 
 
-def end_all(router: Router, replicas: list[Any]) -> None:
+def end_all(router: Routed, replicas: list[Any]) -> None:
     for replica in replicas:
         router.on_new_queue_len_info(replica.replica_id, 0)
-    router._routed_at = -math.inf
+    if isinstance(router, PictureRouter):
+        router._routed_at = -math.inf
 
 
 async def test_requests_about_one_picture_go_to_one_replica(
@@ -155,3 +170,60 @@ async def test_a_call_whose_argument_is_lost_is_given_up(
     assert router._replica_queue_len_cache.get(replicas[0].replica_id) == 3
     await handle_failure(router, replicas[0], away)
     assert router._replica_queue_len_cache.get(replicas[0].replica_id) is None
+
+
+NODES = ("left", "right")
+
+
+@pytest.fixture
+async def routers() -> tuple[Router, NearRouter, list[Any]]:
+    """Return routers of a model and of the preprocessors, with replicas on two nodes each, and the
+    preprocessors."""
+    router = Router(MODEL, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
+    router.update_replicas([Replica(ReplicaID(node, MODEL), node_id=node) for node in NODES])
+    preprocessors = DeploymentID("Preprocessor")
+    near = NearRouter(
+        preprocessors, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True
+    )
+    replicas: list[Any] = [
+        Replica(ReplicaID(f"{node} {number}", preprocessors), node_id=node)
+        for node in (*NODES, "front")
+        for number in range(2)
+    ]
+    near.update_replicas(replicas)
+    return router, near, replicas
+
+
+async def test_a_picture_is_processed_on_the_node_of_its_replica(
+    routers: tuple[Router, NearRouter, list[Any]],
+) -> None:
+    router, near, replicas = routers
+    for number in range(20):
+        session_id = preprocessor_session_id(MODEL.name, f"picture{number}")
+        preprocessor = await near.route(session_id, f"request {number}")
+        assert preprocessor.split()[0] == await router.route(f"picture{number}", f"{number}")
+        end_all(near, replicas)
+        end_all(router, list(router.curr_replicas.values()))
+
+
+async def test_a_preprocessor_with_less_to_do_is_taken_elsewhere(
+    routers: tuple[Router, NearRouter, list[Any]],
+) -> None:
+    _, near, _ = routers
+    session_id = preprocessor_session_id(MODEL.name, "picture")
+    calls = (near.route(session_id, f"request {number}") for number in range(60))
+    counts = Counter(await asyncio.gather(*calls))
+    assert counts.total() == 60
+    assert len(counts) == 6
+    assert max(counts.values()) <= 20
+
+
+async def test_preprocessors_are_shared_without_a_replica_near_them(
+    routers: tuple[Router, NearRouter, list[Any]],
+) -> None:
+    _, near, replicas = routers
+    near.update_replicas([replica for replica in replicas if replica.node_id == "front"])
+    for model in (MODEL.name, "not asked yet"):
+        session_ids = [preprocessor_session_id(model, f"picture{n}") for n in range(20)]
+        homes = {await near.route(session_id, session_id) for session_id in session_ids}
+        assert homes == {"front 0", "front 1"}
