@@ -99,7 +99,13 @@ def max_ingress_requests(config: AppConfig) -> int:
     """Return the requests of a replica of the ingress: what its limits allow, and a few more."""
     jobs = config.jobs
     limits = config.limits
-    shared = (limits.max_in_flight, jobs.max_requests, jobs.max_reads, jobs.max_event_streams)
+    shared = (
+        limits.max_in_flight,
+        jobs.max_requests,
+        jobs.max_reads,
+        jobs.max_event_streams,
+        config.realtime.max_sessions,
+    )
     in_flight = sum(limit + reserve(limit) for limit in shared)
     return in_flight + limits.max_unfinished_bodies + MAX_UPLOADS + SPARE_REQUESTS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -86,9 +86,7 @@ class AccessLogMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        client = scope.get("client") or ("-",)
-        record = AccessRecord(scope["method"], _printable(scope["path"]), client[0])
-        current_record.set(record)
+        record = new_record(scope, scope["method"])
         started = time.perf_counter()
         wants_timing = Headers(scope=scope).get(TIMING_HEADER, "0") not in ("0", "false")
 
@@ -102,17 +100,35 @@ class AccessLogMiddleware:
                     headers["Server-Timing"] = _server_timing(record, time.perf_counter() - started)
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_and_note)
-        except Exception:  # which becomes an answer further out
-            record.status = record.status or 500
-            raise
-        finally:
-            record.seconds = round(time.perf_counter() - started, 6)
-            record.route = self._routes.template_of(scope)
-            self._metrics.record(record)
-            level = logging.DEBUG if route_path(scope) in PROBES else logging.INFO
-            logger.log(level, "%s", record, extra={"fields": asdict(record)})
+        level = logging.DEBUG if route_path(scope) in PROBES else logging.INFO
+        with recording(record, self._metrics, level):
+            try:
+                await self._app(scope, receive, send_and_note)
+            finally:
+                record.route = self._routes.template_of(scope)
+
+
+def new_record(scope: Scope, method: str) -> AccessRecord:
+    client = scope.get("client") or ("-",)
+    return AccessRecord(method, _printable(scope["path"]), client[0])
+
+
+@contextmanager
+def recording(
+    record: AccessRecord, metrics: RequestMetrics, level: int = logging.INFO
+) -> Iterator[None]:
+    """Make a record the current one within the context, and log it at the end."""
+    current_record.set(record)
+    started = time.perf_counter()
+    try:
+        yield
+    except Exception:  # which becomes an answer further out
+        record.status = record.status or 500
+        raise
+    finally:
+        record.seconds = round(time.perf_counter() - started, 6)
+        metrics.record(record)
+        logger.log(level, "%s", record, extra={"fields": asdict(record)})
 
 
 class RecordedService:

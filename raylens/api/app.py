@@ -15,6 +15,7 @@ from raylens.api import (
     caption_service,
     completions,
     files,
+    frame_socket,
     generate,
     moondream,
     ollama,
@@ -53,6 +54,7 @@ from raylens.api.shared import Shared
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig, AuthConfig
 from raylens.core.key_source import KeySource
+from raylens.core.live_settings import live_view
 from raylens.core.ports import VisionService
 from raylens.jobs.ports import JobService
 from raylens.net.lookup import LookUp, look_up
@@ -122,10 +124,13 @@ def create_app(
     )
     recorded = cast(VisionService, RecordedService(service))
     context = Context(recorded, config, Catalog(config), _media(config, shared), check_media)
+    shared.context = context
+    metrics = metrics or RequestMetrics()
     for dialect in DIALECTS:
         app.include_router(dialect.router(context))
     defaults = pipelines or pipeline_routes.LocalDefaults()
     app.include_router(pipeline_routes.router(context, defaults))
+    app.include_router(frame_socket.router(shared, metrics))
     if jobs is not None and shared.feed is not None:
         reader = JobReader(context, look_up)
         own_jobs = OwnJobs(jobs)
@@ -150,14 +155,15 @@ def create_app(
     )
     app.add_middleware(ClientLimitsMiddleware, leases=shared.leases, limits=config.client_limits)
     if isinstance(config.auth, AuthConfig):
-        app.add_middleware(AuthMiddleware, keys=KeySource(config))
+        # Sessions outlive the application, and what they may do changes with the configuration.
+        app.add_middleware(AuthMiddleware, keys=KeySource(live_view(lambda: shared.config)))
     app.add_middleware(
         OriginMiddleware,
         allowed_hosts=config.allowed_hosts,
         is_allowed_origin=allows(config.cors_origins),
     )
     app.add_middleware(RequestIdMiddleware, echo=echo_request_id)
-    app.add_middleware(AccessLogMiddleware, metrics=metrics or RequestMetrics(), routes=routes)
+    app.add_middleware(AccessLogMiddleware, metrics=metrics, routes=routes)
     app.add_middleware(CORSMiddleware, **_cors_options(config))
     return app
 

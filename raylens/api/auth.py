@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raylens.api import batches, files
+from raylens.api import batches, files, web_sockets
 from raylens.api.access_log import note_key
 from raylens.api.clients import presented_keys
 from raylens.api.docs import ASSETS
@@ -40,19 +42,28 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            key = self._identify(scope)
-            required = required_scope(scope.get("method", "GET"), route_path(scope))
-            if required not in key.scopes:
-                raise PermissionDenied(
-                    f"the key {key.name!r} may not do this: it lacks the scope {required}"
-                )
+            key = self._authorize(scope)
         except RaylensError as error:
             await _refuse(error, scope, receive, send)
             return
+        note_key(key)
+        scope.setdefault("state", {})["authorize"] = partial(self._authorize, scope)
+        await self._app(scope, receive, send)
+
+    def _authorize(self, scope: Scope) -> ApiKey:
+        """Make a request's key the current one. Raises ``Unauthorized`` and ``PermissionDenied``.
+
+        Sessions call it again and again, since a key may be taken away while they last.
+        """
+        key = self._identify(scope)
+        required = required_scope(scope.get("method", "GET"), route_path(scope))
+        if required not in key.scopes:
+            raise PermissionDenied(
+                f"the key {key.name!r} may not do this: it lacks the scope {required}"
+            )
         current_key.set(key)
         current_client.set(key.name)
-        note_key(key)
-        await self._app(scope, receive, send)
+        return key
 
     def _identify(self, scope: Scope) -> ApiKey:
         presented = [key for key in presented_keys(Headers(scope=scope)) if key]
@@ -88,7 +99,7 @@ def required_scope(method: str, path: str) -> KeyScope:
 
 async def _refuse(error: RaylensError, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": error.message[:123]})
+        await web_sockets.refuse(error, scope, receive, send)
         return
     response = error_response(route_path(scope), error)
     if isinstance(error, Unauthorized):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -54,8 +55,7 @@ class ClientLimitsMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        key = current_key.get()
-        limits = self._limits if key is None else key.limits.or_else(self._limits)
+        limits = own_limits(self._limits)
         is_post = scope["method"] == "POST"
         is_stream = route_path(scope).endswith("/events")
         rates = _rates(limits) if is_post else []
@@ -90,9 +90,9 @@ class ClientLimitsMiddleware:
             try:
                 await self._app(scope, receive, send_with_standing)
             finally:
-                self._charge_tokens(rates)
+                _charge_tokens(self._leases, rates)
                 if is_repeated:
-                    self._charge_tokens([_of_repeated(budget) for budget in rates])
+                    _charge_tokens(self._leases, [_of_repeated(budget) for budget in rates])
 
     async def _hold_repeated(self, stack: AsyncExitStack, budget: Budget) -> bool:
         """Return whether there is a place for a repeated request, which is held then."""
@@ -107,11 +107,46 @@ class ClientLimitsMiddleware:
         cost = int(budget.name == REQUESTS)
         return not (await self._leases.spend(_of_repeated(budget), cost)).retry_after
 
-    def _charge_tokens(self, rates: list[Budget]) -> None:
-        record = current_record.get()
+
+def own_limits(limits: ClientLimits) -> ClientLimits:
+    """Return the limits of the current client; ``limits`` are those of clients that have none."""
+    key = current_key.get()
+    return limits if key is None else key.limits.or_else(limits)
+
+
+@asynccontextmanager
+async def counted(leases: Leases, limits: ClientLimits) -> AsyncIterator[None]:
+    """Count what happens within the context as one request of the current client.
+
+    Raises ``TooManyRequests`` before it begins.
+    """
+    rates = _rates(limits)
+    async with AsyncExitStack() as stack:
+        for budget in _places(limits, is_post=True, is_stream=False):
+            await stack.enter_async_context(leases.hold(budget))
         for budget in rates:
-            if budget.name.endswith(TOKENS) and record is not None:
-                self._leases.charge(budget, record.prompt_tokens + record.completion_tokens)
+            _check(await leases.spend(budget, int(budget.name == REQUESTS)))
+        try:
+            yield
+        finally:
+            _charge_tokens(leases, rates)
+
+
+@asynccontextmanager
+async def session_place(leases: Leases, limits: ClientLimits) -> AsyncIterator[None]:
+    """Hold a session's place of the current client. Raises ``TooManyRequests``."""
+    async with AsyncExitStack() as stack:
+        if limits.max_sessions is not None:
+            budget = Budget(current_client.get(), "sessions", limits.max_sessions)
+            await stack.enter_async_context(leases.hold(budget))
+        yield
+
+
+def _charge_tokens(leases: Leases, rates: list[Budget]) -> None:
+    record = current_record.get()
+    for budget in rates:
+        if budget.name.endswith(TOKENS) and record is not None:
+            leases.charge(budget, record.prompt_tokens + record.completion_tokens)
 
 
 def _rates(limits: ClientLimits) -> list[Budget]:

@@ -54,11 +54,27 @@ class Context:
 
         Raises ``InvalidRequest`` if ``X-Request-Timeout`` or the recipe is invalid.
         """
+        deadline = self.compute_deadline(http, model)
+        request_id: str = http.state.request_id
+        return self.new_request(request_id, deadline, model, task, sampling, recipe, stream)
+
+    def new_request(
+        self,
+        request_id: str,
+        deadline: float,
+        model: str,
+        task: Task,
+        sampling: SamplingParams,
+        recipe: Choice,
+        stream: bool = False,
+    ) -> VisionRequest:
+        """Return a request of the current client. Raises ``InvalidRequest`` if the recipe is
+        invalid."""
         return VisionRequest(
-            id=http.state.request_id,
+            id=request_id,
             model=model,
             task=task,
-            deadline=self.compute_deadline(http, model),
+            deadline=deadline,
             sampling=sampling,
             recipe=self.resolve_recipe(model, recipe),
             stream=stream,
@@ -91,8 +107,11 @@ class Context:
         header = http.headers.get(TIMEOUT_HEADER)
         if header is not None:
             return received_at + parse_timeout(header, self.config.defaults.max_timeout_s)
-        model_timeout_s = self.catalog.models[model].expected_response_time
-        return received_at + (model_timeout_s or self.config.defaults.timeout_s)
+        return received_at + self.timeout_of(model)
+
+    def timeout_of(self, model: str) -> float:
+        """Return how long a request to a model may take, in seconds, if it doesn't say so."""
+        return self.catalog.models[model].expected_response_time or self.config.defaults.timeout_s
 
     def fetch_deadline(self, http: Request) -> float:
         """Return the time by which the request's pictures must be downloaded.

@@ -36,8 +36,8 @@ INVALID_ID = InvalidRequest(
 
 
 class RequestIdMiddleware:
-    """Reads the request's id from ``X-Request-ID``, or generates one, and notes the time of
-    arrival.
+    """Reads the id of a request or a WebSocket from ``X-Request-ID``, or generates one, and notes
+    the time of arrival.
 
     Every log line carries the id. With ``echo``, the answer's header carries it too; turn that off
     behind Serve's proxy, which sets the header on every answer. The address is the request's
@@ -49,13 +49,15 @@ class RequestIdMiddleware:
         self._echo = echo
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         app = self._app
         request_id = Headers(scope=scope).get(REQUEST_ID_HEADER) or uuid.uuid4().hex
         if not SAFE_ID.fullmatch(request_id):
-            app, request_id = error_response(route_path(scope), INVALID_ID), uuid.uuid4().hex
+            if scope["type"] == "http":
+                app = error_response(route_path(scope), INVALID_ID)
+            request_id = uuid.uuid4().hex
         current_request_id.set(request_id)
         current_client.set(client_of(scope.get("client")))
         received_at = time.time() - _waited(Headers(scope=scope))

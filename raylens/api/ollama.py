@@ -166,8 +166,8 @@ class Reply:
         async with aclosing(deltas):
             async for delta in deltas:
                 texts.append(delta.text)
-                calls += self._add(delta)
-        return self._last("".join(texts), calls)
+                calls += self.add(delta)
+        return self.last("".join(texts), calls)
 
     async def lines(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[str, None]:
         """Yield a line for each piece of text and each call, and a last one with the usage.
@@ -178,18 +178,18 @@ class Reply:
         async with aclosing(deltas):
             try:
                 async for delta in deltas:
-                    calls = self._add(delta)
+                    calls = self.add(delta)
                     if delta.text or calls:
-                        yield _line(self._piece(delta.text, calls, done=False))
+                        yield _line(self.piece(delta.text, calls, done=False))
                         has_begun = True
-                yield _line(self._last("", []))
+                yield _line(self.last("", []))
             except RaylensError as error:
                 if not has_begun:
                     raise
                 logger.warning("%s after the stream began: %s", error.code, error.message)
                 yield _line({"error": error.message})
 
-    def _add(self, delta: Delta) -> list[_Call]:
+    def add(self, delta: Delta) -> list[_Call]:
         """Note a delta. Returns the calls that it completes: Ollama sends them whole."""
         if self._first_delta_at is None:
             self._first_delta_at = time.perf_counter()
@@ -219,7 +219,7 @@ class Reply:
         call, self._call = self._call, None
         return [] if call is None else [call]
 
-    def _piece(self, text: str, calls: Sequence[_Call], done: bool) -> dict[str, Any]:
+    def piece(self, text: str, calls: Sequence[_Call], done: bool) -> dict[str, Any]:
         head = {"model": self._model, "created_at": _now()}
         if not self._is_chat:
             return {**head, "response": text, "done": done}
@@ -228,11 +228,11 @@ class Reply:
             message["tool_calls"] = [call.as_json() for call in calls]
         return {**head, "message": message, "done": done}
 
-    def _last(self, text: str, calls: Sequence[_Call]) -> dict[str, Any]:
+    def last(self, text: str, calls: Sequence[_Call]) -> dict[str, Any]:
         """Return the last line: what is left of the answer, and its usage. Times are in ns."""
         if self._finish_reason is None:
             raise ModelFailed("the answer ended early")
-        piece = self._piece(text, calls, done=True)
+        piece = self.piece(text, calls, done=True)
         if self._thinking:
             target = piece["message"] if self._is_chat else piece
             target["thinking"] = self._thinking

@@ -6,6 +6,7 @@ requests that have begun end in the old one: what they hold still counts.
 
 from __future__ import annotations
 
+from raylens.api.context import Context
 from raylens.api.request_body import MAX_UPLOADS, MAX_UPLOADS_PER_CLIENT, UnfinishedBodies
 from raylens.core.config import AppConfig
 from raylens.core.draining import Draining
@@ -30,15 +31,18 @@ class Shared:
         draining: Draining | None = None,
         look_up: LookUp = look_up,
     ) -> None:
-        self._config = config
+        self.config = config
         self._look_up = look_up
         self.leases = leases or Leases()
         self.fetcher = Fetcher(config.fetch, look_up)
         self.requests = FairPlaces(_IN_FLIGHT, config.limits.max_in_flight)
         self.queue_writes = FairPlaces(_IN_FLIGHT, config.jobs.max_requests)
         self.queue_reads = FairPlaces(_IN_FLIGHT, config.jobs.max_reads)
+        self.sessions = FairPlaces("sessions are open", config.realtime.max_sessions)
         self.bodies = UnfinishedBodies()
         self.uploads = UnfinishedBodies(MAX_UPLOADS, MAX_UPLOADS_PER_CLIENT)
+        self.context: Context | None = None
+        """Of the current application."""
         self.feed: JobFeed | None = None
         if jobs is not None:
             self.feed = JobFeed(jobs, config.jobs.max_event_streams, draining)
@@ -50,11 +54,12 @@ class Shared:
         self.requests.limit = limits.max_in_flight
         self.queue_writes.limit = config.jobs.max_requests
         self.queue_reads.limit = config.jobs.max_reads
+        self.sessions.limit = config.realtime.max_sessions
         self.bodies.limit = limits.max_unfinished_bodies
         self.bodies.limit_per_client = limits.max_unfinished_bodies_per_client
         self.bodies.max_bytes = limits.max_unfinished_bytes
         if self.feed is not None:
             self.feed.limit = config.jobs.max_event_streams
-        if config.fetch != self._config.fetch:
+        if config.fetch != self.config.fetch:
             self.fetcher = Fetcher(config.fetch, self._look_up)
-        self._config = config
+        self.config = config

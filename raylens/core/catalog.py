@@ -7,7 +7,7 @@ from typing import Literal
 from raylens.core.config import AppConfig
 from raylens.core.errors import UnknownModel
 
-Dialect = Literal["openai", "moondream", "caption", "generate", "jobs"]
+Dialect = Literal["openai", "moondream", "caption", "generate", "jobs", "realtime"]
 
 
 class Catalog:

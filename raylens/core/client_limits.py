@@ -22,6 +22,8 @@ class ClientLimits(BaseModel):
     """POST requests at a time."""
     max_event_streams: PositiveInt | None = None
     """Open streams of the events of jobs."""
+    max_sessions: PositiveInt | None = None
+    """Open sessions of live video."""
     max_queued_jobs: PositiveInt | None = None
     """Jobs that wait."""
     max_picture_bytes: ByteSize | None = None

@@ -155,6 +155,19 @@ class DialectModels(Frozen):
     caption: Name = "moondream"
     generate: Name = "qwen2.5-vl"
     jobs: Name = "moondream"
+    realtime: Name = "moondream"
+
+
+class RealtimeConfig(Frozen):
+    """Sessions of live video. Their answers count as requests."""
+
+    max_sessions: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Open sessions of one client in a replica of the ingress; more are refused. For other clients
+    there is a quarter more room."""
+    idle_timeout_s: PositiveFloat = 300.0
+    """Without a message, after which a session is closed."""
+    max_frames: Annotated[int, Field(ge=2, le=256)] = 16
+    """Frames that one question about the last few of them may have."""
 
 
 class RemoteConfig(Frozen):
@@ -593,6 +606,7 @@ class AppConfig(Frozen):
     defaults: Defaults = Defaults()
     dialect_models: DialectModels = DialectModels()
     jobs: JobsConfig = JobsConfig()
+    realtime: RealtimeConfig = RealtimeConfig()
     fetch: FetchConfig = FetchConfig()
     media_root: Path | None = None
     """The folder whose pictures and videos requests may name by path, or as ``file://`` URLs; unset

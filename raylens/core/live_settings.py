@@ -26,6 +26,7 @@ LIVE = frozenset(
         "auth",
         "client_limits",
         "fetch",
+        "realtime",
         "cors_origins",
         "allowed_hosts",
     }

@@ -1,0 +1,92 @@
+"""What the WebSockets have in common: the choice of a subprotocol, errors that are messages before
+the connection is closed, and time-outs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from raylens.api.clients import SUBPROTOCOL
+from raylens.core.errors import RaylensError, RequestTimeout
+
+CODES = 4000
+"""Added to an HTTP status, gives the code with which a WebSocket is closed (RFC 6455, 7.4.2)."""
+MAX_REASON_BYTES = 123
+
+
+def error_message(error: RaylensError) -> dict[str, Any]:
+    """Return the message that tells a client of an error. It ends an answer, too."""
+    message: dict[str, Any] = {
+        "type": "error",
+        "response": "",
+        "done": True,
+        "error": error.message,
+        "code": error.code,
+        "status": error.http_status,
+    }
+    if error.field is not None:
+        message["field"] = error.field
+    if error.retry_after is not None:
+        message["retry_after"] = error.retry_after
+    return message
+
+
+async def accept(socket: WebSocket) -> None:
+    """Accept a connection with the first subprotocol that isn't a key; with a key's only if there
+    is nothing else, since browsers insist on one of theirs."""
+    header = Headers(scope=socket.scope).get("sec-websocket-protocol", "")
+    offered = [name.strip() for name in header.split(",") if name.strip()]
+    others = [name for name in offered if not name.startswith(SUBPROTOCOL)]
+    await socket.accept(next(iter(others or offered), None))
+
+
+async def fail(socket: WebSocket, error: RaylensError) -> None:
+    """Send an error, and close the connection."""
+    with suppress(WebSocketDisconnect, RuntimeError, OSError):  # the client has gone
+        await socket.send_json(error_message(error))
+        await socket.close(CODES + error.http_status, _reason(error))
+
+
+async def refuse(error: RaylensError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a connection's request with an error: clients can't see the status of a handshake."""
+    socket = WebSocket(scope, receive, send)
+    await accept(socket)
+    await fail(socket, error)
+
+
+async def messages(
+    socket: WebSocket, idle_s: Callable[[], float], is_busy: Callable[[], bool]
+) -> AsyncGenerator[str | bytes, None]:
+    """Yield what a client sends, until it disconnects.
+
+    Raises ``RequestTimeout`` if nothing has come for ``idle_s`` seconds, and the client doesn't
+    wait for an answer either.
+    """
+    receiving = asyncio.create_task(socket.receive())
+    try:
+        while True:
+            done, _ = await asyncio.wait({receiving}, timeout=idle_s())
+            if done:
+                message = receiving.result()
+                if message["type"] == "websocket.disconnect":
+                    return
+                receiving = asyncio.create_task(socket.receive())
+                for content in (message.get("text"), message.get("bytes")):
+                    if content is not None:
+                        yield content
+            elif not is_busy():
+                raise RequestTimeout(f"nothing was received for {idle_s():g} s")
+    finally:
+        receiving.cancel()
+        with suppress(asyncio.CancelledError, RuntimeError):
+            await receiving
+
+
+def _reason(error: RaylensError) -> str:
+    return error.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
