@@ -22,6 +22,7 @@ from raylens.api import (
     ollama_models,
     openai,
     preprocess,
+    relay,
     responses,
     system,
 )
@@ -38,6 +39,7 @@ from raylens.api.client_limits import RATE_HEADERS, ClientLimitsMiddleware
 from raylens.api.context import CheckMedia, Context
 from raylens.api.contract import describe
 from raylens.api.docs import add_pages
+from raylens.api.draining import WebSocketDrainMiddleware
 from raylens.api.errors import add_error_handlers
 from raylens.api.job_request import JobReader
 from raylens.api.media import Media
@@ -124,13 +126,14 @@ def create_app(
     )
     recorded = cast(VisionService, RecordedService(service))
     context = Context(recorded, config, Catalog(config), _media(config, shared), check_media)
-    shared.context = context
+    shared.app, shared.context = app, context
     metrics = metrics or RequestMetrics()
     for dialect in DIALECTS:
         app.include_router(dialect.router(context))
     defaults = pipelines or pipeline_routes.LocalDefaults()
     app.include_router(pipeline_routes.router(context, defaults))
     app.include_router(frame_socket.router(shared, metrics))
+    app.include_router(relay.router(shared))
     if jobs is not None and shared.feed is not None:
         reader = JobReader(context, look_up)
         own_jobs = OwnJobs(jobs)
@@ -153,6 +156,8 @@ def create_app(
         queue_paths=JOB_PATHS,
         routes=routes,
     )
+    if shared.draining is not None:
+        app.add_middleware(WebSocketDrainMiddleware, draining=shared.draining)
     app.add_middleware(ClientLimitsMiddleware, leases=shared.leases, limits=config.client_limits)
     if isinstance(config.auth, AuthConfig):
         # Sessions outlive the application, and what they may do changes with the configuration.

@@ -19,11 +19,11 @@ from itertools import count
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from raylens.api import web_sockets
 from raylens.api.access_log import RequestMetrics, new_record, recording
-from raylens.api.client_limits import counted, own_limits, session_place
+from raylens.api.client_limits import counted, own_limits
 from raylens.api.context import Context
 from raylens.api.frame_settings import (
     PING,
@@ -87,23 +87,9 @@ def router(shared: Shared, metrics: RequestMetrics) -> APIRouter:
 
     @routes.websocket(PATH)
     async def answer_frames(socket: WebSocket) -> None:
-        await web_sockets.accept(socket)
-        context = shared.context
-        assert context is not None
-        try:
-            async with AsyncExitStack() as stack:
-                stack.enter_context(shared.sessions.take(current_client.get()))
-                limits = own_limits(context.config.client_limits)
-                await stack.enter_async_context(session_place(shared.leases, limits))
-                await FrameSession(socket, shared, metrics).run()
-        except RaylensError as error:
-            await web_sockets.fail(socket, error)
+        await web_sockets.run_session(socket, shared, FrameSession(socket, shared, metrics).run)
 
     return routes
-
-
-class ClientLeft(Exception):
-    """The connection has ended."""
 
 
 class FrameSession:
@@ -135,7 +121,7 @@ class FrameSession:
             )
             for task in done:
                 task.result()
-        except ClientLeft:
+        except web_sockets.ClientLeft:
             pass
         finally:
             for task in (receiving, answering):
@@ -153,7 +139,7 @@ class FrameSession:
 
     async def _receive(self) -> None:
         def idle_s() -> float:
-            return self._context.config.realtime.idle_timeout_s
+            return self._shared.config.realtime.idle_timeout_s
 
         incoming = web_sockets.messages(self._socket, idle_s, self._is_busy)
         async with aclosing(incoming):
@@ -229,11 +215,8 @@ class FrameSession:
             await self._send(self._notices.popleft())
 
     async def _send(self, message: dict[str, Any]) -> None:
-        try:
-            async with self._sending:
-                await self._socket.send_json(message)
-        except (WebSocketDisconnect, RuntimeError, OSError) as error:
-            raise ClientLeft from error
+        async with self._sending:
+            await web_sockets.send(self._socket, message)
 
     async def _answer(self) -> None:
         while True:

@@ -6,6 +6,8 @@ requests that have begun end in the old one: what they hold still counts.
 
 from __future__ import annotations
 
+from starlette.types import ASGIApp
+
 from raylens.api.context import Context
 from raylens.api.request_body import MAX_UPLOADS, MAX_UPLOADS_PER_CLIENT, UnfinishedBodies
 from raylens.core.config import AppConfig
@@ -41,8 +43,11 @@ class Shared:
         self.sessions = FairPlaces("sessions are open", config.realtime.max_sessions)
         self.bodies = UnfinishedBodies()
         self.uploads = UnfinishedBodies(MAX_UPLOADS, MAX_UPLOADS_PER_CLIENT)
+        self.app: ASGIApp | None = None
+        """The current application."""
         self.context: Context | None = None
-        """Of the current application."""
+        """That of the current application."""
+        self.draining = draining
         self.feed: JobFeed | None = None
         if jobs is not None:
             self.feed = JobFeed(jobs, config.jobs.max_event_streams, draining)

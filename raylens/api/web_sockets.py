@@ -4,16 +4,19 @@ the connection is closed, and time-outs."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from raylens.api.client_limits import own_limits, session_place
 from raylens.api.clients import SUBPROTOCOL
+from raylens.api.shared import Shared
 from raylens.core.errors import RaylensError, RequestTimeout
+from raylens.core.fairness import current_client
 
 CODES = 4000
 """Added to an HTTP status, gives the code with which a WebSocket is closed (RFC 6455, 7.4.2)."""
@@ -48,9 +51,36 @@ async def accept(socket: WebSocket) -> None:
 
 async def fail(socket: WebSocket, error: RaylensError) -> None:
     """Send an error, and close the connection."""
-    with suppress(WebSocketDisconnect, RuntimeError, OSError):  # the client has gone
-        await socket.send_json(error_message(error))
+    with suppress(ClientLeft, WebSocketDisconnect, RuntimeError, OSError):
+        await send(socket, error_message(error))
         await socket.close(CODES + error.http_status, _reason(error))
+
+
+class ClientLeft(Exception):
+    """The connection has ended."""
+
+
+async def send(socket: WebSocket, message: dict[str, Any]) -> None:
+    """Send a message as JSON. Raises :class:`ClientLeft`."""
+    try:
+        await socket.send_json(message)
+    except (WebSocketDisconnect, RuntimeError, OSError) as error:
+        raise ClientLeft from error
+
+
+async def run_session(
+    socket: WebSocket, shared: Shared, run: Callable[[], Awaitable[None]]
+) -> None:
+    """Run a session if the client may have another one, and tell it why the session ends."""
+    await accept(socket)
+    try:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(shared.sessions.take(current_client.get()))
+            limits = own_limits(shared.config.client_limits)
+            await stack.enter_async_context(session_place(shared.leases, limits))
+            await run()
+    except RaylensError as error:
+        await fail(socket, error)
 
 
 async def refuse(error: RaylensError, scope: Scope, receive: Receive, send: Send) -> None:
