@@ -6,7 +6,12 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import DeploymentActorConfig, RequestRouterConfig
+from ray.serve.config import (
+    AutoscalingConfig,
+    AutoscalingPolicy,
+    DeploymentActorConfig,
+    RequestRouterConfig,
+)
 
 from deployments.ingress import Ingress
 from deployments.job_client import QUEUE_ACTOR_NAME
@@ -17,6 +22,8 @@ from deployments.picture_router import PictureRouter, PreprocessorRouter
 from deployments.pipeline_defaults import pipeline_defaults_actor_config
 from deployments.preprocessor import Preprocessor
 from deployments.ray_environment import RUN_MARK
+from deployments.realtime import Realtime
+from deployments.session_router import SessionRouter
 from deployments.vision_model import VisionModel
 from raylens.api.request_body import MAX_UPLOADS
 from raylens.core.config import AppConfig, ModelConfig
@@ -37,6 +44,10 @@ MAX_QUEUE_CALLS = 4096
 MAX_PICTURES = 128
 """Pictures that a replica of the preprocessor holds. Others wait in a handle, which knows neither
 clients nor priorities."""
+REALTIME_CPUS = 0.2
+"""CPUs reserved by a replica for live video, unless the Serve config file overrides it."""
+MAX_SESSION_CALLS = 1024
+"""Calls about sessions of one replica: they are short."""
 REMOTE_MODEL_CPUS = 0.1
 """CPUs reserved by a replica that proxies a remote model, unless the Serve config file overrides
 it."""
@@ -83,7 +94,21 @@ def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Applica
         max_ongoing_requests=max_ingress_requests(config),
         **_update_options(config),
     )
-    return ingress.bind(config, preprocessor.bind(config), model_apps)
+    preprocessor_app = preprocessor.bind(config)
+    realtime = serve.deployment(Realtime).options(
+        name="Realtime",
+        max_ongoing_requests=MAX_SESSION_CALLS,
+        request_router_config=RequestRouterConfig(request_router_class=SessionRouter),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=0,
+            max_replicas=1,
+            policy=AutoscalingPolicy(policy_function="deployments.autoscaling:EngineLoadPolicy"),
+        ),
+        ray_actor_options={"num_cpus": REALTIME_CPUS},
+        **_update_options(config),
+    )
+    realtime_app = realtime.bind(config, preprocessor_app, model_apps)
+    return ingress.bind(config, preprocessor_app, model_apps, realtime_app)
 
 
 def _update_options(config: AppConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, Literal, cast
 
 from fastapi import FastAPI
 from ray import serve
@@ -23,6 +23,7 @@ from deployments.live_deployment import LiveDeployment, Settings
 from deployments.loopback import bind_to_loopback
 from deployments.picture_limits import picture_limits
 from deployments.pipeline_defaults import PipelineDefaultsClient
+from deployments.realtime_client import RealtimeClient
 from deployments.request_metrics import PrometheusRequestMetrics
 from deployments.spans import is_on
 from preprocessing.formats import sniff_video
@@ -35,6 +36,7 @@ from raylens.core.draining import Draining
 from raylens.core.errors import RaylensError, UnsupportedMedia
 from raylens.core.fallback import FallbackService
 from raylens.core.leases import Leases
+from raylens.core.ledger import Grant
 from raylens.core.live_settings import apply_settings
 from raylens.core.logs import configure_logging
 from raylens.core.ports import VisionService
@@ -47,7 +49,11 @@ class HttpApplication(LiveDeployment):
     """The HTTP application over the graph and the job queue, not yet a Serve ingress."""
 
     def __init__(
-        self, config: AppConfig, preprocessor: DeploymentHandle, models: dict[str, DeploymentHandle]
+        self,
+        config: AppConfig,
+        preprocessor: DeploymentHandle,
+        models: dict[str, DeploymentHandle],
+        realtime: DeploymentHandle | None = None,
     ) -> None:
         bind_to_loopback()
         config.check_reach(_listening_host())
@@ -56,7 +62,9 @@ class HttpApplication(LiveDeployment):
         self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
         self._jobs = JobQueueClient(config.jobs.queue_timeout_s) if config.jobs.enabled else None
         draining = Draining(replica_draining(this_actor(), is_stopping))
-        self._shared = Shared(config, self._jobs, Leases(LedgerClient()), draining)
+        self._ledger = LedgerClient()
+        self._shared = Shared(config, self._jobs, Leases(self._ledger), draining)
+        self._webrtc = None if realtime is None else RealtimeClient(realtime)
 
     def __serve_build_asgi_app__(self) -> LiveApp:
         self._app = LiveApp(self._build(self._config))
@@ -85,6 +93,11 @@ class HttpApplication(LiveDeployment):
         """Return the settings in force, for a job queue that starts."""
         return self._settings
 
+    async def ledger(self, method: Literal["spend", "hold"], *arguments: Any) -> Grant:
+        """Call the ledger of limits for another deployment."""
+        grant: Grant = await getattr(self._ledger, method)(*arguments)
+        return grant
+
     def _build(self, config: AppConfig) -> FastAPI:
         limits = picture_limits(config.limits)
 
@@ -102,6 +115,7 @@ class HttpApplication(LiveDeployment):
             config,
             self._jobs,
             pipelines=PipelineDefaultsClient(),
+            webrtc=self._webrtc,
             shared=self._shared,
             metrics=PrometheusRequestMetrics(),
             lifespan=self._lifespan,

@@ -28,6 +28,7 @@ from raylens.api import (
 )
 from raylens.api import jobs as job_routes
 from raylens.api import pipelines as pipeline_routes
+from raylens.api import webrtc as webrtc_routes
 from raylens.api.access_log import (
     MODEL_HEADER,
     AccessLogMiddleware,
@@ -61,6 +62,7 @@ from raylens.core.ports import VisionService
 from raylens.jobs.ports import JobService
 from raylens.net.lookup import LookUp, look_up
 from raylens.net.media_root import MediaRoot
+from raylens.realtime.ports import WebRtcService
 
 DIALECTS = (
     openai,
@@ -93,6 +95,7 @@ def create_app(
     jobs: JobService | None = None,
     *,
     pipelines: pipeline_routes.PipelineDefaults | None = None,
+    webrtc: WebRtcService | None = None,
     shared: Shared | None = None,
     metrics: RequestMetrics | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
@@ -103,6 +106,7 @@ def create_app(
     """Return an ASGI application over ``service``; with ``jobs``, it has the job routes too.
 
     ``pipelines`` remembers the pipelines that clients have loaded; the default is this process.
+    With ``webrtc``, it has the routes of WebRTC.
     ``shared``, made for the same configuration and ``jobs``, is what this application has in common
     with others before and after it. ``metrics`` receives the record of each request. ``lifespan``
     is FastAPI's.
@@ -132,6 +136,8 @@ def create_app(
         app.include_router(dialect.router(context))
     defaults = pipelines or pipeline_routes.LocalDefaults()
     app.include_router(pipeline_routes.router(context, defaults))
+    if webrtc is not None:
+        app.include_router(webrtc_routes.router(webrtc, defaults))
     app.include_router(frame_socket.router(shared, metrics))
     app.include_router(relay.router(shared))
     if jobs is not None and shared.feed is not None:
@@ -180,7 +186,7 @@ def _media(config: AppConfig, shared: Shared) -> Media:
 
 def _cors_options(config: AppConfig) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "allow_methods": ["GET", "POST", "PUT", "DELETE"],
+        "allow_methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
         # Clients send many headers of their own. No cookie is ever honored.
         "allow_headers": ["*"],
         "expose_headers": EXPOSED_HEADERS,

@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
@@ -22,8 +22,7 @@ from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
 from raylens.api import web_sockets
-from raylens.api.access_log import RequestMetrics, new_record, recording
-from raylens.api.client_limits import counted, own_limits
+from raylens.api.access_log import RequestMetrics, new_record
 from raylens.api.context import Context
 from raylens.api.frame_settings import (
     PING,
@@ -35,6 +34,7 @@ from raylens.api.frame_settings import (
 )
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
 from raylens.api.ollama import Reply
+from raylens.api.session_requests import session_request
 from raylens.api.shared import Shared
 from raylens.core.errors import (
     InvalidRequest,
@@ -45,7 +45,6 @@ from raylens.core.errors import (
     TooManyRequests,
     Unauthorized,
 )
-from raylens.core.fairness import current_client
 from raylens.core.types import (
     Delta,
     Detect,
@@ -250,18 +249,10 @@ class FrameSession:
         authorize = self._socket.scope.get("state", {}).get("authorize")
         if authorize is not None:
             authorize()
-        limits = own_limits(self._context.config.client_limits)
         record = new_record(self._socket.scope, "WS")
         record.route = PATH
-        with recording(record, self._metrics):
-            try:
-                async with AsyncExitStack() as stack:
-                    stack.enter_context(self._shared.requests.take(current_client.get()))
-                    await stack.enter_async_context(counted(self._shared.leases, limits))
-                    ending = await self._stream(frame)
-            except RaylensError as error:
-                record.status = error.http_status
-                raise
+        async with session_request(self._shared, self._metrics, record):
+            ending = await self._stream(frame)
             record.status = ending.get("status", 200)
         await self._end_answer(frame, ending)
 

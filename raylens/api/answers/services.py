@@ -152,6 +152,16 @@ class Plugins(Answer):
     failed_plugins: list[dict[str, Any]]
 
 
+class IceServers(Answer):
+    iceServers: list[dict[str, Any]]
+
+
+class SessionAnswer(Answer):
+    sdp: str
+    type: Literal["answer"]
+    sessionId: str
+
+
 class Alive(Answer):
     status: Literal["alive"]
 

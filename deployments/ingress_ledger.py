@@ -1,0 +1,40 @@
+"""The ledger of clients' limits, for deployments other than the ingress, whose actor it is."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from raylens.core.leases import LedgerService
+from raylens.core.ledger import Budget, Grant
+
+INGRESS = "Ingress"
+TIMEOUT_S = 2.0
+
+
+class IngressLedger(LedgerService):
+    """Asks a replica of the ingress, which asks the actor."""
+
+    def __init__(self) -> None:
+        self._handle: DeploymentHandle | None = None
+
+    async def spend(self, budget: Budget, replica: str, debt: float, wanted: float) -> Grant:
+        return await self._call("spend", budget, replica, debt, wanted)
+
+    async def hold(self, budget: Budget, replica: str, held: int, wanted: int) -> Grant:
+        return await self._call("hold", budget, replica, held, wanted)
+
+    async def _call(self, method: str, *arguments: object) -> Grant:
+        if self._handle is None:
+            application = serve.get_replica_context().app_name
+            self._handle = serve.get_deployment_handle(INGRESS, application)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                grant: Grant = await self._handle.ledger.remote(method, *arguments)
+                return grant
+        except (TimeoutError, RayError, RayServeException) as error:
+            raise ConnectionError(type(error).__name__) from error

@@ -1,0 +1,169 @@
+"""The deployment of live video: WebRTC sessions, which are sized apart from HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import Any, cast
+
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.handle import DeploymentHandle
+
+from deployments.autoscaling import ENGINE_LOAD
+from deployments.draining import is_stopping, replica_draining, this_actor
+from deployments.graph import Graph
+from deployments.ingress_ledger import IngressLedger
+from deployments.live_deployment import LiveDeployment, Settings
+from deployments.loopback import bind_to_loopback
+from deployments.request_metrics import PrometheusRequestMetrics
+from raylens.api.access_log import RecordedService
+from raylens.api.client_limits import own_limits, session_place
+from raylens.api.context import Context
+from raylens.api.frame_questions import FrameQuestions
+from raylens.api.media import Media
+from raylens.api.shared import Shared
+from raylens.core.catalog import Catalog
+from raylens.core.config import AppConfig, AuthConfig
+from raylens.core.draining import Draining
+from raylens.core.fallback import FallbackService
+from raylens.core.key_source import KeySource
+from raylens.core.live_settings import apply_settings, live_view
+from raylens.core.logs import configure_logging
+from raylens.core.ports import VisionService
+from raylens.realtime.frames import Frame, FrameProcessor, Report
+from raylens.realtime.overlay import Pixels
+from raylens.realtime.plugins import load_registry
+from raylens.realtime.ports import SessionAnswer, SessionClient, SessionOffer
+from raylens.realtime.processors import open_processor
+from raylens.realtime.sessions import find_pipeline
+from raylens.realtime.webrtc.addresses import find_addresses
+from raylens.realtime.webrtc.ice_servers import ice_servers_json
+from raylens.realtime.webrtc.sessions import Sessions
+
+logger = logging.getLogger(__name__)
+
+ROUTE = "/api/v1/webrtc"
+THREADS = 4
+"""That track and draw. OpenCV and Pillow let others run meanwhile."""
+STOPPING = "this part of the server is about to stop: open another session"
+
+
+class Realtime(LiveDeployment):
+    """Holds the peers of some sessions, and asks the models about their frames."""
+
+    def __init__(
+        self, config: AppConfig, preprocessor: DeploymentHandle, models: dict[str, DeploymentHandle]
+    ) -> None:
+        bind_to_loopback()
+        configure_logging(config.log_settings, "realtime")
+        self._config = self._current_config = config
+        context = serve.get_replica_context()
+        self._graph = Graph(config, context.app_name, preprocessor, models)
+        self._draining = Draining(replica_draining(this_actor(), is_stopping))
+        self._shared = Shared(config, None, Leases(IngressLedger()), self._draining)
+        self._shared.context = self._make_context(config)
+        self._metrics = PrometheusRequestMetrics()
+        self._keys: KeySource | None = None
+        if isinstance(config.auth, AuthConfig):
+            self._keys = KeySource(live_view(lambda: self._current_config))
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="frames")
+        webrtc = config.realtime.webrtc
+        addresses = find_addresses(webrtc.addresses, _listening_host())
+        self._sessions = Sessions(context.replica_tag, webrtc, addresses)
+        self._leaving = asyncio.ensure_future(self._leave())
+        logger.info("WebRTC sessions listen on %s", ", ".join(addresses))
+
+    async def configure(self, settings: Settings) -> None:
+        config = apply_settings(self._config, settings)
+        self._shared.configure(config)
+        self._shared.context = self._make_context(config)
+        self._graph.configure(config)
+        self._current_config = config
+
+    async def ice_servers(self, client: SessionClient) -> list[dict[str, Any]]:
+        return ice_servers_json(self._config.realtime.webrtc, client.name, time.time())
+
+    async def offer(self, offer: SessionOffer, client: SessionClient) -> SessionAnswer:
+        """Open a session. Raises as :class:`raylens.realtime.ports.WebRtcService` does."""
+        registry = await asyncio.to_thread(load_registry)
+        pipeline = find_pipeline(registry, offer.pipeline_id, "pipeline_ids")
+        questions = FrameQuestions(self._shared, self._metrics, self._keys, client, ROUTE)
+        questions.identify()
+        place = AsyncExitStack()
+        limits = own_limits(self._current_config.client_limits)
+        await place.enter_async_context(session_place(self._shared.leases, limits))
+
+        def open_session(parameters: Mapping[str, Any], report: Report) -> FrameProcessor:
+            processor = open_processor(
+                pipeline, parameters, questions, report, self._threads, to_tensor
+            )
+            return Placed(processor, place)
+
+        try:
+            session_id, sdp = await self._sessions.open(
+                offer.sdp, offer.type, offer.parameters, client.name, open_session
+            )
+        except BaseException:
+            await place.aclose()
+            raise
+        return SessionAnswer(sdp, "answer", session_id)
+
+    async def add_candidates(
+        self, session_id: str, candidates: Sequence[Any], client: SessionClient
+    ) -> None:
+        await self._sessions.find(session_id, client.name).add_candidates(candidates)
+
+    async def close(self, session_id: str, client: SessionClient) -> None:
+        await self._sessions.close(session_id, client.name, "the client has ended it")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's hook: 1 means as many sessions as there may be."""
+        limit = self._config.realtime.webrtc.max_sessions
+        return {ENGINE_LOAD: len(self._sessions.states) / limit}
+
+    def _make_context(self, config: AppConfig) -> Context:
+        service = RecordedService(cast(VisionService, FallbackService(self._graph, config)))
+        media = Media(config.limits, self._shared.fetcher)
+        return Context(
+            cast(VisionService, service), config, Catalog(config), media, lambda media: None
+        )
+
+    async def _leave(self) -> None:
+        await self._draining.wait()
+        await self._sessions.close_all(STOPPING)
+
+
+class Placed(FrameProcessor):
+    """A processor that gives its session's place back at the end."""
+
+    def __init__(self, processor: FrameProcessor, place: AsyncExitStack) -> None:
+        self._processor = processor
+        self._place = place
+
+    async def process(self, frame: Frame) -> Pixels:
+        return await self._processor.process(frame)
+
+    def change(self, parameters: Mapping[str, Any]) -> None:
+        self._processor.change(parameters)
+
+    async def close(self) -> None:
+        try:
+            await self._processor.close()
+        finally:
+            await self._place.aclose()
+
+
+def to_tensor(pixels: Pixels) -> Any:
+    import torch  # only for plugins
+
+    return torch.from_numpy(pixels)
+
+
+def _listening_host() -> str:
+    """Return the address on which Serve's proxies listen."""
+    return _get_global_client().http_config.host or ""

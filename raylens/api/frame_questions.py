@@ -1,0 +1,101 @@
+"""Questions about the frames of live video, which are requests as any other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+
+import cv2
+
+from raylens.api.access_log import AccessRecord, RequestMetrics
+from raylens.api.context import Context
+from raylens.api.model_selection import select_model
+from raylens.api.session_requests import session_request
+from raylens.api.shared import Shared
+from raylens.core.errors import ModelFailed, PermissionDenied
+from raylens.core.fairness import current_client
+from raylens.core.key_source import KeySource
+from raylens.core.keys import current_key
+from raylens.core.types import Findings, PictureFile
+from raylens.realtime.live_session import AskModel, ModelAnswer
+from raylens.realtime.overlay import Pixels
+from raylens.realtime.pipeline import result_of, task_of
+from raylens.realtime.ports import SessionClient
+from raylens.realtime.settings import MoondreamConfig
+
+QUALITY = 92
+"""Of the JPEG files in which frames travel to the preprocessor."""
+FIELD = "frame"
+"""What error messages call a frame."""
+
+
+@dataclass(frozen=True)
+class FrameQuestions(AskModel):
+    """Asks a model about the frames of one client's session."""
+
+    shared: Shared
+    metrics: RequestMetrics
+    keys: KeySource | None
+    """None if the server has no keys."""
+    client: SessionClient
+    route: str
+
+    async def __call__(self, pixels: Pixels, settings: MoondreamConfig) -> ModelAnswer:
+        """Raises ``PermissionDenied`` if the client's key is no longer valid."""
+        self.identify()
+        context = self.shared.context
+        assert context is not None
+        record = AccessRecord("WEBRTC", self.route, self.client.address, key=self.client.key)
+        record.route = self.route
+        async with session_request(self.shared, self.metrics, record):
+            return await self._ask(context, pixels, settings)
+
+    def identify(self) -> None:
+        """Make the client that of what follows. Raises ``PermissionDenied``."""
+        current_client.set(self.client.name)
+        if self.keys is None or self.client.key is None:
+            return
+        key = self.keys.ring.named(self.client.key)
+        if key is None:
+            raise PermissionDenied(f"the key {self.client.key!r} is no longer valid")
+        current_key.set(key)
+
+    async def _ask(
+        self, context: Context, pixels: Pixels, settings: MoondreamConfig
+    ) -> ModelAnswer:
+        task = task_of(settings)
+        model = await select_model(context, settings.model or None, "realtime", task)
+        request = context.new_request(
+            uuid.uuid4().hex,
+            time.time() + context.timeout_of(model),
+            model,
+            task,
+            context.build_sampling(temperature=settings.temperature),
+            None,
+        )
+        picture = PictureFile(await asyncio.to_thread(encode, pixels), FIELD)
+        texts: list[str] = []
+        findings: Findings | None = None
+        has_ended = False
+        timings: dict[str, float] = {}
+        async with aclosing(context.service.generate(request, [picture])) as deltas:
+            async for delta in deltas:
+                texts.append(delta.text)
+                findings = delta.findings or findings
+                has_ended = has_ended or delta.finish_reason is not None
+                if delta.timings is not None:
+                    stages = asdict(delta.timings).items()
+                    timings = {f"{name}_ms": round(1000 * value, 1) for name, value in stages}
+        if not has_ended:
+            raise ModelFailed("the answer ended early")
+        return ModelAnswer(result_of("".join(texts).strip(), findings), model, timings)
+
+
+def encode(pixels: Pixels) -> bytes:
+    """Return a frame as a JPEG file."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    return data.tobytes()

@@ -1,0 +1,94 @@
+"""The processor of a session: that of the built-in pipeline, or one around a plugin's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from raylens.core.errors import InvalidRequest
+from raylens.realtime.frames import Frame, FrameProcessor, Report
+from raylens.realtime.live_session import AskModel, LiveSession
+from raylens.realtime.overlay import Pixels
+from raylens.realtime.pipeline import MoondreamPipeline
+from raylens.realtime.plugins import Pipeline
+from raylens.realtime.sessions import PluginPipeline, merge_params
+from raylens.realtime.settings import MoondreamConfig
+
+IGNORED = "ignored"
+
+
+def open_processor(
+    pipeline: Pipeline,
+    parameters: Mapping[str, Any],
+    ask: AskModel,
+    report: Report,
+    executor: Executor,
+    to_tensor: Callable[[Pixels], Any],
+) -> FrameProcessor:
+    """Open the processor of a session.
+
+    Parameters that the pipeline doesn't have are left out, and reported: frontends send those of
+    all their pipelines. Raises ``InvalidRequest`` for invalid ones, and what a plugin raises.
+    """
+    known, unknown = split_known(pipeline, parameters)
+    merged = merge_params(pipeline, known, "initialParameters")
+    if unknown:
+        report({"type": IGNORED, "parameters": sorted(unknown)})
+    if pipeline.pipeline_class is MoondreamPipeline:
+        settings = MoondreamConfig.model_validate(merged)
+        return LiveSession(ask, settings, report, executor)
+    return PluginSession(pipeline, merged, report, executor, to_tensor)
+
+
+def split_known(
+    pipeline: Pipeline, parameters: Mapping[str, Any]
+) -> tuple[dict[str, Any], set[str]]:
+    """Return the parameters that a pipeline has, and the names of the others."""
+    fields = pipeline.config_class.model_fields
+    allows_others = pipeline.config_class.model_config.get("extra") == "allow"
+    known = {
+        name: value for name, value in parameters.items() if name in fields or allows_others
+    }
+    return known, parameters.keys() - known.keys()
+
+
+class PluginSession(FrameProcessor):
+    """Runs a plugin's pipeline on every frame, in a thread."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        parameters: Mapping[str, Any],
+        report: Report,
+        executor: Executor,
+        to_tensor: Callable[[Pixels], Any],
+    ) -> None:
+        self._pipeline = pipeline
+        self._parameters = dict(parameters)
+        self._executor = executor
+        self._instance = PluginPipeline(pipeline, self._parameters, to_tensor)
+
+    async def process(self, frame: Frame) -> Pixels:
+        loop = asyncio.get_running_loop()
+        run = partial(self._run, frame.pixels, dict(self._parameters))
+        return await loop.run_in_executor(self._executor, run)
+
+    def change(self, parameters: Mapping[str, Any]) -> None:
+        merged = {**self._parameters, **parameters}
+        self._parameters = merge_params(self._pipeline, merged, "parameters")
+
+    async def close(self) -> None:
+        pass
+
+    def _run(self, pixels: Pixels, parameters: Mapping[str, Any]) -> Pixels:
+        """Return a plugin's frame as 8-bit values. Raises ``InvalidRequest`` if it isn't one."""
+        output = self._instance(video=[pixels[None]], **parameters)["video"]
+        if output.ndim != 4 or output.shape[0] != 1 or output.shape[3] != 3:
+            shape = tuple(output.shape)
+            raise InvalidRequest(f"the plugin returned a frame of shape {shape}", "video")
+        return np.clip(output[0] * 255 + 0.5, 0, 255).astype(np.uint8)
