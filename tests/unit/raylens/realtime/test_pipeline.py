@@ -11,7 +11,7 @@ from models.pocket.drawing import draw as draw_scene
 from models.pocket.scenes import Scene, random_scene
 from raylens.core.errors import InvalidRequest, ModelFailed
 from raylens.core.types import Caption, Detect, Length, Location, Point, Query, Region, Task
-from raylens.realtime.overlay import GREEN, RED, Overlay, Pixels
+from raylens.realtime.overlay import GREEN, Pixels
 from raylens.realtime.pipeline import FrameResult, MoondreamPipeline
 from raylens.realtime.settings import MoondreamConfig
 
@@ -173,71 +173,6 @@ def test_invalid_parameters_are_refused(model: FakeModel) -> None:
     for parameters in ({"temperature": 2}, {"feature": "segment"}, {"unknown": 1}):
         with pytest.raises(ValidationError):
             pipeline(video=[frame()], **parameters)
-
-
-class TestOverlays:
-    def test_boxes_are_green_with_a_light_fill_and_a_number(self) -> None:
-        overlay = Overlay(frame()[0], 1.0, 1.0)
-        overlay.boxes([BOX])
-        drawn = overlay.render()
-        left, top = round(0.25 * 159), round(0.25 * 119)
-        assert tuple(drawn[60, left]) == GREEN
-        assert tuple(drawn[top, 80]) == GREEN
-        inside = drawn[60, 80].astype(int)
-        assert inside[1] > 128 > inside[0]
-        assert tuple(drawn[5, 5]) == (128, 128, 128)
-        label = drawn[top - 8 : top, left : left + 12].reshape(-1, 3)
-        assert any(tuple(pixel) == GREEN for pixel in label)
-
-    def test_a_label_at_the_top_edge_is_below_its_box(self) -> None:
-        overlay = Overlay(frame()[0], 1.0, 1.0)
-        overlay.boxes([Region(0.1, 0.0, 0.5, 0.5)])
-        drawn = overlay.render()
-        bottom = round(0.5 * 119)
-        label = drawn[bottom + 2 : bottom + 8, 17:28].reshape(-1, 3)
-        assert any(tuple(pixel) == GREEN for pixel in label)
-
-    def test_points_are_red_with_a_white_rim(self) -> None:
-        overlay = Overlay(frame()[0], 1.0, 1.0)
-        overlay.points([Location(0.5, 0.5)])
-        drawn = overlay.render()
-        assert tuple(drawn[60, 80]) == RED
-        assert any(tuple(pixel) == (255, 255, 255) for pixel in drawn[60, 70:90])
-
-    @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
-    def test_a_bar_of_text_takes_at_most_a_third(self, scale: float) -> None:
-        overlay = Overlay(frame(200, 300, 400)[0], 1.0, scale)
-        overlay.text("many words " * 100)
-        changed = (overlay.render() != 200).any(axis=(1, 2))
-        assert changed[-1]
-        assert changed.sum() <= 101
-        assert not changed[:199].any()
-
-    def test_words_that_are_wider_than_the_frame_are_broken(self) -> None:
-        overlay = Overlay(frame(200, 300, 400)[0], 1.0, 1.0)
-        width = 100
-        lines = overlay._wrap("一" * 60 + " " + "w" * 3000, width, 5)
-        assert len(lines) == 5
-        assert all(overlay._font.getlength(line) <= width for line in lines)
-        assert lines[-1].endswith("…")
-        assert overlay._wrap("two words\nnext", 1000, 5) == ["two words", "next"]
-        assert overlay._wrap("ab", 1, 5) == ["a", "b"]
-
-    def test_opacity_scales_what_is_drawn(self) -> None:
-        changes = []
-        for opacity in (0.0, 0.4, 0.8):
-            overlay = Overlay(frame()[0], opacity, 1.0)
-            overlay.boxes([BOX])
-            changes.append(np.abs(overlay.render().astype(int) - 128).sum())
-        assert changes[0] == 0 < changes[1] < changes[2]
-
-    def test_places_beyond_the_frame_and_tiny_frames_are_drawn(self) -> None:
-        overlay = Overlay(np.zeros((4, 4, 3), np.uint8), 1.0, 3.0)
-        overlay.boxes([Region(-0.5, -0.5, 1.5, 1.5), Region(0.9, 0.9, 0.1, 0.1)])
-        overlay.points([Location(2, 2)])
-        overlay.text("")
-        overlay.text("words and more words\nand more")
-        assert overlay.render().shape == (4, 4, 3)
 
 
 def test_boxes_of_drawn_scenes_are_where_the_shapes_are() -> None:
