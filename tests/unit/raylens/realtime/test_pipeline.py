@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from models.pocket.scenes import Scene, random_scene
 from raylens.core.errors import InvalidRequest, ModelFailed
 from raylens.core.types import Caption, Detect, Length, Location, Point, Query, Region, Task
 from raylens.realtime.overlay import GREEN, Pixels
-from raylens.realtime.pipeline import FrameResult, MoondreamPipeline
+from raylens.realtime.pipeline import FrameResult, MoondreamPipeline, draw
 from raylens.realtime.settings import MoondreamConfig
 
 BOX = Region(0.25, 0.25, 0.75, 0.75)
@@ -173,6 +175,38 @@ def test_invalid_parameters_are_refused(model: FakeModel) -> None:
     for parameters in ({"temperature": 2}, {"feature": "segment"}, {"unknown": 1}):
         with pytest.raises(ValidationError):
             pipeline(video=[frame()], **parameters)
+
+
+@pytest.mark.parametrize("feature", ["detect", "point"])
+def test_numbers_of_a_tracker_are_on_the_frame(feature: str) -> None:
+    settings = MoondreamConfig.model_validate({"feature": feature})
+    plain, first, other = (
+        draw(
+            frame()[0], replace(RESULT, region_numbers=numbers, location_numbers=numbers), settings
+        )
+        for numbers in ((), (1,), (27,))
+    )
+    assert np.array_equal(plain, first)
+    assert not np.array_equal(plain, other)
+
+
+def test_question_and_answer_are_both_on_the_frame() -> None:
+    pictures = [
+        draw(
+            frame()[0],
+            FrameResult(answer),
+            MoondreamConfig.model_validate({"feature": "query", "question": question}),
+        )
+        for question, answer in (("a", "b"), ("a", "c"), ("c", "b"))
+    ]
+    assert not any(np.array_equal(one, other) for one, other in combinations(pictures, 2))
+
+
+def test_the_frame_itself_is_not_drawn_on() -> None:
+    pixels = frame()[0]
+    assert draw(pixels, None, MoondreamConfig()) is pixels
+    draw(pixels, RESULT, MoondreamConfig())
+    assert (pixels == 128).all()
 
 
 def test_boxes_of_drawn_scenes_are_where_the_shapes_are() -> None:
