@@ -37,6 +37,10 @@ class FrameResult:
     text: str = ""
     regions: tuple[Region, ...] = ()
     locations: tuple[Location, ...] = ()
+    region_numbers: tuple[int, ...] = ()
+    """The number of each region, as a tracker gives them; if empty, 1, 2, 3…"""
+    location_numbers: tuple[int, ...] = ()
+    """The number of each location, likewise."""
 
 
 class FrameModel(Protocol):
@@ -97,7 +101,7 @@ def result_of(text: str, findings: Findings | None) -> FrameResult:
 
 
 def draw(frame: Pixels, result: FrameResult | None, settings: MoondreamConfig) -> Pixels:
-    """Return the frame with the result on it; unchanged if there is none."""
+    """Return a copy of the frame with the result on it, or the frame itself if there is none."""
     if result is None:
         return frame
     overlay = Overlay(frame, settings.overlay_opacity, settings.font_scale)
@@ -105,11 +109,11 @@ def draw(frame: Pixels, result: FrameResult | None, settings: MoondreamConfig) -
         case MoondreamFeature.CAPTION:
             overlay.text(result.text)
         case MoondreamFeature.QUERY:
-            overlay.text(f"Q: {settings.question}\nA: {result.text}")
+            overlay.query(settings.question, result.text)
         case MoondreamFeature.DETECT:
-            overlay.boxes(result.regions)
+            overlay.boxes(result.regions, result.region_numbers)
         case MoondreamFeature.POINT:
-            overlay.points(result.locations)
+            overlay.points(result.locations, result.location_numbers)
     return overlay.render()
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,8 @@ from models.pocket.drawing import draw as draw_scene
 from models.pocket.scenes import Scene, random_scene
 from raylens.core.errors import InvalidRequest, ModelFailed
 from raylens.core.types import Caption, Detect, Length, Location, Point, Query, Region, Task
-from raylens.realtime.overlay import GREEN, RED, Overlay, Pixels
-from raylens.realtime.pipeline import FrameResult, MoondreamPipeline
+from raylens.realtime.overlay import GREEN, Pixels
+from raylens.realtime.pipeline import FrameResult, MoondreamPipeline, draw
 from raylens.realtime.settings import MoondreamConfig
 
 BOX = Region(0.25, 0.25, 0.75, 0.75)
@@ -175,69 +177,36 @@ def test_invalid_parameters_are_refused(model: FakeModel) -> None:
             pipeline(video=[frame()], **parameters)
 
 
-class TestOverlays:
-    def test_boxes_are_green_with_a_light_fill_and_a_number(self) -> None:
-        overlay = Overlay(frame()[0], 1.0, 1.0)
-        overlay.boxes([BOX])
-        drawn = overlay.render()
-        left, top = round(0.25 * 159), round(0.25 * 119)
-        assert tuple(drawn[60, left]) == GREEN
-        assert tuple(drawn[top, 80]) == GREEN
-        inside = drawn[60, 80].astype(int)
-        assert inside[1] > 128 > inside[0]
-        assert tuple(drawn[5, 5]) == (128, 128, 128)
-        label = drawn[top - 8 : top, left : left + 12].reshape(-1, 3)
-        assert any(tuple(pixel) == GREEN for pixel in label)
+@pytest.mark.parametrize("feature", ["detect", "point"])
+def test_numbers_of_a_tracker_are_on_the_frame(feature: str) -> None:
+    settings = MoondreamConfig.model_validate({"feature": feature})
+    plain, first, other = (
+        draw(
+            frame()[0], replace(RESULT, region_numbers=numbers, location_numbers=numbers), settings
+        )
+        for numbers in ((), (1,), (27,))
+    )
+    assert np.array_equal(plain, first)
+    assert not np.array_equal(plain, other)
 
-    def test_a_label_at_the_top_edge_is_below_its_box(self) -> None:
-        overlay = Overlay(frame()[0], 1.0, 1.0)
-        overlay.boxes([Region(0.1, 0.0, 0.5, 0.5)])
-        drawn = overlay.render()
-        bottom = round(0.5 * 119)
-        label = drawn[bottom + 2 : bottom + 8, 17:28].reshape(-1, 3)
-        assert any(tuple(pixel) == GREEN for pixel in label)
 
-    def test_points_are_red_with_a_white_rim(self) -> None:
-        overlay = Overlay(frame()[0], 1.0, 1.0)
-        overlay.points([Location(0.5, 0.5)])
-        drawn = overlay.render()
-        assert tuple(drawn[60, 80]) == RED
-        assert any(tuple(pixel) == (255, 255, 255) for pixel in drawn[60, 70:90])
+def test_question_and_answer_are_both_on_the_frame() -> None:
+    pictures = [
+        draw(
+            frame()[0],
+            FrameResult(answer),
+            MoondreamConfig.model_validate({"feature": "query", "question": question}),
+        )
+        for question, answer in (("a", "b"), ("a", "c"), ("c", "b"))
+    ]
+    assert not any(np.array_equal(one, other) for one, other in combinations(pictures, 2))
 
-    @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
-    def test_a_bar_of_text_takes_at_most_a_third(self, scale: float) -> None:
-        overlay = Overlay(frame(200, 300, 400)[0], 1.0, scale)
-        overlay.text("many words " * 100)
-        changed = (overlay.render() != 200).any(axis=(1, 2))
-        assert changed[-1]
-        assert changed.sum() <= 101
-        assert not changed[:199].any()
 
-    def test_words_that_are_wider_than_the_frame_are_broken(self) -> None:
-        overlay = Overlay(frame(200, 300, 400)[0], 1.0, 1.0)
-        width = 100
-        lines = overlay._wrap("一" * 60 + " " + "w" * 3000, width, 5)
-        assert len(lines) == 5
-        assert all(overlay._font.getlength(line) <= width for line in lines)
-        assert lines[-1].endswith("…")
-        assert overlay._wrap("two words\nnext", 1000, 5) == ["two words", "next"]
-        assert overlay._wrap("ab", 1, 5) == ["a", "b"]
-
-    def test_opacity_scales_what_is_drawn(self) -> None:
-        changes = []
-        for opacity in (0.0, 0.4, 0.8):
-            overlay = Overlay(frame()[0], opacity, 1.0)
-            overlay.boxes([BOX])
-            changes.append(np.abs(overlay.render().astype(int) - 128).sum())
-        assert changes[0] == 0 < changes[1] < changes[2]
-
-    def test_places_beyond_the_frame_and_tiny_frames_are_drawn(self) -> None:
-        overlay = Overlay(np.zeros((4, 4, 3), np.uint8), 1.0, 3.0)
-        overlay.boxes([Region(-0.5, -0.5, 1.5, 1.5), Region(0.9, 0.9, 0.1, 0.1)])
-        overlay.points([Location(2, 2)])
-        overlay.text("")
-        overlay.text("words and more words\nand more")
-        assert overlay.render().shape == (4, 4, 3)
+def test_the_frame_itself_is_not_drawn_on() -> None:
+    pixels = frame()[0]
+    assert draw(pixels, None, MoondreamConfig()) is pixels
+    draw(pixels, RESULT, MoondreamConfig())
+    assert (pixels == 128).all()
 
 
 def test_boxes_of_drawn_scenes_are_where_the_shapes_are() -> None:

@@ -1,0 +1,48 @@
+"""Fonts of a few characters, each a filled rectangle as wide as an em, less a margin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fontTools.ttLib import TTCollection, TTFont
+
+UNITS = 1000
+
+
+def make_font(characters: str, height: int = 800) -> TTFont:
+    """Return a font whose glyphs are ``height`` thousandths of an em high."""
+    names = {ord(character): f"g{ord(character):x}" for character in characters}
+    builder = FontBuilder(UNITS, isTTF=True)
+    builder.setupGlyphOrder([".notdef", *names.values()])
+    builder.setupCharacterMap(names)
+    builder.setupGlyf({name: _rectangle(height) for name in (".notdef", *names.values())})
+    builder.setupHorizontalMetrics({name: (UNITS, 100) for name in (".notdef", *names.values())})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Toy", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    return builder.font
+
+
+def write_font(path: Path, characters: str, height: int = 800) -> Path:
+    make_font(characters, height).save(path)
+    return path
+
+
+def write_collection(path: Path, faces: Sequence[str]) -> Path:
+    collection = TTCollection()
+    collection.fonts = [make_font(characters) for characters in faces]
+    collection.save(path)
+    return path
+
+
+def _rectangle(height: int) -> object:
+    pen = TTGlyphPen(None)
+    pen.moveTo((100, 0))
+    for corner in ((100, height), (900, height), (900, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    return pen.glyph()
