@@ -67,9 +67,8 @@ class FrameCache:
     def is_due(self, settings: MoondreamConfig) -> bool:
         """Count a frame, and return whether it needs a new result."""
         self._number += 1
-        subject = settings.feature, settings.prompt
-        if subject != self._subject:
-            self._subject = subject
+        if settings.subject != self._subject:
+            self._subject = settings.subject
             self.result = None
         is_turn = self._number % settings.inference_interval == 0
         self._is_missing = self._is_missing or is_turn or self.result is None

@@ -106,6 +106,40 @@ class MoondreamConfig(BaseModel):
         json_schema_extra=_ui(2, "input", label="Detect Object"),
     )
 
+    tracking: bool = Field(
+        True,
+        description="Whether boxes and points follow the picture until there are newer ones.",
+        json_schema_extra=_ui(9, label="Tracking"),
+    )
+    model: str = Field(
+        "",
+        max_length=200,
+        description="The model that answers; empty means the server's default.",
+    )
+    event_enter: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Results in a row that show the object, or say yes, until that has started.",
+    )
+    event_leave: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Results in a row that don't, until that has ended.",
+    )
+    event_min_count: int = Field(
+        1,
+        ge=1,
+        le=50,
+        description="Objects that a frame must have to show them.",
+    )
+
+    @property
+    def subject(self) -> tuple[MoondreamFeature, str]:
+        """What a result is about."""
+        return self.feature, self.prompt
+
     @property
     def prompt(self) -> str:
         """What the feature asks the model, beside the frame."""
