@@ -78,8 +78,8 @@ class _BarStyle:
 class Overlay:
     """Draws on one frame. ``opacity`` is from 0 to 1, and ``font_scale`` about 1.
 
-    It draws on a copy, or on ``frame`` itself if it is ``in_place``: that must be writable. Text
-    that is drawn first is not covered by the labels of boxes and points.
+    It draws on a copy, or on ``frame`` itself if it is ``in_place``: that must be writable and
+    contiguous. Labels of boxes and points keep clear of text that is drawn first.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class Overlay:
         typesetter: Typesetter | None = None,
         in_place: bool = False,
     ) -> None:
+        if in_place and not (frame.flags.writeable and frame.flags.c_contiguous):
+            raise ValueError("a frame that is drawn on in place must be writable and contiguous")
         self._pixels = frame if in_place else np.array(frame, np.uint8, order="C")
-        if not self._pixels.flags.writeable:
-            raise ValueError("a frame that is drawn on in place must be writable")
         self._opacity = min(max(0.0, opacity), 1.0)
         self._typesetter = typesetter or shared_typesetter()
         self._height, self._width = frame.shape[:2]
@@ -196,6 +196,8 @@ class Overlay:
             return
         extent = self._typesetter.extent(lines, style.size)
         height = min(self._bar, len(lines) * extent.height + 2 * style.padding)
+        # A font that comes late in a text may be higher than those that lines were counted with.
+        pitch = min(extent.height, max(1, (height - 2 * style.padding) // len(lines)))
         bar = Rectangle(0, self._height - height, self._width, self._height)
         opacity = text_opacity(self._opacity)
         fill(self._pixels, bar, BLACK, BAR_SHARE * opacity)
@@ -206,7 +208,7 @@ class Overlay:
             left = style.padding + drawn.left
             if line.is_rtl:
                 left = self._width - style.padding - drawn.patch.width
-            baseline = style.padding + number * extent.height + extent.ascent
+            baseline = style.padding + number * pitch + extent.ascent
             blend(inside, drawn.patch, left, baseline + drawn.top)
 
     def _label(self, number: str, name: str, ground: Color) -> Patch:

@@ -338,6 +338,19 @@ class TestText:
         left, top, right, bottom = edges(pictures[0])
         assert pictures[0][top:bottom, left:right].all()
 
+    def test_a_high_font_late_in_a_text_is_not_cut_off(self, tmp_path: Path) -> None:
+        font = write_font(tmp_path / "toy.ttf", "字", ascent=1150, descent=-400)
+        overlay = Overlay(
+            frame(0, 240, 320), 1.0, 0.5, typesetter=Typesetter([font], [tmp_path / "none"])
+        )
+        overlay.text("l " * 270 + "\n字字字")
+        shown = overlay.render()
+        assert rows_with_text(shown) == 6
+        # The toy's glyphs are 8 tenths of an em of 9 pixels high, and 8 tenths wide.
+        last: Any = (shown[225:] > 150).all(axis=2)
+        assert edges(last[:, :30])[3] - edges(last[:, :30])[1] == 7
+        assert last.sum() >= 3 * 6 * 6
+
 
 class TestQuery:
     @pytest.mark.parametrize(("height", "width"), [(64, 64), *SIZES])
@@ -400,8 +413,9 @@ class TestOverlay:
         part.flags.writeable = False
         assert np.array_equal(with_boxes(part, BOX), with_boxes(frame(), BOX))
         assert (whole == 128).all()
-        with pytest.raises(ValueError, match="writable"):
-            Overlay(part, 1.0, 1.0, in_place=True)
+        for refused in (part, whole[::2], whole[..., ::-1]):
+            with pytest.raises(ValueError, match="writable and contiguous"):
+                Overlay(refused, 1.0, 1.0, in_place=True)
 
     @pytest.mark.parametrize("scale", [0.5, 3.0])
     @pytest.mark.parametrize(

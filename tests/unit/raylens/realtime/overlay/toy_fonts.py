@@ -12,7 +12,7 @@ from fontTools.ttLib import TTCollection, TTFont
 UNITS = 1000
 
 
-def make_font(characters: str, height: int = 800) -> TTFont:
+def make_font(characters: str, height: int = 800, ascent: int = 800, descent: int = -200) -> TTFont:
     """Return a font whose glyphs are ``height`` thousandths of an em high."""
     names = {ord(character): f"g{ord(character):x}" for character in characters}
     builder = FontBuilder(UNITS, isTTF=True)
@@ -20,15 +20,15 @@ def make_font(characters: str, height: int = 800) -> TTFont:
     builder.setupCharacterMap(names)
     builder.setupGlyf({name: _rectangle(height) for name in (".notdef", *names.values())})
     builder.setupHorizontalMetrics({name: (UNITS, 100) for name in (".notdef", *names.values())})
-    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupHorizontalHeader(ascent=ascent, descent=descent)
     builder.setupNameTable({"familyName": "Toy", "styleName": "Regular"})
     builder.setupOS2()
     builder.setupPost()
     return builder.font
 
 
-def write_font(path: Path, characters: str, height: int = 800) -> Path:
-    make_font(characters, height).save(path)
+def write_font(path: Path, characters: str, **metrics: int) -> Path:
+    make_font(characters, **metrics).save(path)
     return path
 
 
