@@ -48,6 +48,7 @@ FAREWELL_TIMEOUT_S = 0.5
 CLOSE_TIMEOUT_S = 5.0
 _REFUSALS = (InternalError, InvalidAccessError, InvalidStateError, OperationError, ValueError)
 """What aiortc raises about an offer that it can't answer."""
+_GONE = "the client has gone: it answers no more"
 
 
 class Status(StrEnum):
@@ -121,6 +122,8 @@ class Peer:
         self._reason = ""
         self._connected_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._negotiation = asyncio.Lock()
+        """Held while there is an answer to come, so that nothing is closed under it."""
         self._closing: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
 
@@ -154,12 +157,11 @@ class Peer:
             )
         self._status = Status.CONNECTING
         try:
-            return await self._answer(parse_offer(sdp, kind), dict(parameters))
-        except BaseException as error:
-            if self._closing is not None and isinstance(error, InvalidStateError):
-                error = Conflict(f"session {self.id} has ended: {self._reason}")
+            async with self._negotiation:
+                return await self._answer(parse_offer(sdp, kind), dict(parameters))
+        except BaseException:
             await self.close("the offer could not be answered")
-            raise error from None
+            raise
 
     async def _answer(self, offer: Offer, parameters: dict[str, Any]) -> str:
         self._offer = offer
@@ -174,6 +176,7 @@ class Peer:
         await self._negotiate(offer, self._video)
         for candidate, line_index in offer.candidates:
             await self._try(Trickled(candidate, None, line_index))
+        self._check_open()
         self._set_timer(self._config.connect_timeout_s, self._on_connect_timeout)
         description = self._connection.localDescription
         return announce(description.sdp, self._config.public_address)
@@ -184,6 +187,7 @@ class Peer:
             await connection.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
         except _REFUSALS as error:
             raise InvalidRequest(f"sdp: {error}"[:300], "sdp") from None
+        self._check_open()
         lines = connection.getTransceivers()
         for line in lines:
             index = offer.mids.index(line.mid)
@@ -194,11 +198,17 @@ class Peer:
             if index == offer.camera:
                 backlog = bound_backlog(line.receiver)
                 video.start(line.receiver.track, backlog)
+        lines[0].receiver.transport.on("statechange", self._on_encryption_state)
         listen_on(connection, self._environment.addresses, self._config.port_range)
         try:
             await connection.setLocalDescription(await connection.createAnswer())
         except OSError as error:
             raise Overloaded(str(error.strerror or error)) from None
+
+    def _check_open(self) -> None:
+        """Raise ``Conflict`` if the session was ended meanwhile."""
+        if self._closing is not None:
+            raise Conflict(f"session {self.id} has ended: {self._reason}")
 
     async def add_candidates(self, entries: Sequence[Any]) -> None:
         """Add candidates that came after the offer, as ``RTCIceCandidateInit`` objects.
@@ -263,14 +273,14 @@ class Peer:
             self._closing = asyncio.create_task(self._close())
 
     async def _close(self) -> None:
-        was_connected = self._status is Status.CONNECTED
         self._status = Status.ENDED
         if self._timer is not None:
             self._timer.cancel()
         try:
-            if was_connected:
-                await self._say_farewell()
-            await self._release()
+            async with self._negotiation:
+                if self._connection.connectionState == "connected":
+                    await self._say_farewell()
+                await self._release()
         finally:
             logger.info("session %s ended: %s", self.id, self._reason)
             self._on_end(self)
@@ -317,11 +327,16 @@ class Peer:
                 self._connected_at = self._environment.clock()
                 self._set_timer(self._config.idle_timeout_s, self._on_idle_timer)
             case "failed" if self._status is Status.CONNECTED:
-                self._end("the client has gone: it answers no more")
+                self._end(_GONE)
             case "failed":
                 self._end(f"no connection: {self._explain()}")
-            case "closed":
-                self._end("the client closed the connection")
+
+    def _on_encryption_state(self) -> None:
+        """Tell a client that said goodbye from one whose consent (RFC 7675) has expired."""
+        transport = self._connection.getTransceivers()[0].receiver.transport
+        if transport.state == "closed":
+            is_gone = transport.transport._connection._closing
+            self._end(_GONE if is_gone else "the client closed the connection")
 
     def _on_idle_timer(self) -> None:
         """End, or wait for the rest of the time since the last frame."""

@@ -35,9 +35,11 @@ TIMEOUT_S = 15.0
 
 async def wait_until(holds: Callable[[], Any]) -> Any:
     """Wait until a condition holds, and return its value."""
+    turns = 0
     async with asyncio.timeout(TIMEOUT_S):
         while not (value := holds()):
-            await asyncio.sleep(0.002)
+            turns += 1
+            await asyncio.sleep(0 if turns < 20 else 0.002)
     return value
 
 
@@ -221,6 +223,10 @@ class Gated(Marker):
         self.waiting_for = read_number(frame.pixels)
         await self.gate.acquire()
         return await super().process(frame)
+
+    async def wait_for(self, number: int) -> None:
+        """Wait until this frame is before the gate."""
+        await wait_until(lambda: self.waiting_for == number)
 
 
 class Failing(Marker):

@@ -20,7 +20,7 @@ from raylens.realtime.webrtc.encoders import (
     use_encoder,
 )
 from raylens.realtime.webrtc.pictures import TIME_BASE
-from tests.unit.raylens.realtime.webrtc.clients import draw_number, read_number
+from tests.unit.raylens.realtime.webrtc.clients import draw_number, read_number, to_rgb
 
 FPS = 30
 
@@ -129,7 +129,7 @@ def test_sizes_may_be_odd_and_may_change(encoder_class: Any, name: str, decoder_
         assert abs(timestamp - number * 3000) <= 2
         data = b"".join(depayload(codec, payload) for payload in payloads)
         decoded += decoder.decode(av.Packet(data))
-    assert [read_number(frame.to_ndarray(format="rgb24")) for frame in decoded] == [
+    assert [read_number(to_rgb(frame)) for frame in decoded] == [
         1000,
         1001,
         1002,

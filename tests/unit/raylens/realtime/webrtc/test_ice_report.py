@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raylens.realtime.webrtc.candidates import parse_candidate
+from raylens.realtime.webrtc.candidates import Candidate, parse_candidate
 from raylens.realtime.webrtc.ice_report import IceReport
 
 REMOTE = parse_candidate("candidate:1 1 udp 99 192.0.2.8 5000 typ host", "f")
@@ -30,7 +30,7 @@ RELAY = "8.8.8.8:4000 relay"
     ],
 )
 def test_the_report_says_what_to_do(
-    own: list[str], remote: list, has_turn: bool, public: str | None, advice: str
+    own: list[str], remote: list[Candidate], has_turn: bool, public: str | None, advice: str
 ) -> None:
     report = IceReport(tuple(own), tuple(remote), (), (), found=False)
     text = report.explain(has_turn, public)

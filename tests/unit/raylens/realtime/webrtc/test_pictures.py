@@ -22,7 +22,8 @@ def test_pixels_survive_the_way_there_and_back(size: tuple[int, int]) -> None:
     pixels = draw_number(1234, *size)
     picture = to_picture(pixels, 90)
     back = to_pixels(picture, 10_000_000)
-    assert (back.shape, back.dtype) == (pixels.shape, np.uint8)
+    assert back.shape == pixels.shape
+    assert back.dtype == np.uint8
     assert read_number(back) == 1234
     assert np.abs(back[-8:, :8].astype(int) - pixels[-8:, :8]).max() <= 3
     assert float(picture.time) == pytest.approx(0.001)
