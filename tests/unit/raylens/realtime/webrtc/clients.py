@@ -139,6 +139,12 @@ class Client:
         messages = self.messages[channel]
         return [message for message in messages if kind in (None, message.get("type"))]
 
+    async def wait_received(self, channel: str) -> None:
+        await wait_until(lambda: self.messages[channel])
+
+    async def wait_frames(self, count: int) -> None:
+        await wait_until(lambda: len(self.frames) >= count)
+
     def numbers(self) -> list[int]:
         return [read_number(to_rgb(frame)) for frame in self.frames]
 
