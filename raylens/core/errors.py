@@ -10,6 +10,7 @@
       RequestTimeout        408  transient
       UnknownModel          404  permanent
       UnknownJob            404  permanent
+      UnknownSession        404  permanent
       Conflict              409  permanent
       PayloadTooLarge       413  permanent
       UnsupportedMedia      415  permanent
@@ -132,6 +133,14 @@ class UnknownModel(RaylensError):
 
 class UnknownJob(RaylensError):
     code = "job_not_found"
+    http_status = 404
+    failure_class = FailureClass.PERMANENT
+
+
+class UnknownSession(RaylensError):
+    """There is no such session of live video, or it has ended."""
+
+    code = "session_not_found"
     http_status = 404
     failure_class = FailureClass.PERMANENT
 

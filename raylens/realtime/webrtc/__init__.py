@@ -1,0 +1,1 @@
+"""WebRTC sessions: camera in, annotated video out, results and parameters on data channels."""

@@ -1,0 +1,248 @@
+"""A WebRTC client with a camera whose frames carry numbers, and processors of frames."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import av
+import numpy as np
+from aiortc import (
+    MediaStreamTrack,
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCPeerConnection,
+    RTCRtpSender,
+    RTCSessionDescription,
+)
+from aiortc.mediastreams import MediaStreamError
+
+from raylens.core.errors import InvalidRequest
+from raylens.realtime.frames import Frame, Report
+from raylens.realtime.overlay import Pixels
+from raylens.realtime.webrtc.addresses import listen_on
+from raylens.realtime.webrtc.pictures import TIME_BASE
+
+LOOPBACK = ("127.0.0.1",)
+TICKS = 3000
+"""Between two frames: 30 frames/s."""
+BITS = 12
+TIMEOUT_S = 15.0
+"""Longest wait for something that takes milliseconds on an idle machine."""
+
+
+async def wait_until(holds: Callable[[], Any]) -> Any:
+    """Wait until a condition holds, and return its value."""
+    turns = 0
+    async with asyncio.timeout(TIMEOUT_S):
+        while not (value := holds()):
+            turns += 1
+            await asyncio.sleep(0 if turns < 20 else 0.002)
+    return value
+
+
+def draw_number(number: int, width: int = 320, height: int = 240) -> Pixels:
+    """Return a gray frame with a number in black and white columns across its upper half."""
+    pixels = np.full((height, width, 3), 128, np.uint8)
+    for bit in range(BITS):
+        columns = slice(bit * width // BITS, (bit + 1) * width // BITS)
+        pixels[: height // 2, columns] = 255 * (number >> bit & 1)
+    return pixels
+
+
+def read_number(pixels: Pixels) -> int:
+    """Return the number in a frame, also if it was compressed."""
+    height, width = pixels.shape[:2]
+    row = pixels[height // 4, :, :].mean(axis=1)
+    centers = [(2 * bit + 1) * width // (2 * BITS) for bit in range(BITS)]
+    return sum(int(row[center] > 128) << bit for bit, center in enumerate(centers))
+
+
+def is_marked(pixels: Pixels) -> bool:
+    """Whether a processor has drawn its red mark."""
+    height, width = pixels.shape[:2]
+    red, green, blue = pixels[3 * height // 4, width // 2]
+    return bool(red > 180 and green < 80 and blue < 80)
+
+
+class Camera(MediaStreamTrack):
+    """Sends the frames that a test shows it, as soon as it is asked."""
+
+    kind = "video"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frames: asyncio.Queue[av.VideoFrame] = asyncio.Queue()
+        self._pts = 0
+
+    def show(self, pixels: Pixels) -> None:
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base = self._pts, TIME_BASE
+        self._pts += TICKS
+        self._frames.put_nowait(frame)
+
+    def show_numbers(self, numbers: Sequence[int], width: int = 320, height: int = 240) -> None:
+        for number in numbers:
+            self.show(draw_number(number, width, height))
+
+    async def recv(self) -> av.VideoFrame:
+        return await self._frames.get()
+
+
+class Client:
+    """A client. ``layout`` has the directions of its video lines: the first has the camera."""
+
+    def __init__(
+        self,
+        layout: Sequence[str] = ("sendrecv",),
+        channels: Sequence[str] = ("parameters", "results"),
+        codec: str = "VP8",
+        audio: str | None = None,
+    ) -> None:
+        self.camera = Camera()
+        self.frames: list[av.VideoFrame] = []
+        self.messages: dict[str, list[dict[str, Any]]] = {}
+        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._tasks: list[asyncio.Task[None]] = []
+        if audio is not None:
+            self.connection.addTransceiver("audio", audio)
+        for direction in layout:
+            track = self.camera if direction in ("sendrecv", "sendonly") else "video"
+            line = self.connection.addTransceiver(track, direction)
+            capabilities = RTCRtpSender.getCapabilities("video").codecs
+            line.setCodecPreferences([c for c in capabilities if c.name == codec])
+        self.channels = {name: self._open(name) for name in channels}
+        self.connection.on("track", self._on_track)
+
+    async def offer(self) -> str:
+        """Return an offer with candidates on loopback."""
+        listen_on(self.connection, LOOPBACK)
+        await self.connection.setLocalDescription(await self.connection.createOffer())
+        return self.connection.localDescription.sdp
+
+    async def accept(self, answer: str) -> None:
+        await self.connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+
+    async def wait_connected(self) -> None:
+        await wait_until(lambda: self.connection.connectionState == "connected")
+        channels = self.channels.values()
+        await wait_until(lambda: all(channel.readyState == "open" for channel in channels))
+
+    def send(self, message: Any, channel: str = "parameters") -> None:
+        text = message if isinstance(message, str | bytes) else json.dumps(message)
+        self.channels[channel].send(text)
+
+    def received(self, channel: str, kind: str | None = None) -> list[dict[str, Any]]:
+        """Return the messages of a channel; with ``kind``, those of this type."""
+        messages = self.messages[channel]
+        return [message for message in messages if kind in (None, message.get("type"))]
+
+    async def wait_received(self, channel: str) -> None:
+        await wait_until(lambda: self.messages[channel])
+
+    async def wait_frames(self, count: int) -> None:
+        await wait_until(lambda: len(self.frames) >= count)
+
+    def numbers(self) -> list[int]:
+        return [read_number(to_rgb(frame)) for frame in self.frames]
+
+    def vanish(self) -> None:
+        """Stop to send and to answer, without a word."""
+        for transport in self.connection._RTCPeerConnection__iceTransports:  # type: ignore[attr-defined]
+            for protocol in transport._connection._protocols:
+                protocol.transport.abort()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.connection.close()
+
+    def _open(self, name: str) -> RTCDataChannel:
+        channel = self.connection.createDataChannel(name)
+        self.messages[name] = []
+        channel.on("message", lambda text: self.messages[name].append(json.loads(text)))
+        return channel
+
+    def _on_track(self, track: MediaStreamTrack) -> None:
+        self._tasks.append(asyncio.create_task(self._collect(track)))
+
+    async def _collect(self, track: MediaStreamTrack) -> None:
+        try:
+            while True:
+                frame = await track.recv()
+                assert isinstance(frame, av.VideoFrame)
+                self.frames.append(frame)
+        except MediaStreamError:
+            pass
+
+
+def to_rgb(frame: av.VideoFrame) -> Pixels:
+    pixels: Any = frame.to_ndarray(format="rgb24")
+    return np.asarray(pixels, np.uint8)
+
+
+class Marker:
+    """Draws a red mark into each frame, and reports the frame's number."""
+
+    def __init__(self, parameters: Mapping[str, Any], report: Report) -> None:
+        self.parameters = dict(parameters)
+        self.seen: list[Frame] = []
+        self.is_closed = False
+        self._report = report
+        if parameters.get("question") == "":
+            raise InvalidRequest("question: empty", "question")
+
+    async def process(self, frame: Frame) -> Pixels:
+        self.seen.append(frame)
+        number = read_number(frame.pixels)
+        self._report({"frame_id": frame.id, "number": number, "time_s": frame.time_s})
+        annotated = frame.pixels.copy()
+        height, width = annotated.shape[:2]
+        annotated[height // 2 :, width // 4 : 3 * width // 4] = (230, 20, 20)
+        return annotated
+
+    def change(self, parameters: Mapping[str, Any]) -> None:
+        if "unknown" in parameters:
+            raise InvalidRequest("unknown: no such setting", "unknown")
+        self.parameters.update(parameters)
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+    @property
+    def numbers(self) -> list[int]:
+        return [read_number(frame.pixels) for frame in self.seen]
+
+
+class Gated(Marker):
+    """Processes a frame only when the test opens the gate for it."""
+
+    def __init__(self, parameters: Mapping[str, Any], report: Report) -> None:
+        super().__init__(parameters, report)
+        self.gate = asyncio.Semaphore(0)
+        self.waiting_for: int | None = None
+
+    async def process(self, frame: Frame) -> Pixels:
+        self.waiting_for = read_number(frame.pixels)
+        await self.gate.acquire()
+        return await super().process(frame)
+
+    async def wait_for(self, number: int) -> None:
+        """Wait until this frame is before the gate."""
+        await wait_until(lambda: self.waiting_for == number)
+
+
+class Failing(Marker):
+    """Fails on frames with odd numbers."""
+
+    def __init__(self, parameters: Mapping[str, Any], report: Report) -> None:
+        super().__init__(parameters, report)
+        self.error: Exception = ValueError("a secret path")
+
+    async def process(self, frame: Frame) -> Pixels:
+        if read_number(frame.pixels) % 2:
+            raise self.error
+        return await super().process(frame)
