@@ -71,7 +71,7 @@ def cluster_config(
             del deployment["max_surge_percent"]  # a cluster has room for another replica
         if deployment["name"] == "Preprocessor":
             deployment["autoscaling_config"]["min_replicas"] = 2
-        if deployment["name"] in ("Ingress", "Preprocessor"):
+        if deployment["name"] in ("Ingress", "Preprocessor", "Realtime"):
             deployment["ray_actor_options"]["resources"] = {FRONT: FRONT_SHARE}
     return config
 

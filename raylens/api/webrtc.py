@@ -31,7 +31,7 @@ class OfferRequest(LenientBody):
 
     sdp: Annotated[str, Field(min_length=1, max_length=MAX_SDP_CHARS)]
     type: str = "offer"
-    initialParameters: Annotated[dict[str, Any], Field(default_factory=dict)]  # noqa: N815
+    initialParameters: Annotated[dict[str, Any], Field(default_factory=dict)]
     """Settings of the pipeline, over those with which it was loaded."""
 
 

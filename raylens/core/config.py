@@ -39,6 +39,7 @@ from raylens.core.keys import (
 )
 from raylens.core.logs import LogSettings
 from raylens.core.recipe import BUNDLED, DEFAULT, Recipe, choose
+from raylens.core.webrtc_config import WebRtcConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86_400)]
@@ -168,6 +169,7 @@ class RealtimeConfig(Frozen):
     """Without a message, after which a session is closed."""
     max_frames: Annotated[int, Field(ge=2, le=256)] = 16
     """Frames that one question about the last few of them may have."""
+    webrtc: WebRtcConfig = WebRtcConfig()
 
 
 class RemoteConfig(Frozen):

@@ -26,12 +26,11 @@ LIVE = frozenset(
         "auth",
         "client_limits",
         "fetch",
-        "realtime",
         "cors_origins",
         "allowed_hosts",
     }
 )
-"""Settings of an :class:`AppConfig` that may change, beside some of ``jobs`` and ``models``."""
+"""Settings of an :class:`AppConfig` that may change, beside some of ``jobs``, ``realtime`` and ``models``."""
 LIVE_OF_JOBS = frozenset(
     {
         "workers",
@@ -53,6 +52,7 @@ LIVE_OF_JOBS = frozenset(
         "image_batch_size",
     }
 )
+LIVE_OF_REALTIME = frozenset({"max_sessions", "idle_timeout_s", "max_frames"})
 LIVE_OF_MODELS = frozenset(
     {
         "aliases",
@@ -66,6 +66,7 @@ LIVE_OF_MODELS = frozenset(
         "retry_after_s",
     }
 )
+_LIVE_OF_SECTIONS = {"jobs": LIVE_OF_JOBS, "realtime": LIVE_OF_REALTIME}
 _OTHER_NAMES = {"batch_size": "max_batch_size"}
 
 
@@ -77,14 +78,14 @@ def apply_settings(config: AppConfig, settings: Mapping[str, Any] | None) -> App
     settings that are unknown, invalid, or can't change while the application runs.
     """
     settings = settings or {}
-    _check_names(settings, LIVE | {"jobs", "models"}, AppConfig, "")
+    _check_names(settings, LIVE | {"models"} | _LIVE_OF_SECTIONS.keys(), AppConfig, "")
     values = {name: getattr(config, name) for name in config.model_fields_set}
     for name, value in settings.items():
         current = getattr(config, name)
         if name == "models":
             values[name] = _apply_to_models(config.models, value)
-        elif name == "jobs":
-            _check_names(value, LIVE_OF_JOBS, type(current), "jobs.")
+        elif name in _LIVE_OF_SECTIONS:
+            _check_names(value, _LIVE_OF_SECTIONS[name], type(current), f"{name}.")
             values[name] = _merge(current, value)
         elif isinstance(current, BaseModel) and isinstance(value, Mapping) and name != "auth":
             values[name] = _merge(current, value)

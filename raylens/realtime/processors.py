@@ -51,9 +51,7 @@ def split_known(
     """Return the parameters that a pipeline has, and the names of the others."""
     fields = pipeline.config_class.model_fields
     allows_others = pipeline.config_class.model_config.get("extra") == "allow"
-    known = {
-        name: value for name, value in parameters.items() if name in fields or allows_others
-    }
+    known = {name: value for name, value in parameters.items() if name in fields or allows_others}
     return known, parameters.keys() - known.keys()
 
 

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from raylens.core.errors import Overloaded, TooManyRequests, UnknownSession
@@ -50,7 +51,12 @@ class Sessions:
         return [peer.state for peer in self._peers.values()]
 
     async def open(
-        self, sdp: str, kind: str, parameters: Mapping[str, Any], client: str
+        self,
+        sdp: str,
+        kind: str,
+        parameters: Mapping[str, Any],
+        client: str,
+        open_processor: OpenProcessor | None = None,
     ) -> tuple[str, str]:
         """Open a session. Return its id and the SDP answer.
 
@@ -60,7 +66,10 @@ class Sessions:
         self._check_limits(client)
         session_id = f"{self._prefix}-{secrets.token_urlsafe(12)}"
         servers = aiortc_servers(self._config, client, self._wall_clock())
-        peer = Peer(session_id, client, self._environment, servers, self._on_end)
+        environment = self._environment
+        if open_processor is not None:
+            environment = replace(environment, open_processor=open_processor)
+        peer = Peer(session_id, client, environment, servers, self._on_end)
         self._peers[session_id] = peer
         return session_id, await peer.answer(sdp, kind, parameters)
 
