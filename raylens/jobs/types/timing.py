@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,10 +21,11 @@ from raylens.core.config import MAX_JOB_PICTURES
 from raylens.core.errors import RaylensError
 from raylens.core.types import Caption, Length, PictureFile, Query
 from raylens.core.types import Task as InferenceTask
+from raylens.core.verdict import Verdict, parse_yes_or_no
 from raylens.core.wire import Body, Text
 from raylens.jobs.failures import should_retry
 from raylens.jobs.inference import Answer, ResolvedOptions, with_greedy_sampling
-from raylens.jobs.intervals import Interval, Verdict, find_intervals
+from raylens.jobs.intervals import Interval, find_intervals
 from raylens.jobs.types.base import JobContext, JobInput, JobType, PictureReference
 from raylens.jobs.types.picture import error_as_json
 from raylens.jobs.types.units import UnitAttempt, UnitRunner
@@ -61,8 +61,6 @@ PromptText = Annotated[Text, Field(min_length=1, max_length=4000)]
 TaskText = PromptText
 """A task, as a phrase or as a question."""
 FrameCount = Annotated[int, Field(ge=1, le=50)]
-# A leading yes or no as a whole word, but not 'yes or no' or 'yes/no'.
-_YES_OR_NO = re.compile(r"[\W_]*(yes|no)(?![^\W_])(?!\s*(?:/|or\b)\s*(?:yes|no)\b)", re.IGNORECASE)
 
 
 class Frame(Body):
@@ -102,7 +100,7 @@ class TimingInput(JobInput):
 
     ``vlm_prompt`` is the prompt for a frame's description. Without it, the description is a short
     caption. It takes ``enter`` consecutive frames that show a task to begin an interval, and
-    ``leave`` that don't to end it: see :func:`raylens.jobs.intervals.find_intervals`.
+    ``leave`` that don't to end it: see :class:`raylens.core.hysteresis.Hysteresis`.
     """
 
     prompt: TaskText | None = None
@@ -414,15 +412,6 @@ def make_question(task_text: str) -> str:
     if task_text.rstrip().endswith("?"):
         return task_text
     return QUESTION_PROMPT.format(task=task_text)
-
-
-def parse_yes_or_no(text: str | None) -> Verdict:
-    """Return True if a text begins with yes, False if it begins with no, and None otherwise.
-
-    An echo of "yes or no" counts as neither.
-    """
-    match = _YES_OR_NO.match(text or "")
-    return None if match is None else match[1].lower() == "yes"
 
 
 async def _gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylens.jobs.intervals import Interval, Verdict, find_intervals
+from raylens.core.verdict import Verdict
+from raylens.jobs.intervals import Interval, find_intervals
 
 VERDICTS = {"y": True, "n": False, "?": None}
 

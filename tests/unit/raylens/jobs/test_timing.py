@@ -43,7 +43,6 @@ from raylens.jobs.types.timing import (
     TaskTimingJob,
     TimingInput,
     make_question,
-    parse_yes_or_no,
 )
 from testing.virtual_time import VirtualClock
 
@@ -431,32 +430,6 @@ async def test_a_summary_that_fails_is_retried_but_not_after_the_last_attempt() 
     assert output["summary"] == "wash a cup: from 0.5 to 3.0 (2.5 s)."
     warning = "the language model failed: broken; the rest of this attempt did without it"
     assert output["warnings"] == [warning]
-
-
-@pytest.mark.parametrize(
-    ("text", "verdict"),
-    [
-        ("yes", True),
-        ("  YES!", True),
-        ("Yes, somebody is.", True),
-        ("**Yes**", True),
-        ("No: nobody is there", False),
-        ("no", False),
-        ("No. No one is there", False),
-        ("No one.", False),
-        ("Yes, no doubt", True),
-        ("yes or no", None),
-        ("Yes/No", None),
-        ("Not sure", None),
-        ("yesterday", None),
-        ("I think yes", None),
-        ("nothing", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_the_first_word_of_an_answer_decides(text, verdict) -> None:
-    assert parse_yes_or_no(text) is verdict
 
 
 def test_a_question_stays_as_it_is_and_a_phrase_becomes_one() -> None:
