@@ -32,6 +32,7 @@ from raylens.core.config import AppConfig, AuthConfig
 from raylens.core.draining import Draining
 from raylens.core.fallback import FallbackService
 from raylens.core.key_source import KeySource
+from raylens.core.leases import Leases
 from raylens.core.live_settings import apply_settings, live_view
 from raylens.core.logs import configure_logging
 from raylens.core.ports import VisionService

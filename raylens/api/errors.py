@@ -41,6 +41,7 @@ UNPROCESSABLE_PATHS = (
     "/model/",
     "/api/v1/pipeline",
     "/api/v1/plugins",
+    "/api/v1/webrtc",
 )
 """Paths of the dialects that answer an invalid request with 422 instead of 400."""
 UNKNOWN_ROUTE = "/v1/chat"

@@ -30,7 +30,8 @@ LIVE = frozenset(
         "allowed_hosts",
     }
 )
-"""Settings of an :class:`AppConfig` that may change, beside some of ``jobs``, ``realtime`` and ``models``."""
+"""Settings of an :class:`AppConfig` that may change, beside some of ``jobs``, ``realtime`` and
+``models``."""
 LIVE_OF_JOBS = frozenset(
     {
         "workers",

@@ -9,18 +9,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from raylens.core.errors import RaylensError
+from raylens.core.types import Location, Region
+from raylens.realtime.events import (
+    Event,
+    EventDetector,
+    FrameDetails,
+    count_objects,
+    judge,
+    subject_of,
+)
 from raylens.realtime.frames import Frame, FrameProcessor, Report
 from raylens.realtime.overlay import Pixels
-from raylens.realtime.pipeline import FrameCache, FrameResult, draw
-from raylens.realtime.settings import MoondreamConfig
-from raylens.realtime.tracking.tracker import Tracker
+from raylens.realtime.pipeline import FrameCache, FrameResult, draw, task_of
+from raylens.realtime.sessions import change_settings
+from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
+from raylens.realtime.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,7 +58,8 @@ class AskModel(Protocol):
 class LiveSession(FrameProcessor):
     """Shows the answers of the Moondream pipeline on the frames of one video.
 
-    ``executor`` runs what would block the event loop, and ``on_close`` is awaited at the end.
+    It reports each answer, and what has started or ended. ``executor`` runs what would block the
+    event loop.
     """
 
     def __init__(
@@ -66,6 +77,7 @@ class LiveSession(FrameProcessor):
         self._clock = clock
         self._cache = FrameCache()
         self._tracker = Tracker()
+        self._events = SubjectEvents()
         self._drawing = asyncio.Lock()
         """The tracker and the overlay are used by one thread at a time."""
         self._asking: asyncio.Task[None] | None = None
@@ -74,77 +86,88 @@ class LiveSession(FrameProcessor):
     async def process(self, frame: Frame) -> Pixels:
         settings = self._settings
         is_due = self._cache.is_due(settings)
+        # The frame comes first, so that the tracker knows it before its answer.
+        if settings.tracking:
+            await self._run(self._tracker.add, frame.id, frame.pixels)
         if is_due and self._asking is None and self._clock() >= self._ask_after:
             self._asking = asyncio.create_task(self._answer(frame, settings))
-        return await self._run(self._show, frame, settings, self._cache.result)
+        return await self._run(self._show, frame, settings)
 
     def change(self, parameters: Mapping[str, Any]) -> None:
-        self._settings = self._settings.changed(parameters)
+        settings = change_settings(self._settings, parameters)
+        if settings.subject != self._settings.subject or not settings.tracking:
+            self._tracker = Tracker()  # another thread may still use the old one
+        self._settings = settings
 
     async def close(self) -> None:
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
+        self._report_events(self._events.finish())
 
-    def _show(self, frame: Frame, settings: MoondreamConfig, result: FrameResult | None) -> Pixels:
-        """Return the frame with a result that has followed the picture."""
-        if settings.tracking:
-            self._tracker.add(frame.id, frame.pixels)
-            result = result and self._followed(result)
+    def _show(self, frame: Frame, settings: MoondreamConfig) -> Pixels:
+        """Return the frame with the last result, whose objects have followed the picture."""
+        result = self._cache.result
+        if result is not None and settings.tracking:
+            shown = self._tracker.shown()
+            result = replace(result, **{name: getattr(shown, name) for name in _SHOWN})
         return draw(frame.pixels, result, settings)
-
-    def _followed(self, result: FrameResult) -> FrameResult:
-        shown = self._tracker.shown()
-        return replace(
-            result,
-            regions=shown.regions,
-            region_numbers=shown.region_numbers,
-            locations=shown.locations,
-            location_numbers=shown.location_numbers,
-        )
 
     async def _answer(self, frame: Frame, settings: MoondreamConfig) -> None:
         """Ask the model about a frame, and report what it says."""
         asked_at = self._clock()
         try:
             answer = await self._ask(frame.pixels, settings)
-        except RaylensError as error:
-            self._ask_after = self._clock() + (error.retry_after or RETRY_S)
-            self._report({"type": "error", "frame_id": frame.id, **error_json(error)})
-            return
-        except Exception:
-            logger.exception("a frame's request failed")
-            self._ask_after = self._clock() + RETRY_S
-            self._report({"type": "error", "frame_id": frame.id, "message": "internal error"})
+        except Exception as error:
+            self._fail(frame, error)
             return
         finally:
             self._asking = None
         if settings.subject != self._settings.subject:
             return  # nobody asks that any more
+        answered_at = self._clock()
         result = await self._run(self._take, frame, settings, answer.result)
-        self._cache.store(result)
         self._report(
             {
                 "type": "result",
                 "frame_id": frame.id,
                 "pts": frame.time_s,
                 "feature": settings.feature.value,
-                **result_json(result, settings),
+                **result_json(result, settings.feature),
                 "model": answer.model,
                 "timings": {
                     **answer.timings,
-                    "model_ms": _milliseconds(self._clock() - asked_at),
-                    "age_ms": _milliseconds(self._clock() - frame.received_at),
+                    "model_ms": _milliseconds(answered_at - asked_at),
+                    "age_ms": _milliseconds(answered_at - frame.received_at),
                 },
             }
         )
+        self._report_events(self._events.add(frame, settings, result))
+
+    def _fail(self, frame: Frame, error: Exception) -> None:
+        """Report why a frame has no answer, and leave the model alone for a while."""
+        if not isinstance(error, RaylensError):
+            logger.error("a frame's request failed", exc_info=error)
+            error = RaylensError("an internal error")
+        self._ask_after = self._clock() + (error.retry_after or RETRY_S)
+        details = {"field": error.field, "retry_after": error.retry_after}
+        present = {name: value for name, value in details.items() if value is not None}
+        message = {"message": error.message, "code": error.code, **present}
+        self._report({"type": "error", "frame_id": frame.id, **message})
 
     def _take(self, frame: Frame, settings: MoondreamConfig, result: FrameResult) -> FrameResult:
-        """Give the objects of a result their numbers."""
-        if not settings.tracking:
-            return result
-        numbers = self._tracker.observe(frame.id, result.regions, result.locations)
-        return replace(result, **numbers)
+        """Keep a result, whose objects get numbers."""
+        if settings.tracking:
+            numbers = self._tracker.observe(frame.id, result.regions, result.locations)
+            result = replace(
+                result, region_numbers=numbers.regions, location_numbers=numbers.locations
+            )
+        self._cache.store(result)
+        return result
+
+    def _report_events(self, events: list[Event]) -> None:
+        for event in events:
+            self._report({"type": "event", "event": event.as_json()})
 
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         async with self._drawing:
@@ -152,15 +175,52 @@ class LiveSession(FrameProcessor):
             return await loop.run_in_executor(self._executor, partial(function, *arguments))
 
 
-def error_json(error: RaylensError) -> dict[str, Any]:
-    details = {"field": error.field, "retry_after": error.retry_after}
-    present = {name: value for name, value in details.items() if value is not None}
-    return {"message": error.message, "code": error.code, **present}
+_SHOWN = ("regions", "region_numbers", "locations", "location_numbers")
 
 
-def result_json(result: FrameResult, settings: MoondreamConfig) -> dict[str, Any]:
-    """Return what a result holds, with the numbers of its objects."""
-    ...
+class SubjectEvents:
+    """The events of what a session asks at a time."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] | None = None
+        self._detector: EventDetector | None = None
+
+    def add(self, frame: Frame, settings: MoondreamConfig, result: FrameResult) -> list[Event]:
+        """Take a frame's result. Returns what has started or ended, also because the session asks
+        something else now."""
+        events = []
+        key = (*settings.subject, settings.event_enter, settings.event_leave)
+        if key != self._key:
+            events = self.finish()
+            self._key = key
+            if settings.feature is not MoondreamFeature.CAPTION:
+                subject = subject_of(task_of(settings))
+                self._detector = EventDetector(subject, settings.event_enter, settings.event_leave)
+        if self._detector is not None:
+            task = task_of(settings)
+            details = FrameDetails(frame.id, count_objects(task, result))
+            verdict = judge(task, result, settings.event_min_count)
+            events += self._detector.add(frame.time_s, verdict, details)
+        return events
+
+    def finish(self) -> list[Event]:
+        """Return the end of what has started."""
+        detector, self._detector = self._detector, None
+        return [] if detector is None else detector.finish()
+
+
+def result_json(result: FrameResult, feature: MoondreamFeature) -> dict[str, Any]:
+    """Return what a result says: a text, or objects or points with their numbers."""
+    if feature in (MoondreamFeature.CAPTION, MoondreamFeature.QUERY):
+        return {"text": result.text}
+    is_detect = feature is MoondreamFeature.DETECT
+    places: Sequence[Region | Location] = result.regions if is_detect else result.locations
+    numbers = result.region_numbers if is_detect else result.location_numbers
+    objects = [
+        {"number": number, **asdict(place)}
+        for number, place in zip(numbers or range(1, len(places) + 1), places, strict=True)
+    ]
+    return {"objects" if is_detect else "points": objects}
 
 
 def _milliseconds(seconds: float) -> float:

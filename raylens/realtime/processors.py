@@ -16,7 +16,7 @@ from raylens.realtime.live_session import AskModel, LiveSession
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.pipeline import MoondreamPipeline
 from raylens.realtime.plugins import Pipeline
-from raylens.realtime.sessions import PluginPipeline, merge_params
+from raylens.realtime.sessions import PluginPipeline, merge_params, split_known
 from raylens.realtime.settings import MoondreamConfig
 
 IGNORED = "ignored"
@@ -35,24 +35,14 @@ def open_processor(
     Parameters that the pipeline doesn't have are left out, and reported: frontends send those of
     all their pipelines. Raises ``InvalidRequest`` for invalid ones, and what a plugin raises.
     """
-    known, unknown = split_known(pipeline, parameters)
+    known, unknown = split_known(pipeline.config_class, parameters)
     merged = merge_params(pipeline, known, "initialParameters")
     if unknown:
-        report({"type": IGNORED, "parameters": sorted(unknown)})
+        report({"type": IGNORED, "parameters": unknown})
     if pipeline.pipeline_class is MoondreamPipeline:
         settings = MoondreamConfig.model_validate(merged)
         return LiveSession(ask, settings, report, executor)
     return PluginSession(pipeline, merged, report, executor, to_tensor)
-
-
-def split_known(
-    pipeline: Pipeline, parameters: Mapping[str, Any]
-) -> tuple[dict[str, Any], set[str]]:
-    """Return the parameters that a pipeline has, and the names of the others."""
-    fields = pipeline.config_class.model_fields
-    allows_others = pipeline.config_class.model_config.get("extra") == "allow"
-    known = {name: value for name, value in parameters.items() if name in fields or allows_others}
-    return known, parameters.keys() - known.keys()
 
 
 class PluginSession(FrameProcessor):
@@ -89,4 +79,5 @@ class PluginSession(FrameProcessor):
         if output.ndim != 4 or output.shape[0] != 1 or output.shape[3] != 3:
             shape = tuple(output.shape)
             raise InvalidRequest(f"the plugin returned a frame of shape {shape}", "video")
-        return np.clip(output[0] * 255 + 0.5, 0, 255).astype(np.uint8)
+        pixels: Pixels = np.clip(output[0] * 255 + 0.5, 0, 255).astype(np.uint8)
+        return pixels

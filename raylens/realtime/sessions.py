@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from pydantic_core import PydanticSerializationError
 from raylens.core.errors import InvalidRequest
 from raylens.realtime.pipeline import FrameModel, MoondreamPipeline, read_frame
 from raylens.realtime.plugins import Pipeline, Registry
+from raylens.realtime.settings import MoondreamConfig
+
+S = TypeVar("S", bound=BaseModel)
 
 FramePipeline = Callable[..., dict[str, NDArray[np.float32]]]
 """Maps ``video=[frame]`` and parameters to ``{"video": frame}``, as
@@ -36,20 +39,45 @@ def merge_params(
 
     The result is JSON.
     """
+    settings = _validate(pipeline.config_class, params, field)
     try:
-        settings: BaseModel = pipeline.config_class.model_validate(dict(params))
+        return settings.model_dump(mode="json")
+    except PydanticSerializationError as error:
+        raise InvalidRequest(f"{field}: not JSON: {error}"[:300], field) from None
+
+
+def _validate(config_class: type[S], params: Mapping[str, Any], field: str) -> S:
+    try:
+        return config_class.model_validate(dict(params))
     except ValidationError as error:
         details = error.errors()[0]
         name = ".".join((field, *map(str, details["loc"])))
         message = details["msg"].removeprefix("Value error, ")
         if details["type"] == "extra_forbidden":
-            known = ", ".join(pipeline.config_class.model_fields)
+            known = ", ".join(config_class.model_fields)
             message = f"no such setting; known: {known}"
         raise InvalidRequest(f"{name}: {message}", name) from None
-    try:
-        return settings.model_dump(mode="json")
-    except PydanticSerializationError as error:
-        raise InvalidRequest(f"{field}: not JSON: {error}"[:300], field) from None
+
+
+def split_known(
+    config_class: type[BaseModel], parameters: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the parameters that a pipeline has, and the names of the others."""
+    allows_others = config_class.model_config.get("extra") == "allow"
+    fields = config_class.model_fields
+    known = {name: value for name, value in parameters.items() if name in fields or allows_others}
+    return known, sorted(parameters.keys() - known.keys())
+
+
+def change_settings(
+    settings: MoondreamConfig, parameters: Mapping[str, Any], field: str = "parameters"
+) -> MoondreamConfig:
+    """Return settings with changes. Those that the pipeline doesn't have are ignored if there are
+    others: frontends send the parameters of all their pipelines at once. Raises
+    ``InvalidRequest``."""
+    known, _ = split_known(MoondreamConfig, parameters)
+    values = {**settings.model_dump(mode="json"), **(known or parameters)}
+    return _validate(MoondreamConfig, values, field)
 
 
 def open_pipeline(
