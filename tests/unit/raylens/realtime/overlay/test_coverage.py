@@ -31,13 +31,13 @@ def test_characters_are_read_within_and_beyond_the_basic_plane(
 
 
 def test_a_map_with_indirect_glyphs_leaves_out_what_has_none(tmp_path: Path) -> None:
-    """Of segments with glyph numbers in an array, 0 means that there is no glyph."""
+    """Glyph numbers are in an array here. 0 is none, and so is what the delta makes 0."""
     font = make_font("abcdef")
     header = struct.pack(">HHHHI", 0, 1, 3, 1, 12)
     body = struct.pack(">HHHHHHH", 4, 44, 0, 4, 0, 0, 0)
     body += struct.pack(">HHH", 0x66, 0xFFFF, 0) + struct.pack(">HH", 0x61, 0xFFFF)
-    body += struct.pack(">hH", 0, 1) + struct.pack(">HH", 4, 0)
-    body += struct.pack(">HHHHHH", 1, 0, 3, 0, 5, 6)
+    body += struct.pack(">hH", -1, 1) + struct.pack(">HH", 4, 0)
+    body += struct.pack(">HHHHHH", 2, 0, 4, 1, 6, 7)
     font["cmap"] = _raw_table("cmap", header + body)
     path = tmp_path / "toy.ttf"
     font.save(path)

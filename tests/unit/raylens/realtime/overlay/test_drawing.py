@@ -338,6 +338,22 @@ class TestText:
         left, top, right, bottom = edges(pictures[0])
         assert pictures[0][top:bottom, left:right].all()
 
+    def test_pictures_keep_their_colors(self, tmp_path: Path) -> None:
+        font = write_font(tmp_path / "toy.ttf", "😀", color=(250, 30, 60))
+        overlay = Overlay(
+            frame(0, 240, 320), 1.0, 1.0, typesetter=Typesetter([font], [tmp_path / "none"])
+        )
+        overlay.text("n😀n")
+        overlay.points([Location(0.5, 0.5)], names=["😀"])
+        drawn = overlay.render()
+        for area in (drawn[160:], drawn[:160]):
+            picture = np.abs(area.astype(int) - (250, 30, 60)).max(axis=2) <= 2
+            left, top, right, bottom = edges(picture)
+            assert right - left >= 8
+            assert bottom - top >= 8
+        # The letters around it are white.
+        assert (drawn[160:] > 150).all(axis=2).sum() > 10
+
     def test_a_high_font_late_in_a_text_is_not_cut_off(self, tmp_path: Path) -> None:
         font = write_font(tmp_path / "toy.ttf", "字", ascent=1150, descent=-400)
         overlay = Overlay(
@@ -371,6 +387,14 @@ class TestQuery:
         long = with_query(picture, "n", "nnnn " * 200)
         assert rows_with_text(long[160:]) >= 4
         assert not np.array_equal(long, with_query(picture, "m", "nnnn " * 200))
+
+    def test_a_long_question_takes_at_most_a_third_of_the_lines(self) -> None:
+        question = "many words " * 200
+        one, other = (
+            with_query(frame(0, 240, 320), question, answer * 200) for answer in ("nnn ", "uuu ")
+        )
+        assert rows_with_text(one) >= 5
+        assert rows_with_text(one * (one != other)) >= rows_with_text(one) * 2 / 3
 
     def test_newlines_of_a_question_are_spaces(self) -> None:
         one, other = (with_query(frame(), question, "n") for question in ("a\n\nb", "a b"))

@@ -42,12 +42,23 @@ def test_extra_fonts_come_before_installed_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "worse", ["ASans-Bold", "ASerif-Regular", "AMono", "ASans-Italic", "ASans-Light", "Other"]
+    "worse", ["ASans-Bold", "ASerif-Regular", "AMono", "ASans-Italic", "ASans-Light", "Arial"]
 )
 def test_plain_fonts_and_notos_are_preferred(tmp_path: Path, worse: str) -> None:
     write_font(tmp_path / f"{worse}.ttf", "字")
     write_font(tmp_path / "NotoSansZ-Regular.ttf", "字")
     assert names(Fonts(folders=[tmp_path]), "字") == [("字", "NotoSansZ-Regular")]
+
+
+@pytest.mark.parametrize("text", ["😀", "❤\ufe0f", "👩\u200d👧"])
+def test_pictures_come_from_a_font_with_colors(tmp_path: Path, text: str) -> None:
+    """The shipped font has some of these characters, too."""
+    write_font(tmp_path / "NotoSans.ttf", text)
+    assert names(Fonts(folders=[tmp_path]), text)[0][1] != "Picture-Bold"
+    write_font(tmp_path / "Picture-Bold.ttf", text, color=(250, 30, 30))
+    assert names(Fonts(folders=[tmp_path]), text) == [(text, "Picture-Bold")]
+    # As text, without the selector of pictures.
+    assert names(Fonts(folders=[tmp_path]), "❤") == [("❤", SHIPPED.stem)]
 
 
 def test_a_character_that_no_font_has_is_replaced(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
@@ -12,8 +13,14 @@ from fontTools.ttLib import TTCollection, TTFont
 UNITS = 1000
 
 
-def make_font(characters: str, height: int = 800, ascent: int = 800, descent: int = -200) -> TTFont:
-    """Return a font whose glyphs are ``height`` thousandths of an em high."""
+def make_font(
+    characters: str,
+    height: int = 800,
+    ascent: int = 800,
+    descent: int = -200,
+    color: tuple[int, int, int] | None = None,
+) -> TTFont:
+    """Return a font whose glyphs are ``height`` thousandths of an em high, and may have a color."""
     names = {ord(character): f"g{ord(character):x}" for character in characters}
     builder = FontBuilder(UNITS, isTTF=True)
     builder.setupGlyphOrder([".notdef", *names.values()])
@@ -24,11 +31,14 @@ def make_font(characters: str, height: int = 800, ascent: int = 800, descent: in
     builder.setupNameTable({"familyName": "Toy", "styleName": "Regular"})
     builder.setupOS2()
     builder.setupPost()
+    if color:
+        builder.setupCOLR({name: [(name, 0)] for name in names.values()})
+        builder.setupCPAL([[(*(value / 255 for value in color), 1.0)]])
     return builder.font
 
 
-def write_font(path: Path, characters: str, **metrics: int) -> Path:
-    make_font(characters, **metrics).save(path)
+def write_font(path: Path, characters: str, **form: Any) -> Path:
+    make_font(characters, **form).save(path)
     return path
 
 
