@@ -24,6 +24,11 @@ MIN_RISE = 1.25
 """A smaller rise is left out, since encoders begin anew with each rate, with a whole picture."""
 
 
+SMPTE_170M = 6
+"""The matrix, the primaries and the transfer of ITU-R BT.601, as H.264 numbers them."""
+LIMITED_RANGE = 1
+
+
 class RateControl:
     """The bit rate of one encoder: what the client's network carries, up to a limit."""
 
@@ -119,6 +124,9 @@ class RatedH264Encoder(H264Encoder):
         codec.framerate = Fraction(30)
         codec.time_base = Fraction(1, 90_000)
         codec.profile = "Baseline"
+        # As PyAV converts; without it, browsers take a guess by the size, and shift the colors.
+        codec.colorspace = codec.color_primaries = codec.color_trc = SMPTE_170M
+        codec.color_range = LIMITED_RANGE
         codec.options = {
             "preset": "veryfast",
             "tune": "zerolatency",

@@ -8,46 +8,32 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import ip_address
 from typing import Any
 
-from aiortc import (
-    RTCConfiguration,
-    RTCDataChannel,
-    RTCIceServer,
-    RTCPeerConnection,
-    RTCSessionDescription,
-)
-from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
+from aiortc import RTCConfiguration, RTCDataChannel, RTCIceServer, RTCPeerConnection
 
-from raylens.core.errors import Conflict, InvalidRequest, Overloaded, RaylensError
+from raylens.core.errors import Conflict, RaylensError
 from raylens.core.webrtc_config import WebRtcConfig
 from raylens.realtime.frames import FrameProcessor, OpenProcessor
-from raylens.realtime.webrtc.addresses import announce, listen_on
-from raylens.realtime.webrtc.backlog import bound_backlog
-from raylens.realtime.webrtc.candidates import (
-    Candidate,
-    Trickled,
-    is_usable,
-    parse_trickled,
-)
 from raylens.realtime.webrtc.channels import Channels, error_message, take_paused
-from raylens.realtime.webrtc.encoders import use_encoder
 from raylens.realtime.webrtc.ice_report import make_report
+from raylens.realtime.webrtc.negotiation import (
+    give_answer,
+    read_answer,
+    take_offer,
+    watch_encryption,
+)
 from raylens.realtime.webrtc.offer import Offer, parse_offer
+from raylens.realtime.webrtc.remote_candidates import RemoteCandidates
 from raylens.realtime.webrtc.video import FrameCounts, Video
 
 logger = logging.getLogger(__name__)
 
-MAX_CANDIDATES = 100
-"""Of a client."""
 MAX_CHANNELS = 8
 """Data channels that a client may open. Only those that are known by name are used."""
 FAREWELL_TIMEOUT_S = 0.5
 """For the last messages to reach the network."""
 CLOSE_TIMEOUT_S = 5.0
-_REFUSALS = (InternalError, InvalidAccessError, InvalidStateError, OperationError, ValueError)
-"""What aiortc raises about an offer that it can't answer."""
 _GONE = "the client has gone: it answers no more"
 
 
@@ -84,10 +70,6 @@ class Environment:
     open_processor: OpenProcessor
     clock: Callable[[], float] = time.monotonic
 
-    @property
-    def has_loopback(self) -> bool:
-        return any(ip_address(address).is_loopback for address in self.addresses)
-
 
 class Peer:
     """A session. It is used on one event loop.
@@ -114,9 +96,7 @@ class Peer:
         self._channels = Channels(self._change, self._pause)
         self._processor: FrameProcessor | None = None
         self._video: Video | None = None
-        self._offer: Offer | None = None
-        self._usable: list[Candidate] = []
-        self._unusable: list[Candidate] = []
+        self._candidates: RemoteCandidates | None = None
         self._open_channels = 0
         self._status = Status.NEW
         self._reason = ""
@@ -164,7 +144,7 @@ class Peer:
             raise
 
     async def _answer(self, offer: Offer, parameters: dict[str, Any]) -> str:
-        self._offer = offer
+        addresses = self._environment.addresses
         paused = take_paused(parameters)
         self._processor = self._environment.open_processor(parameters, self._report)
         self._video = Video(
@@ -173,37 +153,17 @@ class Peer:
         self._video.paused = bool(paused)
         self._connection.on("datachannel", self._on_channel)
         self._connection.on("connectionstatechange", self._on_connection_state)
-        await self._negotiate(offer, self._video)
-        for candidate, line_index in offer.candidates:
-            await self._try(Trickled(candidate, None, line_index))
+        await take_offer(self._connection, offer)
+        self._check_open()
+        watch_encryption(self._connection, self._on_encryption_closed)
+        await give_answer(self._connection, offer, self._video, self._config, addresses)
+        self._candidates = RemoteCandidates(
+            self._connection, offer.mids, addresses, self._config.resolve_mdns
+        )
+        await self._candidates.add_offered(offer.candidates)
         self._check_open()
         self._set_timer(self._config.connect_timeout_s, self._on_connect_timeout)
-        description = self._connection.localDescription
-        return announce(description.sdp, self._config.public_address)
-
-    async def _negotiate(self, offer: Offer, video: Video) -> None:
-        connection = self._connection
-        try:
-            await connection.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
-        except _REFUSALS as error:
-            raise InvalidRequest(f"sdp: {error}"[:300], "sdp") from None
-        self._check_open()
-        lines = connection.getTransceivers()
-        for line in lines:
-            index = offer.mids.index(line.mid)
-            line.direction = offer.directions[index]
-            if index == offer.output:
-                line.sender.replaceTrack(video.output)
-                use_encoder(line.sender, line._codecs[0], self._config.max_bitrate)
-            if index == offer.camera:
-                backlog = bound_backlog(line.receiver)
-                video.start(line.receiver.track, backlog)
-        lines[0].receiver.transport.on("statechange", self._on_encryption_state)
-        listen_on(connection, self._environment.addresses, self._config.port_range)
-        try:
-            await connection.setLocalDescription(await connection.createAnswer())
-        except OSError as error:
-            raise Overloaded(str(error.strerror or error)) from None
+        return read_answer(self._connection, self._config)
 
     def _check_open(self) -> None:
         """Raise ``Conflict`` if the session was ended meanwhile."""
@@ -216,51 +176,9 @@ class Peer:
         An empty one, or None, says that no more will come. Raises ``InvalidRequest``, and then adds
         none; and ``Conflict`` if there has been no offer.
         """
-        if self._offer is None or self._status is Status.ENDED:
+        if self._candidates is None or self._status is Status.ENDED:
             raise Conflict(f"session {self.id} has no connection", "candidates")
-        if len(self._usable) + len(self._unusable) + len(entries) > MAX_CANDIDATES:
-            raise InvalidRequest(
-                f"candidates: more than {MAX_CANDIDATES}", "candidates", MAX_CANDIDATES
-            )
-        parsed = [
-            self._check_line(parse_trickled(entry, f"candidates.{number}"), number)
-            for number, entry in enumerate(entries)
-        ]
-        for trickled in parsed:
-            if trickled is not None:
-                await self._try(trickled)
-
-    def _check_line(self, trickled: Trickled | None, number: int) -> Trickled | None:
-        assert self._offer is not None
-        if trickled is None:
-            return None
-        mids = self._offer.mids
-        if trickled.mid is not None and trickled.mid not in mids:
-            name = f"candidates.{number}.sdpMid"
-            raise InvalidRequest(f"{name}: {trickled.mid[:50]!r} is not in the offer", name)
-        if trickled.mid is None and trickled.line_index not in range(len(mids)):
-            name = f"candidates.{number}.sdpMLineIndex"
-            raise InvalidRequest(f"{name}: the offer has {len(mids)} media lines", name)
-        return trickled
-
-    async def _try(self, trickled: Trickled) -> None:
-        """Hand a candidate to ICE, or note that it was ignored.
-
-        ICE is never told that there are no more. It would end without hidden candidates, although
-        their packets may come.
-        """
-        candidate = trickled.candidate
-        listens_on_loopback = any(
-            address.startswith("127.") or address == "::1"
-            for address in self._environment.addresses
-        )
-        if not is_usable(candidate, self._config.resolve_mdns, listens_on_loopback):
-            self._unusable.append(candidate)
-            return
-        self._usable.append(candidate)
-        await self._connection.addIceCandidate(
-            candidate.to_aiortc(trickled.mid, trickled.line_index)
-        )
+        await self._candidates.add(entries)
 
     async def close(self, reason: str) -> None:
         """End the session, and tell the client why. It may be called at any time."""
@@ -278,9 +196,11 @@ class Peer:
             self._timer.cancel()
         try:
             async with self._negotiation:
-                if self._connection.connectionState == "connected":
+                await self._release(self._video)
+                await self._release(self._processor)
+                if self._is_connected:
                     await self._say_farewell()
-                await self._release()
+                await self._release(self._connection)
         finally:
             logger.info("session %s ended: %s", self.id, self._reason)
             self._on_end(self)
@@ -297,14 +217,18 @@ class Peer:
         is_sent = sctp is None or not (sctp._outbound_queue or sctp._sent_queue)
         return is_sent and self._channels.are_empty
 
-    async def _release(self) -> None:
-        for part in (self._video, self._processor, self._connection):
-            if part is None:
-                continue
-            try:
-                await asyncio.wait_for(part.close(), CLOSE_TIMEOUT_S)
-            except Exception:
-                logger.exception("session %s: a part of it could not be closed", self.id)
+    async def _release(self, part: Video | FrameProcessor | RTCPeerConnection | None) -> None:
+        if part is None:
+            return
+        try:
+            await asyncio.wait_for(part.close(), CLOSE_TIMEOUT_S)
+        except Exception:
+            name = type(part).__name__
+            logger.exception("session %s: its %s could not be closed", self.id, name)
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._connection.connectionState == "connected"
 
     def _set_timer(self, delay: float, callback: Callable[[], None]) -> None:
         if self._timer is not None:
@@ -316,7 +240,9 @@ class Peer:
         self._end(f"no connection within {self._config.connect_timeout_s:g} s: {self._explain()}")
 
     def _explain(self) -> str:
-        report = make_report(self._connection, self._usable, self._unusable)
+        assert self._candidates is not None
+        usable, unusable = self._candidates.usable, self._candidates.unusable
+        report = make_report(self._connection, usable, unusable)
         has_turn = any(server.is_turn for server in self._config.ice_servers)
         return report.explain(has_turn, self._config.public_address)
 
@@ -331,12 +257,8 @@ class Peer:
             case "failed":
                 self._end(f"no connection: {self._explain()}")
 
-    def _on_encryption_state(self) -> None:
-        """Tell a client that said goodbye from one whose consent (RFC 7675) has expired."""
-        transport = self._connection.getTransceivers()[0].receiver.transport
-        if transport.state == "closed":
-            is_gone = transport.transport._connection._closing
-            self._end(_GONE if is_gone else "the client closed the connection")
+    def _on_encryption_closed(self, is_gone: bool) -> None:
+        self._end(_GONE if is_gone else "the client closed the connection")
 
     def _on_idle_timer(self) -> None:
         """End, or wait for the rest of the time since the last frame."""
@@ -365,7 +287,7 @@ class Peer:
 
     def _report(self, message: dict[str, Any]) -> None:
         """Send what the processor reports, with what is known about its frame."""
-        if self._closing is not None or self._video is None:
+        if self._video is None or (self._closing is not None and not self._is_connected):
             return
         metadata = self._video.describe(message.get("frame_id"))
         if metadata:

@@ -14,7 +14,8 @@ import pytest
 from raylens.core.errors import Conflict, InvalidRequest, Overloaded
 from raylens.core.webrtc_config import WebRtcConfig
 from raylens.realtime.frames import Report
-from raylens.realtime.webrtc.peer import MAX_CANDIDATES, Environment, Peer, Status
+from raylens.realtime.webrtc.peer import Environment, Peer, Status
+from raylens.realtime.webrtc.remote_candidates import MAX_CANDIDATES
 from tests.unit.raylens.realtime.webrtc.clients import (
     LOOPBACK,
     Client,
@@ -136,7 +137,7 @@ async def test_with_the_parameters_channel_alone_results_go_there() -> None:
     async with closing(server, client):
         await server.connect(client)
         await show_until(client, lambda: client.received("parameters"))
-        assert client.received("parameters")[0]["frame_id"] == 0
+        assert "video_metadata" in client.received("parameters")[0]
 
 
 async def test_parameters_change_the_processor_while_it_runs() -> None:
@@ -253,6 +254,36 @@ async def test_the_client_is_told_why_the_session_ends() -> None:
         assert server.ended == [server.peer]
 
 
+async def test_the_processors_last_words_come_before_the_end() -> None:
+    class Talking(Marker):
+        async def close(self) -> None:
+            self._report({"type": "ended", "subject": "person"})
+
+    server, client = Server(Talking), Client()
+    async with closing(server, client):
+        await server.connect(client)
+        await server.peer.close("bye")
+        await client.wait_received("results")
+        types = [message.get("type") for message in client.received("results")]
+        assert types == ["ended", "stream_stopped"]
+
+
+async def test_a_processor_that_cannot_be_closed_keeps_nothing_open(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Stubborn(Marker):
+        async def close(self) -> None:
+            raise RuntimeError("no")
+
+    server, client = Server(Stubborn), Client()
+    async with closing(server, client):
+        await server.connect(client)
+        await server.peer.close("bye")
+        assert server.ended == [server.peer]
+        assert "its Stubborn could not be closed" in caplog.text
+        await wait_until(lambda: client.connection.connectionState == "closed")
+
+
 async def test_a_client_that_closes_ends_the_session() -> None:
     server, client = Server(), Client()
     await server.connect(client)
@@ -280,7 +311,7 @@ async def test_a_session_without_frames_ends() -> None:
     async with closing(server, client):
         await server.connect(client)
         for number in range(20):
-            server.time += 0.04
+            server.time += 0.02
             client.camera.show_numbers([number])
             await server.wait_received(number)  # the jitter buffer keeps the last one
         assert server.peer.state.status is Status.CONNECTED
