@@ -39,6 +39,7 @@ from testing.pictures import encode_picture, random_pixels
 from testing.ports import free_port
 
 MODEL = "timed"
+WAITING = 112
 SECONDS = 0.02
 RATE = 20
 """Requests a second."""
@@ -109,7 +110,14 @@ def _config(port: int, folder: str) -> dict[str, Any]:
     config["http_options"]["port"] = port
     (application,) = config["applications"]
     application["import_path"] = f"{MODULE}:build"
-    model = {"name": MODEL, "family": "smolvlm", "checkpoint": str(SECONDS), "max_batch_size": 8}
+    model = {
+        "name": MODEL,
+        "family": "smolvlm",
+        "checkpoint": str(SECONDS),
+        "max_batch_size": 8,
+        # New replicas take both cores while they start, for seconds. That is no matter of updates.
+        "max_waiting": WAITING,
+    }
     application["args"] = {
         "models": [model],
         "jobs": {"data_dir": folder, "capacity": 1000},
@@ -117,7 +125,12 @@ def _config(port: int, folder: str) -> dict[str, Any]:
         "auth": {"keys": [{"name": "first", "hash": hash_key(KEY)}]},
     }
     by_name = {deployment["name"]: deployment for deployment in application["deployments"]}
-    model_deployment = {**by_name["smolvlm"], "name": MODEL, "ray_actor_options": {"num_cpus": 0.1}}
+    model_deployment = {
+        **by_name["smolvlm"],
+        "name": MODEL,
+        "max_ongoing_requests": 2 * WAITING,
+        "ray_actor_options": {"num_cpus": 0.1},
+    }
     application["deployments"] = [by_name["Ingress"], by_name["Preprocessor"], model_deployment]
     return config
 
@@ -247,7 +260,7 @@ async def change_settings(running: Server, pause_s: float) -> None:
     await deploy("a key is in force after", knows_other_key)
     live["defaults"] |= {"recipe": "plain", "temperature": 0.5}
     await deploy("another recipe and temperature were deployed after")
-    live["models"] = {MODEL: {"max_batch_size": 16, "max_waiting": 16}}
+    live["models"] = {MODEL: {"max_batch_size": 16, "max_waiting": WAITING}}
     await deploy("a larger batch was deployed after")
 
 
