@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
 
+RIGHT_TO_LEFT_MARK = "\u200f"
+"""Invisible, and a letter as far as directions are concerned."""
 _STRONG = {"L": False, "R": True, "AL": True}
 _RTL = frozenset({"R", "AL", "AN"})
 _DIRECTED = frozenset({"L", "R", "EN", "AN"})

@@ -8,8 +8,10 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from raylens.core.types import Location, Region
+from raylens.realtime.overlay.bidi import RIGHT_TO_LEFT_MARK, is_rtl
 from raylens.realtime.overlay.blending import (
     Patch,
     Pixels,
@@ -173,7 +175,7 @@ class Overlay:
         """Write ``Q: …`` and ``A: …``. The question gets at most a third of the lines."""
         if not self._is_visible:
             return
-        question, answer = f"Q: {clean_line(question)}", f"A: {clean(answer)}"
+        question, answer = _prefix("Q: ", clean_line(question)), _prefix("A: ", clean(answer))
         style = self._style(2, question, answer)
         asked = self._wrap(question, max(1, style.most // 3), style)
         answered = self._wrap(answer, max(1, style.most - len(asked)), style)
@@ -181,14 +183,15 @@ class Overlay:
 
     def _style(self, least: int, *texts: str) -> _BarStyle:
         """Return a style for these texts that has room for ``least`` lines."""
-        sample = tuple(TextLine(text[:_SAMPLE]) for text in texts)
+        sample = tuple(TextLine(text[:_SAMPLE].replace("\n", " ")) for text in texts)
         size = self._typesetter.largest_fit(self._size, (self._bar - 2) // least, sample)
         pitch = self._typesetter.extent(sample, size).height
         padding = max(1, min(round(size / 5), (self._bar - least * pitch) // 2))
         return _BarStyle(size, padding, max(least, (self._bar - 2 * padding) // pitch))
 
     def _wrap(self, text: str, most: int, style: _BarStyle) -> tuple[TextLine, ...]:
-        return self._typesetter.wrap(text, self._width - 2 * style.padding, most, style.size)
+        width = max(1, self._width - 2 * style.padding)
+        return self._typesetter.wrap(text, width, most, style.size)
 
     def _write(self, lines: tuple[TextLine, ...], style: _BarStyle) -> None:
         """Draw the bar and the lines on it."""
@@ -244,6 +247,11 @@ class Overlay:
         ).within(self._width, self._height)
 
 
+def _prefix(prefix: str, text: str) -> str:
+    """Return text with a prefix that doesn't change the text's direction."""
+    return f"{RIGHT_TO_LEFT_MARK if is_rtl(text) else ''}{prefix}{text}"
+
+
 def _label_texts(count: int, numbers: Sequence[int], names: Sequence[str]) -> list[tuple[str, str]]:
     """Return number and name of each label. Raises ``ValueError`` if there aren't ``count``."""
     return [
@@ -285,7 +293,7 @@ def _draw_label(
     return make_patch(plate, np.ones((height, width), np.float32), opacity)
 
 
-def _paste(plate: np.ndarray, drawn: DrawnText, left: int, top: int) -> None:
+def _paste(plate: NDArray[np.float32], drawn: DrawnText, left: int, top: int) -> None:
     """Put text on a plate; what reaches beyond it is left out."""
     first = max(0, -top)
     last = min(len(drawn.alpha), len(plate) - top)

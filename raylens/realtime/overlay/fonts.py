@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ _SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 _STRIKES = (109, 136, 128, 160, 96, 72, 64, 32)
 """Sizes that fonts of pictures, such as Noto Color Emoji, have."""
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")
-_PICTURE = regex.compile(r"\p{Emoji_Presentation}|\ufe0f")
+_PICTURE = regex.compile(r"(?!.*\ufe0e)(?:.*\ufe0f|.*\p{Emoji_Presentation})", regex.DOTALL)
 _DISLIKED = (
     "italic", "oblique", "bold", "black", "heavy", "light", "thin", "medium", "condensed",
     "narrow", "mono", "serif", "display", "looped", "kufi", "nastaliq", "lastresort", "blank",
@@ -50,11 +50,11 @@ class Face:
     """Whether letters are joined and marks placed. Otherwise they stand side by side."""
 
     def at(self, size: int) -> SizedFace:
-        """Return the face at ``size`` pixels per em. Raises ``OSError``."""
-        return _open_at(self, size)
+        """Return the face at ``size`` pixels per em; the shipped one if it is gone."""
+        return _open_or_replace(self, size)
 
     def open(self, size: int) -> SizedFace:
-        """Return the face as :meth:`at` does, but don't keep it."""
+        """Return the face at ``size`` pixels per em, and don't keep it. Raises ``OSError``."""
         return _open(self, size)
 
 
@@ -116,7 +116,7 @@ class Fonts:
         visible = _INVISIBLE.sub("", cluster)
         if not visible:
             return ()
-        if _PICTURE.search(cluster) and (face := self._fallback.picture_face(visible)):
+        if _PICTURE.match(cluster) and (face := self._fallback.picture_face(visible)):
             return ((cluster, face),)
         if face := self._face_of(visible):
             return ((cluster, face),)
@@ -228,8 +228,12 @@ def _told_apart(faces: Sequence[Coverage]) -> Iterator[Coverage]:
 
 
 @lru_cache(64)
-def _open_at(face: Face, size: int) -> SizedFace:
-    return _open(face, size)
+def _open_or_replace(face: Face, size: int) -> SizedFace:
+    try:
+        return _open(face, size)
+    except OSError as error:
+        _log.warning("font %s: %s", face.path, error)
+        return _open(replace(face, path=SHIPPED, index=0), size)
 
 
 def _open(face: Face, size: int) -> SizedFace:

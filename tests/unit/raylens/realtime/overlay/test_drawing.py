@@ -396,6 +396,14 @@ class TestQuery:
         assert rows_with_text(one) >= 5
         assert rows_with_text(one * (one != other)) >= rows_with_text(one) * 2 / 3
 
+    def test_an_answer_has_its_own_direction(self) -> None:
+        bright: Any = (with_query(frame(0, 240, 320), "n", "שלום") > 100).all(axis=2)
+        rows = np.flatnonzero(bright.any(axis=1))
+        middle = (rows[0] + rows[-1]) // 2
+        assert edges(bright[:middle])[0] < 20
+        assert edges(bright[middle:])[0] > 200
+        assert edges(bright[middle:])[2] > 310
+
     def test_newlines_of_a_question_are_spaces(self) -> None:
         one, other = (with_query(frame(), question, "n") for question in ("a\n\nb", "a b"))
         assert np.array_equal(one, other)

@@ -57,8 +57,9 @@ def test_pictures_come_from_a_font_with_colors(tmp_path: Path, text: str) -> Non
     assert names(Fonts(folders=[tmp_path]), text)[0][1] != "Picture-Bold"
     write_font(tmp_path / "Picture-Bold.ttf", text, color=(250, 30, 30))
     assert names(Fonts(folders=[tmp_path]), text) == [(text, "Picture-Bold")]
-    # As text, without the selector of pictures.
+    # As text, without the selector of pictures, or with that of text.
     assert names(Fonts(folders=[tmp_path]), "❤") == [("❤", SHIPPED.stem)]
+    assert names(Fonts(folders=[tmp_path]), "😀\ufe0e") == [("😀\ufe0e", SHIPPED.stem)]
 
 
 def test_a_character_that_no_font_has_is_replaced(tmp_path: Path) -> None:

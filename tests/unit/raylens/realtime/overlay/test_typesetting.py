@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import features
 
+from raylens.realtime.overlay import Overlay
 from raylens.realtime.overlay.blending import make_patch
 from raylens.realtime.overlay.colors import WHITE
 from raylens.realtime.overlay.fonts import system_folders
@@ -59,6 +60,27 @@ def test_a_line_takes_its_glyphs_from_several_fonts(tmp_path: Path) -> None:
     assert np.count_nonzero(high.max(axis=1) > 0.9) == pytest.approx(0.8 * SIZE, abs=1)
     mixed = ink(typesetter, "a字b")
     assert mixed.shape[1] > ink(typesetter, "ab").shape[1] + 0.8 * SIZE
+
+
+def test_a_font_that_is_removed_while_it_is_used_leaves_a_box(tmp_path: Path) -> None:
+    font = write_font(tmp_path / "toy.ttf", "字", height=300)
+    typesetter = Typesetter(folders=[tmp_path])
+    ink(typesetter, "字")
+    font.unlink()
+    # At another size, the file would be read again.
+    drawn = typesetter.draw(TextLine("字"), SIZE + 1, WHITE).alpha
+    assert drawn.sum() > 20
+    assert drawn.shape[0] > 0.5 * SIZE
+
+
+def test_text_of_several_lines_does_not_need_the_installed_fonts(tmp_path: Path) -> None:
+    typesetter = Typesetter(folders=[tmp_path])
+    overlay = Overlay(np.zeros((240, 320, 3), np.uint8), 1.0, 1.0, typesetter=typesetter)
+    overlay.text("a\nb\tc")
+    overlay.query("a\nb", "c\n\nd")
+    # They are read when they are needed: now.
+    write_font(tmp_path / "toy.ttf", "字", height=300)
+    assert ink(typesetter, "字").shape[0] == pytest.approx(0.3 * SIZE, abs=1)
 
 
 @pytest.mark.parametrize("text", ["日本語", "中文", "한국어", "ไทย", "हिन्दी", "😀"])
