@@ -127,6 +127,19 @@ async def test_a_turn_server_that_is_away_does_not_keep_the_answer() -> None:
     assert [host for host, _ in candidates] == ["127.0.0.1"]
 
 
+async def test_a_stun_server_is_not_asked_from_loopback() -> None:
+    """It would never answer, and each session would wait for it."""
+    with socket.socket(type=socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.setblocking(False)
+        url = f"stun:127.0.0.1:{server.getsockname()[1]}"
+        connection, candidates = await gather(("127.0.0.1",), servers=(url,))
+        await connection.close()
+        with pytest.raises(BlockingIOError):
+            server.recv(1)
+    assert len(candidates) == 1
+
+
 SDP = (
     "c=IN IP4 10.0.0.5\r\n"
     "a=candidate:abc 1 udp 2130706431 10.0.0.5 50001 typ host\r\n"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aioice.ice
 import pytest
+from aiortc import RTCIceServer
 
 from raylens.core.errors import Conflict, InvalidRequest, Overloaded
 from raylens.core.webrtc_config import WebRtcConfig
 from raylens.realtime.frames import Report
+from raylens.realtime.webrtc import addresses
+from raylens.realtime.webrtc.backlog import DecoderQueue
 from raylens.realtime.webrtc.peer import Environment, Peer, Status
 from raylens.realtime.webrtc.remote_candidates import MAX_CANDIDATES
 from tests.unit.raylens.realtime.webrtc.clients import (
@@ -34,7 +37,12 @@ OpenMarker = Callable[[Mapping[str, Any], Report], Any]
 class Server:
     """One peer, and its processor."""
 
-    def __init__(self, open_processor: OpenMarker = Marker, **settings: Any) -> None:
+    def __init__(
+        self,
+        open_processor: OpenMarker = Marker,
+        ice_servers: Sequence[RTCIceServer] = (),
+        **settings: Any,
+    ) -> None:
         self.processors: list[Any] = []
 
         def open_it(parameters: Mapping[str, Any], report: Report) -> Any:
@@ -44,7 +52,12 @@ class Server:
         self.time = 1000.0
         environment = Environment(WebRtcConfig(**settings), LOOPBACK, open_it, lambda: self.time)
         self.ended: list[Peer] = []
-        self.peer = Peer("p-1", "me", environment, (), self.ended.append)
+        self.gathering_at_the_end = ""
+        self.peer = Peer("p-1", "me", environment, ice_servers, self._on_end)
+
+    def _on_end(self, peer: Peer) -> None:
+        self.ended.append(peer)
+        self.gathering_at_the_end = peer._connection.iceGatheringState
 
     @property
     def processor(self) -> Any:
@@ -184,6 +197,14 @@ async def test_a_slow_processor_gets_the_newest_frame() -> None:
         assert frames.dropped == frames.received - 6
 
 
+async def test_the_decoders_backlog_is_bounded() -> None:
+    server, client = Server(), Client()
+    async with closing(server, client):
+        await server.connect(client)
+        await show_until(client, lambda: client.frames)
+        assert isinstance(server.line.receiver._RTCRtpReceiver__decoder_queue, DecoderQueue)
+
+
 async def test_the_size_may_change_and_may_be_odd() -> None:
     server, client = Server(), Client()
     async with closing(server, client):
@@ -236,6 +257,8 @@ async def test_the_bit_rate_is_ours() -> None:
         await show_until(client, lambda: client.frames)
         encoder = server.line.sender._RTCRtpSender__encoder
         limit = 12_000_000 / 12  # 320×240 of 1280×720
+        # A hint for browsers built on Chromium, in kbit/s.
+        assert "x-google-start-bitrate=6000" in client.connection.remoteDescription.sdp
         assert encoder.codec.bit_rate == pytest.approx(limit / 2)
         encoder.target_bitrate = 100_000_000
         assert encoder.target_bitrate == limit
@@ -471,6 +494,30 @@ async def test_the_public_address_is_announced() -> None:
         # The client can't send there; but the server sends to the client.
         await client.accept(answer)
         await client.wait_connected()
+
+
+async def test_nothing_is_closed_under_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TURN server's answer that came after the end would leave its connection open."""
+    monkeypatch.setattr(addresses, "GATHER_TIMEOUT_S", 1)
+    connected = asyncio.Event()
+
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        while await reader.read(1024):
+            pass
+        writer.close()
+
+    silent = await asyncio.start_server(read, "127.0.0.1", 0)
+    url = f"turn:127.0.0.1:{silent.sockets[0].getsockname()[1]}?transport=tcp"
+    server, client = Server(ice_servers=(RTCIceServer(url, "me", "secret"),)), Client()
+    async with silent, closing(server, client):
+        offer = await client.offer()
+        answering = asyncio.create_task(server.peer.answer(offer, "offer", {}))
+        await connected.wait()
+        await server.peer.close("draining")
+        assert server.gathering_at_the_end == "complete"
+        with pytest.raises(Conflict, match="draining"):
+            await answering
 
 
 async def test_it_can_be_closed_at_any_time() -> None:

@@ -15,6 +15,7 @@ from raylens.core.errors import Overloaded, RaylensError
 from raylens.core.webrtc_config import WebRtcConfig
 from raylens.realtime.frames import Frame
 from raylens.realtime.overlay import Pixels
+from raylens.realtime.webrtc.backlog import DecoderQueue
 from raylens.realtime.webrtc.pictures import TIME_BASE, to_picture, to_pixels
 from raylens.realtime.webrtc.video import REMEMBERED_FRAMES, Video
 from tests.unit.raylens.realtime.webrtc.clients import (
@@ -33,7 +34,9 @@ from tests.unit.raylens.realtime.webrtc.clients import (
 class Setting:
     """A video over a fake track, and what it reports."""
 
-    def __init__(self, processor: Marker, **settings: Any) -> None:
+    def __init__(
+        self, processor: Marker, backlog: DecoderQueue | None = None, **settings: Any
+    ) -> None:
         self.processor = processor
         self.camera = Camera()
         self.errors: list[RaylensError] = []
@@ -43,7 +46,7 @@ class Setting:
         self.video = Video(
             processor, config, self.errors.append, self.ends.append, lambda: self.time
         )
-        self.video.start(self.camera)
+        self.video.start(self.camera, backlog)
 
     async def next_frame(self) -> av.VideoFrame:
         async with asyncio.timeout(10):
@@ -106,6 +109,20 @@ async def test_a_dropped_frame_costs_no_conversion(gated: tuple[Setting, Gated])
     processor.gate.release()
     await processor.wait_for(4)
     assert setting.ends == []
+
+
+async def test_frames_that_were_never_decoded_count_too() -> None:
+    backlog = DecoderQueue(None)  # type: ignore[arg-type]
+    processor = Marker({}, lambda message: None)
+    setting = Setting(processor, backlog)
+    await setting.show(0)
+    backlog._dropped = 5
+    setting.camera.show_numbers([6])
+    await setting.wait_received(7)
+    await setting.wait_processed(2)
+    await setting.video.close()
+    assert [frame.id for frame in processor.seen] == [0, 6]
+    assert setting.video.counts.dropped == 5
 
 
 async def test_delay_does_not_grow_and_nothing_piles_up(gated: tuple[Setting, Gated]) -> None:
