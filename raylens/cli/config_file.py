@@ -18,6 +18,8 @@ from raylens.core.live_settings import apply_settings
 from raylens.core.validation import explain
 
 IMPORT_PATH = "deployments.app:build_app"
+DEPLOYMENTS = ("Ingress", "Preprocessor", "Realtime")
+"""Of every application, beside one for each model."""
 """The import path of a raylens application."""
 
 
@@ -134,7 +136,7 @@ def _check_live_settings(deployments: Iterable[dict[str, Any]], app: AppConfig, 
         if name == "Ingress":
             _note_small_queues(deployments, live)
     settings = blocks.get("Ingress", {})
-    for name in ("Ingress", "Preprocessor", *(model.name for model in app.models)):
+    for name in (*DEPLOYMENTS, *(model.name for model in app.models)):
         if blocks.get(name, {}) != settings:
             _note(f"the user_config of {name} is not that of Ingress; give both the same")
 
@@ -157,7 +159,7 @@ def _note(text: str) -> None:
 
 
 def _check_deployment_names(deployments: Iterable[dict[str, Any]], app: AppConfig) -> None:
-    known = {"Ingress", "Preprocessor", *(model.name for model in app.models)}
+    known = {*DEPLOYMENTS, *(model.name for model in app.models)}
     for deployment in deployments:
         name = deployment["name"]
         if name not in known:

@@ -30,7 +30,7 @@ from raylens.realtime.overlay import Pixels
 from raylens.realtime.pipeline import FrameCache, FrameResult, draw, task_of
 from raylens.realtime.sessions import change_settings
 from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
-from raylens.realtime.tracking import Tracker
+from raylens.realtime.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -159,8 +159,11 @@ class LiveSession(FrameProcessor):
         """Keep a result, whose objects get numbers."""
         if settings.tracking:
             numbers = self._tracker.observe(frame.id, result.regions, result.locations)
+            count = len(result.regions)
             result = replace(
-                result, region_numbers=numbers.regions, location_numbers=numbers.locations
+                result,
+                region_numbers=tuple(numbers[:count]),
+                location_numbers=tuple(numbers[count:]),
             )
         self._cache.store(result)
         return result

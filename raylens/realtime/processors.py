@@ -79,5 +79,5 @@ class PluginSession(FrameProcessor):
         if output.ndim != 4 or output.shape[0] != 1 or output.shape[3] != 3:
             shape = tuple(output.shape)
             raise InvalidRequest(f"the plugin returned a frame of shape {shape}", "video")
-        pixels: Pixels = np.clip(output[0] * 255 + 0.5, 0, 255).astype(np.uint8)
-        return pixels
+        shown: Pixels = np.clip(output[0] * 255 + 0.5, 0, 255).astype(np.uint8)
+        return shown

@@ -10,14 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raylens.core.errors import Overloaded, TooManyRequests, UnknownSession
+from raylens.core.errors import InvalidRequest, Overloaded, TooManyRequests, UnknownSession
 from raylens.core.webrtc_config import WebRtcConfig
-from raylens.realtime.frames import OpenProcessor
+from raylens.realtime.frames import FrameProcessor, OpenProcessor, Report
 from raylens.realtime.webrtc.ice_servers import aiortc_servers
 from raylens.realtime.webrtc.peer import Environment, Peer, PeerState
 
 REMEMBERED = 256
 """Ended sessions whose reasons are still known."""
+
+
+def _refuse(parameters: Mapping[str, Any], report: Report) -> FrameProcessor:
+    raise InvalidRequest("this session has no processor")
 
 
 class Sessions:
@@ -33,7 +37,7 @@ class Sessions:
         prefix: str,
         config: WebRtcConfig,
         addresses: Sequence[str],
-        open_processor: OpenProcessor,
+        open_processor: OpenProcessor = _refuse,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
