@@ -131,7 +131,7 @@ class LiveSession(FrameProcessor):
             {
                 "type": "result",
                 "frame_id": frame.id,
-                "pts": frame.time_s,
+                "time_s": round(frame.time_s, 3),
                 "feature": settings.feature.value,
                 **result_json(result, settings.feature),
                 "model": answer.model,
