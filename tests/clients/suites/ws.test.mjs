@@ -7,7 +7,8 @@ import WebSocket from 'ws'
 import { DATA, HOW_MANY, SERVER } from './scene.mjs'
 
 const SOCKET = `${SERVER.replace('http', 'ws')}/api/v1/ws`
-const CAPTION = 'a red circle, a blue square and a yellow triangle'
+const CAPTION =
+  'a red circle at the top left, a blue square at the center and a yellow triangle at the bottom right'
 
 // As VLM Node's client does: messages in another form are ignored, and responses are added up until
 // one is done.
@@ -84,7 +85,7 @@ test('settings ask for boxes, and mistakes are told', async () => {
   client.socket.send(JSON.stringify({ type: 'settings', task: 'fly' }))
   assert.match((await client.next()).error, /task/)
   client.socket.send(Buffer.from('no picture'))
-  assert.equal((await client.next()).status, 400)
+  assert.equal((await client.next()).status, 415)
   client.socket.send(DATA)
   assert.equal((await client.next()).objects.length, 1)
   await client.close()
