@@ -142,8 +142,9 @@ class Client:
     async def wait_received(self, channel: str) -> None:
         await wait_until(lambda: self.messages[channel])
 
-    async def wait_frames(self, count: int) -> None:
-        await wait_until(lambda: len(self.frames) >= count)
+    async def wait_annotated(self) -> None:
+        """Show frames until one comes back."""
+        await show_until(self, lambda: self.frames)
 
     def numbers(self) -> list[int]:
         return [read_number(to_rgb(frame)) for frame in self.frames]
@@ -177,6 +178,18 @@ class Client:
                 self.frames.append(frame)
         except MediaStreamError:
             pass
+
+
+async def show_until(client: Client, holds: Callable[[], Any], first: int = 0) -> None:
+    """Show numbered frames until a condition holds. The last one stays in the jitter buffer."""
+    numbers = iter(range(first, 4000))
+
+    def step() -> Any:
+        if client.camera._frames.empty():
+            client.camera.show_numbers([next(numbers)])
+        return holds()
+
+    await wait_until(step)
 
 
 def to_rgb(frame: av.VideoFrame) -> Pixels:

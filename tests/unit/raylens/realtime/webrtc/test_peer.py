@@ -27,6 +27,7 @@ from tests.unit.raylens.realtime.webrtc.clients import (
     Marker,
     is_marked,
     read_number,
+    show_until,
     to_rgb,
     wait_until,
 )
@@ -92,18 +93,6 @@ async def closing(server: Server, *clients: Client) -> AsyncIterator[None]:
         await server.peer.close("the test is over")
         for client in clients:
             await client.close()
-
-
-async def show_until(client: Client, holds: Callable[[], Any], first: int = 0) -> None:
-    """Show numbered frames until a condition holds. The last one stays in the jitter buffer."""
-    numbers = iter(range(first, 4000))
-
-    def step() -> Any:
-        if client.camera._frames.empty():
-            client.camera.show_numbers([next(numbers)])
-        return holds()
-
-    await wait_until(step)
 
 
 @pytest.mark.parametrize("codec", ["VP8", "H264"])
