@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def parse_offer(sdp: str, kind: str) -> Offer:
             f"sdp: {len(sdp)} characters; the limit is {MAX_SDP_CHARS}", "sdp", MAX_SDP_CHARS
         )
     text, candidates, is_complete = _take_candidates(sdp)
-    media = _parse(text)
+    media = _parse(_open_bundled(text))
     camera = _find(media, _SENDS)
     if camera is None:
         raise _refuse("it has no video line that sends; add the camera's track before the offer")
@@ -100,6 +101,17 @@ def _take_candidates(sdp: str) -> tuple[str, tuple[tuple[Candidate, int], ...], 
         elif line.strip():
             lines.append(line)
     return "\r\n".join(lines) + "\r\n", tuple(candidates), is_complete
+
+
+def _open_bundled(text: str) -> str:
+    """Return an SDP in which port 0 means that a media line is off. On other lines than the first,
+    browsers also write it for those that exist in the bundle only."""
+    head, *lines = re.split("^(?=m=)", text, flags=re.MULTILINE)
+    opened = [
+        re.sub("^(m=[a-z]+) 0 ", r"\1 9 ", line) if "a=bundle-only" in line else line
+        for line in lines
+    ]
+    return head + "".join(opened)
 
 
 def _parse(text: str) -> list[MediaDescription]:

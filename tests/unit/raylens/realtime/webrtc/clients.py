@@ -11,6 +11,7 @@ import av
 import numpy as np
 from aiortc import (
     MediaStreamTrack,
+    RTCBundlePolicy,
     RTCConfiguration,
     RTCDataChannel,
     RTCPeerConnection,
@@ -104,7 +105,9 @@ class Client:
         self.camera = Camera()
         self.frames: list[av.VideoFrame] = []
         self.messages: dict[str, list[dict[str, Any]]] = {}
-        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        # aiortc has a bug with the other policies if two video lines follow an audio line.
+        configuration = RTCConfiguration([], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
+        self.connection = RTCPeerConnection(configuration)
         self._tasks: list[asyncio.Task[None]] = []
         if audio is not None:
             self.connection.addTransceiver("audio", audio)

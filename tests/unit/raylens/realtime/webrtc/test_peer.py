@@ -222,13 +222,15 @@ async def test_a_failing_processor_is_reported_and_the_video_goes_on() -> None:
 
 
 @pytest.mark.parametrize("direction", ["sendrecv", "recvonly"])
-async def test_audio_is_refused_without_harm(direction: str) -> None:
-    server, client = Server(), Client(audio=direction)
+@pytest.mark.parametrize("layout", [("sendrecv",), ("sendonly", "recvonly")])
+async def test_audio_is_refused_without_harm(direction: str, layout: tuple[str, ...]) -> None:
+    server, client = Server(), Client(layout, audio=direction)
     async with closing(server, client):
         await server.connect(client)
-        await show_until(client, lambda: client.frames)
-        audio, video = client.connection.getTransceivers()
-        assert (audio.currentDirection, video.currentDirection) == ("inactive", "sendrecv")
+        await client.wait_annotated()
+        audio, *video = client.connection.getTransceivers()
+        assert audio.currentDirection == "inactive"
+        assert tuple(line.currentDirection for line in video) == layout
 
 
 async def test_video_need_not_come_back() -> None:
