@@ -118,7 +118,7 @@ def _parse(text: str) -> list[MediaDescription]:
     try:
         description = SessionDescription.parse(text)
     except Exception as error:  # whatever a parser stumbles over
-        raise _refuse(f"it can't be read ({type(error).__name__} {error})"[:200]) from None
+        raise _refuse(_explain(text, error)) from None
     media = description.media
     if not 0 < len(media) <= MAX_LINES:
         raise _refuse(f"{len(media)} media lines; expected 1 to {MAX_LINES}")
@@ -131,6 +131,14 @@ def _parse(text: str) -> list[MediaDescription]:
     if len(media) > 1 and not bundled.issuperset(mids):
         raise _refuse("expected all media lines in one BUNDLE group")
     return media
+
+
+def _explain(text: str, error: Exception) -> str:
+    """Return what is wrong with an SDP. A browser without a codec of ours leaves the list empty."""
+    for line in text.splitlines():
+        if line.startswith("m=") and not re.fullmatch(r"m=\S+ \d+ [A-Z/]+ \S.*", line):
+            return f"the media line {line[:60].strip()!r} has no codec"
+    return f"it can't be read ({type(error).__name__} {error})"[:200]
 
 
 def _check_line(line: MediaDescription, name: str) -> None:

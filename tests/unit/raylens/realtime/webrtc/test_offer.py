@@ -95,7 +95,8 @@ ONE = sdp(video("0", "sendrecv"))
     [
         ("", "0 media lines"),
         ("hello", "0 media lines"),
-        ("m=video x", "can't be read"),
+        ("m=video x", "has no codec"),
+        (ONE.replace("SAVPF 96", "SAVPF"), "'m=video 9 UDP/TLS/RTP/SAVPF' has no codec"),
         (ONE.replace("a=rtpmap:96 VP8/90000", "a=rtpmap:96"), "can't be read"),
         (ONE.replace("sendrecv", "recvonly"), "no video line that sends"),
         (ONE.replace("sendrecv", "inactive"), "no video line that sends"),
