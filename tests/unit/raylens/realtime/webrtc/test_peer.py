@@ -251,6 +251,8 @@ async def test_the_bit_rate_is_ours() -> None:
         # A hint for browsers built on Chromium, in kbit/s.
         assert "x-google-start-bitrate=6000" in client.connection.remoteDescription.sdp
         assert encoder.codec.bit_rate == pytest.approx(limit / 2)
+        estimator = server.line.receiver._RTCRtpReceiver__remote_bitrate_estimator
+        assert estimator.rate_control.current_bitrate >= 12_000_000
         encoder.target_bitrate = 100_000_000
         assert encoder.target_bitrate == limit
 
