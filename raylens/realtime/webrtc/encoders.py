@@ -6,7 +6,8 @@ They take the place of aiortc's own in one sender; the package stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -14,6 +15,8 @@ from aiortc import RTCRtpCodecParameters, RTCRtpSender
 from aiortc.codecs.h264 import H264Encoder
 from aiortc.codecs.vpx import Vp8Encoder
 from av.frame import Frame
+
+from raylens.realtime.webrtc.pictures import CLOCK_RATE, TIME_BASE
 
 REFERENCE_PIXELS = 1280 * 720
 """The size to which the configured rate applies."""
@@ -24,6 +27,8 @@ MIN_RISE = 1.25
 """A smaller rise is left out, since encoders begin anew with each rate, with a whole picture."""
 
 
+SLACK = 1.1
+"""An estimate that exceeds what was sent by this factor isn't due to the network."""
 SMPTE_170M = 6
 """The matrix, the primaries and the transfer of ITU-R BT.601, as H.264 numbers them."""
 LIMITED_RANGE = 1
@@ -38,6 +43,8 @@ class RateControl:
         self._carried: int | None = None
         self._start_share = START_SHARE if has_estimates else 1.0
         self._rate = round(max_bitrate * self._start_share)
+        self._sent: deque[tuple[int, int]] = deque()
+        """Ticks and bits of the frames of the last second."""
 
     @property
     def rate(self) -> int:
@@ -51,9 +58,25 @@ class RateControl:
             self._update()
 
     def on_estimate(self, bitrate: int) -> None:
-        """Adapt to the client's estimate of what its network carries."""
-        self._carried = bitrate
-        self._update()
+        """Adapt to the client's estimate of what its network carries.
+
+        It is at most half as much again as what was sent. If the pictures needed little, that says
+        nothing about the network.
+        """
+        if not self._sent_bitrate * SLACK < bitrate < self._rate:
+            self._carried = bitrate
+            self._update()
+
+    def on_frame(self, payloads: Sequence[bytes], timestamp: int) -> None:
+        """Note a frame that is sent, at a time in ticks."""
+        self._sent.append((timestamp, 8 * sum(map(len, payloads))))
+        while timestamp - self._sent[0][0] > CLOCK_RATE:
+            self._sent.popleft()
+
+    @property
+    def _sent_bitrate(self) -> int:
+        """Of the last second."""
+        return sum(bits for _, bits in self._sent)
 
     def _update(self) -> None:
         carried = self._limit * self._start_share if self._carried is None else self._carried
@@ -74,7 +97,9 @@ class RatedVp8Encoder(Vp8Encoder):
         self._rates.resize(frame.width, frame.height)
         # The base class computes the size of its rate control's buffer from this.
         self._Vp8Encoder__target_bitrate = self._rates.rate
-        return super().encode(frame, force_keyframe)
+        payloads, timestamp = super().encode(frame, force_keyframe)
+        self._rates.on_frame(payloads, timestamp)
+        return payloads, timestamp
 
     @property
     def target_bitrate(self) -> int:
@@ -95,6 +120,11 @@ class RatedH264Encoder(H264Encoder):
     def __init__(self, rates: RateControl) -> None:
         super().__init__()
         self._rates = rates
+
+    def encode(self, frame: Frame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
+        payloads, timestamp = super().encode(frame, force_keyframe)
+        self._rates.on_frame(payloads, timestamp)
+        return payloads, timestamp
 
     def _encode_frame(self, frame: av.VideoFrame, force_keyframe: bool) -> Iterator[bytes]:
         self._rates.resize(frame.width, frame.height)
@@ -122,7 +152,7 @@ class RatedH264Encoder(H264Encoder):
         codec.pix_fmt = "yuv420p"
         codec.bit_rate = self._rates.rate
         codec.framerate = Fraction(30)
-        codec.time_base = Fraction(1, 90_000)
+        codec.time_base = TIME_BASE
         codec.profile = "Baseline"
         # As PyAV converts; without it, browsers take a guess by the size, and shift the colors.
         codec.colorspace = codec.color_primaries = codec.color_trc = SMPTE_170M

@@ -58,7 +58,8 @@ class IceReport:
         if all(host.is_loopback for host in hosts) and not has_turn:
             return (
                 "the server listens on loopback only, which is right for clients on the same"
-                " machine; for others set webrtc.addresses"
+                " machine, except Firefox, which never connects there; for others set"
+                " webrtc.addresses"
             )
         if not self.usable and not self.unusable:
             return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from aiortc import RTCPeerConnection, RTCRtpCodecParameters, RTCRtpTransceiver
+from aiortc import RTCPeerConnection, RTCRtpCodecParameters, RTCRtpReceiver, RTCRtpTransceiver
 from aiortc import RTCSessionDescription as Description
 from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
 
@@ -80,6 +80,7 @@ def _connect_output(line: RTCRtpTransceiver, video: Video, max_bitrate: int) -> 
 
 def _connect_camera(line: RTCRtpTransceiver, video: Video, max_bitrate: int) -> None:
     _suggest_bitrate(line._codecs, max_bitrate)
+    _expect_bitrate(line.receiver, max_bitrate)
     video.start(line.receiver.track, bound_backlog(line.receiver))
 
 
@@ -93,3 +94,14 @@ def _suggest_bitrate(codecs: Sequence[RTCRtpCodecParameters], max_bitrate: int) 
         if codec.name.lower() != "rtx":
             rate = str(round(max_bitrate * START_SHARE / 1000))
             codec.parameters["x-google-start-bitrate"] = rate
+
+
+def _expect_bitrate(receiver: RTCRtpReceiver, max_bitrate: int) -> None:
+    """Let the estimate of what the client's network carries begin with this rate.
+
+    aiortc begins with what has come in three seconds, which is what the client dared to send. It
+    goes down, as ever, when packets are delayed.
+    """
+    estimator = getattr(receiver, "_RTCRtpReceiver__remote_bitrate_estimator")  # noqa: B009
+    estimator.rate_control.current_bitrate = max_bitrate
+    estimator.rate_control.current_bitrate_initialized = True

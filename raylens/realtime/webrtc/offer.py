@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def parse_offer(sdp: str, kind: str) -> Offer:
             f"sdp: {len(sdp)} characters; the limit is {MAX_SDP_CHARS}", "sdp", MAX_SDP_CHARS
         )
     text, candidates, is_complete = _take_candidates(sdp)
-    media = _parse(text)
+    media = _parse(_open_bundled(text))
     camera = _find(media, _SENDS)
     if camera is None:
         raise _refuse("it has no video line that sends; add the camera's track before the offer")
@@ -102,11 +103,22 @@ def _take_candidates(sdp: str) -> tuple[str, tuple[tuple[Candidate, int], ...], 
     return "\r\n".join(lines) + "\r\n", tuple(candidates), is_complete
 
 
+def _open_bundled(text: str) -> str:
+    """Return an SDP in which port 0 means that a media line is off. On other lines than the first,
+    browsers also write it for those that exist in the bundle only."""
+    head, *lines = re.split("^(?=m=)", text, flags=re.MULTILINE)
+    opened = [
+        re.sub("^(m=[a-z]+) 0 ", r"\1 9 ", line) if "a=bundle-only" in line else line
+        for line in lines
+    ]
+    return head + "".join(opened)
+
+
 def _parse(text: str) -> list[MediaDescription]:
     try:
         description = SessionDescription.parse(text)
     except Exception as error:  # whatever a parser stumbles over
-        raise _refuse(f"it can't be read ({type(error).__name__} {error})"[:200]) from None
+        raise _refuse(_explain(text, error)) from None
     media = description.media
     if not 0 < len(media) <= MAX_LINES:
         raise _refuse(f"{len(media)} media lines; expected 1 to {MAX_LINES}")
@@ -119,6 +131,14 @@ def _parse(text: str) -> list[MediaDescription]:
     if len(media) > 1 and not bundled.issuperset(mids):
         raise _refuse("expected all media lines in one BUNDLE group")
     return media
+
+
+def _explain(text: str, error: Exception) -> str:
+    """Return what is wrong with an SDP. A browser without a codec of ours leaves the list empty."""
+    for line in text.splitlines():
+        if line.startswith("m=") and not re.fullmatch(r"m=\S+ \d+ [A-Z/]+ \S.*", line):
+            return f"the media line {line[:60].strip()!r} has no codec"
+    return f"it can't be read ({type(error).__name__} {error})"[:200]
 
 
 def _check_line(line: MediaDescription, name: str) -> None:

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from aiortc import RTCConfiguration, RTCDataChannel, RTCIceServer, RTCPeerConnection
+from aiortc import (
+    RTCBundlePolicy,
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCIceServer,
+    RTCPeerConnection,
+)
 
 from raylens.core.errors import Conflict, RaylensError
 from raylens.core.webrtc_config import WebRtcConfig
@@ -91,8 +97,7 @@ class Peer:
         self._environment = environment
         self._config = environment.config
         self._on_end = on_end
-        # Without a list of servers, aiortc asks one of Google's.
-        self._connection = RTCPeerConnection(RTCConfiguration(iceServers=list(ice_servers)))
+        self._connection = RTCPeerConnection(_configure(ice_servers))
         self._channels = Channels(self._change, self._pause)
         self._processor: FrameProcessor | None = None
         self._video: Video | None = None
@@ -311,3 +316,9 @@ class Peer:
 
     def _report_error(self, error: RaylensError) -> None:
         self._channels.send(error_message(error))
+
+
+def _configure(ice_servers: Sequence[RTCIceServer]) -> RTCConfiguration:
+    """Without a list of servers, aiortc asks one of Google's. With another bundle policy, it loses
+    the second of two video lines behind an audio line."""
+    return RTCConfiguration(list(ice_servers), bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)

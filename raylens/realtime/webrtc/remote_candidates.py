@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
@@ -43,15 +44,14 @@ class RemoteCandidates:
             self._check_line(parse_trickled(entry, f"candidates.{number}"), number)
             for number, entry in enumerate(entries)
         ]
-        for trickled in parsed:
-            if trickled is not None:
-                await self._try(trickled)
+        await asyncio.gather(*(self._try(trickled) for trickled in parsed if trickled is not None))
 
     async def add_offered(self, candidates: Sequence[tuple[Candidate, int]]) -> None:
         """Add those of the offer, with the indices of their media lines."""
         self._check_count(len(candidates), "sdp")
-        for candidate, line_index in candidates:
-            await self._try(Trickled(candidate, None, line_index))
+        await asyncio.gather(
+            *(self._try(Trickled(candidate, None, index)) for candidate, index in candidates)
+        )
 
     def _check_count(self, more: int, field: str) -> None:
         if len(self.usable) + len(self.unusable) + more > MAX_CANDIDATES:

@@ -11,6 +11,7 @@ import av
 import numpy as np
 from aiortc import (
     MediaStreamTrack,
+    RTCBundlePolicy,
     RTCConfiguration,
     RTCDataChannel,
     RTCPeerConnection,
@@ -104,7 +105,9 @@ class Client:
         self.camera = Camera()
         self.frames: list[av.VideoFrame] = []
         self.messages: dict[str, list[dict[str, Any]]] = {}
-        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        # aiortc has a bug with the other policies if two video lines follow an audio line.
+        configuration = RTCConfiguration([], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
+        self.connection = RTCPeerConnection(configuration)
         self._tasks: list[asyncio.Task[None]] = []
         if audio is not None:
             self.connection.addTransceiver("audio", audio)
@@ -142,8 +145,9 @@ class Client:
     async def wait_received(self, channel: str) -> None:
         await wait_until(lambda: self.messages[channel])
 
-    async def wait_frames(self, count: int) -> None:
-        await wait_until(lambda: len(self.frames) >= count)
+    async def wait_annotated(self) -> None:
+        """Show frames until one comes back."""
+        await show_until(self, lambda: self.frames)
 
     def numbers(self) -> list[int]:
         return [read_number(to_rgb(frame)) for frame in self.frames]
@@ -177,6 +181,18 @@ class Client:
                 self.frames.append(frame)
         except MediaStreamError:
             pass
+
+
+async def show_until(client: Client, holds: Callable[[], Any], first: int = 0) -> None:
+    """Show numbered frames until a condition holds. The last one stays in the jitter buffer."""
+    numbers = iter(range(first, 4000))
+
+    def step() -> Any:
+        if client.camera._frames.empty():
+            client.camera.show_numbers([next(numbers)])
+        return holds()
+
+    await wait_until(step)
 
 
 def to_rgb(frame: av.VideoFrame) -> Pixels:

@@ -35,11 +35,18 @@ def test_the_limit_follows_the_size() -> None:
     assert limits == [4_000_000, 9_000_000, 1_000_000, MIN_BITRATE]
 
 
+def fill(rates: RateControl, bitrate: int) -> None:
+    """Send a second of frames at this rate."""
+    for number in range(2 * FPS):
+        rates.on_frame([bytes(bitrate // 8 // FPS)], number * 90_000 // FPS)
+
+
 def test_it_begins_with_half_and_follows_the_clients_estimate() -> None:
     rates = RateControl(4_000_000)
     assert rates.rate == 2_000_000
     followed = []
     for estimate in (1_000_000, 1_100_000, 1_250_000, 1_200_000, 10, 3_900_000, 9_000_000):
+        fill(rates, rates.rate)
         rates.on_estimate(estimate)
         followed.append(rates.rate)
     assert followed == [
@@ -51,6 +58,18 @@ def test_it_begins_with_half_and_follows_the_clients_estimate() -> None:
         3_900_000,
         4_000_000,
     ]
+
+
+def test_pictures_that_need_little_say_nothing_about_the_network() -> None:
+    rates = RateControl(4_000_000)
+    fill(rates, 200_000)
+    rates.on_estimate(310_000)
+    assert rates.rate == 2_000_000
+    rates.on_estimate(170_000)  # it carries less than was sent
+    assert rates.rate == 170_000
+    fill(rates, 170_000)
+    rates.on_estimate(260_000)
+    assert rates.rate == 260_000
 
 
 @pytest.mark.parametrize(("feedback", "rate"), [(["goog-remb"], 2_000_000), (["nack"], 4_000_000)])

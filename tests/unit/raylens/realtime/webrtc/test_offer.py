@@ -61,6 +61,12 @@ def test_every_layout_has_an_answer(lines: list[str], directions: list[str]) -> 
     assert list(parse_offer(sdp(*lines), "offer").directions) == directions
 
 
+def test_a_line_of_the_bundle_alone_has_port_0() -> None:
+    bundled = video("1", "recvonly").replace("m=video 9", "m=video 0") + "a=bundle-only\r\n"
+    offer = parse_offer(sdp(video("0", "sendonly"), bundled), "offer")
+    assert offer.directions == ("recvonly", "sendonly")
+
+
 def test_candidates_are_taken_out() -> None:
     hidden = "a=candidate:1 1 udp 99 some-name.local 5000 typ host\r\n"
     known = "a=candidate:2 1 udp 98 10.0.0.1 5001 typ host\r\na=end-of-candidates\r\n"
@@ -89,7 +95,8 @@ ONE = sdp(video("0", "sendrecv"))
     [
         ("", "0 media lines"),
         ("hello", "0 media lines"),
-        ("m=video x", "can't be read"),
+        ("m=video x", "has no codec"),
+        (ONE.replace("SAVPF 96", "SAVPF"), "'m=video 9 UDP/TLS/RTP/SAVPF' has no codec"),
         (ONE.replace("a=rtpmap:96 VP8/90000", "a=rtpmap:96"), "can't be read"),
         (ONE.replace("sendrecv", "recvonly"), "no video line that sends"),
         (ONE.replace("sendrecv", "inactive"), "no video line that sends"),

@@ -27,6 +27,7 @@ from tests.unit.raylens.realtime.webrtc.clients import (
     Marker,
     is_marked,
     read_number,
+    show_until,
     to_rgb,
     wait_until,
 )
@@ -92,18 +93,6 @@ async def closing(server: Server, *clients: Client) -> AsyncIterator[None]:
         await server.peer.close("the test is over")
         for client in clients:
             await client.close()
-
-
-async def show_until(client: Client, holds: Callable[[], Any], first: int = 0) -> None:
-    """Show numbered frames until a condition holds. The last one stays in the jitter buffer."""
-    numbers = iter(range(first, 4000))
-
-    def step() -> Any:
-        if client.camera._frames.empty():
-            client.camera.show_numbers([next(numbers)])
-        return holds()
-
-    await wait_until(step)
 
 
 @pytest.mark.parametrize("codec", ["VP8", "H264"])
@@ -233,13 +222,15 @@ async def test_a_failing_processor_is_reported_and_the_video_goes_on() -> None:
 
 
 @pytest.mark.parametrize("direction", ["sendrecv", "recvonly"])
-async def test_audio_is_refused_without_harm(direction: str) -> None:
-    server, client = Server(), Client(audio=direction)
+@pytest.mark.parametrize("layout", [("sendrecv",), ("sendonly", "recvonly")])
+async def test_audio_is_refused_without_harm(direction: str, layout: tuple[str, ...]) -> None:
+    server, client = Server(), Client(layout, audio=direction)
     async with closing(server, client):
         await server.connect(client)
-        await show_until(client, lambda: client.frames)
-        audio, video = client.connection.getTransceivers()
-        assert (audio.currentDirection, video.currentDirection) == ("inactive", "sendrecv")
+        await client.wait_annotated()
+        audio, *video = client.connection.getTransceivers()
+        assert audio.currentDirection == "inactive"
+        assert tuple(line.currentDirection for line in video) == layout
 
 
 async def test_video_need_not_come_back() -> None:
@@ -260,6 +251,8 @@ async def test_the_bit_rate_is_ours() -> None:
         # A hint for browsers built on Chromium, in kbit/s.
         assert "x-google-start-bitrate=6000" in client.connection.remoteDescription.sdp
         assert encoder.codec.bit_rate == pytest.approx(limit / 2)
+        estimator = server.line.receiver._RTCRtpReceiver__remote_bitrate_estimator
+        assert estimator.rate_control.current_bitrate >= 12_000_000
         encoder.target_bitrate = 100_000_000
         assert encoder.target_bitrate == limit
 

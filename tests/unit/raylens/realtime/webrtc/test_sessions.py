@@ -169,9 +169,7 @@ async def run_sessions(sessions: Sessions, count: int, ending: str) -> None:
             await client.accept(answer)
         for client in clients:
             await client.wait_connected()
-            client.camera.show_numbers(range(4))
-        for client in clients:
-            await client.wait_frames(1)
+            await client.wait_annotated()
     if ending == "by client":
         await asyncio.gather(*(client.close() for client in clients))
         await wait_until(lambda: not sessions.states)
