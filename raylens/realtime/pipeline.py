@@ -122,7 +122,7 @@ class MoondreamPipeline:
     ``load_params`` are the settings of frames that bring no parameters of their own.
     """
 
-    def __init__(self, model: FrameModel, **load_params: Any) -> None:
+    def __init__(self, model: FrameModel, /, **load_params: Any) -> None:
         self._model = model
         self._settings = MoondreamConfig.model_validate(load_params)
         self._cache = FrameCache()

@@ -115,24 +115,28 @@ class MoondreamConfig(BaseModel):
         "",
         max_length=200,
         description="The model that answers; empty means the server's default.",
+        json_schema_extra=_ui(10, label="Model"),
     )
     event_enter: int = Field(
         2,
         ge=1,
         le=100,
         description="Results in a row that show the object, or say yes, until that has started.",
+        json_schema_extra=_ui(11, label="Results Until Start"),
     )
     event_leave: int = Field(
         2,
         ge=1,
         le=100,
         description="Results in a row that don't, until that has ended.",
+        json_schema_extra=_ui(12, label="Results Until End"),
     )
     event_min_count: int = Field(
         1,
         ge=1,
         le=50,
         description="Objects that a frame must have to show them.",
+        json_schema_extra=_ui(13, label="Objects Of An Event"),
     )
 
     @property

@@ -138,7 +138,12 @@ def check_application(objects: Objects) -> None:
     assert "*" not in application.allowed_hosts
     assert config["proxy_location"] == "EveryNode"  # the readiness of KubeRay's workers
     names = {deployment["name"] for deployment in objects.application["deployments"]}
-    assert names == {"Ingress", "Preprocessor", *(model.name for model in application.models)}
+    assert names == {
+        "Ingress",
+        "Preprocessor",
+        "Realtime",
+        *(model.name for model in application.models),
+    }
     service = f"{objects.service['metadata']['name']}-serve-svc"
     assert service in application.allowed_hosts
 

@@ -22,8 +22,8 @@ def test_only_the_listed_settings_differ_from_one_machine(source: str) -> None:
     config = yaml.safe_load((ROOT / f"configs/{source}.yaml").read_text())
     changed = _differences("", config, cluster_config(config, ["name"]))
     (application,) = config["applications"]
-    front = [d["name"] for d in application["deployments"]][:2]
-    assert front == ["Ingress", "Preprocessor"]
+    front = [d["name"] for d in application["deployments"]][:3]
+    assert front == ["Ingress", "Preprocessor", "Realtime"]
     deployments = "applications.0.deployments"
     assert changed == {
         "proxy_location",
@@ -33,10 +33,9 @@ def test_only_the_listed_settings_differ_from_one_machine(source: str) -> None:
         "applications.0.args.log_format",
         f"{deployments}.0.num_replicas",
         f"{deployments}.0.max_replicas_per_node",
-        *(f"{deployments}.{number}.max_surge_percent" for number in (0, 2, 3, 4)),
-        f"{deployments}.0.ray_actor_options.resources",
+        *(f"{deployments}.{number}.max_surge_percent" for number in (0, 3, 4, 5)),
         f"{deployments}.1.autoscaling_config.min_replicas",
-        f"{deployments}.1.ray_actor_options.resources",
+        *(f"{deployments}.{number}.ray_actor_options.resources" for number in range(3)),
     }
 
 

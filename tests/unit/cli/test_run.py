@@ -50,6 +50,7 @@ def test_the_shipped_configs_are_valid_and_stay_on_loopback(path: Path) -> None:
         assert {deployment["name"] for deployment in application["deployments"]} == {
             "Ingress",
             "Preprocessor",
+            "Realtime",
             *names,
         }
         for model in application["args"]["models"]:
@@ -189,7 +190,7 @@ def test_compat_env_on_the_command_line_wins_over_the_file(
 def test_a_misspelled_deployment_is_named(tmp_path: Path) -> None:
     config = copy.deepcopy(SHIPPED)
     config["applications"][0]["deployments"][1]["name"] = "Preprocesor"
-    known = r"Ingress, Preprocessor, moondream, qwen2\.5-vl, smolvlm"
+    known = r"Ingress, Preprocessor, Realtime, moondream, qwen2\.5-vl, smolvlm"
     with pytest.raises(ConfigError, match=f"unknown deployment 'Preprocesor'; known: {known}"):
         check_config_file(written(tmp_path, config))
 
@@ -298,7 +299,7 @@ def test_settings_that_could_not_be_in_force_are_reported(
 
 
 def test_a_check_tells_whether_a_file_is_valid(tmp_path: Path) -> None:
-    same: list[Any] = 5 * [{"limits": {"max_tokens": 9}}]
+    same: list[Any] = 6 * [{"limits": {"max_tokens": 9}}]
     result = CliRunner().invoke(app, ["check", str(written(tmp_path, with_settings(*same)))])
     assert result.exit_code == 0
     assert result.stdout.endswith("config.yaml: valid\n")
@@ -307,7 +308,7 @@ def test_a_check_tells_whether_a_file_is_valid(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["check", str(different)])
     assert result.exit_code == 0
     assert "the user_config of Preprocessor is not that of Ingress" in result.stderr
-    same = 5 * [{"limits": {"max_in_flight": 5000}, "models": {"smolvlm": {"max_waiting": 200}}}]
+    same = 6 * [{"limits": {"max_in_flight": 5000}, "models": {"smolvlm": {"max_waiting": 200}}}]
     result = CliRunner().invoke(app, ["check", str(written(tmp_path, with_settings(*same)))])
     assert result.exit_code == 0
     assert "max_ongoing_requests of Ingress is 2048; its limits allow " in result.stderr

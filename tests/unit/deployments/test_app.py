@@ -29,7 +29,7 @@ def test_no_router_tries_a_call_again_whose_picture_is_lost() -> None:
         {"name": "a", "family": "smolvlm"},
         {"name": "b", "runtime": "openai", "remote": remote},
     ]
-    _, _, bound = build_app({"models": models})._bound_deployment.init_args
-    for model in bound.values():
-        config = model._bound_deployment._deployment_config.request_router_config
+    _, preprocessor, bound, realtime = build_app({"models": models})._bound_deployment.init_args
+    for deployment in (preprocessor, realtime, *bound.values()):
+        config = deployment._bound_deployment._deployment_config.request_router_config
         assert issubclass(config.get_request_router_class(), LostArgumentMixin)

@@ -59,6 +59,12 @@ def test_defaults_are_those_of_the_plugin() -> None:
         "compile_model": False,
         "question": "What is in this image?",
         "detect_object": "person",
+        # Our own.
+        "tracking": True,
+        "model": "",
+        "event_enter": 2,
+        "event_leave": 2,
+        "event_min_count": 1,
     }
 
 
