@@ -1,1 +1,0 @@
-"""Boxes and points that follow the picture between the results of a model."""
