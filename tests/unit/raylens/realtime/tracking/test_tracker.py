@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from raylens.core.types import Location, Region
-from raylens.realtime.tracking.tracker import MAX_AWAY, MAX_MISSED, Tracker
+from raylens.realtime.tracking.track import MAX_AWAY, MAX_MISSED
+from raylens.realtime.tracking.tracker import Tracker
 from testing.moving_shapes import Ground, MovingShape, Place, ShapeVideo, line, stay
 from testing.shape_videos import FRAMES, VIDEOS
 from testing.tracking import Model, RecordedVideo, Score, overlap, play
