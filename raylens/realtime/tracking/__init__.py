@@ -1,0 +1,1 @@
+"""Boxes and points that follow the picture between the results of a model."""
