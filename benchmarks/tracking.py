@@ -120,7 +120,7 @@ def _play_clip(clip: Clip) -> tuple[list[float], list[float]]:
     return frame_ms, result_ms
 
 
-def _time(work: Callable[[], None]) -> float:
+def _time(work: Callable[[], object]) -> float:
     start = time.thread_time()
     work()
     return (time.thread_time() - start) * 1e3

@@ -74,17 +74,18 @@ class Tracker:
 
     def observe(
         self, frame_id: int, regions: Sequence[Region], locations: Sequence[Location]
-    ) -> None:
+    ) -> list[int]:
         """Take the result for a frame, and show it at the newest one.
 
-        A result for an older frame than the last result is ignored. Raises ``ValueError`` if no
-        frame was added, or if none so new was.
+        Returns the numbers of the regions, and then of the locations. A result for an older frame
+        than the last result is ignored, and gets none. Raises ``ValueError`` if no frame was added,
+        or if none so new was.
         """
         newest = self._ring.newest
         if newest is None or frame_id > newest.id:
             raise ValueError(f"frame {frame_id} was not added")
         if self._last_observed is not None and frame_id <= self._last_observed:
-            return
+            return []
         self._last_observed = frame_id
         frames = self._ring.since(frame_id) or [newest]
         found = read_result(frames[0], regions, locations)
@@ -102,12 +103,14 @@ class Tracker:
                 track_of[row].continue_as(candidate)
             else:
                 self._begin(candidate)
+        numbers = [track_of.get(row, candidate).number for row, candidate in enumerate(found)]
         self._tracks = [
             track
             for track in self._tracks
             if not track.has_left(newest) and not track.is_forgotten(frame_id)
         ]
         self._bound_hidden()
+        return numbers
 
     def _carry(
         self, found: Sequence[Track], frames: Sequence[SmallFrame], others: Sequence[Track]

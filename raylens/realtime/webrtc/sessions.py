@@ -7,21 +7,16 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from raylens.core.errors import InvalidRequest, Overloaded, TooManyRequests, UnknownSession
+from raylens.core.errors import Overloaded, TooManyRequests, UnknownSession
 from raylens.core.webrtc_config import WebRtcConfig
-from raylens.realtime.frames import FrameProcessor, OpenProcessor, Report
+from raylens.realtime.frames import OpenProcessor
 from raylens.realtime.webrtc.ice_servers import aiortc_servers
 from raylens.realtime.webrtc.peer import Environment, Peer, PeerState
 
 REMEMBERED = 256
 """Ended sessions whose reasons are still known."""
-
-
-def _refuse(parameters: Mapping[str, Any], report: Report) -> FrameProcessor:
-    raise InvalidRequest("this session has no processor")
 
 
 class Sessions:
@@ -37,13 +32,13 @@ class Sessions:
         prefix: str,
         config: WebRtcConfig,
         addresses: Sequence[str],
-        open_processor: OpenProcessor = _refuse,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._prefix = prefix
         self._config = config
-        self._environment = Environment(config, tuple(addresses), open_processor, clock)
+        self._addresses = tuple(addresses)
+        self._clock = clock
         self._wall_clock = wall_clock
         self._peers: dict[str, Peer] = {}
         self._ended: OrderedDict[str, PeerState] = OrderedDict()
@@ -60,7 +55,7 @@ class Sessions:
         kind: str,
         parameters: Mapping[str, Any],
         client: str,
-        open_processor: OpenProcessor | None = None,
+        open_processor: OpenProcessor,
     ) -> tuple[str, str]:
         """Open a session. Return its id and the SDP answer.
 
@@ -70,9 +65,7 @@ class Sessions:
         self._check_limits(client)
         session_id = f"{self._prefix}-{secrets.token_urlsafe(12)}"
         servers = aiortc_servers(self._config, client, self._wall_clock())
-        environment = self._environment
-        if open_processor is not None:
-            environment = replace(environment, open_processor=open_processor)
+        environment = Environment(self._config, self._addresses, open_processor, self._clock)
         peer = Peer(session_id, client, environment, servers, self._on_end)
         self._peers[session_id] = peer
         return session_id, await peer.answer(sdp, kind, parameters)

@@ -88,15 +88,16 @@ async def test_sessions_begin_with_the_settings_of_the_loaded_pipeline(
 ) -> None:
     body = {"pipeline_ids": ["moondream"], "load_params": {"feature": "point", "max_objects": 3}}
     assert (await client.post("/pipeline/load", json=body)).status_code == 200
-    for parameters in (
+    all_parameters: list[dict[str, Any] | None] = [
         {},
         {"pipeline_ids": ["moondream"], "max_objects": 4},
         {"pipeline_ids": ["other"], "speed": 1},
         None,
-    ):
-        body = {"sdp": "v=0", "type": "offer", "initialParameters": parameters}
-        assert (await client.post("/webrtc/offer", json=body)).status_code == 200
-    first, changed, other, absent = (offer for offer, _ in webrtc.offers)
+    ]
+    for parameters in all_parameters:
+        offer = {"sdp": "v=0", "type": "offer", "initialParameters": parameters}
+        assert (await client.post("/webrtc/offer", json=offer)).status_code == 200
+    first, changed, other, absent = (made for made, _ in webrtc.offers)
     assert first.parameters["feature"] == "point"
     assert (first.parameters["max_objects"], changed.parameters["max_objects"]) == (3, 4)
     assert (other.pipeline_id, other.parameters) == ("other", {"speed": 1})

@@ -18,11 +18,15 @@ from raylens.realtime.webrtc.peer import Status
 from raylens.realtime.webrtc.sessions import REMEMBERED, Sessions
 from tests.unit.raylens.realtime.webrtc.clients import LOOPBACK, Client, Marker, wait_until
 
-OFFER: Mapping[str, Any] = {"kind": "offer", "parameters": {}}
+OFFER: Mapping[str, Any] = {
+    "kind": "offer",
+    "parameters": {},
+    "open_processor": Marker,
+}
 
 
 def make_sessions(**settings: Any) -> Sessions:
-    return Sessions("replica7", WebRtcConfig(**settings), LOOPBACK, Marker)
+    return Sessions("replica7", WebRtcConfig(**settings), LOOPBACK)
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ async def open_session(
 ) -> str:
     client = Client()
     clients.append(client)
-    session_id, answer = await sessions.open(await client.offer(), "offer", {}, name)
+    session_id, answer = await sessions.open(await client.offer(), "offer", {}, name, Marker)
     if connects:
         await client.accept(answer)
         await client.wait_connected()
@@ -109,7 +113,7 @@ async def test_a_refused_offer_takes_no_place() -> None:
     sessions = make_sessions(max_sessions=1)
     for _ in range(3):
         with pytest.raises(InvalidRequest):
-            await sessions.open("nonsense", "offer", {}, "me")
+            await sessions.open("nonsense", "offer", {}, "me", Marker)
     assert sessions.states == []
 
 
@@ -138,7 +142,7 @@ async def test_only_the_last_ended_sessions_are_remembered() -> None:
     sessions = make_sessions()
     for _ in range(REMEMBERED + 10):
         with pytest.raises(InvalidRequest):
-            await sessions.open("nonsense", "offer", {}, "me")
+            await sessions.open("nonsense", "offer", {}, "me", Marker)
     assert len(sessions._ended) == REMEMBERED
 
 
@@ -163,7 +167,7 @@ async def run_sessions(sessions: Sessions, count: int, ending: str) -> None:
     """Open sessions at once, let video flow, and end them."""
     clients = [Client() for _ in range(count)]
     offers = [await client.offer() for client in clients]
-    opened = [await sessions.open(offer, "offer", {}, "me") for offer in offers]
+    opened = [await sessions.open(offer, "offer", {}, "me", Marker) for offer in offers]
     if ending != "unconnected":
         for client, (_, answer) in zip(clients, opened, strict=True):
             await client.accept(answer)
