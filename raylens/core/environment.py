@@ -214,7 +214,11 @@ def _parse_variable(name: str) -> dict[str, Any]:
 def _note_unknown(names: list[str], config: AppConfig) -> list[str]:
     """Return a remark on variables, except for those that the configuration names."""
     keys = {model.remote.api_key_env for model in config.models}
-    known = {*keys, config.jobs.webhooks.secrets_env}
+    known = {
+        *keys,
+        config.jobs.webhooks.secrets_env,
+        config.realtime.webrtc.turn_secret_env,
+    }
     unknown = [name for name in names if name not in known and name.upper() not in NOT_SETTINGS]
     return [f"{', '.join(unknown)}: unknown, and ignored"] if unknown else []
 

@@ -18,8 +18,8 @@ from websockets.asyncio.client import ClientConnection
 
 from raylens.realtime.overlay import GREEN, Pixels
 from testing.pictures import encode_picture
+from testing.webrtc_client import Client, to_rgb, wait_until
 from tests.serve.conftest import ROOT
-from tests.unit.raylens.realtime.webrtc.clients import Client, to_rgb, wait_until
 
 SCENE = (ROOT / "docs/scene.png").read_bytes()
 CAPTION = (

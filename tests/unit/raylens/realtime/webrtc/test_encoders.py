@@ -20,7 +20,7 @@ from raylens.realtime.webrtc.encoders import (
     use_encoder,
 )
 from raylens.realtime.webrtc.pictures import TIME_BASE
-from tests.unit.raylens.realtime.webrtc.clients import draw_number, read_number, to_rgb
+from testing.webrtc_client import draw_number, read_number, to_rgb
 
 FPS = 30
 

@@ -8,7 +8,7 @@ import pytest
 
 from raylens.core.errors import InvalidRequest
 from raylens.realtime.webrtc.offer import MAX_LINES, parse_offer
-from tests.unit.raylens.realtime.webrtc.clients import Client
+from testing.webrtc_client import Client
 
 HEAD = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"
 SECURITY = (

@@ -19,18 +19,16 @@ from raylens.realtime.webrtc import addresses
 from raylens.realtime.webrtc.backlog import DecoderQueue
 from raylens.realtime.webrtc.peer import Environment, Peer, Status
 from raylens.realtime.webrtc.remote_candidates import MAX_CANDIDATES
-from tests.unit.raylens.realtime.webrtc.clients import (
+from testing.webrtc_client import (
     LOOPBACK,
     Client,
-    Failing,
-    Gated,
-    Marker,
     is_marked,
     read_number,
     show_until,
     to_rgb,
     wait_until,
 )
+from tests.unit.raylens.realtime.webrtc.processors import Failing, Gated, Marker
 
 OpenMarker = Callable[[Mapping[str, Any], Report], Any]
 

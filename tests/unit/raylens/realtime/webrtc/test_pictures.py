@@ -14,7 +14,7 @@ from raylens.realtime.webrtc.pictures import (
     to_picture,
     to_pixels,
 )
-from tests.unit.raylens.realtime.webrtc.clients import draw_number, read_number
+from testing.webrtc_client import draw_number, read_number
 
 
 @pytest.mark.parametrize("size", [(320, 240), (321, 241), (64, 64), (1279, 719)])

@@ -16,7 +16,8 @@ from raylens.core.errors import InvalidRequest, Overloaded, TooManyRequests, Unk
 from raylens.core.webrtc_config import WebRtcConfig
 from raylens.realtime.webrtc.peer import Status
 from raylens.realtime.webrtc.sessions import REMEMBERED, Sessions
-from tests.unit.raylens.realtime.webrtc.clients import LOOPBACK, Client, Marker, wait_until
+from testing.webrtc_client import LOOPBACK, Client, wait_until
+from tests.unit.raylens.realtime.webrtc.processors import Marker
 
 OFFER: Mapping[str, Any] = {
     "kind": "offer",

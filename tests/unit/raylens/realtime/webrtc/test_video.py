@@ -18,17 +18,8 @@ from raylens.realtime.overlay import Pixels
 from raylens.realtime.webrtc.backlog import DecoderQueue
 from raylens.realtime.webrtc.pictures import TIME_BASE, to_picture, to_pixels
 from raylens.realtime.webrtc.video import REMEMBERED_FRAMES, Video
-from tests.unit.raylens.realtime.webrtc.clients import (
-    Camera,
-    Failing,
-    Gated,
-    Marker,
-    draw_number,
-    is_marked,
-    read_number,
-    to_rgb,
-    wait_until,
-)
+from testing.webrtc_client import Camera, draw_number, is_marked, read_number, to_rgb, wait_until
+from tests.unit.raylens.realtime.webrtc.processors import Failing, Gated, Marker
 
 
 class Setting:
