@@ -9,7 +9,7 @@ from typing import Any
 from raylens.core.errors import InvalidRequest
 from raylens.realtime.frames import Frame, Report
 from raylens.realtime.overlay import Pixels
-from testing.webrtc_client import read_number
+from testing.webrtc_client import read_number, wait_until
 
 
 class Marker:
