@@ -172,6 +172,19 @@ def test_another_color_at_the_place_of_a_lost_object_is_another_object() -> None
     assert numbers(tracker) == (2,)
 
 
+def test_of_two_objects_that_have_changed_places_the_color_tells_which_is_which() -> None:
+    left, right = Region(0.3, 0.3, 0.5, 0.5), Region(0.45, 0.3, 0.65, 0.5)
+    tracker = Tracker()
+    for number, colors in enumerate((("red", "blue"), ("blue", "red"))):
+        shapes = {name: square(box, name) for name, box in zip(colors, (left, right), strict=True)}
+        tracker.add(number, ShapeVideo(shapes, width=320, height=320).draw(0))
+        tracker.observe(number, [left, right], [])
+    shown = tracker.shown()
+    assert shown.region_numbers == (1, 2)
+    assert overlap(shown.regions[0], right) > 0.99
+    assert overlap(shown.regions[1], left) > 0.99
+
+
 def test_a_result_for_a_frame_that_was_forgotten_is_shown_where_it_was() -> None:
     tracker = Tracker(memory=5)
     feed(tracker, range(20), picture(BOX))
