@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from deployments.answer_spans import ReadingMiddleware
@@ -20,7 +19,7 @@ from deployments.job_client import JobQueueClient
 from deployments.job_handover import hand_over_jobs
 from deployments.ledger import LedgerClient
 from deployments.live_deployment import LiveDeployment, Settings
-from deployments.loopback import bind_to_loopback
+from deployments.loopback import bind_to_loopback, listening_host
 from deployments.picture_limits import picture_limits
 from deployments.pipeline_defaults import PipelineDefaultsClient
 from deployments.realtime_client import RealtimeClient
@@ -56,7 +55,7 @@ class HttpApplication(LiveDeployment):
         realtime: DeploymentHandle | None = None,
     ) -> None:
         bind_to_loopback()
-        config.check_reach(_listening_host())
+        config.check_reach(listening_host())
         configure_logging(config.log_settings, "ingress")
         self._config = self._current_config = config
         self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
@@ -72,7 +71,7 @@ class HttpApplication(LiveDeployment):
 
     async def configure(self, settings: Settings) -> None:
         config = apply_settings(self._config, settings)
-        config.check_reach(_listening_host())
+        config.check_reach(listening_host())
         self._shared.configure(config)
         try:
             app = await asyncio.to_thread(self._build, config)
@@ -131,11 +130,6 @@ class HttpApplication(LiveDeployment):
         yield
         if self._jobs is not None:
             await hand_over_jobs()
-
-
-def _listening_host() -> str:
-    """Return the address on which Serve's proxies listen."""
-    return _get_global_client().http_config.host or ""
 
 
 @serve.ingress()

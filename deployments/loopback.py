@@ -1,4 +1,4 @@
-"""Keeps the replicas of a server for this machine alone off the network.
+"""Where a server listens; keeps the replicas of one for this machine alone off the network.
 
 On a node whose address is a loopback one, everything of Ray listens there but the replicas' gRPC
 servers, which listen on every interface.
@@ -11,6 +11,7 @@ from typing import Any
 
 import ray.util
 from ray.serve._private import replica
+from ray.serve.context import _get_global_client
 
 
 def bind_to_loopback() -> None:
@@ -33,3 +34,8 @@ class _OnAddress:
     def __call__(self, server: Any, address: str) -> int:
         port = address.rpartition(":")[2]
         return int(self._add_port(server, f"{self._address}:{port}"))
+
+
+def listening_host() -> str:
+    """Return the address on which Serve's proxies listen."""
+    return _get_global_client().http_config.host or ""

@@ -8,10 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from typing import Any, cast
 
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from deployments.autoscaling import ENGINE_LOAD
@@ -19,7 +19,7 @@ from deployments.draining import is_stopping, replica_draining, this_actor
 from deployments.graph import Graph
 from deployments.ingress_ledger import IngressLedger
 from deployments.live_deployment import LiveDeployment, Settings
-from deployments.loopback import bind_to_loopback
+from deployments.loopback import bind_to_loopback, listening_host
 from deployments.request_metrics import PrometheusRequestMetrics
 from raylens.api.access_log import RecordedService
 from raylens.api.client_limits import own_limits, session_place
@@ -74,7 +74,7 @@ class Realtime(LiveDeployment):
             self._keys = KeySource(live_view(lambda: self._current_config))
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="frames")
         webrtc = config.realtime.webrtc
-        addresses = find_addresses(webrtc.addresses, _listening_host())
+        addresses = find_addresses(webrtc.addresses, listening_host())
         self._sessions = Sessions(context.replica_tag, webrtc, addresses)
         self._leaving = asyncio.ensure_future(self._leave())
         logger.info("WebRTC sessions listen on %s", ", ".join(addresses))
@@ -118,6 +118,17 @@ class Realtime(LiveDeployment):
         self, session_id: str, candidates: Sequence[Any], client: SessionClient
     ) -> None:
         await self._sessions.find(session_id, client.name).add_candidates(candidates)
+
+    async def state(self, session_id: str, client: SessionClient) -> dict[str, Any]:
+        state = self._sessions.state(session_id, client.name)
+        return {
+            "sessionId": state.id,
+            "status": state.status.value,
+            "reason": state.reason,
+            "measured_fps": state.measured_fps,
+            "frames": asdict(state.frames),
+            "dropped_results": state.dropped_results,
+        }
 
     async def close(self, session_id: str, client: SessionClient) -> None:
         await self._sessions.close(session_id, client.name, "the client has ended it")
@@ -163,8 +174,3 @@ def to_tensor(pixels: Pixels) -> Any:
     import torch  # only for plugins
 
     return torch.from_numpy(pixels)
-
-
-def _listening_host() -> str:
-    """Return the address on which Serve's proxies listen."""
-    return _get_global_client().http_config.host or ""

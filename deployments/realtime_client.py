@@ -44,6 +44,10 @@ class RealtimeClient(WebRtcService):
     ) -> None:
         await self._call(session_id, CALL_S, "add_candidates", session_id, candidates, client)
 
+    async def state(self, session_id: str, client: SessionClient) -> dict[str, Any]:
+        state: dict[str, Any] = await self._call(session_id, CALL_S, "state", session_id, client)
+        return state
+
     async def close(self, session_id: str, client: SessionClient) -> None:
         await self._call(session_id, CALL_S, "close", session_id, client)
 

@@ -67,6 +67,14 @@ def router(service: WebRtcService, defaults: PipelineDefaults) -> APIRouter:
         answer = await service.offer(session_offer, _client(http))
         return {"sdp": answer.sdp, "type": answer.type, "sessionId": answer.session_id}
 
+    @routes.get(
+        "/offer/{session_id}",
+        summary="Show how a session is, or why it has ended",
+        **answers(shapes.SessionState),
+    )
+    async def state(session_id: str, http: Request) -> dict[str, Any]:
+        return await service.state(session_id, _client(http))
+
     @routes.patch(
         "/offer/{session_id}",
         summary="Add ICE candidates to a session",

@@ -58,6 +58,13 @@ class WebRtcService(Protocol):
         """Add a client's ICE candidates. Raises ``InvalidRequest`` and ``UnknownSession``."""
         ...
 
+    async def state(self, session_id: str, client: SessionClient) -> dict[str, Any]:
+        """Return a session's state, also if it has ended not long ago, as JSON.
+
+        Raises ``UnknownSession``.
+        """
+        ...
+
     async def close(self, session_id: str, client: SessionClient) -> None:
         """End a session. Raises ``UnknownSession``."""
         ...

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import httpx
 import numpy as np
+import psutil
 import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
@@ -19,7 +20,7 @@ from websockets.asyncio.client import ClientConnection
 from raylens.realtime.overlay import GREEN, Pixels
 from testing.pictures import encode_picture
 from testing.webrtc_client import Client, to_rgb, wait_until
-from tests.serve.conftest import ROOT
+from tests.serve.conftest import ROOT, server_processes
 
 SCENE = (ROOT / "docs/scene.png").read_bytes()
 CAPTION = (
@@ -214,3 +215,24 @@ async def test_a_bad_offer_is_refused(server: str, sdp: str) -> None:
         answer = await http.post("/api/v1/webrtc/offer", json={"sdp": sdp})
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("sdp")
+
+
+async def test_a_session_whose_replica_died_can_be_offered_again(server: str) -> None:
+    client = Client()
+    async with httpx.AsyncClient(base_url=server, timeout=90) as http:
+        session_id = await open_session(http, client, feature="caption")
+        path = f"/api/v1/webrtc/offer/{session_id}"
+        assert (await http.get(path)).json()["status"] == "connected"
+        processes = [psutil.Process(process) for process in server_processes()]
+        (replica,) = [p for p in processes if "ServeReplica:raylens:Realtime" in p.cmdline()[0]]
+        replica.kill()
+        replica.wait(10)
+        gone = await http.get(path)
+        assert gone.status_code == 404
+        assert "open another session" in gone.json()["detail"]
+        await client.close()
+        again = Client()
+        await open_session(http, again, feature="caption")
+        async with filming(again, repeat(200)):
+            await wait_until(lambda: again.received("results", "result"))
+    await again.close()

@@ -162,6 +162,17 @@ class SessionAnswer(Answer):
     sessionId: str
 
 
+class SessionState(Answer):
+    sessionId: str
+    status: Literal["new", "connecting", "connected", "ended"]
+    reason: str
+    """Why it has ended."""
+    measured_fps: float | None
+    frames: dict[str, int]
+    dropped_results: int
+    """Messages that the client was too slow for."""
+
+
 class Alive(Answer):
     status: Literal["alive"]
 

@@ -78,6 +78,11 @@ class Sessions:
         ended = self._ended.get(session_id)
         if ended is not None and ended.client == client:
             raise UnknownSession(f"session {session_id} has ended: {ended.reason}")
+        if not session_id.startswith(f"{self._prefix}-"):
+            raise UnknownSession(
+                f"the part of the server with session {session_id[:100]!r} has ended: open another"
+                " session"
+            )
         raise UnknownSession(f"there is no session {session_id[:100]!r}")
 
     def state(self, session_id: str, client: str) -> PeerState:

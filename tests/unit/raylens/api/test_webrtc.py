@@ -43,6 +43,9 @@ class FakeWebRtc(WebRtcService):
             raise UnknownSession(f"there is no session {session_id!r}")
         self.candidates.append((session_id, list(candidates), client))
 
+    async def state(self, session_id: str, client: SessionClient) -> dict[str, Any]:
+        return {"sessionId": session_id, "status": "connected"}
+
     async def close(self, session_id: str, client: SessionClient) -> None:
         self.closed.append(session_id)
 
@@ -75,6 +78,8 @@ async def test_a_session_from_offer_to_end(client: httpx.AsyncClient, webrtc: Fa
     candidate = {"candidate": "candidate:1 …", "sdpMid": "0", "sdpMLineIndex": 0}
     added = await client.patch("/webrtc/offer/replica-1", json={"candidates": [candidate]})
     assert (added.status_code, added.content) == (204, b"")
+    state = await client.get("/webrtc/offer/replica-1")
+    assert state.json() == {"sessionId": "replica-1", "status": "connected"}
     ended = await client.delete("/webrtc/offer/replica-1")
     assert (ended.status_code, ended.content) == (204, b"")
     ((offer, _),) = webrtc.offers
