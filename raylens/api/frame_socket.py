@@ -194,8 +194,12 @@ class FrameSession:
             self._history.clear()
         elif not self._history or frame.received_at - self._history[-1].received_at >= interval_s:
             self._history.append(frame)
-        while len(self._history) > frames:
+        limit = self._context.config.limits.max_video_bytes
+        while len(self._history) > frames or self._history_bytes() > limit:
             self._history.popleft()
+
+    def _history_bytes(self) -> int:
+        return sum(len(frame.picture.data) for frame in self._history)
 
     def _drop(self, frame: Frame) -> None:
         """Report, after the present answer, that a newer picture took a picture's place."""
@@ -240,6 +244,13 @@ class FrameSession:
                 if not isinstance(error, _WAITED_OUT) or wait_s <= 0:
                     await self._end_answer(frame, web_sockets.error_message(error))
                     return
+            except web_sockets.ClientLeft:
+                raise
+            except Exception:
+                logger.exception("a picture's request failed")
+                message = web_sockets.error_message(RaylensError("an internal error"))
+                await self._end_answer(frame, message)
+                return
             if (replaced := self._newest.put_back(frame)) is not None:
                 self._drop(replaced)
             await asyncio.sleep(wait_s)

@@ -299,6 +299,20 @@ async def test_an_error_ends_the_answer_and_not_the_session(
     assert service.closed == 3
 
 
+async def test_a_defect_ends_the_answer_and_not_the_session(
+    app: FastAPI, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise KeyError("secret")
+
+    async with connected(app, PATH) as socket:
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "generate", fail)
+            ending = (await ask(socket))[-1]
+        assert (ending["status"], ending["error"]) == (500, "an internal error")
+        assert joined(await ask(socket)) == "two red circles"
+
+
 async def test_an_overload_is_waited_out_with_the_newest_picture(
     app: FastAPI, service: FakeService
 ) -> None:
@@ -340,6 +354,16 @@ async def test_several_pictures_are_one_video(app: FastAPI, service: FakeService
     assert video.timestamps[0] == 0.0
     assert list(video.timestamps) == sorted(video.timestamps)
     assert service.pictures[-3:] == [picture(number) for number in (2, 3, 4)]
+
+
+async def test_the_last_pictures_are_bounded_by_the_size_of_a_video(service: FakeService) -> None:
+    limits = {**CONFIG.limits.model_dump(exclude_unset=True), "max_video_bytes": 2 * len(PICTURE)}
+    async with connected(create_app(service, with_settings(limits=limits)), PATH) as socket:
+        socket.send({"frames": 3, "prompt": "What happens?"})
+        await socket.receive()
+        for _ in range(3):
+            await ask(socket)
+    assert len(service.pictures) == 1 + 2 + 2
 
 
 async def test_a_session_ends_if_nothing_comes(service: FakeService) -> None:
