@@ -54,7 +54,7 @@ from raylens.core.types import (
     Timings,
     VisionRequest,
 )
-from raylens.realtime.latest import Latest
+from raylens.realtime.newest import Newest
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class FrameSession:
         self._metrics = metrics
         self._settings = FrameSettings()
         self._numbers = count(1)
-        self._newest: Latest[Frame] = Latest()
+        self._newest: Newest[Frame] = Newest()
         self._history: deque[Frame] = deque()
         """The last pictures, for questions about several of them."""
         self._notices: deque[dict[str, Any]] = deque(maxlen=MAX_NOTICES)

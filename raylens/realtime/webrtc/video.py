@@ -22,9 +22,9 @@ from aiortc.mediastreams import MediaStreamError
 from raylens.core.errors import RaylensError
 from raylens.core.webrtc_config import WebRtcConfig
 from raylens.realtime.frames import Frame, FrameProcessor
+from raylens.realtime.newest import Closed, Newest
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.webrtc.backlog import DecoderQueue
-from raylens.realtime.webrtc.newest import Closed, Newest
 from raylens.realtime.webrtc.pictures import (
     CLOCK_RATE,
     MAX_DECODED_PIXELS,
@@ -88,7 +88,7 @@ class OutgoingTrack(MediaStreamTrack):
         self.replaced = 0
 
     def show(self, picture: av.VideoFrame) -> None:
-        self.replaced += self._newest.put(picture)
+        self.replaced += self._newest.put(picture) is not None
 
     async def recv(self) -> av.VideoFrame:
         try:
@@ -200,7 +200,7 @@ class Video:
         self._received += 1
         if self.paused:
             return
-        if not self._limit.takes(pts) or self._newest.put(arrival):
+        if not self._limit.takes(pts) or self._newest.put(arrival) is not None:
             self._dropped += 1
 
     async def _process(self) -> None:

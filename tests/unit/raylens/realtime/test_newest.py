@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from raylens.realtime.webrtc.newest import Closed, Newest
+from raylens.realtime.newest import Closed, Newest
 
 
 async def test_the_newest_item_replaces_the_one_that_waits() -> None:
     newest: Newest[int] = Newest()
-    assert [newest.put(number) for number in range(3)] == [False, True, True]
+    assert [newest.put(number) for number in range(3)] == [None, 0, 1]
     assert await newest.get() == 2
-    assert not newest.put(3)
+    assert newest.put(3) is None
     assert await newest.get() == 3
 
 
@@ -36,3 +36,14 @@ async def test_nothing_comes_after_the_end() -> None:
         await consumer
     with pytest.raises(Closed):
         await newest.get()
+
+
+async def test_an_item_that_is_put_back_doesnt_replace_a_newer_one() -> None:
+    newest: Newest[int] = Newest()
+    assert newest.put_back(1) is None
+    assert newest.take() == 1
+    assert newest.is_empty
+    newest.put(2)
+    assert newest.put_back(1) == 1
+    assert await newest.get() == 2
+    assert newest.take() is None
