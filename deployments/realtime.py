@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 from ray import serve
@@ -76,6 +77,7 @@ class Realtime(LiveDeployment):
         webrtc = config.realtime.webrtc
         addresses = find_addresses(webrtc.addresses, listening_host())
         self._sessions = Sessions(context.replica_tag, webrtc, addresses)
+        self._ending: set[asyncio.Future[None]] = set()
         self._leaving = asyncio.ensure_future(self._leave())
         logger.info("WebRTC sessions listen on %s", ", ".join(addresses))
 
@@ -112,6 +114,7 @@ class Realtime(LiveDeployment):
         except BaseException:
             await place.aclose()
             raise
+        questions.on_denied = partial(self._end, session_id, client)
         return SessionAnswer(sdp, "answer", session_id)
 
     async def add_candidates(
@@ -144,6 +147,13 @@ class Realtime(LiveDeployment):
         return Context(
             cast(VisionService, service), config, Catalog(config), media, lambda media: None
         )
+
+    def _end(self, session_id: str, client: SessionClient) -> None:
+        """End a session whose key is no longer valid."""
+        reason = "its key is no longer valid"
+        task = asyncio.ensure_future(self._sessions.close(session_id, client.name, reason))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     async def _leave(self) -> None:
         await self._draining.wait()

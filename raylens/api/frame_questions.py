@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 
@@ -12,6 +13,7 @@ import cv2
 
 from raylens.api.access_log import AccessRecord, RequestMetrics
 from raylens.api.context import Context
+from raylens.api.frame_settings import DESCRIBE_VIDEO, video_question
 from raylens.api.model_selection import select_model
 from raylens.api.session_requests import session_request
 from raylens.api.shared import Shared
@@ -19,12 +21,13 @@ from raylens.core.errors import ModelFailed, PermissionDenied
 from raylens.core.fairness import current_client
 from raylens.core.key_source import KeySource
 from raylens.core.keys import current_key
-from raylens.core.types import Findings, PictureFile
+from raylens.core.types import Findings, PictureFile, Task
+from raylens.realtime.frames import Frame
 from raylens.realtime.live_session import AskModel, ModelAnswer
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.pipeline import result_of, task_of
 from raylens.realtime.ports import SessionClient
-from raylens.realtime.settings import MoondreamConfig
+from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
 
 QUALITY = 92
 """Of the JPEG files in which frames travel to the preprocessor."""
@@ -32,9 +35,12 @@ FIELD = "frame"
 """What error messages call a frame."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class FrameQuestions(AskModel):
-    """Asks a model about the frames of one client's session."""
+    """Asks a model about the frames of one client's session.
+
+    ``on_denied`` is called if the client's key is no longer valid.
+    """
 
     shared: Shared
     metrics: RequestMetrics
@@ -42,16 +48,21 @@ class FrameQuestions(AskModel):
     """None if the server has no keys."""
     client: SessionClient
     route: str
+    on_denied: Callable[[], object] = lambda: None
 
-    async def __call__(self, pixels: Pixels, settings: MoondreamConfig) -> ModelAnswer:
+    async def __call__(self, frames: Sequence[Frame], settings: MoondreamConfig) -> ModelAnswer:
         """Raises ``PermissionDenied`` if the client's key is no longer valid."""
-        self.identify()
+        try:
+            self.identify()
+        except PermissionDenied:
+            self.on_denied()
+            raise
         context = self.shared.context
         assert context is not None
         record = AccessRecord("WEBRTC", self.route, self.client.address, key=self.client.key)
         record.route = self.route
         async with session_request(self.shared, self.metrics, record):
-            return await self._ask(context, pixels, settings)
+            return await self._ask(context, frames, settings)
 
     def identify(self) -> None:
         """Make the client that of what follows. Raises ``PermissionDenied``."""
@@ -64,9 +75,9 @@ class FrameQuestions(AskModel):
         current_key.set(key)
 
     async def _ask(
-        self, context: Context, pixels: Pixels, settings: MoondreamConfig
+        self, context: Context, frames: Sequence[Frame], settings: MoondreamConfig
     ) -> ModelAnswer:
-        task = task_of(settings)
+        task = task_about(frames, settings)
         model = await select_model(context, settings.model or None, "realtime", task)
         request = context.new_request(
             uuid.uuid4().hex,
@@ -76,12 +87,13 @@ class FrameQuestions(AskModel):
             context.build_sampling(temperature=settings.temperature),
             None,
         )
-        picture = PictureFile(await asyncio.to_thread(encode, pixels), FIELD)
+        files = await asyncio.gather(*(asyncio.to_thread(encode, each.pixels) for each in frames))
+        pictures = [PictureFile(file, FIELD) for file in files]
         texts: list[str] = []
         findings: Findings | None = None
         has_ended = False
         timings: dict[str, float] = {}
-        async with aclosing(context.service.generate(request, [picture])) as deltas:
+        async with aclosing(context.service.generate(request, pictures)) as deltas:
             async for delta in deltas:
                 texts.append(delta.text)
                 findings = delta.findings or findings
@@ -92,6 +104,16 @@ class FrameQuestions(AskModel):
         if not has_ended:
             raise ModelFailed("the answer ended early")
         return ModelAnswer(result_of("".join(texts).strip(), findings), model, timings)
+
+
+def task_about(frames: Sequence[Frame], settings: MoondreamConfig) -> Task:
+    """Return the task about one frame, or about a video of several."""
+    if len(frames) == 1:
+        return task_of(settings)
+    prompt = settings.question
+    if settings.feature is MoondreamFeature.CAPTION:
+        prompt = DESCRIBE_VIDEO
+    return video_question(prompt, [frame.time_s for frame in frames])
 
 
 def encode(pixels: Pixels) -> bytes:

@@ -35,6 +35,7 @@ from raylens.core.wire import SparseBody, Text
 SETTINGS = "settings"
 PING = "ping"
 PONG = "pong"
+DESCRIBE_VIDEO = "Describe the video."
 _PROMPTS = ("prompt", "question", "object")
 """Names of the prompt, as different clients call it."""
 _PICTURES = ("image", "image_url")
@@ -80,12 +81,7 @@ class FrameSettings(SparseBody):
     def build_task(self, times: Sequence[float]) -> Task:
         """Return the task about pictures that came at ``times``, in seconds."""
         if self.frames > 1:
-            start = times[0]
-            video = VideoPart(
-                tuple(range(len(times))), timestamps=tuple(time - start for time in times)
-            )
-            text = self.prompt or "Describe the video."
-            return Chat((Message(Role.USER, (video, TextPart(text))),), self.reasoning)
+            return video_question(self.prompt or DESCRIBE_VIDEO, times, self.reasoning)
         max_objects = self.sampling.max_objects
         match self.task_name:
             case TaskName.CAPTION:
@@ -146,6 +142,13 @@ class FrameSettings(SparseBody):
 
     def as_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
+
+
+def video_question(prompt: str, times: Sequence[float], reasoning: bool = False) -> Chat:
+    """Return a question about pictures as about a video, with their times in seconds."""
+    timestamps = tuple(time - times[0] for time in times)
+    video = VideoPart(tuple(range(len(times))), timestamps=timestamps)
+    return Chat((Message(Role.USER, (video, TextPart(prompt))),), reasoning)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
+
+import cv2
 
 from raylens.core.errors import RaylensError
 from raylens.core.types import Location, Region
@@ -35,6 +38,8 @@ from raylens.realtime.tracking.tracker import Tracker
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+MAX_CLIP_SIDE = 640
+"""Pixels, of the longest side of a frame that waits to become part of a question."""
 RETRY_S = 1.0
 """Without a question after a failure that names no other time."""
 
@@ -50,8 +55,9 @@ class ModelAnswer:
 
 
 class AskModel(Protocol):
-    async def __call__(self, pixels: Pixels, settings: MoondreamConfig, /) -> ModelAnswer:
-        """Raises any of :mod:`raylens.core.errors`."""
+    async def __call__(self, frames: Sequence[Frame], settings: MoondreamConfig, /) -> ModelAnswer:
+        """``frames`` are one, or those of a video in their order. Raises any of
+        :mod:`raylens.core.errors`."""
         ...
 
 
@@ -78,6 +84,8 @@ class LiveSession(FrameProcessor):
         self._cache = FrameCache()
         self._tracker = Tracker()
         self._events = SubjectEvents()
+        self._clip: deque[Frame] = deque()
+        """The last frames, one of each interval, for questions about several."""
         self._drawing = asyncio.Lock()
         """The tracker and the overlay are used by one thread at a time."""
         self._asking: asyncio.Task[None] | None = None
@@ -89,6 +97,8 @@ class LiveSession(FrameProcessor):
         # The frame comes first, so that the tracker knows it before its answer.
         if settings.tracking:
             await self._run(self._tracker.add, frame.id, frame.pixels)
+        if settings.is_about_video:
+            await self._run(self._sample, frame, settings)
         if is_due and self._asking is None and self._clock() >= self._ask_after:
             self._asking = asyncio.create_task(self._answer(frame, settings))
         return await self._run(self._show, frame, settings)
@@ -113,11 +123,19 @@ class LiveSession(FrameProcessor):
             result = replace(result, **{name: getattr(shown, name) for name in _SHOWN})
         return draw(frame.pixels, result, settings)
 
+    def _sample(self, frame: Frame, settings: MoondreamConfig) -> None:
+        last = self._clip[-1].id if self._clip else None
+        if last is None or frame.id - last >= settings.inference_interval:
+            self._clip.append(replace(frame, pixels=shrink(frame.pixels)))
+        while len(self._clip) > settings.frames:
+            self._clip.popleft()
+
     async def _answer(self, frame: Frame, settings: MoondreamConfig) -> None:
         """Ask the model about a frame, and report what it says."""
         asked_at = self._clock()
+        frames = list(self._clip) if settings.is_about_video else [frame]
         try:
-            answer = await self._ask(frame.pixels, settings)
+            answer = await self._ask(frames, settings)
         except Exception as error:
             self._fail(frame, error)
             return
@@ -224,6 +242,17 @@ def result_json(result: FrameResult, feature: MoondreamFeature) -> dict[str, Any
         for number, place in zip(numbers or range(1, len(places) + 1), places, strict=True)
     ]
     return {"objects" if is_detect else "points": objects}
+
+
+def shrink(pixels: Pixels) -> Pixels:
+    """Return a frame of a video at a size that leaves room for others in memory."""
+    height, width = pixels.shape[:2]
+    scale = MAX_CLIP_SIDE / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resized: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return resized
 
 
 def _milliseconds(seconds: float) -> float:

@@ -117,6 +117,13 @@ class MoondreamConfig(BaseModel):
         description="The model that answers; empty means the server's default.",
         json_schema_extra=_ui(10, label="Model"),
     )
+    frames: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Frames of a question or caption, one of each interval, as of a video.",
+        json_schema_extra=_ui(14, label="Frames"),
+    )
     event_enter: int = Field(
         2,
         ge=1,
@@ -138,6 +145,14 @@ class MoondreamConfig(BaseModel):
         description="Objects that a frame must have to show them.",
         json_schema_extra=_ui(13, label="Objects Of An Event"),
     )
+
+    @property
+    def is_about_video(self) -> bool:
+        """Whether the model sees several frames at once."""
+        return self.frames > 1 and self.feature in (
+            MoondreamFeature.CAPTION,
+            MoondreamFeature.QUERY,
+        )
 
     @property
     def subject(self) -> tuple[MoondreamFeature, str]:

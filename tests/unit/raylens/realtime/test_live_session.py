@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,11 +38,11 @@ def square(left: int) -> Region:
 class Model(AskModel):
     """Answers when it is told to."""
 
-    asked: list[tuple[Pixels, MoondreamConfig]] = field(default_factory=list)
+    asked: list[tuple[list[Frame], MoondreamConfig]] = field(default_factory=list)
     answers: asyncio.Queue[ModelAnswer | Exception] = field(default_factory=asyncio.Queue)
 
-    async def __call__(self, pixels: Pixels, settings: MoondreamConfig, /) -> ModelAnswer:
-        self.asked.append((pixels, settings))
+    async def __call__(self, frames: Sequence[Frame], settings: MoondreamConfig, /) -> ModelAnswer:
+        self.asked.append((list(frames), settings))
         answer = await self.answers.get()
         if isinstance(answer, Exception):
             raise answer
@@ -171,7 +171,7 @@ async def test_every_interval_has_a_question(executor: Executor) -> None:
         if turn % 3 == 0:
             video.model.find()
             await video.answered(turn // 3 + 1)
-    assert [int(edges(pixels, (40, 60, 220))[0]) for pixels, _ in video.model.asked] == [0, 3, 6]
+    assert [frame.id for (frame,), _ in video.model.asked] == [0, 3, 6]
 
 
 async def test_another_question_is_asked_at_once_and_the_old_answer_is_left_out(
@@ -288,3 +288,26 @@ async def test_closing_cancels_the_question(executor: Executor) -> None:
     await video.session.close()
     assert video.messages == []
     assert not video.session._asking
+
+
+async def test_a_question_may_be_about_the_last_frames(executor: Executor) -> None:
+    video = Video(
+        executor, feature="query", question="What happens?", frames=3, inference_interval=2
+    )
+    for turn in range(9):
+        await video.show(np.zeros((720, 1280, 3), np.uint8))
+        if turn % 2 == 0:
+            video.model.say("nothing")
+            await video.answered(turn // 2 + 1)
+    asked = [[frame.id for frame in frames] for frames, _ in video.model.asked]
+    assert asked == [[0], [0, 2], [0, 2, 4], [2, 4, 6], [4, 6, 8]]
+    assert video.model.asked[-1][0][0].pixels.shape == (360, 640, 3)
+
+
+async def test_boxes_are_of_one_frame_whatever_the_number_of_frames(executor: Executor) -> None:
+    video = Video(executor, frames=3)
+    for turn in range(3):
+        await video.show(draw_square(50))
+        video.model.find(square(50))
+        await video.answered(turn + 1)
+    assert [len(frames) for frames, _ in video.model.asked] == [1, 1, 1]

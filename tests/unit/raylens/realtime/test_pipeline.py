@@ -62,6 +62,7 @@ def test_defaults_are_those_of_the_plugin() -> None:
         # Our own.
         "tracking": True,
         "model": "",
+        "frames": 1,
         "event_enter": 2,
         "event_leave": 2,
         "event_min_count": 1,

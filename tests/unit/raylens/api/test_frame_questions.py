@@ -1,0 +1,132 @@
+"""Questions about frames are requests as any other: with limits, keys, logs and metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from raylens.api.access_log import AccessRecord, RequestMetrics
+from raylens.api.app import create_app
+from raylens.api.frame_questions import FrameQuestions
+from raylens.api.shared import Shared
+from raylens.core.config import AppConfig
+from raylens.core.errors import PermissionDenied, TooManyRequests, UnsupportedTask
+from raylens.core.key_source import KeySource
+from raylens.core.live_settings import live_view
+from raylens.core.types import Caption, Chat, Detect, Query, Timings, VideoPart
+from raylens.realtime.frames import Frame
+from raylens.realtime.ports import SessionClient
+from raylens.realtime.settings import MoondreamConfig
+from tests.unit.raylens.api.conftest import CONFIG, FakeService
+from tests.unit.raylens.api.test_frame_socket import keyed, with_settings
+
+ROUTE = "/api/v1/webrtc"
+
+
+class Metrics(RequestMetrics):
+    def __init__(self) -> None:
+        self.records: list[AccessRecord] = []
+
+    def record(self, record: AccessRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def service() -> FakeService:
+    tasks = ("caption", "query", "detect", "point", "chat")
+    return FakeService(tasks={"smolvlm": tasks}, timings=Timings(0.001, 0.002, 0.003, 0.004))
+
+
+def make_questions(
+    service: FakeService, config: AppConfig = CONFIG, **client: Any
+) -> tuple[FrameQuestions, Metrics]:
+    shared = Shared(config)
+    create_app(service, config, shared=shared)
+    metrics = Metrics()
+    keys = KeySource(live_view(lambda: shared.config)) if config.auth else None
+    who = SessionClient(**{"name": "192.0.2.1", "address": "192.0.2.1", **client})
+    return FrameQuestions(shared, metrics, keys, who, ROUTE), metrics
+
+
+def frame(number: int = 0) -> Frame:
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:, :32] = (220, 40, 40)
+    return Frame(pixels, number, number / 4, 100.0)
+
+
+def settings(**values: Any) -> MoondreamConfig:
+    return MoondreamConfig.model_validate(values)
+
+
+async def test_a_frame_becomes_a_request(service: FakeService) -> None:
+    questions, metrics = make_questions(service)
+    answer = await questions([frame()], settings(feature="detect", detect_object="cup"))
+    assert len(answer.result.regions) == 2
+    assert answer.model == "smolvlm"
+    assert answer.timings["prefill_ms"] == 3.0
+    (request,) = service.requests
+    assert request.task == Detect("cup", 10)
+    assert request.client == "192.0.2.1"
+    assert request.sampling.temperature == 0.5
+    (data,) = service.pictures
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
+    assert decoded.shape == (48, 64, 3)
+    assert np.abs(decoded[24, 10].astype(int) - (40, 40, 220)).max() < 8  # OpenCV's order
+    (record,) = metrics.records
+    assert (record.method, record.route, record.status) == ("WEBRTC", ROUTE, 200)
+    assert (record.model, record.task, record.client) == ("smolvlm", "detect", "192.0.2.1")
+    assert (record.prompt_tokens, record.completion_tokens) == (7, 3)
+
+
+async def test_texts_are_joined(service: FakeService) -> None:
+    questions, _ = make_questions(service)
+    answer = await questions([frame()], settings(feature="query", question="How many?"))
+    assert answer.result.text == "two red circles"
+    assert service.requests[0].task == Query("How many?")
+    await questions([frame()], settings(feature="caption", model="small"))
+    assert service.requests[1].task == Caption()
+
+
+async def test_several_frames_are_a_video(service: FakeService) -> None:
+    questions, _ = make_questions(service)
+    frames = [frame(number) for number in (2, 4, 6)]
+    await questions(frames, settings(feature="query", question="What happens?", frames=3))
+    task = service.requests[0].task
+    assert isinstance(task, Chat)
+    assert task.messages[0].parts[0] == VideoPart((0, 1, 2), timestamps=(0.0, 0.5, 1.0))
+    assert len(service.pictures) == 3
+
+
+async def test_a_model_that_cant_do_it_says_so(service: FakeService) -> None:
+    questions, metrics = make_questions(service)
+    with pytest.raises(UnsupportedTask, match="other"):
+        await questions([frame()], settings(feature="detect", model="other"))
+    assert metrics.records[0].status == 400
+
+
+async def test_questions_count_towards_the_limits_of_their_client(service: FakeService) -> None:
+    limited = with_settings(client_limits={"requests_per_minute": 1})
+    questions, metrics = make_questions(service, limited)
+    await questions([frame()], settings(feature="caption"))
+    with pytest.raises(TooManyRequests, match="1 requests a minute"):
+        await questions([frame()], settings(feature="caption"))
+    assert [record.status for record in metrics.records] == [200, 429]
+
+
+async def test_a_key_that_is_taken_away_ends_the_questions(service: FakeService) -> None:
+    config = with_settings(**keyed("camera"))
+    questions, metrics = make_questions(service, config, name="camera", key="camera")
+    denied: list[bool] = []
+    questions.on_denied = lambda: denied.append(True)
+    await questions([frame()], settings(feature="caption"))
+    assert metrics.records[0].key == "camera"
+    assert denied == []
+    questions.shared.configure(with_settings(**keyed("other")))
+    with pytest.raises(PermissionDenied, match="'camera' is no longer valid"):
+        await questions([frame()], settings(feature="caption"))
+    assert len(service.requests) == 1
+    assert denied == [True]
