@@ -46,6 +46,8 @@ MAX_PICTURES = 128
 clients nor priorities."""
 REALTIME_CPUS = 0.2
 """CPUs reserved by a replica for live video, unless the Serve config file overrides it."""
+SESSION_LOAD = 0.75
+"""Of the sessions that a replica may have, before another one starts."""
 MAX_SESSION_CALLS = 1024
 """Calls about sessions of one replica: they are short."""
 REMOTE_MODEL_CPUS = 0.1
@@ -102,7 +104,10 @@ def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Applica
         autoscaling_config=AutoscalingConfig(
             min_replicas=0,
             max_replicas=1,
-            policy=AutoscalingPolicy(policy_function="deployments.autoscaling:EngineLoadPolicy"),
+            policy=AutoscalingPolicy(
+                policy_function="deployments.autoscaling:EngineLoadPolicy",
+                policy_kwargs={"target": SESSION_LOAD},
+            ),
         ),
         ray_actor_options={"num_cpus": REALTIME_CPUS},
         **_update_options(config),

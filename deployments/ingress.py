@@ -63,7 +63,9 @@ class HttpApplication(LiveDeployment):
         draining = Draining(replica_draining(this_actor(), is_stopping))
         self._ledger = LedgerClient()
         self._shared = Shared(config, self._jobs, Leases(self._ledger), draining)
-        self._webrtc = None if realtime is None else RealtimeClient(realtime)
+        self._webrtc = None
+        if realtime is not None:
+            self._webrtc = RealtimeClient(realtime, config.realtime.webrtc)
 
     def __serve_build_asgi_app__(self) -> LiveApp:
         self._app = LiveApp(self._build(self._config))
@@ -86,6 +88,7 @@ class HttpApplication(LiveDeployment):
                 logger.warning("the job queue doesn't know the changed settings: %s", error)
         self._graph.configure(config)
         self._app.current = app
+        self._shared.publish(app)
         self._current_config = config
 
     async def live_settings(self) -> Settings:

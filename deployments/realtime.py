@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -29,7 +28,7 @@ from raylens.api.frame_questions import FrameQuestions
 from raylens.api.media import Media
 from raylens.api.shared import Shared
 from raylens.core.catalog import Catalog
-from raylens.core.config import AppConfig, AuthConfig
+from raylens.core.config import AppConfig
 from raylens.core.draining import Draining
 from raylens.core.fallback import FallbackService
 from raylens.core.key_source import KeySource
@@ -44,7 +43,6 @@ from raylens.realtime.ports import SessionAnswer, SessionClient, SessionOffer
 from raylens.realtime.processors import open_processor
 from raylens.realtime.sessions import find_pipeline
 from raylens.realtime.webrtc.addresses import find_addresses
-from raylens.realtime.webrtc.ice_servers import ice_servers_json
 from raylens.realtime.webrtc.sessions import Sessions
 
 logger = logging.getLogger(__name__)
@@ -70,9 +68,7 @@ class Realtime(LiveDeployment):
         self._shared = Shared(config, None, Leases(IngressLedger()), self._draining)
         self._shared.context = self._make_context(config)
         self._metrics = PrometheusRequestMetrics()
-        self._keys: KeySource | None = None
-        if isinstance(config.auth, AuthConfig):
-            self._keys = KeySource(live_view(lambda: self._current_config))
+        self._keys = KeySource(live_view(lambda: self._current_config))
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="frames")
         webrtc = config.realtime.webrtc
         addresses = find_addresses(webrtc.addresses, listening_host())
@@ -87,9 +83,6 @@ class Realtime(LiveDeployment):
         self._shared.context = self._make_context(config)
         self._graph.configure(config)
         self._current_config = config
-
-    async def ice_servers(self, client: SessionClient) -> list[dict[str, Any]]:
-        return ice_servers_json(self._config.realtime.webrtc, client.name, time.time())
 
     async def offer(self, offer: SessionOffer, client: SessionClient) -> SessionAnswer:
         """Open a session. Raises as :class:`raylens.realtime.ports.WebRtcService` does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from raylens.core.errors import Overloaded, RaylensError
+from raylens.core.errors import Overloaded, RaylensError, UnknownSession
+from raylens.core.webrtc_config import WebRtcConfig
 from raylens.realtime.ports import SessionAnswer, SessionClient, SessionOffer, WebRtcService
 
-CALL_S = 15.0
+CALL_S = 5.0
 START_S = 60.0
 """For an offer: its replica may have to start."""
 RETRY_AFTER_S = 5.0
@@ -24,45 +26,65 @@ ATTEMPTS = 3
 class RealtimeClient(WebRtcService):
     """Calls the replica that a session's id names."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle, config: WebRtcConfig) -> None:
         self._handle = handle
+        self._config = config
 
     async def ice_servers(self, client: SessionClient) -> list[dict[str, Any]]:
-        return await self._call("", START_S, "ice_servers", client)
+        from raylens.realtime.webrtc.ice_servers import ice_servers_json  # imports aiortc
+
+        return ice_servers_json(self._config, client.name, time.time())
 
     async def offer(self, offer: SessionOffer, client: SessionClient) -> SessionAnswer:
-        for attempt in range(ATTEMPTS):
-            try:
-                return await self._call("", START_S, "offer", offer, client)
-            except Overloaded:
-                if attempt == ATTEMPTS - 1:
-                    raise
-        raise AssertionError
+        full: Overloaded | None = None
+        try:
+            async with asyncio.timeout(START_S):
+                for _ in range(ATTEMPTS):
+                    try:
+                        answer: SessionAnswer = await self._call("", "offer", offer, client)
+                        return answer
+                    except Overloaded as error:
+                        full = error
+        except TimeoutError:
+            pass
+        raise full or _away()
 
     async def add_candidates(
         self, session_id: str, candidates: Sequence[Any], client: SessionClient
     ) -> None:
-        await self._call(session_id, CALL_S, "add_candidates", session_id, candidates, client)
+        await self._call_session(session_id, "add_candidates", candidates, client)
 
     async def state(self, session_id: str, client: SessionClient) -> dict[str, Any]:
-        state: dict[str, Any] = await self._call(session_id, CALL_S, "state", session_id, client)
+        state: dict[str, Any] = await self._call_session(session_id, "state", client)
         return state
 
     async def close(self, session_id: str, client: SessionClient) -> None:
-        await self._call(session_id, CALL_S, "close", session_id, client)
+        await self._call_session(session_id, "close", client)
 
-    async def _call(self, session_id: str, timeout_s: float, method: str, *arguments: Any) -> Any:
-        handle = self._handle
-        if session_id:
-            handle = handle.options(session_id=session_id.partition("-")[0])
+    async def _call_session(self, session_id: str, method: str, *arguments: Any) -> Any:
+        """Call the replica of a session. If it doesn't answer, nobody else has the session."""
+        replica = session_id.partition("-")[0]
         try:
-            async with asyncio.timeout(timeout_s):
-                return await getattr(handle, method).remote(*arguments)
+            async with asyncio.timeout(CALL_S):
+                return await self._call(replica, method, session_id, *arguments)
+        except TimeoutError:
+            raise UnknownSession(
+                f"the part of the server with session {session_id[:100]!r} doesn't answer: open"
+                " another session"
+            ) from None
+
+    async def _call(self, replica: str, method: str, *arguments: Any) -> Any:
+        handle = self._handle.options(session_id=replica) if replica else self._handle
+        try:
+            return await getattr(handle, method).remote(*arguments)
         except RayTaskError as error:
             if isinstance(error.cause, RaylensError):
                 raise error.cause from error
             raise
-        except (TimeoutError, RayError, RayServeException) as error:
-            raise Overloaded(
-                "live video is not available at the moment", None, retry_after=RETRY_AFTER_S
-            ) from error
+        except (RayError, RayServeException) as error:
+            raise _away() from error
+
+
+def _away() -> Overloaded:
+    message = "live video is not available at the moment"
+    return Overloaded(message, None, retry_after=RETRY_AFTER_S)

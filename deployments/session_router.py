@@ -1,4 +1,4 @@
-"""Serve's request router for sessions: what is about one goes to the replica that has it."""
+"""Serve's request router for sessions: requests about one go to the replica that holds it."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ def create_app(
     ``pipelines`` remembers the pipelines that clients have loaded; the default is this process.
     With ``webrtc``, it has the routes of WebRTC.
     ``shared``, made for the same configuration and ``jobs``, is what this application has in common
-    with others before and after it. ``metrics`` receives the record of each request. ``lifespan``
-    is FastAPI's.
+    with others before and after it; whoever exchanges them publishes the next one there.
+    ``metrics`` receives the record of each request. ``lifespan`` is FastAPI's.
     ``check_media`` checks the header of each picture and video of a job, and ``look_up`` finds the
     addresses of the hosts of webhooks and downloads. ``echo_request_id`` puts the request's id into
     the answer's headers. Turn it off behind a proxy that does the same. Raises ``ValueError`` if
@@ -130,7 +130,7 @@ def create_app(
     )
     recorded = cast(VisionService, RecordedService(service))
     context = Context(recorded, config, Catalog(config), _media(config, shared), check_media)
-    shared.app, shared.context = app, context
+    app.state.context = context
     metrics = metrics or RequestMetrics()
     for dialect in DIALECTS:
         app.include_router(dialect.router(context))
@@ -176,6 +176,8 @@ def create_app(
     app.add_middleware(RequestIdMiddleware, echo=echo_request_id)
     app.add_middleware(AccessLogMiddleware, metrics=metrics, routes=routes)
     app.add_middleware(CORSMiddleware, **_cors_options(config))
+    if shared.app is None:
+        shared.publish(app)
     return app
 
 

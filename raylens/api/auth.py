@@ -38,7 +38,8 @@ class AuthMiddleware:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or is_open(scope):
+        is_request = scope["type"] in ("http", "websocket")
+        if not is_request or is_open(scope) or not self._keys.are_needed:
             await self._app(scope, receive, send)
             return
         try:

@@ -17,10 +17,11 @@ from raylens.api.frame_settings import DESCRIBE_VIDEO, video_question
 from raylens.api.model_selection import select_model
 from raylens.api.session_requests import session_request
 from raylens.api.shared import Shared
+from raylens.core.config import AuthConfig
 from raylens.core.errors import ModelFailed, PermissionDenied
 from raylens.core.fairness import current_client
 from raylens.core.key_source import KeySource
-from raylens.core.keys import current_key
+from raylens.core.keys import Scope, current_key
 from raylens.core.types import Findings, PictureFile, Task
 from raylens.realtime.frames import Frame
 from raylens.realtime.live_session import AskModel, ModelAnswer
@@ -44,8 +45,7 @@ class FrameQuestions(AskModel):
 
     shared: Shared
     metrics: RequestMetrics
-    keys: KeySource | None
-    """None if the server has no keys."""
+    keys: KeySource
     client: SessionClient
     route: str
     on_denied: Callable[[], object] = lambda: None
@@ -65,13 +65,18 @@ class FrameQuestions(AskModel):
             return await self._ask(context, frames, settings)
 
     def identify(self) -> None:
-        """Make the client that of what follows. Raises ``PermissionDenied``."""
+        """Set the current client and key.
+
+        Raises ``PermissionDenied`` if the key may not be used any more, or if the server has asked
+        for keys since the session began.
+        """
         current_client.set(self.client.name)
-        if self.keys is None or self.client.key is None:
+        if not isinstance(self.shared.config.auth, AuthConfig):
             return
-        key = self.keys.ring.named(self.client.key)
-        if key is None:
-            raise PermissionDenied(f"the key {self.client.key!r} is no longer valid")
+        name = self.client.key
+        key = None if name is None else self.keys.ring.named(name)
+        if key is None or Scope.INFER not in key.scopes:
+            raise PermissionDenied(f"the key {name!r} is no longer valid")
         current_key.set(key)
 
     async def _ask(

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections import deque
-from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -22,7 +23,7 @@ from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
 from raylens.api import web_sockets
-from raylens.api.access_log import RequestMetrics, new_record
+from raylens.api.access_log import AccessRecord, RequestMetrics, new_record, recording
 from raylens.api.context import Context
 from raylens.api.frame_settings import (
     PING,
@@ -33,9 +34,11 @@ from raylens.api.frame_settings import (
     parse_control,
 )
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
+from raylens.api.json_limits import check_json
 from raylens.api.ollama import Reply
-from raylens.api.session_requests import session_request
+from raylens.api.session_requests import admission
 from raylens.api.shared import Shared
+from raylens.core.config import AuthConfig
 from raylens.core.errors import (
     InvalidRequest,
     ModelNotLoaded,
@@ -62,11 +65,12 @@ PATH = "/api/v1/ws"
 FIELD = "picture"
 """What error messages call a picture."""
 MAX_NOTICES = 256
-"""Messages that wait for the end of an answer."""
+"""Messages of a kind that wait for the end of an answer."""
 RETRY_S = 1.0
 NOTICE = {"response": "", "done": False}
 """Of a message that belongs to no answer."""
-_WAITED_OUT = (TooManyRequests, Overloaded, ModelNotLoaded)
+_RETRYABLE = (TooManyRequests, Overloaded, ModelNotLoaded)
+INTERNAL_ERROR = RaylensError("an internal error")
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,12 @@ class Frame:
     settings: FrameSettings
     received_at: float
     """``time.monotonic()``."""
+    before: tuple[Frame, ...] = ()
+    """Earlier pictures that the question is about, too, without those before them."""
+
+    @property
+    def clip(self) -> tuple[Frame, ...]:
+        return (*self.before, self)
 
 
 def router(shared: Shared, metrics: RequestMetrics) -> APIRouter:
@@ -104,10 +114,14 @@ class FrameSession:
         self._newest: Newest[Frame] = Newest()
         self._history: deque[Frame] = deque()
         """The last pictures, for questions about several of them."""
-        self._notices: deque[dict[str, Any]] = deque(maxlen=MAX_NOTICES)
-        self._replaced = 0
+        self._replaced: deque[Frame] = deque(maxlen=MAX_NOTICES)
+        """Those whose end is not yet told."""
+        self._replaced_count = 0
         """Pictures since the last answer that got none."""
+        self._errors: deque[dict[str, Any]] = deque(maxlen=MAX_NOTICES)
+        """Messages that wait, because a part of an answer was the last one."""
         self._is_answering = False
+        self._is_amid_answer = False
         self._sending = asyncio.Lock()
 
     async def run(self) -> None:
@@ -146,19 +160,30 @@ class FrameSession:
                 try:
                     await self._take(message)
                 except RaylensError as error:
-                    await self._notify(web_sockets.error_message(error))
+                    self._errors.append(web_sockets.error_message(error))
+                except Exception as error:
+                    if isinstance(error, web_sockets.ClientLeft):
+                        raise
+                    logger.exception("a message could not be read")
+                    self._errors.append(web_sockets.error_message(INTERNAL_ERROR))
+                await self._send_notices()
 
     async def _take(self, message: str | bytes) -> None:
         if isinstance(message, bytes):
             self._take_picture(message)
         elif message.lstrip().startswith("data:image/"):
             await self._take_text_picture(message)
-        elif (control := parse_control(message)) is not None:
+        elif (control := self._parse_control(message)) is not None:
             await self._take_control(control)
         else:
             settings = self._settings.with_prompt(message)
             await settings.check(self._context)
             self._settings = settings
+
+    def _parse_control(self, message: str) -> Control | None:
+        limits = self._shared.config.limits
+        check_json(message.encode(errors="replace"), limits.max_json_bytes, limits.max_json_values)
+        return parse_control(message)
 
     async def _take_control(self, control: Control) -> None:
         if control.kind == PING:
@@ -173,7 +198,7 @@ class FrameSession:
                 await self._take_text_picture(control.picture)
 
     async def _take_text_picture(self, text: Any) -> None:
-        if not isinstance(text, str):
+        if not isinstance(text, str) or text.lstrip().startswith(("http:", "https:")):
             raise InvalidRequest("image: expected a data URL or base64", "image")
         deadline = time.time() + self._context.config.defaults.timeout_s
         media = self._context.media
@@ -183,39 +208,41 @@ class FrameSession:
         picture = self._context.media.from_upload(data, FIELD)
         self._context.check_media(picture)
         frame = Frame(next(self._numbers), picture, self._settings, time.monotonic())
-        self._remember(frame)
-        if (replaced := self._newest.put(frame)) is not None:
-            self._drop(replaced)
-
-    def _remember(self, frame: Frame) -> None:
-        """Keep a picture for questions about several of them."""
-        frames, interval_s = frame.settings.frames, frame.settings.frame_interval_s
-        if frames == 1:
+        if self._settings.frames > 1:
+            frame = replace(frame, before=self._earlier(frame))
+        else:
             self._history.clear()
-        elif not self._history or frame.received_at - self._history[-1].received_at >= interval_s:
-            self._history.append(frame)
-        limit = self._context.config.limits.max_video_bytes
-        while len(self._history) > frames or self._history_bytes() > limit:
-            self._history.popleft()
+        self._drop(self._newest.put(frame))
 
-    def _history_bytes(self) -> int:
-        return sum(len(frame.picture.data) for frame in self._history)
+    def _earlier(self, frame: Frame) -> tuple[Frame, ...]:
+        """Return the pictures before one that its question is about, too."""
+        history, settings = self._history, frame.settings
+        last = history[-1].received_at if history else -math.inf
+        earlier = list(history)[1 - settings.frames :]
+        size = len(frame.picture.data) + sum(len(each.picture.data) for each in earlier)
+        while earlier and size > self._context.config.limits.max_video_bytes:
+            size -= len(earlier.pop(0).picture.data)
+        if frame.received_at - last >= settings.frame_interval_s:
+            history.append(frame)
+        while history and (len(history) > settings.frames or history[0] not in (*earlier, frame)):
+            history.popleft()
+        return tuple(earlier)
 
-    def _drop(self, frame: Frame) -> None:
-        """Report, after the present answer, that a newer picture took a picture's place."""
-        self._replaced += 1
-        message = {"response": "", "done": True, "replaced": True, "frame": frame.number}
-        self._notices.append(message)
-
-    async def _notify(self, message: dict[str, Any]) -> None:
-        """Send a message that ends an answer, but not amid another one."""
-        self._notices.append(message)
-        if not self._is_answering:
-            await self._send_notices()
+    def _drop(self, frame: Frame | None) -> None:
+        """Note that a newer picture took a picture's place."""
+        if frame is not None:
+            self._replaced_count += 1
+            self._replaced.append(frame)
 
     async def _send_notices(self) -> None:
-        while self._notices:
-            await self._send(self._notices.popleft())
+        """Send what ends answers of pictures, but not amid another answer."""
+        while not self._is_amid_answer and (self._replaced or self._errors):
+            if self._replaced:
+                number = self._replaced.popleft().number
+                message = {"response": "", "done": True, "replaced": True, "frame": number}
+            else:
+                message = self._errors.popleft()
+            await self._send(message)
 
     async def _send(self, message: dict[str, Any]) -> None:
         async with self._sending:
@@ -226,52 +253,69 @@ class FrameSession:
             await self._newest.wait()
             self._is_answering = True
             await self._answer_newest()
-            await self._send_notices()
             self._is_answering = False
+            await self._send_notices()
 
     async def _answer_newest(self) -> None:
-        """Answer the newest picture. While the model or a limit has no room, newer ones take its
-        place, for as long as a request may take."""
-        give_up_at = time.monotonic() + self._context.config.defaults.timeout_s
-        while (frame := self._newest.take()) is not None:
-            try:
-                await self._answer_frame(frame)
-                return
-            except (Unauthorized, PermissionDenied):
-                raise  # the session ends, too
-            except RaylensError as error:
-                wait_s = min(error.retry_after or RETRY_S, give_up_at - time.monotonic())
-                if not isinstance(error, _WAITED_OUT) or wait_s <= 0:
-                    await self._end_answer(frame, web_sockets.error_message(error))
-                    return
-            except web_sockets.ClientLeft:
-                raise
-            except Exception:
-                logger.exception("a picture's request failed")
-                message = web_sockets.error_message(RaylensError("an internal error"))
-                await self._end_answer(frame, message)
-                return
-            if (replaced := self._newest.put_back(frame)) is not None:
-                self._drop(replaced)
-            await asyncio.sleep(wait_s)
+        """Answer the newest picture.
 
-    async def _answer_frame(self, frame: Frame) -> None:
-        """Send a picture's answer. Raises ``RaylensError`` before its first message."""
-        authorize = self._socket.scope.get("state", {}).get("authorize")
-        if authorize is not None:
-            authorize()
+        Raises ``Unauthorized`` and ``PermissionDenied`` if the client may not ask any more.
+        """
+        self._authorize()
         record = new_record(self._socket.scope, "WS")
         record.route = PATH
-        async with session_request(self._shared, self._metrics, record):
-            ending = await self._stream(frame)
+        with recording(record, self._metrics):
+            frame, ending = await self._find_answer(record)
             record.status = ending.get("status", 200)
-        await self._end_answer(frame, ending)
+        self._is_amid_answer = False
+        replaced, self._replaced_count = self._replaced_count, 0
+        age_ms = round(1000 * (time.monotonic() - frame.received_at), 1)
+        about = {"frame": frame.number, "age_ms": age_ms, "replaced_frames": replaced}
+        await self._send({**ending, **about})
+
+    def _authorize(self) -> None:
+        """Read the client's key again: keys change during a session."""
+        if not isinstance(self._shared.config.auth, AuthConfig):
+            return
+        authorize = self._socket.scope.get("state", {}).get("authorize")
+        if authorize is None:
+            raise Unauthorized("Authorization: this server asks for a key now", "Authorization")
+        authorize()
+
+    async def _find_answer(self, record: AccessRecord) -> tuple[Frame, dict[str, Any]]:
+        """Return the newest picture, and the last message of its answer.
+
+        While the model or a limit has no room, newer pictures take its place, for as long as a
+        request may take.
+        """
+        give_up_at = time.monotonic() + self._context.config.defaults.timeout_s
+        async with AsyncExitStack() as stack:
+            is_admitted = False
+            while True:
+                frame = self._newest.take()
+                assert frame is not None, "nobody else takes pictures"
+                try:
+                    if not is_admitted:
+                        await stack.enter_async_context(admission(self._shared, record))
+                        is_admitted = True
+                    return frame, await self._stream(frame)
+                except (Unauthorized, PermissionDenied, web_sockets.ClientLeft):
+                    raise
+                except RaylensError as error:
+                    wait_s = min(error.retry_after or RETRY_S, give_up_at - time.monotonic())
+                    if not isinstance(error, _RETRYABLE) or wait_s <= 0:
+                        return frame, web_sockets.error_message(error)
+                except Exception:
+                    logger.exception("a picture's request failed")
+                    return frame, web_sockets.error_message(INTERNAL_ERROR)
+                self._drop(self._newest.put_back(frame))
+                await asyncio.sleep(wait_s)
 
     async def _stream(self, frame: Frame) -> dict[str, Any]:
         """Send the parts of an answer, and return its last message."""
         context, settings = self._context, frame.settings
         model = await settings.select_model(context)
-        frames = [frame] if settings.frames == 1 else list(self._history)
+        frames = frame.clip
         request = context.new_request(
             uuid.uuid4().hex,
             time.time() + context.timeout_of(model),
@@ -282,26 +326,19 @@ class FrameSession:
             stream=True,
         )
         answer = FrameAnswer(request)
-        has_begun = False
         try:
             deltas = context.service.generate(request, [frame.picture for frame in frames])
             async with aclosing(deltas):
                 async for delta in deltas:
                     answer.add(delta)
                     if delta.text:
+                        self._is_amid_answer = True
                         await self._send({**answer.part(delta.text), "frame": frame.number})
-                        has_begun = True
             return answer.ending()
         except RaylensError as error:
-            if not has_begun:
+            if not self._is_amid_answer:
                 raise
             return web_sockets.error_message(error)
-
-    async def _end_answer(self, frame: Frame, message: dict[str, Any]) -> None:
-        replaced, self._replaced = self._replaced, 0
-        age_ms = round(1000 * (time.monotonic() - frame.received_at), 1)
-        about = {"frame": frame.number, "age_ms": age_ms, "replaced_frames": replaced}
-        await self._send({**message, **about})
 
 
 class FrameAnswer:

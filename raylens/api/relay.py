@@ -1,4 +1,4 @@
-"""The whole API over one WebSocket, for web pages whose only way to a server it is.
+"""The whole API over one WebSocket, for web pages that can reach a server in no other way.
 
 Format: the relay of Scope (``daydreamlive/scope``, ``fal_app.py``). Each request inside is one of
 HTTP: it has the connection's key, and the same limits.
@@ -10,28 +10,34 @@ import asyncio
 import base64
 import binascii
 import json
+import logging
 import uuid
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 import httpx
 from fastapi import APIRouter
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from raylens.api import web_sockets
-from raylens.api.clients import KEY_HEADERS, presented_keys
+from raylens.api.clients import KEY_HEADERS
+from raylens.api.json_limits import check_json
 from raylens.api.middleware import REQUEST_ID_HEADER
 from raylens.api.shared import Shared
-from raylens.core.errors import InvalidRequest, RaylensError
+from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError
+
+logger = logging.getLogger(__name__)
 
 PATH = "/api/v1/relay"
 ALLOWED = ("/api/v1/", "/v1/", "/caption", "/describe", "/surveillance", "/model/")
 ALLOWED_EXACTLY = ("/health", "/live", "/ready", "/vram_status")
 WEBRTC = "/api/v1/webrtc"
 PLUGINS = "/api/v1/plugins"
+SIGNALS = ("get_ice_servers", "offer", "icecandidate")
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 BASE64 = "_base64_content"
 CONTENT_TYPE = "_content_type"
@@ -99,7 +105,8 @@ class RelaySession:
         self._session_id: str | None = None
         """Of the last offer, for candidates that name none."""
         self._numbers = count(1)
-        self._free = asyncio.Semaphore(MAX_AT_ONCE)
+        self._signals: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_AT_ONCE)
+        """Messages of WebRTC, whose order matters."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
 
@@ -110,6 +117,7 @@ class RelaySession:
             return self.shared.config.realtime.idle_timeout_s
 
         incoming = web_sockets.messages(self.socket, idle_s, lambda: bool(self._tasks))
+        signaling = asyncio.create_task(self._answer_signals())
         try:
             await self._send({"type": "ready", "connection_id": self.connection_id})
             async with aclosing(incoming):
@@ -118,36 +126,48 @@ class RelaySession:
         except web_sockets.ClientLeft:
             pass
         finally:
-            for task in self._tasks:
+            for task in (signaling, *self._tasks):
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(signaling, *self._tasks, return_exceptions=True)
 
     async def _take(self, message: str | bytes) -> None:
         """Answer a message; requests are answered in tasks of their own, in any order."""
         try:
-            payload = _parse(message)
+            payload = self._parse(message)
         except RaylensError as error:
             await self._send({"type": "error", "error": error.message})
             return
-        if payload.get("type") != "api":
+        if payload.get("type") in SIGNALS and not self._signals.full():
+            self._signals.put_nowait(payload)
+        elif payload.get("type") == "api" and len(self._tasks) < MAX_AT_ONCE:
+            task = asyncio.create_task(self._reply(payload))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif payload.get("type") in ("api", *SIGNALS):
+            message = f"{MAX_AT_ONCE} requests of this connection are in flight; the limit is that"
+            busy: dict[str, Any] = {"type": "error", "error": message}
+            if payload["type"] == "api":
+                busy = {"type": "api_response", "status": 429, "error": message}
+            await self._send_answer(payload, busy)
+        else:
             await self._reply(payload)
-            return
-        await self._free.acquire()
-        task = asyncio.create_task(self._reply(payload))
-        self._tasks.add(task)
-        task.add_done_callback(self._end)
 
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._free.release()
-        if not task.cancelled():
-            task.exception()  # the client has gone, which ends the session elsewhere
+    async def _answer_signals(self) -> None:
+        while True:
+            await self._reply(await self._signals.get())
 
     async def _reply(self, payload: Mapping[str, Any]) -> None:
         try:
             answer = await self._answer(payload)
         except RaylensError as error:
             answer = {"type": "error", "error": error.message}
+        except Exception:
+            logger.exception("a message of the relay could not be answered")
+            answer = {"type": "error", "error": "an internal error"}
+        with suppress(web_sockets.ClientLeft):  # which ends the session elsewhere
+            await self._send_answer(payload, answer)
+
+    async def _send_answer(self, payload: Mapping[str, Any], answer: dict[str, Any]) -> None:
         if "request_id" in payload:
             answer["request_id"] = payload["request_id"]
         await self._send(answer)
@@ -206,6 +226,9 @@ class RelaySession:
             answer = await self._request(method, path, payload.get("body"))
         except RaylensError as error:
             answer = Answer(error.http_status, error=error.message)
+        except Exception:
+            logger.exception("a request of the relay failed")
+            answer = Answer(500, error="an internal error")
         reply: dict[str, Any] = {"type": "api_response", "status": answer.status}
         if answer.error is None and answer.is_ok and answer.content_type.startswith(BINARY):
             reply[BASE64] = base64.b64encode(answer.content).decode()
@@ -238,14 +261,14 @@ class RelaySession:
             headers["Content-Type"] = "application/json"
         client = self.socket.client or ("", 0)
         assert self.shared.app is not None
+        app = BoundedApp(self.shared.app, MAX_ANSWER_BYTES)
         transport = httpx.ASGITransport(
-            self.shared.app, raise_app_exceptions=False, client=(client[0], client[1])
+            app, raise_app_exceptions=False, client=(client[0], client[1])
         )
         async with httpx.AsyncClient(transport=transport) as http:
             response = await http.request(method, url, headers=headers, content=content)
-        if len(response.content) > MAX_ANSWER_BYTES:
-            size = len(response.content)
-            message = f"the answer has {size} bytes; the relay's limit is {MAX_ANSWER_BYTES}"
+        if app.is_exceeded:
+            message = f"the answer has more than {MAX_ANSWER_BYTES} bytes, the relay's limit"
             return Answer(413, error=message)
         content_type = response.headers.get("content-type", "")
         return Answer(response.status_code, content_type, response.content)
@@ -270,29 +293,47 @@ class RelaySession:
         """Return the headers of a request with the connection's key."""
         request_id = f"{self.connection_id}-{next(self._numbers)}"
         headers = {REQUEST_ID_HEADER: request_id}
-        for name in ("authorization", *KEY_HEADERS):
+        for name in ("authorization", "sec-websocket-protocol", *KEY_HEADERS):
             if value := self.socket.headers.get(name):
                 headers[name] = value
-        key = next(filter(None, presented_keys(self.socket.headers)), None)
-        if key is not None and len(headers) == 1:
-            headers["authorization"] = f"Bearer {key}"
         return headers
+
+    def _parse(self, message: str | bytes) -> dict[str, Any]:
+        """Return a message. Raises ``InvalidRequest`` and ``PayloadTooLarge``."""
+        if isinstance(message, bytes):
+            raise InvalidRequest("expected a text of JSON; a body may have _base64_content")
+        limits = self.shared.config.limits
+        check_json(message.encode(errors="replace"), limits.max_json_bytes, limits.max_json_values)
+        try:
+            payload = json.loads(message)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"Invalid JSON: {error}"[:200]) from None
+        if not isinstance(payload, dict):
+            raise InvalidRequest("Invalid JSON: expected an object")
+        return payload
 
     async def _send(self, message: dict[str, Any]) -> None:
         async with self._sending:
             await web_sockets.send(self.socket, message)
 
 
-def _parse(message: str | bytes) -> dict[str, Any]:
-    if isinstance(message, bytes):
-        raise InvalidRequest("expected a text of JSON; a body may have _base64_content")
-    try:
-        payload = json.loads(message)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"Invalid JSON: {error}"[:200]) from None
-    if not isinstance(payload, dict):
-        raise InvalidRequest("Invalid JSON: expected an object")
-    return payload
+class BoundedApp:
+    """Stops an application whose answer grows beyond a limit."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._left = max_bytes
+        self.is_exceeded = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def count_bytes(message: Message) -> None:
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                self.is_exceeded = True
+                raise PayloadTooLarge("the answer is too long")
+            await send(message)
+
+        await self._app(scope, receive, count_bytes)
 
 
 def _decode(text: Any) -> bytes:

@@ -10,22 +10,32 @@ from raylens.api.client_limits import counted, own_limits
 from raylens.api.shared import Shared
 from raylens.core.errors import RaylensError
 from raylens.core.fairness import current_client
+from raylens.core.keys import current_key
+
+
+@asynccontextmanager
+async def admission(shared: Shared, record: AccessRecord) -> AsyncIterator[None]:
+    """Let the current client make a request within the context.
+
+    Raises ``TooManyRequests`` and ``Overloaded`` before it begins.
+    """
+    key = current_key.get()
+    record.key = None if key is None else key.name
+    limits = own_limits(shared.config.client_limits)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(shared.requests.take(current_client.get()))
+        await stack.enter_async_context(counted(shared.leases, limits))
+        yield
 
 
 @asynccontextmanager
 async def session_request(
     shared: Shared, metrics: RequestMetrics, record: AccessRecord
 ) -> AsyncIterator[None]:
-    """Let the current client make a request within the context.
-
-    Raises ``TooManyRequests`` and ``Overloaded`` before it begins.
-    """
-    limits = own_limits(shared.config.client_limits)
+    """As :func:`admission`, with a line in the log."""
     with recording(record, metrics):
         try:
-            async with AsyncExitStack() as stack:
-                stack.enter_context(shared.requests.take(current_client.get()))
-                await stack.enter_async_context(counted(shared.leases, limits))
+            async with admission(shared, record):
                 yield
         except RaylensError as error:
             record.status = error.http_status

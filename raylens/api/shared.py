@@ -6,7 +6,7 @@ requests that have begun end in the old one: what they hold still counts.
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp
+from fastapi import FastAPI
 
 from raylens.api.context import Context
 from raylens.api.request_body import MAX_UPLOADS, MAX_UPLOADS_PER_CLIENT, UnfinishedBodies
@@ -43,8 +43,8 @@ class Shared:
         self.sessions = FairPlaces("sessions are open", config.realtime.max_sessions)
         self.bodies = UnfinishedBodies()
         self.uploads = UnfinishedBodies(MAX_UPLOADS, MAX_UPLOADS_PER_CLIENT)
-        self.app: ASGIApp | None = None
-        """The current application."""
+        self.app: FastAPI | None = None
+        """The current application, for what outlives one: sessions."""
         self.context: Context | None = None
         """That of the current application."""
         self.draining = draining
@@ -52,6 +52,10 @@ class Shared:
         if jobs is not None:
             self.feed = JobFeed(jobs, config.jobs.max_event_streams, draining)
         self.configure(config)
+
+    def publish(self, app: FastAPI) -> None:
+        """Make an application the current one, now that it is complete."""
+        self.app, self.context = app, app.state.context
 
     def configure(self, config: AppConfig) -> None:
         """Take other limits. What is held beyond them stays until it is given back."""

@@ -4,6 +4,8 @@ the connection is closed, and time-outs."""
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Any
@@ -17,6 +19,8 @@ from raylens.api.clients import SUBPROTOCOL
 from raylens.api.shared import Shared
 from raylens.core.errors import RaylensError, RequestTimeout
 from raylens.core.fairness import current_client
+
+logger = logging.getLogger(__name__)
 
 CODES = 4000
 """Added to an HTTP status, gives the code with which a WebSocket is closed (RFC 6455, 7.4.2)."""
@@ -63,7 +67,7 @@ class ClientLeft(Exception):
 async def send(socket: WebSocket, message: dict[str, Any]) -> None:
     """Send a message as JSON. Raises :class:`ClientLeft`."""
     try:
-        await socket.send_json(message)
+        await socket.send_text(json.dumps(message))  # ASCII: texts may hold half a character
     except (WebSocketDisconnect, RuntimeError, OSError) as error:
         raise ClientLeft from error
 
@@ -81,6 +85,9 @@ async def run_session(
             await run()
     except RaylensError as error:
         await fail(socket, error)
+    except Exception:
+        logger.exception("a session failed")
+        await fail(socket, RaylensError("an internal error"))
 
 
 async def refuse(error: RaylensError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -69,7 +69,7 @@ def router(service: WebRtcService, defaults: PipelineDefaults) -> APIRouter:
 
     @routes.get(
         "/offer/{session_id}",
-        summary="Show how a session is, or why it has ended",
+        summary="Get a session's state",
         **answers(shapes.SessionState),
     )
     async def state(session_id: str, http: Request) -> dict[str, Any]:

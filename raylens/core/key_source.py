@@ -20,7 +20,7 @@ CHECK_S = 1.0
 class KeySource:
     """The current keys of ``config.auth``, and the limits of clients.
 
-    ``config`` may be a :func:`raylens.core.live_settings.current` one.
+    ``config`` may be a :func:`raylens.core.live_settings.live_view`.
     Raises ``ValueError`` if the keys can't be read. If a later version of the file can't be read,
     the last one stays in force, and the log says so.
     """
@@ -32,6 +32,11 @@ class KeySource:
         self._version = self._read_version()
         self._ring = self._read_ring()
         self._checked_at = clock()
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether requests need a key."""
+        return isinstance(self._config.auth, AuthConfig)
 
     @property
     def ring(self) -> KeyRing:

@@ -107,6 +107,8 @@ class LiveSession(FrameProcessor):
         settings = change_settings(self._settings, parameters)
         if settings.subject != self._settings.subject or not settings.tracking:
             self._tracker = Tracker()  # another thread may still use the old one
+        if not settings.is_about_video:
+            self._clip.clear()
         self._settings = settings
 
     async def close(self) -> None:
@@ -133,34 +135,39 @@ class LiveSession(FrameProcessor):
     async def _answer(self, frame: Frame, settings: MoondreamConfig) -> None:
         """Ask the model about a frame, and report what it says."""
         asked_at = self._clock()
-        frames = list(self._clip) if settings.is_about_video else [frame]
         try:
-            answer = await self._ask(frames, settings)
+            answer = await self._ask(self._frames_of(frame, settings), settings)
+            answered_at = self._clock()
+            result = await self._run(self._take, frame, settings, answer.result)
+            if result is None:
+                return  # nobody asks that any more
+            self._report(
+                {
+                    "type": "result",
+                    "frame_id": frame.id,
+                    "time_s": round(frame.time_s, 3),
+                    "feature": settings.feature.value,
+                    **result_json(result, settings.feature),
+                    "model": answer.model,
+                    "timings": {
+                        **answer.timings,
+                        "model_ms": _milliseconds(answered_at - asked_at),
+                        "age_ms": _milliseconds(answered_at - frame.received_at),
+                    },
+                }
+            )
+            self._report_events(self._events.add(frame, settings, result))
         except Exception as error:
             self._fail(frame, error)
-            return
         finally:
             self._asking = None
-        if settings.subject != self._settings.subject:
-            return  # nobody asks that any more
-        answered_at = self._clock()
-        result = await self._run(self._take, frame, settings, answer.result)
-        self._report(
-            {
-                "type": "result",
-                "frame_id": frame.id,
-                "time_s": round(frame.time_s, 3),
-                "feature": settings.feature.value,
-                **result_json(result, settings.feature),
-                "model": answer.model,
-                "timings": {
-                    **answer.timings,
-                    "model_ms": _milliseconds(answered_at - asked_at),
-                    "age_ms": _milliseconds(answered_at - frame.received_at),
-                },
-            }
-        )
-        self._report_events(self._events.add(frame, settings, result))
+
+    def _frames_of(self, frame: Frame, settings: MoondreamConfig) -> list[Frame]:
+        """Return the frames that a question is about; a frame itself is the last of them."""
+        if not settings.is_about_video:
+            return [frame]
+        earlier = [each for each in self._clip if each.id < frame.id]
+        return [*earlier[1 - settings.frames :], frame]
 
     def _fail(self, frame: Frame, error: Exception) -> None:
         """Report why a frame has no answer, and leave the model alone for a while."""
@@ -173,8 +180,12 @@ class LiveSession(FrameProcessor):
         message = {"message": error.message, "code": error.code, **present}
         self._report({"type": "error", "frame_id": frame.id, **message})
 
-    def _take(self, frame: Frame, settings: MoondreamConfig, result: FrameResult) -> FrameResult:
-        """Keep a result, whose objects get numbers."""
+    def _take(
+        self, frame: Frame, settings: MoondreamConfig, result: FrameResult
+    ) -> FrameResult | None:
+        """Keep a result, whose objects get numbers; None if another question was asked since."""
+        if settings.subject != self._settings.subject:
+            return None
         if settings.tracking:
             numbers = self._tracker.observe(frame.id, result.regions, result.locations)
             count = len(result.regions)

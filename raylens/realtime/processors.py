@@ -33,7 +33,7 @@ def open_processor(
     """Open the processor of a session.
 
     Parameters that the pipeline doesn't have are left out, and reported: frontends send those of
-    all their pipelines. Raises ``InvalidRequest`` for invalid ones, and what a plugin raises.
+    all their pipelines. Raises ``InvalidRequest`` for invalid ones.
     """
     known, unknown = split_known(pipeline.config_class, parameters)
     merged = merge_params(pipeline, known, "initialParameters")
@@ -59,7 +59,9 @@ class PluginSession(FrameProcessor):
         self._pipeline = pipeline
         self._parameters = dict(parameters)
         self._executor = executor
-        self._instance = PluginPipeline(pipeline, self._parameters, to_tensor)
+        self._to_tensor = to_tensor
+        self._instance: PluginPipeline | None = None
+        """Made with the first frame, in its thread: it may load a model."""
 
     async def process(self, frame: Frame) -> Pixels:
         loop = asyncio.get_running_loop()
@@ -75,6 +77,8 @@ class PluginSession(FrameProcessor):
 
     def _run(self, pixels: Pixels, parameters: Mapping[str, Any]) -> Pixels:
         """Return a plugin's frame as 8-bit values. Raises ``InvalidRequest`` if it isn't one."""
+        if self._instance is None:
+            self._instance = PluginPipeline(self._pipeline, parameters, self._to_tensor)
         output = self._instance(video=[pixels[None]], **parameters)["video"]
         if output.ndim != 4 or output.shape[0] != 1 or output.shape[3] != 3:
             shape = tuple(output.shape)

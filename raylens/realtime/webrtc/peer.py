@@ -292,10 +292,10 @@ class Peer:
 
     def _report(self, message: dict[str, Any]) -> None:
         """Send what the processor reports, with what is known about its frame."""
-        if self._video is None or (self._closing is not None and not self._is_connected):
+        if self._closing is not None and not self._is_connected:
             return
-        metadata = self._video.describe(message.get("frame_id"))
-        if metadata:
+        metadata = None if self._video is None else self._video.describe(message.get("frame_id"))
+        if self._video is not None and metadata:
             fps = self._video.measured_fps
             counts = self._video.counts
             message = {

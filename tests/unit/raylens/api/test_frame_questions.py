@@ -46,7 +46,7 @@ def make_questions(
     shared = Shared(config)
     create_app(service, config, shared=shared)
     metrics = Metrics()
-    keys = KeySource(live_view(lambda: shared.config)) if config.auth else None
+    keys = KeySource(live_view(lambda: shared.config))
     who = SessionClient(**{"name": "192.0.2.1", "address": "192.0.2.1", **client})
     return FrameQuestions(shared, metrics, keys, who, ROUTE), metrics
 
@@ -130,3 +130,22 @@ async def test_a_key_that_is_taken_away_ends_the_questions(service: FakeService)
         await questions([frame()], settings(feature="caption"))
     assert len(service.requests) == 1
     assert denied == [True]
+
+
+async def test_a_session_without_a_key_ends_once_keys_are_needed(service: FakeService) -> None:
+    questions, _ = make_questions(service)
+    await questions([frame()], settings(feature="caption"))
+    questions.shared.configure(with_settings(**keyed("camera")))
+    with pytest.raises(PermissionDenied):
+        await questions([frame()], settings(feature="caption"))
+
+
+async def test_a_key_without_the_scope_ends_the_questions(service: FakeService) -> None:
+    config = with_settings(**keyed("camera"))
+    questions, _ = make_questions(service, config, name="camera", key="camera")
+    await questions([frame()], settings(feature="caption"))
+    (key,) = keyed("camera")["auth"]["keys"]
+    narrowed = with_settings(auth={"keys": [{**key, "scopes": ["jobs"]}]})
+    questions.shared.configure(narrowed)
+    with pytest.raises(PermissionDenied):
+        await questions([frame()], settings(feature="caption"))

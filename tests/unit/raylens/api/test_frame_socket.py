@@ -44,8 +44,9 @@ def picture(number: int) -> bytes:
 
 @dataclass
 class GatedService(FakeService):
-    """Waits in each answer until it is released."""
+    """Waits in each answer until it is released, after ``before_gate`` words."""
 
+    before_gate: int = 0
     begun: asyncio.Queue[VisionRequest] = field(default_factory=asyncio.Queue)
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
 
@@ -53,8 +54,11 @@ class GatedService(FakeService):
         self, request: VisionRequest, pictures: Sequence[MediaFile]
     ) -> AsyncGenerator[Delta, None]:
         self.begun.put_nowait(request)
-        await self.gate.acquire()
+        number = 0
         async for delta in super().generate(request, pictures):
+            if number == self.before_gate:
+                await self.gate.acquire()
+            number += 1
             yield delta
 
 
@@ -229,17 +233,17 @@ async def test_text_that_only_looks_like_json_is_a_prompt(
 
 
 async def test_only_the_newest_picture_waits() -> None:
-    service = GatedService()
+    service = GatedService(before_gate=1)
     async with connected(create_app(service, CONFIG), PATH) as socket:
         pictures = [picture(number) for number in range(6)]
         socket.send(pictures[0])
-        await service.begun.get()
+        first = [await socket.receive()]
         for content in pictures[1:5]:
             socket.send(content)
         socket.send({"type": "ping"})
         assert (await socket.receive())["type"] == "pong"  # all were taken by then
         service.gate.release()
-        first = await socket.receive_answer()
+        first += await socket.receive_answer()
         assert joined(first) == "two red circles"
         assert {message["frame"] for message in first} == {1}
         assert first[-1]["replaced_frames"] == 3
@@ -254,16 +258,38 @@ async def test_only_the_newest_picture_waits() -> None:
 
 
 async def test_a_bad_picture_ends_its_answer_after_the_present_one() -> None:
+    service = GatedService(before_gate=1)
+    async with connected(create_app(service, CONFIG), PATH) as socket:
+        socket.send(PICTURE)
+        answer = [await socket.receive()]
+        socket.send("data:image/png;base64,!!")
+        for _ in range(300):
+            socket.send(PICTURE)
+        socket.send({"type": "ping"})
+        assert (await socket.receive())["type"] == "pong"
+        service.gate.release()
+        answer += await socket.receive_answer()
+        assert joined(answer) == "two red circles"
+        assert answer[-1]["replaced_frames"] == 299
+        service.gate.release()
+        others = [await socket.receive() for _ in range(257)]
+        # Of the pictures that were replaced, the last ones; of the errors, all.
+        assert [each["frame"] for each in others[:256]] == list(range(45, 301))
+        assert "base64" in others[256]["error"]
+
+
+async def test_before_an_answer_begins_others_end_at_once() -> None:
     service = GatedService()
     async with connected(create_app(service, CONFIG), PATH) as socket:
         socket.send(PICTURE)
         await service.begun.get()
-        socket.send("data:image/png;base64,!!")
-        socket.send({"type": "ping"})
-        assert (await socket.receive())["type"] == "pong"
+        socket.send(PICTURE)
+        socket.send(PICTURE)
+        assert (await socket.receive())["frame"] == 2
+        socket.send({"type": "settings", "task": "fly"})
+        assert (await socket.receive())["field"] == "task"
         service.gate.release()
         assert joined(await socket.receive_answer()) == "two red circles"
-        assert "base64" in (await socket.receive())["error"]
 
 
 async def test_a_disconnect_frees_the_model() -> None:
@@ -273,8 +299,7 @@ async def test_a_disconnect_frees_the_model() -> None:
         socket.send(PICTURE)
         await service.begun.get()
         socket.disconnect()
-    assert service.closed == 0
-    assert service.gate.locked()
+    assert service.closed == 1
     async with connected(app, PATH) as socket:
         socket.send(PICTURE)
         service.gate.release()
@@ -325,9 +350,9 @@ async def test_an_overload_is_waited_out_with_the_newest_picture(
         while service.pictures[-1] != picture(1):
             await asyncio.sleep(0)
         service.error = None
-        assert (await socket.receive())["frame"] == 2
-        await socket.receive_answer()
-        assert (await socket.receive())["frame"] == 1
+        replaced = await socket.receive()
+        assert (replaced["frame"], replaced["replaced"]) == (1, True)
+        assert {message["frame"] for message in await socket.receive_answer()} == {2}
 
 
 async def test_an_overload_that_lasts_is_an_error(service: FakeService) -> None:
@@ -337,6 +362,31 @@ async def test_an_overload_that_lasts_is_an_error(service: FakeService) -> None:
         socket.send(PICTURE)
         error = await socket.receive()
         assert (error["error"], error["status"], error["done"]) == ("full", 503, True)
+
+
+async def test_a_wait_for_room_counts_as_one_request(service: FakeService) -> None:
+    service.error = Overloaded("full", retry_after=0.01)
+    limits = {"client_limits": {"requests_per_minute": 1}}
+    app = create_app(service, with_settings(**limits, defaults={"timeout_s": 5, "max_tokens": 5}))
+    async with connected(app, PATH) as socket:
+        socket.send(PICTURE)
+        while len(service.requests) < 4:
+            await asyncio.sleep(0)
+        service.error = None
+        assert joined(await socket.receive_answer()) == "two red circles"
+
+
+async def test_pictures_that_come_too_fast_are_no_part_of_a_later_video(
+    app: FastAPI, service: FakeService
+) -> None:
+    async with connected(app, PATH) as socket:
+        socket.send({"frames": 3, "frame_interval_s": 60, "prompt": "What happens?"})
+        await socket.receive()
+        for number in range(3):
+            socket.send(picture(number))
+            await socket.receive_answer()
+    # Each question is about the first picture, and the one that it came with.
+    assert service.pictures == [picture(number) for number in (0, 0, 1, 0, 2)]
 
 
 async def test_several_pictures_are_one_video(app: FastAPI, service: FakeService) -> None:
@@ -357,13 +407,17 @@ async def test_several_pictures_are_one_video(app: FastAPI, service: FakeService
 
 
 async def test_the_last_pictures_are_bounded_by_the_size_of_a_video(service: FakeService) -> None:
+    large = encode_picture(gradient(96, 72))
     limits = {**CONFIG.limits.model_dump(exclude_unset=True), "max_video_bytes": 2 * len(PICTURE)}
+    assert len(large) > 2 * len(PICTURE)
     async with connected(create_app(service, with_settings(limits=limits)), PATH) as socket:
         socket.send({"frames": 3, "prompt": "What happens?"})
         await socket.receive()
         for _ in range(3):
             await ask(socket)
-    assert len(service.pictures) == 1 + 2 + 2
+        socket.send(large)
+        await socket.receive_answer()
+    assert service.pictures == [PICTURE] * (1 + 2 + 2) + [large]
 
 
 async def test_a_session_ends_if_nothing_comes(service: FakeService) -> None:
@@ -459,6 +513,17 @@ async def test_a_key_that_is_taken_away_ends_the_session(service: FakeService) -
         assert await socket.receive_close() == 4401
 
 
+async def test_a_session_without_a_key_ends_once_keys_are_needed(service: FakeService) -> None:
+    shared = Shared(CONFIG)
+    app = create_app(service, CONFIG, shared=shared)
+    async with connected(app, PATH) as socket:
+        await ask(socket)
+        shared.configure(with_settings(**keyed("camera")))
+        socket.send(PICTURE)
+        assert "asks for a key" in (await socket.receive())["error"]
+        assert await socket.receive_close() == 4401
+
+
 async def test_web_pages_of_others_are_refused(app: FastAPI) -> None:
     with pytest.raises(AssertionError, match=r"websocket\.close"):
         async with connected(app, PATH, {"origin": "https://evil.example"}):
@@ -475,6 +540,6 @@ async def test_changed_settings_of_the_server_hold_for_open_sessions(service: Fa
         await ask(socket)
         changed = with_settings(defaults={"max_tokens": 5})
         shared.configure(changed)
-        create_app(service, changed, shared=shared)
+        shared.publish(create_app(service, changed, shared=shared))
         await ask(socket)
     assert [request.sampling.max_tokens for request in service.requests] == [50, 5]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from raylens.api import relay
 from raylens.api.app import create_app
+from raylens.api.shared import Shared
 from testing.asgi_socket import AsgiSocket, connected
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, PICTURE, FakeService
 from tests.unit.raylens.api.test_frame_socket import GatedService, keyed, with_settings
@@ -62,7 +63,7 @@ async def test_what_is_no_message_is_an_error(socket: AsgiSocket, message: str |
     socket.send(message)
     error = await socket.receive()
     assert error["type"] == "error"
-    assert "JSON" in error["error"]
+    assert "JSON" in error["error"] or "20000 values" in error["error"]
     assert (await call(socket, {"type": "ping"}))["type"] == "pong"
 
 
@@ -175,7 +176,8 @@ async def test_an_answer_that_is_too_long_is_an_error(
     monkeypatch.setattr(relay, "MAX_ANSWER_BYTES", 100)
     answer = await api(socket, "GET", "/api/v1/pipelines/schemas")
     assert answer["status"] == 413
-    assert "limit is 100" in answer["error"]
+    assert "more than 100 bytes" in answer["error"]
+    assert "data" not in answer
 
 
 async def test_requests_run_beside_each_other() -> None:
@@ -191,6 +193,59 @@ async def test_requests_run_beside_each_other() -> None:
         assert (await socket.receive())["request_id"] == 1
 
 
+async def test_requests_beyond_the_limit_are_refused_at_once() -> None:
+    service = GatedService()
+    limits = {**CONFIG.limits.model_dump(exclude_unset=True), "max_in_flight": 64}
+    async with connected(create_app(service, with_settings(limits=limits)), PATH) as socket:
+        await socket.receive()
+        slow = {"type": "api", "method": "POST", "path": "/v1/caption"}
+        for number in range(17):
+            socket.send({**slow, "request_id": number, "body": {"image_url": DATA_URL}})
+        refused = await socket.receive()
+        assert (refused["request_id"], refused["status"]) == (16, 429)
+        assert "16 requests of this connection" in refused["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"_base64_content": "AAAA", "_content_type": "image/é"},
+        {"text": "half a character: \ud800"},
+    ],
+)
+async def test_every_request_is_answered(socket: AsgiSocket, body: dict[str, Any]) -> None:
+    answer = await api(socket, "POST", "/v1/caption", body)
+    assert answer["status"] >= 400
+    assert (await call(socket, {"type": "ping", "request_id": "\ud800"}))["type"] == "pong"
+
+
+async def test_too_much_json_is_refused_before_it_is_parsed(socket: AsgiSocket) -> None:
+    error = await call(socket, {"type": "ping", "values": [{}] * 30_000})
+    assert error["type"] == "error"
+    assert "20000" in error["error"]
+
+
+async def test_a_server_that_gets_other_keys_keeps_relays_to_them(
+    service: FakeService, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys.yaml"
+    config = with_settings(**keyed("camera"))
+    shared = Shared(config)
+    app = create_app(service, config, shared=shared)
+    async with connected(app, PATH, {"x-api-key": "key-of-camera"}) as socket:
+        await socket.receive()
+        broken = with_settings(auth={"keys_file": str(file)})
+        shared.configure(broken)
+        with pytest.raises(ValueError, match="keys"):
+            create_app(service, broken, shared=shared)
+        shared.configure(config)
+        assert (await api(socket, "GET", "/v1/models"))["status"] == 200
+        changed = with_settings(**keyed("other"))
+        shared.configure(changed)
+        shared.publish(create_app(service, changed, shared=shared))
+        assert (await api(socket, "GET", "/v1/models"))["status"] == 401
+
+
 async def test_a_disconnect_cancels_its_requests() -> None:
     service = GatedService()
     async with connected(create_app(service, CONFIG), PATH) as socket:
@@ -198,9 +253,7 @@ async def test_a_disconnect_cancels_its_requests() -> None:
         slow = {"type": "api", "method": "POST", "path": "/v1/caption"}
         socket.send({**slow, "body": {"image_url": DATA_URL}})
         await service.begun.get()
-    service.gate.release()
-    await asyncio.sleep(0)
-    assert service.requests == []
+    assert service.closed == 1
 
 
 async def test_requests_have_the_keys_and_limits_of_their_connection(
