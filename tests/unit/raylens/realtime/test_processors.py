@@ -71,7 +71,8 @@ async def test_a_plugin_shades_frames_in_a_thread(executor: Executor) -> None:
     session = open_session(executor, SHADE, [], shade=0.2)
     assert Shade.made == []  # it may load a model, which must not hold up other sessions
     shown = await session.process(frame())
-    assert (shown.dtype, shown.shape) == (np.uint8, PIXELS.shape)
+    assert shown.dtype == np.uint8
+    assert shown.shape == PIXELS.shape
     assert (shown == 51).all()
     session.change({"shade": 1.0})
     assert (await session.process(frame(1)) == 255).all()
