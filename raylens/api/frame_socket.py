@@ -267,11 +267,11 @@ class FrameSession:
         with recording(record, self._metrics):
             frame, ending = await self._find_answer(record)
             record.status = ending.get("status", 200)
-        self._is_amid_answer = False
         replaced, self._replaced_count = self._replaced_count, 0
         age_ms = round(1000 * (time.monotonic() - frame.received_at), 1)
         about = {"frame": frame.number, "age_ms": age_ms, "replaced_frames": replaced}
         await self._send({**ending, **about})
+        self._is_amid_answer = False
 
     def _authorize(self) -> None:
         """Read the client's key again: keys change during a session."""
