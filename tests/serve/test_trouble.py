@@ -33,6 +33,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.cluster
 def test_no_job_is_lost_or_fails_in_ordinary_trouble(small_disk: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-m", "tests.trouble", str(small_disk), str(SECONDS)],
