@@ -66,6 +66,8 @@ FIELD = "picture"
 """What error messages call a picture."""
 MAX_NOTICES = 256
 """Messages of a kind that wait for the end of an answer."""
+MAX_CLIP_BYTES = 16 * 2**20
+"""Of the files of one question's pictures, which each session holds."""
 RETRY_S = 1.0
 NOTICE = {"response": "", "done": False}
 """Of a message that belongs to no answer."""
@@ -220,7 +222,8 @@ class FrameSession:
         last = history[-1].received_at if history else -math.inf
         earlier = list(history)[1 - settings.frames :]
         size = len(frame.picture.data) + sum(len(each.picture.data) for each in earlier)
-        while earlier and size > self._context.config.limits.max_video_bytes:
+        limit = min(MAX_CLIP_BYTES, self._context.config.limits.max_video_bytes)
+        while earlier and size > limit:
             size -= len(earlier.pop(0).picture.data)
         if frame.received_at - last >= settings.frame_interval_s:
             history.append(frame)
