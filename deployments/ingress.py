@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from fastapi import FastAPI
 from ray import serve
@@ -95,10 +95,9 @@ class HttpApplication(LiveDeployment):
         """Return the settings in force, for a job queue that starts."""
         return self._settings
 
-    async def ledger(self, method: Literal["spend", "hold"], *arguments: Any) -> Grant:
+    async def ledger(self, method: str, *arguments: Any) -> Grant:
         """Call the ledger of limits for another deployment."""
-        grant: Grant = await getattr(self._ledger, method)(*arguments)
-        return grant
+        return await self._ledger.call(method, *arguments)
 
     def _build(self, config: AppConfig) -> FastAPI:
         limits = picture_limits(config.limits)

@@ -9,26 +9,20 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from raylens.core.leases import LedgerService
-from raylens.core.ledger import Budget, Grant
+from raylens.core.leases import RemoteLedger
+from raylens.core.ledger import Grant
 
 INGRESS = "Ingress"
 TIMEOUT_S = 2.0
 
 
-class IngressLedger(LedgerService):
+class IngressLedger(RemoteLedger):
     """Asks a replica of the ingress, which asks the actor."""
 
     def __init__(self) -> None:
         self._handle: DeploymentHandle | None = None
 
-    async def spend(self, budget: Budget, replica: str, debt: float, wanted: float) -> Grant:
-        return await self._call("spend", budget, replica, debt, wanted)
-
-    async def hold(self, budget: Budget, replica: str, held: int, wanted: int) -> Grant:
-        return await self._call("hold", budget, replica, held, wanted)
-
-    async def _call(self, method: str, *arguments: object) -> Grant:
+    async def call(self, method: str, *arguments: object) -> Grant:
         if self._handle is None:
             application = serve.get_replica_context().app_name
             self._handle = serve.get_deployment_handle(INGRESS, application)

@@ -14,7 +14,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import DeploymentActorConfig
 
-from raylens.core.leases import LedgerService
+from raylens.core.leases import RemoteLedger
 from raylens.core.ledger import Budget, Grant, Ledger
 
 ACTOR_NAME = "ledger"
@@ -39,19 +39,13 @@ class LedgerActor:
         return self._ledger.hold(budget, replica, held, wanted)
 
 
-class LedgerClient(LedgerService):
+class LedgerClient(RemoteLedger):
     """The actor, as a replica of the ingress sees it."""
 
     def __init__(self) -> None:
         self._actor: Any = None
 
-    async def spend(self, budget: Budget, replica: str, debt: float, wanted: float) -> Grant:
-        return await self._call("spend", budget, replica, debt, wanted)
-
-    async def hold(self, budget: Budget, replica: str, held: int, wanted: int) -> Grant:
-        return await self._call("hold", budget, replica, held, wanted)
-
-    async def _call(self, method: str, *arguments: Any) -> Grant:
+    async def call(self, method: str, *arguments: Any) -> Grant:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 if self._actor is None:

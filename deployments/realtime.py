@@ -27,6 +27,7 @@ from raylens.api.context import Context
 from raylens.api.frame_questions import FrameQuestions
 from raylens.api.media import Media
 from raylens.api.shared import Shared
+from raylens.api.webrtc import PREFIX as WEBRTC
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
 from raylens.core.draining import Draining
@@ -47,7 +48,6 @@ from raylens.realtime.webrtc.sessions import Sessions
 
 logger = logging.getLogger(__name__)
 
-ROUTE = "/api/v1/webrtc"
 THREADS = 4
 """That track and draw. OpenCV and Pillow let others run meanwhile."""
 STOPPING = "this part of the server is about to stop: open another session"
@@ -88,7 +88,7 @@ class Realtime(LiveDeployment):
         """Open a session. Raises as :class:`raylens.realtime.ports.WebRtcService` does."""
         registry = await asyncio.to_thread(load_registry)
         pipeline = find_pipeline(registry, offer.pipeline_id, "pipeline_ids")
-        questions = FrameQuestions(self._shared, self._metrics, self._keys, client, ROUTE)
+        questions = FrameQuestions(self._shared, self._metrics, self._keys, client, WEBRTC)
         questions.identify()
         place = AsyncExitStack()
         limits = own_limits(self._current_config.client_limits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -37,7 +38,7 @@ class RealtimeClient(WebRtcService):
 
     async def offer(self, offer: SessionOffer, client: SessionClient) -> SessionAnswer:
         full: Overloaded | None = None
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(START_S):
                 for _ in range(ATTEMPTS):
                     try:
@@ -45,8 +46,6 @@ class RealtimeClient(WebRtcService):
                         return answer
                     except Overloaded as error:
                         full = error
-        except TimeoutError:
-            pass
         raise full or _away()
 
     async def add_candidates(

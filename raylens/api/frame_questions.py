@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import cv2
 
@@ -104,8 +104,7 @@ class FrameQuestions(AskModel):
                 findings = delta.findings or findings
                 has_ended = has_ended or delta.finish_reason is not None
                 if delta.timings is not None:
-                    stages = asdict(delta.timings).items()
-                    timings = {f"{name}_ms": round(1000 * value, 1) for name, value in stages}
+                    timings = delta.timings.as_json()
         if not has_ended:
             raise ModelFailed("the answer ended early")
         return ModelAnswer(result_of("".join(texts).strip(), findings), model, timings)

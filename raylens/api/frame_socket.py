@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import deque
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -370,6 +370,5 @@ class FrameAnswer:
         if self._findings is not None and self._findings.reasoning is not None:
             message["reasoning"] = reasoning_as_json(self._findings.reasoning)
         if self._timings is not None:
-            stages = asdict(self._timings).items()
-            message["timings"] = {f"{name}_ms": round(1000 * value, 1) for name, value in stages}
+            message["timings"] = self._timings.as_json()
         return message

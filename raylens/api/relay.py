@@ -28,6 +28,7 @@ from raylens.api.clients import KEY_HEADERS
 from raylens.api.json_limits import check_json
 from raylens.api.middleware import REQUEST_ID_HEADER
 from raylens.api.shared import Shared
+from raylens.api.webrtc import PREFIX as WEBRTC
 from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,6 @@ logger = logging.getLogger(__name__)
 PATH = "/api/v1/relay"
 ALLOWED = ("/api/v1/", "/v1/", "/caption", "/describe", "/surveillance", "/model/")
 ALLOWED_EXACTLY = ("/health", "/live", "/ready", "/vram_status")
-WEBRTC = "/api/v1/webrtc"
 PLUGINS = "/api/v1/plugins"
 SIGNALS = ("get_ice_servers", "offer", "icecandidate")
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
+from abc import abstractmethod
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -41,6 +42,20 @@ class LedgerService(Protocol):
     async def hold(self, budget: Budget, replica: str, held: int, wanted: int) -> Grant:
         """As :meth:`Ledger.hold`. Raises ``ConnectionError`` if the ledger doesn't answer."""
         ...
+
+
+class RemoteLedger(LedgerService):
+    """A ledger in another process."""
+
+    async def spend(self, budget: Budget, replica: str, debt: float, wanted: float) -> Grant:
+        return await self.call("spend", budget, replica, debt, wanted)
+
+    async def hold(self, budget: Budget, replica: str, held: int, wanted: int) -> Grant:
+        return await self.call("hold", budget, replica, held, wanted)
+
+    @abstractmethod
+    async def call(self, method: str, *arguments: Any) -> Grant:
+        """Call a method of :class:`Ledger`. Raises ``ConnectionError``."""
 
 
 @dataclass(frozen=True)

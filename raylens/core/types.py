@@ -425,6 +425,11 @@ class Timings:
     """To the first token, the vision encoder included."""
     decode: float = 0.0
 
+    def as_json(self) -> dict[str, float]:
+        """Return the milliseconds of each stage."""
+        names = ("preprocess", "queue", "prefill", "decode")
+        return {f"{name}_ms": round(1000 * getattr(self, name), 1) for name in names}
+
 
 @dataclass(frozen=True)
 class EngineTimings(Timings):
