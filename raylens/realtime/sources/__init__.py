@@ -1,0 +1,1 @@
+"""Where the frames of a watched video come from: files, cameras, streams, folders."""
