@@ -39,14 +39,15 @@ def merge_params(
 
     The result is JSON.
     """
-    settings = _validate(pipeline.config_class, params, field)
+    settings = validate_settings(pipeline.config_class, params, field)
     try:
         return settings.model_dump(mode="json")
     except PydanticSerializationError as error:
         raise InvalidRequest(f"{field}: not JSON: {error}"[:300], field) from None
 
 
-def _validate(config_class: type[S], params: Mapping[str, Any], field: str) -> S:
+def validate_settings(config_class: type[S], params: Mapping[str, Any], field: str) -> S:
+    """Return the settings of a pipeline. Raises ``InvalidRequest``, which names the setting."""
     try:
         return config_class.model_validate(dict(params))
     except ValidationError as error:
@@ -77,7 +78,7 @@ def change_settings(
     ``InvalidRequest``."""
     known, _ = split_known(MoondreamConfig, parameters)
     values = {**settings.model_dump(mode="json"), **(known or parameters)}
-    return _validate(MoondreamConfig, values, field)
+    return validate_settings(MoondreamConfig, values, field)
 
 
 def open_pipeline(
