@@ -163,7 +163,8 @@ def source_guard(config: AppConfig, look_up: LookUp = look_up) -> SourceGuard:
 
 async def _check(context: Context, guard: SourceGuard, body: WatchRequest) -> WatchInput:
     """Return the input of a watch's job. Raises ``InvalidRequest`` and ``UnknownModel``."""
-    settings = validate_settings(MoondreamConfig, {**DEFAULTS, **body.pipeline}, "pipeline")
+    given = {**DEFAULTS, **body.pipeline}
+    settings = validate_settings(MoondreamConfig, given, "pipeline")
     is_caption = settings.feature is MoondreamFeature.CAPTION
     events = body.events
     if events is None:
@@ -178,7 +179,7 @@ async def _check(context: Context, guard: SourceGuard, body: WatchRequest) -> Wa
     return WatchInput(
         source=body.source,
         fps=body.fps,
-        pipeline=settings.model_dump(mode="json"),
+        pipeline=settings.model_dump(mode="json", include=given.keys()),
         events=tuple(events),
     )
 

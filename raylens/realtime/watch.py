@@ -103,12 +103,14 @@ class Watch:
         outbox: Outbox,
         fps: float,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._frames = frames
-        self._session = open_session(outbox.put)
+        self._session = open_session(self._report)
         self._outbox = outbox
         self._fps = fps
-        self._clock = clock
+        self._opened_at = clock()
+        self._opened_at_wall = wall_clock()
         self._observing: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
 
@@ -132,13 +134,20 @@ class Watch:
         if self._observing is not None:
             self._observing.cancel()
 
+    def _report(self, message: dict[str, Any]) -> None:
+        """Tell what the session says, with the time of what it says that of."""
+        event = message.get("event", {})
+        time_s = event.get("ended_at", event.get("time_s", message.get("time_s")))
+        if time_s is not None:
+            message = {"at": round(self._opened_at_wall + time_s, 3), **message}
+        self._outbox.put(message)
+
     async def _observe(self) -> None:
-        opened_at = self._clock()
         pace = Pace(self._fps)
         try:
             async for frame in self._frames:
                 if pace.is_due(frame.received_at):
-                    shown = replace(frame, time_s=frame.received_at - opened_at)
+                    shown = replace(frame, time_s=frame.received_at - self._opened_at)
                     await self._session.observe(shown)
         except Exception as error:
             self._failure = error

@@ -47,7 +47,7 @@ class Watcher(Protocol):
 
     def watch(self, job: Job, watch_input: WatchInput) -> AsyncGenerator[dict[str, Any], None]:
         """Yield what is seen, as JSON objects with a ``type`` (``source``, ``result``, ``error`` or
-        ``event``), and ``at``, in seconds since the epoch.
+        ``event``), and ``at``, when that was, in seconds since the epoch.
 
         It ends if another process has to go on. Raises any of :mod:`raylens.core.errors`; those for
         lack of capacity if no process can watch at the moment.

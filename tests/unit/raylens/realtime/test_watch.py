@@ -74,7 +74,9 @@ class Scene:
             )
             return LiveSession(self.ask, settings, report, executor)
 
-        self.watch = Watch(self.camera.frames(), open_session, self.outbox, fps, lambda: 100.0)
+        self.watch = Watch(
+            self.camera.frames(), open_session, self.outbox, fps, lambda: 100.0, lambda: 1000.0
+        )
         self.reading = asyncio.create_task(self._read())
 
     async def ask(self, frames: Sequence[Frame], settings: MoondreamConfig, /) -> ModelAnswer:
@@ -97,7 +99,7 @@ async def test_results_and_events_are_told_in_their_order(executor: Executor) ->
     scene.camera.show(100.0)
     result, started = await scene.told(2)
     assert result["type"] == "result"
-    assert result["at"] == 500.0
+    assert result["at"] == started["at"] == 1000.0
     assert started["event"] == {
         "type": "started",
         "subject": "person",
@@ -110,6 +112,7 @@ async def test_results_and_events_are_told_in_their_order(executor: Executor) ->
     *_, ended = await scene.told(4)
     assert ended["event"]["type"] == "ended"
     assert ended["event"]["duration_s"] == 1.75  # in the middle between two frames
+    assert ended["at"] == 1001.75
     scene.camera.end()
     await scene.reading
     assert scene.camera.is_closed
