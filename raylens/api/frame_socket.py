@@ -14,7 +14,7 @@ import math
 import time
 import uuid
 from collections import deque
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -38,7 +38,6 @@ from raylens.api.json_limits import check_json
 from raylens.api.ollama import Reply
 from raylens.api.session_requests import admission
 from raylens.api.shared import Shared
-from raylens.core.config import AuthConfig
 from raylens.core.errors import (
     InvalidRequest,
     ModelNotLoaded,
@@ -57,7 +56,7 @@ from raylens.core.types import (
     Timings,
     VisionRequest,
 )
-from raylens.realtime.newest import Newest
+from raylens.realtime.newest import Closed, Newest
 
 logger = logging.getLogger(__name__)
 
@@ -124,24 +123,20 @@ class FrameSession:
         """Messages that wait, because a part of an answer was the last one."""
         self._is_answering = False
         self._is_amid_answer = False
+        self._stopping = asyncio.Event()
+        """Set once the server drains."""
         self._sending = asyncio.Lock()
 
     async def run(self) -> None:
         """Answer until the client disconnects. Raises ``RaylensError`` if the session must end."""
-        receiving = asyncio.create_task(self._receive())
-        answering = asyncio.create_task(self._answer())
-        try:
-            done, _ = await asyncio.wait(
-                {receiving, answering}, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in done:
-                task.result()
-        except web_sockets.ClientLeft:
-            pass
-        finally:
-            for task in (receiving, answering):
-                task.cancel()
-            await asyncio.gather(receiving, answering, return_exceptions=True)
+        with suppress(web_sockets.ClientLeft):
+            await web_sockets.until_first(self._receive(), self._answer())
+
+    def _stop(self) -> None:
+        """End the session after the answer that runs."""
+        self._stopping.set()
+        if self._newest.is_empty:
+            self._newest.close()
 
     @property
     def _context(self) -> Context:
@@ -156,7 +151,7 @@ class FrameSession:
         def idle_s() -> float:
             return self._shared.config.realtime.idle_timeout_s
 
-        incoming = web_sockets.messages(self._socket, idle_s, self._is_busy)
+        incoming = web_sockets.messages(self._socket, idle_s, self._is_busy, self._stop)
         async with aclosing(incoming):
             async for message in incoming:
                 try:
@@ -252,19 +247,23 @@ class FrameSession:
             await web_sockets.send(self._socket, message)
 
     async def _answer(self) -> None:
-        while True:
-            await self._newest.wait()
-            self._is_answering = True
-            await self._answer_newest()
-            self._is_answering = False
-            await self._send_notices()
+        """Answer one picture after the other. Raises ``ServerStops`` once the server drains."""
+        with suppress(Closed):
+            while not (self._stopping.is_set() and self._newest.is_empty):
+                await self._newest.wait()
+                self._is_answering = True
+                await self._answer_newest()
+                self._is_answering = False
+                await self._send_notices()
+        await self._send_notices()
+        raise web_sockets.ServerStops
 
     async def _answer_newest(self) -> None:
         """Answer the newest picture.
 
         Raises ``Unauthorized`` and ``PermissionDenied`` if the client may not ask any more.
         """
-        self._authorize()
+        web_sockets.authorize(self._socket, self._shared)
         record = new_record(self._socket.scope, "WS")
         record.route = PATH
         with recording(record, self._metrics):
@@ -275,15 +274,6 @@ class FrameSession:
         about = {"frame": frame.number, "age_ms": age_ms, "replaced_frames": replaced}
         await self._send({**ending, **about})
         self._is_amid_answer = False
-
-    def _authorize(self) -> None:
-        """Read the client's key again: keys change during a session."""
-        if not isinstance(self._shared.config.auth, AuthConfig):
-            return
-        authorize = self._socket.scope.get("state", {}).get("authorize")
-        if authorize is None:
-            raise Unauthorized("Authorization: this server asks for a key now", "Authorization")
-        authorize()
 
     async def _find_answer(self, record: AccessRecord) -> tuple[Frame, dict[str, Any]]:
         """Return the newest picture, and the last message of its answer.
@@ -298,12 +288,16 @@ class FrameSession:
                 frame = self._newest.take()
                 assert frame is not None, "nobody else takes pictures"
                 try:
+                    if self._stopping.is_set():
+                        raise web_sockets.ServerStops
                     if not is_admitted:
                         await stack.enter_async_context(admission(self._shared, record))
                         is_admitted = True
                     return frame, await self._stream(frame)
                 except (Unauthorized, PermissionDenied, web_sockets.ClientLeft):
                     raise
+                except web_sockets.ServerStops as error:
+                    return frame, web_sockets.error_message(error)
                 except RaylensError as error:
                     wait_s = min(error.retry_after or RETRY_S, give_up_at - time.monotonic())
                     if not isinstance(error, _RETRYABLE) or wait_s <= 0:
@@ -312,7 +306,9 @@ class FrameSession:
                     logger.exception("a picture's request failed")
                     return frame, web_sockets.error_message(INTERNAL_ERROR)
                 self._drop(self._newest.put_back(frame))
-                await asyncio.sleep(wait_s)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._stopping.wait()
 
     async def _stream(self, frame: Frame) -> dict[str, Any]:
         """Send the parts of an answer, and return its last message."""

@@ -108,27 +108,39 @@ class RelaySession:
         self._signals: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_AT_ONCE)
         """Messages of WebRTC, whose order matters."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        """Set once the server drains."""
         self._sending = asyncio.Lock()
 
     async def run(self) -> None:
         """Answer until the client disconnects. Raises ``RaylensError`` if the session must end."""
-
-        def idle_s() -> float:
-            return self.shared.config.realtime.idle_timeout_s
-
-        incoming = web_sockets.messages(self.socket, idle_s, lambda: bool(self._tasks))
-        signaling = asyncio.create_task(self._answer_signals())
         try:
             await self._send({"type": "ready", "connection_id": self.connection_id})
-            async with aclosing(incoming):
-                async for message in incoming:
-                    await self._take(message)
+            await web_sockets.until_first(self._receive(), self._answer_signals(), self._stop())
         except web_sockets.ClientLeft:
             pass
         finally:
-            for task in (signaling, *self._tasks):
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(signaling, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _receive(self) -> None:
+        def idle_s() -> float:
+            return self.shared.config.realtime.idle_timeout_s
+
+        incoming = web_sockets.messages(
+            self.socket, idle_s, lambda: bool(self._tasks), self._stopping.set
+        )
+        async with aclosing(incoming):
+            async for message in incoming:
+                await self._take(message)
+
+    async def _stop(self) -> None:
+        """Once the server drains, wait for the answers that run, and raise ``ServerStops``."""
+        await self._stopping.wait()
+        await asyncio.gather(*self._tasks)
+        await self._signals.join()
+        raise web_sockets.ServerStops
 
     async def _take(self, message: str | bytes) -> None:
         """Answer a message; requests are answered in tasks of their own, in any order."""
@@ -155,6 +167,7 @@ class RelaySession:
     async def _answer_signals(self) -> None:
         while True:
             await self._reply(await self._signals.get())
+            self._signals.task_done()
 
     async def _reply(self, payload: Mapping[str, Any]) -> None:
         try:

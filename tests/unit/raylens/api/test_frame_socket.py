@@ -13,8 +13,10 @@ import pytest
 from fastapi import FastAPI
 
 from raylens.api.app import create_app
+from raylens.api.draining import DRAINS
 from raylens.api.shared import Shared
 from raylens.core.config import AppConfig
+from raylens.core.draining import Draining
 from raylens.core.errors import InvalidRequest, ModelFailed, Overloaded
 from raylens.core.recipe import BUNDLED
 from raylens.core.types import (
@@ -524,6 +526,87 @@ async def test_a_session_without_a_key_ends_once_keys_are_needed(service: FakeSe
         assert await socket.receive_close() == 4401
 
 
+class Drain(Draining):
+    """Begins when it is told to."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        super().__init__(self._event.is_set, lambda seconds: self._wait())
+
+    def begin(self) -> None:
+        self._event.set()
+
+    async def _wait(self) -> None:
+        await self._event.wait()
+
+
+async def receive_stop(socket: AsgiSocket) -> dict[str, Any]:
+    """Return the last message of a session of a server that drains."""
+    error = await socket.receive()
+    assert error["error"] == "this part of the server is about to stop: connect again"
+    assert (error["status"], error["code"], error["retry_after"]) == (503, "overloaded", 1.0)
+    close = await socket.receive_event()
+    assert (close["type"], close["code"]) == ("websocket.close", 1012)
+    assert close["reason"] == error["error"]
+    return error
+
+
+async def test_a_session_of_a_server_that_drains_ends_the_answer_that_runs() -> None:
+    service, drain = GatedService(before_gate=1), Drain()
+    app = create_app(service, CONFIG, shared=Shared(CONFIG, draining=drain))
+    async with connected(app, PATH) as socket:
+        socket.send(picture(0))
+        answer = [await socket.receive()]
+        socket.send(picture(1))
+        socket.send({"type": "ping"})
+        assert (await socket.receive())["type"] == "pong"
+        drain.begin()
+        await asyncio.sleep(0.01)
+        socket.send(picture(2))
+        socket.send("What is it?")
+        service.gate.release()
+        answer += await socket.receive_answer()
+        assert joined(answer) == "two red circles"
+        assert {message["frame"] for message in answer} == {1}
+        # The picture that waited has an end, too, and the one that came too late has no number.
+        waiting = await socket.receive()
+        assert (waiting["frame"], waiting["done"], waiting["status"]) == (2, True, 503)
+        assert "frame" not in await receive_stop(socket)
+    assert service.pictures == [picture(0)]
+
+
+async def test_an_idle_session_of_a_server_that_drains_ends_at_once(service: FakeService) -> None:
+    drain = Drain()
+    app = create_app(service, CONFIG, shared=Shared(CONFIG, draining=drain))
+    async with connected(app, PATH) as socket:
+        await ask(socket)
+        drain.begin()
+        assert (await receive_stop(socket))["done"]
+
+
+async def test_a_drain_that_the_proxy_tells_of_is_one(service: FakeService) -> None:
+    async with connected(create_app(service, CONFIG), PATH) as socket:
+        socket.sent.put_nowait({"type": "websocket.receive", "text": "", DRAINS: True})
+        await receive_stop(socket)
+
+
+async def test_clients_cant_claim_a_drain(app: FastAPI, service: FakeService) -> None:
+    async with connected(app, PATH) as socket:
+        socket.send({DRAINS: True})
+        assert joined(await ask(socket)) == "two red circles"
+
+
+async def test_a_client_that_leaves_during_a_drain_cancels_its_answer() -> None:
+    service, drain = GatedService(before_gate=1), Drain()
+    app = create_app(service, CONFIG, shared=Shared(CONFIG, draining=drain))
+    async with connected(app, PATH) as socket:
+        socket.send(PICTURE)
+        await socket.receive()
+        drain.begin()
+        await asyncio.sleep(0.01)
+    assert service.closed == 1
+
+
 async def test_web_pages_of_others_are_refused(app: FastAPI) -> None:
     with pytest.raises(AssertionError, match=r"websocket\.close"):
         async with connected(app, PATH, {"origin": "https://evil.example"}):
@@ -531,8 +614,6 @@ async def test_web_pages_of_others_are_refused(app: FastAPI) -> None:
 
 
 async def test_changed_settings_of_the_server_hold_for_open_sessions(service: FakeService) -> None:
-    from raylens.api.shared import Shared
-
     config = with_settings()
     shared = Shared(config)
     app = create_app(service, config, shared=shared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,10 +14,17 @@ from starlette.responses import Response
 
 from raylens.api import relay
 from raylens.api.app import create_app
+from raylens.api.draining import WebSocketDrainMiddleware
 from raylens.api.shared import Shared
 from testing.asgi_socket import AsgiSocket, connected
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, PICTURE, FakeService
-from tests.unit.raylens.api.test_frame_socket import GatedService, keyed, with_settings
+from tests.unit.raylens.api.test_frame_socket import (
+    Drain,
+    GatedService,
+    keyed,
+    receive_stop,
+    with_settings,
+)
 
 PATH = "/api/v1/relay"
 
@@ -274,6 +282,47 @@ async def test_requests_have_the_keys_and_limits_of_their_connection(
             assert answer["status"] == (200 if headers else 429)
     (request,) = service.requests
     assert request.client == "camera"
+
+
+async def test_a_relay_of_a_server_that_drains_ends_its_requests() -> None:
+    service, drain = GatedService(), Drain()
+    app = create_app(service, CONFIG, shared=Shared(CONFIG, draining=drain))
+    async with connected(app, PATH) as socket:
+        await socket.receive()
+        slow = {"type": "api", "request_id": 1, "method": "POST", "path": "/v1/caption"}
+        socket.send({**slow, "body": {"image_url": DATA_URL}})
+        await service.begun.get()
+        drain.begin()
+        await asyncio.sleep(0.01)
+        socket.send({**slow, "request_id": 2})
+        assert socket.received.empty()
+        service.gate.release()
+        answer = await socket.receive()
+        assert (answer["request_id"], answer["status"]) == (1, 200)
+        assert (await receive_stop(socket))["type"] == "error"
+    assert len(service.requests) == 1
+
+
+async def test_a_relay_of_a_server_that_drains_ends_its_signaling(app: FastAPI) -> None:
+    begun, may_end, drain = asyncio.Event(), asyncio.Event(), Drain()
+
+    @app.get("/api/v1/webrtc/ice-servers")
+    async def ice_servers() -> dict[str, Any]:
+        begun.set()
+        await may_end.wait()
+        return {"iceServers": []}
+
+    async with connected(WebSocketDrainMiddleware(app, drain), PATH) as socket:
+        await socket.receive()
+        for _ in range(2):
+            socket.send({"type": "get_ice_servers"})
+        await begun.wait()
+        drain.begin()
+        await asyncio.sleep(0.01)
+        assert socket.received.empty()
+        may_end.set()
+        assert [(await socket.receive())["status"] for _ in range(2)] == [200, 200]
+        await receive_stop(socket)
 
 
 async def test_webrtc_goes_through_the_relay(app: FastAPI) -> None:
