@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
@@ -31,6 +31,7 @@ from raylens.api.webrtc import PREFIX as WEBRTC
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
 from raylens.core.draining import Draining
+from raylens.core.errors import UnknownSession
 from raylens.core.fallback import FallbackService
 from raylens.core.key_source import KeySource
 from raylens.core.leases import Leases
@@ -93,6 +94,7 @@ class Realtime(LiveDeployment):
         place = AsyncExitStack()
         limits = own_limits(self._current_config.client_limits)
         await place.enter_async_context(session_place(self._shared.leases, limits))
+        place.callback(asyncio.ensure_future(questions.watch_key()).cancel)
 
         def open_session(parameters: Mapping[str, Any], report: Report) -> FrameProcessor:
             processor = open_processor(
@@ -142,9 +144,14 @@ class Realtime(LiveDeployment):
         )
 
     def _end(self, session_id: str, client: SessionClient) -> None:
-        """End a session whose key is no longer valid."""
-        reason = "its key is no longer valid"
-        task = asyncio.ensure_future(self._sessions.close(session_id, client.name, reason))
+        """End a session whose key is no longer valid, unless it has ended."""
+
+        async def close() -> None:
+            with suppress(UnknownSession):
+                reason = "its key is no longer valid"
+                await self._sessions.close(session_id, client.name, reason)
+
+        task = asyncio.ensure_future(close())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 

@@ -17,6 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from raylens.api.client_limits import own_limits, session_place
 from raylens.api.clients import SUBPROTOCOL
 from raylens.api.draining import DRAINS, SERVICE_RESTART
+from raylens.api.session_requests import KEY_CHECK_S
 from raylens.api.shared import Shared
 from raylens.core.config import AuthConfig
 from raylens.core.errors import Overloaded, RaylensError, RequestTimeout, Unauthorized
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 CODES = 4000
 """Added to an HTTP status, gives the code with which a WebSocket is closed (RFC 6455, 7.4.2)."""
 MAX_REASON_BYTES = 123
-KEY_CHECK_S = 5.0
-"""Seconds between two looks at the key of an open session."""
 RECONNECT_S = 1.0
 
 

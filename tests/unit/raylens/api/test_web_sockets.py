@@ -9,8 +9,8 @@ import pytest
 from raylens.api.app import create_app
 from raylens.api.frame_socket import PATH as FRAMES
 from raylens.api.relay import PATH as RELAY
+from raylens.api.session_requests import KEY_CHECK_S
 from raylens.api.shared import Shared
-from raylens.api.web_sockets import KEY_CHECK_S
 from raylens.core.errors import Overloaded
 from testing.asgi_socket import connected
 from testing.virtual_time import VirtualTimePolicy
