@@ -177,8 +177,7 @@ class JobQueueActor:
 
     async def drain(self) -> int:
         """Run no further jobs. Return how many run."""
-        self._queue.pause()
-        return self._queue.running
+        return self._queue.drain()
 
     async def wake(self) -> None:
         """Look for jobs: another process has handed some over."""

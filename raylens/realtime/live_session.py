@@ -93,6 +93,12 @@ class LiveSession(FrameProcessor):
 
     async def process(self, frame: Frame) -> Pixels:
         settings = self._settings
+        await self.observe(frame)
+        return await self._run(self._show, frame, settings)
+
+    async def observe(self, frame: Frame) -> None:
+        """Take a frame as :meth:`process` does, but don't draw it."""
+        settings = self._settings
         is_due = self._cache.is_due(settings)
         # The frame comes first, so that the tracker knows it before its answer.
         if settings.tracking:
@@ -101,7 +107,6 @@ class LiveSession(FrameProcessor):
             await self._run(self._sample, frame, settings)
         if is_due and self._asking is None and self._clock() >= self._ask_after:
             self._asking = asyncio.create_task(self._answer(frame, settings))
-        return await self._run(self._show, frame, settings)
 
     def change(self, parameters: Mapping[str, Any]) -> None:
         settings = change_settings(self._settings, parameters)
