@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.autoscaling import ENGINE_LOAD
-from deployments.draining import is_stopping, replica_draining, this_actor
+from deployments.draining import is_stopping, machine_drain, replica_draining, this_actor
 from deployments.graph import Graph
 from deployments.ingress_ledger import IngressLedger
 from deployments.live_deployment import LiveDeployment, Settings
@@ -65,7 +65,8 @@ class Realtime(LiveDeployment):
         self._config = self._current_config = config
         context = serve.get_replica_context()
         self._graph = Graph(config, context.app_name, preprocessor, models)
-        self._draining = Draining(replica_draining(this_actor(), is_stopping))
+        replica_drains = replica_draining(this_actor(), is_stopping)
+        self._draining = Draining(lambda: replica_drains() or machine_drain() is not None)
         self._shared = Shared(config, None, Leases(IngressLedger()), self._draining)
         self._shared.context = self._make_context(config)
         self._metrics = PrometheusRequestMetrics()
