@@ -38,6 +38,7 @@ from raylens.api.json_limits import check_json
 from raylens.api.ollama import Reply
 from raylens.api.session_requests import admission
 from raylens.api.shared import Shared
+from raylens.api.web_sockets import END
 from raylens.core.errors import (
     InvalidRequest,
     ModelNotLoaded,
@@ -56,6 +57,7 @@ from raylens.core.types import (
     Timings,
     VisionRequest,
 )
+from raylens.realtime.messages import INTERNAL_ERROR, error_message
 from raylens.realtime.newest import Closed, Newest
 
 logger = logging.getLogger(__name__)
@@ -71,7 +73,6 @@ RETRY_S = 1.0
 NOTICE = {"response": "", "done": False}
 """Of a message that belongs to no answer."""
 _RETRYABLE = (TooManyRequests, Overloaded, ModelNotLoaded)
-INTERNAL_ERROR = RaylensError("an internal error")
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,12 @@ class FrameSession:
                 try:
                     await self._take(message)
                 except RaylensError as error:
-                    self._errors.append(web_sockets.error_message(error))
+                    self._errors.append(_failed(error))
                 except Exception as error:
                     if isinstance(error, web_sockets.ClientLeft):
                         raise
                     logger.exception("a message could not be read")
-                    self._errors.append(web_sockets.error_message(INTERNAL_ERROR))
+                    self._errors.append(_failed(INTERNAL_ERROR))
                 await self._send_notices()
 
     async def _take(self, message: str | bytes) -> None:
@@ -237,7 +238,7 @@ class FrameSession:
         while not self._is_amid_answer and (self._replaced or self._errors):
             if self._replaced:
                 number = self._replaced.popleft().number
-                message = {"response": "", "done": True, "replaced": True, "frame": number}
+                message = {**END, "replaced": True, "frame": number}
             else:
                 message = self._errors.popleft()
             await self._send(message)
@@ -297,14 +298,14 @@ class FrameSession:
                 except (Unauthorized, PermissionDenied, web_sockets.ClientLeft):
                     raise
                 except web_sockets.ServerStops as error:
-                    return frame, web_sockets.error_message(error)
+                    return frame, _failed(error)
                 except RaylensError as error:
                     wait_s = min(error.retry_after or RETRY_S, give_up_at - time.monotonic())
                     if not isinstance(error, _RETRYABLE) or wait_s <= 0:
-                        return frame, web_sockets.error_message(error)
+                        return frame, _failed(error)
                 except Exception:
                     logger.exception("a picture's request failed")
-                    return frame, web_sockets.error_message(INTERNAL_ERROR)
+                    return frame, _failed(INTERNAL_ERROR)
                 self._drop(self._newest.put_back(frame))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
@@ -337,7 +338,7 @@ class FrameSession:
         except RaylensError as error:
             if not self._is_amid_answer:
                 raise
-            return web_sockets.error_message(error)
+            return _failed(error)
 
 
 class FrameAnswer:
@@ -368,3 +369,8 @@ class FrameAnswer:
         if self._timings is not None:
             message["timings"] = self._timings.as_json()
         return message
+
+
+def _failed(error: RaylensError) -> dict[str, Any]:
+    """Return the last message of an answer that failed."""
+    return {**END, **error_message(error)}

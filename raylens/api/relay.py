@@ -29,7 +29,13 @@ from raylens.api.json_limits import check_json
 from raylens.api.middleware import REQUEST_ID_HEADER
 from raylens.api.shared import Shared
 from raylens.api.webrtc import PREFIX as WEBRTC
-from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError
+from raylens.core.errors import (
+    InvalidRequest,
+    PayloadTooLarge,
+    RaylensError,
+    TooManyRequests,
+)
+from raylens.realtime.messages import INTERNAL_ERROR, error_message
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +153,7 @@ class RelaySession:
         try:
             payload = self._parse(message)
         except RaylensError as error:
-            await self._send({"type": "error", "error": error.message})
+            await self._send(error_message(error))
             return
         if payload.get("type") in SIGNALS and not self._signals.full():
             self._signals.put_nowait(payload)
@@ -157,7 +163,7 @@ class RelaySession:
             task.add_done_callback(self._tasks.discard)
         elif payload.get("type") in ("api", *SIGNALS):
             message = f"{MAX_AT_ONCE} requests of this connection are in flight; the limit is that"
-            busy: dict[str, Any] = {"type": "error", "error": message}
+            busy = error_message(TooManyRequests(message))
             if payload["type"] == "api":
                 busy = {"type": "api_response", "status": 429, "error": message}
             await self._send_answer(payload, busy)
@@ -173,10 +179,10 @@ class RelaySession:
         try:
             answer = await self._answer(payload)
         except RaylensError as error:
-            answer = {"type": "error", "error": error.message}
+            answer = error_message(error)
         except Exception:
             logger.exception("a message of the relay could not be answered")
-            answer = {"type": "error", "error": "an internal error"}
+            answer = error_message(INTERNAL_ERROR)
         with suppress(web_sockets.ClientLeft):  # which ends the session elsewhere
             await self._send_answer(payload, answer)
 
@@ -357,4 +363,5 @@ def _decode(text: Any) -> bytes:
 
 
 def _failure(what: str, answer: Answer) -> dict[str, Any]:
-    return {"type": "error", "error": f"{what}: {answer.status}", "detail": answer.message}
+    error = f"{what}: {answer.status}"
+    return {"type": "error", "error": error, "status": answer.status, "detail": answer.message}

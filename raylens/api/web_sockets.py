@@ -22,12 +22,15 @@ from raylens.api.shared import Shared
 from raylens.core.config import AuthConfig
 from raylens.core.errors import Overloaded, RaylensError, RequestTimeout, Unauthorized
 from raylens.core.fairness import current_client
+from raylens.realtime.messages import INTERNAL_ERROR, error_message
 
 logger = logging.getLogger(__name__)
 
 CODES = 4000
 """Added to an HTTP status, gives the code with which a WebSocket is closed (RFC 6455, 7.4.2)."""
 MAX_REASON_BYTES = 123
+END = {"response": "", "done": True}
+"""Of the last message of an answer, as clients of VLM Node expect it, also if it is an error."""
 RECONNECT_S = 1.0
 
 
@@ -37,23 +40,6 @@ class ServerStops(Overloaded):
     def __init__(self) -> None:
         message = "this part of the server is about to stop: connect again"
         super().__init__(message, None, None, None, RECONNECT_S)
-
-
-def error_message(error: RaylensError) -> dict[str, Any]:
-    """Return the message that tells a client of an error. It ends an answer, too."""
-    message: dict[str, Any] = {
-        "type": "error",
-        "response": "",
-        "done": True,
-        "error": error.message,
-        "code": error.code,
-        "status": error.http_status,
-    }
-    if error.field is not None:
-        message["field"] = error.field
-    if error.retry_after is not None:
-        message["retry_after"] = error.retry_after
-    return message
 
 
 async def accept(socket: WebSocket) -> None:
@@ -68,7 +54,7 @@ async def accept(socket: WebSocket) -> None:
 async def fail(socket: WebSocket, error: RaylensError) -> None:
     """Send an error, and close the connection."""
     with suppress(ClientLeft, WebSocketDisconnect, RuntimeError, OSError):
-        await send(socket, error_message(error))
+        await send(socket, {**END, **error_message(error)})
         await socket.close(_close_code(error), _reason(error))
 
 
@@ -99,7 +85,7 @@ async def run_session(
         await fail(socket, error)
     except Exception:
         logger.exception("a session failed")
-        await fail(socket, RaylensError("an internal error"))
+        await fail(socket, INTERNAL_ERROR)
 
 
 async def until_first(*works: Coroutine[Any, Any, None]) -> None:

@@ -29,6 +29,7 @@ from raylens.realtime.events import (
     subject_of,
 )
 from raylens.realtime.frames import Frame, FrameProcessor, Report
+from raylens.realtime.messages import INTERNAL_ERROR, error_message
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.pipeline import FrameCache, FrameResult, draw, task_of
 from raylens.realtime.sessions import change_settings
@@ -178,12 +179,9 @@ class LiveSession(FrameProcessor):
         """Report why a frame has no answer, and leave the model alone for a while."""
         if not isinstance(error, RaylensError):
             logger.error("a frame's request failed", exc_info=error)
-            error = RaylensError("an internal error")
+            error = INTERNAL_ERROR
         self._ask_after = self._clock() + (error.retry_after or RETRY_S)
-        details = {"field": error.field, "retry_after": error.retry_after}
-        present = {name: value for name, value in details.items() if value is not None}
-        message = {"message": error.message, "code": error.code, **present}
-        self._report({"type": "error", "frame_id": frame.id, **message})
+        self._report({**error_message(error), "frame_id": frame.id})
 
     def _take(
         self, frame: Frame, settings: MoondreamConfig, result: FrameResult

@@ -63,7 +63,14 @@ async def test_messages_beside_requests(socket: AsgiSocket) -> None:
     numbered = await call(socket, {"type": "ping", "request_id": 7})
     assert numbered == {"type": "pong", "request_id": 7}
     unknown = await call(socket, {"type": "fly", "request_id": "x"})
-    assert unknown == {"type": "error", "error": "Unknown message type: fly", "request_id": "x"}
+    assert unknown == {
+        "type": "error",
+        "error": "Unknown message type: fly",
+        "code": "invalid_request",
+        "status": 400,
+        "field": "type",
+        "request_id": "x",
+    }
 
 
 @pytest.mark.parametrize("message", ["{", "[]", "3", b"\x00", "[" * 100_000])
@@ -357,7 +364,12 @@ async def test_webrtc_goes_through_the_relay(app: FastAPI) -> None:
         early = await call(socket, {"type": "icecandidate", "candidate": candidate})
         assert early["error"] == "No session ID available for ICE candidate"
         failed = await call(socket, {"type": "offer", "sdp": "bad"})
-        assert failed == {"type": "error", "error": "Offer failed: 400", "detail": "sdp: no"}
+        assert failed == {
+            "type": "error",
+            "error": "Offer failed: 400",
+            "status": 400,
+            "detail": "sdp: no",
+        }
         parameters = {"feature": "detect"}
         message = {"type": "offer", "sdp": "good", "initialParameters": parameters}
         answer = await call(socket, {**message, "request_id": "b", "user_id": "u"})

@@ -229,8 +229,9 @@ async def test_a_failure_is_reported_and_waited_out(executor: Executor) -> None:
         {
             "type": "error",
             "frame_id": 0,
-            "message": "full",
+            "error": "full",
             "code": "overloaded",
+            "status": 503,
             "field": "model",
             "retry_after": 0.5,
         }
