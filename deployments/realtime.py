@@ -94,12 +94,13 @@ class Realtime(LiveDeployment):
         questions.identify()
         place = AsyncExitStack()
         limits = own_limits(self._current_config.client_limits)
+        max_frames = self._current_config.realtime.max_frames
         await place.enter_async_context(session_place(self._shared.leases, limits))
         place.callback(asyncio.ensure_future(questions.watch_key()).cancel)
 
         def open_session(parameters: Mapping[str, Any], report: Report) -> FrameProcessor:
             processor = open_processor(
-                pipeline, parameters, questions, report, self._threads, to_tensor
+                pipeline, parameters, questions, report, self._threads, to_tensor, max_frames
             )
             return Placed(processor, place)
 
