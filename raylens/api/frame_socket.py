@@ -24,6 +24,7 @@ from starlette.websockets import WebSocket
 
 from raylens.api import web_sockets
 from raylens.api.access_log import AccessRecord, RequestMetrics, new_record, recording
+from raylens.api.clients import client_of
 from raylens.api.context import Context
 from raylens.api.frame_settings import (
     PING,
@@ -34,6 +35,7 @@ from raylens.api.frame_settings import (
     parse_control,
 )
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
+from raylens.api.held_bytes import HeldBytes
 from raylens.api.json_limits import check_json
 from raylens.api.ollama import Reply
 from raylens.api.session_requests import admission
@@ -116,6 +118,9 @@ class FrameSession:
         self._newest: Newest[Frame] = Newest()
         self._history: deque[Frame] = deque()
         """The last pictures, for questions about several of them."""
+        client = client_of(socket.scope.get("client"))
+        self._held = HeldBytes(shared.bodies, client, self._history.clear)
+        """Those of the last pictures."""
         self._replaced: deque[Frame] = deque(maxlen=MAX_NOTICES)
         """Those whose end is not yet told."""
         self._replaced_count = 0
@@ -130,8 +135,12 @@ class FrameSession:
 
     async def run(self) -> None:
         """Answer until the client disconnects. Raises ``RaylensError`` if the session must end."""
-        with suppress(web_sockets.ClientLeft):
+        try:
             await web_sockets.until_first(self._receive(), self._answer())
+        except web_sockets.ClientLeft:
+            pass
+        finally:
+            self._held.set(0)
 
     def _stop(self) -> None:
         """End the session after the answer that runs."""
@@ -210,6 +219,7 @@ class FrameSession:
             frame = replace(frame, before=self._earlier(frame))
         else:
             self._history.clear()
+        self._held.set(sum(len(each.picture.data) for each in self._history))
         self._drop(self._newest.put(frame))
 
     def _earlier(self, frame: Frame) -> tuple[Frame, ...]:

@@ -422,6 +422,26 @@ async def test_the_last_pictures_are_bounded_by_the_size_of_a_video(service: Fak
     assert service.pictures == [PICTURE] * (1 + 2 + 2) + [large]
 
 
+async def test_the_last_pictures_give_way_if_they_hold_too_much(service: FakeService) -> None:
+    limits = CONFIG.limits.model_dump(exclude_unset=True)
+    limits["max_unfinished_bytes"] = int(2.5 * len(PICTURE))
+    app = create_app(service, with_settings(limits=limits))
+    video = {"frames": 4, "prompt": "What happens?"}
+    async with connected(app, PATH) as socket:
+        socket.send(video)
+        await socket.receive()
+        for _ in range(2):
+            await ask(socket)
+        async with connected(app, PATH, client="192.0.2.2") as other:
+            other.send(video)
+            await other.receive()
+            await ask(other)  # more than there is room for: the first one holds the most
+        for _ in range(4):
+            await ask(socket)
+    # With the third, the last pictures are too many by themselves.
+    assert service.pictures == [PICTURE] * (1 + 2 + 1 + 1 + 2 + 3 + 1)
+
+
 async def test_a_session_ends_if_nothing_comes(service: FakeService) -> None:
     app = create_app(service, with_settings(realtime={"idle_timeout_s": 0.05}))
     async with connected(app, PATH) as socket:

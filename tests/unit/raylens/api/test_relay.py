@@ -16,6 +16,7 @@ from raylens.api import relay
 from raylens.api.app import create_app
 from raylens.api.draining import WebSocketDrainMiddleware
 from raylens.api.shared import Shared
+from raylens.core.config import AppConfig
 from testing.asgi_socket import AsgiSocket, connected
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, PICTURE, FakeService
 from tests.unit.raylens.api.test_frame_socket import (
@@ -330,6 +331,57 @@ async def test_a_relay_of_a_server_that_drains_ends_its_signaling(app: FastAPI) 
         may_end.set()
         assert [(await socket.receive())["status"] for _ in range(2)] == [200, 200]
         await receive_stop(socket)
+
+
+def with_bytes(max_unfinished_bytes: int) -> AppConfig:
+    """Return settings in which messages beyond so many bytes can't wait for answers."""
+    limits = CONFIG.limits.model_dump(exclude_unset=True)
+    limits |= {"max_in_flight": 64, "max_unfinished_bytes": max_unfinished_bytes}
+    return with_settings(limits=limits)
+
+
+def caption(number: int, size: int) -> dict[str, Any]:
+    """Return a request of about so many bytes."""
+    request = {"type": "api", "request_id": number, "method": "POST", "path": "/v1/caption"}
+    return {**request, "body": {"image_url": DATA_URL}, "padding": "x" * size}
+
+
+async def test_the_connection_that_holds_the_most_gives_way() -> None:
+    service = GatedService()
+    app = create_app(service, with_bytes(10_000))
+    async with (
+        connected(app, PATH) as large,
+        connected(app, PATH, client="192.0.2.2") as small,
+    ):
+        for socket in (large, small):
+            await socket.receive()
+        large.send(caption(1, 6000))
+        await service.begun.get()
+        small.send(caption(1, 1000))
+        await service.begun.get()
+        small.send(caption(2, 3000))
+        error = await large.receive()
+        assert (error["status"], error["code"]) == (503, "overloaded")
+        assert "too large beside those of others" in error["error"]
+        assert await large.receive_close() == 4503
+        await service.begun.get()
+        for _ in range(2):
+            service.gate.release()
+        assert {(await small.receive())["status"] for _ in range(2)} == {200}
+    assert service.closed == 3
+
+
+async def test_a_request_that_is_answered_holds_nothing(service: FakeService) -> None:
+    app = create_app(service, with_bytes(10_000))
+    async with connected(app, PATH) as socket:
+        await socket.receive()
+        for number in range(5):
+            assert (await call(socket, caption(number, 6000)))["status"] == 200
+        for _ in range(5):  # refused, because this application has no WebRTC
+            offer = {"type": "offer", "sdp": "x" * 6000}
+            assert (await call(socket, offer))["type"] == "error"
+        socket.send(caption(6, 12_000))
+        assert "too large" in (await socket.receive())["error"]
 
 
 async def test_webrtc_goes_through_the_relay(app: FastAPI) -> None:
