@@ -25,6 +25,7 @@ from raylens.api import (
     relay,
     responses,
     system,
+    watches,
 )
 from raylens.api import jobs as job_routes
 from raylens.api import pipelines as pipeline_routes
@@ -147,6 +148,8 @@ def create_app(
         app.include_router(caption_jobs.router(reader, own_jobs))
         app.include_router(files.router(own_jobs, config.jobs))
         app.include_router(batches.router(own_jobs, config))
+        guard = watches.source_guard(config, look_up)
+        app.include_router(watches.router(context, reader, own_jobs, jobs, shared.feed, guard))
     add_pages(app)
     describe(app, isinstance(config.auth, AuthConfig), config.defaults.max_timeout_s)
     routes = RouteTable(app.routes)

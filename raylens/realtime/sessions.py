@@ -42,14 +42,15 @@ def merge_params(
 
     The result is JSON.
     """
-    settings = _validate(pipeline.config_class, params, field)
+    settings = validate_settings(pipeline.config_class, params, field)
     try:
         return settings.model_dump(mode="json")
     except PydanticSerializationError as error:
         raise InvalidRequest(f"{field}: not JSON: {error}"[:300], field) from None
 
 
-def _validate(config_class: type[S], params: Mapping[str, Any], field: str) -> S:
+def validate_settings(config_class: type[S], params: Mapping[str, Any], field: str) -> S:
+    """Return the settings of a pipeline. Raises ``InvalidRequest``, which names the setting."""
     try:
         return config_class.model_validate(dict(params))
     except ValidationError as error:
@@ -80,7 +81,7 @@ def change_settings(
 ) -> MoondreamConfig:
     """Return settings with changes. Raises ``InvalidRequest``."""
     values = {**settings.model_dump(mode="json"), **changes}
-    changed = _validate(MoondreamConfig, values, "parameters")
+    changed = validate_settings(MoondreamConfig, values, "parameters")
     check_frames(changed, max_frames, "parameters")
     return changed
 

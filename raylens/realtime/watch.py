@@ -12,6 +12,18 @@ from typing import Any
 
 from raylens.realtime.frames import Frame
 from raylens.realtime.live_session import LiveSession
+from raylens.realtime.sources.live import SourceState
+
+
+def source_message(state: SourceState) -> dict[str, Any]:
+    """Return what a watch says of the state of its source."""
+    return {
+        "type": "source",
+        "status": state.status.value,
+        "problem": state.problem,
+        "attempts": state.attempts,
+    }
+
 
 OpenSession = Callable[[Callable[[dict[str, Any]], None]], LiveSession]
 """Opens a session that reports to a function."""
@@ -62,6 +74,22 @@ class Outbox:
                 await self._has_changed.wait()
 
 
+class Pace:
+    """Lets a number of frames a second pass."""
+
+    def __init__(self, fps: float) -> None:
+        self._period_s = 1 / fps
+        self._due_at = float("-inf")
+
+    def is_due(self, now: float) -> bool:
+        """Whether a frame of this time passes, in seconds. If so, the next one has to wait."""
+        if now < self._due_at:
+            return False
+        is_late = now - self._due_at >= self._period_s
+        self._due_at = (now if is_late else self._due_at) + self._period_s
+        return True
+
+
 class Watch:
     """Shows a session at most ``fps`` frames a second, and collects what it says.
 
@@ -105,14 +133,13 @@ class Watch:
             self._observing.cancel()
 
     async def _observe(self) -> None:
-        opened_at, due_at = self._clock(), float("-inf")
+        opened_at = self._clock()
+        pace = Pace(self._fps)
         try:
             async for frame in self._frames:
-                if frame.received_at < due_at:
-                    continue
-                due_at = max(due_at + 1 / self._fps, frame.received_at)
-                shown = replace(frame, time_s=frame.received_at - opened_at)
-                await self._session.observe(shown)
+                if pace.is_due(frame.received_at):
+                    shown = replace(frame, time_s=frame.received_at - opened_at)
+                    await self._session.observe(shown)
         except Exception as error:
             self._failure = error
         finally:

@@ -134,7 +134,9 @@ class WatchRecord:
     def read(cls, output: Mapping[str, Any]) -> WatchRecord:
         """Return the record that a watch's output holds."""
         record = cls()
+        record.source = output.get("source", record.source)
         record.result = output.get("result")
+        record.error = output.get("error")
         record.recent_events.extend(output.get("recent_events", ()))
         record.events = output.get("events", 0)
         record.started = dict(output.get("started", {}))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from raylens.core.errors import FailureClass, RaylensError
 from raylens.realtime.overlay import Pixels
+
+MAX_PIXELS = 33_000_000
+"""Of a frame: a little less than 8K."""
+MAX_PICTURE_BYTES = 32 * 2**20
 
 
 class SourceUnavailable(RaylensError):
@@ -34,7 +42,7 @@ class SourceAddress:
     """Where frames come from."""
 
     kind: SourceKind
-    location: str
+    location: str = field(repr=False)
     """A path, a URL, or the device of a camera; empty for standard input."""
     host_address: str | None = None
     """The IP address to connect to instead of looking up the URL's host. Then no redirect is
@@ -42,8 +50,34 @@ class SourceAddress:
 
     @property
     def shown(self) -> str:
-        """The location without user name and password."""
-        raise NotImplementedError
+        """The location without what may be secret: user name, password and the URL's query."""
+        match self.kind:
+            case SourceKind.STDIN:
+                return "standard input"
+            case SourceKind.RTSP | SourceKind.HTTP:
+                url = urlsplit(self.location)
+                host = url.netloc.rpartition("@")[2]
+                return f"{url.scheme}://{host}{url.path}{'?…' if url.query else ''}"
+        return self.location
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Limits on sources, and the pace of those that have none of their own."""
+
+    open_timeout_s: float = 10.0
+    """Until the first frame."""
+    read_timeout_s: float = 10.0
+    """Between two frames of a live source."""
+    max_pixels: int = MAX_PIXELS
+    max_picture_bytes: int = MAX_PICTURE_BYTES
+    """Of a picture in a stream or a folder."""
+    snapshot_interval_s: float = 1.0
+    """Between two requests for a picture."""
+    picture_interval_s: float = 1.0
+    """Between two pictures of a folder that is a video."""
+    is_followed: bool = False
+    """Whether a folder is live: only the pictures that come from now on are its frames."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +89,7 @@ class SourceFrame:
 
 
 class Source(Protocol):
-    """An open source. It is used by one thread, except for :meth:`close`."""
+    """A source of frames. It is used by one thread, except for :meth:`close`."""
 
     @property
     def is_live(self) -> bool:
@@ -63,12 +97,68 @@ class Source(Protocol):
         ...
 
     def read(self) -> SourceFrame | None:
-        """Wait for the next frame, and return it; None at the end.
+        """Wait for the next frame, and return it; None if no other will ever come.
 
-        Raises ``SourceUnavailable``.
+        The first call opens the source. Raises ``SourceUnavailable`` if the source fails, also if a
+        camera's stream ends, and ``InvalidRequest`` if another attempt is no use.
         """
         ...
 
     def close(self) -> None:
-        """Free the source. A :meth:`read` that waits in another thread ends soon."""
+        """Free the source. It never blocks; a :meth:`read` in another thread ends at once."""
         ...
+
+
+ReportProblem = Callable[[str], None]
+"""Takes a sentence about something that was skipped. It is called by the reading thread."""
+
+
+class ClosableSource(ABC):
+    """A source whose resources belong to the thread that reads, as FFmpeg and files demand.
+
+    :meth:`close` in another thread interrupts the reading, and what is open is freed by whichever
+    of the two threads is the last to use it.
+    """
+
+    is_live = True
+
+    def __init__(self, address: SourceAddress) -> None:
+        self.address = address
+        self._use = threading.Lock()
+        self._closed = threading.Event()
+
+    def read(self) -> SourceFrame | None:
+        try:
+            with self._use:
+                if self._closed.is_set():
+                    raise self._unavailable("it is closed")
+                return self._read()
+        finally:
+            self._free_if_closed()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._interrupt()
+        self._free_if_closed()
+
+    @abstractmethod
+    def _read(self) -> SourceFrame | None:
+        """Open the source if it isn't open, and return the next frame."""
+
+    def _interrupt(self) -> None:
+        """Make a :meth:`_read` in another thread end at once. It may raise anything then."""
+        return
+
+    def _free(self) -> None:
+        """Free everything. It is called twice at times, and never during :meth:`_read`."""
+        return
+
+    def _free_if_closed(self) -> None:
+        if self._closed.is_set() and self._use.acquire(blocking=False):
+            try:
+                self._free()
+            finally:
+                self._use.release()
+
+    def _unavailable(self, reason: str) -> SourceUnavailable:
+        return SourceUnavailable(f"{self.address.shown}: {reason}", "source")

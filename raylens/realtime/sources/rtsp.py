@@ -1,0 +1,113 @@
+"""Cameras over RTSP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import av
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from raylens.realtime.sources.base import (
+    ClosableSource,
+    SourceAddress,
+    SourceFrame,
+    SourceOptions,
+)
+from raylens.realtime.sources.container import (
+    NoVideo,
+    decode_tolerantly,
+    limit_decoder,
+    open_video,
+    reason_of,
+    to_pixels,
+)
+from raylens.realtime.sources.rtsp_relay import RtspRelay
+
+_OPTIONS = {
+    "rtsp_transport": "tcp",
+    "allowed_media_types": "video",
+    "protocol_whitelist": "tcp",
+    "fflags": "nobuffer",
+    "analyzeduration": "3000000",
+    "fpsprobesize": "1",
+    "max_delay": "0",
+}
+
+
+class RtspSource(ClosableSource):
+    """The frames of an RTSP stream, as they come, over TCP."""
+
+    def __init__(
+        self,
+        address: SourceAddress,
+        options: SourceOptions,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(address)
+        self._options = options
+        self._clock = clock
+        self._relay: RtspRelay | None = None
+        self._container: Any = None
+        self._stream: VideoStream | None = None
+        self._frames: Iterator[VideoFrame] = iter(())
+        self._opened_at = 0.0
+
+    def _read(self) -> SourceFrame | None:
+        try:
+            if self._stream is None:
+                self._stream = self._open()
+            frame = next(self._frames, None)
+            if frame is not None:
+                pixels = to_pixels(frame, self._stream)
+                return SourceFrame(pixels, self._clock() - self._opened_at)
+        except (OSError, ValueError) as error:  # FFmpeg's errors are, too
+            raise self._unavailable(self._reason(error)) from error
+        except NoVideo:
+            raise self._unavailable("no video") from None
+        raise self._unavailable(self._reason(None))
+
+    def _open(self) -> VideoStream:
+        limits = self._options.open_timeout_s, self._options.read_timeout_s
+        relay = self._relay = RtspRelay(self.address, self._options)
+        url = relay.start()
+        if self._closed.is_set():  # since the last look at it
+            relay.stop()
+        self._container, stream = open_video(
+            url, self.address.shown, _OPTIONS, format="rtsp", timeout=limits
+        )
+        limit_decoder(stream, self._options.max_pixels, threads=1)
+        self._frames = decode_tolerantly(self._container, stream)
+        self._opened_at = self._clock()
+        return stream
+
+    def _reason(self, error: Exception | None) -> str:
+        """Return why the stream failed, as far as the relay knows."""
+        if self._closed.is_set():
+            return "it is closed"
+        relay = self._relay
+        if relay is not None:
+            relay.stop()
+            relay.join()
+        if relay is not None and relay.failure is not None:
+            return relay.failure
+        if isinstance(error, av.error.ExitError):
+            return f"no picture for {self._options.read_timeout_s:g} s"
+        return "the stream ended" if error is None else reason_of(error)
+
+    def _interrupt(self) -> None:
+        if self._relay is not None:
+            self._relay.stop()
+
+    def _free(self) -> None:
+        self._frames = iter(())
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            relay.stop()
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+        if relay is not None:
+            relay.join()

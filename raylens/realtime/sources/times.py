@@ -1,0 +1,38 @@
+"""Times of frames, made to increase."""
+
+from __future__ import annotations
+
+TICK_S = 0.001
+"""What lies at least between two frames."""
+MAX_STEP_BACK_S = 1.0
+"""A frame that is earlier than the last one by more begins a part whose times start again."""
+
+
+class Timeline:
+    """Turns the times of a file's frames into times that increase, from 0 on.
+
+    They may be missing or repeated, or start again in the middle. ``interval_s`` is the usual time
+    between two frames.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._shift_s: float | None = None
+        self._last_s = 0.0
+
+    def place(self, time_s: float | None) -> float:
+        """Return the time of the next frame, whose own time is ``time_s``."""
+        self._last_s = self._next(time_s)
+        return self._last_s
+
+    def _next(self, time_s: float | None) -> float:
+        if self._shift_s is None:
+            self._shift_s = -(time_s or 0.0)
+            return 0.0
+        if time_s is None:
+            return self._last_s + self._interval_s
+        placed = time_s + self._shift_s
+        if placed < self._last_s - MAX_STEP_BACK_S:
+            placed = self._last_s + self._interval_s
+            self._shift_s = placed - time_s
+        return max(placed, self._last_s + TICK_S)
