@@ -6,18 +6,16 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from raylens.realtime.sources.live import LiveFrames
-from raylens.realtime.sources.opening import open_source
 
 from deployments.autoscaling import ENGINE_LOAD
-from deployments.draining import is_stopping, replica_draining, this_actor
+from deployments.draining import is_stopping, machine_drain, replica_draining, this_actor
 from deployments.graph import Graph
 from deployments.ingress_ledger import IngressLedger
 from deployments.live_deployment import LiveDeployment, Settings
@@ -35,7 +33,7 @@ from raylens.api.webrtc import PREFIX as WEBRTC
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
 from raylens.core.draining import Draining
-from raylens.core.errors import Overloaded, PermissionDenied
+from raylens.core.errors import Overloaded, PermissionDenied, UnknownSession
 from raylens.core.fallback import FallbackService
 from raylens.core.key_source import KeySource
 from raylens.core.leases import Leases
@@ -51,6 +49,8 @@ from raylens.realtime.processors import open_processor
 from raylens.realtime.sessions import find_pipeline, validate_settings
 from raylens.realtime.settings import MoondreamConfig
 from raylens.realtime.sources.base import Source, SourceOptions
+from raylens.realtime.sources.live import LiveFrames
+from raylens.realtime.sources.opening import open_source
 from raylens.realtime.watch import Outbox, Watch, source_message
 from raylens.realtime.webrtc.addresses import find_addresses
 from raylens.realtime.webrtc.sessions import Sessions
@@ -74,7 +74,8 @@ class Realtime(LiveDeployment):
         self._config = self._current_config = config
         context = serve.get_replica_context()
         self._graph = Graph(config, context.app_name, preprocessor, models)
-        self._draining = Draining(replica_draining(this_actor(), is_stopping))
+        replica_drains = replica_draining(this_actor(), is_stopping)
+        self._draining = Draining(lambda: replica_drains() or machine_drain() is not None)
         self._shared = Shared(config, None, Leases(IngressLedger()), self._draining)
         self._shared.context = self._make_context(config)
         self._metrics = PrometheusRequestMetrics()
@@ -103,11 +104,13 @@ class Realtime(LiveDeployment):
         questions.identify()
         place = AsyncExitStack()
         limits = own_limits(self._current_config.client_limits)
+        max_frames = self._current_config.realtime.max_frames
         await place.enter_async_context(session_place(self._shared.leases, limits))
+        place.callback(asyncio.ensure_future(questions.watch_key()).cancel)
 
         def open_session(parameters: Mapping[str, Any], report: Report) -> FrameProcessor:
             processor = open_processor(
-                pipeline, parameters, questions, report, self._threads, to_tensor
+                pipeline, parameters, questions, report, self._threads, to_tensor, max_frames
             )
             return Placed(processor, place)
 
@@ -158,7 +161,9 @@ class Realtime(LiveDeployment):
             return open_source(admission.result(), SourceOptions(is_followed=True))
 
         def open_session(report: Report) -> LiveSession:
-            return LiveSession(questions, settings, report, self._threads)
+            return LiveSession(
+                questions, settings, report, self._threads, max_frames=config.realtime.max_frames
+            )
 
         outbox = Outbox()
         frames = LiveFrames(open_admitted, lambda state: outbox.put(source_message(state)))
@@ -166,11 +171,13 @@ class Realtime(LiveDeployment):
             watch = Watch(frames.frames(), open_session, outbox, fps)
             questions.on_denied = partial(watch.stop, PermissionDenied(KEY_GONE))
             self._watches.add(watch)
+            watching_key = asyncio.ensure_future(questions.watch_key())
             try:
                 async with aclosing(watch.messages()) as messages:
                     async for message in messages:
                         yield message
             finally:
+                watching_key.cancel()
                 self._watches.discard(watch)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -199,8 +206,13 @@ class Realtime(LiveDeployment):
         )
 
     def _end(self, session_id: str, client: SessionClient) -> None:
-        """End a session whose key is no longer valid."""
-        task = asyncio.ensure_future(self._sessions.close(session_id, client.name, KEY_GONE))
+        """End a session whose key is no longer valid, unless it has ended."""
+
+        async def close() -> None:
+            with suppress(UnknownSession):
+                await self._sessions.close(session_id, client.name, KEY_GONE)
+
+        task = asyncio.ensure_future(close())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 

@@ -41,7 +41,7 @@ from raylens.api.client_limits import RATE_HEADERS, ClientLimitsMiddleware
 from raylens.api.context import CheckMedia, Context
 from raylens.api.contract import describe
 from raylens.api.docs import add_pages
-from raylens.api.draining import WebSocketDrainMiddleware
+from raylens.api.draining import CLOSE_S, WebSocketDrainMiddleware
 from raylens.api.errors import add_error_handlers
 from raylens.api.job_request import JobReader
 from raylens.api.media import Media
@@ -166,7 +166,11 @@ def create_app(
         routes=routes,
     )
     if shared.draining is not None:
-        app.add_middleware(WebSocketDrainMiddleware, draining=shared.draining)
+        # Replicas have that long to end (deployments/app.py).
+        patience_s = config.defaults.max_timeout_s - CLOSE_S
+        app.add_middleware(
+            WebSocketDrainMiddleware, draining=shared.draining, patience_s=lambda: patience_s
+        )
     app.add_middleware(ClientLimitsMiddleware, leases=shared.leases, limits=config.client_limits)
     if isinstance(config.auth, AuthConfig):
         # Sessions outlive the application, and what they may do changes with the configuration.

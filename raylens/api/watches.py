@@ -46,7 +46,7 @@ from raylens.jobs.webhooks import format_timestamp
 from raylens.net.address import AllowList
 from raylens.net.lookup import LookUp, look_up
 from raylens.realtime.pipeline import task_of
-from raylens.realtime.sessions import validate_settings
+from raylens.realtime.sessions import check_frames, validate_settings
 from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
 from raylens.realtime.sources.guard import SourceGuard, shown_source
 
@@ -165,6 +165,7 @@ async def _check(context: Context, guard: SourceGuard, body: WatchRequest) -> Wa
     """Return the input of a watch's job. Raises ``InvalidRequest`` and ``UnknownModel``."""
     given = {**DEFAULTS, **body.pipeline}
     settings = validate_settings(MoondreamConfig, given, "pipeline")
+    check_frames(settings, context.config.realtime.max_frames, "pipeline")
     is_caption = settings.feature is MoondreamFeature.CAPTION
     events = body.events
     if events is None:

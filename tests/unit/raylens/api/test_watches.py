@@ -183,6 +183,7 @@ async def test_a_webhook_is_a_url_or_an_object(client: httpx.AsyncClient) -> Non
         ({"pipeline": {"feature": "count"}}, "pipeline.feature", "detect"),
         ({"pipeline": {"detect_objekt": "cat"}}, "pipeline.detect_objekt", "known: feature"),
         ({"pipeline": {"event_enter": 0}}, "pipeline.event_enter", "1"),
+        ({"pipeline": {"frames": 17}}, "pipeline.frames", "limit is 16"),
         ({"pipeline": {"model": "gpt"}}, "model", "gpt"),
         ({"pipeline": 3}, "pipeline", "dictionary"),
         ({"events": ["started"]}, "events", "event.started"),
