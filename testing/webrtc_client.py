@@ -14,6 +14,7 @@ from aiortc import (
     RTCBundlePolicy,
     RTCConfiguration,
     RTCDataChannel,
+    RTCIceServer,
     RTCPeerConnection,
     RTCRtpSender,
     RTCSessionDescription,
@@ -76,10 +77,11 @@ class Camera(MediaStreamTrack):
         self._frames: asyncio.Queue[av.VideoFrame] = asyncio.Queue()
         self._pts = 0
 
-    def show(self, pixels: Pixels) -> None:
+    def show(self, pixels: Pixels, ticks: int = TICKS) -> None:
+        """Show a frame, for that long."""
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         frame.pts, frame.time_base = self._pts, TIME_BASE
-        self._pts += TICKS
+        self._pts += ticks
         self._frames.put_nowait(frame)
 
     def show_numbers(self, numbers: Sequence[int], width: int = 320, height: int = 240) -> None:
@@ -99,12 +101,13 @@ class Client:
         channels: Sequence[str] = ("parameters", "results"),
         codec: str = "VP8",
         audio: str | None = None,
+        ice_servers: Sequence[RTCIceServer] = (),
     ) -> None:
         self.camera = Camera()
         self.frames: list[av.VideoFrame] = []
         self.messages: dict[str, list[dict[str, Any]]] = {}
         # aiortc has a bug with the other policies if two video lines follow an audio line.
-        configuration = RTCConfiguration([], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
+        configuration = RTCConfiguration(list(ice_servers), bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
         self.connection = RTCPeerConnection(configuration)
         self._tasks: list[asyncio.Task[None]] = []
         if audio is not None:
