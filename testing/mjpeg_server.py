@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from testing.threaded_server import serving_in_thread
 
 
 @dataclass
@@ -57,40 +58,28 @@ def plain_part(picture: bytes, boundary: str = "--frame") -> bytes:
 @contextmanager
 def running_web_camera(camera: WebCamera, ssl: Any = None) -> Iterator[WebCamera]:
     """Run a camera on 127.0.0.1, in a thread."""
-    loop = asyncio.new_event_loop()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         camera.connections += 1
         camera.open_connections += 1
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            await _answer(camera, head, writer)
+            answering = asyncio.create_task(_answer(camera, head, writer))
+            leaving = asyncio.create_task(reader.read())
+            try:
+                await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                answering.cancel()
+                leaving.cancel()
+                await asyncio.gather(answering, leaving, return_exceptions=True)
         except (OSError, EOFError):
             pass
         finally:
             camera.open_connections -= 1
             writer.close()
 
-    starting = asyncio.start_server(handle, "127.0.0.1", camera.port, ssl=ssl)
-    server = loop.run_until_complete(starting)
-    camera.port = server.sockets[0].getsockname()[1]
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
+    with serving_in_thread(handle, camera.port, ssl) as camera.port:
         yield camera
-    finally:
-
-        async def stop() -> None:
-            server.close()
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
 
 
 async def _answer(camera: WebCamera, head: str, writer: asyncio.StreamWriter) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import re
 import secrets
 import struct
-import threading
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from testing.threaded_server import serving_in_thread
 
 Pixels = NDArray[np.uint8]
 MAX_PAYLOAD = 1400
@@ -61,7 +62,6 @@ class RtspCamera:
 @contextmanager
 def running_camera(camera: RtspCamera, ssl: Any = None) -> Iterator[RtspCamera]:
     """Run a camera on 127.0.0.1, in a thread."""
-    loop = asyncio.new_event_loop()
     units = encode_h264(camera.pictures, camera.frames_per_second)
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -76,27 +76,8 @@ def running_camera(camera: RtspCamera, ssl: Any = None) -> Iterator[RtspCamera]:
             camera.open_connections -= 1
             writer.transport.abort()
 
-    server = loop.run_until_complete(
-        asyncio.start_server(handle, "127.0.0.1", camera.port, ssl=ssl)
-    )
-    camera.port = server.sockets[0].getsockname()[1]
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
+    with serving_in_thread(handle, camera.port, ssl) as camera.port:
         yield camera
-    finally:
-
-        async def stop() -> None:
-            server.close()
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
 
 
 def encode_h264(pictures: Sequence[Pixels], frames_per_second: float) -> list[list[bytes]]:

@@ -105,7 +105,11 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the source. It never blocks; a :meth:`read` in another thread ends at once."""
+        """Free the source. It never blocks.
+
+        In another thread than that of :meth:`read`, it ends a ``read`` at once; then the reading
+        thread frees the source as it leaves ``read``, or with a ``close`` of its own.
+        """
         ...
 
 
@@ -114,32 +118,31 @@ ReportProblem = Callable[[str], None]
 
 
 class ClosableSource(ABC):
-    """A source whose resources belong to the thread that reads, as FFmpeg and files demand.
-
-    :meth:`close` in another thread interrupts the reading, and what is open is freed by whichever
-    of the two threads is the last to use it.
-    """
+    """A source whose resources belong to the thread that reads, as FFmpeg demands."""
 
     is_live = True
 
     def __init__(self, address: SourceAddress) -> None:
         self.address = address
-        self._use = threading.Lock()
         self._closed = threading.Event()
+        self._reader: threading.Thread | None = None
 
     def read(self) -> SourceFrame | None:
+        self._reader = threading.current_thread()
         try:
-            with self._use:
-                if self._closed.is_set():
-                    raise self._unavailable("it is closed")
-                return self._read()
+            if self._closed.is_set():
+                raise self._unavailable("it is closed")
+            return self._read()
         finally:
-            self._free_if_closed()
+            if self._closed.is_set():
+                self._free()
 
     def close(self) -> None:
         self._closed.set()
         self._interrupt()
-        self._free_if_closed()
+        reader = self._reader
+        if reader is None or reader is threading.current_thread() or not reader.is_alive():
+            self._free()
 
     @abstractmethod
     def _read(self) -> SourceFrame | None:
@@ -150,15 +153,8 @@ class ClosableSource(ABC):
         return
 
     def _free(self) -> None:
-        """Free everything. It is called twice at times, and never during :meth:`_read`."""
+        """Free everything. It may be called twice, but never during :meth:`_read`."""
         return
-
-    def _free_if_closed(self) -> None:
-        if self._closed.is_set() and self._use.acquire(blocking=False):
-            try:
-                self._free()
-            finally:
-                self._use.release()
 
     def _unavailable(self, reason: str) -> SourceUnavailable:
         return SourceUnavailable(f"{self.address.shown}: {reason}", "source")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,7 +87,8 @@ def to_pixels(frame: VideoFrame, stream: VideoStream) -> Pixels:
 
 def reason_of(error: Exception) -> str:
     """Return why FFmpeg failed, without the name of the file."""
-    if isinstance(error, av.error.InvalidDataError):
+    is_invalid = getattr(error, "errno", None) == errno.EINVAL
+    if is_invalid or isinstance(error, av.error.InvalidDataError | av.error.EOFError):
         return "not a video that can be read, or a damaged one"
     reason = getattr(error, "strerror", None)
     return str(reason or error or type(error).__name__)

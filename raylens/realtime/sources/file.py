@@ -72,9 +72,8 @@ class FileSource(ClosableSource):
             self._file = open(self.address.location, "rb")  # noqa: SIM115
             options = {"protocol_whitelist": "none", "format_whitelist": FORMATS}
             self._container, stream = open_video(self._file, shown, options)
-        except OSError as error:  # FFmpeg's errors are, too
-            raise InvalidRequest(f"source: {shown}: {reason_of(error)}", "source") from error
-        except ValueError as error:
+        except (OSError, ValueError) as error:  # FFmpeg's errors are, too
+            self._free()
             raise InvalidRequest(f"source: {shown}: {reason_of(error)}", "source") from error
         limit_decoder(stream, self._options.max_pixels, threads=0)
         self._frames = decode_tolerantly(self._container, stream)
@@ -86,9 +85,11 @@ class FileSource(ClosableSource):
         """Raise ``SourceUnavailable`` if the file ends before its header says."""
         if self._last is None:
             raise self._unavailable("it has no frame that can be read")
-        if not stream.duration or not stream.time_base:
-            return
-        promised_s = float(stream.duration * stream.time_base)
+        promised_s = 0.0
+        if stream.duration and stream.time_base:
+            promised_s = float(stream.duration * stream.time_base)
+        elif len(self._container.streams) == 1:  # no sound, which may be longer
+            promised_s = (self._container.duration or 0) / av.time_base
         last_s = self._last.time_s
         if promised_s > last_s + TOLERANCE_S + 0.1 * promised_s:
             raise self._unavailable(f"the file is cut off: {last_s:.1f} of {promised_s:.1f} s")

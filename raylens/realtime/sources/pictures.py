@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.sources.base import SourceOptions
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 )

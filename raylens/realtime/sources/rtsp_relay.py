@@ -128,19 +128,20 @@ class RtspRelay:
             self._loop.close()
 
     async def _relay(self, listener: socket.socket) -> None:
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                stack.callback(listener.close)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(listener.close)
+            # The reason must be known before FFmpeg's connection ends.
+            try:
                 camera = await stack.enter_async_context(_closing(self._connect()))
                 player = await stack.enter_async_context(_closing(self._accept(listener)))
                 await _first_of(self._send_requests(player, camera), self._answer(camera, player))
-        except RelayFailure as failure:
-            self.failure = str(failure)
-        except TimeoutError:
-            self.failure = f"no answer for {self._options.read_timeout_s:g} s"
-        except (OSError, EOFError) as error:
-            is_end = isinstance(error, EOFError)
-            self.failure = "the stream ended" if is_end else describe_failure(error)
+            except RelayFailure as failure:
+                self.failure = str(failure)
+            except TimeoutError:
+                self.failure = f"no answer for {self._options.read_timeout_s:g} s"
+            except (OSError, EOFError) as error:
+                is_end = isinstance(error, EOFError)
+                self.failure = "the stream ended" if is_end else describe_failure(error)
 
     async def _connect(self) -> _Connection:
         try:

@@ -1,0 +1,25 @@
+"""Pictures whose gray level tells which one they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from raylens.realtime.overlay import Pixels
+from testing.pictures import encode_picture
+
+STEP = 8
+"""Levels between two pictures: more than compression changes."""
+
+
+def gray(number: int, width: int = 64, height: int = 48) -> Pixels:
+    return np.full((height, width, 3), number * STEP, np.uint8)
+
+
+def number_of(pixels: Pixels) -> int:
+    return round(float(pixels.mean()) / STEP)
+
+
+def jpeg(number: int, **options: Any) -> bytes:
+    return encode_picture(gray(number), "JPEG", **options)

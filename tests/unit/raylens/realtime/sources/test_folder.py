@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raylens.core.errors import InvalidRequest
+from raylens.realtime.sources.base import (
+    SourceAddress,
+    SourceFrame,
+    SourceKind,
+    SourceOptions,
+    SourceUnavailable,
+)
+from raylens.realtime.sources.folder import FollowedFolder
+from raylens.realtime.sources.opening import open_source
+from testing.pictures import TURNS, encode_picture, png_header, random_pixels
+from tests.unit.raylens.realtime.sources.drawn import jpeg, number_of
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def address(folder: Path) -> SourceAddress:
+    return SourceAddress(SourceKind.FOLDER, str(folder))
+
+
+def test_a_folder_is_a_video_in_natural_order(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        (tmp_path / f"cam{number}.jpg").write_bytes(jpeg(number))
+    (tmp_path / "cam3.png").write_bytes(b"no picture")
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / ".cam0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "cam4.jpg").mkdir()
+    problems: list[str] = []
+    options = SourceOptions(picture_interval_s=0.5)
+    source = open_source(address(tmp_path), options, problems.append)
+    frames = [source.read() for _ in range(3)]
+    assert [(number_of(f.pixels), f.time_s) for f in frames if f] == [(1, 0), (2, 0.5), (10, 1.5)]
+    assert source.read() is None
+    assert problems == [f"{tmp_path}/cam3.png: not a picture that can be read"]
+    assert not source.is_live
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_pictures_are_upright(tmp_path: Path, orientation: int) -> None:
+    from PIL import Image
+
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24, :32] = 255
+    stored = Image.fromarray(pixels).transpose(TURNS[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "a.jpg").write_bytes(encode_picture(stored, "JPEG", exif=exif))
+    frame = open_source(address(tmp_path)).read()
+    assert frame is not None
+    assert np.abs(frame.pixels.astype(int) - pixels).mean() < 3
+
+
+def test_transparency_and_sixteen_bits(tmp_path: Path) -> None:
+    clear = np.zeros((8, 8, 4), np.uint8)
+    (tmp_path / "a.png").write_bytes(encode_picture(clear))
+    (tmp_path / "b.png").write_bytes(encode_picture(np.full((8, 8), 40_000, np.uint16)))
+    source = open_source(address(tmp_path))
+    levels = [int(frame.pixels[0, 0, 0]) for frame in (source.read(), source.read()) if frame]
+    assert levels == [255, 40_000 >> 8]
+
+
+def test_large_pictures_are_skipped_before_they_are_decoded(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_header(7000, 5000))
+    (tmp_path / "b.jpg").write_bytes(jpeg(1) + bytes(3000))
+    problems: list[str] = []
+    options = SourceOptions(max_picture_bytes=2000)
+    source = open_source(address(tmp_path), options, problems.append)
+    assert source.read() is None
+    assert problems == [
+        f"{tmp_path}/a.png: 7000×5000 pixels; the limit is 33000000 pixels",
+        f"{tmp_path}/b.jpg: 2001 bytes; the limit is 2000",
+    ]
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="no pictures in this folder"):
+        open_source(address(tmp_path)).read()
+
+
+class Follower:
+    """A followed folder that is read one look at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.problems: list[str] = []
+        self.clock = Clock()
+        self.source = FollowedFolder(
+            address(folder), SourceOptions(), self.problems.append, self.clock
+        )
+        self.source._opened_at = self.clock()
+        self.source._done = self.source._look()
+
+    def look(self) -> int | None:
+        """Return the number of the next picture, if there is one."""
+        assert self.source._done is not None
+        frame = self.source._find_frame(self.source._done)
+        return None if frame is None else number_of(frame.pixels)
+
+
+def test_a_followed_folder_shows_what_comes(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    follower = Follower(tmp_path)
+    assert follower.look() is None
+    (tmp_path / "3.jpg").write_bytes(jpeg(3))
+    assert follower.look() == 3
+    (tmp_path / "2.jpg").write_bytes(jpeg(2))
+    assert follower.look() == 2
+    assert follower.look() is None
+    (tmp_path / "1.jpg").write_bytes(jpeg(9, comment="again"))  # overwritten
+    assert follower.look() == 9
+    assert follower.look() is None
+
+
+def test_files_that_are_being_written_are_tried_again(tmp_path: Path) -> None:
+    follower = Follower(tmp_path)
+    slow, data = tmp_path / "slow.jpg", encode_picture(random_pixels(64, 48), "JPEG")
+    slow.write_bytes(b"")
+    assert follower.look() is None
+    for part in (10, len(data) // 2, len(data) - 100):
+        slow.write_bytes(data[:part])
+        follower.clock.now += 1.5
+        assert follower.look() is None
+    (tmp_path / "fast.jpg").write_bytes(jpeg(6))
+    assert follower.look() == 6
+    slow.write_bytes(data)
+    assert follower.look() is not None
+    assert follower.problems == []
+
+
+def test_a_file_that_stays_broken_is_reported_once(tmp_path: Path) -> None:
+    follower = Follower(tmp_path)
+    (tmp_path / "bad.jpg").write_bytes(jpeg(5)[:100])
+    for _ in range(5):
+        assert follower.look() is None
+        follower.clock.now += 1.5
+    assert len(follower.problems) == 1
+    assert "bad.jpg: damaged" in follower.problems[0]
+    (tmp_path / "bad.jpg").write_bytes(jpeg(5))
+    assert follower.look() == 5
+
+
+def in_thread(read: Callable[[], SourceFrame | None]) -> tuple[threading.Thread, list[object]]:
+    results: list[object] = []
+
+    def run() -> None:
+        try:
+            results.append(read())
+        except SourceUnavailable as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, results
+
+
+def test_close_ends_the_waiting_for_files(tmp_path: Path) -> None:
+    source = open_source(address(tmp_path), SourceOptions(is_followed=True))
+    assert source.is_live
+    thread, results = in_thread(source.read)
+    source.close()
+    thread.join(2)
+    assert not thread.is_alive()
+    assert isinstance(results[0], SourceUnavailable)
+
+
+def test_a_folder_that_vanishes_is_unavailable(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    follower = Follower(folder)
+    folder.rmdir()
+    with pytest.raises(SourceUnavailable, match="No such file"):
+        follower.look()

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylens.realtime.sources.address import parse_url
+from raylens.realtime.sources.base import Source, SourceOptions, SourceUnavailable
+from raylens.realtime.sources.opening import open_source
+from raylens.realtime.sources.rtsp_auth import Authenticator, Credentials
+from raylens.realtime.sources.rtsp_relay import RtspRelay
+from testing.ports import free_port
+from testing.rtsp_server import RtspCamera, running_camera
+from tests.unit.raylens.realtime.sources.drawn import gray, number_of
+from tests.unit.raylens.realtime.sources.test_http import (
+    make_context,
+    open_descriptors,
+    wait_until,
+)
+
+PICTURES = [gray(number, 160, 120) for number in range(30)]
+FAST = SourceOptions(open_timeout_s=5, read_timeout_s=1)
+
+
+@contextmanager
+def watching(
+    url: str, options: SourceOptions = FAST, host_address: str | None = None
+) -> Iterator[Source]:
+    source = open_source(replace(parse_url(url), host_address=host_address), options)
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def read_numbers(source: Source, count: int = 5) -> list[int]:
+    frames = [source.read() for _ in range(count)]
+    times = [frame.time_s for frame in frames if frame]
+    assert times == sorted(times)
+    return [number_of(frame.pixels) for frame in frames if frame]
+
+
+def check(source: Source) -> None:
+    """Check that pictures come one after another, as they are drawn."""
+    first, *others = read_numbers(source)
+    assert others == [(first + step) % len(PICTURES) for step in range(1, 5)]
+
+
+def fail(source: Source, count: int = 200) -> str:
+    with pytest.raises(SourceUnavailable) as failure:
+        read_numbers(source, count)
+    return failure.value.message
+
+
+def test_frames_come_as_they_are_shown() -> None:
+    with running_camera(RtspCamera(PICTURES)) as camera, watching(camera.url) as source:
+        assert source.is_live
+        check(source)
+    first, *_ = camera.requests
+    assert first == f"OPTIONS rtsp://127.0.0.1:{camera.port}/live/main?channel=1 RTSP/1.0"
+
+
+def test_large_pictures_come_in_many_packets() -> None:
+    from testing.pictures import random_pixels
+
+    pictures = [random_pixels(640, 480, seed) for seed in range(5)]
+    with running_camera(RtspCamera(pictures)) as camera, watching(camera.url) as source:
+        frame = source.read()
+    assert frame is not None
+    assert frame.pixels.shape == (480, 640, 3)
+    assert frame.pixels.std() > 40
+
+
+@pytest.mark.parametrize("scheme", ["basic", "digest", "digest-qop"])
+def test_passwords(scheme: str) -> None:
+    camera = RtspCamera(PICTURES, user="admin", password="p%40:x", scheme=scheme)
+    with running_camera(camera):
+        url = camera.url
+        camera.password = "p@:x"
+        with watching(url) as source:
+            check(source)
+        camera.password = "other"
+        with watching(url) as source:
+            problem = fail(source)
+        assert "401: the user name or password is wrong" in problem
+        assert "p@" not in problem
+        assert "p%40" not in problem
+        with watching(url.replace("admin:p%40:x@", "")) as source:
+            assert "401: a user name and password is needed" in fail(source)
+
+
+def test_digest_of_the_standard() -> None:
+    """RFC 7616, section 3.9.1, with the nonces that it gives."""
+    authenticator = Authenticator(Credentials("Mufasa", "Circle of Life"))
+    challenge = (
+        'Digest realm="http-auth@example.org", qop="auth, auth-int", algorithm=SHA-256, '
+        'nonce="7ypf/xlj9XXwfDPEoM4URrv/xwf94BcCAzFZH4GiTo0v", '
+        'opaque="FQhe/qaU925kfnzjCev0ciny7QMkPqMAFRtzCUYo5tdS"'
+    )
+    assert authenticator.take(['Basic realm="x"', challenge])
+    header = authenticator.authorize("GET", "/dir/index.html") or ""
+    import hashlib
+    import re
+
+    fields = dict(re.findall(r'(\w+)="?([^",]*)"?', header))
+
+    def sha(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    secret = sha("Mufasa:http-auth@example.org:Circle of Life")
+    assert fields["response"] == sha(
+        f"{secret}:{fields['nonce']}:00000001:{fields['cnonce']}:auth:{sha('GET:/dir/index.html')}"
+    )
+    assert fields["opaque"] == "FQhe/qaU925kfnzjCev0ciny7QMkPqMAFRtzCUYo5tdS"
+    assert not authenticator.take(['Digest realm="x", nonce="y", algorithm=SHA-1'])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"end_at": 20}, "the stream ended"),
+        ({"hang_at": 20}, "no answer for 1 s"),
+        ({"silent_on": "OPTIONS"}, "no answer for 1 s"),
+        ({"silent_on": "DESCRIBE"}, "no answer for 1 s"),
+        ({"silent_on": "PLAY"}, "no answer for 1 s"),
+        ({"media": "audio"}, "no video"),
+        ({"location": "rtsp://127.0.0.1:1/"}, "302: it redirects elsewhere"),
+    ],
+)
+def test_faults_have_a_reason(changes: dict[str, Any], message: str) -> None:
+    with running_camera(replace(RtspCamera(PICTURES), **changes)) as camera:
+        with watching(camera.url) as source:
+            problem = fail(source)
+        assert problem.startswith(f"rtsp://127.0.0.1:{camera.port}/live/main?…: {message}")
+        wait_until(lambda: camera.open_connections == 0)
+
+
+def test_nothing_listens() -> None:
+    with watching(f"rtsp://127.0.0.1:{free_port()}/") as source:
+        assert "connection refused" in fail(source)
+
+
+def test_a_server_of_another_protocol() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"x" * 100_000)
+                connection.recv(1000)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with watching(f"rtsp://127.0.0.1:{listener.getsockname()[1]}/") as source:
+            assert "it doesn't speak RTSP" in fail(source)
+        thread.join(5)
+
+
+def test_a_pinned_address_replaces_the_lookup() -> None:
+    with running_camera(RtspCamera(PICTURES)) as camera:
+        url = camera.url.replace("127.0.0.1", "camera.invalid")
+        with watching(url, host_address="127.0.0.1") as source:
+            check(source)
+    assert f"DESCRIBE rtsp://camera.invalid:{camera.port}/live/main?channel=1 RTSP/1.0" in (
+        camera.requests
+    )
+
+
+def test_a_certificate_is_checked(tmp_path: Path) -> None:
+    context = make_context(tmp_path, "camera.invalid")
+    with running_camera(RtspCamera(PICTURES), context) as camera:
+        url = camera.url.replace("rtsp://127.0.0.1", "rtsps://camera.invalid")
+        with watching(url, host_address="127.0.0.1") as source:
+            assert "the TLS certificate was not accepted" in fail(source)
+
+
+def test_strangers_cannot_see_the_camera_through_the_relay() -> None:
+    with running_camera(RtspCamera(PICTURES, user="a", password="b")) as camera:
+        relay = RtspRelay(parse_url(camera.url), FAST)
+        url = relay.start()
+        port = int(url.split(":")[2].partition("/")[0])
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"DESCRIBE rtsp://127.0.0.1/live RTSP/1.0\r\nCSeq: 1\r\n\r\n")
+            stranger.settimeout(5)
+            with suppress(ConnectionResetError):
+                assert stranger.recv(100) == b""
+        relay.stop()
+        relay.join()
+        assert relay.failure == "another program has connected to the relay"
+    assert camera.requests == []
+
+
+def test_close_ends_a_read_at_once_and_leaves_nothing() -> None:
+    patient = SourceOptions(open_timeout_s=60, read_timeout_s=60)
+    cameras = [
+        RtspCamera(PICTURES, silent_on="OPTIONS"),
+        RtspCamera(PICTURES, silent_on="SETUP"),
+        RtspCamera(PICTURES, hang_at=0),
+        RtspCamera(PICTURES, hang_at=30),
+    ]
+    for camera in cameras:
+        with running_camera(camera):
+            before = open_descriptors(), threading.active_count()
+            for _ in range(3):
+                close_during_a_read(camera, patient)
+            assert (open_descriptors(), threading.active_count()) == before
+
+
+def close_during_a_read(camera: RtspCamera, options: SourceOptions) -> None:
+    with watching(camera.url, options) as source:
+        failures: list[str] = []
+        thread = threading.Thread(target=lambda: failures.append(fail(source)))
+        thread.start()
+        wait_until(lambda: camera.open_connections == 1)
+        time.sleep(0.2)  # anywhere in the dialog
+        started = time.monotonic()
+        source.close()
+        thread.join(5)
+        assert not thread.is_alive()
+        assert time.monotonic() - started < 1
+        assert "it is closed" in failures[0]
+    wait_until(lambda: camera.open_connections == 0)
