@@ -63,7 +63,7 @@ class WatchRequest(Body):
     """Frames that the model sees in a second, at most."""
     pipeline: Annotated[dict[str, Any], Field(default_factory=dict)]
     """Settings of the Moondream pipeline."""
-    events: list[Literal[EVENTS]] | None = None  # type: ignore[valid-type]
+    events: Annotated[list[Literal[EVENTS]], Field(max_length=16)] | None = None  # type: ignore[valid-type]
     """What the webhook is told. Unset means starts and ends; of captions, each result."""
     webhook: Annotated[WebhookFields | None, BeforeValidator(_read_webhook)] = None
 
