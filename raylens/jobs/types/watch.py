@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
@@ -42,7 +42,7 @@ class WatchInput(JobInput):
     """Frames that the model sees in a second, at most."""
     pipeline: dict[str, Any] = Field(default_factory=dict)
     """Settings of the Moondream pipeline."""
-    events: tuple[str, ...] = (EVENT_STARTED, EVENT_ENDED)
+    events: Annotated[tuple[str, ...], Field(max_length=16)] = (EVENT_STARTED, EVENT_ENDED)
 
     @property
     def session_id(self) -> str | None:
