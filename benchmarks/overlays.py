@@ -3,27 +3,54 @@
 ``python -m benchmarks.overlays`` draws ten boxes and a question with its answer on frames of four
 sizes, on one core. In the same run it measures what bounds it: a copy of the frame from below, and
 from above a layer with alpha, composited by Pillow over the whole frame.
+
+``--sheet FILE`` draws every feature instead, on a light and on a dark frame, for people to look at.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 import time
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from statistics import median
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from raylens.core.types import Region
+from raylens.core.types import Location, Region
 from raylens.realtime.overlay import Overlay, Pixels
+from raylens.realtime.pipeline import FrameResult
+from raylens.realtime.pipeline import draw as draw_result
+from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
 
 SIZES = ((640, 480), (1280, 720), (1920, 1080), (3840, 2160))
 REPEATS = 40
 QUESTION = "What is in this picture?"
 ANSWER = "A dog and two people are walking along a street in the rain."
+DISCS = 14
+LONG = (
+    "Zwei Kinder in gelben Regenjacken laufen über eine nasse Straße, während hinter ihnen ein"
+    " roter Bus hält. 二人の子供が雨の中を走っています。 Дети бегут под дождём."
+)
+BOXES = (
+    Region(0.05, 0.25, 0.3, 0.7),
+    Region(0.35, 0.02, 0.5, 0.4),
+    Region(0.42, 0.15, 0.58, 0.5),
+    Region(0.7, 0.1, 0.99, 0.75),
+    Region(0.6, 0.55, 0.64, 0.6),
+)
+POINTS = (Location(0.1, 0.3), Location(0.5, 0.5), Location(0.52, 0.52), Location(0.98, 0.03))
+SHOWN = (
+    (FrameResult(LONG), MoondreamConfig(feature=MoondreamFeature.CAPTION)),
+    (FrameResult(ANSWER), MoondreamConfig(feature=MoondreamFeature.QUERY, question=QUESTION)),
+    (FrameResult(regions=BOXES, region_numbers=(1, 2, 3, 12, 104)), MoondreamConfig()),
+    (FrameResult(locations=POINTS), MoondreamConfig(feature=MoondreamFeature.POINT)),
+)
+"""Results of each feature."""
 
 
 def random_boxes(rng: random.Random, number: int) -> list[Region]:
@@ -76,7 +103,38 @@ def measure_size(width: int, height: int) -> dict[str, float]:
     return {name: measure_ms(work) for name, work in works.items()}
 
 
+def shapes(ground: int, darkest: int, brightest: int, width: int, height: int) -> Pixels:
+    """Return a frame with discs of random colors."""
+    rng = np.random.default_rng(1)
+    frame = np.full((height, width, 3), ground, np.uint8)
+    for _ in range(DISCS):
+        center = int(rng.integers(width)), int(rng.integers(height))
+        color = [int(value) for value in rng.integers(darkest, brightest, 3)]
+        radius = int(rng.integers(height // 12, height // 4))
+        cv2.circle(frame, center, radius, color, -1, cv2.LINE_AA)
+    return frame
+
+
+def draw_sheet(width: int, height: int) -> Pixels:
+    """Return all features side by side, above on light frames and below on dark ones."""
+    grounds = (235, 150, 256), (18, 0, 90)
+    rows = []
+    for levels in grounds:
+        frame = shapes(*levels, width, height)
+        rows.append([draw_result(frame, result, settings) for result, settings in SHOWN])
+    sheet: Pixels = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+    return sheet
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--height", type=int, default=240, help="of each frame of the sheet")
+    options = parser.parse_args()
+    if options.sheet is not None:
+        sheet = draw_sheet(options.height * 4 // 3, options.height)
+        Image.fromarray(sheet).quantize(128).save(options.sheet, optimize=True)
+        return
     cv2.setNumThreads(1)
     for number, (width, height) in enumerate(SIZES):
         times = measure_size(width, height)

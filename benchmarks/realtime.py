@@ -98,7 +98,7 @@ def _note(ages: Ages, message: dict[str, Any]) -> None:
     if message["type"] == "result":
         ages.add(message["timings"]["age_ms"])
     elif message["type"] == "error":
-        raise RuntimeError(message["message"])
+        raise RuntimeError(message["error"])
 
 
 async def watch_web_socket(url: str, name: str, fps: float, seconds: float) -> Ages:

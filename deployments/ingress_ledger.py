@@ -19,14 +19,15 @@ TIMEOUT_S = 2.0
 class IngressLedger(RemoteLedger):
     """Asks a replica of the ingress, which asks the actor."""
 
-    def __init__(self) -> None:
-        self._handle: DeploymentHandle | None = None
+    def __init__(self, handle: DeploymentHandle | None = None) -> None:
+        """``handle`` is the ingress's; None means that of this replica's application."""
+        self._handle = handle
 
     async def call(self, method: str, *arguments: object) -> Grant:
-        if self._handle is None:
-            application = serve.get_replica_context().app_name
-            self._handle = serve.get_deployment_handle(INGRESS, application)
         try:
+            if self._handle is None:
+                application = serve.get_replica_context().app_name
+                self._handle = serve.get_deployment_handle(INGRESS, application)
             async with asyncio.timeout(TIMEOUT_S):
                 grant: Grant = await self._handle.ledger.remote(method, *arguments)
                 return grant

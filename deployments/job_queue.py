@@ -77,6 +77,7 @@ class JobQueueActor:
         from deployments.graph import Graph
         from deployments.job_metrics import PrometheusJobMetrics
         from deployments.tracing import trace_this_actor
+        from deployments.watch_client import WatchClient
         from raylens.api.app import create_app
         from raylens.core.client_limits import NO_LIMITS
         from raylens.core.live_settings import LastResult, live_view
@@ -84,6 +85,7 @@ class JobQueueActor:
         from raylens.jobs.factory import create_queue
         from raylens.jobs.priority import BackgroundService
         from raylens.jobs.types.openai_batch import OpenAIBatchJob
+        from raylens.jobs.types.watch import WatchJob
 
         config, _ = load_config(args)
         self._given_config = self._config = config
@@ -113,8 +115,9 @@ class JobQueueActor:
 
         live_config = live_view(lambda: self._config)
         batch_job = OpenAIBatchJob(make_transport, live_config)
+        watch_job = WatchJob(WatchClient(get_handle("Realtime")))
         self._metrics = PrometheusJobMetrics()
-        self._queue = create_queue(live_config, self._graph, self._metrics, [batch_job])
+        self._queue = create_queue(live_config, self._graph, self._metrics, [batch_job, watch_job])
         self._has_settings = False
         self._is_open = self._open()
         self._serving = asyncio.ensure_future(self._open_and_serve())
@@ -177,8 +180,7 @@ class JobQueueActor:
 
     async def drain(self) -> int:
         """Run no further jobs. Return how many run."""
-        self._queue.pause()
-        return self._queue.running
+        return self._queue.drain()
 
     async def wake(self) -> None:
         """Look for jobs: another process has handed some over."""

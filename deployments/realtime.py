@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.autoscaling import ENGINE_LOAD
-from deployments.draining import is_stopping, replica_draining, this_actor
+from deployments.draining import is_stopping, machine_drain, replica_draining, this_actor
 from deployments.graph import Graph
 from deployments.ingress_ledger import IngressLedger
 from deployments.live_deployment import LiveDeployment, Settings
@@ -27,10 +27,13 @@ from raylens.api.context import Context
 from raylens.api.frame_questions import FrameQuestions
 from raylens.api.media import Media
 from raylens.api.shared import Shared
+from raylens.api.watches import PATH as WATCHES
+from raylens.api.watches import source_guard
 from raylens.api.webrtc import PREFIX as WEBRTC
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
 from raylens.core.draining import Draining
+from raylens.core.errors import Overloaded, PermissionDenied, UnknownSession
 from raylens.core.fallback import FallbackService
 from raylens.core.key_source import KeySource
 from raylens.core.leases import Leases
@@ -38,11 +41,17 @@ from raylens.core.live_settings import apply_settings, live_view
 from raylens.core.logs import configure_logging
 from raylens.core.ports import VisionService
 from raylens.realtime.frames import Frame, FrameProcessor, Report
+from raylens.realtime.live_session import LiveSession
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.plugins import load_registry
 from raylens.realtime.ports import SessionAnswer, SessionClient, SessionOffer
 from raylens.realtime.processors import open_processor
-from raylens.realtime.sessions import find_pipeline
+from raylens.realtime.sessions import find_pipeline, validate_settings
+from raylens.realtime.settings import MoondreamConfig
+from raylens.realtime.sources.base import Source, SourceOptions
+from raylens.realtime.sources.live import LiveFrames
+from raylens.realtime.sources.opening import open_source
+from raylens.realtime.watch import Outbox, Watch, source_message
 from raylens.realtime.webrtc.addresses import find_addresses
 from raylens.realtime.webrtc.sessions import Sessions
 
@@ -50,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 THREADS = 4
 """That track and draw. OpenCV and Pillow let others run meanwhile."""
+KEY_GONE = "its key is no longer valid"
 STOPPING = "this part of the server is about to stop: open another session"
 
 
@@ -64,7 +74,8 @@ class Realtime(LiveDeployment):
         self._config = self._current_config = config
         context = serve.get_replica_context()
         self._graph = Graph(config, context.app_name, preprocessor, models)
-        self._draining = Draining(replica_draining(this_actor(), is_stopping))
+        replica_drains = replica_draining(this_actor(), is_stopping)
+        self._draining = Draining(lambda: replica_drains() or machine_drain() is not None)
         self._shared = Shared(config, None, Leases(IngressLedger()), self._draining)
         self._shared.context = self._make_context(config)
         self._metrics = PrometheusRequestMetrics()
@@ -73,6 +84,7 @@ class Realtime(LiveDeployment):
         webrtc = config.realtime.webrtc
         addresses = find_addresses(webrtc.addresses, listening_host())
         self._sessions = Sessions(context.replica_tag, webrtc, addresses)
+        self._watches: set[Watch] = set()
         self._ending: set[asyncio.Future[None]] = set()
         self._leaving = asyncio.ensure_future(self._leave())
         logger.info("WebRTC sessions listen on %s", ", ".join(addresses))
@@ -92,11 +104,13 @@ class Realtime(LiveDeployment):
         questions.identify()
         place = AsyncExitStack()
         limits = own_limits(self._current_config.client_limits)
+        max_frames = self._current_config.realtime.max_frames
         await place.enter_async_context(session_place(self._shared.leases, limits))
+        place.callback(asyncio.ensure_future(questions.watch_key()).cancel)
 
         def open_session(parameters: Mapping[str, Any], report: Report) -> FrameProcessor:
             processor = open_processor(
-                pipeline, parameters, questions, report, self._threads, to_tensor
+                pipeline, parameters, questions, report, self._threads, to_tensor, max_frames
             )
             return Placed(processor, place)
 
@@ -129,10 +143,60 @@ class Realtime(LiveDeployment):
     async def close(self, session_id: str, client: SessionClient) -> None:
         await self._sessions.close(session_id, client.name, "the client has ended it")
 
+    async def watch(
+        self, source: str, pipeline: Mapping[str, Any], fps: float, client: SessionClient
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Watch a source as :meth:`raylens.jobs.types.watch.Watcher.watch` says."""
+        questions = FrameQuestions(self._shared, self._metrics, self._keys, client, WATCHES)
+        questions.identify()
+        self._check_room()
+        config = self._current_config
+        settings = validate_settings(MoondreamConfig, pipeline, "pipeline")
+        guard = source_guard(config)
+        address = await asyncio.to_thread(guard.parse, source)
+        loop = asyncio.get_running_loop()
+
+        def open_admitted() -> Source:
+            admission = asyncio.run_coroutine_threadsafe(guard.admit(address), loop)
+            return open_source(admission.result(), SourceOptions(is_followed=True))
+
+        def open_session(report: Report) -> LiveSession:
+            return LiveSession(
+                questions, settings, report, self._threads, max_frames=config.realtime.max_frames
+            )
+
+        outbox = Outbox()
+        frames = LiveFrames(open_admitted, lambda state: outbox.put(source_message(state)))
+        async with session_place(self._shared.leases, own_limits(config.client_limits)):
+            watch = Watch(frames.frames(), open_session, outbox, fps)
+            questions.on_denied = partial(watch.stop, PermissionDenied(KEY_GONE))
+            self._watches.add(watch)
+            watching_key = asyncio.ensure_future(questions.watch_key())
+            try:
+                async with aclosing(watch.messages()) as messages:
+                    async for message in messages:
+                        yield message
+            finally:
+                watching_key.cancel()
+                self._watches.discard(watch)
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: 1 means as many sessions as there may be."""
         limit = self._config.realtime.webrtc.max_sessions
-        return {ENGINE_LOAD: len(self._sessions.states) / limit}
+        return {ENGINE_LOAD: self._load / limit}
+
+    @property
+    def _load(self) -> int:
+        return len(self._sessions.states) + len(self._watches)
+
+    def _check_room(self) -> None:
+        """Raise ``Overloaded`` if this replica can't watch anything more."""
+        limit = self._config.realtime.webrtc.max_sessions
+        if self._draining.has_begun:
+            raise Overloaded(STOPPING, retry_after=1.0)
+        if self._load >= limit:
+            message = f"{self._load} sessions and watches are open; the limit is {limit}"
+            raise Overloaded(message, None, limit, self._load, 5.0)
 
     def _make_context(self, config: AppConfig) -> Context:
         service = RecordedService(cast(VisionService, FallbackService(self._graph, config)))
@@ -142,14 +206,20 @@ class Realtime(LiveDeployment):
         )
 
     def _end(self, session_id: str, client: SessionClient) -> None:
-        """End a session whose key is no longer valid."""
-        reason = "its key is no longer valid"
-        task = asyncio.ensure_future(self._sessions.close(session_id, client.name, reason))
+        """End a session whose key is no longer valid, unless it has ended."""
+
+        async def close() -> None:
+            with suppress(UnknownSession):
+                await self._sessions.close(session_id, client.name, KEY_GONE)
+
+        task = asyncio.ensure_future(close())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
     async def _leave(self) -> None:
         await self._draining.wait()
+        for watch in list(self._watches):
+            watch.stop()
         await self._sessions.close_all(STOPPING)
 
 

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from deployments.draining import find_queue_actors
 from deployments.ray_environment import DRAIN_FILE
+from raylens.api.draining import SECONDS_LEFT
 from raylens.core.endpoint import Endpoint
 
 PERIOD_S = 0.25
@@ -63,11 +64,11 @@ class ServerDrain:
         """Return when nothing is left, or after ``timeout_s`` seconds."""
         deadline = self._clock() + timeout_s
         jobs = 0
-        self._write({})
+        self._write({SECONDS_LEFT: timeout_s})
         with httpx.Client(timeout=CALL_TIMEOUT_S, transport=self._transport) as client:
             while True:
                 jobs = self._queues.drain()
-                self._write({"jobs": jobs})
+                self._write({"jobs": jobs, SECONDS_LEFT: round(deadline - self._clock(), 1)})
                 requests = self._count_requests(client)
                 self._tell(
                     f"{_count(requests, 'request')} in flight, {_count(jobs, 'job')} running"

@@ -14,6 +14,7 @@ from aiortc import (
     RTCBundlePolicy,
     RTCConfiguration,
     RTCDataChannel,
+    RTCIceServer,
     RTCPeerConnection,
     RTCRtpSender,
     RTCSessionDescription,
@@ -32,10 +33,10 @@ TIMEOUT_S = 15.0
 """Longest wait for something that takes milliseconds on an idle machine."""
 
 
-async def wait_until(holds: Callable[[], Any]) -> Any:
+async def wait_until(holds: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
     """Wait until a condition holds, and return its value."""
     turns = 0
-    async with asyncio.timeout(TIMEOUT_S):
+    async with asyncio.timeout(timeout_s):
         while not (value := holds()):
             turns += 1
             await asyncio.sleep(0 if turns < 20 else 0.002)
@@ -76,10 +77,11 @@ class Camera(MediaStreamTrack):
         self._frames: asyncio.Queue[av.VideoFrame] = asyncio.Queue()
         self._pts = 0
 
-    def show(self, pixels: Pixels) -> None:
+    def show(self, pixels: Pixels, ticks: int = TICKS) -> None:
+        """Show a frame, for that long."""
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         frame.pts, frame.time_base = self._pts, TIME_BASE
-        self._pts += TICKS
+        self._pts += ticks
         self._frames.put_nowait(frame)
 
     def show_numbers(self, numbers: Sequence[int], width: int = 320, height: int = 240) -> None:
@@ -99,12 +101,13 @@ class Client:
         channels: Sequence[str] = ("parameters", "results"),
         codec: str = "VP8",
         audio: str | None = None,
+        ice_servers: Sequence[RTCIceServer] = (),
     ) -> None:
         self.camera = Camera()
         self.frames: list[av.VideoFrame] = []
         self.messages: dict[str, list[dict[str, Any]]] = {}
         # aiortc has a bug with the other policies if two video lines follow an audio line.
-        configuration = RTCConfiguration([], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
+        configuration = RTCConfiguration(list(ice_servers), bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
         self.connection = RTCPeerConnection(configuration)
         self._tasks: list[asyncio.Task[None]] = []
         if audio is not None:
@@ -117,19 +120,21 @@ class Client:
         self.channels = {name: self._open(name) for name in channels}
         self.connection.on("track", self._on_track)
 
-    async def offer(self) -> str:
-        """Return an offer with candidates on loopback."""
-        listen_on(self.connection, LOOPBACK)
+    async def offer(self, addresses: Sequence[str] = LOOPBACK) -> str:
+        """Return an offer with candidates on these addresses."""
+        listen_on(self.connection, addresses)
         await self.connection.setLocalDescription(await self.connection.createOffer())
         return self.connection.localDescription.sdp
 
     async def accept(self, answer: str) -> None:
         await self.connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
 
-    async def wait_connected(self) -> None:
-        await wait_until(lambda: self.connection.connectionState == "connected")
+    async def wait_connected(self, timeout_s: float = TIMEOUT_S) -> None:
+        await wait_until(lambda: self.connection.connectionState == "connected", timeout_s)
         channels = self.channels.values()
-        await wait_until(lambda: all(channel.readyState == "open" for channel in channels))
+        await wait_until(
+            lambda: all(channel.readyState == "open" for channel in channels), timeout_s
+        )
 
     def send(self, message: Any, channel: str = "parameters") -> None:
         text = message if isinstance(message, str | bytes) else json.dumps(message)

@@ -25,6 +25,7 @@ from raylens.api import (
     relay,
     responses,
     system,
+    watches,
 )
 from raylens.api import jobs as job_routes
 from raylens.api import pipelines as pipeline_routes
@@ -40,7 +41,7 @@ from raylens.api.client_limits import RATE_HEADERS, ClientLimitsMiddleware
 from raylens.api.context import CheckMedia, Context
 from raylens.api.contract import describe
 from raylens.api.docs import add_pages
-from raylens.api.draining import WebSocketDrainMiddleware
+from raylens.api.draining import CLOSE_S, WebSocketDrainMiddleware
 from raylens.api.errors import add_error_handlers
 from raylens.api.job_request import JobReader
 from raylens.api.media import Media
@@ -147,6 +148,8 @@ def create_app(
         app.include_router(caption_jobs.router(reader, own_jobs))
         app.include_router(files.router(own_jobs, config.jobs))
         app.include_router(batches.router(own_jobs, config))
+        guard = watches.source_guard(config, look_up)
+        app.include_router(watches.router(context, reader, own_jobs, jobs, shared.feed, guard))
     add_pages(app)
     describe(app, isinstance(config.auth, AuthConfig), config.defaults.max_timeout_s)
     routes = RouteTable(app.routes)
@@ -163,7 +166,11 @@ def create_app(
         routes=routes,
     )
     if shared.draining is not None:
-        app.add_middleware(WebSocketDrainMiddleware, draining=shared.draining)
+        # Replicas have that long to end (deployments/app.py).
+        patience_s = config.defaults.max_timeout_s - CLOSE_S
+        app.add_middleware(
+            WebSocketDrainMiddleware, draining=shared.draining, patience_s=lambda: patience_s
+        )
     app.add_middleware(ClientLimitsMiddleware, leases=shared.leases, limits=config.client_limits)
     if isinstance(config.auth, AuthConfig):
         # Sessions outlive the application, and what they may do changes with the configuration.

@@ -7,7 +7,7 @@ from functools import partial
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raylens.api import batches, files, web_sockets
+from raylens.api import batches, files, watches, web_sockets
 from raylens.api.access_log import note_key
 from raylens.api.clients import presented_keys
 from raylens.api.docs import ASSETS
@@ -22,7 +22,7 @@ from raylens.core.keys import Scope as KeyScope
 
 OPEN_PATHS = PROBES | {"/", "/docs", "/redoc", "/openapi.json"}
 """Paths that need no key: probes, and pages that hold no data."""
-JOB_PATHS = ("/api/v1/jobs", "/caption/", files.PATH, batches.PATH)
+JOB_PATHS = ("/api/v1/jobs", watches.PATH, "/caption/", files.PATH, batches.PATH)
 """Paths of requests that wait for the job queue."""
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 

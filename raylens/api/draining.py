@@ -29,6 +29,13 @@ SERVICE_RESTART = 1012
 """The code that closes a WebSocket whose client should open another one."""
 CLOSE_S = 5.0
 """How long an application may take to end once its WebSocket is closed."""
+PATIENCE_S = 600.0
+"""How long one may take to end the answer that runs, unless the drain ends before."""
+DRAINS = "raylens.drains"
+"""The key of an ASGI message that tells an application of a drain. It isn't part of what clients
+send, so none can forge it."""
+SECONDS_LEFT = "seconds_left"
+"""The key of a drain's time until the server ends, whatever is left."""
 Drain = Mapping[str, Any]
 """What else ``/ready`` shows of a server that drains."""
 
@@ -44,8 +51,8 @@ class DrainMiddleware:
     Then requests are still answered, and each connection is closed after its answer, so that
     clients find another proxy.
 
-    In both cases a stream of events ends, and a WebSocket is closed, and the client reconnects
-    elsewhere.
+    In both cases a stream of events ends, and a WebSocket after the answer that runs, and the
+    client reconnects elsewhere.
     """
 
     def __init__(
@@ -58,7 +65,7 @@ class DrainMiddleware:
         self._find_drain = find_drain
         self._proxy_drains = proxy_drains(app)
         self._draining = Draining(lambda: find_drain() is not None or self._proxy_drains())
-        self._web_sockets = WebSocketDrainMiddleware(app, self._draining)
+        self._web_sockets = WebSocketDrainMiddleware(app, self._draining, self._patience_s)
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,6 +79,10 @@ class DrainMiddleware:
             await self._app(scope, receive, send)
         else:
             await self._answer(scope, receive, send)
+
+    def _patience_s(self) -> float:
+        drain = self._find_drain() or {}
+        return float(drain.get(SECONDS_LEFT, PATIENCE_S)) - CLOSE_S
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_and_close(message: Message) -> None:
@@ -115,34 +126,74 @@ class DrainMiddleware:
 
 
 class WebSocketDrainMiddleware:
-    """Closes the WebSockets of an application that drains; everything else passes."""
+    """Tells an application of a drain in a message of each of its WebSockets; everything else
+    passes.
 
-    def __init__(self, app: ASGIApp, draining: Draining) -> None:
+    What the client sends after that is dropped. The application ends the answer that runs, and
+    closes the connection. If it hasn't after ``patience_s`` seconds, this middleware does.
+    """
+
+    def __init__(
+        self, app: ASGIApp, draining: Draining, patience_s: Callable[[], float] = lambda: PATIENCE_S
+    ) -> None:
         self._app = app
         self._draining = draining
+        self._patience_s = patience_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "websocket":
             await self._app(scope, receive, send)
             return
-        socket = _WebSocket(send)
-        await _run_until(self._app(scope, receive, socket.send), self._end(socket))
+        socket = _WebSocket(receive, send)
+        try:
+            await _run_until(self._app(scope, socket.receive, socket.send), self._end(socket))
+        finally:
+            socket.stop_receiving()
 
     async def _end(self, socket: _WebSocket) -> None:
         await self._draining.wait()
         await socket.accepted.wait()
+        socket.tell_of_drain()
+        await asyncio.sleep(self._patience_s())
         with suppress(Exception):  # the client has gone
             await socket.close()
         await asyncio.sleep(CLOSE_S)  # the server tells the application, which ends by itself
 
 
 class _WebSocket:
-    """Passes on what an application sends, and can close the connection for it."""
+    """Passes on the messages of a connection until the server drains."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
         self._send = send
         self._is_closed = False
+        self._drain: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._is_told = False
+        self._receiving: asyncio.Future[Message] | None = None
+        """It outlives a call of :meth:`receive` that is canceled."""
         self.accepted = asyncio.Event()
+
+    def tell_of_drain(self) -> None:
+        self._drain.set_result({"type": "websocket.receive", "text": "", DRAINS: True})
+
+    async def receive(self) -> Message:
+        """Return the next message; after that of the drain, only the client's disconnect."""
+        while True:
+            if self._receiving is None:
+                self._receiving = asyncio.ensure_future(self._receive())
+            awaited = {self._receiving} if self._is_told else {self._receiving, self._drain}
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            if self._drain.done() and not self._is_told:
+                self._is_told = True
+                return self._drain.result()
+            received, self._receiving = self._receiving, None
+            message = received.result()
+            if not self._is_told or message["type"] != "websocket.receive":
+                return message
+
+    def stop_receiving(self) -> None:
+        if self._receiving is not None:
+            self._receiving.cancel()
 
     async def send(self, message: Message) -> None:
         if self._is_closed:

@@ -35,6 +35,7 @@ _CODES = {
 UNPROCESSABLE_PATHS = (
     "/v1/preprocess",
     "/api/v1/jobs",
+    "/api/v1/watches",
     "/caption",
     "/describe",
     "/surveillance",

@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 import cv2
@@ -15,7 +15,7 @@ from raylens.api.access_log import AccessRecord, RequestMetrics
 from raylens.api.context import Context
 from raylens.api.frame_settings import DESCRIBE_VIDEO, video_question
 from raylens.api.model_selection import select_model
-from raylens.api.session_requests import session_request
+from raylens.api.session_requests import KEY_CHECK_S, session_request
 from raylens.api.shared import Shared
 from raylens.core.config import AuthConfig
 from raylens.core.errors import ModelFailed, PermissionDenied
@@ -40,7 +40,7 @@ FIELD = "frame"
 class FrameQuestions(AskModel):
     """Asks a model about the frames of one client's session.
 
-    ``on_denied`` is called if the client's key is no longer valid.
+    ``on_denied`` is called if the client's key is no longer valid, perhaps more than once.
     """
 
     shared: Shared
@@ -52,11 +52,7 @@ class FrameQuestions(AskModel):
 
     async def __call__(self, frames: Sequence[Frame], settings: MoondreamConfig) -> ModelAnswer:
         """Raises ``PermissionDenied`` if the client's key is no longer valid."""
-        try:
-            self.identify()
-        except PermissionDenied:
-            self.on_denied()
-            raise
+        self._check_key()
         context = self.shared.context
         assert context is not None
         record = AccessRecord("WEBRTC", self.route, self.client.address, key=self.client.key)
@@ -78,6 +74,20 @@ class FrameQuestions(AskModel):
         if key is None or Scope.INFER not in key.scopes:
             raise PermissionDenied(f"the key {name!r} is no longer valid")
         current_key.set(key)
+
+    def _check_key(self) -> None:
+        try:
+            self.identify()
+        except PermissionDenied:
+            self.on_denied()
+            raise
+
+    async def watch_key(self) -> None:
+        """Look at the client's key now and then, for a session that may ask nothing."""
+        while True:
+            await asyncio.sleep(KEY_CHECK_S)
+            with suppress(PermissionDenied):
+                self._check_key()
 
     async def _ask(
         self, context: Context, frames: Sequence[Frame], settings: MoondreamConfig

@@ -14,7 +14,7 @@ import math
 import time
 import uuid
 from collections import deque
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -24,6 +24,7 @@ from starlette.websockets import WebSocket
 
 from raylens.api import web_sockets
 from raylens.api.access_log import AccessRecord, RequestMetrics, new_record, recording
+from raylens.api.clients import client_of
 from raylens.api.context import Context
 from raylens.api.frame_settings import (
     PING,
@@ -34,11 +35,12 @@ from raylens.api.frame_settings import (
     parse_control,
 )
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
+from raylens.api.held_bytes import HeldBytes
 from raylens.api.json_limits import check_json
 from raylens.api.ollama import Reply
 from raylens.api.session_requests import admission
 from raylens.api.shared import Shared
-from raylens.core.config import AuthConfig
+from raylens.api.web_sockets import END
 from raylens.core.errors import (
     InvalidRequest,
     ModelNotLoaded,
@@ -57,7 +59,8 @@ from raylens.core.types import (
     Timings,
     VisionRequest,
 )
-from raylens.realtime.newest import Newest
+from raylens.realtime.messages import INTERNAL_ERROR, error_message
+from raylens.realtime.newest import Closed, Newest
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,6 @@ RETRY_S = 1.0
 NOTICE = {"response": "", "done": False}
 """Of a message that belongs to no answer."""
 _RETRYABLE = (TooManyRequests, Overloaded, ModelNotLoaded)
-INTERNAL_ERROR = RaylensError("an internal error")
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ class FrameSession:
         self._newest: Newest[Frame] = Newest()
         self._history: deque[Frame] = deque()
         """The last pictures, for questions about several of them."""
+        client = client_of(socket.scope.get("client"))
+        self._held = HeldBytes(shared.bodies, client, self._history.clear)
+        """Those of the last pictures."""
         self._replaced: deque[Frame] = deque(maxlen=MAX_NOTICES)
         """Those whose end is not yet told."""
         self._replaced_count = 0
@@ -124,24 +129,24 @@ class FrameSession:
         """Messages that wait, because a part of an answer was the last one."""
         self._is_answering = False
         self._is_amid_answer = False
+        self._stopping = asyncio.Event()
+        """Set once the server drains."""
         self._sending = asyncio.Lock()
 
     async def run(self) -> None:
         """Answer until the client disconnects. Raises ``RaylensError`` if the session must end."""
-        receiving = asyncio.create_task(self._receive())
-        answering = asyncio.create_task(self._answer())
         try:
-            done, _ = await asyncio.wait(
-                {receiving, answering}, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in done:
-                task.result()
+            await web_sockets.until_first(self._receive(), self._answer())
         except web_sockets.ClientLeft:
             pass
         finally:
-            for task in (receiving, answering):
-                task.cancel()
-            await asyncio.gather(receiving, answering, return_exceptions=True)
+            self._held.set(0)
+
+    def _stop(self) -> None:
+        """End the session after the answer that runs."""
+        self._stopping.set()
+        if self._newest.is_empty:
+            self._newest.close()
 
     @property
     def _context(self) -> Context:
@@ -156,18 +161,18 @@ class FrameSession:
         def idle_s() -> float:
             return self._shared.config.realtime.idle_timeout_s
 
-        incoming = web_sockets.messages(self._socket, idle_s, self._is_busy)
+        incoming = web_sockets.messages(self._socket, idle_s, self._is_busy, self._stop)
         async with aclosing(incoming):
             async for message in incoming:
                 try:
                     await self._take(message)
                 except RaylensError as error:
-                    self._errors.append(web_sockets.error_message(error))
+                    self._errors.append(_failed(error))
                 except Exception as error:
                     if isinstance(error, web_sockets.ClientLeft):
                         raise
                     logger.exception("a message could not be read")
-                    self._errors.append(web_sockets.error_message(INTERNAL_ERROR))
+                    self._errors.append(_failed(INTERNAL_ERROR))
                 await self._send_notices()
 
     async def _take(self, message: str | bytes) -> None:
@@ -214,6 +219,7 @@ class FrameSession:
             frame = replace(frame, before=self._earlier(frame))
         else:
             self._history.clear()
+        self._held.set(sum(len(each.picture.data) for each in self._history))
         self._drop(self._newest.put(frame))
 
     def _earlier(self, frame: Frame) -> tuple[Frame, ...]:
@@ -242,7 +248,7 @@ class FrameSession:
         while not self._is_amid_answer and (self._replaced or self._errors):
             if self._replaced:
                 number = self._replaced.popleft().number
-                message = {"response": "", "done": True, "replaced": True, "frame": number}
+                message = {**END, "replaced": True, "frame": number}
             else:
                 message = self._errors.popleft()
             await self._send(message)
@@ -252,19 +258,23 @@ class FrameSession:
             await web_sockets.send(self._socket, message)
 
     async def _answer(self) -> None:
-        while True:
-            await self._newest.wait()
-            self._is_answering = True
-            await self._answer_newest()
-            self._is_answering = False
-            await self._send_notices()
+        """Answer one picture after the other. Raises ``ServerStops`` once the server drains."""
+        with suppress(Closed):
+            while not (self._stopping.is_set() and self._newest.is_empty):
+                await self._newest.wait()
+                self._is_answering = True
+                await self._answer_newest()
+                self._is_answering = False
+                await self._send_notices()
+        await self._send_notices()
+        raise web_sockets.ServerStops
 
     async def _answer_newest(self) -> None:
         """Answer the newest picture.
 
         Raises ``Unauthorized`` and ``PermissionDenied`` if the client may not ask any more.
         """
-        self._authorize()
+        web_sockets.authorize(self._socket, self._shared)
         record = new_record(self._socket.scope, "WS")
         record.route = PATH
         with recording(record, self._metrics):
@@ -275,15 +285,6 @@ class FrameSession:
         about = {"frame": frame.number, "age_ms": age_ms, "replaced_frames": replaced}
         await self._send({**ending, **about})
         self._is_amid_answer = False
-
-    def _authorize(self) -> None:
-        """Read the client's key again: keys change during a session."""
-        if not isinstance(self._shared.config.auth, AuthConfig):
-            return
-        authorize = self._socket.scope.get("state", {}).get("authorize")
-        if authorize is None:
-            raise Unauthorized("Authorization: this server asks for a key now", "Authorization")
-        authorize()
 
     async def _find_answer(self, record: AccessRecord) -> tuple[Frame, dict[str, Any]]:
         """Return the newest picture, and the last message of its answer.
@@ -298,21 +299,27 @@ class FrameSession:
                 frame = self._newest.take()
                 assert frame is not None, "nobody else takes pictures"
                 try:
+                    if self._stopping.is_set():
+                        raise web_sockets.ServerStops
                     if not is_admitted:
                         await stack.enter_async_context(admission(self._shared, record))
                         is_admitted = True
                     return frame, await self._stream(frame)
                 except (Unauthorized, PermissionDenied, web_sockets.ClientLeft):
                     raise
+                except web_sockets.ServerStops as error:
+                    return frame, _failed(error)
                 except RaylensError as error:
                     wait_s = min(error.retry_after or RETRY_S, give_up_at - time.monotonic())
                     if not isinstance(error, _RETRYABLE) or wait_s <= 0:
-                        return frame, web_sockets.error_message(error)
+                        return frame, _failed(error)
                 except Exception:
                     logger.exception("a picture's request failed")
-                    return frame, web_sockets.error_message(INTERNAL_ERROR)
+                    return frame, _failed(INTERNAL_ERROR)
                 self._drop(self._newest.put_back(frame))
-                await asyncio.sleep(wait_s)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._stopping.wait()
 
     async def _stream(self, frame: Frame) -> dict[str, Any]:
         """Send the parts of an answer, and return its last message."""
@@ -341,7 +348,7 @@ class FrameSession:
         except RaylensError as error:
             if not self._is_amid_answer:
                 raise
-            return web_sockets.error_message(error)
+            return _failed(error)
 
 
 class FrameAnswer:
@@ -372,3 +379,8 @@ class FrameAnswer:
         if self._timings is not None:
             message["timings"] = self._timings.as_json()
         return message
+
+
+def _failed(error: RaylensError) -> dict[str, Any]:
+    """Return the last message of an answer that failed."""
+    return {**END, **error_message(error)}

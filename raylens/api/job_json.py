@@ -6,7 +6,9 @@ from typing import Any
 
 from raylens.core.errors import InvalidRequest
 from raylens.jobs.job import Delivery, Job, JobState
+from raylens.jobs.types.watch import JOB_TYPE as WATCH
 from raylens.jobs.webhooks import format_timestamp
+from raylens.realtime.sources.guard import shown_source
 
 FIELDS = (
     "id",
@@ -54,7 +56,7 @@ def job_as_json(job: Job, fields: frozenset[str] = frozenset(FIELDS)) -> dict[st
         "attempts": job.attempts,
         "max_attempts": job.max_attempts,
         "progress": progress and {"done": progress.done, "total": progress.total},
-        "input": job.input,
+        "input": _shown_input(job),
         "query": job.extra.get("query"),
         "domain_id": job.extra.get("domain_id"),
         "output": job.output if has_succeeded else None,
@@ -69,6 +71,12 @@ def job_as_json(job: Job, fields: frozenset[str] = frozenset(FIELDS)) -> dict[st
         "deadline": format_timestamp(job.deadline),
     }
     return {name: body[name] for name in FIELDS if name in fields}
+
+
+def _shown_input(job: Job) -> dict[str, Any]:
+    if job.type != WATCH or "source" not in job.input:
+        return job.input
+    return {**job.input, "source": shown_source(job.input["source"])}
 
 
 def delivery_as_json(delivery: Delivery) -> dict[str, Any]:

@@ -218,17 +218,21 @@ class JobReader:
                     "input.webhook_secret: input.webhook_url is missing", "input.webhook_secret"
                 )
             return None
-        await check_destination(
-            common.webhook_url, self._allowed, "input.webhook_url", look_up=self._look_up
+        return await self.check_webhook(
+            Webhook(common.webhook_url, common.webhook_secret),
+            "input.webhook_url",
+            "input.webhook_secret",
         )
-        if common.webhook_secret is not None:
+
+    async def check_webhook(self, webhook: Webhook, url_field: str, secret_field: str) -> Webhook:
+        """Return a webhook if it may be called. Raises ``InvalidRequest``."""
+        await check_destination(webhook.url, self._allowed, url_field, look_up=self._look_up)
+        if webhook.secret is not None:
             try:
-                check_secret(common.webhook_secret)
+                check_secret(webhook.secret)
             except ValueError as error:
-                raise InvalidRequest(
-                    f"input.webhook_secret: {error}", "input.webhook_secret"
-                ) from None
-        return Webhook(common.webhook_url, common.webhook_secret)
+                raise InvalidRequest(f"{secret_field}: {error}", secret_field) from None
+        return webhook
 
     async def _extract_files(
         self, http: Request, fields: dict[str, Any], job_type: JobType

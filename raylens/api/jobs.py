@@ -48,6 +48,11 @@ def _like(pattern: str) -> Any:
     return Query(json_schema_extra={"pattern": f"^({pattern})?$"})
 
 
+def like_job_id() -> Any:
+    """Return a parameter that is a job's id or empty."""
+    return _like(_JOB_ID.pattern)
+
+
 def _list_of(names: Iterable[str]) -> Any:
     """Return a parameter that is described as a comma-separated list of names."""
     return _like(f"({'|'.join(names)}|,)*")
@@ -87,13 +92,13 @@ def _add_listing(routes: APIRouter, jobs: JobService) -> None:
     async def list_jobs(
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
         status: Annotated[str, _list_of(JobState)] = "",
-        cursor: Annotated[str, _like(_JOB_ID.pattern)] = "",
+        cursor: Annotated[str, like_job_id()] = "",
         fields: Annotated[str, _list_of(FIELDS)] = "",
         ids: str = "",
     ) -> dict[str, Any]:
         shown = parse_fields(fields)
         states = _parse_states(status)
-        before_id = _check_cursor(cursor)
+        before_id = check_cursor(cursor)
         if ids:
             by_id = await jobs.get_many(_parse_ids(ids), find_bulky(shown))
             found = [job for job in by_id.values() if not states or job.state in states]
@@ -165,7 +170,8 @@ def check_job_id(job_id: str) -> str:
     return job_id
 
 
-def _check_cursor(cursor: str) -> str | None:
+def check_cursor(cursor: str) -> str | None:
+    """Return a cursor, None if it is empty. Raises ``InvalidRequest`` if it is malformed."""
     if cursor and not _JOB_ID.fullmatch(cursor):
         raise InvalidRequest("cursor: expected the next_cursor of a page", "cursor")
     return cursor or None

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -24,12 +25,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from raylens.api import web_sockets
-from raylens.api.clients import KEY_HEADERS
+from raylens.api.clients import KEY_HEADERS, client_of
+from raylens.api.held_bytes import HeldBytes
 from raylens.api.json_limits import check_json
 from raylens.api.middleware import REQUEST_ID_HEADER
 from raylens.api.shared import Shared
 from raylens.api.webrtc import PREFIX as WEBRTC
-from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError
+from raylens.core.errors import (
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    RaylensError,
+    TooManyRequests,
+)
+from raylens.realtime.messages import INTERNAL_ERROR, error_message
 
 logger = logging.getLogger(__name__)
 
@@ -105,65 +114,107 @@ class RelaySession:
         self._session_id: str | None = None
         """Of the last offer, for candidates that name none."""
         self._numbers = count(1)
-        self._signals: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_AT_ONCE)
-        """Messages of WebRTC, whose order matters."""
+        self._signals: asyncio.Queue[tuple[dict[str, Any], int]] = asyncio.Queue(MAX_AT_ONCE)
+        """Messages of WebRTC, whose order matters, and their sizes."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        """Set once the server drains."""
+        self._must_give_way = asyncio.Event()
+        client = client_of(self.socket.scope.get("client"))
+        self._held = HeldBytes(self.shared.bodies, client, self._must_give_way.set)
+        """Those of the messages that wait for their answers."""
         self._sending = asyncio.Lock()
 
     async def run(self) -> None:
         """Answer until the client disconnects. Raises ``RaylensError`` if the session must end."""
-
-        def idle_s() -> float:
-            return self.shared.config.realtime.idle_timeout_s
-
-        incoming = web_sockets.messages(self.socket, idle_s, lambda: bool(self._tasks))
-        signaling = asyncio.create_task(self._answer_signals())
         try:
             await self._send({"type": "ready", "connection_id": self.connection_id})
-            async with aclosing(incoming):
-                async for message in incoming:
-                    await self._take(message)
+            await web_sockets.until_first(
+                self._receive(), self._answer_signals(), self._stop(), self._give_way()
+            )
         except web_sockets.ClientLeft:
             pass
         finally:
-            for task in (signaling, *self._tasks):
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(signaling, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._held.set(0)
+
+    async def _receive(self) -> None:
+        def idle_s() -> float:
+            return self.shared.config.realtime.idle_timeout_s
+
+        incoming = web_sockets.messages(
+            self.socket, idle_s, lambda: bool(self._tasks), self._stopping.set
+        )
+        async with aclosing(incoming):
+            async for message in incoming:
+                await self._take(message)
+
+    async def _stop(self) -> None:
+        """Once the server drains, wait for the answers that run, and raise ``ServerStops``."""
+        await self._stopping.wait()
+        await asyncio.gather(*self._tasks)
+        await self._signals.join()
+        raise web_sockets.ServerStops
+
+    async def _give_way(self) -> None:
+        """Raise ``Overloaded`` once others need the memory."""
+        await self._must_give_way.wait()
+        self._hold(0)
+
+    def _hold(self, size: int) -> None:
+        """Count a message until its answer. Raises ``Overloaded`` if others need the memory."""
+        self._held.add(size)
+        if not self._must_give_way.is_set():
+            return
+        message = "the requests of this connection are too large beside those of others"
+        raise Overloaded(message, None, None, None, web_sockets.RECONNECT_S)
 
     async def _take(self, message: str | bytes) -> None:
         """Answer a message; requests are answered in tasks of their own, in any order."""
         try:
             payload = self._parse(message)
         except RaylensError as error:
-            await self._send({"type": "error", "error": error.message})
+            await self._send(error_message(error))
             return
         if payload.get("type") in SIGNALS and not self._signals.full():
-            self._signals.put_nowait(payload)
+            self._hold(len(message))
+            self._signals.put_nowait((payload, len(message)))
         elif payload.get("type") == "api" and len(self._tasks) < MAX_AT_ONCE:
+            self._hold(len(message))
             task = asyncio.create_task(self._reply(payload))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._forget, len(message)))
         elif payload.get("type") in ("api", *SIGNALS):
-            message = f"{MAX_AT_ONCE} requests of this connection are in flight; the limit is that"
-            busy: dict[str, Any] = {"type": "error", "error": message}
+            busy = f"{MAX_AT_ONCE} requests of this connection are in flight; the limit is that"
+            refusal = error_message(TooManyRequests(busy))
             if payload["type"] == "api":
-                busy = {"type": "api_response", "status": 429, "error": message}
-            await self._send_answer(payload, busy)
+                refusal = {"type": "api_response", "status": 429, "error": busy}
+            await self._send_answer(payload, refusal)
         else:
             await self._reply(payload)
 
+    def _forget(self, size: int, task: asyncio.Task[None]) -> None:
+        """Note that a request of ``size`` bytes has been answered."""
+        self._tasks.discard(task)
+        self._held.add(-size)
+
     async def _answer_signals(self) -> None:
         while True:
-            await self._reply(await self._signals.get())
+            payload, size = await self._signals.get()
+            await self._reply(payload)
+            self._held.add(-size)
+            self._signals.task_done()
 
     async def _reply(self, payload: Mapping[str, Any]) -> None:
         try:
             answer = await self._answer(payload)
         except RaylensError as error:
-            answer = {"type": "error", "error": error.message}
+            answer = error_message(error)
         except Exception:
             logger.exception("a message of the relay could not be answered")
-            answer = {"type": "error", "error": "an internal error"}
+            answer = error_message(INTERNAL_ERROR)
         with suppress(web_sockets.ClientLeft):  # which ends the session elsewhere
             await self._send_answer(payload, answer)
 
@@ -344,4 +395,5 @@ def _decode(text: Any) -> bytes:
 
 
 def _failure(what: str, answer: Answer) -> dict[str, Any]:
-    return {"type": "error", "error": f"{what}: {answer.status}", "detail": answer.message}
+    error = f"{what}: {answer.status}"
+    return {"type": "error", "error": error, "status": answer.status, "detail": answer.message}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -135,7 +135,7 @@ class BodyReader:
                     place.grow(len(parts[-1]))
         return b"".join(parts)
 
-    async def _receive_in_time(self, body: _Body, place: _Place, receive: Receive) -> Message:
+    async def _receive_in_time(self, body: _Body, place: Place, receive: Receive) -> Message:
         """Raises ``RequestTimeout`` if the next message is late, or if the place is lost."""
         if place.is_lost:
             raise _too_slow()
@@ -168,7 +168,7 @@ class BodyReader:
             message = f"{rate:.0f} bytes a second; the limit is {limit}"
         return RequestTimeout(f"body: {message}", "body")
 
-    def _pass_on(self, body: _Body, place: _Place, receive: Receive) -> Receive:
+    def _pass_on(self, body: _Body, place: Place, receive: Receive) -> Receive:
         """Return a ``receive`` that checks the parts of a body as they arrive."""
 
         async def receive_in_time() -> Message:
@@ -231,11 +231,12 @@ class _Body:
 
 
 @dataclass(eq=False)
-class _Place:
+class Place:
     """The place of an unfinished body."""
 
     client: str
     bodies: UnfinishedBodies
+    on_loss: Callable[[], object] = lambda: None
     timeout: asyncio.Timeout | None = None
     """Of the message that it waits for."""
     is_lost: bool = False
@@ -248,6 +249,10 @@ class _Place:
         self.received_bytes += count
         self.bodies.make_room(count)
 
+    def resize(self, count: int) -> None:
+        """Note how many bytes are held by now. The place may be lost for it."""
+        self.grow(count - self.received_bytes)
+
     def leave(self) -> None:
         self.bodies.remove(self)
 
@@ -255,13 +260,14 @@ class _Place:
         """End the body for the sake of others."""
         self.is_lost = True
         self.leave()
+        self.on_loss()
         if self.timeout is not None:
             with suppress(RuntimeError):  # it has just ended anyway
                 self.timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class UnfinishedBodies:
-    """The bodies that arrive, oldest first, of each client."""
+    """The bodies that arrive, oldest first, of each client; and what sessions hold."""
 
     def __init__(
         self,
@@ -274,24 +280,29 @@ class UnfinishedBodies:
         self.max_bytes = max_bytes
         self._bytes = 0
         self._count = 0
-        self._clients: dict[str, dict[_Place, None]] = {}
+        self._clients: dict[str, dict[Place, None]] = {}
 
     @contextmanager
-    def enter(self, client: str) -> Iterator[_Place]:
-        """Hold a place. If there is none left, another body loses its own: the oldest of the same
-        client, or of the client that holds the most."""
+    def enter(self, client: str) -> Iterator[Place]:
+        """Hold a place within the context, as :meth:`take` does."""
+        place = self.take(client)
+        try:
+            yield place
+        finally:
+            place.leave()
+
+    def take(self, client: str, on_loss: Callable[[], object] = lambda: None) -> Place:
+        """Take a place, which its owner leaves. If there is none left, another body loses its own:
+        the oldest of the same client, or of the client that holds the most."""
         own = self._clients.get(client, {})
         if len(own) >= self.limit_per_client:
             self._oldest_of(client).lose()
         elif self._count >= self.limit:
             self._oldest_of(max(self._clients, key=lambda name: len(self._clients[name]))).lose()
-        place = _Place(client, self)
+        place = Place(client, self, on_loss)
         self._clients.setdefault(client, {})[place] = None
         self._count += 1
-        try:
-            yield place
-        finally:
-            self.remove(place)
+        return place
 
     def make_room(self, count: int) -> None:
         """Count the bytes of a part. If all bodies hold too many, the client that holds the most
@@ -300,7 +311,7 @@ class UnfinishedBodies:
         while self._bytes > self.max_bytes and self._clients:
             self._oldest_of(max(self._clients, key=self._bytes_of)).lose()
 
-    def remove(self, place: _Place) -> None:
+    def remove(self, place: Place) -> None:
         places = self._clients.get(place.client, {})
         if place not in places:
             return
@@ -310,7 +321,7 @@ class UnfinishedBodies:
         if not places:
             del self._clients[place.client]
 
-    def _oldest_of(self, client: str) -> _Place:
+    def _oldest_of(self, client: str) -> Place:
         return next(iter(self._clients[client]))
 
     def _bytes_of(self, client: str) -> int:

@@ -12,6 +12,9 @@ from raylens.core.errors import RaylensError
 from raylens.core.fairness import current_client
 from raylens.core.keys import current_key
 
+KEY_CHECK_S = 5.0
+"""Seconds between two looks at the key of an open session, which may ask nothing."""
+
 
 @asynccontextmanager
 async def admission(shared: Shared, record: AccessRecord) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
@@ -16,32 +16,30 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from raylens.api.client_limits import own_limits, session_place
 from raylens.api.clients import SUBPROTOCOL
+from raylens.api.draining import DRAINS, SERVICE_RESTART
+from raylens.api.session_requests import KEY_CHECK_S
 from raylens.api.shared import Shared
-from raylens.core.errors import RaylensError, RequestTimeout
+from raylens.core.config import AuthConfig
+from raylens.core.errors import Overloaded, RaylensError, RequestTimeout, Unauthorized
 from raylens.core.fairness import current_client
+from raylens.realtime.messages import INTERNAL_ERROR, error_message
 
 logger = logging.getLogger(__name__)
 
 CODES = 4000
 """Added to an HTTP status, gives the code with which a WebSocket is closed (RFC 6455, 7.4.2)."""
 MAX_REASON_BYTES = 123
+END = {"response": "", "done": True}
+"""Of the last message of an answer, as clients of VLM Node expect it, also if it is an error."""
+RECONNECT_S = 1.0
 
 
-def error_message(error: RaylensError) -> dict[str, Any]:
-    """Return the message that tells a client of an error. It ends an answer, too."""
-    message: dict[str, Any] = {
-        "type": "error",
-        "response": "",
-        "done": True,
-        "error": error.message,
-        "code": error.code,
-        "status": error.http_status,
-    }
-    if error.field is not None:
-        message["field"] = error.field
-    if error.retry_after is not None:
-        message["retry_after"] = error.retry_after
-    return message
+class ServerStops(Overloaded):
+    """The server drains: it has ended what ran, and takes nothing new."""
+
+    def __init__(self) -> None:
+        message = "this part of the server is about to stop: connect again"
+        super().__init__(message, None, None, None, RECONNECT_S)
 
 
 async def accept(socket: WebSocket) -> None:
@@ -56,8 +54,8 @@ async def accept(socket: WebSocket) -> None:
 async def fail(socket: WebSocket, error: RaylensError) -> None:
     """Send an error, and close the connection."""
     with suppress(ClientLeft, WebSocketDisconnect, RuntimeError, OSError):
-        await send(socket, error_message(error))
-        await socket.close(CODES + error.http_status, _reason(error))
+        await send(socket, {**END, **error_message(error)})
+        await socket.close(_close_code(error), _reason(error))
 
 
 class ClientLeft(Exception):
@@ -73,7 +71,7 @@ async def send(socket: WebSocket, message: dict[str, Any]) -> None:
 
 
 async def run_session(
-    socket: WebSocket, shared: Shared, run: Callable[[], Awaitable[None]]
+    socket: WebSocket, shared: Shared, run: Callable[[], Coroutine[Any, Any, None]]
 ) -> None:
     """Run a session if the client may have another one, and tell it why the session ends."""
     await accept(socket)
@@ -82,12 +80,45 @@ async def run_session(
             stack.enter_context(shared.sessions.take(current_client.get()))
             limits = own_limits(shared.config.client_limits)
             await stack.enter_async_context(session_place(shared.leases, limits))
-            await run()
+            await until_first(run(), watch_key(socket, shared))
     except RaylensError as error:
         await fail(socket, error)
     except Exception:
         logger.exception("a session failed")
-        await fail(socket, RaylensError("an internal error"))
+        await fail(socket, INTERNAL_ERROR)
+
+
+async def until_first(*works: Coroutine[Any, Any, None]) -> None:
+    """Run until the first work ends, and cancel the others. Raises what it raises."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def authorize(socket: WebSocket, shared: Shared) -> None:
+    """Read the client's key again: keys change during a session.
+
+    Raises ``Unauthorized`` and ``PermissionDenied``.
+    """
+    if not isinstance(shared.config.auth, AuthConfig):
+        return
+    read_key = socket.scope.get("state", {}).get("authorize")
+    if read_key is None:
+        raise Unauthorized("Authorization: this server asks for a key now", "Authorization")
+    read_key()
+
+
+async def watch_key(socket: WebSocket, shared: Shared) -> None:
+    """Raise as :func:`authorize` does, soon after the client's key was taken away."""
+    while True:
+        await asyncio.sleep(KEY_CHECK_S)
+        authorize(socket, shared)
 
 
 async def refuse(error: RaylensError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,14 +129,19 @@ async def refuse(error: RaylensError, scope: Scope, receive: Receive, send: Send
 
 
 async def messages(
-    socket: WebSocket, idle_s: Callable[[], float], is_busy: Callable[[], bool]
+    socket: WebSocket,
+    idle_s: Callable[[], float],
+    is_busy: Callable[[], bool],
+    on_drain: Callable[[], None],
 ) -> AsyncGenerator[str | bytes, None]:
     """Yield what a client sends, until it disconnects.
 
-    Raises ``RequestTimeout`` if nothing has come for ``idle_s`` seconds, and the client doesn't
-    wait for an answer either.
+    If the server drains, ``on_drain`` is called, and nothing is yielded any more. Raises
+    ``RequestTimeout`` if nothing has come for ``idle_s`` seconds, and the client doesn't wait for
+    an answer either.
     """
     receiving = asyncio.create_task(socket.receive())
+    drains = False
     try:
         while True:
             done, _ = await asyncio.wait({receiving}, timeout=idle_s())
@@ -114,8 +150,11 @@ async def messages(
                 if message["type"] == "websocket.disconnect":
                     return
                 receiving = asyncio.create_task(socket.receive())
+                if message.get(DRAINS) and not drains:
+                    drains = True
+                    on_drain()
                 for content in (message.get("text"), message.get("bytes")):
-                    if content is not None:
+                    if content is not None and not drains:
                         yield content
             elif not is_busy():
                 raise RequestTimeout(f"nothing was received for {idle_s():g} s")
@@ -123,6 +162,10 @@ async def messages(
         receiving.cancel()
         with suppress(asyncio.CancelledError, RuntimeError):
             await receiving
+
+
+def _close_code(error: RaylensError) -> int:
+    return SERVICE_RESTART if isinstance(error, ServerStops) else CODES + error.http_status
 
 
 def _reason(error: RaylensError) -> str:

@@ -503,6 +503,16 @@ class PictureSourceConfig(Frozen):
         return self
 
 
+class WatchesConfig(Frozen):
+    """Cameras and folders that the server watches by itself."""
+
+    allow: tuple[AddressOrName, ...] = ()
+    """Networks (``192.168.1.0/24``), addresses and host names of cameras that may be watched. No
+    others are. Folders may be watched under ``media_root``."""
+    max_running: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Watches at a time; more are refused."""
+
+
 class JobsConfig(Frozen):
     """The durable queue of background jobs. docs/jobs.md has its guarantees."""
 
@@ -564,6 +574,7 @@ class JobsConfig(Frozen):
     """The model, one of ``models``, that interprets and summarizes findings of jobs. It may be
     text-only."""
     webhooks: WebhooksConfig = WebhooksConfig()
+    watches: WatchesConfig = WatchesConfig()
 
     @field_validator("llm", mode="before")
     @classmethod

@@ -66,10 +66,11 @@ class Cleaner:
         await self._store.check_counts()
 
     async def _delete_expired(self) -> None:
-        """Delete what is past its time to live: jobs, pictures of failed jobs, files."""
+        """Delete what is past its time to live: jobs, deliveries, pictures, files."""
         config = self._config
         for delete, ttl_s in (
             (self._store.purge, config.result_ttl_s),
+            (self._store.purge_deliveries, config.result_ttl_s),  # of jobs that have no end
             (self._store.drop_pictures, config.failed_pictures_ttl_s),
             (self._store.purge_files, 0.0),
         ):

@@ -1,11 +1,11 @@
-"""Claims jobs from the store under a lease and runs them, at most ``workers`` at a time."""
+"""Claims jobs from the store under a lease and runs them, a limited number at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,11 +15,11 @@ from raylens.core.logs import current_request_id
 from raylens.jobs.circuit_breaker import CircuitBreakers
 from raylens.jobs.clock import StoreClock
 from raylens.jobs.failures import to_json
-from raylens.jobs.job import Job, JobState, Problem, Progress
+from raylens.jobs.job import Job, JobState, Problem
 from raylens.jobs.metrics import JobMetrics
 from raylens.jobs.poll_loop import PollLoop
-from raylens.jobs.progress import ChangeWriter, ProgressReporter
-from raylens.jobs.store import Change, JobStore
+from raylens.jobs.progress import ChangeWriter, MakeDelivery, ProgressReporter, Reporter
+from raylens.jobs.store import Change, JobStore, TypeFilter
 from raylens.jobs.transitions import (
     JobUpdate,
     RetryPolicy,
@@ -43,9 +43,6 @@ EXPIRY_PERIOD_S = 5.0
 EXPIRY_BATCH = 200
 """Maximum number of jobs that expire in one transaction."""
 
-SaveProgress = Callable[[Progress, dict[str, Any] | None, bool], Awaitable[None]]
-"""Reports a job's progress, unless it is None its output so far, and whether to store that at once
-although other reports have just been stored."""
 Transition = Callable[[Job], Job]
 
 
@@ -60,7 +57,7 @@ class JobRunner(Protocol):
         """Return the seconds from the requeue of a job to its deadline."""
         ...
 
-    async def run(self, job: Job, timeout_s: float, save_progress: SaveProgress) -> Any:
+    async def run(self, job: Job, timeout_s: float, reporter: Reporter) -> Any:
         """Run one attempt, which ends in ``timeout_s`` seconds. Return the job's output.
 
         Any exception ends the attempt: :mod:`raylens.jobs.failures` says how.
@@ -87,9 +84,10 @@ class _Attempt:
 class Dispatcher:
     """Runs claimed jobs, and stores their results.
 
+    It runs jobs of ``types``, at most ``limit()`` at a time.
     ``with_deliveries`` takes a job before and after a transition, and pairs the latter with its
-    webhook deliveries, so that both are stored in one transaction. ``on_change`` is called after
-    every stored change.
+    webhook deliveries, so that both are stored in one transaction. ``make_delivery`` makes that of
+    an event of a running job. ``on_change`` is called after every stored change.
 
     The lease of a running job is renewed. If that fails, the attempt stops before the lease
     expires, because another process may then claim the job.
@@ -101,9 +99,12 @@ class Dispatcher:
         change_writer: ChangeWriter,
         runner: JobRunner,
         config: JobsConfig,
+        types: TypeFilter,
+        limit: Callable[[], int],
         owner: str,
         clock: StoreClock,
         with_deliveries: Callable[[Job, Job], JobUpdate],
+        make_delivery: MakeDelivery,
         on_change: Callable[[Job], None],
         metrics: JobMetrics,
     ) -> None:
@@ -111,9 +112,12 @@ class Dispatcher:
         self._change_writer = change_writer
         self._runner = runner
         self._config = config
+        self._types = types
+        self._limit = limit
         self._owner = owner
         self._clock = clock
         self._with_deliveries = with_deliveries
+        self._make_delivery = make_delivery
         self._on_change = on_change
         self._metrics = metrics
         self._retry_policy = RetryPolicy(config.backoff_s, config.max_backoff_s)
@@ -203,13 +207,13 @@ class Dispatcher:
     def _free_workers(self) -> int:
         if self._is_paused:
             return 0
-        return self._config.workers - len(self._running)
+        return self._limit() - len(self._running)
 
     async def _find_next_due(self) -> float:
         """Return the seconds until a job can be claimed or its deadline passes."""
         held = self._breakers.find_open(self._clock.now())
         has_free_worker = self._free_workers > 0
-        due = await self._store.next_due(held.keys(), has_free_worker)
+        due = await self._store.next_due(held.keys(), has_free_worker, self._types)
         now = self._clock.now()
         self._expire_at = min(due.expiry, now + EXPIRY_PERIOD_S)
         reopenings = held.values() if has_free_worker else ()
@@ -267,7 +271,7 @@ class Dispatcher:
             started = start_or_fail(job, now, self._owner, lease_until)
             return self._with_deliveries(job, started)
 
-        jobs = await self._store.claim(free, now, update, held.keys())
+        jobs = await self._store.claim(free, now, update, held.keys(), self._types)
         for job in jobs:
             if job.state is not JobState.RUNNING:
                 # start_or_fail() failed it: the deadline has passed or no attempt is left.
@@ -286,7 +290,9 @@ class Dispatcher:
         return len(jobs)
 
     def _make_attempt(self, job: Job, lease_until: float) -> _Attempt:
-        reporter = ProgressReporter(job, self._change_writer, self._clock.machine, self._on_change)
+        reporter = ProgressReporter(
+            job, self._change_writer, self._clock.machine, self._on_change, self._make_delivery
+        )
         now = self._clock.now()
         timeout_s = min(self._runner.attempt_timeout(job), job.deadline - now)
         return _Attempt(job, reporter, now + max(0.0, timeout_s), lease_until)
@@ -339,7 +345,7 @@ class Dispatcher:
         """
         job, reporter = attempt.job, attempt.reporter
         timeout_s = max(0.0, attempt.ends_at - self._clock.now())
-        work = self._runner.run(job, timeout_s, reporter.report)
+        work = self._runner.run(job, timeout_s, reporter)
         try:
             output = to_json(await run_in_time(work, timeout_s))
             reporter.check()

@@ -71,6 +71,11 @@ class Progress:
 
     done: int
     total: int
+    """0 if the job has no end."""
+
+    @property
+    def is_complete(self) -> bool:
+        return 0 < self.total <= self.done
 
 
 @dataclass(frozen=True)

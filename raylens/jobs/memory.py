@@ -13,12 +13,14 @@ from raylens.jobs.clock import Clock, SystemClock
 from raylens.jobs.files import StoredFile
 from raylens.jobs.job import BULKY_FIELDS, Delivery, DeliveryState, Job, JobState
 from raylens.jobs.store import (
+    ANY_TYPE,
     NO_SHARES,
     Change,
     ComputeUpdate,
     JobQuery,
     JobStore,
     NextDue,
+    TypeFilter,
     admit,
     check_quota,
 )
@@ -98,7 +100,12 @@ class MemoryStore(JobStore):
         return [job.duration_s for job in latest_first[:limit] if job.duration_s is not None]
 
     async def claim(
-        self, count: int, now: float, update: ComputeUpdate, held_models: Collection[str] = ()
+        self,
+        count: int,
+        now: float,
+        update: ComputeUpdate,
+        held_models: Collection[str] = (),
+        types: TypeFilter = ANY_TYPE,
     ) -> list[Job]:
         def is_due(job: Job) -> bool:
             is_held = job.model in held_models
@@ -107,7 +114,8 @@ class MemoryStore(JobStore):
         def has_expired_lease(job: Job) -> bool:
             return job.state is JobState.RUNNING and (job.lease_until or 0) <= now
 
-        claimable = [job for job in self._jobs.values() if is_due(job) or has_expired_lease(job)]
+        jobs = [job for job in self._jobs.values() if types.selects(job.type)]
+        claimable = [job for job in jobs if is_due(job) or has_expired_lease(job)]
         claimable.sort(key=lambda job: (job.rank, job.id))
         return [self._save(update(job)) for job in claimable[:count]]
 
@@ -119,12 +127,16 @@ class MemoryStore(JobStore):
         return [self._save(update(job)) for job in expired[:limit]]
 
     async def next_due(
-        self, held_models: Collection[str] = (), with_claims: bool = True
+        self,
+        held_models: Collection[str] = (),
+        with_claims: bool = True,
+        types: TypeFilter = ANY_TYPE,
     ) -> NextDue:
         queued = self._in_state(JobState.QUEUED)
-        free = [job.run_after for job in queued if job.model not in held_models]
+        selected = [job for job in queued if types.selects(job.type)]
+        free = [job.run_after for job in selected if job.model not in held_models]
         running = self._in_state(JobState.RUNNING)
-        leases = [job.lease_until or 0 for job in running]
+        leases = [job.lease_until or 0 for job in running if types.selects(job.type)]
         deadlines = [job.deadline for job in queued]
         deadlines += [max(job.deadline, job.lease_until or 0) for job in running]
         claim = min(free + leases, default=math.inf) if with_claims else math.inf
@@ -251,6 +263,17 @@ class MemoryStore(JobStore):
         del self._jobs[job.id]
         for delivery in list(self._deliveries_of(job.id)):
             del self._deliveries[delivery.id]
+
+    async def purge_deliveries(self, due_before: float, limit: int) -> int:
+        old = (
+            delivery.id
+            for delivery in self._deliveries.values()
+            if delivery.state is not DeliveryState.PENDING and delivery.next_at < due_before
+        )
+        purged = list(islice(old, limit))
+        for delivery_id in purged:
+            del self._deliveries[delivery_id]
+        return len(purged)
 
     async def drop_pictures(self, ended_before: float, limit: int) -> int:
         ended = (

@@ -1,4 +1,4 @@
-"""The progress of one attempt: stored now and then, and with the attempt's end."""
+"""What an attempt reports while it runs: its progress, and events for the job's webhook."""
 
 from __future__ import annotations
 
@@ -7,25 +7,54 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
+from raylens.core.errors import Conflict, RaylensError
 from raylens.jobs.clock import Clock
 from raylens.jobs.failures import InvalidOutput, to_json
 from raylens.jobs.group_commit import GroupCommit
-from raylens.jobs.job import Job, Progress
+from raylens.jobs.job import Delivery, Job, Progress
 from raylens.jobs.store import Change
 from raylens.jobs.transitions import JobUpdate, report_progress
 
 logger = logging.getLogger(__name__)
 
+RETRY_S = 1.0
+"""Seconds to wait before storing an event again."""
 PERIOD_S = 0.5
 """Shortest time between two stored reports, in seconds."""
 
+MakeDelivery = Callable[[Job, str, dict[str, Any]], Delivery | None]
+"""Makes the delivery of an event, of its name and data; None if the job has no webhook."""
 ChangeWriter = GroupCommit[Change, Any]
 """Writes changes, and returns for each what :meth:`raylens.jobs.store.JobStore.change` does."""
 
 
-class ProgressReporter:
+class Reporter(Protocol):
+    """Takes the reports of an attempt."""
+
+    async def report(
+        self, progress: Progress, partial: dict[str, Any] | None, at_once: bool = False
+    ) -> None:
+        """Report progress and, unless it is None, the output so far.
+
+        Of reports in quick succession, only the last one is stored, unless ``at_once`` is true.
+        Raises ``InvalidOutput`` if the output isn't JSON.
+        """
+        ...
+
+    async def deliver(
+        self, event: str, data: dict[str, Any], progress: Progress, partial: dict[str, Any]
+    ) -> None:
+        """Report as :meth:`report` does, and send an event to the job's webhook if it has one.
+
+        Both are durable when this returns: while the store is away, it waits. Raises ``Conflict``
+        if the attempt no longer counts.
+        """
+        ...
+
+
+class ProgressReporter(Reporter):
     """Stores the reports of an attempt, at most one every ``PERIOD_S`` seconds.
 
     A report that was not stored is kept, and :meth:`apply` adds it to what ends the attempt.
@@ -37,11 +66,13 @@ class ProgressReporter:
         change_writer: ChangeWriter,
         clock: Clock,
         on_change: Callable[[Job], None],
+        make_delivery: MakeDelivery,
     ) -> None:
         self._job = job
         self._change_writer = change_writer
         self._clock = clock
         self._on_change = on_change
+        self._make_delivery = make_delivery
         self._unsaved: tuple[Progress, dict[str, Any] | None] | None = None
         self._saved_at = -math.inf
         self._later: asyncio.Task[None] | None = None
@@ -50,16 +81,39 @@ class ProgressReporter:
     async def report(
         self, progress: Progress, partial: dict[str, Any] | None, at_once: bool = False
     ) -> None:
-        """Report progress and, unless it is None, the output so far.
-
-        Raises ``InvalidOutput`` if that isn't JSON.
-        """
         self._unsaved = (progress, partial)
         wait_s = self._saved_at + PERIOD_S - self._clock.monotonic()
-        if wait_s <= 0 or at_once or progress.done >= progress.total:
+        if wait_s <= 0 or at_once or progress.is_complete:
             await self._save()
         elif self._later is None or self._later.done():
             self._later = asyncio.create_task(self._save_later(wait_s))
+
+    async def deliver(
+        self, event: str, data: dict[str, Any], progress: Progress, partial: dict[str, Any]
+    ) -> None:
+        self._unsaved = (progress, partial)
+        self.check()
+        unsaved = self._unsaved
+
+        def update(job: Job) -> JobUpdate:
+            delivery = self._make_delivery(job, event, data)
+            return JobUpdate(self.apply(job), (delivery,) if delivery else ())
+
+        while True:
+            try:
+                saved = await self._change_writer.submit(
+                    Change(self._job.id, update, self._job.fence)
+                )
+                break
+            except RaylensError as error:
+                logger.warning("job %s: storing an event failed: %s", self._job.id, error)
+                await asyncio.sleep(RETRY_S)
+        if not isinstance(saved, Job):
+            raise Conflict("the job was canceled, or runs elsewhere")
+        if self._unsaved is unsaved:
+            self._unsaved = None
+        self._saved_at = self._clock.monotonic()
+        self._on_change(saved)
 
     async def _save_later(self, wait_s: float) -> None:
         await asyncio.sleep(wait_s)

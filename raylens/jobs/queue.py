@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 from weakref import WeakValueDictionary
 
 from raylens.core.client_limits import NO_LIMITS, ClientLimits
@@ -53,11 +54,13 @@ from raylens.jobs.store import (
     ComputeUpdate,
     JobQuery,
     JobStore,
+    TypeFilter,
     check_share,
 )
 from raylens.jobs.transitions import JobUpdate, cancel, move_to_store_clock, requeue
+from raylens.jobs.types import watch
 from raylens.jobs.webhook_dispatcher import WebhookClient, WebhookDispatcher
-from raylens.jobs.webhooks import make_delivery
+from raylens.jobs.webhooks import make_delivery, make_event_delivery
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,8 @@ MAX_ADVISED_RETRY_AFTER_S = 60.0
 RETRY_AFTER_S = 5.0
 """``Retry-After`` for a request that the queue didn't answer in time, in seconds."""
 MINUTE_S = 60.0
+WATCHES = frozenset({watch.JOB_TYPE})
+"""The types whose jobs have no end."""
 FILE_TTL_S = 30 * 86_400.0
 """How long an uploaded file is kept, in seconds."""
 PART_BYTES = 4 * 2**20
@@ -119,17 +124,31 @@ class JobQueue(JobService):
         self._change_log = ChangeLog()
         self._redeliveries = RateLimit(config.webhooks.redeliveries_per_minute, MINUTE_S)
         self._average_duration_s = 1.0  # a first guess
-        self._dispatcher = Dispatcher(
-            store,
-            self._change_writer,
-            runner,
-            config,
-            owner=f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
-            clock=self._clock,
-            with_deliveries=self._with_deliveries,
-            on_change=self._on_change,
-            metrics=self._metrics,
+        owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+        def make_dispatcher(types: TypeFilter, limit: Callable[[], int]) -> Dispatcher:
+            return Dispatcher(
+                store,
+                self._change_writer,
+                runner,
+                config,
+                types,
+                limit,
+                owner,
+                self._clock,
+                self._with_deliveries,
+                self._make_event_delivery,
+                self._on_change,
+                self._metrics,
+            )
+
+        # A watch runs until somebody stops it. It must not take a place from jobs that end.
+        self._dispatchers = (
+            make_dispatcher(TypeFilter(WATCHES), lambda: config.workers),
+            make_dispatcher(TypeFilter(WATCHES, False), lambda: config.watches.max_running),
         )
+        self._handing_over: asyncio.Task[None] | None = None
+        """Hands over the watches."""
         self._webhook_dispatcher = WebhookDispatcher(
             store, webhook_client, secrets, config.webhooks, self._clock.now, self._metrics
         )
@@ -145,7 +164,8 @@ class JobQueue(JobService):
     async def serve(self) -> None:
         """Run jobs, deliver webhooks, clean up and record metrics until canceled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._dispatcher.serve())
+            for dispatcher in self._dispatchers:
+                group.create_task(dispatcher.serve())
             group.create_task(self._webhook_dispatcher.serve())
             group.create_task(self._cleaner.serve())
             group.create_task(self._record_state_periodically())
@@ -153,25 +173,38 @@ class JobQueue(JobService):
     async def close(self) -> None:
         await self._store.close()
 
+    def drain(self) -> int:
+        """Run no further jobs, and end the watches here, so that other processes go on with them.
+
+        Return how many jobs run.
+        """
+        self.pause()
+        if self._handing_over is None:
+            _, watches = self._dispatchers
+            self._handing_over = asyncio.create_task(watches.hand_over())
+        return self.running
+
     @property
     def running(self) -> int:
         """Jobs that this process runs. A claim on its way counts as one."""
-        return self._dispatcher.running
+        return sum(dispatcher.running for dispatcher in self._dispatchers)
 
     def pause(self, seconds: float = math.inf) -> None:
         """Run no further job for a time; everything else goes on."""
-        self._dispatcher.pause(seconds)
+        for dispatcher in self._dispatchers:
+            dispatcher.pause(seconds)
 
     def wake(self) -> None:
         """Look for jobs soon, which another process may have added."""
-        self._dispatcher.wake()
+        for dispatcher in self._dispatchers:
+            dispatcher.wake()
 
     async def hand_over(self) -> None:
         """Stop the jobs that run here, and let other processes begin them at once.
 
         :meth:`pause` it before. Returns when that is stored.
         """
-        await self._dispatcher.hand_over()
+        await asyncio.gather(*(dispatcher.hand_over() for dispatcher in self._dispatchers))
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         async with self._time_limit():
@@ -184,7 +217,7 @@ class JobQueue(JobService):
                 result = await self._find_first(job) or error
         if isinstance(result, RaylensError):
             raise self._with_retry_after(result)
-        self._dispatcher.wake()
+        self._dispatcher_of(job).wake()
         return self._for_callers(result)
 
     def _shares(self, jobs: Sequence[Job]) -> dict[str, int]:
@@ -302,7 +335,7 @@ class JobQueue(JobService):
             return self._with_deliveries(job, cancel(job, self._clock.now()))
 
         job = await self._change(job_id, update)
-        self._dispatcher.stop(job_id)
+        self._dispatcher_of(job).stop(job_id)
         if canceled_now:
             self._metrics.record_end(job.type, job.state, job.duration_s)
         return job
@@ -443,6 +476,16 @@ class JobQueue(JobService):
         )
         return JobUpdate(job, (shift_delivery_times(delivery, -offset),) if delivery else ())
 
+    def _make_event_delivery(
+        self, job: Job, event: str, data: Mapping[str, Any]
+    ) -> Delivery | None:
+        offset = self._clock.wall_offset
+        delivery = make_event_delivery(job, event, data, self._clock.now() + offset)
+        return None if delivery is None else shift_delivery_times(delivery, -offset)
+
+    def _dispatcher_of(self, job: Job) -> Dispatcher:
+        return self._dispatchers[job.type in WATCHES]
+
     def _for_callers(self, job: Job) -> Job:
         """Return the job with its times on the wall clock."""
         return shift_times(job, self._clock.wall_offset)
@@ -463,7 +506,7 @@ class JobQueue(JobService):
             raise result
         job = _require(result, job_id)
         self._on_change(job)
-        self._dispatcher.wake()
+        self._dispatcher_of(job).wake()
         return self._for_callers(job)
 
     async def _check_capacity(self) -> None:

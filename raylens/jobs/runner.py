@@ -14,13 +14,14 @@ from raylens.core.fairness import current_client
 from raylens.core.validation import explain
 from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.clock import Clock
-from raylens.jobs.dispatcher import JobRunner, SaveProgress
+from raylens.jobs.dispatcher import JobRunner
 from raylens.jobs.failures import UnknownType
 from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job
 from raylens.jobs.job_files import JobFiles
 from raylens.jobs.llm import make_llm
-from raylens.jobs.types.base import JobContext, JobType
+from raylens.jobs.progress import Reporter
+from raylens.jobs.types.base import ENDLESS_S, JobContext, JobType
 
 
 class TypedJobRunner(JobRunner):
@@ -45,16 +46,18 @@ class TypedJobRunner(JobRunner):
 
     def attempt_timeout(self, job: Job) -> float:
         job_type = self._job_types.get(job.type)
-        if job_type is not None and job_type.retries_units:
-            return math.inf  # the timeout is that of each picture
+        if job_type is not None and (job_type.retries_units or job_type.is_endless):
+            return math.inf  # the timeout is that of each picture, or of each question
         return self._config.attempt_timeout_s
 
     def timeout(self, job: Job) -> float:
         job_type = self._job_types.get(job.type)
+        if job_type is not None and job_type.is_endless:
+            return ENDLESS_S
         timeout_s = None if job_type is None else job_type.timeout(job)
         return self._config.timeout_s if timeout_s is None else timeout_s
 
-    async def run(self, job: Job, timeout_s: float, save_progress: SaveProgress) -> Any:
+    async def run(self, job: Job, timeout_s: float, reporter: Reporter) -> Any:
         job_type = self._job_types.get(job.type)
         if job_type is None:
             message = f"job_type: {job.type!r} is not installed"
@@ -75,6 +78,6 @@ class TypedJobRunner(JobRunner):
             self._blobs,
             self._files,
             self._llm,
-            save_progress,
+            reporter,
         )
         return await job_type.run(job_input, context)

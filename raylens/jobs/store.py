@@ -86,6 +86,18 @@ class JobQuery:
     """Which of :data:`BULKY_FIELDS` to read. The others are empty."""
 
 
+@dataclass(frozen=True)
+class TypeFilter:
+    """A selection of job types: those of ``names``, or all others."""
+
+    names: frozenset[str] = frozenset()
+    selects_others: bool = True
+
+    def selects(self, job_type: str) -> bool:
+        return (job_type in self.names) is not self.selects_others
+
+
+ANY_TYPE = TypeFilter()
 NO_SHARES: Mapping[str, int] = MappingProxyType({})
 
 
@@ -153,9 +165,14 @@ class JobStore(Protocol):
         ...
 
     async def claim(
-        self, count: int, now: float, update: ComputeUpdate, held_models: Collection[str] = ()
+        self,
+        count: int,
+        now: float,
+        update: ComputeUpdate,
+        held_models: Collection[str] = (),
+        types: TypeFilter = ANY_TYPE,
     ) -> list[Job]:
-        """Apply ``update`` to at most ``count`` claimable jobs, lowest rank first.
+        """Apply ``update`` to at most ``count`` claimable jobs of some types, lowest rank first.
 
         Return the updated jobs. A job is claimable if it is queued, due and not of a model in
         ``held_models``, or if it is running and its lease has expired. Concurrent claims never
@@ -170,9 +187,12 @@ class JobStore(Protocol):
         ...
 
     async def next_due(
-        self, held_models: Collection[str] = (), with_claims: bool = True
+        self,
+        held_models: Collection[str] = (),
+        with_claims: bool = True,
+        types: TypeFilter = ANY_TYPE,
     ) -> NextDue:
-        """Return when :meth:`claim` and :meth:`expire` find something next.
+        """Return when :meth:`claim` of some types and :meth:`expire` find something next.
 
         Without ``with_claims``, ``claim`` stays unknown, which is faster if many jobs are queued.
         """
@@ -240,6 +260,13 @@ class JobStore(Protocol):
         """Delete at most ``limit`` jobs that ended before ``ended_before``, and return how many.
 
         Jobs with a pending delivery are kept.
+        """
+        ...
+
+    async def purge_deliveries(self, due_before: float, limit: int) -> int:
+        """Delete at most ``limit`` deliveries that are not pending, and return how many.
+
+        They are those whose last attempt was due before ``due_before``.
         """
         ...
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from raylens.jobs.job import Delivery, Job, JobState
+from raylens.jobs.job import Delivery, Job, JobState, Webhook
 from raylens.net.retry_after import parse_retry_after
 
 MAX_BODY_BYTES = 20_000
@@ -52,13 +52,31 @@ def make_delivery(job: Job, now: float, result_url: str) -> Delivery | None:
     event = EVENTS.get(job.state)
     if job.webhook is None or event is None:
         return None
+    return _deliver(job, job.webhook, event, _make_body(event, job, now, result_url), now)
+
+
+def make_event_delivery(
+    job: Job, event: str, event_data: Mapping[str, Any], now: float
+) -> Delivery | None:
+    """Return the delivery of something that happened while a job runs.
+
+    ``now`` is in seconds since the epoch. Return None if the job has no webhook.
+    """
+    if job.webhook is None:
+        return None
+    data = {"job_id": job.id, "job_type": job.type, **event_data}
+    body = {"type": event, "timestamp": format_timestamp(now), "data": data}
+    return _deliver(job, job.webhook, event, _to_json(body), now)
+
+
+def _deliver(job: Job, webhook: Webhook, event: str, body: str, now: float) -> Delivery:
     return Delivery(
         id=f"msg_{uuid.uuid4().hex}",
         job_id=job.id,
         number=0,
         event=event,
-        webhook=job.webhook,
-        body=_make_body(event, job, now, result_url),
+        webhook=webhook,
+        body=body,
         created_at=now,
         next_at=now,
     )

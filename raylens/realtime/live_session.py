@@ -29,9 +29,10 @@ from raylens.realtime.events import (
     subject_of,
 )
 from raylens.realtime.frames import Frame, FrameProcessor, Report
+from raylens.realtime.messages import INTERNAL_ERROR, error_message
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.pipeline import FrameCache, FrameResult, draw, task_of
-from raylens.realtime.sessions import change_settings
+from raylens.realtime.sessions import change_settings, take_known
 from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
 from raylens.realtime.tracking.followed import FollowedObjects
 
@@ -40,6 +41,8 @@ T = TypeVar("T")
 
 MAX_CLIP_SIDE = 640
 """Pixels, of the longest side of a frame that waits to become part of a question."""
+MAX_FRAMES = 16
+"""Of one question, if nobody says otherwise."""
 RETRY_S = 1.0
 """Without a question after a failure that names no other time."""
 
@@ -75,6 +78,7 @@ class LiveSession(FrameProcessor):
         report: Report,
         executor: Executor,
         clock: Callable[[], float] = time.monotonic,
+        max_frames: int = MAX_FRAMES,
         min_interval_s: float = 0.0,
     ) -> None:
         self._ask = ask
@@ -82,6 +86,7 @@ class LiveSession(FrameProcessor):
         self._report = report
         self._executor = executor
         self._clock = clock
+        self._max_frames = max_frames
         self._min_interval_s = min_interval_s
         self._cache = FrameCache()
         self._followed = FollowedObjects()
@@ -95,11 +100,11 @@ class LiveSession(FrameProcessor):
 
     async def process(self, frame: Frame) -> Pixels:
         settings = self._settings
-        await self.take(frame)
+        await self.observe(frame)
         return await self._run(self._show, frame, settings)
 
-    async def take(self, frame: Frame) -> None:
-        """Take a frame as :meth:`process` does, without drawing anything."""
+    async def observe(self, frame: Frame) -> None:
+        """Take a frame as :meth:`process` does, but don't draw it."""
         settings = self._settings
         is_due = self._cache.is_due(settings)
         # The frame comes first, so that the tracker knows it before its answer.
@@ -112,7 +117,8 @@ class LiveSession(FrameProcessor):
             self._asking = asyncio.create_task(self._answer(frame, settings))
 
     def change(self, parameters: Mapping[str, Any]) -> None:
-        settings = change_settings(self._settings, parameters)
+        known = take_known(MoondreamConfig, parameters, self._report)
+        settings = change_settings(self._settings, known, self._max_frames)
         if settings.subject != self._settings.subject or not settings.tracking:
             self._followed = FollowedObjects()  # another thread may still use the old ones
         if not settings.is_about_video:
@@ -180,12 +186,9 @@ class LiveSession(FrameProcessor):
         """Report why a frame has no answer, and leave the model alone for a while."""
         if not isinstance(error, RaylensError):
             logger.error("a frame's request failed", exc_info=error)
-            error = RaylensError("an internal error")
+            error = INTERNAL_ERROR
         self._ask_after = self._clock() + (error.retry_after or RETRY_S)
-        details = {"field": error.field, "retry_after": error.retry_after}
-        present = {name: value for name, value in details.items() if value is not None}
-        message = {"message": error.message, "code": error.code, **present}
-        self._report({"type": "error", "frame_id": frame.id, **message})
+        self._report({**error_message(error), "frame_id": frame.id})
 
     def _take(
         self, frame: Frame, settings: MoondreamConfig, result: FrameResult

@@ -12,14 +12,15 @@ import numpy as np
 
 from raylens.core.errors import InvalidRequest
 from raylens.realtime.frames import Frame, FrameProcessor, Report
-from raylens.realtime.live_session import AskModel, LiveSession
+from raylens.realtime.live_session import MAX_FRAMES, AskModel, LiveSession
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.pipeline import MoondreamPipeline
 from raylens.realtime.plugins import Pipeline
-from raylens.realtime.sessions import PluginPipeline, merge_params, split_known
+from raylens.realtime.sessions import PluginPipeline, check_frames, merge_params, take_known
 from raylens.realtime.settings import MoondreamConfig
 
-IGNORED = "ignored"
+INITIAL = "initialParameters"
+"""What error messages call a session's first parameters."""
 
 
 def open_processor(
@@ -29,19 +30,19 @@ def open_processor(
     report: Report,
     executor: Executor,
     to_tensor: Callable[[Pixels], Any],
+    max_frames: int = MAX_FRAMES,
 ) -> FrameProcessor:
     """Open the processor of a session.
 
-    Parameters that the pipeline doesn't have are left out, and reported: frontends send those of
-    all their pipelines. Raises ``InvalidRequest`` for invalid ones.
+    ``max_frames`` is the limit of ``frames``. Parameters that the pipeline doesn't have are
+    reported. Raises ``InvalidRequest`` for invalid ones.
     """
-    known, unknown = split_known(pipeline.config_class, parameters)
-    merged = merge_params(pipeline, known, "initialParameters")
-    if unknown:
-        report({"type": IGNORED, "parameters": unknown})
+    known = take_known(pipeline.config_class, parameters, report)
+    merged = merge_params(pipeline, known, INITIAL)
     if pipeline.pipeline_class is MoondreamPipeline:
         settings = MoondreamConfig.model_validate(merged)
-        return LiveSession(ask, settings, report, executor)
+        check_frames(settings, max_frames, INITIAL)
+        return LiveSession(ask, settings, report, executor, max_frames=max_frames)
     return PluginSession(pipeline, merged, report, executor, to_tensor)
 
 
@@ -58,6 +59,7 @@ class PluginSession(FrameProcessor):
     ) -> None:
         self._pipeline = pipeline
         self._parameters = dict(parameters)
+        self._report = report
         self._executor = executor
         self._to_tensor = to_tensor
         self._instance: PluginPipeline | None = None
@@ -69,7 +71,8 @@ class PluginSession(FrameProcessor):
         return await loop.run_in_executor(self._executor, run)
 
     def change(self, parameters: Mapping[str, Any]) -> None:
-        merged = {**self._parameters, **parameters}
+        known = take_known(self._pipeline.config_class, parameters, self._report)
+        merged = {**self._parameters, **known}
         self._parameters = merge_params(self._pipeline, merged, "parameters")
 
     async def close(self) -> None:

@@ -11,12 +11,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from raylens.core.errors import InvalidRequest
+from raylens.realtime.frames import Report
 from raylens.realtime.pipeline import FrameModel, MoondreamPipeline, read_frame
 from raylens.realtime.plugins import Pipeline, Registry
 from raylens.realtime.settings import MoondreamConfig
 
 S = TypeVar("S", bound=BaseModel)
 
+IGNORED = "ignored"
+"""The type of a message about parameters."""
 FramePipeline = Callable[..., dict[str, NDArray[np.float32]]]
 """Maps ``video=[frame]`` and parameters to ``{"video": frame}``, as
 :class:`raylens.realtime.pipeline.MoondreamPipeline` does."""
@@ -39,14 +42,15 @@ def merge_params(
 
     The result is JSON.
     """
-    settings = _validate(pipeline.config_class, params, field)
+    settings = validate_settings(pipeline.config_class, params, field)
     try:
         return settings.model_dump(mode="json")
     except PydanticSerializationError as error:
         raise InvalidRequest(f"{field}: not JSON: {error}"[:300], field) from None
 
 
-def _validate(config_class: type[S], params: Mapping[str, Any], field: str) -> S:
+def validate_settings(config_class: type[S], params: Mapping[str, Any], field: str) -> S:
+    """Return the settings of a pipeline. Raises ``InvalidRequest``, which names the setting."""
     try:
         return config_class.model_validate(dict(params))
     except ValidationError as error:
@@ -59,25 +63,36 @@ def _validate(config_class: type[S], params: Mapping[str, Any], field: str) -> S
         raise InvalidRequest(f"{name}: {message}", name) from None
 
 
-def split_known(
-    config_class: type[BaseModel], parameters: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the parameters that a pipeline has, and the names of the others."""
+def take_known(
+    config_class: type[BaseModel], parameters: Mapping[str, Any], report: Report
+) -> dict[str, Any]:
+    """Return the parameters that a pipeline has, and report the names of the others, which are
+    ignored: frontends send the parameters of all their pipelines at once."""
     allows_others = config_class.model_config.get("extra") == "allow"
     fields = config_class.model_fields
     known = {name: value for name, value in parameters.items() if name in fields or allows_others}
-    return known, sorted(parameters.keys() - known.keys())
+    if unknown := sorted(parameters.keys() - known.keys()):
+        report({"type": IGNORED, "parameters": unknown})
+    return known
 
 
 def change_settings(
-    settings: MoondreamConfig, parameters: Mapping[str, Any], field: str = "parameters"
+    settings: MoondreamConfig, changes: Mapping[str, Any], max_frames: int
 ) -> MoondreamConfig:
-    """Return settings with changes. Those that the pipeline doesn't have are ignored if there are
-    others: frontends send the parameters of all their pipelines at once. Raises
-    ``InvalidRequest``."""
-    known, _ = split_known(MoondreamConfig, parameters)
-    values = {**settings.model_dump(mode="json"), **(known or parameters)}
-    return _validate(MoondreamConfig, values, field)
+    """Return settings with changes. Raises ``InvalidRequest``."""
+    values = {**settings.model_dump(mode="json"), **changes}
+    changed = validate_settings(MoondreamConfig, values, "parameters")
+    check_frames(changed, max_frames, "parameters")
+    return changed
+
+
+def check_frames(settings: MoondreamConfig, limit: int, field: str) -> None:
+    """Raise ``InvalidRequest`` if a question would be about too many frames."""
+    if settings.frames > limit:
+        name = f"{field}.frames"
+        raise InvalidRequest(
+            f"{name}: {settings.frames}; the limit is {limit}", name, limit, settings.frames
+        )
 
 
 def open_pipeline(

@@ -120,7 +120,7 @@ class MoondreamConfig(BaseModel):
     frames: int = Field(
         1,
         ge=1,
-        le=16,
+        le=256,
         description="Frames of a question or caption, one of each interval, as of a video.",
         json_schema_extra=_ui(14, label="Frames"),
     )

@@ -10,12 +10,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from testing.server import running_server
 from tests.clients.documents import Example, read_examples
 from tests.clients.environments import (
     ROOT,
@@ -42,17 +40,12 @@ SUITES_OF_SECTIONS = {
     "llm": "llm",
     "smolagents": "smolagents",
     "supervision": "supervision",
+    "live-vlm-webui": "live_vlm_webui",
     "Ollama's Python library": "ollama",
     "Moondream's Python library": "moondream",
 }
 """The suites in Python by the heading of their client's section in docs/clients.md."""
 EXAMPLES = read_examples()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_server(ROOT / "serve_config.yaml") as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +131,7 @@ def test_a_section_of_the_docs_is_true(
             **environment,
             "PATH": f"{python.parent}:{environment['PATH']}",
             "LLM_USER_PATH": str(tmp_path),
+            "XDG_CONFIG_HOME": str(tmp_path),
         }
         command = ["python", "-c"] if example.language == "python" else ["bash", "-ec"]
         output = run([*command, code], variables, ROOT)

@@ -24,7 +24,7 @@ from raylens.jobs.job import (
     Webhook,
     new_id,
 )
-from raylens.jobs.store import Change, ComputeUpdate, JobQuery, JobStore, NextDue
+from raylens.jobs.store import Change, ComputeUpdate, JobQuery, JobStore, NextDue, TypeFilter
 from raylens.jobs.transitions import (
     JobUpdate,
     cancel,
@@ -768,6 +768,29 @@ class TestTimes:
         after = NOW + LEASE
         assert len(await store.claim(9, after, start_at(after), ["b"])) == 2
 
+    async def test_types_are_claimed_apart(self, store: JobStore) -> None:
+        watches = TypeFilter(frozenset({"watch"}), selects_others=False)
+        others = TypeFilter(frozenset({"watch"}))
+        watch, late, job = (
+            make_job(type="watch", rank=NOW, run_after=NOW),
+            make_job(type="watch", rank=NOW + 1, run_after=NOW + 30),
+            make_job(run_after=NOW + 20),
+        )
+        await add_all(store, watch, late, job)
+        assert (await store.next_due(types=others)).claim == NOW + 20
+        assert (await store.next_due(types=watches)).claim == NOW
+        claimed = await store.claim(9, NOW + 20, start_at(NOW + 20), types=others)
+        assert [each.id for each in claimed] == [job.id]
+        claimed = await store.claim(9, NOW + 20, start_at(NOW + 20), types=watches)
+        assert [each.id for each in claimed] == [watch.id]
+        # A lease that has expired is claimed by those of its type only, too.
+        after = NOW + 20 + LEASE
+        assert (await store.next_due(types=watches)).claim == min(NOW + 30, after)
+        claimed = await store.claim(9, after, start_at(after), (), others)
+        assert [each.id for each in claimed] == [job.id]
+        claimed = await store.claim(9, after, start_at(after), (), watches)
+        assert [each.id for each in claimed] == [watch.id, late.id]
+
     async def test_jobs_past_their_deadline_expire_unless_a_process_holds_them(
         self, store: JobStore
     ) -> None:
@@ -786,6 +809,23 @@ class TestTimes:
         assert await store.expire(2, NOW, expire_now) == []
         (dead,) = await store.expire(2, NOW - 2 + LEASE, expire_now)
         assert (dead.id, dead.state) == (running.id, JobState.FAILED)
+
+    async def test_old_deliveries_are_purged_unless_they_are_pending(self, store: JobStore) -> None:
+        job = make_job()
+        await add_all(store, job)
+        times = (NOW, NOW + 1, NOW + 2, NOW + 3)
+        await add_deliveries(
+            store, job, *(make_delivery(job, f"https://{time}.example/", time) for time in times)
+        )
+        for delivery in await store.claim_deliveries(3, 1, NOW + 2, NOW + 30, ()):
+            if delivery.next_at != NOW + 1:
+                settled = replace(delivery, state=DeliveryState.DELIVERED)
+                await store.settle_delivery(settled, None, False)
+        assert await store.purge_deliveries(NOW + 2, 9) == 1
+        left = [delivery.next_at for delivery in await store.deliveries(job.id)]
+        assert left == [NOW + 1, NOW + 2, NOW + 3]
+        assert await store.purge_deliveries(NOW + 9, 9) == 1
+        assert await store.purge_deliveries(NOW + 9, 9) == 0
 
     async def test_the_next_delivery_is_known(self, store: JobStore) -> None:
         job = make_job()

@@ -1,5 +1,6 @@
 """One server for all tests of this folder: the shipped configuration and the model ``cramped``.
 
+Its watches and webhooks may reach this machine.
 ``cramped`` admits few requests. Its weights are random: its answers end at ``max_tokens`` only.
 """
 
@@ -82,6 +83,14 @@ def add_cramped_model(config: dict[str, Any], checkpoint: Path) -> None:
     )
 
 
+def allow_this_machine(config: dict[str, Any]) -> None:
+    """Let watches and webhooks reach servers of the tests."""
+    (application,) = config["applications"]
+    jobs = application["args"].setdefault("jobs", {})
+    for part in ("watches", "webhooks"):
+        jobs.setdefault(part, {})["allow"] = ["127.0.0.1"]
+
+
 @contextmanager
 def serving(
     checkpoint: Path, change: Callable[[dict[str, Any]], None] = lambda config: None
@@ -93,6 +102,7 @@ def serving(
 
     def change_all(config: dict[str, Any]) -> None:
         add_cramped_model(config, checkpoint)
+        allow_this_machine(config)
         change(config)
 
     with running_server(ROOT / "serve_config.yaml", change_all, {"RAYLENS_TEST": MARK}) as url:

@@ -15,10 +15,16 @@ from typing import Any
 
 import httpx
 import pytest
+import websockets
+import yaml
+from websockets.asyncio.client import ClientConnection
 
 from raylens.cli.drain import find_server, has_ended
+from raylens.core.keys import hash_key
 from testing.checkpoints import random_smolvlm
+from testing.pictures import encode_picture, gradient
 from testing.server import running_server
+from testing.webrtc_client import Client, wait_until
 from tests.serve.conftest import ROOT, add_cramped_model
 
 RAYLENS = str(Path(sys.executable).with_name("raylens"))
@@ -28,7 +34,13 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
+def auth() -> dict[str, Any] | None:
+    """The server's keys."""
+    return None
+
+
+@pytest.fixture
+def url(tmp_path: Path, auth: dict[str, Any] | None) -> Iterator[str]:
     """A server with the cramped model alone, whose answers are long, and with one worker."""
     checkpoint = random_smolvlm(tmp_path / "cramped")
 
@@ -43,6 +55,8 @@ def url(tmp_path: Path) -> Iterator[str]:
         add_cramped_model(config, checkpoint)
         application["args"]["defaults"] = {"max_tokens": TOKENS}
         application["args"]["jobs"] = {"data_dir": str(tmp_path / "data"), "workers": 1}
+        if auth is not None:
+            application["args"]["auth"] = auth
 
     with running_server(ROOT / "serve_config.yaml", change) as url:
         yield url
@@ -131,6 +145,93 @@ async def test_a_server_that_is_drained_ends_what_has_begun_and_keeps_its_jobs(
     assert has_ended(server)
     # The one that ran has ended, too; the other one hasn't begun.
     assert states_of_jobs(tmp_path / "data") == ["succeeded", "queued"]
+
+
+class TestLiveVideo:
+    """Sessions of a server with keys."""
+
+    @pytest.fixture
+    def keys_file(self, tmp_path: Path) -> Path:
+        return tmp_path / "keys.yaml"
+
+    @pytest.fixture
+    def auth(self, keys_file: Path) -> dict[str, Any]:
+        write_keys(keys_file, "camera", "other")
+        return {"keys_file": str(keys_file)}
+
+    async def test_sessions_end_with_their_key_and_with_the_server(
+        self, url: str, keys_file: Path
+    ) -> None:
+        video, stopped = Client(), Client()
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=90) as http,
+            live_socket(url, "/api/v1/ws", "camera") as pictures,
+            live_socket(url, "/api/v1/relay", "camera") as relay,
+            live_socket(url, "/api/v1/ws", "other") as asked,
+        ):
+            assert (await receive(relay))["type"] == "ready"
+            await open_video(http, video, "camera")
+            await open_video(http, stopped, "other")
+            write_keys(keys_file, "other")
+            for idle in (pictures, relay):
+                assert "unknown key" in (await receive(idle))["error"]
+                assert await receive_close(idle) == 4401
+            (end,) = await wait_until(lambda: video.received("parameters", "stream_stopped"))
+            assert end["error_message"] == "its key is no longer valid"
+
+            await asked.send(json.dumps({"model": "cramped", "prompt": "What is it?"}))
+            assert (await receive(asked))["type"] == "settings"
+            await asked.send(encode_picture(gradient(64, 48)))
+            assert (await receive(asked))["response"]
+            drain = await begin_drain(http)
+            await asked.send(encode_picture(gradient(64, 48)))  # too late: it gets no answer
+            while not (message := await receive(asked))["done"]:
+                assert message["frame"] == 1
+            assert message["done_reason"] in ("length", "stop")
+            assert message["eval_count"] > 100
+            end = await receive(asked)
+            assert (end["status"], end["done"]) == (503, True)
+            assert "about to stop" in end["error"]
+            assert await receive_close(asked) == 1012
+            (end,) = await wait_until(lambda: stopped.received("parameters", "stream_stopped"))
+            assert "about to stop" in end["error_message"]
+        await video.close()
+        await stopped.close()
+        await asyncio.wait_for(drain.communicate(), 60)
+        assert drain.returncode == 0
+
+
+def write_keys(file: Path, *names: str) -> None:
+    keys = [{"name": name, "hash": hash_key(f"key-of-{name}")} for name in names]
+    file.with_suffix(".new").write_text(yaml.safe_dump({"keys": keys}))
+    file.with_suffix(".new").replace(file)
+
+
+def live_socket(url: str, path: str, key: str) -> websockets.connect:
+    headers = {"X-API-Key": f"key-of-{key}"}
+    return websockets.connect(url.replace("http", "ws") + path, additional_headers=headers)
+
+
+async def receive(socket: ClientConnection) -> dict[str, Any]:
+    async with asyncio.timeout(30):
+        message: dict[str, Any] = json.loads(await socket.recv())
+        return message
+
+
+async def receive_close(socket: ClientConnection) -> int | None:
+    async with asyncio.timeout(30):
+        await socket.wait_closed()
+    return socket.close_code
+
+
+async def open_video(http: httpx.AsyncClient, client: Client, key: str) -> None:
+    """Open a WebRTC session that asks nothing, since no frame comes."""
+    body = {"sdp": await client.offer(), "type": "offer"}
+    headers = {"X-API-Key": f"key-of-{key}"}
+    answer = await http.post("/api/v1/webrtc/offer", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    await client.accept(answer.json()["sdp"])
+    await client.wait_connected()
 
 
 @pytest.mark.cluster  # for its time: it needs a server of its own, too

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from itertools import repeat
 from typing import Any
 
-import cv2
 import httpx
 import numpy as np
 import psutil
@@ -17,7 +16,8 @@ import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
-from raylens.realtime.overlay import GREEN, Pixels
+from raylens.realtime.overlay import GREEN
+from testing.moving_circle import RED, draw_circle, find, iou
 from testing.pictures import encode_picture
 from testing.webrtc_client import Client, to_rgb, wait_until
 from tests.serve.conftest import ROOT, server_processes
@@ -27,19 +27,9 @@ CAPTION = (
     "a red circle at the top left, a blue square at the center and a yellow triangle at the bottom"
     " right"
 )
-RED = (220, 40, 40)
-SIDE = 144
 INTERVAL = 5
 FRAMES = 60
 FRAME_S = 1 / 15
-
-
-def draw_circle(left: int) -> Pixels:
-    """Return a red circle on gray, 640×480."""
-    pixels = np.full((480, 640, 3), 190, np.uint8)
-    center = (left + SIDE // 2, 180 + SIDE // 2)
-    cv2.circle(pixels, center, SIDE // 2, RED, -1, cv2.LINE_AA)
-    return pixels
 
 
 @asynccontextmanager
@@ -89,22 +79,6 @@ async def test_a_model_that_takes_videos_answers_about_the_last_frames(server: s
             answer = await receive_answer(socket)
         assert answer["response"]
         assert "error" not in answer
-
-
-def find(pixels: Pixels, color: tuple[int, int, int]) -> tuple[int, int, int, int] | None:
-    """Return the bounds of the pixels of about a color: left, top, right, bottom."""
-    rows, columns = np.nonzero(np.abs(pixels.astype(int) - color).max(axis=2) < 70)
-    if not len(rows):
-        return None
-    return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
-
-
-def iou(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
-    def area(left: int, top: int, right: int, bottom: int) -> int:
-        return max(0, right - left + 1) * max(0, bottom - top + 1)
-
-    common = area(*map(max, one[:2], other[:2]), *map(min, one[2:], other[2:]))
-    return common / (area(*one) + area(*other) - common)
 
 
 @asynccontextmanager

@@ -126,6 +126,16 @@ def redeliver(db: sa.Connection, job_id: str, number: int, now: float) -> Delive
     return delivery
 
 
+def purge_deliveries(db: sa.Connection, due_before: float, limit: int) -> int:
+    ended = [state for state in DeliveryState if state is not DeliveryState.PENDING]
+    old = sa.select(deliveries.c.id).where(
+        deliveries.c.state.in_(ended), deliveries.c.next_at < due_before
+    )
+    ids = list(db.scalars(old.limit(limit).with_for_update(skip_locked=True)))
+    db.execute(sa.delete(deliveries).where(deliveries.c.id.in_(ids)))
+    return len(ids)
+
+
 def next_delivery_due(db: sa.Connection, busy_hosts: Collection[str]) -> float:
     """Return when a delivery without a lease is due next; infinity if there is none."""
     query = sa.select(sa.func.min(deliveries.c.next_at)).where(

@@ -17,13 +17,14 @@ from raylens.jobs.sql.deliveries import insert_deliveries, is_pending
 from raylens.jobs.sql.tables import (
     MUTABLE_COLUMNS,
     deliveries,
+    is_of_type,
     is_queued,
     job_blobs,
     job_from_row,
     job_to_row,
     jobs,
 )
-from raylens.jobs.store import Change, ComputeUpdate, JobQuery, NextDue, admit
+from raylens.jobs.store import Change, ComputeUpdate, JobQuery, NextDue, TypeFilter, admit
 from raylens.jobs.transitions import JobUpdate
 
 _UPDATE_JOB = (
@@ -106,9 +107,7 @@ def list_jobs(db: sa.Connection, query: JobQuery) -> list[Job]:
     if query.states:
         statement = statement.where(jobs.c.state.in_(query.states))
     if query.type is not None:
-        # A literal, so that a partial index of the type can be used.
-        type_literal = sa.literal(query.type, literal_execute=True)
-        statement = statement.where(jobs.c.type == type_literal)
+        statement = statement.where(is_of_type(query.type))
     if query.owner is not None:
         statement = statement.where(jobs.c.owner == query.owner)
     if query.before_id is not None:
@@ -128,17 +127,18 @@ def claim(
     now: float,
     update: ComputeUpdate,
     held_models: Collection[str],
+    types: TypeFilter,
 ) -> list[Job]:
     parameters: dict[str, Any] = {"count": count, "now": now}
     if held_models:
         parameters["held_models"] = list(held_models)
-    query = _select_claimable(bool(held_models))
+    query = _select_claimable(bool(held_models), types)
     claimable = [job_from_row(row) for row in db.execute(query, parameters).mappings()]
     return _update_all(db, claimable, update)
 
 
 @cache
-def _select_claimable(has_held_models: bool) -> sa.Select[Any]:
+def _select_claimable(has_held_models: bool, types: TypeFilter) -> sa.Select[Any]:
     """Return the query for claimable jobs. It is large, so it is built once."""
     now = sa.bindparam("now", type_=sa.Float)
     count = sa.bindparam("count", type_=sa.Integer)
@@ -147,10 +147,12 @@ def _select_claimable(has_held_models: bool) -> sa.Select[Any]:
     if has_held_models:
         is_due = is_due & jobs.c.model.not_in(sa.bindparam("held_models", expanding=True))
     by_rank = (jobs.c.rank, jobs.c.id)
+    has_type = _has_type(types)
 
     def first_ids(condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
-        ids = sa.select(jobs.c.id).where(condition).order_by(*by_rank).limit(count).subquery()
-        return sa.select(ids.c.id)
+        ids = sa.select(jobs.c.id).where(condition, *has_type)
+        first = ids.order_by(*by_rank).limit(count).subquery()
+        return sa.select(first.c.id)
 
     # Two subqueries, because each can use an index.
     candidates = sa.union_all(first_ids(has_expired_lease), first_ids(is_due))
@@ -158,6 +160,13 @@ def _select_claimable(has_held_models: bool) -> sa.Select[Any]:
     # Another process may have just claimed a candidate. If its row is locked, skip_locked skips it;
     # if not, the repeated condition excludes it.
     return query.order_by(*by_rank).limit(count).with_for_update(skip_locked=True)
+
+
+def _has_type(types: TypeFilter) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions of a type, in the form of a partial index if there is one."""
+    if types.selects_others:
+        return [jobs.c.type != name for name in sorted(types.names)]
+    return [sa.or_(*(is_of_type(name) for name in sorted(types.names)))]
 
 
 def expire(db: sa.Connection, limit: int, now: float, update: ComputeUpdate) -> list[Job]:
@@ -175,7 +184,9 @@ def _update_all(db: sa.Connection, selected: Sequence[Job], update: ComputeUpdat
     return [job_update.job for job_update in updates]
 
 
-def next_due(db: sa.Connection, held_models: Collection[str], with_claims: bool) -> NextDue:
+def next_due(
+    db: sa.Connection, held_models: Collection[str], with_claims: bool, types: TypeFilter
+) -> NextDue:
     is_late = jobs.c.lease_until > jobs.c.deadline
     expiry = min(
         _min(db, jobs.c.deadline, is_queued),
@@ -183,9 +194,10 @@ def next_due(db: sa.Connection, held_models: Collection[str], with_claims: bool)
     )
     if not with_claims:
         return NextDue(expiry=expiry)
+    has_type = _has_type(types)
     is_free = [jobs.c.model.not_in(held_models)] if held_models else []
-    run_after = _min(db, jobs.c.run_after, is_queued, *is_free)
-    lease_until = _min(db, jobs.c.lease_until, _is_running)
+    run_after = _min(db, jobs.c.run_after, is_queued, *is_free, *has_type)
+    lease_until = _min(db, jobs.c.lease_until, _is_running, *has_type)
     return NextDue(min(run_after, lease_until), expiry)
 
 

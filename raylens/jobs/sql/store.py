@@ -28,6 +28,7 @@ from raylens.jobs.sql.counters import are_wrong, read_counters, recount
 from raylens.jobs.sql.migrate import upgrade
 from raylens.jobs.sql.tables import anchors, deliveries, jobs
 from raylens.jobs.store import (
+    ANY_TYPE,
     NO_SHARES,
     STORAGE_RETRY_AFTER_S,
     Change,
@@ -37,6 +38,7 @@ from raylens.jobs.store import (
     NextDue,
     QueueStartupError,
     StoreUnavailable,
+    TypeFilter,
 )
 
 logger = logging.getLogger(__name__)
@@ -139,19 +141,29 @@ class SqlStore(JobStore):
         return await self._read(partial(job_statements.recent_durations, limit=limit))
 
     async def claim(
-        self, count: int, now: float, update: ComputeUpdate, held_models: Collection[str] = ()
+        self,
+        count: int,
+        now: float,
+        update: ComputeUpdate,
+        held_models: Collection[str] = (),
+        types: TypeFilter = ANY_TYPE,
     ) -> list[Job]:
         return await self._write(
-            lambda db: job_statements.claim(db, count, now, update, held_models)
+            lambda db: job_statements.claim(db, count, now, update, held_models, types)
         )
 
     async def expire(self, limit: int, now: float, update: ComputeUpdate) -> list[Job]:
         return await self._write(lambda db: job_statements.expire(db, limit, now, update))
 
     async def next_due(
-        self, held_models: Collection[str] = (), with_claims: bool = True
+        self,
+        held_models: Collection[str] = (),
+        with_claims: bool = True,
+        types: TypeFilter = ANY_TYPE,
     ) -> NextDue:
-        return await self._read(lambda db: job_statements.next_due(db, held_models, with_claims))
+        return await self._read(
+            lambda db: job_statements.next_due(db, held_models, with_claims, types)
+        )
 
     async def renew(self, fences: Mapping[str, int], until: float) -> set[str]:
         return await self._write(lambda db: job_statements.renew(db, fences, until))
@@ -193,6 +205,11 @@ class SqlStore(JobStore):
 
     async def purge(self, ended_before: float, limit: int) -> int:
         return await self._write(lambda db: job_statements.purge(db, ended_before, limit))
+
+    async def purge_deliveries(self, due_before: float, limit: int) -> int:
+        return await self._write(
+            lambda db: delivery_statements.purge_deliveries(db, due_before, limit)
+        )
 
     async def drop_pictures(self, ended_before: float, limit: int) -> int:
         return await self._write(lambda db: job_statements.drop_pictures(db, ended_before, limit))

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Float,
     ForeignKey,
     Index,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    literal,
     literal_column,
 )
 
@@ -65,12 +67,26 @@ jobs = Table(
 )
 is_queued = jobs.c.state == literal_column("'queued'")
 """The condition of a partial index, which a database uses only if a query repeats it."""
+
+
+def is_of_type(name: str) -> ColumnElement[bool]:
+    """Return a condition with the name as a literal, so that a partial index can be used."""
+    return jobs.c.type == literal(name, literal_execute=True)
+
+
 is_batch = jobs.c.type == literal_column("'openai_batch'")
+is_watch = jobs.c.type == literal_column("'watch'")
 Index("jobs_by_state", jobs.c.state, jobs.c.id)
 Index("jobs_by_owner", jobs.c.owner, jobs.c.id)
 Index("jobs_by_client", jobs.c.client, jobs.c.state)
 Index("jobs_by_deadline", jobs.c.deadline, sqlite_where=is_queued, postgresql_where=is_queued)
 Index("batches", jobs.c.id, sqlite_where=is_batch, postgresql_where=is_batch)
+Index(
+    "watches",
+    *(jobs.c.state, jobs.c.rank, jobs.c.id),
+    sqlite_where=is_watch,
+    postgresql_where=is_watch,
+)
 Index("jobs_by_rank", jobs.c.state, jobs.c.rank, jobs.c.id)
 Index("jobs_by_end", jobs.c.state, jobs.c.finished_at)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Annotated, Any, Protocol
@@ -20,7 +20,10 @@ from raylens.jobs.inference import Answer, InferenceClient, InferenceOptions, Re
 from raylens.jobs.job import Job, Progress
 from raylens.jobs.job_files import JobFiles
 from raylens.jobs.llm import LanguageModel
+from raylens.jobs.progress import Reporter
 
+ENDLESS_S = 100 * 365 * 86_400.0
+"""The time to the deadline of a job that has no end, in seconds."""
 PictureReference = Annotated[str, StringConstraints(pattern=r"^blob:[0-9a-f]{64}$")]
 """What stands for a picture or video in a stored input: the reference to its blob."""
 
@@ -84,8 +87,8 @@ class JobContext:
     files: JobFiles
     llm: LanguageModel | None
     """The language model of ``jobs.llm``, if one is configured."""
-    save_progress: Callable[[Progress, dict[str, Any] | None, bool], Awaitable[None]]
-    """Used by :meth:`report`. Job types call :meth:`report` instead of this."""
+    reporter: Reporter
+    """Used by :meth:`report` and :meth:`deliver`. Job types call these."""
 
     @property
     def seconds_left(self) -> float:
@@ -150,11 +153,24 @@ class JobContext:
 
         Raises ``InvalidOutput`` if the steps are no integers.
         """
-        try:
-            progress = Progress(int(index(done)), int(index(total)))
-        except TypeError:
-            raise InvalidOutput("progress: expected integers", "progress") from None
-        await self.save_progress(progress, partial, at_once)
+        await self.reporter.report(_progress(done, total), partial, at_once)
+
+    async def deliver(
+        self, event: str, data: dict[str, Any], done: int, total: int, partial: dict[str, Any]
+    ) -> None:
+        """Report as :meth:`report` does, and send an event to the job's webhook if it has one.
+
+        Both are durable when this returns: while the store is away, it waits. Raises ``Conflict``
+        if the attempt no longer counts, and ``InvalidOutput``.
+        """
+        await self.reporter.deliver(event, data, _progress(done, total), partial)
+
+
+def _progress(done: int, total: int) -> Progress:
+    try:
+        return Progress(int(index(done)), int(index(total)))
+    except TypeError:
+        raise InvalidOutput("progress: expected integers", "progress") from None
 
 
 class JobType(Protocol):
@@ -170,6 +186,9 @@ class JobType(Protocol):
     asks_once: bool = False
     """Whether all pictures go into one request to a model, so that ``limits.max_images`` applies
     instead of ``jobs.max_images``."""
+
+    is_endless: bool = False
+    """Whether a job runs until it is canceled."""
 
     capability: str | None = None
     """A task that not every model can do, if the type needs one: its name in

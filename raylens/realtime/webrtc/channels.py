@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from raylens.core.errors import InvalidRequest, RaylensError
+from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError
+from raylens.realtime.messages import INTERNAL_ERROR, error_message
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Outlet:
                 self._channel.send(text)
             except ValueError as error:  # larger than what the client takes
                 self.dropped += 1
-                self._channel.send(_to_text({"type": "error", "message": str(error)}))
+                self._channel.send(_to_text(error_message(PayloadTooLarge(str(error)))))
 
 
 class Channels:
@@ -137,7 +138,7 @@ class Channels:
             outlet.send(_to_text(error_message(error)))
         except Exception:
             logger.exception("parameters could not be applied")
-            outlet.send(_to_text(error_message(RaylensError("an internal error"))))
+            outlet.send(_to_text(error_message(INTERNAL_ERROR)))
 
 
 def parse_parameters(message: str | bytes) -> dict[str, Any]:
@@ -163,16 +164,6 @@ def take_paused(parameters: dict[str, Any]) -> bool | None:
     if paused is not None and not isinstance(paused, bool):
         raise InvalidRequest("paused: expected true or false", "paused")
     return paused
-
-
-def error_message(error: RaylensError) -> dict[str, Any]:
-    """Return an error as the client gets it."""
-    return {
-        "type": "error",
-        "message": error.message,
-        "field": error.field,
-        "code": error.code,
-    }
 
 
 def _to_text(message: Mapping[str, Any]) -> str:

@@ -21,7 +21,8 @@ from aiortc import (
 from raylens.core.errors import Conflict, RaylensError
 from raylens.core.webrtc_config import WebRtcConfig
 from raylens.realtime.frames import FrameProcessor, OpenProcessor
-from raylens.realtime.webrtc.channels import Channels, error_message, take_paused
+from raylens.realtime.messages import error_message
+from raylens.realtime.webrtc.channels import Channels, take_paused
 from raylens.realtime.webrtc.ice_report import make_report
 from raylens.realtime.webrtc.negotiation import (
     give_answer,

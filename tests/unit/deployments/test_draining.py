@@ -237,6 +237,7 @@ class Drill:
         self.now = 0.0
         self.reports: list[str] = []
         self.jobs_shown: list[int] = []
+        self.seconds_left: list[float] = []
         self._requests = list(requests)
         self.drain = ServerDrain(
             Endpoint("0.0.0.0", 8000),
@@ -252,7 +253,9 @@ class Drill:
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         assert str(request.url) == "http://127.0.0.1:8000/ready"
-        self.jobs_shown.append(json.loads(self.file.read_text())["jobs"])
+        shown = json.loads(self.file.read_text())
+        self.jobs_shown.append(shown["jobs"])
+        self.seconds_left.append(shown["seconds_left"])
         number = self._requests.pop(0) if len(self._requests) > 1 else self._requests[0]
         if isinstance(number, Exception):
             raise number
@@ -273,6 +276,7 @@ def test_a_server_drains_until_requests_and_jobs_have_ended(
         "0 requests in flight, 0 jobs running",
     ]
     assert drill.jobs_shown == [2, 2, 1, 0]
+    assert drill.seconds_left == [600, 599.8, 599.5, 599.2]
     assert queues.handed_over == 0
 
 

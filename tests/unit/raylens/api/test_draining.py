@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raylens.api.draining import DrainMiddleware
+from raylens.api.draining import DRAINS, SECONDS_LEFT, DrainMiddleware
 from testing.virtual_time import VirtualTimePolicy
 
 EVENTS = "/api/v1/jobs/1/events"
@@ -218,22 +219,36 @@ async def test_a_web_socket_is_refused_as_by_a_restart(server: Server) -> None:
 
 
 class WebSocket:
-    """A client's WebSocket, and the application behind it, which echoes what it gets."""
+    """A client's WebSocket, and the application behind it, which echoes what it gets.
 
-    def __init__(self, ends_by_itself: bool = True) -> None:
-        self.drains = False
+    If the server drains, the application says that, goes on until ``may_end``, and closes.
+    """
+
+    def __init__(self, is_stuck: bool = False) -> None:
+        self.drain: dict[str, Any] | None = None
+        self.proxy_drains = False
         self.to_server: asyncio.Queue[Message] = asyncio.Queue()
         self.from_server: asyncio.Queue[Message] = asyncio.Queue()
         self.seen: list[Message] = []
+        self.may_end = asyncio.Event()
         self.was_canceled = False
-        self._ends_by_itself = ends_by_itself
+        self._is_stuck = is_stuck
 
     async def open(self) -> asyncio.Task[None]:
-        app = DrainMiddleware(self._echo, proxy_drains=lambda app: lambda: self.drains)
+        """Connect, and wait until the application has accepted."""
+        app = DrainMiddleware(self._echo, lambda: self.drain, lambda app: lambda: self.proxy_drains)
         self.to_server.put_nowait({"type": "websocket.connect"})
         scope = {"type": "websocket", "path": "/ws", "headers": []}
         call: Any = app(scope, self.to_server.get, self._send)
-        return asyncio.create_task(call)
+        running = asyncio.create_task(call)
+        assert await self.receive() == {"type": "websocket.accept"}
+        return running
+
+    def send(self, text: str) -> None:
+        self.to_server.put_nowait({"type": "websocket.receive", "text": text})
+
+    async def receive(self) -> Message:
+        return await asyncio.wait_for(self.from_server.get(), 1000)
 
     async def _send(self, message: Message) -> None:
         self.from_server.put_nowait(message)
@@ -246,36 +261,107 @@ class WebSocket:
                 self.seen.append(message := await receive())
                 if message["type"] == "websocket.connect":
                     await send({"type": "websocket.accept"})
+                elif message["type"] == "websocket.disconnect" and not self._is_stuck:
+                    return
+                elif message.get(DRAINS):
+                    await send({"type": "websocket.send", "text": "the last one"})
+                    await self.may_end.wait()
+                    await send({"type": "websocket.close", "code": 1012, "reason": "a restart"})
                 elif message["type"] == "websocket.receive":
                     await send({"type": "websocket.send", "text": message["text"]})
-                elif self._ends_by_itself:
-                    await send({"type": "websocket.send", "text": "too late"})
-                    return
         except asyncio.CancelledError:
             self.was_canceled = True
             raise
 
 
-@pytest.mark.parametrize("ends_by_itself", [True, False])
-async def test_an_open_web_socket_is_closed_as_by_a_restart(ends_by_itself: bool) -> None:
-    socket = WebSocket(ends_by_itself)
-    begun = await socket.open()
-    assert await socket.from_server.get() == {"type": "websocket.accept"}
+@pytest.mark.parametrize("by", ["server", "proxy"])
+async def test_a_web_socket_is_closed_by_its_application_after_the_answer_that_runs(
+    by: str,
+) -> None:
+    socket = WebSocket()
+    running = await socket.open()
     await asyncio.sleep(60)
-    socket.to_server.put_nowait({"type": "websocket.receive", "text": "hello"})
-    assert await socket.from_server.get() == {"type": "websocket.send", "text": "hello"}
-    socket.drains = True
-    close = await asyncio.wait_for(socket.from_server.get(), 1)
-    assert close == {"type": "websocket.close", "code": 1012}
-    await asyncio.wait_for(begun, 6)
-    assert socket.seen[-1] == {"type": "websocket.disconnect", "code": 1012}
-    assert socket.was_canceled is not ends_by_itself
+    socket.send("hello")
+    assert await socket.receive() == {"type": "websocket.send", "text": "hello"}
+    socket.drain, socket.proxy_drains = ({"jobs": 0}, False) if by == "server" else (None, True)
+    began_at = asyncio.get_running_loop().time()
+    assert (await socket.receive())["text"] == "the last one"
+    assert asyncio.get_running_loop().time() - began_at <= 1
+    socket.send("too late")
+    await asyncio.sleep(500)
+    assert socket.from_server.empty()
+    socket.may_end.set()
+    close = await socket.receive()
+    assert close == {"type": "websocket.close", "code": 1012, "reason": "a restart"}
+    await asyncio.wait_for(running, 1)
+    assert [message["type"] for message in socket.seen] == [
+        "websocket.connect",
+        "websocket.receive",
+        "websocket.receive",  # of the drain
+        "websocket.disconnect",
+    ]
+    assert not socket.was_canceled
+
+
+@pytest.mark.parametrize(("seconds_left", "closes_after"), [(None, 595), (30, 25), (2, 0)])
+async def test_a_web_socket_that_its_application_keeps_is_closed_in_time(
+    seconds_left: float | None, closes_after: float
+) -> None:
+    socket = WebSocket(is_stuck=True)
+    running = await socket.open()
+    began_at = asyncio.get_running_loop().time()
+    socket.drain = {} if seconds_left is None else {SECONDS_LEFT: seconds_left}
+    if closes_after:
+        assert (await socket.receive())["text"] == "the last one"
+    assert await socket.receive() == {"type": "websocket.close", "code": 1012}
+    after = asyncio.get_running_loop().time() - began_at
+    assert closes_after <= after <= closes_after + 1
+    await asyncio.wait_for(running, 6)
+    assert socket.was_canceled
     assert socket.from_server.empty()
 
 
-async def test_a_web_socket_of_a_proxy_that_drains_is_closed_once_it_is_open() -> None:
+async def test_what_an_open_web_socket_gets_until_the_drain_is_not_lost() -> None:
+    """A call that was canceled has taken nothing."""
+    taken: list[Message] = []
+    to_server: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def impatient(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(5):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(10):
+                    taken.append(await receive())
+
+    async def send(message: Message) -> None: ...
+
+    app = DrainMiddleware(impatient)
+    call: Any = app({"type": "websocket", "path": "/ws"}, to_server.get, send)
+    running = asyncio.create_task(call)
+    for after, number in ((5, 1), (9, 2), (20, 3)):
+        await asyncio.sleep(after)
+        to_server.put_nowait({"type": "websocket.receive", "text": str(number)})
+    await running
+    assert [message["text"] for message in taken] == ["1", "2", "3"]
+
+
+async def test_a_client_that_leaves_during_a_drain_is_noticed() -> None:
     socket = WebSocket()
-    socket.drains = True
-    await asyncio.wait_for(await socket.open(), 2)
-    types = [socket.from_server.get_nowait()["type"] for _ in range(2)]
-    assert types == ["websocket.accept", "websocket.close"]
+    running = await socket.open()
+    socket.proxy_drains = True
+    assert (await socket.receive())["text"] == "the last one"
+    socket.to_server.put_nowait({"type": "websocket.disconnect", "code": 1001})
+    socket.may_end.set()
+    await asyncio.wait_for(running, 1)
+    assert socket.seen[-1] == {"type": "websocket.disconnect", "code": 1001}
+
+
+async def test_a_web_socket_of_a_proxy_that_drains_ends_once_it_is_open() -> None:
+    socket = WebSocket()
+    socket.proxy_drains = True
+    socket.may_end.set()
+    running = await socket.open()
+    assert [(await socket.receive())["type"] for _ in range(2)] == [
+        "websocket.send",
+        "websocket.close",
+    ]
+    await asyncio.wait_for(running, 1)

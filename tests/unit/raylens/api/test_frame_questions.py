@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import cv2
@@ -11,6 +12,7 @@ import pytest
 from raylens.api.access_log import AccessRecord, RequestMetrics
 from raylens.api.app import create_app
 from raylens.api.frame_questions import FrameQuestions
+from raylens.api.session_requests import KEY_CHECK_S
 from raylens.api.shared import Shared
 from raylens.core.config import AppConfig
 from raylens.core.errors import PermissionDenied, TooManyRequests, UnsupportedTask
@@ -20,10 +22,16 @@ from raylens.core.types import Caption, Chat, Detect, Query, Timings, VideoPart
 from raylens.realtime.frames import Frame
 from raylens.realtime.ports import SessionClient
 from raylens.realtime.settings import MoondreamConfig
+from testing.virtual_time import VirtualTimePolicy
 from tests.unit.raylens.api.conftest import CONFIG, FakeService
 from tests.unit.raylens.api.test_frame_socket import keyed, with_settings
 
 ROUTE = "/api/v1/webrtc"
+
+
+@pytest.fixture
+def event_loop_policy() -> VirtualTimePolicy:
+    return VirtualTimePolicy()
 
 
 class Metrics(RequestMetrics):
@@ -149,3 +157,25 @@ async def test_a_key_without_the_scope_ends_the_questions(service: FakeService) 
     questions.shared.configure(narrowed)
     with pytest.raises(PermissionDenied):
         await questions([frame()], settings(feature="caption"))
+
+
+@pytest.mark.parametrize("now", ["keys", "other keys"])
+async def test_the_key_of_a_session_that_asks_nothing_is_looked_at_now_and_then(
+    service: FakeService, now: str
+) -> None:
+    config = CONFIG if now == "keys" else with_settings(**keyed("camera"))
+    key = None if now == "keys" else "camera"
+    questions, metrics = make_questions(service, config, name="camera", key=key)
+    denied = asyncio.Event()
+    questions.on_denied = denied.set
+    watching = asyncio.create_task(questions.watch_key())
+    await asyncio.sleep(100)
+    assert not denied.is_set()
+    questions.shared.configure(with_settings(**keyed("other")))
+    async with asyncio.timeout(KEY_CHECK_S):
+        await denied.wait()
+    denied.clear()  # as if the session could not end yet
+    async with asyncio.timeout(2 * KEY_CHECK_S):
+        await denied.wait()
+    watching.cancel()
+    assert metrics.records == []  # nothing was asked

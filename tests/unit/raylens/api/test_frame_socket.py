@@ -13,8 +13,10 @@ import pytest
 from fastapi import FastAPI
 
 from raylens.api.app import create_app
+from raylens.api.draining import DRAINS
 from raylens.api.shared import Shared
 from raylens.core.config import AppConfig
+from raylens.core.draining import Draining
 from raylens.core.errors import InvalidRequest, ModelFailed, Overloaded
 from raylens.core.recipe import BUNDLED
 from raylens.core.types import (
@@ -420,6 +422,26 @@ async def test_the_last_pictures_are_bounded_by_the_size_of_a_video(service: Fak
     assert service.pictures == [PICTURE] * (1 + 2 + 2) + [large]
 
 
+async def test_the_last_pictures_give_way_if_they_hold_too_much(service: FakeService) -> None:
+    limits = CONFIG.limits.model_dump(exclude_unset=True)
+    limits["max_unfinished_bytes"] = int(2.5 * len(PICTURE))
+    app = create_app(service, with_settings(limits=limits))
+    video = {"frames": 4, "prompt": "What happens?"}
+    async with connected(app, PATH) as socket:
+        socket.send(video)
+        await socket.receive()
+        for _ in range(2):
+            await ask(socket)
+        async with connected(app, PATH, client="192.0.2.2") as other:
+            other.send(video)
+            await other.receive()
+            await ask(other)  # more than there is room for: the first one holds the most
+        for _ in range(4):
+            await ask(socket)
+    # With the third, the last pictures are too many by themselves.
+    assert service.pictures == [PICTURE] * (1 + 2 + 1 + 1 + 2 + 3 + 1)
+
+
 async def test_a_session_ends_if_nothing_comes(service: FakeService) -> None:
     app = create_app(service, with_settings(realtime={"idle_timeout_s": 0.05}))
     async with connected(app, PATH) as socket:
@@ -524,6 +546,87 @@ async def test_a_session_without_a_key_ends_once_keys_are_needed(service: FakeSe
         assert await socket.receive_close() == 4401
 
 
+class Drain(Draining):
+    """Begins when it is told to."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        super().__init__(self._event.is_set, lambda seconds: self._wait())
+
+    def begin(self) -> None:
+        self._event.set()
+
+    async def _wait(self) -> None:
+        await self._event.wait()
+
+
+async def receive_stop(socket: AsgiSocket) -> dict[str, Any]:
+    """Return the last message of a session of a server that drains."""
+    error = await socket.receive()
+    assert error["error"] == "this part of the server is about to stop: connect again"
+    assert (error["status"], error["code"], error["retry_after"]) == (503, "overloaded", 1.0)
+    close = await socket.receive_event()
+    assert (close["type"], close["code"]) == ("websocket.close", 1012)
+    assert close["reason"] == error["error"]
+    return error
+
+
+async def test_a_session_of_a_server_that_drains_ends_the_answer_that_runs() -> None:
+    service, drain = GatedService(before_gate=1), Drain()
+    app = create_app(service, CONFIG, shared=Shared(CONFIG, draining=drain))
+    async with connected(app, PATH) as socket:
+        socket.send(picture(0))
+        answer = [await socket.receive()]
+        socket.send(picture(1))
+        socket.send({"type": "ping"})
+        assert (await socket.receive())["type"] == "pong"
+        drain.begin()
+        await asyncio.sleep(0.01)
+        socket.send(picture(2))
+        socket.send("What is it?")
+        service.gate.release()
+        answer += await socket.receive_answer()
+        assert joined(answer) == "two red circles"
+        assert {message["frame"] for message in answer} == {1}
+        # The picture that waited has an end, too, and the one that came too late has no number.
+        waiting = await socket.receive()
+        assert (waiting["frame"], waiting["done"], waiting["status"]) == (2, True, 503)
+        assert "frame" not in await receive_stop(socket)
+    assert service.pictures == [picture(0)]
+
+
+async def test_an_idle_session_of_a_server_that_drains_ends_at_once(service: FakeService) -> None:
+    drain = Drain()
+    app = create_app(service, CONFIG, shared=Shared(CONFIG, draining=drain))
+    async with connected(app, PATH) as socket:
+        await ask(socket)
+        drain.begin()
+        assert (await receive_stop(socket))["done"]
+
+
+async def test_a_drain_that_the_proxy_tells_of_is_one(service: FakeService) -> None:
+    async with connected(create_app(service, CONFIG), PATH) as socket:
+        socket.sent.put_nowait({"type": "websocket.receive", "text": "", DRAINS: True})
+        await receive_stop(socket)
+
+
+async def test_clients_cant_claim_a_drain(app: FastAPI, service: FakeService) -> None:
+    async with connected(app, PATH) as socket:
+        socket.send({DRAINS: True})
+        assert joined(await ask(socket)) == "two red circles"
+
+
+async def test_a_client_that_leaves_during_a_drain_cancels_its_answer() -> None:
+    service, drain = GatedService(before_gate=1), Drain()
+    app = create_app(service, CONFIG, shared=Shared(CONFIG, draining=drain))
+    async with connected(app, PATH) as socket:
+        socket.send(PICTURE)
+        await socket.receive()
+        drain.begin()
+        await asyncio.sleep(0.01)
+    assert service.closed == 1
+
+
 async def test_web_pages_of_others_are_refused(app: FastAPI) -> None:
     with pytest.raises(AssertionError, match=r"websocket\.close"):
         async with connected(app, PATH, {"origin": "https://evil.example"}):
@@ -531,8 +634,6 @@ async def test_web_pages_of_others_are_refused(app: FastAPI) -> None:
 
 
 async def test_changed_settings_of_the_server_hold_for_open_sessions(service: FakeService) -> None:
-    from raylens.api.shared import Shared
-
     config = with_settings()
     shared = Shared(config)
     app = create_app(service, config, shared=shared)

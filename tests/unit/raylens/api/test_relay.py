@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,10 +14,18 @@ from starlette.responses import Response
 
 from raylens.api import relay
 from raylens.api.app import create_app
+from raylens.api.draining import WebSocketDrainMiddleware
 from raylens.api.shared import Shared
+from raylens.core.config import AppConfig
 from testing.asgi_socket import AsgiSocket, connected
 from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, PICTURE, FakeService
-from tests.unit.raylens.api.test_frame_socket import GatedService, keyed, with_settings
+from tests.unit.raylens.api.test_frame_socket import (
+    Drain,
+    GatedService,
+    keyed,
+    receive_stop,
+    with_settings,
+)
 
 PATH = "/api/v1/relay"
 
@@ -55,7 +64,14 @@ async def test_messages_beside_requests(socket: AsgiSocket) -> None:
     numbered = await call(socket, {"type": "ping", "request_id": 7})
     assert numbered == {"type": "pong", "request_id": 7}
     unknown = await call(socket, {"type": "fly", "request_id": "x"})
-    assert unknown == {"type": "error", "error": "Unknown message type: fly", "request_id": "x"}
+    assert unknown == {
+        "type": "error",
+        "error": "Unknown message type: fly",
+        "code": "invalid_request",
+        "status": 400,
+        "field": "type",
+        "request_id": "x",
+    }
 
 
 @pytest.mark.parametrize("message", ["{", "[]", "3", b"\x00", "[" * 100_000])
@@ -276,6 +292,98 @@ async def test_requests_have_the_keys_and_limits_of_their_connection(
     assert request.client == "camera"
 
 
+async def test_a_relay_of_a_server_that_drains_ends_its_requests() -> None:
+    service, drain = GatedService(), Drain()
+    app = create_app(service, CONFIG, shared=Shared(CONFIG, draining=drain))
+    async with connected(app, PATH) as socket:
+        await socket.receive()
+        slow = {"type": "api", "request_id": 1, "method": "POST", "path": "/v1/caption"}
+        socket.send({**slow, "body": {"image_url": DATA_URL}})
+        await service.begun.get()
+        drain.begin()
+        await asyncio.sleep(0.01)
+        socket.send({**slow, "request_id": 2})
+        assert socket.received.empty()
+        service.gate.release()
+        answer = await socket.receive()
+        assert (answer["request_id"], answer["status"]) == (1, 200)
+        assert (await receive_stop(socket))["type"] == "error"
+    assert len(service.requests) == 1
+
+
+async def test_a_relay_of_a_server_that_drains_ends_its_signaling(app: FastAPI) -> None:
+    begun, may_end, drain = asyncio.Event(), asyncio.Event(), Drain()
+
+    @app.get("/api/v1/webrtc/ice-servers")
+    async def ice_servers() -> dict[str, Any]:
+        begun.set()
+        await may_end.wait()
+        return {"iceServers": []}
+
+    async with connected(WebSocketDrainMiddleware(app, drain), PATH) as socket:
+        await socket.receive()
+        for _ in range(2):
+            socket.send({"type": "get_ice_servers"})
+        await begun.wait()
+        drain.begin()
+        await asyncio.sleep(0.01)
+        assert socket.received.empty()
+        may_end.set()
+        assert [(await socket.receive())["status"] for _ in range(2)] == [200, 200]
+        await receive_stop(socket)
+
+
+def with_bytes(max_unfinished_bytes: int) -> AppConfig:
+    """Return settings in which messages beyond so many bytes can't wait for answers."""
+    limits = CONFIG.limits.model_dump(exclude_unset=True)
+    limits |= {"max_in_flight": 64, "max_unfinished_bytes": max_unfinished_bytes}
+    return with_settings(limits=limits)
+
+
+def caption(number: int, size: int) -> dict[str, Any]:
+    """Return a request of about so many bytes."""
+    request = {"type": "api", "request_id": number, "method": "POST", "path": "/v1/caption"}
+    return {**request, "body": {"image_url": DATA_URL}, "padding": "x" * size}
+
+
+async def test_the_connection_that_holds_the_most_gives_way() -> None:
+    service = GatedService()
+    app = create_app(service, with_bytes(10_000))
+    async with (
+        connected(app, PATH) as large,
+        connected(app, PATH, client="192.0.2.2") as small,
+    ):
+        for socket in (large, small):
+            await socket.receive()
+        large.send(caption(1, 6000))
+        await service.begun.get()
+        small.send(caption(1, 1000))
+        await service.begun.get()
+        small.send(caption(2, 3000))
+        error = await large.receive()
+        assert (error["status"], error["code"]) == (503, "overloaded")
+        assert "too large beside those of others" in error["error"]
+        assert await large.receive_close() == 4503
+        await service.begun.get()
+        for _ in range(2):
+            service.gate.release()
+        assert {(await small.receive())["status"] for _ in range(2)} == {200}
+    assert service.closed == 3
+
+
+async def test_a_request_that_is_answered_holds_nothing(service: FakeService) -> None:
+    app = create_app(service, with_bytes(10_000))
+    async with connected(app, PATH) as socket:
+        await socket.receive()
+        for number in range(5):
+            assert (await call(socket, caption(number, 6000)))["status"] == 200
+        for _ in range(5):  # refused, because this application has no WebRTC
+            offer = {"type": "offer", "sdp": "x" * 6000}
+            assert (await call(socket, offer))["type"] == "error"
+        socket.send(caption(6, 12_000))
+        assert "too large" in (await socket.receive())["error"]
+
+
 async def test_webrtc_goes_through_the_relay(app: FastAPI) -> None:
     seen: list[Any] = []
 
@@ -308,7 +416,12 @@ async def test_webrtc_goes_through_the_relay(app: FastAPI) -> None:
         early = await call(socket, {"type": "icecandidate", "candidate": candidate})
         assert early["error"] == "No session ID available for ICE candidate"
         failed = await call(socket, {"type": "offer", "sdp": "bad"})
-        assert failed == {"type": "error", "error": "Offer failed: 400", "detail": "sdp: no"}
+        assert failed == {
+            "type": "error",
+            "error": "Offer failed: 400",
+            "status": 400,
+            "detail": "sdp: no",
+        }
         parameters = {"feature": "detect"}
         message = {"type": "offer", "sdp": "good", "initialParameters": parameters}
         answer = await call(socket, {**message, "request_id": "b", "user_id": "u"})

@@ -50,7 +50,7 @@ from raylens.jobs.picture_storage import PictureStorage
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.registry import load_job_types
 from raylens.jobs.runner import TypedJobRunner
-from raylens.jobs.store import Change, ComputeUpdate, JobStore, StoreUnavailable
+from raylens.jobs.store import Change, JobStore, StoreUnavailable
 from raylens.jobs.types.base import JobType
 from raylens.jobs.webhook_dispatcher import WebhookClient
 from testing.virtual_time import EPOCH, VirtualClock, VirtualTimePolicy
@@ -224,11 +224,9 @@ class FlakyStore(MemoryStore):
         self._check("count_by_state")
         return await super().count_by_state()
 
-    async def claim(
-        self, count: int, now: float, update: ComputeUpdate, held_models: Collection[str] = ()
-    ) -> list[Job]:
+    async def claim(self, *arguments: Any) -> list[Job]:
         self._check("claim")
-        return await super().claim(count, now, update, held_models)
+        return await super().claim(*arguments)
 
     async def change(self, changes: Sequence[Change]) -> Any:
         self._check("change")

@@ -14,7 +14,7 @@ from raylens.jobs.blobs import compute_digest
 from raylens.jobs.clock import SystemClock
 from raylens.jobs.job import BULKY_FIELDS, Job, JobState
 from raylens.jobs.memory import MemoryStore
-from raylens.jobs.store import Change, ComputeUpdate, StoreUnavailable
+from raylens.jobs.store import Change, StoreUnavailable
 from raylens.jobs.transitions import JobUpdate
 from tests.unit.raylens.jobs.conftest import (
     ALL_METHODS,
@@ -308,14 +308,8 @@ class TestProcesses:
         class SlowStore(MemoryStore):
             is_slow = True
 
-            async def claim(
-                self,
-                count: int,
-                now: float,
-                update: ComputeUpdate,
-                held_models: Collection[str] = (),
-            ) -> list[Job]:
-                claimed = await super().claim(count, now, update, held_models)
+            async def claim(self, *arguments: Any) -> list[Job]:
+                claimed = await super().claim(*arguments)
                 if claimed and self.is_slow:
                     self.is_slow = False
                     await asyncio.sleep(10)
@@ -411,7 +405,7 @@ class TestClocks:
         parts.store = CountingStore(parts.clock)
         async with serving(parts.make_queue()):
             await asyncio.sleep(600)
-        assert claims <= 121
+        assert claims <= 2 * 121  # for jobs, and for watches
 
     def test_the_monotonic_clock_is_that_of_the_machine(self) -> None:
         clock = SystemClock()

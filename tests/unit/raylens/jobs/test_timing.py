@@ -37,6 +37,7 @@ from raylens.jobs.inference import InferenceClient
 from raylens.jobs.job import Job, Progress
 from raylens.jobs.job_files import JobFiles
 from raylens.jobs.llm import LanguageModel
+from raylens.jobs.progress import Reporter
 from raylens.jobs.types.base import JobContext
 from raylens.jobs.types.timing import (
     ANSWER_TOKENS,
@@ -113,7 +114,7 @@ class ProcessDied(Exception):
 
 
 @dataclass
-class Reports:
+class Reports(Reporter):
     """The progress reports of a job.
 
     Report number ``dies_after`` ends the attempt, as if its process died.
@@ -122,12 +123,15 @@ class Reports:
     saved: list[tuple[Progress, dict[str, Any]]] = field(default_factory=list)
     dies_after: int | None = None
 
-    async def save(
+    async def report(
         self, progress: Progress, partial: dict[str, Any] | None, at_once: bool = False
     ) -> None:
         self.saved.append((progress, copy.deepcopy(partial or {})))
         if len(self.saved) == self.dies_after:
             raise ProcessDied
+
+    async def deliver(self, *arguments: Any) -> None:
+        raise AssertionError("it has no events")
 
 
 JOB = Job("j1", "task_timing_v1", {}, 0.0, 1e12, max_attempts=5, rank=0.0, attempts=1)
@@ -149,7 +153,7 @@ def make_context(
         cast(BlobStorage, FakeBlobs()),
         cast(JobFiles, None),
         llm,
-        (reports or Reports()).save,
+        reports or Reports(),
     )
 
 

@@ -211,9 +211,24 @@ async def test_an_invalid_change_changes_nothing(executor: Executor) -> None:
     video = Video(executor)
     with pytest.raises(InvalidRequest, match=r"parameters\.temperature"):
         video.session.change({"temperature": 3, "detect_object": "circle"})
-    with pytest.raises(InvalidRequest, match="no such setting"):
-        video.session.change({"speed": 3})
-    video.session.change({"speed": 3, "max_objects": 4})  # another pipeline's, and one of ours
+    with pytest.raises(InvalidRequest, match=r"parameters\.frames: 17; the limit is 16"):
+        video.session.change({"frames": 17, "detect_object": "circle"})
+    assert video.messages == []
+    await video.show(draw_square(0))
+    (_, settings) = video.model.asked[0]
+    assert (settings.detect_object, settings.frames) == ("square", 1)
+
+
+async def test_parameters_of_other_pipelines_are_reported_at_each_change(
+    executor: Executor,
+) -> None:
+    video = Video(executor)
+    video.session.change({"speed": 3, "max_objects": 4, "noise": 1})
+    video.session.change({"speed": 4})
+    assert video.messages == [
+        {"type": "ignored", "parameters": ["noise", "speed"]},
+        {"type": "ignored", "parameters": ["speed"]},
+    ]
     await video.show(draw_square(0))
     (_, settings) = video.model.asked[0]
     assert (settings.detect_object, settings.max_objects) == ("square", 4)
@@ -229,8 +244,9 @@ async def test_a_failure_is_reported_and_waited_out(executor: Executor) -> None:
         {
             "type": "error",
             "frame_id": 0,
-            "message": "full",
+            "error": "full",
             "code": "overloaded",
+            "status": 503,
             "field": "model",
             "retry_after": 0.5,
         }

@@ -68,7 +68,8 @@ def frame(number: int = 0) -> Frame:
 
 
 async def test_a_plugin_shades_frames_in_a_thread(executor: Executor) -> None:
-    session = open_session(executor, SHADE, [], shade=0.2)
+    messages: list[Any] = []
+    session = open_session(executor, SHADE, messages, shade=0.2)
     assert Shade.made == []  # it may load a model, which must not hold up other sessions
     shown = await session.process(frame())
     assert shown.dtype == np.uint8
@@ -79,8 +80,12 @@ async def test_a_plugin_shades_frames_in_a_thread(executor: Executor) -> None:
     ((thread, parameters),) = Shade.made
     assert thread.startswith("frames")
     assert parameters == {"shade": 0.2, "shape": "same"}
-    with pytest.raises(InvalidRequest, match="no such setting"):
-        session.change({"tint": 1})
+    assert messages == []
+    session.change({"tint": 1, "shade": 0.6})
+    assert messages == [{"type": "ignored", "parameters": ["tint"]}]
+    assert (await session.process(frame(2)) == 153).all()
+    with pytest.raises(InvalidRequest, match=r"parameters\.shade"):
+        session.change({"shade": "dark"})
     await session.close()
 
 
@@ -103,3 +108,20 @@ async def test_parameters_of_other_pipelines_are_left_out_and_reported(
     assert messages == [{"type": "ignored", "parameters": ["noise", "prompts"]}]
     with pytest.raises(InvalidRequest, match=r"initialParameters\.feature"):
         open_session(executor, moondream, messages, feature="fly")
+
+
+@pytest.mark.parametrize("limit", [8, 64])
+async def test_the_frames_of_a_question_are_limited(executor: Executor, limit: int) -> None:
+    moondream = load_registry().pipelines["moondream"]
+
+    def open_with(frames: int) -> FrameProcessor:
+        return open_processor(
+            moondream, {"frames": frames}, Model(), print, executor, lambda pixels: pixels, limit
+        )
+
+    with pytest.raises(InvalidRequest, match=rf"initialParameters\.frames: .* limit is {limit}"):
+        open_with(limit + 1)
+    session = open_with(limit)
+    with pytest.raises(InvalidRequest, match=rf"^parameters\.frames: .* limit is {limit}"):
+        session.change({"frames": limit + 1})
+    session.change({"frames": 2})

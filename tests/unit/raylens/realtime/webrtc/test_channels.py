@@ -105,9 +105,10 @@ def test_an_error_goes_back_and_changes_nothing(
 ) -> None:
     parameters.listeners["message"](message)
     (error,) = parameters.sent
-    assert (error["type"], error["field"]) == ("error", field)
-    assert error["message"]
-    assert "secret" not in error["message"]
+    assert (error["type"], error.get("field")) == ("error", field)
+    assert error["status"] == (500 if field is None else 400)
+    assert error["error"]
+    assert "secret" not in error["error"]
     assert settings.changes == []
     assert settings.pauses == []
 

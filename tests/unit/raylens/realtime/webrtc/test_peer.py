@@ -214,7 +214,7 @@ async def test_a_failing_processor_is_reported_and_the_video_goes_on() -> None:
         await show_until(client, lambda: {0, 1} <= {n % 2 for n in client.numbers()})
         await wait_until(lambda: client.received("results", "error"))
         error = client.received("results", "error")[0]
-        assert (error["message"], error["code"]) == ("an internal error", "internal_error")
+        assert (error["error"], error["code"]) == ("an internal error", "internal_error")
         for frame in map(to_rgb, client.frames):
             assert is_marked(frame) == (read_number(frame) % 2 == 0)
 

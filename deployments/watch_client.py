@@ -1,0 +1,46 @@
+"""Watches in the deployment of live video, as the job queue sees them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from raylens.core.errors import Overloaded, RaylensError
+from raylens.jobs.job import Job
+from raylens.jobs.types.watch import Watcher, WatchInput
+from raylens.realtime.ports import SessionClient
+
+RETRY_AFTER_S = 1.0
+
+
+class WatchClient(Watcher):
+    """Has a replica watch. If the replica is lost, that is a lack of capacity: others go on."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle.options(stream=True)
+
+    async def watch(
+        self, job: Job, watch_input: WatchInput
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        client = SessionClient(job.client, job.owner or None)
+        messages = self._handle.watch.remote(
+            watch_input.source, watch_input.pipeline, watch_input.fps, client
+        )
+        try:
+            async for message in messages:
+                yield message
+        except RayTaskError as error:
+            if isinstance(error.cause, RaylensError):
+                raise error.cause from error
+            raise
+        except (RayError, RayServeException) as error:
+            message = f"the replica that watched is lost ({type(error).__name__})"
+            raise Overloaded(message, retry_after=RETRY_AFTER_S) from error
+        finally:
+            with suppress(RayError, RayServeException):  # that of a call that has failed
+                messages.cancel()

@@ -1,0 +1,196 @@
+"""A job that watches a camera or a folder until somebody stops it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from raylens.core.wire import Text
+from raylens.jobs.job import Job
+from raylens.jobs.types.base import JobContext, JobInput, JobType
+from raylens.jobs.webhooks import format_timestamp
+
+JOB_TYPE = "watch"
+EVENT_STARTED = "event.started"
+EVENT_ENDED = "event.ended"
+RESULT = "result"
+SOURCE_CONNECTED = "source.connected"
+SOURCE_LOST = "source.lost"
+EVENTS = (EVENT_STARTED, EVENT_ENDED, RESULT, SOURCE_CONNECTED, SOURCE_LOST)
+"""What a watch can tell its webhook."""
+PREFIX = "watch."
+"""Of the types of these webhooks."""
+MAX_RECENT_EVENTS = 50
+REOPEN_S = 0.5
+"""Before a watch goes on elsewhere, after the process that watched has handed it over."""
+
+
+class WatchInput(JobInput):
+    """The stored input of a watch."""
+
+    source: Text
+    fps: float = 1.0
+    """Frames that the model sees in a second, at most."""
+    pipeline: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the Moondream pipeline."""
+    events: tuple[str, ...] = (EVENT_STARTED, EVENT_ENDED)
+
+
+class Watcher(Protocol):
+    """Watches sources, in whatever process."""
+
+    def watch(self, job: Job, watch_input: WatchInput) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield what is seen, as JSON objects with a ``type`` (``source``, ``result``, ``error`` or
+        ``event``), and ``at``, when that was, in seconds since the epoch.
+
+        It ends if another process has to go on. Raises any of :mod:`raylens.core.errors`; those for
+        lack of capacity if no process can watch at the moment.
+        """
+        ...
+
+
+class WatchJob(JobType):
+    """Output so far: the state of the source, the last result and error, and recent events."""
+
+    name = JOB_TYPE
+    input_model = WatchInput
+    is_endless = True
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    async def run(self, job_input: WatchInput, context: JobContext) -> dict[str, Any]:
+        reports = _Reports(job_input, context)
+        while True:
+            await reports.begin()
+            async with aclosing(self._watcher.watch(context.job, job_input)) as messages:
+                async for message in messages:
+                    await reports.add(message)
+            await asyncio.sleep(REOPEN_S)
+
+
+class _Reports:
+    """Stores what a watch has seen, and tells the webhook of it."""
+
+    def __init__(self, job_input: WatchInput, context: JobContext) -> None:
+        self._input = job_input
+        self._context = context
+        self._record = WatchRecord.read(context.job.output or {})
+        progress = context.job.progress
+        self._count = 0 if progress is None else progress.done
+
+    async def begin(self) -> None:
+        """Report that the watch starts, perhaps again. What had started then has ended."""
+        ends = self._record.interrupt()
+        await self._report(at_once=True)
+        for end in ends:
+            await self._tell(EVENT_ENDED, end)
+
+    async def add(self, message: dict[str, Any]) -> None:
+        name = self._record.add(message)
+        if name in self._input.events:
+            await self._tell(name, message)
+        else:
+            await self._report(at_once=message["type"] in ("event", "source"))
+
+    async def _tell(self, name: str, message: Mapping[str, Any]) -> None:
+        details = {key: value for key, value in message.items() if key not in ("type", "at")}
+        if message["type"] != "event":
+            details = {message["type"]: details}
+        data = {"at": format_timestamp(message["at"]), **details}
+        self._count += 1
+        partial = self._record.as_json()
+        await self._context.deliver(PREFIX + name, data, self._count, 0, partial)
+
+    async def _report(self, at_once: bool) -> None:
+        # Each report is progress, so that a watch never runs out of attempts.
+        self._count += 1
+        await self._context.report(self._count, 0, self._record.as_json(), at_once)
+
+
+@dataclass
+class WatchRecord:
+    """What is known of a watch."""
+
+    source: dict[str, Any] = field(default_factory=lambda: {"status": "connecting"})
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    """Why the last frame has no result; None if it has one."""
+    recent_events: deque[dict[str, Any]] = field(
+        default_factory=lambda: deque(maxlen=MAX_RECENT_EVENTS)
+    )
+    events: int = 0
+    """So far."""
+    started: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Events that haven't ended, by their subjects."""
+
+    @classmethod
+    def read(cls, output: Mapping[str, Any]) -> WatchRecord:
+        """Return the record that a watch's output holds."""
+        record = cls()
+        record.source = output.get("source", record.source)
+        record.result = output.get("result")
+        record.error = output.get("error")
+        record.recent_events.extend(output.get("recent_events", ()))
+        record.events = output.get("events", 0)
+        record.started = dict(output.get("started", {}))
+        return record
+
+    def add(self, message: Mapping[str, Any]) -> str:
+        """Take a message, and return the name of what it says."""
+        values = {name: value for name, value in message.items() if name != "type"}
+        match message["type"]:
+            case "source":
+                self.source = values
+                return f"source.{message['status']}"
+            case "result":
+                self.result, self.error = values, None
+                return RESULT
+            case "event":
+                return self._add_event(values)
+            case _:
+                self.error = values
+                return "error"
+
+    def interrupt(self) -> list[dict[str, Any]]:
+        """Begin anew. Return the ends of the events that had started, as messages."""
+        self.source = WatchRecord().source
+        ends = []
+        for started in list(self.started.values()):
+            last_at = max(started["at"], (self.result or started)["at"])
+            event = {
+                "type": "ended",
+                "subject": started["event"]["subject"],
+                "duration_s": round(last_at - started["at"], 3),
+                "interrupted": True,
+            }
+            end = {"event": event, "at": last_at}
+            self._add_event(end)
+            ends.append({"type": "event", **end})
+        return ends
+
+    def _add_event(self, values: dict[str, Any]) -> str:
+        event = values["event"]
+        self.events += 1
+        self.recent_events.append({"number": self.events, **values})
+        if event["type"] == "started":
+            self.started[event["subject"]] = values
+            return EVENT_STARTED
+        self.started.pop(event["subject"], None)
+        return EVENT_ENDED
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "result": self.result,
+            "error": self.error,
+            "events": self.events,
+            "recent_events": list(self.recent_events),
+            "started": self.started,
+        }

@@ -1,0 +1,159 @@
+"""Watching a source without showing it: results and events, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from raylens.realtime.frames import Frame
+from raylens.realtime.live_session import LiveSession
+from raylens.realtime.sources.live import SourceState
+
+
+def source_message(state: SourceState) -> dict[str, Any]:
+    """Return what a watch says of the state of its source."""
+    return {
+        "type": "source",
+        "status": state.status.value,
+        "problem": state.problem,
+        "attempts": state.attempts,
+    }
+
+
+OpenSession = Callable[[Callable[[dict[str, Any]], None]], LiveSession]
+"""Opens a session that reports to a function."""
+
+
+class Outbox:
+    """Messages on their way to whoever stores them, which may take a while.
+
+    Events are kept. Of results and errors only the newest waits.
+    """
+
+    def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
+        self._wall_clock = wall_clock
+        self._events: deque[dict[str, Any]] = deque()
+        self._newest: dict[str, Any] | None = None
+        self._has_changed = asyncio.Event()
+        self._failure: Exception | None = None
+        self._has_ended = False
+
+    def put(self, message: Mapping[str, Any]) -> None:
+        stamped = {"at": round(self._wall_clock(), 3), **message}
+        if message["type"] in ("result", "error"):
+            self._newest = stamped
+        else:
+            self._events.append(stamped)
+        self._has_changed.set()
+
+    def end(self, failure: Exception | None = None) -> None:
+        self._has_ended = True
+        self._failure = failure
+        self._has_changed.set()
+
+    async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the messages until the end. Raises the failure that is the end."""
+        while True:
+            # The result that an event is about comes before it.
+            newest, self._newest = self._newest, None
+            if newest is not None:
+                yield newest
+            elif self._events:
+                yield self._events.popleft()
+            elif self._has_ended:
+                if self._failure is not None:
+                    raise self._failure
+                return
+            else:
+                self._has_changed.clear()
+                await self._has_changed.wait()
+
+
+class Pace:
+    """Lets a number of frames a second pass."""
+
+    def __init__(self, fps: float) -> None:
+        self._period_s = 1 / fps
+        self._due_at = float("-inf")
+
+    def is_due(self, now: float) -> bool:
+        """Whether a frame of this time passes, in seconds. If so, the next one has to wait."""
+        if now < self._due_at:
+            return False
+        is_late = now - self._due_at >= self._period_s
+        self._due_at = (now if is_late else self._due_at) + self._period_s
+        return True
+
+
+class Watch:
+    """Shows a session at most ``fps`` frames a second, and collects what it says.
+
+    It is used once. ``outbox`` takes what else is to be told.
+    """
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[Frame, None],
+        open_session: OpenSession,
+        outbox: Outbox,
+        fps: float,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._frames = frames
+        self._session = open_session(self._report)
+        self._outbox = outbox
+        self._fps = fps
+        self._opened_at = clock()
+        self._opened_at_wall = wall_clock()
+        self._observing: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+
+    async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield what the session says, until the frames end or :meth:`stop` is called.
+
+        Raises what getting the frames raises, and what ``stop`` was called with.
+        """
+        self._observing = asyncio.create_task(self._observe())
+        try:
+            async with aclosing(self._outbox.messages()) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self._observing.cancel()
+            await asyncio.wait({self._observing})
+
+    def stop(self, failure: Exception | None = None) -> None:
+        """End the watch. What has started ends, and is still told."""
+        self._failure = failure
+        if self._observing is not None:
+            self._observing.cancel()
+
+    def _report(self, message: dict[str, Any]) -> None:
+        """Tell what the session says, with the time of what it says that of."""
+        event = message.get("event", {})
+        time_s = event.get("ended_at", event.get("time_s", message.get("time_s")))
+        if time_s is not None:
+            message = {"at": round(self._opened_at_wall + time_s, 3), **message}
+        self._outbox.put(message)
+
+    async def _observe(self) -> None:
+        pace = Pace(self._fps)
+        try:
+            async for frame in self._frames:
+                if pace.is_due(frame.received_at):
+                    shown = replace(frame, time_s=frame.received_at - self._opened_at)
+                    await self._session.observe(shown)
+        except Exception as error:
+            self._failure = error
+        finally:
+            try:
+                await self._session.close()
+                await self._frames.aclose()
+            finally:
+                self._outbox.end(self._failure)
