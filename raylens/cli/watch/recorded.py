@@ -127,7 +127,11 @@ class RecordedWatch:
         stopping = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait((question, stopping), return_when=asyncio.FIRST_COMPLETED)
-            return await question if question.done() else None
+            if not question.done():
+                question.cancel()
+                await asyncio.gather(question, return_exceptions=True)
+                return None
+            return await question
         except ModelFailed as error:
             problem = {"code": error.code, "message": error.message}
             self._sink.add_failure({**_about(frame), "error": problem})

@@ -18,7 +18,8 @@ TICKS = 90_000
 """Units of time in a second."""
 DEFAULT_FRAME_S = 0.04
 """The length of a video's only frame."""
-_ENCODER = {"preset": "veryfast", "crf": "20"}
+_ENCODER = {"preset": "veryfast", "crf": "20", "bf": "0"}
+"""Frames in their order: otherwise the length of a video with a variable rate would be wrong."""
 
 
 class Mp4File:
@@ -91,6 +92,7 @@ class Mp4File:
         stream.width, stream.height = width + width % 2, height + height % 2
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
+        self._container.start_encoding()
         self._stream = stream
 
     def _fit(self, pixels: Pixels) -> Pixels:
