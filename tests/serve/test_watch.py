@@ -14,7 +14,7 @@ import pytest
 
 from models.pocket.video_files import encode_video
 from raylens.realtime.overlay import GREEN, Pixels
-from tests.serve.test_realtime import RED, draw_circle, find, iou
+from testing.moving_circle import RED, draw_circle, find, iou
 
 FPS = 30
 FRAMES = 300
