@@ -71,8 +71,12 @@ def build_app(args: dict[str, Any]) -> Application:
     return build_graph(args, VisionModel)
 
 
-def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Application:
-    """As :func:`build_app`, with another class for the models."""
+def build_graph(
+    args: dict[str, Any],
+    model_class: type[VisionModel],
+    realtime_class: type[Realtime] = Realtime,
+) -> Application:
+    """As :func:`build_app`, with other classes for the models and for live video."""
     config, notes = load_config(args)
     if RUN_MARK not in os.environ:  # else ``raylens run`` has printed them
         for note in notes:
@@ -97,7 +101,7 @@ def build_graph(args: dict[str, Any], model_class: type[VisionModel]) -> Applica
         **_update_options(config),
     )
     preprocessor_app = preprocessor.bind(config)
-    realtime = serve.deployment(Realtime).options(
+    realtime = serve.deployment(realtime_class).options(
         name="Realtime",
         max_ongoing_requests=MAX_SESSION_CALLS,
         request_router_config=RequestRouterConfig(request_router_class=SessionRouter),

@@ -27,8 +27,8 @@ from raylens.api.context import Context
 from raylens.api.frame_questions import FrameQuestions
 from raylens.api.media import Media
 from raylens.api.shared import Shared
+from raylens.api.watch_request import source_guard
 from raylens.api.watches import PATH as WATCHES
-from raylens.api.watches import source_guard
 from raylens.api.webrtc import PREFIX as WEBRTC
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
@@ -40,6 +40,7 @@ from raylens.core.leases import Leases
 from raylens.core.live_settings import apply_settings, live_view
 from raylens.core.logs import configure_logging
 from raylens.core.ports import VisionService
+from raylens.jobs.types.watch import END
 from raylens.realtime.frames import Frame, FrameProcessor, Report
 from raylens.realtime.live_session import LiveSession
 from raylens.realtime.overlay import Pixels
@@ -51,7 +52,7 @@ from raylens.realtime.settings import MoondreamConfig
 from raylens.realtime.sources.base import Source, SourceOptions
 from raylens.realtime.sources.live import LiveFrames
 from raylens.realtime.sources.opening import open_source
-from raylens.realtime.watch import Outbox, Watch, source_message
+from raylens.realtime.watch import Outbox, SessionFeed, Watch, source_message
 from raylens.realtime.webrtc.addresses import find_addresses
 from raylens.realtime.webrtc.sessions import Sessions
 
@@ -85,6 +86,8 @@ class Realtime(LiveDeployment):
         addresses = find_addresses(webrtc.addresses, listening_host())
         self._sessions = Sessions(context.replica_tag, webrtc, addresses)
         self._watches: set[Watch] = set()
+        self._feeds: dict[str, SessionFeed] = {}
+        """Of open sessions, by their ids."""
         self._ending: set[asyncio.Future[None]] = set()
         self._leaving = asyncio.ensure_future(self._leave())
         logger.info("WebRTC sessions listen on %s", ", ".join(addresses))
@@ -107,10 +110,18 @@ class Realtime(LiveDeployment):
         max_frames = self._current_config.realtime.max_frames
         await place.enter_async_context(session_place(self._shared.leases, limits))
         place.callback(asyncio.ensure_future(questions.watch_key()).cancel)
+        feed = SessionFeed()
+        place.callback(self._end_feed, feed)
 
         def open_session(parameters: Mapping[str, Any], report: Report) -> FrameProcessor:
             processor = open_processor(
-                pipeline, parameters, questions, report, self._threads, to_tensor, max_frames
+                pipeline,
+                parameters,
+                questions,
+                feed.passing_on(report),
+                self._threads,
+                to_tensor,
+                max_frames,
             )
             return Placed(processor, place)
 
@@ -122,6 +133,8 @@ class Realtime(LiveDeployment):
             await place.aclose()
             raise
         questions.on_denied = partial(self._end, session_id, client)
+        if not feed.has_ended:
+            self._feeds[session_id] = feed
         return SessionAnswer(sdp, "answer", session_id)
 
     async def add_candidates(
@@ -179,6 +192,22 @@ class Realtime(LiveDeployment):
             finally:
                 watching_key.cancel()
                 self._watches.discard(watch)
+
+    async def follow(
+        self, session_id: str, client: SessionClient
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield what a session says until it ends, as ``Watcher.watch`` does."""
+        self._sessions.find(session_id, client.name)
+        feed = self._feeds.get(session_id)
+        if feed is not None:
+            async with aclosing(feed.messages()) as messages:
+                async for message in messages:
+                    yield message
+        yield END
+
+    def _end_feed(self, feed: SessionFeed) -> None:
+        feed.end()
+        self._feeds = {name: each for name, each in self._feeds.items() if each is not feed}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: 1 means as many sessions as there may be."""

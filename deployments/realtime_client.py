@@ -62,7 +62,7 @@ class RealtimeClient(WebRtcService):
 
     async def _call_session(self, session_id: str, method: str, *arguments: Any) -> Any:
         """Call the replica of a session. If it doesn't answer, nobody else has the session."""
-        replica = session_id.partition("-")[0]
+        replica = replica_of(session_id)
         try:
             async with asyncio.timeout(CALL_S):
                 return await self._call(replica, method, session_id, *arguments)
@@ -82,6 +82,11 @@ class RealtimeClient(WebRtcService):
             raise
         except (RayError, RayServeException) as error:
             raise _away() from error
+
+
+def replica_of(session_id: str) -> str:
+    """Return the id of the replica that holds a session."""
+    return session_id.partition("-")[0]
 
 
 def _away() -> Overloaded:

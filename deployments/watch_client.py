@@ -10,6 +10,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.realtime_client import replica_of
 from raylens.core.errors import Overloaded, RaylensError
 from raylens.jobs.job import Job
 from raylens.jobs.types.watch import Watcher, WatchInput
@@ -27,10 +28,7 @@ class WatchClient(Watcher):
     async def watch(
         self, job: Job, watch_input: WatchInput
     ) -> AsyncGenerator[dict[str, Any], None]:
-        client = SessionClient(job.client, job.owner or None)
-        messages = self._handle.watch.remote(
-            watch_input.source, watch_input.pipeline, watch_input.fps, client
-        )
+        messages = self._start(watch_input, SessionClient(job.client, job.owner or None))
         try:
             async for message in messages:
                 yield message
@@ -44,3 +42,12 @@ class WatchClient(Watcher):
         finally:
             with suppress(RayError, RayServeException):  # that of a call that has failed
                 messages.cancel()
+
+    def _start(self, watch_input: WatchInput, client: SessionClient) -> Any:
+        session_id = watch_input.session_id
+        if session_id is not None:
+            handle = self._handle.options(session_id=replica_of(session_id))
+            return handle.follow.remote(session_id, client)
+        return self._handle.watch.remote(
+            watch_input.source, watch_input.pipeline, watch_input.fps, client
+        )

@@ -41,6 +41,10 @@ class StubPreprocessor:
     async def process(self, *_: Any) -> None: ...
 
 
+class StubRealtime:
+    """Holds no sessions."""
+
+
 @serve.ingress()
 class StubIngress(HttpApplication):
     """The real HTTP application, and ``POST /noop``, which parses its body and does nothing."""
@@ -91,7 +95,10 @@ def build_stub_graph(
         ray_actor_options=resources,
         deployment_actors=actors,
     )
-    return ingress.bind(config, preprocessor, {MODEL: stub.bind(*model_args)})
+    realtime = serve.deployment(StubRealtime).options(
+        name="Realtime", ray_actor_options={"num_cpus": 0}
+    )
+    return ingress.bind(config, preprocessor, {MODEL: stub.bind(*model_args)}, realtime.bind())
 
 
 def is_queue_actor(name: str) -> bool:

@@ -1,4 +1,5 @@
-"""Redeploys the application while jobs run, and prints what became of the jobs as JSON.
+"""Redeploys the application while jobs run and a session asks about pictures, and prints what
+became of them as JSON.
 
 ``python -m tests.redeploy FOLDER`` runs it in a process of its own, because Ray reads its settings
 from the environment when it is imported.
@@ -19,10 +20,13 @@ from typing import Any
 
 import httpx
 import ray
+import websockets
 from ray import serve
 from ray.serve import Application
+from websockets.asyncio.client import ClientConnection
 
 from raylens.core.types import Delta, VisionRequest
+from testing.pictures import encode_picture, gradient
 from testing.ports import free_port
 from testing.stub_graph import StubModel, build_stub_graph, is_queue_actor
 
@@ -30,6 +34,7 @@ JOBS = int(os.environ.get("JOBS", "120"))
 GENERATE_S = float(os.environ.get("GENERATE_S", "0.3"))
 LEASE_S = float(os.environ.get("LEASE_S", "3"))
 TIMEOUT_S = 120
+PICTURE = encode_picture(gradient(64, 48))
 TERMINAL_STATES = ("succeeded", "failed", "canceled")
 
 
@@ -42,6 +47,7 @@ class SlowModel(StubModel):
     async def generate(self, request: VisionRequest, *pictures: Any) -> AsyncGenerator[Delta, None]:
         started_at = time.time()
         try:
+            yield Delta("It is ")
             await asyncio.sleep(GENERATE_S)
             async for delta in super().generate(request):
                 yield delta
@@ -82,6 +88,8 @@ async def run(folder: Path, url: str) -> dict[str, Any]:
             response = await client.post("/api/v1/jobs", json=body)
             submitted.add(response.raise_for_status().json()["id"])
         following = asyncio.create_task(follow(url, max(submitted)))
+        has_ended = asyncio.Event()
+        showing = asyncio.create_task(show_pictures(url, has_ended))
         redeploy = asyncio.create_task(
             asyncio.to_thread(serve.run, build(folder, 5), name="raylens")
         )
@@ -94,6 +102,8 @@ async def run(folder: Path, url: str) -> dict[str, Any]:
                 await asyncio.sleep(0.1)
         await redeploy
         events = await asyncio.wait_for(following, 30)
+        has_ended.set()
+        answers, closes = await asyncio.wait_for(showing, 30)
     longest_gap_s, repeated = measure_gaps(folder)
     return {
         "jobs": Counter(job["status"] for job in jobs),
@@ -105,6 +115,8 @@ async def run(folder: Path, url: str) -> dict[str, Any]:
         "repeated": repeated,
         "longest_gap_s": longest_gap_s,
         "events": events,
+        "answers": answers,
+        "closes": closes,
     }
 
 
@@ -133,6 +145,42 @@ async def follow(url: str, job_id: str) -> list[str]:
             except httpx.HTTPError as error:
                 seen.append(type(error).__name__)
             await asyncio.sleep(wait_s)
+
+
+async def show_pictures(url: str, has_ended: asyncio.Event) -> tuple[Counter[str], list[int]]:
+    """Ask about one picture after the other, in a new session if one is closed.
+
+    Returns how often an answer was whole, or had which error, or was cut; and the codes with which
+    sessions were closed.
+    """
+    answers: Counter[str] = Counter()
+    closes: list[int] = []
+    while not has_ended.is_set():
+        try:
+            async with websockets.connect(url.replace("http", "ws") + "/api/v1/ws") as socket:
+                await socket.send("What is it?")
+                while not has_ended.is_set():
+                    await socket.send(PICTURE)
+                    answers[await receive_answer(socket)] += 1
+        except websockets.ConnectionClosed as error:
+            closes.append(0 if error.rcvd is None else error.rcvd.code)
+        except (OSError, websockets.InvalidHandshake):  # nobody answers at the moment
+            await asyncio.sleep(0.1)
+    return answers, closes
+
+
+async def receive_answer(socket: ClientConnection) -> str:
+    is_begun = False
+    while True:
+        try:
+            message = json.loads(await socket.recv())
+        except websockets.ConnectionClosed:
+            if is_begun:
+                return "cut"
+            raise
+        if message["done"]:
+            return str(message.get("code", "whole"))
+        is_begun = True
 
 
 def have_ended(jobs: list[dict[str, Any]]) -> bool:

@@ -55,6 +55,7 @@ from raylens.api.own_jobs import OwnJobs
 from raylens.api.request_body import BodyReader
 from raylens.api.routes import RouteTable
 from raylens.api.shared import Shared
+from raylens.api.watch_request import WatchReader
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig, AuthConfig
 from raylens.core.key_source import KeySource
@@ -148,8 +149,9 @@ def create_app(
         app.include_router(caption_jobs.router(reader, own_jobs))
         app.include_router(files.router(own_jobs, config.jobs))
         app.include_router(batches.router(own_jobs, config))
-        guard = watches.source_guard(config, look_up)
-        app.include_router(watches.router(context, reader, own_jobs, jobs, shared.feed, guard))
+        watch_reader = WatchReader(context, reader, look_up, webrtc)
+        max_watches = config.jobs.watches.max_running
+        app.include_router(watches.router(watch_reader, own_jobs, jobs, shared.feed, max_watches))
     add_pages(app)
     describe(app, isinstance(config.auth, AuthConfig), config.defaults.max_timeout_s)
     routes = RouteTable(app.routes)

@@ -66,7 +66,7 @@ REPEATABLE = (
     "/surveillance",
 )
 """Ends of paths whose POSTs change nothing. The proxy doesn't know the application's prefix."""
-IDEMPOTENT = ("/api/v1/jobs", "/caption/generate", "/v1/batches")
+IDEMPOTENT = ("/api/v1/jobs", "/api/v1/watches", "/caption/generate", "/v1/batches")
 """Ends of paths whose POSTs may be repeated if they have an ``Idempotency-Key``. Elsewhere the
 application doesn't look at it."""
 _MARK = REPEATED_HEADER.lower().encode()

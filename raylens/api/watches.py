@@ -6,105 +6,51 @@ delivered as those of other jobs.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from pydantic import BeforeValidator, Field
 from starlette.responses import JSONResponse
 
 from raylens.api import sse
 from raylens.api.answers import EVENTS as EVENT_STREAM
 from raylens.api.answers import answers
 from raylens.api.answers import watches as shapes
-from raylens.api.context import Context
-from raylens.api.job_request import JobReader, read_idempotency_key
+from raylens.api.job_request import read_idempotency_key
 from raylens.api.jobs import KEEPALIVE_S, MAX_PAGE, check_cursor, check_job_id, like_job_id
-from raylens.api.model_selection import select_model
-from raylens.core.config import AppConfig
-from raylens.core.errors import InvalidRequest, QueueFull, UnknownJob
-from raylens.core.wire import Body, Text
+from raylens.api.watch_request import WatchReader, WatchRequest
+from raylens.api.webrtc import identify_client
+from raylens.core.errors import QueueFull, UnknownJob
 from raylens.jobs.feed import JobFeed
-from raylens.jobs.job import Job, JobState, Webhook, compute_rank, new_id
+from raylens.jobs.job import Job, JobState
 from raylens.jobs.ports import JobService
 from raylens.jobs.store import JobQuery
-from raylens.jobs.types.base import ENDLESS_S
-from raylens.jobs.types.watch import (
-    EVENT_ENDED,
-    EVENT_STARTED,
-    EVENTS,
-    JOB_TYPE,
-    RESULT,
-    WatchInput,
-    WatchRecord,
-)
+from raylens.jobs.types.watch import JOB_TYPE, WatchRecord
 from raylens.jobs.webhooks import format_timestamp
-from raylens.net.address import AllowList
-from raylens.net.lookup import LookUp, look_up
-from raylens.realtime.pipeline import task_of
-from raylens.realtime.sessions import check_frames, validate_settings
-from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
-from raylens.realtime.sources.guard import SourceGuard, shown_source
+from raylens.realtime.sources.guard import shown_source
 
 PATH = "/api/v1/watches"
-MAX_SOURCE_CHARS = 2048
-MAX_FPS = 30.0
 RETRY_AFTER_S = 60.0
-DEFAULTS = {"temperature": 0.0, "tracking": False, "inference_interval": 1}
-"""Settings of the pipeline that suit video which nobody looks at: ``fps`` takes the place of the
-interval."""
 _ACTIVE = (JobState.QUEUED, JobState.RUNNING)
-_LISTED_EVENTS = Literal[EVENTS]  # type: ignore[valid-type]
-
-
-class WebhookFields(Body):
-    url: Text
-    secret: Text | None = None
-
-
-def _read_webhook(value: Any) -> Any:
-    return {"url": value} if isinstance(value, str) else value
-
-
-class WatchRequest(Body):
-    """Body of ``POST /api/v1/watches``."""
-
-    source: Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_CHARS)]
-    """``rtsp://…``, ``http://…`` (MJPEG, or a picture), or a folder under ``media_root``."""
-    fps: Annotated[float, Field(gt=0, le=MAX_FPS)] = 1.0
-    """Frames that the model sees in a second, at most."""
-    pipeline: Annotated[dict[str, Any], Field(default_factory=dict)]
-    """Settings of the Moondream pipeline."""
-    events: list[_LISTED_EVENTS] | None = None
-    """What the webhook is told. Unset means starts and ends; of captions, each result."""
-    webhook: Annotated[WebhookFields | None, BeforeValidator(_read_webhook)] = None
 
 
 def router(
-    context: Context,
-    reader: JobReader,
-    jobs: JobService,
-    all_jobs: JobService,
-    feed: JobFeed,
-    guard: SourceGuard,
+    reader: WatchReader, jobs: JobService, all_jobs: JobService, feed: JobFeed, limit: int
 ) -> APIRouter:
-    """Return the routes. ``jobs`` are those of the client, and ``all_jobs`` everybody's."""
+    """Return the routes. ``jobs`` are those of the client, and ``all_jobs`` everybody's, of which
+    ``limit`` watches may run at a time."""
     routes = APIRouter(prefix=PATH, tags=["Live video"])
-    limit = context.config.jobs.watches.max_running
 
     @routes.post("", status_code=202, summary="Start a watch", **answers(shapes.Watch, status=202))
     async def start(body: WatchRequest, http: Request) -> JSONResponse:
-        key, digest = read_idempotency_key(http), _digest(body)
-        job = None if key is None else await jobs.find_submitted(key, digest)
-        if job is None:
-            watch_input = await _check(context, guard, body)
-            webhook = await _check_webhook(reader, body)
+        key = read_idempotency_key(http)
+        earlier = None if key is None else await jobs.find_submitted(key, body.digest)
+        if earlier is None:
+            new = replace(await reader.read(body, identify_client(http)), idempotency_key=key)
             await _check_room(all_jobs, limit)
-            job = await jobs.submit(_make_job(watch_input, webhook, key, digest), {})
+        job = earlier or await jobs.submit(new, {})
         location = f"{http.scope.get('root_path', '')}{PATH}/{job.id}"
         return JSONResponse(watch_as_json(job), 202, {"Location": location})
 
@@ -155,43 +101,6 @@ def router(
     return routes
 
 
-def source_guard(config: AppConfig, look_up: LookUp = look_up) -> SourceGuard:
-    """Return what admits the sources that a configuration allows. Raises ``ValueError``."""
-    hosts = AllowList.parse(config.jobs.watches.allow, excludes_others=True)
-    return SourceGuard(hosts, config.media_root, look_up)
-
-
-async def _check(context: Context, guard: SourceGuard, body: WatchRequest) -> WatchInput:
-    """Return the input of a watch's job. Raises ``InvalidRequest`` and ``UnknownModel``."""
-    given = {**DEFAULTS, **body.pipeline}
-    settings = validate_settings(MoondreamConfig, given, "pipeline")
-    check_frames(settings, context.config.realtime.max_frames, "pipeline")
-    is_caption = settings.feature is MoondreamFeature.CAPTION
-    events = body.events
-    if events is None:
-        events = [RESULT] if is_caption else [EVENT_STARTED, EVENT_ENDED]
-    elif is_caption and not {EVENT_STARTED, EVENT_ENDED}.isdisjoint(events):
-        raise InvalidRequest("events: captions have no start and end; choose result", "events")
-    context.check_text_length(len(settings.prompt), "pipeline")
-    await select_model(
-        context, settings.model or None, "realtime", task_of(settings), "pipeline.model"
-    )
-    await guard.check(body.source)
-    return WatchInput(
-        source=body.source,
-        fps=body.fps,
-        pipeline=settings.model_dump(mode="json", include=given.keys()),
-        events=tuple(events),
-    )
-
-
-async def _check_webhook(reader: JobReader, body: WatchRequest) -> Webhook | None:
-    if body.webhook is None:
-        return None
-    webhook = Webhook(body.webhook.url, body.webhook.secret)
-    return await reader.check_webhook(webhook, "webhook.url", "webhook.secret")
-
-
 async def _check_room(jobs: JobService, limit: int) -> None:
     """Raise ``QueueFull`` if there are as many watches as there may be."""
     active = await jobs.list_jobs(JobQuery(limit, _ACTIVE, JOB_TYPE, bulky_fields=()))
@@ -203,30 +112,6 @@ async def _check_room(jobs: JobService, limit: int) -> None:
             len(active),
             RETRY_AFTER_S,
         )
-
-
-def _make_job(
-    watch_input: WatchInput, webhook: Webhook | None, key: str | None, digest: str
-) -> Job:
-    now = time.time()
-    return Job(
-        id=new_id(),
-        type=JOB_TYPE,
-        input=watch_input.model_dump(mode="json", exclude_unset=True),
-        created_at=now,
-        deadline=now + ENDLESS_S,
-        max_attempts=100,  # in a row, of which none has begun
-        rank=compute_rank(0, now),
-        webhook=webhook,
-        idempotency_key=key,
-        digest=digest,
-        run_after=now,
-    )
-
-
-def _digest(body: WatchRequest) -> str:
-    text = json.dumps(body.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 async def _get(jobs: JobService, watch_id: str) -> Job:

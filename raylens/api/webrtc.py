@@ -51,7 +51,7 @@ def router(service: WebRtcService, defaults: PipelineDefaults) -> APIRouter:
         **answers(shapes.IceServers),
     )
     async def ice_servers(http: Request) -> dict[str, Any]:
-        return {"iceServers": await service.ice_servers(_client(http))}
+        return {"iceServers": await service.ice_servers(identify_client(http))}
 
     @routes.post("/offer", summary="Open a WebRTC session", **answers(shapes.SessionAnswer))
     async def offer(body: OfferRequest, http: Request) -> dict[str, str]:
@@ -64,7 +64,7 @@ def router(service: WebRtcService, defaults: PipelineDefaults) -> APIRouter:
         session_offer = SessionOffer(
             body.sdp, body.type, pipeline_id or DEFAULT_PIPELINE, parameters
         )
-        answer = await service.offer(session_offer, _client(http))
+        answer = await service.offer(session_offer, identify_client(http))
         return {"sdp": answer.sdp, "type": answer.type, "sessionId": answer.session_id}
 
     @routes.get(
@@ -73,7 +73,7 @@ def router(service: WebRtcService, defaults: PipelineDefaults) -> APIRouter:
         **answers(shapes.SessionState),
     )
     async def state(session_id: str, http: Request) -> dict[str, Any]:
-        return await service.state(session_id, _client(http))
+        return await service.state(session_id, identify_client(http))
 
     @routes.patch(
         "/offer/{session_id}",
@@ -82,18 +82,19 @@ def router(service: WebRtcService, defaults: PipelineDefaults) -> APIRouter:
         **answers(),
     )
     async def add_candidates(session_id: str, body: CandidatesRequest, http: Request) -> Response:
-        await service.add_candidates(session_id, body.candidates, _client(http))
+        await service.add_candidates(session_id, body.candidates, identify_client(http))
         return Response(status_code=204)
 
     @routes.delete("/offer/{session_id}", summary="End a session", status_code=204, **answers())
     async def close(session_id: str, http: Request) -> Response:
-        await service.close(session_id, _client(http))
+        await service.close(session_id, identify_client(http))
         return Response(status_code=204)
 
     return routes
 
 
-def _client(http: Request) -> SessionClient:
+def identify_client(http: Request) -> SessionClient:
+    """Return who sends a request."""
     key = current_key.get()
     address = http.client.host if http.client else ""
     return SessionClient(current_client.get(), None if key is None else key.name, address)

@@ -10,9 +10,49 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from raylens.realtime.frames import Frame
+from raylens.realtime.frames import Frame, Report
 from raylens.realtime.live_session import LiveSession
 from raylens.realtime.sources.live import SourceState
+
+
+class SessionFeed:
+    """Passes what a session tells its client on to whoever follows the session."""
+
+    TOLD = frozenset({"result", "error", "event"})
+
+    def __init__(self) -> None:
+        self._followers: set[Outbox] = set()
+        self.has_ended = False
+
+    def passing_on(self, report: Report) -> Report:
+        """Return a function that reports to the client and to all followers."""
+
+        def report_to_all(message: dict[str, Any]) -> None:
+            report(message)
+            if message["type"] in self.TOLD:
+                for outbox in self._followers:
+                    outbox.put(message)
+
+        return report_to_all
+
+    def end(self) -> None:
+        """Let all followers know that the session has ended."""
+        self.has_ended = True
+        for outbox in self._followers:
+            outbox.end()
+
+    async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield what the session says from now on, until it ends."""
+        outbox = Outbox()
+        if self.has_ended:
+            outbox.end()
+        self._followers.add(outbox)
+        try:
+            async with aclosing(outbox.messages()) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self._followers.discard(outbox)
 
 
 def source_message(state: SourceState) -> dict[str, Any]:
@@ -25,7 +65,7 @@ def source_message(state: SourceState) -> dict[str, Any]:
     }
 
 
-OpenSession = Callable[[Callable[[dict[str, Any]], None]], LiveSession]
+OpenSession = Callable[[Report], LiveSession]
 """Opens a session that reports to a function."""
 
 

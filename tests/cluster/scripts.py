@@ -7,18 +7,21 @@ import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deployments.ray_environment import ENVIRONMENT, ONE_MACHINE
 
 ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 480
 
 
-def run_script(module: str, folder: Path, **variables: str) -> Any:
-    """Return what ``python -m tests.MODULE FOLDER`` prints as JSON."""
+def run_script(module: str, folder: Path, prefix: Sequence[str] = (), **variables: str) -> Any:
+    """Return what ``python -m tests.MODULE FOLDER`` prints as JSON. ``prefix`` is a command that
+    runs it."""
     process = subprocess.run(
-        [sys.executable, "-m", f"tests.{module}", str(folder)],
+        [*prefix, sys.executable, "-m", f"tests.{module}", str(folder)],
         cwd=ROOT,
         env={
             **os.environ,
@@ -30,7 +33,7 @@ def run_script(module: str, folder: Path, **variables: str) -> Any:
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert process.returncode == 0, process.stderr[-4000:]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from itertools import repeat
@@ -20,6 +22,7 @@ from raylens.realtime.overlay import GREEN
 from testing.moving_circle import RED, draw_circle, find, iou
 from testing.pictures import encode_picture
 from testing.webrtc_client import Client, to_rgb, wait_until
+from tests.receiver import run_receiver
 from tests.serve.conftest import ROOT, server_processes
 
 SCENE = (ROOT / "docs/scene.png").read_bytes()
@@ -143,6 +146,34 @@ async def test_boxes_follow_a_circle_over_webrtc(server: str) -> None:
         assert "has ended" in gone.json()["detail"]
         unknown = await http.delete("/api/v1/webrtc/offer/replica-session")
         assert unknown.status_code == 404
+    await client.close()
+
+
+async def test_the_events_of_a_session_reach_a_webhook(server: str) -> None:
+    client = Client()
+    secret = "whsec_" + base64.b64encode(os.urandom(24)).decode()
+    async with httpx.AsyncClient(base_url=server, timeout=90) as http:
+        session_id = await open_session(
+            http, client, feature="detect", detect_object="red circle", inference_interval=INTERVAL
+        )
+        with run_receiver(secret) as receiver:
+            body = {
+                "source": f"session:{session_id}",
+                "webhook": {"url": receiver.url, "secret": secret},
+            }
+            watch = (await http.post("/api/v1/watches", json=body)).raise_for_status().json()
+            heard = receiver.bodies[watch["id"]]
+
+            async with filming(client, repeat(200)):
+                await wait_until(lambda: heard)
+            path = f"/api/v1/webrtc/offer/{session_id}"
+            assert (await http.delete(path)).status_code == 204
+            await wait_until(lambda: len(heard) == 3)
+        started, ended, over = sorted(heard.values(), key=lambda body: body["timestamp"])
+        assert started["type"] == "watch.event.started"
+        assert started["data"]["event"]["subject"] == "red circle"
+        assert ended["type"] == "watch.event.ended"
+        assert over["type"] == "job.succeeded"
     await client.close()
 
 

@@ -1,4 +1,4 @@
-"""Jobs survive a redeploy of the application over the same store."""
+"""Jobs survive a redeploy of the application over the same store, and live sessions go on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deployments.ray_environment import ENVIRONMENT
 from tests.serve.conftest import ROOT
 
 
-def test_queues_that_overlap_in_a_redeploy_neither_lose_a_job_nor_run_it_twice_at_once(
+def test_a_redeploy_neither_loses_a_job_nor_runs_it_twice_at_once_nor_cuts_an_answer(
     tmp_path: Path,
 ) -> None:
     process = subprocess.run(
@@ -37,3 +37,8 @@ def test_queues_that_overlap_in_a_redeploy_neither_lose_a_job_nor_run_it_twice_a
     states = [event for event in report["events"] if event != "retry"]
     assert "retry" in report["events"]
     assert [state for state in states if state != "running"] == ["queued", "succeeded"]
+    # The session of the old replica has ended its answer, and another one goes on.
+    assert report["closes"] == [1012]
+    assert set(report["answers"]) <= {"whole", "overloaded"}
+    assert report["answers"].get("overloaded", 0) <= 1  # a picture that came too late
+    assert report["answers"]["whole"] > 10

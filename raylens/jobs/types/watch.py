@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ EVENTS = (EVENT_STARTED, EVENT_ENDED, RESULT, SOURCE_CONNECTED, SOURCE_LOST)
 """What a watch can tell its webhook."""
 PREFIX = "watch."
 """Of the types of these webhooks."""
+SESSION = "session:"
+END = {"type": "end"}
 MAX_RECENT_EVENTS = 50
 REOPEN_S = 0.5
 """Before a watch goes on elsewhere, after the process that watched has handed it over."""
@@ -35,11 +37,21 @@ class WatchInput(JobInput):
     """The stored input of a watch."""
 
     source: Text
+    """As a client wrote it. ``session:ID`` is a WebRTC session, whose end is that of the watch."""
     fps: float = 1.0
     """Frames that the model sees in a second, at most."""
     pipeline: dict[str, Any] = Field(default_factory=dict)
     """Settings of the Moondream pipeline."""
-    events: tuple[str, ...] = (EVENT_STARTED, EVENT_ENDED)
+    events: Annotated[tuple[str, ...], Field(max_length=16)] = (EVENT_STARTED, EVENT_ENDED)
+
+    @property
+    def session_id(self) -> str | None:
+        return find_session(self.source)
+
+
+def find_session(source: str) -> str | None:
+    """Return the id of the session that a source is; None if it is none."""
+    return source.removeprefix(SESSION) if source.startswith(SESSION) else None
 
 
 class Watcher(Protocol):
@@ -49,8 +61,9 @@ class Watcher(Protocol):
         """Yield what is seen, as JSON objects with a ``type`` (``source``, ``result``, ``error`` or
         ``event``), and ``at``, when that was, in seconds since the epoch.
 
-        It ends if another process has to go on. Raises any of :mod:`raylens.core.errors`; those for
-        lack of capacity if no process can watch at the moment.
+        It ends if another process has to go on, and with :data:`END` if there is nothing more to
+        see. Raises any of :mod:`raylens.core.errors`; those for lack of capacity if no process can
+        watch at the moment.
         """
         ...
 
@@ -71,6 +84,8 @@ class WatchJob(JobType):
             await reports.begin()
             async with aclosing(self._watcher.watch(context.job, job_input)) as messages:
                 async for message in messages:
+                    if message["type"] == END["type"]:
+                        return reports.output
                     await reports.add(message)
             await asyncio.sleep(REOPEN_S)
 
@@ -84,6 +99,10 @@ class _Reports:
         self._record = WatchRecord.read(context.job.output or {})
         progress = context.job.progress
         self._count = 0 if progress is None else progress.done
+
+    @property
+    def output(self) -> dict[str, Any]:
+        return self._record.as_json()
 
     async def begin(self) -> None:
         """Report that the watch starts, perhaps again. What had started then has ended."""

@@ -212,6 +212,7 @@ async def test_what_is_repeated_of_all_posts_of_the_application(
         "/api/v1/jobs/{job_id}/deliveries/{number}/redeliver",
         "/api/v1/pipeline/load",
         "/api/v1/plugins",
+        "/api/v1/watches",
         "/caption/generate",
         "/clear_vram",
         "/v1/batches",

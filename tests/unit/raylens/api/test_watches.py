@@ -7,19 +7,21 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
+from raylens.core.errors import UnknownSession
 from raylens.jobs.blobs import BlobStorage
 from raylens.jobs.job import new_id
 from raylens.jobs.memory import MemoryStore
 from raylens.jobs.queue import JobQueue
 from raylens.jobs.types.watch import WatchJob
 from raylens.net.lookup import Address
+from raylens.realtime.ports import SessionClient, WebRtcService
 from testing.virtual_time import VirtualClock, VirtualTimePolicy
 from tests.unit.raylens.jobs.conftest import FakeService, FakeWebhookClient, QueueParts, serving
 from tests.unit.raylens.jobs.test_watch import AT, CONNECTED, LOST, Script, event, result
@@ -76,10 +78,15 @@ def queue(parts: QueueParts) -> JobQueue:
 
 
 @pytest.fixture
+def webrtc() -> WebRtcService | None:
+    return None
+
+
+@pytest.fixture
 async def client(
-    parts: QueueParts, queue: JobQueue, config: AppConfig
+    parts: QueueParts, queue: JobQueue, config: AppConfig, webrtc: WebRtcService | None
 ) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(parts.service, config, queue, look_up=look_up)
+    app = create_app(parts.service, config, queue, look_up=look_up, webrtc=webrtc)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         serving(queue),
@@ -303,3 +310,44 @@ class TestFolders:
         await start(client, source=f"file://{tmp_path}/door")
         response = await client.post(PATH, json={"source": "/etc"})
         assert "source: not a folder in the folder media_root" in response.text
+
+
+class Sessions:
+    """A session of a client."""
+
+    async def state(self, session_id: str, client: SessionClient) -> dict[str, Any]:
+        if session_id != "abc-1":
+            raise UnknownSession(f"unknown session {session_id!r}", "session_id")
+        return {"sessionId": session_id}
+
+
+class TestSessions:
+    @pytest.fixture
+    def webrtc(self) -> WebRtcService:
+        return cast(WebRtcService, Sessions())
+
+    async def test_a_session_may_be_watched_as_it_is(
+        self, client: httpx.AsyncClient, script: Script
+    ) -> None:
+        watch = await start(client, source="session:abc-1", events=["event.started", "result"])
+        assert watch["pipeline"] == {}
+        await asyncio.sleep(1)
+        assert script.inputs[0].session_id == "abc-1"
+
+    async def test_a_session_has_settings_of_its_own(self, client: httpx.AsyncClient) -> None:
+        changes: list[dict[str, Any]] = [{"fps": 2}, {"pipeline": {}}]
+        for change in changes:
+            body = {"source": "session:abc-1", **change}
+            response = await client.post(PATH, json=body)
+            assert response.status_code == 422
+            assert "the session has settings of its own" in response.text
+
+    async def test_an_unknown_session_is_refused(self, client: httpx.AsyncClient) -> None:
+        response = await client.post(PATH, json={"source": "session:xyz"})
+        assert response.status_code == 404
+        assert "unknown session 'xyz'" in response.text
+
+
+async def test_without_live_video_there_are_no_sessions(client: httpx.AsyncClient) -> None:
+    response = await client.post(PATH, json={"source": "session:abc-1"})
+    assert response.status_code == 404

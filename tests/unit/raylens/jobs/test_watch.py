@@ -13,12 +13,13 @@ import pytest
 from raylens.core.errors import Overloaded, PermissionDenied
 from raylens.jobs.job import DeliveryState, Job, JobState, Webhook
 from raylens.jobs.types.base import ENDLESS_S
-from raylens.jobs.types.watch import MAX_RECENT_EVENTS, WatchInput, WatchJob, WatchRecord
+from raylens.jobs.types.watch import END, MAX_RECENT_EVENTS, WatchInput, WatchJob, WatchRecord
 from tests.unit.raylens.jobs.conftest import (
     URL,
     FlakyStore,
     QueueParts,
     make_job,
+    run_jobs,
     serving,
     wait_until,
 )
@@ -76,7 +77,7 @@ def script(parts: QueueParts) -> Script:
 
 
 def make_watch(**fields: Any) -> Job:
-    watch_input = WatchInput(source="rtsp://camera/1", **fields)
+    watch_input = WatchInput.model_validate({"source": "rtsp://camera/1", **fields})
     stored = watch_input.model_dump(mode="json", exclude_unset=True)
     job = make_job("watch", stored, webhook=Webhook(URL))
     return replace(job, deadline=job.created_at + ENDLESS_S)
@@ -260,6 +261,15 @@ async def test_old_deliveries_of_a_running_watch_are_deleted(
         assert len(await queue.deliveries(job.id)) == 1
         await asyncio.sleep(3800)
         assert await queue.deliveries(job.id) == []
+
+
+async def test_a_watch_succeeds_when_its_session_ends(parts: QueueParts, script: Script) -> None:
+    script.calls = [[event("started", AT), event("ended", AT + 1), END]]
+    (job,) = await run_jobs(parts.make_queue(), make_watch(source="session:abc-1"))
+    assert job.state is JobState.SUCCEEDED
+    assert script.inputs[0].session_id == "abc-1"
+    assert job.output is not None
+    assert [each["number"] for each in job.output["recent_events"]] == [1, 2]
 
 
 def test_a_record_keeps_the_newest_events() -> None:

@@ -17,7 +17,7 @@ from raylens.realtime.live_session import LiveSession, ModelAnswer
 from raylens.realtime.pipeline import FrameResult
 from raylens.realtime.settings import MoondreamConfig
 from raylens.realtime.sources.live import SourceState, SourceStatus
-from raylens.realtime.watch import Outbox, Watch, source_message
+from raylens.realtime.watch import Outbox, SessionFeed, Watch, source_message
 
 PIXELS = np.zeros((24, 32, 3), np.uint8)
 PERSON = Region(0.1, 0.1, 0.5, 0.9)
@@ -185,3 +185,23 @@ async def test_a_slow_reader_gets_every_event_and_the_newest_result() -> None:
         "attempts": 2,
         "at": 1.0,
     }
+
+
+async def test_followers_of_a_session_hear_what_it_says_until_it_ends() -> None:
+    feed = SessionFeed()
+    told: list[dict[str, Any]] = []
+    report = feed.passing_on(told.append)
+    report({"type": "result", "frame_id": 0})  # before anybody follows
+
+    async def follow() -> list[dict[str, Any]]:
+        return [message async for message in feed.messages()]
+
+    followers = [asyncio.create_task(follow()) for _ in range(2)]
+    await asyncio.sleep(0)
+    report({"type": "event", "event": {"type": "started"}})
+    report({"type": "ignored", "parameters": ["x"]})
+    feed.end()
+    for messages in await asyncio.gather(*followers):
+        assert [message["type"] for message in messages] == ["event"]
+    assert len(told) == 3
+    assert await follow() == []
