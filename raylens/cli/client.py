@@ -108,6 +108,19 @@ class Client:
     async def __aexit__(self, *exception: Any) -> None:
         await self._http.__aexit__(*exception)
 
+    async def ask(self, path: str, body: dict[str, Any]) -> Job:
+        """Post JSON to a route that changes nothing, and return its answer."""
+        return await self._call("POST", path, json=body)
+
+    async def ask_once(self, path: str, body: dict[str, Any]) -> Job:
+        """Post JSON as :meth:`ask` does, without trying again.
+
+        Raises ``StatusError`` and ``httpx.TransportError``.
+        """
+        response = await self._http.post(path, json=body)
+        self._check_status(response)
+        return _parse_object(response)
+
     async def submit(self, body: bytes, key: str) -> Job:
         """Submit a job as JSON. The same ``key`` with the same body returns the same job."""
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}

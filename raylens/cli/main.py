@@ -23,6 +23,7 @@ from raylens.cli.config_file import (
 from raylens.cli.errors import UsageError
 from raylens.cli.run import Server
 from raylens.cli.shipped_configs import DEFAULT, find_config
+from raylens.cli.watch_command import add_command as add_watch_command
 from raylens.core.endpoint import Endpoint
 from raylens.core.environment import COMPAT_ENV_OPTION
 from raylens.core.errors import RaylensError
@@ -286,6 +287,7 @@ def size(
 
 
 add_commands(app)
+add_watch_command(app)
 
 
 @app.command()

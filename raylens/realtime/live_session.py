@@ -34,7 +34,7 @@ from raylens.realtime.overlay import Pixels
 from raylens.realtime.pipeline import FrameCache, FrameResult, draw, task_of
 from raylens.realtime.sessions import change_settings, take_known
 from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
-from raylens.realtime.tracking.tracker import Tracker
+from raylens.realtime.tracking.followed import FollowedObjects
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class LiveSession(FrameProcessor):
     """Shows the answers of the Moondream pipeline on the frames of one video.
 
     It reports each answer, and what has started or ended. ``executor`` runs what would block the
-    event loop.
+    event loop. Questions are at least ``min_interval_s`` apart, however many frames come.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class LiveSession(FrameProcessor):
         executor: Executor,
         clock: Callable[[], float] = time.monotonic,
         max_frames: int = MAX_FRAMES,
+        min_interval_s: float = 0.0,
     ) -> None:
         self._ask = ask
         self._settings = settings
@@ -86,8 +87,9 @@ class LiveSession(FrameProcessor):
         self._executor = executor
         self._clock = clock
         self._max_frames = max_frames
+        self._min_interval_s = min_interval_s
         self._cache = FrameCache()
-        self._tracker = Tracker()
+        self._followed = FollowedObjects()
         self._events = SubjectEvents()
         self._clip: deque[Frame] = deque()
         """The last frames, one of each interval, for questions about several."""
@@ -107,17 +109,18 @@ class LiveSession(FrameProcessor):
         is_due = self._cache.is_due(settings)
         # The frame comes first, so that the tracker knows it before its answer.
         if settings.tracking:
-            await self._run(self._tracker.add, frame.id, frame.pixels)
+            await self._run(self._followed.add, frame)
         if settings.is_about_video:
             await self._run(self._sample, frame, settings)
         if is_due and self._asking is None and self._clock() >= self._ask_after:
+            self._ask_after = self._clock() + self._min_interval_s
             self._asking = asyncio.create_task(self._answer(frame, settings))
 
     def change(self, parameters: Mapping[str, Any]) -> None:
         known = take_known(MoondreamConfig, parameters, self._report)
         settings = change_settings(self._settings, known, self._max_frames)
         if settings.subject != self._settings.subject or not settings.tracking:
-            self._tracker = Tracker()  # another thread may still use the old one
+            self._followed = FollowedObjects()  # another thread may still use the old ones
         if not settings.is_about_video:
             self._clip.clear()
         self._settings = settings
@@ -132,8 +135,7 @@ class LiveSession(FrameProcessor):
         """Return the frame with the last result, whose objects have followed the picture."""
         result = self._cache.result
         if result is not None and settings.tracking:
-            shown = self._tracker.shown()
-            result = replace(result, **{name: getattr(shown, name) for name in _SHOWN})
+            result = self._followed.move(result)
         return draw(frame.pixels, result, settings)
 
     def _sample(self, frame: Frame, settings: MoondreamConfig) -> None:
@@ -195,13 +197,7 @@ class LiveSession(FrameProcessor):
         if settings.subject != self._settings.subject:
             return None
         if settings.tracking:
-            numbers = self._tracker.observe(frame.id, result.regions, result.locations)
-            count = len(result.regions)
-            result = replace(
-                result,
-                region_numbers=tuple(numbers[:count]),
-                location_numbers=tuple(numbers[count:]),
-            )
+            result = self._followed.observe(frame, result)
         self._cache.store(result)
         return result
 
@@ -213,9 +209,6 @@ class LiveSession(FrameProcessor):
         async with self._drawing:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._executor, partial(function, *arguments))
-
-
-_SHOWN = ("regions", "region_numbers", "locations", "location_numbers")
 
 
 class SubjectEvents:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from raylens.core.errors import InvalidRequest
 from raylens.realtime.sources.base import (
     ClosableSource,
     ReportProblem,
@@ -61,7 +62,7 @@ class StdinSource(ClosableSource):
             data = self._receive()
             if not data:
                 if not self._has_frames:
-                    raise self._unavailable("it ended before the first picture")
+                    raise self._invalid("it ended before the first picture")
                 return None
             self._split(data)
 
@@ -75,7 +76,11 @@ class StdinSource(ClosableSource):
                 self._splitter = guess_splitter(data[:CHUNK_BYTES], self._options.max_picture_bytes)
             self._pictures.extend(self._splitter.feed(data))
         except StreamError as error:
-            raise self._unavailable(str(error)) from None
+            raise self._invalid(str(error)) from None
+
+    def _invalid(self, reason: str) -> InvalidRequest:
+        """Return the error for what can't be read a second time."""
+        return InvalidRequest(f"source: {self.address.shown}: {reason}", "source")
 
     def _receive(self) -> bytes:
         """Wait for bytes, and return them; nothing at the end."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from raylens.core.errors import InvalidRequest
 from raylens.realtime.sources.base import (
     SourceAddress,
     SourceKind,
@@ -72,7 +73,7 @@ def test_a_damaged_picture_is_skipped(pipe: Pipe) -> None:
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff\xe0\0\x10JF", b"hello, world"])
 def test_an_input_without_pictures_is_an_error(pipe: Pipe, data: bytes) -> None:
     pipe.write(data)
-    with pytest.raises(SourceUnavailable, match=r"standard input: (it ended|neither JPEG)"):
+    with pytest.raises(InvalidRequest, match=r"standard input: (it ended|neither JPEG)"):
         pipe.source.read()
 
 

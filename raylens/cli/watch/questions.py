@@ -1,0 +1,144 @@
+"""Questions about frames, asked over HTTP in Moondream's dialect."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import httpx
+
+from raylens.cli.client import BUSY, RESTARTING, Client
+from raylens.cli.errors import ClientError, StatusError, Unreachable
+from raylens.core.errors import ModelFailed, Overloaded
+from raylens.core.types import Location, Region
+from raylens.realtime.frames import Frame
+from raylens.realtime.live_session import AskModel, ModelAnswer
+from raylens.realtime.overlay import Pixels
+from raylens.realtime.pipeline import FrameResult
+from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
+
+QUALITY = 92
+"""Of the JPEG files in which frames are sent."""
+ABOUT_ONE_FRAME = frozenset({413, 415, 500})
+"""HTTP statuses of errors that may concern one frame only."""
+
+
+def make_request(frame: Frame, settings: MoondreamConfig) -> tuple[str, dict[str, Any]]:
+    """Return the path and the JSON of a question about a frame."""
+    picture = base64.b64encode(encode(frame.pixels)).decode("ascii")
+    body: dict[str, Any] = {
+        "image_url": f"data:image/jpeg;base64,{picture}",
+        "settings": {"temperature": settings.temperature},
+    }
+    match settings.feature:
+        case MoondreamFeature.CAPTION:
+            body["length"] = settings.caption_length.value
+        case MoondreamFeature.QUERY:
+            body["question"] = settings.question
+        case MoondreamFeature.DETECT | MoondreamFeature.POINT:
+            body["object"] = settings.detect_object
+            body["settings"]["max_objects"] = settings.max_objects
+    if settings.model:
+        body["model"] = settings.model
+    return f"/v1/{settings.feature.value}", body
+
+
+def read_answer(answer: dict[str, Any], settings: MoondreamConfig) -> FrameResult:
+    """Return what an answer says. Raises ``ModelFailed`` if it isn't one."""
+    try:
+        match settings.feature:
+            case MoondreamFeature.CAPTION:
+                return FrameResult(str(answer["caption"]).strip())
+            case MoondreamFeature.QUERY:
+                return FrameResult(str(answer["answer"]).strip())
+            case MoondreamFeature.DETECT:
+                sides = ("x_min", "y_min", "x_max", "y_max")
+                boxes = (Region(*(box[side] for side in sides)) for box in answer["objects"])
+                return FrameResult(regions=tuple(boxes))
+            case MoondreamFeature.POINT:
+                points = (Location(point["x"], point["y"]) for point in answer["points"])
+                return FrameResult(locations=tuple(points))
+    except (KeyError, TypeError) as error:
+        raise ModelFailed(f"the answer has no {error}; is this a raylens server?") from None
+
+
+def encode(pixels: Pixels) -> bytes:
+    """Return a frame as a JPEG file."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    return data.tobytes()
+
+
+@dataclass
+class PatientQuestions:
+    """Asks about the frames of a file: each question is repeated until it has an answer."""
+
+    client: Client
+
+    async def __call__(self, frame: Frame, settings: MoondreamConfig) -> FrameResult:
+        """Raises ``ModelFailed`` if the model fails on this frame, and ``ClientError`` if the
+        others would fail, too."""
+        path, body = await asyncio.to_thread(make_request, frame, settings)
+        try:
+            return read_answer(await self.client.ask(path, body), settings)
+        except StatusError as error:
+            if error.status not in ABOUT_ONE_FRAME:
+                raise
+            raise ModelFailed(str(error)) from None
+
+
+class LiveQuestions(AskModel):
+    """Asks about the newest frames of a live source: each question is asked once.
+
+    ``fatal`` is set to the error that ends the watch: the server refuses the question, or it has
+    been away for longer than the client's patience. A server that is busy is waited for.
+    """
+
+    def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._clock = clock
+        self._away_since: float | None = None
+        self.fatal: asyncio.Future[ClientError] = asyncio.get_running_loop().create_future()
+
+    async def __call__(self, frames: Sequence[Frame], settings: MoondreamConfig) -> ModelAnswer:
+        path, body = await asyncio.to_thread(make_request, frames[-1], settings)
+        try:
+            answer = await self._client.ask_once(path, body)
+        except StatusError as error:
+            raise self._judge(error) from None
+        except httpx.TransportError as error:
+            raise self._note_outage(str(error) or type(error).__name__) from None
+        self._away_since = None
+        return ModelAnswer(read_answer(answer, settings), settings.model)
+
+    def _judge(self, error: StatusError) -> Exception:
+        if error.status in BUSY:
+            self._away_since = None
+            self._client.notify_once(f"busy: {error.status}", f"waiting for the server: {error}")
+            return Overloaded(str(error), None, None, None, error.retry_after)
+        if error.status in RESTARTING - ABOUT_ONE_FRAME:
+            return self._note_outage(str(error))
+        if error.status not in ABOUT_ONE_FRAME:
+            self._end(error)
+        return ModelFailed(str(error))
+
+    def _note_outage(self, reason: str) -> Exception:
+        now, patience, server = self._clock(), self._client.patience_s, self._client.server
+        if self._away_since is None:
+            self._away_since = now
+            message = f"{server}: {reason}; retrying for up to {patience:g} s"
+            self._client.notify_once("outage", message)
+        if now >= self._away_since + patience:
+            hint = "Is the server running, and is --server correct?"
+            message = f"{server}: no response for {patience:g} s: {reason}. {hint}"
+            self._end(Unreachable(message))
+        return Overloaded(reason)
+
+    def _end(self, error: ClientError) -> None:
+        if not self.fatal.done():
+            self.fatal.set_result(error)
