@@ -3,7 +3,7 @@
 #   make run [CONFIG=configs/cpu.yaml] [TORCH_INDEX=https://download.pytorch.org/whl/cpu]
 #   make docker-cpu | docker-gpu | wheel     docs/containers.md
 #   make worker RAY_ADDRESS=head:6379        adds this machine to a Ray cluster
-#   make test | check | test-clients | test-cluster | test-wheel | contract | soak | bench
+#   make test | check | test-browser | test-clients | test-cluster | test-wheel | contract | soak | bench
 #   make train-pocket [FAMILY=smolvlm|qwen2_5_vl|moondream]
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constrai
 
 COMPOSE ?= docker compose
 
-.PHONY: install install-dev run server worker docker-cpu docker-gpu wheel check format test test-clients test-cluster \
+.PHONY: test-browser install install-dev run server worker docker-cpu docker-gpu wheel check format test test-clients test-cluster \
 	test-wheel contract soak bench train-pocket
 
 install: $(VENV)/.installed
@@ -69,6 +69,9 @@ format: install-dev
 
 test: install-dev
 	$(BIN)/python -m pytest
+
+test-browser: install-dev
+	$(BIN)/python -m pytest -m browser tests/browser
 
 test-clients: install-dev
 	$(BIN)/python -m pytest -m clients tests/clients

@@ -21,6 +21,7 @@ from raylens.api import (
     ollama,
     ollama_models,
     openai,
+    playground,
     preprocess,
     relay,
     responses,
@@ -76,6 +77,7 @@ DIALECTS = (
     caption_service,
     generate,
     preprocess,
+    playground,
     system,
 )
 """Modules of the dialects that need no job queue."""

@@ -7,7 +7,7 @@ from functools import partial
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raylens.api import batches, files, watches, web_sockets
+from raylens.api import batches, files, playground, watches, web_sockets
 from raylens.api.access_log import note_key
 from raylens.api.clients import presented_keys
 from raylens.api.docs import ASSETS
@@ -85,7 +85,7 @@ def is_open(scope: Scope) -> bool:
 
 
 def is_open_path(path: str) -> bool:
-    return path in OPEN_PATHS or path.startswith(f"{ASSETS}/")
+    return path in OPEN_PATHS or path.startswith((f"{ASSETS}/", playground.PREFIX))
 
 
 def required_scope(method: str, path: str) -> KeyScope:

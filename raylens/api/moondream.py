@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -21,6 +22,7 @@ from raylens.api.context import Context
 from raylens.api.errors import error_event
 from raylens.api.grounding_json import findings_as_json, reasoning_as_json
 from raylens.api.model_selection import select_model
+from raylens.api.openai_request import StreamOptions
 from raylens.api.paths import route_path
 from raylens.api.picture_body import ImageUrlBody, describe_body, read_body, require_picture
 from raylens.core.errors import InvalidRequest, RaylensError, UnsupportedTask
@@ -37,6 +39,7 @@ from raylens.core.types import (
     Query,
     Region,
     Task,
+    Usage,
     VisionRequest,
     required_capability,
 )
@@ -80,6 +83,8 @@ class PictureRequest(ImageUrlBody):
 
     settings: Annotated[RequestSettings, BeforeValidator(parse_object)] = RequestSettings()
     stream: bool = False
+    stream_options: Annotated[StreamOptions, BeforeValidator(parse_object)] = StreamOptions()
+    """OpenAI's: with ``include_usage``, the end of a stream counts tokens."""
 
 
 class CaptionRequest(PictureRequest):
@@ -216,7 +221,8 @@ async def _answer_text(
     request = _build_request(context, http, body, model, task, body.settings.temperature)
     deltas = context.service.generate(request, pictures)
     if body.stream:
-        return await sse.stream(_events(deltas, route_path(http.scope)))
+        include_usage = body.stream_options.include_usage
+        return await sse.stream(_events(deltas, route_path(http.scope), include_usage))
     answer = await _collect(deltas)
     text = "".join(delta.text for delta in answer)
     return _with_warnings({**_reasoning(answer), key: text}, answer)
@@ -272,8 +278,10 @@ def _with_warnings(answer: dict[str, Any], deltas: list[Delta]) -> dict[str, Any
     return {**answer, "warnings": warnings} if warnings else answer
 
 
-async def _events(deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenerator[str, None]:
-    """Yield the text in chunks, then ``completed`` with the reasoning and the warnings.
+async def _events(
+    deltas: AsyncGenerator[Delta, None], path: str, include_usage: bool
+) -> AsyncGenerator[str, None]:
+    """Yield the text in chunks, then ``completed`` with the reasoning, the usage and the warnings.
 
     The client can't show an error after the first chunk. A stream that fails later ends with the
     error and without ``completed``.
@@ -281,11 +289,13 @@ async def _events(deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenera
     has_begun = False
     warnings: list[str] = []
     last: list[Delta] = []
+    usage = Usage(0, 0)
     async with aclosing(deltas):
         try:
             async for delta in deltas:
                 warnings.extend(delta.warnings)
                 last = [delta]
+                usage = delta.usage or usage
                 if delta.text:
                     yield sse.event({"chunk": delta.text})
                     has_begun = True
@@ -295,4 +305,6 @@ async def _events(deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenera
             yield error_event(path, error)
             return
     end = {"completed": True, **_reasoning(last)}
+    if include_usage:
+        end["usage"] = asdict(usage)
     yield sse.event({**end, "warnings": warnings} if warnings else end)

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import PlainTextResponse
 
 from raylens.api.answers import answers
 from raylens.api.answers import ollama as shapes
@@ -33,12 +32,6 @@ LATEST = ":latest"
 def router(context: Context) -> APIRouter:
     """Return the routes about models."""
     routes = APIRouter(tags=["Ollama"])
-
-    @routes.head("/", include_in_schema=False)
-    @routes.get("/", include_in_schema=False)
-    async def root() -> PlainTextResponse:
-        """Ollama's clients ask here whether there is a server."""
-        return PlainTextResponse("raylens is running; /docs describes its API")
 
     @routes.head(TAGS_PATH, include_in_schema=False)
     @routes.get(TAGS_PATH, summary="List the models, as with Ollama", **answers(shapes.Models))

@@ -1,7 +1,9 @@
 """The settings of the Moondream pipeline, with hints from which a page renders its controls.
 
 Names, defaults and hints are those of Scope's plugin for Moondream, so that its frontend can render
-them without a change. A field without hints is not shown.
+them without a change. A field without hints is not shown. Further hints are for a page that asks
+about single pictures: ``request`` is the field of a request's body in Moondream's dialect, and
+``features`` are those that have the setting.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Category = Literal["configuration", "input"]
+_TEXT = ("caption", "query")
+_PLACES = ("detect", "point")
 
 
 class MoondreamFeature(StrEnum):
@@ -51,21 +55,25 @@ class MoondreamConfig(BaseModel):
     caption_length: CaptionLength = Field(
         CaptionLength.NORMAL,
         description="Length of captions.",
-        json_schema_extra=_ui(2, label="Caption Length"),
+        json_schema_extra=_ui(2, label="Caption Length", request="length", features=["caption"]),
     )
     temperature: float = Field(
         0.5,
         ge=0.0,
         le=1.0,
         description="Randomness of captions and answers; 0 gives the most likely one.",
-        json_schema_extra=_ui(3, label="Temperature"),
+        json_schema_extra=_ui(
+            3, label="Temperature", request="settings.temperature", features=_TEXT
+        ),
     )
     max_objects: int = Field(
         10,
         ge=1,
         le=50,
         description="Largest number of boxes or points.",
-        json_schema_extra=_ui(4, label="Max Objects"),
+        json_schema_extra=_ui(
+            4, label="Max Objects", request="settings.max_objects", features=_PLACES
+        ),
     )
     inference_interval: int = Field(
         3,
@@ -97,13 +105,15 @@ class MoondreamConfig(BaseModel):
         "What is in this image?",
         max_length=2000,
         description="The question that the feature query asks.",
-        json_schema_extra=_ui(1, "input", label="Question"),
+        json_schema_extra=_ui(1, "input", label="Question", request="question", features=["query"]),
     )
     detect_object: str = Field(
         "person",
         max_length=200,
         description="The object that the features detect and point look for.",
-        json_schema_extra=_ui(2, "input", label="Detect Object"),
+        json_schema_extra=_ui(
+            2, "input", label="Detect Object", request="object", features=_PLACES
+        ),
     )
 
     tracking: bool = Field(

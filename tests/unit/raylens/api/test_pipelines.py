@@ -26,7 +26,13 @@ async def test_the_schemas_have_settings_with_hints(client: httpx.AsyncClient) -
         "default": 0.5,
         "title": "Temperature",
         "description": properties["temperature"]["description"],
-        "ui": {"order": 3, "category": "configuration", "label": "Temperature"},
+        "ui": {
+            "order": 3,
+            "category": "configuration",
+            "label": "Temperature",
+            "request": "settings.temperature",
+            "features": ["caption", "query"],
+        },
     }
     assert properties["question"]["ui"]["category"] == "input"
     assert properties["compile_model"]["ui"]["is_load_param"] is True

@@ -1,0 +1,60 @@
+// The bar at the top: tabs, the server's state, the key, the theme.
+
+import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
+import { Tabs } from './controls.js'
+import { getKey, root, setKey } from './server.js'
+import { strings } from './strings.js'
+import { getTheme, setTheme, THEMES } from './theme.js'
+
+/**
+ * @param {{tabs: {id: string, label: string}[], tab: string, onTab: (id: string) => void, state: string, keyRef: any, onKey: () => void}} props
+ */
+export function Header({ tabs, tab, onTab, state, keyRef, onKey }) {
+  return html`<header class="top">
+    <a class="brand" href="#try"><img src="playground/icon.svg" alt="" width="24" height="24" />${strings.appName}</a>
+    <${Tabs} id="tab" label=${strings.tabs.label} tabs=${tabs} current=${tab} onSelect=${onTab} />
+    <div class="tools">
+      <span class=${`state ${state}`} role="status">${strings.state[state]}</span>
+      <${KeyMenu} detailsRef=${keyRef} onKey=${onKey} />
+      <${ThemeSelect} />
+      <a class="docs" href=${`${root}docs`}>${strings.docs}</a>
+    </div>
+  </header>`
+}
+
+function ThemeSelect() {
+  const [theme, choose] = useState(getTheme)
+  useEffect(() => setTheme(theme), [theme])
+  return html`<select class="theme" aria-label=${strings.theme.label} onChange=${(event) => choose(event.target.value)}>
+    ${THEMES.map((id) => html`<option key=${id} value=${id} selected=${id === theme}>${strings.theme[id]}</option>`)}
+  </select>`
+}
+
+function KeyMenu({ detailsRef, onKey }) {
+  const { key: texts } = strings
+  const [hasKey, setHasKey] = useState(getKey() !== '')
+  const form = useRef(null)
+  const use = (key) => {
+    setKey(key.trim())
+    setHasKey(key.trim() !== '')
+    detailsRef.current.open = false
+    form.current.reset()
+    onKey()
+  }
+  const onToggle = (event) => event.target.open && form.current.elements.key.focus()
+  const onKeyDown = (event) => {
+    if (event.key !== 'Escape') return
+    detailsRef.current.open = false
+    detailsRef.current.querySelector('summary').focus()
+  }
+  return html`<details class="menu" ref=${detailsRef} onToggle=${onToggle} onKeyDown=${onKeyDown}>
+    <summary>${hasKey ? texts.present : texts.button}</summary>
+    <form class="popup" ref=${form} onSubmit=${(event) => { event.preventDefault(); use(form.current.elements.key.value) }}>
+      <div class="field"><label for="key">${texts.label}</label>
+        <input id="key" name="key" type="password" autocomplete="off" spellcheck="false" required aria-describedby="key-hint" />
+        <p class="hint" id="key-hint">${texts.help}</p></div>
+      <div class="actions"><button type="submit" class="primary">${texts.save}</button>
+        ${hasKey && html`<button type="button" onClick=${() => use('')}>${texts.forget}</button>`}</div>
+    </form>
+  </details>`
+}

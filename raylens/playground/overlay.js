@@ -1,0 +1,57 @@
+// A picture with boxes and points over it. Hover and focus name them.
+
+import { html } from './vendor/htm-preact.js'
+import { strings } from './strings.js'
+
+const percent = (fraction) => `${(100 * fraction).toFixed(3)}%`
+const round = (fraction) => Math.round(1000 * fraction) / 10
+
+/**
+ * Something that was found: a box if it has a width, or else a point. In fractions of the picture.
+ * @typedef {{name: string, x: number, y: number, width: number, height: number, isPoint: boolean}} Finding
+ */
+
+/**
+ * @param {import('./run.js').Run} run
+ * @returns {Finding[]}
+ */
+export function findingsOf(run) {
+  const name = (index) => strings.result.finding(run.request.prompt, index + 1)
+  const boxes = run.boxes.map((box, index) => ({
+    name: name(index), x: box.x_min, y: box.y_min, width: box.x_max - box.x_min, height: box.y_max - box.y_min, isPoint: false,
+  }))
+  const points = run.points.map(({ x, y }, index) => ({ name: name(index), x, y, width: 0, height: 0, isPoint: true }))
+  return [...boxes, ...points]
+}
+
+/** @param {Finding} finding */
+export function placeOf({ x, y, width, height, isPoint }) {
+  const place = { left: round(x), top: round(y), width: round(width), height: round(height) }
+  return isPoint ? strings.result.pointAt(place) : strings.result.boxAt(place)
+}
+
+/**
+ * @param {{picture: import('./pictures.js').Picture, findings: Finding[], active: number | null, onActive: (index: number | null) => void}} props
+ */
+export function PictureWithFindings({ picture, findings, active, onActive }) {
+  const ratio = picture.width / picture.height
+  // Small boxes lie over large ones, so that the pointer reaches each.
+  const order = findings.map((finding, index) => index).sort((a, b) => area(findings[b]) - area(findings[a]))
+  return html`<div class="frame" style=${{ '--ratio': ratio }}>
+    <img src=${picture.view} alt=${strings.picture.alt(picture.name)} width=${picture.width} height=${picture.height} />
+    ${order.map((index) => html`<${Mark} key=${index} finding=${findings[index]} isActive=${active === index}
+      onEnter=${() => onActive(index)} onLeave=${() => onActive(null)} />`)}
+  </div>`
+}
+
+const area = ({ width, height }) => width * height
+
+function Mark({ finding, isActive, onEnter, onLeave }) {
+  const { name, x, y, width, height, isPoint } = finding
+  const style = { left: percent(x), top: percent(y), ...(isPoint ? {} : { width: percent(width), height: percent(height) }) }
+  const classes = ['mark', isPoint ? 'point' : 'box', isActive && 'active', y < 0.1 && 'at-top', x > 0.75 && 'at-right']
+  return html`<button type="button" class=${classes.filter(Boolean).join(' ')} style=${style}
+    aria-label=${`${name}: ${placeOf(finding)}`} onMouseEnter=${onEnter} onMouseLeave=${onLeave} onFocus=${onEnter} onBlur=${onLeave}>
+    <span class="label">${name}</span>
+  </button>`
+}

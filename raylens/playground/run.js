@@ -1,0 +1,126 @@
+// One request and its answer, as it arrives.
+
+import { asSentence, eventsOf, send, ServerError } from './server.js'
+import { isText, withPicture } from './tasks.js'
+
+/**
+ * @typedef {object} Box
+ * @property {number} x_min fractions of the picture
+ * @property {number} y_min
+ * @property {number} x_max
+ * @property {number} y_max
+ */
+
+/**
+ * @typedef {object} Run
+ * @property {number} id
+ * @property {import('./tasks.js').Request} request
+ * @property {import('./pictures.js').Picture} picture
+ * @property {'working' | 'done' | 'failed' | 'stopped'} state
+ * @property {string} text
+ * @property {string} reasoning
+ * @property {Box[]} boxes
+ * @property {{x: number, y: number}[]} points
+ * @property {string[]} warnings
+ * @property {string} model that answered
+ * @property {any} answer as the server sent it; for a stream, its events
+ * @property {ServerError | null} error
+ * @property {number | null} firstMs until the first token
+ * @property {number | null} lastMs until the last one
+ * @property {number | null} totalMs
+ * @property {number} pieces parts of the answer so far
+ * @property {{prompt_tokens: number, completion_tokens: number} | null} usage
+ */
+
+let count = 0
+
+/**
+ * @param {import('./tasks.js').Request} request
+ * @param {import('./pictures.js').Picture} picture
+ * @returns {Run}
+ */
+export function newRun(request, picture) {
+  return {
+    id: ++count,
+    request,
+    picture,
+    state: 'working',
+    text: '',
+    reasoning: '',
+    boxes: [],
+    points: [],
+    warnings: [],
+    model: '',
+    answer: null,
+    error: null,
+    firstMs: null,
+    lastMs: null,
+    totalMs: null,
+    pieces: 0,
+    usage: null,
+  }
+}
+
+/**
+ * Send a request, and call `onChange` whenever there is more of the answer. The run changes in place.
+ * @param {Run} run
+ * @param {AbortSignal} signal
+ * @param {() => void} onChange
+ */
+export async function perform(run, signal, onChange) {
+  const started = performance.now()
+  const elapsed = () => performance.now() - started
+  try {
+    const json = await withPicture(run.request.body, run.picture)
+    const response = await send(run.request.path, { json, signal })
+    run.model = response.headers.get('X-Raylens-Model') ?? ''
+    if (isText(run.request.task)) await readText(run, response, elapsed, onChange)
+    else readFindings(run, await response.json())
+    run.state = 'done'
+  } catch (error) {
+    run.state = error.name === 'AbortError' ? 'stopped' : 'failed'
+    if (run.state === 'failed') run.error = error instanceof ServerError ? error : new ServerError(String(error))
+  }
+  run.totalMs = elapsed()
+  onChange()
+}
+
+async function readText(run, response, elapsed, onChange) {
+  run.answer = []
+  for await (const event of eventsOf(response)) {
+    run.answer.push(event)
+    if (typeof event.chunk === 'string') {
+      run.firstMs ??= elapsed()
+      run.lastMs = elapsed()
+      run.text += event.chunk
+      run.pieces += 1
+    }
+    if (event.completed) {
+      run.reasoning = event.reasoning?.text ?? ''
+      run.usage = event.usage ?? null
+      noteWarnings(run, event)
+    }
+    onChange()
+  }
+}
+
+function readFindings(run, answer) {
+  run.answer = answer
+  run.boxes = answer.objects ?? []
+  run.points = answer.points ?? []
+  noteWarnings(run, answer)
+}
+
+function noteWarnings(run, answer) {
+  run.warnings = (answer.warnings ?? []).map(asSentence)
+}
+
+/**
+ * Return the rate after the first token; null if there is none.
+ * @param {Run} run
+ */
+export function tokensPerSecond(run) {
+  const tokens = run.usage?.completion_tokens ?? run.pieces
+  if (tokens < 2 || run.lastMs === null || run.lastMs <= run.firstMs) return null
+  return (tokens - 1) / ((run.lastMs - run.firstMs) / 1000)
+}

@@ -1,0 +1,155 @@
+// What the page asks the server, with the key, and its errors as sentences that say what to do.
+
+import { readEvents } from './streams.js'
+import { strings } from './strings.js'
+
+/** The application's root, also below a prefix. Ends with a slash. */
+export const root = new URL('..', import.meta.url).href
+
+const KEY = 'raylens.key'
+const BUSY_S = 5
+
+/** A request that got no answer, or an error. Its message is a sentence for the user. */
+export class ServerError extends Error {
+  /**
+   * @param {string} message
+   * @param {number} status 0 without an answer
+   * @param {any} answer the error as the server sent it
+   */
+  constructor(message, status = 0, answer = null) {
+    super(message)
+    this.status = status
+    this.answer = answer
+  }
+
+  get needsKey() {
+    return this.status === 401
+  }
+}
+
+/** @returns {string} the key of this tab; empty without one */
+export function getKey() {
+  return sessionStorage.getItem(KEY) ?? ''
+}
+
+/** @param {string} key empty forgets it */
+export function setKey(key) {
+  if (key) sessionStorage.setItem(KEY, key)
+  else sessionStorage.removeItem(KEY)
+}
+
+/**
+ * @typedef {{json?: any, signal?: AbortSignal, headers?: Record<string, string>}} Options
+ * `json` makes it a POST.
+ */
+
+/**
+ * Return the response to a request. Raises ServerError, and an AbortError if `signal` fires.
+ * @param {string} path such as "v1/caption"
+ * @param {Options} options
+ */
+export async function send(path, { json, signal, headers = {} } = {}) {
+  const key = getKey()
+  const request = { signal, headers: { Accept: 'application/json, text/event-stream', ...headers } }
+  if (key) request.headers.Authorization = `Bearer ${key}`
+  if (json !== undefined) {
+    request.method = 'POST'
+    request.headers['Content-Type'] = 'application/json'
+    request.body = JSON.stringify(json)
+  }
+  let response
+  try {
+    response = await fetch(new URL(path, root), request)
+  } catch (error) {
+    throw asServerError(error, strings.errors.network)
+  }
+  if (!response.ok) throw await readError(response)
+  return response
+}
+
+/**
+ * Return the answer to a request as JSON.
+ * @param {string} path
+ * @param {Options} options
+ */
+export async function ask(path, options) {
+  const response = await send(path, options)
+  try {
+    return await response.json()
+  } catch (error) {
+    throw asServerError(error, strings.errors.unreadable)
+  }
+}
+
+/**
+ * Yield the JSON of each event of a response. Raises ServerError if the stream breaks off, or if
+ * an event is an error.
+ * @param {Response} response
+ */
+export async function* eventsOf(response) {
+  try {
+    for await (const { data } of readEvents(response.body)) {
+      if (data === '[DONE]') return
+      const value = JSON.parse(data)
+      const detail = detailOf(value)
+      if (detail) throw new ServerError(explain(500, detail, null), 500, value)
+      yield value
+    }
+  } catch (error) {
+    throw asServerError(error, strings.errors.interrupted)
+  }
+}
+
+/** @param {any} error @param {string} message */
+function asServerError(error, message) {
+  return error instanceof ServerError || error.name === 'AbortError' ? error : new ServerError(message)
+}
+
+/** @param {Response} response */
+async function readError(response) {
+  const text = await response.text().catch(() => '')
+  let answer = text
+  try {
+    answer = JSON.parse(text)
+  } catch {
+    // A proxy's own error is no JSON.
+  }
+  const detail = detailOf(answer) ?? (typeof answer === 'string' ? answer.slice(0, 300) : '')
+  const retryAfter = Number(response.headers.get('Retry-After')) || null
+  return new ServerError(explain(response.status, detail, retryAfter), response.status, answer)
+}
+
+/** Return the message of an error in the shape of any dialect; undefined if it is none. */
+function detailOf(answer) {
+  if (typeof answer !== 'object' || answer === null) return undefined
+  if (typeof answer.error === 'string') return answer.error
+  return answer.error?.message ?? answer.detail
+}
+
+/**
+ * @param {number} status @param {string} detail @param {number | null} retryAfter
+ */
+function explain(status, detail, retryAfter) {
+  const { errors } = strings
+  const sentence = asSentence(detail)
+  if (status === 401) return getKey() ? errors.unknownKey : errors.missingKey
+  if (status === 413) return errors.tooLarge(sentence)
+  if (status === 429) return errors.busy(retryAfter ?? BUSY_S)
+  if (status === 503) {
+    return /not loaded|is down|loading/i.test(detail) ? errors.notLoaded(sentence) : errors.busy(retryAfter ?? BUSY_S)
+  }
+  if (status === 504) return errors.timeout
+  if (status >= 500) return errors.failed(sentence)
+  return errors.refused(sentence)
+}
+
+/**
+ * Return a message of the server, such as "denoise: skipped", as a sentence.
+ * @param {string} text
+ */
+export function asSentence(text) {
+  const trimmed = text.trim()
+  if (!trimmed) return ''
+  const begun = trimmed[0].toUpperCase() + trimmed.slice(1)
+  return /[.!?…]$/.test(begun) ? begun : `${begun}.`
+}

@@ -1,0 +1,61 @@
+// Server-sent events and lines of JSON, parsed as they arrive.
+
+/**
+ * Yield the lines of a stream, without their ends: \n, \r\n or \r.
+ * @param {ReadableStream<Uint8Array>} stream
+ */
+export async function* readLines(stream) {
+  const reader = stream.getReader()
+  const decoder = new TextDecoder()
+  let rest = ''
+  try {
+    for (;;) {
+      const { value, done } = await reader.read()
+      rest += done ? decoder.decode() : decoder.decode(value, { stream: true })
+      // A \r at the end may be half of a \r\n.
+      const complete = done || !rest.endsWith('\r') ? rest : rest.slice(0, -1)
+      const held = rest.slice(complete.length)
+      const lines = complete.split(/\r\n|\n|\r/)
+      rest = lines.pop() + held
+      yield* lines
+      if (done) break
+    }
+    if (rest) yield rest
+  } finally {
+    await reader.cancel().catch(() => {})
+  }
+}
+
+/**
+ * Yield server-sent events (WHATWG HTML, section 9.2). An event that is cut off is dropped.
+ * @param {ReadableStream<Uint8Array>} stream
+ * @returns {AsyncGenerator<{event: string, data: string, id: string}>}
+ */
+export async function* readEvents(stream) {
+  let event = ''
+  let id = ''
+  let data = []
+  for await (const line of readLines(stream)) {
+    if (line === '') {
+      if (data.length) yield { event: event || 'message', data: data.join('\n'), id }
+      event = ''
+      data = []
+      continue
+    }
+    const colon = line.indexOf(':')
+    if (colon === 0) continue // a comment
+    const name = colon < 0 ? line : line.slice(0, colon)
+    const value = colon < 0 ? '' : line.slice(colon + 1).replace(/^ /, '')
+    if (name === 'data') data.push(value)
+    else if (name === 'event') event = value
+    else if (name === 'id') id = value
+  }
+}
+
+/**
+ * Yield the values of a stream of JSON lines.
+ * @param {ReadableStream<Uint8Array>} stream
+ */
+export async function* readJsonLines(stream) {
+  for await (const line of readLines(stream)) if (line.trim()) yield JSON.parse(line)
+}

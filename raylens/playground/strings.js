@@ -1,0 +1,230 @@
+// Every text of the page, so that it can be translated here. Functions take what varies.
+
+const number = new Intl.NumberFormat('en', { maximumFractionDigits: 1 })
+const plural = (count, one, many) => `${number.format(count)} ${count === 1 ? one : many}`
+
+/** @param {number} bytes */
+const size = (bytes) =>
+  bytes < 1000 ? `${bytes} B`
+  : bytes < 1e6 ? `${number.format(bytes / 1e3)} kB`
+  : `${number.format(bytes / 1e6)} MB`
+
+/** @param {number} ms */
+const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${number.format(ms / 1000)} s`)
+
+export const strings = {
+  number: (value) => number.format(value),
+  size,
+  duration,
+  dimensions: (width, height) => `${width} × ${height}`,
+  appName: 'raylens',
+  tabs: { label: 'Sections', try: 'Try', models: 'Models' },
+  skip: 'Skip to the content',
+  docs: 'API',
+
+  theme: { label: 'Theme', auto: 'Auto', light: 'Light', dark: 'Dark' },
+
+  key: {
+    button: 'Key',
+    present: 'Key set',
+    label: 'API key',
+    help: 'Kept in this tab only, and sent with each request to this server.',
+    save: 'Use key',
+    forget: 'Forget',
+  },
+
+  state: {
+    unknown: 'Connecting…',
+    healthy: 'Ready',
+    degraded: 'Some models missing',
+    away: 'Server away',
+  },
+
+  models: {
+    title: 'Models',
+    model: 'Model',
+    family: 'Family',
+    checkpoint: 'Checkpoint',
+    device: 'Device',
+    tasks: 'Tasks',
+    state: 'State',
+    loaded: 'Loaded',
+    missing: 'Not loaded',
+    none: 'The server has not told its models yet.',
+  },
+
+  picture: {
+    title: 'Picture',
+    drop: 'Drop a picture here, or paste one',
+    dropNow: 'Drop to use this picture',
+    choose: 'Choose file',
+    camera: 'Camera',
+    url: 'From URL',
+    urlLabel: 'Web address of a picture',
+    urlHelp: 'The server downloads it.',
+    urlLoad: 'Load',
+    urlOff: 'This server downloads nothing. Save the picture, and choose the file.',
+    examples: 'Or start with an example',
+    scene: 'Shapes',
+    cat: 'Cat',
+    coffee: 'Coffee',
+    altExample: (name) => `Example: ${name}`,
+    alt: (name) => `The picture ${name}`,
+    shrink: 'Shrink before upload',
+    shrinkOff: 'Off',
+    shrinkTo: (side) => `to ${side} px`,
+    clear: 'Remove picture',
+    take: 'Take picture',
+    cancel: 'Cancel',
+    cameraTitle: 'Camera',
+    cameraView: 'What the camera sees',
+    pasted: 'pasted.png',
+    taken: 'camera.jpg',
+    loading: 'Loading the picture…',
+    several: 'One picture at a time: the first one was taken.',
+  },
+
+  prompts: {
+    scene: { question: 'What color is the square?', detect_object: 'circle' },
+    cat: { question: 'What animal is this?', detect_object: 'eye' },
+    coffee: { question: 'What is in the cup?', detect_object: 'spoon' },
+  },
+
+  tasks: {
+    label: 'Task',
+    caption: 'Caption',
+    query: 'Ask',
+    detect: 'Detect',
+    point: 'Point',
+    hints: {
+      caption: 'Describes the picture.',
+      query: 'Answers a question about the picture.',
+      detect: 'Draws a box around each object of a kind.',
+      point: 'Marks the center of each object of a kind.',
+    },
+  },
+
+  settings: {
+    title: 'Settings',
+    more: 'More settings',
+    model: 'Model',
+    modelDefault: 'Server’s choice',
+    reset: 'Reset',
+    changed: (count) => plural(count, 'changed', 'changed'),
+    choiceDefault: 'Model’s own',
+    valueOf: (label) => `${label}, value`,
+  },
+
+  run: {
+    start: 'Run',
+    stop: 'Stop',
+    shortcut: 'Ctrl + Enter',
+    needsPicture: 'Pick a picture first.',
+    needsPrompt: (label) => `Fill in “${label}” first.`,
+    notLoaded: 'The server has not told its settings yet.',
+  },
+
+  pocket:
+    'This is a pocket model: it knows drawn circles, squares and triangles, and nothing else. ' +
+    'What it says about photographs means nothing.',
+
+  result: {
+    title: 'Result',
+    empty: 'Pick a picture and press Run. The answer appears here, word by word.',
+    working: 'Waiting for the first token…',
+    workingFindings: 'Looking…',
+    stopped: 'Stopped.',
+    noText: 'The model answered with no text.',
+    views: 'Views of the result',
+    answer: 'Answer',
+    seen: 'Preprocessing',
+    json: 'JSON',
+    code: 'Code',
+    reasoning: 'Reasoning',
+    found: (count, name) => (count === 0 ? `No “${name}” found.` : `${plural(count, 'match', 'matches')} for “${name}”.`),
+    finding: (name, index) => `${name} ${index}`,
+    boxAt: (box) => `left ${box.left}%, top ${box.top}%, ${box.width}% wide, ${box.height}% high`,
+    pointAt: (point) => `left ${point.left}%, top ${point.top}%`,
+    firstToken: 'First token',
+    speed: 'Tokens/s',
+    tokens: 'Tokens',
+    tokenCounts: (prompt, completion) => `${number.format(prompt)} in, ${number.format(completion)} out`,
+    tokensSoFar: (count) => `${number.format(count)} out`,
+    total: 'Total',
+    model: 'Model',
+    announceDone: 'The answer is complete.',
+    request: 'Request',
+    response: 'Answer',
+    picture: (bytes) => `… ${size(bytes)} as base64`,
+  },
+
+  seen: {
+    before: 'Original',
+    after: 'As the model gets it',
+    modelSize: (width, height) => `The model resizes it to ${width} × ${height}.`,
+    loading: 'Asking the server…',
+    steps: 'Steps',
+    step: 'Step',
+    did: 'What it did',
+    time: 'Time',
+    unchanged: 'The picture was not changed.',
+  },
+
+  code: {
+    label: 'Language',
+    curl: 'curl',
+    moondream: 'Python, moondream',
+    openai: 'Python, openai',
+    javascript: 'JavaScript',
+    copy: 'Copy',
+    copied: 'Copied',
+    copyFailed: 'Select and copy by hand',
+    keyNote: 'The key comes from the environment variable RAYLENS_API_KEY.',
+    save: (name) => `Save ${name}`,
+    fileNote: (name) => `Run it in the folder of ${name}.`,
+    noRecipe: 'This client can’t send a recipe, so the snippet leaves it out.',
+    noLength: 'Chat has no lengths of captions, so the snippet asks in words.',
+  },
+
+  history: {
+    title: 'History',
+    show: (task, text) => `${task}: ${text}`,
+    clear: 'Clear',
+    failed: 'Failed',
+  },
+
+  warnings: 'Notes',
+
+  errors: {
+    close: 'Dismiss',
+    enterKey: 'Enter key',
+    retry: 'Try again',
+    network: 'The server does not answer. Check that it runs and that this machine reaches it, then try again.',
+    missingKey: 'This server needs an API key. Enter it at the top, then try again.',
+    unknownKey: 'The server does not know this API key. Correct it at the top, then try again.',
+    busy: (seconds) => `The server is busy. Try again in ${plural(seconds, 'second', 'seconds')}.`,
+    notLoaded: (detail) => `The model is not available now. ${detail}`,
+    timeout: 'The answer took longer than the server allows. Ask for a shorter answer, or shrink the picture.',
+    tooLarge: (detail) => `The server refuses a request of this size. Shrink the picture. ${detail}`,
+    failed: (detail) => `The model failed on this request. ${detail}`,
+    refused: (detail) => `The server refuses this request. ${detail}`,
+    interrupted: 'The answer broke off: the connection ended before it was complete. Try again.',
+    unreadable: 'The server’s answer is not what this page understands. Reload the page: the server may be newer.',
+
+    notPicture: (name) => `${name} is not a picture. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file.`,
+    emptyFile: (name) => `${name} is empty. Choose another file.`,
+    damaged: (name) => `${name} can’t be read: the file seems to be damaged. Choose another one.`,
+    tooManyBytes: (name, actual, limit) =>
+      `${name} has ${size(actual)}; this server takes pictures up to ${size(limit)}. Turn on “Shrink before upload”, and choose it again.`,
+    tooManyPixels: (name, width, height, limit) =>
+      `${name} has ${width} × ${height} pixels; this server takes up to ${number.format(limit / 1e6)} megapixels. Turn on “Shrink before upload”, and choose it again.`,
+    sideTooLong: (name, side, limit) =>
+      `${name} has a side of ${side} pixels; this server takes up to ${limit}. Turn on “Shrink before upload”, and choose it again.`,
+    sideTooShort: (name, side, limit) =>
+      `${name} has a side of ${side} pixels; this server needs at least ${limit}. Choose a larger picture.`,
+    cameraDenied: 'The browser may not use the camera. Allow it in the address bar, then try again.',
+    cameraMissing: 'There is no camera that the browser can use. Choose a file instead.',
+    cameraInsecure: 'Browsers give cameras only to pages over https, and to localhost. Choose a file instead.',
+    notUrl: 'This is not a web address. It begins with http:// or https://.',
+  },
+}

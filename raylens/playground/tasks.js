@@ -1,0 +1,76 @@
+// What can be asked about a picture, and the request that asks it, in Moondream's dialect.
+
+import { toDataUrl } from './pictures.js'
+
+/** @typedef {'caption' | 'query' | 'detect' | 'point'} Task */
+
+/** @type {Task[]} */
+export const TASKS = ['caption', 'query', 'detect', 'point']
+
+/**
+ * A request without its picture.
+ * @typedef {{task: Task, path: string, body: any, prompt: string}} Request
+ */
+
+/** @param {Task} task whether its answer is text, which streams */
+export function isText(task) {
+  return task === 'caption' || task === 'query'
+}
+
+/**
+ * Return the fields of a task, for a model that is able to do `abilities`.
+ * @param {import('./form.js').Field[]} fields
+ * @param {Task} task
+ * @param {string[]} abilities
+ */
+export function fieldsOf(fields, task, abilities) {
+  return fields.filter(({ hints }) => {
+    const isAsked = hints.request && (!hints.features || hints.features.includes(task))
+    return isAsked && (!hints.capability || abilities.includes(hints.capability))
+  })
+}
+
+/**
+ * Return the field of a task that must be filled in; undefined if there is none.
+ * @param {import('./form.js').Field[]} fields
+ */
+export function promptOf(fields) {
+  return fields.find(({ hints }) => hints.request === 'question' || hints.request === 'object')
+}
+
+/**
+ * Return a request. Settings that are the server's defaults are left out.
+ * @param {Task} task
+ * @param {string} model empty leaves the choice to the server
+ * @param {import('./form.js').Field[]} fields those of the task
+ * @param {Record<string, any>} values
+ * @returns {Request}
+ */
+export function buildRequest(task, model, fields, values) {
+  const body = {}
+  const prompt = promptOf(fields)
+  for (const field of fields) {
+    const value = values[field.name] ?? field.default
+    if (field === prompt || value !== field.default) setAt(body, field.hints.request, value)
+  }
+  if (model) body.model = model
+  if (isText(task)) Object.assign(body, { stream: true, stream_options: { include_usage: true } })
+  return { task, path: `v1/${task}`, body, prompt: prompt ? body[prompt.hints.request] : '' }
+}
+
+/** Set what a dotted name such as "settings.top_p" refers to. */
+function setAt(body, name, value) {
+  const parts = name.split('.')
+  const last = parts.pop()
+  const target = parts.reduce((object, part) => (object[part] ??= {}), body)
+  target[last] = value
+}
+
+/**
+ * Return a request's body with its picture.
+ * @param {any} body
+ * @param {import('./pictures.js').Picture} picture
+ */
+export async function withPicture(body, picture) {
+  return { image_url: picture.address ?? (await toDataUrl(picture.blob)), ...body }
+}

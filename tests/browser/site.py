@@ -1,0 +1,208 @@
+"""The page's server without Ray: the HTTP application over a model that answers as tests say."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from PIL import Image
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from raylens.api.app import create_app
+from raylens.core.config import AppConfig
+from raylens.core.errors import ModelNotLoaded, RaylensError
+from raylens.core.ports import VisionService
+from raylens.core.recipe import Recipe
+from raylens.core.types import (
+    Caller,
+    Delta,
+    Detect,
+    Findings,
+    FinishReason,
+    Location,
+    MediaFile,
+    ModelInfo,
+    PictureFile,
+    Point,
+    ProcessedPicture,
+    Query,
+    Reasoning,
+    Region,
+    StepReport,
+    Usage,
+    VisionRequest,
+)
+from testing.ports import free_port
+
+ROOT = Path(__file__).parents[2]
+SCENE = ROOT / "docs" / "scene.png"
+CAPTION = "a red circle, a blue square and a yellow triangle"
+KEY = "secret-key"
+MAX_BYTES = 400_000
+MAX_SIDE = 2000
+PROMPT_TOKENS = 74
+CONFIG = {
+    "models": [
+        {"name": "moondream", "family": "moondream", "checkpoint": "models/pocket/moondream"},
+        {"name": "smolvlm", "family": "smolvlm", "checkpoint": "org/SmolVLM"},
+    ],
+    "limits": {"max_image_bytes": MAX_BYTES, "max_image_side": MAX_SIDE, "max_tokens": 1000},
+    "recipes": {"mine": {"name": "enhanced"}},
+}
+TASKS = {
+    "moondream": ("caption", "query", "detect", "point", "chat", "reason"),
+    "smolvlm": ("caption", "query", "chat"),
+}
+
+
+def find_red() -> Region:
+    """Return the bounds of the scene's red circle."""
+    pixels = np.asarray(Image.open(SCENE).convert("RGB")).astype(int)
+    rows, columns = np.nonzero(
+        (pixels[..., 0] > 150) & (pixels[..., 1] < 90) & (pixels[..., 2] < 90)
+    )
+    height, width = pixels.shape[:2]
+    return Region(
+        columns.min() / width, rows.min() / height, (columns.max() + 1) / width,
+        (rows.max() + 1) / height,
+    )  # fmt: skip
+
+
+@dataclass
+class ScriptedService(VisionService):
+    """Answers with ``words``, one each ``pause_s``, or with the scene's red circle."""
+
+    words: tuple[str, ...] = tuple(f"{word} " for word in CAPTION.split(" "))
+    pause_s: float = 0.0
+    error: RaylensError | None = None
+    warnings: tuple[str, ...] = ()
+    loaded: frozenset[str] = frozenset(TASKS)
+    requests: list[VisionRequest] = field(default_factory=list)
+    pictures: list[bytes] = field(default_factory=list)
+    recipes: list[Recipe] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set once an answer has ended or was stopped."""
+    gate: threading.Event = field(default_factory=threading.Event)
+    """The answer waits for it after its first word. Set at first."""
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def generate(
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
+    ) -> AsyncGenerator[Delta, None]:
+        self.requests.append(request)
+        self.pictures.extend(picture.data for picture in pictures)
+        if self.error is not None:
+            raise self.error
+        try:
+            if isinstance(request.task, Detect | Point):
+                await self._wait()
+                yield self._found(request)
+                return
+            for number, word in enumerate(self.words):
+                if number == 1:
+                    await self._wait()
+                await asyncio.sleep(self.pause_s)
+                yield Delta(word, warnings=self.warnings if number == 0 else ())
+            thinks = isinstance(request.task, Query) and request.task.reasoning
+            findings = Findings(reasoning=Reasoning("It is red.", ())) if thinks else None
+            usage = Usage(PROMPT_TOKENS, len(self.words))
+            yield Delta("", 0, FinishReason.STOP, usage, findings=findings)
+        finally:
+            self.ended.set()
+
+    async def _wait(self) -> None:
+        while not self.gate.is_set():
+            await asyncio.sleep(0.01)
+
+    def _found(self, request: VisionRequest) -> Delta:
+        red = find_red()
+        center = Location((red.x_min + red.x_max) / 2, (red.y_min + red.y_max) / 2)
+        if isinstance(request.task, Detect):
+            findings = Findings(regions=(red, Region(0.0, 0.0, 1.0, 1.0)))
+        else:
+            findings = Findings(locations=(center,))
+        usage = Usage(PROMPT_TOKENS, 4)
+        return Delta("", 0, FinishReason.STOP, usage, findings=findings, warnings=self.warnings)
+
+    async def preprocess(
+        self, picture: PictureFile, recipe: Recipe, caller: Caller
+    ) -> ProcessedPicture:
+        if self.error is not None:
+            raise self.error
+        self.recipes.append(recipe)
+        opened = Image.open(io.BytesIO(picture.data)).convert("RGB")
+        output = io.BytesIO()
+        opened.save(output, "JPEG")
+        steps = (StepReport("decode", "PNG", 0.0021), StepReport("denoise", "skipped", 0.0004))
+        size = opened.size
+        return ProcessedPicture(
+            output.getvalue(), size, size, size, (1, 0, 0, 0, 1, 0), steps, self.warnings
+        )
+
+    async def input_size(self, model: str, size: tuple[int, int]) -> tuple[int, int]:
+        return (378, 378)
+
+    async def model_info(self, name: str) -> ModelInfo:
+        if name not in self.loaded:
+            raise ModelNotLoaded(f"{name} is down", "model", retry_after=2)
+        models = {model["name"]: model for model in CONFIG["models"]}  # type: ignore[index]
+        model = models[name]
+        return ModelInfo(name, model["checkpoint"], model["family"], "cpu", TASKS[name])
+
+    def reset(self) -> None:
+        self.gate.set()
+        self.__init__()  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A running server. ``url`` ends with a slash."""
+
+    url: str
+    service: ScriptedService
+    server: uvicorn.Server
+
+
+def below(app: ASGIApp, root_path: str) -> ASGIApp:
+    """Serve an application below a prefix, as Serve's proxy does."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            scope = {**scope, "root_path": root_path}
+        await app(scope, receive, send)
+
+    return call
+
+
+@contextmanager
+def serving(root_path: str = "", **config: object) -> Iterator[Site]:
+    """Run a server in a thread, on a free port."""
+    service = ScriptedService()
+    app: ASGIApp = create_app(service, AppConfig.model_validate({**CONFIG, **config}))
+    port = free_port()
+    settings = uvicorn.Config(
+        below(app, root_path), port=port, log_level="critical", lifespan="off",
+        timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("the server did not start")
+            thread.join(0.01)
+        yield Site(f"http://127.0.0.1:{port}{root_path}/", service, server)
+    finally:
+        service.gate.set()
+        server.should_exit = True
+        thread.join(10)
