@@ -393,3 +393,15 @@ async def test_a_limit_is_said_in_the_senders_terms(client, fields, message) -> 
     response = await client.post(path, json={"image_url": DATA_URL, **fields})
     assert response.status_code == 400
     assert response.json()["detail"].startswith(message)
+
+
+@pytest.mark.parametrize("path", ["/v1/caption", "/v1/query"])
+async def test_a_stream_counts_tokens_if_it_is_asked_to(client, path) -> None:
+    body = {"image_url": DATA_URL, "stream": True}
+    if path == "/v1/query":
+        body["question"] = "?"
+    options = {"stream_options": {"include_usage": True}}
+    text = (await client.post(path, json={**body, **options})).text
+    end = json.loads(text.strip().splitlines()[-1].removeprefix("data: "))
+    assert end == {"completed": True, "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+    assert "usage" not in (await client.post(path, json=body)).text
