@@ -1,6 +1,6 @@
 // The bar at the top: tabs, the server's state, the key, the theme.
 
-import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
+import { html, useRef, useState } from './vendor/htm-preact.js'
 import { Tabs } from './controls.js'
 import { getKey, root, setKey } from './server.js'
 import { strings } from './strings.js'
@@ -23,8 +23,11 @@ export function Header({ tabs, tab, onTab, state, keyRef, onKey }) {
 }
 
 function ThemeSelect() {
-  const [theme, choose] = useState(getTheme)
-  useEffect(() => setTheme(theme), [theme])
+  const [theme, setChosen] = useState(getTheme)
+  const choose = (next) => {
+    setTheme(next)
+    setChosen(next)
+  }
   return html`<select class="theme" aria-label=${strings.theme.label} onChange=${(event) => choose(event.target.value)}>
     ${THEMES.map((id) => html`<option key=${id} value=${id} selected=${id === theme}>${strings.theme[id]}</option>`)}
   </select>`

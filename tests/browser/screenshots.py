@@ -60,7 +60,7 @@ def take(browser: Browser, site: Site, folder: Path, width: int, theme: str) -> 
 
 
 def _ask(page: Page, task: str) -> None:
-    page.get_by_text(task, exact=True).click()
+    page.get_by_role("radio", name=task).check()
     page.get_by_role("button", name="Run").click()
 
 

@@ -52,7 +52,7 @@ def wait_for_picture(page: Page, name: str) -> None:
 
 
 def choose_task(page: Page, task: str) -> None:
-    page.get_by_role("group", name="Task").get_by_text(task, exact=True).click()
+    page.get_by_role("radio", name=task).check()
 
 
 def run(page: Page) -> None:
