@@ -2,10 +2,9 @@
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { PictureWithFindings } from './overlay.js'
-import { fromDataUrl, PictureError, readPicture, SHRINK_SIDES, takeFrame, THUMBNAIL, UndisplayableError } from './pictures.js'
+import { fromDataUrl, PictureError, readPicture, SHRINK_SIDES, takeFrame, THUMBNAIL, toDataUrl, UndisplayableError } from './pictures.js'
 import { ask, root, ServerError } from './server.js'
 import { strings } from './strings.js'
-import { toDataUrl } from './pictures.js'
 
 /** @typedef {import('./pictures.js').Picture} Picture */
 
@@ -173,6 +172,7 @@ function UrlPanel({ isOff, onLoad }) {
 function Camera({ onPicture, onError, onClose }) {
   const dialog = useRef(null)
   const video = useRef(null)
+  const [isReady, setReady] = useState(false)
   const { picture: texts, errors } = strings
   useEffect(() => {
     let stream = null
@@ -199,8 +199,8 @@ function Camera({ onPicture, onError, onClose }) {
     onPicture(blob)
   }
   return html`<dialog ref=${dialog} class="camera" aria-label=${texts.cameraTitle} onClose=${onClose}>
-    <video ref=${video} autoplay playsinline muted aria-label=${texts.cameraView}></video>
-    <div class="actions"><button type="button" class="primary" onClick=${shoot}>${texts.take}</button>
+    <video ref=${video} autoplay playsinline muted onLoadedData=${() => setReady(true)} aria-label=${texts.cameraView}></video>
+    <div class="actions"><button type="button" class="primary" disabled=${!isReady} onClick=${shoot}>${texts.take}</button>
       <button type="button" onClick=${onClose}>${texts.cancel}</button></div>
   </dialog>`
 }
