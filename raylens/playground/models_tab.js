@@ -7,7 +7,7 @@ import { strings } from './strings.js'
 export function ModelsTab({ health }) {
   const { models: texts } = strings
   const models = Object.entries(health?.models ?? {})
-  return html`<section class="card" aria-labelledby="models-title">
+  return html`<section class="card models" aria-labelledby="models-title">
     <h2 id="models-title">${texts.title}</h2>
     ${models.length === 0 ? html`<p class="muted">${texts.none}</p>` : html`<div class="scroll" tabindex="0" role="region" aria-labelledby="models-title"><table>
       <thead><tr>${['model', 'state', 'family', 'device', 'tasks', 'checkpoint'].map((name) => html`<th key=${name} scope="col">${texts[name]}</th>`)}</tr></thead>

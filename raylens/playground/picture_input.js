@@ -44,7 +44,7 @@ export function PictureInput({ picture, server, findings, active, onActive, onPi
     try {
       onPicture(await load(), example)
     } catch (error) {
-      onError(error instanceof PictureError || error instanceof ServerError ? error : new PictureError(String(error)))
+      onError(asSentence(error))
     }
     setLoading(false)
   }
@@ -99,6 +99,13 @@ export function PictureInput({ picture, server, findings, active, onActive, onPi
   </section>`
 }
 
+/** @param {Error} error */
+function asSentence(error) {
+  if (error instanceof PictureError || error instanceof ServerError) return error
+  const { network, unexpected } = strings.errors
+  return new PictureError(error instanceof TypeError ? network : unexpected)
+}
+
 /** Return a picture, also one that only the server can decode. */
 async function readAny(blob, name, limits, side) {
   try {
@@ -114,7 +121,7 @@ async function readAny(blob, name, limits, side) {
 async function readAddress(text, limits) {
   const address = text.trim()
   if (!/^https?:\/\/\S+$/i.test(address)) throw new PictureError(strings.errors.notUrl)
-  const name = decodeURIComponent(new URL(address).pathname.split('/').pop() || 'picture')
+  const name = address.split(/[?#]/)[0].split('/').pop() || new URL(address).host
   return { ...(await decodeOnServer(address, name, limits)), address }
 }
 

@@ -1,6 +1,6 @@
 // The answer to a request: text and findings, figures, preprocessing, JSON, and the same as code.
 
-import { html, useState } from './vendor/htm-preact.js'
+import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { CodeBlock, Notice, Segmented, TabPanel, Tabs } from './controls.js'
 import { findingsOf, placeOf } from './overlay.js'
 import { Preprocessing } from './preprocessing.js'
@@ -18,6 +18,11 @@ const VIEWS = ['answer', 'seen', 'json', 'code']
  */
 export function Result({ run, model, active, onActive, onKeyWanted, onRetry }) {
   const [view, setView] = useState('answer')
+  const section = useRef(null)
+  // On a phone, the answer is below the button that asks for it.
+  useEffect(() => {
+    if (run?.state === 'working') section.current.scrollIntoView({ block: 'nearest' })
+  }, [run])
   const { result } = strings
   if (run === null) {
     return html`<section class="card result" aria-labelledby="result-title">
@@ -31,7 +36,7 @@ export function Result({ run, model, active, onActive, onKeyWanted, onRetry }) {
     json: () => html`<${Json} run=${run} />`,
     code: () => html`<${Code} run=${run} model=${model} />`,
   }
-  return html`<section class="card result" aria-labelledby="result-title">
+  return html`<section class="card result" aria-labelledby="result-title" ref=${section}>
     <div class="bar">
       <h2 id="result-title">${result.title}</h2>
       <${Tabs} id="view" class="subtabs" label=${result.views} tabs=${tabs} current=${view} onSelect=${setView} />
@@ -66,7 +71,7 @@ function Text({ run }) {
   if (run.state === 'done' && !run.text) return html`<p class="muted">${result.noText}</p>`
   return html`
     ${run.reasoning && html`<details open class="reasoning"><summary>${result.reasoning}</summary><p>${run.reasoning}</p></details>`}
-    <p class=${run.state === 'working' ? 'answer streaming' : 'answer'} data-testid="answer">${run.text}</p>`
+    ${run.text && html`<p class=${run.state === 'working' ? 'answer streaming' : 'answer'} data-testid="answer">${run.text}</p>`}`
 }
 
 function Findings({ run, active, onActive }) {

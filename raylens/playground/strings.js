@@ -10,7 +10,7 @@ const size = (bytes) =>
   : `${number.format(bytes / 1e6)} MB`
 
 /** @param {number} ms */
-const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${number.format(ms / 1000)} s`)
+const duration = (ms) => (ms < 10 ? `${number.format(ms)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${number.format(ms / 1000)} s`)
 
 export const strings = {
   number: (value) => number.format(value),
@@ -225,6 +225,7 @@ export const strings = {
     cameraDenied: 'The browser may not use the camera. Allow it in the address bar, then try again.',
     cameraMissing: 'There is no camera that the browser can use. Choose a file instead.',
     cameraInsecure: 'Browsers give cameras only to pages over https, and to localhost. Choose a file instead.',
+    unexpected: 'Something went wrong in this page. Reload it, and try again.',
     notUrl: 'This is not a web address. It begins with http:// or https://.',
   },
 }

@@ -1,6 +1,6 @@
 // The tab "Try": one picture, one task, one answer.
 
-import { html, useCallback, useEffect, useMemo, useRef, useState } from './vendor/htm-preact.js'
+import { html, useCallback, useMemo, useRef, useState } from './vendor/htm-preact.js'
 import { Notice, Segmented } from './controls.js'
 import { Form, readFields } from './form.js'
 import { findingsOf } from './overlay.js'
@@ -134,7 +134,7 @@ function useRuns() {
   const [runs, setRuns] = useState([])
   const [run, setRun] = useState(null)
   const [, setVersion] = useState(0)
-  const abort = useRef(null)
+  const aborts = useRef(new Map())
   const frame = useRef(0)
   const update = useCallback(() => {
     frame.current ||= requestAnimationFrame(() => {
@@ -142,14 +142,14 @@ function useRuns() {
       setVersion((version) => version + 1)
     })
   }, [])
-  useEffect(() => () => abort.current?.abort(), [])
   const start = (next) => {
-    abort.current = new AbortController()
+    const abort = new AbortController()
+    aborts.current.set(next, abort)
     setRuns((old) => [next, ...old].slice(0, MAX_RUNS))
     setRun(next)
-    perform(next, abort.current.signal, update)
+    perform(next, abort.signal, update).finally(() => aborts.current.delete(next))
   }
-  const stop = () => abort.current?.abort()
+  const stop = () => aborts.current.get(run)?.abort()
   const clear = () => setRuns((old) => old.filter((past) => past.state === 'working'))
   const select = (next) => {
     if (next === null) stop()

@@ -104,13 +104,13 @@ class MoondreamConfig(BaseModel):
     question: str = Field(
         "What is in this image?",
         max_length=2000,
-        description="The question that the feature query asks.",
+        description="What to ask about the picture.",
         json_schema_extra=_ui(1, "input", label="Question", request="question", features=["query"]),
     )
     detect_object: str = Field(
         "person",
         max_length=200,
-        description="The object that the features detect and point look for.",
+        description="What to look for: one kind of object.",
         json_schema_extra=_ui(
             2, "input", label="Detect Object", request="object", features=_PLACES
         ),

@@ -1,0 +1,75 @@
+"""The page on a real server: Serve's proxy, preprocessing, and the bundled models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from testing.server import running_server
+from tests.browser.conftest import opened
+from tests.browser.site import CAPTION, ROOT, find_red
+from tests.browser.test_try import choose_task, run, wait_for_picture
+
+pytestmark = pytest.mark.browser
+
+MARGIN = 0.04
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with running_server(ROOT / "serve_config.yaml") as url:
+        yield f"{url}/"
+
+
+@pytest.fixture
+def page(browser: Browser, server: str) -> Iterator[Page]:
+    for page in opened(browser, server):
+        page.get_by_role("button", name="Shapes").click()
+        wait_for_picture(page, "scene.png")
+        page.set_default_timeout(60_000)
+        yield page
+
+
+def test_the_first_click_gets_a_right_caption(page: Page) -> None:
+    page.get_by_text("More settings").click()
+    page.get_by_label("Caption Length").select_option("short")
+    run(page)
+    expect(page.get_by_test_id("answer")).to_have_text(CAPTION, timeout=60_000)
+    expect(page.locator(".figures")).to_contain_text("Tokens/s")
+    expect(page.locator(".figures")).to_contain_text("moondream")
+
+
+def test_a_question_gets_a_right_answer(page: Page) -> None:
+    choose_task(page, "Ask")
+    run(page)
+    expect(page.get_by_test_id("answer")).to_have_text("blue", timeout=60_000)
+
+
+def test_a_box_lies_over_the_circle(page: Page) -> None:
+    choose_task(page, "Detect")
+    run(page)
+    mark = page.locator(".mark")
+    expect(mark).to_have_count(1, timeout=60_000)
+    box, frame = mark.bounding_box(), page.locator(".frame").bounding_box()
+    assert box is not None
+    assert frame is not None
+    left, top = (box["x"] - frame["x"]) / frame["width"], (box["y"] - frame["y"]) / frame["height"]
+    width, height = box["width"] / frame["width"], box["height"] / frame["height"]
+    red = find_red()
+    drawn = (left, top, left + width, top + height)
+    assert drawn == pytest.approx((red.x_min, red.y_min, red.x_max, red.y_max), abs=MARGIN)
+
+
+def test_preprocessing_shows_the_picture(page: Page) -> None:
+    run(page)
+    page.get_by_role("tab", name="Preprocessing").click()
+    expect(page.locator(".side-by-side img")).to_have_count(2, timeout=60_000)
+    expect(page.locator(".result")).to_contain_text("The model resizes it to")
+
+
+def test_the_models_are_listed(page: Page) -> None:
+    page.get_by_role("tab", name="Models").click()
+    for name in ("moondream", "smolvlm", "qwen2.5-vl"):
+        expect(page.get_by_role("row", name=name)).to_contain_text("Loaded")
