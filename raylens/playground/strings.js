@@ -68,7 +68,6 @@ export const strings = {
     scene: 'Shapes',
     cat: 'Cat',
     coffee: 'Coffee',
-    altExample: (name) => `Example: ${name}`,
     alt: (name) => `The picture ${name}`,
     shrink: 'Shrink before upload',
     shrinkOff: 'Off',
@@ -188,7 +187,6 @@ export const strings = {
 
   history: {
     title: 'History',
-    show: (task, text) => `${task}: ${text}`,
     clear: 'Clear',
     failed: 'Failed',
   },

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import uvicorn
@@ -48,7 +49,7 @@ KEY = "secret-key"
 MAX_BYTES = 400_000
 MAX_SIDE = 2000
 PROMPT_TOKENS = 74
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "models": [
         {"name": "moondream", "family": "moondream", "checkpoint": "models/pocket/moondream"},
         {"name": "smolvlm", "family": "smolvlm", "checkpoint": "org/SmolVLM"},
@@ -154,7 +155,7 @@ class ScriptedService(VisionService):
     async def model_info(self, name: str) -> ModelInfo:
         if name not in self.loaded:
             raise ModelNotLoaded(f"{name} is down", "model", retry_after=2)
-        models = {model["name"]: model for model in CONFIG["models"]}  # type: ignore[index]
+        models = {model["name"]: model for model in CONFIG["models"]}
         model = models[name]
         return ModelInfo(name, model["checkpoint"], model["family"], "cpu", TASKS[name])
 

@@ -240,7 +240,7 @@ def test_a_new_field_of_the_schema_needs_no_change_of_the_page(
     expect(page.get_by_label("Live only")).to_have_count(0)
     with page.expect_request("**/v1/caption") as caught:
         run(page)
-    body = caught.value.post_data_json
+    body = caught.value.post_data_json or {}
     assert (body["settings"], body["style"], body["polite"]) == ({"effort": 2}, "ornate", True)
     context.close()
 
