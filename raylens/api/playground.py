@@ -185,7 +185,7 @@ def request_schema(config: AppConfig) -> dict[str, Any]:
                 "type": "string",
                 "enum": recipes,
                 "default": "",
-                "description": "How the picture is preprocessed; empty means as the model's.",
+                "description": "How the picture is corrected before the model gets it.",
                 "ui": {"order": 20, "label": "Recipe", "request": "recipe"},
             },
             "max_tokens": {
@@ -193,7 +193,7 @@ def request_schema(config: AppConfig) -> dict[str, Any]:
                 "minimum": 1,
                 "maximum": config.limits.max_tokens,
                 "default": config.defaults.max_tokens,
-                "description": "Longest answer.",
+                "description": "Tokens of the longest answer.",
                 "ui": {
                     "order": 21,
                     "label": "Max Tokens",

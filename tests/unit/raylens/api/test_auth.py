@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from raylens.api import playground
 from raylens.api.app import create_app
 from raylens.api.auth import OPEN_PATHS
 from raylens.core.config import AppConfig
@@ -89,6 +90,9 @@ async def test_every_route_but_probes_and_pages_needs_a_key(
             response = await client.request(method, path)
             if path in OPEN_PATHS:
                 assert response.status_code < 400, path
+                continue
+            if path.startswith(playground.PREFIX):  # the page's files
+                assert response.status_code == 404, path
                 continue
             assert response.status_code == 401, (method, path)
             assert response.headers["www-authenticate"] == "Bearer"

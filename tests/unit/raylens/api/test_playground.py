@@ -16,7 +16,7 @@ from tests.unit.raylens.api.conftest import CONFIG, DATA_URL, FakeService
 
 HTML = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}
 MAX_PAGE_BYTES = 150_000
-NEEDED = {
+NEEDED: dict[str, dict[str, str]] = {
     "caption": {},
     "query": {"question": "?"},
     "detect": {"object": "cat"},
@@ -171,7 +171,7 @@ async def test_every_hint_names_a_field_that_its_tasks_accept(
     service.tasks = {"smolvlm": ("caption", "query", "detect", "point", "reason")}
     for name, field in asked.items():
         for task in field["ui"].get("features", NEEDED):
-            body = {"image_url": DATA_URL, "question": "?", "object": "cat"}
+            body = {"image_url": DATA_URL, **NEEDED[task]}
             section, _, key = field["ui"]["request"].rpartition(".")
             bad = {**body, section: {key: []}} if section else {**body, key: []}
             answer = await client.post(f"/v1/{task}", json=bad)
