@@ -14,6 +14,7 @@ import pytest
 from raylens.realtime.sources.address import parse_url
 from raylens.realtime.sources.base import Source, SourceOptions, SourceUnavailable
 from raylens.realtime.sources.opening import open_source
+from raylens.realtime.sources.rtsp import RtspSource
 from raylens.realtime.sources.rtsp_auth import Authenticator, Credentials
 from raylens.realtime.sources.rtsp_relay import RtspRelay
 from testing.ports import free_port
@@ -140,6 +141,22 @@ def test_faults_have_a_reason(changes: dict[str, Any], message: str) -> None:
             problem = fail(source)
         assert problem.startswith(f"rtsp://127.0.0.1:{camera.port}/live/main?…: {message}")
         wait_until(lambda: camera.open_connections == 0)
+
+
+def test_a_stream_that_sends_but_shows_nothing_is_given_up() -> None:
+    now = 0.0
+    with running_camera(RtspCamera(PICTURES)) as camera:
+        source = RtspSource(parse_url(camera.url), FAST, lambda: now)
+        source.read()
+        now += 3.5 * FAST.read_timeout_s
+        assert "no picture that can be read for 3 s" in fail(source)
+        source.close()
+
+
+def test_a_frame_may_not_be_too_large() -> None:
+    options = replace(FAST, max_pixels=100 * 100)
+    with running_camera(RtspCamera(PICTURES)) as camera, watching(camera.url, options) as source:
+        assert "not a video that can be read" in fail(source)
 
 
 def test_nothing_listens() -> None:
