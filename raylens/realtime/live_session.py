@@ -139,8 +139,11 @@ class LiveSession(FrameProcessor):
         return draw(frame.pixels, result, settings)
 
     def _sample(self, frame: Frame, settings: MoondreamConfig) -> None:
-        last = self._clip[-1].id if self._clip else None
-        if last is None or frame.id - last >= settings.inference_interval:
+        last = self._clip[-1] if self._clip else None
+        if last is None or (
+            frame.id - last.id >= settings.inference_interval
+            and frame.time_s - last.time_s >= self._min_interval_s
+        ):
             self._clip.append(replace(frame, pixels=shrink(frame.pixels)))
         while len(self._clip) > settings.frames:
             self._clip.popleft()
