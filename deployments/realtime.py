@@ -36,6 +36,7 @@ from raylens.core.draining import Draining
 from raylens.core.errors import Overloaded, PermissionDenied, UnknownSession
 from raylens.core.fallback import FallbackService
 from raylens.core.key_source import KeySource
+from raylens.core.keys import Scope
 from raylens.core.leases import Leases
 from raylens.core.live_settings import apply_settings, live_view
 from raylens.core.logs import configure_logging
@@ -160,7 +161,9 @@ class Realtime(LiveDeployment):
         self, source: str, pipeline: Mapping[str, Any], fps: float, client: SessionClient
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Watch a source as :meth:`raylens.jobs.types.watch.Watcher.watch` says."""
-        questions = FrameQuestions(self._shared, self._metrics, self._keys, client, WATCHES)
+        questions = FrameQuestions(
+            self._shared, self._metrics, self._keys, client, WATCHES, "WATCH", Scope.JOBS
+        )
         questions.identify()
         self._check_room()
         config = self._current_config

@@ -48,6 +48,10 @@ class FrameQuestions(AskModel):
     keys: KeySource
     client: SessionClient
     route: str
+    method: str = "WEBRTC"
+    """In place of HTTP's in the log."""
+    scope: Scope = Scope.INFER
+    """What the key must be for."""
     on_denied: Callable[[], object] = lambda: None
 
     async def __call__(self, frames: Sequence[Frame], settings: MoondreamConfig) -> ModelAnswer:
@@ -55,7 +59,7 @@ class FrameQuestions(AskModel):
         self._check_key()
         context = self.shared.context
         assert context is not None
-        record = AccessRecord("WEBRTC", self.route, self.client.address, key=self.client.key)
+        record = AccessRecord(self.method, self.route, self.client.address, key=self.client.key)
         record.route = self.route
         async with session_request(self.shared, self.metrics, record):
             return await self._ask(context, frames, settings)
@@ -71,7 +75,7 @@ class FrameQuestions(AskModel):
             return
         name = self.client.key
         key = None if name is None else self.keys.ring.named(name)
-        if key is None or Scope.INFER not in key.scopes:
+        if key is None or self.scope not in key.scopes:
             raise PermissionDenied(f"the key {name!r} is no longer valid")
         current_key.set(key)
 

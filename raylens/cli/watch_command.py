@@ -108,7 +108,9 @@ def watch(
     results: Annotated[
         Path | None,
         typer.Option(
-            help="File for all answers as JSON lines; - for standard output.", rich_help_panel=_OUT
+            help="File for all answers as JSON lines; - for standard output, the default if there"
+            " is no other output.",
+            rich_help_panel=_OUT,
         ),
     ] = None,
     show: Annotated[
@@ -215,7 +217,8 @@ def watch(
             event_leave=leave,
             event_min_count=min_count,
         )
-        outputs = Outputs(out, events, results, webhook, show)
+        has_output = any((out, events, results, webhook, show))
+        outputs = Outputs(out, events, results if has_output else Path("-"), webhook, show)
         plan = Plan(address, settings, outputs, fps, follow, seconds, in_flight)
         if seconds is not None and not plan.is_live:
             raise UsageError("--seconds: is for live sources")

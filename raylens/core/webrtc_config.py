@@ -111,7 +111,7 @@ class WebRtcConfig(_Frozen):
     """Sessions of one process; more are refused as overloaded."""
     max_sessions_per_client: PositiveInt = 4
     """Of these, of one client."""
-    connect_timeout_s: PositiveFloat = 20.0
+    connect_timeout_s: PositiveFloat = 40.0
     """From the answer until media can flow."""
     idle_timeout_s: PositiveFloat = 30.0
     """A session ends if no frame has arrived for this time."""

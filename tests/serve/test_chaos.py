@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from raylens.cli.processes import find_marked, wait_for_exit
 from testing.scenes import draw_scene
@@ -149,6 +150,7 @@ async def wait_until_all_ended(url: str, receiver: Receiver) -> list[dict[str, A
             await asyncio.sleep(1)
 
 
+@pytest.mark.cluster  # for its time
 async def test_no_job_is_lost_or_ends_twice_whatever_is_killed(tmp_path: Path) -> None:
     """Kill the queue, the model and the ingress at random moments while 500 jobs are submitted and
     run, then the whole cluster; start it again over the same folder."""

@@ -89,10 +89,10 @@ def watching(server: str, source: str) -> Iterator[Watch]:
         assert not receiver.refused
 
 
-def find_realtime() -> psutil.Process:
+def find_process(name: str) -> psutil.Process:
     processes = [psutil.Process(pid) for pid in server_processes()]
-    (replica,) = [p for p in processes if "ServeReplica:raylens:Realtime" in p.cmdline()[0]]
-    return replica
+    (process,) = [process for process in processes if name in process.cmdline()[0]]
+    return process
 
 
 def test_a_watch_tells_what_comes_and_goes_over_every_outage(server: str) -> None:
@@ -106,7 +106,7 @@ def test_a_watch_tells_what_comes_and_goes_over_every_outage(server: str) -> Non
         assert started[0]["event"]["subject"] == "red circle"
         assert started[0]["event"]["count"] == 1
         # The replica dies: what had started has ended, and starts again elsewhere.
-        find_realtime().kill()
+        find_process("ServeReplica:raylens:Realtime").kill()
         wait_for(lambda: len(watch.heard("watch.event.started")) == 2)
         (ended,) = watch.heard("watch.event.ended")
         assert ended["event"]["interrupted"]
@@ -134,3 +134,14 @@ def test_a_watch_of_an_rtsp_camera(server: str) -> None:
         assert "passphrase" not in str(state)
         (found,) = state["last_result"]["objects"]
         assert abs((found["x_min"] + found["x_max"]) / 2 - 250 / 640) < 0.03
+
+
+def test_a_watch_goes_on_once_when_the_queue_dies(server: str) -> None:
+    camera = WebCamera([CIRCLE], interval_s=0.1)
+    with running_web_camera(camera), watching(server, camera.url()) as watch:
+        wait_for(lambda: watch.heard("watch.event.started"))
+        find_process("JobQueueActor").kill()
+        wait_for(lambda: len(watch.heard("watch.event.started")) == 2)
+        # The replica has noticed that nobody listens to the first one any more.
+        wait_for(lambda: camera.open_connections == 1)
+    wait_for(lambda: camera.open_connections == 0)

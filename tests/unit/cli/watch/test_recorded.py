@@ -129,6 +129,13 @@ def test_the_annotated_video_has_all_frames_with_boxes_that_follow(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotated.mp4", "video.mp4"]
 
 
+def test_answers_are_printed_if_there_is_no_other_output(vision: FakeVision, video: Path) -> None:
+    outcome = run(vision, video, "--detect", "circle", "--fps", 2)
+    assert outcome.exit_code == 0, outcome.output
+    records = [json.loads(line) for line in outcome.stdout.splitlines()]
+    assert [record["frame_id"] for record in records] == list(range(0, FRAMES, 5))
+
+
 def test_without_tracking_boxes_stay(vision: FakeVision, video: Path, tmp_path: Path) -> None:
     out = tmp_path / "annotated.mp4"
     options = ("--detect", "circle", "--every", 5, "--no-tracking", "--out", out)

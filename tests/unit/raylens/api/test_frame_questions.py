@@ -17,6 +17,7 @@ from raylens.api.shared import Shared
 from raylens.core.config import AppConfig
 from raylens.core.errors import PermissionDenied, TooManyRequests, UnsupportedTask
 from raylens.core.key_source import KeySource
+from raylens.core.keys import Scope
 from raylens.core.live_settings import live_view
 from raylens.core.types import Caption, Chat, Detect, Query, Timings, VideoPart
 from raylens.realtime.frames import Frame
@@ -157,6 +158,8 @@ async def test_a_key_without_the_scope_ends_the_questions(service: FakeService) 
     questions.shared.configure(narrowed)
     with pytest.raises(PermissionDenied):
         await questions([frame()], settings(feature="caption"))
+    questions.scope = Scope.JOBS  # as a watch, which is a job
+    await questions([frame()], settings(feature="caption"))
 
 
 @pytest.mark.parametrize("now", ["keys", "other keys"])
