@@ -113,8 +113,14 @@ class LiveSession(FrameProcessor):
         if settings.is_about_video:
             await self._run(self._sample, frame, settings)
         if is_due and self._asking is None and self._clock() >= self._ask_after:
-            self._ask_after = self._clock() + self._min_interval_s
+            self._space_questions()
             self._asking = asyncio.create_task(self._answer(frame, settings))
+
+    def _space_questions(self) -> None:
+        """Have the next question wait. Frames come a little late, which must not add up."""
+        now, due = self._clock(), self._ask_after
+        is_late = now - due >= self._min_interval_s
+        self._ask_after = (now if is_late else due) + self._min_interval_s
 
     def change(self, parameters: Mapping[str, Any]) -> None:
         known = take_known(MoondreamConfig, parameters, self._report)
