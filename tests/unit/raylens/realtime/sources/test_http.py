@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import gc
 import os
 import ssl
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from raylens.realtime.sources.address import parse_url
 from raylens.realtime.sources.base import Source, SourceOptions, SourceUnavailable
@@ -134,6 +139,7 @@ def test_a_damaged_picture_is_reported_and_skipped() -> None:
         ({"status": "404 Not Found"}, "404"),
         ({"content_type": "text/html"}, "it sends text/html"),
         ({"content_type": "", "write_part": lambda picture: b"<html>"}, "neither JPEG pictures"),
+        ({"status": "200 OK\r\nContent-Encoding: gzip"}, "it is compressed (gzip)"),
         ({"pictures": [b"junk"], "interval_s": 0.05}, "no picture for 1 s"),
     ],
 )
@@ -221,13 +227,6 @@ def test_a_certificate_is_checked_for_the_name_of_the_url(tmp_path: Path) -> Non
 
 def make_context(folder: Path, name: str) -> ssl.SSLContext:
     """Return a server's TLS context with a certificate that nobody has signed."""
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)

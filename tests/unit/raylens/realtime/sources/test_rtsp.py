@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import re
 import socket
 import threading
 import time
@@ -17,6 +19,7 @@ from raylens.realtime.sources.opening import open_source
 from raylens.realtime.sources.rtsp import RtspSource
 from raylens.realtime.sources.rtsp_auth import Authenticator, Credentials
 from raylens.realtime.sources.rtsp_relay import RtspRelay
+from testing.pictures import random_pixels
 from testing.ports import free_port
 from testing.rtsp_server import RtspCamera, running_camera
 from tests.unit.raylens.realtime.sources.drawn import gray, number_of
@@ -69,8 +72,6 @@ def test_frames_come_as_they_are_shown() -> None:
 
 
 def test_large_pictures_come_in_many_packets() -> None:
-    from testing.pictures import random_pixels
-
     pictures = [random_pixels(640, 480, seed) for seed in range(5)]
     with running_camera(RtspCamera(pictures)) as camera, watching(camera.url) as source:
         frame = source.read()
@@ -107,9 +108,6 @@ def test_digest_of_the_standard() -> None:
     )
     assert authenticator.take(['Basic realm="x"', challenge])
     header = authenticator.authorize("GET", "/dir/index.html") or ""
-    import hashlib
-    import re
-
     fields = dict(re.findall(r'(\w+)="?([^",]*)"?', header))
 
     def sha(text: str) -> str:
@@ -226,7 +224,7 @@ def test_close_ends_a_read_at_once_and_leaves_nothing() -> None:
     for camera in cameras:
         with running_camera(camera):
             before = open_descriptors(), threading.active_count()
-            for _ in range(3):
+            for _ in range(2):
                 close_during_a_read(camera, patient)
             assert (open_descriptors(), threading.active_count()) == before
 
