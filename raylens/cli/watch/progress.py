@@ -90,7 +90,7 @@ class Progress(AbstractContextManager["Progress"]):
         if self._is_live and "age_ms" in self._last:
             parts.append(f"{self._last['age_ms']:.0f} ms old")
         if self.events:
-            parts.append(f"{self.events} events")
+            parts.append(_count(self.events, "event"))
         if self.failures:
             parts.append(f"{self.failures} failed")
         if self._last:
@@ -101,8 +101,8 @@ class Progress(AbstractContextManager["Progress"]):
         """Return the totals in one line."""
         seconds = max(self._clock() - self._started_at, 1e-3)
         return (
-            f"{self._name}: {self.frames} frames, {self.results} answers, {self.failures} failed,"
-            f" {self.events} events; {self.frames / seconds:.1f} frames/s,"
+            f"{self._name}: {_count(self.frames, 'frame')}, {_count(self.results, 'answer')},"
+            f" {self.failures} failed, {_count(self.events, 'event')}; {self.frames / seconds:.1f} frames/s,"
             f" {self.results / seconds:.1f} answers/s"
         )
 
@@ -118,10 +118,13 @@ def describe(record: Mapping[str, Any]) -> str:
     """Return a result in a few words."""
     for key, noun in (("objects", "object"), ("points", "point")):
         if key in record:
-            count = len(record[key])
-            return f"{count} {noun}{'' if count == 1 else 's'}"
+            return _count(len(record[key]), noun)
     text = " ".join(str(record.get("text", "")).split())
     return f"“{text[:MAX_TEXT]}{'…' if len(text) > MAX_TEXT else ''}”"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _clock_text(seconds: float) -> str:

@@ -31,6 +31,8 @@ _OPTIONS = {
     "rtsp_transport": "tcp",
     "allowed_media_types": "video",
     "protocol_whitelist": "tcp",
+    # What cameras send. FFmpeg has hundreds of other decoders, for a hostile one to try.
+    "codec_whitelist": "h264,hevc,mjpeg,mpeg4,h263,vp8,vp9,av1,libdav1d",
     "fflags": "nobuffer",
     "analyzeduration": "3000000",
     "fpsprobesize": "1",

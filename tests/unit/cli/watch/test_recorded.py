@@ -255,6 +255,12 @@ def test_a_broken_picture_is_named(vision: FakeVision, tmp_path: Path) -> None:
     assert [record["time_s"] for record in read_lines(results)] == [0, 2]
 
 
+def test_the_key_is_sent(vision: FakeVision, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLENS_API_KEY", "k")
+    assert run(vision, video, "--detect", "circle").exit_code == 0
+    assert set(vision.keys) == {"Bearer k"}
+
+
 def test_a_busy_server_is_waited_for(vision: FakeVision, video: Path) -> None:
     vision.failures = [(429, {"Retry-After": "1"}), (503, {}), (502, {}), (429, {})]
     outcome = run(vision, video, "--detect", "circle", "--fps", 1, "--in-flight", 1)

@@ -190,11 +190,13 @@ def test_a_pinned_address_replaces_the_lookup() -> None:
 
 
 def test_a_certificate_is_checked(tmp_path: Path) -> None:
-    context = make_context(tmp_path, "camera.invalid")
+    names: list[str] = []
+    context = make_context(tmp_path, "camera.invalid", names)
     with running_camera(RtspCamera(PICTURES), context) as camera:
         url = camera.url.replace("rtsp://127.0.0.1", "rtsps://camera.invalid")
         with watching(url, host_address="127.0.0.1") as source:
             assert "the TLS certificate was not accepted" in fail(source)
+    assert names == ["camera.invalid"]
 
 
 def test_strangers_cannot_see_the_camera_through_the_relay() -> None:
