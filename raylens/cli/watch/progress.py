@@ -100,11 +100,16 @@ class Progress(AbstractContextManager["Progress"]):
     def summary(self) -> str:
         """Return the totals in one line."""
         seconds = max(self._clock() - self._started_at, 1e-3)
-        return (
-            f"{self._name}: {_count(self.frames, 'frame')}, {_count(self.results, 'answer')},"
-            f" {self.failures} failed, {_count(self.events, 'event')}; {self.frames / seconds:.1f} frames/s,"
-            f" {self.results / seconds:.1f} answers/s"
+        counts = ", ".join(
+            (
+                _count(self.frames, "frame"),
+                _count(self.results, "answer"),
+                f"{self.failures} failed",
+                _count(self.events, "event"),
+            )
         )
+        rates = f"{self.frames / seconds:.1f} frames/s, {self.results / seconds:.1f} answers/s"
+        return f"{self._name}: {counts}; {rates}"
 
     def _update(self) -> None:
         if self._status is not None:
