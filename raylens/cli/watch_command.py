@@ -54,6 +54,16 @@ def watch(
         Literal["short", "normal", "long"] | None,
         typer.Option(help="Length of captions.", rich_help_panel=_WHAT),
     ] = None,
+    frames: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=16,
+            help="Ask about the last N frames that are due, as about a video; for models that take"
+            " videos.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = 1,
     max_objects: Annotated[
         int | None,
         typer.Option(help="Maximum number of boxes or points.", rich_help_panel=_WHAT),
@@ -187,7 +197,10 @@ def watch(
         for option, number in (("--fps", fps), ("--seconds", seconds)):
             if number is not None and not 0 < number < float("inf"):
                 raise UsageError(f"{option}: expected more than 0")
-        if every is None and fps is None and address.kind is SourceKind.FILE:
+        needs_pace = address.kind is SourceKind.FILE or (
+            frames > 1 and (follow or address.kind is not SourceKind.FOLDER)
+        )
+        if every is None and fps is None and needs_pace:
             fps = FILE_FPS
         settings = make_settings(
             detect,
@@ -195,6 +208,7 @@ def watch(
             ask,
             caption,
             caption_length=length,
+            frames=frames,
             max_objects=max_objects,
             model=model,
             inference_interval=1 if every is None else every,

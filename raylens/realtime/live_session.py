@@ -113,8 +113,14 @@ class LiveSession(FrameProcessor):
         if settings.is_about_video:
             await self._run(self._sample, frame, settings)
         if is_due and self._asking is None and self._clock() >= self._ask_after:
-            self._ask_after = self._clock() + self._min_interval_s
+            self._space_questions()
             self._asking = asyncio.create_task(self._answer(frame, settings))
+
+    def _space_questions(self) -> None:
+        """Have the next question wait. Frames come a little late, which must not add up."""
+        now, due = self._clock(), self._ask_after
+        is_late = now - due >= self._min_interval_s
+        self._ask_after = (now if is_late else due) + self._min_interval_s
 
     def change(self, parameters: Mapping[str, Any]) -> None:
         known = take_known(MoondreamConfig, parameters, self._report)
@@ -139,8 +145,11 @@ class LiveSession(FrameProcessor):
         return draw(frame.pixels, result, settings)
 
     def _sample(self, frame: Frame, settings: MoondreamConfig) -> None:
-        last = self._clip[-1].id if self._clip else None
-        if last is None or frame.id - last >= settings.inference_interval:
+        last = self._clip[-1] if self._clip else None
+        if last is None or (
+            frame.id - last.id >= settings.inference_interval
+            and frame.time_s - last.time_s >= self._min_interval_s
+        ):
             self._clip.append(replace(frame, pixels=shrink(frame.pixels)))
         while len(self._clip) > settings.frames:
             self._clip.popleft()

@@ -138,3 +138,28 @@ class SourceReports:
         elif state.status is SourceStatus.CONNECTED and self._is_lost:
             self._is_lost = False
             self._notify(f"{self._name}: it is there again")
+
+
+class Sparing:
+    """Tells the user about what may happen with every frame, but not each time."""
+
+    def __init__(
+        self,
+        notify: Callable[[str], None],
+        period_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._notify = notify
+        self._period_s = period_s
+        self._clock = clock
+        self._told_at = float("-inf")
+        self._untold = 0
+
+    def __call__(self, problem: str) -> None:
+        now = self._clock()
+        if now < self._told_at + self._period_s:
+            self._untold += 1
+            return
+        more = f" (and {self._untold} more before)" if self._untold else ""
+        self._notify(problem + more)
+        self._told_at, self._untold = now, 0

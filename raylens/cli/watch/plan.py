@@ -23,6 +23,7 @@ _OPTIONS = {
     "model": "--model",
     "max_objects": "--max-objects",
     "inference_interval": "--every",
+    "frames": "--frames",
     "event_enter": "--enter",
     "event_leave": "--leave",
     "event_min_count": "--min-count",
@@ -89,6 +90,8 @@ def make_settings(
     feature, subject = next(iter(given.items()), (MoondreamFeature.CAPTION, "caption"))
     if not subject.strip():
         raise UsageError(f"--{'ask' if feature is MoondreamFeature.QUERY else feature}: is empty")
+    if others.get("frames", 1) > 1 and feature in (MoondreamFeature.DETECT, MoondreamFeature.POINT):
+        raise UsageError("--frames: is for --caption and --ask")
     values = {name: value for name, value in others.items() if value is not None}
     values |= {"feature": feature.value, "temperature": 0.0}
     if feature is MoondreamFeature.QUERY:

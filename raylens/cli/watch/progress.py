@@ -90,7 +90,7 @@ class Progress(AbstractContextManager["Progress"]):
         if self._is_live and "age_ms" in self._last:
             parts.append(f"{self._last['age_ms']:.0f} ms old")
         if self.events:
-            parts.append(f"{self.events} events")
+            parts.append(_count(self.events, "event"))
         if self.failures:
             parts.append(f"{self.failures} failed")
         if self._last:
@@ -100,11 +100,16 @@ class Progress(AbstractContextManager["Progress"]):
     def summary(self) -> str:
         """Return the totals in one line."""
         seconds = max(self._clock() - self._started_at, 1e-3)
-        return (
-            f"{self._name}: {self.frames} frames, {self.results} answers, {self.failures} failed,"
-            f" {self.events} events; {self.frames / seconds:.1f} frames/s,"
-            f" {self.results / seconds:.1f} answers/s"
+        counts = ", ".join(
+            (
+                _count(self.frames, "frame"),
+                _count(self.results, "answer"),
+                f"{self.failures} failed",
+                _count(self.events, "event"),
+            )
         )
+        rates = f"{self.frames / seconds:.1f} frames/s, {self.results / seconds:.1f} answers/s"
+        return f"{self._name}: {counts}; {rates}"
 
     def _update(self) -> None:
         if self._status is not None:
@@ -118,10 +123,13 @@ def describe(record: Mapping[str, Any]) -> str:
     """Return a result in a few words."""
     for key, noun in (("objects", "object"), ("points", "point")):
         if key in record:
-            count = len(record[key])
-            return f"{count} {noun}{'' if count == 1 else 's'}"
+            return _count(len(record[key]), noun)
     text = " ".join(str(record.get("text", "")).split())
     return f"“{text[:MAX_TEXT]}{'…' if len(text) > MAX_TEXT else ''}”"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _clock_text(seconds: float) -> str:

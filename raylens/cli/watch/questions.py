@@ -17,22 +17,25 @@ from raylens.cli.errors import ClientError, StatusError, Unreachable
 from raylens.core.errors import ModelFailed, Overloaded
 from raylens.core.types import Location, Region
 from raylens.realtime.frames import Frame
-from raylens.realtime.live_session import AskModel, ModelAnswer
+from raylens.realtime.live_session import AskModel, ModelAnswer, shrink
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.pipeline import FrameResult
 from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
 
 QUALITY = 92
 """Of the JPEG files in which frames are sent."""
+DESCRIBE_VIDEO = "Describe the video."
+MIN_CLIP_S = 0.001
 ABOUT_ONE_FRAME = frozenset({413, 415, 500})
 """HTTP statuses of errors that may concern one frame only."""
 
 
-def make_request(frame: Frame, settings: MoondreamConfig) -> tuple[str, dict[str, Any]]:
-    """Return the path and the JSON of a question about a frame."""
-    picture = base64.b64encode(encode(frame.pixels)).decode("ascii")
+def make_request(frames: Sequence[Frame], settings: MoondreamConfig) -> tuple[str, dict[str, Any]]:
+    """Return the path and the JSON of a question about a frame, or a video of several."""
+    if len(frames) > 1:
+        return "/v1/chat/completions", _ask_about_video(frames, settings)
     body: dict[str, Any] = {
-        "image_url": f"data:image/jpeg;base64,{picture}",
+        "image_url": to_data_url(frames[0].pixels),
         "settings": {"temperature": settings.temperature},
     }
     match settings.feature:
@@ -48,9 +51,27 @@ def make_request(frame: Frame, settings: MoondreamConfig) -> tuple[str, dict[str
     return f"/v1/{settings.feature.value}", body
 
 
+def _ask_about_video(frames: Sequence[Frame], settings: MoondreamConfig) -> dict[str, Any]:
+    is_query = settings.feature is MoondreamFeature.QUERY
+    seconds = frames[-1].time_s - frames[0].time_s
+    video = {
+        "type": "video",
+        "video": [to_data_url(shrink(frame.pixels)) for frame in frames],
+        "fps": (len(frames) - 1) / max(seconds, MIN_CLIP_S),
+    }
+    text = {"type": "text", "text": settings.question if is_query else DESCRIBE_VIDEO}
+    body = {
+        "messages": [{"role": "user", "content": [video, text]}],
+        "temperature": settings.temperature,
+    }
+    return {**body, "model": settings.model} if settings.model else body
+
+
 def read_answer(answer: dict[str, Any], settings: MoondreamConfig) -> FrameResult:
     """Return what an answer says. Raises ``ModelFailed`` if it isn't one."""
     try:
+        if "choices" in answer:  # about a video
+            return FrameResult(str(answer["choices"][0]["message"]["content"]).strip())
         match settings.feature:
             case MoondreamFeature.CAPTION:
                 return FrameResult(str(answer["caption"]).strip())
@@ -63,15 +84,15 @@ def read_answer(answer: dict[str, Any], settings: MoondreamConfig) -> FrameResul
             case MoondreamFeature.POINT:
                 points = (Location(point["x"], point["y"]) for point in answer["points"])
                 return FrameResult(locations=tuple(points))
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise ModelFailed(f"the answer has no {error}; is this a raylens server?") from None
 
 
-def encode(pixels: Pixels) -> bytes:
-    """Return a frame as a JPEG file."""
+def to_data_url(pixels: Pixels) -> str:
+    """Return a frame as the data URL of a JPEG file."""
     options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
-    return data.tobytes()
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
 
 
 @dataclass
@@ -80,10 +101,10 @@ class PatientQuestions:
 
     client: Client
 
-    async def __call__(self, frame: Frame, settings: MoondreamConfig) -> FrameResult:
+    async def __call__(self, frames: Sequence[Frame], settings: MoondreamConfig) -> FrameResult:
         """Raises ``ModelFailed`` if the model fails on this frame, and ``ClientError`` if the
         others would fail, too."""
-        path, body = await asyncio.to_thread(make_request, frame, settings)
+        path, body = await asyncio.to_thread(make_request, frames, settings)
         try:
             return read_answer(await self.client.ask(path, body), settings)
         except StatusError as error:
@@ -106,7 +127,7 @@ class LiveQuestions(AskModel):
         self.fatal: asyncio.Future[ClientError] = asyncio.get_running_loop().create_future()
 
     async def __call__(self, frames: Sequence[Frame], settings: MoondreamConfig) -> ModelAnswer:
-        path, body = await asyncio.to_thread(make_request, frames[-1], settings)
+        path, body = await asyncio.to_thread(make_request, frames, settings)
         try:
             answer = await self._client.ask_once(path, body)
         except StatusError as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raylens.cli.watch.plan import Plan
@@ -14,7 +14,7 @@ from raylens.cli.watch.sink import Sink
 from raylens.core.errors import ModelFailed
 from raylens.realtime.events import Event
 from raylens.realtime.frames import Frame
-from raylens.realtime.live_session import SubjectEvents, result_json
+from raylens.realtime.live_session import SubjectEvents, result_json, shrink
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.pipeline import FrameResult, draw
 from raylens.realtime.settings import MoondreamConfig
@@ -27,7 +27,7 @@ MAX_AHEAD_BYTES = 256 * 2**20
 HALF_TICK_S = 0.0005
 """Times of files are rounded: a frame that is this much too early is in time."""
 
-Ask = Callable[[Frame, MoondreamConfig], Awaitable[FrameResult]]
+Ask = Callable[[Sequence[Frame], MoondreamConfig], Awaitable[FrameResult]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class RecordedWatch:
         self._reading = reading
         self._pace = None if plan.fps is None else Pace(plan.fps)
         self._ahead: deque[_Item] = deque()
+        self._clip: deque[Frame] = deque(maxlen=max(1, plan.settings.frames - 1))
         self._next_id = 0
         self._has_ended = False
         self._problem: Exception | None = None
@@ -93,8 +94,17 @@ class RecordedWatch:
             self._next_id += 1
             question = None
             if self._is_due(frame):
-                question = asyncio.ensure_future(self._ask(frame, self._settings))
+                question = asyncio.ensure_future(
+                    self._ask(self._frames_about(frame), self._settings)
+                )
             self._ahead.append(_Item(frame, question))
+
+    def _frames_about(self, frame: Frame) -> list[Frame]:
+        """Return the frames that a question is about: the last ones that were due."""
+        frames = [*self._clip, frame]
+        if self._settings.is_about_video:
+            self._clip.append(replace(frame, pixels=shrink(frame.pixels)))
+        return frames
 
     def _has_room(self) -> bool:
         asked = [item.question for item in self._ahead if item.question is not None]

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from raylens.cli.client import Client
 from raylens.cli.errors import ClientError, StatusError, UsageError
-from raylens.cli.watch.live import LiveWatch, SourceReports
+from raylens.cli.watch.live import LiveWatch, SourceReports, Sparing
 from raylens.cli.watch.plan import Plan, check_outputs
 from raylens.cli.watch.progress import Progress
 from raylens.cli.watch.questions import LiveQuestions, PatientQuestions
@@ -114,8 +114,10 @@ class _Run:
                 else:
                     await self._watch_recorded(client, sink, threads, stop)
             finally:
-                await asyncio.get_running_loop().run_in_executor(threads, sink.finish)
-                await self._end_webhooks(webhooks)
+                try:
+                    await asyncio.get_running_loop().run_in_executor(threads, sink.finish)
+                finally:
+                    await self._end_webhooks(webhooks)
 
     async def _watch_recorded(
         self, client: Client, sink: Sink, threads: ThreadPoolExecutor, stop: asyncio.Event
@@ -134,8 +136,10 @@ class _Run:
         plan = self._plan
         loop = asyncio.get_running_loop()
 
+        sparing = Sparing(self._notify)
+
         def tell(problem: str) -> None:
-            loop.call_soon_threadsafe(self._notify, problem)
+            loop.call_soon_threadsafe(sparing, problem)
 
         options = SourceOptions(is_followed=plan.is_followed)
         live = LiveFrames(

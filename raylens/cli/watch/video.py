@@ -36,6 +36,7 @@ class Mp4File:
         self._stream: Any = None
         self._last_ticks = -1
         self._last_interval = round(DEFAULT_FRAME_S * TICKS)
+        self._has_failed = False
         self.frames = 0
 
     def write(self, pixels: Pixels, time_s: float) -> None:
@@ -56,8 +57,11 @@ class Mp4File:
         self.frames += 1
 
     def finish(self) -> None:
-        """Complete the file; without a frame there is none. Raises ``OSError``."""
-        if self._container is None:
+        """Complete the file; without a frame, or after an error, there is none.
+
+        Raises ``OSError``.
+        """
+        if self._container is None or self._has_failed:
             return
         with self._os_errors():
             self._mux(self._stream.encode())
@@ -80,7 +84,11 @@ class Mp4File:
         """Turn FFmpeg's errors, such as that of a full disk, into ``OSError``."""
         try:
             yield
+        except OSError:
+            self._has_failed = True
+            raise
         except av.FFmpegError as error:
+            self._has_failed = True
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def _open(self, pixels: Pixels) -> None:

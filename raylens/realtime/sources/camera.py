@@ -17,7 +17,13 @@ from raylens.realtime.sources.base import (
     SourceFrame,
     SourceOptions,
 )
-from raylens.realtime.sources.container import limit_decoder, open_video, reason_of, to_pixels
+from raylens.realtime.sources.container import (
+    FAILURES,
+    limit_decoder,
+    open_video,
+    reason_of,
+    to_pixels,
+)
 
 NON_BLOCKING = "4"
 """``AVFMT_FLAG_NONBLOCK``, which has no name among the options: without it, FFmpeg waits for a
@@ -76,10 +82,11 @@ class CameraSource(ClosableSource):
                 device,
                 self.address.shown,
                 {"fflags": f"+{NON_BLOCKING}"},
+                self._options.max_pixels,
                 format="v4l2",
                 timeout=(limit, limit),
             )
-        except (OSError, ValueError) as error:
+        except FAILURES as error:
             raise self._unavailable(reason_of(error)) from error
         limit_decoder(self._stream, self._options.max_pixels, threads=1)
         self._opened_at = self._clock()

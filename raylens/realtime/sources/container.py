@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
@@ -22,13 +22,19 @@ class NoVideo(InvalidRequest):
     """A file or stream that has no video, only sound or text."""
 
 
+FAILURES = (av.FFmpegError, OSError, ValueError)
+"""What FFmpeg and its bindings may raise."""
+
+
 def open_video(
-    file: Any, shown: str, options: dict[str, str], **arguments: Any
+    file: Any, shown: str, options: dict[str, str], max_pixels: int, **arguments: Any
 ) -> tuple[Any, VideoStream]:
     """Return an open container and its video stream.
 
-    Raises ``NoVideo``, and FFmpeg's errors.
+    Raises ``NoVideo``, and one of ``FAILURES``.
     """
+    # FFmpeg decodes some frames to learn what the stream is.
+    options = {**options, "max_pixels": str(max_pixels)}
     container = av.open(
         file, options=options, container_options={}, metadata_errors="replace", **arguments
     )
@@ -62,12 +68,15 @@ def limit_decoder(stream: VideoStream, max_pixels: int, threads: int) -> None:
     context.options = {"max_pixels": str(max_pixels)}
 
 
-def decode_tolerantly(container: Any, stream: VideoStream) -> Iterator[VideoFrame]:
+def decode_tolerantly(
+    container: Any, stream: VideoStream, check: Callable[[], None] = lambda: None
+) -> Iterator[VideoFrame]:
     """Yield the frames of a stream. Packets that are damaged are skipped.
 
-    Raises FFmpeg's errors of reading.
+    ``check`` is called with each packet. Raises FFmpeg's errors of reading.
     """
     for packet in container.demux(stream):
+        check()
         try:
             frames = packet.decode()
         except (av.error.InvalidDataError, av.error.UnknownError):

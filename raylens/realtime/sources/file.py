@@ -17,6 +17,7 @@ from raylens.realtime.sources.base import (
     SourceOptions,
 )
 from raylens.realtime.sources.container import (
+    FAILURES,
     decode_tolerantly,
     limit_decoder,
     open_video,
@@ -60,7 +61,7 @@ class FileSource(ClosableSource):
                 self._check_end(self._stream)
                 return None
             pixels = to_pixels(frame, self._stream)
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except FAILURES as error:
             raise self._unavailable(reason_of(error)) from error
         time_s = None if frame.pts is None or frame.time_base is None else frame.time
         self._last = SourceFrame(pixels, self._timeline.place(time_s))
@@ -71,8 +72,10 @@ class FileSource(ClosableSource):
         try:
             self._file = open(self.address.location, "rb")  # noqa: SIM115
             options = {"protocol_whitelist": "none", "format_whitelist": FORMATS}
-            self._container, stream = open_video(self._file, shown, options)
-        except (OSError, ValueError) as error:  # FFmpeg's errors are, too
+            self._container, stream = open_video(
+                self._file, shown, options, self._options.max_pixels
+            )
+        except FAILURES as error:
             self._free()
             raise InvalidRequest(f"source: {shown}: {reason_of(error)}", "source") from error
         limit_decoder(stream, self._options.max_pixels, threads=0)

@@ -76,6 +76,8 @@ class FollowedFolder(ClosableSource):
     """
 
     POLL_S = 0.1
+    MAX_SHARE = 0.1
+    """Of its time, which it may spend with looking: a folder may have very many files."""
     SETTLED_S = 2.0
     """A broken file that has not changed for so long stays broken."""
 
@@ -102,10 +104,12 @@ class FollowedFolder(ClosableSource):
             self._opened_at = self._clock()
             self._done = self._look()
         while True:
+            looked_at = self._clock()
             frame = self._find_frame(self._done)
             if frame is not None:
                 return frame
-            if self._closed.wait(self.POLL_S):
+            wait_s = max(self.POLL_S, (self._clock() - looked_at) / self.MAX_SHARE)
+            if self._closed.wait(wait_s):
                 raise self._unavailable("it is closed")
 
     def _find_frame(self, done: dict[str, FileState]) -> SourceFrame | None:

@@ -34,6 +34,7 @@ T = TypeVar("T")
 MAX_REDIRECTS = 5
 _HEADERS = {
     "Accept": "multipart/x-mixed-replace, image/jpeg, image/png, */*;q=0.1",
+    "Accept-Encoding": "identity",
     "User-Agent": "raylens",
 }
 _UNKNOWN_TYPES = ("", "application/octet-stream", "binary/octet-stream")
@@ -125,6 +126,9 @@ class HttpSource(ClosableSource):
             raise self._unavailable(f"{status}: it redirects elsewhere, which isn't followed")
         if status != 200:
             raise self._unavailable(f"{status} {response.reason_phrase}".strip())
+        encoding = response.headers.get("content-encoding", "identity").lower()
+        if encoding != "identity":
+            raise self._unavailable(f"it is compressed ({encoding[:20]})")
 
     async def _choose(
         self, response: httpx.Response
@@ -251,7 +255,8 @@ class CameraAuth(httpx.Auth):
 
 
 async def _chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    async for chunk in response.aiter_bytes():
+    """Yield an answer's bytes as they are sent: nothing is decompressed, which has no bound."""
+    async for chunk in response.aiter_raw():
         yield chunk
 
 

@@ -17,6 +17,7 @@ from raylens.realtime.sources.base import (
     SourceOptions,
 )
 from raylens.realtime.sources.container import (
+    FAILURES,
     NoVideo,
     decode_tolerantly,
     limit_decoder,
@@ -30,11 +31,17 @@ _OPTIONS = {
     "rtsp_transport": "tcp",
     "allowed_media_types": "video",
     "protocol_whitelist": "tcp",
+    # What cameras send. FFmpeg has hundreds of other decoders, for a hostile one to try.
+    "codec_whitelist": "h264,hevc,mjpeg,mpeg4,h263,vp8,vp9,av1,libdav1d",
     "fflags": "nobuffer",
     "analyzeduration": "3000000",
     "fpsprobesize": "1",
     "max_delay": "0",
 }
+
+
+KEY_FRAME_FACTOR = 3
+"""How many times the limit between two frames a stream may take that sends, but shows nothing."""
 
 
 class RtspSource(ClosableSource):
@@ -54,6 +61,8 @@ class RtspSource(ClosableSource):
         self._stream: VideoStream | None = None
         self._frames: Iterator[VideoFrame] = iter(())
         self._opened_at = 0.0
+        self._last_at = 0.0
+        """When there was a frame."""
 
     def _read(self) -> SourceFrame | None:
         try:
@@ -62,8 +71,9 @@ class RtspSource(ClosableSource):
             frame = next(self._frames, None)
             if frame is not None:
                 pixels = to_pixels(frame, self._stream)
-                return SourceFrame(pixels, self._clock() - self._opened_at)
-        except (OSError, ValueError) as error:  # FFmpeg's errors are, too
+                self._last_at = self._clock()
+                return SourceFrame(pixels, self._last_at - self._opened_at)
+        except FAILURES as error:
             raise self._unavailable(self._reason(error)) from error
         except NoVideo:
             raise self._unavailable("no video") from None
@@ -76,12 +86,24 @@ class RtspSource(ClosableSource):
         if self._closed.is_set():  # since the last look at it
             relay.stop()
         self._container, stream = open_video(
-            url, self.address.shown, _OPTIONS, format="rtsp", timeout=limits
+            url,
+            self.address.shown,
+            _OPTIONS,
+            self._options.max_pixels,
+            format="rtsp",
+            timeout=limits,
         )
         limit_decoder(stream, self._options.max_pixels, threads=1)
-        self._frames = decode_tolerantly(self._container, stream)
-        self._opened_at = self._clock()
+        self._frames = decode_tolerantly(self._container, stream, self._check_progress)
+        self._opened_at = self._last_at = self._clock()
         return stream
+
+    def _check_progress(self) -> None:
+        """Raise ``SourceUnavailable`` if packets come, but no pictures for long: after an outage
+        they begin with a key frame, for which some cameras take many seconds."""
+        limit = KEY_FRAME_FACTOR * self._options.read_timeout_s
+        if self._clock() > self._last_at + limit:
+            raise self._unavailable(f"no picture that can be read for {limit:g} s")
 
     def _reason(self, error: Exception | None) -> str:
         """Return why the stream failed, as far as the relay knows."""

@@ -79,6 +79,7 @@ class RtspRelay:
         self._requests: OrderedDict[str, tuple[_Message, bool]] = OrderedDict()
         """Requests without an answer by their number, and whether they had a password."""
         self._local = ""
+        self._is_set_up = False
         self._writing = asyncio.Lock()
         self._listener: socket.socket | None = None
         self._loop = asyncio.new_event_loop()
@@ -176,8 +177,16 @@ class RtspRelay:
             is_ffmpeg = is_ffmpeg or self._is_from_ffmpeg(message)
             if isinstance(message, bytes) or not is_ffmpeg:
                 raise RelayFailure("another program has connected to the relay")
+            self._check_order(message)
             head = message.head.replace(self._local.encode(), self._remote.encode())
             await self._send(camera, _Message(head, message.body))
+
+    def _check_order(self, message: _Message) -> None:
+        """FFmpeg plays what it has set up, also if that is nothing. Raises ``RelayFailure``."""
+        method = message.first_line[0]
+        self._is_set_up = self._is_set_up or method == "SETUP"
+        if method == "PLAY" and not self._is_set_up:
+            raise RelayFailure("no video")
 
     def _is_from_ffmpeg(self, message: _Message | bytes) -> bool:
         """Whether a first message knows the secret path."""

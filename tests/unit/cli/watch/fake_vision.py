@@ -51,13 +51,25 @@ class FakeVision:
         """If there is one, answers take a random time, and overtake one another."""
         self.open = 0
         self.most_open = 0
-        routes = [Route("/v1/{task}", self._answer, methods=["POST"])]
+        routes = [
+            Route("/v1/chat/completions", self._look, methods=["POST"]),
+            Route("/v1/{task}", self._answer, methods=["POST"]),
+        ]
         self.app = Starlette(routes=routes)
         self.transport: httpx.AsyncBaseTransport = httpx.ASGITransport(self.app)
 
     @property
     def client_arguments(self) -> dict[str, Any]:
         return {"transport": self.transport, "sleep": nap}
+
+    async def _look(self, request: Request) -> JSONResponse:
+        """Answer with a 1 for each frame with a circle, and a 0 for each other."""
+        body = await request.json()
+        self.paths.append(request.url.path)
+        self.bodies.append(body)
+        video = body["messages"][0]["content"][0]["video"]
+        text = "".join("01"[find(decode(frame)) is not None] for frame in video)
+        return JSONResponse({"choices": [{"message": {"content": text}}]})
 
     async def _answer(self, request: Request) -> JSONResponse:
         body = await request.json()

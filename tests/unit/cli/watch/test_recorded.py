@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,23 @@ def test_every_question_has_its_route(
     assert len(read_frames(out)) == FRAMES
 
 
+def test_a_question_about_several_frames(vision: FakeVision, video: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    options = ("--ask", "Does it move?", "--frames", 3, "--fps", 2, "--model", "m")
+    outcome = run(vision, video, *options, "--results", results, "--in-flight", 1)
+    assert outcome.exit_code == 0, outcome.output
+    assert vision.paths[:3] == ["/v1/query", *["/v1/chat/completions"] * 2]
+    for count, body in zip((2, 3, 3), vision.bodies[1:], strict=False):
+        (message,) = body["messages"]
+        clip, text = message["content"]
+        assert (text["text"], body["model"], body["temperature"]) == ("Does it move?", "m", 0)
+        assert len(clip["video"]) == count
+        assert clip["fps"] == pytest.approx(2)
+    assert [record["text"] for record in read_lines(results)[3:7]] == [
+        *("000", "001", "011", "111"),
+    ]
+
+
 def test_a_question_has_events_too(vision: FakeVision, video: Path, tmp_path: Path) -> None:
     events = tmp_path / "events"
     options = ("--ask", "Is it?", "--enter", 1, "--leave", 1, "--events", events)
@@ -235,6 +253,12 @@ def test_a_broken_picture_is_named(vision: FakeVision, tmp_path: Path) -> None:
     assert "1.png: not a picture that can be read" in outcome.stderr
     assert [record["frame_id"] for record in read_lines(results)] == [0, 1]
     assert [record["time_s"] for record in read_lines(results)] == [0, 2]
+
+
+def test_the_key_is_sent(vision: FakeVision, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLENS_API_KEY", "k")
+    assert run(vision, video, "--detect", "circle").exit_code == 0
+    assert set(vision.keys) == {"Bearer k"}
 
 
 def test_a_busy_server_is_waited_for(vision: FakeVision, video: Path) -> None:
@@ -306,6 +330,7 @@ def test_a_video_that_is_cut_off_is_annotated_as_far_as_it_goes(
         (("--out", "no/such/out.mp4"), "no/such/out.mp4: its folder doesn't exist"),
         (("--every", "2", "--fps", "1"), "--every and --fps: give one of them"),
         (("--every", "31"), "--every: Input should be less than or equal to 30"),
+        (("--detect", "a", "--frames", "3"), "--frames: is for --caption and --ask"),
         (("--fps", "0"), "--fps: expected more than 0"),
         (("--seconds", "3"), "--seconds: is for live sources"),
         (("--follow",), "--follow: is for folders"),
@@ -358,7 +383,8 @@ def test_a_window_that_cannot_be_shown_is_no_error(vision: FakeVision, video: Pa
 async def test_a_stop_leaves_complete_files(video: Path, tmp_path: Path) -> None:
     """The answers for the second half never come."""
 
-    async def ask(frame: Frame, settings: MoondreamConfig) -> FrameResult:
+    async def ask(frames: Sequence[Frame], settings: MoondreamConfig) -> FrameResult:
+        (frame,) = frames
         if frame.id >= 30:
             await asyncio.Event().wait()
         boxes = see("detect", frame.pixels)["objects"]

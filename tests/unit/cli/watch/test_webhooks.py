@@ -5,6 +5,7 @@ import json
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from standardwebhooks.webhooks import Webhook as Receiver
 
 from raylens.cli.watch import webhooks
 from raylens.cli.watch.webhooks import MAX_WAITING, WebhookSender
+from raylens.net.address import AllowList
 
 SECRET = "whsec_" + b64encode(bytes(range(32))).decode()
 URL = "http://example.com/hook"
@@ -128,8 +130,4 @@ async def test_waiting_events_are_bounded() -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "8.8.8.8", "fe80::1"])
 async def test_ones_own_network_may_be_called(address: str) -> None:
-    from ipaddress import ip_address
-
-    from raylens.net.address import AllowList
-
     assert AllowList.parse(webhooks.ANYWHERE).allows(address, ip_address(address))

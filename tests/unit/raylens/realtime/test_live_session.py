@@ -58,7 +58,7 @@ class Model(AskModel):
 class Video:
     """Shows frames to a session at 30 frames a second."""
 
-    def __init__(self, executor: Executor, **settings: Any) -> None:
+    def __init__(self, executor: Executor, min_interval_s: float = 0.0, **settings: Any) -> None:
         self.model = Model()
         self.messages: list[dict[str, Any]] = []
         self.now = 100.0
@@ -66,7 +66,12 @@ class Video:
         defaults = {"inference_interval": 1, "detect_object": "square"}
         config = MoondreamConfig.model_validate({**defaults, **settings})
         self.session = LiveSession(
-            self.model, config, self.messages.append, executor, lambda: self.now
+            self.model,
+            config,
+            self.messages.append,
+            executor,
+            lambda: self.now,
+            min_interval_s=min_interval_s,
         )
 
     async def show(self, pixels: Pixels) -> Pixels:
@@ -327,3 +332,24 @@ async def test_boxes_are_of_one_frame_whatever_the_number_of_frames(executor: Ex
         video.model.find(square(50))
         await video.answered(turn + 1)
     assert [len(frames) for frames, _ in video.model.asked] == [1, 1, 1]
+
+
+async def test_questions_are_as_far_apart_as_they_are_told(executor: Executor) -> None:
+    video = Video(executor, min_interval_s=2.5 * FRAME_S)
+    for _ in range(16):
+        video.model.find()
+        await video.show(draw_square(50))
+        await video.answered(len(video.model.asked))
+    assert [frames[0].id for frames, _ in video.model.asked] == [0, 3, 5, 8, 10, 13, 15]
+    await video.session.close()
+
+
+async def test_the_frames_of_a_question_are_as_far_apart_too(executor: Executor) -> None:
+    video = Video(executor, 10 * FRAME_S - 0.001, feature="query", frames=3)
+    for number in range(31):
+        await video.show(draw_square(50))
+        if number % 10 == 0:
+            video.model.say("yes")
+            await video.answered(number // 10 + 1)
+    assert [frame.id for frame in video.model.asked[-1][0]] == [10, 20, 30]
+    await video.session.close()

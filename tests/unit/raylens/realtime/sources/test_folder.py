@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from raylens.core.errors import InvalidRequest
 from raylens.realtime.sources.base import (
@@ -52,8 +53,6 @@ def test_a_folder_is_a_video_in_natural_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", TURNS)
 def test_pictures_are_upright(tmp_path: Path, orientation: int) -> None:
-    from PIL import Image
-
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[:24, :32] = 255
     stored = Image.fromarray(pixels).transpose(TURNS[orientation])

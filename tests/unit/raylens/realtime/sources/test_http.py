@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import gc
 import os
 import ssl
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from raylens.realtime.sources.address import parse_url
 from raylens.realtime.sources.base import Source, SourceOptions, SourceUnavailable
@@ -134,6 +139,7 @@ def test_a_damaged_picture_is_reported_and_skipped() -> None:
         ({"status": "404 Not Found"}, "404"),
         ({"content_type": "text/html"}, "it sends text/html"),
         ({"content_type": "", "write_part": lambda picture: b"<html>"}, "neither JPEG pictures"),
+        ({"status": "200 OK\r\nContent-Encoding: gzip"}, "it is compressed (gzip)"),
         ({"pictures": [b"junk"], "interval_s": 0.05}, "no picture for 1 s"),
     ],
 )
@@ -211,23 +217,21 @@ def test_close_ends_a_read_at_once_and_leaves_nothing() -> None:
 
 
 def test_a_certificate_is_checked_for_the_name_of_the_url(tmp_path: Path) -> None:
-    context = make_context(tmp_path, "camera.invalid")
+    names: list[str] = []
+    context = make_context(tmp_path, "camera.invalid", names)
     camera = WebCamera(PICTURES)
     with running_web_camera(camera, context):
         url = camera.url("camera.invalid", "https")
         with watching(url, host_address="127.0.0.1") as source:
             assert "the TLS certificate was not accepted" in fail(source)
+    assert names == ["camera.invalid"]
 
 
-def make_context(folder: Path, name: str) -> ssl.SSLContext:
-    """Return a server's TLS context with a certificate that nobody has signed."""
-    import datetime
+def make_context(folder: Path, name: str, names: list[str]) -> ssl.SSLContext:
+    """Return a server's TLS context with a certificate that nobody has signed.
 
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
+    ``names`` gets the names that clients ask for.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -253,6 +257,7 @@ def make_context(folder: Path, name: str) -> ssl.SSLContext:
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
+    context.sni_callback = lambda connection, asked, context: names.append(asked)
     return context
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import re
 import socket
 import threading
 import time
@@ -14,8 +16,10 @@ import pytest
 from raylens.realtime.sources.address import parse_url
 from raylens.realtime.sources.base import Source, SourceOptions, SourceUnavailable
 from raylens.realtime.sources.opening import open_source
+from raylens.realtime.sources.rtsp import RtspSource
 from raylens.realtime.sources.rtsp_auth import Authenticator, Credentials
 from raylens.realtime.sources.rtsp_relay import RtspRelay
+from testing.pictures import random_pixels
 from testing.ports import free_port
 from testing.rtsp_server import RtspCamera, running_camera
 from tests.unit.raylens.realtime.sources.drawn import gray, number_of
@@ -68,8 +72,6 @@ def test_frames_come_as_they_are_shown() -> None:
 
 
 def test_large_pictures_come_in_many_packets() -> None:
-    from testing.pictures import random_pixels
-
     pictures = [random_pixels(640, 480, seed) for seed in range(5)]
     with running_camera(RtspCamera(pictures)) as camera, watching(camera.url) as source:
         frame = source.read()
@@ -106,9 +108,6 @@ def test_digest_of_the_standard() -> None:
     )
     assert authenticator.take(['Basic realm="x"', challenge])
     header = authenticator.authorize("GET", "/dir/index.html") or ""
-    import hashlib
-    import re
-
     fields = dict(re.findall(r'(\w+)="?([^",]*)"?', header))
 
     def sha(text: str) -> str:
@@ -140,6 +139,22 @@ def test_faults_have_a_reason(changes: dict[str, Any], message: str) -> None:
             problem = fail(source)
         assert problem.startswith(f"rtsp://127.0.0.1:{camera.port}/live/main?…: {message}")
         wait_until(lambda: camera.open_connections == 0)
+
+
+def test_a_stream_that_sends_but_shows_nothing_is_given_up() -> None:
+    now = 0.0
+    with running_camera(RtspCamera(PICTURES)) as camera:
+        source = RtspSource(parse_url(camera.url), FAST, lambda: now)
+        source.read()
+        now += 3.5 * FAST.read_timeout_s
+        assert "no picture that can be read for 3 s" in fail(source)
+        source.close()
+
+
+def test_a_frame_may_not_be_too_large() -> None:
+    options = replace(FAST, max_pixels=100 * 100)
+    with running_camera(RtspCamera(PICTURES)) as camera, watching(camera.url, options) as source:
+        assert "not a video that can be read" in fail(source)
 
 
 def test_nothing_listens() -> None:
@@ -175,11 +190,13 @@ def test_a_pinned_address_replaces_the_lookup() -> None:
 
 
 def test_a_certificate_is_checked(tmp_path: Path) -> None:
-    context = make_context(tmp_path, "camera.invalid")
+    names: list[str] = []
+    context = make_context(tmp_path, "camera.invalid", names)
     with running_camera(RtspCamera(PICTURES), context) as camera:
         url = camera.url.replace("rtsp://127.0.0.1", "rtsps://camera.invalid")
         with watching(url, host_address="127.0.0.1") as source:
             assert "the TLS certificate was not accepted" in fail(source)
+    assert names == ["camera.invalid"]
 
 
 def test_strangers_cannot_see_the_camera_through_the_relay() -> None:
@@ -209,7 +226,7 @@ def test_close_ends_a_read_at_once_and_leaves_nothing() -> None:
     for camera in cameras:
         with running_camera(camera):
             before = open_descriptors(), threading.active_count()
-            for _ in range(3):
+            for _ in range(2):
                 close_during_a_read(camera, patient)
             assert (open_descriptors(), threading.active_count()) == before
 
