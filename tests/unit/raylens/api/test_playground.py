@@ -173,7 +173,7 @@ async def test_every_hint_names_a_field_that_its_tasks_accept(
         for task in field["ui"].get("features", NEEDED):
             body = {"image_url": DATA_URL, **NEEDED[task]}
             section, _, key = field["ui"]["request"].rpartition(".")
-            bad = {**body, section: {key: []}} if section else {**body, key: []}
+            bad = {**body, section: {key: [1]}} if section else {**body, key: [1]}
             answer = await client.post(f"/v1/{task}", json=bad)
             assert answer.status_code == 400, (name, task)
             assert field["ui"]["request"] in answer.json()["detail"]

@@ -1,0 +1,60 @@
+"""How fast the page is: ``python -m tests.browser.measure``. Prints figures of one run."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Page, sync_playwright
+
+from raylens.api.playground import load_files
+from tests.browser.conftest import CHROMIUM
+from tests.browser.site import serving
+
+TOKENS = 500
+TOKENS_PER_S = 50
+LONG_TASKS = """() => {
+  window.tasks = []
+  new PerformanceObserver((list) => window.tasks.push(...list.getEntries().map((e) => e.duration)))
+    .observe({ type: 'longtask' })
+}"""
+PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+
+
+def stream(page: Page) -> list[float]:
+    """Return the durations of long tasks (over 50 ms) while an answer streams, in ms."""
+    page.get_by_role("button", name="Shapes").click()
+    page.locator(".frame img").wait_for()
+    page.evaluate(LONG_TASKS)
+    page.get_by_role("button", name="Run").click()
+    page.locator("dd", has_text="in,").wait_for(timeout=120_000)
+    tasks: list[float] = page.evaluate("window.tasks")
+    return tasks
+
+
+def main() -> None:
+    sizes = {name: len(file.compressed or file.content) for name, file in load_files().items()}
+    page_bytes = sum(size for name, size in sizes.items() if not name.startswith("examples/"))
+    print(f"files, compressed, without examples: {page_bytes / 1000:.1f} kB")
+    with serving() as site, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        paints = []
+        for _ in range(5):
+            page = browser.new_context().new_page()
+            page.goto(site.url)
+            page.locator(".stage").wait_for()
+            paints.append(page.evaluate(PAINT))
+        print(
+            f"first contentful paint of five new visits: {', '.join(f'{p:.0f} ms' for p in paints)}"
+        )
+        site.service.words = ("word ",) * TOKENS
+        site.service.pause_s = 1 / TOKENS_PER_S
+        tasks = stream(page)
+        print(
+            f"{TOKENS} tokens at {TOKENS_PER_S}/s: {len(tasks)} long tasks,"
+            f" at most {max(tasks, default=0):.0f} ms"
+        )
+        speed = page.locator(".figures").inner_text().replace("\n", " ")
+        print(f"the page shows: {speed}")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
