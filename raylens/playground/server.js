@@ -7,7 +7,7 @@ import { strings } from './strings.js'
 export const root = new URL('..', import.meta.url).href
 
 const KEY = 'raylens.key'
-const BUSY_S = 5
+const RETRY_S = 5
 
 /** A request that got no answer, or an error. Its message is a sentence for the user. */
 export class ServerError extends Error {
@@ -134,10 +134,8 @@ function explain(status, detail, retryAfter) {
   const sentence = asSentence(detail)
   if (status === 401) return getKey() ? errors.unknownKey : errors.missingKey
   if (status === 413) return errors.tooLarge(sentence)
-  if (status === 429) return errors.busy(retryAfter ?? BUSY_S)
-  if (status === 503) {
-    return /not loaded|is down|loading/i.test(detail) ? errors.notLoaded(sentence) : errors.busy(retryAfter ?? BUSY_S)
-  }
+  if (status === 429) return errors.limit(sentence, retryAfter ?? RETRY_S)
+  if (status === 503) return errors.unavailable(sentence, retryAfter ?? RETRY_S)
   if (status === 504) return errors.timeout
   if (status >= 500) return errors.failed(sentence)
   return errors.refused(sentence)

@@ -412,7 +412,7 @@ def test_preprocessing_is_shown_side_by_side_with_its_steps(page: Page, site: Si
     ("error", "sentence"),
     [
         (ModelFailed("out of memory"), "The model failed on this request. Out of memory."),
-        (Overloaded("it is full", retry_after=3), "The server is busy. Try again in 3 seconds."),
+        (Overloaded("it is full", retry_after=3), "It is full. Try again in 3 seconds."),
         (DeadlineExceeded("the deadline passed"), "The answer took longer than the server allows."),
     ],
 )
