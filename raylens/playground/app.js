@@ -51,7 +51,12 @@ function useTab() {
     window.addEventListener('hashchange', onHash)
     return () => window.removeEventListener('hashchange', onHash)
   }, [])
-  return [tab, (id) => { location.hash = id }]
+  return [
+    tab,
+    (id) => {
+      location.hash = id
+    },
+  ]
 }
 
 /** The state of the server and of its models, asked for again and again while the page is visible. */

@@ -13,7 +13,9 @@ export function Tabs({ id, label, tabs, current, onSelect, class: name = 'tabs' 
   const list = useRef(null)
   const onKeyDown = (event) => {
     const index = tabs.findIndex((tab) => tab.id === current)
-    const next = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: tabs.length - 1 }[event.key]
+    const next = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: tabs.length - 1 }[
+      event.key
+    ]
     if (next === undefined) return
     event.preventDefault()
     const target = tabs[(next + tabs.length) % tabs.length]
@@ -21,9 +23,11 @@ export function Tabs({ id, label, tabs, current, onSelect, class: name = 'tabs' 
     list.current.querySelector(`#${id}-${target.id}`).focus()
   }
   return html`<div role="tablist" class=${name} aria-label=${label} ref=${list} onKeyDown=${onKeyDown}>
-    ${tabs.map((tab) => html`<button key=${tab.id} type="button" role="tab" id=${`${id}-${tab.id}`}
+    ${tabs.map(
+      (tab) => html`<button key=${tab.id} type="button" role="tab" id=${`${id}-${tab.id}`}
       aria-selected=${String(tab.id === current)} aria-controls=${`${id}-panel`}
-      tabindex=${tab.id === current ? 0 : -1} onClick=${() => onSelect(tab.id)}>${tab.label}</button>`)}
+      tabindex=${tab.id === current ? 0 : -1} onClick=${() => onSelect(tab.id)}>${tab.label}</button>`,
+    )}
   </div>`
 }
 
@@ -41,11 +45,13 @@ export function TabPanel({ id, current, class: name, children }) {
 export function Segmented({ name, label, options, value, onChange }) {
   return html`<fieldset class="segmented">
     <legend class="hidden">${label}</legend>
-    ${options.map((option) => html`<label key=${option.id}>
+    ${options.map(
+      (option) => html`<label key=${option.id}>
       <input type="radio" name=${name} value=${option.id} checked=${option.id === value}
         disabled=${option.isDisabled} onChange=${() => onChange(option.id)} />
       <span>${option.label}</span>
-    </label>`)}
+    </label>`,
+    )}
   </fieldset>`
 }
 

@@ -42,7 +42,10 @@ function readField(name, property, defaults) {
   const hints = property.ui
   if (!hints || hints.hidden) return null
   const options = property.enum ?? (property.const === undefined ? undefined : [property.const])
-  const [min, max] = [property.minimum ?? above(property.exclusiveMinimum), property.maximum ?? below(property.exclusiveMaximum)]
+  const [min, max] = [
+    property.minimum ?? above(property.exclusiveMinimum),
+    property.maximum ?? below(property.exclusiveMaximum),
+  ]
   return {
     name,
     label: hints.label ?? property.title ?? name,
@@ -52,7 +55,8 @@ function readField(name, property, defaults) {
     options,
     min,
     max,
-    step: property.multipleOf ?? hints.step ?? (property.type === 'integer' ? 1 : fineStep(min, max)),
+    step:
+      property.multipleOf ?? hints.step ?? (property.type === 'integer' ? 1 : fineStep(min, max)),
     maxLength: property.maxLength,
     order: hints.order ?? Number.MAX_SAFE_INTEGER,
     category: hints.category ?? 'configuration',
@@ -83,7 +87,10 @@ function kindOf(property, options, min, max) {
 function resolve(property, schema) {
   let found = property
   if (found.$ref) {
-    const target = found.$ref.split('/').slice(1).reduce((value, part) => value?.[part], schema)
+    const target = found.$ref
+      .split('/')
+      .slice(1)
+      .reduce((value, part) => value?.[part], schema)
     found = { ...resolve(target ?? {}, schema), ...found }
   }
   const alternatives = found.allOf ?? found.anyOf ?? found.oneOf
@@ -127,12 +134,15 @@ function Control({ field, value, onChange }) {
 function inputOf(field, value, common, onChange) {
   if (field.kind === 'select') {
     return html`<select ...${common} onChange=${(event) => onChange(field.options[event.target.selectedIndex])}>
-      ${field.options.map((option) => html`<option key=${option} selected=${option === value}>
-        ${option === '' ? strings.settings.choiceDefault : String(option)}</option>`)}
+      ${field.options.map(
+        (option) => html`<option key=${option} selected=${option === value}>
+        ${option === '' ? strings.settings.choiceDefault : String(option)}</option>`,
+      )}
     </select>`
   }
   const onNumber = (event) => {
-    if (event.target.value !== '' && event.target.validity.valid) onChange(event.target.valueAsNumber)
+    if (event.target.value !== '' && event.target.validity.valid)
+      onChange(event.target.valueAsNumber)
   }
   const bounds = { min: field.min, max: field.max, step: field.step }
   if (field.kind === 'slider') {
@@ -145,7 +155,12 @@ function inputOf(field, value, common, onChange) {
   if (field.kind === 'number') {
     return html`<input type="number" ...${common} ...${bounds} value=${value} onChange=${onNumber} />`
   }
-  const text = { ...common, maxlength: field.maxLength, value: value ?? '', onInput: (event) => onChange(event.target.value) }
+  const text = {
+    ...common,
+    maxlength: field.maxLength,
+    value: value ?? '',
+    onInput: (event) => onChange(event.target.value),
+  }
   if (field.kind === 'textarea') return html`<textarea rows="2" ...${text}></textarea>`
   return html`<input type="text" autocomplete="off" ...${text} />`
 }

@@ -52,7 +52,10 @@ function KeyMenu({ detailsRef, onKey }) {
   }
   return html`<details class="menu" ref=${detailsRef} onToggle=${onToggle} onKeyDown=${onKeyDown}>
     <summary>${hasKey ? texts.present : texts.button}</summary>
-    <form class="popup" ref=${form} onSubmit=${(event) => { event.preventDefault(); use(form.current.elements.key.value) }}>
+    <form class="popup" ref=${form} onSubmit=${(event) => {
+      event.preventDefault()
+      use(form.current.elements.key.value)
+    }}>
       <div class="field"><label for="key">${texts.label}</label>
         <input id="key" name="key" type="password" autocomplete="off" spellcheck="false" required aria-describedby="key-hint" />
         <p class="hint" id="key-hint">${texts.help}</p></div>

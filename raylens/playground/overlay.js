@@ -18,9 +18,21 @@ const round = (fraction) => Math.round(1000 * fraction) / 10
 export function findingsOf(run) {
   const name = (index) => strings.result.finding(run.request.prompt, index + 1)
   const boxes = run.boxes.map((box, index) => ({
-    name: name(index), x: box.x_min, y: box.y_min, width: box.x_max - box.x_min, height: box.y_max - box.y_min, isPoint: false,
+    name: name(index),
+    x: box.x_min,
+    y: box.y_min,
+    width: box.x_max - box.x_min,
+    height: box.y_max - box.y_min,
+    isPoint: false,
   }))
-  const points = run.points.map(({ x, y }, index) => ({ name: name(index), x, y, width: 0, height: 0, isPoint: true }))
+  const points = run.points.map(({ x, y }, index) => ({
+    name: name(index),
+    x,
+    y,
+    width: 0,
+    height: 0,
+    isPoint: true,
+  }))
   return [...boxes, ...points]
 }
 
@@ -36,11 +48,15 @@ export function placeOf({ x, y, width, height, isPoint }) {
 export function PictureWithFindings({ picture, findings, active, onActive }) {
   const ratio = picture.width / picture.height
   // Small boxes lie over large ones, so that the pointer reaches each.
-  const order = findings.map((finding, index) => index).sort((a, b) => area(findings[b]) - area(findings[a]))
+  const order = findings
+    .map((finding, index) => index)
+    .sort((a, b) => area(findings[b]) - area(findings[a]))
   return html`<div class="frame" style=${{ '--ratio': ratio }}>
     <img src=${picture.view} alt=${strings.picture.alt(picture.name)} width=${picture.width} height=${picture.height} />
-    ${order.map((index) => html`<${Mark} key=${index} finding=${findings[index]} isActive=${active === index}
-      onEnter=${() => onActive(index)} onLeave=${() => onActive(null)} />`)}
+    ${order.map(
+      (index) => html`<${Mark} key=${index} finding=${findings[index]} isActive=${active === index}
+      onEnter=${() => onActive(index)} onLeave=${() => onActive(null)} />`,
+    )}
   </div>`
 }
 
@@ -48,8 +64,18 @@ const area = ({ width, height }) => width * height
 
 function Mark({ finding, isActive, onEnter, onLeave }) {
   const { name, x, y, width, height, isPoint } = finding
-  const style = { left: percent(x), top: percent(y), ...(isPoint ? {} : { width: percent(width), height: percent(height) }) }
-  const classes = ['mark', isPoint ? 'point' : 'box', isActive && 'active', y < 0.1 && 'at-top', x > 0.75 && 'at-right']
+  const style = {
+    left: percent(x),
+    top: percent(y),
+    ...(isPoint ? {} : { width: percent(width), height: percent(height) }),
+  }
+  const classes = [
+    'mark',
+    isPoint ? 'point' : 'box',
+    isActive && 'active',
+    y < 0.1 && 'at-top',
+    x > 0.75 && 'at-right',
+  ]
   return html`<button type="button" class=${classes.filter(Boolean).join(' ')} style=${style}
     aria-label=${`${name}: ${placeOf(finding)}`} onMouseEnter=${onEnter} onMouseLeave=${onLeave} onFocus=${onEnter} onBlur=${onLeave}>
     <span class="label">${name}</span>

@@ -2,7 +2,16 @@
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { PictureWithFindings } from './overlay.js'
-import { fromDataUrl, PictureError, readPicture, SHRINK_SIDES, takeFrame, THUMBNAIL, toDataUrl, UndisplayableError } from './pictures.js'
+import {
+  fromDataUrl,
+  PictureError,
+  readPicture,
+  SHRINK_SIDES,
+  takeFrame,
+  THUMBNAIL,
+  toDataUrl,
+  UndisplayableError,
+} from './pictures.js'
 import { ask, root, ServerError } from './server.js'
 import { strings } from './strings.js'
 
@@ -50,10 +59,16 @@ export function PictureInput({ picture, server, findings, active, onActive, onPi
   }
   const takeBlob = (blob, name) => take(() => readAny(blob, name, limits, side))
   const takeAddress = (text) => take(() => readAddress(text, limits))
-  const takeExample = ({ id, file }) => take(async () => {
-    const read = await readPicture(await (await fetch(`${root}playground/examples/${file}`)).blob(), file, limits, side)
-    return read.name === file && side === null ? { ...read, example: file } : read
-  }, id)
+  const takeExample = ({ id, file }) =>
+    take(async () => {
+      const read = await readPicture(
+        await (await fetch(`${root}playground/examples/${file}`)).blob(),
+        file,
+        limits,
+        side,
+      )
+      return read.name === file && side === null ? { ...read, example: file } : read
+    }, id)
   const takeFiles = async (files) => {
     if (files.length === 0) return
     await takeBlob(files[0], files[0].name || texts.pasted)
@@ -64,16 +79,21 @@ export function PictureInput({ picture, server, findings, active, onActive, onPi
   return html`<section class="card picture" aria-labelledby="picture-title">
     <h2 id="picture-title" class="hidden">${texts.title}</h2>
     <div class=${isDragging ? 'stage dragging' : 'stage'} aria-busy=${String(isLoading)}>
-      ${picture
-        ? html`<${PictureWithFindings} ...${{ picture, findings, active, onActive }} />`
-        : html`<button type="button" class="empty" onClick=${() => chooser.current.click()}>
-            <${PictureIcon} /><span>${texts.drop}</span></button>`}
+      ${
+        picture
+          ? html`<${PictureWithFindings} ...${{ picture, findings, active, onActive }} />`
+          : html`<button type="button" class="empty" onClick=${() => chooser.current.click()}>
+            <${PictureIcon} /><span>${texts.drop}</span></button>`
+      }
       ${isDragging && html`<p class="veil">${texts.dropNow}</p>`}
       ${isLoading && html`<p class="veil" role="status">${texts.loading}</p>`}
     </div>
     <div class="bar sources">
       <input type="file" class="hidden" ref=${chooser} accept=${ACCEPTED} tabindex="-1" aria-label=${texts.choose}
-        onChange=${(event) => { takeFiles([...event.target.files]); event.target.value = '' }} />
+        onChange=${(event) => {
+          takeFiles([...event.target.files])
+          event.target.value = ''
+        }} />
       <button type="button" onClick=${() => chooser.current.click()}>${texts.choose}</button>
       <button type="button" onClick=${() => setPanel('camera')}>${texts.camera}</button>
       <button type="button" aria-expanded=${String(panel === 'url')} onClick=${() => setPanel(panel === 'url' ? '' : 'url')}>${texts.url}</button>
@@ -89,12 +109,14 @@ export function PictureInput({ picture, server, findings, active, onActive, onPi
     ${panel === 'camera' && html`<${Camera} onPicture=${(blob) => takeBlob(blob, texts.taken)} onError=${onError} onClose=${() => setPanel('')} />`}
     <div class="examples">
       <p class="muted" id="examples-label">${texts.examples}</p>
-      <ul aria-labelledby="examples-label">${EXAMPLES.map((example) => html`<li key=${example.id}>
+      <ul aria-labelledby="examples-label">${EXAMPLES.map(
+        (example) => html`<li key=${example.id}>
         <button type="button" class="thumbnail" onClick=${() => takeExample(example)}>
           <img src=${`playground/examples/${example.file}`} alt="" width=${THUMBNAIL.width} height=${THUMBNAIL.height} />
           <span>${texts[example.id]}</span>
         </button>
-      </li>`)}</ul>
+      </li>`,
+      )}</ul>
     </div>
   </section>`
 }
@@ -126,7 +148,9 @@ async function readAddress(text, limits) {
 }
 
 async function decodeOnServer(url, name, limits) {
-  const { image_url: upright } = await ask('v1/preprocess', { json: { image_url: url, recipe: 'plain' } })
+  const { image_url: upright } = await ask('v1/preprocess', {
+    json: { image_url: url, recipe: 'plain' },
+  })
   return readPicture(fromDataUrl(upright), name, limits, null)
 }
 
@@ -137,8 +161,12 @@ function useDrops(handlers) {
   latest.current = handlers
   useEffect(() => {
     const abort = new AbortController()
-    const listen = (name, listener) => window.addEventListener(name, listener, { signal: abort.signal })
-    listen('dragover', (event) => { event.preventDefault(); setDragging(true) })
+    const listen = (name, listener) =>
+      window.addEventListener(name, listener, { signal: abort.signal })
+    listen('dragover', (event) => {
+      event.preventDefault()
+      setDragging(true)
+    })
     listen('dragleave', (event) => event.relatedTarget === null && setDragging(false))
     listen('drop', (event) => {
       event.preventDefault()
@@ -147,7 +175,8 @@ function useDrops(handlers) {
     })
     listen('paste', (event) => {
       const isTyping = event.target.closest?.('input, textarea')
-      if (event.clipboardData.files.length > 0 || !isTyping) takeTransfer(event.clipboardData, latest.current)
+      if (event.clipboardData.files.length > 0 || !isTyping)
+        takeTransfer(event.clipboardData, latest.current)
     })
     return () => abort.abort()
   }, [])
@@ -193,7 +222,13 @@ function Camera({ onPicture, onError, onClose }) {
       })
       .catch((error) => {
         onClose()
-        onError(new PictureError(error.name === 'NotAllowedError' ? errors.cameraDenied : error.message || errors.cameraMissing))
+        onError(
+          new PictureError(
+            error.name === 'NotAllowedError'
+              ? errors.cameraDenied
+              : error.message || errors.cameraMissing,
+          ),
+        )
       })
     return () => {
       isOpen = false

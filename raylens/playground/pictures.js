@@ -70,10 +70,17 @@ export async function readPicture(blob, name, limits, side) {
   const bitmap = await decode(typed, type, name)
   try {
     const isLarger = side !== null && Math.max(bitmap.width, bitmap.height) > side
-    const sent = isLarger ? await shrink(bitmap, side, type) : { blob: typed, width: bitmap.width, height: bitmap.height }
+    const sent = isLarger
+      ? await shrink(bitmap, side, type)
+      : { blob: typed, width: bitmap.width, height: bitmap.height }
     if (limits) check(sent, name, limits)
     const thumbnail = await drawThumbnail(bitmap)
-    return { name: isLarger ? renamed(name, sent.blob.type) : name, ...sent, view: URL.createObjectURL(sent.blob), thumbnail }
+    return {
+      name: isLarger ? renamed(name, sent.blob.type) : name,
+      ...sent,
+      view: URL.createObjectURL(sent.blob),
+      thumbnail,
+    }
   } finally {
     bitmap.close()
   }
@@ -95,10 +102,14 @@ function check({ blob, width, height }, name, limits) {
   const longest = Math.max(width, height)
   const shortest = Math.min(width, height)
   let problem = ''
-  if (blob.size > limits.image_bytes) problem = errors.tooManyBytes(name, blob.size, limits.image_bytes)
-  else if (longest > limits.max_image_side) problem = errors.sideTooLong(name, longest, limits.max_image_side)
-  else if (width * height > limits.image_pixels) problem = errors.tooManyPixels(name, width, height, limits.image_pixels)
-  else if (shortest < limits.min_image_side) problem = errors.sideTooShort(name, shortest, limits.min_image_side)
+  if (blob.size > limits.image_bytes)
+    problem = errors.tooManyBytes(name, blob.size, limits.image_bytes)
+  else if (longest > limits.max_image_side)
+    problem = errors.sideTooLong(name, longest, limits.max_image_side)
+  else if (width * height > limits.image_pixels)
+    problem = errors.tooManyPixels(name, width, height, limits.image_pixels)
+  else if (shortest < limits.min_image_side)
+    problem = errors.sideTooShort(name, shortest, limits.min_image_side)
   if (problem) throw new PictureError(problem)
 }
 
@@ -133,7 +144,11 @@ async function draw(source, width, height, type) {
 /** @param {HTMLCanvasElement} canvas @param {string} type @returns {Promise<Blob>} */
 function toBlob(canvas, type) {
   return new Promise((resolve, reject) => {
-    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error('no blob'))), type, JPEG_QUALITY)
+    canvas.toBlob(
+      (blob) => (blob ? resolve(blob) : reject(new Error('no blob'))),
+      type,
+      JPEG_QUALITY,
+    )
   })
 }
 

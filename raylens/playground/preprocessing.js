@@ -14,7 +14,10 @@ async function fetchSeen(run, signal) {
   if (!seen.has(run)) {
     const { recipe, model } = run.request.body
     const named = run.model || model
-    const json = await withPicture({ ...(recipe ? { recipe } : {}), ...(named ? { model: named } : {}) }, run.picture)
+    const json = await withPicture(
+      { ...(recipe ? { recipe } : {}), ...(named ? { model: named } : {}) },
+      run.picture,
+    )
     seen.set(run, await ask('v1/preprocess', { json, signal }))
   }
   return seen.get(run)
@@ -27,7 +30,10 @@ export function Preprocessing({ run }) {
     const abort = new AbortController()
     fetchSeen(run, abort.signal)
       .then((answer) => setState({ run, answer, error: '' }))
-      .catch((error) => error.name === 'AbortError' || setState({ run, answer: null, error: error.message }))
+      .catch(
+        (error) =>
+          error.name === 'AbortError' || setState({ run, answer: null, error: error.message }),
+      )
     return () => abort.abort()
   }, [run])
   if (state.run !== run) return html`<p class="muted" role="status">${strings.seen.loading}</p>`
@@ -44,12 +50,18 @@ function SideBySide({ picture, answer }) {
     </div>
     ${geometry.model && html`<p>${texts.modelSize(...geometry.model)}</p>`}
     ${warnings.map((warning) => html`<${Notice} key=${warning} kind="note"><p>${asSentence(warning)}</p><//>`)}
-    ${steps.length === 0 ? html`<p>${texts.unchanged}</p>` : html`<div class="scroll" tabindex="0" role="region" aria-label=${texts.steps}><table>
+    ${
+      steps.length === 0
+        ? html`<p>${texts.unchanged}</p>`
+        : html`<div class="scroll" tabindex="0" role="region" aria-label=${texts.steps}><table>
       <thead><tr><th scope="col">${texts.step}</th><th scope="col">${texts.did}</th><th scope="col" class="number">${texts.time}</th></tr></thead>
-      <tbody>${steps.map((step) => html`<tr key=${step.name}>
+      <tbody>${steps.map(
+        (step) => html`<tr key=${step.name}>
         <th scope="row">${step.name}</th><td>${step.did}</td><td class="number">${strings.duration(step.ms)}</td>
-      </tr>`)}</tbody>
-    </table></div>`}`
+      </tr>`,
+      )}</tbody>
+    </table></div>`
+    }`
 }
 
 function Figure({ src, title, size }) {

@@ -50,17 +50,23 @@ function Answer({ run, active, onActive, onKeyWanted, onRetry }) {
   const { result, errors } = strings
   return html`
     ${isText(run.request.task) ? html`<${Text} run=${run} />` : html`<${Findings} ...${{ run, active, onActive }} />`}
-    ${run.error && html`<${Notice} kind="error">
+    ${
+      run.error &&
+      html`<${Notice} kind="error">
       <p>${run.error.message}</p>
       <div class="actions">
         ${run.error.needsKey && html`<button type="button" onClick=${onKeyWanted}>${errors.enterKey}</button>`}
         <button type="button" onClick=${onRetry}>${errors.retry}</button>
       </div>
-    <//>`}
+    <//>`
+    }
     ${run.state === 'stopped' && html`<p class="muted">${result.stopped}</p>`}
-    ${run.warnings.length > 0 && html`<${Notice} kind="note">
+    ${
+      run.warnings.length > 0 &&
+      html`<${Notice} kind="note">
       <ul aria-label=${strings.warnings}>${run.warnings.map((warning) => html`<li key=${warning}>${warning}</li>`)}</ul>
-    <//>`}
+    <//>`
+    }
     <${Figures} run=${run} />`
 }
 
@@ -76,20 +82,25 @@ function Text({ run }) {
 
 function Findings({ run, active, onActive }) {
   const { result } = strings
-  if (run.state === 'working') return html`<p class="muted working" role="status">${result.workingFindings}</p>`
+  if (run.state === 'working')
+    return html`<p class="muted working" role="status">${result.workingFindings}</p>`
   if (run.state !== 'done') return null
   const findings = findingsOf(run)
   return html`<p class="answer" data-testid="answer">${result.found(findings.length, run.request.prompt)}</p>
-    <ol class="findings">${findings.map((finding, index) => html`<li key=${index} class=${active === index ? 'active' : ''}
+    <ol class="findings">${findings.map(
+      (finding, index) => html`<li key=${index} class=${active === index ? 'active' : ''}
       onMouseEnter=${() => onActive(index)} onMouseLeave=${() => onActive(null)}>
-      <span>${finding.name}</span> <span class="muted">${placeOf(finding)}</span></li>`)}</ol>`
+      <span>${finding.name}</span> <span class="muted">${placeOf(finding)}</span></li>`,
+    )}</ol>`
 }
 
 function Figures({ run }) {
   const { result, duration, number } = strings
   const speed = tokensPerSecond(run)
   const { usage } = run
-  const tokens = usage ? result.tokenCounts(usage.prompt_tokens, usage.completion_tokens) : run.pieces > 0 && result.tokensSoFar(run.pieces)
+  const tokens = usage
+    ? result.tokenCounts(usage.prompt_tokens, usage.completion_tokens)
+    : run.pieces > 0 && result.tokensSoFar(run.pieces)
   const entries = [
     [result.firstToken, run.firstMs !== null && duration(run.firstMs)],
     [result.speed, speed !== null && number(speed)],
@@ -106,7 +117,8 @@ const pretty = (value) => (typeof value === 'string' ? value : JSON.stringify(va
 function Json({ run }) {
   const { result } = strings
   const { request, picture } = run
-  const image = picture.address ?? `data:${picture.blob.type};base64,${result.picture(picture.blob.size)}`
+  const image =
+    picture.address ?? `data:${picture.blob.type};base64,${result.picture(picture.blob.size)}`
   const shown = pretty({ image_url: image, ...request.body })
   const answer = run.answer ?? run.error?.answer
   return html`<h3>${result.request} <code>POST /${request.path}</code></h3>
@@ -118,7 +130,13 @@ function Code({ run, model }) {
   const [language, setLanguage] = useState('curl')
   const { code } = strings
   const { request, picture } = run
-  const source = { request, picture, root, hasKey: getKey() !== '', model: run.model || request.body.model || model }
+  const source = {
+    request,
+    picture,
+    root,
+    hasKey: getKey() !== '',
+    model: run.model || request.body.model || model,
+  }
   const { text, notes } = SNIPPETS[language](source)
   const options = Object.keys(SNIPPETS).map((id) => ({ id, label: code[id] }))
   return html`<${Segmented} name="language" label=${code.label} options=${options} value=${language} onChange=${setLanguage} />
@@ -134,13 +152,15 @@ export function History({ runs, current, onSelect, onClear }) {
   return html`<section class="card history" aria-labelledby="history-title">
     <div class="bar"><h2 id="history-title">${history.title}</h2>
       <button type="button" class="quiet" onClick=${onClear}>${history.clear}</button></div>
-    <ul class="strip">${runs.map((run) => html`<li key=${run.id}>
+    <ul class="strip">${runs.map(
+      (run) => html`<li key=${run.id}>
       <button type="button" class="past" aria-current=${run === current ? 'true' : undefined} onClick=${() => onSelect(run)}>
         <img src=${run.picture.thumbnail} alt="" width="120" height="90" />
         <span class="kind">${tasks[run.request.task]}</span>
         <span class="text">${summaryOf(run)}</span>
       </button>
-    </li>`)}</ul>
+    </li>`,
+    )}</ul>
   </section>`
 }
 

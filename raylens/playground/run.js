@@ -79,7 +79,8 @@ export async function perform(run, signal, onChange) {
     run.state = 'done'
   } catch (error) {
     run.state = error.name === 'AbortError' ? 'stopped' : 'failed'
-    if (run.state === 'failed') run.error = error instanceof ServerError ? error : new ServerError(String(error))
+    if (run.state === 'failed')
+      run.error = error instanceof ServerError ? error : new ServerError(String(error))
   }
   run.totalMs = elapsed()
   onChange()

@@ -102,7 +102,9 @@ export async function* eventsOf(response) {
 
 /** @param {any} error @param {string} message */
 function asServerError(error, message) {
-  return error instanceof ServerError || error.name === 'AbortError' ? error : new ServerError(message)
+  return error instanceof ServerError || error.name === 'AbortError'
+    ? error
+    : new ServerError(message)
 }
 
 /** @param {Response} response */

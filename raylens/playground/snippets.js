@@ -55,7 +55,9 @@ function curl(source) {
     ...(hasKey ? ['-H "Authorization: Bearer $RAYLENS_API_KEY"'] : []),
     `-F ${shell(`file=@"${file}"`)}`,
     // --form-string, because -F reads @ and < at the start of a value.
-    ...fieldsOf(source).map(([name, value]) => `--form-string ${shell(`${name}=${asText(value)}`)}`),
+    ...fieldsOf(source).map(
+      ([name, value]) => `--form-string ${shell(`${name}=${asText(value)}`)}`,
+    ),
   ]
   lines.push([`curl -sS ${shell(root + request.path)}`, ...options].join(' \\\n  '))
   return { text: lines.join('\n'), notes: notesOf(source) }
@@ -69,7 +71,9 @@ function python(value) {
   if (typeof value === 'boolean') return value ? 'True' : 'False'
   if (Array.isArray(value)) return `[${value.map(python).join(', ')}]`
   if (typeof value === 'object') {
-    return `{${Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${python(item)}`).join(', ')}}`
+    return `{${Object.entries(value)
+      .map(([name, item]) => `${JSON.stringify(name)}: ${python(item)}`)
+      .join(', ')}}`
   }
   return JSON.stringify(value) // strings and numbers look the same
 }
@@ -78,7 +82,10 @@ function python(value) {
 function pythonData(source) {
   const address = addressOf(source)
   return address
-    ? { imports: ['from urllib.request import urlopen'], read: `urlopen(${python(address)}).read()` }
+    ? {
+        imports: ['from urllib.request import urlopen'],
+        read: `urlopen(${python(address)}).read()`,
+      }
     : { imports: [], read: `open(${python(source.picture.name)}, "rb").read()` }
 }
 
@@ -101,7 +108,12 @@ function moondream(source) {
     ...(reasoning ? ['reasoning=True'] : []),
     ...(settings ? [`settings=${python(settings)}`] : []),
   ]
-  const result = { caption: '["caption"]', query: '["answer"]', detect: '["objects"]', point: '["points"]' }[request.task]
+  const result = {
+    caption: '["caption"]',
+    query: '["answer"]',
+    detect: '["objects"]',
+    point: '["points"]',
+  }[request.task]
   const text = [
     'import io',
     ...(hasKey ? ['import os'] : []),
@@ -125,7 +137,9 @@ function openai(source) {
   const { max_objects, ...sampling } = settings
   const isGrounding = object !== undefined
   const extra = {
-    ...(isGrounding ? { raylens: { task: request.task, object, ...(max_objects ? { max_objects } : {}) } } : {}),
+    ...(isGrounding
+      ? { raylens: { task: request.task, object, ...(max_objects ? { max_objects } : {}) } }
+      : {}),
     ...(recipe ? { recipe } : {}),
     ...(reasoning ? { reasoning } : {}),
   }
@@ -163,7 +177,9 @@ function javascript(source) {
   const { request, picture, root, hasKey } = source
   const address = addressOf(source)
   const name = JSON.stringify(picture.name)
-  const headers = hasKey ? ', headers: { Authorization: `Bearer ${process.env.RAYLENS_API_KEY}` }' : ''
+  const headers = hasKey
+    ? ', headers: { Authorization: `Bearer ${process.env.RAYLENS_API_KEY}` }'
+    : ''
   const text = [
     ...(address ? [] : ["import { readFile } from 'node:fs/promises'", '']),
     address
@@ -171,7 +187,9 @@ function javascript(source) {
       : `const picture = new Blob([await readFile(${name})])`,
     'const form = new FormData()',
     `form.append('file', picture, ${name})`,
-    ...fieldsOf(source).map(([field, value]) => `form.append(${JSON.stringify(field)}, ${JSON.stringify(asText(value))})`),
+    ...fieldsOf(source).map(
+      ([field, value]) => `form.append(${JSON.stringify(field)}, ${JSON.stringify(asText(value))})`,
+    ),
     `const response = await fetch(${JSON.stringify(root + request.path)}, { method: 'POST', body: form${headers} })`,
     'console.log(await response.json())',
   ]

@@ -5,12 +5,19 @@ const plural = (count, one, many) => `${number.format(count)} ${count === 1 ? on
 
 /** @param {number} bytes */
 const size = (bytes) =>
-  bytes < 1000 ? `${bytes} B`
-  : bytes < 1e6 ? `${number.format(bytes / 1e3)} kB`
-  : `${number.format(bytes / 1e6)} MB`
+  bytes < 1000
+    ? `${bytes} B`
+    : bytes < 1e6
+      ? `${number.format(bytes / 1e3)} kB`
+      : `${number.format(bytes / 1e6)} MB`
 
 /** @param {number} ms */
-const duration = (ms) => (ms < 10 ? `${number.format(ms)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${number.format(ms / 1000)} s`)
+const duration = (ms) =>
+  ms < 10
+    ? `${number.format(ms)} ms`
+    : ms < 1000
+      ? `${Math.round(ms)} ms`
+      : `${number.format(ms / 1000)} s`
 
 export const strings = {
   number: (value) => number.format(value),
@@ -140,14 +147,16 @@ export const strings = {
     json: 'JSON',
     code: 'Code',
     reasoning: 'Reasoning',
-    found: (count, name) => (count === 0 ? `No “${name}” found.` : `${plural(count, 'match', 'matches')} for “${name}”.`),
+    found: (count, name) =>
+      count === 0 ? `No “${name}” found.` : `${plural(count, 'match', 'matches')} for “${name}”.`,
     finding: (name, index) => `${name} ${index}`,
     boxAt: (box) => `left ${box.left}%, top ${box.top}%, ${box.width}% wide, ${box.height}% high`,
     pointAt: (point) => `left ${point.left}%, top ${point.top}%`,
     firstToken: 'First token',
     speed: 'Tokens/s',
     tokens: 'Tokens',
-    tokenCounts: (prompt, completion) => `${number.format(prompt)} in, ${number.format(completion)} out`,
+    tokenCounts: (prompt, completion) =>
+      `${number.format(prompt)} in, ${number.format(completion)} out`,
     tokensSoFar: (count) => `${number.format(count)} out`,
     total: 'Total',
     model: 'Model',
@@ -197,19 +206,26 @@ export const strings = {
     close: 'Dismiss',
     enterKey: 'Enter key',
     retry: 'Try again',
-    network: 'The server does not answer. Check that it runs and that this machine reaches it, then try again.',
+    network:
+      'The server does not answer. Check that it runs and that this machine reaches it, then try again.',
     missingKey: 'This server needs an API key. Enter it at the top, then try again.',
     unknownKey: 'The server does not know this API key. Correct it at the top, then try again.',
-    limit: (detail, seconds) => `This is more than the server allows at a time. ${detail} Try again in ${plural(seconds, 'second', 'seconds')}.`,
-    unavailable: (detail, seconds) => `The server can’t answer now. ${detail} Try again in ${plural(seconds, 'second', 'seconds')}.`,
-    timeout: 'The answer took longer than the server allows. Ask for a shorter answer, or shrink the picture.',
-    tooLarge: (detail) => `The server refuses a request of this size. Shrink the picture. ${detail}`,
+    limit: (detail, seconds) =>
+      `This is more than the server allows at a time. ${detail} Try again in ${plural(seconds, 'second', 'seconds')}.`,
+    unavailable: (detail, seconds) =>
+      `The server can’t answer now. ${detail} Try again in ${plural(seconds, 'second', 'seconds')}.`,
+    timeout:
+      'The answer took longer than the server allows. Ask for a shorter answer, or shrink the picture.',
+    tooLarge: (detail) =>
+      `The server refuses a request of this size. Shrink the picture. ${detail}`,
     failed: (detail) => `The model failed on this request. ${detail}`,
     refused: (detail) => `The server refuses this request. ${detail}`,
     interrupted: 'The answer broke off: the connection ended before it was complete. Try again.',
-    unreadable: 'The server’s answer is not what this page understands. Reload the page: the server may be newer.',
+    unreadable:
+      'The server’s answer is not what this page understands. Reload the page: the server may be newer.',
 
-    notPicture: (name) => `${name} is not a picture. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file.`,
+    notPicture: (name) =>
+      `${name} is not a picture. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file.`,
     emptyFile: (name) => `${name} is empty. Choose another file.`,
     damaged: (name) => `${name} can’t be read: the file seems to be damaged. Choose another one.`,
     tooManyBytes: (name, actual, limit) =>
@@ -220,9 +236,11 @@ export const strings = {
       `${name} has a side of ${side} pixels; this server takes up to ${limit}. Turn on “Shrink before upload”, and choose it again.`,
     sideTooShort: (name, side, limit) =>
       `${name} has a side of ${side} pixels; this server needs at least ${limit}. Choose a larger picture.`,
-    cameraDenied: 'The browser may not use the camera. Allow it in the address bar, then try again.',
+    cameraDenied:
+      'The browser may not use the camera. Allow it in the address bar, then try again.',
     cameraMissing: 'There is no camera that the browser can use. Choose a file instead.',
-    cameraInsecure: 'Browsers give cameras only to pages over https, and to localhost. Choose a file instead.',
+    cameraInsecure:
+      'Browsers give cameras only to pages over https, and to localhost. Choose a file instead.',
     unexpected: 'Something went wrong in this page. Reload it, and try again.',
     notUrl: 'This is not a web address. It begins with http:// or https://.',
   },

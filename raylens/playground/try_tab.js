@@ -26,14 +26,21 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
   const { runs, run, start, stop, select, clear } = useRuns()
 
   const models = health?.models ?? {}
-  const able = Object.entries(models).filter(([, info]) => !info.loaded || info.tasks.includes(task))
+  const able = Object.entries(models).filter(
+    ([, info]) => !info.loaded || info.tasks.includes(task),
+  )
   const chosen = able.some(([name]) => name === model) ? model : ''
   const answering = chosen || able[0]?.[0] || server?.models[0] || ''
-  const allFields = useMemo(() => [
-    ...readFields(schemas?.pipelines.moondream?.config_schema, server?.defaults),
-    ...readFields(server?.request_schema),
-  ], [schemas, server])
-  const abilities = chosen ? (models[chosen].tasks ?? []) : Object.values(models).flatMap((info) => info.tasks ?? [])
+  const allFields = useMemo(
+    () => [
+      ...readFields(schemas?.pipelines.moondream?.config_schema, server?.defaults),
+      ...readFields(server?.request_schema),
+    ],
+    [schemas, server],
+  )
+  const abilities = chosen
+    ? (models[chosen].tasks ?? [])
+    : Object.values(models).flatMap((info) => info.tasks ?? [])
   const fields = fieldsOf(allFields, task, abilities)
   const prompt = promptOf(fields)
   const change = (name, value) => setValues((old) => ({ ...old, [name]: value }))
@@ -74,9 +81,12 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
       <${History} runs=${runs} current=${run} onSelect=${showRun} onClear=${clear} />
     </div>
     <div class="right">
-      ${error && html`<${Notice} kind="error"><p>${error.message}</p><div class="actions">
+      ${
+        error &&
+        html`<${Notice} kind="error"><p>${error.message}</p><div class="actions">
         ${error.needsKey && html`<button type="button" onClick=${onKeyWanted}>${strings.errors.enterKey}</button>`}
-        ${ownError && html`<button type="button" onClick=${() => setError(null)}>${strings.errors.close}</button>`}</div><//>`}
+        ${ownError && html`<button type="button" onClick=${() => setError(null)}>${strings.errors.close}</button>`}</div><//>`
+      }
     <form class="card settings" ref=${form} onSubmit=${submit} aria-labelledby="settings-title" noValidate>
       <h2 id="settings-title" class="hidden">${strings.settings.title}</h2>
       <${Segmented} name="task" label=${strings.tasks.label} value=${task} onChange=${setTask}
@@ -92,9 +102,11 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
         onReset=${() => setValues((old) => keepOnly(old, prompt))} />
       ${isPocket && picture && picture.example !== 'scene.png' && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`}
       <div class="run">
-        ${run?.state === 'working'
-          ? html`<button type="button" key="stop" class="primary" onClick=${stop}>${strings.run.stop}</button>`
-          : html`<button type="submit" key="run" class="primary">${strings.run.start}</button>`}
+        ${
+          run?.state === 'working'
+            ? html`<button type="button" key="stop" class="primary" onClick=${stop}>${strings.run.stop}</button>`
+            : html`<button type="submit" key="run" class="primary">${strings.run.start}</button>`
+        }
         <span class="muted shortcut">${strings.run.shortcut}</span>
       </div>
     </form>
@@ -105,7 +117,9 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
 
 function MoreSettings({ fields, values, onChange, onReset }) {
   const { settings } = strings
-  const changed = fields.filter(({ name, default: usual }) => (values[name] ?? usual) !== usual).length
+  const changed = fields.filter(
+    ({ name, default: usual }) => (values[name] ?? usual) !== usual,
+  ).length
   if (fields.length === 0) return null
   return html`<details class="more">
     <summary>${settings.more}${changed > 0 && html` <span class="badge">${settings.changed(changed)}</span>`}</summary>
@@ -125,7 +139,8 @@ function missingSentence(picture, server, schemas, prompt, values) {
   const { run } = strings
   if (!picture) return run.needsPicture
   if (!server || !schemas) return run.notLoaded
-  if (prompt && !String(values[prompt.name] ?? prompt.default ?? '').trim()) return run.needsPrompt(prompt.label)
+  if (prompt && !String(values[prompt.name] ?? prompt.default ?? '').trim())
+    return run.needsPrompt(prompt.label)
   return ''
 }
 
