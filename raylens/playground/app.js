@@ -24,11 +24,24 @@ function App() {
   }
   const tabs = TABS.map((id) => ({ id, label: strings.tabs[id] }))
   return html`<a class="skip" href="#tab-panel" onClick=${skip}>${strings.skip}</a>
-    <${Header} ...${{ tabs, tab, state, keyRef }} onTab=${setTab} onKey=${() => setKeyVersion((version) => version + 1)} />
+    <${Header}
+      ...${{ tabs, tab, state, keyRef }}
+      onTab=${setTab}
+      onKey=${() => setKeyVersion((version) => version + 1)}
+    />
     <main><h1 class="hidden">${strings.appName}</h1>
       <${TabPanel} id="tab" current=${tab}>
-        <${TryTab} ...${{ server, schemas, health, onKeyWanted }} serverError=${error} isShown=${tab === 'try'} />
-        ${tab === 'models' && html`<${ModelsTab} health=${health} />`}
+        <${TryTab}
+          ...${{ server, schemas, health, onKeyWanted }}
+          serverError=${error}
+          isShown=${tab === 'try'}
+        />
+        ${
+          tab === 'models' &&
+          html`
+            <${ModelsTab} health=${health} />
+          `
+        }
       <//>
     </main>`
 }
@@ -59,7 +72,7 @@ function useTab() {
   ]
 }
 
-/** The state of the server and of its models, asked for again and again while the page is visible. */
+/** The state of the server and of its models, asked for while the page is visible. */
 function useHealth() {
   const [known, setKnown] = useState({ state: 'unknown', health: null })
   useEffect(() => {
@@ -85,7 +98,10 @@ function useHealth() {
   return known
 }
 
-/** What the server tells about its limits and settings. Asked again with another key, or once it is back. */
+/**
+ * What the server tells about its limits and settings. Asked again with another key, or once it is
+ * back.
+ */
 function useServer(keyVersion, state) {
   const [known, setKnown] = useState({ server: null, schemas: null, error: null })
   const isAway = state === 'away'
@@ -102,4 +118,9 @@ function useServer(keyVersion, state) {
 }
 
 setTheme(getTheme())
-render(html`<${App} />`, document.getElementById('app'))
+render(
+  html`
+    <${App} />
+  `,
+  document.getElementById('app'),
+)

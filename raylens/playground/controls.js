@@ -7,7 +7,14 @@ const COPIED_MS = 2000
 
 /**
  * Tabs with arrow keys (WAI-ARIA Authoring Practices, "Tabs"). Their panel is `id`-panel.
- * @param {{id: string, label: string, tabs: {id: string, label: string}[], current: string, onSelect: (id: string) => void, class?: string}} props
+ * @param {{
+ *   id: string,
+ *   label: string,
+ *   tabs: {id: string, label: string}[],
+ *   current: string,
+ *   onSelect: (id: string) => void,
+ *   class?: string,
+ * }} props
  */
 export function Tabs({ id, label, tabs, current, onSelect, class: name = 'tabs' }) {
   const list = useRef(null)
@@ -22,37 +29,74 @@ export function Tabs({ id, label, tabs, current, onSelect, class: name = 'tabs' 
     onSelect(target.id)
     list.current.querySelector(`#${id}-${target.id}`).focus()
   }
-  return html`<div role="tablist" class=${name} aria-label=${label} ref=${list} onKeyDown=${onKeyDown}>
-    ${tabs.map(
-      (tab) => html`<button key=${tab.id} type="button" role="tab" id=${`${id}-${tab.id}`}
-      aria-selected=${String(tab.id === current)} aria-controls=${`${id}-panel`}
-      tabindex=${tab.id === current ? 0 : -1} onClick=${() => onSelect(tab.id)}>${tab.label}</button>`,
-    )}
-  </div>`
+  return html`
+    <div role="tablist" class=${name} aria-label=${label} ref=${list} onKeyDown=${onKeyDown}>
+      ${tabs.map(
+        (tab) => html`
+          <button
+            key=${tab.id}
+            type="button"
+            role="tab"
+            id=${`${id}-${tab.id}`}
+            aria-selected=${String(tab.id === current)}
+            aria-controls=${`${id}-panel`}
+            tabindex=${tab.id === current ? 0 : -1}
+            onClick=${() => onSelect(tab.id)}
+          >
+            ${tab.label}
+          </button>
+        `,
+      )}
+    </div>
+  `
 }
 
 /** @param {{id: string, current: string, class?: string, children?: any}} props */
 export function TabPanel({ id, current, class: name, children }) {
-  return html`<div role="tabpanel" id=${`${id}-panel`} class=${name} aria-labelledby=${`${id}-${current}`} tabindex="0">
-    ${children}
-  </div>`
+  return html`
+    <div
+      role="tabpanel"
+      id=${`${id}-panel`}
+      class=${name}
+      aria-labelledby=${`${id}-${current}`}
+      tabindex="0"
+    >
+      ${children}
+    </div>
+  `
 }
 
 /**
  * A choice of which all options are visible.
- * @param {{name: string, label: string, options: {id: string, label: string, isDisabled?: boolean}[], value: string, onChange: (id: string) => void}} props
+ * @param {{
+ *   name: string,
+ *   label: string,
+ *   options: {id: string, label: string, isDisabled?: boolean}[],
+ *   value: string,
+ *   onChange: (id: string) => void,
+ * }} props
  */
 export function Segmented({ name, label, options, value, onChange }) {
-  return html`<fieldset class="segmented">
-    <legend class="hidden">${label}</legend>
-    ${options.map(
-      (option) => html`<label key=${option.id}>
-      <input type="radio" name=${name} value=${option.id} checked=${option.id === value}
-        disabled=${option.isDisabled} onChange=${() => onChange(option.id)} />
-      <span>${option.label}</span>
-    </label>`,
-    )}
-  </fieldset>`
+  return html`
+    <fieldset class="segmented">
+      <legend class="hidden">${label}</legend>
+      ${options.map(
+        (option) => html`
+          <label key=${option.id}>
+            <input
+              type="radio"
+              name=${name}
+              value=${option.id}
+              checked=${option.id === value}
+              disabled=${option.isDisabled}
+              onChange=${() => onChange(option.id)}
+            />
+            <span>${option.label}</span>
+          </label>
+        `,
+      )}
+    </fieldset>
+  `
 }
 
 /**
@@ -60,7 +104,9 @@ export function Segmented({ name, label, options, value, onChange }) {
  * @param {{kind: 'error' | 'note', children?: any}} props
  */
 export function Notice({ kind, children }) {
-  return html`<div class=${`notice ${kind}`} role=${kind === 'error' ? 'alert' : undefined}>${children}</div>`
+  return html`
+    <div class=${`notice ${kind}`} role=${kind === 'error' ? 'alert' : undefined}>${children}</div>
+  `
 }
 
 /** @param {{getText: () => string | Promise<string>}} props */
@@ -79,7 +125,9 @@ export function CopyButton({ getText }) {
       setLabel(strings.code.copyFailed) // no permission, or a page over plain http
     }
   }
-  return html`<button type="button" class="quiet copy" onClick=${copy} aria-live="polite">${label}</button>`
+  return html`
+    <button type="button" class="quiet copy" onClick=${copy} aria-live="polite">${label}</button>
+  `
 }
 
 /**
@@ -87,8 +135,10 @@ export function CopyButton({ getText }) {
  * `getText` returns what is copied, if that is more than is shown.
  */
 export function CodeBlock({ label, text, getText = () => text }) {
-  return html`<div class="code">
-    <${CopyButton} getText=${getText} />
-    <pre tabindex="0" aria-label=${label}><code>${text}</code></pre>
-  </div>`
+  return html`
+    <div class="code">
+      <${CopyButton} getText=${getText} />
+      <pre tabindex="0" aria-label=${label}><code>${text}</code></pre>
+    </div>
+  `
 }

@@ -1,4 +1,4 @@
-// Forms rendered from a JSON schema with `ui` hints: a new field in the schema needs no change here.
+// Forms rendered from a JSON schema with `ui` hints: a new field needs no change of the page.
 
 import { html } from './vendor/htm-preact.js'
 import { strings } from './strings.js'
@@ -103,13 +103,23 @@ function resolve(property, schema) {
 
 /**
  * The controls of fields. `values` has those that were changed.
- * @param {{fields: Field[], values: Record<string, any>, onChange: (name: string, value: any) => void}} props
+ * @param {{
+ *   fields: Field[],
+ *   values: Record<string, any>,
+ *   onChange: (name: string, value: any) => void,
+ * }} props
  */
 export function Form({ fields, values, onChange }) {
   return fields.map((field) => {
     const value = values[field.name] ?? field.default
-    return html`<${Control} key=${field.name} field=${field} value=${value}
-      onChange=${(next) => onChange(field.name, next)} />`
+    return html`
+      <${Control}
+        key=${field.name}
+        field=${field}
+        value=${value}
+        onChange=${(next) => onChange(field.name, next)}
+      />
+    `
   })
 }
 
@@ -117,28 +127,50 @@ function Control({ field, value, onChange }) {
   const id = `field-${field.name}`
   const hint = `${id}-hint`
   const common = { id, name: field.name, 'aria-describedby': field.description ? hint : undefined }
-  const description = field.description && html`<p class="hint" id=${hint}>${field.description}</p>`
+  const description =
+    field.description &&
+    html`
+      <p class="hint" id=${hint}>${field.description}</p>
+    `
   if (field.kind === 'toggle') {
-    return html`<div class="field toggle">
-      <input type="checkbox" role="switch" ...${common} checked=${Boolean(value)} onChange=${(event) => onChange(event.target.checked)} />
-      <label for=${id}>${field.label}</label>${description}
-    </div>`
+    return html`
+      <div class="field toggle">
+        <input
+          type="checkbox"
+          role="switch"
+          ...${common}
+          checked=${Boolean(value)}
+          onChange=${(event) => onChange(event.target.checked)}
+        />
+        <label for=${id}>${field.label}</label>
+        ${description}
+      </div>
+    `
   }
-  return html`<div class="field ${field.kind}">
-    <label for=${id}>${field.label}</label>
-    ${inputOf(field, value, common, onChange)}
-    ${description}
-  </div>`
+  return html`
+    <div class="field ${field.kind}">
+      <label for=${id}>${field.label}</label>
+      ${inputOf(field, value, common, onChange)} ${description}
+    </div>
+  `
 }
 
 function inputOf(field, value, common, onChange) {
   if (field.kind === 'select') {
-    return html`<select ...${common} onChange=${(event) => onChange(field.options[event.target.selectedIndex])}>
-      ${field.options.map(
-        (option) => html`<option key=${option} selected=${option === value}>
-        ${option === '' ? strings.settings.choiceDefault : String(option)}</option>`,
-      )}
-    </select>`
+    return html`
+      <select
+        ...${common}
+        onChange=${(event) => onChange(field.options[event.target.selectedIndex])}
+      >
+        ${field.options.map(
+          (option) => html`
+            <option key=${option} selected=${option === value}>
+              ${option === '' ? strings.settings.choiceDefault : String(option)}
+            </option>
+          `,
+        )}
+      </select>
+    `
   }
   const onNumber = (event) => {
     if (event.target.value !== '' && event.target.validity.valid)
@@ -146,14 +178,24 @@ function inputOf(field, value, common, onChange) {
   }
   const bounds = { min: field.min, max: field.max, step: field.step }
   if (field.kind === 'slider') {
-    return html`<div class="pair">
-      <input type="range" ...${common} ...${bounds} value=${value} onInput=${onNumber} />
-      <input type="number" class="number" ...${bounds} value=${value} onChange=${onNumber}
-        aria-label=${strings.settings.valueOf(field.label)} />
-    </div>`
+    return html`
+      <div class="pair">
+        <input type="range" ...${common} ...${bounds} value=${value} onInput=${onNumber} />
+        <input
+          type="number"
+          class="number"
+          ...${bounds}
+          value=${value}
+          onChange=${onNumber}
+          aria-label=${strings.settings.valueOf(field.label)}
+        />
+      </div>
+    `
   }
   if (field.kind === 'number') {
-    return html`<input type="number" ...${common} ...${bounds} value=${value} onChange=${onNumber} />`
+    return html`
+      <input type="number" ...${common} ...${bounds} value=${value} onChange=${onNumber} />
+    `
   }
   const text = {
     ...common,
@@ -161,6 +203,11 @@ function inputOf(field, value, common, onChange) {
     value: value ?? '',
     onInput: (event) => onChange(event.target.value),
   }
-  if (field.kind === 'textarea') return html`<textarea rows="2" ...${text}></textarea>`
-  return html`<input type="text" autocomplete="off" ...${text} />`
+  if (field.kind === 'textarea')
+    return html`
+      <textarea rows="2" ...${text}></textarea>
+    `
+  return html`
+    <input type="text" autocomplete="off" ...${text} />
+  `
 }

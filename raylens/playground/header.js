@@ -7,19 +7,31 @@ import { strings } from './strings.js'
 import { getTheme, setTheme, THEMES } from './theme.js'
 
 /**
- * @param {{tabs: {id: string, label: string}[], tab: string, onTab: (id: string) => void, state: string, keyRef: any, onKey: () => void}} props
+ * @param {{
+ *   tabs: {id: string, label: string}[],
+ *   tab: string,
+ *   onTab: (id: string) => void,
+ *   state: string,
+ *   keyRef: any,
+ *   onKey: () => void,
+ * }} props
  */
 export function Header({ tabs, tab, onTab, state, keyRef, onKey }) {
-  return html`<header class="top">
-    <a class="brand" href="#try"><img src="playground/icon.svg" alt="" width="24" height="24" />${strings.appName}</a>
-    <${Tabs} id="tab" label=${strings.tabs.label} tabs=${tabs} current=${tab} onSelect=${onTab} />
-    <div class="tools">
-      <span class=${`state ${state}`} role="status">${strings.state[state]}</span>
-      <${KeyMenu} detailsRef=${keyRef} onKey=${onKey} />
-      <${ThemeSelect} />
-      <a class="docs" href=${`${root}docs`}>${strings.docs}</a>
-    </div>
-  </header>`
+  return html`
+    <header class="top">
+      <a class="brand" href="#try">
+        <img src="playground/icon.svg" alt="" width="24" height="24" />
+        ${strings.appName}
+      </a>
+      <${Tabs} id="tab" label=${strings.tabs.label} tabs=${tabs} current=${tab} onSelect=${onTab} />
+      <div class="tools">
+        <span class=${`state ${state}`} role="status">${strings.state[state]}</span>
+        <${KeyMenu} detailsRef=${keyRef} onKey=${onKey} />
+        <${ThemeSelect} />
+        <a class="docs" href=${`${root}docs`}>${strings.docs}</a>
+      </div>
+    </header>
+  `
 }
 
 function ThemeSelect() {
@@ -28,9 +40,19 @@ function ThemeSelect() {
     setTheme(next)
     setChosen(next)
   }
-  return html`<select class="theme" aria-label=${strings.theme.label} onChange=${(event) => choose(event.target.value)}>
-    ${THEMES.map((id) => html`<option key=${id} value=${id} selected=${id === theme}>${strings.theme[id]}</option>`)}
-  </select>`
+  return html`
+    <select
+      class="theme"
+      aria-label=${strings.theme.label}
+      onChange=${(event) => choose(event.target.value)}
+    >
+      ${THEMES.map(
+        (id) => html`
+          <option key=${id} value=${id} selected=${id === theme}>${strings.theme[id]}</option>
+        `,
+      )}
+    </select>
+  `
 }
 
 function KeyMenu({ detailsRef, onKey }) {
@@ -50,17 +72,40 @@ function KeyMenu({ detailsRef, onKey }) {
     detailsRef.current.open = false
     detailsRef.current.querySelector('summary').focus()
   }
-  return html`<details class="menu" ref=${detailsRef} onToggle=${onToggle} onKeyDown=${onKeyDown}>
-    <summary>${hasKey ? texts.present : texts.button}</summary>
-    <form class="popup" ref=${form} onSubmit=${(event) => {
-      event.preventDefault()
-      use(form.current.elements.key.value)
-    }}>
-      <div class="field"><label for="key">${texts.label}</label>
-        <input id="key" name="key" type="password" autocomplete="off" spellcheck="false" required aria-describedby="key-hint" />
-        <p class="hint" id="key-hint">${texts.help}</p></div>
-      <div class="actions"><button type="submit" class="primary">${texts.save}</button>
-        ${hasKey && html`<button type="button" onClick=${() => use('')}>${texts.forget}</button>`}</div>
-    </form>
-  </details>`
+  return html`
+    <details class="menu" ref=${detailsRef} onToggle=${onToggle} onKeyDown=${onKeyDown}>
+      <summary>${hasKey ? texts.present : texts.button}</summary>
+      <form
+        class="popup"
+        ref=${form}
+        onSubmit=${(event) => {
+          event.preventDefault()
+          use(form.current.elements.key.value)
+        }}
+      >
+        <div class="field">
+          <label for="key">${texts.label}</label>
+          <input
+            id="key"
+            name="key"
+            type="password"
+            autocomplete="off"
+            spellcheck="false"
+            required
+            aria-describedby="key-hint"
+          />
+          <p class="hint" id="key-hint">${texts.help}</p>
+        </div>
+        <div class="actions">
+          <button type="submit" class="primary">${texts.save}</button>
+          ${
+            hasKey &&
+            html`
+              <button type="button" onClick=${() => use('')}>${texts.forget}</button>
+            `
+          }
+        </div>
+      </form>
+    </details>
+  `
 }

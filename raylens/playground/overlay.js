@@ -8,7 +8,13 @@ const round = (fraction) => Math.round(1000 * fraction) / 10
 
 /**
  * Something that was found: a box if it has a width, or else a point. In fractions of the picture.
- * @typedef {{name: string, x: number, y: number, width: number, height: number, isPoint: boolean}} Finding
+ * @typedef {object} Finding
+ * @property {string} name
+ * @property {number} x
+ * @property {number} y
+ * @property {number} width
+ * @property {number} height
+ * @property {boolean} isPoint
  */
 
 /**
@@ -43,7 +49,12 @@ export function placeOf({ x, y, width, height, isPoint }) {
 }
 
 /**
- * @param {{picture: import('./pictures.js').Picture, findings: Finding[], active: number | null, onActive: (index: number | null) => void}} props
+ * @param {{
+ *   picture: import('./pictures.js').Picture,
+ *   findings: Finding[],
+ *   active: number | null,
+ *   onActive: (index: number | null) => void,
+ * }} props
  */
 export function PictureWithFindings({ picture, findings, active, onActive }) {
   const ratio = picture.width / picture.height
@@ -51,13 +62,27 @@ export function PictureWithFindings({ picture, findings, active, onActive }) {
   const order = findings
     .map((finding, index) => index)
     .sort((a, b) => area(findings[b]) - area(findings[a]))
-  return html`<div class="frame" style=${{ '--ratio': ratio }}>
-    <img src=${picture.view} alt=${strings.picture.alt(picture.name)} width=${picture.width} height=${picture.height} />
-    ${order.map(
-      (index) => html`<${Mark} key=${index} finding=${findings[index]} isActive=${active === index}
-      onEnter=${() => onActive(index)} onLeave=${() => onActive(null)} />`,
-    )}
-  </div>`
+  return html`
+    <div class="frame" style=${{ '--ratio': ratio }}>
+      <img
+        src=${picture.view}
+        alt=${strings.picture.alt(picture.name)}
+        width=${picture.width}
+        height=${picture.height}
+      />
+      ${order.map(
+        (index) => html`
+          <${Mark}
+            key=${index}
+            finding=${findings[index]}
+            isActive=${active === index}
+            onEnter=${() => onActive(index)}
+            onLeave=${() => onActive(null)}
+          />
+        `,
+      )}
+    </div>
+  `
 }
 
 const area = ({ width, height }) => width * height
@@ -76,8 +101,18 @@ function Mark({ finding, isActive, onEnter, onLeave }) {
     y < 0.1 && 'at-top',
     x > 0.75 && 'at-right',
   ]
-  return html`<button type="button" class=${classes.filter(Boolean).join(' ')} style=${style}
-    aria-label=${`${name}: ${placeOf(finding)}`} onMouseEnter=${onEnter} onMouseLeave=${onLeave} onFocus=${onEnter} onBlur=${onLeave}>
-    <span class="label">${name}</span>
-  </button>`
+  return html`
+    <button
+      type="button"
+      class=${classes.filter(Boolean).join(' ')}
+      style=${style}
+      aria-label=${`${name}: ${placeOf(finding)}`}
+      onMouseEnter=${onEnter}
+      onMouseLeave=${onLeave}
+      onFocus=${onEnter}
+      onBlur=${onLeave}
+    >
+      <span class="label">${name}</span>
+    </button>
+  `
 }

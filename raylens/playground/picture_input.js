@@ -76,49 +76,116 @@ export function PictureInput({ picture, server, findings, active, onActive, onPi
   }
 
   const isDragging = useDrops({ takeFiles, takeAddress })
-  return html`<section class="card picture" aria-labelledby="picture-title">
-    <h2 id="picture-title" class="hidden">${texts.title}</h2>
-    <div class=${isDragging ? 'stage dragging' : 'stage'} aria-busy=${String(isLoading)}>
-      ${
-        picture
-          ? html`<${PictureWithFindings} ...${{ picture, findings, active, onActive }} />`
-          : html`<button type="button" class="empty" onClick=${() => chooser.current.click()}>
-            <${PictureIcon} /><span>${texts.drop}</span></button>`
-      }
-      ${isDragging && html`<p class="veil">${texts.dropNow}</p>`}
-      ${isLoading && html`<p class="veil" role="status">${texts.loading}</p>`}
-    </div>
-    <div class="bar sources">
-      <input type="file" class="hidden" ref=${chooser} accept=${ACCEPTED} tabindex="-1" aria-label=${texts.choose}
-        onChange=${(event) => {
-          takeFiles([...event.target.files])
-          event.target.value = ''
-        }} />
-      <button type="button" onClick=${() => chooser.current.click()}>${texts.choose}</button>
-      <button type="button" onClick=${() => setPanel('camera')}>${texts.camera}</button>
-      <button type="button" aria-expanded=${String(panel === 'url')} onClick=${() => setPanel(panel === 'url' ? '' : 'url')}>${texts.url}</button>
-      <label class="inline">${texts.shrink}
-        <select onChange=${(event) => setSide(Number(event.target.value) || null)}>
-          <option value="">${texts.shrinkOff}</option>
-          ${SHRINK_SIDES.map((pixels) => html`<option key=${pixels} value=${pixels}>${texts.shrinkTo(pixels)}</option>`)}
-        </select>
-      </label>
-      ${picture && html`<span class="muted about">${picture.name}, ${strings.dimensions(picture.width, picture.height)}, ${strings.size(picture.blob.size)}</span>`}
-    </div>
-    ${panel === 'url' && html`<${UrlPanel} isOff=${server?.downloads === false} onLoad=${takeAddress} />`}
-    ${panel === 'camera' && html`<${Camera} onPicture=${(blob) => takeBlob(blob, texts.taken)} onError=${onError} onClose=${() => setPanel('')} />`}
-    <div class="examples">
-      <p class="muted" id="examples-label">${texts.examples}</p>
-      <ul aria-labelledby="examples-label">${EXAMPLES.map(
-        (example) => html`<li key=${example.id}>
-        <button type="button" class="thumbnail" onClick=${() => takeExample(example)}>
-          <img src=${`playground/examples/${example.file}`} alt="" width=${THUMBNAIL.width} height=${THUMBNAIL.height} />
-          <span>${texts[example.id]}</span>
+  return html`
+    <section class="card picture" aria-labelledby="picture-title">
+      <h2 id="picture-title" class="hidden">${texts.title}</h2>
+      <div class=${isDragging ? 'stage dragging' : 'stage'} aria-busy=${String(isLoading)}>
+        ${
+          picture
+            ? html`
+                <${PictureWithFindings} ...${{ picture, findings, active, onActive }} />
+              `
+            : html`
+                <button type="button" class="empty" onClick=${() => chooser.current.click()}>
+                  <${PictureIcon} />
+                  <span>${texts.drop}</span>
+                </button>
+              `
+        }
+        ${
+          isDragging &&
+          html`
+            <p class="veil">${texts.dropNow}</p>
+          `
+        }
+        ${
+          isLoading &&
+          html`
+            <p class="veil" role="status">${texts.loading}</p>
+          `
+        }
+      </div>
+      <div class="bar sources">
+        <input
+          type="file"
+          class="hidden"
+          ref=${chooser}
+          accept=${ACCEPTED}
+          tabindex="-1"
+          aria-label=${texts.choose}
+          onChange=${(event) => {
+            takeFiles([...event.target.files])
+            event.target.value = ''
+          }}
+        />
+        <button type="button" onClick=${() => chooser.current.click()}>${texts.choose}</button>
+        <button type="button" onClick=${() => setPanel('camera')}>${texts.camera}</button>
+        <button
+          type="button"
+          aria-expanded=${String(panel === 'url')}
+          onClick=${() => setPanel(panel === 'url' ? '' : 'url')}
+        >
+          ${texts.url}
         </button>
-      </li>`,
-      )}</ul>
-    </div>
-  </section>`
+        <label class="inline">
+          ${texts.shrink}
+          <select onChange=${(event) => setSide(Number(event.target.value) || null)}>
+            <option value="">${texts.shrinkOff}</option>
+            ${SHRINK_SIDES.map(
+              (pixels) => html`
+                <option key=${pixels} value=${pixels}>${texts.shrinkTo(pixels)}</option>
+              `,
+            )}
+          </select>
+        </label>
+        ${
+          picture &&
+          html`
+            <span class="muted about">
+              ${picture.name}, ${strings.dimensions(picture.width, picture.height)},
+              ${strings.size(picture.blob.size)}
+            </span>
+          `
+        }
+      </div>
+      ${
+        panel === 'url' &&
+        html`
+          <${UrlPanel} isOff=${server?.downloads === false} onLoad=${takeAddress} />
+        `
+      }
+      ${
+        panel === 'camera' &&
+        html`
+          <${Camera}
+            onPicture=${(blob) => takeBlob(blob, texts.taken)}
+            onError=${onError}
+            onClose=${() => setPanel('')}
+          />
+        `
+      }
+      <div class="examples">
+        <p class="muted" id="examples-label">${texts.examples}</p>
+        <ul aria-labelledby="examples-label">
+          ${EXAMPLES.map(
+            (example) => html`
+              <li key=${example.id}>
+                <button type="button" class="thumbnail" onClick=${() => takeExample(example)}>
+                  <img
+                    src=${`playground/examples/${example.file}`}
+                    alt=""
+                    width=${THUMBNAIL.width}
+                    height=${THUMBNAIL.height}
+                  />
+                  <span>${texts[example.id]}</span>
+                </button>
+              </li>
+            `,
+          )}
+        </ul>
+      </div>
+    </section>
+  `
 }
 
 /** @param {Error} error */
@@ -154,7 +221,7 @@ async function decodeOnServer(url, name, limits) {
   return readPicture(fromDataUrl(upright), name, limits, null)
 }
 
-/** Take what is dropped or pasted anywhere on the page. Returns whether something hovers over it. */
+/** Take what is dropped or pasted anywhere on the page. Return whether a file hovers over it. */
 function useDrops(handlers) {
   const [isDragging, setDragging] = useState(false)
   const latest = useRef(handlers)
@@ -192,17 +259,32 @@ function takeTransfer(transfer, { takeFiles, takeAddress }) {
 
 function UrlPanel({ isOff, onLoad }) {
   const { picture: texts } = strings
-  if (isOff) return html`<p class="panel muted">${texts.urlOff}</p>`
+  if (isOff)
+    return html`
+      <p class="panel muted">${texts.urlOff}</p>
+    `
   const submit = (event) => {
     event.preventDefault()
     onLoad(event.target.elements.address.value)
   }
-  return html`<form class="panel inline-form" onSubmit=${submit}>
-    <div class="field"><label for="address">${texts.urlLabel}</label>
-      <input id="address" name="address" type="text" inputmode="url" autocomplete="url" placeholder="https://" aria-describedby="address-hint" />
-      <p class="hint" id="address-hint">${texts.urlHelp}</p></div>
-    <button type="submit">${texts.urlLoad}</button>
-  </form>`
+  return html`
+    <form class="panel inline-form" onSubmit=${submit}>
+      <div class="field">
+        <label for="address">${texts.urlLabel}</label>
+        <input
+          id="address"
+          name="address"
+          type="text"
+          inputmode="url"
+          autocomplete="url"
+          placeholder="https://"
+          aria-describedby="address-hint"
+        />
+        <p class="hint" id="address-hint">${texts.urlHelp}</p>
+      </div>
+      <button type="submit">${texts.urlLoad}</button>
+    </form>
+  `
 }
 
 function Camera({ onPicture, onError, onClose }) {
@@ -240,11 +322,24 @@ function Camera({ onPicture, onError, onClose }) {
     onClose()
     onPicture(blob)
   }
-  return html`<dialog ref=${dialog} class="camera" aria-label=${texts.cameraTitle} onClose=${onClose}>
-    <video ref=${video} autoplay playsinline muted onLoadedData=${() => setReady(true)} aria-label=${texts.cameraView}></video>
-    <div class="actions"><button type="button" class="primary" disabled=${!isReady} onClick=${shoot}>${texts.take}</button>
-      <button type="button" onClick=${onClose}>${texts.cancel}</button></div>
-  </dialog>`
+  return html`
+    <dialog ref=${dialog} class="camera" aria-label=${texts.cameraTitle} onClose=${onClose}>
+      <video
+        ref=${video}
+        autoplay
+        playsinline
+        muted
+        onLoadedData=${() => setReady(true)}
+        aria-label=${texts.cameraView}
+      ></video>
+      <div class="actions">
+        <button type="button" class="primary" disabled=${!isReady} onClick=${shoot}>
+          ${texts.take}
+        </button>
+        <button type="button" onClick=${onClose}>${texts.cancel}</button>
+      </div>
+    </dialog>
+  `
 }
 
 const stop = (stream) => stream.getTracks().forEach((track) => track.stop())
@@ -260,7 +355,19 @@ async function openCamera() {
 }
 
 function PictureIcon() {
-  return html`<svg viewBox="0 0 48 48" width="48" height="48" aria-hidden="true" fill="none" stroke="currentColor" stroke-width="2">
-    <rect x="6" y="9" width="36" height="30" rx="3" /><circle cx="17" cy="19" r="3.5" /><path d="M7 35l11-10 7 6 8-8 8 8" stroke-linejoin="round" />
-  </svg>`
+  return html`
+    <svg
+      viewBox="0 0 48 48"
+      width="48"
+      height="48"
+      aria-hidden="true"
+      fill="none"
+      stroke="currentColor"
+      stroke-width="2"
+    >
+      <rect x="6" y="9" width="36" height="30" rx="3" />
+      <circle cx="17" cy="19" r="3.5" />
+      <path d="M7 35l11-10 7 6 8-8 8 8" stroke-linejoin="round" />
+    </svg>
+  `
 }

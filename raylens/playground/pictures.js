@@ -96,7 +96,11 @@ async function decode(blob, type, name) {
   }
 }
 
-/** @param {{blob: Blob, width: number, height: number}} picture @param {string} name @param {Limits} limits */
+/**
+ * @param {{blob: Blob, width: number, height: number}} picture
+ * @param {string} name
+ * @param {Limits} limits
+ */
 function check({ blob, width, height }, name, limits) {
   const { errors } = strings
   const longest = Math.max(width, height)

@@ -36,34 +36,78 @@ export function Preprocessing({ run }) {
       )
     return () => abort.abort()
   }, [run])
-  if (state.run !== run) return html`<p class="muted" role="status">${strings.seen.loading}</p>`
+  if (state.run !== run)
+    return html`
+      <p class="muted" role="status">${strings.seen.loading}</p>
+    `
   if (state.error) return html`<${Notice} kind="error"><p>${state.error}</p><//>`
-  return html`<${SideBySide} picture=${run.picture} answer=${state.answer} />`
+  return html`
+    <${SideBySide} picture=${run.picture} answer=${state.answer} />
+  `
 }
 
 function SideBySide({ picture, answer }) {
   const { geometry, steps, warnings, image_url: after } = answer
   const { seen: texts, dimensions } = strings
-  return html`<div class="side-by-side">
-      <${Figure} src=${picture.view} title=${texts.before} size=${dimensions(...geometry.original)} />
+  return html`
+    <div class="side-by-side">
+      <${Figure}
+        src=${picture.view}
+        title=${texts.before}
+        size=${dimensions(...geometry.original)}
+      />
       <${Figure} src=${after} title=${texts.after} size=${dimensions(...geometry.processed)} />
     </div>
-    ${geometry.model && html`<p>${texts.modelSize(...geometry.model)}</p>`}
-    ${warnings.map((warning) => html`<${Notice} key=${warning} kind="note"><p>${asSentence(warning)}</p><//>`)}
+    ${
+      geometry.model &&
+      html`
+        <p>${texts.modelSize(...geometry.model)}</p>
+      `
+    }
+    ${warnings.map(
+      (warning) => html`<${Notice} key=${warning} kind="note"><p>${asSentence(warning)}</p><//>`,
+    )}
     ${
       steps.length === 0
-        ? html`<p>${texts.unchanged}</p>`
-        : html`<div class="scroll" tabindex="0" role="region" aria-label=${texts.steps}><table>
-      <thead><tr><th scope="col">${texts.step}</th><th scope="col">${texts.did}</th><th scope="col" class="number">${texts.time}</th></tr></thead>
-      <tbody>${steps.map(
-        (step) => html`<tr key=${step.name}>
-        <th scope="row">${step.name}</th><td>${step.did}</td><td class="number">${strings.duration(step.ms)}</td>
-      </tr>`,
-      )}</tbody>
-    </table></div>`
-    }`
+        ? html`
+            <p>${texts.unchanged}</p>
+          `
+        : html`
+            <div class="scroll" tabindex="0" role="region" aria-label=${texts.steps}>
+              <table>
+                <thead>
+                  <tr>
+                    <th scope="col">${texts.step}</th>
+                    <th scope="col">${texts.did}</th>
+                    <th scope="col" class="number">${texts.time}</th>
+                  </tr>
+                </thead>
+                <tbody>
+                  ${steps.map(
+                    (step) => html`
+                      <tr key=${step.name}>
+                        <th scope="row">${step.name}</th>
+                        <td>${step.did}</td>
+                        <td class="number">${strings.duration(step.ms)}</td>
+                      </tr>
+                    `,
+                  )}
+                </tbody>
+              </table>
+            </div>
+          `
+    }
+  `
 }
 
 function Figure({ src, title, size }) {
-  return html`<figure><img src=${src} alt=${title} /><figcaption><span>${title}</span> <span class="muted">${size}</span></figcaption></figure>`
+  return html`
+    <figure>
+      <img src=${src} alt=${title} />
+      <figcaption>
+        <span>${title}</span>
+        <span class="muted">${size}</span>
+      </figcaption>
+    </figure>
+  `
 }

@@ -13,7 +13,14 @@ import { isText, withPicture } from './tasks.js'
 const VIEWS = ['answer', 'seen', 'json', 'code']
 
 /**
- * @param {{run: import('./run.js').Run | null, model: string, active: number | null, onActive: (index: number | null) => void, onKeyWanted: () => void, onRetry: () => void}} props
+ * @param {{
+ *   run: import('./run.js').Run | null,
+ *   model: string,
+ *   active: number | null,
+ *   onActive: (index: number | null) => void,
+ *   onKeyWanted: () => void,
+ *   onRetry: () => void,
+ * }} props
  * `model` is the one that would answer.
  */
 export function Result({ run, model, active, onActive, onKeyWanted, onRetry }) {
@@ -25,21 +32,39 @@ export function Result({ run, model, active, onActive, onKeyWanted, onRetry }) {
   }, [run])
   const { result } = strings
   if (run === null) {
-    return html`<section class="card result" aria-labelledby="result-title">
-      <h2 id="result-title">${result.title}</h2><p class="muted">${result.empty}</p>
-    </section>`
+    return html`
+      <section class="card result" aria-labelledby="result-title">
+        <h2 id="result-title">${result.title}</h2>
+        <p class="muted">${result.empty}</p>
+      </section>
+    `
   }
   const tabs = VIEWS.map((id) => ({ id, label: result[id] }))
   const views = {
-    answer: () => html`<${Answer} ...${{ run, active, onActive, onKeyWanted, onRetry }} />`,
-    seen: () => html`<${Preprocessing} run=${run} />`,
-    json: () => html`<${Json} run=${run} />`,
-    code: () => html`<${Code} run=${run} model=${model} />`,
+    answer: () => html`
+      <${Answer} ...${{ run, active, onActive, onKeyWanted, onRetry }} />
+    `,
+    seen: () => html`
+      <${Preprocessing} run=${run} />
+    `,
+    json: () => html`
+      <${Json} run=${run} />
+    `,
+    code: () => html`
+      <${Code} run=${run} model=${model} />
+    `,
   }
   return html`<section class="card result" aria-labelledby="result-title" ref=${section}>
     <div class="bar">
       <h2 id="result-title">${result.title}</h2>
-      <${Tabs} id="view" class="subtabs" label=${result.views} tabs=${tabs} current=${view} onSelect=${setView} />
+      <${Tabs}
+        id="view"
+        class="subtabs"
+        label=${result.views}
+        tabs=${tabs}
+        current=${view}
+        onSelect=${setView}
+      />
     </div>
     <${TabPanel} id="view" current=${view}>${views[view]()}<//>
     <p class="hidden" role="status">${run.state === 'done' ? result.announceDone : ''}</p>
@@ -49,49 +74,108 @@ export function Result({ run, model, active, onActive, onKeyWanted, onRetry }) {
 function Answer({ run, active, onActive, onKeyWanted, onRetry }) {
   const { result, errors } = strings
   return html`
-    ${isText(run.request.task) ? html`<${Text} run=${run} />` : html`<${Findings} ...${{ run, active, onActive }} />`}
+    ${
+      isText(run.request.task)
+        ? html`
+            <${Text} run=${run} />
+          `
+        : html`
+            <${Findings} ...${{ run, active, onActive }} />
+          `
+    }
     ${
       run.error &&
       html`<${Notice} kind="error">
       <p>${run.error.message}</p>
       <div class="actions">
-        ${run.error.needsKey && html`<button type="button" onClick=${onKeyWanted}>${errors.enterKey}</button>`}
+        ${
+          run.error.needsKey &&
+          html`
+            <button type="button" onClick=${onKeyWanted}>${errors.enterKey}</button>
+          `
+        }
         <button type="button" onClick=${onRetry}>${errors.retry}</button>
       </div>
     <//>`
     }
-    ${run.state === 'stopped' && html`<p class="muted">${result.stopped}</p>`}
+    ${
+      run.state === 'stopped' &&
+      html`
+        <p class="muted">${result.stopped}</p>
+      `
+    }
     ${
       run.warnings.length > 0 &&
       html`<${Notice} kind="note">
-      <ul aria-label=${strings.warnings}>${run.warnings.map((warning) => html`<li key=${warning}>${warning}</li>`)}</ul>
+      <ul aria-label=${strings.warnings}>${run.warnings.map(
+        (warning) => html`
+          <li key=${warning}>${warning}</li>
+        `,
+      )}</ul>
     <//>`
     }
-    <${Figures} run=${run} />`
+    <${Figures} run=${run} />
+  `
 }
 
 function Text({ run }) {
   const { result } = strings
   const isWaiting = run.state === 'working' && !run.text
-  if (isWaiting) return html`<p class="answer muted working" role="status">${result.working}</p>`
-  if (run.state === 'done' && !run.text) return html`<p class="muted">${result.noText}</p>`
+  if (isWaiting)
+    return html`
+      <p class="answer muted working" role="status">${result.working}</p>
+    `
+  if (run.state === 'done' && !run.text)
+    return html`
+      <p class="muted">${result.noText}</p>
+    `
   return html`
-    ${run.reasoning && html`<details open class="reasoning"><summary>${result.reasoning}</summary><p>${run.reasoning}</p></details>`}
-    ${run.text && html`<p class=${run.state === 'working' ? 'answer streaming' : 'answer'} data-testid="answer">${run.text}</p>`}`
+    ${
+      run.reasoning &&
+      html`
+        <details open class="reasoning">
+          <summary>${result.reasoning}</summary>
+          <p>${run.reasoning}</p>
+        </details>
+      `
+    }
+    ${
+      run.text &&
+      html`
+        <p class=${run.state === 'working' ? 'answer streaming' : 'answer'} data-testid="answer">
+          ${run.text}
+        </p>
+      `
+    }
+  `
 }
 
 function Findings({ run, active, onActive }) {
   const { result } = strings
   if (run.state === 'working')
-    return html`<p class="muted working" role="status">${result.workingFindings}</p>`
+    return html`
+      <p class="muted working" role="status">${result.workingFindings}</p>
+    `
   if (run.state !== 'done') return null
   const findings = findingsOf(run)
-  return html`<p class="answer" data-testid="answer">${result.found(findings.length, run.request.prompt)}</p>
-    <ol class="findings">${findings.map(
-      (finding, index) => html`<li key=${index} class=${active === index ? 'active' : ''}
-      onMouseEnter=${() => onActive(index)} onMouseLeave=${() => onActive(null)}>
-      <span>${finding.name}</span> <span class="muted">${placeOf(finding)}</span></li>`,
-    )}</ol>`
+  return html`
+    <p class="answer" data-testid="answer">${result.found(findings.length, run.request.prompt)}</p>
+    <ol class="findings">
+      ${findings.map(
+        (finding, index) => html`
+          <li
+            key=${index}
+            class=${active === index ? 'active' : ''}
+            onMouseEnter=${() => onActive(index)}
+            onMouseLeave=${() => onActive(null)}
+          >
+            <span>${finding.name}</span>
+            <span class="muted">${placeOf(finding)}</span>
+          </li>
+        `,
+      )}
+    </ol>
+  `
 }
 
 function Figures({ run }) {
@@ -109,7 +193,18 @@ function Figures({ run }) {
     [result.model, run.model],
   ].filter(([, value]) => value)
   if (entries.length === 0) return null
-  return html`<dl class="figures">${entries.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`
+  return html`
+    <dl class="figures">
+      ${entries.map(
+        ([name, value]) => html`
+          <div key=${name}>
+            <dt>${name}</dt>
+            <dd>${value}</dd>
+          </div>
+        `,
+      )}
+    </dl>
+  `
 }
 
 const pretty = (value) => (typeof value === 'string' ? value : JSON.stringify(value, null, 2))
@@ -121,9 +216,24 @@ function Json({ run }) {
     picture.address ?? `data:${picture.blob.type};base64,${result.picture(picture.blob.size)}`
   const shown = pretty({ image_url: image, ...request.body })
   const answer = run.answer ?? run.error?.answer
-  return html`<h3>${result.request} <code>POST /${request.path}</code></h3>
-    <${CodeBlock} label=${result.request} text=${shown} getText=${async () => pretty(await withPicture(request.body, picture))} />
-    ${answer && html`<h3>${result.response}</h3><${CodeBlock} label=${result.response} text=${pretty(answer)} />`}`
+  return html`
+    <h3>
+      ${result.request}
+      <code>POST /${request.path}</code>
+    </h3>
+    <${CodeBlock}
+      label=${result.request}
+      text=${shown}
+      getText=${async () => pretty(await withPicture(request.body, picture))}
+    />
+    ${
+      answer &&
+      html`
+        <h3>${result.response}</h3>
+        <${CodeBlock} label=${result.response} text=${pretty(answer)} />
+      `
+    }
+  `
 }
 
 function Code({ run, model }) {
@@ -139,29 +249,67 @@ function Code({ run, model }) {
   }
   const { text, notes } = SNIPPETS[language](source)
   const options = Object.keys(SNIPPETS).map((id) => ({ id, label: code[id] }))
-  return html`<${Segmented} name="language" label=${code.label} options=${options} value=${language} onChange=${setLanguage} />
+  return html`
+    <${Segmented}
+      name="language"
+      label=${code.label}
+      options=${options}
+      value=${language}
+      onChange=${setLanguage}
+    />
     <${CodeBlock} label=${code[language]} text=${text} />
-    ${notes.map((note) => html`<p class="hint" key=${note}>${note}</p>`)}
-    ${!picture.address && !picture.example && html`<p><a href=${picture.view} download=${picture.name}>${code.save(picture.name)}</a></p>`}`
+    ${notes.map(
+      (note) => html`
+        <p class="hint" key=${note}>${note}</p>
+      `,
+    )}
+    ${
+      !picture.address &&
+      !picture.example &&
+      html`
+        <p><a href=${picture.view} download=${picture.name}>${code.save(picture.name)}</a></p>
+      `
+    }
+  `
 }
 
-/** @param {{runs: import('./run.js').Run[], current: import('./run.js').Run | null, onSelect: (run: import('./run.js').Run) => void, onClear: () => void}} props */
+/**
+ * @param {{
+ *   runs: import('./run.js').Run[],
+ *   current: import('./run.js').Run | null,
+ *   onSelect: (run: import('./run.js').Run) => void,
+ *   onClear: () => void,
+ * }} props
+ */
 export function History({ runs, current, onSelect, onClear }) {
   const { history, tasks } = strings
   if (runs.length === 0) return null
-  return html`<section class="card history" aria-labelledby="history-title">
-    <div class="bar"><h2 id="history-title">${history.title}</h2>
-      <button type="button" class="quiet" onClick=${onClear}>${history.clear}</button></div>
-    <ul class="strip">${runs.map(
-      (run) => html`<li key=${run.id}>
-      <button type="button" class="past" aria-current=${run === current ? 'true' : undefined} onClick=${() => onSelect(run)}>
-        <img src=${run.picture.thumbnail} alt="" width="120" height="90" />
-        <span class="kind">${tasks[run.request.task]}</span>
-        <span class="text">${summaryOf(run)}</span>
-      </button>
-    </li>`,
-    )}</ul>
-  </section>`
+  return html`
+    <section class="card history" aria-labelledby="history-title">
+      <div class="bar">
+        <h2 id="history-title">${history.title}</h2>
+        <button type="button" class="quiet" onClick=${onClear}>${history.clear}</button>
+      </div>
+      <ul class="strip">
+        ${runs.map(
+          (run) => html`
+            <li key=${run.id}>
+              <button
+                type="button"
+                class="past"
+                aria-current=${run === current ? 'true' : undefined}
+                onClick=${() => onSelect(run)}
+              >
+                <img src=${run.picture.thumbnail} alt="" width="120" height="90" />
+                <span class="kind">${tasks[run.request.task]}</span>
+                <span class="text">${summaryOf(run)}</span>
+              </button>
+            </li>
+          `,
+        )}
+      </ul>
+    </section>
+  `
 }
 
 function summaryOf(run) {

@@ -62,7 +62,7 @@ export function newRun(request, picture) {
 }
 
 /**
- * Send a request, and call `onChange` whenever there is more of the answer. The run changes in place.
+ * Send a request, and call `onChange` whenever there is more of the answer. `run` changes in place.
  * @param {Run} run
  * @param {AbortSignal} signal
  * @param {() => void} onChange

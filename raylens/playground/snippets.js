@@ -190,7 +190,8 @@ function javascript(source) {
     ...fieldsOf(source).map(
       ([field, value]) => `form.append(${JSON.stringify(field)}, ${JSON.stringify(asText(value))})`,
     ),
-    `const response = await fetch(${JSON.stringify(root + request.path)}, { method: 'POST', body: form${headers} })`,
+    `const response = await fetch(${JSON.stringify(root + request.path)}, { method: ` +
+    `'POST', body: form${headers} })`,
     'console.log(await response.json())',
   ]
   return { text: text.join('\n'), notes: notesOf(source) }

@@ -207,35 +207,45 @@ export const strings = {
     enterKey: 'Enter key',
     retry: 'Try again',
     network:
-      'The server does not answer. Check that it runs and that this machine reaches it, then try again.',
+      'The server does not answer. Check that it runs and that this machine reaches ' +
+      'it, then try again.',
     missingKey: 'This server needs an API key. Enter it at the top, then try again.',
     unknownKey: 'The server does not know this API key. Correct it at the top, then try again.',
     limit: (detail, seconds) =>
-      `This is more than the server allows at a time. ${detail} Try again in ${plural(seconds, 'second', 'seconds')}.`,
+      `This is more than the server allows at a time. ${detail} Try again in ` +
+      `${plural(seconds, 'second', 'seconds')}.`,
     unavailable: (detail, seconds) =>
-      `The server can’t answer now. ${detail} Try again in ${plural(seconds, 'second', 'seconds')}.`,
+      `The server can’t answer now. ${detail} Try again in ` +
+      `${plural(seconds, 'second', 'seconds')}.`,
     timeout:
-      'The answer took longer than the server allows. Ask for a shorter answer, or shrink the picture.',
+      'The answer took longer than the server allows. Ask for a shorter answer, or ' +
+      'shrink the picture.',
     tooLarge: (detail) =>
       `The server refuses a request of this size. Shrink the picture. ${detail}`,
     failed: (detail) => `The model failed on this request. ${detail}`,
     refused: (detail) => `The server refuses this request. ${detail}`,
     interrupted: 'The answer broke off: the connection ended before it was complete. Try again.',
     unreadable:
-      'The server’s answer is not what this page understands. Reload the page: the server may be newer.',
+      'The server’s answer is not what this page understands. Reload the page: the ' +
+      'server may be newer.',
 
     notPicture: (name) =>
       `${name} is not a picture. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file.`,
     emptyFile: (name) => `${name} is empty. Choose another file.`,
     damaged: (name) => `${name} can’t be read: the file seems to be damaged. Choose another one.`,
     tooManyBytes: (name, actual, limit) =>
-      `${name} has ${size(actual)}; this server takes pictures up to ${size(limit)}. Turn on “Shrink before upload”, and choose it again.`,
+      `${name} has ${size(actual)}; this server takes pictures up to ${size(limit)}. ` +
+      `Turn on “Shrink before upload”, and choose it again.`,
     tooManyPixels: (name, width, height, limit) =>
-      `${name} has ${width} × ${height} pixels; this server takes up to ${number.format(limit / 1e6)} megapixels. Turn on “Shrink before upload”, and choose it again.`,
+      `${name} has ${width} × ${height} pixels; this server takes up to ` +
+      `${number.format(limit / 1e6)} megapixels. Turn on “Shrink before upload”, and choose it ` +
+      'again.',
     sideTooLong: (name, side, limit) =>
-      `${name} has a side of ${side} pixels; this server takes up to ${limit}. Turn on “Shrink before upload”, and choose it again.`,
+      `${name} has a side of ${side} pixels; this server takes up to ${limit}. Turn on ` +
+      `“Shrink before upload”, and choose it again.`,
     sideTooShort: (name, side, limit) =>
-      `${name} has a side of ${side} pixels; this server needs at least ${limit}. Choose a larger picture.`,
+      `${name} has a side of ${side} pixels; this server needs at least ${limit}. Choose ` +
+      `a larger picture.`,
     cameraDenied:
       'The browser may not use the camera. Allow it in the address bar, then try again.',
     cameraMissing: 'There is no camera that the browser can use. Choose a file instead.',

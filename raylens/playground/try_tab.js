@@ -13,7 +13,14 @@ import { buildRequest, fieldsOf, promptOf, TASKS } from './tasks.js'
 const MAX_RUNS = 30
 
 /**
- * @param {{isShown: boolean, server: any, schemas: any, serverError: Error | null, health: any, onKeyWanted: () => void}} props
+ * @param {{
+ *   isShown: boolean,
+ *   server: any,
+ *   schemas: any,
+ *   serverError: Error | null,
+ *   health: any,
+ *   onKeyWanted: () => void,
+ * }} props
  */
 export function TryTab({ isShown, server, schemas, serverError, health, onKeyWanted }) {
   const [picture, setPicture] = useState(null)
@@ -72,47 +79,101 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
     setPicture(past.picture)
     setActive(null)
   }
+  const isPhoto = picture !== null && picture.example !== 'scene.png'
   const isPocket = /(^|\/)pocket\b/.test(models[run?.model || answering]?.checkpoint ?? '')
 
-  return html`<div class="try" hidden=${!isShown} onKeyDown=${onKeyDown}>
-    <div class="left">
-      <${PictureInput} ...${{ picture, server, active }} findings=${run ? findingsOf(run) : []}
-        onActive=${setActive} onPicture=${takePicture} onError=${setError} />
-      <${History} runs=${runs} current=${run} onSelect=${showRun} onClear=${clear} />
-    </div>
-    <div class="right">
-      ${
-        error &&
-        html`<${Notice} kind="error"><p>${error.message}</p><div class="actions">
-        ${error.needsKey && html`<button type="button" onClick=${onKeyWanted}>${strings.errors.enterKey}</button>`}
-        ${ownError && html`<button type="button" onClick=${() => setError(null)}>${strings.errors.close}</button>`}</div><//>`
-      }
-    <form class="card settings" ref=${form} onSubmit=${submit} aria-labelledby="settings-title" noValidate>
-      <h2 id="settings-title" class="hidden">${strings.settings.title}</h2>
-      <${Segmented} name="task" label=${strings.tasks.label} value=${task} onChange=${setTask}
-        options=${TASKS.map((id) => ({ id, label: strings.tasks[id] }))} />
-      <p class="hint">${strings.tasks.hints[task]}</p>
-      <${Form} fields=${fields.filter(({ category }) => category === 'input')} values=${values} onChange=${change} />
-      <div class="field"><label for="model">${strings.settings.model}</label>
-        <select id="model" onChange=${(event) => setModel(event.target.value)}>
-          <option value="" selected=${chosen === ''}>${strings.settings.modelDefault}</option>
-          ${able.map(([name]) => html`<option key=${name} value=${name} selected=${name === chosen}>${name}</option>`)}
-        </select></div>
-      <${MoreSettings} fields=${fields.filter(({ category }) => category !== 'input')} values=${values} onChange=${change}
-        onReset=${() => setValues((old) => keepOnly(old, prompt))} />
-      ${isPocket && picture && picture.example !== 'scene.png' && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`}
-      <div class="run">
-        ${
-          run?.state === 'working'
-            ? html`<button type="button" key="stop" class="primary" onClick=${stop}>${strings.run.stop}</button>`
-            : html`<button type="submit" key="run" class="primary">${strings.run.start}</button>`
-        }
-        <span class="muted shortcut">${strings.run.shortcut}</span>
+  return html`
+    <div class="try" hidden=${!isShown} onKeyDown=${onKeyDown}>
+      <div class="left">
+        <${PictureInput}
+          ...${{ picture, server, active }}
+          findings=${run ? findingsOf(run) : []}
+          onActive=${setActive}
+          onPicture=${takePicture}
+          onError=${setError}
+        />
+        <${History} runs=${runs} current=${run} onSelect=${showRun} onClear=${clear} />
       </div>
-    </form>
-      <${Result} ...${{ run, active, onKeyWanted }} model=${answering} onActive=${setActive} onRetry=${submit} />
+      <div class="right">
+        ${
+          error &&
+          html`<${Notice} kind="error"><p>${error.message}</p><div class="actions">
+        ${
+          error.needsKey &&
+          html`
+            <button type="button" onClick=${onKeyWanted}>${strings.errors.enterKey}</button>
+          `
+        }
+        ${
+          ownError &&
+          html`
+            <button type="button" onClick=${() => setError(null)}>${strings.errors.close}</button>
+          `
+        }</div><//>`
+        }
+        <form
+          class="card settings"
+          ref=${form}
+          onSubmit=${submit}
+          aria-labelledby="settings-title"
+          novalidate
+        >
+          <h2 id="settings-title" class="hidden">${strings.settings.title}</h2>
+          <${Segmented}
+            name="task"
+            label=${strings.tasks.label}
+            value=${task}
+            onChange=${setTask}
+            options=${TASKS.map((id) => ({ id, label: strings.tasks[id] }))}
+          />
+          <p class="hint">${strings.tasks.hints[task]}</p>
+          <${Form}
+            fields=${fields.filter(({ category }) => category === 'input')}
+            values=${values}
+            onChange=${change}
+          />
+          <div class="field">
+            <label for="model">${strings.settings.model}</label>
+            <select id="model" onChange=${(event) => setModel(event.target.value)}>
+              <option value="" selected=${chosen === ''}>${strings.settings.modelDefault}</option>
+              ${able.map(
+                ([name]) => html`
+                  <option key=${name} value=${name} selected=${name === chosen}>${name}</option>
+                `,
+              )}
+            </select>
+          </div>
+          <${MoreSettings}
+            fields=${fields.filter(({ category }) => category !== 'input')}
+            values=${values}
+            onChange=${change}
+            onReset=${() => setValues((old) => keepOnly(old, prompt))}
+          />
+          ${isPocket && isPhoto && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`}
+          <div class="run">
+            ${
+              run?.state === 'working'
+                ? html`
+                    <button type="button" key="stop" class="primary" onClick=${stop}>
+                      ${strings.run.stop}
+                    </button>
+                  `
+                : html`
+                    <button type="submit" key="run" class="primary">${strings.run.start}</button>
+                  `
+            }
+            <span class="muted shortcut">${strings.run.shortcut}</span>
+          </div>
+        </form>
+        <${Result}
+          ...${{ run, active, onKeyWanted }}
+          model=${answering}
+          onActive=${setActive}
+          onRetry=${submit}
+        />
+      </div>
     </div>
-  </div>`
+  `
 }
 
 function MoreSettings({ fields, values, onChange, onReset }) {
@@ -121,11 +182,25 @@ function MoreSettings({ fields, values, onChange, onReset }) {
     ({ name, default: usual }) => (values[name] ?? usual) !== usual,
   ).length
   if (fields.length === 0) return null
-  return html`<details class="more">
-    <summary>${settings.more}${changed > 0 && html` <span class="badge">${settings.changed(changed)}</span>`}</summary>
-    <${Form} ...${{ fields, values, onChange }} />
-    ${changed > 0 && html`<button type="button" class="quiet" onClick=${onReset}>${settings.reset}</button>`}
-  </details>`
+  return html`
+    <details class="more">
+      <summary>
+        ${settings.more}${
+          changed > 0 &&
+          html`
+            <span class="badge">${settings.changed(changed)}</span>
+          `
+        }
+      </summary>
+      <${Form} ...${{ fields, values, onChange }} />
+      ${
+        changed > 0 &&
+        html`
+          <button type="button" class="quiet" onClick=${onReset}>${settings.reset}</button>
+        `
+      }
+    </details>
+  `
 }
 
 /** Return the values of the prompts alone. */
