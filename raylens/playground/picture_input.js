@@ -3,6 +3,7 @@
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { PictureWithFindings } from './overlay.js'
 import {
+  checkBytes,
   fromDataUrl,
   PictureError,
   readPicture,
@@ -142,8 +143,7 @@ export function PictureInput({ picture, server, findings, active, onActive, onPi
           picture &&
           html`
             <span class="muted about">
-              ${picture.name}, ${strings.dimensions(picture.width, picture.height)},
-              ${strings.size(picture.blob.size)}
+              ${texts.about(picture.name, picture.width, picture.height, picture.blob.size)}
             </span>
           `
         }
@@ -201,6 +201,7 @@ async function readAny(blob, name, limits, side) {
     return await readPicture(blob, name, limits, side)
   } catch (error) {
     if (!(error instanceof UndisplayableError)) throw error
+    if (limits) checkBytes(blob, name, limits)
     const shown = await decodeOnServer(await toDataUrl(blob), name, limits)
     return side === null ? { ...shown, blob } : readPicture(shown.blob, name, limits, side)
   }

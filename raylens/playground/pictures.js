@@ -106,15 +106,21 @@ function check({ blob, width, height }, name, limits) {
   const longest = Math.max(width, height)
   const shortest = Math.min(width, height)
   let problem = ''
-  if (blob.size > limits.image_bytes)
-    problem = errors.tooManyBytes(name, blob.size, limits.image_bytes)
-  else if (longest > limits.max_image_side)
+  checkBytes(blob, name, limits)
+  if (longest > limits.max_image_side)
     problem = errors.sideTooLong(name, longest, limits.max_image_side)
   else if (width * height > limits.image_pixels)
     problem = errors.tooManyPixels(name, width, height, limits.image_pixels)
   else if (shortest < limits.min_image_side)
     problem = errors.sideTooShort(name, shortest, limits.min_image_side)
   if (problem) throw new PictureError(problem)
+}
+
+/** @param {Blob} blob @param {string} name @param {Limits} limits */
+export function checkBytes(blob, name, limits) {
+  if (blob.size > limits.image_bytes) {
+    throw new PictureError(strings.errors.tooManyBytes(name, blob.size, limits.image_bytes))
+  }
 }
 
 /** Return a smaller copy, as a JPEG unless the format may be transparent. */

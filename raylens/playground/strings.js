@@ -75,6 +75,7 @@ export const strings = {
     scene: 'Shapes',
     cat: 'Cat',
     coffee: 'Coffee',
+    about: (name, width, height, bytes) => `${name}, ${width} × ${height}, ${size(bytes)}`,
     alt: (name) => `The picture ${name}`,
     shrink: 'Shrink before upload',
     shrinkOff: 'Off',

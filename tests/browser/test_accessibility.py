@@ -23,6 +23,33 @@ def _axe() -> None:
         pytest.skip(f"axe-core can't be installed by npm: {error}")
 
 
+@pytest.mark.parametrize("width", [360, 390, 820, 1440])
+def test_nothing_sticks_out_of_the_window(page: Page, site: Site, width: int) -> None:
+    def overflow() -> int:
+        return int(page.evaluate("document.scrollingElement.scrollWidth - innerWidth"))
+
+    page.set_viewport_size({"width": width, "height": 800})
+    assert overflow() <= 0
+    page.get_by_role("button", name="Shapes").click()
+    wait_for_picture(page, "scene.png")
+    page.get_by_text("More settings").click()
+    page.get_by_role("button", name="From URL").click()
+    choose_task(page, "Detect")
+    run(page)
+    expect(page.locator(".mark")).to_have_count(2)
+    for view in ("Answer", "Preprocessing", "JSON", "Code"):
+        page.get_by_role("tab", name=view).click()
+        assert overflow() <= 0, view
+    page.get_by_text("Key", exact=True).click()
+    popup = page.locator(".popup").bounding_box()
+    assert popup is not None
+    assert popup["x"] >= 0
+    assert popup["x"] + popup["width"] <= width
+    page.get_by_role("tab", name="Models").click()
+    page.get_by_role("heading", name="Models").wait_for()
+    assert overflow() <= 0
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_no_state_has_a_serious_violation(page: Page, site: Site, theme: str, width: int) -> None:

@@ -315,17 +315,19 @@ def test_a_turned_photograph_is_upright_in_every_place(page: Page, site: Site) -
 
 
 def test_a_format_that_only_the_server_reads_is_shown_all_the_same(page: Page, site: Site) -> None:
-    picture = draw(600, 300, format="TIFF")
+    picture = draw(600, 150, format="TIFF")
     give(page, "scan.tif", picture, "image/tiff")
     wait_for_picture(page, "scan.tif")
-    expect(page.locator(".about")).to_contain_text("600 × 300")
+    expect(page.locator(".about")).to_contain_text("600 × 150, 270.1 kB")
     run(page)
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
     assert site.service.pictures == [picture]
     page.get_by_label("Shrink before upload").select_option("512")
     give(page, "scan.tif", picture, "image/tiff")
     wait_for_picture(page, "scan.jpg")
-    expect(page.locator(".about")).to_contain_text("512 × 256")
+    expect(page.locator(".about")).to_contain_text("512 × 128")
+    give(page, "large.tif", draw(600, 300, format="TIFF"), "image/tiff")
+    expect(page.get_by_role("alert")).to_contain_text("large.tif has 540.")
 
 
 def test_a_thumbnail_has_fixed_sides_and_the_stage_is_wide(page: Page) -> None:
