@@ -78,7 +78,7 @@ export function TabPanel({ id, current, class: name, children }) {
  */
 export function Segmented({ name, label, options, value, onChange }) {
   return html`
-    <fieldset class="segmented">
+    <fieldset class=${`segmented ${name}`}>
       <legend class="hidden">${label}</legend>
       ${options.map(
         (option) => html`
