@@ -1,6 +1,7 @@
 // One request and its answer, as it arrives.
 
 import { asSentence, eventsOf, send, ServerError } from './server.js'
+import { strings } from './strings.js'
 import { isText, withPicture } from './tasks.js'
 
 /**
@@ -80,7 +81,7 @@ export async function perform(run, signal, onChange) {
   } catch (error) {
     run.state = error.name === 'AbortError' ? 'stopped' : 'failed'
     if (run.state === 'failed')
-      run.error = error instanceof ServerError ? error : new ServerError(String(error))
+      run.error = error instanceof ServerError ? error : new ServerError(strings.errors.unexpected)
   }
   run.totalMs = elapsed()
   onChange()
@@ -88,6 +89,7 @@ export async function perform(run, signal, onChange) {
 
 async function readText(run, response, elapsed, onChange) {
   run.answer = []
+  let isComplete = false
   for await (const event of eventsOf(response)) {
     run.answer.push(event)
     if (typeof event.chunk === 'string') {
@@ -97,12 +99,14 @@ async function readText(run, response, elapsed, onChange) {
       run.pieces += 1
     }
     if (event.completed) {
+      isComplete = true
       run.reasoning = event.reasoning?.text ?? ''
       run.usage = event.usage ?? null
       noteWarnings(run, event)
     }
     onChange()
   }
+  if (!isComplete) throw new ServerError(strings.errors.interrupted)
 }
 
 function readFindings(run, answer) {

@@ -83,6 +83,7 @@ class ScriptedService(VisionService):
     words: tuple[str, ...] = tuple(f"{word} " for word in CAPTION.split(" "))
     pause_s: float = 0.0
     error: RaylensError | None = None
+    words_before_error: int = 0
     warnings: tuple[str, ...] = ()
     loaded: frozenset[str] = frozenset(TASKS)
     requests: list[VisionRequest] = field(default_factory=list)
@@ -101,7 +102,7 @@ class ScriptedService(VisionService):
     ) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
         self.pictures.extend(picture.data for picture in pictures)
-        if self.error is not None:
+        if self.error is not None and not self.words_before_error:
             raise self.error
         try:
             if isinstance(request.task, Detect | Point):
@@ -111,6 +112,8 @@ class ScriptedService(VisionService):
             for number, word in enumerate(self.words):
                 if number == 1:
                     await self._wait()
+                if self.error is not None and number == self.words_before_error:
+                    raise self.error
                 await asyncio.sleep(self.pause_s)
                 yield Delta(word, warnings=self.warnings if number == 0 else ())
             thinks = isinstance(request.task, Query) and request.task.reasoning

@@ -445,6 +445,33 @@ def test_an_error_is_a_sentence_and_can_be_tried_again(
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
+def test_an_error_in_the_middle_of_an_answer_keeps_its_beginning(page: Page, site: Site) -> None:
+    site.service.error = ModelFailed("out of memory")
+    site.service.words_before_error = 3
+    page.get_by_role("button", name="Shapes").click()
+    run(page)
+    expect(page.get_by_role("alert")).to_contain_text("The model failed on this request.")
+    expect(page.get_by_test_id("answer")).to_have_text("a red circle,")
+
+
+def test_an_answer_that_breaks_off_is_not_taken_for_a_complete_one(page: Page) -> None:
+    events = 'data: {"chunk":"half an"}\n\n'
+    page.route("**/v1/caption", lambda route: route.fulfill(body=events))
+    page.get_by_role("button", name="Shapes").click()
+    run(page)
+    expect(page.get_by_role("alert")).to_contain_text("The answer broke off")
+    expect(page.get_by_test_id("answer")).to_have_text("half an")
+
+
+def test_thoughts_are_shown_beside_the_answer(page: Page) -> None:
+    page.get_by_role("button", name="Shapes").click()
+    choose_task(page, "Ask")
+    page.get_by_label("Reasoning").check()
+    run(page)
+    expect(page.locator(".reasoning")).to_contain_text("It is red.")
+    expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
+
+
 def test_run_without_a_picture_or_a_question_says_what_is_missing(page: Page, site: Site) -> None:
     run(page)
     expect(page.get_by_role("alert")).to_contain_text("Pick a picture first.")
