@@ -120,6 +120,17 @@ def test_sizes_are_bounded(splitter: Splitter, stream: bytes, message: str) -> N
         split(splitter, stream, 100)
 
 
+@pytest.mark.parametrize("boundary", ["", "--", '"----"', " - "])
+def test_a_boundary_has_a_name(boundary: str) -> None:
+    with pytest.raises(StreamError, match="has no name"):
+        MultipartSplitter(boundary, LIMIT)
+
+
+def test_a_first_line_of_dashes_is_no_boundary() -> None:
+    with pytest.raises(StreamError, match="has no name"):
+        split(MultipartSplitter(None, LIMIT), b"-" * 100 + b"\r\n", 100_000)
+
+
 def test_junk_is_not_kept() -> None:
     splitter = MultipartSplitter("b1", LIMIT)
     assert split(splitter, b"noise\r\n" * 100_000, 5000) == []
