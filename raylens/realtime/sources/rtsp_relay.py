@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from raylens.net.client import describe_failure
 from raylens.realtime.sources.base import SourceAddress, SourceOptions
-from raylens.realtime.sources.rtsp_auth import Authenticator, Credentials
+from raylens.realtime.sources.passwords import Authenticator, Credentials
 
 PORTS = {"rtsp": 554, "rtsps": 322}
 MAX_HEAD_BYTES = 64 * 1024

@@ -16,8 +16,8 @@ import pytest
 from raylens.realtime.sources.address import parse_url
 from raylens.realtime.sources.base import Source, SourceOptions, SourceUnavailable
 from raylens.realtime.sources.opening import open_source
+from raylens.realtime.sources.passwords import Authenticator, Credentials
 from raylens.realtime.sources.rtsp import RtspSource
-from raylens.realtime.sources.rtsp_auth import Authenticator, Credentials
 from raylens.realtime.sources.rtsp_relay import RtspRelay
 from testing.pictures import random_pixels
 from testing.ports import free_port

@@ -1,4 +1,4 @@
-"""User names and passwords in RTSP (RFC 2326, D.1, which takes them from HTTP; RFC 7616)."""
+"""User names and passwords in HTTP and RTSP (RFC 7616, RFC 7617; RFC 2326, D.1)."""
 
 from __future__ import annotations
 
