@@ -38,10 +38,8 @@ _OPTIONS = {
     "fpsprobesize": "1",
     "max_delay": "0",
 }
-
-
 KEY_FRAME_FACTOR = 3
-"""How many times the limit between two frames a stream may take that sends, but shows nothing."""
+"""By how much a stream that sends, but shows nothing, may exceed the limit between two frames."""
 
 
 class RtspSource(ClosableSource):
@@ -62,7 +60,7 @@ class RtspSource(ClosableSource):
         self._frames: Iterator[VideoFrame] = iter(())
         self._opened_at = 0.0
         self._last_at = 0.0
-        """When there was a frame."""
+        """When there was a frame without damage."""
 
     def _read(self) -> SourceFrame | None:
         try:
@@ -70,14 +68,18 @@ class RtspSource(ClosableSource):
                 self._stream = self._open()
             frame = next(self._frames, None)
             if frame is not None:
-                pixels = to_pixels(frame, self._stream)
-                self._last_at = self._clock()
-                return SourceFrame(pixels, self._last_at - self._opened_at)
+                return self._take(frame, self._stream)
         except FAILURES as error:
             raise self._unavailable(self._reason(error)) from error
         except NoVideo:
             raise self._unavailable("no video") from None
         raise self._unavailable(self._reason(None))
+
+    def _take(self, frame: VideoFrame, stream: VideoStream) -> SourceFrame:
+        pixels, now = to_pixels(frame, stream), self._clock()
+        if not frame.is_corrupt:  # FFmpeg makes pictures of packets without sense, too
+            self._last_at = now
+        return SourceFrame(pixels, now - self._opened_at)
 
     def _open(self) -> VideoStream:
         limits = self._options.open_timeout_s, self._options.read_timeout_s

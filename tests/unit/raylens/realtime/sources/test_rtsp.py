@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import random
 import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +150,24 @@ def test_a_stream_that_sends_but_shows_nothing_is_given_up() -> None:
         source.read()
         now += 3.5 * FAST.read_timeout_s
         assert "no picture that can be read for 3 s" in fail(source)
+        source.close()
+
+
+def spoil_slices(units: list[bytes]) -> list[bytes]:
+    """Return NAL units with random bytes in place of pictures; only their parameters stay."""
+    return [u if u[0] & 31 in (7, 8) else u[:1] + random.randbytes(len(u)) for u in units]
+
+
+def without_parameters(units: list[bytes]) -> list[bytes]:
+    return [unit for unit in units if unit[0] & 31 not in (7, 8)] or units
+
+
+@pytest.mark.parametrize("spoil", [spoil_slices, without_parameters])
+def test_a_stream_without_sense_is_given_up(spoil: Callable[[list[bytes]], list[bytes]]) -> None:
+    ticks = itertools.count()
+    with running_camera(RtspCamera(PICTURES, spoil=spoil)) as camera:
+        source = RtspSource(parse_url(camera.url), FAST, lambda: next(ticks) / 10)
+        assert "no picture that can be read for 3 s" in fail(source, 30)
         source.close()
 
 
