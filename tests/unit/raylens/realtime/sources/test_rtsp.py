@@ -123,6 +123,19 @@ def test_digest_of_the_standard() -> None:
     assert not authenticator.take(['Digest realm="x", nonce="y", algorithm=SHA-1'])
 
 
+def test_quotes_in_names_stay_inside_their_field() -> None:
+    authenticator = Authenticator(Credentials('a", uri="/other', "b"))
+    assert authenticator.take([r'Digest realm="the \"cam\"", nonce="n\\"'])
+    header = authenticator.authorize("GET", "/x") or ""
+    assert header.startswith(
+        r'Digest username="a\", uri=\"/other", realm="the \"cam\"", nonce="n\\", uri="/x", '
+    )
+    secret = hashlib.md5(b'a", uri="/other:the "cam":b').hexdigest()
+    request = hashlib.md5(b"GET:/x").hexdigest()
+    response = hashlib.md5(f"{secret}:n\\:{request}".encode()).hexdigest()
+    assert header.endswith(f'response="{response}"')
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
