@@ -88,6 +88,8 @@ class JpegSplitter:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._scanner: JpegScanner | None = None
+        self._searched = 0
+        """Bytes of a damaged file that hold no beginning of another."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         self._buffer += data
@@ -115,13 +117,15 @@ class JpegSplitter:
 
     def _find_next_start(self) -> int | None:
         """Return where a damaged file ends: at the beginning of the next one."""
-        start = self._buffer.find(START, 2)
+        start = self._buffer.find(START, max(2, self._searched))
+        self._searched = len(self._buffer) - (len(START) - 1)
         return None if start < 0 else start
 
     def _take(self, end: int) -> bytes:
         picture = bytes(self._buffer[:end])
         del self._buffer[:end]
         self._scanner = None
+        self._searched = 0
         return picture
 
 

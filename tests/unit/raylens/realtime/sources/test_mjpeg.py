@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -43,6 +44,18 @@ def test_a_cut_file_ends_at_the_next_one() -> None:
     for stop in (3, 30, len(cut)):
         parts = split(JpegSplitter(LIMIT), cut[:stop] + PICTURES[2] + PICTURES[3], 11)
         assert parts[-1] == PICTURES[3]
+
+
+def test_a_damaged_file_is_searched_once() -> None:
+    """It would take seconds to search all of it again with each piece."""
+    splitter = JpegSplitter(32 * 2**20)
+    piece = b"a" * 2000
+    started = time.process_time()
+    list(splitter.feed(b"\xff\xd8\xff\xe0\0\0"))
+    for _ in range(8000):
+        list(splitter.feed(piece))
+    assert time.process_time() - started < 1
+    assert list(splitter.feed(PICTURES[0] + PICTURES[1]))[1:] == PICTURES[:2]
 
 
 def header(picture: bytes, *lines: str) -> bytes:
