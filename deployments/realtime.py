@@ -61,6 +61,8 @@ logger = logging.getLogger(__name__)
 
 THREADS = 4
 """That track and draw. OpenCV and Pillow let others run meanwhile."""
+FOLLOWED = SourceOptions(is_followed=True, follows_links=False)
+"""Of watches: links could lead out of ``media_root``."""
 KEY_GONE = "its key is no longer valid"
 STOPPING = "this part of the server is about to stop: open another session"
 
@@ -174,7 +176,7 @@ class Realtime(LiveDeployment):
 
         def open_admitted() -> Source:
             admission = asyncio.run_coroutine_threadsafe(guard.admit(address), loop)
-            return open_source(admission.result(), SourceOptions(is_followed=True))
+            return open_source(admission.result(), FOLLOWED)
 
         def open_session(report: Report) -> LiveSession:
             return LiveSession(

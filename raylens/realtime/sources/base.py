@@ -78,6 +78,8 @@ class SourceOptions:
     """Between two pictures of a folder that is a video."""
     is_followed: bool = False
     """Whether a folder is live: only the pictures that come from now on are its frames."""
+    follows_links: bool = True
+    """Whether a picture in a folder may be a symbolic link, which may lead out of it."""
 
 
 @dataclass(frozen=True)
