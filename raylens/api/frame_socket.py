@@ -41,6 +41,7 @@ from raylens.api.ollama import Reply
 from raylens.api.session_requests import admission
 from raylens.api.shared import Shared
 from raylens.api.web_sockets import END
+from raylens.core.concurrency import until_first
 from raylens.core.errors import (
     InvalidRequest,
     ModelNotLoaded,
@@ -136,7 +137,7 @@ class FrameSession:
     async def run(self) -> None:
         """Answer until the client disconnects. Raises ``RaylensError`` if the session must end."""
         try:
-            await web_sockets.until_first(self._receive(), self._answer())
+            await until_first(self._receive(), self._answer())
         except web_sockets.ClientLeft:
             pass
         finally:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from raylens.core.concurrency import until_first
 from raylens.net.client import describe_failure
 from raylens.realtime.sources.base import SourceAddress, SourceOptions
 from raylens.realtime.sources.passwords import Authenticator, Credentials
@@ -135,7 +136,7 @@ class RtspRelay:
             try:
                 camera = await stack.enter_async_context(_closing(self._connect()))
                 player = await stack.enter_async_context(_closing(self._accept(listener)))
-                await _first_of(self._send_requests(player, camera), self._answer(camera, player))
+                await until_first(self._send_requests(player, camera), self._answer(camera, player))
             except RelayFailure as failure:
                 self.failure = str(failure)
             except TimeoutError:
@@ -294,16 +295,3 @@ async def _closing(opening: Any) -> Any:
     finally:
         connection.close()
         await asyncio.sleep(0)  # lets the transport close its socket
-
-
-async def _first_of(*works: Any) -> None:
-    """Run until one of them ends, and raise what it raised."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
