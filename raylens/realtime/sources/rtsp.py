@@ -25,7 +25,7 @@ from raylens.realtime.sources.container import (
     reason_of,
     to_pixels,
 )
-from raylens.realtime.sources.rtsp_relay import RtspRelay
+from raylens.realtime.sources.rtsp_proxy import RtspProxy
 
 _OPTIONS = {
     "rtsp_transport": "tcp",
@@ -54,7 +54,7 @@ class RtspSource(ClosableSource):
         super().__init__(address)
         self._options = options
         self._clock = clock
-        self._relay: RtspRelay | None = None
+        self._proxy: RtspProxy | None = None
         self._container: Any = None
         self._stream: VideoStream | None = None
         self._frames: Iterator[VideoFrame] = iter(())
@@ -83,10 +83,10 @@ class RtspSource(ClosableSource):
 
     def _open(self) -> VideoStream:
         limits = self._options.open_timeout_s, self._options.read_timeout_s
-        relay = self._relay = RtspRelay(self.address, self._options)
-        url = relay.start()
+        proxy = self._proxy = RtspProxy(self.address, self._options)
+        url = proxy.start()
         if self._closed.is_set():  # since the last look at it
-            relay.stop()
+            proxy.stop()
         self._container, stream = open_video(
             url,
             self.address.shown,
@@ -108,30 +108,30 @@ class RtspSource(ClosableSource):
             raise self._unavailable(f"no picture that can be read for {limit:g} s")
 
     def _reason(self, error: Exception | None) -> str:
-        """Return why the stream failed, as far as the relay knows."""
+        """Return why the stream failed, as far as the proxy knows."""
         if self._closed.is_set():
             return "it is closed"
-        relay = self._relay
-        if relay is not None:
-            relay.stop()
-            relay.join()
-        if relay is not None and relay.failure is not None:
-            return relay.failure
+        proxy = self._proxy
+        if proxy is not None:
+            proxy.stop()
+            proxy.join()
+        if proxy is not None and proxy.failure is not None:
+            return proxy.failure
         if isinstance(error, av.error.ExitError):
             return f"no picture for {self._options.read_timeout_s:g} s"
         return "the stream ended" if error is None else reason_of(error)
 
     def _interrupt(self) -> None:
-        if self._relay is not None:
-            self._relay.stop()
+        if self._proxy is not None:
+            self._proxy.stop()
 
     def _free(self) -> None:
         self._frames = iter(())
-        relay, self._relay = self._relay, None
-        if relay is not None:
-            relay.stop()
+        proxy, self._proxy = self._proxy, None
+        if proxy is not None:
+            proxy.stop()
         if self._container is not None:
             self._container.close()
             self._container = None
-        if relay is not None:
-            relay.join()
+        if proxy is not None:
+            proxy.join()

@@ -20,7 +20,7 @@ from raylens.realtime.sources.base import Source, SourceOptions, SourceUnavailab
 from raylens.realtime.sources.opening import open_source
 from raylens.realtime.sources.passwords import Authenticator, Credentials
 from raylens.realtime.sources.rtsp import RtspSource
-from raylens.realtime.sources.rtsp_relay import RtspRelay
+from raylens.realtime.sources.rtsp_proxy import RtspProxy
 from testing.pictures import random_pixels
 from testing.ports import free_port
 from testing.rtsp_server import RtspCamera, running_camera
@@ -232,19 +232,19 @@ def test_a_certificate_is_checked(tmp_path: Path) -> None:
     assert names == ["camera.invalid"]
 
 
-def test_strangers_cannot_see_the_camera_through_the_relay() -> None:
+def test_strangers_cannot_see_the_camera_through_the_proxy() -> None:
     with running_camera(RtspCamera(PICTURES, user="a", password="b")) as camera:
-        relay = RtspRelay(parse_url(camera.url), FAST)
-        url = relay.start()
+        proxy = RtspProxy(parse_url(camera.url), FAST)
+        url = proxy.start()
         port = int(url.split(":")[2].partition("/")[0])
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(b"DESCRIBE rtsp://127.0.0.1/live RTSP/1.0\r\nCSeq: 1\r\n\r\n")
             stranger.settimeout(5)
             with suppress(ConnectionResetError):
                 assert stranger.recv(100) == b""
-        relay.stop()
-        relay.join()
-        assert relay.failure == "another program has connected to the relay"
+        proxy.stop()
+        proxy.join()
+        assert proxy.failure == "another program has connected in place of FFmpeg"
     assert camera.requests == []
 
 

@@ -1,7 +1,7 @@
 """The connection between FFmpeg and an RTSP server, which can be ended at any time.
 
 FFmpeg connects by itself, and nothing in another thread can end its waiting. It therefore talks
-to a relay on this machine, which connects to the camera, and which also does what FFmpeg does not:
+to a proxy on this machine, which connects to the camera, and which also does what FFmpeg does not:
 it connects to a given address, verifies TLS names, refuses redirects and says why it failed.
 Protocol: RFC 2326, with the media interleaved (10.12).
 """
@@ -35,8 +35,8 @@ _HEADER = re.compile(rb"(?im)^([a-z-]+)[ \t]*:[ \t]*([^\r\n]*)")
 JOIN_TIMEOUT_S = 1.0
 
 
-class RelayFailure(Exception):
-    """Why a relay has ended, in words for users."""
+class ProxyFailure(Exception):
+    """Why a proxy has ended, in words for users."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class _Message:
         return next(iter(self.headers(name)), "")
 
 
-class RtspRelay:
-    """Relays one RTSP session, in a thread of its own, between :meth:`start` and :meth:`stop`."""
+class RtspProxy:
+    """Passes on one RTSP session, in a thread of its own, between :meth:`start` and :meth:`stop`."""
 
     def __init__(self, address: SourceAddress, options: SourceOptions) -> None:
         url = urlsplit(address.location)
@@ -85,19 +85,19 @@ class RtspRelay:
         self._listener: socket.socket | None = None
         self._loop = asyncio.new_event_loop()
         self._task: asyncio.Task[None] | None = None
-        self._thread = threading.Thread(target=self._run, name="rtsp-relay", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="rtsp-proxy", daemon=True)
         self._is_stopped = False
         self.failure: str | None = None
-        """Why the relay ended, if it did so by itself."""
+        """Why the proxy ended, if it did so by itself."""
 
     def start(self) -> str:
         """Listen, and return the URL for FFmpeg. Its path is secret: others on this machine must
-        not see the camera through the relay."""
+        not see the camera through the proxy."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1)
         self._listener.setblocking(False)
         port = self._listener.getsockname()[1]
         self._local = f"rtsp://127.0.0.1:{port}/{secrets.token_urlsafe(24)}"
-        self._task = self._loop.create_task(self._relay(self._listener))
+        self._task = self._loop.create_task(self._serve(self._listener))
         self._thread.start()
         if self._is_stopped:
             self.stop()
@@ -129,7 +129,7 @@ class RtspRelay:
         finally:
             self._loop.close()
 
-    async def _relay(self, listener: socket.socket) -> None:
+    async def _serve(self, listener: socket.socket) -> None:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(listener.close)
             # The reason must be known before FFmpeg's connection ends.
@@ -137,7 +137,7 @@ class RtspRelay:
                 camera = await stack.enter_async_context(_closing(self._connect()))
                 player = await stack.enter_async_context(_closing(self._accept(listener)))
                 await until_first(self._send_requests(player, camera), self._answer(camera, player))
-            except RelayFailure as failure:
+            except ProxyFailure as failure:
                 self.failure = str(failure)
             except TimeoutError:
                 self.failure = f"no answer for {self._options.read_timeout_s:g} s"
@@ -157,7 +157,7 @@ class RtspRelay:
                 )
         except TimeoutError:
             limit = self._options.open_timeout_s
-            raise RelayFailure(f"no connection within {limit:g} s") from None
+            raise ProxyFailure(f"no connection within {limit:g} s") from None
         return _Connection(reader, writer)
 
     async def _accept(self, listener: socket.socket) -> _Connection:
@@ -177,17 +177,17 @@ class RtspRelay:
                 continue
             is_ffmpeg = is_ffmpeg or self._is_from_ffmpeg(message)
             if isinstance(message, bytes) or not is_ffmpeg:
-                raise RelayFailure("another program has connected to the relay")
+                raise ProxyFailure("another program has connected in place of FFmpeg")
             self._check_order(message)
             head = message.head.replace(self._local.encode(), self._remote.encode())
             await self._send(camera, _Message(head, message.body))
 
     def _check_order(self, message: _Message) -> None:
-        """FFmpeg plays what it has set up, also if that is nothing. Raises ``RelayFailure``."""
+        """FFmpeg plays what it has set up, also if that is nothing. Raises ``ProxyFailure``."""
         method = message.first_line[0]
         self._is_set_up = self._is_set_up or method == "SETUP"
         if method == "PLAY" and not self._is_set_up:
-            raise RelayFailure("no video")
+            raise ProxyFailure("no video")
 
     def _is_from_ffmpeg(self, message: _Message | bytes) -> bool:
         """Whether a first message knows the secret path."""
@@ -221,7 +221,7 @@ class RtspRelay:
     async def _is_repeated(self, answer: _Message, camera: _Connection) -> bool:
         """Send a request again, with a password, if its answer asks for one.
 
-        Raises ``RelayFailure`` for answers that end the session.
+        Raises ``ProxyFailure`` for answers that end the session.
         """
         first = answer.first_line
         if not first[0].startswith("RTSP/"):
@@ -229,20 +229,20 @@ class RtspRelay:
         status = first[1] if len(first) > 1 else ""
         request, had_password = self._requests.pop(answer.header("cseq"), (None, False))
         if status.startswith("3"):
-            raise RelayFailure(f"{status}: it redirects elsewhere, which isn't followed")
+            raise ProxyFailure(f"{status}: it redirects elsewhere, which isn't followed")
         if status == "401":
             challenges = answer.headers("www-authenticate")
             is_stale = any("stale=true" in text.lower().replace('"', "") for text in challenges)
             if self._authenticator is None:
-                raise RelayFailure("401: a user name and password is needed")
+                raise ProxyFailure("401: a user name and password is needed")
             if request is None or (had_password and not is_stale):
-                raise RelayFailure("401: the user name or password is wrong")
+                raise ProxyFailure("401: the user name or password is wrong")
             if not self._authenticator.take(challenges):
-                raise RelayFailure("401: it asks for a password in an unknown way")
+                raise ProxyFailure("401: it asks for a password in an unknown way")
             await self._send(camera, request)
             return True
         if status.startswith(("4", "5")) and request and request.first_line[0] in _NEEDED:
-            raise RelayFailure(f"{status} {' '.join(first[2:])}".strip())
+            raise ProxyFailure(f"{status} {' '.join(first[2:])}".strip())
         return False
 
 
@@ -260,7 +260,7 @@ class _Connection:
     async def read(self) -> _Message | bytes:
         """Return a request or an answer, or interleaved media as they are.
 
-        Raises ``EOFError``, ``RelayFailure`` and ``OSError``.
+        Raises ``EOFError``, ``ProxyFailure`` and ``OSError``.
         """
         first = await self._reader.readexactly(1)
         while first in b"\r\n":  # between messages
@@ -271,12 +271,12 @@ class _Connection:
         try:
             head = first + await self._reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
-            raise RelayFailure("it doesn't speak RTSP") from None
+            raise ProxyFailure("it doesn't speak RTSP") from None
         message = _Message(head)
         length = message.header("content-length")
         count = int(length) if length.isdecimal() else 0
         if count > MAX_BODY_BYTES:
-            raise RelayFailure(f"an answer of {count} bytes")
+            raise ProxyFailure(f"an answer of {count} bytes")
         return _Message(head, await self._reader.readexactly(count))
 
     async def write(self, data: bytes) -> None:
