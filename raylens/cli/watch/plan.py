@@ -63,12 +63,38 @@ class Plan:
 
     @property
     def is_live(self) -> bool:
-        match self.address.kind:
-            case SourceKind.FILE:
-                return False
-            case SourceKind.FOLDER:
-                return self.is_followed
-        return True
+        return is_live(self.address, self.is_followed)
+
+
+def is_live(address: SourceAddress, is_followed: bool) -> bool:
+    """Return whether frames come by themselves."""
+    match address.kind:
+        case SourceKind.FILE:
+            return False
+        case SourceKind.FOLDER:
+            return is_followed
+    return True
+
+
+def choose_fps(
+    address: SourceAddress, is_followed: bool, frames: int, every: int | None, fps: float | None
+) -> float | None:
+    """Return the questions a second; None if every Nth frame is due.
+
+    ``frames`` is the number of frames that a question is about. Raises ``UsageError``.
+    """
+    if every is not None and fps is not None:
+        raise UsageError("--every and --fps: give one of them")
+    if fps is not None:
+        _check_positive("--fps", fps)
+        return fps
+    needs_pace = address.kind is SourceKind.FILE or (frames > 1 and is_live(address, is_followed))
+    return FILE_FPS if every is None and needs_pace else None
+
+
+def _check_positive(option: str, number: float) -> None:
+    if not 0 < number < float("inf"):
+        raise UsageError(f"{option}: expected more than 0")
 
 
 def make_settings(
@@ -106,8 +132,18 @@ def make_settings(
         raise UsageError(f"{_OPTIONS.get(name, name)}: {reason}") from None
 
 
-def check_outputs(outputs: Outputs, settings: MoondreamConfig, address: SourceAddress) -> None:
-    """Raise ``UsageError`` if the outputs contradict one another, or the source."""
+def check_plan(plan: Plan) -> None:
+    """Raise ``UsageError`` if parts of a plan contradict one another."""
+    if plan.is_followed and plan.address.kind is not SourceKind.FOLDER:
+        raise UsageError("--follow: is for folders")
+    if plan.seconds is not None:
+        _check_positive("--seconds", plan.seconds)
+        if not plan.is_live:
+            raise UsageError("--seconds: is for live sources")
+    _check_outputs(plan.outputs, plan.settings, plan.address)
+
+
+def _check_outputs(outputs: Outputs, settings: MoondreamConfig, address: SourceAddress) -> None:
     is_caption = settings.feature is MoondreamFeature.CAPTION
     for option, value in (("--events", outputs.events), ("--webhook", outputs.webhook)):
         if value is not None and is_caption:

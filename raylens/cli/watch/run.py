@@ -15,7 +15,7 @@ from rich.console import Console
 from raylens.cli.client import Client
 from raylens.cli.errors import ClientError, StatusError, UsageError
 from raylens.cli.watch.live import LiveWatch, SourceReports, Sparing
-from raylens.cli.watch.plan import Plan, check_outputs
+from raylens.cli.watch.plan import Plan, check_plan
 from raylens.cli.watch.progress import Progress
 from raylens.cli.watch.questions import LiveQuestions, PatientQuestions
 from raylens.cli.watch.recorded import RecordedWatch
@@ -44,7 +44,7 @@ def watch(plan: Plan, connect: Connect, console: Console) -> int:
 
     Raises ``UsageError`` before anything is read or sent.
     """
-    check_outputs(plan.outputs, plan.settings, plan.address)
+    check_plan(plan)
     secret = os.environ.get(SECRET_VARIABLE)
     if plan.outputs.webhook is not None:
         check_webhook(plan.outputs.webhook, secret)

@@ -60,7 +60,7 @@ class _Message:
 
 
 class RtspProxy:
-    """Passes on one RTSP session, in a thread of its own, between :meth:`start` and :meth:`stop`."""
+    """Passes on an RTSP session, in a thread of its own, between :meth:`start` and :meth:`stop`."""
 
     def __init__(self, address: SourceAddress, options: SourceOptions) -> None:
         url = urlsplit(address.location)
