@@ -124,7 +124,7 @@ _FIELDS = ("frame_id", "time_s", "text", "objects", "points")
 
 
 class SourceReports:
-    """Tells the user about outages of a source, each once."""
+    """Tells the user about each outage of a source, once."""
 
     def __init__(self, name: str, notify: Callable[[str], None]) -> None:
         self._name = name
@@ -141,7 +141,7 @@ class SourceReports:
 
 
 class Sparing:
-    """Tells the user about what may happen with every frame, but not each time."""
+    """Tells the user only now and then about a problem that may come with every frame."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a watch is to do, as its options say."""
+"""The plan of a watch, as its options say."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a watch writes what it finds. ``-`` is the standard output."""
+    """Where a watch writes what it finds. ``-`` means standard output."""
 
     video: Path | None = None
     events: Path | None = None
@@ -100,7 +100,7 @@ def _check_positive(option: str, number: float) -> None:
 def make_settings(
     detect: str | None, point: str | None, ask: str | None, caption: bool, **others: Any
 ) -> MoondreamConfig:
-    """Return the settings of the pipeline. Other settings that are None have their defaults.
+    """Return the settings of the pipeline. Those in ``others`` that are None have their defaults.
 
     Raises ``UsageError``, which names the option.
     """

@@ -1,4 +1,4 @@
-"""What a watch is doing: one line that changes on a terminal, otherwise a line now and then."""
+"""Progress of a watch: on a terminal one line that changes, elsewhere a line now and then."""
 
 from __future__ import annotations
 

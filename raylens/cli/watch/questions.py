@@ -98,8 +98,8 @@ class PatientQuestions:
     client: Client
 
     async def __call__(self, frames: Sequence[Frame], settings: MoondreamConfig) -> FrameResult:
-        """Raises ``ModelFailed`` if the model fails on this frame, and ``ClientError`` if the
-        others would fail, too."""
+        """Raises ``ModelFailed`` if the model fails on this frame, and ``ClientError`` if it would
+        fail on the others, too."""
         path, body = await asyncio.to_thread(make_request, frames, settings)
         try:
             return read_answer(await self.client.ask(path, body), settings)

@@ -72,7 +72,7 @@ class _Run:
         self._secret = secret
 
     async def run(self) -> tuple[int, str]:
-        """Return the exit status, and why the watch has ended if that wasn't the video's end."""
+        """Return the exit status, and why the watch ended, unless the video ended."""
         stop = asyncio.Event()
         with _signals(stop) as received:
             status, reason = await self._report(stop)
@@ -172,7 +172,7 @@ class _Run:
 def _signals(stop: asyncio.Event) -> Iterator[list[int]]:
     """Set ``stop`` on the first Ctrl-C or SIGTERM, and yield the signals that came.
 
-    The second one ends the process as it would without this.
+    A second one ends the process as usual.
     """
     loop = asyncio.get_running_loop()
     received: list[int] = []

@@ -19,8 +19,8 @@ from raylens.realtime.overlay import Pixels
 class Sink:
     """Writes frames, results and events to the outputs of a watch.
 
-    ``started_at`` is the time of a live source's first frame, in seconds since the epoch: events
-    then say when they happened.
+    ``started_at`` is the time of a live source's first frame, in seconds since the epoch. If it is
+    set, events say when they happened.
     """
 
     def __init__(

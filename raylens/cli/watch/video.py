@@ -19,14 +19,14 @@ TICKS = 90_000
 DEFAULT_FRAME_S = 0.04
 """The length of a video's only frame."""
 _ENCODER = {"preset": "veryfast", "crf": "20", "bf": "0"}
-"""Frames in their order: otherwise the length of a video with a variable rate would be wrong."""
+"""Without B-frames: with them, the length of a video with a variable rate would be wrong."""
 
 
 class Mp4File:
     """Writes frames with their times. The file has its name only when it is complete.
 
-    Sides are even in H.264, so that a picture of an odd width or height gets one more column or
-    row. Frames of another size than the first one's are scaled.
+    Sides are even in H.264: a picture of an odd width or height gets one more column or row.
+    Frames of another size than the first one's are scaled.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +57,7 @@ class Mp4File:
         self.frames += 1
 
     def finish(self) -> None:
-        """Complete the file; without a frame, or after an error, there is none.
+        """Complete the file. Without a frame, or after an error, no file is left.
 
         Raises ``OSError``.
         """

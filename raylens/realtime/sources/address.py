@@ -27,7 +27,7 @@ def parse_source(text: str) -> SourceAddress:
     """Return the address of a source: ``-``, a URL, ``camera:0`` or ``/dev/video0``, a folder or a
     file.
 
-    Raises ``InvalidRequest``. Its message holds no password.
+    Raises ``InvalidRequest``. The message doesn't contain the password.
     """
     if text == "-":
         return SourceAddress(SourceKind.STDIN, "")

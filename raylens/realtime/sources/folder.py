@@ -78,9 +78,9 @@ class FollowedFolder(ClosableSource):
 
     POLL_S = 0.1
     MAX_SHARE = 0.1
-    """Of its time, which it may spend with looking: a folder may have very many files."""
+    """Of its time that it spends on looks at the folder, which may have very many files."""
     SETTLED_S = 2.0
-    """A broken file that has not changed for so long stays broken."""
+    """A broken file that hasn't changed for this long is reported, and not tried again."""
 
     def __init__(
         self,
@@ -100,9 +100,9 @@ class FollowedFolder(ClosableSource):
         self._found: deque[str] = deque()
         """Files that had changed at the last look, and have not been tried since."""
         self._done: dict[str, FileState] = {}
-        """The files that are frames already, or never will be, as they were."""
+        """The files that need no other try, as they were when they were tried."""
         self._unfinished: dict[str, tuple[FileState, float]] = {}
-        """Files that can't be decoded yet, and since when they are as they are."""
+        """Files that can't be decoded yet, with the time since which they haven't changed."""
 
     def _read(self) -> SourceFrame | None:
         if not self._is_open:
@@ -143,7 +143,7 @@ class FollowedFolder(ClosableSource):
         self._found.extend(changed)
 
     def _try(self, name: str) -> Pixels | None:
-        """Return a file's picture. If it has none, note whether it may still get one."""
+        """Return a file's picture. If it has none, note whether it must be tried again."""
         path, now = self._folder / name, self._clock()
         try:
             state = state_of(path.stat())

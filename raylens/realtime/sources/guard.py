@@ -51,10 +51,10 @@ class SourceGuard:
         return SourceAddress(SourceKind.FOLDER, str(self._resolve(path, field)))
 
     async def admit(self, address: SourceAddress, field: str = "source") -> SourceAddress:
-        """Return an address with what its host's name leads to now.
+        """Return an address with the IP address that its host has now.
 
-        Raises ``InvalidRequest`` if it is not allowed, and ``SourceUnavailable`` if the name has no
-        address, or the folder isn't there, at the moment.
+        Raises ``InvalidRequest`` if it is not allowed, and ``SourceUnavailable`` if the host has no
+        address or the folder isn't there at the moment.
         """
         if address.kind is SourceKind.FOLDER:
             folder = await asyncio.to_thread(self._resolve, address.location, field)

@@ -46,7 +46,7 @@ class HttpSource(ClosableSource):
     """The frames of an MJPEG stream, or of a URL that answers with one picture each time.
 
     It runs an event loop of its own, so that everything can be interrupted: a connection that
-    isn't accepted, a TLS handshake, an answer that stops in the middle.
+    isn't accepted, a TLS handshake, an answer that stops halfway.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class HttpSource(ClosableSource):
     async def _choose(
         self, response: httpx.Response
     ) -> tuple[Splitter | None, AsyncGenerator[bytes, None]]:
-        """Return what splits an answer into pictures, or None if it is one, and its bytes."""
+        """Return an answer's bytes, and what splits them; None if they are a single picture."""
         header = Message()
         header["Content-Type"] = response.headers.get("content-type", "")
         kind = header.get_content_type() if response.headers.get("content-type") else ""
@@ -197,7 +197,7 @@ class HttpSource(ClosableSource):
 
 
 class _Request:
-    """The request of an address: its URL without the password, and where it goes."""
+    """The request for an address: its URL without the password, and the host to connect to."""
 
     def __init__(self, address: SourceAddress) -> None:
         try:

@@ -89,7 +89,7 @@ class JpegSplitter:
         self._buffer = bytearray()
         self._scanner: JpegScanner | None = None
         self._searched = 0
-        """Bytes of a damaged file that hold no beginning of another."""
+        """Bytes of a damaged file in which no other file begins."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         self._buffer += data
@@ -130,7 +130,7 @@ class JpegSplitter:
 
 
 class MultipartSplitter:
-    """Splits the parts of a stream as cameras send them (RFC 2046, section 5.1, with liberties).
+    """Splits the parts of a stream as cameras send them (RFC 2046, section 5.1, with deviations).
 
     The boundary may be announced with its dashes, or sent without them; the length of a part may
     be missing, and so may the line end after it. Without an announced boundary, the first line that
@@ -147,7 +147,7 @@ class MultipartSplitter:
         self._length: int | None = None
         self._scanner: JpegScanner | None = None
         self._searched = 0
-        """Bytes of a part that hold no delimiter."""
+        """Bytes at the start of a part that hold no delimiter."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         self._buffer += data
@@ -203,8 +203,8 @@ class MultipartSplitter:
         return self._take(self._length) if len(self._buffer) >= self._length else None
 
     def _read_part_without_length(self) -> bytes | None:
-        """Return a part as soon as it is known to be complete: with the end of its JPEG file, which
-        may come long before the next delimiter."""
+        """Return a part as soon as it is complete. That is at the end of its JPEG file, which may
+        come long before the next delimiter."""
         assert self._delimiter is not None
         assert self._scanner is not None
         end: int | None = None
@@ -231,9 +231,9 @@ _FIRST_LINE = re.compile(rb"\s*(--[^\r\n]{1,200})\r?\n")
 
 
 def _delimiter(boundary: bytes) -> re.Pattern[bytes]:
-    """Return what finds the lines between the parts. Raises ``StreamError``.
+    """Return a pattern of the lines between the parts. Raises ``StreamError``.
 
-    The time that it takes grows with the text only, since names neither begin nor end with a dash.
+    A search takes linear time because the name neither begins nor ends with a dash.
     """
     name = boundary.strip(b'"- \t\r\n')
     if not name:

@@ -1,4 +1,4 @@
-"""Sources by their addresses."""
+"""Opens the source of an address."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _OPTIONS = {
     "max_delay": "0",
 }
 KEY_FRAME_FACTOR = 3
-"""By how much a stream that sends, but shows nothing, may exceed the limit between two frames."""
+"""A stream may send packets without a frame for this many times ``read_timeout_s``."""
 
 
 class RtspSource(ClosableSource):
@@ -60,7 +60,7 @@ class RtspSource(ClosableSource):
         self._frames: Iterator[VideoFrame] = iter(())
         self._opened_at = 0.0
         self._last_at = 0.0
-        """When there was a frame without damage."""
+        """When the last undamaged frame came."""
 
     def _read(self) -> SourceFrame | None:
         try:
@@ -77,7 +77,7 @@ class RtspSource(ClosableSource):
 
     def _take(self, frame: VideoFrame, stream: VideoStream) -> SourceFrame:
         pixels, now = to_pixels(frame, stream), self._clock()
-        if not frame.is_corrupt:  # FFmpeg makes pictures of packets without sense, too
+        if not frame.is_corrupt:  # FFmpeg makes pictures even of random bytes
             self._last_at = now
         return SourceFrame(pixels, now - self._opened_at)
 
@@ -101,8 +101,11 @@ class RtspSource(ClosableSource):
         return stream
 
     def _check_progress(self) -> None:
-        """Raise ``SourceUnavailable`` if packets come, but no pictures for long: after an outage
-        they begin with a key frame, for which some cameras take many seconds."""
+        """Raise ``SourceUnavailable`` if packets have long come without pictures.
+
+        That may take many seconds, since pictures begin with a key frame, and some cameras send
+        one rarely.
+        """
         limit = KEY_FRAME_FACTOR * self._options.read_timeout_s
         if self._clock() > self._last_at + limit:
             raise self._unavailable(f"no picture that can be read for {limit:g} s")

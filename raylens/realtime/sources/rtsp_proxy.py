@@ -1,8 +1,8 @@
-"""The connection between FFmpeg and an RTSP server, which can be ended at any time.
+"""A proxy between FFmpeg and an RTSP server, which can be stopped at any time.
 
 FFmpeg connects by itself, and nothing in another thread can end its waiting. It therefore talks
-to a proxy on this machine, which connects to the camera, and which also does what FFmpeg does not:
-it connects to a given address, verifies TLS names, refuses redirects and says why it failed.
+to this proxy, which connects to the camera, and which also does what FFmpeg does not: it connects
+to a given address, verifies TLS names, refuses redirects and says why it failed.
 Protocol: RFC 2326, with the media interleaved (10.12).
 """
 
@@ -29,7 +29,7 @@ PORTS = {"rtsp": 554, "rtsps": 322}
 MAX_HEAD_BYTES = 64 * 1024
 MAX_BODY_BYTES = 2**20
 MAX_REQUESTS = 16
-"""That wait for an answer, and are kept so that they can be sent again with a password."""
+"""Number of unanswered requests that are kept, so that they can be sent again with a password."""
 _MEDIA = b"$"
 _HEADER = re.compile(rb"(?im)^([a-z-]+)[ \t]*:[ \t]*([^\r\n]*)")
 JOIN_TIMEOUT_S = 1.0
@@ -78,7 +78,7 @@ class RtspProxy:
             credentials = Credentials(unquote(url.username), unquote(url.password or ""))
             self._authenticator = Authenticator(credentials)
         self._requests: OrderedDict[str, tuple[_Message, bool]] = OrderedDict()
-        """Requests without an answer by their number, and whether they had a password."""
+        """Unanswered requests by their numbers, and whether they had a password."""
         self._local = ""
         self._is_set_up = False
         self._writing = asyncio.Lock()
@@ -183,7 +183,7 @@ class RtspProxy:
             await self._send(camera, _Message(head, message.body))
 
     def _check_order(self, message: _Message) -> None:
-        """FFmpeg plays what it has set up, also if that is nothing. Raises ``ProxyFailure``."""
+        """Raise ``ProxyFailure`` if FFmpeg plays a session in which it has set up no stream."""
         method = message.first_line[0]
         self._is_set_up = self._is_set_up or method == "SETUP"
         if method == "PLAY" and not self._is_set_up:
@@ -225,7 +225,7 @@ class RtspProxy:
         """
         first = answer.first_line
         if not first[0].startswith("RTSP/"):
-            return False  # the camera asks something itself
+            return False  # a request of the camera's own
         status = first[1] if len(first) > 1 else ""
         request, had_password = self._requests.pop(answer.header("cseq"), (None, False))
         if status.startswith("3"):

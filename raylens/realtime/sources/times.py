@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 TICK_S = 0.001
-"""What lies at least between two frames."""
+"""The least time between two frames."""
 MAX_STEP_BACK_S = 1.0
-"""A frame that is earlier than the last one by more begins a part whose times start again."""
+"""If a frame is earlier than the last one by more than this, times have started again."""
 
 
 class Timeline:
-    """Turns the times of a file's frames into times that increase, from 0 on.
+    """Turns the times of a file's frames into times that increase from 0.
 
-    They may be missing or repeated, or start again in the middle. ``interval_s`` is the usual time
-    between two frames.
+    A file's times may be missing or repeated, or start again in the middle. ``interval_s`` is the
+    usual time between two frames.
     """
 
     def __init__(self, interval_s: float) -> None:
