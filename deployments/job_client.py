@@ -18,7 +18,7 @@ from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.job import BULKY_FIELDS, Delivery, Job, Stats
 from raylens.jobs.ports import JobService
 from raylens.jobs.queue import PART_BYTES, SLOWEST_BYTES_PER_S
-from raylens.jobs.store import JobQuery
+from raylens.jobs.store import MAX_DELIVERIES, JobQuery
 
 QUEUE_ACTOR_NAME = "jobs"
 """Name of the queue's actor among the deployment actors of the ingress."""
@@ -101,8 +101,10 @@ class JobQueueClient(JobService):
     async def wait_for_changes(self, cursor: str | None, timeout_s: float) -> Changes:
         return await self._call("wait_for_changes", cursor, timeout_s, wait_s=timeout_s)
 
-    async def deliveries(self, job_id: str) -> list[Delivery]:
-        return await self._call("deliveries", job_id)
+    async def deliveries(
+        self, job_id: str, limit: int = MAX_DELIVERIES, before: int | None = None
+    ) -> list[Delivery]:
+        return await self._call("deliveries", job_id, limit, before)
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
         return await self._call("redeliver", job_id, number)

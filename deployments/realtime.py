@@ -27,33 +27,25 @@ from raylens.api.context import Context
 from raylens.api.frame_questions import FrameQuestions
 from raylens.api.media import Media
 from raylens.api.shared import Shared
-from raylens.api.watch_request import source_guard
-from raylens.api.watches import PATH as WATCHES
+from raylens.api.source_watches import KEY_GONE, SourceWatches
 from raylens.api.webrtc import PREFIX as WEBRTC
 from raylens.core.catalog import Catalog
 from raylens.core.config import AppConfig
 from raylens.core.draining import Draining
-from raylens.core.errors import Overloaded, PermissionDenied, UnknownSession
+from raylens.core.errors import UnknownSession
 from raylens.core.fallback import FallbackService
 from raylens.core.key_source import KeySource
-from raylens.core.keys import Scope
 from raylens.core.leases import Leases
 from raylens.core.live_settings import apply_settings, live_view
 from raylens.core.logs import configure_logging
 from raylens.core.ports import VisionService
-from raylens.jobs.types.watch import END
 from raylens.realtime.frames import Frame, FrameProcessor, Report
-from raylens.realtime.live_session import LiveSession
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.plugins import load_registry
 from raylens.realtime.ports import SessionAnswer, SessionClient, SessionOffer
 from raylens.realtime.processors import open_processor
-from raylens.realtime.sessions import find_pipeline, validate_settings
-from raylens.realtime.settings import MoondreamConfig
-from raylens.realtime.sources.base import Source, SourceOptions
-from raylens.realtime.sources.live import LiveFrames
-from raylens.realtime.sources.opening import open_source
-from raylens.realtime.watch import Outbox, SessionFeed, Watch, source_message
+from raylens.realtime.sessions import find_pipeline
+from raylens.realtime.watch import SessionFeed
 from raylens.realtime.webrtc.addresses import find_addresses
 from raylens.realtime.webrtc.sessions import Sessions
 
@@ -61,9 +53,6 @@ logger = logging.getLogger(__name__)
 
 THREADS = 4
 """That track and draw. OpenCV and Pillow let others run meanwhile."""
-FOLLOWED = SourceOptions(is_followed=True, follows_links=False)
-"""Of watches: links could lead out of ``media_root``."""
-KEY_GONE = "its key is no longer valid"
 STOPPING = "this part of the server is about to stop: open another session"
 
 
@@ -88,7 +77,14 @@ class Realtime(LiveDeployment):
         webrtc = config.realtime.webrtc
         addresses = find_addresses(webrtc.addresses, listening_host())
         self._sessions = Sessions(context.replica_tag, webrtc, addresses)
-        self._watches: set[Watch] = set()
+        self._watches = SourceWatches(
+            self._shared,
+            self._metrics,
+            self._keys,
+            self._threads,
+            self._draining,
+            self._room_for_watches,
+        )
         self._feeds: dict[str, SessionFeed] = {}
         """Of open sessions, by their ids."""
         self._ending: set[asyncio.Future[None]] = set()
@@ -163,40 +159,9 @@ class Realtime(LiveDeployment):
         self, source: str, pipeline: Mapping[str, Any], fps: float, client: SessionClient
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Watch a source as :meth:`raylens.jobs.types.watch.Watcher.watch` says."""
-        questions = FrameQuestions(
-            self._shared, self._metrics, self._keys, client, WATCHES, "WATCH", Scope.JOBS
-        )
-        questions.identify()
-        self._check_room()
-        config = self._current_config
-        settings = validate_settings(MoondreamConfig, pipeline, "pipeline")
-        guard = source_guard(config)
-        address = await asyncio.to_thread(guard.parse, source)
-        loop = asyncio.get_running_loop()
-
-        def open_admitted() -> Source:
-            admission = asyncio.run_coroutine_threadsafe(guard.admit(address), loop)
-            return open_source(admission.result(), FOLLOWED)
-
-        def open_session(report: Report) -> LiveSession:
-            return LiveSession(
-                questions, settings, report, self._threads, max_frames=config.realtime.max_frames
-            )
-
-        outbox = Outbox()
-        frames = LiveFrames(open_admitted, lambda state: outbox.put(source_message(state)))
-        async with session_place(self._shared.leases, own_limits(config.client_limits)):
-            watch = Watch(frames.frames(), open_session, outbox, fps)
-            questions.on_denied = partial(watch.stop, PermissionDenied(KEY_GONE))
-            self._watches.add(watch)
-            watching_key = asyncio.ensure_future(questions.watch_key())
-            try:
-                async with aclosing(watch.messages()) as messages:
-                    async for message in messages:
-                        yield message
-            finally:
-                watching_key.cancel()
-                self._watches.discard(watch)
+        async with aclosing(self._watches.watch(source, pipeline, fps, client)) as messages:
+            async for message in messages:
+                yield message
 
     async def follow(
         self, session_id: str, client: SessionClient
@@ -204,11 +169,11 @@ class Realtime(LiveDeployment):
         """Yield what a session says until it ends, as ``Watcher.watch`` does."""
         self._sessions.find(session_id, client.name)
         feed = self._feeds.get(session_id)
-        if feed is not None:
-            async with aclosing(feed.messages()) as messages:
-                async for message in messages:
-                    yield message
-        yield END
+        if feed is None:
+            raise UnknownSession(f"session {session_id!r} is about to end", "source")
+        async with aclosing(self._watches.follow(feed, client)) as messages:
+            async for message in messages:
+                yield message
 
     def _end_feed(self, feed: SessionFeed) -> None:
         feed.end()
@@ -217,20 +182,10 @@ class Realtime(LiveDeployment):
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: 1 means as many sessions as there may be."""
         limit = self._config.realtime.webrtc.max_sessions
-        return {ENGINE_LOAD: self._load / limit}
+        return {ENGINE_LOAD: (len(self._sessions.states) + len(self._watches)) / limit}
 
-    @property
-    def _load(self) -> int:
-        return len(self._sessions.states) + len(self._watches)
-
-    def _check_room(self) -> None:
-        """Raise ``Overloaded`` if this replica can't watch anything more."""
-        limit = self._config.realtime.webrtc.max_sessions
-        if self._draining.has_begun:
-            raise Overloaded(STOPPING, retry_after=1.0)
-        if self._load >= limit:
-            message = f"{self._load} sessions and watches are open; the limit is {limit}"
-            raise Overloaded(message, None, limit, self._load, 5.0)
+    def _room_for_watches(self) -> int:
+        return self._config.realtime.webrtc.max_sessions - len(self._sessions.states)
 
     def _make_context(self, config: AppConfig) -> Context:
         service = RecordedService(cast(VisionService, FallbackService(self._graph, config)))
@@ -252,8 +207,7 @@ class Realtime(LiveDeployment):
 
     async def _leave(self) -> None:
         await self._draining.wait()
-        for watch in list(self._watches):
-            watch.stop()
+        self._watches.stop()
         await self._sessions.close_all(STOPPING)
 
 

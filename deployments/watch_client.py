@@ -11,16 +11,22 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.realtime_client import replica_of
-from raylens.core.errors import Overloaded, RaylensError
+from raylens.core.errors import RaylensError
 from raylens.jobs.job import Job
 from raylens.jobs.types.watch import Watcher, WatchInput
 from raylens.realtime.ports import SessionClient
 
-RETRY_AFTER_S = 1.0
+
+class WatchLost(RaylensError):
+    """The replica has died. That may be the fault of what it watched: not for ever is another
+    one tried."""
+
+    code = "replica_lost"
+    http_status = 503
 
 
 class WatchClient(Watcher):
-    """Has a replica watch. If the replica is lost, that is a lack of capacity: others go on."""
+    """Has a replica watch."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle.options(stream=True)
@@ -37,8 +43,7 @@ class WatchClient(Watcher):
                 raise error.cause from error
             raise
         except (RayError, RayServeException) as error:
-            message = f"the replica that watched is lost ({type(error).__name__})"
-            raise Overloaded(message, retry_after=RETRY_AFTER_S) from error
+            raise WatchLost(f"the replica is lost ({type(error).__name__})") from error
         finally:
             with suppress(RayError, RayServeException):  # that of a call that has failed
                 messages.cancel()

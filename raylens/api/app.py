@@ -150,8 +150,7 @@ def create_app(
         app.include_router(files.router(own_jobs, config.jobs))
         app.include_router(batches.router(own_jobs, config))
         watch_reader = WatchReader(context, reader, look_up, webrtc)
-        max_watches = config.jobs.watches.max_running
-        app.include_router(watches.router(watch_reader, own_jobs, jobs, shared.feed, max_watches))
+        app.include_router(watches.router(watch_reader, own_jobs, shared.feed))
     add_pages(app)
     describe(app, isinstance(config.auth, AuthConfig), config.defaults.max_timeout_s)
     routes = RouteTable(app.routes)

@@ -27,7 +27,7 @@ from raylens.core.errors import InvalidRequest, UnknownJob
 from raylens.jobs.feed import JobFeed
 from raylens.jobs.job import Job, JobState, unknown_job
 from raylens.jobs.ports import JobService
-from raylens.jobs.store import JobQuery
+from raylens.jobs.store import MAX_DELIVERIES, JobQuery
 
 PATH = "/api/v1/jobs"
 MAX_PAGE = 1000
@@ -141,12 +141,16 @@ def _add_job_routes(routes: APIRouter, jobs: JobService) -> None:
 def _add_delivery_routes(routes: APIRouter, jobs: JobService) -> None:
     @routes.get(
         "/{job_id}/deliveries",
-        summary="List the deliveries of a job's webhooks",
+        summary="List the last deliveries of a job's webhooks, of those before a number",
         **answers(shapes.Deliveries),
     )
-    async def deliveries(job_id: str) -> dict[str, Any]:
-        job_deliveries = await jobs.deliveries(check_job_id(job_id))
-        return {"deliveries": [delivery_as_json(delivery) for delivery in job_deliveries]}
+    async def deliveries(
+        job_id: str,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_DELIVERIES,
+        before: Annotated[int | None, Query(ge=1, le=MAX_DELIVERY_NUMBER)] = None,
+    ) -> dict[str, Any]:
+        page = await jobs.deliveries(check_job_id(job_id), limit, before)
+        return {"deliveries": [delivery_as_json(delivery) for delivery in page]}
 
     @routes.post(
         "/{job_id}/deliveries/{number}/redeliver",

@@ -12,7 +12,7 @@ from raylens.jobs.changes import Changes
 from raylens.jobs.files import StoredFile, unknown_file
 from raylens.jobs.job import BULKY_FIELDS, Delivery, Job, Stats, unknown_job
 from raylens.jobs.ports import JobService
-from raylens.jobs.store import JobQuery
+from raylens.jobs.store import MAX_DELIVERIES, JobQuery
 
 
 class OwnJobs(JobService):
@@ -63,9 +63,11 @@ class OwnJobs(JobService):
     async def wait_for_changes(self, cursor: str | None, timeout_s: float) -> Changes:
         return await self._jobs.wait_for_changes(cursor, timeout_s)
 
-    async def deliveries(self, job_id: str) -> list[Delivery]:
+    async def deliveries(
+        self, job_id: str, limit: int = MAX_DELIVERIES, before: int | None = None
+    ) -> list[Delivery]:
         await self._check(job_id)
-        return await self._jobs.deliveries(job_id)
+        return await self._jobs.deliveries(job_id, limit, before)
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
         await self._check(job_id)

@@ -64,7 +64,7 @@ class WatchRequest(Body):
     pipeline: Annotated[dict[str, Any], Field(default_factory=dict)]
     """Settings of the Moondream pipeline."""
     events: Annotated[list[Literal[EVENTS]], Field(max_length=16)] | None = None  # type: ignore[valid-type]
-    """What the webhook is told. Unset means starts and ends; of captions, each result."""
+    """What the webhook is told. If unset: starts and ends, or for captions, each result."""
     webhook: Annotated[WebhookFields | None, BeforeValidator(_read_webhook)] = None
 
     def chosen_events(self, default: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from raylens.api import sse
 from raylens.api.answers import EVENTS as EVENT_STREAM
@@ -22,7 +22,7 @@ from raylens.api.job_request import read_idempotency_key
 from raylens.api.jobs import KEEPALIVE_S, MAX_PAGE, check_cursor, check_job_id, like_job_id
 from raylens.api.watch_request import WatchReader, WatchRequest
 from raylens.api.webrtc import identify_client
-from raylens.core.errors import QueueFull, UnknownJob
+from raylens.core.errors import UnknownJob
 from raylens.jobs.feed import JobFeed
 from raylens.jobs.job import Job, JobState
 from raylens.jobs.ports import JobService
@@ -32,15 +32,14 @@ from raylens.jobs.webhooks import format_timestamp
 from raylens.realtime.sources.guard import shown_source
 
 PATH = "/api/v1/watches"
-RETRY_AFTER_S = 60.0
-_ACTIVE = (JobState.QUEUED, JobState.RUNNING)
+_EVENT_ANSWERS = answers(None, EVENT_STREAM)
+_EVENT_ANSWERS["responses"][204] = {
+    "description": "Last-Event-ID is the last event of a watch that has ended"
+}
 
 
-def router(
-    reader: WatchReader, jobs: JobService, all_jobs: JobService, feed: JobFeed, limit: int
-) -> APIRouter:
-    """Return the routes. ``jobs`` are those of the client, and ``all_jobs`` everybody's, of which
-    ``limit`` watches may run at a time."""
+def router(reader: WatchReader, jobs: JobService, feed: JobFeed) -> APIRouter:
+    """Return the routes."""
     routes = APIRouter(prefix=PATH, tags=["Live video"])
 
     @routes.post("", status_code=202, summary="Start a watch", **answers(shapes.Watch, status=202))
@@ -49,7 +48,6 @@ def router(
         earlier = None if key is None else await jobs.find_submitted(key, body.digest)
         if earlier is None:
             new = replace(await reader.read(body, identify_client(http)), idempotency_key=key)
-            await _check_room(all_jobs, limit)
         job = earlier or await jobs.submit(new, {})
         location = f"{http.scope.get('root_path', '')}{PATH}/{job.id}"
         return JSONResponse(watch_as_json(job), 202, {"Location": location})
@@ -75,17 +73,17 @@ def router(
     @routes.get(
         "/{watch_id}/events",
         summary="Stream a watch's state, results and events as server-sent events",
-        **answers(None, EVENT_STREAM),
+        **_EVENT_ANSWERS,
     )
     async def events(watch_id: str, last_event_id: Annotated[str, Header()] = "") -> Any:
         job = await _get(jobs, watch_id)
-        return await sse.stream(_events(feed, jobs, job, last_event_id))
+        if job.state.is_terminal and last_event_id == _last_id(job):
+            return Response(status_code=204)  # by which clients stop to reconnect
+        return await sse.stream(_events(feed, job, last_event_id))
 
     @routes.put("/{watch_id}", summary="Start a watch again", **answers(shapes.Watch))
     async def restart(watch_id: str) -> dict[str, Any]:
         job = await _get(jobs, watch_id)
-        if job.state not in _ACTIVE:
-            await _check_room(all_jobs, limit)
         return watch_as_json(await jobs.requeue(job.id))
 
     @routes.delete(
@@ -99,19 +97,6 @@ def router(
         return watch_as_json(await (jobs.remove(job.id) if is_over else jobs.cancel(job.id)))
 
     return routes
-
-
-async def _check_room(jobs: JobService, limit: int) -> None:
-    """Raise ``QueueFull`` if there are as many watches as there may be."""
-    active = await jobs.list_jobs(JobQuery(limit, _ACTIVE, JOB_TYPE, bulky_fields=()))
-    if len(active) >= limit:
-        raise QueueFull(
-            f"{len(active)} watches run; the limit is {limit} (jobs.watches.max_running)",
-            "jobs.watches.max_running",
-            limit,
-            len(active),
-            RETRY_AFTER_S,
-        )
 
 
 async def _get(jobs: JobService, watch_id: str) -> Job:
@@ -152,33 +137,27 @@ def _stamped(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "at": None if at is None else format_timestamp(at)}
 
 
-async def _events(
-    feed: JobFeed, jobs: JobService, job: Job, last_event_id: str
-) -> AsyncGenerator[str, None]:
+async def _events(feed: JobFeed, job: Job, last_event_id: str) -> AsyncGenerator[str, None]:
     """Yield ``state`` first and if it changes, ``result`` for the newest result, and ``event`` for
     each event.
 
     A client that reconnects gets the events after the last one that it has got. Comments keep the
     connection alive. If this process drains, the stream ends, and the client has to reconnect.
     """
-    last_event = int(last_event_id) if last_event_id.isdecimal() else None
+    last_event = _parse_id(last_event_id)
     state: Any = None
     result: Any = None
-    async with aclosing(feed.watch(job.id, KEEPALIVE_S)) as versions:
-        previous: Job | None = None
+    previous: Job | None = None
+    async with aclosing(feed.watch(job.id, KEEPALIVE_S, with_output=True)) as versions:
         async for version in versions:
             if version is previous:
                 yield ": keepalive\n\n"
                 continue
             previous = version
-            watch = watch_as_json(await _get(jobs, job.id))
+            watch = watch_as_json(replace(version, input=job.input))
             recent = watch["recent_events"]
             if last_event is None:
                 last_event = recent[-1]["number"] if recent else 0
-            new_state = (watch["status"], watch["error"], watch["connection"])
-            if new_state != state:
-                state = new_state
-                yield sse.event({**watch, "recent_events": []}, "state")
             if watch["last_result"] not in (None, result):
                 result = watch["last_result"]
                 yield sse.event(result, "result")
@@ -186,5 +165,21 @@ async def _events(
                 if event["number"] > last_event:
                     last_event = event["number"]
                     yield sse.event(event, "event", str(last_event))
-    if feed.is_handed_over:
+            new_state = (watch["status"], watch["error"], watch["connection"])
+            if new_state != state:
+                state = new_state
+                event_id = _last_id(version) if version.state.is_terminal else ""
+                yield sse.event({**watch, "recent_events": []}, "state", event_id)
+    if feed.is_handed_over and previous is not None and not previous.state.is_terminal:
         yield sse.handover()
+
+
+def _last_id(job: Job) -> str:
+    """Return the id of the last event of the stream of a watch that has ended."""
+    return f"{WatchRecord.read(job.output or {}).events}.{job.state}"
+
+
+def _parse_id(last_event_id: str) -> int | None:
+    """Return the number of the last event that a client has got; None if it has got none."""
+    number = last_event_id.partition(".")[0]
+    return int(number) if number.isdecimal() and len(number) < 19 else None

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from raylens.core.config import JobsConfig
@@ -48,6 +48,11 @@ Transition = Callable[[Job], Job]
 
 class JobRunner(Protocol):
     """Runs the work of jobs."""
+
+    @property
+    def endless_types(self) -> frozenset[str]:
+        """Names of the types whose jobs run until they are canceled."""
+        ...
 
     def attempt_timeout(self, job: Job) -> float:
         """Return how long an attempt may take, in seconds; the job's deadline limits it too."""
@@ -239,7 +244,8 @@ class Dispatcher:
 
     async def _release(self, attempt: _Attempt) -> Job | RaylensError | None:
         def update(job: Job) -> JobUpdate:
-            return JobUpdate(release(attempt.reporter.apply(job)))
+            reported = attempt.reporter.add_to(JobUpdate(job))
+            return replace(reported, job=release(reported.job))
 
         result: Job | RaylensError | None = await self._change_writer.submit(
             Change(attempt.job.id, update, attempt.job.fence)
@@ -352,7 +358,7 @@ class Dispatcher:
         except RaylensError as error:
             return self._failure(attempt, error), error.code
         self._breakers.record_capacity(job.model)
-        return (lambda stored: succeed(reporter.apply(stored), output, self._clock.now())), "ok"
+        return (lambda stored: succeed(stored, output, self._clock.now())), "ok"
 
     def _failure(self, attempt: _Attempt, error: RaylensError) -> Transition:
         """Return the transition of a failed attempt, and record what it says of capacity."""
@@ -364,9 +370,7 @@ class Dispatcher:
             self._breakers.record_failure(error.model, error.retry_after, self._clock.now())
         reporter.discard_invalid()
         policy = self._retry_policy
-        return lambda stored: end_failed_attempt(
-            reporter.apply(stored), error, policy, self._clock.now()
-        )
+        return lambda stored: end_failed_attempt(stored, error, policy, self._clock.now())
 
     async def _store_result(
         self, attempt: _Attempt, transition: Transition
@@ -380,7 +384,7 @@ class Dispatcher:
         has_failed = False
         while True:
             try:
-                return await self._store_transition(attempt.job, transition)
+                return await self._store_transition(attempt, transition)
             except RaylensError:
                 if self._clock.now() >= give_up_at:
                     raise
@@ -394,13 +398,17 @@ class Dispatcher:
                 transition = self._unstorable(error)
 
     async def _store_transition(
-        self, job: Job, transition: Transition
+        self, attempt: _Attempt, transition: Transition
     ) -> Job | RaylensError | None:
         def update(stored: Job) -> JobUpdate:
-            return self._with_deliveries(stored, transition(stored))
+            reported = attempt.reporter.add_to(JobUpdate(stored))
+            ended = self._with_deliveries(stored, transition(reported.job))
+            return replace(
+                reported, job=ended.job, deliveries=reported.deliveries + ended.deliveries
+            )
 
         result: Job | RaylensError | None = await self._change_writer.submit(
-            Change(job.id, update, job.fence)
+            Change(attempt.job.id, update, attempt.job.fence)
         )
         return result
 

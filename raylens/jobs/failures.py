@@ -26,10 +26,10 @@ class InvalidOutput(RaylensError):
 
 
 class UnknownType(RaylensError):
-    """No installed job type has this name."""
+    """No job type of this name is installed here: perhaps in another release, beside this one."""
 
     code = "unknown_job_type"
-    failure_class = FailureClass.PERMANENT
+    failure_class = FailureClass.CAPACITY
 
 
 def error_of(exception: BaseException) -> RaylensError:

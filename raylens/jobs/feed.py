@@ -31,7 +31,8 @@ RETRY_AFTER_S = 5.0
 class _Watcher:
     """Hands the newest version of a job to one consumer."""
 
-    def __init__(self, last_seen: Job) -> None:
+    def __init__(self, last_seen: Job, with_output: bool) -> None:
+        self.with_output = with_output
         self._last_seen = last_seen
         self._newest: Job | None = last_seen
         self._has_news = asyncio.Event()
@@ -39,7 +40,9 @@ class _Watcher:
 
     def offer(self, job: Job | None) -> None:
         """Hand over a version of the job; None if the job is gone."""
-        if job is None or _differ(job, self._newest or self._last_seen):
+        last = self._newest or self._last_seen
+        has_output = self.with_output and job is not None and job.output != last.output
+        if job is None or has_output or _differ(job, last):
             self._newest = job
             self._has_news.set()
 
@@ -91,10 +94,12 @@ class JobFeed:
         """Whether watches end because another process has to go on with them."""
         return self._draining.has_begun
 
-    async def watch(self, job_id: str, keepalive_s: float) -> AsyncGenerator[Job, None]:
+    async def watch(
+        self, job_id: str, keepalive_s: float, with_output: bool = False
+    ) -> AsyncGenerator[Job, None]:
         """Yield the job now and at each change of its state, attempts, progress or problem, until
         it has ended or is removed, or this process drains. Its input is left out, and its output
-        until it has ended.
+        until it has ended, unless that is asked for: then its changes count, too.
 
         If nothing changes for ``keepalive_s`` seconds, the last version is yielded again. Raises
         ``UnknownJob``, and ``Overloaded`` if the limit is reached or the queue can't be reached.
@@ -103,7 +108,7 @@ class JobFeed:
             job: Job | None = (await self._jobs.get_many([job_id], _SHOWN)).get(job_id)
             if job is None:
                 raise unknown_job(job_id)
-            watcher = _Watcher(job)
+            watcher = _Watcher(job, with_output)
             self._add(job_id, watcher)
             try:
                 while job is not None:
@@ -157,10 +162,15 @@ class JobFeed:
     async def _read(self, ids: frozenset[str]) -> None:
         if not ids:
             return
-        jobs = await self._jobs.get_many(ids, ())
-        ended = {job_id for job_id, job in jobs.items() if job.state.is_terminal}
-        if ended:
-            jobs |= await self._jobs.get_many(ended, _SHOWN)
+        shown = {
+            job_id
+            for job_id in ids
+            if any(watcher.with_output for watcher in self._watchers.get(job_id, ()))
+        }
+        jobs = await self._jobs.get_many(ids - shown, ()) if ids - shown else {}
+        shown |= {job_id for job_id, job in jobs.items() if job.state.is_terminal}
+        if shown:
+            jobs |= await self._jobs.get_many(shown, _SHOWN)
         for job_id in ids:
             for watcher in self._watchers.get(job_id, ()):
                 watcher.offer(jobs.get(job_id))

@@ -14,6 +14,7 @@ from raylens.jobs.files import StoredFile
 from raylens.jobs.job import BULKY_FIELDS, Delivery, DeliveryState, Job, JobState
 from raylens.jobs.store import (
     ANY_TYPE,
+    MAX_DELIVERIES,
     NO_SHARES,
     Change,
     ComputeUpdate,
@@ -94,8 +95,8 @@ class MemoryStore(JobStore):
     async def check_counts(self) -> None:
         """Nothing to do: they are counted when they are asked for."""
 
-    async def recent_durations(self, limit: int) -> list[float]:
-        succeeded = self._in_state(JobState.SUCCEEDED)
+    async def recent_durations(self, limit: int, types: TypeFilter = ANY_TYPE) -> list[float]:
+        succeeded = [job for job in self._in_state(JobState.SUCCEEDED) if types.selects(job.type)]
         latest_first = sorted(succeeded, key=lambda job: job.finished_at or 0, reverse=True)
         return [job.duration_s for job in latest_first[:limit] if job.duration_s is not None]
 
@@ -172,8 +173,13 @@ class MemoryStore(JobStore):
             self._delete(job)
         return job
 
-    async def deliveries(self, job_id: str) -> list[Delivery]:
-        return sorted(self._deliveries_of(job_id), key=lambda delivery: delivery.number)
+    async def deliveries(
+        self, job_id: str, limit: int = MAX_DELIVERIES, before: int | None = None
+    ) -> list[Delivery]:
+        known = [
+            each for each in self._deliveries_of(job_id) if before is None or each.number < before
+        ]
+        return sorted(known, key=_by_number)[-limit:]
 
     async def claim_deliveries(
         self, count: int, per_host: int, now: float, until: float, busy_hosts: Collection[str]
@@ -265,10 +271,13 @@ class MemoryStore(JobStore):
             del self._deliveries[delivery.id]
 
     async def purge_deliveries(self, due_before: float, limit: int) -> int:
+        last = {each.job_id: each.id for each in sorted(self._deliveries.values(), key=_by_number)}
         old = (
             delivery.id
             for delivery in self._deliveries.values()
-            if delivery.state is not DeliveryState.PENDING and delivery.next_at < due_before
+            if delivery.state is not DeliveryState.PENDING
+            and delivery.next_at < due_before
+            and last[delivery.job_id] != delivery.id
         )
         purged = list(islice(old, limit))
         for delivery_id in purged:
@@ -424,11 +433,20 @@ class MemoryStore(JobStore):
     def _save(self, update: JobUpdate) -> Job:
         job = update.job
         self._jobs[job.id] = job
-        number = len(list(self._deliveries_of(job.id)))
+        number = max((each.number for each in self._deliveries_of(job.id)), default=0)
         for delivery in update.deliveries:
-            number += 1
-            self._deliveries[delivery.id] = replace(delivery, number=number)
+            if delivery.id not in self._deliveries:
+                number += 1
+                self._deliveries[delivery.id] = replace(delivery, number=number)
+        for event in update.only_newest:
+            self._keep_newest(job.id, event)
         return job
+
+    def _keep_newest(self, job_id: str, event: str) -> None:
+        *old, _ = [each for each in self._deliveries_of(job_id) if each.event == event]
+        for delivery in old:
+            if delivery.state is not DeliveryState.PENDING or delivery.lease_until is None:
+                del self._deliveries[delivery.id]
 
     def _find_by_key(self, key: str | None) -> Job | None:
         if key is None:
@@ -472,3 +490,7 @@ def _without(job: Job, bulky_fields: Collection[str]) -> Job:
         input=job.input if "input" in bulky_fields else {},
         output=job.output if "output" in bulky_fields else None,
     )
+
+
+def _by_number(delivery: Delivery) -> int:
+    return delivery.number

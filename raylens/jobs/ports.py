@@ -8,7 +8,7 @@ from typing import Protocol
 from raylens.jobs.changes import Changes
 from raylens.jobs.files import StoredFile
 from raylens.jobs.job import BULKY_FIELDS, Delivery, Job, Stats
-from raylens.jobs.store import JobQuery
+from raylens.jobs.store import MAX_DELIVERIES, JobQuery
 
 
 class JobService(Protocol):
@@ -81,8 +81,11 @@ class JobService(Protocol):
         """
         ...
 
-    async def deliveries(self, job_id: str) -> list[Delivery]:
-        """Return all deliveries of a job, ordered by number."""
+    async def deliveries(
+        self, job_id: str, limit: int = MAX_DELIVERIES, before: int | None = None
+    ) -> list[Delivery]:
+        """Return the last deliveries of a job, of those with numbers below ``before``, ordered by
+        number."""
         ...
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:

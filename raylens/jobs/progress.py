@@ -7,9 +7,10 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
-from raylens.core.errors import Conflict, RaylensError
+from raylens.core.errors import Conflict
 from raylens.jobs.clock import Clock
 from raylens.jobs.failures import InvalidOutput, to_json
 from raylens.jobs.group_commit import GroupCommit
@@ -44,11 +45,17 @@ class Reporter(Protocol):
         ...
 
     async def deliver(
-        self, event: str, data: dict[str, Any], progress: Progress, partial: dict[str, Any]
+        self,
+        event: str,
+        data: dict[str, Any],
+        progress: Progress,
+        partial: dict[str, Any],
+        only_newest: bool = False,
     ) -> None:
         """Report as :meth:`report` does, and send an event to the job's webhook if it has one.
 
-        Both are durable when this returns: while the store is away, it waits. Raises ``Conflict``
+        With ``only_newest``, it replaces those of its name that were sent, or still wait. Both are
+        durable when this returns: while the store is away, it waits. Raises ``Conflict``
         if the attempt no longer counts.
         """
         ...
@@ -74,6 +81,11 @@ class ProgressReporter(Reporter):
         self._on_change = on_change
         self._make_delivery = make_delivery
         self._unsaved: tuple[Progress, dict[str, Any] | None] | None = None
+        self._undelivered: list[Delivery] = []
+        """Deliveries that were not stored yet. They go with the report of the same time."""
+        self._only_newest: frozenset[str] = frozenset()
+        self._counts = True
+        """Whether the store still knows this attempt as the job's."""
         self._saved_at = -math.inf
         self._later: asyncio.Task[None] | None = None
         """Stores the newest report once the last stored one is ``PERIOD_S`` old."""
@@ -89,31 +101,25 @@ class ProgressReporter(Reporter):
             self._later = asyncio.create_task(self._save_later(wait_s))
 
     async def deliver(
-        self, event: str, data: dict[str, Any], progress: Progress, partial: dict[str, Any]
+        self,
+        event: str,
+        data: dict[str, Any],
+        progress: Progress,
+        partial: dict[str, Any],
+        only_newest: bool = False,
     ) -> None:
         self._unsaved = (progress, partial)
         self.check()
-        unsaved = self._unsaved
-
-        def update(job: Job) -> JobUpdate:
-            delivery = self._make_delivery(job, event, data)
-            return JobUpdate(self.apply(job), (delivery,) if delivery else ())
-
-        while True:
-            try:
-                saved = await self._change_writer.submit(
-                    Change(self._job.id, update, self._job.fence)
-                )
-                break
-            except RaylensError as error:
-                logger.warning("job %s: storing an event failed: %s", self._job.id, error)
-                await asyncio.sleep(RETRY_S)
-        if not isinstance(saved, Job):
+        delivery = self._make_delivery(self._job, event, to_json(data))
+        if delivery is not None:
+            self._undelivered.append(delivery)
+            if only_newest:
+                self._only_newest = self._only_newest | {event}
+        # If the attempt is stopped meanwhile, what isn't stored goes with its end.
+        while not await self._save():
+            await asyncio.sleep(RETRY_S)
+        if not self._counts:
             raise Conflict("the job was canceled, or runs elsewhere")
-        if self._unsaved is unsaved:
-            self._unsaved = None
-        self._saved_at = self._clock.monotonic()
-        self._on_change(saved)
 
     async def _save_later(self, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
@@ -121,21 +127,25 @@ class ProgressReporter(Reporter):
             if self._unsaved is not None:
                 await self._save()
 
-    async def _save(self) -> None:
+    async def _save(self) -> bool:
+        """Store what was not stored yet. Return False if the store fails."""
         self.check()
         self._saved_at = self._clock.monotonic()
-        unsaved = self._unsaved
-        change = Change(self._job.id, lambda job: JobUpdate(self.apply(job)), self._job.fence)
+        unsaved, undelivered = self._unsaved, tuple(self._undelivered)
+        change = Change(self._job.id, lambda job: self.add_to(JobUpdate(job)), self._job.fence)
         try:
             saved = await self._change_writer.submit(change)
         except Exception as error:
             # The attempt goes on: the next report replaces this one.
             logger.warning("job %s: storing the progress failed: %s", self._job.id, error)
-            return
+            return False
         if self._unsaved is unsaved:
             self._unsaved = None
+        self._undelivered = [each for each in self._undelivered if each not in undelivered]
+        self._counts = isinstance(saved, Job)
         if isinstance(saved, Job):
             self._on_change(saved)
+        return True
 
     def stop(self) -> None:
         """Store no further report: the attempt ends."""
@@ -158,6 +168,15 @@ class ProgressReporter(Reporter):
     def discard(self) -> None:
         """Forget the report that was not stored."""
         self._unsaved = None
+
+    def add_to(self, update: JobUpdate) -> JobUpdate:
+        """Return an update with the report and the deliveries that were not stored yet."""
+        return replace(
+            update,
+            job=self.apply(update.job),
+            deliveries=(*self._undelivered, *update.deliveries),
+            only_newest=self._only_newest,
+        )
 
     def apply(self, job: Job) -> Job:
         """Return the job with the report that was not stored yet."""

@@ -50,6 +50,7 @@ from raylens.jobs.ports import JobService
 from raylens.jobs.progress import ChangeWriter
 from raylens.jobs.rate_limit import RateLimit
 from raylens.jobs.store import (
+    MAX_DELIVERIES,
     Change,
     ComputeUpdate,
     JobQuery,
@@ -58,7 +59,6 @@ from raylens.jobs.store import (
     check_share,
 )
 from raylens.jobs.transitions import JobUpdate, cancel, move_to_store_clock, requeue
-from raylens.jobs.types import watch
 from raylens.jobs.webhook_dispatcher import WebhookClient, WebhookDispatcher
 from raylens.jobs.webhooks import make_delivery, make_event_delivery
 
@@ -75,8 +75,9 @@ MAX_ADVISED_RETRY_AFTER_S = 60.0
 RETRY_AFTER_S = 5.0
 """``Retry-After`` for a request that the queue didn't answer in time, in seconds."""
 MINUTE_S = 60.0
-WATCHES = frozenset({watch.JOB_TYPE})
-"""The types whose jobs have no end."""
+ACTIVE = (JobState.QUEUED, JobState.RUNNING)
+MAX_WATCHES = 4096
+"""The largest limit on jobs without an end."""
 FILE_TTL_S = 30 * 86_400.0
 """How long an uploaded file is kept, in seconds."""
 PART_BYTES = 4 * 2**20
@@ -143,10 +144,12 @@ class JobQueue(JobService):
             )
 
         # A watch runs until somebody stops it. It must not take a place from jobs that end.
+        self._endless = endless = runner.endless_types
         self._dispatchers = (
-            make_dispatcher(TypeFilter(WATCHES), lambda: config.workers),
-            make_dispatcher(TypeFilter(WATCHES, False), lambda: config.watches.max_running),
+            make_dispatcher(TypeFilter(endless), lambda: config.workers),
+            make_dispatcher(TypeFilter(endless, False), lambda: config.watches.max_running),
         )
+        self._counting_watches = asyncio.Lock()
         self._handing_over: asyncio.Task[None] | None = None
         """Hands over the watches."""
         self._webhook_dispatcher = WebhookDispatcher(
@@ -210,7 +213,7 @@ class JobQueue(JobService):
         async with self._time_limit():
             job = move_to_store_clock(job, self._clock.now())
             try:
-                async with self._room_for(job.client, pictures):
+                async with self._place_for(job), self._room_for(job.client, pictures):
                     await self._prepare(job.client, pictures)
                     result = await self._add_writer.submit(job)
             except (TooManyRequests, InsufficientStorage) as error:
@@ -259,6 +262,28 @@ class JobQueue(JobService):
             self._being_stored[client].remove(new)
             if not self._being_stored[client]:
                 del self._being_stored[client]
+
+    @asynccontextmanager
+    async def _place_for(self, job: Job) -> AsyncIterator[None]:
+        """Keep the jobs without an end within their limit. Raises ``QueueFull``."""
+        if job.type not in self._endless:
+            yield
+            return
+        async with self._counting_watches:
+            query = JobQuery(MAX_WATCHES, ACTIVE, job.type, bulky_fields=())
+            active = [each for each in await self._store.list_jobs(query) if each.id != job.id]
+            own = [each for each in active if each.client == job.client]
+            share = self._limits_of(job.client).max_sessions
+            limit = self._config.watches.max_running
+            if share is not None and len(own) >= share:
+                message = f"{len(own)} of your watches run; your limit is {share}"
+                raise QueueFull(message, "max_sessions", share, len(own))
+            if len(active) >= limit:
+                message = (
+                    f"{len(active)} watches run; the limit is {limit} (jobs.watches.max_running)"
+                )
+                raise QueueFull(message, "jobs.watches.max_running", limit, len(active))
+            yield
 
     async def _prepare(self, client: str, pictures: Mapping[str, bytes]) -> None:
         """Store the pictures of a submission. Raises ``QueueFull`` and ``InsufficientStorage``."""
@@ -355,14 +380,18 @@ class JobQueue(JobService):
 
         def update(job: Job) -> JobUpdate:
             timeout_s = self._runner.timeout(job)
-            return JobUpdate(requeue(job, self._clock.now(), self._config.max_attempts, timeout_s))
+            is_endless = job.type in self._endless
+            max_attempts = job.max_attempts if is_endless else self._config.max_attempts
+            return JobUpdate(requeue(job, self._clock.now(), max_attempts, timeout_s))
 
-        return await self._change(job_id, update)
+        async with self._place_for(_require(job, job_id)):
+            return await self._change(job_id, update)
 
     async def stats(self) -> Stats:
         async with self._time_limit():
             counts, durations = await asyncio.gather(
-                self._store.count_by_state(), self._store.recent_durations(STATS_SAMPLE)
+                self._store.count_by_state(),
+                self._store.recent_durations(STATS_SAMPLE, TypeFilter(self._endless)),
             )
         mean = statistics.fmean(durations) if durations else None
         p95 = sorted(durations)[(len(durations) * 95 - 1) // 100] if durations else None
@@ -371,16 +400,18 @@ class JobQueue(JobService):
     async def wait_for_changes(self, cursor: str | None, timeout_s: float) -> Changes:
         return await self._change_log.wait(cursor, timeout_s)
 
-    async def deliveries(self, job_id: str) -> list[Delivery]:
+    async def deliveries(
+        self, job_id: str, limit: int = MAX_DELIVERIES, before: int | None = None
+    ) -> list[Delivery]:
         await self.get(job_id)
         async with self._time_limit():
-            deliveries = await self._store.deliveries(job_id)
+            deliveries = await self._store.deliveries(job_id, limit, before)
         return [shift_delivery_times(each, self._clock.wall_offset) for each in deliveries]
 
     async def redeliver(self, job_id: str, number: int) -> Delivery:
-        known = {delivery.number for delivery in await self.deliveries(job_id)}
+        last = await self.deliveries(job_id, 1, number + 1)
         delivery = None
-        if number in known:
+        if any(each.number == number for each in last):
             self._redeliveries.check(job_id, self._clock.now(), "this job's deliveries")
             async with self._time_limit():
                 delivery = await self._store.redeliver(job_id, number, self._clock.now())
@@ -484,7 +515,7 @@ class JobQueue(JobService):
         return None if delivery is None else shift_delivery_times(delivery, -offset)
 
     def _dispatcher_of(self, job: Job) -> Dispatcher:
-        return self._dispatchers[job.type in WATCHES]
+        return self._dispatchers[job.type in self._endless]
 
     def _for_callers(self, job: Job) -> Job:
         """Return the job with its times on the wall clock."""
@@ -494,7 +525,8 @@ class JobQueue(JobService):
         self._change_log.append(job.id)
         if job.webhook is not None:
             self._webhook_dispatcher.wake()
-        if job.state is JobState.SUCCEEDED and job.duration_s is not None:
+        is_endless = job.type in self._endless
+        if job.state is JobState.SUCCEEDED and job.duration_s is not None and not is_endless:
             change = job.duration_s - self._average_duration_s
             self._average_duration_s += AVERAGE_WEIGHT * change
 

@@ -44,6 +44,11 @@ class TypedJobRunner(JobRunner):
         self._config = config
         self._clock = clock
 
+    @property
+    def endless_types(self) -> frozenset[str]:
+        types = self._job_types.values()
+        return frozenset(job_type.name for job_type in types if job_type.is_endless)
+
     def attempt_timeout(self, job: Job) -> float:
         job_type = self._job_types.get(job.type)
         if job_type is not None and (job_type.retries_units or job_type.is_endless):

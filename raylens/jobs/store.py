@@ -98,6 +98,8 @@ class TypeFilter:
 
 
 ANY_TYPE = TypeFilter()
+MAX_DELIVERIES = 100
+"""Deliveries in one answer."""
 NO_SHARES: Mapping[str, int] = MappingProxyType({})
 
 
@@ -160,8 +162,9 @@ class JobStore(Protocol):
         """
         ...
 
-    async def recent_durations(self, limit: int) -> list[float]:
-        """Return the durations, in seconds, of the last ``limit`` jobs that succeeded."""
+    async def recent_durations(self, limit: int, types: TypeFilter = ANY_TYPE) -> list[float]:
+        """Return the durations, in seconds, of the last ``limit`` jobs that succeeded, of some
+        types."""
         ...
 
     async def claim(
@@ -221,8 +224,11 @@ class JobStore(Protocol):
         """
         ...
 
-    async def deliveries(self, job_id: str) -> list[Delivery]:
-        """Return all deliveries of a job, ordered by number."""
+    async def deliveries(
+        self, job_id: str, limit: int = MAX_DELIVERIES, before: int | None = None
+    ) -> list[Delivery]:
+        """Return the last deliveries of a job, of those with numbers below ``before``, ordered by
+        number."""
         ...
 
     async def claim_deliveries(
@@ -266,7 +272,8 @@ class JobStore(Protocol):
     async def purge_deliveries(self, due_before: float, limit: int) -> int:
         """Delete at most ``limit`` deliveries that are not pending, and return how many.
 
-        They are those whose last attempt was due before ``due_before``.
+        They are those whose last attempt was due before ``due_before``. The last one of each job is
+        kept.
         """
         ...
 

@@ -31,11 +31,13 @@ _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
 class JobUpdate:
     """A changed job, and the new deliveries to store with it, in one transaction.
 
-    The store numbers the deliveries.
+    The store numbers the deliveries. One that it has already is left as it is.
     """
 
     job: Job
     deliveries: tuple[Delivery, ...] = ()
+    only_newest: frozenset[str] = frozenset()
+    """Names of events of which the job keeps the newest delivery only, and those under way."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -41,16 +41,14 @@ class SessionFeed:
         for outbox in self._followers:
             outbox.end()
 
-    async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield what the session says from now on, until it ends."""
-        outbox = Outbox()
+    @contextmanager
+    def followed_by(self, outbox: Outbox) -> Iterator[None]:
+        """Put what the session says into an outbox, which ends with the session."""
         if self.has_ended:
             outbox.end()
         self._followers.add(outbox)
         try:
-            async with aclosing(outbox.messages()) as messages:
-                async for message in messages:
-                    yield message
+            yield
         finally:
             self._followers.discard(outbox)
 
@@ -72,7 +70,7 @@ OpenSession = Callable[[Report], LiveSession]
 class Outbox:
     """Messages on their way to whoever stores them, which may take a while.
 
-    Events are kept. Of results and errors only the newest waits.
+    Every event is kept. A result or an error replaces the one that waits.
     """
 
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
@@ -130,7 +128,7 @@ class Pace:
         return True
 
 
-class Watch:
+class SourceWatch:
     """Shows a session at most ``fps`` frames a second, and collects what it says.
 
     It is used once. ``outbox`` takes what else is to be told.
@@ -151,7 +149,7 @@ class Watch:
         self._fps = fps
         self._opened_at = clock()
         self._opened_at_wall = wall_clock()
-        self._observing: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
         self._failure: Exception | None = None
 
     async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -159,20 +157,20 @@ class Watch:
 
         Raises what getting the frames raises, and what ``stop`` was called with.
         """
-        self._observing = asyncio.create_task(self._observe())
+        observing = asyncio.create_task(self._observe())
         try:
             async with aclosing(self._outbox.messages()) as messages:
                 async for message in messages:
                     yield message
         finally:
-            self._observing.cancel()
-            await asyncio.wait({self._observing})
+            observing.cancel()
+            await asyncio.wait({observing})
 
     def stop(self, failure: Exception | None = None) -> None:
         """End the watch. What has started ends, and is still told."""
-        self._failure = failure
-        if self._observing is not None:
-            self._observing.cancel()
+        if not self._stopping.is_set():
+            self._failure = failure
+            self._stopping.set()
 
     def _report(self, message: dict[str, Any]) -> None:
         """Tell what the session says, with the time of what it says that of."""
@@ -183,17 +181,26 @@ class Watch:
         self._outbox.put(message)
 
     async def _observe(self) -> None:
-        pace = Pace(self._fps)
+        """Show frames to the session until something ends that, and close everything."""
+        showing = asyncio.ensure_future(self._show_frames())
+        stopping = asyncio.ensure_future(self._stopping.wait())
         try:
-            async for frame in self._frames:
-                if pace.is_due(frame.received_at):
-                    shown = replace(frame, time_s=frame.received_at - self._opened_at)
-                    await self._session.observe(shown)
-        except Exception as error:
-            self._failure = error
+            await asyncio.wait({showing, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            for task in (showing, stopping):
+                task.cancel()
+            failure, _ = await asyncio.gather(showing, stopping, return_exceptions=True)
+            if isinstance(failure, Exception):
+                self._failure = failure
             try:
                 await self._session.close()
                 await self._frames.aclose()
             finally:
                 self._outbox.end(self._failure)
+
+    async def _show_frames(self) -> None:
+        pace = Pace(self._fps)
+        async for frame in self._frames:
+            if pace.is_due(frame.received_at):
+                shown = replace(frame, time_s=frame.received_at - self._opened_at)
+                await self._session.observe(shown)

@@ -827,6 +827,56 @@ class TestTimes:
         assert await store.purge_deliveries(NOW + 9, 9) == 1
         assert await store.purge_deliveries(NOW + 9, 9) == 0
 
+    async def test_the_last_delivery_of_a_job_is_not_purged(self, store: JobStore) -> None:
+        job = make_job()
+        await add_all(store, job)
+        await add_deliveries(store, job, make_delivery(job, "https://a.example/", NOW))
+        (claimed,) = await store.claim_deliveries(1, 1, NOW, NOW + 30, ())
+        await store.settle_delivery(replace(claimed, state=DeliveryState.DELIVERED), None, False)
+        assert await store.purge_deliveries(NOW + 9, 9) == 0
+
+    async def test_the_last_deliveries_are_read_page_by_page(self, store: JobStore) -> None:
+        job = make_job()
+        await add_all(store, job)
+        new = [make_delivery(job, "https://a.example/", NOW + number) for number in range(5)]
+        await add_deliveries(store, job, *new)
+        pages = [await store.deliveries(job.id, 2), await store.deliveries(job.id, 2, 4)]
+        assert [[each.number for each in page] for page in pages] == [[4, 5], [2, 3]]
+
+    async def test_a_delivery_that_is_there_already_is_left_as_it_is(self, store: JobStore) -> None:
+        job = make_job()
+        await add_all(store, job)
+        first = make_delivery(job, "https://a.example/", NOW)
+        second = make_delivery(job, "https://a.example/", NOW)
+        await add_deliveries(store, job, first)
+        await store.claim_deliveries(1, 1, NOW, NOW + 30, ())
+        await add_deliveries(store, job, first, second)
+        deliveries = await store.deliveries(job.id)
+        assert [each.id for each in deliveries] == [first.id, second.id]
+        assert deliveries[0].lease_until == NOW + 30
+
+    async def test_of_some_events_only_the_newest_delivery_is_kept(self, store: JobStore) -> None:
+        job, other = make_job(), make_job()
+        await add_all(store, job, other)
+
+        def result(of: Job) -> Delivery:
+            return replace(make_delivery(of, "https://a.example/", NOW), event="result")
+
+        event = make_delivery(job, "https://a.example/", NOW)
+        theirs, under_way, old, new = result(other), result(job), result(job), result(job)
+        await add_deliveries(store, other, theirs)
+        await add_deliveries(store, job, under_way)
+        await store.claim_deliveries(9, 9, NOW, NOW + 30, ())
+        await add_deliveries(store, job, event, old)
+
+        def keep_newest(stored: Job) -> JobUpdate:
+            return JobUpdate(stored, (new,), frozenset({"result"}))
+
+        await store.change([Change(job.id, keep_newest)])
+        kept = [each.id for each in await store.deliveries(job.id)]
+        assert kept == [under_way.id, event.id, new.id]
+        assert len(await store.deliveries(other.id)) == 1
+
     async def test_the_next_delivery_is_known(self, store: JobStore) -> None:
         job = make_job()
         await add_all(store, job)

@@ -27,7 +27,10 @@ def select_deliveries(db: sa.Connection, query: sa.Select[Any]) -> list[Delivery
 
 
 def insert_deliveries(db: sa.Connection, new: Sequence[Delivery]) -> None:
-    """Insert deliveries, each numbered after the last delivery of its job."""
+    """Insert deliveries, each numbered after the last delivery of its job.
+
+    Those that are there already are left as they are.
+    """
     ids = {delivery.job_id for delivery in new}
     highest = sa.select(deliveries.c.job_id, sa.func.max(deliveries.c.number))
     query = highest.where(deliveries.c.job_id.in_(ids)).group_by(deliveries.c.job_id)
@@ -39,7 +42,16 @@ def insert_deliveries(db: sa.Connection, new: Sequence[Delivery]) -> None:
         last_number[delivery.job_id] += 1
         rows.append(delivery_to_row(replace(delivery, number=last_number[delivery.job_id])))
     if rows:
-        db.execute(sa.insert(deliveries), rows)
+        db.execute(insert(db, deliveries).on_conflict_do_nothing(index_elements=["id"]), rows)
+
+
+def keep_newest(db: sa.Connection, job_id: str, event: str) -> None:
+    """Delete the deliveries of an event, except for the newest one and those under way."""
+    is_match = (deliveries.c.job_id == job_id) & (deliveries.c.event == event)
+    newest = sa.select(sa.func.max(deliveries.c.number)).where(is_match).scalar_subquery()
+    is_under_way = is_pending & deliveries.c.lease_until.is_not(None)
+    old = sa.delete(deliveries).where(is_match, deliveries.c.number < newest, ~is_under_way)
+    db.execute(old)
 
 
 def claim_deliveries(
@@ -128,8 +140,15 @@ def redeliver(db: sa.Connection, job_id: str, number: int, now: float) -> Delive
 
 def purge_deliveries(db: sa.Connection, due_before: float, limit: int) -> int:
     ended = [state for state in DeliveryState if state is not DeliveryState.PENDING]
+    later = deliveries.alias()
+    # The last one of each job stays, so that no number is given twice.
+    has_later = (
+        sa.select(later.c.id)
+        .where(later.c.job_id == deliveries.c.job_id, later.c.number > deliveries.c.number)
+        .exists()
+    )
     old = sa.select(deliveries.c.id).where(
-        deliveries.c.state.in_(ended), deliveries.c.next_at < due_before
+        deliveries.c.state.in_(ended), deliveries.c.next_at < due_before, has_later
     )
     ids = list(db.scalars(old.limit(limit).with_for_update(skip_locked=True)))
     db.execute(sa.delete(deliveries).where(deliveries.c.id.in_(ids)))

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from raylens.core.errors import Conflict, RaylensError
 from raylens.jobs.job import BULKY_FIELDS, TERMINAL, Delivery, Job, JobState
 from raylens.jobs.sql.counters import add_to_counters, count_queued, moves
-from raylens.jobs.sql.deliveries import insert_deliveries, is_pending
+from raylens.jobs.sql.deliveries import insert_deliveries, is_pending, keep_newest
 from raylens.jobs.sql.tables import (
     MUTABLE_COLUMNS,
     deliveries,
@@ -115,9 +115,9 @@ def list_jobs(db: sa.Connection, query: JobQuery) -> list[Job]:
     return select_jobs(db, statement)
 
 
-def recent_durations(db: sa.Connection, limit: int) -> list[float]:
+def recent_durations(db: sa.Connection, limit: int, types: TypeFilter) -> list[float]:
     durations = sa.select(jobs.c.finished_at - jobs.c.started_at)
-    succeeded = durations.where(jobs.c.state == JobState.SUCCEEDED)
+    succeeded = durations.where(jobs.c.state == JobState.SUCCEEDED, *_has_type(types))
     return list(db.scalars(succeeded.order_by(jobs.c.finished_at.desc()).limit(limit)))
 
 
@@ -259,13 +259,17 @@ def _save(db: sa.Connection, stored: Mapping[str, Job], updates: Iterable[JobUpd
     """Write the last version of each changed job, and insert the new deliveries."""
     changed: dict[str, Job] = {}
     new_deliveries: list[Delivery] = []
+    replaced: set[tuple[str, str]] = set()
     for update in updates:
         changed[update.job.id] = update.job
         new_deliveries += update.deliveries
+        replaced |= {(update.job.id, event) for event in update.only_newest}
     if changed:
         db.execute(_UPDATE_JOB, [_update_parameters(job) for job in changed.values()])
     if new_deliveries:
         insert_deliveries(db, new_deliveries)
+    for job_id, event in sorted(replaced):
+        keep_newest(db, job_id, event)
     states = ((stored[job_id].state, job.state) for job_id, job in changed.items())
     add_to_counters(db, moves(states))
 

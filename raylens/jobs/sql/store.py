@@ -29,6 +29,7 @@ from raylens.jobs.sql.migrate import upgrade
 from raylens.jobs.sql.tables import anchors, deliveries, jobs
 from raylens.jobs.store import (
     ANY_TYPE,
+    MAX_DELIVERIES,
     NO_SHARES,
     STORAGE_RETRY_AFTER_S,
     Change,
@@ -137,8 +138,8 @@ class SqlStore(JobStore):
             logger.warning("the counts of jobs or blobs were wrong; perhaps an older release runs")
             await self._write(recount)
 
-    async def recent_durations(self, limit: int) -> list[float]:
-        return await self._read(partial(job_statements.recent_durations, limit=limit))
+    async def recent_durations(self, limit: int, types: TypeFilter = ANY_TYPE) -> list[float]:
+        return await self._read(lambda db: job_statements.recent_durations(db, limit, types))
 
     async def claim(
         self,
@@ -174,10 +175,15 @@ class SqlStore(JobStore):
     async def remove(self, job_id: str) -> Job | None:
         return await self._write(partial(job_statements.remove, job_id=job_id))
 
-    async def deliveries(self, job_id: str) -> list[Delivery]:
+    async def deliveries(
+        self, job_id: str, limit: int = MAX_DELIVERIES, before: int | None = None
+    ) -> list[Delivery]:
         query = sa.select(deliveries).where(deliveries.c.job_id == job_id)
-        ordered = query.order_by(deliveries.c.number)
-        return await self._read(partial(delivery_statements.select_deliveries, query=ordered))
+        if before is not None:
+            query = query.where(deliveries.c.number < before)
+        query = query.order_by(deliveries.c.number.desc()).limit(limit)
+        newest_first = await self._read(partial(delivery_statements.select_deliveries, query=query))
+        return newest_first[::-1]
 
     async def claim_deliveries(
         self, count: int, per_host: int, now: float, until: float, busy_hosts: Collection[str]

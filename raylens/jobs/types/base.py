@@ -156,14 +156,21 @@ class JobContext:
         await self.reporter.report(_progress(done, total), partial, at_once)
 
     async def deliver(
-        self, event: str, data: dict[str, Any], done: int, total: int, partial: dict[str, Any]
+        self,
+        event: str,
+        data: dict[str, Any],
+        done: int,
+        total: int,
+        partial: dict[str, Any],
+        only_newest: bool = False,
     ) -> None:
         """Report as :meth:`report` does, and send an event to the job's webhook if it has one.
 
-        Both are durable when this returns: while the store is away, it waits. Raises ``Conflict``
-        if the attempt no longer counts, and ``InvalidOutput``.
+        With ``only_newest``, it replaces those of its name that were sent, or still wait. Both are
+        durable when this returns: while the store is away, it waits. Raises ``Conflict`` if the
+        attempt no longer counts, and ``InvalidOutput``.
         """
-        await self.reporter.deliver(event, data, _progress(done, total), partial)
+        await self.reporter.deliver(event, data, _progress(done, total), partial, only_newest)
 
 
 def _progress(done: int, total: int) -> Progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
@@ -106,13 +106,16 @@ class _Reports:
 
     async def begin(self) -> None:
         """Report that the watch starts, perhaps again. What had started then has ended."""
-        ends = self._record.interrupt()
+        for end in self._record.interruptions():
+            await self.add(end)
+        self._record.source = WatchRecord().source
         await self._report(at_once=True)
-        for end in ends:
-            await self._tell(EVENT_ENDED, end)
 
     async def add(self, message: dict[str, Any]) -> None:
+        """Store a message, and tell the webhook if it is to hear of that."""
         name = self._record.add(message)
+        # Only what the model has seen is progress: without any, a watch gives up some time.
+        self._count += name == RESULT
         if name in self._input.events:
             await self._tell(name, message)
         else:
@@ -123,13 +126,16 @@ class _Reports:
         if message["type"] != "event":
             details = {message["type"]: details}
         data = {"at": format_timestamp(message["at"]), **details}
-        self._count += 1
-        partial = self._record.as_json()
-        await self._context.deliver(PREFIX + name, data, self._count, 0, partial)
+        await self._context.deliver(
+            PREFIX + name,
+            data,
+            self._count,
+            0,
+            self._record.as_json(),
+            only_newest=name == RESULT,
+        )
 
     async def _report(self, at_once: bool) -> None:
-        # Each report is progress, so that a watch never runs out of attempts.
-        self._count += 1
         await self._context.report(self._count, 0, self._record.as_json(), at_once)
 
 
@@ -177,10 +183,8 @@ class WatchRecord:
                 self.error = values
                 return "error"
 
-    def interrupt(self) -> list[dict[str, Any]]:
-        """Begin anew. Return the ends of the events that had started, as messages."""
-        self.source = WatchRecord().source
-        ends = []
+    def interruptions(self) -> Iterator[dict[str, Any]]:
+        """Yield the ends of what has started, as messages: nobody has seen how it went on."""
         for started in list(self.started.values()):
             last_at = max(started["at"], (self.result or started)["at"])
             event = {
@@ -189,10 +193,7 @@ class WatchRecord:
                 "duration_s": round(last_at - started["at"], 3),
                 "interrupted": True,
             }
-            end = {"event": event, "at": last_at}
-            self._add_event(end)
-            ends.append({"type": "event", **end})
-        return ends
+            yield {"type": "event", "event": event, "at": last_at}
 
     def _add_event(self, values: dict[str, Any]) -> str:
         event = values["event"]

@@ -293,8 +293,43 @@ async def test_a_stream_tells_states_results_and_events(
     assert fresh[2][1]["number"] == 2
     assert fresh[3][1]["connection"]["status"] == "lost"
     assert fresh[4][1]["status"] == "canceled"
+    assert fresh[4][1]["source"] == "rtsp://camera.example/1"
     # Whoever reconnects gets the events that it has missed.
     assert [data["number"] for name, data in resumed if name == "event"] == [1, 2]
+
+
+async def test_clients_of_a_watch_that_has_ended_come_back_once(
+    client: httpx.AsyncClient,
+) -> None:
+    watch = await start(client)
+    await asyncio.sleep(1)
+    await client.delete(f"{PATH}/{watch['id']}")
+    response = await client.get(f"{PATH}/{watch['id']}/events")
+    (last_id,) = [line[4:] for line in response.text.splitlines() if line.startswith("id: ")]
+    headers = {"Last-Event-ID": last_id}
+    response = await client.get(f"{PATH}/{watch['id']}/events", headers=headers)
+    assert response.status_code == 204
+
+
+@pytest.mark.parametrize("last", ["x", "-1", "9" * 5000, "٣", "1.running"])
+async def test_an_odd_last_event_is_none(client: httpx.AsyncClient, last: str) -> None:
+    watch = await start(client)
+    await client.delete(f"{PATH}/{watch['id']}")
+    headers = [(b"Last-Event-ID", last.encode())]
+    response = await client.get(f"{PATH}/{watch['id']}/events", headers=headers)
+    assert response.status_code == 200
+    assert "event: state" in response.text
+
+
+async def test_a_watch_is_no_way_round_its_limit(client: httpx.AsyncClient) -> None:
+    responses = await asyncio.gather(
+        *(client.post(PATH, json={"source": SOURCE}) for _ in range(8))
+    )
+    assert sorted(response.status_code for response in responses) == [202] * 3 + [429] * 5
+    watch_id = next(each.json()["id"] for each in responses if each.status_code == 202)
+    await client.delete(f"{PATH}/{watch_id}")
+    await start(client)
+    assert (await client.put(f"/api/v1/jobs/{watch_id}")).status_code == 429
 
 
 class TestFolders:

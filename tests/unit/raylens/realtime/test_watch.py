@@ -17,7 +17,7 @@ from raylens.realtime.live_session import LiveSession, ModelAnswer
 from raylens.realtime.pipeline import FrameResult
 from raylens.realtime.settings import MoondreamConfig
 from raylens.realtime.sources.live import SourceState, SourceStatus
-from raylens.realtime.watch import Outbox, SessionFeed, Watch, source_message
+from raylens.realtime.watch import Outbox, SessionFeed, SourceWatch, source_message
 
 PIXELS = np.zeros((24, 32, 3), np.uint8)
 PERSON = Region(0.1, 0.1, 0.5, 0.9)
@@ -74,7 +74,7 @@ class Scene:
             )
             return LiveSession(self.ask, settings, report, executor)
 
-        self.watch = Watch(
+        self.watch = SourceWatch(
             self.camera.frames(), open_session, self.outbox, fps, lambda: 100.0, lambda: 1000.0
         )
         self.reading = asyncio.create_task(self._read())
@@ -151,6 +151,24 @@ async def test_a_stop_with_a_reason_raises_it_after_all_was_told(executor: Execu
     assert scene.messages[-1]["event"]["type"] == "ended"
 
 
+async def test_a_watch_that_is_stopped_before_it_begins_ends(executor: Executor) -> None:
+    scene = Scene(executor)
+    scene.watch.stop()
+    await asyncio.wait_for(scene.reading, 10)
+    assert scene.messages == []
+
+
+async def test_the_first_reason_for_a_stop_counts(executor: Executor) -> None:
+    scene = Scene(executor)
+    scene.camera.show(100.0)
+    await scene.told(2)
+    scene.watch.stop(PermissionDenied("first"))
+    scene.watch.stop(PermissionDenied("second"))
+    with pytest.raises(PermissionDenied, match="first"):
+        await scene.reading
+    assert scene.messages[-1]["event"]["type"] == "ended"
+
+
 async def test_a_source_that_is_of_no_use_ends_the_watch(executor: Executor) -> None:
     scene = Scene(executor)
     scene.camera.fail(InvalidRequest("source: not allowed", "source"))
@@ -194,7 +212,9 @@ async def test_followers_of_a_session_hear_what_it_says_until_it_ends() -> None:
     report({"type": "result", "frame_id": 0})  # before anybody follows
 
     async def follow() -> list[dict[str, Any]]:
-        return [message async for message in feed.messages()]
+        outbox = Outbox()
+        with feed.followed_by(outbox):
+            return [message async for message in outbox.messages()]
 
     followers = [asyncio.create_task(follow()) for _ in range(2)]
     await asyncio.sleep(0)
