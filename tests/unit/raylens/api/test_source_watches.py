@@ -188,12 +188,20 @@ async def test_a_folder_is_connected_before_a_picture_comes(
         assert (await anext(messages))["status"] == "connecting"
         assert (await anext(messages))["status"] == "connected"
         picture = cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
-        await asyncio.sleep(0.3)  # the folder is listed for the first time
-        (tmp_path / "door" / "broken.png").write_bytes(picture[:60])
-        error = await read_until(messages, "error")
-        assert error["error"].startswith("door/broken.png: ")
+        async with asyncio.TaskGroup() as group:
+            adding = group.create_task(add_pictures(tmp_path / "door", picture[:60]))
+            error = await read_until(messages, "error")
+            adding.cancel()
+        assert error["error"].startswith("door/")
         (tmp_path / "door" / "whole.png").write_bytes(picture)
-        assert (await anext(messages))["type"] == "result"
+        await read_until(messages, "result")
+
+
+async def add_pictures(folder: Path, data: bytes) -> None:
+    """Add pictures until one comes after the folder was listed for the first time."""
+    for number in itertools.count():
+        (folder / f"{number}.png").write_bytes(data)
+        await asyncio.sleep(0.1)
 
 
 async def test_who_follows_a_session_needs_a_valid_key(executor: Executor) -> None:
