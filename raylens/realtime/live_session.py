@@ -132,6 +132,11 @@ class LiveSession(FrameProcessor):
             self._clip.clear()
         self._settings = settings
 
+    async def wait_until_answered(self) -> None:
+        """Return when no question is being answered."""
+        if self._asking is not None:
+            await asyncio.wait({self._asking})
+
     async def close(self) -> None:
         if self._asking is not None:
             self._asking.cancel()

@@ -16,11 +16,11 @@ from raylens.realtime.events import Event
 from raylens.realtime.frames import Frame
 from raylens.realtime.live_session import SubjectEvents, result_json, shrink
 from raylens.realtime.overlay import Pixels
+from raylens.realtime.pace import Pace
 from raylens.realtime.pipeline import FrameResult, draw
 from raylens.realtime.settings import MoondreamConfig
 from raylens.realtime.sources.base import Source
 from raylens.realtime.tracking.followed import FollowedObjects
-from raylens.realtime.watch import Pace
 
 MAX_AHEAD_BYTES = 256 * 2**20
 """Of the frames that are read before earlier ones have their answers."""
