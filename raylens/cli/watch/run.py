@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from raylens.cli.client import Client
+from raylens.cli.client import RESTARTING, Client
 from raylens.cli.errors import ClientError, StatusError, UsageError
 from raylens.cli.watch.live import LiveWatch, SourceReports, Sparing
 from raylens.cli.watch.plan import Plan, check_plan
@@ -86,7 +86,7 @@ class _Run:
         except UsageError:
             raise
         except StatusError as error:
-            return REFUSED, str(error)
+            return 1 if error.status in RESTARTING else REFUSED, str(error)
         except ClientError as error:
             return 1, str(error)
         except InvalidRequest as error:

@@ -283,6 +283,32 @@ def test_a_server_that_is_away_ends_the_watch(video: Path, tmp_path: Path) -> No
     assert not out.exists()
 
 
+class Restarting(httpx.AsyncBaseTransport):
+    """Answers as the proxy of a server that starts again, a few times."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport, times: int) -> None:
+        self._inner = inner
+        self._left = times
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self._left -= 1
+        if self._left < 0:
+            return await self._inner.handle_async_request(request)
+        text = "Path '/v1/detect' not found. Ping http://.../-/routes for available routes."
+        return httpx.Response(404, text=text)
+
+
+def test_a_server_that_starts_again_is_waited_for(vision: FakeVision, video: Path) -> None:
+    vision.transport = Restarting(vision.transport, 3)
+    outcome = run(vision, video, "--detect", "circle")
+    assert outcome.exit_code == 0, outcome.output
+    assert "12 answers, 0 failed" in outcome.stderr
+    vision.transport = Restarting(vision.transport, 100)
+    outcome = run(vision, video, "--detect", "circle", "--patience", 0)
+    assert outcome.exit_code == 1
+    assert "stopped: 404 Path '/v1/detect' not found" in outcome.stderr
+
+
 def test_a_refused_question_ends_the_watch(vision: FakeVision, video: Path) -> None:
     vision.refuses = lambda pixels: 422
     outcome = run(vision, video, "--detect", "circle")
