@@ -377,6 +377,29 @@ def test_the_source_is_never_overwritten(vision: FakeVision, video: Path) -> Non
     assert "are the same file" in outcome.stderr
 
 
+@pytest.mark.parametrize("option", ["--out", "--events", "--results"])
+def test_an_output_that_is_a_folder_is_refused(
+    vision: FakeVision, video: Path, tmp_path: Path, option: str
+) -> None:
+    folder = tmp_path / "folder.mp4"
+    folder.mkdir()
+    outcome = run(vision, video, "--detect", "circle", option, folder)
+    assert outcome.exit_code == 2
+    assert outcome.stderr == f"{option}: {folder}: is a folder\n"
+    assert vision.bodies == []
+    assert sorted(tmp_path.iterdir()) == [folder, video]
+
+
+def test_a_video_that_is_too_wide_for_the_output(vision: FakeVision, tmp_path: Path) -> None:
+    video, out = tmp_path / "video.mkv", tmp_path / "out.mp4"
+    wide = np.zeros((40, 17_000, 3), np.uint8)
+    video.write_bytes(encode_video([wide] * 3, FPS, "ffv1", "matroska"))
+    outcome = run(vision, video, "--detect", "circle", "--out", out)
+    assert outcome.exit_code == 2
+    assert outcome.stderr == "--out: 17000×40 pixels; H.264 takes at most 16384 on a side\n"
+    assert list(tmp_path.iterdir()) == [video]
+
+
 def test_what_cannot_be_watched_is_refused(vision: FakeVision, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no video")
     for source in (tmp_path / "notes.txt", tmp_path / "none.mp4", "gopher://x", tmp_path):
