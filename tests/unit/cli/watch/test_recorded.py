@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -406,6 +407,33 @@ def test_what_cannot_be_watched_is_refused(vision: FakeVision, tmp_path: Path) -
         outcome = run(vision, source)
         assert outcome.exit_code == 2, outcome.output
         assert "source: " in outcome.stderr
+
+
+def test_files_keep_their_lines_until_there_are_new_ones(
+    vision: FakeVision, video: Path, tmp_path: Path
+) -> None:
+    events, results, notes = (tmp_path / name for name in ("events", "results", "notes.txt"))
+    for path in (events, results, notes):
+        path.write_text("earlier\n")
+    options = ("--detect", "circle", "--events", events, "--results", results)
+    assert run(vision, notes, *options).exit_code == 2
+    assert run(vision, video, *options, "--out", "/proc/out.mp4").exit_code == 2
+    vision.refuses = lambda pixels: 422
+    assert run(vision, video, *options).exit_code == 2
+    assert events.read_text() == results.read_text() == "earlier\n"
+    vision.refuses = lambda pixels: 0
+    assert run(vision, video, *options, "--enter", 100).exit_code == 0
+    assert events.read_text() == ""
+    assert len(read_lines(results)) == 12
+
+
+def test_lines_go_to_a_named_pipe(vision: FakeVision, video: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reading:
+        text = reading.submit(pipe.read_text)
+        assert run(vision, video, "--detect", "circle", "--results", pipe).exit_code == 0
+        assert text.result(10).count("\n") == 12
 
 
 def test_the_secret_of_the_webhook_is_checked(
