@@ -343,6 +343,20 @@ def test_a_video_that_is_cut_off_is_annotated_as_far_as_it_goes(
     assert 20 < len(read_frames(out)) < FRAMES
 
 
+def test_a_damaged_video_is_a_failure(vision: FakeVision, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "video.mkv", container="matroska")
+    data = bytearray(video.read_bytes())
+    with av.open(str(video)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    for packet in packets[30:40]:
+        position = data.index(bytes(packet))
+        data[position : position + packet.size] = b"\xff" * packet.size
+    video.write_bytes(data)
+    outcome = run(vision, video, "--detect", "circle")
+    assert outcome.exit_code == 1, outcome.output
+    assert "video.mkv: damaged: at least 10 frames could not be decoded" in outcome.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
