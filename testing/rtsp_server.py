@@ -47,6 +47,8 @@ class RtspCamera:
     media: str = "video"
     spoil: Callable[[list[bytes]], list[bytes]] = lambda units: units
     """What becomes of the NAL units of a picture."""
+    sent: int = 0
+    """Frames, of all connections."""
     connections: int = 0
     open_connections: int = 0
     requests: list[str] = field(default_factory=list)
@@ -239,6 +241,7 @@ class _Session:
                 sequence += 1
             await self._writer.drain()
             number += 1
+            camera.sent += 1
             await asyncio.sleep(1 / camera.frames_per_second)
 
 

@@ -108,18 +108,21 @@ class FrameQuestions(AskModel):
         pictures = [PictureFile(file, FIELD) for file in files]
         texts: list[str] = []
         findings: Findings | None = None
+        warnings: list[str] = []
         has_ended = False
         timings: dict[str, float] = {}
         async with aclosing(context.service.generate(request, pictures)) as deltas:
             async for delta in deltas:
                 texts.append(delta.text)
                 findings = delta.findings or findings
+                warnings += delta.warnings
                 has_ended = has_ended or delta.finish_reason is not None
                 if delta.timings is not None:
                     timings = delta.timings.as_json()
         if not has_ended:
             raise ModelFailed("the answer ended early")
-        return ModelAnswer(result_of("".join(texts).strip(), findings), model, timings)
+        result = result_of("".join(texts).strip(), findings)
+        return ModelAnswer(result, model, timings, warnings)
 
 
 def task_about(frames: Sequence[Frame], settings: MoondreamConfig) -> Task:

@@ -55,6 +55,7 @@ class ModelAnswer:
     model: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Milliseconds of each stage."""
+    warnings: Sequence[str] = ()
 
 
 class AskModel(Protocol):
@@ -170,6 +171,7 @@ class LiveSession(FrameProcessor):
                     "time_s": round(frame.time_s, 3),
                     "feature": settings.feature.value,
                     **result_json(result, settings.feature),
+                    **({"warnings": list(answer.warnings)} if answer.warnings else {}),
                     "model": answer.model,
                     "timings": {
                         **answer.timings,

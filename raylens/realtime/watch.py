@@ -12,7 +12,7 @@ from typing import Any
 
 from raylens.realtime.frames import Frame, Report
 from raylens.realtime.live_session import LiveSession
-from raylens.realtime.sources.live import SourceState
+from raylens.realtime.sources.live import SourceState, SourceStatus
 
 
 class SessionFeed:
@@ -53,14 +53,25 @@ class SessionFeed:
             self._followers.discard(outbox)
 
 
-def source_message(state: SourceState) -> dict[str, Any]:
-    """Return what a watch says of the state of its source."""
-    return {
-        "type": "source",
-        "status": state.status.value,
-        "problem": state.problem,
-        "attempts": state.attempts,
-    }
+class SourceStates:
+    """Tells the states of a source, each change once."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._status: SourceStatus | None = None
+
+    def tell(self, state: SourceState) -> None:
+        if state.status is self._status:
+            return
+        self._status = state.status
+        self._outbox.put(
+            {
+                "type": "source",
+                "status": state.status.value,
+                "problem": state.problem,
+                "attempts": state.attempts,
+            }
+        )
 
 
 OpenSession = Callable[[Report], LiveSession]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
@@ -37,22 +37,43 @@ REFUSED = 2
 """Exit status if the arguments are invalid, or the server refuses the question."""
 LAST_DELIVERIES_S = 10.0
 """How long the end waits for webhooks."""
+INTERRUPTED = "interrupted; the files are complete"
 
 
 def watch(plan: Plan, connect: Connect, console: Console) -> int:
-    """Watch, report on ``console``, and return the exit status.
+    """Watch until the end or a signal, as :func:`watch_until` does."""
 
-    Raises ``UsageError`` before anything is read or sent.
+    async def run() -> int:
+        stop = asyncio.Event()
+        with _signals(stop) as received:
+            return await watch_until(stop, plan, connect, console, received)
+
+    return asyncio.run(run())
+
+
+async def watch_until(
+    stop: asyncio.Event,
+    plan: Plan,
+    connect: Connect,
+    console: Console,
+    signals: Sequence[int] = (),
+) -> int:
+    """Watch until the end, or until ``stop`` is set. Return the exit status.
+
+    It reports on ``console``. ``signals`` are those that have set ``stop``. Raises ``UsageError``
+    before anything is read or sent.
     """
     check_plan(plan)
     secret = os.environ.get(SECRET_VARIABLE)
     if plan.outputs.webhook is not None:
         check_webhook(plan.outputs.webhook, secret)
     progress = Progress(plan.address.shown, console, plan.is_live)
-    status, reason = asyncio.run(_Run(plan, connect, console, progress, secret).run())
+    status, reason = await _Run(plan, connect, console, progress, secret).run(stop)
+    if signals and not status:
+        status, reason = 128 + signals[0], INTERRUPTED
     console.print(progress.summary())
     if reason:
-        console.print(f"stopped: {reason}" if status else reason)
+        console.print(reason if reason is INTERRUPTED else f"stopped: {reason}")
     return status or (1 if progress.failures else 0)
 
 
@@ -71,16 +92,8 @@ class _Run:
         self._progress = progress
         self._secret = secret
 
-    async def run(self) -> tuple[int, str]:
-        """Return the exit status, and why the watch ended, unless the video ended."""
-        stop = asyncio.Event()
-        with _signals(stop) as received:
-            status, reason = await self._report(stop)
-        if received and not status:
-            return 128 + received[0], "interrupted; the files are complete"
-        return status, reason
-
-    async def _report(self, stop: asyncio.Event) -> tuple[int, str]:
+    async def run(self, stop: asyncio.Event) -> tuple[int, str]:
+        """Return the exit status, and why the watch failed, if it did."""
         try:
             await self._watch(stop)
         except UsageError:

@@ -178,6 +178,32 @@ async def test_links_in_a_watched_folder_are_not_followed(
     assert {Image.open(BytesIO(data)).size for data in process.service.pictures} == {(20, 20)}
 
 
+async def test_a_folder_is_connected_before_a_picture_comes(
+    executor: Executor, tmp_path: Path
+) -> None:
+    (tmp_path / "door").mkdir()
+    process = Process(executor, media_root=str(tmp_path))
+    messages = process.watches.watch("door", SETTINGS, 30, CLIENT)
+    async with running(messages):
+        assert (await anext(messages))["status"] == "connecting"
+        assert (await anext(messages))["status"] == "connected"
+        picture = cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+        async with asyncio.TaskGroup() as group:
+            adding = group.create_task(add_pictures(tmp_path / "door", picture[:60]))
+            error = await read_until(messages, "error")
+            adding.cancel()
+        assert error["error"].startswith("door/")
+        (tmp_path / "door" / "whole.png").write_bytes(picture)
+        await read_until(messages, "result")
+
+
+async def add_pictures(folder: Path, data: bytes) -> None:
+    """Add pictures until one comes after the folder was listed for the first time."""
+    for number in itertools.count():
+        (folder / f"{number}.png").write_bytes(data)
+        await asyncio.sleep(0.1)
+
+
 async def test_who_follows_a_session_needs_a_valid_key(executor: Executor) -> None:
     process = Process(executor, **keyed("camera"))
     feed = SessionFeed()

@@ -17,7 +17,7 @@ from raylens.realtime.live_session import LiveSession, ModelAnswer
 from raylens.realtime.pipeline import FrameResult
 from raylens.realtime.settings import MoondreamConfig
 from raylens.realtime.sources.live import SourceState, SourceStatus
-from raylens.realtime.watch import Outbox, SessionFeed, SourceWatch, source_message
+from raylens.realtime.watch import Outbox, SessionFeed, SourceStates, SourceWatch
 
 PIXELS = np.zeros((24, 32, 3), np.uint8)
 PERSON = Region(0.1, 0.1, 0.5, 0.9)
@@ -191,7 +191,9 @@ async def test_a_slow_reader_gets_every_event_and_the_newest_result() -> None:
     for number in range(5):
         outbox.put({"type": "result", "frame_id": number})
         outbox.put({"type": "event", "event": {"number": number}})
-    outbox.put(source_message(SourceState(SourceStatus.LOST, "no answer", 2)))
+    states = SourceStates(outbox)
+    states.tell(SourceState(SourceStatus.LOST, "no answer", 2))
+    states.tell(SourceState(SourceStatus.LOST, "no answer", 3))
     outbox.end()
     messages = [message async for message in outbox.messages()]
     assert [message["type"] for message in messages] == ["result", *["event"] * 5, "source"]

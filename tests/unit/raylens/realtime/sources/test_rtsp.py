@@ -251,26 +251,32 @@ def test_strangers_cannot_see_the_camera_through_the_proxy() -> None:
 def test_close_ends_a_read_at_once_and_leaves_nothing() -> None:
     patient = SourceOptions(open_timeout_s=60, read_timeout_s=60)
     cameras = [
-        RtspCamera(PICTURES, silent_on="OPTIONS"),
-        RtspCamera(PICTURES, silent_on="SETUP"),
-        RtspCamera(PICTURES, hang_at=0),
-        RtspCamera(PICTURES, hang_at=30),
+        (RtspCamera(PICTURES, silent_on="OPTIONS"), "OPTIONS", 0),
+        (RtspCamera(PICTURES, silent_on="SETUP"), "SETUP", 0),
+        (RtspCamera(PICTURES, hang_at=0), "PLAY", 0),
+        (RtspCamera(PICTURES, hang_at=10), "PLAY", 10),
     ]
-    for camera in cameras:
+    for camera, method, sent in cameras:
         with running_camera(camera):
             before = open_descriptors(), threading.active_count()
             for _ in range(2):
-                close_during_a_read(camera, patient)
+                camera.requests.clear()
+                camera.sent = 0
+                close_during_a_read(camera, patient, method, sent)
             assert (open_descriptors(), threading.active_count()) == before
 
 
-def close_during_a_read(camera: RtspCamera, options: SourceOptions) -> None:
+def close_during_a_read(camera: RtspCamera, options: SourceOptions, method: str, sent: int) -> None:
+    """Close when the camera has got a request of this method, and has sent so many frames."""
+
+    def is_there() -> bool:
+        return camera.sent >= sent and any(line.startswith(method) for line in camera.requests)
+
     with watching(camera.url, options) as source:
         failures: list[str] = []
         thread = threading.Thread(target=lambda: failures.append(fail(source)))
         thread.start()
-        wait_until(lambda: camera.open_connections == 1)
-        time.sleep(0.2)  # anywhere in the dialog
+        wait_until(is_there)
         started = time.monotonic()
         source.close()
         thread.join(5)
