@@ -317,6 +317,22 @@ def test_a_refused_question_ends_the_watch(vision: FakeVision, video: Path) -> N
     assert "stopped: refused: 422" in outcome.stderr
 
 
+def test_a_refused_frame_is_named(vision: FakeVision, video: Path, tmp_path: Path) -> None:
+    vision.refuses = lambda pixels: 413 if find(pixels) else 0
+    vision.reason = "image_url: 1×1 pixels; expected at least 4"
+    results = tmp_path / "results"
+    assert run(vision, video, "--detect", "circle", "--results", results).exit_code == 1
+    messages = [record["error"]["message"] for record in read_lines(results) if "error" in record]
+    assert messages[:2] == [
+        "frame 20: 1×1 pixels; expected at least 4",
+        "frame 25: 1×1 pixels; expected at least 4",
+    ]
+    vision.refuses = lambda pixels: 422 if find(pixels) else 0
+    outcome = run(vision, video, "--detect", "circle", "--results", results, "--in-flight", 1)
+    assert outcome.exit_code == 2
+    assert "stopped: frame 20: 1×1 pixels; expected at least 4\n" in outcome.stderr
+
+
 def test_a_frame_on_which_the_model_fails_is_recorded(
     vision: FakeVision, video: Path, tmp_path: Path
 ) -> None:
