@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,11 @@ def test_a_stream_that_sends_but_shows_nothing_is_given_up() -> None:
 
 
 def spoil_slices(units: list[bytes]) -> list[bytes]:
-    """Return NAL units with random bytes in place of pictures; only their parameters stay."""
-    return [u if u[0] & 31 in (7, 8) else u[:1] + random.randbytes(len(u)) for u in units]
+    """Return NAL units of pictures that are random bytes but for their headers.
+
+    FFmpeg makes damaged frames of them.
+    """
+    return [u if u[0] & 31 in (7, 8) else u[:8] + random.randbytes(len(u)) for u in units]
 
 
 def without_parameters(units: list[bytes]) -> list[bytes]:
@@ -180,8 +183,8 @@ def test_a_stream_without_sense_is_given_up(spoil: Callable[[list[bytes]], list[
     ticks = itertools.count()
     with running_camera(RtspCamera(PICTURES, spoil=spoil)) as camera:
         source = RtspSource(parse_url(camera.url), FAST, lambda: next(ticks) / 10)
-        assert "no picture that can be read for 3 s" in fail(source, 30)
-        source.close()
+        with closing(source):
+            assert "no picture that can be read for 3 s" in fail(source, 30)
 
 
 def test_a_frame_may_not_be_too_large() -> None:
