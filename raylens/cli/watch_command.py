@@ -166,8 +166,9 @@ def watch(
     frame wins, and it is connected to again if it is lost. Ctrl-C ends the watch; its files are
     then complete.
 
-    The exit status is 1 if an answer failed or the watch had to stop, 2 if the arguments are
-    invalid, the source can't be watched or the server refuses the question, and 130 after Ctrl-C.
+    The exit status is 1 if an answer failed, the video is damaged, an event was not delivered, a
+    live source gave no frame or the watch had to stop, 2 if the arguments are invalid, the source
+    can't be watched or the server refuses the question, and 130 after Ctrl-C.
 
     Examples:
 

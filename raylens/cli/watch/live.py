@@ -130,8 +130,11 @@ class SourceReports:
         self._name = name
         self._notify = notify
         self._is_lost = False
+        self.problem: str | None = None
+        """Why the source was lost last."""
 
     def __call__(self, state: SourceState) -> None:
+        self.problem = state.problem or self.problem
         if state.status is SourceStatus.LOST and not self._is_lost:
             self._is_lost = True
             self._notify(f"{state.problem}; trying again")

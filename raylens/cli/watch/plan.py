@@ -152,12 +152,15 @@ def _check_outputs(outputs: Outputs, settings: MoondreamConfig, address: SourceA
         raise UsageError("--events and --results: only one of them can be -")
     if outputs.video is not None and outputs.video.suffix.lower() != ".mp4":
         raise UsageError(f"--out: {outputs.video}: expected a name that ends in .mp4")
-    files = [path for path in (outputs.video, outputs.events, outputs.results) if path]
+    named = {"--out": outputs.video, "--events": outputs.events, "--results": outputs.results}
+    files = {option: path for option, path in named.items() if path and path != STDOUT}
+    names = [path.resolve() for path in files.values()]
     if address.kind is SourceKind.FILE:
-        files.append(Path(address.location))
-    names = [path.resolve() for path in files if path != STDOUT]
+        names.append(Path(address.location).resolve())
     if len(set(names)) < len(names):
         raise UsageError("two of the source, --out, --events and --results are the same file")
-    for path in files:
-        if path != STDOUT and not path.absolute().parent.is_dir():
-            raise UsageError(f"{path}: its folder doesn't exist")
+    for option, path in files.items():
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"{option}: {path}: its folder doesn't exist")
+        if path.is_dir():
+            raise UsageError(f"{option}: {path}: is a folder")

@@ -59,6 +59,8 @@ class Progress(AbstractContextManager["Progress"]):
         self._last: Mapping[str, Any] = {}
         self._status = Status(Text(""), console=console) if console.is_terminal else None
         self.frames = self.results = self.events = self.failures = 0
+        self.undelivered = 0
+        """Number of events that the webhook's endpoint didn't take."""
 
     def __enter__(self) -> Self:
         if self._status is not None:

@@ -104,9 +104,16 @@ class PatientQuestions:
         try:
             return read_answer(await self.client.ask(path, body), settings)
         except StatusError as error:
+            message = _name_frame(str(error), frames)
             if error.status not in ABOUT_ONE_FRAME:
-                raise
-            raise ModelFailed(str(error)) from None
+                raise StatusError(error.status, message) from None
+            raise ModelFailed(message) from None
+
+
+def _name_frame(message: str, frames: Sequence[Frame]) -> str:
+    """Return an error's message, which names the request's field, with the frame's number."""
+    reason = message.removeprefix("image_url: ")
+    return message if reason == message else f"frame {frames[0].id}: {reason}"
 
 
 class LiveQuestions(AskModel):
@@ -127,7 +134,8 @@ class LiveQuestions(AskModel):
         try:
             answer = await self._client.ask_once(path, body)
         except StatusError as error:
-            raise self._judge(error) from None
+            message = _name_frame(str(error), frames)
+            raise self._judge(StatusError(error.status, message, error.retry_after)) from None
         except httpx.TransportError as error:
             raise self._note_outage(str(error) or type(error).__name__) from None
         self._away_since = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from raylens.cli.client import Client
+from raylens.cli.client import RESTARTING, Client
 from raylens.cli.errors import ClientError, StatusError, UsageError
 from raylens.cli.watch.live import LiveWatch, SourceReports, Sparing
 from raylens.cli.watch.plan import Plan, check_plan
@@ -27,7 +27,7 @@ from raylens.cli.watch.webhooks import (
     make_client,
 )
 from raylens.core.errors import InvalidRequest, RaylensError
-from raylens.realtime.sources.base import SourceOptions
+from raylens.realtime.sources.base import SourceOptions, SourceUnavailable
 from raylens.realtime.sources.live import LiveFrames
 from raylens.realtime.sources.opening import open_source
 
@@ -60,8 +60,8 @@ async def watch_until(
 ) -> int:
     """Watch until the end, or until ``stop`` is set. Return the exit status.
 
-    It reports on ``console``. ``signals`` are those that have set ``stop``. Raises ``UsageError``
-    before anything is read or sent.
+    It reports on ``console``. ``signals`` are those that have set ``stop``. Raises ``UsageError``,
+    as a rule before anything is read or sent.
     """
     check_plan(plan)
     secret = os.environ.get(SECRET_VARIABLE)
@@ -74,7 +74,7 @@ async def watch_until(
     console.print(progress.summary())
     if reason:
         console.print(reason if reason is INTERRUPTED else f"stopped: {reason}")
-    return status or (1 if progress.failures else 0)
+    return status or (1 if progress.failures or progress.undelivered else 0)
 
 
 class _Run:
@@ -99,7 +99,7 @@ class _Run:
         except UsageError:
             raise
         except StatusError as error:
-            return REFUSED, str(error)
+            return 1 if error.status in RESTARTING else REFUSED, str(error)
         except ClientError as error:
             return 1, str(error)
         except InvalidRequest as error:
@@ -155,11 +155,20 @@ class _Run:
             loop.call_soon_threadsafe(sparing, problem)
 
         options = SourceOptions(is_followed=plan.is_followed)
-        live = LiveFrames(
-            lambda: open_source(plan.address, options, tell),
-            SourceReports(plan.address.shown, self._notify),
-        )
+        reports = SourceReports(plan.address.shown, self._notify)
+        live = LiveFrames(lambda: open_source(plan.address, options, tell), reports)
         await LiveWatch(live.frames(), LiveQuestions(client), plan, sink, threads).run(stop)
+        if not self._progress.frames and not stop.is_set():
+            self._check_silence(reports.problem)
+
+    def _check_silence(self, problem: str | None) -> None:
+        """Raise ``SourceUnavailable`` if a source should have given a frame."""
+        plan = self._plan
+        if problem is None and plan.is_followed:  # a folder to which no picture was added
+            return
+        shown = plan.address.shown
+        reason = "nothing came" if problem is None else problem.removeprefix(f"{shown}: ")
+        raise SourceUnavailable(f"{shown}: it gave no frame: {reason}")
 
     def _notify_problem(self, problem: str) -> None:
         self._progress.failures += 1
@@ -178,6 +187,7 @@ class _Run:
             return
         await webhooks.finish(LAST_DELIVERIES_S)
         if webhooks.undelivered:
+            self._progress.undelivered = webhooks.undelivered
             self._notify(f"--webhook: {webhooks.undelivered} events were not delivered")
 
 

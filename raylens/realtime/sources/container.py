@@ -69,17 +69,22 @@ def limit_decoder(stream: VideoStream, max_pixels: int, threads: int) -> None:
 
 
 def decode_tolerantly(
-    container: Any, stream: VideoStream, check: Callable[[], None] = lambda: None
+    container: Any,
+    stream: VideoStream,
+    check: Callable[[], None] = lambda: None,
+    skip: Callable[[], None] = lambda: None,
 ) -> Iterator[VideoFrame]:
     """Yield the frames of a stream. Damaged packets are skipped.
 
-    ``check`` is called with each packet. Raises FFmpeg's errors of reading.
+    ``check`` is called with each packet, and ``skip`` with each that is damaged. Raises FFmpeg's
+    errors of reading.
     """
     for packet in container.demux(stream):
         check()
         try:
             frames = packet.decode()
         except (av.error.InvalidDataError, av.error.UnknownError):
+            skip()
             continue
         yield from frames
 

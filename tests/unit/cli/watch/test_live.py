@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,6 +166,16 @@ def test_a_refused_question_ends_the_watch() -> None:
         outcome = run(vision, camera.url(), "--caption", "--model", "none")
     assert outcome.exit_code == 2
     assert "stopped: refused: 404" in outcome.stderr
+
+
+def test_a_refused_frame_is_named() -> None:
+    vision = FakeVision()
+    vision.refuses = lambda pixels: 422
+    vision.reason = "image_url: 1×1 pixels; expected at least 4"
+    with running_web_camera(WebCamera(JPEGS)) as camera:
+        outcome = run(vision, camera.url(), "--caption")
+    assert outcome.exit_code == 2
+    assert re.search(r"stopped: frame \d+: 1×1 pixels", outcome.stderr), outcome.stderr
 
 
 async def test_a_busy_server_is_waited_for(tmp_path: Path) -> None:
