@@ -8,7 +8,7 @@ import re
 import secrets
 import struct
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -45,6 +45,10 @@ class RtspCamera:
     location: str = ""
     """Where it redirects to."""
     media: str = "video"
+    spoil: Callable[[list[bytes]], list[bytes]] = lambda units: units
+    """What becomes of the NAL units of a picture."""
+    sent: int = 0
+    """Frames, of all connections."""
     connections: int = 0
     open_connections: int = 0
     requests: list[str] = field(default_factory=list)
@@ -230,13 +234,14 @@ class _Session:
                 self._writer.transport.abort()
                 return
             time = round(number * CLOCK_RATE / camera.frames_per_second)
-            for payload, is_last in packetize(self._units[number % len(self._units)]):
+            for payload, is_last in packetize(camera.spoil(self._units[number % len(self._units)])):
                 kind = 96 | 0x80 * is_last
                 packet = struct.pack(">BBHII", 0x80, kind, sequence & 0xFFFF, time, 7) + payload
                 self._writer.write(b"$\0" + len(packet).to_bytes(2) + packet)
                 sequence += 1
             await self._writer.drain()
             number += 1
+            camera.sent += 1
             await asyncio.sleep(1 / camera.frames_per_second)
 
 

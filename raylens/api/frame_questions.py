@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
-import cv2
-
 from raylens.api.access_log import AccessRecord, RequestMetrics
 from raylens.api.context import Context
 from raylens.api.frame_settings import DESCRIBE_VIDEO, video_question
@@ -24,14 +22,12 @@ from raylens.core.key_source import KeySource
 from raylens.core.keys import Scope, current_key
 from raylens.core.types import Findings, PictureFile, Task
 from raylens.realtime.frames import Frame
+from raylens.realtime.jpeg import encode_jpeg
 from raylens.realtime.live_session import AskModel, ModelAnswer
-from raylens.realtime.overlay import Pixels
 from raylens.realtime.pipeline import result_of, task_of
 from raylens.realtime.ports import SessionClient
 from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
 
-QUALITY = 92
-"""Of the JPEG files in which frames travel to the preprocessor."""
 FIELD = "frame"
 """What error messages call a frame."""
 
@@ -106,22 +102,27 @@ class FrameQuestions(AskModel):
             context.build_sampling(temperature=settings.temperature),
             None,
         )
-        files = await asyncio.gather(*(asyncio.to_thread(encode, each.pixels) for each in frames))
+        files = await asyncio.gather(
+            *(asyncio.to_thread(encode_jpeg, each.pixels) for each in frames)
+        )
         pictures = [PictureFile(file, FIELD) for file in files]
         texts: list[str] = []
         findings: Findings | None = None
+        warnings: list[str] = []
         has_ended = False
         timings: dict[str, float] = {}
         async with aclosing(context.service.generate(request, pictures)) as deltas:
             async for delta in deltas:
                 texts.append(delta.text)
                 findings = delta.findings or findings
+                warnings += delta.warnings
                 has_ended = has_ended or delta.finish_reason is not None
                 if delta.timings is not None:
                     timings = delta.timings.as_json()
         if not has_ended:
             raise ModelFailed("the answer ended early")
-        return ModelAnswer(result_of("".join(texts).strip(), findings), model, timings)
+        result = result_of("".join(texts).strip(), findings)
+        return ModelAnswer(result, model, timings, warnings)
 
 
 def task_about(frames: Sequence[Frame], settings: MoondreamConfig) -> Task:
@@ -132,10 +133,3 @@ def task_about(frames: Sequence[Frame], settings: MoondreamConfig) -> Task:
     if settings.feature is MoondreamFeature.CAPTION:
         prompt = DESCRIBE_VIDEO
     return video_question(prompt, [frame.time_s for frame in frames])
-
-
-def encode(pixels: Pixels) -> bytes:
-    """Return a frame as a JPEG file."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
-    return data.tobytes()

@@ -41,6 +41,7 @@ from raylens.api.ollama import Reply
 from raylens.api.session_requests import admission
 from raylens.api.shared import Shared
 from raylens.api.web_sockets import END
+from raylens.core.concurrency import until_first
 from raylens.core.errors import (
     InvalidRequest,
     ModelNotLoaded,
@@ -128,6 +129,8 @@ class FrameSession:
         self._errors: deque[dict[str, Any]] = deque(maxlen=MAX_NOTICES)
         """Messages that wait, because a part of an answer was the last one."""
         self._is_answering = False
+        self._answering = math.inf
+        """The number of the picture that is answered: those after it end after its answer."""
         self._is_amid_answer = False
         self._stopping = asyncio.Event()
         """Set once the server drains."""
@@ -136,7 +139,7 @@ class FrameSession:
     async def run(self) -> None:
         """Answer until the client disconnects. Raises ``RaylensError`` if the session must end."""
         try:
-            await web_sockets.until_first(self._receive(), self._answer())
+            await until_first(self._receive(), self._answer())
         except web_sockets.ClientLeft:
             pass
         finally:
@@ -244,13 +247,15 @@ class FrameSession:
             self._replaced.append(frame)
 
     async def _send_notices(self) -> None:
-        """Send what ends answers of pictures, but not amid another answer."""
-        while not self._is_amid_answer and (self._replaced or self._errors):
-            if self._replaced:
+        """Send what ends answers of pictures, but not amid another answer, and in their order."""
+        while not self._is_amid_answer:
+            if self._replaced and self._replaced[0].number < self._answering:
                 number = self._replaced.popleft().number
                 message = {**END, "replaced": True, "frame": number}
-            else:
+            elif self._errors:
                 message = self._errors.popleft()
+            else:
+                return
             await self._send(message)
 
     async def _send(self, message: dict[str, Any]) -> None:
@@ -285,6 +290,7 @@ class FrameSession:
         about = {"frame": frame.number, "age_ms": age_ms, "replaced_frames": replaced}
         await self._send({**ending, **about})
         self._is_amid_answer = False
+        self._answering = math.inf
 
     async def _find_answer(self, record: AccessRecord) -> tuple[Frame, dict[str, Any]]:
         """Return the newest picture, and the last message of its answer.
@@ -298,6 +304,7 @@ class FrameSession:
             while True:
                 frame = self._newest.take()
                 assert frame is not None, "nobody else takes pictures"
+                self._answering = frame.number
                 try:
                     if self._stopping.is_set():
                         raise web_sockets.ServerStops
@@ -316,6 +323,7 @@ class FrameSession:
                 except Exception:
                     logger.exception("a picture's request failed")
                     return frame, _failed(INTERNAL_ERROR)
+                self._answering = math.inf
                 self._drop(self._newest.put_back(frame))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):

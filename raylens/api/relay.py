@@ -31,6 +31,7 @@ from raylens.api.json_limits import check_json
 from raylens.api.middleware import REQUEST_ID_HEADER
 from raylens.api.shared import Shared
 from raylens.api.webrtc import PREFIX as WEBRTC
+from raylens.core.concurrency import until_first
 from raylens.core.errors import (
     InvalidRequest,
     Overloaded,
@@ -129,7 +130,7 @@ class RelaySession:
         """Answer until the client disconnects. Raises ``RaylensError`` if the session must end."""
         try:
             await self._send({"type": "ready", "connection_id": self.connection_id})
-            await web_sockets.until_first(
+            await until_first(
                 self._receive(), self._answer_signals(), self._stop(), self._give_way()
             )
         except web_sockets.ClientLeft:

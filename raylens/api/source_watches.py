@@ -21,14 +21,17 @@ from raylens.core.keys import Scope
 from raylens.jobs.types.watch import END
 from raylens.realtime.frames import Report
 from raylens.realtime.live_session import LiveSession
+from raylens.realtime.messages import error_message
 from raylens.realtime.ports import SessionClient
 from raylens.realtime.sessions import validate_settings
 from raylens.realtime.settings import MoondreamConfig
-from raylens.realtime.sources.base import Source, SourceOptions
-from raylens.realtime.sources.live import LiveFrames
+from raylens.realtime.sources.base import Source, SourceKind, SourceOptions, SourceUnavailable
+from raylens.realtime.sources.live import LiveFrames, SourceState, SourceStatus
 from raylens.realtime.sources.opening import open_source
-from raylens.realtime.watch import Outbox, SessionFeed, SourceWatch, source_message
+from raylens.realtime.watch import Outbox, SessionFeed, SourceStates, SourceWatch
 
+FOLLOWED = SourceOptions(is_followed=True, follows_links=False)
+"""Links in a folder could lead out of ``media_root``."""
 KEY_GONE = "its key is no longer valid"
 STOPPING = "this part of the server is about to stop"
 
@@ -115,14 +118,21 @@ class SourceWatches:
         def open_admitted() -> Source:
             admission = guard.admit(guard.parse(source))
             address = asyncio.run_coroutine_threadsafe(admission, loop).result()
-            return open_source(address, SourceOptions(is_followed=True))
+            if address.kind is SourceKind.FOLDER:  # which may be empty for long
+                loop.call_soon_threadsafe(states.tell, SourceState(SourceStatus.CONNECTED))
+            return open_source(address, FOLLOWED, tell_problem)
+
+        def tell_problem(problem: str) -> None:
+            error = SourceUnavailable(problem.replace(f"{guard.root}/", ""), "source")
+            loop.call_soon_threadsafe(outbox.put, error_message(error))
 
         def open_session(report: Report) -> LiveSession:
             max_frames = config.realtime.max_frames
             return LiveSession(questions, settings, report, self._executor, max_frames=max_frames)
 
         outbox = Outbox()
-        frames = LiveFrames(open_admitted, lambda state: outbox.put(source_message(state)))
+        states = SourceStates(outbox)
+        frames = LiveFrames(open_admitted, states.tell)
         return SourceWatch(frames.frames(), open_session, outbox, fps)
 
     def _check_room(self) -> None:

@@ -7,7 +7,7 @@ delivered as those of other jobs.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from raylens.api.job_request import read_idempotency_key
 from raylens.api.jobs import KEEPALIVE_S, MAX_PAGE, check_cursor, check_job_id, like_job_id
 from raylens.api.watch_request import WatchReader, WatchRequest
 from raylens.api.webrtc import identify_client
-from raylens.core.errors import UnknownJob
+from raylens.core.errors import Conflict, UnknownJob
 from raylens.jobs.feed import JobFeed
 from raylens.jobs.job import Job, JobState
 from raylens.jobs.ports import JobService
@@ -84,7 +84,9 @@ def router(reader: WatchReader, jobs: JobService, feed: JobFeed) -> APIRouter:
     @routes.put("/{watch_id}", summary="Start a watch again", **answers(shapes.Watch))
     async def restart(watch_id: str) -> dict[str, Any]:
         job = await _get(jobs, watch_id)
-        return watch_as_json(await jobs.requeue(job.id))
+        if job.state.is_terminal:
+            return watch_as_json(await jobs.requeue(job.id))
+        raise Conflict(f"watch_id: the watch is {job.state}; stop it first", "watch_id")
 
     @routes.delete(
         "/{watch_id}",
@@ -101,10 +103,11 @@ def router(reader: WatchReader, jobs: JobService, feed: JobFeed) -> APIRouter:
 
 async def _get(jobs: JobService, watch_id: str) -> Job:
     """Return the job of a watch. Raises ``UnknownJob``."""
-    job = (await jobs.get_many([check_job_id(watch_id)])).get(watch_id)
-    if job is None or job.type != JOB_TYPE:
-        raise UnknownJob(f"watch_id: unknown watch {watch_id[:64]!r}", "watch_id")
-    return job
+    with suppress(UnknownJob):
+        job = (await jobs.get_many([check_job_id(watch_id)])).get(watch_id)
+        if job is not None and job.type == JOB_TYPE:
+            return job
+    raise UnknownJob(f"watch_id: unknown watch {watch_id[:64]!r}", "watch_id")
 
 
 def watch_as_json(job: Job) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from raylens.api.clients import SUBPROTOCOL
 from raylens.api.draining import DRAINS, SERVICE_RESTART
 from raylens.api.session_requests import KEY_CHECK_S
 from raylens.api.shared import Shared
+from raylens.core.concurrency import until_first
 from raylens.core.config import AuthConfig
 from raylens.core.errors import Overloaded, RaylensError, RequestTimeout, Unauthorized
 from raylens.core.fairness import current_client
@@ -86,19 +87,6 @@ async def run_session(
     except Exception:
         logger.exception("a session failed")
         await fail(socket, INTERNAL_ERROR)
-
-
-async def until_first(*works: Coroutine[Any, Any, None]) -> None:
-    """Run until the first work ends, and cancel the others. Raises what it raises."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def authorize(socket: WebSocket, shared: Shared) -> None:

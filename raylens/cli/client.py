@@ -35,6 +35,8 @@ BUSY = frozenset({429, 503, 507})
 """HTTP statuses of a server that is up but has no capacity."""
 RESTARTING = frozenset({500, 502, 504})
 """HTTP statuses of a server, or of its proxy, while a part of it restarts."""
+NO_ROUTES = "/-/routes"
+"""In the text of Ray Serve's 404, while its proxy has no application to send requests to."""
 MIN_WAIT_S = 0.2
 """Shortest wait between two attempts, and the first backoff."""
 MAX_RETRY_AFTER_S = 30.0
@@ -230,11 +232,12 @@ class Client:
 
         Any status but those of a restart shows that the server is up.
         """
-        if response.status_code not in RESTARTING:
+        status = _status_of(response)
+        if status not in RESTARTING:
             self._record_response()
         if not response.is_success:
             retry_after = parse_retry_after(response.headers.get("retry-after"), MAX_RETRY_AFTER_S)
-            raise StatusError(response.status_code, _read_detail(response), retry_after)
+            raise StatusError(status, _read_detail(response), retry_after)
 
     def _record_response(self) -> None:
         """Note that the server is up; the next outage is reported again."""
@@ -300,6 +303,16 @@ class _RetryPolicy:
         wait = self._backoff_s
         self._backoff_s = min(2 * wait, MAX_BACKOFF_S)
         return wait
+
+
+def _status_of(response: httpx.Response) -> int:
+    """Return the status; 502 for the 404 of a proxy that has no application yet.
+
+    That 404 says nothing about the path, so nobody may take it for a job that is gone.
+    """
+    if response.status_code == 404 and NO_ROUTES in response.text:
+        return 502
+    return response.status_code
 
 
 def _path(job_id: str) -> str:

@@ -166,8 +166,9 @@ def watch(
     frame wins, and it is connected to again if it is lost. Ctrl-C ends the watch; its files are
     then complete.
 
-    The exit status is 1 if an answer failed or the watch had to stop, 2 if the arguments are
-    invalid, the source can't be watched or the server refuses the question, and 130 after Ctrl-C.
+    The exit status is 1 if an answer failed, the video is damaged, an event was not delivered, a
+    live source gave no frame or the watch had to stop, 2 if the arguments are invalid, the source
+    can't be watched or the server refuses the question, and 130 after Ctrl-C.
 
     Examples:
 
@@ -178,10 +179,9 @@ def watch(
     raylens watch camera:0 --detect cup --fps 2 --results -
     """
     # These imports take a second.
-    from raylens.cli.watch.plan import FILE_FPS, Outputs, Plan, make_settings
+    from raylens.cli.watch.plan import Outputs, Plan, choose_fps, make_settings
     from raylens.cli.watch.run import watch as run
     from raylens.realtime.sources.address import parse_source
-    from raylens.realtime.sources.base import SourceKind
 
     fields = context.obj or {}
 
@@ -190,18 +190,7 @@ def watch(
 
     try:
         address = parse_source(source)
-        if follow and address.kind is not SourceKind.FOLDER:
-            raise UsageError("--follow: is for folders")
-        if every is not None and fps is not None:
-            raise UsageError("--every and --fps: give one of them")
-        for option, number in (("--fps", fps), ("--seconds", seconds)):
-            if number is not None and not 0 < number < float("inf"):
-                raise UsageError(f"{option}: expected more than 0")
-        needs_pace = address.kind is SourceKind.FILE or (
-            frames > 1 and (follow or address.kind is not SourceKind.FOLDER)
-        )
-        if every is None and fps is None and needs_pace:
-            fps = FILE_FPS
+        fps = choose_fps(address, follow, frames, every, fps)
         settings = make_settings(
             detect,
             point,
@@ -220,8 +209,6 @@ def watch(
         has_output = any((out, events, results, webhook, show))
         outputs = Outputs(out, events, results if has_output else Path("-"), webhook, show)
         plan = Plan(address, settings, outputs, fps, follow, seconds, in_flight)
-        if seconds is not None and not plan.is_live:
-            raise UsageError("--seconds: is for live sources")
         status = run(plan, connect, jobs.stderr)
     except UsageError as error:
         jobs.stderr.print(str(error))

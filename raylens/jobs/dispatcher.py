@@ -30,6 +30,7 @@ from raylens.jobs.transitions import (
     start_or_fail,
     succeed,
 )
+from raylens.jobs.types.base import LastEvent
 from raylens.jobs.work import run_in_time
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,11 @@ class JobRunner(Protocol):
     @property
     def endless_types(self) -> frozenset[str]:
         """Names of the types whose jobs run until they are canceled."""
+        ...
+
+    def last_events(self, job: Job) -> tuple[dict[str, Any] | None, list[LastEvent]]:
+        """Return the output of a job that is about to be canceled, and what its webhook is told
+        before that."""
         ...
 
     def attempt_timeout(self, job: Job) -> float:

@@ -357,7 +357,11 @@ class JobQueue(JobService):
             canceled_now = job.state is not JobState.CANCELED
             if not canceled_now:  # the call was repeated
                 return JobUpdate(job)
-            return self._with_deliveries(job, cancel(job, self._clock.now()))
+            canceled = self._with_deliveries(job, cancel(job, self._clock.now()))
+            output, events = self._runner.last_events(job)
+            told = (self._make_event_delivery(job, *event) for event in events)
+            deliveries = (*filter(None, told), *canceled.deliveries)
+            return JobUpdate(replace(canceled.job, output=output), deliveries)
 
         job = await self._change(job_id, update)
         self._dispatcher_of(job).stop(job_id)

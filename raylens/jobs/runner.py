@@ -21,7 +21,7 @@ from raylens.jobs.job import Job
 from raylens.jobs.job_files import JobFiles
 from raylens.jobs.llm import make_llm
 from raylens.jobs.progress import Reporter
-from raylens.jobs.types.base import ENDLESS_S, JobContext, JobType
+from raylens.jobs.types.base import ENDLESS_S, JobContext, JobType, LastEvent
 
 
 class TypedJobRunner(JobRunner):
@@ -48,6 +48,10 @@ class TypedJobRunner(JobRunner):
     def endless_types(self) -> frozenset[str]:
         types = self._job_types.values()
         return frozenset(job_type.name for job_type in types if job_type.is_endless)
+
+    def last_events(self, job: Job) -> tuple[dict[str, Any] | None, list[LastEvent]]:
+        job_type = self._job_types.get(job.type)
+        return (job.output, []) if job_type is None else job_type.last_events(job)
 
     def attempt_timeout(self, job: Job) -> float:
         job_type = self._job_types.get(job.type)

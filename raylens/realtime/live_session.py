@@ -55,6 +55,7 @@ class ModelAnswer:
     model: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Milliseconds of each stage."""
+    warnings: Sequence[str] = ()
 
 
 class AskModel(Protocol):
@@ -131,6 +132,11 @@ class LiveSession(FrameProcessor):
             self._clip.clear()
         self._settings = settings
 
+    async def wait_until_answered(self) -> None:
+        """Return when no question is being answered."""
+        if self._asking is not None:
+            await asyncio.wait({self._asking})
+
     async def close(self) -> None:
         if self._asking is not None:
             self._asking.cancel()
@@ -170,6 +176,7 @@ class LiveSession(FrameProcessor):
                     "time_s": round(frame.time_s, 3),
                     "feature": settings.feature.value,
                     **result_json(result, settings.feature),
+                    **({"warnings": list(answer.warnings)} if answer.warnings else {}),
                     "model": answer.model,
                     "timings": {
                         **answer.timings,

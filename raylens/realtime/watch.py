@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from raylens.realtime.frames import Frame, Report
 from raylens.realtime.live_session import LiveSession
-from raylens.realtime.sources.live import SourceState
+from raylens.realtime.sources.live import SourceState, SourceStatus
 
 
 class SessionFeed:
@@ -53,14 +53,25 @@ class SessionFeed:
             self._followers.discard(outbox)
 
 
-def source_message(state: SourceState) -> dict[str, Any]:
-    """Return what a watch says of the state of its source."""
-    return {
-        "type": "source",
-        "status": state.status.value,
-        "problem": state.problem,
-        "attempts": state.attempts,
-    }
+class SourceStates:
+    """Tells the states of a source, each change once."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._status: SourceStatus | None = None
+
+    def tell(self, state: SourceState) -> None:
+        if state.status is self._status:
+            return
+        self._status = state.status
+        self._outbox.put(
+            {
+                "type": "source",
+                "status": state.status.value,
+                "problem": state.problem,
+                "attempts": state.attempts,
+            }
+        )
 
 
 OpenSession = Callable[[Report], LiveSession]
@@ -112,22 +123,6 @@ class Outbox:
                 await self._has_changed.wait()
 
 
-class Pace:
-    """Lets a number of frames a second pass."""
-
-    def __init__(self, fps: float) -> None:
-        self._period_s = 1 / fps
-        self._due_at = float("-inf")
-
-    def is_due(self, now: float) -> bool:
-        """Whether a frame of this time passes, in seconds. If so, the next one has to wait."""
-        if now < self._due_at:
-            return False
-        is_late = now - self._due_at >= self._period_s
-        self._due_at = (now if is_late else self._due_at) + self._period_s
-        return True
-
-
 class SourceWatch:
     """Shows a session at most ``fps`` frames a second, and collects what it says.
 
@@ -142,11 +137,14 @@ class SourceWatch:
         fps: float,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._frames = frames
         self._session = open_session(self._report)
         self._outbox = outbox
         self._fps = fps
+        self._clock = clock
+        self._sleep = sleep
         self._opened_at = clock()
         self._opened_at_wall = wall_clock()
         self._stopping = asyncio.Event()
@@ -199,8 +197,14 @@ class SourceWatch:
                 self._outbox.end(self._failure)
 
     async def _show_frames(self) -> None:
-        pace = Pace(self._fps)
+        """Show the newest frame whenever the one before is answered and the next one is due.
+
+        So no frame is passed over without a newer one, as in a folder that gets one now and then.
+        """
+        due_at = self._clock()
         async for frame in self._frames:
-            if pace.is_due(frame.received_at):
-                shown = replace(frame, time_s=frame.received_at - self._opened_at)
-                await self._session.observe(shown)
+            shown = replace(frame, time_s=frame.received_at - self._opened_at)
+            await self._session.observe(shown)
+            await self._session.wait_until_answered()
+            due_at = max(due_at + 1 / self._fps, self._clock())
+            await self._sleep(due_at - self._clock())

@@ -124,14 +124,17 @@ _FIELDS = ("frame_id", "time_s", "text", "objects", "points")
 
 
 class SourceReports:
-    """Tells the user about outages of a source, each once."""
+    """Tells the user about each outage of a source, once."""
 
     def __init__(self, name: str, notify: Callable[[str], None]) -> None:
         self._name = name
         self._notify = notify
         self._is_lost = False
+        self.problem: str | None = None
+        """Why the source was lost last."""
 
     def __call__(self, state: SourceState) -> None:
+        self.problem = state.problem or self.problem
         if state.status is SourceStatus.LOST and not self._is_lost:
             self._is_lost = True
             self._notify(f"{state.problem}; trying again")
@@ -141,7 +144,7 @@ class SourceReports:
 
 
 class Sparing:
-    """Tells the user about what may happen with every frame, but not each time."""
+    """Tells the user only now and then about a problem that may come with every frame."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a watch is to do, as its options say."""
+"""The plan of a watch, as its options say."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a watch writes what it finds. ``-`` is the standard output."""
+    """Where a watch writes what it finds. ``-`` means standard output."""
 
     video: Path | None = None
     events: Path | None = None
@@ -63,18 +63,44 @@ class Plan:
 
     @property
     def is_live(self) -> bool:
-        match self.address.kind:
-            case SourceKind.FILE:
-                return False
-            case SourceKind.FOLDER:
-                return self.is_followed
-        return True
+        return is_live(self.address, self.is_followed)
+
+
+def is_live(address: SourceAddress, is_followed: bool) -> bool:
+    """Return whether frames come by themselves."""
+    match address.kind:
+        case SourceKind.FILE:
+            return False
+        case SourceKind.FOLDER:
+            return is_followed
+    return True
+
+
+def choose_fps(
+    address: SourceAddress, is_followed: bool, frames: int, every: int | None, fps: float | None
+) -> float | None:
+    """Return the questions a second; None if every Nth frame is due.
+
+    ``frames`` is the number of frames that a question is about. Raises ``UsageError``.
+    """
+    if every is not None and fps is not None:
+        raise UsageError("--every and --fps: give one of them")
+    if fps is not None:
+        _check_positive("--fps", fps)
+        return fps
+    needs_pace = address.kind is SourceKind.FILE or (frames > 1 and is_live(address, is_followed))
+    return FILE_FPS if every is None and needs_pace else None
+
+
+def _check_positive(option: str, number: float) -> None:
+    if not 0 < number < float("inf"):
+        raise UsageError(f"{option}: expected more than 0")
 
 
 def make_settings(
     detect: str | None, point: str | None, ask: str | None, caption: bool, **others: Any
 ) -> MoondreamConfig:
-    """Return the settings of the pipeline. Other settings that are None have their defaults.
+    """Return the settings of the pipeline. Those in ``others`` that are None have their defaults.
 
     Raises ``UsageError``, which names the option.
     """
@@ -106,8 +132,18 @@ def make_settings(
         raise UsageError(f"{_OPTIONS.get(name, name)}: {reason}") from None
 
 
-def check_outputs(outputs: Outputs, settings: MoondreamConfig, address: SourceAddress) -> None:
-    """Raise ``UsageError`` if the outputs contradict one another, or the source."""
+def check_plan(plan: Plan) -> None:
+    """Raise ``UsageError`` if parts of a plan contradict one another."""
+    if plan.is_followed and plan.address.kind is not SourceKind.FOLDER:
+        raise UsageError("--follow: is for folders")
+    if plan.seconds is not None:
+        _check_positive("--seconds", plan.seconds)
+        if not plan.is_live:
+            raise UsageError("--seconds: is for live sources")
+    _check_outputs(plan.outputs, plan.settings, plan.address)
+
+
+def _check_outputs(outputs: Outputs, settings: MoondreamConfig, address: SourceAddress) -> None:
     is_caption = settings.feature is MoondreamFeature.CAPTION
     for option, value in (("--events", outputs.events), ("--webhook", outputs.webhook)):
         if value is not None and is_caption:
@@ -116,12 +152,15 @@ def check_outputs(outputs: Outputs, settings: MoondreamConfig, address: SourceAd
         raise UsageError("--events and --results: only one of them can be -")
     if outputs.video is not None and outputs.video.suffix.lower() != ".mp4":
         raise UsageError(f"--out: {outputs.video}: expected a name that ends in .mp4")
-    files = [path for path in (outputs.video, outputs.events, outputs.results) if path]
+    named = {"--out": outputs.video, "--events": outputs.events, "--results": outputs.results}
+    files = {option: path for option, path in named.items() if path and path != STDOUT}
+    names = [path.resolve() for path in files.values()]
     if address.kind is SourceKind.FILE:
-        files.append(Path(address.location))
-    names = [path.resolve() for path in files if path != STDOUT]
+        names.append(Path(address.location).resolve())
     if len(set(names)) < len(names):
         raise UsageError("two of the source, --out, --events and --results are the same file")
-    for path in files:
-        if path != STDOUT and not path.absolute().parent.is_dir():
-            raise UsageError(f"{path}: its folder doesn't exist")
+    for option, path in files.items():
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"{option}: {path}: its folder doesn't exist")
+        if path.is_dir():
+            raise UsageError(f"{option}: {path}: is a folder")

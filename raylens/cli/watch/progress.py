@@ -1,4 +1,4 @@
-"""What a watch is doing: one line that changes on a terminal, otherwise a line now and then."""
+"""Progress of a watch: on a terminal one line that changes, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -59,6 +59,8 @@ class Progress(AbstractContextManager["Progress"]):
         self._last: Mapping[str, Any] = {}
         self._status = Status(Text(""), console=console) if console.is_terminal else None
         self.frames = self.results = self.events = self.failures = 0
+        self.undelivered = 0
+        """Number of events that the webhook's endpoint didn't take."""
 
     def __enter__(self) -> Self:
         if self._status is not None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import httpx
 
 from raylens.cli.client import BUSY, RESTARTING, Client
@@ -17,13 +16,12 @@ from raylens.cli.errors import ClientError, StatusError, Unreachable
 from raylens.core.errors import ModelFailed, Overloaded
 from raylens.core.types import Location, Region
 from raylens.realtime.frames import Frame
+from raylens.realtime.jpeg import encode_jpeg
 from raylens.realtime.live_session import AskModel, ModelAnswer, shrink
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.pipeline import FrameResult
 from raylens.realtime.settings import MoondreamConfig, MoondreamFeature
 
-QUALITY = 92
-"""Of the JPEG files in which frames are sent."""
 DESCRIBE_VIDEO = "Describe the video."
 MIN_CLIP_S = 0.001
 ABOUT_ONE_FRAME = frozenset({413, 415, 500})
@@ -90,9 +88,7 @@ def read_answer(answer: dict[str, Any], settings: MoondreamConfig) -> FrameResul
 
 def to_data_url(pixels: Pixels) -> str:
     """Return a frame as the data URL of a JPEG file."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(pixels)).decode("ascii")
 
 
 @dataclass
@@ -102,15 +98,22 @@ class PatientQuestions:
     client: Client
 
     async def __call__(self, frames: Sequence[Frame], settings: MoondreamConfig) -> FrameResult:
-        """Raises ``ModelFailed`` if the model fails on this frame, and ``ClientError`` if the
-        others would fail, too."""
+        """Raises ``ModelFailed`` if the model fails on this frame, and ``ClientError`` if it would
+        fail on the others, too."""
         path, body = await asyncio.to_thread(make_request, frames, settings)
         try:
             return read_answer(await self.client.ask(path, body), settings)
         except StatusError as error:
+            message = _name_frame(str(error), frames)
             if error.status not in ABOUT_ONE_FRAME:
-                raise
-            raise ModelFailed(str(error)) from None
+                raise StatusError(error.status, message) from None
+            raise ModelFailed(message) from None
+
+
+def _name_frame(message: str, frames: Sequence[Frame]) -> str:
+    """Return an error's message, which names the request's field, with the frame's number."""
+    reason = message.removeprefix("image_url: ")
+    return message if reason == message else f"frame {frames[0].id}: {reason}"
 
 
 class LiveQuestions(AskModel):
@@ -131,7 +134,8 @@ class LiveQuestions(AskModel):
         try:
             answer = await self._client.ask_once(path, body)
         except StatusError as error:
-            raise self._judge(error) from None
+            message = _name_frame(str(error), frames)
+            raise self._judge(StatusError(error.status, message, error.retry_after)) from None
         except httpx.TransportError as error:
             raise self._note_outage(str(error) or type(error).__name__) from None
         self._away_since = None

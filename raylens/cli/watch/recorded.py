@@ -1,4 +1,4 @@
-"""Watching a video: every frame, as fast as the server answers, with the same result each time."""
+"""Watching a video: every frame, as fast as the server answers, and always with the same result."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from raylens.realtime.events import Event
 from raylens.realtime.frames import Frame
 from raylens.realtime.live_session import SubjectEvents, result_json, shrink
 from raylens.realtime.overlay import Pixels
+from raylens.realtime.pace import Pace
 from raylens.realtime.pipeline import FrameResult, draw
 from raylens.realtime.settings import MoondreamConfig
 from raylens.realtime.sources.base import Source
 from raylens.realtime.tracking.followed import FollowedObjects
-from raylens.realtime.watch import Pace
 
 MAX_AHEAD_BYTES = 256 * 2**20
-"""Of the frames that are read before the answers of earlier ones are there."""
+"""Of the frames that are read before earlier ones have their answers."""
 HALF_TICK_S = 0.0005
-"""Times of files are rounded: a frame that is this much too early is in time."""
+"""Times in files are rounded: a frame is due if it is this much too early."""
 
 Ask = Callable[[Sequence[Frame], MoondreamConfig], Awaitable[FrameResult]]
 
@@ -39,8 +39,8 @@ class _Item:
 class RecordedWatch:
     """Asks about the frames that are due, several at a time, and applies the answers in order.
 
-    A frame waits for its own answer, so that what is shown depends on the video and the answers
-    only. ``reading`` is a single thread, which the source belongs to.
+    A frame waits for its own answer, so that what is shown depends only on the video and the
+    answers. ``reading`` is a single thread, to which the source belongs.
     """
 
     def __init__(self, source: Source, ask: Ask, plan: Plan, sink: Sink, reading: Executor) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
 
-from raylens.cli.client import Client
+from raylens.cli.client import RESTARTING, Client
 from raylens.cli.errors import ClientError, StatusError, UsageError
 from raylens.cli.watch.live import LiveWatch, SourceReports, Sparing
-from raylens.cli.watch.plan import Plan, check_outputs
+from raylens.cli.watch.plan import Plan, check_plan
 from raylens.cli.watch.progress import Progress
 from raylens.cli.watch.questions import LiveQuestions, PatientQuestions
 from raylens.cli.watch.recorded import RecordedWatch
@@ -27,7 +27,7 @@ from raylens.cli.watch.webhooks import (
     make_client,
 )
 from raylens.core.errors import InvalidRequest, RaylensError
-from raylens.realtime.sources.base import SourceOptions
+from raylens.realtime.sources.base import SourceOptions, SourceUnavailable
 from raylens.realtime.sources.live import LiveFrames
 from raylens.realtime.sources.opening import open_source
 
@@ -37,23 +37,44 @@ REFUSED = 2
 """Exit status if the arguments are invalid, or the server refuses the question."""
 LAST_DELIVERIES_S = 10.0
 """How long the end waits for webhooks."""
+INTERRUPTED = "interrupted; the files are complete"
 
 
 def watch(plan: Plan, connect: Connect, console: Console) -> int:
-    """Watch, report on ``console``, and return the exit status.
+    """Watch until the end or a signal, as :func:`watch_until` does."""
 
-    Raises ``UsageError`` before anything is read or sent.
+    async def run() -> int:
+        stop = asyncio.Event()
+        with _signals(stop) as received:
+            return await watch_until(stop, plan, connect, console, received)
+
+    return asyncio.run(run())
+
+
+async def watch_until(
+    stop: asyncio.Event,
+    plan: Plan,
+    connect: Connect,
+    console: Console,
+    signals: Sequence[int] = (),
+) -> int:
+    """Watch until the end, or until ``stop`` is set. Return the exit status.
+
+    It reports on ``console``. ``signals`` are those that have set ``stop``. Raises ``UsageError``,
+    as a rule before anything is read or sent.
     """
-    check_outputs(plan.outputs, plan.settings, plan.address)
+    check_plan(plan)
     secret = os.environ.get(SECRET_VARIABLE)
     if plan.outputs.webhook is not None:
         check_webhook(plan.outputs.webhook, secret)
     progress = Progress(plan.address.shown, console, plan.is_live)
-    status, reason = asyncio.run(_Run(plan, connect, console, progress, secret).run())
+    status, reason = await _Run(plan, connect, console, progress, secret).run(stop)
+    if signals and not status:
+        status, reason = 128 + signals[0], INTERRUPTED
     console.print(progress.summary())
     if reason:
-        console.print(f"stopped: {reason}" if status else reason)
-    return status or (1 if progress.failures else 0)
+        console.print(reason if reason is INTERRUPTED else f"stopped: {reason}")
+    return status or (1 if progress.failures or progress.undelivered else 0)
 
 
 class _Run:
@@ -71,22 +92,14 @@ class _Run:
         self._progress = progress
         self._secret = secret
 
-    async def run(self) -> tuple[int, str]:
-        """Return the exit status, and why the watch has ended if that wasn't the video's end."""
-        stop = asyncio.Event()
-        with _signals(stop) as received:
-            status, reason = await self._report(stop)
-        if received and not status:
-            return 128 + received[0], "interrupted; the files are complete"
-        return status, reason
-
-    async def _report(self, stop: asyncio.Event) -> tuple[int, str]:
+    async def run(self, stop: asyncio.Event) -> tuple[int, str]:
+        """Return the exit status, and why the watch failed, if it did."""
         try:
             await self._watch(stop)
         except UsageError:
             raise
         except StatusError as error:
-            return REFUSED, str(error)
+            return 1 if error.status in RESTARTING else REFUSED, str(error)
         except ClientError as error:
             return 1, str(error)
         except InvalidRequest as error:
@@ -142,11 +155,20 @@ class _Run:
             loop.call_soon_threadsafe(sparing, problem)
 
         options = SourceOptions(is_followed=plan.is_followed)
-        live = LiveFrames(
-            lambda: open_source(plan.address, options, tell),
-            SourceReports(plan.address.shown, self._notify),
-        )
+        reports = SourceReports(plan.address.shown, self._notify)
+        live = LiveFrames(lambda: open_source(plan.address, options, tell), reports)
         await LiveWatch(live.frames(), LiveQuestions(client), plan, sink, threads).run(stop)
+        if not self._progress.frames and not stop.is_set():
+            self._check_silence(reports.problem)
+
+    def _check_silence(self, problem: str | None) -> None:
+        """Raise ``SourceUnavailable`` if a source should have given a frame."""
+        plan = self._plan
+        if problem is None and plan.is_followed:  # a folder to which no picture was added
+            return
+        shown = plan.address.shown
+        reason = "nothing came" if problem is None else problem.removeprefix(f"{shown}: ")
+        raise SourceUnavailable(f"{shown}: it gave no frame: {reason}")
 
     def _notify_problem(self, problem: str) -> None:
         self._progress.failures += 1
@@ -165,6 +187,7 @@ class _Run:
             return
         await webhooks.finish(LAST_DELIVERIES_S)
         if webhooks.undelivered:
+            self._progress.undelivered = webhooks.undelivered
             self._notify(f"--webhook: {webhooks.undelivered} events were not delivered")
 
 
@@ -172,7 +195,7 @@ class _Run:
 def _signals(stop: asyncio.Event) -> Iterator[list[int]]:
     """Set ``stop`` on the first Ctrl-C or SIGTERM, and yield the signals that came.
 
-    The second one ends the process as it would without this.
+    A second one ends the process as usual.
     """
     loop = asyncio.get_running_loop()
     received: list[int] = []

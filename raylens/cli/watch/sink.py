@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Self
 
 from raylens.cli.watch import window
@@ -19,8 +20,8 @@ from raylens.realtime.overlay import Pixels
 class Sink:
     """Writes frames, results and events to the outputs of a watch.
 
-    ``started_at`` is the time of a live source's first frame, in seconds since the epoch: events
-    then say when they happened.
+    ``started_at`` is the time of a live source's first frame, in seconds since the epoch. If it is
+    set, events say when they happened.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class Sink:
         self._source = source
         self._progress = progress
         self._webhooks = webhooks
-        self._files = ExitStack()
-        self._events = self._open(outputs.events, "--events")
-        self._results = self._open(outputs.results, "--results")
-        self._video = None if outputs.video is None else Mp4File(outputs.video)
+        with ExitStack() as files:
+            self._events = _open(outputs.events, "--events", files)
+            self._results = _open(outputs.results, "--results", files)
+            self._video = None if outputs.video is None else Mp4File(outputs.video)
+            self._files = files.pop_all()
         reason = window.why_no_window() if outputs.is_shown else None
         self._is_shown = outputs.is_shown and reason is None
         if reason is not None:
@@ -62,6 +64,10 @@ class Sink:
                 window.close()
 
     def add_frame(self, time_s: float) -> None:
+        """Raises ``OSError``."""
+        for lines in (self._events, self._results):
+            if lines is not None:
+                lines.begin()
         self._progress.add_frame(time_s)
 
     def write_frame(self, pixels: Pixels, time_s: float) -> None:
@@ -103,9 +109,10 @@ class Sink:
         if self._video is not None:
             self._video.finish()
 
-    def _open(self, path: Any, option: str) -> JsonLines | None:
-        if path is None:
-            return None
-        lines = JsonLines(path, option)
-        self._files.callback(lines.close)
-        return lines
+
+def _open(path: Path | None, option: str, files: ExitStack) -> JsonLines | None:
+    if path is None:
+        return None
+    lines = JsonLines(path, option)
+    files.callback(lines.close)
+    return lines

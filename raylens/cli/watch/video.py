@@ -12,26 +12,34 @@ import av
 import cv2
 import numpy as np
 
+from raylens.cli.errors import UsageError
 from raylens.realtime.overlay import Pixels
 
+MAX_SIDE = 16_384
+"""Of libx264, in pixels."""
 TICKS = 90_000
 """Units of time in a second."""
 DEFAULT_FRAME_S = 0.04
 """The length of a video's only frame."""
 _ENCODER = {"preset": "veryfast", "crf": "20", "bf": "0"}
-"""Frames in their order: otherwise the length of a video with a variable rate would be wrong."""
+"""Without B-frames: with them, the length of a video with a variable rate would be wrong."""
 
 
 class Mp4File:
     """Writes frames with their times. The file has its name only when it is complete.
 
-    Sides are even in H.264, so that a picture of an odd width or height gets one more column or
-    row. Frames of another size than the first one's are scaled.
+    Sides are even in H.264: a picture of an odd width or height gets one more column or row.
+    Frames of another size than the first one's are scaled.
     """
 
     def __init__(self, path: Path) -> None:
+        """Raises ``UsageError`` if the file can't be written."""
         self._path = path
         self._part = path.with_name(f".{path.name}.part")
+        try:
+            self._part.touch()
+        except OSError as error:
+            raise UsageError(f"--out: {path}: {error.strerror or error}") from None
         self._container: Any = None
         self._stream: Any = None
         self._last_ticks = -1
@@ -40,7 +48,7 @@ class Mp4File:
         self.frames = 0
 
     def write(self, pixels: Pixels, time_s: float) -> None:
-        """Add a frame. Raises ``OSError``."""
+        """Add a frame. Raises ``OSError``, and ``UsageError`` if the first frame is too large."""
         with self._os_errors():
             if self._container is None:
                 self._open(pixels)
@@ -57,11 +65,12 @@ class Mp4File:
         self.frames += 1
 
     def finish(self) -> None:
-        """Complete the file; without a frame, or after an error, there is none.
+        """Complete the file. Without a frame, or after an error, no file is left.
 
         Raises ``OSError``.
         """
         if self._container is None or self._has_failed:
+            self.discard()
             return
         with self._os_errors():
             self._mux(self._stream.encode())
@@ -72,12 +81,12 @@ class Mp4File:
     def discard(self) -> None:
         """Remove what was written, if it isn't complete."""
         container, self._container = self._container, None
-        if container is not None:
-            try:
+        try:
+            if container is not None:
                 with contextlib.suppress(av.FFmpegError):
                     container.close()
-            finally:
-                self._part.unlink(missing_ok=True)
+        finally:
+            self._part.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _os_errors(self) -> Iterator[None]:
@@ -93,6 +102,10 @@ class Mp4File:
 
     def _open(self, pixels: Pixels) -> None:
         height, width = pixels.shape[:2]
+        if max(width, height) > MAX_SIDE:
+            raise UsageError(
+                f"--out: {width}×{height} pixels; H.264 takes at most {MAX_SIDE} on a side"
+            )
         self._container = av.open(
             str(self._part), "w", format="mp4", options={"movflags": "+faststart"}
         )

@@ -57,7 +57,7 @@ def make_client() -> GuardedClient:
 
 
 class WebhookSender:
-    """Delivers events in their order, each until the endpoint takes it.
+    """Delivers events in order, and repeats each until the endpoint takes it.
 
     An endpoint that answers 410 gets no more. :meth:`finish` waits for the rest.
     """
@@ -85,7 +85,7 @@ class WebhookSender:
         self._has_failed = False
         self._task: asyncio.Task[None] | None = None
         self.undelivered = 0
-        """Events that were given up."""
+        """Number of events that were given up."""
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._deliver_all())
@@ -115,7 +115,7 @@ class WebhookSender:
         self._has_changed.set()
 
     async def finish(self, timeout_s: float) -> None:
-        """Wait until everything is delivered, but only for a while."""
+        """Wait until everything is delivered, at most for ``timeout_s`` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._is_empty.wait()

@@ -24,6 +24,8 @@ from raylens.jobs.progress import Reporter
 
 ENDLESS_S = 100 * 365 * 86_400.0
 """The time to the deadline of a job that has no end, in seconds."""
+LastEvent = tuple[str, dict[str, Any]]
+"""The name of an event, and its data."""
 PictureReference = Annotated[str, StringConstraints(pattern=r"^blob:[0-9a-f]{64}$")]
 """What stands for a picture or video in a stored input: the reference to its blob."""
 
@@ -211,6 +213,11 @@ class JobType(Protocol):
         """Return the seconds from the requeue of a job to its deadline; None for
         ``jobs.timeout_s``."""
         return None
+
+    def last_events(self, job: Job) -> tuple[dict[str, Any] | None, list[LastEvent]]:
+        """Return the output of a job that is about to be canceled, and what its webhook is told
+        before that."""
+        return job.output, []
 
     async def run(self, job_input: Any, context: JobContext) -> dict[str, Any]:
         """Return the job's output, as JSON. ``job_input`` is an instance of ``input_model``.

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from raylens.core.wire import Text
 from raylens.jobs.job import Job
-from raylens.jobs.types.base import JobContext, JobInput, JobType
+from raylens.jobs.types.base import JobContext, JobInput, JobType, LastEvent
 from raylens.jobs.webhooks import format_timestamp
 
 JOB_TYPE = "watch"
@@ -78,6 +78,15 @@ class WatchJob(JobType):
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
 
+    def last_events(self, job: Job) -> tuple[dict[str, Any] | None, list[LastEvent]]:
+        record = WatchRecord.read(job.output or {})
+        watch_input = WatchInput.model_validate(job.input)
+        events = []
+        for end in record.interruptions():
+            if record.add(end) in watch_input.events:
+                events.append((PREFIX + EVENT_ENDED, webhook_data(end)))
+        return record.as_json(), events
+
     async def run(self, job_input: WatchInput, context: JobContext) -> dict[str, Any]:
         reports = _Reports(job_input, context)
         while True:
@@ -122,13 +131,9 @@ class _Reports:
             await self._report(at_once=message["type"] in ("event", "source"))
 
     async def _tell(self, name: str, message: Mapping[str, Any]) -> None:
-        details = {key: value for key, value in message.items() if key not in ("type", "at")}
-        if message["type"] != "event":
-            details = {message["type"]: details}
-        data = {"at": format_timestamp(message["at"]), **details}
         await self._context.deliver(
             PREFIX + name,
-            data,
+            webhook_data(message),
             self._count,
             0,
             self._record.as_json(),
@@ -137,6 +142,14 @@ class _Reports:
 
     async def _report(self, at_once: bool) -> None:
         await self._context.report(self._count, 0, self._record.as_json(), at_once)
+
+
+def webhook_data(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a webhook is told of a message."""
+    details = {key: value for key, value in message.items() if key not in ("type", "at")}
+    if message["type"] != "event":
+        details = {message["type"]: details}
+    return {"at": format_timestamp(message["at"]), **details}
 
 
 @dataclass
@@ -186,14 +199,17 @@ class WatchRecord:
     def interruptions(self) -> Iterator[dict[str, Any]]:
         """Yield the ends of what has started, as messages: nobody has seen how it went on."""
         for started in list(self.started.values()):
-            last_at = max(started["at"], (self.result or started)["at"])
+            last = self.result or started["event"]
+            duration_s = round(max(0.0, last.get("at", started["at"]) - started["at"]), 3)
             event = {
+                **started["event"],
                 "type": "ended",
-                "subject": started["event"]["subject"],
-                "duration_s": round(last_at - started["at"], 3),
+                "ended_at": round(started["event"]["time_s"] + duration_s, 3),
+                "duration_s": duration_s,
+                "frame_id": last["frame_id"],
                 "interrupted": True,
             }
-            yield {"type": "event", "event": event, "at": last_at}
+            yield {"type": "event", "event": event, "at": started["at"] + duration_s}
 
     def _add_event(self, values: dict[str, Any]) -> str:
         event = values["event"]

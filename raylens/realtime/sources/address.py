@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from raylens.core.errors import InvalidRequest
 from raylens.realtime.sources.base import SourceAddress, SourceKind
@@ -13,6 +13,7 @@ from raylens.realtime.sources.base import SourceAddress, SourceKind
 FIELD = "source"
 _CAMERA = re.compile(r"(?:camera:)?([0-9]{1,3})|/dev/video([0-9]{1,3})")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _KINDS = {
     "rtsp": SourceKind.RTSP,
     "rtsps": SourceKind.RTSP,
@@ -26,7 +27,7 @@ def parse_source(text: str) -> SourceAddress:
     """Return the address of a source: ``-``, a URL, ``camera:0`` or ``/dev/video0``, a folder or a
     file.
 
-    Raises ``InvalidRequest``. Its message holds no password.
+    Raises ``InvalidRequest``. The message doesn't contain the password.
     """
     if text == "-":
         return SourceAddress(SourceKind.STDIN, "")
@@ -46,7 +47,7 @@ def parse_url(text: str) -> SourceAddress:
     kind = _KINDS.get(scheme[1].lower())
     if kind is None:
         raise InvalidRequest(f"{FIELD}: unknown scheme {scheme[1][:20]}://; {_EXPECTED}", FIELD)
-    if re.search(r"[\s\x00-\x1f\x7f]", text):
+    if re.search(r"\s", text) or _CONTROL.search(text):
         raise InvalidRequest(f"{FIELD}: a URL has no spaces or line ends", FIELD)
     try:
         url = urlsplit(text)
@@ -57,6 +58,11 @@ def parse_url(text: str) -> SourceAddress:
         raise InvalidRequest(
             f"{FIELD}: the URL's host or port is invalid; write # / ? and @ of a password as"
             " %23 %2F %3F and %40",
+            FIELD,
+        )
+    if any(_CONTROL.search(unquote(part or "")) for part in (url.username, url.password)):
+        raise InvalidRequest(
+            f"{FIELD}: the user name or password holds a line end or another control character",
             FIELD,
         )
     return SourceAddress(kind, text)

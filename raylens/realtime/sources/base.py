@@ -19,7 +19,7 @@ MAX_PICTURE_BYTES = 32 * 2**20
 
 
 class SourceUnavailable(RaylensError):
-    """A source can't be opened, or has ended early: it may be tried again."""
+    """A source can't be opened, or has ended early. It may be tried again."""
 
     http_status = 502
     code = "source_unavailable"
@@ -63,7 +63,7 @@ class SourceAddress:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Limits on sources, and the pace of those that have none of their own."""
+    """Limits on sources, and the pace of sources that have none of their own."""
 
     open_timeout_s: float = 10.0
     """Until the first frame."""
@@ -78,6 +78,8 @@ class SourceOptions:
     """Between two pictures of a folder that is a video."""
     is_followed: bool = False
     """Whether a folder is live: only the pictures that come from now on are its frames."""
+    follows_links: bool = True
+    """Whether a picture in a folder may be a symbolic link, which may lead out of it."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +95,22 @@ class Source(Protocol):
 
     @property
     def is_live(self) -> bool:
-        """Whether frames come by themselves, so that those nobody takes are lost."""
+        """Whether frames come at their own pace, and are lost if nobody takes them."""
         ...
 
     def read(self) -> SourceFrame | None:
-        """Wait for the next frame, and return it; None if no other will ever come.
+        """Wait for the next frame, and return it; None after the last one.
 
-        The first call opens the source. Raises ``SourceUnavailable`` if the source fails, also if a
-        camera's stream ends, and ``InvalidRequest`` if another attempt is no use.
+        The first call opens the source. Raises ``SourceUnavailable`` if the source fails or a
+        camera's stream ends, and ``InvalidRequest`` if it makes no sense to try again.
         """
         ...
 
     def close(self) -> None:
         """Free the source. It never blocks.
 
-        In another thread than that of :meth:`read`, it ends a ``read`` at once; then the reading
-        thread frees the source as it leaves ``read``, or with a ``close`` of its own.
+        If another thread is in :meth:`read`, that ends at once, and that thread frees the source,
+        either as it leaves ``read`` or with a ``close`` of its own.
         """
         ...
 
@@ -149,7 +151,7 @@ class ClosableSource(ABC):
         """Open the source if it isn't open, and return the next frame."""
 
     def _interrupt(self) -> None:
-        """Make a :meth:`_read` in another thread end at once. It may raise anything then."""
+        """End a :meth:`_read` in another thread at once. That may raise anything then."""
         return
 
     def _free(self) -> None:

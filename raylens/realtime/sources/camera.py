@@ -26,8 +26,8 @@ from raylens.realtime.sources.container import (
 )
 
 NON_BLOCKING = "4"
-"""``AVFMT_FLAG_NONBLOCK``, which has no name among the options: without it, FFmpeg waits for a
-camera that shows nothing in a way that nothing can end."""
+"""``AVFMT_FLAG_NONBLOCK``, which has no name among the options: without it, FFmpeg
+waits for a camera that shows nothing, and nothing can end that."""
 POLL_S = 0.005
 
 

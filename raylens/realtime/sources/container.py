@@ -15,7 +15,7 @@ from raylens.core.errors import InvalidRequest
 from raylens.realtime.overlay import Pixels
 
 MAX_ASPECT = 8.0
-"""Pixels that are wider or higher than this are taken for square ones."""
+"""Pixels with a larger ratio of width to height, or of height to width, are taken for squares."""
 
 
 class NoVideo(InvalidRequest):
@@ -61,7 +61,7 @@ def _find_stream(container: Any, shown: str) -> VideoStream:
 def limit_decoder(stream: VideoStream, max_pixels: int, threads: int) -> None:
     """Have the decoder refuse frames that are too large, and bound its threads.
 
-    One thread shows each frame at once; with several, frames come later.
+    With one thread, each frame comes at once; with several, frames come later.
     """
     context = stream.codec_context
     context.thread_count = threads
@@ -69,17 +69,22 @@ def limit_decoder(stream: VideoStream, max_pixels: int, threads: int) -> None:
 
 
 def decode_tolerantly(
-    container: Any, stream: VideoStream, check: Callable[[], None] = lambda: None
+    container: Any,
+    stream: VideoStream,
+    check: Callable[[], None] = lambda: None,
+    skip: Callable[[], None] = lambda: None,
 ) -> Iterator[VideoFrame]:
-    """Yield the frames of a stream. Packets that are damaged are skipped.
+    """Yield the frames of a stream. Damaged packets are skipped.
 
-    ``check`` is called with each packet. Raises FFmpeg's errors of reading.
+    ``check`` is called with each packet, and ``skip`` with each that is damaged. Raises FFmpeg's
+    errors of reading.
     """
     for packet in container.demux(stream):
         check()
         try:
             frames = packet.decode()
         except (av.error.InvalidDataError, av.error.UnknownError):
+            skip()
             continue
         yield from frames
 

@@ -12,6 +12,7 @@ from av.video.stream import VideoStream
 from raylens.core.errors import InvalidRequest
 from raylens.realtime.sources.base import (
     ClosableSource,
+    ReportProblem,
     SourceAddress,
     SourceFrame,
     SourceOptions,
@@ -42,15 +43,23 @@ class FileSource(ClosableSource):
 
     is_live = False
 
-    def __init__(self, address: SourceAddress, options: SourceOptions) -> None:
+    def __init__(
+        self,
+        address: SourceAddress,
+        options: SourceOptions,
+        report: ReportProblem = lambda problem: None,
+    ) -> None:
         super().__init__(address)
         self._options = options
+        self._report = report
         self._file: IO[bytes] | None = None
         self._container: Any = None
         self._stream: VideoStream | None = None
         self._frames: Iterator[VideoFrame] = iter(())
         self._timeline = Timeline(DEFAULT_INTERVAL_S)
         self._last: SourceFrame | None = None
+        self._damaged = 0
+        """Number of packets that could not be decoded."""
 
     def _read(self) -> SourceFrame | None:
         if self._stream is None:
@@ -79,15 +88,25 @@ class FileSource(ClosableSource):
             self._free()
             raise InvalidRequest(f"source: {shown}: {reason_of(error)}", "source") from error
         limit_decoder(stream, self._options.max_pixels, threads=0)
-        self._frames = decode_tolerantly(self._container, stream)
+        self._frames = decode_tolerantly(self._container, stream, skip=self._count_damaged)
         rate = stream.average_rate or stream.guessed_rate
         self._timeline = Timeline(1 / float(rate) if rate else DEFAULT_INTERVAL_S)
         return stream
 
+    def _count_damaged(self) -> None:
+        self._damaged += 1
+
     def _check_end(self, stream: VideoStream) -> None:
-        """Raise ``SourceUnavailable`` if the file ends before its header says."""
+        """Report damage. Raise ``SourceUnavailable`` if the file ends before its header says."""
         if self._last is None:
             raise self._unavailable("it has no frame that can be read")
+        if self._damaged:
+            # One damaged packet may cost several frames.
+            noun = "frame" if self._damaged == 1 else "frames"
+            self._report(
+                f"{self.address.shown}: damaged: at least {self._damaged} {noun}"
+                " could not be decoded"
+            )
         promised_s = 0.0
         if stream.duration and stream.time_base:
             promised_s = float(stream.duration * stream.time_base)

@@ -59,7 +59,8 @@ class FolderSource(ClosableSource):
     def _list(self) -> list[Path]:
         folder = Path(self.address.location)
         try:
-            paths = sorted((folder / name for name in list_pictures(folder)), key=natural_key)
+            names = list_pictures(folder, self._options)
+            paths = sorted((folder / name for name in names), key=natural_key)
         except OSError as error:
             reason = f"source: {folder}: {error.strerror or error}"
             raise InvalidRequest(reason, "source") from None
@@ -71,15 +72,15 @@ class FolderSource(ClosableSource):
 class FollowedFolder(ClosableSource):
     """The pictures that come into a folder, in the order in which they are complete.
 
-    Those that are there from the beginning, or that were put there while nobody read, are none. A
-    file that can't be decoded is tried again while it changes, and for a while after.
+    Pictures that were there when it was opened are skipped. A file that can't be decoded is tried
+    again while it changes, and for a while after.
     """
 
     POLL_S = 0.1
     MAX_SHARE = 0.1
-    """Of its time, which it may spend with looking: a folder may have very many files."""
+    """Of its time that it spends on looks at the folder, which may have very many files."""
     SETTLED_S = 2.0
-    """A broken file that has not changed for so long stays broken."""
+    """A broken file that hasn't changed for this long is reported, and not tried again."""
 
     def __init__(
         self,
@@ -93,63 +94,88 @@ class FollowedFolder(ClosableSource):
         self._options = options
         self._report = report
         self._clock = clock
+        self._is_open = False
         self._opened_at = 0.0
-        self._done: dict[str, FileState] | None = None
-        """The files that are frames already, or never will be, as they were."""
+        self._look_due_at = 0.0
+        self._found: deque[str] = deque()
+        """Files that had changed at the last look, and have not been tried since."""
+        self._done: dict[str, FileState] = {}
+        """The files that need no other try, as they were when they were tried."""
         self._unfinished: dict[str, tuple[FileState, float]] = {}
-        """Files that can't be decoded yet, and since when they are as they are."""
+        """Files that can't be decoded yet, with the time since which they haven't changed."""
 
     def _read(self) -> SourceFrame | None:
-        if self._done is None:
-            self._opened_at = self._clock()
-            self._done = self._look()
+        if not self._is_open:
+            self._open()
         while True:
-            looked_at = self._clock()
-            frame = self._find_frame(self._done)
+            frame = self._take()
             if frame is not None:
                 return frame
-            wait_s = max(self.POLL_S, (self._clock() - looked_at) / self.MAX_SHARE)
-            if self._closed.wait(wait_s):
+            if self._wait(self._look_due_at - self._clock()):
                 raise self._unavailable("it is closed")
+            self._find()
 
-    def _find_frame(self, done: dict[str, FileState]) -> SourceFrame | None:
-        states = self._look()
-        for names in (done, self._unfinished):
-            for name in names.keys() - states.keys():  # removed since
-                del names[name]
-        changed = [name for name, state in states.items() if done.get(name) != state]
-        for name in sorted(changed, key=lambda name: (states[name][1], natural_key(Path(name)))):
-            pixels = self._try(name, states[name], done)
+    def _wait(self, seconds: float) -> bool:
+        """Return whether the source was closed in the meantime."""
+        return self._closed.wait(seconds)
+
+    def _open(self) -> None:
+        self._opened_at = self._clock()
+        self._done = self._look()
+        self._is_open = True
+
+    def _take(self) -> SourceFrame | None:
+        """Return the next picture of those that were found."""
+        while self._found and not self._closed.is_set():
+            pixels = self._try(self._found.popleft())
             if pixels is not None:
                 return SourceFrame(pixels, self._clock() - self._opened_at)
         return None
 
-    def _try(self, name: str, state: FileState, done: dict[str, FileState]) -> Pixels | None:
-        """Return a file's picture. If it has none, note whether it may still get one."""
+    def _find(self) -> None:
+        """Find the files that have changed since they were frames."""
+        states = self._look()
+        for names in (self._done, self._unfinished):
+            for name in names.keys() - states.keys():  # removed since
+                del names[name]
+        changed = [name for name, state in states.items() if self._done.get(name) != state]
+        changed.sort(key=lambda name: (states[name][1], natural_key(Path(name))))
+        self._found.extend(changed)
+
+    def _try(self, name: str) -> Pixels | None:
+        """Return a file's picture. If it has none, note whether it must be tried again."""
+        path, now = self._folder / name, self._clock()
+        try:
+            state = state_of(path.stat())
+        except OSError:  # removed since
+            return None
         known, since = self._unfinished.get(name, (None, 0.0))
-        now = self._clock()
         if known == state and now < since + self.SETTLED_S:
             return None
         try:
-            pixels = read_picture(self._folder / name, self._options)
+            pixels = read_picture(path, self._options)
         except BrokenPicture as error:
             if known != state:
                 self._unfinished[name] = (state, now)
                 return None
-            self._report(f"{self._folder / name}: {error}")
+            self._report(f"{path}: {error}")
             pixels = None
-        done[name] = state
+        self._done[name] = state
         self._unfinished.pop(name, None)
         return pixels
 
     def _look(self) -> dict[str, FileState]:
+        began_at = self._clock()
         try:
-            return list_pictures(self._folder)
+            states = list_pictures(self._folder, self._options)
         except OSError as error:
             raise self._unavailable(error.strerror or str(error)) from None
+        ended_at = self._clock()
+        self._look_due_at = ended_at + max(self.POLL_S, (ended_at - began_at) / self.MAX_SHARE)
+        return states
 
 
-def list_pictures(folder: Path) -> dict[str, FileState]:
+def list_pictures(folder: Path, options: SourceOptions) -> dict[str, FileState]:
     """Return the pictures in a folder by name, without hidden ones. Raises ``OSError``."""
     states = {}
     with os.scandir(folder) as entries:
@@ -158,22 +184,30 @@ def list_pictures(folder: Path) -> dict[str, FileState]:
             if suffix not in SUFFIXES or entry.name.startswith("."):
                 continue
             try:
-                status = entry.stat()
-                if entry.is_file():
-                    states[entry.name] = (status.st_size, status.st_mtime_ns)
+                if entry.is_file(follow_symlinks=options.follows_links):
+                    states[entry.name] = state_of(entry.stat())
             except OSError:  # removed since
                 continue
     return states
 
 
+def state_of(status: os.stat_result) -> FileState:
+    return status.st_size, status.st_mtime_ns
+
+
 def read_picture(path: Path, options: SourceOptions) -> Pixels:
     """Return a file's picture. Raises ``BrokenPicture``."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=os.open if options.follows_links else open_no_link) as file:
             data = file.read(options.max_picture_bytes + 1)
     except OSError as error:
         raise BrokenPicture(error.strerror or str(error)) from None
     return decode_picture(data, options)
+
+
+def open_no_link(path: str, flags: int) -> int:
+    """Open a file that may have become a link since the look. Raises ``OSError`` if it has."""
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def natural_key(path: Path) -> tuple[list[str | int], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,20 +41,25 @@ class SourceGuard:
     look_up: LookUp = look_up
 
     def parse(self, text: str, field: str = "source") -> SourceAddress:
-        """Return the address of a stream or a folder. Raises ``InvalidRequest``."""
+        """Return the address of a stream or a folder, which need not be there.
+
+        Raises ``InvalidRequest``, also for folders that are not allowed.
+        """
         if _is_url(text):
             return parse_url(text)
         path = unquote(text.removeprefix(_FILE)) if text.startswith(_FILE) else text
-        return SourceAddress(SourceKind.FOLDER, str(self._folder(path, field)))
+        return SourceAddress(SourceKind.FOLDER, str(self._resolve(path, field)))
 
     async def admit(self, address: SourceAddress, field: str = "source") -> SourceAddress:
-        """Return an address with what its host's name leads to now.
+        """Return an address with the IP address that its host has now.
 
-        Raises ``InvalidRequest`` if it is not allowed, and ``SourceUnavailable`` if the name has no
-        address at the moment.
+        Raises ``InvalidRequest`` if it is not allowed, and ``SourceUnavailable`` if the host has no
+        address or the folder isn't there at the moment.
         """
         if address.kind is SourceKind.FOLDER:
-            await asyncio.to_thread(self._folder, address.location, field)
+            folder = await asyncio.to_thread(self._resolve, address.location, field)
+            if not await asyncio.to_thread(os.path.isdir, folder):
+                raise SourceUnavailable(f"{address.shown}: no such folder", field)
             return address
         host = urlsplit(address.location).hostname or ""
         try:
@@ -69,21 +75,30 @@ class SourceGuard:
         return replace(address, host_address=str(addresses[0]))
 
     async def check(self, text: str, field: str = "source") -> None:
-        """Raise ``InvalidRequest`` if a source may not be watched.
+        """Raise ``InvalidRequest`` if a source may not be watched, or if it is a missing folder.
 
         A host without an address passes: DNS may be down for a moment.
         """
         address = await asyncio.to_thread(self.parse, text, field)
-        with suppress(SourceUnavailable):
+        try:
             await self.admit(address, field)
+        except SourceUnavailable:
+            if address.kind is SourceKind.FOLDER:
+                raise _no_folder(field) from None
 
-    def _folder(self, path: str, field: str) -> Path:
+    def _resolve(self, path: str, field: str) -> Path:
+        """Return where a folder is, without its links. Raises ``InvalidRequest``."""
         if self.root is None:
             message = f"{field}: no folder may be watched (media_root is not set)"
             raise InvalidRequest(message, field)
         root = self.root.expanduser().resolve()
         with suppress(OSError, ValueError, RuntimeError):
             folder = (root / path).resolve()
-            if folder.is_relative_to(root) and folder.is_dir():
+            if folder.is_relative_to(root):
                 return folder
-        raise InvalidRequest(f"{field}: not a folder in the folder media_root", field)
+        raise _no_folder(field)
+
+
+def _no_folder(field: str) -> InvalidRequest:
+    """Return the error for a folder that is missing or elsewhere, which clients must not learn."""
+    return InvalidRequest(f"{field}: not a folder in the folder media_root", field)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from email.message import Message
 from typing import Any, TypeVar
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
@@ -28,6 +28,7 @@ from raylens.realtime.sources.mjpeg import (
     StreamError,
     guess_splitter,
 )
+from raylens.realtime.sources.passwords import Authenticator, Credentials
 from raylens.realtime.sources.pictures import BrokenPicture, decode_picture
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class HttpSource(ClosableSource):
     """The frames of an MJPEG stream, or of a URL that answers with one picture each time.
 
     It runs an event loop of its own, so that everything can be interrupted: a connection that
-    isn't accepted, a TLS handshake, an answer that stops in the middle.
+    isn't accepted, a TLS handshake, an answer that stops halfway.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class HttpSource(ClosableSource):
     def _check(self, response: httpx.Response) -> None:
         status = response.status_code
         if status == 401:
-            given = "is refused" if _Request(self.address).auth else "is needed"
+            given = "is refused" if urlsplit(self.address.location).username else "is needed"
             raise self._unavailable(f"401: a user name and password {given}")
         if response.is_redirect:
             raise self._unavailable(f"{status}: it redirects elsewhere, which isn't followed")
@@ -133,7 +134,7 @@ class HttpSource(ClosableSource):
     async def _choose(
         self, response: httpx.Response
     ) -> tuple[Splitter | None, AsyncGenerator[bytes, None]]:
-        """Return what splits an answer into pictures, or None if it is one, and its bytes."""
+        """Return an answer's bytes, and what splits them; None if they are a single picture."""
         header = Message()
         header["Content-Type"] = response.headers.get("content-type", "")
         kind = header.get_content_type() if response.headers.get("content-type") else ""
@@ -196,17 +197,18 @@ class HttpSource(ClosableSource):
 
 
 class _Request:
-    """The request of an address: its URL without the password, and where it goes."""
+    """The request for an address: its URL without the password, and the host to connect to."""
 
     def __init__(self, address: SourceAddress) -> None:
         try:
             url = httpx.URL(address.location)
         except httpx.InvalidURL:
             raise SourceUnavailable(f"{address.shown}: not a URL", "source") from None
-        self.auth: httpx.Auth | None = None
+        self._shown = address.shown
+        self._authenticator: Authenticator | None = None
         if url.userinfo:
             user, _, password = url.userinfo.decode("ascii").partition(":")
-            self.auth = CameraAuth(unquote(user), unquote(password))
+            self._authenticator = Authenticator(Credentials(unquote(user), unquote(password)))
         self._url = url.copy_with(username=None, password=None)
         self._is_pinned = address.host_address is not None
         self._headers = dict(_HEADERS)
@@ -217,41 +219,47 @@ class _Request:
             self._url = self._url.copy_with(host=address.host_address)
 
     def make_client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            timeout=None,
-            follow_redirects=not self._is_pinned,
-            max_redirects=MAX_REDIRECTS,
-            trust_env=not self._is_pinned,
+        return httpx.AsyncClient(timeout=None, trust_env=not self._is_pinned)
+
+    @contextlib.asynccontextmanager
+    async def send(self, http: httpx.AsyncClient) -> AsyncGenerator[httpx.Response, None]:
+        """Ask for the pictures, and again with the password if the answer demands one.
+
+        Only the heads of other answers are read: their bodies may never end.
+        """
+        response = await self._follow(http)
+        try:
+            if response.status_code == 401 and self._can_answer(response):
+                await response.aclose()
+                response = await self._follow(http)
+            yield response
+        finally:
+            await response.aclose()
+
+    async def _follow(self, http: httpx.AsyncClient) -> httpx.Response:
+        """Send the request to where redirects lead, unless its address is pinned."""
+        request = http.build_request(
+            "GET", self._url, headers=self._make_headers(), extensions=self._extensions
         )
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await http.send(request, stream=True)
+            if self._is_pinned or response.next_request is None:
+                return response
+            await response.aclose()
+            request = response.next_request
+        raise SourceUnavailable(f"{self._shown}: over {MAX_REDIRECTS} redirects", "source")
 
-    def send(self, http: httpx.AsyncClient) -> contextlib.AbstractAsyncContextManager[Any]:
-        return http.stream(
-            "GET",
-            self._url,
-            headers=self._headers,
-            auth=self.auth,
-            extensions=self._extensions,
-        )
+    def _make_headers(self) -> httpx.Headers:
+        headers = httpx.Headers(self._headers, encoding="utf-8")
+        path = self._url.raw_path.decode("ascii")
+        login = self._authenticator.authorize("GET", path) if self._authenticator else None
+        if login is not None:
+            headers["Authorization"] = login
+        return headers
 
-
-class CameraAuth(httpx.Auth):
-    """User name and password, in the way that the server asks for: Digest if it can, else Basic."""
-
-    def __init__(self, user: str, password: str) -> None:
-        self._user = user
-        self._password = password
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        response = yield request
-        if response.status_code != 401:
-            return
-        challenges = [
-            challenge.lower() for challenge in response.headers.get_list("www-authenticate")
-        ]
-        if any(challenge.startswith("digest ") for challenge in challenges):
-            yield from httpx.DigestAuth(self._user, self._password).auth_flow(request)
-        elif any("basic" in challenge for challenge in challenges):
-            yield from httpx.BasicAuth(self._user, self._password).auth_flow(request)
+    def _can_answer(self, response: httpx.Response) -> bool:
+        challenges = response.headers.get_list("www-authenticate")
+        return self._authenticator is not None and self._authenticator.take(challenges)
 
 
 async def _chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:

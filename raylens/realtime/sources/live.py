@@ -1,4 +1,4 @@
-"""The newest frames of a source, for asyncio, over all of its outages."""
+"""The newest frames of a source, for asyncio, through all of its outages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Backoff:
     first_s: float = 1.0
     longest_s: float = 30.0
     good_after_s: float = 10.0
-    """A source that has delivered frames for so long is as good as new."""
+    """Once a source has delivered frames for this long, its failures are forgotten."""
 
     def wait_s(self, failures: int, share: float) -> float:
         """Return the wait after this many failures in a row. ``share`` is between 0 and 1."""
@@ -60,7 +60,7 @@ class LiveFrames:
     """Reads a source in a thread, and connects again if it fails.
 
     ``open_source`` is called in that thread. ``report`` gets each change of the source's state, on
-    the event loop. ``InvalidRequest`` ends it, since another attempt would be no use.
+    the event loop. ``InvalidRequest`` ends it, since another attempt would fail, too.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class LiveFrames:
         """Frames that nobody took, since a newer one came."""
 
     async def frames(self) -> AsyncGenerator[Frame, None]:
-        """Yield the newest frame, each time the caller is ready for one.
+        """Yield the newest frame each time that the caller asks for one.
 
         Ends with the source, if that has an end. Raises ``InvalidRequest``. ``aclose`` frees the
         thread and the source.
@@ -135,7 +135,7 @@ class LiveFrames:
             raise reader.error
 
     def _number(self, taken: _Taken) -> Frame:
-        """Return a frame with an id and a time that go on over all connections."""
+        """Return a frame whose id and time go on after a new connection."""
         if self._started_at is None:
             self._started_at = taken.received_at
         self._last_s = max(self._last_s, taken.received_at - self._started_at)

@@ -10,6 +10,8 @@ START = b"\xff\xd8\xff"
 MAX_HEAD_BYTES = 16 * 1024
 """Of a part's headers."""
 MAX_DELIMITER_BYTES = 512
+MAX_DASHES = 80
+"""Before and after the name of a boundary, which has at most 70 characters itself."""
 _SCAN = 0xDA
 _END = 0xD9
 _ALONE = frozenset((0x01, *range(0xD0, 0xD8)))
@@ -86,6 +88,8 @@ class JpegSplitter:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._scanner: JpegScanner | None = None
+        self._searched = 0
+        """Bytes of a damaged file in which no other file begins."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         self._buffer += data
@@ -113,22 +117,26 @@ class JpegSplitter:
 
     def _find_next_start(self) -> int | None:
         """Return where a damaged file ends: at the beginning of the next one."""
-        start = self._buffer.find(START, 2)
+        start = self._buffer.find(START, max(2, self._searched))
+        self._searched = len(self._buffer) - (len(START) - 1)
         return None if start < 0 else start
 
     def _take(self, end: int) -> bytes:
         picture = bytes(self._buffer[:end])
         del self._buffer[:end]
         self._scanner = None
+        self._searched = 0
         return picture
 
 
 class MultipartSplitter:
-    """Splits the parts of a stream as cameras send them (RFC 2046, section 5.1, with liberties).
+    """Splits the parts of a stream as cameras send them (RFC 2046, section 5.1, with deviations).
 
     The boundary may be announced with its dashes, or sent without them; the length of a part may
     be missing, and so may the line end after it. Without an announced boundary, the first line that
     begins with two dashes is it.
+
+    Raises ``StreamError`` if the boundary is nothing but dashes.
     """
 
     def __init__(self, boundary: str | None, max_bytes: int) -> None:
@@ -139,7 +147,7 @@ class MultipartSplitter:
         self._length: int | None = None
         self._scanner: JpegScanner | None = None
         self._searched = 0
-        """Bytes of a part that hold no delimiter."""
+        """Bytes at the start of a part that hold no delimiter."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         self._buffer += data
@@ -195,8 +203,8 @@ class MultipartSplitter:
         return self._take(self._length) if len(self._buffer) >= self._length else None
 
     def _read_part_without_length(self) -> bytes | None:
-        """Return a part as soon as it is known to be complete: with the end of its JPEG file, which
-        may come long before the next delimiter."""
+        """Return a part as soon as it is complete. That is at the end of its JPEG file, which may
+        come long before the next delimiter."""
         assert self._delimiter is not None
         assert self._scanner is not None
         end: int | None = None
@@ -223,8 +231,16 @@ _FIRST_LINE = re.compile(rb"\s*(--[^\r\n]{1,200})\r?\n")
 
 
 def _delimiter(boundary: bytes) -> re.Pattern[bytes]:
-    name = re.escape(boundary.strip().strip(b'"').strip(b"-"))
-    return re.compile(rb"(?:^|\r?\n|(?<=\xff\xd9))-*" + name + rb"-*[ \t]*\r?\n")
+    """Return a pattern of the lines between the parts. Raises ``StreamError``.
+
+    A search takes linear time because the name neither begins nor ends with a dash.
+    """
+    name = boundary.strip(b'"- \t\r\n')
+    if not name:
+        raise StreamError("the boundary between the parts has no name")
+    dashes = rb"-{0,%d}" % MAX_DASHES
+    line = dashes + re.escape(name) + dashes + rb"[ \t]*\r?\n"
+    return re.compile(rb"(?:^|\r?\n|(?<=\xff\xd9))" + line)
 
 
 def _check_size(count: int, limit: int) -> None:

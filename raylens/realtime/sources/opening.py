@@ -1,4 +1,4 @@
-"""Sources by their addresses."""
+"""Opens the source of an address."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def open_source(
 ) -> Source:
     """Return the source of an address. It never blocks: the first ``read`` connects.
 
-    ``report`` gets a sentence about each picture that is skipped because it is damaged.
+    ``report`` gets a sentence about each picture that is skipped because it is damaged, and about a
+    damaged video at its end.
     """
     match address.kind:
         case SourceKind.FILE:
-            return FileSource(address, options)
+            return FileSource(address, options, report)
         case SourceKind.RTSP:
             return RtspSource(address, options)
         case SourceKind.HTTP:

@@ -18,7 +18,7 @@ SUFFIXES = frozenset(
 
 
 class BrokenPicture(ValueError):
-    """These bytes are no picture, or a damaged one, or too large a one."""
+    """These bytes are not a picture, or the picture is damaged or too large."""
 
 
 def decode_picture(data: bytes, options: SourceOptions) -> Pixels:

@@ -25,7 +25,7 @@ from raylens.realtime.sources.container import (
     reason_of,
     to_pixels,
 )
-from raylens.realtime.sources.rtsp_relay import RtspRelay
+from raylens.realtime.sources.rtsp_proxy import RtspProxy
 
 _OPTIONS = {
     "rtsp_transport": "tcp",
@@ -38,10 +38,8 @@ _OPTIONS = {
     "fpsprobesize": "1",
     "max_delay": "0",
 }
-
-
 KEY_FRAME_FACTOR = 3
-"""How many times the limit between two frames a stream may take that sends, but shows nothing."""
+"""A stream may send packets without a frame for this many times ``read_timeout_s``."""
 
 
 class RtspSource(ClosableSource):
@@ -56,13 +54,13 @@ class RtspSource(ClosableSource):
         super().__init__(address)
         self._options = options
         self._clock = clock
-        self._relay: RtspRelay | None = None
+        self._proxy: RtspProxy | None = None
         self._container: Any = None
         self._stream: VideoStream | None = None
         self._frames: Iterator[VideoFrame] = iter(())
         self._opened_at = 0.0
         self._last_at = 0.0
-        """When there was a frame."""
+        """When the last undamaged frame came."""
 
     def _read(self) -> SourceFrame | None:
         try:
@@ -70,21 +68,25 @@ class RtspSource(ClosableSource):
                 self._stream = self._open()
             frame = next(self._frames, None)
             if frame is not None:
-                pixels = to_pixels(frame, self._stream)
-                self._last_at = self._clock()
-                return SourceFrame(pixels, self._last_at - self._opened_at)
+                return self._take(frame, self._stream)
         except FAILURES as error:
             raise self._unavailable(self._reason(error)) from error
         except NoVideo:
             raise self._unavailable("no video") from None
         raise self._unavailable(self._reason(None))
 
+    def _take(self, frame: VideoFrame, stream: VideoStream) -> SourceFrame:
+        pixels, now = to_pixels(frame, stream), self._clock()
+        if not frame.is_corrupt:  # FFmpeg makes pictures even of random bytes
+            self._last_at = now
+        return SourceFrame(pixels, now - self._opened_at)
+
     def _open(self) -> VideoStream:
         limits = self._options.open_timeout_s, self._options.read_timeout_s
-        relay = self._relay = RtspRelay(self.address, self._options)
-        url = relay.start()
+        proxy = self._proxy = RtspProxy(self.address, self._options)
+        url = proxy.start()
         if self._closed.is_set():  # since the last look at it
-            relay.stop()
+            proxy.stop()
         self._container, stream = open_video(
             url,
             self.address.shown,
@@ -99,37 +101,40 @@ class RtspSource(ClosableSource):
         return stream
 
     def _check_progress(self) -> None:
-        """Raise ``SourceUnavailable`` if packets come, but no pictures for long: after an outage
-        they begin with a key frame, for which some cameras take many seconds."""
+        """Raise ``SourceUnavailable`` if packets have long come without pictures.
+
+        That may take many seconds, since pictures begin with a key frame, and some cameras send
+        one rarely.
+        """
         limit = KEY_FRAME_FACTOR * self._options.read_timeout_s
         if self._clock() > self._last_at + limit:
             raise self._unavailable(f"no picture that can be read for {limit:g} s")
 
     def _reason(self, error: Exception | None) -> str:
-        """Return why the stream failed, as far as the relay knows."""
+        """Return why the stream failed, as far as the proxy knows."""
         if self._closed.is_set():
             return "it is closed"
-        relay = self._relay
-        if relay is not None:
-            relay.stop()
-            relay.join()
-        if relay is not None and relay.failure is not None:
-            return relay.failure
+        proxy = self._proxy
+        if proxy is not None:
+            proxy.stop()
+            proxy.join()
+        if proxy is not None and proxy.failure is not None:
+            return proxy.failure
         if isinstance(error, av.error.ExitError):
             return f"no picture for {self._options.read_timeout_s:g} s"
         return "the stream ended" if error is None else reason_of(error)
 
     def _interrupt(self) -> None:
-        if self._relay is not None:
-            self._relay.stop()
+        if self._proxy is not None:
+            self._proxy.stop()
 
     def _free(self) -> None:
         self._frames = iter(())
-        relay, self._relay = self._relay, None
-        if relay is not None:
-            relay.stop()
+        proxy, self._proxy = self._proxy, None
+        if proxy is not None:
+            proxy.stop()
         if self._container is not None:
             self._container.close()
             self._container = None
-        if relay is not None:
-            relay.join()
+        if proxy is not None:
+            proxy.join()

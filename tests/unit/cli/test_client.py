@@ -57,6 +57,28 @@ async def test_a_restarting_server_is_retried() -> None:
     assert messages == ["http://127.0.0.1:8000: 500 Internal Server Error; retrying for up to 60 s"]
 
 
+NO_APPLICATION = "Path '/api/v1/jobs/a' not found. Ping http://.../-/routes for available routes."
+
+
+async def test_a_proxy_without_an_application_is_waited_for() -> None:
+    starting = httpx.Response(404, text=NO_APPLICATION)
+    transport = transport_of(starting, starting, httpx.Response(200, json={"id": "a"}))
+    async with Client(transport=transport, sleep=skip) as client:
+        assert await client.get("a") == {"id": "a"}
+    async with Client(patience_s=0, transport=transport_of(starting)) as client:
+        with pytest.raises(StatusError, match="available routes") as error:
+            await client.get("a")
+    assert error.value.status != 404  # or a job would be taken for one that is gone
+
+
+async def test_a_404_of_the_server_is_an_answer() -> None:
+    missing = httpx.Response(404, json={"detail": "no such job"})
+    async with Client(transport=transport_of(missing)) as client:
+        with pytest.raises(StatusError, match="no such job") as error:
+            await client.get("a")
+    assert error.value.status == 404
+
+
 async def test_a_stream_that_is_handed_over_goes_on_after_its_last_event() -> None:
     first = b'event: state\ndata: {"id":"a","status":"queued"}\nid: 7f\n\nretry: 250\n\n'
     second = b': keepalive\n\nevent: state\ndata: {"id":"a","status":"succeeded"}\nid: 80\n\n'

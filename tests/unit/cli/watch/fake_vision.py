@@ -47,6 +47,8 @@ class FakeVision:
         """Statuses and headers of the next answers, instead of what is seen."""
         self.refuses: Callable[[Pixels], int] = lambda pixels: 0
         """Returns the status that refuses a picture."""
+        self.reason = ""
+        """Why a picture is refused."""
         self.random: random.Random | None = None
         """If there is one, answers take a random time, and overtake one another."""
         self.open = 0
@@ -87,7 +89,7 @@ class FakeVision:
             status, headers = self.failures.pop(0)
             return JSONResponse({"detail": f"it is {status}"}, status, headers)
         if status := self.refuses(pixels):
-            return JSONResponse({"detail": f"refused: {status}"}, status)
+            return JSONResponse({"detail": self.reason or f"refused: {status}"}, status)
         return JSONResponse(see(request.path_params["task"], pixels))
 
 

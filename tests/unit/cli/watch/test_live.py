@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 from typer.testing import Result as CommandResult
 
+from raylens.cli.client import DEFAULT_SERVER, Client
 from raylens.cli.main import app
 from raylens.cli.watch.live import Sparing
+from raylens.cli.watch.plan import Outputs, Plan, make_settings
+from raylens.cli.watch.run import watch_until
+from raylens.realtime.sources.address import parse_source
 from testing.mjpeg_server import WebCamera, running_web_camera
 from testing.pictures import encode_picture
 from tests.unit.cli.watch.fake_vision import FIRST, LAST, FakeVision, draw_frame, serving
@@ -40,15 +48,55 @@ def count_frames(path: Path) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-def test_a_camera_is_watched_for_a_while(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    notes: str
+
+
+class Watching:
+    """A watch that ends when a test has seen enough."""
+
+    def __init__(self, vision: FakeVision, patience: float = 60.0, server: str = "") -> None:
+        self.notes = io.StringIO()
+        self._vision = vision
+        self._patience = patience
+        self._server = server or DEFAULT_SERVER
+
+    async def run_until(self, condition: Callable[[], bool], plan: Plan) -> Outcome:
+        stop = asyncio.Event()
+        console = Console(file=self.notes, width=500)
+        watching = asyncio.create_task(watch_until(stop, plan, self._connect, console))
+        async with asyncio.timeout(30):
+            while not condition() and not watching.done():
+                await asyncio.sleep(0.01)
+            stop.set()
+            return Outcome(await watching, self.notes.getvalue())
+
+    def _connect(self, notify: Callable[[str], None]) -> Client:
+        arguments = self._vision.client_arguments
+        return Client(
+            self._server, self._patience, waits_while_busy=True, notify=notify, **arguments
+        )
+
+
+def make_plan(source: object, detect: str | None = None, **arguments: Any) -> Plan:
+    settings = make_settings(detect, None, None, False, event_enter=1, event_leave=1)
+    files = {name: arguments.pop(name, None) for name in ("video", "events", "results")}
+    return Plan(parse_source(str(source)), settings, Outputs(**files), **arguments)
+
+
+def count_lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+async def test_a_camera_is_watched(tmp_path: Path) -> None:
     vision = FakeVision()
     out, events, results = (tmp_path / name for name in ("out.mp4", "events", "results"))
-    options = ("--detect", "circle", "--enter", 1, "--leave", 1, "--seconds", 3, "--out", out)
     with running_web_camera(WebCamera(JPEGS, interval_s=0.04)) as camera:
-        started = time.time()
-        outcome = run(vision, camera.url(), *options, "--events", events, "--results", results)
-        assert 2.5 < time.time() - started < 10
-    assert outcome.exit_code == 0, outcome.output
+        plan = make_plan(camera.url(), "circle", video=out, events=events, results=results)
+        outcome = await Watching(vision).run_until(lambda: count_lines(events) >= 2, plan)
+    assert outcome.status == 0, outcome.notes
     assert count_frames(out) > 10
     assert vision.most_open == 1
     records = read_lines(results)
@@ -61,25 +109,40 @@ def test_a_camera_is_watched_for_a_while(tmp_path: Path) -> None:
     assert lines[0]["at"].startswith(time.strftime("%Y-%m-%dT", time.gmtime()))
 
 
-def test_the_pace_of_questions(tmp_path: Path) -> None:
-    vision = FakeVision()
+def test_a_watch_may_have_a_length() -> None:
+    with running_web_camera(WebCamera(JPEGS)) as camera:
+        started = time.monotonic()
+        outcome = run(FakeVision(), camera.url(), "--caption", "--seconds", 0.5)
+        assert time.monotonic() - started >= 0.5
+    assert outcome.exit_code == 0, outcome.output
+
+
+async def test_the_pace_of_questions(tmp_path: Path) -> None:
     results = tmp_path / "results"
     with running_web_camera(WebCamera(JPEGS, interval_s=0.02)) as camera:
-        options = ("--caption", "--fps", 4, "--seconds", 2, "--results", results)
-        assert run(vision, camera.url(), *options).exit_code == 0
-    assert 2 <= len(read_lines(results)) <= 9
+        plan = make_plan(camera.url(), results=results, fps=4)
+        await Watching(FakeVision()).run_until(lambda: count_lines(results) >= 4, plan)
+    times = [record["time_s"] for record in read_lines(results)]
+    assert times[3] - times[0] >= 0.45  # two periods, and the first question may be late
 
 
-def test_a_lost_camera_is_reported_once_and_found_again() -> None:
+async def test_a_lost_camera_is_reported_once_and_found_again() -> None:
     camera = WebCamera(JPEGS, interval_s=0.02, end_at=10)
+    watching = Watching(FakeVision())
     with running_web_camera(camera):
-        outcome = run(FakeVision(), camera.url(), "--caption", "--seconds", 3.5)
-    assert outcome.exit_code == 0, outcome.output
+        plan = make_plan(camera.url())
+        outcome = await watching.run_until(lambda: "again\n" in notes_after_loss(watching), plan)
+    assert outcome.status == 0, outcome.notes
     assert camera.connections >= 2
-    lines = outcome.stderr.splitlines()
     address = f"http://127.0.0.1:{camera.port}/video.cgi?…"
-    assert lines[0] == f"{address}: the stream ended; trying again"
-    assert lines[1] == f"{address}: it is there again"
+    assert outcome.notes.splitlines()[:2] == [
+        f"{address}: the stream ended; trying again",
+        f"{address}: it is there again",
+    ]
+
+
+def notes_after_loss(watching: Watching) -> str:
+    return watching.notes.getvalue().partition("trying again\n")[2]
 
 
 def test_a_camera_of_broken_pictures_is_no_flood() -> None:
@@ -105,58 +168,68 @@ def test_a_refused_question_ends_the_watch() -> None:
     assert "stopped: refused: 404" in outcome.stderr
 
 
-def test_a_busy_server_is_waited_for(tmp_path: Path) -> None:
+def test_a_refused_frame_is_named() -> None:
+    vision = FakeVision()
+    vision.refuses = lambda pixels: 422
+    vision.reason = "image_url: 1×1 pixels; expected at least 4"
+    with running_web_camera(WebCamera(JPEGS)) as camera:
+        outcome = run(vision, camera.url(), "--caption")
+    assert outcome.exit_code == 2
+    assert re.search(r"stopped: frame \d+: 1×1 pixels", outcome.stderr), outcome.stderr
+
+
+async def test_a_busy_server_is_waited_for(tmp_path: Path) -> None:
     vision = FakeVision()
     vision.failures = [(429, {"Retry-After": "0.2"}), (503, {"Retry-After": "0.2"})]
     results = tmp_path / "results"
     with running_web_camera(WebCamera(JPEGS)) as camera:
-        options = ("--caption", "--seconds", 3, "--results", results)
-        outcome = run(vision, camera.url(), *options)
-    assert outcome.exit_code == 0, outcome.output
-    assert "waiting for the server: it is 429" in outcome.stderr
+        plan = make_plan(camera.url(), results=results)
+        outcome = await Watching(vision).run_until(lambda: count_lines(results) >= 1, plan)
+    assert outcome.status == 0, outcome.notes
+    assert "waiting for the server: it is 429" in outcome.notes
     assert read_lines(results)
 
 
-def test_a_server_that_is_away_ends_the_watch() -> None:
+async def test_a_server_that_is_away_ends_the_watch() -> None:
     vision = FakeVision()
     vision.failures = [(502, {})] * 1000
     with running_web_camera(WebCamera(JPEGS)) as camera:
-        outcome = run(vision, camera.url(), "--caption", "--patience", 1.5, "--server", "http://a")
-    assert outcome.exit_code == 1
-    assert outcome.stderr.count("http://a: it is 502; retrying for up to 1.5 s") == 1
-    assert "stopped: http://a: no response for 1.5 s: it is 502" in outcome.stderr
+        watching = Watching(vision, patience=0.5, server="http://a")
+        outcome = await watching.run_until(lambda: False, make_plan(camera.url()))
+    assert outcome.status == 1
+    assert outcome.notes.count("http://a: it is 502; retrying for up to 0.5 s") == 1
+    assert "stopped: http://a: no response for 0.5 s: it is 502" in outcome.notes
 
 
-def test_a_frame_on_which_the_model_fails_is_no_end(tmp_path: Path) -> None:
+async def test_a_frame_on_which_the_model_fails_is_no_end(tmp_path: Path) -> None:
     vision = FakeVision()
     vision.failures = [(500, {})]
     results = tmp_path / "results"
     with running_web_camera(WebCamera(JPEGS)) as camera:
-        options = ("--caption", "--seconds", 3, "--results", results)
-        outcome = run(vision, camera.url(), *options)
-    assert outcome.exit_code == 1
+        plan = make_plan(camera.url(), results=results)
+        outcome = await Watching(vision).run_until(lambda: count_lines(results) >= 2, plan)
+    assert outcome.status == 1
     first, second, *_ = read_lines(results)
     assert first["error"] == {"code": "model_failed", "message": "it is 500"}
     assert "text" in second
 
 
-def test_a_folder_is_followed(tmp_path: Path) -> None:
+async def test_a_folder_is_followed(tmp_path: Path) -> None:
     folder, results = tmp_path / "folder", tmp_path / "results"
     folder.mkdir()
     (folder / "old.jpg").write_bytes(JPEGS[0])
 
-    def add() -> None:
-        for number in range(3):
-            time.sleep(0.8)
-            (folder / f"{number}.jpg").write_bytes(JPEGS[FIRST + number])
+    async def add_pictures() -> None:
+        for number in range(FIRST, LAST):
+            (folder / f"{number}.jpg").write_bytes(JPEGS[number])
+            await asyncio.sleep(0.2)
 
-    thread = threading.Thread(target=add)
-    thread.start()
-    options = ("--detect", "circle", "--follow", "--seconds", 4, "--results", results)
-    outcome = run(FakeVision(), folder, *options)
-    thread.join()
-    assert outcome.exit_code == 0, outcome.output
-    assert [len(record["objects"]) for record in read_lines(results)] == [1, 1, 1]
+    adding = asyncio.create_task(add_pictures())
+    plan = make_plan(folder, "circle", is_followed=True, results=results)
+    outcome = await Watching(FakeVision()).run_until(lambda: count_lines(results) >= 3, plan)
+    adding.cancel()
+    assert outcome.status == 0, outcome.notes
+    assert {len(record["objects"]) for record in read_lines(results)} == {1}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -283,11 +284,53 @@ def test_a_server_that_is_away_ends_the_watch(video: Path, tmp_path: Path) -> No
     assert not out.exists()
 
 
+class Restarting(httpx.AsyncBaseTransport):
+    """Answers as the proxy of a server that starts again, a few times."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport, times: int) -> None:
+        self._inner = inner
+        self._left = times
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self._left -= 1
+        if self._left < 0:
+            return await self._inner.handle_async_request(request)
+        text = "Path '/v1/detect' not found. Ping http://.../-/routes for available routes."
+        return httpx.Response(404, text=text)
+
+
+def test_a_server_that_starts_again_is_waited_for(vision: FakeVision, video: Path) -> None:
+    vision.transport = Restarting(vision.transport, 3)
+    outcome = run(vision, video, "--detect", "circle")
+    assert outcome.exit_code == 0, outcome.output
+    assert "12 answers, 0 failed" in outcome.stderr
+    vision.transport = Restarting(vision.transport, 100)
+    outcome = run(vision, video, "--detect", "circle", "--patience", 0)
+    assert outcome.exit_code == 1
+    assert "stopped: 404 Path '/v1/detect' not found" in outcome.stderr
+
+
 def test_a_refused_question_ends_the_watch(vision: FakeVision, video: Path) -> None:
     vision.refuses = lambda pixels: 422
     outcome = run(vision, video, "--detect", "circle")
     assert outcome.exit_code == 2
     assert "stopped: refused: 422" in outcome.stderr
+
+
+def test_a_refused_frame_is_named(vision: FakeVision, video: Path, tmp_path: Path) -> None:
+    vision.refuses = lambda pixels: 413 if find(pixels) else 0
+    vision.reason = "image_url: 1×1 pixels; expected at least 4"
+    results = tmp_path / "results"
+    assert run(vision, video, "--detect", "circle", "--results", results).exit_code == 1
+    messages = [record["error"]["message"] for record in read_lines(results) if "error" in record]
+    assert messages[:2] == [
+        "frame 20: 1×1 pixels; expected at least 4",
+        "frame 25: 1×1 pixels; expected at least 4",
+    ]
+    vision.refuses = lambda pixels: 422 if find(pixels) else 0
+    outcome = run(vision, video, "--detect", "circle", "--results", results, "--in-flight", 1)
+    assert outcome.exit_code == 2
+    assert "stopped: frame 20: 1×1 pixels; expected at least 4\n" in outcome.stderr
 
 
 def test_a_frame_on_which_the_model_fails_is_recorded(
@@ -314,6 +357,20 @@ def test_a_video_that_is_cut_off_is_annotated_as_far_as_it_goes(
     assert outcome.exit_code == 1
     assert "the file is cut off" in outcome.stderr
     assert 20 < len(read_frames(out)) < FRAMES
+
+
+def test_a_damaged_video_is_a_failure(vision: FakeVision, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "video.mkv", container="matroska")
+    data = bytearray(video.read_bytes())
+    with av.open(str(video)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    for packet in packets[30:40]:
+        position = data.index(bytes(packet))
+        data[position : position + packet.size] = b"\xff" * packet.size
+    video.write_bytes(data)
+    outcome = run(vision, video, "--detect", "circle")
+    assert outcome.exit_code == 1, outcome.output
+    assert "video.mkv: damaged: at least 10 frames could not be decoded" in outcome.stderr
 
 
 @pytest.mark.parametrize(
@@ -351,12 +408,62 @@ def test_the_source_is_never_overwritten(vision: FakeVision, video: Path) -> Non
     assert "are the same file" in outcome.stderr
 
 
+@pytest.mark.parametrize("option", ["--out", "--events", "--results"])
+def test_an_output_that_is_a_folder_is_refused(
+    vision: FakeVision, video: Path, tmp_path: Path, option: str
+) -> None:
+    folder = tmp_path / "folder.mp4"
+    folder.mkdir()
+    outcome = run(vision, video, "--detect", "circle", option, folder)
+    assert outcome.exit_code == 2
+    assert outcome.stderr == f"{option}: {folder}: is a folder\n"
+    assert vision.bodies == []
+    assert sorted(tmp_path.iterdir()) == [folder, video]
+
+
+def test_a_video_that_is_too_wide_for_the_output(vision: FakeVision, tmp_path: Path) -> None:
+    video, out = tmp_path / "video.mkv", tmp_path / "out.mp4"
+    wide = np.zeros((40, 17_000, 3), np.uint8)
+    video.write_bytes(encode_video([wide] * 3, FPS, "ffv1", "matroska"))
+    outcome = run(vision, video, "--detect", "circle", "--out", out)
+    assert outcome.exit_code == 2
+    assert outcome.stderr == "--out: 17000×40 pixels; H.264 takes at most 16384 on a side\n"
+    assert list(tmp_path.iterdir()) == [video]
+
+
 def test_what_cannot_be_watched_is_refused(vision: FakeVision, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no video")
     for source in (tmp_path / "notes.txt", tmp_path / "none.mp4", "gopher://x", tmp_path):
         outcome = run(vision, source)
         assert outcome.exit_code == 2, outcome.output
         assert "source: " in outcome.stderr
+
+
+def test_files_keep_their_lines_until_there_are_new_ones(
+    vision: FakeVision, video: Path, tmp_path: Path
+) -> None:
+    events, results, notes = (tmp_path / name for name in ("events", "results", "notes.txt"))
+    for path in (events, results, notes):
+        path.write_text("earlier\n")
+    options = ("--detect", "circle", "--events", events, "--results", results)
+    assert run(vision, notes, *options).exit_code == 2
+    assert run(vision, video, *options, "--out", "/proc/out.mp4").exit_code == 2
+    vision.refuses = lambda pixels: 422
+    assert run(vision, video, *options).exit_code == 2
+    assert events.read_text() == results.read_text() == "earlier\n"
+    vision.refuses = lambda pixels: 0
+    assert run(vision, video, *options, "--enter", 100).exit_code == 0
+    assert events.read_text() == ""
+    assert len(read_lines(results)) == 12
+
+
+def test_lines_go_to_a_named_pipe(vision: FakeVision, video: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reading:
+        text = reading.submit(pipe.read_text)
+        assert run(vision, video, "--detect", "circle", "--results", pipe).exit_code == 0
+        assert text.result(10).count("\n") == 12
 
 
 def test_the_secret_of_the_webhook_is_checked(

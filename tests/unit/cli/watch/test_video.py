@@ -6,7 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from raylens.cli.watch.video import Mp4File
+from raylens.cli.errors import UsageError
+from raylens.cli.watch.video import MAX_SIDE, Mp4File
 
 
 def write(path: Path, times: list[float], sides: tuple[int, int] = (64, 48)) -> None:
@@ -71,8 +72,21 @@ def test_a_file_without_frames_is_none(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
-    file = Mp4File(tmp_path / "no" / "a.mp4")
-    with pytest.raises(OSError, match="No such file"):
-        file.write(np.zeros((48, 64, 3), np.uint8), 0.0)
-    file.discard()
+def test_a_folder_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--out: .*a\.mp4: No such file"):
+        Mp4File(tmp_path / "no" / "a.mp4")
+
+
+@pytest.mark.parametrize("sides", [(MAX_SIDE + 2, 40), (40, MAX_SIDE + 2)])
+def test_a_picture_that_is_too_large_is_known_at_once(
+    tmp_path: Path, sides: tuple[int, int]
+) -> None:
+    with pytest.raises(UsageError, match=f"--out: {sides[0]}×{sides[1]} pixels; H.264 takes"):
+        write(tmp_path / "a.mp4", [0.0], sides)
+    Mp4File(tmp_path / "a.mp4").finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_largest_picture(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", [0.0], (MAX_SIDE, 40))
+    assert read(tmp_path / "a.mp4")[0] == [0.0]

@@ -91,6 +91,13 @@ async def test_a_frame_becomes_a_request(service: FakeService) -> None:
     assert (record.prompt_tokens, record.completion_tokens) == (7, 3)
 
 
+async def test_what_preprocessing_warns_of_is_told(service: FakeService) -> None:
+    service.warnings = ("the denoiser failed",)
+    questions, _ = make_questions(service)
+    answer = await questions([frame()], settings(feature="caption"))
+    assert answer.warnings == ["the denoiser failed"]
+
+
 async def test_texts_are_joined(service: FakeService) -> None:
     questions, _ = make_questions(service)
     answer = await questions([frame()], settings(feature="query", question="How many?"))

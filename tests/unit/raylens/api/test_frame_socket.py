@@ -280,18 +280,19 @@ async def test_a_bad_picture_ends_its_answer_after_the_present_one() -> None:
         assert "base64" in others[256]["error"]
 
 
-async def test_before_an_answer_begins_others_end_at_once() -> None:
+async def test_pictures_end_in_their_order_and_mistakes_are_told_at_once() -> None:
     service = GatedService()
     async with connected(create_app(service, CONFIG), PATH) as socket:
         socket.send(PICTURE)
         await service.begun.get()
         socket.send(PICTURE)
         socket.send(PICTURE)
-        assert (await socket.receive())["frame"] == 2
         socket.send({"type": "settings", "task": "fly"})
         assert (await socket.receive())["field"] == "task"
         service.gate.release()
-        assert joined(await socket.receive_answer()) == "two red circles"
+        answer = await socket.receive_answer()
+        assert (answer[-1]["frame"], joined(answer)) == (1, "two red circles")
+        assert (await socket.receive())["frame"] == 2
 
 
 async def test_a_disconnect_frees_the_model() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from raylens.api.access_log import RequestMetrics
 from raylens.api.app import create_app
@@ -24,6 +28,7 @@ from raylens.core.live_settings import live_view
 from raylens.realtime.ports import SessionClient
 from raylens.realtime.watch import SessionFeed
 from testing.mjpeg_server import WebCamera, running_web_camera
+from testing.pictures import encode_picture, random_pixels
 from tests.unit.raylens.api.conftest import CONFIG, FakeService
 from tests.unit.raylens.api.test_frame_socket import keyed
 
@@ -55,7 +60,8 @@ class Process:
     def __init__(self, executor: Executor, room: int = 2, **settings: Any) -> None:
         tasks = ("caption", "query", "detect", "point", "chat")
         self.shared = Shared(with_settings(**settings))
-        create_app(FakeService(tasks={"smolvlm": tasks}), self.shared.config, shared=self.shared)
+        self.service = FakeService(tasks={"smolvlm": tasks})
+        create_app(self.service, self.shared.config, shared=self.shared)
         self.drains = False
         keys = KeySource(live_view(lambda: self.shared.config))
         draining = Draining(lambda: self.drains)
@@ -146,6 +152,56 @@ async def test_a_source_that_is_not_allowed_ends_the_watch(executor: Executor) -
     async with running(messages):
         with pytest.raises(InvalidRequest, match=r"jobs\.watches\.allow"):
             await read_until(messages, "nothing")
+
+
+async def test_links_in_a_watched_folder_are_not_followed(
+    executor: Executor, tmp_path: Path
+) -> None:
+    folder, outside = tmp_path / "root" / "door", tmp_path / "outside.png"
+    folder.mkdir(parents=True)
+    outside.write_bytes(encode_picture(random_pixels(10, 10)))
+    (folder / "link.png").symlink_to(outside)
+
+    async def change_both() -> None:
+        for seed in itertools.count():
+            outside.write_bytes(encode_picture(random_pixels(10, 10, seed)))
+            await asyncio.sleep(0.15)
+            (folder / "1.png").write_bytes(encode_picture(random_pixels(20, 20, seed)))
+            await asyncio.sleep(0.15)
+
+    process = Process(executor, media_root=str(tmp_path / "root"))
+    changing = asyncio.create_task(change_both())
+    async with running(process.watches.watch("door", SETTINGS, 30, CLIENT)) as messages:
+        for _ in range(3):
+            await read_until(messages, "result")
+    changing.cancel()
+    assert {Image.open(BytesIO(data)).size for data in process.service.pictures} == {(20, 20)}
+
+
+async def test_a_folder_is_connected_before_a_picture_comes(
+    executor: Executor, tmp_path: Path
+) -> None:
+    (tmp_path / "door").mkdir()
+    process = Process(executor, media_root=str(tmp_path))
+    messages = process.watches.watch("door", SETTINGS, 30, CLIENT)
+    async with running(messages):
+        assert (await anext(messages))["status"] == "connecting"
+        assert (await anext(messages))["status"] == "connected"
+        picture = cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+        async with asyncio.TaskGroup() as group:
+            adding = group.create_task(add_pictures(tmp_path / "door", picture[:60]))
+            error = await read_until(messages, "error")
+            adding.cancel()
+        assert error["error"].startswith("door/")
+        (tmp_path / "door" / "whole.png").write_bytes(picture)
+        await read_until(messages, "result")
+
+
+async def add_pictures(folder: Path, data: bytes) -> None:
+    """Add pictures until one comes after the folder was listed for the first time."""
+    for number in itertools.count():
+        (folder / f"{number}.png").write_bytes(data)
+        await asyncio.sleep(0.1)
 
 
 async def test_who_follows_a_session_needs_a_valid_key(executor: Executor) -> None:

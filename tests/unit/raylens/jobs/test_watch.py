@@ -46,7 +46,8 @@ def result(number: int) -> dict[str, Any]:
 
 
 def event(kind: str, at: float, subject: str = "person") -> dict[str, Any]:
-    return {"type": "event", "event": {"type": kind, "subject": subject}, "at": at}
+    details = {"type": kind, "subject": subject, "time_s": at - AT, "frame_id": 1, "count": 2}
+    return {"type": "event", "event": details, "at": at}
 
 
 @dataclass
@@ -117,7 +118,7 @@ async def test_events_reach_the_webhook_and_results_the_record(
         "job_id": job.id,
         "job_type": "watch",
         "at": "2023-11-14T22:13:21.000+00:00",
-        "event": {"type": "started", "subject": "person"},
+        "event": start["event"],
     }
     assert record["source"]["status"] == "connected"
     assert record["result"]["frame_id"] == 6
@@ -195,6 +196,25 @@ async def test_a_stopped_watch_ends_and_starts_again(parts: QueueParts, script: 
         assert (await queue.get(job.id)).state is JobState.RUNNING
 
 
+async def test_a_stop_tells_the_end_of_what_had_started(parts: QueueParts, script: Script) -> None:
+    script.calls = [[CONNECTED, event("started", AT + 1), result(4)], [CONNECTED]]
+    async with serving(queue := parts.make_queue()):
+        job = await queue.submit(make_watch(), {})
+        await wait_until(lambda: sent(parts))
+        await asyncio.sleep(1)
+        canceled = await queue.cancel(job.id)
+        await wait_until(lambda: len(sent(parts)) == 3)
+        assert canceled.output is not None
+        assert canceled.output["recent_events"][-1]["event"]["type"] == "ended"
+        events = [each.event for each in await queue.deliveries(job.id)]
+        assert events == ["watch.event.started", "watch.event.ended", "job.canceled"]
+        # Started again, it has nothing to end.
+        await queue.requeue(job.id)
+        await wait_until(lambda: len(script.inputs) == 2)
+        await asyncio.sleep(1)
+    assert len(sent(parts)) == 3
+
+
 async def test_a_lost_replica_is_waited_out_and_ends_what_had_started(
     parts: QueueParts, script: Script
 ) -> None:
@@ -214,7 +234,11 @@ async def test_a_lost_replica_is_waited_out_and_ends_what_had_started(
     assert bodies[1] == {
         "type": "ended",
         "subject": "person",
+        "time_s": 1.0,
+        "ended_at": 4.0,
         "duration_s": 3.0,
+        "frame_id": 4,
+        "count": 2,
         "interrupted": True,
     }
 

@@ -95,6 +95,22 @@ async def test_other_folders_are_refused_as_if_there_were_none(tmp_path: Path) -
         await make_guard().check("/etc")
 
 
+async def test_a_folder_that_is_away_for_a_moment_is_unavailable(tmp_path: Path) -> None:
+    folder = tmp_path / "share" / "door"
+    folder.mkdir(parents=True)
+    guard = make_guard(root=tmp_path)
+    await guard.check("share/door")
+    folder.rmdir()
+    folder.parent.rmdir()
+    address = guard.parse("share/door")
+    with pytest.raises(SourceUnavailable, match="door: no such folder"):
+        await guard.admit(address)
+    with pytest.raises(InvalidRequest, match="not a folder"):
+        await guard.check("share/door")
+    folder.mkdir(parents=True)
+    assert await guard.admit(address) == address
+
+
 async def test_a_folder_that_has_become_a_link_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "root" / "door"
     folder.mkdir(parents=True)

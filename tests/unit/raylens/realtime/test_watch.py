@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +17,7 @@ from raylens.realtime.live_session import LiveSession, ModelAnswer
 from raylens.realtime.pipeline import FrameResult
 from raylens.realtime.settings import MoondreamConfig
 from raylens.realtime.sources.live import SourceState, SourceStatus
-from raylens.realtime.watch import Outbox, SessionFeed, SourceWatch, source_message
+from raylens.realtime.watch import Outbox, SessionFeed, SourceStates, SourceWatch
 
 PIXELS = np.zeros((24, 32, 3), np.uint8)
 PERSON = Region(0.1, 0.1, 0.5, 0.9)
@@ -74,13 +74,27 @@ class Scene:
             )
             return LiveSession(self.ask, settings, report, executor)
 
+        self.waits: list[float] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+        async def sleep(seconds: float) -> None:
+            self.waits.append(seconds)
+
         self.watch = SourceWatch(
-            self.camera.frames(), open_session, self.outbox, fps, lambda: 100.0, lambda: 1000.0
+            self.camera.frames(),
+            open_session,
+            self.outbox,
+            fps,
+            lambda: 100.0 + sum(self.waits),
+            lambda: 1000.0,
+            sleep,
         )
         self.reading = asyncio.create_task(self._read())
 
     async def ask(self, frames: Sequence[Frame], settings: MoondreamConfig, /) -> ModelAnswer:
         self.asked.append(frames[-1].id)
+        await self.gate.wait()
         return ModelAnswer(FrameResult("", (PERSON,) if self.is_person_there else ()))
 
     async def _read(self) -> None:
@@ -120,14 +134,29 @@ async def test_results_and_events_are_told_in_their_order(executor: Executor) ->
 
 async def test_the_model_sees_no_more_frames_than_asked_for(executor: Executor) -> None:
     scene = Scene(executor, fps=2.0)
-    for step in range(40):  # ten frames a second, for four seconds
-        scene.camera.show(100.0 + step / 10)
-        while not scene.camera._frames.empty():
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.002)
+    scene.camera.show(*(100.0 + step for step in range(4)))
     scene.camera.end()
     await scene.reading
-    assert scene.asked == [0, 5, 10, 15, 20, 25, 30, 35]
+    assert scene.asked == [0, 1, 2, 3]
+    assert scene.waits == [0.5] * 4
+
+
+async def test_every_frame_is_asked_about_unless_a_newer_one_has_come(executor: Executor) -> None:
+    """The frames of a source are the newest: a slow model must not pass over the last one."""
+    scene = Scene(executor, fps=30)
+    scene.gate.clear()
+    scene.camera.show(100.0, 100.1)
+    await wait_until(lambda: scene.asked == [0])
+    scene.gate.set()
+    await wait_until(lambda: scene.asked == [0, 1])
+    scene.camera.end()
+    await scene.reading
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 async def test_a_stop_tells_the_end_of_what_has_started(executor: Executor) -> None:
@@ -191,7 +220,9 @@ async def test_a_slow_reader_gets_every_event_and_the_newest_result() -> None:
     for number in range(5):
         outbox.put({"type": "result", "frame_id": number})
         outbox.put({"type": "event", "event": {"number": number}})
-    outbox.put(source_message(SourceState(SourceStatus.LOST, "no answer", 2)))
+    states = SourceStates(outbox)
+    states.tell(SourceState(SourceStatus.LOST, "no answer", 2))
+    states.tell(SourceState(SourceStatus.LOST, "no answer", 3))
     outbox.end()
     messages = [message async for message in outbox.messages()]
     assert [message["type"] for message in messages] == ["result", *["event"] * 5, "source"]

@@ -45,6 +45,9 @@ def test_paths_are_files_and_folders(tmp_path: Path) -> None:
         ("rtsp://cam:0/live", "host or port is invalid"),
         ("http://cam:99999/", "host or port is invalid"),
         ("http://cam/a b", "no spaces"),
+        ("rtsp://a%0d%0aCSeq:%209@cam/", "the user name or password holds a line end"),
+        ("http://a:b%0A@cam/", "the user name or password holds a line end"),
+        ("rtsp://a%00@cam/", "the user name or password holds a line end"),
         ("a\0b", "source: a\0b: embedded null byte"),
     ],
 )

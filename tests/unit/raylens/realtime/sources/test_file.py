@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import wave
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from models.pocket.video_files import encode_video
 from raylens.core.errors import InvalidRequest
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.sources.base import (
+    ReportProblem,
     Source,
     SourceAddress,
     SourceFrame,
@@ -32,8 +34,13 @@ ONE = 2**16
 GRAYS = [gray(number) for number in range(20)]
 
 
-def open_file(path: Path, options: SourceOptions | None = None) -> Source:
-    return open_source(SourceAddress(SourceKind.FILE, str(path)), options or SourceOptions())
+def open_file(
+    path: Path,
+    options: SourceOptions | None = None,
+    report: ReportProblem = lambda problem: None,
+) -> Source:
+    address = SourceAddress(SourceKind.FILE, str(path))
+    return open_source(address, options or SourceOptions(), report)
 
 
 def read_all(source: Source) -> list[SourceFrame]:
@@ -155,9 +162,25 @@ def test_damage_in_the_middle_costs_only_what_it_hits(tmp_path: Path) -> None:
     data = bytearray(encode_video(list(noise), 10, options={"g": "5"}))
     middle = data.index(b"mdat") + len(data) // 3
     data[middle : middle + 3000] = bytes(3000)
-    frames = read_all(open_file(write(tmp_path, bytes(data))))
+    said: list[str] = []
+    path = write(tmp_path, bytes(data))
+    frames = read_all(open_file(path, report=said.append))
     assert len(frames) >= 30
     assert frames[-1].time_s == pytest.approx(3.9, abs=0.01)
+    (problem,) = said
+    assert re.fullmatch(rf"{path}: damaged: at least \d+ frames? could not be decoded", problem), (
+        problem
+    )
+
+
+def test_a_recording_that_begins_between_key_frames_is_not_damaged(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), np.uint8)
+    data = encode_video(list(noise), 10, container="mpegts", options={"g": "20"})
+    said: list[str] = []
+    first_packet = len(data) // 4 // 188 * 188
+    frames = read_all(open_file(write(tmp_path, data[first_packet:]), report=said.append))
+    assert 20 <= len(frames) <= 21  # those since the first key frame
+    assert said == []
 
 
 def test_a_picture_is_a_video_of_one_frame(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -92,22 +93,25 @@ def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
 
 
 class Follower:
-    """A followed folder that is read one look at a time."""
+    """A followed folder that is read without waiting."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, follows_links: bool = True) -> None:
         self.problems: list[str] = []
         self.clock = Clock()
-        self.source = FollowedFolder(
-            address(folder), SourceOptions(), self.problems.append, self.clock
-        )
-        self.source._opened_at = self.clock()
-        self.source._done = self.source._look()
+        options = SourceOptions(follows_links=follows_links)
+        self.source = FollowedFolder(address(folder), options, self.problems.append, self.clock)
+        self.source._open()
+
+    def take(self) -> int | None:
+        """Return the number of the next picture of those that were found."""
+        frame = self.source._take()
+        return None if frame is None else number_of(frame.pixels)
 
     def look(self) -> int | None:
-        """Return the number of the next picture, if there is one."""
-        assert self.source._done is not None
-        frame = self.source._find_frame(self.source._done)
-        return None if frame is None else number_of(frame.pixels)
+        """Look at the folder, and return the number of the first picture."""
+        assert self.take() is None
+        self.source._find()
+        return self.take()
 
 
 def test_a_followed_folder_shows_what_comes(tmp_path: Path) -> None:
@@ -122,6 +126,70 @@ def test_a_followed_folder_shows_what_comes(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(jpeg(9, comment="again"))  # overwritten
     assert follower.look() == 9
     assert follower.look() is None
+
+
+def test_all_new_pictures_come_before_the_next_look(tmp_path: Path) -> None:
+    follower = Follower(tmp_path)
+    for number in (1, 2, 3, 4):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+        os.utime(tmp_path / f"{number}.jpg", (1000 + number, 1000 + number))
+    assert follower.look() == 1
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    os.utime(tmp_path / "0.jpg", (1000, 1000))
+    (tmp_path / "2.jpg").write_bytes(jpeg(9, comment="again"))
+    (tmp_path / "3.jpg").unlink()
+    assert [follower.take() for _ in range(3)] == [9, 4, None]
+    assert follower.look() == 0
+    assert follower.look() is None
+
+
+def test_looking_takes_a_small_share_of_the_time(tmp_path: Path) -> None:
+    """Each look at very many files takes 3 s here."""
+
+    class SlowFolder(FollowedFolder):
+        def _wait(self, seconds: float) -> bool:
+            waits.append(seconds)
+            return len(waits) == 4
+
+    class SlowClock(Clock):
+        def __call__(self) -> float:
+            self.now += 3
+            return self.now
+
+    waits: list[float] = []
+    source = SlowFolder(address(tmp_path), SourceOptions(), print, SlowClock())
+    with pytest.raises(SourceUnavailable):
+        source.read()
+    assert min(waits) >= 10 * 3 - 3  # the clock goes on before the wait begins
+
+
+@pytest.mark.parametrize("follows_links", [True, False])
+def test_links_may_be_skipped(tmp_path: Path, follows_links: bool) -> None:
+    folder, outside = tmp_path / "folder", tmp_path / "outside.jpg"
+    folder.mkdir()
+    outside.write_bytes(jpeg(5))
+    follower = Follower(folder, follows_links)
+    (folder / "link.jpg").symlink_to(outside)
+    assert follower.look() == (5 if follows_links else None)
+    options = SourceOptions(follows_links=follows_links)
+    (folder / "1.jpg").write_bytes(jpeg(1))
+    source = open_source(address(folder), options)
+    assert [number_of(frame.pixels) for frame in iter(source.read, None)] == [1, 5][
+        : 1 + follows_links
+    ]
+
+
+def test_a_file_that_becomes_a_link_after_the_look_is_not_read(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "folder", tmp_path / "outside.jpg"
+    folder.mkdir()
+    outside.write_bytes(jpeg(5))
+    follower = Follower(folder, follows_links=False)
+    for number in (1, 2):
+        (folder / f"{number}.jpg").write_bytes(jpeg(number))
+    assert follower.look() == 1
+    (folder / "2.jpg").unlink()
+    (folder / "2.jpg").symlink_to(outside)
+    assert follower.take() is None
 
 
 def test_files_that_are_being_written_are_tried_again(tmp_path: Path) -> None:

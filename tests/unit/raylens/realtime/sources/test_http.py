@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import datetime
 import gc
 import os
@@ -7,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from raylens.realtime.sources.opening import open_source
 from testing.mjpeg_server import WebCamera, plain_part, running_web_camera
 from testing.pictures import encode_picture
 from testing.ports import free_port
+from testing.threaded_server import serving_in_thread
 from tests.unit.raylens.realtime.sources.drawn import gray, jpeg, number_of
 
 PICTURES = [jpeg(number) for number in range(10)]
@@ -94,8 +96,9 @@ def test_a_url_of_one_picture_is_asked_again_and_again(kind: str, file_format: s
 
 @pytest.mark.parametrize("scheme", ["basic", "digest"])
 @pytest.mark.parametrize("is_pinned", [True, False])
-def test_passwords(scheme: str, is_pinned: bool) -> None:
-    camera = WebCamera(PICTURES, user="admin", password="p%40:x", scheme=scheme)
+@pytest.mark.parametrize("user", ["admin", "verwälter"])
+def test_passwords(scheme: str, is_pinned: bool, user: str) -> None:
+    camera = WebCamera(PICTURES, user=user, password="p%40:x", scheme=scheme)
     pinned = "127.0.0.1" if is_pinned else None
     with running_web_camera(camera):
         url = camera.url()
@@ -108,6 +111,45 @@ def test_passwords(scheme: str, is_pinned: bool) -> None:
     assert "401: a user name and password is refused" in problem
     assert "p@" not in problem
     assert "p%40" not in problem
+
+
+def test_a_password_is_asked_for_once() -> None:
+    camera = WebCamera(
+        PICTURES, "image/jpeg", user="admin", password="x", scheme="digest", is_snapshot=True
+    )
+    with running_web_camera(camera), watching(camera.url()) as source:
+        assert read_numbers(source) == [0, 1, 2, 3, 4]
+    assert camera.connections == 6
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("401 No\r\nWWW-Authenticate: Basic realm=x", "401: a user name and password is refused"),
+        ("401 No\r\nWWW-Authenticate: Digest realm=x, nonce=y", "is refused"),
+        ("302 Found\r\nLocation: /other", "over 5 redirects"),
+    ],
+)
+def test_answers_without_pictures_are_not_read(head: str, message: str) -> None:
+    sent = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        with suppress(OSError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(f"HTTP/1.1 {head}\r\n\r\n".encode())
+            while sent < 200 * 2**20:
+                writer.write(bytes(2**16))
+                await writer.drain()
+                sent += 2**16
+        writer.transport.abort()
+
+    with (
+        serving_in_thread(handle) as port,
+        watching(f"http://user:password@127.0.0.1:{port}/") as source,
+    ):
+        assert message in fail(source)
+    assert sent < 100 * 2**20  # only what lies in the sockets' buffers
 
 
 def test_a_password_may_be_missing() -> None:

@@ -210,14 +210,13 @@ async def test_the_last_frame_of_a_source_is_not_lost() -> None:
 OPTIONS = SourceOptions(open_timeout_s=60, read_timeout_s=60)
 
 
-async def close_during(url: str, has_frames: bool, is_canceled: bool) -> None:
-    states: list[SourceState] = []
-    live = LiveFrames(lambda: open_source(parse_url(url), OPTIONS), states.append)
+async def close_during(url: str, has_frames: bool, is_connected: Callable[[], bool]) -> None:
+    live = LiveFrames(lambda: open_source(parse_url(url), OPTIONS))
     frames = live.frames()
     if has_frames:
         assert (await anext(frames)).pixels.size
     waiting = asyncio.create_task(anext(frames))
-    await asyncio.sleep(0.3)
+    await until(is_connected)
     started = asyncio.get_running_loop().time()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
@@ -231,9 +230,13 @@ async def test_aclose_frees_thread_and_source_of_cameras_that_hang(has_frames: b
     rtsp = RtspCamera([gray(1)] * 20, hang_at=40 if has_frames else 0)
     with running_web_camera(web), running_camera(rtsp):
         before = open_descriptors(), threading.active_count()
-        for _ in range(2):
+        for count in (4, 8):
+
+            def are_connected(count: int = count) -> bool:
+                return web.connections == rtsp.connections == count
+
             await asyncio.gather(
-                *(close_during(url, has_frames, True) for url in (web.url(), rtsp.url) * 4)
+                *(close_during(url, has_frames, are_connected) for url in (web.url(), rtsp.url) * 4)
             )
         assert (open_descriptors(), threading.active_count()) == before
         await until(lambda: web.open_connections == rtsp.open_connections == 0)

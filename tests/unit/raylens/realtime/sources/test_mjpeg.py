@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -43,6 +44,18 @@ def test_a_cut_file_ends_at_the_next_one() -> None:
     for stop in (3, 30, len(cut)):
         parts = split(JpegSplitter(LIMIT), cut[:stop] + PICTURES[2] + PICTURES[3], 11)
         assert parts[-1] == PICTURES[3]
+
+
+def test_a_damaged_file_is_searched_once() -> None:
+    """It would take seconds to search all of it again with each piece."""
+    splitter = JpegSplitter(32 * 2**20)
+    piece = b"a" * 2000
+    started = time.process_time()
+    list(splitter.feed(b"\xff\xd8\xff\xe0\0\0"))
+    for _ in range(8000):
+        list(splitter.feed(piece))
+    assert time.process_time() - started < 1
+    assert list(splitter.feed(PICTURES[0] + PICTURES[1]))[1:] == PICTURES[:2]
 
 
 def header(picture: bytes, *lines: str) -> bytes:
@@ -118,6 +131,17 @@ def test_a_part_with_a_wrong_length_costs_its_neighbor_at_most() -> None:
 def test_sizes_are_bounded(splitter: Splitter, stream: bytes, message: str) -> None:
     with pytest.raises(StreamError, match=message):
         split(splitter, stream, 100)
+
+
+@pytest.mark.parametrize("boundary", ["", "--", '"----"', " - "])
+def test_a_boundary_has_a_name(boundary: str) -> None:
+    with pytest.raises(StreamError, match="has no name"):
+        MultipartSplitter(boundary, LIMIT)
+
+
+def test_a_first_line_of_dashes_is_no_boundary() -> None:
+    with pytest.raises(StreamError, match="has no name"):
+        split(MultipartSplitter(None, LIMIT), b"-" * 100 + b"\r\n", 100_000)
 
 
 def test_junk_is_not_kept() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import random
 import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ import pytest
 from raylens.realtime.sources.address import parse_url
 from raylens.realtime.sources.base import Source, SourceOptions, SourceUnavailable
 from raylens.realtime.sources.opening import open_source
+from raylens.realtime.sources.passwords import Authenticator, Credentials
 from raylens.realtime.sources.rtsp import RtspSource
-from raylens.realtime.sources.rtsp_auth import Authenticator, Credentials
-from raylens.realtime.sources.rtsp_relay import RtspRelay
+from raylens.realtime.sources.rtsp_proxy import RtspProxy
 from testing.pictures import random_pixels
 from testing.ports import free_port
 from testing.rtsp_server import RtspCamera, running_camera
@@ -121,6 +123,19 @@ def test_digest_of_the_standard() -> None:
     assert not authenticator.take(['Digest realm="x", nonce="y", algorithm=SHA-1'])
 
 
+def test_quotes_in_names_stay_inside_their_field() -> None:
+    authenticator = Authenticator(Credentials('a", uri="/other', "b"))
+    assert authenticator.take([r'Digest realm="the \"cam\"", nonce="n\\"'])
+    header = authenticator.authorize("GET", "/x") or ""
+    assert header.startswith(
+        r'Digest username="a\", uri=\"/other", realm="the \"cam\"", nonce="n\\", uri="/x", '
+    )
+    secret = hashlib.md5(b'a", uri="/other:the "cam":b').hexdigest()
+    request = hashlib.md5(b"GET:/x").hexdigest()
+    response = hashlib.md5(f"{secret}:n\\:{request}".encode()).hexdigest()
+    assert header.endswith(f'response="{response}"')
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -149,6 +164,27 @@ def test_a_stream_that_sends_but_shows_nothing_is_given_up() -> None:
         now += 3.5 * FAST.read_timeout_s
         assert "no picture that can be read for 3 s" in fail(source)
         source.close()
+
+
+def spoil_slices(units: list[bytes]) -> list[bytes]:
+    """Return NAL units of pictures that are random bytes but for their headers.
+
+    FFmpeg makes damaged frames of them.
+    """
+    return [u if u[0] & 31 in (7, 8) else u[:8] + random.randbytes(len(u)) for u in units]
+
+
+def without_parameters(units: list[bytes]) -> list[bytes]:
+    return [unit for unit in units if unit[0] & 31 not in (7, 8)] or units
+
+
+@pytest.mark.parametrize("spoil", [spoil_slices, without_parameters])
+def test_a_stream_without_sense_is_given_up(spoil: Callable[[list[bytes]], list[bytes]]) -> None:
+    ticks = itertools.count()
+    with running_camera(RtspCamera(PICTURES, spoil=spoil)) as camera:
+        source = RtspSource(parse_url(camera.url), FAST, lambda: next(ticks) / 10)
+        with closing(source):
+            assert "no picture that can be read for 3 s" in fail(source, 30)
 
 
 def test_a_frame_may_not_be_too_large() -> None:
@@ -199,45 +235,51 @@ def test_a_certificate_is_checked(tmp_path: Path) -> None:
     assert names == ["camera.invalid"]
 
 
-def test_strangers_cannot_see_the_camera_through_the_relay() -> None:
+def test_strangers_cannot_see_the_camera_through_the_proxy() -> None:
     with running_camera(RtspCamera(PICTURES, user="a", password="b")) as camera:
-        relay = RtspRelay(parse_url(camera.url), FAST)
-        url = relay.start()
+        proxy = RtspProxy(parse_url(camera.url), FAST)
+        url = proxy.start()
         port = int(url.split(":")[2].partition("/")[0])
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(b"DESCRIBE rtsp://127.0.0.1/live RTSP/1.0\r\nCSeq: 1\r\n\r\n")
             stranger.settimeout(5)
             with suppress(ConnectionResetError):
                 assert stranger.recv(100) == b""
-        relay.stop()
-        relay.join()
-        assert relay.failure == "another program has connected to the relay"
+        proxy.stop()
+        proxy.join()
+        assert proxy.failure == "another program has connected in place of FFmpeg"
     assert camera.requests == []
 
 
 def test_close_ends_a_read_at_once_and_leaves_nothing() -> None:
     patient = SourceOptions(open_timeout_s=60, read_timeout_s=60)
     cameras = [
-        RtspCamera(PICTURES, silent_on="OPTIONS"),
-        RtspCamera(PICTURES, silent_on="SETUP"),
-        RtspCamera(PICTURES, hang_at=0),
-        RtspCamera(PICTURES, hang_at=30),
+        (RtspCamera(PICTURES, silent_on="OPTIONS"), "OPTIONS", 0),
+        (RtspCamera(PICTURES, silent_on="SETUP"), "SETUP", 0),
+        (RtspCamera(PICTURES, hang_at=0), "PLAY", 0),
+        (RtspCamera(PICTURES, hang_at=10), "PLAY", 10),
     ]
-    for camera in cameras:
+    for camera, method, sent in cameras:
         with running_camera(camera):
             before = open_descriptors(), threading.active_count()
             for _ in range(2):
-                close_during_a_read(camera, patient)
+                camera.requests.clear()
+                camera.sent = 0
+                close_during_a_read(camera, patient, method, sent)
             assert (open_descriptors(), threading.active_count()) == before
 
 
-def close_during_a_read(camera: RtspCamera, options: SourceOptions) -> None:
+def close_during_a_read(camera: RtspCamera, options: SourceOptions, method: str, sent: int) -> None:
+    """Close when the camera has got a request of this method, and has sent so many frames."""
+
+    def is_there() -> bool:
+        return camera.sent >= sent and any(line.startswith(method) for line in camera.requests)
+
     with watching(camera.url, options) as source:
         failures: list[str] = []
         thread = threading.Thread(target=lambda: failures.append(fail(source)))
         thread.start()
-        wait_until(lambda: camera.open_connections == 1)
-        time.sleep(0.2)  # anywhere in the dialog
+        wait_until(is_there)
         started = time.monotonic()
         source.close()
         thread.join(5)

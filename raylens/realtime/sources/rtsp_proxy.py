@@ -1,8 +1,8 @@
-"""The connection between FFmpeg and an RTSP server, which can be ended at any time.
+"""A proxy between FFmpeg and an RTSP server, which can be stopped at any time.
 
 FFmpeg connects by itself, and nothing in another thread can end its waiting. It therefore talks
-to a relay on this machine, which connects to the camera, and which also does what FFmpeg does not:
-it connects to a given address, verifies TLS names, refuses redirects and says why it failed.
+to this proxy, which connects to the camera, and which also does what FFmpeg does not: it connects
+to a given address, verifies TLS names, refuses redirects and says why it failed.
 Protocol: RFC 2326, with the media interleaved (10.12).
 """
 
@@ -20,22 +20,23 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from raylens.core.concurrency import until_first
 from raylens.net.client import describe_failure
 from raylens.realtime.sources.base import SourceAddress, SourceOptions
-from raylens.realtime.sources.rtsp_auth import Authenticator, Credentials
+from raylens.realtime.sources.passwords import Authenticator, Credentials
 
 PORTS = {"rtsp": 554, "rtsps": 322}
 MAX_HEAD_BYTES = 64 * 1024
 MAX_BODY_BYTES = 2**20
 MAX_REQUESTS = 16
-"""That wait for an answer, and are kept so that they can be sent again with a password."""
+"""Number of unanswered requests that are kept, so that they can be sent again with a password."""
 _MEDIA = b"$"
 _HEADER = re.compile(rb"(?im)^([a-z-]+)[ \t]*:[ \t]*([^\r\n]*)")
 JOIN_TIMEOUT_S = 1.0
 
 
-class RelayFailure(Exception):
-    """Why a relay has ended, in words for users."""
+class ProxyFailure(Exception):
+    """Why a proxy has ended, in words for users."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class _Message:
         return next(iter(self.headers(name)), "")
 
 
-class RtspRelay:
-    """Relays one RTSP session, in a thread of its own, between :meth:`start` and :meth:`stop`."""
+class RtspProxy:
+    """Passes on an RTSP session, in a thread of its own, between :meth:`start` and :meth:`stop`."""
 
     def __init__(self, address: SourceAddress, options: SourceOptions) -> None:
         url = urlsplit(address.location)
@@ -77,26 +78,26 @@ class RtspRelay:
             credentials = Credentials(unquote(url.username), unquote(url.password or ""))
             self._authenticator = Authenticator(credentials)
         self._requests: OrderedDict[str, tuple[_Message, bool]] = OrderedDict()
-        """Requests without an answer by their number, and whether they had a password."""
+        """Unanswered requests by their numbers, and whether they had a password."""
         self._local = ""
         self._is_set_up = False
         self._writing = asyncio.Lock()
         self._listener: socket.socket | None = None
         self._loop = asyncio.new_event_loop()
         self._task: asyncio.Task[None] | None = None
-        self._thread = threading.Thread(target=self._run, name="rtsp-relay", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="rtsp-proxy", daemon=True)
         self._is_stopped = False
         self.failure: str | None = None
-        """Why the relay ended, if it did so by itself."""
+        """Why the proxy ended, if it did so by itself."""
 
     def start(self) -> str:
         """Listen, and return the URL for FFmpeg. Its path is secret: others on this machine must
-        not see the camera through the relay."""
+        not see the camera through the proxy."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1)
         self._listener.setblocking(False)
         port = self._listener.getsockname()[1]
         self._local = f"rtsp://127.0.0.1:{port}/{secrets.token_urlsafe(24)}"
-        self._task = self._loop.create_task(self._relay(self._listener))
+        self._task = self._loop.create_task(self._serve(self._listener))
         self._thread.start()
         if self._is_stopped:
             self.stop()
@@ -128,15 +129,15 @@ class RtspRelay:
         finally:
             self._loop.close()
 
-    async def _relay(self, listener: socket.socket) -> None:
+    async def _serve(self, listener: socket.socket) -> None:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(listener.close)
             # The reason must be known before FFmpeg's connection ends.
             try:
                 camera = await stack.enter_async_context(_closing(self._connect()))
                 player = await stack.enter_async_context(_closing(self._accept(listener)))
-                await _first_of(self._send_requests(player, camera), self._answer(camera, player))
-            except RelayFailure as failure:
+                await until_first(self._send_requests(player, camera), self._answer(camera, player))
+            except ProxyFailure as failure:
                 self.failure = str(failure)
             except TimeoutError:
                 self.failure = f"no answer for {self._options.read_timeout_s:g} s"
@@ -156,7 +157,7 @@ class RtspRelay:
                 )
         except TimeoutError:
             limit = self._options.open_timeout_s
-            raise RelayFailure(f"no connection within {limit:g} s") from None
+            raise ProxyFailure(f"no connection within {limit:g} s") from None
         return _Connection(reader, writer)
 
     async def _accept(self, listener: socket.socket) -> _Connection:
@@ -176,17 +177,17 @@ class RtspRelay:
                 continue
             is_ffmpeg = is_ffmpeg or self._is_from_ffmpeg(message)
             if isinstance(message, bytes) or not is_ffmpeg:
-                raise RelayFailure("another program has connected to the relay")
+                raise ProxyFailure("another program has connected in place of FFmpeg")
             self._check_order(message)
             head = message.head.replace(self._local.encode(), self._remote.encode())
             await self._send(camera, _Message(head, message.body))
 
     def _check_order(self, message: _Message) -> None:
-        """FFmpeg plays what it has set up, also if that is nothing. Raises ``RelayFailure``."""
+        """Raise ``ProxyFailure`` if FFmpeg plays a session in which it has set up no stream."""
         method = message.first_line[0]
         self._is_set_up = self._is_set_up or method == "SETUP"
         if method == "PLAY" and not self._is_set_up:
-            raise RelayFailure("no video")
+            raise ProxyFailure("no video")
 
     def _is_from_ffmpeg(self, message: _Message | bytes) -> bool:
         """Whether a first message knows the secret path."""
@@ -220,28 +221,28 @@ class RtspRelay:
     async def _is_repeated(self, answer: _Message, camera: _Connection) -> bool:
         """Send a request again, with a password, if its answer asks for one.
 
-        Raises ``RelayFailure`` for answers that end the session.
+        Raises ``ProxyFailure`` for answers that end the session.
         """
         first = answer.first_line
         if not first[0].startswith("RTSP/"):
-            return False  # the camera asks something itself
+            return False  # a request of the camera's own
         status = first[1] if len(first) > 1 else ""
         request, had_password = self._requests.pop(answer.header("cseq"), (None, False))
         if status.startswith("3"):
-            raise RelayFailure(f"{status}: it redirects elsewhere, which isn't followed")
+            raise ProxyFailure(f"{status}: it redirects elsewhere, which isn't followed")
         if status == "401":
             challenges = answer.headers("www-authenticate")
             is_stale = any("stale=true" in text.lower().replace('"', "") for text in challenges)
             if self._authenticator is None:
-                raise RelayFailure("401: a user name and password is needed")
+                raise ProxyFailure("401: a user name and password is needed")
             if request is None or (had_password and not is_stale):
-                raise RelayFailure("401: the user name or password is wrong")
+                raise ProxyFailure("401: the user name or password is wrong")
             if not self._authenticator.take(challenges):
-                raise RelayFailure("401: it asks for a password in an unknown way")
+                raise ProxyFailure("401: it asks for a password in an unknown way")
             await self._send(camera, request)
             return True
         if status.startswith(("4", "5")) and request and request.first_line[0] in _NEEDED:
-            raise RelayFailure(f"{status} {' '.join(first[2:])}".strip())
+            raise ProxyFailure(f"{status} {' '.join(first[2:])}".strip())
         return False
 
 
@@ -259,7 +260,7 @@ class _Connection:
     async def read(self) -> _Message | bytes:
         """Return a request or an answer, or interleaved media as they are.
 
-        Raises ``EOFError``, ``RelayFailure`` and ``OSError``.
+        Raises ``EOFError``, ``ProxyFailure`` and ``OSError``.
         """
         first = await self._reader.readexactly(1)
         while first in b"\r\n":  # between messages
@@ -270,12 +271,12 @@ class _Connection:
         try:
             head = first + await self._reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
-            raise RelayFailure("it doesn't speak RTSP") from None
+            raise ProxyFailure("it doesn't speak RTSP") from None
         message = _Message(head)
         length = message.header("content-length")
         count = int(length) if length.isdecimal() else 0
         if count > MAX_BODY_BYTES:
-            raise RelayFailure(f"an answer of {count} bytes")
+            raise ProxyFailure(f"an answer of {count} bytes")
         return _Message(head, await self._reader.readexactly(count))
 
     async def write(self, data: bytes) -> None:
@@ -294,16 +295,3 @@ async def _closing(opening: Any) -> Any:
     finally:
         connection.close()
         await asyncio.sleep(0)  # lets the transport close its socket
-
-
-async def _first_of(*works: Any) -> None:
-    """Run until one of them ends, and raise what it raised."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""User names and passwords in RTSP (RFC 2326, D.1, which takes them from HTTP; RFC 7616)."""
+"""User names and passwords in HTTP and RTSP (RFC 7616, RFC 7617; RFC 2326, D.1)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from base64 import b64encode
 from dataclasses import dataclass, field
 
 _PARAMETER = re.compile(r'([a-zA-Z-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_ESCAPED = re.compile(r"\\(.)")
 _HASHES = {"md5": hashlib.md5, "sha-256": hashlib.sha256}
 
 
@@ -32,7 +33,8 @@ class Authenticator:
         for challenge in sorted(challenges, key=lambda text: not text.lower().startswith("digest")):
             scheme, _, rest = challenge.strip().partition(" ")
             parameters = {
-                name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(rest)
+                name.lower(): _ESCAPED.sub(r"\1", quoted) or plain
+                for name, quoted, plain in _PARAMETER.findall(rest)
             }
             algorithm = parameters.get("algorithm", "md5").lower().removesuffix("-sess")
             is_known = scheme.lower() == "basic" or algorithm in _HASHES
@@ -79,4 +81,9 @@ class Authenticator:
             fields["opaque"] = challenge["opaque"]
         if "algorithm" in challenge:
             extra += f", algorithm={algorithm}"
-        return "Digest " + ", ".join(f'{name}="{value}"' for name, value in fields.items()) + extra
+        return "Digest " + ", ".join(map(_quote, fields, fields.values())) + extra
+
+
+def _quote(name: str, value: str) -> str:
+    escaped = re.sub(r'(["\\])', r"\\\1", value)
+    return f'{name}="{escaped}"'
