@@ -37,8 +37,8 @@ def test_a_redeploy_neither_loses_a_job_nor_runs_it_twice_at_once_nor_cuts_an_an
     states = [event for event in report["events"] if event != "retry"]
     assert "retry" in report["events"]
     assert [state for state in states if state != "running"] == ["queued", "succeeded"]
-    # The session of the old replica has ended its answer, and another one goes on.
-    assert report["closes"] == [1012]
+    # Sessions of old replicas have ended their answers, and that of a new one goes on.
+    assert set(report["closes"]) == {1012}
     assert set(report["answers"]) <= {"whole", "overloaded"}
     assert report["answers"].get("overloaded", 0) <= 1  # a picture that came too late
     assert report["answers"]["whole"] > 10
