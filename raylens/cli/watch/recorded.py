@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raylens.cli.watch.pace import Pace
 from raylens.cli.watch.plan import Plan
 from raylens.cli.watch.sink import Sink
 from raylens.core.errors import ModelFailed
@@ -16,7 +17,6 @@ from raylens.realtime.events import Event
 from raylens.realtime.frames import Frame
 from raylens.realtime.live_session import SubjectEvents, result_json, shrink
 from raylens.realtime.overlay import Pixels
-from raylens.realtime.pace import Pace
 from raylens.realtime.pipeline import FrameResult, draw
 from raylens.realtime.settings import MoondreamConfig
 from raylens.realtime.sources.base import Source

@@ -123,7 +123,7 @@ class _Reports:
     async def add(self, message: dict[str, Any]) -> None:
         """Store a message, and tell the webhook if it is to hear of that."""
         name = self._record.add(message)
-        # Only what the model has seen is progress: without any, a watch gives up some time.
+        # Only what the model has seen is progress: without any, a watch gives up in the end.
         self._count += name == RESULT
         if name in self._input.events:
             await self._tell(name, message)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from raylens.realtime.overlay import Pixels
+from raylens.realtime.sources.base import Source
 from testing.pictures import encode_picture
 
 STEP = 8
@@ -23,3 +24,11 @@ def number_of(pixels: Pixels) -> int:
 
 def jpeg(number: int, **options: Any) -> bytes:
     return encode_picture(gray(number), "JPEG", **options)
+
+
+def read_numbers(source: Source, count: int = 5) -> list[int]:
+    """Return which pictures come next. Their times must not go back."""
+    frames = [source.read() for _ in range(count)]
+    times = [frame.time_s for frame in frames if frame]
+    assert times == sorted(times)
+    return [number_of(frame.pixels) for frame in frames if frame]

@@ -26,7 +26,7 @@ from testing.mjpeg_server import WebCamera, plain_part, running_web_camera
 from testing.pictures import encode_picture
 from testing.ports import free_port
 from testing.threaded_server import serving_in_thread
-from tests.unit.raylens.realtime.sources.drawn import gray, jpeg, number_of
+from tests.unit.raylens.realtime.sources.drawn import gray, jpeg, read_numbers
 
 PICTURES = [jpeg(number) for number in range(10)]
 FAST = SourceOptions(open_timeout_s=5, read_timeout_s=0.5, snapshot_interval_s=0.05)
@@ -42,13 +42,6 @@ def watching(
         yield source
     finally:
         source.close()
-
-
-def read_numbers(source: Source, count: int = 5) -> list[int]:
-    frames = [source.read() for _ in range(count)]
-    times = [frame.time_s for frame in frames if frame]
-    assert times == sorted(times)
-    return [number_of(frame.pixels) for frame in frames if frame]
 
 
 def fail(source: Source, count: int = 100) -> str:

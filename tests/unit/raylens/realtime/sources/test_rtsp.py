@@ -24,7 +24,7 @@ from raylens.realtime.sources.rtsp_proxy import RtspProxy
 from testing.pictures import random_pixels
 from testing.ports import free_port
 from testing.rtsp_server import RtspCamera, running_camera
-from tests.unit.raylens.realtime.sources.drawn import gray, number_of
+from tests.unit.raylens.realtime.sources.drawn import gray, read_numbers
 from tests.unit.raylens.realtime.sources.test_http import (
     make_context,
     open_descriptors,
@@ -44,13 +44,6 @@ def watching(
         yield source
     finally:
         source.close()
-
-
-def read_numbers(source: Source, count: int = 5) -> list[int]:
-    frames = [source.read() for _ in range(count)]
-    times = [frame.time_s for frame in frames if frame]
-    assert times == sorted(times)
-    return [number_of(frame.pixels) for frame in frames if frame]
 
 
 def check(source: Source) -> None:
