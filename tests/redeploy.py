@@ -35,6 +35,8 @@ GENERATE_S = float(os.environ.get("GENERATE_S", "0.3"))
 LEASE_S = float(os.environ.get("LEASE_S", "3"))
 TIMEOUT_S = 120
 PICTURE = encode_picture(gradient(64, 48))
+RECONNECT_S = 1.0
+"""As ``retry_after`` of a session's last error says."""
 TERMINAL_STATES = ("succeeded", "failed", "canceled")
 
 
@@ -164,6 +166,7 @@ async def show_pictures(url: str, has_ended: asyncio.Event) -> tuple[Counter[str
                     answers[await receive_answer(socket)] += 1
         except websockets.ConnectionClosed as error:
             closes.append(0 if error.rcvd is None else error.rcvd.code)
+            await asyncio.sleep(RECONNECT_S)
         except (OSError, websockets.InvalidHandshake):  # nobody answers at the moment
             await asyncio.sleep(0.1)
     return answers, closes
