@@ -1,16 +1,15 @@
 // The tab "Try": one picture, one task, one answer.
 
-import { html, useCallback, useMemo, useRef, useState } from './vendor/htm-preact.js'
+import { html, useMemo, useRef, useState } from './vendor/htm-preact.js'
 import { Notice, Segmented } from './controls.js'
 import { Form, readFields } from './form.js'
 import { findingsOf } from './overlay.js'
 import { PictureInput } from './picture_input.js'
 import { History, Result } from './result.js'
-import { newRun, perform } from './run.js'
+import { newRun } from './run.js'
+import { useRuns } from './runs.js'
 import { strings } from './strings.js'
 import { buildRequest, fieldsOf, promptOf, TASKS } from './tasks.js'
-
-const MAX_RUNS = 30
 
 /**
  * @param {{
@@ -217,33 +216,4 @@ function missingSentence(picture, server, schemas, prompt, values) {
   if (prompt && !String(values[prompt.name] ?? prompt.default ?? '').trim())
     return run.needsPrompt(prompt.label)
   return ''
-}
-
-/** The runs of this tab, and the one that is shown. Tokens that arrive are shown once per frame. */
-function useRuns() {
-  const [runs, setRuns] = useState([])
-  const [run, setRun] = useState(null)
-  const [, setVersion] = useState(0)
-  const aborts = useRef(new Map())
-  const frame = useRef(0)
-  const update = useCallback(() => {
-    frame.current ||= requestAnimationFrame(() => {
-      frame.current = 0
-      setVersion((version) => version + 1)
-    })
-  }, [])
-  const start = (next) => {
-    const abort = new AbortController()
-    aborts.current.set(next, abort)
-    setRuns((old) => [next, ...old].slice(0, MAX_RUNS))
-    setRun(next)
-    perform(next, abort.signal, update).finally(() => aborts.current.delete(next))
-  }
-  const stop = () => aborts.current.get(run)?.abort()
-  const clear = () => setRuns((old) => old.filter((past) => past.state === 'working'))
-  const select = (next) => {
-    if (next === null) stop()
-    setRun(next)
-  }
-  return { runs, run, start, stop, select, clear }
 }
