@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.attention import AttentionBackend, CacheAttention, DecodeBatch
+from models.cpu.decode import LayerParts, NativeDecodeStep
 from models.graphs import ModelGraphs
 from models.linear import Linear
 from models.packed import (
@@ -53,6 +54,9 @@ class DecoderSpec:
     rope: RopeParameters
     num_query_heads: int
     kv_spec: KVSpec
+    layer_parts: Sequence[LayerParts] | None = None
+    """The parts of all layers, if they have the form of :class:`LayerParts`: decode steps on a CPU
+    can then be native ones."""
 
 
 class Decoder:
@@ -63,6 +67,9 @@ class Decoder:
         self._spec = spec
         self._graphs = graphs or ModelGraphs()
         self._attention = AttentionBackend(spec.kv_spec, spec.num_query_heads, spec.rope)
+        self._native_step = NativeDecodeStep.create(
+            spec.layer_parts, spec.norm, spec.head, spec.num_query_heads, spec.kv_spec
+        )
 
     def prefill(
         self,
@@ -101,6 +108,11 @@ class Decoder:
         self, token_ids: Tensor, positions: Sequence[int], rows_by_arena: Sequence[KVRows]
     ) -> ModelOutput:
         """See :meth:`raylens.engine.model.Model.decode`."""
+        if self._native_step is not None:
+            cos, sin = self._attention.rope.pair_cos_sin(self._upload(positions)[None])
+            states = self._spec.embed(token_ids)
+            logits, states = self._native_step.run(states, cos, sin, rows_by_arena)
+            return ModelOutput(logits, states.to(self.kv_spec.dtype))
         lengths = [length for kv_rows in rows_by_arena for length in kv_rows.lengths]
         if self._graphs.decode is not None:
             return self._output(

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.cpu.linear import native_linear
+
 Quantize = Literal["int8"]
 _LAYOUT_ROWS = 8
 """Rows that a packed weight's layout is chosen for: those of a decode step. Larger batches run as
@@ -72,6 +74,9 @@ class WeightPacker:
         """Return a layer of a weight (outputs, inputs) and a bias (outputs,)."""
         weight = self.to_device(weight)
         bias = None if bias is None else self.to_device(bias)
+        native = native_linear(weight, bias, activation, self.quantize)
+        if native is not None:
+            return native
         if self.quantize == "int8":
             return _Int8Linear(weight, bias, activation)
         is_bfloat16_on_cpu = weight.device.type == "cpu" and weight.dtype is torch.bfloat16

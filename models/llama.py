@@ -14,22 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import CacheAttention
+from models.cpu.decode import LayerParts
 from models.decoder import DecoderSpec
 from models.linear import Linear, WeightPacker
+from models.norms import RMSNorm
 from models.operations import swiglu
 from models.rope import RopeParameters
 from raylens.engine.model import KVSpec
-
-
-@dataclass(frozen=True)
-class RMSNorm:
-    """Root mean square layer normalization (Zhang and Sennrich 2019)."""
-
-    weight: Tensor
-    eps: float
-
-    def __call__(self, states: Tensor) -> Tensor:
-        return F.rms_norm(states, self.weight.shape, self.weight, self.eps)
 
 
 @dataclass(frozen=True)
@@ -52,6 +43,18 @@ class LlamaLayer:
         """Return the MLP's output plus ``residual``."""
         return self.down(swiglu(self.gate_up(self.mlp_norm(states))), residual)
 
+    @property
+    def parts(self) -> LayerParts:
+        return LayerParts(
+            self.attention_norm,
+            self.qkv,
+            self.out,
+            self.mlp_norm,
+            self.gate_up,
+            self.down,
+            gated=True,
+        )
+
 
 def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: WeightPacker) -> DecoderSpec:
     """Pack the weights of a text model and of its head."""
@@ -60,9 +63,10 @@ def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: WeightPacker) -
     num_query_heads = int(config.num_attention_heads)
     eps = float(config.rms_norm_eps)
     embeddings = packer.to_device(model.get_input_embeddings().weight)
+    layers = [_layer(layer, eps, packer) for layer in model.layers]
     return DecoderSpec(
         embed=lambda ids: F.embedding(ids, embeddings),
-        layers=[_layer(layer, eps, packer) for layer in model.layers],
+        layers=layers,
         norm=RMSNorm(packer.to_device(model.norm.weight), eps),
         head=packer.pack_layers(head),
         rope=RopeParameters(
@@ -72,6 +76,7 @@ def decoder_spec(text_model: nn.Module, head: nn.Linear, packer: WeightPacker) -
         ),
         num_query_heads=num_query_heads,
         kv_spec=KVSpec(*kv_shape(config), embeddings.dtype, str(embeddings.device)),
+        layer_parts=[layer.parts for layer in layers],
     )
 
 

@@ -50,9 +50,7 @@ class RotaryEmbedding:
         them for every head, (tokens, all heads, head_dim): 1 and 0 for the values' heads, and
         sines negated for the first half of a head.
         """
-        angles = self._angles(positions)
-        cos = angles.cos() * self._rope.scale
-        sin = angles.sin() * self._rope.scale
+        cos, sin = self.pair_cos_sin(positions)
         if self._has_fused_kernels:
             return cos, sin
         cos = torch.cat([cos, cos], -1)
@@ -60,6 +58,11 @@ class RotaryEmbedding:
         cos = self._for_all_heads(cos, unrotated=torch.ones_like(cos))
         sin = self._for_all_heads(sin, unrotated=torch.zeros_like(sin))
         return cos, sin
+
+    def pair_cos_sin(self, positions: Tensor) -> CosSin:
+        """Return those of each pair of a head's values, both float32 (tokens, head_dim / 2)."""
+        angles = self._angles(positions)
+        return angles.cos() * self._rope.scale, angles.sin() * self._rope.scale
 
     def apply(self, qkv: Tensor, cos_sin: CosSin) -> Tensor:
         """Rotate (tokens, all heads, head_dim), perhaps in place."""

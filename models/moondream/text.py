@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.attention import CacheAttention
+from models.cpu.decode import LayerParts
 from models.decoder import DecoderSpec
 from models.linear import Linear
 from models.moondream.config import TextConfig
@@ -39,6 +40,12 @@ class MoondreamLayer:
         states = self.out(attention(index, self.qkv(normed)), residual=states)
         return self.contract(self.expand(normed), residual=states)
 
+    @property
+    def parts(self) -> LayerParts:
+        return LayerParts(
+            self.norm, self.qkv, self.out, None, self.expand, self.contract, gated=False
+        )
+
 
 def decoder_spec(
     config: TextConfig, weights: Weights, embed: Callable[[Tensor], Tensor], like: Tensor
@@ -58,6 +65,7 @@ def decoder_spec(
         kv_spec=KVSpec(
             config.n_layers, config.n_kv_heads, config.head_dim, like.dtype, str(like.device)
         ),
+        layer_parts=[layer.parts for layer in layers],
     )
 
 

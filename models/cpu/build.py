@@ -1,0 +1,145 @@
+"""Compiles the C sources, once for each instruction set that a machine of this kind may have.
+
+``python -m models.cpu.build`` compiles all of them ahead of time, for an image whose containers have
+no compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "native"
+CACHE_VARIABLE = "RAYLENS_KERNEL_CACHE"
+"""Environment variable: the folder of compiled libraries."""
+TIMEOUT_S = 300.0
+FLAGS = ("-O3", "-std=c11", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
+"""Products and sums are contracted nowhere, so that a row's result is the same in every tile."""
+
+
+class BuildError(Exception):
+    """There is no compiler, or it failed."""
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """The sources are compiled with ``flags`` for CPUs that have all ``features``, which are named
+    as in ``/proc/cpuinfo``."""
+
+    name: str
+    machines: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    features: frozenset[str] = frozenset()
+
+
+_X86 = ("x86_64", "AMD64")
+_ARM = ("aarch64", "arm64")
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+
+
+def _x86(name: str, *features: str) -> InstructionSet:
+    flags = tuple(f"-m{feature.replace('_', '')}" for feature in features)
+    return InstructionSet(name, _X86, flags, frozenset(features))
+
+
+PORTABLE = InstructionSet("portable", (*_X86, *_ARM))
+INSTRUCTION_SETS = (
+    _x86("avx512_bf16", *_AVX512, "avx512_vnni", "avx512_bf16"),
+    _x86("avx512", *_AVX512, "avx512_vnni"),
+    _x86("avx2_vnni", "avx2", "fma", "avx_vnni"),
+    _x86("avx2", "avx2", "fma"),
+    InstructionSet("neon", _ARM, ("-march=armv8.2-a+dotprod",), frozenset({"asimddp"})),
+    PORTABLE,
+)
+"""The best first."""
+
+
+def usable_sets(cpu_features: frozenset[str] | None = None) -> list[InstructionSet]:
+    """Return the instruction sets of this machine's CPU, the best first."""
+    features = _cpu_features() if cpu_features is None else cpu_features
+    return [
+        instructions
+        for instructions in INSTRUCTION_SETS
+        if platform.machine() in instructions.machines and instructions.features <= features
+    ]
+
+
+def _cpu_features() -> frozenset[str]:
+    """Return the CPU's features as Linux names them; none on another system."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def compiled_library(instructions: InstructionSet, folder: Path | None = None) -> Path:
+    """Return the library's path; compile it unless ``folder`` holds it. Raises ``BuildError``.
+
+    ``folder`` is the user's cache unless given.
+    """
+    folder = folder or _cache_folder()
+    library = folder / f"{instructions.name}-{_digest(instructions)}.so"
+    if not library.exists():
+        _compile(instructions, library)
+    return library
+
+
+def _digest(instructions: InstructionSet) -> str:
+    """Return a digest of what a library is compiled from."""
+    digest = hashlib.blake2b(repr((FLAGS, instructions.flags)).encode(), digest_size=8)
+    for source in sorted(SOURCES.glob("*.[ch]")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _cache_folder() -> Path:
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "raylens" / "kernels"
+
+
+def _compile(instructions: InstructionSet, library: Path) -> None:
+    """Compile into a temporary file beside ``library`` first: others see all of it or nothing."""
+    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
+    if compiler is None:
+        raise BuildError("there is no C compiler (on Debian and Ubuntu: apt-get install gcc)")
+    logger.info("compiling the CPU kernels for %s, once", instructions.name)
+    sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
+            output = Path(folder) / library.name
+            command = [compiler, *FLAGS, *instructions.flags, *sources, "-o", str(output), "-lm"]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+            if result.returncode:
+                raise BuildError(f"{compiler} failed: {result.stderr.strip()[-500:]}")
+            output.replace(library)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(str(error)) from error
+
+
+def main() -> None:
+    """Compile for every instruction set of this kind of machine."""
+    for instructions in INSTRUCTION_SETS:
+        if platform.machine() in instructions.machines:
+            print(compiled_library(instructions))
+
+
+if __name__ == "__main__":
+    main()

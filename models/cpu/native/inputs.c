@@ -1,0 +1,107 @@
+/* Inputs of linear layers, in the form that their weights are multiplied with. */
+#include <float.h>
+
+#include "linear.h"
+
+static size_t value_bytes(const Linear *layer) {
+    switch (layer->form) {
+        case FORM_F32: return sizeof(float);
+        case FORM_BF16: return sizeof(bf16_input);
+        default: return 1;
+    }
+}
+
+static int group_count(const Linear *layer) {
+    return layer->form == FORM_INT4 ? (int)(padded_inputs(layer) / (size_t)layer->group) : 0;
+}
+
+size_t inputs_bytes(const Linear *layer, int rows) {
+    size_t row = padded_inputs(layer) * value_bytes(layer);
+    size_t numbers = (1 + (size_t)group_count(layer)) * 4;
+    return (size_t)rows * (row + numbers) + INPUT_STEP;
+}
+
+Inputs inputs_at(void *memory, const Linear *layer, int rows) {
+    Inputs inputs;
+    inputs.values = memory;
+    inputs.row_bytes = padded_inputs(layer) * value_bytes(layer);
+    inputs.scales = (float *)(inputs.values + (size_t)rows * inputs.row_bytes);
+    inputs.sums = (int32_t *)(inputs.scales + rows);
+    inputs.groups = group_count(layer);
+    return inputs;
+}
+
+static void copy_floats(float *target, const Linear *layer, const void *row, int is_bf16) {
+    size_t padded = padded_inputs(layer);
+    for (size_t i = 0; i < padded; i += LANES) {
+        int count = layer->inputs - (int)i;
+        f32x16 values = count > 0 ? load_values(row, i, count, is_bf16) : f32x16_set(0.0f);
+        f32x16_store(target + i, values);
+    }
+}
+
+static void copy_bf16(uint16_t *target, const Linear *layer, const void *row, int is_bf16) {
+    size_t padded = padded_inputs(layer);
+    for (size_t i = 0; i < padded; i += LANES) {
+        int count = layer->inputs - (int)i;
+        f32x16 values = count > 0 ? load_values(row, i, count, is_bf16) : f32x16_set(0.0f);
+        f32x16_store_bf16(target + i, values);
+    }
+}
+
+/* Returns the scale that maps a row to -127 to 127, NaN if a value isn't finite. */
+static float row_scale(const Linear *layer, const void *row, int is_bf16) {
+    f32x16 zero = f32x16_set(0.0f), highest = zero, nan_if_not_finite = zero;
+    for (int i = 0; i < layer->inputs; i += LANES) {
+        f32x16 values = load_values(row, (size_t)i, layer->inputs - i, is_bf16);
+        highest = f32x16_max(highest, f32x16_max(values, f32x16_sub(zero, values)));
+        nan_if_not_finite = f32x16_fma(values, zero, nan_if_not_finite);
+    }
+    float smallest_scale = FLT_MIN;
+    float scale = f32x16_highest(highest) / 127;
+    return (scale > smallest_scale ? scale : smallest_scale) + f32x16_sum(nan_if_not_finite);
+}
+
+/* Rounds a row to bytes, `zero` being added to each. */
+static void quantize(int8_t *target, const Linear *layer, const void *row, int is_bf16, float scale,
+                     int zero) {
+    int is_finite = scale == scale;
+    f32x16 factor = f32x16_set(is_finite ? 1 / scale : 0.0f);
+    size_t padded = padded_inputs(layer);
+    for (size_t i = 0; i < padded; i += LANES) {
+        int count = is_finite ? layer->inputs - (int)i : 0;
+        f32x16 values = count > 0 ? load_values(row, i, count, is_bf16) : f32x16_set(0.0f);
+        f32x16 scaled = f32x16_mul(values, factor);
+        f32x16_store_int8(target + i, scaled);
+        for (int lane = 0; lane < LANES && zero; lane++)
+            target[i + (size_t)lane] = (int8_t)(target[i + (size_t)lane] ^ zero);
+    }
+}
+
+/* Sums each group, times the 8 that weights of 4 bits are stored above their values. */
+static void sum_groups(int32_t *sums, const Linear *layer, const int8_t *values, int groups) {
+    for (int g = 0; g < groups; g++) {
+        int32_t sum = 0;
+        for (int i = 0; i < layer->group; i++) sum += values[g * layer->group + i];
+        sums[g] = 8 * sum;
+    }
+}
+
+void inputs_prepare(const Inputs *inputs, const Linear *layer, int index, const void *row,
+                    int is_bf16) {
+    void *target = inputs->values + (size_t)index * inputs->row_bytes;
+    if (layer->form == FORM_BF16 && STORES_BF16_INPUTS) {
+        copy_bf16(target, layer, row, is_bf16);
+        return;
+    }
+    if (layer->form == FORM_F32 || layer->form == FORM_BF16) {
+        copy_floats(target, layer, row, is_bf16);
+        return;
+    }
+    float scale = row_scale(layer, row, is_bf16);
+    inputs->scales[index] = scale;
+    quantize(target, layer, row, is_bf16, scale, layer->form == FORM_INT8 ? INT8_INPUT_ZERO : 0);
+    if (layer->form == FORM_INT4)
+        sum_groups(inputs->sums + (size_t)index * (size_t)inputs->groups, layer, target,
+                   inputs->groups);
+}

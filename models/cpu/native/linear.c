@@ -1,0 +1,155 @@
+/* Linear layers: tiles of rows and panels, and what happens to their results. */
+#include "linear.h"
+
+#include "activations.h"
+#include "tiles.h"
+
+/* Panels of a tile, so that its sums fit into the registers. */
+INLINE int tile_panels(int rows) {
+    int fitting = REGISTER_TILE / rows;
+    return fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1;
+}
+
+INLINE void finish(const Tile *tile, const Outputs *outputs, int rows, int panels,
+                   f32x16 results[][TILE_ROWS]) {
+    for (int p = 0; p < panels; p++) {
+        int first = (tile->first_panel + p) * LANES;
+        int count = min_int(LANES, tile->layer->outputs - first);
+        for (int m = 0; m < rows; m++) {
+            f32x16 value = results[p][m];
+            if (tile->layer->bias)
+                value = f32x16_add(value, f32x16_load_part(tile->layer->bias + first, count));
+            if (tile->layer->activation == ACTIVATION_GELU) value = f32x16_gelu(value);
+            size_t index = (size_t)(tile->first_row + m) * outputs->stride + (size_t)first;
+            if (outputs->residual)
+                value = f32x16_add(value, load_values(outputs->residual, index, count,
+                                                      outputs->is_bf16));
+            store_values(outputs->target, index, value, count, outputs->is_bf16);
+        }
+    }
+}
+
+INLINE void run_tile(const Tile *tile, const Outputs *outputs, int form, int rows, int panels) {
+    f32x16 results[MAX_PANELS][TILE_ROWS];
+    switch (form) {
+        case FORM_F32: tile_f32(tile, rows, panels, results); break;
+        case FORM_BF16: tile_bf16(tile, rows, panels, results); break;
+        case FORM_INT8: tile_int8(tile, rows, panels, results); break;
+        default: tile_int4(tile, rows, panels, results); break;
+    }
+    finish(tile, outputs, rows, panels, results);
+}
+
+/* One panel at a time at the end of a share. */
+INLINE void run_panels(Tile *tile, const Outputs *outputs, int form, int rows, int end_panel) {
+    int panels = tile_panels(rows);
+    if (tile->first_panel + panels <= end_panel) {
+        run_tile(tile, outputs, form, rows, panels);
+        return;
+    }
+    for (int first = tile->first_panel; first < end_panel; first++) {
+        tile->first_panel = first;
+        run_tile(tile, outputs, form, rows, 1);
+    }
+}
+
+/* Makes the number of rows a constant. */
+INLINE void run_rows(Tile *tile, const Outputs *outputs, int form, int rows, int end_panel) {
+    switch (rows) {
+        case 1: run_panels(tile, outputs, form, 1, end_panel); break;
+        case 2: run_panels(tile, outputs, form, 2, end_panel); break;
+        case 3: run_panels(tile, outputs, form, 3, end_panel); break;
+        case 4: run_panels(tile, outputs, form, 4, end_panel); break;
+        case 5: run_panels(tile, outputs, form, 5, end_panel); break;
+        case 6: run_panels(tile, outputs, form, 6, end_panel); break;
+#if TILE_ROWS > 6
+        case 7: run_panels(tile, outputs, form, 7, end_panel); break;
+        case 8: run_panels(tile, outputs, form, 8, end_panel); break;
+        case 9: run_panels(tile, outputs, form, 9, end_panel); break;
+        case 10: run_panels(tile, outputs, form, 10, end_panel); break;
+        case 11: run_panels(tile, outputs, form, 11, end_panel); break;
+        case 12: run_panels(tile, outputs, form, 12, end_panel); break;
+#endif
+        default: break;
+    }
+}
+
+/* Weights are read once, if they stay in a core's cache while tile after tile of rows uses them. */
+INLINE void run_share(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
+                      const Member *member, int form) {
+    int panels = panel_count(layer);
+    int end = share_end(member, panels);
+    int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    int step = tile_panels((rows + tiles - 1) / tiles);
+    for (int panel = share_begin(member, panels); panel < end; panel += step) {
+        int end_panel = min_int(panel + step, end);
+        for (int t = 0; t < tiles; t++) {
+            int first = rows * t / tiles;
+            Tile tile = {layer, inputs, first, panel};
+            run_rows(&tile, outputs, form, rows * (t + 1) / tiles - first, end_panel);
+        }
+    }
+}
+
+static void share_f32(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
+                      const Member *member) {
+    run_share(layer, inputs, rows, outputs, member, FORM_F32);
+}
+
+static void share_bf16(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
+                       const Member *member) {
+    run_share(layer, inputs, rows, outputs, member, FORM_BF16);
+}
+
+static void share_int8(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
+                       const Member *member) {
+    run_share(layer, inputs, rows, outputs, member, FORM_INT8);
+}
+
+static void share_int4(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
+                       const Member *member) {
+    run_share(layer, inputs, rows, outputs, member, FORM_INT4);
+}
+
+void linear_share(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
+                  const Member *member) {
+    switch (layer->form) {
+        case FORM_F32: share_f32(layer, inputs, rows, outputs, member); break;
+        case FORM_BF16: share_bf16(layer, inputs, rows, outputs, member); break;
+        case FORM_INT8: share_int8(layer, inputs, rows, outputs, member); break;
+        default: share_int4(layer, inputs, rows, outputs, member); break;
+    }
+}
+
+typedef struct {
+    const Linear *layer;
+    const Inputs *inputs;
+    const Outputs *outputs;
+    const void *states;
+    int rows;
+} Call;
+
+static void run_call(const Member *member, const void *task) {
+    const Call *call = task;
+    size_t row_bytes = (size_t)call->layer->inputs * (call->outputs->is_bf16 ? 2 : 4);
+    int end = share_end(member, call->rows);
+    for (int row = share_begin(member, call->rows); row < end; row++)
+        inputs_prepare(call->inputs, call->layer, row,
+                       (const char *)call->states + (size_t)row * row_bytes,
+                       call->outputs->is_bf16);
+    team_barrier(member);
+    linear_share(call->layer, call->inputs, call->rows, call->outputs, member);
+}
+
+/* Bytes of memory that `linear_run` needs beside its arguments. */
+size_t linear_scratch_bytes(const Linear *layer, int rows) { return inputs_bytes(layer, rows); }
+
+/* Maps states [rows][inputs] to target [rows][outputs], all floats or all bfloat16. `residual` is
+ * NULL or has the target's shape. */
+void linear_run(const Linear *layer, const void *states, const void *residual, void *target,
+                int rows, int is_bf16, void *scratch, int threads) {
+    Inputs inputs = inputs_at(scratch, layer, rows);
+    Outputs outputs = {target, residual, (size_t)layer->outputs, is_bf16};
+    Call call = {layer, &inputs, &outputs, states, rows};
+    team_run(threads, run_call, &call);
+}
