@@ -209,7 +209,7 @@ def measure_machine(
                 layer(states)
 
         rates += [operations / seconds / 1e9 for seconds in _time_repeatedly(multiply, device)]
-    return Machine(max(rates), _measure_read_rate(device))
+    return Machine(max(rates), measure_read_rate(device))
 
 
 def _time_repeatedly(work: Callable[[], None], device: str) -> list[float]:
@@ -222,7 +222,7 @@ def _time_repeatedly(work: Callable[[], None], device: str) -> list[float]:
     return times
 
 
-def _measure_read_rate(device: str) -> float:
+def measure_read_rate(device: str) -> float:
     """Return the best rate in 10⁹ bytes a second of a matrix-vector product and of a sum.
 
     Each reads the buffer once, with all threads.

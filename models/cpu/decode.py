@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.cpu.library import (
+    MAX_HEAD_DIM,
     ArenaStruct,
     LayerStruct,
     Library,
@@ -96,6 +97,7 @@ class NativeDecodeStep:
             all(isinstance(linear, NativeLinear) for linear in linears)
             and all(isinstance(one, RMSNorm | nn.LayerNorm | None) for one in norms)
             and kv_spec.dtype in (torch.float32, torch.bfloat16)
+            and kv_spec.head_dim <= MAX_HEAD_DIM
         )
         library = host_library()
         if library is None or not is_native:

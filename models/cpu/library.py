@@ -21,6 +21,7 @@ FORM_F32, FORM_BF16, FORM_INT8, FORM_INT4 = range(4)
 ACTIVATIONS = ("none", "gelu")
 INPUT_STEP = 64
 LANES = 16
+MAX_HEAD_DIM = 256
 
 
 class LinearStruct(Structure):

@@ -7,11 +7,11 @@
 #include "activations.h"
 #include "decode.h"
 
-enum { MAX_QUERIES = 4, MAX_CHUNKS = 4 };
+enum { MAX_QUERIES = 4, MAX_CHUNKS = 4, MAX_PAIRS = MAX_HEAD_DIM / (2 * LANES) };
 
-/* Values of a head are padded with zeros to whole vectors. */
+/* Values of a query are padded with zeros to pairs of vectors. */
 static size_t padded_head(const Model *model) {
-    return round_up((size_t)model->head_dim, LANES);
+    return round_up((size_t)model->head_dim, 2 * LANES);
 }
 
 static int heads_per_kv_head(const Model *model) { return model->query_heads / model->kv_heads; }
@@ -48,25 +48,77 @@ static void append(const Head *head, void *cache, const float *values) {
                      head->model->kv_is_bf16);
 }
 
-/* Scores [query][padded length] of `count` queries [query][padded head]. */
-INLINE void score(const Head *head, const float *queries, int count, size_t padded_length,
-                  float *scores, int is_bf16) {
+/* Scores [query][padded length] of `count` queries [query][padded head] with keys of floats. */
+static void score_floats(const Head *head, const float *queries, int count, size_t padded_length,
+                         float *scores) {
     int size = head->model->head_dim;
     size_t padded = padded_head(head->model);
-    for (int64_t t = 0; t <= head->length; t++) {
-        f32x16 sums[MAX_QUERIES];
-#pragma GCC unroll 4
-        for (int q = 0; q < count; q++) sums[q] = f32x16_set(0.0f);
-        for (int i = 0; i < size; i += LANES) {
-            f32x16 key = load_values(head->keys, (size_t)t * (size_t)size + (size_t)i, size - i,
-                                     is_bf16);
-#pragma GCC unroll 4
-            for (int q = 0; q < count; q++)
-                sums[q] = f32x16_fma(key, f32x16_load(queries + (size_t)q * padded + i), sums[q]);
+    const float *key = head->keys;
+    for (int64_t t = 0; t <= head->length; t++, key += size)
+        for (int q = 0; q < count; q++) {
+            f32x16 sum = f32x16_set(0.0f);
+            for (int i = 0; i < size; i += LANES)
+                sum = f32x16_fma(f32x16_load_part(key + i, size - i),
+                                 f32x16_load(queries + (size_t)q * padded + i), sum);
+            scores[(size_t)q * padded_length + (size_t)t] = f32x16_sum(sum);
         }
+}
+
+/* A query [padded head], as keys of bfloat16 are multiplied with it: 32 values each. */
+static void split_query(const float *query, int pairs, bf16_input_pair *split) {
+    for (int p = 0; p < pairs; p++) {
+        bf16_input values[2 * LANES];
+        bf16_inputs_store(values, f32x16_load(query + 2 * LANES * p));
+        bf16_inputs_store(values + LANES, f32x16_load(query + 2 * LANES * p + LANES));
+        split[p] = bf16_input_pair_load(values);
+    }
+}
+
+/* Scores of up to 16 keys with one query. */
+INLINE f32x16 score_keys(const uint16_t *keys, int count, int size, const bf16_input_pair *query,
+                         int pairs) {
+    f32x16 sums[LANES];
+#pragma GCC unroll 16
+    for (int t = 0; t < LANES; t++) {
+        sums[t] = f32x16_set(0.0f);
+        if (t >= count) continue;
 #pragma GCC unroll 4
+        for (int p = 0; p < pairs; p++) {
+            const uint16_t *key = keys + t * size + 2 * LANES * p;
+            bytes64 values = bytes64_load_part(key, 2 * (size - 2 * LANES * p));
+            sums[t] = dot_bf16(sums[t], query[p], values);
+        }
+    }
+    return f32x16_sums(sums);
+}
+
+INLINE void score_pairs(const Head *head, const float *queries, int count, size_t padded_length,
+                        float *scores, int size, int pairs) {
+    const uint16_t *keys = head->keys;
+    bf16_input_pair split[MAX_QUERIES][MAX_PAIRS];
+    for (int q = 0; q < count; q++)
+        split_query(queries + (size_t)q * padded_head(head->model), pairs, split[q]);
+    int64_t length = head->length + 1, whole = length / LANES * LANES;
+    for (int64_t t = 0; t < whole; t += LANES)
         for (int q = 0; q < count; q++)
-            scores[(size_t)q * padded_length + (size_t)t] = f32x16_sum(sums[q]);
+            f32x16_store(scores + (size_t)q * padded_length + (size_t)t,
+                         score_keys(keys + t * size, LANES, size, split[q], pairs));
+    if (whole == length) return;
+    for (int q = 0; q < count; q++)
+        f32x16_store(scores + (size_t)q * padded_length + (size_t)whole,
+                     score_keys(keys + whole * size, (int)(length - whole), size, split[q], pairs));
+}
+
+/* The same with keys of bfloat16. Makes the usual sizes of heads constants. */
+static void score_bf16(const Head *head, const float *queries, int count, size_t padded_length,
+                       float *scores) {
+    int size = head->model->head_dim;
+    switch (size) {
+        case 64: score_pairs(head, queries, count, padded_length, scores, 64, 2); break;
+        case 128: score_pairs(head, queries, count, padded_length, scores, 128, 4); break;
+        default:
+            score_pairs(head, queries, count, padded_length, scores, size,
+                        (size + 2 * LANES - 1) / (2 * LANES));
     }
 }
 
@@ -124,7 +176,10 @@ INLINE void attend_queries(const Head *head, const float *queries, int count, fl
                            float *target, int is_bf16) {
     size_t length = (size_t)head->length + 1;
     size_t padded_length = round_up(length, LANES);
-    score(head, queries, count, padded_length, scores, is_bf16);
+    if (is_bf16)
+        score_bf16(head, queries, count, padded_length, scores);
+    else
+        score_floats(head, queries, count, padded_length, scores);
     float totals[MAX_QUERIES];
     for (int q = 0; q < count; q++)
         totals[q] = exponentials(scores + (size_t)q * padded_length, length, padded_length);

@@ -6,6 +6,8 @@
 
 #include "linear.h"
 
+enum { MAX_HEAD_DIM = 256 };
+
 typedef struct {
     const float *weight;
     const float *bias; /* NULL for an RMS norm, which doesn't subtract the mean either */

@@ -40,12 +40,12 @@ static void copy_floats(float *target, const Linear *layer, const void *row, int
     }
 }
 
-static void copy_bf16(uint16_t *target, const Linear *layer, const void *row, int is_bf16) {
+static void copy_bf16(bf16_input *target, const Linear *layer, const void *row, int is_bf16) {
     size_t padded = padded_inputs(layer);
     for (size_t i = 0; i < padded; i += LANES) {
         int count = layer->inputs - (int)i;
         f32x16 values = count > 0 ? load_values(row, i, count, is_bf16) : f32x16_set(0.0f);
-        f32x16_store_bf16(target + i, values);
+        bf16_inputs_store(target + i, values);
     }
 }
 
@@ -90,11 +90,11 @@ static void sum_groups(int32_t *sums, const Linear *layer, const int8_t *values,
 void inputs_prepare(const Inputs *inputs, const Linear *layer, int index, const void *row,
                     int is_bf16) {
     void *target = inputs->values + (size_t)index * inputs->row_bytes;
-    if (layer->form == FORM_BF16 && STORES_BF16_INPUTS) {
+    if (layer->form == FORM_BF16) {
         copy_bf16(target, layer, row, is_bf16);
         return;
     }
-    if (layer->form == FORM_F32 || layer->form == FORM_BF16) {
+    if (layer->form == FORM_F32) {
         copy_floats(target, layer, row, is_bf16);
         return;
     }

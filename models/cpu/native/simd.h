@@ -75,6 +75,23 @@ INLINE void f32x16_store_bf16_part(uint16_t *target, f32x16 value, int count) {
     memcpy(target, lanes, (size_t)count * sizeof(uint16_t));
 }
 
+/* The first `count` of 64 bytes; the others are 0. */
+INLINE bytes64 bytes64_load_part(const void *source, int count) {
+    if (count >= 64) return bytes64_load(source);
+    char bytes[64] = {0};
+    memcpy(bytes, source, (size_t)count);
+    return bytes64_load(bytes);
+}
+
+#ifndef HAS_TRANSPOSED_SUMS
+/* The sum of each of 16 vectors. */
+INLINE f32x16 f32x16_sums(const f32x16 *vectors) {
+    float sums[LANES];
+    for (int i = 0; i < LANES; i++) sums[i] = f32x16_sum(vectors[i]);
+    return f32x16_load(sums);
+}
+#endif
+
 /* Values that are floats or bfloat16: what a tensor of either type holds. */
 INLINE f32x16 load_values(const void *source, size_t index, int count, int is_bf16) {
     if (is_bf16) return f32x16_load_bf16_part((const uint16_t *)source + index, count);

@@ -11,7 +11,6 @@ typedef i32x16 bytes64;
 
 #define REGISTER_TILE 6
 #define TILE_ROWS 6
-#define STORES_BF16_INPUTS 0
 
 INLINE f32x16 f32x16_load(const float *source) {
     return (f32x16){{_mm256_loadu_ps(source), _mm256_loadu_ps(source + 8)}};

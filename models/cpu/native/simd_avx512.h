@@ -21,6 +21,28 @@ INLINE f32x16 f32x16_min(f32x16 a, f32x16 b) { return _mm512_min_ps(a, b); }
 /* a * b + c */
 INLINE f32x16 f32x16_fma(f32x16 a, f32x16 b, f32x16 c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE float f32x16_sum(f32x16 a) { return _mm512_reduce_add_ps(a); }
+/* The sum of each of 16 vectors: neighbors are interleaved and added, four times. */
+#define HAS_TRANSPOSED_SUMS 1
+INLINE f32x16 f32x16_sums(const f32x16 *vectors) {
+    f32x16 a[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        a[i] = _mm512_add_ps(_mm512_unpacklo_ps(vectors[2 * i], vectors[2 * i + 1]),
+                             _mm512_unpackhi_ps(vectors[2 * i], vectors[2 * i + 1]));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        __m512d first = _mm512_castps_pd(a[2 * i]), second = _mm512_castps_pd(a[2 * i + 1]);
+        a[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(first, second)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(first, second)));
+    }
+#pragma GCC unroll 2
+    for (int count = 2; count; count /= 2)
+#pragma GCC unroll 2
+        for (int i = 0; i < count; i++)
+            a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
+                                 _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));
+    return a[0];
+}
 INLINE float f32x16_highest(f32x16 a) { return _mm512_reduce_max_ps(a); }
 INLINE f32x16 f32x16_round(f32x16 a) { return _mm512_roundscale_ps(a, 0); }
 /* a * 2^power, for whole powers */
@@ -79,15 +101,20 @@ INLINE i32x16 dot_nibbles(i32x16 sum, bytes64 inputs, bytes64 weights) {
 /* Inputs of bfloat16 products are rounded to bfloat16: two of them are multiplied at a time. */
 typedef uint16_t bf16_input;
 typedef bytes64 bf16_input_pair;
-#define STORES_BF16_INPUTS 1
+INLINE void bf16_inputs_store(bf16_input *target, f32x16 a) { f32x16_store_bf16(target, a); }
+/* The same pair in every lane. */
 INLINE bf16_input_pair bf16_input_pair_repeat(const bf16_input *pair) {
     return bytes64_repeat(pair);
 }
+/* 32 inputs, two in each lane. */
+INLINE bf16_input_pair bf16_input_pair_load(const bf16_input *inputs) {
+    return bytes64_load(inputs);
+}
+/* Adds to each lane the products of its two bfloat16 weights. */
 INLINE f32x16 dot_bf16(f32x16 sum, bf16_input_pair inputs, bytes64 weights) {
     return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)inputs);
 }
 #else
-#define STORES_BF16_INPUTS 0
 INLINE f32x16 bytes64_even_bf16(bytes64 a) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16));
 }

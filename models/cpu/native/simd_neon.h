@@ -13,7 +13,6 @@ typedef struct {
 
 #define REGISTER_TILE 6
 #define TILE_ROWS 6
-#define STORES_BF16_INPUTS 0
 #define INT8_INPUT_ZERO 0
 
 INLINE f32x16 f32x16_load(const float *source) {

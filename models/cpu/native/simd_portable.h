@@ -10,7 +10,6 @@ typedef int8_t i8x16 __attribute__((vector_size(16)));
 
 #define REGISTER_TILE 2
 #define TILE_ROWS 6
-#define STORES_BF16_INPUTS 0
 #define INT8_INPUT_ZERO 0
 
 INLINE f32x16 f32x16_load(const float *source) {

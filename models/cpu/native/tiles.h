@@ -17,8 +17,15 @@ typedef struct {
     int first_panel;
 } Tile;
 
-INLINE void prefetch(const void *weights) {
-    __builtin_prefetch((const char *)weights + PREFETCH_BYTES, 0, 3);
+/* Bytes from `offset` in a panel to what is read PREFETCH_BYTES later: in the same panel or, near its
+ * end, in the next tile's. */
+INLINE size_t prefetch_distance(size_t offset, size_t panel_bytes, int panels) {
+    int is_in_panel = offset + PREFETCH_BYTES < panel_bytes;
+    return PREFETCH_BYTES + (is_in_panel ? 0 : (size_t)(panels - 1) * panel_bytes);
+}
+
+INLINE void prefetch(const void *weights, size_t distance) {
+    __builtin_prefetch((const char *)weights + distance, 0, 3);
 }
 
 INLINE const unsigned char *input_row(const Tile *tile, int row) {
@@ -35,12 +42,13 @@ INLINE void tile_f32(const Tile *tile, int rows, int panels, f32x16 sums[][TILE_
 #pragma GCC unroll 12
         for (int m = 0; m < rows; m++) sums[p][m] = f32x16_set(0.0f);
     for (size_t i = 0; i < inputs; i++) {
+        size_t ahead = prefetch_distance(i * 64, inputs * 64, panels);
         f32x16 w[MAX_PANELS];
 #pragma GCC unroll 4
         for (int p = 0; p < panels; p++) {
             const float *source = weights + ((size_t)p * inputs + i) * LANES;
             w[p] = f32x16_load(source);
-            prefetch(source);
+            prefetch(source, ahead);
         }
 #pragma GCC unroll 12
         for (int m = 0; m < rows; m++) {
@@ -61,12 +69,13 @@ INLINE void tile_bf16(const Tile *tile, int rows, int panels, f32x16 sums[][TILE
 #pragma GCC unroll 12
         for (int m = 0; m < rows; m++) sums[p][m] = f32x16_set(0.0f);
     for (size_t i = 0; i < pairs; i++) {
+        size_t ahead = prefetch_distance(i * 64, pairs * 64, panels);
         bytes64 w[MAX_PANELS];
 #pragma GCC unroll 4
         for (int p = 0; p < panels; p++) {
             const uint16_t *source = weights + ((size_t)p * pairs + i) * 2 * LANES;
             w[p] = bytes64_load(source);
-            prefetch(source);
+            prefetch(source, ahead);
         }
 #pragma GCC unroll 12
         for (int m = 0; m < rows; m++) {
@@ -93,12 +102,13 @@ INLINE void tile_int8(const Tile *tile, int rows, int panels, f32x16 results[][T
         for (int m = 0; m < rows; m++) sums[p][m] = start;
     }
     for (size_t i = 0; i < fours; i++) {
+        size_t ahead = prefetch_distance(i * 64, fours * 64, panels);
         bytes64 w[MAX_PANELS];
 #pragma GCC unroll 4
         for (int p = 0; p < panels; p++) {
             const int8_t *source = weights + ((size_t)p * fours + i) * 4 * LANES;
             w[p] = bytes64_load(source);
-            prefetch(source);
+            prefetch(source, ahead);
         }
 #pragma GCC unroll 12
         for (int m = 0; m < rows; m++) {
@@ -143,12 +153,13 @@ INLINE void tile_int4(const Tile *tile, int rows, int panels, f32x16 results[][T
             for (int p = 0; p < panels; p++) sums[p][m] = start;
         }
         for (size_t i = g * group_eights; i < (g + 1) * group_eights; i++) {
+            size_t ahead = prefetch_distance(i * 64, eights * 64, panels);
             bytes64 low[MAX_PANELS], high[MAX_PANELS];
 #pragma GCC unroll 4
             for (int p = 0; p < panels; p++) {
                 const uint8_t *source = weights + ((size_t)p * eights + i) * 4 * LANES;
                 bytes64 both = bytes64_load(source);
-                prefetch(source);
+                prefetch(source, ahead);
                 low[p] = bytes64_low_nibbles(both);
                 high[p] = bytes64_high_nibbles(both);
             }
