@@ -90,11 +90,12 @@ INLINE bytes64 bytes64_high_nibbles(bytes64 a) {
 
 /* Adds to each lane of 32 bits the products of its four bytes: inputs 0 to 255, weights signed. */
 INLINE i32x16 dot_int8(i32x16 sum, bytes64 inputs, bytes64 weights) {
-    return _mm512_dpbusd_epi32(sum, inputs, weights);
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(inputs), "v"(weights));
+    return sum;
 }
 /* The same for signed inputs and weights of 0 to 15. */
 INLINE i32x16 dot_nibbles(i32x16 sum, bytes64 inputs, bytes64 weights) {
-    return _mm512_dpbusd_epi32(sum, weights, inputs);
+    return dot_int8(sum, weights, inputs);
 }
 
 #ifdef __AVX512BF16__
