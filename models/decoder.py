@@ -108,16 +108,16 @@ class Decoder:
         self, token_ids: Tensor, positions: Sequence[int], rows_by_arena: Sequence[KVRows]
     ) -> ModelOutput:
         """See :meth:`raylens.engine.model.Model.decode`."""
-        if self._native_step is not None:
-            cos, sin = self._attention.rope.pair_cos_sin(self._upload(positions)[None])
-            states = self._spec.embed(token_ids)
-            logits, states = self._native_step.run(states, cos, sin, rows_by_arena)
-            return ModelOutput(logits, states.to(self.kv_spec.dtype))
         lengths = [length for kv_rows in rows_by_arena for length in kv_rows.lengths]
         if self._graphs.decode is not None:
             return self._output(
                 self._run_decode_graph(token_ids, positions, lengths, rows_by_arena)
             )
+        if self._native_step is not None:
+            cos, sin = self._attention.rope.pair_cos_sin(self._upload(positions)[None])
+            states = self._spec.embed(token_ids)
+            logits, states = self._native_step.run(states, cos, sin, rows_by_arena)
+            return ModelOutput(logits, states.to(self.kv_spec.dtype))
         batches = [self._attention.decode_batch(kv_rows) for kv_rows in rows_by_arena]
         hidden_states = self._decode_step(
             batches, token_ids, self._upload(positions), self._upload(lengths)

@@ -148,6 +148,7 @@ size_t linear_scratch_bytes(const Linear *layer, int rows) { return inputs_bytes
  * NULL or has the target's shape. */
 void linear_run(const Linear *layer, const void *states, const void *residual, void *target,
                 int rows, int is_bf16, void *scratch, int threads) {
+    if (rows == 0) return;
     Inputs inputs = inputs_at(scratch, layer, rows);
     Outputs outputs = {target, residual, (size_t)layer->outputs, is_bf16};
     Call call = {layer, &inputs, &outputs, states, rows};

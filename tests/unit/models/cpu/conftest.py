@@ -1,0 +1,26 @@
+"""The compiled kernels of every instruction set that this machine can run."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from models.cpu.build import BuildError, InstructionSet, compiled_library, usable_sets
+from models.cpu.library import Library, open_library
+
+
+@cache
+def _library(instructions: InstructionSet) -> Library | None:
+    try:
+        return open_library(compiled_library(instructions))
+    except BuildError:
+        return None
+
+
+@pytest.fixture(params=usable_sets(), ids=lambda instructions: instructions.name)
+def library(request: pytest.FixtureRequest) -> Library:
+    compiled = _library(request.param)
+    if compiled is None:
+        pytest.skip("no C compiler")
+    return compiled
