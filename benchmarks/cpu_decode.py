@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Literal
@@ -25,15 +26,17 @@ from torch.nn import functional as F
 from benchmarks.engine.decode import measure_decode_step
 from benchmarks.engine.limits import measure_read_rate
 from models.cpu.library import SWITCH
+from models.cpu.packing import GROUP
 from models.decoder import Decoder, DecoderSpec
-from models.linear import Linear, WeightPacker
+from models.linear import Linear, Quantize, WeightPacker
 from models.llama import LlamaLayer
 from models.moondream.text import MoondreamLayer
 from models.norms import RMSNorm
 from models.rope import RopeParameters
-from raylens.engine.model import KVSpec
+from raylens.engine.model import KVRows, KVSpec, ModelOutput
 
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
+QUANTIZE: dict[str, Quantize] = {"int8": "int8", "int4": "int4"}
 CONTEXT = 256
 STEPS = 12
 
@@ -81,17 +84,15 @@ class Result:
 
 
 class RandomDecoder:
-    """A decoder of random weights, as :func:`measure_decode_step` takes it."""
+    """A decoder of random weights: what :func:`measure_decode_step` needs of a model."""
 
     device = "cpu"
 
     def __init__(self, shape: Shape, precision: Precision) -> None:
         self._shape = shape
         self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
-        quantize = precision if precision in ("int8", "int4") else None
-        self._packer = WeightPacker(quantize=quantize)
+        self._packer = WeightPacker(quantize=QUANTIZE.get(precision))
         self.kv_spec = KVSpec(shape.layers, shape.kv_heads, shape.head_dim, self._dtype, "cpu")
-        self.weight_bytes = 0.0
         layers = [self._layer() for _ in range(shape.layers)]
         table = torch.zeros(shape.vocabulary, shape.hidden, dtype=self._dtype)
         self._decoder = Decoder(
@@ -99,7 +100,7 @@ class RandomDecoder:
                 embed=partial(F.embedding, weight=table),
                 layers=layers,
                 norm=self._rms_norm() if shape.gated else self._layer_norm(),
-                head=self._linear(shape.hidden, shape.vocabulary),
+                head=self._linear(shape.hidden, shape.vocabulary, allows_int4=False),
                 rope=RopeParameters(1e-4 ** torch.linspace(0, 1, shape.head_dim // 2)),
                 num_query_heads=shape.query_heads,
                 kv_spec=self.kv_spec,
@@ -108,8 +109,10 @@ class RandomDecoder:
         )
 
     @torch.inference_mode()
-    def decode(self, token_ids: Tensor, *rows: object) -> object:
-        return self._decoder.decode(token_ids, *rows)
+    def decode(
+        self, token_ids: Tensor, positions: Sequence[int], rows_by_arena: Sequence[KVRows]
+    ) -> ModelOutput:
+        return self._decoder.decode(token_ids, positions, rows_by_arena)
 
     def _layer(self) -> LlamaLayer | MoondreamLayer:
         shape = self._shape
@@ -124,10 +127,12 @@ class RandomDecoder:
         down = self._linear(shape.inner, shape.hidden)
         return LlamaLayer(self._rms_norm(), qkv, out, self._rms_norm(), up, down)
 
-    def _linear(self, inputs: int, outputs: int, activation: str = "none") -> Linear:
+    def _linear(
+        self, inputs: int, outputs: int, activation: str = "none", allows_int4: bool = True
+    ) -> Linear:
         weight = torch.randn(outputs, inputs, dtype=self._dtype) * inputs**-0.5
         bias = None if self._shape.gated else torch.zeros(outputs, dtype=self._dtype)
-        return self._packer.pack_weight(weight, bias, activation)
+        return self._packer.pack_weight(weight, bias, activation, allows_int4)
 
     def _rms_norm(self) -> RMSNorm:
         return RMSNorm(torch.ones(self._shape.hidden, dtype=self._dtype), 1e-5)
@@ -138,7 +143,7 @@ class RandomDecoder:
 
 def bytes_of_step(shape: Shape, precision: Precision, rows: int) -> float:
     """Return the bytes that a step reads: weights, keys and values."""
-    weight_bytes = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 64}
+    weight_bytes = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / GROUP}
     head_bytes = 1.0 if precision == "int4" else weight_bytes[precision]
     layers = shape.layers * shape.layer_weights * weight_bytes[precision]
     head = shape.vocabulary * shape.hidden * head_bytes
@@ -167,7 +172,9 @@ def measure(name: str, precision: Precision, row_counts: list[int], steps: int) 
     ]
 
 
-def measure_in_child(arguments: argparse.Namespace, precision: Precision, kernels: str) -> list[Result]:
+def measure_in_child(
+    arguments: argparse.Namespace, precision: Precision, kernels: str
+) -> list[Result]:
     """Measure in a process of its own, whose memory is gone afterwards."""
     command = [sys.executable, "-m", "benchmarks.cpu_decode", "--child", arguments.shape, precision]
     command += ["--rows", *map(str, arguments.rows), "--steps", str(arguments.steps)]

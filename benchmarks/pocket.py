@@ -208,7 +208,9 @@ def main() -> None:
     models.add_argument("--model", default="smolvlm")
     models.add_argument("--all", action="store_true", help="measure every served model")
     parser.add_argument(
-        "--quantize", choices=("int8",), help="quantize the weights; not supported with --url"
+        "--quantize",
+        choices=("int8", "int4"),
+        help="quantize the weights; not supported with --url",
     )
     arguments = parser.parse_args()
     if arguments.url and arguments.quantize:

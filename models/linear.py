@@ -1,7 +1,8 @@
 """Linear layers in the form that this machine multiplies fastest.
 
-On a CPU, oneDNN reorders a plain bfloat16 weight at every call. Here it is reordered once, when the
-model is loaded. docs/performance.md has the measurements of each form.
+On a CPU that is the form of :mod:`models.cpu`, if its kernels can be compiled. Otherwise torch
+multiplies: oneDNN reorders a plain bfloat16 weight at every call, so here it is reordered once,
+when the model is loaded. docs/performance.md has the measurements of each form.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from models.cpu.linear import native_linear
 
-Quantize = Literal["int8"]
+Quantize = Literal["int8", "int4"]
 _LAYOUT_ROWS = 8
 """Rows that a packed weight's layout is chosen for: those of a decode step. Larger batches run as
 fast with it."""
@@ -52,31 +53,41 @@ class WeightPacker:
         """Return the weight on the device, without its gradient."""
         return weight.detach().to(self.device)
 
-    def pack_layers(self, *layers: nn.Linear, activation: str = "none") -> Linear:
+    def pack_layers(
+        self, *layers: nn.Linear, activation: str = "none", allows_int4: bool = False
+    ) -> Linear:
         """Return one layer for several that read the same input, their outputs concatenated.
 
-        ``activation`` is ``none``, or ``gelu`` for its tanh approximation. Raises ``ValueError`` if
-        this machine doesn't support ``quantize``.
+        ``activation`` is ``none``, or ``gelu`` for its tanh approximation. Without ``allows_int4``,
+        ``int4`` rounds to 8 bits: only a text model's layers are read so often that 4 bits make a
+        difference. Raises ``ValueError`` if this machine doesn't support ``quantize``.
         """
         weights = [layer.weight.detach() for layer in layers]
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         assert len(biases) in (0, len(layers))
         bias = _concatenate(biases) if biases else None
-        packed = self.pack_weight(_concatenate(weights), bias, activation)
+        packed = self.pack_weight(_concatenate(weights), bias, activation, allows_int4)
         if self.free_modules:
             for layer in layers:
                 layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
         return packed
 
     def pack_weight(
-        self, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: str = "none",
+        allows_int4: bool = False,
     ) -> Linear:
         """Return a layer of a weight (outputs, inputs) and a bias (outputs,)."""
         weight = self.to_device(weight)
         bias = None if bias is None else self.to_device(bias)
-        native = native_linear(weight, bias, activation, self.quantize)
+        quantize = "int8" if self.quantize and not allows_int4 else self.quantize
+        native = native_linear(weight, bias, activation, quantize)
         if native is not None:
             return native
+        if self.quantize == "int4":
+            raise ValueError("quantize: int4 needs a CPU and a C compiler, such as gcc")
         if self.quantize == "int8":
             return _Int8Linear(weight, bias, activation)
         is_bfloat16_on_cpu = weight.device.type == "cpu" and weight.dtype is torch.bfloat16
@@ -141,7 +152,7 @@ class _Int8Linear(Linear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
         if weight.device.type != "cpu" or not torch.cpu._is_vnni_supported():
-            raise ValueError("quantize: int8 needs a CPU with VNNI instructions")
+            raise ValueError("quantize: int8 needs a CPU with VNNI instructions, or a C compiler")
         scale, rounded = _to_int8(weight.float())
         self._weight = torch.ops.onednn.qlinear_prepack(rounded, [_LAYOUT_ROWS, weight.shape[1]])
         self._scale = scale.flatten()

@@ -95,9 +95,11 @@ def _layer(layer: Any, eps: float, packer: WeightPacker) -> LlamaLayer:
     mlp = layer.mlp
     return LlamaLayer(
         attention_norm=RMSNorm(packer.to_device(layer.input_layernorm.weight), eps),
-        qkv=packer.pack_layers(attention.q_proj, attention.k_proj, attention.v_proj),
-        out=packer.pack_layers(attention.o_proj),
+        qkv=packer.pack_layers(
+            attention.q_proj, attention.k_proj, attention.v_proj, allows_int4=True
+        ),
+        out=packer.pack_layers(attention.o_proj, allows_int4=True),
         mlp_norm=RMSNorm(packer.to_device(layer.post_attention_layernorm.weight), eps),
-        gate_up=packer.pack_layers(mlp.gate_proj, mlp.up_proj),
-        down=packer.pack_layers(mlp.down_proj),
+        gate_up=packer.pack_layers(mlp.gate_proj, mlp.up_proj, allows_int4=True),
+        down=packer.pack_layers(mlp.down_proj, allows_int4=True),
     )

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from statistics import median
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from benchmarks.engine.limits import measure_seconds
 from raylens.engine.kv_cache import KVCache
-from raylens.engine.model import Model
+from raylens.engine.model import KVRows, KVSpec, ModelOutput
 
 UNBOUNDED = 2**40
 """KV cache budget in bytes that no step reaches."""
 
 
-def measure_decode_step(model: Model, num_rows: int, context: int, steps: int) -> float:
+class DecodingModel(Protocol):
+    """The part of :class:`raylens.engine.model.Model` that decode steps need."""
+
+    device: str
+    kv_spec: KVSpec
+
+    def decode(
+        self, token_ids: Tensor, positions: Sequence[int], rows_by_arena: Sequence[KVRows]
+    ) -> ModelOutput: ...
+
+
+def measure_decode_step(model: DecodingModel, num_rows: int, context: int, steps: int) -> float:
     """Return the median seconds of a decode step, over ``steps`` steps.
 
     Each of the ``num_rows`` rows starts with ``context`` tokens in its cache.

@@ -1,7 +1,7 @@
 """Compiles the C sources, once for each instruction set that a machine of this kind may have.
 
-``python -m models.cpu.build`` compiles all of them ahead of time, for an image whose containers have
-no compiler.
+``python -m models.cpu.build`` compiles all of them ahead of time, for an image whose containers
+have no compiler.
 """
 
 from __future__ import annotations
@@ -71,6 +71,14 @@ def usable_sets(cpu_features: frozenset[str] | None = None) -> list[InstructionS
         for instructions in INSTRUCTION_SETS
         if platform.machine() in instructions.machines and instructions.features <= features
     ]
+
+
+def best_set() -> InstructionSet:
+    """Return the best of them. Raises ``BuildError`` if this kind of machine has none."""
+    usable = usable_sets()
+    if not usable:
+        raise BuildError(f"there are none for this kind of machine ({platform.machine()})")
+    return usable[0]
 
 
 def _cpu_features() -> frozenset[str]:

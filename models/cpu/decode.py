@@ -14,12 +14,10 @@ from models.cpu.library import (
     MAX_HEAD_DIM,
     ArenaStruct,
     LayerStruct,
-    Library,
     ModelStruct,
     NormStruct,
     RowStruct,
     StepStruct,
-    host_library,
 )
 from models.cpu.linear import NativeLinear
 from models.linear import Linear
@@ -52,17 +50,18 @@ class NativeDecodeStep:
 
     def __init__(
         self,
-        library: Library,
         layers: Sequence[LayerParts],
         norm: Norm,
         head: NativeLinear,
         num_query_heads: int,
         kv_spec: KVSpec,
     ) -> None:
-        self._library = library
-        self._kv_spec = kv_spec
-        self._layers = tuple(layers)
-        self._head = head
+        self._library = head.library
+        self._linears = [
+            head,
+            *(linear for one in layers for linear in (one.qkv, one.out, one.up, one.down)),
+        ]
+        """Kept, because the structures point into them."""
         self._tensors: list[Tensor] = []
         """The norms' weights, which the structures point to."""
         layer_structs = (LayerStruct * len(layers))(*map(self._layer, layers))
@@ -99,10 +98,7 @@ class NativeDecodeStep:
             and kv_spec.dtype in (torch.float32, torch.bfloat16)
             and kv_spec.head_dim <= MAX_HEAD_DIM
         )
-        library = host_library()
-        if library is None or not is_native:
-            return None
-        return cls(library, layers, norm, head, num_query_heads, kv_spec)
+        return cls(layers, norm, head, num_query_heads, kv_spec) if is_native else None
 
     def run(
         self, states: Tensor, cos: Tensor, sin: Tensor, rows_by_arena: Sequence[KVRows]
@@ -117,7 +113,7 @@ class NativeDecodeStep:
         _check_room(rows_by_arena)
         states = states.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         num_rows = len(states)
-        logits = torch.empty(num_rows, self._head.struct.outputs)
+        logits = torch.empty(num_rows, self._model.head.outputs)
         arenas = [_Arena(kv_rows) for kv_rows in rows_by_arena]
         rows = [
             RowStruct(arena, index, length)

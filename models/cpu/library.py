@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from models.cpu.build import BuildError, compiled_library, usable_sets
+from models.cpu.build import BuildError, best_set, compiled_library
 
 logger = logging.getLogger(__name__)
 
@@ -149,10 +149,8 @@ def host_library() -> Library | None:
     if os.environ.get(SWITCH) == "torch":
         logger.info("%s=torch: the CPU kernels are off", SWITCH)
         return None
-    best, *_ = usable_sets() or [None]
     try:
-        if best is None:
-            raise BuildError("there are none for this kind of machine")
+        best = best_set()
         library = open_library(compiled_library(best))
     except (BuildError, OSError) as error:
         logger.warning("models run on torch alone, without the faster CPU kernels: %s", error)

@@ -18,15 +18,9 @@ class NativeLinear:
     """
 
     def __init__(
-        self,
-        library: Library,
-        weight: PackedWeight,
-        shape: tuple[int, int],
-        bias: Tensor | None,
-        activation: str,
+        self, library: Library, weight: PackedWeight, bias: Tensor | None, activation: str
     ) -> None:
-        self._library = library
-        self._shape = shape
+        self.library = library
         self._tensors = (weight, None if bias is None else bias.float().contiguous())
         self.struct = LinearStruct(
             weights=weight.values.data_ptr(),
@@ -35,24 +29,24 @@ class NativeLinear:
             bias=_address(self._tensors[1]),
             form=weight.form,
             activation=ACTIVATIONS.index(activation),
-            outputs=shape[0],
-            inputs=shape[1],
+            outputs=weight.outputs,
+            inputs=weight.inputs,
             group=weight.group,
         )
         """What the C functions read. It points into tensors of this object."""
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
-        outputs, inputs = self._shape
+        inputs = self.struct.inputs
         if states.shape[-1] != inputs or states.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"{states.dtype} {tuple(states.shape)} for a layer of {inputs} inputs")
         states = states.contiguous()
         residual = None if residual is None else residual.to(states.dtype).contiguous()
-        target = states.new_empty((*states.shape[:-1], outputs))
+        target = states.new_empty((*states.shape[:-1], self.struct.outputs))
         rows = states.numel() // inputs
         layer = byref(self.struct)
-        scratch_bytes = self._library.linear_scratch_bytes(layer, rows)
+        scratch_bytes = self.library.linear_scratch_bytes(layer, rows)
         scratch = torch.empty(scratch_bytes, dtype=torch.uint8)
-        self._library.linear_run(
+        self.library.linear_run(
             layer,
             states.data_ptr(),
             _address(residual),
@@ -83,5 +77,4 @@ def native_linear(
     if library is None:
         return None
     pack = {"int8": pack_int8, "int4": pack_int4, None: pack_float}[quantize]
-    shape = (weight.shape[0], weight.shape[1])
-    return NativeLinear(library, pack(weight), shape, bias, activation)
+    return NativeLinear(library, pack(weight), bias, activation)

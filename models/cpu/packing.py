@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from models.cpu.library import FORM_BF16, FORM_F32, FORM_INT4, FORM_INT8, INPUT_STEP, LANES
 
-GROUP = 64
-"""Inputs that share a scale in 4 bits, unless a caller names another number."""
+GROUP = 32
+"""Inputs that share a scale in 4 bits. 64 would take 6% less memory, and round more coarsely."""
 _SLICE_OUTPUTS = 2048
 """Outputs that are packed at a time, so that memory never holds a large weight twice as floats."""
 
@@ -23,30 +23,35 @@ class PackedWeight:
     inputs."""
 
     form: int
+    outputs: int
+    inputs: int
     values: Tensor
     scales: Tensor | None = None
     """int8: float32 (padded outputs,). int4: bfloat16 (panels, groups, 16)."""
     sums: Tensor | None = None
     """int8: the sums of the outputs' weights, int32 (padded outputs,)."""
     group: int = 0
+    """int4: inputs that share a scale."""
 
 
 def pack_float(weight: Tensor) -> PackedWeight:
     """Pack float32 or bfloat16 (outputs, inputs) as it is."""
-    if weight.dtype is torch.float32:
-        return PackedWeight(FORM_F32, *_in_slices(weight, lambda part: (_panels(part, 1),)))
-    return PackedWeight(FORM_BF16, *_in_slices(weight, lambda part: (_panels(part, 2),)))
+    is_float32 = weight.dtype is torch.float32
+    step = 1 if is_float32 else 2
+    (values,) = _in_slices(weight, lambda part: (_panels(part, step),))
+    return PackedWeight(FORM_F32 if is_float32 else FORM_BF16, len(weight), weight.shape[1], values)
 
 
 def pack_int8(weight: Tensor) -> PackedWeight:
     """Round to −127 to 127, with a scale for each output."""
-    return PackedWeight(FORM_INT8, *_in_slices(weight, _round_to_int8))
+    values, scales, sums = _in_slices(weight, _round_to_int8)
+    return PackedWeight(FORM_INT8, len(weight), weight.shape[1], values, scales, sums)
 
 
 def pack_int4(weight: Tensor, group: int = GROUP) -> PackedWeight:
     """Round to −8 to 7, with a scale for each output and ``group`` (32 or 64) inputs."""
     values, scales = _in_slices(weight, lambda part: _round_to_int4(part, group))
-    return PackedWeight(FORM_INT4, values, scales, group=group)
+    return PackedWeight(FORM_INT4, len(weight), weight.shape[1], values, scales, group=group)
 
 
 def _in_slices(weight: Tensor, pack: Callable[[Tensor], tuple[Tensor, ...]]) -> list[Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,12 +74,13 @@ def _layer(name: str, config: TextConfig, weights: Weights) -> MoondreamLayer:
     dim = config.dim
     inner = config.ff_dim
     qkv_dim = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+    linear = partial(weights.linear, allows_int4=True)
     return MoondreamLayer(
         norm=weights.norm(f"{name}.ln", dim),
-        qkv=weights.linear(f"{name}.attn.qkv", dim, qkv_dim, output_order=qkv_order(config)),
-        out=weights.linear(f"{name}.attn.proj", dim, dim),
-        expand=weights.linear(f"{name}.mlp.fc1", dim, inner, "gelu"),
-        contract=weights.linear(f"{name}.mlp.fc2", inner, dim),
+        qkv=linear(f"{name}.attn.qkv", dim, qkv_dim, output_order=qkv_order(config)),
+        out=linear(f"{name}.attn.proj", dim, dim),
+        expand=linear(f"{name}.mlp.fc1", dim, inner, "gelu"),
+        contract=linear(f"{name}.mlp.fc2", inner, dim),
     )
 
 

@@ -53,8 +53,11 @@ class Weights:
         outputs: int,
         activation: str = "none",
         output_order: Tensor | None = None,
+        allows_int4: bool = False,
     ) -> Linear:
         """Take a layer with a bias. ``output_order`` (outputs,) permutes its outputs.
+
+        The rest is as in :meth:`models.linear.WeightPacker.pack_layers`.
 
         Raises ``CheckpointMismatch``.
         """
@@ -63,7 +66,7 @@ class Weights:
         if output_order is not None:
             weight = weight[output_order]
             bias = bias[output_order]
-        return self._packer.pack_weight(weight, bias, activation)
+        return self._packer.pack_weight(weight, bias, activation, allows_int4)
 
     def norm(self, name: str, size: int) -> nn.LayerNorm:
         """Take a layer norm over ``size`` values. Raises ``CheckpointMismatch``."""

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from models.fused import apply_rope_, has_fused_kernels
 from models.graphs import GraphCache
 from models.linear import WeightPacker
-from models.llama import LlamaLayer, RMSNorm
+from models.llama import LlamaLayer
+from models.norms import RMSNorm
 from models.operations import apply_in_row_blocks, apply_rope
 from models.spans import Spans, attend_within
 from raylens.engine.transfer import upload

@@ -270,9 +270,10 @@ class ModelConfig(Frozen):
     """Memory for features of pictures that were encoded before."""
     prefix_cache: ByteSize = ByteSize(256 * 2**20)
     """Memory for keys and values of prompts that were read before."""
-    quantize: Literal["int8"] | None = None
+    quantize: Literal["int8", "int4"] | None = None
     """``int8`` stores weights as bytes: faster decode steps on a CPU, and slightly less exact
-    answers."""
+    answers. ``int4`` stores those of the text model's layers in 4 bits: faster still, and less
+    exact. It needs a C compiler (docs/cpu.md)."""
     cuda_graphs: bool = True
     """Replay decode steps, prefill and vision encoders as CUDA graphs. They take part of the
     share's working memory."""

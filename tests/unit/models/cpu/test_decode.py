@@ -68,14 +68,14 @@ def decoder(shape: Shape, pack: Pack) -> Decoder:
         weight = draw(outputs, inputs).to(shape.dtype) / inputs**0.5
         return pack(weight, draw(outputs).to(shape.dtype) / 10, activation)
 
-    def norm() -> RMSNorm | nn.LayerNorm:
-        weight = (1 + draw(HIDDEN) / 10).to(shape.dtype)
-        if shape.gated:
-            return RMSNorm(weight, 1e-5)
-        layer_norm = nn.LayerNorm(HIDDEN, dtype=shape.dtype)
-        layer_norm.weight = nn.Parameter(weight, requires_grad=False)
-        layer_norm.bias = nn.Parameter((draw(HIDDEN) / 10).to(shape.dtype), requires_grad=False)
-        return layer_norm
+    def rms_norm() -> RMSNorm:
+        return RMSNorm((1 + draw(HIDDEN) / 10).to(shape.dtype), 1e-5)
+
+    def layer_norm() -> nn.LayerNorm:
+        norm = nn.LayerNorm(HIDDEN, dtype=shape.dtype)
+        norm.weight = nn.Parameter(1 + (draw(HIDDEN) / 10).to(shape.dtype), requires_grad=False)
+        norm.bias = nn.Parameter((draw(HIDDEN) / 10).to(shape.dtype), requires_grad=False)
+        return norm
 
     def layer() -> LlamaLayer | MoondreamLayer:
         heads = shape.query_heads + 2 * shape.kv_heads
@@ -83,9 +83,9 @@ def decoder(shape: Shape, pack: Pack) -> Decoder:
         out = linear(shape.query_heads * shape.head_dim, HIDDEN)
         if not shape.gated:
             expand = linear(HIDDEN, INNER, "gelu")
-            return MoondreamLayer(norm(), qkv, out, expand, linear(INNER, HIDDEN))
+            return MoondreamLayer(layer_norm(), qkv, out, expand, linear(INNER, HIDDEN))
         up = linear(HIDDEN, 2 * INNER)
-        return LlamaLayer(norm(), qkv, out, norm(), up, linear(INNER, HIDDEN))
+        return LlamaLayer(rms_norm(), qkv, out, rms_norm(), up, linear(INNER, HIDDEN))
 
     layers = [layer() for _ in range(LAYERS)]
     frequencies = 1e-4 ** torch.linspace(0, 1, shape.head_dim // 2)
@@ -94,7 +94,7 @@ def decoder(shape: Shape, pack: Pack) -> Decoder:
         DecoderSpec(
             embed=partial(F.embedding, weight=draw(VOCABULARY, HIDDEN).to(shape.dtype)),
             layers=layers,
-            norm=norm(),
+            norm=rms_norm() if shape.gated else layer_norm(),
             head=linear(HIDDEN, VOCABULARY),
             rope=RopeParameters(frequencies),
             num_query_heads=shape.query_heads,
@@ -106,14 +106,9 @@ def decoder(shape: Shape, pack: Pack) -> Decoder:
 
 def native_decoder(shape: Shape, library: Library) -> Decoder:
     def pack(weight: Tensor, bias: Tensor | None, activation: str) -> Linear:
-        outputs, inputs = weight.shape
-        return NativeLinear(library, pack_float(weight), (outputs, inputs), bias, activation)
+        return NativeLinear(library, pack_float(weight), bias, activation)
 
-    native = decoder(shape, pack)
-    # A decoder takes the kernels of this CPU's best instruction set.
-    if native._native_step is not None:
-        native._native_step._library = library
-    return native
+    return decoder(shape, pack)
 
 
 def arenas(shape: Shape) -> list[KVRows]:

@@ -34,7 +34,7 @@ def form(request: pytest.FixtureRequest) -> str:
 def make(
     library: Library, form: str, weight: Tensor, bias: Tensor | None = None, act: str = "none"
 ) -> NativeLinear:
-    return NativeLinear(library, FORMS[form][0](weight), tuple(weight.shape), bias, act)
+    return NativeLinear(library, FORMS[form][0](weight), bias, act)
 
 
 def exact(states: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "none") -> Tensor:
