@@ -48,6 +48,8 @@ class WeightPacker:
     quantize: Quantize | None = None
     free_modules: bool = False
     """Whether modules lose their own weights once these are packed."""
+    uses_native: bool = True
+    """Whether to use the kernels of :mod:`models.cpu` if there are any."""
 
     def to_device(self, weight: Tensor) -> Tensor:
         """Return the weight on the device, without its gradient."""
@@ -83,9 +85,10 @@ class WeightPacker:
         weight = self.to_device(weight)
         bias = None if bias is None else self.to_device(bias)
         quantize = "int8" if self.quantize and not allows_int4 else self.quantize
-        native = native_linear(weight, bias, activation, quantize)
-        if native is not None:
-            return native
+        if self.uses_native:
+            native = native_linear(weight, bias, activation, quantize)
+            if native is not None:
+                return native
         if self.quantize == "int4":
             raise ValueError("quantize: int4 needs a CPU and a C compiler, such as gcc")
         if self.quantize == "int8":

@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.cpu.library import FORM_BF16, FORM_F32, FORM_INT4, FORM_INT8, INPUT_STEP, LANES
+from models.cpu.memory import WeightMemory
 
 GROUP = 32
 """Inputs that share a scale in 4 bits. 64 would take 6% less memory, and round more coarsely."""
 _SLICE_OUTPUTS = 2048
 """Outputs that are packed at a time, so that memory never holds a large weight twice as floats."""
+_memory = WeightMemory()
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ def _in_slices(weight: Tensor, pack: Callable[[Tensor], tuple[Tensor, ...]]) -> 
         rows = min(step, padded_outputs - first)
         parts = pack(F.pad(part, (0, -part.shape[1] % INPUT_STEP, 0, rows - len(part))))
         if not packed:
-            packed = [one.new_empty(padded_outputs * one.numel() // rows) for one in parts]
+            packed = [
+                _memory.empty(padded_outputs * one.numel() // rows, one.dtype) for one in parts
+            ]
         for whole, one in zip(packed, parts, strict=True):
             start = first * one.numel() // rows
             whole[start : start + one.numel()] = one.flatten()
