@@ -30,6 +30,7 @@ $(VENV)/bin/pip:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(PIP_INSTALL) torch $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX))
 	$(PIP_INSTALL) --editable .
+	-@$(BIN)/python -m models.cpu.build
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

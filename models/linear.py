@@ -85,7 +85,7 @@ class WeightPacker:
         weight = self.to_device(weight)
         bias = None if bias is None else self.to_device(bias)
         quantize = "int8" if self.quantize and not allows_int4 else self.quantize
-        if self.uses_native:
+        if self.uses_native and not self._prefers_onednn(weight):
             native = native_linear(weight, bias, activation, quantize)
             if native is not None:
                 return native
@@ -97,6 +97,13 @@ class WeightPacker:
         if is_bfloat16_on_cpu and _has_bfloat16_products():
             return _ReorderedLinear(weight, bias, activation)
         return _PlainLinear(weight, bias, activation)
+
+    def _prefers_onednn(self, weight: Tensor) -> bool:
+        """Whether oneDNN is chosen: it multiplies bfloat16 and int8 by tiles (AMX), which makes it
+        several times as fast at reading prompts and pictures."""
+        is_half = weight.dtype is torch.bfloat16
+        in_tiles = self.quantize == "int8" or (self.quantize is None and is_half)
+        return in_tiles and torch.cpu._is_amx_tile_supported()
 
 
 def _concatenate(parts: Sequence[Tensor]) -> Tensor:

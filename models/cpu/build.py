@@ -1,18 +1,23 @@
 """Compiles the C sources, once for each instruction set that a machine of this kind may have.
 
-``python -m models.cpu.build`` compiles all of them ahead of time, for an image whose containers
-have no compiler.
+``python -m models.cpu.build`` compiles ahead of time: for this machine's CPU, or with ``--all`` for
+every CPU of its kind, as an image needs it.
 """
 
 from __future__ import annotations
 
+import argparse
+import fcntl
 import hashlib
 import logging
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,8 +107,22 @@ def compiled_library(instructions: InstructionSet, folder: Path | None = None) -
     folder = folder or _cache_folder()
     library = folder / f"{instructions.name}-{_digest(instructions)}.so"
     if not library.exists():
-        _compile(instructions, library)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder):
+                if not library.exists():
+                    _compile(instructions, library)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BuildError(str(error)) from error
     return library
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process compile at a time. Those that start together then find its library."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _digest(instructions: InstructionSet) -> str:
@@ -129,24 +148,27 @@ def _compile(instructions: InstructionSet, library: Path) -> None:
         raise BuildError("there is no C compiler (on Debian and Ubuntu: apt-get install gcc)")
     logger.info("compiling the CPU kernels for %s, once", instructions.name)
     sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
-            output = Path(folder) / library.name
-            command = [compiler, *FLAGS, *instructions.flags, *sources, "-o", str(output), "-lm"]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-            if result.returncode:
-                raise BuildError(f"{compiler} failed: {result.stderr.strip()[-500:]}")
-            output.replace(library)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(str(error)) from error
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
+        output = Path(folder) / library.name
+        command = [compiler, *FLAGS, *instructions.flags, *sources, "-o", str(output), "-lm"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        if result.returncode:
+            raise BuildError(f"{compiler} failed: {result.stderr.strip()[-500:]}")
+        output.replace(library)
 
 
 def main() -> None:
-    """Compile for every instruction set of this kind of machine."""
-    for instructions in INSTRUCTION_SETS:
-        if platform.machine() in instructions.machines:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true")
+    machine = platform.machine()
+    try:
+        chosen = [best_set()]
+        if parser.parse_args().all:
+            chosen = [one for one in INSTRUCTION_SETS if machine in one.machines]
+        for instructions in chosen:
             print(compiled_library(instructions))
+    except BuildError as error:
+        sys.exit(f"models will run on torch alone, without the faster CPU kernels: {error}")
 
 
 if __name__ == "__main__":
