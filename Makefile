@@ -3,7 +3,7 @@
 #   make run [CONFIG=configs/cpu.yaml] [TORCH_INDEX=https://download.pytorch.org/whl/cpu]
 #   make docker-cpu | docker-gpu | wheel     docs/containers.md
 #   make worker RAY_ADDRESS=head:6379        adds this machine to a Ray cluster
-#   make test | check | test-browser | test-clients | test-cluster | test-wheel | test-sanitizers | contract | soak | bench
+#   make test | check | test-browser | test-clients | test-cluster | test-wheel | test-kernels | contract | soak | bench
 #   make train-pocket [FAMILY=smolvlm|qwen2_5_vl|moondream]
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constrai
 COMPOSE ?= docker compose
 
 .PHONY: test-browser install install-dev run server worker docker-cpu docker-gpu wheel check format test test-clients test-cluster \
-	test-wheel test-sanitizers contract soak bench train-pocket
+	test-wheel test-kernels contract soak bench train-pocket
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -83,8 +83,8 @@ test-cluster: install-dev
 test-wheel: install-dev
 	$(BIN)/python -m pytest -m wheel tests/packaging
 
-test-sanitizers: install-dev
-	$(BIN)/python -m pytest -m sanitizers tests/unit/models/cpu
+test-kernels: install-dev
+	$(BIN)/python -m pytest -m 'sanitizers or emulated' tests/unit/models/cpu
 
 contract: install-dev
 	$(BIN)/python -m pytest -m contract tests/openapi

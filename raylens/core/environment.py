@@ -27,7 +27,15 @@ PREFIX = "RAYLENS_"
 COMPAT_ENV_OPTION = "RAYLENS_RUN_COMPAT_ENV"
 """Set by ``raylens run --compat-env``, which wins over ``compat_env`` in the config file."""
 NOT_SETTINGS = frozenset(
-    {"RAYLENS_SERVER", "RAYLENS_API_KEY", "RAYLENS_RUN", "RAYLENS_DRAIN_FILE", COMPAT_ENV_OPTION}
+    {
+        "RAYLENS_SERVER",
+        "RAYLENS_API_KEY",
+        "RAYLENS_RUN",
+        "RAYLENS_DRAIN_FILE",
+        "RAYLENS_CPU_KERNELS",
+        "RAYLENS_KERNEL_CACHE",
+        COMPAT_ENV_OPTION,
+    }
 )
 """Variables with our prefix that are no part of the application's configuration."""
 COMPATIBLE: Mapping[str, str] = {

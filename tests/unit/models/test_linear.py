@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.cpu.library import host_library
 from models.linear import WeightPacker
 
 
@@ -58,6 +59,7 @@ def test_int8_is_refused_on_a_device_without_vnni() -> None:
         WeightPacker("meta", "int8").pack_weight(torch.empty(8, 8))
 
 
+@pytest.mark.skipif(host_library() is None, reason="no native kernels")
 def test_int4_rounds_only_layers_that_allow_it_to_four_bits() -> None:
     torch.manual_seed(0)
     weight, states = torch.randn(64, 256), torch.randn(8, 256)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from functools import cache
 
 import pytest
 
-from models.cpu.build import BuildError, InstructionSet, compiled_library, usable_sets
+from models.cpu.build import (
+    INSTRUCTION_SETS,
+    BuildError,
+    InstructionSet,
+    compiled_library,
+    usable_sets,
+)
 from models.cpu.library import Library, open_library
+from tests.unit.models.cpu.emulated import COMPILER, EMULATOR, EmulatedLibrary, compile_runner
 
 FLAGS_VARIABLE = "RAYLENS_TEST_KERNEL_FLAGS"
 """Environment variable: more flags for the compiler; ``test_sanitizers.py`` sets it."""
@@ -24,8 +32,24 @@ def _library(instructions: InstructionSet) -> Library | None:
         return None
 
 
-@pytest.fixture(params=usable_sets(), ids=lambda instructions: instructions.name)
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    if shutil.which(COMPILER) is None or shutil.which(EMULATOR) is None:
+        pytest.skip(f"{COMPILER} or {EMULATOR} is missing")
+    runner = tmp_path_factory.mktemp("emulated") / "runner"
+    (neon,) = (instructions for instructions in INSTRUCTION_SETS if instructions.name == "neon")
+    compile_runner(neon.flags, runner)
+    return EmulatedLibrary(runner)
+
+
+@pytest.fixture(
+    params=[*usable_sets(), pytest.param(None, marks=pytest.mark.emulated)],
+    ids=lambda instructions: instructions.name if instructions else "emulated",
+)
 def library(request: pytest.FixtureRequest) -> Library:
+    if request.param is None:
+        emulated: Library = request.getfixturevalue("emulated_library")
+        return emulated
     compiled = _library(request.param)
     if compiled is None:
         pytest.skip("no C compiler")
