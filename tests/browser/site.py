@@ -41,6 +41,7 @@ from raylens.core.types import (
     VisionRequest,
 )
 from testing.ports import free_port
+from tests.browser.scripted_status import ScriptedStatus
 
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "docs" / "scene.png"
@@ -173,6 +174,7 @@ class Site:
 
     url: str
     service: ScriptedService
+    status: ScriptedStatus
     server: uvicorn.Server
 
 
@@ -191,13 +193,15 @@ def below(app: ASGIApp, root_path: str) -> ASGIApp:
 def serving(root_path: str = "", **config: object) -> Iterator[Site]:
     """Run a server in a thread, on a free port."""
     service = ScriptedService()
-    app: ASGIApp = create_app(service, AppConfig.model_validate({**CONFIG, **config}))
+    status = ScriptedStatus()
+    settings = AppConfig.model_validate({**CONFIG, **config})
+    app: ASGIApp = create_app(service, settings, status=status)
     port = free_port()
-    settings = uvicorn.Config(
+    http = uvicorn.Config(
         below(app, root_path), port=port, log_level="critical", lifespan="off",
         timeout_graceful_shutdown=1,
     )  # fmt: skip
-    server = uvicorn.Server(settings)
+    server = uvicorn.Server(http)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -205,7 +209,7 @@ def serving(root_path: str = "", **config: object) -> Iterator[Site]:
             if not thread.is_alive():
                 raise RuntimeError("the server did not start")
             thread.join(0.01)
-        yield Site(f"http://127.0.0.1:{port}{root_path}/", service, server)
+        yield Site(f"http://127.0.0.1:{port}{root_path}/", service, status, server)
     finally:
         service.gate.set()
         server.should_exit = True
