@@ -10,6 +10,7 @@ import { strings } from './strings.js'
  * @property {string} id its name in the server's answer
  * @property {string} [other] the name of a second line
  * @property {(value: number) => string} format
+ * @property {number} [full] the value that fills the plot, unless there was a greater one
  * @property {(context: any) => string} [about] says more than the newest value
  */
 
@@ -48,10 +49,10 @@ export const MODEL_FIGURES = [
   { id: 'running', format: count, about: ({ slots }) => strings.status.slots(slots) },
   { id: 'waiting', format: count, about: ({ limit }) => strings.status.perClient(limit) },
   { id: 'batch_size', format: rate },
-  { id: 'load', format: share },
-  { id: 'kv_cache', format: share },
-  { id: 'picture_hits', format: share },
-  { id: 'prefix_hits', format: share },
+  { id: 'load', format: share, full: 1 },
+  { id: 'kv_cache', format: share, full: 1 },
+  { id: 'picture_hits', format: share, full: 1 },
+  { id: 'prefix_hits', format: share, full: 1 },
   {
     id: 'memory_bytes',
     format: memory,
@@ -106,13 +107,16 @@ function Tile({ figure, name, about, times, series }) {
   const lines = figure.other ? [values, series[figure.other]] : [values]
   const newest = values.at(-1)
   const shown = newest === null ? status.unknown : figure.format(newest)
-  const peak = greatest(values)
+  const peak = greatest(lines.flat())
   const label = status.plot(name, shown, figure.format(peak))
   return html`
     <li class="tile" data-figure=${figure.id}>
       <p class="name">${name}</p>
-      <p class="value">${shown}</p>
-      <${Plot} ...${{ times, lines, label }} />
+      <p class="value">
+        ${shown}
+        <span class="peak" aria-hidden="true">${status.peak(figure.format(peak))}</span>
+      </p>
+      <${Plot} ...${{ times, lines, label }} full=${figure.full} />
       <p class="hint">${about}</p>
     </li>
   `

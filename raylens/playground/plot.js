@@ -10,11 +10,11 @@ const MARGIN = 3
 
 /**
  * Lines over time, each with gaps where nothing is known. The first one counts most.
- * @param {{times: number[], lines: OverTime[], label: string}} props
- * `label` says in words what the plot shows.
+ * @param {{times: number[], lines: OverTime[], label: string, full?: number}} props
+ * `label` says in words what the plot shows; `full` is the least value at its upper edge.
  */
-export function Plot({ times, lines, label }) {
-  const top = greatest(lines.flat()) || 1
+export function Plot({ times, lines, label, full = 0 }) {
+  const top = Math.max(greatest(lines.flat()) ?? 0, full) || 1
   const [begin, end] = [times[0] ?? 0, times.at(-1) ?? 0]
   const place = (value, index) => {
     const x = end > begin ? ((times[index] - begin) / (end - begin)) * WIDTH : WIDTH
@@ -48,7 +48,8 @@ export function Plot({ times, lines, label }) {
  * @param {OverTime} values
  */
 export function greatest(values) {
-  return values.reduce((found, value) => (value === null ? found : Math.max(found ?? value, value)), null)
+  const known = values.filter((value) => value !== null)
+  return known.length > 0 ? Math.max(...known) : null
 }
 
 /** Return a path through the values that are known. One without neighbors is a dot. */

@@ -78,6 +78,7 @@ export const strings = {
     span: (minutes) =>
       `Last ${plural(minutes, 'minute', 'minutes')}; rates and times are those of a minute`,
     plot: (name, newest, peak) => `${name}: now ${newest}, at most ${peak}`,
+    peak: (value) => `max ${value}`,
     unknown: '–',
 
     figures: {
@@ -147,7 +148,7 @@ export const strings = {
     },
     replicaCounts: (running, target, starting, stopping) =>
       [
-        `${running} of ${target} running`,
+        running + target === 0 ? 'None until needed' : `${running} of ${target} running`,
         starting > 0 && `${starting} starting`,
         stopping > 0 && `${stopping} stopping`,
       ]
@@ -155,7 +156,11 @@ export const strings = {
         .join(', '),
     reserved: (resources) =>
       Object.entries(resources)
-        .map(([name, amount]) => `${number.format(amount)} ${name}`)
+        .map(([name, amount]) =>
+          name === 'memory'
+            ? `${number.format(amount / 2 ** 30)} GiB`
+            : `${short(amount)} ${name}`,
+        )
         .join(', '),
   },
 

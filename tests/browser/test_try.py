@@ -537,9 +537,9 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
     expect(page.get_by_text("Skip to the content")).to_be_focused()
     page.get_by_role("tab", name="Try").focus()
     page.keyboard.press("ArrowRight")
-    expect(page.get_by_role("tab", name="Models")).to_be_focused()
-    expect(page.get_by_role("heading", name="Models")).to_be_visible()
-    assert page.url.endswith("#models")
+    expect(page.get_by_role("tab", name="Status")).to_be_focused()
+    expect(page.get_by_role("heading", name="Server", exact=True)).to_be_visible()
+    assert page.url.endswith("#status")
     page.keyboard.press("Home")
     page.get_by_role("button", name="Shapes").focus()
     page.keyboard.press("Enter")
@@ -547,7 +547,7 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
     page.keyboard.press("Control+Enter")
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
     page.go_back()
-    expect(page.get_by_role("heading", name="Models")).to_be_visible()
+    expect(page.get_by_role("heading", name="Server", exact=True)).to_be_visible()
 
 
 def test_a_theme_is_kept(page: Page) -> None:
