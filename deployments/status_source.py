@@ -12,7 +12,7 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ReplicaState
+from ray.serve.schema import DeploymentStatus, ReplicaState
 
 from deployments.metrics_history import ACTOR_NAME
 from raylens.status.ports import DeploymentState, StatusSource
@@ -92,7 +92,7 @@ def _state(details: Details) -> DeploymentState:
     """Read one deployment of Serve's details."""
     states = Counter(ReplicaState(replica["state"]) for replica in details["replicas"])
     return DeploymentState(
-        status=str(details["status"]),
+        status=DeploymentStatus(details["status"]).value,
         message=details["message"],
         target=details["target_num_replicas"],
         running=sum(states[state] for state in _RUNNING),

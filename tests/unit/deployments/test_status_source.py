@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ray.serve.schema import DeploymentStatus, ReplicaState
+
 from deployments.status_source import ServeStatusSource
 from raylens.status.ports import DeploymentState
 
 DEPLOYMENT = {
-    "status": "UPDATING",
+    "status": DeploymentStatus.UPDATING,
     "message": "Updating",
     "target_num_replicas": 2,
     "required_resources": {"CPU": 1.0, "GPU": 0.25},
     "replicas": [
         {"replica_id": name, "state": state}
         for name, state in (
-            ("a", "RUNNING"),
-            ("b", "STARTING"),
-            ("c", "STOPPING"),
-            ("d", "PENDING_MIGRATION"),
+            ("a", ReplicaState.RUNNING),
+            ("b", ReplicaState.STARTING),
+            ("c", ReplicaState.STOPPING),
+            ("d", ReplicaState.PENDING_MIGRATION),
         )
     ],
 }
