@@ -2,14 +2,14 @@
 
 import { html, useMemo, useRef, useState } from './vendor/htm-preact.js'
 import { Notice, Segmented } from './controls.js'
-import { Form, readFields } from './form.js'
+import { Form } from './form.js'
 import { findingsOf } from './overlay.js'
 import { PictureInput } from './picture_input.js'
 import { History, Result } from './result.js'
 import { newRun } from './run.js'
 import { useRuns } from './runs.js'
 import { strings } from './strings.js'
-import { buildRequest, fieldsOf, promptOf, TASKS } from './tasks.js'
+import { buildRequest, fieldsOf, promptOf, readSettings, TASKS } from './tasks.js'
 
 /**
  * @param {{
@@ -37,13 +37,7 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
   )
   const chosen = able.some(([name]) => name === model) ? model : ''
   const answering = chosen || able[0]?.[0] || server?.models[0] || ''
-  const allFields = useMemo(
-    () => [
-      ...readFields(schemas?.pipelines.moondream?.config_schema, server?.defaults),
-      ...readFields(server?.request_schema),
-    ],
-    [schemas, server],
-  )
+  const allFields = useMemo(() => readSettings(schemas, server), [schemas, server])
   const abilities = chosen
     ? (models[chosen].tasks ?? [])
     : Object.values(models).flatMap((info) => info.tasks ?? [])

@@ -27,6 +27,7 @@ from raylens.core.types import (
     Detect,
     Findings,
     FinishReason,
+    Grounding,
     Location,
     MediaFile,
     ModelInfo,
@@ -77,6 +78,17 @@ def find_red() -> Region:
     )  # fmt: skip
 
 
+def reasoning() -> Reasoning:
+    """Return thoughts of which the word "circle" is about the red circle."""
+    text = "🔎 The circle is red."
+    start = text.index("circle")
+    return Reasoning(text, (Grounding(start, start + len("circle"), (center(find_red()),)),))
+
+
+def center(region: Region) -> Location:
+    return Location((region.x_min + region.x_max) / 2, (region.y_min + region.y_max) / 2)
+
+
 @dataclass
 class ScriptedService(VisionService):
     """Answers with ``words``, one each ``pause_s``, or with the scene's red circle."""
@@ -118,7 +130,7 @@ class ScriptedService(VisionService):
                 await asyncio.sleep(self.pause_s)
                 yield Delta(word, warnings=self.warnings if number == 0 else ())
             thinks = isinstance(request.task, Query) and request.task.reasoning
-            findings = Findings(reasoning=Reasoning("It is red.", ())) if thinks else None
+            findings = Findings(reasoning=reasoning()) if thinks else None
             usage = Usage(PROMPT_TOKENS, len(self.words))
             yield Delta("", 0, FinishReason.STOP, usage, findings=findings)
         finally:
@@ -130,11 +142,10 @@ class ScriptedService(VisionService):
 
     def _found(self, request: VisionRequest) -> Delta:
         red = find_red()
-        center = Location((red.x_min + red.x_max) / 2, (red.y_min + red.y_max) / 2)
         if isinstance(request.task, Detect):
             findings = Findings(regions=(red, Region(0.0, 0.0, 1.0, 1.0)))
         else:
-            findings = Findings(locations=(center,))
+            findings = Findings(locations=(center(red),))
         usage = Usage(PROMPT_TOKENS, 4)
         return Delta("", 0, FinishReason.STOP, usage, findings=findings, warnings=self.warnings)
 
