@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import DeploymentStatus, ReplicaState
 
-from deployments.metrics_history import ACTOR_NAME
+from deployments.shared_state import call_shared_state
 from raylens.status.ports import DeploymentState, StatusSource
 from raylens.status.report import Report
 
@@ -29,7 +28,7 @@ Details = Mapping[str, Any]
 
 
 class ServeStatusSource(StatusSource):
-    """Asks the controller, and the actor that keeps the metrics. Each has ``TIMEOUT_S`` seconds."""
+    """Asks the controller, and the shared state for the metrics. Each has ``TIMEOUT_S`` seconds."""
 
     def __init__(
         self,
@@ -74,10 +73,7 @@ class ServeStatusSource(StatusSource):
 
     async def _ask_actor(self, method: str, *arguments: Any) -> Any:
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                # Not kept: a handle doesn't follow an actor that was started anew.
-                actor = await asyncio.to_thread(serve.get_deployment_actor, ACTOR_NAME)
-                return await getattr(actor, method).remote(*arguments)
+            return await call_shared_state(method, *arguments, timeout_s=TIMEOUT_S)
         except (TimeoutError, ValueError, RayError) as error:
             logger.warning("the history of the metrics can't be read: %r", error)
             return None
