@@ -23,7 +23,9 @@ from raylens.api.job_json import (
     parse_fields,
 )
 from raylens.api.job_request import JobReader, JobRequest
+from raylens.api.own_jobs import owner_of_request
 from raylens.core.errors import InvalidRequest, UnknownJob
+from raylens.jobs.changed_jobs import ChangedJobs
 from raylens.jobs.feed import JobFeed
 from raylens.jobs.job import Job, JobState, unknown_job
 from raylens.jobs.ports import JobService
@@ -67,6 +69,18 @@ def router(reader: JobReader, jobs: JobService, feed: JobFeed) -> APIRouter:
         job = await reader.submit(http, body, jobs)
         location = f"{http.scope.get('root_path', '')}{PATH}/{job.id}"
         return JSONResponse(job_as_json(job), 202, {"Location": location})
+
+    @routes.get(
+        "/events",
+        summary="Stream what changes of all jobs as server-sent events",
+        **answers(None, EVENTS),
+    )
+    async def all_events(
+        fields: Annotated[str, _list_of(FIELDS)] = "",
+        last_event_id: Annotated[str, Header()] = "",
+    ) -> Any:
+        shown = parse_fields(fields)
+        return await sse.stream(_all_events(feed, shown, last_event_id))
 
     @routes.get(
         "/{job_id}/events",
@@ -221,6 +235,36 @@ async def _events(feed: JobFeed, job_id: str, last_event_id: str) -> AsyncGenera
             previous = job
     if feed.is_handed_over and previous is not None and not previous.state.is_terminal:
         yield sse.handover()
+
+
+async def _all_events(
+    feed: JobFeed, shown: frozenset[str], last_event_id: str
+) -> AsyncGenerator[str, None]:
+    """Yield ``job`` for each job that has changed, ``removed`` for each that is gone, and ``reset``
+    if any may have changed.
+
+    The id of an event is the cursor of the changes with which a client that reconnects goes on.
+    """
+    batches = feed.watch_all(last_event_id, owner_of_request(), find_bulky(shown), KEEPALIVE_S)
+    async with aclosing(batches):
+        async for changed in batches:
+            yield _changed_events(changed, shown) or ": keepalive\n\n"
+    yield sse.handover()
+
+
+def _changed_events(changed: ChangedJobs, shown: frozenset[str]) -> str:
+    if changed.versions is None:
+        return sse.event({}, "reset", changed.cursor)
+    # Whoever loses the connection in between gets all of them again.
+    last = len(changed.versions) - 1
+    return "".join(
+        sse.event(
+            {"id": job_id} if job is None else job_as_json(job, shown),
+            "removed" if job is None else "job",
+            changed.cursor if index == last else "",
+        )
+        for index, (job_id, job) in enumerate(changed.versions.items())
+    )
 
 
 def _state_of(job: Job) -> tuple[Any, ...]:

@@ -220,6 +220,7 @@ class JobQueue(JobService):
                 result = await self._find_first(job) or error
         if isinstance(result, RaylensError):
             raise self._with_retry_after(result)
+        self._change_log.append(result.id, result.owner)
         self._dispatcher_of(job).wake()
         return self._for_callers(result)
 
@@ -526,7 +527,7 @@ class JobQueue(JobService):
         return shift_times(job, self._clock.wall_offset)
 
     def _on_change(self, job: Job) -> None:
-        self._change_log.append(job.id)
+        self._change_log.append(job.id, job.owner)
         if job.webhook is not None:
             self._webhook_dispatcher.wake()
         is_endless = job.type in self._endless
