@@ -35,6 +35,7 @@ PATH = "/api/v1/jobs"
 MAX_PAGE = 1000
 MAX_IDS = 200
 """Ids in ``ids``: they have to fit into a URL."""
+MAX_DIGEST_CHARS = 64
 MAX_DELIVERY_NUMBER = 2**31 - 1
 KEEPALIVE_S = 15.0
 _EVENT_ANSWERS = answers(None, EVENTS)
@@ -133,6 +134,17 @@ def _add_job_routes(routes: APIRouter, jobs: JobService) -> None:
     @routes.get("/{job_id}", summary="Show a job", **answers(shapes.Job))
     async def get(job_id: str) -> dict[str, Any]:
         return job_as_json(await jobs.get(check_job_id(job_id)))
+
+    @routes.get(
+        "/{job_id}/pictures/{digest}",
+        summary="Download a picture of a job",
+        **answers(None, "application/octet-stream"),
+    )
+    async def picture(job_id: str, digest: str) -> Response:
+        data = await jobs.read_picture(check_job_id(job_id), digest[:MAX_DIGEST_CHARS])
+        # A browser must never take what somebody has sent for a page of this server.
+        headers = {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
+        return Response(data, media_type="application/octet-stream", headers=headers)
 
     @routes.put("/{job_id}", summary="Queue a failed or canceled job again", **answers(shapes.Job))
     async def retry(job_id: str) -> dict[str, Any]:

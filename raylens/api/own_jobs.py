@@ -45,6 +45,10 @@ class OwnJobs(JobService):
     async def list_jobs(self, query: JobQuery) -> list[Job]:
         return await self._jobs.list_jobs(replace(query, owner=owner_of_request() or None))
 
+    async def read_picture(self, job_id: str, digest: str) -> bytes:
+        await self._check(job_id)
+        return await self._jobs.read_picture(job_id, digest)
+
     async def cancel(self, job_id: str) -> Job:
         await self._check(job_id)
         return await self._jobs.cancel(job_id)

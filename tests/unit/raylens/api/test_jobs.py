@@ -687,6 +687,34 @@ class TestReading:
             wrong = await new.get(f"{PATH}/events?fields=colour")
         assert wrong.json()["detail"].startswith("fields: unknown field 'colour'")
 
+    async def test_the_pictures_of_a_job_can_be_downloaded_with_its_key_alone(
+        self, queue: JobQueue, model: FakeService
+    ) -> None:
+        keys = [{"name": name, "hash": hash_key(f"rl-{name}")} for name in ("ann", "bob")]
+        config = AppConfig.model_validate({**CONFIG.model_dump(), "auth": {"keys": keys}})
+        transport = httpx.ASGITransport(create_app(model, config, queue))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            ann, bob = [{"Authorization": f"Bearer rl-{name}"} for name in ("ann", "bob")]
+            job = (await http.post(PATH, json=caption_job(), headers=ann)).json()
+            other = (
+                await http.post(
+                    PATH, json={"job_type": "query", "input": {"prompt": "?"}}, headers=ann
+                )
+            ).json()
+            digest = compute_digest(PICTURE)
+            answer = await http.get(f"{PATH}/{job['id']}/pictures/{digest}", headers=ann)
+            assert answer.content == PICTURE
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["content-disposition"] == "attachment"
+            for path, key in (
+                (f"{job['id']}/pictures/{digest}", bob),
+                (f"{job['id']}/pictures/{digest[:-1]}", ann),
+                (f"{job['id']}/pictures/..%2F..", ann),
+                (f"{other['id']}/pictures/{digest}", ann),
+                (f"{new_id()}/pictures/{digest}", ann),
+            ):
+                assert (await http.get(f"{PATH}/{path}", headers=key)).status_code == 404, path
+
     async def test_a_stream_of_all_jobs_shows_a_key_its_own_only(
         self, queue: JobQueue, model: FakeService
     ) -> None:
