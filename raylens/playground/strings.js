@@ -68,7 +68,8 @@ export const strings = {
     },
     updated: (version, time) => `raylens ${version}, ${clock.format(time)}`,
     loading: 'Asking the server…',
-    old: (message, time) => `${message} These figures are of ${clock.format(time)}.`,
+    old: (message, time) =>
+      `${message} The page goes on asking; these figures are of ${clock.format(time)}.`,
     noHistory: 'The figures of the last minutes can’t be read at the moment.',
     silentNodes: (silent, all) =>
       silent === all
@@ -84,8 +85,8 @@ export const strings = {
     figures: {
       requests_per_s: 'Requests/s',
       errors_per_s: 'Errors/s',
-      latency_p50_s: 'Time of an answer',
-      first_token_p50_s: 'First token',
+      latency_p50_s: 'Latency, median',
+      first_token_p50_s: 'First token, median',
       tokens_per_s: 'Tokens/s',
       in_flight: 'Requests in flight',
       pictures_waiting: 'Pictures waiting',
