@@ -66,6 +66,8 @@ class History:
             if page is not None:
                 self._read(self._nodes[name], page, known, gauges)
         answering = sum(page is not None for page in pages.values())
+        if self._moments and self._moments[-1].time >= time:  # somebody has set the clock back
+            self._moments.clear()
         while self._moments and self._moments[0].time < time - KEPT_S:
             self._moments.popleft()
         self._moments.append(Moment(time, len(pages), answering, dict(self._counts), gauges))

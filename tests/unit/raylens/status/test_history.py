@@ -6,6 +6,7 @@ from raylens.status import metrics as m
 from raylens.status.history import KEPT_S, History
 
 A, B = "10.0.0.1:8080", "10.0.0.2:8080"
+REQUESTS_OF_SMALL = (m.REQUESTS, "small", "200")
 
 
 def requests(count: float, replica: str = "r1", **labels: str) -> str:
@@ -19,7 +20,7 @@ def waiting(count: float, replica: str = "r1") -> str:
 
 
 def counted(history: History) -> float:
-    return history.moments[-1].counts.get((m.REQUESTS, "small", "200"), 0.0)
+    return history.moments[-1].counts.get(REQUESTS_OF_SMALL, 0.0)
 
 
 def test_only_growth_since_the_first_page_counts() -> None:
@@ -104,3 +105,12 @@ def test_old_moments_are_dropped() -> None:
     assert [moment.time for moment in history.moments] == [
         time for time in times if time >= times[-1] - KEPT_S
     ]
+
+
+def test_a_clock_that_is_set_back_begins_another_history() -> None:
+    history = History("app")
+    for time, count in ((1000, 1), (1010, 2), (500, 4), (510, 5)):
+        history.add(time, {A: requests(count)})
+    assert [moment.time for moment in history.moments] == [500, 510]
+    begin, end = (moment.counts[REQUESTS_OF_SMALL] for moment in history.moments)
+    assert end - begin == 1
