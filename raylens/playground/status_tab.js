@@ -193,7 +193,6 @@ function Model({ name, model, history, deployment }) {
   `
 }
 
-
 function Deployments({ deployments }) {
   const { status: texts } = strings
   return html`

@@ -158,9 +158,7 @@ export const strings = {
     reserved: (resources) =>
       Object.entries(resources)
         .map(([name, amount]) =>
-          name === 'memory'
-            ? `${number.format(amount / 2 ** 30)} GiB`
-            : `${short(amount)} ${name}`,
+          name === 'memory' ? `${number.format(amount / 2 ** 30)} GiB` : `${short(amount)} ${name}`,
         )
         .join(', '),
   },
