@@ -17,9 +17,12 @@ from typing import Any
 
 import httpx
 import ray
+import ray.util
 from ray import serve
 from ray.cluster_utils import Cluster
+from ray.serve._private.constants import SERVE_NAMESPACE
 
+from deployments.shared_state import ACTOR_NAME
 from tests.picture_nodes import HEAD, MODEL, NODES, PICTURES, ask, deploy
 
 PATIENCE_S = 90.0
@@ -36,6 +39,19 @@ def wait_for(port: int, is_there: Callable[[Status], bool]) -> Status:
             if is_there(status) or time.monotonic() > until:
                 return status
             time.sleep(1)
+
+
+def node_of_history() -> str:
+    """Return the node of the actor that keeps the history, which is lost with it."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    (name,) = [each["name"] for each in actors if each["name"].endswith(f"::{ACTOR_NAME}")]
+    actor = ray.get_actor(name, namespace=SERVE_NAMESPACE)
+    node: str = ray.get(actor.__ray_call__.remote(_node_id))
+    return node
+
+
+def _node_id(actor: object) -> str:
+    return ray.get_runtime_context().get_node_id()
 
 
 def describe(status: Status) -> dict[str, Any]:
@@ -59,7 +75,9 @@ def main() -> None:
         port = deploy(Path(sys.argv[1]))
         ask(port)
         whole = wait_for(port, lambda status: status["history"]["totals"]["requests"] >= PICTURES)
-        cluster.remove_node(workers[0], allow_graceful=False)
+        kept = node_of_history()
+        lost = next(worker for worker in workers if worker.node_id != kept)
+        cluster.remove_node(lost, allow_graceful=False)
         left = wait_for(port, lambda status: status["history"]["nodes"] == NODES)
         print(json.dumps({"whole": describe(whole), "left": describe(left)}), flush=True)
     finally:
