@@ -17,10 +17,9 @@ from typing import Any
 
 import httpx
 import ray
-import ray.util
 from ray import serve
+from ray._private import state as ray_state
 from ray.cluster_utils import Cluster
-from ray.serve._private.constants import SERVE_NAMESPACE
 
 from deployments.shared_state import ACTOR_NAME
 from tests.picture_nodes import HEAD, MODEL, NODES, PICTURES, ask, deploy
@@ -43,15 +42,13 @@ def wait_for(port: int, is_there: Callable[[Status], bool]) -> Status:
 
 def node_of_history() -> str:
     """Return the node of the actor that keeps the history, which is lost with it."""
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    (name,) = [each["name"] for each in actors if each["name"].endswith(f"::{ACTOR_NAME}")]
-    actor = ray.get_actor(name, namespace=SERVE_NAMESPACE)
-    node: str = ray.get(actor.__ray_call__.remote(_node_id))
+    actors = ray_state.actors(actor_state_name="ALIVE").values()
+    (node,) = {
+        str(actor["Address"]["NodeID"])
+        for actor in actors
+        if actor["Name"].endswith(f"::{ACTOR_NAME}")
+    }
     return node
-
-
-def _node_id(actor: object) -> str:
-    return ray.get_runtime_context().get_node_id()
 
 
 def describe(status: Status) -> dict[str, Any]:
