@@ -3,14 +3,14 @@
 import { html, render, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { TabPanel } from './controls.js'
 import { Header } from './header.js'
-import { ModelsTab } from './models_tab.js'
 import { ask } from './server.js'
+import { StatusTab } from './status_tab.js'
 import { strings } from './strings.js'
 import { getTheme, setTheme } from './theme.js'
 import { TryTab } from './try_tab.js'
 
 const POLL_MS = 10_000
-const TABS = ['try', 'models']
+const TABS = ['try', 'status']
 
 function App() {
   const [tab, setTab] = useTab()
@@ -37,9 +37,9 @@ function App() {
           isShown=${tab === 'try'}
         />
         ${
-          tab === 'models' &&
+          tab === 'status' &&
           html`
-            <${ModelsTab} health=${health} />
+            <${StatusTab} ...${{ keyVersion, onKeyWanted }} />
           `
         }
       <//>
