@@ -91,33 +91,14 @@ INLINE void run_share(const Linear *layer, const Inputs *inputs, int rows, const
     }
 }
 
-static void share_f32(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
-                      const Member *member) {
-    run_share(layer, inputs, rows, outputs, member, FORM_F32);
-}
-
-static void share_bf16(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
-                       const Member *member) {
-    run_share(layer, inputs, rows, outputs, member, FORM_BF16);
-}
-
-static void share_int8(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
-                       const Member *member) {
-    run_share(layer, inputs, rows, outputs, member, FORM_INT8);
-}
-
-static void share_int4(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
-                       const Member *member) {
-    run_share(layer, inputs, rows, outputs, member, FORM_INT4);
-}
-
+/* Makes the form a constant. */
 void linear_share(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
                   const Member *member) {
     switch (layer->form) {
-        case FORM_F32: share_f32(layer, inputs, rows, outputs, member); break;
-        case FORM_BF16: share_bf16(layer, inputs, rows, outputs, member); break;
-        case FORM_INT8: share_int8(layer, inputs, rows, outputs, member); break;
-        default: share_int4(layer, inputs, rows, outputs, member); break;
+        case FORM_F32: run_share(layer, inputs, rows, outputs, member, FORM_F32); break;
+        case FORM_BF16: run_share(layer, inputs, rows, outputs, member, FORM_BF16); break;
+        case FORM_INT8: run_share(layer, inputs, rows, outputs, member, FORM_INT8); break;
+        default: run_share(layer, inputs, rows, outputs, member, FORM_INT4); break;
     }
 }
 
