@@ -93,6 +93,7 @@ class RandomDecoder:
         self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self._packer = WeightPacker(quantize=QUANTIZE.get(precision))
         self.kv_spec = KVSpec(shape.layers, shape.kv_heads, shape.head_dim, self._dtype, "cpu")
+        self._noise = torch.randn(shape.vocabulary * shape.hidden, dtype=self._dtype)
         layers = [self._layer() for _ in range(shape.layers)]
         table = torch.zeros(shape.vocabulary, shape.hidden, dtype=self._dtype)
         self._decoder = Decoder(
@@ -130,7 +131,8 @@ class RandomDecoder:
     def _linear(
         self, inputs: int, outputs: int, activation: str = "none", allows_int4: bool = True
     ) -> Linear:
-        weight = torch.randn(outputs, inputs, dtype=self._dtype) * inputs**-0.5
+        # Every weight is a copy of the same noise, which is drawn once.
+        weight = self._noise[: outputs * inputs].view(outputs, inputs) * inputs**-0.5
         bias = None if self._shape.gated else torch.zeros(outputs, dtype=self._dtype)
         return self._packer.pack_weight(weight, bias, activation, allows_int4)
 
