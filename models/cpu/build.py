@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +78,18 @@ def usable_sets(cpu_features: frozenset[str] | None = None) -> list[InstructionS
     ]
 
 
-def best_set() -> InstructionSet:
-    """Return the best of them. Raises ``BuildError`` if this kind of machine has none."""
-    usable = usable_sets()
-    if not usable:
-        raise BuildError(f"there are none for this kind of machine ({platform.machine()})")
-    return usable[0]
+def best_library(candidates: Sequence[InstructionSet] | None = None) -> Path:
+    """Return the library of the best instruction set that the compiler knows. Raises ``BuildError``.
+
+    ``candidates`` are those of this CPU unless given.
+    """
+    error = BuildError(f"there are no kernels for this kind of machine ({platform.machine()})")
+    for instructions in usable_sets() if candidates is None else candidates:
+        try:
+            return compiled_library(instructions)
+        except BuildError as failure:
+            error = failure
+    raise error
 
 
 def _cpu_features() -> frozenset[str]:
@@ -137,7 +143,7 @@ def _cache_folder() -> Path:
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "raylens" / "kernels"
 
 
@@ -162,11 +168,11 @@ def main() -> None:
     parser.add_argument("--all", action="store_true")
     machine = platform.machine()
     try:
-        chosen = [best_set()]
         if parser.parse_args().all:
-            chosen = [one for one in INSTRUCTION_SETS if machine in one.machines]
-        for instructions in chosen:
-            print(compiled_library(instructions))
+            for instructions in INSTRUCTION_SETS:
+                if machine in instructions.machines:
+                    print(compiled_library(instructions))
+        print(best_library())
     except BuildError as error:
         sys.exit(f"models will run on torch alone, without the faster CPU kernels: {error}")
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from models.cpu.build import BuildError, best_set, compiled_library
+from models.cpu.build import BuildError, best_library
 
 logger = logging.getLogger(__name__)
 
@@ -150,10 +150,10 @@ def host_library() -> Library | None:
         logger.info("%s=torch: the CPU kernels are off", SWITCH)
         return None
     try:
-        best = best_set()
-        library = open_library(compiled_library(best))
+        path = best_library()
+        library = open_library(path)
     except (BuildError, OSError) as error:
         logger.warning("models run on torch alone, without the faster CPU kernels: %s", error)
         return None
-    logger.info("CPU kernels: %s", best.name)
+    logger.info("CPU kernels: %s", path.stem)
     return library

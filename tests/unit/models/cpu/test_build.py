@@ -15,6 +15,7 @@ from models.cpu.build import (
     PORTABLE,
     BuildError,
     InstructionSet,
+    best_library,
     compiled_library,
     usable_sets,
 )
@@ -77,6 +78,19 @@ def test_a_failed_compilation_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="no-such-flag"):
         compiled_library(wrong, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@needs_compiler
+def test_an_older_compiler_gets_flags_that_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    unknown = InstructionSet("newer", PORTABLE.machines, ("-mno-such-flag",))
+    assert best_library([unknown, PORTABLE]).name.startswith("portable-")
+    with pytest.raises(BuildError, match="no-such-flag"):
+        best_library([unknown])
+    with pytest.raises(BuildError, match="no kernels for this kind of machine"):
+        best_library([])
 
 
 def test_a_cache_that_is_a_file_is_an_error(tmp_path: Path) -> None:
