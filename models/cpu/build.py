@@ -79,9 +79,9 @@ def usable_sets(cpu_features: frozenset[str] | None = None) -> list[InstructionS
 
 
 def best_library(candidates: Sequence[InstructionSet] | None = None) -> Path:
-    """Return the library of the best instruction set that the compiler knows. Raises ``BuildError``.
+    """Return the library of the best instruction set that the compiler knows.
 
-    ``candidates`` are those of this CPU unless given.
+    Raises ``BuildError``. ``candidates`` are those of this CPU unless given.
     """
     error = BuildError(f"there are no kernels for this kind of machine ({platform.machine()})")
     for instructions in usable_sets() if candidates is None else candidates:
