@@ -30,7 +30,7 @@ layer = WeightPacker().pack_weight(torch.eye(4))
 print(type(layer).__name__, layer(torch.ones(1, 4)).tolist())
 """
 QUICK = InstructionSet("quick", PORTABLE.machines, ("-O0",))
-"""Compiles in two seconds."""
+"""Compiles faster than the others."""
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
