@@ -8,7 +8,7 @@
 
 #include "linear.h"
 
-enum { MAX_PANELS = 4, PREFETCH_BYTES = 4096 };
+enum { MAX_PANELS = 4, PREFETCH_BYTES = 1024 };
 
 typedef struct {
     const Linear *layer;
