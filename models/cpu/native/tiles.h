@@ -8,7 +8,7 @@
 
 #include "linear.h"
 
-enum { MAX_PANELS = 4, PREFETCH_BYTES = 1024 };
+enum { MAX_PANELS = 4, PREFETCH_BYTES = 512 };
 
 typedef struct {
     const Linear *layer;
