@@ -3,6 +3,7 @@
 import { html, render, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { TabPanel } from './controls.js'
 import { Header } from './header.js'
+import { JobsTab } from './jobs_tab.js'
 import { ModelsTab } from './models_tab.js'
 import { ask } from './server.js'
 import { strings } from './strings.js'
@@ -10,7 +11,7 @@ import { getTheme, setTheme } from './theme.js'
 import { TryTab } from './try_tab.js'
 
 const POLL_MS = 10_000
-const TABS = ['try', 'models']
+const TABS = ['try', 'jobs', 'models']
 
 function App() {
   const [tab, setTab] = useTab()
@@ -22,6 +23,7 @@ function App() {
     keyRef.current.open = true
     keyRef.current.scrollIntoView({ block: 'nearest' })
   }
+  const visited = useRef(new Set()).current.add(tab) // uploads go on if another tab is shown
   const tabs = TABS.map((id) => ({ id, label: strings.tabs[id] }))
   return html`<a class="skip" href="#tab-panel" onClick=${skip}>${strings.skip}</a>
     <${Header}
@@ -36,6 +38,15 @@ function App() {
           serverError=${error}
           isShown=${tab === 'try'}
         />
+        ${
+          visited.has('jobs') &&
+          html`
+            <${JobsTab}
+              ...${{ server, schemas, health, keyVersion, onKeyWanted }}
+              isShown=${tab === 'jobs'}
+            />
+          `
+        }
         ${
           tab === 'models' &&
           html`

@@ -19,13 +19,24 @@ const duration = (ms) =>
       ? `${Math.round(ms)} ms`
       : `${number.format(ms / 1000)} s`
 
+const clock = new Intl.DateTimeFormat('en', { timeStyle: 'medium' })
+const day = new Intl.DateTimeFormat('en', { dateStyle: 'medium', timeStyle: 'medium' })
+
+/** @param {string} text an ISO 8601 time; without its day if that is today */
+const time = (text) => {
+  const at = new Date(text)
+  const isToday = at.toDateString() === new Date().toDateString()
+  return (isToday ? clock : day).format(at)
+}
+
 export const strings = {
+  time,
   number: (value) => number.format(value),
   size,
   duration,
   dimensions: (width, height) => `${width} × ${height}`,
   appName: 'raylens',
-  tabs: { label: 'Sections', try: 'Try', models: 'Models' },
+  tabs: { label: 'Sections', try: 'Try', jobs: 'Jobs', models: 'Models' },
   skip: 'Skip to the content',
   docs: 'API',
 
@@ -201,6 +212,151 @@ export const strings = {
     failed: 'Failed',
   },
 
+  jobs: {
+    pictures: 'Pictures',
+    drop: 'Drop pictures or a folder here',
+    dropHelp: 'Each picture becomes a job of its own.',
+    dropNow: 'Drop to add these pictures',
+    chooseFiles: 'Choose files',
+    chooseFolder: 'Choose folder',
+    clear: 'Clear',
+    chosen: (ready, checking, refused) =>
+      [
+        plural(ready, 'picture', 'pictures') + ' ready',
+        checking > 0 && `${number.format(checking)} being checked`,
+        refused > 0 && `${number.format(refused)} refused`,
+      ]
+        .filter(Boolean)
+        .join(', '),
+    refused: (count) => `${plural(count, 'file was', 'files were')} refused`,
+    again: 'Try again',
+    progress: 'Progress',
+    uploaded: (count, total) => `${number.format(count)} of ${number.format(total)} uploaded`,
+    counts: (count, state) => `${number.format(count)} ${state}`,
+    pause: 'Pause upload',
+    resume: 'Go on',
+    stop: 'Stop upload',
+    goesOn: (seconds) => `The upload goes on by itself in ${plural(seconds, 'second', 'seconds')}.`,
+    goesOnNow: 'Try now',
+    settings: 'Settings of the jobs',
+    submit: (count) => (count === 0 ? 'Submit' : `Submit ${plural(count, 'picture', 'pictures')}`),
+    needsPictures: 'Drop or choose pictures first.',
+    delivery: 'Webhook and priority',
+    webhook: 'Webhook URL',
+    webhookHelp: 'Gets a signed POST when a job ends.',
+    secret: 'Webhook secret',
+    secretHelp: 'whsec_ and base64. Without one, the server’s own secrets sign.',
+    priority: 'Priority',
+    priorityHelp: 'From −100 to 100: the higher, the sooner. Each step is worth a minute of waiting.',
+    title: 'Jobs',
+    live: 'Live',
+    connecting: 'Connecting…',
+    offline: 'Not connected',
+    offlineHelp: (reason) => `${reason} The list goes on by itself once the server is back.`,
+    none: 'No jobs yet. Drop some pictures, and press Submit.',
+    noQueue: 'This server has no job queue (jobs.enabled is false).',
+    noMatch: 'No job matches the filter.',
+    loading: 'Loading the jobs…',
+    filter: 'Filter',
+    states: {
+      queued: 'Queued',
+      running: 'Running',
+      succeeded: 'Succeeded',
+      failed: 'Failed',
+      canceled: 'Canceled',
+    },
+    anyState: 'Any state',
+    anyTask: 'Any task',
+    anyModel: 'Any model',
+    search: 'Search names, prompts, answers',
+    reset: 'Reset filter',
+    shown: (shown, all) =>
+      shown === all
+        ? plural(all, 'job', 'jobs')
+        : `${number.format(shown)} of ${plural(all, 'job', 'jobs')}`,
+    loadOlder: 'Load older jobs',
+    page: (first, last, all) =>
+      `${number.format(first)}–${number.format(last)} of ${number.format(all)}`,
+    pages: 'Pages',
+    previous: 'Previous',
+    next: 'Next',
+    download: (format) => `Download ${format}`,
+    fileName: 'jobs',
+    selectAll: (count) => `Select all ${number.format(count)}`,
+    select: (name) => `Select ${name}`,
+    selected: (count) => `${number.format(count)} selected`,
+    deselect: 'Deselect',
+    retry: 'Retry',
+    cancel: 'Cancel',
+    remove: 'Remove',
+    actions: (label, count) => `${label} ${number.format(count)}`,
+    confirmRemove: (count) =>
+      `Remove ${plural(count, 'job', 'jobs')} with pictures and results? This can’t be undone.`,
+    keep: 'Keep',
+    changing: (done, total) => `${number.format(done)} of ${number.format(total)} done…`,
+    someRefused: (count, reason) =>
+      `${plural(count, 'job', 'jobs')} could not be changed. ${reason}`,
+    open: (name) => `Open ${name}`,
+    unnamed: (type, end) => `${type} …${end}`,
+    results: (count, failed) =>
+      plural(count, 'result', 'results') + (failed ? `, ${number.format(failed)} failed` : ''),
+    waits: (reason, time) => `${reason} Tried again at ${time}.`,
+    attempt: (count, most) => `attempt ${count} of ${most}`,
+    steps: (done, total) => `${number.format(done)} of ${number.format(total)}`,
+    noPicture: 'No picture',
+    details: 'Details',
+    json: 'JSON',
+    webhooks: 'Webhooks',
+    views: 'Views of the job',
+    close: 'Close',
+    answer: 'Answer',
+    fields: {
+      file: 'File',
+      id: 'Job',
+      task: 'Task',
+      prompt: 'Prompt',
+      model: 'Model',
+      attempts: 'Attempts',
+      priority: 'Priority',
+      created: 'Submitted',
+      started: 'Started',
+      finished: 'Ended',
+      duration: 'Ran for',
+      webhook: 'Webhook',
+    },
+    gone: 'This job has been removed.',
+    noWebhook: 'This job has no webhook.',
+    noDeliveries: 'Nothing has been sent yet.',
+    deliveries: {
+      event: 'Event',
+      state: 'State',
+      attempts: 'Attempts',
+      status: 'Answer',
+      next: 'Next attempt',
+      at: 'Sent',
+    },
+    deliveryStates: {
+      pending: 'Pending',
+      delivered: 'Delivered',
+      failed: 'Failed',
+      disabled: 'Disabled',
+    },
+    redeliver: 'Send again',
+    leave: 'Pictures are still being uploaded.',
+  },
+
+  watches: {
+    title: 'Watches',
+    source: 'Source',
+    state: 'State',
+    connection: 'Connection',
+    last: 'Last event',
+    started: (subject) => `${subject} began`,
+    ended: (subject) => `${subject} ended`,
+    stop: 'Stop',
+    stopOf: (source) => `Stop the watch of ${source}`,
+  },
+
   warnings: 'Notes',
 
   errors: {
@@ -233,6 +389,8 @@ export const strings = {
     notPicture: (name) =>
       `${name} is not a picture. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file.`,
     emptyFile: (name) => `${name} is empty. Choose another file.`,
+    unreadableFile: (name) =>
+      `${name} can’t be read. It may have been moved or changed since it was chosen.`,
     damaged: (name) => `${name} can’t be read: the file seems to be damaged. Choose another one.`,
     tooManyBytes: (name, actual, limit) =>
       `${name} has ${size(actual)}; this server takes pictures up to ${size(limit)}. ` +

@@ -192,9 +192,19 @@ def serving(root_path: str = "", **config: object) -> Iterator[Site]:
     """Run a server in a thread, on a free port."""
     service = ScriptedService()
     app: ASGIApp = create_app(service, AppConfig.model_validate({**CONFIG, **config}))
-    port = free_port()
+    with running(below(app, root_path), free_port()) as server:
+        url = f"http://127.0.0.1:{server.config.port}{root_path}/"
+        try:
+            yield Site(url, service, server)
+        finally:
+            service.gate.set()
+
+
+@contextmanager
+def running(app: ASGIApp, port: int, has_lifespan: bool = False) -> Iterator[uvicorn.Server]:
+    """Serve an application in a thread."""
     settings = uvicorn.Config(
-        below(app, root_path), port=port, log_level="critical", lifespan="off",
+        app, port=port, log_level="critical", lifespan="on" if has_lifespan else "off",
         timeout_graceful_shutdown=1,
     )  # fmt: skip
     server = uvicorn.Server(settings)
@@ -205,8 +215,7 @@ def serving(root_path: str = "", **config: object) -> Iterator[Site]:
             if not thread.is_alive():
                 raise RuntimeError("the server did not start")
             thread.join(0.01)
-        yield Site(f"http://127.0.0.1:{port}{root_path}/", service, server)
+        yield server
     finally:
-        service.gate.set()
         server.should_exit = True
         thread.join(10)

@@ -1,0 +1,68 @@
+// What can be done with jobs: with one, or with many at a time.
+
+import { html, useState } from './vendor/htm-preact.js'
+import { abilitiesOf } from './job_list.js'
+import { strings } from './strings.js'
+
+const ACTIONS = ['retry', 'cancel', 'remove']
+
+/**
+ * Buttons for what is possible with at least one of the jobs. To remove asks once more.
+ * @param {{
+ *   jobs: import('./job_list.js').Job[],
+ *   onChange: (action: 'retry' | 'cancel' | 'remove', ids: string[]) => Promise<void>,
+ * }} props
+ */
+export function JobActions({ jobs, onChange }) {
+  const [isAsking, setAsking] = useState(false)
+  const [isBusy, setBusy] = useState(false)
+  const { jobs: texts } = strings
+  const able = Object.fromEntries(
+    ACTIONS.map((action) => [action, jobs.filter((job) => abilitiesOf(job)[action])]),
+  )
+  const change = async (action) => {
+    setAsking(false)
+    setBusy(true)
+    await onChange(
+      action,
+      able[action].map(({ id }) => id),
+    )
+    setBusy(false)
+  }
+  if (isAsking && able.remove.length > 0) {
+    return html`
+      <div class="confirm" role="alertdialog" aria-label=${texts.remove}>
+        <span>${texts.confirmRemove(able.remove.length)}</span>
+        <div class="actions">
+          <button type="button" class="danger" onClick=${() => change('remove')}>
+            ${texts.remove}
+          </button>
+          <button type="button" ref=${focusOnce} onClick=${() => setAsking(false)}>
+            ${texts.keep}
+          </button>
+        </div>
+      </div>
+    `
+  }
+  return html`
+    <div class="actions">
+      ${ACTIONS.filter((action) => able[action].length > 0).map(
+        (action) => html`
+          <button
+            key=${action}
+            type="button"
+            disabled=${isBusy}
+            onClick=${() => (action === 'remove' ? setAsking(true) : change(action))}
+          >
+            ${jobs.length > 1 ? texts.actions(texts[action], able[action].length) : texts[action]}
+          </button>
+        `,
+      )}
+    </div>
+  `
+}
+
+/** Move the focus to a button when it appears. */
+function focusOnce(button) {
+  button?.focus()
+}
