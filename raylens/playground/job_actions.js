@@ -1,6 +1,6 @@
 // What can be done with jobs: with one, or with many at a time.
 
-import { html, useState } from './vendor/htm-preact.js'
+import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { abilitiesOf } from './job_list.js'
 import { strings } from './strings.js'
 
@@ -31,17 +31,11 @@ export function JobActions({ jobs, onChange }) {
   }
   if (isAsking && able.remove.length > 0) {
     return html`
-      <div class="confirm" role="alertdialog" aria-label=${texts.remove}>
-        <span>${texts.confirmRemove(able.remove.length)}</span>
-        <div class="actions">
-          <button type="button" class="danger" onClick=${() => change('remove')}>
-            ${texts.remove}
-          </button>
-          <button type="button" ref=${focusOnce} onClick=${() => setAsking(false)}>
-            ${texts.keep}
-          </button>
-        </div>
-      </div>
+      <${Confirm}
+        count=${able.remove.length}
+        onRemove=${() => change('remove')}
+        onKeep=${() => setAsking(false)}
+      />
     `
   }
   return html`
@@ -62,7 +56,17 @@ export function JobActions({ jobs, onChange }) {
   `
 }
 
-/** Move the focus to a button when it appears. */
-function focusOnce(button) {
-  button?.focus()
+function Confirm({ count, onRemove, onKeep }) {
+  const { jobs: texts } = strings
+  const keep = useRef(null)
+  useEffect(() => keep.current.focus(), [])
+  return html`
+    <div class="confirm" role="alertdialog" aria-label=${texts.remove}>
+      <span>${texts.confirmRemove(count)}</span>
+      <div class="actions">
+        <button type="button" class="danger" onClick=${onRemove}>${texts.remove}</button>
+        <button type="button" ref=${keep} onClick=${onKeep}>${texts.keep}</button>
+      </div>
+    </div>
+  `
 }

@@ -131,7 +131,7 @@ function Card({ job, pictures, isSelected, onSelect, onOpen }) {
         <p class="job-name" title=${name}>${name}</p>
         <${State} job=${job} />
         <${Outcome} job=${job} />
-        <p class="job-facts">${factsOf(job)}</p>
+        <p class="job-facts" title=${factsOf(job)}>${factsOf(job)}</p>
       </div>
     </li>
   `
@@ -170,9 +170,9 @@ function factsOf(job) {
   const ran = durationOf(job)
   return [
     tasks[job.job_type] ?? job.job_type,
-    time(job.created_at),
     ran !== null && duration(ran),
     job.attempts > 1 && texts.attempt(job.attempts, job.max_attempts),
+    time(job.created_at),
   ]
     .filter(Boolean)
     .join(' · ')

@@ -31,11 +31,11 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
   const [problem, setProblem] = useState('')
   const visible = useRef([])
   const { jobs: texts } = strings
-  const waiting = uploads.all.filter(({ state }) => state === 'ready' || state === 'checking')
+  const { chosen } = uploads
   const submit = (event) => {
     event.preventDefault()
     const missing =
-      waiting.length === 0 ? texts.needsPictures : missingSetting(settings, { server, schemas })
+      chosen.length === 0 ? texts.needsPictures : missingSetting(settings, { server, schemas })
     setProblem(missing)
     if (!missing) uploads.submit(toJobRequest(settings, options))
   }
@@ -68,7 +68,7 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
         }
         <${JobSettings}
           ...${{ settings, options, setOptions }}
-          count=${waiting.length}
+          count=${chosen.length}
           onSubmit=${submit}
         />
       </div>

@@ -19,8 +19,12 @@ const duration = (ms) =>
       ? `${Math.round(ms)} ms`
       : `${number.format(ms / 1000)} s`
 
-const clock = new Intl.DateTimeFormat('en', { timeStyle: 'medium' })
-const day = new Intl.DateTimeFormat('en', { dateStyle: 'medium', timeStyle: 'medium' })
+const clock = new Intl.DateTimeFormat('en', { timeStyle: 'medium', hourCycle: 'h23' })
+const day = new Intl.DateTimeFormat('en', {
+  dateStyle: 'medium',
+  timeStyle: 'medium',
+  hourCycle: 'h23',
+})
 
 /** @param {string} text an ISO 8601 time; without its day if that is today */
 const time = (text) => {
@@ -220,14 +224,10 @@ export const strings = {
     chooseFiles: 'Choose files',
     chooseFolder: 'Choose folder',
     clear: 'Clear',
-    chosen: (ready, checking, refused) =>
-      [
-        plural(ready, 'picture', 'pictures') + ' ready',
-        checking > 0 && `${number.format(checking)} being checked`,
-        refused > 0 && `${number.format(refused)} refused`,
-      ]
-        .filter(Boolean)
-        .join(', '),
+    chosen: (ready, checking) =>
+      plural(ready, 'picture', 'pictures') +
+      ' ready' +
+      (checking > 0 ? `, ${number.format(checking)} being checked` : ''),
     refused: (count) => `${plural(count, 'file was', 'files were')} refused`,
     again: 'Try again',
     progress: 'Progress',

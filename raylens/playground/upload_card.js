@@ -5,6 +5,7 @@ import { Notice } from './controls.js'
 import { readChosen, readDrop } from './dropped_files.js'
 import { STATES } from './job_view.js'
 import { strings } from './strings.js'
+import { isChosen } from './uploads.js'
 
 const SHOWN_PICTURES = 24
 const SHOWN_REFUSALS = 100
@@ -23,7 +24,7 @@ export function UploadCard({ uploads, jobs, isShown, onKeyWanted }) {
   const { jobs: texts } = strings
   const isDragging = useDrops(isShown, (transfer) => readDrop(transfer).then(add))
   const add = (found) => found.length > 0 && uploads.add(found)
-  const chosen = uploads.all.filter(({ state, request }) => state !== 'refused' && !request)
+  const { chosen } = uploads
   const refused = uploads.all.filter(({ state }) => state === 'refused')
   const ready = chosen.filter(({ state }) => state === 'ready')
   return html`
@@ -31,12 +32,17 @@ export function UploadCard({ uploads, jobs, isShown, onKeyWanted }) {
       <h2 id="uploads-title">${texts.pictures}</h2>
       <${Chooser} isDragging=${isDragging} onFiles=${add} />
       ${
-        (chosen.length > 0 || refused.length > 0) &&
+        (chosen.length > 0 || refused.length > 0 || (uploads.all.length > 0 && !uploads.isBusy)) &&
         html`
           <div class="bar">
-            <span role="status">
-              ${texts.chosen(ready.length, chosen.length - ready.length, refused.length)}
-            </span>
+            ${
+              chosen.length > 0 &&
+              html`
+                <span role="status">
+                  ${texts.chosen(ready.length, chosen.length - ready.length)}
+                </span>
+              `
+            }
             <button type="button" class="quiet" onClick=${() => uploads.clear()}>
               ${texts.clear}
             </button>
@@ -112,7 +118,7 @@ function Refusals({ refused, onAgain }) {
 /** How far the pictures are that were submitted. */
 function Progress({ uploads, jobs, onKeyWanted }) {
   const { jobs: texts } = strings
-  const submitted = uploads.all.filter(({ state, request }) => request && state !== 'refused')
+  const submitted = uploads.all.filter((upload) => upload.state !== 'refused' && !isChosen(upload))
   if (submitted.length === 0) return null
   const sent = submitted.filter(({ state }) => state === 'sent')
   const states = sent.map(({ jobId }) => jobs.get(jobId)?.status)

@@ -82,7 +82,7 @@ export class Uploads {
    * @param {JobRequest} request
    */
   submit(request) {
-    for (const upload of this.all.filter(isNew)) {
+    for (const upload of this.chosen) {
       if (JSON.stringify(upload.request) !== JSON.stringify(request)) upload.key = newKey()
       upload.request = request
       if (upload.state === 'ready') upload.state = 'waiting'
@@ -126,6 +126,11 @@ export class Uploads {
     this.all.filter((upload) => !kept.has(upload) && !upload.jobId).forEach(release)
     this.all = [...kept]
     this.#onChange()
+  }
+
+  /** What can be submitted. */
+  get chosen() {
+    return this.all.filter(isChosen)
   }
 
   get isBusy() {
@@ -230,7 +235,11 @@ export class Uploads {
   }
 }
 
-const isNew = ({ state }) => state === 'checking' || state === 'ready'
+/** @param {Upload} upload whether it can be submitted, and isn't yet */
+export function isChosen({ state, request }) {
+  return state === 'ready' || (state === 'checking' && !request)
+}
+
 const isUnchecked = ({ state, isTaken }) => state === 'checking' && !isTaken
 
 /** @param {Upload} upload @param {string} reason */

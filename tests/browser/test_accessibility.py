@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from raylens.core.errors import ModelFailed
 from tests.browser import axe
+from tests.browser.job_site import serving_jobs
 from tests.browser.site import Site
+from tests.browser.test_jobs import opened_jobs, states, submit, write
 from tests.browser.test_try import choose_task, run, wait_for_picture
 
 pytestmark = pytest.mark.browser
@@ -85,4 +88,49 @@ def test_no_state_has_a_serious_violation(page: Page, site: Site, theme: str, wi
     page.get_by_role("tab", name="Models").click()
     page.get_by_role("heading", name="Models").wait_for()
     found["models"] = axe.violations(page)
+    assert {state: items for state, items in found.items() if items} == {}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_state_of_the_jobs_has_a_serious_violation(
+    browser: Browser, tmp_path: Path, theme: str, width: int
+) -> None:
+    found = {}
+
+    def check(page: Page, state: str) -> None:
+        found[state] = axe.violations(page)
+        overflow = page.evaluate("document.scrollingElement.scrollWidth - innerWidth")
+        assert overflow <= 0, state
+
+    with serving_jobs(tmp_path / "queue") as site:
+        for page in opened_jobs(browser, site.url):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+            check(page, "empty")
+            (tmp_path / "notes.txt").write_text("hello")
+            chosen = [write(tmp_path, f"{number}.png", number) for number in range(6)]
+            page.locator("input[type=file]:not([webkitdirectory])").set_input_files(
+                [*chosen, tmp_path / "notes.txt"]
+            )
+            page.get_by_text("6 pictures ready").wait_for()
+            page.get_by_text("1 file was refused").click()
+            page.get_by_text("More settings").click()
+            page.get_by_text("Webhook and priority").click()
+            check(page, "chosen")
+            site.service.gate.clear()
+            submit(page)
+            states(page, running=2, queued=4)
+            check(page, "working")
+            site.service.error = ModelFailed("out of memory")
+            site.service.gate.set()
+            states(page, failed=4, succeeded=2)
+            page.get_by_role("button", name="Select all 6").click()
+            page.get_by_role("button", name="Remove 6").click()
+            check(page, "done")
+            page.get_by_role("button", name="Keep").click()
+            page.locator(".job-picture").first.click()
+            for view in ("Details", "JSON", "Webhooks"):
+                page.get_by_role("tab", name=view).click()
+                check(page, view)
     assert {state: items for state, items in found.items() if items} == {}

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from testing.scenes import draw_scene
 from testing.server import running_server
 from tests.browser.conftest import opened
 from tests.browser.site import CAPTION, ROOT, find_red
+from tests.browser.test_jobs import drop, submit
 from tests.browser.test_try import choose_task, run, wait_for_picture
 
 pytestmark = pytest.mark.browser
 
 MARGIN = 0.04
+SCENES = 20
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,33 @@ def test_preprocessing_shows_the_picture(page: Page) -> None:
     page.get_by_role("tab", name="Preprocessing").click()
     expect(page.locator(".side-by-side img")).to_have_count(2, timeout=60_000)
     expect(page.locator(".result")).to_contain_text("The model resizes it to")
+
+
+def test_a_folder_of_drawn_scenes_is_captioned_by_jobs(page: Page, tmp_path: Path) -> None:
+    captions = {}
+    for number in range(SCENES):
+        scene, data, url = draw_scene(number, max_side=128)
+        name = f"{number:02}.{url.split(';')[0].rpartition('/')[2]}"
+        (tmp_path / name).write_bytes(data)
+        captions[name] = scene.caption("short")
+    page.get_by_role("tab", name="Jobs").click()
+    drop(page, tmp_path)
+    expect(page.get_by_text(f"{SCENES} pictures ready")).to_be_visible()
+    jobs = page.locator(".jobs")
+    jobs.get_by_text("More settings").click()
+    jobs.get_by_label("Caption Length").select_option("short")
+    submit(page)
+    expect(page.get_by_test_id("progress")).to_have_text(
+        f"{SCENES} of {SCENES} uploaded · {SCENES} succeeded", timeout=120_000
+    )
+    told = {
+        card.locator(".job-name").inner_text(): card.locator(".job-answer").inner_text()
+        for card in page.locator(".job").all()
+    }
+    wrong = [name for name, caption in captions.items() if told[name] != caption]
+    assert len(wrong) <= SCENES // 10, told
+    page.reload()
+    expect(page.locator(".job[data-state=succeeded]")).to_have_count(SCENES)
 
 
 def test_the_models_are_listed(page: Page) -> None:
