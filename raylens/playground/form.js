@@ -104,17 +104,20 @@ function resolve(property, schema) {
 /**
  * The controls of fields. `values` has those that were changed.
  * @param {{
+ *   id?: string,
  *   fields: Field[],
  *   values: Record<string, any>,
  *   onChange: (name: string, value: any) => void,
  * }} props
+ * `id` begins the controls' ids, since several forms may be on the page.
  */
-export function Form({ fields, values, onChange }) {
+export function Form({ id = 'field', fields, values, onChange }) {
   return fields.map((field) => {
     const value = values[field.name] ?? field.default
     return html`
       <${Control}
         key=${field.name}
+        id=${`${id}-${field.name}`}
         field=${field}
         value=${value}
         onChange=${(next) => onChange(field.name, next)}
@@ -123,8 +126,7 @@ export function Form({ fields, values, onChange }) {
   })
 }
 
-function Control({ field, value, onChange }) {
-  const id = `field-${field.name}`
+function Control({ id, field, value, onChange }) {
   const hint = `${id}-hint`
   const common = { id, name: field.name, 'aria-describedby': field.description ? hint : undefined }
   const description =

@@ -25,7 +25,7 @@ export const strings = {
   duration,
   dimensions: (width, height) => `${width} × ${height}`,
   appName: 'raylens',
-  tabs: { label: 'Sections', try: 'Try', models: 'Models' },
+  tabs: { label: 'Sections', try: 'Try', compare: 'Compare', chat: 'Chat', models: 'Models' },
   skip: 'Skip to the content',
   docs: 'API',
 
@@ -195,6 +195,98 @@ export const strings = {
     noLength: 'Chat has no lengths of captions, so the snippet asks in words.',
   },
 
+  compare: {
+    differing: 'What differs',
+    several: 'Several settings',
+    start: 'Run both',
+    stop: 'Stop both',
+    sides: ['A', 'B'],
+    empty: 'Pick a picture and press Run both. The answers appear side by side.',
+    atOnce: 'Both run at the same time, and share the server.',
+    copy: 'Copy both as JSON',
+    faster: (isA, ratio, fast, slow) =>
+      `${isA ? 'A' : 'B'} was ${number.format(ratio)} times as fast: ${fast} against ${slow}.`,
+    sameTime: (time) => `Both took about ${time}.`,
+    sameText: 'The answers are the same.',
+    otherText: 'The answers differ.',
+    counts: (a, b) => `A found ${number.format(a)}, B found ${number.format(b)}.`,
+  },
+
+  chat: {
+    title: 'Chat',
+    views: 'Views of the chat',
+    chat: 'Chat',
+    log: 'Conversation',
+    you: 'You',
+    model: 'Model',
+    empty:
+      'Ask about pictures and videos. Drop, paste or choose several, or start with one of these.',
+    examples: 'Pictures to start with',
+    startAgain: 'New chat',
+    compose: 'Your message',
+    message: 'Message',
+    placeholder: 'Write a message',
+    shortcut: 'Enter sends, Shift + Enter starts a new line',
+    choose: 'Add pictures or videos',
+    dropNow: 'Drop to add to your message',
+    loading: (count) => `Reading ${plural(count, 'file', 'files')}…`,
+    send: 'Send',
+    edit: 'Edit',
+    editing: 'You are editing your last message.',
+    cancel: 'Cancel',
+    regenerate: 'Answer again',
+    toEnd: 'Go to the latest',
+    working: 'Waiting for the answer.',
+    said: (text) => `Answer: ${text}`,
+    cut: 'The answer ends here because it reached Max Tokens.',
+    leftOut: 'Later messages leave this question out, since it has no answer.',
+    firstToken: (time) => `first token ${time}`,
+    speed: (rate) => `${rate} tokens/s`,
+    total: (time) => `total ${time}`,
+    noRequest: 'Send a message first. Its request appears here.',
+    noModels: 'No model of this server can chat.',
+    system: 'System prompt',
+    systemHelp: 'Instructions before the first message.',
+    remove: (name) => `Remove ${name}`,
+    length: (seconds) => `${number.format(seconds)} s`,
+    about: ({ kind, name, width, height, seconds, blob }) =>
+      [
+        kind === 'video' ? `Video ${name}` : `Picture ${name}`,
+        width && `${width} × ${height}`,
+        seconds && `${number.format(seconds)} s`,
+        size(blob.size),
+      ]
+        .filter(Boolean)
+        .join(', '),
+    takes: (pictures, frames) =>
+      [
+        pictures === null
+          ? 'Takes several pictures.'
+          : `Takes ${plural(pictures, 'picture', 'pictures')} in a chat.`,
+        frames === null
+          ? 'Reads videos.'
+          : `Reads no videos: it gets ${plural(frames, 'frame', 'frames')} of each.`,
+      ].join(' '),
+    framesOnly: (model, frames) =>
+      `${model} reads no videos: it gets ${plural(frames, 'frame', 'frames')} of each, as ` +
+      `${frames === 1 ? 'a picture' : 'pictures'}.`,
+    tooManyForModel: (model, actual, limit) =>
+      `${model} takes ${plural(limit, 'picture or video', 'pictures or videos')} in a chat; this ` +
+      `one has ${number.format(actual)}. Remove some, choose another model, or start a new chat.`,
+    tooManyPictures: (actual, limit) =>
+      `This chat has ${number.format(actual)} pictures; the server takes up to ` +
+      `${number.format(limit)}. Remove some, or start a new chat.`,
+    tooManyVideos: (actual, limit) =>
+      `This chat has ${number.format(actual)} videos; the server takes up to ` +
+      `${number.format(limit)}. Remove some, or start a new chat.`,
+    tooMuchText: (actual, limit) =>
+      `This chat has ${number.format(actual)} characters; the server takes up to ` +
+      `${number.format(limit)}. Shorten your message, or start a new chat.`,
+    tooManyBytes: (actual, limit) =>
+      `The pictures and videos of this chat have ${size(actual)}; the server takes up to ` +
+      `${size(limit)} in a request. Remove some, or start a new chat.`,
+  },
+
   history: {
     title: 'History',
     clear: 'Clear',
@@ -232,6 +324,15 @@ export const strings = {
 
     notPicture: (name) =>
       `${name} is not a picture. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file.`,
+    notMedia: (name) =>
+      `${name} is neither a picture nor a video. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ` +
+      'MP4, WebM or AVI file.',
+    videoTooLarge: (name, actual, limit) =>
+      `${name} has ${size(actual)}; this server takes videos up to ${size(limit)}. Cut it, or ` +
+      'choose a smaller one.',
+    videoTooLong: (name, actual, limit) =>
+      `${name} is ${duration(1000 * actual)} long; this server takes videos up to ` +
+      `${duration(1000 * limit)}. Cut it, or choose a shorter one.`,
     emptyFile: (name) => `${name} is empty. Choose another file.`,
     damaged: (name) => `${name} can’t be read: the file seems to be damaged. Choose another one.`,
     tooManyBytes: (name, actual, limit) =>

@@ -1,15 +1,27 @@
 // The tab "Try": one picture, one task, one answer.
 
-import { html, useMemo, useRef, useState } from './vendor/htm-preact.js'
-import { Notice, Segmented } from './controls.js'
-import { Form, readFields } from './form.js'
+import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
+import { ErrorNotice, Notice } from './controls.js'
+import { Form } from './form.js'
+import { History } from './history.js'
 import { findingsOf } from './overlay.js'
 import { PictureInput } from './picture_input.js'
-import { History, Result } from './result.js'
+import { Result } from './result.js'
 import { newRun } from './run.js'
 import { useRuns } from './runs.js'
 import { strings } from './strings.js'
-import { buildRequest, fieldsOf, promptOf, TASKS } from './tasks.js'
+import {
+  abilitiesOf,
+  isPocket,
+  missingSentence,
+  ModelSelect,
+  modelsFor,
+  MoreSettings,
+  TaskChoice,
+  useFields,
+  useValues,
+} from './task_form.js'
+import { buildRequest, fieldsOf, promptOf } from './tasks.js'
 
 /**
  * @param {{
@@ -18,46 +30,34 @@ import { buildRequest, fieldsOf, promptOf, TASKS } from './tasks.js'
  *   schemas: any,
  *   serverError: Error | null,
  *   health: any,
+ *   source: import('./task_form.js').Source,
+ *   onSource: (source: import('./task_form.js').Source) => void,
  *   onKeyWanted: () => void,
  * }} props
  */
-export function TryTab({ isShown, server, schemas, serverError, health, onKeyWanted }) {
-  const [picture, setPicture] = useState(null)
+export function TryTab(props) {
+  const { isShown, server, schemas, serverError, health, source, onSource, onKeyWanted } = props
+  const { picture } = source
   const [task, setTask] = useState('caption')
   const [model, setModel] = useState('')
-  const [values, setValues] = useState({})
+  const { values, change, reset } = useValues(source)
   const [ownError, setError] = useState(null)
-  const error = ownError ?? (serverError?.needsKey ? serverError : null)
   const [active, setActive] = useState(null)
-  const { runs, run, start, stop, select, clear } = useRuns()
+  const { runs, run: selected, start, stop, select, clear } = useRuns()
+  const run = selected?.picture === picture ? selected : null // another tab may change the picture
 
-  const models = health?.models ?? {}
-  const able = Object.entries(models).filter(
-    ([, info]) => !info.loaded || info.tasks.includes(task),
-  )
-  const chosen = able.some(([name]) => name === model) ? model : ''
-  const answering = chosen || able[0]?.[0] || server?.models[0] || ''
-  const allFields = useMemo(
-    () => [
-      ...readFields(schemas?.pipelines.moondream?.config_schema, server?.defaults),
-      ...readFields(server?.request_schema),
-    ],
-    [schemas, server],
-  )
-  const abilities = chosen
-    ? (models[chosen].tasks ?? [])
-    : Object.values(models).flatMap((info) => info.tasks ?? [])
-  const fields = fieldsOf(allFields, task, abilities)
+  const able = modelsFor(health, task)
+  const chosen = able.includes(model) ? model : ''
+  const answering = chosen || able[0] || server?.models[0] || ''
+  const fields = fieldsOf(useFields(schemas, server), task, abilitiesOf(health, chosen))
   const prompt = promptOf(fields)
-  const change = (name, value) => setValues((old) => ({ ...old, [name]: value }))
 
   const takePicture = (next, example) => {
-    setPicture(next)
+    onSource({ picture: next, example })
     setActive(null)
     select(null)
-    if (example) setValues((old) => ({ ...old, ...strings.prompts[example] }))
   }
-  const missing = missingSentence(picture, server, schemas, prompt, values)
+  const missing = missingSentence(picture, Boolean(server && schemas), prompt, values)
   const submit = (event) => {
     event?.preventDefault()
     if (run?.state === 'working') return
@@ -75,17 +75,22 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
   }
   const showRun = (past) => {
     select(past)
-    setPicture(past.picture)
+    onSource({ picture: past.picture })
     setActive(null)
   }
+  const answer = useRef(null)
+  // On a phone, the answer is below the button that asks for it.
+  useEffect(() => {
+    if (run?.state === 'working') answer.current.scrollIntoView({ block: 'nearest' })
+  }, [run])
   const isPhoto = picture !== null && picture.example !== 'scene.png'
-  const isPocket = /(^|\/)pocket\b/.test(models[run?.model || answering]?.checkpoint ?? '')
 
   return html`
-    <div class="try" hidden=${!isShown} onKeyDown=${onKeyDown}>
+    <div class="columns" hidden=${!isShown} onKeyDown=${onKeyDown}>
       <div class="left">
         <${PictureInput}
-          ...${{ picture, server, active }}
+          id="try"
+          ...${{ isShown, picture, server, active }}
           findings=${run ? findingsOf(run) : []}
           onActive=${setActive}
           onPicture=${takePicture}
@@ -94,22 +99,7 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
         <${History} runs=${runs} current=${run} onSelect=${showRun} onClear=${clear} />
       </div>
       <div class="right">
-        ${
-          error &&
-          html`<${Notice} kind="error"><p>${error.message}</p><div class="actions">
-        ${
-          error.needsKey &&
-          html`
-            <button type="button" onClick=${onKeyWanted}>${strings.errors.enterKey}</button>
-          `
-        }
-        ${
-          ownError &&
-          html`
-            <button type="button" onClick=${() => setError(null)}>${strings.errors.close}</button>
-          `
-        }</div><//>`
-        }
+        <${ErrorNotice} ...${{ ownError, serverError, onKeyWanted }} onClose=${setError} />
         <form
           class="card settings"
           ref=${form}
@@ -118,37 +108,24 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
           novalidate
         >
           <h2 id="settings-title" class="hidden">${strings.settings.title}</h2>
-          <${Segmented}
-            name="task"
-            label=${strings.tasks.label}
-            value=${task}
-            onChange=${setTask}
-            options=${TASKS.map((id) => ({ id, label: strings.tasks[id] }))}
-          />
-          <p class="hint">${strings.tasks.hints[task]}</p>
+          <${TaskChoice} id="try" task=${task} onTask=${setTask} />
           <${Form}
             fields=${fields.filter(({ category }) => category === 'input')}
             values=${values}
             onChange=${change}
           />
-          <div class="field">
-            <label for="model">${strings.settings.model}</label>
-            <select id="model" onChange=${(event) => setModel(event.target.value)}>
-              <option value="" selected=${chosen === ''}>${strings.settings.modelDefault}</option>
-              ${able.map(
-                ([name]) => html`
-                  <option key=${name} value=${name} selected=${name === chosen}>${name}</option>
-                `,
-              )}
-            </select>
-          </div>
+          <${ModelSelect} id="model" models=${able} value=${chosen} onChange=${setModel} />
           <${MoreSettings}
             fields=${fields.filter(({ category }) => category !== 'input')}
             values=${values}
             onChange=${change}
-            onReset=${() => setValues((old) => keepOnly(old, prompt))}
+            onReset=${reset}
           />
-          ${isPocket && isPhoto && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`}
+          ${
+            isPhoto &&
+            isPocket(health, run?.model || answering) &&
+            html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`
+          }
           <div class="run">
             ${
               run?.state === 'working'
@@ -164,56 +141,18 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
             <span class="muted shortcut">${strings.run.shortcut}</span>
           </div>
         </form>
-        <${Result}
-          ...${{ run, active, onKeyWanted }}
-          model=${answering}
-          onActive=${setActive}
-          onRetry=${submit}
-        />
+        <div class="answers" ref=${answer}>
+          <${Result}
+            id="result"
+            title=${strings.result.title}
+            empty=${strings.result.empty}
+            ...${{ run, active, onKeyWanted }}
+            model=${answering}
+            onActive=${setActive}
+            onRetry=${submit}
+          />
+        </div>
       </div>
     </div>
   `
-}
-
-function MoreSettings({ fields, values, onChange, onReset }) {
-  const { settings } = strings
-  const changed = fields.filter(
-    ({ name, default: usual }) => (values[name] ?? usual) !== usual,
-  ).length
-  if (fields.length === 0) return null
-  return html`
-    <details class="more">
-      <summary>
-        ${settings.more}${
-          changed > 0 &&
-          html`
-            <span class="badge">${settings.changed(changed)}</span>
-          `
-        }
-      </summary>
-      <${Form} ...${{ fields, values, onChange }} />
-      ${
-        changed > 0 &&
-        html`
-          <button type="button" class="quiet" onClick=${onReset}>${settings.reset}</button>
-        `
-      }
-    </details>
-  `
-}
-
-/** Return the values of the prompts alone. */
-function keepOnly(values) {
-  const { question, detect_object } = values
-  return { ...(question ? { question } : {}), ...(detect_object ? { detect_object } : {}) }
-}
-
-/** Return what must be done before a request; empty if nothing. */
-function missingSentence(picture, server, schemas, prompt, values) {
-  const { run } = strings
-  if (!picture) return run.needsPicture
-  if (!server || !schemas) return run.notLoaded
-  if (prompt && !String(values[prompt.name] ?? prompt.default ?? '').trim())
-    return run.needsPrompt(prompt.label)
-  return ''
 }

@@ -536,7 +536,7 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to the content")).to_be_focused()
     page.get_by_role("tab", name="Try").focus()
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
     expect(page.get_by_role("tab", name="Models")).to_be_focused()
     expect(page.get_by_role("heading", name="Models")).to_be_visible()
     assert page.url.endswith("#models")
