@@ -3,7 +3,7 @@
 import { html, useState } from './vendor/htm-preact.js'
 import { Form } from './form.js'
 import { strings } from './strings.js'
-import { ModelSelect } from './task_form.js'
+import { ModelSelect } from './task_settings.js'
 
 const WIDE = '(min-width: 1000px)'
 
@@ -59,7 +59,7 @@ export function ChatSettings(props) {
           ></textarea>
           <p class="hint" id="chat-system-hint">${chat.systemHelp}</p>
         </div>
-        <${Form} id="chat" ...${{ fields, values, onChange }} />
+        <${Form} prefix="chat" ...${{ fields, values, onChange }} />
         ${
           changed &&
           html` <button type="button" class="quiet" onClick=${onReset}>${settings.reset}</button> `

@@ -13,13 +13,13 @@ import { EXAMPLES } from './picture_files.js'
 import { THUMBNAIL } from './pictures.js'
 import { useFollow } from './scroll.js'
 import { strings } from './strings.js'
-import { abilitiesOf, modelsFor, useFields } from './task_form.js'
+import { abilitiesOf, modelsFor, useFields } from './task_settings.js'
 import { changedSettings, fieldsOf, promptOf } from './tasks.js'
 
 const VIEWS = ['chat', 'json', 'code']
 const EMPTY = { text: '', attachments: [] }
 
-/** @param {Parameters<typeof import('./try_tab.js').TryTab>[0]} props */
+/** @param {import('./try_tab.js').Props} props */
 export function ChatTab(props) {
   const { isShown, server, schemas, serverError, health, source, onKeyWanted } = props
   const [view, setView] = useState('chat')
@@ -34,7 +34,7 @@ export function ChatTab(props) {
   const chosen = able.includes(model) ? model : ''
   const answering = chosen || (able.includes(health?.active_model) ? health.active_model : able[0])
   const info = health?.models[answering]
-  const fields = chatFields(useFields(schemas, server), abilitiesOf(health, chosen))
+  const fields = chatFields(useFields({ server, schemas }), abilitiesOf(health, chosen))
   const settings = {
     system,
     body: {

@@ -11,46 +11,44 @@ import { useRuns } from './runs.js'
 import { strings } from './strings.js'
 import {
   abilitiesOf,
-  isPocket,
-  missingSentence,
+  isBeyondPocket,
+  missingSetting,
   ModelSelect,
-  modelsFor,
-  MoreSettings,
-  TaskChoice,
+  TaskSettings,
+  useExamplePrompts,
   useFields,
-  useValues,
-} from './task_form.js'
-import { buildRequest, fieldsOf, promptOf } from './tasks.js'
+  useTaskSettings,
+} from './task_settings.js'
+import { buildRequest, fieldsOf } from './tasks.js'
 import { ALL, contrastOf, MODEL, settingsOf, variantsOf } from './variants.js'
 
 const NO_FINDINGS = []
 const ignore = () => {}
 
-/** @param {Parameters<typeof import('./try_tab.js').TryTab>[0]} props */
+/** @param {import('./try_tab.js').Props} props */
 export function CompareTab(props) {
   const { isShown, server, schemas, serverError, health, source, onSource, onKeyWanted } = props
   const { picture } = source
-  const [task, setTask] = useState('caption')
-  const [model, setModel] = useState('')
+  const settings = useTaskSettings({ server, schemas, health })
+  useExamplePrompts(source, settings.setValues)
+  const { task, able, chosen, fields, values } = settings
+  const allFields = useFields({ server, schemas })
   const [wanted, setWanted] = useState('')
-  const { values, change, reset } = useValues(source)
   const [error, setError] = useState(null)
   const sides = [useSide(picture), useSide(picture)]
 
-  const able = modelsFor(health, task)
-  const allFields = useFields(schemas, server)
-  const common = able.includes(model) ? model : ''
-  const fields = fieldsOf(allFields, task, abilitiesOf(health, common))
   const variants = variantsOf(able, fields)
   const differing = variants.some(({ id }) => id === wanted) ? wanted : variants[0].id
   const differs = ({ name }) => differing === ALL || name === differing
   const own = settingsOf(fields).filter(differs)
   const hasModels = differing === MODEL || differing === ALL
 
+  const elsewhere = [...own.map(({ name }) => name), ...(hasModels ? [MODEL] : [])]
+
   const modelOf = (index) => {
-    if (!hasModels) return common
-    const { model: chosen } = sides[index]
-    return able.includes(chosen) ? chosen : (able[index] ?? able[0] ?? '')
+    if (!hasModels) return chosen
+    const { model } = sides[index]
+    return able.includes(model) ? model : (able[index] ?? able[0] ?? '')
   }
   const valuesOf = (index) => {
     const usual = (field) =>
@@ -65,7 +63,7 @@ export function CompareTab(props) {
     sides[index].start(newRun(buildRequest(task, modelOf(index), asked, merged), picture))
   }
   const isWorking = sides.some(({ run }) => run?.state === 'working')
-  const missing = missingSentence(picture, Boolean(server && schemas), promptOf(fields), values)
+  const missing = picture ? missingSetting(settings, { server, schemas }) : strings.run.needsPicture
   const isReady = () => {
     const hasNoServer = missing === strings.run.notLoaded && serverError
     setError(missing ? (hasNoServer ? serverError : new Error(missing)) : null)
@@ -87,13 +85,12 @@ export function CompareTab(props) {
   const [a, b] = sides.map(({ run }) => run)
   const areDone = a?.state === 'done' && b?.state === 'done' && a.request.task === b.request.task
   const compared = areDone ? Object.values(compare(a, b)) : [NO_COMPARISON, NO_COMPARISON]
-  const isPhoto = picture !== null && picture.example !== 'scene.png'
   return html`
     <div class="compare" hidden=${!isShown} onKeyDown=${onKeyDown}>
       <div class="columns">
         <div class="left">
           <${PictureInput}
-            id="compare"
+            prefix="compare"
             ...${{ isShown, picture, server }}
             findings=${NO_FINDINGS}
             active=${null}
@@ -116,36 +113,13 @@ export function CompareTab(props) {
             novalidate
           >
             <h2 id="compare-settings" class="hidden">${strings.settings.title}</h2>
-            <${TaskChoice} id="compare" task=${task} onTask=${setTask} />
-            <${Form}
-              id="compare"
-              fields=${fields.filter((field) => field.category === 'input' && !own.includes(field))}
-              values=${values}
-              onChange=${change}
-            />
-            <${VariantSelect} variants=${variants} value=${differing} onChange=${setWanted} />
+            <${TaskSettings} prefix="compare-" settings=${settings} without=${elsewhere}>
+              <${VariantSelect} variants=${variants} value=${differing} onChange=${setWanted} />
+            <//>
             ${
-              !hasModels &&
-              html`
-                <${ModelSelect}
-                  id="compare-model"
-                  models=${able}
-                  value=${common}
-                  onChange=${setModel}
-                />
-              `
-            }
-            <${MoreSettings}
-              id="compare"
-              fields=${fields.filter((field) => field.category !== 'input' && !own.includes(field))}
-              values=${values}
-              onChange=${change}
-              onReset=${reset}
-            />
-            ${
-              isPhoto &&
-              sides.some((_, index) => isPocket(health, modelOf(index) || able[0])) &&
-              html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`
+              sides.some((_, index) =>
+                isBeyondPocket(health, modelOf(index) || able[0], picture),
+              ) && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`
             }
             <${Buttons}
               isWorking=${isWorking}
@@ -186,7 +160,7 @@ export function CompareTab(props) {
                     `
                   }
                   <${Form}
-                    id=${`compare-${index}`}
+                    prefix=${`compare-${index}`}
                     fields=${own}
                     values=${valuesOf(index)}
                     onChange=${side.change}

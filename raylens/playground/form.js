@@ -102,22 +102,21 @@ function resolve(property, schema) {
 }
 
 /**
- * The controls of fields. `values` has those that were changed.
+ * The controls of fields. `values` has those that were changed; `prefix` is that of their ids.
  * @param {{
- *   id?: string,
+ *   prefix?: string,
  *   fields: Field[],
  *   values: Record<string, any>,
  *   onChange: (name: string, value: any) => void,
  * }} props
- * `id` begins the controls' ids, since several forms may be on the page.
  */
-export function Form({ id = 'field', fields, values, onChange }) {
+export function Form({ prefix = 'field', fields, values, onChange }) {
   return fields.map((field) => {
     const value = values[field.name] ?? field.default
     return html`
       <${Control}
         key=${field.name}
-        id=${`${id}-${field.name}`}
+        id=${`${prefix}-${field.name}`}
         field=${field}
         value=${value}
         onChange=${(next) => onChange(field.name, next)}

@@ -14,7 +14,7 @@ export const ACCEPTED = 'image/*,.tif,.tiff,.heic,.avif'
 
 /**
  * @typedef {object} Props
- * @property {string} id of this input, since several may be on the page
+ * @property {string} prefix of its ids, since several may be on the page
  * @property {boolean} isShown whether it takes what is dropped and pasted
  * @property {Picture | null} picture
  * @property {any} server what the server told about itself; null until then
@@ -27,7 +27,7 @@ export const ACCEPTED = 'image/*,.tif,.tiff,.heic,.avif'
 
 /** @param {Props} props */
 export function PictureInput(props) {
-  const { id, isShown, picture, server, findings, active, onActive, onPicture, onError } = props
+  const { prefix, isShown, picture, server, findings, active, onActive, onPicture, onError } = props
   const [side, setSide] = useState(null)
   const [isLoading, setLoading] = useState(false)
   const [panel, setPanel] = useState('')
@@ -60,8 +60,8 @@ export function PictureInput(props) {
 
   const isDragging = useDrops({ takeFiles, takeText }, isShown)
   return html`
-    <section class="card picture" aria-labelledby=${`${id}-picture`}>
-      <h2 id=${`${id}-picture`} class="hidden">${texts.title}</h2>
+    <section class="card picture" aria-labelledby=${`${prefix}-picture`}>
+      <h2 id=${`${prefix}-picture`} class="hidden">${texts.title}</h2>
       <div class=${isDragging ? 'stage dragging' : 'stage'} aria-busy=${String(isLoading)}>
         ${
           picture
@@ -133,7 +133,7 @@ export function PictureInput(props) {
       ${
         panel === 'url' &&
         html`
-          <${UrlPanel} id=${id} isOff=${server?.downloads === false} onLoad=${takeAddress} />
+          <${UrlPanel} prefix=${prefix} isOff=${server?.downloads === false} onLoad=${takeAddress} />
         `
       }
       ${
@@ -147,8 +147,8 @@ export function PictureInput(props) {
         `
       }
       <div class="examples">
-        <p class="muted" id=${`${id}-examples`}>${texts.examples}</p>
-        <ul aria-labelledby=${`${id}-examples`}>
+        <p class="muted" id=${`${prefix}-examples`}>${texts.examples}</p>
+        <ul aria-labelledby=${`${prefix}-examples`}>
           ${EXAMPLES.map(
             (example) => html`
               <li key=${example.id}>
@@ -170,7 +170,7 @@ export function PictureInput(props) {
   `
 }
 
-function UrlPanel({ id, isOff, onLoad }) {
+function UrlPanel({ prefix, isOff, onLoad }) {
   const { picture: texts } = strings
   if (isOff)
     return html`
@@ -183,17 +183,17 @@ function UrlPanel({ id, isOff, onLoad }) {
   return html`
     <form class="panel inline-form" onSubmit=${submit}>
       <div class="field">
-        <label for=${`${id}-address`}>${texts.urlLabel}</label>
+        <label for=${`${prefix}-address`}>${texts.urlLabel}</label>
         <input
-          id=${`${id}-address`}
+          id=${`${prefix}-address`}
           name="address"
           type="text"
           inputmode="url"
           autocomplete="url"
           placeholder="https://"
-          aria-describedby=${`${id}-address-hint`}
+          aria-describedby=${`${prefix}-address-hint`}
         />
-        <p class="hint" id=${`${id}-address-hint`}>${texts.urlHelp}</p>
+        <p class="hint" id=${`${prefix}-address-hint`}>${texts.urlHelp}</p>
       </div>
       <button type="submit">${texts.urlLoad}</button>
     </form>

@@ -15,11 +15,13 @@ export class ServerError extends Error {
    * @param {string} message
    * @param {number} status 0 without an answer
    * @param {any} answer the error as the server sent it
+   * @param {number | null} retryAfter seconds
    */
-  constructor(message, status = 0, answer = null) {
+  constructor(message, status = 0, answer = null, retryAfter = null) {
     super(message)
     this.status = status
     this.answer = answer
+    this.retryAfter = retryAfter
   }
 
   get needsKey() {
@@ -39,8 +41,12 @@ export function setKey(key) {
 }
 
 /**
- * @typedef {{json?: any, signal?: AbortSignal, headers?: Record<string, string>}} Options
- * `json` makes it a POST.
+ * @typedef {object} Options
+ * @property {any} [json] makes it a POST, unless there is a method
+ * @property {string} [method]
+ * @property {AbortSignal} [signal]
+ * @property {Record<string, string>} [headers]
+ * @property {boolean} [keepalive] whether it goes on if the page is left
  */
 
 /**
@@ -48,12 +54,16 @@ export function setKey(key) {
  * @param {string} path such as "v1/caption"
  * @param {Options} options
  */
-export async function send(path, { json, signal, headers = {} } = {}) {
+export async function send(path, { json, method, signal, keepalive, headers = {} } = {}) {
   const key = getKey()
-  const request = { signal, headers: { Accept: 'application/json, text/event-stream', ...headers } }
+  const request = {
+    method: method ?? (json === undefined ? 'GET' : 'POST'),
+    signal,
+    keepalive,
+    headers: { Accept: 'application/json, text/event-stream', ...headers },
+  }
   if (key) request.headers.Authorization = `Bearer ${key}`
   if (json !== undefined) {
-    request.method = 'POST'
     request.headers['Content-Type'] = 'application/json'
     request.body = JSON.stringify(json)
   }
@@ -118,7 +128,8 @@ async function readError(response) {
   }
   const detail = detailOf(answer) ?? (typeof answer === 'string' ? answer.slice(0, 300) : '')
   const retryAfter = Number(response.headers.get('Retry-After')) || null
-  return new ServerError(explain(response.status, detail, retryAfter), response.status, answer)
+  const message = explain(response.status, detail, retryAfter)
+  return new ServerError(message, response.status, answer, retryAfter)
 }
 
 /** Return the message of an error in the shape of any dialect; undefined if it is none. */

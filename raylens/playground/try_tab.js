@@ -2,7 +2,6 @@
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { ErrorNotice, Notice } from './controls.js'
-import { Form } from './form.js'
 import { History } from './history.js'
 import { findingsOf } from './overlay.js'
 import { PictureInput } from './picture_input.js'
@@ -11,53 +10,43 @@ import { newRun } from './run.js'
 import { useRuns } from './runs.js'
 import { strings } from './strings.js'
 import {
-  abilitiesOf,
-  isPocket,
-  missingSentence,
-  ModelSelect,
-  modelsFor,
-  MoreSettings,
-  TaskChoice,
-  useFields,
-  useValues,
-} from './task_form.js'
-import { buildRequest, fieldsOf, promptOf } from './tasks.js'
+  isBeyondPocket,
+  missingSetting,
+  TaskSettings,
+  useExamplePrompts,
+  useTaskSettings,
+} from './task_settings.js'
+import { buildRequest } from './tasks.js'
 
 /**
- * @param {{
- *   isShown: boolean,
- *   server: any,
- *   schemas: any,
- *   serverError: Error | null,
- *   health: any,
- *   source: import('./task_form.js').Source,
- *   onSource: (source: import('./task_form.js').Source) => void,
- *   onKeyWanted: () => void,
- * }} props
+ * @typedef {object} Props
+ * @property {boolean} isShown
+ * @property {any} server
+ * @property {any} schemas
+ * @property {Error | null} serverError
+ * @property {any} health
+ * @property {import('./task_settings.js').Source} source
+ * @property {(source: import('./task_settings.js').Source) => void} onSource
+ * @property {() => void} onKeyWanted
  */
+
+/** @param {Props} props */
 export function TryTab(props) {
   const { isShown, server, schemas, serverError, health, source, onSource, onKeyWanted } = props
   const { picture } = source
-  const [task, setTask] = useState('caption')
-  const [model, setModel] = useState('')
-  const { values, change, reset } = useValues(source)
+  const settings = useTaskSettings({ server, schemas, health })
+  useExamplePrompts(source, settings.setValues)
   const [ownError, setError] = useState(null)
   const [active, setActive] = useState(null)
   const { runs, run: selected, start, stop, select, clear } = useRuns()
   const run = selected?.picture === picture ? selected : null // another tab may change the picture
-
-  const able = modelsFor(health, task)
-  const chosen = able.includes(model) ? model : ''
-  const answering = chosen || able[0] || server?.models[0] || ''
-  const fields = fieldsOf(useFields(schemas, server), task, abilitiesOf(health, chosen))
-  const prompt = promptOf(fields)
 
   const takePicture = (next, example) => {
     onSource({ picture: next, example })
     setActive(null)
     select(null)
   }
-  const missing = missingSentence(picture, Boolean(server && schemas), prompt, values)
+  const missing = picture ? missingSetting(settings, { server, schemas }) : strings.run.needsPicture
   const submit = (event) => {
     event?.preventDefault()
     if (run?.state === 'working') return
@@ -67,6 +56,7 @@ export function TryTab(props) {
     }
     setError(null)
     setActive(null)
+    const { task, chosen, fields, values } = settings
     start(newRun(buildRequest(task, chosen, fields, values), picture))
   }
   const form = useRef(null)
@@ -83,13 +73,12 @@ export function TryTab(props) {
   useEffect(() => {
     if (run?.state === 'working') answer.current.scrollIntoView({ block: 'nearest' })
   }, [run])
-  const isPhoto = picture !== null && picture.example !== 'scene.png'
 
   return html`
     <div class="columns" hidden=${!isShown} onKeyDown=${onKeyDown}>
       <div class="left">
         <${PictureInput}
-          id="try"
+          prefix="try"
           ...${{ isShown, picture, server, active }}
           findings=${run ? findingsOf(run) : []}
           onActive=${setActive}
@@ -108,22 +97,9 @@ export function TryTab(props) {
           novalidate
         >
           <h2 id="settings-title" class="hidden">${strings.settings.title}</h2>
-          <${TaskChoice} id="try" task=${task} onTask=${setTask} />
-          <${Form}
-            fields=${fields.filter(({ category }) => category === 'input')}
-            values=${values}
-            onChange=${change}
-          />
-          <${ModelSelect} id="model" models=${able} value=${chosen} onChange=${setModel} />
-          <${MoreSettings}
-            fields=${fields.filter(({ category }) => category !== 'input')}
-            values=${values}
-            onChange=${change}
-            onReset=${reset}
-          />
+          <${TaskSettings} settings=${settings} />
           ${
-            isPhoto &&
-            isPocket(health, run?.model || answering) &&
+            isBeyondPocket(health, run?.model || settings.answering, picture) &&
             html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`
           }
           <div class="run">
@@ -147,7 +123,7 @@ export function TryTab(props) {
             title=${strings.result.title}
             empty=${strings.result.empty}
             ...${{ run, active, onKeyWanted }}
-            model=${answering}
+            model=${settings.answering}
             onActive=${setActive}
             onRetry=${submit}
           />

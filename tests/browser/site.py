@@ -160,7 +160,11 @@ class ScriptedService(VisionService):
             raise ModelNotLoaded(f"{name} is down", "model", retry_after=2)
         models = {model["name"]: model for model in CONFIG["models"]}
         model = models[name]
-        return ModelInfo(name, model["checkpoint"], model["family"], "cpu", TASKS[name])
+        limit = 1 if name == "moondream" else None
+        return ModelInfo(
+            name, model["checkpoint"], model["family"], "cpu", TASKS[name],
+            max_pictures=limit, frames_as_pictures=limit,
+        )  # fmt: skip
 
     def reset(self) -> None:
         self.gate.set()

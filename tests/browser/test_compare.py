@@ -94,7 +94,7 @@ def test_one_model_compares_two_recipes(page: Page, site: Site) -> None:
     open_tab(page)
     choose_task(page, "Detect")  # only one model can do it
     expect(page.get_by_label("What differs")).to_have_value("recipe")
-    expect(side(page, 0).get_by_label("Recipe")).to_have_value("Model’s own")
+    expect(side(page, 0).get_by_label("Recipe")).to_have_value("")
     expect(side(page, 1).get_by_label("Recipe")).to_have_value("mine")
     side(page, 0).get_by_label("Recipe").select_option("plain")
     run_both(page)
@@ -109,8 +109,8 @@ def test_any_setting_may_differ_and_the_others_are_shared(page: Page, site: Site
     open_tab(page)
     page.get_by_label("What differs").select_option("Temperature")
     page.locator("#compare-model").select_option("smolvlm")
-    page.get_by_text("More settings").click()
-    page.locator("#compare-caption_length").select_option("short")
+    page.locator(".compare").get_by_text("More settings").click()
+    page.locator("#compare-field-caption_length").select_option("short")
     side(page, 1).get_by_label("Temperature, value").fill("0.9")
     side(page, 1).get_by_label("Temperature, value").blur()
     run_both(page)
@@ -221,7 +221,8 @@ def test_a_comparison_works_by_keyboard_and_survives_other_tabs(page: Page) -> N
 def test_a_missing_key_is_asked_for(browser: Browser) -> None:
     auth = {"keys": [{"name": "me", "hash": hash_key("rl-mine")}]}
     with serving(auth=auth) as site:
-        for page in opened(browser, f"{site.url}#compare"):
+        for page in opened(browser, site.url):
+            page.get_by_role("tab", name="Compare").click()
             page.get_by_role("button", name="Enter key").click()
             page.get_by_label("API key").fill("rl-mine")
             page.get_by_label("API key").press("Enter")
@@ -233,7 +234,8 @@ def test_a_missing_key_is_asked_for(browser: Browser) -> None:
 
 def test_a_server_with_one_model_compares_recipes_at_once(browser: Browser) -> None:
     with serving(models=CONFIG["models"][:1]) as site:
-        for page in opened(browser, f"{site.url}#compare"):
+        for page in opened(browser, site.url):
+            page.get_by_role("tab", name="Compare").click()
             expect(page.get_by_label("What differs")).to_have_value("recipe")
             open_tab(page)
             run_both(page)
