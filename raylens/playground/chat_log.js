@@ -50,7 +50,9 @@ export function ChatLog({ turns, follow, onEdit, onRetry, onKeyWanted, children 
       </div>
       ${
         !follow.isFollowing &&
-        html` <button type="button" class="to-end" onClick=${follow.follow}>${chat.toEnd}</button> `
+        html`
+          <button type="button" class="to-end" onClick=${follow.follow}>${chat.toEnd}</button>
+        `
       }
       <p class="hidden" role="status">
         ${isWorking ? chat.working : last?.run.state === 'done' ? chat.said(last.run.text) : ''}
@@ -66,7 +68,12 @@ function TurnView({ turn, isLast, onEdit, onRetry, onKeyWanted }) {
   return html`
     <article class="message question" aria-label=${chat.you}>
       <${Thumbnails} files=${question.attachments} />
-      ${question.text && html` <p class="said">${question.text}</p> `}
+      ${
+        question.text &&
+        html`
+          <p class="said">${question.text}</p>
+        `
+      }
       ${
         isLast &&
         isOver &&
@@ -79,9 +86,20 @@ function TurnView({ turn, isLast, onEdit, onRetry, onKeyWanted }) {
     </article>
     <article class="message" aria-label=${run.model || chat.model}>
       <${Text} run=${run} />
-      ${run.isCut && html` <p class="hint">${chat.cut}</p> `}
+      ${
+        run.isCut &&
+        html`
+          <p class="hint">${chat.cut}</p>
+        `
+      }
       <${Outcome} ...${{ run, onKeyWanted }} onRetry=${isLast ? onRetry : null} />
-      ${isOver && !isKept(turn) && html` <p class="hint">${chat.leftOut}</p> `}
+      ${
+        isOver &&
+        !isKept(turn) &&
+        html`
+          <p class="hint">${chat.leftOut}</p>
+        `
+      }
       <p class="hint figures-line">${figuresOf(run)}</p>
       ${
         isOver &&
@@ -159,7 +177,9 @@ function Thumbnail({ file }) {
   const { chat } = strings
   const badge =
     file.kind === 'video' &&
-    html` <span class="play">▶ ${file.seconds ? chat.length(file.seconds) : ''}</span> `
+    html`
+      <span class="play">▶ ${file.seconds ? chat.length(file.seconds) : ''}</span>
+    `
   return html`
     ${
       file.thumbnail
@@ -171,7 +191,9 @@ function Thumbnail({ file }) {
               height=${THUMBNAIL.height}
             />
           `
-        : html` <span class="no-thumbnail">${file.name}</span> `
+        : html`
+              <span class="no-thumbnail">${file.name}</span>
+            `
     }
     ${badge}
   `

@@ -34,7 +34,9 @@ export function ChatSettings(props) {
       <div class="own">
         ${
           able.length === 0
-            ? html` <p class="muted">${chat.noModels}</p> `
+            ? html`
+                  <p class="muted">${chat.noModels}</p>
+                `
             : html`
                 <${ModelSelect}
                   id="chat-model"
@@ -46,7 +48,9 @@ export function ChatSettings(props) {
         }
         ${
           info?.loaded &&
-          html` <p class="hint">${chat.takes(info.max_pictures, info.frames_as_pictures)}</p> `
+          html`
+            <p class="hint">${chat.takes(info.max_pictures, info.frames_as_pictures)}</p>
+          `
         }
         <div class="field">
           <label for="chat-system">${chat.system}</label>
@@ -62,7 +66,9 @@ export function ChatSettings(props) {
         <${Form} prefix="chat" ...${{ fields, values, onChange }} />
         ${
           changed &&
-          html` <button type="button" class="quiet" onClick=${onReset}>${settings.reset}</button> `
+          html`
+            <button type="button" class="quiet" onClick=${onReset}>${settings.reset}</button>
+          `
         }
       </div>
     </details>

@@ -1,13 +1,14 @@
 // The tab "Chat": a conversation about pictures and videos.
 
-import { html, useRef, useState } from './vendor/htm-preact.js'
-import { readExampleAttachment, fromPicture, readAttachment, refusal } from './attachments.js'
+import { html, useState } from './vendor/htm-preact.js'
+import { fromPicture, refusal } from './attachments.js'
 import { ChatLog } from './chat_log.js'
 import { ChatSettings } from './chat_settings.js'
 import { ChatCode, ChatJson } from './chat_views.js'
 import { Composer } from './composer.js'
 import { ErrorNotice, TabPanel, Tabs } from './controls.js'
 import { isKept, useConversation } from './conversation.js'
+import { useDraft } from './draft.js'
 import { useDrops } from './drops.js'
 import { EXAMPLES } from './picture_files.js'
 import { THUMBNAIL } from './pictures.js'
@@ -17,7 +18,6 @@ import { abilitiesOf, modelsFor, useFields } from './task_settings.js'
 import { changedSettings, fieldsOf, promptOf } from './tasks.js'
 
 const VIEWS = ['chat', 'json', 'code']
-const EMPTY = { text: '', attachments: [] }
 
 /** @param {import('./try_tab.js').Props} props */
 export function ChatTab(props) {
@@ -91,13 +91,17 @@ export function ChatTab(props) {
         onCancel=${draft.cancel}
       />
     `,
-    json: () =>
-      last ? html` <${ChatJson} run=${last} /> ` : html` <p class="muted">${chat.noRequest}</p> `,
-    code: () =>
-      last
-        ? html` <${ChatCode} run=${last} model=${answering} /> `
-        : html` <p class="muted">${chat.noRequest}</p> `,
+    json: () => html`
+      <${ChatJson} run=${last} />
+    `,
+    code: () => html`
+      <${ChatCode} run=${last} model=${answering} />
+    `,
   }
+  const noRequest = () => html`
+    <p class="muted">${chat.noRequest}</p>
+  `
+  const shown = view === 'chat' || last ? views[view] : noRequest
   return html`
     <div class="columns chat" hidden=${!isShown}>
       <section
@@ -123,8 +127,13 @@ export function ChatTab(props) {
           ...${{ serverError, onKeyWanted }}
           onClose=${draft.setError}
         />
-        <${TabPanel} id="chat-view" class=${`view-${view}`} current=${view}> ${views[view]()} <//>
-        ${isDragging && html` <p class="veil">${chat.dropNow}</p> `}
+        <${TabPanel} id="chat-view" class=${`view-${view}`} current=${view}>${shown()}<//>
+        ${
+          isDragging &&
+          html`
+            <p class="veil">${chat.dropNow}</p>
+          `
+        }
       </section>
       <${ChatSettings}
         ...${{ able, chosen, system, fields, values, info }}
@@ -135,78 +144,6 @@ export function ChatTab(props) {
       />
     </div>
   `
-}
-
-/** The message that is being written. What was being written before an edit comes back after it. */
-function useDraft(limits) {
-  const [draft, setDraft] = useState(EMPTY)
-  const [saved, setSaved] = useState(null)
-  const [loading, setLoading] = useState(0)
-  const [error, setError] = useState(null)
-  const textRef = useRef(null)
-  const focus = () => textRef.current?.focus()
-  const setText = (text) => setDraft((old) => ({ ...old, text }))
-  const add = (file) => {
-    setDraft((old) => ({ ...old, attachments: [...old.attachments, named(file, old.attachments)] }))
-    focus()
-  }
-  const load = async (read) => {
-    setLoading((count) => count + 1)
-    try {
-      add(await read())
-    } catch (reason) {
-      setError(reason)
-    }
-    setLoading((count) => count - 1)
-  }
-  const addFiles = async (files) => {
-    setError(null)
-    for (const file of files) await load(() => readAttachment(file, limits)) // in their order
-  }
-  const finish = () => {
-    setDraft(saved ?? EMPTY)
-    setSaved(null)
-    setError(null)
-  }
-  return {
-    ...draft,
-    loading,
-    error,
-    setError,
-    textRef,
-    isEditing: saved !== null,
-    focus,
-    setText,
-    add,
-    addFiles,
-    addExample: (file) => load(() => readExampleAttachment(file, limits)),
-    addText: (text) => {
-      setText(draft.text + text)
-      focus()
-    },
-    remove: (file) => {
-      setDraft((old) => ({ ...old, attachments: old.attachments.filter((own) => own !== file) }))
-      focus()
-    },
-    edit: (question) => {
-      setSaved((old) => old ?? draft)
-      setDraft(question)
-      focus()
-    },
-    finish,
-    cancel: () => saved && finish(),
-  }
-}
-
-/** Return a file whose name no other one has: the copied code reads files by their names. */
-function named(file, others) {
-  const isTaken = (name) => others.some((other) => other.name === name && !other.example)
-  if (file.example || !isTaken(file.name)) return file
-  const [, stem, suffix] = /^(.*?)(\.[^.]*)?$/.exec(file.name)
-  for (let number = 2; ; number++) {
-    const name = `${stem} (${number})${suffix ?? ''}`
-    if (!isTaken(name)) return { ...file, name }
-  }
 }
 
 /** The settings of a question are also those of a chat. */

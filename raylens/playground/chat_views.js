@@ -58,6 +58,8 @@ export function ChatCode({ run, model }) {
       onChange=${setLanguage}
     />
     <${CodeBlock} label=${code[language]} text=${text} />
-    ${notes.map((note) => html` <p class="hint" key=${note}>${note}</p> `)}
+    ${notes.map((note) => html`
+      <p class="hint" key=${note}>${note}</p>
+    `)}
   `
 }

@@ -221,7 +221,9 @@ function Buttons({ isWorking, onStop }) {
                 ${texts.stop}
               </button>
             `
-          : html` <button type="submit" key="run" class="primary">${texts.start}</button> `
+          : html`
+                <button type="submit" key="run" class="primary">${texts.start}</button>
+              `
       }
       <span class="muted shortcut">${run.shortcut}</span>
     </div>

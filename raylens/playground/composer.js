@@ -65,9 +65,20 @@ export function Composer(props) {
         `
       }
       <${Thumbnails} files=${draft.attachments} onRemove=${onRemove} />
-      ${loading > 0 && html` <p class="hint working" role="status">${chat.loading(loading)}</p> `}
+      ${
+        loading > 0 &&
+        html`
+          <p class="hint working" role="status">${chat.loading(loading)}</p>
+        `
+      }
       ${problem && html`<${Notice} kind="note"><p role="status">${problem}</p><//>`}
-      ${!problem && note && html` <p class="hint" role="status">${note}</p> `}
+      ${
+        !problem &&
+        note &&
+        html`
+          <p class="hint" role="status">${note}</p>
+        `
+      }
       <label class="hidden" for="chat-text">${chat.message}</label>
       <textarea
         id="chat-text"
@@ -100,7 +111,9 @@ export function Composer(props) {
                   ${strings.run.stop}
                 </button>
               `
-            : html` <button type="submit" key="send" class="primary send">${chat.send}</button> `
+            : html`
+                  <button type="submit" key="send" class="primary send">${chat.send}</button>
+                `
         }
       </div>
     </form>

@@ -185,7 +185,9 @@ export function ModelSelect({ id, models, value, onChange, mayBeAny = true }) {
       <select id=${id} onChange=${(event) => onChange(event.target.value)}>
         ${
           mayBeAny &&
-          html` <option value="" selected=${value === ''}>${settings.modelDefault}</option> `
+          html`
+            <option value="" selected=${value === ''}>${settings.modelDefault}</option>
+          `
         }
         ${models.map(
           (name) => html`
@@ -207,13 +209,17 @@ function MoreSettings({ prefix, fields, values, onChange, onReset }) {
     <details class="more">
       <summary>
         ${settings.more}${
-          changed > 0 && html` <span class="badge">${settings.changed(changed)}</span> `
+          changed > 0 && html`
+            <span class="badge">${settings.changed(changed)}</span>
+          `
         }
       </summary>
       <${Form} ...${{ prefix, fields, values, onChange }} />
       ${
         changed > 0 &&
-        html` <button type="button" class="quiet" onClick=${onReset}>${settings.reset}</button> `
+        html`
+          <button type="button" class="quiet" onClick=${onReset}>${settings.reset}</button>
+        `
       }
     </details>
   `
