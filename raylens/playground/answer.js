@@ -2,7 +2,7 @@
 
 import { html } from './vendor/htm-preact.js'
 import { Notice } from './controls.js'
-import { findingsOf, PictureWithFindings, placeOf } from './overlay.js'
+import { findingsOf, groundedParts, PictureWithFindings, placeOf } from './overlay.js'
 import { tokensPerSecond } from './run.js'
 import { strings } from './strings.js'
 import { isText } from './tasks.js'
@@ -19,31 +19,29 @@ import { isText } from './tasks.js'
 
 /** @param {AnswerProps} props */
 export function Answer({ run, active, onActive, onKeyWanted, onRetry, comparison }) {
+  const hasText = isText(run.request.task)
+  const findings = findingsOf(run)
   return html`
     ${
-      isText(run.request.task)
+      comparison &&
+      (!hasText || findings.length > 0) &&
+      html`
+        <div class="stage">
+          <${PictureWithFindings} picture=${run.picture} ...${{ findings, active, onActive }} />
+        </div>
+      `
+    }
+    ${
+      hasText
         ? html`
-            <${Text} run=${run} words=${comparison?.words} />
+            <${Text} ...${{ run, active, onActive }} words=${comparison?.words} />
           `
         : html`
-            ${
-              comparison &&
-              html`
-                <${Stage} ...${{ run, active, onActive }} />
-              `
-            }
             <${Findings} ...${{ run, active, onActive }} />
           `
     }
     <${Outcome} ...${{ run, onKeyWanted, onRetry }} />
     <${Figures} run=${run} best=${comparison?.best} />
-  `
-}
-
-function Stage({ run, active, onActive }) {
-  const props = { picture: run.picture, findings: findingsOf(run), active, onActive }
-  return html`
-    <div class="stage"><${PictureWithFindings} ...${props} /></div>
   `
 }
 
@@ -100,11 +98,13 @@ export function Outcome({ run, onKeyWanted, onRetry }) {
 /**
  * @param {{
  *   run: import('./run.js').Run,
+ *   active: number | null,
+ *   onActive: (index: number | null) => void,
  *   words?: import('./comparison.js').Word[] | null,
  * }} props
  * `words` are the text, if some of it is to be marked.
  */
-export function Text({ run, words }) {
+export function Text({ run, active, onActive, words }) {
   const { result } = strings
   if (run.state === 'working' && !run.text)
     return html`
@@ -120,7 +120,13 @@ export function Text({ run, words }) {
       html`
         <details open class="reasoning">
           <summary>${result.reasoning}</summary>
-          <p>${run.reasoning}</p>
+          <p>
+            ${groundedParts(run).map(
+              (part, index) => html`
+                <${ReasoningPart} key=${index} ...${{ part, active, onActive }} />
+              `,
+            )}
+          </p>
         </details>
       `
     }
@@ -132,6 +138,22 @@ export function Text({ run, words }) {
         </p>
       `
     }
+  `
+}
+
+/** A part of the reasoning; the pointer shows what it is about. */
+function ReasoningPart({ part, active, onActive }) {
+  const { text, points, first } = part
+  if (points.length === 0) return text
+  const isActive = active >= first && active < first + points.length
+  return html`
+    <mark
+      class=${isActive ? 'active' : ''}
+      onMouseEnter=${() => onActive(first)}
+      onMouseLeave=${() => onActive(null)}
+    >
+      ${text}
+    </mark>
   `
 }
 

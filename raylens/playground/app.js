@@ -5,14 +5,14 @@ import { ChatTab } from './chat_tab.js'
 import { CompareTab } from './compare_tab.js'
 import { TabPanel } from './controls.js'
 import { Header } from './header.js'
-import { ModelsTab } from './models_tab.js'
 import { ask } from './server.js'
+import { StatusTab } from './status_tab.js'
 import { strings } from './strings.js'
 import { getTheme, setTheme } from './theme.js'
 import { TryTab } from './try_tab.js'
 
 const POLL_MS = 10_000
-const TABS = ['try', 'compare', 'chat', 'models']
+const TABS = ['try', 'compare', 'chat', 'status']
 
 function App() {
   const [tab, setTab] = useTab()
@@ -50,9 +50,9 @@ function App() {
           `
         }
         ${
-          tab === 'models' &&
+          tab === 'status' &&
           html`
-            <${ModelsTab} health=${health} />
+            <${StatusTab} ...${{ keyVersion, onKeyWanted }} />
           `
         }
       <//>

@@ -66,7 +66,7 @@ function TurnView({ turn, isLast, onEdit, onRetry, onKeyWanted }) {
   const { chat } = strings
   const isOver = run.state !== 'working'
   return html`
-    <article class="message question" aria-label=${chat.you}>
+    <article class="turn question" aria-label=${chat.you}>
       <${Thumbnails} files=${question.attachments} />
       ${
         question.text &&
@@ -84,8 +84,8 @@ function TurnView({ turn, isLast, onEdit, onRetry, onKeyWanted }) {
         `
       }
     </article>
-    <article class="message" aria-label=${run.model || chat.model}>
-      <${Text} run=${run} />
+    <article class="turn" aria-label=${run.model || chat.model}>
+      <${Text} run=${run} active=${null} onActive=${() => {}} />
       ${
         run.isCut &&
         html`

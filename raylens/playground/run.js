@@ -20,6 +20,8 @@ import { isText } from './tasks.js'
  * @property {'working' | 'done' | 'failed' | 'stopped'} state
  * @property {string} text
  * @property {string} reasoning
+ * @property {{start_idx: number, end_idx: number, points: [number, number][]}[]} grounding
+ * what parts of the reasoning, in characters, are about
  * @property {Box[]} boxes
  * @property {{x: number, y: number}[]} points
  * @property {string[]} warnings
@@ -50,6 +52,7 @@ export function newRun(request, picture) {
     state: 'working',
     text: '',
     reasoning: '',
+    grounding: [],
     boxes: [],
     points: [],
     warnings: [],
@@ -113,6 +116,7 @@ function readPiece(run, event) {
   if (event.completed) {
     run.isComplete = true
     run.reasoning = event.reasoning?.text ?? ''
+    run.grounding = event.reasoning?.grounding ?? []
     run.usage = event.usage ?? null
     noteWarnings(run, event)
   }
@@ -124,7 +128,10 @@ function readChunk(run, event) {
   const { delta, finish_reason: reason } = event.choices[0] ?? {}
   run.isComplete ||= Boolean(reason)
   run.isCut ||= reason === 'length'
-  run.reasoning ||= delta?.reasoning ?? ''
+  if (delta?.reasoning) {
+    run.reasoning = delta.reasoning
+    run.grounding = delta.reasoning_details?.grounding ?? []
+  }
   run.usage ??= event.usage ?? null
   if (event.warnings) noteWarnings(run, event)
   return delta?.content

@@ -2,9 +2,9 @@
 
 import { html, useEffect, useMemo, useState } from './vendor/htm-preact.js'
 import { Segmented } from './controls.js'
-import { Form, readFields } from './form.js'
+import { Form } from './form.js'
 import { strings } from './strings.js'
-import { fieldsOf, promptOf, TASKS } from './tasks.js'
+import { fieldsOf, promptOf, readSettings, TASKS } from './tasks.js'
 
 /**
  * What the server told: its limits and settings, the pipelines' schemas, and its models.
@@ -50,13 +50,7 @@ export function useTaskSettings({ server, schemas, health }) {
  * @returns {import('./form.js').Field[]}
  */
 export function useFields({ server, schemas }) {
-  return useMemo(
-    () => [
-      ...readFields(schemas?.pipelines.moondream?.config_schema, server?.defaults),
-      ...readFields(server?.request_schema),
-    ],
-    [schemas, server],
-  )
+  return useMemo(() => readSettings(schemas, server), [schemas, server])
 }
 
 /**

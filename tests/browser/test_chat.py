@@ -399,7 +399,7 @@ def test_the_conversation_survives_other_tabs(page: Page) -> None:
     say(page, "Hi")
     wait_until_done(page)
     message(page).fill("a draft")
-    page.get_by_role("tab", name="Models").click()
+    page.get_by_role("tab", name="Status").click()
     page.get_by_role("tab", name="Try").click()
     open_chat(page)
     expect(answers(page)).to_have_text(CAPTION)

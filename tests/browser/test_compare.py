@@ -213,7 +213,7 @@ def test_a_comparison_works_by_keyboard_and_survives_other_tabs(page: Page) -> N
     page.locator(".compare .frame img").wait_for()
     page.keyboard.press("Control+Enter")
     expect(answer(page, 1)).to_have_text(CAPTION)
-    page.get_by_role("tab", name="Models").click()
+    page.get_by_role("tab", name="Status").click()
     page.get_by_role("tab", name="Compare").click()
     expect(answer(page, 0)).to_have_text(CAPTION)
 

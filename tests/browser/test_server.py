@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -111,7 +112,14 @@ def test_the_limits_of_models_are_told(page: Page) -> None:
     expect(page.get_by_text("smolvlm reads no videos: it gets 4 frames")).to_be_visible()
 
 
-def test_the_models_are_listed(page: Page) -> None:
-    page.get_by_role("tab", name="Models").click()
+def test_the_models_and_their_figures_are_shown(page: Page) -> None:
+    run(page)
+    expect(page.locator(".figures")).to_contain_text("Tokens/s", timeout=60_000)
+    page.get_by_role("tab", name="Status").click()
     for name in ("moondream", "smolvlm", "qwen2.5-vl"):
-        expect(page.get_by_role("row", name=name)).to_contain_text("Loaded")
+        model = page.get_by_role("region", name=name)
+        expect(model).to_contain_text("Loaded")
+        expect(model).to_contain_text("1 of 1 running")
+    requests = page.get_by_role("region", name="Server").get_by_role("listitem").first
+    expect(requests).to_contain_text(re.compile(r"[1-9]\d* in all"), timeout=60_000)
+    expect(page.get_by_role("link", name="Ray dashboard")).to_be_visible()
