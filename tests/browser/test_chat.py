@@ -42,6 +42,10 @@ def attach(page: Page, *files: Path | dict[str, Any]) -> None:
     page.locator(".composer input[type=file]").set_input_files(list(files))  # type: ignore[arg-type]
 
 
+def setting(page: Page, label: str) -> Locator:
+    return page.locator(".chat .settings").get_by_label(label)
+
+
 def attached(page: Page) -> Locator:
     return page.locator(".composer .thumbnails li")
 
@@ -129,7 +133,7 @@ def test_several_pictures_and_a_video_go_with_a_message(page: Page, site: Site) 
 
 def test_later_questions_carry_the_conversation(page: Page, site: Site) -> None:
     open_chat(page)
-    page.get_by_label("System prompt").fill("Be brief.")
+    setting(page, "System prompt").fill("Be brief.")
     attach(page, SCENE)
     expect(attached(page)).to_have_count(1)
     say(page, "First?")
@@ -155,9 +159,9 @@ def test_later_questions_carry_the_conversation(page: Page, site: Site) -> None:
 def test_settings_go_with_the_request(page: Page, site: Site) -> None:
     open_chat(page)
     page.locator("#chat-model").select_option("moondream")
-    page.get_by_label("Temperature, value").fill("0.4")
-    page.get_by_label("Max Tokens, value").fill("7")
-    page.get_by_label("Max Tokens, value").blur()
+    setting(page, "Temperature, value").fill("0.4")
+    setting(page, "Max Tokens, value").fill("7")
+    setting(page, "Max Tokens, value").blur()
     say(page, "Hi")
     expect(answers(page)).to_have_text(CAPTION)
     request = site.service.requests[-1]
@@ -486,9 +490,9 @@ def test_copied_code_sends_the_conversation(
     (tmp_path / name).write_bytes(draw(64, 48))
     (tmp_path / CLIP.name).write_bytes(CLIP.read_bytes())
     open_chat(page)
-    page.get_by_label("Temperature, value").fill("0.7")
-    page.get_by_label("Temperature, value").blur()
-    page.get_by_label("Recipe").last.select_option("plain")
+    setting(page, "Temperature, value").fill("0.7")
+    setting(page, "Temperature, value").blur()
+    setting(page, "Recipe").select_option("plain")
     page.get_by_role("button", name="Shapes").click()
     expect(attached(page)).to_have_count(1)
     attach(page, tmp_path / name, CLIP)
