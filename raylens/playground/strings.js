@@ -147,10 +147,10 @@ export const strings = {
       DOWNSCALING: 'Shrinking',
       DEPLOY_FAILED: 'Failed',
     },
-    replicaCounts: (running, target, starting, stopping) =>
+    replicaCounts: ({ running, target, starting, starting_s: since, stopping }) =>
       [
         running + target === 0 ? 'None until needed' : `${running} of ${target} running`,
-        starting > 0 && `${starting} starting`,
+        starting > 0 && `${starting} starting for ${duration(1000 * since)}`,
         stopping > 0 && `${stopping} stopping`,
       ]
         .filter(Boolean)
@@ -158,9 +158,7 @@ export const strings = {
     reserved: (resources) =>
       Object.entries(resources)
         .map(([name, amount]) =>
-          name === 'memory'
-            ? `${number.format(amount / 2 ** 30)} GiB`
-            : `${short(amount)} ${name}`,
+          name === 'memory' ? `${number.format(amount / 2 ** 30)} GiB` : `${short(amount)} ${name}`,
         )
         .join(', '),
   },
