@@ -156,7 +156,7 @@ function Details({ job, active, onActive }) {
         </ol>
       `
     }
-    <dl class="facts">
+    <dl class="job-details">
       ${facts.map(
         ([name, value]) => html`
           <dt key=${`${name}-name`}>${texts.fields[name]}</dt>

@@ -32,8 +32,9 @@ export function toJobRequest({ task, chosen, fields, values }, { webhook, secret
   return { job_type: task, input, ...(priority ? { priority } : {}) }
 }
 
-/** Jobs answer without reasoning. */
-const isOfJobs = ({ hints }) => hints.capability !== 'reason'
+/** Fields of requests that jobs have, too. */
+const REQUESTED = /^(question|object|length|recipe|settings\.(temperature|top_p|max_tokens|max_objects))$/
+const isOfJobs = ({ hints }) => REQUESTED.test(hints.request)
 
 /**
  * @param {{

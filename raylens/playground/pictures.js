@@ -35,6 +35,11 @@ export class PictureError extends Error {}
 /** A format that the server reads, but not this browser. */
 export class UndisplayableError extends Error {}
 
+/** @param {Blob} blob @returns {Promise<Uint8Array>} the bytes that tell its type */
+export async function readHead(blob) {
+  return new Uint8Array(await blob.slice(0, HEADER_BYTES).arrayBuffer())
+}
+
 /**
  * Return the media type of a file by its first bytes; empty if it is no picture.
  * @param {Uint8Array} head
@@ -66,7 +71,7 @@ export function sniff(head) {
  */
 export async function readPicture(blob, name, limits, side, hasWholeThumbnail = false) {
   if (blob.size === 0) throw new PictureError(strings.errors.emptyFile(name))
-  const type = sniff(new Uint8Array(await blob.slice(0, HEADER_BYTES).arrayBuffer()))
+  const type = sniff(await readHead(blob))
   if (!type) throw new PictureError(strings.errors.notPicture(name))
   const typed = blob.type === type ? blob : blob.slice(0, blob.size, type)
   const bitmap = await decode(typed, type, name)
@@ -135,8 +140,11 @@ async function shrink(bitmap, side, type) {
   return { blob, width, height }
 }
 
-/** Return the URL of a thumbnail, cut to its sides. */
-async function drawThumbnail(bitmap) {
+/**
+ * Return the URL of a thumbnail, cut to its sides.
+ * @param {ImageBitmap} bitmap
+ */
+export async function drawThumbnail(bitmap) {
   const { width, height } = THUMBNAIL
   return URL.createObjectURL(await draw(bitmap, width, height, 'image/jpeg'))
 }

@@ -3,6 +3,13 @@
 const number = new Intl.NumberFormat('en', { maximumFractionDigits: 1 })
 const plural = (count, one, many) => `${number.format(count)} ${count === 1 ? one : many}`
 
+const large = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 })
+const precise = new Intl.NumberFormat('en', { maximumSignificantDigits: 2 })
+const clock = new Intl.DateTimeFormat('en-GB', { timeStyle: 'medium' })
+
+/** @param {number} value of which small fractions matter, too */
+const short = (value) => (value < 10 ? precise : number).format(value)
+
 /** @param {number} bytes */
 const size = (bytes) =>
   bytes < 1000
@@ -19,12 +26,7 @@ const duration = (ms) =>
       ? `${Math.round(ms)} ms`
       : `${number.format(ms / 1000)} s`
 
-const clock = new Intl.DateTimeFormat('en', { timeStyle: 'medium', hourCycle: 'h23' })
-const day = new Intl.DateTimeFormat('en', {
-  dateStyle: 'medium',
-  timeStyle: 'medium',
-  hourCycle: 'h23',
-})
+const day = new Intl.DateTimeFormat('en-GB', { dateStyle: 'medium', timeStyle: 'medium' })
 
 /** @param {string} text an ISO 8601 time; without its day if that is today */
 const time = (text) => {
@@ -40,7 +42,14 @@ export const strings = {
   duration,
   dimensions: (width, height) => `${width} × ${height}`,
   appName: 'raylens',
-  tabs: { label: 'Sections', try: 'Try', jobs: 'Jobs', models: 'Models' },
+  tabs: {
+    label: 'Sections',
+    try: 'Try',
+    compare: 'Compare',
+    chat: 'Chat',
+    jobs: 'Jobs',
+    status: 'Status',
+  },
   skip: 'Skip to the content',
   docs: 'API',
 
@@ -62,17 +71,113 @@ export const strings = {
     away: 'Server away',
   },
 
-  models: {
-    title: 'Models',
-    model: 'Model',
-    family: 'Family',
-    checkpoint: 'Checkpoint',
-    device: 'Device',
-    tasks: 'Tasks',
+  status: {
+    title: 'Status',
+    server: 'Server',
+    jobs: 'Jobs',
+    deployments: 'Deployments',
+    links: 'More',
+    linkNames: {
+      api: 'API description',
+      ray_dashboard: 'Ray dashboard',
+      grafana: 'Grafana',
+      prometheus: 'Prometheus',
+    },
+    updated: (version, time) => `raylens ${version}, ${clock.format(time)}`,
+    loading: 'Asking the server…',
+    old: (message, time) =>
+      `${message} The page goes on asking; these figures are of ${clock.format(time)}.`,
+    noHistory: 'The figures of the last minutes can’t be read at the moment.',
+    silentNodes: (silent, all) =>
+      silent === all
+        ? 'No node’s metrics can be read: the figures below are incomplete.'
+        : `The metrics of ${silent} of ${all} nodes can’t be read: the figures are incomplete.`,
+    soon: 'The first figures come within half a minute.',
+    span: (minutes) =>
+      `Last ${plural(minutes, 'minute', 'minutes')}; rates and times are those of a minute`,
+    plot: (name, newest, peak) => `${name}: now ${newest}, at most ${peak}`,
+    peak: (value) => `max ${value}`,
+    unknown: '–',
+
+    figures: {
+      requests_per_s: 'Requests/s',
+      errors_per_s: 'Errors/s',
+      latency_p50_s: 'Latency, median',
+      first_token_p50_s: 'First token, median',
+      tokens_per_s: 'Tokens/s',
+      in_flight: 'Requests in flight',
+      pictures_waiting: 'Pictures waiting',
+      sessions: 'Live sessions',
+      running: 'Answers running',
+      waiting: 'Answers waiting',
+      batch_size: 'Batch size',
+      load: 'Load',
+      kv_cache: 'KV cache in use',
+      picture_hits: 'Picture cache hits',
+      prefix_hits: 'Prefix cache hits',
+      memory_bytes: 'Memory',
+    },
+    jobFigures: {
+      queued: 'Waiting',
+      running: 'Running',
+      ended_per_s: 'Ended/s',
+      failed: 'Failed',
+    },
+    rate: (value) => short(value),
+    count: (value) => number.format(value),
+    share: (value) => `${number.format(100 * value)}%`,
+    seconds: (value) => duration(1000 * value),
+    memory: (value) => `${number.format(value / 2 ** 30)} GiB`,
+    size: (value) => large.format(value),
+    requests: ({ requests }) => `${number.format(requests)} in all`,
+    errors: ({ errors, refusals }) =>
+      `${plural(errors, 'error', 'errors')}, ${number.format(refusals)} refused`,
+    slower: (value) => (value === null ? '' : `95% within ${duration(1000 * value)}`),
+    tokens: ({ prompt_tokens, answer_tokens }) =>
+      `${large.format(prompt_tokens)} in, ${large.format(answer_tokens)} out`,
+    perClient: (limit) => `limit for a client: ${number.format(limit)}`,
+    slots: (slots) => `of ${plural(slots, 'place', 'places')}`,
+    ofShare: (bytes) => (bytes === null ? '' : `of ${number.format(bytes / 2 ** 30)} GiB`),
+    oldest: (seconds) => (seconds ? `the oldest for ${duration(1000 * seconds)}` : ''),
+
+    name: 'Name',
     state: 'State',
-    loaded: 'Loaded',
-    missing: 'Not loaded',
-    none: 'The server has not told its models yet.',
+    replicas: 'Replicas',
+    resources: 'Each reserves',
+    device: 'Device',
+    dtype: 'Type',
+    family: 'Family',
+    parameters: 'Parameters',
+    tasks: 'Tasks',
+    checkpoint: 'Checkpoint',
+    states: {
+      loaded: 'Loaded',
+      loading: 'Loading…',
+      'on demand': 'Loaded by the next request',
+      'not loaded': 'Not loaded',
+    },
+    statuses: {
+      HEALTHY: 'Healthy',
+      UNHEALTHY: 'Unhealthy',
+      UPDATING: 'Updating',
+      UPSCALING: 'Growing',
+      DOWNSCALING: 'Shrinking',
+      DEPLOY_FAILED: 'Failed',
+    },
+    replicaCounts: ({ running, target, starting, starting_s: since, stopping }) =>
+      [
+        running + target === 0 ? 'None until needed' : `${running} of ${target} running`,
+        starting > 0 && `${starting} starting for ${duration(1000 * since)}`,
+        stopping > 0 && `${stopping} stopping`,
+      ]
+        .filter(Boolean)
+        .join(', '),
+    reserved: (resources) =>
+      Object.entries(resources)
+        .map(([name, amount]) =>
+          name === 'memory' ? `${number.format(amount / 2 ** 30)} GiB` : `${short(amount)} ${name}`,
+        )
+        .join(', '),
   },
 
   picture: {
@@ -208,6 +313,98 @@ export const strings = {
     fileNote: (name) => `Run it in the folder of ${name}.`,
     noRecipe: 'This client can’t send a recipe, so the snippet leaves it out.',
     noLength: 'Chat has no lengths of captions, so the snippet asks in words.',
+  },
+
+  compare: {
+    differing: 'What differs',
+    several: 'Several settings',
+    start: 'Run both',
+    stop: 'Stop both',
+    sides: ['A', 'B'],
+    empty: 'Pick a picture and press Run both. The answers appear side by side.',
+    atOnce: 'Both run at the same time, and share the server.',
+    copy: 'Copy both as JSON',
+    faster: (isA, ratio, fast, slow) =>
+      `${isA ? 'A' : 'B'} was ${number.format(ratio)} times as fast: ${fast} against ${slow}.`,
+    sameTime: (time) => `Both took about ${time}.`,
+    sameText: 'The answers are the same.',
+    otherText: 'The answers differ.',
+    counts: (a, b) => `A found ${number.format(a)}, B found ${number.format(b)}.`,
+  },
+
+  chat: {
+    title: 'Chat',
+    views: 'Views of the chat',
+    chat: 'Chat',
+    log: 'Conversation',
+    you: 'You',
+    model: 'Model',
+    empty:
+      'Ask about pictures and videos. Drop, paste or choose several, or start with one of these.',
+    examples: 'Pictures to start with',
+    startAgain: 'New chat',
+    compose: 'Your message',
+    message: 'Message',
+    placeholder: 'Write a message',
+    shortcut: 'Enter sends, Shift + Enter starts a new line',
+    choose: 'Add pictures or videos',
+    dropNow: 'Drop to add to your message',
+    loading: (count) => `Reading ${plural(count, 'file', 'files')}…`,
+    send: 'Send',
+    edit: 'Edit',
+    editing: 'You are editing your last message.',
+    cancel: 'Cancel',
+    regenerate: 'Answer again',
+    toEnd: 'Go to the latest',
+    working: 'Waiting for the answer.',
+    said: (text) => `Answer: ${text}`,
+    cut: 'The answer ends here because it reached Max Tokens.',
+    leftOut: 'Later messages leave this question out, since it has no answer.',
+    firstToken: (time) => `first token ${time}`,
+    speed: (rate) => `${rate} tokens/s`,
+    total: (time) => `total ${time}`,
+    noRequest: 'Send a message first. Its request appears here.',
+    noModels: 'No model of this server can chat.',
+    system: 'System prompt',
+    systemHelp: 'Instructions before the first message.',
+    remove: (name) => `Remove ${name}`,
+    length: (seconds) => `${number.format(seconds)} s`,
+    about: ({ kind, name, width, height, seconds, blob }) =>
+      [
+        kind === 'video' ? `Video ${name}` : `Picture ${name}`,
+        width && `${width} × ${height}`,
+        seconds && `${number.format(seconds)} s`,
+        size(blob.size),
+      ]
+        .filter(Boolean)
+        .join(', '),
+    takes: (pictures, frames) =>
+      [
+        pictures === null
+          ? 'Takes several pictures.'
+          : `Takes ${plural(pictures, 'picture', 'pictures')} in a chat.`,
+        frames === null
+          ? 'Reads videos.'
+          : `Reads no videos: it gets ${plural(frames, 'frame', 'frames')} of each.`,
+      ].join(' '),
+    framesOnly: (model, frames) =>
+      `${model} reads no videos: it gets ${plural(frames, 'frame', 'frames')} of each, as ` +
+      `${frames === 1 ? 'a picture' : 'pictures'}.`,
+    tooManyForModel: (model, actual, limit) =>
+      `${model} takes ${plural(limit, 'picture or video', 'pictures or videos')} in a chat; this ` +
+      `one has ${number.format(actual)}. Remove some, choose another model, or start a new chat.`,
+    tooManyPictures: (actual, limit) =>
+      `This chat has ${number.format(actual)} pictures; the server takes up to ` +
+      `${number.format(limit)}. Remove some, or start a new chat.`,
+    tooManyVideos: (actual, limit) =>
+      `This chat has ${number.format(actual)} videos; the server takes up to ` +
+      `${number.format(limit)}. Remove some, or start a new chat.`,
+    tooMuchText: (actual, limit) =>
+      `This chat has ${number.format(actual)} characters; the server takes up to ` +
+      `${number.format(limit)}. Shorten your message, or start a new chat.`,
+    tooManyBytes: (actual, limit) =>
+      `The pictures and videos of this chat have ${size(actual)}; the server takes up to ` +
+      `${size(limit)} in a request. Remove some, or start a new chat.`,
   },
 
   history: {
@@ -388,6 +585,15 @@ export const strings = {
 
     notPicture: (name) =>
       `${name} is not a picture. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file.`,
+    notMedia: (name) =>
+      `${name} is neither a picture nor a video. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ` +
+      'MP4, WebM or AVI file.',
+    videoTooLarge: (name, actual, limit) =>
+      `${name} has ${size(actual)}; this server takes videos up to ${size(limit)}. Cut it, or ` +
+      'choose a smaller one.',
+    videoTooLong: (name, actual, limit) =>
+      `${name} is ${duration(1000 * actual)} long; this server takes videos up to ` +
+      `${duration(1000 * limit)}. Cut it, or choose a shorter one.`,
     emptyFile: (name) => `${name} is empty. Choose another file.`,
     unreadableFile: (name) =>
       `${name} can’t be read. It may have been moved or changed since it was chosen.`,

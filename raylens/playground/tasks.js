@@ -1,10 +1,11 @@
 // What can be asked about a picture, and the request that asks it, in Moondream's dialect.
 
+import { readFields } from './form.js'
 import { toDataUrl } from './pictures.js'
 
-/** @typedef {'caption' | 'query' | 'detect' | 'point'} Task */
+/** @typedef {'caption' | 'query' | 'detect' | 'point' | 'chat'} Task */
 
-/** @type {Task[]} */
+/** @type {Task[]} those about one picture */
 export const TASKS = ['caption', 'query', 'detect', 'point']
 
 /**
@@ -14,7 +15,27 @@ export const TASKS = ['caption', 'query', 'detect', 'point']
 
 /** @param {Task} task whether its answer is text, which streams */
 export function isText(task) {
-  return task === 'caption' || task === 'query'
+  return task !== 'detect' && task !== 'point'
+}
+
+/**
+ * Return the settings of requests: those of the built-in pipeline, of the server, and of plugins. Of
+ * several with one name, or for one field of the body, the first counts.
+ * @param {any} schemas
+ * @param {any} server
+ * @returns {import('./form.js').Field[]}
+ */
+export function readSettings(schemas, server) {
+  const { moondream, ...others } = schemas?.pipelines ?? {}
+  const fields = [
+    ...readFields(moondream?.config_schema, server?.defaults),
+    ...readFields(server?.request_schema),
+    ...Object.values(others).flatMap(({ config_schema: schema }) => readFields(schema)),
+  ].filter(({ hints }) => typeof hints.request === 'string')
+  return fields.filter(
+    ({ name, hints }, index) =>
+      index === fields.findIndex((one) => one.name === name || one.hints.request === hints.request),
+  )
 }
 
 /**
@@ -25,7 +46,7 @@ export function isText(task) {
  */
 export function fieldsOf(fields, task, abilities) {
   return fields.filter(({ hints }) => {
-    const isAsked = hints.request && (!hints.features || hints.features.includes(task))
+    const isAsked = !hints.features || hints.features.includes(task)
     return isAsked && (!hints.capability || abilities.includes(hints.capability))
   })
 }
@@ -47,15 +68,27 @@ export function promptOf(fields) {
  * @returns {Request}
  */
 export function buildRequest(task, model, fields, values) {
-  const body = {}
   const prompt = promptOf(fields)
-  for (const field of fields) {
-    const value = values[field.name] ?? field.default
-    if (field === prompt || value !== field.default) setAt(body, field.hints.request, value)
-  }
+  const body = changedSettings(fields, values, ({ hints }) => hints.request)
+  if (prompt) setAt(body, prompt.hints.request, values[prompt.name] ?? prompt.default)
   if (model) body.model = model
   if (isText(task)) Object.assign(body, { stream: true, stream_options: { include_usage: true } })
   return { task, path: `v1/${task}`, body, prompt: prompt ? body[prompt.hints.request] : '' }
+}
+
+/**
+ * Return a body with the settings that are not the server's defaults.
+ * @param {import('./form.js').Field[]} fields
+ * @param {Record<string, any>} values
+ * @param {(field: import('./form.js').Field) => string} nameOf a field in the body
+ */
+export function changedSettings(fields, values, nameOf) {
+  const body = {}
+  for (const field of fields) {
+    const value = values[field.name] ?? field.default
+    if (value !== field.default) setAt(body, nameOf(field), value)
+  }
+  return body
 }
 
 /** Set what a dotted name such as "settings.top_p" refers to. */

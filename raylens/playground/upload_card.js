@@ -3,6 +3,7 @@
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { Notice } from './controls.js'
 import { readChosen, readDrop } from './dropped_files.js'
+import { useDrops } from './drops.js'
 import { STATES } from './job_view.js'
 import { strings } from './strings.js'
 import { isChosen } from './uploads.js'
@@ -22,8 +23,9 @@ const SHOWN_REFUSALS = 100
  */
 export function UploadCard({ uploads, jobs, isShown, onKeyWanted }) {
   const { jobs: texts } = strings
-  const isDragging = useDrops(isShown, (transfer) => readDrop(transfer).then(add))
   const add = (found) => found.length > 0 && uploads.add(found)
+  const takeTransfer = (transfer) => readDrop(transfer).then(add)
+  const isDragging = useDrops({ takeTransfer }, isShown)
   const { chosen } = uploads
   const refused = uploads.all.filter(({ state }) => state === 'refused')
   const ready = chosen.filter(({ state }) => state === 'ready')
@@ -52,7 +54,7 @@ export function UploadCard({ uploads, jobs, isShown, onKeyWanted }) {
       ${
         ready.length > 0 &&
         html`
-          <ul class="thumbnails" aria-hidden="true">
+          <ul class="chosen" aria-hidden="true">
             ${ready.slice(0, SHOWN_PICTURES).map(
               ({ id, picture }) => html`
                 <li key=${id}>${picture && html`<img src=${picture.thumbnail} alt="" />`}</li>
@@ -191,29 +193,4 @@ function Hold({ uploads, onKeyWanted }) {
       }
     </div>
   <//>`
-}
-
-/** Take what is dropped anywhere, while the tab is shown. Return whether something hovers. */
-function useDrops(isShown, onDrop) {
-  const [isDragging, setDragging] = useState(false)
-  const latest = useRef(onDrop)
-  latest.current = onDrop
-  useEffect(() => {
-    if (!isShown) return undefined
-    const abort = new AbortController()
-    const listen = (name, listener) =>
-      window.addEventListener(name, listener, { signal: abort.signal })
-    listen('dragover', (event) => {
-      event.preventDefault()
-      setDragging(true)
-    })
-    listen('dragleave', (event) => event.relatedTarget === null && setDragging(false))
-    listen('drop', (event) => {
-      event.preventDefault()
-      setDragging(false)
-      latest.current(event.dataTransfer)
-    })
-    return () => abort.abort()
-  }, [isShown])
-  return isDragging
 }

@@ -15,6 +15,7 @@ from raylens.core.config import AppConfig
 from raylens.jobs.factory import create_queue
 from raylens.jobs.priority import BackgroundService
 from testing.ports import free_port
+from tests.browser.scripted_status import ScriptedStatus
 from tests.browser.site import CONFIG, ScriptedService, Site, running
 
 JOBS: dict[str, Any] = {
@@ -30,7 +31,7 @@ def serving_jobs(
     folder: Path, port: int | None = None, jobs: dict[str, Any] | None = None, **config: object
 ) -> Iterator[Site]:
     """Run a server in a thread. Another one with the same folder goes on with its jobs."""
-    service = ScriptedService()
+    service, status = ScriptedService(), ScriptedStatus()
     settings = AppConfig.model_validate(
         {**CONFIG, **config, "jobs": {**JOBS, "data_dir": str(folder), **(jobs or {})}}
     )
@@ -46,9 +47,9 @@ def serving_jobs(
             await serving
         await queue.close()
 
-    app = create_app(service, settings, queue, lifespan=lifespan)
+    app = create_app(service, settings, queue, status=status, lifespan=lifespan)
     with running(app, port or free_port(), has_lifespan=True) as server:
         try:
-            yield Site(f"http://127.0.0.1:{server.config.port}/", service, server)
+            yield Site(f"http://127.0.0.1:{server.config.port}/", service, status, server)
         finally:
             service.gate.set()

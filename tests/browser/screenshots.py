@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,7 +12,17 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from raylens.core.errors import ModelFailed
 from tests.browser.conftest import CHROMIUM
 from tests.browser.job_site import serving_jobs
-from tests.browser.site import ROOT, Site, serving
+from tests.browser.site import ROOT, SCENE, Site, serving
+from tests.browser.test_chat import (
+    CLIP,
+    answers,
+    attach,
+    attached,
+    open_chat,
+    say,
+    wait_until_done,
+)
+from tests.browser.test_compare import run_both, side
 from tests.browser.test_jobs import states, submit
 
 EXAMPLES = ROOT / "raylens" / "playground" / "examples"
@@ -62,8 +73,12 @@ def take(browser: Browser, site: Site, folder: Path, width: int, theme: str) -> 
     page.get_by_text("Key", exact=True).click()
     shoot("menus")
     page.keyboard.press("Escape")
-    page.get_by_role("tab", name="Models").click()
-    shoot("models")
+    page.get_by_role("tab", name="Status").click()
+    page.get_by_role("heading", name="Server", exact=True).wait_for()
+    shoot("status")
+    site.service.reset()
+    compare(page, site, shoot)
+    chat(page, site, shoot)
     context.close()
 
 
@@ -109,6 +124,54 @@ def take_jobs(browser: Browser, site: Site, folder: Path, width: int, theme: str
     page.locator("dialog .mark").first.wait_for()
     shoot("opened", is_whole=False)
     context.close()
+
+
+def compare(page: Page, site: Site, shoot: Callable[[str], None]) -> None:
+    page.get_by_role("tab", name="Compare").click()
+    shoot("compare_empty")
+    page.get_by_role("button", name="Shapes").click()
+    page.locator(".compare .frame img").wait_for()
+    site.service.gate.clear()
+    run_both(page)
+    side(page, 1).get_by_test_id("answer").wait_for()
+    shoot("compare_working")
+    site.service.gate.set()
+    page.get_by_text("The answers are the same.").wait_for()
+    shoot("compare_texts")
+    page.get_by_role("radio", name="Detect").check()
+    run_both(page)
+    side(page, 1).locator(".mark").first.wait_for()
+    shoot("compare_boxes")
+    site.service.error = ModelFailed("out of memory")
+    run_both(page)
+    page.get_by_role("alert").last.wait_for()
+    shoot("compare_failed")
+    site.service.reset()
+
+
+def chat(page: Page, site: Site, shoot: Callable[[str], None]) -> None:
+    open_chat(page)
+    shoot("chat_empty")
+    attach(page, SCENE, CLIP)
+    attached(page).nth(1).wait_for()
+    shoot("chat_draft")
+    say(page, "What do you see?")
+    wait_until_done(page)
+    site.service.gate.clear()
+    say(page, "And what color is the square?")
+    answers(page).nth(1).wait_for()
+    shoot("chat_working")
+    site.service.gate.set()
+    wait_until_done(page)
+    shoot("chat_done")
+    page.get_by_role("tab", name="Code").last.click()
+    shoot("chat_code")
+    page.get_by_role("tab", name="Chat").last.click()
+    site.service.error = ModelFailed("out of memory")
+    say(page, "And the circle?")
+    page.get_by_role("alert").last.wait_for()
+    shoot("chat_failed")
+    site.service.reset()
 
 
 def _ask(page: Page, task: str) -> None:

@@ -27,6 +27,7 @@ from raylens.core.types import (
     Detect,
     Findings,
     FinishReason,
+    Grounding,
     Location,
     MediaFile,
     ModelInfo,
@@ -41,6 +42,7 @@ from raylens.core.types import (
     VisionRequest,
 )
 from testing.ports import free_port
+from tests.browser.scripted_status import ScriptedStatus
 
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "docs" / "scene.png"
@@ -74,6 +76,17 @@ def find_red() -> Region:
         columns.min() / width, rows.min() / height, (columns.max() + 1) / width,
         (rows.max() + 1) / height,
     )  # fmt: skip
+
+
+def reasoning() -> Reasoning:
+    """Return thoughts of which the word "circle" is about the red circle."""
+    text = "🔎 The circle is red."
+    start = text.index("circle")
+    return Reasoning(text, (Grounding(start, start + len("circle"), (center(find_red()),)),))
+
+
+def center(region: Region) -> Location:
+    return Location((region.x_min + region.x_max) / 2, (region.y_min + region.y_max) / 2)
 
 
 @dataclass
@@ -117,7 +130,7 @@ class ScriptedService(VisionService):
                 await asyncio.sleep(self.pause_s)
                 yield Delta(word, warnings=self.warnings if number == 0 else ())
             thinks = isinstance(request.task, Query) and request.task.reasoning
-            findings = Findings(reasoning=Reasoning("It is red.", ())) if thinks else None
+            findings = Findings(reasoning=reasoning()) if thinks else None
             usage = Usage(PROMPT_TOKENS, len(self.words))
             yield Delta("", 0, FinishReason.STOP, usage, findings=findings)
         finally:
@@ -129,11 +142,10 @@ class ScriptedService(VisionService):
 
     def _found(self, request: VisionRequest) -> Delta:
         red = find_red()
-        center = Location((red.x_min + red.x_max) / 2, (red.y_min + red.y_max) / 2)
         if isinstance(request.task, Detect):
             findings = Findings(regions=(red, Region(0.0, 0.0, 1.0, 1.0)))
         else:
-            findings = Findings(locations=(center,))
+            findings = Findings(locations=(center(red),))
         usage = Usage(PROMPT_TOKENS, 4)
         return Delta("", 0, FinishReason.STOP, usage, findings=findings, warnings=self.warnings)
 
@@ -160,7 +172,11 @@ class ScriptedService(VisionService):
             raise ModelNotLoaded(f"{name} is down", "model", retry_after=2)
         models = {model["name"]: model for model in CONFIG["models"]}
         model = models[name]
-        return ModelInfo(name, model["checkpoint"], model["family"], "cpu", TASKS[name])
+        limit = 1 if name == "moondream" else None
+        return ModelInfo(
+            name, model["checkpoint"], model["family"], "cpu", TASKS[name],
+            max_pictures=limit, frames_as_pictures=limit,
+        )  # fmt: skip
 
     def reset(self) -> None:
         self.gate.set()
@@ -173,6 +189,7 @@ class Site:
 
     url: str
     service: ScriptedService
+    status: ScriptedStatus
     server: uvicorn.Server
 
 
@@ -190,12 +207,13 @@ def below(app: ASGIApp, root_path: str) -> ASGIApp:
 @contextmanager
 def serving(root_path: str = "", **config: object) -> Iterator[Site]:
     """Run a server in a thread, on a free port."""
-    service = ScriptedService()
-    app: ASGIApp = create_app(service, AppConfig.model_validate({**CONFIG, **config}))
+    service, status = ScriptedService(), ScriptedStatus()
+    settings = AppConfig.model_validate({**CONFIG, **config})
+    app: ASGIApp = create_app(service, settings, status=status)
     with running(below(app, root_path), free_port()) as server:
         url = f"http://127.0.0.1:{server.config.port}{root_path}/"
         try:
-            yield Site(url, service, server)
+            yield Site(url, service, status, server)
         finally:
             service.gate.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from testing.scenes import draw_scene
 from testing.server import running_server
 from tests.browser.conftest import opened
 from tests.browser.site import CAPTION, ROOT, find_red
+from tests.browser.test_chat import CLIP, answers, attach, attached, open_chat, say
+from tests.browser.test_compare import run_both, side
 from tests.browser.test_jobs import drop, submit
 from tests.browser.test_try import choose_task, run, wait_for_picture
 
@@ -100,7 +103,54 @@ def test_a_folder_of_drawn_scenes_is_captioned_by_jobs(page: Page, tmp_path: Pat
     expect(page.locator(".job[data-state=succeeded]")).to_have_count(SCENES)
 
 
-def test_the_models_are_listed(page: Page) -> None:
-    page.get_by_role("tab", name="Models").click()
+def test_two_models_caption_the_scene_side_by_side(page: Page) -> None:
+    page.get_by_role("tab", name="Compare").click()
+    page.locator(".compare").get_by_text("More settings").click()
+    page.locator("#compare-field-caption_length").select_option("short")
+    page.locator("#compare-1-model").select_option("qwen2.5-vl")
+    run_both(page)
+    for index, model in enumerate(("moondream", "qwen2.5-vl")):
+        expect(side(page, index).get_by_test_id("answer")).to_have_text(CAPTION, timeout=60_000)
+        expect(side(page, index).locator(".figures")).to_contain_text(model)
+    expect(page.locator(".verdict")).to_contain_text("The answers are the same.")
+
+
+def test_a_chat_knows_what_a_picture_and_a_video_show(page: Page) -> None:
+    open_chat(page)
+    page.locator("#chat-model").select_option("qwen2.5-vl")
+    expect(page.locator(".chat .settings")).to_contain_text("Takes several pictures. Reads videos.")
+    page.get_by_role("button", name="Shapes").click()
+    expect(attached(page)).to_have_count(1)
+    say(page, "What color is the square?")
+    expect(answers(page)).to_have_text("blue", timeout=60_000)
+    page.get_by_role("button", name="New chat").click()
+    attach(page, CLIP)
+    expect(attached(page)).to_have_count(1)
+    say(page, "Describe the video.")
+    seen = "a white triangle at the center and an orange triangle at the bottom left"
+    expect(answers(page)).to_have_text(seen, timeout=60_000)
+    expect(page.locator(".figures-line")).to_contain_text("in, ")
+
+
+def test_the_limits_of_models_are_told(page: Page) -> None:
+    open_chat(page)
+    page.locator("#chat-model").select_option("moondream")
+    attach(page, CLIP, CLIP)
+    problem = page.locator(".composer .notice")
+    expect(problem).to_contain_text("moondream takes 1 picture or video in a chat; this one has 2.")
+    page.locator("#chat-model").select_option("smolvlm")
+    expect(problem).to_have_count(0)
+    expect(page.get_by_text("smolvlm reads no videos: it gets 4 frames")).to_be_visible()
+
+
+def test_the_models_and_their_figures_are_shown(page: Page) -> None:
+    run(page)
+    expect(page.locator(".figures")).to_contain_text("Tokens/s", timeout=60_000)
+    page.get_by_role("tab", name="Status").click()
     for name in ("moondream", "smolvlm", "qwen2.5-vl"):
-        expect(page.get_by_role("row", name=name)).to_contain_text("Loaded")
+        model = page.get_by_role("region", name=name)
+        expect(model).to_contain_text("Loaded")
+        expect(model).to_contain_text("1 of 1 running")
+    requests = page.get_by_role("region", name="Server").get_by_role("listitem").first
+    expect(requests).to_contain_text(re.compile(r"[1-9]\d* in all"), timeout=60_000)
+    expect(page.get_by_role("link", name="Ray dashboard")).to_be_visible()
