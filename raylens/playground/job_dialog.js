@@ -97,7 +97,12 @@ export function JobDialog({ job, pictures, onChange, onStep, onClose }) {
                 <${JobActions} jobs=${[job]} onChange=${onChange} />
               </div>
               <${TabPanel} id="job-view" class="job-panel" current=${view}>
-                ${view === 'details' && html`<${Details} ...${{ job, active }} onActive=${setActive} />`}
+                ${
+                  view === 'details' &&
+                  html`
+                    <${Details} ...${{ job, active }} onActive=${setActive} />
+                  `
+                }
                 ${view === 'json' && html`<${Json} key=${job.id} job=${job} />`}
                 ${view === 'webhooks' && html`<${Deliveries} key=${job.id} job=${job} />`}
               <//>
@@ -129,7 +134,10 @@ function Details({ job, active, onActive }) {
     ['webhook', job.webhook_url],
   ].filter(([, value]) => value)
   return html`
-    ${error && html`<${Notice} kind=${job.status === 'failed' ? 'error' : 'note'}><p>${error}</p><//>`}
+    ${
+      error &&
+      html`<${Notice} kind=${job.status === 'failed' ? 'error' : 'note'}><p>${error}</p><//>`
+    }
     ${
       answerOf(job) &&
       html`

@@ -151,11 +151,10 @@ export function State({ job }) {
 
 function Outcome({ job }) {
   const error = errorOf(job)
+  const kind = job.status === 'failed' ? 'problem' : 'muted'
   if (error)
     return html`
-      <p class=${job.status === 'failed' ? 'job-answer problem' : 'job-answer muted'} title=${error}>
-        ${error}
-      </p>
+      <p class=${`job-answer ${kind}`} title=${error}>${error}</p>
     `
   const answer = answerOf(job)
   return html`

@@ -63,13 +63,18 @@ export class JobList {
   cursor = null
   isLoaded = false
   isLive = false
+  /** Whether the server refuses to tell, with this key. */
+  isRefused = false
   /** Why the list isn't live; null if it is, or if that isn't known yet. */
   error = null
   #onChange
   #lastId = ''
   #isStale = true
-  /** Ids of what changes while a list is on its way, which is older. @type {Set<string>} */
-  #changed = new Set()
+  /**
+   * Ids of what changes while a list is on its way, which is older; null if none is.
+   * @type {Set<string> | null}
+   */
+  #changed = null
   /** @type {Map<string, number>} */
   #seenAt = new Map()
 
@@ -100,7 +105,8 @@ export class JobList {
       } catch (error) {
         if (signal.aborted) break
         this.error = error
-        if (error instanceof ServerError && !mayPass(error) && error.status < 500) break
+        this.isRefused = error instanceof ServerError && !mayPass(error) && error.status < 500
+        if (this.isRefused) break
       }
       this.isLive = false
       this.#onChange()
@@ -146,20 +152,30 @@ export class JobList {
   }
 
   #put(job) {
-    this.#changed.add(job.id)
-    this.#seenAt.set(job.id, Date.now())
+    this.#changed?.add(job.id)
+    if (isEnded(job)) this.#seenAt.delete(job.id)
+    else this.#seenAt.set(job.id, Date.now())
     this.jobs.set(job.id, { ...this.jobs.get(job.id), ...job })
+    if (this.jobs.size > 1.1 * MAX_JOBS) this.#trim()
+  }
+
+  /** Forget the oldest jobs that have ended; they can be loaded again. */
+  #trim() {
+    const kept = this.sorted.filter((job, index) => index < MAX_JOBS || !isEnded(job))
+    this.jobs = new Map(kept.map((job) => [job.id, job]))
+    this.cursor = kept[MAX_JOBS - 1].id
   }
 
   #drop(id) {
-    this.#changed.add(id)
+    this.#changed?.add(id)
     this.#seenAt.delete(id)
     this.jobs.delete(id)
   }
 
   /** List as many jobs as are known, and forget the others. */
   async #reload(signal) {
-    this.#changed = new Set()
+    const changed = new Set()
+    this.#changed = changed
     const found = new Map()
     const wanted = Math.min(Math.max(this.jobs.size, PAGE), MAX_JOBS)
     let cursor = ''
@@ -176,11 +192,12 @@ export class JobList {
       this.#onChange()
       return
     }
-    for (const id of this.#changed) {
+    for (const id of changed) {
       const job = this.jobs.get(id)
       if (job) found.set(id, job)
       else found.delete(id)
     }
+    if (this.#changed === changed) this.#changed = null
     this.jobs = found
     this.cursor = cursor
     this.isLoaded = true

@@ -33,8 +33,10 @@ export function toJobRequest({ task, chosen, fields, values }, { webhook, secret
 }
 
 /** Fields of requests that jobs have, too. */
-const REQUESTED = /^(question|object|length|recipe|settings\.(temperature|top_p|max_tokens|max_objects))$/
-const isOfJobs = ({ hints }) => REQUESTED.test(hints.request)
+const OF_JOBS = ['question', 'object', 'length', 'recipe']
+const SETTINGS_OF_JOBS = ['temperature', 'top_p', 'max_tokens', 'max_objects']
+const REQUESTED = [...OF_JOBS, ...SETTINGS_OF_JOBS.map((name) => `settings.${name}`)]
+const isOfJobs = ({ hints }) => REQUESTED.includes(hints.request)
 
 /**
  * @param {{
@@ -49,23 +51,45 @@ export function JobSettings({ settings, options, setOptions, count, onSubmit }) 
   const { jobs: texts } = strings
   const shown = { ...settings, fields: settings.fields.filter(isOfJobs) }
   return html`
-    <form class="card settings" onSubmit=${onSubmit} aria-labelledby="job-settings-title" novalidate>
+    <form
+      class="card settings"
+      onSubmit=${onSubmit}
+      aria-labelledby="job-settings-title"
+      novalidate
+    >
       <h2 id="job-settings-title" class="hidden">${texts.settings}</h2>
       <${TaskSettings} prefix="jobs-" settings=${shown} />
       <details class="more">
         <summary>${texts.delivery}</summary>
-        <${Field} name="webhook" label=${texts.webhook} hint=${texts.webhookHelp}
-          type="text" inputmode="url" placeholder="https://" value=${options.webhook}
+        <${Field}
+          name="webhook"
+          label=${texts.webhook}
+          hint=${texts.webhookHelp}
+          type="text"
+          inputmode="url"
+          placeholder="https://"
+          value=${options.webhook}
           onInput=${(event) => setOptions({ webhook: event.target.value.trim() })}
         />
-        <${Field} name="secret" label=${texts.secret} hint=${texts.secretHelp}
-          type="password" value=${options.secret}
+        <${Field}
+          name="secret"
+          label=${texts.secret}
+          hint=${texts.secretHelp}
+          type="password"
+          value=${options.secret}
           onInput=${(event) => setOptions({ secret: event.target.value.trim() })}
         />
-        <${Field} name="priority" label=${texts.priority} hint=${texts.priorityHelp}
-          type="number" min=${-MAX_PRIORITY} max=${MAX_PRIORITY} step="1" value=${options.priority}
+        <${Field}
+          name="priority"
+          label=${texts.priority}
+          hint=${texts.priorityHelp}
+          type="number"
+          min=${-MAX_PRIORITY}
+          max=${MAX_PRIORITY}
+          step="1"
+          value=${options.priority}
           onChange=${({ target }) =>
-            setOptions({ priority: target.validity.valid ? Math.round(target.valueAsNumber) || 0 : 0 })}
+            setOptions({ priority: target.validity.valid ? target.valueAsNumber || 0 : 0 })}
         />
       </details>
       <div class="run">
@@ -80,7 +104,13 @@ function Field({ name, label, hint, ...input }) {
   return html`
     <div class="field">
       <label for=${id}>${label}</label>
-      <input id=${id} name=${name} autocomplete="off" aria-describedby=${`${id}-hint`} ...${input} />
+      <input
+        id=${id}
+        name=${name}
+        autocomplete="off"
+        aria-describedby=${`${id}-hint`}
+        ...${input}
+      />
       <p class="hint" id=${`${id}-hint`}>${hint}</p>
     </div>
   `

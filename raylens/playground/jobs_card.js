@@ -117,7 +117,7 @@ function Trouble({ list, onKeyWanted }) {
       <p class="muted">${texts.noQueue}</p>
     `
   return html`<${Notice} kind="error">
-    <p>${error.needsKey ? error.message : texts.offlineHelp(error.message)}</p>
+    <p>${list.isRefused ? error.message : texts.offlineHelp(error.message)}</p>
     ${
       error.needsKey &&
       html`
@@ -179,7 +179,9 @@ function Selection({ shown, chosen, onSelect, onChange }) {
         chosen.length > 0 &&
         html`
           <span>${texts.selected(chosen.length)}</span>
-          <button type="button" class="quiet" onClick=${() => onSelect([])}>${texts.deselect}</button>
+          <button type="button" class="quiet" onClick=${() => onSelect([])}>
+            ${texts.deselect}
+          </button>
           <${JobActions} jobs=${chosen} onChange=${onChange} />
         `
       }

@@ -444,7 +444,8 @@ export const strings = {
     secret: 'Webhook secret',
     secretHelp: 'whsec_ and base64. Without one, the server’s own secrets sign.',
     priority: 'Priority',
-    priorityHelp: 'From −100 to 100: the higher, the sooner. Each step is worth a minute of waiting.',
+    priorityHelp:
+      'From −100 to 100: the higher, the sooner. Each step is worth a minute of waiting.',
     title: 'Jobs',
     live: 'Live',
     connecting: 'Connecting…',

@@ -128,7 +128,7 @@ function Progress({ uploads, jobs, onKeyWanted }) {
   const counts = STATES.map((state) => [state, count(state)]).filter(
     ([state, number]) => number > 0 || state === 'succeeded',
   )
-  const ended = count('succeeded') + count('failed') + count('canceled')
+  const ended = sent.length - count('queued') - count('running')
   return html`
     <div class="progress">
       <progress max=${submitted.length} value=${ended} aria-label=${texts.progress}></progress>

@@ -62,7 +62,9 @@ function Table({ watches, onStop }) {
               (watch) => html`
                 <tr key=${watch.id}>
                   <th scope="row">${watch.source}</th>
-                  <td><span class=${`state ${watch.status}`}>${jobs.states[watch.status]}</span></td>
+                  <td>
+                    <span class=${`state ${watch.status}`}>${jobs.states[watch.status]}</span>
+                  </td>
                   <td>${watch.connection?.status ?? watch.error?.message ?? ''}</td>
                   <td>${lastEventOf(watch)}</td>
                   <td>
