@@ -13,6 +13,7 @@ import {
   promptOf,
   STATES,
 } from './job_view.js'
+import { PictureIcon } from './picture_input.js'
 import { strings } from './strings.js'
 
 /**
@@ -199,7 +200,7 @@ function Thumbnail({ job, pictures }) {
               </span>
             `
           : html`
-              <span class="no-picture">${strings.tasks[job.job_type] ?? job.job_type}</span>
+              <span class="no-picture"><${PictureIcon} /></span>
             `
       }
     </span>

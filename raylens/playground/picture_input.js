@@ -200,7 +200,7 @@ function UrlPanel({ prefix, isOff, onLoad }) {
   `
 }
 
-function PictureIcon() {
+export function PictureIcon() {
   return html`
     <svg
       viewBox="0 0 48 48"

@@ -96,7 +96,7 @@ def take_jobs(browser: Browser, site: Site, folder: Path, width: int, theme: str
         page.screenshot(path=folder / f"jobs_{state}_{width}_{theme}.png", full_page=is_whole)
 
     def choose(*files: Path) -> None:
-        page.locator("input[type=file]:not([webkitdirectory])").set_input_files(list(files))
+        page.locator(".uploads input:not([webkitdirectory])").set_input_files(list(files))
         page.get_by_text("ready").last.wait_for()
 
     shoot("empty")

@@ -198,12 +198,12 @@ def test_no_state_of_the_jobs_has_a_serious_violation(
             check(page, "empty")
             (tmp_path / "notes.txt").write_text("hello")
             chosen = [write(tmp_path, f"{number}.png", number) for number in range(6)]
-            page.locator("input[type=file]:not([webkitdirectory])").set_input_files(
+            page.locator(".uploads input:not([webkitdirectory])").set_input_files(
                 [*chosen, tmp_path / "notes.txt"]
             )
             page.get_by_text("6 pictures ready").wait_for()
             page.get_by_text("1 file was refused").click()
-            page.get_by_text("More settings").click()
+            page.locator(".jobs").get_by_text("More settings").click()
             page.get_by_text("Webhook and priority").click()
             check(page, "chosen")
             site.service.gate.clear()
