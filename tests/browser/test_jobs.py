@@ -183,6 +183,7 @@ def test_settings_and_the_names_of_files_reach_the_job(
     assert shown["input"] == {"object": "circle", "recipe": "enhanced", "max_objects": 3}
     red = find_red()
     card = page.locator(".job").first
+    card.scroll_into_view_if_needed()
     frame, mark = card.locator(".frame").bounding_box(), card.locator(".mark").first.bounding_box()
     assert frame is not None
     assert mark is not None
