@@ -452,6 +452,7 @@ def test_a_chat_works_by_keyboard_alone(page: Page) -> None:
     page.get_by_role("tab", name="Try").focus()
     for _ in range(2):
         page.keyboard.press("ArrowRight")
+    message(page).wait_for()
     shapes = page.get_by_role("button", name="Shapes")
     shapes.focus()
     page.keyboard.press("Enter")
