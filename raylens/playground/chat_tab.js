@@ -26,7 +26,7 @@ export function ChatTab(props) {
   const [model, setModel] = useState('')
   const [system, setSystem] = useState('')
   const [values, setValues] = useState({})
-  const { turns, isWorking, ask, stop, clear } = useConversation()
+  const { turns, isWorking, ask, stop, clear, restore } = useConversation()
   const draft = useDraft(server?.limits ?? null)
   const follow = useFollow()
 
@@ -74,6 +74,7 @@ export function ChatTab(props) {
           picture=${source.picture}
           onPicture=${(picture) => draft.add(fromPicture(picture))}
           onExample=${draft.addExample}
+          onRestore=${restore}
         />
       <//>
       <${Composer}
@@ -167,7 +168,7 @@ function noteOf(attachments, model, info) {
   return hasVideo && frames !== null ? strings.chat.framesOnly(model, frames) : ''
 }
 
-function Beginning({ picture, onPicture, onExample }) {
+function Beginning({ picture, onPicture, onExample, onRestore }) {
   const { chat, picture: texts } = strings
   return html`
     <div class="beginning">
@@ -198,6 +199,12 @@ function Beginning({ picture, onPicture, onExample }) {
           `,
         )}
       </ul>
+      ${
+        onRestore &&
+        html`
+          <button type="button" class="quiet" onClick=${onRestore}>${chat.restore}</button>
+        `
+      }
     </div>
   `
 }

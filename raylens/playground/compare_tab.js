@@ -1,26 +1,22 @@
 // The tab "Compare": one picture and one task, for two models or with two settings.
 
-import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
-import { CopyButton, ErrorNotice, Notice } from './controls.js'
+import { html, useEffect, useMemo, useRef, useState } from './vendor/htm-preact.js'
+import { useSides } from './compare_sides.js'
 import { asRecord, compare, NO_COMPARISON, verdict } from './comparison.js'
+import { CopyButton, ErrorNotice, Notice } from './controls.js'
 import { Form } from './form.js'
 import { PictureInput } from './picture_input.js'
 import { Result } from './result.js'
-import { newRun } from './run.js'
-import { useRuns } from './runs.js'
 import { strings } from './strings.js'
 import {
-  abilitiesOf,
   isBeyondPocket,
   missingSetting,
   ModelSelect,
   TaskSettings,
   useExamplePrompts,
-  useFields,
   useTaskSettings,
 } from './task_settings.js'
-import { buildRequest, fieldsOf } from './tasks.js'
-import { ALL, contrastOf, MODEL, settingsOf, variantsOf } from './variants.js'
+import { MODEL } from './variants.js'
 
 const NO_FINDINGS = []
 const ignore = () => {}
@@ -31,47 +27,21 @@ export function CompareTab(props) {
   const { picture } = source
   const settings = useTaskSettings({ server, schemas, health })
   useExamplePrompts(source, settings.setValues)
-  const { task, able, chosen, fields, values } = settings
-  const allFields = useFields({ server, schemas })
-  const [wanted, setWanted] = useState('')
+  const compared = useSides({ server, schemas, health }, picture, settings)
+  const { sides } = compared
   const [error, setError] = useState(null)
-  const sides = [useSide(picture), useSide(picture)]
-
-  const variants = variantsOf(able, fields)
-  const differing = variants.some(({ id }) => id === wanted) ? wanted : variants[0].id
-  const differs = ({ name }) => differing === ALL || name === differing
-  const own = settingsOf(fields).filter(differs)
-  const hasModels = differing === MODEL || differing === ALL
-
-  const elsewhere = [...own.map(({ name }) => name), ...(hasModels ? [MODEL] : [])]
-
-  const modelOf = (index) => {
-    if (!hasModels) return chosen
-    const { model } = sides[index]
-    return able.includes(model) ? model : (able[index] ?? able[0] ?? '')
-  }
-  const valuesOf = (index) => {
-    const usual = (field) =>
-      index === 1 && differing !== ALL ? contrastOf(field) : (values[field.name] ?? field.default)
-    return Object.fromEntries(
-      own.map((field) => [field.name, sides[index].values[field.name] ?? usual(field)]),
-    )
-  }
-  const startSide = (index) => {
-    const asked = fieldsOf(allFields, task, abilitiesOf(health, modelOf(index)))
-    const merged = { ...values, ...valuesOf(index) }
-    sides[index].start(newRun(buildRequest(task, modelOf(index), asked, merged), picture))
-  }
   const isWorking = sides.some(({ run }) => run?.state === 'working')
   const missing = picture ? missingSetting(settings, { server, schemas }) : strings.run.needsPicture
-  const isReady = () => {
-    const hasNoServer = missing === strings.run.notLoaded && serverError
-    setError(missing ? (hasNoServer ? serverError : new Error(missing)) : null)
-    return !missing
+
+  /** Start sides, or say what is missing. */
+  const start = (started) => {
+    const isUnknown = missing === strings.run.notLoaded && serverError
+    setError(missing ? (isUnknown ? serverError : new Error(missing)) : null)
+    if (!missing) started.forEach((side) => side.start())
   }
   const submit = (event) => {
     event.preventDefault()
-    if (!isWorking && isReady()) sides.forEach((_, index) => startSide(index))
+    if (!isWorking) start(sides)
   }
   const form = useRef(null)
   const onKeyDown = (event) => {
@@ -82,9 +52,6 @@ export function CompareTab(props) {
     if (isWorking) answers.current.scrollIntoView({ block: 'nearest' })
   }, [isWorking])
 
-  const [a, b] = sides.map(({ run }) => run)
-  const areDone = a?.state === 'done' && b?.state === 'done' && a.request.task === b.request.task
-  const compared = areDone ? Object.values(compare(a, b)) : [NO_COMPARISON, NO_COMPARISON]
   return html`
     <div class="compare" hidden=${!isShown} onKeyDown=${onKeyDown}>
       <div class="columns">
@@ -113,13 +80,10 @@ export function CompareTab(props) {
             novalidate
           >
             <h2 id="compare-settings" class="hidden">${strings.settings.title}</h2>
-            <${TaskSettings} prefix="compare-" settings=${settings} without=${elsewhere}>
-              <${VariantSelect} variants=${variants} value=${differing} onChange=${setWanted} />
-            <//>
+            <${SharedSettings} ...${{ settings, compared }} />
             ${
-              sides.some((_, index) =>
-                isBeyondPocket(health, modelOf(index) || able[0], picture),
-              ) && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`
+              sides.some(({ answering }) => isBeyondPocket(health, answering, picture)) &&
+              html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`
             }
             <${Buttons}
               isWorking=${isWorking}
@@ -129,84 +93,32 @@ export function CompareTab(props) {
         </div>
       </div>
       <div class="answers" ref=${answers}>
-        ${(a || b) && html`<${Verdict} ...${{ a, b, areDone }} />`}
-        <div class="sides">
-          ${sides.map(
-            (side, index) => html`
-              <${Result}
-                key=${index}
-                id=${`compare-${index}`}
-                title=${strings.compare.sides[index]}
-                empty=${strings.compare.empty}
-                run=${side.run}
-                model=${modelOf(index) || able[0]}
-                active=${side.active}
-                onActive=${side.setActive}
-                onKeyWanted=${onKeyWanted}
-                onRetry=${() => isReady() && startSide(index)}
-                comparison=${compared[index]}
-              >
-                <div class="own">
-                  ${
-                    hasModels &&
-                    html`
-                      <${ModelSelect}
-                        id=${`compare-${index}-model`}
-                        models=${able}
-                        value=${modelOf(index)}
-                        onChange=${side.setModel}
-                        mayBeAny=${false}
-                      />
-                    `
-                  }
-                  <${Form}
-                    prefix=${`compare-${index}`}
-                    fields=${own}
-                    values=${valuesOf(index)}
-                    onChange=${side.change}
-                  />
-                </div>
-              <//>
-            `,
-          )}
-        </div>
+        <${Sides}
+          ...${{ compared, onKeyWanted }}
+          models=${settings.able}
+          onRetry=${(side) => start([side])}
+        />
       </div>
     </div>
   `
 }
 
-/** One side: its model and settings, and its run about the picture. */
-function useSide(picture) {
-  const [model, setModel] = useState('')
-  const [values, setValues] = useState({})
-  const [active, setActive] = useState(null)
-  const { run, start, stop } = useRuns()
-  return {
-    model,
-    setModel,
-    values,
-    change: (name, value) => setValues((old) => ({ ...old, [name]: value })),
-    active,
-    setActive,
-    run: run?.picture === picture ? run : null,
-    start,
-    stop,
-  }
-}
-
-function VariantSelect({ variants, value, onChange }) {
-  const { compare: texts } = strings
+function SharedSettings({ settings, compared }) {
+  const { variants, variant, setVariant, own, hasModels } = compared
+  const elsewhere = [...own.map(({ name }) => name), ...(hasModels ? [MODEL] : [])]
   return html`
-    <div class="field">
-      <label for="compare-variant">${texts.differing}</label>
-      <select id="compare-variant" onChange=${(event) => onChange(event.target.value)}>
-        ${variants.map(
-          ({ id, label }) => html`
-            <option key=${id} value=${id} selected=${id === value}>${label}</option>
-          `,
-        )}
-      </select>
-    </div>
+    <${TaskSettings} prefix="compare-" settings=${settings} without=${elsewhere}>
+      <div class="field">
+        <label for="compare-variant">${strings.compare.differing}</label>
+        <select id="compare-variant" onChange=${(event) => setVariant(event.target.value)}>
+          ${variants.map(
+            ({ id, label }) => html`
+              <option key=${id} value=${id} selected=${id === variant}>${label}</option>
+            `,
+          )}
+        </select>
+      </div>
+    <//>
   `
 }
 
@@ -222,16 +134,71 @@ function Buttons({ isWorking, onStop }) {
               </button>
             `
           : html`
-                <button type="submit" key="run" class="primary">${texts.start}</button>
-              `
+              <button type="submit" key="run" class="primary">${texts.start}</button>
+            `
       }
       <span class="muted shortcut">${run.shortcut}</span>
     </div>
   `
 }
 
+function Sides({ compared, models, onRetry, onKeyWanted }) {
+  const { sides, own, hasModels } = compared
+  const [a, b] = sides.map(({ run }) => run)
+  const areDone = a?.state === 'done' && b?.state === 'done' && a.request.task === b.request.task
+  const comparisons = useMemo(
+    () => (areDone ? compare(a, b) : [NO_COMPARISON, NO_COMPARISON]),
+    [a, b, areDone],
+  )
+  return html`
+    ${(a || b) && html`<${Verdict} ...${{ a, b, areDone }} />`}
+    <div class="sides">
+      ${sides.map(
+        (side, index) => html`
+          <${Result}
+            key=${index}
+            id=${`compare-${index}`}
+            title=${strings.compare.sides[index]}
+            empty=${strings.compare.empty}
+            run=${side.run}
+            model=${side.answering}
+            active=${side.active}
+            onActive=${side.setActive}
+            onKeyWanted=${onKeyWanted}
+            onRetry=${() => onRetry(side)}
+            comparison=${comparisons[index]}
+          >
+            <${OwnSettings} ...${{ index, side, own, models, hasModels }} />
+          <//>
+        `,
+      )}
+    </div>
+  `
+}
+
+function OwnSettings({ index, side, own, models, hasModels }) {
+  const prefix = `compare-${index}`
+  return html`
+    <div class="own">
+      ${
+        hasModels &&
+        html`
+          <${ModelSelect}
+            id=${`${prefix}-model`}
+            models=${models}
+            value=${side.model}
+            onChange=${side.setModel}
+            mayBeAny=${false}
+          />
+        `
+      }
+      <${Form} prefix=${prefix} fields=${own} values=${side.values} onChange=${side.change} />
+    </div>
+  `
+}
+
 function Verdict({ a, b, areDone }) {
-  const { compare: texts, code } = strings
+  const { compare: texts } = strings
   const asJson = () =>
     JSON.stringify({ a: a ? asRecord(a) : null, b: b ? asRecord(b) : null }, null, 2)
   return html`

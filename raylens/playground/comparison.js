@@ -4,8 +4,10 @@ import { tokensPerSecond } from './run.js'
 import { strings } from './strings.js'
 import { isText } from './tasks.js'
 
-/** Words of a text, one after another, that the other text has too or does not have. */
-/** @typedef {{text: string, isOwn: boolean}} Word */
+/**
+ * Words in a row that the other text has too, or that only this one has.
+ * @typedef {{text: string, isOwn: boolean}} Word
+ */
 
 /**
  * One side of a comparison.
@@ -34,14 +36,14 @@ const COSTS = {
 /**
  * @param {import('./run.js').Run} a
  * @param {import('./run.js').Run} b both done
- * @returns {{a: Comparison, b: Comparison}}
+ * @returns {[Comparison, Comparison]}
  */
 export function compare(a, b) {
   const [wordsOfA, wordsOfB] = isText(a.request.task) ? diffWords(a.text, b.text) : [null, null]
-  return {
-    a: { best: betterFigures(a, b), words: wordsOfA },
-    b: { best: betterFigures(b, a), words: wordsOfB },
-  }
+  return [
+    { best: betterFigures(a, b), words: wordsOfA },
+    { best: betterFigures(b, a), words: wordsOfB },
+  ]
 }
 
 /**

@@ -24,10 +24,12 @@ const PATH = 'v1/chat/completions'
 const STREAM = { stream: true, stream_options: { include_usage: true } }
 
 /**
- * The turns of a conversation. Tokens that arrive are shown once per frame.
+ * The turns of a conversation, and those before the last new chat. Tokens that arrive are shown
+ * once per frame.
  */
 export function useConversation() {
   const [turns, setTurns] = useState([])
+  const [previous, setPrevious] = useState([])
   const abort = useRef(null)
   const update = useFrames()
 
@@ -42,9 +44,12 @@ export function useConversation() {
   const stop = () => abort.current?.abort()
   const clear = () => {
     stop()
+    setPrevious(turns)
     setTurns([])
   }
-  return { turns, isWorking: turns.at(-1)?.run.state === 'working', ask, stop, clear }
+  const isWorking = turns.at(-1)?.run.state === 'working'
+  const restore = previous.length > 0 ? () => setTurns(previous) : null
+  return { turns, isWorking, ask, stop, clear, restore }
 }
 
 /** @param {Turn} turn whether later requests contain it: a failed one may fail them, too */

@@ -343,6 +343,7 @@ export const strings = {
       'Ask about pictures and videos. Drop, paste or choose several, or start with one of these.',
     examples: 'Pictures to start with',
     startAgain: 'New chat',
+    restore: 'Back to the last chat',
     compose: 'Your message',
     message: 'Message',
     placeholder: 'Write a message',

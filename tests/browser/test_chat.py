@@ -150,6 +150,9 @@ def test_later_questions_carry_the_conversation(page: Page, site: Site) -> None:
     assert site.service.pictures == [SCENE.read_bytes()] * 2
     page.get_by_role("button", name="New chat").click()
     expect(answers(page)).to_have_count(0)
+    page.get_by_role("button", name="Back to the last chat").click()
+    expect(answers(page)).to_have_text([CAPTION, CAPTION])
+    page.get_by_role("button", name="New chat").click()
     expect(message(page)).to_be_focused()
     say(page, "Third?")
     expect(answers(page)).to_have_count(1)
@@ -449,6 +452,7 @@ def test_a_chat_works_by_keyboard_alone(page: Page) -> None:
     page.get_by_role("tab", name="Try").focus()
     for _ in range(2):
         page.keyboard.press("ArrowRight")
+    message(page).wait_for()
     shapes = page.get_by_role("button", name="Shapes")
     shapes.focus()
     page.keyboard.press("Enter")

@@ -208,6 +208,7 @@ def test_both_are_copied_as_json_and_each_has_its_own(page: Page) -> None:
 def test_a_comparison_works_by_keyboard_and_survives_other_tabs(page: Page) -> None:
     page.get_by_role("tab", name="Try").focus()
     page.keyboard.press("ArrowRight")
+    page.get_by_label("What differs").wait_for()
     page.get_by_role("button", name="Shapes").focus()
     page.keyboard.press("Enter")
     page.locator(".compare .frame img").wait_for()
