@@ -49,7 +49,7 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
     if (next && ids.includes(openId)) setOpenId(next)
   }
   return html`
-    <div class="try jobs" hidden=${!isShown}>
+    <div class="columns jobs" hidden=${!isShown}>
       <div class="left">
         <${UploadCard} ...${{ uploads, isShown, onKeyWanted }} jobs=${list.jobs} />
         <${JobsCard}
