@@ -3,6 +3,7 @@
 import { html, render, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { TabPanel } from './controls.js'
 import { Header } from './header.js'
+import { LiveTab } from './live_tab.js'
 import { ModelsTab } from './models_tab.js'
 import { ask } from './server.js'
 import { strings } from './strings.js'
@@ -10,7 +11,7 @@ import { getTheme, setTheme } from './theme.js'
 import { TryTab } from './try_tab.js'
 
 const POLL_MS = 10_000
-const TABS = ['try', 'models']
+const TABS = ['try', 'live', 'models']
 
 function App() {
   const [tab, setTab] = useTab()
@@ -22,7 +23,16 @@ function App() {
     keyRef.current.open = true
     keyRef.current.scrollIntoView({ block: 'nearest' })
   }
-  const tabs = TABS.map((id) => ({ id, label: strings.tabs[id] }))
+  const [isRunning, setRunning] = useState(false)
+  const [snapshot, setSnapshot] = useState(null)
+  const hasLive = useRef(false)
+  hasLive.current ||= tab === 'live'
+  const labels = { ...strings.tabs, ...(isRunning ? { live: strings.live.running } : {}) }
+  const tabs = TABS.map((id) => ({ id, label: labels[id] }))
+  const takeSnapshot = (picture) => {
+    setSnapshot(picture)
+    setTab('try')
+  }
   return html`<a class="skip" href="#tab-panel" onClick=${skip}>${strings.skip}</a>
     <${Header}
       ...${{ tabs, tab, state, keyRef }}
@@ -35,7 +45,20 @@ function App() {
           ...${{ server, schemas, health, onKeyWanted }}
           serverError=${error}
           isShown=${tab === 'try'}
+          given=${snapshot}
         />
+        ${
+          hasLive.current &&
+          html`
+            <${LiveTab}
+              ...${{ server, schemas, health, onKeyWanted }}
+              serverError=${error}
+              isShown=${tab === 'live'}
+              onSnapshot=${takeSnapshot}
+              onRunning=${setRunning}
+            />
+          `
+        }
         ${
           tab === 'models' &&
           html`

@@ -102,19 +102,21 @@ function resolve(property, schema) {
 }
 
 /**
- * The controls of fields. `values` has those that were changed.
+ * The controls of fields. `values` has those that were changed; `prefix` is that of their ids.
  * @param {{
+ *   prefix?: string,
  *   fields: Field[],
  *   values: Record<string, any>,
  *   onChange: (name: string, value: any) => void,
  * }} props
  */
-export function Form({ fields, values, onChange }) {
+export function Form({ prefix = 'field', fields, values, onChange }) {
   return fields.map((field) => {
     const value = values[field.name] ?? field.default
     return html`
       <${Control}
         key=${field.name}
+        id=${`${prefix}-${field.name}`}
         field=${field}
         value=${value}
         onChange=${(next) => onChange(field.name, next)}
@@ -123,8 +125,7 @@ export function Form({ fields, values, onChange }) {
   })
 }
 
-function Control({ field, value, onChange }) {
-  const id = `field-${field.name}`
+function Control({ id, field, value, onChange }) {
   const hint = `${id}-hint`
   const common = { id, name: field.name, 'aria-describedby': field.description ? hint : undefined }
   const description =

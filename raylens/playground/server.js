@@ -39,8 +39,12 @@ export function setKey(key) {
 }
 
 /**
- * @typedef {{json?: any, signal?: AbortSignal, headers?: Record<string, string>}} Options
- * `json` makes it a POST.
+ * @typedef {object} Options
+ * @property {any} [json] makes it a POST, unless there is a method
+ * @property {string} [method]
+ * @property {AbortSignal} [signal]
+ * @property {Record<string, string>} [headers]
+ * @property {boolean} [keepalive] whether it goes on if the page is left
  */
 
 /**
@@ -48,12 +52,16 @@ export function setKey(key) {
  * @param {string} path such as "v1/caption"
  * @param {Options} options
  */
-export async function send(path, { json, signal, headers = {} } = {}) {
+export async function send(path, { json, method, signal, keepalive, headers = {} } = {}) {
   const key = getKey()
-  const request = { signal, headers: { Accept: 'application/json, text/event-stream', ...headers } }
+  const request = {
+    method: method ?? (json === undefined ? 'GET' : 'POST'),
+    signal,
+    keepalive,
+    headers: { Accept: 'application/json, text/event-stream', ...headers },
+  }
   if (key) request.headers.Authorization = `Bearer ${key}`
   if (json !== undefined) {
-    request.method = 'POST'
     request.headers['Content-Type'] = 'application/json'
     request.body = JSON.stringify(json)
   }

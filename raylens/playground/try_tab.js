@@ -1,6 +1,6 @@
 // The tab "Try": one picture, one task, one answer.
 
-import { html, useMemo, useRef, useState } from './vendor/htm-preact.js'
+import { html, useEffect, useMemo, useRef, useState } from './vendor/htm-preact.js'
 import { Notice, Segmented } from './controls.js'
 import { Form, readFields } from './form.js'
 import { findingsOf } from './overlay.js'
@@ -19,9 +19,11 @@ import { buildRequest, fieldsOf, promptOf, TASKS } from './tasks.js'
  *   serverError: Error | null,
  *   health: any,
  *   onKeyWanted: () => void,
+ *   given: import('./pictures.js').Picture | null,
  * }} props
+ * `given` is a picture from another tab.
  */
-export function TryTab({ isShown, server, schemas, serverError, health, onKeyWanted }) {
+export function TryTab({ isShown, server, schemas, serverError, health, onKeyWanted, given }) {
   const [picture, setPicture] = useState(null)
   const [task, setTask] = useState('caption')
   const [model, setModel] = useState('')
@@ -57,6 +59,9 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
     select(null)
     if (example) setValues((old) => ({ ...old, ...strings.prompts[example] }))
   }
+  useEffect(() => {
+    if (given) takePicture(given)
+  }, [given])
   const missing = missingSentence(picture, server, schemas, prompt, values)
   const submit = (event) => {
     event?.preventDefault()

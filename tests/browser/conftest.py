@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("playwright", reason="playwright is missing: pip install -e '.[dev]'")
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
-from tests.browser.site import Site, serving
+from tests.browser.site import SCENE, Site, serving
+from tests.clients.browser import write_y4m
 
 CHROMIUM = shutil.which("chromium")
 TIMEOUT_MS = 15_000
-CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--use-fake-device-for-media-stream",
+    # Leads a name to this machine that, unlike localhost, no browser trusts.
+    "--host-resolver-rules=MAP site.test 127.0.0.1",
+)
+GRANTED = "--use-fake-ui-for-media-stream"
+CAMERA_FPS = 15
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,13 +38,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", *CAMERA]
-        )
+def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of the scene, which browsers take for a camera."""
+    path = tmp_path_factory.mktemp("camera") / "scene.y4m"
+    write_y4m(path, [np.asarray(Image.open(SCENE).convert("RGB"))] * CAMERA_FPS, CAMERA_FPS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as started:
         yield started
-        started.close()
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright, camera: Path) -> Iterator[Browser]:
+    with launched(playwright, GRANTED, f"--use-file-for-fake-video-capture={camera}") as started:
+        yield started
+
+
+@contextmanager
+def launched(playwright: Playwright, *arguments: str) -> Iterator[Browser]:
+    started = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *arguments])
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +94,7 @@ def opened(browser: Browser, url: str) -> Iterator[Page]:
         "console",
         lambda message: errors.append(message.text) if "Content Security" in message.text else None,
     )
-    ours = (url, "blob:", "data:")
+    ours = (url, url.replace("http", "ws", 1), "blob:", "data:")
     page.on(
         "request",
         lambda request: None if request.url.startswith(ours) else elsewhere.append(request.url),

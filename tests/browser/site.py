@@ -17,7 +17,9 @@ from PIL import Image
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raylens.api.app import create_app
+from raylens.api.shared import Shared
 from raylens.core.config import AppConfig
+from raylens.core.draining import Draining
 from raylens.core.errors import ModelNotLoaded, RaylensError
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
@@ -41,6 +43,7 @@ from raylens.core.types import (
     VisionRequest,
 )
 from testing.ports import free_port
+from tests.browser.live_sessions import LocalSessions
 
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "docs" / "scene.png"
@@ -174,6 +177,11 @@ class Site:
     url: str
     service: ScriptedService
     server: uvicorn.Server
+    shared: Shared
+    sessions: LocalSessions
+    """Those over WebRTC."""
+    drains: threading.Event
+    """Set, it has the server drain."""
 
 
 def below(app: ASGIApp, root_path: str) -> ASGIApp:
@@ -188,11 +196,18 @@ def below(app: ASGIApp, root_path: str) -> ASGIApp:
 
 
 @contextmanager
-def serving(root_path: str = "", **config: object) -> Iterator[Site]:
-    """Run a server in a thread, on a free port."""
+def serving(
+    root_path: str = "", *, port: int | None = None, has_webrtc: bool = True, **config: object
+) -> Iterator[Site]:
+    """Run a server in a thread, by default on a free port."""
     service = ScriptedService()
-    app: ASGIApp = create_app(service, AppConfig.model_validate({**CONFIG, **config}))
-    port = free_port()
+    app_config = AppConfig.model_validate({**CONFIG, **config})
+    drains = threading.Event()
+    shared = Shared(app_config, draining=Draining(drains.is_set))
+    sessions = LocalSessions(shared)
+    webrtc = sessions if has_webrtc else None
+    app: ASGIApp = create_app(service, app_config, webrtc=webrtc, shared=shared)
+    port = port or free_port()
     settings = uvicorn.Config(
         below(app, root_path), port=port, log_level="critical", lifespan="off",
         timeout_graceful_shutdown=1,
@@ -205,7 +220,8 @@ def serving(root_path: str = "", **config: object) -> Iterator[Site]:
             if not thread.is_alive():
                 raise RuntimeError("the server did not start")
             thread.join(0.01)
-        yield Site(f"http://127.0.0.1:{port}{root_path}/", service, server)
+        url = f"http://127.0.0.1:{port}{root_path}/"
+        yield Site(url, service, server, shared, sessions, drains)
     finally:
         service.gate.set()
         server.should_exit = True

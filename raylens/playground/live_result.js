@@ -1,0 +1,159 @@
+// What live video has said so far: the newest answer, figures, earlier answers, and events.
+
+import { html } from './vendor/htm-preact.js'
+import { strings } from './strings.js'
+
+const SPARKLINE = { width: 160, height: 32 }
+
+/**
+ * @typedef {import('./live_session.js').LiveSession} LiveSession
+ * @param {{session: LiveSession | null, subject: string, onSaveLog: () => void}} props
+ */
+export function LiveResult({ session, subject, onSaveLog }) {
+  const { live, result } = strings
+  return html`
+    <section class="card result" aria-labelledby="live-result-title">
+      <div class="bar">
+        <h2 id="live-result-title">${result.title}</h2>
+        <span class=${`state ${stateClass(session)}`} role="status">${stateOf(session)}</span>
+      </div>
+      ${
+        session === null
+          ? html` <p class="muted">${live.noResult}</p> `
+          : html`
+              <${Answer} ...${{ session, subject }} />
+              <${Figures} session=${session} />
+            `
+      }
+      ${
+        session !== null &&
+        session.log.length > 0 &&
+        html`
+          <div class="actions">
+            <button type="button" onClick=${onSaveLog}>${live.saveLog}</button>
+          </div>
+        `
+      }
+    </section>
+  `
+}
+
+/** @param {{session: LiveSession | null}} props */
+export function LiveLists({ session }) {
+  return html`
+    <${Events} session=${session} />
+    <${Answers} session=${session} />
+  `
+}
+
+/** @param {LiveSession | null} session */
+function stateOf(session) {
+  const { states } = strings.live
+  if (session === null) return states.idle
+  if (session.state === 'live') return session.isPaused ? states.paused : states[session.kind]
+  return states[session.state]
+}
+
+function stateClass(session) {
+  if (session?.state === 'live') return session.isPaused ? 'degraded' : 'healthy'
+  if (session?.state === 'waiting' || session?.error) return 'away'
+  return session?.state === 'connecting' ? 'degraded' : ''
+}
+
+function Answer({ session, subject }) {
+  const { result, partial, state } = session
+  const { live } = strings
+  if (partial) return html` <p class="answer streaming" data-testid="live-answer">${partial}</p> `
+  if (result === null)
+    return state === 'live'
+      ? html` <p class="answer muted working" role="status">${live.waitingForResult}</p> `
+      : null
+  return html` <p class="answer" data-testid="live-answer">${summaryOf(result, subject)}</p> `
+}
+
+function summaryOf(result, subject) {
+  if (result.text !== undefined) return result.text || strings.result.noText
+  return strings.result.found((result.objects ?? result.points).length, subject)
+}
+
+function Figures({ session }) {
+  const { live, result, duration, number } = strings
+  const { delayMs, fps, perSecond, dropped, bitsUp, bitsDown } = session.figures
+  const entries = [
+    [live.delay, delayMs !== null && duration(delayMs)],
+    [live.fps, fps !== null && number(fps)],
+    [live.perSecond, perSecond !== null && number(perSecond)],
+    [live.dropped, dropped !== null && number(dropped)],
+    [live.traffic, bitsUp !== null && live.bits(bitsUp, bitsDown)],
+    [result.model, session.result?.model],
+  ].filter(([, value]) => value)
+  if (entries.length === 0) return null
+  return html`
+    <dl class="figures">
+      ${entries.map(
+        ([name, value]) => html`
+          <div key=${name}>
+            <dt>${name}</dt>
+            <dd>${value}</dd>
+          </div>
+        `,
+      )}
+      ${session.delays.length > 1 && html`<${Sparkline} values=${session.delays} />`}
+    </dl>
+  `
+}
+
+function Sparkline({ values }) {
+  const { width, height } = SPARKLINE
+  const largest = Math.max(...values)
+  const x = (index) => (index / (values.length - 1)) * width
+  const y = (value) => height - 1 - (value / largest) * (height - 2)
+  const points = values.map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`)
+  return html`
+    <svg
+      class="sparkline"
+      viewBox=${`0 0 ${width} ${height}`}
+      width=${width}
+      height=${height}
+      role="img"
+      aria-label=${strings.live.delays(values.length, Math.min(...values), largest)}
+    >
+      <polyline points=${points.join(' ')} />
+    </svg>
+  `
+}
+
+/** A list of which the newest comes first; none if it is empty. */
+function List({ id, title, entries }) {
+  if (entries.length === 0) return null
+  return html`
+    <section class="card log" aria-labelledby=${id}>
+      <h2 id=${id}>${title}</h2>
+      <ol tabindex="0" aria-labelledby=${id}>
+        ${entries.map(
+          ({ at, text }, index) => html`
+            <li key=${entries.length - index}>
+              <time datetime=${at.toISOString()}>${strings.time(at)}</time>
+              <span>${text}</span>
+            </li>
+          `,
+        )}
+      </ol>
+    </section>
+  `
+}
+
+function Events({ session }) {
+  const { live } = strings
+  const entries = (session?.events ?? []).map(({ at, event }) => ({ at, text: live.event(event) }))
+  return html` <${List} id="live-events" title=${live.events} entries=${entries} /> `
+}
+
+function Answers({ session }) {
+  const { live } = strings
+  const entries = (session?.answers ?? []).map(({ at, text, times }) => ({
+    at,
+    text: live.answer(text, times),
+  }))
+  return html` <${List} id="live-answers" title=${live.answers} entries=${entries} /> `
+}
