@@ -1,5 +1,7 @@
 // A recording of what the tab "Live" shows, made in the browser.
 
+import { every } from './ticks.js'
+
 const FPS = 15
 const CHUNK_MS = 1000
 const BITS_PER_SECOND = 4_000_000
@@ -11,7 +13,7 @@ const COLOR = '#ff3d71'
 export class Recording {
   #canvas = document.createElement('canvas')
   #recorder
-  #timer
+  #stopDrawing
   #chunks = []
   #bytes = 0
   #onStop
@@ -34,13 +36,13 @@ export class Recording {
     this.#recorder = new MediaRecorder(this.#canvas.captureStream(FPS), options)
     this.#recorder.ondataavailable = ({ data }) => this.#add(data)
     this.#recorder.onstop = () => this.#finish()
-    this.#timer = setInterval(() => this.#draw(look()), 1000 / FPS)
+    this.#stopDrawing = every(1000 / FPS, () => this.#draw(look()))
     this.#draw(look())
     this.#recorder.start(CHUNK_MS)
   }
 
   stop() {
-    clearInterval(this.#timer)
+    this.#stopDrawing()
     if (this.#recorder.state !== 'inactive') this.#recorder.stop()
   }
 

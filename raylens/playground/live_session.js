@@ -220,6 +220,7 @@ export class LiveSession {
     this.#connection?.close()
     this.#source?.stop()
     this.state = 'ended'
+    this.local = null
     this.error = error
     this.partial = ''
     this.#onChange()

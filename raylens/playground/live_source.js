@@ -2,6 +2,7 @@
 
 import { takeFrame } from './pictures.js'
 import { strings } from './strings.js'
+import { every } from './ticks.js'
 
 /** Widths and heights that a camera is asked for. */
 export const SIZES = [
@@ -57,29 +58,35 @@ export async function listCameras() {
 
 /**
  * Show a video file in a loop. Raises SourceError.
+ *
+ * Its frames pass through a canvas: those of the file itself begin anew with each loop, and WebRTC
+ * sends no frame with a time that has been.
  * @param {File} file
  * @returns {Promise<Source>}
  */
 export async function openFile(file) {
-  const { live } = strings
-  const video = document.createElement('video')
-  const capture = video.captureStream ?? video.mozCaptureStream
-  if (!capture) throw new SourceError(live.noCapture)
   const url = URL.createObjectURL(file)
+  const video = document.createElement('video')
   Object.assign(video, { muted: true, loop: true, playsInline: true, src: url })
   const release = () => {
-    video.pause()
     video.removeAttribute('src')
+    video.load()
     URL.revokeObjectURL(url)
   }
-  try {
-    await video.play()
-    if (video.videoWidth === 0) throw new SourceError(live.fileUnplayable(file.name))
-  } catch {
+  // A file with sound alone plays, too.
+  await video.play().catch(() => {})
+  if (video.videoWidth === 0) {
     release()
-    throw new SourceError(live.fileUnplayable(file.name))
+    throw new SourceError(strings.live.fileUnplayable(file.name))
   }
-  return asSource(new MediaStream(capture.call(video).getVideoTracks()), release)
+  const canvas = document.createElement('canvas')
+  Object.assign(canvas, { width: video.videoWidth, height: video.videoHeight })
+  const context = canvas.getContext('2d')
+  const stopDrawing = every(1000 / FPS, () => context.drawImage(video, 0, 0))
+  return asSource(canvas.captureStream(FPS), () => {
+    stopDrawing()
+    release()
+  })
 }
 
 /** Return what a stream shows now, as a picture. @param {MediaStream} stream @returns {Promise<Blob>} */

@@ -90,12 +90,16 @@ export class WebRtcConnection {
     this.#isClosed = true
     this.#end.resolve(new Lost(''))
     clearTimeout(this.#interrupted)
-    this.#peer?.close()
-    if (!this.#sessionId) return
+    const peer = this.#peer
+    if (!this.#sessionId) {
+      peer?.close()
+      return
+    }
     const path = `${OFFER}/${this.#sessionId}`
     this.#sessionId = ''
-    // The server may have ended it before.
-    send(path, { method: 'DELETE', keepalive: true }).catch(() => {})
+    send(path, { method: 'DELETE', keepalive: true })
+      .catch(() => {}) // the server may have ended it before
+      .finally(() => peer.close())
   }
 
   /** Send a candidate, or those that came before the session had an id. */

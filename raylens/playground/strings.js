@@ -257,8 +257,8 @@ export const strings = {
     delay: 'Delay',
     fps: 'Frames/s',
     perSecond: 'Answers/s',
-    dropped: 'Dropped',
-    traffic: 'Up, down',
+    dropped: 'Dropped frames',
+    traffic: 'Sent, received',
     bits: (up, down) => `${rate(up)}, ${rate(down)}`,
     delays: (count, least, most) =>
       `Delays of the last ${count} answers: ${duration(least)} to ${duration(most)}`,
@@ -267,7 +267,7 @@ export const strings = {
       type === 'started'
         ? `“${subject}” started${count === undefined ? '' : ` (${count})`}`
         : `“${subject}” ended after ${duration(1000 * lasted)}`,
-    answers: 'Earlier answers',
+    answers: 'Answers',
     answer: (text, times) => (times > 1 ? `${text} (${times} times)` : text),
     retryIn: (count) => `Trying again in ${seconds(count)}.`,
     retryNow: 'Try now',
@@ -289,7 +289,6 @@ export const strings = {
       'a video file.',
     cameraBusy: 'Another program uses the camera. Close it, then press Start.',
     sourceEnded: 'The camera was turned off or unplugged. Press Start to use it again.',
-    noCapture: 'This browser can’t send a video file. Use the camera, or another browser.',
     fileUnplayable: (name) =>
       `${name} can’t be played by this browser. Choose an MP4 or WebM file.`,
   },

@@ -111,7 +111,8 @@ def saved(page: Page, click: Callable[[], None]) -> Download:
 
 def frame_of(live: Locator) -> Any:
     """Return the pixels of the video that is shown."""
-    script = """(video) => {
+    script = """async (video) => {
+      while (!video.videoWidth) await new Promise((resolve) => setTimeout(resolve, 50))
       const canvas = document.createElement('canvas')
       Object.assign(canvas, { width: video.videoWidth, height: video.videoHeight })
       canvas.getContext('2d').drawImage(video, 0, 0)
@@ -138,7 +139,7 @@ def over_socket(browser: Browser) -> Iterator[tuple[Site, Locator]]:
 def test_the_camera_comes_back_with_boxes_and_figures(live: Locator, site: Site) -> None:
     start(live)
     expect(answer(live)).to_have_text("2 matches for “person”.")
-    for name in ("Delay", "Frames/s", "Answers/s", "Dropped", "Up, down", "moondream"):
+    for name in ("Delay", "Frames/s", "Answers/s", "Dropped frames", "Sent, received", "moondream"):
         expect(live.locator(".figures")).to_contain_text(name)
     expect(live.locator(".sparkline")).to_be_visible()
     assert site.service.requests[0].task == Detect("person", 10)
@@ -147,15 +148,13 @@ def test_the_camera_comes_back_with_boxes_and_figures(live: Locator, site: Site)
     def fits() -> bool:
         pixels = frame_of(live)
         height, width = pixels.shape[:2]
-        # The second box has the size of the picture: this is about what is inside.
-        inner = pixels[8:-8, 8:-8]
-        box = find(inner, GREEN)
         red = find_red()
-        circle = (
-            int(red.x_min * width) - 8, int(red.y_min * height) - 8,
-            int(red.x_max * width) - 8, int(red.y_max * height) - 8,
-        )  # fmt: skip
-        return box is not None and iou(box, circle) > 0.6
+        left, right = int(red.x_min * width), int(red.x_max * width)
+        top, bottom = int(red.y_min * height), int(red.y_max * height)
+        # Without the other box, which has the size of the picture, and without labels.
+        window = pixels[top - 4 : bottom + 12, left - 12 : right + 12]
+        box = find(window, GREEN)
+        return box is not None and iou(box, (12, 4, right - left + 12, bottom - top + 4)) > 0.8
 
     wait_until(fits)
     stop(live)
@@ -275,7 +274,7 @@ def mirrored_red() -> tuple[float, float, float, float]:
 def test_without_webrtc_pictures_go_over_a_websocket(over_socket: tuple[Site, Locator]) -> None:
     site, live = over_socket
     start(live, SOCKET)
-    expect(live.locator(".notice.note")).to_contain_text(
+    expect(live.locator(".right > .notice")).to_contain_text(
         "This server has no WebRTC. Pictures go over a WebSocket instead"
     )
     mark = live.get_by_role("button", name="person 1:")
@@ -284,7 +283,7 @@ def test_without_webrtc_pictures_go_over_a_websocket(over_socket: tuple[Site, Lo
     expected = (red.x_min, red.y_min, red.x_max, red.y_max)
     assert bounds(mark, live.locator(".frame")) == pytest.approx(expected, abs=0.02)
     assert site.service.requests[0].task == Detect("person", 10)
-    for name in ("Delay", "Frames/s", "Answers/s", "Dropped", "Up, down", "moondream"):
+    for name in ("Delay", "Frames/s", "Answers/s", "Dropped frames", "Sent, received", "moondream"):
         expect(live.locator(".figures")).to_contain_text(name)
     expect(live.get_by_text("Events", exact=True)).to_have_count(0)
     site.service.gate.clear()
@@ -439,11 +438,14 @@ def test_a_session_that_is_idle_ends_with_a_sentence(browser: Browser) -> None:
         expect(live.locator(".state")).to_have_text("Ended")
 
 
+def write_key(file: Path, name: str, key: str) -> None:
+    file.write_text(json.dumps({"keys": [{"name": name, "hash": hash_key(key)}]}))
+
+
 @pytest.mark.parametrize("has_webrtc", [True, False])
 def test_the_key_reaches_the_session(browser: Browser, tmp_path: Path, has_webrtc: bool) -> None:
     keys = tmp_path / "keys.yaml"
-    entry = [{"name": "me", "hash": hash_key("rl-mine")}]
-    keys.write_text(json.dumps(entry))
+    write_key(keys, "me", "rl-mine")
     with visiting(browser, has_webrtc=has_webrtc, auth={"keys_file": str(keys)}) as (_, page, live):
         expect(live.get_by_role("alert")).to_contain_text("This server needs an API key.")
         live.get_by_role("button", name="Enter key").click()
@@ -452,7 +454,7 @@ def test_the_key_reaches_the_session(browser: Browser, tmp_path: Path, has_webrt
         start(live, WEBRTC if has_webrtc else SOCKET)
         expect(answer(live)).to_be_visible()
         if not has_webrtc:
-            keys.write_text(json.dumps([{"name": "you", "hash": hash_key("rl-yours")}]))
+            write_key(keys, "you", "rl-yours")
             expect(live.get_by_role("alert")).to_contain_text("does not know this API key")
             expect(live.locator(".state")).to_have_text("Ended")
 
@@ -473,7 +475,7 @@ def test_webrtc_without_a_way_through_falls_back(browser: Browser) -> None:
         # Without the browser's candidates, only the server's could lead to a connection.
         page.route("**/offer/*", drop_candidates)
         start(live, SOCKET)
-        expect(live.locator(".notice.note")).to_contain_text("the server needs a TURN server")
+        expect(live.locator(".right > .notice")).to_contain_text("the server needs a TURN server")
         wait_until(lambda: site.sessions.count == 0)
 
 
