@@ -38,23 +38,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A video of the scene, which browsers take for a camera."""
-    path = tmp_path_factory.mktemp("camera") / "scene.y4m"
-    write_y4m(path, [np.asarray(Image.open(SCENE).convert("RGB"))] * CAMERA_FPS, CAMERA_FPS)
-    return path
-
-
-@pytest.fixture(scope="session")
 def playwright() -> Iterator[Playwright]:
     with sync_playwright() as started:
         yield started
 
 
 @pytest.fixture(scope="session")
-def browser(playwright: Playwright, camera: Path) -> Iterator[Browser]:
-    with launched(playwright, GRANTED, f"--use-file-for-fake-video-capture={camera}") as started:
+def browser(playwright: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with launched(playwright, *camera_arguments(tmp_path_factory.mktemp("camera"))) as started:
         yield started
+
+
+def camera_arguments(folder: Path) -> tuple[str, str]:
+    """Return the arguments of a browser whose camera shows the scene, and may be used."""
+    path = folder / "scene.y4m"
+    write_y4m(path, [np.asarray(Image.open(SCENE).convert("RGB"))] * CAMERA_FPS, CAMERA_FPS)
+    return GRANTED, f"--use-file-for-fake-video-capture={path}"
 
 
 @contextmanager

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from raylens.core.errors import ModelFailed
-from tests.browser.conftest import CHROMIUM
+from tests.browser.conftest import camera_arguments, launched
 from tests.browser.site import Site, serving
+from tests.browser.test_live import open_tab, start, stop
 
 WIDTHS = {390: 844, 820: 1180, 1440: 900}
 
@@ -58,9 +61,27 @@ def take(browser: Browser, site: Site, folder: Path, width: int, theme: str) -> 
     page.get_by_text("Key", exact=True).click()
     shoot("menus")
     page.keyboard.press("Escape")
+    _shoot_live(page, site, shoot)
     page.get_by_role("tab", name="Models").click()
     shoot("models")
     context.close()
+
+
+def _shoot_live(page: Page, site: Site, shoot: Callable[[str], None]) -> None:
+    live = open_tab(page)
+    shoot("live_idle")
+    site.service.reset()
+    start(live)
+    live.get_by_role("list", name="Events").wait_for()
+    shoot("live")
+    live.get_by_role("radio", name="Caption").check()
+    live.get_by_text("More settings").click()
+    live.get_by_role("list", name="Answers").wait_for()
+    shoot("live_caption")
+    site.sessions.stop("this part of the server is about to stop")
+    live.get_by_role("alert").wait_for()
+    shoot("live_waiting")
+    stop(live)
 
 
 def _ask(page: Page, task: str) -> None:
@@ -70,12 +91,15 @@ def _ask(page: Page, task: str) -> None:
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with serving() as site, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        serving() as site,
+        sync_playwright() as playwright,
+        launched(playwright, *camera_arguments(Path(scratch))) as browser,
+    ):
         for width in WIDTHS:
             for theme in ("light", "dark"):
                 take(browser, site, folder, width, theme)
-        browser.close()
 
 
 if __name__ == "__main__":

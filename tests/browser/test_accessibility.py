@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 from raylens.core.errors import ModelFailed
 from tests.browser import axe
 from tests.browser.site import Site
+from tests.browser.test_live import answer, open_tab, press, start, stop
 from tests.browser.test_try import choose_task, run, wait_for_picture
 
 pytestmark = pytest.mark.browser
@@ -45,6 +46,12 @@ def test_nothing_sticks_out_of_the_window(page: Page, site: Site, width: int) ->
     assert popup is not None
     assert popup["x"] >= 0
     assert popup["x"] + popup["width"] <= width
+    live = open_tab(page)
+    live.get_by_text("More settings").click()
+    start(live)
+    expect(live.get_by_role("list", name="Events")).to_be_visible()
+    assert overflow() <= 0
+    stop(live)
     page.get_by_role("tab", name="Models").click()
     page.get_by_role("heading", name="Models").wait_for()
     assert overflow() <= 0
@@ -85,4 +92,31 @@ def test_no_state_has_a_serious_violation(page: Page, site: Site, theme: str, wi
     page.get_by_role("tab", name="Models").click()
     page.get_by_role("heading", name="Models").wait_for()
     found["models"] = axe.violations(page)
+    assert {state: items for state, items in found.items() if items} == {}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_state_of_live_video_has_a_serious_violation(
+    page: Page, site: Site, theme: str, width: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+    live = open_tab(page)
+    found = {"idle": axe.violations(page)}
+    start(live)
+    live.get_by_text("More settings").click()
+    expect(live.get_by_role("list", name="Events")).to_be_visible()
+    found["live"] = axe.violations(page)
+    press(live, "Mirror")
+    live.get_by_role("radio", name="Caption").check()
+    expect(live.get_by_role("list", name="Answers")).to_be_visible()
+    found["mirror"] = axe.violations(page)
+    site.service.error = ModelFailed("out of memory")
+    expect(live.get_by_role("alert")).to_be_visible()
+    press(live, "Pause")
+    found["failed"] = axe.violations(page)
+    stop(live)
+    expect(answer(live)).to_be_visible()
+    found["ended"] = axe.violations(page)
     assert {state: items for state, items in found.items() if items} == {}
