@@ -19,11 +19,11 @@ from deployments.job_queue import JobQueueActor
 from deployments.ledger import ledger_actor_config
 from deployments.lost_arguments import DefaultRouter
 from deployments.picture_router import PictureRouter, PreprocessorRouter
-from deployments.pipeline_defaults import pipeline_defaults_actor_config
 from deployments.preprocessor import Preprocessor
 from deployments.ray_environment import RUN_MARK
 from deployments.realtime import Realtime
 from deployments.session_router import SessionRouter
+from deployments.shared_state import shared_state_actor_config
 from deployments.vision_model import VisionModel
 from raylens.api.request_body import MAX_UPLOADS
 from raylens.core.config import AppConfig, ModelConfig
@@ -90,7 +90,7 @@ def build_graph(
     model_apps = {
         model.name: _bind_vision_model(model_class, model, config) for model in config.models
     }
-    actors = [pipeline_defaults_actor_config(), ledger_actor_config()]
+    actors = [shared_state_actor_config(), ledger_actor_config()]
     if config.jobs.enabled:
         actors.append(job_queue_actor_config(config, args))
     ingress = serve.deployment(Ingress).options(

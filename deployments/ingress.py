@@ -24,7 +24,9 @@ from deployments.picture_limits import picture_limits
 from deployments.pipeline_defaults import PipelineDefaultsClient
 from deployments.realtime_client import RealtimeClient
 from deployments.request_metrics import PrometheusRequestMetrics
+from deployments.session_metrics import SessionMetrics
 from deployments.spans import is_on
+from deployments.status_source import ServeStatusSource
 from preprocessing.formats import sniff_video
 from preprocessing.header import check_file
 from raylens.api.app import create_app
@@ -58,11 +60,16 @@ class HttpApplication(LiveDeployment):
         config.check_reach(listening_host())
         configure_logging(config.log_settings, "ingress")
         self._config = self._current_config = config
-        self._graph = Graph(config, serve.get_replica_context().app_name, preprocessor, models)
+        application = serve.get_replica_context().app_name
+        self._graph = Graph(config, application, preprocessor, models)
+        self._status = ServeStatusSource(application, list(models))
         self._jobs = JobQueueClient(config.jobs.queue_timeout_s) if config.jobs.enabled else None
         draining = Draining(replica_draining(this_actor(), is_stopping))
         self._ledger = LedgerClient()
         self._shared = Shared(config, self._jobs, Leases(self._ledger), draining)
+        sessions = self._shared.sessions
+        counting = SessionMetrics().run({"websocket": lambda: sessions.in_flight})
+        self._counting = asyncio.ensure_future(counting)
         self._webrtc = None
         if realtime is not None:
             self._webrtc = RealtimeClient(realtime, config.realtime.webrtc)
@@ -117,6 +124,7 @@ class HttpApplication(LiveDeployment):
             self._jobs,
             pipelines=PipelineDefaultsClient(),
             webrtc=self._webrtc,
+            status=self._status,
             shared=self._shared,
             metrics=PrometheusRequestMetrics(),
             lifespan=self._lifespan,

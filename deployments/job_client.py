@@ -17,7 +17,7 @@ from raylens.jobs.files import StoredFile
 from raylens.jobs.group_commit import GroupCommit
 from raylens.jobs.job import BULKY_FIELDS, Delivery, Job, Stats
 from raylens.jobs.ports import JobService
-from raylens.jobs.queue import PART_BYTES, SLOWEST_BYTES_PER_S
+from raylens.jobs.queue import PART_BYTES, PICTURE_BYTES, SLOWEST_BYTES_PER_S
 from raylens.jobs.store import MAX_DELIVERIES, JobQuery
 
 QUEUE_ACTOR_NAME = "jobs"
@@ -85,6 +85,10 @@ class JobQueueClient(JobService):
 
     async def list_jobs(self, query: JobQuery) -> list[Job]:
         return await self._call("list_jobs", query)
+
+    async def read_picture(self, job_id: str, digest: str) -> bytes:
+        wait_s = PICTURE_BYTES / SLOWEST_BYTES_PER_S
+        return await self._call("read_picture", job_id, digest, wait_s=wait_s)
 
     async def cancel(self, job_id: str) -> Job:
         return await self._call("cancel", job_id)

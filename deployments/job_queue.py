@@ -41,6 +41,7 @@ METHODS = frozenset(
         "get",
         "get_many",
         "list_jobs",
+        "read_picture",
         "cancel",
         "remove",
         "requeue",

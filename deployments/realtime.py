@@ -21,6 +21,7 @@ from deployments.ingress_ledger import IngressLedger
 from deployments.live_deployment import LiveDeployment, Settings
 from deployments.loopback import bind_to_loopback, listening_host
 from deployments.request_metrics import PrometheusRequestMetrics
+from deployments.session_metrics import SessionMetrics
 from raylens.api.access_log import RecordedService
 from raylens.api.client_limits import own_limits, session_place
 from raylens.api.context import Context
@@ -89,6 +90,11 @@ class Realtime(LiveDeployment):
         """Of open sessions, by their ids."""
         self._ending: set[asyncio.Future[None]] = set()
         self._leaving = asyncio.ensure_future(self._leave())
+        counts = {
+            "webrtc": lambda: len(self._sessions.states),
+            "watch": lambda: len(self._watches),
+        }
+        self._counting = asyncio.ensure_future(SessionMetrics().run(counts))
         logger.info("WebRTC sessions listen on %s", ", ".join(addresses))
 
     async def configure(self, settings: Settings) -> None:

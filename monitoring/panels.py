@@ -22,6 +22,7 @@ HTTP = "ray_raylens_http"
 ENGINE = "ray_raylens_engine"
 PREPROCESSOR = "ray_raylens_preprocessor"
 JOBS = "ray_raylens_jobs"
+REALTIME = "ray_raylens_realtime"
 SERVE = "ray_serve"
 WITH_MODEL = f'{MODEL}, model!="none"'
 ON_GPU = f'{MODEL}, device=~"cuda.*"'
@@ -294,6 +295,13 @@ IS_IT_FULL = Row(
                 "In Serve's handles, which know neither priorities nor deadlines: it should be "
                 "near 0."
             ),
+        ),
+        Panel(
+            "Live sessions",
+            "short",
+            {"{{kind}}": total(f"{REALTIME}_sessions", "kind")},
+            help="WebRTC, WebSockets, and sources that are watched.",
+            is_stacked=True,
         ),
         Panel(
             "Processors of nodes",

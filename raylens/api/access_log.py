@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raylens.api.origins import PROBES
 from raylens.api.paths import route_path
 from raylens.api.routes import RouteTable
+from raylens.api.status import PATH as STATUS
 from raylens.core.keys import ApiKey
 from raylens.core.ports import VisionService
 from raylens.core.types import Delta, MediaFile, Timings, Usage, VisionRequest
@@ -26,6 +27,8 @@ logger = logging.getLogger("raylens.access")
 MAX_PATH_CHARS = 200
 MODEL_HEADER = "X-Raylens-Model"
 TIMING_HEADER = "X-Server-Timing"
+POLLED = PROBES | {STATUS}
+"""Paths that are asked for again and again."""
 
 
 @dataclass
@@ -71,7 +74,7 @@ class RequestMetrics:
 
 
 class AccessLogMiddleware:
-    """Logs each request when it has ended; probes only at the level DEBUG.
+    """Logs each request when it has ended; those that poll only at the level DEBUG.
 
     The answer's headers name the model that answers and, if the request has ``X-Server-Timing: 1``,
     the milliseconds of each stage by then. A stream's headers are sent with its first token.
@@ -100,7 +103,7 @@ class AccessLogMiddleware:
                     headers["Server-Timing"] = _server_timing(record, time.perf_counter() - started)
             await send(message)
 
-        level = logging.DEBUG if route_path(scope) in PROBES else logging.INFO
+        level = logging.DEBUG if route_path(scope) in POLLED else logging.INFO
         with recording(record, self._metrics, level):
             try:
                 await self._app(scope, receive, send_and_note)

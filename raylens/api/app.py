@@ -30,6 +30,7 @@ from raylens.api import (
 )
 from raylens.api import jobs as job_routes
 from raylens.api import pipelines as pipeline_routes
+from raylens.api import status as status_routes
 from raylens.api import webrtc as webrtc_routes
 from raylens.api.access_log import (
     MODEL_HEADER,
@@ -66,6 +67,7 @@ from raylens.jobs.ports import JobService
 from raylens.net.lookup import LookUp, look_up
 from raylens.net.media_root import MediaRoot
 from raylens.realtime.ports import WebRtcService
+from raylens.status.ports import StatusSource
 
 DIALECTS = (
     openai,
@@ -100,6 +102,7 @@ def create_app(
     *,
     pipelines: pipeline_routes.PipelineDefaults | None = None,
     webrtc: WebRtcService | None = None,
+    status: StatusSource | None = None,
     shared: Shared | None = None,
     metrics: RequestMetrics | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
@@ -110,7 +113,7 @@ def create_app(
     """Return an ASGI application over ``service``; with ``jobs``, it has the job routes too.
 
     ``pipelines`` remembers the pipelines that clients have loaded; the default is this process.
-    With ``webrtc``, it has the routes of WebRTC.
+    With ``webrtc``, it has the routes of WebRTC, and with ``status`` that of the status.
     ``shared``, made for the same configuration and ``jobs``, is what this application has in common
     with others before and after it; whoever exchanges them publishes the next one there.
     ``metrics`` receives the record of each request. ``lifespan`` is FastAPI's.
@@ -142,6 +145,8 @@ def create_app(
     app.include_router(pipeline_routes.router(context, defaults))
     if webrtc is not None:
         app.include_router(webrtc_routes.router(webrtc, defaults))
+    if status is not None:
+        app.include_router(status_routes.router(context, status))
     app.include_router(frame_socket.router(shared, metrics))
     app.include_router(relay.router(shared))
     if jobs is not None and shared.feed is not None:

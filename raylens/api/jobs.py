@@ -23,7 +23,9 @@ from raylens.api.job_json import (
     parse_fields,
 )
 from raylens.api.job_request import JobReader, JobRequest
+from raylens.api.own_jobs import owner_of_request
 from raylens.core.errors import InvalidRequest, UnknownJob
+from raylens.jobs.changed_jobs import ChangedJobs
 from raylens.jobs.feed import JobFeed
 from raylens.jobs.job import Job, JobState, unknown_job
 from raylens.jobs.ports import JobService
@@ -33,6 +35,7 @@ PATH = "/api/v1/jobs"
 MAX_PAGE = 1000
 MAX_IDS = 200
 """Ids in ``ids``: they have to fit into a URL."""
+MAX_DIGEST_CHARS = 64
 MAX_DELIVERY_NUMBER = 2**31 - 1
 KEEPALIVE_S = 15.0
 _EVENT_ANSWERS = answers(None, EVENTS)
@@ -67,6 +70,18 @@ def router(reader: JobReader, jobs: JobService, feed: JobFeed) -> APIRouter:
         job = await reader.submit(http, body, jobs)
         location = f"{http.scope.get('root_path', '')}{PATH}/{job.id}"
         return JSONResponse(job_as_json(job), 202, {"Location": location})
+
+    @routes.get(
+        "/events",
+        summary="Stream what changes of all jobs as server-sent events",
+        **answers(None, EVENTS),
+    )
+    async def all_events(
+        fields: Annotated[str, _list_of(FIELDS)] = "",
+        last_event_id: Annotated[str, Header()] = "",
+    ) -> Any:
+        shown = parse_fields(fields)
+        return await sse.stream(_all_events(feed, shown, last_event_id))
 
     @routes.get(
         "/{job_id}/events",
@@ -119,6 +134,17 @@ def _add_job_routes(routes: APIRouter, jobs: JobService) -> None:
     @routes.get("/{job_id}", summary="Show a job", **answers(shapes.Job))
     async def get(job_id: str) -> dict[str, Any]:
         return job_as_json(await jobs.get(check_job_id(job_id)))
+
+    @routes.get(
+        "/{job_id}/pictures/{digest}",
+        summary="Download a picture of a job",
+        **answers(None, "application/octet-stream"),
+    )
+    async def picture(job_id: str, digest: str) -> Response:
+        data = await jobs.read_picture(check_job_id(job_id), digest[:MAX_DIGEST_CHARS])
+        # A browser must never take what somebody has sent for a page of this server.
+        headers = {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
+        return Response(data, media_type="application/octet-stream", headers=headers)
 
     @routes.put("/{job_id}", summary="Queue a failed or canceled job again", **answers(shapes.Job))
     async def retry(job_id: str) -> dict[str, Any]:
@@ -221,6 +247,36 @@ async def _events(feed: JobFeed, job_id: str, last_event_id: str) -> AsyncGenera
             previous = job
     if feed.is_handed_over and previous is not None and not previous.state.is_terminal:
         yield sse.handover()
+
+
+async def _all_events(
+    feed: JobFeed, shown: frozenset[str], last_event_id: str
+) -> AsyncGenerator[str, None]:
+    """Yield ``job`` for each job that has changed, ``removed`` for each that is gone, and ``reset``
+    if any may have changed.
+
+    The id of an event is the cursor of the changes with which a client that reconnects goes on.
+    """
+    batches = feed.watch_all(last_event_id, owner_of_request(), find_bulky(shown), KEEPALIVE_S)
+    async with aclosing(batches):
+        async for changed in batches:
+            yield _changed_events(changed, shown) or ": keepalive\n\n"
+    yield sse.handover()
+
+
+def _changed_events(changed: ChangedJobs, shown: frozenset[str]) -> str:
+    if changed.versions is None:
+        return sse.event({}, "reset", changed.cursor)
+    # Whoever loses the connection in between gets all of them again.
+    last = len(changed.versions) - 1
+    return "".join(
+        sse.event(
+            {"id": job_id} if job is None else job_as_json(job, shown),
+            "removed" if job is None else "job",
+            changed.cursor if index == last else "",
+        )
+        for index, (job_id, job) in enumerate(changed.versions.items())
+    )
 
 
 def _state_of(job: Job) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ class OwnJobs(JobService):
 
     async def submit(self, job: Job, pictures: Mapping[str, bytes]) -> Job:
         key = job.idempotency_key and _own_idempotency_key(job.idempotency_key)
-        own = replace(job, owner=_owner(), client=current_client.get())
+        own = replace(job, owner=owner_of_request(), client=current_client.get())
         return await self._jobs.submit(replace(own, idempotency_key=key), pictures)
 
     async def find_submitted(self, idempotency_key: str, digest: str) -> Job | None:
@@ -43,7 +43,11 @@ class OwnJobs(JobService):
         return {job_id: job for job_id, job in jobs.items() if _is_own(job)}
 
     async def list_jobs(self, query: JobQuery) -> list[Job]:
-        return await self._jobs.list_jobs(replace(query, owner=_owner() or None))
+        return await self._jobs.list_jobs(replace(query, owner=owner_of_request() or None))
+
+    async def read_picture(self, job_id: str, digest: str) -> bytes:
+        await self._check(job_id)
+        return await self._jobs.read_picture(job_id, digest)
 
     async def cancel(self, job_id: str) -> Job:
         await self._check(job_id)
@@ -74,7 +78,7 @@ class OwnJobs(JobService):
         return await self._jobs.redeliver(job_id, number)
 
     async def add_file(self, file: StoredFile, data: bytes) -> StoredFile:
-        own = replace(file, owner=_owner(), client=current_client.get())
+        own = replace(file, owner=owner_of_request(), client=current_client.get())
         return await self._jobs.add_file(own, data)
 
     async def get_file(self, file_id: str) -> StoredFile:
@@ -99,7 +103,7 @@ class OwnJobs(JobService):
         newest_first: bool,
         owner: str | None = None,
     ) -> list[StoredFile]:
-        owner = _owner() or None
+        owner = owner_of_request() or None
         return await self._jobs.list_files(purpose, limit, after_id, newest_first, owner)
 
     async def remove_file(self, file_id: str) -> None:
@@ -107,12 +111,12 @@ class OwnJobs(JobService):
         await self._jobs.remove_file(file_id)
 
     async def _check(self, job_id: str) -> None:
-        if _owner():
+        if owner_of_request():
             jobs = await self._jobs.get_many([job_id], ())
             _require_own(jobs.get(job_id), job_id)
 
 
-def _owner() -> str:
+def owner_of_request() -> str:
     """Return the name of the current key; empty without keys."""
     key = current_key.get()
     return "" if key is None else key.name
@@ -120,14 +124,14 @@ def _owner() -> str:
 
 def _own_idempotency_key(idempotency_key: str) -> str:
     """Return what to store: two owners may choose the same key."""
-    owner = _owner()
+    owner = owner_of_request()
     if not owner:
         return idempotency_key
     return hashlib.sha256(f"{owner}\0{idempotency_key}".encode()).hexdigest()
 
 
 def _is_own(item: Job | StoredFile) -> bool:
-    return _owner() in ("", item.owner)
+    return owner_of_request() in ("", item.owner)
 
 
 def _require_own(job: Job | None, job_id: str = "") -> Job:

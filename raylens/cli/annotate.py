@@ -17,7 +17,7 @@ from rich.console import Console
 
 from raylens.cli.annotator import Annotator
 from raylens.cli.client import Client
-from raylens.cli.errors import ClientError, StatusError, UsageError
+from raylens.cli.errors import REFUSED, ClientError, StatusError, UsageError
 from raylens.cli.outputs import choose_format, open_store
 from raylens.cli.pictures import find_pictures
 from raylens.cli.progress import ProgressDisplay, Tally
@@ -27,10 +27,6 @@ from raylens.cli.tasks import Task
 
 Connect = Callable[[Callable[[str], None]], Client]
 """Makes a client that reports its waits to the given function."""
-
-
-REFUSED = 2
-"""Exit status if the server refuses the request: the same one would be refused again."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> tuple[int, str]:
     except KeyboardInterrupt:
         return 130, "interrupted; submitted jobs continue on the server"
     except StatusError as error:
-        return REFUSED, str(error)
+        return error.exit_status, str(error)
     except ClientError as error:
         return 1, str(error)
     except OSError as error:

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
-from raylens.cli.errors import StatusError, Unreachable
+from raylens.cli.errors import BUSY, RESTARTING, StatusError, Unreachable
 from raylens.net.retry_after import parse_retry_after
 
 Job = dict[str, Any]
@@ -31,10 +31,6 @@ TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELED})
 PAGE_SIZE = 100
 MAX_IDS = 200
 """Most jobs that one request may ask for by their ids."""
-BUSY = frozenset({429, 503, 507})
-"""HTTP statuses of a server that is up but has no capacity."""
-RESTARTING = frozenset({500, 502, 504})
-"""HTTP statuses of a server, or of its proxy, while a part of it restarts."""
 NO_ROUTES = "/-/routes"
 """In the text of Ray Serve's 404, while its proxy has no application to send requests to."""
 MIN_WAIT_S = 0.2

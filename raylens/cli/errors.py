@@ -10,6 +10,14 @@
 
 from __future__ import annotations
 
+REFUSED = 2
+"""Exit status if the arguments are invalid, or the server refuses the request: the same one would
+be refused again."""
+BUSY = frozenset({429, 503, 507})
+"""HTTP statuses of a server that is up but has no capacity."""
+RESTARTING = frozenset({500, 502, 504})
+"""HTTP statuses of a server, or of its proxy, while a part of it restarts."""
+
 
 class UsageError(Exception):
     """The command cannot run with these arguments; the message names the reason."""
@@ -29,6 +37,11 @@ class StatusError(ClientError):
         super().__init__(detail)
         self.status = status
         self.retry_after = retry_after
+
+    @property
+    def exit_status(self) -> int:
+        """The command's, if this ended it: 1 if another try may succeed."""
+        return 1 if self.status in BUSY | RESTARTING else REFUSED
 
 
 class Unreachable(ClientError):

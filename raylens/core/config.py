@@ -64,6 +64,7 @@ AddressOrName = Annotated[str, AfterValidator(_check_address_or_name)]
 """An address, a network (``10.1.0.0/16``), a host name, or ``*.example.com``."""
 
 
+WebAddress = Annotated[str, Field(pattern=r"^https?://[^/?#\s]+\S*$")]
 HostPattern = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?)$")]
 
 
@@ -608,6 +609,15 @@ class JobsConfig(Frozen):
         return self.store == "sqlite" or protocol in ("file", "local")
 
 
+class Links(Frozen):
+    """Other pages about this server, as browsers reach them. The page's status links them."""
+
+    ray_dashboard: WebAddress | None = None
+    """Unset links it for browsers on the server's own machine only."""
+    grafana: WebAddress | None = None
+    prometheus: WebAddress | None = None
+
+
 class AppConfig(Frozen):
     """The application, except for replicas, resources and queues, which are Serve's settings."""
 
@@ -635,6 +645,7 @@ class AppConfig(Frozen):
     allowed_hosts: tuple[HostPattern, ...] = ()
     """Names of this server beside localhost and its addresses: ``name.example.com``, all names of a
     domain (``*.example.com``), or ``*`` for any. A request for another name is refused."""
+    links: Links = Links()
     preprocessor_threads: Annotated[int, Field(ge=1, le=64)] = 2
     preprocessor_memory: ByteSize = ByteSize(5 * 2**28)
     """Of one replica, for the pictures and videos in its threads. Those that don't fit beside the

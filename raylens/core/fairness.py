@@ -71,6 +71,11 @@ class FairPlaces:
         self._field = field
         self._held: Counter[str] = Counter()
 
+    @property
+    def in_flight(self) -> int:
+        """The places of all clients."""
+        return self._held.total()
+
     def held(self, client: str) -> int:
         """Return the places of a client."""
         return self._held[client]
@@ -80,11 +85,8 @@ class FairPlaces:
 
         ``factor`` multiplies the limit.
         """
-        in_flight = self._held.total()
-        limit = factor * self.limit
-        check_share(
-            self._what, asked, self._held[client], in_flight, limit, retry_after, self._field
-        )
+        held, limit = self._held[client], factor * self.limit
+        check_share(self._what, asked, held, self.in_flight, limit, retry_after, self._field)
 
     @contextmanager
     def take(

@@ -28,6 +28,7 @@ LIVE = frozenset(
         "fetch",
         "cors_origins",
         "allowed_hosts",
+        "links",
     }
 )
 """Settings of an :class:`AppConfig` that may change, beside some of ``jobs``, ``realtime`` and

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 MAX_CHANGES = 8192
 """Changes that are remembered."""
@@ -16,25 +18,26 @@ MAX_CHANGES = 8192
 class Changes:
     """The jobs that changed since a cursor, and the next cursor.
 
-    ``job_ids`` is None if the cursor is too old, or of another process: any job may have changed.
+    ``owners`` has the owner of each by its id. It is None if the cursor is too old, or of another
+    process: any job may have changed.
     """
 
     cursor: str
-    job_ids: frozenset[str] | None
+    owners: Mapping[str, str] | None
 
 
 class ChangeLog:
-    """The ids of jobs in the order in which they changed."""
+    """The ids and owners of jobs in the order in which they changed."""
 
     def __init__(self, limit: int = MAX_CHANGES) -> None:
         self._name = uuid.uuid4().hex
-        self._ids: deque[str] = deque(maxlen=limit)
+        self._jobs: deque[tuple[str, str]] = deque(maxlen=limit)
         self._count = 0
         """Changes so far, forgotten ones included."""
         self._has_changed = asyncio.Event()
 
-    def append(self, job_id: str) -> None:
-        self._ids.append(job_id)
+    def append(self, job_id: str, owner: str = "") -> None:
+        self._jobs.append((job_id, owner))
         self._count += 1
         self._has_changed.set()
 
@@ -44,7 +47,7 @@ class ChangeLog:
         The wait ends after ``timeout_s`` seconds. Without a cursor, there is no wait.
         """
         name, _, position = (cursor or "").partition(":")
-        if name != self._name:
+        if name != self._name or not position.isdecimal() or int(position) > self._count:
             return self._since(None)
         seen = int(position)
         if seen == self._count:
@@ -56,7 +59,7 @@ class ChangeLog:
 
     def _since(self, seen: int | None) -> Changes:
         cursor = f"{self._name}:{self._count}"
-        if seen is None or self._count - seen > len(self._ids):
+        if seen is None or self._count - seen > len(self._jobs):
             return Changes(cursor, None)
-        first = len(self._ids) - (self._count - seen)
-        return Changes(cursor, frozenset(list(self._ids)[first:]))
+        first = len(self._jobs) - (self._count - seen)
+        return Changes(cursor, dict(islice(self._jobs, first, None)))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import suppress
 
 from raylens.core.draining import Draining
-from raylens.core.errors import FailureClass
+from raylens.core.errors import FailureClass, Overloaded
 from raylens.core.fairness import FairPlaces, current_client
+from raylens.jobs.changed_jobs import ChangedJobs, ChangedJobsReader
 from raylens.jobs.job import Job, unknown_job
 from raylens.jobs.ports import JobService
 
@@ -20,6 +21,8 @@ RECHECK_S = 2.0
 """Seconds between two reads of all watched jobs: another process may have changed them."""
 READ_PERIOD_S = 0.02
 """Shortest time between two reads of changed jobs, in seconds."""
+ALL_PERIOD_S = 0.25
+"""The same for those who watch all jobs."""
 RETRY_S = 1.0
 """Seconds to wait after the queue couldn't be reached."""
 _SHOWN = ("output",)
@@ -76,6 +79,7 @@ class JobFeed:
     def __init__(self, jobs: JobService, limit: int, draining: Draining | None = None) -> None:
         self._jobs = jobs
         self._draining = draining or Draining()
+        self._changed_jobs = ChangedJobsReader(jobs)
         self._places = FairPlaces("event streams are open", limit)
         self._watchers: defaultdict[str, set[_Watcher]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
@@ -119,6 +123,35 @@ class JobFeed:
             finally:
                 self._remove(job_id, watcher)
 
+    async def watch_all(
+        self, cursor: str, owner: str, bulky_fields: Collection[str], keepalive_s: float
+    ) -> AsyncGenerator[ChangedJobs, None]:
+        """Yield what has changed of an owner's jobs since ``cursor``, and then whatever changes,
+        until this process drains. An empty owner means everybody.
+
+        The first value comes at once, and later ones after ``keepalive_s`` seconds even if nothing
+        has changed. Changes by another process are not among them. Raises ``Overloaded`` if the
+        limit is reached or the queue can't be reached.
+        """
+        clock = asyncio.get_running_loop().time
+        with self._places.take(current_client.get(), retry_after=RETRY_AFTER_S):
+            changed = await self._changed_jobs.read(cursor, owner, bulky_fields)
+            yield changed
+            yielded_at = clock()
+            while not self.is_handed_over:
+                # All at the same moments, so that they go on with the same cursor.
+                await asyncio.sleep(ALL_PERIOD_S - clock() % ALL_PERIOD_S)
+                try:
+                    changed = await self._changed_jobs.wait(
+                        changed.cursor, owner, bulky_fields, RECHECK_S
+                    )
+                except Overloaded:
+                    await asyncio.sleep(RETRY_S)
+                    changed = ChangedJobs(changed.cursor, {})
+                if changed.versions != {} or clock() - yielded_at >= keepalive_s:
+                    yield changed
+                    yielded_at = clock()
+
     def _add(self, job_id: str, watcher: _Watcher) -> None:
         self._watchers[job_id].add(watcher)
         if self._task is None:
@@ -146,11 +179,11 @@ class JobFeed:
         while True:
             try:
                 changes = await self._jobs.wait_for_changes(cursor, RECHECK_S)
-                if changes.job_ids is None or clock() - checked_at >= RECHECK_S:
-                    ids = frozenset(self._watchers)
+                if changes.owners is None or clock() - checked_at >= RECHECK_S:
+                    ids = set(self._watchers)
                     checked_at = clock()
                 else:
-                    ids = changes.job_ids & self._watchers.keys()
+                    ids = changes.owners.keys() & self._watchers.keys()
                 await self._read(ids)
                 cursor = changes.cursor
             except Exception as error:
@@ -159,7 +192,7 @@ class JobFeed:
                 await asyncio.sleep(RETRY_S)
             await asyncio.sleep(READ_PERIOD_S)
 
-    async def _read(self, ids: frozenset[str]) -> None:
+    async def _read(self, ids: set[str]) -> None:
         if not ids:
             return
         shown = {

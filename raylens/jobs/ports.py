@@ -49,6 +49,13 @@ class JobService(Protocol):
 
     async def list_jobs(self, query: JobQuery) -> list[Job]: ...
 
+    async def read_picture(self, job_id: str, digest: str) -> bytes:
+        """Return the bytes of a picture or video of a job.
+
+        Raises ``UnknownFile`` if the job has none with this digest, or has it no longer.
+        """
+        ...
+
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job, and stop its attempt if it is running.
 

@@ -11,7 +11,7 @@ import statistics
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -82,6 +82,8 @@ FILE_TTL_S = 30 * 86_400.0
 """How long an uploaded file is kept, in seconds."""
 PART_BYTES = 4 * 2**20
 """Largest part of an uploaded file. A download is read part by part."""
+PICTURE_BYTES = 64 * 2**20
+"""Size of a large picture or video, for the time limit of its download."""
 SLOWEST_BYTES_PER_S = 10 * 2**20
 """Bytes a second that a storage reads and writes at the least, for time limits."""
 
@@ -220,6 +222,7 @@ class JobQueue(JobService):
                 result = await self._find_first(job) or error
         if isinstance(result, RaylensError):
             raise self._with_retry_after(result)
+        self._change_log.append(result.id, result.owner)
         self._dispatcher_of(job).wake()
         return self._for_callers(result)
 
@@ -348,6 +351,14 @@ class JobQueue(JobService):
         async with self._time_limit():
             jobs = await self._store.list_jobs(query)
         return [self._for_callers(job) for job in jobs]
+
+    async def read_picture(self, job_id: str, digest: str) -> bytes:
+        async with self._time_limit(PICTURE_BYTES):
+            job = _require((await self._store.get([job_id], ())).get(job_id), job_id)
+            if digest in job.blobs:
+                with suppress(BlobMissing):
+                    return await self._pictures.blobs.get_async(digest)
+        raise UnknownFile(f"digest: job {job_id} has no such picture, or no longer", "digest")
 
     async def cancel(self, job_id: str) -> Job:
         canceled_now = False
@@ -526,7 +537,7 @@ class JobQueue(JobService):
         return shift_times(job, self._clock.wall_offset)
 
     def _on_change(self, job: Job) -> None:
-        self._change_log.append(job.id)
+        self._change_log.append(job.id, job.owner)
         if job.webhook is not None:
             self._webhook_dispatcher.wake()
         is_endless = job.type in self._endless

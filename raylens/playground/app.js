@@ -4,14 +4,14 @@ import { html, render, useEffect, useRef, useState } from './vendor/htm-preact.j
 import { TabPanel } from './controls.js'
 import { Header } from './header.js'
 import { LiveTab } from './live_tab.js'
-import { ModelsTab } from './models_tab.js'
 import { ask } from './server.js'
+import { StatusTab } from './status_tab.js'
 import { strings } from './strings.js'
 import { getTheme, setTheme } from './theme.js'
 import { TryTab } from './try_tab.js'
 
 const POLL_MS = 10_000
-const TABS = ['try', 'live', 'models']
+const TABS = ['try', 'live', 'status']
 
 function App() {
   const [tab, setTab] = useTab()
@@ -60,9 +60,9 @@ function App() {
           `
         }
         ${
-          tab === 'models' &&
+          tab === 'status' &&
           html`
-            <${ModelsTab} health=${health} />
+            <${StatusTab} ...${{ keyVersion, onKeyWanted }} />
           `
         }
       <//>

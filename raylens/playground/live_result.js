@@ -1,9 +1,8 @@
 // What live video has said so far: the newest answer, figures, earlier answers, and events.
 
 import { html } from './vendor/htm-preact.js'
+import { greatest, Plot } from './plot.js'
 import { strings } from './strings.js'
-
-const SPARKLINE = { width: 160, height: 32 }
 
 /**
  * @typedef {import('./live_session.js').LiveSession} LiveSession
@@ -98,28 +97,21 @@ function Figures({ session }) {
           </div>
         `,
       )}
-      ${session.delays.length > 1 && html`<${Sparkline} values=${session.delays} />`}
+      ${session.delays.length > 1 && html`<${Delays} values=${session.delays} />`}
     </dl>
   `
 }
 
-function Sparkline({ values }) {
-  const { width, height } = SPARKLINE
-  const largest = Math.max(...values)
-  const x = (index) => (index / (values.length - 1)) * width
-  const y = (value) => height - 1 - (value / largest) * (height - 2)
-  const points = values.map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`)
+function Delays({ values }) {
+  const [least, most] = [Math.min(...values), greatest(values)]
   return html`
-    <svg
-      class="sparkline"
-      viewBox=${`0 0 ${width} ${height}`}
-      width=${width}
-      height=${height}
-      role="img"
-      aria-label=${strings.live.delays(values.length, Math.min(...values), largest)}
-    >
-      <polyline points=${points.join(' ')} />
-    </svg>
+    <div class="delays">
+      <${Plot}
+        times=${values.map((value, index) => index)}
+        lines=${[values]}
+        label=${strings.live.delays(values.length, least, most)}
+      />
+    </div>
   `
 }
 

@@ -39,7 +39,40 @@ export function findingsOf(run) {
     height: 0,
     isPoint: true,
   }))
-  return [...boxes, ...points]
+  const grounded = groundedParts(run).flatMap(({ text, points: places }) =>
+    places.map(([x, y]) => ({
+      name: text.trim() || strings.result.reasoning,
+      x,
+      y,
+      width: 0,
+      height: 0,
+      isPoint: true,
+    })),
+  )
+  return [...boxes, ...points, ...grounded]
+}
+
+/**
+ * Return the reasoning in parts. `first` is the finding that a part begins with, if it has points.
+ * @param {import('./run.js').Run} run
+ * @returns {{text: string, points: [number, number][], first: number}[]}
+ */
+export function groundedParts({ reasoning, grounding }) {
+  const characters = [...reasoning] // positions count characters, not UTF-16 units
+  const parts = []
+  let [end, first] = [0, 0]
+  const add = (until, points) => {
+    const text = characters.slice(end, until).join('')
+    if (text || points.length > 0) parts.push({ text, points, first })
+    end = Math.max(end, until)
+    first += points.length
+  }
+  for (const { start_idx, end_idx, points } of grounding) {
+    add(start_idx, [])
+    add(end_idx, points)
+  }
+  add(characters.length, [])
+  return parts
 }
 
 /** @param {Finding} finding */

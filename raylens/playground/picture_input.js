@@ -33,13 +33,15 @@ const CAMERA_SIZE = { width: { ideal: 1280 }, height: { ideal: 720 }, facingMode
  * @property {any} server what the server told about itself; null until then
  * @property {import('./overlay.js').Finding[]} findings
  * @property {number | null} active
+ * @property {boolean} isShown whether it takes what is dropped or pasted
  * @property {(index: number | null) => void} onActive
  * @property {(picture: Picture | null, example?: string) => void} onPicture
  * @property {(error: Error | null) => void} onError
  */
 
 /** @param {Props} props */
-export function PictureInput({ picture, server, findings, active, onActive, onPicture, onError }) {
+export function PictureInput(props) {
+  const { picture, server, findings, active, isShown, onActive, onPicture, onError } = props
   const [side, setSide] = useState(null)
   const [isLoading, setLoading] = useState(false)
   const [panel, setPanel] = useState('')
@@ -76,7 +78,7 @@ export function PictureInput({ picture, server, findings, active, onActive, onPi
     if (files.length > 1) onError(new PictureError(texts.several))
   }
 
-  const isDragging = useDrops({ takeFiles, takeAddress })
+  const isDragging = useDrops(isShown, { takeFiles, takeAddress })
   return html`
     <section class="card picture" aria-labelledby="picture-title">
       <h2 id="picture-title" class="hidden">${texts.title}</h2>
@@ -222,12 +224,16 @@ async function decodeOnServer(url, name, limits) {
   return readPicture(fromDataUrl(upright), name, limits, null)
 }
 
-/** Take what is dropped or pasted anywhere on the page. Return whether a file hovers over it. */
-function useDrops(handlers) {
+/**
+ * Take what is dropped or pasted anywhere on the page, while the tab is shown. Return whether a
+ * file hovers over it.
+ */
+function useDrops(isShown, handlers) {
   const [isDragging, setDragging] = useState(false)
   const latest = useRef(handlers)
   latest.current = handlers
   useEffect(() => {
+    if (!isShown) return undefined
     const abort = new AbortController()
     const listen = (name, listener) =>
       window.addEventListener(name, listener, { signal: abort.signal })
@@ -247,7 +253,7 @@ function useDrops(handlers) {
         takeTransfer(event.clipboardData, latest.current)
     })
     return () => abort.abort()
-  }, [])
+  }, [isShown])
   return isDragging
 }
 

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { CodeBlock, Notice, Segmented, TabPanel, Tabs } from './controls.js'
-import { findingsOf, placeOf } from './overlay.js'
+import { findingsOf, groundedParts, placeOf } from './overlay.js'
 import { Preprocessing } from './preprocessing.js'
 import { tokensPerSecond } from './run.js'
 import { getKey, root } from './server.js'
@@ -77,7 +77,7 @@ function Answer({ run, active, onActive, onKeyWanted, onRetry }) {
     ${
       isText(run.request.task)
         ? html`
-            <${Text} run=${run} />
+            <${Text} ...${{ run, active, onActive }} />
           `
         : html`
             <${Findings} ...${{ run, active, onActive }} />
@@ -118,7 +118,7 @@ function Answer({ run, active, onActive, onKeyWanted, onRetry }) {
   `
 }
 
-function Text({ run }) {
+function Text({ run, active, onActive }) {
   const { result } = strings
   const isWaiting = run.state === 'working' && !run.text
   if (isWaiting)
@@ -135,7 +135,13 @@ function Text({ run }) {
       html`
         <details open class="reasoning">
           <summary>${result.reasoning}</summary>
-          <p>${run.reasoning}</p>
+          <p>
+            ${groundedParts(run).map(
+              (part, index) => html`
+                <${ReasoningPart} key=${index} ...${{ part, active, onActive }} />
+              `,
+            )}
+          </p>
         </details>
       `
     }
@@ -147,6 +153,22 @@ function Text({ run }) {
         </p>
       `
     }
+  `
+}
+
+/** A part of the reasoning; the pointer shows what it is about. */
+function ReasoningPart({ part, active, onActive }) {
+  const { text, points, first } = part
+  if (points.length === 0) return text
+  const isActive = active >= first && active < first + points.length
+  return html`
+    <mark
+      class=${isActive ? 'active' : ''}
+      onMouseEnter=${() => onActive(first)}
+      onMouseLeave=${() => onActive(null)}
+    >
+      ${text}
+    </mark>
   `
 }
 

@@ -20,6 +20,8 @@ import { isText, withPicture } from './tasks.js'
  * @property {'working' | 'done' | 'failed' | 'stopped'} state
  * @property {string} text
  * @property {string} reasoning
+ * @property {{start_idx: number, end_idx: number, points: [number, number][]}[]} grounding
+ * what parts of the reasoning, in characters, are about
  * @property {Box[]} boxes
  * @property {{x: number, y: number}[]} points
  * @property {string[]} warnings
@@ -48,6 +50,7 @@ export function newRun(request, picture) {
     state: 'working',
     text: '',
     reasoning: '',
+    grounding: [],
     boxes: [],
     points: [],
     warnings: [],
@@ -101,6 +104,7 @@ async function readText(run, response, elapsed, onChange) {
     if (event.completed) {
       isComplete = true
       run.reasoning = event.reasoning?.text ?? ''
+      run.grounding = event.reasoning?.grounding ?? []
       run.usage = event.usage ?? null
       noteWarnings(run, event)
     }

@@ -15,11 +15,13 @@ export class ServerError extends Error {
    * @param {string} message
    * @param {number} status 0 without an answer
    * @param {any} answer the error as the server sent it
+   * @param {number | null} retryAfter seconds
    */
-  constructor(message, status = 0, answer = null) {
+  constructor(message, status = 0, answer = null, retryAfter = null) {
     super(message)
     this.status = status
     this.answer = answer
+    this.retryAfter = retryAfter
   }
 
   get needsKey() {
@@ -126,7 +128,8 @@ async function readError(response) {
   }
   const detail = detailOf(answer) ?? (typeof answer === 'string' ? answer.slice(0, 300) : '')
   const retryAfter = Number(response.headers.get('Retry-After')) || null
-  return new ServerError(explain(response.status, detail, retryAfter), response.status, answer)
+  const message = explain(response.status, detail, retryAfter)
+  return new ServerError(message, response.status, answer, retryAfter)
 }
 
 /** Return the message of an error in the shape of any dialect; undefined if it is none. */

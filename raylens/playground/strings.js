@@ -1,8 +1,14 @@
 // Every text of the page, so that it can be translated here. Functions take what varies.
 
 const number = new Intl.NumberFormat('en', { maximumFractionDigits: 1 })
-const time = new Intl.DateTimeFormat('en', { timeStyle: 'medium', hourCycle: 'h23' })
 const plural = (count, one, many) => `${number.format(count)} ${count === 1 ? one : many}`
+
+const large = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 })
+const precise = new Intl.NumberFormat('en', { maximumSignificantDigits: 2 })
+const clock = new Intl.DateTimeFormat('en-GB', { timeStyle: 'medium' })
+
+/** @param {number} value of which small fractions matter, too */
+const short = (value) => (value < 10 ? precise : number).format(value)
 
 /** @param {number} bytes */
 const size = (bytes) =>
@@ -31,10 +37,10 @@ export const strings = {
   number: (value) => number.format(value),
   size,
   duration,
-  time: (date) => time.format(date),
+  time: (date) => clock.format(date),
   dimensions: (width, height) => `${width} × ${height}`,
   appName: 'raylens',
-  tabs: { label: 'Sections', try: 'Try', live: 'Live', models: 'Models' },
+  tabs: { label: 'Sections', try: 'Try', live: 'Live', status: 'Status' },
   skip: 'Skip to the content',
   docs: 'API',
 
@@ -56,17 +62,115 @@ export const strings = {
     away: 'Server away',
   },
 
-  models: {
-    title: 'Models',
-    model: 'Model',
-    family: 'Family',
-    checkpoint: 'Checkpoint',
-    device: 'Device',
-    tasks: 'Tasks',
+  status: {
+    title: 'Status',
+    server: 'Server',
+    jobs: 'Jobs',
+    deployments: 'Deployments',
+    links: 'More',
+    linkNames: {
+      api: 'API description',
+      ray_dashboard: 'Ray dashboard',
+      grafana: 'Grafana',
+      prometheus: 'Prometheus',
+    },
+    updated: (version, time) => `raylens ${version}, ${clock.format(time)}`,
+    loading: 'Asking the server…',
+    old: (message, time) =>
+      `${message} The page goes on asking; these figures are of ${clock.format(time)}.`,
+    noHistory: 'The figures of the last minutes can’t be read at the moment.',
+    silentNodes: (silent, all) =>
+      silent === all
+        ? 'No node’s metrics can be read: the figures below are incomplete.'
+        : `The metrics of ${silent} of ${all} nodes can’t be read: the figures are incomplete.`,
+    soon: 'The first figures come within half a minute.',
+    span: (minutes) =>
+      `Last ${plural(minutes, 'minute', 'minutes')}; rates and times are those of a minute`,
+    plot: (name, newest, peak) => `${name}: now ${newest}, at most ${peak}`,
+    peak: (value) => `max ${value}`,
+    unknown: '–',
+
+    figures: {
+      requests_per_s: 'Requests/s',
+      errors_per_s: 'Errors/s',
+      latency_p50_s: 'Latency, median',
+      first_token_p50_s: 'First token, median',
+      tokens_per_s: 'Tokens/s',
+      in_flight: 'Requests in flight',
+      pictures_waiting: 'Pictures waiting',
+      sessions: 'Live sessions',
+      running: 'Answers running',
+      waiting: 'Answers waiting',
+      batch_size: 'Batch size',
+      load: 'Load',
+      kv_cache: 'KV cache in use',
+      picture_hits: 'Picture cache hits',
+      prefix_hits: 'Prefix cache hits',
+      memory_bytes: 'Memory',
+    },
+    jobFigures: {
+      queued: 'Waiting',
+      running: 'Running',
+      ended_per_s: 'Ended/s',
+      failed: 'Failed',
+    },
+    rate: (value) => short(value),
+    count: (value) => number.format(value),
+    share: (value) => `${number.format(100 * value)}%`,
+    seconds: (value) => duration(1000 * value),
+    memory: (value) => `${number.format(value / 2 ** 30)} GiB`,
+    size: (value) => large.format(value),
+    requests: ({ requests }) => `${number.format(requests)} in all`,
+    errors: ({ errors, refusals }) =>
+      `${plural(errors, 'error', 'errors')}, ${number.format(refusals)} refused`,
+    slower: (value) => (value === null ? '' : `95% within ${duration(1000 * value)}`),
+    tokens: ({ prompt_tokens, answer_tokens }) =>
+      `${large.format(prompt_tokens)} in, ${large.format(answer_tokens)} out`,
+    perClient: (limit) => `limit for a client: ${number.format(limit)}`,
+    slots: (slots) => `of ${plural(slots, 'place', 'places')}`,
+    ofShare: (bytes) => (bytes === null ? '' : `of ${number.format(bytes / 2 ** 30)} GiB`),
+    oldest: (seconds) => (seconds ? `the oldest for ${duration(1000 * seconds)}` : ''),
+
+    name: 'Name',
     state: 'State',
-    loaded: 'Loaded',
-    missing: 'Not loaded',
-    none: 'The server has not told its models yet.',
+    replicas: 'Replicas',
+    resources: 'Each reserves',
+    device: 'Device',
+    dtype: 'Type',
+    family: 'Family',
+    parameters: 'Parameters',
+    tasks: 'Tasks',
+    checkpoint: 'Checkpoint',
+    states: {
+      loaded: 'Loaded',
+      loading: 'Loading…',
+      'on demand': 'Loaded by the next request',
+      'not loaded': 'Not loaded',
+    },
+    statuses: {
+      HEALTHY: 'Healthy',
+      UNHEALTHY: 'Unhealthy',
+      UPDATING: 'Updating',
+      UPSCALING: 'Growing',
+      DOWNSCALING: 'Shrinking',
+      DEPLOY_FAILED: 'Failed',
+    },
+    replicaCounts: (running, target, starting, stopping) =>
+      [
+        running + target === 0 ? 'None until needed' : `${running} of ${target} running`,
+        starting > 0 && `${starting} starting`,
+        stopping > 0 && `${stopping} stopping`,
+      ]
+        .filter(Boolean)
+        .join(', '),
+    reserved: (resources) =>
+      Object.entries(resources)
+        .map(([name, amount]) =>
+          name === 'memory'
+            ? `${number.format(amount / 2 ** 30)} GiB`
+            : `${short(amount)} ${name}`,
+        )
+        .join(', '),
   },
 
   picture: {

@@ -1,5 +1,6 @@
 // What can be asked about a picture, and the request that asks it, in Moondream's dialect.
 
+import { readFields } from './form.js'
 import { toDataUrl } from './pictures.js'
 
 /** @typedef {'caption' | 'query' | 'detect' | 'point'} Task */
@@ -18,6 +19,26 @@ export function isText(task) {
 }
 
 /**
+ * Return the settings of requests: those of the built-in pipeline, of the server, and of plugins. Of
+ * several with one name, or for one field of the body, the first counts.
+ * @param {any} schemas
+ * @param {any} server
+ * @returns {import('./form.js').Field[]}
+ */
+export function readSettings(schemas, server) {
+  const { moondream, ...others } = schemas?.pipelines ?? {}
+  const fields = [
+    ...readFields(moondream?.config_schema, server?.defaults),
+    ...readFields(server?.request_schema),
+    ...Object.values(others).flatMap(({ config_schema: schema }) => readFields(schema)),
+  ].filter(({ hints }) => typeof hints.request === 'string')
+  return fields.filter(
+    ({ name, hints }, index) =>
+      index === fields.findIndex((one) => one.name === name || one.hints.request === hints.request),
+  )
+}
+
+/**
  * Return the fields of a task, for a model that is able to do `abilities`.
  * @param {import('./form.js').Field[]} fields
  * @param {Task} task
@@ -25,7 +46,7 @@ export function isText(task) {
  */
 export function fieldsOf(fields, task, abilities) {
   return fields.filter(({ hints }) => {
-    const isAsked = hints.request && (!hints.features || hints.features.includes(task))
+    const isAsked = !hints.features || hints.features.includes(task)
     return isAsked && (!hints.capability || abilities.includes(hints.capability))
   })
 }

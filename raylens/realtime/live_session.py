@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import cv2
 
-from raylens.core.errors import RaylensError
+from raylens.core.errors import ModelNotLoaded, Overloaded, RaylensError, TooManyRequests
 from raylens.core.types import Location, Region
 from raylens.realtime.events import (
     Event,
@@ -45,6 +45,8 @@ MAX_FRAMES = 16
 """Of one question, if nobody says otherwise."""
 RETRY_S = 1.0
 """Without a question after a failure that names no other time."""
+_RETRYABLE = (TooManyRequests, Overloaded, ModelNotLoaded)
+"""Failures that say nothing about the frame: it is asked about again."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class LiveSession(FrameProcessor):
         clock: Callable[[], float] = time.monotonic,
         max_frames: int = MAX_FRAMES,
         min_interval_s: float = 0.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._ask = ask
         self._settings = settings
@@ -89,6 +92,8 @@ class LiveSession(FrameProcessor):
         self._clock = clock
         self._max_frames = max_frames
         self._min_interval_s = min_interval_s
+        self._sleep = sleep
+        self._newest: Frame | None = None
         self._cache = FrameCache()
         self._followed = FollowedObjects()
         self._events = SubjectEvents()
@@ -107,6 +112,7 @@ class LiveSession(FrameProcessor):
     async def observe(self, frame: Frame) -> None:
         """Take a frame as :meth:`process` does, but don't draw it."""
         settings = self._settings
+        self._newest = frame
         is_due = self._cache.is_due(settings)
         # The frame comes first, so that the tracker knows it before its answer.
         if settings.tracking:
@@ -115,7 +121,7 @@ class LiveSession(FrameProcessor):
             await self._run(self._sample, frame, settings)
         if is_due and self._asking is None and self._clock() >= self._ask_after:
             self._space_questions()
-            self._asking = asyncio.create_task(self._answer(frame, settings))
+            self._asking = asyncio.create_task(self._answer_newest(frame, settings))
 
     def _space_questions(self) -> None:
         """Have the next question wait. Frames come a little late, which must not add up."""
@@ -133,7 +139,7 @@ class LiveSession(FrameProcessor):
         self._settings = settings
 
     async def wait_until_answered(self) -> None:
-        """Return when no question is being answered."""
+        """Return when no question is being answered, nor waits for a model."""
         if self._asking is not None:
             await asyncio.wait({self._asking})
 
@@ -160,15 +166,29 @@ class LiveSession(FrameProcessor):
         while len(self._clip) > settings.frames:
             self._clip.popleft()
 
-    async def _answer(self, frame: Frame, settings: MoondreamConfig) -> None:
-        """Ask the model about a frame, and report what it says."""
+    async def _answer_newest(self, frame: Frame, settings: MoondreamConfig) -> None:
+        """Ask the model about a frame. If it is away or has no room, ask again later, about the
+        newest frame."""
+        try:
+            while (wait_s := await self._answer(frame, settings)) is not None:
+                await self._sleep(max(wait_s, self._min_interval_s))
+                self._space_questions()
+                frame, settings = self._newest or frame, self._settings
+        finally:
+            self._asking = None
+
+    async def _answer(self, frame: Frame, settings: MoondreamConfig) -> float | None:
+        """Ask the model about a frame, and report what it says.
+
+        Returns after how many seconds to ask again, and None if the model has answered.
+        """
         asked_at = self._clock()
         try:
             answer = await self._ask(self._frames_of(frame, settings), settings)
             answered_at = self._clock()
             result = await self._run(self._take, frame, settings, answer.result)
             if result is None:
-                return  # nobody asks that any more
+                return None  # nobody asks that any more
             self._report(
                 {
                     "type": "result",
@@ -187,9 +207,8 @@ class LiveSession(FrameProcessor):
             )
             self._report_events(self._events.add(frame, settings, result))
         except Exception as error:
-            self._fail(frame, error)
-        finally:
-            self._asking = None
+            return self._fail(frame, error)
+        return None
 
     def _frames_of(self, frame: Frame, settings: MoondreamConfig) -> list[Frame]:
         """Return the frames that a question is about; a frame itself is the last of them."""
@@ -198,13 +217,18 @@ class LiveSession(FrameProcessor):
         earlier = [each for each in self._clip if each.id < frame.id]
         return [*earlier[1 - settings.frames :], frame]
 
-    def _fail(self, frame: Frame, error: Exception) -> None:
-        """Report why a frame has no answer, and leave the model alone for a while."""
+    def _fail(self, frame: Frame, error: Exception) -> float | None:
+        """Report why a frame has no answer, and leave the model alone for a while.
+
+        Returns after how many seconds to ask again; None if the frame is to blame.
+        """
         if not isinstance(error, RaylensError):
             logger.error("a frame's request failed", exc_info=error)
             error = INTERNAL_ERROR
-        self._ask_after = self._clock() + (error.retry_after or RETRY_S)
+        wait_s = error.retry_after or RETRY_S
+        self._ask_after = self._clock() + wait_s
         self._report({**error_message(error), "frame_id": frame.id})
+        return wait_s if isinstance(error, _RETRYABLE) else None
 
     def _take(
         self, frame: Frame, settings: MoondreamConfig, result: FrameResult

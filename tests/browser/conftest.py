@@ -72,6 +72,7 @@ def running() -> Iterator[Site]:
 @pytest.fixture
 def site(running: Site) -> Site:
     running.service.reset()
+    running.status.reset()
     return running
 
 

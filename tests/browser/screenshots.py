@@ -62,8 +62,9 @@ def take(browser: Browser, site: Site, folder: Path, width: int, theme: str) -> 
     shoot("menus")
     page.keyboard.press("Escape")
     _shoot_live(page, site, shoot)
-    page.get_by_role("tab", name="Models").click()
-    shoot("models")
+    page.get_by_role("tab", name="Status").click()
+    page.get_by_role("heading", name="Server", exact=True).wait_for()
+    shoot("status")
     context.close()
 
 

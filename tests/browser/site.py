@@ -29,6 +29,7 @@ from raylens.core.types import (
     Detect,
     Findings,
     FinishReason,
+    Grounding,
     Location,
     MediaFile,
     ModelInfo,
@@ -44,6 +45,7 @@ from raylens.core.types import (
 )
 from testing.ports import free_port
 from tests.browser.live_sessions import LocalSessions
+from tests.browser.scripted_status import ScriptedStatus
 
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "docs" / "scene.png"
@@ -77,6 +79,17 @@ def find_red() -> Region:
         columns.min() / width, rows.min() / height, (columns.max() + 1) / width,
         (rows.max() + 1) / height,
     )  # fmt: skip
+
+
+def reasoning() -> Reasoning:
+    """Return thoughts of which the word "circle" is about the red circle."""
+    text = "🔎 The circle is red."
+    start = text.index("circle")
+    return Reasoning(text, (Grounding(start, start + len("circle"), (center(find_red()),)),))
+
+
+def center(region: Region) -> Location:
+    return Location((region.x_min + region.x_max) / 2, (region.y_min + region.y_max) / 2)
 
 
 @dataclass
@@ -120,7 +133,7 @@ class ScriptedService(VisionService):
                 await asyncio.sleep(self.pause_s)
                 yield Delta(word, warnings=self.warnings if number == 0 else ())
             thinks = isinstance(request.task, Query) and request.task.reasoning
-            findings = Findings(reasoning=Reasoning("It is red.", ())) if thinks else None
+            findings = Findings(reasoning=reasoning()) if thinks else None
             usage = Usage(PROMPT_TOKENS, len(self.words))
             yield Delta("", 0, FinishReason.STOP, usage, findings=findings)
         finally:
@@ -132,11 +145,10 @@ class ScriptedService(VisionService):
 
     def _found(self, request: VisionRequest) -> Delta:
         red = find_red()
-        center = Location((red.x_min + red.x_max) / 2, (red.y_min + red.y_max) / 2)
         if isinstance(request.task, Detect):
             findings = Findings(regions=(red, Region(0.0, 0.0, 1.0, 1.0)))
         else:
-            findings = Findings(locations=(center,))
+            findings = Findings(locations=(center(red),))
         usage = Usage(PROMPT_TOKENS, 4)
         return Delta("", 0, FinishReason.STOP, usage, findings=findings, warnings=self.warnings)
 
@@ -176,6 +188,7 @@ class Site:
 
     url: str
     service: ScriptedService
+    status: ScriptedStatus
     server: uvicorn.Server
     shared: Shared
     sessions: LocalSessions
@@ -201,18 +214,20 @@ def serving(
 ) -> Iterator[Site]:
     """Run a server in a thread, by default on a free port."""
     service = ScriptedService()
-    app_config = AppConfig.model_validate({**CONFIG, **config})
+    status = ScriptedStatus()
+    settings = AppConfig.model_validate({**CONFIG, **config})
     drains = threading.Event()
-    shared = Shared(app_config, draining=Draining(drains.is_set))
+    shared = Shared(settings, draining=Draining(drains.is_set))
     sessions = LocalSessions(shared)
-    webrtc = sessions if has_webrtc else None
-    app: ASGIApp = create_app(service, app_config, webrtc=webrtc, shared=shared)
+    app: ASGIApp = create_app(
+        service, settings, webrtc=sessions if has_webrtc else None, status=status, shared=shared
+    )
     port = port or free_port()
-    settings = uvicorn.Config(
+    http = uvicorn.Config(
         below(app, root_path), port=port, log_level="critical", lifespan="off",
         timeout_graceful_shutdown=1,
     )  # fmt: skip
-    server = uvicorn.Server(settings)
+    server = uvicorn.Server(http)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -221,7 +236,7 @@ def serving(
                 raise RuntimeError("the server did not start")
             thread.join(0.01)
         url = f"http://127.0.0.1:{port}{root_path}/"
-        yield Site(url, service, server, shared, sessions, drains)
+        yield Site(url, service, status, server, shared, sessions, drains)
     finally:
         service.gate.set()
         server.should_exit = True

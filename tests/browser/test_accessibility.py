@@ -52,8 +52,8 @@ def test_nothing_sticks_out_of_the_window(page: Page, site: Site, width: int) ->
     expect(live.get_by_role("list", name="Events")).to_be_visible()
     assert overflow() <= 0
     stop(live)
-    page.get_by_role("tab", name="Models").click()
-    page.get_by_role("heading", name="Models").wait_for()
+    page.get_by_role("tab", name="Status").click()
+    page.get_by_role("heading", name="Server", exact=True).wait_for()
     assert overflow() <= 0
 
 
@@ -89,9 +89,9 @@ def test_no_state_has_a_serious_violation(page: Page, site: Site, theme: str, wi
     page.get_by_text("Key", exact=True).click()
     page.get_by_role("button", name="From URL").click()
     found["menus"] = axe.violations(page)
-    page.get_by_role("tab", name="Models").click()
-    page.get_by_role("heading", name="Models").wait_for()
-    found["models"] = axe.violations(page)
+    page.get_by_role("tab", name="Status").click()
+    page.get_by_role("heading", name="Server", exact=True).wait_for()
+    found["status"] = axe.violations(page)
     assert {state: items for state, items in found.items() if items} == {}
 
 

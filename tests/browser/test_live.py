@@ -141,7 +141,7 @@ def test_the_camera_comes_back_with_boxes_and_figures(live: Locator, site: Site)
     expect(answer(live)).to_have_text("2 matches for “person”.")
     for name in ("Delay", "Frames/s", "Answers/s", "Dropped frames", "Sent, received", "moondream"):
         expect(live.locator(".figures")).to_contain_text(name)
-    expect(live.locator(".sparkline")).to_be_visible()
+    expect(live.get_by_role("img", name="Delays of the last")).to_be_visible()
     assert site.service.requests[0].task == Detect("person", 10)
     assert site.sessions.count == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,17 @@ def test_preprocessing_shows_the_picture(page: Page) -> None:
     expect(page.locator(".result")).to_contain_text("The model resizes it to")
 
 
-def test_the_models_are_listed(page: Page) -> None:
-    page.get_by_role("tab", name="Models").click()
+def test_the_models_and_their_figures_are_shown(page: Page) -> None:
+    run(page)
+    expect(page.locator(".figures")).to_contain_text("Tokens/s", timeout=60_000)
+    page.get_by_role("tab", name="Status").click()
     for name in ("moondream", "smolvlm", "qwen2.5-vl"):
-        expect(page.get_by_role("row", name=name)).to_contain_text("Loaded")
+        model = page.get_by_role("region", name=name)
+        expect(model).to_contain_text("Loaded")
+        expect(model).to_contain_text("1 of 1 running")
+    requests = page.get_by_role("region", name="Server").get_by_role("listitem").first
+    expect(requests).to_contain_text(re.compile(r"[1-9]\d* in all"), timeout=60_000)
+    expect(page.get_by_role("link", name="Ray dashboard")).to_be_visible()
 
 
 def saved_results(page: Page, live: Locator) -> list[dict[str, Any]]:

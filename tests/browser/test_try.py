@@ -17,7 +17,7 @@ from raylens.core.errors import DeadlineExceeded, ModelFailed, Overloaded
 from raylens.core.keys import hash_key
 from raylens.core.types import Caption, Detect, Length, Query
 from tests.browser.conftest import opened
-from tests.browser.site import CAPTION, MAX_BYTES, SCENE, Site, find_red, serving
+from tests.browser.site import CAPTION, MAX_BYTES, SCENE, Site, center, find_red, serving
 
 pytestmark = pytest.mark.browser
 
@@ -468,8 +468,23 @@ def test_thoughts_are_shown_beside_the_answer(page: Page) -> None:
     choose_task(page, "Ask")
     page.get_by_label("Reasoning").check()
     run(page)
-    expect(page.locator(".reasoning")).to_contain_text("It is red.")
+    thoughts = page.locator(".reasoning")
+    expect(thoughts).to_contain_text("🔎 The circle is red.")
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
+    expect(thoughts.locator("mark")).to_have_text("circle")
+    point = page.get_by_role("button", name="circle: ")
+    expect(point).to_have_class("mark point")
+    thoughts.locator("mark").hover()
+    expect(point).to_have_class("mark point active")
+    box, frame = point.bounding_box(), page.locator(".frame").bounding_box()
+    assert box is not None
+    assert frame is not None
+    drawn = (
+        (box["x"] + box["width"] / 2 - frame["x"]) / frame["width"],
+        (box["y"] + box["height"] / 2 - frame["y"]) / frame["height"],
+    )
+    red = center(find_red())
+    assert drawn == pytest.approx((red.x, red.y), abs=0.01)
 
 
 def test_run_without_a_picture_or_a_question_says_what_is_missing(page: Page, site: Site) -> None:
@@ -537,9 +552,9 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
     expect(page.get_by_text("Skip to the content")).to_be_focused()
     page.get_by_role("tab", name="Try").focus()
     page.keyboard.press("ArrowRight")
-    expect(page.get_by_role("tab", name="Models")).to_be_focused()
-    expect(page.get_by_role("heading", name="Models")).to_be_visible()
-    assert page.url.endswith("#models")
+    expect(page.get_by_role("tab", name="Status")).to_be_focused()
+    expect(page.get_by_role("heading", name="Server", exact=True)).to_be_visible()
+    assert page.url.endswith("#status")
     page.keyboard.press("Home")
     page.get_by_role("button", name="Shapes").focus()
     page.keyboard.press("Enter")
@@ -547,7 +562,7 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
     page.keyboard.press("Control+Enter")
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
     page.go_back()
-    expect(page.get_by_role("heading", name="Models")).to_be_visible()
+    expect(page.get_by_role("heading", name="Server", exact=True)).to_be_visible()
 
 
 def test_a_theme_is_kept(page: Page) -> None:

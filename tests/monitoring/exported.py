@@ -14,6 +14,7 @@ from deployments.engine_metrics import PrometheusEngineMetrics
 from deployments.job_metrics import PrometheusJobMetrics
 from deployments.preprocessor import PreprocessorMetrics
 from deployments.request_metrics import PrometheusRequestMetrics
+from deployments.session_metrics import SessionMetrics
 
 RAY = Path(ray.__file__).parent
 NODE_METRICS = RAY / "dashboard" / "modules" / "reporter" / "reporter_agent.py"
@@ -32,6 +33,7 @@ def our_metrics() -> dict[str, Labels]:
         PrometheusJobMetrics(),
         PrometheusRequestMetrics(),
         PreprocessorMetrics(),
+        SessionMetrics(),
     )
     found: dict[str, Labels] = {}
     for metric in (value for owner in owners for value in vars(owner).values()):

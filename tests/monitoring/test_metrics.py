@@ -12,6 +12,7 @@ import yaml
 
 from monitoring.build import ALERTS
 from monitoring.panels import ROWS
+from raylens.status.metrics import METRICS
 from tests.monitoring.exported import (
     OF_ALL,
     Labels,
@@ -101,8 +102,23 @@ def test_the_texts_of_an_alert_name_labels_that_it_has(
     assert labels <= kept
 
 
+def test_the_status_reads_metrics_and_labels_that_exist(
+    exported: Mapping[str, Labels | None],
+) -> None:
+    for name, metric in METRICS.items():
+        assert name in exported
+        labels = exported[name]
+        assert labels is None or set(metric.by) - {"le"} <= labels, name
+
+
 def test_all_metrics_of_raylens_are_gathered() -> None:
-    modules = {"engine_metrics", "job_metrics", "request_metrics", "preprocessor"}
+    modules = {
+        "engine_metrics",
+        "job_metrics",
+        "request_metrics",
+        "preprocessor",
+        "session_metrics",
+    }
     assert modules_with_metrics(ROOT / "deployments") == modules
     assert len(our_metrics()) > 40
 

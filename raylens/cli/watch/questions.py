@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from raylens.cli.client import BUSY, RESTARTING, Client
-from raylens.cli.errors import ClientError, StatusError, Unreachable
+from raylens.cli.client import Client
+from raylens.cli.errors import BUSY, RESTARTING, ClientError, StatusError, Unreachable
 from raylens.core.errors import ModelFailed, Overloaded
 from raylens.core.types import Location, Region
 from raylens.realtime.frames import Frame

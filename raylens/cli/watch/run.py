@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from raylens.cli.client import RESTARTING, Client
-from raylens.cli.errors import ClientError, StatusError, UsageError
+from raylens.cli.client import Client
+from raylens.cli.errors import REFUSED, ClientError, StatusError, UsageError
 from raylens.cli.watch.live import LiveWatch, SourceReports, Sparing
 from raylens.cli.watch.plan import Plan, check_plan
 from raylens.cli.watch.progress import Progress
@@ -33,8 +33,6 @@ from raylens.realtime.sources.opening import open_source
 
 Connect = Callable[[Callable[[str], None]], Client]
 """Makes a client that reports its waits to the given function."""
-REFUSED = 2
-"""Exit status if the arguments are invalid, or the server refuses the question."""
 LAST_DELIVERIES_S = 10.0
 """How long the end waits for webhooks."""
 INTERRUPTED = "interrupted; the files are complete"
@@ -99,7 +97,7 @@ class _Run:
         except UsageError:
             raise
         except StatusError as error:
-            return 1 if error.status in RESTARTING else REFUSED, str(error)
+            return error.exit_status, str(error)
         except ClientError as error:
             return 1, str(error)
         except InvalidRequest as error:

@@ -17,7 +17,8 @@ from starlette.routing import Route
 
 from raylens.api.job_json import parse_fields
 from raylens.api.jobs import MAX_IDS
-from raylens.cli.client import BUSY, TERMINAL
+from raylens.cli.client import TERMINAL
+from raylens.cli.errors import BUSY
 
 TIMES = {
     "created_at": "2026-03-01T10:00:00Z",

@@ -387,6 +387,16 @@ def test_a_refusal_that_would_meet_every_picture_stops_the_run(
     assert "to resume" not in result.stderr
 
 
+def test_a_server_that_stays_away_may_be_asked_later(
+    server: FakeServer, tmp_path: Path, out: Path
+) -> None:
+    server.refusals = {"cat": (502, "not now")}
+    folder = write_pictures(tmp_path / "in", "cat.jpg")
+    result = run(server, folder, "--out", out, "--patience", 0)
+    assert result.exit_code == 1
+    assert "to resume" in result.stderr
+
+
 def test_csv_is_chosen_by_the_suffix_and_quotes_its_cells(tmp_path: Path) -> None:
     out = tmp_path / "captions.csv"
     folder = write_pictures(tmp_path / "in", "cat, old.jpg", "dog.jpg")

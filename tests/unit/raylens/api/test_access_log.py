@@ -147,8 +147,8 @@ async def test_a_path_forges_no_line(service: FakeService, lines: Lines) -> None
     assert "\x1b" not in lines.texts[0]
 
 
-async def test_probes_leave_none(client: httpx.AsyncClient, lines: Lines) -> None:
-    for path in ("/live", "/ready", "/health"):
+async def test_what_is_polled_leaves_none(client: httpx.AsyncClient, lines: Lines) -> None:
+    for path in ("/live", "/ready", "/health", "/api/v1/status"):
         await client.get(path)
     assert lines.texts == []
 

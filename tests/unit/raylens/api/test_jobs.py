@@ -17,6 +17,7 @@ from raylens.api.shared import Shared
 from raylens.core.config import AppConfig
 from raylens.core.draining import Draining
 from raylens.core.errors import Overloaded, UnsupportedMedia
+from raylens.core.keys import hash_key
 from raylens.core.types import MediaFile, PictureFile
 from raylens.jobs.blobs import BlobStorage, compute_digest, make_reference
 from raylens.jobs.job import Job, JobState, new_id
@@ -116,6 +117,16 @@ async def wait_until_ended(http: httpx.AsyncClient, job_id: str) -> dict[str, An
             if job["status"] not in ("queued", "running"):
                 return job
             await asyncio.sleep(0.01)
+
+
+def read_events(text: str) -> list[tuple[str, Any, str]]:
+    """Return the name, the data and the id of each event of a stream."""
+    parts = [dict(re.findall(r"^(\w+): (.*)$", part, re.MULTILINE)) for part in text.split("\n\n")]
+    return [
+        (part["event"], json.loads(part["data"]), part.get("id", ""))
+        for part in parts
+        if "event" in part
+    ]
 
 
 class TestSubmitting:
@@ -635,6 +646,101 @@ class TestReading:
             await stream
         events = (await stream).text.split("\n\n")
         assert any('"overloaded"' in event and '"queued"' in event for event in events)
+
+    async def test_a_stream_shows_the_changes_of_all_jobs_and_goes_on_where_it_ended(
+        self, http: httpx.AsyncClient, parts: QueueParts, queue: JobQueue, model: FakeService
+    ) -> None:
+        drains = False
+        shared = Shared(CONFIG, queue, draining=Draining(lambda: drains))
+        transport = httpx.ASGITransport(create_app(model, CONFIG, queue, shared=shared))
+        events = f"{PATH}/events?fields=id,status,input,output"
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as old:
+            stream = asyncio.create_task(old.get(events))
+            await asyncio.sleep(1)
+            first, second = [await submit(http, caption_job()) for _ in range(2)]
+            async with serving(queue):
+                await wait_until_ended(http, second["id"])
+                await asyncio.sleep(20)
+                drains = True
+                begun = read_events((await stream).text)
+        assert begun[0][:2] == ("reset", {})
+        shown = [data for name, data, _ in begun if name == "job" and data["id"] == first["id"]]
+        assert shown[-1] == {
+            "id": first["id"],
+            "status": "succeeded",
+            "input": {"image": BLOB},
+            "output": {"caption": "two circles", "model": "moondream"},
+        }
+        assert {data["id"] for _, data, _ in begun[1:]} == {first["id"], second["id"]}
+        assert ": keepalive" in (await stream).text
+        last_id = [event_id for *_, event_id in begun if event_id][-1]
+        await http.delete(f"{PATH}/{first['id']}")
+        drains = True
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as new:
+            rest = await new.get(events, headers={"Last-Event-ID": last_id})
+            assert [event[:2] for event in read_events(rest.text)] == [
+                ("removed", {"id": first["id"]})
+            ]
+            for unknown in ("", "x", "x:1", last_id.split(":")[0] + ":99", last_id + "0", ":"):
+                other = await new.get(events, headers={"Last-Event-ID": unknown})
+                assert [event[0] for event in read_events(other.text)] == ["reset"]
+            wrong = await new.get(f"{PATH}/events?fields=colour")
+        assert wrong.json()["detail"].startswith("fields: unknown field 'colour'")
+
+    async def test_the_pictures_of_a_job_can_be_downloaded_with_its_key_alone(
+        self, queue: JobQueue, model: FakeService
+    ) -> None:
+        keys = [{"name": name, "hash": hash_key(f"rl-{name}")} for name in ("ann", "bob")]
+        config = AppConfig.model_validate({**CONFIG.model_dump(), "auth": {"keys": keys}})
+        transport = httpx.ASGITransport(create_app(model, config, queue))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            ann, bob = [{"Authorization": f"Bearer rl-{name}"} for name in ("ann", "bob")]
+            job = (await http.post(PATH, json=caption_job(), headers=ann)).json()
+            other = (
+                await http.post(
+                    PATH, json={"job_type": "query", "input": {"prompt": "?"}}, headers=ann
+                )
+            ).json()
+            digest = compute_digest(PICTURE)
+            answer = await http.get(f"{PATH}/{job['id']}/pictures/{digest}", headers=ann)
+            assert answer.content == PICTURE
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["content-disposition"] == "attachment"
+            for path, key in (
+                (f"{job['id']}/pictures/{digest}", bob),
+                (f"{job['id']}/pictures/{digest[:-1]}", ann),
+                (f"{job['id']}/pictures/..%2F..", ann),
+                (f"{other['id']}/pictures/{digest}", ann),
+                (f"{new_id()}/pictures/{digest}", ann),
+            ):
+                assert (await http.get(f"{PATH}/{path}", headers=key)).status_code == 404, path
+
+    async def test_a_stream_of_all_jobs_shows_a_key_its_own_only(
+        self, queue: JobQueue, model: FakeService
+    ) -> None:
+        keys = [{"name": name, "hash": hash_key(f"rl-{name}")} for name in ("ann", "bob")]
+        config = AppConfig.model_validate({**CONFIG.model_dump(), "auth": {"keys": keys}})
+        drains = False
+        shared = Shared(config, queue, draining=Draining(lambda: drains))
+        transport = httpx.ASGITransport(create_app(model, config, queue, shared=shared))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            own = {name: {"Authorization": f"Bearer rl-{name}"} for name in ("ann", "bob")}
+            streams = {
+                name: asyncio.create_task(http.get(f"{PATH}/events", headers=own[name]))
+                for name in own
+            }
+            await asyncio.sleep(1)
+            response = await http.post(PATH, json=caption_job(), headers=own["ann"])
+            job_id = response.json()["id"]
+            await asyncio.sleep(1)
+            await http.post(f"{PATH}/{job_id}/cancel", headers=own["ann"])
+            await http.delete(f"{PATH}/{job_id}", headers=own["ann"])
+            await asyncio.sleep(1)
+            drains = True
+            seen = {name: read_events((await stream).text) for name, stream in streams.items()}
+        assert {data["id"] for _, data, _ in seen["ann"][1:]} == {job_id}
+        assert seen["ann"][-1][0] == "removed"
+        assert [name for name, *_ in seen["bob"]] == ["reset"]
 
     async def test_deleting_a_job_that_has_just_ended_keeps_its_result(
         self, http: httpx.AsyncClient, queue: JobQueue, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ import pytest
 
 from raylens.core.draining import POLL_PERIOD_S, Draining
 from raylens.core.errors import Overloaded, UnknownJob
+from raylens.jobs.changed_jobs import MAX_JOBS, ChangedJobsReader
 from raylens.jobs.changes import ChangeLog
 from raylens.jobs.feed import JobFeed
 from raylens.jobs.job import BULKY_FIELDS, Job, JobState
@@ -183,19 +184,88 @@ async def test_a_queue_that_is_away_is_waited_for(parts: QueueParts) -> None:
     assert (await watching)[-1] is JobState.CANCELED
 
 
+async def test_those_who_watch_all_jobs_share_the_reads(parts: QueueParts) -> None:
+    async def count_reads(watchers: int) -> int:
+        store = parts.store = CountingStore(parts.clock)
+        queue = parts.make_queue(capacity=1000)
+        feed = JobFeed(queue, 100)
+        seen: list[set[str]] = [set() for _ in range(watchers)]
+
+        async def watch(ids: set[str]) -> None:
+            async for changed in feed.watch_all("", "", (), KEEPALIVE_S):
+                ids.update(changed.versions or ())
+
+        watching = [asyncio.create_task(watch(ids)) for ids in seen]
+        await asyncio.sleep(1)
+        jobs = {(await queue.submit(make_job(), {})).id for _ in range(100)}
+        store.reads = 0
+        for job_id in jobs:
+            await queue.cancel(job_id)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(1)
+        for watch_task in watching:
+            watch_task.cancel()
+        assert all(ids == jobs for ids in seen)
+        return store.reads
+
+    alone = await count_reads(1)
+    assert alone < 100
+    assert await count_reads(50) <= 1.2 * alone
+
+
+async def test_a_watch_of_all_jobs_outlasts_a_queue_that_is_away(parts: QueueParts) -> None:
+    store = parts.store = CountingStore(parts.clock)
+    queue = parts.make_queue()
+    feed = JobFeed(queue, 10)
+    seen: list[str | None] = []
+
+    async def watch() -> None:
+        async for changed in feed.watch_all("", "", (), KEEPALIVE_S):
+            seen.extend(changed.versions or [None])
+
+    watching = asyncio.create_task(watch())
+    await asyncio.sleep(1)
+    store.error = StoreUnavailable("away")
+    job = await queue.submit(make_job(), {})
+    await asyncio.sleep(10)
+    assert seen == [None]
+    store.error = None
+    await asyncio.sleep(2)
+    assert seen == [None, job.id]
+    watching.cancel()
+    store.error = StoreUnavailable("away")
+    cursor = (await queue.wait_for_changes(None, 0)).cursor
+    await queue.submit(make_job(), {})
+    with pytest.raises(StoreUnavailable):
+        await anext(feed.watch_all(cursor, "", (), KEEPALIVE_S))
+
+
+async def test_who_has_missed_too_much_has_to_list_the_jobs(parts: QueueParts) -> None:
+    queue = parts.make_queue(capacity=2 * MAX_JOBS)
+    reader = ChangedJobsReader(queue)
+    cursor = (await reader.read("", "", ())).cursor
+    for _ in range(MAX_JOBS):
+        await queue.submit(make_job(), {})
+    changed = await reader.read(cursor, "", ())
+    assert changed.versions is not None
+    assert len(changed.versions) == MAX_JOBS
+    await queue.submit(make_job(), {})
+    assert (await reader.read(cursor, "", ())).versions is None
+
+
 class TestChangeLog:
     async def test_changes_are_returned_since_the_cursor(self) -> None:
         log = ChangeLog()
         log.append("a")
         first = await log.wait(None, 60)
-        assert first.job_ids is None
-        log.append("b")
+        assert first.owners is None
+        log.append("b", "me")
         log.append("c")
-        log.append("b")
+        log.append("b", "me")
         second = await log.wait(first.cursor, 60)
-        assert second.job_ids == frozenset("bc")
+        assert second.owners == {"b": "me", "c": ""}
         third = await log.wait(second.cursor, 60)
-        assert third.job_ids == frozenset()
+        assert third.owners == {}
 
     async def test_a_wait_ends_with_the_first_change(self) -> None:
         log = ChangeLog()
@@ -203,7 +273,7 @@ class TestChangeLog:
         waiting = asyncio.create_task(log.wait(cursor, 3600))
         await asyncio.sleep(60)
         log.append("a")
-        assert (await waiting).job_ids == frozenset("a")
+        assert (await waiting).owners == {"a": ""}
         assert asyncio.get_running_loop().time() < 61
 
     async def test_a_cursor_that_is_too_old_or_of_another_process_tells_nothing(self) -> None:
@@ -211,5 +281,5 @@ class TestChangeLog:
         cursor = (await log.wait(None, 0)).cursor
         for job_id in "abc":
             log.append(job_id)
-        assert (await log.wait(cursor, 0)).job_ids is None
-        assert (await ChangeLog().wait(cursor, 0)).job_ids is None
+        assert (await log.wait(cursor, 0)).owners is None
+        assert (await ChangeLog().wait(cursor, 0)).owners is None

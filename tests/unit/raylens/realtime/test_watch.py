@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raylens.core.errors import InvalidRequest, PermissionDenied
+from raylens.core.errors import InvalidRequest, ModelNotLoaded, PermissionDenied
 from raylens.core.types import Region
 from raylens.realtime.frames import Frame, Report
 from raylens.realtime.live_session import LiveSession, ModelAnswer
@@ -68,18 +68,19 @@ class Scene:
         self.asked: list[int] = []
         self.messages: list[dict[str, Any]] = []
 
+        async def sleep(seconds: float) -> None:
+            self.waits.append(seconds)
+
         def open_session(report: Report) -> LiveSession:
             settings = MoondreamConfig(
                 tracking=False, inference_interval=1, event_enter=1, event_leave=1
             )
-            return LiveSession(self.ask, settings, report, executor)
+            return LiveSession(self.ask, settings, report, executor, sleep=sleep)
 
+        self.failures: list[Exception] = []
         self.waits: list[float] = []
         self.gate = asyncio.Event()
         self.gate.set()
-
-        async def sleep(seconds: float) -> None:
-            self.waits.append(seconds)
 
         self.watch = SourceWatch(
             self.camera.frames(),
@@ -95,6 +96,8 @@ class Scene:
     async def ask(self, frames: Sequence[Frame], settings: MoondreamConfig, /) -> ModelAnswer:
         self.asked.append(frames[-1].id)
         await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop()
         return ModelAnswer(FrameResult("", (PERSON,) if self.is_person_there else ()))
 
     async def _read(self) -> None:
@@ -149,6 +152,19 @@ async def test_every_frame_is_asked_about_unless_a_newer_one_has_come(executor: 
     await wait_until(lambda: scene.asked == [0])
     scene.gate.set()
     await wait_until(lambda: scene.asked == [0, 1])
+    scene.camera.end()
+    await scene.reading
+
+
+async def test_a_frame_is_asked_about_again_if_the_model_was_away(executor: Executor) -> None:
+    """No newer one may come for long, as in a folder."""
+    scene = Scene(executor)
+    scene.failures = [ModelNotLoaded("gone", "model", retry_after=7.0)]
+    scene.camera.show(100.0)
+    error, result, _ = await scene.told(3)
+    assert (error["type"], result["type"]) == ("error", "result")
+    assert scene.asked == [0, 0]
+    assert scene.waits[0] == 7.0
     scene.camera.end()
     await scene.reading
 

@@ -1,0 +1,196 @@
+"""The tab "Status": models, replicas and figures, and what it says if some can't be known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from raylens.core.keys import hash_key
+from tests.browser.conftest import opened
+from tests.browser.scripted_status import replicas
+from tests.browser.site import Site, serving
+
+pytestmark = pytest.mark.browser
+
+POLL_MS = 5000
+SET_HIDDEN = """(isHidden) => {
+  Object.defineProperty(document, 'hidden', { value: isHidden, configurable: true })
+  document.dispatchEvent(new Event('visibilitychange'))
+}"""
+
+
+@pytest.fixture
+def status(page: Page) -> Page:
+    open_status(page)
+    return page
+
+
+def open_status(page: Page) -> None:
+    page.get_by_role("tab", name="Status").click()
+
+
+def card(page: Page, title: str) -> Locator:
+    return page.get_by_role("region", name=title, exact=True)
+
+
+def tile(part: Locator, name: str) -> Locator:
+    return part.get_by_role("listitem").filter(has_text=name)
+
+
+def set_hidden(page: Page, is_hidden: bool) -> None:
+    page.evaluate(SET_HIDDEN, is_hidden)
+
+
+def test_the_newest_figures_are_shown(status: Page) -> None:
+    server = card(status, "Server")
+    expect(tile(server, "Requests/s")).to_contain_text("1,080 in all")
+    expect(tile(server, "Errors/s")).to_contain_text("5 errors, 5 refused")
+    expect(tile(server, "Latency, median")).to_contain_text("361 ms")
+    expect(tile(server, "Latency, median")).to_contain_text("95% within 976 ms")
+    expect(tile(server, "Requests in flight").locator(".value")).to_contain_text("6")
+    model = card(status, "moondream")
+    expect(model).to_contain_text("Loaded")
+    expect(model).to_contain_text("1 of 1 running")
+    expect(model).to_contain_text("1 CPU, 0.25 GPU")
+    expect(tile(model, "Picture cache hits")).to_contain_text("48.3%")
+    expect(tile(model, "Answers running")).to_contain_text("of 8 places")
+    jobs = card(status, "Jobs")
+    expect(tile(jobs, "Failed")).to_contain_text("3")
+    row = card(status, "Deployments").get_by_role("row", name="Preprocessor")
+    expect(row).to_contain_text("2 of 2 running")
+
+
+def test_a_plot_is_an_image_that_says_what_it_shows(status: Page) -> None:
+    plots = card(status, "Server").get_by_role("img")
+    expect(plots).to_have_count(8)
+    expect(plots.first).to_have_accessible_name("Requests/s: now 1, at most 2.4")
+    line = plots.first.locator(".line").get_attribute("d") or ""
+    assert line.count("L") == 88  # 90 moments, of which the first only begins the counts
+    assert "NaN" not in line
+
+
+def test_a_gap_is_no_line(page: Page, site: Site) -> None:
+    moments = site.status.moments
+    for i in (40, 41, 60):
+        moments[i] = replace(moments[i], gauges={})
+    open_status(page)
+    plot = tile(card(page, "Server"), "Requests in flight").get_by_role("img")
+    path = plot.locator(".line").get_attribute("d") or ""
+    assert (path.count("M"), path.count("L")) == (3, 86 - 3)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "starting", "text"), [(False, 0, "Not loaded"), (False, 1, "Loading…")]
+)
+def test_a_model_that_is_missing_says_why(
+    page: Page, site: Site, loaded: bool, starting: int, text: str
+) -> None:
+    site.service.loaded = frozenset({"moondream"})
+    reason = "OSError: loading <b>org/SmolVLM</b> failed"
+    assert site.status.states is not None
+    site.status.states["smolvlm"] = replicas(
+        0, starting=starting, message=reason, status="UNHEALTHY"
+    )
+    open_status(page)
+    model = card(page, "smolvlm")
+    expect(model).to_contain_text(text)
+    expect(model).to_contain_text(reason)
+    expect(model.get_by_role("img")).to_have_count(0)
+
+
+def test_nodes_that_do_not_answer_are_told(page: Page, site: Site) -> None:
+    moments = site.status.moments
+    moments[-1] = replace(moments[-1], nodes=3, answering=1)
+    open_status(page)
+    expect(page.get_by_text("The metrics of 2 of 3 nodes can’t be read")).to_be_visible()
+    expect(card(page, "Server")).to_be_visible()
+
+
+def test_without_figures_the_models_are_shown(page: Page, site: Site) -> None:
+    site.status.has_history = False
+    site.status.states = None
+    open_status(page)
+    expect(page.get_by_text("can’t be read at the moment")).to_be_visible()
+    expect(card(page, "moondream")).to_contain_text("Loaded")
+    expect(card(page, "Deployments")).to_have_count(0)
+
+
+def test_right_after_the_start_it_says_when_figures_come(page: Page, site: Site) -> None:
+    site.status.moments = site.status.moments[:1]
+    open_status(page)
+    expect(page.get_by_text("The first figures come within half a minute.")).to_be_visible()
+    expect(page.get_by_role("img", name="Requests/s")).to_have_count(0)
+
+
+def test_the_ray_dashboard_is_linked_on_its_own_machine(status: Page, site: Site) -> None:
+    links = status.get_by_role("navigation", name="More")
+    expect(links.get_by_role("link", name="Ray dashboard")).to_have_attribute(
+        "href", "http://127.0.0.1:8265"
+    )
+    expect(links.get_by_role("link", name="API description")).to_have_attribute(
+        "href", f"{site.url}docs"
+    )
+    expect(links.get_by_role("link", name="Grafana")).to_have_count(0)
+
+
+def test_figures_are_renewed_while_the_page_is_visible_and_only_then(
+    page: Page, site: Site
+) -> None:
+    page.clock.install()
+    page.reload()
+    open_status(page)
+    span = page.locator(".about", has_text="minutes;")
+    expect(span).to_contain_text("Last 15 minutes")
+    site.status.moments = site.status.moments[:45]
+    page.clock.fast_forward(POLL_MS)
+    expect(span).to_contain_text("Last 7 minutes")
+    set_hidden(page, True)
+    asked = site.status.asked
+    page.clock.fast_forward(10 * POLL_MS)
+    site.status.moments = site.status.moments[:20]
+    set_hidden(page, False)
+    expect(span).to_contain_text("Last 3 minutes")
+    assert site.status.asked == asked + 1
+
+
+def test_another_tab_asks_for_no_figures(page: Page, site: Site) -> None:
+    page.clock.install()
+    page.reload()
+    open_status(page)
+    expect(card(page, "Server")).to_be_visible()
+    page.get_by_role("tab", name="Try").click()
+    asked = site.status.asked
+    with page.expect_request("**/health"):
+        page.clock.fast_forward(10 * POLL_MS)
+    assert site.status.asked == asked
+
+
+def test_a_server_that_is_away_is_told_and_the_last_figures_stay(
+    page: Page,
+) -> None:
+    page.clock.install()
+    page.reload()
+    open_status(page)
+    expect(card(page, "Server")).to_be_visible()
+    page.route("**/api/v1/status", lambda route: route.abort())
+    page.clock.fast_forward(POLL_MS)
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("The server does not answer")
+    expect(alert).to_contain_text("these figures are of")
+    expect(tile(card(page, "Server"), "Requests/s")).to_contain_text("1,080 in all")
+    page.unroute("**/api/v1/status")
+    page.clock.fast_forward(POLL_MS)
+    expect(alert).to_have_count(0)
+
+
+def test_a_key_that_is_missing_can_be_entered(browser: Browser) -> None:
+    auth = {"keys": [{"name": "ann", "hash": hash_key("rl-ann")}]}
+    with serving(auth=auth) as site:
+        for page in opened(browser, site.url):
+            open_status(page)
+            page.get_by_role("button", name="Enter key").click()
+            page.get_by_label("API key").fill("rl-ann")
+            page.get_by_role("button", name="Use key").click()
+            expect(card(page, "Server")).to_be_visible()
