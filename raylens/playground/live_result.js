@@ -1,7 +1,7 @@
 // What live video has said so far: the newest answer, figures, earlier answers, and events.
 
 import { html } from './vendor/htm-preact.js'
-import { greatest, Plot } from './plot.js'
+import { Plot } from './plot.js'
 import { strings } from './strings.js'
 
 /**
@@ -103,7 +103,7 @@ function Figures({ session }) {
 }
 
 function Delays({ values }) {
-  const [least, most] = [Math.min(...values), greatest(values)]
+  const [least, most] = [Math.min(...values), Math.max(...values)]
   return html`
     <div class="delays">
       <${Plot}
