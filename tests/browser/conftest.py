@@ -6,14 +6,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("playwright", reason="playwright is missing: pip install -e '.[dev]'")
-from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Playwright, sync_playwright
 
+from tests.browser.live_page import open_tab, wait_until
 from tests.browser.site import SCENE, Site, serving
 from tests.clients.browser import write_y4m
 
@@ -104,3 +106,26 @@ def opened(browser: Browser, url: str) -> Iterator[Page]:
     context.close()
     assert not errors
     assert not elsewhere
+
+
+@contextmanager
+def visiting(browser: Browser, **config: Any) -> Iterator[tuple[Site, Page, Locator]]:
+    """Open the tab "Live" of a server of its own."""
+    with serving(**config) as site:
+        for page in opened(browser, site.url):
+            yield site, page, open_tab(page)
+
+
+@pytest.fixture
+def live(page: Page, site: Site) -> Iterator[Locator]:
+    """The tab "Live". Fails if a session outlives the page."""
+    yield open_tab(page)
+    page.goto("about:blank")
+    wait_until(lambda: site.sessions.count == 0)
+
+
+@pytest.fixture
+def over_socket(browser: Browser) -> Iterator[tuple[Site, Locator]]:
+    """The tab "Live" of a server without WebRTC."""
+    with visiting(browser, has_webrtc=False) as (site, _, live):
+        yield site, live

@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from raylens.core.errors import ModelFailed
 from tests.browser.conftest import camera_arguments, launched
+from tests.browser.live_page import open_tab, start, stop
 from tests.browser.site import Site, serving
-from tests.browser.test_live import open_tab, start, stop
 
 WIDTHS = {390: 844, 820: 1180, 1440: 900}
 

@@ -9,8 +9,8 @@ from playwright.sync_api import Page, expect
 
 from raylens.core.errors import ModelFailed
 from tests.browser import axe
+from tests.browser.live_page import answer, open_tab, press, start, stop
 from tests.browser.site import Site
-from tests.browser.test_live import answer, open_tab, press, start, stop
 from tests.browser.test_try import choose_task, run, wait_for_picture
 
 pytestmark = pytest.mark.browser

@@ -14,8 +14,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from testing.server import running_server
 from tests.browser.conftest import opened
+from tests.browser.live_page import SOCKET, WEBRTC, answer, bounds, open_tab, saved, start, stop
 from tests.browser.site import CAPTION, ROOT, find_red
-from tests.browser.test_live import SOCKET, WEBRTC, answer, bounds, open_tab, saved, start, stop
 from tests.browser.test_try import choose_task, run, wait_for_picture
 
 pytestmark = pytest.mark.browser
