@@ -268,7 +268,8 @@ export class LiveSession {
       if (traffic && last) {
         const rate = (name) => (8000 * (traffic[name] - last[name])) / (at - last.at)
         this.#roundTripMs = traffic.roundTripMs
-        const fps = (1000 * (traffic.frames - last.frames)) / (at - last.at)
+        const sent = (1000 * (traffic.frames - last.frames)) / (at - last.at)
+        const fps = this.result?.video_metadata?.measured_fps ?? sent
         const [bitsUp, bitsDown] = [rate('bytesUp'), rate('bytesDown')]
         Object.assign(this.figures, { fps, bitsUp, bitsDown })
         this.#onChange()

@@ -10,7 +10,7 @@ import { frameOf, openCamera, openFile } from './live_source.js'
 import { SourceBar } from './live_source_bar.js'
 import { Problem, Tools } from './live_tools.js'
 import { LiveView, useFullScreen, viewOf } from './live_view.js'
-import { readPicture } from './pictures.js'
+import { PictureError, readPicture } from './pictures.js'
 import { strings } from './strings.js'
 
 const DEFAULT_PIPELINE = 'moondream'
@@ -38,6 +38,7 @@ export function LiveTab(props) {
   const [allValues, setAllValues] = useState({})
   const [choice, setChoice] = useState({ device: '', size: DEFAULT_SIZE, file: null })
   const [isMirrored, setMirrored] = useState(false)
+  const [ownError, setError] = useState(null)
   const { session, start, stop, sendChange } = useSession()
   const stage = useRef(null)
   const video = useRef(null)
@@ -62,6 +63,7 @@ export function LiveTab(props) {
   }
   const begin = (next = choice) => {
     if (isOpen || !pipeline) return
+    setError(null)
     const openSource = () => (next.file ? openFile(next.file) : openCamera(next))
     start({ openSource, pipeline, fields, values })
   }
@@ -70,8 +72,18 @@ export function LiveTab(props) {
     if (next.file && next.file !== choice.file) begin(next)
   }
   const snapshot = async () => {
-    const blob = await frameOf(session.local)
-    onSnapshot(await readPicture(blob, strings.live.snapshotName, server?.limits ?? null, null))
+    setError(null)
+    try {
+      const blob = await frameOf(session.local)
+      onSnapshot(await readPicture(blob, strings.live.snapshotName, server?.limits ?? null, null))
+    } catch (error) {
+      setError(error instanceof PictureError ? error : new PictureError(strings.errors.unexpected))
+    }
+  }
+  const drop = (event) => {
+    event.preventDefault()
+    const [file] = event.dataTransfer.files
+    if (file && !isOpen) choose({ ...choice, file })
   }
   const submit = (event) => {
     event.preventDefault()
@@ -80,7 +92,12 @@ export function LiveTab(props) {
   }
   const { live } = strings
   return html`
-    <div class="live" hidden=${!isShown}>
+    <div
+      class="live"
+      hidden=${!isShown}
+      onDragOver=${(event) => event.preventDefault()}
+      onDrop=${drop}
+    >
       <div class="left">
         <section class="card picture" aria-labelledby="live-title">
           <h2 id="live-title" class="hidden">${live.title}</h2>
@@ -104,7 +121,7 @@ export function LiveTab(props) {
         <${LiveLists} session=${session} />
       </div>
       <div class="right">
-        <${Problem} ...${{ session, serverError, onKeyWanted }} />
+        <${Problem} ...${{ session, ownError, serverError, onKeyWanted }} />
         <form
           class="card settings"
           onSubmit=${submit}

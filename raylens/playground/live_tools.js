@@ -61,14 +61,16 @@ export function Tools({ session, isMirrored, isFull, recording, onMirror, onFull
 /**
  * @param {{
  *   session: import('./live_session.js').LiveSession | null,
+ *   ownError: Error | null,
  *   serverError: any,
  *   onKeyWanted: () => void,
  * }} props
  */
-export function Problem({ session, serverError, onKeyWanted }) {
+export function Problem({ session, ownError, serverError, onKeyWanted }) {
   const { live, errors } = strings
   const isWaiting = session?.state === 'waiting'
-  const error = session?.error ?? (serverError?.needsKey && !session?.isOpen ? serverError : null)
+  const missesKey = serverError?.needsKey && !session?.isOpen
+  const error = ownError ?? session?.error ?? (missesKey ? serverError : null)
   const problem = session?.problem && !session.problem.field && session.problem
   return html`
     ${

@@ -166,9 +166,7 @@ export const strings = {
     reserved: (resources) =>
       Object.entries(resources)
         .map(([name, amount]) =>
-          name === 'memory'
-            ? `${number.format(amount / 2 ** 30)} GiB`
-            : `${short(amount)} ${name}`,
+          name === 'memory' ? `${number.format(amount / 2 ** 30)} GiB` : `${short(amount)} ${name}`,
         )
         .join(', '),
   },
@@ -318,7 +316,7 @@ export const strings = {
     title: 'Live video',
     running: 'Live ●',
     view: 'Live video with what the model found',
-    empty: 'Start the camera',
+    empty: 'Start the camera, or drop a video file here',
     privacy:
       'Frames go to this server only. Nothing is recorded unless you press Record, and that stays ' +
       'in this browser.',
