@@ -1,5 +1,9 @@
 // What the two connections of live video have in common, and why one ends.
 
+import { SourceError } from './live_source.js'
+import { ServerError } from './server.js'
+import { strings } from './strings.js'
+
 /**
  * The end of a connection. Its message is a sentence for the user.
  */
@@ -42,6 +46,19 @@ export class Lost extends Error {
  * @property {boolean} isPaused
  * @property {(message: any) => void} onMessage gets results, events and errors
  */
+
+/** @param {any} error whether another attempt may help */
+export function mayRetry(error) {
+  if (error instanceof Lost) return error.mayRetry
+  if (!(error instanceof ServerError)) return false
+  return [0, 404, 429].includes(error.status) || error.status >= 500
+}
+
+/** Return an error whose message is a sentence. @param {Error} error */
+export function asShown(error) {
+  const isSentence = [Lost, ServerError, SourceError].some((kind) => error instanceof kind)
+  return isSentence ? error : new Lost(strings.errors.unexpected)
+}
 
 /** @returns {{promise: Promise<any>, resolve: (value: any) => void}} */
 export function deferred() {

@@ -1,11 +1,10 @@
 // A session of live video: it opens its connection, opens another one if that breaks off, and keeps
 // what has come.
 
-import { Lost, sleep } from './live_connection.js'
+import { asShown, Lost, mayRetry, sleep } from './live_connection.js'
 import { SocketConnection } from './live_socket.js'
 import { SourceError } from './live_source.js'
 import { WebRtcConnection, WebRtcUnavailable } from './live_webrtc.js'
-import { asSentence, ServerError } from './server.js'
 import { strings } from './strings.js'
 
 const MAX_ANSWERS = 50
@@ -278,19 +277,6 @@ export class LiveSession {
       await sleep(MEASURE_MS, signal)
     }
   }
-}
-
-/** @param {any} error whether another attempt may help */
-function mayRetry(error) {
-  if (error instanceof Lost) return error.mayRetry
-  if (!(error instanceof ServerError)) return false
-  return error.status === 0 || error.status === 404 || error.status === 429 || error.status >= 500
-}
-
-/** @param {Error} error */
-function asShown(error) {
-  const isSentence = [Lost, ServerError, SourceError].some((kind) => error instanceof kind)
-  return isSentence ? error : new Lost(strings.errors.unexpected)
 }
 
 /** Return results a second, of their times in milliseconds. */
