@@ -132,9 +132,10 @@ export class LiveSession {
   }
 
   async #openSource() {
-    this.#source = await this.#start.openSource()
-    this.local = this.#source.stream
-    if (this.#abort.signal.aborted) return this.#source.stop()
+    const source = await this.#start.openSource()
+    if (this.#abort.signal.aborted) return source.stop()
+    this.#source = source
+    this.local = source.stream
     for (const track of this.local.getVideoTracks())
       track.onended = () => this.#finish(new SourceError(strings.live.sourceEnded))
     this.#onChange()

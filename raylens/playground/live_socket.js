@@ -78,7 +78,7 @@ export class SocketConnection {
     if (lost) throw lost
     this.change(this.#values)
     Object.assign(this.#camera, { srcObject: this.#request.stream, muted: true, playsInline: true })
-    await this.#camera.play()
+    this.#camera.play().catch(() => {}) // it was closed
     this.#send()
     this.#watch()
   }

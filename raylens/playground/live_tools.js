@@ -76,7 +76,7 @@ export function Problem({ session, ownError, serverError, onKeyWanted }) {
     ${
       error &&
       html`<${Notice} kind="error">
-        <p>${error.message}${isWaiting && html` <${Countdown} until=${session.retryAt} />`}</p>
+        <p>${isWaiting ? reasonOf(error) : error.message}${isWaiting && html` <${Countdown} until=${session.retryAt} />`}</p>
         <div class="actions">
           ${
             error.needsKey &&
@@ -102,6 +102,12 @@ export function Problem({ session, ownError, serverError, onKeyWanted }) {
       html`<${Notice} kind="error"><p>${live.frameFailed(asSentence(problem.error))}</p><//>`
     }
   `
+}
+
+/** Return why the page waits, without advice to try again. */
+function reasonOf(error) {
+  const detail = error.answer?.detail
+  return typeof detail === 'string' ? asSentence(detail) : error.message
 }
 
 function Countdown({ until }) {
