@@ -76,7 +76,9 @@ export function Problem({ session, ownError, serverError, onKeyWanted }) {
     ${
       error &&
       html`<${Notice} kind="error">
-        <p>${isWaiting ? reasonOf(error) : error.message}${isWaiting && html` <${Countdown} until=${session.retryAt} />`}</p>
+        <p>
+          ${isWaiting ? reasonOf(error) : error.message}${isWaiting && html` <${Countdown} until=${session.retryAt} />`}
+        </p>
         <div class="actions">
           ${
             error.needsKey &&
