@@ -97,21 +97,19 @@ function Figures({ session }) {
           </div>
         `,
       )}
-      ${session.delays.length > 1 && html`<${Delays} values=${session.delays} />`}
     </dl>
+    ${session.delays.length > 1 && html`<${Delays} values=${session.delays} />`}
   `
 }
 
 function Delays({ values }) {
   const [least, most] = [Math.min(...values), Math.max(...values)]
   return html`
-    <div class="delays">
-      <${Plot}
-        times=${values.map((value, index) => index)}
-        lines=${[values]}
-        label=${strings.live.delays(values.length, least, most)}
-      />
-    </div>
+    <${Plot}
+      times=${values.map((value, index) => index)}
+      lines=${[values]}
+      label=${strings.live.delays(values.length, least, most)}
+    />
   `
 }
 

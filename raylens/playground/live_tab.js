@@ -85,11 +85,6 @@ export function LiveTab(props) {
     const [file] = event.dataTransfer.files
     if (file && !isOpen) choose({ ...choice, file })
   }
-  const submit = (event) => {
-    event.preventDefault()
-    if (isOpen) stop()
-    else begin()
-  }
   const { live } = strings
   return html`
     <div
@@ -112,6 +107,9 @@ export function LiveTab(props) {
           <${SourceBar} choice=${choice} isOpen=${isOpen} onChange=${choose} />
           <${Tools}
             ...${{ session, isMirrored, isFull, recording }}
+            canStart=${pipeline !== undefined}
+            onStart=${() => begin()}
+            onStop=${stop}
             onMirror=${() => setMirrored(!isMirrored)}
             onFull=${toggleFull}
             onSnapshot=${snapshot}
@@ -124,7 +122,7 @@ export function LiveTab(props) {
         <${Problem} ...${{ session, ownError, serverError, onKeyWanted }} />
         <form
           class="card settings"
-          onSubmit=${submit}
+          onSubmit=${(event) => event.preventDefault()}
           aria-labelledby="live-settings-title"
           novalidate
         >
@@ -137,11 +135,6 @@ export function LiveTab(props) {
             onChange=${change}
           />
           ${isPocket && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`}
-          <div class="run">
-            <button type="submit" class="primary" disabled=${!pipeline}>
-              ${isOpen ? live.stop : live.start}
-            </button>
-          </div>
         </form>
         <${LiveResult}
           ...${{ session, subject }}

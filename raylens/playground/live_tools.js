@@ -11,21 +11,34 @@ const SECOND_MS = 1000
 /**
  * @param {{
  *   session: import('./live_session.js').LiveSession | null,
+ *   canStart: boolean,
  *   isMirrored: boolean,
  *   isFull: boolean,
  *   recording: {isOn: boolean, start: () => void, stop: () => void},
+ *   onStart: () => void,
+ *   onStop: () => void,
  *   onMirror: () => void,
  *   onFull: (() => void) | null,
  *   onSnapshot: () => void,
  * }} props
  */
-export function Tools({ session, isMirrored, isFull, recording, onMirror, onFull, onSnapshot }) {
+export function Tools(props) {
+  const { session, canStart, isMirrored, isFull, recording } = props
+  const { onStart, onStop, onMirror, onFull, onSnapshot } = props
   const { live } = strings
   const isLive = session?.state === 'live'
   const hasVideo = session?.isOpen && session.local !== null
   const isPaused = session?.isPaused ?? false
   return html`
     <div class="bar">
+      <button
+        type="button"
+        class="primary"
+        disabled=${!canStart}
+        onClick=${session?.isOpen ? onStop : onStart}
+      >
+        ${session?.isOpen ? live.stop : live.start}
+      </button>
       <button type="button" disabled=${!isLive} onClick=${() => session.pause(!isPaused)}>
         ${isPaused ? live.resume : live.pause}
       </button>

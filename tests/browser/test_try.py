@@ -552,6 +552,8 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
     expect(page.get_by_text("Skip to the content")).to_be_focused()
     page.get_by_role("tab", name="Try").focus()
     page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Live")).to_be_focused()
+    page.keyboard.press("End")
     expect(page.get_by_role("tab", name="Status")).to_be_focused()
     expect(page.get_by_role("heading", name="Server", exact=True)).to_be_visible()
     assert page.url.endswith("#status")
