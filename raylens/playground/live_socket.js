@@ -79,7 +79,7 @@ export class SocketConnection {
     this.change(this.#values)
     Object.assign(this.#camera, { srcObject: this.#request.stream, muted: true, playsInline: true })
     this.#camera.play().catch(() => {}) // it was closed
-    this.#send()
+    this.#send().catch(() => this.#end.resolve(new Lost(strings.errors.unexpected)))
     this.#watch()
   }
 

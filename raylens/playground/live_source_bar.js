@@ -15,7 +15,6 @@ import { strings } from './strings.js'
  * @param {{
  *   choice: SourceChoice,
  *   isOpen: boolean,
- *   chooserRef: {current: HTMLInputElement | null},
  *   onChange: (choice: SourceChoice) => void,
  * }} props
  */
