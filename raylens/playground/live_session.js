@@ -39,7 +39,7 @@ export class LiveSession {
   error = null
   /** When it tries again, as of Date.now(). */
   retryAt = 0
-  /** @type {any} an error about a frame or a setting; null after the next result */
+  /** @type {any} an error about a frame, until the next result, or about a setting */
   problem = null
   /** @type {MediaStream | null} */
   local = null
@@ -244,7 +244,7 @@ export class LiveSession {
   #takeResult(result) {
     this.result = result
     this.partial = ''
-    this.problem = null
+    if (this.problem?.frame_id !== undefined) this.problem = null
     const now = performance.now()
     const delayMs = result.timings.age_ms + this.#roundTripMs
     this.delays = [...this.delays, delayMs].slice(-MAX_DELAYS)

@@ -30,6 +30,7 @@ export class WebRtcConnection {
   #sessionId = ''
   #isClosed = false
   #candidates = []
+  #farewell = Promise.resolve()
   #end = deferred()
   #interrupted = 0
   #request
@@ -90,16 +91,13 @@ export class WebRtcConnection {
     this.#isClosed = true
     this.#end.resolve(new Lost(''))
     clearTimeout(this.#interrupted)
-    const peer = this.#peer
-    if (!this.#sessionId) {
-      peer?.close()
-      return
+    if (this.#sessionId) {
+      const path = `${OFFER}/${this.#sessionId}`
+      // The server may have ended it before.
+      this.#farewell = send(path, { method: 'DELETE', keepalive: true }).catch(() => {})
+      this.#sessionId = ''
     }
-    const path = `${OFFER}/${this.#sessionId}`
-    this.#sessionId = ''
-    send(path, { method: 'DELETE', keepalive: true })
-      .catch(() => {}) // the server may have ended it before
-      .finally(() => peer.close())
+    this.#farewell.then(() => this.#peer?.close())
   }
 
   /** Send a candidate, or those that came before the session had an id. */
