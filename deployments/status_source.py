@@ -61,7 +61,7 @@ class ServeStatusSource(StatusSource):
     async def _read(self) -> dict[str, DeploymentState]:
         details = await asyncio.to_thread(self._read_details)
         deployments = details["applications"][self._application]["deployments"]
-        return {name: _state(deployment) for name, deployment in deployments.items()}
+        return {name: _state(deployment, time.time()) for name, deployment in deployments.items()}
 
     async def report(self) -> Report | None:
         report: Report | None = await self._ask_actor("report", self._models)
@@ -84,15 +84,19 @@ def _ask_controller() -> Details:
     return details
 
 
-def _state(details: Details) -> DeploymentState:
-    """Read one deployment of Serve's details."""
+def _state(details: Details, now: float) -> DeploymentState:
+    """Read one deployment of Serve's details. ``now`` is in seconds since the epoch."""
     states = Counter(ReplicaState(replica["state"]) for replica in details["replicas"])
+    begun = [
+        replica["start_time_s"] for replica in details["replicas"] if replica["state"] in _STARTING
+    ]
     return DeploymentState(
         status=DeploymentStatus(details["status"]).value,
         message=details["message"],
         target=details["target_num_replicas"],
         running=sum(states[state] for state in _RUNNING),
         starting=sum(states[state] for state in _STARTING),
+        starting_s=round(max(0.0, now - min(begun)), 1) if begun else None,
         stopping=states[ReplicaState.STOPPING],
         resources=dict(details["required_resources"]),
     )

@@ -18,8 +18,10 @@ from typing import Any
 import httpx
 import ray
 from ray import serve
+from ray._private import state as ray_state
 from ray.cluster_utils import Cluster
 
+from deployments.shared_state import ACTOR_NAME
 from tests.picture_nodes import HEAD, MODEL, NODES, PICTURES, ask, deploy
 
 PATIENCE_S = 90.0
@@ -36,6 +38,17 @@ def wait_for(port: int, is_there: Callable[[Status], bool]) -> Status:
             if is_there(status) or time.monotonic() > until:
                 return status
             time.sleep(1)
+
+
+def node_of_history() -> str:
+    """Return the node of the actor that keeps the history, which is lost with it."""
+    actors = ray_state.actors(actor_state_name="ALIVE").values()
+    (node,) = {
+        str(actor["Address"]["NodeID"])
+        for actor in actors
+        if actor["Name"].endswith(f"::{ACTOR_NAME}")
+    }
+    return node
 
 
 def describe(status: Status) -> dict[str, Any]:
@@ -59,7 +72,9 @@ def main() -> None:
         port = deploy(Path(sys.argv[1]))
         ask(port)
         whole = wait_for(port, lambda status: status["history"]["totals"]["requests"] >= PICTURES)
-        cluster.remove_node(workers[0], allow_graceful=False)
+        kept = node_of_history()
+        lost = next(worker for worker in workers if worker.node_id != kept)
+        cluster.remove_node(lost, allow_graceful=False)
         left = wait_for(port, lambda status: status["history"]["nodes"] == NODES)
         print(json.dumps({"whole": describe(whole), "left": describe(left)}), flush=True)
     finally:

@@ -143,7 +143,7 @@ function Model({ name, model, history, deployment }) {
   const id = `model-${name}`
   const running = Math.max(1, deployment?.running ?? 1)
   const facts = [
-    [texts.replicas, deployment && replicasOf(deployment)],
+    [texts.replicas, deployment && texts.replicaCounts(deployment)],
     [texts.device, model.device],
     [texts.dtype, model.dtype],
     [texts.resources, deployment && texts.reserved(deployment.resources)],
@@ -193,10 +193,6 @@ function Model({ name, model, history, deployment }) {
   `
 }
 
-function replicasOf({ running, target, starting, stopping }) {
-  return strings.status.replicaCounts(running, target, starting, stopping)
-}
-
 function Deployments({ deployments }) {
   const { status: texts } = strings
   return html`
@@ -223,7 +219,7 @@ function Deployments({ deployments }) {
                       ${texts.statuses[deployment.status] ?? deployment.status}
                     </span>
                   </td>
-                  <td>${replicasOf(deployment)}</td>
+                  <td>${texts.replicaCounts(deployment)}</td>
                   <td>${texts.reserved(deployment.resources)}</td>
                 </tr>
               `,

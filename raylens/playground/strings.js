@@ -155,10 +155,10 @@ export const strings = {
       DOWNSCALING: 'Shrinking',
       DEPLOY_FAILED: 'Failed',
     },
-    replicaCounts: (running, target, starting, stopping) =>
+    replicaCounts: ({ running, target, starting, starting_s: since, stopping }) =>
       [
         running + target === 0 ? 'None until needed' : `${running} of ${target} running`,
-        starting > 0 && `${starting} starting`,
+        starting > 0 && `${starting} starting for ${duration(1000 * since)}`,
         stopping > 0 && `${stopping} stopping`,
       ]
         .filter(Boolean)

@@ -20,6 +20,8 @@ class DeploymentState:
     """Replicas that there should be."""
     running: int
     starting: int
+    starting_s: float | None
+    """Seconds since the first of these began; None without any."""
     stopping: int
     resources: dict[str, float] = field(default_factory=dict)
     """What each replica reserves, such as ``{"CPU": 1, "GPU": 0.25}``."""

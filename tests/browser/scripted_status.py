@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from raylens.status import metrics as m
 from raylens.status.history import Key, Moment
@@ -17,11 +17,18 @@ GIB = 2.0**30
 
 
 def replicas(running: int, target: int = 1, **changes: object) -> DeploymentState:
-    values = {
-        "status": "HEALTHY", "message": "", "target": target, "running": running,
-        "starting": target - running, "stopping": 0, "resources": {"CPU": 1.0}, **changes,
-    }  # fmt: skip
-    return DeploymentState(**values)  # type: ignore[arg-type]
+    starting = target - running
+    state = DeploymentState(
+        status="HEALTHY",
+        message="",
+        target=target,
+        running=running,
+        starting=starting,
+        starting_s=5.0 if starting else None,
+        stopping=0,
+        resources={"CPU": 1.0},
+    )
+    return replace(state, **changes)  # type: ignore[arg-type]
 
 
 def busy_moments(count: int, now: float) -> list[Moment]:

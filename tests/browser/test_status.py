@@ -82,21 +82,21 @@ def test_a_gap_is_no_line(page: Page, site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loaded", "starting", "text"), [(False, 0, "Not loaded"), (False, 1, "Loading…")]
+    ("starting", "texts"), [(0, ["Not loaded"]), (1, ["Loading…", "1 starting for 12 s"])]
 )
 def test_a_model_that_is_missing_says_why(
-    page: Page, site: Site, loaded: bool, starting: int, text: str
+    page: Page, site: Site, starting: int, texts: list[str]
 ) -> None:
     site.service.loaded = frozenset({"moondream"})
     reason = "OSError: loading <b>org/SmolVLM</b> failed"
     assert site.status.states is not None
     site.status.states["smolvlm"] = replicas(
-        0, starting=starting, message=reason, status="UNHEALTHY"
+        0, starting=starting, starting_s=12.0, message=reason, status="UNHEALTHY"
     )
     open_status(page)
     model = card(page, "smolvlm")
-    expect(model).to_contain_text(text)
-    expect(model).to_contain_text(reason)
+    for text in (*texts, reason):
+        expect(model).to_contain_text(text)
     expect(model.get_by_role("img")).to_have_count(0)
 
 

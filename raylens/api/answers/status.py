@@ -37,6 +37,8 @@ class DeploymentStatus(Answer):
     """Replicas that there should be."""
     running: int
     starting: int
+    starting_s: float | None
+    """Seconds since the first of these began."""
     stopping: int
     resources: dict[str, float]
     """What each replica reserves, such as 1 CPU and 0.25 GPU."""

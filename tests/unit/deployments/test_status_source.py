@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
 from ray.serve.schema import DeploymentStatus, ReplicaState
 
 from deployments.status_source import ServeStatusSource
@@ -16,12 +17,13 @@ DEPLOYMENT = {
     "target_num_replicas": 2,
     "required_resources": {"CPU": 1.0, "GPU": 0.25},
     "replicas": [
-        {"replica_id": name, "state": state}
-        for name, state in (
-            ("a", ReplicaState.RUNNING),
-            ("b", ReplicaState.STARTING),
-            ("c", ReplicaState.STOPPING),
-            ("d", ReplicaState.PENDING_MIGRATION),
+        {"state": state, "start_time_s": time.time() - age_s}
+        for state, age_s in (
+            (ReplicaState.RUNNING, 900),
+            (ReplicaState.STARTING, 20),
+            (ReplicaState.STARTING, 60),
+            (ReplicaState.STOPPING, 900),
+            (ReplicaState.PENDING_MIGRATION, 900),
         )
     ],
 }
@@ -42,9 +44,12 @@ class FakeController:
 
 async def test_replicas_are_counted_by_what_they_do() -> None:
     source = ServeStatusSource("raylens", ["small"], FakeController())
-    assert await source.deployments() == {
-        "small": DeploymentState("UPDATING", "Updating", 2, 2, 1, 1, {"CPU": 1.0, "GPU": 0.25})
-    }
+    deployments = await source.deployments()
+    assert deployments is not None
+    small = deployments["small"]
+    assert small.starting_s == pytest.approx(60, abs=30)
+    resources = {"CPU": 1.0, "GPU": 0.25}
+    assert small == DeploymentState("UPDATING", "Updating", 2, 2, 2, small.starting_s, 1, resources)
 
 
 async def test_the_controller_is_asked_seldom() -> None:

@@ -21,7 +21,7 @@ from raylens.status.report import Report, make_report
 from tests.unit.raylens.api.conftest import CONFIG, FakeService
 
 PATH = "/api/v1/status"
-HEALTHY = DeploymentState("HEALTHY", "", 1, 1, 0, 0, {"CPU": 1.0})
+HEALTHY = DeploymentState("HEALTHY", "", 1, 1, 0, None, 0, {"CPU": 1.0})
 KEY = (REQUESTS, "smolvlm", "200")
 MOMENTS = [Moment(1000.0, 1, 1, {}, {}), Moment(1010.0, 2, 1, {KEY: 5.0}, {})]
 
